@@ -1,0 +1,70 @@
+"""Categorical VAEs in Pyro: Gumbel-Softmax relaxation and exact enumeration on one program.
+
+Names in the order of their use. Shape letters, everywhere: B batch, P particles (samples per datum), N latents,
+K categories, D data dimensions, S = K^N joint codes. `elbo` goes up, `loss = -elbo` goes down; nats per datum unless the name
+says so. Names are imported when they are first used, so that the command line answers `--help` without importing torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import exact
+    from .data import Dataset
+    from .datasets import load
+    from .distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
+    from .distributions.one_hot import FactorizedOneHotCategorical
+    from .elbos.exact import ExactELBO, ExactEvidence
+    from .estimators import ESTIMATORS, estimator
+    from .handlers import discretize, enumerated, relax
+    from .models import CategoricalVAE
+    from .train import make_step
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CategoricalVAE": "models",
+    "relax": "handlers",
+    "discretize": "handlers",
+    "enumerated": "handlers",
+    "ExactELBO": "elbos.exact",
+    "ExactEvidence": "elbos.exact",
+    "exact": "exact",
+    "estimator": "estimators",
+    "ESTIMATORS": "estimators",
+    "make_step": "train",
+    "load": "datasets",
+    "Dataset": "data",
+    "RelaxedOneHotCategorical": "distributions.concrete",
+    "ExpConcrete": "distributions.concrete",
+    "FactorizedOneHotCategorical": "distributions.one_hot",
+}
+
+__all__ = [
+    "ESTIMATORS",
+    "CategoricalVAE",
+    "Dataset",
+    "ExactELBO",
+    "ExactEvidence",
+    "ExpConcrete",
+    "FactorizedOneHotCategorical",
+    "RelaxedOneHotCategorical",
+    "discretize",
+    "enumerated",
+    "estimator",
+    "exact",
+    "load",
+    "make_step",
+    "relax",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pyro_gvae' has no attribute '{name}'")
+    module = import_module(f".{_HOME[name]}", __name__)
+    return module if name == _HOME[name] else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,178 @@
+"""The main job: the same network, weights and batches, trained by several estimators, judged as discrete models."""
+
+import copy
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from .config import CompareConfig
+from .data import Dataset, epoch_batches
+from .datasets import load
+from .estimators import Estimator, estimator
+from .evaluate import code_usage, discrete_scores, own_objective, prior_samples, reconstructions
+from .models import CategoricalVAE
+from .report import write_report
+from .results import (
+    append_json_line,
+    cell_path,
+    final_rows,
+    format_table,
+    new_run_folder,
+    read_json_lines,
+    replacing,
+    summarize,
+    write_csv,
+    write_json,
+)
+from .train import make_step
+
+#: Images shown in the report: reconstructions of the first test images, and prior samples.
+NUM_RECONSTRUCTIONS, NUM_SAMPLES = 10, 25
+#: Train images on which objective and discrete ELBO are compared; enough for a mean, cheap enough to repeat.
+NUM_TRAIN_EVALUATED = 2000
+
+
+def compare(config: CompareConfig) -> Path:
+    """Run the comparison and write its run folder, the report included.
+
+    Args:
+        config: what to compare.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError: if a setting, the data or the run folder is unusable; nothing has been written then.
+        OSError: if data files are absent or the folder cannot be written.
+    """
+    data = load(config.dataset, data_dir=config.data_dir, download=config.download, binarize=config.binarize)
+    data_dim = data.train.shape[1]
+    if config.batch_size > len(data.train):
+        raise ValueError(
+            f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}."
+        )
+    # Before a folder is made: codes that cannot be enumerated are refused here.
+    discrete_scores(_initial_model(config, data_dim, seed=0), data.test[:1], max_memory=_bytes(config))
+    run = new_run_folder(config.output, prefix="compare")
+    write_json(run / "config.json", _provenance(config, data))
+    for seed in config.seeds:
+        initial = _initial_model(config, data_dim, seed)
+        for name in config.estimators:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                _run_cell(run, config, data, copy.deepcopy(initial), name, seed)
+    metrics = read_json_lines(run / "metrics.jsonl")
+    write_csv(run / "results.csv", final_rows(metrics))
+    write_report(run)
+    return run
+
+
+def results_table(run: Path) -> str:
+    """The table that ends the terminal's output."""
+    return format_table(summarize(final_rows(read_json_lines(run / "metrics.jsonl"))))
+
+
+def _bytes(config: CompareConfig) -> float | None:
+    return None if config.max_memory is None else config.max_memory * 1e9
+
+
+def _provenance(config: CompareConfig, data: Dataset) -> dict[str, Any]:
+    packages = ("pyro-gvae", "torch", "pyro-ppl", "numpy")
+    return config.as_json() | {
+        "image_shape": data.image_shape,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }
+
+
+def _initial_model(config: CompareConfig, data_dim: int, seed: int) -> CategoricalVAE:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return CategoricalVAE(
+            data_dim,
+            config.num_latents,
+            config.num_categories,
+            config.hidden,
+            temperature=config.temperature,
+            prior_temperature=config.prior_temperature,
+        )
+
+
+def make_estimator(name: str, config: CompareConfig) -> Estimator:
+    """The named estimator with those of the configuration's options that it has."""
+    if name == "gumbel-softmax":
+        return estimator(name, kl=config.kl)
+    return estimator(name, max_memory=_bytes(config))
+
+
+def _run_cell(
+    run: Path, config: CompareConfig, data: Dataset, vae: CategoricalVAE, name: str, seed: int
+) -> None:
+    """Train one model by one estimator; a line in metrics.jsonl for each evaluation, arrays for the pictures at the end."""
+    chosen = make_estimator(name, config)
+    step = make_step(vae, chosen, lr=config.learning_rate)
+    shown = data.test[:NUM_RECONSTRUCTIONS]
+    arrays = {"inputs": shown, "reconstructions_start": reconstructions(vae, shown)}
+    train_sample = next(epoch_batches(data, min(NUM_TRAIN_EVALUATED, len(data.train)), seed=0, epoch=0))
+    num_batches = -(-len(data.train) // config.batch_size)
+    total = config.epochs * num_batches
+    stops = {round(total * i / config.evaluations) for i in range(1, config.evaluations + 1)}
+    seconds = 0.0
+    losses: list[Tensor] = []
+    last = (0, 0.0)
+
+    def record(number: int) -> None:
+        train = discrete_scores(vae, train_sample, max_memory=_bytes(config))
+        test = discrete_scores(vae, data.test, max_memory=_bytes(config))
+        steps, spent = number - last[0], seconds - last[1]
+        line = {
+            "estimator": name,
+            "seed": seed,
+            "epoch": number / num_batches,
+            "step": number,
+            "seconds": seconds,
+            "train_objective": -torch.stack(losses).mean().item() if losses else None,
+            "train_elbo": train.elbo,
+            "train_log_evidence": train.log_evidence,
+            "test_objective": own_objective(vae, chosen, data.test),
+            "test_elbo": test.elbo,
+            "test_log_evidence": test.log_evidence,
+            "steps_per_second": steps / spent if steps else None,
+            "temperature": vae.temperature.item(),
+        }
+        append_json_line(run / "metrics.jsonl", line)
+        bar.set_postfix_str(f"test ELBO {test.elbo:.2f}, log p(x) {test.log_evidence:.2f}")
+
+    with tqdm(total=total, desc=f"{name} seed {seed}", unit="step") as bar:
+        record(0)
+        for number, x in enumerate(_batches(config, data, seed), start=1):
+            start = time.perf_counter()
+            losses.append(step(x))
+            seconds += time.perf_counter() - start
+            bar.update()
+            if number in stops:
+                record(number)
+                losses.clear()
+                last = (number, seconds)
+    arrays |= {
+        "reconstructions_end": reconstructions(vae, shown),
+        "samples": prior_samples(vae, NUM_SAMPLES),
+        "code_usage": code_usage(vae, data.test, max_memory=_bytes(config)),
+    }
+    with replacing(cell_path(run, name, seed)) as temporary:
+        save_file({key: value.contiguous() for key, value in arrays.items()}, temporary)
+
+
+def _batches(config: CompareConfig, data: Dataset, seed: int) -> Iterator[Tensor]:
+    for epoch in range(config.epochs):
+        yield from epoch_batches(data, config.batch_size, seed=seed, epoch=epoch)

@@ -1,0 +1,85 @@
+"""What a run is told, as frozen dataclasses: checked when made, written to JSON; no torch, so that `--help` is instant."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+DatasetName = Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "teacher"]
+EstimatorName = Literal["gumbel-softmax", "exact", "exact-evidence"]
+Binarization = Literal["none", "threshold", "dynamic"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Train the same network by several estimators and compare the discrete models that result.
+
+    Every estimator starts from the same initial weights and sees the same batches in the same order.
+
+    Args:
+        dataset: What to train on; digits and teacher need no files.
+        data_dir: The folder of the data sets that have files, as torchvision lays them out.
+        download: Fetch absent files into the data folder.
+        binarize: Grey pixels as they are, black or white at 1/2, or drawn anew for every batch.
+        estimators: Which ones to compare.
+        seeds: Each seed gives initial weights and an order of the data.
+        num_latents: N, one-hots in the code.
+        num_categories: K, categories of each.
+        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
+        epochs: Passes over the training data.
+        batch_size: B, images in a batch.
+        learning_rate: Of Adam.
+        kl: The KL of gumbel-softmax: of Concrete densities (a bound of the relaxed model), or of the categoricals.
+        temperature: Of the guide's relaxation.
+        prior_temperature: Of the model's relaxation.
+        evaluations: How many times to evaluate the discrete model while training.
+        max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
+        output: The run folder, which must not exist; runs/compare-DATE-TIME if not given.
+    """
+
+    dataset: DatasetName = "digits"
+    data_dir: Path = Path("data")
+    download: bool = False
+    binarize: Binarization = "dynamic"
+    estimators: tuple[EstimatorName, ...] = ("gumbel-softmax", "exact")
+    seeds: tuple[int, ...] = (0, 1)
+    num_latents: int = 4
+    num_categories: int = 8
+    hidden: tuple[int, ...] = (256, 128)
+    epochs: int = 60
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+    kl: Literal["relaxed", "categorical"] = "relaxed"
+    temperature: float = 2 / 3
+    prior_temperature: float = 2 / 5
+    evaluations: int = 20
+    max_memory: float | None = None
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_latents", "epochs", "batch_size", "evaluations"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("num_categories", self.num_categories, 2)
+        for width in self.hidden:
+            _at_least("hidden", width, 1)
+        for seed in self.seeds:
+            _at_least("seeds", seed, 0)
+        for name in ("learning_rate", "temperature", "prior_temperature", "max_memory"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"Expected a positive {name}, but found {value}.")
+        for name in ("estimators", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"Expected one or more different {name}, but found {list(values)}.")
+
+    def as_json(self) -> dict[str, Any]:
+        """The configuration as JSON writes it."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"Expected {name} of at least {least}, but found {value}.")

@@ -1,0 +1,192 @@
+"""The Concrete (Gumbel-Softmax) distribution, on the simplex and in log space."""
+
+import math
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from pyro.distributions import RelaxedOneHotCategorical as PyroRelaxedOneHotCategorical
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import TransformedDistribution, constraints, register_kl
+from torch.distributions.transforms import ExpTransform
+from torch.distributions.utils import probs_to_logits
+
+
+def gumbel_like(logits: Tensor, shape: torch.Size) -> Tensor:
+    """Standard Gumbel noise g = -log E with E ~ Exp(1), never infinite, of the given shape and the type of `logits`."""
+    exponential = torch.empty(shape, dtype=logits.dtype, device=logits.device).exponential_()
+    return -exponential.clamp_min(torch.finfo(logits.dtype).tiny).log()
+
+
+def scalar_temperature(temperature: float | Tensor, like: Tensor) -> Tensor:
+    """The temperature as a tensor of shape (), of the type of `like`.
+
+    A temperature with a shape of its own would broadcast against the batch and turn a log-density of shape (B,) into one
+    of shape (B, B) (pytorch issue 37162), so one number is all that is accepted.
+
+    Raises:
+        ValueError: if the temperature is not one positive number.
+    """
+    if isinstance(temperature, Tensor):
+        if temperature.numel() != 1:
+            raise ValueError(
+                f"Expected one temperature for all sites of the batch, but found a tensor of shape "
+                f"{tuple(temperature.shape)}, which would broadcast against the batch. Try a float or a tensor of shape ()."
+            )
+        return temperature.reshape(()).to(like)
+    if not temperature > 0 or math.isinf(temperature):
+        raise ValueError(
+            f"Expected a positive temperature, but found {temperature}. Try 1.0, or 0.5 for harder samples."
+        )
+    return torch.tensor(temperature, dtype=like.dtype, device=like.device)
+
+
+def categorical_kl(posterior_logits: Tensor, prior_logits: Tensor) -> Tensor:
+    """KL(q || p) = sum_k q_k (log q_k - log p_k) between the categoricals of logits (..., K); shape (...), in nats."""
+    log_q = F.log_softmax(posterior_logits, -1)  # (..., K)
+    log_p = F.log_softmax(prior_logits, -1)  # (..., K)
+    q = log_q.exp()
+    # 0 log 0 = 0: a category that the posterior excludes (logit -inf) costs nothing.
+    return torch.where(q > 0, q * (log_q - log_p), torch.zeros_like(q)).sum(-1)
+
+
+def _logits(probs: Tensor | None, logits: Tensor | None) -> Tensor:
+    if (probs is None) == (logits is None):
+        raise ValueError("Expected either probs or logits, but found both or neither. Try logits=encoder(x).")
+    found = logits if probs is None else probs_to_logits(probs)
+    assert found is not None
+    if found.dim() < 1:
+        raise ValueError(
+            "Expected logits of shape (..., K), but found a scalar. Try logits with one entry for each category."
+        )
+    return found
+
+
+class ExpConcrete(TorchDistribution):
+    r"""The Concrete distribution in log space: the law of y = log z where z is a relaxed one-hot.
+
+    .. math::
+
+        y &= \mathrm{log\_softmax}((\mathrm{logits} + g) / t), \qquad g_k \sim \mathrm{Gumbel} \\
+        \log p(y) &= \log \Gamma(K) + (K - 1) \log t
+            + \sum_k (\mathrm{logits}_k - t y_k) - K \log \sum_k \exp(\mathrm{logits}_k - t y_k)
+
+    (Maddison, Mnih, Teh, *The Concrete Distribution*, 2017, arXiv 1611.00712, eq. 22.) At low temperature z underflows to
+    zero and its density is lost; y does not, so this is the density to score (pyro issue 3304).
+
+    Args:
+        temperature: t > 0, one number for the whole batch.
+        probs: category probabilities, shape (..., K); give these or
+        logits: their unnormalized logarithms, shape (..., K).
+
+    Raises:
+        ValueError: if the temperature is not one positive number.
+
+    Example:
+        >>> y = ExpConcrete(0.1, logits=torch.zeros(5, 3)).rsample()
+        >>> torch.allclose(y.exp().sum(-1), torch.ones(5))
+        True
+    """
+
+    arg_constraints = {"logits": constraints.real_vector, "temperature": constraints.positive}
+    # Samples are normalized, sum_k exp(y_k) = 1, but only up to rounding that grows as 1/t: not worth refusing.
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self,
+        temperature: float | Tensor,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.logits = _logits(probs, logits)  # (..., K)
+        self.temperature = scalar_temperature(temperature, self.logits)  # ()
+        super().__init__(self.logits.shape[:-1], self.logits.shape[-1:], validate_args=validate_args)
+
+    @property
+    def probs(self) -> Tensor:
+        """Category probabilities, shape (..., K)."""
+        return F.softmax(self.logits, -1)
+
+    def expand(self, batch_shape: Any, _instance: Self | None = None) -> "ExpConcrete":
+        shape = torch.Size(batch_shape)
+        return ExpConcrete(
+            self.temperature, logits=self.logits.expand(shape + self.event_shape), validate_args=False
+        )._validating_like(self)
+
+    def _validating_like(self, other: "ExpConcrete") -> Self:
+        self._validate_args = other._validate_args
+        return self
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draw y = log z, differentiable in logits and temperature; shape sample_shape + (..., K)."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return F.log_softmax((self.logits + gumbel_like(self.logits, shape)) / self.temperature, -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(y) of y (..., K) with respect to the log-space coordinates; shape (...)."""
+        if self._validate_args:
+            self._validate_sample(value)
+        num_categories = self.logits.shape[-1]
+        scale = math.lgamma(num_categories) + (num_categories - 1) * self.temperature.log()
+        return F.log_softmax(self.logits - self.temperature * value, -1).sum(-1) + scale
+
+
+class RelaxedOneHotCategorical(PyroRelaxedOneHotCategorical):
+    r"""A relaxed one-hot z on the simplex: z = softmax((logits + g) / t), the Concrete or Gumbel-Softmax distribution.
+
+    log p(z) = log p(y) - sum_k y_k with y = log z and :class:`ExpConcrete`'s log p(y) (Maddison et al. 2017, arXiv
+    1611.00712, eq. 10; Jang et al. 2017, arXiv 1611.01144). It is a drop-in for Pyro's class of the same name, with a
+    checked temperature and with an analytic categorical `kl_divergence`. Under :func:`pyro_gvae.relax` a site that has this
+    distribution is sampled and scored in log space, where no temperature underflows; scored directly, components of z that
+    are smaller than the smallest normal number are read as that number.
+
+    Args:
+        temperature: t > 0, one number for the whole batch; the posterior's and the prior's may differ.
+        probs: category probabilities, shape (..., K); give these or
+        logits: their unnormalized logarithms, shape (..., K).
+
+    Raises:
+        ValueError: if the temperature is not one positive number.
+
+    Example:
+        >>> z = RelaxedOneHotCategorical(0.5, logits=torch.zeros(5, 3)).rsample()
+        >>> tuple(z.shape), bool((z > 0).all())
+        ((5, 3), True)
+    """
+
+    base_dist: ExpConcrete
+
+    def __init__(
+        self,
+        temperature: float | Tensor,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        base = ExpConcrete(temperature, probs, logits, validate_args=validate_args)
+        TransformedDistribution.__init__(self, base, ExpTransform(), validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Self | None = None) -> "RelaxedOneHotCategorical":
+        new = self._get_checked_instance(RelaxedOneHotCategorical, _instance)
+        return TransformedDistribution.expand(self, batch_shape, _instance=new)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(z) of z (..., K) on the simplex; shape (...)."""
+        if self._validate_args:
+            self._validate_sample(value)
+        y = value.clamp_min(torch.finfo(value.dtype).tiny).log()  # (..., K)
+        return self.base_dist.log_prob(y) - y.sum(-1)
+
+
+@register_kl(ExpConcrete, ExpConcrete)
+def _kl_concrete(q: ExpConcrete, p: ExpConcrete) -> Tensor:
+    """The KL of the underlying categoricals (Jang et al. 2017): the discrete model's, *not* that of the relaxed densities."""
+    return categorical_kl(q.logits, p.logits)
+
+
+@register_kl(RelaxedOneHotCategorical, RelaxedOneHotCategorical)
+def _kl_relaxed(q: RelaxedOneHotCategorical, p: RelaxedOneHotCategorical) -> Tensor:
+    return categorical_kl(q.logits, p.logits)

@@ -1,0 +1,217 @@
+"""N one-hots of K categories as one random variable, whose support is all K^N joint codes."""
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from pyro.distributions import OneHotCategorical, TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints, register_kl
+
+from .concrete import _logits, categorical_kl
+from .outer import outer_product_applies, outer_sum
+
+
+def num_codes(num_latents: int, num_categories: int) -> int:
+    """S = K^N, the number of joint codes."""
+    return int(num_categories**num_latents)
+
+
+def joint_codes(
+    num_latents: int,
+    num_categories: int,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Joint codes number `start` to `stop` - 1 of the K^N, in lexicographic order (the last latent varies fastest).
+
+    Args:
+        num_latents: N.
+        num_categories: K.
+        start: the first code, 0 <= start.
+        stop: one past the last code, at most S = K^N, which is the default.
+        dtype: of the result; torch's default floating type if not given.
+        device: of the result.
+
+    Returns:
+        One-hot codes, shape (stop - start, N, K).
+
+    Raises:
+        ValueError: if the slice does not lie within the S codes.
+
+    Example:
+        >>> joint_codes(2, 3, 3, 5).argmax(-1).tolist()
+        [[1, 0], [1, 1]]
+    """
+    total = num_codes(num_latents, num_categories)
+    stop = total if stop is None else stop
+    if not 0 <= start <= stop <= total:
+        raise ValueError(
+            f"Expected 0 <= start <= stop <= {total:,} joint codes, but found start={start}, stop={stop}."
+        )
+    return numbered_codes(torch.arange(start, stop, device=device), num_latents, num_categories, dtype=dtype)
+
+
+def numbered_codes(
+    number: Tensor, num_latents: int, num_categories: int, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Joint codes of the given numbers in lexicographic order: shape (...) -> one-hot (..., N, K).
+
+    Example:
+        >>> numbered_codes(torch.tensor([3, 8]), 2, 3).argmax(-1).tolist()
+        [[1, 0], [2, 2]]
+    """
+    place = [num_categories ** (num_latents - 1 - n) for n in range(num_latents)]
+    places = torch.tensor(place, device=number.device)  # (N,)
+    category = number.unsqueeze(-1).div(places, rounding_mode="floor") % num_categories  # (..., N)
+    codes = torch.zeros(*category.shape, num_categories, dtype=dtype, device=number.device)
+    return codes.scatter_(-1, category.unsqueeze(-1), 1.0)  # (..., N, K)
+
+
+class FactorizedOneHotCategorical(TorchDistribution):
+    r"""N independent one-hot categoricals as *one* random variable z of event shape (N, K).
+
+    log p(z) = sum_n sum_k z_nk log pi_nk with pi_n = softmax(logits_n). Unlike `OneHotCategorical(...).to_event(1)`, which
+    no ELBO can enumerate (`TraceEnum_ELBO` silently samples it), this distribution enumerates its Cartesian support: all
+    S = K^N joint codes, so that a decoder that mixes the latents is marginalized exactly.
+
+    Args:
+        probs: category probabilities, shape (..., N, K); give these or
+        logits: their unnormalized logarithms, shape (..., N, K).
+
+    Raises:
+        ValueError: if logits have fewer than two dimensions.
+
+    Example:
+        >>> q = FactorizedOneHotCategorical(logits=torch.zeros(5, 2, 3))
+        >>> tuple(q.sample().shape), tuple(q.enumerate_support(expand=False).shape)
+        ((5, 2, 3), (9, 1, 2, 3))
+        >>> tuple(q.log_prob_table().shape)
+        (9, 5)
+    """
+
+    arg_constraints = {"logits": constraints.independent(constraints.real_vector, 1)}
+    support = constraints.independent(constraints.one_hot, 1)
+    has_enumerate_support = True
+
+    def __init__(
+        self, probs: Tensor | None = None, logits: Tensor | None = None, validate_args: bool | None = None
+    ) -> None:
+        self.logits = _logits(probs, logits)  # (..., N, K)
+        if self.logits.dim() < 2:
+            raise ValueError(
+                f"Expected logits of shape (..., N, K), but found {tuple(self.logits.shape)}. "
+                "Try logits.unsqueeze(-2) for a single latent."
+            )
+        super().__init__(self.logits.shape[:-2], self.logits.shape[-2:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Self | None = None) -> "FactorizedOneHotCategorical":
+        new = self._get_checked_instance(FactorizedOneHotCategorical, _instance)
+        new.logits = self.logits.expand(torch.Size(batch_shape) + self.event_shape)
+        TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def num_latents(self) -> int:
+        """N."""
+        return self.event_shape[0]
+
+    @property
+    def num_categories(self) -> int:
+        """K."""
+        return self.event_shape[1]
+
+    @property
+    def num_codes(self) -> int:
+        """S = K^N."""
+        return num_codes(*self.event_shape)
+
+    @property
+    def log_probs(self) -> Tensor:
+        """log pi, shape (..., N, K); excluded categories are very small instead of -inf, so that 0 log 0 = 0."""
+        log_probs = F.log_softmax(self.logits, -1)
+        return log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
+
+    @property
+    def probs(self) -> Tensor:
+        """pi, shape (..., N, K)."""
+        return F.softmax(self.logits, -1)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[z] = pi, shape (..., N, K)."""
+        return self.probs
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[z_nk] = pi_nk (1 - pi_nk), shape (..., N, K)."""
+        return self.probs * (1 - self.probs)
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable code, shape (..., N, K)."""
+        return F.one_hot(self.logits.argmax(-1), self.num_categories).to(self.logits)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draw one-hot codes, shape sample_shape + (..., N, K); no gradient."""
+        with torch.no_grad():
+            return OneHotCategorical(logits=self.logits, validate_args=False).sample(torch.Size(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(z), shape (...); codes against a batch, (S, 1, N, K) against (B, N, K), are one matrix product (S, B)."""
+        if self._validate_args:
+            self._validate_sample(value)
+        log_probs = self.log_probs
+        codes_shape = value.shape[:-2]
+        if outer_product_applies(codes_shape, self.batch_shape):
+            return outer_sum(value.flatten(-2), log_probs.flatten(-2))
+        return (value * log_probs).sum((-2, -1))
+
+    def log_prob_table(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """log p of codes number `start` to `stop` - 1 under each datum of a batch (B,): shape (stop - start, B)."""
+        codes = joint_codes(
+            self.num_latents,
+            self.num_categories,
+            start,
+            stop,
+            dtype=self.logits.dtype,
+            device=self.logits.device,
+        )
+        return codes.flatten(-2) @ self.log_probs.reshape(-1, self.num_latents * self.num_categories).T
+
+    def entropy(self) -> Tensor:
+        """-sum_nk pi_nk log pi_nk in nats, shape (...)."""
+        return -(self.probs * self.log_probs).sum((-2, -1))
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """All S = K^N joint codes, shape (S, ..., N, K), with batch dimensions of size 1 unless `expand`."""
+        codes = joint_codes(
+            self.num_latents, self.num_categories, dtype=self.logits.dtype, device=self.logits.device
+        )  # (S, N, K)
+        codes = codes.reshape((-1,) + (1,) * len(self.batch_shape) + self.event_shape)
+        return codes.expand((-1, *self.batch_shape, *self.event_shape)) if expand else codes
+
+    def code_slices(self, size: int) -> Iterator[Tensor]:
+        """The joint codes in slices of at most `size` codes, each (size, N, K), made only when asked for."""
+        if size < 1:
+            raise ValueError(f"Expected a slice size of at least one code, but found {size}.")
+        for start in range(0, self.num_codes, size):
+            yield joint_codes(
+                self.num_latents,
+                self.num_categories,
+                start,
+                min(start + size, self.num_codes),
+                dtype=self.logits.dtype,
+                device=self.logits.device,
+            )
+
+
+@register_kl(FactorizedOneHotCategorical, FactorizedOneHotCategorical)
+def _kl_factorized(q: FactorizedOneHotCategorical, p: FactorizedOneHotCategorical) -> Tensor:
+    """sum_n KL(q_n || p_n), shape (...)."""
+    return categorical_kl(q.logits, p.logits).sum(-1)

@@ -1,0 +1,118 @@
+"""What a Pyro program reads besides its arguments, and whether it is still what it was.
+
+A recorded graph reads parameters and buffers as the tensors that they are, so that values may change in place. That
+another tensor has taken the place of one, or another number the place of a number, has to be noticed. A `Guard`
+walks over everything that can be reached from a program and remembers which object lies where.
+"""
+
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain
+from operator import is_
+from typing import Any, final
+
+from torch import Tensor, nn
+
+# Their classes and functions are not read for what they refer to; their instances are.
+LIBRARIES = {"numpy", "pyro", "pyro_gvae", "torch", "torchvision", *sys.stdlib_module_names} - {"__main__"}
+# Objects that change without a meaning for a program.
+RESTLESS = {"logging", "threading", "weakref"}
+Reader = Callable[[], Iterable[Any]]
+
+
+@final
+class Guard:
+    """The state that functions, methods, modules and objects refer to, followed as deep as it goes.
+
+    Followed are: a module's parameters, buffers, children, `training` and other attributes; the instance behind a bound
+    method; closures, defaults, `functools.partial` and `functools.wraps`; global variables that a function outside of
+    a library names; attributes of objects and of their classes; lists, tuples, sets and dictionaries. Not followed are
+    modules of Python (`config.beta`) and the elements of arrays.
+
+    Args:
+        roots: where to start: model, guide, ELBO.
+    """
+
+    def __init__(self, roots: Iterable[Any]) -> None:
+        self.tensors: dict[int, Tensor] = {}  # by id: they are what a graph may read
+        self.modules: list[nn.Module] = []
+        self._readers: list[Reader] = []
+        self._walk(roots)
+        self._seen = list(self._read())
+
+    def holds(self) -> bool:
+        """Whether every place still holds the object that it held: the very same tensor, number, function, mode."""
+        now = list(self._read())
+        return len(now) == len(self._seen) and all(map(is_, now, self._seen))
+
+    def changes(self) -> list[Any]:
+        """The objects that have taken the place of others."""
+        return [new for new, old in zip(self._read(), self._seen, strict=False) if new is not old]
+
+    def _read(self) -> Iterator[Any]:
+        return chain.from_iterable(read() for read in self._readers)
+
+    def _walk(self, roots: Iterable[Any]) -> None:
+        visited: dict[int, Any] = {}  # keeps them alive, so that an id is not used twice
+        waiting = deque(roots)
+        while waiting:
+            thing = waiting.popleft()
+            if id(thing) in visited:
+                continue
+            visited[id(thing)] = thing
+            if isinstance(thing, Tensor):
+                self.tensors[id(thing)] = thing
+            if isinstance(thing, nn.Module):
+                self.modules.append(thing)
+            for read in _readers(thing):
+                self._readers.append(read)
+                waiting.extend(read())
+
+
+def _readers(thing: Any) -> list[Reader]:
+    """How to read, now and later, what a thing refers to."""
+    if isinstance(thing, types.ModuleType | Tensor) or _root(type(thing)) in RESTLESS:
+        return []
+    if isinstance(thing, dict):
+        return [thing.values]
+    if isinstance(thing, list | tuple | set | frozenset):
+        return [thing.__iter__]
+    if isinstance(thing, types.MethodType):
+        return [lambda: (thing.__self__, thing.__func__)]
+    if isinstance(thing, partial):
+        return [lambda: (thing.func, *thing.args, *thing.keywords.values())]
+    if isinstance(thing, types.FunctionType):
+        return _readers_of_function(thing)
+    if isinstance(thing, type):
+        return [] if _root(thing) in LIBRARIES else [vars(thing).values]
+    return [partial(lambda t: (type(t), vars(t)), thing)] if hasattr(thing, "__dict__") else []
+
+
+def _readers_of_function(function: types.FunctionType) -> list[Reader]:
+    read: list[Reader] = [vars(function).values]  # functools.wraps leaves __wrapped__ here
+    read.append(lambda: (function.__code__, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()))
+    read += [partial(_contents, cell) for cell in function.__closure__ or ()]
+    if _root(function) not in LIBRARIES:
+        variables = function.__globals__
+        names = [name for name in _names(function.__code__) if name in variables]
+        read.append(lambda: map(variables.get, names))
+    return read
+
+
+def _contents(cell: types.CellType) -> tuple[Any, ...]:
+    try:
+        return (cell.cell_contents,)
+    except ValueError:  # not assigned yet
+        return ()
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _root(thing: Any) -> str:
+    return (getattr(thing, "__module__", None) or "").partition(".")[0]

@@ -1,0 +1,18 @@
+"""Exact sums over all K^N joint codes of the discrete model."""
+
+from .evaluate import elbo, log_evidence
+from .mean_field import MeanField, mean_field
+from .posterior import Posterior, posterior, sample_posterior
+from .programs import HasPair, Pair
+
+__all__ = [
+    "HasPair",
+    "MeanField",
+    "Pair",
+    "Posterior",
+    "elbo",
+    "log_evidence",
+    "mean_field",
+    "posterior",
+    "sample_posterior",
+]

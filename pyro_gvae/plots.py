@@ -1,0 +1,431 @@
+"""Figures of a comparison: tables and arrays in, `matplotlib.figure.Figure` out.
+
+Pure functions without pyplot, so that nothing global is touched and no display is needed. The colours are those of
+Okabe and Ito (2008), which people of every colour vision can tell apart; markers and line styles say the same again.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+# Okabe and Ito's yellow is too faint for a line on white; their grey takes its place.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+INK = "#444444"
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+HOUSE_STYLE: Any = {
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.labelcolor": "#333333",
+    "axes.edgecolor": "#888888",
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "grid.color": "#e6e6e6",
+    "image.interpolation": "nearest",
+    "legend.frameon": False,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+}
+in_house_style = matplotlib.rc_context(HOUSE_STYLE)
+
+
+class Style(NamedTuple):
+    """How the lines of one estimator look."""
+
+    color: str
+    marker: str
+
+
+def estimator_styles(estimators: Sequence[str]) -> dict[str, Style]:
+    """A colour and a marker for each estimator, the same in every figure of a run."""
+    return {
+        name: Style(PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)])
+        for index, name in enumerate(estimators)
+    }
+
+
+# ---------------------------------------------------------------------------------------------- curves
+
+
+@in_house_style
+def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
+    """Where each estimator ends: its own bound, the discrete ELBO and the log-evidence, with standard errors.
+
+    Args:
+        summary: From `results.summarize`.
+        styles: From `estimator_styles`.
+
+    Returns:
+        One row for each estimator, nats per datum.
+    """
+    figure = Figure(figsize=(10, 1.5 + 0.5 * len(summary)))
+    axes = figure.subplots()
+    kinds = {  # column: label, marker, its size, is it filled; the bound's ring shows around an ELBO at the same place
+        "test_objective": ("own bound", "o", 11, False),
+        "test_elbo": ("discrete ELBO", "o", 6, True),
+        "test_log_evidence": ("log-evidence", "D", 7, True),
+    }
+    for row, (name, values) in enumerate(summary.iterrows()):
+        style = styles[name]
+        # A thick pale bar from the ELBO to the bound: the part of the claim that the discrete model does not keep.
+        axes.plot([values["test_elbo"], values["test_objective"]], [row, row], color=style.color, alpha=0.25, lw=7)
+        for kind, (_, marker, size, filled) in kinds.items():
+            look: Any = {"marker": marker, "ms": size, "color": style.color, "mfc": style.color if filled else "white"}
+            axes.errorbar(values[kind], row, xerr=values[f"{kind}_se"], capsize=3, ls="none", **look)
+    axes.set_yticks(range(len(summary)), list(summary.index))
+    axes.set_ylim(len(summary) - 0.5, -0.5)
+    axes.set_xlabel("nats per datum, test set (higher is better)")
+    axes.grid(axis="x")
+    figure.legend(
+        handles=[
+            Line2D([], [], ls="none", marker=marker, color=INK, mfc=INK if filled else "white", label=label)
+            for label, marker, _, filled in kinds.values()
+        ],
+        loc="outside upper right",
+        ncols=3,
+    )
+    return figure
+
+
+@in_house_style
+def learning_curves(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
+    """The discrete model while it learns: test ELBO and exact log-evidence, against steps and against seconds.
+
+    A thin line is a seed, a bold one the mean. The vertical scale follows the curves after a fifth of the training;
+    how far below it they began is said in words. Seconds are on a log scale where the estimators' speeds differ much.
+
+    Args:
+        metrics: One row for each evaluation, from `metrics.jsonl`.
+        styles: From `estimator_styles`, for every estimator that is to be shown.
+
+    Returns:
+        Two rows (ELBO, log-evidence), two columns (steps, seconds), each row with a common scale.
+    """
+    figure = Figure(figsize=(10, 7))
+    panels = figure.subplots(2, 2, sharex="col", sharey="row")
+    measures = {"test_elbo": "test ELBO", "test_log_evidence": "test log-evidence log p(x)"}
+    for row, (measure, label) in zip(panels, measures.items(), strict=True):
+        for name, style in styles.items():
+            runs = metrics[metrics["estimator"] == name]
+            for axes, clock in zip(row, ("step", "seconds"), strict=True):
+                _draw_seeds(axes, runs, clock, measure, color=style.color, marker=style.marker)
+        row[0].set_ylabel(f"{label}\n(nats per datum)")
+        _frame_curves(row[0], metrics, [measure])
+    _label_steps(panels[1, 0])
+    _label_seconds(panels[1, 1], metrics)
+    handles = [Line2D([], [], color=s.color, marker=s.marker, ms=4, lw=2.2, label=n) for n, s in styles.items()]
+    if metrics.groupby("estimator")["seed"].nunique().max() > 1:
+        handles.append(Line2D([], [], color=INK, lw=2.2, label="mean over seeds"))
+        handles.append(Line2D([], [], color=INK, lw=0.8, alpha=0.5, label="single seed"))
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(5, len(handles)))
+    return figure
+
+
+@in_house_style
+def training_gap(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
+    """What each estimator maximizes against what it gets: the training objective and the discrete ELBO on train.
+
+    Args:
+        metrics: One row for each evaluation, from `metrics.jsonl`.
+        styles: From `estimator_styles`, for every estimator that is to be shown.
+
+    Returns:
+        One panel for each estimator with both curves against steps; the gap between their means is shaded.
+    """
+    columns = min(3, len(styles))
+    figure, panels = _panels(len(styles), columns, size=(min(7.0, 10.5 / columns), 3.3), share_axes=True)
+    for axes, (name, style) in zip(panels, styles.items(), strict=True):
+        runs = metrics[(metrics["estimator"] == name) & metrics["train_objective"].notna()]
+        for measure, dashes in (("train_objective", "--"), ("train_elbo", "-")):
+            _draw_seeds(axes, runs, "step", measure, color=style.color, linestyle=dashes)
+        mean = seed_mean(runs).dropna(subset=["train_objective", "train_elbo"])
+        axes.fill_between(
+            mean["step"], mean["train_elbo"], mean["train_objective"], color=style.color, alpha=0.18, lw=0
+        )
+        axes.set_title(f"{name}\n{_gap_in_words(mean)}")
+    for axes in panels[::columns]:
+        axes.set_ylabel("train set (nats per datum)")
+    for axes in panels[-columns:]:
+        _label_steps(axes)
+    _frame_curves(panels[0], metrics[metrics["step"] > 0], ["train_objective", "train_elbo"])
+    handles = [
+        Line2D([], [], color=INK, lw=2.2, ls="--", label="training objective"),
+        Line2D([], [], color=INK, lw=2.2, label="discrete ELBO"),
+        Patch(color=INK, alpha=0.18, lw=0, label="gap"),
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=3)
+    return figure
+
+
+def seed_mean(runs: pd.DataFrame) -> pd.DataFrame:
+    """The mean over seeds at each step; NaN where a seed has no number, since a mean over changing seeds would jump.
+
+    Args:
+        runs: Rows of one estimator.
+
+    Returns:
+        One row for each step, with the means of the numeric columns.
+    """
+    seeds = runs["seed"].nunique()
+    return (runs.groupby("step").sum(numeric_only=True, min_count=seeds) / seeds).reset_index()
+
+
+def curve_limits(metrics: pd.DataFrame, measures: Sequence[str]) -> tuple[float, float] | None:
+    """The range of the curves once they have settled: after a fifth of the training, of runs that learnt something.
+
+    The first point, before training, is often ten times as far down as anything that one wants to compare, and so is
+    the last of a run that diverged.
+
+    Args:
+        metrics: One row for each evaluation.
+        measures: The columns that share the axis.
+
+    Returns:
+        Low and high with a margin, or `None` if no run has learnt anything yet.
+    """
+    settled = []
+    for _, run in metrics.groupby(["estimator", "seed"]):
+        for measure in measures:
+            curve = run.loc[np.isfinite(run[measure].astype(float)), ["step", measure]].sort_values("step")
+            if len(curve) > 1 and curve[measure].iloc[-1] > curve[measure].iloc[0]:
+                settled.append(curve.loc[curve["step"] > 0.2 * curve["step"].iloc[-1], measure])
+    if not settled:
+        return None
+    values = pd.concat(settled)
+    margin = 0.06 * (values.max() - values.min()) or 1.0
+    return values.min() - margin, values.max() + margin
+
+
+def _draw_seeds(axes: Axes, runs: pd.DataFrame, clock: str, measure: str, **look: Any) -> None:
+    """Thin lines for the seeds, if there are several, and a bold one for their mean."""
+    if runs["seed"].nunique() > 1:
+        for _, run in runs.groupby("seed"):
+            axes.plot(run[clock], run[measure], lw=0.8, alpha=0.4, **look | {"marker": None})
+    mean = seed_mean(runs)
+    if len(mean) > 25:
+        look["markevery"] = len(mean) // 12
+    axes.plot(mean[clock], mean[measure], lw=2.2, ms=4, **look)
+
+
+def _frame_curves(axes: Axes, metrics: pd.DataFrame, measures: Sequence[str]) -> None:
+    """Sets the vertical range and says what lies below it."""
+    limits = curve_limits(metrics, measures)
+    if limits is None:
+        return
+    axes.set_ylim(*limits)
+    ordered = metrics.sort_values("step").groupby(["estimator", "seed"])[list(measures)]
+    first, last = (np.nanmin(values.to_numpy(float)) for values in (ordered.first(), ordered.last()))
+    notes = [f"curves begin at {_signed(first, ',.0f')}, below the axis"] if first < limits[0] else []
+    notes += [f"a run ends at {_signed(last, ',.0f')}, below the axis"] if last < limits[0] else []
+    axes.text(0.98, 0.03, "\n".join(notes), transform=axes.transAxes, ha="right", color="#666666", fontsize=9)
+
+
+def _gap_in_words(mean: pd.DataFrame) -> str:
+    if mean.empty:
+        return "gap not measured"
+    last = mean.iloc[-1]
+    return f"gap {_signed(last['train_objective'] - last['train_elbo'], '+z.2f')} nats at step {last['step']:,.0f}"
+
+
+def _signed(value: float, form: str) -> str:
+    """A number with a true minus sign, as on the axes."""
+    return format(value, form).replace("-", "−")
+
+
+def _label_steps(axes: Axes) -> None:
+    axes.set_xlabel("training steps")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _label_seconds(axes: Axes, metrics: pd.DataFrame) -> None:
+    longest = metrics.groupby("estimator")["seconds"].max()
+    slow = longest.max() > 5 * longest.min() > 0
+    axes.set_xlabel("seconds of training (log scale)" if slow else "seconds of training")
+    if slow:
+        # The start, at zero seconds, has no place on a log scale: the axis begins where the curves settle.
+        axes.set_xscale("log", nonpositive="mask")
+        settled = metrics.loc[metrics["step"] > 0.2 * metrics["step"].max(), "seconds"]
+        axes.set_xlim(settled.min() / 1.5, settled.max() * 1.2)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    else:
+        axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+# ---------------------------------------------------------------------------------------------- images
+
+
+@in_house_style
+def reconstructions(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: tuple[int, int]) -> Figure:
+    """The same test images, their reconstructions before training and after it, for each estimator.
+
+    Args:
+        cells: Label to the arrays `inputs`, `reconstructions_start` and `reconstructions_end`, each (R, D), in [0, 1].
+        image_shape: Height and width, with product D.
+
+    Returns:
+        One panel for each label with the rows input, start, end.
+    """
+    rows = {"input": "inputs", "start": "reconstructions_start", "end": "reconstructions_end"}
+    count = next(iter(cells.values()))["inputs"].shape[0]
+    columns = 1 if len(cells) <= 2 else 2
+    width = 10 / columns
+    height = 3 * (width - 0.6) / count * image_shape[0] / image_shape[1] + 0.4
+    figure, panels = _panels(len(cells), columns, size=(width, height))
+    for axes, (label, arrays) in zip(panels, cells.items(), strict=True):
+        _draw_mosaic(axes, np.concatenate([arrays[name] for name in rows.values()]), image_shape, columns=count)
+        top, bottom = sorted(axes.get_ylim())
+        axes.set_yticks(np.linspace(top, bottom, 7)[1::2], list(rows))
+        axes.set_title(label)
+    return figure
+
+
+@in_house_style
+def prior_samples(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: tuple[int, int]) -> Figure:
+    """Pixel means of codes drawn from the prior: what the decoder invents on its own.
+
+    Args:
+        cells: Label to the array `samples` (M, D), in [0, 1].
+        image_shape: Height and width, with product D.
+
+    Returns:
+        One panel for each label with its samples in a grid.
+    """
+    columns = min(4, len(cells))
+    width = 10 / max(2, columns)
+    figure, panels = _panels(len(cells), columns, size=(width, width + 0.2))
+    for axes, (label, arrays) in zip(panels, cells.items(), strict=True):
+        _draw_mosaic(axes, arrays["samples"], image_shape, columns=math.ceil(math.sqrt(len(arrays["samples"]))))
+        axes.spines[:].set(visible=True, color="#dddddd")
+        axes.set_title(label)
+    return figure
+
+
+@in_house_style
+def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """How much each category of each latent is used, and how many categories that amounts to.
+
+    Categories have no order, so each row is sorted by use. Beside it stands the perplexity exp(H) of the row: from 1
+    (one category for everything) to K (all alike).
+
+    Args:
+        cells: Label to the array `code_usage` (N, K), rows that sum to 1.
+
+    Returns:
+        One heat map for each label, on one colour scale, with the perplexities as bars.
+    """
+    latents, categories = next(iter(cells.values()))["code_usage"].shape
+    size = (5.0, float(np.clip(1.0 + 0.28 * latents, 2.2, 7.0)))
+    figure, panels = _panels(len(cells), columns=min(2, len(cells)), size=size)
+    top = max(float(arrays["code_usage"].max()) for arrays in cells.values())
+    for axes, (label, arrays) in zip(panels, cells.items(), strict=True):
+        usage = arrays["code_usage"]
+        image = axes.imshow(-np.sort(-usage, axis=1), aspect="auto", cmap="Blues", vmin=0.0, vmax=top)
+        axes.set(title=label, xlabel="category, most used first", ylabel="latent")
+        axes.grid(visible=False)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(12, integer=True))
+        counted = FuncFormatter(lambda value, _: f"{value + 1:.0f}")
+        axes.xaxis.set_major_formatter(counted)
+        axes.yaxis.set_major_formatter(counted)
+        _draw_perplexity(axes, perplexity(usage), categories)
+    figure.colorbar(image, ax=panels, label="share of the test set", shrink=0.8, aspect=30)
+    return figure
+
+
+def perplexity(usage: np.ndarray) -> np.ndarray:
+    """exp(H) of each row of probabilities: the number of equally used categories with the same entropy.
+
+    Args:
+        usage: (N, K), rows that sum to 1.
+
+    Returns:
+        (N,), between 1 and K.
+
+    Example:
+        >>> perplexity(np.array([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]])).tolist()
+        [4.0, 1.0]
+    """
+    logs = np.log(usage, where=usage > 0, out=np.zeros_like(usage))
+    return np.exp(-(usage * logs).sum(axis=1))
+
+
+def _draw_perplexity(heatmap: Axes, values: np.ndarray, categories: int) -> None:
+    axes = heatmap.inset_axes((1.04, 0.0, 0.3, 1.0), sharey=heatmap)
+    axes.barh(np.arange(len(values)), values, height=0.7, color="#9ecae1")
+    axes.set_xlim(0, categories)
+    axes.set_xticks([1, categories])
+    axes.set_xlabel("perplexity")
+    axes.tick_params(axis="y", left=False, labelleft=False)
+    axes.grid(visible=False)
+    if len(values) <= 20:
+        for row, value in enumerate(values):
+            axes.text(0.04 * categories, row, f"{value:.1f}", va="center", fontsize=8, color="#222222")
+
+
+def mosaic(images: np.ndarray, image_shape: tuple[int, int], columns: int) -> np.ndarray:
+    """Images side by side in one array, with a margin of a pixel (or a twelfth of their height) around each.
+
+    Args:
+        images: (R, D).
+        image_shape: Height H and width W, with H W = D.
+        columns: Images in a row.
+
+    Returns:
+        The picture of all; NaN in the margins and where there is no image.
+
+    Raises:
+        ValueError: If the image shape does not hold D pixels.
+
+    Example:
+        >>> mosaic(np.array([[1.0, 2.0], [3.0, 4.0]]), (1, 2), columns=2)[1].tolist()
+        [nan, 1.0, 2.0, nan, 3.0, 4.0, nan]
+    """
+    height, width = image_shape
+    if images.shape[1] != height * width:
+        raise ValueError(
+            f"Expected images of {height} x {width} pixels, but found {images.shape[1]} dimensions. "
+            "Try the image shape of the data set."
+        )
+    rows, margin = math.ceil(len(images) / columns), max(1, height // 12)
+    tiles = np.full((rows * columns, height + margin, width + margin), np.nan)
+    tiles[: len(images), margin:, margin:] = images.reshape(-1, height, width)
+    canvas = tiles.reshape(rows, columns, height + margin, width + margin).swapaxes(1, 2)
+    flat = canvas.reshape(rows * (height + margin), columns * (width + margin))
+    return np.pad(flat, ((0, margin), (0, margin)), constant_values=np.nan)
+
+
+def _draw_mosaic(axes: Axes, images: np.ndarray, image_shape: tuple[int, int], *, columns: int) -> None:
+    axes.imshow(mosaic(images, image_shape, columns), cmap="gray_r", vmin=0.0, vmax=1.0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+
+
+def _panels(count: int, columns: int, size: tuple[float, float], share_axes: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, `columns` in a row, each of `size` inches; the rest of the last row stays empty."""
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(columns * size[0], rows * size[1] + 0.4))
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=share_axes, sharey=share_axes).ravel()
+    for axes in grid[count:]:
+        axes.remove()
+    for axes in grid[:count][-columns:]:
+        axes.tick_params(labelbottom=True)
+    return figure, list(grid[:count])

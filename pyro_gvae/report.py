@@ -1,0 +1,301 @@
+"""One run folder in, one self-contained HTML page out.
+
+The page reads results only and says nothing that they do not: what is unfinished, torn or absent is listed, and stays
+out of the finding and the tables.
+"""
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import matplotlib
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from pyro_gvae import plots
+from pyro_gvae.results import (
+    CELL,
+    MEASURES,
+    PAIRED_MEASURES,
+    cell_path,
+    final_rows,
+    paired_differences,
+    read_json_lines,
+    replacing,
+    seed_differences,
+    summarize,
+    table_text,
+    write_text_atomic,
+)
+
+CONFIGURED = {"dataset", "estimators", "seeds", "num_latents", "num_categories", "epochs", "image_shape"}
+MEASURED = [
+    *("step", "epoch", "seconds", "train_objective", "train_elbo"),
+    *("test_objective", "test_elbo", "test_log_evidence"),
+]
+PICTURED = {"inputs", "reconstructions_start", "reconstructions_end", "samples", "code_usage"}
+
+
+class Run(NamedTuple):
+    """What a run folder holds, and what it should hold and does not.
+
+    Args:
+        config: The contents of `config.json`.
+        metrics: Every evaluation, one for each (estimator, seed, step).
+        final: The last evaluation of each (estimator, seed) that was trained to its end.
+        pictures: Label to the arrays of one seed, for each estimator that has a readable cell file.
+        missing: A sentence for each thing that is not there.
+    """
+
+    config: dict[str, Any]
+    metrics: pd.DataFrame
+    final: pd.DataFrame
+    pictures: dict[str, dict[str, np.ndarray]]
+    missing: list[str]
+
+
+def write_report(run: Path) -> Path:
+    """Draws the figures of a run folder and writes its report.
+
+    Reads `config.json`, `metrics.jsonl` and `cells/`; writes `figures/*.png`, `figures/*.svg` and `report.html`, one
+    page that needs no network and no script. The same results give the same bytes.
+
+    Args:
+        run: The run folder, finished or not.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        ValueError: If the folder is not a run folder; the sentence says what is absent or unreadable.
+    """
+    contents = read_run(run)
+    estimators = contents.config["estimators"]
+    summary = summarize(contents.final).reindex(estimators).fillna({"seeds": 0}).astype({"seeds": int})
+    styles = plots.estimator_styles(estimators)
+    figures = _draw(contents, summary, styles)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pyro_gvae"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["minus"] = lambda text: text.replace("-", "−")
+    page = environment.get_template("report.html.j2").render(
+        name=run.resolve().name,
+        config=contents.config,
+        finding=finding(contents.final),
+        remarks=remarks(summary),
+        missing=contents.missing,
+        summary=summary,
+        summary_text=table_text(summary),
+        measures=MEASURES,
+        paired_measures=PAIRED_MEASURES,
+        **_paired(contents.final, estimators),
+        figures={name: _save(figure, run / "figures", name) for name, figure in figures.items()},
+        colors={name: style.color for name, style in styles.items()},
+    )
+    write_text_atomic(run / "report.html", page)
+    return run / "report.html"
+
+
+# -------------------------------------------------------------------------------------------- reading
+
+
+def read_run(run: Path) -> Run:
+    """Reads a run folder and lists what it lacks.
+
+    Args:
+        run: The run folder, finished or not.
+
+    Returns:
+        Its contents, in the order of the configuration.
+
+    Raises:
+        ValueError: If `config.json` or `metrics.jsonl` is absent, unreadable or without what every run has.
+    """
+    try:
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        metrics = read_json_lines(run / "metrics.jsonl")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Expected a run folder, but found that '{run}' is not one: {error}.") from error
+    lacking = CONFIGURED - set(config) or ({*CELL, *MEASURED} - set(metrics) if len(metrics) else set())
+    if lacking:
+        raise ValueError(f"Expected a run folder, but found that '{run}' lacks {', '.join(sorted(lacking))}.")
+    torn = [f"Line {number} of metrics.jsonl is torn and was left out." for number in metrics.attrs["torn_lines"]]
+    metrics = metrics.reindex(columns=[*CELL, *MEASURED]).drop_duplicates([*CELL, "step"], keep="last")
+    metrics = metrics[metrics["estimator"].isin(config["estimators"]) & metrics["seed"].isin(config["seeds"])]
+    metrics = metrics.sort_values("estimator", key=lambda names: names.map(config["estimators"].index), kind="stable")
+    last = final_rows(metrics)
+    final = last[last["epoch"] >= config["epochs"] - 1e-6]
+    pictures, unreadable = _read_pictures(run, final)
+    return Run(config, metrics, final, pictures, [*_unfinished(config, last), *unreadable, *torn])
+
+
+def _unfinished(config: dict[str, Any], last: pd.DataFrame) -> list[str]:
+    """A sentence for each cell without a finite result at its end."""
+    sentences = []
+    rows = {(row.estimator, row.seed): row for row in last.itertuples()}
+    for cell in ((estimator, seed) for estimator in config["estimators"] for seed in config["seeds"]):
+        name, row = f"{cell[0]}, seed {cell[1]}", rows.get(cell)
+        if row is None:
+            sentences.append(f"{name}: nothing was recorded.")
+        elif row.epoch < config["epochs"] - 1e-6:
+            reached = f"{row.epoch:g} of {config['epochs']:g} epochs"
+            sentences.append(f"{name}: not finished ({reached}); its curve is drawn, the tables leave it out.")
+        elif not np.isfinite([row.test_elbo, row.test_log_evidence]).all():
+            sentences.append(f"{name}: the last evaluation is not finite, so {cell[0]} has no mean.")
+    return sentences
+
+
+def _read_pictures(run: Path, final: pd.DataFrame) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+    """The arrays of each estimator's first readable seed, and a sentence for each file that cannot be read."""
+    pictures: dict[str, tuple[str, dict[str, np.ndarray]]] = {}
+    missing = []
+    for estimator, seed in zip(final["estimator"], final["seed"], strict=True):
+        path = cell_path(run, estimator, seed)
+        try:
+            arrays = load_file(path)
+        except (OSError, SafetensorError):
+            arrays = {}
+        if arrays.keys() >= PICTURED:
+            pictures.setdefault(estimator, (f"{estimator} (seed {seed})", arrays))
+        else:
+            missing.append(
+                f"{estimator}, seed {seed}: {path.name} is absent or damaged, so there are no pictures of it."
+            )
+    return dict(pictures.values()), missing
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+
+def finding(final: pd.DataFrame) -> Markup:
+    """One sentence: which estimator has the highest exact log-evidence, and by how much.
+
+    The two best are compared on the seeds that every estimator has finished; they count as told apart if the mean of
+    their paired differences exceeds two standard errors.
+
+    Args:
+        final: One row for each finished (estimator, seed).
+
+    Returns:
+        Escaped HTML.
+    """
+    sound = final.groupby("estimator").filter(lambda rows: rows["test_log_evidence"].notna().all())
+    present = sound.groupby("seed")["estimator"].transform("nunique")
+    shared = sound[present == sound["estimator"].nunique()]
+    ranking = shared.groupby("estimator")["test_log_evidence"].mean().sort_values(ascending=False)
+    if ranking.empty:
+        return Markup("There is no finding yet: no seed has been trained to its end by every estimator.")
+    best = ranking.index[0]
+    if len(ranking) == 1:
+        values = shared["test_log_evidence"]
+        return Markup(
+            "<b>{}</b> ends with an exact test log-evidence of {} nats per datum ({}); "
+            "no other estimator has finished that it could be compared with."
+        ).format(best, _mean(values), _count(values))
+    second, superlative = ranking.index[1], "higher" if len(ranking) == 2 else "highest"
+    difference = seed_differences(shared, best, second)["test_log_evidence"]
+    if len(difference) == 1:
+        return Markup(
+            "On the one seed that was finished, <b>{}</b> ends with the {} exact test log-evidence, "
+            "{} nats per datum above <b>{}</b>; one seed has no standard error."
+        ).format(best, superlative, _mean(difference), second)
+    evidence = f"paired over {_count(difference)}, ahead on {(difference > 0).sum()}"
+    if difference.mean() > 2 * difference.sem():
+        return Markup(
+            "<b>{}</b> ends with the {} exact test log-evidence, {} nats per datum above <b>{}</b> ({})."
+        ).format(best, superlative, _mean(difference), second, evidence)
+    return Markup(
+        "<b>{}</b> and <b>{}</b> cannot be told apart by exact test log-evidence: "
+        "the first is {} nats per datum above the second ({})."
+    ).format(best, second, _mean(difference), evidence)
+
+
+def remarks(summary: pd.DataFrame) -> list[Markup]:
+    """What else the table says: the bound that is furthest from its model, the speeds, and how rough the errors are.
+
+    Args:
+        summary: From `results.summarize`.
+
+    Returns:
+        Sentences of escaped HTML, none for what was not measured.
+    """
+    sentences = []
+    gaps = summary["gap"].dropna()
+    if len(gaps) and gaps.abs().max() >= 0.01:
+        name = gaps.abs().idxmax()
+        side = "above" if gaps[name] > 0 else "below"
+        text = "The bound that <b>{}</b> itself optimizes lies {:.2f} nats per datum {} the ELBO of its discrete model"
+        text = Markup(text).format(name, abs(gaps[name]), side)
+        excess = summary.loc[name, "test_objective"] - summary.loc[name, "test_log_evidence"]
+        beyond = (
+            f", and {excess:.2f} above its log-evidence, where no bound of that model can be" if excess >= 0.01 else ""
+        )
+        sentences.append(text + beyond + ".")
+    speeds = summary["steps_per_second"].dropna()
+    if len(speeds) > 1:
+        fast, slow = speeds.idxmax(), speeds.idxmin()
+        text = "<b>{}</b> made {} steps a second, <b>{}</b> {}: {} times as many."
+        numbers = (f"{value:.3g}" for value in (speeds[fast], speeds[slow], speeds[fast] / speeds[slow]))
+        sentences.append(Markup(text).format(fast, next(numbers), slow, *numbers))
+    if 1 < summary["seeds"].max() < 5:
+        sentences.append(Markup("With so few seeds the standard errors are themselves rough."))
+    return sentences
+
+
+def _mean(values: pd.Series) -> str:
+    error = f" ± {values.sem():.2f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{error}".replace("-", "−")
+
+
+def _count(values: pd.Series) -> str:
+    return "one seed" if len(values) == 1 else f"{len(values)} seeds"
+
+
+def _paired(final: pd.DataFrame, estimators: list[str]) -> dict[str, Any]:
+    """The differences from `exact`, or from the first estimator where there is no `exact`."""
+    present = [name for name in estimators if name in set(final["estimator"])]
+    if len(present) < 2:
+        return {"paired": None}
+    baseline = "exact" if "exact" in present else present[0]
+    paired = paired_differences(final, baseline)
+    return {"paired": paired, "baseline": baseline, "paired_text": table_text(paired, PAIRED_MEASURES, sign="+")}
+
+
+# -------------------------------------------------------------------------------------------- figures
+
+
+def _draw(run: Run, summary: pd.DataFrame, styles: Mapping[str, plots.Style]) -> dict[str, Figure]:
+    """The figures that there are results for."""
+    figures = {}
+    if len(run.final):
+        figures["final-values"] = plots.final_values(summary, styles)
+    if len(run.metrics):
+        figures["learning-curves"] = plots.learning_curves(run.metrics, styles)
+        figures["training-gap"] = plots.training_gap(run.metrics, styles)
+    if run.pictures:
+        height, width = run.config["image_shape"]
+        figures["reconstructions"] = plots.reconstructions(run.pictures, (height, width))
+        figures["prior-samples"] = plots.prior_samples(run.pictures, (height, width))
+        figures["code-usage"] = plots.code_usage(run.pictures)
+    return figures
+
+
+def _save(figure: Figure, folder: Path, name: str) -> str:
+    """Writes a figure as PNG and SVG and returns the SVG as a data URI: sharp at every size, and no file to lose."""
+    with replacing(folder / f"{name}.png") as path:
+        figure.savefig(path, format="png", dpi=200)
+    with replacing(folder / f"{name}.svg") as path, matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(path, format="svg", dpi=200, metadata={"Date": None})
+    picture = (folder / f"{name}.svg").read_bytes()
+    return f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}"

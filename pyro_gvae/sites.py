@@ -1,0 +1,87 @@
+"""What a one-hot site says, whichever distribution says it, and the messenger that reads it."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import Independent, MaskedDistribution, OneHotCategorical, TorchDistribution
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+
+from .distributions.one_hot import FactorizedOneHotCategorical
+
+Messages = Any  # Pyro's messages are dictionaries that handlers edit in place.
+
+
+class OneHotSite(NamedTuple):
+    """What a one-hot site says, whichever distribution says it."""
+
+    logits: Tensor  # (..., K), or (..., N, K) where the site has N latents
+    num_event_dims: int  # 1 or 2
+    temperature: Tensor | None  # of a relaxed site
+    mask: bool | Tensor | None
+
+    def distribution(self, kind: Callable[[Tensor], TorchDistribution]) -> TorchDistribution:
+        """The site's distribution with `kind(logits)` in place of the one that the program wrote."""
+        found = kind(self.logits)
+        found = found.to_event(self.num_event_dims - len(found.event_shape))
+        return found if self.mask is None else found.mask(self.mask)
+
+    def discrete(self) -> TorchDistribution:
+        """The site as an exact one-hot; N latents are one random variable, so that all their codes can be enumerated."""
+        one_site = FactorizedOneHotCategorical if self.num_event_dims == 2 else OneHotCategorical
+        return self.distribution(lambda logits: one_site(logits=logits))
+
+
+def one_hot_site(fn: Any) -> OneHotSite | None:
+    """Read a site's distribution: its logits and temperature if it is a one-hot, relaxed or not, else None."""
+    if isinstance(fn, MaskedDistribution):
+        inner = one_hot_site(fn.base_dist)
+        return inner and inner._replace(mask=fn._mask if inner.mask is None else inner.mask & fn._mask)
+    if isinstance(fn, Independent):
+        inner = one_hot_site(fn.base_dist)
+        return inner and inner._replace(num_event_dims=inner.num_event_dims + fn.reinterpreted_batch_ndims)
+    if isinstance(fn, FactorizedOneHotCategorical):
+        return OneHotSite(fn.logits, 2, None, None)
+    if isinstance(fn, torch.distributions.RelaxedOneHotCategorical):
+        return OneHotSite(fn.logits, 1, fn.temperature, None)
+    if isinstance(fn, torch.distributions.OneHotCategorical):
+        return OneHotSite(fn.logits, 1, None, None)
+    return None
+
+
+class OneHotMessenger(Messenger):
+    """Declares what the latent one-hot sites of a program are; observed sites stay as they are written."""
+
+    def __enter__(self) -> Any:
+        self.sites: dict[str, OneHotSite] = {}
+        return super().__enter__()
+
+    def decides(self) -> bool:
+        outermost = next(frame for frame in _PYRO_STACK if isinstance(frame, OneHotMessenger))
+        return outermost is self
+
+    def _pyro_sample(self, msg: Messages) -> None:
+        if msg["done"] or msg["is_observed"] or msg["value"] is not None or not self.decides():
+            return
+        site = one_hot_site(msg["fn"])
+        if site is None:
+            return
+        if site.num_event_dims > 2:
+            raise ValueError(
+                f"Expected one-hot site '{msg['name']}' to have event shape (K,) or (N, K), but found "
+                f"{tuple(msg['fn'].event_shape)}. Try to flatten its latents into one dimension."
+            )
+        self.sites[msg["name"]] = site
+        self.declare(msg, site)
+
+    @abstractmethod
+    def declare(self, msg: Messages, site: OneHotSite) -> None:
+        """Edit the message of a latent one-hot site."""
+
+
+def plates_of(msg: Messages) -> frozenset[str]:
+    """The names of the plates that a site is in, those without a batch dimension left out."""
+    return frozenset(frame.name for frame in msg["cond_indep_stack"] if frame.vectorized)

@@ -1,0 +1,80 @@
+"""The command line as a person meets it: help, one sentence for each mistake, exit code 2, no traceback."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pyro_gvae.cli import main
+
+
+def run(capsys, *arguments):
+    """(exit code, everything said on stderr with the box's drawing and line breaks taken out)"""
+    try:
+        code = main(list(arguments))
+    except SystemExit as stopped:
+        code = stopped.code
+    return code, " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["compare", "--epoch", "3"], "Unrecognized options: --epoch, 3"),
+        (["compare", "--dataset", "mnits"], "invalid choice 'mnits' for argument '--dataset'"),
+        (["compare", "--estimators", "exat"], "invalid choice 'exat'"),
+        (["compare", "--epochs", "0"], "Expected epochs of at least 1, but found 0"),
+        (["compare", "--temperature", "-1"], "Expected a positive temperature, but found -1.0"),
+        (["compare", "--num-categories", "1"], "Expected num_categories of at least 2, but found 1"),
+        (["compare", "--seeds", "1", "1"], "Expected one or more different seeds, but found [1, 1]"),
+        (["compare", "--seeds", "-1"], "Expected seeds of at least 0, but found -1"),
+        (["compare", "--estimators"], "Expected one or more different estimators, but found []"),
+        (["compare", "--batch-size", "5000"], "Expected a batch_size of at most 1437 images, but found 5000"),
+        (["compare", "--num-latents", "20"], "8^20"),
+        (["compare", "--max-memory", "1e-9"], "Try"),
+        (["compare", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere"),
+        (["cmpare"], "Unrecognized options: cmpare"),
+        ([], "Expected one of {compare}"),
+    ],
+)
+def test_each_mistake_is_one_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, said = run(capsys, *arguments)
+    assert code == 2
+    assert sentence in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_a_run_folder_that_exists_is_refused(capsys, tmp_path):
+    code, said = run(capsys, "compare", "--output", str(tmp_path))
+    assert code == 2 and "exists" in said and str(tmp_path) in said
+
+
+def test_a_folder_that_cannot_be_made_is_refused(capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    code, said = run(capsys, "compare", "--output", str(tmp_path / "file" / "run"))
+    assert code == 2 and str(tmp_path / "file") in said
+
+
+def process(*arguments, folder):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pyro_gvae", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_process_ends_with_code_2_and_no_traceback(tmp_path):
+    done = process("compare", "--dataset", "mnist", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "mnist" in done.stderr.lower() and "--download" in done.stderr
+
+
+def test_the_process_runs_the_main_job(tmp_path):
+    size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--epochs", "1", "--evaluations", "1"]
+    done = process("compare", *size, "--output", "run", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "gumbel-softmax" in done.stdout and "exact" in done.stdout and "report.html" in done.stdout
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["command"].endswith("--output run") and config["versions"]["pyro-gvae"]

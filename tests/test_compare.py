@@ -1,0 +1,97 @@
+"""The main job end to end: what is compared starts equal, the numbers are the discrete model's, the folder is whole."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pyro_gvae.compare import compare, results_table
+from pyro_gvae.config import CompareConfig
+from pyro_gvae.results import read_json_lines
+
+SMALL = CompareConfig(num_latents=2, num_categories=4, hidden=(32,), epochs=4, evaluations=4, seeds=(0, 1))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return compare(replace(SMALL, output=tmp_path_factory.mktemp("runs") / "run"))
+
+
+@pytest.fixture(scope="module")
+def metrics(run):
+    return read_json_lines(run / "metrics.jsonl")
+
+
+def test_the_folder_is_whole(run):
+    found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    expected = {"config.json", "metrics.jsonl", "results.csv", "report.html"}
+    expected |= {f"cells/{name}-seed{seed}.safetensors" for name in SMALL.estimators for seed in SMALL.seeds}
+    assert expected <= found and any(name.endswith(".png") for name in found)
+    assert not [name for name in found if name.endswith(".tmp")]
+    assert json.loads((run / "config.json").read_text())["num_latents"] == 2
+
+
+def test_every_estimator_starts_from_the_same_weights(run, metrics):
+    start = metrics[metrics["step"] == 0].set_index(["seed", "estimator"])
+    for seed in SMALL.seeds:
+        for column in ("test_elbo", "test_log_evidence", "train_elbo"):
+            values = start.loc[seed, column]
+            assert values.nunique() == 1
+        arrays = [load_file(run / "cells" / f"{name}-seed{seed}.safetensors") for name in SMALL.estimators]
+        assert torch.equal(arrays[0]["inputs"], arrays[1]["inputs"])
+        assert torch.equal(arrays[0]["reconstructions_start"], arrays[1]["reconstructions_start"])
+        assert not torch.equal(arrays[0]["reconstructions_end"], arrays[1]["reconstructions_end"])
+    assert start.loc[0, "test_elbo"].iloc[0] != start.loc[1, "test_elbo"].iloc[0]
+
+
+def test_every_cell_is_evaluated_and_learns(metrics):
+    assert len(metrics) == len(SMALL.estimators) * len(SMALL.seeds) * (SMALL.evaluations + 1)
+    for _, cell in metrics.groupby(["estimator", "seed"]):
+        assert cell["step"].is_monotonic_increasing and cell["seconds"].is_monotonic_increasing
+        assert cell["test_elbo"].iloc[-1] > cell["test_elbo"].iloc[0] + 1
+        assert (cell["test_elbo"] <= cell["test_log_evidence"] + 1e-4).all()
+
+
+def test_the_exact_objective_is_the_discrete_elbo_and_the_relaxed_one_is_not(metrics):
+    gap = (metrics["test_objective"] - metrics["test_elbo"]).abs()
+    exact = metrics["estimator"] == "exact"
+    assert gap[exact].max() < 1e-3
+    assert gap[~exact & (metrics["step"] > 0)].min() > 0.05
+
+
+def test_results_are_the_last_evaluations(run, metrics):
+    results = pd.read_csv(run / "results.csv")
+    assert len(results) == 4 and (results["step"] == metrics["step"].max()).all()
+    text = results_table(run)
+    assert all(name in text for name in SMALL.estimators) and "±" in text
+
+
+def test_a_run_repeats_itself(tmp_path):
+    config = replace(SMALL, epochs=1, evaluations=1, seeds=(3,))
+    first, second = (
+        read_json_lines(compare(replace(config, output=tmp_path / name)) / "metrics.jsonl") for name in ("a", "b")
+    )
+    numbers = ["train_objective", "train_elbo", "test_objective", "test_elbo", "test_log_evidence"]
+    pd.testing.assert_frame_equal(first[numbers], second[numbers])
+
+
+def test_the_callers_random_state_and_param_store_stay(tmp_path):
+    import pyro
+
+    before = torch.get_rng_state()
+    compare(replace(SMALL, epochs=1, evaluations=1, seeds=(0,), estimators=("exact",), output=tmp_path / "run"))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(pyro.get_param_store()) == 0
+
+
+@pytest.mark.slow
+def test_the_same_job_on_mnist(tmp_path, mnist_root):
+    config = CompareConfig(
+        dataset="mnist", data_dir=mnist_root, num_latents=2, hidden=(64,), epochs=1, evaluations=2, seeds=(0,)
+    )
+    metrics = read_json_lines(compare(replace(config, output=tmp_path / "run")) / "metrics.jsonl")
+    final = metrics[metrics["step"] == 600]
+    assert len(final) == 2 and (final["test_log_evidence"] > -200).all()

@@ -1,0 +1,87 @@
+"""The registry: every entry binds to our VAE and to a user's pair, and does what its row says."""
+
+import math
+from typing import get_args
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI
+
+from pyro_gvae import exact
+from pyro_gvae.config import DatasetName, EstimatorName
+from pyro_gvae.datasets import DATASETS
+from pyro_gvae.estimators import ESTIMATORS, estimator
+from pyro_gvae.exact import Pair
+from pyro_gvae.models import CategoricalVAE
+
+OPTIONS = [*((name, {}) for name in ESTIMATORS), ("gumbel-softmax", {"kl": "categorical"})]
+X = torch.rand(8, 6, generator=torch.Generator().manual_seed(0)).round()
+
+
+def user_pair():
+    logits = torch.zeros(8, 2, 3, requires_grad=True)
+
+    def model(x):
+        means = pyro.param("means", torch.randn(6, 6))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(2, 3)).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z.flatten(-2) @ means).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.OneHotCategorical(logits=pyro.param("logits", logits)).to_event(1))
+
+    return Pair(model, guide)
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_every_estimator_trains_our_pair_in_stock_svi(name, options):
+    vae = CategoricalVAE(6, 2, 3, (16,))
+    before = exact.log_evidence(vae, X).mean().item()
+    model, guide, elbo = estimator(name, **options).bind(vae)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss=elbo)
+    losses = [svi.step(X) for _ in range(60)]
+    assert all(map(math.isfinite, losses))
+    assert exact.log_evidence(vae, X).mean().item() > before + 0.2
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_every_estimator_binds_to_a_users_pair(name, options):
+    if name == "gumbel-softmax":
+        options = options | {"temperature": 0.5}
+    model, guide, elbo = estimator(name, **options).bind(user_pair())
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss=elbo)
+    assert svi.step(X) > 0 and svi.step(X) > 0
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_rows_say_what_they_are(name):
+    row = estimator(name)
+    assert row.name == name and row.approximates and row.bias and row.reference
+    doc = ESTIMATORS[name].__doc__
+    assert all(f"*{word}*" in doc for word in ("Approximates", "With", "Requires", "Bias"))
+
+
+def test_only_exact_estimators_repeat_their_loss():
+    vae = CategoricalVAE(6, 2, 3, (16,))
+    for name in ESTIMATORS:
+        row = estimator(name)
+        model, guide, elbo = row.bind(vae)
+        repeats = len({round(elbo.loss(model, guide, X), 3) for _ in range(4)}) == 1
+        assert repeats == row.is_exact
+
+
+def test_unknown_names_and_options_are_refused():
+    with pytest.raises(ValueError, match="Expected an estimator among gumbel-softmax, .*, but found 'gumble'"):
+        estimator("gumble")
+    with pytest.raises(ValueError, match="Expected options that 'exact' has, but .*'temperature'"):
+        estimator("exact", temperature=1.0)
+    with pytest.raises(ValueError, match="Expected kl to be one of relaxed, categorical, but found 'kl'"):
+        estimator("gumbel-softmax", kl="kl")
+
+
+def test_the_command_line_knows_the_same_names():
+    assert set(get_args(EstimatorName)) == set(ESTIMATORS)
+    assert set(get_args(DatasetName)) == set(DATASETS)

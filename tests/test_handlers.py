@@ -1,0 +1,425 @@
+"""Handlers on programs that are not ours, against brute force and stock Pyro with separate sites."""
+
+import itertools
+import math
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
+from torch import nn
+from torch.nn.functional import one_hot
+
+from pyro_gvae.distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
+from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
+from pyro_gvae.handlers import discretize, enumerated, relax
+from pyro_gvae.sites import one_hot_site
+
+B, N, K, D = 5, 3, 4, 6
+
+
+class User(nn.Module):
+    """A user's program: N one-hots, an MLP that mixes them, binary pixels; the site is written in `kind`'s way."""
+
+    def __init__(self, kind, seed=0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.kind = kind
+        self.prior = nn.Parameter(torch.randn(N, K, generator=generator).double())
+        self.logits = nn.Parameter(torch.randn(B, N, K, generator=generator).double())
+        self.weight = nn.Parameter(torch.randn(N * K, 8, generator=generator).double())
+        self.out = nn.Parameter(torch.randn(8, D, generator=generator).double())
+        self.x = torch.rand(B, D, generator=generator).double().round()
+
+    def decode(self, z):
+        return (z.flatten(-2) @ self.weight).tanh() @ self.out
+
+    def model(self):
+        with pyro.plate("data", B):
+            z = pyro.sample("z", KINDS[self.kind](self.prior))
+            pyro.sample("x", dist.Bernoulli(logits=self.decode(z)).to_event(1), obs=self.x)
+
+    def guide(self):
+        with pyro.plate("data", B):
+            pyro.sample("z", KINDS[self.kind](self.logits))
+
+    def gradients(self, loss):
+        return torch.autograd.grad(loss, list(self.parameters()), allow_unused=True, materialize_grads=True)
+
+
+KINDS = {
+    "one-hot": lambda logits: dist.OneHotCategorical(logits=logits).to_event(1),
+    "relaxed": lambda logits: dist.RelaxedOneHotCategorical(torch.tensor(0.5), logits=logits).to_event(1),
+    "ours": lambda logits: FactorizedOneHotCategorical(logits=logits),
+    "our-relaxed": lambda logits: RelaxedOneHotCategorical(0.5, logits=logits).to_event(1),
+    "masked": lambda logits: dist.OneHotCategorical(logits=logits).to_event(1).mask(True),
+}
+
+
+def brute_force(user):
+    """(elbo, log_evidence) of the discrete program, summed over data, by a loop over all K^N codes."""
+    log_joint, log_q = [], []
+    for code in itertools.product(range(K), repeat=N):
+        z = one_hot(torch.tensor(code), K).double()
+        log_prior = (user.prior.log_softmax(-1) * z).sum()
+        likelihood = dist.Bernoulli(logits=user.decode(z)).log_prob(user.x).sum(-1)
+        log_joint.append(log_prior + likelihood)
+        log_q.append((user.logits.log_softmax(-1) * z).sum((-2, -1)))
+    log_joint, log_q = torch.stack(log_joint), torch.stack(log_q)
+    return (log_q.exp() * (log_joint - log_q)).sum(), log_joint.logsumexp(0).sum()
+
+
+def check_same(user, loss, expected):
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for found, reference in zip(user.gradients(loss), user.gradients(expected), strict=True):
+        torch.testing.assert_close(found, reference, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_enumerated_guide_is_the_exact_elbo(kind):
+    user = User(kind)
+    loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(enumerated(user.model), enumerated(user.guide))
+    check_same(user, loss, -brute_force(user)[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_enumerated_model_is_the_exact_log_evidence(kind):
+    user = User(kind)
+    loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(enumerated(user.model), lambda: None)
+    check_same(user, loss, -brute_force(user)[1])
+
+
+def test_enumerated_equals_stock_pyro_with_separate_sites():
+    user = User("one-hot")
+
+    def site(n, logits):
+        q = dist.OneHotCategorical(logits=logits[..., n, :])
+        return pyro.sample(f"z_{n}", q, infer={"enumerate": "parallel"})
+
+    def model():
+        with pyro.plate("data", B):
+            codes = torch.broadcast_tensors(*[site(n, user.prior) for n in range(N)])
+            natural = user.decode(torch.stack(codes, -2))
+            pyro.sample("x", dist.Bernoulli(logits=natural).to_event(1), obs=user.x)
+
+    def guide():
+        with pyro.plate("data", B):
+            for n in range(N):
+                site(n, user.logits)
+
+    stock = TraceEnum_ELBO(max_plate_nesting=1)
+    loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(enumerated(user.model), enumerated(user.guide))
+    check_same(user, loss, stock.differentiable_loss(model, guide))
+    evidence = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(enumerated(user.model), lambda: None)
+    check_same(user, evidence, stock.differentiable_loss(model, lambda: None))
+
+
+def test_stock_pyro_samples_the_same_program_silently():
+    """The negative control: what `enumerated` is for."""
+    user = User("one-hot")
+    elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
+    guide = config_enumerate(user.guide, default="parallel")
+    losses = {round(elbo.loss(user.model, guide), 6) for _ in range(5)}
+    assert len(losses) > 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_discretized_program_is_unbiased_for_the_exact_elbo(kind):
+    user = User(kind)
+    elbo = Trace_ELBO(num_particles=100, vectorize_particles=True, max_plate_nesting=1)
+    losses = torch.tensor([elbo.loss(discretize(user.model), discretize(user.guide)) for _ in range(100)])
+    standard_error = losses.std() / math.sqrt(len(losses))
+    assert (losses.mean() + brute_force(user)[0]).abs() < 5 * standard_error
+    assert standard_error < 0.02 * losses.mean()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+def test_relaxed_program_trains_every_parameter(kind, elbo):
+    user = User(kind)
+    loss = elbo().differentiable_loss(relax(user.model, temperature=0.5), relax(user.guide, temperature=0.7))
+    for gradient in user.gradients(loss):
+        assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_relaxed_sites_are_sampled_in_log_space_at_the_given_temperature(kind):
+    trace = pyro.poutine.trace(relax(User(kind).guide, temperature=0.25)).get_trace()
+    log_site, site = one_hot_free_base(trace.nodes["z_log"]["fn"]), trace.nodes["z"]
+    assert isinstance(log_site, ExpConcrete) and log_site.temperature.item() == 0.25
+    assert torch.equal(site["value"], trace.nodes["z_log"]["value"].exp())
+    assert one_hot_site(site["fn"]).temperature.item() == 0.25
+    trace.compute_log_prob()
+    assert site["log_prob_sum"] == 0
+
+
+def one_hot_free_base(fn):
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
+def test_relax_keeps_the_programs_own_temperature():
+    trace = pyro.poutine.trace(relax(User("our-relaxed").guide)).get_trace()
+    assert one_hot_free_base(trace.nodes["z_log"]["fn"]).temperature.item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("handled", "site"),
+    [
+        (lambda f: discretize(relax(f, temperature=0.5)), FactorizedOneHotCategorical),
+        (lambda f: relax(discretize(f), temperature=0.5), ExpConcrete),
+        (lambda f: enumerated(relax(f, temperature=0.5)), FactorizedOneHotCategorical),
+        (lambda f: relax(relax(f, temperature=0.1), temperature=0.9), ExpConcrete),
+    ],
+)
+def test_the_outermost_handler_decides(handled, site):
+    with pyro.poutine.block(), pyro.poutine.trace() as tracer:
+        handled(User("one-hot").guide)()
+    nodes = tracer.trace.nodes
+    found = one_hot_free_base(nodes["z_log" if "z_log" in nodes else "z"]["fn"])
+    assert isinstance(found, site)
+    if site is ExpConcrete:
+        assert found.temperature.item() in (0.5, 0.9)
+
+
+def test_decorator_context_manager_and_function_are_one():
+    program = User("one-hot").guide
+
+    @relax(temperature=0.5)
+    def decorated():
+        program()
+
+    def in_context():
+        with relax(temperature=0.5):
+            program()
+
+    pyro.set_rng_seed(0)
+    traces = []
+    for form in (relax(program, temperature=0.5), decorated, in_context):
+        pyro.set_rng_seed(0)
+        traces.append(pyro.poutine.trace(form).get_trace())
+    for trace in traces[1:]:
+        assert torch.equal(trace.nodes["z"]["value"], traces[0].nodes["z"]["value"])
+
+
+def test_a_context_manager_may_be_entered_twice():
+    context = discretize()
+    with context, context:
+        z = pyro.sample("z", dist.RelaxedOneHotCategorical(torch.tensor(1.0), logits=torch.zeros(3)))
+    assert z.max() == 1
+
+
+def test_svi_trains_a_relaxed_user_program():
+    user = User("one-hot")
+
+    def model():
+        pyro.module("user", user)
+        user.model()
+
+    elbo = Trace_ELBO(num_particles=10, vectorize_particles=True, max_plate_nesting=1)
+    svi = SVI(
+        relax(model, temperature=0.5), relax(user.guide, temperature=0.5), pyro.optim.Adam({"lr": 0.05}), loss=elbo
+    )
+    before = brute_force(user)[0].item()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(100):
+            svi.step()
+    assert brute_force(user)[0].item() > before + 1
+
+
+def test_predictive_reads_z():
+    samples = Predictive(relax(User("one-hot").model, temperature=0.5), num_samples=3)()
+    assert torch.equal(samples["z"].flatten(), samples["z_log"].exp().flatten())
+
+
+# ------------------------------------------------------------------------- other programs of users
+
+
+def test_mixture_model():
+    """One latent of K clusters for each datum, event shape (K,): both exact sums against brute force."""
+    x = torch.tensor([-1.0, 0.2, 3.0, 2.5]).double()
+    means = torch.tensor([-1.0, 0.0, 3.0]).double().requires_grad_()
+    weights = torch.tensor([0.5, -0.2, 0.1]).double().requires_grad_()
+
+    def model():
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=weights))
+            pyro.sample("x", dist.Normal((z * means).sum(-1), 1.0), obs=x)
+
+    loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(enumerated(model), lambda: None)
+    table = dist.Normal(means, 1.0).log_prob(x.unsqueeze(-1)) + weights.log_softmax(-1)
+    expected = -table.logsumexp(-1).sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
+    for found, reference in zip(
+        torch.autograd.grad(loss, (means, weights)), torch.autograd.grad(expected, (means, weights)), strict=True
+    ):
+        torch.testing.assert_close(found, reference)
+    z = relax(model, temperature=0.3)
+    trace = pyro.poutine.trace(z).get_trace()
+    assert trace.nodes["z"]["value"].shape == (4, 3)
+
+
+def test_two_layers_of_one_hots():
+    """z1 -> z2 -> x: sites of different sizes, enumerated in the guide and in the model, and relaxed."""
+    generator = torch.Generator().manual_seed(3)
+    first = torch.randn(2, 3, generator=generator).double()
+    down = torch.randn(6, 2 * 2, generator=generator).double()
+    out = torch.randn(4, generator=generator).double()
+    q1, q2 = torch.randn(2, 3, generator=generator).double(), torch.randn(2, 2, generator=generator).double()
+    x = torch.tensor(0.7).double()
+
+    def second(z1):
+        return (z1.flatten(-2) @ down).unflatten(-1, (2, 2))
+
+    def model():
+        z1 = pyro.sample("z1", dist.OneHotCategorical(logits=first).to_event(1))
+        z2 = pyro.sample("z2", dist.OneHotCategorical(logits=second(z1)).to_event(1))
+        pyro.sample("x", dist.Normal(z2.flatten(-2) @ out, 1.0), obs=x)
+
+    def guide():
+        pyro.sample("z1", dist.OneHotCategorical(logits=q1).to_event(1))
+        pyro.sample("z2", dist.OneHotCategorical(logits=q2).to_event(1))
+
+    evidence, elbo = [], torch.zeros(()).double()
+    for c1 in itertools.product(range(3), repeat=2):
+        z1 = one_hot(torch.tensor(c1), 3).double()
+        for c2 in itertools.product(range(2), repeat=2):
+            z2 = one_hot(torch.tensor(c2), 2).double()
+            log_joint = (first.log_softmax(-1) * z1).sum() + (second(z1).log_softmax(-1) * z2).sum()
+            log_joint = log_joint + dist.Normal(z2.flatten() @ out, 1.0).log_prob(x)
+            log_q = (q1.log_softmax(-1) * z1).sum() + (q2.log_softmax(-1) * z2).sum()
+            evidence.append(log_joint)
+            elbo += log_q.exp() * (log_joint - log_q)
+    exact = TraceEnum_ELBO(max_plate_nesting=0)
+    assert -exact.loss(enumerated(model), enumerated(guide)) == pytest.approx(elbo.item(), rel=1e-9)
+    expected = torch.stack(evidence).logsumexp(0).item()
+    assert -exact.loss(enumerated(model), lambda: None) == pytest.approx(expected, rel=1e-9)
+    assert math.isfinite(Trace_ELBO().loss(relax(model, temperature=0.4), relax(guide, temperature=0.4)))
+
+
+def test_observed_one_hots_stay_as_they_are():
+    label = one_hot(torch.tensor(1), 3).float()
+
+    def model():
+        y = pyro.sample("y", dist.OneHotCategorical(logits=torch.zeros(3)), obs=label)
+        pyro.sample("z", dist.OneHotCategorical(logits=y))
+
+    trace = pyro.poutine.trace(relax(model, temperature=0.5)).get_trace()
+    assert isinstance(trace.nodes["y"]["fn"], dist.OneHotCategorical) and "y_log" not in trace.nodes
+    conditioned = pyro.condition(model, {"z": label})
+    assert torch.equal(pyro.poutine.trace(relax(conditioned, temperature=0.5)).get_trace().nodes["z"]["value"], label)
+
+
+# ----------------------------------------------------------------------------------- what is refused
+
+
+def test_a_plate_of_latents_with_a_mixing_decoder_is_refused():
+    weight = torch.randn(N, 1, K)
+
+    def model():
+        with pyro.plate("data", B, dim=-1):
+            with pyro.plate("latents", N, dim=-2):
+                z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(K)))  # (N, B, K)
+            mixed = (z * weight).sum(-1).sum(-2, keepdim=True)  # (1, B)
+            pyro.sample("x", dist.Normal(mixed, 1.0), obs=torch.ones(B))
+
+    def guide():
+        with pyro.plate("data", B, dim=-1), pyro.plate("latents", N, dim=-2):
+            pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(N, B, K)))
+
+    elbo = TraceEnum_ELBO(max_plate_nesting=2)
+    with pytest.raises(ValueError, match=r"inside its plate\(s\) \['latents'\], but found 'x' outside"):
+        elbo.loss(enumerated(model), enumerated(guide))
+    stock = config_enumerate(guide, default="parallel")
+    with pytest.warns(RuntimeWarning, match="possibly invalid dependency"):  # and yet it returns a number
+        assert math.isfinite(elbo.loss(config_enumerate(model, default="parallel"), stock))
+
+
+def test_a_plate_of_latents_that_do_not_mix_is_enumerated():
+    x = torch.tensor([0.1, -0.3, 2.0]).double()
+    means = torch.tensor([-1.0, 0.5, 1.0, 2.0]).double()
+
+    def model():
+        with pyro.plate("latents", N):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(K).double()))
+            pyro.sample("x", dist.Normal((z * means).sum(-1), 1.0), obs=x)
+
+    found = -TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(model), lambda: None)
+    table = dist.Normal(means, 1.0).log_prob(x.unsqueeze(-1)) - math.log(K)
+    assert found == pytest.approx(table.logsumexp(-1).sum().item(), rel=1e-9)
+
+
+def test_too_many_codes_are_refused_before_anything_is_allocated():
+    def model():
+        pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(20, 10)).to_event(1))
+
+    with pytest.raises(ValueError, match=r"S = K\^N = 10\^20 = 100,000,000,000,000,000,000 codes, at least .* TB"):
+        TraceEnum_ELBO(max_plate_nesting=0).loss(enumerated(model), lambda: None)
+
+
+def test_the_callers_memory_is_what_counts():
+    user = User("one-hot")
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    needed = K**N * (N * K + B) * 8
+    assert math.isfinite(elbo.loss(enumerated(user.model, max_memory=needed), enumerated(user.guide)))
+    with pytest.raises(ValueError, match=r"fit into .* kB, but found S = K\^N = 4\^3 = 64 codes"):
+        elbo.loss(enumerated(user.model), enumerated(user.guide, max_memory=needed - 1))
+
+
+def test_nothing_to_enumerate_is_refused():
+    def model():
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+
+    with pytest.raises(ValueError, match="Expected a latent one-hot site to enumerate, but found none"):
+        TraceEnum_ELBO(max_plate_nesting=0).loss(enumerated(model), lambda: None)
+
+
+def test_enumerated_programs_are_never_sampled():
+    user = User("one-hot")
+    with pytest.raises(ValueError, match="Expected site 'z' to be enumerated, but it was sampled"):
+        Trace_ELBO().loss(enumerated(user.model), enumerated(user.guide))
+
+
+def test_guessing_the_plate_nesting_is_no_sampling():
+    user = User("one-hot")
+    assert TraceEnum_ELBO().loss(enumerated(user.model), enumerated(user.guide)) == pytest.approx(
+        -brute_force(user)[0].item()
+    )
+
+
+def test_posterior_of_an_enumerated_model_may_be_sampled():
+    user = User("one-hot")
+    trace = TraceEnum_ELBO(max_plate_nesting=1)
+    with pytest.raises(ValueError, match="was sampled"):
+        enumerated(user.model)()
+    assert trace.loss(enumerated(user.model), lambda: None) > 0
+
+
+def test_a_discrete_site_needs_a_temperature():
+    with pytest.raises(ValueError, match="Expected a temperature for the discrete site 'z'"):
+        relax(User("one-hot").guide)()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_wrong_temperature_is_refused_before_the_program_runs(temperature):
+    with pytest.raises(ValueError, match="positive temperature"), relax(temperature=temperature):
+        pass
+
+
+def test_conditioning_a_relaxed_site_from_outside_is_refused():
+    value = one_hot(torch.zeros(B, N, dtype=torch.long), K).double()
+    conditioned = pyro.condition(relax(User("one-hot").guide, temperature=0.5), {"z": value})
+    with pytest.raises(ValueError, match="a handler outside of relax"):
+        conditioned()
+
+
+def test_more_than_one_event_dimension_of_latents_is_refused():
+    def model():
+        pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(2, 3, 4)).to_event(2))
+
+    with pytest.raises(ValueError, match=r"event shape \(K,\) or \(N, K\), but found \(2, 3, 4\)"):
+        discretize(model)()

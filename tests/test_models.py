@@ -1,0 +1,215 @@
+"""The shipped pair in stock Pyro: relaxed, mean-field, enumerated; its parameters, temperatures and data checks."""
+
+import copy
+import itertools
+import math
+import warnings
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from torch import nn
+from torch.nn.functional import one_hot
+
+from pyro_gvae.handlers import discretize, enumerated
+from pyro_gvae.models import CategoricalVAE
+from pyro_gvae.sites import one_hot_site
+
+OBSERVATIONS = {
+    "bernoulli": {},
+    "continuous-bernoulli": {},
+    "gaussian": {},
+    "gaussian, fixed scale": {"scale": 0.3},
+    "categorical": {"num_levels": 3},
+}
+B, N, K, D = 5, 2, 3, 6
+
+
+def make(observation="bernoulli", **options):
+    options = OBSERVATIONS.get(observation, {}) | options
+    return CategoricalVAE(D, N, K, (7,), observation.split(",")[0], **options)
+
+
+def data(observation="bernoulli", seed=0):
+    x = torch.rand(B, D, generator=torch.Generator().manual_seed(seed))
+    if observation == "bernoulli":
+        return x.round()
+    return (x * 3).floor() if observation == "categorical" else x
+
+
+def brute_force(vae, x):
+    """(elbo, log_evidence), summed over data, by a loop over all codes."""
+    log_joint, log_q = [], []
+    posterior, prior = vae.encoder(x).log_softmax(-1), vae.prior_logits.log_softmax(-1)
+    for code in itertools.product(range(K), repeat=N):
+        z = one_hot(torch.tensor(code), K).to(x)
+        log_joint.append((prior * z).sum() + vae.observation(vae.decoder(z).expand(B, -1)).log_prob(x))
+        log_q.append((posterior * z).sum((-2, -1)))
+    log_joint, log_q = torch.stack(log_joint), torch.stack(log_q)
+    return (log_q.exp() * (log_joint - log_q)).sum(), log_joint.logsumexp(0).sum()
+
+
+@pytest.mark.parametrize("learn_prior", [False, True])
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+def test_stock_enumeration_equals_brute_force(observation, learn_prior):
+    vae = make(observation, learn_prior=learn_prior).double()
+    with torch.no_grad():
+        vae.prior_logits.copy_(torch.randn(N, K))
+    x = data(observation).double()
+    elbo, log_evidence = brute_force(vae, x)
+    stock = TraceEnum_ELBO(max_plate_nesting=1)
+    for guide, expected in [(enumerated(vae.guide), elbo), (lambda x: None, log_evidence)]:
+        loss = stock.differentiable_loss(enumerated(vae.model), guide, x)
+        assert loss.item() == pytest.approx(-expected.item(), rel=1e-8)
+        parameters = [p for p in vae.parameters() if p.requires_grad]
+        found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        reference = torch.autograd.grad(
+            -expected, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        for gradient, other in zip(found, reference, strict=True):
+            torch.testing.assert_close(gradient, other, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+@pytest.mark.parametrize("loss", [Trace_ELBO, TraceMeanField_ELBO])
+def test_the_relaxed_pair_trains_in_stock_svi(observation, local, loss):
+    with pyro.settings.context(module_local_params=local):
+        vae, x = make(observation, learn_prior=True), data(observation)
+        before = {name: value.clone() for name, value in vae.named_parameters()}
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), loss())
+        losses = [svi.step(x) for _ in range(3)]
+        assert all(map(math.isfinite, losses))
+        for name, value in vae.named_parameters():
+            assert not torch.equal(value, before[name]), f"{name} was not trained"
+        assert local == (len(pyro.get_param_store()) == 0)
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("stock", [TraceEnum_ELBO, Trace_ELBO])
+def test_the_discrete_pair_trains_in_stock_svi(local, stock):
+    handler = enumerated if stock is TraceEnum_ELBO else discretize
+    with pyro.settings.context(module_local_params=local):
+        vae, x = make(), data()
+        svi = SVI(handler(vae.model), handler(vae.guide), pyro.optim.Adam({"lr": 1e-2}), stock(max_plate_nesting=1))
+        before = brute_force(vae, x)[0].item()
+        for _ in range(30):
+            svi.step(x)
+        assert brute_force(vae, x)[0].item() > before
+
+
+def test_the_sites_are_the_promised_ones():
+    vae, x = make(), data()
+    trace = pyro.poutine.trace(vae.model).get_trace(x)
+    site = trace.nodes["z"]
+    assert isinstance(site["fn"].base_dist.base_dist, pyro.distributions.RelaxedOneHotCategorical)
+    assert site["value"].shape == (B, N, K)
+    torch.testing.assert_close(site["value"].sum(-1), torch.ones(B, N))
+    assert [frame.name for frame in site["cond_indep_stack"]] == ["data"]
+    assert trace.nodes["x"]["is_observed"] and torch.equal(trace.nodes["x"]["value"], x)
+    assert vae.encoder(x).shape == (B, N, K)
+    assert vae.decoder(torch.zeros(4, 2, N, K)).shape == (4, 2, D)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 0.1, 0.5, 1.0])
+def test_the_pair_is_finite_at_every_temperature(temperature):
+    vae, x = CategoricalVAE(D, 10, 10, (7,), temperature=temperature, prior_temperature=0.6 * temperature), data()
+    with torch.no_grad():
+        for parameter in vae.encoder.parameters():
+            parameter.mul_(20)
+    loss = Trace_ELBO().differentiable_loss(vae.model, vae.guide, x)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in vae.parameters())
+
+
+def test_temperatures_may_be_annealed_and_differ():
+    vae, x = make(temperature=0.9, prior_temperature=0.4), data()
+
+    def found(program):
+        return one_hot_site(pyro.poutine.trace(program).get_trace(x).nodes["z"]["fn"]).temperature.item()
+
+    assert (found(vae.guide), found(vae.model)) == (pytest.approx(0.9), pytest.approx(0.4))
+    before = vae.temperature
+    vae.temperature = 0.25
+    vae.prior_temperature = torch.tensor(0.125)
+    assert (found(vae.guide), found(vae.model)) == (0.25, 0.125)
+    assert vae.temperature is before  # the same tensor, so that a recorded graph sees the change
+    assert {"_temperature", "_prior_temperature"} <= vae.state_dict().keys()
+    with pytest.raises(ValueError, match="positive temperature"):
+        vae.temperature = 0.0
+
+
+def test_annealing_a_deep_copy_leaves_the_original():
+    vae = make(temperature=0.9)
+    other = copy.deepcopy(vae)
+    other.temperature = 0.1
+    assert vae.temperature.item() == pytest.approx(0.9)
+
+
+def test_two_models_of_one_name_are_refused_not_confused():
+    first, second, x = make(), make(), data()
+    SVI(first.model, first.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(x)
+    with pytest.raises(ValueError, match=r"param store to hold this module's .* Try pyro.clear_param_store\(\)"):
+        SVI(second.model, second.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(x)
+    third = make(name="another")
+    SVI(third.model, third.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(x)
+
+
+def test_users_networks():
+    encoder = nn.Sequential(nn.Linear(D, N * K), nn.Unflatten(-1, (N, K)))
+    decoder = nn.Sequential(nn.Flatten(-2), nn.Linear(N * K, D))
+    vae = make(encoder=encoder, decoder=decoder)
+    assert vae.encoder is encoder and vae.decoder is decoder
+    assert math.isfinite(Trace_ELBO().loss(vae.model, vae.guide, data()))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_categories": 1}, "num_categories of at least 2, but found 1"),
+        ({"num_latents": 0}, "num_latents of at least 1, but found 0"),
+        ({"hidden": (8, 0)}, r"hidden\[1\] of at least 1, but found 0"),
+        ({"observation": "poisson"}, "observation among bernoulli, .*, but found 'poisson'"),
+        ({"observation": "gaussian", "scale": -1.0}, "positive scale, but found -1.0"),
+        ({"temperature": 0.0}, "positive temperature, but found 0.0"),
+        ({"prior_temperature": -2.0}, "positive temperature, but found -2.0"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        CategoricalVAE(**options)
+
+
+@pytest.mark.parametrize(
+    ("x", "sentence"),
+    [
+        (torch.zeros(B, 2, 3), r"shape \(B, 6\), but found \(5, 2, 3\). Try x.flatten\(1\)"),
+        (torch.zeros(B, 7), r"shape \(B, 6\), but found \(5, 7\)"),
+        (torch.full((B, D), 255.0), r"'bernoulli' data in \[0, 1\] without NaN, but found values from 255 to 255"),
+        (torch.full((B, D), -0.1), r"data in \[0, 1\]"),
+        (torch.full((B, D), math.nan), r"without NaN, but found values from nan"),
+    ],
+)
+def test_wrong_data_are_refused_in_one_sentence(x, sentence):
+    vae = make()
+    with pytest.raises(ValueError, match=sentence):
+        vae.model(x)
+    if x.shape != (B, D):
+        with pytest.raises(ValueError, match=sentence):
+            vae.guide(x)
+
+
+def test_levels_are_whole_numbers():
+    vae = make("categorical")
+    with pytest.raises(ValueError, match=r"'categorical' data in \[0, 2\]"):
+        vae.model(torch.full((B, D), 0.5))
+    vae.model(torch.full((B, D), 2.0))
+
+
+def test_training_warns_of_nothing():
+    vae, x = make(), data()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(x)
+        TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(vae.model), enumerated(vae.guide), x)
