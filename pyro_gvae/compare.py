@@ -58,9 +58,7 @@ def compare(config: CompareConfig) -> Path:
     data = load(config.dataset, data_dir=config.data_dir, download=config.download, binarize=config.binarize)
     data_dim = data.train.shape[1]
     if config.batch_size > len(data.train):
-        raise ValueError(
-            f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}."
-        )
+        raise ValueError(f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}.")
     # Before a folder is made: codes that cannot be enumerated are refused here.
     discrete_scores(_initial_model(config, data_dim, seed=0), data.test[:1], max_memory=_bytes(config))
     run = new_run_folder(config.output, prefix="compare")
@@ -115,10 +113,8 @@ def make_estimator(name: str, config: CompareConfig) -> Estimator:
     return estimator(name, max_memory=_bytes(config))
 
 
-def _run_cell(
-    run: Path, config: CompareConfig, data: Dataset, vae: CategoricalVAE, name: str, seed: int
-) -> None:
-    """Train one model by one estimator; a line in metrics.jsonl for each evaluation, arrays for the pictures at the end."""
+def _run_cell(run: Path, config: CompareConfig, data: Dataset, vae: CategoricalVAE, name: str, seed: int) -> None:
+    """Train one model by one estimator: a line in metrics.jsonl for each evaluation, at the end arrays for pictures."""
     chosen = make_estimator(name, config)
     step = make_step(vae, chosen, lr=config.learning_rate)
     shown = data.test[:NUM_RECONSTRUCTIONS]

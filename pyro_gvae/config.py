@@ -1,4 +1,4 @@
-"""What a run is told, as frozen dataclasses: checked when made, written to JSON; no torch, so that `--help` is instant."""
+"""What a run is told, as frozen dataclasses, checked when made; no torch, so that `--help` is instant."""
 
 import dataclasses
 from pathlib import Path
@@ -39,15 +39,15 @@ class CompareConfig:
     dataset: DatasetName = "digits"
     data_dir: Path = Path("data")
     download: bool = False
-    binarize: Binarization = "dynamic"
+    binarize: Binarization = "threshold"
     estimators: tuple[EstimatorName, ...] = ("gumbel-softmax", "exact")
     seeds: tuple[int, ...] = (0, 1)
     num_latents: int = 4
     num_categories: int = 8
-    hidden: tuple[int, ...] = (256, 128)
-    epochs: int = 60
-    batch_size: int = 100
-    learning_rate: float = 1e-3
+    hidden: tuple[int, ...] = (128,)
+    epochs: int = 100
+    batch_size: int = 64
+    learning_rate: float = 3e-3
     kl: Literal["relaxed", "categorical"] = "relaxed"
     temperature: float = 2 / 3
     prior_temperature: float = 2 / 5
@@ -75,8 +75,7 @@ class CompareConfig:
     def as_json(self) -> dict[str, Any]:
         """The configuration as JSON writes it."""
         return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in dataclasses.asdict(self).items()
+            name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(self).items()
         }
 
 

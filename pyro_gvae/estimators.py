@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from .elbos.exact import ExactELBO, ExactEvidence
 from .handlers import Program, discretize, relax
@@ -19,12 +19,19 @@ class HasModelAndGuide(Protocol):
     def guide(self) -> Program: ...
 
 
+class Loss(Protocol):
+    """What stock `SVI` asks of an ELBO."""
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float: ...
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float: ...
+
+
 class Bound(NamedTuple):
     """A program and a loss that belong together: `SVI(model, guide, optim, loss=elbo)`."""
 
     model: Program
     guide: Program
-    elbo: ELBO
+    elbo: Loss
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Estimator:
 
     name: str
     handler: Callable[[Program], Program]
-    elbo: Callable[[], ELBO]
+    elbo: Callable[[], Loss]
     approximates: str
     bias: str
     reference: str
@@ -66,16 +73,14 @@ class Estimator:
         return Bound(self.handler(pair.model), self.handler(pair.guide), self.elbo())
 
 
-def gumbel_softmax(
-    *, kl: str = "relaxed", temperature: float | None = None, num_particles: int = 1
-) -> Estimator:
+def gumbel_softmax(*, kl: str = "relaxed", temperature: float | None = None, num_particles: int = 1) -> Estimator:
     """Soft Gumbel-Softmax samples in place of one-hots; gradients flow through them.
 
-    *Approximates* the discrete ELBO. *With* `kl="relaxed"`: E_q[log p(x|z) + log p(z) - log q(z|x)] over Concrete densities,
-    a bound of the relaxed model (Maddison et al. 2017, arXiv 1611.00712, eq. 20); with `kl="categorical"`: the analytic KL
-    of the categoricals (Jang et al. 2017, arXiv 1611.01144), which is no bound of any model while samples are soft.
-    *Requires* a decoder that takes points of the simplex. *Bias*: that of the relaxation, growing with the temperature; with
-    the relaxed KL a part of it stays at temperature 0.
+    *Approximates* the discrete ELBO. *With* `kl="relaxed"`: E_q[log p(x|z) + log p(z) - log q(z|x)] over Concrete
+    densities, a bound of the relaxed model (Maddison et al. 2017, arXiv 1611.00712, eq. 20); with `kl="categorical"`:
+    the analytic KL of the categoricals (Jang et al. 2017, arXiv 1611.01144), which is no bound of any model while
+    samples are soft. *Requires* a decoder that takes points of the simplex. *Bias*: that of the relaxation, growing
+    with the temperature; with the relaxed KL a part of it stays at temperature 0.
 
     Args:
         kl: "relaxed" or "categorical".
@@ -85,7 +90,7 @@ def gumbel_softmax(
     Raises:
         ValueError: if `kl` or `temperature` is unknown or out of range.
     """
-    elbos: dict[str, type[ELBO]] = {"relaxed": Trace_ELBO, "categorical": TraceMeanField_ELBO}
+    elbos: dict[str, Callable[..., Loss]] = {"relaxed": Trace_ELBO, "categorical": TraceMeanField_ELBO}
     if kl not in elbos:
         raise ValueError(f"Expected kl to be one of {', '.join(elbos)}, but found '{kl}'.")
     particles: dict[str, Any] = {
@@ -97,21 +102,17 @@ def gumbel_softmax(
         name="gumbel-softmax",
         handler=relax(temperature=temperature),
         elbo=lambda: elbos[kl](**particles),
-        approximates="a bound of the relaxed model"
-        if kl == "relaxed"
-        else "the discrete ELBO, at soft samples",
+        approximates="a bound of the relaxed model" if kl == "relaxed" else "the discrete ELBO, at soft samples",
         bias="of the relaxation, grows with the temperature",
-        reference="Maddison et al. 2017, arXiv 1611.00712"
-        if kl == "relaxed"
-        else "Jang et al. 2017, arXiv 1611.01144",
+        reference="Maddison et al. 2017, arXiv 1611.00712" if kl == "relaxed" else "Jang et al. 2017, arXiv 1611.01144",
     )
 
 
 def exact(*, max_memory: float | None = None, slice_size: int | None = None) -> Estimator:
     """The ELBO of the discrete model, summed over all K^N joint codes.
 
-    *Approximates* nothing. *With* one decoder call for each code and one matrix product for all data. *Requires* K^N that
-    the time allows; memory is bounded by `max_memory`. *Bias*: none, and no variance.
+    *Approximates* nothing. *With* one decoder call for each code and one matrix product for all data. *Requires* K^N
+    that the time allows; memory is bounded by `max_memory`. *Bias*: none, and no variance.
     """
     return Estimator(
         name="exact",

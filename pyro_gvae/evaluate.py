@@ -45,8 +45,8 @@ def discrete_scores(vae: CategoricalVAE, x: Tensor, *, max_memory: float | None 
 def own_objective(vae: CategoricalVAE, estimator: Estimator, x: Tensor) -> float:
     """What the estimator itself reports for data x (B, D): minus its loss, in nats per datum.
 
-    For a relaxed estimator this is a bound of the *relaxed* model (or none at all, with the categorical KL), estimated with
-    one fresh sample for each datum; it is not the ELBO of the discrete model.
+    For a relaxed estimator this is a bound of the *relaxed* model (or none at all, with the categorical KL),
+    estimated with one fresh sample for each datum; it is not the ELBO of the discrete model.
     """
     model, guide, elbo = estimator.bind(vae)
     with pyro.get_param_store().scope():

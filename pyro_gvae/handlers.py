@@ -1,7 +1,8 @@
 """Effect handlers that say what the one-hot sites of a Pyro program are: relaxed, discrete, or enumerated.
 
-A program is written once, with `OneHotCategorical`, `OneHotCategorical(...).to_event(1)`, `RelaxedOneHotCategorical` or our
-factorized sites. Where handlers are nested, the outermost one decides: `discretize(relax(program))` is discrete.
+A program is written once, with `OneHotCategorical`, `OneHotCategorical(...).to_event(1)`, `RelaxedOneHotCategorical`
+or our factorized sites. Where handlers are nested, the outermost one decides: `discretize(relax(program))` is
+discrete.
 """
 
 import functools
@@ -42,7 +43,8 @@ class RelaxMessenger(OneHotMessenger):
         name = msg["name"]
         if temperature is None:
             raise ValueError(
-                f"Expected a temperature for the discrete site '{name}', but found none. Try relax(program, temperature=0.5)."
+                f"Expected a temperature for the discrete site '{name}', but found none. "
+                "Try relax(program, temperature=0.5)."
             )
         # The log-space value is what guide and model exchange: z itself underflows at low temperature, and its density
         # with it. z is then a function of it, as in Pyro's reparameterizers.
@@ -61,8 +63,8 @@ class RelaxMessenger(OneHotMessenger):
         name = msg["name"]
         if name in self.samples and msg["value"] is not self.samples[name]:
             raise ValueError(
-                f"Expected the relaxed site '{name}' to be exp('{name}_log'), but a handler outside of relax() gave it another "
-                f"value. Try relax(condition(program, ..)) to observe a one-hot, or condition '{name}_log'."
+                f"Expected the relaxed site '{name}' to be exp('{name}_log'), but a handler outside of relax() gave it "
+                f"another value. Try relax(condition(program, ..)) to observe a one-hot, or condition '{name}_log'."
             )
 
 
@@ -117,9 +119,9 @@ class EnumeratedMessenger(OneHotMessenger):
             if depends and left:
                 raise ValueError(
                     f"Expected every site that depends on the enumerated site '{name}' to be inside its plate(s) "
-                    f"{sorted(left)}, but found '{msg['name']}' outside of them: it mixes latents that enumeration would "
-                    f"give equal values. Try one site of event shape (N, K), OneHotCategorical(...).to_event(1), in place "
-                    "of the plate."
+                    f"{sorted(left)}, but found '{msg['name']}' outside of them: it mixes latents that enumeration "
+                    "would give equal values. Try one site of event shape (N, K), OneHotCategorical(...).to_event(1), "
+                    "in place of the plate."
                 )
 
 
@@ -136,7 +138,8 @@ def _check_enumerator(name: str) -> None:
 def check_memory(name: str, site: OneHotSite, max_memory: float | None) -> None:
     """Refuse, before anything is allocated, to enumerate what cannot fit.
 
-    The codes (S, N, K) and their log-probabilities (S, B) are the least that an enumeration holds; a decoder adds to it.
+    The codes (S, N, K) and their log-probabilities (S, B) are the least that an enumeration holds; a decoder adds to
+    it.
 
     Raises:
         ValueError: if they alone take more than `max_memory` bytes (a quarter of the free memory if None).
@@ -150,8 +153,8 @@ def check_memory(name: str, site: OneHotSite, max_memory: float | None) -> None:
     if needed > limit:
         raise ValueError(
             f"Expected the joint codes of site '{name}' to fit into {in_words(limit)}, but found S = K^N = "
-            f"{num_categories}^{num_latents} = {total:,} codes, at least {in_words(needed)}. Try ExactELBO, which sums them in "
-            "slices, a larger max_memory, fewer latents or categories, or relax() in place of enumeration."
+            f"{num_categories}^{num_latents} = {total:,} codes, at least {in_words(needed)}. Try ExactELBO, which sums "
+            "them in slices, a larger max_memory, fewer latents or categories, or relax() in place of enumeration."
         )
 
 
@@ -195,9 +198,10 @@ def relax(program: Program | None = None, *, temperature: float | Tensor | None 
     """Replace every latent one-hot of a program by a Concrete (Gumbel-Softmax) sample that gradients flow through.
 
     A site "z" is sampled and scored in log space at the auxiliary site "z_log", where no temperature underflows, and
-    z = exp(z_log) is a deterministic site. Model and guide are both relaxed, each at its own temperature if you like, and
-    then train with stock `Trace_ELBO` (the relaxed bound: Maddison et al. 2017, arXiv 1611.00712) or `TraceMeanField_ELBO`
-    (the categorical KL: Jang et al. 2017, arXiv 1611.01144; not a bound while samples are soft).
+    z = exp(z_log) is a deterministic site. Model and guide are both relaxed, each at its own temperature if you like,
+    and then train with stock `Trace_ELBO` (the relaxed bound: Maddison et al. 2017, arXiv 1611.00712) or
+    `TraceMeanField_ELBO` (the categorical KL: Jang et al. 2017, arXiv 1611.01144; not a bound while samples are
+    soft).
 
     Args:
         program: a model or guide; without it, a decorator and context manager is returned.
@@ -252,8 +256,8 @@ def enumerated(program: None = None, *, max_memory: float | None = None) -> _Dec
 def enumerated(program: Program | None = None, *, max_memory: float | None = None) -> Any:
     """Sum over all joint codes of a program's one-hot sites, with stock `TraceEnum_ELBO`; never sample them silently.
 
-    `TraceEnum_ELBO().loss(enumerated(model), enumerated(guide), x)` is minus the exact ELBO of the discrete model, and with
-    an empty guide minus the exact log-evidence.
+    `TraceEnum_ELBO().loss(enumerated(model), enumerated(guide), x)` is minus the exact ELBO of the discrete model,
+    and with an empty guide minus the exact log-evidence.
 
     Args:
         program: a model or guide; without it, a decorator and context manager is returned.
@@ -263,7 +267,7 @@ def enumerated(program: Program | None = None, *, max_memory: float | None = Non
         The enumerated program.
 
     Raises:
-        ValueError: when the program runs, if there is nothing to enumerate; if the codes do not fit into `max_memory`; if a
+        ValueError: when the program runs, if there is nothing to enumerate; if codes do not fit into `max_memory`; if a
             plate of latents meets a decoder that mixes them; if an ELBO samples the site in place of enumerating it.
 
     Example:

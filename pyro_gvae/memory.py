@@ -15,9 +15,7 @@ def memory_limit(max_memory: float | None, device: torch.device) -> int:
     """
     if max_memory is not None:
         if not max_memory > 0:
-            raise ValueError(
-                f"Expected max_memory in bytes, a positive number, but found {max_memory}. Try 2e9."
-            )
+            raise ValueError(f"Expected max_memory in bytes, a positive number, but found {max_memory}. Try 2e9.")
         return int(max_memory)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from .distributions.concrete import RelaxedOneHotCategorical, scalar_temperature
-from .distributions.observations import OBSERVATIONS, ExponentialFamily
+from .distributions.exponential_family import ExponentialFamily
+from .distributions.observations import OBSERVATIONS
 from .handlers import relax
 from .networks import mlp_decoder, mlp_encoder
 
@@ -27,10 +28,10 @@ class CategoricalVAE(nn.Module):
         x &\sim \mathrm{Observation}(\mathrm{decoder}(z)) \\
         q(z_n | x) &= \mathrm{Categorical}(\mathrm{softmax}(\mathrm{encoder}(x)_n))
 
-    `model` and `guide` are the relaxed Pyro pair (Jang et al. 2017, arXiv 1611.01144; Maddison et al. 2017, arXiv 1611.00712):
-    site "z" is a `RelaxedOneHotCategorical`, scored in log space at "z_log", in plate "data", with observation "x". They
-    run as they are in stock `SVI` with `Trace_ELBO`; :func:`discretize` and :func:`enumerated` turn them into the discrete
-    pair.
+    `model` and `guide` are the relaxed Pyro pair (Jang et al. 2017, arXiv 1611.01144; Maddison et al. 2017, arXiv
+    1611.00712): site "z" is a `RelaxedOneHotCategorical`, scored in log space at "z_log", in plate "data", with
+    observation "x". They run as they are in stock `SVI` with `Trace_ELBO`; :func:`discretize` and :func:`enumerated`
+    turn them into the discrete pair.
 
     Args:
         data_dim: D.
@@ -58,6 +59,11 @@ class CategoricalVAE(nn.Module):
         True
     """
 
+    _temperature: Tensor
+    _prior_temperature: Tensor
+    prior_logits: Tensor
+    log_scale: Tensor
+
     def __init__(
         self,
         data_dim: int = 784,
@@ -78,13 +84,9 @@ class CategoricalVAE(nn.Module):
         super().__init__()
         _check_sizes(data_dim, num_latents, num_categories, hidden)
         if observation not in OBSERVATIONS:
-            raise ValueError(
-                f"Expected an observation among {', '.join(OBSERVATIONS)}, but found '{observation}'."
-            )
+            raise ValueError(f"Expected an observation among {', '.join(OBSERVATIONS)}, but found '{observation}'.")
         if scale is not None and not scale > 0:
-            raise ValueError(
-                f"Expected a positive scale, but found {scale}. Try scale=None, which learns it."
-            )
+            raise ValueError(f"Expected a positive scale, but found {scale}. Try scale=None, which learns it.")
         self.data_dim: Final = data_dim
         self.num_latents: Final = num_latents
         self.num_categories: Final = num_categories
@@ -173,14 +175,14 @@ class CategoricalVAE(nn.Module):
             key = f"{self.name}$$${name}"
             if parameter.requires_grad and pyro.param(key, parameter) is not parameter:
                 raise ValueError(
-                    f"Expected Pyro's param store to hold this module's '{name}', but found another tensor under '{key}'. Try "
-                    "pyro.clear_param_store(), or CategoricalVAE(name=..) with a name of its own for a second model."
+                    f"Expected Pyro's param store to hold this module's '{name}', but found another tensor under "
+                    f"'{key}'. Try pyro.clear_param_store(), or CategoricalVAE(name=..) with another name."
                 )
 
     def _check_shape(self, x: Tensor) -> None:
         if x.dim() != 2 or x.shape[-1] != self.data_dim:
             raise ValueError(
-                f"Expected data of shape (B, {self.data_dim}), but found {tuple(x.shape)}. Try x.flatten(1) or data_dim=.."
+                f"Expected data of shape (B, {self.data_dim}), but found {tuple(x.shape)}. Try x.flatten(1)."
             )
 
     def _check_data(self, x: Tensor) -> None:
@@ -207,10 +209,8 @@ class CategoricalVAE(nn.Module):
 
 def _announce(name: str, parameter: nn.Parameter) -> None:
     """Show handlers a parameter that stays in its module, as PyroModule does when Pyro's parameters are local."""
-    parameter.unconstrained = weakref.ref(parameter)
-    effectful(type="param")(lambda *_, **__: parameter)(
-        name, parameter, constraint=constraints.real, name=name
-    )
+    parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+    effectful(type="param")(lambda *_, **__: parameter)(name, parameter, constraint=constraints.real, name=name)
 
 
 def _check_sizes(data_dim: int, num_latents: int, num_categories: int, hidden: Sequence[int]) -> None:

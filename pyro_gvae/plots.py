@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -21,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 INK = "#444444"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+SMALL_PRINT: Any = {"fontsize": 9, "color": "#666666"}
 HOUSE_STYLE: Any = {
     "axes.grid": True,
     "axes.grid.axis": "y",
@@ -72,17 +74,17 @@ def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
     """
     figure = Figure(figsize=(10, 1.5 + 0.5 * len(summary)))
     axes = figure.subplots()
-    kinds = {  # column: label, marker, its size, is it filled; the bound's ring shows around an ELBO at the same place
-        "test_objective": ("own bound", "o", 11, False),
-        "test_elbo": ("discrete ELBO", "o", 6, True),
-        "test_log_evidence": ("log-evidence", "D", 7, True),
+    kinds = {  # column: label, marker, its size, its face; each shows where another lies at the same place
+        "test_objective": ("own bound", "o", 11, "white"),
+        "test_elbo": ("discrete ELBO", "o", 6, None),
+        "test_log_evidence": ("log-evidence", "|", 20, None),
     }
     for row, (name, values) in enumerate(summary.iterrows()):
         style = styles[name]
         # A thick pale bar from the ELBO to the bound: the part of the claim that the discrete model does not keep.
         axes.plot([values["test_elbo"], values["test_objective"]], [row, row], color=style.color, alpha=0.25, lw=7)
-        for kind, (_, marker, size, filled) in kinds.items():
-            look: Any = {"marker": marker, "ms": size, "color": style.color, "mfc": style.color if filled else "white"}
+        for kind, (_, marker, size, face) in kinds.items():
+            look: Any = {"marker": marker, "ms": size, "mew": 1.5, "color": style.color, "mfc": face or style.color}
             axes.errorbar(values[kind], row, xerr=values[f"{kind}_se"], capsize=3, ls="none", **look)
     axes.set_yticks(range(len(summary)), list(summary.index))
     axes.set_ylim(len(summary) - 0.5, -0.5)
@@ -90,8 +92,8 @@ def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
     axes.grid(axis="x")
     figure.legend(
         handles=[
-            Line2D([], [], ls="none", marker=marker, color=INK, mfc=INK if filled else "white", label=label)
-            for label, marker, _, filled in kinds.values()
+            Line2D([], [], ls="none", marker=marker, ms=0.7 * size, mew=1.5, color=INK, mfc=face or INK, label=label)
+            for label, marker, size, face in kinds.values()
         ],
         loc="outside upper right",
         ncols=3,
@@ -122,7 +124,7 @@ def learning_curves(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figur
             for axes, clock in zip(row, ("step", "seconds"), strict=True):
                 _draw_seeds(axes, runs, clock, measure, color=style.color, marker=style.marker)
         row[0].set_ylabel(f"{label}\n(nats per datum)")
-        _frame_curves(row[0], metrics, [measure])
+        row[0].set_title(_frame_curves(row[0], metrics, [measure]), loc="right", **SMALL_PRINT)
     _label_steps(panels[1, 0])
     _label_seconds(panels[1, 1], metrics)
     handles = [Line2D([], [], color=s.color, marker=s.marker, ms=4, lw=2.2, label=n) for n, s in styles.items()]
@@ -159,7 +161,8 @@ def training_gap(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
         axes.set_ylabel("train set (nats per datum)")
     for axes in panels[-columns:]:
         _label_steps(axes)
-    _frame_curves(panels[0], metrics[metrics["step"] > 0], ["train_objective", "train_elbo"])
+    note = _frame_curves(panels[0], metrics[metrics["step"] > 0], ["train_objective", "train_elbo"])
+    figure.supxlabel(note, x=0.99, ha="right", **SMALL_PRINT)
     handles = [
         Line2D([], [], color=INK, lw=2.2, ls="--", label="training objective"),
         Line2D([], [], color=INK, lw=2.2, label="discrete ELBO"),
@@ -219,17 +222,17 @@ def _draw_seeds(axes: Axes, runs: pd.DataFrame, clock: str, measure: str, **look
     axes.plot(mean[clock], mean[measure], lw=2.2, ms=4, **look)
 
 
-def _frame_curves(axes: Axes, metrics: pd.DataFrame, measures: Sequence[str]) -> None:
-    """Sets the vertical range and says what lies below it."""
+def _frame_curves(axes: Axes, metrics: pd.DataFrame, measures: Sequence[str]) -> str:
+    """Sets the vertical range and returns, in words, what lies below it."""
     limits = curve_limits(metrics, measures)
     if limits is None:
-        return
+        return ""
     axes.set_ylim(*limits)
     ordered = metrics.sort_values("step").groupby(["estimator", "seed"])[list(measures)]
     first, last = (np.nanmin(values.to_numpy(float)) for values in (ordered.first(), ordered.last()))
-    notes = [f"curves begin at {_signed(first, ',.0f')}, below the axis"] if first < limits[0] else []
-    notes += [f"a run ends at {_signed(last, ',.0f')}, below the axis"] if last < limits[0] else []
-    axes.text(0.98, 0.03, "\n".join(notes), transform=axes.transAxes, ha="right", color="#666666", fontsize=9)
+    notes = [f"curves begin at {_signed(first, ',.0f')}"] if first < limits[0] else []
+    notes += [f"a run ends at {_signed(last, ',.0f')}"] if last < limits[0] else []
+    return f"{' and '.join(notes)}, below the axis" if notes else ""
 
 
 def _gap_in_words(mean: pd.DataFrame) -> str:
@@ -320,7 +323,8 @@ def prior_samples(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: tu
 def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """How much each category of each latent is used, and how many categories that amounts to.
 
-    Categories have no order, so each row is sorted by use. Beside it stands the perplexity exp(H) of the row: from 1
+    Categories have no order, so each row is sorted by use. The colours follow the square root, so that an even spread
+    over many categories still shows. Beside it stands the perplexity exp(H) of the row: from 1
     (one category for everything) to K (all alike).
 
     Args:
@@ -332,10 +336,9 @@ def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     latents, categories = next(iter(cells.values()))["code_usage"].shape
     size = (5.0, float(np.clip(1.0 + 0.28 * latents, 2.2, 7.0)))
     figure, panels = _panels(len(cells), columns=min(2, len(cells)), size=size)
-    top = max(float(arrays["code_usage"].max()) for arrays in cells.values())
     for axes, (label, arrays) in zip(panels, cells.items(), strict=True):
         usage = arrays["code_usage"]
-        image = axes.imshow(-np.sort(-usage, axis=1), aspect="auto", cmap="Blues", vmin=0.0, vmax=top)
+        image = axes.imshow(-np.sort(-usage, axis=1), aspect="auto", cmap="Blues", norm=PowerNorm(0.5, 0.0, 1.0))
         axes.set(title=label, xlabel="category, most used first", ylabel="latent")
         axes.grid(visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -344,7 +347,8 @@ def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         axes.xaxis.set_major_formatter(counted)
         axes.yaxis.set_major_formatter(counted)
         _draw_perplexity(axes, perplexity(usage), categories)
-    figure.colorbar(image, ax=panels, label="share of the test set", shrink=0.8, aspect=30)
+    ticks = [0, 0.05, 0.2, 0.5, 1]
+    figure.colorbar(image, ax=panels, label="share of the test set", shrink=0.8, aspect=30, ticks=ticks)
     return figure
 
 

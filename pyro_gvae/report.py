@@ -6,6 +6,7 @@ out of the finding and the tables.
 
 import base64
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -254,8 +255,11 @@ def remarks(summary: pd.DataFrame) -> list[Markup]:
 
 
 def _mean(values: pd.Series) -> str:
-    error = f" ± {values.sem():.2f}" if len(values) > 1 else ""
-    return f"{values.mean():.2f}{error}".replace("-", "−")
+    mean, error = values.mean(), values.sem()
+    # An error that would read 0.00 gets the decimals of its first digit.
+    decimals = 2 if not 0 < error < 0.005 else min(4, math.ceil(-math.log10(error)))
+    spread = f" ± {error:.{decimals}f}" if len(values) > 1 else ""
+    return f"{mean:.{decimals}f}{spread}".replace("-", "−")
 
 
 def _count(values: pd.Series) -> str:

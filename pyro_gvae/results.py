@@ -379,6 +379,6 @@ def format_table(summary: pd.DataFrame) -> str:
         [
             *lines,
             f"Discrete model on the test set, nats per datum, higher is better; {spread}.",
-            "own bound: what the estimator itself optimizes; gap: own bound - test ELBO, what it claims beyond.",
+            "own bound: what the estimator itself optimizes; gap: own bound - test ELBO.",
         ]
     )

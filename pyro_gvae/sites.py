@@ -30,7 +30,7 @@ class OneHotSite(NamedTuple):
         return found if self.mask is None else found.mask(self.mask)
 
     def discrete(self) -> TorchDistribution:
-        """The site as an exact one-hot; N latents are one random variable, so that all their codes can be enumerated."""
+        """The site as an exact one-hot; N latents are one random variable, whose codes can all be enumerated."""
         one_site = FactorizedOneHotCategorical if self.num_event_dims == 2 else OneHotCategorical
         return self.distribution(lambda logits: one_site(logits=logits))
 

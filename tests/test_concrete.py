@@ -56,9 +56,7 @@ def relative_error(found, expected):
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("num_categories", [2, 10, 100, 1000])
 @pytest.mark.parametrize("scale", [1.0, 20.0])
-def test_elbo_and_gradients_in_float32_match_a_float64_reference(
-    temperature, num_categories, scale, monkeypatch
-):
+def test_elbo_and_gradients_in_float32_match_a_float64_reference(temperature, num_categories, scale, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     shape = (16, 3, num_categories)
     logits = scale * torch.randn(shape, generator=generator)
@@ -70,9 +68,7 @@ def test_elbo_and_gradients_in_float32_match_a_float64_reference(
 
     single = logits.clone().requires_grad_(), prior_logits.clone().requires_grad_()
     double = logits.double().requires_grad_(), prior_logits.double().requires_grad_()
-    model, guide = (
-        relax(program) for program in pair(single[0], single[1], temperature, prior_temperature, weight)
-    )
+    model, guide = (relax(program) for program in pair(single[0], single[1], temperature, prior_temperature, weight))
     found = -Trace_ELBO().differentiable_loss(model, guide)
     expected = reference_elbo(*double, temperature, prior_temperature, noise.double(), weight.double())
     found_gradients = torch.autograd.grad(found, single)
@@ -88,9 +84,7 @@ def test_elbo_and_gradients_in_float32_match_a_float64_reference(
 def test_the_simplex_is_not_enough_at_low_temperature():
     """The negative control: scored through z, as stock Pyro does, the same ELBO is lost."""
     torch.manual_seed(0)
-    q = dist.RelaxedOneHotCategorical(
-        torch.tensor(0.05), logits=3 * torch.randn(500, 10), validate_args=False
-    )
+    q = dist.RelaxedOneHotCategorical(torch.tensor(0.05), logits=3 * torch.randn(500, 10), validate_args=False)
     p = dist.RelaxedOneHotCategorical(torch.tensor(0.05), logits=torch.zeros(500, 10), validate_args=False)
     z = q.rsample()
     with torch.no_grad():
@@ -108,9 +102,7 @@ def test_log_densities_match_torch(temperature):
     assert torch.allclose(ours.log_prob(y), torchs.log_prob(y), rtol=1e-12)
     z = y.exp()
     reference = torch.distributions.RelaxedOneHotCategorical(t, logits=logits)
-    assert torch.allclose(
-        RelaxedOneHotCategorical(temperature, logits=logits).log_prob(z), reference.log_prob(z)
-    )
+    assert torch.allclose(RelaxedOneHotCategorical(temperature, logits=logits).log_prob(z), reference.log_prob(z))
 
 
 def test_density_integrates_to_one():
@@ -203,9 +195,7 @@ def test_a_sample_may_be_copied_and_moved():
 def test_registered_kl_is_that_of_the_categoricals(cls):
     q, p = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
     found = kl_divergence(cls(0.5, logits=q), cls(0.3, logits=p))
-    expected = kl_divergence(
-        torch.distributions.Categorical(logits=q), torch.distributions.Categorical(logits=p)
-    )
+    expected = kl_divergence(torch.distributions.Categorical(logits=q), torch.distributions.Categorical(logits=p))
     assert torch.allclose(found, expected, rtol=1e-12)
 
 
@@ -262,8 +252,8 @@ def logistic_kl(a, b):
 def test_at_temperature_zero_the_relaxed_objective_is_discrete_but_for_the_relaxed_kl(elbo):
     """With the categorical KL the objective approaches the discrete ELBO. With the relaxed KL a gap stays.
 
-    At equal temperatures a Concrete sample is a bijection of differences of shifted Gumbels that does not depend on t, so
-    neither does the relaxed KL: for K = 2 it is that between two logistics, larger than the categoricals'.
+    At equal temperatures a Concrete sample is a bijection of differences of shifted Gumbels that does not depend on
+    t, so neither does the relaxed KL: for K = 2 it is that between two logistics, larger than the categoricals'.
     """
     logits = torch.tensor([[[1.2, -0.4], [0.3, -0.8]]]).double()  # (1, N, K)
     prior_logits = torch.zeros(2, 2).double()
@@ -276,9 +266,7 @@ def test_at_temperature_zero_the_relaxed_objective_is_discrete_but_for_the_relax
     if elbo is Trace_ELBO:
         odds = logits[0, :, 0] - logits[0, :, 1]
         relaxed = sum(logistic_kl(a, torch.zeros(()).double()) for a in odds)
-        categorical = kl_divergence(
-            ExpConcrete(1.0, logits=logits[0]), ExpConcrete(1.0, logits=prior_logits)
-        ).sum()
+        categorical = kl_divergence(ExpConcrete(1.0, logits=logits[0]), ExpConcrete(1.0, logits=prior_logits)).sum()
         gap = relaxed - categorical
         assert gap > 0.1
     found = -torch.tensor([elbo().loss(model, guide) for _ in range(10)]) / len(many)

@@ -74,9 +74,9 @@ def test_only_exact_estimators_repeat_their_loss():
 
 
 def test_unknown_names_and_options_are_refused():
-    with pytest.raises(ValueError, match="Expected an estimator among gumbel-softmax, .*, but found 'gumble'"):
+    with pytest.raises(ValueError, match=r"Expected an estimator among gumbel-softmax, .*, but found 'gumble'"):
         estimator("gumble")
-    with pytest.raises(ValueError, match="Expected options that 'exact' has, but .*'temperature'"):
+    with pytest.raises(ValueError, match=r"Expected options that 'exact' has, but .*'temperature'"):
         estimator("exact", temperature=1.0)
     with pytest.raises(ValueError, match="Expected kl to be one of relaxed, categorical, but found 'kl'"):
         estimator("gumbel-softmax", kl="kl")

@@ -11,19 +11,19 @@ import pytest
 import torch
 from pyro.distributions import OneHotCategorical
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
-from torch import Size, Tensor
+from torch import Tensor
 from torch import distributions as td
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pyro_gvae.distributions.exponential_family import ExponentialFamily
 from pyro_gvae.distributions.observations import (
     OBSERVATIONS,
     Bernoulli,
     CategoricalPixels,
     ContinuousBernoulli,
-    ExponentialFamily,
     Gaussian,
 )
 
@@ -38,7 +38,7 @@ class Family:
 
     make: Callable[..., ExponentialFamily]
     reference: Callable[[Tensor], td.Distribution]
-    data: Callable[[Size], Tensor]
+    data: Callable[[Any], Tensor]
     natural_dim: int = D
 
     def natural(self, *batch: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -204,7 +204,7 @@ def test_expand_keeps_the_parameters_and_only_changes_the_batch_shape(family: Fa
 
 @pytest.mark.parametrize("batch_shape", [(3, 4), (2, 5), (4,)])
 def test_expand_to_an_incompatible_shape(batch_shape: Any) -> None:
-    with pytest.raises(ValueError, match=r"Expected a shape that the batch shape \(2, 4\) broadcasts to"):
+    with pytest.raises(ValueError, match=r"Expected a batch shape that .*\(2, 4\).*, but found"):
         Bernoulli(torch.zeros(2, 4, D)).expand(batch_shape)
 
 
@@ -523,12 +523,12 @@ def test_data_of_a_wrong_shape_are_refused_always(family: Family, validate_args:
     for shape in [(3, D + 1), (3, 1), ()]:
         with pytest.raises(ValueError, match=rf"Expected x of shape \(\.\.\., {D}\), but found"):
             observation.log_prob(torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"broadcasts with the batch shape \(3,\), but found \(4, 6\)"):
+    with pytest.raises(ValueError, match=r"broadcasts with \(3,\), but found \(4,\)"):
         observation.log_prob(torch.zeros(4, D))
     with pytest.raises(ValueError, match=rf"Expected x of shape \(B, {D}\), but found"):
         observation.outer_log_prob(torch.zeros(D))
     with pytest.raises(ValueError, match="Expected x to be a tensor"):
-        observation.log_prob([0.0] * D)  # type: ignore[arg-type]
+        observation.log_prob([0.0] * D)
 
 
 def test_the_table_names_every_final_family() -> None:
@@ -537,4 +537,4 @@ def test_the_table_names_every_final_family() -> None:
         OBSERVATIONS.values()
     )
     with pytest.raises(TypeError, match="abstract"):
-        ExponentialFamily(torch.zeros(D), 1)  # type: ignore[abstract]
+        ExponentialFamily(torch.zeros(D), 1)

@@ -7,9 +7,9 @@ import pickle
 import pytest
 import torch
 from torch.distributions import Independent, OneHotCategorical, kl_divergence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical, joint_codes, num_codes
-from pyro_gvae.distributions.outer import outer_product_applies, outer_sum
 
 SIZES = [(1, 2), (1, 5), (3, 2), (2, 4), (4, 3)]
 
@@ -133,16 +133,26 @@ def test_a_single_latent_needs_its_dimension():
         FactorizedOneHotCategorical(logits=torch.zeros(3))
 
 
-OUTER = [((9, 1), (5,)), ((9, 1, 1), (2, 5)), ((9, 1, 4), (5, 1)), ((4,), (3, 1)), ((9, 1), (1, 5))]
+def test_codes_against_data_hold_nothing_of_their_product():
+    """log_prob of (S, 1, N, K) codes under (B, N, K) logits allocates the (S, B) table, not (S, B, N, K)."""
+    q = FactorizedOneHotCategorical(logits=random_logits(50, 3, 4))
+    support = q.enumerate_support(expand=False)
+    with Largest() as product:
+        log_prob = q.log_prob(support)
+    assert log_prob.shape == (64, 50) and product.size < 64 * 50 * 2
+    with Largest() as broadcast:  # the negative control
+        torch.testing.assert_close((support * q.log_probs).sum((-2, -1)), log_prob)
+    assert broadcast.size >= 64 * 50 * 12
 
 
-@pytest.mark.parametrize(("first", "second"), OUTER)
-def test_outer_sum_is_the_broadcast_sum(first, second):
-    a, b = random_logits(*first, 6), random_logits(*second, 6)
-    assert outer_product_applies(torch.Size(first), torch.Size(second))
-    torch.testing.assert_close(outer_sum(a, b), (a * b).sum(-1))
+class Largest(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor that an operation returned."""
 
+    size = 0
 
-@pytest.mark.parametrize(("first", "second"), [((9, 5), (5,)), ((), (5,)), ((5,), (5,)), ((1,), (5,))])
-def test_where_batches_meet_there_is_no_outer_product(first, second):
-    assert not outer_product_applies(torch.Size(first), torch.Size(second))
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(tensor, torch.Tensor) and function.overloadpacket is not torch.ops.aten.expand:
+                self.size = max(self.size, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result

@@ -1,0 +1,1 @@
+"""The Concrete, the factorized one-hot, and observations as exponential families."""

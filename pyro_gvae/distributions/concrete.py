@@ -1,7 +1,7 @@
 """The Concrete (Gumbel-Softmax) distribution, on the simplex and in log space."""
 
 import math
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,8 @@ def gumbel_like(logits: Tensor, shape: torch.Size) -> Tensor:
 def scalar_temperature(temperature: float | Tensor, like: Tensor) -> Tensor:
     """The temperature as a tensor of shape (), of the type of `like`.
 
-    A temperature with a shape of its own would broadcast against the batch and turn a log-density of shape (B,) into one
-    of shape (B, B) (pytorch issue 37162), so one number is all that is accepted.
+    A temperature with a shape of its own would broadcast against the batch and turn a log-density of shape (B,) into
+    one of shape (B, B) (pytorch issue 37162), so one number is all that is accepted.
 
     Raises:
         ValueError: if the temperature is not one positive number.
@@ -32,7 +32,7 @@ def scalar_temperature(temperature: float | Tensor, like: Tensor) -> Tensor:
         if temperature.numel() != 1:
             raise ValueError(
                 f"Expected one temperature for all sites of the batch, but found a tensor of shape "
-                f"{tuple(temperature.shape)}, which would broadcast against the batch. Try a float or a tensor of shape ()."
+                f"{tuple(temperature.shape)}, which would broadcast against the batch. Try a float."
             )
         return temperature.reshape(()).to(like)
     if not temperature > 0 or math.isinf(temperature):
@@ -72,8 +72,8 @@ class ExpConcrete(TorchDistribution):
         \log p(y) &= \log \Gamma(K) + (K - 1) \log t
             + \sum_k (\mathrm{logits}_k - t y_k) - K \log \sum_k \exp(\mathrm{logits}_k - t y_k)
 
-    (Maddison, Mnih, Teh, *The Concrete Distribution*, 2017, arXiv 1611.00712, eq. 22.) At low temperature z underflows to
-    zero and its density is lost; y does not, so this is the density to score (pyro issue 3304).
+    (Maddison, Mnih, Teh, *The Concrete Distribution*, 2017, arXiv 1611.00712, eq. 22.) At low temperature z
+    underflows to zero and its density is lost; y does not, so this is the density to score (pyro issue 3304).
 
     Args:
         temperature: t > 0, one number for the whole batch.
@@ -89,7 +89,7 @@ class ExpConcrete(TorchDistribution):
         True
     """
 
-    arg_constraints = {"logits": constraints.real_vector, "temperature": constraints.positive}
+    arg_constraints: ClassVar = {"logits": constraints.real_vector, "temperature": constraints.positive}
     # Samples are normalized, sum_k exp(y_k) = 1, but only up to rounding that grows as 1/t: not worth refusing.
     support = constraints.real_vector
     has_rsample = True
@@ -120,7 +120,7 @@ class ExpConcrete(TorchDistribution):
         self._validate_args = other._validate_args
         return self
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw y = log z, differentiable in logits and temperature; shape sample_shape + (..., K)."""
         shape = self._extended_shape(torch.Size(sample_shape))
         return F.log_softmax((self.logits + gumbel_like(self.logits, shape)) / self.temperature, -1)
@@ -139,9 +139,9 @@ class RelaxedOneHotCategorical(PyroRelaxedOneHotCategorical):
 
     log p(z) = log p(y) - sum_k y_k with y = log z and :class:`ExpConcrete`'s log p(y) (Maddison et al. 2017, arXiv
     1611.00712, eq. 10; Jang et al. 2017, arXiv 1611.01144). It is a drop-in for Pyro's class of the same name, with a
-    checked temperature and with an analytic categorical `kl_divergence`. Under :func:`pyro_gvae.relax` a site that has this
-    distribution is sampled and scored in log space, where no temperature underflows; scored directly, components of z that
-    are smaller than the smallest normal number are read as that number.
+    checked temperature and with an analytic categorical `kl_divergence`. Under :func:`pyro_gvae.relax` a site that
+    has this distribution is sampled and scored in log space, where no temperature underflows; scored directly,
+    components of z that are smaller than the smallest normal number are read as that number.
 
     Args:
         temperature: t > 0, one number for the whole batch; the posterior's and the prior's may differ.
@@ -183,7 +183,7 @@ class RelaxedOneHotCategorical(PyroRelaxedOneHotCategorical):
 
 @register_kl(ExpConcrete, ExpConcrete)
 def _kl_concrete(q: ExpConcrete, p: ExpConcrete) -> Tensor:
-    """The KL of the underlying categoricals (Jang et al. 2017): the discrete model's, *not* that of the relaxed densities."""
+    """The KL of the underlying categoricals (Jang et al. 2017): the discrete model's, *not* the relaxed densities'."""
     return categorical_kl(q.logits, p.logits)
 
 

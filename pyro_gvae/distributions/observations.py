@@ -1,182 +1,16 @@
-"""Observations as exponential families: the score of every code under every datum is one matrix product.
+"""What a decoder's natural parameters say about pixels: Bernoulli, continuous Bernoulli, Gaussian, categorical."""
 
-Over D independent pixels an exponential family scores a datum x under natural parameters eta by
-
-    log p(x | eta) = coefficients(eta) . T(x) - A(eta) + h(x),
-
-with sufficient statistics T, log-normalizer A and log base measure h. The only term that joins a code s to a
-datum b is a dot product, so the table over all S codes and B data is
-
-    coefficients @ T(x).T - A[:, None] + h[None, :]    # (S, B)
-
-The decoder runs once per code, not once per (code, datum), and nothing of size S x B x D exists.
-"""
-
-import copy
 import math
 from abc import abstractmethod
-from typing import Any, ClassVar, Self, final
+from collections.abc import Callable
+from typing import Any, ClassVar, final
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Categorical, constraints
 from torch.nn import functional as F
 
-
-class ExponentialFamily(TorchDistribution):
-    """Abstract base: an exponential family over D independent pixels, with event shape (D,).
-
-    ``log_prob`` is a matrix product wherever the batch dimensions of the natural parameters and of the data
-    meet in no dimension, e.g. natural (S, 1, D) against x (B, D), and elementwise where every datum has its
-    own parameters, e.g. (B, D) against (B, D). ``expand`` is lazy: it changes the batch shape only, and
-    ``natural`` stays as it was given, so the product survives the expansion that a Pyro plate performs.
-
-    Half-precision natural parameters are upcast to float32. Data are cast to the dtype of the parameters.
-
-    Args:
-        natural: the decoder's output, (..., D * natural_per_pixel).
-        natural_per_pixel: how many numbers describe one pixel.
-        validate_args: whether parameters and data are checked; by default as torch and Pyro are set.
-
-    Raises:
-        ValueError: from here, where natural has another shape or, with validation, a NaN; from ``log_prob``,
-            where the data have another shape or, with validation, leave the support.
-    """
-
-    _domain: str
-
-    def __init__(self, natural: Tensor, natural_per_pixel: int, validate_args: bool | None = None) -> None:
-        if natural.dim() == 0 or natural_per_pixel < 1 or natural.shape[-1] % natural_per_pixel:
-            last = "D" if natural_per_pixel == 1 else f"D * {natural_per_pixel}"
-            raise ValueError(
-                f"Expected natural of shape (..., {last}), but found {tuple(natural.shape)}. "
-                f"Try a decoder with {natural_per_pixel} output(s) for each of the D pixels."
-            )
-        self.natural = natural.to(_score_dtype(natural))
-        event_shape = Size([natural.shape[-1] // natural_per_pixel])
-        super().__init__(natural.shape[:-1], event_shape, validate_args=validate_args)
-
-    @property
-    @abstractmethod
-    def coefficients(self) -> Tensor:
-        """What multiplies T(x): natural's shape."""
-
-    @abstractmethod
-    def sufficient_statistics(self, x: Tensor) -> Tensor:
-        """T(x) for x (..., D): (..., D * natural_per_pixel)."""
-
-    @abstractmethod
-    def log_normalizer(self) -> Tensor:
-        """A(eta) summed over pixels, not expanded: ``natural.shape[:-1]``."""
-
-    @abstractmethod
-    def log_base_measure(self, x: Tensor) -> Tensor:
-        """h(x) summed over pixels: ``x.shape[:-1]``."""
-
-    @abstractmethod
-    def _paired_log_prob(self, x: Tensor) -> Tensor:
-        """The score where each datum has its own parameters: rounded pixel by pixel, then summed."""
-
-    @abstractmethod
-    def _pixel_mean(self) -> Tensor:
-        """E[x], not expanded: ``natural.shape[:-1] + (D,)``."""
-
-    @property
-    def mean(self) -> Tensor:
-        """The expected pixels E[x]: ``batch_shape + (D,)``."""
-        return self._pixel_mean().expand(self.batch_shape + self.event_shape)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
-        """The same parameters under a larger batch shape, at no cost in memory, now or in ``log_prob``."""
-        batch_shape = Size(batch_shape)
-        if _broadcast(self.batch_shape, batch_shape) != batch_shape:
-            raise ValueError(
-                f"Expected a shape that the batch shape {tuple(self.batch_shape)} broadcasts to, "
-                f"but found {tuple(batch_shape)}."
-            )
-        new = copy.copy(self)
-        new._batch_shape = batch_shape
-        return new
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """log p(value | natural), summed over pixels.
-
-        Args:
-            value: (..., D); its batch dimensions broadcast with ``batch_shape``.
-
-        Returns:
-            Nats, in the shape that ``batch_shape`` and ``value.shape[:-1]`` broadcast to.
-
-        Raises:
-            ValueError: where value has another shape or, with validation, leaves the support.
-        """
-        self._validate_sample(value)
-        own, given = self.natural.shape[:-1], value.shape[:-1]
-        rows = torch.broadcast_shapes(own, given)
-        if rows.numel() <= max(own.numel(), given.numel()):
-            log_prob = self._paired_log_prob(value)
-        else:
-            log_prob = self._product_log_prob(self.coefficients, self.log_normalizer(), value)
-        return log_prob.expand(torch.broadcast_shapes(self.batch_shape, given))
-
-    def outer_log_prob(self, x: Tensor) -> Tensor:
-        """log p(x_b | natural_s), every datum under every code, as one matrix product.
-
-        Args:
-            x: (B, D).
-
-        Returns:
-            Nats, (S, B) for natural (S, D); in general ``natural.shape[:-1] + (B,)``.
-
-        Raises:
-            ValueError: where x has another shape or, with validation, leaves the support.
-
-        Example:
-            >>> codes = Bernoulli(torch.zeros(4096, 784))
-            >>> codes.outer_log_prob(torch.ones(100, 784)).shape
-            torch.Size([4096, 100])
-        """
-        self._validate_values(x)
-        if x.dim() != 2:
-            raise ValueError(f"Expected x of shape (B, {self.event_shape[0]}), but found {tuple(x.shape)}.")
-        return self._product_log_prob(self.coefficients.unsqueeze(-2), self.log_normalizer().unsqueeze(-1), x)
-
-    def _product_log_prob(self, coefficients: Tensor, log_normalizer: Tensor, x: Tensor) -> Tensor:
-        # To einsum, a dimension that one side alone has is rows or columns of a matrix product, and one that
-        # both have is its batch. Autocast would round the summands to half precision.
-        with torch.autocast(coefficients.device.type, enabled=False):
-            products = torch.einsum("...d,...d->...", coefficients, self.sufficient_statistics(x))
-        return products - log_normalizer + self.log_base_measure(x)
-
-    def _validate_sample(self, value: Tensor) -> None:
-        self._validate_values(value)
-        if _broadcast(self.batch_shape, value.shape[:-1]) is None:
-            raise ValueError(
-                f"Expected x whose shape (..., {self.event_shape[0]}) broadcasts with the batch shape "
-                f"{tuple(self.batch_shape)}, but found {tuple(value.shape)}."
-            )
-
-    def _validate_values(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise ValueError(f"Expected x to be a tensor, but found {type(x)}. Try torch.as_tensor(x).")
-        if x.shape[-1:] != self.event_shape:
-            raise ValueError(f"Expected x of shape (..., {self.event_shape[0]}), but found {tuple(x.shape)}.")
-        support: Any = self.support
-        if self._validate_args and not support.check(x).all():
-            raise ValueError(f"Expected x {self._domain}, but found values from {x.min():g} to {x.max():g}.")
-
-
-def _score_dtype(natural: Tensor) -> torch.dtype:
-    """At least float32: a sum over hundreds of pixels in half precision is wrong by whole nats."""
-    return torch.promote_types(natural.dtype, torch.float32)
-
-
-def _broadcast(*shapes: Size) -> Size | None:
-    try:
-        return torch.broadcast_shapes(*shapes)
-    except RuntimeError:
-        return None
+from .exponential_family import ExponentialFamily, score_dtype
 
 
 class _UnitInterval(ExponentialFamily):
@@ -347,7 +181,7 @@ class Gaussian(ExponentialFamily):
     _domain = "without NaN"
 
     def __init__(self, natural: Tensor, scale: float | Tensor, validate_args: bool | None = None) -> None:
-        self.scale = torch.as_tensor(scale, dtype=_score_dtype(natural), device=natural.device)
+        self.scale = torch.as_tensor(scale, dtype=score_dtype(natural), device=natural.device)
         super().__init__(natural, 1, validate_args)
         if self.scale.shape not in {Size([]), Size([1]), self.event_shape}:
             expected = f"a scalar or of shape {tuple(self.event_shape)}"
@@ -446,7 +280,7 @@ class CategoricalPixels(ExponentialFamily):
         return levels
 
 
-OBSERVATIONS: dict[str, type[ExponentialFamily]] = {
+OBSERVATIONS: dict[str, Callable[..., ExponentialFamily]] = {
     "bernoulli": Bernoulli,
     "continuous-bernoulli": ContinuousBernoulli,
     "gaussian": Gaussian,

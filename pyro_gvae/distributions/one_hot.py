@@ -1,7 +1,7 @@
 """N one-hots of K categories as one random variable, whose support is all K^N joint codes."""
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.distributions import constraints, register_kl
 
 from .concrete import _logits, categorical_kl
-from .outer import outer_product_applies, outer_sum
 
 
 def num_codes(num_latents: int, num_categories: int) -> int:
@@ -50,9 +49,7 @@ def joint_codes(
     total = num_codes(num_latents, num_categories)
     stop = total if stop is None else stop
     if not 0 <= start <= stop <= total:
-        raise ValueError(
-            f"Expected 0 <= start <= stop <= {total:,} joint codes, but found start={start}, stop={stop}."
-        )
+        raise ValueError(f"Expected 0 <= start <= stop <= {total:,} joint codes, but found start={start}, stop={stop}.")
     return numbered_codes(torch.arange(start, stop, device=device), num_latents, num_categories, dtype=dtype)
 
 
@@ -75,9 +72,9 @@ def numbered_codes(
 class FactorizedOneHotCategorical(TorchDistribution):
     r"""N independent one-hot categoricals as *one* random variable z of event shape (N, K).
 
-    log p(z) = sum_n sum_k z_nk log pi_nk with pi_n = softmax(logits_n). Unlike `OneHotCategorical(...).to_event(1)`, which
-    no ELBO can enumerate (`TraceEnum_ELBO` silently samples it), this distribution enumerates its Cartesian support: all
-    S = K^N joint codes, so that a decoder that mixes the latents is marginalized exactly.
+    log p(z) = sum_n sum_k z_nk log pi_nk with pi_n = softmax(logits_n). Unlike `OneHotCategorical(...).to_event(1)`,
+    which no ELBO can enumerate (`TraceEnum_ELBO` silently samples it), this distribution enumerates its Cartesian
+    support: all S = K^N joint codes, so that a decoder that mixes the latents is marginalized exactly.
 
     Args:
         probs: category probabilities, shape (..., N, K); give these or
@@ -94,7 +91,7 @@ class FactorizedOneHotCategorical(TorchDistribution):
         (9, 5)
     """
 
-    arg_constraints = {"logits": constraints.independent(constraints.real_vector, 1)}
+    arg_constraints: ClassVar = {"logits": constraints.independent(constraints.real_vector, 1)}
     support = constraints.independent(constraints.one_hot, 1)
     has_enumerate_support = True
 
@@ -157,20 +154,17 @@ class FactorizedOneHotCategorical(TorchDistribution):
         """The most probable code, shape (..., N, K)."""
         return F.one_hot(self.logits.argmax(-1), self.num_categories).to(self.logits)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw one-hot codes, shape sample_shape + (..., N, K); no gradient."""
         with torch.no_grad():
             return OneHotCategorical(logits=self.logits, validate_args=False).sample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(z), shape (...); codes against a batch, (S, 1, N, K) against (B, N, K), are one matrix product (S, B)."""
+        """log p(z), shape (...); codes (S, 1, N, K) under logits (B, N, K) are one matrix product (S, B)."""
         if self._validate_args:
             self._validate_sample(value)
-        log_probs = self.log_probs
-        codes_shape = value.shape[:-2]
-        if outer_product_applies(codes_shape, self.batch_shape):
-            return outer_sum(value.flatten(-2), log_probs.flatten(-2))
-        return (value * log_probs).sum((-2, -1))
+        # To einsum, a batch dimension that one side alone has is rows or columns of a matrix product.
+        return torch.einsum("...m,...m->...", value.flatten(-2), self.log_probs.flatten(-2))
 
     def log_prob_table(self, start: int = 0, stop: int | None = None) -> Tensor:
         """log p of codes number `start` to `stop` - 1 under each datum of a batch (B,): shape (stop - start, B)."""

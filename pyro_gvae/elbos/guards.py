@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 LIBRARIES = {"numpy", "pyro", "pyro_gvae", "torch", "torchvision", *sys.stdlib_module_names} - {"__main__"}
 # Objects that change without a meaning for a program.
 RESTLESS = {"logging", "threading", "weakref"}
+KIND = attrgetter("requires_grad", "dtype", "device", "shape")
 Reader = Callable[[], Iterable[Any]]
 
 
@@ -42,11 +43,14 @@ class Guard:
         self._readers: list[Reader] = []
         self._walk(roots)
         self._seen = list(self._read())
+        self._kinds = list(map(KIND, self.tensors.values()))
 
     def holds(self) -> bool:
         """Whether every place still holds the object that it held: the very same tensor, number, function, mode."""
         now = list(self._read())
-        return len(now) == len(self._seen) and all(map(is_, now, self._seen))
+        same = len(now) == len(self._seen) and all(map(is_, now, self._seen))
+        # module.double() and requires_grad_() change a parameter in its place.
+        return same and list(map(KIND, self.tensors.values())) == self._kinds
 
     def changes(self) -> list[Any]:
         """The objects that have taken the place of others."""

@@ -7,7 +7,7 @@ from typing import Any, final
 import pyro
 import torch
 import torch.nn.functional as F
-from pyro.infer.util import torch_item
+from pyro.infer.util import Dice, torch_item
 from pyro.poutine.messenger import Messenger
 from pyro.util import warn_if_nan
 from torch import Tensor
@@ -79,6 +79,14 @@ EXITS: dict[Any, str] = {
     Tensor.__index__: "a tensor as an index or a length",
 }
 
+#: What Pyro itself asks of values, and an answer that holds whatever they are.
+ANSWERS: dict[Any, Callable[..., Any]] = {
+    (Tensor.__bool__, warn_if_nan.__code__): lambda is_nan: False,  # it is looked for in each replay
+    # TraceEnum_ELBO leaves out terms of probability zero; as zeros they do not change a sum.
+    (Tensor.__bool__, Dice.compute_expectation.__code__): lambda nothing_to_leave_out: False,
+    (Tensor.masked_select, Dice.compute_expectation.__code__): lambda term, mask: torch.where(mask, term, 0.0),
+}
+
 
 @final
 class _NoNumbers(TorchFunctionMode):
@@ -90,12 +98,12 @@ class _NoNumbers(TorchFunctionMode):
         self.number_modules = number_modules | {torch_item.__module__}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        caller = sys._getframe(1)
+        if (func, caller.f_code) in ANSWERS:
+            return ANSWERS[func, caller.f_code](*args)
+        if func is Tensor.item and caller.f_globals.get("__name__") in self.number_modules:
+            return args[0].detach()
         if func in EXITS:
-            caller = sys._getframe(1)
-            if func is Tensor.item and caller.f_globals.get("__name__") in self.number_modules:
-                return args[0].detach()
-            if func is Tensor.__bool__ and caller.f_code is warn_if_nan.__code__:
-                return False  # looked for in each replay
             raise self.last_site.refuse(EXITS[func])
         if func is F.one_hot:
             return _one_hot(*args, **(kwargs or {}))

@@ -1,15 +1,10 @@
 """A Pyro ELBO recorded once and replayed: the same numbers without Pyro's handlers and without autograd."""
 
-import functools
-import random
-import warnings
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, final
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -20,16 +15,66 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .graph import compiled, lift
-from .guards import Guard
-from .recording import NotRecordable, record
+from .graph import finished
+from .recording import Job, Loss, Outcome, Recording, new_recording, stored_parameters
 
 Program = Callable[..., Any]
 
 
+class Call(NamedTuple):
+    """One call of a method of an ELBO, its arguments flat."""
+
+    method: str
+    model: Program
+    guide: Program
+    leaves: list[Any]
+    nesting: pytree.TreeSpec
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    def key(self) -> Any:
+        """Equal for calls that may share a recording, as far as arguments and torch's modes say."""
+        arguments = tuple(map(_signature, self.leaves))
+        return self.method, self.model, self.guide, arguments, self.nesting, _modes()
+
+    def run(self, elbo: ELBO, *tensors: Tensor) -> Loss:
+        """The plain call with other tensors; gradients of the loss are added to those of parameters."""
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self.nesting)
+        loss = getattr(elbo, self.method)(self.model, self.guide, *args, **kwargs)
+        if self.method == "differentiable_loss":
+            loss.backward()
+            loss = loss.detach()
+        return loss
+
+
+class Entry(NamedTuple):
+    """A recording, the calls that it is for, and the parameters that a run shows to Pyro."""
+
+    key: Any
+    recording: Recording
+    params: dict[str, Tensor]
+
+    def show_params(self) -> bool:
+        """Show the parameters to Pyro's handlers, such as SVI's; False if Pyro's param store has others by now."""
+        store = stored_parameters()
+        for name, leaf in self.params.items():
+            if name in self.recording.stored:
+                if store.get(name) is not leaf:
+                    return False
+                pyro.param(name)
+            else:  # of a module whose parameters stay in it
+                leaf.unconstrained = weakref.ref(leaf)
+                effectful(type="param")(lambda leaf: leaf)(leaf, name=name)
+        return True
+
+
 @final
 class TracedELBO(ELBO):
-    r"""A drop-in `loss=` for `SVI`: records the loss and gradients of another ELBO and replays them.
+    r"""A drop-in `loss=` for `SVI`: records the loss and gradients of another ELBO once, and replays them.
 
     The first step runs the plain ELBO, with Pyro's validation as it is set, and records it: the operations of the
     forward and of the backward pass, as one `torch.fx` graph. Later steps run that graph. Parameters, buffers and data are
@@ -37,24 +82,23 @@ class TracedELBO(ELBO):
     draws stay random and take from torch's generator what the plain ELBO takes, in the same order: the same seed gives the
     same losses.
 
-    A recording is used again only where nothing that it depends on has changed, else there is another one. Guarded are
+    A recording is used again only where nothing that it depends on has changed; else there is another one. Guarded are
 
     - the arguments: nesting, shape, stride, type and device of tensors, the values of everything else;
     - everything that model, guide and ELBO refer to, as :class:`~pyro_gvae.elbos.guards.Guard` says: a parameter or
-      buffer that is new, gone or another tensor (not its values), `train()` and `eval()`, and numbers and other
-      attributes of Python, global variables and closures included;
-    - which parameters require gradients; torch's default type, device, gradient mode and autocast;
-    - Pyro's param store, for the parameters that the program has there.
+      buffer that is new, gone or another tensor (not its values), which of them require gradients, `train()` and `eval()`,
+      numbers and other attributes of Python, global variables and closures included;
+    - torch's default type and device, gradient mode and autocast;
+    - the entries of Pyro's param store that the program has.
 
-    The elements of NumPy arrays, and the attributes of Python modules and other files, are not. Calls inside another Pyro
+    Not guarded are the elements of NumPy arrays, attributes of Python's modules, and files. Calls inside of another Pyro
     handler, or with arguments that require gradients, go to the plain ELBO.
 
     Args:
         elbo: the loss to record, of any kind that Pyro or this package has.
         check: compare each new recording, loss and gradients, with the plain ELBO under the same seed.
         max_recordings: how many are kept; the one that was not used for longest goes first.
-        compile: hand the graph to `torch.compile` (Inductor; with CUDA graphs on a GPU), which takes a compiler and
-            some seconds and draws other random numbers than the plain ELBO.
+        compile: hand the graph to Inductor (with CUDA graphs on a GPU), which needs a compiler and some seconds.
 
     Raises:
         ValueError: at a first step, if a recording cannot hold the program: its control flow or a shape depends on data, it
@@ -65,11 +109,12 @@ class TracedELBO(ELBO):
         >>> from pyro.infer import SVI, Trace_ELBO
         >>> from pyro_gvae.models import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
-        >>> svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), loss=TracedELBO(Trace_ELBO()))
+        >>> elbo = TracedELBO(Trace_ELBO())
+        >>> svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), loss=elbo)
         >>> for vae.temperature in (1.0, 0.9, 0.8):
         ...     loss = svi.step(torch.ones(4, 6))
-        >>> loss > 0, svi.loss.__self__.num_recordings
-        (True, 1)
+        >>> elbo.num_recordings
+        1
     """
 
     def __init__(self, elbo: ELBO, *, check: bool = True, max_recordings: int = 16, compile: bool = False) -> None:
@@ -80,5 +125,119 @@ class TracedELBO(ELBO):
         self.check = check
         self.max_recordings = max_recordings
         self.compile = compile
+        #: How many recordings were made so far.
         self.num_recordings = 0
-        self._recordings: OrderedDict[tuple[Any, Guard], Recording] = OrderedDict()
+        self._entries: list[Entry] = []  # the last used is the last
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        return self.elbo._get_trace(model, guide, args, kwargs)
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
+        """The plain ELBO's `loss`."""
+        return self._numbers("loss", model, guide, args, kwargs)
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
+        """The plain ELBO's `loss_and_grads`: the loss is returned, gradients are added to `.grad` of parameters."""
+        return self._numbers("loss_and_grads", model, guide, args, kwargs)
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The plain ELBO's `differentiable_loss`: a tensor whose `.backward()` adds to `.grad` of parameters, once."""
+        call = _call("differentiable_loss", model, guide, args, kwargs)
+        if not torch.is_grad_enabled() or _is_foreign(call):
+            return self.elbo.differentiable_loss(model, guide, *args, **kwargs)
+        entry = self._entry(call)
+        loss: Tensor = _Replayed.apply(lambda: entry.recording(call.tensors), *entry.recording.leaves)
+        warn_if_nan(loss, "loss")
+        return loss
+
+    def outcome(self, model: Program, guide: Program, *args: Any) -> tuple[Outcome, list[Tensor]]:
+        """For training steps: the loss as a tensor, gradients, and the leaves that they belong to; no `.grad` changes.
+
+        Unlike `loss_and_grads` it neither reads Pyro's param store nor tells Pyro which parameters there are.
+        """
+        call = _call("loss_and_grads", model, guide, args, {})
+        recording = self._entry(call, stored=False).recording
+        return recording(call.tensors), recording.leaves
+
+    def _numbers(self, method: str, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        call = _call(method, model, guide, args, kwargs)
+        if _is_foreign(call):
+            return getattr(self.elbo, method)(model, guide, *args, **kwargs)
+        entry = self._entry(call)
+        loss, gradients = entry.recording(call.tensors)
+        for leaf, gradient in zip(entry.recording.leaves, gradients, strict=True):
+            if gradient is not None:
+                leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
+        numbers = pytree.tree_map(lambda value: value.item() if isinstance(value, Tensor) else value, loss)
+        for number in pytree.tree_leaves(numbers):
+            warn_if_nan(number, "loss")
+        return numbers
+
+    def _entry(self, call: Call, *, stored: bool = True) -> Entry:
+        key = call.key()
+        for index in range(len(self._entries) - 1, -1, -1):
+            entry = self._entries[index]
+            if entry.key == key and entry.recording.guard.holds() and (not stored or entry.show_params()):
+                self._entries.append(self._entries.pop(index))
+                return entry
+        entry = self._new_entry(call, key)
+        if stored:
+            entry.show_params()
+        self._entries = [*self._entries, entry][-self.max_recordings :]
+        return entry
+
+    def _new_entry(self, call: Call, key: Any) -> Entry:
+        others = [leaf for leaf in call.leaves if not isinstance(leaf, Tensor)]
+        job = Job(
+            run=partial(call.run, self.elbo),
+            # Tensors of their own, should an argument be given twice, or be a buffer of the program.
+            tensors=[tensor.detach() for tensor in call.tensors],
+            roots=[call.model, call.guide, self.elbo, *others],
+            number_modules={kind.__module__ for kind in type(self.elbo).__mro__},
+        )
+        self.num_recordings += 1
+        with poutine.block(), poutine.trace(param_only=True) as shown:
+            recording = new_recording(job, partial(finished, inductor=self.compile), check=self.check)
+        params = {name: site["value"].unconstrained() for name, site in shown.trace.nodes.items()}
+        return Entry(key, recording, params)
+
+
+@final
+class _Replayed(torch.autograd.Function):
+    """A recorded loss with its recorded gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, replay: Callable[[], Outcome], *leaves: Tensor) -> Tensor:
+        loss, gradients = replay()
+        ctx.gradients = gradients
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> Any:
+        return None, *(None if gradient is None else gradient * scale for gradient in ctx.gradients)
+
+
+def _call(method: str, model: Program, guide: Program, args: Any, kwargs: Any) -> Call:
+    leaves, nesting = pytree.tree_flatten((args, kwargs))
+    return Call(method, model, guide, leaves, nesting)
+
+
+def _signature(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
+    return type(leaf), leaf if getattr(leaf, "__hash__", None) else id(leaf)
+
+
+def _modes() -> Any:
+    """The states of torch and Pyro that change what the same call does."""
+    devices = ("cpu", "cuda")
+    autocast = tuple(torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) for device in devices)
+    local = pyro.settings.get("module_local_params")
+    return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(), autocast, local
+
+
+def _is_foreign(call: Call) -> bool:
+    """Whether a recording cannot stand for the call: other handlers have a say in it, or it has inputs to differentiate."""
+    handlers = (frame for frame in _PYRO_STACK if not (isinstance(frame, TraceMessenger) and frame.param_only))
+    return any(True for _ in handlers) or any(tensor.requires_grad for tensor in call.tensors)

@@ -1,0 +1,172 @@
+"""Exponential families over pixels: the score of every code under every datum is one matrix product.
+
+Over D independent pixels an exponential family scores a datum x under natural parameters eta by
+
+    log p(x | eta) = coefficients(eta) . T(x) - A(eta) + h(x),
+
+with sufficient statistics T, log-normalizer A and log base measure h. The only term that joins a code s to a
+datum b is a dot product, so the table over all S codes and B data is
+
+    coefficients @ T(x).T - A[:, None] + h[None, :]    # (S, B)
+
+The decoder runs once per code, not once per (code, datum), and nothing of size S x B x D exists.
+"""
+
+import copy
+from abc import abstractmethod
+from typing import Any, Self
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+
+
+class ExponentialFamily(TorchDistribution):
+    """Abstract base: an exponential family over D independent pixels, with event shape (D,).
+
+    ``log_prob`` is a matrix product wherever the batch dimensions of the natural parameters and of the data
+    meet in no dimension, e.g. natural (S, 1, D) against x (B, D), and elementwise where every datum has its
+    own parameters, e.g. (B, D) against (B, D). ``expand`` is lazy: it changes the batch shape only, and
+    ``natural`` stays as it was given, so the product survives the expansion that a Pyro plate performs.
+
+    Half-precision natural parameters are upcast to float32. Data are cast to the dtype of the parameters.
+
+    Args:
+        natural: the decoder's output, (..., D * natural_per_pixel).
+        natural_per_pixel: how many numbers describe one pixel.
+        validate_args: whether parameters and data are checked; by default as torch and Pyro are set.
+
+    Raises:
+        ValueError: from here, where natural has another shape or, with validation, a NaN; from ``log_prob``,
+            where the data have another shape or, with validation, leave the support.
+    """
+
+    _domain: str
+
+    def __init__(self, natural: Tensor, natural_per_pixel: int, validate_args: bool | None = None) -> None:
+        if natural.dim() == 0 or natural_per_pixel < 1 or natural.shape[-1] % natural_per_pixel:
+            last = "D" if natural_per_pixel == 1 else f"D * {natural_per_pixel}"
+            raise ValueError(
+                f"Expected natural of shape (..., {last}), but found {tuple(natural.shape)}. "
+                f"Try a decoder with {natural_per_pixel} output(s) for each of the D pixels."
+            )
+        self.natural = natural.to(score_dtype(natural))
+        event_shape = Size([natural.shape[-1] // natural_per_pixel])
+        super().__init__(natural.shape[:-1], event_shape, validate_args=validate_args)
+
+    @property
+    @abstractmethod
+    def coefficients(self) -> Tensor:
+        """What multiplies T(x): natural's shape."""
+
+    @abstractmethod
+    def sufficient_statistics(self, x: Tensor) -> Tensor:
+        """T(x) for x (..., D): (..., D * natural_per_pixel)."""
+
+    @abstractmethod
+    def log_normalizer(self) -> Tensor:
+        """A(eta) summed over pixels, not expanded: ``natural.shape[:-1]``."""
+
+    @abstractmethod
+    def log_base_measure(self, x: Tensor) -> Tensor:
+        """h(x) summed over pixels: ``x.shape[:-1]``."""
+
+    @abstractmethod
+    def _paired_log_prob(self, x: Tensor) -> Tensor:
+        """The score where each datum has its own parameters: rounded pixel by pixel, then summed."""
+
+    @abstractmethod
+    def _pixel_mean(self) -> Tensor:
+        """E[x], not expanded: ``natural.shape[:-1] + (D,)``."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The expected pixels E[x]: ``batch_shape + (D,)``."""
+        return self._pixel_mean().expand(self.batch_shape + self.event_shape)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+        """The same parameters under a larger batch shape, at no cost in memory, now or in ``log_prob``."""
+        batch_shape = Size(batch_shape)
+        if _broadcast(self.batch_shape, batch_shape) != batch_shape:
+            raise ValueError(
+                f"Expected a batch shape that {tuple(self.batch_shape)} expands to, but found {tuple(batch_shape)}."
+            )
+        new = copy.copy(self)
+        new._batch_shape = batch_shape
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value | natural), summed over pixels.
+
+        Args:
+            value: (..., D); its batch dimensions broadcast with ``batch_shape``.
+
+        Returns:
+            Nats, in the shape that ``batch_shape`` and ``value.shape[:-1]`` broadcast to.
+
+        Raises:
+            ValueError: where value has another shape or, with validation, leaves the support.
+        """
+        self._validate_sample(value)
+        own, given = self.natural.shape[:-1], value.shape[:-1]
+        shape, rows = _broadcast(self.batch_shape, given), _broadcast(own, given)
+        if rows.numel() <= max(own.numel(), given.numel()):
+            log_prob = self._paired_log_prob(value)
+        else:
+            log_prob = self._product_log_prob(self.coefficients, self.log_normalizer(), value)
+        return log_prob.expand(shape)
+
+    def outer_log_prob(self, x: Tensor) -> Tensor:
+        """log p(x_b | natural_s), every datum under every code, as one matrix product.
+
+        Args:
+            x: (B, D).
+
+        Returns:
+            Nats, (S, B) for natural (S, D); in general ``natural.shape[:-1] + (B,)``.
+
+        Raises:
+            ValueError: where x has another shape or, with validation, leaves the support.
+
+        Example:
+            >>> from pyro_gvae.distributions.observations import Bernoulli
+            >>> codes = Bernoulli(torch.zeros(4096, 784))
+            >>> codes.outer_log_prob(torch.ones(100, 784)).shape
+            torch.Size([4096, 100])
+        """
+        self._validate_sample(x)
+        if x.dim() != 2:
+            raise ValueError(f"Expected x of shape (B, {self.event_shape[0]}), but found {tuple(x.shape)}.")
+        return self._product_log_prob(self.coefficients.unsqueeze(-2), self.log_normalizer().unsqueeze(-1), x)
+
+    def _product_log_prob(self, coefficients: Tensor, log_normalizer: Tensor, x: Tensor) -> Tensor:
+        # To einsum, a dimension that one side alone has is rows or columns of a matrix product, and one that
+        # both have is its batch. Autocast would round the summands to half precision.
+        with torch.autocast(coefficients.device.type, enabled=False):
+            products = torch.einsum("...d,...d->...", coefficients, self.sufficient_statistics(x))
+        return products - log_normalizer + self.log_base_measure(x)
+
+    def _validate_sample(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise ValueError(f"Expected x to be a tensor, but found {type(x)}. Try torch.as_tensor(x).")
+        if x.shape[-1:] != self.event_shape:
+            raise ValueError(f"Expected x of shape (..., {self.event_shape[0]}), but found {tuple(x.shape)}.")
+        support: Any = self.support
+        if self._validate_args and not support.check(x).all():
+            raise ValueError(f"Expected x {self._domain}, but found values from {x.min():g} to {x.max():g}.")
+
+
+def score_dtype(natural: Tensor) -> torch.dtype:
+    """At least float32: a sum over hundreds of pixels in half precision is wrong by whole nats."""
+    return torch.promote_types(natural.dtype, torch.float32)
+
+
+def _broadcast(own: Size, other: Size) -> Size:
+    if own == other:  # the common case, for which torch takes as long as for the score of a small datum
+        return own
+    try:
+        return torch.broadcast_shapes(own, other)
+    except RuntimeError:
+        raise ValueError(
+            f"Expected a batch shape that broadcasts with {tuple(own)}, but found {tuple(other)}."
+        ) from None

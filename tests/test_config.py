@@ -1,0 +1,44 @@
+"""The configuration: what cannot be is refused when it is made, and JSON keeps the rest."""
+
+import json
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from pyro_gvae.config import CompareConfig
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"num_latents": 0}, "Expected num_latents of at least 1, but found 0"),
+        ({"num_categories": 1}, "Expected num_categories of at least 2, but found 1"),
+        ({"epochs": 0}, "Expected epochs of at least 1"),
+        ({"batch_size": -3}, "Expected batch_size of at least 1, but found -3"),
+        ({"evaluations": 0}, "Expected evaluations of at least 1"),
+        ({"hidden": (16, 0)}, "Expected hidden of at least 1, but found 0"),
+        ({"seeds": ()}, r"Expected one or more different seeds, but found \[\]"),
+        ({"seeds": (2, 2)}, r"Expected one or more different seeds, but found \[2, 2\]"),
+        ({"estimators": ("exact", "exact")}, "Expected one or more different estimators"),
+        ({"learning_rate": 0.0}, "Expected a positive learning_rate, but found 0.0"),
+        ({"temperature": float("nan")}, "Expected a positive temperature, but found nan"),
+        ({"prior_temperature": float("inf")}, "Expected a positive prior_temperature, but found inf"),
+        ({"max_memory": -1.0}, "Expected a positive max_memory, but found -1.0"),
+    ],
+)
+def test_what_cannot_be_is_refused(setting, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        CompareConfig(**setting)
+
+
+def test_json_keeps_every_setting():
+    config = CompareConfig(data_dir=Path("somewhere"), hidden=(32, 16))
+    written = json.loads(json.dumps(config.as_json()))
+    assert written["data_dir"] == "somewhere" and written["hidden"] == [32, 16] and written["output"] is None
+    assert written.keys() == CompareConfig.__dataclass_fields__.keys()
+
+
+def test_a_configuration_is_frozen():
+    with pytest.raises(FrozenInstanceError):
+        CompareConfig().epochs = 3
