@@ -22,18 +22,8 @@ from .estimators import Estimator, estimator
 from .evaluate import code_usage, discrete_scores, own_objective, prior_samples, reconstructions
 from .models import CategoricalVAE
 from .report import write_report
-from .results import (
-    append_json_line,
-    cell_path,
-    final_rows,
-    format_table,
-    new_run_folder,
-    read_json_lines,
-    replacing,
-    summarize,
-    write_csv,
-    write_json,
-)
+from .results import append_json_line, cell_path, new_run_folder, read_json_lines, replacing, write_csv, write_json
+from .tables import final_rows, format_table, summarize
 from .train import make_step
 
 #: Images shown in the report: reconstructions of the first test images, and prior samples.

@@ -16,9 +16,11 @@ from matplotlib.transforms import Bbox
 from safetensors.numpy import load_file, save_file
 from sklearn.datasets import load_digits
 
-from pyro_gvae import plots
-from pyro_gvae.report import finding, read_run, remarks, write_report
-from pyro_gvae.results import append_json_line, cell_path, summarize, write_json
+from pyro_gvae import pictures, plots
+from pyro_gvae.report import finding, remarks, write_report
+from pyro_gvae.results import append_json_line, cell_path, write_json
+from pyro_gvae.runs import read_run
+from pyro_gvae.tables import summarize
 
 EPOCHS = 10
 SPEED = {"gumbel-softmax": 220.0, "exact": 11.0}  # steps a second
@@ -373,9 +375,9 @@ def draw_all(run: Path) -> dict[str, Figure]:
         "final": plots.final_values(summarize(contents.final), styles),
         "curves": plots.learning_curves(contents.metrics, styles),
         "gap": plots.training_gap(contents.metrics, styles),
-        "reconstructions": plots.reconstructions(contents.pictures, (8, 8)),
-        "samples": plots.prior_samples(contents.pictures, (8, 8)),
-        "usage": plots.code_usage(contents.pictures),
+        "reconstructions": pictures.reconstructions(contents.pictures, (8, 8)),
+        "samples": pictures.prior_samples(contents.pictures, (8, 8)),
+        "usage": pictures.code_usage(contents.pictures),
     }
 
 
@@ -480,7 +482,7 @@ def test_perplexity_stands_beside_each_latent(whole: Path, figures: dict[str, Fi
 def test_mosaic_puts_every_image_in_its_place(shape: tuple[int, int]) -> None:
     height, width = shape
     images = np.arange(5.0 * height * width).reshape(5, -1)
-    canvas = plots.mosaic(images, shape, columns=3)
+    canvas = pictures.mosaic(images, shape, columns=3)
     margin = max(1, height // 12)
     for index, image in enumerate(images):
         top, left = (margin + place * (size + margin) for place, size in zip(divmod(index, 3), shape, strict=True))
@@ -490,8 +492,8 @@ def test_mosaic_puts_every_image_in_its_place(shape: tuple[int, int]) -> None:
 
 def test_mosaic_refuses_another_image_shape() -> None:
     with pytest.raises(ValueError, match=r"Expected images of 8 x 8 pixels, but found 784 dimensions\. Try"):
-        plots.mosaic(np.zeros((2, 784)), (8, 8), columns=2)
+        pictures.mosaic(np.zeros((2, 784)), (8, 8), columns=2)
 
 
 def test_perplexity_of_an_unused_category_is_finite() -> None:
-    assert plots.perplexity(np.array([[0.5, 0.5, 0.0]])).tolist() == pytest.approx([2.0])
+    assert pictures.perplexity(np.array([[0.5, 0.5, 0.0]])).tolist() == pytest.approx([2.0])

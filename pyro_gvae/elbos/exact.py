@@ -1,6 +1,8 @@
 """The exact ELBO and the exact log-evidence as Pyro losses, summed slice by slice in bounded memory."""
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
 
@@ -9,65 +11,28 @@ from pyro.infer import ELBO
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from ..exact.evaluate import entropy, exp_or_zero, log_sum
-from ..exact.programs import Program, read_guide
-from ..exact.slices import plan
+from ..exact.evaluate import Part, elbo_parts, evidence_parts, find_evidence
+from ..exact.programs import Program, Run, read_guide
+from ..exact.slices import Plan, leaves, make_plan
 
 
-class _SlicedELBO(ELBO):
+class _ExactLoss(ELBO):
+    """Abstract: a loss that sums over the codes of the model's one-hot site in place of sampling it."""
+
     def __init__(self, *, max_memory: float | None = None, slice_size: int | None = None) -> None:
         super().__init__()
         self.max_memory = max_memory
         self.slice_size = slice_size
+        self._planned: tuple[Any, Plan] | None = None
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} sums over codes in place of tracing a sample.")
+    def _get_trace(self, *_: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} draws no sample that a trace could hold.")
 
-    @abstractmethod
-    def _elbo(self, model: Program, guide: Program, gradients: bool) -> Tensor: ...
-
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        with torch.no_grad():
-            return -self._elbo(partial(model, *args, **kwargs), partial(guide, *args, **kwargs), False).item()
-
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        loss = -self._elbo(partial(model, *args, **kwargs), partial(guide, *args, **kwargs), True).item()
-        warn_if_nan(loss, "loss")
-        return loss
-
-
-@final
-class ExactELBO(_SlicedELBO):
-    def _elbo(self, model: Program, guide: Program, gradients: bool) -> Tensor:
-        q = read_guide(guide)
-        p = plan(model, max_memory=self.max_memory, slice_size=self.slice_size)
-        log_q = q.log_probs  # (B, N, K)
-        fixed = log_q.detach().flatten(1).T  # (N * K, B)
-        score_moments = torch.zeros_like(fixed)
-        expected = 0.0
-        for start, stop in p.bounds:
-            codes, scores = p.scores(model, start, stop)
-            weights = exp_or_zero(codes @ fixed)  # (s, B)
-            weighted = weights * scores.table.detach()
-            expected += weighted.sum()
-            if not gradients: continue
-            score_moments += codes.T @ weighted
-            losses, grads = [scores.table] if scores.table.requires_grad else [], [-weights] if scores.table.requires_grad else []
-            if stop == p.num_codes:
-                prior = scores.prior.weigh((log_q.exp() * scores.prior.log_probs).sum((-2, -1))).sum()
-                kl = -prior - q.weigh(entropy(log_q)).sum()
-                surrogate = kl - (score_moments * log_q.flatten(1).T).sum()
-                if surrogate.requires_grad:
-                    losses.append(surrogate); grads.append(None)
-            if losses:
-                torch.autograd.backward(losses, grads)
-        if not gradients:
-            prior = scores.prior.weigh((log_q.exp() * scores.prior.log_probs).sum((-2, -1))).sum()
-            kl = -prior - q.weigh(entropy(log_q)).sum()
-        return expected - kl.detach()
-
-
-@final
-class ExactEvidence(_SlicedELBO):
-    def _elbo(self, model: Program, guide: Program, gradients: bool) -> Tensor:
-        raise NotImplementedError
+    def _plan(self, model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+        """The plan of the last call if this one has the same program and the same shapes: it takes a few runs to make."""
+        arguments = (*args, *kwargs.items())
+        key = (model, [(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in arguments])
+        if self._planned is None or self._planned[0] != key:
+            plan = make_plan(partial(model, *args, **kwargs), max_memory=self.max_memory, slice_size=self.slice_size)
+            self._planned = key, plan
+        return self._planned[1]

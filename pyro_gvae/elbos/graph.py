@@ -1,13 +1,12 @@
-"""Recorded graphs: their inputs, and the same computation in fewer and faster operations.
+"""Recorded graphs: their inputs, and the same computation in fewer operations.
 
-A recording repeats what Pyro and autograd do by habit: it adds zero, copies references, computes twice, expands ones. The
-passes here leave that out. They change nothing but rounding, and never touch memory that an operation writes to.
+A recording repeats what Pyro and autograd do by habit: it adds zero, renames, computes twice, multiplies by ones. Here that
+is left out. Nothing changes but rounding, and memory that an operation writes to is never touched.
 """
 
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -39,14 +38,6 @@ def lifted(graph_module: GraphModule) -> list[Tensor]:
     return list(captured.values())
 
 
-def simplified(graph_module: GraphModule) -> GraphModule:
-    """The same computation in fewer operations, in place."""
-    graph = graph_module.graph
-    written = _written(graph)
-    seen: dict[Any, Node] = {}
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node in written or any(arg in written for arg in node.all_input_nodes):
-            continue
-        for rule in (constant, nothing, *RULES.get(node.target, ())):
-            ...
-'''
+def simplify(graph_module: GraphModule) -> None:
+    """Leave out of a graph what does not matter, in place."""
+    from .rules import RULES  # TODO

@@ -1,14 +1,14 @@
 """The best factorized posterior of every datum, by coordinate ascent on the enumerated joint distribution."""
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .evaluate import joint_slices
+from .evaluate import joint_scores
 from .posterior import posterior
-from .programs import HasPair, OwnParameters, read_guide
+from .programs import HasPair, read_guide, with_own_parameters
+from .slices import make_plan
 
 
 class MeanField(NamedTuple):
@@ -28,13 +28,13 @@ def mean_field(
     max_memory: float | None = None,
     slice_size: int | None = None,
 ) -> MeanField:
-    with OwnParameters():
-        q = read_guide(partial(pair.guide, x))
-    p, slices = joint_slices(partial(pair.model, x), max_memory=max_memory, slice_size=slice_size)
-    joint = torch.cat([part for _, _, part in slices]).T.contiguous()  # (B, S)
-    joint = joint.clamp_min(torch.finfo(joint.dtype).min / p.num_codes)
+    model = with_own_parameters(pair.model, x)
+    q = read_guide(with_own_parameters(pair.guide, x))
+    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
+    joint = torch.cat([joint_scores(model, plan, numbers)[1] for numbers in plan.numbers()]).T.contiguous()  # (B, S)
+    joint = joint.clamp_min(torch.finfo(joint.dtype).min / plan.num_codes)
     exact = posterior(pair, x, 1, max_memory=max_memory, slice_size=slice_size)
-    starts = [q.log_probs.exp(), exact.marginals, 0.9 * exact.codes[..., 0, :, :] + 0.1 / p.num_categories]
+    starts = [q.log_probs.exp(), exact.marginals, 0.9 * exact.codes[..., 0, :, :] + 0.1 / plan.num_categories]
     found = [
         ascend(joint, start.reshape(-1, *start.shape[-2:]).expand(len(joint), -1, -1), max_sweeps, tolerance)
         for start in starts
@@ -42,7 +42,7 @@ def mean_field(
     elbos = torch.stack([elbo for _, elbo in found])  # (3, B)
     best = elbos.argmax(0)
     logits = torch.stack([logits for logits, _ in found])[best, torch.arange(len(best))]
-    return MeanField(logits.reshape(*p.batch_shape, *logits.shape[-2:]), elbos.amax(0).reshape(p.batch_shape))
+    return MeanField(logits.reshape(*plan.batch_shape, *logits.shape[-2:]), elbos.amax(0).reshape(plan.batch_shape))
 
 
 def ascend(joint: Tensor, probs: Tensor, max_sweeps: int, tolerance: float) -> tuple[Tensor, Tensor]:

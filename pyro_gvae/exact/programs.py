@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..sites import Messages, OneHotMessenger, OneHotSite, plates_of
 
 Program = Callable[..., Any]
+#: A program with its data bound.
+Run = Callable[[], Any]
 
 
 class Pair(NamedTuple):
@@ -91,6 +93,16 @@ class OwnParameters(Messenger):
             msg["value"] = initial[0]
 
 
+def with_own_parameters(program: Program, x: Any) -> Run:
+    """The program bound to its data, evaluated with its modules' own parameters."""
+
+    def run() -> None:
+        with OwnParameters():
+            program(x)
+
+    return run
+
+
 class _Reader(OneHotMessenger):
     """Gives latent one-hot sites a value in place of sampling them, and keeps what all sites say."""
 
@@ -109,7 +121,7 @@ class _Reader(OneHotMessenger):
         if not site_is_subsample(msg) and not msg["infer"].get("_deterministic"):
             self.messages[msg["name"]] = msg
 
-    def run(self, role: str, program: Callable[[], Any]) -> Site:
+    def run(self, role: str, program: Run) -> Site:
         """Run the program; return its one-hot site."""
         with self:
             program()
@@ -127,7 +139,7 @@ class _Reader(OneHotMessenger):
         return Site(name, logits, plates_of(msg), msg["scale"], mask)
 
 
-def read_guide(guide: Callable[[], Any]) -> Site:
+def read_guide(guide: Run) -> Site:
     """Run the guide for q(z | x); no random number is drawn.
 
     Raises:
@@ -143,7 +155,7 @@ def read_guide(guide: Callable[[], Any]) -> Site:
     return site
 
 
-def score(model: Callable[[], Any], codes: Tensor | None = None, nesting: int | None = None) -> Scores:
+def score(model: Run, codes: Tensor | None = None, nesting: int | None = None) -> Scores:
     """Run the model on codes as if they were samples in one more batch dimension, left of its plates.
 
     Args:

@@ -1,30 +1,36 @@
-"""The code space in slices that fit into memory, and what a sum over it costs before it is begun."""
+"""The code space in slices that fit into memory, and what a sum over it costs, known before it is begun."""
 
+import math
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..distributions.one_hot import joint_codes, num_codes
+from ..distributions.one_hot import num_codes, numbered_codes
 from ..memory import in_words, memory_limit
-from .programs import HasPair, OwnParameters, Scores, Site, read_guide, score
+from .programs import HasPair, Run, Scores, score, with_own_parameters
 
-#: Slices above this size are slower, not faster: their activations leave the processor's cache.
-FAST_SLICE = 1024
+#: Bytes of a slice on a CPU, if the memory allows more: its activations should stay in the processor's cache.
+CACHED_BYTES = 32e6
+#: A slice's forward and backward pass hold about this many times what autograd saves for the backward pass.
+WORK_PER_SAVED_BYTE = 3
+#: Codes whose time is measured to know that of all.
+MEASURED_CODES = 256
+#: Code numbers are 64-bit integers.
 MOST_CODES = 2**62
 
 
 class Plan(NamedTuple):
-    """How a sum over the S joint codes of a model is cut into slices."""
+    """How the sum over the S joint codes of a model is cut into slices."""
 
     num_latents: int
     num_categories: int
-    slice_size: int
-    nesting: int
     batch_shape: torch.Size
+    nesting: int  # the number of batch dimensions that the model's plates take
+    bytes_per_code: int
+    slice_size: int
     dtype: torch.dtype
     device: torch.device
 
@@ -34,29 +40,190 @@ class Plan(NamedTuple):
         return num_codes(self.num_latents, self.num_categories)
 
     @property
-    def bounds(self) -> list[tuple[int, int]]:
-        """First code of each slice, and one past its last."""
-        starts = range(0, self.num_codes, self.slice_size)
-        return [(start, min(start + self.slice_size, self.num_codes)) for start in starts]
+    def num_slices(self) -> int:
+        return math.ceil(self.num_codes / self.slice_size)
 
-    def codes(self, start: int, stop: int) -> Tensor:
-        """Joint codes (s, N, K)."""
-        return joint_codes(self.num_latents, self.num_categories, start, stop, dtype=self.dtype, device=self.device)
+    @property
+    def log_negligible(self) -> float:
+        """The logarithm of a probability so small that S codes of it are lost in the rounding of one sum: eps / 16 S."""
+        return math.log(torch.finfo(self.dtype).eps / 16) - math.log(self.num_codes)
 
-    def scores(self, model: Callable[[], Any], start: int, stop: int) -> tuple[Tensor, Scores]:
-        """Codes (s, N * K), and what the model says about them."""
-        codes = self.codes(start, stop)
-        return codes.flatten(1), score(model, codes, self.nesting)
+    def numbers(self) -> Iterator[Tensor]:
+        """The numbers of all codes, slice by slice: each (s,)."""
+        for start in range(0, self.num_codes, self.slice_size):
+            yield torch.arange(start, min(start + self.slice_size, self.num_codes), device=self.device)
+
+    def codes(self, numbers: Tensor) -> Tensor:
+        """Joint codes (s, N, K) of the given numbers (s,)."""
+        return numbered_codes(numbers, self.num_latents, self.num_categories, dtype=self.dtype)
+
+    def weights(self, log_weights: Tensor) -> Tensor:
+        """exp, but exactly 0 where the weight is negligible.
+
+        Sharp posteriors give most codes a probability that is a denormal number, on which CPUs compute slowly.
+        """
+        return torch.threshold(log_weights, self.log_negligible, -math.inf).exp()
+
+    def log_sum(self, log_weights: Tensor) -> Tensor:
+        """logsumexp over the first dimension, without denormal numbers."""
+        highest = log_weights.amax(0).clamp_min(torch.finfo(log_weights.dtype).min)
+        return highest + self.weights(log_weights - highest).sum(0).log()
+
+    def negligible(self, log_weights: Tensor) -> Tensor:
+        """Which codes (s,) of log-weights (s, B) have a negligible weight for every datum."""
+        return log_weights.amax(1) < self.log_negligible
+
+    def repacked(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Code numbers in slices of `slice_size` again, from which some were left out."""
+        waiting = torch.empty(0, dtype=torch.long, device=self.device)
+        for part in parts:
+            waiting = torch.cat([waiting, part])
+            while len(waiting) >= self.slice_size:
+                yield waiting[: self.slice_size]
+                waiting = waiting[self.slice_size :]
+        if len(waiting):
+            yield waiting
 
 
-def plan(
-    model: Callable[[], Any], *, max_memory: float | None = None, slice_size: int | None = None
+def make_plan(
+    model: Run, *, max_memory: float | None = None, slice_size: int | None = None
 ) -> Plan:
-    if slice_size is not None and slice_size < 1:
-        raise ValueError(f"Expected a slice_size of at least one code, but found {slice_size}.")
+    """Cut the code space of a model into slices, from a few runs on one to four codes.
+
+    Args:
+        model: the program with its data bound.
+        max_memory: bytes that a slice may take, forward and backward; a quarter of the free memory if None.
+        slice_size: codes of a slice; the largest that is fast and fits into `max_memory` if None.
+
+    Raises:
+        ValueError: if there are more than 2^62 codes, or if slices of that size, or of one code, do not fit.
+    """
     with torch.no_grad():
         probe = score(model)
     logits = probe.prior.logits
-    shape = logits.shape[-2:]
-    size = min(slice_size or FAST_SLICE, num_codes(*shape))
-    return Plan(*shape, size, probe.nesting, logits.shape[:-2], logits.dtype, logits.device)
+    num_latents, num_categories = logits.shape[-2:]
+    total = num_codes(num_latents, num_categories)
+    if total > MOST_CODES:
+        raise ValueError(
+            f"Expected at most 2^62 joint codes, but found K^N = {num_categories}^{num_latents}, whose sum would never end. "
+            "Try an estimator that samples, such as relax() with Trace_ELBO."
+        )
+    bytes_per_code = WORK_PER_SAVED_BYTE * max(_saved_bytes(model, probe, 4) - _saved_bytes(model, probe, 2), 0) // 2
+    bytes_per_code += (num_latents * num_categories + probe.prior.batch_shape.numel()) * logits.element_size()
+    limit = memory_limit(max_memory, logits.device)
+    largest = limit // bytes_per_code
+    if slice_size is None:
+        fast = CACHED_BYTES // bytes_per_code if logits.device.type == "cpu" else total
+        slice_size = int(min(max(fast, 1), largest))
+    _check_slice(slice_size, largest, bytes_per_code, limit)
+    return Plan(
+        num_latents=num_latents,
+        num_categories=num_categories,
+        batch_shape=probe.prior.batch_shape,
+        nesting=probe.nesting,
+        bytes_per_code=bytes_per_code,
+        slice_size=min(slice_size, total),
+        dtype=logits.dtype,
+        device=logits.device,
+    )
+
+
+def _check_slice(slice_size: int, largest: int, bytes_per_code: int, limit: int) -> None:
+    if largest < 1:
+        raise ValueError(
+            f"Expected one code to fit into {in_words(limit)}, but found that its scores take {in_words(bytes_per_code)}. Try "
+            "a larger max_memory, fewer data at once, or an estimator that samples."
+        )
+    if slice_size < 1:
+        raise ValueError(f"Expected a slice_size of at least one code, but found {slice_size}. Try slice_size=None.")
+    if slice_size > largest:
+        raise ValueError(
+            f"Expected a slice to fit into {in_words(limit)}, but found {slice_size:,} codes of {in_words(bytes_per_code)} "
+            f"each. Try slice_size={largest}, a larger max_memory, or an estimator that samples."
+        )
+
+
+def _saved_bytes(model: Run, probe: Scores, num_codes: int) -> int:
+    """Bytes that autograd saves for the backward pass of some codes, and for what does not depend on their number."""
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    shape = probe.prior.logits.shape[-2:]
+    codes = numbered_codes(torch.zeros(num_codes, dtype=torch.long, device=probe.table.device), *shape, dtype=probe.table.dtype)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        table = score(model, codes, probe.nesting).table  # noqa: F841: alive while its graph is measured
+    return sum(saved.values())
+
+
+class Cost(NamedTuple):
+    """What one gradient of a sum over all joint codes takes."""
+
+    num_codes: int  # S = K^N
+    slice_size: int
+    num_slices: int
+    bytes: int  # that a slice takes at its peak
+    seconds: float
+
+
+def cost(pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_size: int | None = None) -> Cost:
+    """What a gradient of the ELBO or the log-evidence takes, measured on one small slice before the sum is begun.
+
+    Args:
+        pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
+        x: what the model is called with, for example data (B, D).
+        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+
+    Returns:
+        The number of codes and slices, the bytes that a slice takes, and the seconds of one pass forward and backward
+        over all codes.
+
+    Raises:
+        ValueError: if the sum cannot be taken.
+
+    Example:
+        >>> from pyro_gvae.models import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=12, num_categories=3, hidden=(5,))
+        >>> cost(vae, torch.ones(4, 6), slice_size=1000).num_slices
+        532
+    """
+    model = with_own_parameters(pair.model, x)
+    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
+    numbers = torch.arange(min(plan.slice_size, MEASURED_CODES), device=plan.device)
+    seconds = min(_seconds(model, plan, numbers) for _ in range(2))
+    return Cost(
+        num_codes=plan.num_codes,
+        slice_size=plan.slice_size,
+        num_slices=plan.num_slices,
+        bytes=plan.slice_size * plan.bytes_per_code,
+        seconds=seconds * plan.num_codes / len(numbers),
+    )
+
+
+@torch.enable_grad()
+def _seconds(model: Run, plan: Plan, numbers: Tensor) -> float:
+    start = time.perf_counter()
+    total = score(model, plan.codes(numbers), plan.nesting).table.sum()
+    if total.requires_grad:
+        torch.autograd.grad(total, leaves(total))
+    total.item()  # waits for a GPU
+    return time.perf_counter() - start
+
+
+def leaves(root: Tensor) -> list[Tensor]:
+    """The tensors that a backward pass from `root` reaches and that hold a `.grad`: parameters, mostly."""
+    found: list[Tensor] = []
+    seen: set[Any] = set()
+    nodes = [root.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        nodes.extend(child for child, _ in node.next_functions)
+    return found

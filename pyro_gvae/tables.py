@@ -1,0 +1,199 @@
+"""The numbers of a run: final rows, means and standard errors over seeds, paired differences, and their words."""
+
+import math
+from typing import NamedTuple
+
+import pandas as pd
+
+
+class Measure(NamedTuple):
+    """One column of the results table: its name in `summarize`, and how people read it."""
+
+    name: str
+    heading: str
+    unit: str
+    decimals: int
+
+
+MEASURES = (
+    Measure("test_elbo", "test ELBO", "nats", 2),
+    Measure("test_log_evidence", "test log p(x)", "nats", 2),
+    Measure("test_objective", "own bound", "nats", 2),
+    Measure("gap", "gap", "nats", 2),
+    Measure("seconds", "seconds", "s", 1),
+    Measure("steps_per_second", "steps/s", "1/s", 1),
+)
+CELL = ["estimator", "seed"]
+PAIRED_MEASURES = tuple(m for m in MEASURES if m.name in ("test_elbo", "test_log_evidence", "seconds"))
+
+
+def final_rows(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The last evaluation of each (estimator, seed).
+
+    Args:
+        metrics: One row for each evaluation, with the columns of `metrics.jsonl`.
+
+    Returns:
+        One row for each (estimator, seed) in order of appearance, with the same columns;
+        `steps_per_second` is that of the whole training, step / seconds (NaN if there was none).
+
+    Example:
+        >>> rows = [{"estimator": "exact", "seed": 0, "step": s, "seconds": s / 8, "steps_per_second": None}
+        ...         for s in (0, 10, 20)]
+        >>> final_rows(pd.DataFrame(rows))[["step", "seconds", "steps_per_second"]].values.tolist()
+        [[20.0, 2.5, 8.0]]
+    """
+    # A stable sort: of two evaluations at one step (a resumed run) the later line counts.
+    last = metrics.sort_values("step", kind="stable").drop_duplicates(CELL, keep="last")
+    last = metrics[CELL].drop_duplicates().merge(last, on=CELL)  # in order of appearance
+    return last.assign(steps_per_second=last["step"] / last["seconds"].where(last["seconds"] > 0))
+
+
+def summarize(final: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard error over seeds, for each estimator.
+
+    The standard error is s.d. / sqrt(n), with the s.d. that divides by n - 1; NaN with one seed. A seed whose number is
+    not finite makes the mean NaN: leaving it out would flatter the estimator.
+
+    Args:
+        final: One row for each (estimator, seed), from `final_rows`.
+
+    Returns:
+        Indexed by estimator, in order of appearance: `seeds` (their number) and, for each measure M, `M` (the
+        mean) and `M_se`. The measures are `test_elbo`, `test_log_evidence`, `test_objective` (the estimator's own
+        bound), `gap` = test_objective - test_elbo, how much that bound claims beyond the discrete ELBO (all nats per
+        datum), `seconds` and `steps_per_second`.
+
+    Example:
+        >>> final = pd.DataFrame({"estimator": ["exact"] * 2, "seed": [0, 1], "test_elbo": [-20.0, -22.0],
+        ...                       "test_log_evidence": -19.0, "test_objective": -18.0, "seconds": 3.0,
+        ...                       "steps_per_second": 9.0})
+        >>> summarize(final).loc["exact", ["test_elbo", "test_elbo_se", "gap"]].tolist()
+        [-21.0, 1.0, 3.0]
+    """
+    final = final.assign(gap=final["test_objective"] - final["test_elbo"])
+    by_estimator = final.groupby("estimator", sort=False)
+    columns = {"seeds": by_estimator["seed"].nunique()}
+    for measure in MEASURES:
+        by_measure = by_estimator[measure.name]
+        columns[measure.name] = by_measure.agg(lambda values: values.mean(skipna=False))
+        columns[f"{measure.name}_se"] = by_measure.agg(lambda values: values.sem(skipna=False))
+    return pd.DataFrame(columns)
+
+
+def seed_differences(final: pd.DataFrame, estimator: str, baseline: str) -> pd.DataFrame:
+    """`estimator` minus `baseline` on each seed that both have.
+
+    Args:
+        final: One row for each (estimator, seed), from `final_rows`.
+        estimator: The one subtracted from.
+        baseline: The one subtracted.
+
+    Returns:
+        Indexed by seed: the differences of `test_elbo`, `test_log_evidence` (nats per datum) and `seconds`.
+    """
+    names = [measure.name for measure in PAIRED_MEASURES]
+    one, other = (final[final["estimator"] == name].set_index("seed")[names] for name in (estimator, baseline))
+    seeds = one.index.intersection(other.index)
+    return one.loc[seeds] - other.loc[seeds]
+
+
+def paired_differences(final: pd.DataFrame, baseline: str = "exact") -> pd.DataFrame:
+    """Mean and standard error of each estimator's differences from `baseline` on the same seeds.
+
+    The same seed means the same initial weights and batches, so what they share cancels in the difference, and its
+    standard error is as a rule much smaller than those of the two means.
+
+    Args:
+        final: One row for each (estimator, seed), from `final_rows`.
+        baseline: The estimator that the others are compared with.
+
+    Returns:
+        Indexed by every other estimator: `seeds` (those that both have) and the mean and `_se` of the
+        differences of `test_elbo`, `test_log_evidence` (nats per datum) and `seconds`.
+
+    Raises:
+        ValueError: If `baseline` is not among the estimators.
+
+    Example:
+        >>> final = pd.DataFrame({"estimator": ["a", "a", "exact", "exact"], "seed": [0, 1, 0, 1], "seconds": 1.0,
+        ...                       "test_elbo": [-5.0, -8.0, -4.0, -5.0], "test_log_evidence": -3.0})
+        >>> paired_differences(final).loc["a", ["test_elbo", "test_elbo_se"]].tolist()
+        [-2.0, 1.0]
+    """
+    estimators = list(final["estimator"].unique())
+    if baseline not in estimators:
+        found = ", ".join(estimators) or "none"
+        raise ValueError(
+            f"Expected the baseline '{baseline}' among the estimators, but found {found}. Try one of them."
+        )
+    rows = {}
+    for estimator in estimators:
+        if estimator != baseline:
+            difference = seed_differences(final, estimator, baseline)
+            rows[estimator] = {"seeds": len(difference)}
+            for name in difference:
+                rows[estimator][name] = difference[name].mean(skipna=False)
+                rows[estimator][f"{name}_se"] = difference[name].sem(skipna=False)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("estimator")
+
+
+def table_text(summary: pd.DataFrame, measures: tuple[Measure, ...] = MEASURES, *, sign: str = "-") -> pd.DataFrame:
+    """The numbers of a summary as text, "mean ± standard error", padded so that the columns align.
+
+    Args:
+        summary: From `summarize` or `paired_differences`.
+        measures: The columns to show.
+        sign: The `format` sign option: "-" for values, "+" for differences.
+
+    Returns:
+        The same index, one column of strings for each measure, all of one width; a dash where there is no number.
+    """
+    columns = {}
+    for measure in measures:
+        means = [_number(value, measure.decimals, sign) for value in summary[measure.name]]
+        errors = [_number(value, measure.decimals, "-") for value in summary[f"{measure.name}_se"]]
+        left, right = (max(map(len, texts), default=0) for texts in (means, errors))
+        if not any(errors):
+            columns[measure.name] = [(mean or "–").rjust(left) for mean in means]
+        else:
+            columns[measure.name] = [
+                (mean or "–").rjust(left) + (f" ± {error.rjust(right)}" if error else " " * (right + 3))
+                for mean, error in zip(means, errors, strict=True)
+            ]
+    return pd.DataFrame(columns, index=summary.index)
+
+
+def _number(value: float, decimals: int, sign: str) -> str:
+    # z: a value that rounds to zero has no sign.
+    return "" if math.isnan(value) else f"{value:{sign}z.{decimals}f}"
+
+
+def format_table(summary: pd.DataFrame) -> str:
+    """The results table for the terminal: a row for each estimator, aligned, with its units.
+
+    Args:
+        summary: From `summarize`.
+
+    Returns:
+        Lines of text, with a note that explains the columns.
+    """
+    text = table_text(summary)
+    columns = [
+        ["estimator", "", *map(str, summary.index)],
+        ["seeds", "", *map(str, summary["seeds"])],
+        *([measure.heading, measure.unit, *text[measure.name]] for measure in MEASURES),
+    ]
+    widths = [max(map(len, column)) for column in columns]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in zip(*columns, strict=True)
+    ]
+    spread = "mean ± standard error over seeds" if (summary["seeds"] > 1).any() else "one seed, so no standard error"
+    return "\n".join(
+        [
+            *lines,
+            f"Discrete model on the test set, nats per datum, higher is better; {spread}.",
+            "own bound: what the estimator itself optimizes; gap: own bound - test ELBO.",
+        ]
+    )
