@@ -4,7 +4,7 @@ import sys
 
 import tyro
 
-from .config import CompareConfig
+from .config import CompareConfig, GapsConfig
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,20 +20,30 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: list[str] | None) -> CompareConfig:
+def _parse(arguments: list[str] | None) -> CompareConfig | GapsConfig:
     return tyro.extras.subcommand_cli_from_dict(
-        {"compare": CompareConfig},
+        {"compare": CompareConfig, "gaps": GapsConfig},
         args=arguments,
         prog="pyro-gvae",
         description="Categorical VAEs in Pyro: relaxed sampling and exact enumeration on one program.",
     )
 
 
-def _run(config: CompareConfig) -> None:
-    from .compare import compare, results_table  # here, so that --help imports no torch
+def _run(config: CompareConfig | GapsConfig) -> None:
+    # Imports stand here so that --help imports no torch.
+    if isinstance(config, GapsConfig):
+        from .gaps import gaps_table, run_gaps
 
-    run = compare(config)
-    print(f"\n{results_table(run)}\n\nreport: {run / 'report.html'}")
+        max_memory = None if config.max_memory is None else config.max_memory * 1e9
+        table = run_gaps(
+            config.run, num_data=config.num_data, num_particles=config.num_particles, max_memory=max_memory
+        )
+        print(f"\n{gaps_table(table)}\n\nfigure: {config.run / 'figures' / 'gaps.png'}")
+    else:
+        from .compare import compare, results_table
+
+        run = compare(config)
+        print(f"\n{results_table(run)}\n\nreport: {run / 'report.html'}")
 
 
 def _sentence(error: Exception) -> str:

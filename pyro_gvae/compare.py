@@ -1,6 +1,7 @@
 """The main job: the same network, weights and batches, trained by several estimators, judged as discrete models."""
 
 import copy
+import json
 import platform
 import shlex
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -63,6 +65,32 @@ def compare(config: CompareConfig) -> Path:
     write_csv(run / "results.csv", final_rows(metrics))
     write_report(run)
     return run
+
+
+def load_cell(run: Path, name: str, seed: int) -> tuple[CategoricalVAE, Tensor]:
+    """The trained model of one (estimator, seed) of a run folder, and the test set (B, D) that it was judged on.
+
+    Raises:
+        ValueError: if the run folder or its weights cannot be read.
+        OSError: if the data files are absent.
+    """
+    try:
+        written = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        config = CompareConfig.from_json(written)
+        weights = load_file(weights_path(run, name, seed))
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        raise ValueError(
+            f"Expected '{run}' to hold the weights of '{name}', seed {seed}, but found: {error}."
+        ) from error
+    data = load(config.dataset, data_dir=config.data_dir, binarize=config.binarize)
+    vae = _initial_model(config, data.test.shape[1], seed)
+    vae.load_state_dict(weights)
+    return vae, data.test
+
+
+def weights_path(run: Path, name: str, seed: int) -> Path:
+    """Where the weights of one (estimator, seed) lie in a run folder."""
+    return run / "weights" / f"{name}-seed{seed}.safetensors"
 
 
 def results_table(run: Path) -> str:
@@ -155,6 +183,8 @@ def _run_cell(run: Path, config: CompareConfig, data: Dataset, vae: CategoricalV
         "samples": prior_samples(vae, NUM_SAMPLES),
         "code_usage": code_usage(vae, data.test, max_memory=_bytes(config)),
     }
+    with replacing(weights_path(run, name, seed)) as temporary:
+        save_file(vae.state_dict(), temporary)
     with replacing(cell_path(run, name, seed)) as temporary:
         save_file({key: value.contiguous() for key, value in arrays.items()}, temporary)
 

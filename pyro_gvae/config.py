@@ -2,7 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+import tyro
 
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "teacher"]
 EstimatorName = Literal["gumbel-softmax", "exact", "exact-evidence"]
@@ -72,11 +74,47 @@ class CompareConfig:
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"Expected one or more different {name}, but found {list(values)}.")
 
+    @classmethod
+    def from_json(cls, written: dict[str, Any]) -> Self:
+        """The configuration that `as_json` wrote; what else is written is left out.
+
+        Raises:
+            ValueError: if a setting cannot be.
+        """
+        known = {field.name: written[field.name] for field in dataclasses.fields(cls) if field.name in written}
+        for name, value in known.items():
+            if isinstance(value, list):
+                known[name] = tuple(value)
+            elif name in ("data_dir", "output") and value is not None:
+                known[name] = Path(value)
+        return cls(**known)
+
     def as_json(self) -> dict[str, Any]:
         """The configuration as JSON writes it."""
         return {
             name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(self).items()
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class GapsConfig:
+    """How far training objectives are from log p(x): relaxation, amortization and mean-field gaps of a run.
+
+    Args:
+        run: A run folder of compare.
+        num_data: How many test data to take, from the first on.
+        num_particles: P, relaxed samples per datum.
+        max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
+    """
+
+    run: tyro.conf.Positional[Path]
+    num_data: int = 1000
+    num_particles: int = 100
+    max_memory: float | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("num_data", self.num_data, 2)
+        _at_least("num_particles", self.num_particles, 1)
 
 
 def _at_least(name: str, value: int, least: int) -> None:

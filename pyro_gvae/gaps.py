@@ -6,6 +6,8 @@ from typing import NamedTuple
 import pandas as pd
 import pyro
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from pyro import poutine
 from torch import Tensor
 from tqdm import tqdm
@@ -14,13 +16,17 @@ from . import exact
 from .compare import load_cell
 from .exact import HasPair
 from .handlers import relax
-from .plots import gap_decomposition
+from .plots import INK, PALETTE, in_house_style
 from .results import replacing, write_csv
 from .runs import read_run
 
 #: From the loosest bound to log p(x); each gap lies between two neighbours.
 BOUNDS = ("relaxed_bound", "elbo", "mean_field_elbo", "log_evidence")
-GAPS = ("relaxation_gap", "amortization_gap", "mean_field_gap")
+GAPS = {
+    "relaxation_gap": "relaxation: exact ELBO of the guide - relaxed bound",
+    "amortization_gap": "amortization: ELBO of the best mean-field posterior - exact ELBO of the guide",
+    "mean_field_gap": "mean field: log p(x) - ELBO of the best mean-field posterior",
+}
 
 
 class Gaps(NamedTuple):
@@ -36,9 +42,9 @@ class Gaps(NamedTuple):
 def gaps(pair: HasPair, x: Tensor, *, num_particles: int = 100, max_memory: float | None = None) -> Gaps:
     """The bounds of log p(x) of one trained pair, from what relaxed training maximizes to the exact evidence.
 
-    relaxed bound -> exact ELBO of the guide -> ELBO of the best mean-field posterior -> log p(x). Their differences are the
-    relaxation gap (of either sign: the relaxed bound is one of another, relaxed model), the amortization gap (what the
-    encoder loses by not optimizing each datum; Cremer et al. 2018, arXiv 1801.03558) and the mean-field gap (what
+    relaxed bound -> exact ELBO of the guide -> ELBO of the best mean-field posterior -> log p(x). Their differences are
+    the relaxation gap (of either sign: the relaxed bound is one of another, relaxed model), the amortization gap (what
+    the encoder loses by not optimizing each datum; Cremer et al. 2018, arXiv 1801.03558) and the mean-field gap (what
     independence of the latents loses).
 
     Args:
@@ -84,7 +90,9 @@ def relaxed_bound(pair: HasPair, x: Tensor, *, num_particles: int = 100) -> Tens
     return total / num_particles
 
 
-def run_gaps(run: Path, *, num_data: int = 1000, num_particles: int = 100, max_memory: float | None = None) -> pd.DataFrame:
+def run_gaps(
+    run: Path, *, num_data: int = 1000, num_particles: int = 100, max_memory: float | None = None
+) -> pd.DataFrame:
     """The gap decomposition of every finished cell of a run folder, on its test set; writes gaps.csv and a figure.
 
     Args:
@@ -110,7 +118,7 @@ def run_gaps(run: Path, *, num_data: int = 1000, num_particles: int = 100, max_m
         raise ValueError(f"Expected a finished cell in '{run}', but found none. Try pyro-gvae compare.")
     table = pd.DataFrame(rows)
     write_csv(run / "gaps.csv", table)
-    figure = gap_decomposition(table)
+    figure = draw_gaps(table)
     for ending in ("png", "svg"):
         with replacing(run / "figures" / f"gaps.{ending}") as temporary:
             figure.savefig(temporary, format=ending, dpi=150)
@@ -134,3 +142,45 @@ def summarize_gaps(found: Gaps) -> dict[str, float]:
         for name, value in values.items()
         for key, number in ((name, value.mean().item()), (f"{name}_se", (value.std() / len(value) ** 0.5).item()))
     }
+
+
+def gaps_table(table: pd.DataFrame) -> str:
+    """The rows of `run_gaps` for the terminal: each number with its standard error over data."""
+    text = table[["estimator", "seed"]].copy()
+    for name in (*BOUNDS, *GAPS):
+        text[name.replace("_", " ")] = [
+            f"{value:.2f} ± {error:.2f}" for value, error in zip(table[name], table[f"{name}_se"], strict=True)
+        ]
+    return f"{text.to_string(index=False)}\nTest set, nats per datum, mean ± standard error over data."
+
+
+@in_house_style
+def draw_gaps(table: pd.DataFrame) -> Figure:
+    """The three gaps of each estimator, on an axis that is linear up to 0.1 nats and logarithmic beyond.
+
+    Args:
+        table: from `run_gaps`; seeds are averaged, error bars are the largest standard error over data of the seeds.
+
+    Returns:
+        The figure.
+    """
+    means = table.groupby("estimator", sort=False).mean(numeric_only=True)
+    errors = table.groupby("estimator", sort=False).max(numeric_only=True)
+    figure = Figure(figsize=(9, 1.7 + 0.9 * len(means)))
+    axes = figure.subplots()
+    heights = range(len(means))[::-1]
+    for offset, (name, meaning) in enumerate(GAPS.items()):
+        places = [height + 0.27 * (1 - offset) for height in heights]
+        look = {"color": PALETTE[offset], "ecolor": INK, "label": meaning}
+        axes.barh(places, means[name], 0.23, xerr=errors[f"{name}_se"], **look)
+        for place, value, error in zip(places, means[name], errors[f"{name}_se"], strict=True):
+            right = (max(value + error, 0), place)
+            axes.annotate(f"{value:.2f}", right, (6, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set_xscale("symlog", linthresh=0.1)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set(title="What lies between the relaxed bound and log p(x), test set", xlabel="nats per datum")
+    axes.set_yticks(heights, means.index)
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.12)
+    figure.legend(loc="outside lower center", ncols=1)
+    return figure

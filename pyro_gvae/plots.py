@@ -269,7 +269,7 @@ def _label_seconds(axes: Axes, metrics: pd.DataFrame) -> None:
 def panel_grid(
     count: int, columns: int, size: tuple[float, float], share_axes: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, `columns` in a row, each of `size` inches; the rest of the last row stays empty."""
+    """A figure of `count` panels of `size` inches, `columns` in a row; the rest of the last row stays empty."""
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(columns * size[0], rows * size[1] + 0.4))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=share_axes, sharey=share_axes).ravel()

@@ -36,7 +36,10 @@ def run(capsys, *arguments):
         (["compare", "--max-memory", "1e-9"], "Try"),
         (["compare", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere"),
         (["cmpare"], "Unrecognized options: cmpare"),
-        ([], "Expected one of {compare}"),
+        (["gaps", "nowhere"], "nowhere"),
+        (["gaps", "nowhere", "--num-data", "1"], "Expected num_data of at least 2, but found 1"),
+        (["gaps"], "Missing from pyro-gvae gaps: PATH"),
+        ([], "Expected one of {compare, gaps}"),
     ],
 )
 def test_each_mistake_is_one_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):

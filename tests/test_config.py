@@ -39,6 +39,12 @@ def test_json_keeps_every_setting():
     assert written.keys() == CompareConfig.__dataclass_fields__.keys()
 
 
+def test_a_configuration_comes_back_from_json():
+    config = CompareConfig(data_dir=Path("somewhere"), hidden=(32, 16), seeds=(3,), max_memory=1.5)
+    written = json.loads(json.dumps(config.as_json() | {"versions": {"torch": "2"}}))
+    assert CompareConfig.from_json(written) == config
+
+
 def test_a_configuration_is_frozen():
     with pytest.raises(FrozenInstanceError):
         CompareConfig().epochs = 3

@@ -1,7 +1,7 @@
 """The exact ELBO and the exact log-evidence as Pyro losses, summed slice by slice in bounded memory."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
@@ -11,7 +11,7 @@ from pyro.infer import ELBO
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from ..exact.evaluate import Part, elbo_parts, evidence_parts, find_evidence
+from ..exact.evaluate import elbo_parts, evidence, evidence_parts, find_evidence, summed
 from ..exact.programs import Program, Run, read_guide
 from ..exact.slices import Plan, leaves, make_plan
 
@@ -26,13 +26,147 @@ class _ExactLoss(ELBO):
         self._planned: tuple[Any, Plan] | None = None
 
     def _get_trace(self, *_: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} draws no sample that a trace could hold.")
+        raise TypeError(f"Expected {type(self).__name__} to be asked for its loss; it draws no sample that a trace holds.")
+
+    @abstractmethod
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss as a tensor, in nats summed over the data; slices are computed again in its backward pass."""
+
+    @abstractmethod
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss; its gradients are added to the parameters' `.grad`, one slice after the other."""
+
+    @torch.no_grad()
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss in nats, summed over the data."""
+        return self._as_number(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def _plan(self, model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
-        """The plan of the last call if this one has the same program and the same shapes: it takes a few runs to make."""
-        arguments = (*args, *kwargs.items())
-        key = (model, [(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in arguments])
-        if self._planned is None or self._planned[0] != key:
-            plan = make_plan(partial(model, *args, **kwargs), max_memory=self.max_memory, slice_size=self.slice_size)
-            self._planned = key, plan
+        """How the codes are cut: it takes a few small runs to find out, so the last plan is kept for equal shapes."""
+        shapes = [(x.shape, x.dtype, x.device) for x in args if isinstance(x, Tensor)]
+        if kwargs or len(shapes) < len(args):
+            return self._new_plan(partial(model, *args, **kwargs))
+        if self._planned is None or self._planned[0] != (model, shapes):
+            self._planned = (model, shapes), self._new_plan(partial(model, *args))
         return self._planned[1]
+
+    def _new_plan(self, model: Run) -> Plan:
+        return make_plan(model, max_memory=self.max_memory, slice_size=self.slice_size)
+
+    @staticmethod
+    def _as_number(loss: Tensor) -> float:
+        number = loss.item()
+        warn_if_nan(number, "loss")
+        return number
+
+
+@final
+class ExactELBO(_ExactLoss):
+    r"""The exact ELBO of the discrete model as a loss for `SVI`: nothing is sampled, so it has no variance and no bias.
+
+    .. math::
+
+        \mathrm{loss} = -\sum_b \Big( \sum_{z} q(z | x_b) \log p(x_b | z) - \mathrm{KL}(q(z | x_b) \,\|\, p(z)) \Big)
+
+    The sum over all K^N joint codes is that of stock `TraceEnum_ELBO`, at the cost of one decoder call for each code, slice by
+    slice: each slice's backward pass is done before the next slice is begun, and codes that q neglects for all data
+    (see :func:`pyro_gvae.exact.elbo`) are left out, so that a step gets cheaper as posteriors sharpen.
+
+    Args:
+        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+
+    Raises:
+        ValueError: when it is used, if model or guide have other latent variables than one one-hot site of event shape
+            (N, K) or (K,), or if the sum cannot be taken.
+
+    Example:
+        >>> import pyro
+        >>> from pyro.infer import SVI
+        >>> from pyro_gvae.handlers import discretize
+        >>> from pyro_gvae.models import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> svi = SVI(discretize(vae.model), discretize(vae.guide), pyro.optim.Adam({"lr": 0.1}), ExactELBO())
+        >>> x = torch.ones(4, 6)
+        >>> first = svi.step(x)
+        >>> svi.step(x) < first
+        True
+    """
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        plan = self._plan(model, args, kwargs)
+        q = read_guide(partial(guide, *args, **kwargs))
+        return -summed(plan, elbo_parts(partial(model, *args, **kwargs), plan, q, q.log_probs)).sum()
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        plan = self._plan(model, args, kwargs)
+        q = read_guide(partial(guide, *args, **kwargs))
+        log_q = q.log_probs
+        # The guide's graph is walked once, at the end, with the gradients that all slices have left here.
+        cut = log_q.detach().requires_grad_()
+        with _all_or_nothing() as backward:
+            parts = elbo_parts(partial(model, *args, **kwargs), plan, q, cut)
+            loss = torch.stack([backward(-part().sum()) for part in parts]).sum()
+            if log_q.requires_grad:
+                log_q.backward(cut.grad)
+        return self._as_number(loss)
+
+
+@final
+class ExactEvidence(_ExactLoss):
+    r"""The exact log-evidence of the discrete model as a loss for `SVI`: maximum likelihood, without a guide.
+
+    .. math:: \mathrm{loss} = -\sum_b \log \sum_{z} p(x_b | z) \, p(z)
+
+    One pass without gradients finds log p(x); a second one, over the codes whose posterior probability is not negligible,
+    accumulates the posterior's mean of the gradients of log p(x, z) (Fisher's identity).
+
+    Args:
+        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+
+    Raises:
+        ValueError: when it is used, if the model has other latent variables than one one-hot site, if its sites are
+            scaled differently, or if the sum cannot be taken.
+
+    Example:
+        >>> from pyro_gvae.models import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> ExactEvidence().loss(vae.model, lambda x: None, torch.ones(4, 6)) > 0  # any guide: it is not used
+        True
+    """
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        return -evidence(partial(model, *args, **kwargs), self._plan(model, args, kwargs)).sum()
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        run, plan = partial(model, *args, **kwargs), self._plan(model, args, kwargs)
+        found = find_evidence(run, plan)
+        with _all_or_nothing() as backward:
+            for part in evidence_parts(run, plan, found):
+                backward(-part().sum())
+        return self._as_number(-(found.scale * found.log_evidence).sum())
+
+
+@contextmanager
+def _all_or_nothing() -> Iterator[Callable[[Tensor], Tensor]]:
+    """A backward pass in parts whose gradients are added to `.grad` together, or not at all if an exception ends it."""
+    before: dict[Tensor, Tensor | None] = {}
+
+    def backward(loss: Tensor) -> Tensor:
+        for leaf in leaves(loss):
+            if leaf not in before:
+                before[leaf], leaf.grad = leaf.grad, None
+        if loss.requires_grad:
+            loss.backward()
+        return loss.detach()
+
+    try:
+        yield backward
+    except BaseException:
+        for leaf, grad in before.items():
+            leaf.grad = grad
+        raise
+    for leaf, grad in before.items():
+        if grad is not None:
+            leaf.grad = grad.add_(leaf.grad)

@@ -4,13 +4,13 @@ A recording repeats what Pyro and autograd do by habit: it adds zero, renames, c
 is left out. Nothing changes but rounding, and memory that an operation writes to is never touched.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any, final
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
+
+from .simplify import simplify
 
 aten = torch.ops.aten
 
@@ -38,6 +38,8 @@ def lifted(graph_module: GraphModule) -> list[Tensor]:
     return list(captured.values())
 
 
-def simplify(graph_module: GraphModule) -> None:
-    """Leave out of a graph what does not matter, in place."""
-    from .rules import RULES  # TODO
+def finished(graph_module: GraphModule, inputs: Sequence[Tensor], *, inductor: bool) -> GraphModule:
+    """Make the function that is replayed."""
+    simplify(graph_module)
+    graph_module.recompile()
+    return graph_module

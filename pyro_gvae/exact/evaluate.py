@@ -52,7 +52,7 @@ def elbo(
     model = with_own_parameters(pair.model, x)
     q = read_guide(with_own_parameters(pair.guide, x))
     plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
-    return _summed(plan, elbo_parts(model, plan, q, q.log_probs))
+    return summed(plan, elbo_parts(model, plan, q, q.log_probs))
 
 
 def log_evidence(
@@ -87,11 +87,16 @@ def log_evidence(
     """
     model = with_own_parameters(pair.model, x)
     plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
+    return evidence(model, plan)
+
+
+def evidence(model: Run, plan: Plan) -> Tensor:
+    """:func:`log_evidence` of a model with its data bound."""
     found = find_evidence(model, plan)
     value = (found.scale * found.log_evidence).reshape(plan.batch_shape)
     if not torch.is_grad_enabled():
         return value
-    result: Tensor = _GradientOf.apply(value, _summed(plan, evidence_parts(model, plan, found)))
+    result: Tensor = _GradientOf.apply(value, summed(plan, evidence_parts(model, plan, found)))
     return result
 
 
@@ -178,7 +183,7 @@ def _finite(table: Tensor) -> Tensor:
     return table.clamp_min(torch.finfo(table.dtype).min)
 
 
-def _summed(plan: Plan, parts: Iterator[Part]) -> Tensor:
+def summed(plan: Plan, parts: Iterator[Part]) -> Tensor:
     """The sum of the parts; a single one keeps its graph, several are computed again in the backward pass."""
     again = plan.num_slices > 1 and torch.is_grad_enabled()
     total = sum(checkpoint(part, use_reentrant=False) if again else part() for part in parts)
