@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from . import exact
 from .config import CompareConfig
 from .data import Dataset, epoch_batches
 from .datasets import load
@@ -32,6 +33,8 @@ from .train import make_step
 NUM_RECONSTRUCTIONS, NUM_SAMPLES = 10, 25
 #: Train images on which objective and discrete ELBO are compared; enough for a mean, cheap enough to repeat.
 NUM_TRAIN_EVALUATED = 2000
+#: Evaluations take several exact sums each; longer ones would take longer than the training.
+MOST_SECONDS = 60
 
 
 def compare(config: CompareConfig) -> Path:
@@ -51,8 +54,7 @@ def compare(config: CompareConfig) -> Path:
     data_dim = data.train.shape[1]
     if config.batch_size > len(data.train):
         raise ValueError(f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}.")
-    # Before a folder is made: codes that cannot be enumerated are refused here.
-    discrete_scores(_initial_model(config, data_dim, seed=0), data.test[:1], max_memory=_bytes(config))
+    _check_codes(config, data)
     run = new_run_folder(config.output, prefix="compare")
     write_json(run / "config.json", _provenance(config, data))
     for seed in config.seeds:
@@ -65,6 +67,18 @@ def compare(config: CompareConfig) -> Path:
     write_csv(run / "results.csv", final_rows(metrics))
     write_report(run)
     return run
+
+
+def _check_codes(config: CompareConfig, data: Dataset) -> None:
+    """Refuse, before a folder is made, codes that are too many to judge a model by."""
+    vae = _initial_model(config, data.test.shape[1], seed=0)
+    cost = exact.cost(vae, data.test[: config.batch_size], max_memory=_bytes(config))
+    if cost.seconds > MOST_SECONDS:
+        raise ValueError(
+            f"Expected codes that can be summed in {MOST_SECONDS} seconds, but found S = K^N = {config.num_categories}^"
+            f"{config.num_latents} = {cost.num_codes:,}, which take about {cost.seconds:.2g} seconds a sum. Try fewer "
+            "latents or categories."
+        )
 
 
 def load_cell(run: Path, name: str, seed: int) -> tuple[CategoricalVAE, Tensor]:

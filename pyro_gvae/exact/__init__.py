@@ -4,12 +4,15 @@ from .evaluate import elbo, log_evidence
 from .mean_field import MeanField, mean_field
 from .posterior import Posterior, posterior, sample_posterior
 from .programs import HasPair, Pair
+from .slices import Cost, cost
 
 __all__ = [
+    "Cost",
     "HasPair",
     "MeanField",
     "Pair",
     "Posterior",
+    "cost",
     "elbo",
     "log_evidence",
     "mean_field",
