@@ -63,9 +63,7 @@ def exponential(initial: float, rate: float, floor: float, every: int = 1) -> Sc
     if not (math.isfinite(rate) and rate >= 0):
         raise ValueError(f"Expected a rate that is finite and not negative, but found {rate}. Try 3e-5.")
     if floor > initial:
-        raise ValueError(
-            f"Expected a floor of at most initial={initial}, but found {floor}. Try a lower one."
-        )
+        raise ValueError(f"Expected a floor of at most initial={initial}, but found {floor}. Try a lower one.")
     return lambda step: max(floor, initial * math.exp(-rate * (step - step % every)))
 
 

@@ -35,9 +35,7 @@ class Floor(NamedTuple):
 
 def floors(package: Path, design: str) -> list[Floor]:
     """The package's lines in the first fenced block under "## The house", from the top down."""
-    picture = re.search(
-        rf"^## The house$.*?^```.*?^{package.name}/[^\n]*\n(.*?)^\S", design, re.MULTILINE | re.DOTALL
-    )
+    picture = re.search(rf"^## The house$.*?^```.*?^{package.name}/[^\n]*\n(.*?)^\S", design, re.MULTILINE | re.DOTALL)
     if picture is None:
         raise ValueError(f"Expected a fenced block with {package.name}/ under '## The house', found none.")
     found = []
@@ -124,9 +122,7 @@ def long_modules(package: Path, _design: str) -> list[str]:
 
 
 def missing_from_picture(package: Path, design: str) -> list[str]:
-    return [
-        f"{module} is not in the picture" for module in modules(package).keys() - heights(package, design)
-    ]
+    return [f"{module} is not in the picture" for module in modules(package).keys() - heights(package, design)]
 
 
 def missing_from_code(package: Path, design: str) -> list[str]:
@@ -246,9 +242,7 @@ def test_each_check_finds_its_fault_and_nothing_else(tmp_path, changes, check, s
     ],
 )
 def test_every_form_of_import_is_seen(tmp_path, statement, target):
-    house = build(
-        tmp_path, {"rooms/third.py": f"def late():\n    {statement}\nimport os.path, housekeeping\n"}
-    )
+    house = build(tmp_path, {"rooms/third.py": f"def late():\n    {statement}\nimport os.path, housekeeping\n"})
     assert imports(house)["rooms/third.py"] == [target]
 
 

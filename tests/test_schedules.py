@@ -45,9 +45,7 @@ def test_exponential_is_the_formula_of_jang() -> None:
 
 def test_exponential_holds_between_its_updates() -> None:
     every_step, held = exponential(2.0, 1e-3, 0.1), exponential(2.0, 1e-3, 0.1, every=500)
-    assert [held(step) for step in (0, 499, 500, 999, 1000)] == [
-        every_step(step) for step in (0, 0, 500, 500, 1000)
-    ]
+    assert [held(step) for step in (0, 499, 500, 999, 1000)] == [every_step(step) for step in (0, 0, 500, 500, 1000)]
     assert held(499) != every_step(499)
 
 
