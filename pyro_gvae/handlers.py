@@ -6,18 +6,17 @@ discrete.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, overload
 
 import pyro
 import torch
-from pyro.infer.traceenum_elbo import BackwardSampleMessenger
-from pyro.poutine.block_messenger import BlockMessenger
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .distributions.concrete import ExpConcrete, RelaxedOneHotCategorical, scalar_temperature
+from .distributions.concrete import ExpConcrete, RelaxedOneHotCategorical, check_temperature
 from .distributions.one_hot import num_codes
 from .memory import in_words, memory_limit
 from .sites import Messages, OneHotMessenger, OneHotSite, plates_of
@@ -30,8 +29,6 @@ class RelaxMessenger(OneHotMessenger):
 
     def __init__(self, temperature: float | Tensor | None) -> None:
         super().__init__()
-        if temperature is not None:
-            scalar_temperature(temperature, torch.zeros(()))
         self.temperature = temperature
 
     def __enter__(self) -> Any:
@@ -49,19 +46,23 @@ class RelaxMessenger(OneHotMessenger):
         # The log-space value is what guide and model exchange: z itself underflows at low temperature, and its density
         # with it. z is then a function of it, as in Pyro's reparameterizers.
         log_site = site.distribution(lambda logits: ExpConcrete(temperature, logits=logits))
-        log_z = pyro.sample(f"{name}_log", log_site)  # (..., K)
+        infer = {key: value for key, value in msg["infer"].items() if key != "enumerate"}
+        log_z = pyro.sample(f"{name}_log", log_site, infer=infer)  # (..., K)
         relaxed = site.distribution(
             lambda logits: RelaxedOneHotCategorical(temperature, logits=logits, validate_args=False)
         )
         msg["fn"] = relaxed.mask(False)
-        msg["value"] = self.samples[name] = log_z.exp()
+        msg["value"] = self.samples[name] = log_z.exp().to(site.dtype)
         msg["is_observed"] = True
         # Auxiliary: the guide may have it although the model knows it only as a function of the log-space site.
         msg["infer"] = {"_deterministic": True, "is_auxiliary": True}
 
     def _pyro_post_sample(self, msg: Messages) -> None:
-        name = msg["name"]
-        if name in self.samples and msg["value"] is not self.samples[name]:
+        expected, found = self.samples.get(msg["name"]), msg["value"]
+        if expected is None or found is expected:
+            return
+        if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-6):
+            name = msg["name"]
             raise ValueError(
                 f"Expected the relaxed site '{name}' to be exp('{name}_log'), but a handler outside of relax() gave it "
                 f"another value. Try relax(condition(program, ..)) to observe a one-hot, or condition '{name}_log'."
@@ -84,14 +85,17 @@ class EnumeratedMessenger(OneHotMessenger):
 
     def __enter__(self) -> Any:
         self.plates_of_dim: dict[int, tuple[str, frozenset[str]]] = {}
+        self.others: set[bool] = set()  # whether the sites that are not latent one-hots are observed
         return super().__enter__()
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
-        nothing_found = kind is None and self.decides() and not self.sites
+        # A guide without one-hots leaves them to the model; a model has observations.
+        guide_of_others = self.others == {False}
+        nothing_found = kind is None and self.decides() and not (self.sites or self.observed or guide_of_others)
         result = super().__exit__(kind, value, traceback)
         if nothing_found:
             raise ValueError(
-                "Expected a latent one-hot site to enumerate, but found none. Try OneHotCategorical or "
+                "Expected a one-hot site to enumerate, but found none. Try OneHotCategorical or "
                 "RelaxedOneHotCategorical sites, or remove enumerated()."
             )
         return result
@@ -99,16 +103,19 @@ class EnumeratedMessenger(OneHotMessenger):
     def declare(self, msg: Messages, site: OneHotSite) -> None:
         check_memory(msg["name"], site, self.max_memory)
         msg["fn"] = site.discrete()
-        msg["infer"] = {**msg["infer"], "enumerate": "parallel"}
+        # Settings that ask Pyro for samples of the site give way.
+        kept = {key: value for key, value in msg["infer"].items() if key not in ("num_samples", "tmc", "expand")}
+        msg["infer"] = kept | {"enumerate": "parallel"}
 
     def _pyro_post_sample(self, msg: Messages) -> None:
         name, dim = msg["name"], msg["infer"].get("_enumerate_dim")
         if name in self.sites:
-            if dim is None:
-                _check_enumerator(name)
-            else:
+            if dim is not None:
                 self.plates_of_dim[dim] = name, plates_of(msg)
-        elif self.plates_of_dim:
+            elif not msg["is_observed"]:
+                _check_enumerator(name)
+        elif not (site_is_subsample(msg) or msg["infer"].get("_deterministic")):
+            self.others.add(bool(msg["is_observed"]))
             self._check_plates(msg)
 
     def _check_plates(self, msg: Messages) -> None:
@@ -126,13 +133,16 @@ class EnumeratedMessenger(OneHotMessenger):
 
 
 def _check_enumerator(name: str) -> None:
-    """Let a marked site be sampled only where Pyro looks at shapes, or draws from the posterior that it has summed."""
-    allowed = BlockMessenger | BackwardSampleMessenger
-    if not any(isinstance(frame, allowed) for frame in _PYRO_STACK):
-        raise ValueError(
-            f"Expected site '{name}' to be enumerated, but it was sampled. Try TraceEnum_ELBO, which enumerates, "
-            "or discretize() in place of enumerated()."
-        )
+    """Let a marked site be sampled only where `TraceEnum_ELBO` looks at shapes, which nothing but its name tells."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_guess_max_plate_nesting":
+            return
+        frame = frame.f_back
+    raise ValueError(
+        f"Expected site '{name}' to be enumerated, but it was sampled. Try TraceEnum_ELBO, which enumerates, "
+        "or discretize() in place of enumerated()."
+    )
 
 
 def check_memory(name: str, site: OneHotSite, max_memory: float | None) -> None:
@@ -221,6 +231,8 @@ def relax(program: Program | None = None, *, temperature: float | Tensor | None 
         >>> bool(model().max() < 1)
         True
     """
+    if temperature is not None:
+        check_temperature(temperature)
     return _handler(lambda: RelaxMessenger(temperature), program)
 
 

@@ -12,7 +12,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from .distributions.concrete import RelaxedOneHotCategorical, scalar_temperature
+from .distributions.concrete import RelaxedOneHotCategorical, check_temperature, scalar_temperature
 from .distributions.exponential_family import ExponentialFamily
 from .distributions.observations import OBSERVATIONS
 from .handlers import relax
@@ -154,6 +154,7 @@ class CategoricalVAE(nn.Module):
 
     @temperature.setter
     def temperature(self, value: float | Tensor) -> None:
+        check_temperature(value)
         self._temperature.copy_(scalar_temperature(value, self._temperature))
 
     @property
@@ -163,6 +164,7 @@ class CategoricalVAE(nn.Module):
 
     @prior_temperature.setter
     def prior_temperature(self, value: float | Tensor) -> None:
+        check_temperature(value)
         self._prior_temperature.copy_(scalar_temperature(value, self._prior_temperature))
 
     def _register(self) -> None:

@@ -5,7 +5,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import Independent, MaskedDistribution, OneHotCategorical, TorchDistribution
+from pyro.distributions import (
+    Independent,
+    MaskedDistribution,
+    OneHotCategorical,
+    OneHotCategoricalStraightThrough,
+    RelaxedOneHotCategoricalStraightThrough,
+    TorchDistribution,
+)
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
@@ -22,6 +29,7 @@ class OneHotSite(NamedTuple):
     num_event_dims: int  # 1 or 2
     temperature: Tensor | None  # of a relaxed site
     mask: bool | Tensor | None
+    dtype: torch.dtype  # of its samples
 
     def distribution(self, kind: Callable[[Tensor], TorchDistribution]) -> TorchDistribution:
         """The site's distribution with `kind(logits)` in place of the one that the program wrote."""
@@ -32,23 +40,37 @@ class OneHotSite(NamedTuple):
     def discrete(self) -> TorchDistribution:
         """The site as an exact one-hot; N latents are one random variable, whose codes can all be enumerated."""
         one_site = FactorizedOneHotCategorical if self.num_event_dims == 2 else OneHotCategorical
-        return self.distribution(lambda logits: one_site(logits=logits))
+        return self.distribution(lambda logits: one_site(logits=logits.to(self.dtype)))
 
 
 def one_hot_site(fn: Any) -> OneHotSite | None:
-    """Read a site's distribution: its logits and temperature if it is a one-hot, relaxed or not, else None."""
+    """Read a site's distribution: its logits and temperature if it is a one-hot, relaxed or not, else None.
+
+    Raises:
+        ValueError: if it is a straight-through one-hot, neither relaxed nor discrete, or masks some of its latents.
+    """
+    if isinstance(fn, OneHotCategoricalStraightThrough | RelaxedOneHotCategoricalStraightThrough):
+        raise ValueError(
+            f"Expected one-hot sites that are relaxed or discrete, but found a {type(fn).__name__}, which is both. Try "
+            "OneHotCategorical."
+        )
     if isinstance(fn, MaskedDistribution):
         inner = one_hot_site(fn.base_dist)
         return inner and inner._replace(mask=fn._mask if inner.mask is None else inner.mask & fn._mask)
     if isinstance(fn, Independent):
         inner = one_hot_site(fn.base_dist)
+        if inner and isinstance(inner.mask, Tensor):
+            raise ValueError(
+                "Expected a mask over data, but found one over the latents of a one-hot site. Try .mask() after "
+                ".to_event(1)."
+            )
         return inner and inner._replace(num_event_dims=inner.num_event_dims + fn.reinterpreted_batch_ndims)
     if isinstance(fn, FactorizedOneHotCategorical):
-        return OneHotSite(fn.logits, 2, None, None)
+        return OneHotSite(fn.logits, 2, None, None, fn.sample_dtype)
     if isinstance(fn, torch.distributions.RelaxedOneHotCategorical):
-        return OneHotSite(fn.logits, 1, fn.temperature, None)
+        return OneHotSite(fn.logits, 1, fn.temperature, None, getattr(fn, "sample_dtype", fn.logits.dtype))
     if isinstance(fn, torch.distributions.OneHotCategorical):
-        return OneHotSite(fn.logits, 1, None, None)
+        return OneHotSite(fn.logits, 1, None, None, fn.logits.dtype)
     return None
 
 
@@ -57,6 +79,7 @@ class OneHotMessenger(Messenger):
 
     def __enter__(self) -> Any:
         self.sites: dict[str, OneHotSite] = {}
+        self.observed: set[str] = set()
         return super().__enter__()
 
     def decides(self) -> bool:
@@ -64,10 +87,13 @@ class OneHotMessenger(Messenger):
         return outermost is self
 
     def _pyro_sample(self, msg: Messages) -> None:
-        if msg["done"] or msg["is_observed"] or msg["value"] is not None or not self.decides():
+        if msg["done"] or not self.decides():
             return
         site = one_hot_site(msg["fn"])
         if site is None:
+            return
+        if msg["is_observed"] or msg["value"] is not None:
+            self.observed.add(msg["name"])
             return
         if site.num_event_dims > 2:
             raise ValueError(

@@ -134,8 +134,34 @@ def test_temperature_must_be_positive(cls, temperature):
 
 @pytest.mark.parametrize("cls", [ExpConcrete, RelaxedOneHotCategorical])
 def test_a_tensor_temperature_must_be_positive_too(cls):
-    with pytest.raises(ValueError, match="temperature"):
-        cls(torch.tensor(-0.5), logits=torch.zeros(3), validate_args=True)
+    for value in (-0.5, 0.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="Expected a positive temperature, but found"):
+            cls(torch.tensor(value), logits=torch.zeros(3), validate_args=True)
+
+
+def test_log_ratios_are_coordinates_of_the_density():
+    """The transform to the log-simplex is a bijection, and its inverse image has the density that log_prob says."""
+    transform = torch.distributions.biject_to(ExpConcrete(1.0, logits=torch.zeros(4)).support)
+    u = torch.randn(7, 3, dtype=torch.float64)
+    y = transform(u)
+    torch.testing.assert_close(y.logsumexp(-1), torch.zeros(7, dtype=torch.float64))
+    torch.testing.assert_close(transform.inv(y), u)
+    assert transform.forward_shape((7, 3)) == (7, 4) and transform.inverse_shape((7, 4)) == (7, 3)
+    # K = 3: the density of the two log-ratios integrates to one.
+    grid = torch.linspace(-30, 30, 601, dtype=torch.float64)
+    u = torch.cartesian_prod(grid, grid)
+    q = ExpConcrete(0.8, logits=torch.tensor([0.3, -0.5, 0.1], dtype=torch.float64))
+    density = (q.log_prob(transform(u)) - transform.log_abs_det_jacobian(u, transform(u))).exp()
+    assert (density.sum() * (grid[1] - grid[0]) ** 2).item() == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_samples_have_the_type_of_the_logits_and_densities_at_least_float32(dtype):
+    q = RelaxedOneHotCategorical(0.5, logits=torch.zeros(5, 3, dtype=dtype))
+    z = q.rsample()
+    wide = torch.promote_types(dtype, torch.float32)
+    assert z.dtype == dtype and q.base_dist.rsample().dtype == wide
+    assert q.base_dist.log_prob(z.to(wide).log()).dtype == wide
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (4,), (2, 3)])
@@ -201,7 +227,9 @@ def test_registered_kl_is_that_of_the_categoricals(cls):
 
 def test_an_excluded_category_costs_nothing():
     q = torch.tensor([0.0, 0.0, -math.inf])
-    found = kl_divergence(ExpConcrete(1.0, logits=q), ExpConcrete(1.0, logits=torch.zeros(3)))
+    found = concrete.categorical_kl(q, torch.zeros(3))
+    with pytest.raises(ValueError, match="Expected finite logits, but found -inf"):
+        ExpConcrete(1.0, logits=q)
     assert found.item() == pytest.approx(math.log(3 / 2))
 
 

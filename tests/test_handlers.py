@@ -176,7 +176,7 @@ def test_relax_keeps_the_programs_own_temperature():
     ],
 )
 def test_the_outermost_handler_decides(handled, site):
-    with pyro.poutine.block(), pyro.poutine.trace() as tracer:
+    with pyro.poutine.enum(first_available_dim=-2), pyro.poutine.trace() as tracer:
         handled(User("one-hot").guide)()
     nodes = tracer.trace.nodes
     found = one_hot_free_base(nodes["z_log" if "z_log" in nodes else "z"]["fn"])
@@ -231,9 +231,29 @@ def test_svi_trains_a_relaxed_user_program():
     assert brute_force(user)[0].item() > before + 1
 
 
-def test_predictive_reads_z():
-    samples = Predictive(relax(User("one-hot").model, temperature=0.5), num_samples=3)()
-    assert torch.equal(samples["z"].flatten(), samples["z_log"].exp().flatten())
+@pytest.mark.parametrize("parallel", [False, True])
+def test_predictive_with_a_relaxed_guide(parallel):
+    user = User("one-hot")
+    model, guide = relax(user.model, temperature=0.5), relax(user.guide, temperature=0.5)
+    samples = Predictive(model, guide=guide, num_samples=3, parallel=parallel)()
+    assert samples["x"].shape == (3, B, D)
+    prior = Predictive(model, num_samples=3, parallel=parallel)()
+    torch.testing.assert_close(prior["z"].flatten(), prior["z_log"].exp().flatten())
+
+
+def test_autoguides_move_on_the_log_simplex():
+    """Stock AutoNormal on a relaxed program: a proper bound, with z on the simplex."""
+
+    def model():
+        z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(3)))
+        pyro.sample("x", dist.Normal(z @ torch.tensor([-2.0, 0.0, 2.0]), 1.0), obs=torch.tensor(1.0))
+
+    relaxed = relax(model, temperature=0.7)
+    guide = pyro.infer.autoguide.AutoNormal(relaxed)
+    svi = SVI(relaxed, guide, pyro.optim.Adam({"lr": 0.02}), loss=Trace_ELBO())
+    losses = [svi.step() for _ in range(600)]
+    assert sum(losses[-200:]) / 200 > 0.5 * math.log(2 * math.pi)  # -log p(x) is at least the largest density's
+    assert guide()["z_log"].exp().sum().item() == pytest.approx(1.0, abs=1e-4)
 
 
 # ------------------------------------------------------------------------- other programs of users
@@ -299,6 +319,144 @@ def test_two_layers_of_one_hots():
     expected = torch.stack(evidence).logsumexp(0).item()
     assert -exact.loss(enumerated(model), lambda: None) == pytest.approx(expected, rel=1e-9)
     assert math.isfinite(Trace_ELBO().loss(relax(model, temperature=0.4), relax(guide, temperature=0.4)))
+
+
+class SemiSupervised:
+    """Kingma et al.'s M2 in small: a one-hot label y, observed or not, and a Gaussian h; the guide has both."""
+
+    x = torch.tensor([-1.0, 0.5, 2.0])
+
+    def model(self, y=None):
+        with pyro.plate("data", 3):
+            y = pyro.sample("y", dist.OneHotCategorical(logits=torch.tensor([0.1, -0.2, 0.3])), obs=y)
+            h = pyro.sample("h", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(y @ torch.tensor([-1.0, 0.0, 1.0]) + h, 1.0), obs=self.x)
+
+    def guide(self, y=None):
+        with pyro.plate("data", 3):
+            if y is None:
+                pyro.sample("y", dist.OneHotCategorical(logits=self.x.unsqueeze(-1) * torch.tensor([-1.0, 0.0, 1.0])))
+            pyro.sample("h", dist.Normal(0.5 * self.x, 0.7))
+
+
+@pytest.mark.parametrize("label", [None, one_hot(torch.tensor([0, 1, 2]), 3).float()])
+def test_semi_supervised_programs(label):
+    """Labelled, nothing is latent but h, and nothing is wrong; unlabelled, y is summed: as stock Pyro does."""
+    m2 = SemiSupervised()
+    stock = (
+        (m2.model, m2.guide)
+        if label is not None
+        else tuple(config_enumerate(program, default="parallel") for program in (m2.model, m2.guide))
+    )
+    losses = []
+    for model, guide in ((enumerated(m2.model), enumerated(m2.guide)), stock):
+        pyro.set_rng_seed(0)
+        elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
+        losses.append(elbo.loss(model, guide, label))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert math.isfinite(Trace_ELBO().loss(relax(m2.model, temperature=0.5), relax(m2.guide, temperature=0.5), label))
+
+
+def test_conditioning_outside_of_enumerated_is_observing():
+    label = one_hot(torch.tensor([0, 1, 2]), 3).float()
+    m2 = SemiSupervised()
+    elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
+    pyro.set_rng_seed(0)
+    found = elbo.loss(pyro.condition(enumerated(m2.model), {"y": label}), lambda: m2.guide(label))
+    pyro.set_rng_seed(0)
+    assert found == pytest.approx(elbo.loss(m2.model, m2.guide, label), rel=1e-6)
+
+
+def test_masked_data_count_as_the_mask_says():
+    """Site and likelihood masked for some data: those add nothing, the others what they add alone."""
+    keep = torch.tensor([True, False, True, True, False])
+    user = User("one-hot")
+
+    def masked(program):
+        def run():
+            with pyro.poutine.mask(mask=keep):
+                program()
+
+        return run
+
+    def model():
+        with pyro.plate("data", B):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=user.prior).to_event(1).mask(keep))
+            likelihood = dist.Bernoulli(logits=user.decode(z)).to_event(1)
+            pyro.sample("x", likelihood.mask(keep), obs=user.x)
+
+    def guide():
+        with pyro.plate("data", B):
+            pyro.sample("z", dist.OneHotCategorical(logits=user.logits).to_event(1).mask(keep))
+
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    by_handler = elbo.loss(enumerated(masked(user.model)), enumerated(masked(user.guide)))
+    by_distribution = elbo.loss(enumerated(model), enumerated(guide))
+    full_x, full_logits = user.x, user.logits
+    user.x, user.logits = full_x[keep], nn.Parameter(full_logits[keep].detach())
+    expected = -brute_force(user)[0].item()
+    assert by_handler == pytest.approx(expected, rel=1e-6)
+    assert by_distribution == pytest.approx(expected, rel=1e-6)
+
+
+def test_sites_outside_of_the_plate_that_do_not_depend_on_it_are_fine():
+    user = User("one-hot")
+
+    def model():
+        user.model()
+        pyro.deterministic("double", torch.tensor(2.0))
+        pyro.sample("other", dist.Normal(0.0, 1.0), obs=torch.tensor(0.3))
+
+    plain = TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(user.model), enumerated(user.guide))
+    with pytest.warns(RuntimeWarning, match="possibly invalid dependency"):  # Pyro cannot know, and says so
+        found = TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(model), enumerated(user.guide))
+    assert found == pytest.approx(plain - dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.3)).item(), rel=1e-6)
+
+
+def test_a_sequential_plate_is_no_batch_dimension():
+    logits = torch.tensor([[0.3, -0.2, 0.0], [1.0, 0.0, -1.0]])
+    means = torch.tensor([-1.0, 0.0, 2.0])
+
+    def model():
+        total = 0.0
+        for n in pyro.plate("latents", 2):
+            total = total + pyro.sample(f"z_{n}", dist.OneHotCategorical(logits=logits[n])) @ means
+        pyro.sample("x", dist.Normal(total, 1.0), obs=torch.tensor(0.4))
+
+    found = -TraceEnum_ELBO(max_plate_nesting=0).loss(enumerated(model), lambda: None)
+    table = logits.log_softmax(-1)
+    joint = table[0].unsqueeze(-1) + table[1]
+    joint = joint + dist.Normal(means.unsqueeze(-1) + means, 1.0).log_prob(torch.tensor(0.4))
+    assert found == pytest.approx(joint.logsumexp((0, 1)).item(), rel=1e-6)
+
+
+def test_settings_that_mean_sampling_give_way():
+    user = User("one-hot")
+
+    def guide():
+        with pyro.plate("data", B):
+            q = dist.OneHotCategorical(logits=user.logits).to_event(1)
+            pyro.sample("z", q, infer={"enumerate": "parallel", "num_samples": 2})
+
+    found = TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(user.model), enumerated(guide))
+    assert found == pytest.approx(-brute_force(user)[0].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [dist.OneHotCategoricalStraightThrough, dist.RelaxedOneHotCategoricalStraightThrough])
+@pytest.mark.parametrize("handler", [lambda f: relax(f, temperature=0.5), discretize, enumerated])
+def test_straight_through_sites_are_refused(kind, handler):
+    arguments = {"logits": torch.zeros(3)} | ({"temperature": torch.tensor(0.5)} if "Relaxed" in kind.__name__ else {})
+    with pytest.raises(ValueError, match=r"but found a .*StraightThrough, which is both"):
+        handler(lambda: pyro.sample("z", kind(**arguments)))()
+
+
+def test_a_mask_over_latents_is_refused():
+    def model():
+        q = dist.OneHotCategorical(logits=torch.zeros(3, 2)).mask(torch.tensor([True, True, False]))
+        pyro.sample("z", q.to_event(1))
+
+    with pytest.raises(ValueError, match=r"found one over the latents .* Try .mask\(\) after .to_event\(1\)"):
+        discretize(model)()
 
 
 def test_observed_one_hots_stay_as_they_are():
@@ -374,7 +532,7 @@ def test_nothing_to_enumerate_is_refused():
     def model():
         pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
 
-    with pytest.raises(ValueError, match="Expected a latent one-hot site to enumerate, but found none"):
+    with pytest.raises(ValueError, match="Expected a one-hot site to enumerate, but found none"):
         TraceEnum_ELBO(max_plate_nesting=0).loss(enumerated(model), lambda: None)
 
 
@@ -391,12 +549,20 @@ def test_guessing_the_plate_nesting_is_no_sampling():
     )
 
 
-def test_posterior_of_an_enumerated_model_may_be_sampled():
-    user = User("one-hot")
-    trace = TraceEnum_ELBO(max_plate_nesting=1)
-    with pytest.raises(ValueError, match="was sampled"):
-        enumerated(user.model)()
-    assert trace.loss(enumerated(user.model), lambda: None) > 0
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda user: enumerated(user.model)(),
+        lambda user: pyro.poutine.block(enumerated(user.model))(),
+        lambda user: Trace_ELBO().loss(pyro.poutine.block(enumerated(user.model)), enumerated(user.guide)),
+        lambda user: Trace_ELBO().loss(
+            enumerated(pyro.poutine.block(user.model, hide=["a"])), enumerated(pyro.poutine.block(user.guide))
+        ),
+    ],
+)
+def test_nor_are_they_sampled_behind_other_handlers(run):
+    with pytest.raises(ValueError, match=r"was sampled|found none"):
+        run(User("one-hot"))
 
 
 def test_a_discrete_site_needs_a_temperature():
@@ -406,8 +572,9 @@ def test_a_discrete_site_needs_a_temperature():
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
 def test_a_wrong_temperature_is_refused_before_the_program_runs(temperature):
-    with pytest.raises(ValueError, match="positive temperature"), relax(temperature=temperature):
-        pass
+    for value in (temperature, torch.tensor(temperature)):
+        with pytest.raises(ValueError, match="positive temperature"):
+            relax(User("one-hot").guide, temperature=value)
 
 
 def test_conditioning_a_relaxed_site_from_outside_is_refused():

@@ -122,6 +122,14 @@ def test_expand_and_pickle():
     assert torch.equal(again.log_prob(value), q.log_prob(value))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_codes_have_the_type_of_the_logits(dtype):
+    q = FactorizedOneHotCategorical(logits=torch.zeros(5, 2, 3, dtype=dtype))
+    support = q.enumerate_support(expand=False)
+    assert {q.sample().dtype, q.mode.dtype, support.dtype, next(q.code_slices(4)).dtype} == {dtype}
+    assert q.log_prob(support).dtype == torch.promote_types(dtype, torch.float32)
+
+
 def test_values_must_be_one_hot():
     q = FactorizedOneHotCategorical(logits=random_logits(2, 3), validate_args=True)
     with pytest.raises(ValueError, match="within the support"):

@@ -14,11 +14,15 @@ The decoder runs once per code, not once per (code, datum), and nothing of size 
 
 import copy
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
+from torch.distributions import constraints
+
+Function = Callable[[Tensor], Tensor]
 
 
 class ExponentialFamily(TorchDistribution):
@@ -72,6 +76,10 @@ class ExponentialFamily(TorchDistribution):
         """h(x) summed over pixels: ``x.shape[:-1]``."""
 
     @abstractmethod
+    def _outer_scores(self, statistics: Tensor) -> Tensor:
+        """coefficients . T - A for every T of (B, D * natural_per_pixel): ``natural.shape[:-1] + (B,)``."""
+
+    @abstractmethod
     def _paired_log_prob(self, x: Tensor) -> Tensor:
         """The score where each datum has its own parameters: rounded pixel by pixel, then summed."""
 
@@ -112,8 +120,14 @@ class ExponentialFamily(TorchDistribution):
         shape, rows = _broadcast(self.batch_shape, given), _broadcast(own, given)
         if rows.numel() <= max(own.numel(), given.numel()):
             log_prob = self._paired_log_prob(value)
+        elif value.dim() == 2 and own[-1] == 1:
+            log_prob = self._outer_log_prob(value).squeeze(-2)
         else:
-            log_prob = self._product_log_prob(self.coefficients, self.log_normalizer(), value)
+            # To einsum, a dimension that one side alone has is rows or columns of a matrix product, and one that
+            # both have is its batch.
+            with _full_precision(value):
+                products = torch.einsum("...d,...d->...", self.coefficients, self.sufficient_statistics(value))
+            log_prob = products - self.log_normalizer() + self.log_base_measure(value)
         return log_prob.expand(shape)
 
     def outer_log_prob(self, x: Tensor) -> Tensor:
@@ -137,14 +151,12 @@ class ExponentialFamily(TorchDistribution):
         self._validate_sample(x)
         if x.dim() != 2:
             raise ValueError(f"Expected x of shape (B, {self.event_shape[0]}), but found {tuple(x.shape)}.")
-        return self._product_log_prob(self.coefficients.unsqueeze(-2), self.log_normalizer().unsqueeze(-1), x)
+        return self._outer_log_prob(x)
 
-    def _product_log_prob(self, coefficients: Tensor, log_normalizer: Tensor, x: Tensor) -> Tensor:
-        # To einsum, a dimension that one side alone has is rows or columns of a matrix product, and one that
-        # both have is its batch. Autocast would round the summands to half precision.
-        with torch.autocast(coefficients.device.type, enabled=False):
-            products = torch.einsum("...d,...d->...", coefficients, self.sufficient_statistics(x))
-        return products - log_normalizer + self.log_base_measure(x)
+    def _outer_log_prob(self, x: Tensor) -> Tensor:
+        with _full_precision(x):
+            scores = self._outer_scores(self.sufficient_statistics(x))
+        return scores + self.log_base_measure(x)
 
     def _validate_sample(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
@@ -154,6 +166,80 @@ class ExponentialFamily(TorchDistribution):
         support: Any = self.support
         if self._validate_args and not support.check(x).all():
             raise ValueError(f"Expected x {self._domain}, but found values from {x.min():g} to {x.max():g}.")
+
+
+class CanonicalFamily(ExponentialFamily):
+    """Abstract: a family whose natural parameters are its coefficients, so that dA/d eta = E[T(x)], and h = 0."""
+
+    @abstractmethod
+    def _summed_log_normalizer(self, natural: Tensor) -> Tensor:
+        """A(eta) summed over pixels: ``natural.shape[:-1]``; it needs no derivative."""
+
+    @abstractmethod
+    def _mean_statistics(self, natural: Tensor) -> Tensor:
+        """E[T(x)], the derivative of A: a new tensor of natural's shape."""
+
+    @property
+    def coefficients(self) -> Tensor:
+        return self.natural
+
+    def log_base_measure(self, x: Tensor) -> Tensor:
+        return self.natural.new_zeros(x.shape[:-1])
+
+    def _outer_scores(self, statistics: Tensor) -> Tensor:
+        rows = self.natural.flatten(0, -2) if self.natural.dim() > 1 else self.natural.unsqueeze(0)  # (S, M)
+        scores: Tensor = _CanonicalScores.apply(rows, statistics, self._summed_log_normalizer, self._mean_statistics)
+        return scores.reshape(*self.natural.shape[:-1], -1)  # (..., B)
+
+
+class _CanonicalScores(torch.autograd.Function):
+    """natural @ T.T - A(natural). Its derivative is T - E[T]: one matrix product, added to the mean in place.
+
+    These are the largest tensors of a sum over codes: autograd would make three more of them, and a slower derivative.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(natural: Tensor, statistics: Tensor, log_normalizer: Function, mean: Function) -> Tensor:
+        return (natural @ statistics.mT).sub_(log_normalizer(natural).unsqueeze(-1))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        natural, statistics, _, ctx.mean = inputs
+        ctx.save_for_backward(natural, statistics)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        natural, statistics = ctx.saved_tensors
+        weight = -grad.sum(-1, keepdim=True)  # (S, 1)
+        for_natural = for_statistics = None
+        if ctx.needs_input_grad[0] and torch.is_grad_enabled():  # for a second derivative
+            for_natural = torch.addmm(ctx.mean(natural) * weight, grad, statistics)
+        elif ctx.needs_input_grad[0]:
+            for_natural = ctx.mean(natural).mul_(weight).addmm_(grad, statistics)
+        if ctx.needs_input_grad[1]:
+            for_statistics = grad.mT @ natural
+        return for_natural, for_statistics, None, None
+
+
+def _full_precision(x: Tensor) -> torch.autocast:
+    """Autocast would round the summands of a score to half precision."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+class _NoNaN(constraints.Constraint):
+    """`constraints.real_vector` at the price of one sum: the natural parameters of all codes are many."""
+
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        total = value.sum()
+        # A sum is NaN if a summand is, and perhaps if both infinities are among them.
+        return (value == value).all(-1) if total.isnan() else total == total
+
+
+no_nan = _NoNaN()
 
 
 def score_dtype(natural: Tensor) -> torch.dtype:

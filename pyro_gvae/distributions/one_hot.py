@@ -9,7 +9,7 @@ from pyro.distributions import OneHotCategorical, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, register_kl
 
-from .concrete import _logits, categorical_kl
+from .concrete import _logits, at_least_float32, categorical_kl
 
 
 def num_codes(num_latents: int, num_categories: int) -> int:
@@ -98,7 +98,9 @@ class FactorizedOneHotCategorical(TorchDistribution):
     def __init__(
         self, probs: Tensor | None = None, logits: Tensor | None = None, validate_args: bool | None = None
     ) -> None:
-        self.logits = _logits(probs, logits)  # (..., N, K)
+        given = _logits(probs, logits)
+        self.sample_dtype = given.dtype
+        self.logits = at_least_float32(given)  # (..., N, K)
         if self.logits.dim() < 2:
             raise ValueError(
                 f"Expected logits of shape (..., N, K), but found {tuple(self.logits.shape)}. "
@@ -109,6 +111,7 @@ class FactorizedOneHotCategorical(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Self | None = None) -> "FactorizedOneHotCategorical":
         new = self._get_checked_instance(FactorizedOneHotCategorical, _instance)
         new.logits = self.logits.expand(torch.Size(batch_shape) + self.event_shape)
+        new.sample_dtype = self.sample_dtype
         TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -152,19 +155,20 @@ class FactorizedOneHotCategorical(TorchDistribution):
     @property
     def mode(self) -> Tensor:
         """The most probable code, shape (..., N, K)."""
-        return F.one_hot(self.logits.argmax(-1), self.num_categories).to(self.logits)
+        return F.one_hot(self.logits.argmax(-1), self.num_categories).to(self.sample_dtype)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw one-hot codes, shape sample_shape + (..., N, K); no gradient."""
         with torch.no_grad():
-            return OneHotCategorical(logits=self.logits, validate_args=False).sample(torch.Size(sample_shape))
+            found = OneHotCategorical(logits=self.logits, validate_args=False).sample(torch.Size(sample_shape))
+            return found.to(self.sample_dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(z), shape (...); codes (S, 1, N, K) under logits (B, N, K) are one matrix product (S, B)."""
         if self._validate_args:
             self._validate_sample(value)
         # To einsum, a batch dimension that one side alone has is rows or columns of a matrix product.
-        return torch.einsum("...m,...m->...", value.flatten(-2), self.log_probs.flatten(-2))
+        return torch.einsum("...m,...m->...", value.flatten(-2).to(self.logits), self.log_probs.flatten(-2))
 
     def log_prob_table(self, start: int = 0, stop: int | None = None) -> Tensor:
         """log p of codes number `start` to `stop` - 1 under each datum of a batch (B,): shape (stop - start, B)."""
@@ -185,7 +189,7 @@ class FactorizedOneHotCategorical(TorchDistribution):
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """All S = K^N joint codes, shape (S, ..., N, K), with batch dimensions of size 1 unless `expand`."""
         codes = joint_codes(
-            self.num_latents, self.num_categories, dtype=self.logits.dtype, device=self.logits.device
+            self.num_latents, self.num_categories, dtype=self.sample_dtype, device=self.logits.device
         )  # (S, N, K)
         codes = codes.reshape((-1,) + (1,) * len(self.batch_shape) + self.event_shape)
         return codes.expand((-1, *self.batch_shape, *self.event_shape)) if expand else codes
@@ -200,7 +204,7 @@ class FactorizedOneHotCategorical(TorchDistribution):
                 self.num_categories,
                 start,
                 min(start + size, self.num_codes),
-                dtype=self.logits.dtype,
+                dtype=self.sample_dtype,
                 device=self.logits.device,
             )
 
