@@ -57,15 +57,17 @@ def compare(config: CompareConfig) -> Path:
     _check_codes(config, data)
     run = new_run_folder(config.output, prefix="compare")
     write_json(run / "config.json", _provenance(config, data))
-    for seed in config.seeds:
-        initial = _initial_model(config, data_dim, seed)
-        for name in config.estimators:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                _run_cell(run, config, data, copy.deepcopy(initial), name, seed)
-    metrics = read_json_lines(run / "metrics.jsonl")
-    write_csv(run / "results.csv", final_rows(metrics))
-    write_report(run)
+    try:
+        for seed in config.seeds:
+            initial = _initial_model(config, data_dim, seed)
+            for name in config.estimators:
+                with torch.random.fork_rng():
+                    torch.manual_seed(seed)
+                    _run_cell(run, config, data, copy.deepcopy(initial), name, seed)
+    finally:  # an interrupted comparison reports what it finished
+        if (run / "metrics.jsonl").exists():
+            write_csv(run / "results.csv", final_rows(read_json_lines(run / "metrics.jsonl")))
+            write_report(run)
     return run
 
 
@@ -92,13 +94,16 @@ def load_cell(run: Path, name: str, seed: int) -> tuple[CategoricalVAE, Tensor]:
         written = json.loads((run / "config.json").read_text(encoding="utf-8"))
         config = CompareConfig.from_json(written)
         weights = load_file(weights_path(run, name, seed))
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+    except (OSError, json.JSONDecodeError, SafetensorError, TypeError) as error:
         raise ValueError(
             f"Expected '{run}' to hold the weights of '{name}', seed {seed}, but found: {error}."
         ) from error
     data = load(config.dataset, data_dir=config.data_dir, binarize=config.binarize)
     vae = _initial_model(config, data.test.shape[1], seed)
-    vae.load_state_dict(weights)
+    try:
+        vae.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"Expected the weights in '{run}' to fit its config.json, but found others.") from error
     return vae, data.test
 
 
@@ -162,6 +167,9 @@ def _run_cell(run: Path, config: CompareConfig, data: Dataset, vae: CategoricalV
     def record(number: int) -> None:
         train = discrete_scores(vae, train_sample, max_memory=_bytes(config))
         test = discrete_scores(vae, data.test, max_memory=_bytes(config))
+        with torch.random.fork_rng():  # how often a run is evaluated must not change what it learns
+            torch.manual_seed(number)
+            objective = own_objective(vae, chosen, data.test)
         steps, spent = number - last[0], seconds - last[1]
         line = {
             "estimator": name,
@@ -172,7 +180,7 @@ def _run_cell(run: Path, config: CompareConfig, data: Dataset, vae: CategoricalV
             "train_objective": -torch.stack(losses).mean().item() if losses else None,
             "train_elbo": train.elbo,
             "train_log_evidence": train.log_evidence,
-            "test_objective": own_objective(vae, chosen, data.test),
+            "test_objective": objective,
             "test_elbo": test.elbo,
             "test_log_evidence": test.log_evidence,
             "steps_per_second": steps / spent if steps else None,

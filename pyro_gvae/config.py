@@ -65,6 +65,8 @@ class CompareConfig:
             _at_least("hidden", width, 1)
         for seed in self.seeds:
             _at_least("seeds", seed, 0)
+            if seed >= 2**32:
+                raise ValueError(f"Expected seeds below 2^32, but found {seed}.")
         for name in ("learning_rate", "temperature", "prior_temperature", "max_memory"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
+from .distributions.concrete import check_temperature
 from .elbos.exact import ExactELBO, ExactEvidence
 from .handlers import Program, discretize, relax
 
@@ -93,11 +94,12 @@ def gumbel_softmax(*, kl: str = "relaxed", temperature: float | None = None, num
     elbos: dict[str, Callable[..., Loss]] = {"relaxed": Trace_ELBO, "categorical": TraceMeanField_ELBO}
     if kl not in elbos:
         raise ValueError(f"Expected kl to be one of {', '.join(elbos)}, but found '{kl}'.")
-    particles: dict[str, Any] = {
-        "num_particles": num_particles,
-        "vectorize_particles": num_particles > 1,
-        "max_plate_nesting": 1,
-    }
+    if num_particles < 1:
+        raise ValueError(f"Expected at least one particle, but found num_particles={num_particles}.")
+    if temperature is not None:
+        check_temperature(temperature)
+    # Pyro guesses the nesting of plates where it needs to know it: here, for vectorized particles.
+    particles = {"num_particles": num_particles, "vectorize_particles": num_particles > 1}
     return Estimator(
         name="gumbel-softmax",
         handler=relax(temperature=temperature),

@@ -82,11 +82,15 @@ class CategoricalVAE(nn.Module):
         name: str = "vae",
     ) -> None:
         super().__init__()
-        _check_sizes(data_dim, num_latents, num_categories, hidden)
+        _check_sizes(data_dim, num_latents, num_categories, hidden, num_levels)
         if observation not in OBSERVATIONS:
             raise ValueError(f"Expected an observation among {', '.join(OBSERVATIONS)}, but found '{observation}'.")
-        if scale is not None and not scale > 0:
-            raise ValueError(f"Expected a positive scale, but found {scale}. Try scale=None, which learns it.")
+        if scale is not None and not (scale > 0 and observation == "gaussian"):
+            raise ValueError(
+                f"Expected scale to be positive and the observation gaussian, but found scale={scale} and "
+                f"'{observation}'. "
+                "Try scale=None, which learns a gaussian's."
+            )
         self.data_dim: Final = data_dim
         self.num_latents: Final = num_latents
         self.num_categories: Final = num_categories
@@ -131,10 +135,16 @@ class CategoricalVAE(nn.Module):
     @relax()
     def guide(self, x: Tensor) -> Tensor:
         """q(z | x) for data x (B, D); returns the code z (B, N, K)."""
-        self._check_shape(x)
+        self._check_data(x)
         self._register()
         with pyro.plate("data", len(x)):
-            posterior = RelaxedOneHotCategorical(self.temperature, logits=self.encoder(x))
+            logits = self.encoder(x)  # (B, N, K)
+            if logits.shape != (len(x), *self.prior_logits.shape):
+                raise ValueError(
+                    f"Expected the encoder to return logits of shape {(len(x), *self.prior_logits.shape)}, but found "
+                    f"{tuple(logits.shape)}. Try nn.Unflatten(-1, (num_latents, num_categories)) as its last layer."
+                )
+            posterior = RelaxedOneHotCategorical(self.temperature, logits=logits)
             code: Tensor = pyro.sample("z", posterior.to_event(1))  # (B, N, K)
         return code
 
@@ -173,22 +183,28 @@ class CategoricalVAE(nn.Module):
             for name, parameter in self.named_parameters():
                 _announce(f"{self.name}$$${name}", parameter)
             return
+        store = pyro.get_param_store()
         for name, parameter in self.named_parameters():
             key = f"{self.name}$$${name}"
-            if parameter.requires_grad and pyro.param(key, parameter) is not parameter:
+            found = pyro.param(key, parameter) if parameter.requires_grad else parameter
+            # Handlers may wrap or replace the value that pyro.param returns; a stranger in the store is what matters.
+            if found is not parameter and key in store and found is store.get_param(key):
                 raise ValueError(
                     f"Expected Pyro's param store to hold this module's '{name}', but found another tensor under "
                     f"'{key}'. Try pyro.clear_param_store(), or CategoricalVAE(name=..) with another name."
                 )
 
-    def _check_shape(self, x: Tensor) -> None:
-        if x.dim() != 2 or x.shape[-1] != self.data_dim:
+    def _check_data(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise ValueError(f"Expected data as a tensor, but found {type(x).__name__}. Try torch.as_tensor(x).")
+        if x.dim() != 2 or x.shape[-1] != self.data_dim or len(x) == 0:
             raise ValueError(
                 f"Expected data of shape (B, {self.data_dim}), but found {tuple(x.shape)}. Try x.flatten(1)."
             )
 
-    def _check_data(self, x: Tensor) -> None:
-        self._check_shape(x)
+        dtype = next(self.parameters()).dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"Expected data of the networks' {dtype}, but found {x.dtype}. Try x.to({dtype}).")
         if is_validation_enabled() and not bool(self._in_range(x)):
             low, high = self.data_range
             raise ValueError(
@@ -215,10 +231,11 @@ def _announce(name: str, parameter: nn.Parameter) -> None:
     effectful(type="param")(lambda *_, **__: parameter)(name, parameter, constraint=constraints.real, name=name)
 
 
-def _check_sizes(data_dim: int, num_latents: int, num_categories: int, hidden: Sequence[int]) -> None:
+def _check_sizes(data_dim: int, num_latents: int, num_categories: int, hidden: Sequence[int], num_levels: int) -> None:
     sizes = {"data_dim": data_dim, "num_latents": num_latents, "num_categories": num_categories}
+    sizes["num_levels"] = num_levels
     sizes |= {f"hidden[{i}]": width for i, width in enumerate(hidden)}
     for name, size in sizes.items():
-        least = 2 if name == "num_categories" else 1
+        least = 2 if name in ("num_categories", "num_levels") else 1
         if size < least:
             raise ValueError(f"Expected {name} of at least {least}, but found {size}.")

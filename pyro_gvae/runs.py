@@ -101,6 +101,3 @@ def _read_pictures(run: Path, final: pd.DataFrame) -> tuple[dict[str, dict[str, 
                 f"{estimator}, seed {seed}: {path.name} is absent or damaged, so there are no pictures of it."
             )
     return dict(pictures.values()), missing
-
-
-# ---------------------------------------------------------------------------------------------- words

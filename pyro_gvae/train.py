@@ -1,36 +1,123 @@
 """One training step: loss, gradients, one fused optimizer."""
 
-from collections.abc import Callable
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from typing import final
 
 import pyro
 import torch
 from torch import Tensor, nn
 
+from .elbos.refusals import NotRecordable
+from .elbos.traced import TracedELBO
 from .estimators import Estimator
 
 Step = Callable[[Tensor], Tensor]
 
 
-def make_step(vae: nn.Module, estimator: Estimator, *, lr: float = 1e-3) -> Step:
+def make_step(
+    vae: nn.Module,
+    estimator: Estimator,
+    *,
+    lr: float = 1e-3,
+    optimizer: str | torch.optim.Optimizer = "Adam",
+    clip_norm: float | None = None,
+    compile: bool = False,
+) -> Step:
     """A training step `step(x) -> loss` of the module's parameters by the estimator's loss.
 
+    The first step runs model and guide with Pyro's validation on, and records their computation
+    (:class:`~pyro_gvae.elbos.traced.TracedELBO`); later steps replay it, without Pyro. A program that cannot be recorded is
+    run as it is, with a warning. Pyro's param store is not touched, and its validation is as before after each step.
+
     Args:
-        vae: a module with `.model(x)` and `.guide(x)`, such as `CategoricalVAE`.
+        vae: a module with `.model(x)` and `.guide(x)`, such as `CategoricalVAE`; its networks may be in bfloat16, by
+            `torch.autocast` around the step or by their own type: random numbers and log-probabilities are in float32.
         estimator: the handler and the ELBO.
-        lr: learning rate of Adam.
+        lr: learning rate; not used where `optimizer` is given as an object.
+        optimizer: the name of a class in `torch.optim`, fused where torch can, over all parameters; or an object that has the
+            parameters already, for example to keep its state when the estimator changes.
+        clip_norm: the largest norm that the gradient of all parameters together may have, in nats per datum.
+        compile: compile the recorded graph by Inductor, with CUDA graphs on a GPU; takes a compiler and half a minute.
 
     Returns:
-        A function of a batch x (B, D) that updates the parameters and returns the loss before, -ELBO in nats per datum.
+        A function of a batch x (B, D), which may have another B each time. It updates the parameters and returns the loss
+        before that, -ELBO in nats per datum, shape (). Gradients are those of the sum over the batch, as in stock `SVI`.
+
+    Raises:
+        ValueError: if there is no such optimizer; in the first step, if the data are out of range.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE, estimator
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> step = make_step(vae, estimator("gumbel-softmax"), lr=0.1)
+        >>> x = torch.ones(4, 6)
+        >>> losses = [step(x).item() for _ in range(20)]
+        >>> losses[-1] < losses[0]
+        True
     """
-    model, guide, elbo = estimator.bind(vae)
-    # One fused optimizer for all parameters: Pyro's steps one optimizer per tensor.
-    optimizer = torch.optim.Adam(vae.parameters(), lr=lr, fused=True)
+    chosen = _optimizer(optimizer, list(vae.parameters()), lr)
+    gradients = _Gradients(vae, estimator, compile=compile)
 
     def step(x: Tensor) -> Tensor:
-        optimizer.zero_grad()
-        with pyro.get_param_store().scope():
-            loss = elbo.loss_and_grads(model, guide, x)
-        optimizer.step()
-        return torch.as_tensor(loss) / len(x)
+        loss = gradients(x)
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(gradients.parameters, clip_norm * len(x))
+        chosen.step()
+        return loss / len(x)
 
     return step
+
+
+def _optimizer(chosen: str | torch.optim.Optimizer, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    if isinstance(chosen, torch.optim.Optimizer):
+        return chosen
+    kind = getattr(torch.optim, chosen, None)
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise ValueError(f"Expected the name of an optimizer in torch.optim, but found '{chosen}'. Try 'Adam'.")
+    # One fused optimizer for all parameters: Pyro's steps one optimizer per tensor.
+    fused = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
+    optimizer: torch.optim.Optimizer = kind(parameters, lr=lr, **fused)
+    return optimizer
+
+
+@final
+class _Gradients:
+    """Sets the gradients of a module's parameters by an estimator's loss: recorded, where it can be."""
+
+    def __init__(self, vae: nn.Module, estimator: Estimator, *, compile: bool) -> None:
+        self.parameters: Sequence[nn.Parameter] = list(vae.parameters())
+        self._model, self._guide, self._elbo = estimator.bind(vae)
+        self._traced: TracedELBO | None = TracedELBO(self._elbo, compile=compile)
+        self._is_exact = estimator.is_exact
+        self._ids = set(map(id, self.parameters))
+        self._checked = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The loss, in nats summed over the data; gradients are set, not added."""
+        for parameter in self.parameters:
+            parameter.grad = None  # its memory is used again for the next one
+        if self._traced is not None:
+            try:
+                (loss, gradients), leaves = self._traced.outcome(self._model, self._guide, x)
+            except NotRecordable as refusal:
+                if not self._is_exact:  # several slices of codes are no recording, and need none
+                    warnings.warn(f"Steps run without a recording: {refusal}", stacklevel=3)
+                self._traced = None
+            else:
+                self._check_parameters(leaves)
+                for leaf, gradient in zip(leaves, gradients, strict=True):
+                    leaf.grad = gradient
+                return torch.as_tensor(loss)
+        with pyro.get_param_store().scope(), pyro.validation_enabled(not self._checked):
+            loss = self._elbo.loss_and_grads(self._model, self._guide, x)
+        self._checked = True
+        return torch.as_tensor(loss)
+
+    def _check_parameters(self, leaves: Sequence[Tensor]) -> None:
+        if not self._ids.issuperset(map(id, leaves)):
+            raise ValueError(
+                "Expected all parameters of model and guide to be in the module's parameters(), but found others, which no step "
+                "would train. Try to make them attributes of the module, in place of pyro.param."
+            )

@@ -78,6 +78,30 @@ def test_a_run_repeats_itself(tmp_path):
     pd.testing.assert_frame_equal(first[numbers], second[numbers])
 
 
+def test_how_often_a_run_is_evaluated_does_not_change_it(run, tmp_path):
+    config = replace(SMALL, evaluations=1, seeds=(0,), estimators=("gumbel-softmax",), output=tmp_path / "run")
+    seldom = read_json_lines(compare(config) / "metrics.jsonl")["test_elbo"].iloc[-1]
+    often = read_json_lines(run / "metrics.jsonl").query("estimator == 'gumbel-softmax' and seed == 0")
+    assert often["test_elbo"].iloc[-1] == seldom
+
+
+def test_an_interrupted_run_reports_what_it_finished(tmp_path, monkeypatch):
+    from pyro_gvae import compare as module
+
+    finished = module._run_cell
+
+    def interrupted(run, config, data, vae, name, seed):
+        if name == "exact":
+            raise KeyboardInterrupt
+        finished(run, config, data, vae, name, seed)
+
+    monkeypatch.setattr(module, "_run_cell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(replace(SMALL, epochs=1, evaluations=1, seeds=(0,), output=tmp_path / "run"))
+    assert list(pd.read_csv(tmp_path / "run" / "results.csv")["estimator"]) == ["gumbel-softmax"]
+    assert "exact" in (tmp_path / "run" / "report.html").read_text()  # named as missing
+
+
 def test_the_callers_random_state_and_param_store_stay(tmp_path):
     import pyro
 

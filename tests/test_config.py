@@ -20,6 +20,7 @@ from pyro_gvae.config import CompareConfig
         ({"hidden": (16, 0)}, "Expected hidden of at least 1, but found 0"),
         ({"seeds": ()}, r"Expected one or more different seeds, but found \[\]"),
         ({"seeds": (2, 2)}, r"Expected one or more different seeds, but found \[2, 2\]"),
+        ({"seeds": (2**32,)}, r"Expected seeds below 2\^32, but found 4294967296"),
         ({"estimators": ("exact", "exact")}, "Expected one or more different estimators"),
         ({"learning_rate": 0.0}, "Expected a positive learning_rate, but found 0.0"),
         ({"temperature": float("nan")}, "Expected a positive temperature, but found nan"),

@@ -78,7 +78,11 @@ def test_unknown_names_and_options_are_refused():
         estimator("gumble")
     with pytest.raises(ValueError, match=r"Expected options that 'exact' has, but .*'temperature'"):
         estimator("exact", temperature=1.0)
-    with pytest.raises(ValueError, match="Expected kl to be one of relaxed, categorical, but found 'kl'"):
+    with pytest.raises(ValueError, match=r"at least one particle"):
+        estimator("gumbel-softmax", num_particles=0)
+    with pytest.raises(ValueError, match=r"positive temperature, but found -1.0"):
+        estimator("gumbel-softmax", temperature=-1.0)
+    with pytest.raises(ValueError, match=r"Expected kl to be one of relaxed, categorical, but found 'kl'"):
         estimator("gumbel-softmax", kl="kl")
 
 

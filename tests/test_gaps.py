@@ -1,6 +1,8 @@
 """The gap decomposition: bounds in their order, the relaxed one against stock Trace_ELBO, a run folder end to end."""
 
+import json
 import math
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -76,6 +78,15 @@ def test_the_figure_names_gaps_and_unit(run):
     assert "nats" in axes.get_xlabel()
     assert [text.get_text() for text in axes.get_yticklabels()] == list(SMALL.estimators)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(GAPS.values())
+
+
+@pytest.mark.parametrize("changed", [{"num_latents": 3}, {"num_latents": "2"}])
+def test_a_configuration_that_does_not_fit_the_weights_is_refused(run, tmp_path, changed):
+    shutil.copytree(run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(ValueError, match="Expected"):
+        load_cell(tmp_path / "run", "exact", 0)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

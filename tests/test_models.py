@@ -164,6 +164,28 @@ def test_users_networks():
     assert math.isfinite(Trace_ELBO().loss(vae.model, vae.guide, data()))
 
 
+def test_an_encoder_of_another_shape_is_refused():
+    vae = make(encoder=nn.Sequential(nn.Linear(D, N * (K + 1)), nn.Unflatten(-1, (N, K + 1))))
+    with pytest.raises(ValueError, match=r"encoder to return logits of shape \(5, 2, 3\), but found \(5, 2, 4\)"):
+        vae.guide(data())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_networks_of_other_precision(dtype):
+    vae, x = make().to(dtype), data().to(dtype)
+    loss = Trace_ELBO().differentiable_loss(vae.model, vae.guide, x)
+    assert loss.dtype == torch.promote_types(dtype, torch.float32)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in vae.parameters())
+    exact = TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(vae.model), enumerated(vae.guide), x)
+    assert exact == pytest.approx(-brute_force(vae.double(), x.double())[0].item(), rel=0.05)
+
+
+def test_pyro_may_look_at_the_relations_of_the_pair():
+    relations = pyro.infer.inspect.get_model_relations(make().model, (data(),))
+    assert "x" in relations["observed"] and "z_log" in relations["sample_sample"]
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -171,7 +193,12 @@ def test_users_networks():
         ({"num_latents": 0}, "num_latents of at least 1, but found 0"),
         ({"hidden": (8, 0)}, r"hidden\[1\] of at least 1, but found 0"),
         ({"observation": "poisson"}, "observation among bernoulli, .*, but found 'poisson'"),
-        ({"observation": "gaussian", "scale": -1.0}, "positive scale, but found -1.0"),
+        (
+            {"observation": "gaussian", "scale": -1.0},
+            "scale to be positive and the observation gaussian, but found scale=-1.0",
+        ),
+        ({"scale": 0.5}, "observation gaussian, but found scale=0.5 and 'bernoulli'"),
+        ({"observation": "categorical", "num_levels": 1}, "num_levels of at least 2, but found 1"),
         ({"temperature": 0.0}, "positive temperature, but found 0.0"),
         ({"prior_temperature": -2.0}, "positive temperature, but found -2.0"),
     ],
@@ -189,15 +216,18 @@ def test_what_cannot_be_is_refused(options, sentence):
         (torch.full((B, D), 255.0), r"'bernoulli' data in \[0, 1\] without NaN, but found values from 255 to 255"),
         (torch.full((B, D), -0.1), r"data in \[0, 1\]"),
         (torch.full((B, D), math.nan), r"without NaN, but found values from nan"),
+        (torch.zeros(0, D), r"shape \(B, 6\), but found \(0, 6\)"),
+        (torch.zeros(B, D, dtype=torch.uint8), r"networks' torch.float32, but found torch.uint8"),
+        (torch.zeros(B, D).double(), r"Try x.to\(torch.float32\)"),
+        ([[0.0] * D] * B, "data as a tensor, but found list"),
     ],
 )
 def test_wrong_data_are_refused_in_one_sentence(x, sentence):
     vae = make()
     with pytest.raises(ValueError, match=sentence):
         vae.model(x)
-    if x.shape != (B, D):
-        with pytest.raises(ValueError, match=sentence):
-            vae.guide(x)
+    with pytest.raises(ValueError, match=sentence):
+        vae.guide(x)
 
 
 def test_levels_are_whole_numbers():

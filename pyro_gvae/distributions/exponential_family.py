@@ -116,7 +116,7 @@ class ExponentialFamily(TorchDistribution):
             ValueError: where value has another shape or, with validation, leaves the support.
         """
         self._validate_sample(value)
-        own, given = self.natural.shape[:-1], value.shape[:-1]
+        own, given = Size(self.natural.shape[:-1]), Size(value.shape[:-1])  # of tensors that Pyro wraps, tuples
         shape, rows = _broadcast(self.batch_shape, given), _broadcast(own, given)
         if rows.numel() <= max(own.numel(), given.numel()):
             log_prob = self._paired_log_prob(value)

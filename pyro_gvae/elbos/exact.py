@@ -26,7 +26,9 @@ class _ExactLoss(ELBO):
         self._planned: tuple[Any, Plan] | None = None
 
     def _get_trace(self, *_: Any) -> Any:
-        raise TypeError(f"Expected {type(self).__name__} to be asked for its loss; it draws no sample that a trace holds.")
+        raise TypeError(
+            f"Expected {type(self).__name__} to be asked for its loss; it draws no sample that a trace holds."
+        )
 
     @abstractmethod
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -40,6 +42,13 @@ class _ExactLoss(ELBO):
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss in nats, summed over the data."""
         return self._as_number(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def _step(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss and gradients of codes that are one slice."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return self._as_number(loss)
 
     def _plan(self, model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         """How the codes are cut: it takes a few small runs to find out, so the last plan is kept for equal shapes."""
@@ -55,9 +64,8 @@ class _ExactLoss(ELBO):
 
     @staticmethod
     def _as_number(loss: Tensor) -> float:
-        number = loss.item()
-        warn_if_nan(number, "loss")
-        return number
+        warn_if_nan(loss, "loss")
+        return loss.item()
 
 
 @final
@@ -68,9 +76,9 @@ class ExactELBO(_ExactLoss):
 
         \mathrm{loss} = -\sum_b \Big( \sum_{z} q(z | x_b) \log p(x_b | z) - \mathrm{KL}(q(z | x_b) \,\|\, p(z)) \Big)
 
-    The sum over all K^N joint codes is that of stock `TraceEnum_ELBO`, at the cost of one decoder call for each code, slice by
-    slice: each slice's backward pass is done before the next slice is begun, and codes that q neglects for all data
-    (see :func:`pyro_gvae.exact.elbo`) are left out, so that a step gets cheaper as posteriors sharpen.
+    The sum over all K^N joint codes is that of stock `TraceEnum_ELBO`, at the cost of one decoder call for each code,
+    slice by slice: each slice's backward pass is done before the next slice is begun. Codes that q neglects for all
+    data (see :func:`pyro_gvae.exact.elbo`) are not decoded, so that a step gets cheaper as posteriors sharpen.
 
     Args:
         max_memory: bytes that a slice may take; a quarter of the free memory if None.
@@ -95,12 +103,14 @@ class ExactELBO(_ExactLoss):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         plan = self._plan(model, args, kwargs)
-        q = read_guide(partial(guide, *args, **kwargs))
+        q = plan.check(read_guide(partial(guide, *args, **kwargs)))
         return -summed(plan, elbo_parts(partial(model, *args, **kwargs), plan, q, q.log_probs)).sum()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         plan = self._plan(model, args, kwargs)
-        q = read_guide(partial(guide, *args, **kwargs))
+        if plan.num_slices == 1:
+            return self._step(model, guide, *args, **kwargs)
+        q = plan.check(read_guide(partial(guide, *args, **kwargs)))
         log_q = q.log_probs
         # The guide's graph is walked once, at the end, with the gradients that all slices have left here.
         cut = log_q.detach().requires_grad_()
@@ -118,8 +128,9 @@ class ExactEvidence(_ExactLoss):
 
     .. math:: \mathrm{loss} = -\sum_b \log \sum_{z} p(x_b | z) \, p(z)
 
-    One pass without gradients finds log p(x); a second one, over the codes whose posterior probability is not negligible,
-    accumulates the posterior's mean of the gradients of log p(x, z) (Fisher's identity).
+    One pass without gradients finds log p(x); a second one, over the codes whose posterior probability is not
+    negligible, accumulates the posterior's mean of the gradients of log p(x, z) (Fisher's identity). Codes that fit
+    into one slice take a single pass.
 
     Args:
         max_memory: bytes that a slice may take; a quarter of the free memory if None.
@@ -141,6 +152,8 @@ class ExactEvidence(_ExactLoss):
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         run, plan = partial(model, *args, **kwargs), self._plan(model, args, kwargs)
+        if plan.num_slices == 1:
+            return self._step(model, guide, *args, **kwargs)
         found = find_evidence(run, plan)
         with _all_or_nothing() as backward:
             for part in evidence_parts(run, plan, found):
@@ -169,4 +182,5 @@ def _all_or_nothing() -> Iterator[Callable[[Tensor], Tensor]]:
         raise
     for leaf, grad in before.items():
         if grad is not None:
+            assert leaf.grad is not None
             leaf.grad = grad.add_(leaf.grad)

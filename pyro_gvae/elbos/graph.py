@@ -1,18 +1,32 @@
-"""Recorded graphs: their inputs, and the same computation in fewer operations.
+"""Recorded graphs: their inputs, and the function that is replayed."""
 
-A recording repeats what Pyro and autograd do by habit: it adds zero, renames, computes twice, multiplies by ones. Here that
-is left out. Nothing changes but rounding, and memory that an operation writes to is never touched.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from .simplify import simplify
 
 aten = torch.ops.aten
+
+#: Operations that Python calls in a third less time by these names than as `torch.ops.aten`.
+FUNCTIONS = {
+    **{
+        name: getattr(torch, name)
+        for name in (
+            "abs add addcmul addmm amax argmax bernoulli bmm cat clamp clamp_min cumsum div einsum empty eq exp gather ge "
+            "gt index_select le log log1p logsumexp lt max mean mm mul multinomial ne neg pow rand randn reciprocal relu "
+            "rsqrt rsub scatter sigmoid softmax sqrt square stack sub sum tanh where"
+        ).split()
+    },
+    "linear": F.linear,
+    "softplus": F.softplus,
+}
+METHODS = {"expand", "permute", "select", "squeeze", "t", "transpose", "unsqueeze", "view"}
 
 
 def lifted(graph_module: GraphModule) -> list[Tensor]:
@@ -38,8 +52,45 @@ def lifted(graph_module: GraphModule) -> list[Tensor]:
     return list(captured.values())
 
 
-def finished(graph_module: GraphModule, inputs: Sequence[Tensor], *, inductor: bool) -> GraphModule:
-    """Make the function that is replayed."""
+def finished(graph_module: GraphModule, inputs: Sequence[Tensor], *, inductor: bool) -> Callable[..., Any]:
+    """The function that is replayed: simplified, and compiled or called as fast as Python can.
+
+    Args:
+        graph_module: its inputs and outputs stay as they are.
+        inputs: examples, for the compiler.
+        inductor: compile the graph.
+    """
     simplify(graph_module)
+    if inductor:
+        return _compiled(graph_module, inputs)
+    _call_by_name(graph_module.graph)
     graph_module.recompile()
-    return graph_module
+    return graph_module.forward
+
+
+def _compiled(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+    """The graph by Inductor, which wants a flat tuple of tensors as results."""
+    output = graph_module.graph.output_node()
+    results, nesting = pytree.tree_flatten(output.args[0])
+    output.args = (tuple(result for result in results if isinstance(result, Node)),)
+    graph_module.recompile()
+    # Random numbers come from torch's own operations, and are what the plain ELBO draws under the same seed.
+    options = {"fallback_random": True, "triton.cudagraphs": any(tensor.is_cuda for tensor in inputs)}
+    with torch.no_grad():
+        run = torch._inductor.compile(graph_module, list(inputs), options=options)
+
+    def replay(*tensors: Tensor) -> Any:
+        found = iter(run(*tensors))
+        return pytree.tree_unflatten([next(found) if isinstance(result, Node) else result for result in results], nesting)
+
+    return replay
+
+
+def _call_by_name(graph: Graph) -> None:
+    for node in graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            name = node.target._schema.name.removeprefix("aten::")
+            if name in METHODS:
+                node.op, node.target = "call_method", name
+            else:
+                node.target = FUNCTIONS.get(name, node.target)

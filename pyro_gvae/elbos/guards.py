@@ -41,20 +41,24 @@ class Guard:
         self.tensors: dict[int, Tensor] = {}  # by id: they are what a graph may read
         self.modules: list[nn.Module] = []
         self._readers: list[Reader] = []
+        self._empty: list[Any] = []  # containers, mostly modules' hooks: faster to check than to read
         self._walk(roots)
         self._seen = list(self._read())
         self._kinds = list(map(KIND, self.tensors.values()))
 
     def holds(self) -> bool:
-        """Whether every place still holds the object that it held: the very same tensor, number, function, mode."""
+        """Whether every place still holds what it held: the very same tensor, function or object, or an equal number."""
+        if any(self._empty):
+            return False
         now = list(self._read())
-        same = len(now) == len(self._seen) and all(map(is_, now, self._seen))
+        same = len(now) == len(self._seen) and (all(map(is_, now, self._seen)) or all(map(_same, now, self._seen)))
         # module.double() and requires_grad_() change a parameter in its place.
         return same and list(map(KIND, self.tensors.values())) == self._kinds
 
     def changes(self) -> list[Any]:
-        """The objects that have taken the place of others."""
-        return [new for new, old in zip(self._read(), self._seen, strict=False) if new is not old]
+        """What was not there before."""
+        before = set(map(id, self._seen))
+        return [*filter(None, self._empty), *(thing for thing in self._read() if id(thing) not in before)]
 
     def _read(self) -> Iterator[Any]:
         return chain.from_iterable(read() for read in self._readers)
@@ -71,6 +75,9 @@ class Guard:
                 self.tensors[id(thing)] = thing
             if isinstance(thing, nn.Module):
                 self.modules.append(thing)
+            if isinstance(thing, dict | list | set) and not thing:
+                self._empty.append(thing)
+                continue
             for read in _readers(thing):
                 self._readers.append(read)
                 waiting.extend(read())
@@ -119,4 +126,18 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 def _root(thing: Any) -> str:
-    return (getattr(thing, "__module__", None) or "").partition(".")[0]
+    name = getattr(thing, "__module__", None)
+    return name.partition(".")[0] if isinstance(name, str) else ""
+
+
+def _same(now: Any, before: Any) -> bool:
+    """The same object, an equal number or word, or a container of the same."""
+    if now is before:
+        return True
+    if type(now) is not type(before):
+        return False
+    if isinstance(now, dict):
+        return list(now) == list(before) and all(map(_same, now.values(), before.values()))
+    if isinstance(now, list | tuple):
+        return len(now) == len(before) and all(map(_same, now, before))
+    return isinstance(now, int | float | str) and now == before

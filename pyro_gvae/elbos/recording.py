@@ -1,9 +1,10 @@
 """From a plain run to a recording that gives the same: loss and gradients as one graph of parameters, buffers and data."""
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+import reprlib
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Self, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import pyro
@@ -75,94 +76,123 @@ def stored_parameters() -> dict[str, Tensor]:
     return dict(pyro.get_param_store().named_parameters())
 
 
-def new_recording(job: Job, finish: Callable[[GraphModule, Sequence[Tensor]], Graph], *, check: bool) -> Recording:
-    """Run a job plainly, record it, and compare; random states, buffers and gradients are afterwards as before.
+def new_recording(
+    job: Job, finish: Callable[[GraphModule, Sequence[Tensor]], Graph], *, check: bool
+) -> tuple[Recording, Outcome]:
+    """Run a job plainly, record it, and compare.
 
     Args:
         job: what to record.
         finish: makes, of the graph and example inputs, the function that is replayed.
         check: compare the recording's loss and gradients with the plain ones.
 
+    Returns:
+        The recording, and the outcome of the plain run. Random states and buffers are as that run leaves them, and
+        gradients as before.
+
     Raises:
-        NotRecordable: if a recording cannot hold the program, or does not give the same.
+        NotRecordable: if a recording cannot hold the program, or does not give the same. Then all is as before.
     """
-    with _Rewind([*Guard(job.roots).tensors.values(), *stored_parameters().values()]) as rewind:
-        loss = job.run(*job.tensors)
-        rewind.check_other_generators()
-        # What a first run sets up, such as parameters, is there from here on.
-        guard, stored = Guard(job.roots), stored_parameters()
-        known = guard.tensors | {id(tensor): tensor for tensor in stored.values()}
-        leaves = [tensor for tensor in known.values() if tensor.is_leaf and tensor.requires_grad]
-        expected = loss, [leaf.grad for leaf in leaves], torch.get_rng_state()
-        rewind(leaves)
+    before = _State(job)
+    gradients = {leaf: leaf.grad for leaf in before.leaves}
+    try:
+        loss = _run(job, before.leaves)
+        after = _State(job)
+        gradients = dict.fromkeys(after.leaves) | gradients  # new ones had none
+        outcome = loss, [leaf.grad for leaf in after.leaves]
+        recording = _recorded(job, before, after, outcome, finish, check=check)
+        after.restore()
+    except BaseException:
+        before.restore()
+        raise
+    finally:
+        for leaf, gradient in gradients.items():
+            leaf.grad = gradient
+    return recording, outcome
 
-        def run(*tensors: Tensor) -> Outcome:
-            return job.run(*tensors), [leaf.grad for leaf in leaves]
 
-        graph_module = record(run, job.tensors, number_modules=job.number_modules)
-        rewind(leaves)
-        captured = lifted(graph_module)
-        _check_state(captured, known, guard, stored)
-        graph = finish(graph_module, [*captured, *job.tensors])
-        recording = Recording(graph, captured, leaves, guard, stored)
-        if check:
-            _compare(*expected, recording(job.tensors), leaves)
+def _recorded(
+    job: Job,
+    before: "_State",
+    after: "_State",
+    outcome: Outcome,
+    finish: Callable[[GraphModule, Sequence[Tensor]], Graph],
+    *,
+    check: bool,
+) -> Recording:
+    if after.other_generators != before.other_generators:
+        raise NotRecordable(
+            "Expected a program that draws its random numbers from torch, but found that it draws from Python's or "
+            "NumPy's generator, which a recording would not do again. Try torch.rand, or the plain ELBO."
+        )
+    start, end, leaves = before, after.random_state, after.leaves
+    if not (before.guard.holds() and _same_entries(before.stored, after.stored)):
+        # The first run has set something up, such as parameters; the second one is as all that follow.
+        start = after
+        outcome = _run(job, leaves), [leaf.grad for leaf in leaves]
+        end = torch.get_rng_state()
+
+    start.restore()
+    graph_module = record(
+        lambda *tensors: (_run(job._replace(tensors=tensors), leaves), [leaf.grad for leaf in leaves]),
+        job.tensors,
+        number_modules=job.number_modules,
+    )
+    captured = lifted(graph_module)
+    _check_state(after, captured)
+    graph = finish(graph_module, [*captured, *job.tensors])
+    recording = Recording(graph, captured, leaves, after.guard, after.stored)
+    if check:
+        start.restore()
+        _compare(outcome, recording(job.tensors), leaves, torch.equal(end, torch.get_rng_state()))
     return recording
 
 
+def _run(job: Job, leaves: Sequence[Tensor]) -> Loss:
+    for leaf in leaves:
+        leaf.grad = None
+    return job.run(*job.tensors)
+
+
 @final
-class _Rewind:
-    """Puts back what a run changes: torch's random states, values of buffers, gradients."""
+class _State:
+    """What a job depends on and changes: Python state, tensors and their values, random numbers."""
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        tensors = list(tensors)
-        self._gradients = [(tensor, tensor.grad) for tensor in tensors if tensor.is_leaf and tensor.requires_grad]
-        self._values = [(tensor, tensor.clone(), tensor._version) for tensor in tensors if not tensor.requires_grad]
-        self._random_state = torch.get_rng_state()
+    def __init__(self, job: Job) -> None:
+        self.guard = Guard(job.roots)
+        self.stored = stored_parameters()
+        self.known = self.guard.tensors | {id(tensor): tensor for tensor in self.stored.values()}
+        tensors = self.known.values()
+        self.leaves = [tensor for tensor in tensors if tensor.is_leaf and tensor.requires_grad]
+        self.random_state = torch.get_rng_state()
+        self.other_generators = repr((random.getstate(), np.random.get_state()[1:]))
+        self._values = [(tensor, tensor.clone()) for tensor in tensors if not tensor.requires_grad]
         self._cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        self._other_generators = _other_generators()
 
-    def __enter__(self) -> Self:
-        self([])
-        return self
-
-    def __call__(self, leaves: Iterable[Tensor]) -> None:
-        """Rewind, without gradients for the next run: those of the given leaves go as well."""
-        torch.set_rng_state(self._random_state)
+    def restore(self) -> None:
+        """Put back torch's random numbers and the values of buffers."""
+        torch.set_rng_state(self.random_state)
         for index, state in enumerate(self._cuda_states):
             torch.cuda.set_rng_state(state, index)
         with torch.no_grad():
-            for tensor, value, version in self._values:
-                if tensor._version != version:
+            for tensor, value in self._values:
+                if not torch.equal(tensor, value):
                     tensor.copy_(value)
-        for leaf in [*leaves, *(leaf for leaf, _ in self._gradients)]:
-            leaf.grad = None
-
-    def __exit__(self, *exception: Any) -> None:
-        self([])
-        for leaf, gradient in self._gradients:
-            leaf.grad = gradient
-
-    def check_other_generators(self) -> None:
-        if _other_generators() != self._other_generators:
-            raise NotRecordable(
-                "Expected a program that draws its random numbers from torch, but found that it draws from Python's or "
-                "NumPy's generator, which a recording would not do again. Try torch.rand, or the plain ELBO."
-            )
 
 
-def _other_generators() -> str:
-    return repr((random.getstate(), np.random.get_state()[1:]))
+def _same_entries(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
 
 
-def _check_state(captured: Sequence[Tensor], known: dict[int, Tensor], guard: Guard, stored: dict[str, Tensor]) -> None:
-    if not guard.holds() or any(tensor is not stored[name] for name, tensor in stored_parameters().items()):
+def _check_state(state: _State, captured: Sequence[Tensor]) -> None:
+    if not state.guard.holds() or not _same_entries(state.stored, stored_parameters()):
         raise NotRecordable(
             "Expected a program that is the same whenever it runs, but found that it changes its own Python state, or puts a "
-            f"new tensor in the place of one: {guard.changes()}. Try a buffer that changes in place, or the plain ELBO."
+            f"new tensor in the place of one {reprlib.repr(state.guard.changes())}. Try a buffer that changes in its place, "
+            "or the plain ELBO."
         )
     for tensor in captured:
-        if id(tensor) not in known:
+        if id(tensor) not in state.known:
             raise NotRecordable(
                 "Expected a program that reads its arguments, and tensors that model and guide refer to, but found another "
                 f"tensor of shape {tuple(tensor.shape)}, whose replacement a recording could not notice. Try to make it a "
@@ -170,15 +200,14 @@ def _check_state(captured: Sequence[Tensor], known: dict[int, Tensor], guard: Gu
             )
 
 
-def _compare(loss: Loss, gradients: Sequence[Tensor | None], random_state: Tensor, found: Outcome, leaves: Sequence[Tensor]) -> None:
-    same_draws = torch.equal(random_state, torch.get_rng_state())
-    pairs = [*zip(pytree.tree_leaves(loss), pytree.tree_leaves(found[0]), strict=True)]
-    named = [("its loss", a, b) for a, b in pairs]
-    named += [
-        (f"the gradient of a parameter of shape {tuple(leaf.shape)}", a, b)
-        for leaf, a, b in zip(leaves, gradients, found[1], strict=True)
+def _compare(expected: Outcome, found: Outcome, leaves: Sequence[Tensor], same_draws: bool) -> None:
+    losses = zip(pytree.tree_leaves(expected[0]), pytree.tree_leaves(found[0]), strict=True)
+    gradients = zip(leaves, expected[1], found[1], strict=True)
+    different = [
+        *("its loss" for a, b in losses if not _close(a, b)),
+        *(f"the gradient of a parameter of shape {tuple(leaf.shape)}" for leaf, a, b in gradients if not _close(a, b)),
+        *(() if same_draws else ("the number of its random draws",)),
     ]
-    different = [name for name, a, b in named if not _close(a, b)] + ["what it draws from torch's generator"] * (not same_draws)
     if different:
         raise NotRecordable(
             f"Expected a recording that gives what the plain ELBO gives under the same seed, but found that {different[0]} "

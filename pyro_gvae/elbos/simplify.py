@@ -1,8 +1,8 @@
 """A recorded graph's computation in fewer and faster operations.
 
-A recording repeats what Pyro and autograd do by habit: it adds zero, renames, computes twice, multiplies by ones. Here that
-is left out. Nothing changes but rounding; memory that an operation writes to is never touched, and random draws keep
-their number and order.
+A recording repeats what Pyro and autograd do by habit: it adds zero, renames, computes twice, multiplies by ones. Here
+that is left out. Nothing changes but rounding; memory that an operation writes to is never touched, and random draws
+keep their number and order.
 """
 
 import operator
@@ -12,21 +12,23 @@ from typing import Any, final
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
+ADD, SUB, MUL, DIV, NEG = aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default
+EXP, SUM, SUM_ALONG, VIEW = aten.exp.default, aten.sum.default, aten.sum.dim_IntList, aten.view.default
 
 #: Constants of at most so many bytes are computed once, when the graph is made.
 MAX_CONSTANT = 2**20
-#: For fewer, a CPU normalizes the last dimension faster by elementary operations (5 times at 10 categories).
+#: Over fewer categories, a CPU normalizes faster by elementary operations: 5 times at 10.
 MANY_CATEGORIES = 16
 
 RENAMES = {aten.alias.default, aten.detach.default, aten.lift_fresh.default}
 COPIES = {aten.clone.default, aten.lift_fresh_copy.default}
-RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default}
+RESHAPES = {VIEW, aten._unsafe_view.default, aten.unsqueeze.default}
 FILLED = {aten.zeros_like.default: 0, aten.ones_like.default: 1, aten.new_zeros.default: 0, aten.new_ones.default: 1}
-SUMS = {aten.add.Tensor, aten.sub.Tensor}
-PRODUCTS = {aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar}
+NEUTRAL = {ADD: 0, SUB: 0, MUL: 1, DIV: 1, aten.mul.Scalar: 1, aten.div.Scalar: 1}
 
 
 def simplify(graph_module: GraphModule) -> None:
@@ -34,8 +36,49 @@ def simplify(graph_module: GraphModule) -> None:
     rewriter = _Rewriter(graph_module)
     while rewriter.sweep():
         graph_module.graph.eliminate_dead_code()
-    rewriter.separate_outputs()
+    separate_outputs(graph_module.graph)
     graph_module.graph.lint()
+
+
+def separate_outputs(graph: Graph) -> None:
+    """Copy results that share memory with another, or with an input or a constant: gradients are added to in place."""
+    output = graph.output_node()
+    taken = {node for node in graph.nodes if node.op in ("placeholder", "get_attr")}
+
+    def own(result: Node) -> Node:
+        memory = _memory(result)
+        if memory in taken:
+            return graph.call_function(aten.clone.default, (result,))
+        taken.add(memory)
+        return result
+
+    with graph.inserting_before(output):
+        output.args = map_arg(output.args, own)
+
+
+def _memory(node: Node) -> Node:
+    """The node in whose memory a node's value lies."""
+    while node.op == "call_function" and _shares_memory(node.target):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _shares_memory(target: Any) -> bool:
+    if isinstance(target, torch._ops.OpOverload):
+        return target in RESHAPES or any(value.alias_info is not None for value in target._schema.returns)
+    return target is operator.getitem
+
+
+def _written(graph: Graph) -> set[Node]:
+    """The nodes whose memory an operation writes to."""
+    memories = set()
+    for node in graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            for index, argument in enumerate(node.target._schema.arguments):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    written = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+                    memories |= {_memory(leaf) for leaf in pytree.tree_leaves(written) if isinstance(leaf, Node)}
+    return {node for node in graph.nodes if _memory(node) in memories}
 
 
 @final
@@ -50,24 +93,20 @@ class _Rewriter:
             if isinstance(node.meta.get("val"), Tensor):
                 self._describe(node, node.meta["val"])
 
-    def _describe(self, node: Node, value: Tensor) -> Node:
-        node.meta["device"] = value.device
-        node.meta["like"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-        return node
-
     def sweep(self) -> bool:
         """Try all rules on all nodes, in order; whether one applied."""
         changed = False
         seen: dict[str, Node] = {}
         for node in list(self.graph.nodes):
-            if self._is_pure(node):
-                with self.graph.inserting_before(node):
-                    found = next(filter(None, (rule(self, node) for rule in RULES)), None)
-                found = found or seen.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
-                if found is not node:
-                    node.replace_all_uses_with(found)
-                    self.graph.erase_node(node)
-                    changed = True
+            if not self._is_pure(node):
+                continue
+            with self.graph.inserting_before(node):
+                found = next(filter(None, (rule(self, node) for rule in RULES)), None)
+            found = found or seen.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
+            if found is not node:
+                node.replace_all_uses_with(found)
+                self.graph.erase_node(node)
+                changed = True
         return changed
 
     def _is_pure(self, node: Node) -> bool:
@@ -82,76 +121,40 @@ class _Rewriter:
             and not any(other in self.written for other in (node, *node.all_input_nodes))
         )
 
-    def new(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+    def _describe(self, node: Node, value: Tensor) -> Node:
+        node.meta["device"] = value.device
+        node.meta["like"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        return node
+
+    def new(self, target: Any, *args: Any) -> Node:
         """Another operation, before the node that is looked at."""
-        node = self.graph.call_function(target, args, kwargs)
-        like_args, like_kwargs = torch.fx.node.map_arg((args, kwargs), lambda arg: arg.meta["like"])
-        node.meta["like"] = target(*like_args, **like_kwargs)
-        node.meta["device"] = next(arg.meta["device"] for arg in node.all_input_nodes)
+        node = self.graph.call_function(target, args)
+        node.meta["like"] = target(*map_arg(args, lambda arg: arg.meta["like"]))
+        node.meta["device"] = node.all_input_nodes[0].meta["device"]
         return node
 
     def constant(self, value: Tensor) -> Node:
         """A tensor that depends on no input."""
-        name = f"_constant{len([name for name in vars(self.module) if name.startswith('_constant')])}"
+        name = f"_constant{sum(name.startswith('_constant') for name in vars(self.module))}"
         setattr(self.module, name, value)
         return self._describe(self.graph.create_node("get_attr", name), value)
 
-    def value(self, node: Any) -> Tensor | None:
+    def value(self, node: Node) -> Tensor | None:
         """The value of a constant."""
-        if isinstance(node, Node) and node.op == "get_attr" and node not in self.written:
+        if node.op == "get_attr" and node not in self.written:
             value: Tensor = getattr(self.module, str(node.target))
             return value
         return None
 
     def number(self, node: Any) -> float | None:
-        """The one number that fills a constant, if there is one."""
+        """A number, or the one number that fills a constant."""
         if isinstance(node, int | float):
             return node
-        value = self.value(node)
+        value = self.value(node) if isinstance(node, Node) else None
         if value is None or value.numel() == 0 or value.is_complex():
             return None
         first = value.flatten()[0]
         return first.item() if bool((value == first).all()) else None
-
-    def separate_outputs(self) -> None:
-        """Copy results that share memory with another, or with an input or a constant: gradients are added in place."""
-        output = next(iter(self.graph.find_nodes(op="output")))
-        taken = {node for node in self.graph.nodes if node.op in ("placeholder", "get_attr")}
-
-        def own(result: Node) -> Node:
-            base = _memory(result)
-            if base in taken:
-                result = self.graph.call_function(aten.clone.default, (result,))
-            taken.add(base)
-            return result
-
-        with self.graph.inserting_before(output):
-            output.args = torch.fx.node.map_arg(output.args, own)
-
-
-def _memory(node: Node) -> Node:
-    """The node in whose memory a node's value lies."""
-    while node.op == "call_function" and _shares(node.target):
-        node = node.all_input_nodes[0]
-    return node
-
-
-def _shares(target: Any) -> bool:
-    if target is operator.getitem or target in RESHAPES:
-        return True
-    return isinstance(target, torch._ops.OpOverload) and any(r.alias_info is not None for r in target._schema.returns)
-
-
-def _written(graph: Graph) -> set[Node]:
-    """The nodes whose memory an operation writes to."""
-    bases = set()
-    for node in graph.nodes:
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            for index, argument in enumerate(node.target._schema.arguments):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    written = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
-                    bases |= {_memory(each) for each in pytree.tree_leaves(written) if isinstance(each, Node)}
-    return {node for node in graph.nodes if _memory(node) in bases}
 
 
 # Rules: each returns what may stand in a node's place, or None.
@@ -163,10 +166,11 @@ def _computed_once(graph: _Rewriter, node: Node) -> Node | None:
     if like.numel() * like.itemsize > MAX_CONSTANT:
         return None
     if node.target in FILLED:
-        return graph.constant(torch.full(like.shape, FILLED[node.target], dtype=like.dtype, device=node.meta["device"]))
+        filled = torch.full(like.shape, FILLED[node.target], dtype=like.dtype, device=node.meta["device"])
+        return graph.constant(filled)
     if any(graph.value(arg) is None for arg in node.all_input_nodes):
         return None
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), graph.value)
+    args, kwargs = map_arg((node.args, node.kwargs), graph.value)
     with torch.no_grad():
         return graph.constant(node.target(*args, **kwargs))
 
@@ -183,58 +187,71 @@ def _nothing_done(graph: _Rewriter, node: Node) -> Node | None:
         return x
     if node.target in COPIES and before.stride() == after.stride():
         return x
-    neutral = 0 if node.target in SUMS else 1 if node.target in PRODUCTS else None
-    return x if neutral is not None and graph.number(other) == neutral and not node.kwargs else None
+    is_neutral = node.target in NEUTRAL and graph.number(other) == NEUTRAL[node.target]
+    return x if is_neutral and not node.kwargs else None
 
 
 def _undone(graph: _Rewriter, node: Node) -> Node | None:
-    """-(-x), transposed twice, reshaped twice, a sum of partial sums."""
+    """-(-x) and transposing twice."""
     x = node.args[0] if node.args else None
-    if not isinstance(x, Node):
-        return None
-    if node.target is x.target and node.target in (aten.neg.default, aten.t.default):
+    if isinstance(x, Node) and x.target is node.target and node.target in (NEG, aten.t.default):
         return x.args[0]
-    if node.target is aten.view.default and x.target in RESHAPES:
-        return graph.new(aten.view.default, x.args[0], node.args[1])
-    partial_sum = x.target is aten.sum.dim_IntList and len(x.users) == 1
-    if node.target is aten.sum.default and (partial_sum or x.target in RESHAPES) and not (node.kwargs or x.kwargs):
-        return graph.new(aten.sum.default, x.args[0])
     return None
 
 
-def _sign_moved(graph: _Rewriter, node: Node) -> Node | None:
+def _joined(graph: _Rewriter, node: Node) -> Node | None:
+    """Two operations that are one: reshaping twice, a sum of sums, a bias's gradient, a linear layer."""
+    if node.target is aten.addmm.default and not node.kwargs:
+        bias, x, weight = node.args
+        is_layer = weight.target is aten.t.default and bias.meta["like"].dim() == 1
+        return graph.new(aten.linear.default, x, weight.args[0], bias) if is_layer else None
+    x = node.args[0] if node.args else None
+    if not isinstance(x, Node) or x.kwargs or node.kwargs:
+        return None
+    if node.target is VIEW and x.target in RESHAPES:
+        return graph.new(VIEW, x.args[0], node.args[1])
+    if node.target is VIEW and x.target is SUM_ALONG and x.args[2:] == (True,):
+        summed = graph.new(SUM_ALONG, *x.args[:2])
+        return summed if summed.meta["like"].shape == node.meta["like"].shape else None
+    if node.target is SUM and x.target in RESHAPES | {SUM_ALONG}:
+        return graph.new(SUM, x.args[0])
+    return None
+
+
+def _signs_moved(graph: _Rewriter, node: Node) -> Node | None:
     """Signs go outwards, where they meet: a + (-b) = a - b, (-a) b = -(a b)."""
-    neg, add, sub = aten.neg.default, aten.add.Tensor, aten.sub.Tensor
-    signs = [isinstance(arg, Node) and arg.target is neg for arg in node.args]
+    signs = [isinstance(arg, Node) and arg.target is NEG for arg in node.args]
     if node.kwargs or not any(signs):
         return None
     values = [arg.args[0] if sign else arg for arg, sign in zip(node.args, signs, strict=True)]
-    if node.target is aten.sum.default or node.target is aten.sum.dim_IntList:
-        return graph.new(neg, graph.new(node.target, *values))
-    if node.target in PRODUCTS:
+    if node.target in (SUM, SUM_ALONG):
+        return graph.new(NEG, graph.new(node.target, *values))
+    if node.target in (MUL, DIV):
         product = graph.new(node.target, *values)
-        return product if all(signs) else graph.new(neg, product)
-    if node.target is sub and signs == [False, True]:
-        return graph.new(add, *values)
-    if node.target is add and signs == [False, True]:
-        return graph.new(sub, *values)
-    if node.target is add and signs == [True, False] and isinstance(values[1], Node):
-        return graph.new(sub, *values[::-1])
+        return product if all(signs) else graph.new(NEG, product)
+    if node.target is ADD and all(signs):
+        return graph.new(NEG, graph.new(ADD, *values))
+    if node.target is ADD and isinstance(values[1], Node):
+        return graph.new(SUB, *(values[::-1] if signs[0] else values))
+    if node.target is SUB and signs == [False, True]:
+        return graph.new(ADD, *values)
     return None
 
 
-def _number_taken(graph: _Rewriter, node: Node) -> Node | None:
-    """A constant that is one number everywhere is that number."""
-    if node.target not in (aten.mul.Tensor, aten.add.Tensor) or node.kwargs:
+def _numbers_taken(graph: _Rewriter, node: Node) -> Node | None:
+    """A constant that is one number everywhere is that number, and stands behind what it multiplies."""
+    if node.kwargs or node.target not in (MUL, ADD, aten.mul.Scalar):
         return None
     for x, other in (node.args, node.args[::-1]):
         number = graph.number(other)
-        if isinstance(x, Node) and number is not None and x.meta["like"].shape == node.meta["like"].shape:
-            if x.meta["like"].dtype != node.meta["like"].dtype:
-                return None
-            if node.target is aten.mul.Tensor and number == -1:
-                return graph.new(aten.neg.default, x)
-            return graph.new(node.target, x, number) if isinstance(other, Node) or other is node.args[0] else None
+        if number is None or not isinstance(x, Node) or x.meta["like"].shape != node.meta["like"].shape:
+            continue
+        if x.meta["like"].dtype != node.meta["like"].dtype:
+            continue
+        if node.target is not ADD and number == -1:
+            return graph.new(NEG, x)
+        if (x, number) != node.args:
+            return graph.new(node.target, x, number)
     return None
 
 
@@ -242,59 +259,57 @@ def _sigmoid(graph: _Rewriter, node: Node) -> Node | None:
     """The derivative of softplus."""
     if node.target is not aten.softplus_backward.default or node.args[2] != 1:
         return None
-    return graph.new(aten.mul.Tensor, graph.new(aten.sigmoid.default, node.args[1]), node.args[0])
+    return graph.new(MUL, graph.new(aten.sigmoid.default, node.args[1]), node.args[0])
 
 
 def _normalized(graph: _Rewriter, node: Node) -> Node | None:
-    """Softmax, its logarithm, and their derivatives over few categories on a CPU, by elementary operations."""
-    x = node.args[0] if node.args else None
-    if not isinstance(x, Node) or node.target not in NORMALIZATIONS or node.meta["device"].type != "cpu":
+    """Softmax and its logarithm over few categories on a CPU, and their derivatives, by elementary operations."""
+    if node.target not in NORMALIZATIONS or node.meta["device"].type != "cpu":
         return None
-    like = x.meta["like"]
-    gradient = node.target in BACKWARD
-    dim = node.args[2] if gradient else node.args[1]
-    if like.dim() == 0 or dim % like.dim() != like.dim() - 1 or like.shape[-1] >= MANY_CATEGORIES:
+    num_tensors, write = NORMALIZATIONS[node.target]
+    tensors, dim, like = node.args[:num_tensors], node.args[num_tensors], node.meta["like"]
+    is_last = like.dim() > 0 and dim % like.dim() == like.dim() - 1
+    if not is_last or like.shape[-1] >= MANY_CATEGORIES or tensors[0].meta["like"].dtype != like.dtype:
         return None
-    if like.dtype != node.meta["like"].dtype:
-        return None
-    return NORMALIZATIONS[node.target](graph.new, *node.args[: 2 if gradient else 1])
+    return write(graph.new, *tensors)
 
 
-def _log_softmax(new: Any, x: Node) -> Node:
-    shifted = new(aten.sub.Tensor, x, new(aten.amax.default, x, [-1], True))
-    total = new(aten.sum.dim_IntList, new(aten.exp.default, shifted), [-1], True)
-    return new(aten.sub.Tensor, shifted, new(aten.log.default, total))
+New = Callable[..., Node]
 
 
-def _softmax(new: Any, x: Node) -> Node:
-    raised = new(aten.exp.default, new(aten.sub.Tensor, x, new(aten.amax.default, x, [-1], True)))
-    return new(aten.div.Tensor, raised, new(aten.sum.dim_IntList, raised, [-1], True))
+def _log_softmax(new: New, x: Node) -> Node:
+    shifted = new(SUB, x, new(aten.amax.default, x, [-1], True))
+    return new(SUB, shifted, new(aten.log.default, new(SUM_ALONG, new(EXP, shifted), [-1], True)))
 
 
-def _log_softmax_backward(new: Any, gradient: Node, y: Node) -> Node:
-    total = new(aten.sum.dim_IntList, gradient, [-1], True)
-    return new(aten.sub.Tensor, gradient, new(aten.mul.Tensor, new(aten.exp.default, y), total))
+def _softmax(new: New, x: Node) -> Node:
+    raised = new(EXP, new(SUB, x, new(aten.amax.default, x, [-1], True)))
+    return new(DIV, raised, new(SUM_ALONG, raised, [-1], True))
 
 
-def _softmax_backward(new: Any, gradient: Node, y: Node) -> Node:
-    weighted = new(aten.mul.Tensor, gradient, y)
-    total = new(aten.sum.dim_IntList, weighted, [-1], True)
-    return new(aten.sub.Tensor, weighted, new(aten.mul.Tensor, y, total))
+def _log_softmax_backward(new: New, gradient: Node, y: Node) -> Node:
+    return new(SUB, gradient, new(MUL, new(EXP, y), new(SUM_ALONG, gradient, [-1], True)))
 
 
-BACKWARD = {aten._log_softmax_backward_data.default, aten._softmax_backward_data.default}
-NORMALIZATIONS = {
-    aten._log_softmax.default: _log_softmax,
-    aten._softmax.default: _softmax,
-    aten._log_softmax_backward_data.default: _log_softmax_backward,
-    aten._softmax_backward_data.default: _softmax_backward,
+def _softmax_backward(new: New, gradient: Node, y: Node) -> Node:
+    weighted = new(MUL, gradient, y)
+    return new(SUB, weighted, new(MUL, y, new(SUM_ALONG, weighted, [-1], True)))
+
+
+# Of each: how many tensors it takes, before the dimension, and how to write it.
+NORMALIZATIONS: dict[Any, tuple[int, Callable[..., Node]]] = {
+    aten._log_softmax.default: (1, _log_softmax),
+    aten._softmax.default: (1, _softmax),
+    aten._log_softmax_backward_data.default: (2, _log_softmax_backward),
+    aten._softmax_backward_data.default: (2, _softmax_backward),
 }
 RULES: tuple[Callable[[_Rewriter, Node], Node | None], ...] = (
     _computed_once,
     _nothing_done,
     _undone,
-    _sign_moved,
-    _number_taken,
+    _joined,
+    _signs_moved,
+    _numbers_taken,
     _sigmoid,
     _normalized,
 )

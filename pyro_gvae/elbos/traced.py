@@ -28,7 +28,7 @@ class Call(NamedTuple):
     model: Program
     guide: Program
     leaves: list[Any]
-    nesting: pytree.TreeSpec
+    nesting: pytree.TreeSpec | None  # None where the leaves are the positional arguments
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -39,11 +39,16 @@ class Call(NamedTuple):
         arguments = tuple(map(_signature, self.leaves))
         return self.method, self.model, self.guide, arguments, self.nesting, _modes()
 
+    def is_foreign(self) -> bool:
+        """Whether a recording cannot stand for the call: other handlers have a say in it, or it has inputs to differentiate."""
+        others = (frame for frame in _PYRO_STACK if not (isinstance(frame, TraceMessenger) and frame.param_only))
+        return any(True for _ in others) or any(tensor.requires_grad for tensor in self.tensors)
+
     def run(self, elbo: ELBO, *tensors: Tensor) -> Loss:
         """The plain call with other tensors; gradients of the loss are added to those of parameters."""
         given = iter(tensors)
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
-        args, kwargs = pytree.tree_unflatten(leaves, self.nesting)
+        args, kwargs = (leaves, {}) if self.nesting is None else pytree.tree_unflatten(leaves, self.nesting)
         loss = getattr(elbo, self.method)(self.model, self.guide, *args, **kwargs)
         if self.method == "differentiable_loss":
             loss.backward()
@@ -134,59 +139,71 @@ class TracedELBO(ELBO):
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
         """The plain ELBO's `loss`."""
-        return self._numbers("loss", model, guide, args, kwargs)
+        return self._as_numbers(_call("loss", model, guide, args, kwargs))
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
         """The plain ELBO's `loss_and_grads`: the loss is returned, gradients are added to `.grad` of parameters."""
-        return self._numbers("loss_and_grads", model, guide, args, kwargs)
+        return self._as_numbers(_call("loss_and_grads", model, guide, args, kwargs))
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The plain ELBO's `differentiable_loss`: a tensor whose `.backward()` adds to `.grad` of parameters, once."""
         call = _call("differentiable_loss", model, guide, args, kwargs)
-        if not torch.is_grad_enabled() or _is_foreign(call):
+        if not torch.is_grad_enabled() or call.is_foreign():
             return self.elbo.differentiable_loss(model, guide, *args, **kwargs)
-        entry = self._entry(call)
-        loss: Tensor = _Replayed.apply(lambda: entry.recording(call.tensors), *entry.recording.leaves)
-        warn_if_nan(loss, "loss")
-        return loss
+        recording, outcome = self._shown(call)
+        loss: Tensor = _Replayed.apply(outcome, *recording.leaves)
+        return warn_if_nan(loss, "loss")
 
     def outcome(self, model: Program, guide: Program, *args: Any) -> tuple[Outcome, list[Tensor]]:
-        """For training steps: the loss as a tensor, gradients, and the leaves that they belong to; no `.grad` changes.
+        """For training loops of one's own: what `loss_and_grads` computes, without changing any state but the random one.
 
-        Unlike `loss_and_grads` it neither reads Pyro's param store nor tells Pyro which parameters there are.
+        New recordings are made with Pyro's validation on, and with a param store of their own.
+
+        Returns:
+            The loss as a tensor with the gradients, and the parameters that these belong to.
         """
         call = _call("loss_and_grads", model, guide, args, {})
-        recording = self._entry(call, stored=False).recording
-        return recording(call.tensors), recording.leaves
+        key = call.key()
+        entry = self._known(key)
+        if entry is not None:
+            return entry.recording(call.tensors), entry.recording.leaves
+        with pyro.get_param_store().scope(), pyro.validation_enabled(True):
+            entry, outcome = self._new(call, key)
+        return outcome, entry.recording.leaves
 
-    def _numbers(self, method: str, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        call = _call(method, model, guide, args, kwargs)
-        if _is_foreign(call):
-            return getattr(self.elbo, method)(model, guide, *args, **kwargs)
-        entry = self._entry(call)
-        loss, gradients = entry.recording(call.tensors)
-        for leaf, gradient in zip(entry.recording.leaves, gradients, strict=True):
+    def _as_numbers(self, call: Call) -> Any:
+        if call.is_foreign():
+            return call.run(self.elbo, *call.tensors)
+        recording, (loss, gradients) = self._shown(call)
+        for leaf, gradient in zip(recording.leaves, gradients, strict=True):
             if gradient is not None:
                 leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
-        numbers = pytree.tree_map(lambda value: value.item() if isinstance(value, Tensor) else value, loss)
+        numbers = pytree.tree_map_only(Tensor, Tensor.item, loss)
         for number in pytree.tree_leaves(numbers):
             warn_if_nan(number, "loss")
         return numbers
 
-    def _entry(self, call: Call, *, stored: bool = True) -> Entry:
+    def _shown(self, call: Call) -> tuple[Recording, Outcome]:
+        """What a call gives, its parameters shown to SVI."""
         key = call.key()
+        entry = self._known(key, Entry.show_params)
+        if entry is not None:
+            return entry.recording, entry.recording(call.tensors)
+        entry, outcome = self._new(call, key)
+        entry.show_params()
+        return entry.recording, outcome
+
+    def _known(self, key: Any, accept: Callable[[Entry], bool] = lambda entry: True) -> Entry | None:
+        """A recording made before that still holds."""
         for index in range(len(self._entries) - 1, -1, -1):
             entry = self._entries[index]
-            if entry.key == key and entry.recording.guard.holds() and (not stored or entry.show_params()):
+            if entry.key == key and entry.recording.guard.holds() and accept(entry):
                 self._entries.append(self._entries.pop(index))
                 return entry
-        entry = self._new_entry(call, key)
-        if stored:
-            entry.show_params()
-        self._entries = [*self._entries, entry][-self.max_recordings :]
-        return entry
+        return None
 
-    def _new_entry(self, call: Call, key: Any) -> Entry:
+    def _new(self, call: Call, key: Any) -> tuple[Entry, Outcome]:
+        """A new recording, and what the plain ELBO gives in its first run."""
         others = [leaf for leaf in call.leaves if not isinstance(leaf, Tensor)]
         job = Job(
             run=partial(call.run, self.elbo),
@@ -197,9 +214,11 @@ class TracedELBO(ELBO):
         )
         self.num_recordings += 1
         with poutine.block(), poutine.trace(param_only=True) as shown:
-            recording = new_recording(job, partial(finished, inductor=self.compile), check=self.check)
+            recording, outcome = new_recording(job, partial(finished, inductor=self.compile), check=self.check)
         params = {name: site["value"].unconstrained() for name, site in shown.trace.nodes.items()}
-        return Entry(key, recording, params)
+        entry = Entry(key, recording, params)
+        self._entries = [*self._entries, entry][-self.max_recordings :]
+        return entry, outcome
 
 
 @final
@@ -207,10 +226,9 @@ class _Replayed(torch.autograd.Function):
     """A recorded loss with its recorded gradients."""
 
     @staticmethod
-    def forward(ctx: Any, replay: Callable[[], Outcome], *leaves: Tensor) -> Tensor:
-        loss, gradients = replay()
-        ctx.gradients = gradients
-        return loss
+    def forward(ctx: Any, outcome: Outcome, *leaves: Tensor) -> Tensor:
+        loss, ctx.gradients = outcome
+        return torch.as_tensor(loss)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -219,6 +237,8 @@ class _Replayed(torch.autograd.Function):
 
 
 def _call(method: str, model: Program, guide: Program, args: Any, kwargs: Any) -> Call:
+    if not kwargs and all(isinstance(arg, Tensor) for arg in args):
+        return Call(method, model, guide, list(args), None)
     leaves, nesting = pytree.tree_flatten((args, kwargs))
     return Call(method, model, guide, leaves, nesting)
 
@@ -235,9 +255,3 @@ def _modes() -> Any:
     autocast = tuple(torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) for device in devices)
     local = pyro.settings.get("module_local_params")
     return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(), autocast, local
-
-
-def _is_foreign(call: Call) -> bool:
-    """Whether a recording cannot stand for the call: other handlers have a say in it, or it has inputs to differentiate."""
-    handlers = (frame for frame in _PYRO_STACK if not (isinstance(frame, TraceMessenger) and frame.param_only))
-    return any(True for _ in handlers) or any(tensor.requires_grad for tensor in call.tensors)

@@ -1,33 +1,31 @@
 """The exact ELBO and log-evidence of every datum: sums over all joint codes, differentiable, in bounded memory."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from .programs import HasPair, Run, Site, read_guide, score, with_own_parameters
-from .slices import Plan, make_plan
+from .slices import FEW_CODES, Plan, make_plan
 
 #: Computes what a slice of codes adds to a sum, shape (B,).
 Part = Callable[[], Tensor]
 
 
-def elbo(
-    pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_size: int | None = None
-) -> Tensor:
+def elbo(pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_size: int | None = None) -> Tensor:
     r"""The exact ELBO of the discrete model, for every datum.
 
     .. math::
 
         \mathrm{ELBO}_b = \sum_{z} q(z | x_b) \log p(x_b | z) - \mathrm{KL}(q(z | x_b) \,\|\, p(z))
 
-    The model runs once for each of the K^N joint codes, not once for each code and datum, on slices of codes that fit into
-    memory. Codes that have, for all data, a probability q below eps / (16 K^N) are left out where there are several
-    slices: together they hold less than a sixteenth of the rounding error of a sum.
+    The model runs once for each of the K^N joint codes, not once for each code and datum, on slices of codes that fit
+    into memory. Codes whose probability q is below eps / (16 K^N) weigh exactly 0, and if that is so for all data, and
+    K^N above 1024, they are not decoded: together they hold less than a sixteenth of the rounding error of a sum.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair` of a model and a guide of your own; they may be relaxed.
@@ -50,14 +48,12 @@ def elbo(
         True
     """
     model = with_own_parameters(pair.model, x)
-    q = read_guide(with_own_parameters(pair.guide, x))
     plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
+    q = plan.check(read_guide(with_own_parameters(pair.guide, x)))
     return summed(plan, elbo_parts(model, plan, q, q.log_probs))
 
 
-def log_evidence(
-    pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_size: int | None = None
-) -> Tensor:
+def log_evidence(pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_size: int | None = None) -> Tensor:
     r"""The exact log-evidence of the discrete model, for every datum.
 
     .. math:: \log p(x_b) = \log \sum_{z} p(x_b | z) \, p(z)
@@ -69,8 +65,8 @@ def log_evidence(
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
 
     Returns:
-        log p(x) (B,) in nats. Its gradient is the posterior's mean of that of log p(x, z) (Fisher's identity), which
-        takes a second pass over those codes whose posterior probability is not negligible; it can be taken once.
+        log p(x) (B,) in nats; differentiable. Where there are several slices, gradients take a second pass over the
+        codes whose posterior probability is not negligible for all data.
 
     Raises:
         ValueError: as :func:`elbo`; also if prior and likelihood are scaled differently.
@@ -92,12 +88,18 @@ def log_evidence(
 
 def evidence(model: Run, plan: Plan) -> Tensor:
     """:func:`log_evidence` of a model with its data bound."""
-    found = find_evidence(model, plan)
-    value = (found.scale * found.log_evidence).reshape(plan.batch_shape)
     if not torch.is_grad_enabled():
-        return value
-    result: Tensor = _GradientOf.apply(value, summed(plan, evidence_parts(model, plan, found)))
-    return result
+        found = find_evidence(model, plan)
+        return (found.scale * found.log_evidence).reshape(plan.batch_shape)
+    likely = plan.numbers() if plan.num_slices == 1 else plan.repacked(find_evidence(model, plan).likely)
+    parts = [_computed(plan, partial(_log_sum, model, plan, numbers)) for numbers in likely]
+    log_sums, scales = zip(*parts, strict=True)
+    return (scales[0] * plan.log_sum(torch.stack(log_sums))).reshape(plan.batch_shape)
+
+
+def _log_sum(model: Run, plan: Plan, numbers: Tensor) -> tuple[Tensor, float | Tensor]:
+    _, joint, scale = joint_scores(model, plan, numbers)
+    return plan.log_sum(joint), scale
 
 
 def elbo_parts(model: Run, plan: Plan, q: Site, log_q: Tensor) -> Iterator[Part]:
@@ -115,7 +117,7 @@ def elbo_parts(model: Run, plan: Plan, q: Site, log_q: Tensor) -> Iterator[Part]
 
 def _likely(plan: Plan, log_q: Tensor) -> Iterator[Tensor]:
     """The numbers of all codes but those that q neglects for every datum, in slices."""
-    if plan.num_slices == 1:
+    if plan.num_codes <= FEW_CODES:
         return plan.numbers()
     columns = log_q.flatten(1).T  # (N * K, B)
     return plan.repacked(
@@ -159,7 +161,7 @@ def find_evidence(model: Run, plan: Plan) -> Evidence:
 
 
 def evidence_parts(model: Run, plan: Plan, found: Evidence) -> Iterator[Part]:
-    """Functions whose values add up to E[log p(x, z)] under the posterior held fixed: its gradient is the evidence's."""
+    """Functions that add up to E[log p(x, z)] under the posterior, held fixed: its gradient is the evidence's."""
     for numbers in plan.repacked(found.likely):
         yield partial(_evidence_part, model, plan, found, numbers)
 
@@ -170,12 +172,20 @@ def _evidence_part(model: Run, plan: Plan, found: Evidence, numbers: Tensor) -> 
     return scale * (posterior * _finite(joint)).sum(0)
 
 
-def joint_scores(model: Run, plan: Plan, numbers: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
-    """Codes (s, N * K), their log p(x, z) (s, B), and the scale that stands outside of a sum over them."""
+class JointScores(NamedTuple):
+    """What a slice of codes says about log p(x, z)."""
+
+    codes: Tensor  # (s, N * K)
+    joint: Tensor  # (s, B): log p(x, z), masked, not scaled
+    scale: float | Tensor  # of all sites, outside of a sum over codes
+
+
+def joint_scores(model: Run, plan: Plan, numbers: Tensor) -> JointScores:
+    """Run the model on the codes of these numbers (s,)."""
     codes = plan.codes(numbers)
     scores = score(model, codes, plan.nesting)
-    scale = scores.common_scale
-    return codes.flatten(1), scores.table / scale + codes.flatten(1) @ scores.prior.log_probs.flatten(1).T, scale
+    scale, codes = scores.common_scale, codes.flatten(1)
+    return JointScores(codes, scores.table / scale + codes @ scores.prior.log_probs.flatten(1).T, scale)
 
 
 def _finite(table: Tensor) -> Tensor:
@@ -183,22 +193,14 @@ def _finite(table: Tensor) -> Tensor:
     return table.clamp_min(torch.finfo(table.dtype).min)
 
 
-def summed(plan: Plan, parts: Iterator[Part]) -> Tensor:
-    """The sum of the parts; a single one keeps its graph, several are computed again in the backward pass."""
-    again = plan.num_slices > 1 and torch.is_grad_enabled()
-    total = sum(checkpoint(part, use_reentrant=False) if again else part() for part in parts)
-    assert isinstance(total, Tensor)
+def summed(plan: Plan, parts: Iterable[Part]) -> Tensor:
+    """The sum of the parts, differentiable."""
+    total = functools.reduce(torch.add, (_computed(plan, part) for part in parts))
     return total.reshape(plan.batch_shape)
 
 
-class _GradientOf(torch.autograd.Function):
-    """One tensor's value with another's gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, like: Tensor) -> Tensor:
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
-        return None, grad
+def _computed(plan: Plan, part: Callable[[], Any]) -> Any:
+    """A part with its graph; one of several is computed again in the backward pass, so that one exists at a time."""
+    if plan.num_slices == 1 or not torch.is_grad_enabled():
+        return part()
+    return checkpoint(part, use_reentrant=False)

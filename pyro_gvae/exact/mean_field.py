@@ -5,17 +5,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..memory import in_words, memory_limit
 from .evaluate import joint_scores
-from .posterior import posterior
-from .programs import HasPair, read_guide, with_own_parameters
-from .slices import make_plan
+from .programs import HasPair, Run, read_guide, with_own_parameters
+from .slices import Plan, make_plan
 
 
 class MeanField(NamedTuple):
-    """The best mean-field posterior of every datum that was found."""
+    """The best mean-field posterior that was found for every datum."""
 
-    logits: Tensor  # (B, N, K): normalized, log q_n(k)
-    elbo: Tensor  # (B,)
+    logits: Tensor  # (B, N, K): log q_n(k), normalized
+    elbo: Tensor  # (B,): its ELBO in nats
 
 
 @torch.no_grad()
@@ -28,51 +28,113 @@ def mean_field(
     max_memory: float | None = None,
     slice_size: int | None = None,
 ) -> MeanField:
+    r"""The factorized posterior of the highest ELBO, for every datum on its own: what amortization costs.
+
+    .. math:: q_n(k) \propto \exp \mathrm{E}_{q_{-n}}[\log p(x, z) \mid z_n = k], \quad n = 1 .. N, 1 .. N, ...
+
+    Each update is the exact optimum given the others (coordinate ascent; Blei, Kucukelbir, McAuliffe 2017, arXiv
+    1601.00670), an expectation over the table of log p(x, z), which is held in memory. The ELBO has several local
+    optima: the ascent starts from the guide, from the exact posterior's marginals and from its mode, and the best end
+    is returned. It is never below the guide's ELBO nor above log p(x), up to rounding.
+
+    Args:
+        pair: a `CategoricalVAE`, or a :class:`Pair`.
+        x: what model and guide are called with, for example data (B, D).
+        max_sweeps: over the N latents.
+        tolerance: stop when a sweep gains less than this for every datum, in nats.
+        max_memory: bytes that the table or a slice may take; a quarter of the free memory if None.
+        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+
+    Returns:
+        Normalized logits (B, N, K) and the ELBO (B,). No gradient.
+
+    Raises:
+        ValueError: as :func:`log_evidence` and :func:`elbo`; also if the table (K^N, B) does not fit.
+
+    Example:
+        >>> from pyro_gvae.exact import elbo, log_evidence
+        >>> from pyro_gvae.models import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> x = torch.ones(4, 6)
+        >>> best = mean_field(vae, x)
+        >>> bool((elbo(vae, x) <= best.elbo).all() and (best.elbo <= log_evidence(vae, x) + 1e-5).all())
+        True
+    """
     model = with_own_parameters(pair.model, x)
-    q = read_guide(with_own_parameters(pair.guide, x))
     plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
-    joint = torch.cat([joint_scores(model, plan, numbers)[1] for numbers in plan.numbers()]).T.contiguous()  # (B, S)
-    joint = joint.clamp_min(torch.finfo(joint.dtype).min / plan.num_codes)
-    exact = posterior(pair, x, 1, max_memory=max_memory, slice_size=slice_size)
-    starts = [q.log_probs.exp(), exact.marginals, 0.9 * exact.codes[..., 0, :, :] + 0.1 / plan.num_categories]
-    found = [
-        ascend(joint, start.reshape(-1, *start.shape[-2:]).expand(len(joint), -1, -1), max_sweeps, tolerance)
-        for start in starts
+    log_q = plan.check(read_guide(with_own_parameters(pair.guide, x))).log_probs  # (B or 1, N, K)
+    joint, scale = _joint_table(model, plan, max_memory)
+    starts = [log_q.expand(len(joint), -1, -1), *_posterior_starts(joint, plan)]
+    ends = [ascend(joint, start, plan, max_sweeps=max_sweeps, tolerance=tolerance) for start in starts]
+    elbos, logits = torch.stack([end.elbo for end in ends]), torch.stack([end.logits for end in ends])
+    best, rows = elbos.argmax(0), torch.arange(len(joint), device=plan.device)
+    return MeanField(
+        logits=logits[best, rows].reshape(*plan.batch_shape, plan.num_latents, plan.num_categories),
+        elbo=(scale * elbos[best, rows]).reshape(plan.batch_shape),
+    )
+
+
+def _joint_table(model: Run, plan: Plan, max_memory: float | None) -> tuple[Tensor, float | Tensor]:
+    """log p(x, z) of all codes (B, S), and the scale of the model."""
+    # The ascent holds the table and its exponential.
+    needed = 2 * plan.num_codes * plan.batch_shape.numel() * plan.dtype.itemsize
+    limit = memory_limit(max_memory, plan.device)
+    if needed > limit:
+        raise ValueError(
+            f"Expected the table of {plan.num_codes:,} codes and {plan.batch_shape.numel()} data to fit into "
+            f"{in_words(limit)}, but found {in_words(needed)}. Try fewer data at once, or a larger max_memory."
+        )
+    parts = [joint_scores(model, plan, numbers) for numbers in plan.numbers()]
+    table = torch.cat([part.joint for part in parts]).T.contiguous()
+    # A code that cannot be must weigh 0 times a finite number.
+    return table.clamp_min(torch.finfo(plan.dtype).min / plan.num_codes), parts[0].scale
+
+
+def _posterior_starts(joint: Tensor, plan: Plan) -> list[Tensor]:
+    """log q (B, N, K): the marginals of the exact posterior, and its mode, slightly smoothed."""
+    probs = joint.softmax(1)  # (B, S)
+    marginals = [
+        probs.reshape(len(joint), plan.num_categories**n, plan.num_categories, -1).sum((1, 3))
+        for n in range(plan.num_latents)
     ]
-    elbos = torch.stack([elbo for _, elbo in found])  # (3, B)
-    best = elbos.argmax(0)
-    logits = torch.stack([logits for logits, _ in found])[best, torch.arange(len(best))]
-    return MeanField(logits.reshape(*plan.batch_shape, *logits.shape[-2:]), elbos.amax(0).reshape(plan.batch_shape))
+    mode = plan.codes(probs.argmax(1))  # (B, N, K)
+    starts = [torch.stack(marginals, 1), 0.9 * mode + 0.1 / plan.num_categories]
+    return [start.clamp_min(torch.finfo(plan.dtype).tiny).log() for start in starts]
 
 
-def ascend(joint: Tensor, probs: Tensor, max_sweeps: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Maximize E_q[log p(x, z)] + H(q) one latent at a time."""
-    log_q = probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
-    elbo = torch.full((len(joint),), -torch.inf, dtype=joint.dtype, device=joint.device)
-    for _ in range(max_sweeps):
-        log_q, new = sweep(joint, log_q)
-        done = bool((new - elbo).amax() < tolerance)
-        elbo = new
-        if done:
+def ascend(joint: Tensor, log_q: Tensor, plan: Plan, *, max_sweeps: int, tolerance: float) -> MeanField:
+    """Sweep over the latents until no datum gains.
+
+    Args:
+        joint: log p(x, z) of all codes (B, S).
+        log_q: where to start, (B, N, K).
+        plan: what is known of the codes.
+        max_sweeps: over the N latents, at least one.
+        tolerance: a gain that is none, in nats.
+    """
+    found = sweep(joint, log_q, plan)
+    for _ in range(max_sweeps - 1):
+        before, found = found, sweep(joint, found.logits, plan)
+        if not bool((found.elbo - before.elbo > tolerance).any()):
             break
-    return log_q, elbo
+    return found
 
 
-def sweep(joint: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """Update every latent once, log q_n(k) = E_q[log p(x, z) | z_n = k] + constant; return log q and the ELBO."""
-    num_latents, num_categories = log_q.shape[-2:]
-    after = [joint.new_ones(len(joint), 1)]  # probabilities (B, K^m) of the last m latents
-    for n in range(num_latents - 1, 0, -1):
-        after.append((log_q[:, n, :, None].exp() * after[-1][:, None, :]).flatten(1))
-    before = joint.new_ones(len(joint), 1)  # probabilities (B, K^n) of the first n latents
+def sweep(joint: Tensor, log_q: Tensor, plan: Plan) -> MeanField:
+    """Update every latent once: log q_n(k) = E_q[log p(x, z) | z_n = k] + constant."""
+    after = [joint.new_zeros(len(joint), 1)]  # log q of the last m latents together, (B, K^m)
+    for n in range(plan.num_latents - 1, 0, -1):
+        after.append((log_q[:, n, :, None] + after[-1][:, None, :]).flatten(1))
+    before = joint.new_zeros(len(joint), 1)  # log q of the first n latents together, (B, K^n)
     updated = []
-    for n in range(num_latents):
-        rest = after.pop()
-        score = (joint.unflatten(1, (-1, rest.shape[1])) @ rest.unsqueeze(-1)).squeeze(-1)  # (B, K^(n+1))
-        score = (before.unsqueeze(1) @ score.unflatten(1, (-1, num_categories))).squeeze(1)  # (B, K)
-        updated.append(torch.log_softmax(score, -1))
-        before = (before.unsqueeze(-1) * updated[-1].exp().unsqueeze(1)).flatten(1)
-    new = torch.stack(updated, 1)  # (B, N, K)
-    q = new.exp()
-    entropy = -torch.where(q > 0, q * new, 0.0).sum((-2, -1))
-    return new, (updated[-1].exp() * score).sum(-1) + entropy
+    for _ in range(plan.num_latents):
+        rest = plan.weights(after.pop()).unsqueeze(-1)  # (B, K^(N-n-1), 1)
+        scores = (joint.unflatten(1, (-1, rest.shape[1])) @ rest).squeeze(-1)  # (B, K^(n+1))
+        scores = (plan.weights(before).unsqueeze(1) @ scores.unflatten(1, (-1, plan.num_categories))).squeeze(
+            1
+        )  # (B, K)
+        updated.append(scores.log_softmax(-1))
+        before = (before.unsqueeze(-1) + updated[-1].unsqueeze(1)).flatten(1)
+    logits = torch.stack(updated, 1)  # (B, N, K)
+    entropy = torch.special.entr(logits.exp()).sum((-2, -1))
+    return MeanField(logits, (updated[-1].exp() * scores).sum(-1) + entropy)

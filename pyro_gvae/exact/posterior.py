@@ -1,11 +1,10 @@
-"""The exact posterior p(z | x) over all joint codes: marginals, the most probable codes, samples."""
+"""The exact posterior p(z | x) over all joint codes: its marginals, its most probable codes, samples."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..distributions.one_hot import numbered_codes
 from .evaluate import joint_scores
 from .programs import HasPair, with_own_parameters
 from .slices import make_plan
@@ -15,8 +14,8 @@ class Posterior(NamedTuple):
     """The exact posterior of every datum."""
 
     marginals: Tensor  # (B, N, K): p(z_n = k | x)
-    codes: Tensor  # (B, C, N, K): the C most probable joint codes, the most probable first
-    probs: Tensor  # (B, C): their probabilities p(z | x)
+    codes: Tensor  # (B, C, N, K): the most probable joint codes, in falling order
+    probs: Tensor  # (B, C): p(z | x) of these codes
 
 
 @torch.no_grad()
@@ -28,32 +27,60 @@ def posterior(
     max_memory: float | None = None,
     slice_size: int | None = None,
 ) -> Posterior:
+    """The exact posterior p(z | x) = p(x | z) p(z) / p(x) of the discrete model, in one pass over all codes.
+
+    Args:
+        pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
+        x: what the model is called with, for example data (B, D).
+        num_codes: C, how many of the most probable joint codes to return, at most K^N.
+        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+
+    Returns:
+        Marginals (B, N, K), and the C most probable joint codes (B, C, N, K) with their probabilities (B, C).
+
+    Raises:
+        ValueError: as :func:`log_evidence`; also if `num_codes` is negative.
+
+    Example:
+        >>> from pyro_gvae.models import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> found = posterior(vae, torch.ones(4, 6), num_codes=9)
+        >>> found.codes.shape, found.probs.sum(-1)
+        (torch.Size([4, 9, 2, 3]), tensor([1., 1., 1., 1.]))
+    """
+    if num_codes < 0:
+        raise ValueError(f"Expected num_codes of at least 0, but found {num_codes}.")
     model = with_own_parameters(pair.model, x)
     plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
     num_codes = min(num_codes, plan.num_codes)
-    batch = plan.batch_shape.numel()
     lowest = torch.finfo(plan.dtype).min
-    highest = torch.full((batch,), lowest, dtype=plan.dtype, device=plan.device)
-    moments = highest.new_zeros(batch, plan.num_latents * plan.num_categories)
-    best = highest.new_empty(0, batch)
-    number = torch.empty(0, batch, dtype=torch.long, device=plan.device)
+    highest = torch.full((plan.batch_shape.numel(),), lowest, dtype=plan.dtype, device=plan.device)
+    # Sums over the codes so far, in units of exp(highest), as in an online softmax.
+    moments = highest.new_zeros(len(highest), plan.num_latents * plan.num_categories)
+    best = highest.new_empty(0, len(highest))  # (C, B)
+    best_numbers = torch.empty(best.shape, dtype=torch.long, device=plan.device)
     for numbers in plan.numbers():
         codes, joint, _ = joint_scores(model, plan, numbers)  # (s, N * K), (s, B)
         before, highest = highest, torch.maximum(highest, joint.amax(0))
-        moments = moments * plan.weights(before - highest).unsqueeze(-1) + plan.weights(joint - highest).T @ codes
-        chosen, where = joint.topk(min(num_codes, len(joint)), 0)
-        best, number = torch.cat([best, chosen]), torch.cat([number, numbers[where]])
-        best, where = best.topk(min(num_codes, len(best)), 0)
-        number = number.gather(0, where)
-    moments = moments.unflatten(-1, (plan.num_latents, plan.num_categories))
-    total = moments[:, 0].sum(-1)  # (B,): every code has exactly one category of the first latent
-    found = numbered_codes(number.T, plan.num_latents, plan.num_categories, dtype=plan.dtype)
-    probs = (best - highest).exp() / total
+        moments = moments * (before - highest).exp().unsqueeze(-1) + plan.weights(joint - highest).T @ codes
+        best, best_numbers = _best(best, best_numbers, joint, numbers, num_codes)
+    marginals = moments.reshape(*plan.batch_shape, plan.num_latents, plan.num_categories)
+    total = marginals[..., :1, :].sum(-1, keepdim=True)  # every code has one category of the first latent
+    probs = (best - highest).exp() / total.reshape(-1)
     return Posterior(
-        (moments / total[:, None, None]).reshape(*plan.batch_shape, plan.num_latents, plan.num_categories),
-        found.reshape(*plan.batch_shape, num_codes, plan.num_latents, plan.num_categories),
-        probs.T.reshape(*plan.batch_shape, num_codes),
+        marginals=marginals / total,
+        codes=plan.codes(best_numbers.T).reshape(*plan.batch_shape, num_codes, *marginals.shape[-2:]),
+        probs=probs.T.reshape(*plan.batch_shape, num_codes),
     )
+
+
+def _best(best: Tensor, best_numbers: Tensor, joint: Tensor, numbers: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+    """The highest `num_codes` log-probabilities of each datum (C, B), and which codes they belong to."""
+    found, where = joint.topk(min(num_codes, len(joint)), 0)
+    best, best_numbers = torch.cat([best, found]), torch.cat([best_numbers, numbers[where]])
+    best, where = best.topk(min(num_codes, len(best)), 0)
+    return best, best_numbers.gather(0, where)
 
 
 @torch.no_grad()
@@ -65,22 +92,41 @@ def sample_posterior(
     max_memory: float | None = None,
     slice_size: int | None = None,
 ) -> Tensor:
-    """Draw independent codes from the exact posterior p(z | x): shape (num_samples, B, N, K).
+    """Independent draws from the exact posterior p(z | x) of the discrete model, in one pass over all codes.
 
-    One pass over the codes: each slice replaces a sample by one of its own with the probability that the slice has
-    among all codes so far.
+    Each slice of codes replaces a draw by one of its own with the share that it has in the evidence so far.
+
+    Args:
+        pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
+        x: what the model is called with, for example data (B, D).
+        num_samples: P, draws for each datum.
+        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+
+    Returns:
+        One-hot codes (P, B, N, K). No gradient.
+
+    Raises:
+        ValueError: as :func:`log_evidence`; also if `num_samples` is not positive.
+
+    Example:
+        >>> from pyro_gvae.models import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> sample_posterior(vae, torch.ones(4, 6), num_samples=7).shape
+        torch.Size([7, 4, 2, 3])
     """
+    if num_samples < 1:
+        raise ValueError(f"Expected num_samples of at least 1, but found {num_samples}.")
     model = with_own_parameters(pair.model, x)
     plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
-    batch = plan.batch_shape.numel()
-    number = torch.zeros(batch, num_samples, dtype=torch.long, device=plan.device)
-    so_far = torch.full((batch,), -torch.inf, dtype=plan.dtype, device=plan.device)
+    drawn = torch.zeros(plan.batch_shape.numel(), num_samples, dtype=torch.long, device=plan.device)
+    so_far = torch.full((len(drawn),), -torch.inf, dtype=plan.dtype, device=plan.device)
     for numbers in plan.numbers():
-        _, joint, _ = joint_scores(model, plan, numbers)
-        here = joint.logsumexp(0)  # (B,)
+        _, joint, _ = joint_scores(model, plan, numbers)  # (s, B)
+        here = joint.logsumexp(0)
         so_far = torch.logaddexp(so_far, here)
-        drawn = torch.multinomial(torch.softmax(joint.T, -1), num_samples, replacement=True)  # (B, P)
-        replaced = torch.rand_like(drawn, dtype=plan.dtype) < (here - so_far).exp().unsqueeze(-1)
-        number = torch.where(replaced, numbers[drawn], number)
-    codes = numbered_codes(number.T, plan.num_latents, plan.num_categories, dtype=plan.dtype)
-    return codes.reshape(num_samples, *plan.batch_shape, plan.num_latents, plan.num_categories)
+        share = (here - so_far).exp().unsqueeze(-1)  # (B, 1)
+        replaced = torch.rand(drawn.shape, dtype=plan.dtype, device=plan.device) < share
+        fresh = torch.multinomial(joint.softmax(0).T, num_samples, replacement=True)  # (B, P)
+        drawn = torch.where(replaced, numbers[fresh], drawn)
+    return plan.codes(drawn.T).reshape(num_samples, *plan.batch_shape, plan.num_latents, plan.num_categories)

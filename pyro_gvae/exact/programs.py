@@ -1,5 +1,6 @@
 """What a Pyro program with one factorized one-hot site says: its distribution there, and the score of every code."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -61,7 +62,9 @@ class Site(NamedTuple):
 
     def weigh(self, per_datum: Tensor) -> Tensor:
         """Scale and mask (B,) as the program scales and masks the site."""
-        weighed: Tensor = scale_and_mask(per_datum.expand(self.batch_shape.numel()).reshape(self.batch_shape), self.scale, self.mask)
+        weighed: Tensor = scale_and_mask(
+            per_datum.expand(self.batch_shape.numel()).reshape(self.batch_shape), self.scale, self.mask
+        )
         return weighed.reshape(-1)
 
 
@@ -78,14 +81,14 @@ class Scores(NamedTuple):
         """The one scale of all sites, which stands outside of the logarithm of a sum over codes."""
         if len({float(scale) for scale in self.scales}) > 1:
             raise ValueError(
-                "Expected all sites of the model to share one scale, but found several: there is no log p(x) where likelihood "
-                "and prior are scaled differently. Try the ELBO, or one poutine.scale around the whole model."
+                "Expected all sites of the model to share one scale, but found several: there is no log p(x) where "
+                "likelihood and prior are scaled differently. Try the ELBO, or one poutine.scale around the model."
             )
         return self.scales[0]
 
 
 class OwnParameters(Messenger):
-    """Lets modules use their own parameters, whatever Pyro's param store holds under the same names, and stores none."""
+    """Lets modules use their own parameters, whatever Pyro's param store holds under their names, and stores none."""
 
     def _pyro_param(self, msg: Messages) -> None:
         name, *initial = msg["args"]
@@ -128,8 +131,8 @@ class _Reader(OneHotMessenger):
         if len(self.sites) != 1:
             found = ", ".join(f"'{name}'" for name in self.sites) or "none"
             raise ValueError(
-                f"Expected the {role} to have one latent one-hot site, but found {found}. Try one site of event shape (N, K): "
-                "OneHotCategorical(...).to_event(1)."
+                f"Expected the {role} to have one latent one-hot site, but found {found}. Try one site of event shape "
+                "(N, K): OneHotCategorical(...).to_event(1)."
             )
         [(name, site)] = self.sites.items()
         msg = self.messages.pop(name)
@@ -149,19 +152,19 @@ def read_guide(guide: Run) -> Site:
     site = reader.run("guide", guide)
     for name in reader.messages:
         raise ValueError(
-            f"Expected the guide to have no site but the one-hot '{site.name}', but found '{name}'. Try TraceEnum_ELBO with "
-            "enumerated(), which samples the others."
+            f"Expected the guide to have no site but the one-hot '{site.name}', but found '{name}'. Try TraceEnum_ELBO "
+            "with enumerated(), which samples the others."
         )
     return site
 
 
-def score(model: Run, codes: Tensor | None = None, nesting: int | None = None) -> Scores:
+def score(model: Run, codes: Tensor | None = None, nesting: int = 0) -> Scores:
     """Run the model on codes as if they were samples in one more batch dimension, left of its plates.
 
     Args:
         model: the program with its data bound.
         codes: joint codes, shape (s, N, K); None is the first code alone, s = 1.
-        nesting: the number of batch dimensions that the model's plates take; None is those of the one-hot's own.
+        nesting: the number of batch dimensions that the model's plates take, of which a run on one code tells.
 
     Raises:
         ValueError: if the model has another latent variable, or a site that belongs to no single datum.
@@ -170,25 +173,25 @@ def score(model: Run, codes: Tensor | None = None, nesting: int | None = None) -
     def value(site: OneHotSite) -> Tensor:
         batch_shape, event_shape = site.logits.shape[: -site.num_event_dims], site.logits.shape[-site.num_event_dims :]
         given = _first_code(site.logits[(slice(1),) * len(batch_shape)]) if codes is None else codes
-        rank = len(batch_shape) if nesting is None else nesting
+        rank = len(batch_shape) if codes is None else nesting
         return given.reshape(-1, *(1,) * rank, *event_shape)
 
     reader = _Reader(value)
     site = reader.run("model", model)
-    num_codes = 1 if codes is None else len(codes)
-    nesting = len(site.batch_shape) if nesting is None else nesting
     if not reader.messages:
         raise ValueError(f"Expected the model to observe data, but found no site but '{site.name}'.")
-    table = site.logits.new_zeros(())
-    frames = [frame.dim for msg in reader.messages.values() for frame in msg["cond_indep_stack"] if frame.vectorized]
+    frames = [frame for msg in reader.messages.values() for frame in msg["cond_indep_stack"] if frame.vectorized]
+    deepest = max([len(site.batch_shape), *(-frame.dim for frame in frames)])
+    log_probs = []
     for msg in reader.messages.values():
         _check_site(site, msg)
-        table = table + _log_prob(msg, site, nesting)
+        log_probs.append(_log_prob(msg, site, deepest if codes is None else nesting))
+    table = functools.reduce(torch.add, log_probs)  # (s or 1, B)
     return Scores(
         prior=site,
-        table=table.expand(num_codes, site.batch_shape.numel()),
+        table=table.expand(1 if codes is None else len(codes), -1),
         scales=(site.scale, *(msg["scale"] for msg in reader.messages.values())),
-        nesting=max([len(site.batch_shape), *(-dim for dim in frames)]),
+        nesting=deepest,
     )
 
 
@@ -201,8 +204,8 @@ def _first_code(logits: Tensor) -> Tensor:
 def _check_site(site: Site, msg: Messages) -> None:
     if not msg["is_observed"]:
         raise ValueError(
-            f"Expected '{site.name}' to be the model's only latent variable, but found '{msg['name']}', over which no sum can "
-            "be taken. Try to condition on it, or TraceEnum_ELBO with enumerated(), which samples it."
+            f"Expected '{site.name}' to be the model's only latent variable, but found '{msg['name']}', over which no "
+            "sum can be taken. Try to condition on it, or TraceEnum_ELBO with enumerated(), which samples it."
         )
     left = site.plates - plates_of(msg)
     if left:
@@ -212,18 +215,19 @@ def _check_site(site: Site, msg: Messages) -> None:
 def _mixes_data(site: Site, msg: Messages, plates: frozenset[str]) -> ValueError:
     return ValueError(
         f"Expected every site to be inside the plate(s) {sorted(plates)} of '{site.name}' and to have its batch shape "
-        f"{tuple(site.batch_shape)}, but found '{msg['name']}' outside of them: it belongs to no single datum. Try to move it "
-        "into the plate, or, for a plate of latents, one site of event shape (N, K): OneHotCategorical(...).to_event(1)."
+        f"{tuple(site.batch_shape)}, but found '{msg['name']}' outside of them: it belongs to no single datum. Try "
+        "to move it into the plate, or, for a plate of latents, one site of event shape (N, K), as "
+        "OneHotCategorical(...).to_event(1)."
     )
 
 
 def _log_prob(msg: Messages, site: Site, nesting: int) -> Tensor:
-    """A site's scaled and masked log-probability, summed over plates that are not the one-hot's: shape (s, B) or (1, B)."""
+    """A site's scaled and masked log-probability, summed over plates that are not the one-hot's: (s, B) or (1, B)."""
     log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
     log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"])
-    nesting = max(nesting, log_prob.dim() - 1)
     log_prob = log_prob.reshape((1,) * (nesting + 1 - log_prob.dim()) + log_prob.shape)  # (s or 1, *plates)
     own = (1,) * (nesting - len(site.batch_shape)) + tuple(site.batch_shape)
-    if any(size == 1 < expected for size, expected in zip(log_prob.shape[1:], own, strict=True)):
+    found = log_prob.shape[1:]
+    if len(found) > nesting or any(size == 1 < expected for size, expected in zip(found, own, strict=True)):
         raise _mixes_data(site, msg, site.plates)
     return log_prob.sum_to_size(len(log_prob), *own).reshape(len(log_prob), -1)

@@ -10,14 +10,16 @@ from torch import Tensor
 
 from ..distributions.one_hot import num_codes, numbered_codes
 from ..memory import in_words, memory_limit
-from .programs import HasPair, Run, Scores, score, with_own_parameters
+from .programs import HasPair, Run, Scores, Site, score, with_own_parameters
 
-#: Bytes of a slice on a CPU, if the memory allows more: its activations should stay in the processor's cache.
-CACHED_BYTES = 32e6
+#: Bytes of a slice on a CPU even if the memory allows more: larger ones were not faster.
+FAST_BYTES = 96e6
 #: A slice's forward and backward pass hold about this many times what autograd saves for the backward pass.
 WORK_PER_SAVED_BYTE = 3
 #: Codes whose time is measured to know that of all.
 MEASURED_CODES = 256
+#: A sum over fewer codes takes them all: to look for negligible ones would cost what it saves.
+FEW_CODES = 1024
 #: Code numbers are 64-bit integers.
 MOST_CODES = 2**62
 
@@ -25,6 +27,7 @@ MOST_CODES = 2**62
 class Plan(NamedTuple):
     """How the sum over the S joint codes of a model is cut into slices."""
 
+    name: str  # of the one-hot site
     num_latents: int
     num_categories: int
     batch_shape: torch.Size
@@ -41,12 +44,27 @@ class Plan(NamedTuple):
 
     @property
     def num_slices(self) -> int:
-        return math.ceil(self.num_codes / self.slice_size)
+        return -(-self.num_codes // self.slice_size)
 
     @property
     def log_negligible(self) -> float:
-        """The logarithm of a probability so small that S codes of it are lost in the rounding of one sum: eps / 16 S."""
+        """log(eps / 16 S): S codes of this probability are lost in the rounding of one sum."""
         return math.log(torch.finfo(self.dtype).eps / 16) - math.log(self.num_codes)
+
+    def check(self, guide: Site) -> Site:
+        """The guide's site, if it is the model's."""
+        if guide.name != self.name:
+            raise ValueError(
+                f"Expected the one-hot sites of model and guide to have the same name, but found '{self.name}' in the "
+                f"model and '{guide.name}' in the guide."
+            )
+        expected, found = (*self.batch_shape, self.num_latents, self.num_categories), tuple(guide.logits.shape)
+        if found != expected:
+            raise ValueError(
+                f"Expected model and guide to have codes of the same shape, but found {expected} in the model and "
+                f"{found} in the guide at site '{self.name}'."
+            )
+        return guide
 
     def numbers(self) -> Iterator[Tensor]:
         """The numbers of all codes, slice by slice: each (s,)."""
@@ -66,7 +84,7 @@ class Plan(NamedTuple):
 
     def log_sum(self, log_weights: Tensor) -> Tensor:
         """logsumexp over the first dimension, without denormal numbers."""
-        highest = log_weights.amax(0).clamp_min(torch.finfo(log_weights.dtype).min)
+        highest = log_weights.detach().amax(0).clamp_min(torch.finfo(log_weights.dtype).min)
         return highest + self.weights(log_weights - highest).sum(0).log()
 
     def negligible(self, log_weights: Tensor) -> Tensor:
@@ -85,9 +103,7 @@ class Plan(NamedTuple):
             yield waiting
 
 
-def make_plan(
-    model: Run, *, max_memory: float | None = None, slice_size: int | None = None
-) -> Plan:
+def make_plan(model: Run, *, max_memory: float | None = None, slice_size: int | None = None) -> Plan:
     """Cut the code space of a model into slices, from a few runs on one to four codes.
 
     Args:
@@ -98,6 +114,7 @@ def make_plan(
     Raises:
         ValueError: if there are more than 2^62 codes, or if slices of that size, or of one code, do not fit.
     """
+    _keep_freed_memory()
     with torch.no_grad():
         probe = score(model)
     logits = probe.prior.logits
@@ -105,41 +122,52 @@ def make_plan(
     total = num_codes(num_latents, num_categories)
     if total > MOST_CODES:
         raise ValueError(
-            f"Expected at most 2^62 joint codes, but found K^N = {num_categories}^{num_latents}, whose sum would never end. "
-            "Try an estimator that samples, such as relax() with Trace_ELBO."
+            f"Expected at most 2^62 joint codes, but found K^N = {num_categories}^{num_latents}, whose sum would never "
+            "end. Try an estimator that samples, such as relax() with Trace_ELBO."
         )
     bytes_per_code = WORK_PER_SAVED_BYTE * max(_saved_bytes(model, probe, 4) - _saved_bytes(model, probe, 2), 0) // 2
     bytes_per_code += (num_latents * num_categories + probe.prior.batch_shape.numel()) * logits.element_size()
     limit = memory_limit(max_memory, logits.device)
     largest = limit // bytes_per_code
     if slice_size is None:
-        fast = CACHED_BYTES // bytes_per_code if logits.device.type == "cpu" else total
+        fast = FAST_BYTES // bytes_per_code if logits.device.type == "cpu" else total
         slice_size = int(min(max(fast, 1), largest))
+    slice_size = min(slice_size, total)
     _check_slice(slice_size, largest, bytes_per_code, limit)
     return Plan(
+        name=probe.prior.name,
         num_latents=num_latents,
         num_categories=num_categories,
         batch_shape=probe.prior.batch_shape,
         nesting=probe.nesting,
         bytes_per_code=bytes_per_code,
-        slice_size=min(slice_size, total),
+        slice_size=-(-total // -(-total // slice_size)),  # slices of one size
         dtype=logits.dtype,
         device=logits.device,
     )
 
 
+def _keep_freed_memory() -> None:
+    """Lets the next slice reuse the memory of the last one.
+
+    glibc returns a freed block to the system, and its pages must be faulted in again, a tenth of a step's time, unless
+    a block as large has been freed before. Its limit for this is 32 MiB; elsewhere this does nothing.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
 def _check_slice(slice_size: int, largest: int, bytes_per_code: int, limit: int) -> None:
     if largest < 1:
         raise ValueError(
-            f"Expected one code to fit into {in_words(limit)}, but found that its scores take {in_words(bytes_per_code)}. Try "
-            "a larger max_memory, fewer data at once, or an estimator that samples."
+            f"Expected one code to fit into {in_words(limit)}, but found that its scores take "
+            f"{in_words(bytes_per_code)}. Try a larger max_memory, fewer data at once, or an estimator that samples."
         )
     if slice_size < 1:
         raise ValueError(f"Expected a slice_size of at least one code, but found {slice_size}. Try slice_size=None.")
     if slice_size > largest:
         raise ValueError(
-            f"Expected a slice to fit into {in_words(limit)}, but found {slice_size:,} codes of {in_words(bytes_per_code)} "
-            f"each. Try slice_size={largest}, a larger max_memory, or an estimator that samples."
+            f"Expected a slice to fit into {in_words(limit)}, but found {slice_size:,} codes of "
+            f"{in_words(bytes_per_code)} each. Try slice_size={largest}, a larger max_memory or an estimator that samples."
         )
 
 
@@ -151,10 +179,11 @@ def _saved_bytes(model: Run, probe: Scores, num_codes: int) -> int:
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    shape = probe.prior.logits.shape[-2:]
-    codes = numbered_codes(torch.zeros(num_codes, dtype=torch.long, device=probe.table.device), *shape, dtype=probe.table.dtype)
+    shape, logits = probe.prior.logits.shape[-2:], probe.prior.logits
+    codes = numbered_codes(torch.zeros(num_codes, dtype=torch.long, device=logits.device), *shape, dtype=logits.dtype)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        table = score(model, codes, probe.nesting).table  # noqa: F841: alive while its graph is measured
+        # Codes with a gradient, so that frozen models are measured, too; a name keeps the graph and its tensors alive.
+        _table = score(model, codes.requires_grad_(), probe.nesting).table
     return sum(saved.values())
 
 
