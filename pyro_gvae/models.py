@@ -214,7 +214,8 @@ class CategoricalVAE(nn.Module):
 
     def _in_range(self, x: Tensor) -> Tensor:
         low, high = self.data_range
-        inside = ((x >= low) & (x <= high)).all()
+        lowest, highest = x.aminmax()
+        inside = (lowest >= low) & (highest <= high)  # False where there is a NaN
         return inside & (x == x.round()).all() if self.observation_name == "categorical" else inside
 
     @property

@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import final
 
 import pyro
@@ -109,11 +110,18 @@ class _Gradients:
                 self._check_parameters(leaves)
                 for leaf, gradient in zip(leaves, gradients, strict=True):
                     leaf.grad = gradient
-                return torch.as_tensor(loss)
+                return self._as_tensor(loss, x)
         with pyro.get_param_store().scope(), pyro.validation_enabled(not self._checked):
             loss = self._elbo.loss_and_grads(self._model, self._guide, x)
         self._checked = True
-        return torch.as_tensor(loss)
+        return self._as_tensor(loss, x)
+
+    def _as_tensor(self, loss: Tensor | float, x: Tensor) -> Tensor:
+        """Plain ELBOs return numbers."""
+        if isinstance(loss, Tensor):
+            return loss
+        types = (parameter.dtype for parameter in self.parameters)
+        return torch.tensor(loss, dtype=reduce(torch.promote_types, types, torch.float32), device=x.device)
 
     def _check_parameters(self, leaves: Sequence[Tensor]) -> None:
         if not self._ids.issuperset(map(id, leaves)):

@@ -13,6 +13,9 @@ from torch.nn import functional as F
 from .exponential_family import CanonicalFamily, ExponentialFamily, Function, no_nan, score_dtype
 
 
+_BLOCK = 2**19
+
+
 class _UnitInterval(CanonicalFamily):
     """Abstract: pixels in [0, 1] with T(x) = x; what is left to say is the log-normalizer."""
 
@@ -38,7 +41,9 @@ class _UnitInterval(CanonicalFamily):
         return found
 
     def _summed_log_normalizer(self, natural: Tensor) -> Tensor:
-        return self._pixel_log_normalizer(natural).sum(-1)
+        # In blocks of rows whose pixels stay in the processor's cache until they are summed.
+        rows = max(1, _BLOCK // natural.shape[-1])
+        return torch.cat([self._pixel_log_normalizer(block).sum(-1) for block in natural.split(rows)])
 
     def _paired_log_prob(self, x: Tensor) -> Tensor:
         statistics = self.sufficient_statistics(x)

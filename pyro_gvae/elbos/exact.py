@@ -50,6 +50,10 @@ class _ExactLoss(ELBO):
             loss.backward()
         return self._as_number(loss)
 
+    def num_slices(self, model: Program, *args: Any, **kwargs: Any) -> int:
+        """Into how many slices the codes are cut; what is done with several depends on the data."""
+        return self._plan(model, args, kwargs).num_slices
+
     def _plan(self, model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         """How the codes are cut: it takes a few small runs to find out, so the last plan is kept for equal shapes."""
         shapes = [(x.shape, x.dtype, x.device) for x in args if isinstance(x, Tensor)]

@@ -1,7 +1,7 @@
 """A Pyro ELBO recorded once and replayed: the same numbers without Pyro's handlers and without autograd."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, final
 
@@ -15,8 +15,10 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .exact import ExactELBO, ExactEvidence
 from .graph import finished
 from .recording import Job, Loss, Outcome, Recording, new_recording, stored_parameters
+from .refusals import NotRecordable
 
 Program = Callable[..., Any]
 
@@ -44,11 +46,15 @@ class Call(NamedTuple):
         others = (frame for frame in _PYRO_STACK if not (isinstance(frame, TraceMessenger) and frame.param_only))
         return any(True for _ in others) or any(tensor.requires_grad for tensor in self.tensors)
 
-    def run(self, elbo: ELBO, *tensors: Tensor) -> Loss:
-        """The plain call with other tensors; gradients of the loss are added to those of parameters."""
+    def arguments(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Any], dict[str, Any]]:
+        """As they were given, but with other tensors."""
         given = iter(tensors)
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
-        args, kwargs = (leaves, {}) if self.nesting is None else pytree.tree_unflatten(leaves, self.nesting)
+        return (leaves, {}) if self.nesting is None else pytree.tree_unflatten(leaves, self.nesting)
+
+    def run(self, elbo: ELBO, *tensors: Tensor) -> Loss:
+        """The plain call with other tensors; gradients of the loss are added to those of parameters."""
+        args, kwargs = self.arguments(tensors)
         loss = getattr(elbo, self.method)(self.model, self.guide, *args, **kwargs)
         if self.method == "differentiable_loss":
             loss.backward()
@@ -204,6 +210,7 @@ class TracedELBO(ELBO):
 
     def _new(self, call: Call, key: Any) -> tuple[Entry, Outcome]:
         """A new recording, and what the plain ELBO gives in its first run."""
+        self._check_one_pass(call)
         others = [leaf for leaf in call.leaves if not isinstance(leaf, Tensor)]
         job = Job(
             run=partial(call.run, self.elbo),
@@ -219,6 +226,18 @@ class TracedELBO(ELBO):
         entry = Entry(key, recording, params)
         self._entries = [*self._entries, entry][-self.max_recordings :]
         return entry, outcome
+
+    def _check_one_pass(self, call: Call) -> None:
+        """Refuse at once what would be refused after minutes."""
+        if isinstance(self.elbo, ExactELBO | ExactEvidence):
+            args, kwargs = call.arguments(call.tensors)
+            num_slices = self.elbo.num_slices(call.model, *args, **kwargs)
+            if num_slices > 1:
+                raise NotRecordable(
+                    f"Expected a loss of one pass, but found a sum over {num_slices} slices of codes, some of which are left "
+                    "out when their posterior says so: a recording cannot hold that. Try the plain ELBO, as Pyro's share in "
+                    "its time is small, or a larger slice_size."
+                )
 
 
 @final

@@ -117,7 +117,8 @@ def elbo_parts(model: Run, plan: Plan, q: Site, log_q: Tensor) -> Iterator[Part]
 
 def _likely(plan: Plan, log_q: Tensor) -> Iterator[Tensor]:
     """The numbers of all codes but those that q neglects for every datum, in slices."""
-    if plan.num_codes <= FEW_CODES:
+    least = log_q.amin(-1).sum(-1)  # (B,): of the least probable code
+    if plan.num_codes <= FEW_CODES or not plan.negligible(least.unsqueeze(0)).item():
         return plan.numbers()
     columns = log_q.flatten(1).T  # (N * K, B)
     return plan.repacked(
@@ -128,13 +129,34 @@ def _likely(plan: Plan, log_q: Tensor) -> Iterator[Tensor]:
 def _elbo_part(model: Run, plan: Plan, q: Site, log_q: Tensor, numbers: Tensor, *, with_kl: bool) -> Tensor:
     codes = plan.codes(numbers)
     scores = score(model, codes, plan.nesting)
-    weights = plan.weights(codes.flatten(1) @ log_q.flatten(1).T)  # (s, B)
-    part = (weights * _finite(scores.table)).sum(0)
+    log_weights = codes.flatten(1) @ log_q.flatten(1).T  # (s, B)
+    part: Tensor = _Expectation.apply(log_weights, scores.table, plan)
     if with_kl:
         probs = log_q.exp()
         part = part + scores.prior.weigh((probs * scores.prior.log_probs).sum((-2, -1)))
         part = part - q.weigh((probs * log_q).sum((-2, -1)))
     return part
+
+
+class _Expectation(torch.autograd.Function):
+    """sum_s w_sb R_sb of log w and R, both (s, B): its derivatives, w R and w, are at hand when it is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, log_weights: Tensor, table: Tensor, plan: Plan) -> Tensor:
+        weights = plan.weights(log_weights)
+        products = _finite(table).mul_(weights)
+        ctx.plan = plan
+        ctx.save_for_backward(log_weights, table, weights, products)
+        return products.sum(0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        log_weights, table, weights, products = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative
+            weights = ctx.plan.weights(log_weights)
+            products = weights * _finite(table)
+        wanted = ctx.needs_input_grad
+        return products * grad if wanted[0] else None, weights * grad if wanted[1] else None, None
 
 
 class Evidence(NamedTuple):

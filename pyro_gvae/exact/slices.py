@@ -167,7 +167,7 @@ def _check_slice(slice_size: int, largest: int, bytes_per_code: int, limit: int)
     if slice_size > largest:
         raise ValueError(
             f"Expected a slice to fit into {in_words(limit)}, but found {slice_size:,} codes of "
-            f"{in_words(bytes_per_code)} each. Try slice_size={largest}, a larger max_memory or an estimator that samples."
+            f"{in_words(bytes_per_code)} each. Try slice_size={largest}, a larger max_memory, or relax()."
         )
 
 

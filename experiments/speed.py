@@ -1,0 +1,17 @@
+"""How fast: exact sums and training steps against their alternatives, measured side by side in one run.
+
+    python experiments/speed.py exact
+    python experiments/speed.py step
+    python experiments/speed.py exact --smoke
+
+Each subcommand is a module of its own, whose docstring says what it measures, what it costs and what was found.
+"""
+
+import tyro
+from speed_exact import exact
+from speed_step import step
+
+COMMANDS = {"exact": exact, "step": step}
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict(COMMANDS)

@@ -1,0 +1,398 @@
+"""How fast is the exact sum over all K^N codes, and how does it grow?
+
+Question: how much faster than stock Pyro (N `OneHotCategorical` sites, parallel `TraceEnum_ELBO`) is a training step
+with `ExactELBO`, what share of the rate of a plain matrix product does it reach, do time and memory grow as promised
+with S = K^N, and does a step stay as fast while posteriors sharpen?
+
+Command: `python experiments/speed.py exact` (`--smoke` for all of it on tiny sizes, in seconds). It writes
+`experiments/results/speed_exact.json` and `docs/figures/exact_scaling.png` and `.svg`.
+
+Cost: about ten minutes on two cores; 12 GB, which stock Pyro takes before it dies.
+
+A step is loss, gradients and optimizer: MLP 784-512-256-NK and back, B = 100. Ours uses one fused Adam, stock Pyro its
+own. Blocks of both are interleaved, medians are reported. Both are checked to give the same loss to 1e-5 first.
+"""
+
+import copy
+import itertools
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from matplotlib.figure import Figure
+from pyro.infer import SVI, TraceEnum_ELBO
+from torch import Tensor
+
+from pyro_gvae import exact as exact_sums
+from pyro_gvae.elbos.exact import ExactELBO
+from pyro_gvae.models import CategoricalVAE
+from pyro_gvae.plots import INK, PALETTE, in_house_style
+
+ROOT = Path(__file__).resolve().parents[1]
+Step = Callable[[], float]
+
+
+class Size(NamedTuple):
+    """What is trained on."""
+
+    data_dim: int = 784
+    hidden: tuple[int, ...] = (512, 256)
+    batch_size: int = 100
+
+    def vae(self, num_latents: int, num_categories: int) -> CategoricalVAE:
+        torch.manual_seed(0)
+        return CategoricalVAE(self.data_dim, num_latents, num_categories, self.hidden)
+
+    def x(self) -> Tensor:
+        torch.manual_seed(1)
+        return torch.rand(self.batch_size, self.data_dim).round()
+
+
+class Protocol(NamedTuple):
+    """How much is measured."""
+
+    size: Size
+    compared: list[tuple[int, int, int]]  # K, N, blocks
+    alone: list[tuple[int, int, int]]  # the same, without stock Pyro
+    ours_scaled: list[int]  # N at K = 2
+    stock_scaled: list[int]
+    steps: int  # of the long run
+    window: int  # of its first and last steps
+
+
+FULL = Protocol(
+    size=Size(),
+    compared=[(8, 4, 5), (10, 3, 9), (10, 2, 25)],
+    alone=[(8, 5, 5)],
+    ours_scaled=[6, 8, 10, 12, 14, 16, 18, 20],
+    stock_scaled=[6, 8, 10, 11, 12, 13, 14],
+    steps=3000,
+    window=100,
+)
+SMOKE = Protocol(
+    size=Size(16, (12, 8), 5),
+    compared=[(2, 3, 2)],
+    alone=[(3, 2, 2)],
+    ours_scaled=[3],
+    stock_scaled=[2],
+    steps=6,
+    window=2,
+)
+
+
+def exact(
+    smoke: bool = False,
+    results: Path = ROOT / "experiments" / "results" / "speed_exact.json",
+    figures: Path = ROOT / "docs" / "figures",
+    mnist: Path = ROOT.parent / "shared" / "mnist",
+    memory_cap: float = 12e9,
+) -> None:
+    """Exact sums over all codes: speed against stock Pyro, growth with K^N, and a long run.
+
+    Args:
+        smoke: everything, on tiny sizes.
+        results: the JSON file to write.
+        figures: the folder for the figure.
+        mnist: where MNIST lies, for the long run; the small digits are used where it does not.
+        memory_cap: bytes of address space at which stock Pyro is stopped.
+    """
+    protocol = SMOKE if smoke else FULL
+    found: dict[str, Any] = {"machine": machine(), "compared": [], "scaling": []}
+    for num_categories, num_latents, blocks in protocol.compared + protocol.alone:
+        with_stock = (num_categories, num_latents, blocks) in protocol.compared
+        row = compare(protocol.size, num_categories, num_latents, blocks, with_stock=with_stock)
+        found["compared"].append(row)
+        print(json.dumps(row), flush=True)
+    for method, latents in (("ours", protocol.ours_scaled), ("stock", protocol.stock_scaled)):
+        for num_latents in latents:
+            point = in_a_process(method, num_latents, protocol.size, memory_cap)
+            found["scaling"].append(point)
+            print(json.dumps(point), flush=True)
+            if point["died"]:
+                break
+    found["linearity"] = linearity(found["scaling"])
+    found["long_run"] = long_run(protocol, None if smoke else mnist)
+    print(json.dumps({"linearity": found["linearity"], "long_run": found["long_run"]}), flush=True)
+    results.parent.mkdir(parents=True, exist_ok=True)
+    temporary = results.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found, indent=2) + "\n")
+    temporary.replace(results)
+    draw(found["scaling"], figures)
+
+
+def machine() -> dict[str, Any]:
+    """On what the figures were found."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "commit": commit.stdout.strip() or None,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+# A step of each.
+
+
+def our_step(vae: CategoricalVAE, x: Tensor) -> Step:
+    elbo, optimizer = ExactELBO(), torch.optim.Adam(vae.parameters(), lr=1e-3, fused=True)
+
+    def step() -> float:
+        loss = elbo.loss_and_grads(vae.model, vae.guide, x)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    return step
+
+
+def stock_svi(vae: CategoricalVAE) -> SVI:
+    """N one-hot sites in a plate, enumerated in parallel in the guide: what stock Pyro has for this model."""
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", vae.decoder)
+        with pyro.plate("data", len(x)):
+            prior = dist.OneHotCategorical(logits=torch.zeros(vae.num_categories))
+            sites = [pyro.sample(f"z{n}", prior) for n in range(vae.num_latents)]
+            z = torch.stack(torch.broadcast_tensors(*sites), -2)  # (..., N, K)
+            pyro.sample("x", dist.Bernoulli(logits=vae.decoder(z)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.module("encoder", vae.encoder)
+        with pyro.plate("data", len(x)):
+            logits = vae.encoder(x)  # (B, N, K)
+            for n in range(vae.num_latents):
+                site = dist.OneHotCategorical(logits=logits[:, n])
+                pyro.sample(f"z{n}", site, infer={"enumerate": "parallel"})
+
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    return SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), elbo)
+
+
+# Side by side.
+
+
+def compare(size: Size, num_categories: int, num_latents: int, blocks: int, *, with_stock: bool) -> dict[str, Any]:
+    """Median seconds of a step, ours, stock and of a plain matrix product, in interleaved blocks."""
+    vae, x = size.vae(num_latents, num_categories), size.x()
+    num_codes = num_categories**num_latents
+    left, right = torch.randn(min(num_codes, 4096), size.hidden[0]), torch.randn(size.hidden[0], size.data_dim)
+    with pyro.get_param_store().scope():
+        svi = stock_svi(copy.deepcopy(vae)) if with_stock else None
+        ours = our_step(vae, x)
+        if svi is not None:
+            difference = abs(ExactELBO().loss(vae.model, vae.guide, x) / svi.evaluate_loss(x) - 1)
+            if difference > 1e-5:
+                raise RuntimeError(f"Expected the same loss to 1e-5, but found that they differ by {difference:.1e}.")
+        jobs: dict[str, tuple[Callable[[], Any], int]] = {
+            "ours": (ours, max(3, min(20, 20_000 // num_codes))),
+            "product": (lambda: left @ right, 20),
+        }
+        if svi is not None:
+            jobs["stock"] = (lambda: svi.step(x), 1)
+        seconds = interleaved(jobs, blocks)
+    rate = 2 * left.shape[0] * left.shape[1] * right.shape[1] / seconds["product"]
+    flops = step_flops(size, num_codes, num_latents * num_categories)
+    row = {
+        "num_categories": num_categories,
+        "num_latents": num_latents,
+        "num_codes": num_codes,
+        "ours_ms": 1e3 * seconds["ours"],
+        "gflop": flops / 1e9,
+        "product_gflop_per_second": rate / 1e9,
+        "share_of_product_rate": flops / seconds["ours"] / rate,
+    }
+    if "stock" in seconds:
+        row |= {"stock_ms": 1e3 * seconds["stock"], "stock_over_ours": seconds["stock"] / seconds["ours"]}
+        row["loss_difference"] = difference
+    return row
+
+
+def interleaved(jobs: dict[str, tuple[Callable[[], Any], int]], blocks: int) -> dict[str, float]:
+    """The median seconds of each job, run in turn, so many calls in a block."""
+    taken: dict[str, list[float]] = {name: [] for name in jobs}
+    for job, _ in jobs.values():
+        job()  # the first calls allocate and compile
+    for _ in range(blocks):
+        for name, (job, calls) in jobs.items():
+            for _ in range(calls):
+                taken[name].append(_seconds(job))
+    return {name: statistics.median(found) for name, found in taken.items()}
+
+
+def _seconds(job: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def step_flops(size: Size, num_codes: int, code_dim: int) -> int:
+    """Of the layers and of the two products with the data: forward 2 for each weight and row, backward 4.
+
+    The first layers need no gradient of their input.
+    """
+
+    def layers(widths: list[int], rows: int) -> int:
+        weights = [a * b for a, b in itertools.pairwise(widths)]
+        return rows * (6 * sum(weights) - 2 * weights[0])
+
+    decoder = layers([code_dim, *size.hidden[::-1], size.data_dim], num_codes)
+    encoder = layers([size.data_dim, *size.hidden, code_dim], size.batch_size)
+    return decoder + encoder + 4 * num_codes * size.data_dim * size.batch_size
+
+
+# Growth with S, at K = 2: each point in a process of its own, for its peak of memory.
+
+
+def in_a_process(method: str, num_latents: int, size: Size, memory_cap: float) -> dict[str, Any]:
+    arguments = json.dumps({"method": method, "num_latents": num_latents, "size": size, "memory_cap": memory_cap})
+    # Children see the package and this module, installed or not.
+    paths = [str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, __file__, arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    base = {"method": method, "num_latents": num_latents, "num_codes": 2**num_latents}
+    if done.returncode:  # out of memory, in one of the ways that a process is
+        reason = done.stderr.strip().rpartition("\n")[2] or f"signal {-done.returncode}"
+        return {**base, "died": True, "reason": reason}
+    return {**base, "died": False, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def point(method: str, num_latents: int, size: list[Any], memory_cap: float) -> dict[str, float]:
+    """Seconds of one gradient step, the fastest of a few, and the peak of resident memory."""
+    size_ = Size(size[0], tuple(size[1]), size[2])
+    vae, x = size_.vae(num_latents, 2), size_.x()
+    before = _peak_bytes()
+    if method == "stock":
+        resource.setrlimit(resource.RLIMIT_AS, (int(memory_cap), int(memory_cap)))
+        svi = stock_svi(vae)
+        step: Callable[[], Any] = lambda: svi.step(x)  # noqa: E731
+        planned = None
+    else:
+        step = our_step(vae, x)
+        planned = exact_sums.cost(vae, x)
+    repeats = 1 if num_latents >= 17 else 3
+    if repeats > 1:
+        step()
+    seconds = min(_seconds(step) for _ in range(repeats))
+    found = {"seconds": seconds, "peak_bytes": _peak_bytes(), "peak_bytes_before": before}
+    return found if planned is None else {**found, "planned_bytes": planned.bytes, "planned_seconds": planned.seconds}
+
+
+def _peak_bytes() -> int:
+    """Of resident memory; Linux's own figure, because that of getrusage starts at the peak of the parent."""
+    found = [int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmHWM")]
+    return 1024 * (found[0] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def linearity(points: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds for each code at the largest S over those at 2^14, or at the smallest S where all are smaller."""
+    ours = [point for point in points if point["method"] == "ours"]
+    large = [point for point in ours if point["num_codes"] >= 2**14] or ours
+    per_code = [point["seconds"] / point["num_codes"] for point in large]
+    return {
+        "from_codes": large[0]["num_codes"],
+        "to_codes": large[-1]["num_codes"],
+        "seconds_per_code_last_over_first": per_code[-1] / per_code[0],
+        "peak_bytes": large[-1]["peak_bytes"],
+    }
+
+
+# The long run: posteriors sharpen.
+
+
+def long_run(protocol: Protocol, mnist: Path | None) -> dict[str, Any]:
+    """Seconds of the first and of the last steps of training on images at 8^4 codes, and where denormals are."""
+    data, name = _images(mnist)
+    num_latents, num_categories = (2, 3) if mnist is None else (4, 8)
+    torch.manual_seed(0)
+    vae = CategoricalVAE(data.shape[1], num_latents, num_categories, protocol.size.hidden)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3, fused=True)
+    elbo = ExactELBO()
+    taken, losses = [], []
+    for _ in range(protocol.steps):
+        x = data[torch.randint(len(data), (protocol.size.batch_size,))]
+        start = time.perf_counter()
+        losses.append(elbo.loss_and_grads(vae.model, vae.guide, x) / len(x))
+        optimizer.step()
+        taken.append(time.perf_counter() - start)
+        gradients = [p.grad for p in vae.parameters() if p.grad is not None]
+        optimizer.zero_grad()
+    pyro.clear_param_store()
+    first, last = (statistics.median(part) for part in (taken[: protocol.window], taken[-protocol.window :]))
+    state = optimizer.state.values()
+    return {
+        "data": name,
+        "steps": protocol.steps,
+        "first_ms": 1e3 * first,
+        "last_ms": 1e3 * last,
+        "last_over_first": last / first,
+        "first_loss": losses[0],
+        "last_loss": statistics.fmean(losses[-protocol.window :]),
+        "denormal_gradients_at_the_end": sum(map(_denormals, gradients)),
+        "denormal_exp_avg_at_the_end": sum(_denormals(s["exp_avg"]) for s in state),
+        "denormal_exp_avg_sq_at_the_end": sum(_denormals(s["exp_avg_sq"]) for s in state),
+    }
+
+
+def _images(mnist: Path | None) -> tuple[Tensor, str]:
+    from sklearn.datasets import load_digits  # here, because every point of the scaling imports this module
+    from torchvision.datasets import MNIST
+
+    if mnist is not None and mnist.is_dir():
+        return MNIST(str(mnist)).data.flatten(1) / 255, "MNIST"
+    return torch.tensor(load_digits().data, dtype=torch.float32) / 16, "digits"
+
+
+def _denormals(tensor: Tensor) -> int:
+    return int(((tensor != 0) & (tensor.abs() < torch.finfo(tensor.dtype).tiny)).sum())
+
+
+@in_house_style
+def draw(points: list[dict[str, Any]], folder: Path) -> None:
+    """Time and memory of a gradient step against S, on logarithmic axes; stock Pyro until it dies."""
+    figure = Figure(figsize=(9, 3.6))
+    quantities = {"seconds": ("seconds a gradient step", 1.0), "peak_bytes": ("peak resident memory, GB", 1e9)}
+    for axes, (quantity, (label, unit)) in zip(figure.subplots(1, 2), quantities.items(), strict=True):
+        for method, color, marker in (("ours", PALETTE[0], "o"), ("stock", PALETTE[1], "s")):
+            lived = [point for point in points if point["method"] == method and not point["died"]]
+            x, y = [p["num_codes"] for p in lived], [p[quantity] / unit for p in lived]
+            axes.plot(x, y, color=color, marker=marker, label={"ours": "ExactELBO", "stock": "TraceEnum_ELBO"}[method])
+        for died in (point for point in points if point["died"]):
+            axes.axvline(died["num_codes"], color=PALETTE[1], linestyle=":")
+            axes.annotate("out of memory", (died["num_codes"], axes.get_ylim()[0]), rotation=90, color=INK, fontsize=8)
+        axes.set(xscale="log", yscale="log", xlabel="S = 2^N joint codes", title=label)
+        axes.legend()
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / f"exact_scaling.{suffix}", dpi=150)
+
+
+if __name__ == "__main__":
+    print(json.dumps(point(**json.loads(sys.argv[1]))))

@@ -1,0 +1,411 @@
+"""How long does a training step take, and where does its time go?
+
+Question: how much faster is `make_step` than stock Pyro, `JitTrace_ELBO`, a hand-written PyTorch loop and a hand-written
+jitted JAX step, and how far is it from the networks alone?
+
+Command: `python experiments/speed.py step` (`--smoke` for all of it on tiny sizes, in seconds). It writes
+`experiments/results/speed_step.json` and `docs/figures/step_time.png` and `.svg`. The JAX row needs the extra `bench`.
+
+Cost: about five minutes on two cores, and MNIST in torchvision's layout.
+
+20 x 10 latents, MLP 784-512-256-200 and back, B = 100, dynamically binarized MNIST, drawn beforehand; a small model on
+the embedded digits; and an epoch with its data loading. Every contender takes the same batches, in short blocks that
+alternate; a block gives a mean, and reported are the medians over blocks.
+"""
+
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO
+from speed_exact import ROOT, machine
+from torch import Tensor, nn
+
+from pyro_gvae import CategoricalVAE, estimator, load, make_step
+from pyro_gvae.data import Dataset, epoch_batches
+from pyro_gvae.elbos.traced import TracedELBO
+from pyro_gvae.plots import INK, PALETTE, in_house_style
+
+TEMPERATURE = 2 / 3
+LEARNING_RATE = 1e-3
+Step = Callable[[Tensor], Any]
+
+
+class Size(NamedTuple):
+    """What is trained, on what."""
+
+    data: Dataset
+    num_latents: int
+    num_categories: int
+    hidden: tuple[int, ...]
+    batch_size: int
+
+    @property
+    def data_dim(self) -> int:
+        return self.data.train.shape[1]
+
+    def vae(self) -> CategoricalVAE:
+        torch.manual_seed(0)
+        return CategoricalVAE(
+            self.data_dim,
+            self.num_latents,
+            self.num_categories,
+            self.hidden,
+            temperature=TEMPERATURE,
+            prior_temperature=TEMPERATURE,
+        )
+
+    def batches(self, count: int) -> list[Tensor]:
+        """Whole batches, drawn beforehand."""
+        found: list[Tensor] = []
+        for epoch in range(count):
+            found += epoch_batches(self.data, self.batch_size, seed=0, epoch=epoch, drop_last=True)
+            if len(found) >= count:
+                break
+        return found[:count]
+
+
+class Protocol(NamedTuple):
+    """How much is measured."""
+
+    blocks: int
+    steps: int  # of a block
+    batches: int
+    epochs: int
+
+
+FULL = Protocol(blocks=60, steps=10, batches=200, epochs=3)
+SMOKE = Protocol(blocks=2, steps=1, batches=2, epochs=1)
+
+
+def step(
+    *,
+    smoke: bool = False,
+    mnist: Path = ROOT.parent / "shared" / "mnist",
+    results: Path = ROOT / "experiments" / "results" / "speed_step.json",
+    figures: Path = ROOT / "docs" / "figures",
+) -> None:
+    """Measure a training step against everything that it is compared with.
+
+    Args:
+        smoke: tiny sizes, to see that it runs.
+        mnist: the folder that torchvision calls root.
+        results: the JSON file to write.
+        figures: the folder for the chart.
+    """
+    protocol = SMOKE if smoke else FULL
+    digits = load("digits", binarize="threshold")
+    small = Size(digits, 4, 8, (8, 8) if smoke else (128, 128), 64)
+    large = small if smoke else Size(load("mnist", data_dir=mnist, binarize="dynamic"), 20, 10, (512, 256), 100)
+    found: dict[str, Any] = {"machine": machine()}
+    found["large"] = measured(large_contenders(large, compiled=not smoke), large, protocol)
+    found["small"] = measured(small_contenders(small, compiled=not smoke), small, protocol)
+    found["parts"] = parts(large, protocol)
+    if not smoke:
+        found["epoch"] = epochs(large, mnist, protocol)
+    found["ratios"] = ratios(found)
+    for name, row in found["ratios"].items():
+        print(f"{name:60s} {row['found']:6.2f}   bar {row['bar']}")
+    results.parent.mkdir(parents=True, exist_ok=True)
+    temporary = results.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found, indent=2) + "\n")
+    temporary.replace(results)
+    draw(found["parts"], figures)
+
+
+# The contenders: what each does in a step with a batch x (B, D).
+
+
+def ours(size: Size, *, compile: bool = False) -> Step:
+    return make_step(size.vae(), estimator("gumbel-softmax"), lr=LEARNING_RATE, compile=compile)
+
+
+class Stock(nn.Module):
+    """The same model as one writes it with stock Pyro."""
+
+    def __init__(self, size: Size, name: str) -> None:
+        super().__init__()
+        vae = size.vae()
+        self.encoder, self.decoder = vae.encoder, vae.decoder
+        self.name = name  # the contenders share Pyro's param store
+        self.temperature = torch.tensor(TEMPERATURE)
+        self.prior_logits = torch.zeros(size.num_latents, size.num_categories)
+
+    def model(self, x: Tensor) -> None:
+        pyro.module(f"{self.name} decoder", self.decoder)
+        with pyro.plate("data", len(x)):
+            prior = dist.RelaxedOneHotCategorical(self.temperature, logits=self.prior_logits)
+            z = pyro.sample("z", prior.expand([len(x), len(self.prior_logits)]).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module(f"{self.name} encoder", self.encoder)
+        with pyro.plate("data", len(x)):
+            posterior = dist.RelaxedOneHotCategorical(self.temperature, logits=self.encoder(x))
+            pyro.sample("z", posterior.to_event(1))
+
+
+def stock(size: Size, elbo: Any, name: str) -> Step:
+    program = Stock(size, name)
+    step: Step = SVI(program.model, program.guide, pyro.optim.Adam({"lr": LEARNING_RATE}), elbo).step
+    return step
+
+
+def without_validation(run: Step) -> Step:
+    def quiet(x: Tensor) -> Any:
+        with pyro.validation_enabled(False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # JitTrace_ELBO's, of a deprecated tracer
+            return run(x)
+
+    return quiet
+
+
+def hand_written(size: Size) -> Step:
+    """A loop without Pyro, as most code has it: categorical KL, binary cross-entropy, default settings of Adam."""
+    vae = size.vae()
+    encoder, decoder = vae.encoder, vae.decoder
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=LEARNING_RATE)
+    log_prior = -torch.tensor(float(size.num_categories)).log()
+
+    def step(x: Tensor) -> float:
+        logits = encoder(x)
+        z = F.gumbel_softmax(logits, tau=TEMPERATURE)
+        reconstruction = F.binary_cross_entropy_with_logits(decoder(z), x, reduction="sum")
+        log_q = F.log_softmax(logits, -1)
+        loss = reconstruction + (log_q.exp() * (log_q - log_prior)).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def networks(size: Size, *, optimize: bool) -> Step:
+    """The networks alone, forward and backward, with an arbitrary gradient at the end; the floor of every step."""
+    vae = size.vae()
+    optimizer = torch.optim.Adam(vae.parameters(), lr=LEARNING_RATE, fused=True)
+    torch.manual_seed(0)
+    gradient = torch.randn(size.batch_size, size.data_dim)
+
+    def step(x: Tensor) -> None:
+        optimizer.zero_grad()
+        vae.decoder(vae.encoder(x)).backward(gradient)
+        if optimize:
+            optimizer.step()
+
+    return step
+
+
+def jax_step(size: Size) -> Step | None:
+    """The relaxed ELBO of `ours` by hand in JAX, jitted whole, with optax; None where they are not installed."""
+    try:
+        import jax
+        import jax.numpy as jnp
+        import optax
+    except ImportError:
+        return None
+    vae = size.vae()
+    layers = [module for network in (vae.encoder, vae.decoder) for module in network if isinstance(module, nn.Linear)]
+    params = [(jnp.asarray(m.weight.detach().numpy().T), jnp.asarray(m.bias.detach().numpy())) for m in layers]
+    half, num_categories, t = len(layers) // 2, size.num_categories, TEMPERATURE
+    optimizer = optax.adam(LEARNING_RATE)
+
+    def mlp(params: Any, x: Any) -> Any:
+        *hidden, (weight, bias) = params
+        for w, b in hidden:
+            x = jax.nn.relu(x @ w + b)
+        return x @ weight + bias
+
+    def log_density(logits: Any, y: Any) -> Any:  # but for a constant
+        return jax.nn.log_softmax(logits - t * y, -1).sum()
+
+    def loss(params: Any, key: Any, x: Any) -> Any:
+        logits = mlp(params[:half], x).reshape(len(x), -1, num_categories)
+        y = jax.nn.log_softmax((logits + jax.random.gumbel(key, logits.shape)) / t, -1)
+        natural = mlp(params[half:], jnp.exp(y).reshape(len(x), -1))
+        log_likelihood = (x * natural - jax.nn.softplus(natural)).sum()
+        return log_density(logits, y) - log_density(jnp.zeros_like(logits), y) - log_likelihood
+
+    @jax.jit
+    def update(params: Any, state: Any, key: Any, x: Any) -> Any:
+        key, used = jax.random.split(key)
+        value, gradients = jax.value_and_grad(loss)(params, used, x)
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(params, updates), state, key, value
+
+    memory = [params, optimizer.init(params), jax.random.key(0)]
+    converted: dict[int, Any] = {}
+
+    def step(x: Tensor) -> None:
+        if id(x) not in converted:  # batches are drawn beforehand for JAX too
+            converted[id(x)] = jnp.asarray(x.numpy())
+        *memory[:], value = update(*memory, converted[id(x)])
+        value.block_until_ready()
+
+    return step
+
+
+def large_contenders(size: Size, *, compiled: bool) -> dict[str, Step]:
+    found = {
+        "ours": ours(size),
+        "stock Pyro": stock(size, Trace_ELBO(), "stock"),
+        "stock Pyro, validation off": without_validation(stock(size, Trace_ELBO(), "quiet")),
+        "JitTrace_ELBO": without_validation(stock(size, JitTrace_ELBO(ignore_jit_warnings=True), "jit")),
+        "stock Pyro with TracedELBO": stock(size, TracedELBO(Trace_ELBO()), "traced"),
+        "hand-written PyTorch": hand_written(size),
+        "hand-written JAX": jax_step(size),
+        "networks and fused Adam": networks(size, optimize=True),
+        "ours, compiled": ours(size, compile=True) if compiled else None,
+    }
+    return {name: step for name, step in found.items() if step is not None}
+
+
+def small_contenders(size: Size, *, compiled: bool) -> dict[str, Step]:
+    found = {
+        "ours": ours(size),
+        "stock Pyro": stock(size, Trace_ELBO(), "small stock"),
+        "stock Pyro, validation off": without_validation(stock(size, Trace_ELBO(), "small quiet")),
+        "ours, compiled": ours(size, compile=True) if compiled else None,
+    }
+    return {name: step for name, step in found.items() if step is not None}
+
+
+# Measuring.
+
+
+def measured(contenders: dict[str, Step], size: Size, protocol: Protocol) -> dict[str, float]:
+    """Milliseconds a step: the median over blocks that alternate, each the mean of some steps after one untimed."""
+    batches = size.batches(protocol.batches)
+    streams: dict[str, Iterator[Tensor]] = {name: cycle(batches) for name in contenders}
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for name, run in contenders.items():
+        for _ in range(3):
+            run(next(streams[name]))  # recordings and compilers
+    for _ in range(protocol.blocks):
+        for name, run in contenders.items():
+            run(next(streams[name]))
+            block = [next(streams[name]) for _ in range(protocol.steps)]
+            start = time.perf_counter()
+            for x in block:
+                run(x)
+            taken[name].append(1e3 * (time.perf_counter() - start) / protocol.steps)
+    found = {name: statistics.median(times) for name, times in taken.items()}
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def parts(size: Size, protocol: Protocol) -> dict[str, dict[str, float]]:
+    """Where a step's time goes, in milliseconds: each part is a difference of two measured contenders."""
+    program, vae = Stock(size, "parts"), size.vae()
+    model, guide, elbo = estimator("gumbel-softmax").bind(vae)
+    plain, traced_stock, traced = Trace_ELBO(), TracedELBO(Trace_ELBO()), TracedELBO(elbo)
+    found = measured(
+        {
+            "networks": networks(size, optimize=False),
+            "stock recorded": lambda x: traced_stock.outcome(program.model, program.guide, x),
+            "stock gradients": without_validation(lambda x: plain.loss_and_grads(program.model, program.guide, x)),
+            "stock step": without_validation(stock(size, Trace_ELBO(), "parts quiet")),
+            "stock validated": stock(size, Trace_ELBO(), "parts stock"),
+            "recorded": lambda x: traced.outcome(model, guide, x),
+            "step": ours(size),
+        },
+        size,
+        protocol,
+    )
+    return {
+        "stock Pyro": {
+            "networks": found["networks"],
+            "samples and densities": found["stock recorded"] - found["networks"],
+            "handlers and autograd": found["stock gradients"] - found["stock recorded"],
+            "optimizer": found["stock step"] - found["stock gradients"],
+            "validation": found["stock validated"] - found["stock step"],
+        },
+        "ours": {
+            "networks": found["networks"],
+            "samples and densities": found["recorded"] - found["networks"],
+            "optimizer": found["step"] - found["recorded"],
+        },
+    }
+
+
+def epochs(size: Size, mnist: Path, protocol: Protocol) -> dict[str, float]:
+    """Seconds of an epoch on grey MNIST with its data loading, medians of runs that alternate."""
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import MNIST
+    from torchvision.transforms import ToTensor
+
+    loader = DataLoader(MNIST(str(mnist), transform=ToTensor()), batch_size=size.batch_size, shuffle=True)
+    grey = load("mnist", data_dir=mnist)
+    by_hand, recorded = hand_written(size), ours(size)
+    taken: dict[str, list[float]] = {"DataLoader and hand-written PyTorch": [], "ours": []}
+    for epoch in range(protocol.epochs):
+        start = time.perf_counter()
+        for images, _ in loader:
+            by_hand(images.flatten(1))
+        middle = time.perf_counter()
+        for x in epoch_batches(grey, size.batch_size, seed=0, epoch=epoch):
+            recorded(x)
+        end = time.perf_counter()
+        taken["DataLoader and hand-written PyTorch"].append(middle - start)
+        taken["ours"].append(end - middle)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def ratios(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The table: what was found, next to what is to be reached."""
+    large, small = found["large"], found["small"]
+    rows = {
+        f"{name} / ours": (large[name] / large["ours"], f"at least {bar}")
+        for name, bar in {
+            "stock Pyro": 1.9,
+            "JitTrace_ELBO": 1.6,
+            "hand-written PyTorch": 1.4,
+            "hand-written JAX": 1.0,
+        }.items()
+        if name in large
+    }
+    rows["ours / networks and fused Adam"] = large["ours"] / large["networks and fused Adam"], "at most 1.2"
+    rows["small: stock Pyro / ours"] = small["stock Pyro"] / small["ours"], "at least 3"
+    if "ours, compiled" in small:
+        rows["small: stock Pyro / ours, compiled"] = small["stock Pyro"] / small["ours, compiled"], "at least 5"
+    if "epoch" in found:
+        theirs, our = found["epoch"].values()
+        rows["epoch: DataLoader and hand-written PyTorch / ours"] = theirs / our, "at least 2"
+    return {name: {"found": value, "bar": bar} for name, (value, bar) in rows.items()}
+
+
+@in_house_style
+def draw(found: dict[str, dict[str, float]], folder: Path) -> None:
+    """Where the time of a step goes: a bar each, in parts, with what each part takes written into it."""
+    names = list(dict.fromkeys(part for row in found.values() for part in row))
+    colors = dict(zip(names, PALETTE, strict=False))
+    figure = Figure(figsize=(9, 2.6))
+    axes = figure.subplots()
+    for height, (contender, row) in enumerate(reversed(found.items())):
+        left = 0.0
+        for part, taken in row.items():
+            width = max(taken, 0.0)  # a difference of two medians may be below zero by chance
+            axes.barh(height, width, left=left, color=colors[part], label=part if contender == "stock Pyro" else None)
+            if width > 0.06 * sum(found["stock Pyro"].values()):
+                axes.text(left + width / 2, height, f"{taken:.1f}", ha="center", va="center", color="white")
+            left += width
+        axes.text(left, height, f" {sum(row.values()):.1f} ms", va="center", color=INK)
+    axes.set(yticks=range(len(found)), yticklabels=list(reversed(found)), xlabel="milliseconds a step")
+    axes.set_title("Where the time of a training step goes")
+    axes.grid(visible=False)
+    axes.margins(x=0.1)
+    figure.legend(loc="outside lower center", ncols=len(names))
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / f"step_time.{suffix}", dpi=150)

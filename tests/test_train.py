@@ -1,0 +1,222 @@
+"""The training step: the plain ELBO's losses and weights, one optimizer, and nothing else changed."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from pyro_gvae.estimators import ESTIMATORS, estimator
+from pyro_gvae.models import CategoricalVAE
+from pyro_gvae.train import make_step
+
+D, N, K, B = 8, 2, 3, 5
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
+OPTIONS = [*((name, {}) for name in ESTIMATORS), ("gumbel-softmax", {"kl": "categorical"}), ("exact", {"slice_size": 4})]
+
+
+def new_vae(dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    return CategoricalVAE(D, N, K, (6,), **options).to(dtype)
+
+
+def batches(count, dtype=torch.float64, size=B):
+    torch.manual_seed(1)
+    return torch.rand(count, size, D, dtype=dtype).round()
+
+
+def weights(vae):
+    return torch.cat([parameter.detach().flatten() for parameter in vae.parameters()])
+
+
+def plainly(vae, chosen, xs, lr=1e-2):
+    """The same steps as one writes them with Pyro's ELBO and torch's optimizer."""
+    model, guide, elbo = chosen.bind(vae)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=lr)
+    losses = []
+    for x in xs:
+        optimizer.zero_grad()
+        with pyro.get_param_store().scope():
+            losses.append(elbo.loss_and_grads(model, guide, x) / len(x))
+        optimizer.step()
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_200_steps_are_those_of_the_plain_elbo(name, options, dtype):
+    chosen = estimator(name, **options)
+    expected_vae, vae = new_vae(dtype), new_vae(dtype)
+    xs = batches(200, dtype)
+    torch.manual_seed(2)
+    expected = plainly(expected_vae, chosen, xs)
+    step = make_step(vae, chosen, lr=1e-2)
+    torch.manual_seed(2)
+    losses = torch.stack([step(x) for x in xs]).double()
+    tolerance = TOLERANCES[dtype]
+    torch.testing.assert_close(losses, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(weights(vae), weights(expected_vae), rtol=tolerance, atol=tolerance)
+
+
+def test_batches_of_several_sizes():
+    vae = new_vae()
+    step = make_step(vae, estimator("gumbel-softmax"))
+    for size in (5, 3, 5, 1):
+        assert step(batches(1, size=size)[0]).shape == ()
+
+
+def test_nothing_else_changes():
+    before = pyro.settings.get()
+    pyro.param("of somebody else", torch.zeros(1))
+    step = make_step(new_vae(), estimator("gumbel-softmax"))
+    for x in batches(3):
+        step(x)
+        assert pyro.settings.get() == before
+    assert list(pyro.get_param_store()) == ["of somebody else"]
+
+
+@pytest.mark.parametrize("slice_size", [None, 4], ids=["recorded", "not recorded"])
+def test_pyros_validation_is_on_in_the_first_step_alone(slice_size):
+    seen = []
+
+    class Watching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Flatten(-2), nn.Linear(N * K, D))
+
+        def forward(self, z):
+            seen.append(torch.distributions.Distribution._validate_args)
+            return self.layers(z)
+
+    with pyro.validation_enabled(False):
+        step = make_step(new_vae(decoder=Watching()), estimator("exact", slice_size=slice_size))
+        first, second = batches(2)
+        step(first)
+        assert True in seen
+        seen.clear()
+        step(second)
+        assert True not in seen
+        assert torch.distributions.Distribution._validate_args is False
+
+
+def test_data_out_of_range_are_refused_in_the_first_step():
+    step = make_step(new_vae(), estimator("gumbel-softmax"))
+    with pytest.raises(ValueError, match="Expected 'bernoulli' data in"):
+        step(2 * torch.ones(B, D, dtype=torch.float64))
+
+
+def test_gradients_are_clipped_at_their_norm_per_datum():
+    vae = new_vae()
+    optimizer = torch.optim.SGD(vae.parameters(), lr=1.0)
+    step = make_step(vae, estimator("exact"), optimizer=optimizer, clip_norm=0.01)
+    before = weights(vae)
+    step(batches(1)[0])
+    assert (weights(vae) - before).norm().item() == pytest.approx(0.01 * B, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "RAdam", "SGD"])
+def test_optimizers_by_name(name):
+    vae = new_vae()
+    step = make_step(vae, estimator("exact"), optimizer=name, lr=1e-3)
+    first, *_, last = [step(batches(1)[0]).item() for _ in range(30)]
+    assert last < first
+
+
+@pytest.mark.parametrize("name", ["Adamant", "lr_scheduler", "Tensor"])
+def test_an_unknown_optimizer_is_refused(name):
+    with pytest.raises(ValueError, match=f"Expected the name of an optimizer in torch.optim, but found '{name}'"):
+        make_step(new_vae(), estimator("exact"), optimizer=name)
+
+
+def test_two_steps_may_share_an_optimizer():
+    vae = new_vae()
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
+    for name in ("gumbel-softmax", "exact"):
+        step = make_step(vae, estimator(name), optimizer=optimizer)
+        for x in batches(3):
+            step(x)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {6}
+
+
+def test_annealing_is_seen():
+    vae, chosen, x = new_vae(), estimator("gumbel-softmax"), batches(1)[0]
+    step = make_step(vae, chosen)
+    for temperature in (1.0, 0.5, 0.1):
+        vae.temperature = temperature
+        model, guide, elbo = chosen.bind(vae)
+        torch.manual_seed(3)
+        expected = elbo.loss(model, guide, x) / B
+        torch.manual_seed(3)
+        assert step(x).item() == pytest.approx(expected)
+
+
+def test_a_program_that_cannot_be_recorded_runs_as_it_is():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(N * K, D)
+
+        def forward(self, z):
+            return self.layer(z.flatten(-2)) * (2.0 if z.sum().item() > 0 else 1.0)
+
+    vae, expected_vae = new_vae(decoder=Branching()), new_vae(decoder=Branching())
+    expected_vae.load_state_dict(vae.state_dict())
+    chosen, xs = estimator("gumbel-softmax"), batches(5)
+    step = make_step(vae, chosen, lr=1e-2)
+    torch.manual_seed(2)
+    with pytest.warns(UserWarning, match=r"Steps run without a recording: .* found \.item\(\) after site 'z'"):
+        losses = [step(x).item() for x in xs]
+    torch.manual_seed(2)
+    assert losses == pytest.approx(plainly(expected_vae, chosen, xs).tolist())
+
+
+def test_parameters_outside_of_the_module_are_refused():
+    class Outside(nn.Module):
+        def model(self, x):
+            scale = pyro.param("scale", torch.tensor(1.0))
+            pyro.sample("x", dist.Normal(0.0, scale).expand([D]).to_event(1), obs=x)
+
+        def guide(self, x):
+            pass
+
+    with pytest.raises(ValueError, match=r"Expected all parameters .* in the module's parameters\(\)"):
+        make_step(Outside(), estimator("gumbel-softmax"), optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0))(
+            torch.ones(D)
+        )
+
+
+def test_networks_in_bfloat16_score_in_float32():
+    """Rounding the networks to 8 bits changes a loss by percents of a nat; log-probabilities in 8 bits, by whole nats."""
+    losses = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        vae = new_vae(torch.float32)
+        step = make_step(vae, estimator("gumbel-softmax"), lr=1e-2)
+        xs = batches(20, torch.float32)
+        torch.manual_seed(2)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            losses[dtype] = torch.stack([step(x) for x in xs])
+        assert losses[dtype].dtype is torch.float32
+        assert all(parameter.dtype is torch.float32 for parameter in vae.parameters())
+    difference = (losses[torch.float32] - losses[torch.bfloat16]).abs().max()
+    assert 0 < difference < 0.1
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_same():
+    """Inductor, with torch's own random numbers."""
+    xs, losses = batches(4, torch.float32), []
+    for compile in (False, True):
+        vae = new_vae(torch.float32)
+        step = make_step(vae, estimator("gumbel-softmax"), lr=1e-2, compile=compile)
+        torch.manual_seed(2)
+        losses.append(torch.stack([step(x) for x in xs]))
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compile", [False, True])
+def test_steps_on_a_gpu(compile):
+    vae, xs = new_vae(torch.float32).cuda(), batches(30, torch.float32).cuda()
+    step = make_step(vae, estimator("exact"), lr=1e-2, compile=compile)
+    first, *_, last = [step(x).item() for x in xs]
+    assert last < first
