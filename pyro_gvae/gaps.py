@@ -1,7 +1,7 @@
 """How far the training objective is from log p(x), gap by gap: relaxation, amortization, mean field."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyro
@@ -171,7 +171,7 @@ def draw_gaps(table: pd.DataFrame) -> Figure:
     heights = range(len(means))[::-1]
     for offset, (name, meaning) in enumerate(GAPS.items()):
         places = [height + 0.27 * (1 - offset) for height in heights]
-        look = {"color": PALETTE[offset], "ecolor": INK, "label": meaning}
+        look: Any = {"color": PALETTE[offset], "ecolor": INK, "label": meaning}
         axes.barh(places, means[name], 0.23, xerr=errors[f"{name}_se"], **look)
         for place, value, error in zip(places, means[name], errors[f"{name}_se"], strict=True):
             right = (max(value + error, 0), place)

@@ -46,7 +46,7 @@ class RelaxMessenger(OneHotMessenger):
         # The log-space value is what guide and model exchange: z itself underflows at low temperature, and its density
         # with it. z is then a function of it, as in Pyro's reparameterizers.
         log_site = site.distribution(lambda logits: ExpConcrete(temperature, logits=logits))
-        infer = {key: value for key, value in msg["infer"].items() if key != "enumerate"}
+        infer: Any = {key: value for key, value in msg["infer"].items() if key != "enumerate"}
         log_z = pyro.sample(f"{name}_log", log_site, infer=infer)  # (..., K)
         relaxed = site.distribution(
             lambda logits: RelaxedOneHotCategorical(temperature, logits=logits, validate_args=False)

@@ -1,24 +1,34 @@
 """One training step: loss, gradients, one fused optimizer."""
 
 import inspect
+import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
-from typing import final
+from typing import Any, Protocol, cast, final
 
 import pyro
 import torch
+from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from .elbos.refusals import NotRecordable
 from .elbos.traced import TracedELBO
-from .estimators import Estimator
+from .estimators import Estimator, HasModelAndGuide
 
 Step = Callable[[Tensor], Tensor]
+#: Steps after which averages of the optimizer that have become very small are set to zero.
+FLUSH_EVERY = 100
+
+
+class TrainableProgram(HasModelAndGuide, Protocol):
+    """A module with a Pyro model and guide."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 def make_step(
-    vae: nn.Module,
+    vae: TrainableProgram,
     estimator: Estimator,
     *,
     lr: float = 1e-3,
@@ -29,22 +39,24 @@ def make_step(
     """A training step `step(x) -> loss` of the module's parameters by the estimator's loss.
 
     The first step runs model and guide with Pyro's validation on, and records their computation
-    (:class:`~pyro_gvae.elbos.traced.TracedELBO`); later steps replay it, without Pyro. A program that cannot be recorded is
-    run as it is, with a warning. Pyro's param store is not touched, and its validation is as before after each step.
+    (:class:`~pyro_gvae.elbos.traced.TracedELBO`); later steps replay it, without Pyro. A program that cannot be
+    recorded is run as it is, with a warning, but for sums over several slices of codes, which gain nothing. Pyro's
+    param store is not touched, and its validation is as before after each step.
 
     Args:
-        vae: a module with `.model(x)` and `.guide(x)`, such as `CategoricalVAE`; its networks may be in bfloat16, by
-            `torch.autocast` around the step or by their own type: random numbers and log-probabilities are in float32.
+        vae: a module with `.model(x)` and `.guide(x)`, such as `CategoricalVAE`. Under `torch.autocast` to bfloat16,
+            around the step, its networks compute in bfloat16, random numbers and log-probabilities in float32.
         estimator: the handler and the ELBO.
         lr: learning rate; not used where `optimizer` is given as an object.
-        optimizer: the name of a class in `torch.optim`, fused where torch can, over all parameters; or an object that has the
-            parameters already, for example to keep its state when the estimator changes.
+        optimizer: the name of a class in `torch.optim`, fused where torch can, over all parameters; or an object that
+            has the parameters already, for example to keep its state when the estimator changes.
         clip_norm: the largest norm that the gradient of all parameters together may have, in nats per datum.
         compile: compile the recorded graph by Inductor, with CUDA graphs on a GPU; takes a compiler and half a minute.
 
     Returns:
-        A function of a batch x (B, D), which may have another B each time. It updates the parameters and returns the loss
-        before that, -ELBO in nats per datum, shape (). Gradients are those of the sum over the batch, as in stock `SVI`.
+        A function of a batch x (B, D), which may have another B each time. It updates the parameters and returns the
+        loss before that, -ELBO in nats per datum, shape (). Gradients are those of the sum over the batch, as in
+        stock `SVI`.
 
     Raises:
         ValueError: if there is no such optimizer; in the first step, if the data are out of range.
@@ -60,15 +72,36 @@ def make_step(
     """
     chosen = _optimizer(optimizer, list(vae.parameters()), lr)
     gradients = _Gradients(vae, estimator, compile=compile)
+    own_count = itertools.count(1)
+    on_cpu = all(parameter.device.type == "cpu" for parameter in gradients.parameters)
 
     def step(x: Tensor) -> Tensor:
         loss = gradients(x)
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(gradients.parameters, clip_norm * len(x))
         chosen.step()
+        if on_cpu and (_steps_taken(chosen) or next(own_count)) % FLUSH_EVERY == 0:
+            _flush(chosen)
         return loss / len(x)
 
     return step
+
+
+def _steps_taken(optimizer: torch.optim.Optimizer) -> int:
+    """By the optimizer's own count, which a checkpoint keeps; 0 where it has none."""
+    return next((int(state["step"]) for state in optimizer.state.values() if "step" in state), 0)
+
+
+def _flush(optimizer: torch.optim.Optimizer) -> None:
+    """Set averages of an optimizer to zero before they become denormal numbers.
+
+    A gradient that stays zero, as of a pixel that is rarely on, leaves an average that is multiplied by 0.9 in each
+    step: after 700 steps it is denormal, and stays so, and Adam takes six times as long. So small, it moves no weight.
+    """
+    for state in optimizer.state.values():
+        for average in state.values():
+            if isinstance(average, Tensor) and average.dim() > 0 and average.is_floating_point():
+                average.masked_fill_(average.abs() < 1e8 * torch.finfo(average.dtype).tiny, 0.0)
 
 
 def _optimizer(chosen: str | torch.optim.Optimizer, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
@@ -78,19 +111,18 @@ def _optimizer(chosen: str | torch.optim.Optimizer, parameters: list[nn.Paramete
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise ValueError(f"Expected the name of an optimizer in torch.optim, but found '{chosen}'. Try 'Adam'.")
     # One fused optimizer for all parameters: Pyro's steps one optimizer per tensor.
-    fused = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
-    optimizer: torch.optim.Optimizer = kind(parameters, lr=lr, **fused)
-    return optimizer
+    fused: dict[str, Any] = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
+    return cast(type[Any], kind)(parameters, lr=lr, **fused)
 
 
 @final
 class _Gradients:
     """Sets the gradients of a module's parameters by an estimator's loss: recorded, where it can be."""
 
-    def __init__(self, vae: nn.Module, estimator: Estimator, *, compile: bool) -> None:
+    def __init__(self, vae: TrainableProgram, estimator: Estimator, *, compile: bool) -> None:
         self.parameters: Sequence[nn.Parameter] = list(vae.parameters())
         self._model, self._guide, self._elbo = estimator.bind(vae)
-        self._traced: TracedELBO | None = TracedELBO(self._elbo, compile=compile)
+        self._traced: TracedELBO | None = TracedELBO(cast(ELBO, self._elbo), compile=compile)
         self._is_exact = estimator.is_exact
         self._ids = set(map(id, self.parameters))
         self._checked = False
@@ -126,6 +158,6 @@ class _Gradients:
     def _check_parameters(self, leaves: Sequence[Tensor]) -> None:
         if not self._ids.issuperset(map(id, leaves)):
             raise ValueError(
-                "Expected all parameters of model and guide to be in the module's parameters(), but found others, which no step "
-                "would train. Try to make them attributes of the module, in place of pyro.param."
+                "Expected all parameters of model and guide to be in the module's parameters(), but found others, "
+                "which no step would train. Try to make them attributes of the module, in place of pyro.param."
             )

@@ -58,6 +58,6 @@ def test_jax_and_ours_go_down_alike(tiny):
 def test_blocks_alternate_and_every_contender_takes_the_same_batches(tiny):
     seen = {"a": [], "b": []}
     contenders = {name: lambda x, name=name: seen[name].append(x) for name in seen}
-    speed_step.measured(contenders, tiny, Protocol(blocks=3, steps=2, batches=4, epochs=1))
+    speed_step.measured(contenders, tiny, Protocol(blocks=3, steps=2, batches=4, epochs=1, late=1))
     assert [id(x) for x in seen["a"]] == [id(x) for x in seen["b"]]
     assert len(seen["a"]) == 3 + 3 * (1 + 2)

@@ -6,13 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from pyro_gvae import train
 from pyro_gvae.estimators import ESTIMATORS, estimator
 from pyro_gvae.models import CategoricalVAE
 from pyro_gvae.train import make_step
 
 D, N, K, B = 8, 2, 3, 5
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
-OPTIONS = [*((name, {}) for name in ESTIMATORS), ("gumbel-softmax", {"kl": "categorical"}), ("exact", {"slice_size": 4})]
+OPTIONS = [
+    *((name, {}) for name in ESTIMATORS),
+    ("gumbel-softmax", {"kl": "categorical"}),
+    ("exact", {"slice_size": 4}),
+]
 
 
 def new_vae(dtype=torch.float64, **options):
@@ -138,6 +143,23 @@ def test_two_steps_may_share_an_optimizer():
     assert {int(state["step"]) for state in optimizer.state.values()} == {6}
 
 
+@pytest.mark.parametrize("flush_every", [100, 10**9], ids=["ours", "negative control"])
+def test_averages_do_not_become_denormal(flush_every, monkeypatch):
+    """A pixel that is on in the first batch alone leaves averages that go to zero and never get there."""
+    monkeypatch.setattr(train, "FLUSH_EVERY", flush_every)
+    vae = new_vae(torch.float32)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-5)
+    step = make_step(vae, estimator("exact"), optimizer=optimizer)
+    x = batches(1, torch.float32)[0]
+    x[:, 0] = 1.0
+    for _ in range(900):
+        step(x)
+        x[:, 0] = 0.0
+    averages = torch.cat([state["exp_avg"].flatten() for state in optimizer.state.values()])
+    denormals = (averages != 0) & (averages.abs() < torch.finfo(torch.float32).tiny)
+    assert bool(denormals.any()) is (flush_every != 100)
+
+
 def test_annealing_is_seen():
     vae, chosen, x = new_vae(), estimator("gumbel-softmax"), batches(1)[0]
     step = make_step(vae, chosen)
@@ -186,7 +208,7 @@ def test_parameters_outside_of_the_module_are_refused():
 
 
 def test_networks_in_bfloat16_score_in_float32():
-    """Rounding the networks to 8 bits changes a loss by percents of a nat; log-probabilities in 8 bits, by whole nats."""
+    """Networks rounded to 8 bits change a loss by percents of a nat; log-probabilities in 8 bits, by whole nats."""
     losses = {}
     for dtype in (torch.float32, torch.bfloat16):
         vae = new_vae(torch.float32)

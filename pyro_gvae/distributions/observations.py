@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .exponential_family import CanonicalFamily, ExponentialFamily, Function, no_nan, score_dtype
 
-
+#: Pixels whose log-normalizers stay in the processor's cache until they are summed.
 _BLOCK = 2**19
 
 
@@ -41,7 +41,6 @@ class _UnitInterval(CanonicalFamily):
         return found
 
     def _summed_log_normalizer(self, natural: Tensor) -> Tensor:
-        # In blocks of rows whose pixels stay in the processor's cache until they are summed.
         rows = max(1, _BLOCK // natural.shape[-1])
         return torch.cat([self._pixel_log_normalizer(block).sum(-1) for block in natural.split(rows)])
 

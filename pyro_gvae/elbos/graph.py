@@ -14,17 +14,16 @@ from .simplify import simplify
 aten = torch.ops.aten
 
 #: Operations that Python calls in a third less time by these names than as `torch.ops.aten`.
-FUNCTIONS = {
-    **{
-        name: getattr(torch, name)
-        for name in (
-            "abs add addcmul addmm amax argmax bernoulli bmm cat clamp clamp_min cumsum div einsum empty eq exp gather ge "
-            "gt index_select le log log1p logsumexp lt max mean mm mul multinomial ne neg pow rand randn reciprocal relu "
-            "rsqrt rsub scatter sigmoid softmax sqrt square stack sub sum tanh where"
-        ).split()
-    },
-    "linear": F.linear,
-    "softplus": F.softplus,
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        *(torch.abs, torch.add, torch.addcmul, torch.addmm, torch.amax, torch.argmax, torch.bernoulli, torch.bmm),
+        *(torch.cat, torch.clamp, torch.clamp_min, torch.div, torch.empty, torch.eq, torch.exp, torch.gather),
+        *(torch.ge, torch.gt, torch.index_select, torch.le, torch.log, torch.log1p, torch.logsumexp, torch.lt),
+        *(torch.mean, torch.mm, torch.mul, torch.multinomial, torch.ne, torch.neg, torch.pow, torch.rand),
+        *(torch.randn, torch.reciprocal, torch.relu, torch.rsqrt, torch.scatter, torch.sigmoid, torch.sqrt),
+        *(torch.square, torch.stack, torch.sub, torch.sum, torch.tanh, torch.where, F.linear, F.softplus),
+    )
 }
 METHODS = {"expand", "permute", "select", "squeeze", "t", "transpose", "unsqueeze", "view"}
 
@@ -81,7 +80,8 @@ def _compiled(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callable[.
 
     def replay(*tensors: Tensor) -> Any:
         found = iter(run(*tensors))
-        return pytree.tree_unflatten([next(found) if isinstance(result, Node) else result for result in results], nesting)
+        leaves = [next(found) if isinstance(result, Node) else result for result in results]
+        return pytree.tree_unflatten(leaves, nesting)
 
     return replay
 

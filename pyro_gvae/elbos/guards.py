@@ -47,7 +47,7 @@ class Guard:
         self._kinds = list(map(KIND, self.tensors.values()))
 
     def holds(self) -> bool:
-        """Whether every place still holds what it held: the very same tensor, function or object, or an equal number."""
+        """Whether every place holds what it held: the very same tensor, function or object, or an equal number."""
         if any(self._empty):
             return False
         now = list(self._read())

@@ -1,4 +1,4 @@
-"""From a plain run to a recording that gives the same: loss and gradients as one graph of parameters, buffers and data."""
+"""From a plain run to a recording that gives the same: loss and gradients as one graph of parameters and data."""
 
 import math
 import random
@@ -166,7 +166,7 @@ class _State:
         tensors = self.known.values()
         self.leaves = [tensor for tensor in tensors if tensor.is_leaf and tensor.requires_grad]
         self.random_state = torch.get_rng_state()
-        self.other_generators = repr((random.getstate(), np.random.get_state()[1:]))
+        self.other_generators = repr((random.getstate(), np.random.get_state(legacy=False)))
         self._values = [(tensor, tensor.clone()) for tensor in tensors if not tensor.requires_grad]
         self._cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
@@ -188,33 +188,37 @@ def _same_entries(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def _check_state(state: _State, captured: Sequence[Tensor]) -> None:
     if not state.guard.holds() or not _same_entries(state.stored, stored_parameters()):
         raise NotRecordable(
-            "Expected a program that is the same whenever it runs, but found that it changes its own Python state, or puts a "
-            f"new tensor in the place of one {reprlib.repr(state.guard.changes())}. Try a buffer that changes in its place, "
-            "or the plain ELBO."
+            "Expected a program that is the same whenever it runs, but found that it changes its own Python state, or "
+            f"puts a new tensor in the place of one {reprlib.repr(state.guard.changes())}. Try a buffer that changes "
+            "in its place, or the plain ELBO."
         )
     for tensor in captured:
         if id(tensor) not in state.known:
             raise NotRecordable(
-                "Expected a program that reads its arguments, and tensors that model and guide refer to, but found another "
-                f"tensor of shape {tuple(tensor.shape)}, whose replacement a recording could not notice. Try to make it a "
-                "buffer of a module, or the plain ELBO."
+                "Expected a program that reads its arguments, and tensors that model and guide refer to, but found "
+                f"another tensor of shape {tuple(tensor.shape)}, whose replacement a recording could not notice. Try "
+                "to make it a buffer of a module, or the plain ELBO."
             )
 
 
 def _compare(expected: Outcome, found: Outcome, leaves: Sequence[Tensor], same_draws: bool) -> None:
     losses = zip(pytree.tree_leaves(expected[0]), pytree.tree_leaves(found[0]), strict=True)
-    gradients = zip(leaves, expected[1], found[1], strict=True)
+    gradients = [*zip(leaves, expected[1], found[1], strict=True)]
     # Some gradients are zero but for rounding: what is small is small next to the largest of all.
     scale = max((gradient.abs().max().item() for gradient in expected[1] if gradient is not None), default=0.0)
-    different = [
-        *("its loss" for a, b in losses if not _close(a, b, abs(float(a)))),
-        *(f"the gradient of a parameter of shape {tuple(leaf.shape)}" for leaf, a, b in gradients if not _close(a, b, scale)),
-        *(() if same_draws else ("the number of its random draws",)),
+    different = ["its loss" for a, b in losses if not _close(a, b, abs(float(a)))]
+    different += [
+        f"the gradient of a parameter of shape {tuple(leaf.shape)}"
+        for leaf, a, b in gradients
+        if not _close(a, b, scale)
     ]
+    if not same_draws:
+        different.append("the number of its random draws")
     if different:
         raise NotRecordable(
-            f"Expected a recording that gives what the plain ELBO gives under the same seed, but found that {different[0]} "
-            "differs: the program depends on something that changes from run to run. Try the plain ELBO."
+            "Expected a recording that gives what the plain ELBO gives under the same seed, but found that "
+            f"{different[0]} differs: the program depends on something that changes from run to run. Try the plain "
+            "ELBO."
         )
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any, final
 
 import pyro
@@ -32,7 +33,7 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor], *, number_mo
     Args:
         function: of tensors; what it returns may be nested.
         tensors: arguments.
-        number_modules: names of modules whose `tensor.item()` only adds up a loss: there it yields the tensor, detached.
+        number_modules: names of modules whose `tensor.item()` only adds up a loss: it yields the tensor, detached.
 
     Raises:
         NotRecordable: if a value leaves the tensors, as by `.item()`, or a shape depends on values.
@@ -60,9 +61,9 @@ class _LastSite(Messenger):
     def refuse(self, operation: str) -> NotRecordable:
         where = "before the first site" if self.name is None else f"after site '{self.name}'"
         return NotRecordable(
-            f"Expected a program that is one sequence of tensor operations, but found {operation} {where}, whose result "
-            "depends on the data: a recording cannot hold that. Try the plain ELBO in place of TracedELBO, or an operation "
-            "on tensors, such as torch.where."
+            f"Expected a program that is one sequence of tensor operations, but found {operation} {where}, whose "
+            "result depends on the data: a recording cannot hold that. Try the plain ELBO in place of TracedELBO, or "
+            "an operation on tensors, such as torch.where."
         )
 
 
@@ -141,7 +142,7 @@ class _NoDataDependence(TorchDispatchMode):
 
 
 def _is_called_by_warn_if_nan() -> bool:
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     for _ in range(4):  # torch may stand between
         if frame is None or frame.f_code is warn_if_nan.__code__:
             return frame is not None

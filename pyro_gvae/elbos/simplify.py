@@ -5,16 +5,17 @@ that is left out. Nothing changes but rounding; memory that an operation writes 
 keep their number and order.
 """
 
-import operator
 from collections.abc import Callable
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
-from torch.utils import _pytree as pytree
 
+from .aliases import separate_outputs, written
+
+Op = Any  # a Node, whose arguments are typed too widely to reason about
 aten = torch.ops.aten
 ADD, SUB, MUL, DIV, NEG = aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default
 EXP, SUM, SUM_ALONG, VIEW = aten.exp.default, aten.sum.default, aten.sum.dim_IntList, aten.view.default
@@ -40,47 +41,6 @@ def simplify(graph_module: GraphModule) -> None:
     graph_module.graph.lint()
 
 
-def separate_outputs(graph: Graph) -> None:
-    """Copy results that share memory with another, or with an input or a constant: gradients are added to in place."""
-    output = graph.output_node()
-    taken = {node for node in graph.nodes if node.op in ("placeholder", "get_attr")}
-
-    def own(result: Node) -> Node:
-        memory = _memory(result)
-        if memory in taken:
-            return graph.call_function(aten.clone.default, (result,))
-        taken.add(memory)
-        return result
-
-    with graph.inserting_before(output):
-        output.args = map_arg(output.args, own)
-
-
-def _memory(node: Node) -> Node:
-    """The node in whose memory a node's value lies."""
-    while node.op == "call_function" and _shares_memory(node.target):
-        node = node.all_input_nodes[0]
-    return node
-
-
-def _shares_memory(target: Any) -> bool:
-    if isinstance(target, torch._ops.OpOverload):
-        return target in RESHAPES or any(value.alias_info is not None for value in target._schema.returns)
-    return target is operator.getitem
-
-
-def _written(graph: Graph) -> set[Node]:
-    """The nodes whose memory an operation writes to."""
-    memories = set()
-    for node in graph.nodes:
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            for index, argument in enumerate(node.target._schema.arguments):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    written = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
-                    memories |= {_memory(leaf) for leaf in pytree.tree_leaves(written) if isinstance(leaf, Node)}
-    return {node for node in graph.nodes if _memory(node) in memories}
-
-
 @final
 class _Rewriter:
     """What rules need to know of a graph's nodes, and how they add some."""
@@ -88,7 +48,7 @@ class _Rewriter:
     def __init__(self, graph_module: GraphModule) -> None:
         self.module = graph_module
         self.graph = graph_module.graph
-        self.written = _written(self.graph)
+        self.written = written(self.graph)
         for node in self.graph.nodes:
             if isinstance(node.meta.get("val"), Tensor):
                 self._describe(node, node.meta["val"])
@@ -97,7 +57,7 @@ class _Rewriter:
         """Try all rules on all nodes, in order; whether one applied."""
         changed = False
         seen: dict[str, Node] = {}
-        for node in list(self.graph.nodes):
+        for node in list[Op](self.graph.nodes):
             if not self._is_pure(node):
                 continue
             with self.graph.inserting_before(node):
@@ -109,7 +69,7 @@ class _Rewriter:
                 changed = True
         return changed
 
-    def _is_pure(self, node: Node) -> bool:
+    def _is_pure(self, node: Op) -> bool:
         """Whether a node is a function of values alone, whose memory nobody writes to."""
         return (
             node.op == "call_function"
@@ -126,14 +86,15 @@ class _Rewriter:
         node.meta["like"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
         return node
 
-    def new(self, target: Any, *args: Any) -> Node:
+    def new(self, target: Any, *args: Any) -> Op:
         """Another operation, before the node that is looked at."""
         node = self.graph.call_function(target, args)
-        node.meta["like"] = target(*map_arg(args, lambda arg: arg.meta["like"]))
+        likes: Any = map_arg(args, lambda arg: arg.meta["like"])
+        node.meta["like"] = target(*likes)
         node.meta["device"] = node.all_input_nodes[0].meta["device"]
         return node
 
-    def constant(self, value: Tensor) -> Node:
+    def constant(self, value: Tensor) -> Op:
         """A tensor that depends on no input."""
         name = f"_constant{sum(name.startswith('_constant') for name in vars(self.module))}"
         setattr(self.module, name, value)
@@ -160,7 +121,7 @@ class _Rewriter:
 # Rules: each returns what may stand in a node's place, or None.
 
 
-def _computed_once(graph: _Rewriter, node: Node) -> Node | None:
+def _computed_once(graph: _Rewriter, node: Op) -> Op | None:
     """What depends on no input is a constant."""
     like = node.meta["like"]
     if like.numel() * like.itemsize > MAX_CONSTANT:
@@ -175,7 +136,7 @@ def _computed_once(graph: _Rewriter, node: Node) -> Node | None:
         return graph.constant(node.target(*args, **kwargs))
 
 
-def _nothing_done(graph: _Rewriter, node: Node) -> Node | None:
+def _nothing_done(graph: _Rewriter, node: Op) -> Op | None:
     """Renaming, copies that nobody writes to, reshaping to the same shape, x + 0, 1 x."""
     x, other = (*node.args, None, None)[:2]
     if not isinstance(x, Node) or "like" not in x.meta:
@@ -191,7 +152,7 @@ def _nothing_done(graph: _Rewriter, node: Node) -> Node | None:
     return x if is_neutral and not node.kwargs else None
 
 
-def _undone(graph: _Rewriter, node: Node) -> Node | None:
+def _undone(graph: _Rewriter, node: Op) -> Op | None:
     """-(-x) and transposing twice."""
     x = node.args[0] if node.args else None
     if isinstance(x, Node) and x.target is node.target and node.target in (NEG, aten.t.default):
@@ -199,7 +160,7 @@ def _undone(graph: _Rewriter, node: Node) -> Node | None:
     return None
 
 
-def _joined(graph: _Rewriter, node: Node) -> Node | None:
+def _joined(graph: _Rewriter, node: Op) -> Op | None:
     """Two operations that are one: reshaping twice, a sum of sums, a bias's gradient, a linear layer."""
     if node.target is aten.addmm.default and not node.kwargs:
         bias, x, weight = node.args
@@ -218,7 +179,7 @@ def _joined(graph: _Rewriter, node: Node) -> Node | None:
     return None
 
 
-def _signs_moved(graph: _Rewriter, node: Node) -> Node | None:
+def _signs_moved(graph: _Rewriter, node: Op) -> Op | None:
     """Signs go outwards, where they meet: a + (-b) = a - b, (-a) b = -(a b)."""
     signs = [isinstance(arg, Node) and arg.target is NEG for arg in node.args]
     if node.kwargs or not any(signs):
@@ -238,7 +199,7 @@ def _signs_moved(graph: _Rewriter, node: Node) -> Node | None:
     return None
 
 
-def _numbers_taken(graph: _Rewriter, node: Node) -> Node | None:
+def _numbers_taken(graph: _Rewriter, node: Op) -> Op | None:
     """A constant that is one number everywhere is that number, and stands behind what it multiplies."""
     if node.kwargs or node.target not in (MUL, ADD, aten.mul.Scalar):
         return None
@@ -255,14 +216,14 @@ def _numbers_taken(graph: _Rewriter, node: Node) -> Node | None:
     return None
 
 
-def _sigmoid(graph: _Rewriter, node: Node) -> Node | None:
+def _sigmoid(graph: _Rewriter, node: Op) -> Op | None:
     """The derivative of softplus."""
     if node.target is not aten.softplus_backward.default or node.args[2] != 1:
         return None
     return graph.new(MUL, graph.new(aten.sigmoid.default, node.args[1]), node.args[0])
 
 
-def _normalized(graph: _Rewriter, node: Node) -> Node | None:
+def _normalized(graph: _Rewriter, node: Op) -> Op | None:
     """Softmax and its logarithm over few categories on a CPU, and their derivatives, by elementary operations."""
     if node.target not in NORMALIZATIONS or node.meta["device"].type != "cpu":
         return None
@@ -274,36 +235,36 @@ def _normalized(graph: _Rewriter, node: Node) -> Node | None:
     return write(graph.new, *tensors)
 
 
-New = Callable[..., Node]
+New = Callable[..., Op]
 
 
-def _log_softmax(new: New, x: Node) -> Node:
+def _log_softmax(new: New, x: Op) -> Op:
     shifted = new(SUB, x, new(aten.amax.default, x, [-1], True))
     return new(SUB, shifted, new(aten.log.default, new(SUM_ALONG, new(EXP, shifted), [-1], True)))
 
 
-def _softmax(new: New, x: Node) -> Node:
+def _softmax(new: New, x: Op) -> Op:
     raised = new(EXP, new(SUB, x, new(aten.amax.default, x, [-1], True)))
     return new(DIV, raised, new(SUM_ALONG, raised, [-1], True))
 
 
-def _log_softmax_backward(new: New, gradient: Node, y: Node) -> Node:
+def _log_softmax_backward(new: New, gradient: Op, y: Op) -> Op:
     return new(SUB, gradient, new(MUL, new(EXP, y), new(SUM_ALONG, gradient, [-1], True)))
 
 
-def _softmax_backward(new: New, gradient: Node, y: Node) -> Node:
+def _softmax_backward(new: New, gradient: Op, y: Op) -> Op:
     weighted = new(MUL, gradient, y)
     return new(SUB, weighted, new(MUL, y, new(SUM_ALONG, weighted, [-1], True)))
 
 
 # Of each: how many tensors it takes, before the dimension, and how to write it.
-NORMALIZATIONS: dict[Any, tuple[int, Callable[..., Node]]] = {
+NORMALIZATIONS: dict[Any, tuple[int, Callable[..., Op]]] = {
     aten._log_softmax.default: (1, _log_softmax),
     aten._softmax.default: (1, _softmax),
     aten._log_softmax_backward_data.default: (2, _log_softmax_backward),
     aten._softmax_backward_data.default: (2, _softmax_backward),
 }
-RULES: tuple[Callable[[_Rewriter, Node], Node | None], ...] = (
+RULES: tuple[Callable[[_Rewriter, Op], Op | None], ...] = (
     _computed_once,
     _nothing_done,
     _undone,

@@ -42,7 +42,7 @@ class Call(NamedTuple):
         return self.method, self.model, self.guide, arguments, self.nesting, _modes()
 
     def is_foreign(self) -> bool:
-        """Whether a recording cannot stand for the call: other handlers have a say in it, or it has inputs to differentiate."""
+        """Whether no recording can stand for the call: other handlers have a say in it, or inputs want gradients."""
         others = (frame for frame in _PYRO_STACK if not (isinstance(frame, TraceMessenger) and frame.param_only))
         return any(True for _ in others) or any(tensor.requires_grad for tensor in self.tensors)
 
@@ -78,32 +78,32 @@ class Entry(NamedTuple):
                     return False
                 pyro.param(name)
             else:  # of a module whose parameters stay in it
-                leaf.unconstrained = weakref.ref(leaf)
+                leaf.unconstrained = weakref.ref(leaf)  # type: ignore[attr-defined]
                 effectful(type="param")(lambda leaf: leaf)(leaf, name=name)
         return True
 
 
 @final
 class TracedELBO(ELBO):
-    r"""A drop-in `loss=` for `SVI`: records the loss and gradients of another ELBO once, and replays them.
+    """A drop-in `loss=` for `SVI`: records the loss and gradients of another ELBO once, and replays them.
 
     The first step runs the plain ELBO, with Pyro's validation as it is set, and records it: the operations of the
-    forward and of the backward pass, as one `torch.fx` graph. Later steps run that graph. Parameters, buffers and data are
-    its inputs, so neither a parameter update nor annealing (`vae.temperature = 0.5`) needs another recording. Random
-    draws stay random and take from torch's generator what the plain ELBO takes, in the same order: the same seed gives the
-    same losses.
+    forward and of the backward pass, as one `torch.fx` graph. Later steps run that graph. Parameters, buffers and data
+    are its inputs, so neither a parameter update nor annealing (`vae.temperature = 0.5`) needs another recording.
+    Random draws stay random and take from torch's generator what the plain ELBO takes, in the same order: the same seed
+    gives the same losses.
 
     A recording is used again only where nothing that it depends on has changed; else there is another one. Guarded are
 
     - the arguments: nesting, shape, stride, type and device of tensors, the values of everything else;
     - everything that model, guide and ELBO refer to, as :class:`~pyro_gvae.elbos.guards.Guard` says: a parameter or
-      buffer that is new, gone or another tensor (not its values), which of them require gradients, `train()` and `eval()`,
-      numbers and other attributes of Python, global variables and closures included;
+      buffer that is new, gone or another tensor (not its values), which of them require gradients, `train()` and
+      `eval()`, numbers and other attributes of Python, global variables and closures included;
     - torch's default type and device, gradient mode and autocast;
     - the entries of Pyro's param store that the program has.
 
-    Not guarded are the elements of NumPy arrays, attributes of Python's modules, and files. Calls inside of another Pyro
-    handler, or with arguments that require gradients, go to the plain ELBO.
+    Not guarded are the elements of NumPy arrays, attributes of Python's modules, and files. Calls inside of another
+    Pyro handler, or with arguments that require gradients, go to the plain ELBO.
 
     Args:
         elbo: the loss to record, of any kind that Pyro or this package has.
@@ -112,9 +112,9 @@ class TracedELBO(ELBO):
         compile: hand the graph to Inductor (with CUDA graphs on a GPU), which needs a compiler and some seconds.
 
     Raises:
-        ValueError: at a first step, if a recording cannot hold the program: its control flow or a shape depends on data, it
-            takes numbers out of tensors (`.item()`), changes its own Python state, draws random numbers outside of torch,
-            or reads a tensor whose replacement could not be noticed.
+        ValueError: at a first step, if a recording cannot hold the program: its control flow or a shape depends on
+            data, it takes numbers out of tensors (`.item()`), changes its own Python state, draws random numbers
+            outside of torch, or reads a tensor whose replacement could not be noticed.
 
     Example:
         >>> from pyro.infer import SVI, Trace_ELBO
@@ -132,7 +132,7 @@ class TracedELBO(ELBO):
         super().__init__(num_particles=elbo.num_particles, vectorize_particles=elbo.vectorize_particles)
         if max_recordings < 1:
             raise ValueError(f"Expected max_recordings of at least 1, but found {max_recordings}.")
-        self.elbo = elbo
+        self.elbo: Any = elbo
         self.check = check
         self.max_recordings = max_recordings
         self.compile = compile
@@ -161,7 +161,7 @@ class TracedELBO(ELBO):
         return warn_if_nan(loss, "loss")
 
     def outcome(self, model: Program, guide: Program, *args: Any) -> tuple[Outcome, list[Tensor]]:
-        """For training loops of one's own: what `loss_and_grads` computes, without changing any state but the random one.
+        """For training loops of one's own: what `loss_and_grads` computes, but no `.grad` changes.
 
         New recordings are made with Pyro's validation on, and with a param store of their own.
 
@@ -222,7 +222,8 @@ class TracedELBO(ELBO):
         self.num_recordings += 1
         with poutine.block(), poutine.trace(param_only=True) as shown:
             recording, outcome = new_recording(job, partial(finished, inductor=self.compile), check=self.check)
-        params = {name: site["value"].unconstrained() for name, site in shown.trace.nodes.items()}
+        sites: dict[str, Any] = shown.trace.nodes
+        params = {name: site["value"].unconstrained() for name, site in sites.items()}
         entry = Entry(key, recording, params)
         self._entries = [*self._entries, entry][-self.max_recordings :]
         return entry, outcome
@@ -234,9 +235,9 @@ class TracedELBO(ELBO):
             num_slices = self.elbo.num_slices(call.model, *args, **kwargs)
             if num_slices > 1:
                 raise NotRecordable(
-                    f"Expected a loss of one pass, but found a sum over {num_slices} slices of codes, some of which are left "
-                    "out when their posterior says so: a recording cannot hold that. Try the plain ELBO, as Pyro's share in "
-                    "its time is small, or a larger slice_size."
+                    f"Expected a loss of one pass, but found a sum over {num_slices} slices of codes, some of which "
+                    "are left out when their posterior says so: a recording cannot hold that. Try the plain ELBO, as "
+                    "Pyro's share in its time is small, or a larger slice_size."
                 )
 
 
