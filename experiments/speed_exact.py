@@ -11,6 +11,18 @@ Cost: about ten minutes on two cores; 12 GB, which stock Pyro takes before it di
 
 A step is loss, gradients and optimizer: MLP 784-512-256-NK and back, B = 100. Ours uses one fused Adam, stock Pyro its
 own. Blocks of both are interleaved, medians are reported. Both are checked to give the same loss to 1e-5 first.
+
+Found (2 cores of an Intel Xeon, torch 2.14.1; stock / ours in ms):
+
+- 8^4 codes: 3239 / 66.6 = 49 times, less than the 70 that was asked for; stock varies, in another run it took 4236
+  (62 times). 10^3: 899 / 20.7 = 43 times. 10^2: 70 / 6.5 = 11 times.
+- 66 % of the rate of a plain product at 8^4 codes and 68 % at 8^5, where 70 were asked for. Three quarters of a step
+  are the matrix products, on cold caches, at 86 % of that rate; softplus, ReLU and bias gradients take most of the rest.
+- 2^20 codes: 17.5 s and 1.2 GB, and from 2^14 on time is linear in S to 4 %. Stock dies at 2^14 with 12 GB.
+- 3000 steps on MNIST: the last take a third of the time of the first, because neglected codes are not decoded. No
+  gradient is denormal then; 18 % of Adam's first moments are, those of weights whose gradient has become exactly 0
+  (as many make one fused Adam step 2 ms longer, on one core).
+- The decoder's first layer takes 1.5 % of the arithmetic, so that codes are not treated apart from other inputs there.
 """
 
 import copy
@@ -31,6 +43,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from pyro.infer import SVI, TraceEnum_ELBO
 from torch import Tensor
 
@@ -385,9 +398,14 @@ def draw(points: list[dict[str, Any]], folder: Path) -> None:
             axes.plot(x, y, color=color, marker=marker, label={"ours": "ExactELBO", "stock": "TraceEnum_ELBO"}[method])
         for died in (point for point in points if point["died"]):
             axes.axvline(died["num_codes"], color=PALETTE[1], linestyle=":")
-            axes.annotate("out of memory", (died["num_codes"], axes.get_ylim()[0]), rotation=90, color=INK, fontsize=8)
+            where = axes.get_xaxis_transform()
+            axes.text(died["num_codes"], 0.98, " out of memory", transform=where, va="top", color=INK, fontsize=8)
         axes.set(xscale="log", yscale="log", xlabel="S = 2^N joint codes", title=label)
-        axes.legend()
+        if quantity == "peak_bytes":
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    figure.axes[0].legend(loc="lower right")
     folder.mkdir(parents=True, exist_ok=True)
     for suffix in ("png", "svg"):
         figure.savefig(folder / f"exact_scaling.{suffix}", dpi=150)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
     from .distributions.one_hot import FactorizedOneHotCategorical
     from .elbos.exact import ExactELBO, ExactEvidence
+    from .elbos.traced import TracedELBO
     from .estimators import ESTIMATORS, estimator
     from .handlers import discretize, enumerated, relax
     from .models import CategoricalVAE
@@ -30,6 +31,7 @@ _HOME = {
     "enumerated": "handlers",
     "ExactELBO": "elbos.exact",
     "ExactEvidence": "elbos.exact",
+    "TracedELBO": "elbos.traced",
     "exact": "exact",
     "estimator": "estimators",
     "ESTIMATORS": "estimators",
@@ -50,6 +52,7 @@ __all__ = [
     "ExpConcrete",
     "FactorizedOneHotCategorical",
     "RelaxedOneHotCategorical",
+    "TracedELBO",
     "discretize",
     "enumerated",
     "estimator",
