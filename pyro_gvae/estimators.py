@@ -8,16 +8,8 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from .distributions.concrete import check_temperature
 from .elbos.exact import ExactELBO, ExactEvidence
+from .exact import HasPair
 from .handlers import Program, discretize, relax
-
-
-class HasModelAndGuide(Protocol):
-    """Whatever has a Pyro model and guide: a `CategoricalVAE`, or a pair of your own."""
-
-    @property
-    def model(self) -> Program: ...
-    @property
-    def guide(self) -> Program: ...
 
 
 class Loss(Protocol):
@@ -60,7 +52,7 @@ class Estimator:
         """Whether the loss is a bound of the discrete model, with nothing sampled."""
         return self.bias == "none"
 
-    def bind(self, pair: HasModelAndGuide) -> Bound:
+    def bind(self, pair: HasPair) -> Bound:
         """The handled model and guide, and the ELBO, ready for stock `SVI`.
 
         Example:

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from .elbos.refusals import NotRecordable
 from .elbos.traced import TracedELBO
-from .estimators import Estimator, HasModelAndGuide
+from .estimators import Estimator
+from .exact import HasPair
 
 Step = Callable[[Tensor], Tensor]
 #: Steps after which averages of the optimizer that have become very small are set to zero.
 FLUSH_EVERY = 100
 
 
-class TrainableProgram(HasModelAndGuide, Protocol):
+class TrainableProgram(HasPair, Protocol):
     """A module with a Pyro model and guide."""
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
