@@ -154,40 +154,20 @@ def _run_cell(run: Path, config: CompareConfig, data: Dataset, vae: CategoricalV
     """Train one model by one estimator: a line in metrics.jsonl for each evaluation, at the end arrays for pictures."""
     chosen = make_estimator(name, config)
     step = make_step(vae, chosen, lr=config.learning_rate)
-    shown = data.test[:NUM_RECONSTRUCTIONS]
-    arrays = {"inputs": shown, "reconstructions_start": reconstructions(vae, shown)}
-    train_sample = next(epoch_batches(data, min(NUM_TRAIN_EVALUATED, len(data.train)), seed=0, epoch=0))
+    start_images = reconstructions(vae, data.test[:NUM_RECONSTRUCTIONS])
     num_batches = -(-len(data.train) // config.batch_size)
     total = config.epochs * num_batches
     stops = {round(total * i / config.evaluations) for i in range(1, config.evaluations + 1)}
-    seconds = 0.0
+    seconds = last_seconds = 0.0
     losses: list[Tensor] = []
-    last = (0, 0.0)
 
     def record(number: int) -> None:
-        train = discrete_scores(vae, train_sample, max_memory=_bytes(config))
-        test = discrete_scores(vae, data.test, max_memory=_bytes(config))
-        with torch.random.fork_rng():  # how often a run is evaluated must not change what it learns
-            torch.manual_seed(number)
-            objective = own_objective(vae, chosen, data.test)
-        steps, spent = number - last[0], seconds - last[1]
-        line = {
-            "estimator": name,
-            "seed": seed,
-            "epoch": number / num_batches,
-            "step": number,
-            "seconds": seconds,
-            "train_objective": -torch.stack(losses).mean().item() if losses else None,
-            "train_elbo": train.elbo,
-            "train_log_evidence": train.log_evidence,
-            "test_objective": objective,
-            "test_elbo": test.elbo,
-            "test_log_evidence": test.log_evidence,
-            "steps_per_second": steps / spent if steps else None,
-            "temperature": vae.temperature.item(),
-        }
-        append_json_line(run / "metrics.jsonl", line)
-        bar.set_postfix_str(f"test ELBO {test.elbo:.2f}, log p(x) {test.log_evidence:.2f}")
+        scores = _evaluate(config, data, vae, chosen, seed=number)
+        line = {"estimator": name, "seed": seed, "epoch": number / num_batches, "step": number, "seconds": seconds}
+        line["train_objective"] = -torch.stack(losses).mean().item() if losses else None
+        line["steps_per_second"] = len(losses) / (seconds - last_seconds) if losses else None
+        append_json_line(run / "metrics.jsonl", line | scores | {"temperature": vae.temperature.item()})
+        bar.set_postfix_str(f"test ELBO {scores['test_elbo']:.2f}, log p(x) {scores['test_log_evidence']:.2f}")
 
     with tqdm(total=total, desc=f"{name} seed {seed}", unit="step") as bar:
         record(0)
@@ -199,16 +179,42 @@ def _run_cell(run: Path, config: CompareConfig, data: Dataset, vae: CategoricalV
             if number in stops:
                 record(number)
                 losses.clear()
-                last = (number, seconds)
-    arrays |= {
+                last_seconds = seconds
+    _save_cell(run, config, data, vae, name=name, seed=seed, start_images=start_images)
+
+
+def _evaluate(
+    config: CompareConfig, data: Dataset, vae: CategoricalVAE, chosen: Estimator, *, seed: int
+) -> dict[str, float]:
+    sample = next(epoch_batches(data, min(NUM_TRAIN_EVALUATED, len(data.train)), seed=0, epoch=0))
+    train = discrete_scores(vae, sample, max_memory=_bytes(config))
+    test = discrete_scores(vae, data.test, max_memory=_bytes(config))
+    with torch.random.fork_rng():  # how often a run is evaluated must not change what it learns
+        torch.manual_seed(seed)
+        objective = own_objective(vae, chosen, data.test)
+    return {
+        "train_elbo": train.elbo,
+        "train_log_evidence": train.log_evidence,
+        "test_objective": objective,
+        "test_elbo": test.elbo,
+        "test_log_evidence": test.log_evidence,
+    }
+
+
+def _save_cell(
+    run: Path, config: CompareConfig, data: Dataset, vae: CategoricalVAE, *, name: str, seed: int, start_images: Tensor
+) -> None:
+    shown = data.test[:NUM_RECONSTRUCTIONS]
+    arrays = {
+        "inputs": shown,
+        "reconstructions_start": start_images,
         "reconstructions_end": reconstructions(vae, shown),
         "samples": prior_samples(vae, NUM_SAMPLES),
         "code_usage": code_usage(vae, data.test, max_memory=_bytes(config)),
     }
-    with replacing(weights_path(run, name, seed)) as temporary:
-        save_file(vae.state_dict(), temporary)
-    with replacing(cell_path(run, name, seed)) as temporary:
-        save_file({key: value.contiguous() for key, value in arrays.items()}, temporary)
+    for path, tensors in ((weights_path(run, name, seed), vae.state_dict()), (cell_path(run, name, seed), arrays)):
+        with replacing(path) as temporary:
+            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary)
 
 
 def _batches(config: CompareConfig, data: Dataset, seed: int) -> Iterator[Tensor]:

@@ -83,14 +83,7 @@ class CategoricalVAE(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes(data_dim, num_latents, num_categories, hidden, num_levels)
-        if observation not in OBSERVATIONS:
-            raise ValueError(f"Expected an observation among {', '.join(OBSERVATIONS)}, but found '{observation}'.")
-        if scale is not None and not (scale > 0 and observation == "gaussian"):
-            raise ValueError(
-                f"Expected scale to be positive and the observation gaussian, but found scale={scale} and "
-                f"'{observation}'. "
-                "Try scale=None, which learns a gaussian's."
-            )
+        _check_observation(observation, scale)
         self.data_dim: Final = data_dim
         self.num_latents: Final = num_latents
         self.num_categories: Final = num_categories
@@ -106,14 +99,17 @@ class CategoricalVAE(nn.Module):
         else:
             self.register_buffer("prior_logits", uniform)
         if observation == "gaussian":
-            log_scale = torch.tensor(math.log(scale or 1.0))
-            if scale is None:
-                self.log_scale = nn.Parameter(log_scale)
-            else:
-                self.register_buffer("log_scale", log_scale)
+            self._add_scale(scale)
         # Temperatures are buffers, so that annealing changes a tensor that a recorded graph reads, not the graph.
         self.register_buffer("_temperature", scalar_temperature(temperature, uniform))
         self.register_buffer("_prior_temperature", scalar_temperature(prior_temperature, uniform))
+
+    def _add_scale(self, scale: float | None) -> None:
+        log_scale = torch.tensor(math.log(scale or 1.0))
+        if scale is None:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
 
     @relax()
     def model(self, x: Tensor) -> Tensor:
@@ -240,3 +236,14 @@ def _check_sizes(data_dim: int, num_latents: int, num_categories: int, hidden: S
         least = 2 if name in ("num_categories", "num_levels") else 1
         if size < least:
             raise ValueError(f"Expected {name} of at least {least}, but found {size}.")
+
+
+def _check_observation(observation: str, scale: float | None) -> None:
+    if observation not in OBSERVATIONS:
+        raise ValueError(f"Expected an observation among {', '.join(OBSERVATIONS)}, but found '{observation}'.")
+    if scale is not None and not (scale > 0 and observation == "gaussian"):
+        raise ValueError(
+            f"Expected scale to be positive and the observation gaussian, but found scale={scale} and "
+            f"'{observation}'. "
+            "Try scale=None, which learns a gaussian's."
+        )
