@@ -9,7 +9,8 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from .distributions.concrete import check_temperature
 from .elbos.exact import ExactELBO, ExactEvidence
 from .exact import HasPair
-from .handlers import Program, discretize, relax
+from .handlers import discretize, relax
+from .sites import Program
 
 
 class Loss(Protocol):

@@ -6,166 +6,15 @@ discrete.
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, overload
 
-import pyro
-import torch
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .distributions.concrete import ExpConcrete, RelaxedOneHotCategorical, check_temperature
-from .distributions.one_hot import num_codes
-from .memory import in_words, memory_limit
-from .sites import Messages, OneHotMessenger, OneHotSite, plates_of
-
-Program = Callable[..., Any]
-
-
-class RelaxMessenger(OneHotMessenger):
-    """Samples one-hot sites as Concrete variables, in log space."""
-
-    def __init__(self, temperature: float | Tensor | None) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    def __enter__(self) -> Any:
-        self.samples: dict[str, Tensor] = {}
-        return super().__enter__()
-
-    def declare(self, msg: Messages, site: OneHotSite) -> None:
-        temperature = site.temperature if self.temperature is None else self.temperature
-        name = msg["name"]
-        if temperature is None:
-            raise ValueError(
-                f"Expected a temperature for the discrete site '{name}', but found none. "
-                "Try relax(program, temperature=0.5)."
-            )
-        # The log-space value is what guide and model exchange: z itself underflows at low temperature, and its density
-        # with it. z is then a function of it, as in Pyro's reparameterizers.
-        log_site = site.distribution(lambda logits: ExpConcrete(temperature, logits=logits))
-        infer: Any = {key: value for key, value in msg["infer"].items() if key != "enumerate"}
-        log_z = pyro.sample(f"{name}_log", log_site, infer=infer)  # (..., K)
-        relaxed = site.distribution(
-            lambda logits: RelaxedOneHotCategorical(temperature, logits=logits, validate_args=False)
-        )
-        msg["fn"] = relaxed.mask(False)
-        msg["value"] = self.samples[name] = log_z.exp().to(site.dtype)
-        msg["is_observed"] = True
-        # Auxiliary: the guide may have it although the model knows it only as a function of the log-space site.
-        msg["infer"] = {"_deterministic": True, "is_auxiliary": True}
-
-    def _pyro_post_sample(self, msg: Messages) -> None:
-        expected, found = self.samples.get(msg["name"]), msg["value"]
-        if expected is None or found is expected:
-            return
-        if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-6):
-            name = msg["name"]
-            raise ValueError(
-                f"Expected the relaxed site '{name}' to be exp('{name}_log'), but a handler outside of relax() gave it "
-                f"another value. Try relax(condition(program, ..)) to observe a one-hot, or condition '{name}_log'."
-            )
-
-
-class DiscretizeMessenger(OneHotMessenger):
-    """Samples one-hot sites as exact one-hots."""
-
-    def declare(self, msg: Messages, site: OneHotSite) -> None:
-        msg["fn"] = site.discrete()
-
-
-class EnumeratedMessenger(OneHotMessenger):
-    """Marks one-hot sites for parallel enumeration and refuses what enumeration would get wrong."""
-
-    def __init__(self, max_memory: float | None) -> None:
-        super().__init__()
-        self.max_memory = max_memory
-
-    def __enter__(self) -> Any:
-        self.plates_of_dim: dict[int, tuple[str, frozenset[str]]] = {}
-        self.others: set[bool] = set()  # whether the sites that are not latent one-hots are observed
-        return super().__enter__()
-
-    def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
-        # A guide without one-hots leaves them to the model; a model has observations.
-        guide_of_others = self.others == {False}
-        nothing_found = kind is None and self.decides() and not (self.sites or self.observed or guide_of_others)
-        result = super().__exit__(kind, value, traceback)
-        if nothing_found:
-            raise ValueError(
-                "Expected a one-hot site to enumerate, but found none. Try OneHotCategorical or "
-                "RelaxedOneHotCategorical sites, or remove enumerated()."
-            )
-        return result
-
-    def declare(self, msg: Messages, site: OneHotSite) -> None:
-        check_memory(msg["name"], site, self.max_memory)
-        msg["fn"] = site.discrete()
-        # Settings that ask Pyro for samples of the site give way.
-        kept = {key: value for key, value in msg["infer"].items() if key not in ("num_samples", "tmc", "expand")}
-        msg["infer"] = kept | {"enumerate": "parallel"}
-
-    def _pyro_post_sample(self, msg: Messages) -> None:
-        name, dim = msg["name"], msg["infer"].get("_enumerate_dim")
-        if name in self.sites:
-            if dim is not None:
-                self.plates_of_dim[dim] = name, plates_of(msg)
-            elif not msg["is_observed"]:
-                _check_enumerator(name)
-        elif not (site_is_subsample(msg) or msg["infer"].get("_deterministic")):
-            self.others.add(bool(msg["is_observed"]))
-            self._check_plates(msg)
-
-    def _check_plates(self, msg: Messages) -> None:
-        batch_shape = getattr(msg["fn"], "batch_shape", ())
-        for dim, (name, plates) in self.plates_of_dim.items():
-            depends = len(batch_shape) >= -dim and batch_shape[dim] > 1
-            left = plates - plates_of(msg)
-            if depends and left:
-                raise ValueError(
-                    f"Expected every site that depends on the enumerated site '{name}' to be inside its plate(s) "
-                    f"{sorted(left)}, but found '{msg['name']}' outside of them: it mixes latents that enumeration "
-                    "would give equal values. Try one site of event shape (N, K), OneHotCategorical(...).to_event(1), "
-                    "in place of the plate."
-                )
-
-
-def _check_enumerator(name: str) -> None:
-    """Let a marked site be sampled only where `TraceEnum_ELBO` looks at shapes, which nothing but its name tells."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_name == "_guess_max_plate_nesting":
-            return
-        frame = frame.f_back
-    raise ValueError(
-        f"Expected site '{name}' to be enumerated, but it was sampled. Try TraceEnum_ELBO, which enumerates, "
-        "or discretize() in place of enumerated()."
-    )
-
-
-def check_memory(name: str, site: OneHotSite, max_memory: float | None) -> None:
-    """Refuse, before anything is allocated, to enumerate what cannot fit.
-
-    The codes (S, N, K) and their log-probabilities (S, B) are the least that an enumeration holds; a decoder adds to
-    it.
-
-    Raises:
-        ValueError: if they alone take more than `max_memory` bytes (a quarter of the free memory if None).
-    """
-    logits = site.logits
-    num_latents, num_categories = logits.shape[-2:] if site.num_event_dims == 2 else (1, logits.shape[-1])
-    batch_size = logits.shape[: -site.num_event_dims].numel()
-    total = num_codes(num_latents, num_categories)
-    needed = total * (num_latents * num_categories + batch_size) * logits.element_size()
-    limit = memory_limit(max_memory, logits.device)
-    if needed > limit:
-        raise ValueError(
-            f"Expected the joint codes of site '{name}' to fit into {in_words(limit)}, but found S = K^N = "
-            f"{num_categories}^{num_latents} = {total:,} codes, at least {in_words(needed)}. Try ExactELBO, which sums "
-            "them in slices, a larger max_memory, fewer latents or categories, or relax() in place of enumeration."
-        )
+from .distributions.concrete import check_temperature
+from .messengers import DiscretizeMessenger, EnumeratedMessenger, RelaxMessenger
+from .sites import OneHotMessenger, Program
 
 
 def _handler(make: Callable[[], OneHotMessenger], program: Program | None) -> Any:
@@ -175,8 +24,10 @@ def _handler(make: Callable[[], OneHotMessenger], program: Program | None) -> An
 
     @functools.wraps(program)
     def handled(*args: Any, **kwargs: Any) -> Any:
-        with make():
-            return program(*args, **kwargs)
+        with make() as messenger:
+            result = program(*args, **kwargs)
+        messenger.check(program, args, kwargs)
+        return result
 
     return handled
 
@@ -224,6 +75,7 @@ def relax(program: Program | None = None, *, temperature: float | Tensor | None 
         ValueError: if the temperature is not one positive number, or is missing where a site is discrete.
 
     Example:
+        >>> import pyro, torch
         >>> import pyro.distributions as dist
         >>> @relax(temperature=0.5)
         ... def model():
@@ -252,6 +104,7 @@ def discretize(program: Program | None = None) -> Any:
         The discrete program.
 
     Example:
+        >>> import pyro, torch
         >>> import pyro.distributions as dist
         >>> with discretize():
         ...     z = pyro.sample("z", dist.RelaxedOneHotCategorical(torch.tensor(0.5), logits=torch.zeros(3)))
@@ -283,6 +136,7 @@ def enumerated(program: Program | None = None, *, max_memory: float | None = Non
             plate of latents meets a decoder that mixes them; if an ELBO samples the site in place of enumerating it.
 
     Example:
+        >>> import pyro, torch
         >>> import pyro.distributions as dist
         >>> from pyro.infer import TraceEnum_ELBO
         >>> def model():

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .distributions.one_hot import FactorizedOneHotCategorical
 
+Program = Callable[..., Any]
 Messages = Any  # Pyro's messages are dictionaries that handlers edit in place.
 
 
@@ -102,6 +103,9 @@ class OneHotMessenger(Messenger):
             )
         self.sites[msg["name"]] = site
         self.declare(msg, site)
+
+    def check(self, program: Program, args: Any, kwargs: Any) -> None:
+        """Look at a program that has run once more, where a handler has reason to."""
 
     @abstractmethod
     def declare(self, msg: Messages, site: OneHotSite) -> None:

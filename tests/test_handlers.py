@@ -497,6 +497,32 @@ def test_a_plate_of_latents_with_a_mixing_decoder_is_refused():
         assert math.isfinite(elbo.loss(config_enumerate(model, default="parallel"), stock))
 
 
+def test_mixing_that_shapes_do_not_tell_is_refused():
+    """K data and K categories: the sum over latents moves the enumerated dimension to the place of the data."""
+
+    def model():
+        with pyro.plate("latents", N):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(K)))
+        mixed = (z * torch.randn(N, K)).sum((-1, -2))
+        with pyro.plate("data", K):
+            pyro.sample("x", dist.Normal(mixed, 1.0), obs=torch.zeros(K))
+
+    with pytest.raises(ValueError, match=r"inside its plate\(s\) \['latents'\], but found 'x' outside"):
+        TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(model), lambda: None)
+
+
+def test_two_plates_that_have_nothing_to_do_with_each_other_are_enumerated():
+    def model():
+        for name, size in (("first", 3), ("second", 4)):
+            with pyro.plate(name, size):
+                z = pyro.sample(f"z_{name}", dist.OneHotCategorical(logits=torch.zeros(2)))
+                pyro.sample(f"x_{name}", dist.Normal(z @ torch.tensor([0.0, 1.0]), 1.0), obs=torch.zeros(size))
+
+    found = -TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(model), lambda: None)
+    table = dist.Normal(torch.tensor([0.0, 1.0]), 1.0).log_prob(torch.tensor(0.0)) - math.log(2)
+    assert found == pytest.approx(7 * table.logsumexp(-1).item(), rel=1e-6)
+
+
 def test_a_plate_of_latents_that_do_not_mix_is_enumerated():
     x = torch.tensor([0.1, -0.3, 2.0]).double()
     means = torch.tensor([-1.0, 0.5, 1.0, 2.0]).double()

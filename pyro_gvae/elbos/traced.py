@@ -15,7 +15,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..handlers import Program
+from ..sites import Program
 from .exact import ExactELBO, ExactEvidence
 from .graph import finished
 from .recording import Job, Loss, Outcome, Recording, new_recording, stored_parameters

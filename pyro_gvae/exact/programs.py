@@ -10,9 +10,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from ..sites import Messages, OneHotMessenger, OneHotSite, plates_of
+from ..sites import Messages, OneHotMessenger, OneHotSite, Program, plates_of
 
-Program = Callable[..., Any]
 #: A program with its data bound.
 Run = Callable[[], Any]
 
