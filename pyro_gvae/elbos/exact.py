@@ -12,8 +12,9 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from ..exact.evaluate import elbo_parts, evidence, evidence_parts, find_evidence, summed
-from ..exact.programs import Program, Run, read_guide
+from ..exact.programs import Run, read_guide
 from ..exact.slices import Plan, leaves, make_plan
+from ..sites import Program
 
 
 class _ExactLoss(ELBO):
