@@ -14,11 +14,11 @@ own. Blocks of both are interleaved, medians are reported. Both are checked to g
 
 Found (2 cores of an Intel Xeon, torch 2.14.1; stock / ours in ms):
 
-- 8^4 codes: 3239 / 66.6 = 49 times, less than the 70 that was asked for; stock varies, in another run it took 4236
-  (62 times). 10^3: 899 / 20.7 = 43 times. 10^2: 70 / 6.5 = 11 times.
-- 66 % of the rate of a plain product at 8^4 codes and 68 % at 8^5, where 70 were asked for. Three quarters of a step
+- 8^4 codes: 3650 / 71.1 = 51 times, less than the 70 that was asked for; 49 to 62 in other runs. 10^3: 39 times (39
+  to 43). 10^2: 12 times.
+- 65 % of the rate of a plain product at 8^4 codes and 68 % at 8^5, where 70 were asked for. Three quarters of a step
   are the matrix products, on cold caches at 86 % of that rate; softplus, ReLU and bias gradients are most of the rest.
-- 2^20 codes: 17.5 s and 1.2 GB, and from 2^14 on time is linear in S to 4 %. Stock dies at 2^14 with 12 GB.
+- 2^20 codes: 16.5 s and 1.1 GB, and from 2^14 on time is linear in S to 6 %. Stock dies at 2^14 with 12 GB.
 - 3000 steps on MNIST: the last take a third of the time of the first, because neglected codes are not decoded. No
   gradient is denormal then; 18 % of Adam's first moments are, those of weights whose gradient has become exactly 0
   (as many make one fused Adam step 2 ms longer, on one core).
