@@ -7,7 +7,11 @@ from typing import Any, Literal, Self
 import tyro
 
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "teacher"]
-EstimatorName = Literal["gumbel-softmax", "exact", "exact-evidence"]
+EstimatorName = Literal[
+    "gumbel-softmax",
+    "exact",
+    "exact-evidence",
+]
 Binarization = Literal["none", "threshold", "dynamic"]
 
 

@@ -1,22 +1,20 @@
 """The categorical VAE: one Pyro program, written as on paper."""
 
 import math
-import weakref
 from collections.abc import Sequence
 from typing import Final
 
 import pyro
 import torch
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from .distributions.concrete import RelaxedOneHotCategorical, check_temperature, scalar_temperature
 from .distributions.exponential_family import ExponentialFamily
 from .distributions.observations import OBSERVATIONS
 from .handlers import relax
 from .networks import mlp_decoder, mlp_encoder
+from .sites import announce
 
 
 class CategoricalVAE(nn.Module):
@@ -177,7 +175,7 @@ class CategoricalVAE(nn.Module):
         """Show the parameters to Pyro, and refuse to train copies that the networks do not use."""
         if pyro.settings.get("module_local_params"):
             for name, parameter in self.named_parameters():
-                _announce(f"{self.name}$$${name}", parameter)
+                announce(f"{self.name}$$${name}", parameter)
             return
         store = pyro.get_param_store()
         for name, parameter in self.named_parameters():
@@ -220,12 +218,6 @@ class CategoricalVAE(nn.Module):
         if self.observation_name == "gaussian":
             return -torch.finfo(torch.float32).max, torch.finfo(torch.float32).max
         return 0.0, self.num_levels - 1.0 if self.observation_name == "categorical" else 1.0
-
-
-def _announce(name: str, parameter: nn.Parameter) -> None:
-    """Show handlers a parameter that stays in its module, as PyroModule does when Pyro's parameters are local."""
-    parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
-    effectful(type="param")(lambda *_, **__: parameter)(name, parameter, constraint=constraints.real, name=name)
 
 
 def _check_sizes(data_dim: int, num_latents: int, num_categories: int, hidden: Sequence[int], num_levels: int) -> None:

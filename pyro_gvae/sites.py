@@ -1,5 +1,6 @@
 """What a one-hot site says, whichever distribution says it, and the messenger that reads it."""
 
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,8 +15,9 @@ from pyro.distributions import (
     TorchDistribution,
 )
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
-from torch import Tensor
+from pyro.poutine.runtime import _PYRO_STACK, effectful
+from torch import Tensor, nn
+from torch.distributions import constraints
 
 from .distributions.one_hot import FactorizedOneHotCategorical
 
@@ -115,3 +117,12 @@ class OneHotMessenger(Messenger):
 def plates_of(msg: Messages) -> frozenset[str]:
     """The names of the plates that a site is in, those without a batch dimension left out."""
     return frozenset(frame.name for frame in msg["cond_indep_stack"] if frame.vectorized)
+
+
+def announce(name: str, parameter: nn.Parameter) -> None:
+    """Show handlers, such as SVI's, a parameter that stays in its module, and put nothing into the param store.
+
+    As PyroModule does when Pyro's parameters are local.
+    """
+    parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+    effectful(type="param")(lambda *_, **__: parameter)(name, parameter, constraint=constraints.real, name=name)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .elbos.refusals import NotRecordable
 from .elbos.traced import TracedELBO
-from .estimators import Estimator
+from .estimators import Estimator, own_state
 from .exact import HasPair
 
 Step = Callable[[Tensor], Tensor]
@@ -71,8 +71,8 @@ def make_step(
         >>> losses[-1] < losses[0]
         True
     """
-    chosen = _optimizer(optimizer, list(vae.parameters()), lr)
     gradients = _Gradients(vae, estimator, compile=compile)
+    chosen = _optimizer(optimizer, gradients.parameters, lr)
     own_count = itertools.count(1)
     on_cpu = all(parameter.device.type == "cpu" for parameter in gradients.parameters)
 
@@ -121,8 +121,8 @@ class _Gradients:
     """Sets the gradients of a module's parameters by an estimator's loss: recorded, where it can be."""
 
     def __init__(self, vae: TrainableProgram, estimator: Estimator, *, compile: bool) -> None:
-        self.parameters: Sequence[nn.Parameter] = list(vae.parameters())
         self._model, self._guide, self._elbo = estimator.bind(vae)
+        self.parameters = [*vae.parameters(), *own_state(self._elbo).parameters()]
         self._traced: TracedELBO | None = TracedELBO(cast(ELBO, self._elbo), compile=compile)
         self._is_exact = estimator.is_exact
         self._ids = set(map(id, self.parameters))

@@ -1,1 +1,1 @@
-"""Losses for `SVI`: sums over all codes, and any loss recorded once and replayed."""
+"""Losses for `SVI`: sums over all codes, samples of them, and any loss recorded once and replayed."""

@@ -60,11 +60,11 @@ class Site(NamedTuple):
         return log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
 
     def weigh(self, per_datum: Tensor) -> Tensor:
-        """Scale and mask (B,) as the program scales and masks the site."""
-        weighed: Tensor = scale_and_mask(
-            per_datum.expand(self.batch_shape.numel()).reshape(self.batch_shape), self.scale, self.mask
-        )
-        return weighed.reshape(-1)
+        """Scale and mask (..., B) as the program scales and masks the site."""
+        others = per_datum.shape[:-1]
+        per_datum = per_datum.expand(*others, self.batch_shape.numel()).reshape(*others, *self.batch_shape)
+        weighed: Tensor = scale_and_mask(per_datum, self.scale, self.mask)
+        return weighed.reshape(*others, -1)
 
 
 class Scores(NamedTuple):
@@ -162,7 +162,8 @@ def score(model: Run, codes: Tensor | None = None, nesting: int = 0) -> Scores:
 
     Args:
         model: the program with its data bound.
-        codes: joint codes, shape (s, N, K); None is the first code alone, s = 1.
+        codes: joint codes, shape (s, N, K) for codes that all data share, or (s, B, N, K) where each datum has its
+            own; they may be soft. None is the first code alone, s = 1.
         nesting: the number of batch dimensions that the model's plates take, of which a run on one code tells.
 
     Raises:
@@ -173,7 +174,8 @@ def score(model: Run, codes: Tensor | None = None, nesting: int = 0) -> Scores:
         batch_shape, event_shape = site.logits.shape[: -site.num_event_dims], site.logits.shape[-site.num_event_dims :]
         given = _first_code(site.logits[(slice(1),) * len(batch_shape)]) if codes is None else codes
         rank = len(batch_shape) if codes is None else nesting
-        return given.reshape(-1, *(1,) * rank, *event_shape)
+        own = tuple(batch_shape) if codes is not None and codes.dim() == 4 else ()
+        return given.reshape(-1, *(1,) * (rank - len(own)), *own, *event_shape)
 
     reader = _Reader(value)
     site = reader.run("model", model)

@@ -1,0 +1,136 @@
+"""The base of losses that sample codes of one one-hot site: what they know of a program, and how they become a step."""
+
+from abc import abstractmethod
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer import ELBO
+from pyro.infer.util import torch_item
+from pyro.util import warn_if_nan
+from torch import Tensor, nn
+
+from ..distributions.one_hot import FactorizedOneHotCategorical
+from ..exact.programs import Run, Site, read_guide, score
+from ..exact.slices import leaves
+from ..sites import Program, announce
+
+
+class Target(NamedTuple):
+    """A model and a guide with their data bound, as functions of codes z (P, B, N, K), hard or soft.
+
+    All densities are scaled and masked as the programs say, and differentiable in parameters and codes.
+    """
+
+    q: Site
+    model: Run
+    nesting: int  # the number of batch dimensions that the model's plates take
+
+    @property
+    def log_probs(self) -> Tensor:
+        """log q(z_n = k | x), shape (B, N, K)."""
+        return self.q.log_probs.expand(self.q.batch_shape.numel(), -1, -1)
+
+    def sample(self, num_particles: int) -> Tensor:
+        """Codes from q, shape (P, B, N, K); no gradient."""
+        logits = self.log_probs.detach()
+        return FactorizedOneHotCategorical(logits=logits, validate_args=False).sample((num_particles,))
+
+    def log_q(self, codes: Tensor) -> Tensor:
+        """log q(z | x), shape (P, B)."""
+        return self.q.weigh((codes * self.log_probs).sum((-2, -1)))
+
+    def log_joint(self, codes: Tensor) -> Tensor:
+        """log p(x, z), shape (P, B), from one run of the model on all codes."""
+        scores = score(self.model, codes, self.nesting)
+        return scores.table + scores.prior.weigh((codes * scores.prior.log_probs).sum((-2, -1)))
+
+
+class Estimate(NamedTuple):
+    """What a sampled loss found.
+
+    Attributes:
+        bound: of each datum, (B,), in nats; its gradient is not used.
+        surrogate: a scalar whose gradient estimates that of the bound, summed over the data.
+        own_loss: a scalar whose gradient is that of the loss's own parameters, if it has any.
+    """
+
+    bound: Tensor
+    surrogate: Tensor
+    own_loss: Tensor | None = None
+
+
+class SampledELBO(ELBO):
+    """Abstract: a loss that draws P codes for each datum, of a model and a guide with one one-hot site.
+
+    All P codes are scored in one run of the model, in one more batch dimension.
+
+    Attributes:
+        own: what the loss itself learns or averages, if anything; see :func:`pyro_gvae.estimators.own_state`.
+    """
+
+    own: nn.Module | None = None
+
+    def __init__(self, *, num_particles: int = 1) -> None:
+        super().__init__(num_particles=num_particles)
+        self._nesting: tuple[Program, int] | None = None
+
+    @abstractmethod
+    def estimate(self, target: Target) -> Estimate:
+        """The bound of each datum and the surrogate of its gradient, from P codes; gradients are enabled."""
+
+    def _get_trace(self, *_: Any) -> Any:
+        raise TypeError(
+            f"Expected {type(self).__name__} to be asked for its loss; its codes are not samples that a trace holds."
+        )
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """An estimate of the loss in nats, summed over the data."""
+        return self._as_number(self._estimate(model, guide, args, kwargs))
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The same; gradients of all parameters, the loss's own included, are added to their `.grad`."""
+        found = self._estimate(model, guide, args, kwargs)
+        own = [] if self.own is None else list(self.own.parameters())
+        if own and found.own_loss is not None:
+            found.own_loss.backward(inputs=own, retain_graph=True)
+        if found.surrogate.requires_grad:
+            others = [leaf for leaf in leaves(found.surrogate) if all(leaf is not parameter for parameter in own)]
+            if others:
+                (-found.surrogate).backward(inputs=others)
+        return self._as_number(found)
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss as a tensor whose gradient is the estimate; own parameters get none that is of use."""
+        found = self._estimate(model, guide, args, kwargs)
+        return found.surrogate.detach() - found.surrogate - found.bound.detach().sum()
+
+    @torch.enable_grad()
+    def _estimate(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Estimate:
+        if self.own is not None:
+            for name, parameter in self.own.named_parameters():
+                announce(f"{type(self).__name__}$$${name}", parameter)
+        q = read_guide(partial(guide, *args, **kwargs))
+        run = partial(model, *args, **kwargs)
+        if self._nesting is None or self._nesting[0] != model:
+            with torch.no_grad():
+                probe = score(run)
+            _check_pair(q, probe.prior)
+            self._nesting = model, probe.nesting
+        return self.estimate(Target(q, run, self._nesting[1]))
+
+    @staticmethod
+    def _as_number(found: Estimate) -> float:
+        loss = -found.bound.detach().sum()
+        warn_if_nan(loss, "loss")
+        number: float = torch_item(loss)
+        return number
+
+
+def _check_pair(guide: Site, model: Site) -> None:
+    if guide.name != model.name or guide.logits.shape != model.logits.shape:
+        raise ValueError(
+            f"Expected the same one-hot site in model and guide, but found '{model.name}' of shape "
+            f"{tuple(model.logits.shape)} in the model and '{guide.name}' of shape {tuple(guide.logits.shape)} in the "
+            "guide. Try one name, and the same plate around both."
+        )

@@ -1,0 +1,90 @@
+"""What an estimator is: a handler that says what one-hot sites are, and an ELBO that forms the loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import nn
+
+from ..exact import HasPair
+from ..sites import Program
+
+
+class Loss(Protocol):
+    """What stock `SVI` asks of an ELBO."""
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float: ...
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float: ...
+
+
+class Bound(NamedTuple):
+    """A program and a loss that belong together: `SVI(model, guide, optim, loss=elbo)`."""
+
+    model: Program
+    guide: Program
+    elbo: Loss
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """How the loss of a program with one-hot sites, and its gradient, are formed.
+
+    Attributes:
+        name: in the registry.
+        handler: says what the one-hot sites of model and guide are.
+        elbo: makes the Pyro loss.
+        approximates: the objective.
+        bias: of the loss and its gradient as an estimate of that objective of the *discrete* model, "none" if there is
+            none.
+        reference: where it was published.
+        is_exact: whether nothing is sampled.
+        temperature: what the handler relaxes by, or None where nothing is relaxed, or the program's own is kept.
+    """
+
+    name: str
+    handler: Callable[[Program], Program]
+    elbo: Callable[[], Loss]
+    approximates: str
+    bias: str
+    reference: str
+    is_exact: bool = False
+    temperature: float | None = None
+
+    @property
+    def is_unbiased(self) -> bool:
+        """Whether the mean of its gradients is the gradient of what it approximates, for the discrete model."""
+        return self.bias == "none"
+
+    def bind(self, pair: HasPair) -> Bound:
+        """The handled model and guide, and the ELBO, ready for stock `SVI`.
+
+        Example:
+            >>> import torch
+            >>> from pyro_gvae import CategoricalVAE, estimator
+            >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+            >>> model, guide, elbo = estimator("exact").bind(vae)
+            >>> elbo.loss(model, guide, torch.ones(4, 6)) > 0
+            True
+        """
+        return Bound(self.handler(pair.model), self.handler(pair.guide), self.elbo())
+
+
+def own_state(elbo: Loss) -> nn.Module:
+    """What an ELBO learns besides the program, such as a control variate or a running mean: parameters and buffers.
+
+    An ELBO that has such state keeps it in an attribute `own`, one module. Training steps its parameters together with
+    the program's, and a checkpoint keeps all of it.
+    """
+    own: nn.Module = getattr(elbo, "own", None) or nn.Module()
+    return own
+
+
+def check_particles(num_particles: int, least: int = 1) -> None:
+    """Refuse fewer samples per datum than an estimator takes.
+
+    Raises:
+        ValueError: if there are fewer than `least`.
+    """
+    if num_particles < least:
+        particles = "one particle" if least == 1 else f"{least} particles"
+        raise ValueError(f"Expected at least {particles}, but found num_particles={num_particles}.")

@@ -1,0 +1,39 @@
+"""Estimators that sum over all K^N joint codes."""
+
+from ..elbos.exact import ExactELBO, ExactEvidence
+from ..handlers import discretize
+from .base import Estimator
+
+
+def exact(*, max_memory: float | None = None, slice_size: int | None = None) -> Estimator:
+    """The ELBO of the discrete model, summed over all K^N joint codes.
+
+    *Approximates* nothing. *With* one decoder call for each code and one matrix product for all data. *Requires* K^N
+    that the time allows; memory is bounded by `max_memory`. *Bias*: none, and no variance.
+    """
+    return Estimator(
+        name="exact",
+        handler=discretize,
+        elbo=lambda: ExactELBO(max_memory=max_memory, slice_size=slice_size),
+        approximates="the ELBO of the discrete model",
+        bias="none",
+        reference="enumeration; Jang et al. 2017, section 4.3, arXiv 1611.01144",
+        is_exact=True,
+    )
+
+
+def exact_evidence(*, max_memory: float | None = None, slice_size: int | None = None) -> Estimator:
+    """log p(x) of the discrete model, summed over all K^N joint codes; the guide gets no gradient.
+
+    *Approximates* nothing. *With* two passes over the codes, in bounded memory. *Requires* K^N that the time allows.
+    *Bias*: none, and no variance.
+    """
+    return Estimator(
+        name="exact-evidence",
+        handler=discretize,
+        elbo=lambda: ExactEvidence(max_memory=max_memory, slice_size=slice_size),
+        approximates="the log-evidence of the discrete model",
+        bias="none",
+        reference="enumeration",
+        is_exact=True,
+    )

@@ -1,0 +1,37 @@
+"""The registry: name -> constructor of an estimator, and the function that reads it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .base import Estimator
+from .exact import exact, exact_evidence
+from .relaxed import gumbel_softmax
+
+#: name -> constructor; its keywords are the estimator's options.
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {
+    "gumbel-softmax": gumbel_softmax,
+    "exact": exact,
+    "exact-evidence": exact_evidence,
+}
+
+
+def estimator(name: str, **options: Any) -> Estimator:
+    """The estimator of that name.
+
+    Args:
+        name: a key of `ESTIMATORS`.
+        **options: keywords of its constructor.
+
+    Raises:
+        ValueError: if there is no such estimator or option.
+
+    Example:
+        >>> estimator("gumbel-softmax", kl="categorical").approximates
+        'the discrete ELBO, at soft samples'
+    """
+    if name not in ESTIMATORS:
+        raise ValueError(f"Expected an estimator among {', '.join(ESTIMATORS)}, but found '{name}'.")
+    try:
+        return ESTIMATORS[name](**options)
+    except TypeError as error:
+        raise ValueError(f"Expected options that '{name}' has, but {error}.") from error

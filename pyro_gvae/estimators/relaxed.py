@@ -1,0 +1,45 @@
+"""Estimators that relax: soft Gumbel-Softmax samples in place of one-hots."""
+
+from collections.abc import Callable
+
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+
+from ..distributions.concrete import check_temperature
+from ..handlers import relax
+from .base import Estimator, Loss, check_particles
+
+
+def gumbel_softmax(*, kl: str = "relaxed", temperature: float | None = None, num_particles: int = 1) -> Estimator:
+    """Soft Gumbel-Softmax samples in place of one-hots; gradients flow through them.
+
+    *Approximates* the discrete ELBO. *With* `kl="relaxed"`: E_q[log p(x|z) + log p(z) - log q(z|x)] over Concrete
+    densities, a bound of the relaxed model (Maddison et al. 2017, arXiv 1611.00712, eq. 20); with `kl="categorical"`:
+    the analytic KL of the categoricals (Jang et al. 2017, arXiv 1611.01144), which is no bound of any model while
+    samples are soft. *Requires* a decoder that takes points of the simplex. *Bias*: that of the relaxation, growing
+    with the temperature; with the relaxed KL a part of it stays at temperature 0.
+
+    Args:
+        kl: "relaxed" or "categorical".
+        temperature: of guide and model; None keeps the program's own.
+        num_particles: P, samples per datum.
+
+    Raises:
+        ValueError: if `kl` or `temperature` is unknown or out of range.
+    """
+    elbos: dict[str, Callable[..., Loss]] = {"relaxed": Trace_ELBO, "categorical": TraceMeanField_ELBO}
+    if kl not in elbos:
+        raise ValueError(f"Expected kl to be one of {', '.join(elbos)}, but found '{kl}'.")
+    check_particles(num_particles)
+    if temperature is not None:
+        check_temperature(temperature)
+    # Pyro guesses the nesting of plates where it needs to know it: here, for vectorized particles.
+    particles = {"num_particles": num_particles, "vectorize_particles": num_particles > 1}
+    return Estimator(
+        name="gumbel-softmax",
+        handler=relax(temperature=temperature),
+        elbo=lambda: elbos[kl](**particles),
+        approximates="a bound of the relaxed model" if kl == "relaxed" else "the discrete ELBO, at soft samples",
+        bias="of the relaxation, grows with the temperature",
+        reference="Maddison et al. 2017, arXiv 1611.00712" if kl == "relaxed" else "Jang et al. 2017, arXiv 1611.01144",
+        temperature=temperature,
+    )
