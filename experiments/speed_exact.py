@@ -49,8 +49,10 @@ from torch import Tensor
 
 from pyro_gvae import exact as exact_sums
 from pyro_gvae.elbos.exact import ExactELBO
+from pyro_gvae.estimators import estimator
 from pyro_gvae.models import CategoricalVAE
 from pyro_gvae.plots import INK, PALETTE, in_house_style
+from pyro_gvae.train import make_step
 
 ROOT = Path(__file__).resolve().parents[1]
 Step = Callable[[], float]
@@ -170,15 +172,8 @@ def _lines(path: str) -> list[str]:
 
 
 def our_step(vae: CategoricalVAE, x: Tensor) -> Step:
-    elbo, optimizer = ExactELBO(), torch.optim.Adam(vae.parameters(), lr=1e-3, fused=True)
-
-    def step() -> float:
-        loss = elbo.loss_and_grads(vae.model, vae.guide, x)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
-
-    return step
+    step = make_step(vae, estimator("exact"), lr=1e-3)
+    return lambda: step(x).item()
 
 
 def stock_svi(vae: CategoricalVAE) -> SVI:
