@@ -9,6 +9,9 @@ import tyro
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "teacher"]
 EstimatorName = Literal[
     "gumbel-softmax",
+    "local-expectation",
+    "disarm",
+    "disarm-iw",
     "exact",
     "exact-evidence",
 ]

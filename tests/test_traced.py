@@ -42,15 +42,15 @@ ELBOS = {
 }
 
 
-def new_vae(dtype=torch.float64, **options):
+def new_vae(dtype=torch.float64, num_categories=K, **options):
     torch.manual_seed(0)
-    return CategoricalVAE(D, N, K, (6,), **options).to(dtype)
+    return CategoricalVAE(D, N, num_categories, (6,), **options).to(dtype)
 
 
-def train(elbo, handler, dtype=torch.float64, num_steps=200, batch_size=B):
+def train(elbo, handler, dtype=torch.float64, num_steps=200, batch_size=B, num_categories=K):
     """Losses, weights and torch's random state at the end."""
     with pyro.get_param_store().scope():
-        vae = new_vae(dtype)
+        vae = new_vae(dtype, num_categories)
         svi = SVI(handler(vae.model), handler(vae.guide), pyro.optim.Adam({"lr": 1e-2}), loss=elbo)
         torch.manual_seed(1)
         losses = []
@@ -81,8 +81,9 @@ def test_200_steps_are_those_of_the_plain_elbo(name, dtype):
 def test_every_estimator_of_the_registry_is_recorded(name):
     chosen = estimator(name)
     traced = TracedELBO(chosen.elbo())
-    found = train(traced, chosen.handler, num_steps=20)
-    assert_same_training(found, train(chosen.elbo(), chosen.handler, num_steps=20), 1e-10)
+    options = {"num_steps": 20, "num_categories": chosen.num_categories or K}
+    found = train(traced, chosen.handler, **options)
+    assert_same_training(found, train(chosen.elbo(), chosen.handler, **options), 1e-10)
     assert traced.num_recordings == 1
 
 

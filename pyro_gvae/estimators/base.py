@@ -39,6 +39,7 @@ class Estimator:
         reference: where it was published.
         is_exact: whether nothing is sampled.
         temperature: what the handler relaxes by, or None where nothing is relaxed, or the program's own is kept.
+        num_categories: the only K that it takes, or None where it takes any.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Estimator:
     reference: str
     is_exact: bool = False
     temperature: float | None = None
+    num_categories: int | None = None
 
     @property
     def is_unbiased(self) -> bool:

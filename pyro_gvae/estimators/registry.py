@@ -4,12 +4,17 @@ from collections.abc import Callable
 from typing import Any
 
 from .base import Estimator
+from .coupled import disarm, disarm_iw
 from .exact import exact, exact_evidence
+from .partial_enumeration import local_expectation
 from .relaxed import gumbel_softmax
 
 #: name -> constructor; its keywords are the estimator's options.
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "gumbel-softmax": gumbel_softmax,
+    "local-expectation": local_expectation,
+    "disarm": disarm,
+    "disarm-iw": disarm_iw,
     "exact": exact,
     "exact-evidence": exact_evidence,
 }

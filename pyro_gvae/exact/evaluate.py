@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .programs import HasPair, Run, Site, read_guide, score, with_own_parameters
+from .programs import HasPair, Run, Site, negative_kl, read_guide, score, with_own_parameters
 from .slices import FEW_CODES, Plan, make_plan
 
 #: Computes what a slice of codes adds to a sum, shape (B,).
@@ -132,9 +132,7 @@ def _elbo_part(model: Run, plan: Plan, q: Site, log_q: Tensor, numbers: Tensor, 
     log_weights = codes.flatten(1) @ log_q.flatten(1).T  # (s, B)
     part: Tensor = _Expectation.apply(log_weights, scores.table, plan)
     if with_kl:
-        probs = log_q.exp()
-        part = part + scores.prior.weigh((probs * scores.prior.log_probs).sum((-2, -1)))
-        part = part - q.weigh((probs * log_q).sum((-2, -1)))
+        part = part + negative_kl(q, log_q, scores.prior)
     return part
 
 

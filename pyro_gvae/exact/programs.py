@@ -67,6 +67,12 @@ class Site(NamedTuple):
         return weighed.reshape(*others, -1)
 
 
+def negative_kl(q: Site, log_q: Tensor, p: Site) -> Tensor:
+    """-KL(q || p) of factorized one-hots, each part scaled and masked as its site: (B,), from log_q (B or 1, N, K)."""
+    probs = log_q.exp()
+    return p.weigh((probs * p.log_probs).sum((-2, -1))) - q.weigh((probs * log_q).sum((-2, -1)))
+
+
 class Scores(NamedTuple):
     """What a model says about a slice of codes."""
 

@@ -1,0 +1,127 @@
+"""Antithetic pairs of codes: leave-one-out differences of two samples that are coupled, latent by latent."""
+
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from .sampled import Estimate, SampledELBO, Target
+
+
+class Pairs(NamedTuple):
+    """Codes z and z' whose n-th latents are coupled; pairs of different latents are independent."""
+
+    first: Tensor  # (P, B, N, K), distributed as q
+    second: Tensor  # (P, B, N, K), distributed as q
+    weights: Tensor  # (P, B, N): q_n(z_n) q_n(z'_n) over their joint probability, 0 where z_n = z'_n
+
+
+@final
+class DisARM(SampledELBO):
+    r"""The ELBO's gradient from P antithetic pairs of binary codes.
+
+    A pair comes from one uniform u for each latent, z_n = 1[1 - u_n < s_n] and z'_n = 1[u_n < s_n] with s_n =
+    sigmoid(phi_n) and phi_n = logits_n1 - logits_n0. With f(z) = log p(x, z) - log q(z | x), the gradient for phi_n is
+
+    .. math:: g_n = \frac{1}{2} (f(z) - f(z')) \, (-1)^{z'_n} \, 1[z_n \neq z'_n] \, \sigma(|\phi_n|)
+
+    (Dong, Mnih, Tucker 2020, arXiv 2006.10680; independently Yin et al. 2020, as U2G). It is unbiased. For parameters
+    of the model it is the mean gradient of log p(x, z) of both codes. This is the case K = 2 of :class:`DisARMIW`, and
+    is computed as such.
+
+    Args:
+        num_particles: P, the number of pairs; each takes two decoder calls.
+
+    Raises:
+        ValueError: when it is used, if K is not 2.
+
+    Example:
+        >>> from pyro_gvae.models import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=4, num_categories=2, hidden=(5,))
+        >>> DisARM(num_particles=4).loss(vae.model, vae.guide, torch.ones(4, 6)) > 0
+        True
+    """
+
+    def estimate(self, target: Target) -> Estimate:
+        num_categories = target.log_probs.shape[-1]
+        if num_categories != 2:
+            raise ValueError(
+                f"Expected latents of K=2 categories, but found K={num_categories}: DisARM's antithetic pairs are "
+                "pairs of bits. Try disarm-iw, which couples categories of any number, or local-expectation."
+            )
+        return coupled_estimate(target, self.num_particles)
+
+
+@final
+class DisARMIW(SampledELBO):
+    r"""The ELBO's gradient from P pairs of codes that a stick-breaking coupling keeps apart: DisARM for any K.
+
+    Each latent is a sequence of coin flips, "is it category 1? if not, is it 2? ..", in ascending order of q_n. Flip i
+    succeeds with probability p_i = q_i / sum_{j >= i} q_j; the two codes of a pair use u_i and 1 - u_i. With f(z) =
+    log p(x, z) - log q(z | x),
+
+    .. math::
+
+        g = \frac{1}{2} (f(z) - f(z')) \sum_n w_n \nabla (\log q_n(z_n) - \log q_n(z'_n)), \quad
+        w_n = \frac{q_n(z_n) \, q_n(z'_n)}{p_n(z_n, z'_n)}
+            = (1 - p_m) \prod_{i < m} \frac{(1 - p_i)^2}{1 - 2 p_i}, \quad m = \min(z_n, z'_n)
+
+    and w_n = 0 where z_n = z'_n (Dong, Mnih, Tucker 2021, "Coupled Gradient Estimators for Discrete Latent Variables",
+    arXiv 2106.08056: DisARM-IW). That is the leave-one-out estimator of two independent codes, importance-weighted
+    latent by latent to coupled ones. In ascending order every pair of different categories can occur, so that it is
+    unbiased, and no weight exceeds 2. For parameters of the model it is the mean gradient of log p(x, z) of both codes.
+
+    Args:
+        num_particles: P, the number of pairs; each takes two decoder calls.
+
+    Example:
+        >>> from pyro_gvae.models import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> DisARMIW(num_particles=4).loss(vae.model, vae.guide, torch.ones(4, 6)) > 0
+        True
+    """
+
+    def estimate(self, target: Target) -> Estimate:
+        return coupled_estimate(target, self.num_particles)
+
+
+def coupled_estimate(target: Target, num_pairs: int) -> Estimate:
+    """The mean of f over pairs of codes, and the surrogate of :class:`DisARMIW`."""
+    pairs = sample_pairs(target.log_probs.detach().exp(), num_pairs)
+    log_joint = target.log_joint(torch.cat([pairs.first, pairs.second]))  # (2P, B)
+    first, second = (log_joint - target.log_q(torch.cat([pairs.first, pairs.second]))).detach().chunk(2)  # (P, B) each
+    # The score is that of q itself: a scale or a mask of its site is within f.
+    difference = ((pairs.first - pairs.second) * target.log_probs).sum(-1)  # (P, B, N): log q_n(z_n) - log q_n(z'_n)
+    score = 0.5 * (first - second) * (pairs.weights * difference).sum(-1)  # (P, B)
+    bound = 0.5 * (first + second).mean(0)  # (B,)
+    return Estimate(bound=bound, surrogate=score.mean(0).sum() + log_joint.mean(0).sum())
+
+
+def sample_pairs(probs: Tensor, num_pairs: int) -> Pairs:
+    """P pairs of codes for each datum by the antithetic stick-breaking coupling of :class:`DisARMIW`.
+
+    Args:
+        probs: q_n(k), shape (B, N, K); no gradient.
+        num_pairs: P.
+
+    Example:
+        >>> pairs = sample_pairs(torch.tensor([[[0.5, 0.5]]]), 100)  # two equal categories are never drawn together
+        >>> int((pairs.first * pairs.second).sum()), pairs.weights.unique()
+        (0, tensor([0.5000]))
+    """
+    probs, order = probs.sort(-1)  # ascending, (B, N, K)
+    flips = probs / probs.flip(-1).cumsum(-1).flip(-1)  # p_i; the last is 1
+    # Differ as soon as possible, and while they do not, by chance: both fail at flip i with probability 1 - 2 p_i.
+    both_fail = (1 - flips[..., :-2]).square() / (1 - 2 * flips[..., :-2])  # (B, N, K-2), where p_i <= 1/3
+    one_fails = 1 - flips[..., :-1]  # (B, N, K-1), where p_i <= 1/2
+    ratios = one_fails * torch.cat([torch.ones_like(one_fails[..., :1]), both_fail.cumprod(-1)], -1)
+    u = torch.rand(num_pairs, *probs.shape, dtype=probs.dtype, device=probs.device)
+    first, second = _first_of(u < flips), _first_of(1 - u <= flips)
+    apart = _first_of(first ^ second)[..., :-1]  # where the earlier of two different categories is
+    codes = [torch.zeros_like(u).scatter_(-1, order.expand_as(u), z.to(u.dtype)) for z in (first, second)]
+    return Pairs(codes[0], codes[1], (apart * ratios).sum(-1))
+
+
+def _first_of(flags: Tensor) -> Tensor:
+    """The first true entry of the last dimension, alone."""
+    return flags & (flags.cumsum(-1) == 1)

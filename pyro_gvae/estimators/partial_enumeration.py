@@ -1,0 +1,28 @@
+"""Estimators that enumerate one latent at a time."""
+
+from ..elbos.local import LocalExpectation
+from ..handlers import discretize
+from .base import Estimator, check_particles
+
+
+def local_expectation(*, num_particles: int = 1) -> Estimator:
+    """Local expectation gradients: each latent is summed over its K categories, the others sampled.
+
+    *Approximates* the ELBO of the discrete model. *With* 1 + N (K - 1) decoder calls for each sample, in one batch.
+    *Requires* memory for so many decoder outputs for each datum. *Bias*: none; with one latent, no variance either.
+
+    Args:
+        num_particles: P, samples per datum.
+
+    Raises:
+        ValueError: if there is no particle.
+    """
+    check_particles(num_particles)
+    return Estimator(
+        name="local-expectation",
+        handler=discretize,
+        elbo=lambda: LocalExpectation(num_particles=num_particles),
+        approximates="the ELBO of the discrete model",
+        bias="none",
+        reference="Titsias & Lázaro-Gredilla 2015, arXiv 1503.01494; De Smet et al. 2023, arXiv 2311.12569",
+    )

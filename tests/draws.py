@@ -1,0 +1,89 @@
+"""Programs with known gradients, and repeated draws of a sampled loss on them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_gvae.elbos.exact import ExactELBO
+
+B, D = 3, 4
+
+
+class Case(NamedTuple):
+    """A model and a guide with data, and what gradients are taken of: q's logits (B, N, K) come first."""
+
+    model: Callable[[Tensor], Any]
+    guide: Callable[[Tensor], Any]
+    x: Tensor
+    parameters: list[Tensor]
+
+    def gradient(self, elbo: Any) -> Tensor:
+        """One draw of the loss and its gradient, as one vector."""
+        loss = elbo.differentiable_loss(self.model, self.guide, self.x)
+        found = torch.autograd.grad(loss, self.parameters)
+        return torch.cat([loss.detach().reshape(1), *(part.flatten() for part in found)])
+
+    def exact(self) -> Tensor:
+        return self.gradient(ExactELBO())
+
+    def draws(self, elbo: Any, count: int) -> Tensor:
+        """Independent draws (count, 1 + the number of parameters)."""
+        return torch.stack([self.gradient(elbo) for _ in range(count)])
+
+
+def case(num_latents: int, num_categories: int, *, scaled: bool = False, copies: int = 1) -> Case:
+    """A decoder that mixes the latents, a learned prior, free logits; all in float64.
+
+    Args:
+        num_latents: N.
+        num_categories: K.
+        scaled: whether prior, likelihood and guide are scaled by different numbers, and the last datum is masked.
+        copies: how often every datum is there, with logits of its own.
+    """
+    torch.manual_seed(1)
+    real = {"dtype": torch.float64}
+    logits = torch.randn(B, num_latents, num_categories, **real).repeat(copies, 1, 1).requires_grad_()
+    prior = torch.randn(num_latents, num_categories, **real).requires_grad_()
+    first = torch.randn(num_latents * num_categories, 5, **real).requires_grad_()
+    second = torch.randn(5, D, **real).requires_grad_()
+    x = torch.rand(B, D, **real).round().repeat(copies, 1)
+    kept = (torch.arange(B) < B - 1).repeat(copies)
+    scales = (2.0, 3.0, 1.5) if scaled else (1.0, 1.0, 1.0)
+
+    def masked() -> Any:
+        return poutine.mask(mask=kept if scaled else torch.tensor(True))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)), masked():
+            with poutine.scale(scale=scales[0]):
+                z = pyro.sample("z", dist.OneHotCategorical(logits=prior).to_event(1))
+            with poutine.scale(scale=scales[1]):
+                natural = torch.tanh(z.flatten(-2) @ first) @ second
+                pyro.sample("x", dist.Bernoulli(logits=natural).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)), masked(), poutine.scale(scale=scales[2]):
+            pyro.sample("z", dist.OneHotCategorical(logits=logits).to_event(1))
+
+    return Case(model, guide, x, [logits, prior, first, second])
+
+
+def z_scores(draws: Tensor, expected: Tensor) -> Tensor:
+    """How many standard errors the mean is off, coordinate by coordinate; 0 where nothing varies and nothing is off."""
+    off = draws.mean(0) - expected
+    error = draws.std(0) / len(draws) ** 0.5
+    rounding = 1e-10 * (1 + expected.abs())
+    return off / (error + rounding)
+
+
+def variance(elbo: Any, num_latents: int, num_categories: int, *, copies: int = 4000) -> float:
+    """Of the gradient for q's logits, summed over logits, from one draw for each copy of the data."""
+    several = case(num_latents, num_categories, copies=copies)
+    loss = elbo.differentiable_loss(several.model, several.guide, several.x)
+    (gradient,) = torch.autograd.grad(loss, several.parameters[:1])
+    return float(gradient.reshape(copies, -1).var(0).sum())

@@ -1,0 +1,142 @@
+"""Partial enumeration: the exact gradient where there is one latent, unbiased and calmer than samples elsewhere."""
+
+import draws
+import problems
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from problems import PROBLEMS
+
+from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
+from pyro_gvae.elbos import local
+from pyro_gvae.elbos.exact import ExactELBO
+from pyro_gvae.elbos.local import LocalExpectation
+from pyro_gvae.elbos.sampled import Estimate, SampledELBO
+from pyro_gvae.elbos.traced import TracedELBO
+from pyro_gvae.estimators import estimator
+
+BERNOULLI = PROBLEMS[0]
+
+
+class LeaveOneOut(SampledELBO):
+    """REINFORCE whose baseline of a sample is the mean of the others (Kool et al. 2019), as simple as it can be."""
+
+    def estimate(self, target):
+        z = target.sample(self.num_particles)
+        log_joint = target.log_joint(z)
+        signal = (log_joint - target.log_q(z)).detach()  # (P, B)
+        centered = (signal - signal.mean(0)) * len(z) / (len(z) - 1)
+        log_q = (z * target.log_probs).sum((-2, -1))
+        return Estimate(signal.mean(0), (centered * log_q + log_joint).mean(0).sum())
+
+
+@pytest.mark.parametrize("num_categories", [1, 2, 5])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_one_latent_is_exact(num_categories, scaled, num_particles):
+    case = draws.case(1, num_categories, scaled=scaled)
+    torch.testing.assert_close(
+        case.gradient(LocalExpectation(num_particles=num_particles)), case.exact(), rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize(("num_latents", "num_categories"), [(2, 2), (3, 3), (2, 8)])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_mean_is_the_exact_elbo_and_its_gradient(num_latents, num_categories, scaled):
+    case = draws.case(num_latents, num_categories, scaled=scaled)
+    found = case.draws(LocalExpectation(num_particles=4), 400)
+    assert draws.z_scores(found, case.exact()).abs().max() < 5
+    error = found.std(0).norm() / len(found) ** 0.5
+    assert error < 0.05 * case.exact().norm()
+
+
+def test_the_check_finds_a_wrong_weight(monkeypatch):
+    """The negative control: neighbours in another order than their probabilities."""
+    case = draws.case(2, 3)
+    in_order = local._by_latent
+    monkeypatch.setattr(local, "_by_latent", lambda table, shape: in_order(table, shape).flip(2))
+    found = case.draws(LocalExpectation(num_particles=4), 400)
+    assert draws.z_scores(found, case.exact()).abs().max() > 10
+
+
+def test_gradients_are_those_of_the_published_sum():
+    """In a loop, with log p(x, z) - log q(z) in place of the analytic KL."""
+    vae, x = BERNOULLI.vae(), BERNOULLI.x()
+    log_q = torch.log_softmax(vae.encoder(x), -1)
+    torch.manual_seed(4)
+    samples = FactorizedOneHotCategorical(logits=log_q.detach()).sample((2,))  # (P, B, N, K)
+    for_encoder, for_decoder = torch.zeros((), dtype=x.dtype), torch.zeros((), dtype=x.dtype)
+    for z in samples:
+        for datum in range(problems.B):
+            for n in range(problems.N):
+                for k, changed in enumerate(torch.eye(problems.K, dtype=x.dtype)):
+                    code = z[datum].clone()
+                    code[n] = changed
+                    likelihood = BERNOULLI.likelihood(vae, vae.decoder(code)).log_prob(x[datum]).sum()
+                    signal = likelihood + (code * torch.log_softmax(vae.prior_logits, -1)).sum()
+                    signal = signal - (code * log_q[datum]).sum()
+                    prob = log_q[datum, n, k].exp()
+                    for_encoder = for_encoder - prob * signal.detach() / len(samples)
+                    for_decoder = for_decoder - prob.detach() * likelihood / len(samples) / problems.N
+    expected = problems.gradients(for_encoder + for_decoder, vae)
+    torch.manual_seed(4)
+    loss = LocalExpectation(num_particles=2).differentiable_loss(vae.model, vae.guide, x)
+    torch.testing.assert_close(problems.gradients(loss, vae), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("num_latents", "num_categories"), [(2, 2), (3, 3), (2, 8)])
+def test_its_variance_is_below_that_of_as_many_samples(num_latents, num_categories):
+    calls = 1 + num_latents * (num_categories - 1)
+    found = draws.variance(LocalExpectation(), num_latents, num_categories)
+    assert found < 0.25 * draws.variance(LeaveOneOut(num_particles=calls), num_latents, num_categories)
+
+
+def test_the_decoder_is_called_once_for_each_distinct_code():
+    vae, x = BERNOULLI.vae(), BERNOULLI.x()
+    elbo = LocalExpectation(num_particles=5)
+    elbo.loss(vae.model, vae.guide, x)  # finds out how plates are nested
+    shapes = []
+    vae.decoder.register_forward_hook(lambda module, args, output: shapes.append(args[0].shape))
+    elbo.loss(vae.model, vae.guide, x)
+    assert shapes == [(5 * (1 + problems.N * (problems.K - 1)), problems.B, problems.N, problems.K)]
+
+
+def test_categories_that_cannot_be_add_nothing():
+    logits = torch.tensor([[[0.3, 0.1, -torch.inf]]] * 2, dtype=torch.float64, requires_grad=True)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(1, 3).double()).to_event(1))
+            scale = (z.squeeze(-2) * torch.tensor([1.0, 2.0, 0.5])).sum(-1)
+            pyro.sample("x", dist.Uniform(0.0, scale, validate_args=False), obs=x)  # impossible in the third category
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.OneHotCategorical(logits=logits).to_event(1))
+
+    case = draws.Case(model, guide, torch.tensor([0.7, 0.9]).double(), [logits])
+    found = case.gradient(LocalExpectation())
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, case.exact())
+
+
+def test_several_particles_are_recorded():
+    vae, x = BERNOULLI.vae(), BERNOULLI.x()
+    losses = []
+    for elbo in (LocalExpectation(num_particles=3), TracedELBO(LocalExpectation(num_particles=3))):
+        torch.manual_seed(5)
+        losses.append([elbo.loss_and_grads(vae.model, vae.guide, x) for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+    assert len(set(losses[0])) == 3
+
+
+def test_what_the_registry_says():
+    chosen = estimator("local-expectation", num_particles=2)
+    assert chosen.is_unbiased and not chosen.is_exact and chosen.num_categories is None
+    with pytest.raises(ValueError, match=r"at least one particle, but found num_particles=0"):
+        estimator("local-expectation", num_particles=0)
+    vae, x = BERNOULLI.vae(), BERNOULLI.x()
+    model, guide, elbo = chosen.bind(vae)
+    exact = ExactELBO().loss(model, guide, x)
+    assert elbo.loss(model, guide, x) == pytest.approx(exact, rel=0.5)
