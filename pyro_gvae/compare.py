@@ -147,7 +147,7 @@ def make_estimator(name: str, config: CompareConfig) -> Estimator:
     """The named estimator with those of the configuration's options that it has."""
     if name == "gumbel-softmax":
         return estimator(name, kl=config.kl)
-    return estimator(name, max_memory=_bytes(config))
+    return estimator(name, max_memory=_bytes(config)) if name.startswith("exact") else estimator(name)
 
 
 def _run_cell(run: Path, config: CompareConfig, data: Dataset, vae: CategoricalVAE, name: str, seed: int) -> None:
