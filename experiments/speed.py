@@ -2,16 +2,18 @@
 
     python experiments/speed.py exact
     python experiments/speed.py step
+    python experiments/speed.py estimators
     python experiments/speed.py exact --smoke
 
 Each subcommand is a module of its own, whose docstring says what it measures, what it costs and what was found.
 """
 
 import tyro
+from speed_estimators import estimators
 from speed_exact import exact
 from speed_step import step
 
-COMMANDS = {"exact": exact, "step": step}
+COMMANDS = {"exact": exact, "step": step, "estimators": estimators}
 
 if __name__ == "__main__":
     tyro.extras.subcommand_cli_from_dict(COMMANDS)

@@ -1,0 +1,127 @@
+"""What does a training step cost, estimator by estimator?
+
+Question: how long is a step of `make_step` with each estimator of the registry, next to one with `gumbel-softmax`?
+
+Command: `python experiments/speed.py estimators` (`--smoke` for tiny sizes, in seconds). It writes
+`experiments/results/speed_estimators.json` and `docs/figures/estimator_cost.png` and `.svg`.
+
+Cost: about five minutes on two cores, and MNIST in torchvision's layout.
+
+MLP 784-512-256-NK and back, B = 100, grey MNIST, at two sizes of code: 4 one-hots of 8 categories, where all 4,096 codes
+can be summed, and 20 of 10, where nothing can. Options are the registry's defaults but for those in `OPTIONS`. Blocks of
+all estimators alternate; a block gives a mean, and reported are the medians over blocks and their ratio to
+`gumbel-softmax`. An estimator that refuses a size is listed with its reason.
+"""
+
+import json
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from speed_exact import ROOT, machine
+from speed_step import Protocol, Size, Step, measured
+
+from pyro_gvae import ESTIMATORS, estimator, load, make_step
+from pyro_gvae.plots import INK, PALETTE, in_house_style
+
+REFERENCE = "gumbel-softmax"
+#: Row -> estimator and options; every other estimator of the registry is a row of its own name.
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gumbel-softmax, categorical KL": ("gumbel-softmax", {"kl": "categorical"}),
+    "gumbel-rao, 100 draws": ("gumbel-rao", {"num_draws": 100}),
+}
+#: A sum that takes longer than this many codes is no step to wait for.
+MOST_CODES = 100_000
+FULL = Protocol(blocks=30, steps=5, batches=100, epochs=1, late=1)
+SMOKE = Protocol(blocks=2, steps=1, batches=2, epochs=1, late=1)
+
+
+def estimators(
+    *,
+    smoke: bool = False,
+    mnist: Path = ROOT.parent / "shared" / "mnist",
+    results: Path = ROOT / "experiments" / "results" / "speed_estimators.json",
+    figures: Path = ROOT / "docs" / "figures",
+) -> None:
+    """Measure a training step of every estimator.
+
+    Args:
+        smoke: tiny sizes, to see that it runs.
+        mnist: the folder that torchvision calls root.
+        results: the JSON file to write.
+        figures: the folder for the chart.
+    """
+    protocol = SMOKE if smoke else FULL
+    data = load("digits") if smoke else load("mnist", data_dir=mnist)
+    hidden, batch_size = ((8, 8), 8) if smoke else ((512, 256), 100)
+    shapes = [(2, 2)] if smoke else [(8, 4), (10, 20)]
+    found: dict[str, Any] = {"machine": machine(), "sizes": []}
+    for num_categories, num_latents in shapes:
+        size = Size(data, num_latents, num_categories, hidden, batch_size)
+        found["sizes"].append(measured_size(size, protocol))
+    results.parent.mkdir(parents=True, exist_ok=True)
+    temporary = results.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found, indent=2) + "\n")
+    temporary.replace(results)
+    draw(found["sizes"], figures)
+
+
+def measured_size(size: Size, protocol: Protocol) -> dict[str, Any]:
+    """Milliseconds of a step, by row, their ratios to the reference, and why rows are missing."""
+    steps, refused = contenders(size)
+    milliseconds = measured(steps, size, protocol)
+    ratios = {name: value / milliseconds[REFERENCE] for name, value in milliseconds.items()}
+    print(f"K = {size.num_categories}, N = {size.num_latents}")
+    for name, ratio in sorted(ratios.items(), key=lambda item: item[1]):
+        print(f"{name:40s} {milliseconds[name]:8.2f} ms {ratio:8.2f}", flush=True)
+    return {
+        "num_categories": size.num_categories,
+        "num_latents": size.num_latents,
+        "milliseconds": milliseconds,
+        "over_gumbel_softmax": ratios,
+        "refused": refused,
+    }
+
+
+def contenders(size: Size) -> tuple[dict[str, Step], dict[str, str]]:
+    """A step of each row that takes this size, and the reason of each that does not."""
+    steps: dict[str, Step] = {}
+    refused: dict[str, str] = {}
+    rows = {name: (name, {}) for name in ESTIMATORS} | OPTIONS
+    for row, (name, options) in rows.items():
+        chosen = estimator(name, **options)
+        if chosen.is_exact and size.num_categories**size.num_latents > MOST_CODES:
+            refused[row] = f"{size.num_categories}^{size.num_latents} codes"
+            continue
+        step = make_step(size.vae(), chosen)
+        try:
+            step(size.batches(1)[0])
+        except ValueError as error:
+            refused[row] = str(error)
+        else:
+            steps[row] = step
+    return steps, refused
+
+
+@in_house_style
+def draw(sizes: list[dict[str, Any]], folder: Path) -> None:
+    """The ratios as bars on a logarithmic axis, a panel for each size of code."""
+    rows = max(len(size["over_gumbel_softmax"]) for size in sizes)
+    figure = Figure(figsize=(5.2 * len(sizes), 1.2 + 0.27 * rows))
+    panels = figure.subplots(1, len(sizes), squeeze=False)[0]
+    for axes, size, color in zip(panels, sizes, cycle(PALETTE)):
+        ratios = dict(sorted(size["over_gumbel_softmax"].items(), key=lambda item: -item[1]))
+        axes.barh(list(ratios), list(ratios.values()), color=color, height=0.7)
+        axes.axvline(1, color=INK, linewidth=0.8)
+        axes.set_xscale("log")
+        for place, ratio in enumerate(ratios.values()):
+            axes.annotate(f"{ratio:.3g}", (ratio, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.margins(x=0.15)
+        axes.grid(axis="y", visible=False)
+        codes = f"{size['num_latents']} one-hots of {size['num_categories']} categories"
+        axes.set(title=f"{codes}: step time / gumbel-softmax's", xlabel="times the step of gumbel-softmax")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / f"estimator_cost.{suffix}", dpi=150)
