@@ -11,7 +11,6 @@ from torch.distributions import OneHotCategorical, constraints, register_kl
 from .concrete import _logits, at_least_float32, categorical_kl, check_temperature, scalar_temperature
 from .surrogates import Kind, find_kind, largest_one_hot
 
-
 #: Of a category that is excluded, the log-probability: zero in every precision, with room for gradients in codes.
 LEAST = -1e4
 

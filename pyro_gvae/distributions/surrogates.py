@@ -174,20 +174,22 @@ def _gumbel_rao_jacobian(probs: Tensor, drawn: Tensor, temperature: Tensor, num_
     r"""The mean of J(s) / t over M draws of s = softmax((log probs + g') / t) given argmax(log probs + g') = D.
 
     For E ~ Exp(1)^K, shifted Gumbels given D are -log(E_D) at D and -log(E_k / probs_k + E_D) elsewhere, so that s_k is
-    proportional to (1 + E_k / (probs_k E_D))^(-1/t), and to 1 at D. The sum over draws is one matrix product: of M
-    draws, nothing but noise is made, and nothing is kept for the backward pass.
+    proportional to (1 + E_k / (probs_k E_D))^(-1/t), and to 1 at D. The sum over draws is one matrix product P = s s^T
+    / M, whose rows add up to the mean of s: nothing of size M is kept for the backward pass.
 
     Returns:
         Shape (..., K, K).
     """
-    uniform = torch.rand(*probs.shape, num_draws, dtype=probs.dtype, device=probs.device)
-    log_uniform = uniform.clamp_min(torch.finfo(probs.dtype).tiny).log()  # -E, (..., K, M)
-    of_drawn = (log_uniform * drawn.unsqueeze(-1)).sum(-2, keepdim=True)  # -E_D, (..., 1, M)
-    ratio = log_uniform / (probs.unsqueeze(-1) * of_drawn)  # (..., K, M)
-    ratio = ratio.masked_fill(drawn.unsqueeze(-1) > 0, 0.0)
-    weight = ((1 + ratio).log() / -temperature).exp()  # a power would take three times as long
-    soft = weight / weight.sum(-2, keepdim=True)  # (..., K, M)
-    return (torch.diag_embed(soft.mean(-1)) - soft @ soft.mT / num_draws) / temperature
+    weight = torch.rand(*probs.shape, num_draws, dtype=probs.dtype, device=probs.device)  # (..., K, M)
+    # In place, for these are the largest tensors of a step, and making new ones would take most of its time.
+    weight.clamp_min_(torch.finfo(probs.dtype).tiny).log_()  # -E
+    index = drawn.argmax(-1)[..., None, None].expand(*probs.shape[:-1], 1, num_draws)
+    of_drawn = weight.gather(-2, index)  # -E_D, (..., 1, M)
+    others = torch.where(drawn > 0, 0.0, probs.reciprocal()).unsqueeze(-1)  # (..., K, 1)
+    weight.div_(of_drawn).mul_(others).add_(1.0).log_().div_(-temperature).exp_()  # a power takes three times as long
+    weight.div_(weight.sum(-2, keepdim=True))  # s
+    products = weight @ weight.mT / num_draws  # (..., K, K)
+    return (torch.diag_embed(products.sum(-1)) - products) / temperature
 
 
 #: name -> kind, with its published options.
