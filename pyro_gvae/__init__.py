@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .elbos.exact import ExactELBO, ExactEvidence
     from .elbos.traced import TracedELBO
     from .estimators import ESTIMATORS, estimator
-    from .handlers import discretize, enumerated, relax
+    from .handlers import discretize, enumerated, relax, straight_through
     from .models import CategoricalVAE
     from .train import make_step
 
@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 _HOME = {
     "CategoricalVAE": "models",
     "relax": "handlers",
+    "straight_through": "handlers",
     "discretize": "handlers",
     "enumerated": "handlers",
     "ExactELBO": "elbos.exact",
@@ -60,6 +61,7 @@ __all__ = [
     "load",
     "make_step",
     "relax",
+    "straight_through",
 ]
 
 

@@ -9,6 +9,13 @@ import tyro
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "teacher"]
 EstimatorName = Literal[
     "gumbel-softmax",
+    "straight-through",
+    "st-gumbel-softmax",
+    "decoupled-st-gumbel-softmax",
+    "gumbel-rao",
+    "gapped-straight-through",
+    "reinmax",
+    "reinmax-rao",
     "local-expectation",
     "disarm",
     "disarm-iw",

@@ -1,4 +1,4 @@
-"""Effect handlers that say what the one-hot sites of a Pyro program are: relaxed, discrete, or enumerated.
+"""Effect handlers: the one-hot sites of a Pyro program become relaxed, straight-through, discrete, or enumerated.
 
 A program is written once, with `OneHotCategorical`, `OneHotCategorical(...).to_event(1)`, `RelaxedOneHotCategorical`
 or our factorized sites. Where handlers are nested, the outermost one decides: `discretize(relax(program))` is
@@ -13,7 +13,8 @@ from typing import Any, overload
 from torch import Tensor
 
 from .distributions.concrete import check_temperature
-from .messengers import DiscretizeMessenger, EnumeratedMessenger, RelaxMessenger
+from .distributions.surrogates import Kind, find_kind
+from .messengers import DiscretizeMessenger, EnumeratedMessenger, RelaxMessenger, StraightThroughMessenger
 from .sites import OneHotMessenger, Program
 
 
@@ -86,6 +87,57 @@ def relax(program: Program | None = None, *, temperature: float | Tensor | None 
     if temperature is not None:
         check_temperature(temperature)
     return _handler(lambda: RelaxMessenger(temperature), program)
+
+
+@overload
+def straight_through(
+    program: Program, *, kind: str | Kind = "st-gumbel-softmax", temperature: float | Tensor | None = None
+) -> Program: ...
+@overload
+def straight_through(
+    program: None = None, *, kind: str | Kind = "st-gumbel-softmax", temperature: float | Tensor | None = None
+) -> _DecoratorOrContext: ...
+def straight_through(
+    program: Program | None = None,
+    *,
+    kind: str | Kind = "st-gumbel-softmax",
+    temperature: float | Tensor | None = None,
+) -> Any:
+    """Draw every latent one-hot of a program exactly, and differentiate through it by a surrogate.
+
+    Sites become :class:`StraightThroughOneHotCategorical`, whatever their number: the value is one-hot and scored by
+    the categorical, so that `Trace_ELBO` and `TraceMeanField_ELBO` estimate the discrete ELBO without bias; their
+    gradients have that of the surrogate. Handle model and guide both, that gradients through z reach the prior's score
+    too.
+
+    Args:
+        program: a model or guide; without it, a decorator and context manager is returned.
+        kind: "straight-through", "st-gumbel-softmax", "decoupled-st-gumbel-softmax", "gumbel-rao",
+            "gapped-straight-through", "reinmax" or "reinmax-rao"; one of `distributions.surrogates` with options, such
+            as `GumbelRao(num_draws=10)`; or a function of logits (..., K) and temperature () that returns one-hots.
+        temperature: t > 0 of the surrogate, for all sites; None keeps the temperatures of sites that have one.
+
+    Returns:
+        The straight-through program.
+
+    Raises:
+        ValueError: if there is no such kind, or the temperature is not one positive number, or is missing where a site
+            is discrete.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> @straight_through(kind="reinmax", temperature=1.3)
+        ... def guide():
+        ...     return pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(3, requires_grad=True)))
+        >>> z = guide()
+        >>> z.max().item(), z.requires_grad
+        (1.0, True)
+    """
+    if temperature is not None:
+        check_temperature(temperature)
+    found = find_kind(kind)
+    return _handler(lambda: StraightThroughMessenger(found, temperature), program)
 
 
 @overload

@@ -1,4 +1,4 @@
-"""What relaxing, discretizing and enumerating do to a one-hot site, message by message."""
+"""What relaxing, discretizing, enumerating and a straight-through do to a one-hot site, message by message."""
 
 import inspect
 from typing import Any
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
 from .distributions.one_hot import num_codes
+from .distributions.straight_through import StraightThroughOneHotCategorical
+from .distributions.surrogates import Kind
 from .memory import in_words, memory_limit
 from .sites import Messages, OneHotMessenger, OneHotSite, Program, plates_of
 
@@ -28,18 +30,12 @@ class RelaxMessenger(OneHotMessenger):
         return super().__enter__()
 
     def declare(self, msg: Messages, site: OneHotSite) -> None:
-        temperature = site.temperature if self.temperature is None else self.temperature
         name = msg["name"]
-        if temperature is None:
-            raise ValueError(
-                f"Expected a temperature for the discrete site '{name}', but found none. "
-                "Try relax(program, temperature=0.5)."
-            )
+        temperature = _temperature(name, site, self.temperature, "relax(program, temperature=0.5)")
         # The log-space value is what guide and model exchange: z itself underflows at low temperature, and its density
         # with it. z is then a function of it, as in Pyro's reparameterizers.
         log_site = site.distribution(lambda logits: ExpConcrete(temperature, logits=logits))
-        infer: Any = {key: value for key, value in msg["infer"].items() if key != "enumerate"}
-        log_z = pyro.sample(f"{name}_log", log_site, infer=infer)  # (..., K)
+        log_z = pyro.sample(f"{name}_log", log_site, infer=_sampled(msg))  # (..., K)
         relaxed = site.distribution(
             lambda logits: RelaxedOneHotCategorical(temperature, logits=logits, validate_args=False)
         )
@@ -59,6 +55,35 @@ class RelaxMessenger(OneHotMessenger):
                 f"Expected the relaxed site '{name}' to be exp('{name}_log'), but a handler outside of relax() gave it "
                 f"another value. Try relax(condition(program, ..)) to observe a one-hot, or condition '{name}_log'."
             )
+
+
+class StraightThroughMessenger(OneHotMessenger):
+    """Samples one-hot sites as exact one-hots with a surrogate gradient."""
+
+    def __init__(self, kind: Kind, temperature: float | Tensor | None) -> None:
+        super().__init__()
+        self.kind = kind
+        self.temperature = temperature
+
+    def declare(self, msg: Messages, site: OneHotSite) -> None:
+        temperature = _temperature(msg["name"], site, self.temperature, "straight_through(program, temperature=0.5)")
+        msg["fn"] = site.distribution(
+            lambda logits: StraightThroughOneHotCategorical(temperature, logits=logits.to(site.dtype), kind=self.kind)
+        )
+        msg["infer"] = _sampled(msg)
+
+
+def _temperature(name: str, site: OneHotSite, given: float | Tensor | None, attempt: str) -> float | Tensor:
+    """The temperature that a handler gives, or else the site's own."""
+    temperature = site.temperature if given is None else given
+    if temperature is None:
+        raise ValueError(f"Expected a temperature for the discrete site '{name}', but found none. Try {attempt}.")
+    return temperature
+
+
+def _sampled(msg: Messages) -> Any:
+    """A site's settings without enumeration, of which a sample knows nothing."""
+    return {key: value for key, value in msg["infer"].items() if key != "enumerate"}
 
 
 class DiscretizeMessenger(OneHotMessenger):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from .distributions.one_hot import FactorizedOneHotCategorical
+from .distributions.straight_through import StraightThroughOneHotCategorical
 
 Program = Callable[..., Any]
 Messages = Any  # Pyro's messages are dictionaries that handlers edit in place.
@@ -30,7 +31,7 @@ class OneHotSite(NamedTuple):
 
     logits: Tensor  # (..., K), or (..., N, K) where the site has N latents
     num_event_dims: int  # 1 or 2
-    temperature: Tensor | None  # of a relaxed site
+    temperature: Tensor | None  # of a relaxed or straight-through site
     mask: bool | Tensor | None
     dtype: torch.dtype  # of its samples
 
@@ -50,12 +51,13 @@ def one_hot_site(fn: Any) -> OneHotSite | None:
     """Read a site's distribution: its logits and temperature if it is a one-hot, relaxed or not, else None.
 
     Raises:
-        ValueError: if it is a straight-through one-hot, neither relaxed nor discrete, or masks some of its latents.
+        ValueError: if it is one of Pyro's straight-through one-hots, whose samples hide what their gradient needs, or
+            masks some of its latents.
     """
     if isinstance(fn, OneHotCategoricalStraightThrough | RelaxedOneHotCategoricalStraightThrough):
         raise ValueError(
             f"Expected one-hot sites that are relaxed or discrete, but found a {type(fn).__name__}, which is both. Try "
-            "OneHotCategorical."
+            "OneHotCategorical, and straight_through(program)."
         )
     if isinstance(fn, MaskedDistribution):
         inner = one_hot_site(fn.base_dist)
@@ -70,6 +72,8 @@ def one_hot_site(fn: Any) -> OneHotSite | None:
         return inner and inner._replace(num_event_dims=inner.num_event_dims + fn.reinterpreted_batch_ndims)
     if isinstance(fn, FactorizedOneHotCategorical):
         return OneHotSite(fn.logits, 2, None, None, fn.sample_dtype)
+    if isinstance(fn, StraightThroughOneHotCategorical):
+        return OneHotSite(fn.logits, 1, fn.temperature, None, fn.sample_dtype)
     if isinstance(fn, torch.distributions.RelaxedOneHotCategorical):
         return OneHotSite(fn.logits, 1, fn.temperature, None, getattr(fn, "sample_dtype", fn.logits.dtype))
     if isinstance(fn, torch.distributions.OneHotCategorical):

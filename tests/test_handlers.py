@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from pyro_gvae.distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
 from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
-from pyro_gvae.handlers import discretize, enumerated, relax
+from pyro_gvae.handlers import discretize, enumerated, relax, straight_through
 from pyro_gvae.sites import one_hot_site
 
 B, N, K, D = 5, 3, 4, 6
@@ -443,7 +443,7 @@ def test_settings_that_mean_sampling_give_way():
 
 
 @pytest.mark.parametrize("kind", [dist.OneHotCategoricalStraightThrough, dist.RelaxedOneHotCategoricalStraightThrough])
-@pytest.mark.parametrize("handler", [lambda f: relax(f, temperature=0.5), discretize, enumerated])
+@pytest.mark.parametrize("handler", [lambda f: relax(f, temperature=0.5), straight_through, discretize, enumerated])
 def test_straight_through_sites_are_refused(kind, handler):
     arguments = {"logits": torch.zeros(3)} | ({"temperature": torch.tensor(0.5)} if "Relaxed" in kind.__name__ else {})
     with pytest.raises(ValueError, match=r"but found a .*StraightThrough, which is both"):

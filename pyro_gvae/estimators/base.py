@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..exact import HasPair
 from ..sites import Program
@@ -49,7 +49,7 @@ class Estimator:
     bias: str
     reference: str
     is_exact: bool = False
-    temperature: float | None = None
+    temperature: float | Tensor | None = None
     num_categories: int | None = None
 
     @property

@@ -8,10 +8,26 @@ from .coupled import disarm, disarm_iw
 from .exact import exact, exact_evidence
 from .partial_enumeration import local_expectation
 from .relaxed import gumbel_softmax
+from .straight_through import (
+    decoupled_st_gumbel_softmax,
+    gapped_straight_through,
+    gumbel_rao,
+    reinmax,
+    reinmax_rao,
+    st_gumbel_softmax,
+    straight_through,
+)
 
 #: name -> constructor; its keywords are the estimator's options.
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "gumbel-softmax": gumbel_softmax,
+    "straight-through": straight_through,
+    "st-gumbel-softmax": st_gumbel_softmax,
+    "decoupled-st-gumbel-softmax": decoupled_st_gumbel_softmax,
+    "gumbel-rao": gumbel_rao,
+    "gapped-straight-through": gapped_straight_through,
+    "reinmax": reinmax,
+    "reinmax-rao": reinmax_rao,
     "local-expectation": local_expectation,
     "disarm": disarm,
     "disarm-iw": disarm_iw,

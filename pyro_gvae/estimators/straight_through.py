@@ -1,0 +1,230 @@
+"""Estimators with exact one-hots and a surrogate gradient: the loss is the discrete ELBO's, the gradient is biased."""
+
+from collections.abc import Callable
+
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor
+
+from ..distributions.surrogates import (
+    KINDS,
+    DecoupledSTGumbelSoftmax,
+    GappedStraightThrough,
+    GumbelRao,
+    Kind,
+    ReinMaxRao,
+)
+from ..handlers import straight_through as handler
+from .base import Estimator, Loss, check_particles
+
+# The temperatures are those that were found best for K = 8, N = 4 on MNIST, by Liu et al. 2023, arXiv 2304.08612.
+
+
+def straight_through(
+    *, temperature: float | Tensor | None = 1.3, kl: str = "categorical", num_particles: int = 1
+) -> Estimator:
+    """One-hots, with the gradient of the softmax in their place.
+
+    *Approximates* the discrete ELBO, without bias in its value. *With* z = D + s - stop_gradient(s), D ~
+    softmax(logits) and s = softmax(logits / t) (Bengio et al. 2013, arXiv 1308.3432). *Requires* a decoder that can be
+    differentiated in its codes; it only ever sees one-hots. *Bias*: the gradient is exact for functions that are linear
+    in z, at t = 1.
+
+    Args:
+        temperature: of the surrogate; None keeps the program's own.
+        kl: "categorical" is analytic, in `TraceMeanField_ELBO`; "sampled" is log q(z) - log p(z), in `Trace_ELBO`.
+        num_particles: P, samples per datum.
+
+    Raises:
+        ValueError: if an option is unknown or out of range.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> model, guide, elbo = straight_through().bind(vae)
+    """
+    reference = "Bengio et al. 2013, arXiv 1308.3432"
+    return _estimator("straight-through", reference, temperature, kl, num_particles)
+
+
+def st_gumbel_softmax(
+    *, temperature: float | Tensor | None = 0.5, kl: str = "categorical", num_particles: int = 1
+) -> Estimator:
+    """One-hots, with the gradient of the soft Gumbel-Softmax sample in their place.
+
+    *Approximates* the discrete ELBO, without bias in its value. *With* D = one_hot(argmax(logits + g)) and s =
+    softmax((logits + g) / t) (Jang et al. 2017, arXiv 1611.01144). *Requires* a decoder that can be differentiated in
+    its codes. *Bias*: of the surrogate gradient; less at low temperature, at the price of variance.
+
+    Args:
+        temperature: of the surrogate; None keeps the program's own.
+        kl: "categorical" or "sampled", as in :func:`straight_through`.
+        num_particles: P, samples per datum.
+
+    Raises:
+        ValueError: if an option is unknown or out of range.
+    """
+    return _estimator("st-gumbel-softmax", "Jang et al. 2017, arXiv 1611.01144", temperature, kl, num_particles)
+
+
+def decoupled_st_gumbel_softmax(
+    *,
+    temperature: float | Tensor | None = 1.0,
+    forward_temperature: float = 1.0,
+    kl: str = "categorical",
+    num_particles: int = 1,
+) -> Estimator:
+    """ST-Gumbel-Softmax with a temperature of its own for the draw.
+
+    *Approximates* the discrete ELBO. *With* D = one_hot(argmax u) and s = softmax(u / t), u = logits / f + g (Shah et
+    al. 2024, arXiv 2410.13331). *Requires* a decoder that can be differentiated in its codes. *Bias*: of the surrogate
+    gradient. At f = 1 this is ST-Gumbel-Softmax, whose argmax does not depend on t; at another forward temperature
+    codes are not drawn from the q that is scored, and the loss is biased too.
+
+    Args:
+        temperature: t of the surrogate, backward; None keeps the program's own. The paper has no tuned one for this
+            model.
+        forward_temperature: f > 0, of the draw.
+        kl: "categorical" or "sampled", as in :func:`straight_through`.
+        num_particles: P, samples per datum.
+
+    Raises:
+        ValueError: if an option is unknown or out of range.
+    """
+    return _estimator(
+        "decoupled-st-gumbel-softmax",
+        "Shah et al. 2024, arXiv 2410.13331",
+        temperature,
+        kl,
+        num_particles,
+        kind=DecoupledSTGumbelSoftmax(forward_temperature),
+        bias=BIAS
+        if forward_temperature == 1
+        else "of codes drawn at another temperature, and of the surrogate gradient",
+    )
+
+
+def gumbel_rao(
+    *,
+    temperature: float | Tensor | None = 0.5,
+    num_draws: int = 100,
+    kl: str = "categorical",
+    num_particles: int = 1,
+) -> Estimator:
+    """ST-Gumbel-Softmax's gradient, averaged over the noise that gives the same one-hot.
+
+    *Approximates* the discrete ELBO, without bias in its value. *With* D ~ softmax(logits) and the mean over M draws of
+    softmax((logits + g') / t), g' given D (Paulus et al. 2021, arXiv 2010.04838). *Requires* a decoder that can be
+    differentiated in its codes, which is run once. *Bias*: that of `st-gumbel-softmax`, with less variance.
+
+    Args:
+        temperature: of the surrogate; None keeps the program's own.
+        num_draws: M, of conditional noise.
+        kl: "categorical" or "sampled", as in :func:`straight_through`.
+        num_particles: P, samples per datum.
+
+    Raises:
+        ValueError: if an option is unknown or out of range.
+    """
+    reference = "Paulus et al. 2021, arXiv 2010.04838"
+    return _estimator("gumbel-rao", reference, temperature, kl, num_particles, kind=GumbelRao(num_draws))
+
+
+def gapped_straight_through(
+    *, temperature: float | Tensor | None = 1.0, gap: float = 1.0, kl: str = "categorical", num_particles: int = 1
+) -> Estimator:
+    """One-hots, with the gradient of a softmax whose logits are moved until D leads by a gap.
+
+    *Approximates* the discrete ELBO, without bias in its value. *With* D ~ softmax(logits) and s = softmax(u / t), u_D
+    = max_k logits_k and u_k = min(logits_k, u_D - gap) (Fan et al. 2022, arXiv 2206.07235): ST-Gumbel-Softmax's
+    properties without its noise. *Requires* a decoder that can be differentiated in its codes. *Bias*: of the surrogate
+    gradient.
+
+    Args:
+        temperature: of the surrogate; None keeps the program's own.
+        gap: in nats.
+        kl: "categorical" or "sampled", as in :func:`straight_through`.
+        num_particles: P, samples per datum.
+
+    Raises:
+        ValueError: if an option is unknown or out of range.
+    """
+    reference = "Fan et al. 2022, arXiv 2206.07235"
+    kind = GappedStraightThrough(gap)
+    return _estimator("gapped-straight-through", reference, temperature, kl, num_particles, kind=kind)
+
+
+def reinmax(*, temperature: float | Tensor | None = 1.3, kl: str = "categorical", num_particles: int = 1) -> Estimator:
+    """One-hots, with a gradient that is exact to second order.
+
+    *Approximates* the discrete ELBO, without bias in its value. *With* D ~ softmax(logits) and 2 J((D + softmax(logits
+    / t)) / 2) - J(softmax(logits)) / 2, J the derivative of softmax (Liu et al. 2023, arXiv 2304.08612). *Requires* a
+    decoder that can be differentiated in its codes. *Bias*: none for functions that are quadratic in each z_n, at t =
+    1.
+
+    Args:
+        temperature: of the surrogate, at least 1 in the paper; None keeps the program's own.
+        kl: "categorical" or "sampled", as in :func:`straight_through`.
+        num_particles: P, samples per datum.
+
+    Raises:
+        ValueError: if an option is unknown or out of range.
+    """
+    return _estimator("reinmax", "Liu et al. 2023, arXiv 2304.08612", temperature, kl, num_particles)
+
+
+def reinmax_rao(
+    *,
+    temperature: float | Tensor | None = 1.0,
+    num_draws: int = 100,
+    kl: str = "categorical",
+    num_particles: int = 1,
+) -> Estimator:
+    """ReinMax, with Gumbel-Rao's mean derivative at its midpoint, which varies less.
+
+    *Approximates* the discrete ELBO, without bias in its value. *With* D ~ softmax(logits) and 2 J' -
+    J(softmax(logits)) / 2, J' the mean derivative of Gumbel-Rao at logits log((D + softmax(logits)) / 2) (Wang and Bui
+    2026, arXiv 2603.08257; their temperature is 1). *Requires* a decoder that can be differentiated in its codes, which
+    is run once. *Bias*: of the surrogate gradient.
+
+    Args:
+        temperature: of the surrogate; None keeps the program's own.
+        num_draws: M, of conditional noise.
+        kl: "categorical" or "sampled", as in :func:`straight_through`.
+        num_particles: P, samples per datum.
+
+    Raises:
+        ValueError: if an option is unknown or out of range.
+    """
+    reference = "Wang and Bui 2026, arXiv 2603.08257"
+    return _estimator("reinmax-rao", reference, temperature, kl, num_particles, kind=ReinMaxRao(num_draws))
+
+
+BIAS = "none of the loss; of the surrogate gradient"
+ELBOS: dict[str, Callable[..., Loss]] = {"categorical": TraceMeanField_ELBO, "sampled": Trace_ELBO}
+
+
+def _estimator(
+    name: str,
+    reference: str,
+    temperature: float | Tensor | None,
+    kl: str,
+    num_particles: int,
+    *,
+    kind: Kind | None = None,
+    bias: str = BIAS,
+) -> Estimator:
+    """What the seven share."""
+    if kl not in ELBOS:
+        raise ValueError(f"Expected kl to be one of {', '.join(ELBOS)}, but found '{kl}'.")
+    check_particles(num_particles)
+    # Pyro guesses the nesting of plates where it needs to know it: here, for vectorized particles.
+    particles = {"num_particles": num_particles, "vectorize_particles": num_particles > 1}
+    return Estimator(
+        name=name,
+        handler=handler(kind=kind or KINDS[name], temperature=temperature),
+        elbo=lambda: ELBOS[kl](**particles),
+        approximates="the discrete ELBO",
+        bias=bias,
+        reference=reference,
+        temperature=temperature,
+    )
