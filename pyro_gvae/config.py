@@ -12,6 +12,8 @@ EstimatorName = Literal[
     "local-expectation",
     "disarm",
     "disarm-iw",
+    "rebar",
+    "relax",
     "exact",
     "exact-evidence",
 ]
