@@ -367,6 +367,20 @@ def test_a_recording_gives_the_same_gradients_of_everything(name):
     assert traced.num_recordings == 1
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_is_frozen_stays(name):
+    elbo = LOSSES[name]()
+    elbo.own.requires_grad_(False)
+    elbo.own.log_temperature.requires_grad_()
+    vae = CategoricalVAE(D, 2, 3, (4,))
+    step = make_step(vae, dataclasses.replace(estimator(name), elbo=lambda: elbo), lr=1e-2)
+    for _ in range(2):
+        step(torch.ones(4, D))
+    assert elbo.own.eta.item() == 1 and elbo.own.log_temperature.item() != math.log(0.5)
+    elbo.own.requires_grad_(False)
+    step(torch.ones(4, D))
+
+
 def test_relax_begins_as_rebar():
     rows = Rows(2, 3, batch_size=4)
     relax = RELAX()
