@@ -19,6 +19,8 @@ EstimatorName = Literal[
     "local-expectation",
     "disarm",
     "disarm-iw",
+    "rebar",
+    "relax",
     "exact",
     "exact-evidence",
 ]

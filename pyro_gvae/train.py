@@ -51,7 +51,8 @@ def make_step(
         lr: learning rate; not used where `optimizer` is given as an object.
         optimizer: the name of a class in `torch.optim`, fused where torch can, over all parameters; or an object that
             has the parameters already, for example to keep its state when the estimator changes.
-        clip_norm: the largest norm that the gradient of all parameters together may have, in nats per datum.
+        clip_norm: the largest norm that the gradient of the module's parameters together may have, in nats per datum.
+            What a loss learns itself has other units, and is not clipped.
         compile: compile the recorded graph by Inductor, with CUDA graphs on a GPU; takes a compiler and half a minute.
 
     Returns:
@@ -79,7 +80,7 @@ def make_step(
     def step(x: Tensor) -> Tensor:
         loss = gradients(x)
         if clip_norm is not None:
-            nn.utils.clip_grad_norm_(gradients.parameters, clip_norm * len(x))
+            nn.utils.clip_grad_norm_(gradients.of_program, clip_norm * len(x))
         chosen.step()
         if on_cpu and (_steps_taken(chosen) or next(own_count)) % FLUSH_EVERY == 0:
             _flush(chosen)
@@ -122,7 +123,8 @@ class _Gradients:
 
     def __init__(self, vae: TrainableProgram, estimator: Estimator, *, compile: bool) -> None:
         self._model, self._guide, self._elbo = estimator.bind(vae)
-        self.parameters = [*vae.parameters(), *own_state(self._elbo).parameters()]
+        self.of_program = [*vae.parameters()]
+        self.parameters = [*self.of_program, *own_state(self._elbo).parameters()]
         self._traced: TracedELBO | None = TracedELBO(cast(ELBO, self._elbo), compile=compile)
         self._is_exact = estimator.is_exact
         self._ids = set(map(id, self.parameters))

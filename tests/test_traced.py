@@ -266,6 +266,20 @@ def test_a_change_is_noticed(name):
         assert traced.num_recordings == recordings
 
 
+def test_annotations_of_a_hook_are_no_change():
+    """Torch copies them into the hook's dictionary, and `dict[str, Tensor]` makes its own anew whenever it is read."""
+
+    def load(module, state: dict[str, torch.Tensor], *rest):
+        pass
+
+    vae = new_vae(decoder=Scaled())
+    vae.decoder.register_load_state_dict_pre_hook(load)
+    traced = TracedELBO(Trace_ELBO())
+    for _ in range(2):
+        assert_as_plain(traced, vae, torch.ones(B, D, dtype=torch.float64))
+    assert traced.num_recordings == 1
+
+
 def test_another_type_is_noticed():
     vae = new_vae(torch.float32)
     traced = TracedELBO(Trace_ELBO())

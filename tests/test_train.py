@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pyro_gvae import train
-from pyro_gvae.estimators import ESTIMATORS, estimator
+from pyro_gvae.estimators import ESTIMATORS, estimator, own_state
 from pyro_gvae.models import CategoricalVAE
 from pyro_gvae.train import make_step
 
@@ -37,7 +37,7 @@ def weights(vae):
 def plainly(vae, chosen, xs, lr=1e-2):
     """The same steps as one writes them with Pyro's ELBO and torch's optimizer."""
     model, guide, elbo = chosen.bind(vae)
-    optimizer = torch.optim.Adam(vae.parameters(), lr=lr)
+    optimizer = torch.optim.Adam([*vae.parameters(), *own_state(elbo).parameters()], lr=lr)
     losses = []
     for x in xs:
         optimizer.zero_grad()

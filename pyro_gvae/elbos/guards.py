@@ -85,7 +85,7 @@ class Guard:
 
 def _readers(thing: Any) -> list[Reader]:
     """How to read, now and later, what a thing refers to."""
-    if isinstance(thing, types.ModuleType | Tensor) or _root(type(thing)) in RESTLESS:
+    if isinstance(thing, types.ModuleType | types.GenericAlias | Tensor) or _root(type(thing)) in RESTLESS:
         return []
     if isinstance(thing, dict):
         return [thing.values]

@@ -91,7 +91,7 @@ class SampledELBO(ELBO):
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The same; gradients of all parameters, the loss's own included, are added to their `.grad`."""
         found = self._estimate(model, guide, args, kwargs)
-        own = [] if self.own is None else list(self.own.parameters())
+        own = [] if self.own is None else [leaf for leaf in self.own.parameters() if leaf.requires_grad]
         if own and found.own_loss is not None:
             found.own_loss.backward(inputs=own, retain_graph=True)
         if found.surrogate.requires_grad:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .base import Estimator
+from .control_variates import rebar, relax_with_network
 from .coupled import disarm, disarm_iw
 from .exact import exact, exact_evidence
 from .partial_enumeration import local_expectation
@@ -31,6 +32,8 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "local-expectation": local_expectation,
     "disarm": disarm,
     "disarm-iw": disarm_iw,
+    "rebar": rebar,
+    "relax": relax_with_network,
     "exact": exact,
     "exact-evidence": exact_evidence,
 }

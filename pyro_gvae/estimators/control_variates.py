@@ -1,0 +1,62 @@
+"""Estimators of the score function with a control variate that relaxes the same noise, and learns."""
+
+from ..distributions.concrete import check_temperature
+from ..elbos.control_variates import REBAR, RELAX
+from ..handlers import discretize
+from .base import Estimator, check_particles
+
+
+def rebar(*, temperature: float = 0.5, num_particles: int = 1) -> Estimator:
+    """REINFORCE with the model at soft codes as a control variate, whose temperature and scale are learned.
+
+    *Approximates* the ELBO of the discrete model. *With* g = (f(b) - eta c(z~)) grad log q(b) + eta (grad c(z) -
+    grad c(z~)), b = argmax z, z~ ~ p(z | b), c(z) = f(softmax(z / t)) (Tucker et al. 2017, arXiv 1703.07370, eq. 7):
+    two decoder calls for each code, and a second derivative of the model, by which eta and t lower the variance.
+    *Requires* a decoder that takes points of the simplex and can be differentiated twice. *Bias*: none.
+
+    Args:
+        temperature: t to begin with.
+        num_particles: P, samples per datum.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+    check_particles(num_particles)
+    check_temperature(temperature)
+    return Estimator(
+        name="rebar",
+        handler=discretize,
+        elbo=lambda: REBAR(num_particles=num_particles, temperature=temperature),
+        approximates="the ELBO of the discrete model",
+        bias="none",
+        reference="Tucker et al. 2017, arXiv 1703.07370",
+    )
+
+
+def relax_with_network(*, temperature: float = 0.5, num_particles: int = 1, hidden: int = 32) -> Estimator:
+    """REBAR with a small network added to its control variate; named "relax", and not the handler of that name.
+
+    *Approximates* the ELBO of the discrete model. *With* the gradient of `rebar`, where c(z) = f(softmax(z / t)) +
+    r(softmax(z / t)); eta, t and the network r lower the variance (Grathwohl et al. 2018, arXiv 1711.00123).
+    *Requires* a decoder that takes points of the simplex and can be differentiated twice. *Bias*: none.
+
+    Args:
+        temperature: t to begin with.
+        num_particles: P, samples per datum.
+        hidden: units of the network's hidden layer.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+    check_particles(num_particles)
+    check_temperature(temperature)
+    if hidden < 1:
+        raise ValueError(f"Expected hidden of at least one unit, but found {hidden}. Try 'rebar' for no network.")
+    return Estimator(
+        name="relax",
+        handler=discretize,
+        elbo=lambda: RELAX(num_particles=num_particles, temperature=temperature, hidden=hidden),
+        approximates="the ELBO of the discrete model",
+        bias="none",
+        reference="Grathwohl et al. 2018, arXiv 1711.00123",
+    )
