@@ -13,7 +13,7 @@ from torch import Tensor
 from .distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
 from .distributions.one_hot import num_codes
 from .memory import in_words, memory_limit
-from .sites import Messages, OneHotMessenger, OneHotSite, Program, plates_of
+from .sites import Messages, OneHotMessenger, OneHotSite, Program, ProgramMessenger, plates_of
 
 
 class RelaxMessenger(OneHotMessenger):
@@ -59,6 +59,18 @@ class RelaxMessenger(OneHotMessenger):
                 f"Expected the relaxed site '{name}' to be exp('{name}_log'), but a handler outside of relax() gave it "
                 f"another value. Try relax(condition(program, ..)) to observe a one-hot, or condition '{name}_log'."
             )
+
+
+class WeighKLMessenger(ProgramMessenger):
+    """Scales the log-densities of latent sites, whatever distribution other handlers give them."""
+
+    def __init__(self, beta: float | Tensor) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def _pyro_sample(self, msg: Messages) -> None:
+        if not (msg["is_observed"] or site_is_subsample(msg) or msg["infer"].get("_deterministic")):
+            msg["scale"] = self.beta * msg["scale"]
 
 
 class DiscretizeMessenger(OneHotMessenger):
