@@ -1,16 +1,35 @@
-"""The command line: `pyro-gvae compare`. Torch is imported only when a command runs, so that `--help` is instant."""
+"""The command line. Torch is imported only when a command runs, so that `--help` is instant."""
 
 import sys
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import tyro
 
-from .config import CompareConfig, GapsConfig
+from .config import CompareConfig, EncodeConfig, EvaluateConfig, GapsConfig, ReconstructConfig, SampleConfig
+
+
+class Command(NamedTuple):
+    """A configuration, and the function that takes it and returns what is said in the end: "module:function"."""
+
+    config: type[Any]
+    function: str
+
+
+COMMANDS = {
+    "compare": Command(CompareConfig, "compare:compare_command"),
+    "gaps": Command(GapsConfig, "gaps:gaps_command"),
+    "evaluate": Command(EvaluateConfig, "commands:evaluate_command"),
+    "encode": Command(EncodeConfig, "commands:encode_command"),
+    "reconstruct": Command(ReconstructConfig, "commands:reconstruct_command"),
+    "sample": Command(SampleConfig, "commands:sample_command"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 if it succeeded, 2 with one sentence if it was asked for something that cannot be."""
     try:
-        _run(_parse(arguments))
+        print(f"\n{_run(_parse(arguments))}")
     except (ValueError, OSError) as error:
         print(f"pyro-gvae: {_sentence(error)}", file=sys.stderr)
         return 2
@@ -20,30 +39,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: list[str] | None) -> CompareConfig | GapsConfig:
+def _parse(arguments: list[str] | None) -> Any:
     return tyro.extras.subcommand_cli_from_dict(
-        {"compare": CompareConfig, "gaps": GapsConfig},
+        {name: command.config for name, command in COMMANDS.items()},
         args=arguments,
         prog="pyro-gvae",
         description="Categorical VAEs in Pyro: relaxed sampling and exact enumeration on one program.",
     )
 
 
-def _run(config: CompareConfig | GapsConfig) -> None:
-    # Imports stand here so that --help imports no torch.
-    if isinstance(config, GapsConfig):
-        from .gaps import gaps_table, run_gaps
-
-        max_memory = None if config.max_memory is None else config.max_memory * 1e9
-        table = run_gaps(
-            config.run, num_data=config.num_data, num_particles=config.num_particles, max_memory=max_memory
-        )
-        print(f"\n{gaps_table(table)}\n\nfigure: {config.run / 'figures' / 'gaps.png'}")
-    else:
-        from .compare import compare, results_table
-
-        run = compare(config)
-        print(f"\n{results_table(run)}\n\nreport: {run / 'report.html'}")
+def _run(config: Any) -> str:
+    function = next(command.function for command in COMMANDS.values() if command.config is type(config))
+    module, _, name = function.partition(":")
+    said: str = getattr(import_module(f".{module}", __package__), name)(config)
+    return said
 
 
 def _sentence(error: Exception) -> str:

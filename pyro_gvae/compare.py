@@ -22,7 +22,8 @@ from .config import CompareConfig
 from .data import Dataset, epoch_batches
 from .datasets import load
 from .estimators import Estimator, estimator
-from .evaluate import code_usage, discrete_scores, own_objective, prior_samples, reconstructions
+from .evaluate import code_usage, discrete_scores, own_objective
+from .generate import reconstruct, sample
 from .models import CategoricalVAE
 from .report import write_report
 from .results import append_json_line, cell_path, new_run_folder, read_json_lines, replacing, write_csv, write_json
@@ -69,6 +70,12 @@ def compare(config: CompareConfig) -> Path:
             write_csv(run / "results.csv", final_rows(read_json_lines(run / "metrics.jsonl")))
             write_report(run)
     return run
+
+
+def compare_command(config: CompareConfig) -> str:
+    """The comparison as a command: what is said in the end."""
+    run = compare(config)
+    return f"{results_table(run)}\n\nreport: {run / 'report.html'}"
 
 
 def _check_codes(config: CompareConfig, data: Dataset) -> None:
@@ -154,7 +161,7 @@ def _run_cell(run: Path, config: CompareConfig, data: Dataset, vae: CategoricalV
     """Train one model by one estimator: a line in metrics.jsonl for each evaluation, at the end arrays for pictures."""
     chosen = make_estimator(name, config)
     step = make_step(vae, chosen, lr=config.learning_rate)
-    start_images = reconstructions(vae, data.test[:NUM_RECONSTRUCTIONS])
+    start_images = reconstruct(vae, data.test[:NUM_RECONSTRUCTIONS])
     num_batches = -(-len(data.train) // config.batch_size)
     total = config.epochs * num_batches
     stops = {round(total * i / config.evaluations) for i in range(1, config.evaluations + 1)}
@@ -186,8 +193,8 @@ def _run_cell(run: Path, config: CompareConfig, data: Dataset, vae: CategoricalV
 def _evaluate(
     config: CompareConfig, data: Dataset, vae: CategoricalVAE, chosen: Estimator, *, seed: int
 ) -> dict[str, float]:
-    sample = next(epoch_batches(data, min(NUM_TRAIN_EVALUATED, len(data.train)), seed=0, epoch=0))
-    train = discrete_scores(vae, sample, max_memory=_bytes(config))
+    shown = next(epoch_batches(data, min(NUM_TRAIN_EVALUATED, len(data.train)), seed=0, epoch=0))
+    train = discrete_scores(vae, shown, max_memory=_bytes(config))
     test = discrete_scores(vae, data.test, max_memory=_bytes(config))
     with torch.random.fork_rng():  # how often a run is evaluated must not change what it learns
         torch.manual_seed(seed)
@@ -208,8 +215,8 @@ def _save_cell(
     arrays = {
         "inputs": shown,
         "reconstructions_start": start_images,
-        "reconstructions_end": reconstructions(vae, shown),
-        "samples": prior_samples(vae, NUM_SAMPLES),
+        "reconstructions_end": reconstruct(vae, shown),
+        "samples": sample(vae, NUM_SAMPLES),
         "code_usage": code_usage(vae, data.test, max_memory=_bytes(config)),
     }
     for path, tensors in ((weights_path(run, name, seed), vae.state_dict()), (cell_path(run, name, seed), arrays)):

@@ -135,6 +135,98 @@ class GapsConfig:
         _at_least("num_particles", self.num_particles, 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which trained model to look at.
+
+    Args:
+        run: A run folder.
+        estimator: Which one, in a run of several estimators.
+        seed: Which one, in a run of several seeds.
+        output: The folder to write to; one inside the run folder if not given.
+    """
+
+    run: tyro.conf.Positional[Path]
+    estimator: str | None = None
+    seed: int | None = None
+    output: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig(ModelConfig):
+    """What a trained model is worth as a discrete model, on train and test data: bounds of log p(x), use of codes.
+
+    Args:
+        num_data: How many data of each part, from the first on.
+        evidence: How log p(x) is judged; auto sums over all codes where that takes less than a minute.
+        particles: P, samples for each datum where codes are too many to be summed.
+        max_memory: Gigabytes that a sum may take; a quarter of the free memory if not given.
+        random_seed: Of the samples.
+    """
+
+    num_data: int = 10_000
+    evidence: Literal["auto", "exact", "importance-weighted"] = "auto"
+    particles: int = 1000
+    max_memory: float | None = None
+    random_seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("num_data", self.num_data, 2)
+        _at_least("particles", self.particles, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeConfig(ModelConfig):
+    """The codes of data, as CSV of category numbers and as safetensors.
+
+    Args:
+        part: Whose data.
+        kind: The guide's most probable code, one drawn from the guide, or the exact posterior's most probable one.
+        num_data: How many, from the first on; all if not given.
+        max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
+        random_seed: Of codes that are drawn.
+    """
+
+    part: Literal["train", "test"] = "test"
+    kind: Literal["map", "sample", "exact"] = "map"
+    num_data: int | None = None
+    max_memory: float | None = None
+    random_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_data is not None:
+            _at_least("num_data", self.num_data, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructConfig(EncodeConfig):
+    """Images and their reconstructions E[x | z], as PNG and as safetensors.
+
+    Args:
+        num_data: How many images, from the first on.
+    """
+
+    num_data: int = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig(ModelConfig):
+    """Images of codes drawn from the prior, as PNG and as safetensors.
+
+    Args:
+        num_samples: How many.
+        pixels: Draw the pixels, too; their means if not.
+        random_seed: Of the codes and pixels.
+    """
+
+    num_samples: int = 100
+    pixels: bool = False
+    random_seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("num_samples", self.num_samples, 1)
+
+
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"Expected {name} of at least {least}, but found {value}.")

@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -164,6 +165,41 @@ def epoch_batches(
         order = order[: len(x) // batch_size * batch_size]
     batches = (x.index_select(0, rows) for rows in order.split(batch_size))  # each (B, D)
     return (_bernoulli(batch, generator) for batch in batches) if dynamic else batches
+
+
+class Part(NamedTuple):
+    """A part of a data set to look at a model with."""
+
+    x: Tensor  # (M, D)
+    labels: Tensor | None  # (M,)
+
+
+def fixed_part(data: Dataset, name: str, num_data: int | None = None, *, seed: int = 0) -> Part:
+    """The first images of a part, the same whenever they are asked for: for evaluation.
+
+    Args:
+        data: a data set.
+        name: "train" or "test".
+        num_data: how many; all, if there are fewer or None.
+        seed: of the one draw of training images that are binarized dynamically.
+
+    Raises:
+        ValueError: where there is no such part, or `num_data` is not positive.
+
+    Example:
+        >>> data = Dataset("mine", torch.zeros(100, 6), torch.ones(20, 6), (2, 3))
+        >>> fixed_part(data, "test", 5).x.shape
+        torch.Size([5, 6])
+    """
+    if name not in ("train", "test"):
+        raise ValueError(f"Expected the part 'train' or 'test', but found '{name}'.")
+    if num_data is not None and num_data < 1:
+        raise ValueError(f"Expected num_data of at least 1, but found {num_data}.")
+    x, labels = (data.train, data.train_labels) if name == "train" else (data.test, data.test_labels)
+    x = x[:num_data]
+    if name == "train" and data.binarize == "dynamic":
+        x = _bernoulli(x, _generator("fixed train", seed))
+    return Part(x, None if labels is None else labels[:num_data])
 
 
 def check_binarize(binarize: str) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from . import exact
 from .compare import load_cell
+from .config import GapsConfig
 from .exact import HasPair
 from .handlers import relax
 from .plots import INK, PALETTE, in_house_style
@@ -88,6 +89,13 @@ def relaxed_bound(pair: HasPair, x: Tensor, *, num_particles: int = 100) -> Tens
                 trace.compute_log_prob()
                 total += sign * sum(site["log_prob"] for site in trace.nodes.values() if "log_prob" in site)
     return total / num_particles
+
+
+def gaps_command(config: GapsConfig) -> str:
+    """:func:`run_gaps` as a command: what is said in the end."""
+    max_memory = None if config.max_memory is None else config.max_memory * 1e9
+    table = run_gaps(config.run, num_data=config.num_data, num_particles=config.num_particles, max_memory=max_memory)
+    return f"{gaps_table(table)}\n\nfigure: {config.run / 'figures' / 'gaps.png'}"
 
 
 def run_gaps(

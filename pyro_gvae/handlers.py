@@ -1,4 +1,5 @@
-"""Effect handlers: the one-hot sites of a Pyro program become relaxed, straight-through, discrete, or enumerated.
+"""Effect handlers: the one-hot sites of a Pyro program become relaxed, straight-through, discrete, or enumerated, and
+latent sites are weighed.
 
 A program is written once, with `OneHotCategorical`, `OneHotCategorical(...).to_event(1)`, `RelaxedOneHotCategorical`
 or our factorized sites. Where handlers are nested, the outermost one decides: `discretize(relax(program))` is
@@ -10,15 +11,22 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, overload
 
+import torch
 from torch import Tensor
 
 from .distributions.concrete import check_temperature
 from .distributions.surrogates import Kind, find_kind
-from .messengers import DiscretizeMessenger, EnumeratedMessenger, RelaxMessenger, StraightThroughMessenger
-from .sites import OneHotMessenger, Program
+from .messengers import (
+    DiscretizeMessenger,
+    EnumeratedMessenger,
+    RelaxMessenger,
+    StraightThroughMessenger,
+    WeighKLMessenger,
+)
+from .sites import Program, ProgramMessenger
 
 
-def _handler(make: Callable[[], OneHotMessenger], program: Program | None) -> Any:
+def _handler(make: Callable[[], ProgramMessenger], program: Program | None) -> Any:
     """One messenger for each call of the program, so that a handled program may call itself or run in two places."""
     if program is None:
         return _DecoratorOrContext(make)
@@ -36,9 +44,9 @@ def _handler(make: Callable[[], OneHotMessenger], program: Program | None) -> An
 class _DecoratorOrContext(AbstractContextManager[None]):
     """`relax(temperature=0.5)` before its program is known: a decorator, or a context manager."""
 
-    def __init__(self, make: Callable[[], OneHotMessenger]) -> None:
+    def __init__(self, make: Callable[[], ProgramMessenger]) -> None:
         self._make = make
-        self._entered: list[OneHotMessenger] = []
+        self._entered: list[ProgramMessenger] = []
 
     def __call__(self, program: Program) -> Program:
         handled: Program = _handler(self._make, program)
@@ -199,3 +207,56 @@ def enumerated(program: Program | None = None, *, max_memory: float | None = Non
         1.1656
     """
     return _handler(lambda: EnumeratedMessenger(max_memory), program)
+
+
+@overload
+def weigh_kl(program: Program, *, beta: float | Tensor) -> Program: ...
+@overload
+def weigh_kl(program: None = None, *, beta: float | Tensor) -> _DecoratorOrContext: ...
+def weigh_kl(program: Program | None = None, *, beta: float | Tensor) -> Any:
+    r"""Multiply the log-densities of a program's latent sites by beta, so that any ELBO weighs its KL by beta.
+
+    .. math:: \mathrm{E}_{q(z|x)}[\log p(x | z)] - \beta \, \mathrm{KL}(q(z|x) \,\|\, p(z))
+
+    is what every ELBO of `weigh_kl(model)` and `weigh_kl(guide)` becomes, whichever handler says what their sites are:
+    the beta-VAE (Higgins et al. 2017, openreview.net/forum?id=Sy2fzU9gl), and KL annealing or warm-up where beta grows
+    while training (Bowman et al. 2016, arXiv 1511.06349; Soenderby et al. 2016, arXiv 1602.02282). Both programs must
+    be weighed. For beta below 1 the objective is no bound of log p(x), and there is no log p(x) of such a model:
+    `ExactEvidence` refuses it.
+
+    Args:
+        program: a model or guide; without it, a decorator and context manager is returned.
+        beta: the weight, at least 0: a number, or a tensor of shape () whose value may change while a recorded step
+            keeps reading it, such as a buffer.
+
+    Returns:
+        The program with its latent sites weighed.
+
+    Raises:
+        ValueError: if beta is not one number, is negative or is not finite.
+
+    Example:
+        >>> import torch
+        >>> from pyro_gvae import CategoricalVAE, ExactELBO
+        >>> vae, x = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,)), torch.ones(4, 6)
+        >>> def loss(beta):
+        ...     return ExactELBO().loss(weigh_kl(vae.model, beta=beta), weigh_kl(vae.guide, beta=beta), x)
+        >>> losses = [loss(beta) for beta in (0, 1, 2)]
+        >>> abs(losses[2] - losses[1] - (losses[1] - losses[0])) < 1e-4  # one KL more
+        True
+    """
+    check_kl_weight(beta)
+    return _handler(lambda: WeighKLMessenger(beta), program)
+
+
+def check_kl_weight(beta: float | Tensor) -> None:
+    """Refuse a KL weight that is not one finite number of at least 0.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    value = torch.as_tensor(beta)
+    if value.dim() > 0:
+        raise ValueError(f"Expected one beta for all data, shape (), but found shape {tuple(value.shape)}.")
+    if not 0 <= value.item() < float("inf"):
+        raise ValueError(f"Expected a finite beta of at least 0, but found {value.item():g}.")

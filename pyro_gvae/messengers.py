@@ -15,7 +15,7 @@ from .distributions.one_hot import num_codes
 from .distributions.straight_through import StraightThroughOneHotCategorical
 from .distributions.surrogates import Kind
 from .memory import in_words, memory_limit
-from .sites import Messages, OneHotMessenger, OneHotSite, Program, plates_of
+from .sites import Messages, OneHotMessenger, OneHotSite, Program, ProgramMessenger, plates_of
 
 
 class RelaxMessenger(OneHotMessenger):
@@ -84,6 +84,18 @@ def _temperature(name: str, site: OneHotSite, given: float | Tensor | None, atte
 def _sampled(msg: Messages) -> Any:
     """A site's settings without enumeration, of which a sample knows nothing."""
     return {key: value for key, value in msg["infer"].items() if key != "enumerate"}
+
+
+class WeighKLMessenger(ProgramMessenger):
+    """Scales the log-densities of latent sites, whatever distribution other handlers give them."""
+
+    def __init__(self, beta: float | Tensor) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def _pyro_sample(self, msg: Messages) -> None:
+        if not (msg["is_observed"] or site_is_subsample(msg) or msg["infer"].get("_deterministic")):
+            msg["scale"] = self.beta * msg["scale"]
 
 
 class DiscretizeMessenger(OneHotMessenger):

@@ -1,9 +1,12 @@
 """Encoders x -> logits (..., N, K) and decoders z (..., N, K) -> natural parameters of the observation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple, final
 
-from torch import nn
+from torch import Tensor, nn
+
+ImageShape = tuple[int, int]  # height and width
 
 
 def mlp(widths: Sequence[int]) -> list[nn.Module]:
@@ -35,3 +38,180 @@ def mlp_decoder(num_latents: int, num_categories: int, hidden: Sequence[int], ou
         (5, 64)
     """
     return nn.Sequential(nn.Flatten(-2), *mlp([num_latents * num_categories, *hidden, out_dim]))
+
+
+def relu_logits(encoder: nn.Module) -> nn.Sequential:
+    """The encoder with a ReLU on its logits: no category is less likely than 1 / (1 + (K - 1) exp(largest logit)).
+
+    So the encoder of Kravets 2023 (*Variational Autoencoder with Discrete Distribution using Gumbel Softmax*, Towards
+    Data Science) has it; without it, logits are free.
+
+    Example:
+        >>> import torch
+        >>> encoder = relu_logits(mlp_encoder(64, (32,), 4, 8))
+        >>> bool((encoder(torch.randn(5, 64)) >= 0).all())
+        True
+    """
+    return nn.Sequential(encoder, nn.ReLU())
+
+
+@final
+class Images(nn.Module):
+    """Layers of images (B, C, H, W), over any number of leading dimensions: (..., C, H, W)."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x.reshape(-1, *x.shape[-3:]))
+        return out.reshape(*x.shape[:-3], *out.shape[1:])
+
+
+def conv_encoder(
+    image_shape: ImageShape,
+    num_latents: int,
+    num_categories: int,
+    *,
+    channels: Sequence[int] = (32, 64),
+    hidden: Sequence[int] = (256,),
+) -> nn.Sequential:
+    """x (..., D) -> logits (..., N, K): convolutions that halve an image each time, then an MLP.
+
+    Args:
+        image_shape: height and width of an image, D = H * W, of any size.
+        num_latents: N.
+        num_categories: K.
+        channels: of each convolution, 3 x 3 with stride 2; none is an MLP.
+        hidden: widths of the MLP's hidden layers.
+
+    Returns:
+        A module that `CategoricalVAE` takes as `encoder`.
+
+    Example:
+        >>> import torch
+        >>> tuple(conv_encoder((8, 8), 4, 10)(torch.zeros(5, 64)).shape)
+        (5, 4, 10)
+    """
+    sizes = _sizes(image_shape, len(channels))
+    layers: list[nn.Module] = []
+    for inner, outer in pairwise([1, *channels]):
+        layers += [nn.Conv2d(inner, outer, 3, stride=2, padding=1), nn.ReLU()]
+    flat = [1, *channels][-1] * sizes[-1][0] * sizes[-1][1]
+    return nn.Sequential(
+        nn.Unflatten(-1, (1, *image_shape)),
+        Images(*layers),
+        nn.Flatten(-3),
+        mlp_encoder(flat, hidden, num_latents, num_categories),
+    )
+
+
+def conv_decoder(
+    image_shape: ImageShape,
+    num_latents: int,
+    num_categories: int,
+    *,
+    channels: Sequence[int] = (64, 32),
+    hidden: Sequence[int] = (256,),
+    natural_per_pixel: int = 1,
+) -> nn.Sequential:
+    """z (..., N, K) -> natural parameters (..., D): an MLP, then transposed convolutions that double an image.
+
+    Args:
+        image_shape: height and width of an image, D = H * W, of any size.
+        num_latents: N.
+        num_categories: K.
+        channels: of the smallest image, and of each that follows but the last.
+        hidden: widths of the MLP's hidden layers.
+        natural_per_pixel: natural parameters of a pixel, which lie beside each other: the number of levels of a
+            "categorical" observation, 1 for the others.
+
+    Returns:
+        A module that `CategoricalVAE` takes as `decoder`.
+
+    Example:
+        >>> import torch
+        >>> tuple(conv_decoder((28, 28), 4, 10)(torch.zeros(7, 1, 4, 10)).shape)
+        (7, 1, 784)
+    """
+    sizes = _sizes(image_shape, len(channels))[::-1]
+    layers: list[nn.Module] = []
+    for (inner, outer), size in zip(pairwise([*channels, natural_per_pixel]), sizes[1:], strict=True):
+        # 2 h - 1 or 2 h pixels from h: an odd or an even number, as it was.
+        odd = (1 - size[0] % 2, 1 - size[1] % 2)
+        layers += [nn.ReLU(), nn.ConvTranspose2d(inner, outer, 3, stride=2, padding=1, output_padding=odd)]
+    smallest = ([*channels, natural_per_pixel][0], *sizes[0])
+    return nn.Sequential(
+        mlp_decoder(num_latents, num_categories, hidden, smallest[0] * smallest[1] * smallest[2]),
+        nn.Unflatten(-1, smallest),
+        Images(*layers),
+        ChannelsLast(),
+    )
+
+
+@final
+class ChannelsLast(nn.Module):
+    """(..., C, H, W) -> (..., H * W * C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.movedim(-3, -1).flatten(-3)
+
+
+def _sizes(image_shape: ImageShape, halvings: int) -> list[ImageShape]:
+    """The image's height and width, and after each halving, rounded up."""
+    height, width = image_shape
+    if min(image_shape) < 1:
+        raise ValueError(f"Expected an image_shape of at least (1, 1), but found {image_shape}.")
+    return [(-(-height // 2**count), -(-width // 2**count)) for count in range(halvings + 1)]
+
+
+class Networks(NamedTuple):
+    """What `CategoricalVAE` takes as `encoder` and `decoder`."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+
+
+def mlp_networks(
+    image_shape: ImageShape,
+    num_latents: int,
+    num_categories: int,
+    *,
+    hidden: Sequence[int] = (512, 256),
+    natural_per_pixel: int = 1,
+) -> Networks:
+    """The MLPs that `CategoricalVAE` makes by itself; `hidden` in reverse in the decoder."""
+    data_dim = image_shape[0] * image_shape[1]
+    return Networks(
+        mlp_encoder(data_dim, hidden, num_latents, num_categories),
+        mlp_decoder(num_latents, num_categories, tuple(hidden)[::-1], data_dim * natural_per_pixel),
+    )
+
+
+def conv_networks(
+    image_shape: ImageShape,
+    num_latents: int,
+    num_categories: int,
+    *,
+    hidden: Sequence[int] = (256,),
+    natural_per_pixel: int = 1,
+) -> Networks:
+    """Two convolutions of 32 and 64 channels with an MLP, and their mirror image; `hidden` in reverse in the decoder.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE
+        >>> encoder, decoder = conv_networks((8, 8), num_latents=4, num_categories=8)
+        >>> vae = CategoricalVAE(64, 4, 8, encoder=encoder, decoder=decoder)
+    """
+    decoder = conv_decoder(
+        image_shape,
+        num_latents,
+        num_categories,
+        hidden=tuple(hidden)[::-1],
+        natural_per_pixel=natural_per_pixel,
+    )
+    return Networks(conv_encoder(image_shape, num_latents, num_categories, hidden=hidden), decoder)
+
+
+#: name -> constructor of an encoder and a decoder that belong together; all take the same arguments.
+NETWORKS: dict[str, Callable[..., Networks]] = {"mlp": mlp_networks, "conv": conv_networks}

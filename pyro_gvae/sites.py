@@ -81,7 +81,14 @@ def one_hot_site(fn: Any) -> OneHotSite | None:
     return None
 
 
-class OneHotMessenger(Messenger):
+class ProgramMessenger(Messenger):
+    """A messenger that handles one run of one program."""
+
+    def check(self, program: Program, args: Any, kwargs: Any) -> None:
+        """Look at a program that has run once more, where a handler has reason to."""
+
+
+class OneHotMessenger(ProgramMessenger):
     """Declares what the latent one-hot sites of a program are; observed sites stay as they are written."""
 
     def __enter__(self) -> Any:
@@ -109,9 +116,6 @@ class OneHotMessenger(Messenger):
             )
         self.sites[msg["name"]] = site
         self.declare(msg, site)
-
-    def check(self, program: Program, args: Any, kwargs: Any) -> None:
-        """Look at a program that has run once more, where a handler has reason to."""
 
     @abstractmethod
     def declare(self, msg: Messages, site: OneHotSite) -> None:

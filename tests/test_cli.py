@@ -39,7 +39,15 @@ def run(capsys, *arguments):
         (["gaps", "nowhere"], "nowhere"),
         (["gaps", "nowhere", "--num-data", "1"], "Expected num_data of at least 2, but found 1"),
         (["gaps"], "Missing from pyro-gvae gaps: PATH"),
-        ([], "Expected one of {compare, gaps}"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["evaluate", "nowhere", "--num-data", "1"], "Expected num_data of at least 2, but found 1"),
+        (["evaluate", "nowhere", "--particles", "0"], "Expected particles of at least 1, but found 0"),
+        (["evaluate"], "Missing from pyro-gvae evaluate: PATH"),
+        (["encode", "nowhere", "--kind", "mode"], "invalid choice 'mode'"),
+        (["encode", "nowhere"], "Expected a run folder, but found that 'nowhere' is not one"),
+        (["reconstruct", "nowhere", "--num-data", "0"], "Expected num_data of at least 1, but found 0"),
+        (["sample", "nowhere", "--num-samples", "0"], "Expected num_samples of at least 1, but found 0"),
+        ([], "Expected one of {compare, gaps, evaluate, encode, reconstruct, sample}"),
     ],
 )
 def test_each_mistake_is_one_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ..sites import Program
 from .exact import ExactELBO, ExactEvidence
+from .free_bits import innermost
 from .graph import finished
 from .recording import Job, Loss, Outcome, Recording, new_recording, stored_parameters
 from .refusals import NotRecordable
@@ -216,7 +217,7 @@ class TracedELBO(ELBO):
             # Tensors of their own, should an argument be given twice, or be a buffer of the program.
             tensors=[tensor.detach() for tensor in call.tensors],
             roots=[call.model, call.guide, self.elbo, *others],
-            number_modules={kind.__module__ for kind in type(self.elbo).__mro__},
+            number_modules={kind.__module__ for kind in type(innermost(self.elbo)).__mro__},
         )
         self.num_recordings += 1
         with poutine.block(), poutine.trace(param_only=True) as shown:
@@ -229,9 +230,10 @@ class TracedELBO(ELBO):
 
     def _check_one_pass(self, call: Call) -> None:
         """Refuse at once what would be refused after minutes."""
-        if isinstance(self.elbo, ExactELBO | ExactEvidence):
+        elbo = innermost(self.elbo)
+        if isinstance(elbo, ExactELBO | ExactEvidence):
             args, kwargs = call.arguments(call.tensors)
-            num_slices = self.elbo.num_slices(call.model, *args, **kwargs)
+            num_slices = elbo.num_slices(call.model, *args, **kwargs)
             if num_slices > 1:
                 raise NotRecordable(
                     f"Expected a loss of one pass, but found a sum over {num_slices} slices of codes, some of which "

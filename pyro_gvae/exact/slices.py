@@ -125,8 +125,7 @@ def make_plan(model: Run, *, max_memory: float | None = None, slice_size: int | 
             f"Expected at most 2^62 joint codes, but found K^N = {num_categories}^{num_latents}, whose sum would never "
             "end. Try an estimator that samples, such as relax() with Trace_ELBO."
         )
-    bytes_per_code = WORK_PER_SAVED_BYTE * max(_saved_bytes(model, probe, 4) - _saved_bytes(model, probe, 2), 0) // 2
-    bytes_per_code += (num_latents * num_categories + probe.prior.batch_shape.numel()) * logits.element_size()
+    bytes_per_code = bytes_of_code(model, probe)
     limit = memory_limit(max_memory, logits.device)
     largest = limit // bytes_per_code
     if slice_size is None:
@@ -171,6 +170,13 @@ def _check_slice(slice_size: int, largest: int, bytes_per_code: int, limit: int)
         )
 
 
+def bytes_of_code(model: Run, probe: Scores) -> int:
+    """What one code more takes, forward and backward, measured on a few of them."""
+    logits = probe.prior.logits
+    saved = WORK_PER_SAVED_BYTE * max(_saved_bytes(model, probe, 4) - _saved_bytes(model, probe, 2), 0) // 2
+    return saved + (logits.shape[-2:].numel() + probe.prior.batch_shape.numel()) * logits.element_size()
+
+
 def _saved_bytes(model: Run, probe: Scores, num_codes: int) -> int:
     """Bytes that autograd saves for the backward pass of some codes, and for what does not depend on their number."""
     saved: dict[int, int] = {}
@@ -180,7 +186,8 @@ def _saved_bytes(model: Run, probe: Scores, num_codes: int) -> int:
         return tensor
 
     shape, logits = probe.prior.logits.shape[-2:], probe.prior.logits
-    codes = numbered_codes(torch.zeros(num_codes, dtype=torch.long, device=logits.device), *shape, dtype=logits.dtype)
+    codes = logits.new_zeros(num_codes, *shape)
+    codes[..., 0] = 1.0
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         # Codes with a gradient, so that frozen models are measured, too; a name keeps the graph and its tensors alive.
         _table = score(model, codes.requires_grad_(), probe.nesting).table

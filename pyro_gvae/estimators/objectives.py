@@ -1,0 +1,67 @@
+"""The same estimator for another objective: a weighted KL, free bits."""
+
+import dataclasses
+
+from torch import Tensor
+
+from ..elbos.free_bits import FreeBits
+from ..handlers import weigh_kl
+from .base import Estimator
+
+
+def with_kl_weight(chosen: Estimator, beta: float | Tensor) -> Estimator:
+    """The estimator, of an objective whose KL is weighed by beta: see :func:`~pyro_gvae.handlers.weigh_kl`.
+
+    Args:
+        chosen: an estimator of an ELBO.
+        beta: a number of at least 0, or a tensor of shape (), such as a buffer, to anneal between steps.
+
+    Returns:
+        An estimator that binds to the same pairs.
+
+    Raises:
+        ValueError: if beta is out of its range; when the loss is used, if there is no such objective, as for
+            log-evidence.
+
+    Example:
+        >>> import torch
+        >>> from pyro_gvae import CategoricalVAE, estimator, make_step
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> beta = torch.tensor(0.0)
+        >>> step = make_step(vae, with_kl_weight(estimator("gumbel-softmax"), beta))
+        >>> for number in range(20):
+        ...     _ = beta.fill_(min(1.0, number / 10))  # the recorded step reads it
+        ...     loss = step(torch.ones(4, 6))
+    """
+    weigh = weigh_kl(beta=beta)
+    return dataclasses.replace(
+        chosen,
+        handler=lambda program: chosen.handler(weigh(program)),
+        approximates=f"{chosen.approximates}, with its KL weighed by beta",
+    )
+
+
+def with_free_bits(chosen: Estimator, nats: float) -> Estimator:
+    """The estimator, of an objective with free bits: see :class:`~pyro_gvae.elbos.free_bits.FreeBits`.
+
+    Args:
+        chosen: an estimator of an ELBO.
+        nats: the KL that each latent may have for free, on average over a batch.
+
+    Returns:
+        An estimator that binds to the same pairs.
+
+    Raises:
+        ValueError: if `nats` is out of its range, or the estimator's loss has no KL.
+
+    Example:
+        >>> from pyro_gvae import estimator
+        >>> with_free_bits(estimator("exact"), nats=0.2).approximates
+        'the ELBO of the discrete model, with 0.2 free nats for each latent'
+    """
+    FreeBits(chosen.elbo(), nats)  # refuse now what cannot be
+    return dataclasses.replace(
+        chosen,
+        elbo=lambda: FreeBits(chosen.elbo(), nats),
+        approximates=f"{chosen.approximates}, with {nats:g} free nats for each latent",
+    )

@@ -1,0 +1,189 @@
+"""The discrete model's metrics: exact against sampled, parts, warnings, and nothing relaxed among them."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from pyro import poutine
+
+from pyro_gvae import exact
+from pyro_gvae.code_statistics import guide_log_probs
+from pyro_gvae.data import Dataset, fixed_part
+from pyro_gvae.estimators import estimator
+from pyro_gvae.evaluate import evaluate, evaluation_table
+from pyro_gvae.exact import Pair
+from pyro_gvae.handlers import discretize, weigh_kl
+from pyro_gvae.models import CategoricalVAE
+from pyro_gvae.train import make_step
+
+D, N, K = 6, 3, 4
+EXACT = ["elbo", "log_evidence", "reconstruction", "kl", "posterior_entropy", "mutual_information"]
+EXACT += ["latent_information", "code_perplexity", "active_units", "linear_probe_accuracy"]
+
+
+def make_data(**options):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (300,), generator=generator)
+    x = ((torch.rand(300, D, generator=generator) + labels.unsqueeze(-1)) / 2 > 0.5).float()
+    given = {"train_labels": labels[:200], "test_labels": labels[200:]} | options
+    return Dataset("two kinds", x[:200], x[200:], (2, 3), **given)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    vae = CategoricalVAE(D, N, K, (16,))
+    step = make_step(vae, estimator("exact"), lr=1e-2)
+    for _ in range(150):
+        step(make_data().train)
+    return vae
+
+
+def test_metrics_are_those_of_their_definitions(vae):
+    data = make_data()
+    found = evaluate(vae, data)
+    assert list(found.metrics.query("part == 'test'")["metric"]) == EXACT
+    assert list(found.metrics.query("part == 'train'")["metric"]) == EXACT[:-1]
+    for part, x in (("train", data.train), ("test", data.test)):
+        elbo, evidence = exact.elbo(vae, x), exact.log_evidence(vae, x)
+        log_q = guide_log_probs(vae, x)
+        kl = (log_q.exp() * log_q).sum((-2, -1)) + N * math.log(K)  # the prior is uniform
+        expected = {
+            "elbo": elbo,
+            "log_evidence": evidence,
+            "kl": kl,
+            "reconstruction": elbo + kl,
+            "posterior_entropy": N * math.log(K) - kl,
+        }
+        for name, values in expected.items():
+            row = found.metrics.set_index(["part", "metric"]).loc[(part, name)]
+            assert row["value"] == pytest.approx(values.mean().item(), abs=1e-4)
+            error = values.std().item() / math.sqrt(len(x))
+            assert row["standard_error"] == pytest.approx(error, rel=1e-3, abs=1e-6)
+            assert row["method"] == "exact"
+        assert found.value(part, "mutual_information") <= found.value(part, "latent_information") + 1e-9
+        assert found.value(part, "latent_information") <= found.value(part, "kl") + 0.1
+    assert found.value("test", "linear_probe_accuracy") > 0.8
+    assert found.warnings == []
+
+
+def test_sampled_metrics_agree_with_the_sums(vae):
+    data = make_data()
+    summed = evaluate(vae, data, evidence="exact")
+    sampled = evaluate(vae, data, evidence="importance-weighted", num_particles=2000)
+    assert "log_evidence" not in set(sampled.metrics["metric"]) and "iwae_bound" not in set(summed.metrics["metric"])
+    for part in ("train", "test"):
+        size = sampled.value(part, "effective_sample_size")
+        assert size > 500
+        tolerance = 5 / math.sqrt(100 * size) + 0.5 / size
+        assert abs(sampled.value(part, "iwae_bound") - summed.value(part, "log_evidence")) < tolerance
+        assert abs(sampled.value(part, "elbo") - summed.value(part, "elbo")) < 5 * 2 / math.sqrt(100 * 2000)
+        assert summed.value(part, "log_evidence") - summed.value(part, "elbo") > tolerance  # the control
+        assert sampled.value(part, "kl") == pytest.approx(summed.value(part, "kl"))
+    methods = sampled.metrics.query("metric in ('elbo', 'iwae_bound', 'reconstruction')")["method"]
+    assert set(methods) == {"2000 samples"}
+
+
+def test_nothing_of_the_relaxation_is_in_the_metrics(vae):
+    before = evaluate(vae, make_data()).metrics
+    old = vae.temperature.item(), vae.prior_temperature.item()
+    vae.temperature, vae.prior_temperature = 5.0, 0.1
+    after = evaluate(vae, make_data()).metrics
+    vae.temperature, vae.prior_temperature = old
+    assert before.equals(after)
+    of_pair = evaluate(Pair(discretize(vae.model), discretize(vae.guide)), make_data()).metrics
+    assert before.equals(of_pair)
+
+
+def test_the_sum_is_taken_where_it_can_be(vae):
+    assert "log_evidence" in set(evaluate(vae, make_data(), max_seconds=60).metrics["metric"])
+    assert "iwae_bound" in set(evaluate(vae, make_data(), max_seconds=0, num_particles=5).metrics["metric"])
+    large = CategoricalVAE(D, 40, 30, (5,))
+    found = evaluate(large, make_data(), num_data=5, num_particles=20)
+    assert "iwae_bound" in set(found.metrics["metric"]) and "mutual_information" not in set(found.metrics["metric"])
+    with pytest.raises(ValueError, match="30\\^40"):
+        evaluate(large, make_data(), num_data=5, evidence="exact")
+
+
+def test_samples_are_repeatable_and_leave_the_random_state_alone(vae):
+    options = {"evidence": "importance-weighted", "num_particles": 10}
+    state = torch.get_rng_state()
+    first, again = (evaluate(vae, make_data(), seed=3, **options) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert first.metrics.equals(again.metrics)
+    assert not first.metrics.equals(evaluate(vae, make_data(), seed=4, **options).metrics)
+
+
+def test_few_samples_are_warned_of(vae):
+    found = evaluate(vae, make_data(), evidence="importance-weighted", num_particles=5)
+    assert {warning.split(":")[0] for warning in found.warnings} == {"train", "test"}
+    assert "have fewer than 10 effective samples of P = 5" in found.warnings[0]
+    assert f"Warning: {found.warnings[0]}" in evaluation_table(found)
+
+
+def test_chunks_of_data_change_nothing(vae, monkeypatch):
+    at_once = evaluate(vae, make_data())
+    monkeypatch.setattr("pyro_gvae.evaluate.DATA_AT_A_TIME", 70)
+    in_chunks = evaluate(vae, make_data())
+    for one, other in zip(at_once.metrics.itertuples(), in_chunks.metrics.itertuples(), strict=True):
+        assert one.metric == other.metric and one.value == pytest.approx(other.value, abs=1e-4)
+
+
+@pytest.mark.parametrize("labels", [{"train_labels": None}, {"test_labels": torch.full((100,), 7)}])
+def test_without_labels_to_learn_there_is_no_probe(vae, labels):
+    assert "linear_probe_accuracy" not in set(evaluate(vae, make_data(**labels)).metrics["metric"])
+
+
+def test_only_as_many_data_as_asked_for(vae):
+    data = make_data()
+    small = replace(
+        data,
+        train=data.train[:50],
+        test=data.test[:50],
+        train_labels=data.train_labels[:50],
+        test_labels=data.test_labels[:50],
+    )
+    assert evaluate(vae, data, num_data=50).metrics.equals(evaluate(vae, small).metrics)
+    dynamic = replace(data, train=data.train / 2, binarize="dynamic")
+    one, again, other = (fixed_part(dynamic, "train", 30, seed=seed).x for seed in (0, 0, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other) and set(one.unique().tolist()) == {0.0, 1.0}
+
+
+def test_the_table_and_the_json_hold_all_numbers(vae):
+    found = evaluate(vae, make_data())
+    table = evaluation_table(found)
+    for name in EXACT:
+        assert name.replace("_", " ") in table
+    assert f"{found.value('test', 'elbo'):.3f} ±" in table
+    written = json.loads(json.dumps(found.as_json()))
+    assert written["test"]["elbo"]["value"] == found.value("test", "elbo")
+    assert written["test"]["elbo"]["method"] == "exact" and written["warnings"] == []
+    assert len(written["latents"]) == 2 * N and written["latents"][0]["perplexity"] > 1
+    rows = found.latents.query("part == 'test'")
+    assert rows["active"].sum() == found.value("test", "active_units")
+    assert rows["perplexity"].mean() == pytest.approx(found.value("test", "code_perplexity"))
+    assert rows["mutual_information"].sum() == pytest.approx(found.value("test", "latent_information"))
+
+
+def test_what_cannot_be_evaluated_is_refused(vae):
+    with pytest.raises(ValueError, match=r"Expected evidence to be one of auto, exact, importance-weighted"):
+        evaluate(vae, make_data(), evidence="both")
+    with pytest.raises(ValueError, match=r"Expected num_data of at least 1, but found 0"):
+        evaluate(vae, make_data(), num_data=0)
+    with pytest.raises(ValueError, match=r"Expected the part 'train' or 'test', but found 'valid'"):
+        fixed_part(make_data(), "valid")
+    with pytest.raises(ValueError, match=r"Expected a metric among elbo, .*, but found 'nll' of 'test'"):
+        evaluate(vae, make_data()).value("test", "nll")
+    weighed = Pair(weigh_kl(vae.model, beta=0.5), weigh_kl(vae.guide, beta=0.5))
+    for evidence in ("exact", "importance-weighted"):
+        with pytest.raises(ValueError, match=r"Expected all sites of the model to share one scale"):
+            evaluate(weighed, make_data(), evidence=evidence, num_particles=2)
+    scaled = Pair(*(scaled_by_two(program) for program in (vae.model, vae.guide)))
+    with pytest.raises(ValueError, match=r"Expected programs that are not scaled, but found a scale of 2"):
+        evaluate(scaled, make_data())
+
+
+def scaled_by_two(program):
+    return poutine.scale(discretize(program), scale=2.0)

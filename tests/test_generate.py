@@ -1,0 +1,69 @@
+"""Codes, reconstructions and samples against the distributions that they are of."""
+
+import math
+
+import pytest
+import torch
+from problems import PROBLEMS, B, D, K, N, codes, joint_in_a_loop, log_q_in_a_loop
+
+from pyro_gvae.generate import encode, reconstruct, sample
+
+PROBLEM = next(problem for problem in PROBLEMS if problem.name == "bernoulli-learned")
+
+
+def best(scores):
+    """The code of the highest score (S, B) for each datum: (B, N, K)."""
+    return torch.stack([code for _, code in codes()])[scores.argmax(0)]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+def test_modes_are_the_highest_of_all_codes(problem):
+    vae, x = problem.vae(), problem.x()
+    assert torch.equal(encode(vae, x), best(log_q_in_a_loop(vae, x)))
+    assert torch.equal(encode(vae, x, "exact"), best(joint_in_a_loop(problem, vae, x)))
+    assert (encode(vae, x).sum(-1) == 1).all()
+
+
+def test_the_two_modes_differ_where_the_guide_is_wrong():
+    vae, x = PROBLEM.vae(), PROBLEM.x()
+    assert not torch.equal(encode(vae, x), encode(vae, x, "exact"))
+
+
+def test_drawn_codes_have_the_guides_frequencies():
+    vae, x = PROBLEM.vae(), PROBLEM.x()
+    drawn = encode(vae, x.repeat(2000, 1), "sample").unflatten(0, (2000, B))
+    probs = vae.encoder(x).softmax(-1)
+    error = (probs * (1 - probs) / 2000).sqrt()
+    assert ((drawn.mean(0) - probs).abs() < 5 * error + 1e-3).all()
+    assert not ((encode(vae, x) - probs).abs() < 5 * error + 1e-3).all()
+
+
+@pytest.mark.parametrize("kind", ["map", "exact"])
+def test_reconstructions_are_means_at_the_code(kind):
+    for problem in PROBLEMS:
+        vae, x = problem.vae(), problem.x()
+        expected = problem.likelihood(vae, vae.decoder(encode(vae, x, kind)))
+        if problem.name.startswith("categorical"):
+            mean = (expected.probs * torch.arange(expected.probs.shape[-1])).sum(-1)
+        else:
+            mean = expected.mean
+        torch.testing.assert_close(reconstruct(vae, x, kind), mean)
+
+
+def test_samples_have_the_models_mean():
+    vae = PROBLEM.vae()
+    prior = vae.prior_logits.log_softmax(-1)
+    weights = torch.stack([sum(prior[n, k] for n, k in enumerate(z)) for z, _ in codes()]).exp()
+    means = torch.stack([torch.sigmoid(vae.decoder(code)) for _, code in codes()])
+    expected = (weights.unsqueeze(-1) * means).sum(0)
+    for pixels in (False, True):
+        found = sample(vae, 4000, pixels=pixels)
+        assert found.shape == (4000, D) and not found.requires_grad
+        assert ((found.mean(0) - expected).abs() < 5 * found.std(0) / math.sqrt(4000)).all()
+        assert (set(found.unique().tolist()) == {0.0, 1.0}) == pixels
+
+
+def test_unknown_kinds_are_refused():
+    with pytest.raises(ValueError, match=r"Expected a kind of code among map, sample, exact, but found 'mode'"):
+        encode(PROBLEM.vae(), PROBLEM.x(), "mode")
+    assert encode(PROBLEM.vae(), PROBLEM.x()).shape == (B, N, K)
