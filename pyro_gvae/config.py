@@ -9,6 +9,11 @@ import tyro
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "teacher"]
 EstimatorName = Literal[
     "gumbel-softmax",
+    "reinforce",
+    "reinforce-baseline",
+    "reinforce-loo",
+    "vimco",
+    "reweighted-wake-sleep",
     "local-expectation",
     "disarm",
     "disarm-iw",

@@ -8,10 +8,16 @@ from .coupled import disarm, disarm_iw
 from .exact import exact, exact_evidence
 from .partial_enumeration import local_expectation
 from .relaxed import gumbel_softmax
+from .score import reinforce, reinforce_baseline, reinforce_loo, reweighted_wake_sleep, vimco
 
 #: name -> constructor; its keywords are the estimator's options.
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "gumbel-softmax": gumbel_softmax,
+    "reinforce": reinforce,
+    "reinforce-baseline": reinforce_baseline,
+    "reinforce-loo": reinforce_loo,
+    "vimco": vimco,
+    "reweighted-wake-sleep": reweighted_wake_sleep,
     "local-expectation": local_expectation,
     "disarm": disarm,
     "disarm-iw": disarm_iw,
