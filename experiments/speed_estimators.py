@@ -7,9 +7,9 @@ Command: `python experiments/speed.py estimators` (`--smoke` for tiny sizes, in 
 
 Cost: about five minutes on two cores, and MNIST in torchvision's layout.
 
-MLP 784-512-256-NK and back, B = 100, grey MNIST, at two sizes of code: 4 one-hots of 8 categories, where all 4,096 codes
-can be summed, and 20 of 10, where nothing can. Options are the registry's defaults but for those in `OPTIONS`. Blocks of
-all estimators alternate; a block gives a mean, and reported are the medians over blocks and their ratio to
+MLP 784-512-256-NK and back, B = 100, grey MNIST, at two sizes of code: 4 one-hots of 8 categories, where all 4,096
+codes can be summed, and 20 of 10, where nothing can. Options are the registry's defaults but for those in `OPTIONS`.
+Blocks of all estimators alternate; a block gives a mean, and reported are the medians over blocks and their ratio to
 `gumbel-softmax`. An estimator that refuses a size is listed with its reason.
 """
 

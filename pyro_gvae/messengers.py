@@ -6,7 +6,16 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import (
+    ELBO,
+    RenyiELBO,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+    TraceTMC_ELBO,
+)
 from pyro.infer.inspect import get_dependencies
+from pyro.poutine.replay_messenger import ReplayMessenger
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -102,6 +111,8 @@ class DiscretizeMessenger(OneHotMessenger):
     """Samples one-hot sites as exact one-hots."""
 
     def declare(self, msg: Messages, site: OneHotSite) -> None:
+        if site.logits.requires_grad and torch.is_grad_enabled():
+            _check_has_score(msg["name"])
         msg["fn"] = site.discrete()
 
 
@@ -173,6 +184,43 @@ def _mixes(name: str, other: str, plates: frozenset[str]) -> ValueError:
         f"Expected every site that depends on the enumerated site '{name}' to be inside its plate(s) {sorted(plates)}, "
         f"but found '{other}' outside of them: it mixes latents that enumeration would give equal values. Try one site "
         "of event shape (N, K), OneHotCategorical(...).to_event(1), in place of the plate."
+    )
+
+
+#: ELBOs of stock Pyro whose gradient goes through samples alone, or that drop the score of a discrete one, and what to
+#: take in place of each. (Those that refuse a discrete site by themselves, as Trace_MMD does, need no row.)
+WITHOUT_SCORE: dict[type[ELBO], str] = {
+    RenyiELBO: "VIMCO, the same bound for alpha=0",
+    TraceTMC_ELBO: "VIMCO",
+    TraceMeanField_ELBO: "Trace_ELBO or ReinforceLOO",
+    TraceTailAdaptive_ELBO: "ReweightedWakeSleep",
+}
+
+
+def _check_has_score(name: str) -> None:
+    """Refuse to sample a guide's site for an ELBO that would leave its score out of the gradient, without a word.
+
+    Which ELBO asks, and for what, only the stack tells. A model is replayed, and may be so by any.
+    """
+    replays = (handler.trace for handler in _PYRO_STACK if isinstance(handler, ReplayMessenger))
+    if any(trace is not None and name in trace for trace in replays):
+        return
+    frame, elbo = inspect.currentframe(), None
+    while frame is not None:
+        if elbo is None and frame.f_code.co_name in ("_get_trace", "_get_traces"):
+            elbo = frame.f_locals.get("self")
+            if not isinstance(elbo, tuple(WITHOUT_SCORE)):
+                return
+        if elbo is not None and frame.f_code.co_name == "loss" and frame.f_locals.get("self") is elbo:
+            return  # without gradients the loss is right
+        frame = frame.f_back
+    if elbo is None:
+        return
+    other = next(other for kind, other in WITHOUT_SCORE.items() if isinstance(elbo, kind))
+    raise ValueError(
+        f"Expected an ELBO that has the score of the discrete site '{name}' in its gradient, but found a "
+        f"{type(elbo).__name__}, which leaves it out, so that the guide would get a wrong gradient or none. Try "
+        f"{other}, or relax() in place of discretize()."
     )
 
 

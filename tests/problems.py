@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_gvae.exact import Pair
 from pyro_gvae.models import CategoricalVAE
+from pyro_gvae.sites import announce
 
 N, K, B, D, LEVELS = 3, 2, 4, 5, 3
 NUM_CODES = K**N
@@ -126,3 +127,50 @@ def gradients(value: Tensor, vae: CategoricalVAE) -> dict[str, Tensor]:
     named = dict(vae.named_parameters())
     found = torch.autograd.grad(value, list(named.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(named, found, strict=True))
+
+
+class Rows(torch.nn.Module):
+    """R copies of one datum, each with parameters of its own: one backward pass gives R independent gradients.
+
+    Guide: logits (R, N, K). Model: learned prior, and a decoder of one matrix, or of two with a tanh between.
+    """
+
+    WIDTH, DIM = 3, 2
+
+    def __init__(self, decoder: str, num_latents: int, num_categories: int, num_rows: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(21)
+        size = num_latents * num_categories
+        shapes = {"logits": (num_latents, num_categories), "prior": (num_latents, num_categories)}
+        shapes |= {"linear": {"first": (size, self.DIM)}, "mlp": {"first": (size, self.WIDTH)}}[decoder]
+        if decoder == "mlp":
+            shapes["second"] = (self.WIDTH, self.DIM)
+        for name, shape in shapes.items():
+            scale = {"first": 1.5, "second": 1.5, "logits": 1.0}.get(name, 0.5)
+            row = scale * torch.randn(shape, dtype=torch.float64)
+            self.register_parameter(name, torch.nn.Parameter(row.repeat(num_rows, 1, 1)))
+        self.x = (torch.arange(self.DIM) % 2).double().repeat(num_rows, 1)  # (R, D)
+
+    def decoder(self, z: Tensor) -> Tensor:
+        natural = z.flatten(-2).unsqueeze(-2) @ self.first
+        return (natural.tanh() @ self.second if hasattr(self, "second") else natural).squeeze(-2)
+
+    def model(self, x: Tensor) -> None:
+        self._announce()
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=self.prior).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        self._announce()
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.OneHotCategorical(logits=self.logits).to_event(1))
+
+    def _announce(self) -> None:
+        for name, parameter in self.named_parameters():
+            announce(name, parameter)
+
+    def gradients(self) -> Tensor:
+        """What all parameters have in `.grad`: (R, coordinates)."""
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters()]
+        return torch.cat([grad.flatten(1) for grad in grads], -1)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from pyro.distributions import OneHotCategorical
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from torch import Tensor
 from torch import distributions as td
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -538,3 +539,17 @@ def test_the_table_names_every_final_family() -> None:
     )
     with pytest.raises(TypeError, match="abstract"):
         ExponentialFamily(torch.zeros(D), 1)
+
+
+@pytest.mark.parametrize("method", ["log_prob", "outer_log_prob"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_derivatives_survive_the_provenance_that_stock_tracegraph_tracks(family, method):
+    row = FAMILIES[family]
+    natural, x = row.natural(4).requires_grad_(), row.data((4, D))
+    tracked = row.make(track_provenance(natural, frozenset({"z"})))
+    found, expected = getattr(tracked, method)(x), getattr(row.make(natural), method)(x)
+    assert get_provenance(found) == {"z"}
+    for scores in (found, expected):
+        torch.testing.assert_close(detach_provenance(scores), expected)
+    gradients = [torch.autograd.grad(detach_provenance(scores).sum(), natural)[0] for scores in (found, expected)]
+    torch.testing.assert_close(*gradients)

@@ -34,28 +34,33 @@ def weights(vae):
     return torch.cat([parameter.detach().flatten() for parameter in vae.parameters()])
 
 
-def plainly(vae, chosen, xs, lr=1e-2):
+def plainly(vae, chosen, xs, lr=1e-2, optimizer="Adam"):
     """The same steps as one writes them with Pyro's ELBO and torch's optimizer."""
     model, guide, elbo = chosen.bind(vae)
-    optimizer = torch.optim.Adam([*vae.parameters(), *own_state(elbo).parameters()], lr=lr)
+    parameters = [*vae.parameters(), *own_state(elbo).parameters()]
+    chosen_optimizer = getattr(torch.optim, optimizer)(parameters, lr=lr)
     losses = []
     for x in xs:
-        optimizer.zero_grad()
+        chosen_optimizer.zero_grad()
         with pyro.get_param_store().scope():
             losses.append(elbo.loss_and_grads(model, guide, x) / len(x))
-        optimizer.step()
+        chosen_optimizer.step()
     return torch.tensor(losses, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+# In single precision Adam makes whole steps of gradients that are zero but for rounding, as where all particles are the
+# same code; and sooner or later a code falls to the other side of its threshold.
+@pytest.mark.parametrize(
+    ("dtype", "optimizer", "num_steps"), [(torch.float64, "Adam", 200), (torch.float32, "SGD", 30)], ids=str
+)
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
-def test_200_steps_are_those_of_the_plain_elbo(name, options, dtype):
+def test_steps_are_those_of_the_plain_elbo(name, options, dtype, optimizer, num_steps):
     chosen = estimator(name, **options)
     expected_vae, vae = [new_vae(dtype, chosen.num_categories or K) for _ in range(2)]
-    xs = batches(200, dtype)
+    xs = batches(num_steps, dtype)
     torch.manual_seed(2)
-    expected = plainly(expected_vae, chosen, xs)
-    step = make_step(vae, chosen, lr=1e-2)
+    expected = plainly(expected_vae, chosen, xs, optimizer=optimizer)
+    step = make_step(vae, chosen, lr=1e-2, optimizer=optimizer)
     torch.manual_seed(2)
     losses = torch.stack([step(x) for x in xs]).double()
     tolerance = TOLERANCES[dtype]

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.ops.provenance import ProvenanceTensor, extract_provenance, track_provenance
 from torch import Size, Tensor
 from torch.distributions import constraints
 
@@ -188,8 +189,23 @@ class CanonicalFamily(ExponentialFamily):
 
     def _outer_scores(self, statistics: Tensor) -> Tensor:
         rows = self.natural.flatten(0, -2) if self.natural.dim() > 1 else self.natural.unsqueeze(0)  # (S, M)
-        scores: Tensor = _CanonicalScores.apply(rows, statistics, self._summed_log_normalizer, self._mean_statistics)
+        scores = applied(_CanonicalScores, rows, statistics, self._summed_log_normalizer, self._mean_statistics)
         return scores.reshape(*self.natural.shape[:-1], -1)  # (..., B)
+
+
+def applied(function: type[torch.autograd.Function], *args: Any) -> Tensor:
+    """`function.apply(*args)`, also under `TraceGraph_ELBO`.
+
+    That ELBO wraps samples, and so what a decoder makes of them, in a class of tensors that know from which sites they
+    come. A derivative of one's own is lost in it without a word, and with it the gradient of the likelihood.
+    """
+    if any(isinstance(arg, ProvenanceTensor) for arg in args):
+        plain: Any
+        plain, provenance = extract_provenance(args)
+        tracked: Tensor = track_provenance(function.apply(*plain), provenance)
+        return tracked
+    found: Tensor = function.apply(*args)
+    return found
 
 
 class _CanonicalScores(torch.autograd.Function):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from .exponential_family import CanonicalFamily, Function, no_nan
+from .exponential_family import CanonicalFamily, Function, applied, no_nan
 
 #: Pixels whose log-normalizers stay in the processor's cache until they are summed.
 _BLOCK = 2**19
@@ -32,8 +32,7 @@ class _UnitInterval(CanonicalFamily):
         return x.to(self.natural.dtype)
 
     def log_normalizer(self) -> Tensor:
-        found: Tensor = _LogNormalizer.apply(self.natural, self._summed_log_normalizer, self._mean_statistics)
-        return found
+        return applied(_LogNormalizer, self.natural, self._summed_log_normalizer, self._mean_statistics)
 
     def _summed_log_normalizer(self, natural: Tensor) -> Tensor:
         rows = natural.reshape(-1, natural.shape[-1]).split(max(1, _BLOCK // natural.shape[-1]))
@@ -42,8 +41,7 @@ class _UnitInterval(CanonicalFamily):
 
     def _paired_log_prob(self, x: Tensor) -> Tensor:
         statistics = self.sufficient_statistics(x)
-        found: Tensor = _PairedScores.apply(self.natural, statistics, self._summed_remainder, self._mean_statistics)
-        return found
+        return applied(_PairedScores, self.natural, statistics, self._summed_remainder, self._mean_statistics)
 
     def _pixel_mean(self) -> Tensor:
         return self._mean_statistics(self.natural)

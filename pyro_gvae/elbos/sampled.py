@@ -11,7 +11,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from ..distributions.one_hot import FactorizedOneHotCategorical
-from ..exact.programs import Run, Site, read_guide, score
+from ..exact.programs import Run, Scores, Site, read_guide, score
 from ..exact.slices import leaves
 from ..sites import Program, announce
 
@@ -36,13 +36,30 @@ class Target(NamedTuple):
         logits = self.log_probs.detach()
         return FactorizedOneHotCategorical(logits=logits, validate_args=False).sample((num_particles,))
 
+    def score_function(self, codes: Tensor) -> Tensor:
+        """log q(z | x), shape (P, B), neither scaled nor masked: its gradient is the score, which weighs a cost."""
+        return (codes * self.log_probs).sum((-2, -1))
+
     def log_q(self, codes: Tensor) -> Tensor:
         """log q(z | x), shape (P, B)."""
-        return self.q.weigh((codes * self.log_probs).sum((-2, -1)))
+        return self.q.weigh(self.score_function(codes))
 
     def log_joint(self, codes: Tensor) -> Tensor:
         """log p(x, z), shape (P, B), from one run of the model on all codes."""
+        return self._joint(score(self.model, codes, self.nesting), codes)
+
+    def log_joint_and_scale(self, codes: Tensor) -> tuple[Tensor, float | Tensor]:
+        """The same, and the one scale of all sites, which stands outside of a logarithm of a mean over codes.
+
+        Raises:
+            ValueError: if sites are scaled differently.
+        """
         scores = score(self.model, codes, self.nesting)
+        scale = scores._replace(scales=(*scores.scales, self.q.scale)).common_scale
+        return self._joint(scores, codes), scale
+
+    @staticmethod
+    def _joint(scores: Scores, codes: Tensor) -> Tensor:
         return scores.table + scores.prior.weigh((codes * scores.prior.log_probs).sum((-2, -1)))
 
 

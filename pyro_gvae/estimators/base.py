@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -68,7 +69,11 @@ class Estimator:
             >>> elbo.loss(model, guide, torch.ones(4, 6)) > 0
             True
         """
-        return Bound(self.handler(pair.model), self.handler(pair.guide), self.elbo())
+        elbo = self.elbo()
+        parameters = pair.parameters() if isinstance(pair, nn.Module) else iter(())
+        for parameter in islice(parameters, 1):  # what an ELBO keeps lies where the program's parameters lie
+            own_state(elbo).to(parameter.device)
+        return Bound(self.handler(pair.model), self.handler(pair.guide), elbo)
 
 
 def own_state(elbo: Loss) -> nn.Module:

@@ -9,6 +9,7 @@ from .coupled import disarm, disarm_iw
 from .exact import exact, exact_evidence
 from .partial_enumeration import local_expectation
 from .relaxed import gumbel_softmax
+from .score import reinforce, reinforce_baseline, reinforce_loo, reweighted_wake_sleep, vimco
 from .straight_through import (
     decoupled_st_gumbel_softmax,
     gapped_straight_through,
@@ -29,6 +30,11 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "gapped-straight-through": gapped_straight_through,
     "reinmax": reinmax,
     "reinmax-rao": reinmax_rao,
+    "reinforce": reinforce,
+    "reinforce-baseline": reinforce_baseline,
+    "reinforce-loo": reinforce_loo,
+    "vimco": vimco,
+    "reweighted-wake-sleep": reweighted_wake_sleep,
     "local-expectation": local_expectation,
     "disarm": disarm,
     "disarm-iw": disarm_iw,

@@ -1,0 +1,148 @@
+"""Score-function losses of several codes for each datum: one decoder call on all of them, each a baseline of others.
+
+Shapes: codes z_p (P, B, N, K), drawn from q(z | x); log w_p = log p(x, z_p) - log q(z_p | x), shape (P, B).
+"""
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor
+
+from .sampled import Estimate, SampledELBO, Target
+
+
+@final
+class ReinforceLOO(SampledELBO):
+    r"""REINFORCE with the mean of the other codes' log-weights as the baseline of each: leave one out.
+
+    .. math::
+
+        \nabla \approx \frac{1}{P} \sum_p \nabla \log p(x, z_p)
+        + \frac{1}{P} \sum_p \Big(\log w_p - \frac{1}{P - 1} \sum_{j \ne p} \log w_j\Big) \nabla \log q(z_p | x)
+
+    The first term is the exact gradient of the model's parameters given the codes; that of -log q(z_p | x) has mean
+    zero and is left out, as in stock `Trace_ELBO`. (Kool, van Hoof and Welling 2019, "Buy 4 REINFORCE samples, get a
+    baseline for free!")
+
+    *Approximates* the ELBO of the discrete model, mean_p log w_p. *With* P codes for each datum. *Requires* P >= 2.
+    *Bias*: none.
+
+    Args:
+        num_particles: P.
+
+    Example:
+        >>> from pyro_gvae.models import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> ReinforceLOO(num_particles=4).loss(vae.model, vae.guide, torch.ones(4, 6)) > 0
+        True
+    """
+
+    def estimate(self, target: Target) -> Estimate:
+        codes = target.sample(self.num_particles)
+        log_joint = target.log_joint(codes)
+        log_weights = (log_joint - target.log_q(codes)).detach()  # (P, B)
+        bound = log_weights.mean(0)
+        # log w_p minus the mean of the others is P / (P - 1) times log w_p minus the mean of all.
+        advantages = (log_weights - bound) / (self.num_particles - 1)
+        surrogate = log_joint.mean(0).sum() + (advantages * target.score_function(codes)).sum()
+        return Estimate(bound, surrogate)
+
+
+@final
+class VIMCO(SampledELBO):
+    r"""The importance-weighted bound of P codes, the signal of each code being what it adds to the bound.
+
+    .. math::
+
+        L = \log \frac{1}{P} \sum_p w_p, \qquad
+        \nabla \approx \sum_p (L - L_{-p}) \nabla \log q(z_p | x) + \sum_p \tilde w_p \nabla \log w_p,
+
+    where :math:`\tilde w` are the normalized weights and :math:`L_{-p}` is the bound with the geometric mean of the
+    other weights in place of :math:`w_p`. Weights belong to one datum, never to a batch. (Mnih and Rezende 2016,
+    "Variational Inference for Monte Carlo Objectives", arXiv 1602.06725; the bound: Burda et al. 2016,
+    arXiv 1509.00519.)
+
+    *Approximates* log p(x) of the discrete model by its importance-weighted bound, a lower one, tighter with P.
+    *With* P codes for each datum, P^2 numbers for the baselines. *Requires* P >= 2, and one scale of all sites.
+    *Bias*: none, as a gradient of that bound.
+
+    Args:
+        num_particles: P.
+
+    Raises:
+        ValueError: when it is used, if sites are scaled differently.
+
+    Example:
+        >>> from pyro_gvae.models import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> VIMCO(num_particles=5).loss(vae.model, vae.guide, torch.ones(4, 6)) > 0
+        True
+    """
+
+    def estimate(self, target: Target) -> Estimate:
+        codes = target.sample(self.num_particles)
+        log_joint, scale = target.log_joint_and_scale(codes)
+        difference = log_joint - target.log_q(codes)
+        log_weights = difference.detach() / scale  # (P, B)
+        bound = _log_mean_exp(log_weights)
+        signals = scale * (bound - _without_each(log_weights))
+        pathwise = log_weights.softmax(0) * difference
+        return Estimate(scale * bound, pathwise.sum() + (signals * target.score_function(codes)).sum())
+
+
+@final
+class ReweightedWakeSleep(SampledELBO):
+    r"""Two objectives on the same weighted codes: the model climbs log p(x), the guide goes to the posterior.
+
+    .. math::
+
+        \nabla_\theta \approx \sum_p \tilde w_p \nabla \log p(x, z_p), \qquad
+        \nabla_\phi \approx \sum_p \tilde w_p \nabla \log q(z_p | x),
+
+    with normalized weights :math:`\tilde w_p = w_p / \sum_j w_j` of each datum: stock `pyro.infer.ReweightedWakeSleep`
+    normalizes over the whole batch (pyro issue 3104). The guide descends KL(p(z | x) || q(z | x)): its wake phase;
+    there is no sleep phase. (Bornschein and Bengio 2015, "Reweighted Wake-Sleep", arXiv 1406.2751.)
+
+    *Approximates* log p(x) of the discrete model and, for the guide, the inclusive KL. *With* P codes for each datum.
+    *Requires* P >= 2, one scale of all sites, and parameters that model and guide do not share. *Bias*: that of
+    normalized weights, of order 1/P; the loss is minus the importance-weighted bound, below log p(x), and the guide's
+    gradient is not the gradient of it.
+
+    Args:
+        num_particles: P.
+
+    Raises:
+        ValueError: when it is used, if sites are scaled differently.
+
+    Example:
+        >>> from pyro_gvae.models import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> ReweightedWakeSleep(num_particles=5).loss(vae.model, vae.guide, torch.ones(4, 6)) > 0
+        True
+    """
+
+    def estimate(self, target: Target) -> Estimate:
+        codes = target.sample(self.num_particles)
+        log_joint, scale = target.log_joint_and_scale(codes)
+        log_q = target.log_q(codes)
+        log_weights = (log_joint - log_q).detach() / scale  # (P, B)
+        surrogate = log_weights.softmax(0) * (log_joint + log_q)
+        return Estimate(scale * _log_mean_exp(log_weights), surrogate.sum())
+
+
+def _log_mean_exp(log_weights: Tensor) -> Tensor:
+    """Over particles: (P, ..., B) -> (..., B)."""
+    return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
+
+
+def _without_each(log_weights: Tensor) -> Tensor:
+    """The bounds with the geometric mean of the others in the place of each weight: (P, B) -> (P, B).
+
+    No weight is subtracted from a sum, which would lose the small ones beside a large one.
+    """
+    num_particles = len(log_weights)
+    is_own = torch.eye(num_particles, dtype=torch.bool, device=log_weights.device).unsqueeze(-1)  # (P, P, 1)
+    others = log_weights.unsqueeze(1).expand(-1, num_particles, -1)  # (P, left out, B)
+    means = others.masked_fill(is_own, 0.0).sum(0) / (num_particles - 1)  # (left out, B)
+    return _log_mean_exp(torch.where(is_own, means, others))

@@ -1,0 +1,153 @@
+"""Estimators that sample one-hots and differentiate log q: score functions, and what lowers their variance."""
+
+from collections.abc import Callable, Sequence
+
+from pyro.infer import Trace_ELBO
+
+from ..elbos.baselines import BaselineELBO, NeuralBaseline, RunningBaseline
+from ..elbos.score import VIMCO, ReinforceLOO, ReweightedWakeSleep
+from ..handlers import discretize
+from .base import Estimator, check_particles
+
+DISCRETE_ELBO = "the ELBO of the discrete model"
+
+
+def reinforce(*, num_particles: int = 1) -> Estimator:
+    """REINFORCE: log p(x, z) - log q(z | x) of a sampled code weighs the gradient of log q(z | x).
+
+    *Approximates* the ELBO of the discrete model. *With* one code, and stock `Trace_ELBO` (Williams 1992; Ranganath et
+    al. 2014, arXiv 1401.0118). *Requires* nothing of the decoder. *Bias*: none, but the highest variance of all.
+
+    Args:
+        num_particles: P, samples per datum.
+
+    Raises:
+        ValueError: if there is no particle.
+    """
+    check_particles(num_particles)
+    return Estimator(
+        name="reinforce",
+        handler=discretize,
+        elbo=lambda: Trace_ELBO(num_particles=num_particles, vectorize_particles=num_particles > 1),
+        approximates=DISCRETE_ELBO,
+        bias="none",
+        reference="Williams 1992; Ranganath et al. 2014, arXiv 1401.0118",
+    )
+
+
+def reinforce_baseline(
+    *,
+    baseline: str = "running",
+    beta: float = 0.9,
+    data_dim: int = 784,
+    hidden: Sequence[int] = (100,),
+    num_particles: int = 1,
+) -> Estimator:
+    """REINFORCE with a baseline, subtracted from the weight of the score, that earlier steps have taught.
+
+    *Approximates* the ELBO of the discrete model. *With* one code, and stock `TraceGraph_ELBO` (Schulman et al. 2015,
+    arXiv 1506.05254); `baseline="running"` is the mean of earlier steps, `baseline="neural"` adds a network of the data
+    to it, which is trained together with the program (Mnih and Gregor 2014, arXiv 1402.0030). *Requires* one one-hot
+    site in the guide; the neural baseline also data (..., D) as the guide's first argument. *Bias*: none.
+
+    Args:
+        baseline: "running" or "neural".
+        beta: how much of the running mean is kept in a step.
+        data_dim: D, for the neural baseline.
+        hidden: widths of its hidden layers.
+        num_particles: P, samples per datum.
+
+    Raises:
+        ValueError: if an option is unknown or out of range.
+    """
+    check_particles(num_particles)
+    if not 0 <= beta < 1:
+        raise ValueError(f"Expected beta in [0, 1), but found {beta}.")
+    for size in (data_dim, *hidden):
+        if size < 1:
+            raise ValueError(f"Expected data_dim and hidden widths of at least 1, but found {size}.")
+    baselines: dict[str, Callable[[], RunningBaseline | NeuralBaseline]] = {
+        "running": lambda: RunningBaseline(beta),
+        "neural": lambda: NeuralBaseline(data_dim, hidden, beta),
+    }
+    if baseline not in baselines:
+        raise ValueError(f"Expected baseline to be one of {', '.join(baselines)}, but found '{baseline}'.")
+    return Estimator(
+        name="reinforce-baseline",
+        handler=discretize,
+        elbo=lambda: BaselineELBO(baselines[baseline](), num_particles=num_particles),
+        approximates=DISCRETE_ELBO,
+        bias="none",
+        reference="Mnih and Gregor 2014, arXiv 1402.0030",
+    )
+
+
+def reinforce_loo(*, num_particles: int = 4) -> Estimator:
+    """REINFORCE with several codes, each with the mean weight of the others as its baseline.
+
+    *Approximates* the ELBO of the discrete model. *With* P codes in one decoder call, and no state (Kool et al. 2019,
+    "Buy 4 REINFORCE samples, get a baseline for free!"). *Requires* P >= 2. *Bias*: none.
+
+    Args:
+        num_particles: P, samples per datum.
+
+    Raises:
+        ValueError: if there are fewer than two particles.
+    """
+    check_particles(num_particles, least=2)
+    return Estimator(
+        name="reinforce-loo",
+        handler=discretize,
+        elbo=lambda: ReinforceLOO(num_particles=num_particles),
+        approximates=DISCRETE_ELBO,
+        bias="none",
+        reference="Kool et al. 2019, Buy 4 REINFORCE samples, get a baseline for free!",
+    )
+
+
+def vimco(*, num_particles: int = 5) -> Estimator:
+    """The importance-weighted bound of P codes, with a baseline for each code from the others.
+
+    *Approximates* the log-evidence of the discrete model from below, tighter with P. *With* P codes in one decoder call
+    (Mnih and Rezende 2016, arXiv 1602.06725). *Requires* P >= 2. *Bias*: none, as the gradient of that bound; the bound
+    is not the ELBO.
+
+    Args:
+        num_particles: P, samples per datum.
+
+    Raises:
+        ValueError: if there are fewer than two particles.
+    """
+    check_particles(num_particles, least=2)
+    return Estimator(
+        name="vimco",
+        handler=discretize,
+        elbo=lambda: VIMCO(num_particles=num_particles),
+        approximates=f"the importance-weighted bound of the discrete model with {num_particles} samples",
+        bias="none",
+        reference="Mnih and Rezende 2016, arXiv 1602.06725",
+    )
+
+
+def reweighted_wake_sleep(*, num_particles: int = 5) -> Estimator:
+    """Importance-weighted codes teach the model log p(x) and the guide the posterior.
+
+    *Approximates* the log-evidence of the discrete model and, for the guide, KL(p(z | x) || q(z | x)). *With* P codes
+    in one decoder call, weighted for each datum (Bornschein and Bengio 2015, arXiv 1406.2751); wake phases only.
+    *Requires* P >= 2, and parameters that model and guide do not share. *Bias*: of normalized weights, of order 1/P.
+
+    Args:
+        num_particles: P, samples per datum.
+
+    Raises:
+        ValueError: if there are fewer than two particles.
+    """
+    check_particles(num_particles, least=2)
+    return Estimator(
+        name="reweighted-wake-sleep",
+        handler=discretize,
+        elbo=lambda: ReweightedWakeSleep(num_particles=num_particles),
+        approximates="the log-evidence of the discrete model, and the inclusive KL for the guide",
+        bias="of normalized importance weights, of order 1/P",
+        reference="Bornschein and Bengio 2015, arXiv 1406.2751",
+    )
