@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from .config import CompareConfig, EncodeConfig, EvaluateConfig, GapsConfig, ReconstructConfig, SampleConfig
+from .laboratory_config import AdviseConfig, GradientsConfig
 
 
 class Command(NamedTuple):
@@ -19,6 +20,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "compare": Command(CompareConfig, "compare:compare_command"),
     "gaps": Command(GapsConfig, "gaps:gaps_command"),
+    "gradients": Command(GradientsConfig, "laboratory:gradients_command"),
+    "advise": Command(AdviseConfig, "advice:advise_command"),
     "evaluate": Command(EvaluateConfig, "commands:evaluate_command"),
     "encode": Command(EncodeConfig, "commands:encode_command"),
     "reconstruct": Command(ReconstructConfig, "commands:reconstruct_command"),

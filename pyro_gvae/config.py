@@ -90,12 +90,10 @@ class CompareConfig:
                 raise ValueError(f"Expected seeds below 2^32, but found {seed}.")
         for name in ("learning_rate", "temperature", "prior_temperature", "max_memory"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"Expected a positive {name}, but found {value}.")
+            if value is not None:
+                _positive(name, value)
         for name in ("estimators", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"Expected one or more different {name}, but found {list(values)}.")
+            _all_different(name, getattr(self, name))
 
     @classmethod
     def from_json(cls, written: dict[str, Any]) -> Self:
@@ -230,6 +228,16 @@ class SampleConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         _at_least("num_samples", self.num_samples, 1)
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"Expected a positive {name}, but found {value}.")
+
+
+def _all_different(name: str, values: tuple[Any, ...]) -> None:
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"Expected one or more different {name}, but found {list(values)}.")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -1,7 +1,14 @@
-"""How much memory there is, and what a request for more is answered."""
+"""How much memory there is, what a computation takes of it, and what a request for more is answered."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any, final
 
 import psutil
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 #: The fraction of the free memory that a computation takes unless its caller says otherwise.
 DEFAULT_FRACTION = 0.25
@@ -34,3 +41,48 @@ def in_words(num_bytes: float) -> str:
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"
     return f"{num_bytes:.0f} bytes"
+
+
+def peak_memory(run: Callable[[], Any]) -> int:
+    """Bytes of tensors that a computation holds at its peak, beyond those that were there before it.
+
+    Counted are the results of torch's operations, backward passes included, on every device, for as long as they live;
+    not what a kernel takes and gives back inside of one operation.
+
+    Example:
+        >>> peak_memory(lambda: [torch.zeros(1000).exp().sum() for _ in range(5)]) // 1000
+        8
+    """
+    with _PeakMemory() as watched:
+        run()
+    return watched.peak
+
+
+@final
+class _PeakMemory(TorchDispatchMode):
+    """Follows every new storage from the operation that makes it to its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.living: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.living and storage._cdata not in known:
+                self.living.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._ended, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _ended(self, storage: int, num_bytes: int) -> None:
+        self.living.discard(storage)
+        self.now -= num_bytes
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]

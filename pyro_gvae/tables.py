@@ -1,6 +1,7 @@
 """The numbers of a run: final rows, means and standard errors over seeds, paired differences, and their words."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -197,3 +198,24 @@ def format_table(summary: pd.DataFrame) -> str:
             "own bound: what the estimator itself optimizes; gap: own bound - test ELBO.",
         ]
     )
+
+
+def with_errors(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Numbers as text in three digits, with the standard errors that stand beside them, `M_se`; empty where none is.
+
+    Args:
+        table: any table.
+        names: the columns to show; those that the table lacks are left out.
+
+    Example:
+        >>> with_errors(pd.DataFrame({"mse": [0.51234, None], "mse_se": [0.0123, None]}), ["mse"])["mse"].tolist()
+        ['0.512 ± 0.012', '']
+    """
+    columns = {}
+    for name in filter(table.columns.__contains__, names):
+        errors = table.get(f"{name}_se", pd.Series(math.nan, table.index))
+        columns[name.replace("_", " ")] = [
+            "" if pd.isna(value) else f"{value:.3g}" + (f" ± {error:.2g}" if error > 0 else "")
+            for value, error in zip(table[name], errors, strict=True)
+        ]
+    return pd.DataFrame(columns, index=table.index)

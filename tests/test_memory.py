@@ -4,7 +4,7 @@ import psutil
 import pytest
 import torch
 
-from pyro_gvae.memory import DEFAULT_FRACTION, in_words, memory_limit
+from pyro_gvae.memory import DEFAULT_FRACTION, in_words, memory_limit, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -29,3 +29,21 @@ def test_a_limit_is_positive(wrong):
 )
 def test_words(size, words):
     assert in_words(size) == words
+
+
+def test_the_peak_is_what_lived_at_once():
+    def run():
+        first = torch.zeros(1000)  # 4 kB
+        second = first + 1
+        del first
+        third = second.view(10, 100).add_(1)  # no new memory
+        return third.double()  # 8 kB beside 4 kB
+
+    assert peak_memory(run) == 12_000
+    before = torch.zeros(5000)
+    assert peak_memory(lambda: before.add_(1).sum()) == 4  # what was there is not counted, nor what is written to
+
+
+def test_the_peak_has_the_backward_pass():
+    x = torch.randn(1000, requires_grad=True)
+    assert peak_memory(lambda: (x * 2).exp().sum()) < peak_memory(lambda: (x * 2).exp().sum().backward())
