@@ -59,7 +59,7 @@ def draw_against_temperature(table: pd.DataFrame, wrt: str = "logits") -> Figure
         title = "at initialization" if epoch == 0 else f"epoch {epoch:g} by {trained_by}"
         grid[0, column].set_title(title if shown["seed"].nunique() == 1 else f"{title}, seed {seed}")
         grid[-1, column].set_xlabel("temperature")
-    _finish(figure, grid[:, 0], panels, styles, shown)
+    _finish(figure, grid[:, 0], panels, styles, shown, dashes=True)
     if shown["temperature"].notna().any():
         grid[0, 0].set_xscale("log")
         grid[0, 0].set_xticks(sorted(shown["temperature"].dropna().unique()))
@@ -101,7 +101,7 @@ def draw_along_training(table: pd.DataFrame, wrt: str = "logits") -> Figure | No
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in grid[-1]:
         axes.set_xlabel(f"epochs of training by {shown['trained_by'].iloc[0]}")
-    _finish(figure, list(grid.ravel()[: len(panels)]), panels, styles, shown)
+    _finish(figure, list(grid.ravel()[: len(panels)]), panels, styles, shown, dashes=False)
     return figure
 
 
@@ -147,7 +147,8 @@ def _finish(figure: Figure, firsts: Any, panels: list[Panel], styles: Mapping[st
             axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.03)
         else:
             axes.set_ylim(bottom=0.0)
-    flat = {name for name, rows in shown.groupby("estimator") if rows["temperature"].isna().all()}
+    named = shown.groupby("estimator")["temperature"]
+    flat = {name for name, heats in named if heats.isna().all()} if dashes else set()
     handles = [
         Line2D([], [], color=s.color, label=n, ls="--" if n in flat else "-", marker="" if n in flat else s.marker)
         for n, s in styles.items()
