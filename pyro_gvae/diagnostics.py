@@ -59,7 +59,8 @@ def candidates(
     found = []
     for given in estimators:
         if isinstance(given, Estimator):
-            found.append(Candidate(given.name, given.temperature, partial(_itself, given)))
+            heat = None if given.temperature is None else float(given.temperature)
+            found.append(Candidate(given.name, heat, partial(_itself, given)))
             continue
         if given not in ESTIMATORS:
             estimator(given)  # says what there is

@@ -135,7 +135,15 @@ def _draw(axes: Axes, rows: pd.DataFrame, clock: str, panel: Panel, style: Style
     axes.errorbar(ordered[clock], ordered[panel.name], yerr=errors[ordered.index], **look)
 
 
-def _finish(figure: Figure, firsts: Any, panels: list[Panel], styles: Mapping[str, Style], shown: pd.DataFrame) -> None:
+def _finish(
+    figure: Figure,
+    firsts: Any,
+    panels: list[Panel],
+    styles: Mapping[str, Style],
+    shown: pd.DataFrame,
+    *,
+    dashes: bool,
+) -> None:
     for axes, panel in zip(firsts, panels, strict=True):
         axes.set_ylabel(panel.label)
         axes.set_yscale(panel.scale)

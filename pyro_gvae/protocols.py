@@ -1,5 +1,6 @@
 """Published ways to measure gradients, as they were published, so that figures can be put beside theirs."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .diagnostics import Candidate, candidates, exact_reference, sample_moments
+from .diagnostics import OTHER_OBJECTIVES, Candidate, candidates, exact_reference, sample_moments
 from .estimators import Estimator, estimator
 from .exact import HasPair
 from .gradients import Subject, make_subject
@@ -47,6 +48,7 @@ def reinmax_protocol(
 
     Returns:
         One row for each (estimator, temperature): relative bias, relative s.d., cosine; or the sentence in `refused`.
+        Those of another objective than the ELBO have their relative s.d. alone.
 
     Raises:
         ValueError: if the exact gradient cannot be computed.
@@ -76,6 +78,9 @@ def reinmax_row(
     except ValueError as refusal:
         return row | {"refused": str(refusal).split("\n")[0]}
     numbers = fidelity(truth.gradient.double(), found.mean, found.variance.sqrt())
+    if chosen.name in OTHER_OBJECTIVES:
+        numbers |= {"relative_bias": math.nan, "cosine": math.nan}
+    row["approximates"] = chosen.approximates
     return row | {"images": len(subject.x), "samples": int(found.counts.sum())} | numbers | {"refused": None}
 
 
