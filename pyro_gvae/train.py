@@ -165,6 +165,8 @@ def _restored(training: Training, output: Path | None) -> bool:
         return False
     content = load_checkpoint(output / CHECKPOINT)
     training.restore(content)
+    for torn in output.glob(".*.tmp"):  # of a write in which the run was killed
+        torn.unlink()
     # What was written after the checkpoint is written again.
     os.truncate(metrics, min(content["metrics_bytes"], metrics.stat().st_size))
     return True

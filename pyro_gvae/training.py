@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from .data import Dataset, epoch_batches
+from .data import Dataset, check_range, epoch_batches
 from .estimators import ESTIMATORS, Estimator, estimator
 from .finiteness import first_non_finite
 from .randomness import random_states, set_random_states
@@ -66,7 +66,7 @@ class Training:
         self.vae, self.data, self.config = vae, data, config
         self.train = data.train if isinstance(data, Dataset) else data
         self.test = data.test if isinstance(data, Dataset) else None
-        _check_data(vae, self.train)
+        check_range(self.train, *getattr(vae, "data_range", (-math.inf, math.inf)))
         if config.patience is not None and self.test is None:
             raise ValueError("Expected a Dataset with test images for patience, but found a tensor. Try Dataset(..).")
         next(epoch_batches(data, config.batch_size, seed=config.seed, epoch=0))  # refuses a wrong batch size
@@ -161,14 +161,11 @@ class Training:
 
     def next_stage(self) -> None:
         """Go on with the next estimator, or be done; the optimizer's state stays, but for the old loss's own."""
-        state, own = self.state, list(self.step.own.parameters())
+        state = self.state
         if state.stage + 1 == len(self.stages):
             state.done = "all stages"
             return
-        if own:
-            self.optimizer.param_groups.pop()
-            for parameter in own:
-                self.optimizer.state.pop(parameter, None)
+        self._end_stage()
         state.stage += 1
         state.stage_step, state.stage_seconds = state.step, state.seconds
         state.best, state.stale = None, 0
@@ -207,6 +204,7 @@ class Training:
             )
         if content["data"] != _digest(self.train):
             raise ValueError("Expected the data that the checkpoint was trained on, but found others.")
+        self._end_stage()
         self.state = State(**content["state"])
         self._begin_stage()
         groups = self.optimizer.state_dict()["param_groups"]
@@ -233,6 +231,13 @@ class Training:
         self.step.taken = self.state.step
         if own := list(self.step.own.parameters()):
             self.optimizer.add_param_group({"params": own})
+
+    def _end_stage(self) -> None:
+        """What the stage's loss learned itself is of no use to another one."""
+        if own := list(self.step.own.parameters()):
+            self.optimizer.param_groups.pop()
+            for parameter in own:
+                self.optimizer.state.pop(parameter, None)
 
     def _loss(self, x: Tensor) -> float:
         """Of one step, which is left out where loss or gradient is not finite: then NaN."""
@@ -281,20 +286,6 @@ def _annealed(vae: nn.Module, config: TrainConfig) -> Iterator[tuple[str, Schedu
         if not isinstance(getattr(vae, name, None), Tensor):
             raise ValueError(f"Expected a program with a buffer '{name}' to anneal, but found none. Try {name}=None.")
         yield name, schedule(str(text))
-
-
-def _check_data(vae: Any, x: Tensor) -> None:
-    """Refuse, before training, what cannot be trained on."""
-    low, high = getattr(vae, "data_range", (-math.inf, math.inf))
-    lowest, highest = (bound.item() for bound in x.aminmax())
-    if math.isnan(lowest):
-        rows = int(x.isnan().flatten(1).any(1).sum()) if x.dim() > 1 else int(x.isnan().sum())
-        raise ValueError(f"Expected training data without NaN, but found it in {rows} of {len(x)}.")
-    if not (low <= lowest and highest <= high) or math.isinf(lowest) or math.isinf(highest):
-        raise ValueError(
-            f"Expected training data in [{low:g}, {high:g}], but found values from {lowest:g} to {highest:g}. Try to "
-            "rescale them, or another observation."
-        )
 
 
 def _digest(x: Tensor) -> str:

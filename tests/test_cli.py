@@ -47,7 +47,7 @@ def run(capsys, *arguments):
         (["encode", "nowhere"], "Expected a run folder, but found that 'nowhere' is not one"),
         (["reconstruct", "nowhere", "--num-data", "0"], "Expected num_data of at least 1, but found 0"),
         (["sample", "nowhere", "--num-samples", "0"], "Expected num_samples of at least 1, but found 0"),
-        ([], "Expected one of {compare, gaps, evaluate, encode, reconstruct, sample}"),
+        ([], "Expected one of {train, resume, compare, gaps, evaluate, encode, reconstruct, sample}"),
     ],
 )
 def test_each_mistake_is_one_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):
