@@ -134,10 +134,10 @@ class Step:
             buffer.copy_(value)
 
     def _is_finite(self, loss: Tensor) -> bool:
-        """Whether loss and gradients are: one pass over them, the largest absolute value of all."""
-        gradients = [parameter.grad for parameter in self._gradients.parameters if parameter.grad is not None]
-        largest = nn.utils.get_total_norm(gradients, norm_type=math.inf)
-        return bool(torch.isfinite(largest) & torch.isfinite(loss))
+        """Whether loss and gradients are, by their sums: the sum of what holds a NaN or an infinity is not finite."""
+        gradients = (parameter.grad for parameter in self._gradients.parameters if parameter.grad is not None)
+        sums = [loss.detach(), *(gradient.sum() for gradient in gradients)]
+        return math.isfinite(torch.stack(sums).sum().item())
 
 
 def _steps_taken(optimizer: torch.optim.Optimizer) -> int:
