@@ -1,5 +1,6 @@
 """A resumed run is the run that was never interrupted, bit for bit, for every estimator."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from pyro_gvae.checkpoint import load_checkpoint, save_checkpoint
+from pyro_gvae.elbos.sampled import Estimate, SampledELBO
 from pyro_gvae.estimators import ESTIMATORS, estimator
 from pyro_gvae.models import CategoricalVAE
 from pyro_gvae.stages import Amount
@@ -182,3 +184,38 @@ def test_a_run_that_was_over_stays_so(tmp_path):
     done = fit(again, data(), chosen, output=tmp_path, resume=True, progress=False)
     assert done.steps == first.steps == 3 and done.history == first.history
     assert not torch.equal(again.state_dict()["encoder.0.weight"], new_vae().state_dict()["encoder.0.weight"])
+
+
+class WithBaseline(SampledELBO):
+    """The score function with a baseline that the loss learns itself, and a count that it keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Module()
+        self.own.baseline = nn.Parameter(torch.zeros(()))
+        self.own.register_buffer("count", torch.zeros(()))
+
+    def estimate(self, target):
+        codes = target.sample(1)
+        log_joint, log_q = target.log_joint(codes), target.log_q(codes)  # (1, B)
+        bound = (log_joint - log_q)[0]
+        self.own.count.add_(1)
+        signal = bound.detach() - self.own.baseline
+        surrogate = (log_joint[0] + signal.detach() * log_q[0]).sum()
+        return Estimate(bound, surrogate, signal.square().sum())
+
+
+@pytest.mark.parametrize("stages", ["exact:100", "exact:3steps,gumbel-softmax:100", "gumbel-softmax:3steps,exact:100"])
+def test_what_a_loss_learns_itself_is_part_of_a_checkpoint(stages, tmp_path, monkeypatch):
+    learned = replace(estimator("exact"), elbo=WithBaseline, is_exact=False)
+    monkeypatch.setitem(ESTIMATORS, "exact", lambda: learned)
+    training = advanced(begun(config(stages)), 2 * HALF)
+    expected = training.content()
+    assert_the_same(through_a_checkpoint(config(stages), tmp_path / "checkpoint"), expected)
+    has_own = training.stage.estimator == "exact"
+    assert len(training.optimizer.param_groups) == 1 + has_own and (expected["own"] != {}) is has_own
+    if has_own:
+        assert (
+            expected["own"]["baseline"] < 0
+            and expected["own"]["count"] == training.state.step - training.state.stage_step
+        )
