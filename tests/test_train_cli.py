@@ -33,7 +33,7 @@ def run(capsys, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["train", "--stages", "exat:3"], "Expected an estimator among gumbel-softmax, exact"),
+        (["train", "--stages", "exat:3"], "Expected an estimator among gumbel-softmax,"),
         (["train", "--stages", "exact"], "Expected stages as estimator:amount, but found 'exact'"),
         (["train", "--preset", "artcle"], "Expected a preset among article, jang, maddison"),
         (["train", "--preset"], "Expected a preset among"),
