@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from .data import Dataset
 from .datasets import load
 from .models import CategoricalVAE
-from .networks import mlp
+from .networks import NETWORKS, relu_logits
 from .results import new_run_folder, write_json
 from .train import Fit, fit
 from .train_config import ResumeConfig, TrainConfig
@@ -75,15 +74,17 @@ def load_data(config: TrainConfig) -> Dataset:
 
 def initial_model(config: TrainConfig, data: Dataset) -> CategoricalVAE:
     """The networks of a configuration, with the initial weights of its seed."""
-    data_dim, sizes = data.train.shape[1], (config.num_latents, config.num_categories)
+    sizes = config.num_latents, config.num_categories
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        encoder = None
-        if config.relu_logits:
-            layers = mlp([data_dim, *config.hidden, config.num_latents * config.num_categories])
-            encoder = nn.Sequential(*layers, nn.ReLU(), nn.Unflatten(-1, sizes))
+        encoder, decoder = NETWORKS[config.networks](data.image_shape, *sizes, hidden=config.hidden)
         vae = CategoricalVAE(
-            data_dim, *sizes, config.hidden, config.observation, learn_prior=config.learn_prior, encoder=encoder
+            data.train.shape[1],
+            *sizes,
+            observation=config.observation,
+            learn_prior=config.learn_prior,
+            encoder=relu_logits(encoder) if config.relu_logits else encoder,
+            decoder=decoder,
         )
     return vae.to(config.device)
 

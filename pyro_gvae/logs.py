@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .data import Dataset
-from .evaluate import prior_samples, reconstructions
+from .generate import encode, reconstruct, sample
 from .models import CategoricalVAE
 from .randomness import own_randomness
 from .results import append_json_line
@@ -80,13 +80,13 @@ class Logs:
         shape = (1, *data.image_shape)
         shown = data.test[:NUM_PICTURED]
         with own_randomness(0):
-            images = torch.stack([shown, reconstructions(vae, shown)], 1).flatten(0, 1)  # each beside its original
-            samples = prior_samples(vae, NUM_PICTURED)
+            images = torch.stack([shown, reconstruct(vae, shown)], 1).flatten(0, 1)  # each beside its original
+            samples = sample(vae, NUM_PICTURED)
         scale = vae.data_range[1] if vae.observation_name == "categorical" else 1.0
         for name, pixels in (("reconstructions", images), ("samples", samples)):
             self._board.add_images(name, (pixels / scale).clamp(0, 1).reshape(-1, *shape), step)
         with torch.no_grad():
-            used = vae.encoder(data.test).argmax(-1)  # (M', N)
+            used = encode(vae, data.test).argmax(-1)  # (M', N)
         edges = torch.arange(vae.num_categories + 1) - 0.5
         for latent, categories in enumerate(used.T[:NUM_PICTURED]):
             self._board.add_histogram(f"code usage/latent {latent}", categories, step, bins=edges.tolist())

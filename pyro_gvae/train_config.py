@@ -12,6 +12,7 @@ from .config import Binarization, DatasetName
 from .schedules import schedule
 from .stages import Amount, Named, parse_stages
 
+NetworksName = Literal["mlp", "conv"]
 Observation = Literal["bernoulli", "continuous-bernoulli", "gaussian"]
 
 
@@ -33,6 +34,7 @@ class TrainConfig:
             gumbel-softmax[kl=categorical]:20,exact:3.
         num_latents: N, one-hots in the code.
         num_categories: K, categories of each.
+        networks: Multilayer perceptrons, or convolutions below them.
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
         observation: Distribution of a pixel.
         learn_prior: Learn the prior of the code, in place of a uniform one.
@@ -64,6 +66,7 @@ class TrainConfig:
     stages: str = "gumbel-softmax:100"
     num_latents: int = 4
     num_categories: int = 8
+    networks: NetworksName = "mlp"
     hidden: tuple[int, ...] = (128,)
     observation: Observation = "bernoulli"
     learn_prior: bool = False
