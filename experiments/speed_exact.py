@@ -52,7 +52,7 @@ from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.estimators import estimator
 from pyro_gvae.models import CategoricalVAE
 from pyro_gvae.plots import INK, PALETTE, in_house_style
-from pyro_gvae.train import make_step
+from pyro_gvae.step import make_step
 
 ROOT = Path(__file__).resolve().parents[1]
 Step = Callable[[], float]

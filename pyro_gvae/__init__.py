@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from .estimators import ESTIMATORS, estimator
     from .handlers import discretize, enumerated, relax, straight_through
     from .models import CategoricalVAE
-    from .train import make_step
+    from .step import make_step
+    from .train import fit
+    from .train_config import TrainConfig
 
 __version__ = "0.1.0"
 
@@ -36,7 +38,9 @@ _HOME = {
     "exact": "exact",
     "estimator": "estimators",
     "ESTIMATORS": "estimators",
-    "make_step": "train",
+    "make_step": "step",
+    "fit": "train",
+    "TrainConfig": "train_config",
     "load": "datasets",
     "Dataset": "data",
     "RelaxedOneHotCategorical": "distributions.concrete",
@@ -54,10 +58,12 @@ __all__ = [
     "FactorizedOneHotCategorical",
     "RelaxedOneHotCategorical",
     "TracedELBO",
+    "TrainConfig",
     "discretize",
     "enumerated",
     "estimator",
     "exact",
+    "fit",
     "load",
     "make_step",
     "relax",

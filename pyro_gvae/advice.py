@@ -27,9 +27,9 @@ from .models import CategoricalVAE
 from .moments import Reference
 from .recommendation import Advice, recommend
 from .results import new_run_folder, write_csv
+from .step import make_step
 from .tables import with_errors
 from .timing import make_clock
-from .train import make_step
 
 #: Unbiased estimators whose mean stands for the exact gradient where there is none, the least noisy first.
 STANDINS = ("local-expectation", "reinforce-loo", "relax", "rebar", "reinforce-baseline", "reinforce")

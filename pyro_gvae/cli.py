@@ -1,13 +1,16 @@
 """The command line. Torch is imported only when a command runs, so that `--help` is instant."""
 
+import shlex
 import sys
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
 
 from .config import CompareConfig, EncodeConfig, EvaluateConfig, GapsConfig, ReconstructConfig, SampleConfig
 from .laboratory_config import AdviseConfig, GradientsConfig
+from .presets import PRESETS
+from .train_config import ResumeConfig, TrainConfig
 
 
 class Command(NamedTuple):
@@ -18,6 +21,8 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "train": Command(TrainConfig, "launch:train_command"),
+    "resume": Command(ResumeConfig, "launch:resume_command"),
     "compare": Command(CompareConfig, "compare:compare_command"),
     "gaps": Command(GapsConfig, "gaps:gaps_command"),
     "gradients": Command(GradientsConfig, "laboratory:gradients_command"),
@@ -30,25 +35,54 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 if it succeeded, 2 with one sentence if it was asked for something that cannot be."""
+    """Run one command; 0 if it succeeded, 2 with one sentence if it was asked for something that cannot be.
+
+    A run that a signal stopped ends with 130 (Ctrl-C) or 143 (SIGTERM), as shells expect.
+    """
     try:
-        print(f"\n{_run(_parse(arguments))}")
+        print(f"\n{_run(_parse(list(sys.argv[1:] if arguments is None else arguments)))}")
     except (ValueError, OSError) as error:
         print(f"pyro-gvae: {_sentence(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("pyro-gvae: interrupted; what was finished is in the run folder.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        run = getattr(interrupt, "run", None)
+        if run is None:
+            print("pyro-gvae: interrupted; what was finished is in the run folder.", file=sys.stderr)
+            return 130
+        print(f"\npyro-gvae: stopped; resume with: pyro-gvae resume {shlex.quote(str(run))}", file=sys.stderr)
+        return 128 + int(interrupt.signal)  # type: ignore[attr-defined]
     return 0
 
 
-def _parse(arguments: list[str] | None) -> Any:
-    return tyro.extras.subcommand_cli_from_dict(
-        {name: command.config for name, command in COMMANDS.items()},
+def _parse(arguments: list[str]) -> Any:
+    defaults = {"train": _preset(arguments)} if arguments[:1] == ["train"] else {}
+    kinds = (
+        Annotated[command.config, tyro.conf.subcommand(name, default=defaults[name], prefix_name=False)]
+        if name in defaults
+        else Annotated[command.config, tyro.conf.subcommand(name, prefix_name=False)]
+        for name, command in COMMANDS.items()
+    )
+    union: Any = Union[tuple(kinds)]  # noqa: UP007 (of as many as there are)
+    return tyro.cli(
+        union,
         args=arguments,
         prog="pyro-gvae",
         description="Categorical VAEs in Pyro: relaxed sampling and exact enumeration on one program.",
     )
+
+
+def _preset(arguments: list[str]) -> TrainConfig:
+    """The settings that `--preset NAME` begins with, taken out of the arguments; those that follow override them."""
+    for index, word in enumerate(arguments):
+        option, equals, name = word.partition("=")
+        if option == "--preset":
+            if not equals:
+                name = arguments.pop(index + 1) if index + 1 < len(arguments) else ""
+            del arguments[index]
+            if name not in PRESETS:
+                raise ValueError(f"Expected a preset among {', '.join(PRESETS)}, but found '{name}'.")
+            return PRESETS[name]
+    return TrainConfig()
 
 
 def _run(config: Any) -> str:

@@ -27,8 +27,8 @@ from .generate import reconstruct, sample
 from .models import CategoricalVAE
 from .report import write_report
 from .results import append_json_line, cell_path, new_run_folder, read_json_lines, replacing, write_csv, write_json
+from .step import make_step
 from .tables import final_rows, format_table, summarize
-from .train import make_step
 
 #: Images shown in the report: reconstructions of the first test images, and prior samples.
 NUM_RECONSTRUCTIONS, NUM_SAMPLES = 10, 25

@@ -129,6 +129,28 @@ def binarized(data: Dataset, binarize: str, *, seed: int = 0) -> Dataset:
     return data
 
 
+def check_range(x: Tensor, low: float, high: float) -> None:
+    """Refuses training data of any shape that hold a NaN, or leave the range that their model has.
+
+    Raises:
+        ValueError: where a value is NaN, infinite or not in [low, high].
+
+    Example:
+        >>> check_range(torch.tensor([0.5, 2.0]), 0.0, 1.0)
+        Traceback (most recent call last):
+        ValueError: Expected training data in [0, 1], but found values from 0.5 to 2. Try to rescale them, or another...
+    """
+    lowest, highest = (bound.item() for bound in x.aminmax())  # a NaN anywhere makes both NaN
+    if math.isnan(lowest):
+        rows = int(x.isnan().reshape(len(x), -1).any(1).sum())
+        raise ValueError(f"Expected training data without NaN, but found it in {rows} of {len(x)}. Try without them.")
+    if lowest < low or highest > high or math.isinf(lowest) or math.isinf(highest):
+        raise ValueError(
+            f"Expected training data in [{low:g}, {high:g}], but found values from {lowest:g} to {highest:g}. Try to "
+            "rescale them, or another observation."
+        )
+
+
 def epoch_batches(
     data: Dataset | Tensor, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False
 ) -> Iterator[Tensor]:

@@ -30,9 +30,9 @@ from .models import CategoricalVAE
 from .protocols import reinmax_row
 from .results import append_json_line, new_run_folder, read_json_lines, replacing, write_csv, write_json
 from .runs import read_run
+from .step import make_step
 from .tables import with_errors
 from .timing import make_clock
-from .train import make_step
 
 #: What a row is known by.
 CELL = ["trained_by", "seed", "epoch", "estimator", "temperature", "wrt"]

@@ -120,20 +120,26 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
     """Appends `record` as one line of strict JSON, on the disk when this returns.
 
     A number that is not finite becomes `null`. If a crash left the last line torn, the record starts a new one, so
-    that only the torn line is lost.
+    that only the torn line is lost. If the disk is full, the file is as it was.
 
     Args:
         path: The file, made if it is absent.
         record: Names to numbers, strings, `None`, or NumPy and torch scalars.
     """
     line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
-    with path.open("a+b") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read(1) == b"\n" else b"\n" + line
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    size = path.stat().st_size if path.exists() else None
+    try:
+        with path.open("a+b") as file:
+            if size:
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        if size is not None and path.stat().st_size > size:  # a part of the line, on a disk that is full
+            os.truncate(path, size)
+        raise
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .estimators import Estimator
 from .gradients import Probe, Subject, seeded
-from .train import make_step
+from .step import make_step
 
 #: Training steps that are timed, after two that are not.
 TIMED_STEPS = 7

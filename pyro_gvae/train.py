@@ -1,166 +1,213 @@
-"""One training step: loss, gradients, one fused optimizer."""
+"""fit: a program through its stages, with evaluations, checkpoints and an end that can be resumed."""
 
-import inspect
-import itertools
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
-from typing import Any, Protocol, cast, final
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from signal import Signals
+from typing import Any, NamedTuple, final
 
-import pyro
 import torch
-from pyro.infer import ELBO
-from torch import Tensor, nn
+from safetensors.torch import save
+from torch import Tensor
 
-from .elbos.refusals import NotRecordable
-from .elbos.traced import TracedELBO
-from .estimators import Estimator, own_state
-from .exact import HasPair
+from .checkpoint import load_checkpoint, save_checkpoint
+from .data import Dataset, derived_seed
+from .finiteness import first_non_finite
+from .logs import Logs
+from .randomness import own_randomness
+from .results import replacing
+from .signals import Stop, stop_on_signal
+from .step import TrainableProgram
+from .train_config import TrainConfig
+from .training import Training
 
-Step = Callable[[Tensor], Tensor]
-#: Steps after which averages of the optimizer that have become very small are set to zero.
-FLUSH_EVERY = 100
-
-
-class TrainableProgram(HasPair, Protocol):
-    """A module with a Pyro model and guide."""
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
+CHECKPOINT = "checkpoint.safetensors"
 
 
-def make_step(
-    vae: TrainableProgram,
-    estimator: Estimator,
-    *,
-    lr: float = 1e-3,
-    optimizer: str | torch.optim.Optimizer = "Adam",
-    clip_norm: float | None = None,
-    compile: bool = False,
-) -> Step:
-    """A training step `step(x) -> loss` of the module's parameters by the estimator's loss.
+class Fit(NamedTuple):
+    """What `fit` did.
 
-    The first step runs model and guide with Pyro's validation on, and records their computation
-    (:class:`~pyro_gvae.elbos.traced.TracedELBO`); later steps replay it, without Pyro. A program that cannot be
-    recorded is run as it is, with a warning, but for sums over several slices of codes, which gain nothing. Pyro's
-    param store is not touched, and its validation is as before after each step.
-
-    Args:
-        vae: a module with `.model(x)` and `.guide(x)`, such as `CategoricalVAE`. Under `torch.autocast` to bfloat16,
-            around the step, its networks compute in bfloat16, random numbers and log-probabilities in float32.
-        estimator: the handler and the ELBO.
-        lr: learning rate; not used where `optimizer` is given as an object.
-        optimizer: the name of a class in `torch.optim`, fused where torch can, over all parameters; or an object that
-            has the parameters already, for example to keep its state when the estimator changes.
-        clip_norm: the largest norm that the gradient of the module's parameters together may have, in nats per datum.
-            What a loss learns itself has other units, and is not clipped.
-        compile: compile the recorded graph by Inductor, with CUDA graphs on a GPU; takes a compiler and half a minute.
-
-    Returns:
-        A function of a batch x (B, D), which may have another B each time. It updates the parameters and returns the
-        loss before that, -ELBO in nats per datum, shape (). Gradients are those of the sum over the batch, as in
-        stock `SVI`.
-
-    Raises:
-        ValueError: if there is no such optimizer; in the first step, if the data are out of range.
-
-    Example:
-        >>> from pyro_gvae import CategoricalVAE, estimator
-        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
-        >>> step = make_step(vae, estimator("gumbel-softmax"), lr=0.1)
-        >>> x = torch.ones(4, 6)
-        >>> losses = [step(x).item() for _ in range(20)]
-        >>> losses[-1] < losses[0]
-        True
+    Attributes:
+        steps: batches taken, those of skipped steps included.
+        seconds: of training, without evaluations.
+        reason: why it ended.
+        history: one dictionary for each evaluation; see :meth:`Training.judge`.
     """
-    gradients = _Gradients(vae, estimator, compile=compile)
-    chosen = _optimizer(optimizer, gradients.parameters, lr)
-    own_count = itertools.count(1)
-    on_cpu = all(parameter.device.type == "cpu" for parameter in gradients.parameters)
 
-    def step(x: Tensor) -> Tensor:
-        loss = gradients(x)
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(gradients.of_program, clip_norm * len(x))
-        chosen.step()
-        if on_cpu and (_steps_taken(chosen) or next(own_count)) % FLUSH_EVERY == 0:
-            _flush(chosen)
-        return loss / len(x)
-
-    return step
-
-
-def _steps_taken(optimizer: torch.optim.Optimizer) -> int:
-    """By the optimizer's own count, which a checkpoint keeps; 0 where it has none."""
-    return next((int(state["step"]) for state in optimizer.state.values() if "step" in state), 0)
-
-
-def _flush(optimizer: torch.optim.Optimizer) -> None:
-    """Set averages of an optimizer to zero before they become denormal numbers.
-
-    A gradient that stays zero, as of a pixel that is rarely on, leaves an average that is multiplied by 0.9 in each
-    step: after 700 steps it is denormal, and stays so, and Adam takes six times as long. So small, it moves no weight.
-    """
-    for state in optimizer.state.values():
-        for average in state.values():
-            if isinstance(average, Tensor) and average.dim() > 0 and average.is_floating_point():
-                average.masked_fill_(average.abs() < 1e8 * torch.finfo(average.dtype).tiny, 0.0)
-
-
-def _optimizer(chosen: str | torch.optim.Optimizer, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    if isinstance(chosen, torch.optim.Optimizer):
-        return chosen
-    kind = getattr(torch.optim, chosen, None)
-    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-        raise ValueError(f"Expected the name of an optimizer in torch.optim, but found '{chosen}'. Try 'Adam'.")
-    # One fused optimizer for all parameters: Pyro's steps one optimizer per tensor.
-    fused: dict[str, Any] = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
-    return cast(type[Any], kind)(parameters, lr=lr, **fused)
+    steps: int
+    seconds: float
+    reason: str
+    history: list[dict[str, Any]]
 
 
 @final
-class _Gradients:
-    """Sets the gradients of a module's parameters by an estimator's loss: recorded, where it can be."""
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped a run after a step; its checkpoint is written.
 
-    def __init__(self, vae: TrainableProgram, estimator: Estimator, *, compile: bool) -> None:
-        self._model, self._guide, self._elbo = estimator.bind(vae)
-        self.of_program = [*vae.parameters()]
-        self.parameters = [*self.of_program, *own_state(self._elbo).parameters()]
-        self._traced: TracedELBO | None = TracedELBO(cast(ELBO, self._elbo), compile=compile)
-        self._is_exact = estimator.is_exact
-        self._ids = set(map(id, self.parameters))
-        self._checked = False
+    Attributes:
+        run: the run folder.
+        signal: which one it was.
+    """
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The loss, in nats summed over the data; gradients are set, not added."""
-        for parameter in self.parameters:
-            parameter.grad = None  # its memory is used again for the next one
-        if self._traced is not None:
-            try:
-                (loss, gradients), leaves = self._traced.outcome(self._model, self._guide, x)
-            except NotRecordable as refusal:
-                if not self._is_exact:  # several slices of codes are no recording, and need none
-                    warnings.warn(f"Steps run without a recording: {refusal}", stacklevel=3)
-                self._traced = None
-            else:
-                self._check_parameters(leaves)
-                for leaf, gradient in zip(leaves, gradients, strict=True):
-                    leaf.grad = gradient
-                return self._as_tensor(loss, x)
-        with pyro.get_param_store().scope(), pyro.validation_enabled(not self._checked):
-            loss = self._elbo.loss_and_grads(self._model, self._guide, x)
-        self._checked = True
-        return self._as_tensor(loss, x)
+    def __init__(self, run: Path, number: Signals) -> None:
+        super().__init__(f"stopped by {number.name}; resume with: pyro-gvae resume {run}")
+        self.run = run
+        self.signal = number
 
-    def _as_tensor(self, loss: Tensor | float, x: Tensor) -> Tensor:
-        """Plain ELBOs return numbers."""
-        if isinstance(loss, Tensor):
-            return loss
-        types = (parameter.dtype for parameter in self.parameters)
-        return torch.tensor(loss, dtype=reduce(torch.promote_types, types, torch.float32), device=x.device)
 
-    def _check_parameters(self, leaves: Sequence[Tensor]) -> None:
-        if not self._ids.issuperset(map(id, leaves)):
-            raise ValueError(
-                "Expected all parameters of model and guide to be in the module's parameters(), but found others, "
-                "which no step would train. Try to make them attributes of the module, in place of pyro.param."
-            )
+def fit(
+    vae: TrainableProgram,
+    data: Dataset | Tensor,
+    config: TrainConfig | None = None,
+    *,
+    output: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Fit:
+    """Train a program in stages of estimators, with one optimizer, and judge the discrete model on the way.
+
+    The same configuration gives the same weights, bit for bit, however often the run is interrupted and resumed. Random
+    numbers are the run's own: torch's, NumPy's and Python's generators are afterwards as they were.
+
+    Args:
+        vae: a `CategoricalVAE`, or any module with `.model(x)` and `.guide(x)`; trained in its place. What the
+            configuration says about networks is not looked at.
+        data: a data set, or a tensor (M, D) as it is, of which there is no test ELBO.
+        config: the defaults if None.
+        output: a folder for metrics.jsonl, checkpoint.safetensors, at the end weights.safetensors; nothing is
+            written if None.
+        resume: go on from the checkpoint in `output` where there is one; a run that was over stays so.
+        progress: show a progress bar.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: if data, configuration or checkpoint are unusable, or `config.max_skipped` steps in a row were not
+            finite.
+        Interrupted: after a SIGINT or SIGTERM, if there is an `output` to resume from.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> config = TrainConfig(stages="gumbel-softmax:30steps,exact:30steps", batch_size=4)
+        >>> done = fit(vae, torch.ones(8, 6), config, progress=False)
+        >>> done.steps, done.history[-1]["train_elbo"] > done.history[0]["train_elbo"]
+        (60, True)
+    """
+    config = TrainConfig() if config is None else config
+    with own_randomness(derived_seed("train", config.seed)), _asked_to_stop(output) as stop:
+        training = Training(vae, data, config)
+        begun = _restored(training, output) if resume else False
+        options = {"progress": progress, "tensorboard": config.tensorboard and training.state.done is None}
+        with Logs(output, total=training.total, step=training.state.step, **options) as logs:
+            if not begun:
+                _judge(training, logs, output)
+                _keep(training, output)
+            while training.state.done is None:
+                _advance(training, logs, output)
+                if stop.asked is not None and output is not None and training.state.done is None:
+                    _keep(training, output)
+                    raise Interrupted(output, stop.asked)
+            state = training.state
+            return Fit(state.step, state.seconds, str(state.done), logs.history)
+
+
+def _advance(training: Training, logs: Logs, output: Path | None) -> None:
+    """A step, and what is due after it. A checkpoint comes last: it is the state in which the next step begins."""
+    state, config = training.state, training.config
+    training.advance()
+    logs.advance()
+    if training.refused is not None:
+        _refuse(training, *training.refused, output)
+    state.done = training.budget_is_spent
+    if (
+        training.stage_is_over
+        or state.done
+        or training.is_due(config.evaluate_every, state.judged_step, state.judged_seconds)
+    ):
+        _judge(training, logs, output)
+    if training.stage_is_over and state.done is None:
+        training.next_stage()
+    if state.done and output is not None:
+        _write_weights(training.vae, output / "weights.safetensors")
+    if state.done or training.is_due(config.checkpoint_every, state.kept_step, state.kept_seconds):
+        _keep(training, output)
+
+
+def _judge(training: Training, logs: Logs, output: Path | None) -> None:
+    state = training.state
+    logs.record(training.judge())
+    logs.picture(training.vae, training.data, state.step)
+    if training.config.patience is not None and state.stale == 0 and output is not None:
+        _write_weights(training.vae, output / "best.safetensors")
+
+
+def _keep(training: Training, output: Path | None) -> None:
+    if output is None:
+        return
+    state = training.state
+    state.kept_step, state.kept_seconds = state.step, state.seconds
+    metrics = output / "metrics.jsonl"
+    content = training.content() | {"metrics_bytes": metrics.stat().st_size}
+    save_checkpoint(output / CHECKPOINT, content)
+
+
+def _restored(training: Training, output: Path | None) -> bool:
+    """Whether there was a checkpoint to go on from."""
+    if output is None:
+        raise ValueError("Expected an output folder to resume from, but found none. Try output=Path(..).")
+    _check_writable(output)
+    metrics = output / "metrics.jsonl"
+    if not (output / CHECKPOINT).exists():
+        metrics.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint: it begins again
+        return False
+    content = load_checkpoint(output / CHECKPOINT)
+    training.restore(content)
+    for torn in output.glob(".*.tmp"):  # of a write in which the run was killed
+        torn.unlink()
+    # What was written after the checkpoint is written again.
+    os.truncate(metrics, min(content["metrics_bytes"], metrics.stat().st_size))
+    return True
+
+
+def _check_writable(output: Path) -> None:
+    if not os.access(output, os.W_OK):
+        raise ValueError(f"Expected a run folder that can be written, but found that '{output}' cannot.")
+
+
+def _refuse(training: Training, x: Tensor, random_state: Tensor, output: Path | None) -> None:
+    """Keep what made a step not finite; after too many in a row, say where that began."""
+    state, most = training.state, training.config.max_skipped
+    kept = ""
+    if output is not None:
+        content = training.content()
+        content["random"]["torch"] = random_state  # as it was before the step
+        path = output / f"non-finite-step{state.step - 1}.safetensors"
+        save_checkpoint(path, content | {"batch": x})
+        for old in sorted(output.glob("non-finite-step*"), key=lambda path: path.stat().st_mtime_ns)[:-most]:
+            old.unlink()
+        kept = f" The batch and the state are in '{path}'."
+    if state.skipped_in_a_row >= most:
+        with torch.random.fork_rng():
+            torch.set_rng_state(random_state)
+            found = first_non_finite(training.vae, training.estimator, x) or "the gradient of the loss"
+        raise ValueError(
+            f"Expected finite losses and gradients, but found {most} steps in a row without, the last of them step "
+            f"{state.step - 1}, where the first that is not finite is {found}.{kept} Try a lower learning rate, or "
+            "clip_norm."
+        )
+
+
+def _write_weights(vae: Any, path: Path) -> None:
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in vae.state_dict().items()}
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(weights))
+
+
+@contextmanager
+def _asked_to_stop(output: Path | None) -> Iterator[Stop]:
+    """Signals are noted where a run can be resumed; elsewhere they do what they do."""
+    with stop_on_signal() if output is not None else nullcontext(Stop()) as stop:
+        yield stop

@@ -47,7 +47,10 @@ def run(capsys, *arguments):
         (["encode", "nowhere"], "Expected a run folder, but found that 'nowhere' is not one"),
         (["reconstruct", "nowhere", "--num-data", "0"], "Expected num_data of at least 1, but found 0"),
         (["sample", "nowhere", "--num-samples", "0"], "Expected num_samples of at least 1, but found 0"),
-        ([], "Expected one of {compare, gaps, gradients, advise, evaluate, encode, reconstruct, sample}"),
+        (
+            [],
+            "Expected one of {train, resume, compare, gaps, gradients, advise, evaluate, encode, reconstruct, sample}",
+        ),
         (["gradients", "--epochs", "-1"], "Expected epochs of at least 0, but found -1"),
         (["gradients", "--estimators", "gumble"], "invalid choice 'gumble'"),
         (["gradients", "--temperatures", "0"], "Expected a positive temperatures, but found 0.0"),

@@ -21,7 +21,7 @@ from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.elbos.traced import TracedELBO
 from pyro_gvae.estimators import estimator, own_state
 from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.train import make_step
+from pyro_gvae.step import make_step
 
 D = 5
 SHAPES = [(1, 2), (1, 3), (3, 2), (3, 3)]  # (N, K)

@@ -16,7 +16,7 @@ from pyro_gvae.evaluate import evaluate, evaluation_table
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, weigh_kl
 from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.train import make_step
+from pyro_gvae.step import make_step
 
 D, N, K = 6, 3, 4
 EXACT = ["elbo", "log_evidence", "reconstruction", "kl", "posterior_entropy", "mutual_information"]

@@ -16,7 +16,7 @@ from pyro_gvae.estimators import ESTIMATORS, estimator, with_free_bits, with_kl_
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, enumerated, relax, weigh_kl
 from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.train import make_step
+from pyro_gvae.step import make_step
 
 PROBLEM = next(problem for problem in PROBLEMS if problem.name == "bernoulli-learned")
 ELBOS_OF_THE_MODEL = [

@@ -30,7 +30,7 @@ from pyro_gvae.estimators import estimator, own_state
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, relax
 from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.train import make_step
+from pyro_gvae.step import make_step
 
 LOSSES = [ReinforceLOO, VIMCO, ReweightedWakeSleep]
 EACH_LOSS = pytest.mark.parametrize("loss", LOSSES)

@@ -27,7 +27,7 @@ from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, enumerated, relax, straight_through
 from pyro_gvae.models import CategoricalVAE
 from pyro_gvae.sites import announce, one_hot_site
-from pyro_gvae.train import make_step
+from pyro_gvae.step import make_step
 
 N, K, D, M = 2, 4, 5, 7
 STANDARD_ERRORS = 5

@@ -88,8 +88,10 @@ def new_recording(
         check: compare the recording's loss and gradients with the plain ones.
 
     Returns:
-        The recording, and the outcome of the plain run. Random states and buffers are as that run leaves them, and
-        gradients as before.
+        The recording, and its outcome, rounded as those of later calls are: a run that is resumed, and so records
+        again, gives bit for bit what it would have given. (Of a first run that draws parameters of Pyro's store, it is
+        the plain outcome.) Random states and buffers are as one run leaves them, and gradients as
+        before.
 
     Raises:
         NotRecordable: if a recording cannot hold the program, or does not give the same. Then all is as before.
@@ -101,8 +103,11 @@ def new_recording(
         after = _State(job)
         gradients = dict.fromkeys(after.leaves) | gradients  # new ones had none
         outcome = loss, [leaf.grad for leaf in after.leaves]
-        recording = _recorded(job, before, after, outcome, finish, check=check)
-        after.restore()
+        recording, replayed = _recorded(job, before, after, outcome, finish, check=check)
+        if replayed is None:
+            after.restore()
+        else:
+            outcome = replayed
     except BaseException:
         before.restore()
         raise
@@ -120,7 +125,8 @@ def _recorded(
     finish: Callable[[GraphModule, Sequence[Tensor]], Graph],
     *,
     check: bool,
-) -> Recording:
+) -> tuple[Recording, Outcome | None]:
+    """The recording, and the outcome of its replay in place of the first run, if that did the same."""
     if after.other_generators != before.other_generators:
         raise NotRecordable(
             "Expected a program that draws its random numbers from torch, but found that it draws from Python's or "
@@ -128,10 +134,13 @@ def _recorded(
         )
     start, end, leaves = before, after.random_state, after.leaves
     if not (before.guard.holds() and _same_entries(before.stored, after.stored)):
-        # The first run has set something up, such as parameters; the second one is as all that follow.
-        start = after
+        # The first run has set something up; the second one is as all that follow. Did the first make new tensors, such
+        # as parameters, it drew their values, and the second comes after it; else it takes the place of the first.
+        start = before if after.known.keys() <= before.known.keys() else after
+        start.restore()
         outcome = _run(job, leaves), [leaf.grad for leaf in leaves]
         end = torch.get_rng_state()
+    is_first = start is before and torch.equal(end, after.random_state)
 
     start.restore()
     graph_module = record(
@@ -143,10 +152,11 @@ def _recorded(
     _check_state(after, captured)
     graph = finish(graph_module, [*captured, *job.tensors])
     recording = Recording(graph, captured, leaves, after.guard, after.stored)
+    start.restore()
+    replayed = recording(job.tensors)
     if check:
-        start.restore()
-        _compare(outcome, recording(job.tensors), leaves, torch.equal(end, torch.get_rng_state()))
-    return recording
+        _compare(outcome, replayed, leaves, torch.equal(end, torch.get_rng_state()))
+    return recording, replayed if is_first else None
 
 
 def _run(job: Job, leaves: Sequence[Tensor]) -> Loss:

@@ -209,7 +209,7 @@ class TracedELBO(ELBO):
         return None
 
     def _new(self, call: Call, key: Any) -> tuple[Entry, Outcome]:
-        """A new recording, and what the plain ELBO gives in its first run."""
+        """A new recording, and what it gives."""
         self._check_one_pass(call)
         others = [leaf for leaf in call.leaves if not isinstance(leaf, Tensor)]
         job = Job(

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_gvae import train
+from pyro_gvae import step as steps
 from pyro_gvae.estimators import ESTIMATORS, estimator, own_state
 from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.train import make_step
+from pyro_gvae.step import make_step
 
 D, N, K, B = 8, 2, 3, 5
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -151,7 +151,7 @@ def test_two_steps_may_share_an_optimizer():
 @pytest.mark.parametrize("flush_every", [100, 10**9], ids=["ours", "negative control"])
 def test_averages_do_not_become_denormal(flush_every, monkeypatch):
     """A pixel that is on in the first batch alone leaves averages that go to zero and never get there."""
-    monkeypatch.setattr(train, "FLUSH_EVERY", flush_every)
+    monkeypatch.setattr(steps, "FLUSH_EVERY", flush_every)
     vae = new_vae(torch.float32)
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-5)
     step = make_step(vae, estimator("exact"), optimizer=optimizer)

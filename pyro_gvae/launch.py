@@ -1,0 +1,117 @@
+"""From a configuration to a run folder: data, networks, fit."""
+
+import json
+import platform
+import shlex
+import sys
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data import Dataset
+from .datasets import load
+from .models import CategoricalVAE
+from .networks import NETWORKS, relu_logits
+from .results import new_run_folder, write_json
+from .train import Fit, fit
+from .train_config import ResumeConfig, TrainConfig
+from .training import Training
+
+
+def train(config: TrainConfig) -> tuple[Path, Fit]:
+    """Train as a configuration says, in a new run folder.
+
+    Returns:
+        The run folder, and what was done.
+
+    Raises:
+        ValueError: if a setting, the data or the run folder is unusable; nothing has been written then.
+        OSError: if data files are absent or the folder cannot be written.
+    """
+    data = load_data(config)
+    vae = initial_model(config, data)
+    Training(vae, data, config)  # what cannot be is refused before a folder is made
+    run = new_run_folder(config.output, prefix="train")
+    write_json(run / "config.json", {"train": config.as_json()} | _provenance(data))
+    return run, fit(vae, data, config, output=run)
+
+
+def resume(run: Path) -> tuple[Path, Fit]:
+    """Go on with a run that was interrupted, as if nothing had happened.
+
+    Raises:
+        ValueError: if there is no such run, or its checkpoint is unusable; the folder is as it was then.
+    """
+    config = read_config(run)
+    data = load_data(config)
+    return run, fit(initial_model(config, data), data, config, output=run, resume=True)
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The configuration of a run folder of `train`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    try:
+        written = json.loads((run / "config.json").read_text(encoding="utf-8"))["train"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"Expected a run folder of pyro-gvae train, but found that '{run}' is not one.") from error
+    return TrainConfig.from_json(written)
+
+
+def load_data(config: TrainConfig) -> Dataset:
+    """The data set of a configuration, on its device."""
+    data = load(config.dataset, data_dir=config.data_dir, download=config.download, binarize=config.binarize)
+    try:
+        return replace(data, train=data.train.to(config.device), test=data.test.to(config.device))
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ValueError(f"Expected a device of this machine, but found '{config.device}'. Try cpu.") from error
+
+
+def initial_model(config: TrainConfig, data: Dataset) -> CategoricalVAE:
+    """The networks of a configuration, with the initial weights of its seed."""
+    sizes = config.num_latents, config.num_categories
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        encoder, decoder = NETWORKS[config.networks](data.image_shape, *sizes, hidden=config.hidden)
+        vae = CategoricalVAE(
+            data.train.shape[1],
+            *sizes,
+            observation=config.observation,
+            learn_prior=config.learn_prior,
+            encoder=relu_logits(encoder) if config.relu_logits else encoder,
+            decoder=decoder,
+        )
+    return vae.to(config.device)
+
+
+def _provenance(data: Dataset) -> dict[str, Any]:
+    packages = ("pyro-gvae", "torch", "pyro-ppl", "numpy")
+    return {
+        "image_shape": data.image_shape,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }
+
+
+def train_command(config: TrainConfig) -> str:
+    """`pyro-gvae train`; returns what is said in the end."""
+    return _said(*train(config))
+
+
+def resume_command(config: ResumeConfig) -> str:
+    """`pyro-gvae resume`; returns what is said in the end."""
+    return _said(*resume(config.run))
+
+
+def _said(run: Path, done: Fit) -> str:
+    last = done.history[-1]
+    elbos = (f"{part} {last[f'{part}_elbo']:.2f}" for part in ("train", "test") if last[f"{part}_elbo"] is not None)
+    return (
+        f"discrete ELBO ({last['elbo_is']}, nats per datum): {', '.join(elbos) or 'unknown'}\n"
+        f"{done.steps} steps in {done.seconds:.1f} s, the end of {done.reason}\n\nrun: {run}"
+    )

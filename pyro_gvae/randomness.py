@@ -1,0 +1,55 @@
+"""All random states of a process: torch's, on every device, NumPy's and Python's."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def random_states() -> dict[str, Any]:
+    """The state of every generator, as tensors and plain numbers: what a checkpoint keeps."""
+    version, numbers, gauss = random.getstate()
+    numpy_state = dict(np.random.get_state(legacy=False))
+    keys = numpy_state.pop("state")
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "numpy": numpy_state | {"key": torch.from_numpy(keys["key"].copy()), "pos": int(keys["pos"])},
+        "python": {"version": version, "numbers": list(numbers), "gauss": gauss},
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put back what :func:`random_states` gave."""
+    torch.set_rng_state(states["torch"])
+    for index, state in enumerate(states["cuda"]):
+        torch.cuda.set_rng_state(state, index)
+    numpy_state = dict(states["numpy"])
+    keys = {"key": numpy_state.pop("key").numpy(), "pos": numpy_state.pop("pos")}
+    np.random.set_state(numpy_state | {"state": keys})
+    python = states["python"]
+    random.setstate((python["version"], tuple(python["numbers"]), python["gauss"]))
+
+
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Random numbers of that seed inside of the block; outside of it, nothing has happened.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with own_randomness(0):
+        ...     draw = torch.rand(3)
+        >>> torch.equal(before, torch.get_rng_state())
+        True
+    """
+    before = random_states()
+    try:
+        torch.manual_seed(seed)  # on every device
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
+    finally:
+        set_random_states(before)

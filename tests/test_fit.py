@@ -1,0 +1,431 @@
+"""fit: stages, budgets, schedules, early stopping, signals, what is not finite, programs of one's own."""
+
+import json
+import os
+import random
+import signal
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from pyro_gvae.checkpoint import load_checkpoint
+from pyro_gvae.config import EstimatorName
+from pyro_gvae.data import Dataset
+from pyro_gvae.models import CategoricalVAE
+from pyro_gvae.presets import PRESETS, SEARCHED
+from pyro_gvae.schedules import article
+from pyro_gvae.signals import stop_on_signal
+from pyro_gvae.stages import Amount, Named, parse_stages
+from pyro_gvae.train import Interrupted, fit
+from pyro_gvae.train_config import TrainConfig
+from pyro_gvae.training import Training
+
+D, N, K = 6, 2, 3
+
+
+def new_vae(**options):
+    torch.manual_seed(0)
+    return CategoricalVAE(D, N, K, (5,), **options)
+
+
+def images(num=12):
+    x = torch.rand(num + 4, D, generator=torch.Generator().manual_seed(1)).round()
+    return Dataset("small", x[:num], x[num:], (2, 3))
+
+
+def config(stages="gumbel-softmax:2", **options):
+    return TrainConfig(**{"stages": stages, "batch_size": 4, "tensorboard": False} | options)
+
+
+def run(vae=None, data=None, chosen=None, **options):
+    return fit(vae or new_vae(), images() if data is None else data, chosen or config(), progress=False, **options)
+
+
+# What a plan's text means.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("exact:3", [("exact", {}, Amount(3, "epochs"))]),
+        ("exact:3epochs", [("exact", {}, Amount(3, "epochs"))]),
+        (
+            "gumbel-softmax[kl=categorical,temperature=0.67]:500steps, exact:2.5s",
+            [
+                ("gumbel-softmax", {"kl": "categorical", "temperature": 0.67}, Amount(500, "steps")),
+                ("exact", {}, Amount(2.5, "seconds")),
+            ],
+        ),
+        ("gumbel-softmax[num_particles=2]:1", [("gumbel-softmax", {"num_particles": 2}, Amount(1, "epochs"))]),
+    ],
+)
+def test_stages(text, expected):
+    assert [tuple(stage) for stage in parse_stages(text)] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "Expected stages as estimator:amount, but found '' in ''"),
+        ("exact", "Expected stages as estimator:amount, but found 'exact'"),
+        ("exact:3,", "Expected stages as estimator:amount, but found '' in 'exact:3,'"),
+        ("exat:3", "Expected an estimator among .*, but found 'exat'"),
+        ("exact:0", "Expected epochs, steps or seconds, but found '0'"),
+        ("exact:-1", "Expected epochs, steps or seconds, but found '-1'"),
+        ("exact:1.5", "Expected epochs, steps or seconds, but found '1.5'"),
+        ("exact:3 days", "Expected epochs, steps or seconds, but found '3 days'"),
+        ("exact:1.2.3", "Expected epochs, steps or seconds"),
+        ("exact[slice_size]:3", r"Expected a name or name\[option=value,...\]"),
+        ("exact[a=1,a=2]:3", r"Expected a name or name\[option=value,...\]"),
+        ("exact[:3", r"Expected a name or name\[option=value,...\]"),
+    ],
+)
+def test_stages_that_cannot_be(text, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        parse_stages(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("3", 3), ("0.5", 0.5), ("1e-3", 1e-3), ("True", True), ("None", None), ("(1)+1", "(1)+1")]
+)
+def test_options_are_numbers_or_words(text, value):
+    assert Named.parse(f"SGD[a={text}]").options == {"a": value}
+
+
+@pytest.mark.parametrize(
+    ("amount", "steps", "seconds", "is_over"),
+    [("2", 19, 9e9, False), ("2", 20, 0, True), ("7steps", 6, 9e9, False), ("7steps", 7, 0, True), ("2s", 99, 2, True)],
+)
+def test_amounts_end(amount, steps, seconds, is_over):
+    assert Amount.parse(amount).is_over(steps, seconds, per_epoch=10) is is_over
+
+
+# The configuration.
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"batch_size": 0}, "Expected batch_size of at least 1, but found 0"),
+        ({"num_categories": 1}, "Expected num_categories of at least 2"),
+        ({"seed": -1}, "Expected seed of at least 0"),
+        ({"seed": 2**32}, r"Expected a seed below 2\^32"),
+        ({"hidden": (4, 0)}, "Expected hidden of at least 1"),
+        ({"seconds": 0.0}, "Expected a positive seconds, but found 0.0"),
+        ({"clip_norm": float("nan")}, "Expected a positive clip_norm, but found nan"),
+        ({"learning_rate": 0.0}, "Expected a positive number or a schedule as learning_rate, but found 0.0"),
+        ({"temperature": "linear:1"}, "Expected a positive number or a schedule as temperature, but found linear:1"),
+        ({"evaluate_every": "often"}, "Expected epochs, steps or seconds, but found 'often'"),
+        ({"optimizer": "SGD[0.9]"}, r"Expected a name or name\[option=value"),
+        ({"stages": "exact"}, "Expected stages as estimator:amount"),
+    ],
+)
+def test_settings_that_cannot_be(setting, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        TrainConfig(**setting)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_configuration_comes_back_from_json(name):
+    written = json.loads(json.dumps(PRESETS[name].as_json()))
+    assert TrainConfig.from_json(written) == PRESETS[name]
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        ({"epochs": 3}, "Expected settings of TrainConfig, but found 'epochs'"),
+        ({"batch_size": "64"}, "Expected 'batch_size' to be int, but found '64'"),
+        ({"batch_size": True}, "Expected 'batch_size' to be int, but found True"),
+        ({"hidden": [1.5]}, r"Expected 'hidden' to be tuple\[int, ...\], but found \[1.5\]"),
+        ({"dataset": "mnits"}, "Expected 'dataset' to be one of digits, .*, but found 'mnits'"),
+        ({"clip_norm": "1"}, "Expected 'clip_norm' to be .*, but found '1'"),
+        ({"download": None}, "Expected 'download' to be bool, but found None"),
+        ({"output": 3}, "Expected 'output' to be .*Path.*, but found 3"),
+    ],
+)
+def test_json_that_cannot_be(written, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        TrainConfig.from_json(written)
+
+
+def test_the_articles_setting():
+    preset = PRESETS["article"]
+    assert (preset.num_latents, preset.num_categories, preset.hidden) == (20, 10, (512, 256))
+    assert (preset.batch_size, preset.learning_rate, preset.optimizer, preset.seed) == (100, 1e-3, "Adam", 0)
+    assert preset.relu_logits and preset.binarize == "none" and preset.temperature == "article:600"
+    assert [tuple(stage) for stage in parse_stages(preset.stages)] == [
+        ("gumbel-softmax", {"kl": "categorical"}, Amount(3, "epochs"))
+    ]
+
+
+def test_the_searched_settings():
+    """Every size for every estimator; the presets are those of the estimators that there are."""
+    assert {len(sizes) for sizes in SEARCHED.values()} == {6}
+    names = {name for name in PRESETS if name.startswith("reinmax")}
+    assert len(names) == 6 * len(set(SEARCHED) & set(EstimatorName.__args__))
+
+
+# Training.
+
+
+def test_stages_follow_each_other_and_the_history_shows_it():
+    done = run(chosen=config("gumbel-softmax:2,exact:4steps"))
+    assert done.steps == 10 and done.reason == "all stages"
+    lines = [(line["step"], line["stage"], line["estimator"], line["epoch"]) for line in done.history]
+    first, second = (0, "gumbel-softmax"), (1, "exact")
+    assert lines == [(0, *first, 0), (3, *first, 1), (6, *first, 2), (9, *second, 3), (10, *second, 10 / 3)]
+    assert done.history[-1]["test_elbo"] > done.history[0]["test_elbo"]
+    assert all(line["elbo_is"] == "exact" for line in done.history)
+
+
+def test_nothing_is_random_but_by_the_seed():
+    weights = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(weights))
+        vae = new_vae()
+        before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
+        run(vae, chosen=config(seed=seed))
+        after = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
+        assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+        weights.append(vae.state_dict()["encoder.0.weight"])
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_how_often_a_run_is_judged_and_kept_changes_nothing(tmp_path):
+    weights = []
+    for number, every in enumerate(("1", "1steps")):
+        vae = new_vae()
+        (tmp_path / every).mkdir()
+        run(vae, chosen=config(evaluate_every=every, checkpoint_every=every), output=(tmp_path / every, None)[number])
+        weights.append(vae.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_schedules_are_followed():
+    training = Training(new_vae(), images(), config("gumbel-softmax:9", temperature="article:3", learning_rate="1e-4"))
+    seen = []
+    for _ in range(7):
+        training.advance()
+        seen.append(training.vae.temperature.item())
+    assert seen == pytest.approx([article(3)(step) for step in range(7)])
+    assert training.optimizer.param_groups[0]["lr"] == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "reason"),
+    [({"steps": 4}, 4, "4 steps"), ({"seconds": 1e-9}, 1, "1e-09 seconds"), ({"steps": 100}, 6, "all stages")],
+)
+def test_budgets(options, steps, reason):
+    done = run(chosen=config("gumbel-softmax:1,exact:1", **options))
+    assert (done.steps, done.reason) == (steps, reason)
+    assert done.history[-1]["step"] == steps
+
+
+def test_patience_ends_a_stage(tmp_path):
+    """With a learning rate that ruins what it touches, no evaluation is better than the first."""
+    done = run(chosen=config("exact:50,exact-evidence:1", learning_rate=50.0, patience=2), output=tmp_path)
+    assert [(line["estimator"], line["step"]) for line in done.history][-2:] == [("exact", 6), ("exact-evidence", 9)]
+    assert (tmp_path / "best.safetensors").exists()
+
+
+def test_patience_needs_test_images():
+    with pytest.raises(ValueError, match="Expected a Dataset with test images for patience"):
+        run(data=images().train, chosen=config(patience=1))
+
+
+@pytest.mark.parametrize(
+    ("x", "sentence"),
+    [
+        (torch.full((8, D), float("nan")), "Expected training data without NaN, but found it in 8 of 8"),
+        (2 * torch.ones(8, D), r"Expected training data in \[0, 1\], but found values from 2 to 2"),
+        (torch.full((8, D), float("inf")), "Expected training data in"),
+        (torch.ones(3, D), "Expected a batch size from 1 to the 3 images, but found 4"),
+    ],
+)
+def test_data_that_cannot_be_are_refused(x, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        run(data=x, output=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"optimizer": "Adamant"}, "Expected the name of an optimizer in torch.optim, but found 'Adamant'"),
+        ({"optimizer": "SGD[speed=1]"}, "Expected options that torch.optim.SGD has, but"),
+        ({"stages": "gumbel-softmax:1,exact[speed=1]:1"}, "Expected options that 'exact' has, but"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_training(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        run(chosen=config(**options))
+
+
+# What is not finite.
+
+
+class Exploding(nn.Module):
+    """A decoder that gives NaN for a while."""
+
+    def __init__(self, factors):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(-2), nn.Linear(N * K, D))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("factors", torch.tensor(factors))
+
+    def forward(self, z):
+        factor = self.factors.gather(0, self.count.clamp(max=len(self.factors) - 1).unsqueeze(0))
+        return self.layers(z) * factor
+
+
+def exploding(factor):
+    torch.manual_seed(0)
+    return new_vae(decoder=Exploding([factor]))
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_a_step_that_is_not_finite_is_left_out_and_kept(tmp_path):
+    vae = exploding(1.0)
+    training = Training(vae, images(), config(max_skipped=3))
+    training.advance()
+    before = {name: tensor.clone() for name, tensor in training.content()["vae"].items()}
+    vae.decoder.factors.fill_(float("nan"))
+    training.advance()
+    vae.decoder.factors.fill_(1.0)
+    after = training.content()
+    assert all(torch.equal(after["vae"][name], before[name]) for name in before)
+    assert {int(state["step"]) for state in training.optimizer.state.values()} == {1}
+    assert training.state.skipped == training.state.skipped_in_a_row == 1 and training.refused is not None
+    training.advance()
+    assert training.state.skipped == 1 and training.state.skipped_in_a_row == 0 and training.refused is None
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_after_some_in_a_row_the_run_stops_and_says_where(tmp_path):
+    with pytest.raises(ValueError, match=r"found 2 steps in a row .* is the buffer 'decoder.factors'\. The batch and"):
+        run(exploding(float("nan")), chosen=config(max_skipped=2), output=tmp_path)
+    kept = sorted(tmp_path.glob("non-finite-step*"))
+    assert [path.name for path in kept] == ["non-finite-step0.safetensors", "non-finite-step1.safetensors"]
+    content = load_checkpoint(kept[0])
+    assert content["batch"].shape == (4, D) and content["random"]["torch"].dtype == torch.uint8
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+@pytest.mark.parametrize(
+    ("networks", "found"),
+    [
+        ({"decoder": "log"}, "the log-probability of site 'x' of the model"),
+        ({"encoder": "log"}, "of the guide"),
+    ],
+)
+def test_the_first_site_is_named(networks, found):
+    class Log(nn.Module):
+        """log of a negative number: NaN in what comes out, in no parameter."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return (-1 - self.inner(x).square()).log()
+
+    vae = new_vae()
+    for name in networks:
+        setattr(vae, name, Log(getattr(vae, name)))
+    with pytest.raises(ValueError, match=f"the first that is not finite is .*{found}"):
+        run(vae, chosen=config(max_skipped=1))
+
+
+# Signals.
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_after_a_step_and_the_rest_can_be_resumed(number, tmp_path, monkeypatch):
+    expected, vae, resumed = new_vae(), new_vae(), new_vae()
+    run(expected)
+    advance = Training.advance
+
+    def signalled(training):
+        if training.state.step == 3:
+            os.kill(os.getpid(), number)
+        advance(training)
+
+    heard = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "advance", signalled)
+        with pytest.raises(Interrupted, match=f"stopped by {number.name}; resume with: pyro-gvae resume") as stopped:
+            run(vae, output=tmp_path)
+    assert stopped.value.signal == number and signal.getsignal(number) is heard
+    assert load_checkpoint(tmp_path / "checkpoint.safetensors")["state"]["step"] == 4
+    done = run(resumed, output=tmp_path, resume=True)
+    assert done.steps == 6 and [line["step"] for line in done.history] == [0, 3, 6]
+    assert all(torch.equal(resumed.state_dict()[name], tensor) for name, tensor in expected.state_dict().items())
+
+
+def test_the_second_signal_is_no_longer_waited_for():
+    with stop_on_signal() as stop, pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked is signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+# Programs of one's own.
+
+
+class Mixture(nn.Module):
+    """No temperature, no encoder: a mixture of K normal distributions."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(K))
+        self.means = nn.Parameter(torch.randn(K))
+        self.guide_net = nn.Linear(1, K)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=self.logits))
+            pyro.sample("x", dist.Normal(z @ self.means, 1.0), obs=x.squeeze(-1))
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.OneHotCategorical(logits=self.guide_net(x)))
+
+
+class Regression(Mixture):
+    """No one-hot site at all."""
+
+    def model(self, x):
+        scale = pyro.sample("z", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(self.means[0], scale), obs=x.squeeze(-1))
+
+    def guide(self, x):
+        pyro.sample("z", dist.LogNormal(self.logits[0], self.logits[1].exp()))
+
+
+def test_a_program_of_ones_own_is_judged_as_well_as_can_be(tmp_path):
+    x = torch.randn(12, 1, generator=torch.Generator().manual_seed(1))
+    done = run(Mixture(), x, config("exact:3", learning_rate=0.05), output=tmp_path)
+    assert done.history[-1]["elbo_is"] == "exact" and done.history[-1]["test_elbo"] is None
+    assert done.history[-1]["train_elbo"] > done.history[0]["train_elbo"]
+    done = run(Regression(), x, config("gumbel-softmax:1"))
+    assert done.history[-1]["elbo_is"] == "sampled"
+    with pytest.raises(ValueError, match="Expected a program with a buffer 'temperature' to anneal"):
+        run(Mixture(), x, config("exact:1", temperature=1.0))
+
+
+def test_tensorboard_holds_curves_and_pictures(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(chosen=config(tensorboard=True), output=tmp_path)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = board.Tags()
+    assert {"train_elbo", "test_elbo", "train_objective", "learning_rate"} <= set(tags["scalars"])
+    assert [event.step for event in board.Scalars("test_elbo")] == [0, 3, 6]
+    assert {tag.split("/")[0] for tag in tags["images"]} == {"reconstructions", "samples"}
+    assert tags["histograms"] == ["code usage/latent 0", "code usage/latent 1"]

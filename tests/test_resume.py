@@ -1,0 +1,221 @@
+"""A resumed run is the run that was never interrupted, bit for bit, for every estimator."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_gvae.checkpoint import load_checkpoint, save_checkpoint
+from pyro_gvae.elbos.sampled import Estimate, SampledELBO
+from pyro_gvae.estimators import ESTIMATORS, estimator
+from pyro_gvae.models import CategoricalVAE
+from pyro_gvae.stages import Amount
+from pyro_gvae.train import fit
+from pyro_gvae.train_config import TrainConfig
+from pyro_gvae.training import Training
+
+D, N, K, HALF = 8, 2, 3, 7
+
+
+def new_vae(num_categories=K, **options):
+    torch.manual_seed(0)
+    return CategoricalVAE(D, N, num_categories, (6,), **options)
+
+
+def data():
+    """13 images in batches of 5: the last one of an epoch is smaller, and so is another recording."""
+    return torch.rand(13, D, generator=torch.Generator().manual_seed(1)).round()
+
+
+def config(stages, **options):
+    return TrainConfig(stages=stages, batch_size=5, learning_rate=1e-2, **options)
+
+
+def begun(config, make=new_vae):
+    training = Training(make(), data(), config)
+    torch.manual_seed(2)
+    return training
+
+
+def advanced(training, steps):
+    for _ in range(steps):
+        training.advance()
+        if training.stage_is_over:
+            training.next_stage()
+    return training
+
+
+def flat(content, name=""):
+    """(name, value) of everything in a checkpoint but the time that it took."""
+    if isinstance(content, dict):
+        return [pair for key, item in content.items() for pair in flat(item, f"{name}/{key}")]
+    if isinstance(content, list):
+        return [pair for key, item in enumerate(content) for pair in flat(item, f"{name}/{key}")]
+    return [] if name.endswith("seconds") else [(name, content)]
+
+
+def assert_the_same(found, expected):
+    found, expected = dict(flat(found)), dict(flat(expected))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        same = torch.equal(found[name], value) if isinstance(value, torch.Tensor) else found[name] == value
+        assert same, name
+
+
+def through_a_checkpoint(config, path, make=new_vae, *, forget=()):
+    """k steps, a checkpoint, k steps of another process, as it were."""
+    save_checkpoint(path, advanced(begun(config, make), HALF).content())
+    resumed = Training(make(), data(), config)
+    torch.manual_seed(99)
+    content = load_checkpoint(path)
+    resumed.restore({name: content[name] if name not in forget else resumed.content()[name] for name in content})
+    return advanced(resumed, HALF).content()
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_k_and_k_steps_are_2k_steps(name, tmp_path):
+    chosen = config(f"{name}:100")
+    make = partial(new_vae, estimator(name).num_categories or K)
+    expected = advanced(begun(chosen, make), 2 * HALF).content()
+    assert_the_same(through_a_checkpoint(chosen, tmp_path / "checkpoint", make), expected)
+
+
+@pytest.mark.parametrize("forgotten", ["random", "optimizer", "vae"])
+def test_negative_control(forgotten, tmp_path):
+    """A checkpoint without one of its parts is noticed."""
+    chosen = config("gumbel-softmax:100")
+    expected = advanced(begun(chosen), 2 * HALF).content()
+    with pytest.raises(AssertionError):
+        assert_the_same(through_a_checkpoint(chosen, tmp_path / "checkpoint", forget=[forgotten]), expected)
+
+
+class Branching(nn.Module):
+    """A decoder that cannot be recorded."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(N * K, D)
+
+    def forward(self, z):
+        return self.layer(z.flatten(-2)) * (2.0 if z.sum().item() > 0 else 1.0)
+
+
+class Normalized(nn.Module):
+    """An encoder whose buffers change in every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(D, N * K), nn.BatchNorm1d(N * K), nn.Unflatten(-1, (N, K)))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+OTHERS = {
+    "SGD, whose state has no count": {"optimizer": "SGD[momentum=0.9]"},
+    "RAdam": {"optimizer": "RAdam"},
+    "schedules": {"learning_rate": "cosine:1e-2,1e-4,12", "temperature": "linear:1.0,0.1,12"},
+    "clipping": {"clip_norm": 0.1},
+}
+
+
+@pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS)
+def test_with_other_settings(options, tmp_path):
+    chosen = TrainConfig(**{"stages": "gumbel-softmax:100", "batch_size": 5} | options)
+    expected = advanced(begun(chosen), 2 * HALF).content()
+    assert_the_same(through_a_checkpoint(chosen, tmp_path / "checkpoint"), expected)
+
+
+@pytest.mark.parametrize("stages", ["gumbel-softmax:7steps,exact:20steps", "gumbel-softmax:9steps,exact:20steps"])
+def test_at_the_seam_of_two_stages_and_before_it(stages, tmp_path):
+    expected = advanced(begun(config(stages)), 2 * HALF).content()
+    assert expected["state"]["stage"] == 1
+    assert_the_same(through_a_checkpoint(config(stages), tmp_path / "checkpoint"), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Steps run without a recording")
+@pytest.mark.parametrize(
+    "networks", [{"decoder": Branching}, {"encoder": Normalized}], ids=["not recorded", "changing buffers"]
+)
+def test_with_other_networks(networks, tmp_path):
+    def make():
+        torch.manual_seed(0)
+        return new_vae(**{name: network() for name, network in networks.items()})
+
+    expected = advanced(begun(config("gumbel-softmax:100"), make), 2 * HALF).content()
+    assert_the_same(through_a_checkpoint(config("gumbel-softmax:100"), tmp_path / "checkpoint", make), expected)
+
+
+def test_stages_share_one_optimizer():
+    training = advanced(begun(config("gumbel-softmax:5steps,exact:5steps,gumbel-softmax:5steps")), 12)
+    assert training.stage.amount == Amount(5, "steps") and training.state.stage == 2
+    assert {int(state["step"]) for state in training.optimizer.state.values()} == {12}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"learning_rate": 0.5}, "another learning_rate"),
+        ({"stages": "exact:100", "seed": 3}, "another stages, seed"),
+    ],
+)
+def test_a_checkpoint_of_another_configuration_is_refused(change, sentence):
+    content = begun(config("gumbel-softmax:100")).content()
+    other = begun(TrainConfig(**{"stages": "gumbel-softmax:100", "batch_size": 5, "learning_rate": 1e-2} | change))
+    with pytest.raises(ValueError, match=sentence):
+        other.restore(content)
+
+
+def test_a_checkpoint_of_other_data_or_networks_is_refused():
+    chosen = config("gumbel-softmax:100")
+    content = begun(chosen).content()
+    with pytest.raises(ValueError, match="Expected the data that the checkpoint was trained on"):
+        Training(new_vae(), 1 - data(), chosen).restore(content)
+    with pytest.raises(ValueError, match="Expected a checkpoint of this program"):
+        begun(chosen, lambda: new_vae(learn_prior=True, decoder=Branching())).restore(content)
+
+
+def test_a_run_that_was_over_stays_so(tmp_path):
+    chosen = config("gumbel-softmax:3steps", tensorboard=False)
+    first = fit(new_vae(), data(), chosen, output=tmp_path, progress=False)
+    again = new_vae()
+    done = fit(again, data(), chosen, output=tmp_path, resume=True, progress=False)
+    assert done.steps == first.steps == 3 and done.history == first.history
+    assert not torch.equal(again.state_dict()["encoder.0.weight"], new_vae().state_dict()["encoder.0.weight"])
+
+
+class WithBaseline(SampledELBO):
+    """The score function with a baseline that the loss learns itself, and a count that it keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Module()
+        self.own.baseline = nn.Parameter(torch.zeros(()))
+        self.own.register_buffer("count", torch.zeros(()))
+
+    def estimate(self, target):
+        codes = target.sample(1)
+        log_joint, log_q = target.log_joint(codes), target.log_q(codes)  # (1, B)
+        bound = (log_joint - log_q)[0]
+        self.own.count.add_(1)
+        signal = bound.detach() - self.own.baseline
+        surrogate = (log_joint[0] + signal.detach() * log_q[0]).sum()
+        return Estimate(bound, surrogate, signal.square().sum())
+
+
+@pytest.mark.parametrize("stages", ["exact:100", "exact:3steps,gumbel-softmax:100", "gumbel-softmax:3steps,exact:100"])
+def test_what_a_loss_learns_itself_is_part_of_a_checkpoint(stages, tmp_path, monkeypatch):
+    learned = replace(estimator("exact"), elbo=WithBaseline, is_exact=False)
+    monkeypatch.setitem(ESTIMATORS, "exact", lambda: learned)
+    training = advanced(begun(config(stages)), 2 * HALF)
+    expected = training.content()
+    assert_the_same(through_a_checkpoint(config(stages), tmp_path / "checkpoint"), expected)
+    has_own = training.stage.estimator == "exact"
+    assert len(training.optimizer.param_groups) == 1 + has_own and (expected["own"] != {}) is has_own
+    if has_own:
+        assert (
+            expected["own"]["baseline"] < 0
+            and expected["own"]["count"] == training.state.step - training.state.stage_step
+        )
