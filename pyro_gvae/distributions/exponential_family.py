@@ -62,7 +62,7 @@ class ExponentialFamily(TorchDistribution):
     @property
     @abstractmethod
     def coefficients(self) -> Tensor:
-        """What multiplies T(x): natural's shape."""
+        """What multiplies T(x), of natural's shape."""
 
     @abstractmethod
     def sufficient_statistics(self, x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class ExponentialFamily(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The expected pixels E[x]: ``batch_shape + (D,)``."""
+        """The expected pixels E[x], of shape ``batch_shape + (D,)``."""
         return self._pixel_mean().expand(self.batch_shape + self.event_shape)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:

@@ -1,0 +1,74 @@
+"""How Sphinx builds these pages: `make docs`. Nothing is fetched; warnings are errors."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# The pages describe, and their code runs, the package beside them, whichever is installed.
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # Pyro imports a progress bar that pages do not show
+
+import pyro_gvae  # noqa: E402
+
+project = "pyro_gvae"
+author = "The pyro_gvae developers"
+project_copyright = author
+version = release = pyro_gvae.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "myst_nb",
+    "pages",
+]
+exclude_patterns = ["_build"]
+nitpicky = True
+
+# Appearance
+html_theme = "furo"
+html_title = "pyro_gvae"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_copy_source = False
+copybutton_exclude = ".linenos, .gp, .go"
+
+# Docstrings: Google style, and a single backtick is a name, linked where there is something to link to.
+default_role = "name"
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False  # the types are in the signatures
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 100
+nitpick_ignore_regex = [
+    # What annotations name and no page describes: type variables, private classes, and types of other packages.
+    ("py:.*", r"(.*\.)?(_\w+|Program|Run|Guard|Self|optional|Annotated|Positional|ExpandedDistribution)"),
+    ("py:.*", r"(pandas|matplotlib|pathlib|tyro|torch\.distributions)\..*"),
+]
+
+# Links to Pyro and torch go by the short lists of names in inventories/, never by the network: a build is the same,
+# and complete, without one.
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", "inventories/python.txt"),
+    "torch": ("https://docs.pytorch.org/docs/stable", "inventories/torch.txt"),
+    "pyro": ("https://docs.pyro.ai/en/stable", "inventories/pyro.txt"),
+}
+
+# Markdown, and the code that it runs
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+myst_dmath_double_inline = True
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_output_stderr = "error"  # a warning that a reader would see is one
+nb_merge_streams = True

@@ -1,0 +1,67 @@
+"""What these pages add to Sphinx: names in backticks become links, and a directive for all registered estimators."""
+
+import re
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.roles import XRefRole
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.nodes import make_refnode
+from sphinx.util.typing import ExtensionMetadata
+
+import pyro_gvae
+from pyro_gvae import ESTIMATORS
+
+#: Names of others' that docstrings use bare, as they are imported in every Pyro program.
+FULL_NAMES = {
+    "SVI": "pyro.infer.svi.SVI",
+    "Trace_ELBO": "pyro.infer.trace_elbo.Trace_ELBO",
+    "TraceEnum_ELBO": "pyro.infer.traceenum_elbo.TraceEnum_ELBO",
+    "TraceMeanField_ELBO": "pyro.infer.trace_mean_field_elbo.TraceMeanField_ELBO",
+    "OneHotCategorical": "pyro.distributions.OneHotCategorical",
+    "DataLoader": "torch.utils.data.DataLoader",
+    "Dataset": "pyro_gvae.Dataset",
+} | {name: f"pyro_gvae.{name}" for name in pyro_gvae.__all__}
+
+
+class NameRole(XRefRole):
+    """`Name` in a docstring: a link if it is one that is documented, code in any case."""
+
+    def process_link(
+        self, env: BuildEnvironment, refnode: nodes.Element, has_explicit_title: bool, title: str, target: str
+    ) -> tuple[str, str]:
+        refnode["refdomain"], refnode["reftype"], refnode["optional"] = "py", "obj", True
+        return title, FULL_NAMES.get(target, target if re.fullmatch(r"[A-Za-z_][\w.]+", target) else "")
+
+
+def find_anywhere(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Element
+) -> nodes.Element | None:
+    """A name without its module leads to the one object of that name; one that was only marked as code may lead nowhere."""
+    python, target = env.domains.python_domain, node.get("reftarget", "")
+    found = {obj.node_id: obj for name, obj in python.objects.items() if f".{name}".endswith(f".{target}") and target}
+    if node.get("refdomain") == "py" and len(found) == 1:
+        (obj,) = found.values()
+        return make_refnode(app.builder, node["refdoc"], obj.docname, obj.node_id, contnode, target)
+    return contnode if node.get("optional") else None
+
+
+class EstimatorsDirective(SphinxDirective):
+    """The docstring of every constructor in the registry, in its order."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = []
+        for constructor in ESTIMATORS.values():
+            lines += [f".. autofunction:: {constructor.__module__}.{constructor.__name__}", ""]
+        return self.parse_text_to_nodes(StringList(lines, source="pyro_gvae.ESTIMATORS"))  # type: ignore[arg-type]
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    app.add_role("name", NameRole())
+    app.add_directive("estimators", EstimatorsDirective)
+    app.connect("missing-reference", find_anywhere, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
