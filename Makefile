@@ -4,12 +4,13 @@ WORKERS ?= 2
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DOCUMENTED := .venv/.docs
 
 # Most tests are many operations on small tensors: their time is Python's, which a second thread does not
 # shorten and a second process nearly halves. So: worker processes with one torch thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: help install demo test check lint types bench
+.PHONY: help install demo test check lint types bench docs
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -41,3 +42,11 @@ types: install
 bench: install ## how fast, side by side in one run; the JAX row needs the extra `bench`
 	$(BIN)/python experiments/speed.py exact
 	$(BIN)/python experiments/speed.py step
+
+docs: $(DOCUMENTED) ## the documents, into build/docs; their code is run, warnings are errors, no network
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going docs build/docs
+	@echo "Open build/docs/index.html"
+
+$(DOCUMENTED): $(INSTALLED)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@

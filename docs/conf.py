@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # Pyro imports a progress bar that pages do not show
+os.environ["JUPYTER_PATH"] = str(ROOT / "docs")  # kernels/python3: this interpreter, and quiet
 
 import pyro_gvae  # noqa: E402
 
