@@ -1,7 +1,6 @@
 """What these pages add to Sphinx: names in backticks become links, and a directive for all registered estimators."""
 
 import re
-from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -41,7 +40,7 @@ class NameRole(XRefRole):
 def find_anywhere(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Element
 ) -> nodes.Element | None:
-    """A name without its module leads to the one object of that name; one that was only marked as code may lead nowhere."""
+    """A name without its module leads to the one object of that name; else it stays code."""
     python, target = env.domains.python_domain, node.get("reftarget", "")
     found = {obj.node_id: obj for name, obj in python.objects.items() if f".{name}".endswith(f".{target}") and target}
     if node.get("refdomain") == "py" and len(found) == 1:

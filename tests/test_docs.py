@@ -1,0 +1,121 @@
+"""Every command that README and the documents show is one that exists, and the pages build without a warning."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from pyro_gvae.cli import _parse
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+class Command(NamedTuple):
+    """A line of a block that is marked as a shell's, without its comment."""
+
+    page: str
+    words: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.page}: {' '.join(self.words)}"
+
+
+def commands(page: str, text: str) -> Iterator[Command]:
+    for block in re.findall(r"^```(?:sh|bash|console)$\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            while words and re.fullmatch(r"\w+=.*", words[0]):  # settings for one command
+                words = words[1:]
+            if words:
+                yield Command(page, words)
+
+
+def check(words: list[str]) -> None:
+    """Raise if there is no such command, or it does not take these words."""
+    match words:
+        case ["pyro-gvae", *arguments] | ["python", "-m", "pyro_gvae", *arguments]:
+            _parse(arguments)
+        case ["torchrun", *launched]:
+            start = next(i for i, word in enumerate(launched) if not word.startswith("--") or word == "--module")
+            check(
+                ["python", *launched[start:]]
+                if launched[start] != "--module"
+                else ["python", "-m", *launched[start + 1 :]]
+            )
+        case ["python", script, *_] if script.endswith(".py"):
+            assert (ROOT / script).is_file(), f"there is no {script}"
+        case ["make", *targets]:
+            known = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+            assert {word for word in targets if "=" not in word} <= {*known}
+        case ["pip", "install", *options]:
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            asked = re.findall(r"\[(.*?)\]", " ".join(options))
+            assert {name for group in asked for name in group.split(",")} <= {*extras}
+        case ["pytest", *paths]:
+            assert all((ROOT / path).exists() for path in paths if not path.startswith("-"))
+        case ["cd" | "git" | "tensorboard", *_]:
+            pass
+        case _:
+            raise AssertionError(f"nobody knows the command '{words[0]}'")
+
+
+SHOWN = [
+    command for page in PAGES for command in commands(str(page.relative_to(ROOT)), page.read_text(encoding="utf-8"))
+]
+
+
+def test_the_documents_show_commands() -> None:
+    assert len(SHOWN) > 5
+
+
+@pytest.mark.parametrize("command", SHOWN, ids=str)
+def test_each_command_exists_and_takes_its_options(command: Command) -> None:
+    check(command.words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pyro-gvae compare --epoch 3",
+        "pyro-gvae cmpare",
+        "make tea",
+        "python nowhere.py",
+        "pip install '.[nothing]'",
+        "pyro_gvae",
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (command,) = commands("a page", f"```sh\n{line}  # a comment\n```\n")
+    with pytest.raises((SystemExit, AssertionError)):
+        check(command.words)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("sphinx") is None or find_spec("myst_nb") is None, reason="needs the extra `docs`")
+def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
+    """As `make docs` does, all code run; a proxy that is not there stands for no network."""
+    environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    build = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-d",
+        tmp_path / "trees",
+        "docs",
+        tmp_path / "html",
+    ]
+    done = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "html" / "index.html").is_file()
