@@ -49,11 +49,11 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False  # the types are in the signatures
 python_use_unqualified_type_names = True
-python_maximum_signature_line_length = 100
+python_maximum_signature_line_length = 120
 nitpick_ignore_regex = [
     # What annotations name and no page describes: type variables, private classes, and types of other packages.
     ("py:.*", r"(.*\.)?(_\w+|Program|Run|Guard|Self|optional|Annotated|Positional|ExpandedDistribution)"),
-    ("py:.*", r"(pandas|matplotlib|pathlib|tyro|torch\.distributions)\..*"),
+    ("py:.*", r"(pandas|matplotlib|pathlib|tyro|torch\.(autograd|distributions))\..*"),
 ]
 
 # Links to Pyro and torch go by the short lists of names in inventories/, never by the network: a build is the same,
@@ -73,3 +73,4 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_output_stderr = "error"  # a warning that a reader would see is one
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"

@@ -49,6 +49,11 @@ def find_anywhere(
     return contnode if node.get("optional") else None
 
 
+def keep_letters(app: Sphinx, kind: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """`num_latents: N.` is no list whose first item has the letter N."""
+    lines[:] = [re.sub(r"^(\s*\w+: )(?=[A-Z]\.$)", r"\1\\", line) for line in lines]
+
+
 class EstimatorsDirective(SphinxDirective):
     """The docstring of every constructor in the registry, in its order."""
 
@@ -62,5 +67,6 @@ class EstimatorsDirective(SphinxDirective):
 def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_role("name", NameRole())
     app.add_directive("estimators", EstimatorsDirective)
+    app.connect("autodoc-process-docstring", keep_letters, priority=400)  # before napoleon
     app.connect("missing-reference", find_anywhere, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
