@@ -44,7 +44,7 @@ bench: install ## how fast, side by side in one run; the JAX row needs the extra
 	$(BIN)/python experiments/speed.py step
 
 docs: $(DOCUMENTED) ## the documents, into build/docs; their code is run, warnings are errors, no network
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going docs build/docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -j $(WORKERS) docs build/docs
 	@echo "Open build/docs/index.html"
 
 $(DOCUMENTED): $(INSTALLED)

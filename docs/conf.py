@@ -1,5 +1,6 @@
 """How Sphinx builds these pages: `make docs`. Nothing is fetched; warnings are errors."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -74,4 +75,5 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_output_stderr = "error"  # a warning that a reader would see is one
 nb_merge_streams = True
+logging.getLogger("traitlets").setLevel(logging.WARNING)  # says each page that it runs
 nb_render_markdown_format = "gfm"
