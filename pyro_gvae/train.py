@@ -32,7 +32,7 @@ class Fit(NamedTuple):
         steps: batches taken, those of skipped steps included.
         seconds: of training, without evaluations.
         reason: why it ended.
-        history: one dictionary for each evaluation; see :meth:`Training.judge`.
+        history: one dictionary for each evaluation; see `Training.judge`.
     """
 
     steps: int
