@@ -1,0 +1,232 @@
+"""What the experiments share: tables of cells that resume, models that are measured while they train, figures.
+
+A cell is what is run at once, such as one estimator with one seed: a dictionary of its settings, which are columns of
+the table. A row is what was measured of it, once or at several moments of its training.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, exact
+from pyro_gvae.checkpoint import load_checkpoint, save_checkpoint
+from pyro_gvae.data import derived_seed
+from pyro_gvae.evaluate import discrete_scores
+from pyro_gvae.importance import importance_weighted
+from pyro_gvae.launch import initial_model, load_data
+from pyro_gvae.randomness import own_randomness
+from pyro_gvae.results import replacing, write_csv
+from pyro_gvae.stages import Amount
+from pyro_gvae.training import Training
+
+ROOT = Path(__file__).resolve().parents[1]
+Row = dict[str, Any]
+Measure = Callable[[CategoricalVAE, Dataset], Row]
+
+#: A sum over all codes of the test set that takes longer than this many seconds is sampled instead.
+MOST_SECONDS = 120
+#: Samples for each datum, where codes are too many for a sum.
+NUM_PARTICLES = 100
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where an experiment reads and writes, and on how many processors.
+
+    Args:
+        mnist: The folder that torchvision calls root.
+        results: The folder for raw numbers, a CSV file for each experiment; cells that it has are not run again.
+        figures: The folder for figures.
+        runs: The folder for checkpoints, from which interrupted cells go on.
+        workers: Processes that share the cells; seconds are comparable between cells with the same number.
+        device: Where to train: cpu, cuda.
+    """
+
+    mnist: Path = ROOT.parent / "shared" / "mnist"
+    results: Path = ROOT / "experiments" / "results"
+    figures: Path = ROOT / "docs" / "figures"
+    runs: Path = ROOT / "runs" / "experiments"
+    workers: int = 1
+    device: str = "cpu"
+
+    def placed(self, config: TrainConfig) -> TrainConfig:
+        """A configuration with these places."""
+        return replace(config, data_dir=self.mnist, device=self.device)
+
+    def folder(self, experiment: str, cell: Row) -> Path:
+        """Where a cell keeps its checkpoint; settings are in its name."""
+        return self.runs / experiment / "-".join("".join(c for c in str(v) if c not in " /[]") for v in cell.values())
+
+    def save(self, name: str, figure: Figure) -> None:
+        """A figure as PNG and SVG."""
+        for suffix in ("png", "svg"):
+            with replacing(self.figures / f"{name}.{suffix}") as temporary:
+                figure.savefig(temporary, format=suffix, dpi=150)
+
+
+def run_cells(
+    experiment: str, cells: Sequence[Row], measure: Callable[[Row], list[Row]], places: Places
+) -> pd.DataFrame:
+    """Measure the cells that the experiment's CSV file lacks; it is written after each of them.
+
+    Args:
+        experiment: the name of the file.
+        cells: a cell is done if the table has a row that agrees with it in all of its columns.
+        measure: the rows of a cell, whose columns are added to the cell's or replace them.
+        places: where.
+
+    Returns:
+        The whole table: also what earlier calls measured.
+    """
+    path = places.results / f"{experiment}.csv"
+    table = pd.read_csv(path) if path.exists() and path.stat().st_size > 1 else pd.DataFrame()
+    rows = table.to_dict("records")
+    left = [cell for cell in cells if not any(_agrees(row, cell) for row in rows)]
+    jobs = (delayed(_measured)(measure, cell) for cell in left)
+    parallel = Parallel(n_jobs=places.workers, return_as="generator_unordered")
+    for cell, found in tqdm(parallel(jobs), total=len(left), desc=experiment, unit="cell"):
+        same = [{name: row[name] for name in cell} for row in found]
+        rows = [row for row in rows if not any(_agrees(row, key) for key in same)] + found
+        write_csv(path, pd.DataFrame(rows))
+    return pd.read_csv(path)
+
+
+def _measured(measure: Callable[[Row], list[Row]], cell: Row) -> tuple[Row, list[Row]]:
+    return cell, [cell | row for row in measure(cell)]
+
+
+def _agrees(row: Row, cell: Row) -> bool:
+    """As texts, since that is what a file holds."""
+    return all(str(row.get(name)) == str(value) for name, value in cell.items())
+
+
+def train(config: TrainConfig, moments: Sequence[str], measure: Measure, folder: Path) -> list[Row]:
+    """Train a model as `pyro-gvae train` does, and measure it at some moments of its training.
+
+    `fit` judges every model alike; here it is measured by what the experiment asks for, where it asks for it. The
+    random numbers of the training are the same, whatever is measured.
+
+    Args:
+        config: what to train.
+        moments: amounts of training in their order: "5" (epochs), "500steps", "60s".
+        measure: columns of a row, from the model and its data.
+        folder: for a checkpoint: an interrupted call, and one with more moments, go on from there.
+
+    Returns:
+        A row for each moment: `moment`, `step`, `epoch`, `seconds` of training, `stage`, and `train_objective`, the
+        mean of minus the losses of the current epoch up to now, in nats per datum; and what `measure` returned.
+    """
+    data = dataset(config)
+    checkpoint = folder / "checkpoint.safetensors"
+    with own_randomness(derived_seed("train", config.seed)):
+        training = Training(initial_model(config, data), data, config)
+        rows = _restore(training, checkpoint, moments)
+        with tqdm(total=training.total, initial=training.state.step, unit="step", leave=False, mininterval=1) as bar:
+            bar.set_description(f"{training.stage.estimator}, seed {config.seed}")
+            for moment in moments[len(rows) :]:
+                _advance_to(Amount.parse(moment), training, checkpoint, rows, bar)
+                rows.append(_row(moment, training, measure))
+                _keep(training, checkpoint, rows)
+    return rows
+
+
+def _advance_to(moment: Amount, training: Training, checkpoint: Path, rows: list[Row], bar: Any) -> None:
+    state, config = training.state, training.config
+    while not moment.is_over(state.step, state.seconds, training.per_epoch) and state.done is None:
+        if state.step % training.per_epoch == 0:
+            state.loss_sum, state.num_losses = 0.0, 0
+        training.advance()
+        bar.update()
+        if state.skipped_in_a_row >= config.max_skipped:
+            raise ValueError(f"Expected finite losses, but found {config.max_skipped} others in a row, up to {moment}.")
+        if training.stage_is_over:
+            training.next_stage()
+        if training.is_due(config.checkpoint_every, state.kept_step, state.kept_seconds):
+            _keep(training, checkpoint, rows)
+
+
+def _row(moment: str, training: Training, measure: Measure) -> Row:
+    state = training.state
+    row = {
+        "moment": moment,
+        "step": state.step,
+        "epoch": state.step / training.per_epoch,
+        "seconds": state.seconds,
+        "stage": state.stage,
+        "train_objective": -state.loss_sum / state.num_losses if state.num_losses else math.nan,
+    }
+    with own_randomness(0), torch.no_grad():
+        return row | measure(training.vae, training.data)
+
+
+def _keep(training: Training, checkpoint: Path, rows: list[Row]) -> None:
+    state = training.state
+    state.kept_step, state.kept_seconds = state.step, state.seconds
+    save_checkpoint(checkpoint, training.content() | {"rows": rows})
+
+
+def _restore(training: Training, checkpoint: Path, moments: Sequence[str]) -> list[Row]:
+    """The rows that were measured before; none, and a new training, where they are not the first ones of these."""
+    if not checkpoint.exists():
+        return []
+    content = load_checkpoint(checkpoint)
+    rows: list[Row] = content.pop("rows")
+    done = [row["moment"] for row in rows]
+    if done != list(moments[: len(done)]):
+        return []
+    training.restore(content)
+    return rows
+
+
+@functools.cache
+def _load(config: TrainConfig) -> Dataset:
+    return load_data(config)
+
+
+def dataset(config: TrainConfig) -> Dataset:
+    """The data of a configuration, read once in a process."""
+    names = ("dataset", "data_dir", "binarize", "device")
+    return _load(TrainConfig(**{name: getattr(config, name) for name in names}))
+
+
+def scores_on_test(vae: CategoricalVAE, data: Dataset, *, most: int | None = None) -> Row:
+    """ELBO and log p(x) of the discrete model on test data: summed over all codes, or else by importance sampling.
+
+    Args:
+        vae: the model.
+        data: its test images are taken.
+        most: so many of them.
+
+    Returns:
+        `test_elbo` and `test_log_evidence`, nats per datum, and `evidence_is`, "exact" or the number of samples with
+        which the latter is a lower bound.
+    """
+    x = data.test[:most]
+    try:
+        summable = exact.cost(vae, x).seconds < MOST_SECONDS
+    except ValueError:
+        summable = False
+    if summable:
+        found = discrete_scores(vae, x)
+        return {"test_elbo": found.elbo, "test_log_evidence": found.log_evidence, "evidence_is": "exact"}
+    sampled = importance_weighted(vae, x, NUM_PARTICLES)
+    elbo, bound = sampled.elbo.mean().item(), sampled.bound.mean().item()
+    return {"test_elbo": elbo, "test_log_evidence": bound, "evidence_is": f"{NUM_PARTICLES} samples"}
+
+
+def mean_and_error(table: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
+    """Mean over seeds of each value, and its standard error `VALUE_se`, NaN with one seed, in order of appearance."""
+    grouped = table.groupby(list(by), sort=False)
+    columns = {"seeds": grouped["seed"].nunique()}
+    for value in values:
+        columns |= {value: grouped[value].mean(), f"{value}_se": grouped[value].sem()}
+    return pd.DataFrame(columns).reset_index()

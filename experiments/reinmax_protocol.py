@@ -1,0 +1,232 @@
+"""The benchmark of record for categorical VAEs, and the rows that nobody has published: exact, soft Gumbel-Softmax.
+
+Question: does each estimator learn as its authors say it does (Liu et al. 2023, arXiv 2304.08612; Wang and Bui 2026,
+arXiv 2603.08257), and where do exact enumeration and soft Gumbel-Softmax stand in their protocol?
+
+Command: `python experiments/reinmax_protocol.py --size 8x4 --epochs 20 --seeds 0 1 2` (`--smoke` for a tiny size, in
+seconds). A later call with more epochs goes on where this one stopped; full length is `--epochs 160` and ten seeds.
+It writes `experiments/results/reinmax_protocol.csv` and `docs/figures/reinmax_protocol_SIZE.png` and `.svg`.
+
+Cost: two cores, 8x4: an epoch takes 4 to 8 seconds of most estimators, about a minute of the exact ones, and half a
+minute of `gumbel-rao`; an evaluation 10 seconds. 20 epochs of all 20 rows: about two hours a seed, of the five
+published ones and soft Gumbel-Softmax half an hour. `--workers 2` shares the cells out.
+
+Encoder 784-512-256-NK and back, ReLU, grey MNIST, batches of 100, constant learning rate and temperature. Reported are,
+as published, the train -ELBO, the mean of the 1-sample minibatch losses over the epoch, and the test -ELBO, here exact
+where codes can be summed (there one sample for each image, which is the same in the mean) with the exact -log p(x)
+beside it. The train figure of `gumbel-softmax` is no ELBO, and those of `vimco` and `reweighted-wake-sleep` are other
+bounds. Settings are the searched ones; estimators that were not searched have ReinMax's optimizer and learning rate,
+soft Gumbel-Softmax and exact ones Adam 5e-4.
+
+Found: (to be filled in)
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle
+from typing import Annotated, NamedTuple
+
+import pandas as pd
+import tyro
+from cells import Places, Row, mean_and_error, run_cells, scores_on_test, train
+from matplotlib.figure import Figure
+
+from pyro_gvae import TrainConfig
+from pyro_gvae.plots import MARKERS, PALETTE, in_house_style
+from pyro_gvae.presets import SEARCHED, reinmax_protocol
+
+EPOCHS = (1, 5, 10, 20, 40, 80, 160)
+
+#: Row -> the stage, of estimators that were not searched.
+OTHERS = {
+    "exact": "exact",
+    "exact-evidence": "exact-evidence",
+    "gumbel-softmax": "gumbel-softmax[kl=categorical,temperature=0.67]",
+    "gumbel-softmax, relaxed KL": "gumbel-softmax[kl=relaxed]",  # temperatures 2/3 and 2/5: Maddison et al., K = 8
+    "reinmax-rao": "reinmax-rao[temperature=1.0]",
+    "decoupled-st-gumbel-softmax": "decoupled-st-gumbel-softmax[temperature=0.7]",
+    "reinforce": "reinforce",
+    "reinforce-baseline": "reinforce-baseline",
+    "reinforce-loo": "reinforce-loo",
+    "vimco": "vimco",
+    "reweighted-wake-sleep": "reweighted-wake-sleep",
+    "local-expectation": "local-expectation",
+    "disarm-iw": "disarm-iw",
+    "rebar": "rebar",
+    "relax": "relax",
+}
+#: Rows with Adam 5e-4 at every size.
+WITH_ADAM = {"exact", "exact-evidence", "gumbel-softmax", "gumbel-softmax, relaxed KL"}
+#: Rows whose sums over all codes fit into one size only. DisARM takes two categories and has none.
+ONLY_8X4 = {"exact", "exact-evidence"}
+ESTIMATORS = (*SEARCHED, *OTHERS)
+
+
+class Curve(NamedTuple):
+    """Published means of ten seeds of one estimator, train and test -ELBO at `EPOCHS`."""
+
+    train: Sequence[float]
+    test: Sequence[float]
+
+
+#: size -> estimator -> learning curve: averages of the raw logs of Wang and Bui 2026.
+PUBLISHED = {
+    "8x4": {
+        "reinmax": Curve(
+            (208.7, 150.8, 139.8, 133.4, 129.5, 126.7, 125.1), (188.1, 148.7, 139.0, 133.2, 129.8, 127.9, 127.3)
+        ),
+        "reinmax-rao": Curve(
+            (207.9, 146.2, 138.0, 132.4, 129.0, 126.6, 125.3), (186.3, 144.1, 137.1, 132.1, 129.2, 127.5, 126.6)
+        ),
+        "gumbel-rao": Curve(
+            (206.8, 144.1, 138.1, 133.6, 130.1, 127.5, 125.7), (180.1, 142.7, 137.4, 133.4, 130.4, 128.5, 127.6)
+        ),
+        "st-gumbel-softmax": Curve(
+            (216.9, 149.6, 142.2, 137.2, 133.3, 130.1, 127.6), (191.3, 147.6, 141.4, 136.8, 133.2, 130.6, 128.7)
+        ),
+        "straight-through": Curve(
+            (205.1, 152.2, 148.8, 146.6, 137.7, 136.5, 136.4), (181.1, 151.1, 148.2, 146.2, 137.6, 136.9, 137.0)
+        ),
+    },
+    "10x30": {
+        "reinmax": Curve(
+            (244.0, 143.7, 125.8, 115.2, 106.8, 101.3, 98.5), (193.9, 139.4, 124.1, 114.6, 107.1, 102.6, 100.8)
+        ),
+        "st-gumbel-softmax": Curve(
+            (244.0, 149.3, 130.4, 118.6, 109.2, 102.9, 99.8), (194.3, 145.8, 128.6, 117.8, 109.3, 103.8, 101.7)
+        ),
+    },
+}
+#: size -> estimator -> train -ELBO after 160 epochs, where the curve was not averaged.
+PUBLISHED_TRAIN = {
+    "straight-through": {"4x24": 112.21, "8x16": 113.32, "16x12": 113.31, "64x8": 113.97, "10x30": 136.73},
+    "st-gumbel-softmax": {"4x24": 101.49, "8x16": 99.20, "16x12": 100.42, "64x8": 103.87},
+    "gumbel-rao": {"4x24": 100.14, "8x16": 99.63, "16x12": 109.72, "64x8": 112.48, "10x30": 102.28},
+    "gapped-straight-through": {
+        "8x4": 128.31,
+        "4x24": 101.64,
+        "8x16": 98.31,
+        "16x12": 98.37,
+        "64x8": 102.41,
+        "10x30": 98.66,
+    },
+    "reinmax": {"4x24": 99.88, "8x16": 97.80, "16x12": 97.98, "64x8": 101.09},
+    "reinmax-rao": {"4x24": 100.41, "8x16": 98.03, "16x12": 97.62, "64x8": 100.24, "10x30": 98.61},
+}
+#: The same of the test -ELBO.
+PUBLISHED_TEST = {"gapped-straight-through": {"8x4": 129.15}}
+
+
+def main(
+    places: Annotated[Places, tyro.conf.arg(name="")],
+    *,
+    size: str = "8x4",
+    epochs: int = 20,
+    seeds: tuple[int, ...] = (0,),
+    estimators: tuple[str, ...] = ESTIMATORS,
+    smoke: bool = False,
+) -> pd.DataFrame:
+    """Train in the protocol and print each estimator's -ELBO beside the published one.
+
+    Args:
+        places: where to read and write.
+        size: K x N: 8x4, 4x24, 8x16, 16x12, 64x8 or 10x30.
+        epochs: how many of the 160.
+        seeds: of initial weights, order of the data and samples.
+        estimators: rows.
+        smoke: tiny networks on the digits, to see that it runs.
+    """
+    moments = [str(epoch) for epoch in sorted({epoch for epoch in EPOCHS if epoch < epochs} | {epochs})]
+    cells: list[Row] = [
+        {"size": size, "estimator": name, "seed": seed, "moment": moments[-1]}
+        for seed in seeds
+        for name in estimators
+        if size == "8x4" or name not in ONLY_8X4
+    ]
+    folder = "reinmax_protocol"
+
+    def measure(cell: Row) -> list[Row]:
+        config = replace(places.placed(configuration(cell["estimator"], size)), seed=cell["seed"])
+        key = {name: cell[name] for name in ("size", "estimator", "seed")}
+        return train(tiny(config) if smoke else config, moments, scores_on_test, places.folder(folder, key))
+
+    table = run_cells(folder, cells, measure, places)
+    table = table[table["size"] == size]
+    print(compared(table).to_string(index=False, float_format="{:.2f}".format, na_rep=""))
+    places.save(f"{folder}_{size}", draw(table))
+    return table
+
+
+def configuration(estimator: str, size: str) -> TrainConfig:
+    """The protocol with a row's stage and its optimizer."""
+    if estimator in SEARCHED:
+        return reinmax_protocol(estimator, size)
+    base = replace(reinmax_protocol("reinmax", size), stages=f"{OTHERS[estimator]}:160")
+    return replace(base, optimizer="Adam", learning_rate=5e-4) if estimator in WITH_ADAM else base
+
+
+def tiny(config: TrainConfig) -> TrainConfig:
+    return replace(config, dataset="digits", hidden=(16,), num_latents=2, num_categories=3)
+
+
+def published(size: str, estimator: str, part: str, epoch: float) -> float | None:
+    """The published -ELBO, if there is one."""
+    curve = PUBLISHED.get(size, {}).get(estimator)
+    if curve is not None:
+        return getattr(curve, part)[EPOCHS.index(int(epoch))] if epoch in EPOCHS else None
+    final = PUBLISHED_TRAIN if part == "train" else PUBLISHED_TEST
+    return final.get(estimator, {}).get(size) if epoch == 160 else None
+
+
+def compared(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each estimator and epoch: means over seeds, nats per datum, lower is better; ours minus published."""
+    losses = table.assign(train=-table["train_objective"], test=-table["test_elbo"], log_px=-table["test_log_evidence"])
+    found = mean_and_error(losses, ["size", "estimator", "epoch"], ["train", "test", "log_px", "seconds"])
+    for part in ("train", "test"):
+        theirs = [
+            published(size, name, part, epoch)
+            for size, name, epoch in found[["size", "estimator", "epoch"]].itertuples(index=False)
+        ]
+        found[f"{part}_published"] = pd.Series(theirs, dtype=float)
+        found[f"{part}_difference"] = found[part] - found[f"{part}_published"]
+    return found.drop(columns="seconds_se").rename(columns={"log_px": "-log p(x)", "log_px_se": "-log p(x)_se"})
+
+
+@in_house_style
+def draw(table: pd.DataFrame) -> Figure:
+    """Test -ELBO and -log p(x) against epochs, and against seconds; published curves are dashed."""
+    figure = Figure(figsize=(11, 7.5))
+    panels = figure.subplots(2, 2, sharey=True)
+    size = table["size"].iloc[0]
+    looks = cycle(PALETTE), cycle(MARKERS[:7] + MARKERS[1:])
+    for name, color, marker in zip(table["estimator"].unique(), *looks, strict=False):
+        mean = table[table["estimator"] == name].groupby("epoch").mean(numeric_only=True).reset_index()
+        look = {"color": color, "marker": marker, "ms": 4}
+        for row, measure in zip(panels, ("test_elbo", "test_log_evidence"), strict=True):
+            for axes, clock in zip(row, ("epoch", "seconds"), strict=True):
+                axes.plot(mean[clock], -mean[measure], lw=1.6, label=name, **look)
+        curve = PUBLISHED.get(size, {}).get(name)
+        if curve is not None:
+            shown = [epoch <= mean["epoch"].max() for epoch in EPOCHS]
+            epochs, test = ([v for v, s in zip(values, shown, strict=True) if s] for values in (EPOCHS, curve.test))
+            panels[0, 0].plot(epochs, test, ls="--", lw=1, **look | {"marker": ""})
+    exact = (table["evidence_is"] == "exact").all()
+    for row, label in zip(
+        panels, ("test −ELBO", "test −log p(x)" if exact else "test −bound of log p(x)"), strict=True
+    ):
+        row[0].set(ylabel=f"{label}, nats per datum", xscale="log", yscale="log")
+        row[1].set(xscale="log")
+    panels[0, 0].set_title(f"ReinMax protocol, {size.replace('x', ' categories x ')} latents; dashed: published")
+    for axes in panels.ravel():
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+    panels[1, 0].set_xlabel("epochs")
+    panels[1, 1].set_xlabel("seconds of training")
+    handles, labels = panels[0, 1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,36 @@
+"""The experiments, each of them whole on a tiny size, and what they share."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+
+import cells
+import reinmax_protocol
+from cells import Places
+
+
+@pytest.fixture
+def places(tmp_path):
+    return Places(results=tmp_path / "results", figures=tmp_path / "figures", runs=tmp_path / "runs")
+
+
+SMOKES = {
+    "reinmax_protocol": lambda places: reinmax_protocol.main(
+        places, estimators=("reinmax", "gumbel-softmax", "exact"), epochs=2, smoke=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMOKES)
+def test_a_smoke_run_writes_numbers_and_figures_and_is_not_repeated(name, places, monkeypatch):
+    SMOKES[name](places)
+    written = (places.results / f"{name}.csv").read_text()
+    assert len(pd.read_csv(places.results / f"{name}.csv")) > 1
+    assert any(places.figures.glob(f"{name}*.png")) and any(places.figures.glob(f"{name}*.svg"))
+    monkeypatch.setattr(cells, "_measured", None)  # nothing is left to be measured
+    SMOKES[name](places)
+    assert (places.results / f"{name}.csv").read_text() == written
