@@ -104,18 +104,8 @@ def test_a_command_that_does_not_exist_is_found(line: str, capsys: pytest.Captur
 def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     """As `make docs` does, all code run; a proxy that is not there stands for no network."""
     environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    build = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-q",
-        "-W",
-        "--keep-going",
-        "-d",
-        tmp_path / "trees",
-        "docs",
-        tmp_path / "html",
-    ]
+    options = ["-q", "-W", "--keep-going", "-j", "2", "-d", tmp_path / "trees"]
+    build = [sys.executable, "-m", "sphinx", *options, "docs", tmp_path / "html"]
     done = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "html" / "index.html").is_file()
