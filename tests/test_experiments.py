@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
 import cells
 import reinmax_protocol
+import relaxed_vs_exact
 from cells import Places
 
 
@@ -21,6 +22,9 @@ def places(tmp_path):
 SMOKES = {
     "reinmax_protocol": lambda places: reinmax_protocol.main(
         places, estimators=("reinmax", "gumbel-softmax", "exact"), epochs=2, smoke=True
+    ),
+    "relaxed_vs_exact": lambda places: relaxed_vs_exact.main(
+        places, problems=("digits 8x4",), seeds=(0, 1), temperatures=(0.5,), scale=0.01, smoke=True
     ),
 }
 
