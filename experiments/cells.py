@@ -6,6 +6,7 @@ the table. A row is what was measured of it, once or at several moments of its t
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from pyro_gvae.launch import initial_model, load_data
 from pyro_gvae.randomness import own_randomness
 from pyro_gvae.results import replacing, write_csv
 from pyro_gvae.stages import Amount
+from pyro_gvae.tables import paired_differences
 from pyro_gvae.training import Training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,13 +60,13 @@ class Places:
     workers: int = 1
     device: str = "cpu"
 
-    def placed(self, config: TrainConfig) -> TrainConfig:
-        """A configuration with these places."""
-        return replace(config, data_dir=self.mnist, device=self.device)
+    def placed(self, config: TrainConfig, **changes: Any) -> TrainConfig:
+        """A configuration with these places, and other changes."""
+        return replace(config, data_dir=self.mnist, device=self.device, **changes)
 
     def folder(self, experiment: str, cell: Row) -> Path:
         """Where a cell keeps its checkpoint; settings are in its name."""
-        return self.runs / experiment / "-".join("".join(c for c in str(v) if c not in " /[]") for v in cell.values())
+        return self.runs / experiment / "-".join(re.sub(r"[^\w.]+", "_", str(value)) for value in cell.values())
 
     def save(self, name: str, figure: Figure) -> None:
         """A figure as PNG and SVG."""
@@ -130,7 +132,8 @@ def train(config: TrainConfig, moments: Sequence[str], measure: Measure, folder:
     with own_randomness(derived_seed("train", config.seed)):
         training = Training(initial_model(config, data), data, config)
         rows = _restore(training, checkpoint, moments)
-        with tqdm(total=training.total, initial=training.state.step, unit="step", leave=False, mininterval=1) as bar:
+        total = Amount.parse(moments[-1]).steps(training.per_epoch)
+        with tqdm(total=total, initial=training.state.step, unit="step", leave=False, mininterval=1) as bar:
             bar.set_description(f"{training.stage.estimator}, seed {config.seed}")
             for moment in moments[len(rows) :]:
                 _advance_to(Amount.parse(moment), training, checkpoint, rows, bar)
@@ -221,6 +224,18 @@ def scores_on_test(vae: CategoricalVAE, data: Dataset, *, most: int | None = Non
     sampled = importance_weighted(vae, x, NUM_PARTICLES)
     elbo, bound = sampled.elbo.mean().item(), sampled.bound.mean().item()
     return {"test_elbo": elbo, "test_log_evidence": bound, "evidence_is": f"{NUM_PARTICLES} samples"}
+
+
+def tiny(config: TrainConfig) -> TrainConfig:
+    """The same on the digits, with networks and codes of smoke's size."""
+    return replace(config, dataset="digits", hidden=(16,), num_latents=2, num_categories=3)
+
+
+def paired(table: pd.DataFrame, by: Sequence[str], baseline: str = "exact") -> pd.DataFrame:
+    """:func:`~pyro_gvae.tables.paired_differences` from the baseline on the same seeds, for each group of `by`."""
+    groups = {key: rows for key, rows in table.groupby(list(by), sort=False) if baseline in set(rows["estimator"])}
+    found = {key: paired_differences(rows, baseline) for key, rows in groups.items()}
+    return pd.concat(found, names=list(by)).reset_index()
 
 
 def mean_and_error(table: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from typing import Annotated, NamedTuple
 
 import pandas as pd
 import tyro
-from cells import Places, Row, mean_and_error, run_cells, scores_on_test, train
+from cells import Places, Row, mean_and_error, run_cells, scores_on_test, tiny, train
 from matplotlib.figure import Figure
 
 from pyro_gvae import TrainConfig
@@ -146,7 +146,7 @@ def main(
     folder = "reinmax_protocol"
 
     def measure(cell: Row) -> list[Row]:
-        config = replace(places.placed(configuration(cell["estimator"], size)), seed=cell["seed"])
+        config = places.placed(configuration(cell["estimator"], size), seed=cell["seed"])
         key = {name: cell[name] for name in ("size", "estimator", "seed")}
         return train(tiny(config) if smoke else config, moments, scores_on_test, places.folder(folder, key))
 
@@ -163,10 +163,6 @@ def configuration(estimator: str, size: str) -> TrainConfig:
         return reinmax_protocol(estimator, size)
     base = replace(reinmax_protocol("reinmax", size), stages=f"{OTHERS[estimator]}:160")
     return replace(base, optimizer="Adam", learning_rate=5e-4) if estimator in WITH_ADAM else base
-
-
-def tiny(config: TrainConfig) -> TrainConfig:
-    return replace(config, dataset="digits", hidden=(16,), num_latents=2, num_categories=3)
 
 
 def published(size: str, estimator: str, part: str, epoch: float) -> float | None:

@@ -8,8 +8,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
+import bound_gaps
 import cells
 import reinmax_protocol
+import relaxed_vs_exact
+import stages
 from cells import Places
 
 
@@ -21,6 +24,15 @@ def places(tmp_path):
 SMOKES = {
     "reinmax_protocol": lambda places: reinmax_protocol.main(
         places, estimators=("reinmax", "gumbel-softmax", "exact"), epochs=2, smoke=True
+    ),
+    "relaxed_vs_exact": lambda places: relaxed_vs_exact.main(
+        places, problems=("digits 8x4",), seeds=(0, 1), temperatures=(0.5,), scale=0.01, smoke=True
+    ),
+    "stages": lambda places: stages.main(
+        places, epochs=6, plans=("soft", "exact", "soft, 3 exact"), seeds=(0, 1), smoke=True
+    ),
+    "bound_gaps": lambda places: bound_gaps.main(
+        places, dataset="digits", epochs=2, exact_epochs=1, seeds=(0,), temperatures=(0.4,), num_test=20, smoke=True
     ),
 }
 

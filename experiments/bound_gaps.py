@@ -1,0 +1,153 @@
+"""How much does a relaxed training curve lie?
+
+Question: what lies between the number that relaxed training reports and log p(x) of the discrete model, gap by gap
+(relaxation, amortization, mean field), along training and against the temperature?
+
+Command: `python experiments/bound_gaps.py` (`--smoke` for a tiny size, in seconds); `--dataset digits` is quick. It
+writes `experiments/results/bound_gaps.csv`, `docs/figures/bound_gaps_DATASET.png` and `.svg`.
+
+Cost: COST
+
+8 categories, 4 latents, so that everything can be summed; Adam. Relaxed training has the relaxed KL, whose loss is a
+bound of a relaxed model (the prior's temperature is 3/5 of the guide's), or that of the categoricals, whose loss is no
+bound. `claim` is what the loss says on the test images, with 20 samples for each; gaps are those of `pyro-gvae gaps`:
+
+    relaxed bound -> ELBO of the guide -> ELBO of the best mean-field posterior -> log p(x)
+
+Found: (to be filled in)
+"""
+
+from functools import partial
+from itertools import product
+from typing import Annotated, Literal
+
+import pandas as pd
+import tyro
+from cells import Places, Row, mean_and_error, run_cells, tiny, train
+from matplotlib.figure import Figure
+
+from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, estimator
+from pyro_gvae.evaluate import own_objective
+from pyro_gvae.gaps import gaps, summarize_gaps
+from pyro_gvae.plots import PALETTE, in_house_style
+from pyro_gvae.tables import with_errors
+
+NAME = "bound_gaps"
+EPOCHS = (1, 2, 5, 10, 20, 50, 100)
+#: Relaxed samples for each datum.
+NUM_PARTICLES = 20
+#: Row -> estimator; temperatures are the model's own.
+ROWS = {
+    "relaxed KL": ("gumbel-softmax", {"kl": "relaxed"}),
+    "categorical KL": ("gumbel-softmax", {"kl": "categorical"}),
+    "exact": ("exact", {}),
+}
+#: Bars and lines of the figures: what lies between the claim and log p(x).
+SHOWN = {
+    "lie": "claim − ELBO of the discrete model",
+    "amortization_gap": "amortization gap",
+    "mean_field_gap": "mean-field gap",
+}
+SETTINGS = {
+    "mnist": {"hidden": (512, 256), "batch_size": 100, "learning_rate": 1e-3},
+    "digits": {"hidden": (128,), "batch_size": 64, "learning_rate": 3e-3},
+}
+
+
+def main(
+    places: Annotated[Places, tyro.conf.arg(name="")],
+    *,
+    dataset: Literal["mnist", "digits"] = "mnist",
+    epochs: int = 20,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    temperatures: tuple[float, ...] = (0.2, 0.4, 0.67, 1.0),
+    exact_epochs: int = 5,
+    num_test: int = 500,
+    smoke: bool = False,
+) -> pd.DataFrame:
+    """Train, and measure the gaps along training.
+
+    Args:
+        places: where to read and write.
+        dataset: what to train on.
+        epochs: of relaxed training.
+        seeds: of initial weights, order of the data and samples.
+        temperatures: of the relaxation.
+        exact_epochs: of exact training, which shows the gaps that relaxation has no part in.
+        num_test: images on which the gaps are measured.
+        smoke: tiny networks on the digits, to see that it runs.
+    """
+    grid = [(row, heat) for row, heat in product(("relaxed KL", "categorical KL"), temperatures)] + [("exact", 0.0)]
+    cells: list[Row] = [
+        {"dataset": dataset, "estimator": row, "temperature": heat, "seed": seed, "moment": last}
+        for seed, (row, heat) in product(seeds, grid)
+        for last in [str(exact_epochs if row == "exact" else epochs)]
+    ]
+    table = run_cells(NAME, cells, partial(measure, places=places, num_test=num_test, smoke=smoke), places)
+    table = table[table["dataset"] == dataset]
+    values = ["claim", "relaxed_bound", "elbo", "mean_field_elbo", "log_evidence", "lie", "relaxation_gap"]
+    found = mean_and_error(table, ["estimator", "temperature", "epoch"], values)
+    print(found[["estimator", "temperature", "epoch", "seeds"]].join(with_errors(found, values)).to_string(index=False))
+    places.save(f"{NAME}_{dataset}", draw(table))
+    return table
+
+
+def measure(cell: Row, *, places: Places, num_test: int, smoke: bool) -> list[Row]:
+    """Train a cell and decompose its claim at its moments."""
+    last, heat = int(cell["moment"]), cell["temperature"]
+    moments = [str(epoch) for epoch in sorted({epoch for epoch in EPOCHS if epoch < last} | {last})]
+    name, options = ROWS[cell["estimator"]]
+    brackets = f"[{','.join(f'{key}={value}' for key, value in options.items())}]" if options else ""
+    config = places.placed(
+        TrainConfig(dataset=cell["dataset"], stages=f"{name}{brackets}:1000", **SETTINGS[cell["dataset"]]),
+        seed=cell["seed"],
+        **({"temperature": heat, "prior_temperature": 0.6 * heat} if heat else {}),
+    )
+    decompose = partial(decomposed, row=cell["estimator"], num_test=num_test)
+    key = {name: cell[name] for name in ("dataset", "estimator", "temperature", "seed")}
+    return train(tiny(config) if smoke else config, moments, decompose, places.folder(NAME, key))
+
+
+def decomposed(vae: CategoricalVAE, data: Dataset, *, row: str, num_test: int) -> Row:
+    """The claim of the loss, the bounds and the gaps on test images, nats per datum, and errors over data as `_se`."""
+    x = data.test[:num_test]
+    name, options = ROWS[row]
+    chosen = estimator(name, **options)
+    claim = sum(own_objective(vae, chosen, x) for _ in range(NUM_PARTICLES)) / NUM_PARTICLES
+    found = summarize_gaps(gaps(vae, x, num_particles=NUM_PARTICLES))
+    return {"claim": claim, "lie": claim - found["elbo"]} | {name: float(value) for name, value in found.items()}
+
+
+@in_house_style
+def draw(table: pd.DataFrame) -> Figure:
+    """Above: claim, discrete ELBO and log p(x) along training, a panel for each temperature. Below: the gaps."""
+    heats = sorted(heat for heat in table["temperature"].unique() if heat > 0)
+    figure = Figure(figsize=(2.0 + 2.7 * len(heats), 7.5))
+    grid = figure.subplots(2, len(heats), sharey="row", squeeze=False)
+    mean = table.groupby(["estimator", "temperature", "epoch"], sort=False).mean(numeric_only=True).reset_index()
+    for (upper, lower), heat in zip(grid.T, heats, strict=True):
+        for kl, color in zip(("relaxed KL", "categorical KL"), PALETTE, strict=False):
+            curve = mean[(mean["estimator"] == kl) & (mean["temperature"] == heat)]
+            for value, look in {"claim": "--", "elbo": "-", "log_evidence": ":"}.items():
+                label = {"claim": "claim of the loss", "elbo": "discrete ELBO", "log_evidence": "log p(x)"}[value]
+                upper.plot(curve["epoch"], curve[value], look, color=color, label=f"{kl}: {label}")
+            for value, look in zip(SHOWN, ("-o", "-s", "-^"), strict=True):
+                lower.plot(curve["epoch"], curve[value], look, color=color, ms=4, label=f"{kl}: {SHOWN[value]}")
+        upper.set_title(f"temperature {heat:g}")
+        lower.set_xlabel("epochs")
+        lower.axhline(0, color="#888888", lw=0.8)
+        for axes in (upper, lower):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    settled = mean.loc[mean["epoch"] >= 2, ["claim", "elbo", "log_evidence"]].to_numpy()
+    grid[0, 0].set_ylim(settled.min() - 2, settled.max() + 2)
+    grid[0, 0].set_ylabel("test set, nats per datum")
+    grid[1, 0].set_ylabel("gaps, nats per datum")
+    lower_handles = grid[1, 0].get_legend_handles_labels()
+    handles = [a + b for a, b in zip(grid[0, 0].get_legend_handles_labels(), lower_handles, strict=True)]
+    figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,177 @@
+"""Relaxed or exact training: who wins, when?
+
+Question: which gives the discrete model with the higher log-likelihood, training by Gumbel-Softmax samples or by exact
+enumeration, after equally many steps and after equally many seconds, on digits and MNIST, from 100 to 32,768 codes?
+
+Command: `python experiments/relaxed_vs_exact.py` (`--smoke` for tiny sizes, in seconds). `--problems`, `--seeds`,
+`--temperatures` and `--scale`, which shortens all budgets, make it shorter; what has been measured is not measured
+again. It writes `experiments/results/relaxed_vs_exact.csv`, `docs/figures/relaxed_vs_exact.png` and `.svg`.
+
+Cost: two hours and a half on two cores, most of it MNIST: with `--workers 2` half as long. The digits alone
+(`--problems "digits 10x2" "digits 8x4" "digits 8x5"`): half an hour.
+
+Black-and-white images (thresholds at 1/2), the networks of `PROBLEMS`, one Adam. Relaxed training has the relaxed KL
+(Maddison et al. 2017; the prior's temperature is 3/5 of the guide's, as theirs is) or that of the categoricals (Jang et
+al. 2017). Both kinds of training begin with the same weights and see the same batches. Judged are ELBO and log p(x) of
+the discrete model, summed over all codes, on the first 2,000 test images.
+
+Found: (to be filled in)
+"""
+
+from functools import partial
+from itertools import product
+from typing import Annotated, NamedTuple
+
+import pandas as pd
+import tyro
+from cells import Places, Row, paired, run_cells, scores_on_test, tiny, train
+from matplotlib.figure import Figure
+
+from pyro_gvae import TrainConfig
+from pyro_gvae.plots import PALETTE, in_house_style
+from pyro_gvae.tables import with_errors
+
+NAME = "relaxed_vs_exact"
+#: Parts of the budget at which models are judged.
+PARTS = (1 / 8, 1 / 4, 1 / 2, 1)
+NUM_TEST = 2000
+
+
+class Problem(NamedTuple):
+    """A data set with a size of code, and how long it is trained: steps in the one comparison, seconds in the other."""
+
+    config: TrainConfig
+    steps: int
+    seconds: float
+
+
+DIGITS = {"dataset": "digits", "hidden": (128,), "batch_size": 64, "learning_rate": 3e-3}
+MNIST = {"dataset": "mnist", "hidden": (512, 256), "batch_size": 100, "learning_rate": 1e-3}
+#: "data set KxN" -> problem: 100, 4,096 and 32,768 codes.
+PROBLEMS = {
+    f"{data['dataset']} {k}x{n}": Problem(TrainConfig(**data, num_categories=k, num_latents=n), steps, seconds)
+    for data, k, n, steps, seconds in (
+        (DIGITS, 10, 2, 2300, 20),
+        (DIGITS, 8, 4, 2300, 20),
+        (DIGITS, 8, 5, 2300, 60),
+        (MNIST, 10, 2, 1800, 60),
+        (MNIST, 8, 4, 1800, 120),
+        (MNIST, 8, 5, 400, 240),
+    )
+}
+
+
+def main(
+    places: Annotated[Places, tyro.conf.arg(name="")],
+    *,
+    problems: tuple[str, ...] = tuple(PROBLEMS),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    temperatures: tuple[float, ...] = (0.3, 0.67, 1.0),
+    scale: float = 1.0,
+    smoke: bool = False,
+) -> pd.DataFrame:
+    """Train by relaxation and exactly, and print the paired differences.
+
+    Args:
+        places: where to read and write.
+        problems: data sets and sizes of codes.
+        seeds: of initial weights, order of the data and samples.
+        temperatures: of the relaxation.
+        scale: of all budgets.
+        smoke: tiny networks on the digits, to see that it runs.
+    """
+    rows = [("exact", 0.0), *product(("gumbel-softmax, relaxed KL", "gumbel-softmax, categorical KL"), temperatures)]
+    cells: list[Row] = [
+        {
+            "problem": problem,
+            "budget": budget,
+            "estimator": name,
+            "temperature": heat,
+            "seed": seed,
+            "moment": moments[-1],
+        }
+        for problem in problems
+        for budget, moments in budgets(PROBLEMS[problem], scale).items()
+        for seed, (name, heat) in product(seeds, rows)
+    ]
+    table = run_cells(NAME, cells, partial(measure, places=places, scale=scale, smoke=smoke), places)
+    final = table[table["moment"].isin([cell["moment"] for cell in cells])]
+    found = differences(final)
+    text = with_errors(found, ["test_log_evidence", "test_elbo", "seconds"])
+    print(found[["problem", "budget", "estimator", "seeds"]].join(text).to_string(index=False))
+    places.save(NAME, draw(found))
+    return table
+
+
+def budgets(problem: Problem, scale: float) -> dict[str, list[str]]:
+    """The two comparisons, and the moments at which models are judged in them."""
+    return {
+        "steps": [f"{max(1, round(problem.steps * scale * part))}steps" for part in PARTS],
+        "seconds": [f"{problem.seconds * scale * part:g}s" for part in PARTS],
+    }
+
+
+def measure(cell: Row, *, places: Places, scale: float, smoke: bool) -> list[Row]:
+    """Train a cell and judge it at its moments."""
+    problem = PROBLEMS[cell["problem"]]
+    moments = budgets(problem, scale)[cell["budget"]]
+    stage = {
+        "exact": "exact",
+        "gumbel-softmax, relaxed KL": "gumbel-softmax[kl=relaxed]",
+        "gumbel-softmax, categorical KL": "gumbel-softmax[kl=categorical]",
+    }[cell["estimator"]]
+    heats = (
+        {} if stage == "exact" else {"temperature": cell["temperature"], "prior_temperature": 0.6 * cell["temperature"]}
+    )
+    config = places.placed(problem.config, stages=f"{stage}:{moments[-1]}", seed=cell["seed"], **heats)
+    return train(tiny(config) if smoke else config, moments, judge, places.folder(NAME, cell))
+
+
+judge = partial(scores_on_test, most=NUM_TEST)
+
+
+def differences(final: pd.DataFrame) -> pd.DataFrame:
+    """Relaxed minus exact on the same seeds: test ELBO, log p(x) (nats per datum, higher is better), seconds."""
+    named = final.assign(estimator=[_name(*row) for row in final[["estimator", "temperature"]].itertuples(index=False)])
+    return paired(named, ["problem", "budget"])
+
+
+def _name(estimator: str, temperature: float) -> str:
+    return estimator if estimator == "exact" else f"{estimator}, t={temperature:g}"
+
+
+@in_house_style
+def draw(found: pd.DataFrame) -> Figure:
+    """Relaxed minus exact against the temperature: a column for each problem, steps above seconds."""
+    problems = list(found["problem"].unique())
+    found[["kl", "temperature"]] = found["estimator"].str.extract(r", (\w+) KL, t=([\d.]+)")
+    found = found.astype({"temperature": float}).sort_values("temperature")
+    figure = Figure(figsize=(2.2 + 2.5 * len(problems), 6))
+    grid = figure.subplots(2, len(problems), sharex=True, sharey="row", squeeze=False)
+    for (row, budget), (column, problem) in product(enumerate(("steps", "seconds")), enumerate(problems)):
+        axes = grid[row, column]
+        axes.axhline(0, color="#888888", lw=1)
+        for (kl, color), (value, look) in product(
+            zip(("relaxed", "categorical"), PALETTE, strict=False),
+            {"test_log_evidence": "o-", "test_elbo": "s--"}.items(),
+        ):
+            shown = found[(found["problem"] == problem) & (found["budget"] == budget) & (found["kl"] == kl)]
+            label = f"{kl} KL, {'log p(x)' if value == 'test_log_evidence' else 'ELBO'}"
+            axes.errorbar(
+                shown["temperature"], shown[value], yerr=shown[f"{value}_se"], fmt=look, color=color, ms=4, label=label
+            )
+        if row == 0:
+            axes.set_title(problem)
+        else:
+            axes.set_xlabel("temperature")
+    for axes, budget in zip(grid[:, 0], ("steps", "seconds"), strict=True):
+        axes.set_ylabel(f"relaxed − exact, nats\nat equal {budget}")
+        axes.set_yscale("symlog", linthresh=1)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=4)
+    return figure
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

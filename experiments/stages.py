@@ -1,0 +1,215 @@
+"""Relax first, then sum exactly: how much of each?
+
+Question: at 8x4 on MNIST, how many relaxed epochs and how many exact ones, by which relaxation and at which temperature
+first, next to exact training alone and to single estimators, after equally many epochs and after equally many seconds?
+Does it beat the published figures after 160 epochs (train -ELBO 125.08, test 126.60), and when? And where nothing can
+be summed, at 10x30 and 8x16: what should follow a soft stage?
+
+Command: `python experiments/stages.py --seeds 0 1 2` and `python experiments/stages.py --sizes 10x30 8x16` (`--smoke`
+for a tiny size, in seconds); `--epochs` says how many in all, `--plans` which rows. It writes
+`experiments/results/stages.csv`, `docs/figures/stages_SIZE.png` and `.svg`.
+
+Cost: two cores, 20 epochs: a relaxed epoch takes 4 seconds, an exact one 60, an evaluation 5 to 10. All plans at 8x4:
+two hours a seed, of which `exact` and `exact-evidence` alone take 40 minutes; 10x30: an hour, of which a quarter is
+`local-expectation`. `--workers 2` shares the plans out.
+
+The ReinMax protocol (see `reinmax_protocol.py`) with one Adam, which goes through all stages. "soft" is Gumbel-Softmax
+with the categoricals' KL at temperature 0.67. Seconds are those of training, without evaluations; equal seconds are
+those of the baseline, `soft, 3 exact`, and curves are read off between two evaluations on a straight line.
+
+Found: (to be filled in)
+"""
+
+from functools import partial
+from itertools import product
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import tyro
+from cells import Places, Row, mean_and_error, paired, run_cells, scores_on_test, tiny, train
+from matplotlib.figure import Figure
+
+from pyro_gvae import TrainConfig
+from pyro_gvae.plots import MARKERS, PALETTE, in_house_style
+from pyro_gvae.presets import SEARCHED, reinmax_protocol
+from pyro_gvae.stages import parse_stages
+from pyro_gvae.tables import with_errors
+
+NAME = "stages"
+BASELINE = "soft, 3 exact"
+SOFT = "gumbel-softmax[kl=categorical,temperature=0.67]"
+
+#: Row -> stages, in epochs; E is the number in all.
+SUMMABLE = {
+    "exact": "exact:{E}",
+    "exact-evidence": "exact-evidence:{E}",
+    "soft": f"{SOFT}:{{E}}",
+    "soft, 1 exact": f"{SOFT}:{{E-1}},exact:1",
+    BASELINE: f"{SOFT}:{{E-3}},exact:3",
+    "soft, 5 exact": f"{SOFT}:{{E-5}},exact:5",
+    "soft, 3 exact-evidence": f"{SOFT}:{{E-3}},exact-evidence:3",
+    "soft t=0.3, 3 exact": "gumbel-softmax[kl=categorical,temperature=0.3]:{E-3},exact:3",
+    "soft t=1, 3 exact": "gumbel-softmax[kl=categorical,temperature=1.0]:{E-3},exact:3",
+    "relaxed KL, 3 exact": "gumbel-softmax[kl=relaxed]:{E-3},exact:3",
+    "st-gumbel-softmax, 3 exact": "st-gumbel-softmax[temperature=0.5]:{E-3},exact:3",
+    "reinmax, 3 exact": "reinmax[temperature=1.3]:{E-3},exact:3",
+    "soft, 5 reinmax": f"{SOFT}:{{E-5}},reinmax[temperature=1.3]:5",
+    "soft, 5 reinforce-loo": f"{SOFT}:{{E-5}},reinforce-loo:5",
+    "soft, 5 local-expectation": f"{SOFT}:{{E-5}},local-expectation:5",
+    "reinmax": "reinmax[temperature=1.3]:{E}",
+    "reinmax-rao": "reinmax-rao:{E}",
+    "gumbel-rao": "gumbel-rao[temperature=0.5]:{E}",
+    "st-gumbel-softmax": "st-gumbel-softmax[temperature=0.5]:{E}",
+    "straight-through": "straight-through[temperature=1.3]:{E}",
+    "reinforce-loo": "reinforce-loo:{E}",
+    "local-expectation": "local-expectation:{E}",
+}
+#: The same where codes are too many; temperatures of ReinMax are those that were searched for the size.
+NOT_SUMMABLE = {
+    "soft": f"{SOFT}:{{E}}",
+    "reinmax": "reinmax[temperature={t}]:{E}",
+    "soft, 5 reinmax": f"{SOFT}:{{E-5}},reinmax[temperature={{t}}]:5",
+    "soft, 5 reinforce-loo": f"{SOFT}:{{E-5}},reinforce-loo:5",
+    "soft, 1 local-expectation": f"{SOFT}:{{E-1}},local-expectation:1",
+}
+#: Train and test -ELBO of the best estimators after 160 epochs, 8x4: ReinMax and ReinMax-Rao.
+PUBLISHED = {"train": 125.08, "test": 126.60}
+
+
+def main(
+    places: Annotated[Places, tyro.conf.arg(name="")],
+    *,
+    sizes: tuple[str, ...] = ("8x4",),
+    epochs: int = 20,
+    seeds: tuple[int, ...] = (0,),
+    plans: tuple[str, ...] = (),
+    learning_rate: float = 1e-3,
+    smoke: bool = False,
+) -> pd.DataFrame:
+    """Train in stages, and print where each plan ends and when it passes the published figures.
+
+    Args:
+        places: where to read and write.
+        sizes: K x N: 8x4, 4x24, 8x16, 16x12, 64x8 or 10x30.
+        epochs: in all; 6 at least.
+        seeds: of initial weights, order of the data and samples.
+        plans: rows; all of the size if none are named.
+        learning_rate: of Adam.
+        smoke: tiny networks on the digits, to see that it runs.
+    """
+    if epochs < 6:
+        raise SystemExit(f"Expected at least 6 epochs, of which up to 5 are the last stage's, but found {epochs}.")
+    cells: list[Row] = [
+        {
+            "size": size,
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "estimator": plan,
+            "seed": seed,
+            "moment": str(epochs),
+        }
+        for size, seed in product(sizes, seeds)
+        for plan in (plans or plans_of(size))
+    ]
+    table = run_cells(NAME, cells, partial(measure, places=places, smoke=smoke), places)
+    table = table[(table["epochs"] == epochs) & (table["learning_rate"] == learning_rate)]
+    for size in sizes:
+        of_size = table[table["size"] == size]
+        print(f"\n{size}, {epochs} epochs", report(of_size).to_string(index=False), sep="\n")
+        if BASELINE in set(of_size["estimator"]):
+            found = paired(pd.concat([at_equal_epochs(of_size), at_equal_seconds(of_size)]), ["budget"], BASELINE)
+            text = with_errors(found, ["test_elbo", "test_log_evidence"])
+            print(f"\nminus '{BASELINE}'", found[["budget", "estimator"]].join(text).to_string(index=False), sep="\n")
+        places.save(f"{NAME}_{size}", draw(of_size))
+    return table
+
+
+def plans_of(size: str) -> dict[str, str]:
+    return SUMMABLE if size == "8x4" else NOT_SUMMABLE
+
+
+def configuration(cell: Row) -> TrainConfig:
+    """The protocol with a plan's stages."""
+    size, epochs = cell["size"], cell["epochs"]
+    text = plans_of(size)[cell["estimator"]].replace("{t}", str(SEARCHED["reinmax"][size].temperature))
+    for less in (0, 1, 3, 5):
+        text = text.replace(f"{{E-{less}}}" if less else "{E}", str(epochs - less))
+    return TrainConfig(
+        **vars(reinmax_protocol("reinmax", size))
+        | {"stages": text, "optimizer": "Adam", "learning_rate": cell["learning_rate"]}
+    )
+
+
+def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
+    """Train a cell; it is judged ever more seldom, at the end of its first stage, and after each epoch of its last."""
+    config = places.placed(configuration(cell), seed=cell["seed"])
+    epochs, first = cell["epochs"], int(parse_stages(config.stages)[0].amount.number)
+    chosen = {1, 2, 5, *range(10, epochs, 10), *range(first, epochs + 1)}
+    moments = [str(epoch) for epoch in sorted(chosen) if epoch <= epochs]
+    return train(tiny(config) if smoke else config, moments, scores_on_test, places.folder(NAME, cell))
+
+
+def report(table: pd.DataFrame) -> pd.DataFrame:
+    """Where each plan ends, -ELBO and -log p(x), means over seeds; and when it passes the best published figure."""
+    cells = table.groupby(["estimator", "seed"], sort=False)
+    final = cells.tail(1).assign(
+        train=lambda rows: -rows["train_objective"],
+        test=lambda rows: -rows["test_elbo"],
+        log_px=lambda rows: -rows["test_log_evidence"],
+    )
+    passed = [passes(rows, PUBLISHED["test"]) for _, rows in cells]
+    final["seconds_to_published"] = passed
+    values = ["train", "test", "log_px", "seconds", "seconds_to_published"]
+    found = mean_and_error(final, ["estimator"], values)
+    return found[["estimator", "seeds"]].join(with_errors(found, values))
+
+
+def passes(curve: pd.DataFrame, level: float) -> float:
+    """Seconds of training at the first evaluation with a test -ELBO of that level; NaN if there is none."""
+    reached = curve[-curve["test_elbo"] <= level]
+    return float(reached["seconds"].iloc[0]) if len(reached) else float("nan")
+
+
+def at_equal_epochs(table: pd.DataFrame) -> pd.DataFrame:
+    return table.groupby(["estimator", "seed"], sort=False).tail(1).assign(budget="epochs")
+
+
+def at_equal_seconds(table: pd.DataFrame) -> pd.DataFrame:
+    """Each curve at the seconds that the baseline takes with that seed; a curve that ends before stays as it ended."""
+    limits = at_equal_epochs(table).query("estimator == @BASELINE").set_index("seed")["seconds"]
+    rows = []
+    for (name, seed), curve in table.groupby(["estimator", "seed"], sort=False):
+        if seed in limits.index:
+            at = {
+                value: float(np.interp(limits[seed], curve["seconds"], curve[value]))
+                for value in ("test_elbo", "test_log_evidence", "seconds")
+            }
+            rows.append({"estimator": name, "seed": seed, "budget": "seconds"} | at)
+    return pd.DataFrame(rows)
+
+
+@in_house_style
+def draw(table: pd.DataFrame) -> Figure:
+    """Test -ELBO and -log p(x) against seconds of training, means over seeds; the dashed line is the best published."""
+    figure = Figure(figsize=(11, 5.6))
+    panels = figure.subplots(1, 2)
+    for index, (name, rows) in enumerate(table.groupby("estimator", sort=False)):
+        mean = rows.groupby("moment").mean(numeric_only=True).sort_values("epoch")
+        look = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index // len(PALETTE)], "ms": 4, "lw": 1.4}
+        for axes, value in zip(panels, ("test_elbo", "test_log_evidence"), strict=True):
+            axes.plot(mean["seconds"], -mean[value], label=name, **look)
+    if table["size"].iloc[0] == "8x4":
+        panels[0].axhline(PUBLISHED["test"], color="#888888", ls="--", lw=1)
+    for axes, label in zip(panels, ("test −ELBO", "test −log p(x)"), strict=True):
+        settled = -table.loc[table["epoch"] >= 5, ["test_elbo", "test_log_evidence"]].to_numpy()
+        axes.set(xscale="log", xlabel="seconds of training", title=f"{label}, nats per datum")
+        axes.set_ylim(settled.min() - 1, np.quantile(settled, 0.95) + 1)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
