@@ -1,7 +1,8 @@
-"""Temperature schedules: plain functions of the step.
+"""Schedules of temperatures, learning rates and KL weights: plain functions of the step.
 
-A factory checks its arguments once and returns a pure function ``step -> temperature``: no state, so a
-resumed run, a plot and a test all read the same number for the same step. ``SCHEDULES`` names the factories,
+A factory checks its arguments once and returns a pure function ``step -> value``: no state, so a
+resumed run, a plot and a test all read the same number for the same step. Values are positive, as temperatures must be;
+with ``positive=False`` they may reach 0, as KL weights do. ``SCHEDULES`` names the factories,
 and ``schedule`` reads one from the short text that a command line or a configuration file holds.
 """
 
@@ -14,11 +15,12 @@ from typing import TypeAlias
 Schedule: TypeAlias = Callable[[int], float]
 
 
-def constant(value: float) -> Schedule:
+def constant(value: float, *, positive: bool = True) -> Schedule:
     """The same temperature at every step.
 
     Args:
         value: the temperature, positive.
+        positive: whether the value must be positive; else it may be 0.
 
     Returns:
         A pure function from the step (0, 1, 2, ...) to the temperature.
@@ -30,11 +32,11 @@ def constant(value: float) -> Schedule:
         >>> constant(0.67)(1000)
         0.67
     """
-    _check_positive(value=value)
+    _check_values(positive, value=value)
     return lambda step: value
 
 
-def exponential(initial: float, rate: float, floor: float, every: int = 1) -> Schedule:
+def exponential(initial: float, rate: float, floor: float, every: int = 1, *, positive: bool = True) -> Schedule:
     """Exponential decay down to a floor: ``max(floor, initial * exp(-rate * step))``.
 
     The schedule of Jang, Gu and Poole, *Categorical Reparameterization with Gumbel-Softmax* (2017, arXiv
@@ -46,6 +48,7 @@ def exponential(initial: float, rate: float, floor: float, every: int = 1) -> Sc
         rate: the decay per step, not negative.
         floor: the temperature that is never undercut, positive and at most ``initial``.
         every: recompute at the multiples of this number of steps and hold the value in between.
+        positive: whether values must be positive; else they may be 0.
 
     Returns:
         A pure function from the step (0, 1, 2, ...) to the temperature.
@@ -58,7 +61,7 @@ def exponential(initial: float, rate: float, floor: float, every: int = 1) -> Sc
         >>> [round(jang(step), 4) for step in (0, 999, 1000, 100_000)]
         [1.0, 1.0, 0.9048, 0.5]
     """
-    _check_positive(initial=initial, floor=floor)
+    _check_values(positive, initial=initial, floor=floor)
     _check_count(every=every)
     if not (math.isfinite(rate) and rate >= 0):
         raise ValueError(f"Expected a rate that is finite and not negative, but found {rate}. Try 3e-5.")
@@ -67,13 +70,14 @@ def exponential(initial: float, rate: float, floor: float, every: int = 1) -> Sc
     return lambda step: max(floor, initial * math.exp(-rate * (step - step % every)))
 
 
-def linear(initial: float, final: float, steps: int) -> Schedule:
+def linear(initial: float, final: float, steps: int, *, positive: bool = True) -> Schedule:
     """A straight line from ``initial`` at step 0 to ``final`` at step ``steps``, and ``final`` afterwards.
 
     Args:
         initial: the temperature at step 0, positive.
         final: the temperature at step ``steps`` and later, positive; it may be above ``initial``.
         steps: the length of the line, at least 1.
+        positive: whether values must be positive; else they may be 0.
 
     Returns:
         A pure function from the step (0, 1, 2, ...) to the temperature.
@@ -85,12 +89,12 @@ def linear(initial: float, final: float, steps: int) -> Schedule:
         >>> [linear(1.0, 0.5, 100)(step) for step in (0, 50, 100, 1000)]
         [1.0, 0.75, 0.5, 0.5]
     """
-    _check_positive(initial=initial, final=final)
+    _check_values(positive, initial=initial, final=final)
     _check_count(steps=steps)
     return lambda step: final + (initial - final) * (1 - min(step / steps, 1.0))
 
 
-def cosine(initial: float, final: float, steps: int) -> Schedule:
+def cosine(initial: float, final: float, steps: int, *, positive: bool = True) -> Schedule:
     """Half a cosine wave from ``initial`` at step 0 to ``final`` at step ``steps``, and ``final`` afterwards.
 
     ``final + (initial - final) * (1 + cos(pi * step / steps)) / 2``, the shape that Loshchilov and Hutter,
@@ -101,6 +105,7 @@ def cosine(initial: float, final: float, steps: int) -> Schedule:
         initial: the temperature at step 0, positive.
         final: the temperature at step ``steps`` and later, positive; it may be above ``initial``.
         steps: the length of the half wave, at least 1.
+        positive: whether values must be positive; else they may be 0.
 
     Returns:
         A pure function from the step (0, 1, 2, ...) to the temperature.
@@ -112,7 +117,7 @@ def cosine(initial: float, final: float, steps: int) -> Schedule:
         >>> [round(cosine(1.0, 0.5, 100)(step), 3) for step in (0, 25, 50, 100, 1000)]
         [1.0, 0.927, 0.75, 0.5, 0.5]
     """
-    _check_positive(initial=initial, final=final)
+    _check_values(positive, initial=initial, final=final)
     _check_count(steps=steps)
     return lambda step: final + (initial - final) * (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
 
@@ -163,11 +168,12 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def schedule(text: str) -> Schedule:
+def schedule(text: str, *, positive: bool = True) -> Schedule:
     """Reads a schedule from a short text: ``name:number,number,...`` or one number alone for a constant.
 
     Args:
         text: a name of ``SCHEDULES``, a colon, and the arguments of that factory in their order.
+        positive: whether values must be positive; else they may be 0.
 
     Returns:
         What the named factory returns for these arguments.
@@ -178,6 +184,8 @@ def schedule(text: str) -> Schedule:
     Example:
         >>> schedule("0.67")(0), schedule("linear:1.0,0.5,100")(50)
         (0.67, 0.75)
+        >>> schedule("linear:0,1,1000", positive=False)(0)
+        0.0
     """
     name, colon, arguments = text.strip().partition(":")
     if not colon:
@@ -185,18 +193,20 @@ def schedule(text: str) -> Schedule:
     try:
         factory = SCHEDULES[name]
         numbers = [_number(part) for part in arguments.split(",")]
-        inspect.signature(factory).bind(*numbers)
+        parameters = inspect.signature(factory)
+        parameters.bind(*numbers)
     except (KeyError, ValueError, TypeError):
         forms = ", ".join(_form(name) for name in SCHEDULES)
         raise ValueError(
             f"Expected a number or one of {forms}, but found '{text}'. Try 'exponential:1.0,3e-5,0.5'."
         ) from None
-    return factory(*numbers)
+    options = {"positive": positive} if "positive" in parameters.parameters else {}
+    return factory(*numbers, **options)
 
 
 def _form(name: str) -> str:
     """How the text of a schedule looks, such as ``linear:initial,final,steps``; optional ones in brackets."""
-    parameters = inspect.signature(SCHEDULES[name]).parameters.values()
+    parameters = [p for p in inspect.signature(SCHEDULES[name]).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     return f"{name}:" + ",".join(p.name if p.default is p.empty else f"[{p.name}]" for p in parameters)
 
 
@@ -208,10 +218,11 @@ def _number(text: str) -> float:
         return float(text)
 
 
-def _check_positive(**named: float) -> None:
+def _check_values(positive: bool, **named: float) -> None:
     for name, value in named.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"Expected {name} to be positive and finite, but found {value}. Try 1.0.")
+        if not (math.isfinite(value) and (value > 0 or (value == 0 and not positive))):
+            range_ = "positive" if positive else "at least 0"
+            raise ValueError(f"Expected {name} to be {range_} and finite, but found {value}. Try 1.0.")
 
 
 def _check_count(**named: int) -> None:

@@ -45,6 +45,9 @@ class TrainConfig:
         clip_norm: The largest norm of the gradient, in nats per datum.
         temperature: Of the guide's relaxation: a number or a schedule; 2/3 if not given.
         prior_temperature: Of the model's relaxation: a number or a schedule; 2/5 if not given.
+        beta: The weight of the KL in the objective, a number or a schedule, which may be 0: linear:0,1,1000 warms up;
+            1 if not given. The reported ELBO is not weighed.
+        free_bits: The KL in nats that each latent may have for free in the objective, on average over a batch.
         seed: Of initial weights, order of the data and all random draws.
         steps: Stop after so many steps in all.
         seconds: Stop after so many seconds of training in all.
@@ -77,6 +80,8 @@ class TrainConfig:
     clip_norm: float | None = None
     temperature: float | str | None = None
     prior_temperature: float | str | None = None
+    beta: float | str | None = None
+    free_bits: float | None = None
     seed: int = 0
     steps: int | None = None
     seconds: float | None = None
@@ -106,6 +111,10 @@ class TrainConfig:
         for name in ("learning_rate", "temperature", "prior_temperature"):
             if getattr(self, name) is not None:
                 _check_schedule(name, getattr(self, name))
+        if self.beta is not None:
+            _check_schedule("beta", self.beta, positive=False)
+        if self.free_bits is not None and not 0 <= self.free_bits < math.inf:
+            raise ValueError(f"Expected free_bits of at least 0 nats, but found {self.free_bits}.")
         parse_stages(self.stages)
         Named.parse(self.optimizer)
         Amount.parse(self.evaluate_every)
@@ -172,11 +181,12 @@ def _in_words(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("pathlib.", "")
 
 
-def _check_schedule(name: str, value: float | str) -> None:
+def _check_schedule(name: str, value: float | str, *, positive: bool = True) -> None:
     try:
-        schedule(str(value))
+        schedule(str(value), positive=positive)
     except ValueError as error:
-        raise ValueError(f"Expected a positive number or a schedule as {name}, but found {value}. {error}") from error
+        kind = "a positive number" if positive else "a number of at least 0"
+        raise ValueError(f"Expected {kind} or a schedule as {name}, but found {value}. {error}") from error
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Dataset, check_range, epoch_batches
-from .estimators import ESTIMATORS, Estimator, estimator
+from .estimators import ESTIMATORS, Estimator, estimator, with_free_bits, with_kl_weight
 from .finiteness import first_non_finite
 from .randomness import random_states, set_random_states
 from .schedules import Schedule, schedule
@@ -73,9 +73,10 @@ class Training:
         self.per_epoch = -(-len(self.train) // config.batch_size)
         self.stages = parse_stages(config.stages)
         self._max_memory = None if config.max_memory is None else config.max_memory * 1e9
+        self._kl_weight = torch.ones((), device=self.train.device)  # filled before each step, whose recording reads it
         self._estimators = [self._estimator(stage) for stage in self.stages]  # all of them: refused now or never
         self._learning_rate = schedule(str(config.learning_rate))
-        self._annealed = dict(_annealed(vae, config))
+        self._annealed = dict(_annealed(vae, config, self._kl_weight))
         name, options = Named.parse(config.optimizer)
         self.optimizer = new_optimizer(name, list(vae.parameters()), self._learning_rate(0), **options)
         self.state = State(judge=choose_judge(vae, self._watched, max_memory=self._max_memory))
@@ -135,7 +136,7 @@ class Training:
             "learning_rate": self._learning_rate(state.step),
             "skipped": state.skipped,
         }
-        line |= {name: annealed(state.step) for name, annealed in self._annealed.items()}
+        line |= {name: annealed(state.step) for name, (_, annealed) in self._annealed.items()}
         state.judged_step, state.judged_seconds = state.step, state.seconds
         state.loss_sum, state.num_losses = 0.0, 0
         if test_elbo is not None and (state.best is None or test_elbo > state.best):
@@ -253,8 +254,8 @@ class Training:
     def _anneal(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(self.state.step)
-        for name, annealed in self._annealed.items():
-            getattr(self.vae, name).fill_(annealed(self.state.step))
+        for buffer, annealed in self._annealed.values():
+            buffer.fill_(annealed(self.state.step))
 
     def _from_here(self) -> Iterator[Tensor]:
         """The batches from the current step on: a function of seed and step alone."""
@@ -267,7 +268,10 @@ class Training:
         options = dict(stage.options)
         if "max_memory" in inspect.signature(ESTIMATORS[stage.estimator]).parameters:
             options.setdefault("max_memory", self._max_memory)
-        return estimator(stage.estimator, **options)
+        chosen = estimator(stage.estimator, **options)
+        if self.config.beta is not None:
+            chosen = with_kl_weight(chosen, self._kl_weight)
+        return chosen if self.config.free_bits is None else with_free_bits(chosen, self.config.free_bits)
 
     def _elbo(self, x: Tensor) -> float | None:
         return discrete_elbo(self.vae, x, self.state.judge, max_memory=self._max_memory)  # type: ignore[arg-type]
@@ -277,15 +281,18 @@ class Training:
         return self.train[:NUM_TRAIN_WATCHED] if self.test is None else self.test
 
 
-def _annealed(vae: nn.Module, config: TrainConfig) -> Iterator[tuple[str, Schedule]]:
-    """Which buffers of a program follow a schedule. They are tensors that a recorded step reads, as they are then."""
+def _annealed(vae: nn.Module, config: TrainConfig, kl_weight: Tensor) -> Iterator[tuple[str, tuple[Tensor, Schedule]]]:
+    """Which tensors follow a schedule: buffers of a program, and beta. A recorded step reads them as they are then."""
+    if config.beta is not None:
+        yield "beta", (kl_weight, schedule(str(config.beta), positive=False))
     for name in ("temperature", "prior_temperature"):
         text = getattr(config, name)
         if text is None:
             continue
-        if not isinstance(getattr(vae, name, None), Tensor):
+        buffer = getattr(vae, name, None)
+        if not isinstance(buffer, Tensor):
             raise ValueError(f"Expected a program with a buffer '{name}' to anneal, but found none. Try {name}=None.")
-        yield name, schedule(str(text))
+        yield name, (buffer, schedule(str(text)))
 
 
 def _digest(x: Tensor) -> str:

@@ -1,5 +1,6 @@
 """fit: stages, budgets, schedules, early stopping, signals, what is not finite, programs of one's own."""
 
+import copy
 import json
 import os
 import random
@@ -12,9 +13,14 @@ import pytest
 import torch
 from torch import nn
 
+from pyro_gvae import exact
 from pyro_gvae.checkpoint import load_checkpoint
 from pyro_gvae.config import EstimatorName
-from pyro_gvae.data import Dataset
+from pyro_gvae.data import Dataset, epoch_batches
+from pyro_gvae.elbos.exact import ExactELBO
+from pyro_gvae.elbos.free_bits import FreeBits
+from pyro_gvae.elbos.traced import TracedELBO
+from pyro_gvae.handlers import discretize, weigh_kl
 from pyro_gvae.models import CategoricalVAE
 from pyro_gvae.presets import PRESETS, SEARCHED
 from pyro_gvae.schedules import article
@@ -119,6 +125,10 @@ def test_amounts_end(amount, steps, seconds, is_over):
         ({"clip_norm": float("nan")}, "Expected a positive clip_norm, but found nan"),
         ({"learning_rate": 0.0}, "Expected a positive number or a schedule as learning_rate, but found 0.0"),
         ({"temperature": "linear:1"}, "Expected a positive number or a schedule as temperature, but found linear:1"),
+        ({"beta": -1.0}, "Expected a number of at least 0 or a schedule as beta, but found -1.0"),
+        ({"beta": "linear:0,1"}, "Expected a number of at least 0 or a schedule as beta, but found linear:0,1"),
+        ({"free_bits": -0.1}, "Expected free_bits of at least 0 nats, but found -0.1"),
+        ({"free_bits": float("inf")}, "Expected free_bits of at least 0 nats, but found inf"),
         ({"evaluate_every": "often"}, "Expected epochs, steps or seconds, but found 'often'"),
         ({"optimizer": "SGD[0.9]"}, r"Expected a name or name\[option=value"),
         ({"stages": "exact"}, "Expected stages as estimator:amount"),
@@ -216,6 +226,30 @@ def test_schedules_are_followed():
     assert training.optimizer.param_groups[0]["lr"] == 1e-4
 
 
+def test_beta_is_annealed_in_one_recording_and_reported_elbos_are_not_weighed(monkeypatch):
+    """The exact objective of each step is E[log p(x|z)] - beta KL of the weights before it."""
+    recordings = []
+    new = TracedELBO._new
+    monkeypatch.setattr(TracedELBO, "_new", lambda *args: recordings.append(1) or new(*args))
+    training = Training(new_vae(), images(), config("exact:9", beta="linear:0,1,4", free_bits=0.05, evaluate_every="1"))
+    plain = None
+    for step in range(6):
+        x = next(epoch_batches(training.data, 4, seed=0, epoch=step // 3)) if step % 3 == 0 else None
+        before = copy.deepcopy(training.vae)
+        training.advance()
+        line = training.judge()
+        if x is None:
+            continue
+        model, guide = (discretize(program) for program in (before.model, before.guide))
+        plain = ExactELBO().loss(model, guide, x) / 4
+        reconstruction = ExactELBO().loss(weigh_kl(model, beta=0.0), weigh_kl(guide, beta=0.0), x) / 4
+        kl = FreeBits(ExactELBO(), 0.05).loss(model, guide, x) / 4 - reconstruction
+        assert -line["train_objective"] == pytest.approx(reconstruction + step / 4 * kl, rel=1e-5)
+        assert line["beta"] == (step + 1) / 4
+        assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.test).mean().item(), rel=1e-5)
+    assert len(recordings) == 1 and kl > 0.1 and plain != pytest.approx(reconstruction)
+
+
 @pytest.mark.parametrize(
     ("options", "steps", "reason"),
     [({"steps": 4}, 4, "4 steps"), ({"seconds": 1e-9}, 1, "1e-09 seconds"), ({"steps": 100}, 6, "all stages")],
@@ -259,6 +293,9 @@ def test_data_that_cannot_be_are_refused(x, sentence, tmp_path):
         ({"optimizer": "Adamant"}, "Expected the name of an optimizer in torch.optim, but found 'Adamant'"),
         ({"optimizer": "SGD[speed=1]"}, "Expected options that torch.optim.SGD has, but"),
         ({"stages": "gumbel-softmax:1,exact[speed=1]:1"}, "Expected options that 'exact' has, but"),
+        ({"stages": "exact:1,exact-evidence:1", "beta": 0.5}, "Expected an objective with a KL to weigh, but found"),
+        ({"stages": "vimco:1", "beta": "linear:0,1,9"}, "Expected an objective with a KL to weigh, but found"),
+        ({"stages": "reweighted-wake-sleep:1", "free_bits": 0.1}, "Expected an objective with a KL to leave free"),
     ],
 )
 def test_what_cannot_be_is_refused_before_training(options, sentence):

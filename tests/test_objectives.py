@@ -38,6 +38,7 @@ def formula(vae, x, beta=1.0, nats=0.0):
 
 
 CODES = [torch.arange(K)] * N
+WITHOUT_KL = ["exact-evidence", "vimco", "reweighted-wake-sleep"]
 
 
 class ScoreFunction(SampledELBO):
@@ -184,13 +185,29 @@ def test_a_weight_that_is_a_number_is_part_of_the_program():
         assert traced.loss_and_grads(model, guide, x) == pytest.approx(formula(vae, x, beta).item())
 
 
-def test_evidence_refuses_a_weight():
+@pytest.mark.parametrize("name", WITHOUT_KL)
+def test_objectives_without_a_kl_refuse_a_weight_and_free_bits(name):
+    with pytest.raises(ValueError, match=f"Expected an objective with a KL to weigh, but found .*, by '{name}'"):
+        with_kl_weight(estimator(name), 0.5)
+    with pytest.raises(ValueError, match=f"Expected an objective with a KL to leave free, but found .*, by '{name}'"):
+        with_free_bits(estimator(name), 0.1)
+
+
+@pytest.mark.parametrize("beta", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
+@pytest.mark.parametrize("name", WITHOUT_KL)
+def test_their_losses_refuse_programs_that_are_weighed(name, beta):
+    """Whoever weighs the programs himself is told by the loss, in stock SVI and in a recording alike."""
     vae, x = PROBLEM.vae(), PROBLEM.x()
-    model, guide, elbo = with_kl_weight(estimator("exact-evidence"), 0.5).bind(vae)
-    with pytest.raises(ValueError, match=r"Expected all sites of the model to share one scale"):
-        elbo.loss(model, guide, x)
-    with pytest.raises(ValueError, match=r"Expected all sites of the model to share one scale"):
-        make_step(vae, with_kl_weight(estimator("exact-evidence"), 0.5))(x)
+    model, guide, elbo = estimator(name).bind(Pair(weigh_kl(vae.model, beta=beta), weigh_kl(vae.guide, beta=beta)))
+    for loss in (elbo.loss, elbo.loss_and_grads, TracedELBO(elbo).loss_and_grads):
+        with pytest.raises(ValueError, match=r"Expected all sites of the model to share one scale"):
+            loss(model, guide, x)
+
+
+def test_every_other_objective_has_a_kl():
+    assert {name for name, make in ESTIMATORS.items() if not make().has_kl} == set(WITHOUT_KL)
+    for name in ESTIMATORS.keys() - set(WITHOUT_KL):
+        assert "evidence" not in estimator(name).approximates
 
 
 @pytest.mark.parametrize(
@@ -292,5 +309,5 @@ def test_free_bits_out_of_range_are_refused(nats):
 def test_free_bits_need_a_kl():
     with pytest.raises(ValueError, match=r"Expected a loss with a KL to leave free, but found the log-evidence"):
         FreeBits(ExactEvidence(), 0.1)
-    with pytest.raises(ValueError, match=r"Expected a loss with a KL"):
+    with pytest.raises(ValueError, match=r"Expected an objective with a KL"):
         with_free_bits(estimator("exact-evidence"), 0.1)

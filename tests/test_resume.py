@@ -118,6 +118,8 @@ OTHERS = {
     "RAdam": {"optimizer": "RAdam"},
     "schedules": {"learning_rate": "cosine:1e-2,1e-4,12", "temperature": "linear:1.0,0.1,12"},
     "clipping": {"clip_norm": 0.1},
+    "a KL that warms up": {"beta": "linear:0,1,12", "free_bits": 0.1},
+    "a sum whose KL warms up": {"stages": "exact:100", "beta": "cosine:0,2,12", "free_bits": 0.1},
 }
 
 

@@ -93,6 +93,19 @@ def test_text(text: str, same: Schedule) -> None:
     assert [schedule(text)(step) for step in range(400)] == [same(step) for step in range(400)]
 
 
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [("0", (0, 0)), ("linear:0,1,10", (0, 1)), ("linear:1,0,10", (1, 0)), ("cosine:0,2,10", (0, 2))],
+)
+def test_values_may_reach_0_where_they_need_not_be_positive(text: str, ends: tuple[float, float]) -> None:
+    found = [schedule(text, positive=False)(step) for step in range(20)]
+    assert (found[0], found[-1]) == ends and min(found) >= 0
+    with pytest.raises(ValueError, match="to be positive and finite, but found 0"):
+        schedule(text)
+    with pytest.raises(ValueError, match="to be at least 0 and finite, but found -1"):
+        schedule("linear:-1,1,10", positive=False)
+
+
 BAD_TEXTS = ["", "warm", "1,2", "exp:1,2,3", "linear", "linear:", "linear:1,2", "cosine:1,x,3"]
 
 

@@ -41,6 +41,8 @@ class Estimator:
         is_exact: whether nothing is sampled.
         temperature: what the handler relaxes by, or None where nothing is relaxed, or the program's own is kept.
         num_categories: the only K that it takes, or None where it takes any.
+        has_kl: whether the objective has a KL(q || p) that may be weighed or be free in part: an ELBO has one, log p(x)
+            and bounds of it by several weights have none.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Estimator:
     is_exact: bool = False
     temperature: float | Tensor | None = None
     num_categories: int | None = None
+    has_kl: bool = True
 
     @property
     def is_unbiased(self) -> bool:

@@ -36,4 +36,5 @@ def exact_evidence(*, max_memory: float | None = None, slice_size: int | None = 
         bias="none",
         reference="enumeration",
         is_exact=True,
+        has_kl=False,
     )

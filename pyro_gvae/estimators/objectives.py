@@ -20,8 +20,7 @@ def with_kl_weight(chosen: Estimator, beta: float | Tensor) -> Estimator:
         An estimator that binds to the same pairs.
 
     Raises:
-        ValueError: if beta is out of its range; when the loss is used, if there is no such objective, as for
-            log-evidence.
+        ValueError: if beta is out of its range, or the estimator's objective has no KL, as log p(x) has none.
 
     Example:
         >>> import torch
@@ -33,6 +32,7 @@ def with_kl_weight(chosen: Estimator, beta: float | Tensor) -> Estimator:
         ...     _ = beta.fill_(min(1.0, number / 10))  # the recorded step reads it
         ...     loss = step(torch.ones(4, 6))
     """
+    _check_has_kl(chosen, "to weigh")
     weigh = weigh_kl(beta=beta)
     return dataclasses.replace(
         chosen,
@@ -52,16 +52,25 @@ def with_free_bits(chosen: Estimator, nats: float) -> Estimator:
         An estimator that binds to the same pairs.
 
     Raises:
-        ValueError: if `nats` is out of its range, or the estimator's loss has no KL.
+        ValueError: if `nats` is out of its range, or the estimator's objective has no KL.
 
     Example:
         >>> from pyro_gvae import estimator
         >>> with_free_bits(estimator("exact"), nats=0.2).approximates
         'the ELBO of the discrete model, with 0.2 free nats for each latent'
     """
+    _check_has_kl(chosen, "to leave free")
     FreeBits(chosen.elbo(), nats)  # refuse now what cannot be
     return dataclasses.replace(
         chosen,
         elbo=lambda: FreeBits(chosen.elbo(), nats),
         approximates=f"{chosen.approximates}, with {nats:g} free nats for each latent",
     )
+
+
+def _check_has_kl(chosen: Estimator, purpose: str) -> None:
+    if not chosen.has_kl:
+        raise ValueError(
+            f"Expected an objective with a KL {purpose}, but found {chosen.approximates}, by '{chosen.name}'. Try an "
+            "estimator of the ELBO, such as exact or reinforce-loo."
+        )

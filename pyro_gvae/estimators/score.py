@@ -126,6 +126,7 @@ def vimco(*, num_particles: int = 5) -> Estimator:
         approximates=f"the importance-weighted bound of the discrete model with {num_particles} samples",
         bias="none",
         reference="Mnih and Rezende 2016, arXiv 1602.06725",
+        has_kl=False,
     )
 
 
@@ -150,4 +151,5 @@ def reweighted_wake_sleep(*, num_particles: int = 5) -> Estimator:
         approximates="the log-evidence of the discrete model, and the inclusive KL for the guide",
         bias="of normalized importance weights, of order 1/P",
         reference="Bornschein and Bengio 2015, arXiv 1406.2751",
+        has_kl=False,
     )
