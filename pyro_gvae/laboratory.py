@@ -121,8 +121,8 @@ def _models(
     if data is None:
         assert config.run is not None
         for stage in stages:
-            trained = load_model(config.run, stage.trained_by, stage.seed)
-            yield stage, trained.vae, trained.data.test[: config.num_data]
+            found = load_model(config.run, stage.trained_by, stage.seed)
+            yield stage, found.vae, found.data.test[: config.num_data]
         return
     vae = _new_model(config, data)
     [trainer] = candidates([config.train_by], **_options(config))

@@ -15,7 +15,7 @@ SCHEDULED = {
     "learning_rate": "learning rate",
     "temperature": "temperature",
     "prior_temperature": "prior temperature",
-    "beta": "beta, weight of the KL",
+    "beta": "KL weight beta",
 }
 
 

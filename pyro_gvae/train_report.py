@@ -51,6 +51,7 @@ def write_train_report(run: Path) -> Path:
         run / "report.html",
         "train_report.html.j2",
         name=run.resolve().name,
+        run=str(run),
         config=config,
         settings={name: value for name, value in config.as_json().items() if value is not None},
         command=written.get("command"),
