@@ -7,7 +7,15 @@ from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
 
-from .config import CompareConfig, EncodeConfig, EvaluateConfig, GapsConfig, ReconstructConfig, SampleConfig
+from .config import (
+    CompareConfig,
+    EncodeConfig,
+    EvaluateConfig,
+    GapsConfig,
+    ReconstructConfig,
+    ReportConfig,
+    SampleConfig,
+)
 from .laboratory_config import AdviseConfig, GradientsConfig
 from .presets import PRESETS
 from .train_config import ResumeConfig, TrainConfig
@@ -23,6 +31,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command(TrainConfig, "launch:train_command"),
     "resume": Command(ResumeConfig, "launch:resume_command"),
+    "report": Command(ReportConfig, "train_report:report_command"),
     "compare": Command(CompareConfig, "compare:compare_command"),
     "gaps": Command(GapsConfig, "gaps:gaps_command"),
     "gradients": Command(GradientsConfig, "laboratory:gradients_command"),

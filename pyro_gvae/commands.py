@@ -1,8 +1,6 @@
 """What a trained model says and makes, from its run folder into files: evaluate, encode, reconstruct, sample."""
 
-import json
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -10,52 +8,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.utils import save_image
 
-from .compare import load_cell
-from .config import CompareConfig, EncodeConfig, EvaluateConfig, ModelConfig, ReconstructConfig, SampleConfig
-from .data import Dataset, fixed_part
-from .datasets import load
+from .config import EncodeConfig, EvaluateConfig, ModelConfig, ReconstructConfig, SampleConfig
+from .data import fixed_part
 from .evaluate import evaluate, evaluation_table
 from .generate import encode, reconstruct, sample
-from .models import CategoricalVAE
 from .results import replacing, write_csv, write_json
-from .runs import read_run
+from .trained import Trained, load_model
 
 #: Pixels of the larger edge of an image in a picture, at most, that small images are enlarged to.
 EDGE = 64
-
-
-class Trained(NamedTuple):
-    """A trained model, what its files are called, and the data that it was trained on."""
-
-    name: str
-    vae: CategoricalVAE
-    data: Dataset
-
-
-def load_model(run: Path, estimator: str | None = None, seed: int | None = None) -> Trained:
-    """The one trained model of a run folder that has this estimator and seed; None is any.
-
-    Raises:
-        ValueError: if the folder is not a run folder, or has no such model, or several.
-        OSError: if the data files are absent.
-    """
-    cells = read_run(run).final[["estimator", "seed"]]
-    found = [
-        (name, number)
-        for name, number in cells.itertuples(index=False, name=None)
-        if estimator in (None, name) and seed in (None, number)
-    ]
-    if len(found) != 1:
-        known = ", ".join(f"{row.estimator} with seed {row.seed}" for row in cells.itertuples()) or "none"
-        raise ValueError(
-            f"Expected one trained model in '{run}', but found {len(found)} that fit, of {known}. Try --estimator and "
-            "--seed."
-        )
-    [(name, number)] = found
-    vae, _ = load_cell(run, name, number)
-    config = CompareConfig.from_json(json.loads((run / "config.json").read_text(encoding="utf-8")))
-    data = load(config.dataset, data_dir=config.data_dir, binarize=config.binarize)
-    return Trained(f"{name}-seed{number}", vae, data)
 
 
 def evaluate_command(config: EvaluateConfig) -> str:

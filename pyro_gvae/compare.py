@@ -90,8 +90,8 @@ def _check_codes(config: CompareConfig, data: Dataset) -> None:
         )
 
 
-def load_cell(run: Path, name: str, seed: int) -> tuple[CategoricalVAE, Tensor]:
-    """The trained model of one (estimator, seed) of a run folder, and the test set (B, D) that it was judged on.
+def load_cell(run: Path, name: str, seed: int) -> tuple[CategoricalVAE, Dataset]:
+    """The trained model of one (estimator, seed) of a run folder, and its data.
 
     Raises:
         ValueError: if the run folder or its weights cannot be read.
@@ -111,7 +111,7 @@ def load_cell(run: Path, name: str, seed: int) -> tuple[CategoricalVAE, Tensor]:
         vae.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"Expected the weights in '{run}' to fit its config.json, but found others.") from error
-    return vae, data.test
+    return vae, data
 
 
 def weights_path(run: Path, name: str, seed: int) -> Path:

@@ -122,7 +122,7 @@ class GapsConfig:
     """How far training objectives are from log p(x): relaxation, amortization and mean-field gaps of a run.
 
     Args:
-        run: A run folder of compare.
+        run: A run folder of compare or train.
         num_data: How many test data to take, from the first on.
         num_particles: P, relaxed samples per datum.
         max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
@@ -139,11 +139,22 @@ class GapsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Draw the figures of a run and write one self-contained page, report.html, into its folder.
+
+    Args:
+        run: A run folder of compare or train, finished or not.
+    """
+
+    run: tyro.conf.Positional[Path]
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Which trained model to look at.
 
     Args:
-        run: A run folder.
+        run: A run folder of compare or train, the latter finished or not.
         estimator: Which one, in a run of several estimators.
         seed: Which one, in a run of several seeds.
         output: The folder to write to; one inside the run folder if not given.

@@ -13,13 +13,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import exact
-from .compare import load_cell
 from .config import GapsConfig
 from .exact import HasPair
 from .handlers import relax
 from .plots import INK, PALETTE, in_house_style
 from .results import replacing, write_csv
-from .runs import read_run
+from .trained import load, trained_models
 
 #: From the loosest bound to log p(x); each gap lies between two neighbours.
 BOUNDS = ("relaxed_bound", "elbo", "mean_field_elbo", "log_evidence")
@@ -101,10 +100,10 @@ def gaps_command(config: GapsConfig) -> str:
 def run_gaps(
     run: Path, *, num_data: int = 1000, num_particles: int = 100, max_memory: float | None = None
 ) -> pd.DataFrame:
-    """The gap decomposition of every finished cell of a run folder, on its test set; writes gaps.csv and a figure.
+    """The gap decomposition of every trained model of a run folder, on its test set; writes gaps.csv and a figure.
 
     Args:
-        run: a run folder of `compare`.
+        run: a run folder of `compare` or `train`.
         num_data: how many test data to take, from the first on.
         num_particles: P, relaxed samples per datum.
         max_memory: bytes that the exact sums may take.
@@ -116,12 +115,12 @@ def run_gaps(
     Raises:
         ValueError: if the folder is not a run folder or has no finished cell.
     """
-    cells = read_run(run).final[["estimator", "seed"]].itertuples(index=False)
     rows = []
-    for name, seed in tqdm(list(cells), desc="gaps", unit="cell"):
-        vae, test = load_cell(run, name, seed)
-        found = gaps(vae, test[:num_data], num_particles=num_particles, max_memory=max_memory)
-        rows.append({"estimator": name, "seed": seed, "data": len(found.elbo)} | summarize_gaps(found))
+    for which in tqdm(trained_models(run), desc="gaps", unit="model"):
+        trained = load(run, which)
+        found = gaps(trained.vae, trained.data.test[:num_data], num_particles=num_particles, max_memory=max_memory)
+        row = {"estimator": which.estimator, "seed": which.seed, "data": len(found.elbo)}
+        rows.append(row | summarize_gaps(found))
     if not rows:
         raise ValueError(f"Expected a finished cell in '{run}', but found none. Try pyro-gvae compare.")
     table = pd.DataFrame(rows)

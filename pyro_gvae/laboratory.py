@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import exact
-from .compare import MOST_SECONDS, load_cell
+from .compare import MOST_SECONDS
 from .data import Dataset, epoch_batches
 from .datasets import load
 from .diagnostics import Bench, Candidate, candidates, exact_reference, measure
@@ -29,10 +29,10 @@ from .laboratory_config import GradientsConfig
 from .models import CategoricalVAE
 from .protocols import reinmax_row
 from .results import append_json_line, new_run_folder, read_json_lines, replacing, write_csv, write_json
-from .runs import read_run
 from .step import make_step
 from .tables import with_errors
 from .timing import make_clock
+from .trained import load_model, trained_models
 
 #: What a row is known by.
 CELL = ["trained_by", "seed", "epoch", "estimator", "temperature", "wrt"]
@@ -108,9 +108,7 @@ def _rows(
 def _stages(config: GradientsConfig) -> list[Stage]:
     if config.run is None:
         return [Stage(config.train_by, config.seed, epoch) for epoch in sorted(config.epochs)]
-    run = read_run(config.run)
-    cells = run.final[["estimator", "seed"]].itertuples(index=False)
-    found = [Stage(name, int(seed), run.config["epochs"]) for name, seed in cells]
+    found = [Stage(which.estimator, which.seed, round(which.epoch)) for which in trained_models(config.run)]
     if not found:
         raise ValueError(f"Expected a finished cell in '{config.run}', but found none. Try pyro-gvae compare.")
     return found
@@ -123,8 +121,8 @@ def _models(
     if data is None:
         assert config.run is not None
         for stage in stages:
-            vae, test = load_cell(config.run, stage.trained_by, stage.seed)
-            yield stage, vae, test[: config.num_data]
+            found = load_model(config.run, stage.trained_by, stage.seed)
+            yield stage, found.vae, found.data.test[: config.num_data]
         return
     vae = _new_model(config, data)
     [trainer] = candidates([config.train_by], **_options(config))

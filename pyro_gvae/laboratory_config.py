@@ -15,7 +15,7 @@ class GradientsConfig:
     same output, it measures what is missing there.
 
     Args:
-        run: A run folder of compare, whose trained models are measured on their test sets; else a new model is.
+        run: A run folder of compare or train, whose models are measured on their test sets; else a new model is.
         dataset: What to measure on; digits and teacher need no files.
         data_dir: The folder of the data sets that have files, as torchvision lays them out.
         download: Fetch absent files into the data folder.

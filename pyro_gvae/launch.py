@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from .checkpoint import load_checkpoint
 from .data import Dataset
 from .datasets import load
 from .models import CategoricalVAE
 from .networks import NETWORKS, relu_logits
 from .results import new_run_folder, write_json
-from .train import Fit, fit
+from .train import CHECKPOINT, WEIGHTS, Fit, fit
 from .train_config import ResumeConfig, TrainConfig
 from .training import Training
 
@@ -61,6 +64,37 @@ def read_config(run: Path) -> TrainConfig:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"Expected a run folder of pyro-gvae train, but found that '{run}' is not one.") from error
     return TrainConfig.from_json(written)
+
+
+def is_train_run(run: Path) -> bool:
+    """Whether a folder is one of `train`; what is no run folder at all is none."""
+    try:
+        written = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(written, dict) and "train" in written
+
+
+def load_trained(run: Path) -> tuple[CategoricalVAE, Dataset]:
+    """The model of a run folder of `train` on the CPU, and its data; of an unfinished run as its checkpoint has it.
+
+    Raises:
+        ValueError: if there are no weights, or damaged ones.
+        OSError: if the data files are absent.
+    """
+    config = replace(read_config(run), device="cpu")
+    path = run / WEIGHTS
+    try:
+        weights = load_file(path) if path.exists() else load_checkpoint(run / CHECKPOINT)["vae"]
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"Expected whole weights, but found that '{path}' is damaged. Try a copy of it.") from error
+    data = load_data(config)
+    vae = initial_model(config, data)
+    try:
+        vae.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"Expected the weights in '{run}' to fit its config.json, but found others.") from error
+    return vae, data
 
 
 def load_data(config: TrainConfig) -> Dataset:

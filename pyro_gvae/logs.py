@@ -66,6 +66,11 @@ class Logs:
         self._bar.set_description_str(line["estimator"])
         self._bar.set_postfix_str(said)
         if self._board is not None:
+            if (
+                len(self.history) < 2 or self.history[-2]["stage"] != line["stage"]
+            ):  # a stage's first line is that of its first evaluation; it began where the one before ended
+                begun = self.history[-2]["step"] if len(self.history) > 1 else line["step"]
+                self._board.add_text("stage", f"{line['stage']}: {line['estimator']}, from step {begun}", begun)
             for name, value in line.items():
                 if isinstance(value, int | float) and name not in ("step", "epoch"):
                     self._board.add_scalar(name, value, line["step"])

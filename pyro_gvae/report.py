@@ -4,20 +4,17 @@ The page reads results only and says nothing that they do not: what is unfinishe
 out of the finding and the tables.
 """
 
-import base64
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from . import pictures, plots
-from .results import replacing, write_text_atomic
+from .pages import save_figure, write_page
 from .runs import Run, read_run
 from .tables import MEASURES, PAIRED_MEASURES, paired_differences, seed_differences, summarize, table_text
 
@@ -42,15 +39,9 @@ def write_report(run: Path) -> Path:
     summary = summarize(contents.final).reindex(estimators).fillna({"seeds": 0}).astype({"seeds": int})
     styles = plots.estimator_styles(estimators)
     figures = _draw(contents, summary, styles)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pyro_gvae"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["minus"] = lambda text: text.replace("-", "−")
-    page = environment.get_template("report.html.j2").render(
+    return write_page(
+        run / "report.html",
+        "report.html.j2",
         name=run.resolve().name,
         config=contents.config,
         finding=finding(contents.final),
@@ -61,11 +52,9 @@ def write_report(run: Path) -> Path:
         measures=MEASURES,
         paired_measures=PAIRED_MEASURES,
         **_paired(contents.final, estimators),
-        figures={name: _save(figure, run / "figures", name) for name, figure in figures.items()},
+        figures={name: save_figure(figure, run / "figures", name) for name, figure in figures.items()},
         colors={name: style.color for name, style in styles.items()},
     )
-    write_text_atomic(run / "report.html", page)
-    return run / "report.html"
 
 
 # -------------------------------------------------------------------------------------------- reading
@@ -185,13 +174,3 @@ def _draw(run: Run, summary: pd.DataFrame, styles: Mapping[str, plots.Style]) ->
         figures["prior-samples"] = pictures.prior_samples(run.pictures, (height, width))
         figures["code-usage"] = pictures.code_usage(run.pictures)
     return figures
-
-
-def _save(figure: Figure, folder: Path, name: str) -> str:
-    """Writes a figure as PNG and SVG and returns the SVG as a data URI: sharp at every size, and no file to lose."""
-    with replacing(folder / f"{name}.png") as path:
-        figure.savefig(path, format="png", dpi=200)
-    with replacing(folder / f"{name}.svg") as path, matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(path, format="svg", dpi=200, metadata={"Date": None})
-    picture = (folder / f"{name}.svg").read_bytes()
-    return f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}"

@@ -22,7 +22,7 @@ from .step import TrainableProgram
 from .train_config import TrainConfig
 from .training import Training
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
 
 
 class Fit(NamedTuple):
@@ -131,7 +131,7 @@ def _advance(training: Training, logs: Logs, output: Path | None) -> None:
     if training.stage_is_over and state.done is None:
         training.next_stage()
     if state.done and output is not None:
-        _write_weights(training.vae, output / "weights.safetensors")
+        _write_weights(training.vae, output / WEIGHTS)
     if state.done or training.is_due(config.checkpoint_every, state.kept_step, state.kept_seconds):
         _keep(training, output)
 

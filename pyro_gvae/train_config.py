@@ -20,16 +20,19 @@ Observation = Literal["bernoulli", "continuous-bernoulli", "gaussian"]
 class TrainConfig:
     """Train one categorical VAE, in one or several stages of estimators, and keep it in a run folder.
 
-    Amounts of training are epochs (`20`), steps (`500steps`) or seconds (`60s`). Schedules are functions of the step: a
-    number, or `exponential:initial,rate,floor`, `linear:initial,final,steps`, `cosine:initial,final,steps`.
-    `--preset NAME` takes published settings in place of the defaults: article, jang, maddison, or reinmax-KxN for 8x4,
-    4x24, 8x16, 16x12, 64x8 and 10x30; other options override them.
+    Amounts of training are epochs (`20`), steps (`500steps`) or seconds (`60s`).
+
+    Schedules are functions of the step: a number, or `exponential:initial,rate,floor`, `linear:initial,final,steps`,
+    `cosine:initial,final,steps`.
+
+    `--preset NAME` takes published settings in place of the defaults: article, jang, maddison, or reinmax-KxN, KxN
+    being one of 8x4, 4x24, 8x16, 16x12, 64x8 and 10x30; other options override them.
 
     Args:
         dataset: What to train on; digits and teacher need no files.
         data_dir: The folder of the data sets that have files, as torchvision lays them out.
         download: Fetch absent files into the data folder.
-        binarize: Grey pixels as they are, black or white at 1/2, or drawn anew for every batch.
+        binarize: Grey pixels as they are (none), black or white at 1/2, or drawn anew for every batch (dynamic).
         stages: Estimators in their order, and how much each trains, with options in brackets:
             gumbel-softmax[kl=categorical]:20,exact:3.
         num_latents: N, one-hots in the code.
@@ -45,15 +48,15 @@ class TrainConfig:
         clip_norm: The largest norm of the gradient, in nats per datum.
         temperature: Of the guide's relaxation: a number or a schedule; 2/3 if not given.
         prior_temperature: Of the model's relaxation: a number or a schedule; 2/5 if not given.
-        beta: The weight of the KL in the objective, a number or a schedule, which may be 0: linear:0,1,1000 warms up;
-            1 if not given. The reported ELBO is not weighed.
+        beta: Weight of the KL in the objective, a number or a schedule that may touch 0, such as linear:0,1,1000; no
+            weight if not given. The reported ELBO is never weighed.
         free_bits: The KL in nats that each latent may have for free in the objective, on average over a batch.
         seed: Of initial weights, order of the data and all random draws.
         steps: Stop after so many steps in all.
-        seconds: Stop after so many seconds of training in all.
-        patience: End a stage after so many evaluations without a better discrete test ELBO.
-        evaluate_every: How often to evaluate the discrete model.
-        checkpoint_every: How often to write a checkpoint.
+        seconds: Stop after so many seconds of training in all, evaluations not counted.
+        patience: End a stage after so many evaluations in a row without a better discrete test ELBO.
+        evaluate_every: Evaluate the discrete model each so many epochs (1), steps (500steps) or seconds (60s).
+        checkpoint_every: Write a checkpoint each so many epochs, steps or seconds.
         max_skipped: Stop after so many steps in a row whose loss or gradient is not finite.
         max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
         device: Where to train: cpu, cuda, cuda:1.

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from pyro_gvae import exact
 from pyro_gvae.cli import COMMANDS, main
-from pyro_gvae.commands import load_model
 from pyro_gvae.compare import compare, weights_path
 from pyro_gvae.config import CompareConfig
 from pyro_gvae.generate import encode, reconstruct
 from pyro_gvae.results import append_json_line, read_json_lines
+from pyro_gvae.trained import load_model
 
 
 @pytest.fixture(scope="module")

@@ -58,8 +58,8 @@ def run(tmp_path_factory):
 def test_the_weights_of_a_run_come_back(run):
     final = read_json_lines(run / "metrics.jsonl").query("step > 0").set_index("estimator")
     for name in SMALL.estimators:
-        vae, test = load_cell(run, name, 0)
-        assert exact.elbo(vae, test).mean().item() == pytest.approx(final.loc[name, "test_elbo"], abs=1e-4)
+        vae, data = load_cell(run, name, 0)
+        assert exact.elbo(vae, data.test).mean().item() == pytest.approx(final.loc[name, "test_elbo"], abs=1e-4)
 
 
 def test_a_run_folder_is_decomposed(run):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,11 +13,15 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from pyro_gvae import launch
 from pyro_gvae.cli import _parse, main
+from pyro_gvae.datasets import load
 from pyro_gvae.presets import PRESETS
 from pyro_gvae.train_config import ResumeConfig, TrainConfig
+from pyro_gvae.training import Training
 
 SMALL = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--no-tensorboard"]
 
@@ -41,6 +46,13 @@ def run(capsys, *arguments):
         (["train", "--batch-size", "5000"], "Expected a batch size from 1 to the 1437 images, but found 5000"),
         (["train", "--optimizer", "Adamant"], "Expected the name of an optimizer in torch.optim"),
         (["train", "--epochs", "3"], "Unrecognized options"),
+        (["train", "--beta", "linear:0,-1,9"], "Expected a number of at least 0 or a schedule as beta"),
+        (
+            ["train", "--stages", "exact:1,vimco:1", "--beta", "0.5"],
+            "Expected an objective with a KL to weigh, but found",
+        ),
+        (["train", "--free-bits", "-1"], "Expected free_bits of at least 0 nats, but found -1.0"),
+        (["report", "nowhere"], "Expected a run folder, but found that 'nowhere' is not one"),
         (["train", "--device", "qpu"], "Expected a device of this machine, but found 'qpu'"),
         (["train", "--preset", "article", "--data-dir", "nowhere"], "nowhere"),
         (["resume", "nowhere"], "Expected a run folder of pyro-gvae train, but found that 'nowhere' is not one"),
@@ -122,6 +134,15 @@ def damage(folder, how):
         checkpoint.write_bytes(damaged)
     elif how == "foreign":
         shutil.copy(folder / "weights.safetensors", checkpoint)
+    elif how in ("older", "newer"):
+        with safe_open(checkpoint, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            metadata = file.metadata()
+        save_file(tensors, checkpoint, metadata | {"version": "0" if how == "older" else "99"})
+    elif how == "pickle":
+        torch.save({"step": 3}, checkpoint)
+    elif how == "empty":
+        checkpoint.write_bytes(b"")
     elif how == "another run's":
         written = json.loads(config.read_text())
         written["train"]["num_latents"] = 3
@@ -138,6 +159,10 @@ def damage(folder, how):
         ("truncated", "Expected a whole checkpoint, but found that"),
         ("flipped", "Expected a whole checkpoint, but found that"),
         ("foreign", "is another file of tensors"),
+        ("older", "Expected a checkpoint of format version 1, but found version 0 in"),
+        ("newer", "Expected a checkpoint of format version 1, but found version 99 in"),
+        ("pickle", "Expected a whole checkpoint, but found that"),
+        ("empty", "Expected a whole checkpoint, but found that"),
         ("another run's", "was written with another num_latents"),
         ("configuration unknown", "Expected settings of TrainConfig, but found 'speed'"),
         ("configuration torn", "Expected a run folder of pyro-gvae train"),
@@ -149,6 +174,47 @@ def test_what_cannot_be_resumed_is_one_sentence_and_the_folder_as_it_was(how, se
     code, said = run(capsys, "resume", str(folder))
     assert code == 2 and sentence in said and "Traceback" not in said
     assert contents(folder) == before
+
+
+def test_steps_that_are_not_finite_end_a_run_with_a_sentence(capsys, tmp_path, recwarn):
+    """A learning rate that makes the first step's weights infinite for the second one."""
+    arguments = ["--stages", "exact:9steps", "--optimizer", "SGD", "--learning-rate", "1e30", "--max-skipped", "2"]
+    code, said = run(capsys, "train", *SMALL, *arguments, "--output", str(tmp_path / "run"))
+    assert code == 2 and "Traceback" not in said
+    assert "Expected finite losses and gradients, but found 2 steps in a row without, the last of them step" in said
+    assert "where the first that is not finite is" in said and "Try a lower learning rate, or clip_norm." in said
+    assert list((tmp_path / "run").glob("non-finite-step*.safetensors"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.5, 2.0])
+def test_data_out_of_range_are_refused_with_a_sentence(value, capsys, tmp_path, monkeypatch):
+    def damaged(*arguments, **options):
+        data = load(*arguments, **options)
+        data.train[7, 3] = value
+        return data
+
+    monkeypatch.setattr(launch, "load", damaged)
+    code, said = run(capsys, "train", *SMALL, "--output", str(tmp_path / "run"))
+    what = "without NaN, but found it in 1 of" if value != value else "in [0, 1], but found values from"
+    assert code == 2 and f"Expected training data {what}" in said and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_the_command_that_resumes(number, capsys, tmp_path, monkeypatch):
+    """A folder with a space in its name: the command can be pasted as it stands."""
+    folder, advance = tmp_path / "my run", Training.advance
+
+    def signalled(training):
+        if training.state.step == 3:
+            os.kill(os.getpid(), number)
+        advance(training)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "advance", signalled)
+        code, said = run(capsys, "train", *SMALL, "--stages", "exact:9steps", "--output", str(folder))
+    command = f"pyro-gvae resume {shlex.quote(str(folder))}"
+    assert code == 128 + number and f"pyro-gvae: stopped; resume with: {command}" in said and "Traceback" not in said
+    assert main(shlex.split(command)[1:]) == 0 and "9 steps" in capsys.readouterr().out
 
 
 def test_a_read_only_folder(folder, capsys):

@@ -1,0 +1,194 @@
+"""The soak test: train, kill, resume, evaluate, compare and fit for a given time; nothing may be lost, nothing grow.
+
+In each round a run is trained undisturbed, and once more, killed by SIGKILL at random moments and resumed: weights and
+evaluations must be the same. The model is evaluated, some rounds compare estimators, and the soak test's own process
+fits models again and again, while its memory is watched.
+
+    python experiments/soak.py --minutes 30
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+import tyro
+from safetensors.torch import load_file
+
+from pyro_gvae import CategoricalVAE
+from pyro_gvae.cli import main
+from pyro_gvae.results import write_json
+from pyro_gvae.train import fit
+from pyro_gvae.train_config import TrainConfig
+
+RESULTS = Path(__file__).parent / "results" / "soak.json"
+SMALL = ["--num-latents", "2", "--num-categories", "4", "--hidden", "16"]
+PLANS = (
+    ["--stages", "gumbel-softmax:{n}steps,exact:{n}steps"],
+    ["--stages", "reinmax:{n}steps,exact:{n}steps", "--beta", "linear:0,1,{n}", "--free-bits", "0.05"],
+    ["--stages", "vimco:{n}steps,exact-evidence:{n}steps", "--optimizer", "RAdam"],
+    ["--stages", "reinforce-baseline:{n}steps,rebar:{n}steps", "--temperature", "linear:1,0.5,{n}", "--clip-norm", "5"],
+)
+#: Megabytes by which a process that fits models again and again may grow after its first fits.
+MOST_GROWTH = 40
+CLOCKS = ("seconds", "steps_per_second")
+
+
+class Lost(AssertionError):
+    """Something was lost, differs, or grew."""
+
+
+def soak(
+    minutes: float = 30.0, smoke: bool = False, seed: int = 0, results: Path = RESULTS, folder: Path | None = None
+) -> None:
+    """Soak the commands of training.
+
+    Args:
+        minutes: How long, about; a round that was begun is finished.
+        smoke: One short round, to see that the soak test itself runs.
+        seed: Of the moments of the kills.
+        results: Where the summary goes.
+        folder: Where the runs go, a temporary one if not given; each is removed when it was found to be whole.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="soak")) if folder is None else folder
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(
+        ["pyro_gvae.launch", "pyro_gvae.train_report", "torch.fx.experimental.proxy_tensor"]
+    )
+    choose, end = random.Random(seed), time.monotonic() + 60 * minutes
+    found: dict[str, Any] = {"rounds": 0, "runs": 0, "kills": 0, "resumes": 0, "evaluations": 0, "comparisons": 0}
+    found["fits"], memory, begun = 0, [], time.monotonic()
+    while not found["rounds"] or (time.monotonic() < end and not smoke):
+        number = found["rounds"]
+        plan = [word.format(n=20 if smoke else 300) for word in PLANS[number % len(PLANS)]]
+        plan += [*SMALL, "--seed", str(number), "--evaluate-every", "10steps", "--checkpoint-every", "2steps"]
+        undisturbed, killed = folder / f"undisturbed-{number}", folder / f"killed-{number}"
+        start = time.monotonic()
+        _expect(0, _command(processes, "train", *plan, "--output", undisturbed))
+        took = time.monotonic() - start
+        _train_killed(processes, plan, killed, choose, took, found, most=1 if smoke else choose.randint(1, 6))
+        _check_same(undisturbed, killed)
+        found["runs"] += 2
+        _evaluate(processes, killed)
+        found["evaluations"] += 1
+        if number % 3 == 0:
+            _compare(processes, folder / f"compare-{number}", epochs=1 if smoke else 3)
+            found["comparisons"] += 1
+        for _ in range(3 if smoke else 10):
+            memory.append(_fit_here(found["fits"]))
+            found["fits"] += 1
+        for run in (undisturbed, killed, folder / f"compare-{number}"):
+            shutil.rmtree(run, ignore_errors=True)
+        found["rounds"] += 1
+    growth = _growth(memory)
+    found |= {"minutes": round((time.monotonic() - begun) / 60, 2), "growth_mb": round(growth, 1)}
+    found |= {"memory_mb": [round(memory[0]), round(memory[-1])], "lost": 0}
+    write_json(results, found)
+    print(json.dumps(found))
+    if growth > MOST_GROWTH:
+        raise Lost(f"the memory of a long-lived process grew by {growth:.0f} MB over {found['fits']} fits")
+
+
+def _command(processes: Any, *words: Any, kill_after: float | None = None) -> int:
+    """The exit code of `pyro-gvae WORDS` in a process of its own; minus 9 if it was killed."""
+    process = processes.Process(target=_run, args=([str(word) for word in words],))
+    process.start()
+    process.join(kill_after)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    code: int = process.exitcode
+    process.close()
+    return code
+
+
+def _run(words: list[str]) -> None:
+    torch.set_num_threads(1)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        code = main(words)
+    raise SystemExit(code)
+
+
+def _train_killed(
+    processes: Any, plan: list[str], run: Path, choose: random.Random, took: float, found: dict[str, Any], *, most: int
+) -> None:
+    kills, code = 0, -9
+    while code == -9:
+        if (run / "config.json").exists():
+            words: tuple[Any, ...] = ("resume", run)
+            found["resumes"] += 1
+        else:  # killed before there was anything to be lost
+            shutil.rmtree(run, ignore_errors=True)
+            words = ("train", *plan, "--output", run)
+        code = _command(processes, *words, kill_after=choose.uniform(0.2, 1.0) * took if kills < most else None)
+        kills += code == -9
+    _expect(0, code)
+    found["kills"] += kills
+
+
+def _check_same(expected: Path, found: Path) -> None:
+    lines = [_lines(run) for run in (expected, found)]
+    steps = [line["step"] for line in lines[1]]
+    if steps != sorted(set(steps)) or lines[0] != lines[1]:
+        raise Lost(f"the evaluations in '{found}' are not those in '{expected}'")
+    weights = [load_file(run / "weights.safetensors") for run in (expected, found)]
+    if weights[0].keys() != weights[1].keys() or any(not torch.equal(weights[0][n], weights[1][n]) for n in weights[0]):
+        raise Lost(f"the weights in '{found}' are not those in '{expected}'")
+    if list(found.glob(".*.tmp")):
+        raise Lost(f"halves of files are left in '{found}'")
+
+
+def _lines(run: Path) -> list[dict[str, Any]]:
+    written = (json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [{name: value for name, value in line.items() if name not in CLOCKS} for line in written]
+
+
+def _evaluate(processes: Any, run: Path) -> None:
+    _expect(0, _command(processes, "evaluate", run, "--num-data", 360))
+    [path] = (run / "evaluation").glob("*.json")
+    elbo, last = json.loads(path.read_text())["test"]["elbo"]["value"], _lines(run)[-1]["test_elbo"]
+    if abs(elbo - last) > 1e-3:
+        raise Lost(f"'{run}' was left with a test ELBO of {last}, and evaluated to have {elbo}")
+
+
+def _compare(processes: Any, run: Path, *, epochs: int) -> None:
+    words = ("--estimators", "gumbel-softmax", "exact", "--seeds", 0, 1, "--epochs", epochs, "--evaluations", 1)
+    _expect(0, _command(processes, "compare", *words, *SMALL, "--output", run))
+    cells = len(pd.read_csv(run / "results.csv"))
+    if cells != 4 or not (run / "report.html").exists():
+        raise Lost(f"'{run}' has {cells} of 4 cells, or no report")
+
+
+def _fit_here(seed: int) -> float:
+    """Fit a model in this process, and say how many megabytes the process has after that."""
+    torch.manual_seed(seed)
+    vae = CategoricalVAE(data_dim=64, num_latents=2, num_categories=4, hidden=(16,))
+    x = torch.rand(256, 64).round()
+    fit(vae, x, TrainConfig(stages="gumbel-softmax:20steps,exact:20steps", seed=seed), progress=False)
+    return psutil.Process().memory_info().rss / 1e6
+
+
+def _growth(memory: list[float]) -> float:
+    """From the second quarter of the fits to the last one, in megabytes: the first ones warm caches."""
+    quarter = max(1, len(memory) // 4)
+    return statistics.median(memory[-quarter:]) - statistics.median(memory[quarter : 2 * quarter])
+
+
+def _expect(code: int, found: int) -> None:
+    if found != code:
+        raise Lost(f"a command ended with {found} in place of {code}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    tyro.cli(soak)

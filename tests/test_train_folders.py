@@ -1,0 +1,170 @@
+"""A run folder of train, finished or not, under every command that takes a run folder; and its report."""
+
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from pyro_gvae import exact, train_plots
+from pyro_gvae.checkpoint import load_checkpoint
+from pyro_gvae.cli import main
+from pyro_gvae.launch import read_config
+from pyro_gvae.train_report import write_train_report
+from pyro_gvae.trained import load_model, trained_models
+
+PLAN = ["--stages", "gumbel-softmax:1,exact:1", "--num-latents", "2", "--num-categories", "4", "--hidden", "8"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "run"
+    options = ["--beta", "linear:0,1,30", "--seed", "3", "--no-tensorboard"]
+    assert main(["train", *PLAN, *options, "--output", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    """As a kill leaves it: a checkpoint, and no weights yet."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "weights.safetensors").unlink()
+    return run
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("state", ["finished", "unfinished"])
+def test_the_model_comes_back(state, request):
+    run = request.getfixturevalue(state)
+    trained = load_model(run)
+    assert trained.name == "exact-seed3" and [which.epoch for which in trained_models(run)] == [2]
+    assert exact.elbo(trained.vae, trained.data.test).mean().item() == pytest.approx(lines(run)[-1]["test_elbo"])
+    assert load_model(run, "exact", 3).name == "exact-seed3"
+    with pytest.raises(ValueError, match="but found 0 that fit, of exact with seed 3"):
+        load_model(run, "gumbel-softmax")
+
+
+def test_an_unfinished_model_is_that_of_the_checkpoint(unfinished):
+    kept = load_checkpoint(unfinished / "checkpoint.safetensors")["vae"]
+    state = load_model(unfinished).vae.state_dict()
+    assert state.keys() == kept.keys() and all(torch.equal(state[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("state", ["finished", "unfinished"])
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        (["evaluate", "RUN", "--num-data", "20"], "evaluation/exact-seed3.json"),
+        (["encode", "RUN", "--num-data", "20"], "codes/exact-seed3-test-map.csv"),
+        (["reconstruct", "RUN", "--num-data", "3"], "reconstructions/exact-seed3-test-map.png"),
+        (["sample", "RUN", "--num-samples", "3"], "samples/exact-seed3-means.png"),
+        (["gaps", "RUN", "--num-data", "9", "--num-particles", "2"], "gaps.csv"),
+        (["report", "RUN"], "report.html"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_every_command_takes_it(arguments, written, state, request, tmp_path):
+    run = shutil.copytree(request.getfixturevalue(state), tmp_path / "copy")
+    assert main([word.replace("RUN", str(run)) for word in arguments]) == 0
+    assert (run / written).stat().st_size > 0
+
+
+def test_gradients_of_it(finished, tmp_path):
+    options = ["--num-samples", "32", "--num-data", "4", "--estimators", "exact", "--output", str(tmp_path / "out")]
+    assert main(["gradients", "--run", str(finished), *options]) == 0
+    table = pd.read_csv(tmp_path / "out" / "gradients.csv")
+    assert set(table["trained_by"]) == {"exact"} and set(table["epoch"]) == {2} and set(table["seed"]) == {3}
+
+
+def damage(run, how):
+    weights, checkpoint = run / "weights.safetensors", run / "checkpoint.safetensors"
+    if how == "weights truncated":
+        weights.write_bytes(weights.read_bytes()[:-7])
+    elif how == "weights of others":
+        written = json.loads((run / "config.json").read_text())
+        written["train"]["num_latents"] = 3
+        (run / "config.json").write_text(json.dumps(written))
+    else:
+        weights.unlink()
+        if how == "no checkpoint":
+            checkpoint.unlink()
+        elif how == "checkpoint flipped":
+            flipped = bytearray(checkpoint.read_bytes())
+            flipped[-50] ^= 4
+            checkpoint.write_bytes(flipped)
+        elif how == "nothing evaluated":
+            (run / "metrics.jsonl").unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("weights truncated", "Expected whole weights, but found that"),
+        ("weights of others", "to fit its config.json, but found others"),
+        ("no checkpoint", "Expected a checkpoint, but found that"),
+        ("checkpoint flipped", "Expected a whole checkpoint, but found that"),
+        ("nothing evaluated", "Expected a run that was evaluated, but found"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_what_cannot_be_read_is_one_sentence(command, how, sentence, finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    damage(run, how)
+    assert main([command, str(run)]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.startswith("pyro-gvae: ") and len(said.splitlines()) == 1
+
+
+# The report.
+
+
+def test_the_report_is_one_page_that_says_what_the_run_says(finished):
+    page = write_train_report(finished).read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=\"(?!data:)", page) and "<script" not in page and page.count("data:image") == 5
+    assert "<h1>gumbel-softmax, then exact on digits</h1>" in page
+    assert f"<b>{lines(finished)[-1]['test_elbo']:.2f}</b>".replace("-", "−") in page
+    assert "The objective weighs its KL by beta" in page and "What to know about this run" not in page
+    assert "0 – 23" in page and "23 – 46" in page
+    assert write_train_report(finished).read_text(encoding="utf-8") == page
+    assert {path.suffix for path in (finished / "figures").iterdir()} == {".png", ".svg"}
+
+
+def test_the_report_of_an_unfinished_run_says_so(unfinished):
+    page = write_train_report(unfinished).read_text(encoding="utf-8")
+    assert f"Go on with: pyro-gvae resume {unfinished}" in page
+
+
+def vertical_lines(figure: Figure):
+    """Where they are in each panel."""
+    return [[line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1] for axes in figure.axes]
+
+
+def test_curves_are_marked_where_stages_begin(finished):
+    metrics = pd.DataFrame(lines(finished))
+    assert train_plots.stages_begun(metrics) == [(0, "gumbel-softmax"), (23, "exact")]
+    curves = train_plots.training_curves(metrics)
+    assert vertical_lines(curves) == [[23]]
+    assert {text.get_text() for text in curves.axes[0].texts} == {"gumbel-softmax", "exact"}
+    objective = next(line for line in curves.axes[0].lines if line.get_label() == "training objective")
+    assert list(objective.get_ydata()) == [line["train_objective"] for line in lines(finished)[1:]]
+    assert len(train_plots.speed_and_schedules(metrics).axes) == 2  # beta follows a schedule, nothing else does
+
+
+def test_a_run_of_one_stage_has_no_marks(finished):
+    metrics = pd.DataFrame(lines(finished)[:2])
+    assert vertical_lines(train_plots.training_curves(metrics)) == [[]]
+
+
+def test_a_run_that_was_not_judged_is_drawn_too(finished, tmp_path):
+    """Of a program without a discrete model no ELBO is known: all its curves but the objective are absent."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    unknown = {"train_elbo": None, "test_elbo": None, "elbo_is": "none"}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line | unknown) + "\n" for line in lines(run)[:1]))
+    assert "an unknown value" in write_train_report(run).read_text(encoding="utf-8")
+    assert read_config(run).beta == "linear:0,1,30"
