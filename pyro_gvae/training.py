@@ -195,8 +195,8 @@ class Training:
             raise ValueError("Expected the data that the checkpoint was trained on, but found others.")
         if len(content["random_of_others"]) + 1 != self.share.world_size:
             raise ValueError(
-                f"Expected a checkpoint of {self.share.world_size} processes, but found one of "
-                f"{len(content['random_of_others']) + 1}, whose number a run keeps. Try torchrun --nproc-per-node."
+                f"Expected the checkpoint of a run of {self.share.world_size} in all, but found one of "
+                f"{len(content['random_of_others']) + 1} processes. Try torchrun --nproc-per-node."
             )
         self._end_stage()
         self.state = State(**content["state"])
