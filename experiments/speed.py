@@ -3,6 +3,7 @@
     python experiments/speed.py exact
     python experiments/speed.py step
     python experiments/speed.py estimators
+    OMP_NUM_THREADS=1 python experiments/speed.py shard
     python experiments/speed.py exact --smoke
 
 Each subcommand is a module of its own, whose docstring says what it measures, what it costs and what was found.
@@ -11,9 +12,10 @@ Each subcommand is a module of its own, whose docstring says what it measures, w
 import tyro
 from speed_estimators import estimators
 from speed_exact import exact
+from speed_shard import shard
 from speed_step import step
 
-COMMANDS = {"exact": exact, "step": step, "estimators": estimators}
+COMMANDS = {"exact": exact, "step": step, "estimators": estimators, "shard": shard}
 
 if __name__ == "__main__":
     tyro.extras.subcommand_cli_from_dict(COMMANDS)

@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     A run that a signal stopped ends with 130 (Ctrl-C) or 143 (SIGTERM), as shells expect.
     """
     try:
-        print(f"\n{_run(_parse(list(sys.argv[1:] if arguments is None else arguments)))}")
+        if said := _run(_parse(list(sys.argv[1:] if arguments is None else arguments))):
+            print(f"\n{said}")
     except (ValueError, OSError) as error:
         print(f"pyro-gvae: {_sentence(error)}", file=sys.stderr)
         return 2

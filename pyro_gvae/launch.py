@@ -4,6 +4,8 @@ import json
 import platform
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,16 +18,20 @@ from safetensors.torch import load_file
 from .checkpoint import load_checkpoint
 from .data import Dataset
 from .datasets import load
+from .distributed import from_main, is_main, may_restart, own_device, processes, restarts, share
 from .models import CategoricalVAE
 from .networks import NETWORKS, relu_logits
 from .results import new_run_folder, write_json
-from .train import CHECKPOINT, WEIGHTS, Fit, fit
+from .train import CHECKPOINT, WEIGHTS, Fit, Interrupted, fit
 from .train_config import ResumeConfig, TrainConfig
 from .training import Training
 
 
 def train(config: TrainConfig) -> tuple[Path, Fit]:
     """Train as a configuration says, in a new run folder.
+
+    The processes of a group train together. Where torchrun has started them again, because one has died, they go on in
+    the run folder from its last checkpoint.
 
     Returns:
         The run folder, and what was done.
@@ -34,12 +40,29 @@ def train(config: TrainConfig) -> tuple[Path, Fit]:
         ValueError: if a setting, the data or the run folder is unusable; nothing has been written then.
         OSError: if data files are absent or the folder cannot be written.
     """
+    if may_restart() and config.output is None:
+        raise ValueError(
+            "Expected an output folder, where processes find their run again when torchrun restarts them, but found "
+            "none. Try --output NAME."
+        )
     data = load_data(config)
     vae = initial_model(config, data)
     Training(vae, data, config)  # what cannot be is refused before a folder is made
-    run = new_run_folder(config.output, prefix="train")
+    folder, begun = from_main(lambda: _run_folder(config, data))
+    run = Path(folder)
+    return run, fit(vae, data, config, output=run, resume=begun)
+
+
+def _run_folder(config: TrainConfig, data: Dataset) -> tuple[str, bool]:
+    """Where a run is kept, and whether it had begun before torchrun restarted its processes."""
+    output = config.output
+    if restarts() and output is not None and (output / "config.json").exists():
+        if read_config(output) != config:
+            raise ValueError(f"Expected the run of this configuration, but found that '{output}' has another.")
+        return str(output), True
+    run = new_run_folder(output, prefix="train")
     write_json(run / "config.json", {"train": config.as_json()} | _provenance(data))
-    return run, fit(vae, data, config, output=run)
+    return str(run), False
 
 
 def resume(run: Path) -> tuple[Path, Fit]:
@@ -99,9 +122,15 @@ def load_trained(run: Path) -> tuple[CategoricalVAE, Dataset]:
 
 def load_data(config: TrainConfig) -> Dataset:
     """The data set of a configuration, on its device."""
-    data = load(config.dataset, data_dir=config.data_dir, download=config.download, binarize=config.binarize)
+
+    def loaded(download: bool) -> Dataset:
+        return load(config.dataset, data_dir=config.data_dir, download=download, binarize=config.binarize)
+
+    if config.download and share().world_size > 1:
+        from_main(lambda: bool(loaded(True)))  # once
+    data, device = loaded(config.download), own_device(config.device)
     try:
-        return replace(data, train=data.train.to(config.device), test=data.test.to(config.device))
+        return replace(data, train=data.train.to(device), test=data.test.to(device))
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise ValueError(f"Expected a device of this machine, but found '{config.device}'. Try cpu.") from error
 
@@ -120,7 +149,7 @@ def initial_model(config: TrainConfig, data: Dataset) -> CategoricalVAE:
             encoder=relu_logits(encoder) if config.relu_logits else encoder,
             decoder=decoder,
         )
-    return vae.to(config.device)
+    return vae.to(own_device(config.device))
 
 
 def _provenance(data: Dataset) -> dict[str, Any]:
@@ -134,15 +163,31 @@ def _provenance(data: Dataset) -> dict[str, Any]:
 
 def train_command(config: TrainConfig) -> str:
     """`pyro-gvae train`; returns what is said in the end."""
-    return _said(*train(config))
+    with _together(config.device):
+        return _said(*train(config))
 
 
 def resume_command(config: ResumeConfig) -> str:
     """`pyro-gvae resume`; returns what is said in the end."""
-    return _said(*resume(config.run))
+    with _together(read_config(config.run).device):
+        return _said(*resume(config.run))
+
+
+@contextmanager
+def _together(device: str) -> Iterator[None]:
+    """The processes of torchrun as a group, of which rank 0 says what there is to say."""
+    with processes(device):
+        try:
+            yield
+        except Interrupted as interrupt:
+            if is_main():
+                raise
+            sys.exit(128 + interrupt.signal)
 
 
 def _said(run: Path, done: Fit) -> str:
+    if not is_main():
+        return ""
     last = done.history[-1]
     elbos = (f"{part} {last[f'{part}_elbo']:.2f}" for part in ("train", "test") if last[f"{part}_elbo"] is not None)
     return (

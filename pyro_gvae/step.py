@@ -12,10 +12,12 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from .distributed import ALONE, Sums, share, sum_gradients
 from .elbos.refusals import NotRecordable
 from .elbos.traced import TracedELBO
 from .estimators import Estimator, own_state
 from .exact import HasPair
+from .train_config import Shard
 
 #: Steps after which averages of the optimizer that have become very small are set to zero.
 FLUSH_EVERY = 100
@@ -37,6 +39,7 @@ def make_step(
     clip_norm: float | None = None,
     skip_non_finite: bool = False,
     compile: bool = False,
+    shard: Shard | None = None,
 ) -> "Step":
     """A training step `step(x) -> loss` of the module's parameters by the estimator's loss.
 
@@ -57,6 +60,10 @@ def make_step(
         skip_non_finite: leave out a step whose loss or gradient is not finite: nothing changes but random states, and
             the step returns NaN.
         compile: compile the recorded graph by Inductor, with CUDA graphs on a GPU; takes a compiler and half a minute.
+        shard: sum losses and gradients over the processes of torch's group, between loss and optimizer, so that all
+            take one step together. "data": each process is called with its own data, one or more. "codes": all are
+            called with the same data, and the estimator has a :class:`~pyro_gvae.distributed.Share`. A failure in one
+            process makes the step of the others NaN. None: each process for itself.
 
     Returns:
         A function of a batch x (B, D), which may have another B each time. It updates the parameters and returns the
@@ -77,8 +84,11 @@ def make_step(
     """
     gradients = _Gradients(vae, estimator, compile=compile)
     chosen = new_optimizer(optimizer, gradients.parameters, lr) if isinstance(optimizer, str) else optimizer
-    buffers = [*vae.buffers(), *gradients.own.buffers()] if skip_non_finite else []
-    return Step(gradients, chosen, clip_norm=clip_norm, skip_non_finite=skip_non_finite, buffers=buffers)
+    together = shard if share() != ALONE else None
+    buffers = [*vae.buffers(), *gradients.own.buffers()] if skip_non_finite or together else []
+    return Step(
+        gradients, chosen, clip_norm=clip_norm, skip_non_finite=skip_non_finite, buffers=buffers, shard=together
+    )
 
 
 @final
@@ -100,6 +110,7 @@ class Step:
         clip_norm: float | None,
         skip_non_finite: bool,
         buffers: list[Tensor],
+        shard: Shard | None,
     ) -> None:
         self.optimizer = optimizer
         self.own = gradients.own
@@ -108,6 +119,7 @@ class Step:
         self._clip_norm = clip_norm
         self._skip_non_finite = skip_non_finite
         self._buffers = buffers  # to be put back after a step that is left out
+        self._shard = shard
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in gradients.parameters)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -115,18 +127,28 @@ class Step:
         self.taken += 1
         try:
             loss = self._gradients(x)
-        except BaseException:
+        except BaseException as error:
             self._put_back(before)
+            if isinstance(error, Exception):  # which the others wait for
+                self._summed(torch.full((), math.nan, device=x.device), x, before)
             raise
+        loss, num_data = self._summed(loss, x, before)
         if self._skip_non_finite and not self._is_finite(loss):
             self._put_back(before)
             return torch.full_like(loss, math.nan)
         if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._gradients.of_program, self._clip_norm * len(x))
+            nn.utils.clip_grad_norm_(self._gradients.of_program, self._clip_norm * num_data)
         self.optimizer.step()
         if self._on_cpu and self.taken % FLUSH_EVERY == 0:
             _flush(self.optimizer)
-        return loss / len(x)
+        return loss / num_data
+
+    def _summed(self, loss: Tensor, x: Tensor, before: list[Tensor]) -> Sums:
+        """The loss and the data of all processes, whose gradients and buffers become the same."""
+        if self._shard is None:
+            return Sums(loss, len(x))
+        sums = sum_gradients(loss, len(x), self._gradients.parameters, self._buffers, before)
+        return sums if self._shard == "data" else Sums(sums.loss, len(x))
 
     @torch.no_grad()
     def _put_back(self, values: list[Tensor]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .data import Dataset, derived_seed
+from .distributed import from_main, is_main, largest, share
 from .finiteness import first_non_finite
 from .logs import Logs
 from .randomness import own_randomness
@@ -70,6 +71,10 @@ def fit(
     The same configuration gives the same weights, bit for bit, however often the run is interrupted and resumed. Random
     numbers are the run's own: torch's, NumPy's and Python's generators are afterwards as they were.
 
+    In a process group of torch's, all processes call this alike and train together, dividing what `config.shard` says;
+    each draws random numbers of its own for its share of the data. Rank 0 alone writes. The group needs a backend for
+    the CPU besides that for the data's device.
+
     Args:
         vae: a `CategoricalVAE`, or any module with `.model(x)` and `.guide(x)`; trained in its place. What the
             configuration says about networks is not looked at.
@@ -97,19 +102,25 @@ def fit(
         (60, True)
     """
     config = TrainConfig() if config is None else config
-    with own_randomness(derived_seed("train", config.seed)), _asked_to_stop(output) as stop:
+    # Data that processes divide have their own noise each; who sums some of the codes has the others' data.
+    rank = share().rank if config.shard == "data" else 0
+    with own_randomness(derived_seed("train", config.seed, rank)), _asked_to_stop(output) as stop:
         training = Training(vae, data, config)
         begun = _restored(training, output) if resume else False
-        options = {"progress": progress, "tensorboard": config.tensorboard and training.state.done is None}
-        with Logs(output, total=training.total, step=training.state.step, **options) as logs:
+        options = {
+            "progress": progress and is_main(),
+            "tensorboard": config.tensorboard and training.state.done is None,
+        }
+        with Logs(output if is_main() else None, total=training.total, step=training.state.step, **options) as logs:
             if not begun:
                 _judge(training, logs, output)
                 _keep(training, output)
             while training.state.done is None:
                 _advance(training, logs, output)
-                if stop.asked is not None and output is not None and training.state.done is None:
+                asked = int(largest(stop.asked or 0))
+                if asked and output is not None and training.state.done is None:
                     _keep(training, output)
-                    raise Interrupted(output, stop.asked)
+                    raise Interrupted(output, Signals(asked))
             state = training.state
             return Fit(state.step, state.seconds, str(state.done), logs.history)
 
@@ -130,7 +141,7 @@ def _advance(training: Training, logs: Logs, output: Path | None) -> None:
         _judge(training, logs, output)
     if training.stage_is_over and state.done is None:
         training.next_stage()
-    if state.done and output is not None:
+    if state.done and output is not None and is_main():
         _write_weights(training.vae, output / WEIGHTS)
     if state.done or training.is_due(config.checkpoint_every, state.kept_step, state.kept_seconds):
         _keep(training, output)
@@ -140,7 +151,7 @@ def _judge(training: Training, logs: Logs, output: Path | None) -> None:
     state = training.state
     logs.record(training.judge())
     logs.picture(training.vae, training.data, state.step)
-    if training.config.patience is not None and state.stale == 0 and output is not None:
+    if training.config.patience is not None and state.stale == 0 and output is not None and is_main():
         _write_weights(training.vae, output / "best.safetensors")
 
 
@@ -149,27 +160,36 @@ def _keep(training: Training, output: Path | None) -> None:
         return
     state = training.state
     state.kept_step, state.kept_seconds = state.step, state.seconds
-    metrics = output / "metrics.jsonl"
-    content = training.content() | {"metrics_bytes": metrics.stat().st_size}
-    save_checkpoint(output / CHECKPOINT, content)
+    content = training.content()
+    if is_main():
+        save_checkpoint(output / CHECKPOINT, content | {"metrics_bytes": (output / "metrics.jsonl").stat().st_size})
 
 
 def _restored(training: Training, output: Path | None) -> bool:
     """Whether there was a checkpoint to go on from."""
     if output is None:
         raise ValueError("Expected an output folder to resume from, but found none. Try output=Path(..).")
-    _check_writable(output)
-    metrics = output / "metrics.jsonl"
-    if not (output / CHECKPOINT).exists():
-        metrics.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint: it begins again
+    content = from_main(lambda: _checkpoint(output))
+    if content is None:
         return False
-    content = load_checkpoint(output / CHECKPOINT)
     training.restore(content)
+    if not is_main():
+        return True
     for torn in output.glob(".*.tmp"):  # of a write in which the run was killed
         torn.unlink()
     # What was written after the checkpoint is written again.
+    metrics = output / "metrics.jsonl"
     os.truncate(metrics, min(content["metrics_bytes"], metrics.stat().st_size))
     return True
+
+
+def _checkpoint(output: Path) -> Any:
+    """What a run goes on from; None where there is none yet."""
+    _check_writable(output)
+    if not (output / CHECKPOINT).exists():
+        (output / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
+        return None
+    return load_checkpoint(output / CHECKPOINT)
 
 
 def _check_writable(output: Path) -> None:
@@ -185,9 +205,10 @@ def _refuse(training: Training, x: Tensor, random_state: Tensor, output: Path | 
         content = training.content()
         content["random"]["torch"] = random_state  # as it was before the step
         path = output / f"non-finite-step{state.step - 1}.safetensors"
-        save_checkpoint(path, content | {"batch": x})
+        if is_main():
+            save_checkpoint(path, content | {"batch": x})
         for old in sorted(output.glob("non-finite-step*"), key=lambda path: path.stat().st_mtime_ns)[:-most]:
-            old.unlink()
+            old.unlink(missing_ok=True)
         kept = f" The batch and the state are in '{path}'."
     if state.skipped_in_a_row >= most:
         with torch.random.fork_rng():

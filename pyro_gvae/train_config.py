@@ -13,6 +13,8 @@ from .schedules import schedule
 from .stages import Amount, Named, parse_stages
 
 NetworksName = Literal["mlp", "conv"]
+#: What several processes divide among them: the data of a batch, or the codes of an exact sum.
+Shard = Literal["data", "codes"]
 Observation = Literal["bernoulli", "continuous-bernoulli", "gaussian"]
 
 
@@ -61,6 +63,7 @@ class TrainConfig:
         max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
         device: Where to train: cpu, cuda, cuda:1.
         compile: Compile the recorded step by Inductor.
+        shard: What the processes of torchrun divide: the data of each batch, or the codes of exact sums.
         tensorboard: Write TensorBoard's files too, into the run folder.
         output: The run folder, which must not exist; runs/train-DATE-TIME if not given.
     """
@@ -95,6 +98,7 @@ class TrainConfig:
     max_memory: float | None = None
     device: str = "cpu"
     compile: bool = False
+    shard: Shard = "data"
     tensorboard: bool = True
     output: Path | None = None
 

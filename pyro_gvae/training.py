@@ -6,18 +6,20 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from .data import Dataset, check_range, epoch_batches
+from .distributed import copy_from_main, from_main, gathered, largest, share
 from .estimators import ESTIMATORS, Estimator, estimator, with_free_bits, with_kl_weight
 from .finiteness import first_non_finite
 from .randomness import random_states, set_random_states
 from .schedules import Schedule, schedule
 from .stages import Amount, Named, Stage, parse_stages
+from .state import State
 from .step import Step, make_step, new_optimizer
 from .train_config import TrainConfig
 from .watch import choose_judge, discrete_elbo
@@ -26,29 +28,6 @@ from .watch import choose_judge, discrete_elbo
 NUM_TRAIN_WATCHED = 2000
 #: Settings that may differ between a run and its continuation: they do not change what is learned.
 FREE = {"data_dir", "download", "device", "output", "tensorboard", "checkpoint_every"}
-
-
-@dataclass
-class State:
-    """Where a run is: numbers only, so that JSON holds it. What is not here is a function of it, or a tensor."""
-
-    step: int = 0  # batches taken so far, those of skipped steps included: epoch and data order follow from it
-    seconds: float = 0.0  # of training, without evaluations
-    stage: int = 0
-    stage_step: int = 0  # where the stage began
-    stage_seconds: float = 0.0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    loss_sum: float = 0.0  # since the last evaluation
-    num_losses: int = 0
-    judge: str = "none"
-    judged_step: int = 0
-    judged_seconds: float = 0.0
-    kept_step: int = 0
-    kept_seconds: float = 0.0
-    best: float | None = None  # discrete test ELBO of this stage
-    stale: int = 0  # evaluations since then
-    done: str | None = None  # why the run is over
 
 
 @final
@@ -60,6 +39,7 @@ class Training:
         estimator: of the current stage.
         state: where the run is.
         refused: the batch and the random state of the last step, if that was skipped as not finite.
+        share: this process's part, where several train together.
     """
 
     def __init__(self, vae: Any, data: Dataset | Tensor, config: TrainConfig) -> None:
@@ -70,6 +50,14 @@ class Training:
         if config.patience is not None and self.test is None:
             raise ValueError("Expected a Dataset with test images for patience, but found a tensor. Try Dataset(..).")
         next(epoch_batches(data, config.batch_size, seed=config.seed, epoch=0))  # refuses a wrong batch size
+        self.share = share()
+        smallest = len(self.train) % config.batch_size or config.batch_size
+        if config.shard == "data" and smallest < self.share.world_size:
+            raise ValueError(
+                f"Expected data for each of {self.share.world_size} processes in every batch, but found a last batch "
+                f"of {smallest}. Try another batch_size."
+            )
+        copy_from_main([*vae.parameters(), *vae.buffers()])
         self.per_epoch = -(-len(self.train) // config.batch_size)
         self.stages = parse_stages(config.stages)
         self._max_memory = None if config.max_memory is None else config.max_memory * 1e9
@@ -79,7 +67,7 @@ class Training:
         self._annealed = dict(_annealed(vae, config, self._kl_weight))
         name, options = Named.parse(config.optimizer)
         self.optimizer = new_optimizer(name, list(vae.parameters()), self._learning_rate(0), **options)
-        self.state = State(judge=choose_judge(vae, self._watched, max_memory=self._max_memory))
+        self.state = State(judge=from_main(lambda: choose_judge(vae, self._watched, max_memory=self._max_memory)))
         self.refused: tuple[Tensor, Tensor] | None = None
         self._batches: Iterator[Tensor] = self._from_here()
         self._begin_stage()
@@ -104,7 +92,7 @@ class Training:
         before = torch.get_rng_state()
         start = time.perf_counter()
         loss = self._loss(x)
-        state.seconds += time.perf_counter() - start
+        state.seconds += largest(time.perf_counter() - start)
         state.step += 1
         if math.isnan(loss):
             self.refused = x, before
@@ -188,6 +176,7 @@ class Training:
             "optimizer": self.optimizer.state_dict()["state"],
             "own": dict(self.step.own.state_dict()),
             "random": random_states(),
+            "random_of_others": gathered(random_states())[1:],
         }
 
     def restore(self, content: dict[str, Any]) -> None:
@@ -205,6 +194,11 @@ class Training:
             )
         if content["data"] != _digest(self.train):
             raise ValueError("Expected the data that the checkpoint was trained on, but found others.")
+        if len(content["random_of_others"]) + 1 != self.share.world_size:
+            raise ValueError(
+                f"Expected the checkpoint of a run of {self.share.world_size} in all, but found one of "
+                f"{len(content['random_of_others']) + 1} processes. Try torchrun --nproc-per-node."
+            )
         self._end_stage()
         self.state = State(**content["state"])
         self._begin_stage()
@@ -216,7 +210,7 @@ class Training:
         except (RuntimeError, ValueError) as error:
             raise ValueError("Expected a checkpoint of this program, but found one of another.") from error
         self._batches = self._from_here()
-        set_random_states(content["random"])
+        set_random_states([content["random"], *content["random_of_others"]][self.share.rank])
 
     def _begin_stage(self) -> None:
         config = self.config
@@ -228,6 +222,7 @@ class Training:
             clip_norm=config.clip_norm,
             skip_non_finite=True,
             compile=config.compile,
+            shard=config.shard,
         )
         self.step.taken = self.state.step
         if own := list(self.step.own.parameters()):
@@ -243,7 +238,7 @@ class Training:
     def _loss(self, x: Tensor) -> float:
         """Of one step, which is left out where loss or gradient is not finite: then NaN."""
         try:
-            return self.step(x).item()
+            return self.step(self.share.rows(x) if self.config.shard == "data" else x).item()
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError):  # what is NaN may also be refused, or not be sampled from
@@ -265,16 +260,25 @@ class Training:
             yield from itertools.islice(batches, skip if epoch == first_epoch else 0, None)
 
     def _estimator(self, stage: Stage) -> Estimator:
-        options = dict(stage.options)
-        if "max_memory" in inspect.signature(ESTIMATORS[stage.estimator]).parameters:
+        options, known = dict(stage.options), inspect.signature(ESTIMATORS[stage.estimator]).parameters
+        if "max_memory" in known:
             options.setdefault("max_memory", self._max_memory)
+        if self.config.shard == "codes":
+            if "share" not in known:
+                raise ValueError(
+                    f"Expected estimators that sum over codes to divide, but found '{stage.estimator}'. Try exact, or "
+                    "shard='data'."
+                )
+            options["share"] = self.share
         chosen = estimator(stage.estimator, **options)
         if self.config.beta is not None:
             chosen = with_kl_weight(chosen, self._kl_weight)
         return chosen if self.config.free_bits is None else with_free_bits(chosen, self.config.free_bits)
 
     def _elbo(self, x: Tensor) -> float | None:
-        return discrete_elbo(self.vae, x, self.state.judge, max_memory=self._max_memory)  # type: ignore[arg-type]
+        judge: Any = self.state.judge
+        found: float | None = from_main(lambda: discrete_elbo(self.vae, x, judge, max_memory=self._max_memory))
+        return found
 
     @property
     def _watched(self) -> Tensor:

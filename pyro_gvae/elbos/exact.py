@@ -11,6 +11,7 @@ from pyro.infer import ELBO
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from ..distributed import ALONE, Share
 from ..exact.evaluate import elbo_parts, evidence, evidence_parts, find_evidence, summed
 from ..exact.programs import Run, read_guide
 from ..exact.slices import Plan, leaves, make_plan
@@ -20,8 +21,9 @@ from ..sites import Program
 class _ExactLoss(ELBO):
     """Abstract: a loss that sums over the codes of the model's one-hot site in place of sampling it."""
 
-    def __init__(self, *, max_memory: float | None = None, slice_size: int | None = None) -> None:
+    def __init__(self, *, max_memory: float | None = None, slice_size: int | None = None, share: Share = ALONE) -> None:
         super().__init__()
+        self.share = share
         self.max_memory = max_memory
         self.slice_size = slice_size
         self._planned: tuple[Any, Plan] | None = None
@@ -65,7 +67,7 @@ class _ExactLoss(ELBO):
         return self._planned[1]
 
     def _new_plan(self, model: Run) -> Plan:
-        return make_plan(model, max_memory=self.max_memory, slice_size=self.slice_size)
+        return make_plan(model, max_memory=self.max_memory, slice_size=self.slice_size, share=self.share)
 
     @staticmethod
     def _as_number(loss: Tensor) -> float:
@@ -88,6 +90,7 @@ class ExactELBO(_ExactLoss):
     Args:
         max_memory: bytes that a slice may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+        share: which codes this process sums, where several divide them: losses and gradients of all add up.
 
     Raises:
         ValueError: when it is used, if model or guide have other latent variables than one one-hot site of event shape
@@ -140,6 +143,7 @@ class ExactEvidence(_ExactLoss):
     Args:
         max_memory: bytes that a slice may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+        share: which codes this process sums, where several divide them: losses and gradients of all add up.
 
     Raises:
         ValueError: when it is used, if the model has other latent variables than one one-hot site, if its sites are
@@ -153,17 +157,26 @@ class ExactEvidence(_ExactLoss):
     """
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        return -evidence(partial(model, *args, **kwargs), self._plan(model, args, kwargs)).sum()
+        if self.share.world_size > 1 and torch.is_grad_enabled():
+            raise ValueError(
+                "Expected to be asked for loss_and_grads, but found differentiable_loss, whose codes are divided among "
+                "processes: what the others found has no gradient here."
+            )
+        return self._own(-evidence(partial(model, *args, **kwargs), self._plan(model, args, kwargs)).sum())
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         run, plan = partial(model, *args, **kwargs), self._plan(model, args, kwargs)
-        if plan.num_slices == 1:
+        if plan.num_slices == 1 and self.share.world_size == 1:
             return self._step(model, guide, *args, **kwargs)
         found = find_evidence(run, plan)
         with _all_or_nothing() as backward:
             for part in evidence_parts(run, plan, found):
                 backward(-part().sum())
-        return self._as_number(-(found.scale * found.log_evidence).sum())
+        return self._as_number(self._own(-(found.scale * found.log_evidence).sum()))
+
+    def _own(self, loss: Tensor) -> Tensor:
+        """This process's part of a loss that all have found."""
+        return loss if self.share.rank == 0 else torch.zeros_like(loss)
 
 
 @contextmanager

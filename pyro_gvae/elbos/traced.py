@@ -231,6 +231,8 @@ class TracedELBO(ELBO):
     def _check_one_pass(self, call: Call) -> None:
         """Refuse at once what would be refused after minutes."""
         elbo = innermost(self.elbo)
+        if isinstance(elbo, ExactEvidence) and elbo.share.world_size > 1:
+            raise NotRecordable("Expected a loss of this process alone, but found a sum over the codes of several.")
         if isinstance(elbo, ExactELBO | ExactEvidence):
             args, kwargs = call.arguments(call.tensors)
             num_slices = elbo.num_slices(call.model, *args, **kwargs)

@@ -1,11 +1,12 @@
 """Estimators that sum over all K^N joint codes."""
 
+from ..distributed import ALONE, Share
 from ..elbos.exact import ExactELBO, ExactEvidence
 from ..handlers import discretize
 from .base import Estimator
 
 
-def exact(*, max_memory: float | None = None, slice_size: int | None = None) -> Estimator:
+def exact(*, max_memory: float | None = None, slice_size: int | None = None, share: Share = ALONE) -> Estimator:
     """The ELBO of the discrete model, summed over all K^N joint codes.
 
     *Approximates* nothing. *With* one decoder call for each code and one matrix product for all data. *Requires* K^N
@@ -14,7 +15,7 @@ def exact(*, max_memory: float | None = None, slice_size: int | None = None) -> 
     return Estimator(
         name="exact",
         handler=discretize,
-        elbo=lambda: ExactELBO(max_memory=max_memory, slice_size=slice_size),
+        elbo=lambda: ExactELBO(max_memory=max_memory, slice_size=slice_size, share=share),
         approximates="the ELBO of the discrete model",
         bias="none",
         reference="enumeration; Jang et al. 2017, section 4.3, arXiv 1611.01144",
@@ -22,7 +23,9 @@ def exact(*, max_memory: float | None = None, slice_size: int | None = None) -> 
     )
 
 
-def exact_evidence(*, max_memory: float | None = None, slice_size: int | None = None) -> Estimator:
+def exact_evidence(
+    *, max_memory: float | None = None, slice_size: int | None = None, share: Share = ALONE
+) -> Estimator:
     """log p(x) of the discrete model, summed over all K^N joint codes; the guide gets no gradient.
 
     *Approximates* nothing. *With* two passes over the codes, in bounded memory. *Requires* K^N that the time allows.
@@ -31,7 +34,7 @@ def exact_evidence(*, max_memory: float | None = None, slice_size: int | None = 
     return Estimator(
         name="exact-evidence",
         handler=discretize,
-        elbo=lambda: ExactEvidence(max_memory=max_memory, slice_size=slice_size),
+        elbo=lambda: ExactEvidence(max_memory=max_memory, slice_size=slice_size, share=share),
         approximates="the log-evidence of the discrete model",
         bias="none",
         reference="enumeration",

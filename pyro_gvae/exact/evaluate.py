@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..distributed import log_sum_exp
 from .programs import HasPair, Run, Site, negative_kl, read_guide, score, with_own_parameters
 from .slices import FEW_CODES, Plan, make_plan
 
@@ -87,7 +88,7 @@ def log_evidence(pair: HasPair, x: Tensor, *, max_memory: float | None = None, s
 
 
 def evidence(model: Run, plan: Plan) -> Tensor:
-    """:func:`log_evidence` of a model with its data bound."""
+    """:func:`log_evidence` of a model with its data bound; where processes divide the codes, without gradients."""
     if not torch.is_grad_enabled():
         found = find_evidence(model, plan)
         return (found.scale * found.log_evidence).reshape(plan.batch_shape)
@@ -103,7 +104,7 @@ def _log_sum(model: Run, plan: Plan, numbers: Tensor) -> tuple[Tensor, float | T
 
 
 def elbo_parts(model: Run, plan: Plan, q: Site, log_q: Tensor) -> Iterator[Part]:
-    """Functions whose values add up to the ELBO, one for each slice of codes; the first adds -KL(q || p).
+    """Functions whose values add up to the ELBO, one for each slice of codes; the very first adds -KL(q || p).
 
     Args:
         model: the program with its data bound.
@@ -112,7 +113,7 @@ def elbo_parts(model: Run, plan: Plan, q: Site, log_q: Tensor) -> Iterator[Part]
         log_q: its log-probabilities (B, N, K) or (1, N, K).
     """
     for i, numbers in enumerate(_likely(plan, log_q.detach())):
-        yield partial(_elbo_part, model, plan, q, log_q, numbers, with_kl=i == 0)
+        yield partial(_elbo_part, model, plan, q, log_q, numbers, with_kl=i == 0 and plan.share.rank == 0)
 
 
 def _likely(plan: Plan, log_q: Tensor) -> Iterator[Tensor]:
@@ -167,7 +168,7 @@ class Evidence(NamedTuple):
 
 @torch.no_grad()
 def find_evidence(model: Run, plan: Plan) -> Evidence:
-    """log p(x), from one pass over all codes."""
+    """log p(x), from one pass over all codes, those of other processes included."""
     so_far = torch.full((plan.batch_shape.numel(),), -torch.inf, dtype=plan.dtype, device=plan.device)
     log_sums, likely = [], []
     scale: float | Tensor = 1.0
@@ -177,7 +178,8 @@ def find_evidence(model: Run, plan: Plan) -> Evidence:
         so_far = torch.logaddexp(so_far, log_sums[-1])
         # The evidence only grows from here on: a negligible share of it stays negligible.
         likely.append(numbers[~plan.negligible(joint - so_far)])
-    return Evidence(plan.log_sum(torch.stack(log_sums)), scale, likely)
+    log_evidence = plan.log_sum(torch.stack(log_sums))
+    return Evidence(log_evidence if plan.share.world_size == 1 else log_sum_exp(log_evidence), scale, likely)
 
 
 def evidence_parts(model: Run, plan: Plan, found: Evidence) -> Iterator[Part]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..distributed import ALONE, Share
 from ..distributions.one_hot import num_codes, numbered_codes
 from ..memory import in_words, memory_limit
 from .programs import HasPair, Run, Scores, Site, score, with_own_parameters
@@ -36,6 +37,7 @@ class Plan(NamedTuple):
     slice_size: int
     dtype: torch.dtype
     device: torch.device
+    share: Share = ALONE
 
     @property
     def num_codes(self) -> int:
@@ -44,7 +46,13 @@ class Plan(NamedTuple):
 
     @property
     def num_slices(self) -> int:
-        return -(-self.num_codes // self.slice_size)
+        return -(-self.num_shared // self.slice_size)
+
+    @property
+    def num_shared(self) -> int:
+        """How many codes the share has: as many as others have, or one more."""
+        full, rest = divmod(self.num_codes, self.share.world_size)
+        return full + (self._place(full) < rest)
 
     @property
     def log_negligible(self) -> float:
@@ -67,9 +75,20 @@ class Plan(NamedTuple):
         return guide
 
     def numbers(self) -> Iterator[Tensor]:
-        """The numbers of all codes, slice by slice: each (s,)."""
-        for start in range(0, self.num_codes, self.slice_size):
-            yield torch.arange(start, min(start + self.slice_size, self.num_codes), device=self.device)
+        """The numbers of all codes, or of the share's, slice by slice: each (s,)."""
+        count, world_size = self.num_shared, self.share.world_size
+        for start in range(0, count, self.slice_size):
+            blocks = torch.arange(start, min(start + self.slice_size, count), device=self.device)
+            yield blocks if world_size == 1 else blocks * world_size + self._place(blocks)
+
+    def _place(self, block: Any) -> Any:
+        """Which of `world_size` consecutive codes is the share's: another one in each block, as if by chance.
+
+        Codes that matter are alike, so that neighbours in number go to different processes; but every second code, say,
+        would be all those whose last latent has an even category.
+        """
+        scattered = block % 2**31 * 2654435761 // 2**16  # Knuth's multiplicative hashing
+        return (self.share.rank + scattered) % self.share.world_size
 
     def codes(self, numbers: Tensor) -> Tensor:
         """Joint codes (s, N, K) of the given numbers (s,)."""
@@ -92,27 +111,34 @@ class Plan(NamedTuple):
         return log_weights.amax(1) < self.log_negligible
 
     def repacked(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Code numbers in slices of `slice_size` again, from which some were left out."""
+        """Code numbers in slices of `slice_size` again, from which some were left out: one code at least."""
+        none_yet = True
         waiting = torch.empty(0, dtype=torch.long, device=self.device)
         for part in parts:
             waiting = torch.cat([waiting, part])
             while len(waiting) >= self.slice_size:
                 yield waiting[: self.slice_size]
-                waiting = waiting[self.slice_size :]
+                waiting, none_yet = waiting[self.slice_size :], False
         if len(waiting):
             yield waiting
+        elif none_yet:  # of a share that has no code that matters; programs are not run on nothing
+            yield next(self.numbers())[:1]
 
 
-def make_plan(model: Run, *, max_memory: float | None = None, slice_size: int | None = None) -> Plan:
+def make_plan(
+    model: Run, *, max_memory: float | None = None, slice_size: int | None = None, share: Share = ALONE
+) -> Plan:
     """Cut the code space of a model into slices, from a few runs on one to four codes.
 
     Args:
         model: the program with its data bound.
         max_memory: bytes that a slice may take, forward and backward; a quarter of the free memory if None.
         slice_size: codes of a slice; the largest that is fast and fits into `max_memory` if None.
+        share: which codes are summed, where several processes divide them.
 
     Raises:
-        ValueError: if there are more than 2^62 codes, or if slices of that size, or of one code, do not fit.
+        ValueError: if there are fewer codes than processes, or more than 2^62, or if slices of that size, or of
+            one code, do not fit.
     """
     _keep_freed_memory()
     with torch.no_grad():
@@ -125,12 +151,15 @@ def make_plan(model: Run, *, max_memory: float | None = None, slice_size: int | 
             f"Expected at most 2^62 joint codes, but found K^N = {num_categories}^{num_latents}, whose sum would never "
             "end. Try an estimator that samples, such as relax() with Trace_ELBO."
         )
+    if total < share.world_size:
+        raise ValueError(f"Expected at most one process for a code, but found {share.world_size} for {total} codes.")
     bytes_per_code = bytes_of_code(model, probe)
     limit = memory_limit(max_memory, logits.device)
     largest = limit // bytes_per_code
     if slice_size is None:
         fast = FAST_BYTES // bytes_per_code if logits.device.type == "cpu" else total
         slice_size = int(min(max(fast, 1), largest))
+    total = -(-total // share.world_size)  # to be summed here
     slice_size = min(slice_size, total)
     _check_slice(slice_size, largest, bytes_per_code, limit)
     return Plan(
@@ -143,6 +172,7 @@ def make_plan(model: Run, *, max_memory: float | None = None, slice_size: int | 
         slice_size=-(-total // -(-total // slice_size)),  # slices of one size
         dtype=logits.dtype,
         device=logits.device,
+        share=share,
     )
 
 

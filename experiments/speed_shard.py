@@ -1,0 +1,129 @@
+"""How well do several processes divide the codes of an exact sum?
+
+Question: how much faster is a training step of `exact` and `exact-evidence` when two processes divide its codes
+(`--shard codes`) than in one of them, each with one thread?
+
+Command: `OMP_NUM_THREADS=1 python experiments/speed.py shard` (`--smoke` for all of it on tiny sizes). It writes
+`experiments/results/speed_shard.json`.
+
+Cost: about three minutes on two cores that do nothing else.
+
+A step is loss, gradients, their sum over the processes, and optimizer: MLP 784-512-256-NK and back, B = 100, fused Adam
+with learning rate 0, so that the code space stays what it is. Efficiency is the time of one process over twice that of
+two; blocks of both are interleaved, and medians are reported. Both are checked to give the same loss to 1e-5. "Talk" is
+the sum of gradients alone.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from speed_exact import FULL as FULL_EXACT
+from speed_exact import ROOT, Size, machine
+from speed_exact import SMOKE as SMOKE_EXACT
+from torch import Tensor, distributed, multiprocessing, nn
+
+from pyro_gvae.distributed import ALONE, Share, share, sum_gradients
+from pyro_gvae.estimators import estimator
+from pyro_gvae.step import make_step
+
+PROCESSES = 2
+
+
+class Protocol(NamedTuple):
+    """How much is measured."""
+
+    size: Size
+    codes: list[tuple[int, int, int]]  # K, N, steps in a block
+    blocks: int
+
+
+FULL = Protocol(FULL_EXACT.size, [(10, 3, 20), (8, 4, 10), (8, 5, 2)], blocks=5)
+SMOKE = Protocol(SMOKE_EXACT.size, [(3, 2, 2)], blocks=2)
+
+
+def shard(smoke: bool = False, results: Path = ROOT / "experiments" / "results" / "speed_shard.json") -> None:
+    """Codes divided between two processes: speed against one, each with one thread.
+
+    Args:
+        smoke: everything, on tiny sizes.
+        results: the JSON file to write.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_work, (SMOKE if smoke else FULL, folder), nprocs=PROCESSES)
+        rows = json.loads((Path(folder) / "rows.json").read_text())
+    found = {"machine": machine() | {"threads": 1}, "processes": PROCESSES, "rows": rows}
+    results.parent.mkdir(parents=True, exist_ok=True)
+    temporary = results.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found, indent=2) + "\n")
+    temporary.replace(results)
+
+
+def _work(rank: int, protocol: Protocol, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
+    rows = []
+    for name in ("exact", "exact-evidence"):
+        for num_categories, num_latents, steps in protocol.codes:
+            rows.append(measure(protocol, name, num_categories, num_latents, steps))
+            if rank == 0:
+                print(json.dumps(rows[-1]), flush=True)
+    if rank == 0:
+        (Path(folder) / "rows.json").write_text(json.dumps(rows))
+    distributed.destroy_process_group()
+
+
+def measure(protocol: Protocol, name: str, num_categories: int, num_latents: int, steps: int) -> dict[str, Any]:
+    """Median seconds of a step of one process and of all together; the others rest while one works."""
+    x = protocol.size.x()
+    one = _step(protocol.size.vae(num_latents, num_categories), name, ALONE)
+    vae = protocol.size.vae(num_latents, num_categories)
+    together = _step(vae, name, share())
+    losses = (one(x).item() if share().rank == 0 else 0.0), together(x).item()
+    if share().rank == 0 and abs(losses[1] / losses[0] - 1) > 1e-5:
+        raise RuntimeError(f"Expected the same loss to 1e-5, but found {losses[0]} of one and {losses[1]} of all.")
+    taken: dict[str, list[float]] = {"one": [], "together": [], "talk": []}
+    for _ in range(protocol.blocks):
+        for _ in range(steps):
+            distributed.barrier()
+            if share().rank == 0:
+                taken["one"].append(_seconds(lambda: one(x)))
+        for _ in range(steps):
+            distributed.barrier()
+            taken["together"].append(_seconds(lambda: together(x)))
+        for _ in range(steps):
+            distributed.barrier()
+            taken["talk"].append(_seconds(lambda: _talk(vae)))
+    seconds = {job: statistics.median(found) if found else 0.0 for job, found in taken.items()}
+    return {
+        "estimator": name,
+        "num_categories": num_categories,
+        "num_latents": num_latents,
+        "num_codes": num_categories**num_latents,
+        "one_ms": 1e3 * seconds["one"],
+        "together_ms": 1e3 * seconds["together"],
+        "talk_ms": 1e3 * seconds["talk"],
+        "speedup": seconds["one"] / seconds["together"],
+        "efficiency": seconds["one"] / seconds["together"] / PROCESSES,
+        "message_bytes": 4 * sum(parameter.numel() for parameter in vae.parameters()),
+        "loss_difference": abs(losses[1] / losses[0] - 1) if share().rank == 0 else None,
+    }
+
+
+def _step(vae: nn.Module, name: str, part: Share) -> Any:
+    chosen = estimator(name, share=part)
+    return make_step(vae, chosen, lr=0.0, shard=None if part == ALONE else "codes")  # type: ignore[arg-type]
+
+
+def _talk(vae: nn.Module) -> Tensor:
+    return sum_gradients(torch.zeros(()), 1, list(vae.parameters()), [], []).loss
+
+
+def _seconds(job: Any) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start

@@ -1,0 +1,26 @@
+"""Where a training run is."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class State:
+    """Where a run is: numbers only, so that JSON holds it. What is not here is a function of it, or a tensor."""
+
+    step: int = 0  # batches taken so far, those of skipped steps included: epoch and data order follow from it
+    seconds: float = 0.0  # of training, without evaluations
+    stage: int = 0
+    stage_step: int = 0  # where the stage began
+    stage_seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    loss_sum: float = 0.0  # since the last evaluation
+    num_losses: int = 0
+    judge: str = "none"
+    judged_step: int = 0
+    judged_seconds: float = 0.0
+    kept_step: int = 0
+    kept_seconds: float = 0.0
+    best: float | None = None  # discrete test ELBO of this stage
+    stale: int = 0  # evaluations since then
+    done: str | None = None  # why the run is over
