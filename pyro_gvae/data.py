@@ -243,3 +243,8 @@ def derived_seed(purpose: str, seed: int, epoch: int = 0) -> int:
     """A seed for each purpose, seed and epoch: no two of them share random numbers, as seed + epoch would."""
     digest = hashlib.sha256(f"{purpose}/{seed:d}/{epoch:d}".encode()).digest()
     return int.from_bytes(digest[:4], "big")  # torch's CPU generator uses 32 bits of a seed
+
+
+def digest(x: Tensor) -> str:
+    """By what a continued run knows that it has the data that it was begun with."""
+    return hashlib.sha256(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()

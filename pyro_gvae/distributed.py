@@ -116,7 +116,7 @@ def gathered(value: Any) -> list[Any]:
     """The value of each process, by rank: plain data with tensors."""
     if share().world_size == 1:
         return [value]
-    found = [None] * share().world_size
+    found: list[Any] = [None] * share().world_size
     with _others():
         dist.all_gather_object(found, _packed(value))
     return [_unpacked(one) for one in found]

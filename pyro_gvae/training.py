@@ -1,6 +1,5 @@
 """One training run in progress: a state, and how it advances by a step, is judged, kept and restored."""
 
-import hashlib
 import inspect
 import itertools
 import math
@@ -12,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from .data import Dataset, check_range, epoch_batches
+from .data import Dataset, check_range, digest, epoch_batches
 from .distributed import copy_from_main, from_main, gathered, largest, share
 from .estimators import ESTIMATORS, Estimator, estimator, with_free_bits, with_kl_weight
 from .finiteness import first_non_finite
@@ -169,7 +168,7 @@ class Training:
         """Everything that the rest of the run depends on, as plain data with tensors."""
         return {
             "config": self.config.as_json(),
-            "data": _digest(self.train),
+            "data": digest(self.train),
             "state": asdict(self.state),
             "vae": dict(self.vae.state_dict()),
             # Settings of the optimizer are in the configuration, its learning rate is a function of the step.
@@ -192,7 +191,7 @@ class Training:
                 f"Expected the checkpoint of this configuration, but found that it was written with another "
                 f"{', '.join(different)}."
             )
-        if content["data"] != _digest(self.train):
+        if content["data"] != digest(self.train):
             raise ValueError("Expected the data that the checkpoint was trained on, but found others.")
         if len(content["random_of_others"]) + 1 != self.share.world_size:
             raise ValueError(
@@ -297,7 +296,3 @@ def _annealed(vae: nn.Module, config: TrainConfig, kl_weight: Tensor) -> Iterato
         if not isinstance(buffer, Tensor):
             raise ValueError(f"Expected a program with a buffer '{name}' to anneal, but found none. Try {name}=None.")
         yield name, (buffer, schedule(str(text)))
-
-
-def _digest(x: Tensor) -> str:
-    return hashlib.sha256(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
