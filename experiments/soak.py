@@ -16,6 +16,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def soak(
     found["fits"], memory, begun = 0, [], time.monotonic()
     while not found["rounds"] or (time.monotonic() < end and not smoke):
         number = found["rounds"]
-        plan = [word.format(n=20 if smoke else 300) for word in PLANS[number % len(PLANS)]]
+        plan = [word.format(n=100 if smoke else 300) for word in PLANS[number % len(PLANS)]]
         plan += [*SMALL, "--seed", str(number), "--evaluate-every", "10steps", "--checkpoint-every", "2steps"]
         undisturbed, killed = folder / f"undisturbed-{number}", folder / f"killed-{number}"
         start = time.monotonic()
@@ -99,14 +100,17 @@ def soak(
         raise Lost(f"the memory of a long-lived process grew by {growth:.0f} MB over {found['fits']} fits")
 
 
-def _command(processes: Any, *words: Any, kill_after: float | None = None) -> int:
-    """The exit code of `pyro-gvae WORDS` in a process of its own; minus 9 if it was killed."""
+def _command(processes: Any, *words: Any, kill: Callable[[Callable[[], bool]], None] | None = None) -> int:
+    """The exit code of `pyro-gvae WORDS` in a process of its own; minus 9 if it was killed.
+
+    It is killed when `kill`, which is told how to see whether it still runs, returns.
+    """
     process = processes.Process(target=_run, args=([str(word) for word in words],))
     process.start()
-    process.join(kill_after)
-    if process.exitcode is None:
+    if kill is not None:
+        kill(process.is_alive)
         process.kill()
-        process.join()
+    process.join()
     code: int = process.exitcode
     process.close()
     return code
@@ -122,7 +126,20 @@ def _run(words: list[str]) -> None:
 def _train_killed(
     processes: Any, plan: list[str], run: Path, choose: random.Random, took: float, found: dict[str, Any], *, most: int
 ) -> None:
+    """Train as planned, killed so many times at most."""
     kills, code = 0, -9
+
+    def at_a_random_moment(is_alive: Callable[[], bool]) -> None:
+        """Mostly after its first checkpoint, so that each process gets on."""
+        checkpoint = run / "checkpoint.safetensors"
+        before = _modified(checkpoint)
+        if choose.random() < 0.2 and kills:
+            time.sleep(choose.uniform(0, took))
+            return
+        while is_alive() and _modified(checkpoint) == before:
+            time.sleep(0.001)
+        time.sleep(choose.uniform(0, took / most / 4))
+
     while code == -9:
         if (run / "config.json").exists():
             words: tuple[Any, ...] = ("resume", run)
@@ -130,10 +147,15 @@ def _train_killed(
         else:  # killed before there was anything to be lost
             shutil.rmtree(run, ignore_errors=True)
             words = ("train", *plan, "--output", run)
-        code = _command(processes, *words, kill_after=choose.uniform(0.2, 1.0) * took if kills < most else None)
+        code = _command(processes, *words, kill=at_a_random_moment if kills < most else None)
         kills += code == -9
     _expect(0, code)
     found["kills"] += kills
+
+
+def _modified(path: Path) -> int:
+    """When, in nanoseconds; 0 if it does not exist."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _check_same(expected: Path, found: Path) -> None:

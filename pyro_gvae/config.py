@@ -155,8 +155,8 @@ class ModelConfig:
 
     Args:
         run: A run folder of compare or train, the latter finished or not.
-        estimator: Which one, in a run of several estimators.
-        seed: Which one, in a run of several seeds.
+        estimator: Whose model, in a run of several estimators.
+        seed: Which model, in a run of several seeds.
         output: The folder to write to; one inside the run folder if not given.
     """
 
@@ -175,7 +175,7 @@ class EvaluateConfig(ModelConfig):
         evidence: How log p(x) is judged; auto sums over all codes where that takes less than a minute.
         particles: P, samples for each datum where codes are too many to be summed.
         max_memory: Gigabytes that a sum may take; a quarter of the free memory if not given.
-        random_seed: Of the samples.
+        random_seed: Seed of the samples.
     """
 
     num_data: int = 10_000
@@ -194,11 +194,11 @@ class EncodeConfig(ModelConfig):
     """The codes of data, as CSV of category numbers and as safetensors.
 
     Args:
-        part: Whose data.
+        part: Which part of the data.
         kind: The guide's most probable code, one drawn from the guide, or the exact posterior's most probable one.
-        num_data: How many, from the first on; all if not given.
+        num_data: How many data, from the first on; all if not given.
         max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
-        random_seed: Of codes that are drawn.
+        random_seed: Seed of codes that are drawn.
     """
 
     part: Literal["train", "test"] = "test"
@@ -228,9 +228,9 @@ class SampleConfig(ModelConfig):
     """Images of codes drawn from the prior, as PNG and as safetensors.
 
     Args:
-        num_samples: How many.
-        pixels: Draw the pixels, too; their means if not.
-        random_seed: Of the codes and pixels.
+        num_samples: How many images.
+        pixels: Draw the pixels too; else their means are shown.
+        random_seed: Seed of the codes and pixels.
     """
 
     num_samples: int = 100

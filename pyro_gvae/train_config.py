@@ -39,21 +39,21 @@ class TrainConfig:
             gumbel-softmax[kl=categorical]:20,exact:3.
         num_latents: N, one-hots in the code.
         num_categories: K, categories of each.
-        networks: Multilayer perceptrons, or convolutions below them.
+        networks: Multilayer perceptrons (mlp), or convolutions below them (conv).
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
         observation: Distribution of a pixel.
         learn_prior: Learn the prior of the code, in place of a uniform one.
         relu_logits: A ReLU on the encoder's logits too, as in the article.
         batch_size: B, images in a batch.
         optimizer: A class of torch.optim, with options in brackets: SGD[momentum=0.9].
-        learning_rate: A number or a schedule.
+        learning_rate: Step size of the optimizer, a number or a schedule.
         clip_norm: The largest norm of the gradient, in nats per datum.
-        temperature: Of the guide's relaxation: a number or a schedule; 2/3 if not given.
-        prior_temperature: Of the model's relaxation: a number or a schedule; 2/5 if not given.
+        temperature: Temperature of the guide's relaxation: a number or a schedule; 2/3 if not given.
+        prior_temperature: Temperature of the model's relaxation: a number or a schedule; 2/5 if not given.
         beta: Weight of the KL in the objective, a number or a schedule that may touch 0, such as linear:0,1,1000; no
             weight if not given. The reported ELBO is never weighed.
         free_bits: The KL in nats that each latent may have for free in the objective, on average over a batch.
-        seed: Of initial weights, order of the data and all random draws.
+        seed: Seed of initial weights, order of the data and all random draws.
         steps: Stop after so many steps in all.
         seconds: Stop after so many seconds of training in all, evaluations not counted.
         patience: End a stage after so many evaluations in a row without a better discrete test ELBO.
@@ -62,7 +62,7 @@ class TrainConfig:
         max_skipped: Stop after so many steps in a row whose loss or gradient is not finite.
         max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
         device: Where to train: cpu, cuda, cuda:1.
-        compile: Compile the recorded step by Inductor.
+        compile: Compile the recorded step by Inductor; needs a compiler, and half a minute.
         shard: What the processes of torchrun divide: the data of each batch, or the codes of exact sums.
         tensorboard: Write TensorBoard's files too, into the run folder.
         output: The run folder, which must not exist; runs/train-DATE-TIME if not given.

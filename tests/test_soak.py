@@ -22,6 +22,7 @@ def test_the_smoke_run(tmp_path, capsys):
     found = json.loads((tmp_path / "soak.json").read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == found
     assert found["rounds"] == 1 and found["runs"] == 2 and found["fits"] == 3 and found["comparisons"] == 1
+    assert found["kills"] == found["resumes"] == 1 and found["lost"] == 0
     assert not list((tmp_path / "runs").iterdir())
 
 

@@ -195,8 +195,9 @@ def test_data_out_of_range_are_refused_with_a_sentence(value, capsys, tmp_path, 
 
     monkeypatch.setattr(launch, "load", damaged)
     code, said = run(capsys, "train", *SMALL, "--output", str(tmp_path / "run"))
-    what = "without NaN, but found it in 1 of" if value != value else "in [0, 1], but found values from"
-    assert code == 2 and f"Expected training data {what}" in said and not (tmp_path / "run").exists()
+    what = "NaN in 1 of 1437. Try without them." if value != value else "values from"
+    assert code == 2 and f"Expected digits train images in [0, 1], but found {what}" in said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
