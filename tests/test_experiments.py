@@ -8,12 +8,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
+import article
 import bound_gaps
 import cells
 import crossover
 import gradient_fidelity
 import reinmax_protocol
 import relaxed_vs_exact
+import semi_supervised
 import stages
 from cells import Places
 
@@ -42,6 +44,8 @@ SMOKES = {
     "crossover": lambda places: crossover.main(
         places, datasets=("digits",), seconds=0.2, estimators=("exact", "reinmax"), smoke=True
     ),
+    "article": lambda places: article.main(places, estimators=("the article", "straight-through"), smoke=True),
+    "semi_supervised": lambda places: semi_supervised.main(places, steps=3, smoke=True),
 }
 
 
