@@ -296,7 +296,7 @@ def point(method: str, num_latents: int, size: list[Any], memory_cap: float) -> 
     """Seconds of one gradient step, the fastest of a few if it is short, and the peak of resident memory."""
     size_ = Size(size[0], tuple(size[1]), size[2])
     vae, x = size_.vae(num_latents, 2), size_.x()
-    before = _peak_bytes()
+    before = peak_bytes()
     if method == "stock":
         resource.setrlimit(resource.RLIMIT_AS, (int(memory_cap), int(memory_cap)))
         svi = stock_svi(vae)
@@ -308,11 +308,11 @@ def point(method: str, num_latents: int, size: list[Any], memory_cap: float) -> 
     seconds = _seconds(step)
     if seconds < 2:  # the first call of a short step is mostly preparation
         seconds = min(_seconds(step) for _ in range(3))
-    found = {"seconds": seconds, "peak_bytes": _peak_bytes(), "peak_bytes_before": before}
+    found = {"seconds": seconds, "peak_bytes": peak_bytes(), "peak_bytes_before": before}
     return found if planned is None else {**found, "planned_bytes": planned.bytes, "planned_seconds": planned.seconds}
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Of resident memory; Linux's own figure, because that of getrusage starts at the peak of the parent."""
     found = [int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmHWM")]
     return 1024 * (found[0] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -1,0 +1,210 @@
+"""Below which size is enumeration simply better?
+
+Question: how do seconds and memory of a training step, and seconds until a given log-likelihood, grow with the number
+of codes K^N, by exact sums, by soft Gumbel-Softmax and by sampled estimators, and where do they cross?
+
+Command: `python experiments/crossover.py` (`--smoke` for tiny sizes, in seconds); `--datasets digits` is quick. It
+writes `experiments/results/crossover_steps.csv` and `crossover_training.csv`, `docs/figures/crossover.png` and `.svg`.
+
+Cost: two cores: steps take ten minutes, most of it at 262,144 codes; training takes `--seconds` for each of 50 cells
+and seed, and half as much again for evaluations: an hour and a quarter with the defaults, alone on the machine.
+
+Black-and-white images, MLPs 784-512-256 (MNIST) and 64-128 (digits), Adam. A step is timed in a process of its own: the
+median of some, after two that are not timed; memory is the most that the process ever had in excess of what it had
+before the first step. Training is judged by the exact log p(x) of the discrete model on the first 1,000 test images;
+the level is the one that all rows of a size reach in the end, crossed on a straight line between two evaluations.
+
+Found: (to be filled in)
+"""
+
+import statistics
+import time
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+from cells import Places, Row, dataset, mean_and_error, run_cells, scores_on_test, tiny, train
+from matplotlib.figure import Figure
+from speed_exact import peak_bytes
+
+from pyro_gvae import TrainConfig, make_step
+from pyro_gvae.estimators import estimator
+from pyro_gvae.launch import initial_model
+from pyro_gvae.plots import MARKERS, PALETTE, in_house_style
+from pyro_gvae.stages import parse_stages
+from pyro_gvae.tables import with_errors
+
+NAME = "crossover"
+#: Row -> estimator with its options.
+ROWS = {
+    "exact": "exact",
+    "soft Gumbel-Softmax": "gumbel-softmax[kl=categorical]",
+    "reinmax": "reinmax",
+    "reinforce-loo": "reinforce-loo",
+    "local-expectation": "local-expectation",
+}
+SETTINGS = {
+    "mnist": {"hidden": (512, 256), "batch_size": 100, "learning_rate": 1e-3},
+    "digits": {"hidden": (128,), "batch_size": 64, "learning_rate": 3e-3},
+}
+#: K, N of steps, from 10 to 262,144 codes; training leaves the last out.
+SIZES = ((10, 1), (10, 2), (8, 3), (8, 4), (8, 5), (8, 6))
+#: Parts of the seconds at which models are judged.
+PARTS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+NUM_TEST = 1000
+
+
+class Plan(NamedTuple):
+    """What is measured at which sizes."""
+
+    sizes: tuple[tuple[int, int], ...]
+    steps: int
+
+
+def main(
+    places: Annotated[Places, tyro.conf.arg(name="")],
+    *,
+    datasets: tuple[str, ...] = ("digits", "mnist"),
+    seconds: float = 60,
+    seeds: tuple[int, ...] = (0,),
+    estimators: tuple[str, ...] = tuple(ROWS),
+    smoke: bool = False,
+) -> pd.DataFrame:
+    """Time steps and training against the number of codes.
+
+    Args:
+        places: where to read and write; steps are timed one after the other, whatever its workers.
+        datasets: digits, mnist.
+        seconds: of training.
+        seeds: of initial weights, order of the data and samples.
+        estimators: rows.
+        smoke: tiny networks and codes on the digits, to see that it runs.
+    """
+    plan = Plan(((3, 1), (3, 2)), steps=1) if smoke else Plan(SIZES, steps=9)
+    cells: list[Row] = [
+        {"dataset": data, "num_categories": k, "num_latents": n, "estimator": row}
+        for data, (k, n), row in product(datasets, plan.sizes, estimators)
+    ]
+    alone = Places(places.mnist, places.results, places.figures, places.runs)
+    steps = run_cells(f"{NAME}_steps", cells, partial(step_cost, places=places, steps=plan.steps, smoke=smoke), alone)
+    last = f"{seconds:g}s"
+    cells = [
+        cell | {"seed": seed, "moment": last}
+        for seed, cell in product(seeds, cells)
+        if (cell["num_categories"], cell["num_latents"]) != SIZES[-1]
+    ]
+    measured = partial(measure, places=places, seconds=seconds, smoke=smoke)
+    training = run_cells(f"{NAME}_training", cells, measured, places)
+    reached = seconds_to_level(training)
+    for table, values in ((steps, ["milliseconds", "megabytes"]), (reached, ["seconds_to_level", "level"])):
+        by = ["dataset", "codes", "estimator"]
+        found = mean_and_error(table.assign(seed=table.get("seed", 0)), by, values)
+        print(found[by].join(with_errors(found, values)).to_string(index=False))
+    places.save(NAME, draw(steps, reached))
+    return training
+
+
+def configuration(cell: Row, places: Places, smoke: bool, amount: str = "1", seed: int = 0) -> TrainConfig:
+    """Networks and estimator of a cell."""
+    sizes = {name: cell[name] for name in ("num_categories", "num_latents")}
+    config = TrainConfig(
+        dataset=cell["dataset"], stages=f"{ROWS[cell['estimator']]}:{amount}", **SETTINGS[cell["dataset"]]
+    )
+    return places.placed(tiny(config) if smoke else config, seed=seed, **sizes)
+
+
+def step_cost(cell: Row, *, places: Places, steps: int, smoke: bool) -> list[Row]:
+    """Milliseconds and megabytes of a step, in a new process: memory is the most that a process ever had."""
+    with get_context("spawn").Pool(1) as pool:
+        return [pool.apply(_step_cost, (configuration(cell, places, smoke), steps))]
+
+
+def _step_cost(config: TrainConfig, steps: int) -> Row:
+    data = dataset(config)
+    x = data.train[: config.batch_size]
+    [stage] = parse_stages(config.stages)
+    torch.manual_seed(0)
+    step = make_step(initial_model(config, data), estimator(stage.estimator, **stage.options))
+    before = peak_bytes()
+    times = []
+    for _ in range(2 + steps):
+        start = time.perf_counter()
+        step(x).item()
+        times.append(time.perf_counter() - start)
+    codes = config.num_categories**config.num_latents
+    return {
+        "codes": codes,
+        "milliseconds": 1e3 * statistics.median(times[2:]),
+        "megabytes": (peak_bytes() - before) / 1e6,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def measure(cell: Row, *, places: Places, seconds: float, smoke: bool) -> list[Row]:
+    """Train a cell and judge it at its moments."""
+    config = configuration(cell, places, smoke, cell["moment"], cell["seed"])
+    moments = [f"{seconds * part:g}s" for part in PARTS]
+    rows = train(config, moments, partial(scores_on_test, most=NUM_TEST), places.folder(NAME, cell))
+    return [row | {"codes": config.num_categories**config.num_latents} for row in rows]
+
+
+def seconds_to_level(training: pd.DataFrame) -> pd.DataFrame:
+    """When each curve passes the log p(x) that all rows of its data set, size and seed reach in the end."""
+    rows = []
+    for (data, codes, seed), curves in training.groupby(["dataset", "codes", "seed"], sort=False):
+        by_row = {name: rows_.sort_values("seconds") for name, rows_ in curves.groupby("estimator", sort=False)}
+        level = min(curve["test_log_evidence"].max() for curve in by_row.values())
+        rows += [
+            {"dataset": data, "codes": codes, "seed": seed, "estimator": name, "level": level}
+            | {"seconds_to_level": passes(curve["seconds"].to_numpy(), curve["test_log_evidence"].to_numpy(), level)}
+            for name, curve in by_row.items()
+        ]
+    return pd.DataFrame(rows)
+
+
+def passes(seconds: np.ndarray, values: np.ndarray, level: float) -> float:
+    """The first time at which a curve is at a level, on straight lines between its points.
+
+    >>> passes(np.array([1.0, 2.0, 4.0]), np.array([-9.0, -5.0, -3.0]), -4.0)
+    3.0
+    """
+    first = int(np.argmax(values >= level))
+    if first == 0:
+        return float(seconds[0])
+    between = slice(first - 1, first + 1)
+    return float(np.interp(level, values[between], seconds[between]))
+
+
+@in_house_style
+def draw(steps: pd.DataFrame, reached: pd.DataFrame) -> Figure:
+    """Seconds and memory of a step, and seconds until a level, against the number of codes; a row for each data set."""
+    datasets = list(steps["dataset"].unique())
+    figure = Figure(figsize=(12, 1.0 + 3.2 * len(datasets)))
+    grid = figure.subplots(len(datasets), 3, squeeze=False)
+    panels = (
+        (steps, "milliseconds", "a step, ms"),
+        (steps, "megabytes", "memory of a step, MB"),
+        (reached, "seconds_to_level", "seconds until all rows' log p(x)"),
+    )
+    names = list(steps["estimator"].unique())
+    for (row, data), (column, (table, value, label)) in product(enumerate(datasets), enumerate(panels)):
+        axes = grid[row, column]
+        for name, color, marker in zip(names, PALETTE, MARKERS, strict=False):
+            shown = table[(table["dataset"] == data) & (table["estimator"] == name)]
+            mean = shown.groupby("codes")[value].mean()
+            axes.plot(mean.index, mean, marker=marker, ms=4, lw=1.6, color=color, label=name)
+        axes.set(xscale="log", yscale="log", title=f"{data}: {label}")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlabel("codes K^N" if row + 1 == len(datasets) else "")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=5)
+    return figure
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

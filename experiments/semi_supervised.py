@@ -1,0 +1,249 @@
+"""One class label, relaxed or summed over: Table 2 of Jang, Gu and Poole (2017).
+
+Question: in a semi-supervised VAE with one ten-way label and 100 labelled images, how do exact marginalization over the
+label, Gumbel-Softmax and straight-through Gumbel-Softmax compare in ELBO, accuracy and seconds a step, for 10 classes
+and for 100? Published (arXiv 1611.01144): ELBO -106.8, -109.6, -110.7; accuracy 92.6, 92.4, 93.6 %; Gumbel-Softmax 2
+times as fast as marginalization for 10 classes and 9.9 times for 100.
+
+Command: `python experiments/semi_supervised.py --seeds 0 1 2` (`--smoke` for a tiny size, in seconds); `--steps` makes
+it shorter. It writes `experiments/results/semi_supervised.csv`, `docs/figures/semi_supervised.png` and `.svg`.
+
+Cost: COST
+
+The M2 model of Kingma et al. (2014, arXiv 1406.5298): y ~ Categorical(1/K), z ~ Normal(0, I), x ~ Bernoulli(decoder(y,
+z)), q(y|x) and q(z|x, y), written once as a Pyro program. The rows differ by the handler of its label and a stock ELBO:
+`enumerated` with `TraceEnum_ELBO`, `relax` and `straight_through` with `TraceMeanField_ELBO`. In a step, unlabelled
+images have the ELBO, labelled ones the ELBO of image and label, and the cross-entropy of q(y|x), weighed. All rows are
+judged alike: the ELBO of the discrete model on the test set, summed over the label, and the accuracy of q(y|x).
+
+Found: (to be filled in)
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain, count, islice, product
+from typing import Annotated, Any, NamedTuple
+
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import torch
+import tyro
+from cells import Places, Row, dataset, mean_and_error, run_cells
+from matplotlib.figure import Figure
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+
+from pyro_gvae import Dataset, TrainConfig, enumerated, relax, straight_through
+from pyro_gvae.data import epoch_batches
+from pyro_gvae.plots import PALETTE, in_house_style
+from pyro_gvae.randomness import own_randomness
+from pyro_gvae.tables import with_errors
+
+NAME = "semi_supervised"
+#: Row -> handler of model and guide, and the ELBO of unlabelled images.
+ROWS: dict[str, tuple[Any, Any]] = {
+    "marginalized": (enumerated, TraceEnum_ELBO),
+    "gumbel-softmax": (partial(relax, temperature=0.67), TraceMeanField_ELBO),
+    "st-gumbel-softmax": (partial(straight_through, kind="st-gumbel-softmax", temperature=0.67), TraceMeanField_ELBO),
+}
+#: Jang et al., Table 2: ELBO and accuracy.
+PUBLISHED = {
+    "marginalized": (-106.8, 0.926),
+    "gumbel-softmax": (-109.6, 0.924),
+    "st-gumbel-softmax": (-110.7, 0.936),
+}
+#: Images judged at once, each with every label.
+CHUNK = 500
+
+
+class Sizes(NamedTuple):
+    """Of a model and its training."""
+
+    hidden: int = 500
+    latent: int = 50
+    batch: int = 100
+    labels: int = 100
+
+
+class M2(nn.Module):
+    """An image from a label and a style: model and guide with one one-hot site "y" and one Gaussian site "z".
+
+    Args:
+        data_dim: D.
+        num_classes: K.
+        sizes: of the networks.
+    """
+
+    def __init__(self, data_dim: int, num_classes: int, sizes: Sizes) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.latent = sizes.latent
+        self.classifier = _mlp(data_dim, sizes.hidden, num_classes)
+        self.encoder = _mlp(data_dim + num_classes, sizes.hidden, 2 * sizes.latent)
+        self.decoder = _mlp(num_classes + sizes.latent, sizes.hidden, data_dim)
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        """p(y) p(z) p(x | y, z) of images (B, D) and, where they are known, labels (B, K)."""
+        with pyro.plate("data", len(x)):
+            label = dist.OneHotCategorical(logits=x.new_zeros(self.num_classes))
+            y = pyro.sample("y", label, obs=y)  # (B, K), or (K, 1, K) where it is summed over
+            z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent), 1.0).to_event(1))  # (B, L), or (K, B, L)
+            pixels = dist.Bernoulli(logits=self.decoder(_joined(y, z)), validate_args=False)  # grey is allowed
+            pyro.sample("x", pixels.to_event(1), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        """q(y | x) q(z | x, y)."""
+        with pyro.plate("data", len(x)):
+            if y is None:
+                y = pyro.sample("y", dist.OneHotCategorical(logits=self.classifier(x)))
+            location, log_scale = self.encoder(_joined(y, x)).chunk(2, -1)
+            pyro.sample("z", dist.Normal(location, log_scale.exp()).to_event(1))
+
+
+def _joined(*parts: Tensor) -> Tensor:
+    """Side by side, whatever batch dimensions one of them has alone."""
+    batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return torch.cat([part.expand(*batch, part.shape[-1]) for part in parts], -1)
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+def main(
+    places: Annotated[Places, tyro.conf.arg(name="")],
+    *,
+    steps: int = 12_000,
+    seeds: tuple[int, ...] = (0,),
+    classes: tuple[int, ...] = (10, 100),
+    estimators: tuple[str, ...] = tuple(ROWS),
+    weight: float = 50.0,
+    smoke: bool = False,
+) -> pd.DataFrame:
+    """Train with ten classes; time steps with ten and with a hundred.
+
+    Args:
+        places: where to read and write.
+        steps: of training.
+        seeds: of initial weights, order of the data, labelled images and samples.
+        classes: K of steps that are timed; models with other than 10 are not trained.
+        estimators: rows.
+        weight: of the cross-entropy of a labelled image.
+        smoke: tiny networks on the digits, to see that it runs.
+    """
+    cells: list[Row] = [
+        {"estimator": row, "classes": k, "seed": seed, "steps": steps, "weight": weight}
+        for seed, k, row in product(seeds, classes, estimators)
+    ]
+    table = run_cells(NAME, cells, partial(measure, places=places, smoke=smoke), places)
+    table = table[(table["steps"] == steps) & (table["weight"] == weight)]
+    base = table[table["estimator"] == "marginalized"].set_index(["classes", "seed"])["milliseconds"]
+    if len(base):
+        keys = pd.MultiIndex.from_frame(table[["classes", "seed"]])
+        table = table.assign(times_as_fast=base.reindex(keys).to_numpy() / table["milliseconds"])
+    values = [v for v in ("elbo", "accuracy", "milliseconds", "times_as_fast") if v in table]
+    found = mean_and_error(table, ["classes", "estimator"], values)
+    published = {name: [PUBLISHED[row][i] for row in found["estimator"]] for i, name in enumerate(("elbo", "accuracy"))}
+    ten = found["classes"] == 10
+    text = with_errors(found, values).assign(
+        **{f"{name} published": pd.Series(theirs).where(ten) for name, theirs in published.items()}
+    )
+    print(found[["classes", "estimator", "seeds"]].join(text).to_string(index=False, na_rep=""))
+    places.save(NAME, draw(found))
+    return table
+
+
+def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
+    """Train and judge a model of ten classes; time its steps, or those of another number."""
+    sizes = Sizes(8, 3, 10, 20) if smoke else Sizes()
+    config = TrainConfig(dataset="digits" if smoke else "mnist", binarize="threshold")
+    data = dataset(places.placed(config))
+    trains = cell["classes"] == 10
+    with own_randomness(cell["seed"]), pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        vae = M2(data.train.shape[1], cell["classes"], sizes).to(data.train.device)
+        step = Step(vae, cell["estimator"], cell["weight"])
+        labelled = labelled_images(data, sizes.labels, cell["seed"])
+        batches = islice(endless(data, sizes.batch, cell["seed"]), cell["steps"] if trains else 20)
+        milliseconds = [1e3 * step(x, *labelled, vae.num_classes) for x in batches]
+        row: Row = {"milliseconds": statistics.median(milliseconds)}
+        return [row | judge(vae, data) if trains else row]
+
+
+class Step:
+    """A step of Adam: unlabelled images, labelled ones, and the classifier's cross-entropy."""
+
+    def __init__(self, vae: M2, row: str, weight: float) -> None:
+        handler, elbo = ROWS[row]
+        self.vae, self.weight = vae, weight
+        self.model, self.guide = handler(vae.model), handler(vae.guide)
+        self.unlabelled, self.labelled = elbo(max_plate_nesting=1), Trace_ELBO()
+        self.optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3)
+
+    def __call__(self, x: Tensor, labelled: Tensor, labels: Tensor, num_classes: int) -> float:
+        """Seconds of the step."""
+        start = time.perf_counter()
+        y = one_hot(labels, num_classes).to(x)
+        loss = self.unlabelled.differentiable_loss(self.model, self.guide, x) / len(x)
+        loss = loss + self.labelled.differentiable_loss(self.vae.model, self.vae.guide, labelled, y) / len(y)
+        loss = loss + self.weight * cross_entropy(self.vae.classifier(labelled), labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return time.perf_counter() - start
+
+
+def labelled_images(data: Dataset, number: int, seed: int) -> tuple[Tensor, Tensor]:
+    """So many train images with their labels (M,), equally many of each of ten classes."""
+    assert data.train_labels is not None
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
+    labels = data.train_labels[order]
+    chosen = torch.cat([order[labels == digit][: number // 10] for digit in range(10)])
+    return data.train[chosen], data.train_labels[chosen]
+
+
+def endless(data: Dataset, batch: int, seed: int) -> Iterator[Tensor]:
+    """Batches of unlabelled images, epoch after epoch."""
+    return chain.from_iterable(epoch_batches(data, batch, seed=seed, epoch=epoch, drop_last=True) for epoch in count())
+
+
+@torch.no_grad()
+def judge(vae: M2, data: Dataset) -> Row:
+    """ELBO on test data, summed over the label, one z for each (nats per datum), and the classifier's accuracy."""
+    assert data.test_labels is not None
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    model, guide = enumerated(vae.model), enumerated(vae.guide)
+    loss = sum(elbo.loss(model, guide, x) for x in data.test.split(CHUNK)) / len(data.test)
+    right = vae.classifier(data.test).argmax(-1) == data.test_labels
+    return {"elbo": -loss, "accuracy": right.float().mean().item()}
+
+
+@in_house_style
+def draw(found: pd.DataFrame) -> Figure:
+    """ELBO, accuracy and milliseconds of a step; crosses are published."""
+    figure = Figure(figsize=(11, 3.2))
+    panels = figure.subplots(1, 3)
+    ten = found[found["classes"] == 10]
+    for index, (axes, value) in enumerate(zip(panels, ("elbo", "accuracy"), strict=False)):
+        for place, (row, color) in enumerate(zip(ROWS, PALETTE, strict=False)):
+            ours = ten[ten["estimator"] == row]
+            axes.errorbar(ours[value], [place] * len(ours), xerr=ours[f"{value}_se"], fmt="o", color=color)
+            axes.plot(PUBLISHED[row][index], place, "x", color=color)
+        axes.set_yticks(range(len(ROWS)), list(ROWS) if index == 0 else [""] * len(ROWS))
+        axes.grid(axis="x")
+    panels[0].set_title("test ELBO, nats (x: published)")
+    panels[1].set_title("test accuracy (x: published)")
+    for offset, (classes, rows) in enumerate(found.groupby("classes")):
+        places = [list(ROWS).index(row) + 0.35 * offset - 0.17 for row in rows["estimator"]]
+        panels[2].barh(places, rows["milliseconds"], 0.33, color=PALETTE[offset + 3], label=f"{classes} classes")
+    panels[2].set_yticks(range(len(ROWS)), [""] * len(ROWS))
+    panels[2].set_title("a step, ms")
+    panels[2].legend()
+    return figure
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
