@@ -297,8 +297,8 @@ JOBS = {
         for case in CODES
     },
     "evidence": lambda folder: evidence_together(),
-    "data": lambda folder: trained("exact:10,exact-evidence:5", clip_norm=0.5),
-    "codes": lambda folder: trained("exact:10,exact-evidence:5", clip_norm=0.5, shard="codes"),
+    "data": lambda folder: trained("exact:4,exact-evidence:3", clip_norm=0.5),
+    "codes": lambda folder: trained("exact:4,exact-evidence:3", clip_norm=0.5, shard="codes"),
     "sampled": lambda folder: trained("gumbel-softmax:3"),
     "unbiased": lambda folder: unbiased(),
     "averages": lambda folder: averages(),
@@ -355,7 +355,7 @@ def test_the_evidence_of_divided_codes_counts_once(both):
 def test_two_processes_train_as_one_where_nothing_is_sampled(both, shard):
     (weights, objectives), other = both[shard]
     assert_equal(other, (weights, objectives))
-    expected_weights, expected = trained("exact:10,exact-evidence:5", clip_norm=0.5)
+    expected_weights, expected = trained("exact:4,exact-evidence:3", clip_norm=0.5)
     assert objectives[1:] == pytest.approx(expected[1:], rel=1e-5)
     torch.testing.assert_close(weights, expected_weights, rtol=1e-3, atol=1e-4)
 
