@@ -65,4 +65,4 @@ def test_what_is_lost_is_noticed(harm, pair):
 
 def test_growth_is_that_after_the_first_fits():
     assert soak._growth([100, 200, 300, 300, 300, 300, 300, 300]) == 0
-    assert soak._growth([300.0 + 10 * fit for fit in range(40)]) == 200
+    assert soak._growth([300.0 + 10 * fit for fit in range(40)]) == 10
