@@ -19,6 +19,8 @@ import semi_supervised
 import stages
 from cells import Places
 
+pytestmark = pytest.mark.slow  # many recordings, or processes
+
 
 @pytest.fixture
 def places(tmp_path):

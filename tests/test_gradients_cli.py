@@ -19,6 +19,8 @@ from pyro_gvae.laboratory import gradients, gradients_table
 from pyro_gvae.laboratory_config import AdviseConfig, GradientsConfig
 from pyro_gvae.results import read_json_lines
 
+pytestmark = pytest.mark.slow  # many recordings, or processes
+
 SMALL = GradientsConfig(
     num_latents=2, num_categories=3, hidden=(8,), num_data=10, num_samples=64, num_parameter_samples=32,
     temperatures=(0.5, 1.0), epochs=(0, 1), double=True,

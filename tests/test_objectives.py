@@ -144,6 +144,7 @@ def test_sampled_losses_weigh_their_kl():
     assert off(found, vae, x, 1.0) > 5  # the ELBO itself is another objective
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ELBOS_OF_THE_MODEL)
 def test_every_estimator_of_the_elbo_weighs_its_kl(name):
     vae, x, beta = fair_vae(), PROBLEM.x(), 0.3
@@ -153,6 +154,7 @@ def test_every_estimator_of_the_elbo_weighs_its_kl(name):
     assert off(found, vae, x, 1.0) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ELBOS_OF_THE_MODEL)
 def test_every_estimator_of_the_elbo_has_free_bits(name):
     vae, x = fair_vae(), PROBLEM.x()

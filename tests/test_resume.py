@@ -16,6 +16,8 @@ from pyro_gvae.train import fit
 from pyro_gvae.train_config import TrainConfig
 from pyro_gvae.training import Training
 
+pytestmark = pytest.mark.slow  # many recordings, or processes
+
 D, N, K, HALF = 8, 2, 3, 7
 
 

@@ -15,6 +15,8 @@ from speed_step import Size
 from pyro_gvae import ESTIMATORS
 from pyro_gvae.data import Dataset
 
+pytestmark = pytest.mark.slow  # many recordings, or processes
+
 
 def tiny(num_latents: int, num_categories: int) -> Size:
     x = torch.rand(20, 6).round()

@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import speed_exact
 from speed_exact import Size
 
+pytestmark = pytest.mark.slow  # many recordings, or processes
+
 TINY = Size(data_dim=6, hidden=(5, 4), batch_size=3)
 
 

@@ -10,6 +10,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
 import speed_shard
 
+pytestmark = pytest.mark.slow  # many recordings, or processes
+
 
 @pytest.mark.slow
 def test_the_smoke_run_measures_everything(tmp_path):

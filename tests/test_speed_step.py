@@ -15,6 +15,8 @@ from speed_step import Protocol, Size
 
 from pyro_gvae.data import Dataset
 
+pytestmark = pytest.mark.slow  # many recordings, or processes
+
 
 @pytest.fixture
 def tiny():

@@ -187,7 +187,8 @@ class _State:
             torch.cuda.set_rng_state(state, index)
         with torch.no_grad():
             for tensor, value in self._values:
-                if not torch.equal(tensor, value):
+                # One that has got its shape in the meantime has been set up, and stays so.
+                if tensor.shape == value.shape and not torch.equal(tensor, value):
                     tensor.copy_(value)
 
 
