@@ -54,8 +54,11 @@ def is_main() -> bool:
 
 
 def restarts() -> int:
-    """How often torchrun has started these processes again after one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    """How often torchrun has started these processes again after one of them died.
+
+    On several machines only the one that it died on counts that, and is believed.
+    """
+    return int(largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))))
 
 
 def may_restart() -> bool:
@@ -86,7 +89,13 @@ def processes(device: str) -> Iterator[None]:
         yield
         return
     # What is no tensor of the program travels between CPUs.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        # torchrun keeps its store when it restarts processes, which then find the dead there (PyTorch issue
+        # 135712). The agents of several machines do not count alike: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is for them.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
         yield
     finally:

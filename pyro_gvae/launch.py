@@ -48,15 +48,16 @@ def train(config: TrainConfig) -> tuple[Path, Fit]:
     data = load_data(config)
     vae = initial_model(config, data)
     Training(vae, data, config)  # what cannot be is refused before a folder is made
-    folder, begun = from_main(lambda: _run_folder(config, data))
+    again = restarts() > 0
+    folder, begun = from_main(lambda: _run_folder(config, data, again))
     run = Path(folder)
     return run, fit(vae, data, config, output=run, resume=begun)
 
 
-def _run_folder(config: TrainConfig, data: Dataset) -> tuple[str, bool]:
+def _run_folder(config: TrainConfig, data: Dataset, again: bool) -> tuple[str, bool]:
     """Where a run is kept, and whether it had begun before torchrun restarted its processes."""
     output = config.output
-    if restarts() and output is not None and (output / "config.json").exists():
+    if again and output is not None and (output / "config.json").exists():
         if read_config(output) != config:
             raise ValueError(f"Expected the run of this configuration, but found that '{output}' has another.")
         return str(output), True

@@ -220,7 +220,7 @@ def unbiased():
 
 def averages():
     """What a moving average has learned in ten steps."""
-    training = Training(new_vae(), data(), config("reinforce:100"))
+    training = Training(new_vae(), data(), config("reinforce-baseline:100"))
     torch.manual_seed(share().rank)
     for _ in range(10):
         training.advance()
@@ -427,11 +427,13 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(both, tmp_path):
                 for process in psutil.Process(running.pid).children(recursive=True)
                 if process.environ().get("RANK") == "1"
             )
+            assert (
+                len(metrics.read_text().splitlines()) < 10
+            )  # in the midst, so that without a restart it would not end
             victim.send_signal(signal.SIGKILL)
             assert running.wait(timeout=120) == 0, output.read_text()
         finally:
             running.kill()
-    assert "SIGKILL" in output.read_text() or "Signal 9" in output.read_text()
     weights = load_file(tmp_path / "run" / "weights.safetensors")
     assert_equal(weights, both["digits"][0])
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
