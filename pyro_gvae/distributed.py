@@ -90,11 +90,12 @@ def processes(device: str) -> Iterator[None]:
         return
     # What is no tensor of the program travels between CPUs.
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    store, rank, world_size = next(dist.rendezvous("env://"))
+    store, rank, world_size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
         # torchrun keeps its store when it restarts processes, which then find the dead there (PyTorch issue
         # 135712). The agents of several machines do not count alike: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is for them.
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        prefix = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
         yield

@@ -220,7 +220,9 @@ def unbiased():
 
 def averages():
     """What a moving average has learned in ten steps."""
-    training = Training(new_vae(), data(), config("reinforce-baseline:100"))
+    training = Training(
+        new_vae(), data(), TrainConfig(stages="reinforce-baseline:100", batch_size=13, learning_rate=1e-2)
+    )
     torch.manual_seed(share().rank)
     for _ in range(10):
         training.advance()
