@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 
 import pandas as pd
 import tyro
-from cells import Places, Row, mean_and_error, run_cells, tiny, train
+from cells import Places, Row, log_axis, mean_and_error, run_cells, tiny, train
 from matplotlib.figure import Figure
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, estimator
@@ -139,7 +139,7 @@ def draw(table: pd.DataFrame) -> Figure:
         lower.axhline(0, color="#888888", lw=0.8)
         for axes in (upper, lower):
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            log_axis(axes.xaxis)
     settled = mean.loc[mean["epoch"] >= 2, ["claim", "elbo", "log_evidence"]].to_numpy()
     grid[0, 0].set_ylim(settled.min() - 2, settled.max() + 2)
     grid[0, 0].set_ylabel("test set, nats per datum")
