@@ -123,7 +123,7 @@ def decomposed(vae: CategoricalVAE, data: Dataset, *, row: str, num_test: int) -
 def draw(table: pd.DataFrame) -> Figure:
     """Above: claim, discrete ELBO and log p(x) along training, a panel for each temperature. Below: the gaps."""
     heats = sorted(heat for heat in table["temperature"].unique() if heat > 0)
-    figure = Figure(figsize=(2.0 + 2.7 * len(heats), 7.5))
+    figure = Figure(figsize=(max(9, 2.0 + 2.7 * len(heats)), 7.5))
     grid = figure.subplots(2, len(heats), sharey="row", squeeze=False)
     mean = table.groupby(["estimator", "temperature", "epoch"], sort=False).mean(numeric_only=True).reset_index()
     for (upper, lower), heat in zip(grid.T, heats, strict=True):
