@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 
 import pandas as pd
 import tyro
-from cells import Places, Row, mean_and_error, run_cells, tiny, train
+from cells import Places, Row, log_axis, mean_and_error, run_cells, tiny, train
 from matplotlib.figure import Figure
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, estimator
@@ -123,7 +123,7 @@ def decomposed(vae: CategoricalVAE, data: Dataset, *, row: str, num_test: int) -
 def draw(table: pd.DataFrame) -> Figure:
     """Above: claim, discrete ELBO and log p(x) along training, a panel for each temperature. Below: the gaps."""
     heats = sorted(heat for heat in table["temperature"].unique() if heat > 0)
-    figure = Figure(figsize=(2.0 + 2.7 * len(heats), 7.5))
+    figure = Figure(figsize=(max(9, 2.0 + 2.7 * len(heats)), 7.5))
     grid = figure.subplots(2, len(heats), sharey="row", squeeze=False)
     mean = table.groupby(["estimator", "temperature", "epoch"], sort=False).mean(numeric_only=True).reset_index()
     for (upper, lower), heat in zip(grid.T, heats, strict=True):
@@ -139,7 +139,7 @@ def draw(table: pd.DataFrame) -> Figure:
         lower.axhline(0, color="#888888", lw=0.8)
         for axes in (upper, lower):
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            log_axis(axes.xaxis)
     settled = mean.loc[mean["epoch"] >= 2, ["claim", "elbo", "log_evidence"]].to_numpy()
     grid[0, 0].set_ylim(settled.min() - 2, settled.max() + 2)
     grid[0, 0].set_ylabel("test set, nats per datum")

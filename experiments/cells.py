@@ -15,7 +15,9 @@ from typing import Any
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from tqdm import tqdm
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, exact
@@ -236,6 +238,13 @@ def paired(table: pd.DataFrame, by: Sequence[str], baseline: str = "exact") -> p
     groups = {key: rows for key, rows in table.groupby(list(by), sort=False) if baseline in set(rows["estimator"])}
     found = {key: paired_differences(rows, baseline) for key, rows in groups.items()}
     return pd.concat(found, names=list(by)).reset_index()
+
+
+def log_axis(axis: Axis) -> None:
+    """Put a logarithmic axis in plain numbers, at 1, 2 and 5 times the powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def mean_and_error(table: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from typing import Annotated, NamedTuple
 
 import pandas as pd
 import tyro
-from cells import Places, Row, mean_and_error, run_cells, scores_on_test, tiny, train
+from cells import Places, Row, log_axis, mean_and_error, run_cells, scores_on_test, tiny, train
 from matplotlib.figure import Figure
 
 from pyro_gvae import TrainConfig
@@ -214,7 +214,7 @@ def draw(table: pd.DataFrame) -> Figure:
         row[1].set(xscale="log")
     panels[0, 0].set_title(f"ReinMax protocol, {size.replace('x', ' categories x ')} latents; dashed: published")
     for axes in panels.ravel():
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        log_axis(axes.xaxis)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     panels[1, 0].set_xlabel("epochs")

@@ -146,7 +146,7 @@ def draw(found: pd.DataFrame) -> Figure:
     problems = list(found["problem"].unique())
     found[["kl", "temperature"]] = found["estimator"].str.extract(r", (\w+) KL, t=([\d.]+)")
     found = found.astype({"temperature": float}).sort_values("temperature")
-    figure = Figure(figsize=(2.2 + 2.5 * len(problems), 6))
+    figure = Figure(figsize=(max(9, 2.2 + 2.5 * len(problems)), 6))
     grid = figure.subplots(2, len(problems), sharex=True, sharey="row", squeeze=False)
     for (row, budget), (column, problem) in product(enumerate(("steps", "seconds")), enumerate(problems)):
         axes = grid[row, column]
@@ -167,7 +167,7 @@ def draw(found: pd.DataFrame) -> Figure:
     for axes, budget in zip(grid[:, 0], ("steps", "seconds"), strict=True):
         axes.set_ylabel(f"relaxed − exact, nats\nat equal {budget}")
         axes.set_yscale("symlog", linthresh=1)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=4)
     return figure

@@ -8,7 +8,8 @@ times as fast as marginalization for 10 classes and 9.9 times for 100.
 Command: `python experiments/semi_supervised.py --seeds 0 1 2` (`--smoke` for a tiny size, in seconds); `--steps` makes
 it shorter. It writes `experiments/results/semi_supervised.csv`, `docs/figures/semi_supervised.png` and `.svg`.
 
-Cost: COST
+Cost: two cores: with 12,000 steps (20 epochs) a marginalized model takes a quarter of an hour and each of the others
+five minutes, so 25 minutes a seed; the steps of 100 classes, 20 of each row, take seconds.
 
 The M2 model of Kingma et al. (2014, arXiv 1406.5298): y ~ Categorical(1/K), z ~ Normal(0, I), x ~ Bernoulli(decoder(y,
 z)), q(y|x) and q(z|x, y), written once as a Pyro program. The rows differ by the handler of its label and a stock ELBO:

@@ -27,7 +27,7 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import tyro
-from cells import Places, Row, mean_and_error, paired, run_cells, scores_on_test, tiny, train
+from cells import Places, Row, log_axis, mean_and_error, paired, run_cells, scores_on_test, tiny, train
 from matplotlib.figure import Figure
 
 from pyro_gvae import TrainConfig
@@ -205,7 +205,7 @@ def draw(table: pd.DataFrame) -> Figure:
         settled = -table.loc[table["epoch"] >= 5, ["test_elbo", "test_log_evidence"]].to_numpy()
         axes.set(xscale="log", xlabel="seconds of training", title=f"{label}, nats per datum")
         axes.set_ylim(settled.min() - 1, np.quantile(settled, 0.95) + 1)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        log_axis(axes.xaxis)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     return figure

@@ -1,10 +1,14 @@
 """The experiments, each of them whole on a tiny size, and what they share."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pandas as pd
+import pyro
 import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
@@ -19,6 +23,9 @@ import semi_supervised
 import stages
 from cells import Places
 
+from pyro_gvae import enumerated
+from pyro_gvae.training import Training
+
 pytestmark = pytest.mark.slow  # many recordings, or processes
 
 
@@ -32,11 +39,9 @@ SMOKES = {
         places, estimators=("reinmax", "gumbel-softmax", "exact"), epochs=2, smoke=True
     ),
     "relaxed_vs_exact": lambda places: relaxed_vs_exact.main(
-        places, problems=("digits 8x4",), seeds=(0, 1), temperatures=(0.5,), scale=0.01, smoke=True
+        places, problems=("digits 8x4",), seeds=(0,), temperatures=(0.5,), scale=0.01, smoke=True
     ),
-    "stages": lambda places: stages.main(
-        places, epochs=6, plans=("soft", "exact", "soft, 3 exact"), seeds=(0, 1), smoke=True
-    ),
+    "stages": lambda places: stages.main(places, epochs=6, plans=("soft", "soft, 3 exact"), smoke=True),
     "bound_gaps": lambda places: bound_gaps.main(
         places, dataset="digits", epochs=2, exact_epochs=1, seeds=(0,), temperatures=(0.4,), num_test=20, smoke=True
     ),
@@ -51,7 +56,12 @@ SMOKES = {
 }
 
 
-@pytest.mark.parametrize("name", SMOKES)
+SLOW = {"crossover", "relaxed_vs_exact", "reinmax_protocol"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SMOKES]
+)
 def test_a_smoke_run_writes_numbers_and_figures_and_is_not_repeated(name, places, monkeypatch):
     SMOKES[name](places)
     written = {path: path.read_text() for path in places.results.glob(f"{name}*.csv")}
@@ -60,3 +70,48 @@ def test_a_smoke_run_writes_numbers_and_figures_and_is_not_repeated(name, places
     monkeypatch.setattr(cells, "_measured", None)  # nothing is left to be measured
     SMOKES[name](places)
     assert {path: path.read_text() for path in places.results.glob("*.csv")} == written
+
+
+@pytest.mark.slow
+def test_a_longer_call_goes_on_where_a_shorter_one_stopped(places, monkeypatch):
+    def epochs(number, where):
+        return reinmax_protocol.main(where, estimators=("reinmax",), epochs=number, smoke=True)
+
+    whole = epochs(2, dataclasses.replace(places, results=places.results / "b", runs=places.runs / "b"))
+    epochs(1, places)
+    steps = []
+    advance = Training.advance
+    monkeypatch.setattr(Training, "advance", lambda self: (steps.append(self.state.step), advance(self)))
+    table = epochs(2, places)
+    assert steps[0] == table["step"].iloc[0] > 0  # not trained again
+    numbers = ["epoch", "train_objective", "test_elbo", "test_log_evidence"]
+    pd.testing.assert_frame_equal(table[numbers], whole[numbers])  # bit for bit
+
+
+def test_a_label_that_is_summed_over_has_the_elbo_of_a_sum_over_labels():
+    vae = semi_supervised.M2(6, 3, semi_supervised.Sizes(hidden=5, latent=2))
+    x = torch.rand(4, 6).round()
+    labels = torch.eye(3)
+    log_q = vae.classifier(x).log_softmax(-1)  # (B, K)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        known = Trace_ELBO(num_particles=2000, vectorize_particles=True, max_plate_nesting=1)
+        summed = TraceEnum_ELBO(num_particles=2000, vectorize_particles=True, max_plate_nesting=1)
+        by_label = [
+            [-known.loss(vae.model, vae.guide, x[i : i + 1], labels[k : k + 1]) for k in range(3)] for i in range(4)
+        ]
+        expected = (log_q.exp() * (torch.tensor(by_label) - log_q)).sum()
+        found = -summed.loss(enumerated(vae.model), enumerated(vae.guide), x)
+    assert found == pytest.approx(expected.item(), abs=0.15)
+    assert found != pytest.approx(torch.tensor(by_label).mean(1).sum().item(), abs=0.15)  # without the entropy of q
+
+
+def test_a_level_is_passed_on_a_straight_line():
+    curves = pd.DataFrame({"seconds": [1.0, 2.0, 4.0], "test_elbo": [-200.0, -130.0, -120.0]})
+    assert stages.passes(curves, 125.0) == 4.0  # at the evaluation that shows it
+    assert crossover.passes(curves["seconds"].to_numpy(), curves["test_elbo"].to_numpy(), -125.0) == 3.0
+
+
+def test_the_published_curves_are_those_of_their_epochs():
+    assert reinmax_protocol.published("8x4", "reinmax", "test", 5) == 148.7
+    assert reinmax_protocol.published("8x4", "gapped-straight-through", "train", 160) == 128.31
+    assert reinmax_protocol.published("8x4", "exact", "train", 5) is None
