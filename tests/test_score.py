@@ -281,6 +281,17 @@ def test_the_baseline_is_the_mean_cost_of_a_datum_in_batches_of_any_size(num_par
         assert elbo.own(None).item() == pytest.approx(-loss / size)
 
 
+@pytest.mark.parametrize("baseline", ["running", "neural"])
+@pytest.mark.parametrize("num_particles", [1, 2])
+def test_a_batch_of_one_has_a_baseline_too(baseline, num_particles):
+    vae = CategoricalVAE(6, 2, 3, (5,))
+    options = {"data_dim": 6} if baseline == "neural" else {}
+    chosen = estimator("reinforce-baseline", baseline=baseline, num_particles=num_particles, **options)
+    step = make_step(vae, chosen)
+    losses = [step(torch.ones(size, 6)) for size in (3, 1, 1)]
+    assert torch.stack(losses).isfinite().all()
+
+
 def test_a_baseline_is_subtracted_from_the_cost():
     rows = Rows("mlp", 2, 3, 5)
     model, guide = discretize(rows.model), discretize(rows.guide)

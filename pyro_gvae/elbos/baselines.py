@@ -165,6 +165,8 @@ class _BaselineMessenger(Messenger):
         # Only now has the plate of particles, which is outside, given the site its shape.
         batch_shape = msg["fn"].batch_shape
         value = self.baseline.to(site.logits.dtype).expand(batch_shape)
+        while value.shape[:1] == (1,):  # as Pyro does with the costs of a batch of one
+            value = value.squeeze(0)
         msg["infer"]["baseline"] = {"baseline_value": value}
         self.sizes[msg["name"]] = batch_shape.numel()
 
