@@ -71,7 +71,7 @@ def main(
     places: Annotated[Places, tyro.conf.arg(name="")],
     *,
     datasets: tuple[str, ...] = ("digits", "mnist"),
-    seconds: float = 60,
+    seconds: float = 60.0,
     seeds: tuple[int, ...] = (0,),
     estimators: tuple[str, ...] = tuple(ROWS),
     smoke: bool = False,
@@ -95,12 +95,13 @@ def main(
     steps = run_cells(f"{NAME}_steps", cells, partial(step_cost, places=places, steps=plan.steps, smoke=smoke), alone)
     last = f"{seconds:g}s"
     cells = [
-        cell | {"seed": seed, "moment": last}
+        cell | {"seed": seed, "budget": seconds, "moment": last}
         for seed, cell in product(seeds, cells)
         if (cell["num_categories"], cell["num_latents"]) != SIZES[-1]
     ]
     measured = partial(measure, places=places, seconds=seconds, smoke=smoke)
     training = run_cells(f"{NAME}_training", cells, measured, places)
+    training = training[training["budget"] == seconds]
     reached = seconds_to_level(training)
     for table, values in ((steps, ["milliseconds", "megabytes"]), (reached, ["seconds_to_level", "level"])):
         by = ["dataset", "codes", "estimator"]

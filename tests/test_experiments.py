@@ -115,3 +115,15 @@ def test_the_published_curves_are_those_of_their_epochs():
     assert reinmax_protocol.published("8x4", "reinmax", "test", 5) == 148.7
     assert reinmax_protocol.published("8x4", "gapped-straight-through", "train", 160) == 128.31
     assert reinmax_protocol.published("8x4", "exact", "train", 5) is None
+
+
+def test_differences_are_those_of_the_ends_of_two_budgets():
+    row = {"temperature": 0.5, "seed": 0, "test_elbo": -1.0, "test_log_evidence": -1.0, "seconds": 1.0}
+    final = pd.DataFrame(
+        {"problem": problem, "budget": "seconds", "estimator": name, **row, "test_elbo": elbo}
+        for problem, elbos in {"a": (-3.0, -2.0), "b": (-7.0, -9.0)}.items()
+        for name, elbo in zip(("exact", "gumbel-softmax, relaxed KL"), elbos, strict=True)
+    )
+    found = relaxed_vs_exact.differences(final).set_index("problem")
+    assert found["test_elbo"].to_dict() == {"a": 1.0, "b": -2.0}
+    assert set(found["estimator"]) == {"gumbel-softmax, relaxed KL, t=0.5"}
