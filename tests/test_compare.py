@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from pyro_gvae.compare import compare, results_table
-from pyro_gvae.config import CompareConfig
+from pyro_gvae.compare_config import CompareConfig
 from pyro_gvae.results import read_json_lines
 
 SMALL = CompareConfig(num_latents=2, num_categories=4, hidden=(32,), epochs=4, evaluations=4, seeds=(0, 1))
