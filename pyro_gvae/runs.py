@@ -65,7 +65,8 @@ def read_run(run: Path) -> Run:
     cells = [(label(cell["estimator"], cell["setting"]), cell["seed"]) for cell in config["cells"]]
     estimators = list(dict.fromkeys(name for name, _ in cells))
     metrics = labelled(metrics.reindex(columns=[*GRID, *MEASURED])).drop_duplicates([*CELL, "step"], keep="last")
-    metrics = metrics[[cell in cells for cell in zip(metrics["estimator"], metrics["seed"], strict=True)]]
+    known = [cell in cells for cell in zip(metrics["estimator"], metrics["seed"], strict=True)]
+    metrics = metrics[np.array(known, bool)]
     metrics = metrics.sort_values("estimator", key=lambda names: names.map(estimators.index), kind="stable")
     last = final_rows(metrics)
     final = last[last["finished"].astype(bool)]
