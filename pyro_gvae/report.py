@@ -16,7 +16,15 @@ from matplotlib.figure import Figure
 from . import pictures, plots
 from .pages import save_figure, write_page
 from .runs import Run, read_run
-from .tables import MEASURES, PAIRED_MEASURES, choose_baseline, paired_differences, seed_differences, summarize, table_text
+from .tables import (
+    MEASURES,
+    PAIRED_MEASURES,
+    choose_baseline,
+    paired_differences,
+    seed_differences,
+    summarize,
+    table_text,
+)
 
 
 def write_report(run: Path) -> Path:

@@ -14,11 +14,11 @@ import pytest
 from pyro_gvae import cells as cells_module
 from pyro_gvae import sweep
 from pyro_gvae.cli import main
-from pyro_gvae.commands import load_model
 from pyro_gvae.compare import compare
 from pyro_gvae.compare_config import CompareConfig
 from pyro_gvae.grid import make_cells
 from pyro_gvae.results import ERROR, cell_folder, read_json_lines
+from pyro_gvae.trained import load_model
 
 SMALL = CompareConfig(
     num_latents=2, num_categories=3, hidden=(8,), epochs=1, evaluations=2, seeds=(0,), estimators=("exact",)
