@@ -46,7 +46,8 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 if it succeeded, 2 with one sentence if it was asked for something that cannot be.
 
-    1 if cells of a comparison failed; a run that a signal stopped ends with 130 (Ctrl-C) or 143 (SIGTERM), as shells expect.
+    1 if cells of a comparison failed; a run that a signal stopped ends with 130 (Ctrl-C) or 143 (SIGTERM), as shells
+    expect.
     """
     try:
         if said := _run(_parse(list(sys.argv[1:] if arguments is None else arguments))):
