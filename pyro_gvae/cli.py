@@ -7,8 +7,8 @@ from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
 
+from .compare_config import CellsFailed, CompareConfig
 from .config import (
-    CompareConfig,
     EncodeConfig,
     EvaluateConfig,
     GapsConfig,
@@ -30,7 +30,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command(TrainConfig, "launch:train_command"),
-    "resume": Command(ResumeConfig, "launch:resume_command"),
+    "resume": Command(ResumeConfig, "compare:resume_any_command"),
     "report": Command(ReportConfig, "train_report:report_command"),
     "compare": Command(CompareConfig, "compare:compare_command"),
     "gaps": Command(GapsConfig, "gaps:gaps_command"),
@@ -46,11 +46,16 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 if it succeeded, 2 with one sentence if it was asked for something that cannot be.
 
-    A run that a signal stopped ends with 130 (Ctrl-C) or 143 (SIGTERM), as shells expect.
+    1 if cells of a comparison failed; a run that a signal stopped ends with 130 (Ctrl-C) or 143 (SIGTERM), as shells
+    expect.
     """
     try:
         if said := _run(_parse(list(sys.argv[1:] if arguments is None else arguments))):
             print(f"\n{said}")
+    except CellsFailed as failed:
+        print(f"\n{failed.said}")
+        print(f"pyro-gvae: {failed}", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         print(f"pyro-gvae: {_sentence(error)}", file=sys.stderr)
         return 2

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import tyro
 
@@ -30,91 +30,6 @@ EstimatorName = Literal[
     "exact-evidence",
 ]
 Binarization = Literal["none", "threshold", "dynamic"]
-
-
-@dataclasses.dataclass(frozen=True)
-class CompareConfig:
-    """Train the same network by several estimators and compare the discrete models that result.
-
-    Every estimator starts from the same initial weights and sees the same batches in the same order.
-
-    Args:
-        dataset: What to train on; digits and teacher need no files.
-        data_dir: The folder of the data sets that have files, as torchvision lays them out.
-        download: Fetch absent files into the data folder.
-        binarize: Grey pixels as they are, black or white at 1/2, or drawn anew for every batch.
-        estimators: Which ones to compare.
-        seeds: Each seed gives initial weights and an order of the data.
-        num_latents: N, one-hots in the code.
-        num_categories: K, categories of each.
-        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
-        epochs: Passes over the training data.
-        batch_size: B, images in a batch.
-        learning_rate: Of Adam.
-        kl: The KL of gumbel-softmax: of Concrete densities (a bound of the relaxed model), or of the categoricals.
-        temperature: Of the guide's relaxation.
-        prior_temperature: Of the model's relaxation.
-        evaluations: How many times to evaluate the discrete model while training.
-        max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
-        output: The run folder, which must not exist; runs/compare-DATE-TIME if not given.
-    """
-
-    dataset: DatasetName = "digits"
-    data_dir: Path = Path("data")
-    download: bool = False
-    binarize: Binarization = "threshold"
-    estimators: tuple[EstimatorName, ...] = ("gumbel-softmax", "exact")
-    seeds: tuple[int, ...] = (0, 1)
-    num_latents: int = 4
-    num_categories: int = 8
-    hidden: tuple[int, ...] = (128,)
-    epochs: int = 100
-    batch_size: int = 64
-    learning_rate: float = 3e-3
-    kl: Literal["relaxed", "categorical"] = "relaxed"
-    temperature: float = 2 / 3
-    prior_temperature: float = 2 / 5
-    evaluations: int = 20
-    max_memory: float | None = None
-    output: Path | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("num_latents", "epochs", "batch_size", "evaluations"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("num_categories", self.num_categories, 2)
-        for width in self.hidden:
-            _at_least("hidden", width, 1)
-        for seed in self.seeds:
-            _at_least("seeds", seed, 0)
-            if seed >= 2**32:
-                raise ValueError(f"Expected seeds below 2^32, but found {seed}.")
-        for name in ("learning_rate", "temperature", "prior_temperature", "max_memory"):
-            value = getattr(self, name)
-            if value is not None:
-                _positive(name, value)
-        for name in ("estimators", "seeds"):
-            _all_different(name, getattr(self, name))
-
-    @classmethod
-    def from_json(cls, written: dict[str, Any]) -> Self:
-        """The configuration that `as_json` wrote; what else is written is left out.
-
-        Raises:
-            ValueError: if a setting cannot be.
-        """
-        known = {field.name: written[field.name] for field in dataclasses.fields(cls) if field.name in written}
-        for name, value in known.items():
-            if isinstance(value, list):
-                known[name] = tuple(value)
-            elif name in ("data_dir", "output") and value is not None:
-                known[name] = Path(value)
-        return cls(**known)
-
-    def as_json(self) -> dict[str, Any]:
-        """The configuration as JSON writes it."""
-        return {
-            name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(self).items()
-        }
 
 
 @dataclasses.dataclass(frozen=True)

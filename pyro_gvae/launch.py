@@ -62,7 +62,7 @@ def _run_folder(config: TrainConfig, data: Dataset, again: bool) -> tuple[str, b
             raise ValueError(f"Expected the run of this configuration, but found that '{output}' has another.")
         return str(output), True
     run = new_run_folder(output, prefix="train")
-    write_json(run / "config.json", {"train": config.as_json()} | _provenance(data))
+    write_json(run / "config.json", {"train": config.as_json()} | provenance(data))
     return str(run), False
 
 
@@ -153,7 +153,8 @@ def initial_model(config: TrainConfig, data: Dataset) -> CategoricalVAE:
     return vae.to(own_device(config.device))
 
 
-def _provenance(data: Dataset) -> dict[str, Any]:
+def provenance(data: Dataset) -> dict[str, Any]:
+    """What else a run folder's config.json says: the command, the versions, the shape of an image."""
     packages = ("pyro-gvae", "torch", "pyro-ppl", "numpy")
     return {
         "image_shape": data.image_shape,

@@ -16,7 +16,15 @@ from matplotlib.figure import Figure
 from . import pictures, plots
 from .pages import save_figure, write_page
 from .runs import Run, read_run
-from .tables import MEASURES, PAIRED_MEASURES, paired_differences, seed_differences, summarize, table_text
+from .tables import (
+    MEASURES,
+    PAIRED_MEASURES,
+    choose_baseline,
+    paired_differences,
+    seed_differences,
+    summarize,
+    table_text,
+)
 
 
 def write_report(run: Path) -> Path:
@@ -35,7 +43,7 @@ def write_report(run: Path) -> Path:
         ValueError: If the folder is not a run folder; the sentence says what is absent or unreadable.
     """
     contents = read_run(run)
-    estimators = contents.config["estimators"]
+    estimators = contents.estimators
     summary = summarize(contents.final).reindex(estimators).fillna({"seeds": 0}).astype({"seeds": int})
     styles = plots.estimator_styles(estimators)
     figures = _draw(contents, summary, styles)
@@ -44,6 +52,7 @@ def write_report(run: Path) -> Path:
         "report.html.j2",
         name=run.resolve().name,
         config=contents.config,
+        estimators=estimators,
         finding=finding(contents.final),
         remarks=remarks(summary),
         missing=contents.missing,
@@ -51,7 +60,7 @@ def write_report(run: Path) -> Path:
         summary_text=table_text(summary),
         measures=MEASURES,
         paired_measures=PAIRED_MEASURES,
-        **_paired(contents.final, estimators),
+        **_paired(contents.final),
         figures={name: save_figure(figure, run / "figures", name) for name, figure in figures.items()},
         colors={name: style.color for name, style in styles.items()},
     )
@@ -147,12 +156,11 @@ def _count(values: pd.Series) -> str:
     return "one seed" if len(values) == 1 else f"{len(values)} seeds"
 
 
-def _paired(final: pd.DataFrame, estimators: list[str]) -> dict[str, Any]:
+def _paired(final: pd.DataFrame) -> dict[str, Any]:
     """The differences from `exact`, or from the first estimator where there is no `exact`."""
-    present = [name for name in estimators if name in set(final["estimator"])]
-    if len(present) < 2:
+    if final["plan"].nunique() < 2:
         return {"paired": None}
-    baseline = "exact" if "exact" in present else present[0]
+    baseline = choose_baseline(final)
     paired = paired_differences(final, baseline)
     return {"paired": paired, "baseline": baseline, "paired_text": table_text(paired, PAIRED_MEASURES, sign="+")}
 

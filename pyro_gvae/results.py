@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+#: Of a cell of a comparison: its pictures, written last, so that what has them is finished; what it failed of.
+PICTURES, ERROR = "pictures.safetensors", "error.txt"
 
 
 def new_run_folder(path: Path | None = None, *, prefix: str = "compare") -> Path:
@@ -58,14 +62,25 @@ def _fresh_names(prefix: str) -> Iterator[Path]:
         yield Path("runs") / f"{name}-{number}"
 
 
-def cell_path(run: Path, estimator: str, seed: int) -> Path:
-    """Where the arrays of one (estimator, seed) lie in a run folder.
+def cell_folder(run: Path, label: str, seed: int) -> Path:
+    """Where one cell of a comparison lies in its run folder: a run folder of `train`, with pictures.
+
+    Args:
+        run: the run folder of the comparison.
+        label: estimator and setting, from `tables.label`.
+        seed: its seed.
 
     Example:
-        >>> cell_path(Path("run"), "exact", 0).as_posix()
-        'run/cells/exact-seed0.safetensors'
+        >>> cell_folder(Path("run"), "gumbel-softmax:20,exact:3, 8x4", 0).as_posix()
+        'run/cells/gumbel-softmax-20-exact-3-8x4-seed0'
     """
-    return run / "cells" / f"{estimator}-seed{seed}.safetensors"
+    return run / "cells" / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', label).strip('-')}-seed{seed}"
+
+
+def cell_error(run: Path, label: str, seed: int) -> str | None:
+    """What a cell failed of, in a sentence, if it did."""
+    path = cell_folder(run, label, seed) / ERROR
+    return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 @contextmanager
@@ -111,6 +126,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text_atomic(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
+def write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    """Writes the columns of `frame` (not its index) as Parquet, atomically."""
+    with replacing(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+
+
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
     """Writes the columns of `frame` (not its index) as CSV, atomically."""
     write_text_atomic(path, frame.to_csv(index=False))
@@ -153,6 +174,11 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Writes one line of strict JSON for each record, atomically; `null` as in `append_json_line`."""
+    write_text_atomic(path, "".join(json.dumps(_plain(record), allow_nan=False) + "\n" for record in records))
 
 
 def read_json_lines(path: Path) -> pd.DataFrame:

@@ -9,14 +9,15 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from .results import cell_path, read_json_lines
-from .tables import CELL, final_rows
+from .results import PICTURES, cell_error, cell_folder, read_json_lines
+from .tables import CELL, final_rows, label, labelled
 
-CONFIGURED = {"dataset", "estimators", "seeds", "num_latents", "num_categories", "epochs", "image_shape"}
+CONFIGURED = {"dataset", "cells", "seeds", "num_latents", "num_categories", "epochs", "image_shape"}
 MEASURED = [
-    *("step", "epoch", "seconds", "train_objective", "train_elbo"),
+    *("finished", "step", "epoch", "seconds", "train_objective", "train_elbo"),
     *("test_objective", "test_elbo", "test_log_evidence"),
 ]
+GRID = ["estimator", "setting", "seed"]
 PICTURED = {"inputs", "reconstructions_start", "reconstructions_end", "samples", "code_usage"}
 
 
@@ -25,13 +26,15 @@ class Run(NamedTuple):
 
     Args:
         config: The contents of `config.json`.
-        metrics: Every evaluation, one for each (estimator, seed, step).
+        estimators: The labels of what is compared, estimator and setting, in their order.
+        metrics: Every evaluation, one for each (estimator, seed, step); `estimator` is the label.
         final: The last evaluation of each (estimator, seed) that was trained to its end.
         pictures: Label to the arrays of one seed, for each estimator that has a readable cell file.
         missing: A sentence for each thing that is not there.
     """
 
     config: dict[str, Any]
+    estimators: list[str]
     metrics: pd.DataFrame
     final: pd.DataFrame
     pictures: dict[str, dict[str, np.ndarray]]
@@ -55,30 +58,38 @@ def read_run(run: Path) -> Run:
         metrics = read_json_lines(run / "metrics.jsonl")
     except (OSError, ValueError) as error:
         raise ValueError(f"Expected a run folder, but found that '{run}' is not one: {error}.") from error
-    lacking = CONFIGURED - set(config) or ({*CELL, *MEASURED} - set(metrics) if len(metrics) else set())
+    lacking = CONFIGURED - set(config) or ({*GRID, *MEASURED} - set(metrics) if len(metrics) else set())
     if lacking:
         raise ValueError(f"Expected a run folder, but found that '{run}' lacks {', '.join(sorted(lacking))}.")
     torn = [f"Line {number} of metrics.jsonl is torn and was left out." for number in metrics.attrs["torn_lines"]]
-    metrics = metrics.reindex(columns=[*CELL, *MEASURED]).drop_duplicates([*CELL, "step"], keep="last")
-    metrics = metrics[metrics["estimator"].isin(config["estimators"]) & metrics["seed"].isin(config["seeds"])]
-    metrics = metrics.sort_values("estimator", key=lambda names: names.map(config["estimators"].index), kind="stable")
+    cells = [(label(cell["estimator"], cell["setting"]), cell["seed"]) for cell in config["cells"]]
+    estimators = list(dict.fromkeys(name for name, _ in cells))
+    metrics = labelled(metrics.reindex(columns=[*GRID, *MEASURED])).drop_duplicates([*CELL, "step"], keep="last")
+    known = [cell in cells for cell in zip(metrics["estimator"], metrics["seed"], strict=True)]
+    metrics = metrics[np.array(known, bool)]
+    metrics = metrics.sort_values("estimator", key=lambda names: names.map(estimators.index), kind="stable")
     last = final_rows(metrics)
-    final = last[last["epoch"] >= config["epochs"] - 1e-6]
+    final = last[last["finished"].astype(bool)]
     pictures, unreadable = _read_pictures(run, final)
-    return Run(config, metrics, final, pictures, [*_unfinished(config, last), *unreadable, *torn])
+    cells.sort(key=lambda cell: estimators.index(cell[0]))
+    return Run(config, estimators, metrics, final, pictures, [*_unfinished(run, cells, last), *unreadable, *torn])
 
 
-def _unfinished(config: dict[str, Any], last: pd.DataFrame) -> list[str]:
+def _unfinished(run: Path, cells: list[tuple[str, int]], last: pd.DataFrame) -> list[str]:
     """A sentence for each cell without a finite result at its end."""
     sentences = []
     rows = {(row.estimator, row.seed): row for row in last.itertuples()}
-    for cell in ((estimator, seed) for estimator in config["estimators"] for seed in config["seeds"]):
+    for cell in cells:
         name, row = f"{cell[0]}, seed {cell[1]}", rows.get(cell)
-        if row is None:
+        error = cell_error(run, *cell)
+        if error is not None and (row is None or not row.finished):
+            sentences.append(f"{name}: failed. {error}")
+        elif row is None:
             sentences.append(f"{name}: nothing was recorded.")
-        elif row.epoch < config["epochs"] - 1e-6:
-            reached = f"{row.epoch:g} of {config['epochs']:g} epochs"
-            sentences.append(f"{name}: not finished ({reached}); its curve is drawn, the tables leave it out.")
+        elif not row.finished:
+            sentences.append(
+                f"{name}: not finished ({row.epoch:g} epochs); its curve is drawn, the tables leave it out."
+            )
         elif not np.isfinite([row.test_elbo, row.test_log_evidence]).all():
             sentences.append(f"{name}: the last evaluation is not finite, so {cell[0]} has no mean.")
     return sentences
@@ -89,7 +100,7 @@ def _read_pictures(run: Path, final: pd.DataFrame) -> tuple[dict[str, dict[str, 
     pictures: dict[str, tuple[str, dict[str, np.ndarray]]] = {}
     missing = []
     for estimator, seed in zip(final["estimator"], final["seed"], strict=True):
-        path = cell_path(run, estimator, seed)
+        path = cell_folder(run, estimator, seed) / PICTURES
         try:
             arrays = load_file(path)
         except (OSError, SafetensorError):
@@ -98,6 +109,6 @@ def _read_pictures(run: Path, final: pd.DataFrame) -> tuple[dict[str, dict[str, 
             pictures.setdefault(estimator, (f"{estimator} (seed {seed})", arrays))
         else:
             missing.append(
-                f"{estimator}, seed {seed}: {path.name} is absent or damaged, so there are no pictures of it."
+                f"{estimator}, seed {seed}: its {path.name} is absent or damaged, so there are no pictures of it."
             )
     return dict(pictures.values()), missing

@@ -96,13 +96,18 @@ class Stage(NamedTuple):
     options: dict[str, Any]
     amount: Amount
 
+    def __str__(self) -> str:
+        options = ",".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.estimator}{f'[{options}]' if options else ''}:{self.amount}"
 
-def parse_stages(text: str) -> tuple[Stage, ...]:
+
+def parse_stages(text: str, default: Amount | None = None) -> tuple[Stage, ...]:
     """Reads `estimator:amount,estimator[option=value,...]:amount,...`.
 
     Args:
         text: each estimator by its name in the registry, with options in brackets; each amount in epochs (`20`), steps
             (`500steps`) or seconds (`60s`).
+        default: how much those train that have no amount; without it, each has one.
 
     Returns:
         The stages in their order, one or more.
@@ -113,14 +118,18 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
     Example:
         >>> [(stage.estimator, str(stage.amount)) for stage in parse_stages("gumbel-softmax:20,exact:500steps")]
         [('gumbel-softmax', '20epochs'), ('exact', '500steps')]
+        >>> ",".join(map(str, parse_stages("reinmax[temperature=1.3],exact:3", Amount.parse(20))))
+        'reinmax[temperature=1.3]:20epochs,exact:3epochs'
     """
     parts = re.split(r",(?![^\[]*\])", text)  # commas outside of brackets
-    return tuple(_stage(part, text) for part in parts)
+    return tuple(_stage(part, text, default) for part in parts)
 
 
-def _stage(part: str, text: str) -> Stage:
+def _stage(part: str, text: str, default: Amount | None) -> Stage:
     named, colon, amount = part.rpartition(":")
-    if not colon:
+    if not colon and default is not None:
+        named, amount = part, str(default)
+    elif not colon:
         raise ValueError(f"Expected stages as estimator:amount, but found '{part}' in '{text}'. Try '{FORM}'.")
     name, options = Named.parse(named)
     if name not in get_args(EstimatorName):

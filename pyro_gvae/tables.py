@@ -28,6 +28,26 @@ CELL = ["estimator", "seed"]
 PAIRED_MEASURES = tuple(m for m in MEASURES if m.name in ("test_elbo", "test_log_evidence", "seconds"))
 
 
+def label(estimator: str, setting: str) -> str:
+    """What the seeds of a comparison have in common, in words.
+
+    Example:
+        >>> label("exact", ""), label("exact", "8x4")
+        ('exact', 'exact, 8x4')
+    """
+    return f"{estimator}, {setting}" if setting else estimator
+
+
+def labelled(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same rows of a comparison by their labels: `estimator` becomes the label, `plan` is what it was.
+
+    Args:
+        rows: with the columns `estimator` and `setting`.
+    """
+    rows = rows.assign(plan=rows["estimator"], setting=rows["setting"].fillna(""))
+    return rows.assign(estimator=[label(*pair) for pair in zip(rows["plan"], rows["setting"], strict=True)])
+
+
 def final_rows(metrics: pd.DataFrame) -> pd.DataFrame:
     """The last evaluation of each (estimator, seed).
 
@@ -99,18 +119,30 @@ def seed_differences(final: pd.DataFrame, estimator: str, baseline: str) -> pd.D
     return one.loc[seeds] - other.loc[seeds]
 
 
+def choose_baseline(final: pd.DataFrame) -> str:
+    """What others are compared with: `exact`, or the first estimator where there is no `exact`.
+
+    Args:
+        final: from `labelled`.
+    """
+    plans = list(final["plan"].unique())
+    return "exact" if "exact" in plans else str(plans[0])
+
+
 def paired_differences(final: pd.DataFrame, baseline: str = "exact") -> pd.DataFrame:
     """Mean and standard error of each estimator's differences from `baseline` on the same seeds.
+
+    In a grid, from the baseline of the same setting; from the one without a temperature, say, if it has none.
 
     The same seed means the same initial weights and batches, so what they share cancels in the difference, and its
     standard error is as a rule much smaller than those of the two means.
 
     Args:
-        final: One row for each (estimator, seed), from `final_rows`.
+        final: One row for each (estimator, seed), from `final_rows`; in a grid, from `labelled`.
         baseline: The estimator that the others are compared with.
 
     Returns:
-        Indexed by every other estimator: `seeds` (those that both have) and the mean and `_se` of the
+        Indexed by every other estimator, or its label: `seeds` (those that both have) and the mean and `_se` of the
         differences of `test_elbo`, `test_log_evidence` (nats per datum) and `seconds`.
 
     Raises:
@@ -122,21 +154,30 @@ def paired_differences(final: pd.DataFrame, baseline: str = "exact") -> pd.DataF
         >>> paired_differences(final).loc["a", ["test_elbo", "test_elbo_se"]].tolist()
         [-2.0, 1.0]
     """
-    estimators = list(final["estimator"].unique())
+    if "plan" not in final:
+        final = labelled(final.assign(setting=""))
+    estimators = list(final["plan"].unique())
     if baseline not in estimators:
         found = ", ".join(estimators) or "none"
         raise ValueError(
             f"Expected the baseline '{baseline}' among the estimators, but found {found}. Try one of them."
         )
     rows = {}
-    for estimator in estimators:
-        if estimator != baseline:
-            difference = seed_differences(final, estimator, baseline)
-            rows[estimator] = {"seeds": len(difference)}
+    contenders = final[["plan", "setting", "estimator"]].drop_duplicates()
+    for one in contenders[contenders["plan"] != baseline].itertuples():
+        for other in contenders[contenders["plan"] == baseline].itertuples():
+            if not set(_parts(other.setting)) <= set(_parts(one.setting)):
+                continue  # of another setting
+            difference = seed_differences(final, one.estimator, other.estimator)
+            rows[one.estimator] = {"seeds": len(difference)}
             for name in difference:
-                rows[estimator][name] = difference[name].mean(skipna=False)
-                rows[estimator][f"{name}_se"] = difference[name].sem(skipna=False)
+                rows[one.estimator][name] = difference[name].mean(skipna=False)
+                rows[one.estimator][f"{name}_se"] = difference[name].sem(skipna=False)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("estimator")
+
+
+def _parts(setting: str) -> list[str]:
+    return setting.split(", ") if setting else []
 
 
 def table_text(summary: pd.DataFrame, measures: tuple[Measure, ...] = MEASURES, *, sign: str = "-") -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """fit: a program through its stages, with evaluations, checkpoints and an end that can be resumed."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from signal import Signals
@@ -24,6 +24,9 @@ from .train_config import TrainConfig
 from .training import Training
 
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
+
+#: What a caller wants to know besides, at each evaluation: name -> number.
+Measure = Callable[[Training], dict[str, Any]]
 
 
 class Fit(NamedTuple):
@@ -56,6 +59,9 @@ class Interrupted(KeyboardInterrupt):
         self.run = run
         self.signal = number
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Interrupted, (self.run, self.signal)  # from one process to another
+
 
 def fit(
     vae: TrainableProgram,
@@ -65,6 +71,7 @@ def fit(
     output: Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    measure: Measure | None = None,
 ) -> Fit:
     """Train a program in stages of estimators, with one optimizer, and judge the discrete model on the way.
 
@@ -84,6 +91,8 @@ def fit(
             written if None.
         resume: go on from the checkpoint in `output` where there is one; a run that was over stays so.
         progress: show a progress bar.
+        measure: called at each evaluation with the :class:`Training`; what it returns, name -> number, stands in the
+            history too. It may draw random numbers, and changes nothing.
 
     Returns:
         What was done.
@@ -113,10 +122,10 @@ def fit(
         }
         with Logs(output if is_main() else None, total=training.total, step=training.state.step, **options) as logs:
             if not begun:
-                _judge(training, logs, output)
+                _judge(training, logs, output, measure)
                 _keep(training, output)
             while training.state.done is None:
-                _advance(training, logs, output)
+                _advance(training, logs, output, measure)
                 asked = int(largest(stop.asked or 0))
                 if asked and output is not None and training.state.done is None:
                     _keep(training, output)
@@ -125,7 +134,7 @@ def fit(
             return Fit(state.step, state.seconds, str(state.done), logs.history)
 
 
-def _advance(training: Training, logs: Logs, output: Path | None) -> None:
+def _advance(training: Training, logs: Logs, output: Path | None, measure: Measure | None) -> None:
     """A step, and what is due after it. A checkpoint comes last: it is the state in which the next step begins."""
     state, config = training.state, training.config
     training.advance()
@@ -138,7 +147,7 @@ def _advance(training: Training, logs: Logs, output: Path | None) -> None:
         or state.done
         or training.is_due(config.evaluate_every, state.judged_step, state.judged_seconds)
     ):
-        _judge(training, logs, output)
+        _judge(training, logs, output, measure)
     if training.stage_is_over and state.done is None:
         training.next_stage()
     if state.done and output is not None and is_main():
@@ -147,9 +156,12 @@ def _advance(training: Training, logs: Logs, output: Path | None) -> None:
         _keep(training, output)
 
 
-def _judge(training: Training, logs: Logs, output: Path | None) -> None:
-    state = training.state
-    logs.record(training.judge())
+def _judge(training: Training, logs: Logs, output: Path | None, measure: Measure | None) -> None:
+    state, line = training.state, training.judge()
+    if measure is not None:
+        with own_randomness(state.step):
+            line |= measure(training)
+    logs.record(line)
     logs.picture(training.vae, training.data, state.step)
     if training.config.patience is not None and state.stale == 0 and output is not None and is_main():
         _write_weights(training.vae, output / "best.safetensors")

@@ -134,19 +134,14 @@ class TrainConfig:
         Raises:
             ValueError: if a setting is unknown, of the wrong type, or cannot be.
         """
-        types = typing.get_type_hints(cls)
         for name in written:
-            if name not in types:
+            if name not in cls.__dataclass_fields__:
                 raise ValueError(f"Expected settings of TrainConfig, but found '{name}', which it does not have.")
-        return cls(**{name: _read(name, value, types[name]) for name, value in written.items()})
+        return cls(**read_settings(cls, written))
 
     def as_json(self) -> dict[str, Any]:
         """The configuration as JSON writes it."""
-        values = dataclasses.asdict(self)
-        return {
-            name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
-        }
+        return plain_settings(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,11 +155,29 @@ class ResumeConfig:
     run: tyro.conf.Positional[Path]
 
 
+def plain_settings(config: Any) -> dict[str, Any]:
+    """The settings of a configuration as JSON writes them."""
+    return {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def read_settings(kind: type[Any], written: dict[str, Any]) -> dict[str, Any]:
+    """Those settings of a kind of configuration that JSON has, as the types that they have.
+
+    Raises:
+        ValueError: if one is of another type.
+    """
+    types = typing.get_type_hints(kind)
+    return {name: _read(name, value, types[name]) for name, value in written.items() if name in types}
+
+
 def _read(name: str, value: Any, kind: Any) -> Any:
     """A value of JSON as the type that a setting has."""
     options = typing.get_args(kind) if typing.get_origin(kind) is not Literal else (kind,)
-    if kind == tuple[int, ...]:
-        if isinstance(value, list | tuple) and all(type(item) is int for item in value):
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, list | tuple) and all(_is_a(item, options[0]) for item in value):
             return tuple(value)
     elif kind is Path or (Path in options and value is not None):
         if isinstance(value, str | Path):

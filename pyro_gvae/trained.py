@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from .compare import load_cell
 from .data import Dataset
 from .launch import is_train_run, load_trained, read_config
 from .models import CategoricalVAE
-from .results import read_json_lines
+from .results import cell_folder, read_json_lines
 from .runs import read_run
 
 
@@ -27,7 +26,7 @@ class Which(NamedTuple):
     @property
     def name(self) -> str:
         """What its files are called."""
-        return f"{self.estimator}-seed{self.seed}"
+        return cell_folder(Path(), self.estimator, self.seed).name
 
 
 class Trained(NamedTuple):
@@ -61,8 +60,8 @@ def load(run: Path, which: Which) -> Trained:
         ValueError: if its weights cannot be read.
         OSError: if the data files are absent.
     """
-    loaded = load_trained(run) if is_train_run(run) else load_cell(run, which.estimator, which.seed)
-    return Trained(which.name, *loaded)
+    folder = run if is_train_run(run) else cell_folder(run, which.estimator, which.seed)
+    return Trained(which.name, *load_trained(folder))
 
 
 def load_model(run: Path, estimator: str | None = None, seed: int | None = None) -> Trained:

@@ -70,6 +70,7 @@ class Training:
         self.refused: tuple[Tensor, Tensor] | None = None
         self._batches: Iterator[Tensor] = self._from_here()
         self._begin_stage()
+        self._anneal()  # what is judged before the first step is what takes that step
 
     @property
     def stage(self) -> Stage:

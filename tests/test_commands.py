@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from pyro_gvae import exact
 from pyro_gvae.cli import COMMANDS, main
-from pyro_gvae.compare import compare, weights_path
-from pyro_gvae.config import CompareConfig
+from pyro_gvae.compare import compare
+from pyro_gvae.compare_config import CompareConfig
 from pyro_gvae.generate import encode, reconstruct
-from pyro_gvae.results import append_json_line, read_json_lines
+from pyro_gvae.results import append_json_line, cell_folder, read_json_lines
 from pyro_gvae.trained import load_model
 
 
@@ -110,8 +110,9 @@ def test_few_images_are_one_short_row(run, capsys, tmp_path):
 def test_which_model_is_asked_where_there_are_several(run, tmp_path, capsys):
     several = shutil.copytree(run, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
-    (several / "config.json").write_text(json.dumps(config | {"seeds": [0, 1]}))
-    shutil.copy(weights_path(run, "exact", 0), weights_path(several, "exact", 1))
+    cells = [cell | {"seed": seed} for cell in config["cells"] for seed in (0, 1)]
+    (several / "config.json").write_text(json.dumps(config | {"cells": cells}))
+    shutil.copytree(cell_folder(run, "exact", 0), cell_folder(several, "exact", 1))
     for line in read_json_lines(run / "metrics.jsonl").to_dict("records"):
         append_json_line(several / "metrics.jsonl", line | {"seed": 1})
     assert main(["sample", str(several)]) == 2

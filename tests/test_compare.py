@@ -8,9 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pyro_gvae import compare as compare_module
+from pyro_gvae import training
+from pyro_gvae.cells import train_cell
+from pyro_gvae.cli import main
 from pyro_gvae.compare import compare, results_table
-from pyro_gvae.config import CompareConfig
-from pyro_gvae.results import read_json_lines
+from pyro_gvae.compare_config import CompareConfig
+from pyro_gvae.results import PICTURES, cell_folder, read_json_lines
+from pyro_gvae.step import make_step
 
 SMALL = CompareConfig(num_latents=2, num_categories=4, hidden=(32,), epochs=4, evaluations=4, seeds=(0, 1))
 
@@ -27,8 +32,11 @@ def metrics(run):
 
 def test_the_folder_is_whole(run):
     found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    expected = {"config.json", "metrics.jsonl", "results.csv", "report.html"}
-    expected |= {f"cells/{name}-seed{seed}.safetensors" for name in SMALL.estimators for seed in SMALL.seeds}
+    expected = {"config.json", "metrics.jsonl", "report.html", "summary.csv", "differences.csv"}
+    expected |= {"results.csv", "results.parquet"}
+    of_cells = ("config.json", "metrics.jsonl", "checkpoint.safetensors", "weights.safetensors", PICTURES)
+    cells = [cell_folder(run, name, seed).relative_to(run) for name in SMALL.estimators for seed in SMALL.seeds]
+    expected |= {(cell / name).as_posix() for cell in cells for name in of_cells}
     assert expected <= found and any(name.endswith(".png") for name in found)
     assert not [name for name in found if name.endswith(".tmp")]
     assert json.loads((run / "config.json").read_text())["num_latents"] == 2
@@ -40,7 +48,7 @@ def test_every_estimator_starts_from_the_same_weights(run, metrics):
         for column in ("test_elbo", "test_log_evidence", "train_elbo"):
             values = start.loc[seed, column]
             assert values.nunique() == 1
-        arrays = [load_file(run / "cells" / f"{name}-seed{seed}.safetensors") for name in SMALL.estimators]
+        arrays = [load_file(cell_folder(run, name, seed) / PICTURES) for name in SMALL.estimators]
         assert torch.equal(arrays[0]["inputs"], arrays[1]["inputs"])
         assert torch.equal(arrays[0]["reconstructions_start"], arrays[1]["reconstructions_start"])
         assert not torch.equal(arrays[0]["reconstructions_end"], arrays[1]["reconstructions_end"])
@@ -85,21 +93,48 @@ def test_how_often_a_run_is_evaluated_does_not_change_it(run, tmp_path):
     assert often["test_elbo"].iloc[-1] == seldom
 
 
-def test_an_interrupted_run_reports_what_it_finished(tmp_path, monkeypatch):
-    from pyro_gvae import compare as module
+def test_every_estimator_sees_the_same_batches_in_the_same_order(tmp_path, monkeypatch):
+    seen = {}
 
-    finished = module._run_cell
+    def noting(vae, estimator, **options):
+        step, batches = make_step(vae, estimator, **options), seen.setdefault(estimator.name, [])
+        call = step.__class__.__call__
 
-    def interrupted(run, config, data, vae, name, seed):
-        if name == "exact":
+        class Noting(step.__class__):
+            def __call__(self, x):
+                batches.append(x.clone())
+                return call(self, x)
+
+        step.__class__ = Noting
+        return step
+
+    monkeypatch.setattr(training, "make_step", noting)
+    compare(replace(SMALL, epochs=1, evaluations=1, seeds=(5,), output=tmp_path / "run"))
+    first, second = (torch.cat(seen[name]) for name in SMALL.estimators)
+    assert len(first) == 1437 and torch.equal(first, second)
+    assert not torch.equal(first, torch.cat(seen["exact"][::-1]))  # the order is a part of it
+
+
+def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monkeypatch):
+    config = replace(SMALL, epochs=1, evaluations=1, seeds=(0,), output=tmp_path / "run")
+
+    def interrupted(job):
+        if "exact" in job.folder.name:
             raise KeyboardInterrupt
-        finished(run, config, data, vae, name, seed)
+        train_cell(job)
 
-    monkeypatch.setattr(module, "_run_cell", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        compare(replace(SMALL, epochs=1, evaluations=1, seeds=(0,), output=tmp_path / "run"))
-    assert list(pd.read_csv(tmp_path / "run" / "results.csv")["estimator"]) == ["gumbel-softmax"]
-    assert "exact" in (tmp_path / "run" / "report.html").read_text()  # named as missing
+    with monkeypatch.context() as patched:
+        patched.setattr(compare_module, "train_cell", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="resume with: pyro-gvae resume"):
+            compare(config)
+    results = pd.read_csv(tmp_path / "run" / "results.csv").set_index("estimator")
+    assert results["status"].to_dict() == {"gumbel-softmax": "finished", "exact": "unfinished"}
+    assert "exact, seed 0: nothing was recorded." in (tmp_path / "run" / "report.html").read_text()
+    finished = cell_folder(tmp_path / "run", "gumbel-softmax", 0) / PICTURES
+    written = finished.stat().st_mtime_ns
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    assert finished.stat().st_mtime_ns == written  # what was finished is not done again
+    assert set(pd.read_csv(tmp_path / "run" / "results.csv")["status"]) == {"finished"}
 
 
 def test_the_callers_random_state_and_param_store_stay(tmp_path):

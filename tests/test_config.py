@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_gvae.config import CompareConfig
+from pyro_gvae.compare_config import CompareConfig
 
 
 @pytest.mark.parametrize(
@@ -20,11 +20,24 @@ from pyro_gvae.config import CompareConfig
         ({"hidden": (16, 0)}, "Expected hidden of at least 1, but found 0"),
         ({"seeds": ()}, r"Expected one or more different seeds, but found \[\]"),
         ({"seeds": (2, 2)}, r"Expected one or more different seeds, but found \[2, 2\]"),
-        ({"seeds": (2**32,)}, r"Expected seeds below 2\^32, but found 4294967296"),
+        ({"seeds": (2**32,)}, r"Expected a seed below 2\^32, but found 4294967296"),
         ({"estimators": ("exact", "exact")}, "Expected one or more different estimators"),
-        ({"learning_rate": 0.0}, "Expected a positive learning_rate, but found 0.0"),
-        ({"temperature": float("nan")}, "Expected a positive temperature, but found nan"),
-        ({"prior_temperature": float("inf")}, "Expected a positive prior_temperature, but found inf"),
+        ({"learning_rate": 0.0}, "Expected a positive number or a schedule as learning_rate, but found 0.0"),
+        ({"temperature": float("nan")}, "Expected a positive number or a schedule as temperature, but found nan"),
+        (
+            {"prior_temperature": float("inf")},
+            "Expected a positive number or a schedule as prior_temperature, but found inf",
+        ),
+        ({"estimators": ("exat",)}, "Expected an estimator among .*exact.*, but found 'exat'"),
+        ({"estimators": ("exact:0",)}, "Expected epochs, steps or seconds, but found '0'"),
+        ({"sizes": ("8-4",)}, "Expected sizes as K x N, but found '8-4'. Try 8x4, which is K = 8 and N = 4"),
+        ({"sizes": ("1x4",)}, "Expected num_categories of at least 2, but found 1"),
+        ({"sizes": ("8x4", "8x4")}, "Expected one or more different sizes"),
+        ({"temperatures": (0.5, -1.0)}, "Expected a positive temperatures, but found -1.0"),
+        ({"learning_rates": (1e-3, 0.0)}, "Expected a positive number or a schedule as learning_rate, but found 0.0"),
+        ({"workers": 0}, "Expected workers of at least 1, but found 0"),
+        ({"backend": "dask"}, "Expected a scheduler with the backend dask, but found one without the other"),
+        ({"scheduler": "tcp://localhost:1"}, "Expected a scheduler with the backend dask"),
         ({"max_memory": -1.0}, "Expected a positive max_memory, but found -1.0"),
     ],
 )

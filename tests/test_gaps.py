@@ -11,11 +11,12 @@ import torch
 from pyro.infer import Trace_ELBO
 
 from pyro_gvae import exact
-from pyro_gvae.compare import compare, load_cell
-from pyro_gvae.config import CompareConfig
+from pyro_gvae.compare import compare
+from pyro_gvae.compare_config import CompareConfig
 from pyro_gvae.gaps import BOUNDS, GAPS, draw_gaps, gaps, gaps_table, relaxed_bound, run_gaps
 from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.results import read_json_lines
+from pyro_gvae.results import cell_folder, read_json_lines
+from pyro_gvae.trained import load_model
 
 SMALL = CompareConfig(num_latents=2, num_categories=4, hidden=(32,), epochs=2, evaluations=1, seeds=(0,))
 
@@ -58,7 +59,7 @@ def run(tmp_path_factory):
 def test_the_weights_of_a_run_come_back(run):
     final = read_json_lines(run / "metrics.jsonl").query("step > 0").set_index("estimator")
     for name in SMALL.estimators:
-        vae, data = load_cell(run, name, 0)
+        _, vae, data = load_model(run, name, 0)
         assert exact.elbo(vae, data.test).mean().item() == pytest.approx(final.loc[name, "test_elbo"], abs=1e-4)
 
 
@@ -83,14 +84,15 @@ def test_the_figure_names_gaps_and_unit(run):
 @pytest.mark.parametrize("changed", [{"num_latents": 3}, {"num_latents": "2"}])
 def test_a_configuration_that_does_not_fit_the_weights_is_refused(run, tmp_path, changed):
     shutil.copytree(run, tmp_path / "run")
-    config = json.loads((run / "config.json").read_text())
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config | changed))
+    written = cell_folder(tmp_path / "run", "exact", 0) / "config.json"
+    config = json.loads(written.read_text())
+    written.write_text(json.dumps(config | {"train": config["train"] | changed}))
     with pytest.raises(ValueError, match="Expected"):
-        load_cell(tmp_path / "run", "exact", 0)
+        load_model(tmp_path / "run", "exact", 0)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Expected"):
         run_gaps(tmp_path)
-    with pytest.raises(ValueError, match=r"to hold the weights of 'exact', seed 0, but found"):
-        load_cell(tmp_path, "exact", 0)
+    with pytest.raises(ValueError, match=r"Expected a run folder"):
+        load_model(tmp_path, "exact", 0)

@@ -13,7 +13,7 @@ from pyro_gvae import advice as advice_module
 from pyro_gvae.advice import advise
 from pyro_gvae.cli import main
 from pyro_gvae.compare import compare
-from pyro_gvae.config import CompareConfig
+from pyro_gvae.compare_config import CompareConfig
 from pyro_gvae.gradient_plots import draw_against_temperature, draw_along_training
 from pyro_gvae.laboratory import gradients, gradients_table
 from pyro_gvae.laboratory_config import AdviseConfig, GradientsConfig

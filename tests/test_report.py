@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 from pyro_gvae import pictures, plots
 from pyro_gvae.report import finding, remarks, write_report
-from pyro_gvae.results import append_json_line, cell_path, write_json
+from pyro_gvae.results import PICTURES, append_json_line, cell_folder, write_json
 from pyro_gvae.runs import read_run
 from pyro_gvae.tables import summarize
 
@@ -30,6 +30,7 @@ def make_run(run: Path, estimators: tuple[str, ...] = ("gumbel-softmax", "exact"
     """A run folder with curves as they look: a noisy, far start, fast learning, then slow."""
     run.mkdir()
     config = {
+        "cells": [{"estimator": name, "setting": "", "seed": seed} for name in estimators for seed in range(seeds)],
         "dataset": "digits", "estimators": list(estimators), "seeds": list(range(seeds)), "num_latents": 4,
         "num_categories": 8, "hidden": [128, 64], "epochs": EPOCHS, "batch_size": 64, "learning_rate": 1e-3,
         "temperature": 0.67, "prior_temperature": 0.67, "binarize": "none", "image_shape": [8, 8],
@@ -54,7 +55,8 @@ def _make_cell(run: Path, name: str, seed: int, index: int) -> None:
         append_json_line(
             run / "metrics.jsonl",
             {
-                "estimator": name, "seed": seed, "epoch": float(epoch), "step": step,
+                "estimator": name, "setting": "", "seed": seed, "epoch": float(epoch), "step": step,
+                "finished": epoch == EPOCHS,
                 "seconds": step / SPEED.get(name, 100.0 + 10 * index),
                 "train_objective": elbo + 0.6 + claim - 2.0 * np.exp(-0.5 * epoch) if epoch else None,
                 "train_elbo": elbo + 0.7, "train_log_evidence": elbo + 1.5, "test_objective": elbo + claim,
@@ -63,8 +65,8 @@ def _make_cell(run: Path, name: str, seed: int, index: int) -> None:
         )  # fmt: skip
     digits = (load_digits().data / 16.0).astype(np.float32)
     usage = noise.dirichlet(np.full(8, 0.4 + index), size=4).astype(np.float32)
-    path = cell_path(run, name, seed)
-    path.parent.mkdir(exist_ok=True)
+    path = cell_folder(run, name, seed) / PICTURES
+    path.parent.mkdir(parents=True)
     save_file(
         {
             "inputs": digits[:10],
@@ -202,9 +204,7 @@ def test_importing_the_report_does_not_import_torch() -> None:
 def test_unfinished_cell_is_told_and_left_out_of_the_tables(run: Path) -> None:
     keep_lines(run, lambda row: (row["estimator"], row["seed"]) != ("exact", 2) or row["epoch"] <= 4)
     contents = read_run(run)
-    assert contents.missing == [
-        "exact, seed 2: not finished (4 of 10 epochs); its curve is drawn, the tables leave it out."
-    ]
+    assert contents.missing == ["exact, seed 2: not finished (4 epochs); its curve is drawn, the tables leave it out."]
     assert summarize(contents.final)["seeds"].to_dict() == {"gumbel-softmax": 3, "exact": 2}
     text = words(run)
     assert contents.missing[0] in text
@@ -242,7 +242,7 @@ def test_run_with_the_first_evaluation_only(run: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["absent", "junk", "lacking"])
 def test_pictures_come_from_the_next_seed_when_a_file_is_bad(run: Path, damage: str) -> None:
-    path = cell_path(run, "exact", 0)
+    path = cell_folder(run, "exact", 0) / PICTURES
     if damage == "absent":
         path.unlink()
     elif damage == "junk":
@@ -252,7 +252,7 @@ def test_pictures_come_from_the_next_seed_when_a_file_is_bad(run: Path, damage: 
     contents = read_run(run)
     assert list(contents.pictures) == ["gumbel-softmax (seed 0)", "exact (seed 1)"]
     assert contents.missing == [
-        "exact, seed 0: exact-seed0.safetensors is absent or damaged, so there are no pictures of it."
+        "exact, seed 0: its pictures.safetensors is absent or damaged, so there are no pictures of it."
     ]
 
 
@@ -284,9 +284,12 @@ def test_run_that_did_not_stay_finite_is_told(run: Path) -> None:
         (lambda run: (run / "config.json").write_text("{"), "is not one: Expecting"),
         (
             lambda run: (run / "config.json").write_text('{"dataset": "digits"}'),
-            "lacks epochs, estimators, image_shape",
+            "lacks cells, epochs, image_shape",
         ),
-        (lambda run: (run / "metrics.jsonl").write_text('{"estimator": "exact"}\n'), "lacks epoch, seconds, seed"),
+        (
+            lambda run: (run / "metrics.jsonl").write_text('{"estimator": "exact"}\n'),
+            "lacks epoch, finished, seconds, seed",
+        ),
     ],
 )
 def test_folder_that_is_no_run(run: Path, damage, message: str) -> None:
@@ -370,7 +373,7 @@ def test_remarks_keep_quiet_about_a_bound_that_is_one() -> None:
 
 def draw_all(run: Path) -> dict[str, Figure]:
     contents = read_run(run)
-    styles = plots.estimator_styles(contents.config["estimators"])
+    styles = plots.estimator_styles(contents.estimators)
     return {
         "final": plots.final_values(summarize(contents.final), styles),
         "curves": plots.learning_curves(contents.metrics, styles),
@@ -470,7 +473,7 @@ def test_an_absent_estimator_keeps_its_colour(run: Path) -> None:
 
 def test_perplexity_stands_beside_each_latent(whole: Path, figures: dict[str, Figure]) -> None:
     heatmap = figures["usage"].axes[0]
-    usage = load_file(cell_path(whole, "gumbel-softmax", 0))["code_usage"]
+    usage = load_file(cell_folder(whole, "gumbel-softmax", 0) / PICTURES)["code_usage"]
     shown = heatmap.images[0].get_array()
     np.testing.assert_allclose(np.sort(shown, axis=1), np.sort(usage, axis=1))
     assert (np.diff(shown, axis=1) <= 0).all()

@@ -1,0 +1,114 @@
+"""The same function on many jobs: processes by joblib, or a Dask cluster; a job that fails fails alone."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from joblib import Parallel, delayed, parallel_config
+
+#: How often worker processes may die, of too little memory as a rule, before what is left is given up.
+MOST_DEATHS = 3
+#: Seconds to wait for a cluster.
+PATIENCE = 20
+
+
+class Outcome(NamedTuple):
+    """What became of a job.
+
+    Args:
+        number: its place among the jobs.
+        error: what it failed of, in a sentence; None if it did not.
+    """
+
+    number: int
+    error: str | None
+
+
+#: Takes a function and its jobs; yields an outcome whenever a job ends.
+Run = Callable[[Callable[[Any], None], Sequence[Any]], Iterator[Outcome]]
+
+
+def on_processes(workers: int) -> Run:
+    """Jobs on so many processes of this machine, which share the threads of this one; with one, in this process.
+
+    Jobs of a process that died are begun again.
+    """
+
+    def run(function: Callable[[Any], None], jobs: Sequence[Any]) -> Iterator[Outcome]:
+        left = dict(enumerate(jobs))
+        for _ in range(MOST_DEATHS):
+            try:
+                with parallel_config("loky", inner_max_num_threads=max(1, torch.get_num_threads() // workers)):
+                    parallel = Parallel(workers, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
+                    outcomes = parallel(delayed(_attempt)(function, index, job) for index, job in list(left.items()))
+                for outcome in outcomes:
+                    del left[outcome.number]
+                    yield outcome
+                return
+            except BrokenProcessPool as error:
+                died = error
+        for index in left:
+            yield Outcome(index, _died(died))
+
+    return run
+
+
+@contextmanager
+def on_cluster(address: str) -> Iterator[Run]:
+    """Jobs on the workers of a Dask cluster; a job whose worker died is begun again on another.
+
+    Args:
+        address: of the scheduler.
+
+    Raises:
+        ValueError: if the package `distributed` is absent, no scheduler answers, there are no workers, or one of them
+            has several threads: random states belong to a process, so that its jobs must follow one another.
+    """
+    try:
+        from distributed import Client, as_completed
+    except ImportError as error:
+        raise ValueError(
+            "Expected the package 'distributed' for the backend dask, but found none. Try: "
+            "pip install 'pyro-gvae[dask]'."
+        ) from error
+    try:
+        client = Client(address, timeout=PATIENCE)
+    except (OSError, ValueError) as error:  # a TimeoutError is an OSError
+        raise ValueError(f"Expected a Dask scheduler at '{address}', but found none that answers.") from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE)
+        except TimeoutError as error:
+            raise ValueError(f"Expected workers of the Dask scheduler at '{address}', but found none.") from error
+        threads = max(client.nthreads().values())
+        if threads > 1:
+            raise ValueError(
+                f"Expected Dask workers of one thread each, but found one of {threads}. Try: dask worker --nthreads 1."
+            )
+
+        def run(function: Callable[[Any], None], jobs: Sequence[Any]) -> Iterator[Outcome]:
+            futures = {
+                client.submit(_attempt, function, index, job, pure=False): index for index, job in enumerate(jobs)
+            }
+            for future in as_completed(list(futures)):
+                error = future.exception()
+                yield future.result() if error is None else Outcome(futures[future], _died(error))
+
+        yield run
+
+
+def _attempt(function: Callable[[Any], None], index: int, job: Any) -> Outcome:
+    try:
+        function(job)
+    except Exception as error:
+        return Outcome(index, str(error).split("\n")[0] or type(error).__name__)
+    return Outcome(index, None)
+
+
+def _died(error: BaseException) -> str:
+    return (
+        f"Expected workers that live, but found that they died again and again ({type(error).__name__}). Try more "
+        "memory, or fewer workers."
+    )
