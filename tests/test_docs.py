@@ -45,12 +45,9 @@ def check(words: list[str]) -> None:
         case ["pyro-gvae", *arguments] | ["python", "-m", "pyro_gvae", *arguments]:
             _parse(arguments)
         case ["torchrun", *launched]:
-            start = next(i for i, word in enumerate(launched) if not word.startswith("--") or word == "--module")
-            check(
-                ["python", *launched[start:]]
-                if launched[start] != "--module"
-                else ["python", "-m", *launched[start + 1 :]]
-            )
+            module = launched.index("-m")
+            assert all(word.startswith("--") or word.isdigit() for word in launched[:module])
+            check(["python", *launched[module:]])
         case ["python", script, *_] if script.endswith(".py"):
             assert (ROOT / script).is_file(), f"there is no {script}"
         case ["make", *targets]:
