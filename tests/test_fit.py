@@ -1,6 +1,7 @@
 """fit: stages, budgets, schedules, early stopping, signals, what is not finite, programs of one's own."""
 
 import copy
+import gc
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.fx.graph_module import _loader
 
 from pyro_gvae import exact
 from pyro_gvae.checkpoint import load_checkpoint
@@ -214,6 +216,18 @@ def test_how_often_a_run_is_judged_and_kept_changes_nothing(tmp_path):
         run(vae, chosen=config(evaluate_every=every, checkpoint_every=every), output=(tmp_path / every, None)[number])
         weights.append(vae.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_fit_leaves_no_tensors_and_no_sources_behind():
+    """torch keeps what a hook on saved tensors returns, and the source of each graph, unless somebody sees to it."""
+
+    def alive():
+        fit(new_vae(), data(), config("gumbel-softmax:2steps,exact:2steps"), progress=False)
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()), len(_loader.eval_cache)
+
+    alive()  # what is made once
+    assert alive() == alive()
 
 
 def test_schedules_are_followed():

@@ -1,12 +1,15 @@
 """Recorded graphs: their inputs, and the function that is replayed."""
 
-from collections.abc import Callable, Sequence
+import linecache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph_module import _loader
 from torch.utils import _pytree as pytree
 
 from .simplify import simplify
@@ -26,6 +29,18 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     )
 }
 METHODS = {"expand", "permute", "select", "squeeze", "t", "transpose", "unsqueeze", "view"}
+
+
+@contextmanager
+def no_sources_kept() -> Iterator[None]:
+    """Forget the source text of graphs that are compiled here: for tracebacks, torch would keep it for good."""
+    known = set(_loader.eval_cache)
+    try:
+        yield
+    finally:
+        for key in _loader.eval_cache.keys() - known:
+            del _loader.eval_cache[key]
+            linecache.cache.pop(key, None)
 
 
 def lifted(graph_module: GraphModule) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from .graph import lifted
+from .graph import lifted, no_sources_kept
 from .guards import Guard
 from .refusals import NotRecordable, record
 
@@ -103,7 +103,8 @@ def new_recording(
         after = _State(job)
         gradients = dict.fromkeys(after.leaves) | gradients  # new ones had none
         outcome = loss, [leaf.grad for leaf in after.leaves]
-        recording, replayed = _recorded(job, before, after, outcome, finish, check=check)
+        with no_sources_kept():
+            recording, replayed = _recorded(job, before, after, outcome, finish, check=check)
         if replayed is None:
             after.restore()
         else:

@@ -213,7 +213,7 @@ def _saved_bytes(model: Run, probe: Scores, num_codes: int) -> int:
 
     def keep(tensor: Tensor) -> Tensor:
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would hold its graph, and that the tensor, for ever
 
     shape, logits = probe.prior.logits.shape[-2:], probe.prior.logits
     codes = logits.new_zeros(num_codes, *shape)
