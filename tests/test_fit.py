@@ -222,7 +222,7 @@ def test_a_fit_leaves_no_tensors_and_no_sources_behind():
     """torch keeps what a hook on saved tensors returns, and the source of each graph, unless somebody sees to it."""
 
     def alive():
-        fit(new_vae(), data(), config("gumbel-softmax:2steps,exact:2steps"), progress=False)
+        run(chosen=config("gumbel-softmax:2steps,exact:2steps"))
         gc.collect()
         return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()), len(_loader.eval_cache)
 
