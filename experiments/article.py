@@ -16,7 +16,7 @@ The preset `article`: MNIST, 20 latents of 10 categories, 784-512-256 and back, 
 p(x) are those of the discrete model on the test set. Grey and binarized images have other likelihoods: that row is not
 compared with the others. Pictures are decoded from the most probable hard code of each image.
 
-Found: (to be filled in)
+Found: not run at full length yet.
 """
 
 from dataclasses import replace

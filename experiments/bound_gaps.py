@@ -15,7 +15,7 @@ bound. `claim` is what the loss says on the test images, with 20 samples for eac
 
     relaxed bound -> ELBO of the guide -> ELBO of the best mean-field posterior -> log p(x)
 
-Found: (to be filled in)
+Found: not run at full length yet.
 """
 
 from functools import partial

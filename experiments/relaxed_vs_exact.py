@@ -15,7 +15,7 @@ Black-and-white images (thresholds at 1/2), the networks of `PROBLEMS`, one Adam
 al. 2017). Both kinds of training begin with the same weights and see the same batches. Judged are ELBO and log p(x) of
 the discrete model, summed over all codes, on the first 2,000 test images.
 
-Found: (to be filled in)
+Found: not run at full length yet.
 """
 
 from functools import partial

@@ -17,7 +17,7 @@ The ReinMax protocol (see `reinmax_protocol.py`) with one Adam, which goes throu
 with the categoricals' KL at temperature 0.67. Seconds are those of training, without evaluations; equal seconds are
 those of the baseline, `soft, 3 exact`, and curves are read off between two evaluations on a straight line.
 
-Found: (to be filled in)
+Found: not run at full length yet.
 """
 
 from functools import partial
