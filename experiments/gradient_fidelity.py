@@ -15,8 +15,8 @@ This is `pyro-gvae gradients` with its settings written down. "elbo": the gradie
 guide's logits on the first 100 train images, black and white, along training by soft Gumbel-Softmax. "reinmax": that of
 the reconstruction term on grey images at temperature 1, 1024 single-sample estimates, along training by ReinMax.
 
-Found ("reinmax", one seed, epoch 5): cosines of 0.96 for ReinMax (published 0.90), 0.67 for ReinMax-Rao (0.61), 0.82 for
-soft Gumbel-Softmax, and 0.34 to 0.49 for the others (0.47 to 0.55). "elbo" has not been run at full length.
+Found ("reinmax", one seed, epoch 5): cosines of 0.96 for ReinMax (published 0.90), 0.67 for ReinMax-Rao (0.61), 0.82
+for soft Gumbel-Softmax, and 0.34 to 0.49 for the others (0.47 to 0.55). "elbo" has not been run at full length.
 """
 
 import shutil

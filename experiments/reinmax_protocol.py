@@ -18,8 +18,8 @@ beside it. The train figure of `gumbel-softmax` is no ELBO, and those of `vimco`
 bounds. Settings are the searched ones; estimators that were not searched have ReinMax's optimizer and learning rate,
 soft Gumbel-Softmax and exact ones Adam 5e-4.
 
-Found so far (8x4, 5 epochs, one to five seeds): curves within 3 nats of the published ones at epoch 1, and at epoch 5 but
-for ReinMax and straight-through, which are 3.9 and 6.7 nats below them; see docs/results.md for why.
+Found so far (8x4, 5 epochs, one to five seeds): curves within 3 nats of the published ones at epoch 1, and at epoch 5
+but for ReinMax and straight-through, which are 3.9 and 6.7 nats below them; see docs/results.md for why.
 """
 
 from collections.abc import Sequence
