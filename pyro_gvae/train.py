@@ -92,8 +92,7 @@ def fit(
         resume: go on from the checkpoint in `output` where there is one; a run that was over stays so.
         progress: show a progress bar.
         measure: called at each evaluation with the :class:`~pyro_gvae.training.Training`; what it returns, name ->
-            number, stands in the
-            history too. It may draw random numbers, and changes nothing.
+            number, stands in the history too. It may draw random numbers, and changes nothing.
 
     Returns:
         What was done.
