@@ -1,7 +1,7 @@
 """How fast is the exact sum over all K^N codes, and how does it grow?
 
 Question: how much faster than stock Pyro (N `OneHotCategorical` sites, parallel `TraceEnum_ELBO`) is a training step
-with `ExactELBO`, what share of the rate of a plain matrix product does it reach, do time and memory grow as promised
+with `exact`, what share of the rate of a plain matrix product does it reach, do time and memory grow as promised
 with S = K^N, and does a step stay as fast while posteriors sharpen?
 
 Command: `python experiments/speed.py exact` (`--smoke` for all of it on tiny sizes, in seconds). It writes
@@ -12,17 +12,16 @@ Cost: about ten minutes on two cores; 12 GB, which stock Pyro takes before it di
 A step is loss, gradients and optimizer: MLP 784-512-256-NK and back, B = 100. Ours uses one fused Adam, stock Pyro its
 own. Blocks of both are interleaved, medians are reported. Both are checked to give the same loss to 1e-5 first.
 
-Found (2 cores of an Intel Xeon, torch 2.14.1; stock / ours in ms):
+Found (2 cores of an AMD EPYC, torch 2.14.1; stock / ours in ms):
 
-- 8^4 codes: 3650 / 71.1 = 51 times, less than the 70 that was asked for; 49 to 62 in other runs. 10^3: 39 times (39
-  to 43). 10^2: 12 times.
-- 65 % of the rate of a plain product at 8^4 codes and 68 % at 8^5, where 70 were asked for. Three quarters of a step
-  are the matrix products, on cold caches at 86 % of that rate; softplus, ReLU and bias gradients are most of the rest.
-- 2^20 codes: 16.5 s and 1.1 GB, and from 2^14 on time is linear in S to 6 %. Stock dies at 2^14 with 12 GB.
-- 3000 steps on MNIST: the last take a third of the time of the first, because neglected codes are not decoded. No
-  gradient is denormal then; 18 % of Adam's first moments are, those of weights whose gradient has become exactly 0
-  (as many make one fused Adam step 2 ms longer, on one core).
+- 8^4 codes: 4583 / 94.7 = 48 times (48 to 60 in other runs), where 70 were asked for: at the full rate of a plain
+  product the counted arithmetic alone would give 61. 10^3: 48 times. 10^2: 18 times.
+- 79 % of the rate of a plain product at 8^4 codes and 82 % at 8^5.
+- 2^20 codes: 24.7 s and 1.2 GB, and from 2^14 on time is linear in S to 6 %. Stock dies at 2^14 with 12 GB.
+- 3000 steps on MNIST: the last take a third of the time of the first, because neglected codes are not decoded.
 - The decoder's first layer takes 1.5 % of the arithmetic, so that codes are not treated apart from other inputs there.
+- On two cores of an Intel Xeon (`speed_exact_xeon.json`), before Bernoulli's log-normalizer was made cheap: 51, 39 and
+  12 times, 65 % and 68 % of the rate.
 """
 
 import copy
