@@ -99,6 +99,7 @@ def test_the_process_ends_with_code_2_and_no_traceback(tmp_path):
     assert done.stderr.count("\n") == 1 and "mnist" in done.stderr.lower() and "--download" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_process_runs_the_main_job(tmp_path):
     size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--epochs", "1", "--evaluations", "1"]
     done = process("compare", *size, "--output", "run", folder=tmp_path)

@@ -77,6 +77,7 @@ def test_results_are_the_last_evaluations(run, metrics):
     assert all(name in text for name in SMALL.estimators) and "±" in text
 
 
+@pytest.mark.slow
 def test_a_run_repeats_itself(tmp_path):
     config = replace(SMALL, epochs=1, evaluations=1, seeds=(3,))
     first, second = (
@@ -115,6 +116,7 @@ def test_every_estimator_sees_the_same_batches_in_the_same_order(tmp_path, monke
     assert not torch.equal(first, torch.cat(seen["exact"][::-1]))  # the order is a part of it
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monkeypatch):
     config = replace(SMALL, epochs=1, evaluations=1, seeds=(0,), output=tmp_path / "run")
 

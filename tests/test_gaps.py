@@ -39,6 +39,7 @@ def test_bounds_stand_in_their_order():
     torch.testing.assert_close(found.log_evidence, exact.log_evidence(vae, x))
 
 
+@pytest.mark.slow
 def test_the_relaxed_bound_is_that_of_trace_elbo():
     vae, x = make()
     ours = relaxed_bound(vae, x, num_particles=300)

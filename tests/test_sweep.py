@@ -94,6 +94,7 @@ def grid(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_one_tidy_table(grid):
     results = pd.read_csv(grid / "results.csv")
     pd.testing.assert_frame_equal(
@@ -135,6 +136,7 @@ def test_each_model_of_a_grid_comes_back(grid):
 # ------------------------------------------------------------------------------- what goes on, and not
 
 
+@pytest.mark.slow
 def test_a_cell_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     config = replace(SMALL, evaluations=4, checkpoint_every="1steps")
     whole = compare(replace(config, output=tmp_path / "whole"))
@@ -166,6 +168,7 @@ def test_another_comparison_is_refused(grid, capsys):
     assert "epochs, batch_size. Try another folder." in said and (grid / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_fails_alone(tmp_path, capsys):
     size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--epochs", "1", "--evaluations", "1"]
     arguments = ["compare", *size, "--estimators", "exact", "--seeds", "0", "--learning-rates", "1e30", "0.003"]
