@@ -15,7 +15,7 @@ own. Blocks of both are interleaved, medians are reported. Both are checked to g
 Found (2 cores of an AMD EPYC, torch 2.14.1; stock / ours in ms):
 
 - 8^4 codes: 4583 / 94.7 = 48 times (48 to 60 in other runs), where 70 were asked for: at the full rate of a plain
-  product the counted arithmetic alone would give 61. 10^3: 48 times. 10^2: 18 times.
+  product the counted arithmetic alone would give 61 to 81, as stock's time varies. 10^3: 48 times. 10^2: 18 times.
 - 79 % of the rate of a plain product at 8^4 codes and 82 % at 8^5.
 - 2^20 codes: 24.7 s and 1.2 GB, and from 2^14 on time is linear in S to 6 %. Stock dies at 2^14 with 12 GB.
 - 3000 steps on MNIST: the last take a third of the time of the first, because neglected codes are not decoded.
