@@ -68,57 +68,91 @@ def recommend(table: pd.DataFrame, obstacle: str | None = None) -> Advice:
 
 def _by_progress(rows: pd.DataFrame, obstacle: str | None, refusals: list[str]) -> Advice:
     rows = rows.assign(speed=rows["progress"] / rows["seconds"], speed_se=rows["progress_se"] / rows["seconds"])
+    ties = _ties(rows)
+    best = _first_of(ties)
+    others = rows[rows["estimator"] != best["estimator"]]
+    finish = _finish(best, others)
+    reference = str(rows["reference"].iloc[0])
+    reasons = (
+        f"{_called(best)}: a step takes {_ms(best)} and is worth {best['progress']:.2g} of a step along the exact "
+        f"gradient.",
+        _beside_enumeration(best, others),
+        _beside_the_next(best, others, ties),
+        _temperatures(rows[rows["estimator"] == best["estimator"]]),
+        _bias(best, finish),
+        _memory(best, rows[rows["estimator"] == "exact"]),
+        obstacle,
+        f"The exact gradient is stood in for by {reference}, whose noise is taken off." * (reference != "exact"),
+        *refusals,
+    )
+    return Advice(str(best["estimator"]), _heat(best), finish, tuple(filter(None, reasons)))
+
+
+def _ties(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose speed cannot be told from the highest."""
     top = rows.loc[rows["speed"].idxmax()]
     margin = 2 * (rows["speed_se"] ** 2 + top["speed_se"] ** 2) ** 0.5
-    ties = rows[(rows["speed"] * TIE >= top["speed"]) | (rows["speed"] + margin >= top["speed"])]
+    return rows[(rows["speed"] * TIE >= top["speed"]) | (rows["speed"] + margin >= top["speed"])]
+
+
+def _first_of(ties: pd.DataFrame) -> Any:
     known = ties["unbiased"].astype(bool)
     order = ties.assign(exact=ties["estimator"] == "exact", bias=ties["relative_bias"].where(~known, 0.0)).sort_values(
         ["unbiased", "exact", "bias", "seconds"], ascending=[False, False, True, True], kind="stable"
     )
-    best = order.iloc[0]
-    others = rows[(rows["estimator"] != best["estimator"]) & rows["unbiased"].astype(bool)]
-    exact_rows = rows[rows["estimator"] == "exact"]
-    reasons = [
-        f"{_called(best)}: a step takes {_ms(best)} and is worth {best['progress']:.2g} of a step along the exact "
-        f"gradient."
-    ]
-    if best["estimator"] != "exact" and not exact_rows.empty:
-        truth = exact_rows.iloc[0]
-        reasons.append(
-            f"Enumerating all codes takes {_ms(truth)} a step, {truth['seconds'] / best['seconds']:.2g} times as long: "
-            f"in equal time {_called(best)} makes {best['speed'] / truth['speed']:.2g} times the progress."
-        )
-    rivals = rows[rows["estimator"] != best["estimator"]].sort_values("speed", ascending=False)
-    rivals = rivals[rivals["estimator"] != "exact"] if best["estimator"] != "exact" else rivals
-    if not rivals.empty:
-        rival = rivals.iloc[0]
-        tied = rival.name in ties.index
-        reasons.append(
-            f"Next is {_called(rival)}, {_ms(rival)} a step, worth {rival['progress']:.2g}: "
-            f"{rival['speed'] / best['speed']:.2g} times the progress in equal time{', a tie' if tied else ''}."
-        )
-    heats = rows[(rows["estimator"] == best["estimator"]) & rows["temperature"].notna()]
-    if len(heats) > 1:
-        told = ", ".join(
-            f"{row.temperature:g}: bias {row.relative_bias:.2g}, s.d. {row.relative_std:.2g}, progress "
-            f"{row.progress:.2g}"
-            for row in heats.itertuples()
-        )
-        reasons.append(f"Its temperatures, relative to the gradient's length: {told}.")
-    finish = None
-    if not best["unbiased"]:
-        bias = f"{best['relative_bias']:.2g} ± {best['relative_bias_se']:.1g}"
-        left = f"Its gradient is off by {bias} of the exact one's length, which no number of samples mends"
-        if not others.empty:
-            chosen = others.loc[others["speed"].idxmax()] if exact_rows.empty else exact_rows.iloc[0]
-            finish = str(chosen["estimator"])
-            left += f"; '{finish}' has no bias"
-        reasons.append(f"{left}.")
-    reasons += filter(None, [_memory(best, exact_rows), obstacle])
-    reference = str(rows["reference"].iloc[0])
-    if reference != "exact":
-        reasons.append(f"The exact gradient is stood in for by {reference}, whose noise is taken off.")
-    return Advice(str(best["estimator"]), _heat(best), finish, (*reasons, *refusals))
+    return order.iloc[0]
+
+
+def _finish(best: Any, others: pd.DataFrame) -> str | None:
+    """An estimator without bias after one that has some: the exact one, or else the fastest."""
+    unbiased = others[others["unbiased"].astype(bool)]
+    if best["unbiased"] or unbiased.empty:
+        return None
+    return (
+        "exact" if "exact" in set(others["estimator"]) else str(unbiased.loc[unbiased["speed"].idxmax()]["estimator"])
+    )
+
+
+def _beside_enumeration(best: Any, others: pd.DataFrame) -> str | None:
+    exact_rows = others[others["estimator"] == "exact"]
+    if exact_rows.empty:
+        return None
+    truth = exact_rows.iloc[0]
+    return (
+        f"Enumerating all codes takes {_ms(truth)} a step, {truth['seconds'] / best['seconds']:.2g} times as long: "
+        f"in equal time {_called(best)} makes {best['speed'] / truth['speed']:.2g} times the progress."
+    )
+
+
+def _beside_the_next(best: Any, others: pd.DataFrame, ties: pd.DataFrame) -> str | None:
+    rivals = others[others["estimator"] != "exact"].sort_values("speed", ascending=False)
+    if rivals.empty:
+        return None
+    rival = rivals.iloc[0]
+    tied = ", a tie" if rival.name in ties.index else ""
+    return (
+        f"Next is {_called(rival)}, {_ms(rival)} a step, worth {rival['progress']:.2g}: "
+        f"{rival['speed'] / best['speed']:.2g} times the progress in equal time{tied}."
+    )
+
+
+def _temperatures(rows: pd.DataFrame) -> str | None:
+    heats = rows[rows["temperature"].notna()]
+    if len(heats) < 2:
+        return None
+    told = ", ".join(
+        f"{row.temperature:g}: bias {row.relative_bias:.2g}, s.d. {row.relative_std:.2g}, progress {row.progress:.2g}"
+        for row in heats.itertuples()
+    )
+    return f"Its temperatures, relative to the gradient's length: {told}."
+
+
+def _bias(best: Any, finish: str | None) -> str | None:
+    if best["unbiased"]:
+        return None
+    bias = f"{best['relative_bias']:.2g} ± {best['relative_bias_se']:.1g}"
+    mended = "" if finish is None else f"; '{finish}' has no bias"
+    return f"Its gradient is off by {bias} of the exact one's length, which no number of samples mends{mended}."
 
 
 def _by_noise(rows: pd.DataFrame, obstacle: str | None, refusals: list[str]) -> Advice:

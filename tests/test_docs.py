@@ -1,22 +1,28 @@
 """Every command that README and the documents show is one that exists, and the pages build without a warning."""
 
+import functools
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+import tyro
 
 from pyro_gvae.cli import _parse
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ENTRANCE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]  # Sphinx sees the other pages
+PAGES = [*ENTRANCE, *sorted((ROOT / "docs").rglob("*.md"))]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 
 class Command(NamedTuple):
@@ -39,6 +45,34 @@ def commands(page: str, text: str) -> Iterator[Command]:
                 yield Command(page, words)
 
 
+def experiments(page: str, text: str) -> Iterator[Command]:
+    """The experiments that a text names between backticks, or on a line of their own, as docstrings do."""
+    for line in re.findall(
+        r"`(?:\w+=\w+ )?(python experiments/[^`]+)`|^    (python experiments/.*)$", text, re.MULTILINE
+    ):
+        yield Command(page, shlex.split(" ".join(line)))
+
+
+def parse_experiment(script: Path, arguments: list[str]) -> None:
+    """Run a script up to where its function would be called: SystemExit if it does not take these arguments."""
+
+    def only_parsed(function: Callable[..., object]) -> Callable[..., object]:
+        return functools.wraps(function)(lambda *_, **__: None)
+
+    cli, subcommands, threads = tyro.cli, tyro.extras.subcommand_cli_from_dict, torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(script), *arguments])
+        patch.syspath_prepend(script.parent)
+        patch.setattr(tyro, "cli", lambda function: cli(only_parsed(function)))
+        patch.setattr(
+            tyro.extras,
+            "subcommand_cli_from_dict",
+            lambda table: subcommands({name: only_parsed(function) for name, function in table.items()}),
+        )
+        runpy.run_path(str(script), run_name="__main__")
+    torch.set_num_threads(threads)
+
+
 def check(words: list[str]) -> None:
     """Raise if there is no such command, or it does not take these words."""
     match words:
@@ -48,8 +82,9 @@ def check(words: list[str]) -> None:
             module = launched.index("-m")
             assert all(word.startswith("--") or word.isdigit() for word in launched[:module])
             check(["python", *launched[module:]])
-        case ["python", script, *_] if script.endswith(".py"):
+        case ["python", script, *arguments] if script.endswith(".py"):
             assert (ROOT / script).is_file(), f"there is no {script}"
+            parse_experiment(ROOT / script, arguments)
         case ["make", *targets]:
             known = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
             assert {word for word in targets if "=" not in word} <= {*known}
@@ -65,16 +100,21 @@ def check(words: list[str]) -> None:
             raise AssertionError(f"nobody knows the command '{words[0]}'")
 
 
-SHOWN = [
-    command for page in PAGES for command in commands(str(page.relative_to(ROOT)), page.read_text(encoding="utf-8"))
-]
+def found_by(search: Callable[[str, str], Iterator[Command]], pages: list[Path]) -> list[Command]:
+    return [
+        command for page in pages for command in search(str(page.relative_to(ROOT)), page.read_text(encoding="utf-8"))
+    ]
+
+
+SHOWN = found_by(commands, PAGES)
+EXPERIMENTS_SHOWN = found_by(experiments, PAGES + EXPERIMENTS)
 
 
 def test_the_documents_show_commands() -> None:
-    assert len(SHOWN) > 5
+    assert len(SHOWN) > 5 and len(EXPERIMENTS_SHOWN) > 10
 
 
-@pytest.mark.parametrize("command", SHOWN, ids=str)
+@pytest.mark.parametrize("command", SHOWN + EXPERIMENTS_SHOWN, ids=str)
 def test_each_command_exists_and_takes_its_options(command: Command) -> None:
     check(command.words)
 
@@ -86,6 +126,8 @@ def test_each_command_exists_and_takes_its_options(command: Command) -> None:
         "pyro-gvae cmpare",
         "make tea",
         "python nowhere.py",
+        "python experiments/stages.py --epoch 3",
+        "python experiments/speed.py exactly",
         "pip install '.[nothing]'",
         "pyro_gvae",
     ],
@@ -94,6 +136,13 @@ def test_a_command_that_does_not_exist_is_found(line: str, capsys: pytest.Captur
     (command,) = commands("a page", f"```sh\n{line}  # a comment\n```\n")
     with pytest.raises((SystemExit, AssertionError)):
         check(command.words)
+
+
+@pytest.mark.parametrize("page", ENTRANCE, ids=lambda page: page.name)
+def test_the_files_that_a_page_links_to_exist(page: Path) -> None:
+    """Sphinx checks its own pages."""
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert not [link for link in links if not (page.parent / link).exists()]
 
 
 @pytest.mark.slow

@@ -80,6 +80,15 @@ def test_batches_of_several_sizes():
         assert step(batches(1, size=size)[0]).shape == ()
 
 
+@pytest.mark.parametrize("name", ["gumbel-softmax", "exact", "exact-evidence"])
+def test_two_sizes_that_take_turns_are_recorded_once_each(name):
+    """As the last batch of every epoch does: a recording takes as long as hundreds of steps."""
+    step = make_step(new_vae(), estimator(name))
+    for size in (B, 3) * 3:
+        step(batches(1, size=size)[0])
+    assert step._gradients._traced.num_recordings == 2
+
+
 def test_nothing_else_changes():
     before = pyro.settings.get()
     pyro.param("of somebody else", torch.zeros(1))

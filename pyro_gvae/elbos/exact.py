@@ -18,6 +18,28 @@ from ..exact.slices import Plan, leaves, make_plan
 from ..sites import Program
 
 
+@final
+class _Plans:
+    """The plans of the last programs and shapes: those of whole batches and of the last one of an epoch, for example.
+
+    They follow from a program and are no state of it: slots are what guards do not read, so that a recording of one
+    shape outlives the plan of another.
+    """
+
+    __slots__ = ("_kept",)
+    MOST = 8
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Any, Plan]] = []
+
+    def find(self, key: Any, make: Callable[[], Plan]) -> Plan:
+        for known, plan in self._kept:
+            if known == key:
+                return plan
+        self._kept = [*self._kept, (key, make())][-self.MOST :]
+        return self._kept[-1][1]
+
+
 class _ExactLoss(ELBO):
     """Abstract: a loss that sums over the codes of the model's one-hot site in place of sampling it."""
 
@@ -26,7 +48,7 @@ class _ExactLoss(ELBO):
         self.share = share
         self.max_memory = max_memory
         self.slice_size = slice_size
-        self._planned: tuple[Any, Plan] | None = None
+        self._plans = _Plans()
 
     def _get_trace(self, *_: Any) -> Any:
         raise TypeError(
@@ -58,13 +80,11 @@ class _ExactLoss(ELBO):
         return self._plan(model, args, kwargs).num_slices
 
     def _plan(self, model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
-        """How the codes are cut: it takes a few small runs to find out, so the last plan is kept for equal shapes."""
+        """How the codes are cut: it takes a few small runs to find out, so plans are kept for equal shapes."""
         shapes = [(x.shape, x.dtype, x.device) for x in args if isinstance(x, Tensor)]
         if kwargs or len(shapes) < len(args):
             return self._new_plan(partial(model, *args, **kwargs))
-        if self._planned is None or self._planned[0] != (model, shapes):
-            self._planned = (model, shapes), self._new_plan(partial(model, *args))
-        return self._planned[1]
+        return self._plans.find((model, shapes), lambda: self._new_plan(partial(model, *args)))
 
     def _new_plan(self, model: Run) -> Plan:
         return make_plan(model, max_memory=self.max_memory, slice_size=self.slice_size, share=self.share)
