@@ -71,7 +71,8 @@ def make_step(
         stock `SVI`. Its attribute `own` is what the estimator's loss learns itself (:func:`own_state`).
 
     Raises:
-        ValueError: if there is no such optimizer; in the first step, if the data are out of range.
+        ValueError: if there is no such optimizer; in the first step, if the data are out of range, or no parameter has
+            a gradient.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE, estimator
@@ -226,22 +227,33 @@ class _Gradients:
         """The loss, in nats summed over the data; gradients are set, not added."""
         for parameter in self.parameters:
             parameter.grad = None  # its memory is used again for the next one
-        if self._traced is not None:
-            try:
-                (loss, gradients), leaves = self._traced.outcome(self._model, self._guide, x)
-            except NotRecordable as refusal:
-                if not self._is_exact:  # several slices of codes are no recording, and need none
-                    warnings.warn(f"Steps run without a recording: {refusal}", stacklevel=3)
-                self._traced = None
-            else:
-                self._check_parameters(leaves)
-                for leaf, gradient in zip(leaves, gradients, strict=True):
-                    leaf.grad = gradient
-                return self._as_tensor(loss, x)
-        with pyro.get_param_store().scope(), pyro.validation_enabled(not self._checked):
-            loss = self._elbo.loss_and_grads(self._model, self._guide, x)
-        self._checked = True
+        loss = self._recorded(x)
+        if loss is None:
+            with pyro.get_param_store().scope(), pyro.validation_enabled(not self._checked):
+                loss = self._elbo.loss_and_grads(self._model, self._guide, x)
+            self._checked = True
+        if all(parameter.grad is None for parameter in self.parameters):
+            raise ValueError(
+                "Expected a loss with a gradient for some parameter of the module, but found none: Pyro's ELBOs form "
+                'gradients where they see a parameter. Try pyro.module("name", self) at the start of model and guide.'
+            )
         return self._as_tensor(loss, x)
+
+    def _recorded(self, x: Tensor) -> Tensor | float | None:
+        """The loss and its gradients from the recording, or None where there is none."""
+        if self._traced is None:
+            return None
+        try:
+            (loss, gradients), leaves = self._traced.outcome(self._model, self._guide, x)
+        except NotRecordable as refusal:
+            if not self._is_exact:  # several slices of codes are no recording, and need none
+                warnings.warn(f"Steps run without a recording: {refusal}", stacklevel=4)
+            self._traced = None
+            return None
+        self._check_parameters(leaves)
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
+        return cast(Tensor | float, loss)
 
     def _as_tensor(self, loss: Tensor | float, x: Tensor) -> Tensor:
         """Plain ELBOs return numbers."""

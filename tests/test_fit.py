@@ -448,11 +448,13 @@ class Regression(Mixture):
     """No one-hot site at all."""
 
     def model(self, x):
+        pyro.module("regression", self)  # which stock ELBOs look for
         scale = pyro.sample("z", dist.LogNormal(0.0, 1.0))
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(self.means[0], scale), obs=x.squeeze(-1))
 
     def guide(self, x):
+        pyro.module("regression", self)
         pyro.sample("z", dist.LogNormal(self.logits[0], self.logits[1].exp()))
 
 
@@ -461,8 +463,10 @@ def test_a_program_of_ones_own_is_judged_as_well_as_can_be(tmp_path):
     done = run(Mixture(), x, config("exact:3", learning_rate=0.05), output=tmp_path)
     assert done.history[-1]["elbo_is"] == "exact" and done.history[-1]["test_elbo"] is None
     assert done.history[-1]["train_elbo"] > done.history[0]["train_elbo"]
-    done = run(Regression(), x, config("gumbel-softmax:1"))
+    regression = Regression()
+    done = run(regression, x, config("gumbel-softmax:1"))
     assert done.history[-1]["elbo_is"] == "sampled"
+    assert not torch.equal(regression.logits, torch.zeros(K))  # it was trained
     with pytest.raises(ValueError, match="Expected a program with a buffer 'temperature' to anneal"):
         run(Mixture(), x, config("exact:1", temperature=1.0))
 

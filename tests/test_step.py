@@ -1,5 +1,7 @@
 """The training step: the plain ELBO's losses and weights, one optimizer, and nothing else changed."""
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -224,6 +226,31 @@ def test_parameters_outside_of_the_module_are_refused():
         make_step(Outside(), estimator("gumbel-softmax"), optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0))(
             torch.ones(D)
         )
+
+
+@pytest.mark.parametrize("recordable", [True, False])
+def test_a_program_that_does_not_show_its_parameters_is_refused(recordable):
+    """A stock ELBO forms no gradient then, and says nothing."""
+
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logits = nn.Parameter(torch.zeros(N, K))
+
+        def model(self, x):
+            if not recordable:
+                x.sum().item()
+            pyro.sample("z", dist.OneHotCategorical(logits=self.logits).to_event(1))
+
+        guide = model
+
+    step = make_step(Hidden(), estimator("gumbel-softmax", temperature=0.5))
+    refused = pytest.raises(
+        ValueError, match=r"Expected a loss that some parameter .* Try pyro\.module\(\"name\", self\)"
+    )
+    with warnings.catch_warnings(), refused:
+        warnings.simplefilter("ignore")  # that it runs as it is
+        step(torch.ones(B, D))
 
 
 def test_networks_in_bfloat16_score_in_float32():
