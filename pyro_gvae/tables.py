@@ -242,21 +242,31 @@ def format_table(summary: pd.DataFrame) -> str:
 
 
 def with_errors(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Numbers as text in three digits, with the standard errors that stand beside them, `M_se`; empty where none is.
+    """Numbers as text, with the standard errors that stand beside them, `M_se`, in two digits; empty where none is.
+
+    A number has the decimals of its error, or four digits where it has none.
 
     Args:
         table: any table.
         names: the columns to show; those that the table lacks are left out.
 
     Example:
-        >>> with_errors(pd.DataFrame({"mse": [0.51234, None], "mse_se": [0.0123, None]}), ["mse"])["mse"].tolist()
-        ['0.512 ± 0.012', '']
+        >>> found = pd.DataFrame({"elbo": [-125.4012, -1.23456, None], "elbo_se": [0.5512, None, None]})
+        >>> with_errors(found, ["elbo"])["elbo"].tolist()
+        ['-125.40 ± 0.55', '-1.235', '']
     """
     columns = {}
     for name in filter(table.columns.__contains__, names):
         errors = table.get(f"{name}_se", pd.Series(math.nan, table.index))
         columns[name.replace("_", " ")] = [
-            "" if pd.isna(value) else f"{value:.3g}" + (f" ± {error:.2g}" if error > 0 else "")
+            "" if pd.isna(value) else _with_error(value, error)
             for value, error in zip(table[name], errors, strict=True)
         ]
     return pd.DataFrame(columns, index=table.index)
+
+
+def _with_error(value: float, error: float) -> str:
+    if not 0 < error < math.inf:
+        return f"{value:.4g}"
+    decimals = 1 - math.floor(math.log10(error))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}" if 0 <= decimals <= 6 else f"{value:.4g} ± {error:.2g}"
