@@ -40,7 +40,7 @@ NAME = "stages"
 BASELINE = "soft, 3 exact"
 SOFT = "gumbel-softmax[kl=categorical,temperature=0.67]"
 
-#: Row -> stages, in epochs; E is the number in all, but for a row that is to take the seconds of those that end exactly.
+#: Row -> stages, in epochs; E is the number in all, but for one that takes the seconds of those that end exactly.
 SUMMABLE = {
     "exact": "exact:{E}",
     "exact-evidence": "exact-evidence:{E}",
