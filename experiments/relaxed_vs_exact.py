@@ -13,26 +13,32 @@ Cost: two hours and a half on two cores, most of it MNIST: with `--workers 2` ha
 
 Black-and-white images (thresholds at 1/2), the networks of `PROBLEMS`, one Adam. Relaxed training has the relaxed KL
 (Maddison et al. 2017; the prior's temperature is 3/5 of the guide's, as theirs is) or that of the categoricals (Jang et
-al. 2017). Both kinds of training begin with the same weights and see the same batches. Judged are ELBO and log p(x) of
-the discrete model, summed over all codes, on the first 1,000 test images.
+al. 2017). Exact training is also done with a KL whose weight grows from 0 to 1 in the first 300 steps. All begin with
+the same weights and see the same batches. Judged are ELBO and log p(x) of the discrete model, summed over all codes, on
+the first 1,000 test images, and how many categories of a latent are in use: exp of the entropy of q(z_n) over these
+images, a mean over latents.
 
 Found: not run at full length yet.
 """
 
 from functools import partial
 from itertools import product
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
 import tyro
-from cells import Places, Row, log_axis, paired, run_cells, scores_on_test, tiny, train
+from cells import Places, Row, log_axis, mean_and_error, paired, run_cells, scores_on_test, tiny, train
 from matplotlib.figure import Figure
 
-from pyro_gvae import TrainConfig
+from pyro_gvae import CategoricalVAE, Dataset, TrainConfig
+from pyro_gvae.code_statistics import guide_log_probs, mean_perplexity
 from pyro_gvae.plots import PALETTE, in_house_style
 from pyro_gvae.tables import with_errors
 
 NAME = "relaxed_vs_exact"
+WARM = "exact, KL warm-up"
+#: Steps until the KL has its full weight.
+WARM_UP = 300
 #: Parts of the budget at which models are judged.
 PARTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 NUM_TEST = 1000
@@ -81,7 +87,11 @@ def main(
         scale: of all budgets.
         smoke: tiny networks on the digits, to see that it runs.
     """
-    rows = [("exact", 0.0), *product(("gumbel-softmax, relaxed KL", "gumbel-softmax, categorical KL"), temperatures)]
+    kinds = [
+        ("exact", 0.0),
+        (WARM, 0.0),
+        *product(("gumbel-softmax, relaxed KL", "gumbel-softmax, categorical KL"), temperatures),
+    ]
     cells: list[Row] = [
         {
             "problem": problem,
@@ -93,14 +103,14 @@ def main(
         }
         for problem in problems
         for budget, moments in budgets(PROBLEMS[problem], scale).items()
-        for seed, (name, heat) in product(seeds, rows)
+        for seed, (name, heat) in product(seeds, kinds)
     ]
     table = run_cells(NAME, cells, partial(measure, places=places, scale=scale, smoke=smoke), places)
-    of_these = [name for name in cells[0] if name != "moment"]
-    table = table.merge(pd.DataFrame(cells)[of_these])
-    final = table.merge(pd.DataFrame(cells))  # the last moment of each
+    final, table = complete(table, scale)
     found = differences(final)
-    best = differences(table.loc[table.groupby(of_these)["test_log_evidence"].idxmax()])
+    best = differences(table.loc[table.groupby(CELL)["test_log_evidence"].idxmax()])
+    used = mean_and_error(final, ["problem", "budget", "estimator", "temperature"], ["categories_used"])
+    print("categories in use", used.to_string(index=False, float_format="{:.2f}".format), sep="\n")
     for title, rows in (("at the end", found), ("each at its best moment", best)):
         text = with_errors(rows, ["test_log_evidence", "test_elbo", "seconds"])
         named = rows[["problem", "budget", "estimator", "seeds"]].join(text)
@@ -108,6 +118,20 @@ def main(
     places.save(NAME, draw_curves(table))
     places.save(f"{NAME}_ends", draw_ends(found))
     return table
+
+
+CELL = ["problem", "budget", "estimator", "temperature", "seed"]
+
+
+def complete(table: pd.DataFrame, scale: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The last rows of all cells of this scale that the file has, and all rows of theirs."""
+    ends = [
+        {"problem": name, "budget": budget, "moment": moments[-1]}
+        for name, problem in PROBLEMS.items()
+        for budget, moments in budgets(problem, scale).items()
+    ]
+    final = table.merge(pd.DataFrame(ends))
+    return final, table.merge(final[CELL])
 
 
 def budgets(problem: Problem, scale: float) -> dict[str, list[str]]:
@@ -124,17 +148,22 @@ def measure(cell: Row, *, places: Places, scale: float, smoke: bool) -> list[Row
     moments = budgets(problem, scale)[cell["budget"]]
     stage = {
         "exact": "exact",
+        WARM: "exact",
         "gumbel-softmax, relaxed KL": "gumbel-softmax[kl=relaxed]",
         "gumbel-softmax, categorical KL": "gumbel-softmax[kl=categorical]",
     }[cell["estimator"]]
-    heats = (
-        {} if stage == "exact" else {"temperature": cell["temperature"], "prior_temperature": 0.6 * cell["temperature"]}
-    )
-    config = places.placed(problem.config, stages=f"{stage}:{moments[-1]}", seed=cell["seed"], **heats)
+    heat = cell["temperature"]
+    changes: dict[str, Any] = {"temperature": heat, "prior_temperature": 0.6 * heat} if heat else {}
+    if cell["estimator"] == WARM:
+        changes["beta"] = f"linear:0,1,{WARM_UP}"
+    config = places.placed(problem.config, stages=f"{stage}:{moments[-1]}", seed=cell["seed"], **changes)
     return train(tiny(config) if smoke else config, moments, judge, places.folder(NAME, cell))
 
 
-judge = partial(scores_on_test, most=NUM_TEST)
+def judge(vae: CategoricalVAE, data: Dataset) -> Row:
+    """Scores of the discrete model, and how many categories it uses."""
+    used = mean_perplexity(guide_log_probs(vae, data.test[:NUM_TEST])).value
+    return scores_on_test(vae, data, most=NUM_TEST) | {"categories_used": used}
 
 
 def differences(final: pd.DataFrame) -> pd.DataFrame:
@@ -144,11 +173,11 @@ def differences(final: pd.DataFrame) -> pd.DataFrame:
 
 
 def _name(estimator: str, temperature: float) -> str:
-    return estimator if estimator == "exact" else f"{estimator}, t={temperature:g}"
+    return f"{estimator}, t={temperature:g}" if temperature else estimator
 
 
 #: Colours of the kinds of training, line styles of the temperatures.
-COLORS = dict(zip(("exact", "relaxed KL", "categorical KL"), PALETTE[1:2] + PALETTE[:1] + PALETTE[2:3], strict=True))
+COLORS = {"exact": PALETTE[1], WARM: PALETTE[6], "relaxed KL": PALETTE[0], "categorical KL": PALETTE[2]}
 STYLES = ("o:", "s-", "^--")
 
 
@@ -159,7 +188,7 @@ def draw_curves(table: pd.DataFrame) -> Figure:
     heats = sorted(set(table["temperature"]) - {0.0})
     figure = Figure(figsize=(max(9, 1.2 + 2.7 * len(problems)), 6.4))
     grid = figure.subplots(2, len(problems), squeeze=False)
-    looks = {("exact", 0.0): "o-"} | {
+    looks = {("exact", 0.0): "o-", (WARM, 0.0): "D-"} | {
         (f"gumbel-softmax, {kl}", heat): style
         for kl in ("relaxed KL", "categorical KL")
         for heat, style in zip(heats, STYLES, strict=False)
@@ -172,7 +201,7 @@ def draw_curves(table: pd.DataFrame) -> Figure:
         for (name, heat), look in looks.items():
             if (name, heat) in means.index:
                 kind = name.removeprefix("gumbel-softmax, ")
-                label = "exact" if name == "exact" else f"{kind}, t = {heat:g}"
+                label = f"{kind}, t = {heat:g}" if heat else name
                 curve = means.loc[(name, heat)].sort_values(clock)
                 axes.plot(curve[clock], curve["test_log_evidence"], look, color=COLORS[kind], ms=4, lw=1.4, label=label)
         # What comes before an eighth of the budget would leave the rest no room.
@@ -205,6 +234,9 @@ def draw_ends(found: pd.DataFrame) -> Figure:
     for (row, budget), (column, problem) in product(enumerate(("steps", "seconds")), enumerate(problems)):
         axes = grid[row, column]
         axes.axhline(0, color="#888888", lw=1)
+        warm = found[(found["problem"] == problem) & (found["budget"] == budget) & (found["estimator"] == WARM)]
+        for value in warm["test_log_evidence"]:
+            axes.axhline(value, color=COLORS[WARM], lw=1.2, ls="-.", label=f"{WARM}, log p(x)")
         for kl, (value, look) in product(
             ("relaxed", "categorical"), {"test_log_evidence": "o-", "test_elbo": "s--"}.items()
         ):

@@ -148,13 +148,14 @@ def _finish(
         axes.set_ylabel(panel.label)
         axes.set_yscale(panel.scale)
         if panel.scale == "log":
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         elif panel.name == "cosine":
             axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.03)
-        else:
-            axes.set_ylim(bottom=0.0)
+        else:  # an error bar that is larger than all values would leave these no room
+            axes.set_ylim(0.0, 1.15 * shown[panel.name].max() or None)
     named = shown.groupby("estimator")["temperature"]
     flat = {name for name, heats in named if heats.isna().all()} if dashes else set()
     handles = [

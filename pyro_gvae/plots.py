@@ -50,9 +50,9 @@ class Style(NamedTuple):
 
 
 def estimator_styles(estimators: Sequence[str]) -> dict[str, Style]:
-    """A colour and a marker for each estimator, the same in every figure of a run."""
+    """A colour and a marker for each estimator, the same in every figure of a run; no two alike, up to 64."""
     return {
-        name: Style(PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)])
+        name: Style(PALETTE[index % len(PALETTE)], MARKERS[(index + index // len(PALETTE)) % len(MARKERS)])
         for index, name in enumerate(estimators)
     }
 
