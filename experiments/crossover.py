@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from speed_exact import peak_bytes
 
-from pyro_gvae import TrainConfig, make_step
+from pyro_gvae import Dataset, TrainConfig, make_step
 from pyro_gvae.estimators import estimator
 from pyro_gvae.launch import initial_model
 from pyro_gvae.plots import MARKERS, PALETTE, in_house_style
@@ -121,14 +121,19 @@ def configuration(cell: Row, places: Places, smoke: bool, amount: str = "1", see
 
 
 def step_cost(cell: Row, *, places: Places, steps: int, smoke: bool) -> list[Row]:
-    """Milliseconds and megabytes of a step, in a new process: memory is the most that a process ever had."""
-    with get_context("spawn").Pool(1) as pool:
-        return [pool.apply(_step_cost, (configuration(cell, places, smoke), steps))]
+    """Milliseconds and megabytes of a step, in a new process: memory is the most that a process ever had.
 
-
-def _step_cost(config: TrainConfig, steps: int) -> Row:
+    So it is given one batch: reading the data would take more than many a step.
+    """
+    config = configuration(cell, places, smoke)
     data = dataset(config)
-    x = data.train[: config.batch_size]
+    batch = Dataset(data.name, data.train[: config.batch_size].clone(), data.test[:1].clone(), data.image_shape)
+    with get_context("spawn").Pool(1) as pool:
+        return [pool.apply(_step_cost, (config, batch, steps))]
+
+
+def _step_cost(config: TrainConfig, data: Dataset, steps: int) -> Row:
+    x = data.train
     [stage] = parse_stages(config.stages)
     torch.manual_seed(0)
     step = make_step(initial_model(config, data), estimator(stage.estimator, **stage.options))
