@@ -196,7 +196,7 @@ def draw(steps: pd.DataFrame, reached: pd.DataFrame) -> Figure:
     panels = (
         (steps, "milliseconds", "a step, ms"),
         (steps, "megabytes", "memory of a step, MB"),
-        (reached, "seconds_to_level", "seconds until all rows' log p(x)"),
+        (reached, "seconds_to_level", "seconds to the log p(x) that all reach"),
     )
     names = list(steps["estimator"].unique())
     for (row, data), (column, (table, value, label)) in product(enumerate(datasets), enumerate(panels)):
