@@ -17,7 +17,9 @@ z)), q(y|x) and q(z|x, y), written once as a Pyro program. The rows differ by th
 images have the ELBO, labelled ones the ELBO of image and label, and the cross-entropy of q(y|x), weighed. All rows are
 judged alike: the ELBO of the discrete model on the test set, summed over the label, and the accuracy of q(y|x).
 
-Found: not run at full length yet.
+Found (a quarter of full length, `--steps 3000`, one seed, one core): a relaxed step is 2.8 times as fast for 10 classes
+and 29 times for 100 (published 2 and 9.9). After equally many steps the sum over the label is ahead, ELBO -97.5 against
+-98.2, accuracy 67 % against 51 %; none is near its end, and published accuracies are 92 to 94 %.
 """
 
 import statistics
@@ -32,8 +34,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 import tyro
-from cells import Places, Row, dataset, mean_and_error, run_cells
+from cells import Places, Row, dataset, log_axis, mean_and_error, run_cells
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
@@ -235,6 +238,7 @@ def draw(found: pd.DataFrame) -> Figure:
             axes.plot(PUBLISHED[row][index], place, "x", color=color)
         axes.set_yticks(range(len(ROWS)), list(ROWS) if index == 0 else [""] * len(ROWS))
         axes.grid(axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     panels[0].set_title("test ELBO, nats (x: published)")
     panels[1].set_title("test accuracy (x: published)")
     for offset, (classes, rows) in enumerate(found.groupby("classes")):
@@ -242,6 +246,8 @@ def draw(found: pd.DataFrame) -> Figure:
         panels[2].barh(places, rows["milliseconds"], 0.33, color=PALETTE[offset + 3], label=f"{classes} classes")
     panels[2].set_yticks(range(len(ROWS)), [""] * len(ROWS))
     panels[2].set_title("a step, ms")
+    panels[2].set_xscale("log")
+    log_axis(panels[2].xaxis)
     panels[2].legend()
     return figure
 
