@@ -176,7 +176,7 @@ def differences(final: pd.DataFrame) -> pd.DataFrame:
 
 
 def _name(estimator: str, temperature: float) -> str:
-    return f"{estimator}, t={temperature:g}" if temperature else estimator
+    return estimator if estimator in ("exact", WARM) else f"{estimator}, t={temperature:g}"
 
 
 #: Colours of the kinds of training, line styles of the temperatures.

@@ -207,10 +207,11 @@ def draw(table: pd.DataFrame) -> Figure:
             axes.plot(mean["seconds"], -mean[value], label=name, **look)
     if table["size"].iloc[0] == "8x4":
         panels[0].axhline(PUBLISHED["test"], color="#888888", ls="--", lw=1)
-        panels[0].annotate(
+        note = panels[0].annotate(
             "best published, 160 epochs", (0.01, PUBLISHED["test"]), (0, 3), ("axes fraction", "data"), "offset points",
             **SMALL_PRINT,
         )  # fmt: skip
+        note.set_in_layout(False)  # it may lie outside of the axes
     for axes, label in zip(panels, ("test −ELBO", "test −log p(x)"), strict=True):
         settled = -table.loc[table["epoch"] >= 5, ["test_elbo", "test_log_evidence"]].to_numpy()
         axes.set(xscale="log", xlabel="seconds of training, one core", title=f"{label}, nats per datum")

@@ -114,7 +114,9 @@ def test_the_documents_show_commands() -> None:
     assert len(SHOWN) > 5 and len(EXPERIMENTS_SHOWN) > 10
 
 
-@pytest.mark.parametrize("command", SHOWN + EXPERIMENTS_SHOWN, ids=str)
+@pytest.mark.parametrize(
+    "command", [*SHOWN, *(pytest.param(shown, marks=pytest.mark.slow) for shown in EXPERIMENTS_SHOWN)], ids=str
+)
 def test_each_command_exists_and_takes_its_options(command: Command) -> None:
     check(command.words)
 
