@@ -207,7 +207,7 @@ def draw_curves(table: pd.DataFrame) -> Figure:
                 label = f"{kind}, t = {heat:g}" if heat else name
                 curve = means.loc[(name, heat)].sort_values(clock)
                 axes.plot(curve[clock], curve["test_log_evidence"], look, color=COLORS[kind], ms=4, lw=1.4, label=label)
-        # What comes before an eighth of the budget would leave the rest no room.
+        # What comes before a tenth of the budget would leave the rest no room.
         late = means.loc[means[clock] > 0.1 * means[clock].max(), "test_log_evidence"]
         margin = 0.06 * (means["test_log_evidence"].max() - late.min())
         axes.set(xscale="log", ylim=(late.min() - margin, means["test_log_evidence"].max() + margin))
