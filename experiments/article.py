@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import tyro
-from cells import Places, Row, dataset, mean_and_error, paired, run_cells, scores_on_test, tiny, train
+from cells import Places, Row, command, dataset, mean_and_error, paired, run_cells, scores_on_test, tiny, train
 from matplotlib.figure import Figure
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig
@@ -128,4 +128,4 @@ def draw(found: pd.DataFrame) -> Figure:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

@@ -26,7 +26,7 @@ from typing import Annotated, Literal
 
 import pandas as pd
 import tyro
-from cells import Places, Row, log_axis, mean_and_error, run_cells, tiny, train
+from cells import Places, Row, command, log_axis, mean_and_error, run_cells, tiny, train
 from matplotlib.figure import Figure
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, estimator
@@ -153,4 +153,4 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

@@ -7,6 +7,7 @@ the table. A row is what was measured of it, once or at several moments of its t
 import functools
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+import tyro
 from joblib import Parallel, delayed
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -75,6 +77,15 @@ class Places:
         for suffix in ("png", "svg"):
             with replacing(self.figures / f"{name}.{suffix}") as temporary:
                 figure.savefig(temporary, format=suffix, dpi=150)
+
+
+def command(main: Callable[..., Any]) -> None:
+    """Call a script's function with the options of the command line; what cannot be is one sentence and exit code 2."""
+    try:
+        tyro.cli(main)
+    except (ValueError, OSError) as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def run_cells(

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 import torch
 import tyro
-from cells import Places, Row, dataset, log_axis, mean_and_error, run_cells, scores_on_test, tiny, train
+from cells import Places, Row, command, dataset, log_axis, mean_and_error, run_cells, scores_on_test, tiny, train
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from speed_exact import peak_bytes
@@ -218,4 +218,4 @@ def draw(steps: pd.DataFrame, reached: pd.DataFrame) -> Figure:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

@@ -28,7 +28,7 @@ from typing import Annotated
 
 import pandas as pd
 import tyro
-from cells import Places
+from cells import Places, command
 from tyro.conf import Positional
 
 from pyro_gvae.laboratory import gradients
@@ -125,4 +125,4 @@ def report(table: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

@@ -30,7 +30,7 @@ from typing import Annotated, NamedTuple
 
 import pandas as pd
 import tyro
-from cells import Places, Row, log_axis, mean_and_error, run_cells, scores_on_test, tiny, train
+from cells import Places, Row, command, log_axis, mean_and_error, run_cells, scores_on_test, tiny, train
 from matplotlib.figure import Figure
 
 from pyro_gvae import TrainConfig
@@ -227,4 +227,4 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

@@ -30,7 +30,7 @@ from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
 import tyro
-from cells import Places, Row, log_axis, mean_and_error, paired, run_cells, scores_on_test, tiny, train
+from cells import Places, Row, command, log_axis, mean_and_error, paired, run_cells, scores_on_test, tiny, train
 from matplotlib.figure import Figure
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig
@@ -271,4 +271,4 @@ def draw_ends(found: pd.DataFrame) -> Figure:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

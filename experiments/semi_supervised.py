@@ -34,7 +34,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 import tyro
-from cells import Places, Row, dataset, log_axis, mean_and_error, run_cells
+from cells import Places, Row, command, dataset, log_axis, mean_and_error, run_cells
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
@@ -253,4 +253,4 @@ def draw(found: pd.DataFrame) -> Figure:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

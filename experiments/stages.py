@@ -29,7 +29,7 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import tyro
-from cells import Places, Row, log_axis, mean_and_error, paired, run_cells, scores_on_test, tiny, train
+from cells import Places, Row, command, log_axis, mean_and_error, paired, run_cells, scores_on_test, tiny, train
 from matplotlib.figure import Figure
 
 from pyro_gvae import TrainConfig
@@ -102,7 +102,7 @@ def main(
         smoke: tiny networks on the digits, to see that it runs.
     """
     if epochs < 6:
-        raise SystemExit(f"Expected at least 6 epochs, of which up to 5 are the last stage's, but found {epochs}.")
+        raise ValueError(f"Expected at least 6 epochs, of which up to 5 are the last stage's, but found {epochs}.")
     cells: list[Row] = [
         {
             "size": size,
@@ -223,4 +223,4 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

@@ -105,6 +105,16 @@ def test_a_label_that_is_summed_over_has_the_elbo_of_a_sum_over_labels():
     assert found != pytest.approx(torch.tensor(by_label).mean(1).sum().item(), abs=0.15)  # without the entropy of q
 
 
+def test_what_cannot_be_is_one_sentence_and_exit_code_2(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["stages.py", "--epochs", "3"])
+    with pytest.raises(SystemExit) as ended:
+        cells.command(stages.main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "stages.py: Expected at least 6 epochs, of which up to 5 are the last stage's, but found 3.\n"
+    )
+
+
 def test_a_level_is_passed_on_a_straight_line():
     curves = pd.DataFrame({"seconds": [1.0, 2.0, 4.0], "test_elbo": [-200.0, -130.0, -120.0]})
     assert stages.passes(curves, 125.0) == 4.0  # at the evaluation that shows it
