@@ -58,9 +58,8 @@ def discrete_scores(vae: CategoricalVAE, x: Tensor, *, max_memory: float | None 
     Raises:
         ValueError: if K^N codes are too many.
     """
-    elbo = exact.elbo(vae, x, max_memory=max_memory)  # (B,)
-    log_evidence = exact.log_evidence(vae, x, max_memory=max_memory)  # (B,)
-    return DiscreteScores(elbo.mean().item(), log_evidence.mean().item())
+    found = exact.bounds(vae, x, max_memory=max_memory)  # each (B,)
+    return DiscreteScores(found.elbo.mean().item(), found.log_evidence.mean().item())
 
 
 @torch.no_grad()
@@ -204,10 +203,9 @@ def _summable(pair: HasPair, x: Tensor, max_seconds: float, max_memory: float | 
 
 
 def _summed(pair: HasPair, x: Tensor, log_q: Tensor, max_memory: float | None) -> Iterator[_Row]:
-    elbo = _on_chunks(lambda rows: exact.elbo(pair, rows, max_memory=max_memory), x)
-    evidence = _on_chunks(lambda rows: exact.log_evidence(pair, rows, max_memory=max_memory), x)
+    elbo, log_evidence = _on_chunks(lambda rows: torch.stack(exact.bounds(pair, rows, max_memory=max_memory), -1), x).T
     yield _Row("elbo", mean_over_data(elbo), "nats")
-    yield _Row("log_evidence", mean_over_data(evidence), "nats")
+    yield _Row("log_evidence", mean_over_data(log_evidence), "nats")
     yield from _terms(pair, x, log_q, elbo, "exact")
 
 

@@ -59,11 +59,12 @@ def gaps(pair: HasPair, x: Tensor, *, num_particles: int = 100, max_memory: floa
     Raises:
         ValueError: if the codes are too many.
     """
+    found = exact.bounds(pair, x, max_memory=max_memory)
     return Gaps(
         relaxed_bound(pair, x, num_particles=num_particles),
-        exact.elbo(pair, x, max_memory=max_memory),
+        found.elbo,
         exact.mean_field(pair, x, max_memory=max_memory).elbo,
-        exact.log_evidence(pair, x, max_memory=max_memory),
+        found.log_evidence,
     )
 
 

@@ -103,6 +103,17 @@ def test_it_is_what_stock_pyro_enumerates_at_separate_sites(problem):
     assert_same_with_gradients(exact.elbo(vae, x).sum()[None], stock[None], vae)
 
 
+@EACH_PROBLEM
+@pytest.mark.parametrize("slice_size", [4, None])
+def test_both_bounds_in_one_pass_are_those_of_two(problem, slice_size):
+    vae, x = problem.vae(), problem.x()
+    found = exact.bounds(vae, x, slice_size=slice_size)
+    torch.testing.assert_close(found.elbo, exact.elbo(vae, x))
+    torch.testing.assert_close(found.log_evidence, exact.log_evidence(vae, x))
+    assert not found.elbo.requires_grad
+    assert not found.log_evidence.requires_grad
+
+
 def test_the_comparison_notices_one_code_left_out():
     vae, x = BERNOULLI.vae(), BERNOULLI.x()
     joint = problems.joint_in_a_loop(BERNOULLI, vae, x)
@@ -414,13 +425,14 @@ def test_scale_and_mask_mean_what_they_mean_to_stock_pyro(scale, mask):
     each = torch.as_tensor(mask).expand(3)
     torch.testing.assert_close(evidence, scale * each * exact.log_evidence(_with_plate(), X))
     torch.testing.assert_close(exact.elbo(pair, X), scale * each * exact.elbo(_with_plate(), X))
+    torch.testing.assert_close(exact.bounds(pair, X), exact.Bounds(exact.elbo(pair, X), evidence))
 
 
 def test_a_prior_of_another_scale_is_an_elbo_but_no_evidence():
     pair = _with_plate(prior_scale=0.5)
     stock = TraceEnum_ELBO(max_plate_nesting=1).loss(*map(enumerated, pair), X)
     assert exact.elbo(pair, X).sum().item() == pytest.approx(-stock)
-    for function in (exact.log_evidence, exact.posterior, exact.sample_posterior, exact.mean_field):
+    for function in (exact.log_evidence, exact.bounds, exact.posterior, exact.sample_posterior, exact.mean_field):
         with pytest.raises(ValueError, match="share one scale"):
             function(pair, X)
 
