@@ -29,7 +29,7 @@ from pyro_gvae.evaluate import discrete_scores
 from pyro_gvae.importance import importance_weighted
 from pyro_gvae.launch import initial_model, load_data
 from pyro_gvae.randomness import own_randomness
-from pyro_gvae.results import replacing, write_csv
+from pyro_gvae.results import replacing, sole_writer, write_csv
 from pyro_gvae.stages import Amount
 from pyro_gvae.tables import paired_differences
 from pyro_gvae.training import Training
@@ -101,22 +101,47 @@ def run_cells(
 
     Returns:
         The whole table: also what earlier calls measured.
+
+    Raises:
+        ValueError: if another process works on the experiment in the same folder of runs.
+        Exception: after all cells, the one that the first of the failed cells raised.
     """
+    folder = places.runs / experiment
+    folder.mkdir(parents=True, exist_ok=True)
+    with sole_writer(folder):  # two would write over each other's rows
+        return _run_cells(experiment, cells, measure, places)
+
+
+def _run_cells(
+    experiment: str, cells: Sequence[Row], measure: Callable[[Row], list[Row]], places: Places
+) -> pd.DataFrame:
     path = places.results / f"{experiment}.csv"
     table = pd.read_csv(path) if path.exists() and path.stat().st_size > 1 else pd.DataFrame()
     rows = table.to_dict("records")
     left = [cell for cell in cells if not any(_agrees(row, cell) for row in rows)]
     jobs = (delayed(_measured)(measure, cell) for cell in left)
     parallel = Parallel(n_jobs=places.workers, return_as="generator_unordered")
+    errors = []
     for cell, found in tqdm(parallel(jobs), total=len(left), desc=experiment, unit="cell"):
+        if isinstance(found, Exception):
+            tqdm.write(f"failed: {cell}: {found}", sys.stderr)
+            errors.append(found)
+            continue
         same = [{name: row[name] for name in cell} for row in found]
         rows = [row for row in rows if not any(_agrees(row, key) for key in same)] + found
         write_csv(path, pd.DataFrame(rows))
+    if errors:
+        raise errors[0]
     return pd.read_csv(path)
 
 
-def _measured(measure: Callable[[Row], list[Row]], cell: Row) -> tuple[Row, list[Row]]:
-    return cell, [cell | row for row in measure(cell)]
+def _measured(measure: Callable[[Row], list[Row]], cell: Row) -> tuple[Row, list[Row] | Exception]:
+    try:
+        return cell, [cell | row for row in measure(cell)]
+    except OSError:  # data that are absent are absent for all
+        raise
+    except Exception as error:  # of this cell: the others go on
+        return cell, error
 
 
 def _agrees(row: Row, cell: Row) -> bool:

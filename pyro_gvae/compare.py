@@ -19,7 +19,7 @@ from .gather import gather, is_finished
 from .grid import Cell, make_cells
 from .launch import initial_model, provenance, resume_command
 from .report import write_report
-from .results import ERROR, cell_folder, new_run_folder, write_json, write_text_atomic
+from .results import ERROR, cell_folder, new_run_folder, sole_writer, write_json, write_text_atomic
 from .tables import format_table, labelled, summarize
 from .train import Interrupted
 from .train_config import ResumeConfig
@@ -45,7 +45,8 @@ def compare(config: CompareConfig) -> Path:
         The run folder.
 
     Raises:
-        ValueError: if a setting, the data or the run folder is unusable; nothing has been written then.
+        ValueError: if a setting, the data or the run folder is unusable, or if another process works in it; nothing has
+            been written then.
         OSError: if data files are absent or the folder cannot be written.
         Interrupted: after a SIGINT or SIGTERM; what was finished is reported, and the same call goes on.
     """
@@ -56,16 +57,17 @@ def compare(config: CompareConfig) -> Path:
         _check_cells(config, cells, data)
     with _run_on(config) as run_jobs:
         run = new_run_folder(config.output, prefix="compare") if before is None else Path(str(config.output))
-        if before is None:
-            listed = [{"estimator": cell.estimator, "setting": cell.setting, "seed": cell.seed} for cell in cells]
-            write_json(run / "config.json", config.as_json() | provenance(data) | {"cells": listed})
-        try:
-            _train(run, config, cells, run_jobs)
-        except KeyboardInterrupt as interrupt:
-            raise Interrupted(run, getattr(interrupt, "signal", SIGINT)) from interrupt
-        finally:  # an interrupted comparison reports what it finished
-            gather(run, cells)
-            write_report(run)
+        with sole_writer(run):
+            if before is None:
+                listed = [{"estimator": cell.estimator, "setting": cell.setting, "seed": cell.seed} for cell in cells]
+                write_json(run / "config.json", config.as_json() | provenance(data) | {"cells": listed})
+            try:
+                _train(run, config, cells, run_jobs)
+            except KeyboardInterrupt as interrupt:
+                raise Interrupted(run, getattr(interrupt, "signal", SIGINT)) from interrupt
+            finally:  # an interrupted comparison reports what it finished
+                gather(run, cells)
+                write_report(run)
     return run
 
 

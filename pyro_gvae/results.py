@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 #: Of a cell of a comparison: its pictures, written last, so that what has them is finished; what it failed of.
 PICTURES, ERROR = "pictures.safetensors", "error.txt"
@@ -81,6 +82,37 @@ def cell_error(run: Path, label: str, seed: int) -> str | None:
     """What a cell failed of, in a sentence, if it did."""
     path = cell_folder(run, label, seed) / ERROR
     return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Holds a folder against other processes until the block ends, or this process does, however it ends.
+
+    Args:
+        folder: where there is a file ".lock" from then on.
+
+    Raises:
+        ValueError: if another process holds the folder.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> with sole_writer(Path(mkdtemp())):
+        ...     pass
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"Expected a folder that no other process writes to, but found that one works in '{folder}'. Try to wait "
+            "for its end, or another folder."
+        ) from None
+    except NotImplementedError:  # of a file system without locks: whoever uses it is on their own
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

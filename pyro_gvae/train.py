@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from signal import Signals
 from typing import Any, NamedTuple, final
@@ -17,7 +17,7 @@ from .distributed import from_main, is_main, largest, share
 from .finiteness import first_non_finite
 from .logs import Logs
 from .randomness import own_randomness
-from .results import replacing
+from .results import replacing, sole_writer
 from .signals import Stop, stop_on_signal
 from .step import TrainableProgram
 from .train_config import TrainConfig
@@ -98,8 +98,8 @@ def fit(
         What was done.
 
     Raises:
-        ValueError: if data, configuration or checkpoint are unusable, or `config.max_skipped` steps in a row were not
-            finite.
+        ValueError: if data, configuration or checkpoint are unusable, if another process works in `output`, or if
+            `config.max_skipped` steps in a row were not finite.
         Interrupted: after a SIGINT or SIGTERM, if there is an `output` to resume from.
 
     Example:
@@ -115,23 +115,30 @@ def fit(
     rank = share().rank if config.shard == "data" else 0
     with own_randomness(derived_seed("train", config.seed, rank)), _asked_to_stop(output) as stop:
         training = Training(vae, data, config)
-        begun = _restored(training, output) if resume else False
-        options = {
-            "progress": progress and is_main(),
-            "tensorboard": config.tensorboard and training.state.done is None,
-        }
-        with Logs(output if is_main() else None, total=training.total, step=training.state.step, **options) as logs:
-            if not begun:
-                _judge(training, logs, output, measure)
+        with _alone_in(output):
+            return _from_begin_to_end(training, stop, output, resume=resume, progress=progress, measure=measure)
+
+
+def _from_begin_to_end(
+    training: Training, stop: Stop, output: Path | None, *, resume: bool, progress: bool, measure: Measure | None
+) -> Fit:
+    begun = _restored(training, output) if resume else False
+    options = {
+        "progress": progress and is_main(),
+        "tensorboard": training.config.tensorboard and training.state.done is None,
+    }
+    with Logs(output if is_main() else None, total=training.total, step=training.state.step, **options) as logs:
+        if not begun:
+            _judge(training, logs, output, measure)
+            _keep(training, output)
+        while training.state.done is None:
+            _advance(training, logs, output, measure)
+            asked = int(largest(stop.asked or 0))
+            if asked and output is not None and training.state.done is None:
                 _keep(training, output)
-            while training.state.done is None:
-                _advance(training, logs, output, measure)
-                asked = int(largest(stop.asked or 0))
-                if asked and output is not None and training.state.done is None:
-                    _keep(training, output)
-                    raise Interrupted(output, Signals(asked))
-            state = training.state
-            return Fit(state.step, state.seconds, str(state.done), logs.history)
+                raise Interrupted(output, Signals(asked))
+        state = training.state
+        return Fit(state.step, state.seconds, str(state.done), logs.history)
 
 
 def _advance(training: Training, logs: Logs, output: Path | None, measure: Measure | None) -> None:
@@ -197,7 +204,6 @@ def _restored(training: Training, output: Path | None) -> bool:
 
 def _checkpoint(output: Path) -> Any:
     """What a run goes on from; None where there is none yet."""
-    _check_writable(output)
     if not (output / CHECKPOINT).exists():
         (output / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
         return None
@@ -237,6 +243,23 @@ def _write_weights(vae: Any, path: Path) -> None:
     weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in vae.state_dict().items()}
     with replacing(path) as temporary:
         temporary.write_bytes(save(weights))
+
+
+@contextmanager
+def _alone_in(output: Path | None) -> Iterator[None]:
+    """Rank 0 holds the folder against other runs; if it cannot, all processes say so."""
+    with ExitStack() as stack:
+        if output is not None:
+            from_main(lambda: stack.enter_context(_held(output)))
+        yield
+
+
+@contextmanager
+def _held(output: Path) -> Iterator[None]:
+    output.mkdir(parents=True, exist_ok=True)
+    _check_writable(output)
+    with sole_writer(output):
+        yield
 
 
 @contextmanager

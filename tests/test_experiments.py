@@ -24,6 +24,7 @@ import stages
 from cells import Places
 
 from pyro_gvae import enumerated
+from pyro_gvae.results import sole_writer
 from pyro_gvae.training import Training
 
 pytestmark = pytest.mark.slow  # many recordings, or processes
@@ -86,6 +87,27 @@ def test_a_longer_call_goes_on_where_a_shorter_one_stopped(places, monkeypatch):
     assert steps[0] == table["step"].iloc[0] > 0  # not trained again
     numbers = ["epoch", "train_objective", "test_elbo", "test_log_evidence"]
     pd.testing.assert_frame_equal(table[numbers], whole[numbers])  # bit for bit
+
+
+def test_a_cell_that_fails_stops_no_other(places, capsys):
+    def measure(cell):
+        if cell["seed"] == 1:
+            raise ValueError("Expected finite losses.")
+        return [{"loss": 2.0 * cell["seed"]}]
+
+    grid = [{"seed": seed} for seed in range(4)]
+    with pytest.raises(ValueError, match=r"Expected finite losses\."):
+        cells.run_cells("three_of_four", grid, measure, places)
+    assert "failed: {'seed': 1}: Expected finite losses." in capsys.readouterr().err
+    assert pd.read_csv(places.results / "three_of_four.csv").to_dict("list") == {"seed": [0, 2, 3], "loss": [0, 4, 6]}
+    mended = cells.run_cells("three_of_four", grid, lambda cell: [{"loss": -1.0}], places)
+    assert mended.to_dict("list") == {"seed": [0, 2, 3, 1], "loss": [0, 4, 6, -1]}  # the others are not run again
+
+
+def test_two_processes_do_not_write_one_table(places):
+    (places.runs / "grid").mkdir(parents=True)
+    with sole_writer(places.runs / "grid"), pytest.raises(ValueError, match="one works in"):
+        cells.run_cells("grid", [{"seed": 0}], lambda cell: [{}], places)
 
 
 def test_a_label_that_is_summed_over_has_the_elbo_of_a_sum_over_labels():

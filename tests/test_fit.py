@@ -25,6 +25,7 @@ from pyro_gvae.elbos.traced import TracedELBO
 from pyro_gvae.handlers import discretize, weigh_kl
 from pyro_gvae.models import CategoricalVAE
 from pyro_gvae.presets import PRESETS, SEARCHED
+from pyro_gvae.results import sole_writer
 from pyro_gvae.schedules import article
 from pyro_gvae.signals import stop_on_signal
 from pyro_gvae.stages import Amount, Named, parse_stages
@@ -216,6 +217,15 @@ def test_how_often_a_run_is_judged_and_kept_changes_nothing(tmp_path):
         run(vae, chosen=config(evaluate_every=every, checkpoint_every=every), output=(tmp_path / every, None)[number])
         weights.append(vae.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_in_which_another_process_works_is_left_alone(resume, tmp_path):
+    with sole_writer(tmp_path), pytest.raises(ValueError, match=r"one works in .*\. Try to wait"):
+        run(output=tmp_path, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    run(output=tmp_path, resume=resume)
+    assert (tmp_path / "weights.safetensors").exists()
 
 
 def test_a_fit_leaves_no_tensors_and_no_sources_behind():

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from pyro_gvae.results import (
     new_run_folder,
     read_json_lines,
     replacing,
+    sole_writer,
     write_csv,
     write_json,
     write_text_atomic,
@@ -50,6 +53,31 @@ def test_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file/run' cannot: Not a directory\. Try"):
         new_run_folder(tmp_path / "file" / "run")
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    with (
+        sole_writer(tmp_path),
+        pytest.raises(ValueError, match="no other process writes to, but found that one works in"),
+        sole_writer(tmp_path),
+    ):
+        pass
+    with sole_writer(tmp_path):
+        pass
+
+
+def test_a_writer_that_was_killed_holds_nothing(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, pathlib; from pyro_gvae.results import sole_writer\n"
+        "with sole_writer(pathlib.Path(sys.argv[1])): print('holds', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "holds\n"
+        with pytest.raises(ValueError, match="one works in"), sole_writer(tmp_path):
+            pass
+        other.kill()
+    with sole_writer(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("failing", ["write", "rename"])

@@ -106,7 +106,8 @@ def contents(folder):
 
 
 def test_a_run_folder_holds_what_was_asked_for_and_what_came_of_it(folder):
-    assert set(contents(folder)) == {"config.json", "metrics.jsonl", "checkpoint.safetensors", "weights.safetensors"}
+    files = {"config.json", "metrics.jsonl", "checkpoint.safetensors", "weights.safetensors"}
+    assert set(contents(folder)) == files | {".lock"}
     config = json.loads((folder / "config.json").read_text())
     assert TrainConfig.from_json(config["train"]).stages == "gumbel-softmax:10steps,exact:5steps"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -245,7 +246,7 @@ def test_a_full_disk_while_training(tmp_path, capsys):
     try:
         code, said = run(capsys, "train", *SMALL, "--stages", "exact:3steps", "--output", str(disk / "run"))
         assert code == 2 and "No space left on device" in said and "Traceback" not in said
-        assert not list((disk / "run").glob(".*"))  # no half of a file
+        assert not list((disk / "run").glob(".*.tmp"))  # no half of a file
     finally:
         subprocess.run(["umount", disk], check=True)
 
