@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain, count, islice, product
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
@@ -40,11 +41,13 @@ from matplotlib.ticker import MaxNLocator
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
+from tqdm import tqdm
 
 from pyro_gvae import Dataset, TrainConfig, enumerated, relax, straight_through
+from pyro_gvae.checkpoint import load_checkpoint, save_checkpoint
 from pyro_gvae.data import epoch_batches
 from pyro_gvae.plots import PALETTE, in_house_style
-from pyro_gvae.randomness import own_randomness
+from pyro_gvae.randomness import own_randomness, random_states, set_random_states
 from pyro_gvae.tables import with_errors
 
 NAME = "semi_supervised"
@@ -62,6 +65,8 @@ PUBLISHED = {
 }
 #: Images judged at once, each with every label.
 CHUNK = 500
+#: Steps from one checkpoint to the next.
+CHECKPOINT_EVERY = 500
 
 
 class Sizes(NamedTuple):
@@ -169,35 +174,62 @@ def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
     trains = cell["classes"] == 10
     with own_randomness(cell["seed"]), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         vae = M2(data.train.shape[1], cell["classes"], sizes).to(data.train.device)
-        step = Step(vae, cell["estimator"], cell["weight"])
-        labelled = labelled_images(data, sizes.labels, cell["seed"])
+        step = Step(vae, cell["estimator"], cell["weight"], labelled_images(data, sizes.labels, cell["seed"]))
         batches = islice(endless(data, sizes.batch, cell["seed"]), cell["steps"] if trains else 20)
-        milliseconds = [1e3 * step(x, *labelled, vae.num_classes) for x in batches]
-        row: Row = {"milliseconds": statistics.median(milliseconds)}
+        row: Row = {"milliseconds": statistics.median(train(step, batches, places.folder(NAME, cell)))}
         return [row | judge(vae, data) if trains else row]
+
+
+def train(step: "Step", batches: Iterator[Tensor], folder: Path) -> list[float]:
+    """Milliseconds of each step; where a checkpoint lies in the folder, training goes on from there."""
+    checkpoint = folder / "checkpoint.safetensors"
+    milliseconds = step.restore(load_checkpoint(checkpoint)) if checkpoint.exists() else []
+    taken = len(milliseconds)
+    for x in tqdm(islice(batches, taken, None), initial=taken, unit="step", leave=False, mininterval=1):
+        milliseconds.append(1e3 * step(x))
+        if len(milliseconds) % CHECKPOINT_EVERY == 0:
+            save_checkpoint(checkpoint, step.content(milliseconds))
+    return milliseconds
 
 
 class Step:
     """A step of Adam: unlabelled images, labelled ones, and the classifier's cross-entropy."""
 
-    def __init__(self, vae: M2, row: str, weight: float) -> None:
+    def __init__(self, vae: M2, row: str, weight: float, labelled: tuple[Tensor, Tensor]) -> None:
         handler, elbo = ROWS[row]
         self.vae, self.weight = vae, weight
+        self.images, self.labels = labelled
         self.model, self.guide = handler(vae.model), handler(vae.guide)
         self.unlabelled, self.labelled = elbo(max_plate_nesting=1), Trace_ELBO()
         self.optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3)
 
-    def __call__(self, x: Tensor, labelled: Tensor, labels: Tensor, num_classes: int) -> float:
-        """Seconds of the step."""
+    def __call__(self, x: Tensor) -> float:
+        """Seconds of the step on unlabelled images (B, D)."""
         start = time.perf_counter()
-        y = one_hot(labels, num_classes).to(x)
+        y = one_hot(self.labels, self.vae.num_classes).to(x)
         loss = self.unlabelled.differentiable_loss(self.model, self.guide, x) / len(x)
-        loss = loss + self.labelled.differentiable_loss(self.vae.model, self.vae.guide, labelled, y) / len(y)
-        loss = loss + self.weight * cross_entropy(self.vae.classifier(labelled), labels)
+        loss = loss + self.labelled.differentiable_loss(self.vae.model, self.vae.guide, self.images, y) / len(y)
+        loss = loss + self.weight * cross_entropy(self.vae.classifier(self.images), self.labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return time.perf_counter() - start
+
+    def content(self, milliseconds: list[float]) -> Row:
+        """Everything that the rest of the training depends on."""
+        return {
+            "vae": dict(self.vae.state_dict()),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "random": random_states(),
+            "milliseconds": milliseconds,
+        }
+
+    def restore(self, content: Row) -> list[float]:
+        """Be where the training was whose `content` that is; returns the milliseconds of the steps up to there."""
+        self.vae.load_state_dict(content["vae"])
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": content["optimizer"]})
+        set_random_states(content["random"])
+        return list(content["milliseconds"])
 
 
 def labelled_images(data: Dataset, number: int, seed: int) -> tuple[Tensor, Tensor]:

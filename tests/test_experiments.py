@@ -127,6 +127,27 @@ def test_a_label_that_is_summed_over_has_the_elbo_of_a_sum_over_labels():
     assert found != pytest.approx(torch.tensor(by_label).mean(1).sum().item(), abs=0.15)  # without the entropy of q
 
 
+def test_a_label_that_was_interrupted_goes_on_where_it_was(places, monkeypatch):
+    monkeypatch.setattr(semi_supervised, "CHECKPOINT_EVERY", 2)
+    cell = {"estimator": "gumbel-softmax", "classes": 10, "seed": 0, "steps": 5, "weight": 50.0}
+    elsewhere = dataclasses.replace(places, runs=places.runs / "whole")
+    [whole] = semi_supervised.measure(cell, places=elsewhere, smoke=True)
+    step, taken = semi_supervised.Step.__call__, []
+
+    def interrupted(self, x):
+        taken.append(x)
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        return step(self, x)
+
+    monkeypatch.setattr(semi_supervised.Step, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        semi_supervised.measure(cell, places=places, smoke=True)
+    [resumed] = semi_supervised.measure(cell, places=places, smoke=True)
+    assert len(taken) == 4 + 3  # steps 2, 3 and 4 after the checkpoint of two
+    assert (resumed["elbo"], resumed["accuracy"]) == (whole["elbo"], whole["accuracy"])  # bit for bit
+
+
 def test_what_cannot_be_is_one_sentence_and_exit_code_2(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["stages.py", "--epochs", "3"])
     with pytest.raises(SystemExit) as ended:
