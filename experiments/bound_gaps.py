@@ -78,8 +78,12 @@ def main(
         temperatures: of the relaxation.
         exact_epochs: of exact training, which shows the gaps that relaxation has no part in.
         num_test: images on which the gaps are measured.
-        smoke: tiny networks on the digits, to see that it runs.
+        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
+            and figures go to runs/experiments/smoke.
     """
+    if smoke:
+        places, dataset, epochs, exact_epochs = places.apart(NAME), "digits", 2, 1
+        seeds, temperatures, num_test = (0,), (0.4,), 20
     grid = [(row, heat) for row, heat in product(("relaxed KL", "categorical KL"), temperatures)] + [("exact", 0.0)]
     cells: list[Row] = [
         {"dataset": dataset, "estimator": row, "temperature": heat, "seed": seed, "moment": last}

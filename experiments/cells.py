@@ -7,6 +7,7 @@ the table. A row is what was measured of it, once or at several moments of its t
 import functools
 import math
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -71,6 +72,12 @@ class Places:
     def folder(self, experiment: str, cell: Row) -> Path:
         """Where a cell keeps its checkpoint; settings are in its name."""
         return self.runs / experiment / "-".join(re.sub(r"[^\w.]+", "_", str(value)) for value in cell.values())
+
+    def apart(self, experiment: str) -> "Places":
+        """Empty places for a smoke run, whose numbers must never lie among the results."""
+        folder = self.runs / "smoke" / experiment
+        shutil.rmtree(folder, ignore_errors=True)
+        return replace(self, results=folder / "results", figures=folder / "figures", runs=folder)
 
     def save(self, name: str, figure: Figure) -> None:
         """A figure as PNG and SVG."""

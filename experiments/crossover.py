@@ -86,8 +86,12 @@ def main(
         seconds: of training.
         seeds: of initial weights, order of the data and samples.
         estimators: rows.
-        smoke: tiny networks and codes on the digits, to see that it runs.
+        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
+            and figures go to runs/experiments/smoke.
     """
+    if smoke:
+        places, datasets, seconds, seeds = places.apart(NAME), ("digits",), 0.2, (0,)
+        estimators = ("exact", "reinmax")
     plan = Plan(((3, 2),), steps=1) if smoke else Plan(SIZES, steps=9)
     cells: list[Row] = [
         {"dataset": data, "num_categories": k, "num_latents": n, "estimator": row}

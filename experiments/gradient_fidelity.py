@@ -93,8 +93,11 @@ def main(
         estimators: which; those of the protocol if none are named.
         seed: of the model and of the samples.
         num_samples: estimates of each gradient.
-        smoke: a tiny network on the digits, to see that it runs.
+        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
+            and figures go to runs/experiments/smoke.
     """
+    if smoke:
+        places, epochs, estimators, num_samples = places.apart(NAME), (0,), ("reinmax", "gumbel-softmax"), 32
     config = PROTOCOLS[protocol]
     chosen = {name: value for name, value in (("epochs", epochs), ("estimators", estimators)) if value}
     folder = places.runs / NAME / f"{protocol}-seed{seed}"

@@ -37,6 +37,7 @@ from pyro_gvae import TrainConfig
 from pyro_gvae.plots import MARKERS, PALETTE, in_house_style
 from pyro_gvae.presets import SEARCHED, reinmax_protocol
 
+NAME = "reinmax_protocol"
 EPOCHS = (1, 5, 10, 20, 40, 80, 160)
 
 #: Row -> the stage, of estimators that were not searched.
@@ -136,8 +137,12 @@ def main(
         epochs: how many of the 160.
         seeds: of initial weights, order of the data and samples.
         estimators: rows.
-        smoke: tiny networks on the digits, to see that it runs.
+        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
+            and figures go to runs/experiments/smoke.
     """
+    if smoke:
+        places, size, epochs, seeds = places.apart(NAME), "8x4", 2, (0,)
+        estimators = ("reinmax", "gumbel-softmax", "exact")
     moments = [str(epoch) for epoch in sorted({epoch for epoch in EPOCHS if epoch < epochs} | {epochs})]
     cells: list[Row] = [
         {"size": size, "estimator": name, "seed": seed, "moment": moments[-1]}
@@ -145,17 +150,16 @@ def main(
         for name in estimators
         if size == "8x4" or name not in ONLY_8X4
     ]
-    folder = "reinmax_protocol"
 
     def measure(cell: Row) -> list[Row]:
         config = places.placed(configuration(cell["estimator"], size), seed=cell["seed"])
         key = {name: cell[name] for name in ("size", "estimator", "seed")}
-        return train(tiny(config) if smoke else config, moments, scores_on_test, places.folder(folder, key))
+        return train(tiny(config) if smoke else config, moments, scores_on_test, places.folder(NAME, key))
 
-    table = run_cells(folder, cells, measure, places)
+    table = run_cells(NAME, cells, measure, places)
     table = table[table["size"] == size]
     print(compared(table).to_string(index=False, float_format="{:.2f}".format, na_rep=""))
-    places.save(f"{folder}_{size}", draw(table))
+    places.save(f"{NAME}_{size}", draw(table))
     return table
 
 

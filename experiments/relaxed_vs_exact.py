@@ -88,8 +88,12 @@ def main(
         seeds: of initial weights, order of the data and samples.
         temperatures: of the relaxation.
         scale: of all budgets.
-        smoke: tiny networks on the digits, to see that it runs.
+        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
+            and figures go to runs/experiments/smoke.
     """
+    if smoke:
+        places, problems, seeds = places.apart(NAME), ("digits 8x4",), (0,)
+        temperatures, scale = (0.5,), 0.01
     kinds = [
         ("exact", 0.0),
         (WARM, 0.0),

@@ -142,8 +142,11 @@ def main(
         classes: K of steps that are timed; models with other than 10 are not trained.
         estimators: rows.
         weight: of the cross-entropy of a labelled image.
-        smoke: tiny networks on the digits, to see that it runs.
+        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
+            and figures go to runs/experiments/smoke.
     """
+    if smoke:
+        places, steps, seeds = places.apart(NAME), 3, (0,)
     cells: list[Row] = [
         {"estimator": row, "classes": k, "seed": seed, "steps": steps, "weight": weight}
         for seed, k, row in product(seeds, classes, estimators)

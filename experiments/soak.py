@@ -50,7 +50,7 @@ class Lost(AssertionError):
 
 
 def soak(
-    minutes: float = 30.0, smoke: bool = False, seed: int = 0, results: Path = RESULTS, folder: Path | None = None
+    minutes: float = 30.0, smoke: bool = False, seed: int = 0, results: Path | None = None, folder: Path | None = None
 ) -> None:
     """Soak the commands of training.
 
@@ -58,7 +58,7 @@ def soak(
         minutes: How long, about; a round that was begun is finished.
         smoke: One short round, to see that the soak test itself runs.
         seed: Of the moments of the kills.
-        results: Where the summary goes.
+        results: Where the summary goes; experiments/results/soak.json if not given, and not a smoke run's.
         folder: Where the runs go, a temporary one if not given; each is removed when it was found to be whole.
     """
     folder = Path(tempfile.mkdtemp(prefix="soak")) if folder is None else folder
@@ -94,7 +94,8 @@ def soak(
     growth = _growth(memory)
     found |= {"minutes": round((time.monotonic() - begun) / 60, 2), "growth_mb_a_fit": round(growth, 2)}
     found |= {"memory_mb": [round(memory[0]), round(memory[-1])], "lost": 0}
-    write_json(results, found)
+    if results is not None or not smoke:
+        write_json(results or RESULTS, found)
     print(json.dumps(found))
     if growth > MOST_GROWTH and len(memory) > WARM:
         raise Lost(f"the memory of a long-lived process grew by {growth:.1f} MB with each of {len(memory)} fits")

@@ -13,17 +13,17 @@ Blocks of all estimators alternate; a block gives a mean, and reported are the m
 `gumbel-softmax`. An estimator that refuses a size is listed with its reason.
 """
 
-import json
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from speed_exact import ROOT, machine
+from speed_exact import ROOT, figures_folder, machine, results_of
 from speed_step import Protocol, Size, Step, measured
 
 from pyro_gvae import ESTIMATORS, estimator, load, make_step
 from pyro_gvae.plots import INK, PALETTE, in_house_style
+from pyro_gvae.results import write_json
 
 REFERENCE = "gumbel-softmax"
 #: Row -> estimator and options; every other estimator of the registry is a row of its own name.
@@ -40,16 +40,16 @@ def estimators(
     *,
     smoke: bool = False,
     mnist: Path = ROOT.parent / "shared" / "mnist",
-    results: Path = ROOT / "experiments" / "results" / "speed_estimators.json",
-    figures: Path = ROOT / "docs" / "figures",
+    results: Path | None = None,
+    figures: Path | None = None,
 ) -> None:
     """Measure a training step of every estimator.
 
     Args:
         smoke: tiny sizes, to see that it runs.
         mnist: the folder that torchvision calls root.
-        results: the JSON file to write.
-        figures: the folder for the chart.
+        results: the JSON file to write, by default in experiments/results, or in runs for a smoke run.
+        figures: the folder for the chart, by default docs/figures, or in runs for a smoke run.
     """
     protocol = SMOKE if smoke else FULL
     data = load("digits") if smoke else load("mnist", data_dir=mnist)
@@ -59,11 +59,8 @@ def estimators(
     for num_categories, num_latents in shapes:
         size = Size(data, num_latents, num_categories, hidden, batch_size)
         found["sizes"].append(measured_size(size, protocol))
-    results.parent.mkdir(parents=True, exist_ok=True)
-    temporary = results.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found, indent=2) + "\n")
-    temporary.replace(results)
-    draw(found["sizes"], figures)
+    write_json(results or results_of("speed_estimators", smoke=smoke), found)
+    draw(found["sizes"], figures or figures_folder(smoke=smoke))
 
 
 def measured_size(size: Size, protocol: Protocol) -> dict[str, Any]:

@@ -51,9 +51,11 @@ from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.estimators import estimator
 from pyro_gvae.models import CategoricalVAE
 from pyro_gvae.plots import INK, PALETTE, in_house_style
+from pyro_gvae.results import write_json
 from pyro_gvae.step import make_step
 
 ROOT = Path(__file__).resolve().parents[1]
+SMOKE_FOLDER = ROOT / "runs" / "experiments" / "smoke"
 Step = Callable[[], float]
 
 
@@ -107,8 +109,8 @@ SMOKE = Protocol(
 
 def exact(
     smoke: bool = False,
-    results: Path = ROOT / "experiments" / "results" / "speed_exact.json",
-    figures: Path = ROOT / "docs" / "figures",
+    results: Path | None = None,
+    figures: Path | None = None,
     mnist: Path = ROOT.parent / "shared" / "mnist",
     memory_cap: float = 12e9,
 ) -> None:
@@ -116,8 +118,8 @@ def exact(
 
     Args:
         smoke: everything, on tiny sizes.
-        results: the JSON file to write.
-        figures: the folder for the figure.
+        results: the JSON file to write, by default in experiments/results, or in runs for a smoke run.
+        figures: the folder for the figure, by default docs/figures, or in runs for a smoke run.
         mnist: where MNIST lies, for the long run; the small digits are used where it does not.
         memory_cap: bytes of address space at which stock Pyro is stopped.
     """
@@ -138,11 +140,18 @@ def exact(
     found["linearity"] = linearity(found["scaling"])
     found["long_run"] = long_run(protocol, None if smoke else mnist)
     print(json.dumps({"linearity": found["linearity"], "long_run": found["long_run"]}), flush=True)
-    results.parent.mkdir(parents=True, exist_ok=True)
-    temporary = results.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found, indent=2) + "\n")
-    temporary.replace(results)
-    draw(found["scaling"], figures)
+    write_json(results or results_of("speed_exact", smoke=smoke), found)
+    draw(found["scaling"], figures or figures_folder(smoke=smoke))
+
+
+def results_of(name: str, *, smoke: bool) -> Path:
+    """The file of a benchmark's numbers; those of a smoke run never lie among the results."""
+    return (SMOKE_FOLDER if smoke else ROOT / "experiments" / "results") / f"{name}.json"
+
+
+def figures_folder(*, smoke: bool) -> Path:
+    """The folder of its figures, likewise."""
+    return SMOKE_FOLDER if smoke else ROOT / "docs" / "figures"
 
 
 def machine() -> dict[str, Any]:

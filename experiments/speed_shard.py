@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 
 import torch
 from speed_exact import FULL as FULL_EXACT
-from speed_exact import ROOT, Size, machine
 from speed_exact import SMOKE as SMOKE_EXACT
+from speed_exact import Size, machine, results_of
 from torch import Tensor, distributed, multiprocessing, nn
 
 from pyro_gvae.distributed import ALONE, Share, share, sum_gradients
 from pyro_gvae.estimators import estimator
+from pyro_gvae.results import write_json
 from pyro_gvae.step import make_step
 
 PROCESSES = 2
@@ -46,21 +47,18 @@ FULL = Protocol(FULL_EXACT.size, [(10, 3, 20), (8, 4, 10), (8, 5, 2)], blocks=5)
 SMOKE = Protocol(SMOKE_EXACT.size, [(3, 2, 2)], blocks=2)
 
 
-def shard(smoke: bool = False, results: Path = ROOT / "experiments" / "results" / "speed_shard.json") -> None:
+def shard(smoke: bool = False, results: Path | None = None) -> None:
     """Codes divided between two processes: speed against one, each with one thread.
 
     Args:
         smoke: everything, on tiny sizes.
-        results: the JSON file to write.
+        results: the JSON file to write, by default in experiments/results, or in runs for a smoke run.
     """
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(_work, (SMOKE if smoke else FULL, folder), nprocs=PROCESSES)
         rows = json.loads((Path(folder) / "rows.json").read_text())
     found = {"machine": machine() | {"threads": 1}, "processes": PROCESSES, "rows": rows}
-    results.parent.mkdir(parents=True, exist_ok=True)
-    temporary = results.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found, indent=2) + "\n")
-    temporary.replace(results)
+    write_json(results or results_of("speed_shard", smoke=smoke), found)
 
 
 def _work(rank: int, protocol: Protocol, folder: str) -> None:

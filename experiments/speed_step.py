@@ -32,13 +32,14 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO
-from speed_exact import ROOT, machine
+from speed_exact import ROOT, figures_folder, machine, results_of
 from torch import Tensor, nn
 
 from pyro_gvae import CategoricalVAE, estimator, load, make_step
 from pyro_gvae.data import Dataset, epoch_batches
 from pyro_gvae.elbos.traced import TracedELBO
 from pyro_gvae.plots import INK, PALETTE, in_house_style
+from pyro_gvae.results import write_json
 
 TEMPERATURE = 2 / 3
 LEARNING_RATE = 1e-3
@@ -97,16 +98,16 @@ def step(
     *,
     smoke: bool = False,
     mnist: Path = ROOT.parent / "shared" / "mnist",
-    results: Path = ROOT / "experiments" / "results" / "speed_step.json",
-    figures: Path = ROOT / "docs" / "figures",
+    results: Path | None = None,
+    figures: Path | None = None,
 ) -> None:
     """Measure a training step against everything that it is compared with.
 
     Args:
         smoke: tiny sizes, to see that it runs.
         mnist: the folder that torchvision calls root.
-        results: the JSON file to write.
-        figures: the folder for the chart.
+        results: the JSON file to write, by default in experiments/results, or in runs for a smoke run.
+        figures: the folder for the chart, by default docs/figures, or in runs for a smoke run.
     """
     protocol = SMOKE if smoke else FULL
     digits = load("digits", binarize="threshold")
@@ -122,11 +123,8 @@ def step(
     found["ratios"] = ratios(found)
     for name, row in found["ratios"].items():
         print(f"{name:60s} {row['found']:6.2f}   bar {row['bar']}")
-    results.parent.mkdir(parents=True, exist_ok=True)
-    temporary = results.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found, indent=2) + "\n")
-    temporary.replace(results)
-    draw(found["parts"], figures)
+    write_json(results or results_of("speed_step", smoke=smoke), found)
+    draw(found["parts"], figures or figures_folder(smoke=smoke))
 
 
 # The contenders: what each does in a step with a batch x (B, D).

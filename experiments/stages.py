@@ -94,8 +94,12 @@ def main(
         seeds: of initial weights, order of the data and samples.
         plans: rows; all of the size if none are named.
         learning_rate: of Adam.
-        smoke: tiny networks on the digits, to see that it runs.
+        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
+            and figures go to runs/experiments/smoke.
     """
+    if smoke:
+        places, sizes, epochs, seeds = places.apart(NAME), ("8x4",), 6, (0,)
+        plans = ("soft", BASELINE)
     if epochs < 6:
         raise ValueError(f"Expected at least 6 epochs, of which up to 5 are the last stage's, but found {epochs}.")
     cells: list[Row] = [
