@@ -228,7 +228,7 @@ def draw_curves(table: pd.DataFrame) -> Figure:
 
 
 #: Marks of an axis that is linear between the least of them.
-MARKS = (-30, -10, -3, -1, -0.3, 0, 0.3, 1, 3, 10)
+MARKS = (-30, -10, -3, -1, -0.3, 0, 0.3, 1, 3, 10, 30, 100)
 
 
 @in_house_style

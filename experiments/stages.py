@@ -7,7 +7,8 @@ be summed, at 10x30 and 8x16: what should follow a soft stage?
 
 Command: `python experiments/stages.py --seeds 0 1 2` and `python experiments/stages.py --sizes 10x30 8x16` (`--smoke`
 for a tiny size, in seconds); `--epochs` says how many in all, `--plans` which rows. It writes
-`experiments/results/stages.csv`, `docs/figures/stages_SIZE.png` and `.svg`.
+`experiments/results/stages.csv`, and as PNG and SVG `docs/figures/stages_SIZE` (how training goes) and
+`stages_SIZE_ends` (where it ends).
 
 Cost: one core, 20 epochs: a relaxed epoch takes 6 seconds, an exact one 40 to 100, an evaluation 4. All plans at 8x4:
 an hour a seed; 10x30 and 8x16: an hour, half of which are epochs of `local-expectation`. `--workers 2` shares them out.
@@ -24,7 +25,7 @@ core. With one seed each: exact sums alone 128.2, ReinMax for 60 epochs 131.5, R
 """
 
 from functools import partial
-from itertools import product
+from itertools import cycle, product
 from typing import Annotated
 
 import numpy as np
@@ -69,8 +70,16 @@ NOT_SUMMABLE = {
     "soft, 5 reinforce-loo": f"{SOFT}:{{E-5}},reinforce-loo:5",
     "soft, 1 local-expectation": f"{SOFT}:{{E-1}},local-expectation:1",
 }
-#: Of the single estimators, those that the figure shows.
-SHOWN_ALONE = ("exact alone", "exact-evidence alone", "reinmax-rao alone")
+#: Rows whose curves are drawn where there are many.
+SHOWN = (
+    BASELINE,
+    "soft, 5 reinforce-loo",
+    "soft, 5 reinmax",
+    "soft",
+    "reinmax, 3 times as long",
+    "reinmax-rao alone",
+    "exact alone",
+)
 #: Train and test -ELBO of the best estimators after 160 epochs, 8x4: ReinMax and ReinMax-Rao.
 PUBLISHED = {"train": 125.08, "test": 126.60}
 
@@ -123,8 +132,8 @@ def main(
             found = paired(pd.concat([at_equal_epochs(of_size), at_equal_seconds(of_size)]), ["budget"], BASELINE)
             text = with_errors(found, ["test_elbo", "test_log_evidence"])
             print(f"\nminus '{BASELINE}'", found[["budget", "estimator"]].join(text).to_string(index=False), sep="\n")
-        alone = of_size["estimator"].str.endswith(" alone")
-        places.save(f"{NAME}_{size}", draw(of_size[~alone | of_size["estimator"].isin(SHOWN_ALONE)]))
+        places.save(f"{NAME}_{size}", draw(of_size))
+        places.save(f"{NAME}_{size}_ends", draw_ends(of_size))
     return table
 
 
@@ -209,11 +218,12 @@ def at_equal_seconds(table: pd.DataFrame) -> pd.DataFrame:
 @in_house_style
 def draw(table: pd.DataFrame) -> Figure:
     """Test -ELBO and -log p(x) against seconds of training, means over seeds; the dashed line is the best published."""
-    figure = Figure(figsize=(11, 5.6))
+    table = table[table["estimator"].isin(SHOWN)] if table["size"].iloc[0] == "8x4" else table
+    figure = Figure(figsize=(11, 4.8))
     panels = figure.subplots(1, 2)
-    for index, (name, rows) in enumerate(table.groupby("estimator", sort=False)):
+    for (name, rows), color, marker in zip(table.groupby("estimator"), cycle(PALETTE), cycle(MARKERS), strict=False):
         mean = rows.groupby("moment").mean(numeric_only=True).sort_values("epoch")
-        look = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index // len(PALETTE)], "ms": 4, "lw": 1.4}
+        look = {"color": color, "marker": marker, "ms": 4, "lw": 1.4}
         for axes, value in zip(panels, ("test_elbo", "test_log_evidence"), strict=True):
             axes.plot(mean["seconds"], -mean[value], label=name, **look)
     if table["size"].iloc[0] == "8x4":
@@ -230,6 +240,28 @@ def draw(table: pd.DataFrame) -> Figure:
         log_axis(axes.xaxis)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+@in_house_style
+def draw_ends(table: pd.DataFrame) -> Figure:
+    """Where each plan ends, means over seeds with standard errors where there are some, the best ELBO at the top."""
+    ends = table.groupby(["estimator", "seed"], sort=False).tail(1)
+    values = ("test_elbo", "test_log_evidence")
+    found = mean_and_error(ends, ["estimator"], values).sort_values("test_elbo")
+    figure = Figure(figsize=(8, 1.2 + 0.24 * len(found)))
+    axes = figure.subplots()
+    places = range(len(found))
+    for value, label, color, marker in zip(values, ("−ELBO", "−log p(x)"), PALETTE, "os", strict=False):
+        errors = found[f"{value}_se"].fillna(0.0)
+        axes.errorbar(-found[value], places, xerr=errors, fmt=marker, ms=5, color=color, label=label)
+    names = [f"{name} ({seeds})" for name, seeds in found[["estimator", "seeds"]].itertuples(index=False)]
+    axes.set_yticks(places, names)
+    axes.grid(axis="x")
+    if table["size"].iloc[0] == "8x4":
+        axes.axvline(PUBLISHED["test"], color="#888888", ls="--", lw=1, label="best published −ELBO, 160 epochs")
+    axes.set_xlabel("nats per datum on test images (in brackets: seeds)")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 
