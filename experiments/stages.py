@@ -94,6 +94,8 @@ SHOWN = (
     "reinmax-rao alone",
     "exact alone",
 )
+#: Nats by which a -ELBO exceeds the median if it is not drawn to scale.
+FAR = 30.0
 #: Train and test -ELBO of the best estimators after 160 epochs, 8x4: ReinMax and ReinMax-Rao.
 PUBLISHED = {"train": 125.08, "test": 126.60}
 
@@ -273,9 +275,15 @@ def draw_ends(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(8, 1.2 + 0.24 * len(found)))
     axes = figure.subplots()
     places = range(len(found))
-    for value, label, color, marker in zip(values, ("−ELBO", f"−{evidence_of(table)}"), PALETTE, "os", strict=False):
+    labels = ("−ELBO", f"−{evidence_of(table)}")
+    for value, label, color, marker in zip(values, labels, PALETTE, "os", strict=False):
         errors = found[f"{value}_se"].fillna(0.0)
         axes.errorbar(-found[value], places, xerr=errors, fmt=marker, ms=5, color=color, label=label)
+    far = -found["test_elbo"] > FAR - found["test_elbo"].median()
+    axes.set_xlim(-found["test_log_evidence"].max() - 2, -found.loc[~far, "test_elbo"].min() + 2)
+    for place in np.flatnonzero(far):  # at the edge, in place of a scale on which the others are one point
+        label = f"−ELBO {-found['test_elbo'].iloc[place]:.0f} →"
+        axes.annotate(label, (1, place), (-4, 0), ("axes fraction", "data"), "offset points", ha="right", va="center")
     names = [f"{name} ({seeds})" for name, seeds in found[["estimator", "seeds"]].itertuples(index=False)]
     axes.set_yticks(places, names)
     axes.grid(axis="x")
