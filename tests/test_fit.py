@@ -425,6 +425,15 @@ def test_a_signal_ends_a_run_after_a_step_and_the_rest_can_be_resumed(number, tm
     assert all(torch.equal(resumed.state_dict()[name], tensor) for name, tensor in expected.state_dict().items())
 
 
+@pytest.fixture
+def python_handles_sigint():
+    """A shell that starts a process in the background has it ignore SIGINT, and Python leaves that so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_handles_sigint")
 def test_the_second_signal_is_no_longer_waited_for():
     with stop_on_signal() as stop, pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
