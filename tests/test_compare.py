@@ -87,6 +87,7 @@ def test_a_run_repeats_itself(tmp_path):
     pd.testing.assert_frame_equal(first[numbers], second[numbers])
 
 
+@pytest.mark.slow
 def test_how_often_a_run_is_evaluated_does_not_change_it(run, tmp_path):
     config = replace(SMALL, evaluations=1, seeds=(0,), estimators=("gumbel-softmax",), output=tmp_path / "run")
     seldom = read_json_lines(compare(config) / "metrics.jsonl")["test_elbo"].iloc[-1]
@@ -94,6 +95,7 @@ def test_how_often_a_run_is_evaluated_does_not_change_it(run, tmp_path):
     assert often["test_elbo"].iloc[-1] == seldom
 
 
+@pytest.mark.slow
 def test_every_estimator_sees_the_same_batches_in_the_same_order(tmp_path, monkeypatch):
     seen = {}
 

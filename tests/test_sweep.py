@@ -107,6 +107,7 @@ def test_one_tidy_table(grid):
     assert len(summary) == 5 and (summary["seeds"] == 2).all()
 
 
+@pytest.mark.slow
 def test_differences_are_paired_on_seed_and_setting(grid):
     results = pd.read_csv(grid / "results.csv")
     differences = pd.read_csv(grid / "differences.csv").set_index("setting")
@@ -120,6 +121,7 @@ def test_differences_are_paired_on_seed_and_setting(grid):
     )
 
 
+@pytest.mark.slow
 def test_stages_stand_in_the_curves_and_in_the_report(grid):
     metrics = read_json_lines(grid / "metrics.jsonl")
     plan = metrics[metrics["estimator"].str.contains(",")]
@@ -128,6 +130,7 @@ def test_stages_stand_in_the_curves_and_in_the_report(grid):
     assert "gumbel-softmax:4steps,exact:5steps, temperature 0.5" in page and "What is missing" not in page
 
 
+@pytest.mark.slow
 def test_each_model_of_a_grid_comes_back(grid):
     trained = load_model(grid, "gumbel-softmax, temperature 0.5", 1)
     assert trained.name == "gumbel-softmax-temperature-0.5-seed1" and trained.vae.num_latents == 2
@@ -159,6 +162,7 @@ def test_a_cell_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(first, second, check_exact=True)
 
 
+@pytest.mark.slow
 def test_another_comparison_is_refused(grid, capsys):
     before = (grid / "config.json").read_bytes()
     size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--evaluations", "2"]

@@ -67,6 +67,7 @@ def assert_same_training(traced, plain, tolerance):
     assert torch.equal(traced[2], plain[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("name", ELBOS)
 def test_200_steps_are_those_of_the_plain_elbo(name, dtype):
