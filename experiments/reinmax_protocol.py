@@ -59,7 +59,7 @@ OTHERS = {
     "rebar": "rebar",
     "relax": "relax",
 }
-#: Rows with Adam at every size, and its learning rate; exact ones have that of `stages.py`, which they are part of.
+#: Rows with Adam at every size, and its learning rate; exact ones have that of `stages.py`, which reads them.
 WITH_ADAM = {"exact": 1e-3, "exact-evidence": 1e-3, "gumbel-softmax": 5e-4, "gumbel-softmax, relaxed KL": 5e-4}
 #: Rows whose sums over all codes fit into one size only. DisARM takes two categories and has none.
 ONLY_8X4 = {"exact", "exact-evidence"}
