@@ -1,6 +1,7 @@
 """Importance sampling of the discrete model with its guide: what is known of log p(x) where K^N is too large."""
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -96,12 +97,52 @@ def importance_weighted(
         >>> bool(((found.bound - exact.log_evidence(vae, x)).abs() < 5 * found.sampling_error + 1e-4).all())
         True
     """
+    parts = []
+    for target, size in _targets(pair, x, num_particles, max_memory):
+        log_weights, scale = _log_weights(target, num_particles, size)
+        parts.append((*_summary(log_weights, scale), scale * _log_neighbourhood(target, size)))
+    elbo, bound, effective, near = (torch.cat(part) for part in zip(*parts, strict=True))
+    return ImportanceWeighted(elbo, bound, effective, near, num_particles)
+
+
+@torch.no_grad()
+def log_importance_weights(
+    pair: HasPair, x: Tensor, num_particles: int = 1000, *, max_memory: float | None = None
+) -> Tensor:
+    r"""The weights of which :func:`importance_weighted` makes its bounds: log p(x, z) - log q(z | x), z ~ q(z | x).
+
+    Their mean estimates the ELBO, their log-mean-exp bounds log p(x). The guide's mode and its N (K - 1) neighbours,
+    which tell whether the samples have missed something, are not scored: with many categories they are more than the
+    samples.
+
+    Args:
+        pair, x, num_particles, max_memory: as there.
+
+    Returns:
+        (P, B), nats, masked but not scaled as the programs say. No gradient.
+
+    Raises:
+        ValueError: as there.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> log_importance_weights(vae, torch.ones(4, 6), num_particles=10).shape
+        torch.Size([10, 4])
+    """
+    chunks = _targets(pair, x, num_particles, max_memory)
+    return torch.cat([_log_weights(target, num_particles, size)[0] for target, size in chunks], 1)
+
+
+def _targets(pair: HasPair, x: Tensor, num_particles: int, max_memory: float | None) -> Iterator[tuple[Target, int]]:
+    """Chunks of the data with their programs, and how many codes of each datum are scored at once."""
     if num_particles < 1:
         raise ValueError(f"Expected at least one particle, but found num_particles={num_particles}.")
     most = _most_pairs(pair, x, max_memory)
-    chunks = [_weighted(pair, rows, num_particles, most) for rows in x.split(max(1, most // num_particles))]
-    elbo, bound, size, neighbourhood = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    return ImportanceWeighted(elbo, bound, size, neighbourhood, num_particles)
+    for rows in x.split(max(1, most // num_particles)):
+        q = read_guide(with_own_parameters(pair.guide, rows))
+        model = with_own_parameters(pair.model, rows)
+        yield Target(q, model, score(model).nesting), max(1, most // len(rows))
 
 
 def _most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
@@ -115,28 +156,33 @@ def _most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
     return max(1, int(limit // each))
 
 
-def _weighted(pair: HasPair, x: Tensor, num_particles: int, most: int) -> tuple[Tensor, ...]:
-    """ELBO estimate, bound, effective sample size and neighbourhood of some data, each (B,)."""
-    q = read_guide(with_own_parameters(pair.guide, x))
-    model = with_own_parameters(pair.model, x)
-    target = Target(q, model, score(model).nesting)
-    size = max(1, most // len(x))
+def _log_weights(target: Target, num_particles: int, size: int) -> tuple[Tensor, float]:
+    """log w (P, B), not scaled, and the one scale of guide and model."""
     counts = [min(size, num_particles - start) for start in range(0, num_particles, size)]
     scale = 1.0
     parts = []
     for codes in map(target.sample, counts):
         log_joint, scale = _log_joint(target, codes)
-        if float(q.scale) != scale:
+        if float(target.q.scale) != scale:
             raise ValueError(
-                f"Expected guide and model to share one scale, but found {float(q.scale):g} and {scale:g}: there is no "
-                "log p(x) where they differ. Try one poutine.scale around both."
+                f"Expected guide and model to share one scale, but found {float(target.q.scale):g} and {scale:g}: "
+                "there is no log p(x) where they differ. Try one poutine.scale around both."
             )
         parts.append(log_joint - target.log_q(codes) / scale)
-    log_weights = torch.cat(parts)  # (P, B)
+    return torch.cat(parts), scale
+
+
+def _summary(log_weights: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """ELBO estimate, bound and effective sample size of (P, B) weights, each (B,)."""
     total = log_weights.logsumexp(0)
     effective = (2 * total - (2 * log_weights).logsumexp(0)).exp().nan_to_num(0.0)  # 0 where no weight is positive
-    near = torch.cat([_log_joint(target, codes)[0] for codes in _neighbours(target.log_probs).split(size)]).logsumexp(0)
-    return scale * log_weights.mean(0), scale * (total - math.log(num_particles)), effective, scale * near
+    return scale * log_weights.mean(0), scale * (total - math.log(len(log_weights))), effective
+
+
+def _log_neighbourhood(target: Target, size: int) -> Tensor:
+    """log of the sum of p(x, z) over the guide's mode and its neighbours, not scaled: (B,)."""
+    codes = _neighbours(target.log_probs)
+    return torch.cat([_log_joint(target, part)[0] for part in codes.split(size)]).logsumexp(0)
 
 
 def _log_joint(target: Target, codes: Tensor) -> tuple[Tensor, float]:

@@ -11,7 +11,7 @@ from problems import PROBLEMS, B, K, N, codes, evidence_in_a_loop, joint_in_a_lo
 from pyro_gvae import exact
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, weigh_kl
-from pyro_gvae.importance import ImportanceWeighted, importance_weighted
+from pyro_gvae.importance import ImportanceWeighted, importance_weighted, log_importance_weights
 from pyro_gvae.models import CategoricalVAE
 
 PROBLEM = next(problem for problem in PROBLEMS if problem.name == "bernoulli-learned")
@@ -63,6 +63,20 @@ def test_sampling_error_and_sample_size_are_those_of_repeated_draws():
     share = (log_q + log_w).logsumexp(0).mul(2).exp() / (log_q + 2 * log_w).logsumexp(0).exp()  # E[w]^2 / E[w^2]
     size = found.effective_sample_size.unflatten(0, (400, B)).mean(0)
     torch.testing.assert_close(size / 500, share, rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize("max_memory", (None, 20_000), ids=("at once", "in chunks"))
+def test_weights_are_those_of_the_bounds(max_memory):
+    vae, x, particles = fair(PROBLEM), PROBLEM.x(), 300
+    pyro.set_rng_seed(0)
+    found = importance_weighted(vae, x, particles, max_memory=max_memory)
+    pyro.set_rng_seed(0)
+    log_weights = log_importance_weights(vae, x, particles, max_memory=max_memory)
+    assert log_weights.shape == (particles, B)
+    torch.testing.assert_close(log_weights.mean(0), found.elbo)
+    torch.testing.assert_close(log_weights.logsumexp(0) - math.log(particles), found.bound)
+    with pytest.raises(ValueError, match="at least one particle"):
+        log_importance_weights(vae, x, 0)
 
 
 def test_each_datum_has_its_own_bound():
