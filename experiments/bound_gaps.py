@@ -27,7 +27,7 @@ from typing import Annotated, Literal
 
 import pandas as pd
 import tyro
-from cells import Places, Row, command, log_axis, mean_and_error, run_cells, tiny, train
+from cells import Places, Row, command, log_axis, mean_and_error, paired, run_cells, tiny, train
 from matplotlib.figure import Figure
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, estimator
@@ -96,6 +96,12 @@ def main(
     values = ["claim", "relaxed_bound", "elbo", "mean_field_elbo", "log_evidence", "lie", "relaxation_gap"]
     found = mean_and_error(table, ["estimator", "temperature", "epoch"], values)
     print(found[["estimator", "temperature", "epoch", "seeds"]].join(with_errors(found, values)).to_string(index=False))
+    last = table[table["moment"].astype(str) == str(epochs)]
+    heats = last.assign(loss=last["estimator"], estimator="t = " + last["temperature"].astype(str))
+    scores = ["lie", "elbo", "log_evidence"]
+    differences = paired(heats, ["loss"], scores, f"t = {temperatures[0]}")
+    text = differences[["loss", "estimator", "seeds"]].join(with_errors(differences, scores))
+    print(f"\nminus t = {temperatures[0]}, epoch {epochs}, the same seeds", text.to_string(index=False), sep="\n")
     places.save(f"{NAME}_{dataset}", draw(table))
     return table
 

@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from pyro_gvae.launch import initial_model, load_data
 from pyro_gvae.randomness import own_randomness
 from pyro_gvae.results import replacing, sole_writer, write_csv
 from pyro_gvae.stages import Amount
-from pyro_gvae.tables import paired_differences
 from pyro_gvae.training import Training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,6 +92,14 @@ def command(main: Callable[..., Any]) -> None:
     except (ValueError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def check_names(found: Sequence[str], known: Collection[str]) -> None:
+    """Raise ValueError if a row is asked for that there is none of, before anything is trained."""
+    unknown = ", ".join(f"'{name}'" for name in found if name not in known)
+    if unknown:
+        names = ", ".join(f"'{name}'" for name in known)
+        raise ValueError(f"Expected rows among {names}, but found {unknown}. Try one of them.")
 
 
 def run_cells(
@@ -277,11 +284,21 @@ def tiny(config: TrainConfig) -> TrainConfig:
     return replace(config, dataset="digits", hidden=(16,), num_latents=2, num_categories=3)
 
 
-def paired(table: pd.DataFrame, by: Sequence[str], baseline: str = "exact") -> pd.DataFrame:
-    """:func:`~pyro_gvae.tables.paired_differences` from the baseline on the same seeds, for each group of `by`."""
-    groups = {key: rows for key, rows in table.groupby(list(by), sort=False) if baseline in set(rows["estimator"])}
-    found = {key: paired_differences(rows, baseline) for key, rows in groups.items()}
-    return pd.concat(found, names=list(by)).reset_index()
+def paired(table: pd.DataFrame, by: Sequence[str], values: Sequence[str], baseline: str = "exact") -> pd.DataFrame:
+    """Values minus those of the baseline with the same seed, in each group of `by`: means and standard errors.
+
+    Args:
+        table: a row for each group, estimator and seed.
+        by: what rows have in common with the baseline that they are compared with.
+        values: columns.
+        baseline: an estimator; groups without it are left out.
+    """
+    keys = [*by, "seed"]
+    base = table[table["estimator"] == baseline].set_index(keys)[list(values)]
+    others = table[table["estimator"] != baseline]
+    others = others[pd.MultiIndex.from_frame(others[keys]).isin(base.index)].copy()
+    others[list(values)] -= base.loc[pd.MultiIndex.from_frame(others[keys])].to_numpy()
+    return mean_and_error(others, [*by, "estimator"], values)
 
 
 def log_axis(axis: Axis) -> None:

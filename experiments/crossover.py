@@ -30,7 +30,20 @@ import numpy as np
 import pandas as pd
 import torch
 import tyro
-from cells import Places, Row, command, dataset, log_axis, mean_and_error, run_cells, scores_on_test, tiny, train
+from cells import (
+    Places,
+    Row,
+    check_names,
+    command,
+    dataset,
+    log_axis,
+    mean_and_error,
+    paired,
+    run_cells,
+    scores_on_test,
+    tiny,
+    train,
+)
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from speed_exact import peak_bytes
@@ -92,6 +105,8 @@ def main(
     if smoke:
         places, datasets, seconds, seeds = places.apart(NAME), ("digits",), 0.2, (0,)
         estimators = ("exact", "reinmax")
+    check_names(datasets, SETTINGS)
+    check_names(estimators, ROWS)
     plan = Plan(((3, 2),), steps=1) if smoke else Plan(SIZES, steps=9)
     cells: list[Row] = [
         {"dataset": data, "num_categories": k, "num_latents": n, "estimator": row}
@@ -113,6 +128,9 @@ def main(
         by = ["dataset", "codes", "estimator"]
         found = mean_and_error(table.assign(seed=table.get("seed", 0)), by, values)
         print(found[by].join(with_errors(found, values)).to_string(index=False))
+    found = paired(reached, ["dataset", "codes"], ["seconds_to_level"])
+    text = found[["dataset", "codes", "estimator", "seeds"]].join(with_errors(found, ["seconds_to_level"]))
+    print("\nminus 'exact', the same seeds", text.to_string(index=False), sep="\n")
     places.save(NAME, draw(steps, reached))
     return training
 

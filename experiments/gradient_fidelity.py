@@ -22,23 +22,27 @@ samples at t = 0.2 do (0.96 +- 0.01; ReinMax 0.79 +- 0.02), and the least square
 `local-expectation` and `reinforce-loo`, 0.22 and 0.27.
 """
 
-import shutil
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pandas as pd
 import tyro
 from cells import Places, command
 from tyro.conf import Positional
 
-from pyro_gvae.laboratory import gradients
+from pyro_gvae.gradient_plots import draw_against_temperature, draw_along_training
+from pyro_gvae.laboratory import CELL, gradients
 from pyro_gvae.laboratory_config import GradientsConfig
+from pyro_gvae.results import sole_writer, write_csv
+from pyro_gvae.tables import with_errors
 
 NAME = "gradient_fidelity"
+MEASURES = ("relative_bias", "relative_std", "cosine", "mse_at_budget")
 RELAXED = ("gumbel-softmax",)
 STRAIGHT_THROUGH = (
     "straight-through",
     "st-gumbel-softmax",
+    "decoupled-st-gumbel-softmax",
     "gumbel-rao",
     "gapped-straight-through",
     "reinmax",
@@ -75,12 +79,12 @@ PUBLISHED_COSINES = {
 
 
 def main(
-    protocol: Positional[str],
+    protocol: Positional[Literal["elbo", "reinmax"]],
     places: Annotated[Places, tyro.conf.arg(name="")],
     *,
     epochs: tuple[int, ...] = (),
     estimators: tuple[str, ...] = (),
-    seed: int = 0,
+    seeds: tuple[int, ...] = (0,),
     num_samples: int = 1024,
     smoke: bool = False,
 ) -> pd.DataFrame:
@@ -91,39 +95,57 @@ def main(
         places: where to read and write.
         epochs: when; those of the protocol if none are named.
         estimators: which; those of the protocol if none are named.
-        seed: of the model and of the samples.
+        seeds: of the model and of the samples.
         num_samples: estimates of each gradient.
         smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
             and figures go to runs/experiments/smoke.
     """
     if smoke:
-        places, epochs, estimators, num_samples = places.apart(NAME), (0,), ("reinmax", "gumbel-softmax"), 32
-    config = PROTOCOLS[protocol]
-    chosen = {name: value for name, value in (("epochs", epochs), ("estimators", estimators)) if value}
-    folder = places.runs / NAME / f"{protocol}-seed{seed}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    config = replace(config, data_dir=places.mnist, seed=seed, num_samples=num_samples, output=folder, **chosen)
+        places, epochs, seeds, num_samples = places.apart(NAME), (0,), (0,), 32
+        estimators = ("reinmax", "gumbel-softmax")
+    config = replace(PROTOCOLS[protocol], data_dir=places.mnist, num_samples=num_samples)
+    config = replace(config, epochs=epochs or config.epochs, estimators=estimators or config.estimators)
     if smoke:
         config = replace(config, dataset="digits", hidden=(8,), num_latents=2, num_categories=3, num_data=4)
-    gradients(config)
-    table = pd.read_csv(folder / "gradients.csv")
-    places.results.mkdir(parents=True, exist_ok=True)
-    places.figures.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / "gradients.csv", places.results / f"{NAME}_{protocol}.csv")
-    for path in (folder / "figures").iterdir():
-        shutil.copy(path, places.figures / f"{NAME}_{protocol}_{path.name}")
-    print(report(table, protocol).to_string(index=False, float_format="{:.3f}".format, na_rep=""))
+    path = places.results / f"{NAME}_{protocol}.csv"
+    tables = [pd.read_csv(path)] if path.exists() else []
+    runs = places.runs / NAME
+    runs.mkdir(parents=True, exist_ok=True)
+    with sole_writer(runs):
+        for seed in seeds:
+            folder = gradients(replace(config, seed=seed, output=runs / f"{protocol}-seed{seed}"))
+            tables.append(pd.read_csv(folder / "gradients.csv"))
+            write_csv(path, pd.concat(tables).drop_duplicates(CELL, keep="last"))
+    table = pd.read_csv(path)
+    means = over_seeds(table)
+    figures = {"temperature": draw_against_temperature(means), "training": draw_along_training(means)}
+    for name, figure in figures.items():
+        if figure is not None:
+            places.save(f"{NAME}_{protocol}_{name}-logits", figure)
+    print(report(means, protocol).to_string(index=False, na_rep=""))
     return table
 
 
-def report(table: pd.DataFrame, protocol: str) -> pd.DataFrame:
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds, with their standard errors; with one seed, those of its estimates."""
+    measured = table[table["refused"].isna()] if "refused" in table else table
+    by = [name for name in CELL if name != "seed"]
+    cells = measured.groupby(by, sort=False, dropna=False)
+    columns = {"seed": 0, "seeds": cells["seed"].nunique()}
+    for name in filter(table.columns.__contains__, MEASURES):
+        errors = cells[name].sem()
+        if f"{name}_se" in table:
+            errors = errors.fillna(cells[f"{name}_se"].mean())
+        columns |= {name: cells[name].mean(), f"{name}_se": errors}
+    return pd.DataFrame(columns).reset_index()
+
+
+def report(means: pd.DataFrame, protocol: str) -> pd.DataFrame:
     """The measures by estimator, temperature and epoch; in the ReinMax protocol with the published cosines."""
-    measures = ["relative_bias", "relative_std", "cosine", "mse_at_budget"]
-    found = table[table["refused"].isna()] if "refused" in table else table
-    found = found[["estimator", "temperature", "epoch", *(name for name in measures if name in found)]]
+    found = means[["estimator", "temperature", "epoch", "seeds"]].join(with_errors(means, MEASURES))
     if protocol == "reinmax":
-        theirs = found["estimator"].map(PUBLISHED_COSINES).where(found["epoch"] == 5)
-        found = found.assign(published=theirs, difference=found["cosine"] - theirs)
+        theirs = means["estimator"].map(PUBLISHED_COSINES).where(means["epoch"] == 5)
+        found = found.assign(published=theirs)
     return found.sort_values(["epoch", "estimator", "temperature"])
 
 

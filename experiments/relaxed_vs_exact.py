@@ -31,7 +31,19 @@ from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
 import tyro
-from cells import Places, Row, command, log_axis, mean_and_error, paired, run_cells, scores_on_test, tiny, train
+from cells import (
+    Places,
+    Row,
+    check_names,
+    command,
+    log_axis,
+    mean_and_error,
+    paired,
+    run_cells,
+    scores_on_test,
+    tiny,
+    train,
+)
 from matplotlib.figure import Figure
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig
@@ -95,6 +107,7 @@ def main(
     if smoke:
         places, problems, seeds = places.apart(NAME), ("digits 8x4",), (0,)
         temperatures, scale = (0.5,), 0.01
+    check_names(problems, PROBLEMS)
     kinds = [
         ("exact", 0.0),
         (WARM, 0.0),
@@ -178,7 +191,7 @@ def judge(vae: CategoricalVAE, data: Dataset) -> Row:
 def differences(final: pd.DataFrame) -> pd.DataFrame:
     """Relaxed minus exact on the same seeds: test ELBO, log p(x) (nats per datum, higher is better), seconds."""
     named = final.assign(estimator=[_name(*row) for row in final[["estimator", "temperature"]].itertuples(index=False)])
-    return paired(named, ["problem", "budget"])
+    return paired(named, ["problem", "budget"], ["test_elbo", "test_log_evidence", "seconds"])
 
 
 def _name(estimator: str, temperature: float) -> str:

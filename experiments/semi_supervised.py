@@ -35,7 +35,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 import tyro
-from cells import Places, Row, command, dataset, log_axis, mean_and_error, run_cells
+from cells import Places, Row, check_names, command, dataset, log_axis, mean_and_error, paired, run_cells
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
@@ -147,6 +147,7 @@ def main(
     """
     if smoke:
         places, steps, seeds = places.apart(NAME), 3, (0,)
+    check_names(estimators, ROWS)
     cells: list[Row] = [
         {"estimator": row, "classes": k, "seed": seed, "steps": steps, "weight": weight}
         for seed, k, row in product(seeds, classes, estimators)
@@ -165,6 +166,10 @@ def main(
         **{f"{name} published": pd.Series(theirs).where(ten) for name, theirs in published.items()}
     )
     print(found[["classes", "estimator", "seeds"]].join(text).to_string(index=False, na_rep=""))
+    scores = [name for name in ("elbo", "accuracy") if name in table]
+    differences = paired(table[table["classes"] == 10], ["classes"], scores, "marginalized")
+    text = differences[["estimator", "seeds"]].join(with_errors(differences, scores))
+    print("\nminus 'marginalized', 10 classes, the same seeds", text.to_string(index=False), sep="\n")
     places.save(NAME, draw(found))
     return table
 

@@ -41,7 +41,8 @@ SMOKES = {
     "relaxed_vs_exact": relaxed_vs_exact.main,
     "stages": stages.main,
     "bound_gaps": bound_gaps.main,
-    "gradient_fidelity": partial(gradient_fidelity.main, "reinmax"),
+    "gradient_fidelity elbo": partial(gradient_fidelity.main, "elbo"),
+    "gradient_fidelity reinmax": partial(gradient_fidelity.main, "reinmax"),
     "crossover": crossover.main,
     "article": article.main,
     "semi_supervised": semi_supervised.main,
@@ -54,10 +55,11 @@ SLOW = {"crossover", "relaxed_vs_exact", "reinmax_protocol"}
 )
 def test_a_smoke_run_writes_numbers_and_figures_apart_from_results(name, places):
     SMOKES[name](places, smoke=True)
-    folder = places.runs / "smoke" / name
-    tables = list((folder / "results").glob(f"{name}*.csv"))
+    script = name.split()[0]
+    folder = places.runs / "smoke" / script
+    tables = list((folder / "results").glob(f"{script}*.csv"))
     assert tables and all(len(pd.read_csv(path)) > 1 for path in tables)
-    assert any((folder / "figures").glob(f"{name}*.png")) and any((folder / "figures").glob(f"{name}*.svg"))
+    assert any((folder / "figures").glob(f"{script}*.png")) and any((folder / "figures").glob(f"{script}*.svg"))
     assert not places.results.exists() and not places.figures.exists()
 
 
@@ -142,6 +144,49 @@ def test_what_cannot_be_is_one_sentence_and_exit_code_2(capsys, monkeypatch):
     assert capsys.readouterr().err == (
         "stages.py: Expected at least 6 epochs, of which up to 5 are the last stage's, but found 3.\n"
     )
+
+
+def test_a_row_that_there_is_none_of_is_named_before_anything_is_trained(places):
+    with pytest.raises(ValueError, match=r"Expected rows among 'soft', .*, but found 'exact', 'soft, 3 exact'\."):
+        stages.main(places, sizes=("10x30",), plans=("exact", "soft", "soft, 3 exact"))
+    assert not places.runs.exists()
+
+
+def test_codes_that_cannot_be_summed_are_judged_by_samples(places, monkeypatch):
+    monkeypatch.setattr(cells, "MOST_SECONDS", 0)
+    cell = {"size": "8x16", "epochs": 6, "learning_rate": 1e-3, "estimator": "soft, 5 reinforce-loo", "seed": 0}
+    rows = stages.measure(cell | {"moment": "6"}, places=places, smoke=True)
+    assert [row["epoch"] for row in rows] == [1, 2, 5, 6]  # in the last stage at its start and its end
+    assert {row["evidence_is"] for row in rows} == {"100 samples"}
+    assert all(row["test_elbo"] < row["test_log_evidence"] < 0 for row in rows)
+    table = pd.DataFrame(cell | row for row in rows)
+    assert stages.draw(table) and stages.draw_ends(table)
+
+
+def test_differences_are_of_the_same_seeds_in_the_same_group():
+    table = pd.DataFrame(
+        [
+            ("steps", "exact", 0, 1.0),
+            ("steps", "exact", 1, 5.0),
+            ("seconds", "exact", 0, 100.0),
+            ("steps", "soft", 0, 2.0),
+            ("steps", "soft", 1, 9.0),
+            ("steps", "soft", 2, 1000.0),  # nothing to compare with
+            ("seconds", "soft", 1, 1000.0),
+        ],
+        columns=["budget", "estimator", "seed", "value"],
+    )
+    [found] = cells.paired(table, ["budget"], ["value"]).to_dict("records")
+    assert found == {"budget": "steps", "estimator": "soft", "seeds": 2, "value": 2.5, "value_se": 1.5}
+
+
+def test_gradients_are_means_over_seeds_with_the_errors_of_seeds_where_there_are_several():
+    cell = {"trained_by": "reinmax", "epoch": 5, "estimator": "relax", "temperature": None, "wrt": "logits"}
+    rows = [cell | {"seed": seed, "cosine": value, "cosine_se": 0.1} for seed, value in ((0, 0.2), (1, 0.6))]
+    rows.append(cell | {"epoch": 1, "seed": 0, "cosine": 0.3, "cosine_se": 0.1})
+    found = gradient_fidelity.over_seeds(pd.DataFrame(rows)).set_index("epoch")[["seeds", "cosine", "cosine_se"]]
+    assert found.loc[5].tolist() == pytest.approx([2, 0.4, 0.2])
+    assert found.loc[1].tolist() == pytest.approx([1, 0.3, 0.1])
 
 
 def test_a_level_is_passed_on_a_straight_line():
