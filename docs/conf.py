@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +35,10 @@ nitpicky = True
 # Appearance
 html_theme = "furo"
 html_title = "pyro_gvae"
-html_static_path = ["_static"]
+# Formulas are read without a network, too: MathJax whole in one file, glyphs included.
+MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / "tex-svg-full.js"
+mathjax_path = MATHJAX.name
+html_static_path = ["_static", str(MATHJAX)]
 html_css_files = ["pages.css"]
 html_copy_source = False
 copybutton_exclude = ".linenos, .gp, .go"

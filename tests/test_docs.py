@@ -157,3 +157,6 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "html" / "index.html").is_file()
+    formulas = (tmp_path / "html" / "math.html").read_text(encoding="utf-8")
+    assert not re.findall(r'<script[^>]*src="https?:', formulas)  # read without a network, too
+    assert (tmp_path / "html" / "_static" / "tex-svg-full.js").is_file()
