@@ -27,13 +27,13 @@ from typing import Annotated, Literal
 
 import pandas as pd
 import tyro
-from cells import Places, Row, command, log_axis, mean_and_error, paired, run_cells, tiny, train
+from cells import Places, Row, command, draw_curve, in_words, log_axis, mean_and_error, paired, run_cells, tiny, train
 from matplotlib.figure import Figure
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, estimator
 from pyro_gvae.evaluate import own_objective
 from pyro_gvae.gaps import gaps, summarize_gaps
-from pyro_gvae.plots import PALETTE, in_house_style
+from pyro_gvae.plots import PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.tables import with_errors
 
 NAME = "bound_gaps"
@@ -134,32 +134,40 @@ def decomposed(vae: CategoricalVAE, data: Dataset, *, row: str, num_test: int) -
 
 @in_house_style
 def draw(table: pd.DataFrame) -> Figure:
-    """Above: claim, discrete ELBO and log p(x) along training, a panel for each temperature. Below: the gaps."""
+    """Above: claim, discrete ELBO and log p(x) along training, a panel for each temperature. Below: the gaps.
+
+    Means over seeds, and one standard error to either side as a band.
+    """
     heats = sorted(heat for heat in table["temperature"].unique() if heat > 0)
     figure = Figure(figsize=(max(9, 2.0 + 2.7 * len(heats)), 7.5))
     grid = figure.subplots(2, len(heats), sharey="row", squeeze=False)
-    mean = table.groupby(["estimator", "temperature", "epoch"], sort=False).mean(numeric_only=True).reset_index()
+    bounds = ["claim", "elbo", "log_evidence"]
+    mean = mean_and_error(table, ["estimator", "temperature", "epoch"], [*bounds, *SHOWN]).sort_values("epoch")
     for (upper, lower), heat in zip(grid.T, heats, strict=True):
         for kl, color in zip(("relaxed KL", "categorical KL"), PALETTE, strict=False):
             curve = mean[(mean["estimator"] == kl) & (mean["temperature"] == heat)]
             for value, look in {"claim": "--", "elbo": "-", "log_evidence": ":"}.items():
                 label = {"claim": "claim of the loss", "elbo": "discrete ELBO", "log_evidence": "log p(x)"}[value]
-                upper.plot(curve["epoch"], curve[value], look, color=color, label=f"{kl}: {label}")
+                named = {"color": color, "label": f"{kl}: {label}"}
+                draw_curve(upper, curve["epoch"], curve[value], curve[f"{value}_se"], look, **named)
             for value, look in zip(SHOWN, ("-o", "-s", "-^"), strict=True):
-                lower.plot(curve["epoch"], curve[value], look, color=color, ms=4, label=f"{kl}: {SHOWN[value]}")
-        upper.set_title(f"temperature {heat:g}")
+                named = {"color": color, "ms": 4, "label": f"{kl}: {SHOWN[value]}"}
+                draw_curve(lower, curve["epoch"], curve[value], curve[f"{value}_se"], look, **named)
+        upper.set_title(f"temperature {heat:g} ({in_words(mean.loc[mean['temperature'] == heat, 'seeds'])})")
         lower.set_xlabel("epochs")
         lower.axhline(0, color="#888888", lw=0.8)
         for axes in (upper, lower):
             axes.set_xscale("log")
             log_axis(axes.xaxis)
-    settled = mean.loc[mean["epoch"] >= 2, ["claim", "elbo", "log_evidence"]].to_numpy()
+    settled = mean.loc[mean["epoch"] >= 2, bounds].to_numpy()
     grid[0, 0].set_ylim(settled.min() - 2, settled.max() + 2)
     grid[0, 0].set_ylabel("test set, nats per datum")
     grid[1, 0].set_ylabel("gaps, nats per datum")
     lower_handles = grid[1, 0].get_legend_handles_labels()
     handles = [a + b for a, b in zip(grid[0, 0].get_legend_handles_labels(), lower_handles, strict=True)]
     figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=8)
+    note = "lines: means over seeds; bands: standard error over seeds"
+    figure.supxlabel(note, x=0.99, ha="right", **SMALL_PRINT)
     return figure
 
 

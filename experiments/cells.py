@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import tyro
 from joblib import Parallel, delayed
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -29,6 +31,7 @@ from pyro_gvae.data import derived_seed
 from pyro_gvae.evaluate import discrete_scores
 from pyro_gvae.importance import log_importance_weights
 from pyro_gvae.launch import initial_model, load_data
+from pyro_gvae.plots import PALETTE
 from pyro_gvae.randomness import own_randomness
 from pyro_gvae.results import replacing, sole_writer, write_csv
 from pyro_gvae.stages import Amount
@@ -42,6 +45,8 @@ Measure = Callable[[CategoricalVAE, Dataset], Row]
 MOST_SECONDS = 120
 #: Samples for each datum, where codes are too many for a sum.
 NUM_PARTICLES = 100
+#: A -ELBO is drawn at the edge where it exceeds the median by more than so many times what the best is below it.
+FAR = 3.0
 
 
 @dataclass(frozen=True)
@@ -315,3 +320,62 @@ def mean_and_error(table: pd.DataFrame, by: Sequence[str], values: Sequence[str]
     for value in values:
         columns |= {value: grouped[value].mean(), f"{value}_se": grouped[value].sem()}
     return pd.DataFrame(columns).reset_index()
+
+
+def in_words(seeds: pd.Series) -> str:
+    """Numbers of seeds, for a title.
+
+    >>> in_words(pd.Series([1, 3, 3])), in_words(pd.Series([1]))
+    ('1 to 3 seeds', '1 seed')
+    """
+    fewest, most = seeds.min(), seeds.max()
+    return f"{fewest} to {most} seeds" if fewest < most else f"{most} seed{'s' if most > 1 else ''}"
+
+
+def draw_curve(axes: Axes, x: pd.Series, y: pd.Series, error: pd.Series, look: str = "-", **more: Any) -> None:
+    """A curve, with one standard error to either side of it as a pale band where there are several seeds."""
+    [line] = axes.plot(x, y, look, **more)
+    axes.fill_between(x, y - error, y + error, color=line.get_color(), alpha=0.15, lw=0, zorder=1.6)  # over the grid
+
+
+def evidence_of(table: pd.DataFrame) -> str:
+    """What stands for log p(x) in the table."""
+    exact = (table["evidence_is"] == "exact").all()
+    return "log p(x)" if exact else f"bound of log p(x) by {NUM_PARTICLES} samples"
+
+
+def draw_dots(axes: Axes, ends: pd.DataFrame) -> pd.DataFrame:
+    """A row of dots for each estimator, test -ELBO and -log p(x), the best ELBO at the top.
+
+    They are means over seeds with standard errors; in brackets is how many seeds there are.
+
+    Args:
+        axes: where to draw.
+        ends: a row for each estimator and seed.
+
+    Returns:
+        The means, in the order of the rows from below.
+    """
+    labels = {"test_elbo": "−ELBO", "test_log_evidence": f"−{evidence_of(ends)}"}
+    found = mean_and_error(ends, ["estimator"], list(labels)).sort_values("test_elbo", ignore_index=True)
+    errors = found[[f"{value}_se" for value in labels]].fillna(0.0).set_axis(list(labels), axis=1)
+    losses = -found[list(labels)]
+    for (value, label), color, marker in zip(labels.items(), PALETTE, "os", strict=False):
+        axes.errorbar(losses[value], found.index, xerr=errors[value], fmt=marker, ms=5, color=color, label=label)
+    elbo = losses["test_elbo"]
+    far = elbo > elbo.median() + max(5.0, FAR * (elbo.median() - elbo.min()))
+    low, high = (losses - errors).min().min(), (losses + errors)[~far].max().max()
+    margin = 0.04 * (high - low) + 0.1
+    axes.set_xlim(low - margin, high + margin)
+    for place in np.flatnonzero(far):  # at the edge, in place of a scale on which the others are one point
+        beyond = [
+            f"{label.partition(' by ')[0]} {losses.at[place, value]:.0f}"
+            for value, label in labels.items()
+            if losses.at[place, value] > high
+        ]
+        where = ("axes fraction", "data"), "offset points"
+        axes.annotate(f"{', '.join(beyond)} →", (1, place), (-4, 0), *where, ha="right", va="center", fontsize=9)
+    axes.set_yticks(found.index, [f"{name} ({n})" for name, n in zip(found["estimator"], found["seeds"], strict=True)])
+    axes.set_ylim(-0.6, len(found) - 0.4)
+    axes.grid(axis="x")
+    return found

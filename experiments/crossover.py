@@ -36,6 +36,7 @@ from cells import (
     check_names,
     command,
     dataset,
+    in_words,
     log_axis,
     mean_and_error,
     paired,
@@ -51,7 +52,7 @@ from speed_exact import peak_bytes
 from pyro_gvae import Dataset, TrainConfig, make_step
 from pyro_gvae.estimators import estimator
 from pyro_gvae.launch import initial_model
-from pyro_gvae.plots import MARKERS, PALETTE, in_house_style
+from pyro_gvae.plots import MARKERS, PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.stages import parse_stages
 from pyro_gvae.tables import with_errors
 
@@ -213,29 +214,38 @@ def passes(seconds: np.ndarray, values: np.ndarray, level: float) -> float:
 
 @in_house_style
 def draw(steps: pd.DataFrame, reached: pd.DataFrame) -> Figure:
-    """Seconds and memory of a step, and seconds until a level, against the number of codes; a row for each data set."""
+    """Seconds and memory of a step, and seconds until a level, against the number of codes; a row for each data set.
+
+    Seconds until a level are means over seeds with standard errors; a step is timed once.
+    """
     datasets = list(steps["dataset"].unique())
     figure = Figure(figsize=(12, 1.0 + 3.2 * len(datasets)))
     grid = figure.subplots(len(datasets), 3, squeeze=False)
     panels = (
         (steps, "milliseconds", "a step, ms"),
         (steps, "megabytes", "memory of a step, MB"),
-        (reached, "seconds_to_level", "seconds to the log p(x) that all reach"),
+        (reached, "seconds_to_level", "seconds to common log p(x)"),
     )
     names = list(steps["estimator"].unique())
     for (row, data), (column, (table, value, label)) in product(enumerate(datasets), enumerate(panels)):
         axes = grid[row, column]
         for name, color, marker in zip(names, PALETTE, MARKERS, strict=False):
             shown = table[(table["dataset"] == data) & (table["estimator"] == name)]
-            mean = shown.groupby("codes")[value].mean()
-            axes.plot(mean.index, mean, marker=marker, ms=4, lw=1.6, color=color, label=name)
+            mean = mean_and_error(shown.assign(seed=shown.get("seed", 0)), ["codes"], [value])
+            look = {"marker": marker, "ms": 4, "lw": 1.6, "capsize": 2, "elinewidth": 1, "color": color}
+            axes.errorbar(mean["codes"], mean[value], yerr=mean[f"{value}_se"].fillna(0.0), label=name, **look)
         axes.set(xscale="log", yscale="log", title=f"{data}: {label}")
+        if table is reached:
+            seeds = reached[reached["dataset"] == data].groupby("codes")["seed"].nunique()
+            axes.set_title(f"{data}: {label}, {in_words(seeds)}")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         log_axis(axes.yaxis)
-        axes.set_xlabel("codes K^N" if row + 1 == len(datasets) else "")
+        axes.set_xlabel("number of codes K^N" if row + 1 == len(datasets) else "")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=5)
+    note = "common log p(x): the highest that all rows of a size and seed reach; bars: standard error over seeds"
+    figure.supxlabel(note, x=0.99, ha="right", **SMALL_PRINT)
     return figure
 
 

@@ -26,9 +26,9 @@ be). Of what was not published, exact sums have the best test -ELBO, 128.2; soft
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import cycle
 from typing import Annotated, NamedTuple
 
+import numpy as np
 import pandas as pd
 import tyro
 from cells import (
@@ -36,6 +36,8 @@ from cells import (
     Row,
     check_names,
     command,
+    draw_curve,
+    draw_dots,
     log_axis,
     mean_and_error,
     paired,
@@ -47,7 +49,7 @@ from cells import (
 from matplotlib.figure import Figure
 
 from pyro_gvae import TrainConfig
-from pyro_gvae.plots import MARKERS, PALETTE, in_house_style
+from pyro_gvae.plots import INK, MARKERS, PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.presets import SEARCHED, reinmax_protocol
 from pyro_gvae.tables import with_errors
 
@@ -77,6 +79,19 @@ WITH_ADAM = {"exact": 1e-3, "exact-evidence": 1e-3, "gumbel-softmax": 5e-4, "gum
 #: Rows whose sums over all codes fit into one size only. DisARM takes two categories and has none.
 ONLY_8X4 = {"exact", "exact-evidence"}
 ESTIMATORS = (*SEARCHED, *OTHERS)
+#: Rows whose learning curves are drawn: those with published ones, and what they are compared with.
+CURVES = (
+    "reinmax",
+    "reinmax-rao",
+    "gumbel-rao",
+    "st-gumbel-softmax",
+    "straight-through",
+    "gumbel-softmax",
+    "reinforce-loo",
+    "local-expectation",
+    "exact",
+)
+BROWN = "#7A4A1D"  # a ninth colour
 
 
 class Curve(NamedTuple):
@@ -218,40 +233,57 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
 
 @in_house_style
 def draw(table: pd.DataFrame) -> Figure:
-    """Test -ELBO and -log p(x) against epochs, and against seconds; published curves are dashed."""
-    figure = Figure(figsize=(11, 7.5))
-    panels = figure.subplots(2, 2, sharey=True)
-    size = table["size"].iloc[0]
-    looks = cycle(PALETTE), cycle(MARKERS[:7] + MARKERS[1:])
-    for name, color, marker in zip(table["estimator"].unique(), *looks, strict=False):
-        mean = table[table["estimator"] == name].groupby("epoch").mean(numeric_only=True).reset_index()
-        look = {"color": color, "marker": marker, "ms": 4}
-        for row, measure in zip(panels, ("test_elbo", "test_log_evidence"), strict=True):
-            for axes, clock in zip(row, ("epoch", "seconds"), strict=True):
-                axes.plot(mean[clock], -mean[measure], lw=1.6, label=name, **look)
-        curve = PUBLISHED.get(size, {}).get(name)
-        if curve is not None:
-            shown = [epoch <= mean["epoch"].max() for epoch in EPOCHS]
-            epochs, test = ([v for v, s in zip(values, shown, strict=True) if s] for values in (EPOCHS, curve.test))
-            panels[0, 0].plot(epochs, test, ls="--", lw=1, **look | {"marker": ""})
-    # `exact-evidence` trains no encoder: to draw its -ELBO would leave the others no room.
-    panels[0, 0].set_ylim(0.98 * -table["test_log_evidence"].max(), 1.05 * table["test_elbo"].abs().quantile(0.9))
-    exact = (table["evidence_is"] == "exact").all()
-    for row, label in zip(
-        panels, ("test −ELBO", "test −log p(x)" if exact else "test −bound of log p(x)"), strict=True
-    ):
-        row[0].set(ylabel=f"{label}, nats per datum", xscale="log", yscale="log")
-        row[1].set(xscale="log")
-    panels[0, 0].set_title(f"ReinMax protocol, {size.replace('x', ' categories x ')} latents; dashed: published")
-    for axes in panels.ravel():
-        log_axis(axes.xaxis)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
-    panels[1, 0].set_xlabel("epochs")
-    panels[1, 1].set_xlabel("seconds of training")
-    handles, labels = panels[0, 1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    """Left, how some learn: test -ELBO against epochs and seconds; right, where all are at the last epoch in common.
+
+    Means over seeds with standard errors. A curve is a mean over the seeds that were trained to its end alone, since
+    one over changing seeds would jump; its seconds are means too. Published is dashed, and a cross.
+    """
+    size, present = table["size"].iloc[0], set(table["estimator"])
+    ends = at_last_common_epoch(table)
+    figure = Figure(figsize=(13, max(6.5, 2.0 + 0.27 * len(present))))
+    panels = figure.subplot_mosaic([["epoch", "ends"], ["seconds", "ends"]], width_ratios=(1, 1.05))
+    names = [name for name in CURVES if name in present]
+    for name, color, marker in zip(names, (*PALETTE, BROWN), (*MARKERS, "<"), strict=False):
+        curve = settled(table[table["estimator"] == name])
+        label = f"{name} ({curve['seeds'].iloc[0]})"
+        for clock in ("epoch", "seconds"):
+            look = {"color": color, "marker": marker, "ms": 4, "lw": 1.6, "label": label}
+            draw_curve(panels[clock], curve[clock], -curve["test_elbo"], curve["test_elbo_se"], **look)
+        theirs = [(epoch, published(size, name, "test", epoch)) for epoch in curve["epoch"]]
+        known = [point for point in theirs if point[1] is not None]
+        if len(known) > 1:
+            panels["epoch"].plot(*zip(*known, strict=True), ls="--", lw=1.1, color=color)
+    for clock, label in {"epoch": "epochs", "seconds": "seconds of training (means over seeds)"}.items():
+        panels[clock].set(xscale="log", xlabel=label, ylabel="test −ELBO, nats per datum")
+        log_axis(panels[clock].xaxis)
+        means = np.concatenate([line.get_ydata() for line in panels[clock].lines] or [[0.0]])
+        panels[clock].set_ylim(means.min() - 1, means.max() + 1)  # the band of two seeds may be wider than all the rest
+    panels["epoch"].set_title(f"ReinMax protocol, {size.replace('x', ' categories x ')} latents")
+    found = draw_dots(panels["ends"], ends)
+    [last] = ends["epoch"].unique()
+    marks = found["estimator"].map(lambda name: published(size, name, "test", last)).dropna()
+    if len(marks):
+        panels["ends"].plot(marks, marks.index, "x", color=INK, ms=7, zorder=3, label="−ELBO, published")
+        panels["ends"].set_xlim(right=max(panels["ends"].get_xlim()[1], marks.max() + 1))
+    panels["ends"].set_xlabel(f"nats per datum on test images, epoch {last:g}")
+    panels["ends"].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderpad=0)
+    figure.legend(*panels["epoch"].get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize=9)
+    note = "in brackets: seeds; bands and bars: standard error over seeds"
+    figure.supxlabel(f"{note}; dashed: published" if size in PUBLISHED else note, x=0.99, ha="right", **SMALL_PRINT)
     return figure
+
+
+def at_last_common_epoch(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows at the last epoch that every estimator has."""
+    epochs = table.groupby("estimator")["epoch"].agg(set)
+    return table[table["epoch"] == max(set.intersection(*epochs))]
+
+
+def settled(rows: pd.DataFrame) -> pd.DataFrame:
+    """The mean curve of one estimator's seeds that reached its last epoch, from epoch 5 on if there are later ones."""
+    last = rows["epoch"].max()
+    whole = rows[rows.groupby("seed")["epoch"].transform("max") == last]
+    return mean_and_error(whole[whole["epoch"] >= (5 if last > 5 else 0)], ["epoch"], ["test_elbo", "seconds"])
 
 
 if __name__ == "__main__":

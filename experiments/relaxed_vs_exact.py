@@ -26,10 +26,13 @@ On MNIST exact training may settle on one category of ten, as one seed of three 
 runs did.
 """
 
+import math
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import tyro
 from cells import (
@@ -37,6 +40,8 @@ from cells import (
     Row,
     check_names,
     command,
+    draw_curve,
+    in_words,
     log_axis,
     mean_and_error,
     paired,
@@ -46,10 +51,11 @@ from cells import (
     train,
 )
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig
 from pyro_gvae.code_statistics import guide_log_probs, mean_perplexity
-from pyro_gvae.plots import PALETTE, in_house_style
+from pyro_gvae.plots import PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.tables import with_errors
 
 NAME = "relaxed_vs_exact"
@@ -204,29 +210,48 @@ COLORS = {"exact": PALETTE[1], WARM: PALETTE[6], "relaxed KL": PALETTE[0], "cate
 STYLES = ("o:", "s-", "^--")
 
 
+#: Problems beside each other in a figure.
+COLUMNS = 3
+
+
+def panels_of(problems: Sequence[str], **shared: Any) -> tuple[Figure, np.ndarray]:
+    """A figure with a panel for each problem and budget, (problem, budget): equal steps above equal seconds."""
+    columns = min(COLUMNS, len(problems))
+    blocks = math.ceil(len(problems) / columns)
+    figure = Figure(figsize=(max(7.0, 1.5 + 3.2 * columns), 1.0 + 5.0 * blocks))
+    grid = figure.subplots(2 * blocks, columns, squeeze=False, **shared)
+    panels = grid.reshape(blocks, 2, columns).swapaxes(1, 2).reshape(-1, 2)
+    for axes in panels[len(problems) :].ravel():
+        axes.remove()
+    return figure, panels[: len(problems)]
+
+
 @in_house_style
 def draw_curves(table: pd.DataFrame) -> Figure:
-    """Test log p(x) along training, means over seeds: a column for each problem, against steps above seconds."""
+    """Test log p(x) along training: for each problem, against steps above seconds.
+
+    Means over seeds of both, and one standard error to either side as a band.
+    """
     problems = list(table["problem"].unique())
     heats = sorted(set(table["temperature"]) - {0.0})
-    figure = Figure(figsize=(max(9, 1.2 + 2.7 * len(problems)), 6.4))
-    grid = figure.subplots(2, len(problems), squeeze=False)
+    figure, panels = panels_of(problems)
     looks = {("exact", 0.0): "o-", (WARM, 0.0): "D-"} | {
         (f"gumbel-softmax, {kl}", heat): style
         for kl in ("relaxed KL", "categorical KL")
         for heat, style in zip(heats, STYLES, strict=False)
     }
-    for (row, (budget, clock)), (column, problem) in product(
-        enumerate((("steps", "step"), ("seconds", "seconds"))), enumerate(problems)
-    ):
-        axes, shown = grid[row, column], table[(table["problem"] == problem) & (table["budget"] == budget)]
-        means = shown.groupby(["estimator", "temperature", "moment"]).mean(numeric_only=True)
+    for (place, problem), (row, clock) in product(enumerate(problems), enumerate(("step", "seconds"))):
+        axes, budget = panels[place, row], "steps" if clock == "step" else clock
+        shown = table[(table["problem"] == problem) & (table["budget"] == budget)]
+        by = ["estimator", "temperature", "moment"]
+        means = mean_and_error(shown, by, ["test_log_evidence", clock]).sort_values(clock)
         for (name, heat), look in looks.items():
-            if (name, heat) in means.index:
+            curve = means[(means["estimator"] == name) & (means["temperature"] == heat)]
+            if len(curve):
                 kind = name.removeprefix("gumbel-softmax, ")
                 label = f"{kind}, t = {heat:g}" if heat else name
-                curve = means.loc[(name, heat)].sort_values(clock)
-                axes.plot(curve[clock], curve["test_log_evidence"], look, color=COLORS[kind], ms=4, lw=1.4, label=label)
+                drawn = {"color": COLORS[kind], "ms": 4, "lw": 1.4, "label": label}
+                draw_curve(axes, curve[clock], curve["test_log_evidence"], curve["test_log_evidence_se"], look, **drawn)
         # What comes before a tenth of the budget would leave the rest no room.
         late = means.loc[means[clock] > 0.1 * means[clock].max(), "test_log_evidence"]
         margin = 0.06 * (means["test_log_evidence"].max() - late.min())
@@ -235,58 +260,65 @@ def draw_curves(table: pd.DataFrame) -> Figure:
         config = PROBLEMS[problem].config
         codes = config.num_categories**config.num_latents
         axes.set_title(f"{problem}, {codes:,} codes" if row == 0 else "")
-        axes.set_xlabel("steps" if row == 0 else "seconds on one core")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("test log p(x), nats per datum")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        axes.set_xlabel("steps" if row == 0 else "seconds on one core (means over seeds)")
+        if place % COLUMNS == 0:
+            axes.set_ylabel("test log p(x), nats per datum")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    seeds = table.groupby(["problem", "budget", "estimator", "temperature"])["seed"].nunique()
+    figure.suptitle(f"means over {in_words(seeds)}; bands: standard error", x=0.99, ha="right", **SMALL_PRINT)
     return figure
 
 
 #: Marks of an axis that is linear between the least of them.
-MARKS = (-30, -10, -3, -1, -0.3, 0, 0.3, 1, 3, 10, 30, 100)
+MARKS = (-100, -30, -10, -3, -1, -0.3, 0, 0.3, 1, 3, 10, 30, 100)
 
 
 @in_house_style
 def draw_ends(found: pd.DataFrame) -> Figure:
-    """Relaxed minus exact against the temperature: a column for each problem, steps above seconds."""
+    """Relaxed minus exact against the temperature: for each problem, at equal steps above equal seconds.
+
+    Lines lie beside each other, so that their standard errors do not hide one another; that of the exact training with
+    a warm-up, which has no temperature, is at the left edge.
+    """
     problems = list(found["problem"].unique())
     found[["kl", "temperature"]] = found["estimator"].str.extract(r", (\w+) KL, t=([\d.]+)")
     found = found.astype({"temperature": float}).sort_values("temperature")
-    figure = Figure(figsize=(max(9, 2.2 + 2.5 * len(problems)), 6))
-    grid = figure.subplots(2, len(problems), sharex=True, sharey="row", squeeze=False)
-    for (row, budget), (column, problem) in product(enumerate(("steps", "seconds")), enumerate(problems)):
-        axes = grid[row, column]
-        axes.axhline(0, color="#888888", lw=1)
-        warm = found[(found["problem"] == problem) & (found["budget"] == budget) & (found["estimator"] == WARM)]
-        for value in warm["test_log_evidence"]:
-            axes.axhline(value, color=COLORS[WARM], lw=1.2, ls="-.", label=f"{WARM}, log p(x)")
-        for kl, (value, look) in product(
-            ("relaxed", "categorical"), {"test_log_evidence": "o-", "test_elbo": "s--"}.items()
-        ):
-            shown = found[(found["problem"] == problem) & (found["budget"] == budget) & (found["kl"] == kl)]
-            label = f"{kl} KL, {'log p(x)' if value == 'test_log_evidence' else 'ELBO'}"
-            axes.errorbar(
-                shown["temperature"],
-                shown[value],
-                yerr=shown[f"{value}_se"],
-                fmt=look,
-                color=COLORS[f"{kl} KL"],
-                ms=4,
-                label=label,
-            )
-        if row == 0:
-            axes.set_title(problem)
-        else:
-            axes.set_xlabel("temperature")
-    for axes, budget in zip(grid[:, 0], ("steps", "seconds"), strict=True):
-        axes.set_ylabel(f"relaxed − exact, nats\nat equal {budget}")
-        low, high = axes.get_ylim()
+    coolest = found["temperature"].min()
+    figure, panels = panels_of(problems, sharex=True, sharey="row")
+    for (place, problem), (row, budget) in product(enumerate(problems), enumerate(("steps", "seconds"))):
+        axes, here = panels[place, row], found[(found["problem"] == problem) & (found["budget"] == budget)]
         axes.set_yscale("symlog", linthresh=0.3, linscale=0.5)
-        axes.set_yticks([mark for mark in MARKS if low <= mark <= high], minor=False)
+        axes.margins(y=0.1)
+        axes.axhline(0, color="#888888", lw=1)
+        bars: Any = {"ms": 4, "capsize": 2, "elinewidth": 1}
+        for value, error in here.loc[
+            here["estimator"] == WARM, ["test_log_evidence", "test_log_evidence_se"]
+        ].to_numpy():
+            axes.axhline(value, color=COLORS[WARM], lw=1, ls="-.")
+            look = bars | {"fmt": "D-.", "color": COLORS[WARM], "label": f"{WARM}, log p(x)"}
+            axes.errorbar(coolest - 0.1, value, yerr=np.nan_to_num(error), **look)
+        lines = product(("relaxed", "categorical"), {"test_log_evidence": "o-", "test_elbo": "s--"}.items())
+        for beside, (kl, (value, look)) in zip((-0.024, -0.008, 0.008, 0.024), lines, strict=True):
+            shown = here[here["kl"] == kl]
+            label = f"{kl} KL, {'log p(x)' if value == 'test_log_evidence' else 'ELBO'}"
+            errors = shown[f"{value}_se"].fillna(0.0)
+            drawn = bars | {"fmt": look, "color": COLORS[f"{kl} KL"], "label": label}
+            axes.errorbar(shown["temperature"] + beside, shown[value], yerr=errors, **drawn)
+        axes.set_title(problem if row == 0 else "")
+        axes.set_xlabel("temperature" if row == 1 else "")
+        axes.set_xticks(sorted(found["temperature"].dropna().unique()))
+        axes.tick_params(labelbottom=True)
+        if place % COLUMNS == 0:
+            axes.set_ylabel(f"relaxed − exact, nats per datum\nat equal {budget}")
+    for axes in panels[::COLUMNS].ravel():  # when all of a row is drawn
+        low, high = axes.get_ylim()
+        axes.set_yticks([mark for mark in MARKS if low <= mark <= high])
         axes.set_ylim(low, high)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}".replace("-", "−"))
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=4)
+        axes.yaxis.set_minor_locator(NullLocator())
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+    note = f"means of paired differences over {in_words(found['seeds'])}; bars: standard error"
+    figure.supxlabel(note, x=0.99, ha="right", **SMALL_PRINT)
     return figure
 
 

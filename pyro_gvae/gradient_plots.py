@@ -1,8 +1,9 @@
 """Figures of the gradient laboratory: its table in, `matplotlib.figure.Figure` out, in the style of `plots`."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from .plots import SMALL_PRINT, Style, estimator_styles, in_house_style
+from .plots import PALETTE, SMALL_PRINT, Style, estimator_styles, in_house_style
 
 
 class Panel(NamedTuple):
@@ -29,13 +30,26 @@ PANELS = (
     Panel("mse_at_budget", "relative squared error\nat equal seconds", "log"),
 )
 
+#: A logarithmic axis ends at so many times the median; what lies above is said in words, since a scale on which the
+#: worst had room would make one line of the others.
+MOST = 20.0
+
+
+class Look(NamedTuple):
+    """How the lines of one estimator look; no two are alike up to 16, whether markers are drawn or not."""
+
+    style: Style
+    line: str
+    across: str  # of an estimator without a temperature
+    face: Literal["full", "none"]
+
 
 @in_house_style
 def draw_against_temperature(table: pd.DataFrame, wrt: str = "logits") -> Figure | None:
     """Bias, standard deviation, cosine and error at equal seconds against the temperature, a column for each stage.
 
-    Estimators without a temperature are dashed lines across; the exact one, whose bias and variance are zero, is left
-    out. Error bars are one standard error.
+    Estimators without a temperature are dashed or dotted lines across; the exact one, whose bias and variance are zero,
+    is left out. Error bars are one standard error.
 
     Args:
         table: from `gradients.jsonl`.
@@ -47,19 +61,22 @@ def draw_against_temperature(table: pd.DataFrame, wrt: str = "logits") -> Figure
     shown = _shown(table, wrt)
     if shown.empty:
         return None
-    styles = estimator_styles(list(shown["estimator"].unique()))
+    looks = _looks(list(shown["estimator"].unique()))
     panels = [panel for panel in PANELS if panel.name in shown and shown[panel.name].notna().any()]
     stages = list(shown.groupby(["trained_by", "seed", "epoch"], sort=False))
     figure = Figure(figsize=(2.6 + 2.9 * max(len(stages), 2), 1.0 + 2.1 * len(panels)))
     grid = figure.subplots(len(panels), len(stages), sharex=True, sharey="row", squeeze=False)
     for column, ((trained_by, seed, epoch), rows) in enumerate(stages):
         for axes, panel in zip(grid[:, column], panels, strict=True):
-            for name, style in styles.items():
-                _draw(axes, rows[rows["estimator"] == name], "temperature", panel, style)
+            for name, look in looks.items():
+                _draw(axes, rows[rows["estimator"] == name], "temperature", panel, look)
         title = "at initialization" if epoch == 0 else f"epoch {epoch:g} by {trained_by}"
         grid[0, column].set_title(title if shown["seed"].nunique() == 1 else f"{title}, seed {seed}")
         grid[-1, column].set_xlabel("temperature")
-    _finish(figure, grid[:, 0], panels, styles, shown, dashes=True)
+    _finish(figure, grid[:, 0], panels, looks, shown, dashes=True)
+    for (_, rows), column in zip(stages, grid.T, strict=True):
+        for axes, panel in zip(column, panels, strict=True):
+            _tell_what_is_above(axes, rows, panel, width=46)
     if shown["temperature"].notna().any():
         grid[0, 0].set_xscale("log")
         grid[0, 0].set_xticks(sorted(shown["temperature"].dropna().unique()))
@@ -88,20 +105,23 @@ def draw_along_training(table: pd.DataFrame, wrt: str = "logits") -> Figure | No
     if shown.empty:
         return None
     shown = pd.concat([_best_temperature(rows) for _, rows in shown.groupby("estimator", sort=False)])
-    styles = estimator_styles(list(shown["estimator"].unique()))
+    looks = _looks(list(shown["estimator"].unique()))
     panels = [panel for panel in PANELS if panel.name in shown and shown[panel.name].notna().any()]
     columns = min(2, len(panels))
     figure = Figure(figsize=(10, 0.8 + 2.8 * math.ceil(len(panels) / columns)))
-    grid = figure.subplots(math.ceil(len(panels) / columns), columns, sharex=True, squeeze=False)
-    for axes in grid.ravel()[len(panels) :]:
+    grid = figure.subplots(math.ceil(len(panels) / columns), columns, sharex=True, squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
         axes.remove()
-    for axes, panel in zip(grid.ravel(), panels, strict=False):
-        for name, style in styles.items():
-            _draw(axes, shown[shown["estimator"] == name], "epoch", panel, style)
+    for axes, panel in zip(grid, panels, strict=False):
+        for name, look in looks.items():
+            _draw(axes, shown[shown["estimator"] == name], "epoch", panel, look)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in grid[-1]:
+    for axes in grid[: len(panels)][-columns:]:
         axes.set_xlabel(f"epochs of training by {shown['trained_by'].iloc[0]}")
-    _finish(figure, list(grid.ravel()[: len(panels)]), panels, styles, shown, dashes=False)
+        axes.tick_params(labelbottom=True)
+    _finish(figure, grid[: len(panels)], panels, looks, shown, dashes=False)
+    for axes, panel in zip(grid, panels, strict=False):
+        _tell_what_is_above(axes, shown, panel, width=84)
     return figure
 
 
@@ -123,23 +143,54 @@ def _best_temperature(rows: pd.DataFrame) -> pd.DataFrame:
     return kept.assign(estimator=[f"{name}, temperature {best:g}" for name in kept["estimator"]])
 
 
-def _draw(axes: Axes, rows: pd.DataFrame, clock: str, panel: Panel, style: Style) -> None:
+def _looks(estimators: Sequence[str]) -> dict[str, Look]:
+    """Colours come again after some estimators; the line and the face of its markers are then others."""
+    rounds: tuple[tuple[str, str, Literal["full", "none"]], ...] = (("-", "--", "full"), ("-.", ":", "none"))
+    return {
+        name: Look(style, *rounds[min(index // len(PALETTE), len(rounds) - 1)])
+        for index, (name, style) in enumerate(estimator_styles(estimators).items())
+    }
+
+
+def _draw(axes: Axes, rows: pd.DataFrame, clock: str, panel: Panel, look: Look) -> None:
     errors = rows.get(f"{panel.name}_se", pd.Series(0.0, rows.index)).fillna(0.0)
-    look: Any = {"color": style.color}
+    drawn: Any = {"color": look.style.color}
     if clock == "temperature" and rows["temperature"].isna().all():
         for value in rows[panel.name]:
-            axes.axhline(value, ls="--", lw=1.5, **look)
+            axes.axhline(value, ls=look.across, lw=2, **drawn)
         return
     ordered = rows.sort_values(clock)
-    look |= {"marker": style.marker, "ms": 4, "lw": 1.8, "capsize": 2, "elinewidth": 1}
-    axes.errorbar(ordered[clock], ordered[panel.name], yerr=errors[ordered.index], **look)
+    drawn |= {"marker": look.style.marker, "fillstyle": look.face, "ls": look.line, "ms": 4, "lw": 1.8}
+    axes.errorbar(ordered[clock], ordered[panel.name], yerr=errors[ordered.index], capsize=2, elinewidth=1, **drawn)
+
+
+def _tell_what_is_above(axes: Axes, rows: pd.DataFrame, panel: Panel, *, width: int) -> None:
+    """In small print over a panel: the estimators that leave it at the top, and between what values they are."""
+    above = rows[rows[panel.name] > axes.get_ylim()[1]] if panel.scale == "log" else rows.iloc[:0]
+    if above.empty:
+        return
+    named = [
+        f"{name.partition(',')[0]} {' to '.join(_rounded(value) for value in sorted({values.min(), values.max()}))}"
+        for name, values in above.groupby("estimator", sort=False)[panel.name]
+    ]
+    unbroken = ", ".join(name.replace(" ", "\N{NO-BREAK SPACE}") for name in named)
+    note = textwrap.fill(f"above: {unbroken}", width, break_on_hyphens=False)
+    axes.set_title(note, loc="right", **SMALL_PRINT | {"fontsize": 7.5})
+
+
+def _rounded(value: float) -> str:
+    """
+    >>> _rounded(238.4), _rounded(4380512.0)
+    ('240', '4,400,000')
+    """
+    return f"{float(f'{value:.2g}'):,.10g}"
 
 
 def _finish(
     figure: Figure,
     firsts: Any,
     panels: list[Panel],
-    styles: Mapping[str, Style],
+    looks: Mapping[str, Look],
     shown: pd.DataFrame,
     *,
     dashes: bool,
@@ -149,6 +200,8 @@ def _finish(
         axes.set_yscale(panel.scale)
         if panel.scale == "log":
             low, high = axes.get_ylim()
+            high = min(high, max(MOST * shown[panel.name].median(), low))
+            axes.set_ylim(low, high)
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
@@ -159,11 +212,15 @@ def _finish(
     named = shown.groupby("estimator")["temperature"]
     flat = {name for name, heats in named if heats.isna().all()} if dashes else set()
     handles = [
-        Line2D([], [], color=s.color, label=n, ls="--" if n in flat else "-", marker="" if n in flat else s.marker)
-        for n, s in styles.items()
+        Line2D([], [], color=look.style.color, ls=look.across, lw=2, label=name)
+        if name in flat
+        else Line2D(
+            [], [], color=look.style.color, ls=look.line, marker=look.style.marker, fillstyle=look.face, label=name
+        )
+        for name, look in looks.items()
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=3)
     what = "the guide's logits" if shown["wrt"].iloc[0] == "logits" else "all parameters"
-    figure.supxlabel(
-        f"gradient with respect to {what}; G: exact; bars: standard error", x=0.99, ha="right", **SMALL_PRINT
-    )
+    errors = any(shown.get(f"{panel.name}_se", pd.Series(dtype=float)).notna().any() for panel in panels)
+    note = f"gradient with respect to {what}; G: exact{'; bars: standard error' if errors else ''}"
+    figure.supxlabel(note, x=0.99, ha="right", **SMALL_PRINT)

@@ -9,6 +9,7 @@ import pandas as pd
 import pyro
 import pytest
 import torch
+from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
@@ -211,3 +212,42 @@ def test_differences_are_those_of_the_ends_of_two_budgets():
     found = relaxed_vs_exact.differences(final).set_index("problem")
     assert found["test_elbo"].to_dict() == {"a": 1.0, "b": -2.0}
     assert set(found["estimator"]) == {"gumbel-softmax, relaxed KL, t=0.5"}
+
+
+def curves_of(name, seed, losses, epochs):
+    return [
+        {"size": "8x4", "estimator": name, "seed": seed, "epoch": epoch, "seconds": 6.0 * epoch, "test_elbo": -loss}
+        | {"test_log_evidence": 5.0 - loss, "evidence_is": "exact"}
+        for epoch, loss in zip(epochs, losses, strict=True)
+    ]
+
+
+def test_a_curve_is_a_mean_over_the_seeds_that_reached_its_end():
+    rows = curves_of("reinmax", 0, [190.0, 150.0, 140.0, 130.0], [1.0, 5.0, 10.0, 20.0])
+    rows += curves_of("reinmax", 1, [190.0, 154.0, 142.0, 132.0], [1.0, 5.0, 10.0, 20.0])
+    rows += curves_of("reinmax", 2, [250.0, 200.0], [1.0, 5.0])
+    curve = reinmax_protocol.settled(pd.DataFrame(rows))
+    assert list(curve["epoch"]) == [5.0, 10.0, 20.0] and list(curve["seeds"]) == [2, 2, 2]
+    assert list(curve["test_elbo"]) == [-152.0, -141.0, -131.0]
+    short = reinmax_protocol.settled(pd.DataFrame(curves_of("reinmax", 0, [190.0, 150.0], [1.0, 5.0])))
+    assert list(short["epoch"]) == [1.0, 5.0]
+
+
+def test_rows_are_compared_at_the_last_epoch_that_all_have_and_those_far_off_are_told_at_the_edge():
+    rows = curves_of("reinmax", 0, [150.0, 140.0, 130.0], [5.0, 10.0, 20.0]) + curves_of("exact", 0, [138.0], [10.0])
+    rows += curves_of("exact", 1, [139.0], [10.0]) + curves_of("reinforce", 0, [400.0], [10.0])
+    ends = reinmax_protocol.at_last_common_epoch(pd.DataFrame(rows))
+    assert set(ends["epoch"]) == {10.0}
+    axes = Figure().subplots()
+    found = cells.draw_dots(axes, ends)
+    assert list(found["estimator"]) == ["reinforce", "reinmax", "exact"]  # from below
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["reinforce (1)", "reinmax (1)", "exact (2)"]
+    assert axes.get_xlim()[1] < 150 and [text.get_text() for text in axes.texts] == ["−ELBO 400, −log p(x) 395 →"]
+
+
+def test_numbers_of_seeds_in_words():
+    assert [cells.in_words(pd.Series(seeds)) for seeds in ([1], [3, 3], [3, 1])] == [
+        "1 seed",
+        "3 seeds",
+        "1 to 3 seeds",
+    ]

@@ -135,6 +135,25 @@ def test_figures_name_their_lines(folder):
     assert draw_against_temperature(table[table["estimator"] == "exact"]) is None
 
 
+def test_what_is_far_above_the_others_is_told_over_the_panel():
+    names = [f"estimator {index}" for index in range(10)]
+    errors = dict(zip(names, [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 4380512.0], strict=True))
+    rows = [
+        {"trained_by": "exact", "seed": 0, "epoch": epoch, "estimator": name, "temperature": math.nan, "wrt": "logits"}
+        | {"relative_bias": 0.1, "relative_std": 1.0, "cosine": 0.9, "mse_at_budget": error}
+        for epoch in (0, 1)
+        for name, error in errors.items()
+    ]
+    for figure in (draw_against_temperature(pd.DataFrame(rows)), draw_along_training(pd.DataFrame(rows))):
+        told = [axes.get_title("right").replace("\N{NO-BREAK SPACE}", " ") for axes in figure.axes]
+        assert set(told) == {"", "above: estimator 9 4,400,000"}
+        assert min(axes.get_ylim()[1] for axes in figure.axes if axes.get_title("right")) < 20
+        assert "standard error" not in figure.get_supxlabel()  # there are none
+        lines = figure.legends[0].get_lines()
+        looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
+        assert len(looks) == len(names)
+
+
 ADVISE = AdviseConfig(num_latents=2, num_categories=3, hidden=(8,), seconds=1.0)
 
 
