@@ -15,8 +15,8 @@ The preset `article`: MNIST, 20 latents of 10 categories, 784-512-256 and back, 
 p(x) are those of the discrete model on the first 2,000 test images. Grey and binarized images have other likelihoods:
 that row is not compared with the others. Pictures are decoded from the most probable hard code of each image.
 
-Found (three seeds): the article's loss claims 5.82 +- 0.32 nats more than the discrete test ELBO of its model, -142.9 +-
-1.5. Annealing that anneals closes that gap (0.23 +- 0.24), for 3.4 +- 2.5 nats of ELBO; the relaxed KL costs 35.9 +-
+Found (three seeds): the article's loss claims 5.82 +- 0.32 nats more than the discrete test ELBO of its model, -142.9
++- 1.5. Annealing that anneals closes that gap (0.23 +- 0.24), for 3.4 +- 2.5 nats of ELBO; the relaxed KL costs 35.9 +-
 2.8 in three epochs.
 """
 

@@ -14,9 +14,9 @@ median of some, after two that are not timed; memory is the most that the proces
 before the first step. Training is judged by the exact log p(x) of the discrete model on the first 1,000 test images;
 the level is the one that all rows of a size reach in the end, crossed on a straight line between two evaluations.
 
-Found (one core, digits, three seeds, 15 seconds): at 100 codes enumeration reaches the common level 1.86 +- 0.87 s before
-soft samples and 0.71 +- 0.54 before `reinforce-loo`, ties with both at 512, and is 10.6 +- 1.0 s behind at 4,096. A step at 262,144
-codes takes 195 MB (MNIST: 215 MB, 11.8 s).
+Found (one core, digits, three seeds, 15 seconds): at 100 codes enumeration reaches the common level 1.86 +- 0.87 s
+before soft samples and 0.71 +- 0.54 before `reinforce-loo`, ties with both at 512, and is 10.6 +- 1.0 s behind at
+4,096. A step at 262,144 codes takes 195 MB (MNIST: 215 MB, 11.8 s).
 """
 
 import statistics
