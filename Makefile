@@ -4,7 +4,6 @@ WORKERS ?= 2
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-DOCUMENTED := .venv/.docs
 
 # Most tests are many operations on small tensors: their time is Python's, which a second thread does not
 # shorten and a second process nearly halves. So: worker processes with one torch thread each.
@@ -20,13 +19,13 @@ install: $(INSTALLED) ## create .venv with the pinned set; instant when nothing 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing the pinned set into .venv (minutes the first time) ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,docs]'
 	@touch $@
 
 demo: install ## the main job on the embedded digits: relaxed against exact training, with a report
 	$(BIN)/pyro-gvae compare
 
-test: install ## all tests, the slow ones and the documented examples included
+test: install ## all tests: the slow ones, the documented examples and the pages' build included
 	$(PYTEST)
 
 check: lint types ## lint, format, types and the fast tests
@@ -43,10 +42,6 @@ bench: install ## how fast, side by side in one run; the JAX row needs the extra
 	$(BIN)/python experiments/speed.py exact
 	$(BIN)/python experiments/speed.py step
 
-docs: $(DOCUMENTED) ## the documents, into build/docs; their code is run, warnings are errors, no network
+docs: install ## the documents, into build/docs; their code is run, warnings are errors, no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -j $(WORKERS) docs build/docs
 	@echo "Open build/docs/index.html"
-
-$(DOCUMENTED): $(INSTALLED)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	@touch $@
