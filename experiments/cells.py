@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, exact
 from pyro_gvae.checkpoint import load_checkpoint, save_checkpoint
+from pyro_gvae.code_statistics import guide_log_probs, mean_perplexity
 from pyro_gvae.data import derived_seed
 from pyro_gvae.evaluate import discrete_scores
 from pyro_gvae.importance import log_importance_weights
@@ -267,21 +268,23 @@ def scores_on_test(vae: CategoricalVAE, data: Dataset, *, most: int | None = Non
         most: so many of them.
 
     Returns:
-        `test_elbo` and `test_log_evidence`, nats per datum, and `evidence_is`, "exact" or the number of samples with
-        which the latter is a lower bound.
+        `test_elbo` and `test_log_evidence`, nats per datum; `evidence_is`, "exact" or the number of samples with which
+        the latter is a lower bound; and `categories_used`, exp of the entropy of q(z_n) over these images, a mean over
+        latents.
     """
     x = data.test[:most]
+    used = {"categories_used": mean_perplexity(guide_log_probs(vae, x)).value}
     try:
         summable = exact.cost(vae, x).seconds < MOST_SECONDS
     except ValueError:
         summable = False
     if summable:
         found = discrete_scores(vae, x)
-        return {"test_elbo": found.elbo, "test_log_evidence": found.log_evidence, "evidence_is": "exact"}
+        return {"test_elbo": found.elbo, "test_log_evidence": found.log_evidence, "evidence_is": "exact"} | used
     log_weights = log_importance_weights(vae, x, NUM_PARTICLES)  # without the neighbourhoods, a great part of the cost
     elbo = log_weights.mean().item()
     bound = log_weights.logsumexp(0).mean().item() - math.log(NUM_PARTICLES)
-    return {"test_elbo": elbo, "test_log_evidence": bound, "evidence_is": f"{NUM_PARTICLES} samples"}
+    return {"test_elbo": elbo, "test_log_evidence": bound, "evidence_is": f"{NUM_PARTICLES} samples"} | used
 
 
 def tiny(config: TrainConfig) -> TrainConfig:

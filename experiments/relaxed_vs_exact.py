@@ -53,8 +53,7 @@ from cells import (
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from pyro_gvae import CategoricalVAE, Dataset, TrainConfig
-from pyro_gvae.code_statistics import guide_log_probs, mean_perplexity
+from pyro_gvae import TrainConfig
 from pyro_gvae.plots import PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.tables import with_errors
 
@@ -172,7 +171,7 @@ def budgets(problem: Problem, scale: float) -> dict[str, list[str]]:
 
 
 def measure(cell: Row, *, places: Places, scale: float, smoke: bool) -> list[Row]:
-    """Train a cell and judge it at its moments."""
+    """Train a cell and judge it at its moments: its scores, and how many categories it uses."""
     problem = PROBLEMS[cell["problem"]]
     moments = budgets(problem, scale)[cell["budget"]]
     stage = {
@@ -186,13 +185,8 @@ def measure(cell: Row, *, places: Places, scale: float, smoke: bool) -> list[Row
     if cell["estimator"] == WARM:
         changes["beta"] = f"linear:0,1,{WARM_UP}"
     config = places.placed(problem.config, stages=f"{stage}:{moments[-1]}", seed=cell["seed"], **changes)
+    judge = partial(scores_on_test, most=NUM_TEST)
     return train(tiny(config) if smoke else config, moments, judge, places.folder(NAME, cell))
-
-
-def judge(vae: CategoricalVAE, data: Dataset) -> Row:
-    """Scores of the discrete model, and how many categories it uses."""
-    used = mean_perplexity(guide_log_probs(vae, data.test[:NUM_TEST])).value
-    return scores_on_test(vae, data, most=NUM_TEST) | {"categories_used": used}
 
 
 def differences(final: pd.DataFrame) -> pd.DataFrame:
