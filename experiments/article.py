@@ -34,7 +34,7 @@ from cells import (
     command,
     dataset,
     mean_and_error,
-    paired,
+    print_paired,
     run_cells,
     scores_on_test,
     tiny,
@@ -91,10 +91,7 @@ def main(
     values = ["claim", "test_elbo", "test_log_evidence", "excess"]
     found = mean_and_error(final, ["estimator"], values)
     print(found[["estimator", "seeds"]].join(with_errors(found, values)).to_string(index=False))
-    comparable = final[final["estimator"] != "binarized"]
-    differences = paired(comparable, ["moment"], values, "the article")
-    text = differences[["estimator", "seeds"]].join(with_errors(differences, values))
-    print("\nminus 'the article'", text.to_string(index=False), sep="\n")
+    print_paired(final[final["estimator"] != "binarized"], ["moment"], values, "the article")
     places.save(NAME, draw(found))
     pictures = {row: places.folder(NAME, {"estimator": row, "seed": seeds[0]}) / "pictures.npz" for row in estimators}
     if all(path.exists() for path in pictures.values()):

@@ -27,7 +27,19 @@ from typing import Annotated, Literal
 
 import pandas as pd
 import tyro
-from cells import Places, Row, command, draw_curve, in_words, log_axis, mean_and_error, paired, run_cells, tiny, train
+from cells import (
+    Places,
+    Row,
+    command,
+    draw_curve,
+    in_words,
+    log_axis,
+    mean_and_error,
+    print_paired,
+    run_cells,
+    tiny,
+    train,
+)
 from matplotlib.figure import Figure
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, estimator
@@ -99,9 +111,7 @@ def main(
     last = table[table["moment"].astype(str) == str(epochs)]
     heats = last.assign(loss=last["estimator"], estimator="t = " + last["temperature"].astype(str))
     scores = ["lie", "elbo", "log_evidence"]
-    differences = paired(heats, ["loss"], scores, f"t = {temperatures[0]}")
-    text = differences[["loss", "estimator", "seeds"]].join(with_errors(differences, scores))
-    print(f"\nminus t = {temperatures[0]}, epoch {epochs}, the same seeds", text.to_string(index=False), sep="\n")
+    print_paired(heats, ["epoch", "loss"], scores, f"t = {temperatures[0]}")
     places.save(f"{NAME}_{dataset}", draw(table))
     return table
 

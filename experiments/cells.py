@@ -36,6 +36,7 @@ from pyro_gvae.plots import PALETTE
 from pyro_gvae.randomness import own_randomness
 from pyro_gvae.results import replacing, sole_writer, write_csv
 from pyro_gvae.stages import Amount
+from pyro_gvae.tables import with_errors
 from pyro_gvae.training import Training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -307,6 +308,14 @@ def paired(table: pd.DataFrame, by: Sequence[str], values: Sequence[str], baseli
     others = others[pd.MultiIndex.from_frame(others[keys]).isin(base.index)].copy()
     others[list(values)] -= base.loc[pd.MultiIndex.from_frame(others[keys])].to_numpy()
     return mean_and_error(others, [*by, "estimator"], values)
+
+
+def print_paired(table: pd.DataFrame, by: Sequence[str], values: Sequence[str], baseline: str = "exact") -> None:
+    """The same as text, if there is anything to compare with."""
+    found = paired(table, by, values, baseline)
+    if len(found):
+        text = found[[*by, "estimator", "seeds"]].join(with_errors(found, values))
+        print(f"\nminus '{baseline}', the same seeds", text.to_string(index=False), sep="\n")
 
 
 def log_axis(axis: Axis) -> None:

@@ -39,7 +39,7 @@ from cells import (
     in_words,
     log_axis,
     mean_and_error,
-    paired,
+    print_paired,
     run_cells,
     scores_on_test,
     tiny,
@@ -129,9 +129,7 @@ def main(
         by = ["dataset", "codes", "estimator"]
         found = mean_and_error(table.assign(seed=table.get("seed", 0)), by, values)
         print(found[by].join(with_errors(found, values)).to_string(index=False))
-    found = paired(reached, ["dataset", "codes"], ["seconds_to_level"])
-    text = found[["dataset", "codes", "estimator", "seeds"]].join(with_errors(found, ["seconds_to_level"]))
-    print("\nminus 'exact', the same seeds", text.to_string(index=False), sep="\n")
+    print_paired(reached, ["dataset", "codes"], ["seconds_to_level"])
     places.save(NAME, draw(steps, reached))
     return training
 

@@ -40,7 +40,7 @@ from cells import (
     draw_dots,
     log_axis,
     mean_and_error,
-    paired,
+    print_paired,
     run_cells,
     scores_on_test,
     tiny,
@@ -51,7 +51,6 @@ from matplotlib.figure import Figure
 from pyro_gvae import TrainConfig
 from pyro_gvae.plots import INK, MARKERS, PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.presets import SEARCHED, reinmax_protocol
-from pyro_gvae.tables import with_errors
 
 NAME = "reinmax_protocol"
 EPOCHS = (1, 5, 10, 20, 40, 80, 160)
@@ -191,9 +190,7 @@ def main(
     print(compared(table).to_string(index=False, float_format="{:.2f}".format, na_rep=""))
     losses = ["test -ELBO", "test -log p(x)"]
     better = table.assign(**{losses[0]: -table["test_elbo"], losses[1]: -table["test_log_evidence"]})
-    found = paired(better, ["epoch"], losses, "reinmax")
-    text = found[["epoch", "estimator", "seeds"]].join(with_errors(found, losses))
-    print("\nminus 'reinmax', the same seeds", text.to_string(index=False), sep="\n")
+    print_paired(better, ["epoch"], losses, "reinmax")
     places.save(f"{NAME}_{size}", draw(table))
     return table
 

@@ -35,7 +35,18 @@ import pyro
 import pyro.distributions as dist
 import torch
 import tyro
-from cells import Places, Row, check_names, command, dataset, in_words, log_axis, mean_and_error, paired, run_cells
+from cells import (
+    Places,
+    Row,
+    check_names,
+    command,
+    dataset,
+    in_words,
+    log_axis,
+    mean_and_error,
+    print_paired,
+    run_cells,
+)
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -168,9 +179,7 @@ def main(
     )
     print(found[["classes", "estimator", "seeds"]].join(text).to_string(index=False, na_rep=""))
     scores = [name for name in ("elbo", "accuracy") if name in table]
-    differences = paired(table[table["classes"] == 10], ["classes"], scores, "marginalized")
-    text = differences[["estimator", "seeds"]].join(with_errors(differences, scores))
-    print("\nminus 'marginalized', 10 classes, the same seeds", text.to_string(index=False), sep="\n")
+    print_paired(table[table["classes"] == 10], ["classes"], scores, "marginalized")
     places.save(NAME, draw(found))
     return table
 

@@ -43,7 +43,7 @@ from cells import (
     evidence_of,
     log_axis,
     mean_and_error,
-    paired,
+    print_paired,
     run_cells,
     scores_on_test,
     tiny,
@@ -148,13 +148,8 @@ def main(
         of_size = pd.concat([table[table["size"] == size], single_estimators(places, size, epochs)])
         print(f"\n{size}, {epochs} epochs", report(of_size).to_string(index=False), sep="\n")
         base = BASELINE if size == "8x4" else "soft"
-        if base in set(of_size["estimator"]):
-            at_equal = pd.concat([at_equal_epochs(of_size), at_equal_seconds(of_size, base)])
-            found = paired(at_equal, ["budget"], ["test_elbo", "test_log_evidence"], base)
-            text = with_errors(found, ["test_elbo", "test_log_evidence"])
-            print(
-                f"\nminus '{base}'", found[["budget", "estimator", "seeds"]].join(text).to_string(index=False), sep="\n"
-            )
+        at_equal = pd.concat([at_equal_epochs(of_size), at_equal_seconds(of_size, base)])
+        print_paired(at_equal, ["budget"], ["test_elbo", "test_log_evidence"], base)
         places.save(f"{NAME}_{size}", draw(of_size))
         places.save(f"{NAME}_{size}_ends", draw_ends(of_size))
     return table
