@@ -118,7 +118,9 @@ def main(
             write_csv(path, pd.concat(tables).drop_duplicates(CELL, keep="last"))
     table = pd.read_csv(path)
     means = over_seeds(table)
-    figures = {"temperature": draw_against_temperature(means), "training": draw_along_training(means)}
+    figures = {"training": draw_along_training(means)}
+    if means["temperature"].nunique() > 1:
+        figures["temperature"] = draw_against_temperature(means)
     for name, figure in figures.items():
         if figure is not None:
             places.save(f"{NAME}_{protocol}_{name}-logits", figure)
