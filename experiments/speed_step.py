@@ -315,7 +315,8 @@ def late(size: Size, protocol: Protocol) -> dict[str, float]:
     """Milliseconds a step after some epochs: by then averages of Adam are denormal, unless that is prevented."""
     contenders = {
         "ours": ours(size),
-        "stock Pyro": stock(size, Trace_ELBO(), "late"),
+        # Validated, it ends sooner or later: a relaxed sample's sum is off by more than the 1e-6 that torch allows.
+        "stock Pyro": without_validation(stock(size, Trace_ELBO(), "late")),
         "hand-written": hand_written(size),
     }
     for run in contenders.values():
