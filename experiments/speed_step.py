@@ -421,7 +421,11 @@ def draw(found: dict[str, dict[str, float]], folder: Path) -> None:
                 axes.text(left + width / 2, height, f"{taken:.1f}", ha="center", va="center", color="white")
             left += width
         axes.text(left, height, f" {sum(row.values()):.1f} ms", va="center", color=INK)
-    axes.set(yticks=range(len(found)), yticklabels=list(reversed(found)), xlabel="milliseconds a step, in a round of its own: not those of the table")
+    axes.set(
+        yticks=range(len(found)),
+        yticklabels=list(reversed(found)),
+        xlabel="milliseconds a step, in a round of its own: not those of the table",
+    )
     axes.set_title("Where the time of a training step goes")
     axes.grid(visible=False)
     axes.margins(x=0.1)
