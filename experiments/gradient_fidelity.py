@@ -119,7 +119,7 @@ def main(
     table = pd.read_csv(path)
     means = over_seeds(table)
     figures = {"training": draw_along_training(means)}
-    if means["temperature"].nunique() > 1:
+    if means["temperature"].nunique() > 1 or figures["training"] is None:
         figures["temperature"] = draw_against_temperature(means)
     for name, figure in figures.items():
         if figure is not None:
