@@ -102,11 +102,11 @@ def command(main: Callable[..., Any]) -> None:
 
 
 def check_names(found: Sequence[str], known: Collection[str]) -> None:
-    """Raise ValueError if a row is asked for that there is none of, before anything is trained."""
+    """Raise ValueError if a row or a size is asked for that there is none of, before anything is trained."""
     unknown = ", ".join(f"'{name}'" for name in found if name not in known)
     if unknown:
         names = ", ".join(f"'{name}'" for name in known)
-        raise ValueError(f"Expected rows among {names}, but found {unknown}. Try one of them.")
+        raise ValueError(f"Expected names among {names}, but found {unknown}. Try one of them.")
 
 
 def run_cells(

@@ -5,7 +5,7 @@ initialization and after some epochs, and what temperature is best? And in the R
 2304.08612): are the published cosines found again?
 
 Command: `python experiments/gradient_fidelity.py elbo` and `python experiments/gradient_fidelity.py reinmax` (with
-`--smoke` for a tiny size, in seconds); called again, each goes on where it stopped. They write
+`--smoke` for a tiny size, in seconds); called again, or with other `--seeds`, each goes on where it stopped. They write
 `experiments/results/gradient_fidelity_elbo.csv` and `.._reinmax.csv`, and the laboratory's figures as
 `docs/figures/gradient_fidelity_..`.
 

@@ -171,6 +171,7 @@ def main(
     if smoke:
         places, size, epochs, seeds = places.apart(NAME), "8x4", 2, (0,)
         estimators = ("reinmax", "gumbel-softmax", "exact")
+    check_names([size], SEARCHED["reinmax"])
     check_names(estimators, ESTIMATORS)
     moments = [str(epoch) for epoch in sorted({epoch for epoch in EPOCHS if epoch < epochs} | {epochs})]
     cells: list[Row] = [

@@ -128,6 +128,7 @@ def main(
         plans = ("soft", BASELINE)
     if epochs < 6:
         raise ValueError(f"Expected at least 6 epochs, of which up to 5 are the last stage's, but found {epochs}.")
+    check_names(sizes, SEARCHED["reinmax"])
     for size in sizes:
         check_names(plans, plans_of(size))
     cells: list[Row] = [

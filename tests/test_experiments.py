@@ -148,8 +148,12 @@ def test_what_cannot_be_is_one_sentence_and_exit_code_2(capsys, monkeypatch):
 
 
 def test_a_row_that_there_is_none_of_is_named_before_anything_is_trained(places):
-    with pytest.raises(ValueError, match=r"Expected rows among 'soft', .*, but found 'exact', 'soft, 3 exact'\."):
+    with pytest.raises(ValueError, match=r"Expected names among 'soft', .*, but found 'exact', 'soft, 3 exact'\."):
         stages.main(places, sizes=("10x30",), plans=("exact", "soft", "soft, 3 exact"))
+    for run in (stages.main, reinmax_protocol.main):
+        sizes = {"sizes": ("9x9",)} if run is stages.main else {"size": "9x9"}
+        with pytest.raises(ValueError, match=r"Expected names among '8x4', .*, but found '9x9'\."):
+            run(places, **sizes)
     assert not places.runs.exists()
 
 
