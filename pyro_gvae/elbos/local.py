@@ -19,15 +19,17 @@ class LocalExpectation(SampledELBO):
 
         g = \frac{1}{P} \sum_{p} \sum_{n} \sum_{k} \nabla q_n(k) \log p(x | z^{(p)}[n{=}k]) - \nabla \mathrm{KL}(q \| p)
 
-    for what q depends on, and for the parameters of log p(x | z) the mean of its gradients under q_n, over all n
-    (Titsias, Lázaro-Gredilla 2015, arXiv 1503.01494; for independent categoricals, De Smet, Sansone, Zuidberg Dos
-    Martires 2023, arXiv 2311.12569). Both are conditional expectations given the other latents, hence unbiased. That
-    the KL of factorized distributions is taken exactly changes nothing: log p(z) - log q(z) in place of it, summed
-    over k, has the same gradient, because what does not depend on z_n cancels. With one latent this is the exact ELBO.
+    for what q depends on, and for the parameters of log p(x | z) its gradient at z itself (Titsias, Lázaro-Gredilla
+    2015, arXiv 1503.01494; for independent categoricals, De Smet, Sansone, Zuidberg Dos Martires 2023, arXiv
+    2311.12569). The sum over k is a conditional expectation given the other latents, hence unbiased. That the KL of
+    factorized distributions is taken exactly changes nothing: log p(z) - log q(z) in place of it, summed over k, has
+    the same gradient, because what does not depend on z_n cancels. With one latent the bound, and the gradient for
+    what q depends on, are exact.
 
-    The codes differ from z in one latent at most, so 1 + N (K - 1) of the N K are distinct. They are scored in one run
-    of the model, which holds P times as many decoder outputs for each datum. A program does not show its layers; a
-    decoder whose first layer is linear could update that layer from its value at z, which is not done here.
+    The codes differ from z in one latent at most, so 1 + N (K - 1) of the N K are distinct. Only z is differentiated
+    through: a second run of the model scores them all without a graph, which makes the step twice as fast as with the
+    mean of the gradients under q_n. For the parameters of log p(x | z) that mean has half the variance of the gradient
+    at z, which is a fiftieth of its square (4 latents of 8 categories on MNIST).
 
     Args:
         num_particles: P.
@@ -42,12 +44,16 @@ class LocalExpectation(SampledELBO):
     def estimate(self, target: Target) -> Estimate:
         turned = _turned(target.sample(self.num_particles))  # (P, K, B, N, K)
         weights = (turned * target.log_probs.exp()).sum(-1).movedim(-1, 1)  # (P, N, K, B)
-        scores = score(target.model, _neighbours(turned), target.nesting)
-        table = _by_latent(scores.table, weights.shape)  # (P, N, K, B)
-        expected = (weights.detach() * table).sum(2).mean((0, 1))  # (B,)
-        local = (weights * table.detach()).sum((1, 2)).mean(0)  # (B,)
-        kl_part = negative_kl(target.q, target.log_probs, scores.prior)  # (B,)
-        return Estimate(bound=expected + kl_part, surrogate=(expected + local + kl_part).sum())
+        sampled = score(target.model, turned[:, 0], target.nesting)
+        with torch.no_grad():
+            scores = score(target.model, _neighbours(turned), target.nesting)
+            table = _by_latent(scores.table, weights.shape).detach()  # (P, N, K, B); a recording keeps no no_grad
+        expected = (weights * table).sum(2)  # (P, N, B)
+        kl_part = negative_kl(target.q, target.log_probs, sampled.prior)  # (B,)
+        return Estimate(
+            bound=expected.mean((0, 1)) + kl_part,
+            surrogate=((sampled.table + expected.sum(1)).mean(0) + kl_part).sum(),
+        )
 
 
 def _turned(z: Tensor) -> Tensor:
