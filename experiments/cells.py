@@ -210,8 +210,8 @@ def _advance_to(moment: Amount, training: Training, checkpoint: Path, rows: list
         bar.update()
         if state.skipped_in_a_row >= config.max_skipped:
             raise ValueError(
-                f"Expected finite losses and gradients, but found {config.max_skipped} steps in a row without, the last "
-                f"of them step {state.step - 1}. Try a lower learning rate, or clip_norm."
+                f"Expected finite losses and gradients, but found {config.max_skipped} steps in a row without, the "
+                f"last of them step {state.step - 1}. Try a lower learning rate, or clip_norm."
             )
         if training.stage_is_over:
             training.next_stage()

@@ -100,7 +100,7 @@ def test_two_processes_do_not_write_one_table(places):
 
 
 def test_a_label_that_is_summed_over_has_the_elbo_of_a_sum_over_labels():
-    vae = semi_supervised.M2(6, 3, semi_supervised.Sizes(hidden=5, latent=2))
+    vae = semi_supervised.M2((2, 3), 3, semi_supervised.Sizes(hidden=5, latent=2))
     x = torch.rand(4, 6).round()
     labels = torch.eye(3)
     log_q = vae.classifier(x).log_softmax(-1)  # (B, K)
