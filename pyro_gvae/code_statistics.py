@@ -95,7 +95,7 @@ def mean_perplexity(log_q: Tensor) -> Measured:
         log_q: log q(z_n = k | x_b), shape (B, N, K).
     """
     q = log_q.double().exp()
-    aggregate = q.mean(0)  # (N, K)
+    aggregate = q.mean(0).clamp_min(torch.finfo(q.dtype).tiny)  # (N, K); a mean of what barely is may be 0
     surprise = -torch.xlogy(q, aggregate).sum(-1)  # (B, N): its mean is the entropy of the aggregate
     perplexity = surprise.mean(0).exp()
     influence = (perplexity * surprise).mean(-1)  # (B,)

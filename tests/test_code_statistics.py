@@ -92,6 +92,12 @@ def test_perplexity_is_the_mean_of_latents():
     assert mean_perplexity(log_q).value == pytest.approx(latent_statistics(log_q).perplexity.mean().item())
 
 
+def test_a_category_whose_mean_underflows_is_not_used():
+    log_q = torch.tensor([[[0.0, -744.0]]] + [[[0.0, -torch.inf]]] * 9, dtype=torch.float64)  # exp(-744) / 10 is 0
+    found = mean_perplexity(log_q)
+    assert (found.value, found.standard_error) == pytest.approx((1.0, 0.0))
+
+
 def test_one_datum_has_no_standard_error():
     assert mean_over_data(torch.tensor([2.0])).standard_error is None
 
