@@ -16,7 +16,8 @@ as published, the train -ELBO, the mean of the 1-sample minibatch losses over th
 where codes can be summed (there one sample for each image, which is the same in the mean) with the exact -log p(x)
 beside it. The train figure of `gumbel-softmax` is no ELBO, and those of `vimco` and `reweighted-wake-sleep` are other
 bounds. Settings are the searched ones; estimators that were not searched have ReinMax's optimizer and learning rate,
-soft Gumbel-Softmax and `reinforce`, with and without a baseline, Adam 5e-4, and exact ones Adam 1e-3.
+soft Gumbel-Softmax, `rebar`, `relax` and `reinforce`, with and without a baseline, Adam 5e-4, and exact ones Adam
+1e-3.
 
 Found (8x4, 20 epochs, three seeds): four of the five published curves are found again within 0.5 nats; straight-through
 is 7.2 +- 0.5 below its published test curve (docs/results.md says why that may be). Of what was not published, exact
@@ -74,8 +75,9 @@ OTHERS = {
     "relax": "relax",
 }
 #: Rows with Adam at every size, and its learning rate; exact ones have that of `stages.py`, which reads them. RAdam,
-#: which the search chose for ReinMax at five sizes, begins with five plain gradient steps: those of `reinforce`, whose
-#: signal is hundreds of nats, end with an encoder that is sure of one code.
+#: which the search chose for ReinMax at five sizes, begins with five plain gradient steps: those of `reinforce`, and of
+#: control variates that are not learnt yet, are hundreds of nats times the score, and end with an encoder that is sure
+#: of one code.
 WITH_ADAM = {
     "exact": 1e-3,
     "exact-evidence": 1e-3,
@@ -83,6 +85,8 @@ WITH_ADAM = {
     "gumbel-softmax, relaxed KL": 5e-4,
     "reinforce": 5e-4,
     "reinforce-baseline": 5e-4,
+    "rebar": 5e-4,
+    "relax": 5e-4,
 }
 #: Rows whose sums over all codes fit into one size only. DisARM takes two categories and has none.
 ONLY_8X4 = {"exact", "exact-evidence"}
