@@ -154,6 +154,14 @@ def noise_of(rows, num_particles, seed=0):
     return gumbel_like(rows.logits.detach(), torch.Size((num_particles, *rows.logits.shape)))
 
 
+@torch.no_grad()
+def reinforce(rows):
+    """f(b) grad log q(b), with respect to logits, for one code."""
+    z = torch.log_softmax(rows.logits, -1) + noise_of(rows, 1)
+    codes = F.one_hot(z.argmax(-1), z.shape[-1]).to(z)
+    return (rows.log_joint(codes)[..., None, None] * (codes - rows.logits.softmax(-1)))[0]
+
+
 @pytest.mark.parametrize("num_particles", [1, 3])
 @pytest.mark.parametrize(("num_latents", "num_categories"), SHAPES)
 @pytest.mark.parametrize("name", LOSSES)
@@ -165,7 +173,8 @@ def test_gradients_are_those_of_the_published_formula(name, num_latents, num_cat
     g = published(rows, noise_of(rows, num_particles), rows.log_joint, control(rows, own), own.eta)
     torch.testing.assert_close(found[0], g.mean(0) + entropy_gradient(rows), rtol=1e-6, atol=1e-6)
 
-    loss = g.square().mean(0).sum().log()
+    zero = published(rows, noise_of(rows, num_particles), rows.log_joint, control(rows, own), 0.0).detach()
+    loss = (g.square() + zero.square()).mean(0).sum().log()
     for parameter, expected in zip(own.parameters(), torch.autograd.grad(loss, list(own.parameters())), strict=True):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
@@ -180,9 +189,10 @@ def test_own_gradients_are_finite_differences_of_the_squared_gradients_logarithm
         flat, found = parameter.detach().view(-1), parameter.grad.view(-1)
         index = len(flat) // 2
         logarithms = []
+        without = reinforce(rows)
         for step in (1e-5, -1e-5):
             flat[index] += step
-            logarithms.append((rows.gradients(elbo)[0] - entropy).square().sum().log().item())
+            logarithms.append(((rows.gradients(elbo)[0] - entropy).square() + without.square()).sum().log().item())
             flat[index] -= step
         assert found[index].item() == pytest.approx((logarithms[0] - logarithms[1]) / 2e-5, rel=1e-4, abs=1e-6)
 
@@ -204,10 +214,8 @@ def test_without_its_scale_it_is_reinforce():
     elbo = new_loss("rebar", rows)
     with torch.no_grad():
         elbo.own.eta.zero_()
-    z = torch.log_softmax(rows.logits.detach(), -1) + noise_of(rows, 1)
-    codes = F.one_hot(z.argmax(-1), 3).to(z)
-    expected = (rows.log_joint(codes)[..., None, None] * (codes - rows.logits.softmax(-1)))[0] + entropy_gradient(rows)
-    torch.testing.assert_close(rows.gradients(elbo)[0], expected.detach(), rtol=1e-10, atol=1e-10)
+    expected = reinforce(rows) + entropy_gradient(rows)
+    torch.testing.assert_close(rows.gradients(elbo)[0], expected, rtol=1e-10, atol=1e-10)
 
 
 # The law of the noise. Each p-value is below 1e-6 by chance once in a million; there are fewer than 30 of them.
@@ -315,18 +323,17 @@ def test_variance_falls_below_that_of_reinforce(name):
     assert after < 0.9 * before and after < 0.5 * reinforce
 
 
+@pytest.mark.parametrize(("num_latents", "num_categories", "batch_size"), [(1, 2, 1), (3, 3, 4)])
 @pytest.mark.parametrize("name", LOSSES)
-def test_steps_that_an_optimizer_does_not_rescale_are_small_however_large_the_density(name):
+def test_steps_that_an_optimizer_does_not_rescale_are_small(name, num_latents, num_categories, batch_size):
     """RAdam's first five steps are plain gradient descent, and log p of an image is hundreds of nats."""
-    rows = Rows(3, 3, batch_size=4)
+    rows = Rows(num_latents, num_categories, batch_size=batch_size)
     rows.model = poutine.scale(rows.model, 1e4)
     elbo = LOSSES[name]()
-    rows.gradients(elbo)
-    optimizer = torch.optim.RAdam(elbo.own.parameters(), lr=1e-3)
-    for seed in range(5):
+    for seed in range(200):
         rows.gradients(elbo, seed)
-        optimizer.step()
-    assert abs(elbo.own.eta.item() - 1) < 0.1 and abs(elbo.own.log_temperature.item() - math.log(0.5)) < 0.1
+        assert abs(elbo.own.eta.grad.item()) < 2.5
+        assert all(parameter.grad.norm() < 10 for parameter in elbo.own.parameters())
 
 
 @pytest.mark.parametrize("traced", [False, True], ids=["plain", "traced"])

@@ -38,6 +38,8 @@ def test_one_latent_is_exact_but_for_the_decoder(num_categories, scaled, num_par
     case = draws.case(1, num_categories, scaled=scaled)
     found = case.gradient(LocalExpectation(num_particles=num_particles))
     theirs = 1 + sum(parameter.numel() for parameter in case.parameters[:2])  # the bound, q's logits, the prior's
+    if num_categories == 1:  # z is the only code
+        theirs = len(found)
     torch.testing.assert_close(found[:theirs], case.exact()[:theirs], rtol=1e-10, atol=1e-10)
 
 
@@ -103,7 +105,7 @@ def test_the_decoder_is_differentiated_at_the_samples_only_and_called_once_for_e
     )
     elbo.loss(vae.model, vae.guide, x)
     rest = problems.B, problems.N, problems.K
-    assert shapes == [(5, *rest, True), (5 * (1 + problems.N * (problems.K - 1)), *rest, False)]
+    assert shapes == [(5, *rest, True), (5 * problems.N * (problems.K - 1), *rest, False)]
 
 
 def test_categories_that_cannot_be_add_nothing():
@@ -127,11 +129,14 @@ def test_categories_that_cannot_be_add_nothing():
 
 def test_several_particles_are_recorded():
     vae, x = BERNOULLI.vae(), BERNOULLI.x()
-    losses = []
+    losses, gradients = [], []
     for elbo in (LocalExpectation(num_particles=3), TracedELBO(LocalExpectation(num_particles=3))):
         torch.manual_seed(5)
+        vae.zero_grad()
         losses.append([elbo.loss_and_grads(vae.model, vae.guide, x) for _ in range(3)])
+        gradients.append([parameter.grad for parameter in vae.parameters()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-10, atol=1e-10)
     assert len(set(losses[0])) == 3
 
 

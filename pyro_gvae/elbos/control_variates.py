@@ -109,11 +109,12 @@ class REBAR(SampledELBO):
 
     Tucker, Mnih, Maddison, Lawson and Sohl-Dickstein 2017, "REBAR: Low-variance, unbiased gradient estimates for
     discrete latent variable models", arXiv 1703.07370, for categories: f(b) = log p(x, b), while the entropy of q is
-    summed exactly. Gradients are unbiased for any eta and t. These two are learned, by the gradient of the logarithm of
-    the square of g, with respect to the logits of each datum and for one code, summed: the mean of the square is the
-    variance of g and a constant. The published ones are of the square itself, which differ in length only; but that
-    grows with the square of log p, and the first steps of RAdam, or any of SGD, would take eta away for good. The
-    model's parameters get the gradient of log p(x, b) and nothing else.
+    summed exactly. Gradients are unbiased for any eta and t. These two are learned, by the gradient of S, the
+    square of g with respect to the logits of each datum and for one code: its mean is the variance of g and a constant.
+    It is divided by S + R, R being the same square with eta = 0, which makes it the gradient of log(S + R). That of S
+    alone, the published one, grows with the square of log p, and the first steps of RAdam, or any of SGD, take eta away
+    for good; relative to S + R no step is longer than 2.5 / eta. The model's parameters get the gradient of log p(x, b)
+    and nothing else.
 
     Args:
         num_particles: P, codes for each datum; the model runs on 2 P of them.
@@ -172,7 +173,7 @@ class RELAX(SampledELBO):
 
 
 def controlled(target: Target, control: Control, num_particles: int) -> Estimate:
-    """The ELBO of each datum from P codes, the estimate of its gradient, and the logarithm of its square."""
+    """The ELBO of each datum from P codes, the estimate of its gradient, and what its own parameters descend."""
     log_probs = target.log_probs  # (B, N, K)
     control.fit_to(log_probs)
     heights = relative_heights(log_probs.detach(), num_particles).requires_grad_()  # (P, B, N, K)
@@ -186,14 +187,15 @@ def controlled(target: Target, control: Control, num_particles: int) -> Estimate
     # The gradient of sum(weight * log softmax(logits)), one for each code.
     gradient = weight - log_probs.detach().exp() * weight.sum(-1, keepdim=True)
 
-    square = gradient.square().mean(0).sum()
+    without = value.detach()[..., None, None] * (codes - log_probs.detach().exp())  # eta = 0
+    squares = (gradient.square() + without.square()).mean(0).sum()  # S + R
 
     entropy = target.q.weigh(-(log_probs.exp() * log_probs).sum((-2, -1)))  # (B,)
     bound = value.mean(0) + entropy
     return Estimate(
         bound=bound.detach(),
         surrogate=bound.sum() + (weight.detach().mean(0) * log_probs).sum(),
-        own_loss=square.clamp_min(torch.finfo(square.dtype).tiny).log(),
+        own_loss=squares.clamp_min(torch.finfo(squares.dtype).tiny).log(),
     )
 
 

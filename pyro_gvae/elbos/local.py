@@ -27,9 +27,8 @@ class LocalExpectation(SampledELBO):
     what q depends on, are exact.
 
     The codes differ from z in one latent at most, so 1 + N (K - 1) of the N K are distinct. Only z is differentiated
-    through: a second run of the model scores them all without a graph, which makes the step twice as fast as with the
-    mean of the gradients under q_n. For the parameters of log p(x | z) that mean has half the variance of the gradient
-    at z, which is a fiftieth of its square (4 latents of 8 categories on MNIST).
+    through: a second run of the model scores the others without a graph. The mean of the gradients under q_n would be a
+    calmer one for the parameters of log p(x | z), at the price of a graph, and a backward pass, of all those codes.
 
     Args:
         num_particles: P.
@@ -45,9 +44,12 @@ class LocalExpectation(SampledELBO):
         turned = _turned(target.sample(self.num_particles))  # (P, K, B, N, K)
         weights = (turned * target.log_probs.exp()).sum(-1).movedim(-1, 1)  # (P, N, K, B)
         sampled = score(target.model, turned[:, 0], target.nesting)
-        with torch.no_grad():
-            scores = score(target.model, _neighbours(turned), target.nesting)
-            table = _by_latent(scores.table, weights.shape).detach()  # (P, N, K, B); a recording keeps no no_grad
+        others = _neighbours(turned)
+        neighbours = sampled.table.new_empty(0, len(target.log_probs))  # of one category there are none
+        if len(others):
+            with torch.no_grad():
+                neighbours = score(target.model, others, target.nesting).table
+        table = _by_latent(sampled.table.detach(), neighbours, weights.shape)  # (P, N, K, B)
         expected = (weights * table).sum(2)  # (P, N, B)
         kl_part = negative_kl(target.q, target.log_probs, sampled.prior)  # (B,)
         return Estimate(
@@ -62,19 +64,16 @@ def _turned(z: Tensor) -> Tensor:
 
 
 def _neighbours(turned: Tensor) -> Tensor:
-    """z, and z with one latent turned j = 1 .. K-1 categories on: (P * (1 + N (K-1)), B, N, K)."""
+    """z with one latent turned j = 1 .. K-1 categories on: (P * N (K-1), B, N, K)."""
     z, others = turned[:, :1], turned[:, 1:]
     num_latents = z.shape[-2]
     chosen = torch.eye(num_latents, dtype=torch.bool, device=z.device).reshape(num_latents, 1, 1, num_latents, 1)
-    one_turned = torch.where(chosen, others.unsqueeze(1), z.unsqueeze(1))  # (P, N, K-1, B, N, K)
-    return torch.cat([z, one_turned.flatten(1, 2)], 1).flatten(0, 1)
+    return torch.where(chosen, others.unsqueeze(1), z.unsqueeze(1)).flatten(0, 2)  # from (P, N, K-1, B, N, K)
 
 
-def _by_latent(table: Tensor, shape: torch.Size) -> Tensor:
-    """Scores of `_neighbours`, (P * (1 + N (K-1)), B), as (P, N, K, B); the third dimension is j = 0 .. K-1."""
+def _by_latent(own: Tensor, neighbours: Tensor, shape: torch.Size) -> Tensor:
+    """Scores of z, (P, B), and of its `_neighbours`, as (P, N, K, B); the third dimension is j = 0 .. K-1."""
     particles, num_latents, num_categories, batch = shape
-    table = table.clamp_min(torch.finfo(table.dtype).min)  # a code that cannot be and weighs 0 must add 0, not NaN
-    table = table.unflatten(0, (particles, -1))  # (P, 1 + N (K-1), B)
-    own = table[:, :1, None].expand(-1, num_latents, -1, -1)  # (P, N, 1, B)
-    others = table[:, 1:].reshape(particles, num_latents, num_categories - 1, batch)
-    return torch.cat([own, others], 2)
+    others = neighbours.reshape(particles, num_latents, num_categories - 1, batch)
+    table = torch.cat([own[:, None, None].expand(-1, num_latents, -1, -1), others], 2)
+    return table.clamp_min(torch.finfo(table.dtype).min)  # a code that cannot be and weighs 0 must add 0, not NaN
