@@ -16,8 +16,7 @@ as published, the train -ELBO, the mean of the 1-sample minibatch losses over th
 where codes can be summed (there one sample for each image, which is the same in the mean) with the exact -log p(x)
 beside it. The train figure of `gumbel-softmax` is no ELBO, and those of `vimco` and `reweighted-wake-sleep` are other
 bounds. Settings are the searched ones; estimators that were not searched have ReinMax's optimizer and learning rate,
-soft Gumbel-Softmax, `rebar`, `relax` and `reinforce`, with and without a baseline, Adam 5e-4, and exact ones Adam
-1e-3.
+`gumbel-softmax`, `rebar`, `relax`, `reinforce` and `reinforce-baseline` Adam 5e-4, and exact ones Adam 1e-3.
 
 Found (8x4, 20 epochs, three seeds): four of the five published curves are found again within 0.5 nats; straight-through
 is 7.2 +- 0.5 below its published test curve (docs/results.md says why that may be). Of what was not published, exact

@@ -31,7 +31,7 @@ from .step import make_step
 from .tables import with_errors
 from .timing import make_clock
 
-#: Unbiased estimators whose mean stands for the exact gradient where there is none, the least noisy first.
+#: Unbiased ones whose mean stands for the exact gradient where there is none: of the guide's, the least noisy first.
 STANDINS = ("local-expectation", "reinforce-loo", "relax", "rebar", "reinforce-baseline", "reinforce")
 #: An exact gradient is asked for about this often: by the reference, by its own row, and by the clock.
 EXACT_CALLS = 12

@@ -11,6 +11,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from torch.nn.functional import cross_entropy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
@@ -114,6 +115,23 @@ def test_a_label_that_is_summed_over_has_the_elbo_of_a_sum_over_labels():
         found = -summed.loss(enumerated(vae.model), enumerated(vae.guide), x)
     assert found == pytest.approx(expected.item(), abs=0.15)
     assert found != pytest.approx(torch.tensor(by_label).mean(1).sum().item(), abs=0.15)  # without the entropy of q
+
+
+def test_a_labelled_image_weighs_as_much_as_any_other_and_labels_alone_see_no_other():
+    vae = semi_supervised.M2((2, 3), 3, semi_supervised.Sizes(hidden=5, latent=2))
+    x, labelled = torch.rand(4, 6).round(), (torch.rand(2, 6).round(), torch.tensor([0, 2]))
+
+    def loss(row, data_size, x=x):
+        with pyro.validation_enabled(False):
+            torch.manual_seed(0)
+            return semi_supervised.Step(vae, row, 7.0, labelled, data_size).loss(x).item()
+
+    alone = loss(semi_supervised.ALONE, 10)
+    assert alone == loss(semi_supervised.ALONE, 1000, 1 - x)
+    assert alone == pytest.approx(7 * cross_entropy(vae.classifier(labelled[0]), labelled[1]).item())
+    unlabelled = loss("gumbel-softmax", 10**9) - alone
+    few, many = (loss("gumbel-softmax", size) - alone - unlabelled for size in (10, 40))
+    assert few == pytest.approx(4 * many, rel=1e-3) and many > 0.1
 
 
 def test_a_label_that_was_interrupted_goes_on_where_it_was(places, monkeypatch):

@@ -56,7 +56,7 @@ def plainly(vae, chosen, xs, lr=1e-2, optimizer="Adam"):
     ("dtype", "optimizer", "num_steps", "lr"),
     [
         pytest.param(torch.float64, "Adam", 200, 1e-2, marks=pytest.mark.slow),
-        (torch.float32, "SGD", 30, 1e-3),  # the steps of what RELAX learns itself are large
+        (torch.float32, "SGD", 30, 1e-3),  # signals of the score function are large
     ],
     ids=str,
 )
