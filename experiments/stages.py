@@ -11,7 +11,7 @@ for a tiny size, in seconds); `--epochs` says how many in all, `--plans` which r
 `stages_SIZE_ends` (where it ends).
 
 Cost: one core, 20 epochs: a relaxed epoch takes 6 seconds, an exact one 40 to 100, an evaluation 4. All plans at 8x4:
-an hour a seed; 10x30 and 8x16: an hour, half of which are epochs of `local-expectation`. `--workers 2` shares them out.
+an hour a seed; 10x30 and 8x16: three quarters of an hour. `--workers 2` shares them out.
 
 The ReinMax protocol (see `reinmax_protocol.py`) with one Adam, which goes through all stages. "soft" is Gumbel-Softmax
 with the categoricals' KL at temperature 0.67. Single estimators, "alone", are the rows of `reinmax_protocol.csv` that
