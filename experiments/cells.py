@@ -375,11 +375,12 @@ def draw_dots(axes: Axes, ends: pd.DataFrame) -> pd.DataFrame:
     found = mean_and_error(ends, ["estimator"], list(labels)).sort_values("test_elbo", ignore_index=True)
     errors = found[[f"{value}_se" for value in labels]].fillna(0.0).set_axis(list(labels), axis=1)
     losses = -found[list(labels)]
-    for (value, label), color, marker in zip(labels.items(), PALETTE, "os", strict=False):
-        axes.errorbar(losses[value], found.index, xerr=errors[value], fmt=marker, ms=5, color=color, label=label)
     elbo = losses["test_elbo"]
     far = elbo > elbo.median() + max(5.0, FAR * (elbo.median() - elbo.min()))
     low, high = (losses - errors).min().min(), (losses + errors)[~far].max().max()
+    for (value, label), color, marker in zip(labels.items(), PALETTE, "os", strict=False):
+        inside = losses[value].where(losses[value] <= high)
+        axes.errorbar(inside, found.index, xerr=errors[value], fmt=marker, ms=5, color=color, label=label)
     margin = 0.04 * (high - low) + 0.1
     axes.set_xlim(low - margin, high + margin)
     for place in np.flatnonzero(far):  # at the edge, in place of a scale on which the others are one point
