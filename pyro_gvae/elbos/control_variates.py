@@ -113,7 +113,7 @@ class REBAR(SampledELBO):
     square of g with respect to the logits of each datum and for one code: its mean is the variance of g and a constant.
     It is divided by S + R, R being the same square with eta = 0, which makes it the gradient of log(S + R). That of S
     alone, the published one, grows with the square of log p, and the first steps of RAdam, or any of SGD, take eta away
-    for good; relative to S + R no step is longer than 2.5 / eta. The model's parameters get the gradient of log p(x, b)
+    for good; relative to S + R that of eta is at most 2.5 / eta. The model's parameters get the gradient of log p(x, b)
     and nothing else.
 
     Args:

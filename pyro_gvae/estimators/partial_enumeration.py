@@ -8,9 +8,9 @@ from .base import Estimator, check_particles
 def local_expectation(*, num_particles: int = 1) -> Estimator:
     """Local expectation gradients: each latent is summed over its K categories, the others sampled.
 
-    *Approximates* the ELBO of the discrete model. *With* 1 + N (K - 1) decoder calls for each sample, in one batch, and
-    one more that is differentiated. *Requires* memory for so many decoder outputs for each datum, but not for their
-    graph. *Bias*: none; with one latent, no variance either but that of the decoder's gradient.
+    *Approximates* the ELBO of the discrete model. *With* 1 + N (K - 1) decoder calls for each sample, of which
+    one is differentiated and the others are one batch. *Requires* memory for so many decoder outputs for each datum,
+    not for their graph. *Bias*: none; with one latent, no variance either but that of the decoder's gradient.
 
     Args:
         num_particles: P, samples per datum.
