@@ -10,7 +10,7 @@ It writes `experiments/results/reinmax_protocol.csv` and `docs/figures/reinmax_p
 Cost: two cores, 8x4: an epoch takes 4 to 8 seconds of most estimators, about a minute of the exact ones, and half a
 minute of `gumbel-rao`; an evaluation 10 seconds. 20 epochs of all 20 rows: about two hours a seed, of the five
 published ones and soft Gumbel-Softmax half an hour. One core, another size, five epochs: one to two minutes a row,
-three of the averaged ones at 10x30. `--workers 2` shares the cells out.
+three of the averaged ones at 10x30, 7 to 50 of `local-expectation`. `--workers 2` shares the cells out.
 
 Encoder 784-512-256-NK and back, ReLU, grey MNIST, batches of 100, constant learning rate and temperature. Reported are,
 as published, the train -ELBO, the mean of the 1-sample minibatch losses over the epoch, and the test -ELBO, here exact

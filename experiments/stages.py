@@ -24,8 +24,8 @@ Found (8x4, three seeds): 17 soft epochs and 3 exact ones reach a test -ELBO of 
 of `local-expectation`, which sums over one latent at a time, reach 125.61 +- 0.51 in 270 +- 4 seconds, and with 5 of
 `reinforce-loo`, which sums over nothing, 125.98 +- 0.47 in 169 +- 11. A soft stage at temperature 1 is as good as at
 0.67 (0.07 +- 0.73), at 0.3 worse by 3.6 +- 1.1. Exact sums alone reach 127.8 +- 1.2, ReinMax after soft samples 138.4
-+- 1.4, and ReinMax for 60 epochs 132.53 +- 0.61. At
-10x30 and 8x16 (one seed) one epoch of `local-expectation` after 19 soft ones has the best ELBO, by 1.6 and 1.2 nats.
++- 1.4, and ReinMax for 60 epochs 132.53 +- 0.61. At 10x30 and 8x16 (one seed) one epoch of `local-expectation` after 19
+soft ones has the best ELBO, by 1.6 and 1.2 nats.
 """
 
 from functools import partial

@@ -140,7 +140,7 @@ def _best_temperature(rows: pd.DataFrame) -> pd.DataFrame:
     error = next(rows[name] for name in ("mse_at_budget", "relative_bias") if name in rows)
     best = np.log(error.clip(lower=1e-12)).groupby(rows["temperature"]).mean().idxmin()
     kept = rows[rows["temperature"] == best]
-    return kept.assign(estimator=[f"{name}, temperature {best:g}" for name in kept["estimator"]])
+    return kept.assign(estimator=[f"{name}, t = {best:g}" for name in kept["estimator"]])
 
 
 def _looks(estimators: Sequence[str]) -> dict[str, Look]:
@@ -223,4 +223,5 @@ def _finish(
     what = "the guide's logits" if shown["wrt"].iloc[0] == "logits" else "all parameters"
     errors = any(shown.get(f"{panel.name}_se", pd.Series(dtype=float)).notna().any() for panel in panels)
     note = f"gradient with respect to {what}; G: exact{'; bars: standard error' if errors else ''}"
+    note += "" if dashes else "; t: temperature"
     figure.supxlabel(note, x=0.99, ha="right", **SMALL_PRINT)

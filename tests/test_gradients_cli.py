@@ -127,10 +127,11 @@ def test_figures_name_their_lines(folder):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["gumbel-softmax"]
     assert {axes.get_title("left") for axes in figure.axes} >= {"at initialization", "epoch 1 by gumbel-softmax"}
     figure = draw_along_training(table, "parameters")
-    assert [text.get_text()[:27] for text in figure.legends[0].get_texts()] == [
-        "gumbel-softmax, temperature",
+    assert [text.get_text().split(" = ")[0] for text in figure.legends[0].get_texts()] == [
+        "gumbel-softmax, t",
         "exact-evidence",
     ]
+    assert "t: temperature" in figure.get_supxlabel()
     assert draw_along_training(table[table["epoch"] == 0]) is None
     assert draw_against_temperature(table[table["estimator"] == "exact"]) is None
 
