@@ -86,7 +86,9 @@ def read_config(run: Path) -> TrainConfig:
     try:
         written = json.loads((run / "config.json").read_text(encoding="utf-8"))["train"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"Expected a run folder of pyro-gvae train, but found that '{run}' is not one.") from error
+        raise ValueError(
+            f"Expected a run folder of pyro-gvae train, but found that '{run}' is not one. Try what its --output named."
+        ) from error
     return TrainConfig.from_json(written)
 
 

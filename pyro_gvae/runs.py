@@ -19,6 +19,7 @@ MEASURED = [
 ]
 GRID = ["estimator", "setting", "seed"]
 PICTURED = {"inputs", "reconstructions_start", "reconstructions_end", "samples", "code_usage"}
+OTHER = "Try one that pyro-gvae compare or train made."
 
 
 class Run(NamedTuple):
@@ -57,10 +58,10 @@ def read_run(run: Path) -> Run:
         config = json.loads((run / "config.json").read_text(encoding="utf-8"))
         metrics = read_json_lines(run / "metrics.jsonl")
     except (OSError, ValueError) as error:
-        raise ValueError(f"Expected a run folder, but found that '{run}' is not one: {error}.") from error
+        raise ValueError(f"Expected a run folder, but found that '{run}' is not one: {error}. {OTHER}") from error
     lacking = CONFIGURED - set(config) or ({*GRID, *MEASURED} - set(metrics) if len(metrics) else set())
     if lacking:
-        raise ValueError(f"Expected a run folder, but found that '{run}' lacks {', '.join(sorted(lacking))}.")
+        raise ValueError(f"Expected a run folder, but found that '{run}' lacks {', '.join(sorted(lacking))}. {OTHER}")
     torn = [f"Line {number} of metrics.jsonl is torn and was left out." for number in metrics.attrs["torn_lines"]]
     cells = [(label(cell["estimator"], cell["setting"]), cell["seed"]) for cell in config["cells"]]
     estimators = list(dict.fromkeys(name for name, _ in cells))

@@ -55,7 +55,7 @@ def run(capsys, *arguments):
         (["report", "nowhere"], "Expected a run folder, but found that 'nowhere' is not one"),
         (["train", "--device", "qpu"], "Expected a device of this machine, but found 'qpu'"),
         (["train", "--preset", "article", "--data-dir", "nowhere"], "nowhere"),
-        (["resume", "nowhere"], "Expected a run folder of pyro-gvae train, but found that 'nowhere' is not one"),
+        (["resume", "nowhere"], "found that 'nowhere' is not one. Try what its --output named."),
         (["resume"], "Missing from pyro-gvae resume: PATH"),
     ],
 )
