@@ -108,6 +108,29 @@ def test_the_decoder_is_differentiated_at_the_samples_only_and_called_once_for_e
     assert shapes == [(5, *rest, True), (5 * problems.N * (problems.K - 1), *rest, False)]
 
 
+@pytest.mark.parametrize("rows", [1, problems.B, 4 * problems.B])
+def test_slices_change_nothing_and_bound_what_is_decoded_at_once(rows, monkeypatch):
+    vae, x = BERNOULLI.vae(), BERNOULLI.x()
+    decoded = []
+
+    def count(module, args, output):
+        if not output.requires_grad:
+            decoded.append(args[0].shape[:2].numel())
+
+    vae.decoder.register_forward_hook(count)
+
+    def found():
+        torch.manual_seed(4)
+        elbo = LocalExpectation(num_particles=3)
+        decoded.clear()
+        return problems.gradients(elbo.differentiable_loss(vae.model, vae.guide, x), vae)
+
+    whole, at_once = found(), max(decoded)
+    monkeypatch.setattr(local, "FAST_ROWS", rows)
+    torch.testing.assert_close(found(), whole, rtol=1e-12, atol=1e-12)
+    assert max(decoded) == max(rows, problems.B) < at_once
+
+
 def test_categories_that_cannot_be_add_nothing():
     logits = torch.tensor([[[0.3, 0.1, -torch.inf]]] * 2, dtype=torch.float64, requires_grad=True)
 

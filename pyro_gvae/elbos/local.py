@@ -8,6 +8,10 @@ from torch import Tensor
 from ..exact.programs import negative_kl, score
 from .sampled import Estimate, SampledELBO, Target
 
+#: Rows (codes times data) that are decoded at once: on a CPU, what caches hold of a layer; elsewhere, what memory does.
+FAST_ROWS = 2**11
+MOST_ROWS = 2**17
+
 
 @final
 class LocalExpectation(SampledELBO):
@@ -27,8 +31,9 @@ class LocalExpectation(SampledELBO):
     what q depends on, are exact.
 
     The codes differ from z in one latent at most, so 1 + N (K - 1) of the N K are distinct. Only z is differentiated
-    through: a second run of the model scores the others without a graph. The mean of the gradients under q_n would be a
-    calmer one for the parameters of log p(x | z), at the price of a graph, and a backward pass, of all those codes.
+    through: further runs of the model score the others without a graph, slice by slice. The mean of the gradients
+    under q_n would be a calmer one for the parameters of log p(x | z), at the price of a graph, and a backward pass, of
+    all those codes.
 
     Args:
         num_particles: P.
@@ -45,10 +50,7 @@ class LocalExpectation(SampledELBO):
         weights = (turned * target.log_probs.exp()).sum(-1).movedim(-1, 1)  # (P, N, K, B)
         sampled = score(target.model, turned[:, 0], target.nesting)
         others = _neighbours(turned)
-        neighbours = sampled.table.new_empty(0, len(target.log_probs))  # of one category there are none
-        if len(others):
-            with torch.no_grad():
-                neighbours = score(target.model, others, target.nesting).table
+        neighbours = _scores(target, others)
         table = _by_latent(sampled.table.detach(), neighbours, weights.shape)  # (P, N, K, B)
         expected = (weights * table).sum(2)  # (P, N, B)
         kl_part = negative_kl(target.q, target.log_probs, sampled.prior)  # (B,)
@@ -69,6 +71,15 @@ def _neighbours(turned: Tensor) -> Tensor:
     num_latents = z.shape[-2]
     chosen = torch.eye(num_latents, dtype=torch.bool, device=z.device).reshape(num_latents, 1, 1, num_latents, 1)
     return torch.where(chosen, others.unsqueeze(1), z.unsqueeze(1)).flatten(0, 2)  # from (P, N, K-1, B, N, K)
+
+
+@torch.no_grad()
+def _scores(target: Target, codes: Tensor) -> Tensor:
+    """log p(x | z) of many codes (s, B, N, K), slice by slice: (s, B)."""
+    rows = FAST_ROWS if codes.device.type == "cpu" else MOST_ROWS
+    slices = codes.split(max(rows // codes.shape[1], 1)) if len(codes) else ()  # of one category there are none
+    tables = [score(target.model, part, target.nesting).table for part in slices]
+    return torch.cat([target.log_probs.new_empty(0, codes.shape[1]), *tables])
 
 
 def _by_latent(own: Tensor, neighbours: Tensor, shape: torch.Size) -> Tensor:
