@@ -12,6 +12,8 @@ from pyro.infer.util import Dice, torch_item
 from pyro.poutine.messenger import Messenger
 from pyro.util import warn_if_nan
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -44,7 +46,9 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor], *, number_mo
         with last_site, _NoNumbers(last_site, number_modules), _NoDataDependence(last_site):
             return function(*inputs)
 
-    with pyro.validation_enabled(False):
+    # With a mode for shapes at hand, torch does not make one, and keep a stack trace with it, for each operation.
+    shapes = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+    with pyro.validation_enabled(False), tracing(shapes):
         graph_module: GraphModule = make_fx(recorded)(*tensors)
     return graph_module
 
