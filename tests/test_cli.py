@@ -102,6 +102,7 @@ def test_the_process_ends_with_code_2_and_no_traceback(tmp_path):
 @pytest.mark.slow
 def test_the_process_runs_the_main_job(tmp_path):
     size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--epochs", "1", "--evaluations", "1"]
+    size += ["--seeds", "0"]
     done = process("compare", *size, "--output", "run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "gumbel-softmax" in done.stdout and "exact" in done.stdout and "report.html" in done.stdout

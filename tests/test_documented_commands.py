@@ -38,7 +38,9 @@ OURS = [command for command in SHOWN if command.words[0] in ("pyro-gvae", "torch
 
 def smaller(words: list[str]) -> list[str]:
     options = SMALLER.get(words[0], "").split() if "--run" not in words else ["--num-samples", "32"]
-    return [*words, *options, *(["--sizes", "3x2"] if "--sizes" in words else [])]
+    grid = ["--sizes", "3x2"] if "--sizes" in words else []
+    processes = ["--workers", "1"] if "--workers" in words else []  # more give the same: `test_sweep.py`
+    return [*words, *options, *grid, *processes]
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ ADVISE = AdviseConfig(num_latents=2, num_categories=3, hidden=(8,), seconds=1.0)
 
 
 def test_advice_is_measured(tmp_path, capsys):
-    arguments = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--seconds", "1"]
+    arguments = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--seconds", "0.3"]
     assert main(["advise", *arguments, "--output", str(tmp_path / "advice")]) == 0
     said = capsys.readouterr().out
     assert "Train with '" in said and "ms a step" in said and "of a step along the exact gradient" in said
