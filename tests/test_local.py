@@ -129,6 +129,9 @@ def test_slices_change_nothing_and_bound_what_is_decoded_at_once(rows, monkeypat
     monkeypatch.setattr(local, "FAST_ROWS", rows)
     torch.testing.assert_close(found(), whole, rtol=1e-12, atol=1e-12)
     assert max(decoded) == max(rows, problems.B) < at_once
+    monkeypatch.setattr(local, "MOST_SLICES", 1)
+    found()
+    assert max(decoded) == at_once
 
 
 def test_categories_that_cannot_be_add_nothing():

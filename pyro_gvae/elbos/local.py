@@ -11,6 +11,8 @@ from .sampled import Estimate, SampledELBO, Target
 #: Rows (codes times data) that are decoded at once: on a CPU, what caches hold of a layer; elsewhere, what memory does.
 FAST_ROWS = 2**11
 MOST_ROWS = 2**17
+#: A recording holds the operations of each slice, and takes as much longer.
+MOST_SLICES = 32
 
 
 @final
@@ -77,7 +79,8 @@ def _neighbours(turned: Tensor) -> Tensor:
 def _scores(target: Target, codes: Tensor) -> Tensor:
     """log p(x | z) of many codes (s, B, N, K), slice by slice: (s, B)."""
     rows = FAST_ROWS if codes.device.type == "cpu" else MOST_ROWS
-    slices = codes.split(max(rows // codes.shape[1], 1)) if len(codes) else ()  # of one category there are none
+    slice_size = max(rows // codes.shape[1], -(-len(codes) // MOST_SLICES), 1)
+    slices = codes.split(slice_size) if len(codes) else ()  # of one category there are none
     tables = [score(target.model, part, target.nesting).table for part in slices]
     return torch.cat([target.log_probs.new_empty(0, codes.shape[1]), *tables])
 
