@@ -35,7 +35,7 @@ class LocalExpectation(SampledELBO):
     The codes differ from z in one latent at most, so 1 + N (K - 1) of the N K are distinct. Only z is differentiated
     through: further runs of the model score the others without a graph, slice by slice. The mean of the gradients
     under q_n would be a calmer one for the parameters of log p(x | z), at the price of a graph, and a backward pass, of
-    all those codes.
+    all those codes. (A decoder that normalizes over its batch, in training, does so over one slice at a time.)
 
     Args:
         num_particles: P.
