@@ -154,7 +154,7 @@ def _train_killed(
 
 
 def _seconds(run: Path) -> float:
-    """Of a run's steps, from its second evaluation on: its start takes longer, and would be over too late."""
+    """What a run's steps took from its second evaluation on; after as long as its start takes, it would have ended."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines]
     return float(seconds[-1] - seconds[1])

@@ -144,14 +144,15 @@ def test_sampled_losses_weigh_their_kl():
     assert off(found, vae, x, 1.0) > 5  # the ELBO itself is another objective
 
 
-#: Ten estimates in one call, for their price is that of the call: 40 calls are 400 estimates.
-TENFOLD = PROBLEM.x().repeat(10, 1)
+def tenfold():
+    """Ten estimates in one call, for their price is that of the call: 40 calls are 400 estimates."""
+    return PROBLEM.x().repeat(10, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ELBOS_OF_THE_MODEL)
 def test_every_estimator_of_the_elbo_weighs_its_kl(name):
-    vae, x, beta = fair_vae(), TENFOLD, 0.3
+    vae, x, beta = fair_vae(), tenfold(), 0.3
     chosen = with_kl_weight(estimator(name), beta)
     found = mean_gradients(chosen, vae, vae, x, repeats=2 if chosen.is_exact else 40)
     assert off(found, vae, x, beta) < 5
@@ -161,7 +162,7 @@ def test_every_estimator_of_the_elbo_weighs_its_kl(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ELBOS_OF_THE_MODEL)
 def test_every_estimator_of_the_elbo_has_free_bits(name):
-    vae, x = fair_vae(), TENFOLD
+    vae, x = fair_vae(), tenfold()
     chosen = with_free_bits(estimator(name), 1.0)
     found = mean_gradients(chosen, vae, vae, x, repeats=2 if chosen.is_exact else 40)
     assert off(found, vae, x, 1.0, nats=1.0) < 5
