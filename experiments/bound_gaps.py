@@ -43,10 +43,10 @@ from cells import (
 from matplotlib.figure import Figure
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, estimator
-from pyro_gvae.evaluate import own_objective
-from pyro_gvae.gaps import gaps, summarize_gaps
-from pyro_gvae.plots import PALETTE, SMALL_PRINT, in_house_style
-from pyro_gvae.tables import with_errors
+from pyro_gvae.evaluate.gaps import gaps, summarize_gaps
+from pyro_gvae.evaluate.metrics import own_objective
+from pyro_gvae.report.comparison_figures import PALETTE, SMALL_PRINT, in_house_style
+from pyro_gvae.runs.tables import with_errors
 
 NAME = "bound_gaps"
 EPOCHS = (1, 2, 5, 10, 20, 50, 100)

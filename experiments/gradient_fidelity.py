@@ -30,11 +30,11 @@ import tyro
 from cells import Places, command
 from tyro.conf import Positional
 
-from pyro_gvae.gradient_plots import draw_against_temperature, draw_along_training
-from pyro_gvae.laboratory import CELL, gradients
-from pyro_gvae.laboratory_config import GradientsConfig
-from pyro_gvae.results import sole_writer, write_csv
-from pyro_gvae.tables import with_errors
+from pyro_gvae.config.gradients import GradientsConfig
+from pyro_gvae.diagnostics.laboratory import CELL, gradients
+from pyro_gvae.report.gradient_figures import draw_against_temperature, draw_along_training
+from pyro_gvae.runs.files import sole_writer, write_csv
+from pyro_gvae.runs.tables import with_errors
 
 NAME = "gradient_fidelity"
 MEASURES = ("relative_bias", "relative_std", "cosine", "mse_at_budget")

@@ -61,12 +61,12 @@ from torch.nn.functional import cross_entropy, one_hot
 from tqdm import tqdm
 
 from pyro_gvae import Dataset, TrainConfig, enumerated, relax, straight_through
-from pyro_gvae.checkpoint import load_checkpoint, save_checkpoint
-from pyro_gvae.data import epoch_batches
-from pyro_gvae.networks import ImageShape, conv_encoder
-from pyro_gvae.plots import INK, PALETTE, SMALL_PRINT, in_house_style
-from pyro_gvae.randomness import own_randomness, random_states, set_random_states
-from pyro_gvae.tables import with_errors
+from pyro_gvae.data.dataset import epoch_batches
+from pyro_gvae.models.networks import ImageShape, conv_encoder
+from pyro_gvae.report.comparison_figures import INK, PALETTE, SMALL_PRINT, in_house_style
+from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
+from pyro_gvae.runs.tables import with_errors
+from pyro_gvae.runtime.rng import own_randomness, random_states, set_random_states
 
 NAME = "semi_supervised"
 #: Row -> handler of model and guide, and the ELBO of unlabelled images.

@@ -27,10 +27,10 @@ import tyro
 from safetensors.torch import load_file
 
 from pyro_gvae import CategoricalVAE
-from pyro_gvae.cli import main
-from pyro_gvae.results import write_json
-from pyro_gvae.train import fit
-from pyro_gvae.train_config import TrainConfig
+from pyro_gvae.cli.main import main
+from pyro_gvae.config.train import TrainConfig
+from pyro_gvae.runs.files import write_json
+from pyro_gvae.train.fit import fit
 
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 SMALL = ["--num-latents", "2", "--num-categories", "4", "--hidden", "16"]
@@ -64,7 +64,7 @@ def soak(
     folder = Path(tempfile.mkdtemp(prefix="soak")) if folder is None else folder
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(
-        ["pyro_gvae.launch", "pyro_gvae.train_report", "torch.fx.experimental.proxy_tensor"]
+        ["pyro_gvae.train.launch", "pyro_gvae.report.training", "torch.fx.experimental.proxy_tensor"]
     )
     choose, end = random.Random(seed), time.monotonic() + 60 * minutes
     found: dict[str, Any] = {"rounds": 0, "runs": 0, "kills": 0, "resumes": 0, "evaluations": 0, "comparisons": 0}

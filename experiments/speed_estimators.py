@@ -22,8 +22,8 @@ from speed_exact import ROOT, figures_folder, machine, results_of
 from speed_step import Protocol, Size, Step, measured
 
 from pyro_gvae import ESTIMATORS, estimator, load, make_step
-from pyro_gvae.plots import INK, PALETTE, in_house_style
-from pyro_gvae.results import write_json
+from pyro_gvae.report.comparison_figures import INK, PALETTE, in_house_style
+from pyro_gvae.runs.files import write_json
 
 REFERENCE = "gumbel-softmax"
 #: Row -> estimator and options; every other estimator of the registry is a row of its own name.

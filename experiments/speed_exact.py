@@ -49,10 +49,10 @@ from torch import Tensor
 from pyro_gvae import exact as exact_sums
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.estimators import estimator
-from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.plots import INK, PALETTE, in_house_style
-from pyro_gvae.results import write_json
-from pyro_gvae.step import make_step
+from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.report.comparison_figures import INK, PALETTE, in_house_style
+from pyro_gvae.runs.files import write_json
+from pyro_gvae.train.step import make_step
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE_FOLDER = ROOT / "runs" / "experiments" / "smoke"

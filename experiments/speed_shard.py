@@ -27,10 +27,10 @@ from speed_exact import SMOKE as SMOKE_EXACT
 from speed_exact import Size, machine, results_of
 from torch import Tensor, distributed, multiprocessing, nn
 
-from pyro_gvae.distributed import ALONE, Share, share, sum_gradients
 from pyro_gvae.estimators import estimator
-from pyro_gvae.results import write_json
-from pyro_gvae.step import make_step
+from pyro_gvae.runs.files import write_json
+from pyro_gvae.runtime.distributed import ALONE, Share, share, sum_gradients
+from pyro_gvae.train.step import make_step
 
 PROCESSES = 2
 

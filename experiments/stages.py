@@ -54,10 +54,10 @@ from cells import (
 from matplotlib.figure import Figure
 
 from pyro_gvae import TrainConfig
-from pyro_gvae.plots import MARKERS, PALETTE, SMALL_PRINT, in_house_style
-from pyro_gvae.presets import SEARCHED, reinmax_protocol
-from pyro_gvae.stages import parse_stages
-from pyro_gvae.tables import with_errors
+from pyro_gvae.config.presets import SEARCHED, reinmax_protocol
+from pyro_gvae.config.stages import parse_stages
+from pyro_gvae.report.comparison_figures import MARKERS, PALETTE, SMALL_PRINT, in_house_style
+from pyro_gvae.runs.tables import with_errors
 
 NAME = "stages"
 BASELINE = "soft, 3 exact"

@@ -11,38 +11,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import exact
-    from .data import Dataset
-    from .datasets import load
+    from .config.train import TrainConfig
+    from .data.dataset import Dataset
+    from .data.datasets import load
     from .distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
     from .distributions.one_hot import FactorizedOneHotCategorical
     from .elbos.exact import ExactELBO, ExactEvidence
-    from .elbos.traced import TracedELBO
     from .estimators import ESTIMATORS, estimator
     from .handlers import discretize, enumerated, relax, straight_through
-    from .models import CategoricalVAE
-    from .step import make_step
-    from .train import fit
-    from .train_config import TrainConfig
+    from .jit.traced_elbo import TracedELBO
+    from .models.categorical_vae import CategoricalVAE
+    from .train.fit import fit
+    from .train.step import make_step
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "CategoricalVAE": "models",
+    "CategoricalVAE": "models.categorical_vae",
     "relax": "handlers",
     "straight_through": "handlers",
     "discretize": "handlers",
     "enumerated": "handlers",
     "ExactELBO": "elbos.exact",
     "ExactEvidence": "elbos.exact",
-    "TracedELBO": "elbos.traced",
+    "TracedELBO": "jit.traced_elbo",
     "exact": "exact",
     "estimator": "estimators",
     "ESTIMATORS": "estimators",
-    "make_step": "step",
-    "fit": "train",
-    "TrainConfig": "train_config",
-    "load": "datasets",
-    "Dataset": "data",
+    "make_step": "train.step",
+    "fit": "train.fit",
+    "TrainConfig": "config.train",
+    "load": "data.datasets",
+    "Dataset": "data.dataset",
     "RelaxedOneHotCategorical": "distributions.concrete",
     "ExpConcrete": "distributions.concrete",
     "FactorizedOneHotCategorical": "distributions.one_hot",

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_gvae.exact import Pair
-from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.sites import announce
+from pyro_gvae.handlers.sites import announce
+from pyro_gvae.models.categorical_vae import CategoricalVAE
 
 N, K, B, D, LEVELS = 3, 2, 4, 5, 3
 NUM_CODES = K**N

@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pyro_gvae.checkpoint import load_checkpoint, save_checkpoint
-from pyro_gvae.randomness import own_randomness, random_states, set_random_states
-from pyro_gvae.results import append_json_line
+from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
+from pyro_gvae.runs.files import append_json_line
+from pyro_gvae.runtime.rng import own_randomness, random_states, set_random_states
 
 CONTENT = {
     "step": 3,

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pyro_gvae.cli import main
+from pyro_gvae.cli.main import main
 
 
 def run(capsys, *arguments):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from problems import PROBLEMS
 
-from pyro_gvae.code_statistics import (
+from pyro_gvae.evaluate.code_statistics import (
     guide_log_probs,
     joint_mutual_information,
     latent_statistics,
@@ -71,9 +71,9 @@ def test_the_joint_information_in_a_loop():
 def test_the_joint_information_in_slices(monkeypatch):
     log_q = random_posteriors(size=20)
     at_once = joint_mutual_information(log_q).value
-    monkeypatch.setattr("pyro_gvae.code_statistics.ENTRIES_AT_A_TIME", 60)
+    monkeypatch.setattr("pyro_gvae.evaluate.code_statistics.ENTRIES_AT_A_TIME", 60)
     assert joint_mutual_information(log_q).value == pytest.approx(at_once)
-    monkeypatch.setattr("pyro_gvae.code_statistics.MOST_ENTRIES", 20 * 4**3 - 1)
+    monkeypatch.setattr("pyro_gvae.evaluate.code_statistics.MOST_ENTRIES", 20 * 4**3 - 1)
     assert joint_mutual_information(log_q) is None
 
 

@@ -11,12 +11,12 @@ from matplotlib.image import imread
 from safetensors.torch import load_file
 
 from pyro_gvae import exact
-from pyro_gvae.cli import COMMANDS, main
-from pyro_gvae.compare import compare
-from pyro_gvae.compare_config import CompareConfig
-from pyro_gvae.generate import encode, reconstruct
-from pyro_gvae.results import append_json_line, cell_folder, read_json_lines
-from pyro_gvae.trained import load_model
+from pyro_gvae.cli.main import COMMANDS, main
+from pyro_gvae.compare.run import compare
+from pyro_gvae.config.compare import CompareConfig
+from pyro_gvae.evaluate.generate import encode, reconstruct
+from pyro_gvae.runs.files import append_json_line, cell_folder, read_json_lines
+from pyro_gvae.train.trained import load_model
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pyro_gvae import compare as compare_module
-from pyro_gvae import training
-from pyro_gvae.cells import train_cell
-from pyro_gvae.cli import main
-from pyro_gvae.compare import compare, results_table
-from pyro_gvae.compare_config import CompareConfig
-from pyro_gvae.results import PICTURES, cell_folder, read_json_lines
-from pyro_gvae.step import make_step
+from pyro_gvae.cli.main import main
+from pyro_gvae.compare import run as compare_module
+from pyro_gvae.compare.cell import train_cell
+from pyro_gvae.compare.run import compare, results_table
+from pyro_gvae.config.compare import CompareConfig
+from pyro_gvae.runs.files import PICTURES, cell_folder, read_json_lines
+from pyro_gvae.train import training
+from pyro_gvae.train.step import make_step
 
 SMALL = CompareConfig(num_latents=2, num_categories=4, hidden=(32,), epochs=4, evaluations=4, seeds=(0, 1))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_gvae.compare_config import CompareConfig
+from pyro_gvae.config.compare import CompareConfig
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from torch import nn
 from pyro_gvae.distributions.concrete import gumbel_like
 from pyro_gvae.elbos.control_variates import REBAR, RELAX, relative_heights
 from pyro_gvae.elbos.exact import ExactELBO
-from pyro_gvae.elbos.traced import TracedELBO
 from pyro_gvae.estimators import estimator, own_state
-from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.step import make_step
+from pyro_gvae.jit.traced_elbo import TracedELBO
+from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.train.step import make_step
 
 D = 5
 SHAPES = [(1, 2), (1, 3), (3, 2), (3, 3)]  # (N, K)

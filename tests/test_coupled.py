@@ -12,9 +12,9 @@ from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
 from pyro_gvae.elbos import coupled
 from pyro_gvae.elbos.coupled import DisARM, DisARMIW, sample_pairs
 from pyro_gvae.elbos.sampled import Estimate, SampledELBO
-from pyro_gvae.elbos.traced import TracedELBO
 from pyro_gvae.estimators import estimator
-from pyro_gvae.models import CategoricalVAE
+from pyro_gvae.jit.traced_elbo import TracedELBO
+from pyro_gvae.models.categorical_vae import CategoricalVAE
 
 CASES = [(DisARM, 1, 2), (DisARM, 3, 2), (DisARMIW, 1, 3), (DisARMIW, 3, 3), (DisARMIW, 2, 8)]
 PROBS = {

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 from torchvision import datasets
 
-from pyro_gvae import data
-from pyro_gvae.data import Dataset, binarized, check_images, epoch_batches
-from pyro_gvae.datasets import DATASETS, load, teacher
+from pyro_gvae.data import dataset as data
+from pyro_gvae.data.dataset import Dataset, binarized, check_images, epoch_batches
+from pyro_gvae.data.datasets import DATASETS, load, teacher
 
 MNIST = Path(__file__).parents[1] / "../shared/mnist"
 MNIST_LIKE = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}

@@ -16,9 +16,15 @@ from safetensors.torch import load_file
 from torch import distributed as dist
 from torch import multiprocessing, nn
 
-from pyro_gvae.checkpoint import load_checkpoint, save_checkpoint
-from pyro_gvae.cli import main
-from pyro_gvae.distributed import (
+from pyro_gvae.cli.main import main
+from pyro_gvae.config.train import TrainConfig
+from pyro_gvae.elbos.exact import ExactELBO, ExactEvidence
+from pyro_gvae.estimators import estimator
+from pyro_gvae.exact import log_evidence
+from pyro_gvae.exact.plan import make_plan
+from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
+from pyro_gvae.runtime.distributed import (
     ALONE,
     Share,
     copy_from_main,
@@ -31,16 +37,10 @@ from pyro_gvae.distributed import (
     share,
     summed,
 )
-from pyro_gvae.elbos.exact import ExactELBO, ExactEvidence
-from pyro_gvae.estimators import estimator
-from pyro_gvae.exact import log_evidence
-from pyro_gvae.exact.slices import make_plan
-from pyro_gvae.launch import initial_model, load_data
-from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.step import make_step
-from pyro_gvae.train import fit
-from pyro_gvae.train_config import TrainConfig
-from pyro_gvae.training import Training
+from pyro_gvae.train.fit import fit
+from pyro_gvae.train.launch import initial_model, load_data
+from pyro_gvae.train.step import make_step
+from pyro_gvae.train.training import Training
 
 ROOT = Path(__file__).parents[1]
 D = 8
@@ -140,7 +140,7 @@ def test_each_mistake_is_one_sentence(make, sentence):
 
 
 def test_more_processes_than_data_are_refused(monkeypatch):
-    monkeypatch.setattr("pyro_gvae.training.share", lambda: Share(0, 4))
+    monkeypatch.setattr("pyro_gvae.train.training.share", lambda: Share(0, 4))
     with pytest.raises(ValueError, match="each of 4 processes in every batch, but found a last batch of 3"):
         Training(new_vae(), data(), config())
 

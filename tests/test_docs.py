@@ -17,7 +17,7 @@ import pytest
 import torch
 import tyro
 
-from pyro_gvae.cli import _parse
+from pyro_gvae.cli.main import _parse
 
 ROOT = Path(__file__).parents[1]
 ENTRANCE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]  # Sphinx sees the other pages

@@ -20,7 +20,7 @@ import pytest
 from test_data import write_mnist_like
 from test_docs import SHOWN
 
-from pyro_gvae.cli import main
+from pyro_gvae.cli.main import main
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +102,6 @@ def test_a_command_that_is_shown_runs_to_its_end(
 
 def test_the_commands_that_are_shown_are_all_that_there_are() -> None:
     """A new command without a line in the documents is found."""
-    from pyro_gvae.cli import COMMANDS
+    from pyro_gvae.cli.main import COMMANDS
 
     assert {command.words[1] for command in OURS if command.words[0] == "pyro-gvae"} == {*COMMANDS}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_gvae.elbos.exact import ExactELBO, ExactEvidence
 from pyro_gvae.handlers import discretize, enumerated, relax
-from pyro_gvae.models import CategoricalVAE
+from pyro_gvae.models.categorical_vae import CategoricalVAE
 
 LOSSES = {"elbo": (ExactELBO, problems.elbo_in_a_loop), "evidence": (ExactEvidence, problems.evidence_in_a_loop)}
 EACH_LOSS = pytest.mark.parametrize("loss", LOSSES)
@@ -25,7 +25,7 @@ BERNOULLI = PROBLEMS[0]
 @pytest.fixture(autouse=True)
 def negligible_codes_are_looked_for(monkeypatch):
     """Also among as few codes as these."""
-    monkeypatch.setattr("pyro_gvae.exact.evaluate.FEW_CODES", 0)
+    monkeypatch.setattr("pyro_gvae.exact.sums.FEW_CODES", 0)
 
 
 def no_guide(x: Tensor) -> None:

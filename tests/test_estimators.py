@@ -10,11 +10,11 @@ import torch
 from pyro.infer import SVI
 
 from pyro_gvae import exact
-from pyro_gvae.config import DatasetName, EstimatorName
-from pyro_gvae.datasets import DATASETS
+from pyro_gvae.config.commands import DatasetName, EstimatorName
+from pyro_gvae.data.datasets import DATASETS
 from pyro_gvae.estimators import ESTIMATORS, estimator
 from pyro_gvae.exact import Pair
-from pyro_gvae.models import CategoricalVAE
+from pyro_gvae.models.categorical_vae import CategoricalVAE
 
 OPTIONS = [*((name, {}) for name in ESTIMATORS), ("gumbel-softmax", {"kl": "categorical"})]
 X = torch.rand(8, 6, generator=torch.Generator().manual_seed(0)).round()

@@ -9,14 +9,14 @@ import torch
 from pyro import poutine
 
 from pyro_gvae import exact
-from pyro_gvae.code_statistics import guide_log_probs
-from pyro_gvae.data import Dataset, fixed_part
+from pyro_gvae.data.dataset import Dataset, fixed_part
 from pyro_gvae.estimators import estimator
-from pyro_gvae.evaluate import evaluate, evaluation_table
+from pyro_gvae.evaluate.code_statistics import guide_log_probs
+from pyro_gvae.evaluate.metrics import evaluate, evaluation_table
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, weigh_kl
-from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.step import make_step
+from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.train.step import make_step
 
 D, N, K = 6, 3, 4
 EXACT = ["elbo", "log_evidence", "reconstruction", "kl", "posterior_entropy", "mutual_information"]
@@ -125,7 +125,7 @@ def test_few_samples_are_warned_of(vae):
 
 def test_chunks_of_data_change_nothing(vae, monkeypatch):
     at_once = evaluate(vae, make_data())
-    monkeypatch.setattr("pyro_gvae.evaluate.DATA_AT_A_TIME", 70)
+    monkeypatch.setattr("pyro_gvae.evaluate.metrics.DATA_AT_A_TIME", 70)
     in_chunks = evaluate(vae, make_data())
     for one, other in zip(at_once.metrics.itertuples(), in_chunks.metrics.itertuples(), strict=True):
         assert one.metric == other.metric and one.value == pytest.approx(other.value, abs=1e-4)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from pyro_gvae import exact
 from pyro_gvae.exact import Pair
-from pyro_gvae.exact.evaluate import elbo_parts
 from pyro_gvae.exact.mean_field import ascend, sweep
-from pyro_gvae.exact.programs import read_guide, score, with_own_parameters
-from pyro_gvae.exact.slices import make_plan
+from pyro_gvae.exact.plan import make_plan
+from pyro_gvae.exact.sums import elbo_parts
 from pyro_gvae.handlers import discretize, enumerated, relax
-from pyro_gvae.models import CategoricalVAE
+from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.programs.reader import read_guide, score, with_own_parameters
 
 SLICE_SIZES = [1, 2, 3, 5, NUM_CODES, 100, None]
 EACH_PROBLEM = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
@@ -38,7 +38,7 @@ BERNOULLI = PROBLEMS[0]
 @pytest.fixture(autouse=True)
 def negligible_codes_are_looked_for(monkeypatch):
     """Also among as few codes as these."""
-    monkeypatch.setattr("pyro_gvae.exact.evaluate.FEW_CODES", 0)
+    monkeypatch.setattr("pyro_gvae.exact.sums.FEW_CODES", 0)
 
 
 def assert_same_with_gradients(

@@ -27,8 +27,8 @@ import stages
 from cells import Places
 
 from pyro_gvae import enumerated
-from pyro_gvae.results import sole_writer
-from pyro_gvae.training import Training
+from pyro_gvae.runs.files import sole_writer
+from pyro_gvae.train.training import Training
 
 pytestmark = pytest.mark.slow  # many recordings, or processes
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from problems import PROBLEMS, B, D, K, N, codes, joint_in_a_loop, log_q_in_a_loop
 
-from pyro_gvae.generate import encode, reconstruct, sample
+from pyro_gvae.evaluate.generate import encode, reconstruct, sample
 
 PROBLEM = next(problem for problem in PROBLEMS if problem.name == "bernoulli-learned")
 

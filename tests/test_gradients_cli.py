@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 from test_diagnostics import REINFORCE
 
-import pyro_gvae.laboratory as laboratory
-from pyro_gvae import advice as advice_module
-from pyro_gvae.advice import advise
-from pyro_gvae.cli import main
-from pyro_gvae.compare import compare
-from pyro_gvae.compare_config import CompareConfig
-from pyro_gvae.gradient_plots import draw_against_temperature, draw_along_training
-from pyro_gvae.laboratory import gradients, gradients_table
-from pyro_gvae.laboratory_config import AdviseConfig, GradientsConfig
-from pyro_gvae.results import read_json_lines
+from pyro_gvae.cli.main import main
+from pyro_gvae.compare.run import compare
+from pyro_gvae.config.compare import CompareConfig
+from pyro_gvae.config.gradients import AdviseConfig, GradientsConfig
+from pyro_gvae.diagnostics import advise as advice_module
+from pyro_gvae.diagnostics import laboratory
+from pyro_gvae.diagnostics.advise import advise
+from pyro_gvae.diagnostics.laboratory import gradients, gradients_table
+from pyro_gvae.report.gradient_figures import draw_against_temperature, draw_along_training
+from pyro_gvae.runs.files import read_json_lines
 
 pytestmark = pytest.mark.slow  # many recordings, or processes
 

@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 from pyro_gvae.distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
 from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
 from pyro_gvae.handlers import discretize, enumerated, relax, straight_through
-from pyro_gvae.sites import one_hot_site
+from pyro_gvae.handlers.sites import one_hot_site
 
 B, N, K, D = 5, 3, 4, 6
 

@@ -9,10 +9,10 @@ import torch
 from problems import PROBLEMS, B, K, N, codes, evidence_in_a_loop, joint_in_a_loop, log_q_in_a_loop
 
 from pyro_gvae import exact
+from pyro_gvae.evaluate.importance import ImportanceWeighted, importance_weighted, log_importance_weights
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, weigh_kl
-from pyro_gvae.importance import ImportanceWeighted, importance_weighted, log_importance_weights
-from pyro_gvae.models import CategoricalVAE
+from pyro_gvae.models.categorical_vae import CategoricalVAE
 
 PROBLEM = next(problem for problem in PROBLEMS if problem.name == "bernoulli-learned")
 

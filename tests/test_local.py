@@ -13,8 +13,8 @@ from pyro_gvae.elbos import local
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.elbos.local import LocalExpectation
 from pyro_gvae.elbos.sampled import Estimate, SampledELBO
-from pyro_gvae.elbos.traced import TracedELBO
 from pyro_gvae.estimators import estimator
+from pyro_gvae.jit.traced_elbo import TracedELBO
 
 BERNOULLI = PROBLEMS[0]
 

@@ -4,7 +4,7 @@ import psutil
 import pytest
 import torch
 
-from pyro_gvae.memory import DEFAULT_FRACTION, in_words, memory_limit, peak_memory
+from pyro_gvae.runtime.memory import DEFAULT_FRACTION, in_words, memory_limit, peak_memory
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from pyro_gvae.handlers import discretize, enumerated
-from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.sites import one_hot_site
+from pyro_gvae.handlers.sites import one_hot_site
+from pyro_gvae.models.categorical_vae import CategoricalVAE
 
 OBSERVATIONS = {
     "bernoulli": {},

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_gvae.moments import Reference, gather, summarize
+from pyro_gvae.diagnostics.moments import Reference, gather, summarize
 
 M, SAMPLES, REPEATS = 5, 256, 200
 TRUTH = torch.tensor([2.0, -1.0, 0.5, 0.0, 1.0], dtype=torch.float64)

@@ -8,9 +8,9 @@ from torch import nn
 
 from pyro_gvae import exact
 from pyro_gvae.estimators import estimator
-from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.networks import NETWORKS, conv_decoder, conv_encoder, mlp_encoder, relu_logits
-from pyro_gvae.step import make_step
+from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.models.networks import NETWORKS, conv_decoder, conv_encoder, mlp_encoder, relu_logits
+from pyro_gvae.train.step import make_step
 
 SHAPES = [(28, 28), (8, 8), (5, 7), (1, 1), (2, 9)]
 N, K = 2, 3

@@ -11,12 +11,12 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro_gvae.elbos.exact import ExactELBO, ExactEvidence
 from pyro_gvae.elbos.free_bits import FreeBits
 from pyro_gvae.elbos.sampled import Estimate, SampledELBO
-from pyro_gvae.elbos.traced import TracedELBO
 from pyro_gvae.estimators import ESTIMATORS, estimator, with_free_bits, with_kl_weight
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, enumerated, relax, weigh_kl
-from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.step import make_step
+from pyro_gvae.jit.traced_elbo import TracedELBO
+from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.train.step import make_step
 
 PROBLEM = next(problem for problem in PROBLEMS if problem.name == "bernoulli-learned")
 ELBOS_OF_THE_MODEL = [

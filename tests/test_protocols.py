@@ -4,7 +4,7 @@ import pytest
 import torch
 from problems import PROBLEMS, codes
 
-from pyro_gvae.protocols import fidelity, reinmax_protocol
+from pyro_gvae.diagnostics.reinmax import fidelity, reinmax_protocol
 
 PROBLEM = PROBLEMS[0]
 

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from pyro_gvae.recommendation import recommend
+from pyro_gvae.diagnostics.recommend import recommend
 
 NAN = math.nan
 COMMON = {"relative_std": 1.0, "progress_se": 0.0, "relative_bias": 0.0, "relative_bias_se": 0.01}

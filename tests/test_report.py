@@ -16,11 +16,12 @@ from matplotlib.transforms import Bbox
 from safetensors.numpy import load_file, save_file
 from sklearn.datasets import load_digits
 
-from pyro_gvae import pictures, plots
-from pyro_gvae.report import finding, remarks, write_report
-from pyro_gvae.results import PICTURES, append_json_line, cell_folder, write_json
-from pyro_gvae.runs import read_run
-from pyro_gvae.tables import summarize
+from pyro_gvae.report import comparison_figures as plots
+from pyro_gvae.report import pictures
+from pyro_gvae.report.comparison import finding, remarks, write_report
+from pyro_gvae.runs.contents import read_run
+from pyro_gvae.runs.files import PICTURES, append_json_line, cell_folder, write_json
+from pyro_gvae.runs.tables import summarize
 
 EPOCHS = 10
 SPEED = {"gumbel-softmax": 220.0, "exact": 11.0}  # steps a second
@@ -193,7 +194,7 @@ def test_configuration_is_escaped(run: Path) -> None:
 
 
 def test_importing_the_report_does_not_import_torch() -> None:
-    code = "import sys, pyro_gvae.report; print(sorted({'torch', 'pyro', 'matplotlib.pyplot'} & set(sys.modules)))"
+    code = "import sys, pyro_gvae.report.comparison; print(sorted({'torch', 'pyro', 'matplotlib.pyplot'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyro_gvae import results
-from pyro_gvae.results import (
+from pyro_gvae.runs import files as results
+from pyro_gvae.runs.files import (
     append_json_line,
     new_run_folder,
     read_json_lines,
@@ -68,7 +68,7 @@ def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
 
 def test_a_writer_that_was_killed_holds_nothing(tmp_path: Path) -> None:
     script = (
-        "import sys, time, pathlib; from pyro_gvae.results import sole_writer\n"
+        "import sys, time, pathlib; from pyro_gvae.runs.files import sole_writer\n"
         "with sole_writer(pathlib.Path(sys.argv[1])): print('holds', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True) as other:

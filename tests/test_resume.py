@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_gvae.checkpoint import load_checkpoint, save_checkpoint
+from pyro_gvae.config.stages import Amount
+from pyro_gvae.config.train import TrainConfig
 from pyro_gvae.elbos.sampled import Estimate, SampledELBO
 from pyro_gvae.estimators import ESTIMATORS, estimator
-from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.stages import Amount
-from pyro_gvae.train import fit
-from pyro_gvae.train_config import TrainConfig
-from pyro_gvae.training import Training
+from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
+from pyro_gvae.train.fit import fit
+from pyro_gvae.train.training import Training
 
 pytestmark = pytest.mark.slow  # many recordings, or processes
 

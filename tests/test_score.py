@@ -25,12 +25,12 @@ from torch.nn import functional as F
 from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical, joint_codes
 from pyro_gvae.elbos.baselines import BaselineELBO, RunningBaseline
 from pyro_gvae.elbos.score import VIMCO, ReinforceLOO, ReweightedWakeSleep
-from pyro_gvae.elbos.traced import TracedELBO
 from pyro_gvae.estimators import estimator, own_state
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, relax
-from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.step import make_step
+from pyro_gvae.jit.traced_elbo import TracedELBO
+from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.train.step import make_step
 
 LOSSES = [ReinforceLOO, VIMCO, ReweightedWakeSleep]
 EACH_LOSS = pytest.mark.parametrize("loss", LOSSES)

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
 import soak
 
-from pyro_gvae.cli import main
+from pyro_gvae.cli.main import main
 
 
 @pytest.mark.slow

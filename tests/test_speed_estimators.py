@@ -13,7 +13,7 @@ import speed_estimators
 from speed_step import Size
 
 from pyro_gvae import ESTIMATORS
-from pyro_gvae.data import Dataset
+from pyro_gvae.data.dataset import Dataset
 
 pytestmark = pytest.mark.slow  # many recordings, or processes
 

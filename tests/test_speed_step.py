@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import speed_step
 from speed_step import Protocol, Size
 
-from pyro_gvae.data import Dataset
+from pyro_gvae.data.dataset import Dataset
 
 pytestmark = pytest.mark.slow  # many recordings, or processes
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_gvae import step as steps
 from pyro_gvae.estimators import ESTIMATORS, estimator, own_state
-from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.step import make_step
+from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.train import step as steps
+from pyro_gvae.train.step import make_step
 
 D, N, K, B = 8, 2, 3, 5
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}

@@ -21,13 +21,13 @@ from pyro_gvae.distributions.surrogates import (
     ReinMaxRao,
 )
 from pyro_gvae.elbos.exact import ExactELBO
-from pyro_gvae.elbos.traced import TracedELBO
 from pyro_gvae.estimators import estimator
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, enumerated, relax, straight_through
-from pyro_gvae.models import CategoricalVAE
-from pyro_gvae.sites import announce, one_hot_site
-from pyro_gvae.step import make_step
+from pyro_gvae.handlers.sites import announce, one_hot_site
+from pyro_gvae.jit.traced_elbo import TracedELBO
+from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.train.step import make_step
 
 N, K, D, M = 2, 4, 5, 7
 STANDARD_ERRORS = 5

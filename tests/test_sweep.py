@@ -11,14 +11,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pyro_gvae import cells as cells_module
-from pyro_gvae import sweep
-from pyro_gvae.cli import main
-from pyro_gvae.compare import compare
-from pyro_gvae.compare_config import CompareConfig
-from pyro_gvae.grid import make_cells
-from pyro_gvae.results import ERROR, cell_folder, read_json_lines
-from pyro_gvae.trained import load_model
+from pyro_gvae.cli.main import main
+from pyro_gvae.compare import cell as cells_module
+from pyro_gvae.compare import jobs as sweep
+from pyro_gvae.compare.grid import make_cells
+from pyro_gvae.compare.run import compare
+from pyro_gvae.config.compare import CompareConfig
+from pyro_gvae.runs.files import ERROR, cell_folder, read_json_lines
+from pyro_gvae.train.trained import load_model
 
 SMALL = CompareConfig(
     num_latents=2, num_categories=3, hidden=(8,), epochs=1, evaluations=2, seeds=(0,), estimators=("exact",)

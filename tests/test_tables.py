@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from pyro_gvae.tables import final_rows, format_table, paired_differences, summarize
+from pyro_gvae.runs.tables import final_rows, format_table, paired_differences, summarize
 
 
 def make_final() -> pd.DataFrame:

@@ -13,13 +13,13 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMe
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
-from pyro_gvae.elbos import guards
 from pyro_gvae.elbos.exact import ExactELBO
-from pyro_gvae.elbos.refusals import NotRecordable
-from pyro_gvae.elbos.traced import TracedELBO
 from pyro_gvae.estimators import ESTIMATORS, estimator
 from pyro_gvae.handlers import discretize, enumerated
-from pyro_gvae.models import CategoricalVAE
+from pyro_gvae.jit import guards
+from pyro_gvae.jit.capture import NotRecordable
+from pyro_gvae.jit.traced_elbo import TracedELBO
+from pyro_gvae.models.categorical_vae import CategoricalVAE
 
 D, N, K, B = 8, 2, 3, 5
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -561,7 +561,7 @@ def test_running_baselines_of_pyro_are_refused():
 @pytest.mark.parametrize("check", [True, False])
 def test_the_self_check_finds_what_nothing_else_finds(check, monkeypatch):
     """A graph that is wrong on purpose: the rewriting turns a sum into a product."""
-    from pyro_gvae.elbos import graph
+    from pyro_gvae.jit import graph
 
     def spoil(graph_module):
         for node in graph_module.graph.nodes:

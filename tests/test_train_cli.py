@@ -16,12 +16,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pyro_gvae import launch
-from pyro_gvae.cli import _parse, main
-from pyro_gvae.datasets import load
-from pyro_gvae.presets import PRESETS
-from pyro_gvae.train_config import ResumeConfig, TrainConfig
-from pyro_gvae.training import Training
+from pyro_gvae.cli.main import _parse, main
+from pyro_gvae.config.presets import PRESETS
+from pyro_gvae.config.train import ResumeConfig, TrainConfig
+from pyro_gvae.data.datasets import load
+from pyro_gvae.train import launch
+from pyro_gvae.train.training import Training
 
 SMALL = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--no-tensorboard"]
 

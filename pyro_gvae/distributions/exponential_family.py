@@ -144,7 +144,7 @@ class ExponentialFamily(TorchDistribution):
             ValueError: where x has another shape or, with validation, leaves the support.
 
         Example:
-            >>> from pyro_gvae.distributions.unit_interval import Bernoulli
+            >>> from pyro_gvae.distributions.bernoulli import Bernoulli
             >>> codes = Bernoulli(torch.zeros(4096, 784))
             >>> codes.outer_log_prob(torch.ones(100, 784)).shape
             torch.Size([4096, 100])

@@ -8,8 +8,8 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Categorical, constraints
 
+from .bernoulli import Bernoulli, ContinuousBernoulli
 from .exponential_family import CanonicalFamily, ExponentialFamily, no_nan, score_dtype
-from .unit_interval import Bernoulli, ContinuousBernoulli
 
 
 @final

@@ -8,8 +8,8 @@ from pyro.infer import ELBO, TraceGraph_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ..networks import mlp
-from ..sites import Messages, Program, announce, one_hot_site
+from ..handlers.sites import Messages, Program, announce, one_hot_site
+from ..models.networks import mlp
 
 
 @final
@@ -105,7 +105,7 @@ class BaselineELBO(ELBO):
         >>> import pyro
         >>> from pyro.infer import SVI
         >>> from pyro_gvae.handlers import discretize
-        >>> from pyro_gvae.models import CategoricalVAE
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> elbo = BaselineELBO(RunningBaseline())
         >>> svi = SVI(discretize(vae.model), discretize(vae.guide), pyro.optim.Adam({"lr": 0.1}), elbo)

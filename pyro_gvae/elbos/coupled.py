@@ -36,7 +36,7 @@ class DisARM(SampledELBO):
         ValueError: when it is used, if K is not 2.
 
     Example:
-        >>> from pyro_gvae.models import CategoricalVAE
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=4, num_categories=2, hidden=(5,))
         >>> DisARM(num_particles=4).loss(vae.model, vae.guide, torch.ones(4, 6)) > 0
         True
@@ -75,7 +75,7 @@ class DisARMIW(SampledELBO):
         num_particles: P, the number of pairs; each takes two decoder calls.
 
     Example:
-        >>> from pyro_gvae.models import CategoricalVAE
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> DisARMIW(num_particles=4).loss(vae.model, vae.guide, torch.ones(4, 6)) > 0
         True

@@ -11,11 +11,11 @@ from pyro.infer import ELBO
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from ..distributed import ALONE, Share
-from ..exact.evaluate import elbo_parts, evidence, evidence_parts, find_evidence, summed
-from ..exact.programs import Run, read_guide
-from ..exact.slices import Plan, leaves, make_plan
-from ..sites import Program
+from ..exact.plan import Plan, leaves, make_plan
+from ..exact.sums import elbo_parts, evidence, evidence_parts, find_evidence, summed
+from ..handlers.sites import Program
+from ..programs.reader import Run, read_guide
+from ..runtime.distributed import ALONE, Share
 
 
 @final
@@ -120,7 +120,7 @@ class ExactELBO(_ExactLoss):
         >>> import pyro
         >>> from pyro.infer import SVI
         >>> from pyro_gvae.handlers import discretize
-        >>> from pyro_gvae.models import CategoricalVAE
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> svi = SVI(discretize(vae.model), discretize(vae.guide), pyro.optim.Adam({"lr": 0.1}), ExactELBO())
         >>> x = torch.ones(4, 6)
@@ -170,7 +170,7 @@ class ExactEvidence(_ExactLoss):
             scaled differently, or if the sum cannot be taken.
 
     Example:
-        >>> from pyro_gvae.models import CategoricalVAE
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> ExactEvidence().loss(vae.model, lambda x: None, torch.ones(4, 6)) > 0  # any guide: it is not used
         True

@@ -8,8 +8,8 @@ from pyro.infer import ELBO
 from pyro.infer.util import torch_item
 from torch import Tensor, nn
 
-from ..exact.programs import read_guide, score
-from ..sites import Program
+from ..handlers.sites import Program
+from ..programs.reader import read_guide, score
 from .exact import ExactEvidence
 
 

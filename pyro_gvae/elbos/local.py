@@ -5,7 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..exact.programs import negative_kl, score
+from ..programs.reader import negative_kl, score
 from .sampled import Estimate, SampledELBO, Target
 
 #: Rows (codes times data) that are decoded at once: on a CPU, what caches hold of a layer; elsewhere, what memory does.
@@ -41,7 +41,7 @@ class LocalExpectation(SampledELBO):
         num_particles: P.
 
     Example:
-        >>> from pyro_gvae.models import CategoricalVAE
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> LocalExpectation(num_particles=4).loss(vae.model, vae.guide, torch.ones(4, 6)) > 0
         True

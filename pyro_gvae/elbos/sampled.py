@@ -11,9 +11,9 @@ from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from ..distributions.one_hot import FactorizedOneHotCategorical
-from ..exact.programs import Run, Scores, Site, read_guide, score
-from ..exact.slices import leaves
-from ..sites import Program, announce
+from ..exact.plan import leaves
+from ..handlers.sites import Program, announce
+from ..programs.reader import Run, Scores, Site, read_guide, score
 
 
 class Target(NamedTuple):

@@ -32,7 +32,7 @@ class ReinforceLOO(SampledELBO):
         num_particles: P.
 
     Example:
-        >>> from pyro_gvae.models import CategoricalVAE
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> ReinforceLOO(num_particles=4).loss(vae.model, vae.guide, torch.ones(4, 6)) > 0
         True
@@ -74,7 +74,7 @@ class VIMCO(SampledELBO):
         ValueError: when it is used, if sites are scaled differently.
 
     Example:
-        >>> from pyro_gvae.models import CategoricalVAE
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> VIMCO(num_particles=5).loss(vae.model, vae.guide, torch.ones(4, 6)) > 0
         True
@@ -116,7 +116,7 @@ class ReweightedWakeSleep(SampledELBO):
         ValueError: when it is used, if sites are scaled differently.
 
     Example:
-        >>> from pyro_gvae.models import CategoricalVAE
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> ReweightedWakeSleep(num_particles=5).loss(vae.model, vae.guide, torch.ones(4, 6)) > 0
         True

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from ..exact import HasPair
-from ..sites import Program
+from ..handlers.sites import Program
 
 
 class Loss(Protocol):

@@ -1,8 +1,8 @@
 """Estimators that sum over all K^N joint codes."""
 
-from ..distributed import ALONE, Share
 from ..elbos.exact import ExactELBO, ExactEvidence
 from ..handlers import discretize
+from ..runtime.distributed import ALONE, Share
 from .base import Estimator
 
 

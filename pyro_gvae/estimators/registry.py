@@ -7,7 +7,7 @@ from .base import Estimator
 from .control_variates import rebar, relax_with_network
 from .coupled import disarm, disarm_iw
 from .exact import exact, exact_evidence
-from .partial_enumeration import local_expectation
+from .local import local_expectation
 from .relaxed import gumbel_softmax
 from .score import reinforce, reinforce_baseline, reinforce_loo, reweighted_wake_sleep, vimco
 from .straight_through import (

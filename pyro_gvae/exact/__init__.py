@@ -1,10 +1,10 @@
 """Exact sums over all K^N joint codes of the discrete model."""
 
-from .evaluate import Bounds, bounds, elbo, log_evidence
+from ..programs.reader import HasPair, Pair
 from .mean_field import MeanField, mean_field
+from .plan import Cost, cost
 from .posterior import Posterior, posterior, sample_posterior
-from .programs import HasPair, Pair
-from .slices import Cost, cost
+from .sums import Bounds, bounds, elbo, log_evidence
 
 __all__ = [
     "Bounds",

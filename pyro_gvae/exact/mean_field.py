@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..memory import in_words, memory_limit
-from .evaluate import joint_scores
-from .programs import HasPair, Run, read_guide, with_own_parameters
-from .slices import Plan, make_plan
+from ..programs.reader import HasPair, Run, read_guide, with_own_parameters
+from ..runtime.memory import in_words, memory_limit
+from .plan import Plan, make_plan
+from .sums import joint_scores
 
 
 class MeanField(NamedTuple):
@@ -53,7 +53,7 @@ def mean_field(
 
     Example:
         >>> from pyro_gvae.exact import elbo, log_evidence
-        >>> from pyro_gvae.models import CategoricalVAE
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> x = torch.ones(4, 6)
         >>> best = mean_field(vae, x)

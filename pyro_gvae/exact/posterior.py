@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .evaluate import joint_scores
-from .programs import HasPair, with_own_parameters
-from .slices import make_plan
+from ..programs.reader import HasPair, with_own_parameters
+from .plan import make_plan
+from .sums import joint_scores
 
 
 class Posterior(NamedTuple):
@@ -43,7 +43,7 @@ def posterior(
         ValueError: as :func:`log_evidence`; also if `num_codes` is negative.
 
     Example:
-        >>> from pyro_gvae.models import CategoricalVAE
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> found = posterior(vae, torch.ones(4, 6), num_codes=9)
         >>> found.codes.shape, found.probs.sum(-1)
@@ -110,7 +110,7 @@ def sample_posterior(
         ValueError: as :func:`log_evidence`; also if `num_samples` is not positive.
 
     Example:
-        >>> from pyro_gvae.models import CategoricalVAE
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> sample_posterior(vae, torch.ones(4, 6), num_samples=7).shape
         torch.Size([7, 4, 2, 3])

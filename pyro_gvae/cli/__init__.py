@@ -1,0 +1,1 @@
+"""The command line, one place for all commands."""

@@ -1,0 +1,105 @@
+"""The command line. Torch is imported only when a command runs, so that `--help` is instant."""
+
+import shlex
+import sys
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple, Union
+
+import tyro
+
+from ..config.commands import EncodeConfig, EvaluateConfig, GapsConfig, ReconstructConfig, ReportConfig, SampleConfig
+from ..config.compare import CellsFailed, CompareConfig
+from ..config.gradients import AdviseConfig, GradientsConfig
+from ..config.presets import PRESETS
+from ..config.train import ResumeConfig, TrainConfig
+
+
+class Command(NamedTuple):
+    """A configuration, and the function that takes it and returns what is said in the end: "module:function"."""
+
+    config: type[Any]
+    function: str
+
+
+COMMANDS = {
+    "train": Command(TrainConfig, "launch:train_command"),
+    "resume": Command(ResumeConfig, "compare:resume_any_command"),
+    "report": Command(ReportConfig, "train_report:report_command"),
+    "compare": Command(CompareConfig, "compare:compare_command"),
+    "gaps": Command(GapsConfig, "gaps:gaps_command"),
+    "gradients": Command(GradientsConfig, "laboratory:gradients_command"),
+    "advise": Command(AdviseConfig, "advice:advise_command"),
+    "evaluate": Command(EvaluateConfig, "commands:evaluate_command"),
+    "encode": Command(EncodeConfig, "commands:encode_command"),
+    "reconstruct": Command(ReconstructConfig, "commands:reconstruct_command"),
+    "sample": Command(SampleConfig, "commands:sample_command"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 if it succeeded, 2 with one sentence if it was asked for something that cannot be.
+
+    1 if cells of a comparison failed; a run that a signal stopped ends with 130 (Ctrl-C) or 143 (SIGTERM), as shells
+    expect.
+    """
+    try:
+        if said := _run(_parse(list(sys.argv[1:] if arguments is None else arguments))):
+            print(f"\n{said}")
+    except CellsFailed as failed:
+        print(f"\n{failed.said}")
+        print(f"pyro-gvae: {failed}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"pyro-gvae: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        run = getattr(interrupt, "run", None)
+        if run is None:
+            print("pyro-gvae: interrupted; what was finished is in the run folder.", file=sys.stderr)
+            return 130
+        print(f"\npyro-gvae: stopped; resume with: pyro-gvae resume {shlex.quote(str(run))}", file=sys.stderr)
+        return 128 + int(interrupt.signal)  # type: ignore[attr-defined]
+    return 0
+
+
+def _parse(arguments: list[str]) -> Any:
+    defaults = {"train": _preset(arguments)} if arguments[:1] == ["train"] else {}
+    kinds = (
+        Annotated[command.config, tyro.conf.subcommand(name, default=defaults[name], prefix_name=False)]
+        if name in defaults
+        else Annotated[command.config, tyro.conf.subcommand(name, prefix_name=False)]
+        for name, command in COMMANDS.items()
+    )
+    union: Any = Union[tuple(kinds)]  # noqa: UP007 (of as many as there are)
+    return tyro.cli(
+        union,
+        args=arguments,
+        prog="pyro-gvae",
+        description="Categorical VAEs in Pyro: relaxed sampling and exact enumeration on one program.",
+    )
+
+
+def _preset(arguments: list[str]) -> TrainConfig:
+    """The settings that `--preset NAME` begins with, taken out of the arguments; those that follow override them."""
+    for index, word in enumerate(arguments):
+        option, equals, name = word.partition("=")
+        if option == "--preset":
+            if not equals:
+                name = arguments.pop(index + 1) if index + 1 < len(arguments) else ""
+            del arguments[index]
+            if name not in PRESETS:
+                raise ValueError(f"Expected a preset among {', '.join(PRESETS)}, but found '{name}'.")
+            return PRESETS[name]
+    return TrainConfig()
+
+
+def _run(config: Any) -> str:
+    function = next(command.function for command in COMMANDS.values() if command.config is type(config))
+    module, _, name = function.partition(":")
+    said: str = getattr(import_module(f".{module}", __package__), name)(config)
+    return said
+
+
+def _sentence(error: Exception) -> str:
+    """The error's own words; Pyro appends the shapes of its trace on further lines."""
+    return str(error).split("\n")[0] or type(error).__name__

@@ -1,0 +1,1 @@
+"""The main job: a grid of estimators, settings and seeds, trained and judged."""

@@ -1,0 +1,82 @@
+"""One cell of a comparison: trained in a folder of its own, judged as a discrete model, and drawn."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+from .. import exact
+from ..config.train import TrainConfig
+from ..data.dataset import Dataset, derived_seed, epoch_batches
+from ..evaluate.generate import reconstruct, sample
+from ..evaluate.metrics import code_usage, discrete_scores, own_objective
+from ..models.categorical_vae import CategoricalVAE
+from ..runs.files import PICTURES, replacing, write_json
+from ..runtime.rng import own_randomness
+from ..train.fit import fit
+from ..train.launch import initial_model, load_data, provenance
+from ..train.training import NUM_TRAIN_WATCHED, Training
+
+#: Images shown in the report: reconstructions of the first test images, and prior samples.
+NUM_RECONSTRUCTIONS, NUM_SAMPLES = 10, 25
+
+
+class Job(NamedTuple):
+    """A cell that is to be trained: its folder, and how."""
+
+    folder: Path
+    config: TrainConfig
+
+
+def train_cell(job: Job) -> None:
+    """Train a cell, from its checkpoint where there is one; its pictures are written last, so that it is finished.
+
+    Raises:
+        ValueError: if data or configuration are unusable, or too many steps were not finite.
+        OSError: if data files are absent or the folder cannot be written.
+    """
+    folder, config = job
+    data = load_data(config)
+    vae = initial_model(config, data)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", {"train": config.as_json()} | provenance(data))
+    fit(vae, data, config, output=folder, resume=True, progress=False, measure=_measure)
+    with own_randomness(derived_seed("pictures", config.seed)):
+        arrays = _pictures(vae, initial_model(config, data), data, max_memory=_bytes(config))
+    with replacing(folder / PICTURES) as temporary:
+        save_file({name: array.contiguous() for name, array in arrays.items()}, temporary)
+
+
+@torch.no_grad()
+def _measure(training: Training) -> dict[str, Any]:
+    """What is known of a comparison's model besides what every training run says, all of it exact."""
+    vae, config, test = training.vae, training.config, training.test
+    assert test is not None
+    shown = next(epoch_batches(training.train, min(NUM_TRAIN_WATCHED, len(training.train)), seed=0, epoch=0))
+    parts = {"train": shown, "test": test}
+    found: dict[str, Any] = {"test_objective": own_objective(vae, training.estimator, test)}
+    for part, x in parts.items():
+        if training.state.judge == "exact":  # the ELBO is known already
+            found[f"{part}_log_evidence"] = exact.log_evidence(vae, x, max_memory=_bytes(config)).mean().item()
+        else:
+            scores = discrete_scores(vae, x, max_memory=_bytes(config))
+            found |= {f"{part}_elbo": scores.elbo, f"{part}_log_evidence": scores.log_evidence, "elbo_is": "exact"}
+    return found
+
+
+def _pictures(
+    vae: CategoricalVAE, initial: CategoricalVAE, data: Dataset, *, max_memory: float | None
+) -> dict[str, torch.Tensor]:
+    shown = data.test[:NUM_RECONSTRUCTIONS]
+    return {
+        "inputs": shown,
+        "reconstructions_start": reconstruct(initial, shown),
+        "reconstructions_end": reconstruct(vae, shown),
+        "samples": sample(vae, NUM_SAMPLES),
+        "code_usage": code_usage(vae, data.test, max_memory=max_memory),
+    }
+
+
+def _bytes(config: TrainConfig) -> float | None:
+    return None if config.max_memory is None else config.max_memory * 1e9

@@ -1,0 +1,64 @@
+"""The cells of a comparison -> its curves, one tidy table of results, means over seeds and paired differences."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..runs.files import PICTURES, cell_error, cell_folder, read_json_lines, write_csv, write_json_lines, write_parquet
+from ..runs.tables import choose_baseline, labelled, paired_differences, summarize
+from .grid import Cell
+
+#: What a training run says of its moment, which is no result of its whole.
+OF_A_MOMENT = {"stage", "elbo_is", "finished", "prior_temperature"}
+
+
+def is_finished(run: Path, cell: Cell) -> bool:
+    """Whether a cell was trained to its end and all of it is written."""
+    return (cell_folder(run, cell.label, cell.seed) / PICTURES).exists()
+
+
+def gather(run: Path, cells: Sequence[Cell]) -> pd.DataFrame:
+    """Writes what the cells of a run folder have come to.
+
+    - metrics.jsonl: every evaluation of every cell, with its place in the grid; `finished` is true of the last one of a
+      cell that was trained to its end.
+    - results.csv and results.parquet: one row for each cell: its place in the grid, `status` (finished, failed,
+      unfinished), `error`, and the last evaluation if it is finished.
+    - summary.csv: means and standard errors over seeds. differences.csv: the same of differences from the baseline on
+      the same seeds and settings.
+
+    Returns:
+        The results.
+    """
+    lines: list[dict[str, Any]] = []
+    rows = []
+    for cell in cells:
+        path = cell_folder(run, cell.label, cell.seed) / "metrics.jsonl"
+        history = read_json_lines(path).to_dict("records") if path.exists() else []
+        of_cell = [line | cell.coordinates | {"finished": False} for line in history]
+        row = cell.coordinates | {"status": "unfinished", "error": ""}
+        if is_finished(run, cell):
+            of_cell[-1]["finished"] = True
+            row |= {name: value for name, value in of_cell[-1].items() if name not in OF_A_MOMENT}
+            row |= {"status": "finished", "steps_per_second": row["step"] / row["seconds"]}
+        elif error := cell_error(run, cell.label, cell.seed):
+            row |= {"status": "failed", "error": error}
+        lines += of_cell
+        rows.append(row)
+    results = pd.DataFrame(rows)
+    write_json_lines(run / "metrics.jsonl", lines)
+    write_csv(run / "results.csv", results)
+    write_parquet(run / "results.parquet", results)
+    final = labelled(results[results["status"] == "finished"])
+    if len(final):
+        write_csv(run / "summary.csv", _with_names(summarize(final), final))
+        write_csv(run / "differences.csv", _with_names(paired_differences(final, choose_baseline(final)), final))
+    return results
+
+
+def _with_names(table: pd.DataFrame, final: pd.DataFrame) -> pd.DataFrame:
+    """A table whose index is labels, with estimator and setting as columns."""
+    names = final.drop_duplicates("estimator").set_index("estimator")[["plan", "setting"]]
+    return names.join(table, how="inner").rename(columns={"plan": "estimator"})

@@ -1,0 +1,188 @@
+"""The main job: the same network, weights and batches, trained by several estimators, judged as discrete models."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from signal import SIGINT
+
+import pandas as pd
+from tqdm import tqdm
+
+from .. import exact
+from ..config.compare import CellsFailed, CompareConfig
+from ..config.train import ResumeConfig
+from ..data.dataset import Dataset
+from ..data.datasets import load
+from ..report.comparison import write_report
+from ..runs.files import ERROR, cell_folder, new_run_folder, sole_writer, write_json, write_text_atomic
+from ..runs.tables import format_table, labelled, summarize
+from ..train.fit import Interrupted
+from ..train.launch import initial_model, provenance, resume_command
+from ..train.training import Training
+from . import jobs as sweep
+from .cell import Job, train_cell
+from .gather import gather, is_finished
+from .grid import Cell, make_cells
+
+#: Evaluations take several exact sums each; longer ones would take longer than the training.
+MOST_SECONDS = 60
+#: Settings that may change when a comparison goes on: where things lie, and who works.
+FREE = {"data_dir", "download", "checkpoint_every", "workers", "backend", "scheduler", "output"}
+
+
+def compare(config: CompareConfig) -> Path:
+    """Train the cells of a comparison that its run folder lacks, and write its results and its report.
+
+    The run folder holds config.json, what :func:`~pyro_gvae.compare.gather.gather` writes, report.html with figures/, and for
+    each cell a folder cells/NAME: a run folder of `train`, with its checkpoint, its weights and its pictures, or with
+    error.txt if it failed. Cells that failed before are tried again.
+
+    Args:
+        config: what to compare; an `output` that exists is one of the same comparison, which goes on.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError: if a setting, the data or the run folder is unusable, or if another process works in it; nothing has
+            been written then.
+        OSError: if data files are absent or the folder cannot be written.
+        Interrupted: after a SIGINT or SIGTERM; what was finished is reported, and the same call goes on.
+    """
+    data = load(config.dataset, data_dir=config.data_dir, download=config.download, binarize=config.binarize)
+    cells = make_cells(config, len(data.train))
+    before = _settings_before(config)
+    if before is None:
+        _check_cells(config, cells, data)
+    with _run_on(config) as run_jobs:
+        run = new_run_folder(config.output, prefix="compare") if before is None else Path(str(config.output))
+        with sole_writer(run):
+            if before is None:
+                listed = [{"estimator": cell.estimator, "setting": cell.setting, "seed": cell.seed} for cell in cells]
+                write_json(run / "config.json", config.as_json() | provenance(data) | {"cells": listed})
+            try:
+                _train(run, config, cells, run_jobs)
+            except KeyboardInterrupt as interrupt:
+                raise Interrupted(run, getattr(interrupt, "signal", SIGINT)) from interrupt
+            finally:  # an interrupted comparison reports what it finished
+                gather(run, cells)
+                write_report(run)
+    return run
+
+
+def compare_command(config: CompareConfig) -> str:
+    """The comparison as a command: what is said in the end.
+
+    Raises:
+        CellsFailed: if some did.
+    """
+    run = compare(config)
+    said = f"{results_table(run)}\n\nreport: {run / 'report.html'}"
+    results = pd.read_parquet(run / "results.parquet")
+    failed = labelled(results[results["status"] == "failed"])
+    if len(failed):
+        first = failed.iloc[0]
+        raise CellsFailed(
+            f"Expected {len(results)} finished cells, but found that {len(failed)} failed: {first['estimator']}, seed "
+            f"{first['seed']}: {first['error']}",
+            said,
+        )
+    return said
+
+
+def resume_any_command(config: ResumeConfig) -> str:
+    """`pyro-gvae resume`, of a comparison or of a single training run."""
+    written = _written(config.run)
+    if "cells" not in written:
+        return resume_command(config)
+    return compare_command(replace(CompareConfig.from_json(written), output=config.run))
+
+
+def results_table(run: Path) -> str:
+    """The table that ends the terminal's output."""
+    results = pd.read_parquet(run / "results.parquet")
+    final = labelled(results[results["status"] == "finished"])
+    return format_table(summarize(final)) if len(final) else "No cell was finished."
+
+
+def _train(run: Path, config: CompareConfig, cells: Sequence[Cell], run_jobs: sweep.Run) -> None:
+    """Those that are not finished; a cell that fails leaves a sentence in its folder."""
+    left = [cell for cell in cells if not is_finished(run, cell)]
+    jobs = [
+        # Workers may stand in other folders.
+        Job(
+            cell_folder(run, cell.label, cell.seed).absolute(), replace(cell.train, data_dir=config.data_dir.absolute())
+        )
+        for cell in left
+    ]
+    for job in jobs:
+        (job.folder / ERROR).unlink(missing_ok=True)
+    with tqdm(total=len(cells), initial=len(cells) - len(left), desc="compare", unit="cell") as bar:
+        for outcome in run_jobs(train_cell, jobs):
+            cell = left[outcome.number]
+            if outcome.error is not None:
+                write_text_atomic(jobs[outcome.number].folder / ERROR, outcome.error)
+            bar.set_postfix_str(f"{cell.label}, seed {cell.seed} {'failed' if outcome.error else 'finished'}")
+            bar.update()
+
+
+@contextmanager
+def _run_on(config: CompareConfig) -> Iterator[sweep.Run]:
+    if config.scheduler is None:
+        yield sweep.on_processes(config.workers)
+    else:
+        with sweep.on_cluster(config.scheduler) as run:
+            yield run
+
+
+def _settings_before(config: CompareConfig) -> object:
+    """The settings of the comparison that is to go on; None if a new one is to begin.
+
+    Raises:
+        ValueError: if the folder is of another one, or of none.
+    """
+    if config.output is None or not config.output.exists():
+        return None
+    written = _written(config.output)
+    if "cells" not in written:
+        raise ValueError(
+            f"Expected a new folder or one of a comparison, but found that '{config.output}' exists and is none. Try "
+            "another name."
+        )
+    before, now = CompareConfig.from_json(written).as_json(), config.as_json()
+    different = [name for name in now if name not in FREE and now[name] != before[name]]
+    if different:
+        raise ValueError(
+            f"Expected the settings that '{config.output}' was begun with, but found another "
+            f"{', '.join(different)}. Try another folder."
+        )
+    return before
+
+
+def _written(run: Path) -> dict[str, object]:
+    try:
+        written = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return written if isinstance(written, dict) else {}
+
+
+def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: Dataset) -> None:
+    """Refuse, before a folder is made, what cannot be trained, and codes that are too many to judge a model by."""
+    if config.batch_size > len(data.train):
+        raise ValueError(f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}.")
+    max_memory = None if config.max_memory is None else config.max_memory * 1e9
+    for cell in cells:
+        if cell.seed != cells[0].seed:
+            continue
+        vae = initial_model(cell.train, data)
+        cost = exact.cost(vae, data.test[: config.batch_size], max_memory=max_memory)
+        if cost.seconds > MOST_SECONDS:
+            raise ValueError(
+                f"Expected codes that can be summed in {MOST_SECONDS} seconds, but found S = K^N = "
+                f"{cell.train.num_categories}^{cell.train.num_latents} = {cost.num_codes:,}, which take about "
+                f"{cost.seconds:.2g} seconds a sum. Try fewer latents or categories."
+            )
+        Training(vae, data, cell.train)

@@ -1,0 +1,146 @@
+"""The text of a training plan: stages of estimators, amounts of training, names with options; no torch."""
+
+import ast
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+from .commands import EstimatorName
+
+Unit = Literal["epochs", "steps", "seconds"]
+_UNITS: dict[str, Unit] = {"": "epochs", "epochs": "epochs", "steps": "steps", "s": "seconds"}
+FORM = "gumbel-softmax:20,exact:3"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """So much training: epochs, steps or seconds.
+
+    Example:
+        >>> Amount.parse("20"), Amount.parse("500steps"), str(Amount.parse("60s"))
+        (Amount(number=20, unit='epochs'), Amount(number=500, unit='steps'), '60s')
+    """
+
+    number: float
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: str | float) -> "Amount":
+        """Reads `20` (epochs), `500steps` or `60s`.
+
+        Raises:
+            ValueError: where the text is something else, or not positive.
+        """
+        found = re.fullmatch(r"([\d.]+(?:e[+-]?\d+)?) *(epochs|steps|s|)", str(text).strip())
+        try:
+            number = float(found[1]) if found else 0.0
+        except ValueError:
+            number = 0.0
+        unit = _UNITS[found[2]] if found else "epochs"
+        if not 0 < number < float("inf") or (unit != "seconds" and number % 1):
+            raise ValueError(f"Expected epochs, steps or seconds, but found '{text}'. Try '20', '500steps' or '60s'.")
+        return cls(number if unit == "seconds" else int(number), unit)
+
+    def __str__(self) -> str:
+        return f"{self.number:g}s" if self.unit == "seconds" else f"{self.number}{self.unit}"
+
+    def steps(self, per_epoch: int) -> int | None:
+        """In steps, where an epoch has `per_epoch`; None if it is a time."""
+        if self.unit == "seconds":
+            return None
+        return int(self.number) * (per_epoch if self.unit == "epochs" else 1)
+
+    def is_over(self, steps: int, seconds: float, per_epoch: int) -> bool:
+        """Whether so many steps, or so many seconds, are this much or more."""
+        in_steps = self.steps(per_epoch)
+        return seconds >= self.number if in_steps is None else steps >= in_steps
+
+
+class Named(NamedTuple):
+    """A name with options, such as `SGD[momentum=0.9]`."""
+
+    name: str
+    options: dict[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> "Named":
+        """Reads `name` or `name[option=value,...]`; a value is a number, True, False, None or a word.
+
+        Raises:
+            ValueError: where the text has another form.
+
+        Example:
+            >>> Named.parse("gumbel-softmax[kl=categorical,temperature=0.67]")
+            Named(name='gumbel-softmax', options={'kl': 'categorical', 'temperature': 0.67})
+        """
+        found = re.fullmatch(r"([\w-]+)(?:\[([^\[\]]*)\])?", text.strip())
+        options: dict[str, Any] = {}
+        for part in filter(None, (found[2] or "").split(",")) if found else ():
+            key, equals, value = (word.strip() for word in part.partition("="))
+            if not (key.isidentifier() and equals and value) or key in options:
+                found = None
+                break
+            options[key] = _value(value)
+        if found is None:
+            raise ValueError(
+                f"Expected a name or name[option=value,...], but found '{text}'. "
+                "Try 'gumbel-softmax[kl=categorical,temperature=0.67]'."
+            )
+        return cls(found[1], options)
+
+
+class Stage(NamedTuple):
+    """An estimator with its options, and how much it trains."""
+
+    estimator: str
+    options: dict[str, Any]
+    amount: Amount
+
+    def __str__(self) -> str:
+        options = ",".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.estimator}{f'[{options}]' if options else ''}:{self.amount}"
+
+
+def parse_stages(text: str, default: Amount | None = None) -> tuple[Stage, ...]:
+    """Reads `estimator:amount,estimator[option=value,...]:amount,...`.
+
+    Args:
+        text: each estimator by its name in the registry, with options in brackets; each amount in epochs (`20`), steps
+            (`500steps`) or seconds (`60s`).
+        default: how much those train that have no amount; without it, each has one.
+
+    Returns:
+        The stages in their order, one or more.
+
+    Raises:
+        ValueError: where the text has another form, or there is no such estimator.
+
+    Example:
+        >>> [(stage.estimator, str(stage.amount)) for stage in parse_stages("gumbel-softmax:20,exact:500steps")]
+        [('gumbel-softmax', '20epochs'), ('exact', '500steps')]
+        >>> ",".join(map(str, parse_stages("reinmax[temperature=1.3],exact:3", Amount.parse(20))))
+        'reinmax[temperature=1.3]:20epochs,exact:3epochs'
+    """
+    parts = re.split(r",(?![^\[]*\])", text)  # commas outside of brackets
+    return tuple(_stage(part, text, default) for part in parts)
+
+
+def _stage(part: str, text: str, default: Amount | None) -> Stage:
+    named, colon, amount = part.rpartition(":")
+    if not colon and default is not None:
+        named, amount = part, str(default)
+    elif not colon:
+        raise ValueError(f"Expected stages as estimator:amount, but found '{part}' in '{text}'. Try '{FORM}'.")
+    name, options = Named.parse(named)
+    if name not in get_args(EstimatorName):
+        raise ValueError(f"Expected an estimator among {', '.join(get_args(EstimatorName))}, but found '{name}'.")
+    return Stage(name, options, Amount.parse(amount))
+
+
+def _value(text: str) -> Any:
+    """A number, True, False or None where the text is one; else the text."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if value is None or isinstance(value, bool | int | float) else text

@@ -1,0 +1,250 @@
+"""Images held in memory as one tensor, and the minibatches of an epoch as a pure function of (seed, epoch).
+
+``epoch_batches`` cuts a ``Dataset`` into minibatches; the ones that have names are in ``datasets``. The
+global random state is never touched, and once a data set is loaded nothing is done image by image.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..models.categorical_vae import CategoricalVAE
+
+BINARIZATIONS = ("none", "threshold", "dynamic")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Train and test images as tensors; your own become one by calling it.
+
+    Args:
+        name: what the data are called in reports.
+        train: images (M, D) with values in [0, 1].
+        test: held-out images (M', D) with values in [0, 1].
+        image_shape: (H, W) with H * W = D, for pictures.
+        train_labels: whole numbers (M,), or None.
+        test_labels: whole numbers (M',), or None.
+        teacher: the model that the images were drawn from, where it is known.
+        binarize: what ``binarized`` made of them; after "dynamic", ``epoch_batches`` draws ``train`` anew.
+
+    Raises:
+        ValueError: where images are not finite or not in [0, 1], or do not fit their shape or their labels.
+
+    Example:
+        >>> mine = Dataset("mine", torch.rand(100, 6), torch.rand(20, 6), (2, 3))
+        >>> [len(x) for x in epoch_batches(mine, 40, seed=0, epoch=0)]
+        [40, 40, 20]
+    """
+
+    name: str
+    train: Tensor
+    test: Tensor
+    image_shape: tuple[int, int]
+    train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
+    teacher: CategoricalVAE | None = None
+    binarize: str = "none"
+
+    def __post_init__(self) -> None:
+        check_binarize(self.binarize)
+        dim = math.prod(self.image_shape)
+        parts = ("train", self.train, self.train_labels), ("test", self.test, self.test_labels)
+        for part, x, labels in parts:
+            check_images(x, f"{self.name} {part} images")
+            if x.shape[1] != dim:
+                raise ValueError(
+                    f"Expected {self.name} {part} images of {dim} values, as image_shape={self.image_shape} "
+                    f"says, but found {x.shape[1]}."
+                )
+            if labels is not None and labels.shape != x.shape[:1]:
+                raise ValueError(
+                    f"Expected {len(x)} {self.name} {part} labels, one for each image, "
+                    f"but found labels of shape {tuple(labels.shape)}."
+                )
+
+
+def check_images(x: Tensor, name: str = "images") -> None:
+    """Refuses, before training, what cannot be trained on.
+
+    Args:
+        x: images (M, D).
+        name: what to call them in the sentence.
+
+    Raises:
+        ValueError: where x is not a floating-point tensor (M, D), is empty, has a NaN or leaves [0, 1].
+
+    Example:
+        >>> check_images(torch.tensor([[0.0, 255.0]]))
+        Traceback (most recent call last):
+        ValueError: Expected images in [0, 1], but found values from 0 to 255. Try x / 255 for 8-bit images.
+    """
+    if not x.is_floating_point() or x.dim() != 2 or x.numel() == 0:
+        raise ValueError(
+            f"Expected {name} as a floating-point tensor (M, D), "
+            f"but found {x.dtype} of shape {tuple(x.shape)}. Try x.flatten(1).float()."
+        )
+    low, high = (bound.item() for bound in x.aminmax())  # one pass; a NaN anywhere makes both NaN
+    if math.isnan(low):
+        rows = int(x.isnan().any(dim=1).sum())
+        raise ValueError(f"Expected {name} in [0, 1], but found NaN in {rows} of {len(x)}. Try without them.")
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"Expected {name} in [0, 1], but found values from {low:g} to {high:g}. Try x / 255 for 8-bit images."
+        )
+
+
+def binarized(data: Dataset, binarize: str, *, seed: int = 0) -> Dataset:
+    """The same images in black and white.
+
+    Args:
+        data: grey images.
+        binarize: "none" keeps them grey. "threshold" puts 1 where a value is above 0.5, once and for all.
+            "dynamic" takes a grey value for a probability (Burda et al. 2016, arXiv 1509.00519):
+            ``epoch_batches`` draws a training image anew whenever it is used, and the test set is drawn here,
+            once, so that all evaluations see the same.
+        seed: of the one draw of the test set.
+
+    Returns:
+        A new data set; ``data`` stays as it is.
+
+    Raises:
+        ValueError: where ``binarize`` is unknown.
+
+    Example:
+        >>> grey = Dataset("grey", torch.full((3, 4), 0.4), torch.full((1, 4), 0.6), (2, 2))
+        >>> binarized(grey, "threshold").test.tolist()
+        [[1.0, 1.0, 1.0, 1.0]]
+    """
+    check_binarize(binarize)
+    if binarize == "threshold":
+        train, test = ((x > 0.5).to(x.dtype) for x in (data.train, data.test))
+        return replace(data, train=train, test=test, binarize=binarize)
+    if binarize == "dynamic":
+        return replace(data, test=_bernoulli(data.test, _generator("test", seed)), binarize=binarize)
+    return data
+
+
+def check_range(x: Tensor, low: float, high: float) -> None:
+    """Refuses training data of any shape that hold a NaN, or leave the range that their model has.
+
+    Raises:
+        ValueError: where a value is NaN, infinite or not in [low, high].
+
+    Example:
+        >>> check_range(torch.tensor([0.5, 2.0]), 0.0, 1.0)
+        Traceback (most recent call last):
+        ValueError: Expected training data in [0, 1], but found values from 0.5 to 2. Try to rescale them, or another...
+    """
+    lowest, highest = (bound.item() for bound in x.aminmax())  # a NaN anywhere makes both NaN
+    if math.isnan(lowest):
+        rows = int(x.isnan().reshape(len(x), -1).any(1).sum())
+        raise ValueError(f"Expected training data without NaN, but found it in {rows} of {len(x)}. Try without them.")
+    if lowest < low or highest > high or math.isinf(lowest) or math.isinf(highest):
+        raise ValueError(
+            f"Expected training data in [{low:g}, {high:g}], but found values from {lowest:g} to {highest:g}. Try to "
+            "rescale them, or another observation."
+        )
+
+
+def epoch_batches(
+    data: Dataset | Tensor, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False
+) -> Iterator[Tensor]:
+    """The shuffled minibatches of one epoch: the same for the same (seed, epoch), whatever ran before.
+
+    A resumed run needs no epoch replayed, and inside an epoch ``itertools.islice(batches, k, None)`` goes on
+    after k batches. Order and draws come from a CPU generator of their own: they are the same on every device
+    and in every process.
+
+    Args:
+        data: a data set, whose ``train`` is cut and, if it is "dynamic", drawn; or a tensor (M, D) as it is.
+        batch_size: B, from 1 to M.
+        seed: of the order, and of the draws of dynamic binarization.
+        epoch: 0, 1, 2, ...; each has its own order.
+        drop_last: leave out the last batch where it has fewer than B images.
+
+    Returns:
+        An iterator of batches (B, D) on the device of the data; the last one may be smaller.
+
+    Raises:
+        ValueError: where the batch size is not in 1 .. M; at the call, not at the first batch.
+
+    Example:
+        >>> x = torch.arange(5.0).unsqueeze(1)
+        >>> [batch.flatten().tolist() for batch in epoch_batches(x, 2, seed=0, epoch=0)]
+        [[3.0, 4.0], [1.0, 2.0], [0.0]]
+    """
+    x, dynamic = (data.train, data.binarize == "dynamic") if isinstance(data, Dataset) else (data, False)
+    if not 1 <= batch_size <= len(x):
+        raise ValueError(f"Expected a batch size from 1 to the {len(x)} images, but found {batch_size}.")
+    generator = _generator("batches", seed, epoch)
+    order = torch.randperm(len(x), generator=generator, device="cpu").to(x.device)  # (M,)
+    if drop_last:
+        order = order[: len(x) // batch_size * batch_size]
+    batches = (x.index_select(0, rows) for rows in order.split(batch_size))  # each (B, D)
+    return (_bernoulli(batch, generator) for batch in batches) if dynamic else batches
+
+
+class Part(NamedTuple):
+    """A part of a data set to look at a model with."""
+
+    x: Tensor  # (M, D)
+    labels: Tensor | None  # (M,)
+
+
+def fixed_part(data: Dataset, name: str, num_data: int | None = None, *, seed: int = 0) -> Part:
+    """The first images of a part, the same whenever they are asked for: for evaluation.
+
+    Args:
+        data: a data set.
+        name: "train" or "test".
+        num_data: how many; all, if there are fewer or None.
+        seed: of the one draw of training images that are binarized dynamically.
+
+    Raises:
+        ValueError: where there is no such part, or `num_data` is not positive.
+
+    Example:
+        >>> data = Dataset("mine", torch.zeros(100, 6), torch.ones(20, 6), (2, 3))
+        >>> fixed_part(data, "test", 5).x.shape
+        torch.Size([5, 6])
+    """
+    if name not in ("train", "test"):
+        raise ValueError(f"Expected the part 'train' or 'test', but found '{name}'.")
+    if num_data is not None and num_data < 1:
+        raise ValueError(f"Expected num_data of at least 1, but found {num_data}.")
+    x, labels = (data.train, data.train_labels) if name == "train" else (data.test, data.test_labels)
+    x = x[:num_data]
+    if name == "train" and data.binarize == "dynamic":
+        x = _bernoulli(x, _generator("fixed train", seed))
+    return Part(x, None if labels is None else labels[:num_data])
+
+
+def check_binarize(binarize: str) -> None:
+    if binarize not in BINARIZATIONS:
+        raise ValueError(f"Expected binarize among {', '.join(BINARIZATIONS)}, but found '{binarize}'.")
+
+
+def _bernoulli(mean: Tensor, generator: torch.Generator) -> Tensor:
+    """0 or 1 with the given mean; drawn on the CPU, where the generator lives, for every device alike."""
+    uniform = torch.rand(mean.shape, generator=generator, dtype=torch.float32, device="cpu")
+    return (uniform.to(mean.device) < mean).to(mean.dtype)
+
+
+def _generator(purpose: str, seed: int, epoch: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(derived_seed(purpose, seed, epoch))
+
+
+def derived_seed(purpose: str, seed: int, epoch: int = 0) -> int:
+    """A seed for each purpose, seed and epoch: no two of them share random numbers, as seed + epoch would."""
+    digest = hashlib.sha256(f"{purpose}/{seed:d}/{epoch:d}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")  # torch's CPU generator uses 32 bits of a seed
+
+
+def digest(x: Tensor) -> str:
+    """By what a continued run knows that it has the data that it was begun with."""
+    return hashlib.sha256(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()

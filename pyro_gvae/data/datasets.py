@@ -1,0 +1,194 @@
+"""The data sets that have names: ``load(name)`` reads one of ``DATASETS`` into memory.
+
+digits and teacher are always there; the others are read from torchvision's files, and fetched only when asked for.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from ..models.categorical_vae import CategoricalVAE
+from .dataset import Dataset, binarized, check_binarize, derived_seed
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | Path = "data",
+    download: bool = False,
+    binarize: str = "none",
+    seed: int = 0,
+) -> Dataset:
+    """Reads one of ``DATASETS`` into memory.
+
+    Args:
+        name: "digits" (embedded in scikit-learn), "teacher" (drawn), or "mnist", "fashion_mnist", "kmnist",
+            "omniglot" (files in torchvision's layout).
+        data_dir: the folder that torchvision calls root; "digits" and "teacher" need none.
+        download: fetch absent files into ``data_dir``; without it the network is never used.
+        binarize: see ``binarized``.
+        seed: of the data themselves: what "teacher" draws, and the test set of "dynamic". Runs that are to be
+            compared share it; the order of their batches has the seed of ``epoch_batches``.
+
+    Returns:
+        The data set, on the CPU in float32.
+
+    Raises:
+        ValueError: where a name is unknown.
+        OSError: where files are absent (``FileNotFoundError``), damaged or cannot be downloaded.
+
+    Example:
+        >>> digits = load("digits", binarize="threshold")
+        >>> digits.train.shape, digits.test.shape, digits.train.unique().tolist()
+        (torch.Size([1437, 64]), torch.Size([360, 64]), [0.0, 1.0])
+    """
+    if name not in DATASETS:
+        raise ValueError(f"Expected a data set among {', '.join(DATASETS)}, but found '{name}'.")
+    check_binarize(binarize)
+    return binarized(DATASETS[name](Path(data_dir).expanduser(), download, seed), binarize, seed=seed)
+
+
+def digits() -> Dataset:
+    """The 1797 handwritten digits of scikit-learn, 8 x 8 pixels of 17 grey levels: embedded, so always there.
+
+    The split, 1437 for training and 360 for testing, is stratified by the digit and always the same.
+
+    Example:
+        >>> digits().test_labels.bincount().tolist()
+        [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
+    """
+    from sklearn.datasets import load_digits  # imported where needed: no other data set should wait for it
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    split = train_test_split(images / 16, labels, test_size=360, stratify=labels, random_state=0)
+    train, test, train_labels, test_labels = (torch.from_numpy(part) for part in split)
+    return Dataset("digits", train.float(), test.float(), (8, 8), train_labels.long(), test_labels.long())
+
+
+def teacher(
+    *,
+    image_shape: tuple[int, int] = (8, 8),
+    num_latents: int = 4,
+    num_categories: int = 8,
+    hidden: Sequence[int] = (32,),
+    contrast: float = 2.0,
+    sizes: tuple[int, int] = (2000, 500),
+    seed: int = 0,
+) -> Dataset:
+    """Binary images drawn from a known ``CategoricalVAE``, so that the true log-likelihood can be computed.
+
+    Codes are uniform, z_n ~ U{1..K}, and pixels x ~ Bernoulli(sigmoid(decoder(z))). The decoder is a random
+    MLP whose last layer is centred and rescaled so that over the codes its logits have mean 0 and a standard
+    deviation of ``contrast``; as initialized it would draw nearly the same noise from every code.
+
+    Args:
+        image_shape: (H, W), D = H * W.
+        num_latents: N.
+        num_categories: K.
+        hidden: widths as in ``CategoricalVAE``.
+        contrast: standard deviation of the decoder's logits over the codes.
+        sizes: how many images to draw for training and for testing.
+        seed: of the teacher's weights and of the images.
+
+    Returns:
+        A data set whose ``teacher`` is the true model, its parameters frozen. Only its prior and decoder are
+        the truth: the encoder is as initialized, so compute the evidence by the sum over all codes.
+
+    Example:
+        >>> data = teacher(sizes=(100, 10))
+        >>> data.train.shape, data.teacher.num_latents
+        (torch.Size([100, 64]), 4)
+    """
+
+    def codes(count: int) -> Tensor:
+        drawn = torch.randint(num_categories, (count, num_latents))
+        return one_hot(drawn, num_categories).to(torch.get_default_dtype())  # (count, N, K)
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        # Only the CPU's generator: torch.manual_seed would reseed the GPUs too, which nobody puts back.
+        torch.default_generator.manual_seed(derived_seed("teacher", seed))
+        vae = CategoricalVAE(math.prod(image_shape), num_latents, num_categories, hidden, name="teacher")
+        logits = vae.decoder(codes(1000))  # (1000, D)
+        centre = logits.mean(0)  # (D,)
+        factor = contrast / (logits - centre).square().mean().sqrt()
+        *_, last = (layer for layer in vae.decoder.modules() if isinstance(layer, nn.Linear))
+        last.weight.mul_(factor)
+        last.bias.sub_(centre).mul_(factor)
+        images = vae.decoder(codes(sum(sizes))).sigmoid().bernoulli().float()  # (M + M', D)
+    train, test = images.split(sizes)
+    return Dataset("teacher", train, test, image_shape, teacher=vae.requires_grad_(False))
+
+
+def _mnist_like(name: str, class_name: str, data_dir: Path, download: bool) -> Dataset:
+    """MNIST or one of the data sets made to take its place: 60,000 and 10,000 images of 28 x 28 pixels."""
+    from torchvision import datasets  # imported where needed: no other data set should wait for it
+
+    make = getattr(datasets, class_name)
+    with _files_of(name, data_dir / class_name / "raw", download):
+        parts = [make(str(data_dir), train=train, download=download) for train in (True, False)]
+    train, test = (part.data.flatten(1).to(torch.float32).div_(255) for part in parts)  # (M, 784)
+    return Dataset(name, train, test, (28, 28), parts[0].targets, parts[1].targets)
+
+
+def _omniglot(data_dir: Path, download: bool) -> Dataset:
+    """Omniglot's 19,280 background and 13,180 evaluation drawings, averaged to 28 x 28 pixels; ink is 1.
+
+    Labels number the characters, of which the two parts share none.
+    """
+    from torchvision.datasets import Omniglot
+
+    with _files_of("omniglot", data_dir / "omniglot-py", download):
+        parts = [Omniglot(str(data_dir), background=train, download=download) for train in (True, False)]
+        (train, train_labels), (test, test_labels) = (_drawings(Path(part.target_folder)) for part in parts)
+    return Dataset("omniglot", train, test, (28, 28), train_labels, test_labels + train_labels.max() + 1)
+
+
+def _drawings(folder: Path) -> tuple[Tensor, Tensor]:
+    """Images (M, 784) and labels (M,) of alphabet/character/drawing.png, in order of their names."""
+    from PIL import Image
+
+    files = sorted(folder.glob("*/*/*.png"))
+    pixels = []
+    for file in files:
+        with Image.open(file) as image:
+            pixels.append(np.asarray(image.convert("L").resize((28, 28), Image.Resampling.BOX)))
+    x = 1 - torch.from_numpy(np.stack(pixels)).flatten(1).to(torch.float32) / 255  # (M, 784)
+    _, labels = np.unique([str(file.parent) for file in files], return_inverse=True)
+    return x, torch.from_numpy(labels)
+
+
+@contextmanager
+def _files_of(name: str, folder: Path, download: bool) -> Iterator[None]:
+    """Turns whatever torchvision raises about absent, damaged or unreachable files into one sentence."""
+    if not download and not folder.is_dir():
+        raise FileNotFoundError(
+            f"Expected the files of '{name}' in '{folder}', but found no such folder. "
+            "Try download=True (--download) to fetch them, or another data_dir (--data-dir)."
+        )
+    try:
+        yield
+    except Exception as error:  # RuntimeError, AssertionError, URLError, BadZipFile and more
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(
+            f"Expected {'to fetch or read' if download else 'to read'} the files of '{name}' in '{folder}', "
+            f'but found "{reason}". '
+            "Try deleting that folder, and then download=True (--download) with a network."
+        ) from None
+
+
+# From (data_dir, download, seed) to the data set.
+DATASETS: dict[str, Callable[[Path, bool, int], Dataset]] = {
+    "digits": lambda data_dir, download, seed: digits(),
+    "mnist": lambda data_dir, download, seed: _mnist_like("mnist", "MNIST", data_dir, download),
+    "fashion_mnist": lambda data_dir, download, seed: _mnist_like("fashion_mnist", "FashionMNIST", data_dir, download),
+    "kmnist": lambda data_dir, download, seed: _mnist_like("kmnist", "KMNIST", data_dir, download),
+    "omniglot": lambda data_dir, download, seed: _omniglot(data_dir, download),
+    "teacher": lambda data_dir, download, seed: teacher(seed=seed),
+}

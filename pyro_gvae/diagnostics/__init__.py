@@ -1,0 +1,1 @@
+"""Gradients of estimators held against the exact one."""

@@ -1,0 +1,248 @@
+"""The gradient laboratory: (model, epoch, estimator, temperature) cells -> one folder with a table and figures."""
+
+import copy
+import dataclasses
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import exact
+from ..compare.run import MOST_SECONDS
+from ..config.gradients import GradientsConfig
+from ..data.dataset import Dataset, epoch_batches
+from ..data.datasets import load
+from ..estimators import estimator
+from ..models.categorical_vae import CategoricalVAE
+from ..report.gradient_figures import draw_against_temperature, draw_along_training
+from ..runs.files import append_json_line, new_run_folder, read_json_lines, replacing, write_csv, write_json
+from ..runs.tables import with_errors
+from ..train.step import make_step
+from ..train.trained import load_model, trained_models
+from .gradient_report import Bench, Candidate, candidates, exact_reference, measure
+from .probe import Wrt, make_subject, seeded
+from .reinmax import reinmax_row
+from .timing import make_clock
+
+#: What a row is known by.
+CELL = ["trained_by", "seed", "epoch", "estimator", "temperature", "wrt"]
+#: Settings that may change when a folder is continued: they say which cells there are, or where things lie.
+FREE = {"estimators", "temperatures", "wrt", "epochs", "data_dir", "download", "max_memory", "output"}
+
+
+class Stage(NamedTuple):
+    """A model at a moment of its training."""
+
+    trained_by: str
+    seed: int
+    epoch: int
+
+
+def gradients(config: GradientsConfig) -> Path:
+    """Measure what the folder lacks, a JSON line for each cell, and write its table and figures.
+
+    Args:
+        config: what to measure.
+
+    Returns:
+        The folder: `gradients.jsonl`, `gradients.csv`, `gradients.json`, `figures/`.
+
+    Raises:
+        ValueError: if a setting, the data or the folder is unusable, or codes are too many for the exact gradient.
+        OSError: if data files are absent or the folder cannot be written.
+    """
+    data = _dataset(config)
+    folder = _folder(config, partial(_check_codes, config, data))
+    lines = folder / "gradients.jsonl"
+    done = set(map(_key, read_json_lines(lines).to_dict("records"))) if lines.exists() else set()
+    grid = candidates(config.estimators, temperatures=config.temperatures, **_options(config))
+    cells = [(kind, candidate) for kind in config.wrt for candidate in grid]
+    missing = {
+        stage: [(kind, one) for kind, one in cells if _cell_key(stage, one, kind) not in done]
+        for stage in _stages(config)
+    }
+    total = sum(map(len, missing.values()))
+    try:
+        with tqdm(total=total, desc="gradients", unit="cell") as bar:
+            for stage, vae, x in _models(config, data, [stage for stage, left in missing.items() if left]):
+                for row in _rows(config, vae, x, missing[stage]):
+                    append_json_line(lines, stage._asdict() | row)
+                    bar.set_postfix_str(f"{row['estimator']}, epoch {stage.epoch}")
+                    bar.update()
+    finally:  # what an interrupted call measured is shown, too
+        if lines.exists():
+            _write(folder, read_json_lines(lines))
+    return folder
+
+
+def _rows(
+    config: GradientsConfig, vae: CategoricalVAE, x: Tensor, cells: list[tuple[Wrt, Candidate]]
+) -> Iterator[dict[str, Any]]:
+    subject = make_subject(vae, x, dtype=torch.float64 if config.double else None)
+    truth = estimator("exact", max_memory=_bytes(config))
+    if config.protocol == "reinmax":
+        reference = exact_reference(subject, truth, "logits", term="reconstruction", seed=config.seed)
+        for _, one in cells:
+            yield reinmax_row(subject, one, reference, num_samples=config.num_samples, seed=config.seed)
+        return
+    seconds = make_clock(subject)
+    samples = {"logits": config.num_samples, "parameters": config.num_parameter_samples}
+    benches: dict[str, Bench] = {}
+    for kind, one in cells:
+        if kind not in benches:
+            reference = exact_reference(subject, truth, kind, seed=config.seed)
+            benches[kind] = Bench(subject, kind, reference, samples[kind], seconds, seconds(truth), seed=config.seed)
+        yield measure(benches[kind], one)
+
+
+def _stages(config: GradientsConfig) -> list[Stage]:
+    if config.run is None:
+        return [Stage(config.train_by, config.seed, epoch) for epoch in sorted(config.epochs)]
+    found = [Stage(which.estimator, which.seed, round(which.epoch)) for which in trained_models(config.run)]
+    if not found:
+        raise ValueError(f"Expected a finished cell in '{config.run}', but found none. Try pyro-gvae compare.")
+    return found
+
+
+def _models(
+    config: GradientsConfig, data: Dataset | None, stages: list[Stage]
+) -> Iterator[tuple[Stage, CategoricalVAE, Tensor]]:
+    """The models in their order, trained no further than to the last that is wanted."""
+    if data is None:
+        assert config.run is not None
+        for stage in stages:
+            found = load_model(config.run, stage.trained_by, stage.seed)
+            yield stage, found.vae, found.data.test[: config.num_data]
+        return
+    vae = _new_model(config, data)
+    [trainer] = candidates([config.train_by], **_options(config))
+    step: Callable[[Tensor], Tensor] | None = None
+    trained = 0
+    for stage in stages:
+        for epoch in range(trained, stage.epoch):
+            step = step or make_step(vae, trainer.make(), lr=config.learning_rate)
+            batches = list(epoch_batches(data, config.batch_size, seed=config.seed, epoch=epoch))
+            with seeded(config.seed + epoch):
+                for x in tqdm(batches, desc=f"epoch {epoch + 1}", unit="step", leave=False):
+                    step(x)
+        trained = stage.epoch
+        yield stage, copy.deepcopy(vae), data.train[: config.num_data]
+
+
+def _new_model(config: GradientsConfig, data: Dataset) -> CategoricalVAE:
+    with seeded(config.seed):
+        return CategoricalVAE(data.train.shape[1], config.num_latents, config.num_categories, config.hidden)
+
+
+def _dataset(config: GradientsConfig) -> Dataset | None:
+    """The data of a new model; those of a run are its own."""
+    if config.run is not None:
+        return None
+    data = load(config.dataset, data_dir=config.data_dir, download=config.download, binarize=config.binarize)
+    if config.batch_size > len(data.train):
+        raise ValueError(f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}.")
+    return data
+
+
+def _check_codes(config: GradientsConfig, data: Dataset | None) -> None:
+    """Refuse, before a folder is made, codes that are too many for the exact gradient."""
+    if data is None:
+        _stages(config)
+        return
+    cost = exact.cost(_new_model(config, data), data.train[: config.num_data], max_memory=_bytes(config))
+    if cost.seconds > MOST_SECONDS:
+        raise ValueError(
+            f"Expected codes that can be summed in {MOST_SECONDS} seconds, but found S = K^N = {config.num_categories}^"
+            f"{config.num_latents} = {cost.num_codes:,}, which take about {cost.seconds:.2g} seconds a sum. Try fewer "
+            "latents or categories, or pyro-gvae advise, which needs no exact gradient."
+        )
+
+
+def _folder(config: GradientsConfig, check: Callable[[], None]) -> Path:
+    """The folder of an earlier call with the same settings, or a new one, after a check."""
+    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    if config.output is not None and config.output.exists():
+        try:
+            before = json.loads((config.output / "config.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            before = {}
+        if "protocol" not in before:
+            raise ValueError(
+                f"Expected a folder of pyro-gvae gradients, or a new one, but found that '{config.output}' exists and "
+                "is none. Try another --output."
+            )
+        for name in settings.keys() - FREE:
+            if settings[name] != before.get(name):
+                raise ValueError(
+                    f"Expected the settings of '{config.output}' to be the same, but found {name} = {settings[name]}, "
+                    f"not {before.get(name)}. Try another --output."
+                )
+        return config.output
+    check()
+    folder = new_run_folder(config.output, prefix="gradients")
+    packages = ("pyro-gvae", "torch", "pyro-ppl", "numpy")
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
+    write_json(folder / "config.json", settings | {"command": command, "versions": versions})
+    return folder
+
+
+def _write(folder: Path, table: pd.DataFrame) -> None:
+    write_csv(folder / "gradients.csv", table)
+    write_json(folder / "gradients.json", table.to_dict("records"))
+    for kind in table["wrt"].unique():
+        for name, draw in (("temperature", draw_against_temperature), ("training", draw_along_training)):
+            figure = draw(table, kind)
+            for ending in ("png", "svg") if figure is not None else ():
+                assert figure is not None
+                with replacing(folder / "figures" / f"{name}-{kind}.{ending}") as temporary:
+                    figure.savefig(temporary, format=ending, dpi=150)
+
+
+def _cell_key(stage: Stage, one: Candidate, kind: str) -> tuple[Any, ...]:
+    return _key(stage._asdict() | {"estimator": one.name, "temperature": one.temperature, "wrt": kind})
+
+
+def _key(row: dict[Any, Any]) -> tuple[Any, ...]:
+    return tuple(None if pd.isna(row[name]) else row[name] for name in CELL)
+
+
+def _options(config: GradientsConfig) -> dict[str, Any]:
+    return {"kl": config.kl, "max_memory": _bytes(config)}
+
+
+def _bytes(config: GradientsConfig) -> float | None:
+    return None if config.max_memory is None else config.max_memory * 1e9
+
+
+def gradients_table(folder: Path) -> str:
+    """The rows for the terminal: each number with its standard error where it has one."""
+    table = read_json_lines(folder / "gradients.jsonl")
+    measures = ("relative_bias", "relative_std", "cosine", "snr", "mse", "mse_at_budget", "progress")
+    text = table[CELL].drop(columns="temperature").join(with_errors(table, ("temperature", *measures)))
+    if "seconds" in table:
+        text["ms a step"] = (1e3 * table["seconds"]).map("{:.3g}".format)
+    refused = [
+        f"{row['estimator']}: {row['refused']}" for row in table.to_dict("records") if pd.notna(row.get("refused"))
+    ]
+    notes = sorted(set(refused)) + [
+        f"{name} approximates {what}."
+        for name, what in table.get(["estimator", "approximates"], pd.DataFrame()).drop_duplicates().dropna().values
+    ]
+    return "\n".join([text[~table["refused"].notna()].to_string(index=False), *notes])
+
+
+def gradients_command(config: GradientsConfig) -> str:
+    """`pyro-gvae gradients`."""
+    folder = gradients(config)
+    return f"{gradients_table(folder)}\n\ntable and figures: {folder}"

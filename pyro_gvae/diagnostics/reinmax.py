@@ -1,0 +1,99 @@
+"""Published ways to measure gradients, as they were published, so that figures can be put beside theirs."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..estimators import Estimator, estimator
+from ..exact import HasPair
+from .gradient_report import OTHER_OBJECTIVES, Candidate, candidates, exact_reference, sample_moments
+from .moments import Reference
+from .probe import Subject, make_subject
+
+
+def reinmax_protocol(
+    vae: HasPair,
+    x: Tensor,
+    estimators: Sequence[str | Estimator],
+    *,
+    temperatures: Sequence[float] = (1.0,),
+    num_samples: int = 1024,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> pd.DataFrame:
+    """Gradient fidelity as the ReinMax code measures it (Liu et al. 2023, arXiv 2304.08612), for K=8, N=4 there.
+
+    The gradient of the reconstruction term E_q[log p(x|z)] alone with respect to the encoder's logits: exact, by a sum
+    over all codes, against mean and standard deviation of single-sample estimates on the images x, at temperature 1.
+    :func:`fidelity` has the definitions, which are those of the published figures: nothing is corrected for noise.
+
+    The term is taken alone by a prior that is q itself, held fixed (see :class:`~pyro_gvae.diagnostics.probe.Probe`). For
+    estimators with the analytic KL this is what the published code does; those that sample the KL keep its noise, of
+    mean 0, in their standard deviation.
+
+    Args:
+        vae: a `CategoricalVAE`, or another program with one one-hot site.
+        x: the first s images (s, D).
+        estimators: names in the registry, or estimators.
+        temperatures: for named estimators that have one.
+        num_samples: single-sample estimates.
+        dtype: to compute in; None keeps the program's.
+        seed: of the samples.
+        **options: given to the named estimators that know them; `kl="categorical"` is the published objective.
+
+    Returns:
+        One row for each (estimator, temperature): relative bias, relative s.d., cosine; or the sentence in `refused`.
+        Those of another objective than the ELBO have their relative s.d. alone.
+
+    Raises:
+        ValueError: if the exact gradient cannot be computed.
+    """
+    subject = make_subject(vae, x, dtype=dtype)
+    truth = exact_reference(subject, estimator("exact"), "logits", term="reconstruction", seed=seed)
+    grid = candidates(estimators, temperatures=temperatures, **options)
+    return pd.DataFrame([reinmax_row(subject, one, truth, num_samples=num_samples, seed=seed) for one in grid])
+
+
+def reinmax_row(
+    subject: Subject, candidate: Candidate, truth: Reference, *, num_samples: int = 1024, seed: int = 0
+) -> dict[str, Any]:
+    """One row of :func:`reinmax_protocol`."""
+    row: dict[str, Any] = {"estimator": candidate.name, "temperature": candidate.temperature, "wrt": "logits"}
+    try:
+        chosen = candidate.make()
+        found = sample_moments(
+            subject,
+            chosen,
+            reference=truth,
+            num_samples=1 if chosen.is_exact else num_samples,
+            num_groups=1,
+            term="reconstruction",
+            seed=seed,
+        )
+    except ValueError as refusal:
+        return row | {"refused": str(refusal).split("\n")[0]}
+    numbers = fidelity(truth.gradient.double(), found.mean, found.variance.sqrt())
+    if chosen.name in OTHER_OBJECTIVES:
+        numbers |= {"relative_bias": math.nan, "cosine": math.nan}
+    row["approximates"] = chosen.approximates
+    return row | {"images": len(subject.x), "samples": int(found.counts.sum())} | numbers | {"refused": None}
+
+
+def fidelity(exact: Tensor, mean: Tensor, std: Tensor) -> dict[str, float]:
+    """||exact - mean|| / ||exact||, ||std|| / ||mean||, and the cosine of exact and mean, all of flat tensors (M,).
+
+    Example:
+        >>> found = fidelity(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0]), torch.tensor([0.0, 6.0]))
+        >>> {name: round(value, 3) for name, value in found.items()}
+        {'relative_bias': 0.8, 'relative_std': 2.0, 'cosine': 0.6}
+    """
+    return {
+        "relative_bias": float((exact - mean).norm() / exact.norm()),
+        "relative_std": float(std.norm() / mean.norm()),
+        "cosine": float(torch.cosine_similarity(exact, mean, dim=0)),
+    }

@@ -1,0 +1,1 @@
+"""What a trained pair of model and guide is worth as a discrete model."""

@@ -1,0 +1,168 @@
+"""What codes carry: use, information and activity of each latent, from q(z|x) of some data; a linear probe."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from ..distributions.one_hot import joint_codes, num_codes
+from ..programs.reader import HasPair, read_guide, with_own_parameters
+
+#: A latent is active if the mean of its posterior varies over data by more than this (Burda et al. 2016).
+ACTIVE_VARIANCE = 0.01
+#: Entries of the table of joint codes and data beyond which their mutual information is not summed.
+MOST_ENTRIES = 10**9
+#: Entries of that table at a time.
+ENTRIES_AT_A_TIME = 10**7
+
+
+class Measured(NamedTuple):
+    """A number, and its standard error over data where it has one."""
+
+    value: float
+    standard_error: float | None = None
+
+
+def mean_over_data(values: Tensor) -> Measured:
+    """Mean and standard error, s.d. / sqrt(B), of one number for each datum (B,).
+
+    Example:
+        >>> mean_over_data(torch.tensor([-3.0, -5.0]))
+        Measured(value=-4.0, standard_error=1.0)
+    """
+    values = values.double()
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
+    return Measured(values.mean().item(), error)
+
+
+class LatentStatistics(NamedTuple):
+    """One number for each latent, (N,)."""
+
+    variance: Tensor
+    perplexity: Tensor
+    mutual_information: Tensor  # nats
+    entropy: Tensor  # nats
+
+    @property
+    def active(self) -> Tensor:
+        """Which latents are active, (N,)."""
+        return self.variance > ACTIVE_VARIANCE
+
+
+@torch.no_grad()
+def guide_log_probs(pair: HasPair, x: Tensor) -> Tensor:
+    """log q(z_n = k | x) of data x (B, D): shape (B, N, K)."""
+    q = read_guide(with_own_parameters(pair.guide, x))
+    return q.log_probs.expand(q.batch_shape.numel(), -1, -1)
+
+
+def latent_statistics(log_q: Tensor) -> LatentStatistics:
+    r"""Use and information of each latent, given the posteriors of some data.
+
+    With the aggregated posterior :math:`\bar q_n(k) = \frac{1}{B} \sum_b q(z_n = k | x_b)`:
+
+    - variance: :math:`\sum_k \mathrm{Var}_b[q(z_n = k | x_b)]`, the trace of the covariance over data of the posterior
+      mean of the one-hot z_n. A latent is *active* where it exceeds 0.01: the definition of Burda et al. 2016 (arXiv
+      1509.00519, section 5.2) with a one-hot in place of a real latent.
+    - perplexity: :math:`\exp \mathrm{H}(\bar q_n)`, how many of the K categories are in use, from 1 to K.
+    - entropy: :math:`\frac{1}{B} \sum_b \mathrm{H}(q(z_n | x_b))`.
+    - mutual information: :math:`\mathrm{I}(x; z_n) = \mathrm{H}(\bar q_n) - \frac{1}{B} \sum_b \mathrm{H}(q(z_n|x_b))`
+      under the guide and these data (Hoffman and Johnson 2016, *ELBO surgery*), at most log K.
+
+    Args:
+        log_q: log q(z_n = k | x_b), shape (B, N, K).
+
+    Example:
+        >>> sure = torch.tensor([[0.0, -80.0], [-80.0, 0.0]]).unsqueeze(1)  # two data, one latent that tells them apart
+        >>> found = latent_statistics(sure)
+        >>> round(found.perplexity.item(), 4), round(found.mutual_information.item(), 4), found.active.item()
+        (2.0, 0.6931, True)
+    """
+    q, log_q = log_q.double().exp(), log_q.double()
+    aggregate = q.mean(0)  # (N, K)
+    entropy = _entropy(q, log_q).mean(0)
+    used = -torch.xlogy(aggregate, aggregate).sum(-1)
+    variance = (q - aggregate).square().mean(0).sum(-1)
+    return LatentStatistics(variance, used.exp(), (used - entropy).clamp_min(0), entropy)
+
+
+def mean_perplexity(log_q: Tensor) -> Measured:
+    """The perplexity of :func:`latent_statistics`, averaged over latents; its standard error by the delta method.
+
+    Args:
+        log_q: log q(z_n = k | x_b), shape (B, N, K).
+    """
+    q = log_q.double().exp()
+    aggregate = q.mean(0).clamp_min(torch.finfo(q.dtype).tiny)  # (N, K); a mean of what barely is may be 0
+    surprise = -torch.xlogy(q, aggregate).sum(-1)  # (B, N): its mean is the entropy of the aggregate
+    perplexity = surprise.mean(0).exp()
+    influence = (perplexity * surprise).mean(-1)  # (B,)
+    return Measured(perplexity.mean().item(), mean_over_data(influence).standard_error)
+
+
+def joint_mutual_information(log_q: Tensor) -> Measured | None:
+    r"""I(x; z) of the whole code under the guide and these data, in nats; None where K^N codes are too many.
+
+    .. math:: \frac{1}{B} \sum_b \mathrm{KL}(q(z|x_b) \,\|\, \bar q(z)), \quad \bar q(z) = \frac{1}{B} \sum_b q(z|x_b)
+
+    (Hoffman and Johnson 2016, *ELBO surgery*.) It is at most log B, and at most the sum over latents of I(x; z_n).
+
+    Args:
+        log_q: log q(z_n = k | x_b), shape (B, N, K).
+    """
+    size, num_latents, num_categories = log_q.shape
+    total = num_codes(num_latents, num_categories)
+    if total * size > MOST_ENTRIES:
+        return None
+    log_q = log_q.double()
+    columns = log_q.flatten(1).T  # (N * K, B)
+    cross = torch.zeros(size, dtype=log_q.dtype, device=log_q.device)  # E_q[log of the aggregate]
+    at_a_time = max(1, ENTRIES_AT_A_TIME // size)
+    for start in range(0, total, at_a_time):
+        stop = min(start + at_a_time, total)
+        codes = joint_codes(num_latents, num_categories, start, stop, dtype=log_q.dtype, device=log_q.device)
+        table = codes.flatten(1) @ columns  # (s, B)
+        aggregate = (table.logsumexp(1) - math.log(size)).clamp_min(torch.finfo(table.dtype).min)
+        cross += aggregate @ table.exp()
+    return mean_over_data(-_entropy(log_q.exp(), log_q).sum(-1) - cross)
+
+
+def _entropy(q: Tensor, log_q: Tensor) -> Tensor:
+    """Of each latent under each datum: (B, N)."""
+    return -(q * log_q).sum(-1)
+
+
+def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> Measured | None:
+    """The accuracy on test data of a logistic regression from codes to labels, fitted on training data.
+
+    The regression is scikit-learn's, multinomial, with its default L2 penalty C = 1, on one-hots of all latents
+    (Alain and Bengio 2017, arXiv 1610.01644, for the idea).
+
+    Args:
+        train: codes of training data as category numbers, shape (M, N), or one-hots, shape (M, N, K).
+        train_labels: whole numbers (M,).
+        test: codes of test data, in the same form.
+        test_labels: whole numbers (M',).
+
+    Returns:
+        The share of right answers, and its binomial standard error; None where the labels allow no such question: only
+        one class to learn, or test data of classes that no training data have.
+
+    Example:
+        >>> codes = torch.tensor([[0], [1]] * 20)
+        >>> linear_probe(codes, codes[:, 0], codes, codes[:, 0]).value
+        1.0
+    """
+    from sklearn.linear_model import LogisticRegression  # imported where needed: few evaluations have labels
+
+    classes = train_labels.unique()
+    if len(classes) < 2 or not torch.isin(test_labels, classes).all():
+        return None
+    if train.dim() == 2:
+        num_categories = int(max(train.max(), test.max())) + 1
+        train, test = one_hot(train, num_categories), one_hot(test, num_categories)
+    probe = LogisticRegression(max_iter=1000).fit(train.flatten(1).cpu().numpy(), train_labels.cpu().numpy())
+    accuracy = float(probe.score(test.flatten(1).cpu().numpy(), test_labels.cpu().numpy()))
+    return Measured(accuracy, math.sqrt(accuracy * (1 - accuracy) / len(test)))

@@ -1,0 +1,202 @@
+"""Importance sampling of the discrete model with its guide: what is known of log p(x) where K^N is too large."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from ..elbos.sampled import Target
+from ..exact.plan import FAST_BYTES, bytes_of_code
+from ..programs.reader import HasPair, read_guide, score, with_own_parameters
+from ..runtime.memory import memory_limit
+
+#: With fewer effective samples than this a bound is below log p(x) by more than 1 / 20 nats, to first order.
+FEW_EFFECTIVE_SAMPLES = 10
+#: A bound that is beaten by this much, in nats, by codes beside the guide's mode has missed them.
+MISSED_NATS = 0.1
+#: The share of data that is worth a warning.
+NOTEWORTHY_SHARE = 0.01
+
+
+class ImportanceWeighted(NamedTuple):
+    """What P samples of each datum say, in nats."""
+
+    elbo: Tensor  # (B,): the mean of log w, an unbiased estimate of the ELBO
+    bound: Tensor  # (B,): the logarithm of the mean of w, at most log p(x) in expectation
+    effective_sample_size: Tensor  # (B,): between 1 and P
+    neighbourhood: Tensor  # (B,): log of the sum of p(x, z) over the guide's mode and all codes one latent away from it
+    num_particles: int
+
+    @property
+    def sampling_error(self) -> Tensor:
+        """The standard error (B,) of each bound under another draw of its samples, to first order (delta method)."""
+        return (1 / self.effective_sample_size - 1 / self.num_particles).clamp_min(0).sqrt()
+
+    def warnings(self) -> list[str]:
+        """Sentences, if more than one datum in a hundred has a bound that should not be taken for log p(x).
+
+        - Fewer than 10 effective samples: the bound's bias is -(1 / ESS - 1 / P) / 2 to first order (Domke and Sheldon
+          2018, arXiv 1808.09034), which is then no longer small.
+        - The neighbourhood beats the bound by 0.1 nats, although it is at most log p(x): the samples have missed what
+          matters. Their weights do not tell (Chatterjee and Diaconis 2018, arXiv 1511.01437): where a guide is sure of
+          one code, all weights are equal and all samples effective.
+        """
+        few = self.effective_sample_size < FEW_EFFECTIVE_SAMPLES
+        missed = self.neighbourhood > self.bound + MISSED_NATS
+        counts = {
+            f"fewer than {FEW_EFFECTIVE_SAMPLES} effective samples of P = {self.num_particles}": int(few.sum()),
+            f"likely codes beside the guide's mode that P = {self.num_particles} samples have missed": int(
+                missed.sum()
+            ),
+        }
+        return [
+            f"{count} of {len(self.bound)} data have {what}: their importance-weighted bounds lie below log p(x), and "
+            "nobody knows how far. Try more particles."
+            for what, count in counts.items()
+            if count > NOTEWORTHY_SHARE * len(self.bound)
+        ]
+
+
+@torch.no_grad()
+def importance_weighted(
+    pair: HasPair, x: Tensor, num_particles: int = 1000, *, max_memory: float | None = None
+) -> ImportanceWeighted:
+    r"""The importance-weighted bound of log p(x) of the discrete model, for every datum on its own.
+
+    .. math::
+
+        \log \frac{1}{P} \sum_p w_p, \quad w_p = \frac{p(x, z_p)}{q(z_p | x)}, \quad z_p \sim q(z | x), \qquad
+        \mathrm{ESS} = \frac{(\sum_p w_p)^2}{\sum_p w_p^2}
+
+    (Burda, Grosse, Salakhutdinov 2016, arXiv 1509.00519, eq. 8; the effective sample size is that of Kong 1992.) Codes
+    are hard, whatever the pair was trained by. The bound grows with P and tends to log p(x).
+
+    Args:
+        pair: a `CategoricalVAE`, or a `Pair` of programs with one one-hot site that take any number of data; they may
+            be relaxed.
+        x: data (B, D).
+        num_particles: P, samples of each datum.
+        max_memory: bytes that scoring may take; a quarter of the free memory if None. More samples and data than fit
+            are scored one chunk after the other.
+
+    Returns:
+        ELBO estimate, bound, effective sample size, and the log of the joint density of the guide's mode and its
+        neighbours, each (B,), scaled and masked as the programs say. No gradient.
+
+    Raises:
+        ValueError: if there is no sample; if the programs have other latent variables than one one-hot site, or scale
+            prior, likelihood and guide differently.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE, exact
+        >>> vae, x = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,)), torch.ones(4, 6)
+        >>> found = importance_weighted(vae, x, num_particles=2000)
+        >>> bool(((found.bound - exact.log_evidence(vae, x)).abs() < 5 * found.sampling_error + 1e-4).all())
+        True
+    """
+    parts = []
+    for target, size in _targets(pair, x, num_particles, max_memory):
+        log_weights, scale = _log_weights(target, num_particles, size)
+        parts.append((*_summary(log_weights, scale), scale * _log_neighbourhood(target, size)))
+    elbo, bound, effective, near = (torch.cat(part) for part in zip(*parts, strict=True))
+    return ImportanceWeighted(elbo, bound, effective, near, num_particles)
+
+
+@torch.no_grad()
+def log_importance_weights(
+    pair: HasPair, x: Tensor, num_particles: int = 1000, *, max_memory: float | None = None
+) -> Tensor:
+    r"""The weights of which :func:`importance_weighted` makes its bounds: log p(x, z) - log q(z | x), z ~ q(z | x).
+
+    Their mean estimates the ELBO, their log-mean-exp bounds log p(x). The guide's mode and its N (K - 1) neighbours,
+    which tell whether the samples have missed something, are not scored: with many categories they are more than the
+    samples.
+
+    Args:
+        pair, x, num_particles, max_memory: as there.
+
+    Returns:
+        (P, B), nats, masked but not scaled as the programs say. No gradient.
+
+    Raises:
+        ValueError: as there.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> log_importance_weights(vae, torch.ones(4, 6), num_particles=10).shape
+        torch.Size([10, 4])
+    """
+    chunks = _targets(pair, x, num_particles, max_memory)
+    return torch.cat([_log_weights(target, num_particles, size)[0] for target, size in chunks], 1)
+
+
+def _targets(pair: HasPair, x: Tensor, num_particles: int, max_memory: float | None) -> Iterator[tuple[Target, int]]:
+    """Chunks of the data with their programs, and how many codes of each datum are scored at once."""
+    if num_particles < 1:
+        raise ValueError(f"Expected at least one particle, but found num_particles={num_particles}.")
+    most = _most_pairs(pair, x, max_memory)
+    for rows in x.split(max(1, most // num_particles)):
+        q = read_guide(with_own_parameters(pair.guide, rows))
+        model = with_own_parameters(pair.model, rows)
+        yield Target(q, model, score(model).nesting), max(1, most // len(rows))
+
+
+def _most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
+    """How many (code, datum) are scored at once."""
+    model = with_own_parameters(pair.model, x[:1])
+    probe = score(model)
+    each = bytes_of_code(model, probe) + 4 * x[0].numel() * x.element_size()
+    limit: float = memory_limit(max_memory, x.device)
+    if x.device.type == "cpu":
+        limit = min(limit, FAST_BYTES)
+    return max(1, int(limit // each))
+
+
+def _log_weights(target: Target, num_particles: int, size: int) -> tuple[Tensor, float]:
+    """log w (P, B), not scaled, and the one scale of guide and model."""
+    counts = [min(size, num_particles - start) for start in range(0, num_particles, size)]
+    scale = 1.0
+    parts = []
+    for codes in map(target.sample, counts):
+        log_joint, scale = _log_joint(target, codes)
+        if float(target.q.scale) != scale:
+            raise ValueError(
+                f"Expected guide and model to share one scale, but found {float(target.q.scale):g} and {scale:g}: "
+                "there is no log p(x) where they differ. Try one poutine.scale around both."
+            )
+        parts.append(log_joint - target.log_q(codes) / scale)
+    return torch.cat(parts), scale
+
+
+def _summary(log_weights: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """ELBO estimate, bound and effective sample size of (P, B) weights, each (B,)."""
+    total = log_weights.logsumexp(0)
+    effective = (2 * total - (2 * log_weights).logsumexp(0)).exp().nan_to_num(0.0)  # 0 where no weight is positive
+    return scale * log_weights.mean(0), scale * (total - math.log(len(log_weights))), effective
+
+
+def _log_neighbourhood(target: Target, size: int) -> Tensor:
+    """log of the sum of p(x, z) over the guide's mode and its neighbours, not scaled: (B,)."""
+    codes = _neighbours(target.log_probs)
+    return torch.cat([_log_joint(target, part)[0] for part in codes.split(size)]).logsumexp(0)
+
+
+def _log_joint(target: Target, codes: Tensor) -> tuple[Tensor, float]:
+    """log p(x, z) of codes (P, B, N, K), not scaled, (P, B); and the scale of the model."""
+    scores = score(target.model, codes, target.nesting)
+    scale = float(scores.common_scale)
+    return (scores.table + scores.prior.weigh((codes * scores.prior.log_probs).sum((-2, -1)))) / scale, scale
+
+
+def _neighbours(log_q: Tensor) -> Tensor:
+    """The mode of log q (B, N, K), and every code that differs from it in one latent: (1 + N (K - 1), B, N, K)."""
+    num_latents, num_categories = log_q.shape[-2:]
+    mode = log_q.argmax(-1)  # (B, N)
+    shift = torch.zeros(1 + num_latents * (num_categories - 1), 1, num_latents, dtype=torch.long, device=log_q.device)
+    rows = torch.arange(1, len(shift), device=log_q.device)
+    shift[rows, 0, (rows - 1) // (num_categories - 1)] = (rows - 1) % (num_categories - 1) + 1
+    return one_hot((mode + shift) % num_categories, num_categories).to(log_q)

@@ -1,0 +1,284 @@
+"""What a trained model is worth as a discrete model, whatever it was trained by."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, get_args
+
+import pandas as pd
+import pyro
+import torch
+from torch import Tensor
+
+from .. import exact
+from ..data.dataset import Dataset, Part, fixed_part
+from ..distributions.one_hot import num_codes
+from ..estimators import Estimator
+from ..exact import HasPair
+from ..exact.plan import MOST_CODES
+from ..models.categorical_vae import CategoricalVAE
+from ..programs.reader import score, with_own_parameters
+from .code_statistics import (
+    LatentStatistics,
+    Measured,
+    guide_log_probs,
+    joint_mutual_information,
+    latent_statistics,
+    linear_probe,
+    mean_over_data,
+    mean_perplexity,
+)
+from .importance import importance_weighted
+
+#: How log p(x) is judged: by the sum over all codes, by importance sampling, or by the sum where it can be taken.
+Evidence = Literal["auto", "exact", "importance-weighted"]
+#: Data of one exact sum.
+DATA_AT_A_TIME = 10_000
+
+
+class DiscreteScores(NamedTuple):
+    """Means over data, in nats per datum."""
+
+    elbo: float
+    log_evidence: float
+
+
+@torch.no_grad()
+def discrete_scores(vae: CategoricalVAE, x: Tensor, *, max_memory: float | None = None) -> DiscreteScores:
+    """The exact ELBO and the exact log-evidence of the discrete model, both summed over all K^N codes.
+
+    ELBO = E_q[log p(x, z) - log q(z|x)] <= log p(x) = log sum_z p(x, z).
+
+    Args:
+        vae: the model.
+        x: data (B, D).
+        max_memory: bytes that the sum may take.
+
+    Returns:
+        Means over the B data, nats per datum.
+
+    Raises:
+        ValueError: if K^N codes are too many.
+    """
+    found = exact.bounds(vae, x, max_memory=max_memory)  # each (B,)
+    return DiscreteScores(found.elbo.mean().item(), found.log_evidence.mean().item())
+
+
+@torch.no_grad()
+def own_objective(vae: CategoricalVAE, estimator: Estimator, x: Tensor) -> float:
+    """What the estimator itself reports for data x (B, D): minus its loss, in nats per datum.
+
+    For a relaxed estimator this is a bound of the *relaxed* model (or none at all, with the categorical KL),
+    estimated with one fresh sample for each datum; it is not the ELBO of the discrete model.
+    """
+    model, guide, elbo = estimator.bind(vae)
+    with pyro.get_param_store().scope():
+        return -float(elbo.loss(model, guide, x)) / len(x)
+
+
+@torch.no_grad()
+def code_usage(vae: CategoricalVAE, x: Tensor, *, max_memory: float | None = None) -> Tensor:
+    """The aggregated exact posterior: the mean of p(z_n = k | x) over data x (B, D); shape (N, K)."""
+    return exact.posterior(vae, x, max_memory=max_memory).marginals.mean(0)
+
+
+class Evaluation(NamedTuple):
+    """What a model is worth as a discrete model.
+
+    Args:
+        metrics: one row for each number: part, metric, value, standard_error (over data, NaN where there is none),
+            unit, method ("exact", or how it was sampled).
+        latents: one row for each part and latent: variance, active, perplexity, mutual_information, entropy.
+        warnings: sentences on what is not to be believed.
+    """
+
+    metrics: pd.DataFrame
+    latents: pd.DataFrame
+    warnings: list[str]
+
+    def value(self, part: str, metric: str) -> float:
+        """One number."""
+        rows = self.metrics.query("part == @part and metric == @metric")
+        if len(rows) != 1:
+            found = ", ".join(self.metrics["metric"].unique())
+            raise ValueError(f"Expected a metric among {found}, but found '{metric}' of '{part}'.")
+        return float(rows["value"].item())
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as nested dictionaries: part -> metric -> value, standard_error, unit, method."""
+        parts: dict[str, Any] = {}
+        for row in self.metrics.to_dict("records"):
+            parts.setdefault(row.pop("part"), {})[row.pop("metric")] = row
+        return parts | {"latents": self.latents.to_dict("records"), "warnings": self.warnings}
+
+
+class _Row(NamedTuple):
+    metric: str
+    measured: Measured
+    unit: str
+    method: str = "exact"
+
+
+def evaluate(
+    pair: HasPair,
+    data: Dataset,
+    *,
+    num_data: int | None = None,
+    num_particles: int = 1000,
+    evidence: Evidence = "auto",
+    max_seconds: float = 60,
+    max_memory: float | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """The discrete model on train and test data, whatever it was trained by: no number is one of a relaxed model.
+
+    - elbo: E_q[log p(x|z)] - KL, summed over all codes; where they are too many, the mean over P samples.
+    - log_evidence: log p(x), summed over all codes; where they are too many there is iwae_bound in its place, at most
+      log p(x) in expectation, and effective_sample_size: see :func:`~pyro_gvae.evaluate.importance.importance_weighted`.
+    - reconstruction = elbo + kl, and kl = KL(q(z|x) || p(z)), the latter always in closed form.
+    - posterior_entropy: H(q(z|x)); mutual_information: I(x; z) of the whole code, where K^N allows;
+      latent_information: the sum of I(x; z_n); code_perplexity: the mean over latents of how many of K categories are
+      in use; active_units: see :func:`~pyro_gvae.evaluate.code_statistics.latent_statistics`.
+    - linear_probe_accuracy, on labelled data: from the guide's most probable codes, learned on train data, of test
+      data.
+
+    Args:
+        pair: a `CategoricalVAE`, or a `Pair` of programs with one one-hot site that take any number of data.
+        data: a data set.
+        num_data: of each part, the first ones; all if None.
+        num_particles: P, samples for each datum where codes are too many.
+        evidence: "exact" or "importance-weighted"; "auto" takes the exact sum where it takes less than `max_seconds`.
+        max_seconds: for one sum over all codes of a part's data, as :func:`pyro_gvae.exact.cost` foresees it.
+        max_memory: bytes that sums and samples may take.
+        seed: of the samples; the random state of the caller stays as it is.
+
+    Returns:
+        All numbers with their standard errors over data, in nats per datum unless the unit says otherwise.
+
+    Raises:
+        ValueError: if a setting cannot be, or codes are too many for the sum that was asked for.
+
+    Example:
+        >>> from pyro_gvae import load
+        >>> vae = CategoricalVAE(data_dim=64, num_latents=2, num_categories=3, hidden=(5,))
+        >>> found = evaluate(vae, load("digits", binarize="threshold"), num_data=100)
+        >>> found.value("test", "elbo") < found.value("test", "log_evidence")
+        True
+    """
+    if evidence not in get_args(Evidence):
+        raise ValueError(f"Expected evidence to be one of {', '.join(get_args(Evidence))}, but found '{evidence}'.")
+    parts = {name: fixed_part(data, name, num_data) for name in ("train", "test")}
+    log_qs = {name: _on_chunks(lambda x: guide_log_probs(pair, x), part.x) for name, part in parts.items()}
+    metrics, latents, warnings = [], [], []
+    for name, part in parts.items():
+        by_sum = evidence == "exact" or (evidence == "auto" and _summable(pair, part.x, max_seconds, max_memory))
+        if by_sum:
+            rows = list(_summed(pair, part.x, log_qs[name], max_memory))
+        else:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                rows, found = _sampled(pair, part.x, log_qs[name], num_particles, max_memory)
+            warnings += [f"{name}: {warning}" for warning in found]
+        statistics = latent_statistics(log_qs[name])
+        rows += _code_rows(log_qs[name], statistics)
+        if name == "test":
+            rows += _probe_rows(parts, log_qs)
+        metrics += [(name, row.metric, *row.measured, row.unit, row.method) for row in rows]
+        latents.append(_latent_frame(name, statistics))
+    columns = ["part", "metric", "value", "standard_error", "unit", "method"]
+    frame = pd.DataFrame(metrics, columns=columns).astype({"standard_error": float})
+    return Evaluation(frame, pd.concat(latents, ignore_index=True), warnings)
+
+
+def _on_chunks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A function of data, on so many at a time."""
+    with torch.no_grad():
+        return torch.cat([function(rows) for rows in x.split(DATA_AT_A_TIME)])
+
+
+def _summable(pair: HasPair, x: Tensor, max_seconds: float, max_memory: float | None) -> bool:
+    rows = x[:DATA_AT_A_TIME]
+    shape = guide_log_probs(pair, rows[:1]).shape
+    if num_codes(*shape[-2:]) > MOST_CODES:
+        return False
+    return exact.cost(pair, rows, max_memory=max_memory).seconds * len(x) / len(rows) <= max_seconds
+
+
+def _summed(pair: HasPair, x: Tensor, log_q: Tensor, max_memory: float | None) -> Iterator[_Row]:
+    elbo, log_evidence = _on_chunks(lambda rows: torch.stack(exact.bounds(pair, rows, max_memory=max_memory), -1), x).T
+    yield _Row("elbo", mean_over_data(elbo), "nats")
+    yield _Row("log_evidence", mean_over_data(log_evidence), "nats")
+    yield from _terms(pair, x, log_q, elbo, "exact")
+
+
+def _sampled(
+    pair: HasPair, x: Tensor, log_q: Tensor, num_particles: int, max_memory: float | None
+) -> tuple[list[_Row], list[str]]:
+    found = importance_weighted(pair, x, num_particles, max_memory=max_memory)
+    method = f"{num_particles} samples"
+    size = found.effective_sample_size
+    rows = [
+        _Row("elbo", mean_over_data(found.elbo), "nats", method),
+        _Row("iwae_bound", mean_over_data(found.bound), "nats", method),
+        _Row("effective_sample_size", mean_over_data(size), "samples", method),
+        _Row("least_effective_sample_size", Measured(size.min().item()), "samples", method),
+        *_terms(pair, x, log_q, found.elbo, method),
+    ]
+    return rows, found.warnings()
+
+
+def _terms(pair: HasPair, x: Tensor, log_q: Tensor, elbo: Tensor, method: str) -> Iterator[_Row]:
+    """The ELBO's two terms: the KL is known in closed form, whatever the ELBO was computed by."""
+    with torch.no_grad():
+        prior = score(with_own_parameters(pair.model, x[:1])).prior
+    if float(prior.scale) != 1:
+        raise ValueError(f"Expected programs that are not scaled, but found a scale of {float(prior.scale):g}.")
+    kl = (log_q.exp() * (log_q - prior.log_probs)).sum((-2, -1))  # (B,)
+    yield _Row("reconstruction", mean_over_data(elbo + kl), "nats", method)
+    yield _Row("kl", mean_over_data(kl), "nats")
+
+
+def _code_rows(log_q: Tensor, statistics: LatentStatistics) -> Iterator[_Row]:
+    entropy = -(log_q.exp() * log_q).sum((-2, -1))  # (B,)
+    yield _Row("posterior_entropy", mean_over_data(entropy), "nats")
+    information = joint_mutual_information(log_q)
+    if information is not None:
+        yield _Row("mutual_information", information, "nats")
+    yield _Row("latent_information", Measured(statistics.mutual_information.sum().item()), "nats")
+    yield _Row("code_perplexity", mean_perplexity(log_q), "categories")
+    yield _Row("active_units", Measured(float(statistics.active.sum().item())), "latents")
+
+
+def _probe_rows(parts: dict[str, Part], log_qs: dict[str, Tensor]) -> Iterator[_Row]:
+    train_labels, test_labels = parts["train"].labels, parts["test"].labels
+    if train_labels is None or test_labels is None:
+        return
+    train, test = (log_qs[name].argmax(-1) for name in ("train", "test"))
+    accuracy = linear_probe(train, train_labels, test, test_labels)
+    if accuracy is not None:
+        yield _Row("linear_probe_accuracy", accuracy, "", "logistic regression")
+
+
+def _latent_frame(part: str, statistics: LatentStatistics) -> pd.DataFrame:
+    columns = {name: getattr(statistics, name).tolist() for name in (*statistics._fields, "active")}
+    frame = pd.DataFrame(columns)
+    frame.insert(0, "part", part)
+    frame.insert(1, "latent", range(len(frame)))
+    return frame
+
+
+def evaluation_table(found: Evaluation) -> str:
+    """The metrics for the terminal: a row for each, train beside test, then the warnings."""
+    metrics = found.metrics.assign(
+        text=[_in_words(row.value, row.standard_error, row.unit) for row in found.metrics.itertuples()],
+        metric=found.metrics["metric"].str.replace("_", " "),
+    )
+    order = ["metric", "unit", "method"]
+    table = metrics.pivot(index=order, columns="part", values="text").reindex(columns=["train", "test"]).fillna("")
+    table = table.loc[list(dict.fromkeys(metrics[order].itertuples(index=False, name=None)))].reset_index()
+    lines = [table.to_string(index=False), "The discrete model, per datum, mean ± standard error over data."]
+    return "\n".join([*lines, *(f"Warning: {warning}" for warning in found.warnings)])
+
+
+def _in_words(value: float, standard_error: float, unit: str) -> str:
+    if unit == "latents":
+        return f"{value:.0f}"
+    return f"{value:.3f}" + ("" if pd.isna(standard_error) else f" ± {standard_error:.3f}")

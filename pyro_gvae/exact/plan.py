@@ -1,0 +1,295 @@
+"""The code space in slices that fit into memory, and what a sum over it costs, known before it is begun."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..distributions.one_hot import num_codes, numbered_codes
+from ..programs.reader import HasPair, Run, Scores, Site, score, with_own_parameters
+from ..runtime.distributed import ALONE, Share
+from ..runtime.memory import in_words, memory_limit
+
+#: Bytes of a slice on a CPU even if the memory allows more: larger ones were not faster.
+FAST_BYTES = 96e6
+#: A slice's forward and backward pass hold about this many times what autograd saves for the backward pass.
+WORK_PER_SAVED_BYTE = 3
+#: Codes whose time is measured to know that of all.
+MEASURED_CODES = 256
+#: A sum over fewer codes takes them all: to look for negligible ones would cost what it saves.
+FEW_CODES = 1024
+#: Code numbers are 64-bit integers.
+MOST_CODES = 2**62
+
+
+class Plan(NamedTuple):
+    """How the sum over the S joint codes of a model is cut into slices."""
+
+    name: str  # of the one-hot site
+    num_latents: int
+    num_categories: int
+    batch_shape: torch.Size
+    nesting: int  # the number of batch dimensions that the model's plates take
+    bytes_per_code: int
+    slice_size: int
+    dtype: torch.dtype
+    device: torch.device
+    share: Share = ALONE
+
+    @property
+    def num_codes(self) -> int:
+        """S = K^N."""
+        return num_codes(self.num_latents, self.num_categories)
+
+    @property
+    def num_slices(self) -> int:
+        return -(-self.num_shared // self.slice_size)
+
+    @property
+    def num_shared(self) -> int:
+        """How many codes the share has: as many as others have, or one more."""
+        full, rest = divmod(self.num_codes, self.share.world_size)
+        return full + (self._place(full) < rest)
+
+    @property
+    def log_negligible(self) -> float:
+        """log(eps / 16 S): S codes of this probability are lost in the rounding of one sum."""
+        return math.log(torch.finfo(self.dtype).eps / 16) - math.log(self.num_codes)
+
+    def check(self, guide: Site) -> Site:
+        """The guide's site, if it is the model's."""
+        if guide.name != self.name:
+            raise ValueError(
+                f"Expected the one-hot sites of model and guide to have the same name, but found '{self.name}' in the "
+                f"model and '{guide.name}' in the guide."
+            )
+        expected, found = (*self.batch_shape, self.num_latents, self.num_categories), tuple(guide.logits.shape)
+        if found != expected:
+            raise ValueError(
+                f"Expected model and guide to have codes of the same shape, but found {expected} in the model and "
+                f"{found} in the guide at site '{self.name}'."
+            )
+        return guide
+
+    def numbers(self) -> Iterator[Tensor]:
+        """The numbers of all codes, or of the share's, slice by slice: each (s,)."""
+        count, world_size = self.num_shared, self.share.world_size
+        for start in range(0, count, self.slice_size):
+            blocks = torch.arange(start, min(start + self.slice_size, count), device=self.device)
+            yield blocks if world_size == 1 else blocks * world_size + self._place(blocks)
+
+    def _place(self, block: Any) -> Any:
+        """Which of `world_size` consecutive codes is the share's: another one in each block, as if by chance.
+
+        Codes that matter are alike, so that neighbours in number go to different processes; but every second code, say,
+        would be all those whose last latent has an even category.
+        """
+        scattered = block % 2**31 * 2654435761 // 2**16  # Knuth's multiplicative hashing
+        return (self.share.rank + scattered) % self.share.world_size
+
+    def codes(self, numbers: Tensor) -> Tensor:
+        """Joint codes (s, N, K) of the given numbers (s,)."""
+        return numbered_codes(numbers, self.num_latents, self.num_categories, dtype=self.dtype)
+
+    def weights(self, log_weights: Tensor) -> Tensor:
+        """exp, but exactly 0 where the weight is negligible.
+
+        Sharp posteriors give most codes a probability that is a denormal number, on which CPUs compute slowly.
+        """
+        return torch.threshold(log_weights, self.log_negligible, -math.inf).exp()
+
+    def log_sum(self, log_weights: Tensor) -> Tensor:
+        """logsumexp over the first dimension, without denormal numbers."""
+        highest = log_weights.detach().amax(0).clamp_min(torch.finfo(log_weights.dtype).min)
+        return highest + self.weights(log_weights - highest).sum(0).log()
+
+    def negligible(self, log_weights: Tensor) -> Tensor:
+        """Which codes (s,) of log-weights (s, B) have a negligible weight for every datum."""
+        return log_weights.amax(1) < self.log_negligible
+
+    def repacked(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Code numbers in slices of `slice_size` again, from which some were left out: one code at least."""
+        none_yet = True
+        waiting = torch.empty(0, dtype=torch.long, device=self.device)
+        for part in parts:
+            waiting = torch.cat([waiting, part])
+            while len(waiting) >= self.slice_size:
+                yield waiting[: self.slice_size]
+                waiting, none_yet = waiting[self.slice_size :], False
+        if len(waiting):
+            yield waiting
+        elif none_yet:  # of a share that has no code that matters; programs are not run on nothing
+            yield next(self.numbers())[:1]
+
+
+def make_plan(
+    model: Run, *, max_memory: float | None = None, slice_size: int | None = None, share: Share = ALONE
+) -> Plan:
+    """Cut the code space of a model into slices, from a few runs on one to four codes.
+
+    Args:
+        model: the program with its data bound.
+        max_memory: bytes that a slice may take, forward and backward; a quarter of the free memory if None.
+        slice_size: codes of a slice; the largest that is fast and fits into `max_memory` if None.
+        share: which codes are summed, where several processes divide them.
+
+    Raises:
+        ValueError: if there are fewer codes than processes, or more than 2^62, or if slices of that size, or of
+            one code, do not fit.
+    """
+    _keep_freed_memory()
+    with torch.no_grad():
+        probe = score(model)
+    logits = probe.prior.logits
+    num_latents, num_categories = logits.shape[-2:]
+    total = num_codes(num_latents, num_categories)
+    if total > MOST_CODES:
+        raise ValueError(
+            f"Expected at most 2^62 joint codes, but found K^N = {num_categories}^{num_latents}, whose sum would never "
+            "end. Try an estimator that samples, such as relax() with Trace_ELBO."
+        )
+    if total < share.world_size:
+        raise ValueError(f"Expected at most one process for a code, but found {share.world_size} for {total} codes.")
+    bytes_per_code = bytes_of_code(model, probe)
+    limit = memory_limit(max_memory, logits.device)
+    largest = limit // bytes_per_code
+    if slice_size is None:
+        fast = FAST_BYTES // bytes_per_code if logits.device.type == "cpu" else total
+        slice_size = int(min(max(fast, 1), largest))
+    total = -(-total // share.world_size)  # to be summed here
+    slice_size = min(slice_size, total)
+    _check_slice(slice_size, largest, bytes_per_code, limit)
+    return Plan(
+        name=probe.prior.name,
+        num_latents=num_latents,
+        num_categories=num_categories,
+        batch_shape=probe.prior.batch_shape,
+        nesting=probe.nesting,
+        bytes_per_code=bytes_per_code,
+        slice_size=-(-total // -(-total // slice_size)),  # slices of one size
+        dtype=logits.dtype,
+        device=logits.device,
+        share=share,
+    )
+
+
+def _keep_freed_memory() -> None:
+    """Lets the next slice reuse the memory of the last one.
+
+    glibc returns a freed block to the system, and its pages must be faulted in again, a tenth of a step's time, unless
+    a block as large has been freed before. Its limit for this is 32 MiB; elsewhere this does nothing.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+def _check_slice(slice_size: int, largest: int, bytes_per_code: int, limit: int) -> None:
+    if largest < 1:
+        raise ValueError(
+            f"Expected one code to fit into {in_words(limit)}, but found that its scores take "
+            f"{in_words(bytes_per_code)}. Try a larger max_memory, fewer data at once, or an estimator that samples."
+        )
+    if slice_size < 1:
+        raise ValueError(f"Expected a slice_size of at least one code, but found {slice_size}. Try slice_size=None.")
+    if slice_size > largest:
+        raise ValueError(
+            f"Expected a slice to fit into {in_words(limit)}, but found {slice_size:,} codes of "
+            f"{in_words(bytes_per_code)} each. Try slice_size={largest}, a larger max_memory, or relax()."
+        )
+
+
+def bytes_of_code(model: Run, probe: Scores) -> int:
+    """What one code more takes, forward and backward, measured on a few of them."""
+    logits = probe.prior.logits
+    saved = WORK_PER_SAVED_BYTE * max(_saved_bytes(model, probe, 4) - _saved_bytes(model, probe, 2), 0) // 2
+    return saved + (logits.shape[-2:].numel() + probe.prior.batch_shape.numel()) * logits.element_size()
+
+
+def _saved_bytes(model: Run, probe: Scores, num_codes: int) -> int:
+    """Bytes that autograd saves for the backward pass of some codes, and for what does not depend on their number."""
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor.detach()  # the tensor itself would hold its graph, and that the tensor, for ever
+
+    shape, logits = probe.prior.logits.shape[-2:], probe.prior.logits
+    codes = logits.new_zeros(num_codes, *shape)
+    codes[..., 0] = 1.0
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        # Codes with a gradient, so that frozen models are measured, too; a name keeps the graph and its tensors alive.
+        _table = score(model, codes.requires_grad_(), probe.nesting).table
+    return sum(saved.values())
+
+
+class Cost(NamedTuple):
+    """What one gradient of a sum over all joint codes takes."""
+
+    num_codes: int  # S = K^N
+    slice_size: int
+    num_slices: int
+    bytes: int  # that a slice takes at its peak
+    seconds: float
+
+
+def cost(pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_size: int | None = None) -> Cost:
+    """What a gradient of the ELBO or the log-evidence takes, measured on one small slice before the sum is begun.
+
+    Args:
+        pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
+        x: what the model is called with, for example data (B, D).
+        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+
+    Returns:
+        The number of codes and slices, the bytes that a slice takes, and the seconds of one pass forward and backward
+        over all codes.
+
+    Raises:
+        ValueError: if the sum cannot be taken.
+
+    Example:
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=12, num_categories=3, hidden=(5,))
+        >>> cost(vae, torch.ones(4, 6), slice_size=1000).num_slices
+        532
+    """
+    model = with_own_parameters(pair.model, x)
+    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
+    numbers = torch.arange(min(plan.slice_size, MEASURED_CODES), device=plan.device)
+    seconds = min(_seconds(model, plan, numbers) for _ in range(2))
+    return Cost(
+        num_codes=plan.num_codes,
+        slice_size=plan.slice_size,
+        num_slices=plan.num_slices,
+        bytes=plan.slice_size * plan.bytes_per_code,
+        seconds=seconds * plan.num_codes / len(numbers),
+    )
+
+
+@torch.enable_grad()
+def _seconds(model: Run, plan: Plan, numbers: Tensor) -> float:
+    start = time.perf_counter()
+    total = score(model, plan.codes(numbers), plan.nesting).table.sum()
+    if total.requires_grad:
+        torch.autograd.grad(total, leaves(total))
+    total.item()  # waits for a GPU
+    return time.perf_counter() - start
+
+
+def leaves(root: Tensor) -> list[Tensor]:
+    """The tensors that a backward pass from `root` reaches and that hold a `.grad`: parameters, mostly."""
+    found: list[Tensor] = []
+    seen: set[Any] = set()
+    nodes = [root.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        nodes.extend(child for child, _ in node.next_functions)
+    return found

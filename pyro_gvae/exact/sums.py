@@ -1,0 +1,281 @@
+"""The exact ELBO and log-evidence of every datum: sums over all joint codes, differentiable, in bounded memory."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..programs.reader import HasPair, Run, Scores, Site, negative_kl, read_guide, score, with_own_parameters
+from ..runtime.distributed import log_sum_exp
+from .plan import FEW_CODES, Plan, make_plan
+
+#: Computes what a slice of codes adds to a sum, shape (B,).
+Part = Callable[[], Tensor]
+
+
+def elbo(pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_size: int | None = None) -> Tensor:
+    r"""The exact ELBO of the discrete model, for every datum.
+
+    .. math::
+
+        \mathrm{ELBO}_b = \sum_{z} q(z | x_b) \log p(x_b | z) - \mathrm{KL}(q(z | x_b) \,\|\, p(z))
+
+    The model runs once for each of the K^N joint codes, not once for each code and datum, on slices of codes that fit
+    into memory. Codes whose probability q is below eps / (16 K^N) weigh exactly 0, and if that is so for all data, and
+    K^N above 1024, they are not decoded: together they hold less than a sixteenth of the rounding error of a sum.
+
+    Args:
+        pair: a `CategoricalVAE`, or a :class:`Pair` of a model and a guide of your own; they may be relaxed.
+        x: what model and guide are called with, for example data (B, D).
+        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+
+    Returns:
+        The ELBO (B,) in nats, scaled and masked as the programs say; differentiable, with slices recomputed in the
+        backward pass where there are several.
+
+    Raises:
+        ValueError: if the programs have other latent variables than one one-hot site, or if the sum cannot be taken.
+
+    Example:
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> x = torch.ones(4, 6)
+        >>> bool((elbo(vae, x) <= log_evidence(vae, x)).all())
+        True
+    """
+    model = with_own_parameters(pair.model, x)
+    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
+    q = plan.check(read_guide(with_own_parameters(pair.guide, x)))
+    return summed(plan, elbo_parts(model, plan, q, q.log_probs))
+
+
+def log_evidence(pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_size: int | None = None) -> Tensor:
+    r"""The exact log-evidence of the discrete model, for every datum.
+
+    .. math:: \log p(x_b) = \log \sum_{z} p(x_b | z) \, p(z)
+
+    Args:
+        pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
+        x: what the model is called with, for example data (B, D).
+        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+
+    Returns:
+        log p(x) (B,) in nats; differentiable. Where there are several slices, gradients take a second pass over the
+        codes whose posterior probability is not negligible for all data.
+
+    Raises:
+        ValueError: as :func:`elbo`; also if prior and likelihood are scaled differently.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.OneHotCategorical(torch.tensor([0.25, 0.75])))
+        ...         pyro.sample("x", dist.Bernoulli(z @ torch.tensor([0.0, 1.0])), obs=x)
+        >>> from pyro_gvae.exact import Pair
+        >>> log_evidence(Pair(model, guide=model), torch.tensor([0.0, 1.0])).exp()
+        tensor([0.2500, 0.7500])
+    """
+    model = with_own_parameters(pair.model, x)
+    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
+    return evidence(model, plan)
+
+
+class Bounds(NamedTuple):
+    """The exact ELBO of every datum, and what it is a bound of."""
+
+    elbo: Tensor  # (B,)
+    log_evidence: Tensor  # (B,)
+
+
+@torch.no_grad()
+def bounds(pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_size: int | None = None) -> Bounds:
+    """:func:`elbo` and :func:`log_evidence` at once: one pass over all codes in place of two, without gradients.
+
+    Args:
+        pair: a `CategoricalVAE`, or a :class:`Pair`.
+        x: what model and guide are called with, for example data (B, D).
+        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+
+    Returns:
+        The ELBO (B,) and log p(x) (B,), in nats.
+
+    Raises:
+        ValueError: as :func:`elbo` and :func:`log_evidence`.
+
+    Example:
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> found = bounds(vae, torch.ones(4, 6))
+        >>> bool((found.elbo <= found.log_evidence).all())
+        True
+    """
+    model = with_own_parameters(pair.model, x)
+    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
+    q = plan.check(read_guide(with_own_parameters(pair.guide, x)))
+    log_q = q.log_probs
+    elbos: list[Tensor] = []
+    log_sums, scales = [], []
+    for numbers in plan.numbers():
+        codes = plan.codes(numbers)
+        scores = score(model, codes, plan.nesting)
+        elbos.append(_expected(plan, q, log_q, codes, scores, with_kl=not elbos))
+        found = _joint(codes, scores)
+        log_sums.append(plan.log_sum(found.joint))
+        scales.append(found.scale)
+    log_evidence = scales[0] * plan.log_sum(torch.stack(log_sums))
+    return Bounds(functools.reduce(torch.add, elbos).reshape(plan.batch_shape), log_evidence.reshape(plan.batch_shape))
+
+
+def evidence(model: Run, plan: Plan) -> Tensor:
+    """:func:`log_evidence` of a model with its data bound; where processes divide the codes, without gradients."""
+    if not torch.is_grad_enabled():
+        found = find_evidence(model, plan)
+        return (found.scale * found.log_evidence).reshape(plan.batch_shape)
+    likely = plan.numbers() if plan.num_slices == 1 else plan.repacked(find_evidence(model, plan).likely)
+    parts = [_computed(plan, partial(_log_sum, model, plan, numbers)) for numbers in likely]
+    log_sums, scales = zip(*parts, strict=True)
+    return (scales[0] * plan.log_sum(torch.stack(log_sums))).reshape(plan.batch_shape)
+
+
+def _log_sum(model: Run, plan: Plan, numbers: Tensor) -> tuple[Tensor, float | Tensor]:
+    _, joint, scale = joint_scores(model, plan, numbers)
+    return plan.log_sum(joint), scale
+
+
+def elbo_parts(model: Run, plan: Plan, q: Site, log_q: Tensor) -> Iterator[Part]:
+    """Functions whose values add up to the ELBO, one for each slice of codes; the very first adds -KL(q || p).
+
+    Args:
+        model: the program with its data bound.
+        plan: how its codes are cut.
+        q: the guide's site.
+        log_q: its log-probabilities (B, N, K) or (1, N, K).
+    """
+    for i, numbers in enumerate(_likely(plan, log_q.detach())):
+        yield partial(_elbo_part, model, plan, q, log_q, numbers, with_kl=i == 0 and plan.share.rank == 0)
+
+
+def _likely(plan: Plan, log_q: Tensor) -> Iterator[Tensor]:
+    """The numbers of all codes but those that q neglects for every datum, in slices."""
+    least = log_q.amin(-1).sum(-1)  # (B,): of the least probable code
+    if plan.num_codes <= FEW_CODES or not plan.negligible(least.unsqueeze(0)).item():
+        return plan.numbers()
+    columns = log_q.flatten(1).T  # (N * K, B)
+    return plan.repacked(
+        numbers[~plan.negligible(plan.codes(numbers).flatten(1) @ columns)] for numbers in plan.numbers()
+    )
+
+
+def _elbo_part(model: Run, plan: Plan, q: Site, log_q: Tensor, numbers: Tensor, *, with_kl: bool) -> Tensor:
+    codes = plan.codes(numbers)
+    return _expected(plan, q, log_q, codes, score(model, codes, plan.nesting), with_kl=with_kl)
+
+
+def _expected(plan: Plan, q: Site, log_q: Tensor, codes: Tensor, scores: Scores, *, with_kl: bool) -> Tensor:
+    log_weights = codes.flatten(1) @ log_q.flatten(1).T  # (s, B)
+    part: Tensor = _Expectation.apply(log_weights, scores.table, plan)
+    if with_kl:
+        part = part + negative_kl(q, log_q, scores.prior)
+    return part
+
+
+class _Expectation(torch.autograd.Function):
+    """sum_s w_sb R_sb of log w and R, both (s, B): its derivatives, w R and w, are at hand when it is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, log_weights: Tensor, table: Tensor, plan: Plan) -> Tensor:
+        weights = plan.weights(log_weights)
+        products = _finite(table).mul_(weights)
+        ctx.plan = plan
+        ctx.save_for_backward(log_weights, table, weights, products)
+        return products.sum(0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        log_weights, table, weights, products = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative
+            weights = ctx.plan.weights(log_weights)
+            products = weights * _finite(table)
+        wanted = ctx.needs_input_grad
+        return products * grad if wanted[0] else None, weights * grad if wanted[1] else None, None
+
+
+class Evidence(NamedTuple):
+    """The log-evidence, and which codes matter to it."""
+
+    log_evidence: Tensor  # (B,), before scaling
+    scale: float | Tensor
+    likely: list[Tensor]  # numbers of the codes that have a share in the posterior of a datum
+
+
+@torch.no_grad()
+def find_evidence(model: Run, plan: Plan) -> Evidence:
+    """log p(x), from one pass over all codes, those of other processes included."""
+    so_far = torch.full((plan.batch_shape.numel(),), -torch.inf, dtype=plan.dtype, device=plan.device)
+    log_sums, likely = [], []
+    scale: float | Tensor = 1.0
+    for numbers in plan.numbers():
+        _, joint, scale = joint_scores(model, plan, numbers)
+        log_sums.append(plan.log_sum(joint))
+        so_far = torch.logaddexp(so_far, log_sums[-1])
+        # The evidence only grows from here on: a negligible share of it stays negligible.
+        likely.append(numbers[~plan.negligible(joint - so_far)])
+    log_evidence = plan.log_sum(torch.stack(log_sums))
+    return Evidence(log_evidence if plan.share.world_size == 1 else log_sum_exp(log_evidence), scale, likely)
+
+
+def evidence_parts(model: Run, plan: Plan, found: Evidence) -> Iterator[Part]:
+    """Functions that add up to E[log p(x, z)] under the posterior, held fixed: its gradient is the evidence's."""
+    for numbers in plan.repacked(found.likely):
+        yield partial(_evidence_part, model, plan, found, numbers)
+
+
+def _evidence_part(model: Run, plan: Plan, found: Evidence, numbers: Tensor) -> Tensor:
+    _, joint, scale = joint_scores(model, plan, numbers)
+    posterior = plan.weights(joint.detach() - found.log_evidence)  # (s, B)
+    return scale * (posterior * _finite(joint)).sum(0)
+
+
+class JointScores(NamedTuple):
+    """What a slice of codes says about log p(x, z)."""
+
+    codes: Tensor  # (s, N * K)
+    joint: Tensor  # (s, B): log p(x, z), masked, not scaled
+    scale: float | Tensor  # of all sites, outside of a sum over codes
+
+
+def joint_scores(model: Run, plan: Plan, numbers: Tensor) -> JointScores:
+    """Run the model on the codes of these numbers (s,)."""
+    codes = plan.codes(numbers)
+    return _joint(codes, score(model, codes, plan.nesting))
+
+
+def _joint(codes: Tensor, scores: Scores) -> JointScores:
+    scale, codes = scores.common_scale, codes.flatten(1)
+    return JointScores(codes, scores.table / scale + codes @ scores.prior.log_probs.flatten(1).T, scale)
+
+
+def _finite(table: Tensor) -> Tensor:
+    """-inf as a very small number: a code that cannot be and that no datum has must add 0, not NaN."""
+    return table.clamp_min(torch.finfo(table.dtype).min)
+
+
+def summed(plan: Plan, parts: Iterable[Part]) -> Tensor:
+    """The sum of the parts, differentiable."""
+    total = functools.reduce(torch.add, (_computed(plan, part) for part in parts))
+    return total.reshape(plan.batch_shape)
+
+
+def _computed(plan: Plan, part: Callable[[], Any]) -> Any:
+    """A part with its graph; one of several is computed again in the backward pass, so that one exists at a time."""
+    if plan.num_slices == 1 or not torch.is_grad_enabled():
+        return part()
+    return checkpoint(part, use_reentrant=False)

@@ -1,0 +1,5 @@
+"""Effect handlers for programs with one-hot sites."""
+
+from .handlers import discretize, enumerated, relax, straight_through, weigh_kl
+
+__all__ = ["discretize", "enumerated", "relax", "straight_through", "weigh_kl"]

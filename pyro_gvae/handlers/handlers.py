@@ -1,0 +1,262 @@
+"""Effect handlers: the one-hot sites of a Pyro program become relaxed, straight-through, discrete, or enumerated, and
+latent sites are weighed.
+
+A program is written once, with `OneHotCategorical`, `OneHotCategorical(...).to_event(1)`, `RelaxedOneHotCategorical`
+or our factorized sites. Where handlers are nested, the outermost one decides: `discretize(relax(program))` is
+discrete.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from ..distributions.concrete import check_temperature
+from ..distributions.surrogates import Kind, find_kind
+from .one_hot_messenger import (
+    DiscretizeMessenger,
+    EnumeratedMessenger,
+    RelaxMessenger,
+    StraightThroughMessenger,
+    WeighKLMessenger,
+)
+from .sites import Program, ProgramMessenger
+
+
+def _handler(make: Callable[[], ProgramMessenger], program: Program | None) -> Any:
+    """One messenger for each call of the program, so that a handled program may call itself or run in two places."""
+    if program is None:
+        return _DecoratorOrContext(make)
+
+    @functools.wraps(program)
+    def handled(*args: Any, **kwargs: Any) -> Any:
+        with make() as messenger:
+            result = program(*args, **kwargs)
+        messenger.check(program, args, kwargs)
+        return result
+
+    return handled
+
+
+class _DecoratorOrContext(AbstractContextManager[None]):
+    """`relax(temperature=0.5)` before its program is known: a decorator, or a context manager."""
+
+    def __init__(self, make: Callable[[], ProgramMessenger]) -> None:
+        self._make = make
+        self._entered: list[ProgramMessenger] = []
+
+    def __call__(self, program: Program) -> Program:
+        handled: Program = _handler(self._make, program)
+        return handled
+
+    def __enter__(self) -> None:
+        self._entered.append(self._make())
+        self._entered[-1].__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        self._entered.pop().__exit__(*exception)
+
+
+@overload
+def relax(program: Program, *, temperature: float | Tensor | None = None) -> Program: ...
+@overload
+def relax(program: None = None, *, temperature: float | Tensor | None = None) -> _DecoratorOrContext: ...
+def relax(program: Program | None = None, *, temperature: float | Tensor | None = None) -> Any:
+    """Replace every latent one-hot of a program by a Concrete (Gumbel-Softmax) sample that gradients flow through.
+
+    A site "z" is sampled and scored in log space at the auxiliary site "z_log", where no temperature underflows, and
+    z = exp(z_log) is a deterministic site. Model and guide are both relaxed, each at its own temperature if you like,
+    and then train with stock `Trace_ELBO` (the relaxed bound: Maddison et al. 2017, arXiv 1611.00712) or
+    `TraceMeanField_ELBO` (the categorical KL: Jang et al. 2017, arXiv 1611.01144; not a bound while samples are
+    soft).
+
+    Args:
+        program: a model or guide; without it, a decorator and context manager is returned.
+        temperature: t > 0 for all sites; None keeps the temperatures of sites that are relaxed already.
+
+    Returns:
+        The relaxed program.
+
+    Raises:
+        ValueError: if the temperature is not one positive number, or is missing where a site is discrete.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> @relax(temperature=0.5)
+        ... def model():
+        ...     return pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(3)))
+        >>> bool(model().max() < 1)
+        True
+    """
+    if temperature is not None:
+        check_temperature(temperature)
+    return _handler(lambda: RelaxMessenger(temperature), program)
+
+
+@overload
+def straight_through(
+    program: Program, *, kind: str | Kind = "st-gumbel-softmax", temperature: float | Tensor | None = None
+) -> Program: ...
+@overload
+def straight_through(
+    program: None = None, *, kind: str | Kind = "st-gumbel-softmax", temperature: float | Tensor | None = None
+) -> _DecoratorOrContext: ...
+def straight_through(
+    program: Program | None = None,
+    *,
+    kind: str | Kind = "st-gumbel-softmax",
+    temperature: float | Tensor | None = None,
+) -> Any:
+    """Draw every latent one-hot of a program exactly, and differentiate through it by a surrogate.
+
+    Sites become :class:`StraightThroughOneHotCategorical`, whatever their number: the value is one-hot and scored by
+    the categorical, so that `Trace_ELBO` and `TraceMeanField_ELBO` estimate the discrete ELBO without bias; their
+    gradients have that of the surrogate. Handle model and guide both, that gradients through z reach the prior's score
+    too.
+
+    Args:
+        program: a model or guide; without it, a decorator and context manager is returned.
+        kind: "straight-through", "st-gumbel-softmax", "decoupled-st-gumbel-softmax", "gumbel-rao",
+            "gapped-straight-through", "reinmax" or "reinmax-rao"; one of `distributions.surrogates` with options, such
+            as `GumbelRao(num_draws=10)`; or a function of logits (..., K) and temperature () that returns one-hots.
+        temperature: t > 0 of the surrogate, for all sites; None keeps the temperatures of sites that have one.
+
+    Returns:
+        The straight-through program.
+
+    Raises:
+        ValueError: if there is no such kind, or the temperature is not one positive number, or is missing where a site
+            is discrete.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> @straight_through(kind="reinmax", temperature=1.3)
+        ... def guide():
+        ...     return pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(3, requires_grad=True)))
+        >>> z = guide()
+        >>> z.max().item(), z.requires_grad
+        (1.0, True)
+    """
+    if temperature is not None:
+        check_temperature(temperature)
+    found = find_kind(kind)
+    return _handler(lambda: StraightThroughMessenger(found, temperature), program)
+
+
+@overload
+def discretize(program: Program) -> Program: ...
+@overload
+def discretize(program: None = None) -> _DecoratorOrContext: ...
+def discretize(program: Program | None = None) -> Any:
+    """Make every latent one-hot of a program exact: relaxed sites become one-hots of the same logits.
+
+    `OneHotCategorical(...).to_event(1)` sites become one :class:`FactorizedOneHotCategorical`, which can be enumerated.
+
+    Args:
+        program: a model or guide; without it, a decorator and context manager is returned.
+
+    Returns:
+        The discrete program.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> with discretize():
+        ...     z = pyro.sample("z", dist.RelaxedOneHotCategorical(torch.tensor(0.5), logits=torch.zeros(3)))
+        >>> float(z.max())
+        1.0
+    """
+    return _handler(DiscretizeMessenger, program)
+
+
+@overload
+def enumerated(program: Program, *, max_memory: float | None = None) -> Program: ...
+@overload
+def enumerated(program: None = None, *, max_memory: float | None = None) -> _DecoratorOrContext: ...
+def enumerated(program: Program | None = None, *, max_memory: float | None = None) -> Any:
+    """Sum over all joint codes of a program's one-hot sites, with stock `TraceEnum_ELBO`; never sample them silently.
+
+    `TraceEnum_ELBO().loss(enumerated(model), enumerated(guide), x)` is minus the exact ELBO of the discrete model,
+    and with an empty guide minus the exact log-evidence.
+
+    Args:
+        program: a model or guide; without it, a decorator and context manager is returned.
+        max_memory: bytes that the codes may take; a quarter of the free memory if None.
+
+    Returns:
+        The enumerated program.
+
+    Raises:
+        ValueError: when the program runs, if there is nothing to enumerate; if codes do not fit into `max_memory`; if a
+            plate of latents meets a decoder that mixes them; if an ELBO samples the site in place of enumerating it.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro.infer import TraceEnum_ELBO
+        >>> def model():
+        ...     z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(2, 3)).to_event(1))  # (N, K)
+        ...     pyro.sample("x", dist.Normal(z[..., 0].sum(-1), 1.0), obs=torch.tensor(1.0))
+        >>> loss = TraceEnum_ELBO(max_plate_nesting=0).loss(enumerated(model), lambda: None)
+        >>> round(loss, 4)  # -log p(x), summed over 9 codes
+        1.1656
+    """
+    return _handler(lambda: EnumeratedMessenger(max_memory), program)
+
+
+@overload
+def weigh_kl(program: Program, *, beta: float | Tensor) -> Program: ...
+@overload
+def weigh_kl(program: None = None, *, beta: float | Tensor) -> _DecoratorOrContext: ...
+def weigh_kl(program: Program | None = None, *, beta: float | Tensor) -> Any:
+    r"""Multiply the log-densities of a program's latent sites by beta, so that any ELBO weighs its KL by beta.
+
+    .. math:: \mathrm{E}_{q(z|x)}[\log p(x | z)] - \beta \, \mathrm{KL}(q(z|x) \,\|\, p(z))
+
+    is what every ELBO of `weigh_kl(model)` and `weigh_kl(guide)` becomes, whichever handler says what their sites are:
+    the beta-VAE (Higgins et al. 2017, openreview.net/forum?id=Sy2fzU9gl), and KL annealing or warm-up where beta grows
+    while training (Bowman et al. 2016, arXiv 1511.06349; Soenderby et al. 2016, arXiv 1602.02282). Both programs must
+    be weighed. For beta below 1 the objective is no bound of log p(x), and there is no log p(x) of such a model:
+    `ExactEvidence` refuses it.
+
+    Args:
+        program: a model or guide; without it, a decorator and context manager is returned.
+        beta: the weight, at least 0: a number, or a tensor of shape () whose value may change while a recorded step
+            keeps reading it, such as a buffer.
+
+    Returns:
+        The program with its latent sites weighed.
+
+    Raises:
+        ValueError: if beta is not one number, is negative or is not finite.
+
+    Example:
+        >>> import torch
+        >>> from pyro_gvae import CategoricalVAE, ExactELBO
+        >>> vae, x = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,)), torch.ones(4, 6)
+        >>> def loss(beta):
+        ...     return ExactELBO().loss(weigh_kl(vae.model, beta=beta), weigh_kl(vae.guide, beta=beta), x)
+        >>> losses = [loss(beta) for beta in (0, 1, 2)]
+        >>> abs(losses[2] - losses[1] - (losses[1] - losses[0])) < 1e-4  # one KL more
+        True
+    """
+    check_kl_weight(beta)
+    return _handler(lambda: WeighKLMessenger(beta), program)
+
+
+def check_kl_weight(beta: float | Tensor) -> None:
+    """Refuse a KL weight that is not one finite number of at least 0.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    value = torch.as_tensor(beta)
+    if value.dim() > 0:
+        raise ValueError(f"Expected one beta for all data, shape (), but found shape {tuple(value.shape)}.")
+    if not 0 <= value.item() < float("inf"):
+        raise ValueError(f"Expected a finite beta of at least 0, but found {value.item():g}.")

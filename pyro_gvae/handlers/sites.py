@@ -1,0 +1,136 @@
+"""What a one-hot site says, whichever distribution says it, and the messenger that reads it."""
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import (
+    Independent,
+    MaskedDistribution,
+    OneHotCategorical,
+    OneHotCategoricalStraightThrough,
+    RelaxedOneHotCategoricalStraightThrough,
+    TorchDistribution,
+)
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK, effectful
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ..distributions.one_hot import FactorizedOneHotCategorical
+from ..distributions.straight_through import StraightThroughOneHotCategorical
+
+Program = Callable[..., Any]
+Messages = Any  # Pyro's messages are dictionaries that handlers edit in place.
+
+
+class OneHotSite(NamedTuple):
+    """What a one-hot site says, whichever distribution says it."""
+
+    logits: Tensor  # (..., K), or (..., N, K) where the site has N latents
+    num_event_dims: int  # 1 or 2
+    temperature: Tensor | None  # of a relaxed or straight-through site
+    mask: bool | Tensor | None
+    dtype: torch.dtype  # of its samples
+
+    def distribution(self, kind: Callable[[Tensor], TorchDistribution]) -> TorchDistribution:
+        """The site's distribution with `kind(logits)` in place of the one that the program wrote."""
+        found = kind(self.logits)
+        found = found.to_event(self.num_event_dims - len(found.event_shape))
+        return found if self.mask is None else found.mask(self.mask)
+
+    def discrete(self) -> TorchDistribution:
+        """The site as an exact one-hot; N latents are one random variable, whose codes can all be enumerated."""
+        one_site = FactorizedOneHotCategorical if self.num_event_dims == 2 else OneHotCategorical
+        return self.distribution(lambda logits: one_site(logits=logits.to(self.dtype)))
+
+
+def one_hot_site(fn: Any) -> OneHotSite | None:
+    """Read a site's distribution: its logits and temperature if it is a one-hot, relaxed or not, else None.
+
+    Raises:
+        ValueError: if it is one of Pyro's straight-through one-hots, whose samples hide what their gradient needs, or
+            masks some of its latents.
+    """
+    if isinstance(fn, OneHotCategoricalStraightThrough | RelaxedOneHotCategoricalStraightThrough):
+        raise ValueError(
+            f"Expected one-hot sites that are relaxed or discrete, but found a {type(fn).__name__}, which is both. Try "
+            "OneHotCategorical, and straight_through(program)."
+        )
+    if isinstance(fn, MaskedDistribution):
+        inner = one_hot_site(fn.base_dist)
+        return inner and inner._replace(mask=fn._mask if inner.mask is None else inner.mask & fn._mask)
+    if isinstance(fn, Independent):
+        inner = one_hot_site(fn.base_dist)
+        if inner and isinstance(inner.mask, Tensor):
+            raise ValueError(
+                "Expected a mask over data, but found one over the latents of a one-hot site. Try .mask() after "
+                ".to_event(1)."
+            )
+        return inner and inner._replace(num_event_dims=inner.num_event_dims + fn.reinterpreted_batch_ndims)
+    if isinstance(fn, FactorizedOneHotCategorical):
+        return OneHotSite(fn.logits, 2, None, None, fn.sample_dtype)
+    if isinstance(fn, StraightThroughOneHotCategorical):
+        return OneHotSite(fn.logits, 1, fn.temperature, None, fn.sample_dtype)
+    if isinstance(fn, torch.distributions.RelaxedOneHotCategorical):
+        return OneHotSite(fn.logits, 1, fn.temperature, None, getattr(fn, "sample_dtype", fn.logits.dtype))
+    if isinstance(fn, torch.distributions.OneHotCategorical):
+        return OneHotSite(fn.logits, 1, None, None, fn.logits.dtype)
+    return None
+
+
+class ProgramMessenger(Messenger):
+    """A messenger that handles one run of one program."""
+
+    def check(self, program: Program, args: Any, kwargs: Any) -> None:
+        """Look at a program that has run once more, where a handler has reason to."""
+
+
+class OneHotMessenger(ProgramMessenger):
+    """Declares what the latent one-hot sites of a program are; observed sites stay as they are written."""
+
+    def __enter__(self) -> Any:
+        self.sites: dict[str, OneHotSite] = {}
+        self.observed: set[str] = set()
+        return super().__enter__()
+
+    def decides(self) -> bool:
+        outermost = next(frame for frame in _PYRO_STACK if isinstance(frame, OneHotMessenger))
+        return outermost is self
+
+    def _pyro_sample(self, msg: Messages) -> None:
+        if msg["done"] or not self.decides():
+            return
+        site = one_hot_site(msg["fn"])
+        if site is None:
+            return
+        if msg["is_observed"] or msg["value"] is not None:
+            self.observed.add(msg["name"])
+            return
+        if site.num_event_dims > 2:
+            raise ValueError(
+                f"Expected one-hot site '{msg['name']}' to have event shape (K,) or (N, K), but found "
+                f"{tuple(msg['fn'].event_shape)}. Try to flatten its latents into one dimension."
+            )
+        self.sites[msg["name"]] = site
+        self.declare(msg, site)
+
+    @abstractmethod
+    def declare(self, msg: Messages, site: OneHotSite) -> None:
+        """Edit the message of a latent one-hot site."""
+
+
+def plates_of(msg: Messages) -> frozenset[str]:
+    """The names of the plates that a site is in, those without a batch dimension left out."""
+    return frozenset(frame.name for frame in msg["cond_indep_stack"] if frame.vectorized)
+
+
+def announce(name: str, parameter: nn.Parameter) -> None:
+    """Show handlers, such as SVI's, a parameter that stays in its module, and put nothing into the param store.
+
+    As PyroModule does when Pyro's parameters are local.
+    """
+    parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+    effectful(type="param")(lambda *_, **__: parameter)(name, parameter, constraint=constraints.real, name=name)

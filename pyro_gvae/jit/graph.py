@@ -1,0 +1,111 @@
+"""Recorded graphs: their inputs, and the function that is replayed."""
+
+import linecache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph_module import _loader
+from torch.utils import _pytree as pytree
+
+from .passes import simplify
+
+aten = torch.ops.aten
+
+#: Operations that Python calls in a third less time by these names than as `torch.ops.aten`.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        *(torch.abs, torch.add, torch.addcmul, torch.addmm, torch.amax, torch.argmax, torch.bernoulli, torch.bmm),
+        *(torch.cat, torch.clamp, torch.clamp_min, torch.div, torch.empty, torch.eq, torch.exp, torch.gather),
+        *(torch.ge, torch.gt, torch.index_select, torch.le, torch.log, torch.log1p, torch.logsumexp, torch.lt),
+        *(torch.mean, torch.mm, torch.mul, torch.multinomial, torch.ne, torch.neg, torch.pow, torch.rand),
+        *(torch.randn, torch.reciprocal, torch.relu, torch.rsqrt, torch.scatter, torch.sigmoid, torch.sqrt),
+        *(torch.square, torch.stack, torch.sub, torch.sum, torch.tanh, torch.where, F.linear, F.softplus),
+    )
+}
+METHODS = {"expand", "permute", "select", "squeeze", "t", "transpose", "unsqueeze", "view"}
+
+
+@contextmanager
+def no_sources_kept() -> Iterator[None]:
+    """Forget the source text of graphs that are compiled here: for tracebacks, torch would keep it for good."""
+    known = set(_loader.eval_cache)
+    try:
+        yield
+    finally:
+        for key in _loader.eval_cache.keys() - known:
+            del _loader.eval_cache[key]
+            linecache.cache.pop(key, None)
+
+
+def lifted(graph_module: GraphModule) -> list[Tensor]:
+    """Turn the tensors that a recording found outside into inputs, before the others; returns them in this order.
+
+    Constants that the program made of Python's numbers stay in the graph.
+    """
+    graph = graph_module.graph
+    captured: dict[int, Tensor] = {}
+    inputs: dict[int, Node] = {}
+    first = next(iter(graph.nodes))
+    for node in graph.find_nodes(op="get_attr"):
+        tensor = getattr(graph_module, node.target)
+        if all(user.target is aten.lift_fresh_copy.default for user in node.users):
+            continue
+        if id(tensor) not in captured:
+            captured[id(tensor)] = tensor
+            with graph.inserting_before(first):
+                inputs[id(tensor)] = graph.placeholder(f"captured_{len(inputs)}")
+                inputs[id(tensor)].meta = node.meta
+        node.replace_all_uses_with(inputs[id(tensor)])
+        graph.erase_node(node)
+    return list(captured.values())
+
+
+def finished(graph_module: GraphModule, inputs: Sequence[Tensor], *, inductor: bool) -> Callable[..., Any]:
+    """The function that is replayed: simplified, and compiled or called as fast as Python can.
+
+    Args:
+        graph_module: its inputs and outputs stay as they are.
+        inputs: examples, for the compiler.
+        inductor: compile the graph.
+    """
+    simplify(graph_module)
+    if inductor:
+        return _compiled(graph_module, inputs)
+    _call_by_name(graph_module.graph)
+    graph_module.recompile()
+    return graph_module.forward
+
+
+def _compiled(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+    """The graph by Inductor, which wants a flat tuple of tensors as results."""
+    output = graph_module.graph.output_node()
+    results, nesting = pytree.tree_flatten(output.args[0])
+    output.args = (tuple(result for result in results if isinstance(result, Node)),)
+    graph_module.recompile()
+    # Random numbers come from torch's own operations, and are what the plain ELBO draws under the same seed.
+    options = {"fallback_random": True, "triton.cudagraphs": any(tensor.is_cuda for tensor in inputs)}
+    with torch.no_grad():
+        run = torch._inductor.compile(graph_module, list(inputs), options=options)
+
+    def replay(*tensors: Tensor) -> Any:
+        found = iter(run(*tensors))
+        leaves = [next(found) if isinstance(result, Node) else result for result in results]
+        return pytree.tree_unflatten(leaves, nesting)
+
+    return replay
+
+
+def _call_by_name(graph: Graph) -> None:
+    for node in graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            name = node.target._schema.name.removeprefix("aten::")
+            if name in METHODS:
+                node.op, node.target = "call_method", name
+            else:
+                node.target = FUNCTIONS.get(name, node.target)

@@ -1,0 +1,243 @@
+"""From a plain run to a recording that gives the same: loss and gradients as one graph of parameters and data."""
+
+import math
+import random
+import reprlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from .capture import NotRecordable, record
+from .graph import lifted, no_sources_kept
+from .guards import Guard
+
+Loss = Any  # a tensor, a number, or a tuple of them
+Outcome = tuple[Loss, list[Tensor | None]]  # the loss, and the gradient of each leaf
+Graph = Callable[..., Outcome]
+
+#: How far a recording may be from the plain run, relative to the largest entry: it rounds in another order.
+TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
+COARSE = 5e-2  # in half precision
+
+
+class Job(NamedTuple):
+    """What to record.
+
+    Attributes:
+        run: of the tensors; returns a loss and adds to the gradients of parameters.
+        tensors: arguments.
+        roots: what `run` reads besides: model, guide, ELBO.
+        number_modules: see `record`.
+    """
+
+    run: Callable[..., Loss]
+    tensors: Sequence[Tensor]
+    roots: Sequence[Any]
+    number_modules: set[str]
+
+
+@final
+class Recording:
+    """A graph of loss and gradients, the tensors that it reads, and the guard of what it depends on.
+
+    Attributes:
+        leaves: the tensors whose gradients the graph gives.
+        guard: tells whether the graph is still that of the program.
+        stored: what Pyro's param store held.
+    """
+
+    def __init__(
+        self, graph: Graph, captured: list[Tensor], leaves: list[Tensor], guard: Guard, stored: dict[str, Tensor]
+    ) -> None:
+        self.leaves = leaves
+        self.guard = guard
+        self.stored = stored
+        self._graph = graph
+        self._captured = captured
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Outcome:
+        """The loss for these data, and the gradient of each leaf."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):  # the graph has its casts already
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            return self._graph(*self._captured, *tensors)
+
+
+def stored_parameters() -> dict[str, Tensor]:
+    """What Pyro's param store holds, unconstrained."""
+    return dict(pyro.get_param_store().named_parameters())
+
+
+def new_recording(
+    job: Job, finish: Callable[[GraphModule, Sequence[Tensor]], Graph], *, check: bool
+) -> tuple[Recording, Outcome]:
+    """Run a job plainly, record it, and compare.
+
+    Args:
+        job: what to record.
+        finish: makes, of the graph and example inputs, the function that is replayed.
+        check: compare the recording's loss and gradients with the plain ones.
+
+    Returns:
+        The recording, and its outcome, rounded as those of later calls are: a run that is resumed, and so records
+        again, gives bit for bit what it would have given. (Of a first run that draws parameters of Pyro's store, it is
+        the plain outcome.) Random states and buffers are as one run leaves them, and gradients as
+        before.
+
+    Raises:
+        NotRecordable: if a recording cannot hold the program, or does not give the same. Then all is as before.
+    """
+    before = _State(job)
+    gradients = {leaf: leaf.grad for leaf in before.leaves}
+    try:
+        loss = _run(job, before.leaves)
+        after = _State(job)
+        gradients = dict.fromkeys(after.leaves) | gradients  # new ones had none
+        outcome = loss, [leaf.grad for leaf in after.leaves]
+        with no_sources_kept():
+            recording, replayed = _recorded(job, before, after, outcome, finish, check=check)
+        if replayed is None:
+            after.restore()
+        else:
+            outcome = replayed
+    except BaseException:
+        before.restore()
+        raise
+    finally:
+        for leaf, gradient in gradients.items():
+            leaf.grad = gradient
+    return recording, outcome
+
+
+def _recorded(
+    job: Job,
+    before: "_State",
+    after: "_State",
+    outcome: Outcome,
+    finish: Callable[[GraphModule, Sequence[Tensor]], Graph],
+    *,
+    check: bool,
+) -> tuple[Recording, Outcome | None]:
+    """The recording, and the outcome of its replay in place of the first run, if that did the same."""
+    if after.other_generators != before.other_generators:
+        raise NotRecordable(
+            "Expected a program that draws its random numbers from torch, but found that it draws from Python's or "
+            "NumPy's generator, which a recording would not do again. Try torch.rand, or the plain ELBO."
+        )
+    start, end, leaves = before, after.random_state, after.leaves
+    if not (before.guard.holds() and _same_entries(before.stored, after.stored)):
+        # The first run has set something up; the second one is as all that follow. Did the first make new tensors, such
+        # as parameters, it drew their values, and the second comes after it; else it takes the place of the first.
+        start = before if after.known.keys() <= before.known.keys() else after
+        start.restore()
+        outcome = _run(job, leaves), [leaf.grad for leaf in leaves]
+        end = torch.get_rng_state()
+    is_first = start is before and torch.equal(end, after.random_state)
+
+    start.restore()
+    graph_module = record(
+        lambda *tensors: (_run(job._replace(tensors=tensors), leaves), [leaf.grad for leaf in leaves]),
+        job.tensors,
+        number_modules=job.number_modules,
+    )
+    captured = lifted(graph_module)
+    _check_state(after, captured)
+    graph = finish(graph_module, [*captured, *job.tensors])
+    recording = Recording(graph, captured, leaves, after.guard, after.stored)
+    start.restore()
+    replayed = recording(job.tensors)
+    if check:
+        _compare(outcome, replayed, leaves, torch.equal(end, torch.get_rng_state()))
+    return recording, replayed if is_first else None
+
+
+def _run(job: Job, leaves: Sequence[Tensor]) -> Loss:
+    for leaf in leaves:
+        leaf.grad = None
+    return job.run(*job.tensors)
+
+
+@final
+class _State:
+    """What a job depends on and changes: Python state, tensors and their values, random numbers."""
+
+    def __init__(self, job: Job) -> None:
+        self.guard = Guard(job.roots)
+        self.stored = stored_parameters()
+        self.known = self.guard.tensors | {id(tensor): tensor for tensor in self.stored.values()}
+        tensors = self.known.values()
+        self.leaves = [tensor for tensor in tensors if tensor.is_leaf and tensor.requires_grad]
+        self.random_state = torch.get_rng_state()
+        self.other_generators = repr((random.getstate(), np.random.get_state(legacy=False)))
+        self._values = [(tensor, tensor.clone()) for tensor in tensors if not tensor.requires_grad]
+        self._cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def restore(self) -> None:
+        """Put back torch's random numbers and the values of buffers."""
+        torch.set_rng_state(self.random_state)
+        for index, state in enumerate(self._cuda_states):
+            torch.cuda.set_rng_state(state, index)
+        with torch.no_grad():
+            for tensor, value in self._values:
+                # One that has got its shape in the meantime has been set up, and stays so.
+                if tensor.shape == value.shape and not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+def _same_entries(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
+
+
+def _check_state(state: _State, captured: Sequence[Tensor]) -> None:
+    if not state.guard.holds() or not _same_entries(state.stored, stored_parameters()):
+        raise NotRecordable(
+            "Expected a program that is the same whenever it runs, but found that it changes its own Python state, or "
+            f"puts a new tensor in the place of one {reprlib.repr(state.guard.changes())}. Try a buffer that changes "
+            "in its place, or the plain ELBO."
+        )
+    for tensor in captured:
+        if id(tensor) not in state.known:
+            raise NotRecordable(
+                "Expected a program that reads its arguments, and tensors that model and guide refer to, but found "
+                f"another tensor of shape {tuple(tensor.shape)}, whose replacement a recording could not notice. Try "
+                "to make it a buffer of a module, or the plain ELBO."
+            )
+
+
+def _compare(expected: Outcome, found: Outcome, leaves: Sequence[Tensor], same_draws: bool) -> None:
+    losses = zip(pytree.tree_leaves(expected[0]), pytree.tree_leaves(found[0]), strict=True)
+    gradients = [*zip(leaves, expected[1], found[1], strict=True)]
+    # Some gradients are zero but for rounding: what is small is small next to the largest of all.
+    scale = max((gradient.abs().max().item() for gradient in expected[1] if gradient is not None), default=0.0)
+    different = ["its loss" for a, b in losses if not _close(a, b, abs(float(a)))]
+    different += [
+        f"the gradient of a parameter of shape {tuple(leaf.shape)}"
+        for leaf, a, b in gradients
+        if not _close(a, b, scale)
+    ]
+    if not same_draws:
+        different.append("the number of its random draws")
+    if different:
+        raise NotRecordable(
+            "Expected a recording that gives what the plain ELBO gives under the same seed, but found that "
+            f"{different[0]} differs: the program depends on something that changes from run to run. Try the plain "
+            "ELBO."
+        )
+
+
+def _close(expected: Any, found: Any, scale: float) -> bool:
+    if expected is None or found is None:
+        return expected is found
+    kinds = {value.dtype for value in (expected, found) if isinstance(value, Tensor)}
+    tolerance = max((TOLERANCES.get(kind, COARSE) for kind in kinds), default=0.0)
+    a, b = (torch.as_tensor(value, dtype=torch.float64, device="cpu").detach() for value in (expected, found))
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale if math.isfinite(scale) else 0.0, equal_nan=True)

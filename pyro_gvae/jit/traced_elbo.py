@@ -1,0 +1,280 @@
+"""A Pyro ELBO recorded once and replayed: the same numbers without Pyro's handlers and without autograd."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, final
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.poutine.runtime import _PYRO_STACK, effectful
+from pyro.poutine.trace_messenger import TraceMessenger
+from pyro.util import warn_if_nan
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..elbos.exact import ExactELBO, ExactEvidence
+from ..elbos.free_bits import innermost
+from ..handlers.sites import Program
+from .capture import NotRecordable
+from .graph import finished
+from .recording import Job, Loss, Outcome, Recording, new_recording, stored_parameters
+
+
+class Call(NamedTuple):
+    """One call of a method of an ELBO, its arguments flat."""
+
+    method: str
+    model: Program
+    guide: Program
+    leaves: list[Any]
+    nesting: pytree.TreeSpec | None  # None where the leaves are the positional arguments
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    def key(self) -> Any:
+        """Equal for calls that may share a recording, as far as arguments and torch's modes say."""
+        arguments = tuple(map(_signature, self.leaves))
+        return self.method, self.model, self.guide, arguments, self.nesting, _modes()
+
+    def is_foreign(self) -> bool:
+        """Whether no recording can stand for the call: other handlers have a say in it, or inputs want gradients."""
+        others = (frame for frame in _PYRO_STACK if not (isinstance(frame, TraceMessenger) and frame.param_only))
+        return any(True for _ in others) or any(tensor.requires_grad for tensor in self.tensors)
+
+    def arguments(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Any], dict[str, Any]]:
+        """As they were given, but with other tensors."""
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        return (leaves, {}) if self.nesting is None else pytree.tree_unflatten(leaves, self.nesting)
+
+    def run(self, elbo: ELBO, *tensors: Tensor) -> Loss:
+        """The plain call with other tensors; gradients of the loss are added to those of parameters."""
+        args, kwargs = self.arguments(tensors)
+        loss = getattr(elbo, self.method)(self.model, self.guide, *args, **kwargs)
+        if self.method == "differentiable_loss":
+            loss.backward()
+            loss = loss.detach()
+        return loss
+
+
+class Entry(NamedTuple):
+    """A recording, the calls that it is for, and the parameters that a run shows to Pyro."""
+
+    key: Any
+    recording: Recording
+    params: dict[str, Tensor]
+
+    def show_params(self) -> bool:
+        """Show the parameters to Pyro's handlers, such as SVI's; False if Pyro's param store has others by now."""
+        store = stored_parameters()
+        for name, leaf in self.params.items():
+            if name in self.recording.stored:
+                if store.get(name) is not leaf:
+                    return False
+                pyro.param(name)
+            else:  # of a module whose parameters stay in it
+                leaf.unconstrained = weakref.ref(leaf)  # type: ignore[attr-defined]
+                effectful(type="param")(lambda leaf: leaf)(leaf, name=name)
+        return True
+
+
+@final
+class TracedELBO(ELBO):
+    """A drop-in `loss=` for `SVI`: records the loss and gradients of another ELBO once, and replays them.
+
+    The first step runs the plain ELBO, with Pyro's validation as it is set, and records it: the operations of the
+    forward and of the backward pass, as one `torch.fx` graph. Later steps run that graph. Parameters, buffers and data
+    are its inputs, so neither a parameter update nor annealing (`vae.temperature = 0.5`) needs another recording.
+    Random draws stay random and take from torch's generator what the plain ELBO takes, in the same order: the same seed
+    gives the same losses.
+
+    A recording is used again only where nothing that it depends on has changed; else there is another one. Guarded are
+
+    - the arguments: nesting, shape, stride, type and device of tensors, the values of everything else;
+    - everything that model, guide and ELBO refer to, as :class:`~pyro_gvae.jit.guards.Guard` says: a parameter or
+      buffer that is new, gone or another tensor (not its values), which of them require gradients, `train()` and
+      `eval()`, numbers and other attributes of Python, global variables and closures included;
+    - torch's default type and device, gradient mode and autocast;
+    - the entries of Pyro's param store that the program has.
+
+    Not guarded are the elements of NumPy arrays, attributes of Python's modules, and files. Calls inside of another
+    Pyro handler, or with arguments that require gradients, go to the plain ELBO.
+
+    Args:
+        elbo: the loss to record, of any kind that Pyro or this package has.
+        check: compare each new recording, loss and gradients, with the plain ELBO under the same seed.
+        max_recordings: how many are kept; the one that was not used for longest goes first.
+        compile: hand the graph to Inductor (with CUDA graphs on a GPU), which needs a compiler and some seconds.
+
+    Raises:
+        ValueError: at a first step, if a recording cannot hold the program: its control flow or a shape depends on
+            data, it takes numbers out of tensors (`.item()`), changes its own Python state, draws random numbers
+            outside of torch, or reads a tensor whose replacement could not be noticed.
+
+    Example:
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> elbo = TracedELBO(Trace_ELBO())
+        >>> svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), loss=elbo)
+        >>> for vae.temperature in (1.0, 0.9, 0.8):
+        ...     loss = svi.step(torch.ones(4, 6))
+        >>> elbo.num_recordings
+        1
+    """
+
+    def __init__(self, elbo: ELBO, *, check: bool = True, max_recordings: int = 16, compile: bool = False) -> None:
+        super().__init__(num_particles=elbo.num_particles, vectorize_particles=elbo.vectorize_particles)
+        if max_recordings < 1:
+            raise ValueError(f"Expected max_recordings of at least 1, but found {max_recordings}.")
+        self.elbo: Any = elbo
+        self.check = check
+        self.max_recordings = max_recordings
+        self.compile = compile
+        #: How many recordings were made so far.
+        self.num_recordings = 0
+        self._entries: list[Entry] = []  # the last used is the last
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        return self.elbo._get_trace(model, guide, args, kwargs)
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
+        """The plain ELBO's `loss`."""
+        return self._as_numbers(_call("loss", model, guide, args, kwargs))
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
+        """The plain ELBO's `loss_and_grads`: the loss is returned, gradients are added to `.grad` of parameters."""
+        return self._as_numbers(_call("loss_and_grads", model, guide, args, kwargs))
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The plain ELBO's `differentiable_loss`: a tensor whose `.backward()` adds to `.grad` of parameters, once."""
+        call = _call("differentiable_loss", model, guide, args, kwargs)
+        if not torch.is_grad_enabled() or call.is_foreign():
+            return self.elbo.differentiable_loss(model, guide, *args, **kwargs)
+        recording, outcome = self._shown(call)
+        loss: Tensor = _Replayed.apply(outcome, *recording.leaves)
+        return warn_if_nan(loss, "loss")
+
+    def outcome(self, model: Program, guide: Program, *args: Any) -> tuple[Outcome, list[Tensor]]:
+        """For training loops of one's own: what `loss_and_grads` computes, but no `.grad` changes.
+
+        New recordings are made with Pyro's validation on, and with a param store of their own.
+
+        Returns:
+            The loss as a tensor with the gradients, and the parameters that these belong to.
+        """
+        call = _call("loss_and_grads", model, guide, args, {})
+        key = call.key()
+        entry = self._known(key)
+        if entry is not None:
+            return entry.recording(call.tensors), entry.recording.leaves
+        with pyro.get_param_store().scope(), pyro.validation_enabled(True):
+            entry, outcome = self._new(call, key)
+        return outcome, entry.recording.leaves
+
+    def _as_numbers(self, call: Call) -> Any:
+        if call.is_foreign():
+            return call.run(self.elbo, *call.tensors)
+        recording, (loss, gradients) = self._shown(call)
+        for leaf, gradient in zip(recording.leaves, gradients, strict=True):
+            if gradient is not None:
+                leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
+        numbers = pytree.tree_map_only(Tensor, Tensor.item, loss)
+        for number in pytree.tree_leaves(numbers):
+            warn_if_nan(number, "loss")
+        return numbers
+
+    def _shown(self, call: Call) -> tuple[Recording, Outcome]:
+        """What a call gives, its parameters shown to SVI."""
+        key = call.key()
+        entry = self._known(key, Entry.show_params)
+        if entry is not None:
+            return entry.recording, entry.recording(call.tensors)
+        entry, outcome = self._new(call, key)
+        entry.show_params()
+        return entry.recording, outcome
+
+    def _known(self, key: Any, accept: Callable[[Entry], bool] = lambda entry: True) -> Entry | None:
+        """A recording made before that still holds."""
+        for index in range(len(self._entries) - 1, -1, -1):
+            entry = self._entries[index]
+            if entry.key == key and entry.recording.guard.holds() and accept(entry):
+                self._entries.append(self._entries.pop(index))
+                return entry
+        return None
+
+    def _new(self, call: Call, key: Any) -> tuple[Entry, Outcome]:
+        """A new recording, and what it gives."""
+        self._check_one_pass(call)
+        others = [leaf for leaf in call.leaves if not isinstance(leaf, Tensor)]
+        job = Job(
+            run=partial(call.run, self.elbo),
+            # Tensors of their own, should an argument be given twice, or be a buffer of the program.
+            tensors=[tensor.detach() for tensor in call.tensors],
+            roots=[call.model, call.guide, self.elbo, *others],
+            number_modules={kind.__module__ for kind in type(innermost(self.elbo)).__mro__},
+        )
+        self.num_recordings += 1
+        with poutine.block(), poutine.trace(param_only=True) as shown:
+            recording, outcome = new_recording(job, partial(finished, inductor=self.compile), check=self.check)
+        sites: dict[str, Any] = shown.trace.nodes
+        params = {name: site["value"].unconstrained() for name, site in sites.items()}
+        entry = Entry(key, recording, params)
+        self._entries = [*self._entries, entry][-self.max_recordings :]
+        return entry, outcome
+
+    def _check_one_pass(self, call: Call) -> None:
+        """Refuse at once what would be refused after minutes."""
+        elbo = innermost(self.elbo)
+        if isinstance(elbo, ExactEvidence) and elbo.share.world_size > 1:
+            raise NotRecordable("Expected a loss of this process alone, but found a sum over the codes of several.")
+        if isinstance(elbo, ExactELBO | ExactEvidence):
+            args, kwargs = call.arguments(call.tensors)
+            num_slices = elbo.num_slices(call.model, *args, **kwargs)
+            if num_slices > 1:
+                raise NotRecordable(
+                    f"Expected a loss of one pass, but found a sum over {num_slices} slices of codes, some of which "
+                    "are left out when their posterior says so: a recording cannot hold that. Try the plain ELBO, as "
+                    "Pyro's share in its time is small, or a larger slice_size."
+                )
+
+
+@final
+class _Replayed(torch.autograd.Function):
+    """A recorded loss with its recorded gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, outcome: Outcome, *leaves: Tensor) -> Tensor:
+        loss, ctx.gradients = outcome
+        return torch.as_tensor(loss)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> Any:
+        return None, *(None if gradient is None else gradient * scale for gradient in ctx.gradients)
+
+
+def _call(method: str, model: Program, guide: Program, args: Any, kwargs: Any) -> Call:
+    if not kwargs and all(isinstance(arg, Tensor) for arg in args):
+        return Call(method, model, guide, list(args), None)
+    leaves, nesting = pytree.tree_flatten((args, kwargs))
+    return Call(method, model, guide, leaves, nesting)
+
+
+def _signature(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
+    return type(leaf), leaf if getattr(leaf, "__hash__", None) else id(leaf)
+
+
+def _modes() -> Any:
+    """The states of torch and Pyro that change what the same call does."""
+    devices = ("cpu", "cuda")
+    autocast = tuple(torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) for device in devices)
+    local = pyro.settings.get("module_local_params")
+    return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(), autocast, local

@@ -1,0 +1,1 @@
+"""Ready programs and the networks that they use."""

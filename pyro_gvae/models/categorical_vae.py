@@ -1,0 +1,241 @@
+"""The categorical VAE: one Pyro program, written as on paper."""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import pyro
+import torch
+from pyro.infer.util import is_validation_enabled
+from torch import Tensor, nn
+
+from ..distributions.concrete import RelaxedOneHotCategorical, check_temperature, scalar_temperature
+from ..distributions.exponential_family import ExponentialFamily
+from ..distributions.observations import OBSERVATIONS
+from ..handlers import relax
+from ..handlers.sites import announce
+from .networks import mlp_decoder, mlp_encoder
+
+
+class CategoricalVAE(nn.Module):
+    r"""A variational autoencoder whose latent code is N one-hots of K categories.
+
+    .. math::
+
+        z_n &\sim \mathrm{Categorical}(\mathrm{softmax}(\mathrm{prior\_logits}_n)), \quad n = 1..N \\
+        x &\sim \mathrm{Observation}(\mathrm{decoder}(z)) \\
+        q(z_n | x) &= \mathrm{Categorical}(\mathrm{softmax}(\mathrm{encoder}(x)_n))
+
+    `model` and `guide` are the relaxed Pyro pair (Jang et al. 2017, arXiv 1611.01144; Maddison et al. 2017, arXiv
+    1611.00712): site "z" is a `RelaxedOneHotCategorical`, scored in log space at "z_log", in plate "data", with
+    observation "x". They run as they are in stock `SVI` with `Trace_ELBO`; :func:`discretize` and :func:`enumerated`
+    turn them into the discrete pair.
+
+    Args:
+        data_dim: D.
+        num_latents: N.
+        num_categories: K.
+        hidden: widths of the encoder's hidden layers; the decoder has them in reverse.
+        observation: "bernoulli", "continuous-bernoulli", "gaussian" or "categorical" pixels.
+        scale: of the "gaussian" observation; None learns one scale for all pixels.
+        num_levels: of the "categorical" observation: pixels are whole numbers 0 .. num_levels - 1.
+        learn_prior: learn `prior_logits` in place of a uniform prior.
+        temperature: of the guide's relaxation.
+        prior_temperature: of the model's; the defaults 2/3 and 2/5 are those of Maddison et al. for 8 categories.
+        encoder: a module x (B, D) -> logits (B, N, K) in place of the MLP.
+        decoder: a module z (..., N, K) -> natural parameters (..., D) in place of the MLP.
+        name: under which Pyro's param store knows the parameters.
+
+    Raises:
+        ValueError: if a size, a temperature or the observation is out of its range.
+
+    Example:
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> vae = CategoricalVAE(data_dim=64, num_latents=4, num_categories=8, hidden=(32,))
+        >>> svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+        >>> svi.step(torch.rand(10, 64).round()) > 0
+        True
+    """
+
+    _temperature: Tensor
+    _prior_temperature: Tensor
+    prior_logits: Tensor
+    log_scale: Tensor
+
+    def __init__(
+        self,
+        data_dim: int = 784,
+        num_latents: int = 20,
+        num_categories: int = 10,
+        hidden: Sequence[int] = (512, 256),
+        observation: str = "bernoulli",
+        *,
+        scale: float | None = None,
+        num_levels: int = 256,
+        learn_prior: bool = False,
+        temperature: float = 2 / 3,
+        prior_temperature: float = 2 / 5,
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+        name: str = "vae",
+    ) -> None:
+        super().__init__()
+        _check_sizes(data_dim, num_latents, num_categories, hidden, num_levels)
+        _check_observation(observation, scale)
+        self.data_dim: Final = data_dim
+        self.num_latents: Final = num_latents
+        self.num_categories: Final = num_categories
+        self.observation_name: Final = observation
+        self.num_levels: Final = num_levels
+        self.name: Final = name
+        natural_dim = data_dim * num_levels if observation == "categorical" else data_dim
+        self.encoder = encoder or mlp_encoder(data_dim, hidden, num_latents, num_categories)
+        self.decoder = decoder or mlp_decoder(num_latents, num_categories, tuple(hidden)[::-1], natural_dim)
+        uniform = torch.zeros(num_latents, num_categories)  # (N, K)
+        if learn_prior:
+            self.prior_logits = nn.Parameter(uniform)
+        else:
+            self.register_buffer("prior_logits", uniform)
+        if observation == "gaussian":
+            self._add_scale(scale)
+        # Temperatures are buffers, so that annealing changes a tensor that a recorded graph reads, not the graph.
+        self.register_buffer("_temperature", scalar_temperature(temperature, uniform))
+        self.register_buffer("_prior_temperature", scalar_temperature(prior_temperature, uniform))
+
+    def _add_scale(self, scale: float | None) -> None:
+        log_scale = torch.tensor(math.log(scale or 1.0))
+        if scale is None:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    @relax()
+    def model(self, x: Tensor) -> Tensor:
+        """p(z) p(x | z) for data x (B, D); returns the code z (B, N, K).
+
+        Raises:
+            ValueError: if x does not have shape (B, D), or, while Pyro's validation is on, lies outside of the
+                observation's range.
+        """
+        self._check_data(x)
+        self._register()
+        with pyro.plate("data", len(x)):
+            prior = RelaxedOneHotCategorical(self.prior_temperature, logits=self.prior_logits)
+            z = pyro.sample("z", prior.to_event(1))  # (B, N, K)
+            pyro.sample("x", self.observation(self.decoder(z)), obs=x)
+        code: Tensor = z
+        return code
+
+    @relax()
+    def guide(self, x: Tensor) -> Tensor:
+        """q(z | x) for data x (B, D); returns the code z (B, N, K)."""
+        self._check_data(x)
+        self._register()
+        with pyro.plate("data", len(x)):
+            logits = self.encoder(x)  # (B, N, K)
+            if logits.shape != (len(x), *self.prior_logits.shape):
+                raise ValueError(
+                    f"Expected the encoder to return logits of shape {(len(x), *self.prior_logits.shape)}, but found "
+                    f"{tuple(logits.shape)}. Try nn.Unflatten(-1, (num_latents, num_categories)) as its last layer."
+                )
+            posterior = RelaxedOneHotCategorical(self.temperature, logits=logits)
+            code: Tensor = pyro.sample("z", posterior.to_event(1))  # (B, N, K)
+        return code
+
+    def observation(self, natural: Tensor) -> ExponentialFamily:
+        """p(x | z) given the decoder's natural parameters (..., D)."""
+        family = OBSERVATIONS[self.observation_name]
+        if self.observation_name == "gaussian":
+            return family(natural, self.log_scale.exp())
+        if self.observation_name == "categorical":
+            return family(natural, self.num_levels)
+        return family(natural)
+
+    @property
+    def temperature(self) -> Tensor:
+        """The guide's temperature, shape (); assign a number to anneal it."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float | Tensor) -> None:
+        check_temperature(value)
+        self._temperature.copy_(scalar_temperature(value, self._temperature))
+
+    @property
+    def prior_temperature(self) -> Tensor:
+        """The model's temperature, shape (); assign a number to anneal it."""
+        return self._prior_temperature
+
+    @prior_temperature.setter
+    def prior_temperature(self, value: float | Tensor) -> None:
+        check_temperature(value)
+        self._prior_temperature.copy_(scalar_temperature(value, self._prior_temperature))
+
+    def _register(self) -> None:
+        """Show the parameters to Pyro, and refuse to train copies that the networks do not use."""
+        if pyro.settings.get("module_local_params"):
+            for name, parameter in self.named_parameters():
+                announce(f"{self.name}$$${name}", parameter)
+            return
+        store = pyro.get_param_store()
+        for name, parameter in self.named_parameters():
+            key = f"{self.name}$$${name}"
+            found = pyro.param(key, parameter) if parameter.requires_grad else parameter
+            # Handlers may wrap or replace the value that pyro.param returns; a stranger in the store is what matters.
+            if found is not parameter and key in store and found is store.get_param(key):
+                raise ValueError(
+                    f"Expected Pyro's param store to hold this module's '{name}', but found another tensor under "
+                    f"'{key}'. Try pyro.clear_param_store(), or CategoricalVAE(name=..) with another name."
+                )
+
+    def _check_data(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise ValueError(f"Expected data as a tensor, but found {type(x).__name__}. Try torch.as_tensor(x).")
+        if x.dim() != 2 or x.shape[-1] != self.data_dim or len(x) == 0:
+            raise ValueError(
+                f"Expected data of shape (B, {self.data_dim}), but found {tuple(x.shape)}. Try x.flatten(1)."
+            )
+
+        dtype = next(self.parameters()).dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"Expected data of the networks' {dtype}, but found {x.dtype}. Try x.to({dtype}).")
+        if is_validation_enabled() and not bool(self._in_range(x)):
+            low, high = self.data_range
+            raise ValueError(
+                f"Expected '{self.observation_name}' data in [{low:g}, {high:g}] without NaN, but found values from "
+                f"{x.min().item():g} to {x.max().item():g}. Try to rescale x, or another observation."
+            )
+
+    def _in_range(self, x: Tensor) -> Tensor:
+        low, high = self.data_range
+        lowest, highest = x.aminmax()
+        inside = (lowest >= low) & (highest <= high)  # False where there is a NaN
+        return inside & (x == x.round()).all() if self.observation_name == "categorical" else inside
+
+    @property
+    def data_range(self) -> tuple[float, float]:
+        """The smallest and the largest value that a pixel may have."""
+        if self.observation_name == "gaussian":
+            return -torch.finfo(torch.float32).max, torch.finfo(torch.float32).max
+        return 0.0, self.num_levels - 1.0 if self.observation_name == "categorical" else 1.0
+
+
+def _check_sizes(data_dim: int, num_latents: int, num_categories: int, hidden: Sequence[int], num_levels: int) -> None:
+    sizes = {"data_dim": data_dim, "num_latents": num_latents, "num_categories": num_categories}
+    sizes["num_levels"] = num_levels
+    sizes |= {f"hidden[{i}]": width for i, width in enumerate(hidden)}
+    for name, size in sizes.items():
+        least = 2 if name in ("num_categories", "num_levels") else 1
+        if size < least:
+            raise ValueError(f"Expected {name} of at least {least}, but found {size}.")
+
+
+def _check_observation(observation: str, scale: float | None) -> None:
+    if observation not in OBSERVATIONS:
+        raise ValueError(f"Expected an observation among {', '.join(OBSERVATIONS)}, but found '{observation}'.")
+    if scale is not None and not (scale > 0 and observation == "gaussian"):
+        raise ValueError(
+            f"Expected scale to be positive and the observation gaussian, but found scale={scale} and "
+            f"'{observation}'. "
+            "Try scale=None, which learns a gaussian's."
+        )

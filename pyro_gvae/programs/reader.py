@@ -1,0 +1,240 @@
+"""What a Pyro program with one factorized one-hot site says: its distribution there, and the score of every code."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+from ..handlers.sites import Messages, OneHotMessenger, OneHotSite, Program, plates_of
+
+#: A program with its data bound.
+Run = Callable[[], Any]
+
+
+class Pair(NamedTuple):
+    """A model and its guide: any two Pyro programs that take the same data.
+
+    Each has one latent one-hot site, of the same name, of event shape (N, K) or (K,), written as `OneHotCategorical`,
+    `OneHotCategorical(...).to_event(1)`, `RelaxedOneHotCategorical` or `FactorizedOneHotCategorical`.
+    """
+
+    model: Program
+    guide: Program
+
+
+class HasPair(Protocol):
+    """Whatever has a model and a guide: a :class:`Pair`, a `CategoricalVAE`."""
+
+    @property
+    def model(self) -> Program: ...
+    @property
+    def guide(self) -> Program: ...
+
+
+class Site(NamedTuple):
+    """The one-hot site of a program that has run."""
+
+    name: str
+    logits: Tensor  # (*batch_shape, N, K)
+    plates: frozenset[str]
+    scale: float | Tensor
+    mask: bool | Tensor | None
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        return self.logits.shape[:-2]
+
+    @property
+    def log_probs(self) -> Tensor:
+        """log pi (B, N, K), or (1, N, K) where all data share it; excluded categories are very small, not -inf."""
+        batch_rank = len(self.batch_shape)
+        strides = zip(self.batch_shape, self.logits.stride()[:batch_rank], strict=True)
+        shared = all(size == 1 or stride == 0 for size, stride in strides)
+        logits = self.logits[(slice(1),) * batch_rank] if shared else self.logits
+        log_probs = torch.log_softmax(logits.reshape(-1, *self.logits.shape[-2:]), -1)
+        return log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
+
+    def weigh(self, per_datum: Tensor) -> Tensor:
+        """Scale and mask (..., B) as the program scales and masks the site."""
+        others = per_datum.shape[:-1]
+        per_datum = per_datum.expand(*others, self.batch_shape.numel()).reshape(*others, *self.batch_shape)
+        weighed: Tensor = scale_and_mask(per_datum, self.scale, self.mask)
+        return weighed.reshape(*others, -1)
+
+
+def negative_kl(q: Site, log_q: Tensor, p: Site) -> Tensor:
+    """-KL(q || p) of factorized one-hots, each part scaled and masked as its site: (B,), from log_q (B or 1, N, K)."""
+    probs = log_q.exp()
+    return p.weigh((probs * p.log_probs).sum((-2, -1))) - q.weigh((probs * log_q).sum((-2, -1)))
+
+
+class Scores(NamedTuple):
+    """What a model says about a slice of codes."""
+
+    prior: Site
+    table: Tensor  # (s, B): log p(x | z), scaled and masked as the program says
+    scales: tuple[float | Tensor, ...]  # of all its sites
+    nesting: int  # the number of batch dimensions that its plates take
+
+    @property
+    def common_scale(self) -> float | Tensor:
+        """The one scale of all sites, which stands outside of the logarithm of a sum over codes."""
+        if len({float(scale) for scale in self.scales}) > 1:
+            raise ValueError(
+                "Expected all sites of the model to share one scale, but found several: there is no log p(x) where "
+                "likelihood and prior are scaled differently. Try the ELBO, or one poutine.scale around the model."
+            )
+        return self.scales[0]
+
+
+class OwnParameters(Messenger):
+    """Lets modules use their own parameters, whatever Pyro's param store holds under their names, and stores none."""
+
+    def _pyro_param(self, msg: Messages) -> None:
+        name, *initial = msg["args"]
+        if "$$$" in name and initial and isinstance(initial[0], nn.Parameter):  # from pyro.module
+            msg["value"] = initial[0]
+
+
+def with_own_parameters(program: Program, x: Any) -> Run:
+    """The program bound to its data, evaluated with its modules' own parameters."""
+
+    def run() -> None:
+        with OwnParameters():
+            program(x)
+
+    return run
+
+
+class _Reader(OneHotMessenger):
+    """Gives latent one-hot sites a value in place of sampling them, and keeps what all sites say."""
+
+    def __init__(self, value: Callable[[OneHotSite], Tensor]) -> None:
+        super().__init__()
+        self.value = value
+
+    def __enter__(self) -> Any:
+        self.messages: dict[str, Messages] = {}
+        return super().__enter__()
+
+    def declare(self, msg: Messages, site: OneHotSite) -> None:
+        msg["value"] = self.value(site)
+
+    def _pyro_post_sample(self, msg: Messages) -> None:
+        if not site_is_subsample(msg) and not msg["infer"].get("_deterministic"):
+            self.messages[msg["name"]] = msg
+
+    def run(self, role: str, program: Run) -> Site:
+        """Run the program; return its one-hot site."""
+        with self:
+            program()
+        if len(self.sites) != 1:
+            found = ", ".join(f"'{name}'" for name in self.sites) or "none"
+            raise ValueError(
+                f"Expected the {role} to have one latent one-hot site, but found {found}. Try one site of event shape "
+                "(N, K): OneHotCategorical(...).to_event(1)."
+            )
+        [(name, site)] = self.sites.items()
+        msg = self.messages.pop(name)
+        logits = site.logits if site.num_event_dims == 2 else site.logits.unsqueeze(-2)  # (..., N, K)
+        masks = [mask for mask in (site.mask, msg["mask"]) if mask is not None]
+        mask = masks[0] & masks[-1] if masks else None
+        return Site(name, logits, plates_of(msg), msg["scale"], mask)
+
+
+def read_guide(guide: Run) -> Site:
+    """Run the guide for q(z | x); no random number is drawn.
+
+    Raises:
+        ValueError: if it has not exactly one sample site, a latent one-hot.
+    """
+    reader = _Reader(lambda site: _first_code(site.logits))
+    site = reader.run("guide", guide)
+    for name in reader.messages:
+        raise ValueError(
+            f"Expected the guide to have no site but the one-hot '{site.name}', but found '{name}'. Try TraceEnum_ELBO "
+            "with enumerated(), which samples the others."
+        )
+    return site
+
+
+def score(model: Run, codes: Tensor | None = None, nesting: int = 0) -> Scores:
+    """Run the model on codes as if they were samples in one more batch dimension, left of its plates.
+
+    Args:
+        model: the program with its data bound.
+        codes: joint codes, shape (s, N, K) for codes that all data share, or (s, B, N, K) where each datum has its
+            own; they may be soft. None is the first code alone, s = 1.
+        nesting: the number of batch dimensions that the model's plates take, of which a run on one code tells.
+
+    Raises:
+        ValueError: if the model has another latent variable, or a site that belongs to no single datum.
+    """
+
+    def value(site: OneHotSite) -> Tensor:
+        batch_shape, event_shape = site.logits.shape[: -site.num_event_dims], site.logits.shape[-site.num_event_dims :]
+        given = _first_code(site.logits[(slice(1),) * len(batch_shape)]) if codes is None else codes
+        rank = len(batch_shape) if codes is None else nesting
+        own = tuple(batch_shape) if codes is not None and codes.dim() == 4 else ()
+        return given.reshape(-1, *(1,) * (rank - len(own)), *own, *event_shape)
+
+    reader = _Reader(value)
+    site = reader.run("model", model)
+    if not reader.messages:
+        raise ValueError(f"Expected the model to observe data, but found no site but '{site.name}'.")
+    frames = [frame for msg in reader.messages.values() for frame in msg["cond_indep_stack"] if frame.vectorized]
+    deepest = max([len(site.batch_shape), *(-frame.dim for frame in frames)])
+    log_probs = []
+    for msg in reader.messages.values():
+        _check_site(site, msg)
+        log_probs.append(_log_prob(msg, site, deepest if codes is None else nesting))
+    table = functools.reduce(torch.add, log_probs)  # (s or 1, B)
+    return Scores(
+        prior=site,
+        table=table.expand(1 if codes is None else len(codes), -1),
+        scales=(site.scale, *(msg["scale"] for msg in reader.messages.values())),
+        nesting=deepest,
+    )
+
+
+def _first_code(logits: Tensor) -> Tensor:
+    value = torch.zeros_like(logits)
+    value[..., 0] = 1.0
+    return value
+
+
+def _check_site(site: Site, msg: Messages) -> None:
+    if not msg["is_observed"]:
+        raise ValueError(
+            f"Expected '{site.name}' to be the model's only latent variable, but found '{msg['name']}', over which no "
+            "sum can be taken. Try to condition on it, or TraceEnum_ELBO with enumerated(), which samples it."
+        )
+    left = site.plates - plates_of(msg)
+    if left:
+        raise _mixes_data(site, msg, left)
+
+
+def _mixes_data(site: Site, msg: Messages, plates: frozenset[str]) -> ValueError:
+    return ValueError(
+        f"Expected every site to be inside the plate(s) {sorted(plates)} of '{site.name}' and to have its batch shape "
+        f"{tuple(site.batch_shape)}, but found '{msg['name']}' outside of them: it belongs to no single datum. Try "
+        "to move it into the plate, or, for a plate of latents, one site of event shape (N, K), as "
+        "OneHotCategorical(...).to_event(1)."
+    )
+
+
+def _log_prob(msg: Messages, site: Site, nesting: int) -> Tensor:
+    """A site's scaled and masked log-probability, summed over plates that are not the one-hot's: (s, B) or (1, B)."""
+    log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+    log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"])
+    log_prob = log_prob.reshape((1,) * (nesting + 1 - log_prob.dim()) + log_prob.shape)  # (s or 1, *plates)
+    own = (1,) * (nesting - len(site.batch_shape)) + tuple(site.batch_shape)
+    found = log_prob.shape[1:]
+    if len(found) > nesting or any(size == 1 < expected for size, expected in zip(found, own, strict=True)):
+        raise _mixes_data(site, msg, site.plates)
+    return log_prob.sum_to_size(len(log_prob), *own).reshape(len(log_prob), -1)

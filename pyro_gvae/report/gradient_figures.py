@@ -1,0 +1,227 @@
+"""Figures of the gradient laboratory: its table in, `matplotlib.figure.Figure` out, in the style of `plots`."""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from .comparison_figures import PALETTE, SMALL_PRINT, Style, estimator_styles, in_house_style
+
+
+class Panel(NamedTuple):
+    """A row of panels: a column of the table, what people call it, and its scale."""
+
+    name: str
+    label: str
+    scale: str
+
+
+PANELS = (
+    Panel("relative_bias", "relative bias\n||E g − G|| / ||G||", "linear"),
+    Panel("relative_std", "relative s.d.\n||sd g|| / ||E g||", "log"),
+    Panel("cosine", "cosine of E g and G", "linear"),
+    Panel("mse_at_budget", "relative squared error\nat equal seconds", "log"),
+)
+
+#: A logarithmic axis ends at so many times the median; what lies above is said in words, since a scale on which the
+#: worst had room would make one line of the others.
+MOST = 20.0
+
+
+class Look(NamedTuple):
+    """How the lines of one estimator look; no two are alike up to 16, whether markers are drawn or not."""
+
+    style: Style
+    line: str
+    across: str  # of an estimator without a temperature
+    face: Literal["full", "none"]
+
+
+@in_house_style
+def draw_against_temperature(table: pd.DataFrame, wrt: str = "logits") -> Figure | None:
+    """Bias, standard deviation, cosine and error at equal seconds against the temperature, a column for each stage.
+
+    Estimators without a temperature are dashed or dotted lines across; the exact one, whose bias and variance are zero,
+    is left out. Error bars are one standard error.
+
+    Args:
+        table: from `gradients.jsonl`.
+        wrt: which gradients.
+
+    Returns:
+        The figure, or None if there is nothing to draw.
+    """
+    shown = _shown(table, wrt)
+    if shown.empty:
+        return None
+    looks = _looks(list(shown["estimator"].unique()))
+    panels = [panel for panel in PANELS if panel.name in shown and shown[panel.name].notna().any()]
+    stages = list(shown.groupby(["trained_by", "seed", "epoch"], sort=False))
+    figure = Figure(figsize=(2.6 + 2.9 * max(len(stages), 2), 1.0 + 2.1 * len(panels)))
+    grid = figure.subplots(len(panels), len(stages), sharex=True, sharey="row", squeeze=False)
+    for column, ((trained_by, seed, epoch), rows) in enumerate(stages):
+        for axes, panel in zip(grid[:, column], panels, strict=True):
+            for name, look in looks.items():
+                _draw(axes, rows[rows["estimator"] == name], "temperature", panel, look)
+        title = "at initialization" if epoch == 0 else f"epoch {epoch:g} by {trained_by}"
+        grid[0, column].set_title(title if shown["seed"].nunique() == 1 else f"{title}, seed {seed}")
+        grid[-1, column].set_xlabel("temperature")
+    _finish(figure, grid[:, 0], panels, looks, shown, dashes=True)
+    for (_, rows), column in zip(stages, grid.T, strict=True):
+        for axes, panel in zip(column, panels, strict=True):
+            _tell_what_is_above(axes, rows, panel, width=46)
+    if shown["temperature"].notna().any():
+        grid[0, 0].set_xscale("log")
+        grid[0, 0].set_xticks(sorted(shown["temperature"].dropna().unique()))
+        grid[0, 0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        grid[0, 0].xaxis.set_minor_formatter(NullFormatter())
+        grid[0, 0].minorticks_off()
+    return figure
+
+
+@in_house_style
+def draw_along_training(table: pd.DataFrame, wrt: str = "logits") -> Figure | None:
+    """The same along the training, each estimator at the best of its temperatures.
+
+    That is where the error at equal seconds, or the bias if that was not measured, has the smallest geometric mean over
+    epochs.
+
+    Args:
+        table: from `gradients.jsonl`.
+        wrt: which gradients.
+
+    Returns:
+        The figure, or None if no model was measured at two epochs.
+    """
+    shown = _shown(table, wrt)
+    shown = shown[shown.groupby(["trained_by", "seed"])["epoch"].transform("nunique") > 1] if len(shown) else shown
+    if shown.empty:
+        return None
+    shown = pd.concat([_best_temperature(rows) for _, rows in shown.groupby("estimator", sort=False)])
+    looks = _looks(list(shown["estimator"].unique()))
+    panels = [panel for panel in PANELS if panel.name in shown and shown[panel.name].notna().any()]
+    columns = min(2, len(panels))
+    figure = Figure(figsize=(10, 0.8 + 2.8 * math.ceil(len(panels) / columns)))
+    grid = figure.subplots(math.ceil(len(panels) / columns), columns, sharex=True, squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    for axes, panel in zip(grid, panels, strict=False):
+        for name, look in looks.items():
+            _draw(axes, shown[shown["estimator"] == name], "epoch", panel, look)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in grid[: len(panels)][-columns:]:
+        axes.set_xlabel(f"epochs of training by {shown['trained_by'].iloc[0]}")
+        axes.tick_params(labelbottom=True)
+    _finish(figure, grid[: len(panels)], panels, looks, shown, dashes=False)
+    for axes, panel in zip(grid, panels, strict=False):
+        _tell_what_is_above(axes, shown, panel, width=84)
+    return figure
+
+
+def _shown(table: pd.DataFrame, wrt: str) -> pd.DataFrame:
+    """Rows with numbers to draw."""
+    rows = table[(table["wrt"] == wrt) & (table["estimator"] != "exact")]
+    if "relative_bias" not in rows:
+        return rows.iloc[:0]
+    return rows[rows["relative_bias"].notna() | rows["relative_std"].notna()]
+
+
+def _best_temperature(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of an estimator at the best of its temperatures, named by it."""
+    if rows["temperature"].isna().all():
+        return rows
+    error = next(rows[name] for name in ("mse_at_budget", "relative_bias") if name in rows)
+    best = np.log(error.clip(lower=1e-12)).groupby(rows["temperature"]).mean().idxmin()
+    kept = rows[rows["temperature"] == best]
+    return kept.assign(estimator=[f"{name}, t = {best:g}" for name in kept["estimator"]])
+
+
+def _looks(estimators: Sequence[str]) -> dict[str, Look]:
+    """Colours come again after some estimators; the line and the face of its markers are then others."""
+    rounds: tuple[tuple[str, str, Literal["full", "none"]], ...] = (("-", "--", "full"), ("-.", ":", "none"))
+    return {
+        name: Look(style, *rounds[min(index // len(PALETTE), len(rounds) - 1)])
+        for index, (name, style) in enumerate(estimator_styles(estimators).items())
+    }
+
+
+def _draw(axes: Axes, rows: pd.DataFrame, clock: str, panel: Panel, look: Look) -> None:
+    errors = rows.get(f"{panel.name}_se", pd.Series(0.0, rows.index)).fillna(0.0)
+    drawn: Any = {"color": look.style.color}
+    if clock == "temperature" and rows["temperature"].isna().all():
+        for value in rows[panel.name]:
+            axes.axhline(value, ls=look.across, lw=2, **drawn)
+        return
+    ordered = rows.sort_values(clock)
+    drawn |= {"marker": look.style.marker, "fillstyle": look.face, "ls": look.line, "ms": 4, "lw": 1.8}
+    axes.errorbar(ordered[clock], ordered[panel.name], yerr=errors[ordered.index], capsize=2, elinewidth=1, **drawn)
+
+
+def _tell_what_is_above(axes: Axes, rows: pd.DataFrame, panel: Panel, *, width: int) -> None:
+    """In small print over a panel: the estimators that leave it at the top, and between what values they are."""
+    above = rows[rows[panel.name] > axes.get_ylim()[1]] if panel.scale == "log" else rows.iloc[:0]
+    if above.empty:
+        return
+    named = [
+        f"{name.partition(',')[0]} {' to '.join(_rounded(value) for value in sorted({values.min(), values.max()}))}"
+        for name, values in above.groupby("estimator", sort=False)[panel.name]
+    ]
+    unbroken = ", ".join(name.replace(" ", "\N{NO-BREAK SPACE}") for name in named)
+    note = textwrap.fill(f"above: {unbroken}", width, break_on_hyphens=False)
+    axes.set_title(note, loc="right", **SMALL_PRINT | {"fontsize": 7.5})
+
+
+def _rounded(value: float) -> str:
+    """
+    >>> _rounded(238.4), _rounded(4380512.0)
+    ('240', '4,400,000')
+    """
+    return f"{float(f'{value:.2g}'):,.10g}"
+
+
+def _finish(
+    figure: Figure,
+    firsts: Any,
+    panels: list[Panel],
+    looks: Mapping[str, Look],
+    shown: pd.DataFrame,
+    *,
+    dashes: bool,
+) -> None:
+    for axes, panel in zip(firsts, panels, strict=True):
+        axes.set_ylabel(panel.label)
+        axes.set_yscale(panel.scale)
+        if panel.scale == "log":
+            low, high = axes.get_ylim()
+            high = min(high, max(MOST * shown[panel.name].median(), low))
+            axes.set_ylim(low, high)
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        elif panel.name == "cosine":
+            axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.03)
+        else:  # an error bar that is larger than all values would leave these no room
+            axes.set_ylim(0.0, 1.15 * shown[panel.name].max() or None)
+    named = shown.groupby("estimator")["temperature"]
+    flat = {name for name, heats in named if heats.isna().all()} if dashes else set()
+    handles = [
+        Line2D([], [], color=look.style.color, ls=look.across, lw=2, label=name)
+        if name in flat
+        else Line2D(
+            [], [], color=look.style.color, ls=look.line, marker=look.style.marker, fillstyle=look.face, label=name
+        )
+        for name, look in looks.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=3)
+    what = "the guide's logits" if shown["wrt"].iloc[0] == "logits" else "all parameters"
+    errors = any(shown.get(f"{panel.name}_se", pd.Series(dtype=float)).notna().any() for panel in panels)
+    note = f"gradient with respect to {what}; G: exact{'; bars: standard error' if errors else ''}"
+    note += "" if dashes else "; t: temperature"
+    figure.supxlabel(note, x=0.99, ha="right", **SMALL_PRINT)

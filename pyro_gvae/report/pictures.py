@@ -1,0 +1,162 @@
+"""Pictures of trained models: reconstructions, prior samples, code usage; arrays in, figures out."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from .comparison_figures import in_house_style, panel_grid
+
+
+@in_house_style
+def reconstructions(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: tuple[int, int]) -> Figure:
+    """The same test images, their reconstructions before training and after it, for each estimator.
+
+    Args:
+        cells: Label to the arrays `inputs`, `reconstructions_start` and `reconstructions_end`, each (R, D), in [0, 1].
+        image_shape: Height and width, with product D.
+
+    Returns:
+        One panel for each label with the rows input, start, end.
+    """
+    rows = {"input": "inputs", "start": "reconstructions_start", "end": "reconstructions_end"}
+    count = next(iter(cells.values()))["inputs"].shape[0]
+    columns = 1 if len(cells) <= 2 else 2
+    width = 10 / columns
+    height = 3 * (width - 0.6) / count * image_shape[0] / image_shape[1] + 0.4
+    figure, panels = panel_grid(len(cells), columns, size=(width, height))
+    for axes, (label, arrays) in zip(panels, cells.items(), strict=True):
+        _draw_mosaic(axes, np.concatenate([arrays[name] for name in rows.values()]), image_shape, columns=count)
+        top, bottom = sorted(axes.get_ylim())
+        axes.set_yticks(np.linspace(top, bottom, 7)[1::2], list(rows))
+        axes.set_title(label)
+    return figure
+
+
+@in_house_style
+def prior_samples(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: tuple[int, int]) -> Figure:
+    """Pixel means of codes drawn from the prior: what the decoder invents on its own.
+
+    Args:
+        cells: Label to the array `samples` (M, D), in [0, 1].
+        image_shape: Height and width, with product D.
+
+    Returns:
+        One panel for each label with its samples in a grid.
+    """
+    columns = min(4, len(cells))
+    width = 10 / max(2, columns)
+    figure, panels = panel_grid(len(cells), columns, size=(width, width + 0.2))
+    for axes, (label, arrays) in zip(panels, cells.items(), strict=True):
+        _draw_mosaic(axes, arrays["samples"], image_shape, columns=math.ceil(math.sqrt(len(arrays["samples"]))))
+        axes.spines[:].set(visible=True, color="#dddddd")
+        axes.set_title(label)
+    return figure
+
+
+@in_house_style
+def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """How much each category of each latent is used, and how many categories that amounts to.
+
+    Categories have no order, so each row is sorted by use. The colours follow the square root, so that an even spread
+    over many categories still shows. Beside it stands the perplexity exp(H) of the row: from 1
+    (one category for everything) to K (all alike).
+
+    Args:
+        cells: Label to the array `code_usage` (N, K), rows that sum to 1.
+
+    Returns:
+        One heat map for each label, on one colour scale, with the perplexities as bars.
+    """
+    latents, categories = next(iter(cells.values()))["code_usage"].shape
+    size = (5.0, float(np.clip(1.0 + 0.28 * latents, 2.2, 7.0)))
+    figure, panels = panel_grid(len(cells), columns=min(2, len(cells)), size=size)
+    for axes, (label, arrays) in zip(panels, cells.items(), strict=True):
+        usage = arrays["code_usage"]
+        image = axes.imshow(-np.sort(-usage, axis=1), aspect="auto", cmap="Blues", norm=PowerNorm(0.5, 0.0, 1.0))
+        axes.set(title=label, xlabel="category, most used first", ylabel="latent")
+        axes.grid(visible=False)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(12, integer=True))
+        counted = FuncFormatter(lambda value, _: f"{value + 1:.0f}")
+        axes.xaxis.set_major_formatter(counted)
+        axes.yaxis.set_major_formatter(counted)
+        _draw_perplexity(axes, perplexity(usage), categories)
+    ticks = [0, 0.05, 0.2, 0.5, 1]
+    figure.colorbar(image, ax=panels, label="share of the test set", shrink=0.8, aspect=30, ticks=ticks)
+    return figure
+
+
+def perplexity(usage: np.ndarray) -> np.ndarray:
+    """exp(H) of each row of probabilities: the number of equally used categories with the same entropy.
+
+    Args:
+        usage: (N, K), rows that sum to 1.
+
+    Returns:
+        (N,), between 1 and K.
+
+    Example:
+        >>> perplexity(np.array([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]])).tolist()
+        [4.0, 1.0]
+    """
+    logs = np.log(usage, where=usage > 0, out=np.zeros_like(usage))
+    return np.exp(-(usage * logs).sum(axis=1))
+
+
+def _draw_perplexity(heatmap: Axes, values: np.ndarray, categories: int) -> None:
+    axes = heatmap.inset_axes((1.04, 0.0, 0.3, 1.0), sharey=heatmap)
+    axes.barh(np.arange(len(values)), values, height=0.7, color="#9ecae1")
+    axes.set_xlim(0, categories)
+    axes.set_xticks([1, categories])
+    axes.set_xlabel("perplexity")
+    axes.tick_params(axis="y", left=False, labelleft=False)
+    axes.grid(visible=False)
+    if len(values) <= 20:
+        for row, value in enumerate(values):
+            axes.text(0.04 * categories, row, f"{value:.1f}", va="center", fontsize=8, color="#222222")
+
+
+def mosaic(images: np.ndarray, image_shape: tuple[int, int], columns: int) -> np.ndarray:
+    """Images side by side in one array, with a margin of a pixel (or a twelfth of their height) around each.
+
+    Args:
+        images: (R, D).
+        image_shape: Height H and width W, with H W = D.
+        columns: Images in a row.
+
+    Returns:
+        The picture of all; NaN in the margins and where there is no image.
+
+    Raises:
+        ValueError: If the image shape does not hold D pixels.
+
+    Example:
+        >>> mosaic(np.array([[1.0, 2.0], [3.0, 4.0]]), (1, 2), columns=2)[1].tolist()
+        [nan, 1.0, 2.0, nan, 3.0, 4.0, nan]
+    """
+    height, width = image_shape
+    if images.shape[1] != height * width:
+        raise ValueError(
+            f"Expected images of {height} x {width} pixels, but found {images.shape[1]} dimensions. "
+            "Try the image shape of the data set."
+        )
+    rows, margin = math.ceil(len(images) / columns), max(1, height // 12)
+    tiles = np.full((rows * columns, height + margin, width + margin), np.nan)
+    tiles[: len(images), margin:, margin:] = images.reshape(-1, height, width)
+    canvas = tiles.reshape(rows, columns, height + margin, width + margin).swapaxes(1, 2)
+    flat = canvas.reshape(rows * (height + margin), columns * (width + margin))
+    return np.pad(flat, ((0, margin), (0, margin)), constant_values=np.nan)
+
+
+def _draw_mosaic(axes: Axes, images: np.ndarray, image_shape: tuple[int, int], *, columns: int) -> None:
+    axes.imshow(mosaic(images, image_shape, columns), cmap="gray_r", vmin=0.0, vmax=1.0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)

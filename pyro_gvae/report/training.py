@@ -1,0 +1,125 @@
+"""A run folder of train in, figures and one self-contained HTML page out; the command does so for any run folder."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from ..config.commands import ReportConfig
+from ..config.train import TrainConfig
+from ..evaluate.code_statistics import guide_log_probs
+from ..evaluate.generate import reconstruct, sample
+from ..runs.files import read_json_lines
+from ..runtime.rng import own_randomness
+from ..train.fit import WEIGHTS
+from ..train.launch import initial_model, is_train_run, load_trained, read_config
+from . import pictures
+from .comparison import write_report
+from .pages import save_figure, write_page
+from .training_figures import SCHEDULED, Begun, speed_and_schedules, stages_begun, training_curves
+
+#: Images shown: reconstructions of the first test images, and prior samples.
+NUM_RECONSTRUCTIONS, NUM_SAMPLES = 10, 25
+
+
+def write_train_report(run: Path) -> Path:
+    """Draws the figures of a run folder of `train` and writes its report.
+
+    Reads the configuration, the evaluations and the weights, of an unfinished run those of its checkpoint; writes
+    `figures/*.png`, `figures/*.svg` and `report.html`, one page that needs no network and no script.
+
+    Args:
+        run: the run folder, finished or not.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        ValueError: if it is not a run folder of `train`, or nothing was evaluated yet, or its weights are damaged.
+        OSError: if the data files are absent.
+    """
+    config = read_config(run)
+    metrics = _read_metrics(run)
+    written = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    drawn = {"training-curves": training_curves(metrics), "speed": speed_and_schedules(metrics)} | _draw(run, config)
+    return write_page(
+        run / "report.html",
+        "train_report.html.j2",
+        name=run.resolve().name,
+        run=str(run),
+        config=config,
+        settings={name: value for name, value in config.as_json().items() if value is not None},
+        command=written.get("command"),
+        versions=written.get("versions"),
+        last=metrics.iloc[-1].to_dict(),
+        stages=_stage_rows(metrics, stages_begun(metrics)),
+        scheduled=[label for name, label in SCHEDULED.items() if name in metrics and metrics[name].nunique() > 1],
+        finished=(run / WEIGHTS).exists(),
+        figures={name: save_figure(figure, run / "figures", name) for name, figure in drawn.items()},
+    )
+
+
+def report_command(config: ReportConfig) -> str:
+    """`pyro-gvae report`, of a run folder of train or compare."""
+    write = write_train_report if is_train_run(config.run) else write_report
+    return f"report: {write(config.run)}"
+
+
+def _read_metrics(run: Path) -> pd.DataFrame:
+    try:
+        metrics = read_json_lines(run / "metrics.jsonl")
+    except OSError as error:
+        raise ValueError(f"Expected a run that was evaluated, but found no metrics in '{run}'. Try resume.") from error
+    if metrics.empty:
+        raise ValueError(f"Expected a run that was evaluated, but found no whole line in '{run}'. Try resume.")
+    return metrics
+
+
+def _stage_rows(metrics: pd.DataFrame, stages: list[Begun]) -> list[dict[str, Any]]:
+    """What each stage did: where it began and ended, its time, and the discrete ELBO at its end."""
+    rows = []
+    for number, stage in zip(metrics["stage"].unique(), stages, strict=True):
+        lines = metrics[metrics["stage"] == number]
+        last, begin = lines.iloc[-1], metrics[metrics["step"] <= stage.step].iloc[-1]
+        seconds = last["seconds"] - begin["seconds"]
+        rows.append(
+            {
+                "estimator": stage.estimator,
+                "first": int(stage.step),
+                "last": int(last["step"]),
+                "seconds": seconds,
+                "steps_per_second": (last["step"] - stage.step) / seconds if seconds > 0 else None,
+                "objective": _known(last["train_objective"]),
+                "train_elbo": _known(last["train_elbo"]),
+                "test_elbo": _known(last["test_elbo"]),
+            }
+        )
+    return rows
+
+
+def _known(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
+def _draw(run: Path, config: TrainConfig) -> dict[str, Figure]:
+    vae, data = load_trained(run)
+    shown, label = data.test[:NUM_RECONSTRUCTIONS], ""
+    with own_randomness(0), torch.no_grad():
+        arrays = {
+            "inputs": shown,
+            "reconstructions_start": reconstruct(initial_model(replace(config, device="cpu"), data), shown),
+            "reconstructions_end": reconstruct(vae, shown),
+            "samples": sample(vae, NUM_SAMPLES),
+            "code_usage": guide_log_probs(vae, data.test).exp().mean(0),
+        }
+    cells: dict[str, dict[str, np.ndarray]] = {label: {name: array.numpy() for name, array in arrays.items()}}
+    return {
+        "reconstructions": pictures.reconstructions(cells, data.image_shape),
+        "prior-samples": pictures.prior_samples(cells, data.image_shape),
+        "code-usage": pictures.code_usage(cells),
+    }

@@ -1,0 +1,133 @@
+"""Curves of one training run: its lines in, figures out, with marks where stages begin."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from .comparison_figures import INK, PALETTE, SMALL_PRINT, in_house_style
+
+#: What follows a schedule: column -> label.
+SCHEDULED = {
+    "learning_rate": "learning rate",
+    "temperature": "temperature",
+    "prior_temperature": "prior temperature",
+    "beta": "KL weight beta",
+}
+
+
+class Begun(NamedTuple):
+    """Where a stage begins, in steps, and by which estimator it trains."""
+
+    step: float
+    estimator: str
+
+
+def stages_begun(metrics: pd.DataFrame) -> list[Begun]:
+    """The stages of a run: a line is written at the end of each, so that the next one begins there.
+
+    Args:
+        metrics: one row for each evaluation, with `step`, `stage` and `estimator`.
+
+    Example:
+        >>> lines = {"step": [0, 5, 9], "stage": [0, 0, 1], "estimator": ["gumbel-softmax"] * 2 + ["exact"]}
+        >>> [(int(stage.step), stage.estimator) for stage in stages_begun(pd.DataFrame(lines))]
+        [(0, 'gumbel-softmax'), (5, 'exact')]
+    """
+    previous = metrics["step"].shift(1, fill_value=0)
+    firsts = metrics.index[metrics["stage"] != metrics["stage"].shift(1)]
+    return [Begun(float(previous[row]), str(metrics.loc[row, "estimator"])) for row in firsts]
+
+
+@in_house_style
+def training_curves(metrics: pd.DataFrame) -> Figure:
+    """What a run maximizes and what it gets: the objective and the discrete ELBO against steps.
+
+    The vertical scale follows the curves after a fifth of the training; where they began is said in words.
+
+    Args:
+        metrics: one row for each evaluation of one run.
+
+    Returns:
+        One panel.
+    """
+    figure = Figure(figsize=(10, 4.4))
+    axes = figure.subplots()
+    looks = {
+        "train_objective": ("training objective", PALETTE[1], "--"),
+        "train_elbo": ("discrete ELBO, train", PALETTE[0], "-"),
+        "test_elbo": ("discrete ELBO, test", PALETTE[2], "-"),
+    }
+    shown = [name for name in looks if metrics[name].notna().any()]
+    for name in shown:
+        label, color, dashes = looks[name]
+        known = metrics[metrics[name].notna()]
+        marker = "o" if len(known) <= 25 else None
+        axes.plot(known["step"], known[name], color=color, ls=dashes, lw=2, marker=marker, ms=3.5, label=label)
+    _frame(axes, metrics, shown)
+    axes.set_ylabel("nats per datum")
+    _finish(axes, metrics)
+    if shown:
+        figure.legend(loc="outside upper left", ncols=3)
+    return figure
+
+
+@in_house_style
+def speed_and_schedules(metrics: pd.DataFrame) -> Figure:
+    """Steps a second between evaluations and, where something follows a schedule, its values, against steps."""
+    changing = [name for name in SCHEDULED if name in metrics and metrics[name].nunique() > 1]
+    figure = Figure(figsize=(10, 2.2 + 1.8 * len(changing)))
+    panels = figure.subplots(1 + len(changing), 1, squeeze=False, sharex=True).ravel()
+    known = metrics[metrics["steps_per_second"].notna()]
+    panels[0].plot(known["step"], known["steps_per_second"], color=PALETTE[0], lw=2, marker="o", ms=3.5)
+    panels[0].set_ylabel("steps a second")
+    panels[0].set_ylim(bottom=0)
+    for axes, name in zip(panels[1:], changing, strict=True):
+        axes.plot(metrics["step"], metrics[name], color=INK, lw=2)
+        axes.set_ylabel(SCHEDULED[name])
+    for axes in panels:
+        _finish(axes, metrics, named=axes is panels[0])
+        axes.set_xlabel("")
+    panels[-1].set_xlabel("training steps")
+    return figure
+
+
+def _frame(axes: Axes, metrics: pd.DataFrame, measures: Sequence[str]) -> None:
+    settled = metrics.loc[metrics["step"] > 0.2 * metrics["step"].max(), list(measures)].stack()
+    if settled.empty:
+        return
+    margin = 0.08 * (settled.max() - settled.min()) or 1.0
+    low, high = settled.min() - margin, settled.max() + margin
+    axes.set_ylim(low, high)
+    first = metrics[list(measures)].min().min()
+    if first < low:
+        axes.set_title(f"curves begin at {first:,.0f}, below the axis".replace("-", "−"), loc="right", **SMALL_PRINT)
+
+
+def _finish(axes: Axes, metrics: pd.DataFrame, *, named: bool = True) -> None:
+    """The steps below, and a line with the estimator's name where each of several stages begins."""
+    last = float(metrics["step"].max()) or 1.0
+    axes.set_xlim(0, last)
+    axes.set_xlabel("training steps")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    stages = stages_begun(metrics)
+    ends = [stage.step for stage in stages[1:]] + [last]
+    for number, (stage, end) in enumerate(zip(stages, ends, strict=True)):
+        if number:
+            axes.axvline(stage.step, color="#888888", lw=1, ls=":")
+        if named and len(stages) > 1:
+            # A name where it fits beside the line; a short stage at the end has it on the line's other side.
+            place = {"ha": "left", "x": 5} if end - stage.step > 0.15 * last else {"ha": "right", "x": -5}
+            axes.annotate(
+                stage.estimator,
+                (stage.step, 0.03),
+                (place["x"], 0),
+                xycoords=axes.get_xaxis_transform(),
+                textcoords="offset points",
+                ha=place["ha"],
+                **SMALL_PRINT,
+            )

@@ -1,0 +1,115 @@
+"""What a run folder holds, and what it should hold and does not: read for reports, truthful about the rest."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from .files import PICTURES, cell_error, cell_folder, read_json_lines
+from .tables import CELL, final_rows, label, labelled
+
+CONFIGURED = {"dataset", "cells", "seeds", "num_latents", "num_categories", "epochs", "image_shape"}
+MEASURED = [
+    *("finished", "step", "epoch", "seconds", "train_objective", "train_elbo"),
+    *("test_objective", "test_elbo", "test_log_evidence"),
+]
+GRID = ["estimator", "setting", "seed"]
+PICTURED = {"inputs", "reconstructions_start", "reconstructions_end", "samples", "code_usage"}
+OTHER = "Try one that pyro-gvae compare or train made."
+
+
+class Run(NamedTuple):
+    """What a run folder holds, and what it should hold and does not.
+
+    Args:
+        config: The contents of `config.json`.
+        estimators: The labels of what is compared, estimator and setting, in their order.
+        metrics: Every evaluation, one for each (estimator, seed, step); `estimator` is the label.
+        final: The last evaluation of each (estimator, seed) that was trained to its end.
+        pictures: Label to the arrays of one seed, for each estimator that has a readable cell file.
+        missing: A sentence for each thing that is not there.
+    """
+
+    config: dict[str, Any]
+    estimators: list[str]
+    metrics: pd.DataFrame
+    final: pd.DataFrame
+    pictures: dict[str, dict[str, np.ndarray]]
+    missing: list[str]
+
+
+def read_run(run: Path) -> Run:
+    """Reads a run folder and lists what it lacks.
+
+    Args:
+        run: The run folder, finished or not.
+
+    Returns:
+        Its contents, in the order of the configuration.
+
+    Raises:
+        ValueError: If `config.json` or `metrics.jsonl` is absent, unreadable or without what every run has.
+    """
+    try:
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        metrics = read_json_lines(run / "metrics.jsonl")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Expected a run folder, but found that '{run}' is not one: {error}. {OTHER}") from error
+    lacking = CONFIGURED - set(config) or ({*GRID, *MEASURED} - set(metrics) if len(metrics) else set())
+    if lacking:
+        raise ValueError(f"Expected a run folder, but found that '{run}' lacks {', '.join(sorted(lacking))}. {OTHER}")
+    torn = [f"Line {number} of metrics.jsonl is torn and was left out." for number in metrics.attrs["torn_lines"]]
+    cells = [(label(cell["estimator"], cell["setting"]), cell["seed"]) for cell in config["cells"]]
+    estimators = list(dict.fromkeys(name for name, _ in cells))
+    metrics = labelled(metrics.reindex(columns=[*GRID, *MEASURED])).drop_duplicates([*CELL, "step"], keep="last")
+    known = [cell in cells for cell in zip(metrics["estimator"], metrics["seed"], strict=True)]
+    metrics = metrics[np.array(known, bool)]
+    metrics = metrics.sort_values("estimator", key=lambda names: names.map(estimators.index), kind="stable")
+    last = final_rows(metrics)
+    final = last[last["finished"].astype(bool)]
+    pictures, unreadable = _read_pictures(run, final)
+    cells.sort(key=lambda cell: estimators.index(cell[0]))
+    return Run(config, estimators, metrics, final, pictures, [*_unfinished(run, cells, last), *unreadable, *torn])
+
+
+def _unfinished(run: Path, cells: list[tuple[str, int]], last: pd.DataFrame) -> list[str]:
+    """A sentence for each cell without a finite result at its end."""
+    sentences = []
+    rows = {(row.estimator, row.seed): row for row in last.itertuples()}
+    for cell in cells:
+        name, row = f"{cell[0]}, seed {cell[1]}", rows.get(cell)
+        error = cell_error(run, *cell)
+        if error is not None and (row is None or not row.finished):
+            sentences.append(f"{name}: failed. {error}")
+        elif row is None:
+            sentences.append(f"{name}: nothing was recorded.")
+        elif not row.finished:
+            sentences.append(
+                f"{name}: not finished ({row.epoch:g} epochs); its curve is drawn, the tables leave it out."
+            )
+        elif not np.isfinite([row.test_elbo, row.test_log_evidence]).all():
+            sentences.append(f"{name}: the last evaluation is not finite, so {cell[0]} has no mean.")
+    return sentences
+
+
+def _read_pictures(run: Path, final: pd.DataFrame) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+    """The arrays of each estimator's first readable seed, and a sentence for each file that cannot be read."""
+    pictures: dict[str, tuple[str, dict[str, np.ndarray]]] = {}
+    missing = []
+    for estimator, seed in zip(final["estimator"], final["seed"], strict=True):
+        path = cell_folder(run, estimator, seed) / PICTURES
+        try:
+            arrays = load_file(path)
+        except (OSError, SafetensorError):
+            arrays = {}
+        if arrays.keys() >= PICTURED:
+            pictures.setdefault(estimator, (f"{estimator} (seed {seed})", arrays))
+        else:
+            missing.append(
+                f"{estimator}, seed {seed}: its {path.name} is absent or damaged, so there are no pictures of it."
+            )
+    return dict(pictures.values()), missing

@@ -1,0 +1,1 @@
+"""Training a program in stages."""

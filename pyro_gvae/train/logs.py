@@ -1,0 +1,97 @@
+"""What a run says while it trains: JSON lines, a progress bar, TensorBoard."""
+
+import json
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.dataset import Dataset
+from ..evaluate.generate import encode, reconstruct, sample
+from ..models.categorical_vae import CategoricalVAE
+from ..runs.files import append_json_line
+from ..runtime.rng import own_randomness
+
+NUM_PICTURED = 16  # images, and latents with a histogram
+
+
+@final
+class Logs:
+    """Writes what it is given; reads nothing of the training.
+
+    Args:
+        run: the run folder; None keeps the history in memory alone.
+        total: steps of the whole run, if known.
+        step: steps taken already.
+        progress: show a progress bar.
+        tensorboard: write TensorBoard's event files into the run folder.
+
+    Attributes:
+        history: all lines so far, also those of the run's beginning where it was resumed.
+    """
+
+    def __init__(self, run: Path | None, *, total: int | None, step: int, progress: bool, tensorboard: bool) -> None:
+        self.history: list[dict[str, Any]] = []
+        self._path = None if run is None else run / "metrics.jsonl"
+        if self._path is not None and self._path.exists():
+            self.history = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        self._bar = tqdm(total=total, initial=step, unit="step", disable=not progress)
+        self._board: Any = None
+        if tensorboard and run is not None:
+            from torch.utils.tensorboard import SummaryWriter  # imported where needed: it takes a second
+
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step or None)
+
+    def __enter__(self) -> "Logs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        if self._board is not None:
+            self._board.close()
+
+    def advance(self) -> None:
+        self._bar.update()
+
+    def record(self, line: dict[str, Any]) -> None:
+        """One evaluation: a line of the history, and its numbers as curves."""
+        self.history.append(line)
+        if self._path is not None:
+            append_json_line(self._path, line)
+        part = "test" if line["test_elbo"] is not None else "train"
+        elbo = line[f"{part}_elbo"]
+        said = "no discrete ELBO" if elbo is None else f"{part} ELBO {elbo:.2f} ({line['elbo_is']})"
+        self._bar.set_description_str(line["estimator"])
+        self._bar.set_postfix_str(said)
+        if self._board is not None:
+            if (
+                len(self.history) < 2 or self.history[-2]["stage"] != line["stage"]
+            ):  # a stage's first line is that of its first evaluation; it began where the one before ended
+                begun = self.history[-2]["step"] if len(self.history) > 1 else line["step"]
+                self._board.add_text("stage", f"{line['stage']}: {line['estimator']}, from step {begun}", begun)
+            for name, value in line.items():
+                if isinstance(value, int | float) and name not in ("step", "epoch"):
+                    self._board.add_scalar(name, value, line["step"])
+
+    def picture(self, vae: Any, data: Dataset | Tensor, step: int) -> None:
+        """Reconstructions, samples of the prior and the use of codes, for TensorBoard; random numbers stay as they are.
+
+        Only of a `CategoricalVAE` and a data set, whose images have a shape.
+        """
+        if self._board is None or not isinstance(vae, CategoricalVAE) or not isinstance(data, Dataset):
+            return
+        shape = (1, *data.image_shape)
+        shown = data.test[:NUM_PICTURED]
+        with own_randomness(0):
+            images = torch.stack([shown, reconstruct(vae, shown)], 1).flatten(0, 1)  # each beside its original
+            samples = sample(vae, NUM_PICTURED)
+        scale = vae.data_range[1] if vae.observation_name == "categorical" else 1.0
+        for name, pixels in (("reconstructions", images), ("samples", samples)):
+            self._board.add_images(name, (pixels / scale).clamp(0, 1).reshape(-1, *shape), step)
+        with torch.no_grad():
+            used = encode(vae, data.test).argmax(-1)  # (M', N)
+        edges = torch.arange(vae.num_categories + 1) - 0.5
+        for latent, categories in enumerate(used.T[:NUM_PICTURED]):
+            self._board.add_histogram(f"code usage/latent {latent}", categories, step, bins=edges.tolist())

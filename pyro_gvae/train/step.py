@@ -1,0 +1,270 @@
+"""One training step: loss, gradients, one fused optimizer."""
+
+import inspect
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from typing import Any, Protocol, cast, final
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from ..config.train import Shard
+from ..estimators import Estimator, own_state
+from ..exact import HasPair
+from ..jit.capture import NotRecordable
+from ..jit.traced_elbo import TracedELBO
+from ..runtime.distributed import ALONE, Sums, share, sum_gradients
+
+#: Steps after which averages of the optimizer that have become very small are set to zero.
+FLUSH_EVERY = 100
+
+
+class TrainableProgram(HasPair, Protocol):
+    """A module with a Pyro model and guide."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def buffers(self) -> Iterator[Tensor]: ...
+
+
+def make_step(
+    vae: TrainableProgram,
+    estimator: Estimator,
+    *,
+    lr: float = 1e-3,
+    optimizer: str | torch.optim.Optimizer = "Adam",
+    clip_norm: float | None = None,
+    skip_non_finite: bool = False,
+    compile: bool = False,
+    shard: Shard | None = None,
+) -> "Step":
+    """A training step `step(x) -> loss` of the module's parameters by the estimator's loss.
+
+    The first step runs model and guide with Pyro's validation on, and records their computation
+    (:class:`~pyro_gvae.jit.traced_elbo.TracedELBO`); later steps replay it, without Pyro. A program that cannot be
+    recorded is run as it is, with a warning, but for sums over several slices of codes, which gain nothing. Pyro's
+    param store is not touched, and its validation is as before after each step.
+
+    Args:
+        vae: a module with `.model(x)` and `.guide(x)`, such as `CategoricalVAE`. Under `torch.autocast` to bfloat16,
+            around the step, its networks compute in bfloat16, random numbers and log-probabilities in float32.
+        estimator: the handler and the ELBO.
+        lr: learning rate; not used where `optimizer` is given as an object.
+        optimizer: the name of a class in `torch.optim`, fused where torch can, over all parameters; or an object that
+            has the parameters already, for example to keep its state when the estimator changes.
+        clip_norm: the largest norm that the gradient of the module's parameters together may have, in nats per datum.
+            What a loss learns itself has other units, and is not clipped.
+        skip_non_finite: leave out a step whose loss or gradient is not finite: nothing changes but random states, and
+            the step returns NaN.
+        compile: compile the recorded graph by Inductor, with CUDA graphs on a GPU; takes a compiler and half a minute.
+        shard: sum losses and gradients over the processes of torch's group, between loss and optimizer, so that all
+            take one step together. "data": each process is called with its own data, one or more. "codes": all are
+            called with the same data, and the estimator has a :class:`~pyro_gvae.runtime.distributed.Share`. A failure in one
+            process makes the step of the others NaN. None: each process for itself.
+
+    Returns:
+        A function of a batch x (B, D), which may have another B each time. It updates the parameters and returns the
+        loss before that, -ELBO in nats per datum, shape (). Gradients are those of the sum over the batch, as in
+        stock `SVI`. Its attribute `own` is what the estimator's loss learns itself (:func:`own_state`).
+
+    Raises:
+        ValueError: if there is no such optimizer; in the first step, if the data are out of range, or no parameter has
+            a gradient.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE, estimator
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> step = make_step(vae, estimator("gumbel-softmax"), lr=0.1)
+        >>> x = torch.ones(4, 6)
+        >>> losses = [step(x).item() for _ in range(20)]
+        >>> losses[-1] < losses[0]
+        True
+    """
+    gradients = _Gradients(vae, estimator, compile=compile)
+    chosen = new_optimizer(optimizer, gradients.parameters, lr) if isinstance(optimizer, str) else optimizer
+    together = shard if share() != ALONE else None
+    buffers = [*vae.buffers(), *gradients.own.buffers()] if skip_non_finite or together else []
+    return Step(
+        gradients, chosen, clip_norm=clip_norm, skip_non_finite=skip_non_finite, buffers=buffers, shard=together
+    )
+
+
+@final
+class Step:
+    """A training step `step(x) -> loss`; see :func:`make_step`.
+
+    Attributes:
+        optimizer: what moves the parameters.
+        own: what the estimator's loss learns or averages besides the program.
+        taken: how many steps there were, by the optimizer's count at first; from time to time a step tidies up, and a
+            resumed run sets this to do so at the same steps.
+    """
+
+    def __init__(
+        self,
+        gradients: "_Gradients",
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_norm: float | None,
+        skip_non_finite: bool,
+        buffers: list[Tensor],
+        shard: Shard | None,
+    ) -> None:
+        self.optimizer = optimizer
+        self.own = gradients.own
+        self.taken = _steps_taken(optimizer)
+        self._gradients = gradients
+        self._clip_norm = clip_norm
+        self._skip_non_finite = skip_non_finite
+        self._buffers = buffers  # to be put back after a step that is left out
+        self._shard = shard
+        self._on_cpu = all(parameter.device.type == "cpu" for parameter in gradients.parameters)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        before = [buffer.clone() for buffer in self._buffers]
+        self.taken += 1
+        try:
+            loss = self._gradients(x)
+        except BaseException as error:
+            self._put_back(before)
+            if isinstance(error, Exception):  # which the others wait for
+                self._summed(torch.full((), math.nan, device=x.device), x, before)
+            raise
+        loss, num_data = self._summed(loss, x, before)
+        if self._skip_non_finite and not self._is_finite(loss):
+            self._put_back(before)
+            return torch.full_like(loss, math.nan)
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._gradients.of_program, self._clip_norm * num_data)
+        self.optimizer.step()
+        if self._on_cpu and self.taken % FLUSH_EVERY == 0:
+            _flush(self.optimizer)
+        return loss / num_data
+
+    def _summed(self, loss: Tensor, x: Tensor, before: list[Tensor]) -> Sums:
+        """The loss and the data of all processes, whose gradients and buffers become the same."""
+        if self._shard is None:
+            return Sums(loss, len(x))
+        sums = sum_gradients(loss, len(x), self._gradients.parameters, self._buffers, before)
+        return sums if self._shard == "data" else Sums(sums.loss, len(x))
+
+    @torch.no_grad()
+    def _put_back(self, values: list[Tensor]) -> None:
+        for buffer, value in zip(self._buffers, values, strict=True):
+            buffer.copy_(value)
+
+    def _is_finite(self, loss: Tensor) -> bool:
+        """Whether loss and gradients are, by their sums: the sum of what holds a NaN or an infinity is not finite."""
+        gradients = (parameter.grad for parameter in self._gradients.parameters if parameter.grad is not None)
+        sums = [loss.detach(), *(gradient.sum() for gradient in gradients)]
+        return math.isfinite(torch.stack(sums).sum().item())
+
+
+def _steps_taken(optimizer: torch.optim.Optimizer) -> int:
+    """By the optimizer's own count, which a checkpoint keeps; 0 where it has none."""
+    return next((int(state["step"]) for state in optimizer.state.values() if "step" in state), 0)
+
+
+def _flush(optimizer: torch.optim.Optimizer) -> None:
+    """Set averages of an optimizer to zero before they become denormal numbers.
+
+    A gradient that stays zero, as of a pixel that is rarely on, leaves an average that is multiplied by 0.9 in each
+    step: after 700 steps it is denormal, and stays so, and Adam takes six times as long. So small, it moves no weight.
+    """
+    for state in optimizer.state.values():
+        for average in state.values():
+            if isinstance(average, Tensor) and average.dim() > 0 and average.is_floating_point():
+                average.masked_fill_(average.abs() < 1e8 * torch.finfo(average.dtype).tiny, 0.0)
+
+
+def new_optimizer(
+    name: str, parameters: Sequence[nn.Parameter], lr: float = 1e-3, **options: Any
+) -> torch.optim.Optimizer:
+    """The optimizer of that name in `torch.optim`: one for all parameters, fused where torch can.
+
+    Args:
+        name: of a class in `torch.optim`.
+        parameters: what it moves.
+        lr: learning rate.
+        **options: other keywords of the class.
+
+    Raises:
+        ValueError: if there is no such optimizer or option.
+
+    Example:
+        >>> new_optimizer("SGD", [nn.Parameter(torch.zeros(3))], 0.1, momentum=0.9).defaults["momentum"]
+        0.9
+    """
+    kind = getattr(torch.optim, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise ValueError(f"Expected the name of an optimizer in torch.optim, but found '{name}'. Try 'Adam'.")
+    # One fused optimizer for all parameters: Pyro's steps one optimizer per tensor.
+    fused: dict[str, Any] = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
+    try:
+        return cast(type[Any], kind)(parameters, lr=lr, **fused, **options)
+    except TypeError as error:
+        raise ValueError(f"Expected options that torch.optim.{name} has, but {error}.") from error
+
+
+@final
+class _Gradients:
+    """Sets the gradients of a module's parameters by an estimator's loss: recorded, where it can be."""
+
+    def __init__(self, vae: TrainableProgram, estimator: Estimator, *, compile: bool) -> None:
+        self._model, self._guide, self._elbo = estimator.bind(vae)
+        self.own = own_state(self._elbo)
+        self.of_program = [*vae.parameters()]
+        self.parameters = [*self.of_program, *self.own.parameters()]
+        self._traced: TracedELBO | None = TracedELBO(cast(ELBO, self._elbo), compile=compile)
+        self._is_exact = estimator.is_exact
+        self._ids = set(map(id, self.parameters))
+        self._checked = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The loss, in nats summed over the data; gradients are set, not added."""
+        for parameter in self.parameters:
+            parameter.grad = None  # its memory is used again for the next one
+        loss = self._recorded(x)
+        if loss is None:
+            with pyro.get_param_store().scope(), pyro.validation_enabled(not self._checked):
+                loss = self._elbo.loss_and_grads(self._model, self._guide, x)
+            self._checked = True
+        if all(parameter.grad is None for parameter in self.parameters):
+            raise ValueError(
+                "Expected a loss with a gradient for some parameter of the module, but found none: Pyro's ELBOs form "
+                'gradients where they see a parameter. Try pyro.module("name", self) at the start of model and guide.'
+            )
+        return self._as_tensor(loss, x)
+
+    def _recorded(self, x: Tensor) -> Tensor | float | None:
+        """The loss and its gradients from the recording, or None where there is none."""
+        if self._traced is None:
+            return None
+        try:
+            (loss, gradients), leaves = self._traced.outcome(self._model, self._guide, x)
+        except NotRecordable as refusal:
+            if not self._is_exact:  # several slices of codes are no recording, and need none
+                warnings.warn(f"Steps run without a recording: {refusal}", stacklevel=4)
+            self._traced = None
+            return None
+        self._check_parameters(leaves)
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
+        return cast(Tensor | float, loss)
+
+    def _as_tensor(self, loss: Tensor | float, x: Tensor) -> Tensor:
+        """Plain ELBOs return numbers."""
+        if isinstance(loss, Tensor):
+            return loss
+        types = (parameter.dtype for parameter in self.parameters)
+        return torch.tensor(loss, dtype=reduce(torch.promote_types, types, torch.float32), device=x.device)
+
+    def _check_parameters(self, leaves: Sequence[Tensor]) -> None:
+        if not self._ids.issuperset(map(id, leaves)):
+            raise ValueError(
+                "Expected all parameters of model and guide to be in the module's parameters(), but found others, "
+                "which no step would train. Try to make them attributes of the module, in place of pyro.param."
+            )

@@ -1,0 +1,82 @@
+"""The trained models of a run folder, whichever command wrote it: the one place that knows."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ..data.dataset import Dataset
+from ..models.categorical_vae import CategoricalVAE
+from ..runs.contents import read_run
+from ..runs.files import cell_folder, read_json_lines
+from .launch import is_train_run, load_trained, read_config
+
+
+class Which(NamedTuple):
+    """A trained model of a run folder.
+
+    Attributes:
+        estimator: that trained it; of several stages the last.
+        seed: of its initial weights and data order.
+        epoch: how far it was trained.
+    """
+
+    estimator: str
+    seed: int
+    epoch: float
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return cell_folder(Path(), self.estimator, self.seed).name
+
+
+class Trained(NamedTuple):
+    """A trained model, what its files are called, and the data that it was trained on."""
+
+    name: str
+    vae: CategoricalVAE
+    data: Dataset
+
+
+def trained_models(run: Path) -> list[Which]:
+    """The models of a run folder: the finished cells of `compare`, or the one of `train`, be it unfinished.
+
+    Raises:
+        ValueError: if the folder is not a run folder.
+    """
+    if is_train_run(run):
+        try:
+            last = read_json_lines(run / "metrics.jsonl").iloc[-1]
+        except (OSError, IndexError) as error:
+            raise ValueError(f"Expected a run that was evaluated, but found none in '{run}'. Try resume.") from error
+        return [Which(str(last["estimator"]), read_config(run).seed, float(last["epoch"]))]
+    contents = read_run(run)
+    return [Which(str(row.estimator), int(row.seed), float(row.epoch)) for row in contents.final.itertuples()]
+
+
+def load(run: Path, which: Which) -> Trained:
+    """One of the models that :func:`trained_models` lists, on the CPU.
+
+    Raises:
+        ValueError: if its weights cannot be read.
+        OSError: if the data files are absent.
+    """
+    folder = run if is_train_run(run) else cell_folder(run, which.estimator, which.seed)
+    return Trained(which.name, *load_trained(folder))
+
+
+def load_model(run: Path, estimator: str | None = None, seed: int | None = None) -> Trained:
+    """The one trained model of a run folder that has this estimator and seed; None is any.
+
+    Raises:
+        ValueError: if the folder is not a run folder, or has no such model, or several.
+        OSError: if the data files are absent.
+    """
+    models = trained_models(run)
+    found = [which for which in models if estimator in (None, which.estimator) and seed in (None, which.seed)]
+    if len(found) != 1:
+        known = ", ".join(f"{which.estimator} with seed {which.seed}" for which in models) or "none"
+        raise ValueError(
+            f"Expected one trained model in '{run}', but found {len(found)} that fit, of {known}. Try --estimator and "
+            "--seed."
+        )
+    return load(run, found[0])

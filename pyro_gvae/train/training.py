@@ -1,0 +1,299 @@
+"""One training run in progress: a state, and how it advances by a step, is judged, kept and restored."""
+
+import inspect
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from ..config.stages import Amount, Named, Stage, parse_stages
+from ..config.train import TrainConfig
+from ..data.dataset import Dataset, check_range, digest, epoch_batches
+from ..estimators import ESTIMATORS, Estimator, estimator, with_free_bits, with_kl_weight
+from ..runtime.distributed import copy_from_main, from_main, gathered, largest, share
+from ..runtime.rng import random_states, set_random_states
+from ..schedules import Schedule, schedule
+from .monitor import choose_judge, discrete_elbo
+from .non_finite import first_non_finite
+from .state import State
+from .step import Step, make_step, new_optimizer
+
+#: Training data on which the discrete ELBO is watched: enough for a mean, cheap enough to repeat.
+NUM_TRAIN_WATCHED = 2000
+#: Settings that may differ between a run and its continuation: they do not change what is learned.
+FREE = {"data_dir", "download", "device", "output", "tensorboard", "checkpoint_every"}
+
+
+@final
+class Training:
+    """A program, its data and an optimizer on the way through the stages of a configuration.
+
+    Attributes:
+        vae: what is trained.
+        estimator: of the current stage.
+        state: where the run is.
+        refused: the batch and the random state of the last step, if that was skipped as not finite.
+        share: this process's part, where several train together.
+    """
+
+    def __init__(self, vae: Any, data: Dataset | Tensor, config: TrainConfig) -> None:
+        self.vae, self.data, self.config = vae, data, config
+        self.train = data.train if isinstance(data, Dataset) else data
+        self.test = data.test if isinstance(data, Dataset) else None
+        check_range(self.train, *getattr(vae, "data_range", (-math.inf, math.inf)))
+        if config.patience is not None and self.test is None:
+            raise ValueError("Expected a Dataset with test images for patience, but found a tensor. Try Dataset(..).")
+        next(epoch_batches(data, config.batch_size, seed=config.seed, epoch=0))  # refuses a wrong batch size
+        self.share = share()
+        smallest = len(self.train) % config.batch_size or config.batch_size
+        if config.shard == "data" and smallest < self.share.world_size:
+            raise ValueError(
+                f"Expected data for each of {self.share.world_size} processes in every batch, but found a last batch "
+                f"of {smallest}. Try another batch_size."
+            )
+        copy_from_main([*vae.parameters(), *vae.buffers()])
+        self.per_epoch = -(-len(self.train) // config.batch_size)
+        self.stages = parse_stages(config.stages)
+        self._max_memory = None if config.max_memory is None else config.max_memory * 1e9
+        self._kl_weight = torch.ones((), device=self.train.device)  # filled before each step, whose recording reads it
+        self._estimators = [self._estimator(stage) for stage in self.stages]  # all of them: refused now or never
+        self._learning_rate = schedule(str(config.learning_rate))
+        self._annealed = dict(_annealed(vae, config, self._kl_weight))
+        name, options = Named.parse(config.optimizer)
+        self.optimizer = new_optimizer(name, list(vae.parameters()), self._learning_rate(0), **options)
+        self.state = State(judge=from_main(lambda: choose_judge(vae, self._watched, max_memory=self._max_memory)))
+        self.refused: tuple[Tensor, Tensor] | None = None
+        self._batches: Iterator[Tensor] = self._from_here()
+        self._begin_stage()
+        self._anneal()  # what is judged before the first step is what takes that step
+
+    @property
+    def stage(self) -> Stage:
+        return self.stages[self.state.stage]
+
+    @property
+    def total(self) -> int | None:
+        """Steps of the whole run, where that is known."""
+        in_stages = [stage.amount.steps(self.per_epoch) for stage in self.stages]
+        known = sum(filter(None, in_stages)) if None not in in_stages else None
+        bounds = [bound for bound in (known, self.config.steps) if bound is not None]
+        return min(bounds, default=None)
+
+    def advance(self) -> None:
+        """One step, and no more than that."""
+        state = self.state
+        self._anneal()
+        x = next(self._batches)
+        before = torch.get_rng_state()
+        start = time.perf_counter()
+        loss = self._loss(x)
+        state.seconds += largest(time.perf_counter() - start)
+        state.step += 1
+        if math.isnan(loss):
+            self.refused = x, before
+            state.skipped += 1
+            state.skipped_in_a_row += 1
+        else:
+            self.refused = None
+            state.skipped_in_a_row = 0
+            state.loss_sum += loss
+            state.num_losses += 1
+
+    def judge(self) -> dict[str, Any]:
+        """Evaluate the discrete model: a line of the run's history. Neither weights nor random numbers change."""
+        state, seconds = self.state, self.state.seconds - self.state.judged_seconds
+        sample = next(epoch_batches(self.train, min(NUM_TRAIN_WATCHED, len(self.train)), seed=0, epoch=0))
+        train_elbo = self._elbo(sample)
+        test_elbo = None if self.test is None else self._elbo(self.test)
+        line: dict[str, Any] = {
+            "step": state.step,
+            "epoch": state.step / self.per_epoch,
+            "stage": state.stage,
+            "estimator": self.stage.estimator,
+            "seconds": state.seconds,
+            "steps_per_second": (state.step - state.judged_step) / seconds if seconds > 0 else None,
+            "train_objective": -state.loss_sum / state.num_losses if state.num_losses else None,
+            "train_elbo": train_elbo,
+            "test_elbo": test_elbo,
+            "elbo_is": state.judge,
+            "learning_rate": self._learning_rate(state.step),
+            "skipped": state.skipped,
+        }
+        line |= {name: annealed(state.step) for name, (_, annealed) in self._annealed.items()}
+        state.judged_step, state.judged_seconds = state.step, state.seconds
+        state.loss_sum, state.num_losses = 0.0, 0
+        if test_elbo is not None and (state.best is None or test_elbo > state.best):
+            state.best, state.stale = test_elbo, 0
+        else:
+            state.stale += 1
+        return line
+
+    @property
+    def budget_is_spent(self) -> str | None:
+        """Which budget of the whole run is spent, if any."""
+        config, state = self.config, self.state
+        if config.steps is not None and state.step >= config.steps:
+            return f"{config.steps} steps"
+        return f"{config.seconds:g} seconds" if config.seconds and state.seconds >= config.seconds else None
+
+    @property
+    def stage_is_over(self) -> bool:
+        state = self.state
+        steps, seconds = state.step - state.stage_step, state.seconds - state.stage_seconds
+        stale = self.config.patience is not None and state.stale >= self.config.patience
+        return stale or self.stage.amount.is_over(steps, seconds, self.per_epoch)
+
+    def next_stage(self) -> None:
+        """Go on with the next estimator, or be done; the optimizer's state stays, but for the old loss's own."""
+        state = self.state
+        if state.stage + 1 == len(self.stages):
+            state.done = "all stages"
+            return
+        self._end_stage()
+        state.stage += 1
+        state.stage_step, state.stage_seconds = state.step, state.seconds
+        state.best, state.stale = None, 0
+        self._begin_stage()
+
+    def is_due(self, every: str, step: int, seconds: float) -> bool:
+        """Whether so much training has passed since that step."""
+        passed = self.state.step - step, self.state.seconds - seconds
+        return Amount.parse(every).is_over(*passed, self.per_epoch)
+
+    def content(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, as plain data with tensors."""
+        return {
+            "config": self.config.as_json(),
+            "data": digest(self.train),
+            "state": asdict(self.state),
+            "vae": dict(self.vae.state_dict()),
+            # Settings of the optimizer are in the configuration, its learning rate is a function of the step.
+            "optimizer": self.optimizer.state_dict()["state"],
+            "own": dict(self.step.own.state_dict()),
+            "random": random_states(),
+            "random_of_others": gathered(random_states())[1:],
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Be where the run was whose `content` that is.
+
+        Raises:
+            ValueError: if it is that of another program, configuration or data.
+        """
+        settings = self.config.as_json()
+        different = [name for name in settings if name not in FREE and settings[name] != content["config"].get(name)]
+        if different:
+            raise ValueError(
+                f"Expected the checkpoint of this configuration, but found that it was written with another "
+                f"{', '.join(different)}."
+            )
+        if content["data"] != digest(self.train):
+            raise ValueError("Expected the data that the checkpoint was trained on, but found others.")
+        if len(content["random_of_others"]) + 1 != self.share.world_size:
+            raise ValueError(
+                f"Expected the checkpoint of a run of {self.share.world_size} in all, but found one of "
+                f"{len(content['random_of_others']) + 1} processes. Try torchrun --nproc-per-node."
+            )
+        self._end_stage()
+        self.state = State(**content["state"])
+        self._begin_stage()
+        groups = self.optimizer.state_dict()["param_groups"]
+        try:
+            self.vae.load_state_dict(content["vae"])
+            self.step.own.load_state_dict(content["own"])
+            self.optimizer.load_state_dict({"state": content["optimizer"], "param_groups": groups})
+        except (RuntimeError, ValueError) as error:
+            raise ValueError("Expected a checkpoint of this program, but found one of another.") from error
+        self._batches = self._from_here()
+        set_random_states([content["random"], *content["random_of_others"]][self.share.rank])
+
+    def _begin_stage(self) -> None:
+        config = self.config
+        self.estimator = self._estimators[self.state.stage]
+        self.step: Step = make_step(
+            self.vae,
+            self.estimator,
+            optimizer=self.optimizer,
+            clip_norm=config.clip_norm,
+            skip_non_finite=True,
+            compile=config.compile,
+            shard=config.shard,
+        )
+        self.step.taken = self.state.step
+        if own := list(self.step.own.parameters()):
+            self.optimizer.add_param_group({"params": own})
+
+    def _end_stage(self) -> None:
+        """What the stage's loss learned itself is of no use to another one."""
+        if own := list(self.step.own.parameters()):
+            self.optimizer.param_groups.pop()
+            for parameter in own:
+                self.optimizer.state.pop(parameter, None)
+
+    def _loss(self, x: Tensor) -> float:
+        """Of one step, which is left out where loss or gradient is not finite: then NaN."""
+        try:
+            return self.step(self.share.rows(x) if self.config.shard == "data" else x).item()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError):  # what is NaN may also be refused, or not be sampled from
+            if first_non_finite(self.vae, self.estimator, x) is None:
+                raise
+            return math.nan
+
+    def _anneal(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(self.state.step)
+        for buffer, annealed in self._annealed.values():
+            buffer.fill_(annealed(self.state.step))
+
+    def _from_here(self) -> Iterator[Tensor]:
+        """The batches from the current step on: a function of seed and step alone."""
+        first_epoch, skip = divmod(self.state.step, self.per_epoch)
+        for epoch in itertools.count(first_epoch):
+            batches = epoch_batches(self.data, self.config.batch_size, seed=self.config.seed, epoch=epoch)
+            yield from itertools.islice(batches, skip if epoch == first_epoch else 0, None)
+
+    def _estimator(self, stage: Stage) -> Estimator:
+        options, known = dict(stage.options), inspect.signature(ESTIMATORS[stage.estimator]).parameters
+        if "max_memory" in known:
+            options.setdefault("max_memory", self._max_memory)
+        if self.config.shard == "codes":
+            if "share" not in known:
+                raise ValueError(
+                    f"Expected estimators that sum over codes to divide, but found '{stage.estimator}'. Try exact, or "
+                    "shard='data'."
+                )
+            options["share"] = self.share
+        chosen = estimator(stage.estimator, **options)
+        if self.config.beta is not None:
+            chosen = with_kl_weight(chosen, self._kl_weight)
+        return chosen if self.config.free_bits is None else with_free_bits(chosen, self.config.free_bits)
+
+    def _elbo(self, x: Tensor) -> float | None:
+        judge: Any = self.state.judge
+        found: float | None = from_main(lambda: discrete_elbo(self.vae, x, judge, max_memory=self._max_memory))
+        return found
+
+    @property
+    def _watched(self) -> Tensor:
+        return self.train[:NUM_TRAIN_WATCHED] if self.test is None else self.test
+
+
+def _annealed(vae: nn.Module, config: TrainConfig, kl_weight: Tensor) -> Iterator[tuple[str, tuple[Tensor, Schedule]]]:
+    """Which tensors follow a schedule: buffers of a program, and beta. A recorded step reads them as they are then."""
+    if config.beta is not None:
+        yield "beta", (kl_weight, schedule(str(config.beta), positive=False))
+    for name in ("temperature", "prior_temperature"):
+        text = getattr(config, name)
+        if text is None:
+            continue
+        buffer = getattr(vae, name, None)
+        if not isinstance(buffer, Tensor):
+            raise ValueError(f"Expected a program with a buffer '{name}' to anneal, but found none. Try {name}=None.")
+        yield name, (buffer, schedule(str(text)))
