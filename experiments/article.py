@@ -45,10 +45,10 @@ from matplotlib.figure import Figure
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig
 from pyro_gvae.config.presets import ARTICLE
 from pyro_gvae.evaluate.generate import reconstruct
-from pyro_gvae.report.comparison_figures import PALETTE, in_house_style
 from pyro_gvae.report.pictures import reconstructions
+from pyro_gvae.report.style import PALETTE, in_house_style
 from pyro_gvae.runs.tables import with_errors
-from pyro_gvae.train.launch import initial_model
+from pyro_gvae.train.setup import initial_model
 
 NAME = "article"
 EPOCHS = ("1", "2", "3")

@@ -45,7 +45,7 @@ from matplotlib.figure import Figure
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, estimator
 from pyro_gvae.evaluate.gaps import gaps, summarize_gaps
 from pyro_gvae.evaluate.metrics import own_objective
-from pyro_gvae.report.comparison_figures import PALETTE, SMALL_PRINT, in_house_style
+from pyro_gvae.report.style import PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.runs.tables import with_errors
 
 NAME = "bound_gaps"

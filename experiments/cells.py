@@ -27,16 +27,16 @@ from tqdm import tqdm
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, exact
 from pyro_gvae.config.stages import Amount
-from pyro_gvae.data.dataset import derived_seed
 from pyro_gvae.evaluate.code_statistics import guide_log_probs, mean_perplexity
 from pyro_gvae.evaluate.importance import log_importance_weights
 from pyro_gvae.evaluate.metrics import discrete_scores
-from pyro_gvae.report.comparison_figures import PALETTE
+from pyro_gvae.report.style import PALETTE
 from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
-from pyro_gvae.runs.files import replacing, sole_writer, write_csv
+from pyro_gvae.runs.files import replacing, write_csv
+from pyro_gvae.runs.folder import sole_writer
 from pyro_gvae.runs.tables import with_errors
-from pyro_gvae.runtime.rng import own_randomness
-from pyro_gvae.train.launch import initial_model, load_data
+from pyro_gvae.runtime.rng import derived_seed, own_randomness
+from pyro_gvae.train.setup import initial_model, load_data
 from pyro_gvae.train.training import Training
 
 ROOT = Path(__file__).resolve().parents[1]

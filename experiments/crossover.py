@@ -52,9 +52,9 @@ from speed_exact import peak_bytes
 from pyro_gvae import Dataset, TrainConfig, make_step
 from pyro_gvae.config.stages import parse_stages
 from pyro_gvae.estimators import estimator
-from pyro_gvae.report.comparison_figures import MARKERS, PALETTE, SMALL_PRINT, in_house_style
+from pyro_gvae.report.style import MARKERS, PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.runs.tables import with_errors
-from pyro_gvae.train.launch import initial_model
+from pyro_gvae.train.setup import initial_model
 
 NAME = "crossover"
 #: Row -> estimator with its options.

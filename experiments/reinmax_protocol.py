@@ -54,7 +54,7 @@ from matplotlib.figure import Figure
 
 from pyro_gvae import TrainConfig
 from pyro_gvae.config.presets import SEARCHED, reinmax_protocol
-from pyro_gvae.report.comparison_figures import INK, MARKERS, PALETTE, SMALL_PRINT, in_house_style
+from pyro_gvae.report.style import INK, MARKERS, PALETTE, SMALL_PRINT, in_house_style
 
 NAME = "reinmax_protocol"
 EPOCHS = (1, 5, 10, 20, 40, 80, 160)

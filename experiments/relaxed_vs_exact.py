@@ -54,7 +54,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from pyro_gvae import TrainConfig
-from pyro_gvae.report.comparison_figures import PALETTE, SMALL_PRINT, in_house_style
+from pyro_gvae.report.style import PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.runs.tables import with_errors
 
 NAME = "relaxed_vs_exact"

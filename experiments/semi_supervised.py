@@ -61,9 +61,9 @@ from torch.nn.functional import cross_entropy, one_hot
 from tqdm import tqdm
 
 from pyro_gvae import Dataset, TrainConfig, enumerated, relax, straight_through
-from pyro_gvae.data.dataset import epoch_batches
+from pyro_gvae.data.batches import epoch_batches
 from pyro_gvae.models.networks import ImageShape, conv_encoder
-from pyro_gvae.report.comparison_figures import INK, PALETTE, SMALL_PRINT, in_house_style
+from pyro_gvae.report.style import INK, PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
 from pyro_gvae.runs.tables import with_errors
 from pyro_gvae.runtime.rng import own_randomness, random_states, set_random_states

@@ -22,7 +22,7 @@ from speed_exact import ROOT, figures_folder, machine, results_of
 from speed_step import Protocol, Size, Step, measured
 
 from pyro_gvae import ESTIMATORS, estimator, load, make_step
-from pyro_gvae.report.comparison_figures import INK, PALETTE, in_house_style
+from pyro_gvae.report.style import INK, PALETTE, in_house_style
 from pyro_gvae.runs.files import write_json
 
 REFERENCE = "gumbel-softmax"

@@ -50,7 +50,7 @@ from pyro_gvae import exact as exact_sums
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.estimators import estimator
 from pyro_gvae.models.categorical_vae import CategoricalVAE
-from pyro_gvae.report.comparison_figures import INK, PALETTE, in_house_style
+from pyro_gvae.report.style import INK, PALETTE, in_house_style
 from pyro_gvae.runs.files import write_json
 from pyro_gvae.train.step import make_step
 

@@ -38,9 +38,10 @@ from speed_exact import ROOT, figures_folder, machine, results_of
 from torch import Tensor, nn
 
 from pyro_gvae import CategoricalVAE, estimator, load, make_step
-from pyro_gvae.data.dataset import Dataset, epoch_batches
+from pyro_gvae.data.batches import epoch_batches
+from pyro_gvae.data.dataset import Dataset
 from pyro_gvae.jit.traced_elbo import TracedELBO
-from pyro_gvae.report.comparison_figures import INK, PALETTE, in_house_style
+from pyro_gvae.report.style import INK, PALETTE, in_house_style
 from pyro_gvae.runs.files import write_json
 
 TEMPERATURE = 2 / 3

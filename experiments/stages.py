@@ -56,7 +56,7 @@ from matplotlib.figure import Figure
 from pyro_gvae import TrainConfig
 from pyro_gvae.config.presets import SEARCHED, reinmax_protocol
 from pyro_gvae.config.stages import parse_stages
-from pyro_gvae.report.comparison_figures import MARKERS, PALETTE, SMALL_PRINT, in_house_style
+from pyro_gvae.report.style import MARKERS, PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.runs.tables import with_errors
 
 NAME = "stages"

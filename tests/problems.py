@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_gvae.exact import Pair
-from pyro_gvae.handlers.sites import announce
+from pyro_gvae.handlers.parameters import announce
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 
 N, K, B, D, LEVELS = 3, 2, 4, 5, 3

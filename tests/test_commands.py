@@ -15,7 +15,8 @@ from pyro_gvae.cli.main import COMMANDS, main
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
 from pyro_gvae.evaluate.generate import encode, reconstruct
-from pyro_gvae.runs.files import append_json_line, cell_folder, read_json_lines
+from pyro_gvae.runs.files import append_json_line, read_json_lines
+from pyro_gvae.runs.folder import cell_folder
 from pyro_gvae.train.trained import load_model
 
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pyro_gvae.cli.commands import results_table
 from pyro_gvae.cli.main import main
 from pyro_gvae.compare import run as compare_module
 from pyro_gvae.compare.cell import train_cell
-from pyro_gvae.compare.run import compare, results_table
+from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
-from pyro_gvae.runs.files import PICTURES, cell_folder, read_json_lines
+from pyro_gvae.runs.files import read_json_lines
+from pyro_gvae.runs.folder import PICTURES, cell_folder
 from pyro_gvae.train import training
 from pyro_gvae.train.step import make_step
 

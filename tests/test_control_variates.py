@@ -15,7 +15,7 @@ from pyro.infer import SVI
 from scipy import stats
 from torch import nn
 
-from pyro_gvae.distributions.concrete import gumbel_like
+from pyro_gvae.distributions.parameters import gumbel_like
 from pyro_gvae.elbos.control_variates import REBAR, RELAX, relative_heights
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.estimators import estimator, own_state

@@ -25,8 +25,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 from torchvision import datasets
 
 from pyro_gvae.data import dataset as data
-from pyro_gvae.data.dataset import Dataset, binarized, check_images, epoch_batches
-from pyro_gvae.data.datasets import DATASETS, load, teacher
+from pyro_gvae.data.batches import epoch_batches
+from pyro_gvae.data.dataset import Dataset, binarized, check_images
+from pyro_gvae.data.datasets import DATASETS, load
+from pyro_gvae.data.teacher import teacher
 
 MNIST = Path(__file__).parents[1] / "../shared/mnist"
 MNIST_LIKE = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}

@@ -12,11 +12,12 @@ from problems import PROBLEMS, B, K, N, joint_in_a_loop, log_q_in_a_loop
 from torch import nn
 
 from pyro_gvae.diagnostics.gradient_report import COLUMNS, COMPARED, candidates, gradient_report, sample_moments
-from pyro_gvae.diagnostics.probe import WARMUP, Probe, make_subject, seeded
+from pyro_gvae.diagnostics.probe import WARMUP, Probe, make_subject
 from pyro_gvae.elbos.sampled import Estimate, SampledELBO
 from pyro_gvae.estimators import estimator
 from pyro_gvae.exact import Pair
 from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.runtime.rng import seeded
 
 PROBLEM = PROBLEMS[0]
 

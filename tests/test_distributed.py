@@ -38,7 +38,7 @@ from pyro_gvae.runtime.distributed import (
     summed,
 )
 from pyro_gvae.train.fit import fit
-from pyro_gvae.train.launch import initial_model, load_data
+from pyro_gvae.train.setup import initial_model, load_data
 from pyro_gvae.train.step import make_step
 from pyro_gvae.train.training import Training
 

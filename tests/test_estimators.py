@@ -10,7 +10,7 @@ import torch
 from pyro.infer import SVI
 
 from pyro_gvae import exact
-from pyro_gvae.config.commands import DatasetName, EstimatorName
+from pyro_gvae.config.names import DatasetName, EstimatorName
 from pyro_gvae.data.datasets import DATASETS
 from pyro_gvae.estimators import ESTIMATORS, estimator
 from pyro_gvae.exact import Pair

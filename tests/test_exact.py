@@ -20,8 +20,9 @@ from pyro_gvae.exact.mean_field import ascend, sweep
 from pyro_gvae.exact.plan import make_plan
 from pyro_gvae.exact.sums import elbo_parts
 from pyro_gvae.handlers import discretize, enumerated, relax
+from pyro_gvae.handlers.parameters import with_own_parameters
 from pyro_gvae.models.categorical_vae import CategoricalVAE
-from pyro_gvae.programs.reader import read_guide, score, with_own_parameters
+from pyro_gvae.programs.reader import read_guide, score
 
 SLICE_SIZES = [1, 2, 3, 5, NUM_CODES, 100, None]
 EACH_PROBLEM = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)

@@ -27,7 +27,7 @@ import stages
 from cells import Places
 
 from pyro_gvae import enumerated
-from pyro_gvae.runs.files import sole_writer
+from pyro_gvae.runs.folder import sole_writer
 from pyro_gvae.train.training import Training
 
 pytestmark = pytest.mark.slow  # many recordings, or processes

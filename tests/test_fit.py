@@ -16,18 +16,19 @@ from torch import nn
 from torch.fx.graph_module import _loader
 
 from pyro_gvae import exact
-from pyro_gvae.config.commands import EstimatorName
+from pyro_gvae.config.names import EstimatorName
 from pyro_gvae.config.presets import PRESETS, SEARCHED
 from pyro_gvae.config.stages import Amount, Named, parse_stages
 from pyro_gvae.config.train import TrainConfig
-from pyro_gvae.data.dataset import Dataset, epoch_batches
+from pyro_gvae.data.batches import epoch_batches
+from pyro_gvae.data.dataset import Dataset
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.elbos.free_bits import FreeBits
 from pyro_gvae.handlers import discretize, weigh_kl
 from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.runs.checkpoint import load_checkpoint
-from pyro_gvae.runs.files import sole_writer
+from pyro_gvae.runs.folder import sole_writer
 from pyro_gvae.runtime.signals import stop_on_signal
 from pyro_gvae.schedules import article
 from pyro_gvae.train.fit import Interrupted, fit

@@ -13,9 +13,11 @@ from pyro.infer import Trace_ELBO
 from pyro_gvae import exact
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
-from pyro_gvae.evaluate.gaps import BOUNDS, GAPS, draw_gaps, gaps, gaps_table, relaxed_bound, run_gaps
+from pyro_gvae.evaluate.gaps import BOUNDS, GAPS, gaps, relaxed_bound
 from pyro_gvae.models.categorical_vae import CategoricalVAE
-from pyro_gvae.runs.files import cell_folder, read_json_lines
+from pyro_gvae.report.gaps import draw_gaps, gaps_table, run_gaps
+from pyro_gvae.runs.files import read_json_lines
+from pyro_gvae.runs.folder import cell_folder
 from pyro_gvae.train.trained import load_model
 
 SMALL = CompareConfig(num_latents=2, num_categories=4, hidden=(32,), epochs=2, evaluations=1, seeds=(0,))

@@ -9,7 +9,8 @@ import torch
 from torch.distributions import Independent, OneHotCategorical, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical, joint_codes, num_codes
+from pyro_gvae.distributions.codes import joint_codes, num_codes
+from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
 
 SIZES = [(1, 2), (1, 5), (3, 2), (2, 4), (4, 3)]
 

@@ -20,7 +20,8 @@ from pyro_gvae.report import comparison_figures as plots
 from pyro_gvae.report import pictures
 from pyro_gvae.report.comparison import finding, remarks, write_report
 from pyro_gvae.runs.contents import read_run
-from pyro_gvae.runs.files import PICTURES, append_json_line, cell_folder, write_json
+from pyro_gvae.runs.files import append_json_line, write_json
+from pyro_gvae.runs.folder import PICTURES, cell_folder
 from pyro_gvae.runs.tables import summarize
 
 EPOCHS = 10
@@ -194,7 +195,8 @@ def test_configuration_is_escaped(run: Path) -> None:
 
 
 def test_importing_the_report_does_not_import_torch() -> None:
-    code = "import sys, pyro_gvae.report.comparison; print(sorted({'torch', 'pyro', 'matplotlib.pyplot'} & set(sys.modules)))"
+    heavy = "{'torch', 'pyro', 'matplotlib.pyplot'}"
+    code = f"import sys, pyro_gvae.report.comparison; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -12,16 +12,8 @@ import pandas as pd
 import pytest
 
 from pyro_gvae.runs import files as results
-from pyro_gvae.runs.files import (
-    append_json_line,
-    new_run_folder,
-    read_json_lines,
-    replacing,
-    sole_writer,
-    write_csv,
-    write_json,
-    write_text_atomic,
-)
+from pyro_gvae.runs.files import append_json_line, read_json_lines, replacing, write_csv, write_json, write_text_atomic
+from pyro_gvae.runs.folder import new_run_folder, sole_writer
 
 
 def test_default_run_folder_is_new_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

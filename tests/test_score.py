@@ -22,7 +22,8 @@ from pyro.infer import (
 from test_unbiased import exact_gradient, standard_scores
 from torch.nn import functional as F
 
-from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical, joint_codes
+from pyro_gvae.distributions.codes import joint_codes
+from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
 from pyro_gvae.elbos.baselines import BaselineELBO, RunningBaseline
 from pyro_gvae.elbos.score import VIMCO, ReinforceLOO, ReweightedWakeSleep
 from pyro_gvae.estimators import estimator, own_state

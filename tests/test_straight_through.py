@@ -24,7 +24,8 @@ from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.estimators import estimator
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, enumerated, relax, straight_through
-from pyro_gvae.handlers.sites import announce, one_hot_site
+from pyro_gvae.handlers.parameters import announce
+from pyro_gvae.handlers.sites import one_hot_site
 from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.train.step import make_step

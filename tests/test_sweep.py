@@ -17,7 +17,8 @@ from pyro_gvae.compare import jobs as sweep
 from pyro_gvae.compare.grid import make_cells
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
-from pyro_gvae.runs.files import ERROR, cell_folder, read_json_lines
+from pyro_gvae.runs.files import read_json_lines
+from pyro_gvae.runs.folder import ERROR, cell_folder
 from pyro_gvae.train.trained import load_model
 
 SMALL = CompareConfig(

@@ -14,7 +14,7 @@ from pyro_gvae.cli.main import main
 from pyro_gvae.report import training_figures as train_plots
 from pyro_gvae.report.training import write_train_report
 from pyro_gvae.runs.checkpoint import load_checkpoint
-from pyro_gvae.train.launch import read_config
+from pyro_gvae.runs.config import read_config
 from pyro_gvae.train.trained import load_model, trained_models
 
 PLAN = ["--stages", "gumbel-softmax:1,exact:1", "--num-latents", "2", "--num-categories", "4", "--hidden", "8"]

@@ -1,5 +1,9 @@
-"""What a trained model says and makes, from its run folder into files: evaluate, encode, reconstruct, sample."""
+"""Every command: a configuration in, files written, the text for the terminal out."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -8,12 +12,35 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.utils import save_image
 
-from ..config.commands import EncodeConfig, EvaluateConfig, ModelConfig, ReconstructConfig, SampleConfig
+from ..compare.run import compare, written_config
+from ..config.commands import (
+    EncodeConfig,
+    EvaluateConfig,
+    GapsConfig,
+    ModelConfig,
+    ReconstructConfig,
+    ReportConfig,
+    SampleConfig,
+)
+from ..config.compare import CompareConfig
+from ..config.gradients import AdviseConfig, GradientsConfig
+from ..config.train import ResumeConfig, TrainConfig
 from ..data.dataset import fixed_part
+from ..diagnostics.advise import advice_table, advise
+from ..diagnostics.laboratory import gradients, gradients_table
 from ..evaluate.generate import encode, reconstruct, sample
 from ..evaluate.metrics import evaluate, evaluation_table
+from ..report.comparison import write_report
+from ..report.gaps import gaps_table, run_gaps
+from ..report.training import write_train_report
+from ..runs.config import is_train_run, read_config
 from ..runs.files import replacing, write_csv, write_json
+from ..runs.tables import format_table, labelled, summarize
+from ..runtime.distributed import is_main, processes
+from ..train.fit import Fit, Interrupted
+from ..train.launch import resume, train
 from ..train.trained import Trained, load_model
+from .errors import CellsFailed
 
 #: Pixels of the larger edge of an image in a picture, at most, that small images are enlarged to.
 EDGE = 64
@@ -104,3 +131,98 @@ def _save_png(path: Path, rows: list[Tensor], image_shape: tuple[int, int]) -> N
     images = images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     with replacing(path.with_name(f"{path.name}.png")) as temporary:
         save_image(images, temporary, format="png", nrow=width, pad_value=0.5)
+
+
+def compare_command(config: CompareConfig) -> str:
+    """The comparison as a command: what is said in the end.
+
+    Raises:
+        CellsFailed: if some did.
+    """
+    run = compare(config)
+    said = f"{results_table(run)}\n\nreport: {run / 'report.html'}"
+    results = pd.read_parquet(run / "results.parquet")
+    failed = labelled(results[results["status"] == "failed"])
+    if len(failed):
+        first = failed.iloc[0]
+        raise CellsFailed(
+            f"Expected {len(results)} finished cells, but found that {len(failed)} failed: {first['estimator']}, seed "
+            f"{first['seed']}: {first['error']}",
+            said,
+        )
+    return said
+
+
+def resume_any_command(config: ResumeConfig) -> str:
+    """`pyro-gvae resume`, of a comparison or of a single training run."""
+    written = written_config(config.run)
+    if "cells" not in written:
+        return resume_command(config)
+    return compare_command(replace(CompareConfig.from_json(written), output=config.run))
+
+
+def results_table(run: Path) -> str:
+    """The table that ends the terminal's output."""
+    results = pd.read_parquet(run / "results.parquet")
+    final = labelled(results[results["status"] == "finished"])
+    return format_table(summarize(final)) if len(final) else "No cell was finished."
+
+
+def advise_command(config: AdviseConfig) -> str:
+    """`pyro-gvae advise`."""
+    table, advice = advise(config)
+    return f"{advice_table(table)}\n\n{advice.in_words()}"
+
+
+def gradients_command(config: GradientsConfig) -> str:
+    """`pyro-gvae gradients`."""
+    folder = gradients(config)
+    return f"{gradients_table(folder)}\n\ntable and figures: {folder}"
+
+
+def gaps_command(config: GapsConfig) -> str:
+    """:func:`run_gaps` as a command: what is said in the end."""
+    max_memory = None if config.max_memory is None else config.max_memory * 1e9
+    table = run_gaps(config.run, num_data=config.num_data, num_particles=config.num_particles, max_memory=max_memory)
+    return f"{gaps_table(table)}\n\nfigure: {config.run / 'figures' / 'gaps.png'}"
+
+
+def report_command(config: ReportConfig) -> str:
+    """`pyro-gvae report`, of a run folder of train or compare."""
+    write = write_train_report if is_train_run(config.run) else write_report
+    return f"report: {write(config.run)}"
+
+
+def train_command(config: TrainConfig) -> str:
+    """`pyro-gvae train`; returns what is said in the end."""
+    with _together(config.device):
+        return _said(*train(config))
+
+
+def resume_command(config: ResumeConfig) -> str:
+    """`pyro-gvae resume`; returns what is said in the end."""
+    with _together(read_config(config.run).device):
+        return _said(*resume(config.run))
+
+
+@contextmanager
+def _together(device: str) -> Iterator[None]:
+    """The processes of torchrun as a group, of which rank 0 says what there is to say."""
+    with processes(device):
+        try:
+            yield
+        except Interrupted as interrupt:
+            if is_main():
+                raise
+            sys.exit(128 + interrupt.signal)
+
+
+def _said(run: Path, done: Fit) -> str:
+    if not is_main():
+        return ""
+    last = done.history[-1]
+    elbos = (f"{part} {last[f'{part}_elbo']:.2f}" for part in ("train", "test") if last[f"{part}_elbo"] is not None)
+    return (
+        f"discrete ELBO ({last['elbo_is']}, nats per datum): {', '.join(elbos) or 'unknown'}\n"
+        f"{done.steps} steps in {done.seconds:.1f} s, the end of {done.reason}\n\nrun: {run}"
+    )

@@ -8,10 +8,11 @@ from typing import Annotated, Any, NamedTuple, Union
 import tyro
 
 from ..config.commands import EncodeConfig, EvaluateConfig, GapsConfig, ReconstructConfig, ReportConfig, SampleConfig
-from ..config.compare import CellsFailed, CompareConfig
+from ..config.compare import CompareConfig
 from ..config.gradients import AdviseConfig, GradientsConfig
 from ..config.presets import PRESETS
 from ..config.train import ResumeConfig, TrainConfig
+from .errors import CellsFailed
 
 
 class Command(NamedTuple):

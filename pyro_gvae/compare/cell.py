@@ -8,14 +8,17 @@ from safetensors.torch import save_file
 
 from .. import exact
 from ..config.train import TrainConfig
-from ..data.dataset import Dataset, derived_seed, epoch_batches
+from ..data.batches import epoch_batches
+from ..data.dataset import Dataset
 from ..evaluate.generate import reconstruct, sample
 from ..evaluate.metrics import code_usage, discrete_scores, own_objective
 from ..models.categorical_vae import CategoricalVAE
-from ..runs.files import PICTURES, replacing, write_json
-from ..runtime.rng import own_randomness
+from ..runs.config import provenance
+from ..runs.files import replacing, write_json
+from ..runs.folder import PICTURES
+from ..runtime.rng import derived_seed, own_randomness
 from ..train.fit import fit
-from ..train.launch import initial_model, load_data, provenance
+from ..train.setup import initial_model, load_data
 from ..train.training import NUM_TRAIN_WATCHED, Training
 
 #: Images shown in the report: reconstructions of the first test images, and prior samples.

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..runs.files import PICTURES, cell_error, cell_folder, read_json_lines, write_csv, write_json_lines, write_parquet
+from ..runs.files import read_json_lines, write_csv, write_json_lines, write_parquet
+from ..runs.folder import PICTURES, cell_error, cell_folder
 from ..runs.tables import choose_baseline, labelled, paired_differences, summarize
 from .grid import Cell
 

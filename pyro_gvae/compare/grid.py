@@ -9,7 +9,7 @@ from ..config.compare import CompareConfig
 from ..config.stages import Stage
 from ..config.train import TrainConfig
 from ..estimators import ESTIMATORS
-from ..runs.files import cell_folder
+from ..runs.folder import cell_folder
 from ..runs.tables import label
 
 

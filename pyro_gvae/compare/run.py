@@ -7,19 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT
 
-import pandas as pd
 from tqdm import tqdm
 
 from .. import exact
-from ..config.compare import CellsFailed, CompareConfig
-from ..config.train import ResumeConfig
+from ..config.compare import CompareConfig
 from ..data.dataset import Dataset
 from ..data.datasets import load
 from ..report.comparison import write_report
-from ..runs.files import ERROR, cell_folder, new_run_folder, sole_writer, write_json, write_text_atomic
-from ..runs.tables import format_table, labelled, summarize
+from ..runs.config import provenance
+from ..runs.files import write_json, write_text_atomic
+from ..runs.folder import ERROR, cell_folder, new_run_folder, sole_writer
 from ..train.fit import Interrupted
-from ..train.launch import initial_model, provenance, resume_command
+from ..train.setup import initial_model
 from ..train.training import Training
 from . import jobs as sweep
 from .cell import Job, train_cell
@@ -35,9 +34,9 @@ FREE = {"data_dir", "download", "checkpoint_every", "workers", "backend", "sched
 def compare(config: CompareConfig) -> Path:
     """Train the cells of a comparison that its run folder lacks, and write its results and its report.
 
-    The run folder holds config.json, what :func:`~pyro_gvae.compare.gather.gather` writes, report.html with figures/, and for
-    each cell a folder cells/NAME: a run folder of `train`, with its checkpoint, its weights and its pictures, or with
-    error.txt if it failed. Cells that failed before are tried again.
+    The run folder holds config.json, what :func:`~pyro_gvae.compare.gather.gather` writes, report.html with figures/,
+    and for each cell a folder cells/NAME: a run folder of `train`, with its checkpoint, its weights and its pictures,
+    or with error.txt if it failed. Cells that failed before are tried again.
 
     Args:
         config: what to compare; an `output` that exists is one of the same comparison, which goes on.
@@ -70,41 +69,6 @@ def compare(config: CompareConfig) -> Path:
                 gather(run, cells)
                 write_report(run)
     return run
-
-
-def compare_command(config: CompareConfig) -> str:
-    """The comparison as a command: what is said in the end.
-
-    Raises:
-        CellsFailed: if some did.
-    """
-    run = compare(config)
-    said = f"{results_table(run)}\n\nreport: {run / 'report.html'}"
-    results = pd.read_parquet(run / "results.parquet")
-    failed = labelled(results[results["status"] == "failed"])
-    if len(failed):
-        first = failed.iloc[0]
-        raise CellsFailed(
-            f"Expected {len(results)} finished cells, but found that {len(failed)} failed: {first['estimator']}, seed "
-            f"{first['seed']}: {first['error']}",
-            said,
-        )
-    return said
-
-
-def resume_any_command(config: ResumeConfig) -> str:
-    """`pyro-gvae resume`, of a comparison or of a single training run."""
-    written = _written(config.run)
-    if "cells" not in written:
-        return resume_command(config)
-    return compare_command(replace(CompareConfig.from_json(written), output=config.run))
-
-
-def results_table(run: Path) -> str:
-    """The table that ends the terminal's output."""
-    results = pd.read_parquet(run / "results.parquet")
-    final = labelled(results[results["status"] == "finished"])
-    return format_table(summarize(final)) if len(final) else "No cell was finished."
 
 
 def _train(run: Path, config: CompareConfig, cells: Sequence[Cell], run_jobs: sweep.Run) -> None:
@@ -145,7 +109,7 @@ def _settings_before(config: CompareConfig) -> object:
     """
     if config.output is None or not config.output.exists():
         return None
-    written = _written(config.output)
+    written = written_config(config.output)
     if "cells" not in written:
         raise ValueError(
             f"Expected a new folder or one of a comparison, but found that '{config.output}' exists and is none. Try "
@@ -161,7 +125,7 @@ def _settings_before(config: CompareConfig) -> object:
     return before
 
 
-def _written(run: Path) -> dict[str, object]:
+def written_config(run: Path) -> dict[str, object]:
     try:
         written = json.loads((run / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

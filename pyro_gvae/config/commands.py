@@ -2,34 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
-DatasetName = Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "teacher"]
-EstimatorName = Literal[
-    "gumbel-softmax",
-    "straight-through",
-    "st-gumbel-softmax",
-    "decoupled-st-gumbel-softmax",
-    "gumbel-rao",
-    "gapped-straight-through",
-    "reinmax",
-    "reinmax-rao",
-    "reinforce",
-    "reinforce-baseline",
-    "reinforce-loo",
-    "vimco",
-    "reweighted-wake-sleep",
-    "local-expectation",
-    "disarm",
-    "disarm-iw",
-    "rebar",
-    "relax",
-    "exact",
-    "exact-evidence",
-]
-Binarization = Literal["none", "threshold", "dynamic"]
+from .checks import at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +26,8 @@ class GapsConfig:
     max_memory: float | None = None
 
     def __post_init__(self) -> None:
-        _at_least("num_data", self.num_data, 2)
-        _at_least("num_particles", self.num_particles, 1)
+        at_least("num_data", self.num_data, 2)
+        at_least("num_particles", self.num_particles, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +77,8 @@ class EvaluateConfig(ModelConfig):
     random_seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least("num_data", self.num_data, 2)
-        _at_least("particles", self.particles, 1)
+        at_least("num_data", self.num_data, 2)
+        at_least("particles", self.particles, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +101,7 @@ class EncodeConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         if self.num_data is not None:
-            _at_least("num_data", self.num_data, 1)
+            at_least("num_data", self.num_data, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,19 +130,4 @@ class SampleConfig(ModelConfig):
     random_seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least("num_samples", self.num_samples, 1)
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ValueError(f"Expected a positive {name}, but found {value}.")
-
-
-def _all_different(name: str, values: tuple[Any, ...]) -> None:
-    if not values or len(set(values)) < len(values):
-        raise ValueError(f"Expected one or more different {name}, but found {list(values)}.")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"Expected {name} of at least {least}, but found {value}.")
+        at_least("num_samples", self.num_samples, 1)

@@ -3,11 +3,13 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, Literal, Self, final
+from typing import Any, Literal, Self
 
-from .commands import Binarization, DatasetName, _all_different, _at_least, _positive
+from .checks import all_different, at_least, positive
+from .json import plain_settings, read_settings
+from .names import Binarization, DatasetName, NetworksName, Observation
 from .stages import Amount, Stage, parse_stages
-from .train import NetworksName, Observation, TrainConfig, plain_settings, read_settings
+from .train import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +85,14 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "evaluations", "workers"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         for name in ("estimators", "seeds"):
-            _all_different(name, getattr(self, name))
+            all_different(name, getattr(self, name))
         for name in ("sizes", "temperatures", "learning_rates"):
             if getattr(self, name):
-                _all_different(name, getattr(self, name))
+                all_different(name, getattr(self, name))
         for temperature in self.temperatures:
-            _positive("temperatures", temperature)
+            positive("temperatures", temperature)
         if (self.backend == "dask") != (self.scheduler is not None):
             raise ValueError("Expected a scheduler with the backend dask, but found one without the other.")
         for estimator in self.estimators:
@@ -130,19 +132,6 @@ class CompareConfig:
     def as_json(self) -> dict[str, Any]:
         """The configuration as JSON writes it."""
         return plain_settings(self)
-
-
-@final
-class CellsFailed(Exception):
-    """Some cells of a comparison failed; the others were finished.
-
-    Attributes:
-        said: what there is to say of the others.
-    """
-
-    def __init__(self, message: str, said: str) -> None:
-        super().__init__(message)
-        self.said = said
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from .commands import Binarization, DatasetName, EstimatorName, _all_different, _at_least, _positive
+from .checks import all_different, at_least, positive
+from .names import Binarization, DatasetName, EstimatorName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +71,16 @@ class GradientsConfig:
     def __post_init__(self) -> None:
         _check_model(self)
         for name in ("batch_size", "num_data"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         for name in ("num_samples", "num_parameter_samples"):
-            _at_least(name, getattr(self, name), 32)
+            at_least(name, getattr(self, name), 32)
         for epoch in self.epochs:
-            _at_least("epochs", epoch, 0)
+            at_least("epochs", epoch, 0)
         for temperature in self.temperatures:
-            _positive("temperatures", temperature)
-        _positive("learning_rate", self.learning_rate)
+            positive("temperatures", temperature)
+        positive("learning_rate", self.learning_rate)
         for name in ("estimators", "wrt", "epochs"):
-            _all_different(name, getattr(self, name))
+            all_different(name, getattr(self, name))
         if self.run is not None and self.epochs != (0,):
             raise ValueError("Expected epochs with a new model, but found them with a run, whose models are trained.")
         if self.protocol == "reinmax" and self.wrt != ("logits",):
@@ -126,21 +127,21 @@ class AdviseConfig:
 
     def __post_init__(self) -> None:
         _check_model(self)
-        _at_least("batch_size", self.batch_size, 1)
+        at_least("batch_size", self.batch_size, 1)
         for temperature in self.temperatures:
-            _positive("temperatures", temperature)
+            positive("temperatures", temperature)
         for name in ("learning_rate", "seconds"):
-            _positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
         if self.estimators:
-            _all_different("estimators", self.estimators)
+            all_different("estimators", self.estimators)
 
 
 def _check_model(config: GradientsConfig | AdviseConfig) -> None:
     """What these two have in common."""
-    _at_least("num_latents", config.num_latents, 1)
-    _at_least("num_categories", config.num_categories, 2)
+    at_least("num_latents", config.num_latents, 1)
+    at_least("num_categories", config.num_categories, 2)
     for width in config.hidden:
-        _at_least("hidden", width, 1)
-    _at_least("seed", config.seed, 0)
+        at_least("hidden", width, 1)
+    at_least("seed", config.seed, 0)
     if config.max_memory is not None:
-        _positive("max_memory", config.max_memory)
+        positive("max_memory", config.max_memory)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, get_args
 
-from .commands import EstimatorName
+from .names import EstimatorName
 from .train import TrainConfig
 
 #: Kravets 2023: see docs/design.md and `schedules.article`. Its loop resets the temperature in every epoch.

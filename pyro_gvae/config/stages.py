@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from .commands import EstimatorName
+from .names import EstimatorName
 
 Unit = Literal["epochs", "steps", "seconds"]
 _UNITS: dict[str, Unit] = {"": "epochs", "epochs": "epochs", "steps": "steps", "s": "seconds"}

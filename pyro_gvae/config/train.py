@@ -2,20 +2,15 @@
 
 import dataclasses
 import math
-import typing
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import tyro
 
 from ..schedules import schedule
-from .commands import Binarization, DatasetName
+from .json import plain_settings, read_settings
+from .names import Binarization, DatasetName, NetworksName, Observation, Shard
 from .stages import Amount, Named, parse_stages
-
-NetworksName = Literal["mlp", "conv"]
-#: What several processes divide among them: the data of a batch, or the codes of an exact sum.
-Shard = Literal["data", "codes"]
-Observation = Literal["bernoulli", "continuous-bernoulli", "gaussian"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +99,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_latents", "batch_size", "steps", "patience", "max_skipped"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("num_categories", self.num_categories, 2)
-        _at_least("seed", self.seed, 0)
+            at_least(name, getattr(self, name), 1)
+        at_least("num_categories", self.num_categories, 2)
+        at_least("seed", self.seed, 0)
         if self.seed >= 2**32:
             raise ValueError(f"Expected a seed below 2^32, but found {self.seed}.")
         for width in self.hidden:
-            _at_least("hidden", width, 1)
+            at_least("hidden", width, 1)
         for name in ("clip_norm", "seconds", "max_memory"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -155,52 +150,6 @@ class ResumeConfig:
     run: tyro.conf.Positional[Path]
 
 
-def plain_settings(config: Any) -> dict[str, Any]:
-    """The settings of a configuration as JSON writes them."""
-    return {
-        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(config).items()
-    }
-
-
-def read_settings(kind: type[Any], written: dict[str, Any]) -> dict[str, Any]:
-    """Those settings of a kind of configuration that JSON has, as the types that they have.
-
-    Raises:
-        ValueError: if one is of another type.
-    """
-    types = typing.get_type_hints(kind)
-    return {name: _read(name, value, types[name]) for name, value in written.items() if name in types}
-
-
-def _read(name: str, value: Any, kind: Any) -> Any:
-    """A value of JSON as the type that a setting has."""
-    options = typing.get_args(kind) if typing.get_origin(kind) is not Literal else (kind,)
-    if typing.get_origin(kind) is tuple:
-        if isinstance(value, list | tuple) and all(_is_a(item, options[0]) for item in value):
-            return tuple(value)
-    elif kind is Path or (Path in options and value is not None):
-        if isinstance(value, str | Path):
-            return Path(value)
-    elif any(_is_a(value, option) for option in options or (kind,)):
-        return value
-    raise ValueError(f"Expected '{name}' to be {_in_words(kind)}, but found {value!r}.")
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    if typing.get_origin(kind) is Literal:
-        return value in typing.get_args(kind)
-    if isinstance(value, bool):  # which is an int to Python
-        return kind is bool
-    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
-
-
-def _in_words(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(typing.get_args(kind))
-    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("pathlib.", "")
-
-
 def _check_schedule(name: str, value: float | str, *, positive: bool = True) -> None:
     try:
         schedule(str(value), positive=positive)
@@ -209,6 +158,6 @@ def _check_schedule(name: str, value: float | str, *, positive: bool = True) -> 
         raise ValueError(f"Expected {kind} or a schedule as {name}, but found {value}. {error}") from error
 
 
-def _at_least(name: str, value: int | None, least: int) -> None:
+def at_least(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         raise ValueError(f"Expected {name} of at least {least}, but found {value}.")

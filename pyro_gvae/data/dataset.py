@@ -6,7 +6,6 @@ global random state is never touched, and once a data set is loaded nothing is d
 
 import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..models.categorical_vae import CategoricalVAE
+from ..runtime.rng import derived_seed
 
 BINARIZATIONS = ("none", "threshold", "dynamic")
 
@@ -125,7 +125,7 @@ def binarized(data: Dataset, binarize: str, *, seed: int = 0) -> Dataset:
         train, test = ((x > 0.5).to(x.dtype) for x in (data.train, data.test))
         return replace(data, train=train, test=test, binarize=binarize)
     if binarize == "dynamic":
-        return replace(data, test=_bernoulli(data.test, _generator("test", seed)), binarize=binarize)
+        return replace(data, test=bernoulli_draw(data.test, generator_for("test", seed)), binarize=binarize)
     return data
 
 
@@ -149,44 +149,6 @@ def check_range(x: Tensor, low: float, high: float) -> None:
             f"Expected training data in [{low:g}, {high:g}], but found values from {lowest:g} to {highest:g}. Try to "
             "rescale them, or another observation."
         )
-
-
-def epoch_batches(
-    data: Dataset | Tensor, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False
-) -> Iterator[Tensor]:
-    """The shuffled minibatches of one epoch: the same for the same (seed, epoch), whatever ran before.
-
-    A resumed run needs no epoch replayed, and inside an epoch ``itertools.islice(batches, k, None)`` goes on
-    after k batches. Order and draws come from a CPU generator of their own: they are the same on every device
-    and in every process.
-
-    Args:
-        data: a data set, whose ``train`` is cut and, if it is "dynamic", drawn; or a tensor (M, D) as it is.
-        batch_size: B, from 1 to M.
-        seed: of the order, and of the draws of dynamic binarization.
-        epoch: 0, 1, 2, ...; each has its own order.
-        drop_last: leave out the last batch where it has fewer than B images.
-
-    Returns:
-        An iterator of batches (B, D) on the device of the data; the last one may be smaller.
-
-    Raises:
-        ValueError: where the batch size is not in 1 .. M; at the call, not at the first batch.
-
-    Example:
-        >>> x = torch.arange(5.0).unsqueeze(1)
-        >>> [batch.flatten().tolist() for batch in epoch_batches(x, 2, seed=0, epoch=0)]
-        [[3.0, 4.0], [1.0, 2.0], [0.0]]
-    """
-    x, dynamic = (data.train, data.binarize == "dynamic") if isinstance(data, Dataset) else (data, False)
-    if not 1 <= batch_size <= len(x):
-        raise ValueError(f"Expected a batch size from 1 to the {len(x)} images, but found {batch_size}.")
-    generator = _generator("batches", seed, epoch)
-    order = torch.randperm(len(x), generator=generator, device="cpu").to(x.device)  # (M,)
-    if drop_last:
-        order = order[: len(x) // batch_size * batch_size]
-    batches = (x.index_select(0, rows) for rows in order.split(batch_size))  # each (B, D)
-    return (_bernoulli(batch, generator) for batch in batches) if dynamic else batches
 
 
 class Part(NamedTuple):
@@ -220,7 +182,7 @@ def fixed_part(data: Dataset, name: str, num_data: int | None = None, *, seed: i
     x, labels = (data.train, data.train_labels) if name == "train" else (data.test, data.test_labels)
     x = x[:num_data]
     if name == "train" and data.binarize == "dynamic":
-        x = _bernoulli(x, _generator("fixed train", seed))
+        x = bernoulli_draw(x, generator_for("fixed train", seed))
     return Part(x, None if labels is None else labels[:num_data])
 
 
@@ -229,20 +191,14 @@ def check_binarize(binarize: str) -> None:
         raise ValueError(f"Expected binarize among {', '.join(BINARIZATIONS)}, but found '{binarize}'.")
 
 
-def _bernoulli(mean: Tensor, generator: torch.Generator) -> Tensor:
+def bernoulli_draw(mean: Tensor, generator: torch.Generator) -> Tensor:
     """0 or 1 with the given mean; drawn on the CPU, where the generator lives, for every device alike."""
     uniform = torch.rand(mean.shape, generator=generator, dtype=torch.float32, device="cpu")
     return (uniform.to(mean.device) < mean).to(mean.dtype)
 
 
-def _generator(purpose: str, seed: int, epoch: int = 0) -> torch.Generator:
+def generator_for(purpose: str, seed: int, epoch: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(derived_seed(purpose, seed, epoch))
-
-
-def derived_seed(purpose: str, seed: int, epoch: int = 0) -> int:
-    """A seed for each purpose, seed and epoch: no two of them share random numbers, as seed + epoch would."""
-    digest = hashlib.sha256(f"{purpose}/{seed:d}/{epoch:d}".encode()).digest()
-    return int.from_bytes(digest[:4], "big")  # torch's CPU generator uses 32 bits of a seed
 
 
 def digest(x: Tensor) -> str:

@@ -3,18 +3,16 @@
 digits and teacher are always there; the others are read from torchvision's files, and fetched only when asked for.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch import Tensor
 
-from ..models.categorical_vae import CategoricalVAE
-from .dataset import Dataset, binarized, check_binarize, derived_seed
+from .dataset import Dataset, binarized, check_binarize
+from .teacher import teacher
 
 
 def load(
@@ -70,60 +68,6 @@ def digits() -> Dataset:
     split = train_test_split(images / 16, labels, test_size=360, stratify=labels, random_state=0)
     train, test, train_labels, test_labels = (torch.from_numpy(part) for part in split)
     return Dataset("digits", train.float(), test.float(), (8, 8), train_labels.long(), test_labels.long())
-
-
-def teacher(
-    *,
-    image_shape: tuple[int, int] = (8, 8),
-    num_latents: int = 4,
-    num_categories: int = 8,
-    hidden: Sequence[int] = (32,),
-    contrast: float = 2.0,
-    sizes: tuple[int, int] = (2000, 500),
-    seed: int = 0,
-) -> Dataset:
-    """Binary images drawn from a known ``CategoricalVAE``, so that the true log-likelihood can be computed.
-
-    Codes are uniform, z_n ~ U{1..K}, and pixels x ~ Bernoulli(sigmoid(decoder(z))). The decoder is a random
-    MLP whose last layer is centred and rescaled so that over the codes its logits have mean 0 and a standard
-    deviation of ``contrast``; as initialized it would draw nearly the same noise from every code.
-
-    Args:
-        image_shape: (H, W), D = H * W.
-        num_latents: N.
-        num_categories: K.
-        hidden: widths as in ``CategoricalVAE``.
-        contrast: standard deviation of the decoder's logits over the codes.
-        sizes: how many images to draw for training and for testing.
-        seed: of the teacher's weights and of the images.
-
-    Returns:
-        A data set whose ``teacher`` is the true model, its parameters frozen. Only its prior and decoder are
-        the truth: the encoder is as initialized, so compute the evidence by the sum over all codes.
-
-    Example:
-        >>> data = teacher(sizes=(100, 10))
-        >>> data.train.shape, data.teacher.num_latents
-        (torch.Size([100, 64]), 4)
-    """
-
-    def codes(count: int) -> Tensor:
-        drawn = torch.randint(num_categories, (count, num_latents))
-        return one_hot(drawn, num_categories).to(torch.get_default_dtype())  # (count, N, K)
-
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        # Only the CPU's generator: torch.manual_seed would reseed the GPUs too, which nobody puts back.
-        torch.default_generator.manual_seed(derived_seed("teacher", seed))
-        vae = CategoricalVAE(math.prod(image_shape), num_latents, num_categories, hidden, name="teacher")
-        logits = vae.decoder(codes(1000))  # (1000, D)
-        centre = logits.mean(0)  # (D,)
-        factor = contrast / (logits - centre).square().mean().sqrt()
-        *_, last = (layer for layer in vae.decoder.modules() if isinstance(layer, nn.Linear))
-        last.weight.mul_(factor)
-        last.bias.sub_(centre).mul_(factor)
-        images = vae.decoder(codes(sum(sizes))).sigmoid().bernoulli().float()  # (M + M', D)
-    train, test = images.split(sizes)
-    return Dataset("teacher", train, test, image_shape, teacher=vae.requires_grad_(False))
 
 
 def _mnist_like(name: str, class_name: str, data_dir: Path, download: bool) -> Dataset:

@@ -8,13 +8,16 @@ from tqdm import tqdm
 
 from .. import exact
 from ..config.gradients import AdviseConfig
-from ..data.dataset import Dataset, epoch_batches
+from ..data.batches import epoch_batches
+from ..data.dataset import Dataset
 from ..data.datasets import load
 from ..estimators import ESTIMATORS, estimator
 from ..models.categorical_vae import CategoricalVAE
-from ..runs.files import new_run_folder, write_csv
+from ..runs.files import write_csv
+from ..runs.folder import new_run_folder
 from ..runs.tables import with_errors
 from ..runtime.memory import in_words, peak_memory
+from ..runtime.rng import seeded
 from ..train.step import make_step
 from .gradient_report import (
     NUM_GROUPS,
@@ -27,7 +30,7 @@ from .gradient_report import (
     sample_moments,
 )
 from .moments import Reference
-from .probe import Probe, Subject, make_subject, seeded
+from .probe import Probe, Subject, make_subject
 from .recommend import Advice, recommend
 from .timing import make_clock
 
@@ -48,8 +51,8 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
         config: model, data and time.
 
     Returns:
-        The measured table (a row of :func:`~pyro_gvae.diagnostics.gradient_report.gradient_report` for each estimator and temperature,
-        and `memory`, the bytes of a step), and the advice.
+        The measured table (a row of :func:`~pyro_gvae.diagnostics.gradient_report.gradient_report` for each estimator
+        and temperature, and `memory`, the bytes of a step), and the advice.
 
     Raises:
         ValueError: if a setting or the data are unusable, or nothing could be measured.
@@ -159,9 +162,3 @@ def advice_table(table: pd.DataFrame) -> str:
     text["ms a step"] = (1e3 * table["seconds"]).map("{:.3g}".format)
     text["memory"] = [in_words(value) if pd.notna(value) else "" for value in table["memory"]]
     return text[table["refused"].isna()].to_string(index=False)
-
-
-def advise_command(config: AdviseConfig) -> str:
-    """`pyro-gvae advise`."""
-    table, advice = advise(config)
-    return f"{advice_table(table)}\n\n{advice.in_words()}"

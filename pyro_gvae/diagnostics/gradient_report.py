@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..estimators import ESTIMATORS, Estimator, estimator
 from ..exact import HasPair
+from ..runtime.rng import seeded
 from .moments import Moments, Reference, gather, summarize
-from .probe import Probe, Subject, Term, Wrt, make_subject, seeded
+from .probe import Probe, Subject, Term, Wrt, make_subject
 from .timing import make_clock
 
 #: Estimators of another objective than the ELBO of the discrete model: from its gradient they differ, without a bias.

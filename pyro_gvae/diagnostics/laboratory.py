@@ -20,17 +20,20 @@ from tqdm import tqdm
 from .. import exact
 from ..compare.run import MOST_SECONDS
 from ..config.gradients import GradientsConfig
-from ..data.dataset import Dataset, epoch_batches
+from ..data.batches import epoch_batches
+from ..data.dataset import Dataset
 from ..data.datasets import load
 from ..estimators import estimator
 from ..models.categorical_vae import CategoricalVAE
 from ..report.gradient_figures import draw_against_temperature, draw_along_training
-from ..runs.files import append_json_line, new_run_folder, read_json_lines, replacing, write_csv, write_json
+from ..runs.files import append_json_line, read_json_lines, replacing, write_csv, write_json
+from ..runs.folder import new_run_folder
 from ..runs.tables import with_errors
+from ..runtime.rng import seeded
 from ..train.step import make_step
 from ..train.trained import load_model, trained_models
 from .gradient_report import Bench, Candidate, candidates, exact_reference, measure
-from .probe import Wrt, make_subject, seeded
+from .probe import Wrt, make_subject
 from .reinmax import reinmax_row
 from .timing import make_clock
 
@@ -240,9 +243,3 @@ def gradients_table(folder: Path) -> str:
         for name, what in table.get(["estimator", "approximates"], pd.DataFrame()).drop_duplicates().dropna().values
     ]
     return "\n".join([text[~table["refused"].notna()].to_string(index=False), *notes])
-
-
-def gradients_command(config: GradientsConfig) -> str:
-    """`pyro-gvae gradients`."""
-    folder = gradients(config)
-    return f"{gradients_table(folder)}\n\ntable and figures: {folder}"

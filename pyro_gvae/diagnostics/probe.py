@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, final
 
@@ -16,8 +16,10 @@ from ..distributions.concrete import RelaxedOneHotCategorical
 from ..estimators import Estimator, own_state
 from ..exact import HasPair, Pair
 from ..handlers import discretize
-from ..handlers.sites import Messages, Program, announce, one_hot_site
-from ..programs.reader import OwnParameters, read_guide
+from ..handlers.parameters import OwnParameters, announce
+from ..handlers.sites import Messages, Program, one_hot_site
+from ..programs.reader import read_guide
+from ..runtime.autograd import kept_gradients
 from ..runtime.memory import peak_memory
 
 Wrt = Literal["logits", "parameters"]
@@ -59,14 +61,6 @@ def make_subject(pair: HasPair, x: Tensor, *, dtype: torch.dtype | None = None) 
     elif dtype is not None:
         raise ValueError(f"Expected a module, which can be converted to {dtype}, but found a pair. Try dtype=None.")
     return Subject(pair, x if dtype is None else x.to(dtype), dict(pyro.get_param_store().get_state()))
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of a seed; afterwards the caller's random state is as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 @final
@@ -135,13 +129,13 @@ class Probe:
 
     def step(self, x: Tensor | None = None) -> None:
         """One call of the estimator, forward and backward, whose gradients are thrown away."""
-        with _kept_gradients(self._others):
+        with kept_gradients(self._others):
             self._call(self._subject.x if x is None else x)
 
     def _parameter_gradient(self) -> Tensor:
         if not self._others:
             raise ValueError("Expected model or guide to have parameters, but found none. Try wrt='logits'.")
-        with _kept_gradients(self._others):
+        with kept_gradients(self._others):
             self._call(self._subject.x)
             found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self._others]
             return torch.cat([gradient.flatten() for gradient in found])
@@ -203,19 +197,6 @@ def _parameters(subject: Subject) -> list[Tensor]:
         for leaf in (value.unconstrained() if hasattr(value, "unconstrained") else value for value in values)
     }
     return list(found.values())
-
-
-@contextmanager
-def _kept_gradients(leaves: Sequence[Tensor]) -> Iterator[None]:
-    """Gradients begin at none, and are afterwards what they were before."""
-    before = [leaf.grad for leaf in leaves]
-    for leaf in leaves:
-        leaf.grad = None
-    try:
-        yield
-    finally:
-        for leaf, gradient in zip(leaves, before, strict=True):
-            leaf.grad = gradient
 
 
 class _LogitsMessenger(Messenger):

@@ -32,9 +32,9 @@ def reinmax_protocol(
     over all codes, against mean and standard deviation of single-sample estimates on the images x, at temperature 1.
     :func:`fidelity` has the definitions, which are those of the published figures: nothing is corrected for noise.
 
-    The term is taken alone by a prior that is q itself, held fixed (see :class:`~pyro_gvae.diagnostics.probe.Probe`). For
-    estimators with the analytic KL this is what the published code does; those that sample the KL keep its noise, of
-    mean 0, in their standard deviation.
+    The term is taken alone by a prior that is q itself, held fixed (see :class:`~pyro_gvae.diagnostics.probe.Probe`).
+    For estimators with the analytic KL this is what the published code does; those that sample the KL keep its noise,
+    of mean 0, in their standard deviation.
 
     Args:
         vae: a `CategoricalVAE`, or another program with one one-hot site.

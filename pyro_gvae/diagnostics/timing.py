@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..estimators import Estimator
+from ..runtime.rng import seeded
 from ..train.step import make_step
-from .probe import Probe, Subject, seeded
+from .probe import Probe, Subject
 
 #: Training steps that are timed, after two that are not.
 TIMED_STEPS = 7

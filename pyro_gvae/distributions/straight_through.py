@@ -8,7 +8,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import OneHotCategorical, constraints, register_kl
 
-from .concrete import _logits, at_least_float32, categorical_kl, check_temperature, scalar_temperature
+from .parameters import at_least_float32, categorical_kl, check_temperature, logits_of, scalar_temperature
 from .surrogates import Kind, find_kind, largest_one_hot
 
 #: Of a category that is excluded, the log-probability: zero in every precision, with room for gradients in codes.
@@ -53,7 +53,7 @@ class StraightThroughOneHotCategorical(TorchDistribution):
     ) -> None:
         if self._validate_args if validate_args is None else validate_args:
             check_temperature(temperature)
-        given = _logits(probs, logits)
+        given = logits_of(probs, logits)
         self.kind = find_kind(kind)
         self.sample_dtype = given.dtype
         self.logits = at_least_float32(given)  # (..., K)

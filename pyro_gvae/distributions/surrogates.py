@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .concrete import check_temperature, gumbel_like
+from .parameters import check_temperature, gumbel_like
 
 #: Of logits (..., K) and a temperature (), one-hots (..., K) with a surrogate gradient.
 Kind = Callable[[Tensor, Tensor], Tensor]

@@ -8,7 +8,8 @@ from pyro.infer import ELBO, TraceGraph_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ..handlers.sites import Messages, Program, announce, one_hot_site
+from ..handlers.parameters import announce
+from ..handlers.sites import Messages, Program, one_hot_site
 from ..models.networks import mlp
 
 

@@ -29,8 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..distributions.concrete import gumbel_like
-from .sampled import Estimate, SampledELBO, Target
+from ..distributions.parameters import gumbel_like
+from ..programs.target import Target
+from .sampled import Estimate, SampledELBO
 
 #: Lower relative heights are zero to any softmax; infinite ones, of excluded categories, would make 0 * inf.
 LOWEST = -1e4

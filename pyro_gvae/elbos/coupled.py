@@ -5,7 +5,8 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from .sampled import Estimate, SampledELBO, Target
+from ..programs.target import Target
+from .sampled import Estimate, SampledELBO
 
 
 class Pairs(NamedTuple):

@@ -1,8 +1,7 @@
 """The exact ELBO and the exact log-evidence as Pyro losses, summed slice by slice in bounded memory."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, final
 
@@ -11,10 +10,11 @@ from pyro.infer import ELBO
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from ..exact.plan import Plan, leaves, make_plan
+from ..exact.plan import Plan, make_plan
 from ..exact.sums import elbo_parts, evidence, evidence_parts, find_evidence, summed
-from ..handlers.sites import Program
-from ..programs.reader import Run, read_guide
+from ..handlers.sites import Program, Run
+from ..programs.reader import read_guide
+from ..runtime.autograd import all_or_nothing
 from ..runtime.distributed import ALONE, Share
 
 
@@ -142,7 +142,7 @@ class ExactELBO(_ExactLoss):
         log_q = q.log_probs
         # The guide's graph is walked once, at the end, with the gradients that all slices have left here.
         cut = log_q.detach().requires_grad_()
-        with _all_or_nothing() as backward:
+        with all_or_nothing() as backward:
             parts = elbo_parts(partial(model, *args, **kwargs), plan, q, cut)
             loss = torch.stack([backward(-part().sum()) for part in parts]).sum()
             if log_q.requires_grad:
@@ -189,7 +189,7 @@ class ExactEvidence(_ExactLoss):
         if plan.num_slices == 1 and self.share.world_size == 1:
             return self._step(model, guide, *args, **kwargs)
         found = find_evidence(run, plan)
-        with _all_or_nothing() as backward:
+        with all_or_nothing() as backward:
             for part in evidence_parts(run, plan, found):
                 backward(-part().sum())
         return self._as_number(self._own(-(found.scale * found.log_evidence).sum()))
@@ -197,28 +197,3 @@ class ExactEvidence(_ExactLoss):
     def _own(self, loss: Tensor) -> Tensor:
         """This process's part of a loss that all have found."""
         return loss if self.share.rank == 0 else torch.zeros_like(loss)
-
-
-@contextmanager
-def _all_or_nothing() -> Iterator[Callable[[Tensor], Tensor]]:
-    """A backward pass in parts whose gradients are added to `.grad` together, or not at all if an exception ends it."""
-    before: dict[Tensor, Tensor | None] = {}
-
-    def backward(loss: Tensor) -> Tensor:
-        for leaf in leaves(loss):
-            if leaf not in before:
-                before[leaf], leaf.grad = leaf.grad, None
-        if loss.requires_grad:
-            loss.backward()
-        return loss.detach()
-
-    try:
-        yield backward
-    except BaseException:
-        for leaf, grad in before.items():
-            leaf.grad = grad
-        raise
-    for leaf, grad in before.items():
-        if grad is not None:
-            assert leaf.grad is not None
-            leaf.grad = grad.add_(leaf.grad)

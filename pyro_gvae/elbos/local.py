@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..programs.reader import negative_kl, score
-from .sampled import Estimate, SampledELBO, Target
+from ..programs.target import Target
+from .sampled import Estimate, SampledELBO
 
 #: Rows (codes times data) that are decoded at once: on a CPU, what caches hold of a layer; elsewhere, what memory does.
 FAST_ROWS = 2**11

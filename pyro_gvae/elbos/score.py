@@ -9,7 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from .sampled import Estimate, SampledELBO, Target
+from ..programs.target import Target
+from .sampled import Estimate, SampledELBO
 
 
 @final

@@ -1,6 +1,6 @@
 """Estimators of the score function with a control variate that relaxes the same noise, and learns."""
 
-from ..distributions.concrete import check_temperature
+from ..distributions.parameters import check_temperature
 from ..elbos.control_variates import REBAR, RELAX
 from ..handlers import discretize
 from .base import Estimator, check_particles

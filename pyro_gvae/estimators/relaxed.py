@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
-from ..distributions.concrete import check_temperature
+from ..distributions.parameters import check_temperature
 from ..handlers import relax
 from .base import Estimator, Loss, check_particles
 

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ..distributions.one_hot import joint_codes, num_codes
-from ..programs.reader import HasPair, read_guide, with_own_parameters
+from ..distributions.codes import joint_codes, num_codes
+from ..handlers.parameters import with_own_parameters
+from ..programs.pair import HasPair
+from ..programs.reader import read_guide
 
 #: A latent is active if the mean of its posterior varies over data by more than this (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ..elbos.sampled import Target
 from ..exact.plan import FAST_BYTES, bytes_of_code
-from ..programs.reader import HasPair, read_guide, score, with_own_parameters
+from ..handlers.parameters import with_own_parameters
+from ..programs.pair import HasPair
+from ..programs.reader import read_guide, score
+from ..programs.target import Target
 from ..runtime.memory import memory_limit
 
 #: With fewer effective samples than this a bound is below log p(x) by more than 1 / 20 nats, to first order.

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from .. import exact
 from ..data.dataset import Dataset, Part, fixed_part
-from ..distributions.one_hot import num_codes
+from ..distributions.codes import num_codes
 from ..estimators import Estimator
 from ..exact import HasPair
 from ..exact.plan import MOST_CODES
+from ..handlers.parameters import with_own_parameters
 from ..models.categorical_vae import CategoricalVAE
-from ..programs.reader import score, with_own_parameters
+from ..programs.reader import score
 from .code_statistics import (
     LatentStatistics,
     Measured,
@@ -132,7 +133,8 @@ def evaluate(
 
     - elbo: E_q[log p(x|z)] - KL, summed over all codes; where they are too many, the mean over P samples.
     - log_evidence: log p(x), summed over all codes; where they are too many there is iwae_bound in its place, at most
-      log p(x) in expectation, and effective_sample_size: see :func:`~pyro_gvae.evaluate.importance.importance_weighted`.
+      log p(x) in expectation, and effective_sample_size: see
+      :func:`~pyro_gvae.evaluate.importance.importance_weighted`.
     - reconstruction = elbo + kl, and kl = KL(q(z|x) || p(z)), the latter always in closed form.
     - posterior_entropy: H(q(z|x)); mutual_information: I(x; z) of the whole code, where K^N allows;
       latent_information: the sum of I(x; z_n); code_perplexity: the mean over latents of how many of K categories are

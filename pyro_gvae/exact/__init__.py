@@ -1,6 +1,6 @@
 """Exact sums over all K^N joint codes of the discrete model."""
 
-from ..programs.reader import HasPair, Pair
+from ..programs.pair import HasPair, Pair
 from .mean_field import MeanField, mean_field
 from .plan import Cost, cost
 from .posterior import Posterior, posterior, sample_posterior

@@ -5,7 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..programs.reader import HasPair, Run, read_guide, with_own_parameters
+from ..handlers.parameters import with_own_parameters
+from ..handlers.sites import Run
+from ..programs.pair import HasPair
+from ..programs.reader import read_guide
 from ..runtime.memory import in_words, memory_limit
 from .plan import Plan, make_plan
 from .sums import joint_scores

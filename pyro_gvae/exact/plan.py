@@ -8,8 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..distributions.one_hot import num_codes, numbered_codes
-from ..programs.reader import HasPair, Run, Scores, Site, score, with_own_parameters
+from ..distributions.codes import num_codes, numbered_codes
+from ..handlers.parameters import with_own_parameters
+from ..handlers.sites import Run
+from ..programs.pair import HasPair
+from ..programs.reader import Scores, Site, score
+from ..runtime.autograd import leaves
 from ..runtime.distributed import ALONE, Share
 from ..runtime.memory import in_words, memory_limit
 
@@ -277,19 +281,3 @@ def _seconds(model: Run, plan: Plan, numbers: Tensor) -> float:
         torch.autograd.grad(total, leaves(total))
     total.item()  # waits for a GPU
     return time.perf_counter() - start
-
-
-def leaves(root: Tensor) -> list[Tensor]:
-    """The tensors that a backward pass from `root` reaches and that hold a `.grad`: parameters, mostly."""
-    found: list[Tensor] = []
-    seen: set[Any] = set()
-    nodes = [root.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        nodes.extend(child for child, _ in node.next_functions)
-    return found

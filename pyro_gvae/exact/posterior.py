@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..programs.reader import HasPair, with_own_parameters
+from ..handlers.parameters import with_own_parameters
+from ..programs.pair import HasPair
 from .plan import make_plan
 from .sums import joint_scores
 

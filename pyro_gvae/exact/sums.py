@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..programs.reader import HasPair, Run, Scores, Site, negative_kl, read_guide, score, with_own_parameters
+from ..handlers.parameters import with_own_parameters
+from ..handlers.sites import Run
+from ..programs.pair import HasPair
+from ..programs.reader import Scores, Site, negative_kl, read_guide, score
 from ..runtime.distributed import log_sum_exp
 from .plan import FEW_CODES, Plan, make_plan
 

@@ -14,16 +14,15 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from ..distributions.concrete import check_temperature
+from ..distributions.parameters import check_temperature
 from ..distributions.surrogates import Kind, find_kind
-from .one_hot_messenger import (
-    DiscretizeMessenger,
-    EnumeratedMessenger,
-    RelaxMessenger,
-    StraightThroughMessenger,
-    WeighKLMessenger,
-)
-from .sites import Program, ProgramMessenger
+from .discretize_messenger import DiscretizeMessenger
+from .enumerate_messenger import EnumeratedMessenger
+from .one_hot_messenger import ProgramMessenger
+from .relax_messenger import RelaxMessenger
+from .sites import Program
+from .straight_through_messenger import StraightThroughMessenger
+from .weigh_kl_messenger import WeighKLMessenger
 
 
 def _handler(make: Callable[[], ProgramMessenger], program: Program | None) -> Any:

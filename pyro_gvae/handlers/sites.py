@@ -1,7 +1,5 @@
 """What a one-hot site says, whichever distribution says it, and the messenger that reads it."""
 
-import weakref
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,10 +12,7 @@ from pyro.distributions import (
     RelaxedOneHotCategoricalStraightThrough,
     TorchDistribution,
 )
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK, effectful
-from torch import Tensor, nn
-from torch.distributions import constraints
+from torch import Tensor
 
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.straight_through import StraightThroughOneHotCategorical
@@ -81,56 +76,10 @@ def one_hot_site(fn: Any) -> OneHotSite | None:
     return None
 
 
-class ProgramMessenger(Messenger):
-    """A messenger that handles one run of one program."""
-
-    def check(self, program: Program, args: Any, kwargs: Any) -> None:
-        """Look at a program that has run once more, where a handler has reason to."""
-
-
-class OneHotMessenger(ProgramMessenger):
-    """Declares what the latent one-hot sites of a program are; observed sites stay as they are written."""
-
-    def __enter__(self) -> Any:
-        self.sites: dict[str, OneHotSite] = {}
-        self.observed: set[str] = set()
-        return super().__enter__()
-
-    def decides(self) -> bool:
-        outermost = next(frame for frame in _PYRO_STACK if isinstance(frame, OneHotMessenger))
-        return outermost is self
-
-    def _pyro_sample(self, msg: Messages) -> None:
-        if msg["done"] or not self.decides():
-            return
-        site = one_hot_site(msg["fn"])
-        if site is None:
-            return
-        if msg["is_observed"] or msg["value"] is not None:
-            self.observed.add(msg["name"])
-            return
-        if site.num_event_dims > 2:
-            raise ValueError(
-                f"Expected one-hot site '{msg['name']}' to have event shape (K,) or (N, K), but found "
-                f"{tuple(msg['fn'].event_shape)}. Try to flatten its latents into one dimension."
-            )
-        self.sites[msg["name"]] = site
-        self.declare(msg, site)
-
-    @abstractmethod
-    def declare(self, msg: Messages, site: OneHotSite) -> None:
-        """Edit the message of a latent one-hot site."""
-
-
 def plates_of(msg: Messages) -> frozenset[str]:
     """The names of the plates that a site is in, those without a batch dimension left out."""
     return frozenset(frame.name for frame in msg["cond_indep_stack"] if frame.vectorized)
 
 
-def announce(name: str, parameter: nn.Parameter) -> None:
-    """Show handlers, such as SVI's, a parameter that stays in its module, and put nothing into the param store.
-
-    As PyroModule does when Pyro's parameters are local.
-    """
-    parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
-    effectful(type="param")(lambda *_, **__: parameter)(name, parameter, constraint=constraints.real, name=name)
+#: A program with its data bound.
+Run = Callable[[], Any]

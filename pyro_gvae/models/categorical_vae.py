@@ -9,11 +9,12 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
-from ..distributions.concrete import RelaxedOneHotCategorical, check_temperature, scalar_temperature
+from ..distributions.concrete import RelaxedOneHotCategorical
 from ..distributions.exponential_family import ExponentialFamily
 from ..distributions.observations import OBSERVATIONS
+from ..distributions.parameters import check_temperature, scalar_temperature
 from ..handlers import relax
-from ..handlers.sites import announce
+from ..handlers.parameters import announce
 from .networks import mlp_decoder, mlp_encoder
 
 

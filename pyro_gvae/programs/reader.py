@@ -2,38 +2,15 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..handlers.sites import Messages, OneHotMessenger, OneHotSite, Program, plates_of
-
-#: A program with its data bound.
-Run = Callable[[], Any]
-
-
-class Pair(NamedTuple):
-    """A model and its guide: any two Pyro programs that take the same data.
-
-    Each has one latent one-hot site, of the same name, of event shape (N, K) or (K,), written as `OneHotCategorical`,
-    `OneHotCategorical(...).to_event(1)`, `RelaxedOneHotCategorical` or `FactorizedOneHotCategorical`.
-    """
-
-    model: Program
-    guide: Program
-
-
-class HasPair(Protocol):
-    """Whatever has a model and a guide: a :class:`Pair`, a `CategoricalVAE`."""
-
-    @property
-    def model(self) -> Program: ...
-    @property
-    def guide(self) -> Program: ...
+from ..handlers.one_hot_messenger import OneHotMessenger
+from ..handlers.sites import Messages, OneHotSite, Run, plates_of
 
 
 class Site(NamedTuple):
@@ -90,25 +67,6 @@ class Scores(NamedTuple):
                 "likelihood and prior are scaled differently. Try the ELBO, or one poutine.scale around the model."
             )
         return self.scales[0]
-
-
-class OwnParameters(Messenger):
-    """Lets modules use their own parameters, whatever Pyro's param store holds under their names, and stores none."""
-
-    def _pyro_param(self, msg: Messages) -> None:
-        name, *initial = msg["args"]
-        if "$$$" in name and initial and isinstance(initial[0], nn.Parameter):  # from pyro.module
-            msg["value"] = initial[0]
-
-
-def with_own_parameters(program: Program, x: Any) -> Run:
-    """The program bound to its data, evaluated with its modules' own parameters."""
-
-    def run() -> None:
-        with OwnParameters():
-            program(x)
-
-    return run
 
 
 class _Reader(OneHotMessenger):

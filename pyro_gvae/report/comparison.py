@@ -26,6 +26,7 @@ from ..runs.tables import (
 from . import comparison_figures as plots
 from . import pictures
 from .pages import save_figure, write_page
+from .style import Style, estimator_styles
 
 
 def write_report(run: Path) -> Path:
@@ -46,7 +47,7 @@ def write_report(run: Path) -> Path:
     contents = read_run(run)
     estimators = contents.estimators
     summary = summarize(contents.final).reindex(estimators).fillna({"seeds": 0}).astype({"seeds": int})
-    styles = plots.estimator_styles(estimators)
+    styles = estimator_styles(estimators)
     figures = _draw(contents, summary, styles)
     return write_page(
         run / "report.html",
@@ -169,7 +170,7 @@ def _paired(final: pd.DataFrame) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------- figures
 
 
-def _draw(run: Run, summary: pd.DataFrame, styles: Mapping[str, plots.Style]) -> dict[str, Figure]:
+def _draw(run: Run, summary: pd.DataFrame, styles: Mapping[str, Style]) -> dict[str, Figure]:
     """The figures that there are results for."""
     figures = {}
     if len(run.final):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from .comparison_figures import PALETTE, SMALL_PRINT, Style, estimator_styles, in_house_style
+from .style import PALETTE, SMALL_PRINT, Style, estimator_styles, in_house_style
 
 
 class Panel(NamedTuple):

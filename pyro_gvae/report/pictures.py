@@ -9,7 +9,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from .comparison_figures import in_house_style, panel_grid
+from .style import in_house_style, panel_grid
 
 
 @in_house_style

@@ -10,16 +10,16 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from ..config.commands import ReportConfig
 from ..config.train import TrainConfig
 from ..evaluate.code_statistics import guide_log_probs
 from ..evaluate.generate import reconstruct, sample
+from ..runs.config import read_config
 from ..runs.files import read_json_lines
 from ..runtime.rng import own_randomness
 from ..train.fit import WEIGHTS
-from ..train.launch import initial_model, is_train_run, load_trained, read_config
+from ..train.setup import initial_model
+from ..train.trained import load_trained
 from . import pictures
-from .comparison import write_report
 from .pages import save_figure, write_page
 from .training_figures import SCHEDULED, Begun, speed_and_schedules, stages_begun, training_curves
 
@@ -62,12 +62,6 @@ def write_train_report(run: Path) -> Path:
         finished=(run / WEIGHTS).exists(),
         figures={name: save_figure(figure, run / "figures", name) for name, figure in drawn.items()},
     )
-
-
-def report_command(config: ReportConfig) -> str:
-    """`pyro-gvae report`, of a run folder of train or compare."""
-    write = write_train_report if is_train_run(config.run) else write_report
-    return f"report: {write(config.run)}"
 
 
 def _read_metrics(run: Path) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from .comparison_figures import INK, PALETTE, SMALL_PRINT, in_house_style
+from .style import INK, PALETTE, SMALL_PRINT, in_house_style
 
 #: What follows a schedule: column -> label.
 SCHEDULED = {

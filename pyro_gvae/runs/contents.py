@@ -9,7 +9,8 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from .files import PICTURES, cell_error, cell_folder, read_json_lines
+from .files import read_json_lines
+from .folder import PICTURES, cell_error, cell_folder
 from .tables import CELL, final_rows, label, labelled
 
 CONFIGURED = {"dataset", "cells", "seeds", "num_latents", "num_categories", "epochs", "image_shape"}

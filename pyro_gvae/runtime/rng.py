@@ -1,5 +1,6 @@
 """All random states of a process: torch's, on every device, NumPy's and Python's."""
 
+import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,3 +54,17 @@ def own_randomness(seed: int) -> Iterator[None]:
         yield
     finally:
         set_random_states(before)
+
+
+def derived_seed(purpose: str, seed: int, epoch: int = 0) -> int:
+    """A seed for each purpose, seed and epoch: no two of them share random numbers, as seed + epoch would."""
+    digest = hashlib.sha256(f"{purpose}/{seed:d}/{epoch:d}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")  # torch's CPU generator uses 32 bits of a seed
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers of a seed; afterwards the caller's random state is as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

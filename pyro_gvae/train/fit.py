@@ -12,11 +12,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..config.train import TrainConfig
-from ..data.dataset import Dataset, derived_seed
+from ..data.dataset import Dataset
 from ..runs.checkpoint import load_checkpoint, save_checkpoint
-from ..runs.files import replacing, sole_writer
+from ..runs.files import replacing
+from ..runs.folder import sole_writer
 from ..runtime.distributed import from_main, is_main, largest, share
-from ..runtime.rng import own_randomness
+from ..runtime.rng import derived_seed, own_randomness
 from ..runtime.signals import Stop, stop_on_signal
 from .logs import Logs
 from .non_finite import first_non_finite
@@ -91,8 +92,8 @@ def fit(
             written if None.
         resume: go on from the checkpoint in `output` where there is one; a run that was over stays so.
         progress: show a progress bar.
-        measure: called at each evaluation with the :class:`~pyro_gvae.train.training.Training`; what it returns, name ->
-            number, stands in the history too. It may draw random numbers, and changes nothing.
+        measure: called at each evaluation with the :class:`~pyro_gvae.train.training.Training`; what it returns,
+            name -> number, stands in the history too. It may draw random numbers, and changes nothing.
 
     Returns:
         What was done.

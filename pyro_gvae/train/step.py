@@ -1,26 +1,23 @@
 """One training step: loss, gradients, one fused optimizer."""
 
-import inspect
 import math
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from typing import Any, Protocol, cast, final
+from typing import Protocol, cast, final
 
 import pyro
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from ..config.train import Shard
+from ..config.names import Shard
 from ..estimators import Estimator, own_state
 from ..exact import HasPair
 from ..jit.capture import NotRecordable
 from ..jit.traced_elbo import TracedELBO
 from ..runtime.distributed import ALONE, Sums, share, sum_gradients
-
-#: Steps after which averages of the optimizer that have become very small are set to zero.
-FLUSH_EVERY = 100
+from .optimizers import FLUSH_EVERY, flush_denormals, new_optimizer, steps_taken
 
 
 class TrainableProgram(HasPair, Protocol):
@@ -62,8 +59,8 @@ def make_step(
         compile: compile the recorded graph by Inductor, with CUDA graphs on a GPU; takes a compiler and half a minute.
         shard: sum losses and gradients over the processes of torch's group, between loss and optimizer, so that all
             take one step together. "data": each process is called with its own data, one or more. "codes": all are
-            called with the same data, and the estimator has a :class:`~pyro_gvae.runtime.distributed.Share`. A failure in one
-            process makes the step of the others NaN. None: each process for itself.
+            called with the same data, and the estimator has a :class:`~pyro_gvae.runtime.distributed.Share`. A failure
+            in one process makes the step of the others NaN. None: each process for itself.
 
     Returns:
         A function of a batch x (B, D), which may have another B each time. It updates the parameters and returns the
@@ -115,7 +112,7 @@ class Step:
     ) -> None:
         self.optimizer = optimizer
         self.own = gradients.own
-        self.taken = _steps_taken(optimizer)
+        self.taken = steps_taken(optimizer)
         self._gradients = gradients
         self._clip_norm = clip_norm
         self._skip_non_finite = skip_non_finite
@@ -141,7 +138,7 @@ class Step:
             nn.utils.clip_grad_norm_(self._gradients.of_program, self._clip_norm * num_data)
         self.optimizer.step()
         if self._on_cpu and self.taken % FLUSH_EVERY == 0:
-            _flush(self.optimizer)
+            flush_denormals(self.optimizer)
         return loss / num_data
 
     def _summed(self, loss: Tensor, x: Tensor, before: list[Tensor]) -> Sums:
@@ -161,52 +158,6 @@ class Step:
         gradients = (parameter.grad for parameter in self._gradients.parameters if parameter.grad is not None)
         sums = [loss.detach(), *(gradient.sum() for gradient in gradients)]
         return math.isfinite(torch.stack(sums).sum().item())
-
-
-def _steps_taken(optimizer: torch.optim.Optimizer) -> int:
-    """By the optimizer's own count, which a checkpoint keeps; 0 where it has none."""
-    return next((int(state["step"]) for state in optimizer.state.values() if "step" in state), 0)
-
-
-def _flush(optimizer: torch.optim.Optimizer) -> None:
-    """Set averages of an optimizer to zero before they become denormal numbers.
-
-    A gradient that stays zero, as of a pixel that is rarely on, leaves an average that is multiplied by 0.9 in each
-    step: after 700 steps it is denormal, and stays so, and Adam takes six times as long. So small, it moves no weight.
-    """
-    for state in optimizer.state.values():
-        for average in state.values():
-            if isinstance(average, Tensor) and average.dim() > 0 and average.is_floating_point():
-                average.masked_fill_(average.abs() < 1e8 * torch.finfo(average.dtype).tiny, 0.0)
-
-
-def new_optimizer(
-    name: str, parameters: Sequence[nn.Parameter], lr: float = 1e-3, **options: Any
-) -> torch.optim.Optimizer:
-    """The optimizer of that name in `torch.optim`: one for all parameters, fused where torch can.
-
-    Args:
-        name: of a class in `torch.optim`.
-        parameters: what it moves.
-        lr: learning rate.
-        **options: other keywords of the class.
-
-    Raises:
-        ValueError: if there is no such optimizer or option.
-
-    Example:
-        >>> new_optimizer("SGD", [nn.Parameter(torch.zeros(3))], 0.1, momentum=0.9).defaults["momentum"]
-        0.9
-    """
-    kind = getattr(torch.optim, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-        raise ValueError(f"Expected the name of an optimizer in torch.optim, but found '{name}'. Try 'Adam'.")
-    # One fused optimizer for all parameters: Pyro's steps one optimizer per tensor.
-    fused: dict[str, Any] = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
-    try:
-        return cast(type[Any], kind)(parameters, lr=lr, **fused, **options)
-    except TypeError as error:
-        raise ValueError(f"Expected options that torch.optim.{name} has, but {error}.") from error
 
 
 @final

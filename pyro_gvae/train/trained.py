@@ -1,13 +1,21 @@
 """The trained models of a run folder, whichever command wrote it: the one place that knows."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
 from ..data.dataset import Dataset
 from ..models.categorical_vae import CategoricalVAE
+from ..runs.checkpoint import load_checkpoint
+from ..runs.config import is_train_run, read_config
 from ..runs.contents import read_run
-from ..runs.files import cell_folder, read_json_lines
-from .launch import is_train_run, load_trained, read_config
+from ..runs.files import read_json_lines
+from ..runs.folder import cell_folder
+from .fit import CHECKPOINT, WEIGHTS
+from .setup import initial_model, load_data
 
 
 class Which(NamedTuple):
@@ -80,3 +88,25 @@ def load_model(run: Path, estimator: str | None = None, seed: int | None = None)
             "--seed."
         )
     return load(run, found[0])
+
+
+def load_trained(run: Path) -> tuple[CategoricalVAE, Dataset]:
+    """The model of a run folder of `train` on the CPU, and its data; of an unfinished run as its checkpoint has it.
+
+    Raises:
+        ValueError: if there are no weights, or damaged ones.
+        OSError: if the data files are absent.
+    """
+    config = replace(read_config(run), device="cpu")
+    path = run / WEIGHTS
+    try:
+        weights = load_file(path) if path.exists() else load_checkpoint(run / CHECKPOINT)["vae"]
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"Expected whole weights, but found that '{path}' is damaged. Try a copy of it.") from error
+    data = load_data(config)
+    vae = initial_model(config, data)
+    try:
+        vae.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"Expected the weights in '{run}' to fit its config.json, but found others.") from error
+    return vae, data

@@ -13,15 +13,17 @@ from torch import Tensor, nn
 
 from ..config.stages import Amount, Named, Stage, parse_stages
 from ..config.train import TrainConfig
-from ..data.dataset import Dataset, check_range, digest, epoch_batches
+from ..data.batches import epoch_batches
+from ..data.dataset import Dataset, check_range, digest
 from ..estimators import ESTIMATORS, Estimator, estimator, with_free_bits, with_kl_weight
 from ..runtime.distributed import copy_from_main, from_main, gathered, largest, share
 from ..runtime.rng import random_states, set_random_states
 from ..schedules import Schedule, schedule
 from .monitor import choose_judge, discrete_elbo
 from .non_finite import first_non_finite
+from .optimizers import new_optimizer
 from .state import State
-from .step import Step, make_step, new_optimizer
+from .step import Step, make_step
 
 #: Training data on which the discrete ELBO is watched: enough for a mean, cheap enough to repeat.
 NUM_TRAIN_WATCHED = 2000

@@ -1,0 +1,18 @@
+"""Checks of single settings."""
+
+from typing import Any
+
+
+def positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"Expected a positive {name}, but found {value}.")
+
+
+def all_different(name: str, values: tuple[Any, ...]) -> None:
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"Expected one or more different {name}, but found {list(values)}.")
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"Expected {name} of at least {least}, but found {value}.")

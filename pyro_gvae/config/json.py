@@ -1,0 +1,52 @@
+"""Settings as JSON, and back with their types checked."""
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+
+def plain_settings(config: Any) -> dict[str, Any]:
+    """The settings of a configuration as JSON writes them."""
+    return {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def read_settings(kind: type[Any], written: dict[str, Any]) -> dict[str, Any]:
+    """Those settings of a kind of configuration that JSON has, as the types that they have.
+
+    Raises:
+        ValueError: if one is of another type.
+    """
+    types = typing.get_type_hints(kind)
+    return {name: _read(name, value, types[name]) for name, value in written.items() if name in types}
+
+
+def _read(name: str, value: Any, kind: Any) -> Any:
+    """A value of JSON as the type that a setting has."""
+    options = typing.get_args(kind) if typing.get_origin(kind) is not Literal else (kind,)
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, list | tuple) and all(_is_a(item, options[0]) for item in value):
+            return tuple(value)
+    elif kind is Path or (Path in options and value is not None):
+        if isinstance(value, str | Path):
+            return Path(value)
+    elif any(_is_a(value, option) for option in options or (kind,)):
+        return value
+    raise ValueError(f"Expected '{name}' to be {_in_words(kind)}, but found {value!r}.")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind)
+    if isinstance(value, bool):  # which is an int to Python
+        return kind is bool
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+
+
+def _in_words(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(typing.get_args(kind))
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("pathlib.", "")

@@ -1,0 +1,42 @@
+"""The names that settings may have; the command line lists them without importing torch."""
+
+from typing import Literal
+
+DatasetName = Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "teacher"]
+
+
+EstimatorName = Literal[
+    "gumbel-softmax",
+    "straight-through",
+    "st-gumbel-softmax",
+    "decoupled-st-gumbel-softmax",
+    "gumbel-rao",
+    "gapped-straight-through",
+    "reinmax",
+    "reinmax-rao",
+    "reinforce",
+    "reinforce-baseline",
+    "reinforce-loo",
+    "vimco",
+    "reweighted-wake-sleep",
+    "local-expectation",
+    "disarm",
+    "disarm-iw",
+    "rebar",
+    "relax",
+    "exact",
+    "exact-evidence",
+]
+
+
+Binarization = Literal["none", "threshold", "dynamic"]
+
+
+NetworksName = Literal["mlp", "conv"]
+
+
+#: What several processes divide among them: the data of a batch, or the codes of an exact sum.
+Shard = Literal["data", "codes"]
+
+
+Observation = Literal["bernoulli", "continuous-bernoulli", "gaussian"]

@@ -1,0 +1,74 @@
+"""Checks and formulas that the one-hot distributions share: logits, temperatures, Gumbel noise, the KL."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions.utils import probs_to_logits
+
+
+def gumbel_like(logits: Tensor, shape: torch.Size) -> Tensor:
+    """Standard Gumbel noise g = -log E with E ~ Exp(1), never infinite, of the given shape and the type of `logits`."""
+    # By uniform numbers, as torch does: on a CPU they take a fifth of the time of exponential_().
+    uniform = torch.rand(shape, dtype=logits.dtype, device=logits.device)
+    return -(-uniform.clamp_min(torch.finfo(logits.dtype).tiny).log()).log()
+
+
+def scalar_temperature(temperature: float | Tensor, like: Tensor) -> Tensor:
+    """The temperature as a tensor of shape (), of the type of `like`.
+
+    A temperature with a shape of its own would broadcast against the batch and turn a log-density of shape (B,) into
+    one of shape (B, B) (pytorch issue 37162), so one number is all that is accepted.
+
+    Raises:
+        ValueError: if the temperature is not one positive number.
+    """
+    if isinstance(temperature, Tensor):
+        if temperature.numel() != 1:
+            raise ValueError(
+                f"Expected one temperature for all sites of the batch, but found a tensor of shape "
+                f"{tuple(temperature.shape)}, which would broadcast against the batch. Try a float."
+            )
+        return temperature.reshape(()).to(like)
+    if not temperature > 0 or math.isinf(temperature):
+        raise ValueError(
+            f"Expected a positive temperature, but found {temperature}. Try 1.0, or 0.5 for harder samples."
+        )
+    return torch.tensor(temperature, dtype=like.dtype, device=like.device)
+
+
+def check_temperature(temperature: float | Tensor) -> None:
+    """Look at the number, where no recording and no hot loop would mind.
+
+    Raises:
+        ValueError: if the temperature is not one positive number.
+    """
+    scalar = scalar_temperature(temperature, torch.zeros(()))
+    scalar_temperature(scalar.item(), scalar)
+
+
+def categorical_kl(posterior_logits: Tensor, prior_logits: Tensor) -> Tensor:
+    """KL(q || p) = sum_k q_k (log q_k - log p_k) between the categoricals of logits (..., K); shape (...), in nats."""
+    log_q = F.log_softmax(posterior_logits, -1)  # (..., K)
+    log_p = F.log_softmax(prior_logits, -1)  # (..., K)
+    q = log_q.exp()
+    # 0 log 0 = 0: a category that the posterior excludes (logit -inf) costs nothing.
+    return torch.where(q > 0, q * (log_q - log_p), torch.zeros_like(q)).sum(-1)
+
+
+def logits_of(probs: Tensor | None, logits: Tensor | None) -> Tensor:
+    if (probs is None) == (logits is None):
+        raise ValueError("Expected either probs or logits, but found both or neither. Try logits=encoder(x).")
+    found = logits if probs is None else probs_to_logits(probs)
+    assert found is not None
+    if found.dim() < 1:
+        raise ValueError(
+            "Expected logits of shape (..., K), but found a scalar. Try logits with one entry for each category."
+        )
+    return found
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """In half precision, noise and log-probabilities would be wrong by whole nats."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

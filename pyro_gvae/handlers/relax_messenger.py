@@ -1,0 +1,50 @@
+"""What `relax` does to a one-hot site."""
+
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from ..distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
+from .one_hot_messenger import OneHotMessenger, temperature_of, without_enumeration
+from .sites import Messages, OneHotSite
+
+
+class RelaxMessenger(OneHotMessenger):
+    """Samples one-hot sites as Concrete variables, in log space."""
+
+    def __init__(self, temperature: float | Tensor | None) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def __enter__(self) -> Any:
+        self.samples: dict[str, Tensor] = {}
+        return super().__enter__()
+
+    def declare(self, msg: Messages, site: OneHotSite) -> None:
+        name = msg["name"]
+        temperature = temperature_of(name, site, self.temperature, "relax(program, temperature=0.5)")
+        # The log-space value is what guide and model exchange: z itself underflows at low temperature, and its density
+        # with it. z is then a function of it, as in Pyro's reparameterizers.
+        log_site = site.distribution(lambda logits: ExpConcrete(temperature, logits=logits))
+        log_z = pyro.sample(f"{name}_log", log_site, infer=without_enumeration(msg))  # (..., K)
+        relaxed = site.distribution(
+            lambda logits: RelaxedOneHotCategorical(temperature, logits=logits, validate_args=False)
+        )
+        msg["fn"] = relaxed.mask(False)
+        msg["value"] = self.samples[name] = log_z.exp().to(site.dtype)
+        msg["is_observed"] = True
+        # Auxiliary: the guide may have it although the model knows it only as a function of the log-space site.
+        msg["infer"] = {"_deterministic": True, "is_auxiliary": True}
+
+    def _pyro_post_sample(self, msg: Messages) -> None:
+        expected, found = self.samples.get(msg["name"]), msg["value"]
+        if expected is None or found is expected:
+            return
+        if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-6):
+            name = msg["name"]
+            raise ValueError(
+                f"Expected the relaxed site '{name}' to be exp('{name}_log'), but a handler outside of relax() gave it "
+                f"another value. Try relax(condition(program, ..)) to observe a one-hot, or condition '{name}_log'."
+            )

@@ -1,0 +1,72 @@
+"""Colours, markers and fonts that all figures share."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's yellow is too faint for a line on white; their grey takes its place.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+
+
+INK = "#444444"
+
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+SMALL_PRINT: Any = {"fontsize": 9, "color": "#666666"}
+
+
+HOUSE_STYLE: Any = {
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.labelcolor": "#333333",
+    "axes.edgecolor": "#888888",
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "grid.color": "#e6e6e6",
+    "image.interpolation": "nearest",
+    "legend.frameon": False,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+}
+
+
+in_house_style = matplotlib.rc_context(HOUSE_STYLE)
+
+
+class Style(NamedTuple):
+    """How the lines of one estimator look."""
+
+    color: str
+    marker: str
+
+
+def estimator_styles(estimators: Sequence[str]) -> dict[str, Style]:
+    """A colour and a marker for each estimator, the same in every figure of a run; no two alike, up to 64."""
+    return {
+        name: Style(PALETTE[index % len(PALETTE)], MARKERS[(index + index // len(PALETTE)) % len(MARKERS)])
+        for index, name in enumerate(estimators)
+    }
+
+
+def panel_grid(
+    count: int, columns: int, size: tuple[float, float], share_axes: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels of `size` inches, `columns` in a row; the rest of the last row stays empty."""
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(columns * size[0], rows * size[1] + 0.4))
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=share_axes, sharey=share_axes).ravel()
+    for axes in grid[count:]:
+        axes.remove()
+    for axes in grid[:count][-columns:]:
+        axes.tick_params(labelbottom=True)
+    return figure, list(grid[:count])

@@ -1,0 +1,61 @@
+"""Gradients that are added together or not at all, kept, or traced to their leaves."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+
+@contextmanager
+def kept_gradients(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Gradients begin at none, and are afterwards what they were before."""
+    before = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    try:
+        yield
+    finally:
+        for leaf, gradient in zip(leaves, before, strict=True):
+            leaf.grad = gradient
+
+
+@contextmanager
+def all_or_nothing() -> Iterator[Callable[[Tensor], Tensor]]:
+    """A backward pass in parts whose gradients are added to `.grad` together, or not at all if an exception ends it."""
+    before: dict[Tensor, Tensor | None] = {}
+
+    def backward(loss: Tensor) -> Tensor:
+        for leaf in leaves(loss):
+            if leaf not in before:
+                before[leaf], leaf.grad = leaf.grad, None
+        if loss.requires_grad:
+            loss.backward()
+        return loss.detach()
+
+    try:
+        yield backward
+    except BaseException:
+        for leaf, grad in before.items():
+            leaf.grad = grad
+        raise
+    for leaf, grad in before.items():
+        if grad is not None:
+            assert leaf.grad is not None
+            leaf.grad = grad.add_(leaf.grad)
+
+
+def leaves(root: Tensor) -> list[Tensor]:
+    """The tensors that a backward pass from `root` reaches and that hold a `.grad`: parameters, mostly."""
+    found: list[Tensor] = []
+    seen: set[Any] = set()
+    nodes = [root.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        nodes.extend(child for child, _ in node.next_functions)
+    return found

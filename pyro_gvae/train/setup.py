@@ -1,0 +1,44 @@
+"""From a configuration to its data and its initial networks."""
+
+from dataclasses import replace
+
+import torch
+
+from ..config.train import TrainConfig
+from ..data.dataset import Dataset
+from ..data.datasets import load
+from ..models.categorical_vae import CategoricalVAE
+from ..models.networks import NETWORKS, relu_logits
+from ..runtime.distributed import from_main, own_device, share
+
+
+def load_data(config: TrainConfig) -> Dataset:
+    """The data set of a configuration, on its device."""
+
+    def loaded(download: bool) -> Dataset:
+        return load(config.dataset, data_dir=config.data_dir, download=download, binarize=config.binarize)
+
+    if config.download and share().world_size > 1:
+        from_main(lambda: bool(loaded(True)))  # once
+    data, device = loaded(config.download), own_device(config.device)
+    try:
+        return replace(data, train=data.train.to(device), test=data.test.to(device))
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ValueError(f"Expected a device of this machine, but found '{config.device}'. Try cpu.") from error
+
+
+def initial_model(config: TrainConfig, data: Dataset) -> CategoricalVAE:
+    """The networks of a configuration, with the initial weights of its seed."""
+    sizes = config.num_latents, config.num_categories
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        encoder, decoder = NETWORKS[config.networks](data.image_shape, *sizes, hidden=config.hidden)
+        vae = CategoricalVAE(
+            data.train.shape[1],
+            *sizes,
+            observation=config.observation,
+            learn_prior=config.learn_prior,
+            encoder=relu_logits(encoder) if config.relu_logits else encoder,
+            decoder=decoder,
+        )
+    return vae.to(own_device(config.device))
