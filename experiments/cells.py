@@ -32,8 +32,9 @@ from pyro_gvae.evaluate.importance import log_importance_weights
 from pyro_gvae.evaluate.metrics import discrete_scores
 from pyro_gvae.report.style import PALETTE
 from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
-from pyro_gvae.runs.files import replacing, write_csv
+from pyro_gvae.runs.files import replacing
 from pyro_gvae.runs.folder import sole_writer
+from pyro_gvae.runs.frames import write_csv
 from pyro_gvae.runs.tables import with_errors
 from pyro_gvae.runtime.rng import derived_seed, own_randomness
 from pyro_gvae.train.setup import initial_model, load_data

@@ -33,8 +33,8 @@ from tyro.conf import Positional
 from pyro_gvae.config.gradients import GradientsConfig
 from pyro_gvae.diagnostics.laboratory import CELL, gradients
 from pyro_gvae.report.gradient_figures import draw_against_temperature, draw_along_training
-from pyro_gvae.runs.files import write_csv
 from pyro_gvae.runs.folder import sole_writer
+from pyro_gvae.runs.frames import write_csv
 from pyro_gvae.runs.tables import with_errors
 
 NAME = "gradient_fidelity"

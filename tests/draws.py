@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
+from problems import Rows
 from pyro import poutine
 from torch import Tensor
 
 from pyro_gvae.elbos.exact import ExactELBO
+from pyro_gvae.elbos.sampled import Estimate, SampledELBO
+from pyro_gvae.estimators import estimator
 
 B, D = 3, 4
 
@@ -87,3 +90,33 @@ def variance(elbo: Any, num_latents: int, num_categories: int, *, copies: int = 
     loss = elbo.differentiable_loss(several.model, several.guide, several.x)
     (gradient,) = torch.autograd.grad(loss, several.parameters[:1])
     return float(gradient.reshape(copies, -1).var(0).sum())
+
+
+def exact_gradient(*problem: Any) -> Tensor:
+    """Of the loss: (coordinates,)."""
+    rows = Rows(*problem)
+    model, guide, elbo = estimator("exact").bind(rows)
+    elbo.loss_and_grads(model, guide, rows.x)
+    return rows.gradients().squeeze(0)
+
+
+def standard_scores(samples: Tensor, expected: Tensor, num_latents: int, num_categories: int) -> Tensor:
+    """How many standard errors the mean of samples is off: (coordinates,); also holds those errors to be small."""
+    standard_errors = samples.std(0) / len(samples) ** 0.5
+    size = num_latents * num_categories
+    for part in (slice(size), slice(size, None)):  # the guide's and the model's
+        assert standard_errors[part].norm() < 0.08 * expected[part].norm()
+    # Where an estimate has no variance, it may still round.
+    return (samples.mean(0) - expected).abs() / (standard_errors + 1e-12 * expected.abs().max())
+
+
+class LeaveOneOut(SampledELBO):
+    """REINFORCE whose baseline of a sample is the mean of the others (Kool et al. 2019), as simple as it can be."""
+
+    def estimate(self, target):
+        z = target.sample(self.num_particles)
+        log_joint = target.log_joint(z)
+        signal = (log_joint - target.log_q(z)).detach()  # (P, B)
+        centered = (signal - signal.mean(0)) * len(z) / (len(z) - 1)
+        log_q = (z * target.log_probs).sum((-2, -1))
+        return Estimate(signal.mean(0), (centered * log_q + log_joint).mean(0).sum())

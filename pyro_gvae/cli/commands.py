@@ -20,11 +20,12 @@ from ..config.commands import (
     ModelConfig,
     ReconstructConfig,
     ReportConfig,
+    ResumeConfig,
     SampleConfig,
 )
 from ..config.compare import CompareConfig
 from ..config.gradients import AdviseConfig, GradientsConfig
-from ..config.train import ResumeConfig, TrainConfig
+from ..config.train import TrainConfig
 from ..data.dataset import fixed_part
 from ..diagnostics.advise import advice_table, advise
 from ..diagnostics.laboratory import gradients, gradients_table
@@ -34,7 +35,8 @@ from ..report.comparison import write_report
 from ..report.gaps import gaps_table, run_gaps
 from ..report.training import write_train_report
 from ..runs.config import is_train_run, read_config
-from ..runs.files import replacing, write_csv, write_json
+from ..runs.files import replacing, write_json
+from ..runs.frames import write_csv
 from ..runs.tables import format_table, labelled, summarize
 from ..runtime.distributed import is_main, processes
 from ..train.fit import Fit, Interrupted

@@ -7,33 +7,41 @@ from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
 
-from ..config.commands import EncodeConfig, EvaluateConfig, GapsConfig, ReconstructConfig, ReportConfig, SampleConfig
+from ..config.commands import (
+    EncodeConfig,
+    EvaluateConfig,
+    GapsConfig,
+    ReconstructConfig,
+    ReportConfig,
+    ResumeConfig,
+    SampleConfig,
+)
 from ..config.compare import CompareConfig
 from ..config.gradients import AdviseConfig, GradientsConfig
 from ..config.presets import PRESETS
-from ..config.train import ResumeConfig, TrainConfig
+from ..config.train import TrainConfig
 from .errors import CellsFailed
 
 
 class Command(NamedTuple):
-    """A configuration, and the function that takes it and returns what is said in the end: "module:function"."""
+    """A configuration, and the name of the function in `cli/commands.py` that takes it and returns what to print."""
 
     config: type[Any]
     function: str
 
 
 COMMANDS = {
-    "train": Command(TrainConfig, "launch:train_command"),
-    "resume": Command(ResumeConfig, "compare:resume_any_command"),
-    "report": Command(ReportConfig, "train_report:report_command"),
-    "compare": Command(CompareConfig, "compare:compare_command"),
-    "gaps": Command(GapsConfig, "gaps:gaps_command"),
-    "gradients": Command(GradientsConfig, "laboratory:gradients_command"),
-    "advise": Command(AdviseConfig, "advice:advise_command"),
-    "evaluate": Command(EvaluateConfig, "commands:evaluate_command"),
-    "encode": Command(EncodeConfig, "commands:encode_command"),
-    "reconstruct": Command(ReconstructConfig, "commands:reconstruct_command"),
-    "sample": Command(SampleConfig, "commands:sample_command"),
+    "train": Command(TrainConfig, "train_command"),
+    "resume": Command(ResumeConfig, "resume_any_command"),
+    "report": Command(ReportConfig, "report_command"),
+    "compare": Command(CompareConfig, "compare_command"),
+    "gaps": Command(GapsConfig, "gaps_command"),
+    "gradients": Command(GradientsConfig, "gradients_command"),
+    "advise": Command(AdviseConfig, "advise_command"),
+    "evaluate": Command(EvaluateConfig, "evaluate_command"),
+    "encode": Command(EncodeConfig, "encode_command"),
+    "reconstruct": Command(ReconstructConfig, "reconstruct_command"),
+    "sample": Command(SampleConfig, "sample_command"),
 }
 
 
@@ -95,9 +103,9 @@ def _preset(arguments: list[str]) -> TrainConfig:
 
 
 def _run(config: Any) -> str:
-    function = next(command.function for command in COMMANDS.values() if command.config is type(config))
-    module, _, name = function.partition(":")
-    said: str = getattr(import_module(f".{module}", __package__), name)(config)
+    name = next(command.function for command in COMMANDS.values() if command.config is type(config))
+    commands = import_module(".commands", __package__)  # with torch
+    said: str = getattr(commands, name)(config)
     return said
 
 

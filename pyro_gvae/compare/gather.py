@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from ..runs.files import read_json_lines, write_csv, write_json_lines, write_parquet
+from ..runs.files import write_json_lines
 from ..runs.folder import PICTURES, cell_error, cell_folder
+from ..runs.frames import read_json_lines, write_csv, write_parquet
 from ..runs.tables import choose_baseline, labelled, paired_differences, summarize
 from .grid import Cell
 

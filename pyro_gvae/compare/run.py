@@ -10,6 +10,7 @@ from signal import SIGINT
 from tqdm import tqdm
 
 from .. import exact
+from ..config.checks import MOST_SECONDS
 from ..config.compare import CompareConfig
 from ..data.dataset import Dataset
 from ..data.datasets import load
@@ -25,8 +26,6 @@ from .cell import Job, train_cell
 from .gather import gather, is_finished
 from .grid import Cell, make_cells
 
-#: Evaluations take several exact sums each; longer ones would take longer than the training.
-MOST_SECONDS = 60
 #: Settings that may change when a comparison goes on: where things lie, and who works.
 FREE = {"data_dir", "download", "checkpoint_every", "workers", "backend", "scheduler", "output"}
 

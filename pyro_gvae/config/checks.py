@@ -2,6 +2,9 @@
 
 from typing import Any
 
+#: Evaluations take several exact sums each; longer ones would take longer than the training.
+MOST_SECONDS = 60
+
 
 def positive(name: str, value: float) -> None:
     if not 0 < value < float("inf"):

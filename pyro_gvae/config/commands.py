@@ -131,3 +131,14 @@ class SampleConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         at_least("num_samples", self.num_samples, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeConfig:
+    """Go on with a run that was stopped or killed, as if nothing had happened.
+
+    Args:
+        run: A run folder of train.
+    """
+
+    run: tyro.conf.Positional[Path]

@@ -5,8 +5,6 @@ import math
 from pathlib import Path
 from typing import Any, Self
 
-import tyro
-
 from ..schedules import schedule
 from .json import plain_settings, read_settings
 from .names import Binarization, DatasetName, NetworksName, Observation, Shard
@@ -137,17 +135,6 @@ class TrainConfig:
     def as_json(self) -> dict[str, Any]:
         """The configuration as JSON writes it."""
         return plain_settings(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class ResumeConfig:
-    """Go on with a run that was stopped or killed, as if nothing had happened.
-
-    Args:
-        run: A run folder of train.
-    """
-
-    run: tyro.conf.Positional[Path]
 
 
 def _check_schedule(name: str, value: float | str, *, positive: bool = True) -> None:

@@ -36,6 +36,7 @@ class Dataset:
         ValueError: where images are not finite or not in [0, 1], or do not fit their shape or their labels.
 
     Example:
+        >>> from pyro_gvae.data.batches import epoch_batches
         >>> mine = Dataset("mine", torch.rand(100, 6), torch.rand(20, 6), (2, 3))
         >>> [len(x) for x in epoch_batches(mine, 40, seed=0, epoch=0)]
         [40, 40, 20]

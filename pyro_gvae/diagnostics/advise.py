@@ -13,8 +13,8 @@ from ..data.dataset import Dataset
 from ..data.datasets import load
 from ..estimators import ESTIMATORS, estimator
 from ..models.categorical_vae import CategoricalVAE
-from ..runs.files import write_csv
 from ..runs.folder import new_run_folder
+from ..runs.frames import write_csv
 from ..runs.tables import with_errors
 from ..runtime.memory import in_words, peak_memory
 from ..runtime.rng import seeded

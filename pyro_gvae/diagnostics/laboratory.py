@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import exact
-from ..compare.run import MOST_SECONDS
+from ..config.checks import MOST_SECONDS
 from ..config.gradients import GradientsConfig
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset
@@ -26,8 +26,9 @@ from ..data.datasets import load
 from ..estimators import estimator
 from ..models.categorical_vae import CategoricalVAE
 from ..report.gradient_figures import draw_against_temperature, draw_along_training
-from ..runs.files import append_json_line, read_json_lines, replacing, write_csv, write_json
+from ..runs.files import append_json_line, replacing, write_json
 from ..runs.folder import new_run_folder
+from ..runs.frames import read_json_lines, write_csv
 from ..runs.tables import with_errors
 from ..runtime.rng import seeded
 from ..train.step import make_step

@@ -79,6 +79,17 @@ class _ExactLoss(ELBO):
         """Into how many slices the codes are cut; what is done with several depends on the data."""
         return self._plan(model, args, kwargs).num_slices
 
+    def why_not_recordable(self, model: Program, *args: Any, **kwargs: Any) -> str | None:
+        """In a sentence, why :class:`~pyro_gvae.jit.traced_elbo.TracedELBO` cannot record the loss; None if it can."""
+        num_slices = self.num_slices(model, *args, **kwargs)
+        if num_slices == 1:
+            return None
+        return (
+            f"Expected a loss of one pass, but found a sum over {num_slices} slices of codes, some of which are left "
+            "out when their posterior says so: a recording cannot hold that. Try the plain ELBO, as Pyro's share in "
+            "its time is small, or a larger slice_size."
+        )
+
     def _plan(self, model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         """How the codes are cut: it takes a few small runs to find out, so plans are kept for equal shapes."""
         shapes = [(x.shape, x.dtype, x.device) for x in args if isinstance(x, Tensor)]
@@ -175,6 +186,11 @@ class ExactEvidence(_ExactLoss):
         >>> ExactEvidence().loss(vae.model, lambda x: None, torch.ones(4, 6)) > 0  # any guide: it is not used
         True
     """
+
+    def why_not_recordable(self, model: Program, *args: Any, **kwargs: Any) -> str | None:
+        if self.share.world_size > 1:
+            return "Expected a loss of this process alone, but found a sum over the codes of several."
+        return super().why_not_recordable(model, *args, **kwargs)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         if self.share.world_size > 1 and torch.is_grad_enabled():

@@ -64,6 +64,11 @@ class FreeBits(ELBO):
         own: nn.Module | None = getattr(self.elbo, "own", None)
         return own
 
+    def why_not_recordable(self, model: Program, *args: Any, **kwargs: Any) -> str | None:
+        """What the other loss says, if anything; see :class:`~pyro_gvae.jit.traced_elbo.TracedELBO`."""
+        reason = getattr(self.elbo, "why_not_recordable", None)
+        return None if reason is None else reason(model, *args, **kwargs)
+
     def _get_trace(self, *_: Any) -> Any:
         raise TypeError("Expected FreeBits to be asked for its loss; it draws no sample that a trace holds.")
 
@@ -97,8 +102,3 @@ class FreeBits(ELBO):
         total = weights.sum()
         mean_kl = weights @ kl / total.clamp_min(torch.finfo(kl.dtype).tiny)  # (N,); a weight of 0 is allowed
         return total * (self.nats - mean_kl).clamp_min(0).sum()
-
-
-def innermost(elbo: Any) -> Any:
-    """The loss that free bits are added to, or the loss itself."""
-    return innermost(elbo.elbo) if isinstance(elbo, FreeBits) else elbo

@@ -1,9 +1,9 @@
 """Exact sums over all K^N joint codes of the discrete model."""
 
 from ..programs.pair import HasPair, Pair
-from .mean_field import MeanField, mean_field
+from .factorized import MeanField, mean_field
 from .plan import Cost, cost
-from .posterior import Posterior, posterior, sample_posterior
+from .posteriors import Posterior, posterior, sample_posterior
 from .sums import Bounds, bounds, elbo, log_evidence
 
 __all__ = [

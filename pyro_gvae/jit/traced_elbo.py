@@ -15,8 +15,6 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..elbos.exact import ExactELBO, ExactEvidence
-from ..elbos.free_bits import innermost
 from ..handlers.sites import Program
 from .capture import NotRecordable
 from .graph import finished
@@ -210,14 +208,14 @@ class TracedELBO(ELBO):
 
     def _new(self, call: Call, key: Any) -> tuple[Entry, Outcome]:
         """A new recording, and what it gives."""
-        self._check_one_pass(call)
+        self._check_recordable(call)
         others = [leaf for leaf in call.leaves if not isinstance(leaf, Tensor)]
         job = Job(
             run=partial(call.run, self.elbo),
             # Tensors of their own, should an argument be given twice, or be a buffer of the program.
             tensors=[tensor.detach() for tensor in call.tensors],
             roots=[call.model, call.guide, self.elbo, *others],
-            number_modules={kind.__module__ for kind in type(innermost(self.elbo)).__mro__},
+            number_modules={kind.__module__ for elbo in _nested(self.elbo) for kind in type(elbo).__mro__},
         )
         self.num_recordings += 1
         with poutine.block(), poutine.trace(param_only=True) as shown:
@@ -228,20 +226,15 @@ class TracedELBO(ELBO):
         self._entries = [*self._entries, entry][-self.max_recordings :]
         return entry, outcome
 
-    def _check_one_pass(self, call: Call) -> None:
-        """Refuse at once what would be refused after minutes."""
-        elbo = innermost(self.elbo)
-        if isinstance(elbo, ExactEvidence) and elbo.share.world_size > 1:
-            raise NotRecordable("Expected a loss of this process alone, but found a sum over the codes of several.")
-        if isinstance(elbo, ExactELBO | ExactEvidence):
-            args, kwargs = call.arguments(call.tensors)
-            num_slices = elbo.num_slices(call.model, *args, **kwargs)
-            if num_slices > 1:
-                raise NotRecordable(
-                    f"Expected a loss of one pass, but found a sum over {num_slices} slices of codes, some of which "
-                    "are left out when their posterior says so: a recording cannot hold that. Try the plain ELBO, as "
-                    "Pyro's share in its time is small, or a larger slice_size."
-                )
+    def _check_recordable(self, call: Call) -> None:
+        """Refuse at once what would be refused after minutes: an ELBO may say itself why it cannot be recorded."""
+        reason = getattr(self.elbo, "why_not_recordable", None)
+        if reason is None:
+            return
+        args, kwargs = call.arguments(call.tensors)
+        sentence = reason(call.model, *args, **kwargs)
+        if sentence is not None:
+            raise NotRecordable(sentence)
 
 
 @final
@@ -257,6 +250,11 @@ class _Replayed(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: Tensor) -> Any:
         return None, *(None if gradient is None else gradient * scale for gradient in ctx.gradients)
+
+
+def _nested(elbo: Any) -> list[Any]:
+    """An ELBO, and those that it is made of."""
+    return [elbo, *_nested(elbo.elbo)] if hasattr(elbo, "elbo") else [elbo]
 
 
 def _call(method: str, model: Program, guide: Program, args: Any, kwargs: Any) -> Call:

@@ -9,7 +9,8 @@ from matplotlib.ticker import FuncFormatter
 from tqdm import tqdm
 
 from ..evaluate.gaps import BOUNDS, GAPS, gaps, summarize_gaps
-from ..runs.files import replacing, write_csv
+from ..runs.files import replacing
+from ..runs.frames import write_csv
 from ..train.trained import load, trained_models
 from .style import INK, PALETTE, in_house_style
 

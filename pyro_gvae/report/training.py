@@ -14,7 +14,7 @@ from ..config.train import TrainConfig
 from ..evaluate.code_statistics import guide_log_probs
 from ..evaluate.generate import reconstruct, sample
 from ..runs.config import read_config
-from ..runs.files import read_json_lines
+from ..runs.frames import read_json_lines
 from ..runtime.rng import own_randomness
 from ..train.fit import WEIGHTS
 from ..train.setup import initial_model

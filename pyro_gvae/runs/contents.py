@@ -9,8 +9,8 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from .files import read_json_lines
 from .folder import PICTURES, cell_error, cell_folder
+from .frames import read_json_lines
 from .tables import CELL, final_rows, label, labelled
 
 CONFIGURED = {"dataset", "cells", "seeds", "num_latents", "num_categories", "epochs", "image_shape"}

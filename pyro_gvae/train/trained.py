@@ -12,8 +12,8 @@ from ..models.categorical_vae import CategoricalVAE
 from ..runs.checkpoint import load_checkpoint
 from ..runs.config import is_train_run, read_config
 from ..runs.contents import read_run
-from ..runs.files import read_json_lines
 from ..runs.folder import cell_folder
+from ..runs.frames import read_json_lines
 from .fit import CHECKPOINT, WEIGHTS
 from .setup import initial_model, load_data
 

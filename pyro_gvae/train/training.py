@@ -164,8 +164,7 @@ class Training:
 
     def is_due(self, every: str, step: int, seconds: float) -> bool:
         """Whether so much training has passed since that step."""
-        passed = self.state.step - step, self.state.seconds - seconds
-        return Amount.parse(every).is_over(*passed, self.per_epoch)
+        return Amount.parse(every).is_over(self.state.step - step, self.state.seconds - seconds, self.per_epoch)
 
     def content(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, as plain data with tensors."""

@@ -1,0 +1,357 @@
+"""`pyro-gvae train` and `resume` as processes: one sentence for each mistake, and nothing lost when they are killed."""
+
+import contextlib
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from pyro_gvae.cli.main import _parse, main
+from pyro_gvae.config.commands import ResumeConfig
+from pyro_gvae.config.presets import PRESETS
+from pyro_gvae.config.train import TrainConfig
+from pyro_gvae.data.datasets import load
+from pyro_gvae.train import setup
+from pyro_gvae.train.training import Training
+
+SMALL = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--no-tensorboard"]
+
+
+def run(capsys, *arguments):
+    """(exit code, everything said on stderr with the box's drawing and line breaks taken out)"""
+    try:
+        code = main(list(arguments))
+    except SystemExit as stopped:
+        code = stopped.code
+    return code, " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train", "--stages", "exat:3"], "Expected an estimator among gumbel-softmax,"),
+        (["train", "--stages", "exact"], "Expected stages as estimator:amount, but found 'exact'"),
+        (["train", "--preset", "artcle"], "Expected a preset among article, jang, maddison"),
+        (["train", "--preset"], "Expected a preset among"),
+        (["train", "--learning-rate", "fast"], "Expected a positive number or a schedule as learning_rate"),
+        (["train", "--batch-size", "5000"], "Expected a batch size from 1 to the 1437 images, but found 5000"),
+        (["train", "--optimizer", "Adamant"], "Expected the name of an optimizer in torch.optim"),
+        (["train", "--epochs", "3"], "Unrecognized options"),
+        (["train", "--beta", "linear:0,-1,9"], "Expected a number of at least 0 or a schedule as beta"),
+        (
+            ["train", "--stages", "exact:1,vimco:1", "--beta", "0.5"],
+            "Expected an objective with a KL to weigh, but found",
+        ),
+        (["train", "--free-bits", "-1"], "Expected free_bits of at least 0 nats, but found -1.0"),
+        (["report", "nowhere"], "Expected a run folder, but found that 'nowhere' is not one"),
+        (["train", "--device", "qpu"], "Expected a device of this machine, but found 'qpu'"),
+        (["train", "--preset", "article", "--data-dir", "nowhere"], "nowhere"),
+        (["resume", "nowhere"], "found that 'nowhere' is not one. Try what its --output named."),
+        (["resume"], "Missing from pyro-gvae resume: PATH"),
+    ],
+)
+def test_each_mistake_is_one_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, said = run(capsys, *arguments)
+    assert code == 2 and sentence in said and "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train"], TrainConfig()),
+        (["train", "--preset", "article"], PRESETS["article"]),
+        (["train", "--seed", "3", "--preset=jang", "--learning-rate", "cosine:1e-3,1e-5,100"], None),
+        (["resume", "here"], ResumeConfig),
+    ],
+)
+def test_presets_are_defaults_that_options_override(arguments, expected):
+    found = _parse(list(arguments))
+    if expected is None:
+        jang = PRESETS["jang"]
+        assert (found.seed, found.learning_rate, found.optimizer) == (3, "cosine:1e-3,1e-5,100", jang.optimizer)
+    elif expected is ResumeConfig:
+        assert str(found.run) == "here"
+    else:
+        assert found == expected
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A short run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["train", *SMALL, "--stages", "gumbel-softmax:10steps,exact:5steps", "--output", str(folder)]
+    assert main(arguments) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_run_folder_holds_what_was_asked_for_and_what_came_of_it(folder):
+    files = {"config.json", "metrics.jsonl", "checkpoint.safetensors", "weights.safetensors"}
+    assert set(contents(folder)) == files | {".lock"}
+    config = json.loads((folder / "config.json").read_text())
+    assert TrainConfig.from_json(config["train"]).stages == "gumbel-softmax:10steps,exact:5steps"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["estimator"]) for line in lines] == [
+        (0, "gumbel-softmax"),
+        (10, "gumbel-softmax"),
+        (15, "exact"),
+    ]
+    assert load_file(folder / "weights.safetensors")["encoder.0.weight"].shape == (8, 64)
+
+
+def test_a_finished_run_is_left_as_it_is(folder, capsys):
+    before = contents(folder)
+    assert main(["resume", str(folder)]) == 0
+    assert "15 steps" in capsys.readouterr().out and contents(folder) == before
+
+
+def damage(folder, how):
+    checkpoint, config = folder / "checkpoint.safetensors", folder / "config.json"
+    if how == "truncated":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    elif how == "flipped":
+        damaged = bytearray(checkpoint.read_bytes())
+        damaged[-100] ^= 1
+        checkpoint.write_bytes(damaged)
+    elif how == "foreign":
+        shutil.copy(folder / "weights.safetensors", checkpoint)
+    elif how in ("older", "newer"):
+        with safe_open(checkpoint, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            metadata = file.metadata()
+        save_file(tensors, checkpoint, metadata | {"version": "0" if how == "older" else "99"})
+    elif how == "pickle":
+        torch.save({"step": 3}, checkpoint)
+    elif how == "empty":
+        checkpoint.write_bytes(b"")
+    elif how == "another run's":
+        written = json.loads(config.read_text())
+        written["train"]["num_latents"] = 3
+        config.write_text(json.dumps(written))
+    elif how == "configuration unknown":
+        config.write_text('{"train": {"speed": 1}}')
+    elif how == "configuration torn":
+        config.write_text('{"train": ')
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("truncated", "Expected a whole checkpoint, but found that"),
+        ("flipped", "Expected a whole checkpoint, but found that"),
+        ("foreign", "is another file of tensors"),
+        ("older", "Expected a checkpoint of format version 1, but found version 0 in"),
+        ("newer", "Expected a checkpoint of format version 1, but found version 99 in"),
+        ("pickle", "Expected a whole checkpoint, but found that"),
+        ("empty", "Expected a whole checkpoint, but found that"),
+        ("another run's", "was written with another num_latents"),
+        ("configuration unknown", "Expected settings of TrainConfig, but found 'speed'"),
+        ("configuration torn", "Expected a run folder of pyro-gvae train"),
+    ],
+)
+def test_what_cannot_be_resumed_is_one_sentence_and_the_folder_as_it_was(how, sentence, folder, capsys):
+    damage(folder, how)
+    before = contents(folder)
+    code, said = run(capsys, "resume", str(folder))
+    assert code == 2 and sentence in said and "Traceback" not in said
+    assert contents(folder) == before
+
+
+def test_steps_that_are_not_finite_end_a_run_with_a_sentence(capsys, tmp_path, recwarn):
+    """A learning rate that makes the first step's weights infinite for the second one."""
+    arguments = ["--stages", "exact:9steps", "--optimizer", "SGD", "--learning-rate", "1e30", "--max-skipped", "2"]
+    code, said = run(capsys, "train", *SMALL, *arguments, "--output", str(tmp_path / "run"))
+    assert code == 2 and "Traceback" not in said
+    assert "Expected finite losses and gradients, but found 2 steps in a row without, the last of them step" in said
+    assert "where the first that is not finite is" in said and "Try a lower learning rate, or clip_norm." in said
+    assert list((tmp_path / "run").glob("non-finite-step*.safetensors"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.5, 2.0])
+def test_data_out_of_range_are_refused_with_a_sentence(value, capsys, tmp_path, monkeypatch):
+    def damaged(*arguments, **options):
+        data = load(*arguments, **options)
+        data.train[7, 3] = value
+        return data
+
+    monkeypatch.setattr(setup, "load", damaged)
+    code, said = run(capsys, "train", *SMALL, "--output", str(tmp_path / "run"))
+    what = "NaN in 1 of 1437. Try without them." if value != value else "values from"
+    assert code == 2 and f"Expected digits train images in [0, 1], but found {what}" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_the_command_that_resumes(number, capsys, tmp_path, monkeypatch):
+    """A folder with a space in its name: the command can be pasted as it stands."""
+    folder, advance = tmp_path / "my run", Training.advance
+
+    def signalled(training):
+        if training.state.step == 3:
+            os.kill(os.getpid(), number)
+        advance(training)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "advance", signalled)
+        code, said = run(capsys, "train", *SMALL, "--stages", "exact:9steps", "--output", str(folder))
+    command = f"pyro-gvae resume {shlex.quote(str(folder))}"
+    assert code == 128 + number and f"pyro-gvae: stopped; resume with: {command}" in said and "Traceback" not in said
+    assert main(shlex.split(command)[1:]) == 0 and "9 steps" in capsys.readouterr().out
+
+
+def test_a_read_only_folder(folder, capsys):
+    """By a read-only mount, since root may write everywhere else."""
+    mount = shutil.which("mount")
+    if mount is None or subprocess.run([mount, "--bind", folder, folder], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        subprocess.run([mount, "-o", "remount,ro,bind", folder, folder], check=True)
+        before = contents(folder)
+        code, said = run(capsys, "resume", str(folder))
+        assert code == 2 and f"Expected a run folder that can be written, but found that '{folder}' cannot" in said
+        code, said = run(capsys, "train", *SMALL, "--output", str(folder / "inside"))
+        assert code == 2 and "Expected a folder that can be created" in said
+        assert contents(folder) == before
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_while_training(tmp_path, capsys):
+    mount = shutil.which("mount")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=32k", "tmpfs", disk]
+    if mount is None or subprocess.run([mount, *options], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        code, said = run(capsys, "train", *SMALL, "--stages", "exact:3steps", "--output", str(disk / "run"))
+        assert code == 2 and "No space left on device" in said and "Traceback" not in said
+        assert not list((disk / "run").glob(".*.tmp"))  # no half of a file
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+# Processes that are killed. A server has imported everything and forks: a process each time, without the imports.
+
+SERVER = """
+import os, sys
+from pyro_gvae.cli import commands, main  # everything that a run imports
+import torch._inductor, torch.fx.experimental.proxy_tensor, sklearn.datasets
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        sys.stdout = open(os.devnull, "w")
+        os._exit(main.main(line.split()))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Server:
+    """Runs `pyro-gvae ARGUMENTS` in a process of its own, one after another."""
+
+    def __init__(self):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        self.process = subprocess.Popen([sys.executable, "-c", SERVER], env=environment, **pipes)
+
+    def __call__(self, command, *arguments, kill=None, number=signal.SIGKILL):
+        """The exit code, negative if a signal ended it; `kill` is called when the process has begun."""
+        self.process.stdin.write(" ".join((command, *arguments)) + "\n")
+        self.process.stdin.flush()
+        child = int(self.process.stdout.readline())
+        if kill is not None:
+            kill()
+            with contextlib.suppress(ProcessLookupError):  # it was faster
+                os.kill(child, number)
+        return int(self.process.stdout.readline())
+
+    def close(self):
+        self.process.communicate()
+
+
+@pytest.fixture
+def server():
+    running = Server()
+    yield running
+    running.close()
+
+
+def lines(folder):
+    ignored = ("seconds", "steps_per_second")
+    written = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name not in ignored} for line in written]
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_nothing_and_change_nothing(server, tmp_path):
+    """Killed at random moments: in steps, in evaluations, in the checkpoint that is written after each step."""
+    plan = [*SMALL, "--stages", "gumbel-softmax:300steps,exact:300steps", "--checkpoint-every", "1steps"]
+    plan += ["--evaluate-every", "10steps"]
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert server("train", *plan, "--output", str(undisturbed)) == 0
+    choose = random.Random(0)
+    kills, steps, torn = 0, [], 0
+    command = ("train", *plan, "--output", str(killed))
+    while kills < 20:
+        checkpoint = killed / "checkpoint.safetensors"
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+
+        def soon(before=before, checkpoint=checkpoint, inside=kills % 2):
+            """After the first checkpoint of this process, so that each gets on; at any moment, or inside of a write."""
+            while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
+                time.sleep(0.001)
+            time.sleep(choose.uniform(0, 0.1))
+            while inside and not any(killed.glob(".checkpoint*.tmp")):
+                pass
+
+        code = server(*command, kill=soon)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        kills += 1
+        torn += len(list(killed.glob(".*.tmp")))
+        steps.append(lines(killed)[-1]["step"])
+        command = ("resume", str(killed))
+    assert kills == 20 and steps == sorted(steps) and steps[-1] > steps[0]
+    assert torn > 0  # some were killed inside of a write
+    assert server("resume", str(killed)) == 0
+    assert lines(killed) == lines(undisturbed)
+    found, expected = (load_file(folder / "weights.safetensors") for folder in (killed, undisturbed))
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not list(killed.glob(".*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_its_code_and_a_checkpoint(number, server, tmp_path):
+    run = tmp_path / "run"
+
+    def when_it_trains():
+        while not (run / "checkpoint.safetensors").exists():
+            time.sleep(0.01)
+
+    arguments = ["train", *SMALL, "--stages", "exact:3000steps", "--output", str(run)]
+    assert server(*arguments, kill=when_it_trains, number=number) == 128 + number
+    assert lines(run)[0]["step"] == 0 and not (run / "weights.safetensors").exists()

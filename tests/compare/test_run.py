@@ -1,0 +1,162 @@
+"""The main job end to end: what is compared starts equal, the numbers are the discrete model's, the folder is whole."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pyro_gvae.cli.commands import results_table
+from pyro_gvae.cli.main import main
+from pyro_gvae.compare import run as compare_module
+from pyro_gvae.compare.cell import train_cell
+from pyro_gvae.compare.run import compare
+from pyro_gvae.config.compare import CompareConfig
+from pyro_gvae.runs.folder import PICTURES, cell_folder
+from pyro_gvae.runs.frames import read_json_lines
+from pyro_gvae.train import training
+from pyro_gvae.train.step import make_step
+
+SMALL = CompareConfig(num_latents=2, num_categories=4, hidden=(32,), epochs=4, evaluations=4, seeds=(0, 1))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return compare(replace(SMALL, output=tmp_path_factory.mktemp("runs") / "run"))
+
+
+@pytest.fixture(scope="module")
+def metrics(run):
+    return read_json_lines(run / "metrics.jsonl")
+
+
+def test_the_folder_is_whole(run):
+    found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    expected = {"config.json", "metrics.jsonl", "report.html", "summary.csv", "differences.csv"}
+    expected |= {"results.csv", "results.parquet"}
+    of_cells = ("config.json", "metrics.jsonl", "checkpoint.safetensors", "weights.safetensors", PICTURES)
+    cells = [cell_folder(run, name, seed).relative_to(run) for name in SMALL.estimators for seed in SMALL.seeds]
+    expected |= {(cell / name).as_posix() for cell in cells for name in of_cells}
+    assert expected <= found and any(name.endswith(".png") for name in found)
+    assert not [name for name in found if name.endswith(".tmp")]
+    assert json.loads((run / "config.json").read_text())["num_latents"] == 2
+
+
+def test_every_estimator_starts_from_the_same_weights(run, metrics):
+    start = metrics[metrics["step"] == 0].set_index(["seed", "estimator"])
+    for seed in SMALL.seeds:
+        for column in ("test_elbo", "test_log_evidence", "train_elbo"):
+            values = start.loc[seed, column]
+            assert values.nunique() == 1
+        arrays = [load_file(cell_folder(run, name, seed) / PICTURES) for name in SMALL.estimators]
+        assert torch.equal(arrays[0]["inputs"], arrays[1]["inputs"])
+        assert torch.equal(arrays[0]["reconstructions_start"], arrays[1]["reconstructions_start"])
+        assert not torch.equal(arrays[0]["reconstructions_end"], arrays[1]["reconstructions_end"])
+    assert start.loc[0, "test_elbo"].iloc[0] != start.loc[1, "test_elbo"].iloc[0]
+
+
+def test_every_cell_is_evaluated_and_learns(metrics):
+    assert len(metrics) == len(SMALL.estimators) * len(SMALL.seeds) * (SMALL.evaluations + 1)
+    for _, cell in metrics.groupby(["estimator", "seed"]):
+        assert cell["step"].is_monotonic_increasing and cell["seconds"].is_monotonic_increasing
+        assert cell["test_elbo"].iloc[-1] > cell["test_elbo"].iloc[0] + 1
+        assert (cell["test_elbo"] <= cell["test_log_evidence"] + 1e-4).all()
+
+
+def test_the_exact_objective_is_the_discrete_elbo_and_the_relaxed_one_is_not(metrics):
+    gap = (metrics["test_objective"] - metrics["test_elbo"]).abs()
+    exact = metrics["estimator"] == "exact"
+    assert gap[exact].max() < 1e-3
+    assert gap[~exact & (metrics["step"] > 0)].min() > 0.05
+
+
+def test_results_are_the_last_evaluations(run, metrics):
+    results = pd.read_csv(run / "results.csv")
+    assert len(results) == 4 and (results["step"] == metrics["step"].max()).all()
+    text = results_table(run)
+    assert all(name in text for name in SMALL.estimators) and "±" in text
+
+
+@pytest.mark.slow
+def test_a_run_repeats_itself(tmp_path):
+    config = replace(SMALL, epochs=1, evaluations=1, seeds=(3,))
+    first, second = (
+        read_json_lines(compare(replace(config, output=tmp_path / name)) / "metrics.jsonl") for name in ("a", "b")
+    )
+    numbers = ["train_objective", "train_elbo", "test_objective", "test_elbo", "test_log_evidence"]
+    pd.testing.assert_frame_equal(first[numbers], second[numbers])
+
+
+@pytest.mark.slow
+def test_how_often_a_run_is_evaluated_does_not_change_it(run, tmp_path):
+    config = replace(SMALL, evaluations=1, seeds=(0,), estimators=("gumbel-softmax",), output=tmp_path / "run")
+    seldom = read_json_lines(compare(config) / "metrics.jsonl")["test_elbo"].iloc[-1]
+    often = read_json_lines(run / "metrics.jsonl").query("estimator == 'gumbel-softmax' and seed == 0")
+    assert often["test_elbo"].iloc[-1] == seldom
+
+
+@pytest.mark.slow
+def test_every_estimator_sees_the_same_batches_in_the_same_order(tmp_path, monkeypatch):
+    seen = {}
+
+    def noting(vae, estimator, **options):
+        step, batches = make_step(vae, estimator, **options), seen.setdefault(estimator.name, [])
+        call = step.__class__.__call__
+
+        class Noting(step.__class__):
+            def __call__(self, x):
+                batches.append(x.clone())
+                return call(self, x)
+
+        step.__class__ = Noting
+        return step
+
+    monkeypatch.setattr(training, "make_step", noting)
+    compare(replace(SMALL, epochs=1, evaluations=1, seeds=(5,), output=tmp_path / "run"))
+    first, second = (torch.cat(seen[name]) for name in SMALL.estimators)
+    assert len(first) == 1437 and torch.equal(first, second)
+    assert not torch.equal(first, torch.cat(seen["exact"][::-1]))  # the order is a part of it
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monkeypatch):
+    config = replace(SMALL, epochs=1, evaluations=1, seeds=(0,), output=tmp_path / "run")
+
+    def interrupted(job):
+        if "exact" in job.folder.name:
+            raise KeyboardInterrupt
+        train_cell(job)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(compare_module, "train_cell", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="resume with: pyro-gvae resume"):
+            compare(config)
+    results = pd.read_csv(tmp_path / "run" / "results.csv").set_index("estimator")
+    assert results["status"].to_dict() == {"gumbel-softmax": "finished", "exact": "unfinished"}
+    assert "exact, seed 0: nothing was recorded." in (tmp_path / "run" / "report.html").read_text()
+    finished = cell_folder(tmp_path / "run", "gumbel-softmax", 0) / PICTURES
+    written = finished.stat().st_mtime_ns
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    assert finished.stat().st_mtime_ns == written  # what was finished is not done again
+    assert set(pd.read_csv(tmp_path / "run" / "results.csv")["status"]) == {"finished"}
+
+
+def test_the_callers_random_state_and_param_store_stay(tmp_path):
+    import pyro
+
+    before = torch.get_rng_state()
+    compare(replace(SMALL, epochs=1, evaluations=1, seeds=(0,), estimators=("exact",), output=tmp_path / "run"))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(pyro.get_param_store()) == 0
+
+
+@pytest.mark.slow
+def test_the_same_job_on_mnist(tmp_path, mnist_root):
+    config = CompareConfig(
+        dataset="mnist", data_dir=mnist_root, num_latents=2, hidden=(64,), epochs=1, evaluations=2, seeds=(0,)
+    )
+    metrics = read_json_lines(compare(replace(config, output=tmp_path / "run")) / "metrics.jsonl")
+    final = metrics[metrics["step"] == metrics["step"].max()]
+    assert len(final) == 2 and (final["test_log_evidence"] > -200).all()

@@ -1,0 +1,76 @@
+"""Unbiased estimators: their mean gradient is the exact one, within five standard errors, in every coordinate."""
+
+from typing import Any
+
+import pytest
+import torch
+from draws import exact_gradient, standard_scores
+from problems import Rows
+from torch import Tensor
+
+from pyro_gvae.estimators import ESTIMATORS, Estimator, estimator
+
+#: Unbiased, but as gradients of another objective than the ELBO; each has an oracle of its own elsewhere.
+OTHER_OBJECTIVES = {"vimco"}
+#: Options besides the defaults that are held to the same.
+MORE_OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("reinforce", {"num_particles": 3}),
+    ("reinforce-baseline", {"num_particles": 3}),
+    ("reinforce-baseline", {"baseline": "neural", "data_dim": Rows.DIM}),
+    ("reinforce-loo", {"num_particles": 2}),
+]
+UNBIASED = [
+    (name, options)
+    for name, options in [*((name, {}) for name in ESTIMATORS), *MORE_OPTIONS]
+    if (row := estimator(name, **options)).is_unbiased and not row.is_exact and name not in OTHER_OBJECTIVES
+]
+NUM_ROWS, NUM_CALLS = 4000, 4
+WARM_UP = 3  # steps that teach what an ELBO learns by itself, such as a baseline
+
+
+def sampled_gradients(chosen: Estimator, *problem: Any) -> Tensor:
+    """Independent estimates: (samples, coordinates)."""
+    rows = Rows(*problem, NUM_ROWS)
+    model, guide, elbo = chosen.bind(rows)
+    torch.manual_seed(5)
+    found = []
+    for _ in range(WARM_UP + NUM_CALLS):
+        rows.zero_grad()
+        elbo.loss_and_grads(model, guide, rows.x)
+        found.append(rows.gradients())
+    return torch.cat(found[WARM_UP:])
+
+
+def quick(decoder: str, num_categories: int, num_latents: int) -> bool:
+    return (decoder, num_latents) == ("mlp", 3) and num_categories < 8
+
+
+PROBLEMS = [
+    pytest.param(decoder, n, k, id=f"{decoder}-N{n}-K{k}", marks=() if quick(decoder, k, n) else pytest.mark.slow)
+    for decoder in ("linear", "mlp")
+    for n in (1, 3)
+    for k in (2, 3, 8)
+]
+
+
+@pytest.mark.parametrize(("decoder", "num_latents", "num_categories"), PROBLEMS)
+@pytest.mark.parametrize(("name", "options"), UNBIASED)
+def test_the_mean_gradient_is_the_exact_one(name, options, decoder, num_latents, num_categories):
+    chosen = estimator(name, **options)
+    if chosen.num_categories not in (None, num_categories):
+        pytest.skip(f"{name} takes K = {chosen.num_categories} alone")
+    problem = decoder, num_latents, num_categories
+    samples = sampled_gradients(chosen, *problem)
+    scores = standard_scores(samples, exact_gradient(*problem), num_latents, num_categories)
+    assert scores.max() < 5
+
+
+@pytest.mark.parametrize("kl", ["relaxed", "categorical"])
+@pytest.mark.parametrize("num_categories", [2, 3])
+def test_a_relaxation_fails(kl, num_categories):
+    """The negative control: what is known to be biased."""
+    problem = "mlp", 3, num_categories
+    relaxed = estimator("gumbel-softmax", kl=kl, temperature=0.5)
+    samples = sampled_gradients(relaxed, *problem)
+    scores = standard_scores(samples, exact_gradient(*problem), *problem[1:])
+    assert scores.max() > 5

@@ -1,0 +1,101 @@
+"""The gap decomposition: bounds in their order, the relaxed one against stock Trace_ELBO, a run folder end to end."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+
+from pyro_gvae import exact
+from pyro_gvae.compare.run import compare
+from pyro_gvae.config.compare import CompareConfig
+from pyro_gvae.evaluate.gaps import BOUNDS, GAPS, gaps, relaxed_bound
+from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.report.gaps import draw_gaps, gaps_table, run_gaps
+from pyro_gvae.runs.folder import cell_folder
+from pyro_gvae.runs.frames import read_json_lines
+from pyro_gvae.train.trained import load_model
+
+SMALL = CompareConfig(num_latents=2, num_categories=4, hidden=(32,), epochs=2, evaluations=1, seeds=(0,))
+
+
+def make(scale=2.0):
+    vae = CategoricalVAE(6, 3, 4, (16,)).double()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.mul_(scale)
+    return vae, torch.rand(20, 6).round().double()
+
+
+def test_bounds_stand_in_their_order():
+    vae, x = make()
+    found = gaps(vae, x, num_particles=2)
+    assert (found.elbo <= found.mean_field_elbo + 1e-9).all()
+    assert (found.mean_field_elbo <= found.log_evidence + 1e-9).all()
+    assert (found.mean_field_elbo - found.elbo).mean() > 0.01  # this encoder was never trained
+    torch.testing.assert_close(found.elbo, exact.elbo(vae, x))
+    torch.testing.assert_close(found.log_evidence, exact.log_evidence(vae, x))
+
+
+@pytest.mark.slow
+def test_the_relaxed_bound_is_that_of_trace_elbo():
+    vae, x = make()
+    ours = relaxed_bound(vae, x, num_particles=100)
+    assert ours.shape == (20,)
+    stock = Trace_ELBO(num_particles=100, vectorize_particles=True, max_plate_nesting=1)
+    theirs = torch.tensor([-stock.loss(vae.model, vae.guide, x) for _ in range(10)])
+    mine = torch.stack([relaxed_bound(vae, x, num_particles=100).sum() for _ in range(10)])
+    standard_error = math.sqrt((theirs.var() + mine.var()) / 10)
+    assert abs(theirs.mean() - mine.mean()) < 5 * standard_error
+    assert standard_error < 0.01 * abs(theirs.mean())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return compare(replace(SMALL, output=tmp_path_factory.mktemp("runs") / "run"))
+
+
+def test_the_weights_of_a_run_come_back(run):
+    final = read_json_lines(run / "metrics.jsonl").query("step > 0").set_index("estimator")
+    for name in SMALL.estimators:
+        _, vae, data = load_model(run, name, 0)
+        assert exact.elbo(vae, data.test).mean().item() == pytest.approx(final.loc[name, "test_elbo"], abs=1e-4)
+
+
+def test_a_run_folder_is_decomposed(run):
+    table = run_gaps(run, num_data=50, num_particles=3)
+    assert list(table["estimator"]) == list(SMALL.estimators) and (table["data"] == 50).all()
+    for low, high, gap in zip(BOUNDS[:-1], BOUNDS[1:], GAPS, strict=True):
+        assert (table[high] - table[low]).values == pytest.approx(table[gap].values, abs=1e-3)
+    pd.testing.assert_frame_equal(pd.read_csv(run / "gaps.csv"), table)
+    assert (run / "figures" / "gaps.png").stat().st_size > 1000 and (run / "figures" / "gaps.svg").exists()
+    assert "amortization gap" in gaps_table(table) and "±" in gaps_table(table)
+
+
+def test_the_figure_names_gaps_and_unit(run):
+    figure = draw_gaps(run_gaps(run, num_data=20, num_particles=1))
+    (axes,) = figure.axes
+    assert "nats" in axes.get_xlabel()
+    assert [text.get_text() for text in axes.get_yticklabels()] == list(SMALL.estimators)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(GAPS.values())
+
+
+@pytest.mark.parametrize("changed", [{"num_latents": 3}, {"num_latents": "2"}])
+def test_a_configuration_that_does_not_fit_the_weights_is_refused(run, tmp_path, changed):
+    shutil.copytree(run, tmp_path / "run")
+    written = cell_folder(tmp_path / "run", "exact", 0) / "config.json"
+    config = json.loads(written.read_text())
+    written.write_text(json.dumps(config | {"train": config["train"] | changed}))
+    with pytest.raises(ValueError, match="Expected"):
+        load_model(tmp_path / "run", "exact", 0)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Expected"):
+        run_gaps(tmp_path)
+    with pytest.raises(ValueError, match=r"Expected a run folder"):
+        load_model(tmp_path, "exact", 0)

@@ -1,0 +1,271 @@
+"""The experiments, each of them whole on a tiny size, and what they share."""
+
+import dataclasses
+import sys
+from functools import partial
+
+import article
+import bound_gaps
+import cells
+import crossover
+import gradient_fidelity
+import pandas as pd
+import pyro
+import pytest
+import reinmax_protocol
+import relaxed_vs_exact
+import semi_supervised
+import stages
+import torch
+from cells import Places
+from matplotlib.figure import Figure
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from torch.nn.functional import cross_entropy
+
+from pyro_gvae import enumerated
+from pyro_gvae.runs.folder import sole_writer
+from pyro_gvae.train.training import Training
+
+pytestmark = pytest.mark.slow  # many recordings, or processes
+
+
+@pytest.fixture
+def places(tmp_path):
+    return Places(results=tmp_path / "results", figures=tmp_path / "figures", runs=tmp_path / "runs")
+
+
+SMOKES = {
+    "reinmax_protocol": reinmax_protocol.main,
+    "relaxed_vs_exact": relaxed_vs_exact.main,
+    "stages": stages.main,
+    "bound_gaps": bound_gaps.main,
+    "gradient_fidelity elbo": partial(gradient_fidelity.main, "elbo"),
+    "gradient_fidelity reinmax": partial(gradient_fidelity.main, "reinmax"),
+    "crossover": crossover.main,
+    "article": article.main,
+    "semi_supervised": semi_supervised.main,
+}
+SLOW = {"crossover", "relaxed_vs_exact", "reinmax_protocol"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SMOKES]
+)
+def test_a_smoke_run_writes_numbers_and_figures_apart_from_results(name, places):
+    SMOKES[name](places, smoke=True)
+    script = name.split()[0]
+    folder = places.runs / "smoke" / script
+    tables = list((folder / "results").glob(f"{script}*.csv"))
+    assert tables and all(len(pd.read_csv(path)) > 1 for path in tables)
+    assert any((folder / "figures").glob(f"{script}*.png")) and any((folder / "figures").glob(f"{script}*.svg"))
+    assert not places.results.exists() and not places.figures.exists()
+
+
+@pytest.mark.slow
+def test_a_longer_call_goes_on_where_a_shorter_one_stopped(tmp_path, monkeypatch):
+    config = cells.tiny(reinmax_protocol.configuration("reinmax", "8x4"))
+    whole = cells.train(config, ["1", "2"], cells.scores_on_test, tmp_path / "whole")
+    begun = cells.train(config, ["1"], cells.scores_on_test, tmp_path / "begun")
+    steps = []
+    advance = Training.advance
+    monkeypatch.setattr(Training, "advance", lambda self: (steps.append(self.state.step), advance(self)))
+    rows = cells.train(config, ["1", "2"], cells.scores_on_test, tmp_path / "begun")
+    assert rows[:1] == begun and steps[0] == rows[0]["step"] > 0  # not trained again
+    numbers = ["epoch", "train_objective", "test_elbo", "test_log_evidence"]
+    assert [[row[name] for name in numbers] for row in rows] == [[row[name] for name in numbers] for row in whole]
+
+
+def test_a_cell_that_fails_stops_no_other(places, capsys):
+    def measure(cell):
+        if cell["seed"] == 1:
+            raise ValueError("Expected finite losses.")
+        return [{"loss": 2.0 * cell["seed"]}]
+
+    grid = [{"seed": seed} for seed in range(4)]
+    with pytest.raises(ValueError, match=r"Expected finite losses\."):
+        cells.run_cells("three_of_four", grid, measure, places)
+    assert "failed: {'seed': 1}: Expected finite losses." in capsys.readouterr().err
+    assert pd.read_csv(places.results / "three_of_four.csv").to_dict("list") == {"seed": [0, 2, 3], "loss": [0, 4, 6]}
+    mended = cells.run_cells("three_of_four", grid, lambda cell: [{"loss": -1.0}], places)
+    assert mended.to_dict("list") == {"seed": [0, 2, 3, 1], "loss": [0, 4, 6, -1]}  # the others are not run again
+
+
+def test_two_processes_do_not_write_one_table(places):
+    (places.runs / "grid").mkdir(parents=True)
+    with sole_writer(places.runs / "grid"), pytest.raises(ValueError, match="one works in"):
+        cells.run_cells("grid", [{"seed": 0}], lambda cell: [{}], places)
+
+
+def test_a_label_that_is_summed_over_has_the_elbo_of_a_sum_over_labels():
+    vae = semi_supervised.M2((2, 3), 3, semi_supervised.Sizes(hidden=5, latent=2))
+    x = torch.rand(4, 6).round()
+    labels = torch.eye(3)
+    log_q = vae.classifier(x).log_softmax(-1)  # (B, K)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        known = Trace_ELBO(num_particles=2000, vectorize_particles=True, max_plate_nesting=1)
+        summed = TraceEnum_ELBO(num_particles=2000, vectorize_particles=True, max_plate_nesting=1)
+        by_label = [
+            [-known.loss(vae.model, vae.guide, x[i : i + 1], labels[k : k + 1]) for k in range(3)] for i in range(4)
+        ]
+        expected = (log_q.exp() * (torch.tensor(by_label) - log_q)).sum()
+        found = -summed.loss(enumerated(vae.model), enumerated(vae.guide), x)
+    assert found == pytest.approx(expected.item(), abs=0.15)
+    assert found != pytest.approx(torch.tensor(by_label).mean(1).sum().item(), abs=0.15)  # without the entropy of q
+
+
+def test_a_labelled_image_weighs_as_much_as_any_other_and_labels_alone_see_no_other():
+    vae = semi_supervised.M2((2, 3), 3, semi_supervised.Sizes(hidden=5, latent=2))
+    x, labelled = torch.rand(4, 6).round(), (torch.rand(2, 6).round(), torch.tensor([0, 2]))
+
+    def loss(row, data_size, x=x):
+        with pyro.validation_enabled(False):
+            torch.manual_seed(0)
+            return semi_supervised.Step(vae, row, 7.0, labelled, data_size).loss(x).item()
+
+    alone = loss(semi_supervised.ALONE, 10)
+    assert alone == loss(semi_supervised.ALONE, 1000, 1 - x)
+    assert alone == pytest.approx(7 * cross_entropy(vae.classifier(labelled[0]), labelled[1]).item())
+    unlabelled = loss("gumbel-softmax", 10**9) - alone
+    few, many = (loss("gumbel-softmax", size) - alone - unlabelled for size in (10, 40))
+    assert few == pytest.approx(4 * many, rel=1e-3) and many > 0.1
+
+
+def test_a_label_that_was_interrupted_goes_on_where_it_was(places, monkeypatch):
+    monkeypatch.setattr(semi_supervised, "CHECKPOINT_EVERY", 2)
+    cell = {"estimator": "gumbel-softmax", "classes": 10, "seed": 0, "steps": 5, "weight": 50.0}
+    elsewhere = dataclasses.replace(places, runs=places.runs / "whole")
+    [whole] = semi_supervised.measure(cell, places=elsewhere, smoke=True)
+    step, taken = semi_supervised.Step.__call__, []
+
+    def interrupted(self, x):
+        taken.append(x)
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        return step(self, x)
+
+    monkeypatch.setattr(semi_supervised.Step, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        semi_supervised.measure(cell, places=places, smoke=True)
+    [resumed] = semi_supervised.measure(cell, places=places, smoke=True)
+    assert len(taken) == 4 + 3  # steps 2, 3 and 4 after the checkpoint of two
+    assert (resumed["elbo"], resumed["accuracy"]) == (whole["elbo"], whole["accuracy"])  # bit for bit
+
+
+def test_what_cannot_be_is_one_sentence_and_exit_code_2(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["stages.py", "--epochs", "3"])
+    with pytest.raises(SystemExit) as ended:
+        cells.command(stages.main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "stages.py: Expected at least 6 epochs, of which up to 5 are the last stage's, but found 3.\n"
+    )
+
+
+def test_a_row_that_there_is_none_of_is_named_before_anything_is_trained(places):
+    with pytest.raises(ValueError, match=r"Expected names among 'soft', .*, but found 'exact', 'soft, 3 exact'\."):
+        stages.main(places, sizes=("10x30",), plans=("exact", "soft", "soft, 3 exact"))
+    for run in (stages.main, reinmax_protocol.main):
+        sizes = {"sizes": ("9x9",)} if run is stages.main else {"size": "9x9"}
+        with pytest.raises(ValueError, match=r"Expected names among '8x4', .*, but found '9x9'\."):
+            run(places, **sizes)
+    assert not places.runs.exists()
+
+
+def test_codes_that_cannot_be_summed_are_judged_by_samples(places, monkeypatch):
+    monkeypatch.setattr(cells, "MOST_SECONDS", 0)
+    cell = {"size": "8x16", "epochs": 6, "learning_rate": 1e-3, "estimator": "soft, 5 reinforce-loo", "seed": 0}
+    rows = stages.measure(cell | {"moment": "6"}, places=places, smoke=True)
+    assert [row["epoch"] for row in rows] == [1, 2, 5, 6]  # in the last stage at its start and its end
+    assert {row["evidence_is"] for row in rows} == {"100 samples"}
+    assert all(row["test_elbo"] < row["test_log_evidence"] < 0 for row in rows)
+    table = pd.DataFrame(cell | row for row in rows)
+    assert stages.draw(table) and stages.draw_ends(table)
+
+
+def test_differences_are_of_the_same_seeds_in_the_same_group():
+    table = pd.DataFrame(
+        [
+            ("steps", "exact", 0, 1.0),
+            ("steps", "exact", 1, 5.0),
+            ("seconds", "exact", 0, 100.0),
+            ("steps", "soft", 0, 2.0),
+            ("steps", "soft", 1, 9.0),
+            ("steps", "soft", 2, 1000.0),  # nothing to compare with
+            ("seconds", "soft", 1, 1000.0),
+        ],
+        columns=["budget", "estimator", "seed", "value"],
+    )
+    [found] = cells.paired(table, ["budget"], ["value"]).to_dict("records")
+    assert found == {"budget": "steps", "estimator": "soft", "seeds": 2, "value": 2.5, "value_se": 1.5}
+
+
+def test_gradients_are_means_over_seeds_with_the_errors_of_seeds_where_there_are_several():
+    cell = {"trained_by": "reinmax", "epoch": 5, "estimator": "relax", "temperature": None, "wrt": "logits"}
+    rows = [cell | {"seed": seed, "cosine": value, "cosine_se": 0.1} for seed, value in ((0, 0.2), (1, 0.6))]
+    rows.append(cell | {"epoch": 1, "seed": 0, "cosine": 0.3, "cosine_se": 0.1})
+    found = gradient_fidelity.over_seeds(pd.DataFrame(rows)).set_index("epoch")[["seeds", "cosine", "cosine_se"]]
+    assert found.loc[5].tolist() == pytest.approx([2, 0.4, 0.2])
+    assert found.loc[1].tolist() == pytest.approx([1, 0.3, 0.1])
+
+
+def test_a_level_is_passed_on_a_straight_line():
+    curves = pd.DataFrame({"seconds": [1.0, 2.0, 4.0], "test_elbo": [-200.0, -130.0, -120.0]})
+    assert stages.passes(curves, 125.0) == 4.0  # at the evaluation that shows it
+    assert crossover.passes(curves["seconds"].to_numpy(), curves["test_elbo"].to_numpy(), -125.0) == 3.0
+
+
+def test_the_published_curves_are_those_of_their_epochs():
+    assert reinmax_protocol.published("8x4", "reinmax", "test", 5) == 148.7
+    assert reinmax_protocol.published("8x4", "gapped-straight-through", "train", 160) == 128.31
+    assert reinmax_protocol.published("8x4", "exact", "train", 5) is None
+
+
+def test_differences_are_those_of_the_ends_of_two_budgets():
+    row = {"temperature": 0.5, "seed": 0, "test_elbo": -1.0, "test_log_evidence": -1.0, "seconds": 1.0}
+    final = pd.DataFrame(
+        {"problem": problem, "budget": "seconds", "estimator": name, **row, "test_elbo": elbo}
+        for problem, elbos in {"a": (-3.0, -2.0), "b": (-7.0, -9.0)}.items()
+        for name, elbo in zip(("exact", "gumbel-softmax, relaxed KL"), elbos, strict=True)
+    )
+    found = relaxed_vs_exact.differences(final).set_index("problem")
+    assert found["test_elbo"].to_dict() == {"a": 1.0, "b": -2.0}
+    assert set(found["estimator"]) == {"gumbel-softmax, relaxed KL, t=0.5"}
+
+
+def curves_of(name, seed, losses, epochs):
+    return [
+        {"size": "8x4", "estimator": name, "seed": seed, "epoch": epoch, "seconds": 6.0 * epoch, "test_elbo": -loss}
+        | {"test_log_evidence": 5.0 - loss, "evidence_is": "exact"}
+        for epoch, loss in zip(epochs, losses, strict=True)
+    ]
+
+
+def test_a_curve_is_a_mean_over_the_seeds_that_reached_its_end():
+    rows = curves_of("reinmax", 0, [190.0, 150.0, 140.0, 130.0], [1.0, 5.0, 10.0, 20.0])
+    rows += curves_of("reinmax", 1, [190.0, 154.0, 142.0, 132.0], [1.0, 5.0, 10.0, 20.0])
+    rows += curves_of("reinmax", 2, [250.0, 200.0], [1.0, 5.0])
+    curve = reinmax_protocol.settled(pd.DataFrame(rows))
+    assert list(curve["epoch"]) == [5.0, 10.0, 20.0] and list(curve["seeds"]) == [2, 2, 2]
+    assert list(curve["test_elbo"]) == [-152.0, -141.0, -131.0]
+    short = reinmax_protocol.settled(pd.DataFrame(curves_of("reinmax", 0, [190.0, 150.0], [1.0, 5.0])))
+    assert list(short["epoch"]) == [1.0, 5.0]
+
+
+def test_rows_are_compared_at_the_last_epoch_that_all_have_and_those_far_off_are_told_at_the_edge():
+    rows = curves_of("reinmax", 0, [150.0, 140.0, 130.0], [5.0, 10.0, 20.0]) + curves_of("exact", 0, [138.0], [10.0])
+    rows += curves_of("exact", 1, [139.0], [10.0]) + curves_of("reinforce", 0, [400.0], [10.0])
+    ends = reinmax_protocol.at_last_common_epoch(pd.DataFrame(rows))
+    assert set(ends["epoch"]) == {10.0}
+    axes = Figure().subplots()
+    found = cells.draw_dots(axes, ends)
+    assert list(found["estimator"]) == ["reinforce", "reinmax", "exact"]  # from below
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["reinforce (1)", "reinmax (1)", "exact (2)"]
+    assert axes.get_xlim()[1] < 150 and [text.get_text() for text in axes.texts] == ["−ELBO 400, −log p(x) 395 →"]
+
+
+def test_numbers_of_seeds_in_words():
+    assert [cells.in_words(pd.Series(seeds)) for seeds in ([1], [3, 3], [3, 1])] == [
+        "1 seed",
+        "3 seeds",
+        "1 to 3 seeds",
+    ]

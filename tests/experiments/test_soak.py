@@ -1,0 +1,63 @@
+"""The soak test: a short round of all of it, and its checks notice what they are there for."""
+
+import json
+import shutil
+
+import pytest
+import soak
+import torch
+from safetensors.torch import load_file, save_file
+
+from pyro_gvae.cli.main import main
+
+
+@pytest.mark.slow
+def test_the_smoke_run(tmp_path, capsys):
+    soak.soak(smoke=True, results=tmp_path / "soak.json", folder=tmp_path / "runs")
+    found = json.loads((tmp_path / "soak.json").read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == found
+    assert found["rounds"] == 1 and found["runs"] == 2 and found["fits"] == 3 and found["comparisons"] == 1
+    assert found["kills"] == found["resumes"] == 1 and found["lost"] == 0
+    assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two runs that are the same."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["train", *soak.SMALL, "--stages", "exact:2steps", "--no-tensorboard", "--output", str(first)]) == 0
+    shutil.copytree(first, second)
+    soak._check_same(first, second)
+    return first, second
+
+
+def lose_a_line(run):
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text.splitlines(keepends=True)[0])
+
+
+def double_a_line(run):
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text + text.splitlines(keepends=True)[-1])
+
+
+def move_a_weight(run):
+    weights = load_file(run / "weights.safetensors")
+    name = "decoder.1.bias" if "decoder.1.bias" in weights else sorted(weights)[0]
+    save_file(weights | {name: torch.nextafter(weights[name], weights[name] + 1)}, run / "weights.safetensors")
+
+
+def leave_a_half(run):
+    (run / ".checkpoint.safetensors.1.tmp").touch()
+
+
+@pytest.mark.parametrize("harm", [lose_a_line, double_a_line, move_a_weight, leave_a_half])
+def test_what_is_lost_is_noticed(harm, pair):
+    harm(pair[1])
+    with pytest.raises(soak.Lost):
+        soak._check_same(*pair)
+
+
+def test_growth_is_that_after_the_first_fits():
+    assert soak._growth([100, 200, 300, 300, 300, 300, 300, 300]) == 0
+    assert soak._growth([300.0 + 10 * fit for fit in range(40)]) == 10

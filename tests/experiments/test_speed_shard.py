@@ -1,0 +1,21 @@
+"""The benchmark of divided codes, on tiny sizes."""
+
+import json
+
+import pytest
+import speed_shard
+
+pytestmark = pytest.mark.slow  # many recordings, or processes
+
+
+@pytest.mark.slow
+def test_the_smoke_run_measures_everything(tmp_path):
+    speed_shard.shard(smoke=True, results=tmp_path / "new" / "speed.json")
+    found = json.loads((tmp_path / "new" / "speed.json").read_text())
+    assert [(row["estimator"], row["num_codes"]) for row in found["rows"]] == [("exact", 9), ("exact-evidence", 9)]
+    for row in found["rows"]:
+        assert row["loss_difference"] < 1e-5
+        assert row["efficiency"] == pytest.approx(row["one_ms"] / row["together_ms"] / 2)
+        assert row["message_bytes"] == 4 * sum(
+            inputs * outputs + outputs for inputs, outputs in [(16, 12), (12, 8), (8, 6), (6, 8), (8, 12), (12, 16)]
+        )

@@ -1,0 +1,398 @@
+"""The picture in docs/design.md, held against the code.
+
+Imports only go down the list of "The house", there is no cycle, no module is too long, and picture and code
+name the same modules. A check takes the package's folder and the text of the design and returns one sentence
+for each violation, so that the negative controls can show it a house that is wrong on purpose.
+
+A module is named by its path below the package, as in the picture: `train.py`, `elbos/exact.py`.
+"""
+
+import ast
+import graphlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Container
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "pyro_gvae"
+DESIGN = ROOT / "docs" / "design.md"
+MAX_LINES = 300
+
+
+def floors(package: Path, design: str) -> list[str]:
+    """The package's modules and folders ("rooms/") in the picture under "## The house", from the top down."""
+    picture = re.search(rf"^## The house$.*?^```.*?^{package.name}/[^\n]*\n(.*?)^\S", design, re.MULTILINE | re.DOTALL)
+    if picture is None:
+        raise ValueError(f"Expected a fenced block with {package.name}/ under '## The house', found none.")
+    found, folder = [], ""
+    for indent, name in re.findall(r"^((?:  ){1,2})(\w+(?:\.py|/))(?: |$)", picture[1], re.MULTILINE):
+        if indent == "  ":
+            folder = name if name.endswith("/") else ""
+            found.append(name)
+        else:
+            found.append(folder + name)
+    return found
+
+
+def modules(package: Path) -> dict[str, str]:
+    """Name -> source of every module."""
+    paths = sorted(package.rglob("*.py"))
+    return {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+
+def heights(package: Path, design: str) -> dict[str, int]:
+    """Module -> its line of the picture, 0 is the top; a folder's `__init__.py` stands where the folder does."""
+    height = {name: line for line, name in enumerate(floors(package, design))}
+    found = {module: height.get(module.replace("/__init__.py", "/")) for module in modules(package)}
+    return {module: line for module, line in found.items() if line is not None}
+
+
+def imports(package: Path) -> dict[str, list[str]]:
+    """Module -> the package's modules that its import statements name, wherever in the module they stand."""
+    sources = modules(package)
+    found: dict[str, set[str]] = {module: set() for module in sources}
+    for module, source in sources.items():
+        home = [package.name, *PurePosixPath(module).parent.parts]
+        for node in ast.walk(ast.parse(source)):
+            for first, *rest in dotted_names(node, home):
+                if first == package.name:
+                    found[module].add(resolve(rest, sources))
+    return {module: sorted(targets - {module}) for module, targets in found.items()}
+
+
+def dotted_names(node: ast.AST, home: list[str]) -> list[list[str]]:
+    """What an import statement names: `from a import b` is a.b, and a leading dot is `home`, its folder."""
+    match node:
+        case ast.Import():
+            return [alias.name.split(".") for alias in node.names]
+        case ast.ImportFrom():
+            base = home[: len(home) + 1 - node.level] if node.level else []
+            base += node.module.split(".") if node.module else []
+            return [[*base, alias.name] for alias in node.names]
+    return []
+
+
+def resolve(names: list[str], known: Container[str]) -> str:
+    """The longest beginning of the names that is a module: the rest are attributes of it."""
+    if not names:
+        return "__init__.py"
+    path = "/".join(names)
+    for module in (f"{path}.py", f"{path}/__init__.py"):
+        if module in known:
+            return module
+    return resolve(names[:-1], known)
+
+
+def upward_imports(package: Path, design: str) -> list[str]:
+    height = heights(package, design)
+    return [
+        f"{module} imports {target}, which stands above it"
+        for module, targets in imports(package).items()
+        for target in targets
+        if module in height and target in height and height[target] < height[module]
+    ]
+
+
+def import_cycles(package: Path, _design: str) -> list[str]:
+    try:
+        graphlib.TopologicalSorter(imports(package)).prepare()
+    except graphlib.CycleError as error:
+        return [" imports ".join(reversed(error.args[1]))]
+    return []
+
+
+def long_modules(package: Path, _design: str) -> list[str]:
+    lengths = {module: len(source.splitlines()) for module, source in modules(package).items()}
+    return [f"{module} has {length} lines" for module, length in lengths.items() if length > MAX_LINES]
+
+
+def missing_from_picture(package: Path, design: str) -> list[str]:
+    return [f"{module} is not in the picture" for module in modules(package).keys() - heights(package, design)]
+
+
+def missing_from_code(package: Path, design: str) -> list[str]:
+    return [f"{name} does not exist" for name in floors(package, design) if not (package / name).exists()]
+
+
+def shadowed_modules(package: Path, _design: str) -> list[str]:
+    """A package that exports a function under the name of one of its modules hides the module, or the function."""
+    known = modules(package)
+    return [
+        f"{folder}{name} is both a module and a name that {folder}__init__.py exports"
+        for init, source in known.items()
+        if (folder := init.removesuffix("__init__.py")) != init
+        for name in exported(source)
+        if f"{folder}{name}.py" in known
+        or (f"{folder}{name}/__init__.py" in known and not is_the_package(source, name))
+    ]
+
+
+def exported(source: str) -> list[str]:
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+            return list(ast.literal_eval(node.value))
+    return []
+
+
+def is_the_package(source: str, name: str) -> bool:
+    """Whether what is exported is the folder itself, as in `from . import exact`."""
+    return any(
+        isinstance(node, ast.ImportFrom) and node.module is None and name in {alias.name for alias in node.names}
+        for node in ast.walk(ast.parse(source))
+    )
+
+
+CHECKS = (upward_imports, import_cycles, long_modules, missing_from_picture, missing_from_code, shadowed_modules)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_picture_and_code_agree(check):
+    assert check(PACKAGE, DESIGN.read_text(encoding="utf-8")) == []
+
+
+# Negative controls: a small house that stands, and the same with one thing wrong.
+
+SMALL_DESIGN = """
+## What it is for
+```
+house/
+  not_this_one.py
+```
+## The house
+
+Imports only go down.
+
+```
+house/
+  __init__.py        the facade; says nothing about elsewhere.py
+  cli.py             commands
+  rooms/             a folder
+    second.py        with a note
+    third.py
+    first.py
+  cellar.py
+  garden.py
+tests/
+```
+"""
+SMALL_HOUSE = {
+    "__init__.py": "from house.rooms import first",
+    "cli.py": "import json\nfrom house.rooms import FIRST",
+    "rooms/__init__.py": "from house.rooms.first import FIRST\n__all__ = ['FIRST']",
+    "rooms/first.py": "FIRST = 1",
+    "rooms/second.py": "from .. import cellar\nfrom . import first",
+    "rooms/third.py": "",
+    "cellar.py": "CELLAR = 1",
+    "garden.py": "\n" * MAX_LINES,
+}
+
+
+def build(folder: Path, changes: dict[str, str | None]) -> Path:
+    """The small house with these modules changed; None leaves one out."""
+    house = folder / "house"
+    for name, source in (SMALL_HOUSE | changes).items():
+        if source is not None:
+            (house / name).parent.mkdir(parents=True, exist_ok=True)
+            (house / name).write_text(source)
+    return house
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "sentence"),
+    [
+        ({}, None, None),
+        (
+            {"cellar.py": "def late():\n    import house.cli"},
+            upward_imports,
+            "cellar.py imports cli.py, which stands above it",
+        ),
+        (
+            {"rooms/third.py": "from house import ANYTHING"},
+            upward_imports,
+            "rooms/third.py imports __init__.py, which stands above it",
+        ),
+        (
+            {"rooms/first.py": "from . import third"},
+            upward_imports,
+            "rooms/first.py imports rooms/third.py, which stands above it",
+        ),
+        ({"garden.py": "\n" * (MAX_LINES + 1)}, long_modules, f"garden.py has {MAX_LINES + 1} lines"),
+        ({"not_this_one.py": ""}, missing_from_picture, "not_this_one.py is not in the picture"),
+        ({"garden.py": None}, missing_from_code, "garden.py does not exist"),
+        ({"rooms/third.py": None}, missing_from_code, "rooms/third.py does not exist"),
+        (
+            {"rooms/__init__.py": "from .third import third\n__all__ = ['third']", "cli.py": ""},
+            shadowed_modules,
+            "rooms/third is both a module and a name that rooms/__init__.py exports",
+        ),
+    ],
+)
+def test_each_check_finds_its_fault_and_nothing_else(tmp_path, changes, check, sentence):
+    house = build(tmp_path, changes)
+    found = {other: other(house, SMALL_DESIGN) for other in CHECKS}
+    assert found == {other: [sentence] if other is check else [] for other in CHECKS}
+
+
+@pytest.mark.parametrize(
+    ("statement", "target"),
+    [
+        ("import house", "__init__.py"),
+        ("import house.rooms.second", "rooms/second.py"),
+        ("from house.rooms.second import *", "rooms/second.py"),
+        ("from house.rooms import second", "rooms/second.py"),
+        ("from house.rooms import ANYTHING", "rooms/__init__.py"),
+        ("from . import second", "rooms/second.py"),
+        ("from .second import ANYTHING", "rooms/second.py"),
+        ("from ..cellar import CELLAR", "cellar.py"),
+        ("from .. import ANYTHING", "__init__.py"),
+    ],
+)
+def test_every_form_of_import_is_seen(tmp_path, statement, target):
+    house = build(tmp_path, {"rooms/third.py": f"def late():\n    {statement}\nimport os.path, housekeeping\n"})
+    assert imports(house)["rooms/third.py"] == [target]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"rooms/first.py": "from house.rooms.second import SECOND"},
+            "rooms/first.py imports rooms/second.py imports rooms/first.py",
+        ),
+        (
+            {"rooms/first.py": "if TYPE_CHECKING:\n    from . import FIRST"},
+            "rooms/first.py imports rooms/__init__.py imports rooms/first.py",
+        ),
+    ],
+)
+def test_a_cycle_is_found(tmp_path, changes, sentence):
+    """One of its imports goes up, too."""
+    house = build(tmp_path, changes)
+    assert import_cycles(house, SMALL_DESIGN) == [sentence]
+    assert len(upward_imports(house, SMALL_DESIGN)) == 1
+
+
+def test_a_design_without_the_picture_is_an_error():
+    with pytest.raises(ValueError, match="under '## The house'"):
+        floors(PACKAGE, "## Another house\n```\npyro_gvae/\n  cli.py\n```\n")
+
+
+# What importing does, seen from outside in a new process.
+
+IMPORT_EVERYTHING = """
+import importlib, json, pkgutil, random, sys
+import numpy, pyro, torch
+
+def state():
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "gradients": torch.is_grad_enabled(),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "denormals": (torch.full((8,), 1e-40) / 2).sum().item(),
+        "torch's generator": torch.get_rng_state().tolist(),
+        "numpy's generator": repr(numpy.random.get_state()),
+        "Python's generator": random.getstate(),
+        "param store": sorted(pyro.get_param_store().keys()),
+    } | {f"pyro setting {name}": value for name, value in pyro.settings.get().items()}
+
+before = state()
+package = importlib.import_module(sys.argv[1])
+names = [found.name for found in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+for name in names:
+    if not name.endswith(".__main__"):
+        importlib.import_module(name)
+after = state()
+print(json.dumps({"names": names, "changed": [key for key in before if before[key] != after[key]]}))
+"""
+
+
+def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A new Python in `folder`, which must not fail."""
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def import_everything(package: Path) -> tuple[list[str], list[str]]:
+    """The names of the submodules, and what importing them all changed in the process."""
+    report = json.loads(python("-c", IMPORT_EVERYTHING, package.name, folder=package.parent).stdout)
+    return report["names"], report["changed"]
+
+
+def test_import_changes_no_global_state():
+    names, changed = import_everything(PACKAGE)
+    assert len(names) == len(modules(PACKAGE)) - 1  # all but the package itself
+    assert changed == []
+
+
+def test_a_change_of_global_state_is_noticed(tmp_path):
+    meddling = """
+import pyro, torch
+torch.set_default_dtype(torch.float64)
+torch.set_num_threads(torch.get_num_threads() + 1)
+torch.set_flush_denormal(True)
+torch.randn(1)
+pyro.enable_validation(False)
+pyro.param("left_behind", torch.zeros(1))
+"""
+    _, changed = import_everything(build(tmp_path, {"cellar.py": meddling}))
+    expected = {"default dtype", "threads", "denormals", "torch's generator", "param store"}
+    assert expected | {"pyro setting validate_poutine"} <= set(changed)
+
+
+#: Libraries of the application, which none of a library user's imports may bring along.
+APPLICATION = ("pandas", "matplotlib", "tyro", "jinja2", "joblib", "sklearn", "torchvision")
+LIBRARY = (
+    "distributions",
+    "handlers",
+    "models",
+    "jit",
+    "data",
+    "exact",
+    "elbos",
+    "estimators",
+    "train/step",
+    "train/fit",
+)
+
+
+def imported_by(modules_: list[str], watched: tuple[str, ...], folder: Path) -> list[str]:
+    """Which of the watched libraries a new process has imported after these modules."""
+    code = "import importlib, sys\nfor name in sys.argv[2:]: importlib.import_module(name)\n"
+    code += "print(*sorted(set(sys.argv[1].split(',')) & set(sys.modules)))"
+    return python("-c", code, ",".join(watched), *modules_, folder=folder).stdout.split()
+
+
+def test_the_library_imports_no_application() -> None:
+    inside = [
+        module.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for module in modules(PACKAGE)
+        if module.startswith(LIBRARY)
+    ]
+    assert len(inside) > 40
+    assert imported_by([f"pyro_gvae.{module}" for module in inside], APPLICATION, ROOT) == []
+
+
+def test_an_application_library_is_noticed(tmp_path):
+    house = build(tmp_path, {"cellar.py": "import jinja2"})
+    assert imported_by(["house.rooms.second"], APPLICATION, house.parent) == ["jinja2"]
+
+
+def test_configurations_import_no_torch() -> None:
+    inside = [module for module in modules(PACKAGE) if module.startswith("config/")]
+    names = [f"pyro_gvae.{module.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}" for module in inside]
+    assert imported_by(names, ("torch", "pyro", "numpy"), ROOT) == []
+
+
+def test_help_imports_nothing_heavy():
+    answer = python("-X", "importtime", "-m", "pyro_gvae", "--help", folder=ROOT)
+    imported = {line.rpartition("|")[2].strip() for line in answer.stderr.splitlines()}
+    assert "pyro_gvae.cli.main" in imported
+    assert "compare" in answer.stdout
+    assert not imported & {"torch", "pyro", "torchvision", "pandas", "matplotlib", "sklearn"}

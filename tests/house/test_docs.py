@@ -1,0 +1,63 @@
+"""Every command that README and the documents show is one that exists, and the pages build without a warning."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from shown import ENTRANCE, ROOT, SHOWN, SHOWN_IN_THE_TEXT, Command, check, commands
+
+
+def test_the_documents_show_commands() -> None:
+    assert len(SHOWN) > 5 and len(SHOWN_IN_THE_TEXT) > 10
+
+
+@pytest.mark.parametrize(
+    "command", [*SHOWN, *(pytest.param(shown, marks=pytest.mark.slow) for shown in SHOWN_IN_THE_TEXT)], ids=str
+)
+def test_each_command_exists_and_takes_its_options(command: Command) -> None:
+    check(command.words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pyro-gvae compare --epoch 3",
+        "pyro-gvae cmpare",
+        "make tea",
+        "python nowhere.py",
+        "python experiments/stages.py --epoch 3",
+        "python experiments/speed.py exactly",
+        "pip install '.[nothing]'",
+        "pyro_gvae",
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (command,) = commands("a page", f"```sh\n{line}  # a comment\n```\n")
+    with pytest.raises((SystemExit, AssertionError)):
+        check(command.words)
+
+
+@pytest.mark.parametrize("page", ENTRANCE, ids=lambda page: page.name)
+def test_the_files_that_a_page_links_to_exist(page: Path) -> None:
+    """Sphinx checks its own pages."""
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("sphinx") is None or find_spec("myst_nb") is None, reason="needs the extra `docs`")
+def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
+    """As `make docs` does, all code run; a proxy that is not there stands for no network."""
+    environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    options = ["-q", "-W", "--keep-going", "-j", "2", "-d", tmp_path / "trees"]
+    build = [sys.executable, "-m", "sphinx", *options, "docs", tmp_path / "html"]
+    done = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "html" / "index.html").is_file()
+    formulas = (tmp_path / "html" / "math.html").read_text(encoding="utf-8")
+    assert not re.findall(r'<script[^>]*src="https?:', formulas)  # read without a network, too
+    assert (tmp_path / "html" / "_static" / "tex-svg-full.js").is_file()

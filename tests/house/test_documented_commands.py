@@ -1,0 +1,107 @@
+"""Every command of the package that README and the documents show runs to its end, at a size of seconds.
+
+They run as they are shown, with further options that make them small, in a folder that holds what they name: data in
+`data`, a finished run where they take one. `make`, `pip` and `pytest` lines are what `.ci/run` itself runs; experiments
+run in `test_experiments.py`.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mnist_like import write_mnist_like
+from shown import SHOWN
+
+from pyro_gvae.cli.main import main
+
+pytestmark = pytest.mark.slow
+
+NETWORK = "--hidden 8 --num-latents 2 --num-categories 3"
+#: Command -> options that make it small; the last of an option that is given twice counts.
+SMALLER = {
+    "train": f"{NETWORK} --steps 4 --batch-size 50",
+    "compare": f"{NETWORK} --epochs 1 --evaluations 1 --seeds 0 --batch-size 50",
+    "gradients": f"{NETWORK} --num-data 8 --num-samples 32 --epochs 0",
+    "advise": f"{NETWORK} --seconds 0.2 --estimators gumbel-softmax reinmax reinforce-loo",
+}
+RUN = re.compile(r"runs/(compare|train|staged)\S*")
+OURS = [command for command in SHOWN if command.words[0] in ("pyro-gvae", "torchrun")]
+
+
+def smaller(words: list[str]) -> list[str]:
+    options = SMALLER.get(words[0], "").split() if "--run" not in words else ["--num-samples", "32"]
+    grid = ["--sizes", "3x2"] if "--sizes" in words else []
+    processes = ["--workers", "1"] if "--workers" in words else []  # more give the same: `test_sweep.py`
+    return [*words, *options, *grid, *processes]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_mnist_like(tmp_path / "data" / "MNIST" / "raw", num_train=100, num_test=20)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A run that `train` or `compare` left, made once; take a copy, for commands write into it."""
+    made: dict[str, Path] = {}
+
+    def find(command: str) -> Path:
+        if command not in made:
+            folder = tmp_path_factory.mktemp(command) / "run"
+            assert main(smaller([command, "--output", str(folder)])) == 0
+            made[command] = folder
+        return made[command]
+
+    return find
+
+
+def dask_cluster(words: list[str]) -> Any:
+    if "dask" not in words:
+        return nullcontext()
+    distributed = pytest.importorskip("distributed")
+    return distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None)
+
+
+def takes(words: list[str]) -> Iterator[Path]:
+    """The runs that a command takes, not those that it makes."""
+    for before, word in pairwise(words):
+        if RUN.fullmatch(word) and before != "--output":
+            yield Path(word)
+
+
+@pytest.mark.parametrize("command", OURS, ids=str)
+def test_a_command_that_is_shown_runs_to_its_end(
+    command: Any, workplace: Path, finished_run: Callable[[str], Path]
+) -> None:
+    for run in takes(command.words):
+        make = "train" if "train" in run.name or "staged" in run.name else "compare"
+        shutil.copytree(finished_run(make), run)
+    if command.words[0] == "torchrun":
+        module = command.words.index("pyro_gvae") + 1
+        launched = [*command.words[1:module], *smaller(command.words[module:])]
+        line = [sys.executable, "-m", "torch.distributed.run", *launched]
+        done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return
+    with dask_cluster(command.words) as cluster:
+        words = smaller(command.words[1:])
+        if cluster:
+            words[words.index("--scheduler") + 1] = cluster.scheduler_address
+        assert main(words) == 0
+
+
+def test_the_commands_that_are_shown_are_all_that_there_are() -> None:
+    """A new command without a line in the documents is found."""
+    from pyro_gvae.cli.main import COMMANDS
+
+    assert {command.words[1] for command in OURS if command.words[0] == "pyro-gvae"} == {*COMMANDS}

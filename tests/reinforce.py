@@ -1,0 +1,23 @@
+"""The plain score-function estimator, as simple as it can be, as a row like those of the registry."""
+
+from dataclasses import replace
+
+from pyro_gvae.elbos.sampled import Estimate, SampledELBO
+from pyro_gvae.estimators import estimator
+
+
+class Reinforce(SampledELBO):
+    """The plain score-function estimator, from one code."""
+
+    def estimate(self, target):
+        codes = target.sample(self.num_particles)
+        log_q, log_joint = target.log_q(codes), target.log_joint(codes)
+        bound = log_joint - log_q
+        return Estimate(bound.mean(0), (bound.detach() * log_q + bound).mean(0).sum())
+
+
+def row(name, elbo):
+    return replace(estimator("exact"), name=name, elbo=elbo, is_exact=False, approximates="the ELBO")
+
+
+REINFORCE = row("reinforce", Reinforce)

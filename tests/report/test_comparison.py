@@ -1,0 +1,505 @@
+"""The figures and the page: made from a synthetic run folder, and true when pieces of it are missing."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+from safetensors.numpy import load_file, save_file
+from sklearn.datasets import load_digits
+
+from pyro_gvae.report import comparison_figures as plots
+from pyro_gvae.report import pictures, style
+from pyro_gvae.report.comparison import finding, remarks, write_report
+from pyro_gvae.runs.contents import read_run
+from pyro_gvae.runs.files import append_json_line, write_json
+from pyro_gvae.runs.folder import PICTURES, cell_folder
+from pyro_gvae.runs.tables import summarize
+
+EPOCHS = 10
+SPEED = {"gumbel-softmax": 220.0, "exact": 11.0}  # steps a second
+
+
+def make_run(run: Path, estimators: tuple[str, ...] = ("gumbel-softmax", "exact"), seeds: int = 3) -> Path:
+    """A run folder with curves as they look: a noisy, far start, fast learning, then slow."""
+    run.mkdir()
+    config = {
+        "cells": [{"estimator": name, "setting": "", "seed": seed} for name in estimators for seed in range(seeds)],
+        "dataset": "digits", "estimators": list(estimators), "seeds": list(range(seeds)), "num_latents": 4,
+        "num_categories": 8, "hidden": [128, 64], "epochs": EPOCHS, "batch_size": 64, "learning_rate": 1e-3,
+        "temperature": 0.67, "prior_temperature": 0.67, "binarize": "none", "image_shape": [8, 8],
+        "versions": {"python": "3.11.9", "torch": "2.14.1", "pyro-ppl": "1.9.2"},
+        "command": f"pyro-gvae compare --dataset digits --seeds {seeds}",
+    }  # fmt: skip
+    write_json(run / "config.json", config)
+    for index, name in enumerate(estimators):
+        for seed in range(seeds):
+            _make_cell(run, name, seed, index)
+    return run
+
+
+def _make_cell(run: Path, name: str, seed: int, index: int) -> None:
+    noise = np.random.default_rng([index, seed])
+    relaxed = name != "exact"
+    level = -19.5 - 0.5 * index + 0.15 * noise.standard_normal() + (1.0 if name == "exact" else 0.0)
+    for epoch in range(EPOCHS + 1):
+        step = epoch * 23
+        elbo = level - 26.0 * np.exp(-0.55 * epoch) + 0.08 * noise.standard_normal()
+        claim = 3.0 * (1 - np.exp(-0.5 * epoch)) if relaxed else 0.0
+        append_json_line(
+            run / "metrics.jsonl",
+            {
+                "estimator": name, "setting": "", "seed": seed, "epoch": float(epoch), "step": step,
+                "finished": epoch == EPOCHS,
+                "seconds": step / SPEED.get(name, 100.0 + 10 * index),
+                "train_objective": elbo + 0.6 + claim - 2.0 * np.exp(-0.5 * epoch) if epoch else None,
+                "train_elbo": elbo + 0.7, "train_log_evidence": elbo + 1.5, "test_objective": elbo + claim,
+                "test_elbo": elbo, "test_log_evidence": elbo + 0.9, "steps_per_second": 1.0, "temperature": 0.67,
+            },
+        )  # fmt: skip
+    digits = (load_digits().data / 16.0).astype(np.float32)
+    usage = noise.dirichlet(np.full(8, 0.4 + index), size=4).astype(np.float32)
+    path = cell_folder(run, name, seed) / PICTURES
+    path.parent.mkdir(parents=True)
+    save_file(
+        {
+            "inputs": digits[:10],
+            "reconstructions_start": np.full((10, 64), 0.5, np.float32) + 0.05 * noise.random((10, 64), np.float32),
+            "reconstructions_end": 0.8 * digits[:10] + 0.15 * noise.random((10, 64), np.float32),
+            "samples": digits[100 + 16 * seed : 116 + 16 * seed],
+            "code_usage": usage,
+        },
+        path,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run and its report; not to be changed."""
+    run = make_run(tmp_path_factory.mktemp("runs") / "whole")
+    write_report(run)
+    return run
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may damage."""
+    return shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("figures", "report.html"))
+
+
+def keep_lines(run: Path, keep) -> None:
+    path = run / "metrics.jsonl"
+    lines = [line for line in path.read_text().splitlines(keepends=True) if keep(json.loads(line))]
+    path.write_text("".join(lines))
+
+
+def words(run: Path) -> str:
+    """The text of a fresh report, without markup and line breaks."""
+    page = write_report(run).read_text(encoding="utf-8")
+    body = re.sub(r"<[^>]+>", "", page[page.index("<main>") :])
+    return re.sub(r"\s+", " ", body)
+
+
+# ----------------------------------------------------------------------------------------------- page
+
+
+class References(HTMLParser):
+    """What a browser would fetch or run for a page, and whether its elements are closed in order."""
+
+    ADDRESSES = frozenset({"src", "href", "srcset", "data", "poster", "action", "background"})
+    VOID = frozenset({"meta", "img", "br", "hr", "link", "input"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag in {"script", "link", "iframe", "object", "embed"}:
+            self.fetched.append(tag)
+        for name, value in attrs:
+            if name in self.ADDRESSES and not (value or "").startswith("data:"):
+                self.fetched.append(f"{tag} {name}={value}")
+            if name == "style" and "url(" in (value or ""):
+                self.fetched.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style" and re.search(r"url\(|@import", data):
+            self.fetched.append("style")
+
+
+def test_page_needs_nothing_from_outside(whole: Path) -> None:
+    page = References((whole / "report.html").read_text(encoding="utf-8"))
+    assert page.fetched == []
+    assert page.open == []
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        '<img src="https://example.org/a.png">',
+        '<link rel="stylesheet" href="style.css">',
+        "<script>1</script>",
+        '<p style="background: url(a.png)"></p>',
+        "<style>@import 'a.css';</style>",
+    ],
+)
+def test_the_check_for_outside_references_bites(element: str) -> None:
+    assert References(element).fetched
+
+
+def test_page_holds_the_numbers_and_every_figure(whole: Path) -> None:
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    final = read_run(whole).final
+    summary = summarize(final)
+    for name in ("gumbel-softmax", "exact"):
+        for measure in ("test_elbo", "test_log_evidence", "gap"):
+            text = f"{summary.loc[name, measure]:z.2f} ± {summary.loc[name, measure + '_se']:.2f}".replace("-", "−")
+            assert text in page
+    names = ["final-values", "learning-curves", "training-gap", "reconstructions", "prior-samples", "code-usage"]
+    assert re.findall(r'<figure id="([^"]+)">', page) == names
+    assert page.count('src="data:image/svg+xml;base64,') == len(names)
+    assert sorted(path.name for path in (whole / "figures").iterdir()) == sorted(
+        f"{name}.{kind}" for name in names for kind in ("png", "svg")
+    )
+    assert "pyro-gvae compare --dataset digits --seeds 3" in page
+    assert "2.14.1" in page
+    assert "What is missing" not in page
+
+
+def test_the_same_results_give_the_same_bytes(whole: Path, run: Path) -> None:
+    renamed = run.rename(run.with_name(whole.name))
+    assert write_report(renamed).read_bytes() == (whole / "report.html").read_bytes()
+
+
+def test_configuration_is_escaped(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    write_json(run / "config.json", config | {"dataset": "<script>alert(1)</script>", "note": "a & b"})
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "a &amp; b" in page
+
+
+def test_importing_the_report_does_not_import_torch() -> None:
+    heavy = "{'torch', 'pyro', 'matplotlib.pyplot'}"
+    code = f"import sys, pyro_gvae.report.comparison; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# -------------------------------------------------------------------------------------- missing pieces
+
+
+def test_unfinished_cell_is_told_and_left_out_of_the_tables(run: Path) -> None:
+    keep_lines(run, lambda row: (row["estimator"], row["seed"]) != ("exact", 2) or row["epoch"] <= 4)
+    contents = read_run(run)
+    assert contents.missing == ["exact, seed 2: not finished (4 epochs); its curve is drawn, the tables leave it out."]
+    assert summarize(contents.final)["seeds"].to_dict() == {"gumbel-softmax": 3, "exact": 2}
+    text = words(run)
+    assert contents.missing[0] in text
+    assert "paired over 2 seeds" in text
+
+
+def test_estimator_that_never_started(run: Path) -> None:
+    keep_lines(run, lambda row: row["estimator"] == "exact")
+    text = words(run)
+    assert "gumbel-softmax, seed 1: nothing was recorded." in text
+    assert "no other estimator has finished that it could be compared with" in text
+    assert "Differences on the same seeds" not in text
+
+
+def test_run_in_which_nothing_has_finished(run: Path) -> None:
+    keep_lines(run, lambda row: row["epoch"] < 3)
+    text = words(run)
+    assert "There is no finding yet" in text
+    assert "The discrete model while it learns" in text
+    assert "Reconstructions at the start" not in text
+
+
+def test_run_without_any_evaluation(run: Path) -> None:
+    (run / "metrics.jsonl").write_text("")
+    text = words(run)
+    assert "There is no finding yet" in text
+    assert text.count("nothing was recorded") == 6
+    assert not (run / "figures").exists()
+
+
+def test_run_with_the_first_evaluation_only(run: Path) -> None:
+    keep_lines(run, lambda row: row["step"] == 0)
+    assert "There is no finding yet" in words(run)
+
+
+@pytest.mark.parametrize("damage", ["absent", "junk", "lacking"])
+def test_pictures_come_from_the_next_seed_when_a_file_is_bad(run: Path, damage: str) -> None:
+    path = cell_folder(run, "exact", 0) / PICTURES
+    if damage == "absent":
+        path.unlink()
+    elif damage == "junk":
+        path.write_bytes(b"not a safetensors file")
+    else:
+        save_file({"inputs": np.zeros((1, 64), np.float32)}, path)
+    contents = read_run(run)
+    assert list(contents.pictures) == ["gumbel-softmax (seed 0)", "exact (seed 1)"]
+    assert contents.missing == [
+        "exact, seed 0: its pictures.safetensors is absent or damaged, so there are no pictures of it."
+    ]
+
+
+def test_torn_line_is_told(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"estimator": "exact", "se')
+    with pytest.warns(RuntimeWarning, match="torn line 67"):
+        assert read_run(run).missing == ["Line 67 of metrics.jsonl is torn and was left out."]
+
+
+def test_run_that_did_not_stay_finite_is_told(run: Path) -> None:
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.unlink()
+    for row in rows:
+        lost = (row["estimator"], row["seed"], row["epoch"]) == ("exact", 1, EPOCHS)
+        append_json_line(path, row | {"test_elbo": float("nan"), "test_log_evidence": float("nan")} if lost else row)
+    contents = read_run(run)
+    assert contents.missing == ["exact, seed 1: the last evaluation is not finite, so exact has no mean."]
+    assert "exact</b> ends" not in finding(contents.final)
+    assert "gumbel-softmax" in finding(contents.final)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: shutil.rmtree(run), "is not one: .*No such file"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "is not one: .*metrics.jsonl"),
+        (lambda run: (run / "config.json").write_text("{"), "is not one: Expecting"),
+        (
+            lambda run: (run / "config.json").write_text('{"dataset": "digits"}'),
+            "lacks cells, epochs, image_shape",
+        ),
+        (
+            lambda run: (run / "metrics.jsonl").write_text('{"estimator": "exact"}\n'),
+            "lacks epoch, finished, seconds, seed",
+        ),
+    ],
+)
+def test_folder_that_is_no_run(run: Path, damage, message: str) -> None:
+    damage(run)
+    with pytest.raises(ValueError, match=message):
+        write_report(run)
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+
+def evidence(**seeds_of: dict[int, float]) -> pd.DataFrame:
+    """Final rows with the given log-evidence by estimator and seed."""
+    rows = [(name, seed, value) for name, values in seeds_of.items() for seed, value in values.items()]
+    frame = pd.DataFrame(rows, columns=["estimator", "seed", "test_log_evidence"])
+    return frame.assign(test_elbo=frame["test_log_evidence"] - 1, seconds=1.0)
+
+
+@pytest.mark.parametrize(
+    ("final", "sentence"),
+    [
+        (
+            evidence(gs={0: -20.0, 1: -22.0, 2: -21.0}, exact={0: -18.0, 1: -19.0, 2: -17.0}),
+            "<b>exact</b> ends with the higher exact test log-evidence, 3.00 ± 0.58 nats per datum above <b>gs</b> "
+            "(paired over 3 seeds, ahead on 3).",
+        ),
+        (
+            evidence(gs={0: -20.0, 1: -21.0}, exact={0: -18.0, 1: -21.5}),
+            "<b>exact</b> and <b>gs</b> cannot be told apart by exact test log-evidence: "
+            "the first is 0.75 ± 1.25 nats per datum above the second (paired over 2 seeds, ahead on 1).",
+        ),
+        (
+            evidence(gs={0: -20.0}, exact={0: -18.0}),
+            "On the one seed that was finished, <b>exact</b> ends with the higher exact test log-evidence, "
+            "2.00 nats per datum above <b>gs</b>; one seed has no standard error.",
+        ),
+        (  # the runner-up is second by its mean, on the seeds that all share
+            evidence(a={0: -9.0, 1: -9.0}, b={0: -5.0, 1: -6.0, 2: -99.0}, c={0: -3.0, 1: -3.0}),
+            "<b>c</b> ends with the highest exact test log-evidence, 2.50 ± 0.50 nats per datum above <b>b</b> "
+            "(paired over 2 seeds, ahead on 2).",
+        ),
+        (
+            evidence(exact={0: -18.0, 1: -19.0}),
+            "<b>exact</b> ends with an exact test log-evidence of −18.50 ± 0.50 nats per datum (2 seeds); "
+            "no other estimator has finished that it could be compared with.",
+        ),
+        (
+            evidence(gs={0: -20.0, 1: -21.0}, exact={0: -18.0, 1: -18.996}),
+            "<b>exact</b> ends with the higher exact test log-evidence, 2.002 ± 0.002 nats per datum above <b>gs</b> "
+            "(paired over 2 seeds, ahead on 2).",
+        ),
+        (
+            evidence(gs={0: -20.0}, exact={1: -18.0}),
+            "There is no finding yet: no seed has been trained to its end by every estimator.",
+        ),
+    ],
+)
+def test_finding(final: pd.DataFrame, sentence: str) -> None:
+    assert finding(final) == sentence
+
+
+def test_remarks_tell_a_bound_above_the_evidence() -> None:
+    final = evidence(gs={0: -20.0, 1: -22.0}, exact={0: -18.0, 1: -19.0})
+    final = final.assign(test_objective=[-15.0, -17.0, -19.0, -20.0], steps_per_second=[200.0, 200.0, 10.0, 10.0])
+    assert remarks(summarize(final)) == [
+        "The bound that <b>gs</b> itself optimizes lies 6.00 nats per datum above the ELBO of its discrete model, "
+        "and 5.00 above its log-evidence, where no bound of that model can be.",
+        "<b>gs</b> made 200 steps a second, <b>exact</b> 10: 20 times as many.",
+        "With so few seeds the standard errors are themselves rough.",
+    ]
+
+
+def test_remarks_keep_quiet_about_a_bound_that_is_one() -> None:
+    final = evidence(exact={0: -18.0}).assign(test_objective=-19.0, steps_per_second=10.0)
+    assert remarks(summarize(final)) == []
+    assert "above its log-evidence" not in remarks(summarize(final.assign(test_objective=-18.5)))[0]
+
+
+# -------------------------------------------------------------------------------------------- figures
+
+
+def draw_all(run: Path) -> dict[str, Figure]:
+    contents = read_run(run)
+    styles = style.estimator_styles(contents.estimators)
+    return {
+        "final": plots.final_values(summarize(contents.final), styles),
+        "curves": plots.learning_curves(contents.metrics, styles),
+        "gap": plots.training_gap(contents.metrics, styles),
+        "reconstructions": pictures.reconstructions(contents.pictures, (8, 8)),
+        "samples": pictures.prior_samples(contents.pictures, (8, 8)),
+        "usage": pictures.code_usage(contents.pictures),
+    }
+
+
+@pytest.fixture(scope="module")
+def figures(whole: Path) -> dict[str, Figure]:
+    return draw_all(whole)
+
+
+MANY = ("gumbel-softmax", "exact", "st-gumbel-softmax", "reinmax", "vimco", "rebar", "gumbel-rao", "reinforce-loo")
+
+
+@pytest.mark.parametrize(("count", "seeds"), [(1, 1), (2, 10), (8, 2)])
+def test_nothing_overlaps(tmp_path: Path, count: int, seeds: int) -> None:
+    for name, figure in draw_all(make_run(tmp_path / "run", MANY[:count], seeds)).items():
+        figure.draw_without_rendering()
+        panels = [axes.get_window_extent() for axes in figure.axes]
+        boxes = panels + [text.get_window_extent() for axes in figure.axes for text in [axes.title] if text.get_text()]
+        for legend in figure.legends:
+            box = legend.get_window_extent()
+            assert box.x1 <= figure.bbox.x1 + 1, name
+            assert not any(Bbox.intersection(box, other) for other in boxes), name
+        for index, panel in enumerate(panels):
+            assert not any(Bbox.intersection(panel, other) for other in panels[index + 1 :]), name
+
+
+def test_curves_say_what_and_in_which_unit(figures: dict[str, Figure]) -> None:
+    upper, _, lower, seconds = figures["curves"].axes
+    assert upper.get_ylabel() == "test ELBO\n(nats per datum)"
+    assert lower.get_ylabel() == "test log-evidence log p(x)\n(nats per datum)"
+    assert lower.get_xlabel() == "training steps"
+    assert seconds.get_xlabel() == "seconds of training (log scale)"
+    assert figures["gap"].axes[0].get_ylabel() == "train set (nats per datum)"
+    assert {axes.get_xlabel() for axes in figures["gap"].axes} == {"training steps"}
+    assert "nats per datum" in figures["final"].axes[0].get_xlabel()
+    labels = [text.get_text() for text in figures["curves"].legends[0].get_texts()]
+    assert labels == ["gumbel-softmax", "exact", "mean over seeds", "single seed"]
+
+
+def test_seconds_are_linear_when_speeds_are_alike(tmp_path: Path) -> None:
+    seconds = draw_all(make_run(tmp_path / "run", ("reinmax", "vimco"), 1))["curves"].axes[3]
+    assert seconds.get_xscale() == "linear"
+    assert seconds.get_xlabel() == "seconds of training"
+
+
+def test_the_start_does_not_squash_the_scale(whole: Path, figures: dict[str, Figure]) -> None:
+    metrics = read_run(whole).metrics
+    axes = figures["curves"].axes[0]
+    low, high = axes.get_ylim()
+    start, end = (metrics.loc[metrics["epoch"] == epoch, "test_elbo"] for epoch in (0, EPOCHS))
+    assert start.max() < low < end.min() < end.max() < high
+    assert high - low < 0.4 * (end.max() - start.min())
+    assert axes.get_title(loc="right") == f"curves begin at −{-start.min():.0f}, below the axis"
+
+
+def test_curve_limits_by_hand() -> None:
+    curve = pd.DataFrame({"estimator": "a", "seed": 0, "step": [0, 1, 2, 3, 10], "elbo": [-500.0, -50, -30, -20, -10]})
+    diverged = pd.DataFrame({"estimator": "b", "seed": 0, "step": [0, 10], "elbo": [-400.0, -1e6]})
+    # Of steps 3 and 10, values -20 and -10, with a margin of 0.6.
+    assert plots.curve_limits(pd.concat([curve, diverged]), ["elbo"]) == pytest.approx((-20.6, -9.4))
+    assert plots.curve_limits(diverged, ["elbo"]) is None
+
+
+def test_mean_stops_where_a_seed_stops() -> None:
+    runs = pd.DataFrame({"seed": [0, 0, 0, 1, 1], "step": [0, 5, 10, 0, 5], "elbo": [-9.0, -5.0, -3.0, -11.0, np.nan]})
+    mean = plots.seed_mean(runs)
+    assert mean["elbo"].tolist()[0] == -10.0
+    assert mean["elbo"].isna().tolist() == [False, True, True]
+
+
+def test_gap_is_shaded_and_named(whole: Path, figures: dict[str, Figure]) -> None:
+    relaxed, exact = figures["gap"].axes
+    metrics = read_run(whole).metrics
+    last = metrics[(metrics["epoch"] == EPOCHS) & (metrics["estimator"] == "gumbel-softmax")]
+    gap = (last["train_objective"] - last["train_elbo"]).mean()
+    assert relaxed.get_title(loc="left") == f"gumbel-softmax\ngap +{gap:.2f} nats at step 230"
+    assert exact.get_title(loc="left").startswith("exact\ngap −0.")
+    assert len(relaxed.collections) == 1
+
+
+def test_each_of_eight_estimators_has_its_own_look() -> None:
+    styles = style.estimator_styles(MANY).values()
+    assert len({style.color for style in styles}) == len({style.marker for style in styles}) == 8
+
+
+def test_an_absent_estimator_keeps_its_colour(run: Path) -> None:
+    keep_lines(run, lambda row: row["estimator"] == "exact")
+    curves = draw_all(run)["curves"].axes[0]
+    assert {line.get_color() for line in curves.lines if len(line.get_xdata())} == {style.PALETTE[1]}
+
+
+def test_perplexity_stands_beside_each_latent(whole: Path, figures: dict[str, Figure]) -> None:
+    heatmap = figures["usage"].axes[0]
+    usage = load_file(cell_folder(whole, "gumbel-softmax", 0) / PICTURES)["code_usage"]
+    shown = heatmap.images[0].get_array()
+    np.testing.assert_allclose(np.sort(shown, axis=1), np.sort(usage, axis=1))
+    assert (np.diff(shown, axis=1) <= 0).all()
+    expected = [f"{np.exp(-(row * np.log(row)).sum()):.1f}" for row in usage]
+    assert [text.get_text() for text in heatmap.child_axes[0].texts] == expected
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (28, 28)])
+def test_mosaic_puts_every_image_in_its_place(shape: tuple[int, int]) -> None:
+    height, width = shape
+    images = np.arange(5.0 * height * width).reshape(5, -1)
+    canvas = pictures.mosaic(images, shape, columns=3)
+    margin = max(1, height // 12)
+    for index, image in enumerate(images):
+        top, left = (margin + place * (size + margin) for place, size in zip(divmod(index, 3), shape, strict=True))
+        np.testing.assert_array_equal(canvas[top : top + height, left : left + width], image.reshape(shape))
+    assert np.isfinite(canvas).sum() == images.size
+
+
+def test_mosaic_refuses_another_image_shape() -> None:
+    with pytest.raises(ValueError, match=r"Expected images of 8 x 8 pixels, but found 784 dimensions\. Try"):
+        pictures.mosaic(np.zeros((2, 784)), (8, 8), columns=2)
+
+
+def test_perplexity_of_an_unused_category_is_finite() -> None:
+    assert pictures.perplexity(np.array([[0.5, 0.5, 0.0]])).tolist() == pytest.approx([2.0])

@@ -1,0 +1,161 @@
+"""Run folders that survive a crash, and tables against numbers computed by hand."""
+
+import json
+import math
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pyro_gvae.runs import folder
+from pyro_gvae.runs.files import append_json_line, replacing, write_json, write_text_atomic
+from pyro_gvae.runs.folder import new_run_folder, sole_writer
+from pyro_gvae.runs.frames import read_json_lines, write_csv
+
+
+def test_default_run_folder_is_new_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        @staticmethod
+        def now() -> datetime:
+            return datetime(2024, 5, 6, 7, 8, 9)
+
+    monkeypatch.setattr(folder, "datetime", Clock)
+    monkeypatch.chdir(tmp_path)
+    names = [new_run_folder(None, prefix="compare").as_posix() for _ in range(3)]
+    stem = "runs/compare-20240506-070809"
+    assert names == [stem, f"{stem}-2", f"{stem}-3"]
+    assert all(Path(name).is_dir() for name in names)
+
+
+def test_given_run_folder_is_made_with_its_parents(tmp_path: Path) -> None:
+    assert new_run_folder(tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch], ids=["folder", "file"])
+def test_run_folder_that_exists_is_refused(tmp_path: Path, make) -> None:
+    make(tmp_path / "old")
+    with pytest.raises(ValueError, match=r"Expected a new run folder, .*old' exists\. Try"):
+        new_run_folder(tmp_path / "old")
+
+
+def test_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/run' cannot: Not a directory\. Try"):
+        new_run_folder(tmp_path / "file" / "run")
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    with (
+        sole_writer(tmp_path),
+        pytest.raises(ValueError, match="no other process writes to, but found that one works in"),
+        sole_writer(tmp_path),
+    ):
+        pass
+    with sole_writer(tmp_path):
+        pass
+
+
+def test_a_writer_that_was_killed_holds_nothing(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, pathlib; from pyro_gvae.runs.folder import sole_writer\n"
+        "with sole_writer(pathlib.Path(sys.argv[1])): print('holds', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "holds\n"
+        with pytest.raises(ValueError, match="one works in"), sole_writer(tmp_path):
+            pass
+        other.kill()
+    with sole_writer(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("failing", ["write", "rename"])
+def test_a_failing_write_leaves_the_old_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("old and whole")
+
+    def write_half(self: Path, text: str, **_: object) -> None:
+        self.write_bytes(text[: len(text) // 2].encode())
+        raise OSError("no space left on device")
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError("read-only file system")
+
+    if failing == "write":
+        monkeypatch.setattr(Path, "write_text", write_half)
+    else:
+        monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match=r"space|read-only"):
+        write_text_atomic(path, "new and longer than before")
+    monkeypatch.undo()
+    assert path.read_text() == "old and whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replacing_shows_nothing_until_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "note.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("half")
+        assert temporary.parent == path.parent
+        assert not path.exists()
+    assert path.read_text() == "half"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_json_is_strict_and_plain(tmp_path: Path) -> None:
+    value = {"a": np.float32(0.5), "b": [math.nan, -math.inf, 1], "c": Path("x/y"), "d": {"e": np.float64("nan")}}
+    write_json(tmp_path / "value.json", value)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    read = json.loads((tmp_path / "value.json").read_text(), parse_constant=refuse)
+    assert read == {"a": 0.5, "b": [None, None, 1], "c": "x/y", "d": {"e": None}}
+
+
+def test_csv_has_no_index(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", pd.DataFrame({"a": [1, 2], "b": [0.5, math.nan]}, index=[7, 9]))
+    assert (tmp_path / "t.csv").read_text().splitlines() == ["a,b", "1,0.5", "2,"]
+
+
+def test_json_lines_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_json_line(path, {"estimator": "exact", "step": 0, "train_objective": None, "test_elbo": math.nan})
+    append_json_line(path, {"estimator": "exact", "step": 5, "train_objective": None, "test_elbo": np.float64(-2.5)})
+    frame = read_json_lines(path)
+    assert frame["step"].tolist() == [0, 5]
+    assert frame["test_elbo"].iloc[1] == -2.5
+    assert math.isnan(frame["test_elbo"].iloc[0])
+    assert frame["train_objective"].dtype == float  # though it holds nothing but null
+    assert frame.attrs["torn_lines"] == []
+
+
+LINE = b'{"estimator": "exact", "step": 23, "test_elbo": -19.5}'
+
+
+@pytest.mark.parametrize("kept", range(1, len(LINE)))
+def test_a_line_torn_anywhere_costs_that_line_only(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_json_line(path, {"estimator": "exact", "step": 0, "test_elbo": -40.0})
+    with path.open("ab") as file:
+        file.write(LINE[:kept])
+    with pytest.warns(RuntimeWarning, match="left out torn line 2"):
+        frame = read_json_lines(path)
+    assert frame["step"].tolist() == [0]
+    assert frame.attrs["torn_lines"] == [2]
+    # A resumed run goes on after it.
+    append_json_line(path, {"estimator": "exact", "step": 46, "test_elbo": -18.0})
+    with pytest.warns(RuntimeWarning, match="left out torn line 2"):
+        assert read_json_lines(path)["step"].tolist() == [0, 46]
+
+
+def test_a_last_line_without_its_newline_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(LINE)
+    assert read_json_lines(path)["step"].tolist() == [23]
