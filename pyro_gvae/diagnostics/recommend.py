@@ -44,7 +44,7 @@ def recommend(table: pd.DataFrame, obstacle: str | None = None) -> Advice:
     grows with it unseen.
 
     Args:
-        table: the rows of :func:`advise`.
+        table: the rows of :func:`~pyro_gvae.diagnostics.advise.advise`.
         obstacle: why there is no exact gradient, if there is none.
 
     Returns:
