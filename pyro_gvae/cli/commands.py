@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.utils import save_image
 
-from ..compare.run import compare, written_config
+from ..compare.run import compare
 from ..config.commands import (
     EncodeConfig,
     EvaluateConfig,
@@ -34,7 +34,7 @@ from ..evaluate.metrics import evaluate, evaluation_table
 from ..report.comparison import write_report
 from ..report.gaps import gaps_table, run_gaps
 from ..report.training import write_train_report
-from ..runs.config import is_train_run, read_config
+from ..runs.config import is_train_run, read_config, read_train_config
 from ..runs.files import replacing, write_json
 from ..runs.frames import write_csv
 from ..runs.tables import format_table, labelled, summarize
@@ -157,7 +157,7 @@ def compare_command(config: CompareConfig) -> str:
 
 def resume_any_command(config: ResumeConfig) -> str:
     """`pyro-gvae resume`, of a comparison or of a single training run."""
-    written = written_config(config.run)
+    written = read_config(config.run)
     if "cells" not in written:
         return resume_command(config)
     return compare_command(replace(CompareConfig.from_json(written), output=config.run))
@@ -203,7 +203,7 @@ def train_command(config: TrainConfig) -> str:
 
 def resume_command(config: ResumeConfig) -> str:
     """`pyro-gvae resume`; returns what is said in the end."""
-    with _together(read_config(config.run).device):
+    with _together(read_train_config(config.run).device):
         return _said(*resume(config.run))
 
 

@@ -13,8 +13,8 @@ from ..data.dataset import Dataset
 from ..evaluate.generate import reconstruct, sample
 from ..evaluate.metrics import code_usage, discrete_scores, own_objective
 from ..models.categorical_vae import CategoricalVAE
-from ..runs.config import provenance
-from ..runs.files import replacing, write_json
+from ..runs.config import write_config
+from ..runs.files import replacing
 from ..runs.folder import PICTURES
 from ..runtime.rng import derived_seed, own_randomness
 from ..train.fit import fit
@@ -43,7 +43,7 @@ def train_cell(job: Job) -> None:
     data = load_data(config)
     vae = initial_model(config, data)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {"train": config.as_json()} | provenance(data))
+    write_config(folder, {"train": config.as_json(), "image_shape": data.image_shape})
     fit(vae, data, config, output=folder, resume=True, progress=False, measure=_measure)
     with own_randomness(derived_seed("pictures", config.seed)):
         arrays = _pictures(vae, initial_model(config, data), data, max_memory=_bytes(config))

@@ -1,6 +1,5 @@
 """The main job: the same network, weights and batches, trained by several estimators, judged as discrete models."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,8 +14,8 @@ from ..config.compare import CompareConfig
 from ..data.dataset import Dataset
 from ..data.datasets import load
 from ..report.comparison import write_report
-from ..runs.config import provenance
-from ..runs.files import write_json, write_text_atomic
+from ..runs.config import earlier_run, write_config
+from ..runs.files import write_text_atomic
 from ..runs.folder import ERROR, cell_folder, new_run_folder, sole_writer
 from ..train.fit import Interrupted
 from ..train.setup import initial_model
@@ -51,15 +50,15 @@ def compare(config: CompareConfig) -> Path:
     """
     data = load(config.dataset, data_dir=config.data_dir, download=config.download, binarize=config.binarize)
     cells = make_cells(config, len(data.train))
-    before = _settings_before(config)
-    if before is None:
+    begun = earlier_run(config.output, config.as_json(), free=FREE, known_by="cells")
+    if begun is None:
         _check_cells(config, cells, data)
     with _run_on(config) as run_jobs:
-        run = new_run_folder(config.output, prefix="compare") if before is None else Path(str(config.output))
+        run = begun or new_run_folder(config.output, prefix="compare")
         with sole_writer(run):
-            if before is None:
+            if begun is None:
                 listed = [{"estimator": cell.estimator, "setting": cell.setting, "seed": cell.seed} for cell in cells]
-                write_json(run / "config.json", config.as_json() | provenance(data) | {"cells": listed})
+                write_config(run, config.as_json() | {"image_shape": data.image_shape, "cells": listed})
             try:
                 _train(run, config, cells, run_jobs)
             except KeyboardInterrupt as interrupt:
@@ -98,38 +97,6 @@ def _run_on(config: CompareConfig) -> Iterator[sweep.Run]:
     else:
         with sweep.on_cluster(config.scheduler) as run:
             yield run
-
-
-def _settings_before(config: CompareConfig) -> object:
-    """The settings of the comparison that is to go on; None if a new one is to begin.
-
-    Raises:
-        ValueError: if the folder is of another one, or of none.
-    """
-    if config.output is None or not config.output.exists():
-        return None
-    written = written_config(config.output)
-    if "cells" not in written:
-        raise ValueError(
-            f"Expected a new folder or one of a comparison, but found that '{config.output}' exists and is none. Try "
-            "another name."
-        )
-    before, now = CompareConfig.from_json(written).as_json(), config.as_json()
-    different = [name for name in now if name not in FREE and now[name] != before[name]]
-    if different:
-        raise ValueError(
-            f"Expected the settings that '{config.output}' was begun with, but found another "
-            f"{', '.join(different)}. Try another folder."
-        )
-    return before
-
-
-def written_config(run: Path) -> dict[str, object]:
-    try:
-        written = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return written if isinstance(written, dict) else {}
 
 
 def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: Dataset) -> None:

@@ -1,14 +1,8 @@
 """The gradient laboratory: (model, epoch, estimator, temperature) cells -> one folder with a table and figures."""
 
 import copy
-import dataclasses
-import json
-import platform
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +14,14 @@ from tqdm import tqdm
 from .. import exact
 from ..config.checks import MOST_SECONDS
 from ..config.gradients import GradientsConfig
+from ..config.json import plain_settings
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset
 from ..data.datasets import load
 from ..estimators import estimator
 from ..models.categorical_vae import CategoricalVAE
 from ..report.gradient_figures import draw_against_temperature, draw_along_training
+from ..runs.config import earlier_run, write_config
 from ..runs.files import append_json_line, replacing, write_json
 from ..runs.folder import new_run_folder
 from ..runs.frames import read_json_lines, write_csv
@@ -174,30 +170,13 @@ def _check_codes(config: GradientsConfig, data: Dataset | None) -> None:
 
 def _folder(config: GradientsConfig, check: Callable[[], None]) -> Path:
     """The folder of an earlier call with the same settings, or a new one, after a check."""
-    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    if config.output is not None and config.output.exists():
-        try:
-            before = json.loads((config.output / "config.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            before = {}
-        if "protocol" not in before:
-            raise ValueError(
-                f"Expected a folder of pyro-gvae gradients, or a new one, but found that '{config.output}' exists and "
-                "is none. Try another --output."
-            )
-        for name in settings.keys() - FREE:
-            if settings[name] != before.get(name):
-                raise ValueError(
-                    f"Expected the settings of '{config.output}' to be the same, but found {name} = {settings[name]}, "
-                    f"not {before.get(name)}. Try another --output."
-                )
-        return config.output
+    settings = plain_settings(config)
+    begun = earlier_run(config.output, settings, free=FREE, known_by="protocol")
+    if begun is not None:
+        return begun
     check()
     folder = new_run_folder(config.output, prefix="gradients")
-    packages = ("pyro-gvae", "torch", "pyro-ppl", "numpy")
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
-    write_json(folder / "config.json", settings | {"command": command, "versions": versions})
+    write_config(folder, settings)
     return folder
 
 

@@ -1,6 +1,5 @@
 """A run folder of train in, figures and one self-contained HTML page out; the command does so for any run folder."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from ..config.train import TrainConfig
 from ..evaluate.code_statistics import guide_log_probs
 from ..evaluate.generate import reconstruct, sample
-from ..runs.config import read_config
+from ..runs.config import read_config, read_train_config
 from ..runs.frames import read_json_lines
 from ..runtime.rng import own_randomness
 from ..train.fit import WEIGHTS
@@ -43,9 +42,8 @@ def write_train_report(run: Path) -> Path:
         ValueError: if it is not a run folder of `train`, or nothing was evaluated yet, or its weights are damaged.
         OSError: if the data files are absent.
     """
-    config = read_config(run)
+    config, written = read_train_config(run), read_config(run)
     metrics = _read_metrics(run)
-    written = json.loads((run / "config.json").read_text(encoding="utf-8"))
     drawn = {"training-curves": training_curves(metrics), "speed": speed_and_schedules(metrics)} | _draw(run, config)
     return write_page(
         run / "report.html",

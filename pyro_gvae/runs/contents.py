@@ -1,6 +1,5 @@
 """What a run folder holds, and what it should hold and does not: read for reports, truthful about the rest."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from .config import read_config
 from .folder import PICTURES, cell_error, cell_folder
 from .frames import read_json_lines
 from .tables import CELL, final_rows, label, labelled
@@ -55,8 +55,8 @@ def read_run(run: Path) -> Run:
     Raises:
         ValueError: If `config.json` or `metrics.jsonl` is absent, unreadable or without what every run has.
     """
+    config = read_config(run)
     try:
-        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
         metrics = read_json_lines(run / "metrics.jsonl")
     except (OSError, ValueError) as error:
         raise ValueError(f"Expected a run folder, but found that '{run}' is not one: {error}. {OTHER}") from error

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from ..config.train import TrainConfig
 from ..data.dataset import Dataset
-from ..runs.config import provenance, read_config
-from ..runs.files import write_json
+from ..runs.config import CONFIG, read_train_config, write_config
 from ..runs.folder import new_run_folder
 from ..runtime.distributed import from_main, may_restart, restarts
 from .fit import Fit, fit
@@ -43,12 +42,12 @@ def train(config: TrainConfig) -> tuple[Path, Fit]:
 def _run_folder(config: TrainConfig, data: Dataset, again: bool) -> tuple[str, bool]:
     """Where a run is kept, and whether it had begun before torchrun restarted its processes."""
     output = config.output
-    if again and output is not None and (output / "config.json").exists():
-        if read_config(output) != config:
+    if again and output is not None and (output / CONFIG).exists():
+        if read_train_config(output) != config:
             raise ValueError(f"Expected the run of this configuration, but found that '{output}' has another.")
         return str(output), True
     run = new_run_folder(output, prefix="train")
-    write_json(run / "config.json", {"train": config.as_json()} | provenance(data))
+    write_config(run, {"train": config.as_json(), "image_shape": data.image_shape})
     return str(run), False
 
 
@@ -58,6 +57,6 @@ def resume(run: Path) -> tuple[Path, Fit]:
     Raises:
         ValueError: if there is no such run, or its checkpoint is unusable; the folder is as it was then.
     """
-    config = read_config(run)
+    config = read_train_config(run)
     data = load_data(config)
     return run, fit(initial_model(config, data), data, config, output=run, resume=True)

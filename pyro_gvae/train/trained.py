@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from ..data.dataset import Dataset
 from ..models.categorical_vae import CategoricalVAE
 from ..runs.checkpoint import load_checkpoint
-from ..runs.config import is_train_run, read_config
+from ..runs.config import is_train_run, read_train_config
 from ..runs.contents import read_run
 from ..runs.folder import cell_folder
 from ..runs.frames import read_json_lines
@@ -56,7 +56,7 @@ def trained_models(run: Path) -> list[Which]:
             last = read_json_lines(run / "metrics.jsonl").iloc[-1]
         except (OSError, IndexError) as error:
             raise ValueError(f"Expected a run that was evaluated, but found none in '{run}'. Try resume.") from error
-        return [Which(str(last["estimator"]), read_config(run).seed, float(last["epoch"]))]
+        return [Which(str(last["estimator"]), read_train_config(run).seed, float(last["epoch"]))]
     contents = read_run(run)
     return [Which(str(row.estimator), int(row.seed), float(row.epoch)) for row in contents.final.itertuples()]
 
@@ -97,7 +97,7 @@ def load_trained(run: Path) -> tuple[CategoricalVAE, Dataset]:
         ValueError: if there are no weights, or damaged ones.
         OSError: if the data files are absent.
     """
-    config = replace(read_config(run), device="cpu")
+    config = replace(read_train_config(run), device="cpu")
     path = run / WEIGHTS
     try:
         weights = load_file(path) if path.exists() else load_checkpoint(run / CHECKPOINT)["vae"]

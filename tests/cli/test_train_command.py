@@ -56,7 +56,7 @@ def run(capsys, *arguments):
         (["report", "nowhere"], "Expected a run folder, but found that 'nowhere' is not one"),
         (["train", "--device", "qpu"], "Expected a device of this machine, but found 'qpu'"),
         (["train", "--preset", "article", "--data-dir", "nowhere"], "nowhere"),
-        (["resume", "nowhere"], "found that 'nowhere' is not one. Try what its --output named."),
+        (["resume", "nowhere"], "Expected a run folder, but found that 'nowhere' is not one: [Errno 2] No such file"),
         (["resume"], "Missing from pyro-gvae resume: PATH"),
     ],
 )
@@ -167,7 +167,7 @@ def damage(folder, how):
         ("empty", "Expected a whole checkpoint, but found that"),
         ("another run's", "was written with another num_latents"),
         ("configuration unknown", "Expected settings of TrainConfig, but found 'speed'"),
-        ("configuration torn", "Expected a run folder of pyro-gvae train"),
+        ("configuration torn", "Expected a run folder, but found that"),
     ],
 )
 def test_what_cannot_be_resumed_is_one_sentence_and_the_folder_as_it_was(how, sentence, folder, capsys):

@@ -14,7 +14,7 @@ from pyro_gvae.cli.main import main
 from pyro_gvae.report import training_figures as train_plots
 from pyro_gvae.report.training import write_train_report
 from pyro_gvae.runs.checkpoint import load_checkpoint
-from pyro_gvae.runs.config import read_config
+from pyro_gvae.runs.config import read_train_config
 from pyro_gvae.train.trained import load_model, trained_models
 
 PLAN = ["--stages", "gumbel-softmax:1,exact:1", "--num-latents", "2", "--num-categories", "4", "--hidden", "8"]
@@ -168,4 +168,4 @@ def test_a_run_that_was_not_judged_is_drawn_too(finished, tmp_path):
     unknown = {"train_elbo": None, "test_elbo": None, "elbo_is": "none"}
     (run / "metrics.jsonl").write_text("".join(json.dumps(line | unknown) + "\n" for line in lines(run)[:1]))
     assert "an unknown value" in write_train_report(run).read_text(encoding="utf-8")
-    assert read_config(run).beta == "linear:0,1,30"
+    assert read_train_config(run).beta == "linear:0,1,30"
