@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..evaluate.gaps import BOUNDS, GAPS, gaps, summarize_gaps
 from ..runs.files import replacing
 from ..runs.frames import write_csv
-from ..train.trained import load, trained_models
+from ..train.trained import load_model, trained_models
 from .style import INK, PALETTE, in_house_style
 
 
@@ -35,7 +35,7 @@ def run_gaps(
     """
     rows = []
     for which in tqdm(trained_models(run), desc="gaps", unit="model"):
-        trained = load(run, which)
+        trained = load_model(run, which.estimator, which.seed)
         found = gaps(trained.vae, trained.data.test[:num_data], num_particles=num_particles, max_memory=max_memory)
         row = {"estimator": which.estimator, "seed": which.seed, "data": len(found.elbo)}
         rows.append(row | summarize_gaps(found))

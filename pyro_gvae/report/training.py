@@ -17,7 +17,7 @@ from ..runs.frames import read_json_lines
 from ..runtime.rng import own_randomness
 from ..train.fit import WEIGHTS
 from ..train.setup import initial_model
-from ..train.trained import load_trained
+from ..train.trained import load_model
 from . import pictures
 from .pages import save_figure, write_page
 from .training_figures import SCHEDULED, Begun, speed_and_schedules, stages_begun, training_curves
@@ -99,7 +99,7 @@ def _known(value: Any) -> float | None:
 
 
 def _draw(run: Path, config: TrainConfig) -> dict[str, Figure]:
-    vae, data = load_trained(run)
+    _, vae, data = load_model(run)
     shown, label = data.test[:NUM_RECONSTRUCTIONS], ""
     with own_randomness(0), torch.no_grad():
         arrays = {

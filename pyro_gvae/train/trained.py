@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ..data.dataset import Dataset
 from ..models.categorical_vae import CategoricalVAE
@@ -61,22 +62,11 @@ def trained_models(run: Path) -> list[Which]:
     return [Which(str(row.estimator), int(row.seed), float(row.epoch)) for row in contents.final.itertuples()]
 
 
-def load(run: Path, which: Which) -> Trained:
-    """One of the models that :func:`trained_models` lists, on the CPU.
-
-    Raises:
-        ValueError: if its weights cannot be read.
-        OSError: if the data files are absent.
-    """
-    folder = run if is_train_run(run) else cell_folder(run, which.estimator, which.seed)
-    return Trained(which.name, *load_trained(folder))
-
-
 def load_model(run: Path, estimator: str | None = None, seed: int | None = None) -> Trained:
-    """The one trained model of a run folder that has this estimator and seed; None is any.
+    """The one trained model of a run folder that has this estimator and seed, on the CPU; None is any.
 
     Raises:
-        ValueError: if the folder is not a run folder, or has no such model, or several.
+        ValueError: if the folder is not a run folder, or has no such model, or several; if its weights cannot be read.
         OSError: if the data files are absent.
     """
     models = trained_models(run)
@@ -87,26 +77,24 @@ def load_model(run: Path, estimator: str | None = None, seed: int | None = None)
             f"Expected one trained model in '{run}', but found {len(found)} that fit, of {known}. Try --estimator and "
             "--seed."
         )
-    return load(run, found[0])
-
-
-def load_trained(run: Path) -> tuple[CategoricalVAE, Dataset]:
-    """The model of a run folder of `train` on the CPU, and its data; of an unfinished run as its checkpoint has it.
-
-    Raises:
-        ValueError: if there are no weights, or damaged ones.
-        OSError: if the data files are absent.
-    """
-    config = replace(read_train_config(run), device="cpu")
-    path = run / WEIGHTS
-    try:
-        weights = load_file(path) if path.exists() else load_checkpoint(run / CHECKPOINT)["vae"]
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"Expected whole weights, but found that '{path}' is damaged. Try a copy of it.") from error
+    [which] = found
+    folder = run if is_train_run(run) else cell_folder(run, which.estimator, which.seed)
+    config = replace(read_train_config(folder), device="cpu")
+    weights = _weights(folder)
     data = load_data(config)
     vae = initial_model(config, data)
     try:
         vae.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"Expected the weights in '{run}' to fit its config.json, but found others.") from error
-    return vae, data
+        raise ValueError(f"Expected the weights in '{folder}' to fit its config.json, but found others.") from error
+    return Trained(which.name, vae, data)
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    """Those that a training run has come to; of an unfinished one as its checkpoint has them."""
+    path = folder / WEIGHTS
+    try:
+        weights: dict[str, Tensor] = load_file(path) if path.exists() else load_checkpoint(folder / CHECKPOINT)["vae"]
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"Expected whole weights, but found that '{path}' is damaged. Try a copy of it.") from error
+    return weights
