@@ -21,8 +21,9 @@ from ..data.datasets import load
 from ..estimators import estimator
 from ..models.categorical_vae import CategoricalVAE
 from ..report.gradient_figures import draw_against_temperature, draw_along_training
+from ..report.style import save_figure
 from ..runs.config import earlier_run, write_config
-from ..runs.files import append_json_line, replacing, write_json
+from ..runs.files import append_json_line, write_json
 from ..runs.folder import new_run_folder
 from ..runs.frames import read_json_lines, write_csv
 from ..runs.tables import with_errors
@@ -186,10 +187,8 @@ def _write(folder: Path, table: pd.DataFrame) -> None:
     for kind in table["wrt"].unique():
         for name, draw in (("temperature", draw_against_temperature), ("training", draw_along_training)):
             figure = draw(table, kind)
-            for ending in ("png", "svg") if figure is not None else ():
-                assert figure is not None
-                with replacing(folder / "figures" / f"{name}-{kind}.{ending}") as temporary:
-                    figure.savefig(temporary, format=ending, dpi=150)
+            if figure is not None:
+                save_figure(figure, folder / "figures", f"{name}-{kind}")
 
 
 def _cell_key(stage: Stage, one: Candidate, kind: str) -> tuple[Any, ...]:

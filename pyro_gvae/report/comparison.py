@@ -25,8 +25,8 @@ from ..runs.tables import (
 )
 from . import comparison_figures as plots
 from . import pictures
-from .pages import save_figure, write_page
-from .style import Style, estimator_styles
+from .pages import embedded, write_page
+from .style import Style, estimator_styles, save_figure
 
 
 def write_report(run: Path) -> Path:
@@ -63,7 +63,7 @@ def write_report(run: Path) -> Path:
         measures=MEASURES,
         paired_measures=PAIRED_MEASURES,
         **_paired(contents.final),
-        figures={name: save_figure(figure, run / "figures", name) for name, figure in figures.items()},
+        figures={name: embedded(save_figure(figure, run / "figures", name)) for name, figure in figures.items()},
         colors={name: style.color for name, style in styles.items()},
     )
 

@@ -9,10 +9,9 @@ from matplotlib.ticker import FuncFormatter
 from tqdm import tqdm
 
 from ..evaluate.gaps import BOUNDS, GAPS, gaps, summarize_gaps
-from ..runs.files import replacing
 from ..runs.frames import write_csv
 from ..train.trained import load_model, trained_models
-from .style import INK, PALETTE, in_house_style
+from .style import INK, PALETTE, in_house_style, save_figure
 
 
 def run_gaps(
@@ -43,10 +42,7 @@ def run_gaps(
         raise ValueError(f"Expected a finished cell in '{run}', but found none. Try pyro-gvae compare.")
     table = pd.DataFrame(rows)
     write_csv(run / "gaps.csv", table)
-    figure = draw_gaps(table)
-    for ending in ("png", "svg"):
-        with replacing(run / "figures" / f"gaps.{ending}") as temporary:
-            figure.savefig(temporary, format=ending, dpi=150)
+    save_figure(draw_gaps(table), run / "figures", "gaps")
     return table
 
 

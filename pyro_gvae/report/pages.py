@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib
-from matplotlib.figure import Figure
 
-from ..runs.files import replacing, write_text_atomic
+from ..runs.files import write_text_atomic
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
@@ -29,11 +27,6 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     return path
 
 
-def save_figure(figure: Figure, folder: Path, name: str) -> str:
-    """Writes a figure as PNG and SVG and returns the SVG as a data URI: sharp at every size, and no file to lose."""
-    with replacing(folder / f"{name}.png") as path:
-        figure.savefig(path, format="png", dpi=200)
-    with replacing(folder / f"{name}.svg") as path, matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(path, format="svg", dpi=200, metadata={"Date": None})
-    picture = (folder / f"{name}.svg").read_bytes()
-    return f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}"
+def embedded(svg: Path) -> str:
+    """An SVG file as a data URI: sharp at every size, and no file to lose."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode()}"

@@ -19,7 +19,8 @@ from ..train.fit import WEIGHTS
 from ..train.setup import initial_model
 from ..train.trained import load_model
 from . import pictures
-from .pages import save_figure, write_page
+from .pages import embedded, write_page
+from .style import save_figure
 from .training_figures import SCHEDULED, Begun, speed_and_schedules, stages_begun, training_curves
 
 #: Images shown: reconstructions of the first test images, and prior samples.
@@ -58,7 +59,7 @@ def write_train_report(run: Path) -> Path:
         stages=_stage_rows(metrics, stages_begun(metrics)),
         scheduled=[label for name, label in SCHEDULED.items() if name in metrics and metrics[name].nunique() > 1],
         finished=(run / WEIGHTS).exists(),
-        figures={name: save_figure(figure, run / "figures", name) for name, figure in drawn.items()},
+        figures={name: embedded(save_figure(figure, run / "figures", name)) for name, figure in drawn.items()},
     )
 
 
