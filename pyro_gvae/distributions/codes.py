@@ -1,4 +1,6 @@
-"""Joint codes: their number, and the codes themselves."""
+"""Joint codes: their number, the codes themselves, and their neighbours."""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -59,3 +61,35 @@ def numbered_codes(
     category = number.unsqueeze(-1).div(places, rounding_mode="floor") % num_categories  # (..., N)
     codes = torch.zeros(*category.shape, num_categories, dtype=dtype, device=number.device)
     return codes.scatter_(-1, category.unsqueeze(-1), 1.0)  # (..., N, K)
+
+
+def hamming_neighbours(codes: Tensor, slice_size: int) -> Iterator[Tensor]:
+    """The codes that differ from the given ones in one latent, slice by slice.
+
+    Nothing larger than a slice is ever held, since all of them together have P N (K - 1) B N K elements.
+
+    Args:
+        codes: one-hot, (P, B, N, K): P codes of each of B data.
+        slice_size: how many neighbours of each datum a slice has, 1 or more; the last slice may have fewer.
+
+    Yields:
+        One-hot codes (s, B, N, K), s <= slice_size, in all P N (K - 1) for each datum: first those of the first of the
+        P codes, of these first those with another first latent, of these first the next category, modulo K.
+
+    Example:
+        >>> z = joint_codes(2, 3, 5, 6)[:, None]
+        >>> [part.argmax(-1).tolist() for part in hamming_neighbours(z, 3)]
+        [[[[2, 2]], [[0, 2]], [[1, 0]]], [[[1, 1]]]]
+    """
+    num_codes, _, num_latents, num_categories = codes.shape
+    category = codes.argmax(-1)  # (P, B, N)
+    of_each = num_latents * (num_categories - 1)
+    latents, categories = (torch.arange(size, device=codes.device) for size in codes.shape[-2:])
+    for start in range(0, num_codes * of_each, slice_size):
+        row = torch.arange(start, min(start + slice_size, num_codes * of_each), device=codes.device)  # (s,)
+        code, change = row // of_each, row % of_each
+        latent, further = change // (num_categories - 1), change % (num_categories - 1) + 1
+        changed = (category[code, :, latent] + further.unsqueeze(-1)) % num_categories  # (s, B)
+        one_hot = (changed.unsqueeze(-1) == categories).to(codes)  # (s, B, K)
+        is_changed = latents == latent.unsqueeze(-1)  # (s, N)
+        yield torch.where(is_changed[:, None, :, None], one_hot.unsqueeze(-2), codes.index_select(0, code))

@@ -5,6 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ..distributions.codes import hamming_neighbours
 from ..programs.reader import negative_kl, score
 from ..programs.target import Target
 from .sampled import Estimate, SampledELBO
@@ -52,8 +53,7 @@ class LocalExpectation(SampledELBO):
         turned = _turned(target.sample(self.num_particles))  # (P, K, B, N, K)
         weights = (turned * target.log_probs.exp()).sum(-1).movedim(-1, 1)  # (P, N, K, B)
         sampled = score(target.model, turned[:, 0], target.nesting)
-        others = _neighbours(turned)
-        neighbours = _scores(target, others)
+        neighbours = _scores_of_neighbours(target, turned[:, 0])
         table = _by_latent(sampled.table.detach(), neighbours, weights.shape)  # (P, N, K, B)
         expected = (weights * table).sum(2)  # (P, N, B)
         kl_part = negative_kl(target.q, target.log_probs, sampled.prior)  # (B,)
@@ -68,26 +68,18 @@ def _turned(z: Tensor) -> Tensor:
     return torch.stack([z.roll(j, -1) for j in range(z.shape[-1])], 1)
 
 
-def _neighbours(turned: Tensor) -> Tensor:
-    """z with one latent turned j = 1 .. K-1 categories on: (P * N (K-1), B, N, K)."""
-    z, others = turned[:, :1], turned[:, 1:]
-    num_latents = z.shape[-2]
-    chosen = torch.eye(num_latents, dtype=torch.bool, device=z.device).reshape(num_latents, 1, 1, num_latents, 1)
-    return torch.where(chosen, others.unsqueeze(1), z.unsqueeze(1)).flatten(0, 2)  # from (P, N, K-1, B, N, K)
-
-
 @torch.no_grad()
-def _scores(target: Target, codes: Tensor) -> Tensor:
-    """log p(x | z) of many codes (s, B, N, K), slice by slice: (s, B)."""
-    rows = FAST_ROWS if codes.device.type == "cpu" else MOST_ROWS
-    slice_size = max(rows // codes.shape[1], -(-len(codes) // MOST_SLICES), 1)
-    slices = codes.split(slice_size) if len(codes) else ()  # of one category there are none
-    tables = [score(target.model, part, target.nesting).table for part in slices]
-    return torch.cat([target.log_probs.new_empty(0, codes.shape[1]), *tables])
+def _scores_of_neighbours(target: Target, z: Tensor) -> Tensor:
+    """log p(x | .) of the P N (K - 1) codes that differ from z (P, B, N, K) in one latent, slice by slice: (s, B)."""
+    particles, batch, num_latents, num_categories = z.shape
+    rows = FAST_ROWS if z.device.type == "cpu" else MOST_ROWS
+    slice_size = max(rows // batch, -(-particles * num_latents * (num_categories - 1) // MOST_SLICES), 1)
+    tables = [score(target.model, codes, target.nesting).table for codes in hamming_neighbours(z, slice_size)]
+    return torch.cat([z.new_empty(0, batch), *tables])  # of one category there are none
 
 
 def _by_latent(own: Tensor, neighbours: Tensor, shape: torch.Size) -> Tensor:
-    """Scores of z, (P, B), and of its `_neighbours`, as (P, N, K, B); the third dimension is j = 0 .. K-1."""
+    """Scores of z, (P, B), and of its neighbours, as (P, N, K, B); the third dimension is j = 0 .. K-1."""
     particles, num_latents, num_categories, batch = shape
     others = neighbours.reshape(particles, num_latents, num_categories - 1, batch)
     table = torch.cat([own[:, None, None].expand(-1, num_latents, -1, -1), others], 2)

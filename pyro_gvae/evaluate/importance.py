@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ..distributions.codes import hamming_neighbours
 from ..exact.plan import FAST_BYTES, bytes_of_code
 from ..handlers.parameters import with_own_parameters
 from ..programs.pair import HasPair
@@ -183,8 +185,10 @@ def _summary(log_weights: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]
 
 def _log_neighbourhood(target: Target, size: int) -> Tensor:
     """log of the sum of p(x, z) over the guide's mode and its neighbours, not scaled: (B,)."""
-    codes = _neighbours(target.log_probs)
-    return torch.cat([_log_joint(target, part)[0] for part in codes.split(size)]).logsumexp(0)
+    log_q = target.log_probs
+    mode = one_hot(log_q.argmax(-1), log_q.shape[-1]).to(log_q).unsqueeze(0)  # (1, B, N, K)
+    near = chain([mode], hamming_neighbours(mode, size))
+    return torch.cat([_log_joint(target, codes)[0] for codes in near]).logsumexp(0)
 
 
 def _log_joint(target: Target, codes: Tensor) -> tuple[Tensor, float]:
@@ -192,13 +196,3 @@ def _log_joint(target: Target, codes: Tensor) -> tuple[Tensor, float]:
     scores = score(target.model, codes, target.nesting)
     scale = float(scores.common_scale)
     return (scores.table + scores.prior.weigh((codes * scores.prior.log_probs).sum((-2, -1)))) / scale, scale
-
-
-def _neighbours(log_q: Tensor) -> Tensor:
-    """The mode of log q (B, N, K), and every code that differs from it in one latent: (1 + N (K - 1), B, N, K)."""
-    num_latents, num_categories = log_q.shape[-2:]
-    mode = log_q.argmax(-1)  # (B, N)
-    shift = torch.zeros(1 + num_latents * (num_categories - 1), 1, num_latents, dtype=torch.long, device=log_q.device)
-    rows = torch.arange(1, len(shift), device=log_q.device)
-    shift[rows, 0, (rows - 1) // (num_categories - 1)] = (rows - 1) % (num_categories - 1) + 1
-    return one_hot((mode + shift) % num_categories, num_categories).to(log_q)
