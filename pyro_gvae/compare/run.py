@@ -17,9 +17,9 @@ from ..report.comparison import write_report
 from ..runs.config import earlier_run, write_config
 from ..runs.files import write_text_atomic
 from ..runs.folder import ERROR, cell_folder, new_run_folder, sole_writer
+from ..train.checks import check_training
 from ..train.fit import Interrupted
 from ..train.setup import initial_model
-from ..train.training import Training
 from . import jobs as sweep
 from .cell import Job, train_cell
 from .gather import gather, is_finished
@@ -115,4 +115,4 @@ def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: Dataset) ->
                 f"{cell.train.num_categories}^{cell.train.num_latents} = {cost.num_codes:,}, which take about "
                 f"{cost.seconds:.2g} seconds a sum. Try fewer latents or categories."
             )
-        Training(vae, data, cell.train)
+        check_training(vae, data, cell.train)

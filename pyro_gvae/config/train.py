@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from ..schedules import schedule
 from .json import plain_settings, read_settings
 from .names import Binarization, DatasetName, NetworksName, Observation, Shard
-from .stages import Amount, Named, parse_stages
+from .stages import Amount, Named, Stage, parse_stages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +116,28 @@ class TrainConfig:
             _check_schedule("beta", self.beta, positive=False)
         if self.free_bits is not None and not 0 <= self.free_bits < math.inf:
             raise ValueError(f"Expected free_bits of at least 0 nats, but found {self.free_bits}.")
-        parse_stages(self.stages)
-        Named.parse(self.optimizer)
-        Amount.parse(self.evaluate_every)
-        Amount.parse(self.checkpoint_every)
+        # What stands in texts is read here and once.
+        _ = self.plan, self.between_evaluations, self.between_checkpoints, self.named_optimizer
+
+    @cached_property
+    def plan(self) -> tuple[Stage, ...]:
+        """The stages, read."""
+        return parse_stages(self.stages)
+
+    @cached_property
+    def between_evaluations(self) -> Amount:
+        """How much training lies between two evaluations."""
+        return Amount.parse(self.evaluate_every)
+
+    @cached_property
+    def between_checkpoints(self) -> Amount:
+        """How much training lies between two checkpoints."""
+        return Amount.parse(self.checkpoint_every)
+
+    @cached_property
+    def named_optimizer(self) -> Named:
+        """The optimizer's name and its options."""
+        return Named.parse(self.optimizer)
 
     @classmethod
     def from_json(cls, written: dict[str, Any]) -> Self:

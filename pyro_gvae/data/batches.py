@@ -36,11 +36,20 @@ def epoch_batches(
         [[3.0, 4.0], [1.0, 2.0], [0.0]]
     """
     x, dynamic = (data.train, data.binarize == "dynamic") if isinstance(data, Dataset) else (data, False)
-    if not 1 <= batch_size <= len(x):
-        raise ValueError(f"Expected a batch size from 1 to the {len(x)} images, but found {batch_size}.")
+    check_batch_size(batch_size, len(x))
     generator = generator_for("batches", seed, epoch)
     order = torch.randperm(len(x), generator=generator, device="cpu").to(x.device)  # (M,)
     if drop_last:
         order = order[: len(x) // batch_size * batch_size]
     batches = (x.index_select(0, rows) for rows in order.split(batch_size))  # each (B, D)
     return (bernoulli_draw(batch, generator) for batch in batches) if dynamic else batches
+
+
+def check_batch_size(batch_size: int, num_data: int) -> None:
+    """Refuses batches that there are not enough data for.
+
+    Raises:
+        ValueError: where the batch size is not in 1 .. M.
+    """
+    if not 1 <= batch_size <= num_data:
+        raise ValueError(f"Expected a batch size from 1 to the {num_data} images, but found {batch_size}.")

@@ -96,5 +96,5 @@ def earlier_run(output: Path | None, settings: dict[str, Any], *, free: Set[str]
 
 
 def different_settings(settings: dict[str, Any], before: dict[str, Any], *, free: Set[str]) -> list[str]:
-    """Names of the settings that are not what they were, but for those that are free to change."""
-    return [name for name, value in settings.items() if name not in free and before.get(name) != value]
+    """Names of the settings that are not what they were; those that are free, or younger, have changed nothing."""
+    return [name for name, value in settings.items() if name not in free and before.get(name, value) != value]

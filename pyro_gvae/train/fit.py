@@ -144,23 +144,19 @@ def _from_begin_to_end(
 
 def _advance(training: Training, logs: Logs, output: Path | None, measure: Measure | None) -> None:
     """A step, and what is due after it. A checkpoint comes last: it is the state in which the next step begins."""
-    state, config = training.state, training.config
+    state = training.state
     training.advance()
     logs.advance()
     if training.refused is not None:
         _refuse(training, *training.refused, output)
     state.done = training.budget_is_spent
-    if (
-        training.stage_is_over
-        or state.done
-        or training.is_due(config.evaluate_every, state.judged_step, state.judged_seconds)
-    ):
+    if training.stage_is_over or state.done or training.evaluation_is_due:
         _judge(training, logs, output, measure)
     if training.stage_is_over and state.done is None:
         training.next_stage()
     if state.done and output is not None and is_main():
         _write_weights(training.vae, output / WEIGHTS)
-    if state.done or training.is_due(config.checkpoint_every, state.kept_step, state.kept_seconds):
+    if state.done or training.checkpoint_is_due:
         _keep(training, output)
 
 

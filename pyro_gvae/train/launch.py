@@ -7,9 +7,9 @@ from ..data.dataset import Dataset
 from ..runs.config import CONFIG, read_train_config, write_config
 from ..runs.folder import new_run_folder
 from ..runtime.distributed import from_main, may_restart, restarts
+from .checks import check_training
 from .fit import Fit, fit
 from .setup import initial_model, load_data
-from .training import Training
 
 
 def train(config: TrainConfig) -> tuple[Path, Fit]:
@@ -32,7 +32,7 @@ def train(config: TrainConfig) -> tuple[Path, Fit]:
         )
     data = load_data(config)
     vae = initial_model(config, data)
-    Training(vae, data, config)  # what cannot be is refused before a folder is made
+    check_training(vae, data, config)  # before a folder is made
     again = restarts() > 0
     folder, begun = from_main(lambda: _run_folder(config, data, again))
     run = Path(folder)

@@ -1,6 +1,5 @@
 """One training run in progress: a state, and how it advances by a step, is judged, kept and restored."""
 
-import inspect
 import itertools
 import math
 import time
@@ -9,16 +8,17 @@ from dataclasses import asdict
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..config.stages import Amount, Named, Stage, parse_stages
+from ..config.stages import Stage
 from ..config.train import TrainConfig
 from ..data.batches import epoch_batches
-from ..data.dataset import Dataset, check_range, digest
-from ..estimators import ESTIMATORS, Estimator, estimator, with_free_bits, with_kl_weight
+from ..data.dataset import Dataset, digest
+from ..runs.config import different_settings
 from ..runtime.distributed import copy_from_main, from_main, gathered, largest, share
 from ..runtime.rng import random_states, set_random_states
-from ..schedules import Schedule, schedule
+from ..schedules import schedule
+from .checks import annealed_tensors, check_data, stage_estimator
 from .monitor import choose_judge, discrete_elbo
 from .non_finite import first_non_finite
 from .optimizers import new_optimizer
@@ -47,26 +47,17 @@ class Training:
         self.vae, self.data, self.config = vae, data, config
         self.train = data.train if isinstance(data, Dataset) else data
         self.test = data.test if isinstance(data, Dataset) else None
-        check_range(self.train, *getattr(vae, "data_range", (-math.inf, math.inf)))
-        if config.patience is not None and self.test is None:
-            raise ValueError("Expected a Dataset with test images for patience, but found a tensor. Try Dataset(..).")
-        next(epoch_batches(data, config.batch_size, seed=config.seed, epoch=0))  # refuses a wrong batch size
+        check_data(vae, data, config)
         self.share = share()
-        smallest = len(self.train) % config.batch_size or config.batch_size
-        if config.shard == "data" and smallest < self.share.world_size:
-            raise ValueError(
-                f"Expected data for each of {self.share.world_size} processes in every batch, but found a last batch "
-                f"of {smallest}. Try another batch_size."
-            )
         copy_from_main([*vae.parameters(), *vae.buffers()])
         self.per_epoch = -(-len(self.train) // config.batch_size)
-        self.stages = parse_stages(config.stages)
+        self.stages = config.plan
         self._max_memory = None if config.max_memory is None else config.max_memory * 1e9
         self._kl_weight = torch.ones((), device=self.train.device)  # filled before each step, whose recording reads it
-        self._estimators = [self._estimator(stage) for stage in self.stages]  # all of them: refused now or never
+        self._estimators = [stage_estimator(stage, config, self._kl_weight, self.share) for stage in self.stages]
         self._learning_rate = schedule(str(config.learning_rate))
-        self._annealed = dict(_annealed(vae, config, self._kl_weight))
-        name, options = Named.parse(config.optimizer)
+        self._annealed = annealed_tensors(vae, config, self._kl_weight)
+        name, options = config.named_optimizer
         self.optimizer = new_optimizer(name, list(vae.parameters()), self._learning_rate(0), **options)
         self.state = State(judge=from_main(lambda: choose_judge(vae, self._watched, max_memory=self._max_memory)))
         self.refused: tuple[Tensor, Tensor] | None = None
@@ -162,9 +153,19 @@ class Training:
         state.best, state.stale = None, 0
         self._begin_stage()
 
-    def is_due(self, every: str, step: int, seconds: float) -> bool:
-        """Whether so much training has passed since that step."""
-        return Amount.parse(every).is_over(self.state.step - step, self.state.seconds - seconds, self.per_epoch)
+    @property
+    def evaluation_is_due(self) -> bool:
+        state = self.state
+        return self.config.between_evaluations.is_over(
+            state.step - state.judged_step, state.seconds - state.judged_seconds, self.per_epoch
+        )
+
+    @property
+    def checkpoint_is_due(self) -> bool:
+        state = self.state
+        return self.config.between_checkpoints.is_over(
+            state.step - state.kept_step, state.seconds - state.kept_seconds, self.per_epoch
+        )
 
     def content(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, as plain data with tensors."""
@@ -187,7 +188,7 @@ class Training:
             ValueError: if it is that of another program, configuration or data.
         """
         settings = self.config.as_json()
-        different = [name for name in settings if name not in FREE and settings[name] != content["config"].get(name)]
+        different = different_settings(settings, content["config"], free=FREE)
         if different:
             raise ValueError(
                 f"Expected the checkpoint of this configuration, but found that it was written with another "
@@ -260,22 +261,6 @@ class Training:
             batches = epoch_batches(self.data, self.config.batch_size, seed=self.config.seed, epoch=epoch)
             yield from itertools.islice(batches, skip if epoch == first_epoch else 0, None)
 
-    def _estimator(self, stage: Stage) -> Estimator:
-        options, known = dict(stage.options), inspect.signature(ESTIMATORS[stage.estimator]).parameters
-        if "max_memory" in known:
-            options.setdefault("max_memory", self._max_memory)
-        if self.config.shard == "codes":
-            if "share" not in known:
-                raise ValueError(
-                    f"Expected estimators that sum over codes to divide, but found '{stage.estimator}'. Try exact, or "
-                    "shard='data'."
-                )
-            options["share"] = self.share
-        chosen = estimator(stage.estimator, **options)
-        if self.config.beta is not None:
-            chosen = with_kl_weight(chosen, self._kl_weight)
-        return chosen if self.config.free_bits is None else with_free_bits(chosen, self.config.free_bits)
-
     def _elbo(self, x: Tensor) -> float | None:
         judge: Any = self.state.judge
         found: float | None = from_main(lambda: discrete_elbo(self.vae, x, judge, max_memory=self._max_memory))
@@ -284,17 +269,3 @@ class Training:
     @property
     def _watched(self) -> Tensor:
         return self.train[:NUM_TRAIN_WATCHED] if self.test is None else self.test
-
-
-def _annealed(vae: nn.Module, config: TrainConfig, kl_weight: Tensor) -> Iterator[tuple[str, tuple[Tensor, Schedule]]]:
-    """Which tensors follow a schedule: buffers of a program, and beta. A recorded step reads them as they are then."""
-    if config.beta is not None:
-        yield "beta", (kl_weight, schedule(str(config.beta), positive=False))
-    for name in ("temperature", "prior_temperature"):
-        text = getattr(config, name)
-        if text is None:
-            continue
-        buffer = getattr(vae, name, None)
-        if not isinstance(buffer, Tensor):
-            raise ValueError(f"Expected a program with a buffer '{name}' to anneal, but found none. Try {name}=None.")
-        yield name, (buffer, schedule(str(text)))

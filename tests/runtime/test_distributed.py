@@ -140,7 +140,7 @@ def test_each_mistake_is_one_sentence(make, sentence):
 
 
 def test_more_processes_than_data_are_refused(monkeypatch):
-    monkeypatch.setattr("pyro_gvae.train.training.share", lambda: Share(0, 4))
+    monkeypatch.setattr("pyro_gvae.train.checks.share", lambda: Share(0, 4))
     with pytest.raises(ValueError, match="each of 4 processes in every batch, but found a last batch of 3"):
         Training(new_vae(), data(), config())
 

@@ -1,0 +1,104 @@
+"""A configuration held against program and data: what it trains by, and what cannot be, refused before it is begun."""
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config.stages import Stage
+from ..config.train import TrainConfig
+from ..data.batches import check_batch_size
+from ..data.dataset import Dataset, check_range
+from ..estimators import ESTIMATORS, Estimator, estimator, with_free_bits, with_kl_weight
+from ..runtime.distributed import Share, share
+from ..schedules import Schedule, schedule
+from .optimizers import new_optimizer
+
+#: What follows a schedule, by its name in the configuration: the tensor, and its value at each step.
+Annealed = dict[str, tuple[Tensor, Schedule]]
+
+
+def check_training(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> None:
+    """Refuses what cannot be trained, of a configuration with this program and these data; trains and writes nothing.
+
+    Raises:
+        ValueError: if data, program, stages or optimizer do not fit; the sentence says what was expected.
+    """
+    check_data(vae, data, config)
+    kl_weight = torch.ones(())
+    for stage in config.plan:
+        stage_estimator(stage, config, kl_weight, share())
+    annealed_tensors(vae, config, kl_weight)
+    name, options = config.named_optimizer
+    new_optimizer(name, list(vae.parameters()), **options)
+
+
+def check_data(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> None:
+    """Refuses data that do not fit the program, the batches, or the processes that divide them.
+
+    Raises:
+        ValueError: if values are out of the program's range, data are fewer than a batch or than processes in some
+            batch, or `patience` has no test data to watch.
+    """
+    train = data.train if isinstance(data, Dataset) else data
+    check_range(train, *getattr(vae, "data_range", (-math.inf, math.inf)))
+    if config.patience is not None and not isinstance(data, Dataset):
+        raise ValueError("Expected a Dataset with test images for patience, but found a tensor. Try Dataset(..).")
+    check_batch_size(config.batch_size, len(train))
+    smallest = len(train) % config.batch_size or config.batch_size
+    processes = share().world_size
+    if config.shard == "data" and smallest < processes:
+        raise ValueError(
+            f"Expected data for each of {processes} processes in every batch, but found a last batch of {smallest}. "
+            "Try another batch_size."
+        )
+
+
+def stage_estimator(stage: Stage, config: TrainConfig, kl_weight: Tensor, part: Share) -> Estimator:
+    """The estimator of a stage, with what the configuration says of all stages.
+
+    Args:
+        stage: its name and options.
+        config: memory, what processes divide, beta and free bits.
+        kl_weight: a tensor of shape () that holds beta, if there is one.
+        part: of the codes, where processes divide them.
+
+    Raises:
+        ValueError: if it has no such option, has no codes to divide, or no KL to weigh.
+    """
+    options, known = dict(stage.options), inspect.signature(ESTIMATORS[stage.estimator]).parameters
+    if "max_memory" in known:
+        options.setdefault("max_memory", None if config.max_memory is None else config.max_memory * 1e9)
+    if config.shard == "codes":
+        if "share" not in known:
+            raise ValueError(
+                f"Expected estimators that sum over codes to divide, but found '{stage.estimator}'. Try exact, or "
+                "shard='data'."
+            )
+        options["share"] = part
+    chosen = estimator(stage.estimator, **options)
+    if config.beta is not None:
+        chosen = with_kl_weight(chosen, kl_weight)
+    return chosen if config.free_bits is None else with_free_bits(chosen, config.free_bits)
+
+
+def annealed_tensors(vae: Any, config: TrainConfig, kl_weight: Tensor) -> Annealed:
+    """Which tensors follow a schedule: buffers of a program, and beta. A recorded step reads them as they are then.
+
+    Raises:
+        ValueError: if the program has no buffer of that name.
+    """
+    found: Annealed = {}
+    if config.beta is not None:
+        found["beta"] = kl_weight, schedule(str(config.beta), positive=False)
+    for name in ("temperature", "prior_temperature"):
+        text = getattr(config, name)
+        if text is None:
+            continue
+        buffer = getattr(vae, name, None)
+        if not isinstance(buffer, Tensor):
+            raise ValueError(f"Expected a program with a buffer '{name}' to anneal, but found none. Try {name}=None.")
+        found[name] = buffer, schedule(str(text))
+    return found
