@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import tyro
-from cells import (
+from common import (
     Places,
     Row,
     check_names,

@@ -27,7 +27,8 @@ from typing import Annotated, Literal
 
 import pandas as pd
 import tyro
-from cells import (
+from common import (
+    SETTINGS,
     Places,
     Row,
     command,
@@ -63,10 +64,6 @@ SHOWN = {
     "lie": "claim − ELBO of the discrete model",
     "amortization_gap": "amortization gap",
     "mean_field_gap": "mean-field gap",
-}
-SETTINGS = {
-    "mnist": {"hidden": (512, 256), "batch_size": 100, "learning_rate": 1e-3},
-    "digits": {"hidden": (128,), "batch_size": 64, "learning_rate": 3e-3},
 }
 
 

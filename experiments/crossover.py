@@ -30,7 +30,9 @@ import numpy as np
 import pandas as pd
 import torch
 import tyro
-from cells import (
+from bench import peak_bytes
+from common import (
+    SETTINGS,
     Places,
     Row,
     check_names,
@@ -47,10 +49,8 @@ from cells import (
 )
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
-from speed_exact import peak_bytes
 
 from pyro_gvae import Dataset, TrainConfig, make_step
-from pyro_gvae.config.stages import parse_stages
 from pyro_gvae.estimators import estimator
 from pyro_gvae.report.style import MARKERS, PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.runs.tables import with_errors
@@ -64,10 +64,6 @@ ROWS = {
     "reinmax": "reinmax",
     "reinforce-loo": "reinforce-loo",
     "local-expectation": "local-expectation",
-}
-SETTINGS = {
-    "mnist": {"hidden": (512, 256), "batch_size": 100, "learning_rate": 1e-3},
-    "digits": {"hidden": (128,), "batch_size": 64, "learning_rate": 3e-3},
 }
 #: K, N of steps, from 10 to 262,144 codes; training leaves the last out.
 SIZES = ((10, 1), (10, 2), (8, 3), (8, 4), (8, 5), (8, 6))
@@ -157,7 +153,7 @@ def step_cost(cell: Row, *, places: Places, steps: int, smoke: bool) -> list[Row
 
 def _step_cost(config: TrainConfig, data: Dataset, steps: int) -> Row:
     x = data.train
-    [stage] = parse_stages(config.stages)
+    [stage] = config.plan
     torch.manual_seed(0)
     step = make_step(initial_model(config, data), estimator(stage.estimator, **stage.options))
     before = peak_bytes()

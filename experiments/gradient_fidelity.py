@@ -27,7 +27,7 @@ from typing import Annotated, Literal
 
 import pandas as pd
 import tyro
-from cells import Places, command
+from common import Places, command
 from tyro.conf import Positional
 
 from pyro_gvae.config.gradients import GradientsConfig

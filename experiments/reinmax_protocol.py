@@ -35,7 +35,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import pandas as pd
 import tyro
-from cells import (
+from common import (
     Places,
     Row,
     check_names,

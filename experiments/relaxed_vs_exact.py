@@ -35,7 +35,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import pandas as pd
 import tyro
-from cells import (
+from common import (
+    SETTINGS,
     Places,
     Row,
     check_names,
@@ -74,18 +75,18 @@ class Problem(NamedTuple):
     seconds: float
 
 
-DIGITS = {"dataset": "digits", "hidden": (128,), "batch_size": 64, "learning_rate": 3e-3}
-MNIST = {"dataset": "mnist", "hidden": (512, 256), "batch_size": 100, "learning_rate": 1e-3}
 #: "data set KxN" -> problem: 100, 4,096 and 32,768 codes.
 PROBLEMS = {
-    f"{data['dataset']} {k}x{n}": Problem(TrainConfig(**data, num_categories=k, num_latents=n), steps, seconds)
+    f"{data} {k}x{n}": Problem(
+        TrainConfig(dataset=data, **SETTINGS[data], num_categories=k, num_latents=n), steps, seconds
+    )
     for data, k, n, steps, seconds in (
-        (DIGITS, 10, 2, 2300, 5),
-        (DIGITS, 8, 4, 2300, 10),
-        (DIGITS, 8, 5, 2300, 40),
-        (MNIST, 10, 2, 1200, 20),
-        (MNIST, 8, 4, 1200, 60),
-        (MNIST, 8, 5, 200, 120),
+        ("digits", 10, 2, 2300, 5),
+        ("digits", 8, 4, 2300, 10),
+        ("digits", 8, 5, 2300, 40),
+        ("mnist", 10, 2, 1200, 20),
+        ("mnist", 8, 4, 1200, 60),
+        ("mnist", 8, 5, 200, 120),
     )
 }
 

@@ -40,7 +40,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 import tyro
-from cells import (
+from common import (
     Places,
     Row,
     check_names,

@@ -17,12 +17,12 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from bench import MNIST_FOLDER, figures_folder, machine, results_of
 from matplotlib.figure import Figure
-from speed_exact import ROOT, figures_folder, machine, results_of
 from speed_step import Protocol, Size, Step, measured
 
 from pyro_gvae import ESTIMATORS, estimator, load, make_step
-from pyro_gvae.report.style import INK, PALETTE, in_house_style
+from pyro_gvae.report.style import INK, PALETTE, in_house_style, save_figure
 from pyro_gvae.runs.files import write_json
 
 REFERENCE = "gumbel-softmax"
@@ -39,7 +39,7 @@ SMOKE = Protocol(blocks=2, steps=1, batches=2, epochs=1, late=1)
 def estimators(
     *,
     smoke: bool = False,
-    mnist: Path = ROOT.parent / "shared" / "mnist",
+    mnist: Path = MNIST_FOLDER,
     results: Path | None = None,
     figures: Path | None = None,
 ) -> None:
@@ -118,6 +118,4 @@ def draw(sizes: list[dict[str, Any]], folder: Path) -> None:
         axes.set(title=f"N = {size['num_latents']}, K = {size['num_categories']}")
         axes.set_xlabel("time of a step / that of gumbel-softmax")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    folder.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / f"estimator_cost.{suffix}", dpi=150)
+    save_figure(figure, folder, "estimator_cost")

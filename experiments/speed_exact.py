@@ -28,7 +28,6 @@ import copy
 import itertools
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -41,6 +40,18 @@ from typing import Any, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
+from bench import (
+    FULL_SIZE,
+    MNIST_FOLDER,
+    ROOT,
+    SMOKE_SIZE,
+    Size,
+    figures_folder,
+    machine,
+    peak_bytes,
+    results_of,
+    seconds_of,
+)
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from pyro.infer import SVI, TraceEnum_ELBO
@@ -50,29 +61,11 @@ from pyro_gvae import exact as exact_sums
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.estimators import estimator
 from pyro_gvae.models.categorical_vae import CategoricalVAE
-from pyro_gvae.report.style import INK, PALETTE, in_house_style
+from pyro_gvae.report.style import INK, PALETTE, in_house_style, save_figure
 from pyro_gvae.runs.files import write_json
 from pyro_gvae.train.step import make_step
 
-ROOT = Path(__file__).resolve().parents[1]
-SMOKE_FOLDER = ROOT / "runs" / "experiments" / "smoke"
 Step = Callable[[], float]
-
-
-class Size(NamedTuple):
-    """What is trained on."""
-
-    data_dim: int = 784
-    hidden: tuple[int, ...] = (512, 256)
-    batch_size: int = 100
-
-    def vae(self, num_latents: int, num_categories: int) -> CategoricalVAE:
-        torch.manual_seed(0)
-        return CategoricalVAE(self.data_dim, num_latents, num_categories, self.hidden)
-
-    def x(self) -> Tensor:
-        torch.manual_seed(1)
-        return torch.rand(self.batch_size, self.data_dim).round()
 
 
 class Protocol(NamedTuple):
@@ -88,7 +81,7 @@ class Protocol(NamedTuple):
 
 
 FULL = Protocol(
-    size=Size(),
+    size=FULL_SIZE,
     compared=[(8, 4, 5), (10, 3, 9), (10, 2, 25)],
     alone=[(8, 5, 5)],
     ours_scaled=[6, 8, 10, 12, 14, 16, 18, 20],
@@ -97,7 +90,7 @@ FULL = Protocol(
     window=100,
 )
 SMOKE = Protocol(
-    size=Size(16, (12, 8), 5),
+    size=SMOKE_SIZE,
     compared=[(2, 3, 2)],
     alone=[(3, 2, 2)],
     ours_scaled=[3],
@@ -111,7 +104,7 @@ def exact(
     smoke: bool = False,
     results: Path | None = None,
     figures: Path | None = None,
-    mnist: Path = ROOT.parent / "shared" / "mnist",
+    mnist: Path = MNIST_FOLDER,
     memory_cap: float = 12e9,
 ) -> None:
     """Exact sums over all codes: speed against stock Pyro, growth with K^N, and a long run.
@@ -142,38 +135,6 @@ def exact(
     print(json.dumps({"linearity": found["linearity"], "long_run": found["long_run"]}), flush=True)
     write_json(results or results_of("speed_exact", smoke=smoke), found)
     draw(found["scaling"], figures or figures_folder(smoke=smoke))
-
-
-def results_of(name: str, *, smoke: bool) -> Path:
-    """The file of a benchmark's numbers; those of a smoke run never lie among the results."""
-    return (SMOKE_FOLDER if smoke else ROOT / "experiments" / "results") / f"{name}.json"
-
-
-def figures_folder(*, smoke: bool) -> Path:
-    """The folder of its figures, likewise."""
-    return SMOKE_FOLDER if smoke else ROOT / "docs" / "figures"
-
-
-def machine() -> dict[str, Any]:
-    """On what the figures were found."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pyro": pyro.__version__,
-        "commit": commit.stdout.strip() or None,
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 # A step of each.
@@ -254,14 +215,8 @@ def interleaved(jobs: dict[str, tuple[Callable[[], Any], int]], blocks: int) -> 
     for _ in range(blocks):
         for name, (job, calls) in jobs.items():
             for _ in range(calls):
-                taken[name].append(_seconds(job))
+                taken[name].append(seconds_of(job))
     return {name: statistics.median(found) for name, found in taken.items()}
-
-
-def _seconds(job: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    job()
-    return time.perf_counter() - start
 
 
 def step_flops(size: Size, num_codes: int, code_dim: int) -> int:
@@ -313,17 +268,11 @@ def point(method: str, num_latents: int, size: list[Any], memory_cap: float) -> 
     else:
         step = our_step(vae, x)
         planned = exact_sums.cost(vae, x)
-    seconds = _seconds(step)
+    seconds = seconds_of(step)
     if seconds < 2:  # the first call of a short step is mostly preparation
-        seconds = min(_seconds(step) for _ in range(3))
+        seconds = min(seconds_of(step) for _ in range(3))
     found = {"seconds": seconds, "peak_bytes": peak_bytes(), "peak_bytes_before": before}
     return found if planned is None else {**found, "planned_bytes": planned.bytes, "planned_seconds": planned.seconds}
-
-
-def peak_bytes() -> int:
-    """Of resident memory; Linux's own figure, because that of getrusage starts at the peak of the parent."""
-    found = [int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmHWM")]
-    return 1024 * (found[0] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def linearity(points: list[dict[str, Any]]) -> dict[str, float]:
@@ -409,9 +358,7 @@ def draw(points: list[dict[str, Any]], folder: Path) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     figure.axes[0].legend(loc="lower right")
-    folder.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / f"exact_scaling.{suffix}", dpi=150)
+    save_figure(figure, folder, "exact_scaling")
 
 
 if __name__ == "__main__":

@@ -17,14 +17,11 @@ the sum of gradients alone.
 import json
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from speed_exact import FULL as FULL_EXACT
-from speed_exact import SMOKE as SMOKE_EXACT
-from speed_exact import Size, machine, results_of
+from bench import FULL_SIZE, SMOKE_SIZE, Size, machine, results_of, seconds_of
 from torch import Tensor, distributed, multiprocessing, nn
 
 from pyro_gvae.estimators import estimator
@@ -43,8 +40,8 @@ class Protocol(NamedTuple):
     blocks: int
 
 
-FULL = Protocol(FULL_EXACT.size, [(10, 3, 20), (8, 4, 10), (8, 5, 2)], blocks=5)
-SMOKE = Protocol(SMOKE_EXACT.size, [(3, 2, 2)], blocks=2)
+FULL = Protocol(FULL_SIZE, [(10, 3, 20), (8, 4, 10), (8, 5, 2)], blocks=5)
+SMOKE = Protocol(SMOKE_SIZE, [(3, 2, 2)], blocks=2)
 
 
 def shard(smoke: bool = False, results: Path | None = None) -> None:
@@ -89,13 +86,13 @@ def measure(protocol: Protocol, name: str, num_categories: int, num_latents: int
         for _ in range(steps):
             distributed.barrier()
             if share().rank == 0:
-                taken["one"].append(_seconds(lambda: one(x)))
+                taken["one"].append(seconds_of(lambda: one(x)))
         for _ in range(steps):
             distributed.barrier()
-            taken["together"].append(_seconds(lambda: together(x)))
+            taken["together"].append(seconds_of(lambda: together(x)))
         for _ in range(steps):
             distributed.barrier()
-            taken["talk"].append(_seconds(lambda: _talk(vae)))
+            taken["talk"].append(seconds_of(lambda: _talk(vae)))
     seconds = {job: statistics.median(found) if found else 0.0 for job, found in taken.items()}
     return {
         "estimator": name,
@@ -119,9 +116,3 @@ def _step(vae: nn.Module, name: str, part: Share) -> Any:
 
 def _talk(vae: nn.Module) -> Tensor:
     return sum_gradients(torch.zeros(()), 1, list(vae.parameters()), [], []).loss
-
-
-def _seconds(job: Any) -> float:
-    start = time.perf_counter()
-    job()
-    return time.perf_counter() - start

@@ -32,16 +32,16 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from bench import MNIST_FOLDER, figures_folder, machine, results_of
 from matplotlib.figure import Figure
 from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO
-from speed_exact import ROOT, figures_folder, machine, results_of
 from torch import Tensor, nn
 
 from pyro_gvae import CategoricalVAE, estimator, load, make_step
 from pyro_gvae.data.batches import epoch_batches
 from pyro_gvae.data.dataset import Dataset
 from pyro_gvae.jit.traced_elbo import TracedELBO
-from pyro_gvae.report.style import INK, PALETTE, in_house_style
+from pyro_gvae.report.style import INK, PALETTE, in_house_style, save_figure
 from pyro_gvae.runs.files import write_json
 
 TEMPERATURE = 2 / 3
@@ -100,7 +100,7 @@ SMOKE = Protocol(blocks=2, steps=1, batches=2, epochs=1, late=1)
 def step(
     *,
     smoke: bool = False,
-    mnist: Path = ROOT.parent / "shared" / "mnist",
+    mnist: Path = MNIST_FOLDER,
     results: Path | None = None,
     figures: Path | None = None,
 ) -> None:
@@ -431,6 +431,4 @@ def draw(found: dict[str, dict[str, float]], folder: Path) -> None:
     axes.grid(visible=False)
     axes.margins(x=0.1)
     figure.legend(loc="outside lower center", ncols=len(names))
-    folder.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / f"step_time.{suffix}", dpi=150)
+    save_figure(figure, folder, "step_time")

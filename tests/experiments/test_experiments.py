@@ -6,7 +6,7 @@ from functools import partial
 
 import article
 import bound_gaps
-import cells
+import common
 import crossover
 import gradient_fidelity
 import pandas as pd
@@ -17,7 +17,7 @@ import relaxed_vs_exact
 import semi_supervised
 import stages
 import torch
-from cells import Places
+from common import Places
 from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch.nn.functional import cross_entropy
@@ -63,13 +63,13 @@ def test_a_smoke_run_writes_numbers_and_figures_apart_from_results(name, places)
 
 @pytest.mark.slow
 def test_a_longer_call_goes_on_where_a_shorter_one_stopped(tmp_path, monkeypatch):
-    config = cells.tiny(reinmax_protocol.configuration("reinmax", "8x4"))
-    whole = cells.train(config, ["1", "2"], cells.scores_on_test, tmp_path / "whole")
-    begun = cells.train(config, ["1"], cells.scores_on_test, tmp_path / "begun")
+    config = common.tiny(reinmax_protocol.configuration("reinmax", "8x4"))
+    whole = common.train(config, ["1", "2"], common.scores_on_test, tmp_path / "whole")
+    begun = common.train(config, ["1"], common.scores_on_test, tmp_path / "begun")
     steps = []
     advance = Training.advance
     monkeypatch.setattr(Training, "advance", lambda self: (steps.append(self.state.step), advance(self)))
-    rows = cells.train(config, ["1", "2"], cells.scores_on_test, tmp_path / "begun")
+    rows = common.train(config, ["1", "2"], common.scores_on_test, tmp_path / "begun")
     assert rows[:1] == begun and steps[0] == rows[0]["step"] > 0  # not trained again
     numbers = ["epoch", "train_objective", "test_elbo", "test_log_evidence"]
     assert [[row[name] for name in numbers] for row in rows] == [[row[name] for name in numbers] for row in whole]
@@ -83,17 +83,17 @@ def test_a_cell_that_fails_stops_no_other(places, capsys):
 
     grid = [{"seed": seed} for seed in range(4)]
     with pytest.raises(ValueError, match=r"Expected finite losses\."):
-        cells.run_cells("three_of_four", grid, measure, places)
+        common.run_cells("three_of_four", grid, measure, places)
     assert "failed: {'seed': 1}: Expected finite losses." in capsys.readouterr().err
     assert pd.read_csv(places.results / "three_of_four.csv").to_dict("list") == {"seed": [0, 2, 3], "loss": [0, 4, 6]}
-    mended = cells.run_cells("three_of_four", grid, lambda cell: [{"loss": -1.0}], places)
+    mended = common.run_cells("three_of_four", grid, lambda cell: [{"loss": -1.0}], places)
     assert mended.to_dict("list") == {"seed": [0, 2, 3, 1], "loss": [0, 4, 6, -1]}  # the others are not run again
 
 
 def test_two_processes_do_not_write_one_table(places):
     (places.runs / "grid").mkdir(parents=True)
     with sole_writer(places.runs / "grid"), pytest.raises(ValueError, match="one works in"):
-        cells.run_cells("grid", [{"seed": 0}], lambda cell: [{}], places)
+        common.run_cells("grid", [{"seed": 0}], lambda cell: [{}], places)
 
 
 def test_a_label_that_is_summed_over_has_the_elbo_of_a_sum_over_labels():
@@ -154,7 +154,7 @@ def test_a_label_that_was_interrupted_goes_on_where_it_was(places, monkeypatch):
 def test_what_cannot_be_is_one_sentence_and_exit_code_2(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["stages.py", "--epochs", "3"])
     with pytest.raises(SystemExit) as ended:
-        cells.command(stages.main)
+        common.command(stages.main)
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
         "stages.py: Expected at least 6 epochs, of which up to 5 are the last stage's, but found 3.\n"
@@ -172,7 +172,7 @@ def test_a_row_that_there_is_none_of_is_named_before_anything_is_trained(places)
 
 
 def test_codes_that_cannot_be_summed_are_judged_by_samples(places, monkeypatch):
-    monkeypatch.setattr(cells, "MOST_SECONDS", 0)
+    monkeypatch.setattr(common, "MOST_SECONDS", 0)
     cell = {"size": "8x16", "epochs": 6, "learning_rate": 1e-3, "estimator": "soft, 5 reinforce-loo", "seed": 0}
     rows = stages.measure(cell | {"moment": "6"}, places=places, smoke=True)
     assert [row["epoch"] for row in rows] == [1, 2, 5, 6]  # in the last stage at its start and its end
@@ -195,7 +195,7 @@ def test_differences_are_of_the_same_seeds_in_the_same_group():
         ],
         columns=["budget", "estimator", "seed", "value"],
     )
-    [found] = cells.paired(table, ["budget"], ["value"]).to_dict("records")
+    [found] = common.paired(table, ["budget"], ["value"]).to_dict("records")
     assert found == {"budget": "steps", "estimator": "soft", "seeds": 2, "value": 2.5, "value_se": 1.5}
 
 
@@ -257,14 +257,14 @@ def test_rows_are_compared_at_the_last_epoch_that_all_have_and_those_far_off_are
     ends = reinmax_protocol.at_last_common_epoch(pd.DataFrame(rows))
     assert set(ends["epoch"]) == {10.0}
     axes = Figure().subplots()
-    found = cells.draw_dots(axes, ends)
+    found = common.draw_dots(axes, ends)
     assert list(found["estimator"]) == ["reinforce", "reinmax", "exact"]  # from below
     assert [label.get_text() for label in axes.get_yticklabels()] == ["reinforce (1)", "reinmax (1)", "exact (2)"]
     assert axes.get_xlim()[1] < 150 and [text.get_text() for text in axes.texts] == ["−ELBO 400, −log p(x) 395 →"]
 
 
 def test_numbers_of_seeds_in_words():
-    assert [cells.in_words(pd.Series(seeds)) for seeds in ([1], [3, 3], [3, 1])] == [
+    assert [common.in_words(pd.Series(seeds)) for seeds in ([1], [3, 3], [3, 1])] == [
         "1 seed",
         "3 seeds",
         "1 to 3 seeds",

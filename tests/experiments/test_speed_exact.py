@@ -6,7 +6,7 @@ import pyro
 import pytest
 import speed_exact
 import torch
-from speed_exact import Size
+from bench import Size
 
 pytestmark = pytest.mark.slow  # many recordings, or processes
 

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import tyro
+from bench import MNIST_FOLDER, ROOT
 from joblib import Parallel, delayed
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -30,9 +31,8 @@ from pyro_gvae.config.stages import Amount
 from pyro_gvae.evaluate.code_statistics import guide_log_probs, mean_perplexity
 from pyro_gvae.evaluate.importance import log_importance_weights
 from pyro_gvae.evaluate.metrics import discrete_scores
-from pyro_gvae.report.style import PALETTE
+from pyro_gvae.report.style import PALETTE, save_figure
 from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
-from pyro_gvae.runs.files import replacing
 from pyro_gvae.runs.folder import sole_writer
 from pyro_gvae.runs.frames import write_csv
 from pyro_gvae.runs.tables import with_errors
@@ -40,10 +40,14 @@ from pyro_gvae.runtime.rng import derived_seed, own_randomness
 from pyro_gvae.train.setup import initial_model, load_data
 from pyro_gvae.train.training import Training
 
-ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 Measure = Callable[[CategoricalVAE, Dataset], Row]
 
+#: Networks, batches and learning rate for a data set.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "mnist": {"hidden": (512, 256), "batch_size": 100, "learning_rate": 1e-3},
+    "digits": {"hidden": (128,), "batch_size": 64, "learning_rate": 3e-3},
+}
 #: A sum over all codes of the test set that takes longer than this many seconds is sampled instead.
 MOST_SECONDS = 120
 #: Samples for each datum, where codes are too many for a sum.
@@ -65,7 +69,7 @@ class Places:
         device: Where to train: cpu, cuda.
     """
 
-    mnist: Path = ROOT.parent / "shared" / "mnist"
+    mnist: Path = MNIST_FOLDER
     results: Path = ROOT / "experiments" / "results"
     figures: Path = ROOT / "docs" / "figures"
     runs: Path = ROOT / "runs" / "experiments"
@@ -88,9 +92,7 @@ class Places:
 
     def save(self, name: str, figure: Figure) -> None:
         """A figure as PNG and SVG."""
-        for suffix in ("png", "svg"):
-            with replacing(self.figures / f"{name}.{suffix}") as temporary:
-                figure.savefig(temporary, format=suffix, dpi=150)
+        save_figure(figure, self.figures, name)
 
 
 def command(main: Callable[..., Any]) -> None:
@@ -216,7 +218,7 @@ def _advance_to(moment: Amount, training: Training, checkpoint: Path, rows: list
             )
         if training.stage_is_over:
             training.next_stage()
-        if training.is_due(config.checkpoint_every, state.kept_step, state.kept_seconds):
+        if training.checkpoint_is_due:
             _keep(training, checkpoint, rows)
 
 
