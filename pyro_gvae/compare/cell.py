@@ -9,10 +9,8 @@ from safetensors.torch import save_file
 from .. import exact
 from ..config.train import TrainConfig
 from ..data.batches import epoch_batches
-from ..data.dataset import Dataset
-from ..evaluate.generate import reconstruct, sample
+from ..evaluate.generate import pictured
 from ..evaluate.metrics import code_usage, discrete_scores, own_objective
-from ..models.categorical_vae import CategoricalVAE
 from ..runs.config import write_config
 from ..runs.files import replacing
 from ..runs.folder import PICTURES
@@ -20,9 +18,6 @@ from ..runtime.rng import derived_seed, own_randomness
 from ..train.fit import fit
 from ..train.setup import initial_model, load_data
 from ..train.training import NUM_TRAIN_WATCHED, Training
-
-#: Images shown in the report: reconstructions of the first test images, and prior samples.
-NUM_RECONSTRUCTIONS, NUM_SAMPLES = 10, 25
 
 
 class Job(NamedTuple):
@@ -46,7 +41,8 @@ def train_cell(job: Job) -> None:
     write_config(folder, {"train": config.as_json(), "image_shape": data.image_shape})
     fit(vae, data, config, output=folder, resume=True, progress=False, measure=_measure)
     with own_randomness(derived_seed("pictures", config.seed)):
-        arrays = _pictures(vae, initial_model(config, data), data, max_memory=_bytes(config))
+        arrays = pictured(vae, initial_model(config, data), data)
+        arrays["code_usage"] = code_usage(vae, data.test, max_memory=_bytes(config))
     with replacing(folder / PICTURES) as temporary:
         save_file({name: array.contiguous() for name, array in arrays.items()}, temporary)
 
@@ -66,19 +62,6 @@ def _measure(training: Training) -> dict[str, Any]:
             scores = discrete_scores(vae, x, max_memory=_bytes(config))
             found |= {f"{part}_elbo": scores.elbo, f"{part}_log_evidence": scores.log_evidence, "elbo_is": "exact"}
     return found
-
-
-def _pictures(
-    vae: CategoricalVAE, initial: CategoricalVAE, data: Dataset, *, max_memory: float | None
-) -> dict[str, torch.Tensor]:
-    shown = data.test[:NUM_RECONSTRUCTIONS]
-    return {
-        "inputs": shown,
-        "reconstructions_start": reconstruct(initial, shown),
-        "reconstructions_end": reconstruct(vae, shown),
-        "samples": sample(vae, NUM_SAMPLES),
-        "code_usage": code_usage(vae, data.test, max_memory=max_memory),
-    }
 
 
 def _bytes(config: TrainConfig) -> float | None:

@@ -7,12 +7,16 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from .. import exact
+from ..data.dataset import Dataset
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..exact import HasPair
 from ..models.categorical_vae import CategoricalVAE
 from .code_statistics import guide_log_probs
 
 CodeKind = Literal["map", "sample", "exact"]
+
+#: Images shown in a report: reconstructions of the first test images, and prior samples.
+NUM_RECONSTRUCTIONS, NUM_SAMPLES = 10, 25
 
 
 @torch.no_grad()
@@ -70,3 +74,24 @@ def sample(vae: CategoricalVAE, num_samples: int, *, pixels: bool = False) -> Te
     codes = FactorizedOneHotCategorical(logits=vae.prior_logits).sample((num_samples,))  # (num_samples, N, K)
     observation = vae.observation(vae.decoder(codes))
     return observation.sample() if pixels else observation.mean
+
+
+@torch.no_grad()
+def pictured(vae: CategoricalVAE, initial: CategoricalVAE, data: Dataset) -> dict[str, Tensor]:
+    """What a report shows of a model: test images, their reconstructions before and after training, prior samples.
+
+    Args:
+        vae: the trained model.
+        initial: the same with its initial weights.
+        data: what it was trained on.
+
+    Returns:
+        `inputs`, `reconstructions_start`, `reconstructions_end` (R, D) and `samples` (M, D).
+    """
+    shown = data.test[:NUM_RECONSTRUCTIONS]
+    return {
+        "inputs": shown,
+        "reconstructions_start": reconstruct(initial, shown),
+        "reconstructions_end": reconstruct(vae, shown),
+        "samples": sample(vae, NUM_SAMPLES),
+    }

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..config.train import TrainConfig
 from ..evaluate.code_statistics import guide_log_probs
-from ..evaluate.generate import reconstruct, sample
+from ..evaluate.generate import pictured
 from ..runs.config import read_config, read_train_config
 from ..runs.frames import read_json_lines
 from ..runtime.rng import own_randomness
@@ -22,9 +22,6 @@ from . import pictures
 from .pages import embedded, write_page
 from .style import save_figure
 from .training_figures import SCHEDULED, Begun, speed_and_schedules, stages_begun, training_curves
-
-#: Images shown: reconstructions of the first test images, and prior samples.
-NUM_RECONSTRUCTIONS, NUM_SAMPLES = 10, 25
 
 
 def write_train_report(run: Path) -> Path:
@@ -101,16 +98,10 @@ def _known(value: Any) -> float | None:
 
 def _draw(run: Path, config: TrainConfig) -> dict[str, Figure]:
     _, vae, data = load_model(run)
-    shown, label = data.test[:NUM_RECONSTRUCTIONS], ""
+    initial = initial_model(replace(config, device="cpu"), data)
     with own_randomness(0), torch.no_grad():
-        arrays = {
-            "inputs": shown,
-            "reconstructions_start": reconstruct(initial_model(replace(config, device="cpu"), data), shown),
-            "reconstructions_end": reconstruct(vae, shown),
-            "samples": sample(vae, NUM_SAMPLES),
-            "code_usage": guide_log_probs(vae, data.test).exp().mean(0),
-        }
-    cells: dict[str, dict[str, np.ndarray]] = {label: {name: array.numpy() for name, array in arrays.items()}}
+        arrays = pictured(vae, initial, data) | {"code_usage": guide_log_probs(vae, data.test).exp().mean(0)}
+    cells: dict[str, dict[str, np.ndarray]] = {"": {name: array.numpy() for name, array in arrays.items()}}
     return {
         "reconstructions": pictures.reconstructions(cells, data.image_shape),
         "prior-samples": pictures.prior_samples(cells, data.image_shape),
