@@ -14,6 +14,7 @@ from ..exact.plan import Plan, make_plan
 from ..exact.sums import elbo_parts, evidence, evidence_parts, find_evidence, summed
 from ..handlers.sites import Program, Run
 from ..programs.reader import read_guide
+from ..programs.runs import bind
 from ..runtime.autograd import all_or_nothing
 from ..runtime.distributed import ALONE, Share
 
@@ -141,20 +142,21 @@ class ExactELBO(_ExactLoss):
     """
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        plan = self._plan(model, args, kwargs)
-        q = plan.check(read_guide(partial(guide, *args, **kwargs)))
-        return -summed(plan, elbo_parts(partial(model, *args, **kwargs), plan, q, q.log_probs)).sum()
+        plan, runs = self._plan(model, args, kwargs), bind(model, guide, *args, **kwargs)
+        q = plan.check(read_guide(runs.guide))
+        return -summed(plan, elbo_parts(runs.model, plan, q, q.log_probs)).sum()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         plan = self._plan(model, args, kwargs)
         if plan.num_slices == 1:
             return self._step(model, guide, *args, **kwargs)
-        q = plan.check(read_guide(partial(guide, *args, **kwargs)))
+        runs = bind(model, guide, *args, **kwargs)
+        q = plan.check(read_guide(runs.guide))
         log_q = q.log_probs
         # The guide's graph is walked once, at the end, with the gradients that all slices have left here.
         cut = log_q.detach().requires_grad_()
         with all_or_nothing() as backward:
-            parts = elbo_parts(partial(model, *args, **kwargs), plan, q, cut)
+            parts = elbo_parts(runs.model, plan, q, cut)
             loss = torch.stack([backward(-part().sum()) for part in parts]).sum()
             if log_q.requires_grad:
                 log_q.backward(cut.grad)
@@ -198,10 +200,11 @@ class ExactEvidence(_ExactLoss):
                 "Expected to be asked for loss_and_grads, but found differentiable_loss, whose codes are divided among "
                 "processes: what the others found has no gradient here."
             )
-        return self._own(-evidence(partial(model, *args, **kwargs), self._plan(model, args, kwargs)).sum())
+        run, _ = bind(model, guide, *args, **kwargs)
+        return self._own(-evidence(run, self._plan(model, args, kwargs)).sum())
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        run, plan = partial(model, *args, **kwargs), self._plan(model, args, kwargs)
+        (run, _), plan = bind(model, guide, *args, **kwargs), self._plan(model, args, kwargs)
         if plan.num_slices == 1 and self.share.world_size == 1:
             return self._step(model, guide, *args, **kwargs)
         found = find_evidence(run, plan)

@@ -1,6 +1,5 @@
 """Free bits: an ELBO whose KL of each latent is not pushed below a threshold."""
 
-from functools import partial
 from typing import Any, final
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from ..handlers.sites import Program
 from ..programs.reader import read_guide, score
+from ..programs.runs import bind
 from .exact import ExactEvidence
 
 
@@ -94,8 +94,9 @@ class FreeBits(ELBO):
 
     def _missing(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """B sum_n max(lambda - KL_n, 0), shape ()."""
-        q = read_guide(partial(guide, *args, **kwargs))
-        prior = score(partial(model, *args, **kwargs)).prior
+        runs = bind(model, guide, *args, **kwargs)
+        q = read_guide(runs.guide)
+        prior = score(runs.model).prior
         kl = (q.log_probs.exp() * (q.log_probs - prior.log_probs)).sum(-1)  # (B, N)
         kl = kl.expand(q.batch_shape.numel(), -1)
         weights = q.weigh(kl.new_ones(len(kl)))  # (B,)

@@ -1,7 +1,6 @@
 """The base of losses that sample codes of one one-hot site: what they know of a program, and how they become a step."""
 
 from abc import abstractmethod
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from ..handlers.parameters import announce
 from ..handlers.sites import Program
 from ..programs.reader import Site, read_guide, score
+from ..programs.runs import bind
 from ..programs.target import Target
 from ..runtime.autograd import leaves
 
@@ -81,8 +81,8 @@ class SampledELBO(ELBO):
         if self.own is not None:
             for name, parameter in self.own.named_parameters():
                 announce(f"{type(self).__name__}$$${name}", parameter)
-        q = read_guide(partial(guide, *args, **kwargs))
-        run = partial(model, *args, **kwargs)
+        run, guide_run = bind(model, guide, *args, **kwargs)
+        q = read_guide(guide_run)
         if self._nesting is None or self._nesting[0] != model:
             with torch.no_grad():
                 probe = score(run)

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ..distributions.codes import joint_codes, num_codes
-from ..handlers.parameters import with_own_parameters
 from ..programs.pair import HasPair
 from ..programs.reader import read_guide
+from ..programs.runs import bind_pair
 
 #: A latent is active if the mean of its posterior varies over data by more than this (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
@@ -56,7 +56,7 @@ class LatentStatistics(NamedTuple):
 @torch.no_grad()
 def guide_log_probs(pair: HasPair, x: Tensor) -> Tensor:
     """log q(z_n = k | x) of data x (B, D): shape (B, N, K)."""
-    q = read_guide(with_own_parameters(pair.guide, x))
+    q = read_guide(bind_pair(pair, x).guide)
     return q.log_probs.expand(q.batch_shape.numel(), -1, -1)
 
 

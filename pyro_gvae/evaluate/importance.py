@@ -11,9 +11,9 @@ from torch.nn.functional import one_hot
 
 from ..distributions.codes import hamming_neighbours
 from ..exact.plan import FAST_BYTES, bytes_of_code
-from ..handlers.parameters import with_own_parameters
 from ..programs.pair import HasPair
 from ..programs.reader import read_guide, score
+from ..programs.runs import bind_pair, items, split
 from ..programs.target import Target
 from ..runtime.memory import memory_limit
 
@@ -143,19 +143,26 @@ def _targets(pair: HasPair, x: Tensor, num_particles: int, max_memory: float | N
     if num_particles < 1:
         raise ValueError(f"Expected at least one particle, but found num_particles={num_particles}.")
     most = _most_pairs(pair, x, max_memory)
-    for rows in x.split(max(1, most // num_particles)):
-        q = read_guide(with_own_parameters(pair.guide, rows))
-        model = with_own_parameters(pair.model, rows)
-        yield Target(q, model, score(model).nesting), max(1, most // len(rows))
+    for rows in split(x, max(1, most // num_particles)):
+        model, guide = bind_pair(pair, *rows)
+        yield Target(read_guide(guide), model, score(model).nesting), max(1, most // len(rows[0]))
 
 
 def _most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
     """How many (code, datum) are scored at once."""
-    model = with_own_parameters(pair.model, x[:1])
-    probe = score(model)
-    each = bytes_of_code(model, probe) + 4 * x[0].numel() * x.element_size()
-    limit: float = memory_limit(max_memory, x.device)
-    if x.device.type == "cpu":
+    first = next(split(x, 1))
+    model, _ = bind_pair(pair, *first)
+    try:
+        probe = score(model)
+    except ValueError:  # of a program that takes all of its data or none, such as one with a mask
+        first = items(x)
+        model, _ = bind_pair(pair, *first)
+        probe = score(model)
+    data = [value for value in first if isinstance(value, Tensor)]
+    each = bytes_of_code(model, probe) + 4 * sum(value.numel() * value.element_size() for value in data)
+    device = probe.prior.logits.device
+    limit: float = memory_limit(max_memory, device)
+    if device.type == "cpu":
         limit = min(limit, FAST_BYTES)
     return max(1, int(limit // each))
 

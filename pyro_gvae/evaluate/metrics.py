@@ -14,9 +14,9 @@ from ..distributions.codes import num_codes
 from ..estimators import Estimator
 from ..exact import HasPair
 from ..exact.plan import MOST_CODES
-from ..handlers.parameters import with_own_parameters
 from ..models.categorical_vae import CategoricalVAE
 from ..programs.reader import score
+from ..programs.runs import bind_pair
 from .code_statistics import (
     LatentStatistics,
     Measured,
@@ -230,7 +230,7 @@ def _sampled(
 def _terms(pair: HasPair, x: Tensor, log_q: Tensor, elbo: Tensor, method: str) -> Iterator[_Row]:
     """The ELBO's two terms: the KL is known in closed form, whatever the ELBO was computed by."""
     with torch.no_grad():
-        prior = score(with_own_parameters(pair.model, x[:1])).prior
+        prior = score(bind_pair(pair, x[:1]).model).prior
     if float(prior.scale) != 1:
         raise ValueError(f"Expected programs that are not scaled, but found a scale of {float(prior.scale):g}.")
     kl = (log_q.exp() * (log_q - prior.log_probs)).sum((-2, -1))  # (B,)

@@ -1,14 +1,14 @@
 """The best factorized posterior of every datum, by coordinate ascent on the enumerated joint distribution."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..handlers.parameters import with_own_parameters
 from ..handlers.sites import Run
 from ..programs.pair import HasPair
 from ..programs.reader import read_guide
+from ..programs.runs import bind_pair
 from ..runtime.memory import in_words, memory_limit
 from .plan import Plan, make_plan
 from .sums import joint_scores
@@ -24,12 +24,12 @@ class MeanField(NamedTuple):
 @torch.no_grad()
 def mean_field(
     pair: HasPair,
-    x: Tensor,
-    *,
+    *args: Any,
     max_sweeps: int = 100,
     tolerance: float = 1e-6,
     max_memory: float | None = None,
     slice_size: int | None = None,
+    **kwargs: Any,
 ) -> MeanField:
     r"""The factorized posterior of the highest ELBO, for every datum on its own: what amortization costs.
 
@@ -42,11 +42,12 @@ def mean_field(
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`.
-        x: what model and guide are called with, for example data (B, D).
+        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
         max_sweeps: over the N latents.
         tolerance: stop when a sweep gains less than this for every datum, in nats.
         max_memory: bytes that the table or a slice may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+        **kwargs: likewise what they are called with.
 
     Returns:
         Normalized logits (B, N, K) and the ELBO (B,). No gradient.
@@ -63,9 +64,9 @@ def mean_field(
         >>> bool((elbo(vae, x) <= best.elbo).all() and (best.elbo <= log_evidence(vae, x) + 1e-5).all())
         True
     """
-    model = with_own_parameters(pair.model, x)
+    model, guide = bind_pair(pair, *args, **kwargs)
     plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
-    log_q = plan.check(read_guide(with_own_parameters(pair.guide, x))).log_probs  # (B or 1, N, K)
+    log_q = plan.check(read_guide(guide)).log_probs  # (B or 1, N, K)
     joint, scale = _joint_table(model, plan, max_memory)
     starts = [log_q.expand(len(joint), -1, -1), *_posterior_starts(joint, plan)]
     ends = [ascend(joint, start, plan, max_sweeps=max_sweeps, tolerance=tolerance) for start in starts]

@@ -1,5 +1,6 @@
 """The code space in slices that fit into memory, and what a sum over it costs, known before it is begun."""
 
+import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..distributions.codes import num_codes, numbered_codes
-from ..handlers.parameters import with_own_parameters
 from ..handlers.sites import Run
 from ..programs.pair import HasPair
 from ..programs.reader import Scores, Site, score
+from ..programs.runs import bind_pair
 from ..runtime.autograd import leaves
 from ..runtime.distributed import ALONE, Share
 from ..runtime.memory import in_words, memory_limit
@@ -207,7 +208,11 @@ def _check_slice(slice_size: int, largest: int, bytes_per_code: int, limit: int)
 def bytes_of_code(model: Run, probe: Scores) -> int:
     """What one code more takes, forward and backward, measured on a few of them."""
     logits = probe.prior.logits
-    saved = WORK_PER_SAVED_BYTE * max(_saved_bytes(model, probe, 4) - _saved_bytes(model, probe, 2), 0) // 2
+    # Numbers of codes that are no plate's size: a decoder that pairs codes with data fails on them, and is told so.
+    numbers = (number for number in itertools.chain((2, 4), itertools.count(5)) if number not in probe.sizes)
+    few, more = next(numbers), next(numbers)
+    grown = max(_saved_bytes(model, probe, more) - _saved_bytes(model, probe, few), 0)
+    saved = WORK_PER_SAVED_BYTE * grown // (more - few)
     return saved + (logits.shape[-2:].numel() + probe.prior.batch_shape.numel()) * logits.element_size()
 
 
@@ -238,14 +243,17 @@ class Cost(NamedTuple):
     seconds: float
 
 
-def cost(pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_size: int | None = None) -> Cost:
+def cost(
+    pair: HasPair, *args: Any, max_memory: float | None = None, slice_size: int | None = None, **kwargs: Any
+) -> Cost:
     """What a gradient of the ELBO or the log-evidence takes, measured on one small slice before the sum is begun.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
-        x: what the model is called with, for example data (B, D).
+        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
         max_memory: bytes that a slice may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+        **kwargs: likewise what they are called with.
 
     Returns:
         The number of codes and slices, the bytes that a slice takes, and the seconds of one pass forward and backward
@@ -260,7 +268,7 @@ def cost(pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_siz
         >>> cost(vae, torch.ones(4, 6), slice_size=1000).num_slices
         532
     """
-    model = with_own_parameters(pair.model, x)
+    model, _ = bind_pair(pair, *args, **kwargs)
     plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
     numbers = torch.arange(min(plan.slice_size, MEASURED_CODES), device=plan.device)
     seconds = min(_seconds(model, plan, numbers) for _ in range(2))

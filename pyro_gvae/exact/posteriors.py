@@ -1,12 +1,12 @@
 """The exact posterior p(z | x) over all joint codes: its marginals, its most probable codes, samples."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..handlers.parameters import with_own_parameters
 from ..programs.pair import HasPair
+from ..programs.runs import bind_pair
 from .plan import make_plan
 from .sums import joint_scores
 
@@ -22,20 +22,21 @@ class Posterior(NamedTuple):
 @torch.no_grad()
 def posterior(
     pair: HasPair,
-    x: Tensor,
+    *args: Any,
     num_codes: int = 0,
-    *,
     max_memory: float | None = None,
     slice_size: int | None = None,
+    **kwargs: Any,
 ) -> Posterior:
     """The exact posterior p(z | x) = p(x | z) p(z) / p(x) of the discrete model, in one pass over all codes.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
-        x: what the model is called with, for example data (B, D).
+        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
         num_codes: C, how many of the most probable joint codes to return, at most K^N.
         max_memory: bytes that a slice may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+        **kwargs: likewise what they are called with.
 
     Returns:
         Marginals (B, N, K), and the C most probable joint codes (B, C, N, K) with their probabilities (B, C).
@@ -52,7 +53,7 @@ def posterior(
     """
     if num_codes < 0:
         raise ValueError(f"Expected num_codes of at least 0, but found {num_codes}.")
-    model = with_own_parameters(pair.model, x)
+    model, _ = bind_pair(pair, *args, **kwargs)
     plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
     num_codes = min(num_codes, plan.num_codes)
     lowest = torch.finfo(plan.dtype).min
@@ -87,11 +88,11 @@ def _best(best: Tensor, best_numbers: Tensor, joint: Tensor, numbers: Tensor, nu
 @torch.no_grad()
 def sample_posterior(
     pair: HasPair,
-    x: Tensor,
+    *args: Any,
     num_samples: int = 1,
-    *,
     max_memory: float | None = None,
     slice_size: int | None = None,
+    **kwargs: Any,
 ) -> Tensor:
     """Independent draws from the exact posterior p(z | x) of the discrete model, in one pass over all codes.
 
@@ -99,10 +100,11 @@ def sample_posterior(
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
-        x: what the model is called with, for example data (B, D).
+        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
         num_samples: P, draws for each datum.
         max_memory: bytes that a slice may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+        **kwargs: likewise what they are called with.
 
     Returns:
         One-hot codes (P, B, N, K). No gradient.
@@ -118,7 +120,7 @@ def sample_posterior(
     """
     if num_samples < 1:
         raise ValueError(f"Expected num_samples of at least 1, but found {num_samples}.")
-    model = with_own_parameters(pair.model, x)
+    model, _ = bind_pair(pair, *args, **kwargs)
     plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
     drawn = torch.zeros(plan.batch_shape.numel(), num_samples, dtype=torch.long, device=plan.device)
     so_far = torch.full((len(drawn),), -torch.inf, dtype=plan.dtype, device=plan.device)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..handlers.parameters import with_own_parameters
 from ..handlers.sites import Run
 from ..programs.pair import HasPair
 from ..programs.reader import Scores, Site, negative_kl, read_guide, score
+from ..programs.runs import bind_pair
 from ..runtime.distributed import log_sum_exp
 from .plan import FEW_CODES, Plan, make_plan
 
@@ -20,7 +20,9 @@ from .plan import FEW_CODES, Plan, make_plan
 Part = Callable[[], Tensor]
 
 
-def elbo(pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_size: int | None = None) -> Tensor:
+def elbo(
+    pair: HasPair, *args: Any, max_memory: float | None = None, slice_size: int | None = None, **kwargs: Any
+) -> Tensor:
     r"""The exact ELBO of the discrete model, for every datum.
 
     .. math::
@@ -33,9 +35,10 @@ def elbo(pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_siz
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair` of a model and a guide of your own; they may be relaxed.
-        x: what model and guide are called with, for example data (B, D).
+        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
         max_memory: bytes that a slice may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+        **kwargs: likewise what they are called with.
 
     Returns:
         The ELBO (B,) in nats, scaled and masked as the programs say; differentiable, with slices recomputed in the
@@ -51,22 +54,25 @@ def elbo(pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_siz
         >>> bool((elbo(vae, x) <= log_evidence(vae, x)).all())
         True
     """
-    model = with_own_parameters(pair.model, x)
+    model, guide = bind_pair(pair, *args, **kwargs)
     plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
-    q = plan.check(read_guide(with_own_parameters(pair.guide, x)))
+    q = plan.check(read_guide(guide))
     return summed(plan, elbo_parts(model, plan, q, q.log_probs))
 
 
-def log_evidence(pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_size: int | None = None) -> Tensor:
+def log_evidence(
+    pair: HasPair, *args: Any, max_memory: float | None = None, slice_size: int | None = None, **kwargs: Any
+) -> Tensor:
     r"""The exact log-evidence of the discrete model, for every datum.
 
     .. math:: \log p(x_b) = \log \sum_{z} p(x_b | z) \, p(z)
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
-        x: what the model is called with, for example data (B, D).
+        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
         max_memory: bytes that a slice may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+        **kwargs: likewise what they are called with.
 
     Returns:
         log p(x) (B,) in nats; differentiable. Where there are several slices, gradients take a second pass over the
@@ -85,9 +91,8 @@ def log_evidence(pair: HasPair, x: Tensor, *, max_memory: float | None = None, s
         >>> log_evidence(Pair(model, guide=model), torch.tensor([0.0, 1.0])).exp()
         tensor([0.2500, 0.7500])
     """
-    model = with_own_parameters(pair.model, x)
-    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
-    return evidence(model, plan)
+    model, _ = bind_pair(pair, *args, **kwargs)
+    return evidence(model, make_plan(model, max_memory=max_memory, slice_size=slice_size))
 
 
 class Bounds(NamedTuple):
@@ -98,14 +103,17 @@ class Bounds(NamedTuple):
 
 
 @torch.no_grad()
-def bounds(pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_size: int | None = None) -> Bounds:
+def bounds(
+    pair: HasPair, *args: Any, max_memory: float | None = None, slice_size: int | None = None, **kwargs: Any
+) -> Bounds:
     """:func:`elbo` and :func:`log_evidence` at once: one pass over all codes in place of two, without gradients.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`.
-        x: what model and guide are called with, for example data (B, D).
+        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
         max_memory: bytes that a slice may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+        **kwargs: likewise what they are called with.
 
     Returns:
         The ELBO (B,) and log p(x) (B,), in nats.
@@ -120,9 +128,9 @@ def bounds(pair: HasPair, x: Tensor, *, max_memory: float | None = None, slice_s
         >>> bool((found.elbo <= found.log_evidence).all())
         True
     """
-    model = with_own_parameters(pair.model, x)
+    model, guide = bind_pair(pair, *args, **kwargs)
     plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
-    q = plan.check(read_guide(with_own_parameters(pair.guide, x)))
+    q = plan.check(read_guide(guide))
     log_q = q.log_probs
     elbos: list[Tensor] = []
     log_sums, scales = [], []

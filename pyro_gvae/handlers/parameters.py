@@ -1,14 +1,13 @@
 """Parameters that stay in their modules, whatever Pyro's param store holds."""
 
 import weakref
-from typing import Any
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import nn
 from torch.distributions import constraints
 
-from .sites import Messages, Program, Run
+from .sites import Messages
 
 
 def announce(name: str, parameter: nn.Parameter) -> None:
@@ -27,13 +26,3 @@ class OwnParameters(Messenger):
         name, *initial = msg["args"]
         if "$$$" in name and initial and isinstance(initial[0], nn.Parameter):  # from pyro.module
             msg["value"] = initial[0]
-
-
-def with_own_parameters(program: Program, x: Any) -> Run:
-    """The program bound to its data, evaluated with its modules' own parameters."""
-
-    def run() -> None:
-        with OwnParameters():
-            program(x)
-
-    return run

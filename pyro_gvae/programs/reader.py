@@ -5,10 +5,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.inspect import get_dependencies
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.one_hot_messenger import OneHotMessenger
 from ..handlers.sites import Messages, OneHotSite, Run, plates_of
 
@@ -39,7 +42,7 @@ class Site(NamedTuple):
     def weigh(self, per_datum: Tensor) -> Tensor:
         """Scale and mask (..., B) as the program scales and masks the site."""
         others = per_datum.shape[:-1]
-        per_datum = per_datum.expand(*others, self.batch_shape.numel()).reshape(*others, *self.batch_shape)
+        per_datum = per_datum.expand(*others, self.batch_shape.numel()).reshape((*others, *self.batch_shape))
         weighed: Tensor = scale_and_mask(per_datum, self.scale, self.mask)
         return weighed.reshape(*others, -1)
 
@@ -57,14 +60,17 @@ class Scores(NamedTuple):
     table: Tensor  # (s, B): log p(x | z), scaled and masked as the program says
     scales: tuple[float | Tensor, ...]  # of all its sites
     nesting: int  # the number of batch dimensions that its plates take
+    sizes: frozenset[int]  # of these dimensions
 
     @property
     def common_scale(self) -> float | Tensor:
         """The one scale of all sites, which stands outside of the logarithm of a sum over codes."""
-        if len({float(scale) for scale in self.scales}) > 1:
+        one_each = all(not isinstance(scale, Tensor) or scale.numel() == 1 for scale in self.scales)
+        if not one_each or len({float(scale) for scale in self.scales}) > 1:
             raise ValueError(
                 "Expected all sites of the model to share one scale, but found several: there is no log p(x) where "
-                "likelihood and prior are scaled differently. Try the ELBO, or one poutine.scale around the model."
+                "likelihood and prior, or the data, are scaled differently. Try the ELBO, or one poutine.scale around "
+                "the model."
             )
         return self.scales[0]
 
@@ -124,6 +130,8 @@ def read_guide(guide: Run) -> Site:
 def score(model: Run, codes: Tensor | None = None, nesting: int = 0) -> Scores:
     """Run the model on codes as if they were samples in one more batch dimension, left of its plates.
 
+    A site outside of the one-hot's plates that does not depend on the code is a constant; data share it evenly.
+
     Args:
         model: the program with its data bound.
         codes: joint codes, shape (s, N, K) for codes that all data share, or (s, B, N, K) where each datum has its
@@ -131,25 +139,28 @@ def score(model: Run, codes: Tensor | None = None, nesting: int = 0) -> Scores:
         nesting: the number of batch dimensions that the model's plates take, of which a run on one code tells.
 
     Raises:
-        ValueError: if the model has another latent variable, or a site that belongs to no single datum.
+        ValueError: if the model has another latent variable, a site outside of the one-hot's plates that depends on
+            it, or operations that do not take codes in one more dimension.
     """
-
-    def value(site: OneHotSite) -> Tensor:
-        batch_shape, event_shape = site.logits.shape[: -site.num_event_dims], site.logits.shape[-site.num_event_dims :]
-        given = _first_code(site.logits[(slice(1),) * len(batch_shape)]) if codes is None else codes
-        rank = len(batch_shape) if codes is None else nesting
-        own = tuple(batch_shape) if codes is not None and codes.dim() == 4 else ()
-        return given.reshape(-1, *(1,) * (rank - len(own)), *own, *event_shape)
-
-    reader = _Reader(value)
-    site = reader.run("model", model)
+    reader = _Reader(functools.partial(_placed, codes=codes, nesting=nesting))
+    try:
+        site = reader.run("model", model)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if codes is None or _out_of_memory(error):
+            raise
+        if _needs_plain_codes(model, codes, nesting):
+            raise _needs_another_decoder(codes, error) from error
+        raise
     if not reader.messages:
         raise ValueError(f"Expected the model to observe data, but found no site but '{site.name}'.")
     frames = [frame for msg in reader.messages.values() for frame in msg["cond_indep_stack"] if frame.vectorized]
     deepest = max([len(site.batch_shape), *(-frame.dim for frame in frames)])
+    outside = [name for name, msg in reader.messages.items() if site.plates - plates_of(msg)]
+    if codes is None and outside:
+        _check_constant(model, site, {name: reader.messages[name] for name in outside})
     log_probs = []
     for msg in reader.messages.values():
-        _check_site(site, msg)
+        _check_observed(site, msg)
         log_probs.append(_log_prob(msg, site, deepest if codes is None else nesting))
     table = functools.reduce(torch.add, log_probs)  # (s or 1, B)
     return Scores(
@@ -157,6 +168,41 @@ def score(model: Run, codes: Tensor | None = None, nesting: int = 0) -> Scores:
         table=table.expand(1 if codes is None else len(codes), -1),
         scales=(site.scale, *(msg["scale"] for msg in reader.messages.values())),
         nesting=deepest,
+        sizes=frozenset([*site.batch_shape, *(frame.size for frame in frames)]),
+    )
+
+
+def _placed(site: OneHotSite, codes: Tensor | None, nesting: int) -> Tensor:
+    """Codes as the value of the model's site: (s, 1, .., 1, N, K), or with the plates' sizes where codes have them."""
+    batch_shape, event_shape = site.logits.shape[: -site.num_event_dims], site.logits.shape[-site.num_event_dims :]
+    given = _first_code(site.logits[(slice(1),) * len(batch_shape)]) if codes is None else codes
+    rank = len(batch_shape) if codes is None else nesting
+    own = tuple(batch_shape) if codes is not None and codes.dim() == 4 else ()
+    return given.reshape(-1, *(1,) * (rank - len(own)), *own, *event_shape)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _needs_plain_codes(model: Run, codes: Tensor, nesting: int) -> bool:
+    """Whether a model runs on codes as they are sampled, (B, N, K), but not in one more dimension."""
+    try:
+        _Reader(lambda site: _first_code(site.logits)).run("model", model)
+    except Exception:
+        return False
+    try:
+        _Reader(functools.partial(_placed, codes=codes, nesting=nesting)).run("model", model)
+    except Exception:
+        return True
+    return False
+
+
+def _needs_another_decoder(codes: Tensor, error: Exception) -> ValueError:
+    return ValueError(
+        f"Expected a decoder that takes codes of shape (..., N, K), here {len(codes)} of them in one more dimension "
+        f"left of the plates, but found: {str(error).splitlines()[0]}. Try operations on the last two dimensions "
+        "alone, such as z.flatten(-2) in place of z.reshape(len(x), -1), and nn.Flatten(-2) in place of nn.Flatten()."
     )
 
 
@@ -166,15 +212,23 @@ def _first_code(logits: Tensor) -> Tensor:
     return value
 
 
-def _check_site(site: Site, msg: Messages) -> None:
+def _check_observed(site: Site, msg: Messages) -> None:
     if not msg["is_observed"]:
         raise ValueError(
             f"Expected '{site.name}' to be the model's only latent variable, but found '{msg['name']}', over which no "
             "sum can be taken. Try to condition on it, or TraceEnum_ELBO with enumerated(), which samples it."
         )
-    left = site.plates - plates_of(msg)
-    if left:
-        raise _mixes_data(site, msg, left)
+
+
+def _check_constant(model: Run, site: Site, outside: dict[str, Messages]) -> None:
+    """Refuse sites outside of the one-hot's plates that depend on it; shapes do not tell which do."""
+    for msg in outside.values():
+        _check_observed(site, msg)
+    with torch.no_grad(), poutine.block(), DiscretizeMessenger():
+        upstream: Any = get_dependencies(model)["prior_dependencies"]
+    for name, msg in outside.items():
+        if site.name in upstream.get(name, ()):
+            raise _mixes_data(site, msg, site.plates - plates_of(msg))
 
 
 def _mixes_data(site: Site, msg: Messages, plates: frozenset[str]) -> ValueError:
@@ -192,7 +246,15 @@ def _log_prob(msg: Messages, site: Site, nesting: int) -> Tensor:
     log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"])
     log_prob = log_prob.reshape((1,) * (nesting + 1 - log_prob.dim()) + log_prob.shape)  # (s or 1, *plates)
     own = (1,) * (nesting - len(site.batch_shape)) + tuple(site.batch_shape)
+    left = site.plates - plates_of(msg)
+    if left:
+        if len(log_prob) > 1:
+            raise _mixes_data(site, msg, left)
+        return (log_prob.sum() / site.batch_shape.numel()).expand(1, site.batch_shape.numel())
+    plates = {frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
     found = log_prob.shape[1:]
-    if len(found) > nesting or any(size == 1 < expected for size, expected in zip(found, own, strict=True)):
-        raise _mixes_data(site, msg, site.plates)
+    for dim in range(-len(found), 0):
+        expected = own[dim] if -dim <= nesting else 0
+        if found[dim] != expected and not (expected == 1 and found[dim] == plates.get(dim)):
+            raise _mixes_data(site, msg, site.plates)
     return log_prob.sum_to_size(len(log_prob), *own).reshape(len(log_prob), -1)

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from typing import Protocol, cast, final
+from typing import Any, Protocol, cast, final
 
 import pyro
 import torch
@@ -16,6 +16,7 @@ from ..estimators import Estimator, own_state
 from ..exact import HasPair
 from ..jit.capture import NotRecordable
 from ..jit.traced_elbo import TracedELBO
+from ..programs.runs import items
 from ..runtime.distributed import ALONE, Sums, share, sum_gradients
 from .optimizers import FLUSH_EVERY, flush_denormals, new_optimizer, steps_taken
 
@@ -39,6 +40,9 @@ def make_step(
     shard: Shard | None = None,
 ) -> "Step":
     """A training step `step(x) -> loss` of the module's parameters by the estimator's loss.
+
+    A program that takes more than the data takes them here too: `step(x, y)`, or a batch of a `DataLoader`, `step([x,
+    y])`.
 
     The first step runs model and guide with Pyro's validation on, and records their computation
     (:class:`~pyro_gvae.jit.traced_elbo.TracedELBO`); later steps replay it, without Pyro. A program that cannot be
@@ -120,17 +124,19 @@ class Step:
         self._shard = shard
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in gradients.parameters)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *batch: Any, **others: Any) -> Tensor:
+        arguments = items(batch[0]) if len(batch) == 1 else batch
+        data = _data([*arguments, *others.values()])
         before = [buffer.clone() for buffer in self._buffers]
         self.taken += 1
         try:
-            loss = self._gradients(x)
+            loss = self._gradients(*arguments, **others)
         except BaseException as error:
             self._put_back(before)
             if isinstance(error, Exception):  # which the others wait for
-                self._summed(torch.full((), math.nan, device=x.device), x, before)
+                self._summed(torch.full((), math.nan, device=data.device), len(data), before)
             raise
-        loss, num_data = self._summed(loss, x, before)
+        loss, num_data = self._summed(loss, len(data), before)
         if self._skip_non_finite and not self._is_finite(loss):
             self._put_back(before)
             return torch.full_like(loss, math.nan)
@@ -141,12 +147,12 @@ class Step:
             flush_denormals(self.optimizer)
         return loss / num_data
 
-    def _summed(self, loss: Tensor, x: Tensor, before: list[Tensor]) -> Sums:
+    def _summed(self, loss: Tensor, num_data: int, before: list[Tensor]) -> Sums:
         """The loss and the data of all processes, whose gradients and buffers become the same."""
         if self._shard is None:
-            return Sums(loss, len(x))
-        sums = sum_gradients(loss, len(x), self._gradients.parameters, self._buffers, before)
-        return sums if self._shard == "data" else Sums(sums.loss, len(x))
+            return Sums(loss, num_data)
+        sums = sum_gradients(loss, num_data, self._gradients.parameters, self._buffers, before)
+        return sums if self._shard == "data" else Sums(sums.loss, num_data)
 
     @torch.no_grad()
     def _put_back(self, values: list[Tensor]) -> None:
@@ -174,28 +180,28 @@ class _Gradients:
         self._ids = set(map(id, self.parameters))
         self._checked = False
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss, in nats summed over the data; gradients are set, not added."""
         for parameter in self.parameters:
             parameter.grad = None  # its memory is used again for the next one
-        loss = self._recorded(x)
+        loss = self._recorded(args) if not kwargs else None
         if loss is None:
             with pyro.get_param_store().scope(), pyro.validation_enabled(not self._checked):
-                loss = self._elbo.loss_and_grads(self._model, self._guide, x)
+                loss = self._elbo.loss_and_grads(self._model, self._guide, *args, **kwargs)
             self._checked = True
         if all(parameter.grad is None for parameter in self.parameters):
             raise ValueError(
                 "Expected a loss with a gradient for some parameter of the module, but found none: Pyro's ELBOs form "
                 'gradients where they see a parameter. Try pyro.module("name", self) at the start of model and guide.'
             )
-        return self._as_tensor(loss, x)
+        return self._as_tensor(loss)
 
-    def _recorded(self, x: Tensor) -> Tensor | float | None:
+    def _recorded(self, args: tuple[Any, ...]) -> Tensor | float | None:
         """The loss and its gradients from the recording, or None where there is none."""
         if self._traced is None:
             return None
         try:
-            (loss, gradients), leaves = self._traced.outcome(self._model, self._guide, x)
+            (loss, gradients), leaves = self._traced.outcome(self._model, self._guide, *args)
         except NotRecordable as refusal:
             if not self._is_exact:  # several slices of codes are no recording, and need none
                 warnings.warn(f"Steps run without a recording: {refusal}", stacklevel=4)
@@ -206,12 +212,12 @@ class _Gradients:
             leaf.grad = gradient
         return cast(Tensor | float, loss)
 
-    def _as_tensor(self, loss: Tensor | float, x: Tensor) -> Tensor:
+    def _as_tensor(self, loss: Tensor | float) -> Tensor:
         """Plain ELBOs return numbers."""
         if isinstance(loss, Tensor):
             return loss
-        types = (parameter.dtype for parameter in self.parameters)
-        return torch.tensor(loss, dtype=reduce(torch.promote_types, types, torch.float32), device=x.device)
+        dtype = reduce(torch.promote_types, (parameter.dtype for parameter in self.parameters), torch.float32)
+        return torch.tensor(loss, dtype=dtype, device=self.parameters[0].device)
 
     def _check_parameters(self, leaves: Sequence[Tensor]) -> None:
         if not self._ids.issuperset(map(id, leaves)):
@@ -219,3 +225,15 @@ class _Gradients:
                 "Expected all parameters of model and guide to be in the module's parameters(), but found others, "
                 "which no step would train. Try to make them attributes of the module, in place of pyro.param."
             )
+
+
+def _data(arguments: Sequence[Any]) -> Tensor:
+    """The first argument that holds B data.
+
+    Raises:
+        ValueError: if none does.
+    """
+    for value in arguments:
+        if isinstance(value, Tensor) and value.dim():
+            return value
+    raise ValueError("Expected a batch with a tensor of data (B, ..), but found none. Try step(x).")

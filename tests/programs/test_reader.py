@@ -1,0 +1,100 @@
+"""What is read of a program: sites without a plate, constants outside of it, decoders that pair codes with data."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
+from torch import nn
+
+from pyro_gvae import CategoricalVAE, ExactELBO, enumerated, estimator, exact, make_step
+from pyro_gvae.exact import Pair
+
+DATA = torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0], dtype=torch.float64)
+GLOBALS = {"weights": torch.tensor([0.4, 0.6]).double(), "locs": torch.tensor([0.5, 11.0]).double()}
+
+
+def mixture(x):
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2).double()))
+    locs = pyro.sample("locs", dist.Normal(torch.zeros(2).double(), 10.0).to_event(1))
+    with pyro.plate("data", 5):
+        z = pyro.sample("z", dist.OneHotCategorical(weights))
+        pyro.sample("x", dist.Normal((z * locs).sum(-1), 1.0), obs=x)
+
+
+def assignments(x):
+    with pyro.plate("data", 5):
+        pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(5, 2).double()))
+
+
+def test_an_observed_site_outside_of_the_plate_is_a_constant():
+    """A mixture with its parameters given, as after a MAP fit; stock Pyro is the oracle."""
+    model = poutine.condition(mixture, data=GLOBALS)
+    stock = TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(model), enumerated(assignments), DATA)
+    assert ExactELBO().loss(model, assignments, DATA) == pytest.approx(stock, abs=1e-9)
+    assert -exact.elbo(Pair(model, assignments), DATA).sum().item() == pytest.approx(stock, abs=1e-9)
+    loo = estimator("local-expectation").bind(Pair(model, assignments))  # with one latent it is exact
+    assert loo.elbo.loss(loo.model, loo.guide, DATA) == pytest.approx(stock, abs=1e-9)
+
+
+@pytest.mark.parametrize("slice_size", [1, None])
+def test_a_site_outside_of_the_plate_that_mixes_codes_is_refused(slice_size):
+    """Its shape does not tell: the sum over data takes the axis of the codes away."""
+
+    def model(x):
+        with pyro.plate("data", 5):
+            z = pyro.sample("z", dist.OneHotCategorical(torch.ones(2).double()))
+            pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+        pyro.sample("count", dist.Normal(z[..., 0].sum(0), 1.0), obs=torch.tensor(2.0).double())
+
+    with pytest.raises(ValueError, match=r"found 'count' outside of them: it belongs to no single datum"):
+        exact.elbo(Pair(model, assignments), DATA, slice_size=slice_size)
+
+
+def test_a_program_without_a_plate():
+    def model(x):
+        z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(2, 2)).to_event(1))
+        pyro.sample("x", dist.Normal(z[..., 0].sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.OneHotCategorical(logits=torch.tensor([[0.0, 1.0], [2.0, 0.0]])).to_event(1))
+
+    x, pair = torch.tensor(0.7), Pair(model, guide)
+    stock = TraceEnum_ELBO(max_plate_nesting=0).loss(enumerated(model), enumerated(guide), x)
+    assert ExactELBO().loss(model, guide, x) == pytest.approx(stock, abs=1e-5)
+    found = exact.elbo(pair, x)
+    assert found.shape == () and -found.item() == pytest.approx(stock, abs=1e-5)
+    assert exact.posterior(pair, x).marginals.shape == exact.mean_field(pair, x).logits.shape == (2, 2)
+    for name in ("reinforce-loo", "local-expectation", "disarm-iw", "rebar"):
+        bound = estimator(name).bind(pair)
+        assert bound.elbo.loss(bound.model, bound.guide, x) < 10  # one draw; the bound is below -log p(x) by KLs
+
+
+FLAT = [nn.Flatten(), nn.Linear(6, 12)]
+
+
+@pytest.mark.parametrize("name", ["exact", "exact-evidence", "reinforce-loo", "local-expectation", "rebar"])
+@pytest.mark.parametrize("batch_size", [8, 9])  # 9 is the number of codes
+def test_a_decoder_that_pairs_codes_with_data_is_refused_in_its_own_terms(name, batch_size):
+    vae = CategoricalVAE(12, 2, 3, hidden=(8,), decoder=nn.Sequential(*FLAT))
+    step = make_step(vae, estimator(name))
+    with pytest.raises(ValueError, match=r"a decoder that takes codes of shape \(\.\.\., N, K\).*flatten\(-2\)"):
+        step((torch.rand(batch_size, 12) > 0.5).float())
+
+
+def test_without_validation_codes_do_not_meet_data_either():
+    """The sizes agree, so that no operation fails; the codes that programs are probed with have other sizes."""
+    vae = CategoricalVAE(12, 2, 3, hidden=(8,), decoder=nn.Sequential(*FLAT))
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match=r"Expected a decoder that takes codes"):
+        exact.elbo(vae, torch.ones(9, 12), slice_size=9)
+
+
+def test_an_error_of_the_program_itself_stays_as_it_is():
+    class Broken(nn.Module):
+        def forward(self, z):
+            raise RuntimeError("my own mistake")
+
+    vae = CategoricalVAE(12, 2, 3, hidden=(8,), decoder=Broken())
+    with pytest.raises(RuntimeError, match=r"^my own mistake$"):
+        exact.elbo(vae, torch.ones(9, 12))

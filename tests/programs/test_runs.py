@@ -1,0 +1,124 @@
+"""Pairs bound to their data: one minibatch for all runs of a loss, further arguments, batches of a DataLoader."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyro_gvae import ExactELBO, ExactEvidence, estimator, exact, make_step
+from pyro_gvae.evaluate.importance import importance_weighted
+from pyro_gvae.exact import Pair
+from pyro_gvae.programs.runs import split
+
+# Two clusters, alike by symmetry: every datum has the same ELBO and the same log p(x), under its own posterior.
+CENTERS = torch.tensor([-5.0, 5.0])
+X = CENTERS.repeat(20)
+
+
+def subsampled(seen):
+    def model(x):
+        with pyro.plate("data", 40, subsample_size=10) as rows:
+            seen.append(rows)
+            z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(2)))
+            pyro.sample("x", dist.Normal(z @ CENTERS, 1.0), obs=x[rows])
+
+    def guide(x):
+        with pyro.plate("data", 40, subsample_size=10) as rows:
+            seen.append(rows)
+            pyro.sample("z", dist.OneHotCategorical(logits=torch.stack([-x[rows], x[rows]], -1)))
+
+    return Pair(model, guide)
+
+
+def right_elbo():
+    q = torch.tensor([-5.0, 5.0]).softmax(0)
+    joint = dist.Normal(CENTERS, 1.0).log_prob(torch.tensor(5.0)) - torch.tensor(2.0).log()
+    return 40 * (q * (joint - q.log())).sum().item(), 40 * joint.logsumexp(0).item()
+
+
+@pytest.mark.parametrize(
+    "name", ["exact", "reinforce-loo", "local-expectation", "disarm-iw", "vimco", "rebar", "reinmax"]
+)
+def test_model_and_guide_see_the_same_rows(name):
+    """Against the closed form; on rows of their own the loss is more than ten times as large."""
+    model, guide, elbo = estimator(name).bind(subsampled([]))
+    assert -elbo.loss(model, guide, X) == pytest.approx(right_elbo()[0], abs=0.5)
+
+
+def test_every_slice_of_codes_sees_the_same_rows():
+    seen = []
+    pair = subsampled(seen)
+    assert -ExactEvidence(slice_size=1).loss(pair.model, pair.guide, X) == pytest.approx(right_elbo()[1], abs=1e-3)
+    assert exact.bounds(pair, X, slice_size=1).elbo.sum().item() == pytest.approx(right_elbo()[0], abs=1e-3)
+
+
+def test_each_loss_draws_new_rows():
+    seen = []
+    pair, elbo = subsampled(seen), ExactELBO()
+    elbo.loss(pair.model, pair.guide, X)  # finds out how to cut the codes
+    seen.clear()
+    for _ in range(2):
+        elbo.loss(pair.model, pair.guide, X)
+    first, second = seen[0], seen[-1]
+    assert not torch.equal(first, second)
+    assert all(torch.equal(rows, first) for rows in seen[: len(seen) // 2])
+
+
+class Conditional(nn.Module):
+    """A conditional VAE: both programs take a label c, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.prior, self.encoder = nn.Linear(3, 6), nn.Linear(7, 6)
+        self.register_buffer("means", torch.randn(2, 3, 4))
+
+    def model(self, x, c):
+        pyro.module("cvae", self)
+        with pyro.plate("data", len(x)):
+            prior = dist.OneHotCategorical(logits=self.prior(c).unflatten(-1, (2, 3)))
+            z = pyro.sample("z", prior.to_event(1))
+            pyro.sample("x", dist.Normal(torch.einsum("...nk,nkd->...d", z, self.means), 1.0).to_event(1), obs=x)
+
+    def guide(self, x, c):
+        pyro.module("cvae", self)
+        with pyro.plate("data", len(x)):
+            logits = self.encoder(torch.cat([x, c], -1)).unflatten(-1, (2, 3))
+            pyro.sample("z", dist.OneHotCategorical(logits=logits).to_event(1))
+
+
+def test_further_arguments_reach_both_programs():
+    vae, x, c = Conditional(), torch.randn(6, 4), torch.eye(3)[[0, 1, 2, 0, 1, 2]]
+    right = -ExactELBO().loss(vae.model, vae.guide, x, c)
+    assert exact.elbo(vae, x, c).sum().item() == pytest.approx(right, rel=1e-5)
+    assert exact.elbo(vae, x, c=c).sum().item() == pytest.approx(right, rel=1e-5)
+    [batch] = DataLoader(TensorDataset(x, c), batch_size=6)
+    assert exact.elbo(vae, batch).sum().item() == pytest.approx(right, rel=1e-5)
+    for arguments in ((x, c), ([x, c],)):
+        step = make_step(like(vae), estimator("exact"))
+        assert step(*arguments).item() == pytest.approx(-right / 6, rel=1e-5)
+
+
+def like(vae):
+    copy = Conditional()
+    copy.load_state_dict(vae.state_dict())
+    return copy
+
+
+def test_importance_weights_take_each_datum_with_its_label():
+    vae, x, c = Conditional(), torch.randn(6, 4), torch.eye(3)[[0, 1, 2, 0, 1, 2]]
+    found = importance_weighted(vae, (x, c), 2000, max_memory=1e5)
+    assert ((found.bound - exact.log_evidence(vae, x, c)).abs() < 5 * found.sampling_error + 1e-4).all()
+
+
+def test_a_batch_is_cut_along_its_data():
+    x, weights, flag = torch.arange(5.0), torch.ones(3), "as it is"
+    parts = list(split([x, weights, flag], 2))
+    assert [part[0].tolist() for part in parts] == [[0.0, 1.0], [2.0, 3.0], [4.0]]
+    assert all(part[1] is weights and part[2] is flag for part in parts)
+
+
+def test_a_step_without_data_says_so():
+    with pytest.raises(ValueError, match=r"Expected a batch with a tensor of data"):
+        make_step(Conditional(), estimator("exact"))(3)
