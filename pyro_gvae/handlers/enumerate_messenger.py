@@ -1,9 +1,10 @@
 """What `enumerated` does to a one-hot site."""
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyro import poutine
+from pyro.infer import ELBO
 from pyro.infer.inspect import get_dependencies
 from pyro.poutine.util import site_is_subsample
 
@@ -14,6 +15,14 @@ from .one_hot_messenger import OneHotMessenger
 from .sites import Messages, OneHotSite, Program, plates_of
 
 
+class Enumerated(NamedTuple):
+    """Where the codes of an enumerated site are."""
+
+    dim: int  # their axis, counted from the right of the batch dimensions
+    size: int  # S
+    plates: frozenset[str]
+
+
 class EnumeratedMessenger(OneHotMessenger):
     """Marks one-hot sites for parallel enumeration and refuses what enumeration would get wrong."""
 
@@ -22,15 +31,15 @@ class EnumeratedMessenger(OneHotMessenger):
         self.max_memory = max_memory
 
     def __enter__(self) -> Any:
-        self.plates_of_dim: dict[int, tuple[str, frozenset[str]]] = {}
-        self.suspects: dict[tuple[str, str], frozenset[str]] = {}
-        self.others: set[bool] = set()  # whether the sites that are not latent one-hots are observed
+        self.enumerated: dict[str, Enumerated] = {}
+        self.at_dim: dict[int, str] = {}  # the site that has an axis now: pyro.markov gives it to others later
+        self.suspects: dict[tuple[str, str], ValueError] = {}
+        self.observes = False  # a site that is no latent one-hot
         return super().__enter__()
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
-        # A guide without one-hots leaves them to the model; a model has observations.
-        guide_of_others = self.others == {False}
-        nothing_found = kind is None and self.decides() and not (self.sites or self.observed or guide_of_others)
+        # Without observations it is a guide, which may leave one-hots to the model.
+        nothing_found = kind is None and self.decides() and self.observes and not (self.sites or self.observed)
         result = super().__exit__(kind, value, traceback)
         if nothing_found:
             raise ValueError(
@@ -48,33 +57,49 @@ class EnumeratedMessenger(OneHotMessenger):
 
     def _pyro_post_sample(self, msg: Messages) -> None:
         name, dim = msg["name"], msg["infer"].get("_enumerate_dim")
-        if name in self.sites:
-            if dim is not None:
-                self.plates_of_dim[dim] = name, plates_of(msg)
-            elif not msg["is_observed"]:
-                _check_enumerator(name)
-        elif not (site_is_subsample(msg) or msg["infer"].get("_deterministic")):
-            self.others.add(bool(msg["is_observed"]))
-            self._check_plates(msg)
+        if site_is_subsample(msg) or msg["infer"].get("_deterministic"):
+            return
+        if name not in self.sites:
+            self.observes |= bool(msg["is_observed"]) and not msg["infer"].get("is_auxiliary")  # as pyro.factor is
+            self._check(msg)
+        elif dim is None and not msg["is_observed"]:
+            _check_enumerator(name)
+        if dim is not None:
+            self.at_dim[dim] = name
+            if name in self.sites:
+                size = msg["value"].shape[dim - msg["fn"].event_dim]
+                self.enumerated[name] = Enumerated(dim, size, plates_of(msg))
 
-    def _check_plates(self, msg: Messages) -> None:
+    def _check(self, msg: Messages) -> None:
+        """Refuse a site that mixes the latents of a plate, or suspect it where its shape does not tell."""
         batch_shape = getattr(msg["fn"], "batch_shape", ())
-        for dim, (name, plates) in self.plates_of_dim.items():
-            depends = len(batch_shape) >= -dim and batch_shape[dim] > 1
-            left = plates - plates_of(msg)
+        for name, found in self.enumerated.items():
+            has_axis = self.at_dim[found.dim] == name
+            depends = has_axis and len(batch_shape) >= -found.dim and batch_shape[found.dim] > 1
+            left = found.plates - plates_of(msg)
             if depends and left:
                 raise _mixes(name, msg["name"], left)
             if left:
-                self.suspects[name, msg["name"]] = left
+                self.suspects[name, msg["name"]] = _mixes(name, msg["name"], left)
+            elif has_axis and not depends and found.size in batch_shape:
+                self.suspects[name, msg["name"]] = _pairs(name, msg["name"], found.size)
 
     def check(self, program: Program, args: Any, kwargs: Any) -> None:
-        """Refuse sites outside of a latent's plates that depend on it, although their shapes do not tell."""
+        """Refuse suspects that do depend on an enumerated site, although their shapes do not tell."""
         if self.suspects:
             with poutine.block(), DiscretizeMessenger():
                 upstream: Any = get_dependencies(program, args, kwargs)["prior_dependencies"]
-            for (name, other), left in self.suspects.items():
+            for (name, other), error in self.suspects.items():
                 if name in upstream.get(other, ()):
-                    raise _mixes(name, other, left)
+                    raise error
+
+
+def _pairs(name: str, other: str, num_codes: int) -> ValueError:
+    return ValueError(
+        f"Expected site '{other}', which depends on the enumerated site '{name}', to have an axis for its {num_codes} "
+        "codes left of its plates, but found none: the program pairs code number s with datum number s. Try operations "
+        "on the last two dimensions of z (..., N, K) alone, such as z.flatten(-2) in place of z.reshape(-1, N * K)."
+    )
 
 
 def _mixes(name: str, other: str, plates: frozenset[str]) -> ValueError:
@@ -86,16 +111,22 @@ def _mixes(name: str, other: str, plates: frozenset[str]) -> ValueError:
 
 
 def _check_enumerator(name: str) -> None:
-    """Let a marked site be sampled only where `TraceEnum_ELBO` looks at shapes, which nothing but its name tells."""
+    """Let a marked site be sampled where no loss asks for a sum: by `Predictive`, an autoguide's prototype, a trace.
+
+    A loss that samples it must be `TraceEnum_ELBO`, which looks at shapes first; nothing but a function's name tells.
+    """
     frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_code.co_name == "_guess_max_plate_nesting":
+        if frame.f_code.co_name in ("_guess_max_plate_nesting", "_setup_prototype"):
             return
+        if isinstance(frame.f_locals.get("self"), ELBO):
+            break
         frame = frame.f_back
-    raise ValueError(
-        f"Expected site '{name}' to be enumerated, but it was sampled. Try TraceEnum_ELBO, which enumerates, "
-        "or discretize() in place of enumerated()."
-    )
+    if frame is not None:
+        raise ValueError(
+            f"Expected site '{name}' to be enumerated, but it was sampled. Try TraceEnum_ELBO, which enumerates, "
+            "or discretize() in place of enumerated()."
+        )
 
 
 def check_memory(name: str, site: OneHotSite, max_memory: float | None) -> None:

@@ -578,8 +578,6 @@ def test_guessing_the_plate_nesting_is_no_sampling():
 @pytest.mark.parametrize(
     "run",
     [
-        lambda user: enumerated(user.model)(),
-        lambda user: pyro.poutine.block(enumerated(user.model))(),
         lambda user: Trace_ELBO().loss(pyro.poutine.block(enumerated(user.model)), enumerated(user.guide)),
         lambda user: Trace_ELBO().loss(
             enumerated(pyro.poutine.block(user.model, hide=["a"])), enumerated(pyro.poutine.block(user.guide))
@@ -589,6 +587,77 @@ def test_guessing_the_plate_nesting_is_no_sampling():
 def test_nor_are_they_sampled_behind_other_handlers(run):
     with pytest.raises(ValueError, match=r"was sampled|found none"):
         run(User("one-hot"))
+
+
+def test_where_no_loss_asks_for_a_sum_they_are_drawn():
+    """As stock Pyro's config_enumerate does: traces, Predictive and autoguides' prototypes run a program once."""
+    user = User("one-hot")
+    enumerated(user.model)()
+    traced = pyro.poutine.trace(enumerated(user.guide)).get_trace()
+    assert traced.nodes["z"]["value"].shape == (B, N, K)
+    assert Predictive(enumerated(user.model), num_samples=2)()["z"].shape == (2, B, N, K)
+
+
+def test_a_recycled_axis_belongs_to_its_last_site():
+    """Chains in a plate, then a global site that stock Pyro enumerates on an axis of theirs."""
+    transition, x = torch.tensor([[0.7, 0.3], [0.2, 0.8]]), torch.tensor([[0.1, 1.0, -1.0], [0.3, 0.2, -2.0]])
+
+    def model(one_hot):
+        z = torch.eye(2)[0]
+        with pyro.plate("units", 2):
+            for t in pyro.markov(range(3)):
+                probs = z @ transition
+                if one_hot:
+                    z = pyro.sample(f"z_{t}", dist.OneHotCategorical(probs=probs))
+                else:
+                    z = torch.eye(2)[pyro.sample(f"z_{t}", dist.Categorical(probs), infer={"enumerate": "parallel"})]
+                pyro.sample(f"x_{t}", dist.Normal(z[..., 0], 1.0), obs=x[:, t])
+        s = pyro.sample("s", dist.Categorical(torch.tensor([0.4, 0.6])), infer={"enumerate": "parallel"})
+        pyro.sample("y", dist.Normal(s.float(), 1.0), obs=torch.tensor(0.3))
+
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    found, right = elbo.loss(enumerated(model), lambda _: None, True), elbo.loss(model, lambda _: None, False)
+    assert found == pytest.approx(right, rel=1e-5)
+
+
+def test_a_labelled_batch_has_nothing_to_enumerate():
+    """The guide has a `pyro.factor` alone then, and an empty guide leaves its one-hot to the model."""
+    x, labels = torch.tensor([0.5, -0.2, 1.0]), torch.eye(2)[torch.tensor([0, 1, 1])]
+
+    def model(x, y=None):
+        with pyro.plate("batch", len(x)):
+            y = pyro.sample("y", dist.OneHotCategorical(logits=torch.zeros(2)), obs=y)
+            pyro.sample("x", dist.Normal(y[..., 0], 1.0), obs=x)
+
+    def guide(x, y=None):
+        q = dist.OneHotCategorical(logits=torch.stack([x, -x], -1))
+        with pyro.plate("batch", len(x)):
+            if y is None:
+                pyro.sample("y", q)
+            else:
+                pyro.factor("classification", -0.1 * q.log_prob(y), has_rsample=False)
+
+    elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
+    score = dist.Normal(labels[:, 0], 1.0).log_prob(x) - math.log(2)
+    cost = 0.1 * dist.OneHotCategorical(logits=torch.stack([x, -x], -1)).log_prob(labels)
+    assert elbo.loss(enumerated(model), enumerated(guide), x, labels) == pytest.approx(-(score + cost).sum().item())
+    joint = dist.Normal(torch.tensor([[1.0], [0.0]]), 1.0).log_prob(x) - math.log(2)
+    empty = elbo.loss(enumerated(model), enumerated(lambda x, y=None: None), x)
+    assert empty == pytest.approx(-joint.logsumexp(0).sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [4, 5])
+def test_codes_that_are_paired_with_data_are_refused(batch_size):
+    """With 4 codes and 4 data every size agrees; with 5 data it does not, and Pyro says so."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(2, 2)).to_event(1))
+            pyro.sample("x", dist.Normal(z.reshape(-1, 4), 1.0).to_event(1), obs=x)
+
+    sentence = "the program pairs code number s with datum number s" if batch_size == 4 else "Shape mismatch"
+    with pytest.raises(ValueError, match=sentence):
+        TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(model), lambda x: None, torch.zeros(batch_size, 4))
 
 
 def test_a_discrete_site_needs_a_temperature():
