@@ -126,9 +126,10 @@ class ExponentialFamily(TorchDistribution):
         else:
             # To einsum, a dimension that one side alone has is rows or columns of a matrix product, and one that
             # both have is its batch.
+            family, value = self._centred(value)
             with _full_precision(value):
-                products = torch.einsum("...d,...d->...", self.coefficients, self.sufficient_statistics(value))
-            log_prob = products - self.log_normalizer() + self.log_base_measure(value)
+                products = torch.einsum("...d,...d->...", family.coefficients, family.sufficient_statistics(value))
+            log_prob = products - family.log_normalizer() + family.log_base_measure(value)
         return log_prob.expand(shape)
 
     def outer_log_prob(self, x: Tensor) -> Tensor:
@@ -155,9 +156,14 @@ class ExponentialFamily(TorchDistribution):
         return self._outer_log_prob(x)
 
     def _outer_log_prob(self, x: Tensor) -> Tensor:
+        family, x = self._centred(x)
         with _full_precision(x):
-            scores = self._outer_scores(self.sufficient_statistics(x))
-        return scores + self.log_base_measure(x)
+            scores = family._outer_scores(family.sufficient_statistics(x))
+        return scores + family.log_base_measure(x)
+
+    def _centred(self, x: Tensor) -> tuple[Self, Tensor]:
+        """A family and data with the same scores, whose products are small enough that float32 does not round them."""
+        return self, x
 
     def _validate_sample(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):

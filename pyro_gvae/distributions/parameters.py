@@ -53,8 +53,9 @@ def categorical_kl(posterior_logits: Tensor, prior_logits: Tensor) -> Tensor:
     log_q = F.log_softmax(posterior_logits, -1)  # (..., K)
     log_p = F.log_softmax(prior_logits, -1)  # (..., K)
     q = log_q.exp()
-    # 0 log 0 = 0: a category that the posterior excludes (logit -inf) costs nothing.
-    return torch.where(q > 0, q * (log_q - log_p), torch.zeros_like(q)).sum(-1)
+    # 0 log 0 = 0: a category that the posterior excludes (logit -inf) costs nothing. The difference is masked, and
+    # not the product, in whose derivative 0 would meet -inf - -inf.
+    return (q * (log_q - log_p).masked_fill(q == 0, 0.0)).sum(-1)
 
 
 def logits_of(probs: Tensor | None, logits: Tensor | None) -> Tensor:

@@ -178,7 +178,7 @@ def enumerated(program: Program, *, max_memory: float | None = None) -> Program:
 @overload
 def enumerated(program: None = None, *, max_memory: float | None = None) -> _DecoratorOrContext: ...
 def enumerated(program: Program | None = None, *, max_memory: float | None = None) -> Any:
-    """Sum over all joint codes of a program's one-hot sites, with stock `TraceEnum_ELBO`; no other loss may sample them.
+    """Sum over all joint codes of a program's one-hot sites, with stock `TraceEnum_ELBO`; no other loss samples them.
 
     `TraceEnum_ELBO().loss(enumerated(model), enumerated(guide), x)` is minus the exact ELBO of the discrete model,
     and with an empty guide minus the exact log-evidence.

@@ -11,6 +11,7 @@ from pyro.infer.inspect import get_dependencies
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ..distributions.parameters import at_least_float32
 from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.one_hot_messenger import OneHotMessenger
 from ..handlers.sites import Messages, OneHotSite, Run, plates_of
@@ -105,7 +106,8 @@ class _Reader(OneHotMessenger):
             )
         [(name, site)] = self.sites.items()
         msg = self.messages.pop(name)
-        logits = site.logits if site.num_event_dims == 2 else site.logits.unsqueeze(-2)  # (..., N, K)
+        logits = at_least_float32(site.logits)
+        logits = logits if site.num_event_dims == 2 else logits.unsqueeze(-2)  # (..., N, K)
         masks = [mask for mask in (site.mask, msg["mask"]) if mask is not None]
         mask = masks[0] & masks[-1] if masks else None
         return Site(name, logits, plates_of(msg), msg["scale"], mask)
@@ -178,7 +180,8 @@ def _placed(site: OneHotSite, codes: Tensor | None, nesting: int) -> Tensor:
     given = _first_code(site.logits[(slice(1),) * len(batch_shape)]) if codes is None else codes
     rank = len(batch_shape) if codes is None else nesting
     own = tuple(batch_shape) if codes is not None and codes.dim() == 4 else ()
-    return given.reshape(-1, *(1,) * (rank - len(own)), *own, *event_shape)
+    # In the type that the program's samples have, which its decoder takes; scores are computed in float32 at least.
+    return given.to(site.dtype).reshape(-1, *(1,) * (rank - len(own)), *own, *event_shape)
 
 
 def _out_of_memory(error: Exception) -> bool:

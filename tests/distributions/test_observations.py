@@ -553,3 +553,15 @@ def test_derivatives_survive_the_provenance_that_stock_tracegraph_tracks(family,
         torch.testing.assert_close(detach_provenance(scores), expected)
     gradients = [torch.autograd.grad(detach_provenance(scores).sum(), natural)[0] for scores in (found, expected)]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0, 1000.0])
+def test_data_far_from_zero_lose_nothing(offset: float) -> None:
+    """Inner products of numbers of the size of the offset would round by up to 27 nats; scores depend on x - mu."""
+    mean = (offset + torch.randn(30, 1, 64)).requires_grad_()
+    x = offset + torch.randn(20, 64)
+    found = Gaussian(mean, 1.0).log_prob(x)
+    right = Gaussian(mean.double(), 1.0).log_prob(x.double())
+    torch.testing.assert_close(found.double(), right, rtol=0, atol=1e-3)
+    [slope] = torch.autograd.grad(found.sum(), mean)
+    torch.testing.assert_close(slope, (x - mean).sum(1, keepdim=True), rtol=1e-4, atol=1e-2)

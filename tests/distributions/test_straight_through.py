@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from pyro_gvae import exact
+from pyro_gvae.distributions.parameters import categorical_kl
 from pyro_gvae.distributions.straight_through import StraightThroughOneHotCategorical
 from pyro_gvae.distributions.surrogates import (
     KINDS,
@@ -428,3 +429,18 @@ def test_refusals():
         estimator("reinmax", num_particles=0)
     with pytest.raises(ValueError, match=r"options that 'reinmax' has"):
         estimator("reinmax", num_draws=3)
+
+
+def test_excluded_categories_have_no_gradient():
+    """A logit of -inf in both distributions: the KL and its gradient are those of the other categories alone."""
+    q, p = torch.randn(4, 3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    full = torch.cat([q, torch.full((4, 1), -torch.inf).double()], -1).requires_grad_()
+    prior = torch.cat([p, torch.tensor([-torch.inf]).double()]).requires_grad_()
+    few, rest = q.requires_grad_(), p.requires_grad_()
+    found, right = categorical_kl(full, prior), categorical_kl(few, rest)
+    torch.testing.assert_close(found, right)
+    slopes = torch.autograd.grad(found.sum(), [full, prior])
+    wanted = torch.autograd.grad(right.sum(), [few, rest])
+    for slope, want in zip(slopes, wanted, strict=True):
+        torch.testing.assert_close(slope[..., :-1], want)
+        assert (slope[..., -1] == 0).all()

@@ -98,3 +98,18 @@ def test_an_error_of_the_program_itself_stays_as_it_is():
     vae = CategoricalVAE(12, 2, 3, hidden=(8,), decoder=Broken())
     with pytest.raises(RuntimeError, match=r"^my own mistake$"):
         exact.elbo(vae, torch.ones(9, 12))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "name", ["exact", "exact-evidence", "reinforce-loo", "local-expectation", "rebar", "disarm-iw"]
+)
+def test_half_precision_networks_get_codes_of_their_own_type(name, dtype):
+    """Scores are summed in float32: the loss is that of the rounded weights, but for the networks' own rounding."""
+    vae, x = CategoricalVAE(12, 2, 3, hidden=(16,)), (torch.rand(10, 12) > 0.5).float()
+    right = estimator(name).bind(vae.to(dtype).float())
+    torch.manual_seed(3)
+    wanted = right.elbo.loss(right.model, right.guide, x)
+    half = estimator(name).bind(vae.to(dtype))
+    torch.manual_seed(3)
+    assert half.elbo.loss(half.model, half.guide, x.to(dtype)) == pytest.approx(wanted, rel=0.02)
