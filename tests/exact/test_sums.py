@@ -20,9 +20,9 @@ from pyro_gvae.exact.factorized import ascend, sweep
 from pyro_gvae.exact.plan import make_plan
 from pyro_gvae.exact.sums import elbo_parts
 from pyro_gvae.handlers import discretize, enumerated, relax
-from pyro_gvae.handlers.parameters import with_own_parameters
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.programs.reader import read_guide, score
+from pyro_gvae.programs.runs import bind_pair
 
 SLICE_SIZES = [1, 2, 3, 5, NUM_CODES, 100, None]
 EACH_PROBLEM = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
@@ -184,7 +184,7 @@ def test_the_posterior_has_at_most_all_codes():
 @pytest.mark.parametrize("slice_size", [3, None])
 def test_posterior_samples_have_the_posteriors_frequencies(slice_size):
     vae, x, num_samples = BERNOULLI.vae(), BERNOULLI.x(), 20_000
-    z = exact.sample_posterior(vae, x, num_samples, slice_size=slice_size)
+    z = exact.sample_posterior(vae, x, num_samples=num_samples, slice_size=slice_size)
     assert z.shape == (num_samples, problems.B, problems.N, problems.K)
     every_code = torch.stack([code for _, code in problems.codes()])
     frequency = torch.einsum("pbnk,snk->pbs", z, every_code).eq(problems.N).double().mean(0)  # (B, S)
@@ -247,7 +247,7 @@ def test_mean_field_of_a_factorized_posterior_is_the_posterior():
 def test_coordinate_ascent_never_descends():
     torch.manual_seed(0)
     vae, x = BERNOULLI.vae(), BERNOULLI.x()
-    plan = make_plan(with_own_parameters(vae.model, x))
+    plan = make_plan(bind_pair(vae, x).model)
     joint = 5 * torch.randn(50, NUM_CODES, dtype=torch.float64)
     found = sweep(joint, torch.zeros(50, problems.N, problems.K, dtype=torch.float64).log_softmax(-1), plan)
     for _ in range(20):
@@ -326,7 +326,7 @@ def test_a_program_without_a_plate():
     found = exact.log_evidence(Pair(model, model), X[0], slice_size=2)
     torch.testing.assert_close(found, _evidence_of(X[:1], PRIOR, _normal)[0])
     assert exact.posterior(Pair(model, model), X[0], num_codes=2).codes.shape == (2, 2, 3)
-    assert exact.sample_posterior(Pair(model, model), X[0], 5).shape == (5, 2, 3)
+    assert exact.sample_posterior(Pair(model, model), X[0], num_samples=5).shape == (5, 2, 3)
 
 
 @pytest.mark.parametrize("data_dim", [-1, -2])
@@ -701,9 +701,9 @@ def test_codes_of_negligible_probability_change_nothing(quantity, factor, slice_
 
 def test_codes_of_negligible_probability_are_not_decoded():
     vae, x = _sharp(BERNOULLI.vae(), 100), BERNOULLI.x()
-    model = with_own_parameters(vae.model, x)
+    model = bind_pair(vae, x).model
     plan = make_plan(model, slice_size=3)
-    q = read_guide(with_own_parameters(vae.guide, x))
+    q = read_guide(bind_pair(vae, x).guide)
     decoded: list[int] = []
     vae.decoder.register_forward_hook(lambda module, inputs, output: decoded.append(len(output)))
     for part in elbo_parts(model, plan, q, q.log_probs):
@@ -716,7 +716,7 @@ def test_codes_of_negligible_probability_are_not_decoded():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_weights_hold_no_denormal_number_and_lose_less_than_rounding(dtype):
     vae = CategoricalVAE(6, 5, 4, hidden=(5,)).to(dtype)
-    plan = make_plan(with_own_parameters(vae.model, torch.ones(2, 6, dtype=dtype)))
+    plan = make_plan(bind_pair(vae, torch.ones(2, 6, dtype=dtype)).model)
     log_weights = torch.linspace(-800, 0, plan.num_codes, dtype=dtype)
     weights = plan.weights(log_weights)
     limits = torch.finfo(dtype)
@@ -753,7 +753,7 @@ def test_frozen_models_are_measured_too():
 
 def test_the_model_runs_once_for_each_slice_after_the_plan():
     vae, x = BERNOULLI.vae(), BERNOULLI.x()
-    model = with_own_parameters(vae.model, x)
+    model = bind_pair(vae, x).model
     plan = make_plan(model, slice_size=3)
     calls: list[int] = []
     vae.decoder.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
