@@ -1,7 +1,6 @@
 """The exact ELBO and the exact log-evidence as Pyro losses, summed slice by slice in bounded memory."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 from functools import partial
 from typing import Any, final
 
@@ -17,28 +16,7 @@ from ..programs.reader import read_guide
 from ..programs.runs import bind
 from ..runtime.autograd import all_or_nothing
 from ..runtime.distributed import ALONE, Share
-
-
-@final
-class _Plans:
-    """The plans of the last programs and shapes: those of whole batches and of the last one of an epoch, for example.
-
-    They follow from a program and are no state of it: slots are what guards do not read, so that a recording of one
-    shape outlives the plan of another.
-    """
-
-    __slots__ = ("_kept",)
-    MOST = 8
-
-    def __init__(self) -> None:
-        self._kept: list[tuple[Any, Plan]] = []
-
-    def find(self, key: Any, make: Callable[[], Plan]) -> Plan:
-        for known, plan in self._kept:
-            if known == key:
-                return plan
-        self._kept = [*self._kept, (key, make())][-self.MOST :]
-        return self._kept[-1][1]
+from .kept import Kept
 
 
 class _ExactLoss(ELBO):
@@ -49,7 +27,7 @@ class _ExactLoss(ELBO):
         self.share = share
         self.max_memory = max_memory
         self.slice_size = slice_size
-        self._plans = _Plans()
+        self._plans: Kept[Plan] = Kept()
 
     def _get_trace(self, *_: Any) -> Any:
         raise TypeError(
@@ -93,10 +71,7 @@ class _ExactLoss(ELBO):
 
     def _plan(self, model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         """How the codes are cut: it takes a few small runs to find out, so plans are kept for equal shapes."""
-        shapes = [(x.shape, x.dtype, x.device) for x in args if isinstance(x, Tensor)]
-        if kwargs or len(shapes) < len(args):
-            return self._new_plan(partial(model, *args, **kwargs))
-        return self._plans.find((model, shapes), lambda: self._new_plan(partial(model, *args)))
+        return self._plans.find(model, args, kwargs, lambda: self._new_plan(partial(model, *args, **kwargs)))
 
     def _new_plan(self, model: Run) -> Plan:
         return make_plan(model, max_memory=self.max_memory, slice_size=self.slice_size, share=self.share)

@@ -1,6 +1,7 @@
 """The base of losses that sample codes of one one-hot site: what they know of a program, and how they become a step."""
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +11,12 @@ from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from ..handlers.parameters import announce
-from ..handlers.sites import Program
+from ..handlers.sites import Program, Run
 from ..programs.reader import Site, read_guide, score
 from ..programs.runs import bind
 from ..programs.target import Target
 from ..runtime.autograd import leaves
+from .kept import Kept
 
 
 class Estimate(NamedTuple):
@@ -44,7 +46,7 @@ class SampledELBO(ELBO):
 
     def __init__(self, *, num_particles: int = 1) -> None:
         super().__init__(num_particles=num_particles)
-        self._nesting: tuple[Program, int] | None = None
+        self._nestings: Kept[int] = Kept()
 
     @abstractmethod
     def estimate(self, target: Target) -> Estimate:
@@ -83,12 +85,8 @@ class SampledELBO(ELBO):
                 announce(f"{type(self).__name__}$$${name}", parameter)
         run, guide_run = bind(model, guide, *args, **kwargs)
         q = read_guide(guide_run)
-        if self._nesting is None or self._nesting[0] != model:
-            with torch.no_grad():
-                probe = score(run)
-            _check_pair(q, probe.prior)
-            self._nesting = model, probe.nesting
-        return self.estimate(Target(q, run, self._nesting[1]))
+        nesting = self._nestings.find(model, args, kwargs, partial(_nesting, q, run))
+        return self.estimate(Target(q, run, nesting))
 
     @staticmethod
     def _as_number(found: Estimate) -> float:
@@ -96,6 +94,14 @@ class SampledELBO(ELBO):
         warn_if_nan(loss, "loss")
         number: float = torch_item(loss)
         return number
+
+
+def _nesting(q: Site, run: Run) -> int:
+    """The number of batch dimensions that the model's plates take, if it has the guide's site."""
+    with torch.no_grad():
+        probe = score(run)
+    _check_pair(q, probe.prior)
+    return probe.nesting
 
 
 def _check_pair(guide: Site, model: Site) -> None:

@@ -1,0 +1,49 @@
+"""What a few small runs told about a program, kept while it is called with arguments of the same shapes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar, final
+
+from torch import Tensor
+
+from ..handlers.sites import Program
+
+T = TypeVar("T")
+
+
+@final
+class Kept(Generic[T]):
+    """What was found out about the last programs and shapes: those of whole batches and of an epoch's last one, say.
+
+    It follows from a program and its arguments, and is no state: slots are what guards do not read, so that a recording
+    of one shape outlives what was found out about another.
+    """
+
+    __slots__ = ("_found",)
+    MOST = 8
+
+    def __init__(self) -> None:
+        self._found: list[tuple[Any, T]] = []
+
+    def find(self, model: Program, args: Sequence[Any], kwargs: Mapping[str, Any], make: Callable[[], T]) -> T:
+        """Return what `make` found out when it was last called for this model and such arguments, or call it.
+
+        Args:
+            model: the program.
+            args: what it is called with. Tensors are alike if shape, type and device are; numbers, words and None if
+                they are equal; for other things `make` is called each time.
+            kwargs: the same by name.
+            make: finds it out.
+        """
+        values = [*args, *kwargs.values()]
+        if not all(isinstance(value, Tensor | int | float | str | None) for value in values):
+            return make()
+        key = (model, list(kwargs), list(map(_kind, values)))
+        for known, found in self._found:
+            if known == key:
+                return found
+        self._found = [*self._found, (key, make())][-self.MOST :]
+        return self._found[-1][1]
+
+
+def _kind(value: Any) -> Any:
+    return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else (type(value), value)

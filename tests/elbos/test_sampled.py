@@ -1,0 +1,78 @@
+"""What a sampled loss keeps of a program: for arguments of the same shapes, and no others."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_gvae.elbos.kept import Kept
+from pyro_gvae.estimators import estimator
+from pyro_gvae.exact import Pair
+from pyro_gvae.jit.traced_elbo import TracedELBO
+
+LOCS = torch.tensor([-2.0, 0.0, 1.0], dtype=torch.float64)
+ONCE = torch.tensor([-2.1, 0.3, 1.2, 0.5], dtype=torch.float64)
+REPEATED = torch.stack([ONCE, ONCE + 0.1, ONCE - 0.2])
+#: By sampled losses, with as many particles as there are repetitions, where tensors of a wrong nesting still fit.
+THREE = {"num_particles": 3}
+ESTIMATORS = {"reinforce-loo": THREE, "vimco": THREE, "local-expectation": {}, "rebar": {}}
+
+
+def model(x, missing=None):
+    """One measurement x (B,) of each datum, or repeated ones (R, B)."""
+    with pyro.plate("data", x.shape[-1], dim=-1):
+        z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(3, dtype=torch.float64)))
+        if x.dim() == 1:
+            pyro.sample("x", dist.Normal(z @ LOCS, 1.0), obs=x)
+        else:
+            with pyro.plate("repeats", len(x), dim=-2):
+                pyro.sample("x", dist.Normal(z @ LOCS, 1.0), obs=x)
+
+
+def guide(x, missing=None):
+    mean = x if x.dim() == 1 else x.mean(0)
+    with pyro.plate("data", x.shape[-1], dim=-1):
+        pyro.sample("z", dist.OneHotCategorical(logits=-0.5 * (mean[:, None] - LOCS) ** 2))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_loss_that_has_seen_another_nesting_is_as_a_new_one(name):
+    def loss(*batches):
+        bound, elbo_guide, elbo = estimator(name, **ESTIMATORS[name]).bind(Pair(model, guide))
+        for x in batches:
+            torch.manual_seed(3)
+            found = elbo.loss(bound, elbo_guide, x)
+        return found
+
+    for x, other in ((REPEATED, ONCE), (ONCE, REPEATED)):
+        assert loss(other, x) == loss(x)
+
+
+def test_one_latent_that_is_summed_gives_the_exact_elbo_of_both_nestings():
+    losses = [estimator(name).bind(Pair(model, guide)) for name in ("local-expectation", "exact")]
+    for x in (ONCE, REPEATED, ONCE):
+        sampled, exact = (elbo.loss(elbo_model, elbo_guide, x) for elbo_model, elbo_guide, elbo in losses)
+        assert sampled == pytest.approx(exact, rel=1e-12)
+
+
+def test_recordings_of_both_shapes_are_kept():
+    bound, elbo_guide, elbo = estimator("local-expectation").bind(Pair(model, guide))
+    traced = TracedELBO(elbo)
+    for x in (ONCE, REPEATED, ONCE, REPEATED):
+        traced.loss(bound, elbo_guide, x)
+    assert traced.num_recordings == 2
+
+
+def test_what_was_found_out_is_kept_for_the_same_kind_of_arguments():
+    kept, made = Kept(), []
+
+    def find(*args, program=model, **kwargs):
+        return kept.find(program, args, kwargs, lambda: made.append(1) or len(made))
+
+    x = torch.ones(2, 3)
+    assert find(x) == find(torch.zeros(2, 3)) == 1
+    others = [((x.T,), {}), ((x.double(),), {}), ((x, 1), {}), ((x, True), {}), ((), {"x": x}), ((x,), {"y": None})]
+    assert [find(*args, **kwargs) for args, kwargs in others] == [2, 3, 4, 5, 6, 7]
+    assert [find(*args, **kwargs) for args, kwargs in others] == [2, 3, 4, 5, 6, 7]
+    assert find(x, program=guide) == 8
+    assert find([x]) == 9 and find([x]) == 10  # of what a list holds nothing is known
