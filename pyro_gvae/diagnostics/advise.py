@@ -1,6 +1,7 @@
 """Should I relax or enumerate? A short measurement, and what it says in plain sentences."""
 
 import time
+from collections.abc import Hashable
 from typing import Any
 
 import pandas as pd
@@ -19,12 +20,11 @@ from ..runs.tables import with_errors
 from ..runtime.memory import in_words, peak_memory
 from ..runtime.rng import seeded
 from ..train.step import make_step
+from .candidates import Candidate, candidates
 from .gradient_report import (
     NUM_GROUPS,
     OTHER_OBJECTIVES,
     Bench,
-    Candidate,
-    candidates,
     exact_reference,
     measure,
     sample_moments,
@@ -82,7 +82,7 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
     else:
         reference = _standin(subject, grid, config)
     share = config.seconds / 2 / max(len(grid), 1)
-    memory: dict[str, int] = {}
+    memory: dict[Hashable, int] = {}
     rows = []
     for one in tqdm(grid, desc="advise", unit="row"):
         bench = Bench(subject, "parameters", reference, 2 * NUM_GROUPS, clock, budget=1.0, seed=config.seed)
@@ -93,17 +93,17 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
     return table, recommend(table, obstacle)
 
 
-def _row(bench: Bench, one: Candidate, share: float, memory: dict[str, int]) -> dict[str, Any]:
+def _row(bench: Bench, one: Candidate, share: float, memory: dict[Hashable, int]) -> dict[str, Any]:
     """A measured row, from as many estimates as fit into its share of the time."""
     try:
         with seeded(bench.seed):
             probe = Probe(bench.subject, one.make(), wrt="parameters")
-            if one.name not in memory:
-                memory[one.name] = peak_memory(probe.step)
+            if one.family not in memory:
+                memory[one.family] = peak_memory(probe.step)
             bench = bench._replace(num_samples=_affordable(probe, share))
     except ValueError:
         return measure(bench, one)  # which says why
-    return measure(bench, one) | {"memory": memory[one.name]}
+    return measure(bench, one) | {"memory": memory[one.family]}
 
 
 def _affordable(probe: Probe, share: float) -> int:

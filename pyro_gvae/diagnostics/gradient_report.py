@@ -1,22 +1,21 @@
 """What an estimator's gradient is worth, held against the exact one: bias, variance, direction, and their price."""
 
-import inspect
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from ..estimators import ESTIMATORS, Estimator, estimator
+from ..estimators import Estimator
 from ..exact import HasPair
 from ..runtime.rng import seeded
+from .candidates import Candidate, candidates
 from .moments import Moments, Reference, gather, summarize
 from .probe import Probe, Subject, Term, Wrt, make_subject
-from .timing import make_clock
+from .timing import Clock, make_clock
 
 #: Estimators of another objective than the ELBO of the discrete model: from its gradient they differ, without a bias.
 OTHER_OBJECTIVES = frozenset({"exact-evidence", "vimco", "reweighted-wake-sleep"})
@@ -30,52 +29,6 @@ COMPARED = tuple(
 )
 #: The numbers of a row.
 COLUMNS = (*COMPARED, "relative_std", "relative_std_se", "snr", "snr_se")
-
-
-class Candidate(NamedTuple):
-    """An estimator that is yet to be made: one that cannot be is an answer, too."""
-
-    name: str
-    temperature: float | None
-    make: Callable[[], Estimator]
-
-
-def candidates(
-    estimators: Sequence[str | Estimator], *, temperatures: Sequence[float] = (), **options: Any
-) -> list[Candidate]:
-    """The grid of estimators and temperatures; those without a temperature stand in it once.
-
-    Args:
-        estimators: names in the registry, or estimators as they are.
-        temperatures: for each named estimator that has one; without any, its default.
-        **options: given to the named estimators that know them.
-
-    Raises:
-        ValueError: if a name is unknown.
-
-    Example:
-        >>> [(c.name, c.temperature) for c in candidates(["gumbel-softmax", "exact"], temperatures=(0.5, 1.0))]
-        [('gumbel-softmax', 0.5), ('gumbel-softmax', 1.0), ('exact', None)]
-    """
-    found = []
-    for given in estimators:
-        if isinstance(given, Estimator):
-            heat = None if given.temperature is None else float(given.temperature)
-            found.append(Candidate(given.name, heat, partial(_itself, given)))
-            continue
-        if given not in ESTIMATORS:
-            estimator(given)  # says what there is
-        known = inspect.signature(ESTIMATORS[given]).parameters
-        kept = {name: value for name, value in options.items() if name in known}
-        grid = tuple(temperatures) if "temperature" in known else ()
-        found += [Candidate(given, t, partial(estimator, given, temperature=t, **kept)) for t in grid]
-        if not grid:
-            found.append(Candidate(given, None, partial(estimator, given, **kept)))
-    return found
-
-
-def _itself(given: Estimator) -> Estimator:
-    return given
 
 
 def gradient_report(
@@ -147,17 +100,17 @@ def gradient_report(
     check_samples(num_samples, num_parameter_samples)
     subject = make_subject(vae, x, dtype=dtype)
     grid = candidates(estimators, temperatures=temperatures, **options)
-    seconds = make_clock(subject)
-    exact = estimator("exact", **{name: options[name] for name in ("max_memory", "slice_size") if name in options})
+    clock = make_clock(subject)
+    [exact] = candidates(["exact"], **options)
     rows = []
     for kind in wrt:
         bench = Bench(
             subject,
             kind,
-            exact_reference(subject, exact, kind, seed=seed),
+            exact_reference(subject, exact.make(), kind, seed=seed),
             num_samples=num_samples if kind == "logits" else num_parameter_samples,
-            seconds=seconds,
-            budget=seconds(exact) if budget is None else budget,
+            clock=clock,
+            budget=clock(exact) if budget is None else budget,
             seed=seed,
             vectorize=vectorize,
         )
@@ -179,7 +132,7 @@ class Bench(NamedTuple):
     wrt: Wrt
     reference: Reference | None
     num_samples: int
-    seconds: Callable[[Estimator], float]
+    clock: Clock
     budget: float
     seed: int = 0
     vectorize: bool = True
@@ -202,7 +155,7 @@ def measure(bench: Bench, candidate: Candidate) -> dict[str, Any]:
             seed=bench.seed,
             vectorize=bench.vectorize,
         )
-        seconds = bench.seconds(chosen)
+        seconds = bench.clock(candidate)
     except ValueError as refusal:
         return row | dict.fromkeys(COLUMNS) | {"refused": str(refusal).split("\n")[0]}
     reference = bench.reference or Reference(torch.full_like(found.total[0], torch.nan), name="none")

@@ -18,7 +18,6 @@ from ..config.json import plain_settings
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset
 from ..data.datasets import load
-from ..estimators import estimator
 from ..models.categorical_vae import CategoricalVAE
 from ..report.gradient_figures import draw_against_temperature, draw_along_training
 from ..report.style import save_figure
@@ -30,7 +29,8 @@ from ..runs.tables import with_errors
 from ..runtime.rng import seeded
 from ..train.step import make_step
 from ..train.trained import load_model, trained_models
-from .gradient_report import Bench, Candidate, candidates, exact_reference, measure
+from .candidates import Candidate, candidates
+from .gradient_report import Bench, exact_reference, measure
 from .probe import Wrt, make_subject
 from .reinmax import reinmax_row
 from .timing import make_clock
@@ -90,19 +90,19 @@ def _rows(
     config: GradientsConfig, vae: CategoricalVAE, x: Tensor, cells: list[tuple[Wrt, Candidate]]
 ) -> Iterator[dict[str, Any]]:
     subject = make_subject(vae, x, dtype=torch.float64 if config.double else None)
-    truth = estimator("exact", max_memory=_bytes(config))
+    [truth] = candidates(["exact"], **_options(config))
     if config.protocol == "reinmax":
-        reference = exact_reference(subject, truth, "logits", term="reconstruction", seed=config.seed)
+        reference = exact_reference(subject, truth.make(), "logits", term="reconstruction", seed=config.seed)
         for _, one in cells:
             yield reinmax_row(subject, one, reference, num_samples=config.num_samples, seed=config.seed)
         return
-    seconds = make_clock(subject)
+    clock = make_clock(subject)
     samples = {"logits": config.num_samples, "parameters": config.num_parameter_samples}
     benches: dict[str, Bench] = {}
     for kind, one in cells:
         if kind not in benches:
-            reference = exact_reference(subject, truth, kind, seed=config.seed)
-            benches[kind] = Bench(subject, kind, reference, samples[kind], seconds, seconds(truth), seed=config.seed)
+            reference = exact_reference(subject, truth.make(), kind, seed=config.seed)
+            benches[kind] = Bench(subject, kind, reference, samples[kind], clock, clock(truth), seed=config.seed)
         yield measure(benches[kind], one)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..estimators import Estimator, estimator
 from ..exact import HasPair
-from .gradient_report import OTHER_OBJECTIVES, Candidate, candidates, exact_reference, sample_moments
+from .candidates import Candidate, candidates
+from .gradient_report import OTHER_OBJECTIVES, exact_reference, sample_moments
 from .moments import Reference
 from .probe import Subject, make_subject
 

@@ -3,7 +3,7 @@
 import copy
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from statistics import median
 from typing import Any
 
@@ -13,25 +13,30 @@ from torch import Tensor, nn
 from ..estimators import Estimator
 from ..runtime.rng import seeded
 from ..train.step import make_step
+from .candidates import Candidate
 from .probe import Probe, Subject
 
 #: Training steps that are timed, after two that are not.
 TIMED_STEPS = 7
 
 
-def make_clock(subject: Subject) -> Callable[[Estimator], float]:
-    """A function: seconds of a training step of an estimator on the subject's data, the median of a few.
+#: Seconds of a training step by a candidate.
+Clock = Callable[[Candidate], float]
 
-    Temperatures cost nothing, so that estimators that differ only by theirs are measured once. Modules are trained by
+
+def make_clock(subject: Subject) -> Clock:
+    """A function: seconds of a training step by a candidate on the subject's data, the median of a few.
+
+    Temperatures cost nothing, so that candidates that differ only by theirs are measured once; others, such as one
+    estimator with two and with 64 particles, have each their own time. Modules are trained by
     `make_step`, with learning rate 0; the loss and gradients of other programs are computed by the plain ELBO.
     """
-    known: dict[tuple[str, str], float] = {}
+    known: dict[Hashable, float] = {}
 
-    def seconds(chosen: Estimator) -> float:
-        key = (chosen.name, chosen.approximates)
-        if key not in known:
-            known[key] = _step_seconds(subject, chosen)
-        return known[key]
+    def seconds(candidate: Candidate) -> float:
+        if candidate.family not in known:
+            known[candidate.family] = _step_seconds(subject, candidate.make())
+        return known[candidate.family]
 
     return seconds
 

@@ -11,10 +11,12 @@ from problems import PROBLEMS, B, K, N, joint_in_a_loop, log_q_in_a_loop
 from reinforce import REINFORCE, row
 from torch import nn
 
-from pyro_gvae.diagnostics.gradient_report import COLUMNS, COMPARED, candidates, gradient_report, sample_moments
+from pyro_gvae.diagnostics import timing
+from pyro_gvae.diagnostics.candidates import candidates
+from pyro_gvae.diagnostics.gradient_report import COLUMNS, COMPARED, gradient_report, sample_moments
 from pyro_gvae.diagnostics.probe import WARMUP, Probe, make_subject
 from pyro_gvae.elbos.sampled import Estimate, SampledELBO
-from pyro_gvae.estimators import estimator
+from pyro_gvae.estimators import estimator, with_kl_weight
 from pyro_gvae.exact import Pair
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.runtime.rng import seeded
@@ -265,3 +267,30 @@ def test_a_site_of_one_latent_is_measured():
 def test_wide_models_are_measured_in_several_calls():
     subject = make_subject(CategoricalVAE(400, 2, 3, (2000,)), torch.rand(50, 400))
     assert 1 <= Probe(subject, estimator("gumbel-softmax")).most_repeats < 100
+
+
+def test_every_estimator_has_its_own_time_and_temperatures_share_one(monkeypatch):
+    timed = []
+
+    def particles(subject, chosen):
+        timed.append(chosen.name)
+        return float(getattr(chosen.elbo(), "num_particles", 1))
+
+    monkeypatch.setattr(timing, "_step_seconds", particles)
+    few, many = (estimator("reinforce-loo", num_particles=number) for number in (2, 64))
+    grid = [few, many, "gumbel-softmax", with_kl_weight(many, 0.5)]
+    found = report(PROBLEM.vae(), PROBLEM.x(), grid, temperatures=(0.5, 1.0), num_samples=64, budget=None)
+    assert found["seconds"].tolist() == [2, 64, 1, 1, 64] and (found["budget"] == 1).all()
+    # At equal seconds, the noise of 64 particles counts 32 times as much as it would if they took the time of two.
+    rows = found[:2]
+    noise = (rows["mse"] * rows["seconds"]).tolist()
+    assert rows["mse_at_budget"].tolist() == pytest.approx(noise, rel=0.2)
+    assert timed == ["exact", "reinforce-loo", "reinforce-loo", "gumbel-softmax", "reinforce-loo"]
+
+
+def test_what_differs_in_more_than_a_temperature_is_another_family():
+    cool, warm = candidates(["gumbel-softmax"], temperatures=(0.5, 1.0), kl="categorical")
+    [other] = candidates(["gumbel-softmax"], temperatures=(0.5,))
+    [unknown] = candidates(["reinforce-baseline"], hidden=[3])  # a list may change
+    assert cool.family == warm.family != other.family
+    assert unknown.family != candidates(["reinforce-baseline"], hidden=[3])[0].family
