@@ -36,6 +36,7 @@ from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
 from pyro_gvae.runs.folder import sole_writer
 from pyro_gvae.runs.frames import write_csv
 from pyro_gvae.runs.tables import with_errors
+from pyro_gvae.runtime.memory import keep_freed_memory
 from pyro_gvae.runtime.rng import derived_seed, own_randomness
 from pyro_gvae.train.setup import initial_model, load_data
 from pyro_gvae.train.training import Training
@@ -97,6 +98,7 @@ class Places:
 
 def command(main: Callable[..., Any]) -> None:
     """Call a script's function with the options of the command line; what cannot be is one sentence and exit code 2."""
+    keep_freed_memory()
     try:
         tyro.cli(main)
     except (ValueError, OSError) as error:
@@ -160,6 +162,7 @@ def _run_cells(
 
 
 def _measured(measure: Callable[[Row], list[Row]], cell: Row) -> tuple[Row, list[Row] | Exception]:
+    keep_freed_memory()  # in whichever process this is
     try:
         return cell, [cell | row for row in measure(cell)]
     except OSError:  # data that are absent are absent for all

@@ -54,6 +54,7 @@ from pyro_gvae import Dataset, TrainConfig, make_step
 from pyro_gvae.estimators import estimator
 from pyro_gvae.report.style import MARKERS, PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.runs.tables import with_errors
+from pyro_gvae.runtime.memory import keep_freed_memory
 from pyro_gvae.train.setup import initial_model
 
 NAME = "crossover"
@@ -152,6 +153,7 @@ def step_cost(cell: Row, *, places: Places, steps: int, smoke: bool) -> list[Row
 
 
 def _step_cost(config: TrainConfig, data: Dataset, steps: int) -> Row:
+    keep_freed_memory()
     x = data.train
     [stage] = config.plan
     torch.manual_seed(0)

@@ -15,7 +15,10 @@ from speed_exact import exact
 from speed_shard import shard
 from speed_step import step
 
+from pyro_gvae.runtime.memory import keep_freed_memory
+
 COMMANDS = {"exact": exact, "step": step, "estimators": estimators, "shard": shard}
 
 if __name__ == "__main__":
+    keep_freed_memory()
     tyro.extras.subcommand_cli_from_dict(COMMANDS)

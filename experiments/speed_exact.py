@@ -63,6 +63,7 @@ from pyro_gvae.estimators import estimator
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.report.style import INK, PALETTE, in_house_style, save_figure
 from pyro_gvae.runs.files import write_json
+from pyro_gvae.runtime.memory import keep_freed_memory
 from pyro_gvae.train.step import make_step
 
 Step = Callable[[], float]
@@ -266,6 +267,7 @@ def point(method: str, num_latents: int, size: list[Any], memory_cap: float) -> 
         step: Callable[[], Any] = lambda: svi.step(x)  # noqa: E731
         planned = None
     else:
+        keep_freed_memory()
         step = our_step(vae, x)
         planned = exact_sums.cost(vae, x)
     seconds = seconds_of(step)

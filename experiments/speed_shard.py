@@ -27,6 +27,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from pyro_gvae.estimators import estimator
 from pyro_gvae.runs.files import write_json
 from pyro_gvae.runtime.distributed import ALONE, Share, share, sum_gradients
+from pyro_gvae.runtime.memory import keep_freed_memory
 from pyro_gvae.train.step import make_step
 
 PROCESSES = 2
@@ -60,6 +61,7 @@ def shard(smoke: bool = False, results: Path | None = None) -> None:
 
 def _work(rank: int, protocol: Protocol, folder: str) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
     rows = []
     for name in ("exact", "exact-evidence"):

@@ -26,6 +26,7 @@ from ..config.commands import (
 from ..config.compare import CompareConfig
 from ..config.gradients import AdviseConfig, GradientsConfig
 from ..config.train import TrainConfig
+from ..config.units import in_bytes
 from ..data.dataset import fixed_part
 from ..diagnostics.advise import advice_table, advise
 from ..diagnostics.laboratory import gradients, gradients_table
@@ -57,7 +58,7 @@ def evaluate_command(config: EvaluateConfig) -> str:
         num_data=config.num_data,
         num_particles=config.particles,
         evidence=config.evidence,
-        max_memory=_bytes(config.max_memory),
+        max_memory=in_bytes(config.max_memory),
         seed=config.random_seed,
     )
     write_json(folder / f"{trained.name}.json", found.as_json())
@@ -72,7 +73,7 @@ def encode_command(config: EncodeConfig) -> str:
     part = fixed_part(trained.data, config.part, config.num_data)
     with torch.random.fork_rng():
         torch.manual_seed(config.random_seed)
-        codes = encode(trained.vae, part.x, config.kind, max_memory=_bytes(config.max_memory)).argmax(-1)  # (M, N)
+        codes = encode(trained.vae, part.x, config.kind, max_memory=in_bytes(config.max_memory)).argmax(-1)  # (M, N)
     tensors = {"codes": codes} | ({} if part.labels is None else {"labels": part.labels})
     frame = pd.DataFrame(codes.numpy(), columns=[f"latent_{n}" for n in range(codes.shape[1])])
     if part.labels is not None:
@@ -90,7 +91,7 @@ def reconstruct_command(config: ReconstructConfig) -> str:
     x = fixed_part(trained.data, config.part, config.num_data).x
     with torch.random.fork_rng():
         torch.manual_seed(config.random_seed)
-        found = reconstruct(trained.vae, x, config.kind, max_memory=_bytes(config.max_memory))
+        found = reconstruct(trained.vae, x, config.kind, max_memory=in_bytes(config.max_memory))
     path = folder / f"{trained.name}-{config.part}-{config.kind}"
     _save(path, {"inputs": x, "reconstructions": found})
     rows = [row for pair in zip(x.split(10), found.split(10), strict=True) for row in pair]
@@ -114,10 +115,6 @@ def sample_command(config: SampleConfig) -> str:
 def _opened(config: ModelConfig, kind: str) -> tuple[Trained, Path]:
     trained = load_model(config.run, config.estimator, config.seed)
     return trained, config.output or config.run / kind
-
-
-def _bytes(gigabytes: float | None) -> float | None:
-    return None if gigabytes is None else gigabytes * 1e9
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -184,7 +181,7 @@ def gradients_command(config: GradientsConfig) -> str:
 
 def gaps_command(config: GapsConfig) -> str:
     """:func:`run_gaps` as a command: what is said in the end."""
-    max_memory = None if config.max_memory is None else config.max_memory * 1e9
+    max_memory = in_bytes(config.max_memory)
     table = run_gaps(config.run, num_data=config.num_data, num_particles=config.num_particles, max_memory=max_memory)
     return f"{gaps_table(table)}\n\nfigure: {config.run / 'figures' / 'gaps.png'}"
 

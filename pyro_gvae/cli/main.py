@@ -105,6 +105,7 @@ def _preset(arguments: list[str]) -> TrainConfig:
 def _run(config: Any) -> str:
     name = next(command.function for command in COMMANDS.values() if command.config is type(config))
     commands = import_module(".commands", __package__)  # with torch
+    import_module("..runtime.memory", __package__).keep_freed_memory()
     said: str = getattr(commands, name)(config)
     return said
 

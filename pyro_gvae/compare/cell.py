@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from .. import exact
 from ..config.train import TrainConfig
+from ..config.units import in_bytes
 from ..data.batches import epoch_batches
 from ..evaluate.generate import pictured
 from ..evaluate.metrics import code_usage, discrete_scores, own_objective
@@ -42,7 +43,7 @@ def train_cell(job: Job) -> None:
     fit(vae, data, config, output=folder, resume=True, progress=False, measure=_measure)
     with own_randomness(derived_seed("pictures", config.seed)):
         arrays = pictured(vae, initial_model(config, data), data)
-        arrays["code_usage"] = code_usage(vae, data.test, max_memory=_bytes(config))
+        arrays["code_usage"] = code_usage(vae, data.test, max_memory=in_bytes(config.max_memory))
     with replacing(folder / PICTURES) as temporary:
         save_file({name: array.contiguous() for name, array in arrays.items()}, temporary)
 
@@ -57,12 +58,9 @@ def _measure(training: Training) -> dict[str, Any]:
     found: dict[str, Any] = {"test_objective": own_objective(vae, training.estimator, test)}
     for part, x in parts.items():
         if training.state.judge == "exact":  # the ELBO is known already
-            found[f"{part}_log_evidence"] = exact.log_evidence(vae, x, max_memory=_bytes(config)).mean().item()
+            log_evidence = exact.log_evidence(vae, x, max_memory=in_bytes(config.max_memory))
+            found[f"{part}_log_evidence"] = log_evidence.mean().item()
         else:
-            scores = discrete_scores(vae, x, max_memory=_bytes(config))
+            scores = discrete_scores(vae, x, max_memory=in_bytes(config.max_memory))
             found |= {f"{part}_elbo": scores.elbo, f"{part}_log_evidence": scores.log_evidence, "elbo_is": "exact"}
     return found
-
-
-def _bytes(config: TrainConfig) -> float | None:
-    return None if config.max_memory is None else config.max_memory * 1e9

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from joblib import Parallel, delayed, parallel_config
 
+from ..runtime.memory import keep_freed_memory
+
 #: How often worker processes may die, of too little memory as a rule, before what is left is given up.
 MOST_DEATHS = 3
 #: Seconds to wait for a cluster.
@@ -35,6 +37,7 @@ def on_processes(workers: int) -> Run:
 
     Jobs of a process that died are begun again.
     """
+    attempt = _attempt if workers == 1 else _attempt_in_worker
 
     def run(function: Callable[[Any], None], jobs: Sequence[Any]) -> Iterator[Outcome]:
         left = dict(enumerate(jobs))
@@ -42,7 +45,7 @@ def on_processes(workers: int) -> Run:
             try:
                 with parallel_config("loky", inner_max_num_threads=max(1, torch.get_num_threads() // workers)):
                     parallel = Parallel(workers, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
-                    outcomes = parallel(delayed(_attempt)(function, index, job) for index, job in list(left.items()))
+                    outcomes = parallel(delayed(attempt)(function, index, job) for index, job in list(left.items()))
                 for outcome in outcomes:
                     del left[outcome.number]
                     yield outcome
@@ -97,6 +100,11 @@ def on_cluster(address: str) -> Iterator[Run]:
                 yield future.result() if error is None else Outcome(futures[future], _died(error))
 
         yield run
+
+
+def _attempt_in_worker(function: Callable[[Any], None], index: int, job: Any) -> Outcome:
+    keep_freed_memory()  # the process is ours alone
+    return _attempt(function, index, job)
 
 
 def _attempt(function: Callable[[Any], None], index: int, job: Any) -> Outcome:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from .. import exact
 from ..config.checks import MOST_SECONDS
 from ..config.compare import CompareConfig
+from ..config.units import in_bytes
 from ..data.dataset import Dataset
 from ..data.datasets import load
 from ..report.comparison import write_report
@@ -103,7 +104,7 @@ def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: Dataset) ->
     """Refuse, before a folder is made, what cannot be trained, and codes that are too many to judge a model by."""
     if config.batch_size > len(data.train):
         raise ValueError(f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}.")
-    max_memory = None if config.max_memory is None else config.max_memory * 1e9
+    max_memory = in_bytes(config.max_memory)
     for cell in cells:
         if cell.seed != cells[0].seed:
             continue

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from .. import exact
 from ..config.gradients import AdviseConfig
+from ..config.units import in_bytes
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset
 from ..data.datasets import load
@@ -66,7 +67,7 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
         vae = CategoricalVAE(data.train.shape[1], config.num_latents, config.num_categories, config.hidden)
         _train(vae, data, config)
     subject = make_subject(vae, next(epoch_batches(data, config.batch_size, seed=config.seed, epoch=0)))
-    max_memory = None if config.max_memory is None else config.max_memory * 1e9
+    max_memory = in_bytes(config.max_memory)
     truth = estimator("exact", max_memory=max_memory)
     obstacle = _obstacle(subject, config.seconds / 2 / EXACT_CALLS, max_memory)
     grid = candidates(

@@ -15,6 +15,7 @@ from .. import exact
 from ..config.checks import MOST_SECONDS
 from ..config.gradients import GradientsConfig
 from ..config.json import plain_settings
+from ..config.units import in_bytes
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset
 from ..data.datasets import load
@@ -160,7 +161,7 @@ def _check_codes(config: GradientsConfig, data: Dataset | None) -> None:
     if data is None:
         _stages(config)
         return
-    cost = exact.cost(_new_model(config, data), data.train[: config.num_data], max_memory=_bytes(config))
+    cost = exact.cost(_new_model(config, data), data.train[: config.num_data], max_memory=in_bytes(config.max_memory))
     if cost.seconds > MOST_SECONDS:
         raise ValueError(
             f"Expected codes that can be summed in {MOST_SECONDS} seconds, but found S = K^N = {config.num_categories}^"
@@ -200,11 +201,7 @@ def _key(row: dict[Any, Any]) -> tuple[Any, ...]:
 
 
 def _options(config: GradientsConfig) -> dict[str, Any]:
-    return {"kl": config.kl, "max_memory": _bytes(config)}
-
-
-def _bytes(config: GradientsConfig) -> float | None:
-    return None if config.max_memory is None else config.max_memory * 1e9
+    return {"kl": config.kl, "max_memory": in_bytes(config.max_memory)}
 
 
 def gradients_table(folder: Path) -> str:

@@ -21,11 +21,10 @@ from ..handlers.sites import Messages, Program, one_hot_site
 from ..programs.reader import read_guide
 from ..runtime.autograd import kept_gradients
 from ..runtime.memory import peak_memory
+from ..runtime.tuning import tuning
 
 Wrt = Literal["logits", "parameters"]
 Term = Literal["elbo", "reconstruction"]
-#: What a call on repeated data may take; larger ones were not faster on a CPU.
-CALL_BYTES = 128e6
 #: Calls that let an estimator's running averages and control variates settle before anything is measured.
 WARMUP = 50
 
@@ -117,9 +116,10 @@ class Probe:
         self.model, self.guide, self.elbo = estimator.bind(pair)
         self._own = own_state(self.elbo)
         self._warm_up()
-        used = peak_memory(self) if wrt == "logits" and vectorize and not estimator.is_exact else CALL_BYTES
+        at_once = tuning(subject.x.device).repeated_bytes
+        used = peak_memory(self) if wrt == "logits" and vectorize and not estimator.is_exact else at_once
         #: How many estimates a call may ask for.
-        self.most_repeats = max(1, int(CALL_BYTES / used))
+        self.most_repeats = max(1, int(at_once / used))
 
     def __call__(self, repeats: int = 1) -> Tensor:
         """`repeats` estimates of the gradient of the loss, in nats summed over the data, each flat: (repeats, M)."""

@@ -8,10 +8,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from ..runtime.tuning import tuning
 from .exponential_family import CanonicalFamily, Function, applied, no_nan
-
-#: Pixels whose log-normalizers stay in the processor's cache until they are summed.
-_BLOCK = 2**19
 
 
 class _UnitInterval(CanonicalFamily):
@@ -35,7 +33,8 @@ class _UnitInterval(CanonicalFamily):
         return applied(_LogNormalizer, self.natural, self._summed_log_normalizer, self._mean_statistics)
 
     def _summed_log_normalizer(self, natural: Tensor) -> Tensor:
-        rows = natural.reshape(-1, natural.shape[-1]).split(max(1, _BLOCK // natural.shape[-1]))
+        at_once = tuning(natural.device).normalized_elements // natural.shape[-1]
+        rows = natural.reshape(-1, natural.shape[-1]).split(max(1, at_once))
         sums = [F.relu(block).sum(-1) + self._summed_remainder(block) for block in rows]
         return torch.cat(sums).reshape(natural.shape[:-1])
 

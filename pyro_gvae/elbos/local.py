@@ -8,11 +8,9 @@ from torch import Tensor
 from ..distributions.codes import hamming_neighbours
 from ..programs.reader import negative_kl, score
 from ..programs.target import Target
+from ..runtime.tuning import tuning
 from .sampled import Estimate, SampledELBO
 
-#: Rows (codes times data) that are decoded at once: on a CPU, what caches hold of a layer; elsewhere, what memory does.
-FAST_ROWS = 2**11
-MOST_ROWS = 2**17
 #: A recording holds the operations of each slice, and takes as much longer.
 MOST_SLICES = 32
 
@@ -72,7 +70,7 @@ def _turned(z: Tensor) -> Tensor:
 def _scores_of_neighbours(target: Target, z: Tensor) -> Tensor:
     """log p(x | .) of the P N (K - 1) codes that differ from z (P, B, N, K) in one latent, slice by slice: (s, B)."""
     particles, batch, num_latents, num_categories = z.shape
-    rows = FAST_ROWS if z.device.type == "cpu" else MOST_ROWS
+    rows = tuning(z.device).decoded_rows
     slice_size = max(rows // batch, -(-particles * num_latents * (num_categories - 1) // MOST_SLICES), 1)
     tables = [score(target.model, codes, target.nesting).table for codes in hamming_neighbours(z, slice_size)]
     return torch.cat([z.new_empty(0, batch), *tables])  # of one category there are none

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ..distributions.codes import hamming_neighbours
-from ..exact.plan import FAST_BYTES, bytes_of_code
+from ..exact.plan import bytes_of_code
 from ..programs.pair import HasPair
 from ..programs.reader import read_guide, score
 from ..programs.runs import bind_pair, items, split
 from ..programs.target import Target
 from ..runtime.memory import memory_limit
+from ..runtime.tuning import tuning
 
 #: With fewer effective samples than this a bound is below log p(x) by more than 1 / 20 nats, to first order.
 FEW_EFFECTIVE_SAMPLES = 10
@@ -161,9 +162,7 @@ def _most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
     data = [value for value in first if isinstance(value, Tensor)]
     each = bytes_of_code(model, probe) + 4 * sum(value.numel() * value.element_size() for value in data)
     device = probe.prior.logits.device
-    limit: float = memory_limit(max_memory, device)
-    if device.type == "cpu":
-        limit = min(limit, FAST_BYTES)
+    limit = min(memory_limit(max_memory, device), tuning(device).slice_bytes)
     return max(1, int(limit // each))
 
 

@@ -17,15 +17,12 @@ from ..programs.runs import bind_pair
 from ..runtime.autograd import leaves
 from ..runtime.distributed import ALONE, Share
 from ..runtime.memory import in_words, memory_limit
+from ..runtime.tuning import tuning
 
-#: Bytes of a slice on a CPU even if the memory allows more: larger ones were not faster.
-FAST_BYTES = 96e6
 #: A slice's forward and backward pass hold about this many times what autograd saves for the backward pass.
 WORK_PER_SAVED_BYTE = 3
 #: Codes whose time is measured to know that of all.
 MEASURED_CODES = 256
-#: A sum over fewer codes takes them all: to look for negligible ones would cost what it saves.
-FEW_CODES = 1024
 #: Code numbers are 64-bit integers.
 MOST_CODES = 2**62
 
@@ -145,7 +142,6 @@ def make_plan(
         ValueError: if there are fewer codes than processes, or more than 2^62, or if slices of that size, or of
             one code, do not fit.
     """
-    _keep_freed_memory()
     with torch.no_grad():
         probe = score(model)
     logits = probe.prior.logits
@@ -162,8 +158,8 @@ def make_plan(
     limit = memory_limit(max_memory, logits.device)
     largest = limit // bytes_per_code
     if slice_size is None:
-        fast = FAST_BYTES // bytes_per_code if logits.device.type == "cpu" else total
-        slice_size = int(min(max(fast, 1), largest))
+        fast = tuning(logits.device).slice_bytes / bytes_per_code  # infinite where larger slices are always faster
+        slice_size = int(min(max(fast, 1), largest, total))
     total = -(-total // share.world_size)  # to be summed here
     slice_size = min(slice_size, total)
     _check_slice(slice_size, largest, bytes_per_code, limit)
@@ -179,15 +175,6 @@ def make_plan(
         device=logits.device,
         share=share,
     )
-
-
-def _keep_freed_memory() -> None:
-    """Lets the next slice reuse the memory of the last one.
-
-    glibc returns a freed block to the system, and its pages must be faulted in again, a tenth of a step's time, unless
-    a block as large has been freed before. Its limit for this is 32 MiB; elsewhere this does nothing.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def _check_slice(slice_size: int, largest: int, bytes_per_code: int, limit: int) -> None:

@@ -14,7 +14,8 @@ from ..programs.pair import HasPair
 from ..programs.reader import Scores, Site, negative_kl, read_guide, score
 from ..programs.runs import bind_pair
 from ..runtime.distributed import log_sum_exp
-from .plan import FEW_CODES, Plan, make_plan
+from ..runtime.tuning import tuning
+from .plan import Plan, make_plan
 
 #: Computes what a slice of codes adds to a sum, shape (B,).
 Part = Callable[[], Tensor]
@@ -177,7 +178,7 @@ def elbo_parts(model: Run, plan: Plan, q: Site, log_q: Tensor) -> Iterator[Part]
 def _likely(plan: Plan, log_q: Tensor) -> Iterator[Tensor]:
     """The numbers of all codes but those that q neglects for every datum, in slices."""
     least = log_q.amin(-1).sum(-1)  # (B,): of the least probable code
-    if plan.num_codes <= FEW_CODES or not plan.negligible(least.unsqueeze(0)).item():
+    if plan.num_codes <= tuning(plan.device).few_codes or not plan.negligible(least.unsqueeze(0)).item():
         return plan.numbers()
     columns = log_q.flatten(1).T  # (N * K, B)
     return plan.repacked(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from ..runtime.tuning import tuning
 from .aliases import separate_outputs, written
 
 Op = Any  # a Node, whose arguments are typed too widely to reason about
@@ -22,8 +23,6 @@ EXP, SUM, SUM_ALONG, VIEW = aten.exp.default, aten.sum.default, aten.sum.dim_Int
 
 #: Constants of at most so many bytes are computed once, when the graph is made.
 MAX_CONSTANT = 2**20
-#: Over fewer categories, a CPU normalizes faster by elementary operations: 5 times at 10.
-MANY_CATEGORIES = 16
 
 RENAMES = {aten.alias.default, aten.detach.default, aten.lift_fresh.default}
 COPIES = {aten.clone.default, aten.lift_fresh_copy.default}
@@ -224,13 +223,14 @@ def _sigmoid(graph: _Rewriter, node: Op) -> Op | None:
 
 
 def _normalized(graph: _Rewriter, node: Op) -> Op | None:
-    """Softmax and its logarithm over few categories on a CPU, and their derivatives, by elementary operations."""
-    if node.target not in NORMALIZATIONS or node.meta["device"].type != "cpu":
+    """Softmax and its logarithm over few categories, and their derivatives, by elementary operations."""
+    if node.target not in NORMALIZATIONS:
         return None
+    many = tuning(node.meta["device"]).many_categories
     num_tensors, write = NORMALIZATIONS[node.target]
     tensors, dim, like = node.args[:num_tensors], node.args[num_tensors], node.meta["like"]
     is_last = like.dim() > 0 and dim % like.dim() == like.dim() - 1
-    if not is_last or like.shape[-1] >= MANY_CATEGORIES or tensors[0].meta["like"].dtype != like.dtype:
+    if not is_last or like.shape[-1] >= many or tensors[0].meta["like"].dtype != like.dtype:
         return None
     return write(graph.new, *tensors)
 

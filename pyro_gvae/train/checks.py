@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..config.stages import Stage
 from ..config.train import TrainConfig
+from ..config.units import in_bytes
 from ..data.batches import check_batch_size
 from ..data.dataset import Dataset, check_range
 from ..estimators import ESTIMATORS, Estimator, estimator, with_free_bits, with_kl_weight
@@ -70,7 +71,7 @@ def stage_estimator(stage: Stage, config: TrainConfig, kl_weight: Tensor, part: 
     """
     options, known = dict(stage.options), inspect.signature(ESTIMATORS[stage.estimator]).parameters
     if "max_memory" in known:
-        options.setdefault("max_memory", None if config.max_memory is None else config.max_memory * 1e9)
+        options.setdefault("max_memory", in_bytes(config.max_memory))
     if config.shard == "codes":
         if "share" not in known:
             raise ValueError(

@@ -1,5 +1,6 @@
 """The exact losses for SVI: the same steps as stock Pyro's, in slices, with nothing left behind by an interrupt."""
 
+from dataclasses import replace
 from typing import Any
 
 import problems
@@ -14,6 +15,7 @@ from torch import Tensor
 from pyro_gvae.elbos.exact import ExactELBO, ExactEvidence
 from pyro_gvae.handlers import discretize, enumerated, relax
 from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.runtime import tuning
 
 LOSSES = {"elbo": (ExactELBO, problems.elbo_in_a_loop), "evidence": (ExactEvidence, problems.evidence_in_a_loop)}
 EACH_LOSS = pytest.mark.parametrize("loss", LOSSES)
@@ -25,7 +27,7 @@ BERNOULLI = PROBLEMS[0]
 @pytest.fixture(autouse=True)
 def negligible_codes_are_looked_for(monkeypatch):
     """Also among as few codes as these."""
-    monkeypatch.setattr("pyro_gvae.exact.sums.FEW_CODES", 0)
+    monkeypatch.setattr(tuning, "CPU", replace(tuning.CPU, few_codes=0))
 
 
 def no_guide(x: Tensor) -> None:

@@ -1,5 +1,7 @@
 """Partial enumeration: q's exact gradient where there is one latent, unbiased and calmer than samples elsewhere."""
 
+from dataclasses import replace
+
 import draws
 import problems
 import pyro
@@ -15,6 +17,7 @@ from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.elbos.local import LocalExpectation
 from pyro_gvae.estimators import estimator
 from pyro_gvae.jit.traced_elbo import TracedELBO
+from pyro_gvae.runtime import tuning
 
 BERNOULLI = PROBLEMS[0]
 
@@ -114,7 +117,7 @@ def test_slices_change_nothing_and_bound_what_is_decoded_at_once(rows, monkeypat
         return problems.gradients(elbo.differentiable_loss(vae.model, vae.guide, x), vae)
 
     whole, at_once = found(), max(decoded)
-    monkeypatch.setattr(local, "FAST_ROWS", rows)
+    monkeypatch.setattr(tuning, "CPU", replace(tuning.CPU, decoded_rows=rows))
     torch.testing.assert_close(found(), whole, rtol=1e-12, atol=1e-12)
     assert max(decoded) == max(rows, problems.B) < at_once
     monkeypatch.setattr(local, "MOST_SLICES", 1)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from pyro_gvae.handlers import discretize, enumerated, relax
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.programs.reader import read_guide, score
 from pyro_gvae.programs.runs import bind_pair
+from pyro_gvae.runtime import tuning
 
 SLICE_SIZES = [1, 2, 3, 5, NUM_CODES, 100, None]
 EACH_PROBLEM = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
@@ -39,7 +41,7 @@ BERNOULLI = PROBLEMS[0]
 @pytest.fixture(autouse=True)
 def negligible_codes_are_looked_for(monkeypatch):
     """Also among as few codes as these."""
-    monkeypatch.setattr("pyro_gvae.exact.sums.FEW_CODES", 0)
+    monkeypatch.setattr(tuning, "CPU", replace(tuning.CPU, few_codes=0))
 
 
 def assert_same_with_gradients(

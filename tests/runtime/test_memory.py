@@ -4,6 +4,10 @@ import psutil
 import pytest
 import torch
 
+from pyro_gvae import exact
+from pyro_gvae.cli.main import main
+from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.runtime import memory
 from pyro_gvae.runtime.memory import DEFAULT_FRACTION, in_words, memory_limit, peak_memory
 
 CPU = torch.device("cpu")
@@ -47,3 +51,12 @@ def test_the_peak_is_what_lived_at_once():
 def test_the_peak_has_the_backward_pass():
     x = torch.randn(1000, requires_grad=True)
     assert peak_memory(lambda: (x * 2).exp().sum()) < peak_memory(lambda: (x * 2).exp().sum().backward())
+
+
+def test_the_allocator_is_set_for_those_who_ask_alone(monkeypatch):
+    """A block of 31 MiB is taken by the command line, and not by a sum."""
+    asked = []
+    vae, x = CategoricalVAE(6, 4, 3, (5,)), torch.ones(4, 6)
+    assert peak_memory(lambda: exact.elbo(vae, x)) < 2**20 < 31 * 2**20 == peak_memory(memory.keep_freed_memory)
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: asked.append(1))
+    assert main(["report", "no-such-run"]) == 2 and asked == [1]
