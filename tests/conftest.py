@@ -1,5 +1,6 @@
 """What every test shares: nothing global, a seed, and MNIST where it lies beside the repository."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,3 +43,10 @@ def mnist_root() -> Path:
     if not MNIST_ROOT.is_dir():
         pytest.skip("needs MNIST in ../shared/mnist (relative to the repository), which is absent")
     return MNIST_ROOT
+
+
+@pytest.fixture
+def slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its clock, this machine takes a million times as long for everything."""
+    clock = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: 1e6 * clock())

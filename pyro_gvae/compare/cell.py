@@ -11,14 +11,15 @@ from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.batches import epoch_batches
 from ..evaluate.generate import pictured
-from ..evaluate.metrics import code_usage, discrete_scores, own_objective
+from ..evaluate.metrics import code_usage, own_objective
 from ..runs.config import write_config
 from ..runs.files import replacing
 from ..runs.folder import PICTURES
 from ..runtime.rng import derived_seed, own_randomness
 from ..train.fit import fit
+from ..train.monitor import NUM_TRAIN_WATCHED
 from ..train.setup import initial_model, load_data
-from ..train.training import NUM_TRAIN_WATCHED, Training
+from ..train.training import Training
 
 
 class Job(NamedTuple):
@@ -50,17 +51,12 @@ def train_cell(job: Job) -> None:
 
 @torch.no_grad()
 def _measure(training: Training) -> dict[str, Any]:
-    """What is known of a comparison's model besides what every training run says, all of it exact."""
+    """What is known of a comparison's model besides the exact ELBO, which every training run says."""
     vae, config, test = training.vae, training.config, training.test
     assert test is not None
     shown = next(epoch_batches(training.train, min(NUM_TRAIN_WATCHED, len(training.train)), seed=0, epoch=0))
     parts = {"train": shown, "test": test}
     found: dict[str, Any] = {"test_objective": own_objective(vae, training.estimator, test)}
     for part, x in parts.items():
-        if training.state.judge == "exact":  # the ELBO is known already
-            log_evidence = exact.log_evidence(vae, x, max_memory=in_bytes(config.max_memory))
-            found[f"{part}_log_evidence"] = log_evidence.mean().item()
-        else:
-            scores = discrete_scores(vae, x, max_memory=in_bytes(config.max_memory))
-            found |= {f"{part}_elbo": scores.elbo, f"{part}_log_evidence": scores.log_evidence, "elbo_is": "exact"}
+        found[f"{part}_log_evidence"] = exact.log_evidence(vae, x, max_memory=in_bytes(config.max_memory)).mean().item()
     return found

@@ -9,7 +9,7 @@ from signal import SIGINT
 from tqdm import tqdm
 
 from .. import exact
-from ..config.checks import MOST_SECONDS
+from ..config.checks import MOST_OPERATIONS
 from ..config.compare import CompareConfig
 from ..config.units import in_bytes
 from ..data.dataset import Dataset
@@ -104,16 +104,15 @@ def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: Dataset) ->
     """Refuse, before a folder is made, what cannot be trained, and codes that are too many to judge a model by."""
     if config.batch_size > len(data.train):
         raise ValueError(f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}.")
-    max_memory = in_bytes(config.max_memory)
     for cell in cells:
         if cell.seed != cells[0].seed:
             continue
         vae = initial_model(cell.train, data)
-        cost = exact.cost(vae, data.test[: config.batch_size], max_memory=max_memory)
-        if cost.seconds > MOST_SECONDS:
+        cost = exact.cost(vae, data.test[: config.batch_size], max_memory=in_bytes(config.max_memory))
+        if cost.operations > MOST_OPERATIONS:
             raise ValueError(
-                f"Expected codes that can be summed in {MOST_SECONDS} seconds, but found S = K^N = "
-                f"{cell.train.num_categories}^{cell.train.num_latents} = {cost.num_codes:,}, which take about "
-                f"{cost.seconds:.2g} seconds a sum. Try fewer latents or categories."
+                f"Expected codes that can be summed in {MOST_OPERATIONS:g} operations, about a minute on two cores, "
+                f"but found S = K^N = {cell.train.num_categories}^{cell.train.num_latents} = {cost.num_codes:,}, which "
+                f"take {cost.operations:.2g} a sum. Try fewer latents or categories."
             )
         check_training(vae, data, cell.train)

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-#: Evaluations take several exact sums each; longer ones would take longer than the training.
-MOST_SECONDS = 60
+#: Operations of an exact sum (see `exact.cost`), about a minute on two cores. An evaluation takes several sums; larger
+#: ones would take longer than the training.
+MOST_OPERATIONS = 6e12
 
 
 def positive(name: str, value: float) -> None:

@@ -118,7 +118,8 @@ class CompareConfig:
     def training(self, **changed: Any) -> TrainConfig:
         """The configuration of a training run with the settings that this comparison has, and some changed."""
         names = set(TrainConfig.__dataclass_fields__) & set(self.__dataclass_fields__) - {"output"}
-        return TrainConfig(**{name: getattr(self, name) for name in names} | {"tensorboard": False} | changed)
+        own = {"tensorboard": False, "judge": "exact"}  # codes that are too many for a sum are refused
+        return TrainConfig(**{name: getattr(self, name) for name in names} | own | changed)
 
     @classmethod
     def from_json(cls, written: dict[str, Any]) -> Self:

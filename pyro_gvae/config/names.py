@@ -39,4 +39,9 @@ NetworksName = Literal["mlp", "conv"]
 Shard = Literal["data", "codes"]
 
 
+#: How the discrete ELBO is found while training: summed over all codes, from one sample for each datum, or not at all.
+Judge = Literal["exact", "sampled", "none"]
+JudgeOrAuto = Literal["auto", Judge]
+
+
 Observation = Literal["bernoulli", "continuous-bernoulli", "gaussian"]

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from ..schedules import schedule
 from .json import plain_settings, read_settings
-from .names import Binarization, DatasetName, NetworksName, Observation, Shard
+from .names import Binarization, DatasetName, JudgeOrAuto, NetworksName, Observation, Shard
 from .stages import Amount, Named, Stage, parse_stages
 
 
@@ -52,6 +52,8 @@ class TrainConfig:
         seconds: Stop after so many seconds of training in all, evaluations not counted.
         patience: End a stage after so many evaluations in a row without a better discrete test ELBO.
         evaluate_every: Evaluate the discrete model each so many epochs (1), steps (500steps) or seconds (60s).
+        judge: How to find the discrete ELBO: summed over all codes, sampled, or not at all; auto sums where that takes
+            fewer than 1e12 operations, about ten seconds on two cores. What was taken is written into config.json.
         checkpoint_every: Write a checkpoint each so many epochs, steps or seconds.
         max_skipped: Stop after so many steps in a row whose loss or gradient is not finite.
         max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
@@ -87,6 +89,7 @@ class TrainConfig:
     seconds: float | None = None
     patience: int | None = None
     evaluate_every: str = "1"
+    judge: JudgeOrAuto = "auto"
     checkpoint_every: str = "30s"
     max_skipped: int = 10
     max_memory: float | None = None

@@ -20,6 +20,7 @@ from ..runs.frames import write_csv
 from ..runs.tables import with_errors
 from ..runtime.memory import in_words, peak_memory
 from ..runtime.rng import seeded
+from ..runtime.work import OPERATIONS_PER_SECOND
 from ..train.step import make_step
 from .candidates import Candidate, candidates
 from .gradient_report import (
@@ -69,7 +70,7 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
     subject = make_subject(vae, next(epoch_batches(data, config.batch_size, seed=config.seed, epoch=0)))
     max_memory = in_bytes(config.max_memory)
     truth = estimator("exact", max_memory=max_memory)
-    obstacle = _obstacle(subject, config.seconds / 2 / EXACT_CALLS, max_memory)
+    obstacle = _obstacle(subject, config.seconds / 2 / EXACT_CALLS * OPERATIONS_PER_SECOND, max_memory)
     grid = candidates(
         config.estimators or tuple(ESTIMATORS),
         temperatures=config.temperatures,
@@ -125,13 +126,13 @@ def _train(vae: CategoricalVAE, data: Dataset, config: AdviseConfig) -> None:
             step(x)
 
 
-def _obstacle(subject: Subject, most_seconds: float, max_memory: float | None) -> str | None:
+def _obstacle(subject: Subject, most_operations: float, max_memory: float | None) -> str | None:
     """Why the codes cannot be summed, or None if they can."""
     try:
         cost = exact.cost(subject.pair, subject.x, max_memory=max_memory)
     except ValueError as refusal:
         return str(refusal).split("\n")[0]
-    if cost.seconds <= most_seconds:
+    if cost.operations <= most_operations:
         return None
     return f"One exact gradient sums {cost.num_codes:,} codes and takes about {cost.seconds:.2g} seconds."
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import exact
-from ..config.checks import MOST_SECONDS
+from ..config.checks import MOST_OPERATIONS
 from ..config.gradients import GradientsConfig
 from ..config.json import plain_settings
 from ..config.units import in_bytes
@@ -162,11 +162,12 @@ def _check_codes(config: GradientsConfig, data: Dataset | None) -> None:
         _stages(config)
         return
     cost = exact.cost(_new_model(config, data), data.train[: config.num_data], max_memory=in_bytes(config.max_memory))
-    if cost.seconds > MOST_SECONDS:
+    if cost.operations > MOST_OPERATIONS:
         raise ValueError(
-            f"Expected codes that can be summed in {MOST_SECONDS} seconds, but found S = K^N = {config.num_categories}^"
-            f"{config.num_latents} = {cost.num_codes:,}, which take about {cost.seconds:.2g} seconds a sum. Try fewer "
-            "latents or categories, or pyro-gvae advise, which needs no exact gradient."
+            f"Expected codes that can be summed in {MOST_OPERATIONS:g} operations, about a minute on two cores, but "
+            f"found S = K^N = {config.num_categories}^{config.num_latents} = {cost.num_codes:,}, which take "
+            f"{cost.operations:.2g} a sum. Try fewer latents or categories, or pyro-gvae advise, which needs no exact "
+            "gradient."
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import exact
+from ..config.checks import MOST_OPERATIONS
 from ..data.dataset import Dataset, Part, fixed_part
 from ..distributions.codes import num_codes
 from ..estimators import Estimator
@@ -125,7 +126,7 @@ def evaluate(
     num_data: int | None = None,
     num_particles: int = 1000,
     evidence: Evidence = "auto",
-    max_seconds: float = 60,
+    max_operations: float = MOST_OPERATIONS,
     max_memory: float | None = None,
     seed: int = 0,
 ) -> Evaluation:
@@ -147,8 +148,9 @@ def evaluate(
         data: a data set.
         num_data: of each part, the first ones; all if None.
         num_particles: P, samples for each datum where codes are too many.
-        evidence: "exact" or "importance-weighted"; "auto" takes the exact sum where it takes less than `max_seconds`.
-        max_seconds: for one sum over all codes of a part's data, as :func:`pyro_gvae.exact.cost` foresees it.
+        evidence: "exact" or "importance-weighted"; "auto" takes the exact sum where it takes at most `max_operations`.
+        max_operations: of one sum over all codes of a part's data, as :func:`pyro_gvae.exact.cost` counts them; about a
+            minute on two cores if not given.
         max_memory: bytes that sums and samples may take.
         seed: of the samples; the random state of the caller stays as it is.
 
@@ -171,7 +173,7 @@ def evaluate(
     log_qs = {name: _on_chunks(lambda x: guide_log_probs(pair, x), part.x) for name, part in parts.items()}
     metrics, latents, warnings = [], [], []
     for name, part in parts.items():
-        by_sum = evidence == "exact" or (evidence == "auto" and _summable(pair, part.x, max_seconds, max_memory))
+        by_sum = evidence == "exact" or (evidence == "auto" and _summable(pair, part.x, max_operations, max_memory))
         if by_sum:
             rows = list(_summed(pair, part.x, log_qs[name], max_memory))
         else:
@@ -196,12 +198,12 @@ def _on_chunks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return torch.cat([function(rows) for rows in x.split(DATA_AT_A_TIME)])
 
 
-def _summable(pair: HasPair, x: Tensor, max_seconds: float, max_memory: float | None) -> bool:
+def _summable(pair: HasPair, x: Tensor, max_operations: float, max_memory: float | None) -> bool:
     rows = x[:DATA_AT_A_TIME]
     shape = guide_log_probs(pair, rows[:1]).shape
     if num_codes(*shape[-2:]) > MOST_CODES:
         return False
-    return exact.cost(pair, rows, max_memory=max_memory).seconds * len(x) / len(rows) <= max_seconds
+    return exact.cost(pair, rows, max_memory=max_memory).operations * len(x) / len(rows) <= max_operations
 
 
 def _summed(pair: HasPair, x: Tensor, log_q: Tensor, max_memory: float | None) -> Iterator[_Row]:

@@ -1,8 +1,8 @@
 """Exact sums over all K^N joint codes of the discrete model."""
 
 from ..programs.pair import HasPair, Pair
+from .costs import Cost, cost
 from .factorized import MeanField, mean_field
-from .plan import Cost, cost
 from .posteriors import Posterior, posterior, sample_posterior
 from .sums import Bounds, bounds, elbo, log_evidence
 

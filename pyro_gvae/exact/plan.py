@@ -1,8 +1,7 @@
-"""The code space in slices that fit into memory, and what a sum over it costs, known before it is begun."""
+"""The code space in slices that fit into memory."""
 
 import itertools
 import math
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,18 +10,13 @@ from torch import Tensor
 
 from ..distributions.codes import num_codes, numbered_codes
 from ..handlers.sites import Run
-from ..programs.pair import HasPair
 from ..programs.reader import Scores, Site, score
-from ..programs.runs import bind_pair
-from ..runtime.autograd import leaves
 from ..runtime.distributed import ALONE, Share
 from ..runtime.memory import in_words, memory_limit
 from ..runtime.tuning import tuning
 
 #: A slice's forward and backward pass hold about this many times what autograd saves for the backward pass.
 WORK_PER_SAVED_BYTE = 3
-#: Codes whose time is measured to know that of all.
-MEASURED_CODES = 256
 #: Code numbers are 64-bit integers.
 MOST_CODES = 2**62
 
@@ -218,61 +212,3 @@ def _saved_bytes(model: Run, probe: Scores, num_codes: int) -> int:
         # Codes with a gradient, so that frozen models are measured, too; a name keeps the graph and its tensors alive.
         _table = score(model, codes.requires_grad_(), probe.nesting).table
     return sum(saved.values())
-
-
-class Cost(NamedTuple):
-    """What one gradient of a sum over all joint codes takes."""
-
-    num_codes: int  # S = K^N
-    slice_size: int
-    num_slices: int
-    bytes: int  # that a slice takes at its peak
-    seconds: float
-
-
-def cost(
-    pair: HasPair, *args: Any, max_memory: float | None = None, slice_size: int | None = None, **kwargs: Any
-) -> Cost:
-    """What a gradient of the ELBO or the log-evidence takes, measured on one small slice before the sum is begun.
-
-    Args:
-        pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
-        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
-        max_memory: bytes that a slice may take; a quarter of the free memory if None.
-        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        **kwargs: likewise what they are called with.
-
-    Returns:
-        The number of codes and slices, the bytes that a slice takes, and the seconds of one pass forward and backward
-        over all codes.
-
-    Raises:
-        ValueError: if the sum cannot be taken.
-
-    Example:
-        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
-        >>> vae = CategoricalVAE(data_dim=6, num_latents=12, num_categories=3, hidden=(5,))
-        >>> cost(vae, torch.ones(4, 6), slice_size=1000).num_slices
-        532
-    """
-    model, _ = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
-    numbers = torch.arange(min(plan.slice_size, MEASURED_CODES), device=plan.device)
-    seconds = min(_seconds(model, plan, numbers) for _ in range(2))
-    return Cost(
-        num_codes=plan.num_codes,
-        slice_size=plan.slice_size,
-        num_slices=plan.num_slices,
-        bytes=plan.slice_size * plan.bytes_per_code,
-        seconds=seconds * plan.num_codes / len(numbers),
-    )
-
-
-@torch.enable_grad()
-def _seconds(model: Run, plan: Plan, numbers: Tensor) -> float:
-    start = time.perf_counter()
-    total = score(model, plan.codes(numbers), plan.nesting).table.sum()
-    if total.requires_grad:
-        torch.autograd.grad(total, leaves(total))
-    total.item()  # waits for a GPU
-    return time.perf_counter() - start

@@ -1,5 +1,6 @@
 """From a configuration to a run folder: data, networks, fit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..config.train import TrainConfig
@@ -9,6 +10,7 @@ from ..runs.folder import new_run_folder
 from ..runtime.distributed import from_main, may_restart, restarts
 from .checks import check_training
 from .fit import Fit, fit
+from .monitor import judge_of
 from .setup import initial_model, load_data
 
 
@@ -33,6 +35,7 @@ def train(config: TrainConfig) -> tuple[Path, Fit]:
     data = load_data(config)
     vae = initial_model(config, data)
     check_training(vae, data, config)  # before a folder is made
+    config = replace(config, judge=judge_of(vae, data, config))  # and written into it, so that it is chosen once
     again = restarts() > 0
     folder, begun = from_main(lambda: _run_folder(config, data, again))
     run = Path(folder)

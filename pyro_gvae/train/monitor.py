@@ -1,6 +1,6 @@
 """What is watched while a program trains: the ELBO of the discrete model, whatever it is trained by."""
 
-from typing import Any, Literal
+from typing import Any
 
 import pyro
 import torch
@@ -8,19 +8,43 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from .. import exact
+from ..config.names import Judge
+from ..config.train import TrainConfig
+from ..config.units import in_bytes
+from ..data.dataset import Dataset
 from ..handlers import discretize
+from ..runtime.distributed import from_main
 from ..runtime.rng import own_randomness
 
-#: How the discrete ELBO is found: summed over all codes, from one sample for each datum, or not at all.
-Judge = Literal["exact", "sampled", "none"]
-#: A sum that takes longer than this many seconds would take longer than the training that it watches.
-MOST_SECONDS = 10
+#: Operations of a sum, about ten seconds on two cores: more would take longer than the training that it watches.
+MOST_OPERATIONS = 1e12
+#: Training data on which the discrete ELBO is watched: enough for a mean, cheap enough to repeat.
+NUM_TRAIN_WATCHED = 2000
 #: Data whose ELBO is sampled at once.
 CHUNK = 1000
 
 
+def judge_of(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> Judge:
+    """The judge of a training run: what its configuration says, or rank 0's choice.
+
+    Raises:
+        ValueError: if the configuration's cannot be.
+    """
+    watched = data.test if isinstance(data, Dataset) else data[:NUM_TRAIN_WATCHED]
+    max_memory = in_bytes(config.max_memory)
+    if config.judge == "auto":
+        found: Judge = from_main(lambda: choose_judge(vae, watched, max_memory=max_memory))
+        return found
+    discrete_elbo(vae, watched[:1], config.judge, max_memory=max_memory)
+    return config.judge
+
+
 def choose_judge(vae: Any, x: Tensor, *, max_memory: float | None = None) -> Judge:
-    """How the discrete ELBO of a program is found for data x (B, D): "exact" where that takes seconds.
+    """How the discrete ELBO of a program is found for data x (B, D): "exact" where a sum takes seconds.
+
+    Operations are counted, and no clock is read: what is judged ends stages by `patience`, and the same configuration
+    gives the same weights on a busier machine. (Only where a user asks for seconds, as in `exact:30s` or `--seconds`,
+    does the clock decide.)
 
     Args:
         vae: a module with `.model(x)` and `.guide(x)`, which may have no one-hot sites, or others than can be summed.
@@ -28,7 +52,7 @@ def choose_judge(vae: Any, x: Tensor, *, max_memory: float | None = None) -> Jud
         max_memory: bytes that a sum may take.
     """
     try:
-        if exact.cost(vae, x, max_memory=max_memory).seconds < MOST_SECONDS:
+        if exact.cost(vae, x, max_memory=max_memory).operations < MOST_OPERATIONS:
             exact.elbo(vae, x[:1], max_memory=max_memory)
             return "exact"
     except (ValueError, RuntimeError, NotImplementedError):

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ..config.names import Judge
+
 
 @dataclass
 class State:
@@ -16,7 +18,7 @@ class State:
     skipped_in_a_row: int = 0
     loss_sum: float = 0.0  # since the last evaluation
     num_losses: int = 0
-    judge: str = "none"
+    judge: Judge = "none"
     judged_step: int = 0
     judged_seconds: float = 0.0
     kept_step: int = 0

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..config.stages import Stage
 from ..config.train import TrainConfig
+from ..config.units import in_bytes
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset, digest
 from ..runs.config import different_settings
@@ -19,14 +20,12 @@ from ..runtime.distributed import copy_from_main, from_main, gathered, largest, 
 from ..runtime.rng import random_states, set_random_states
 from ..schedules import schedule
 from .checks import annealed_tensors, check_data, stage_estimator
-from .monitor import choose_judge, discrete_elbo
+from .monitor import NUM_TRAIN_WATCHED, discrete_elbo, judge_of
 from .non_finite import first_non_finite
 from .optimizers import new_optimizer
 from .state import State
 from .step import Step, make_step
 
-#: Training data on which the discrete ELBO is watched: enough for a mean, cheap enough to repeat.
-NUM_TRAIN_WATCHED = 2000
 #: Settings that may differ between a run and its continuation: they do not change what is learned.
 FREE = {"data_dir", "download", "device", "output", "tensorboard", "checkpoint_every"}
 
@@ -52,14 +51,14 @@ class Training:
         copy_from_main([*vae.parameters(), *vae.buffers()])
         self.per_epoch = -(-len(self.train) // config.batch_size)
         self.stages = config.plan
-        self._max_memory = None if config.max_memory is None else config.max_memory * 1e9
+        self._max_memory = in_bytes(config.max_memory)
         self._kl_weight = torch.ones((), device=self.train.device)  # filled before each step, whose recording reads it
         self._estimators = [stage_estimator(stage, config, self._kl_weight, self.share) for stage in self.stages]
         self._learning_rate = schedule(str(config.learning_rate))
         self._annealed = annealed_tensors(vae, config, self._kl_weight)
         name, options = config.named_optimizer
         self.optimizer = new_optimizer(name, list(vae.parameters()), self._learning_rate(0), **options)
-        self.state = State(judge=from_main(lambda: choose_judge(vae, self._watched, max_memory=self._max_memory)))
+        self.state = State(judge=judge_of(vae, data, config))
         self.refused: tuple[Tensor, Tensor] | None = None
         self._batches: Iterator[Tensor] = self._from_here()
         self._begin_stage()
@@ -262,10 +261,4 @@ class Training:
             yield from itertools.islice(batches, skip if epoch == first_epoch else 0, None)
 
     def _elbo(self, x: Tensor) -> float | None:
-        judge: Any = self.state.judge
-        found: float | None = from_main(lambda: discrete_elbo(self.vae, x, judge, max_memory=self._max_memory))
-        return found
-
-    @property
-    def _watched(self) -> Tensor:
-        return self.train[:NUM_TRAIN_WATCHED] if self.test is None else self.test
+        return from_main(lambda: discrete_elbo(self.vae, x, self.state.judge, max_memory=self._max_memory))

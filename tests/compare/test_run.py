@@ -1,6 +1,7 @@
 """The main job end to end: what is compared starts equal, the numbers are the discrete model's, the folder is whole."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pandas as pd
@@ -12,8 +13,10 @@ from pyro_gvae.cli.commands import results_table
 from pyro_gvae.cli.main import main
 from pyro_gvae.compare import run as compare_module
 from pyro_gvae.compare.cell import train_cell
+from pyro_gvae.compare.grid import make_cells
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
+from pyro_gvae.data.datasets import load
 from pyro_gvae.runs.folder import PICTURES, cell_folder
 from pyro_gvae.runs.frames import read_json_lines
 from pyro_gvae.train import training
@@ -160,3 +163,13 @@ def test_the_same_job_on_mnist(tmp_path, mnist_root):
     metrics = read_json_lines(compare(replace(config, output=tmp_path / "run")) / "metrics.jsonl")
     final = metrics[metrics["step"] == metrics["step"].max()]
     assert len(final) == 2 and (final["test_log_evidence"] > -200).all()
+
+
+def test_what_is_refused_does_not_depend_on_the_clock(slow_clock):
+    data = load("digits")
+    large = replace(SMALL, num_latents=40, num_categories=2)
+    for config, sentence in ((SMALL, None), (large, "Expected codes that can be summed in 6e")):
+        cells = make_cells(config, len(data.train))
+        assert {cell.train.judge for cell in cells} == {"exact"}  # as each cell's config.json says
+        with nullcontext() if sentence is None else pytest.raises(ValueError, match=sentence):
+            compare_module._check_cells(config, cells, data)

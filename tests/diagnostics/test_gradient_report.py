@@ -1,6 +1,7 @@
 """The gradient laboratory, held against estimators whose mean and variance can be summed over all codes."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pyro
@@ -11,7 +12,9 @@ from problems import PROBLEMS, B, K, N, joint_in_a_loop, log_q_in_a_loop
 from reinforce import REINFORCE, row
 from torch import nn
 
-from pyro_gvae.diagnostics import timing
+from pyro_gvae.config.gradients import GradientsConfig
+from pyro_gvae.data.datasets import load
+from pyro_gvae.diagnostics import advise, laboratory, timing
 from pyro_gvae.diagnostics.candidates import candidates
 from pyro_gvae.diagnostics.gradient_report import COLUMNS, COMPARED, gradient_report, sample_moments
 from pyro_gvae.diagnostics.probe import WARMUP, Probe, make_subject
@@ -294,3 +297,17 @@ def test_what_differs_in_more_than_a_temperature_is_another_family():
     [unknown] = candidates(["reinforce-baseline"], hidden=[3])  # a list may change
     assert cool.family == warm.family != other.family
     assert unknown.family != candidates(["reinforce-baseline"], hidden=[3])[0].family
+
+
+def test_the_laboratory_refuses_by_counted_work(slow_clock):
+    data = load("digits")
+    small = GradientsConfig(num_latents=2, num_categories=3, hidden=(8,))
+    laboratory._check_codes(small, data)
+    with pytest.raises(ValueError, match="Expected codes that can be summed in 6e"):
+        laboratory._check_codes(replace(small, num_latents=30), data)
+
+
+def test_advice_takes_the_exact_gradient_by_counted_work(slow_clock):
+    subject = make_subject(PROBLEM.vae(), PROBLEM.x())
+    assert advise._obstacle(subject, 1e8, None) is None
+    assert "One exact gradient sums 8 codes" in advise._obstacle(subject, 1, None)

@@ -172,7 +172,7 @@ def test_a_row_that_there_is_none_of_is_named_before_anything_is_trained(places)
 
 
 def test_codes_that_cannot_be_summed_are_judged_by_samples(places, monkeypatch):
-    monkeypatch.setattr(common, "MOST_SECONDS", 0)
+    monkeypatch.setattr(common, "MOST_OPERATIONS", 0)
     cell = {"size": "8x16", "epochs": 6, "learning_rate": 1e-3, "estimator": "soft, 5 reinforce-loo", "seed": 0}
     rows = stages.measure(cell | {"moment": "6"}, places=places, smoke=True)
     assert [row["epoch"] for row in rows] == [1, 2, 5, 6]  # in the last stage at its start and its end

@@ -64,7 +64,7 @@ def test_nothing_is_built_to_be_thrown_away(monkeypatch):
 
     vae = program()
     before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
-    for name in ("choose_judge", "make_step"):
+    for name in ("judge_of", "make_step"):
         monkeypatch.setattr(training_module, name, built)
     config = TrainConfig(stages="gumbel-softmax:1,exact:1", batch_size=3, temperature=0.1, beta=0.5)
     check_training(vae, torch.ones(8, 6), config)
