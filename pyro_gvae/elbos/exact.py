@@ -71,7 +71,8 @@ class _ExactLoss(ELBO):
 
     def _plan(self, model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         """How the codes are cut: it takes a few small runs to find out, so plans are kept for equal shapes."""
-        return self._plans.find(model, args, kwargs, lambda: self._new_plan(partial(model, *args, **kwargs)))
+        owner = model, self.max_memory, self.slice_size, self.share
+        return self._plans.find(owner, args, kwargs, lambda: self._new_plan(partial(model, *args, **kwargs)))
 
     def _new_plan(self, model: Run) -> Plan:
         return make_plan(model, max_memory=self.max_memory, slice_size=self.slice_size, share=self.share)

@@ -5,8 +5,6 @@ from typing import Any, Generic, TypeVar, final
 
 from torch import Tensor
 
-from ..handlers.sites import Program
-
 T = TypeVar("T")
 
 
@@ -24,20 +22,20 @@ class Kept(Generic[T]):
     def __init__(self) -> None:
         self._found: list[tuple[Any, T]] = []
 
-    def find(self, model: Program, args: Sequence[Any], kwargs: Mapping[str, Any], make: Callable[[], T]) -> T:
-        """Return what `make` found out when it was last called for this model and such arguments, or call it.
+    def find(self, owner: Any, args: Sequence[Any], kwargs: Mapping[str, Any], make: Callable[[], T]) -> T:
+        """Return what `make` found out when it was last called for this owner and such arguments, or call it.
 
         Args:
-            model: the program.
-            args: what it is called with. Tensors are alike if shape, type and device are; numbers, words and None if
-                they are equal; for other things `make` is called each time.
+            owner: the program, with whatever else the answer depends on, compared by equality.
+            args: what the program is called with. Tensors are alike if shape, type and device are; numbers, words and
+                None if they are equal; for other things `make` is called each time.
             kwargs: the same by name.
             make: finds it out.
         """
         values = [*args, *kwargs.values()]
         if not all(isinstance(value, Tensor | int | float | str | None) for value in values):
             return make()
-        key = (model, list(kwargs), list(map(_kind, values)))
+        key = (owner, list(kwargs), list(map(_kind, values)))
         for known, found in self._found:
             if known == key:
                 return found
