@@ -11,6 +11,7 @@ from ..config.train import TrainConfig
 from ..estimators import ESTIMATORS
 from ..runs.folder import cell_folder
 from ..runs.tables import label
+from ..train.checks import keeps_temperatures
 
 
 class Cell(NamedTuple):
@@ -72,13 +73,17 @@ def make_cells(config: CompareConfig, num_data: int) -> list[Cell]:
                 f"learning rate {rate:g}" if len(config.learning_rates) > 1 else "",
                 f"temperature {heat:g}" if heat is not None and len(config.temperatures) > 1 else "",
             ]
+            placed = [_at(stage, heat) for stage in stages]
+            # Schedules of temperatures are for stages that read them.
+            unread = {} if any(map(keeps_temperatures, placed)) else {"temperature": None, "prior_temperature": None}
             train = config.training(
                 num_categories=size[0],
                 num_latents=size[1],
                 learning_rate=rate,
                 seed=seed,
-                stages=",".join(str(_at(stage, heat)) for stage in stages),
+                stages=",".join(map(str, placed)),
                 evaluate_every=_evaluate_every(stages, config, num_data),
+                **unread,
             )
             cells.append(Cell(estimator, ", ".join(filter(None, parts)), seed, values, train))
     names = {cell_folder(Path(), cell.label, cell.seed) for cell in cells}

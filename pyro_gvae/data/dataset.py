@@ -7,10 +7,13 @@ global random state is never touched, and once a data set is loaded nothing is d
 import hashlib
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from ..models.categorical_vae import CategoricalVAE
 from ..runtime.rng import derived_seed
@@ -67,6 +70,38 @@ class Dataset:
                     f"Expected {len(x)} {self.name} {part} labels, one for each image, "
                     f"but found labels of shape {tuple(labels.shape)}."
                 )
+
+
+def as_tensor(data: Any) -> Tensor:
+    """Data as one tensor (M, D), whatever holds them.
+
+    Args:
+        data: a tensor, which stays as it is; an array or nested lists, whose numbers become float32; a dataset of
+            torch's, of whose items the first part counts, or a `DataLoader`, whose dataset is taken.
+
+    Raises:
+        ValueError: if they hold no data, or are something else.
+
+    Example:
+        >>> as_tensor([[0, 1], [1, 0], [1, 1]]).shape
+        torch.Size([3, 2])
+    """
+    if isinstance(data, DataLoader):
+        data = data.dataset
+    if isinstance(data, TorchDataset):
+        items = [data[index] for index in range(len(data))]  # type: ignore[arg-type]
+        data = torch.stack([torch.as_tensor(item[0] if isinstance(item, tuple | list) else item) for item in items])
+    if not isinstance(data, Tensor):
+        try:
+            data = torch.as_tensor(np.asarray(data, dtype=np.float32))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Expected data as a tensor (M, D), an array or a data set, but found {type(data).__name__}. Try "
+                "torch.as_tensor(..), or Dataset(name, train, test, image_shape)."
+            ) from error
+    if data.dim() == 0 or data.numel() == 0:
+        raise ValueError(f"Expected data of shape (M, D), but found shape {tuple(data.shape)}.")
+    return data.flatten(1) if data.dim() > 2 else data
 
 
 def check_images(x: Tensor, name: str = "images") -> None:

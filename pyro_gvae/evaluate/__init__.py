@@ -1,1 +1,6 @@
 """What a trained pair of model and guide is worth as a discrete model."""
+
+from .generate import encode, reconstruct, sample
+from .metrics import Evaluation, discrete_scores, evaluate
+
+__all__ = ["Evaluation", "discrete_scores", "encode", "evaluate", "reconstruct", "sample"]

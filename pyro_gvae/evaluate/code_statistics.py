@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ..distributions.codes import joint_codes, num_codes
+from ..programs.modes import judging
 from ..programs.pair import HasPair
 from ..programs.reader import read_guide
 from ..programs.runs import bind_pair
@@ -53,6 +54,7 @@ class LatentStatistics(NamedTuple):
         return self.variance > ACTIVE_VARIANCE
 
 
+@judging
 @torch.no_grad()
 def guide_log_probs(pair: HasPair, x: Tensor) -> Tensor:
     """log q(z_n = k | x) of data x (B, D): shape (B, N, K)."""

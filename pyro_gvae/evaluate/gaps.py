@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import exact
 from ..exact import HasPair
 from ..handlers import relax
+from ..programs.modes import judging
 
 #: From the loosest bound to log p(x); each gap lies between two neighbours.
 BOUNDS = ("relaxed_bound", "elbo", "mean_field_elbo", "log_evidence")
@@ -29,6 +30,7 @@ class Gaps(NamedTuple):
     log_evidence: Tensor
 
 
+@judging
 @torch.no_grad()
 def gaps(pair: HasPair, x: Tensor, *, num_particles: int = 100, max_memory: float | None = None) -> Gaps:
     """The bounds of log p(x) of one trained pair, from what relaxed training maximizes to the exact evidence.
@@ -59,6 +61,7 @@ def gaps(pair: HasPair, x: Tensor, *, num_particles: int = 100, max_memory: floa
     )
 
 
+@judging
 @torch.no_grad()
 def relaxed_bound(pair: HasPair, x: Tensor, *, num_particles: int = 100) -> Tensor:
     """E_q[log p(x | z) + log p(z) - log q(z | x)] over relaxed samples: minus the loss of `Trace_ELBO`, for each datum.

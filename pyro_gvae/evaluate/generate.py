@@ -11,6 +11,7 @@ from ..data.dataset import Dataset
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..exact import HasPair
 from ..models.categorical_vae import CategoricalVAE
+from ..programs.modes import judging
 from .code_statistics import guide_log_probs
 
 CodeKind = Literal["map", "sample", "exact"]
@@ -19,6 +20,7 @@ CodeKind = Literal["map", "sample", "exact"]
 NUM_RECONSTRUCTIONS, NUM_SAMPLES = 10, 25
 
 
+@judging
 @torch.no_grad()
 def encode(pair: HasPair, x: Tensor, kind: CodeKind = "map", *, max_memory: float | None = None) -> Tensor:
     """One hard code for each datum.
@@ -51,12 +53,14 @@ def encode(pair: HasPair, x: Tensor, kind: CodeKind = "map", *, max_memory: floa
     return one_hot(log_q.argmax(-1), log_q.shape[-1]).to(log_q)
 
 
+@judging
 @torch.no_grad()
 def reconstruct(vae: CategoricalVAE, x: Tensor, kind: CodeKind = "map", *, max_memory: float | None = None) -> Tensor:
     """E[x | z] at a code of each datum x (B, D), of a kind that :func:`encode` knows; shape (B, D)."""
     return vae.observation(vae.decoder(encode(vae, x, kind, max_memory=max_memory))).mean
 
 
+@judging
 @torch.no_grad()
 def sample(vae: CategoricalVAE, num_samples: int, *, pixels: bool = False) -> Tensor:
     """Images of codes drawn from the prior, shape (num_samples, D).

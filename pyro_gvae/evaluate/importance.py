@@ -11,6 +11,7 @@ from torch.nn.functional import one_hot
 
 from ..distributions.codes import hamming_neighbours
 from ..exact.plan import bytes_of_code
+from ..programs.modes import judging
 from ..programs.pair import HasPair
 from ..programs.reader import read_guide, score
 from ..programs.runs import bind_pair, items, split
@@ -65,6 +66,7 @@ class ImportanceWeighted(NamedTuple):
         ]
 
 
+@judging
 @torch.no_grad()
 def importance_weighted(
     pair: HasPair, x: Tensor, num_particles: int = 1000, *, max_memory: float | None = None
@@ -110,6 +112,7 @@ def importance_weighted(
     return ImportanceWeighted(elbo, bound, effective, near, num_particles)
 
 
+@judging
 @torch.no_grad()
 def log_importance_weights(
     pair: HasPair, x: Tensor, num_particles: int = 1000, *, max_memory: float | None = None

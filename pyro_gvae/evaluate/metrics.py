@@ -16,6 +16,7 @@ from ..estimators import Estimator
 from ..exact import HasPair
 from ..exact.plan import MOST_CODES
 from ..models.categorical_vae import CategoricalVAE
+from ..programs.modes import judging
 from ..programs.reader import score
 from ..programs.runs import bind_pair
 from .code_statistics import (
@@ -43,6 +44,7 @@ class DiscreteScores(NamedTuple):
     log_evidence: float
 
 
+@judging
 @torch.no_grad()
 def discrete_scores(vae: CategoricalVAE, x: Tensor, *, max_memory: float | None = None) -> DiscreteScores:
     """The exact ELBO and the exact log-evidence of the discrete model, both summed over all K^N codes.
@@ -64,6 +66,7 @@ def discrete_scores(vae: CategoricalVAE, x: Tensor, *, max_memory: float | None 
     return DiscreteScores(found.elbo.mean().item(), found.log_evidence.mean().item())
 
 
+@judging
 @torch.no_grad()
 def own_objective(vae: CategoricalVAE, estimator: Estimator, x: Tensor) -> float:
     """What the estimator itself reports for data x (B, D): minus its loss, in nats per datum.
@@ -76,6 +79,7 @@ def own_objective(vae: CategoricalVAE, estimator: Estimator, x: Tensor) -> float
         return -float(elbo.loss(model, guide, x)) / len(x)
 
 
+@judging
 @torch.no_grad()
 def code_usage(vae: CategoricalVAE, x: Tensor, *, max_memory: float | None = None) -> Tensor:
     """The aggregated exact posterior: the mean of p(z_n = k | x) over data x (B, D); shape (N, K)."""
@@ -119,6 +123,7 @@ class _Row(NamedTuple):
     method: str = "exact"
 
 
+@judging
 def evaluate(
     pair: HasPair,
     data: Dataset,
@@ -169,6 +174,11 @@ def evaluate(
     """
     if evidence not in get_args(Evidence):
         raise ValueError(f"Expected evidence to be one of {', '.join(get_args(Evidence))}, but found '{evidence}'.")
+    if not isinstance(data, Dataset):
+        raise ValueError(
+            f"Expected a Dataset with train and test images, but found {type(data).__name__}. Try Dataset(name, train, "
+            "test, image_shape), or discrete_scores(pair, x) for some data."
+        )
     parts = {name: fixed_part(data, name, num_data) for name in ("train", "test")}
     log_qs = {name: _on_chunks(lambda x: guide_log_probs(pair, x), part.x) for name, part in parts.items()}
     metrics, latents, warnings = [], [], []

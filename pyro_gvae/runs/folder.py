@@ -36,7 +36,8 @@ def new_run_folder(path: Path | None = None, *, prefix: str = "compare") -> Path
         try:
             candidate.mkdir(parents=True)
         except FileExistsError:
-            continue
+            if path is None or any(candidate.iterdir() if candidate.is_dir() else [candidate]):
+                continue  # an empty folder that was named is what a kill in the first milliseconds leaves
         except OSError as error:
             raise ValueError(
                 f"Expected a folder that can be created, but found that '{candidate}' cannot: {error.strerror}. "

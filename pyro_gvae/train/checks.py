@@ -101,5 +101,17 @@ def annealed_tensors(vae: Any, config: TrainConfig, kl_weight: Tensor) -> Anneal
         buffer = getattr(vae, name, None)
         if not isinstance(buffer, Tensor):
             raise ValueError(f"Expected a program with a buffer '{name}' to anneal, but found none. Try {name}=None.")
+        if not any(map(keeps_temperatures, config.plan)):
+            raise ValueError(
+                f"Expected a stage that reads the program's {name}, but found that each of "
+                f"{', '.join(stage.estimator for stage in config.plan)} has none, or one of its own. Try an option of "
+                "the stage, such as reinmax[temperature=1.3], or temperature=None there, which keeps the program's."
+            )
         found[name] = buffer, schedule(str(text))
     return found
+
+
+def keeps_temperatures(stage: Stage) -> bool:
+    """Whether the estimator of a stage relaxes by the temperatures that the program has."""
+    known = inspect.signature(ESTIMATORS[stage.estimator]).parameters
+    return "temperature" in known and stage.options.get("temperature", known["temperature"].default) is None

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..config.train import TrainConfig
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, as_tensor
 from ..runs.checkpoint import load_checkpoint, save_checkpoint
 from ..runs.files import replacing
 from ..runs.folder import sole_writer
@@ -66,7 +66,7 @@ class Interrupted(KeyboardInterrupt):
 
 def fit(
     vae: TrainableProgram,
-    data: Dataset | Tensor,
+    data: Any,
     config: TrainConfig | None = None,
     *,
     output: Path | None = None,
@@ -86,7 +86,8 @@ def fit(
     Args:
         vae: a `CategoricalVAE`, or any module with `.model(x)` and `.guide(x)`; trained in its place. What the
             configuration says about networks is not looked at.
-        data: a data set, or a tensor (M, D) as it is, of which there is no test ELBO.
+        data: a data set; or, without a test ELBO, data alone: a tensor (M, D) as it is, an array, a dataset of
+            torch's or a `DataLoader`, whose dataset is taken.
         config: the defaults if None.
         output: a folder for metrics.jsonl, checkpoint.safetensors, at the end weights.safetensors; nothing is
             written if None.
@@ -115,7 +116,7 @@ def fit(
     # Data that processes divide have their own noise each; who sums some of the codes has the others' data.
     rank = share().rank if config.shard == "data" else 0
     with own_randomness(derived_seed("train", config.seed, rank)), _asked_to_stop(output) as stop:
-        training = Training(vae, data, config)
+        training = Training(vae, data if isinstance(data, Dataset) else as_tensor(data), config)
         with _alone_in(output):
             return _from_begin_to_end(training, stop, output, resume=resume, progress=progress, measure=measure)
 
@@ -123,6 +124,8 @@ def fit(
 def _from_begin_to_end(
     training: Training, stop: Stop, output: Path | None, *, resume: bool, progress: bool, measure: Measure | None
 ) -> Fit:
+    if output is not None and not resume:
+        from_main(lambda: _check_unused(output))
     begun = _restored(training, output) if resume else False
     options = {
         "progress": progress and is_main(),
@@ -201,10 +204,27 @@ def _restored(training: Training, output: Path | None) -> bool:
 
 def _checkpoint(output: Path) -> Any:
     """What a run goes on from; None where there is none yet."""
-    if not (output / CHECKPOINT).exists():
-        (output / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
-        return None
-    return load_checkpoint(output / CHECKPOINT)
+    if (output / CHECKPOINT).exists():
+        return load_checkpoint(output / CHECKPOINT)
+    metrics = output / "metrics.jsonl"
+    history = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+    if history > 1 or (output / WEIGHTS).exists():
+        raise ValueError(
+            f"Expected the checkpoint of the run in '{output}', but found its history and weights without one. They "
+            "stay as they are. Try pyro-gvae evaluate, or another folder for another run."
+        )
+    metrics.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
+    return None
+
+
+def _check_unused(output: Path) -> None:
+    """Refuse to begin where another run has left anything: no run ever writes over another."""
+    kept = [name for name in (CHECKPOINT, WEIGHTS, "metrics.jsonl") if (output / name).exists()]
+    if kept:
+        raise ValueError(
+            f"Expected a folder without a run, but found '{kept[0]}' in '{output}'. Try resume=True to go on with "
+            "it, or another folder."
+        )
 
 
 def _check_writable(output: Path) -> None:

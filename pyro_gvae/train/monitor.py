@@ -13,6 +13,7 @@ from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.dataset import Dataset
 from ..handlers import discretize
+from ..programs.modes import judging
 from ..runtime.distributed import from_main
 from ..runtime.rng import own_randomness
 
@@ -34,11 +35,18 @@ def judge_of(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> Judge:
     max_memory = in_bytes(config.max_memory)
     if config.judge == "auto":
         found: Judge = from_main(lambda: choose_judge(vae, watched, max_memory=max_memory))
-        return found
-    discrete_elbo(vae, watched[:1], config.judge, max_memory=max_memory)
-    return config.judge
+    else:
+        discrete_elbo(vae, watched[:1], config.judge, max_memory=max_memory)
+        found = config.judge
+    if found == "none" and config.patience is not None:
+        raise ValueError(
+            "Expected a program whose discrete ELBO can be watched for patience, but found that it can neither be "
+            "summed nor sampled. Try without patience."
+        )
+    return found
 
 
+@judging
 def choose_judge(vae: Any, x: Tensor, *, max_memory: float | None = None) -> Judge:
     """How the discrete ELBO of a program is found for data x (B, D): "exact" where a sum takes seconds.
 
@@ -64,6 +72,7 @@ def choose_judge(vae: Any, x: Tensor, *, max_memory: float | None = None) -> Jud
     return "sampled"
 
 
+@judging
 @torch.no_grad()
 def discrete_elbo(vae: Any, x: Tensor, judge: Judge, *, max_memory: float | None = None) -> float | None:
     """The mean ELBO of the discrete model over data x (B, D), in nats per datum.

@@ -1,11 +1,14 @@
 """Where a loss stopped being a finite number: the first site or parameter, in the order in which programs run."""
 
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, final
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from ..estimators import Estimator
@@ -21,7 +24,8 @@ def first_non_finite(vae: Any, estimator: Estimator, x: Tensor) -> str | None:
         x: the batch (B, D).
 
     Returns:
-        For example "the log-probability of site 'x' of the model"; None if all of that is finite.
+        For example "the log-probability of site 'x' of the model"; None if all of that is finite, or a program fails
+        of something else: an error is not a number.
     """
     if not torch.isfinite(x).all():
         return "the batch"
@@ -36,21 +40,54 @@ def first_non_finite(vae: Any, estimator: Estimator, x: Tensor) -> str | None:
         return found or _first_site(poutine.trace(poutine.replay(model, of_guide.trace)), x, "model")
 
 
+@final
+class _Parameters(Messenger):
+    """Looks at the parameters of each site before it is sampled, which torch may refuse to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.not_finite: str | None = None
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if self.not_finite is None and not all(map(_has_no_nan, _tensors(msg["fn"]))):
+            self.not_finite = msg["name"]
+
+
 def _first_site(traced: Any, x: Tensor, program: str) -> str | None:
+    """The first site in words; None also where the program fails of something else than of numbers."""
+    parameters = _Parameters()
     try:
-        traced(x)
-    except (RuntimeError, ValueError) as error:  # such as torch.multinomial, of probabilities that are NaN
-        sites = [name for name, site in traced.trace.nodes.items() if site["type"] == "sample"]
-        after = f" after site '{sites[-1]}'" if sites else ""
-        return f"what the {program} samples from{after} ({str(error).splitlines()[0]})"
+        with parameters:
+            traced(x)
+    except Exception:  # such as torch.multinomial, of probabilities that are NaN
+        if parameters.not_finite is None:
+            return None
     for name, site in traced.trace.nodes.items():
-        if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
+        if name == parameters.not_finite:
+            break
+        if site["type"] != "sample" or site_is_subsample(site):
             continue
         if not _all_finite(site["value"]):
             return f"the value of site '{name}' of the {program}"
         if not _all_finite(site["fn"].log_prob(site["value"])):
             return f"the log-probability of site '{name}' of the {program}"
+    if parameters.not_finite is not None:
+        return f"a parameter of the distribution of site '{parameters.not_finite}' of the {program}"
     return None
+
+
+def _tensors(distribution: Any) -> Iterator[Tensor]:
+    """The tensors that a distribution is made of, those of the distribution that it wraps included."""
+    for value in vars(distribution).values():
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, torch.distributions.Distribution):
+            yield from _tensors(value)
+
+
+def _has_no_nan(tensor: Tensor) -> bool:
+    """A logit of -inf excludes a category, and is as it should be."""
+    return not bool(torch.isnan(tensor).any() | (tensor == torch.inf).any())
 
 
 def _all_finite(value: Any) -> bool:

@@ -55,3 +55,28 @@ def new_optimizer(
         return cast(type[Any], kind)(parameters, lr=lr, **fused, **options)
     except TypeError as error:
         raise ValueError(f"Expected options that torch.optim.{name} has, but {error}.") from error
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Refuse averages that are not of the shape and type of the parameter that they belong to.
+
+    torch looks at neither, and a fused optimizer reads and writes as far as the parameter reaches.
+
+    Args:
+        optimizer: what the state is meant for.
+        state: parameter number -> name -> number or tensor, as in `Optimizer.state_dict()`.
+
+    Raises:
+        ValueError: if one does not fit.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, entries in state.items():
+        parameter = parameters[int(number)]
+        for name, value in entries.items():
+            if not isinstance(value, Tensor) or value.dim() == 0:
+                continue
+            if value.shape != parameter.shape or value.dtype != parameter.dtype:
+                raise ValueError(
+                    f"Expected '{name}' of parameter {number} to have shape {tuple(parameter.shape)} and "
+                    f"{parameter.dtype}, but found {tuple(value.shape)} and {value.dtype}."
+                )

@@ -22,7 +22,7 @@ from ..schedules import schedule
 from .checks import annealed_tensors, check_data, stage_estimator
 from .monitor import NUM_TRAIN_WATCHED, discrete_elbo, judge_of
 from .non_finite import first_non_finite
-from .optimizers import new_optimizer
+from .optimizers import check_optimizer_state, new_optimizer
 from .state import State
 from .step import Step, make_step
 
@@ -175,6 +175,7 @@ class Training:
             "vae": dict(self.vae.state_dict()),
             # Settings of the optimizer are in the configuration, its learning rate is a function of the step.
             "optimizer": self.optimizer.state_dict()["state"],
+            "parameters": self._shapes(),
             "own": dict(self.step.own.state_dict()),
             "random": random_states(),
             "random_of_others": gathered(random_states())[1:],
@@ -186,8 +187,10 @@ class Training:
         Raises:
             ValueError: if it is that of another program, configuration or data.
         """
-        settings = self.config.as_json()
-        different = different_settings(settings, content["config"], free=FREE)
+        absent = self.content().keys() - content.keys()
+        if absent:
+            raise ValueError(f"Expected a whole checkpoint, but found one without {', '.join(sorted(absent))}.")
+        different = different_settings(self.config.as_json(), content["config"], free=FREE)
         if different:
             raise ValueError(
                 f"Expected the checkpoint of this configuration, but found that it was written with another "
@@ -201,17 +204,26 @@ class Training:
                 f"{len(content['random_of_others']) + 1} processes. Try torchrun --nproc-per-node."
             )
         self._end_stage()
-        self.state = State(**content["state"])
-        self._begin_stage()
-        groups = self.optimizer.state_dict()["param_groups"]
         try:
+            self.state = State(**content["state"])
+            self._begin_stage()
+            groups = self.optimizer.state_dict()["param_groups"]
             self.vae.load_state_dict(content["vae"])
             self.step.own.load_state_dict(content["own"])
+            # By name and shape: torch matches by position alone, and fused optimizers write where a moment should be.
+            if self._shapes() != content["parameters"]:
+                raise ValueError("other parameters")
+            check_optimizer_state(self.optimizer, content["optimizer"])
             self.optimizer.load_state_dict({"state": content["optimizer"], "param_groups": groups})
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise ValueError("Expected a checkpoint of this program, but found one of another.") from error
         self._batches = self._from_here()
         set_random_states([content["random"], *content["random_of_others"]][self.share.rank])
+
+    def _shapes(self) -> list[list[Any]]:
+        """Name and shape of what the optimizer moves, in its order."""
+        named = [*self.vae.named_parameters(), *self.step.own.named_parameters()]
+        return [[name, list(parameter.shape)] for name, parameter in named]
 
     def _begin_stage(self) -> None:
         config = self.config
@@ -240,11 +252,9 @@ class Training:
         """Of one step, which is left out where loss or gradient is not finite: then NaN."""
         try:
             return self.step(self.share.rows(x) if self.config.shard == "data" else x).item()
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, ValueError):  # what is NaN may also be refused, or not be sampled from
             if first_non_finite(self.vae, self.estimator, x) is None:
-                raise
+                raise  # any other error is the program's own
             return math.nan
 
     def _anneal(self) -> None:

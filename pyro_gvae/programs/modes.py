@@ -1,0 +1,52 @@
+"""Networks in eval mode while a model is judged, and afterwards as they were."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Concatenate, TypeVar
+
+from torch import nn
+
+from .pair import HasPair
+
+P = TypeVar("P", bound=HasPair)
+R = TypeVar("R")
+
+
+@contextmanager
+def eval_mode(pair: HasPair) -> Iterator[None]:
+    """Put the networks of a pair into eval mode; afterwards each module is in the mode that it had.
+
+    A judgement in train mode would drop units at random, and let batch normalization learn from the data judged by.
+    Found are the modules of a pair that is one, and of a module whose methods the pair's programs are.
+    """
+    modes = {module: module.training for root in _roots(pair) for module in root.modules()}
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def judging(function: Callable[Concatenate[P, ...], R]) -> Callable[Concatenate[P, ...], R]:
+    """Let a function of a pair see its networks in eval mode."""
+
+    @functools.wraps(function)
+    def judged(pair: P, *args: Any, **kwargs: Any) -> R:
+        with eval_mode(pair):
+            return function(pair, *args, **kwargs)
+
+    return judged
+
+
+def _roots(pair: HasPair) -> Iterator[nn.Module]:
+    """The pair, and the modules whose methods its programs are, inside of what handlers have made of them."""
+    for candidate in (pair, pair.model, pair.guide):
+        layer: Any = candidate
+        while layer is not None:
+            owner = getattr(layer, "__self__", layer)
+            if isinstance(owner, nn.Module):
+                yield owner
+            layer = getattr(layer, "__wrapped__", None)
