@@ -35,8 +35,8 @@ def keep_freed_memory() -> None:
 
     The C library of Linux (glibc) returns large blocks to the system when they are freed; a step that takes them anew
     faults their pages in, one by one. Once a block has been freed, it keeps those of that size, up to 32 MiB (the
-    "dynamic mmap threshold" of mallopt(3)), and this function allocates and frees one. Measured on two cores, exact
-    steps at 8x4: 0 page faults in place of 1,300 to 6,900 a step, which took 1.1 to 1.3 times as long.
+    "dynamic mmap threshold" of mallopt(3)), and this function allocates and frees one. Exact steps at 8x4 had 0 page
+    faults in place of up to 6,900 a step on two cores; what that is worth in time depends on the machine.
 
     The setting is the whole process's, so nothing in this package calls it for you but the command line, in its own
     processes. Elsewhere than on glibc it does nothing.
