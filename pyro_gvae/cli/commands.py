@@ -31,7 +31,8 @@ from ..data.dataset import fixed_part
 from ..diagnostics.advise import advice_table, advise
 from ..diagnostics.laboratory import gradients, gradients_table
 from ..evaluate.generate import encode, reconstruct, sample
-from ..evaluate.metrics import evaluate, evaluation_table
+from ..evaluate.metrics import evaluate
+from ..evaluate.tables import evaluation_table
 from ..report.comparison import write_report
 from ..report.gaps import gaps_table, run_gaps
 from ..report.training import write_train_report

@@ -23,14 +23,7 @@ from ..runtime.rng import seeded
 from ..runtime.work import OPERATIONS_PER_SECOND
 from ..train.step import make_step
 from .candidates import Candidate, candidates
-from .gradient_report import (
-    NUM_GROUPS,
-    OTHER_OBJECTIVES,
-    Bench,
-    exact_reference,
-    measure,
-    sample_moments,
-)
+from .gradient_report import NUM_GROUPS, OTHER_OBJECTIVES, Bench, exact_reference, measure, sample_moments
 from .moments import Reference
 from .probe import Probe, Subject, make_subject
 from .recommend import Advice, recommend

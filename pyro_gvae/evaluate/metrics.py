@@ -1,9 +1,8 @@
 """What a trained model is worth as a discrete model, whatever it was trained by."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-import pandas as pd
 import pyro
 import torch
 from torch import Tensor
@@ -30,6 +29,9 @@ from .code_statistics import (
     mean_perplexity,
 )
 from .importance import importance_weighted
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: How log p(x) is judged: by the sum over all codes, by importance sampling, or by the sum where it can be taken.
 Evidence = Literal["auto", "exact", "importance-weighted"]
@@ -96,8 +98,8 @@ class Evaluation(NamedTuple):
         warnings: sentences on what is not to be believed.
     """
 
-    metrics: pd.DataFrame
-    latents: pd.DataFrame
+    metrics: "pd.DataFrame"
+    latents: "pd.DataFrame"
     warnings: list[str]
 
     def value(self, part: str, metric: str) -> float:
@@ -198,6 +200,8 @@ def evaluate(
         metrics += [(name, row.metric, *row.measured, row.unit, row.method) for row in rows]
         latents.append(_latent_frame(name, statistics))
     columns = ["part", "metric", "value", "standard_error", "unit", "method"]
+    import pandas as pd  # where tables are made, so that who encodes or scores needs none
+
     frame = pd.DataFrame(metrics, columns=columns).astype({"standard_error": float})
     return Evaluation(frame, pd.concat(latents, ignore_index=True), warnings)
 
@@ -271,28 +275,11 @@ def _probe_rows(parts: dict[str, Part], log_qs: dict[str, Tensor]) -> Iterator[_
         yield _Row("linear_probe_accuracy", accuracy, "", "logistic regression")
 
 
-def _latent_frame(part: str, statistics: LatentStatistics) -> pd.DataFrame:
+def _latent_frame(part: str, statistics: LatentStatistics) -> "pd.DataFrame":
     columns = {name: getattr(statistics, name).tolist() for name in (*statistics._fields, "active")}
+    import pandas as pd
+
     frame = pd.DataFrame(columns)
     frame.insert(0, "part", part)
     frame.insert(1, "latent", range(len(frame)))
     return frame
-
-
-def evaluation_table(found: Evaluation) -> str:
-    """The metrics for the terminal: a row for each, train beside test, then the warnings."""
-    metrics = found.metrics.assign(
-        text=[_in_words(row.value, row.standard_error, row.unit) for row in found.metrics.itertuples()],
-        metric=found.metrics["metric"].str.replace("_", " "),
-    )
-    order = ["metric", "unit", "method"]
-    table = metrics.pivot(index=order, columns="part", values="text").reindex(columns=["train", "test"]).fillna("")
-    table = table.loc[list(dict.fromkeys(metrics[order].itertuples(index=False, name=None)))].reset_index()
-    lines = [table.to_string(index=False), "The discrete model, per datum, mean ± standard error over data."]
-    return "\n".join([*lines, *(f"Warning: {warning}" for warning in found.warnings)])
-
-
-def _in_words(value: float, standard_error: float, unit: str) -> str:
-    if unit == "latents":
-        return f"{value:.0f}"
-    return f"{value:.3f}" + ("" if pd.isna(standard_error) else f" ± {standard_error:.3f}")

@@ -12,7 +12,8 @@ from pyro_gvae import exact
 from pyro_gvae.data.dataset import Dataset, fixed_part
 from pyro_gvae.estimators import estimator
 from pyro_gvae.evaluate.code_statistics import guide_log_probs
-from pyro_gvae.evaluate.metrics import evaluate, evaluation_table
+from pyro_gvae.evaluate.metrics import evaluate
+from pyro_gvae.evaluate.tables import evaluation_table
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, weigh_kl
 from pyro_gvae.models.categorical_vae import CategoricalVAE

@@ -35,7 +35,17 @@ def test_given_run_folder_is_made_with_its_parents(tmp_path: Path) -> None:
     assert new_run_folder(tmp_path / "a" / "b").is_dir()
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, Path.touch], ids=["folder", "file"])
+def test_a_named_folder_may_be_there_if_it_is_empty(tmp_path: Path) -> None:
+    """As a kill in the first milliseconds leaves it: the same command begins again."""
+    assert new_run_folder(tmp_path) == tmp_path
+
+
+def folder_with_a_file(path: Path) -> None:
+    path.mkdir()
+    (path / "mine.txt").touch()
+
+
+@pytest.mark.parametrize("make", [folder_with_a_file, Path.touch], ids=["folder", "file"])
 def test_run_folder_that_exists_is_refused(tmp_path: Path, make) -> None:
     make(tmp_path / "old")
     with pytest.raises(ValueError, match=r"Expected a new run folder, .*old' exists\. Try"):

@@ -378,7 +378,7 @@ def test_after_some_in_a_row_the_run_stops_and_says_where(tmp_path):
 @pytest.mark.parametrize(
     ("networks", "found"),
     [
-        ({"decoder": "log"}, "the log-probability of site 'x' of the model"),
+        ({"decoder": "log"}, "a parameter of the distribution of site 'x' of the model"),
         ({"encoder": "log"}, "of the guide"),
     ],
 )
