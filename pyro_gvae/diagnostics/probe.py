@@ -20,6 +20,7 @@ from ..handlers.parameters import OwnParameters, announce
 from ..handlers.sites import Messages, Program, one_hot_site
 from ..programs.reader import read_guide
 from ..runtime.autograd import kept_gradients
+from ..runtime.compat.pyro import leaf_of
 from ..runtime.memory import peak_memory
 from ..runtime.tuning import tuning
 
@@ -191,12 +192,8 @@ def _parameters(subject: Subject) -> list[Tensor]:
         for program in (subject.pair.guide, subject.pair.model):
             discretize(program)(subject.x)
     sites: dict[str, Any] = seen.trace.nodes
-    values = [site["value"] for site in sites.values()]
-    found = {
-        id(leaf): leaf
-        for leaf in (value.unconstrained() if hasattr(value, "unconstrained") else value for value in values)
-    }
-    return list(found.values())
+    leaves = [leaf_of(site["value"]) for site in sites.values()]
+    return list({id(leaf): leaf for leaf in leaves}.values())
 
 
 class _LogitsMessenger(Messenger):

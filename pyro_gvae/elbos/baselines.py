@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from pyro.infer import ELBO, TraceGraph_ELBO
+from pyro.infer import TraceGraph_ELBO
+from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ..handlers.parameters import announce
 from ..handlers.sites import Messages, Program, one_hot_site
 from ..models.networks import mlp
+from ..runtime.compat.pyro import LossOnlyELBO
 
 
 @final
@@ -84,7 +86,7 @@ class NeuralBaseline(nn.Module):
 
 
 @final
-class BaselineELBO(ELBO):
+class BaselineELBO(LossOnlyELBO):
     r"""Stock `TraceGraph_ELBO` on a guide with one one-hot site, whose cost has a baseline c(x) subtracted.
 
     .. math::
@@ -121,9 +123,6 @@ class BaselineELBO(ELBO):
         self.own = own
         self._stock = TraceGraph_ELBO(num_particles=num_particles, vectorize_particles=vectorized)
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        return self._stock._get_trace(model, guide, args, kwargs)
-
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss in nats, summed over the data."""
         loss: float = self._stock.loss(model, guide, *args, **kwargs)
@@ -132,7 +131,7 @@ class BaselineELBO(ELBO):
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The same; gradients of all parameters, the baseline's included, are added to their `.grad`."""
         for name, parameter in self.own.named_parameters():
-            announce(f"{type(self).__name__}$$${name}", parameter)
+            announce(param_with_module_name(type(self).__name__, name), parameter)
         baseline = self.own(args[0] if args else None)
         sizes: list[int] = []
 

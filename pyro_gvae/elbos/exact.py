@@ -5,21 +5,20 @@ from functools import partial
 from typing import Any, final
 
 import torch
-from pyro.infer import ELBO
-from pyro.util import warn_if_nan
 from torch import Tensor
 
 from ..exact.plan import Plan, make_plan
 from ..exact.sums import elbo_parts, evidence, evidence_parts, find_evidence, summed
 from ..handlers.sites import Program, Run
+from ..programs.kept import Kept
 from ..programs.reader import read_guide
 from ..programs.runs import bind
+from ..programs.tensor_elbo import TensorELBO
 from ..runtime.autograd import all_or_nothing
 from ..runtime.distributed import ALONE, Share
-from .kept import Kept
 
 
-class _ExactLoss(ELBO):
+class _ExactLoss(TensorELBO):
     """Abstract: a loss that sums over the codes of the model's one-hot site in place of sampling it."""
 
     def __init__(self, *, max_memory: float | None = None, slice_size: int | None = None, share: Share = ALONE) -> None:
@@ -29,37 +28,28 @@ class _ExactLoss(ELBO):
         self.slice_size = slice_size
         self._plans: Kept[Plan] = Kept()
 
-    def _get_trace(self, *_: Any) -> Any:
-        raise TypeError(
-            f"Expected {type(self).__name__} to be asked for its loss; it draws no sample that a trace holds."
-        )
-
     @abstractmethod
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a tensor, in nats summed over the data; slices are computed again in its backward pass."""
 
-    @abstractmethod
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss; its gradients are added to the parameters' `.grad`, one slice after the other."""
-
     @torch.no_grad()
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss in nats, summed over the data."""
-        return self._as_number(self.differentiable_loss(model, guide, *args, **kwargs))
+        return self.differentiable_loss(model, guide, *args, **kwargs)
 
-    def _step(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def _step(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss and gradients of codes that are one slice."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
-        return self._as_number(loss)
+        return loss.detach()
 
     def num_slices(self, model: Program, *args: Any, **kwargs: Any) -> int:
         """Into how many slices the codes are cut; what is done with several depends on the data."""
         return self._plan(model, args, kwargs).num_slices
 
     def why_not_recordable(self, model: Program, *args: Any, **kwargs: Any) -> str | None:
-        """In a sentence, why :class:`~pyro_gvae.jit.traced_elbo.TracedELBO` cannot record the loss; None if it can."""
+        """In a sentence, why the loss cannot be recorded; None if it can."""
         num_slices = self.num_slices(model, *args, **kwargs)
         if num_slices == 1:
             return None
@@ -76,11 +66,6 @@ class _ExactLoss(ELBO):
 
     def _new_plan(self, model: Run) -> Plan:
         return make_plan(model, max_memory=self.max_memory, slice_size=self.slice_size, share=self.share)
-
-    @staticmethod
-    def _as_number(loss: Tensor) -> float:
-        warn_if_nan(loss, "loss")
-        return loss.item()
 
 
 @final
@@ -122,7 +107,7 @@ class ExactELBO(_ExactLoss):
         q = plan.check(read_guide(runs.guide))
         return -summed(plan, elbo_parts(runs.model, plan, q, q.log_probs)).sum()
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         plan = self._plan(model, args, kwargs)
         if plan.num_slices == 1:
             return self._step(model, guide, *args, **kwargs)
@@ -136,7 +121,7 @@ class ExactELBO(_ExactLoss):
             loss = torch.stack([backward(-part().sum()) for part in parts]).sum()
             if log_q.requires_grad:
                 log_q.backward(cut.grad)
-        return self._as_number(loss)
+        return loss
 
 
 @final
@@ -179,7 +164,7 @@ class ExactEvidence(_ExactLoss):
         run, _ = bind(model, guide, *args, **kwargs)
         return self._own(-evidence(run, self._plan(model, args, kwargs)).sum())
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         (run, _), plan = bind(model, guide, *args, **kwargs), self._plan(model, args, kwargs)
         if plan.num_slices == 1 and self.share.world_size == 1:
             return self._step(model, guide, *args, **kwargs)
@@ -187,7 +172,7 @@ class ExactEvidence(_ExactLoss):
         with all_or_nothing() as backward:
             for part in evidence_parts(run, plan, found):
                 backward(-part().sum())
-        return self._as_number(self._own(-(found.scale * found.log_evidence).sum()))
+        return self._own(-(found.scale * found.log_evidence).sum())
 
     def _own(self, loss: Tensor) -> Tensor:
         """This process's part of a loss that all have found."""

@@ -3,18 +3,17 @@
 from typing import Any, final
 
 import torch
-from pyro.infer import ELBO
-from pyro.infer.util import torch_item
 from torch import Tensor, nn
 
 from ..handlers.sites import Program
 from ..programs.reader import read_guide, score
 from ..programs.runs import bind
+from ..programs.tensor_elbo import TensorELBO, recordable
 from .exact import ExactEvidence
 
 
 @final
-class FreeBits(ELBO):
+class FreeBits(TensorELBO):
     r"""Another ELBO as a loss, but with a KL that counts only where it exceeds a threshold for its latent.
 
     .. math::
@@ -65,32 +64,43 @@ class FreeBits(ELBO):
         return own
 
     def why_not_recordable(self, model: Program, *args: Any, **kwargs: Any) -> str | None:
-        """What the other loss says, if anything; see :class:`~pyro_gvae.jit.traced_elbo.TracedELBO`."""
-        reason = getattr(self.elbo, "why_not_recordable", None)
-        return None if reason is None else reason(model, *args, **kwargs)
+        """What the other loss says, if anything."""
+        return self.elbo.why_not_recordable(model, *args, **kwargs) if isinstance(self.elbo, TensorELBO) else None
 
-    def _get_trace(self, *_: Any) -> Any:
-        raise TypeError("Expected FreeBits to be asked for its loss; it draws no sample that a trace holds.")
+    @torch.no_grad()
+    def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss in nats, summed over the data."""
+        missing = self._missing(model, guide, args, kwargs)
+        return recordable(self.elbo, "loss")(model, guide, *args, **kwargs) + missing
+
+    def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The same; gradients are added to `.grad` of the parameters."""
+        loss = recordable(self.elbo, "loss_and_grads")(model, guide, *args, **kwargs)
+        return loss + self._missing_and_grads(model, guide, args, kwargs)
 
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss in nats, summed over the data."""
-        number: float = torch_item(self._missing(model, guide, args, kwargs))
-        return self.elbo.loss(model, guide, *args, **kwargs) + number
+        """The loss in nats, summed over the data; the two numbers are added in double precision."""
+        missing = self._missing(model, guide, args, kwargs).item()
+        return self.elbo.loss(model, guide, *args, **kwargs) + missing
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The same; gradients are added to `.grad` of the parameters."""
         loss: float = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
-        missing = self._missing(model, guide, args, kwargs)
-        if missing.requires_grad:
-            missing.backward()
-        number: float = torch_item(missing)
-        return loss + number
+        return loss + self._missing_and_grads(model, guide, args, kwargs).item()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a tensor."""
         loss: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
         return loss + self._missing(model, guide, args, kwargs)
+
+    def _missing_and_grads(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        missing = self._missing(model, guide, args, kwargs)
+        if missing.requires_grad:
+            missing.backward()
+        return missing.detach()
 
     def _missing(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """B sum_n max(lambda - KL_n, 0), shape ()."""

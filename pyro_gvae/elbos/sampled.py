@@ -5,18 +5,17 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from pyro.infer import ELBO
-from pyro.infer.util import torch_item
-from pyro.util import warn_if_nan
+from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
 from ..handlers.parameters import announce
 from ..handlers.sites import Program, Run
+from ..programs.kept import Kept
 from ..programs.reader import Site, read_guide, score
 from ..programs.runs import bind
 from ..programs.target import Target
+from ..programs.tensor_elbo import TensorELBO
 from ..runtime.autograd import leaves
-from .kept import Kept
 
 
 class Estimate(NamedTuple):
@@ -32,8 +31,13 @@ class Estimate(NamedTuple):
     surrogate: Tensor
     own_loss: Tensor | None = None
 
+    @property
+    def loss(self) -> Tensor:
+        """In nats, summed over the data, shape ()."""
+        return -self.bound.detach().sum()
 
-class SampledELBO(ELBO):
+
+class SampledELBO(TensorELBO):
     """Abstract: a loss that draws P codes for each datum, of a model and a guide with one one-hot site.
 
     All P codes are scored in one run of the model, in one more batch dimension.
@@ -52,16 +56,11 @@ class SampledELBO(ELBO):
     def estimate(self, target: Target) -> Estimate:
         """The bound of each datum and the surrogate of its gradient, from P codes; gradients are enabled."""
 
-    def _get_trace(self, *_: Any) -> Any:
-        raise TypeError(
-            f"Expected {type(self).__name__} to be asked for its loss; its codes are not samples that a trace holds."
-        )
-
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """An estimate of the loss in nats, summed over the data."""
-        return self._as_number(self._estimate(model, guide, args, kwargs))
+        return self._estimate(model, guide, args, kwargs).loss
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The same; gradients of all parameters, the loss's own included, are added to their `.grad`."""
         found = self._estimate(model, guide, args, kwargs)
         own = [] if self.own is None else [leaf for leaf in self.own.parameters() if leaf.requires_grad]
@@ -71,7 +70,7 @@ class SampledELBO(ELBO):
             others = [leaf for leaf in leaves(found.surrogate) if all(leaf is not parameter for parameter in own)]
             if others:
                 (-found.surrogate).backward(inputs=others)
-        return self._as_number(found)
+        return found.loss
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a tensor whose gradient is the estimate; own parameters get none that is of use."""
@@ -82,18 +81,11 @@ class SampledELBO(ELBO):
     def _estimate(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Estimate:
         if self.own is not None:
             for name, parameter in self.own.named_parameters():
-                announce(f"{type(self).__name__}$$${name}", parameter)
+                announce(param_with_module_name(type(self).__name__, name), parameter)
         run, guide_run = bind(model, guide, *args, **kwargs)
         q = read_guide(guide_run)
         nesting = self._nestings.find(model, args, kwargs, partial(_nesting, q, run))
         return self.estimate(Target(q, run, nesting))
-
-    @staticmethod
-    def _as_number(found: Estimate) -> float:
-        loss = -found.bound.detach().sum()
-        warn_if_nan(loss, "loss")
-        number: float = torch_item(loss)
-        return number
 
 
 def _nesting(q: Site, run: Run) -> int:

@@ -1,12 +1,10 @@
 """What `discretize` does to a one-hot site."""
 
-import inspect
-
 import torch
 from pyro.infer import ELBO, RenyiELBO, TraceMeanField_ELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
 from pyro.poutine.replay_messenger import ReplayMessenger
-from pyro.poutine.runtime import _PYRO_STACK
 
+from ..runtime.compat.pyro import handlers_on_stack, running_elbo
 from .one_hot_messenger import OneHotMessenger
 from .sites import Messages, OneHotSite
 
@@ -33,25 +31,19 @@ WITHOUT_SCORE: dict[type[ELBO], str] = {
 def _check_has_score(name: str) -> None:
     """Refuse to sample a guide's site for an ELBO that would leave its score out of the gradient, without a word.
 
-    Which ELBO asks, and for what, only the stack tells. A model is replayed, and may be so by any.
+    A model is replayed, and may be so by any.
     """
-    replays = (handler.trace for handler in _PYRO_STACK if isinstance(handler, ReplayMessenger))
+    replays = (handler.trace for handler in handlers_on_stack() if isinstance(handler, ReplayMessenger))
     if any(trace is not None and name in trace for trace in replays):
         return
-    frame, elbo = inspect.currentframe(), None
-    while frame is not None:
-        if elbo is None and frame.f_code.co_name in ("_get_trace", "_get_traces"):
-            elbo = frame.f_locals.get("self")
-            if not isinstance(elbo, tuple(WITHOUT_SCORE)):
-                return
-        if elbo is not None and frame.f_code.co_name == "loss" and frame.f_locals.get("self") is elbo:
-            return  # without gradients the loss is right
-        frame = frame.f_back
-    if elbo is None:
+    request = running_elbo()
+    if request is None or not request.wants_gradient:  # without gradients the loss is right
         return
-    other = next(other for kind, other in WITHOUT_SCORE.items() if isinstance(elbo, kind))
+    other = next((other for kind, other in WITHOUT_SCORE.items() if isinstance(request.elbo, kind)), None)
+    if other is None:
+        return
     raise ValueError(
         f"Expected an ELBO that has the score of the discrete site '{name}' in its gradient, but found a "
-        f"{type(elbo).__name__}, which leaves it out, so that the guide would get a wrong gradient or none. Try "
-        f"{other}, or relax() in place of discretize()."
+        f"{type(request.elbo).__name__}, which leaves it out, so that the guide would get a wrong gradient or none. "
+        f"Try {other}, or relax() in place of discretize()."
     )

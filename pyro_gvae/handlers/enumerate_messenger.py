@@ -1,14 +1,12 @@
 """What `enumerated` does to a one-hot site."""
 
-import inspect
 from typing import Any, NamedTuple
 
 from pyro import poutine
-from pyro.infer import ELBO
 from pyro.infer.inspect import get_dependencies
-from pyro.poutine.util import site_is_subsample
 
 from ..distributions.codes import num_codes
+from ..runtime.compat.pyro import enumerated_dim, is_random, runs_for_a_loss
 from ..runtime.memory import in_words, memory_limit
 from .discretize_messenger import DiscretizeMessenger
 from .one_hot_messenger import OneHotMessenger
@@ -56,8 +54,8 @@ class EnumeratedMessenger(OneHotMessenger):
         msg["infer"] = kept | {"enumerate": "parallel"}
 
     def _pyro_post_sample(self, msg: Messages) -> None:
-        name, dim = msg["name"], msg["infer"].get("_enumerate_dim")
-        if site_is_subsample(msg) or msg["infer"].get("_deterministic"):
+        name, dim = msg["name"], enumerated_dim(msg)
+        if not is_random(msg):
             return
         if name not in self.sites:
             self.observes |= bool(msg["is_observed"]) and not msg["infer"].get("is_auxiliary")  # as pyro.factor is
@@ -113,16 +111,9 @@ def _mixes(name: str, other: str, plates: frozenset[str]) -> ValueError:
 def _check_enumerator(name: str) -> None:
     """Let a marked site be sampled where no loss asks for a sum: by `Predictive`, an autoguide's prototype, a trace.
 
-    A loss that samples it must be `TraceEnum_ELBO`, which looks at shapes first; nothing but a function's name tells.
+    A loss that samples it must be `TraceEnum_ELBO`, which looks at shapes first.
     """
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_name in ("_guess_max_plate_nesting", "_setup_prototype"):
-            return
-        if isinstance(frame.f_locals.get("self"), ELBO):
-            break
-        frame = frame.f_back
-    if frame is not None:
+    if runs_for_a_loss():
         raise ValueError(
             f"Expected site '{name}' to be enumerated, but it was sampled. Try TraceEnum_ELBO, which enumerates, "
             "or discretize() in place of enumerated()."

@@ -4,9 +4,9 @@ from abc import abstractmethod
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
+from ..runtime.compat.pyro import handlers_on_stack
 from .sites import Messages, OneHotSite, Program, one_hot_site
 
 
@@ -39,7 +39,7 @@ class OneHotMessenger(ProgramMessenger):
         return super().__enter__()
 
     def decides(self) -> bool:
-        outermost = next(frame for frame in _PYRO_STACK if isinstance(frame, OneHotMessenger))
+        outermost = next(handler for handler in handlers_on_stack() if isinstance(handler, OneHotMessenger))
         return outermost is self
 
     def _pyro_sample(self, msg: Messages) -> None:

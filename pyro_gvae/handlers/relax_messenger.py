@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
+from ..runtime.compat.pyro import settings_of_deterministic_site
 from .one_hot_messenger import OneHotMessenger, temperature_of, without_enumeration
 from .sites import Messages, OneHotSite
 
@@ -36,7 +37,7 @@ class RelaxMessenger(OneHotMessenger):
         msg["value"] = self.samples[name] = log_z.exp().to(site.dtype)
         msg["is_observed"] = True
         # Auxiliary: the guide may have it although the model knows it only as a function of the log-space site.
-        msg["infer"] = {"_deterministic": True, "is_auxiliary": True}
+        msg["infer"] = settings_of_deterministic_site() | {"is_auxiliary": True}
 
     def _pyro_post_sample(self, msg: Messages) -> None:
         expected, found = self.samples.get(msg["name"]), msg["value"]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.straight_through import StraightThroughOneHotCategorical
+from ..runtime.compat.pyro import mask_of
 
 Program = Callable[..., Any]
 Messages = Any  # Pyro's messages are dictionaries that handlers edit in place.
@@ -56,7 +57,8 @@ def one_hot_site(fn: Any) -> OneHotSite | None:
         )
     if isinstance(fn, MaskedDistribution):
         inner = one_hot_site(fn.base_dist)
-        return inner and inner._replace(mask=fn._mask if inner.mask is None else inner.mask & fn._mask)
+        mask = mask_of(fn)
+        return inner and inner._replace(mask=mask if inner.mask is None else inner.mask & mask)
     if isinstance(fn, Independent):
         inner = one_hot_site(fn.base_dist)
         if inner and isinstance(inner.mask, Tensor):

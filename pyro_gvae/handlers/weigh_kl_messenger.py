@@ -1,8 +1,8 @@
 """What `weigh_kl` does to a site."""
 
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ..runtime.compat.pyro import is_random
 from .one_hot_messenger import ProgramMessenger
 from .sites import Messages
 
@@ -15,5 +15,5 @@ class WeighKLMessenger(ProgramMessenger):
         self.beta = beta
 
     def _pyro_sample(self, msg: Messages) -> None:
-        if not (msg["is_observed"] or site_is_subsample(msg) or msg["infer"].get("_deterministic")):
+        if is_random(msg) and not msg["is_observed"]:
             msg["scale"] = self.beta * msg["scale"]

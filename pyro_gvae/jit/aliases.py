@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
-from torch.utils import _pytree as pytree
+
+from ..runtime.compat.torch import is_operation, leaves_of, shares_memory, written_arguments
 
 aten = torch.ops.aten
 
@@ -35,20 +36,15 @@ def _memory(node: Node) -> Node:
 
 
 def _shares_memory(target: Any) -> bool:
-    if isinstance(target, torch._ops.OpOverload):
-        return target is aten._unsafe_view.default or any(
-            value.alias_info is not None for value in target._schema.returns
-        )
-    return target is operator.getitem
+    return shares_memory(target) if is_operation(target) else target is operator.getitem
 
 
 def written(graph: Graph) -> set[Node]:
     """The nodes whose memory an operation writes to."""
     memories = set()
     for node in graph.nodes:
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            for index, argument in enumerate(node.target._schema.arguments):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    written = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
-                    memories |= {_memory(leaf) for leaf in pytree.tree_leaves(written) if isinstance(leaf, Node)}
+        if node.op == "call_function" and is_operation(node.target):
+            for position, name in written_arguments(node.target):
+                written = node.args[position] if position < len(node.args) else node.kwargs.get(name)
+                memories |= {_memory(leaf) for leaf in leaves_of(written) if isinstance(leaf, Node)}
     return {node for node in graph.nodes if _memory(node) in memories}

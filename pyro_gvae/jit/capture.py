@@ -1,23 +1,19 @@
 """One run of a Pyro computation, recorded as a graph of tensor operations; what a graph cannot hold is refused."""
 
-import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Any, final
 
 import pyro
 import torch
 import torch.nn.functional as F
-from pyro.infer.util import Dice, torch_item
 from pyro.poutine.messenger import Messenger
-from pyro.util import warn_if_nan
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..runtime.compat.pyro import answer_without_value, looks_for_nan
+from ..runtime.compat.torch import TorchDispatchMode, one_mode_for_shapes
 
 aten = torch.ops.aten
 
@@ -26,7 +22,7 @@ class NotRecordable(ValueError):
     """The program does what a recording cannot hold; the plain ELBO can."""
 
 
-def record(function: Callable[..., Any], tensors: Sequence[Tensor], *, number_modules: set[str]) -> GraphModule:
+def record(function: Callable[..., Any], tensors: Sequence[Tensor]) -> GraphModule:
     """The operations of `function(*tensors)`, its backward passes included, with `tensors` as inputs.
 
     Tensors that the function reads and that are neither arguments nor its own work become attributes of the module,
@@ -35,7 +31,6 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor], *, number_mo
     Args:
         function: of tensors; what it returns may be nested.
         tensors: arguments.
-        number_modules: names of modules whose `tensor.item()` only adds up a loss: it yields the tensor, detached.
 
     Raises:
         NotRecordable: if a value leaves the tensors, as by `.item()`, or a shape depends on values.
@@ -43,12 +38,10 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor], *, number_mo
     last_site = _LastSite()
 
     def recorded(*inputs: Tensor) -> Any:
-        with last_site, _NoNumbers(last_site, number_modules), _NoDataDependence(last_site):
+        with last_site, _NoNumbers(last_site), _NoDataDependence(last_site):
             return function(*inputs)
 
-    # With a mode for shapes at hand, torch does not make one, and keep a stack trace with it, for each operation.
-    shapes = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
-    with pyro.validation_enabled(False), tracing(shapes):
+    with pyro.validation_enabled(False), one_mode_for_shapes():
         graph_module: GraphModule = make_fx(recorded)(*tensors)
     return graph_module
 
@@ -84,30 +77,19 @@ EXITS: dict[Any, str] = {
     Tensor.__index__: "a tensor as an index or a length",
 }
 
-#: What Pyro itself asks of values, and an answer that holds whatever they are.
-ANSWERS: dict[Any, Callable[..., Any]] = {
-    (Tensor.__bool__, warn_if_nan.__code__): lambda is_nan: False,  # it is looked for in each replay
-    # TraceEnum_ELBO leaves out terms of probability zero; as zeros they do not change a sum.
-    (Tensor.__bool__, Dice.compute_expectation.__code__): lambda nothing_to_leave_out: False,
-    (Tensor.masked_select, Dice.compute_expectation.__code__): lambda term, mask: torch.where(mask, term, 0.0),
-}
-
 
 @final
 class _NoNumbers(TorchFunctionMode):
-    """Refuses to take values out of tensors, but for what an ELBO does with its own loss."""
+    """Refuses to take values out of tensors, but for what Pyro itself asks."""
 
-    def __init__(self, last_site: _LastSite, number_modules: set[str]) -> None:
+    def __init__(self, last_site: _LastSite) -> None:
         super().__init__()
         self.last_site = last_site
-        self.number_modules = number_modules | {torch_item.__module__}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        caller = sys._getframe(1)
-        if (func, caller.f_code) in ANSWERS:
-            return ANSWERS[func, caller.f_code](*args)
-        if func is Tensor.item and caller.f_globals.get("__name__") in self.number_modules:
-            return args[0].detach()
+        answer = answer_without_value(func)
+        if answer is not None:
+            return answer(*args)
         if func in EXITS:
             raise self.last_site.refuse(EXITS[func])
         if func is F.one_hot:
@@ -135,23 +117,14 @@ class _NoDataDependence(TorchDispatchMode):
         self.last_site = last_site
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is aten._local_scalar_dense.default and _is_called_by_warn_if_nan():
-            return False  # as in ANSWERS; a hook of the backward pass is out of reach for function modes
+        if func is aten._local_scalar_dense.default and looks_for_nan():
+            return False  # it is looked for in each replay
         depends = torch.Tag.data_dependent_output in func.tags or (
             torch.Tag.dynamic_output_shape in func.tags and not _indexes_by_position(func, args)
         )
         if depends:
             raise self.last_site.refuse(OPERATIONS.get(func, func.overloadpacket.__name__))
         return func(*args, **(kwargs or {}))
-
-
-def _is_called_by_warn_if_nan() -> bool:
-    frame: FrameType | None = sys._getframe(2)
-    for _ in range(4):  # torch may stand between
-        if frame is None or frame.f_code is warn_if_nan.__code__:
-            return frame is not None
-        frame = frame.f_back
-    return False
 
 
 def _indexes_by_position(func: Any, args: Any) -> bool:

@@ -1,17 +1,14 @@
 """Recorded graphs: their inputs, and the function that is replayed."""
 
-import linecache
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.graph_module import _loader
-from torch.utils import _pytree as pytree
 
+from ..runtime.compat.torch import compiled, flattened, is_operation, name_of_operation, nested
 from .passes import simplify
 
 aten = torch.ops.aten
@@ -29,18 +26,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     )
 }
 METHODS = {"expand", "permute", "select", "squeeze", "t", "transpose", "unsqueeze", "view"}
-
-
-@contextmanager
-def no_sources_kept() -> Iterator[None]:
-    """Forget the source text of graphs that are compiled here: for tracebacks, torch would keep it for good."""
-    known = set(_loader.eval_cache)
-    try:
-        yield
-    finally:
-        for key in _loader.eval_cache.keys() - known:
-            del _loader.eval_cache[key]
-            linecache.cache.pop(key, None)
 
 
 def lifted(graph_module: GraphModule) -> list[Tensor]:
@@ -85,26 +70,26 @@ def finished(graph_module: GraphModule, inputs: Sequence[Tensor], *, inductor: b
 def _compiled(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """The graph by Inductor, which wants a flat tuple of tensors as results."""
     output = graph_module.graph.output_node()
-    results, nesting = pytree.tree_flatten(output.args[0])
+    results, nesting = flattened(output.args[0])
     output.args = (tuple(result for result in results if isinstance(result, Node)),)
     graph_module.recompile()
     # Random numbers come from torch's own operations, and are what the plain ELBO draws under the same seed.
     options = {"fallback_random": True, "triton.cudagraphs": any(tensor.is_cuda for tensor in inputs)}
     with torch.no_grad():
-        run = torch._inductor.compile(graph_module, list(inputs), options=options)
+        run = compiled(graph_module, inputs, options)
 
     def replay(*tensors: Tensor) -> Any:
         found = iter(run(*tensors))
         leaves = [next(found) if isinstance(result, Node) else result for result in results]
-        return pytree.tree_unflatten(leaves, nesting)
+        return nested(leaves, nesting)
 
     return replay
 
 
 def _call_by_name(graph: Graph) -> None:
     for node in graph.nodes:
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            name = node.target._schema.name.removeprefix("aten::")
+        if node.op == "call_function" and is_operation(node.target):
+            name = name_of_operation(node.target)
             if name in METHODS:
                 node.op, node.target = "call_method", name
             else:

@@ -16,6 +16,8 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from ..programs.kept import Kept
+
 # Their classes and functions are not read for what they refer to; their instances are.
 LIBRARIES = {"numpy", "pyro", "pyro_gvae", "torch", "torchvision", *sys.stdlib_module_names} - {"__main__"}
 # Objects that change without a meaning for a program.
@@ -31,7 +33,7 @@ class Guard:
     Followed are: a module's parameters, buffers, children, `training` and other attributes; the instance behind a bound
     method; closures, defaults, `functools.partial` and `functools.wraps`; global variables that a function outside of
     a library names; attributes of objects and of their classes; lists, tuples, sets and dictionaries. Not followed are
-    modules of Python (`config.beta`) and the elements of arrays.
+    modules of Python (`config.beta`), the elements of arrays, and what is :class:`~pyro_gvae.programs.kept.Kept`.
 
     Args:
         roots: where to start: model, guide, ELBO.
@@ -85,7 +87,7 @@ class Guard:
 
 def _readers(thing: Any) -> list[Reader]:
     """How to read, now and later, what a thing refers to."""
-    if isinstance(thing, types.ModuleType | types.GenericAlias | Tensor) or _root(type(thing)) in RESTLESS:
+    if isinstance(thing, types.ModuleType | types.GenericAlias | Tensor | Kept) or _root(type(thing)) in RESTLESS:
         return []
     if isinstance(thing, dict):
         return [thing.values]

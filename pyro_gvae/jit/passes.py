@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from ..runtime.compat.torch import is_operation
 from ..runtime.tuning import tuning
 from .aliases import separate_outputs, written
 
@@ -72,7 +73,7 @@ class _Rewriter:
         """Whether a node is a function of values alone, whose memory nobody writes to."""
         return (
             node.op == "call_function"
-            and isinstance(node.target, torch._ops.OpOverload)
+            and is_operation(node.target)
             and "like" in node.meta
             and not node.is_impure()
             and not node.target.name().startswith("aten::empty")

@@ -12,10 +12,10 @@ import pyro
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
+from ..runtime.compat.torch import leaves_of, no_sources_kept
 from .capture import NotRecordable, record
-from .graph import lifted, no_sources_kept
+from .graph import lifted
 from .guards import Guard
 
 Loss = Any  # a tensor, a number, or a tuple of them
@@ -34,13 +34,11 @@ class Job(NamedTuple):
         run: of the tensors; returns a loss and adds to the gradients of parameters.
         tensors: arguments.
         roots: what `run` reads besides: model, guide, ELBO.
-        number_modules: see `record`.
     """
 
     run: Callable[..., Loss]
     tensors: Sequence[Tensor]
     roots: Sequence[Any]
-    number_modules: set[str]
 
 
 @final
@@ -147,7 +145,6 @@ def _recorded(
     graph_module = record(
         lambda *tensors: (_run(job._replace(tensors=tensors), leaves), [leaf.grad for leaf in leaves]),
         job.tensors,
-        number_modules=job.number_modules,
     )
     captured = lifted(graph_module)
     _check_state(after, captured)
@@ -214,7 +211,7 @@ def _check_state(state: _State, captured: Sequence[Tensor]) -> None:
 
 
 def _compare(expected: Outcome, found: Outcome, leaves: Sequence[Tensor], same_draws: bool) -> None:
-    losses = zip(pytree.tree_leaves(expected[0]), pytree.tree_leaves(found[0]), strict=True)
+    losses = zip(leaves_of(expected[0]), leaves_of(found[0]), strict=True)
     gradients = [*zip(leaves, expected[1], found[1], strict=True)]
     # Some gradients are zero but for rounding: what is small is small next to the largest of all.
     scale = max((gradient.abs().max().item() for gradient in expected[1] if gradient is not None), default=0.0)

@@ -1,6 +1,5 @@
 """A Pyro ELBO recorded once and replayed: the same numbers without Pyro's handlers and without autograd."""
 
-import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, final
@@ -9,13 +8,14 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
-from pyro.poutine.runtime import _PYRO_STACK, effectful
-from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.util import warn_if_nan
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from ..handlers.parameters import announce
 from ..handlers.sites import Program
+from ..programs.tensor_elbo import TensorELBO, recordable
+from ..runtime.compat.pyro import LossOnlyELBO, handlers_on_stack, leaf_of, only_records_parameters
+from ..runtime.compat.torch import Nesting, flattened, leaves_of, nested, tensors_mapped
 from .capture import NotRecordable
 from .graph import finished
 from .recording import Job, Loss, Outcome, Recording, new_recording, stored_parameters
@@ -28,7 +28,7 @@ class Call(NamedTuple):
     model: Program
     guide: Program
     leaves: list[Any]
-    nesting: pytree.TreeSpec | None  # None where the leaves are the positional arguments
+    nesting: Nesting | None  # None where the leaves are the positional arguments
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -41,19 +41,19 @@ class Call(NamedTuple):
 
     def is_foreign(self) -> bool:
         """Whether no recording can stand for the call: other handlers have a say in it, or inputs want gradients."""
-        others = (frame for frame in _PYRO_STACK if not (isinstance(frame, TraceMessenger) and frame.param_only))
-        return any(True for _ in others) or any(tensor.requires_grad for tensor in self.tensors)
+        others = not all(map(only_records_parameters, handlers_on_stack()))
+        return others or any(tensor.requires_grad for tensor in self.tensors)
 
     def arguments(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Any], dict[str, Any]]:
         """As they were given, but with other tensors."""
         given = iter(tensors)
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
-        return (leaves, {}) if self.nesting is None else pytree.tree_unflatten(leaves, self.nesting)
+        return (leaves, {}) if self.nesting is None else nested(leaves, self.nesting)
 
     def run(self, elbo: ELBO, *tensors: Tensor) -> Loss:
-        """The plain call with other tensors; gradients of the loss are added to those of parameters."""
+        """The call with other tensors, as a recording needs it; gradients are added to those of parameters."""
         args, kwargs = self.arguments(tensors)
-        loss = getattr(elbo, self.method)(self.model, self.guide, *args, **kwargs)
+        loss = recordable(elbo, self.method)(self.model, self.guide, *args, **kwargs)
         if self.method == "differentiable_loss":
             loss.backward()
             loss = loss.detach()
@@ -76,13 +76,12 @@ class Entry(NamedTuple):
                     return False
                 pyro.param(name)
             else:  # of a module whose parameters stay in it
-                leaf.unconstrained = weakref.ref(leaf)  # type: ignore[attr-defined]
-                effectful(type="param")(lambda leaf: leaf)(leaf, name=name)
+                announce(name, leaf)
         return True
 
 
 @final
-class TracedELBO(ELBO):
+class TracedELBO(LossOnlyELBO):
     """A drop-in `loss=` for `SVI`: records the loss and gradients of another ELBO once, and replays them.
 
     The first step runs the plain ELBO, with Pyro's validation as it is set, and records it: the operations of the
@@ -104,7 +103,8 @@ class TracedELBO(ELBO):
     Pyro handler, or with arguments that require gradients, go to the plain ELBO.
 
     Args:
-        elbo: the loss to record, of any kind that Pyro or this package has.
+        elbo: the loss to record, of any kind that Pyro or this package has. One of your own turns a loss into a number
+            by `pyro.infer.util.torch_item`, or is a :class:`~pyro_gvae.programs.tensor_elbo.TensorELBO`.
         check: compare each new recording, loss and gradients, with the plain ELBO under the same seed.
         max_recordings: how many are kept; the one that was not used for longest goes first.
         compile: hand the graph to Inductor (with CUDA graphs on a GPU), which needs a compiler and some seconds.
@@ -137,9 +137,6 @@ class TracedELBO(ELBO):
         #: How many recordings were made so far.
         self.num_recordings = 0
         self._entries: list[Entry] = []  # the last used is the last
-
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        return self.elbo._get_trace(model, guide, args, kwargs)
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
         """The plain ELBO's `loss`."""
@@ -177,13 +174,14 @@ class TracedELBO(ELBO):
 
     def _as_numbers(self, call: Call) -> Any:
         if call.is_foreign():
-            return call.run(self.elbo, *call.tensors)
+            args, kwargs = call.arguments(call.tensors)
+            return getattr(self.elbo, call.method)(call.model, call.guide, *args, **kwargs)
         recording, (loss, gradients) = self._shown(call)
         for leaf, gradient in zip(recording.leaves, gradients, strict=True):
             if gradient is not None:
                 leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
-        numbers = pytree.tree_map_only(Tensor, Tensor.item, loss)
-        for number in pytree.tree_leaves(numbers):
+        numbers = tensors_mapped(Tensor.item, loss)
+        for number in leaves_of(numbers):
             warn_if_nan(number, "loss")
         return numbers
 
@@ -215,26 +213,24 @@ class TracedELBO(ELBO):
             # Tensors of their own, should an argument be given twice, or be a buffer of the program.
             tensors=[tensor.detach() for tensor in call.tensors],
             roots=[call.model, call.guide, self.elbo, *others],
-            number_modules={kind.__module__ for elbo in _nested(self.elbo) for kind in type(elbo).__mro__},
         )
         self.num_recordings += 1
         with poutine.block(), poutine.trace(param_only=True) as shown:
             recording, outcome = new_recording(job, partial(finished, inductor=self.compile), check=self.check)
         sites: dict[str, Any] = shown.trace.nodes
-        params = {name: site["value"].unconstrained() for name, site in sites.items()}
+        params = {name: leaf_of(site["value"]) for name, site in sites.items()}
         entry = Entry(key, recording, params)
         self._entries = [*self._entries, entry][-self.max_recordings :]
         return entry, outcome
 
     def _check_recordable(self, call: Call) -> None:
         """Refuse at once what would be refused after minutes: an ELBO may say itself why it cannot be recorded."""
-        reason = getattr(self.elbo, "why_not_recordable", None)
-        if reason is None:
+        if not isinstance(self.elbo, TensorELBO):
             return
         args, kwargs = call.arguments(call.tensors)
-        sentence = reason(call.model, *args, **kwargs)
-        if sentence is not None:
-            raise NotRecordable(sentence)
+        reason = self.elbo.why_not_recordable(call.model, *args, **kwargs)
+        if reason is not None:
+            raise NotRecordable(reason)
 
 
 @final
@@ -252,15 +248,10 @@ class _Replayed(torch.autograd.Function):
         return None, *(None if gradient is None else gradient * scale for gradient in ctx.gradients)
 
 
-def _nested(elbo: Any) -> list[Any]:
-    """An ELBO, and those that it is made of."""
-    return [elbo, *_nested(elbo.elbo)] if hasattr(elbo, "elbo") else [elbo]
-
-
 def _call(method: str, model: Program, guide: Program, args: Any, kwargs: Any) -> Call:
     if not kwargs and all(isinstance(arg, Tensor) for arg in args):
         return Call(method, model, guide, list(args), None)
-    leaves, nesting = pytree.tree_flatten((args, kwargs))
+    leaves, nesting = flattened((args, kwargs))
     return Call(method, model, guide, leaves, nesting)
 
 

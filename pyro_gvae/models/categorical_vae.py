@@ -7,6 +7,7 @@ from typing import Final
 import pyro
 import torch
 from pyro.infer.util import is_validation_enabled
+from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
 from ..distributions.concrete import RelaxedOneHotCategorical
@@ -176,11 +177,11 @@ class CategoricalVAE(nn.Module):
         """Show the parameters to Pyro, and refuse to train copies that the networks do not use."""
         if pyro.settings.get("module_local_params"):
             for name, parameter in self.named_parameters():
-                announce(f"{self.name}$$${name}", parameter)
+                announce(param_with_module_name(self.name, name), parameter)
             return
         store = pyro.get_param_store()
         for name, parameter in self.named_parameters():
-            key = f"{self.name}$$${name}"
+            key = param_with_module_name(self.name, name)
             found = pyro.param(key, parameter) if parameter.requires_grad else parameter
             # Handlers may wrap or replace the value that pyro.param returns; a stranger in the store is what matters.
             if found is not parameter and key in store and found is store.get_param(key):

@@ -8,13 +8,13 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.inspect import get_dependencies
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..distributions.parameters import at_least_float32
 from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.one_hot_messenger import OneHotMessenger
 from ..handlers.sites import Messages, OneHotSite, Run, plates_of
+from ..runtime.compat.pyro import is_random
 
 
 class Site(NamedTuple):
@@ -91,7 +91,7 @@ class _Reader(OneHotMessenger):
         msg["value"] = self.value(site)
 
     def _pyro_post_sample(self, msg: Messages) -> None:
-        if not site_is_subsample(msg) and not msg["infer"].get("_deterministic"):
+        if is_random(msg):
             self.messages[msg["name"]] = msg
 
     def run(self, role: str, program: Run) -> Site:

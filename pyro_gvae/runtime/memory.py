@@ -6,9 +6,8 @@ from typing import Any, final
 
 import psutil
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from .compat.torch import TorchDispatchMode, storage_id, tensors_in
 
 #: The fraction of the free memory that a computation takes unless its caller says otherwise.
 DEFAULT_FRACTION = 0.25
@@ -82,21 +81,17 @@ class _PeakMemory(TorchDispatchMode):
         self.living: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        known = {storage_id(tensor) for tensor in tensors_in((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self.living and storage._cdata not in known:
-                self.living.add(storage._cdata)
+        for tensor in tensors_in(result):
+            storage, number = tensor.untyped_storage(), storage_id(tensor)
+            if number not in self.living and number not in known:
+                self.living.add(number)
                 self.now += storage.nbytes()
-                weakref.finalize(storage, self._ended, storage._cdata, storage.nbytes())
+                weakref.finalize(storage, self._ended, number, storage.nbytes())
         self.peak = max(self.peak, self.now)
         return result
 
     def _ended(self, storage: int, num_bytes: int) -> None:
         self.living.discard(storage)
         self.now -= num_bytes
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any, final
 
-from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from .compat.torch import TorchDispatchMode, storage_id, tensors_in
 
 #: An element that an operation writes takes about as long as so many floating-point operations of a matrix product.
 OPERATIONS_PER_ELEMENT = 64
@@ -47,12 +46,8 @@ class _Written(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        known = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
-        for tensor in _tensors(result):
-            if tensor.untyped_storage()._cdata not in known:
+        known = {storage_id(tensor) for tensor in tensors_in((args, kwargs))}
+        for tensor in tensors_in(result):
+            if storage_id(tensor) not in known:
                 self.num_elements += tensor.numel()
         return result
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]

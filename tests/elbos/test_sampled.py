@@ -5,7 +5,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_gvae.elbos.kept import Kept
 from pyro_gvae.estimators import estimator
 from pyro_gvae.exact import Pair
 from pyro_gvae.jit.traced_elbo import TracedELBO
@@ -61,18 +60,3 @@ def test_recordings_of_both_shapes_are_kept():
     for x in (ONCE, REPEATED, ONCE, REPEATED):
         traced.loss(bound, elbo_guide, x)
     assert traced.num_recordings == 2
-
-
-def test_what_was_found_out_is_kept_for_the_same_kind_of_arguments():
-    kept, made = Kept(), []
-
-    def find(*args, program=model, **kwargs):
-        return kept.find(program, args, kwargs, lambda: made.append(1) or len(made))
-
-    x = torch.ones(2, 3)
-    assert find(x) == find(torch.zeros(2, 3)) == 1
-    others = [((x.T,), {}), ((x.double(),), {}), ((x, 1), {}), ((x, True), {}), ((), {"x": x}), ((x,), {"y": None})]
-    assert [find(*args, **kwargs) for args, kwargs in others] == [2, 3, 4, 5, 6, 7]
-    assert [find(*args, **kwargs) for args, kwargs in others] == [2, 3, 4, 5, 6, 7]
-    assert find(x, program=guide) == 8
-    assert find([x]) == 9 and find([x]) == 10  # of what a list holds nothing is known

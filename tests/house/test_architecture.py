@@ -29,13 +29,11 @@ def floors(package: Path, design: str) -> list[str]:
     picture = re.search(rf"^## The house$.*?^```.*?^{package.name}/[^\n]*\n(.*?)^\S", design, re.MULTILINE | re.DOTALL)
     if picture is None:
         raise ValueError(f"Expected a fenced block with {package.name}/ under '## The house', found none.")
-    found, folder = [], ""
-    for indent, name in re.findall(r"^((?:  ){1,2})(\w+(?:\.py|/))(?: |$)", picture[1], re.MULTILINE):
-        if indent == "  ":
-            folder = name if name.endswith("/") else ""
-            found.append(name)
-        else:
-            found.append(folder + name)
+    found, folders = [], [""]  # those that a line stands in, from the outermost
+    for indent, name in re.findall(r"^((?:  ){1,3})(\w+(?:\.py|/))(?: |$)", picture[1], re.MULTILINE):
+        del folders[len(indent) // 2 :]
+        found.append(folders[-1] + name)
+        folders.append(found[-1])
     return found
 
 

@@ -9,17 +9,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
+from pyro.infer.util import torch_item
 from torch import nn
 
 from pyro_gvae.elbos.exact import ExactELBO
+from pyro_gvae.elbos.free_bits import FreeBits
 from pyro_gvae.estimators import ESTIMATORS, estimator
 from pyro_gvae.handlers import discretize, enumerated
 from pyro_gvae.jit import guards
 from pyro_gvae.jit.capture import NotRecordable
 from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.programs.kept import Kept
+from pyro_gvae.programs.tensor_elbo import TensorELBO
 
 D, N, K, B = 8, 2, 3, 5
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -606,14 +610,47 @@ def test_a_loss_that_is_not_a_number_warns_as_in_pyro():
             traced.loss(model, lambda x: None, torch.full((3,), torch.nan))
 
 
-def test_the_names_of_pyros_that_the_recording_stands_on():
-    """Private to Pyro: a new version must still have them."""
-    from pyro.infer.util import Dice, torch_item
-    from pyro.poutine.runtime import _PYRO_STACK
-    from pyro.util import warn_if_nan
+class Squares(ELBO):
+    """The sum of squares of a program's result, and three ways to make a number of it."""
 
-    assert isinstance(_PYRO_STACK, list)
-    assert all(hasattr(function, "__code__") for function in (torch_item, warn_if_nan, Dice.compute_expectation))
+    def _get_trace(self, *_):
+        raise TypeError
+
+    def differentiable_loss(self, model, guide, *args):
+        return model(*args).square().sum()
+
+
+class ByTorchItem(Squares):
+    def loss(self, model, guide, *args):
+        return torch_item(self.differentiable_loss(model, guide, *args))
+
+
+class ByItem(Squares):
+    def loss(self, model, guide, *args):
+        return self.differentiable_loss(model, guide, *args).item()
+
+
+class AsTensor(TensorELBO):
+    def tensor_loss(self, model, guide, *args):
+        return model(*args).square().sum()
+
+    def tensor_loss_and_grads(self, model, guide, *args):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("elbo", [ByTorchItem(), AsTensor(), FreeBits(AsTensor(), 0.0), FreeBits(ByTorchItem(), 0.0)])
+def test_losses_of_ones_own_are_recorded(elbo, monkeypatch):
+    monkeypatch.setattr(FreeBits, "_missing", lambda *_: torch.tensor(0.5))
+    traced, extra = TracedELBO(elbo), 0.5 * isinstance(elbo, FreeBits)
+    for factor in (1.0, 2.0):
+        assert traced.loss(torch.neg, None, factor * torch.ones(3)) == 3 * factor**2 + extra
+    assert traced.num_recordings == 1
+
+
+def test_a_number_in_a_loss_of_ones_own_is_refused():
+    assert ByItem().loss(torch.neg, None, torch.ones(3)) == 3
+    with pytest.raises(NotRecordable, match=r"found \.item\(\) before the first site"):
+        TracedELBO(ByItem()).loss(torch.neg, None, torch.ones(3))
 
 
 def test_guards_follow_what_a_program_refers_to():
@@ -629,3 +666,17 @@ def test_guards_follow_what_a_program_refers_to():
     inner["numbers"][1].add(3.0)
     assert not guard.holds()
     assert guard.changes()
+
+
+def test_what_was_found_out_is_no_state():
+    class Loss:
+        def __init__(self):
+            self.kept = Kept()
+            self.other = {}
+
+    loss = Loss()
+    guard = guards.Guard([loss])
+    loss.kept.find("key", (), {}, lambda: torch.ones(1))
+    assert guard.holds() and not guard.tensors
+    loss.other["key"] = torch.ones(1)
+    assert not guard.holds()

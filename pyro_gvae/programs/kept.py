@@ -12,11 +12,11 @@ T = TypeVar("T")
 class Kept(Generic[T]):
     """What was found out about the last programs and shapes: those of whole batches and of an epoch's last one, say.
 
-    It follows from a program and its arguments, and is no state: slots are what guards do not read, so that a recording
-    of one shape outlives what was found out about another.
+    It follows from a program and its arguments, and is no state of the loss that has it. So the class marks what guards
+    do not read (:class:`~pyro_gvae.jit.guards.Guard`): a recording of one shape outlives what was found out about
+    another. Nothing else is left out of an object's attributes.
     """
 
-    __slots__ = ("_found",)
     MOST = 8
 
     def __init__(self) -> None:

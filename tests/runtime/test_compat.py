@@ -1,0 +1,416 @@
+"""A canary for each question that the package asks of private names: a small program of stock Pyro or torch.
+
+One fails where a new release has changed a name. Its message says which name, and with which release it was tested.
+"""
+
+import inspect
+import linecache
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import infer, poutine
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from pyro.poutine.runtime import effectful
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+from pyro_gvae.runtime.compat import pyro as of_pyro
+from pyro_gvae.runtime.compat import torch as of_torch
+
+aten = torch.ops.aten
+#: Library -> the release that the canaries were written for, and the installed one.
+TESTED = {"pyro": ("pyro-ppl 1.9.2", pyro), "torch": ("torch 2.14.1", torch)}
+#: The function that asks -> the private names, and the canary.
+CANARIES: dict[str, tuple[str, Callable[[], None]]] = {}
+
+
+def canary(private: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Enter a check under the name of the function that asks; `private` is the name that may change."""
+
+    def enter(check: Callable[[], None]) -> Callable[[], None]:
+        CANARIES[check.__name__] = private, check
+        return check
+
+    return enter
+
+
+@contextmanager
+def failure_names(private: str) -> Iterator[None]:
+    """Turn any failure into one that names the private name, the release that was tested and the installed one."""
+    library = private.partition(".")[0]
+    tested, installed = TESTED[library]
+    try:
+        yield
+    except Exception as error:
+        raise AssertionError(
+            f"Expected {private} to be what it was in {tested}, but found it to behave otherwise in the installed "
+            f"{installed.__version__}: {error!r}. Try to mend pyro_gvae/runtime/compat/{library}.py."
+        ) from error
+
+
+# Pyro.
+
+
+@canary("pyro.poutine.runtime._PYRO_STACK")
+def handlers_on_stack() -> None:
+    assert of_pyro.handlers_on_stack() == ()
+    with poutine.trace() as outer, poutine.scale(scale=2.0), poutine.block() as inner:
+        found = of_pyro.handlers_on_stack()
+    assert len(found) == 3 and found[0] is outer and found[-1] is inner
+
+
+@canary("pyro.poutine.trace_messenger.TraceMessenger.param_only")
+def only_records_parameters() -> None:
+    with poutine.trace(param_only=True) as of_svi, poutine.trace() as of_all, poutine.block() as other:
+        assert of_pyro.only_records_parameters(of_svi)
+        assert not of_pyro.only_records_parameters(of_all) and not of_pyro.only_records_parameters(other)
+
+
+def several_kinds_of_sites() -> None:
+    with pyro.plate("rows", 4, subsample_size=2):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.deterministic("twice", 2 * z)
+    pyro.sample("x", dist.Normal(z.sum(), 1.0), obs=torch.tensor(0.5))
+
+
+@canary("pyro.deterministic's infer key _deterministic")
+def is_random() -> None:
+    sites = poutine.trace(several_kinds_of_sites).get_trace().nodes.items()
+    samples = {name: site for name, site in sites if site["type"] == "sample"}
+    assert samples.keys() == {"rows", "z", "twice", "x"}
+    assert {name for name, site in samples.items() if of_pyro.is_random(site)} == {"z", "x"}
+
+
+@canary("pyro.deterministic's infer key _deterministic")
+def settings_of_deterministic_site() -> None:
+    nodes = poutine.trace(several_kinds_of_sites).get_trace().nodes
+    assert nodes["twice"]["infer"] == of_pyro.settings_of_deterministic_site()
+
+
+@canary("pyro.poutine.enum_messenger's infer key _enumerate_dim")
+def enumerated_dim() -> None:
+    def program() -> None:
+        pyro.sample("z", dist.Categorical(torch.ones(3) / 3), infer={"enumerate": "parallel"})
+        pyro.sample("other", dist.Normal(0.0, 1.0))
+
+    nodes = poutine.trace(poutine.enum(program, first_available_dim=-2)).get_trace().nodes
+    assert of_pyro.enumerated_dim(nodes["z"]) == -2 and nodes["z"]["value"].shape == (3, 1)
+    assert of_pyro.enumerated_dim(nodes["other"]) is None
+
+
+@canary("pyro.distributions.MaskedDistribution._mask")
+def mask_of() -> None:
+    mask = torch.tensor([True, False])
+    assert of_pyro.mask_of(dist.Normal(torch.zeros(2), 1.0).mask(mask)) is mask
+
+
+@canary("pyro.params.module_from_param_with_module_name")
+def is_of_module() -> None:
+    def program() -> None:
+        pyro.module("net", nn.Linear(2, 1))
+        pyro.param("scale", torch.tensor(1.0))
+
+    nodes = poutine.trace(program).get_trace().nodes.items()
+    names = {name: of_pyro.is_of_module(name) for name, site in nodes if site["type"] == "param"}
+    assert len(names) == 3 and [name for name, is_of_module in names.items() if not is_of_module] == ["scale"]
+
+
+@canary("pyro.infer.SVI, which trains what a parameter's unconstrained() gives,")
+def give_itself_as_leaf() -> None:
+    parameter = nn.Parameter(torch.tensor(1.0))
+    of_pyro.give_itself_as_leaf(parameter)
+
+    def model() -> None:
+        mean = effectful(type="param")(lambda: parameter)(name="mean")
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=torch.tensor(0.0))
+
+    SVI(model, lambda: None, pyro.optim.SGD({"lr": 0.5}), Trace_ELBO()).step()
+    assert parameter.item() == 0.5 and not pyro.get_param_store().keys()
+
+
+@canary("pyro.param's unconstrained()")
+def leaf_of() -> None:
+    value = pyro.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
+    [(_, leaf)] = pyro.get_param_store().named_parameters()
+    assert of_pyro.leaf_of(value) is leaf and leaf is not value
+    assert of_pyro.leaf_of(leaf) is leaf
+
+
+@canary("pyro.infer.ELBO._get_trace, the one abstract method,")
+def LossOnlyELBO() -> None:
+    assert infer.ELBO.__abstractmethods__ == {"_get_trace"}
+    with pytest.raises(TypeError, match="Expected LossOnlyELBO to be asked for its loss"):
+        of_pyro.LossOnlyELBO()._get_trace()
+
+
+def normal() -> None:
+    with pyro.plate("data", 2):
+        pyro.sample("z", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 1.0))
+
+
+#: Stock ELBOs on a program that they can take.
+STOCK = [
+    infer.Trace_ELBO(),
+    infer.Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1),
+    infer.TraceGraph_ELBO(),
+    infer.TraceMeanField_ELBO(),
+    infer.TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
+    infer.TraceTMC_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
+    infer.RenyiELBO(alpha=0.5, num_particles=2),
+    infer.RenyiELBO(alpha=0.5, num_particles=2, vectorize_particles=True, max_plate_nesting=1),
+]
+
+
+@canary("pyro.infer.ELBO._get_trace and _get_traces, called by loss where no gradient is asked for,")
+def running_elbo() -> None:
+    requests = []
+
+    def guide() -> None:
+        requests.append(of_pyro.running_elbo())
+        normal()
+
+    for elbo in STOCK:
+        for method, wants_gradient in (("loss", False), ("loss_and_grads", True)):
+            requests.clear()
+            getattr(elbo, method)(normal, guide)
+            assert requests and set(requests) == {(elbo, wants_gradient)}, f"{type(elbo).__name__}.{method}"
+    guide()
+    assert requests[-1] is None
+
+
+@canary("pyro.infer.ELBO._guess_max_plate_nesting and pyro.infer.autoguide's _setup_prototype")
+def runs_for_a_loss() -> None:
+    found = []
+
+    def model() -> None:
+        found.append(of_pyro.runs_for_a_loss())
+        normal()
+
+    TraceEnum_ELBO(strict_enumeration_warning=False).loss(model, normal)
+    assert found == [False, True], "first for its shapes, then for its loss"
+    infer.autoguide.AutoNormal(poutine.block(model, hide=["mean"]))()
+    model()
+    assert found[2:] == [False, False]
+
+
+class Answers(TorchFunctionMode):
+    """Answers what Pyro asks as a recording does, and keeps the questions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        answer = of_pyro.answer_without_value(func)
+        if answer is None:
+            return func(*args, **(kwargs or {}))
+        self.asked.append(func.__name__)
+        return answer(*args)
+
+
+def enumerated_categories() -> None:
+    with pyro.plate("data", 2):
+        logits = pyro.param("logits", torch.zeros(3))
+        z = pyro.sample("z", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(z.float(), 1.0), obs=torch.zeros(2))
+
+
+def enumerated_guide() -> None:
+    poutine.block(enumerated_categories, hide=["x"])()
+
+
+@canary("pyro.util.warn_if_nan, pyro.infer.util.torch_item or Dice.compute_expectation, or an ELBO's loss,")
+def answer_without_value() -> None:
+    for elbo in STOCK:
+        for method in ("loss", "loss_and_grads"):
+            with Answers():
+                loss = getattr(elbo, method)(normal, normal)
+            assert isinstance(loss, Tensor), f"{type(elbo).__name__}.{method} gave {loss!r}"
+    with Answers() as answers, pyro.validation_enabled(False):
+        found = TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated_categories, enumerated_guide)
+    expected = TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated_categories, enumerated_guide)
+    assert {"masked_select", "__bool__", "item"} <= set(answers.asked)
+    assert found.item() == pytest.approx(expected)
+    with Answers(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pyro.util.warn_if_nan(torch.tensor(torch.nan))
+        assert isinstance(torch.ones(()).item(), float), "another's question is not answered"
+
+
+@canary("pyro.util.warn_if_nan")
+def looks_for_nan() -> None:
+    found = []
+
+    class Watch(of_torch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is aten._local_scalar_dense.default:
+                found.append(of_pyro.looks_for_nan())
+            return func(*args, **(kwargs or {}))
+
+    x = torch.ones((), requires_grad=True)
+    with Watch():
+        loss = pyro.util.warn_if_nan(2 * x)
+        loss.backward()  # a hook looks at the gradient
+        loss.item()
+    assert found == [True, True, False]
+
+
+# torch.
+
+
+@canary("torch.utils._pytree")
+def flattened() -> None:
+    leaves, nesting = of_torch.flattened(((1, None), {"a": [2.0]}))
+    assert leaves == [1, None, 2.0] and isinstance(nesting, of_torch.Nesting)
+    assert nesting == of_torch.flattened(((3, None), {"a": [4.0]}))[1] != of_torch.flattened(((3,), {}))[1]
+
+
+@canary("torch.utils._pytree")
+def nested() -> None:
+    tree = ((1, None), {"a": [2.0]})
+    assert of_torch.nested(*of_torch.flattened(tree)) == tree
+
+
+@canary("torch.utils._pytree")
+def leaves_of() -> None:
+    assert of_torch.leaves_of([1, (2, {"a": None})]) == [1, 2, None]
+
+
+@canary("torch.utils._pytree")
+def tensors_in() -> None:
+    one, two = torch.ones(1), torch.ones(2)
+    assert [id(tensor) for tensor in of_torch.tensors_in([one, (None, {"a": two, "b": 3.0})])] == [id(one), id(two)]
+
+
+@canary("torch.utils._pytree")
+def tensors_mapped() -> None:
+    assert of_torch.tensors_mapped(Tensor.item, (torch.tensor(2.0), 3)) == (2.0, 3)
+
+
+@canary("torch._ops.OpOverload")
+def is_operation() -> None:
+    graph = make_fx(lambda x: x.sort().values)(torch.ones(2)).graph
+    calls = [of_torch.is_operation(node.target) for node in graph.nodes if node.op == "call_function"]
+    assert calls == [True, False, False], "sort, then its results"
+
+
+@canary("torch._ops.OpOverload._schema")
+def name_of_operation() -> None:
+    assert of_torch.name_of_operation(aten.add.Tensor) == "add"
+
+
+@canary("torch._ops.OpOverload._schema")
+def shares_memory() -> None:
+    x = torch.ones(4)
+    for operation, arguments in ((aten.view.default, ([2, 2],)), (aten._unsafe_view.default, ([2, 2],))):
+        assert of_torch.shares_memory(operation) and operation(x, *arguments).data_ptr() == x.data_ptr()
+    assert not of_torch.shares_memory(aten.add.Tensor)
+
+
+@canary("torch._ops.OpOverload._schema")
+def written_arguments() -> None:
+    assert of_torch.written_arguments(aten.add_.Tensor) == [(0, "self")]
+    assert of_torch.written_arguments(aten.add.out) == [(3, "out")]
+    assert of_torch.written_arguments(aten.add.Tensor) == []
+
+
+@canary("torch._guards.tracing or torch._subclasses.FakeTensorMode")
+def one_mode_for_shapes() -> None:
+    def modes() -> int:
+        graph = make_fx(lambda x: (x + 1).exp())(torch.ones(2)).graph
+        return len({id(node.meta["val"].fake_mode) for node in graph.nodes if "val" in node.meta})
+
+    alone = modes()
+    with of_torch.one_mode_for_shapes():
+        together = modes()
+    assert together == 1 < alone
+
+
+@canary("torch.fx.graph_module._loader.eval_cache")
+def no_sources_kept() -> None:
+    def kept(number: int) -> int:
+        make_fx(lambda x: x + number)(torch.ones(2))
+        return len(linecache.cache)
+
+    before = len(linecache.cache)
+    with of_torch.no_sources_kept():
+        inside = kept(1)
+    assert inside > before == len(linecache.cache) < kept(2)
+
+
+@canary("torch._inductor.compile")
+def compiled() -> None:
+    graph = make_fx(lambda x: (x + 1,))(torch.ones(2))
+    with torch.no_grad():
+        [found] = of_torch.compiled(graph, [torch.ones(2)], {"fallback_random": True})(torch.ones(2))
+    assert torch.equal(found, torch.full((2,), 2.0))
+
+
+@canary("torch.UntypedStorage._cdata")
+def storage_id() -> None:
+    x = torch.ones(4)
+    assert of_torch.storage_id(x) == of_torch.storage_id(x[2:]) != of_torch.storage_id(x.clone())
+
+
+@canary("torch.utils._python_dispatch.TorchDispatchMode")
+def TorchDispatchMode() -> None:
+    seen = []
+
+    class Watch(of_torch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    x = torch.ones((), requires_grad=True)
+    with Watch():
+        x.exp().backward()
+    assert seen[0] is aten.exp.default and aten.mul.Tensor in seen, "the backward pass as well"
+
+
+# The canaries themselves.
+
+SLOW = {"compiled"}
+QUESTIONS = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CANARIES]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_private_name_is_what_it_was(question: str) -> None:
+    private, check = CANARIES[question]
+    with failure_names(private):
+        check()
+
+
+def test_each_question_has_a_canary() -> None:
+    def questions(module: object) -> set[str]:
+        found = inspect.getmembers(module, lambda thing: inspect.isfunction(thing) or inspect.isclass(thing))
+        return {name for name, thing in found if thing.__module__ == module.__name__ and not name.startswith("_")}
+
+    answers = {"Request"}  # what a question returns
+    assert CANARIES.keys() == (questions(of_pyro) | questions(of_torch) | {"TorchDispatchMode"}) - answers
+
+
+@pytest.mark.parametrize(
+    ("question", "module", "name", "other"),
+    [
+        ("handlers_on_stack", of_pyro, "_PYRO_STACK", []),
+        ("answer_without_value", of_pyro, "_ANSWERS", {}),
+        ("looks_for_nan", of_pyro, "warn_if_nan", SVI.step),
+        ("one_mode_for_shapes", of_torch, "tracing", lambda context: poutine.block()),
+        ("leaves_of", of_torch, "pytree", None),
+    ],
+)
+def test_a_name_that_has_changed_is_told(question, module, name, other, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """The negative control."""
+    private, check = CANARIES[question]
+    monkeypatch.setattr(module, name, other)
+    library = private.partition(".")[0]
+    tested = TESTED[library][0]
+    sentence = f"Expected {private} to be what it was in {tested}, .* installed {TESTED[library][1].__version__}"
+    with pytest.raises(AssertionError, match=sentence.replace("+", r"\+")), failure_names(private):
+        check()
