@@ -7,9 +7,9 @@ INSTALLED := .venv/.installed
 
 # Most tests are many operations on small tensors: their time is Python's, which a second thread does not
 # shorten and a second process nearly halves. So: worker processes with one torch thread each.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist worksteal --durations=30
 
-.PHONY: help install demo test check lint types bench docs
+.PHONY: help install demo test check coverage lint types bench docs
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,6 +30,9 @@ test: install ## all tests: the slow ones, the documented examples and the pages
 
 check: lint types ## lint, format, types and the fast tests
 	$(PYTEST) -m "not slow"
+
+coverage: install ## which lines the fast tests reach, as a table and in build/coverage
+	$(PYTEST) -m "not slow" --cov=pyro_gvae --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 lint: install
 	$(BIN)/ruff check

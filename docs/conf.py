@@ -1,5 +1,6 @@
 """How Sphinx builds these pages: `make docs`. Nothing is fetched; warnings are errors."""
 
+import hashlib
 import logging
 import os
 import sys
@@ -74,7 +75,11 @@ intersphinx_mapping = {
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 myst_dmath_double_inline = True
-nb_execution_mode = "force"
+# What a page's code printed is kept until the page, the package or a version changes: a page says what this code does.
+BUILD = ROOT / "build" / "pages"
+SOURCES = [*sorted((ROOT / "pyro_gvae").rglob("*.py")), ROOT / "docs" / "pages.py", ROOT / "constraints.txt"]
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(BUILD / hashlib.sha256(b"".join(map(Path.read_bytes, SOURCES))).hexdigest()[:16])
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_output_stderr = "error"  # a warning that a reader would see is one

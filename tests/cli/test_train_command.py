@@ -3,16 +3,17 @@
 import contextlib
 import json
 import os
-import random
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from faults import FAULTS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -21,6 +22,7 @@ from pyro_gvae.config.commands import ResumeConfig
 from pyro_gvae.config.presets import PRESETS
 from pyro_gvae.config.train import TrainConfig
 from pyro_gvae.data.datasets import load
+from pyro_gvae.runs.checkpoint import load_checkpoint
 from pyro_gvae.train import setup
 from pyro_gvae.train.training import Training
 
@@ -258,11 +260,16 @@ SERVER = """
 import os, sys
 from pyro_gvae.cli import commands, main  # everything that a run imports
 import torch._inductor, torch.fx.experimental.proxy_tensor, sklearn.datasets
+sys.path.insert(0, sys.argv[1])
+from faults import FAULTS
 for line in sys.stdin:
+    fault, number, *words = line.split()
     child = os.fork()
     if child == 0:
         sys.stdout = open(os.devnull, "w")
-        os._exit(main.main(line.split()))
+        if fault in FAULTS:
+            FAULTS[fault](int(number))
+        os._exit(main.main(words))
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -274,11 +281,15 @@ class Server:
     def __init__(self):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        self.process = subprocess.Popen([sys.executable, "-c", SERVER], env=environment, **pipes)
+        tests = str(Path(__file__).parents[1])
+        self.process = subprocess.Popen([sys.executable, "-c", SERVER, tests], env=environment, **pipes)
 
-    def __call__(self, command, *arguments, kill=None, number=signal.SIGKILL):
-        """The exit code, negative if a signal ended it; `kill` is called when the process has begun."""
-        self.process.stdin.write(" ".join((command, *arguments)) + "\n")
+    def __call__(self, command, *arguments, kill=None, number=signal.SIGKILL, fault=("none", 0)):
+        """The exit code, negative if a signal ended it; `kill` is called when the process has begun.
+
+        A fault of `faults.FAULTS`, and a number, say at which call the process ends itself.
+        """
+        self.process.stdin.write(" ".join((*map(str, fault), command, *arguments)) + "\n")
         self.process.stdin.flush()
         child = int(self.process.stdout.readline())
         if kill is not None:
@@ -305,37 +316,23 @@ def lines(folder):
 
 
 @pytest.mark.slow
-def test_twenty_kills_lose_nothing_and_change_nothing(server, tmp_path):
-    """Killed at random moments: in steps, in evaluations, in the checkpoint that is written after each step."""
-    plan = [*SMALL, "--stages", "gumbel-softmax:300steps,exact:300steps", "--checkpoint-every", "1steps"]
-    plan += ["--evaluate-every", "10steps"]
+def test_kills_at_every_point_lose_nothing_and_change_nothing(server, tmp_path):
+    """One run, killed twice at each fault point, early and late in its process, is the run that was left in peace."""
+    plan = [*SMALL, "--stages", ",".join(["gumbel-softmax:25steps,exact:25steps"] * 3), "--checkpoint-every", "1steps"]
+    plan += ["--evaluate-every", "5steps"]
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert server("train", *plan, "--output", str(undisturbed)) == 0
-    choose = random.Random(0)
-    kills, steps, torn = 0, [], 0
+    steps, torn = [], 0
     command = ("train", *plan, "--output", str(killed))
-    while kills < 20:
-        checkpoint = killed / "checkpoint.safetensors"
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-
-        def soon(before=before, checkpoint=checkpoint, inside=kills % 2):
-            """After the first checkpoint of this process, so that each gets on; at any moment, or inside of a write."""
-            while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
-                time.sleep(0.001)
-            time.sleep(choose.uniform(0, 0.1))
-            while inside and not any(killed.glob(".checkpoint*.tmp")):
-                pass
-
-        code = server(*command, kill=soon)
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL
-        kills += 1
-        torn += len(list(killed.glob(".*.tmp")))
-        steps.append(lines(killed)[-1]["step"])
-        command = ("resume", str(killed))
-    assert kills == 20 and steps == sorted(steps) and steps[-1] > steps[0]
-    assert torn > 0  # some were killed inside of a write
+    for fault in FAULTS:
+        for number in (1, 2) if fault == "between_stages" else (2, 4):
+            assert server(*command, fault=(fault, number)) == -signal.SIGKILL, fault
+            torn += len(list(killed.glob(".*.tmp")))
+            step = load_checkpoint(killed / "checkpoint.safetensors")["state"]["step"]
+            steps.append(step)
+            command = ("resume", str(killed))
+    assert steps == sorted(steps) and steps[-1] > 60  # processes got on
+    assert torn == 4  # those that died in a write left what they had written
     assert server("resume", str(killed)) == 0
     assert lines(killed) == lines(undisturbed)
     found, expected = (load_file(folder / "weights.safetensors") for folder in (killed, undisturbed))

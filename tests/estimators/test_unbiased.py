@@ -41,15 +41,13 @@ def sampled_gradients(chosen: Estimator, *problem: Any) -> Tensor:
     return torch.cat(found[WARM_UP:])
 
 
-def quick(decoder: str, num_categories: int, num_latents: int) -> bool:
-    return (decoder, num_latents) == ("mlp", 3) and num_categories < 8
-
-
+#: Decoder, N and K: bits and more, one latent and several, few categories and many, a decoder that mixes the latents
+#: and one that does not. What an estimator distinguishes, it meets in one of them.
 PROBLEMS = [
-    pytest.param(decoder, n, k, id=f"{decoder}-N{n}-K{k}", marks=() if quick(decoder, k, n) else pytest.mark.slow)
-    for decoder in ("linear", "mlp")
-    for n in (1, 3)
-    for k in (2, 3, 8)
+    pytest.param("linear", 1, 2, id="linear-N1-K2", marks=pytest.mark.slow),
+    pytest.param("mlp", 3, 2, id="mlp-N3-K2"),
+    pytest.param("mlp", 3, 3, id="mlp-N3-K3"),
+    pytest.param("linear", 3, 8, id="linear-N3-K8", marks=pytest.mark.slow),
 ]
 
 
