@@ -84,10 +84,10 @@ def test_only_in_ascending_order_can_all_differ():
     assert not (joint_table(probs, descending=True)[off_diagonal] > 0).all()
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize(("elbo", "num_latents", "num_categories"), CASES)
-def test_the_mean_is_the_exact_elbo_and_its_gradient(elbo, num_latents, num_categories, scaled):
-    case = draws.case(num_latents, num_categories, scaled=scaled)
+@pytest.mark.parametrize(("elbo", "num_latents", "num_categories"), [(DisARM, 3, 2), (DisARMIW, 3, 3)])
+def test_the_mean_is_the_exact_elbo_and_its_gradient(elbo, num_latents, num_categories):
+    """Of programs that are scaled and masked; of those as they are, in `tests/estimators/test_unbiased.py`."""
+    case = draws.case(num_latents, num_categories, scaled=True)
     found = case.draws(elbo(num_particles=40), 400)
     assert draws.z_scores(found, case.exact()).abs().max() < 5
     error = found.std(0).norm() / len(found) ** 0.5

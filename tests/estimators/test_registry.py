@@ -1,6 +1,5 @@
 """The registry: every entry binds to our VAE and to a user's pair, and does what its row says."""
 
-import math
 from typing import get_args
 
 import pyro
@@ -12,6 +11,7 @@ from pyro.infer import SVI
 from pyro_gvae import exact
 from pyro_gvae.config.names import DatasetName, EstimatorName
 from pyro_gvae.data.datasets import DATASETS
+from pyro_gvae.elbos.exact import ExactEvidence
 from pyro_gvae.estimators import ESTIMATORS, estimator
 from pyro_gvae.exact import Pair
 from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -42,28 +42,31 @@ def test_every_estimator_trains_our_pair_in_stock_svi(name, options):
     vae = CategoricalVAE(6, 2, chosen.num_categories or 3, (16,))
     before = exact.log_evidence(vae, X).mean().item()
     model, guide, elbo = chosen.bind(vae)
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss=elbo)
-    losses = [svi.step(X) for _ in range(60)]
-    assert all(map(math.isfinite, losses))
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 2e-2}), loss=elbo)
+    for _ in range(30):
+        svi.step(X)
     assert exact.log_evidence(vae, X).mean().item() > before + 0.2
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
-def test_every_estimator_binds_to_a_users_pair(name, options):
+def test_every_estimator_trains_a_users_pair_in_stock_svi(name, options):
+    """Whose parameters are in the param store, in no module."""
     if name == "gumbel-softmax":
         options = options | {"temperature": 0.5}
     chosen = estimator(name, **options)
-    model, guide, elbo = chosen.bind(user_pair(chosen.num_categories or 3))
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss=elbo)
-    assert svi.step(X) > 0 and svi.step(X) > 0
+    pair = user_pair(chosen.num_categories or 3)
+    before = ExactEvidence().loss(*pair, X)
+    model, guide, elbo = chosen.bind(pair)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), loss=elbo)
+    for _ in range(15):
+        svi.step(X)
+    assert ExactEvidence().loss(*pair, X) < before - 0.2 * len(X)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_rows_say_what_they_are(name):
     row = estimator(name)
     assert row.name == name and row.approximates and row.bias and row.reference
-    doc = ESTIMATORS[name].__doc__
-    assert all(f"*{word}*" in doc for word in ("Approximates", "With", "Requires", "Bias"))
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
