@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from joblib import Parallel, delayed, parallel_config
+
+from ..runtime.extras import import_extra
 
 #: How often worker processes may die, of too little memory as a rule, before what is left is given up.
 MOST_DEATHS = 3
@@ -37,6 +38,8 @@ def on_processes(workers: int) -> Run:
     """
 
     def run(function: Callable[[Any], None], jobs: Sequence[Any]) -> Iterator[Outcome]:
+        from joblib import Parallel, delayed, parallel_config  # imported where used, as every package of one use
+
         left = dict(enumerate(jobs))
         for _ in range(MOST_DEATHS):
             try:
@@ -66,15 +69,9 @@ def on_cluster(address: str) -> Iterator[Run]:
         ValueError: if the package `distributed` is absent, no scheduler answers, there are no workers, or one of them
             has several threads: random states belong to a process, so that its jobs must follow one another.
     """
+    distributed = import_extra("distributed", extra="dask", purpose="the backend dask")
     try:
-        from distributed import Client, as_completed
-    except ImportError as error:
-        raise ValueError(
-            "Expected the package 'distributed' for the backend dask, but found none. Try: "
-            "pip install 'pyro-gvae[dask]'."
-        ) from error
-    try:
-        client = Client(address, timeout=PATIENCE)
+        client = distributed.Client(address, timeout=PATIENCE)
     except (OSError, ValueError) as error:  # a TimeoutError is an OSError
         raise ValueError(f"Expected a Dask scheduler at '{address}', but found none that answers.") from error
     with client:
@@ -92,7 +89,7 @@ def on_cluster(address: str) -> Iterator[Run]:
             futures = {
                 client.submit(_attempt, function, index, job, pure=False): index for index, job in enumerate(jobs)
             }
-            for future in as_completed(list(futures)):
+            for future in distributed.as_completed(list(futures)):
                 error = future.exception()
                 yield future.result() if error is None else Outcome(futures[future], _died(error))
 

@@ -9,6 +9,7 @@ from ..runs.files import write_json
 from ..runs.folder import new_run_folder
 from ..runtime.distributed import from_main, may_restart, restarts
 from .fit import Fit, fit
+from .logs import board_writer
 from .setup import initial_model, load_data
 from .training import Training
 
@@ -31,6 +32,8 @@ def train(config: TrainConfig) -> tuple[Path, Fit]:
             "Expected an output folder, where processes find their run again when torchrun restarts them, but found "
             "none. Try --output NAME."
         )
+    if config.tensorboard:
+        board_writer()  # before the data are read
     data = load_data(config)
     vae = initial_model(config, data)
     Training(vae, data, config)  # what cannot be is refused before a folder is made
