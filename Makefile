@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 # shorten and a second process nearly halves. So: worker processes with one torch thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist worksteal --durations=30
 
-.PHONY: help install demo test check coverage lint types bench docs
+.PHONY: help install demo test check coverage lint types oldest latest bench docs dist
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -41,6 +41,20 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+oldest: ## the fast tests with the lowest versions that pyproject.toml allows, in an environment of their own
+	$(call fast_tests_with,lowest-direct)
+
+latest: ## the fast tests with the newest versions that there are, in an environment of their own
+	$(call fast_tests_with,highest)
+
+# pip cannot choose the lowest versions; uv can.
+define fast_tests_with
+	$(PYTHON) -m venv --clear build/$@
+	build/$@/bin/pip install --quiet --disable-pip-version-check uv
+	build/$@/bin/uv pip install --quiet --python build/$@/bin/python --resolution $(1) -e '.[test]'
+	OMP_NUM_THREADS=1 build/$@/bin/pytest -q -n $(WORKERS) --dist worksteal -m "not slow"
+endef
+
 bench: install ## how fast, side by side in one run; the JAX row needs the extra `bench`
 	$(BIN)/python experiments/speed.py exact
 	$(BIN)/python experiments/speed.py step
@@ -48,3 +62,7 @@ bench: install ## how fast, side by side in one run; the JAX row needs the extra
 docs: install ## the documents, into build/docs; their code is run, warnings are errors, no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -j $(WORKERS) docs build/docs
 	@echo "Open build/docs/index.html"
+
+dist: install ## wheel and sdist, into dist; with TAG=v1.2.3 only if that is the version
+	@test -z "$(TAG)" || $(BIN)/python -c 'from pyro_gvae import __version__; assert "$(TAG)" == f"v{__version__}", __version__'
+	$(BIN)/python -m build

@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.utils import save_image
 
+from ..compare.gather import read_results
 from ..compare.run import compare
 from ..config.commands import (
     EncodeConfig,
@@ -125,6 +125,8 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def _save_png(path: Path, rows: list[Tensor], image_shape: tuple[int, int]) -> None:
     """Rows of up to 10 images each, small images enlarged; a short row is filled with black."""
+    from torchvision.utils import save_image  # imported where used: it takes a second
+
     width, factor = len(rows[0]), max(1, EDGE // max(image_shape))
     full = [torch.cat([row, row.new_zeros(width - len(row), row.shape[1])]) for row in rows]
     images = torch.cat(full).unflatten(-1, (1, *image_shape)).clamp(0, 1)
@@ -141,7 +143,7 @@ def compare_command(config: CompareConfig) -> str:
     """
     run = compare(config)
     said = f"{results_table(run)}\n\nreport: {run / 'report.html'}"
-    results = pd.read_parquet(run / "results.parquet")
+    results = read_results(run)
     failed = labelled(results[results["status"] == "failed"])
     if len(failed):
         first = failed.iloc[0]
@@ -163,7 +165,7 @@ def resume_any_command(config: ResumeConfig) -> str:
 
 def results_table(run: Path) -> str:
     """The table that ends the terminal's output."""
-    results = pd.read_parquet(run / "results.parquet")
+    results = read_results(run)
     final = labelled(results[results["status"] == "finished"])
     return format_table(summarize(final)) if len(final) else "No cell was finished."
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..runs.files import write_json_lines
 from ..runs.folder import PICTURES, cell_error, cell_folder
-from ..runs.frames import read_json_lines, write_csv, write_parquet
+from ..runs.frames import read_json_lines, write_csv
 from ..runs.tables import choose_baseline, labelled, paired_differences, summarize
 from .grid import Cell
 
@@ -26,8 +26,8 @@ def gather(run: Path, cells: Sequence[Cell]) -> pd.DataFrame:
 
     - metrics.jsonl: every evaluation of every cell, with its place in the grid; `finished` is true of the last one of a
       cell that was trained to its end.
-    - results.csv and results.parquet: one row for each cell: its place in the grid, `status` (finished, failed,
-      unfinished), `error`, and the last evaluation if it is finished.
+    - results.csv: one row for each cell: its place in the grid, `status` (finished, failed, unfinished), `error`, and
+      the last evaluation if it is finished.
     - summary.csv: means and standard errors over seeds. differences.csv: the same of differences from the baseline on
       the same seeds and settings.
 
@@ -52,12 +52,24 @@ def gather(run: Path, cells: Sequence[Cell]) -> pd.DataFrame:
     results = pd.DataFrame(rows)
     write_json_lines(run / "metrics.jsonl", lines)
     write_csv(run / "results.csv", results)
-    write_parquet(run / "results.parquet", results)
     final = labelled(results[results["status"] == "finished"])
     if len(final):
         write_csv(run / "summary.csv", _with_names(summarize(final), final))
         write_csv(run / "differences.csv", _with_names(paired_differences(final, choose_baseline(final)), final))
     return results
+
+
+def read_results(run: Path) -> pd.DataFrame:
+    """Read the results that `gather` wrote.
+
+    Args:
+        run: The run folder of a comparison.
+
+    Returns:
+        One row for each cell.
+    """
+    texts = ("setting", "error")  # which may be empty, and are no numbers then
+    return pd.read_csv(run / "results.csv", dtype=dict.fromkeys(texts, str)).fillna(dict.fromkeys(texts, ""))
 
 
 def _with_names(table: pd.DataFrame, final: pd.DataFrame) -> pd.DataFrame:

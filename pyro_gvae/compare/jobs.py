@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from joblib import Parallel, delayed, parallel_config
 
+from ..runtime.extras import import_extra
 from ..runtime.memory import keep_freed_memory
 
 #: How often worker processes may die, of too little memory as a rule, before what is left is given up.
@@ -40,6 +40,8 @@ def on_processes(workers: int) -> Run:
     attempt = _attempt if workers == 1 else _attempt_in_worker
 
     def run(function: Callable[[Any], None], jobs: Sequence[Any]) -> Iterator[Outcome]:
+        from joblib import Parallel, delayed, parallel_config  # imported where used, as every package of one use
+
         left = dict(enumerate(jobs))
         for _ in range(MOST_DEATHS):
             try:
@@ -69,15 +71,9 @@ def on_cluster(address: str) -> Iterator[Run]:
         ValueError: if the package `distributed` is absent, no scheduler answers, there are no workers, or one of them
             has several threads: random states belong to a process, so that its jobs must follow one another.
     """
+    distributed = import_extra("distributed", extra="dask", purpose="the backend dask")
     try:
-        from distributed import Client, as_completed
-    except ImportError as error:
-        raise ValueError(
-            "Expected the package 'distributed' for the backend dask, but found none. Try: "
-            "pip install 'pyro-gvae[dask]'."
-        ) from error
-    try:
-        client = Client(address, timeout=PATIENCE)
+        client = distributed.Client(address, timeout=PATIENCE)
     except (OSError, ValueError) as error:  # a TimeoutError is an OSError
         raise ValueError(f"Expected a Dask scheduler at '{address}', but found none that answers.") from error
     with client:
@@ -95,7 +91,7 @@ def on_cluster(address: str) -> Iterator[Run]:
             futures = {
                 client.submit(_attempt, function, index, job, pure=False): index for index, job in enumerate(jobs)
             }
-            for future in as_completed(list(futures)):
+            for future in distributed.as_completed(list(futures)):
                 error = future.exception()
                 yield future.result() if error is None else Outcome(futures[future], _died(error))
 

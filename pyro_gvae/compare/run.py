@@ -18,6 +18,7 @@ from ..report.comparison import write_report
 from ..runs.config import earlier_run, write_config
 from ..runs.files import write_text_atomic
 from ..runs.folder import ERROR, cell_folder, new_run_folder, sole_writer
+from ..runs.frames import require_parquet, write_parquet
 from ..train.checks import check_training
 from ..train.fit import Interrupted
 from ..train.setup import initial_model
@@ -27,7 +28,7 @@ from .gather import gather, is_finished
 from .grid import Cell, make_cells
 
 #: Settings that may change when a comparison goes on: where things lie, and who works.
-FREE = {"data_dir", "download", "checkpoint_every", "workers", "backend", "scheduler", "output"}
+FREE = {"data_dir", "download", "checkpoint_every", "workers", "backend", "scheduler", "parquet", "output"}
 
 
 def compare(config: CompareConfig) -> Path:
@@ -49,6 +50,8 @@ def compare(config: CompareConfig) -> Path:
         OSError: if data files are absent or the folder cannot be written.
         Interrupted: after a SIGINT or SIGTERM; what was finished is reported, and the same call goes on.
     """
+    if config.parquet:
+        require_parquet()
     data = load(config.dataset, data_dir=config.data_dir, download=config.download, binarize=config.binarize)
     cells = make_cells(config, len(data.train))
     begun = earlier_run(config.output, config.as_json(), free=FREE, known_by="cells")
@@ -65,7 +68,9 @@ def compare(config: CompareConfig) -> Path:
             except KeyboardInterrupt as interrupt:
                 raise Interrupted(run, getattr(interrupt, "signal", SIGINT)) from interrupt
             finally:  # an interrupted comparison reports what it finished
-                gather(run, cells)
+                results = gather(run, cells)
+                if config.parquet:
+                    write_parquet(run / "results.parquet", results)
                 write_report(run)
     return run
 

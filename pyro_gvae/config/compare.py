@@ -50,6 +50,7 @@ class CompareConfig:
         workers: Processes of this machine that train cells at the same time; they share its threads.
         backend: Processes of this machine, or a Dask cluster that sees the same folders.
         scheduler: The address of the Dask cluster, such as tcp://localhost:8786.
+        parquet: Write results.parquet beside results.csv, for other programs; needs the extra parquet.
         output: The run folder, new or of the same comparison; runs/compare-DATE-TIME if not given.
     """
 
@@ -81,6 +82,7 @@ class CompareConfig:
     workers: int = 1
     backend: Literal["loky", "dask"] = "loky"
     scheduler: str | None = None
+    parquet: bool = False
     output: Path | None = None
 
     def __post_init__(self) -> None:
@@ -118,7 +120,7 @@ class CompareConfig:
     def training(self, **changed: Any) -> TrainConfig:
         """The configuration of a training run with the settings that this comparison has, and some changed."""
         names = set(TrainConfig.__dataclass_fields__) & set(self.__dataclass_fields__) - {"output"}
-        own = {"tensorboard": False, "judge": "exact"}  # codes that are too many for a sum are refused
+        own = {"judge": "exact"}  # codes that are too many for a sum are refused
         return TrainConfig(**{name: getattr(self, name) for name in names} | own | changed)
 
     @classmethod

@@ -60,7 +60,7 @@ class TrainConfig:
         device: Where to train: cpu, cuda, cuda:1.
         compile: Compile the recorded step by Inductor; needs a compiler, and half a minute.
         shard: What the processes of torchrun divide: the data of each batch, or the codes of exact sums.
-        tensorboard: Write TensorBoard's files too, into the run folder.
+        tensorboard: Write TensorBoard's files too, into the run folder; needs the extra tensorboard.
         output: The run folder, which must not exist; runs/train-DATE-TIME if not given.
     """
 
@@ -96,7 +96,7 @@ class TrainConfig:
     device: str = "cpu"
     compile: bool = False
     shard: Shard = "data"
-    tensorboard: bool = True
+    tensorboard: bool = False
     output: Path | None = None
 
     def __post_init__(self) -> None:

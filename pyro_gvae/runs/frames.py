@@ -1,4 +1,4 @@
-"""Tables as files: CSV, Parquet, JSON lines read back; needs pandas."""
+"""Tables as files: CSV and JSON lines, which are read back, and Parquet for other programs; needs pandas."""
 
 import json
 import warnings
@@ -6,13 +6,23 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..runtime.extras import import_extra
 from .files import replacing, write_text_atomic
+
+
+def require_parquet() -> None:
+    """Check that Parquet can be written.
+
+    Raises:
+        ValueError: If pyarrow is absent.
+    """
+    import_extra("pyarrow", extra="parquet", purpose="Parquet files")
 
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> None:
     """Writes the columns of `frame` (not its index) as Parquet, atomically."""
     with replacing(path) as temporary:
-        frame.to_parquet(temporary, index=False)
+        frame.to_parquet(temporary, engine="pyarrow", index=False)
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:

@@ -129,7 +129,7 @@ def _from_begin_to_end(
     begun = _restored(training, output) if resume else False
     options = {
         "progress": progress and is_main(),
-        "tensorboard": training.config.tensorboard and training.state.done is None,
+        "tensorboard": training.config.tensorboard and output is not None and training.state.done is None,
     }
     with Logs(output if is_main() else None, total=training.total, step=training.state.step, **options) as logs:
         if not begun:

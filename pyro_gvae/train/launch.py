@@ -10,6 +10,7 @@ from ..runs.folder import new_run_folder
 from ..runtime.distributed import from_main, may_restart, restarts
 from .checks import check_training
 from .fit import Fit, fit
+from .logs import board_writer
 from .monitor import judge_of
 from .setup import initial_model, load_data
 
@@ -32,6 +33,8 @@ def train(config: TrainConfig) -> tuple[Path, Fit]:
             "Expected an output folder, where processes find their run again when torchrun restarts them, but found "
             "none. Try --output NAME."
         )
+    if config.tensorboard:
+        board_writer()  # before the data are read
     data = load_data(config)
     vae = initial_model(config, data)
     check_training(vae, data, config)  # before a folder is made

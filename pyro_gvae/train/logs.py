@@ -12,9 +12,25 @@ from ..data.dataset import Dataset
 from ..evaluate.generate import encode, reconstruct, sample
 from ..models.categorical_vae import CategoricalVAE
 from ..runs.files import append_json_line
+from ..runtime.extras import import_extra
 from ..runtime.rng import own_randomness
 
 NUM_PICTURED = 16  # images, and latents with a histogram
+
+
+def board_writer() -> Any:
+    """Import what writes TensorBoard's event files, which takes a second.
+
+    Returns:
+        torch's class `SummaryWriter`.
+
+    Raises:
+        ValueError: If TensorBoard is absent.
+    """
+    import_extra("tensorboard", extra="tensorboard", purpose="event files")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter
 
 
 @final
@@ -30,19 +46,21 @@ class Logs:
 
     Attributes:
         history: all lines so far, also those of the run's beginning where it was resumed.
+
+    Raises:
+        ValueError: if TensorBoard's files are asked for, and it is absent.
     """
 
     def __init__(self, run: Path | None, *, total: int | None, step: int, progress: bool, tensorboard: bool) -> None:
         self.history: list[dict[str, Any]] = []
+        writer = board_writer() if tensorboard else None  # in every process, so that all raise alike
         self._path = None if run is None else run / "metrics.jsonl"
         if self._path is not None and self._path.exists():
             self.history = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
         self._bar = tqdm(total=total, initial=step, unit="step", disable=not progress)
         self._board: Any = None
-        if tensorboard and run is not None:
-            from torch.utils.tensorboard import SummaryWriter  # imported where needed: it takes a second
-
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step or None)
+        if writer is not None and run is not None:
+            self._board = writer(str(run / "tensorboard"), purge_step=step or None)
 
     def __enter__(self) -> "Logs":
         return self

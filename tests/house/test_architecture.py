@@ -377,6 +377,13 @@ def test_the_library_imports_no_application() -> None:
     assert imported_by([f"pyro_gvae.{module}" for module in inside], APPLICATION, ROOT) == []
 
 
+def test_what_has_one_use_is_imported_where_it_is_used() -> None:
+    names = [module.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for module in modules(PACKAGE)]
+    everything = [f"pyro_gvae.{name}" for name in names if name not in ("__init__", "__main__")]
+    watched = ("joblib", "sklearn", "torchvision", "tensorboard", "distributed", "pandas")
+    assert imported_by(everything, watched, ROOT) == ["pandas"]  # the last one shows that the application was there
+
+
 def test_an_application_library_is_noticed(tmp_path):
     house = build(tmp_path, {"cellar.py": "import jinja2"})
     assert imported_by(["house.rooms.second"], APPLICATION, house.parent) == ["jinja2"]

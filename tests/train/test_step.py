@@ -60,7 +60,8 @@ FAMILIES = ["gumbel-softmax", "gumbel-rao", "reinforce-baseline", "vimco", "disa
     ("name", "options", "dtype", "optimizer", "lr"),
     [
         *((name, options, torch.float64, "Adam", 1e-2) for name, options in OPTIONS),
-        *((name, {}, torch.float32, "SGD", 1e-3) for name in [*FAMILIES, "exact"]),  # signals of the score function are large
+        # Signals of the score function are large.
+        *((name, {}, torch.float32, "SGD", 1e-3) for name in [*FAMILIES, "exact"]),
     ],
     ids=str,
 )
