@@ -45,7 +45,7 @@ MOST_GROWTH, WARM = 1.0, 20
 CLOCKS = ("seconds", "steps_per_second")
 
 
-class Lost(AssertionError):
+class LostError(AssertionError):
     """Something was lost, differs, or grew."""
 
 
@@ -97,7 +97,7 @@ def soak(
         write_json(results or RESULTS, found)
     print(json.dumps(found))
     if growth > MOST_GROWTH and len(memory) > WARM:
-        raise Lost(f"the memory of a long-lived process grew by {growth:.1f} MB with each of {len(memory)} fits")
+        raise LostError(f"the memory of a long-lived process grew by {growth:.1f} MB with each of {len(memory)} fits")
 
 
 def _command(processes: Any, *words: Any, kill: Callable[[Callable[[], bool]], None] | None = None) -> int:
@@ -169,12 +169,12 @@ def _check_same(expected: Path, found: Path) -> None:
     lines = [_lines(run) for run in (expected, found)]
     steps = [line["step"] for line in lines[1]]
     if steps != sorted(set(steps)) or lines[0] != lines[1]:
-        raise Lost(f"the evaluations in '{found}' are not those in '{expected}'")
+        raise LostError(f"the evaluations in '{found}' are not those in '{expected}'")
     weights = [load_file(run / "weights.safetensors") for run in (expected, found)]
     if weights[0].keys() != weights[1].keys() or any(not torch.equal(weights[0][n], weights[1][n]) for n in weights[0]):
-        raise Lost(f"the weights in '{found}' are not those in '{expected}'")
+        raise LostError(f"the weights in '{found}' are not those in '{expected}'")
     if list(found.glob(".*.tmp")):
-        raise Lost(f"halves of files are left in '{found}'")
+        raise LostError(f"halves of files are left in '{found}'")
 
 
 def _lines(run: Path) -> list[dict[str, Any]]:
@@ -187,7 +187,7 @@ def _evaluate(processes: Any, run: Path) -> None:
     [path] = (run / "evaluation").glob("*.json")
     elbo, last = json.loads(path.read_text())["test"]["elbo"]["value"], _lines(run)[-1]["test_elbo"]
     if abs(elbo - last) > 1e-3:
-        raise Lost(f"'{run}' was left with a test ELBO of {last}, and evaluated to have {elbo}")
+        raise LostError(f"'{run}' was left with a test ELBO of {last}, and evaluated to have {elbo}")
 
 
 def _compare(processes: Any, run: Path, *, epochs: int) -> None:
@@ -195,7 +195,7 @@ def _compare(processes: Any, run: Path, *, epochs: int) -> None:
     _expect(0, _command(processes, "compare", *words, *SMALL, "--output", run))
     cells = len(pd.read_csv(run / "results.csv"))
     if cells != 4 or not (run / "report.html").exists():
-        raise Lost(f"'{run}' has {cells} of 4 cells, or no report")
+        raise LostError(f"'{run}' has {cells} of 4 cells, or no report")
 
 
 def _fit_here(seed: int) -> float:
@@ -216,7 +216,7 @@ def _growth(memory: list[float]) -> float:
 
 def _expect(code: int, found: int) -> None:
     if found != code:
-        raise Lost(f"a command ended with {found} in place of {code}")
+        raise LostError(f"a command ended with {found} in place of {code}")
 
 
 if __name__ == "__main__":

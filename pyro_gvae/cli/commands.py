@@ -44,7 +44,7 @@ from ..runtime.distributed import is_main, processes
 from ..train.fit import Fit, Interrupted
 from ..train.launch import resume, train
 from ..train.trained import Trained, load_model
-from .errors import CellsFailed
+from .errors import CellsFailedError
 
 #: Pixels of the larger edge of an image in a picture, at most, that small images are enlarged to.
 EDGE = 64
@@ -139,7 +139,7 @@ def compare_command(config: CompareConfig) -> str:
     """The comparison as a command: what is said in the end.
 
     Raises:
-        CellsFailed: if some did.
+        CellsFailedError: if some did.
     """
     run = compare(config)
     said = f"{results_table(run)}\n\nreport: {run / 'report.html'}"
@@ -147,7 +147,7 @@ def compare_command(config: CompareConfig) -> str:
     failed = labelled(results[results["status"] == "failed"])
     if len(failed):
         first = failed.iloc[0]
-        raise CellsFailed(
+        raise CellsFailedError(
             f"Expected {len(results)} finished cells, but found that {len(failed)} failed: {first['estimator']}, seed "
             f"{first['seed']}: {first['error']}",
             said,

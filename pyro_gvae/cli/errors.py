@@ -4,7 +4,7 @@ from typing import final
 
 
 @final
-class CellsFailed(Exception):
+class CellsFailedError(Exception):
     """Some cells of a comparison failed; the others were finished.
 
     Attributes:

@@ -20,7 +20,7 @@ from ..config.compare import CompareConfig
 from ..config.gradients import AdviseConfig, GradientsConfig
 from ..config.presets import PRESETS
 from ..config.train import TrainConfig
-from .errors import CellsFailed
+from .errors import CellsFailedError
 
 
 class Command(NamedTuple):
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if said := _run(_parse(list(sys.argv[1:] if arguments is None else arguments))):
             print(f"\n{said}")
-    except CellsFailed as failed:
+    except CellsFailedError as failed:
         print(f"\n{failed.said}")
         print(f"pyro-gvae: {failed}", file=sys.stderr)
         return 1

@@ -8,15 +8,18 @@ MOST_OPERATIONS = 6e12
 
 
 def positive(name: str, value: float) -> None:
+    """Refuse a setting that is not a positive, finite number."""
     if not 0 < value < float("inf"):
         raise ValueError(f"Expected a positive {name}, but found {value}.")
 
 
 def all_different(name: str, values: tuple[Any, ...]) -> None:
+    """Refuse a list of settings that is empty or holds one twice."""
     if not values or len(set(values)) < len(values):
         raise ValueError(f"Expected one or more different {name}, but found {list(values)}.")
 
 
 def at_least(name: str, value: int, least: int) -> None:
+    """Refuse a setting below the least that it may be."""
     if value < least:
         raise ValueError(f"Expected {name} of at least {least}, but found {value}.")

@@ -115,6 +115,7 @@ class CompareConfig:
         return [_size(text) for text in self.sizes] or [(self.num_categories, self.num_latents)]
 
     def each_learning_rate(self) -> tuple[float | str, ...]:
+        """The learning rates to compare: the one of all cells if there are no others."""
         return self.learning_rates or (self.learning_rate,)
 
     def training(self, **changed: Any) -> TrainConfig:

@@ -168,5 +168,6 @@ def _check_schedule(name: str, value: float | str, *, positive: bool = True) -> 
 
 
 def at_least(name: str, value: int | None, least: int) -> None:
+    """Refuse a setting below the least that it may be; None is no setting."""
     if value is not None and value < least:
         raise ValueError(f"Expected {name} of at least {least}, but found {value}.")

@@ -223,6 +223,7 @@ def fixed_part(data: Dataset, name: str, num_data: int | None = None, *, seed: i
 
 
 def check_binarize(binarize: str) -> None:
+    """Refuse a way to binarize that is none."""
     if binarize not in BINARIZATIONS:
         raise ValueError(f"Expected binarize among {', '.join(BINARIZATIONS)}, but found '{binarize}'.")
 
@@ -234,6 +235,7 @@ def bernoulli_draw(mean: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def generator_for(purpose: str, seed: int, epoch: int = 0) -> torch.Generator:
+    """Make a generator on the CPU whose draws are those of this purpose, seed and epoch alone."""
     return torch.Generator().manual_seed(derived_seed(purpose, seed, epoch))
 
 

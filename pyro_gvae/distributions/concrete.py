@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import TransformedDistribution, biject_to, constraints, register_kl, transform_to
 from torch.distributions.transforms import ExpTransform, Transform
+from typing_extensions import override
 
 from .parameters import at_least_float32, categorical_kl, check_temperature, gumbel_like, logits_of, scalar_temperature
 
@@ -44,9 +45,11 @@ class LogRatioTransform(Transform):
         """0, shape (...): the density of y is already one with respect to u."""
         return x.new_zeros(x.shape[:-1])
 
+    @override
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         return torch.Size((*shape[:-1], shape[-1] + 1))
 
+    @override
     def inverse_shape(self, shape: torch.Size) -> torch.Size:
         return torch.Size((*shape[:-1], shape[-1] - 1))
 
@@ -113,6 +116,7 @@ class ExpConcrete(TorchDistribution):
         """Category probabilities, shape (..., K)."""
         return F.softmax(self.logits, -1)
 
+    @override
     def expand(self, batch_shape: Any, _instance: Self | None = None) -> "ExpConcrete":
         shape = torch.Size(batch_shape)
         new = self._get_checked_instance(ExpConcrete, _instance)
@@ -171,6 +175,7 @@ class RelaxedOneHotCategorical(PyroRelaxedOneHotCategorical):
         base = ExpConcrete(temperature, probs, logits, validate_args=validate_args)
         TransformedDistribution.__init__(self, base, ExpTransform(), validate_args=validate_args)
 
+    @override
     def expand(self, batch_shape: Any, _instance: Self | None = None) -> "RelaxedOneHotCategorical":
         new = self._get_checked_instance(RelaxedOneHotCategorical, _instance)
         return TransformedDistribution.expand(self, batch_shape, _instance=new)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pyro.distributions import OneHotCategorical, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, register_kl
+from typing_extensions import override
 
 from .codes import joint_codes, num_codes
 from .parameters import at_least_float32, categorical_kl, logits_of
@@ -52,6 +53,7 @@ class FactorizedOneHotCategorical(TorchDistribution):
             )
         super().__init__(self.logits.shape[:-2], self.logits.shape[-2:], validate_args=validate_args)
 
+    @override
     def expand(self, batch_shape: Any, _instance: Self | None = None) -> "FactorizedOneHotCategorical":
         new = self._get_checked_instance(FactorizedOneHotCategorical, _instance)
         new.logits = self.logits.expand(torch.Size(batch_shape) + self.event_shape)

@@ -59,6 +59,7 @@ def categorical_kl(posterior_logits: Tensor, prior_logits: Tensor) -> Tensor:
 
 
 def logits_of(probs: Tensor | None, logits: Tensor | None) -> Tensor:
+    """Logits, given as such or as the probabilities that they are the logarithms of."""
     if (probs is None) == (logits is None):
         raise ValueError("Expected either probs or logits, but found both or neither. Try logits=encoder(x).")
     found = logits if probs is None else probs_to_logits(probs)

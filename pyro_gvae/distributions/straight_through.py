@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import OneHotCategorical, constraints, register_kl
+from typing_extensions import override
 
 from .parameters import at_least_float32, categorical_kl, check_temperature, logits_of, scalar_temperature
 from .surrogates import Kind, find_kind, largest_one_hot
@@ -60,6 +61,7 @@ class StraightThroughOneHotCategorical(TorchDistribution):
         self.temperature = scalar_temperature(temperature, self.logits)  # ()
         super().__init__(self.logits.shape[:-1], self.logits.shape[-1:], validate_args=validate_args)
 
+    @override
     def expand(self, batch_shape: Any, _instance: Self | None = None) -> "StraightThroughOneHotCategorical":
         shape = torch.Size(batch_shape)
         new = self._get_checked_instance(StraightThroughOneHotCategorical, _instance)

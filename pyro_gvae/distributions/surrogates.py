@@ -51,6 +51,7 @@ class DecoupledSTGumbelSoftmax:
         check_temperature(self.forward_temperature)
 
     def __call__(self, logits: Tensor, temperature: Tensor) -> Tensor:
+        """Draw one-hots (..., K) with the surrogate's gradient."""
         return st_gumbel_softmax(logits / self.forward_temperature, temperature)
 
 
@@ -73,6 +74,7 @@ class GumbelRao:
         _check_draws(self.num_draws)
 
     def __call__(self, logits: Tensor, temperature: Tensor) -> Tensor:
+        """Draw one-hots (..., K) with the surrogate's gradient."""
         drawn = _draw(logits)
         mean_jacobian = _gumbel_rao_jacobian(F.softmax(logits, -1), drawn, temperature, self.num_draws)
         return drawn + _times(mean_jacobian, _gradient_of(logits))
@@ -97,6 +99,7 @@ class GappedStraightThrough:
             raise ValueError(f"Expected a gap of at least 0, but found {self.gap}. Try 1.0.")
 
     def __call__(self, logits: Tensor, temperature: Tensor) -> Tensor:
+        """Draw one-hots (..., K) with the surrogate's gradient."""
         drawn = _draw(logits)
         with torch.no_grad():
             largest = logits.amax(-1, keepdim=True)
@@ -134,6 +137,7 @@ class ReinMaxRao:
         _check_draws(self.num_draws)
 
     def __call__(self, logits: Tensor, temperature: Tensor) -> Tensor:
+        """Draw one-hots (..., K) with the surrogate's gradient."""
         drawn, probs = _draw(logits), F.softmax(logits, -1)
         mean_jacobian = _gumbel_rao_jacobian((drawn + probs) / 2, drawn, temperature, self.num_draws)
         correction = (probs - probs.detach()) / 2

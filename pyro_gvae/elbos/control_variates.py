@@ -28,6 +28,7 @@ from typing import Any, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ..distributions.parameters import gumbel_like
 from ..programs.target import Target
@@ -142,6 +143,7 @@ class REBAR(SampledELBO):
         super().__init__(num_particles=num_particles)
         self.own = Control(temperature)
 
+    @override
     def estimate(self, target: Target) -> Estimate:
         return controlled(target, self.own, self.num_particles)
 
@@ -169,6 +171,7 @@ class RELAX(SampledELBO):
         super().__init__(num_particles=num_particles)
         self.own = Control(temperature, Network(hidden))
 
+    @override
     def estimate(self, target: Target) -> Estimate:
         return controlled(target, self.own, self.num_particles)
 

@@ -4,6 +4,7 @@ from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ..programs.target import Target
 from .sampled import Estimate, SampledELBO
@@ -43,6 +44,7 @@ class DisARM(SampledELBO):
         True
     """
 
+    @override
     def estimate(self, target: Target) -> Estimate:
         num_categories = target.log_probs.shape[-1]
         if num_categories != 2:
@@ -82,6 +84,7 @@ class DisARMIW(SampledELBO):
         True
     """
 
+    @override
     def estimate(self, target: Target) -> Estimate:
         return coupled_estimate(target, self.num_particles)
 

@@ -6,6 +6,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ..exact.plan import Plan, make_plan
 from ..exact.sums import elbo_parts, evidence, evidence_parts, find_evidence, summed
@@ -102,11 +103,13 @@ class ExactELBO(_ExactLoss):
         True
     """
 
+    @override
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         plan, runs = self._plan(model, args, kwargs), bind(model, guide, *args, **kwargs)
         q = plan.check(read_guide(runs.guide))
         return -summed(plan, elbo_parts(runs.model, plan, q, q.log_probs)).sum()
 
+    @override
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         plan = self._plan(model, args, kwargs)
         if plan.num_slices == 1:
@@ -150,11 +153,13 @@ class ExactEvidence(_ExactLoss):
         True
     """
 
+    @override
     def why_not_recordable(self, model: Program, *args: Any, **kwargs: Any) -> str | None:
         if self.share.world_size > 1:
             return "Expected a loss of this process alone, but found a sum over the codes of several."
         return super().why_not_recordable(model, *args, **kwargs)
 
+    @override
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         if self.share.world_size > 1 and torch.is_grad_enabled():
             raise ValueError(
@@ -164,6 +169,7 @@ class ExactEvidence(_ExactLoss):
         run, _ = bind(model, guide, *args, **kwargs)
         return self._own(-evidence(run, self._plan(model, args, kwargs)).sum())
 
+    @override
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         (run, _), plan = bind(model, guide, *args, **kwargs), self._plan(model, args, kwargs)
         if plan.num_slices == 1 and self.share.world_size == 1:

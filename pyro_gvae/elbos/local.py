@@ -4,6 +4,7 @@ from typing import final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ..distributions.codes import hamming_neighbours
 from ..programs.reader import negative_kl, score
@@ -47,6 +48,7 @@ class LocalExpectation(SampledELBO):
         True
     """
 
+    @override
     def estimate(self, target: Target) -> Estimate:
         turned = _turned(target.sample(self.num_particles))  # (P, K, B, N, K)
         weights = (turned * target.log_probs.exp()).sum(-1).movedim(-1, 1)  # (P, N, K, B)

@@ -8,6 +8,7 @@ from typing import final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ..programs.target import Target
 from .sampled import Estimate, SampledELBO
@@ -39,6 +40,7 @@ class ReinforceLOO(SampledELBO):
         True
     """
 
+    @override
     def estimate(self, target: Target) -> Estimate:
         codes = target.sample(self.num_particles)
         log_joint = target.log_joint(codes)
@@ -81,6 +83,7 @@ class VIMCO(SampledELBO):
         True
     """
 
+    @override
     def estimate(self, target: Target) -> Estimate:
         codes = target.sample(self.num_particles)
         log_joint, scale = target.log_joint_and_scale(codes)
@@ -123,6 +126,7 @@ class ReweightedWakeSleep(SampledELBO):
         True
     """
 
+    @override
     def estimate(self, target: Target) -> Estimate:
         codes = target.sample(self.num_particles)
         log_joint, scale = target.log_joint_and_scale(codes)

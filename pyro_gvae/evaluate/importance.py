@@ -124,7 +124,10 @@ def log_importance_weights(
     samples.
 
     Args:
-        pair, x, num_particles, max_memory: as there.
+        pair: as there.
+        x: as there.
+        num_particles: as there.
+        max_memory: as there.
 
     Returns:
         (P, B), nats, masked but not scaled as the programs say. No gradient.

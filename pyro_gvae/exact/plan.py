@@ -42,6 +42,7 @@ class Plan(NamedTuple):
 
     @property
     def num_slices(self) -> int:
+        """Into how many slices the share's codes are cut."""
         return -(-self.num_shared // self.slice_size)
 
     @property

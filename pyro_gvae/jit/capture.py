@@ -18,7 +18,7 @@ from ..runtime.compat.torch import TorchDispatchMode, one_mode_for_shapes
 aten = torch.ops.aten
 
 
-class NotRecordable(ValueError):
+class NotRecordableError(ValueError):
     """The program does what a recording cannot hold; the plain ELBO can."""
 
 
@@ -33,7 +33,7 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor]) -> GraphModu
         tensors: arguments.
 
     Raises:
-        NotRecordable: if a value leaves the tensors, as by `.item()`, or a shape depends on values.
+        NotRecordableError: if a value leaves the tensors, as by `.item()`, or a shape depends on values.
     """
     last_site = _LastSite()
 
@@ -55,9 +55,9 @@ class _LastSite(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         self.name = msg["name"]
 
-    def refuse(self, operation: str) -> NotRecordable:
+    def refuse(self, operation: str) -> NotRecordableError:
         where = "before the first site" if self.name is None else f"after site '{self.name}'"
-        return NotRecordable(
+        return NotRecordableError(
             f"Expected a program that is one sequence of tensor operations, but found {operation} {where}, whose "
             "result depends on the data: a recording cannot hold that. Try the plain ELBO in place of TracedELBO, or "
             "an operation on tensors, such as torch.where."

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ..runtime.compat.torch import leaves_of, no_sources_kept
-from .capture import NotRecordable, record
+from .capture import NotRecordableError, record
 from .graph import lifted
 from .guards import Guard
 
@@ -92,7 +92,7 @@ def new_recording(
         before.
 
     Raises:
-        NotRecordable: if a recording cannot hold the program, or does not give the same. Then all is as before.
+        NotRecordableError: if a recording cannot hold the program, or does not give the same. Then all is as before.
     """
     before = _State(job)
     gradients = {leaf: leaf.grad for leaf in before.leaves}
@@ -127,7 +127,7 @@ def _recorded(
 ) -> tuple[Recording, Outcome | None]:
     """The recording, and the outcome of its replay in place of the first run, if that did the same."""
     if after.other_generators != before.other_generators:
-        raise NotRecordable(
+        raise NotRecordableError(
             "Expected a program that draws its random numbers from torch, but found that it draws from Python's or "
             "NumPy's generator, which a recording would not do again. Try torch.rand, or the plain ELBO."
         )
@@ -196,14 +196,14 @@ def _same_entries(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def _check_state(state: _State, captured: Sequence[Tensor]) -> None:
     if not state.guard.holds() or not _same_entries(state.stored, stored_parameters()):
-        raise NotRecordable(
+        raise NotRecordableError(
             "Expected a program that is the same whenever it runs, but found that it changes its own Python state, or "
             f"puts a new tensor in the place of one {reprlib.repr(state.guard.changes())}. Try a buffer that changes "
             "in its place, or the plain ELBO."
         )
     for tensor in captured:
         if id(tensor) not in state.known:
-            raise NotRecordable(
+            raise NotRecordableError(
                 "Expected a program that reads its arguments, and tensors that model and guide refer to, but found "
                 f"another tensor of shape {tuple(tensor.shape)}, whose replacement a recording could not notice. Try "
                 "to make it a buffer of a module, or the plain ELBO."
@@ -224,7 +224,7 @@ def _compare(expected: Outcome, found: Outcome, leaves: Sequence[Tensor], same_d
     if not same_draws:
         different.append("the number of its random draws")
     if different:
-        raise NotRecordable(
+        raise NotRecordableError(
             "Expected a recording that gives what the plain ELBO gives under the same seed, but found that "
             f"{different[0]} differs: the program depends on something that changes from run to run. Try the plain "
             "ELBO."

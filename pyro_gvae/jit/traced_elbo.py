@@ -16,7 +16,7 @@ from ..handlers.sites import Program
 from ..programs.tensor_elbo import TensorELBO, recordable
 from ..runtime.compat.pyro import LossOnlyELBO, handlers_on_stack, leaf_of, only_records_parameters
 from ..runtime.compat.torch import Nesting, flattened, leaves_of, nested, tensors_mapped
-from .capture import NotRecordable
+from .capture import NotRecordableError
 from .graph import finished
 from .recording import Job, Loss, Outcome, Recording, new_recording, stored_parameters
 
@@ -32,6 +32,7 @@ class Call(NamedTuple):
 
     @property
     def tensors(self) -> list[Tensor]:
+        """The arguments that are tensors, in their order."""
         return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
 
     def key(self) -> Any:
@@ -230,7 +231,7 @@ class TracedELBO(LossOnlyELBO):
         args, kwargs = call.arguments(call.tensors)
         reason = self.elbo.why_not_recordable(call.model, *args, **kwargs)
         if reason is not None:
-            raise NotRecordable(reason)
+            raise NotRecordableError(reason)
 
 
 @final

@@ -20,6 +20,9 @@ class HasPair(Protocol):
     """Whatever has a model and a guide: a :class:`Pair`, a `CategoricalVAE`."""
 
     @property
-    def model(self) -> Program: ...
+    def model(self) -> Program:
+        """The model p(x, z)."""
+
     @property
-    def guide(self) -> Program: ...
+    def guide(self) -> Program:
+        """The guide q(z | x)."""

@@ -28,6 +28,7 @@ class Site(NamedTuple):
 
     @property
     def batch_shape(self) -> torch.Size:
+        """The sizes of the site's plates."""
         return self.logits.shape[:-2]
 
     @property

@@ -179,9 +179,11 @@ def _tell_what_is_above(axes: Axes, rows: pd.DataFrame, panel: Panel, *, width: 
 
 
 def _rounded(value: float) -> str:
-    """
-    >>> _rounded(238.4), _rounded(4380512.0)
-    ('240', '4,400,000')
+    """Round to two digits, in words.
+
+    Example:
+        >>> _rounded(238.4), _rounded(4380512.0)
+        ('240', '4,400,000')
     """
     return f"{float(f'{value:.2g}'):,.10g}"
 

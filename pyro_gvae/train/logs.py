@@ -71,6 +71,7 @@ class Logs:
             self._board.close()
 
     def advance(self) -> None:
+        """Move the progress bar by one step."""
         self._bar.update()
 
     def record(self, line: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config.names import Shard
 from ..estimators import Estimator, own_state
 from ..exact import HasPair
-from ..jit.capture import NotRecordable
+from ..jit.capture import NotRecordableError
 from ..jit.traced_elbo import TracedELBO
 from ..programs.runs import items
 from ..runtime.distributed import ALONE, Sums, share, sum_gradients
@@ -24,8 +24,11 @@ from .optimizers import FLUSH_EVERY, flush_denormals, new_optimizer, steps_taken
 class TrainableProgram(HasPair, Protocol):
     """A module with a Pyro model and guide."""
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-    def buffers(self) -> Iterator[Tensor]: ...
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What a step moves."""
+
+    def buffers(self) -> Iterator[Tensor]:
+        """What a step may change besides."""
 
 
 def make_step(
@@ -125,6 +128,7 @@ class Step:
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in gradients.parameters)
 
     def __call__(self, *batch: Any, **others: Any) -> Tensor:
+        """Take one step on a batch, or on the arguments that the programs take; returns the loss before it."""
         arguments = items(batch[0]) if len(batch) == 1 else batch
         data = _data([*arguments, *others.values()])
         before = [buffer.clone() for buffer in self._buffers]
@@ -202,7 +206,7 @@ class _Gradients:
             return None
         try:
             (loss, gradients), leaves = self._traced.outcome(self._model, self._guide, *args)
-        except NotRecordable as refusal:
+        except NotRecordableError as refusal:
             if not self._is_exact:  # several slices of codes are no recording, and need none
                 warnings.warn(f"Steps run without a recording: {refusal}", stacklevel=4)
             self._traced = None

@@ -66,6 +66,7 @@ class Training:
 
     @property
     def stage(self) -> Stage:
+        """The current stage."""
         return self.stages[self.state.stage]
 
     @property
@@ -135,6 +136,7 @@ class Training:
 
     @property
     def stage_is_over(self) -> bool:
+        """Whether the stage has had its steps or seconds, or gains nothing any more."""
         state = self.state
         steps, seconds = state.step - state.stage_step, state.seconds - state.stage_seconds
         stale = self.config.patience is not None and state.stale >= self.config.patience
@@ -154,6 +156,7 @@ class Training:
 
     @property
     def evaluation_is_due(self) -> bool:
+        """Whether enough was trained since the last evaluation."""
         state = self.state
         return self.config.between_evaluations.is_over(
             state.step - state.judged_step, state.seconds - state.judged_seconds, self.per_epoch
@@ -161,6 +164,7 @@ class Training:
 
     @property
     def checkpoint_is_due(self) -> bool:
+        """Whether enough was trained since the last checkpoint."""
         state = self.state
         return self.config.between_checkpoints.is_over(
             state.step - state.kept_step, state.seconds - state.kept_seconds, self.per_epoch

@@ -65,7 +65,7 @@ def test_sampling_error_and_sample_size_are_those_of_repeated_draws():
     torch.testing.assert_close(size / 500, share, rtol=0.1, atol=0.02)
 
 
-@pytest.mark.parametrize("max_memory", (None, 20_000), ids=("at once", "in chunks"))
+@pytest.mark.parametrize("max_memory", [None, 20_000], ids=["at once", "in chunks"])
 def test_weights_are_those_of_the_bounds(max_memory):
     vae, x, particles = fair(PROBLEM), PROBLEM.x(), 300
     pyro.set_rng_seed(0)

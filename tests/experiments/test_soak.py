@@ -54,7 +54,7 @@ def leave_a_half(run):
 @pytest.mark.parametrize("harm", [lose_a_line, double_a_line, move_a_weight, leave_a_half])
 def test_what_is_lost_is_noticed(harm, pair):
     harm(pair[1])
-    with pytest.raises(soak.Lost):
+    with pytest.raises(soak.LostError):
         soak._check_same(*pair)
 
 

@@ -18,7 +18,7 @@ from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.elbos.free_bits import FreeBits
 from pyro_gvae.handlers import discretize, enumerated
 from pyro_gvae.jit import guards
-from pyro_gvae.jit.capture import NotRecordable
+from pyro_gvae.jit.capture import NotRecordableError
 from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.programs.kept import Kept
@@ -85,7 +85,7 @@ def test_30_steps_are_those_of_the_plain_elbo(name, dtype):
 
 
 def test_sums_over_slices_are_refused_at_once():
-    with pytest.raises(NotRecordable, match="found a sum over 3 slices of codes"):
+    with pytest.raises(NotRecordableError, match="found a sum over 3 slices of codes"):
         train(TracedELBO(ExactELBO(slice_size=3)), discretize, num_steps=1)
 
 
@@ -488,7 +488,7 @@ def test_what_depends_on_data_is_refused(name):
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
     state, traced = torch.get_rng_state(), TracedELBO(Trace_ELBO())
-    with pytest.raises(NotRecordable, match=sentence) as refusal:
+    with pytest.raises(NotRecordableError, match=sentence) as refusal:
         traced.loss_and_grads(model, guide, torch.ones(1, 3))
     assert "Try the plain ELBO" in str(refusal.value)
     assert torch.equal(torch.get_rng_state(), state)
@@ -501,7 +501,7 @@ def test_buffers_are_not_read_as_constants_either():
     def model(x):
         pyro.sample("x", dist.Normal(0.0, scale.item()).expand([3]).to_event(1), obs=x)
 
-    with pytest.raises(NotRecordable, match=r"found \.item\(\) before the first site"):
+    with pytest.raises(NotRecordableError, match=r"found \.item\(\) before the first site"):
         TracedELBO(Trace_ELBO()).loss(model, lambda x: None, torch.ones(3))
 
 
@@ -515,7 +515,7 @@ def test_a_tensor_that_could_be_replaced_unnoticed_is_refused():
     def model(x):
         pyro.sample("x", dist.Normal(0.0, hidden.tensor).expand([3]).to_event(1), obs=x)
 
-    with pytest.raises(NotRecordable, match="whose replacement a recording could not notice"):
+    with pytest.raises(NotRecordableError, match="whose replacement a recording could not notice"):
         TracedELBO(Trace_ELBO()).loss(model, lambda x: None, torch.ones(3))
 
 
@@ -524,7 +524,7 @@ def test_random_numbers_from_elsewhere_are_refused(draw):
     def model(x):
         pyro.sample("x", dist.Normal(draw(), 1.0).expand([3]).to_event(1), obs=x)
 
-    with pytest.raises(NotRecordable, match="draws its random numbers from torch"):
+    with pytest.raises(NotRecordableError, match="draws its random numbers from torch"):
         TracedELBO(Trace_ELBO()).loss(model, lambda x: None, torch.ones(3))
 
 
@@ -535,7 +535,7 @@ def test_programs_with_a_memory_are_refused():
         calls.append(len(calls))
         pyro.sample("x", dist.Normal(float(len(calls)), 1.0).expand([3]).to_event(1), obs=x)
 
-    with pytest.raises(NotRecordable, match="changes its own Python state"):
+    with pytest.raises(NotRecordableError, match="changes its own Python state"):
         TracedELBO(Trace_ELBO()).loss(model, lambda x: None, torch.ones(3))
 
 
@@ -548,7 +548,7 @@ def test_running_baselines_of_pyro_are_refused():
             options = {"baseline": {"use_decaying_avg_baseline": True}}
             pyro.sample("z", dist.OneHotCategorical(logits=vae.encoder(x)).to_event(1), infer=options)
 
-    with pytest.raises(NotRecordable, match="puts a new tensor in the place of one"):
+    with pytest.raises(NotRecordableError, match="puts a new tensor in the place of one"):
         TracedELBO(TraceGraph_ELBO()).loss_and_grads(
             discretize(vae.model), discretize(guide), torch.ones(B, D, dtype=torch.float64)
         )
@@ -568,7 +568,7 @@ def test_the_self_check_finds_what_nothing_else_finds(check, monkeypatch):
     vae, x = new_vae(), torch.ones(B, D, dtype=torch.float64)
     traced = TracedELBO(Trace_ELBO(), check=check)
     if check:
-        with pytest.raises(NotRecordable, match="under the same seed, but found that its loss differs"):
+        with pytest.raises(NotRecordableError, match="under the same seed, but found that its loss differs"):
             traced.loss_and_grads(vae.model, vae.guide, x)
     else:
         traced.loss_and_grads(vae.model, vae.guide, x)
@@ -641,7 +641,7 @@ def test_losses_of_ones_own_are_recorded(elbo, monkeypatch):
 
 def test_a_number_in_a_loss_of_ones_own_is_refused():
     assert ByItem().loss(torch.neg, None, torch.ones(3)) == 3
-    with pytest.raises(NotRecordable, match=r"found \.item\(\) before the first site"):
+    with pytest.raises(NotRecordableError, match=r"found \.item\(\) before the first site"):
         TracedELBO(ByItem()).loss(torch.neg, None, torch.ones(3))
 
 
