@@ -74,13 +74,14 @@ def relax(program: Program | None = None, *, temperature: float | Tensor | None 
 
     Args:
         program: a model or guide; without it, a decorator and context manager is returned.
-        temperature: t > 0 for all sites; None keeps the temperatures of sites that are relaxed already.
+        temperature: t > 0 for all sites; None keeps that of each site, which a relaxed distribution has, and a discrete
+            one in its settings: `pyro.sample(.., infer={"temperature": t})`.
 
     Returns:
         The relaxed program.
 
     Raises:
-        ValueError: if the temperature is not one positive number, or is missing where a site is discrete.
+        ValueError: if the temperature is not one positive number, or a site has none.
 
     Example:
         >>> import pyro, torch
@@ -122,14 +123,13 @@ def straight_through(
         kind: "straight-through", "st-gumbel-softmax", "decoupled-st-gumbel-softmax", "gumbel-rao",
             "gapped-straight-through", "reinmax" or "reinmax-rao"; one of `distributions.surrogates` with options, such
             as `GumbelRao(num_draws=10)`; or a function of logits (..., K) and temperature () that returns one-hots.
-        temperature: t > 0 of the surrogate, for all sites; None keeps the temperatures of sites that have one.
+        temperature: t > 0 of the surrogate, for all sites; None keeps that of each site, as in :func:`relax`.
 
     Returns:
         The straight-through program.
 
     Raises:
-        ValueError: if there is no such kind, or the temperature is not one positive number, or is missing where a site
-            is discrete.
+        ValueError: if there is no such kind, or the temperature is not one positive number, or a site has none.
 
     Example:
         >>> import pyro, torch

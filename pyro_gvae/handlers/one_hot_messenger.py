@@ -10,11 +10,15 @@ from ..runtime.compat.pyro import handlers_on_stack
 from .sites import Messages, OneHotSite, Program, one_hot_site
 
 
-def temperature_of(name: str, site: OneHotSite, given: float | Tensor | None, attempt: str) -> float | Tensor:
-    """The temperature that a handler gives, or else the site's own."""
-    temperature = site.temperature if given is None else given
+def temperature_of(msg: Messages, site: OneHotSite, given: float | Tensor | None, attempt: str) -> float | Tensor:
+    """The temperature that a handler gives, or else the site's own: its distribution's, or that of its settings."""
+    own = msg["infer"].get("temperature") if site.temperature is None else site.temperature
+    temperature: float | Tensor | None = own if given is None else given
     if temperature is None:
-        raise ValueError(f"Expected a temperature for the discrete site '{name}', but found none. Try {attempt}.")
+        raise ValueError(
+            f"Expected a temperature for the discrete site '{msg['name']}', but found none. Try {attempt}, or "
+            'infer={"temperature": 0.5} at the site.'
+        )
     return temperature
 
 

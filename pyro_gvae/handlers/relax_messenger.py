@@ -25,7 +25,7 @@ class RelaxMessenger(OneHotMessenger):
 
     def declare(self, msg: Messages, site: OneHotSite) -> None:
         name = msg["name"]
-        temperature = temperature_of(name, site, self.temperature, "relax(program, temperature=0.5)")
+        temperature = temperature_of(msg, site, self.temperature, "relax(program, temperature=0.5)")
         # The log-space value is what guide and model exchange: z itself underflows at low temperature, and its density
         # with it. z is then a function of it, as in Pyro's reparameterizers.
         log_site = site.distribution(lambda logits: ExpConcrete(temperature, logits=logits))

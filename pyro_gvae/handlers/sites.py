@@ -78,6 +78,11 @@ def one_hot_site(fn: Any) -> OneHotSite | None:
     return None
 
 
+def at_temperature(temperature: Tensor) -> Any:
+    """The settings of a discrete site that name its temperature: `pyro.sample("z", .., infer={"temperature": t})`."""
+    return {"temperature": temperature}  # which the type of Pyro's settings has no entry for
+
+
 def plates_of(msg: Messages) -> frozenset[str]:
     """The names of the plates that a site is in, those without a batch dimension left out."""
     return frozenset(frame.name for frame in msg["cond_indep_stack"] if frame.vectorized)

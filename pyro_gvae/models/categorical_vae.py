@@ -10,12 +10,13 @@ from pyro.infer.util import is_validation_enabled
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
-from ..distributions.concrete import RelaxedOneHotCategorical
 from ..distributions.exponential_family import ExponentialFamily
 from ..distributions.observations import OBSERVATIONS
+from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.parameters import check_temperature, scalar_temperature
 from ..handlers import relax
 from ..handlers.parameters import announce
+from ..handlers.sites import at_temperature
 from .networks import mlp_decoder, mlp_encoder
 
 
@@ -28,10 +29,10 @@ class CategoricalVAE(nn.Module):
         x &\sim \mathrm{Observation}(\mathrm{decoder}(z)) \\
         q(z_n | x) &= \mathrm{Categorical}(\mathrm{softmax}(\mathrm{encoder}(x)_n))
 
-    `model` and `guide` are the relaxed Pyro pair (Jang et al. 2017, arXiv 1611.01144; Maddison et al. 2017, arXiv
-    1611.00712): site "z" is a `RelaxedOneHotCategorical`, scored in log space at "z_log", in plate "data", with
-    observation "x". They run as they are in stock `SVI` with `Trace_ELBO`; :func:`discretize` and :func:`enumerated`
-    turn them into the discrete pair.
+    They are written with one discrete site "z" in plate "data", and observation "x". Handled by :func:`relax`, they
+    are the Pyro pair `model` and `guide` (Jang et al. 2017, arXiv 1611.01144; Maddison et al. 2017, arXiv 1611.00712),
+    in which "z" is a `RelaxedOneHotCategorical`, scored in log space at "z_log". It runs as it is in stock `SVI` with
+    `Trace_ELBO`; :func:`discretize` and :func:`enumerated` turn it into the discrete pair.
 
     Args:
         data_dim: D.
@@ -122,8 +123,8 @@ class CategoricalVAE(nn.Module):
         self._check_data(x)
         self._register()
         with pyro.plate("data", len(x)):
-            prior = RelaxedOneHotCategorical(self.prior_temperature, logits=self.prior_logits)
-            z = pyro.sample("z", prior.to_event(1))  # (B, N, K)
+            prior = FactorizedOneHotCategorical(logits=self.prior_logits)
+            z = pyro.sample("z", prior, infer=at_temperature(self.prior_temperature))  # (B, N, K)
             pyro.sample("x", self.observation(self.decoder(z)), obs=x)
         code: Tensor = z
         return code
@@ -140,8 +141,8 @@ class CategoricalVAE(nn.Module):
                     f"Expected the encoder to return logits of shape {(len(x), *self.prior_logits.shape)}, but found "
                     f"{tuple(logits.shape)}. Try nn.Unflatten(-1, (num_latents, num_categories)) as its last layer."
                 )
-            posterior = RelaxedOneHotCategorical(self.temperature, logits=logits)
-            code: Tensor = pyro.sample("z", posterior.to_event(1))  # (B, N, K)
+            posterior = FactorizedOneHotCategorical(logits=logits)
+            code: Tensor = pyro.sample("z", posterior, infer=at_temperature(self.temperature))  # (B, N, K)
         return code
 
     def observation(self, natural: Tensor) -> ExponentialFamily:

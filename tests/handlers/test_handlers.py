@@ -161,9 +161,27 @@ def one_hot_free_base(fn):
     return fn
 
 
-def test_relax_keeps_the_programs_own_temperature():
-    trace = pyro.poutine.trace(relax(User("our-relaxed").guide)).get_trace()
-    assert one_hot_free_base(trace.nodes["z_log"]["fn"]).temperature.item() == 0.5
+def annotated(program, temperature):
+    return pyro.poutine.infer_config(program, config_fn=lambda site: {"temperature": temperature})
+
+
+@pytest.mark.parametrize(
+    ("program", "temperature"),
+    [
+        (relax(User("our-relaxed").guide), 0.5),
+        (relax(annotated(User("one-hot").guide, 0.25)), 0.25),
+        (relax(annotated(User("one-hot").guide, 0.25), temperature=0.125), 0.125),
+        (relax(relax(annotated(User("one-hot").guide, 0.25))), 0.25),
+    ],
+)
+def test_relax_keeps_the_programs_own_temperature(program, temperature):
+    trace = pyro.poutine.trace(program).get_trace()
+    assert one_hot_free_base(trace.nodes["z_log"]["fn"]).temperature.item() == temperature
+
+
+def test_straight_through_keeps_the_programs_own_temperature():
+    trace = pyro.poutine.trace(straight_through(annotated(User("one-hot").guide, 0.25))).get_trace()
+    assert one_hot_free_base(trace.nodes["z"]["fn"]).temperature.item() == 0.25
 
 
 @pytest.mark.parametrize(

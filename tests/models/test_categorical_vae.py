@@ -1,6 +1,7 @@
 """The shipped pair in stock Pyro: relaxed, mean-field, enumerated; its parameters, temperatures and data checks."""
 
 import copy
+import inspect
 import itertools
 import math
 import warnings
@@ -110,6 +111,23 @@ def test_the_sites_are_the_promised_ones():
     assert trace.nodes["x"]["is_observed"] and torch.equal(trace.nodes["x"]["value"], x)
     assert vae.encoder(x).shape == (B, N, K)
     assert vae.decoder(torch.zeros(4, 2, N, K)).shape == (4, 2, D)
+
+
+def test_the_programs_are_written_with_the_discrete_site():
+    vae, x = make(), data()
+    for program in (vae.model, vae.guide):
+        written = pyro.poutine.trace(inspect.unwrap(program)).get_trace(vae, x)
+        assert "z_log" not in written.nodes and written.nodes["z"]["value"].max(-1).values.eq(1).all()
+
+
+def test_a_discrete_pair_may_exclude_categories():
+    """Which a relaxed sample cannot: only `relax` refuses it."""
+    vae, x = make(), data()
+    with torch.no_grad():
+        vae.prior_logits[:, 0] = -math.inf
+    assert pyro.poutine.trace(discretize(vae.model)).get_trace(x).nodes["z"]["value"][..., 0].eq(0).all()
+    with pytest.raises(ValueError, match=r"a relaxed sample excludes no category\. Try .* discretize"):
+        vae.model(x)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.05, 0.1, 0.5, 1.0])
