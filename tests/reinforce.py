@@ -17,7 +17,7 @@ class Reinforce(SampledELBO):
 
 
 def row(name, elbo):
-    return replace(estimator("exact"), name=name, elbo=elbo, is_exact=False, approximates="the ELBO")
+    return replace(estimator("exact"), name=name, elbo=elbo, is_exact=False)
 
 
 REINFORCE = row("reinforce", Reinforce)

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from .. import exact
 from ..config.gradients import AdviseConfig
+from ..config.names import EstimatorName
 from ..config.units import in_bytes
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset
@@ -23,14 +24,21 @@ from ..runtime.rng import seeded
 from ..runtime.work import OPERATIONS_PER_SECOND
 from ..train.step import make_step
 from .candidates import Candidate, candidates
-from .gradient_report import NUM_GROUPS, OTHER_OBJECTIVES, Bench, exact_reference, measure, sample_moments
+from .gradient_report import NUM_GROUPS, Bench, exact_reference, measure, sample_moments
 from .moments import Reference
 from .probe import Probe, Subject, make_subject
 from .recommend import Advice, recommend
 from .timing import make_clock
 
-#: Unbiased ones whose mean stands for the exact gradient where there is none: of the guide's, the least noisy first.
-STANDINS = ("local-expectation", "reinforce-loo", "relax", "rebar", "reinforce-baseline", "reinforce")
+#: Which unbiased one's mean stands for the exact gradient where there is none: the least noisy first, others last.
+CALMEST: tuple[EstimatorName, ...] = (
+    "local-expectation",
+    "reinforce-loo",
+    "relax",
+    "rebar",
+    "reinforce-baseline",
+    "reinforce",
+)
 #: An exact gradient is asked for about this often: by the reference, by its own row, and by the clock.
 EXACT_CALLS = 12
 
@@ -70,7 +78,7 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
         kl="categorical",
         max_memory=max_memory,
     )
-    grid = [one for one in grid if one.name not in OTHER_OBJECTIVES and not (obstacle and one.name == "exact")]
+    grid = [one for one in grid if _is_asked(one, obstacle)]
     clock = make_clock(subject)
     if obstacle is None:
         reference: Reference | None = exact_reference(subject, truth, "parameters", seed=config.seed)
@@ -86,6 +94,15 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
     if folder is not None:
         write_csv(folder / "advice.csv", table)
     return table, recommend(table, obstacle)
+
+
+def _is_asked(one: Candidate, obstacle: str | None) -> bool:
+    """Whether a candidate is of the ELBO, and sums codes only where they can be summed."""
+    try:
+        chosen = one.make()
+    except ValueError:
+        return True  # its row says why
+    return chosen.objective.is_elbo and not (obstacle and chosen.is_exact)
 
 
 def _row(bench: Bench, one: Candidate, share: float, memory: dict[Hashable, int]) -> dict[str, Any]:
@@ -132,10 +149,12 @@ def _obstacle(subject: Subject, most_operations: float, max_memory: float | None
 
 def _standin(subject: Subject, grid: list[Candidate], config: AdviseConfig) -> Reference | None:
     """The mean of many estimates by an unbiased estimator, if one of them accepts the problem and noise is small."""
-    ranked = sorted((one for one in grid if one.name in STANDINS), key=lambda one: STANDINS.index(one.name))
-    for one in ranked:
+    ranks: dict[str, int] = {name: rank for rank, name in enumerate(CALMEST)}
+    for one in sorted(grid, key=lambda one: ranks.get(one.name, len(ranks))):
         try:
             chosen = one.make()
+            if not chosen.is_unbiased or chosen.is_exact:
+                continue
             with seeded(config.seed):
                 count = _affordable(Probe(subject, chosen, wrt="parameters"), config.seconds / 4)
             found = sample_moments(

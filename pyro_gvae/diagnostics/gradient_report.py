@@ -17,8 +17,6 @@ from .moments import Moments, Reference, gather, summarize
 from .probe import Probe, Subject, Term, Wrt, make_subject
 from .timing import Clock, make_clock
 
-#: Estimators of another objective than the ELBO of the discrete model: from its gradient they differ, without a bias.
-OTHER_OBJECTIVES = frozenset({"exact-evidence", "vimco", "reweighted-wake-sleep"})
 #: Independent groups of samples, from which standard errors are jackknifed.
 NUM_GROUPS = 16
 #: What compares with the exact gradient.
@@ -160,7 +158,7 @@ def measure(bench: Bench, candidate: Candidate) -> dict[str, Any]:
         return row | dict.fromkeys(COLUMNS) | {"refused": str(refusal).split("\n")[0]}
     reference = bench.reference or Reference(torch.full_like(found.total[0], torch.nan), name="none")
     numbers = summarize(found, reference, samples_per_budget=bench.budget / seconds)
-    if chosen.name in OTHER_OBJECTIVES:
+    if not chosen.objective.is_elbo:
         numbers |= dict.fromkeys(COMPARED, math.nan)
     row |= {"reference": reference.name, "samples": num_samples, "seconds": seconds, "budget": bench.budget}
     return row | {name: numbers[name] for name in COLUMNS} | {"refused": None}

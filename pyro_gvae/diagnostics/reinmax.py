@@ -11,7 +11,7 @@ from torch import Tensor
 from ..estimators import Estimator, estimator
 from ..exact import HasPair
 from .candidates import Candidate, candidates
-from .gradient_report import OTHER_OBJECTIVES, exact_reference, sample_moments
+from .gradient_report import exact_reference, sample_moments
 from .moments import Reference
 from .probe import Subject, make_subject
 
@@ -79,7 +79,7 @@ def reinmax_row(
     except ValueError as refusal:
         return row | {"refused": str(refusal).split("\n")[0]}
     numbers = fidelity(truth.gradient.double(), found.mean, found.variance.sqrt())
-    if chosen.name in OTHER_OBJECTIVES:
+    if not chosen.objective.is_elbo:
         numbers |= {"relative_bias": math.nan, "cosine": math.nan}
     row["approximates"] = chosen.approximates
     return row | {"images": len(subject.x), "samples": int(found.counts.sum())} | numbers | {"refused": None}

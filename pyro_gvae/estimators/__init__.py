@@ -1,7 +1,19 @@
-"""Estimators by name, one module for each family: what differs is a handler and an ELBO, and nothing else knows."""
+"""Estimators by name, one module for each family: what differs is an ELBO and its handler, and nothing else knows."""
 
 from .base import Bound, Estimator, Loss, own_state
+from .claims import Bias, Objective
 from .objectives import with_free_bits, with_kl_weight
 from .registry import ESTIMATORS, estimator
 
-__all__ = ["ESTIMATORS", "Bound", "Estimator", "Loss", "estimator", "own_state", "with_free_bits", "with_kl_weight"]
+__all__ = [
+    "ESTIMATORS",
+    "Bias",
+    "Bound",
+    "Estimator",
+    "Loss",
+    "Objective",
+    "estimator",
+    "own_state",
+    "with_free_bits",
+    "with_kl_weight",
+]

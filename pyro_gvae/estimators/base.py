@@ -1,4 +1,4 @@
-"""What an estimator is: a handler that says what one-hot sites are, and an ELBO that forms the loss."""
+"""What an estimator is: an ELBO that forms the loss, and a handler for one-hot sites where it needs one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..exact import HasPair
 from ..handlers.sites import Program
+from .claims import Bias, Detail, Objective
 
 
 class Loss(Protocol):
@@ -32,34 +33,42 @@ class Estimator:
 
     Attributes:
         name: in the registry.
-        handler: says what the one-hot sites of model and guide are.
         elbo: makes the Pyro loss.
-        approximates: the objective.
-        bias: of the loss and its gradient as an estimate of that objective of the *discrete* model, "none" if there is
-            none.
+        objective: what the loss estimates.
+        bias: of the loss and its gradient as an estimate of that objective, for the *discrete* model.
         reference: where it was published.
+        handler: says what the one-hot sites of model and guide are; None where the loss reads the programs, and sums or
+            draws their codes itself.
+        details: of the objective: the samples of a bound, or what became of its KL.
         is_exact: whether nothing is sampled.
         temperature: what the handler relaxes by, or None where nothing is relaxed, or the program's own is kept.
         num_categories: the only K that it takes, or None where it takes any.
-        has_kl: whether the objective has a KL(q || p) that may be weighed or be free in part: an ELBO has one, log p(x)
-            and bounds of it by several weights have none.
     """
 
     name: str
-    handler: Callable[[Program], Program]
     elbo: Callable[[], Loss]
-    approximates: str
-    bias: str
+    objective: Objective
+    bias: Bias
     reference: str
+    handler: Callable[[Program], Program] | None = None
+    details: tuple[Detail, ...] = ()
     is_exact: bool = False
     temperature: float | Tensor | None = None
     num_categories: int | None = None
-    has_kl: bool = True
 
     @property
     def is_unbiased(self) -> bool:
         """Whether the mean of its gradients is the gradient of what it approximates, for the discrete model."""
-        return self.bias == "none"
+        return self.bias is Bias.NONE
+
+    @property
+    def approximates(self) -> str:
+        """The objective and its details in words, for those who read."""
+        return self.objective.value + "".join(map(str, self.details))
+
+    def handled(self, program: Program) -> Program:
+        """The program with its sites as the handler says, or as it is."""
+        return program if self.handler is None else self.handler(program)
 
     def bind(self, pair: HasPair) -> Bound:
         """The handled model and guide, and the ELBO, ready for stock `SVI`.
@@ -76,7 +85,7 @@ class Estimator:
         parameters = pair.parameters() if isinstance(pair, nn.Module) else iter(())
         for parameter in islice(parameters, 1):  # what an ELBO keeps lies where the program's parameters lie
             own_state(elbo).to(parameter.device)
-        return Bound(self.handler(pair.model), self.handler(pair.guide), elbo)
+        return Bound(self.handled(pair.model), self.handled(pair.guide), elbo)
 
 
 def own_state(elbo: Loss) -> nn.Module:

@@ -2,8 +2,8 @@
 
 from ..distributions.parameters import check_temperature
 from ..elbos.control_variates import REBAR, RELAX
-from ..handlers import discretize
 from .base import Estimator, check_particles
+from .claims import Bias, Objective
 
 
 def rebar(*, temperature: float = 0.5, num_particles: int = 1) -> Estimator:
@@ -25,10 +25,9 @@ def rebar(*, temperature: float = 0.5, num_particles: int = 1) -> Estimator:
     check_temperature(temperature)
     return Estimator(
         name="rebar",
-        handler=discretize,
         elbo=lambda: REBAR(num_particles=num_particles, temperature=temperature),
-        approximates="the ELBO of the discrete model",
-        bias="none",
+        objective=Objective.ELBO,
+        bias=Bias.NONE,
         reference="Tucker et al. 2017, arXiv 1703.07370",
     )
 
@@ -54,9 +53,8 @@ def relax_with_network(*, temperature: float = 0.5, num_particles: int = 1, hidd
         raise ValueError(f"Expected hidden of at least one unit, but found {hidden}. Try 'rebar' for no network.")
     return Estimator(
         name="relax",
-        handler=discretize,
         elbo=lambda: RELAX(num_particles=num_particles, temperature=temperature, hidden=hidden),
-        approximates="the ELBO of the discrete model",
-        bias="none",
+        objective=Objective.ELBO,
+        bias=Bias.NONE,
         reference="Grathwohl et al. 2018, arXiv 1711.00123",
     )

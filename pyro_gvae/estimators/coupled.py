@@ -1,8 +1,8 @@
 """Estimators that sample codes in antithetic pairs."""
 
 from ..elbos.coupled import DisARM, DisARMIW
-from ..handlers import discretize
 from .base import Estimator, check_particles
+from .claims import Bias, Objective
 
 
 def disarm(*, num_particles: int = 1) -> Estimator:
@@ -20,10 +20,9 @@ def disarm(*, num_particles: int = 1) -> Estimator:
     check_particles(num_particles)
     return Estimator(
         name="disarm",
-        handler=discretize,
         elbo=lambda: DisARM(num_particles=num_particles),
-        approximates="the ELBO of the discrete model",
-        bias="none",
+        objective=Objective.ELBO,
+        bias=Bias.NONE,
         reference="Dong, Mnih, Tucker 2020, arXiv 2006.10680",
         num_categories=2,
     )
@@ -44,9 +43,8 @@ def disarm_iw(*, num_particles: int = 1) -> Estimator:
     check_particles(num_particles)
     return Estimator(
         name="disarm-iw",
-        handler=discretize,
         elbo=lambda: DisARMIW(num_particles=num_particles),
-        approximates="the ELBO of the discrete model",
-        bias="none",
+        objective=Objective.ELBO,
+        bias=Bias.NONE,
         reference="Dong, Mnih, Tucker 2021, arXiv 2106.08056",
     )

@@ -1,9 +1,9 @@
 """Estimators that sum over all K^N joint codes."""
 
 from ..elbos.exact import ExactELBO, ExactEvidence
-from ..handlers import discretize
 from ..runtime.distributed import ALONE, Share
 from .base import Estimator
+from .claims import Bias, Objective
 
 
 def exact(*, max_memory: float | None = None, slice_size: int | None = None, share: Share = ALONE) -> Estimator:
@@ -14,10 +14,9 @@ def exact(*, max_memory: float | None = None, slice_size: int | None = None, sha
     """
     return Estimator(
         name="exact",
-        handler=discretize,
         elbo=lambda: ExactELBO(max_memory=max_memory, slice_size=slice_size, share=share),
-        approximates="the ELBO of the discrete model",
-        bias="none",
+        objective=Objective.ELBO,
+        bias=Bias.NONE,
         reference="enumeration; Jang et al. 2017, section 4.3, arXiv 1611.01144",
         is_exact=True,
     )
@@ -33,11 +32,9 @@ def exact_evidence(
     """
     return Estimator(
         name="exact-evidence",
-        handler=discretize,
         elbo=lambda: ExactEvidence(max_memory=max_memory, slice_size=slice_size, share=share),
-        approximates="the log-evidence of the discrete model",
-        bias="none",
+        objective=Objective.EVIDENCE,
+        bias=Bias.NONE,
         reference="enumeration",
         is_exact=True,
-        has_kl=False,
     )

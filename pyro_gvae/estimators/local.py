@@ -1,8 +1,8 @@
 """Estimators that enumerate one latent at a time."""
 
 from ..elbos.local import LocalExpectation
-from ..handlers import discretize
 from .base import Estimator, check_particles
+from .claims import Bias, Objective
 
 
 def local_expectation(*, num_particles: int = 1) -> Estimator:
@@ -21,9 +21,8 @@ def local_expectation(*, num_particles: int = 1) -> Estimator:
     check_particles(num_particles)
     return Estimator(
         name="local-expectation",
-        handler=discretize,
         elbo=lambda: LocalExpectation(num_particles=num_particles),
-        approximates="the ELBO of the discrete model",
-        bias="none",
+        objective=Objective.ELBO,
+        bias=Bias.NONE,
         reference="Titsias & Lázaro-Gredilla 2015, arXiv 1503.01494; De Smet et al. 2023, arXiv 2311.12569",
     )

@@ -7,6 +7,7 @@ from torch import Tensor
 from ..elbos.free_bits import FreeBits
 from ..handlers import weigh_kl
 from .base import Estimator
+from .claims import FreeNats, WeighedKL
 
 
 def with_kl_weight(chosen: Estimator, beta: float | Tensor) -> Estimator:
@@ -36,8 +37,8 @@ def with_kl_weight(chosen: Estimator, beta: float | Tensor) -> Estimator:
     weigh = weigh_kl(beta=beta)
     return dataclasses.replace(
         chosen,
-        handler=lambda program: chosen.handler(weigh(program)),
-        approximates=f"{chosen.approximates}, with its KL weighed by beta",
+        handler=lambda program: chosen.handled(weigh(program)),
+        details=(*chosen.details, WeighedKL(beta)),
     )
 
 
@@ -64,12 +65,12 @@ def with_free_bits(chosen: Estimator, nats: float) -> Estimator:
     return dataclasses.replace(
         chosen,
         elbo=lambda: FreeBits(chosen.elbo(), nats),
-        approximates=f"{chosen.approximates}, with {nats:g} free nats for each latent",
+        details=(*chosen.details, FreeNats(nats)),
     )
 
 
 def _check_has_kl(chosen: Estimator, purpose: str) -> None:
-    if not chosen.has_kl:
+    if not chosen.objective.is_elbo:
         raise ValueError(
             f"Expected an objective with a KL {purpose}, but found {chosen.approximates}, by '{chosen.name}'. Try an "
             "estimator of the ELBO, such as exact or reinforce-loo."

@@ -7,6 +7,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from ..distributions.parameters import check_temperature
 from ..handlers import relax
 from .base import Estimator, Loss, check_particles
+from .claims import Bias, Objective
 
 
 def gumbel_softmax(*, kl: str = "relaxed", temperature: float | None = None, num_particles: int = 1) -> Estimator:
@@ -38,8 +39,8 @@ def gumbel_softmax(*, kl: str = "relaxed", temperature: float | None = None, num
         name="gumbel-softmax",
         handler=relax(temperature=temperature),
         elbo=lambda: elbos[kl](**particles),
-        approximates="a bound of the relaxed model" if kl == "relaxed" else "the discrete ELBO, at soft samples",
-        bias="of the relaxation, grows with the temperature",
+        objective=Objective.RELAXED_ELBO if kl == "relaxed" else Objective.SOFT_ELBO,
+        bias=Bias.RELAXATION,
         reference="Maddison et al. 2017, arXiv 1611.00712" if kl == "relaxed" else "Jang et al. 2017, arXiv 1611.01144",
         temperature=temperature,
     )

@@ -8,8 +8,7 @@ from ..elbos.baselines import BaselineELBO, NeuralBaseline, RunningBaseline
 from ..elbos.score import VIMCO, ReinforceLOO, ReweightedWakeSleep
 from ..handlers import discretize
 from .base import Estimator, check_particles
-
-DISCRETE_ELBO = "the ELBO of the discrete model"
+from .claims import Bias, Objective, Samples
 
 
 def reinforce(*, num_particles: int = 1) -> Estimator:
@@ -29,8 +28,8 @@ def reinforce(*, num_particles: int = 1) -> Estimator:
         name="reinforce",
         handler=discretize,
         elbo=lambda: Trace_ELBO(num_particles=num_particles, vectorize_particles=num_particles > 1),
-        approximates=DISCRETE_ELBO,
-        bias="none",
+        objective=Objective.ELBO,
+        bias=Bias.NONE,
         reference="Williams 1992; Ranganath et al. 2014, arXiv 1401.0118",
     )
 
@@ -76,8 +75,8 @@ def reinforce_baseline(
         name="reinforce-baseline",
         handler=discretize,
         elbo=lambda: BaselineELBO(baselines[baseline](), num_particles=num_particles),
-        approximates=DISCRETE_ELBO,
-        bias="none",
+        objective=Objective.ELBO,
+        bias=Bias.NONE,
         reference="Mnih and Gregor 2014, arXiv 1402.0030",
     )
 
@@ -97,10 +96,9 @@ def reinforce_loo(*, num_particles: int = 4) -> Estimator:
     check_particles(num_particles, least=2)
     return Estimator(
         name="reinforce-loo",
-        handler=discretize,
         elbo=lambda: ReinforceLOO(num_particles=num_particles),
-        approximates=DISCRETE_ELBO,
-        bias="none",
+        objective=Objective.ELBO,
+        bias=Bias.NONE,
         reference="Kool et al. 2019, Buy 4 REINFORCE samples, get a baseline for free!",
     )
 
@@ -121,12 +119,11 @@ def vimco(*, num_particles: int = 5) -> Estimator:
     check_particles(num_particles, least=2)
     return Estimator(
         name="vimco",
-        handler=discretize,
         elbo=lambda: VIMCO(num_particles=num_particles),
-        approximates=f"the importance-weighted bound of the discrete model with {num_particles} samples",
-        bias="none",
+        objective=Objective.MULTI_SAMPLE_BOUND,
+        details=(Samples(num_particles),),
+        bias=Bias.NONE,
         reference="Mnih and Rezende 2016, arXiv 1602.06725",
-        has_kl=False,
     )
 
 
@@ -146,10 +143,8 @@ def reweighted_wake_sleep(*, num_particles: int = 5) -> Estimator:
     check_particles(num_particles, least=2)
     return Estimator(
         name="reweighted-wake-sleep",
-        handler=discretize,
         elbo=lambda: ReweightedWakeSleep(num_particles=num_particles),
-        approximates="the log-evidence of the discrete model, and the inclusive KL for the guide",
-        bias="of normalized importance weights, of order 1/P",
+        objective=Objective.EVIDENCE_AND_INCLUSIVE_KL,
+        bias=Bias.NORMALIZED_WEIGHTS,
         reference="Bornschein and Bengio 2015, arXiv 1406.2751",
-        has_kl=False,
     )

@@ -15,6 +15,7 @@ from ..distributions.surrogates import (
 )
 from ..handlers import straight_through as handler
 from .base import Estimator, Loss, check_particles
+from .claims import Bias, Objective
 
 # The temperatures are those that were found best for K = 8, N = 4 on MNIST, by Liu et al. 2023, arXiv 2304.08612.
 
@@ -97,9 +98,7 @@ def decoupled_st_gumbel_softmax(
         kl,
         num_particles,
         kind=DecoupledSTGumbelSoftmax(forward_temperature),
-        bias=BIAS
-        if forward_temperature == 1
-        else "of codes drawn at another temperature, and of the surrogate gradient",
+        bias=Bias.SURROGATE if forward_temperature == 1 else Bias.OTHER_TEMPERATURE,
     )
 
 
@@ -199,7 +198,6 @@ def reinmax_rao(
     return _estimator("reinmax-rao", reference, temperature, kl, num_particles, kind=ReinMaxRao(num_draws))
 
 
-BIAS = "none of the loss; of the surrogate gradient"
 ELBOS: dict[str, Callable[..., Loss]] = {"categorical": TraceMeanField_ELBO, "sampled": Trace_ELBO}
 
 
@@ -211,7 +209,7 @@ def _estimator(
     num_particles: int,
     *,
     kind: Kind | None = None,
-    bias: str = BIAS,
+    bias: Bias = Bias.SURROGATE,
 ) -> Estimator:
     """What the seven share."""
     if kl not in ELBOS:
@@ -223,7 +221,7 @@ def _estimator(
         name=name,
         handler=handler(kind=kind or KINDS[name], temperature=temperature),
         elbo=lambda: ELBOS[kl](**particles),
-        approximates="the discrete ELBO",
+        objective=Objective.SURROGATE_ELBO,
         bias=bias,
         reference=reference,
         temperature=temperature,

@@ -12,6 +12,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from ..estimators import Estimator
+from ..exact import Pair
+from ..handlers import discretize
 
 
 @torch.no_grad()
@@ -32,7 +34,8 @@ def first_non_finite(vae: Any, estimator: Estimator, x: Tensor) -> str | None:
     for name, tensor in [*vae.named_parameters(), *vae.named_buffers()]:
         if not torch.isfinite(tensor).all():
             return f"the {'parameter' if isinstance(tensor, nn.Parameter) else 'buffer'} '{name}'"
-    model, guide, _ = estimator.bind(vae)
+    # Where the estimator has no handler, its loss reads the programs, with exact one-hots.
+    model, guide, _ = estimator.bind(Pair(discretize(vae.model), discretize(vae.guide)))
     with pyro.get_param_store().scope(), pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         of_guide = poutine.trace(guide)
