@@ -97,7 +97,7 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
 
 
 def _is_asked(one: Candidate, obstacle: str | None) -> bool:
-    """Whether a candidate is of the ELBO, and sums codes only where they can be summed."""
+    """Tell whether a candidate is of the ELBO, and sums codes only where they can be summed."""
     try:
         chosen = one.make()
     except ValueError:

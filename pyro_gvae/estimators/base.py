@@ -15,8 +15,11 @@ from .claims import Bias, Detail, Objective
 class Loss(Protocol):
     """What stock `SVI` asks of an ELBO."""
 
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float: ...
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float: ...
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Return the loss in nats, summed over the data."""
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Return the same; add gradients to `.grad` of the parameters."""
 
 
 class Bound(NamedTuple):
@@ -67,7 +70,7 @@ class Estimator:
         return self.objective.value + "".join(map(str, self.details))
 
     def handled(self, program: Program) -> Program:
-        """The program with its sites as the handler says, or as it is."""
+        """Handle a program, or return it as it is where there is no handler."""
         return program if self.handler is None else self.handler(program)
 
     def bind(self, pair: HasPair) -> Bound:

@@ -13,6 +13,7 @@ class DiscretizeMessenger(OneHotMessenger):
     """Samples one-hot sites as exact one-hots."""
 
     def declare(self, msg: Messages, site: OneHotSite) -> None:
+        """Make the site exact one-hots."""
         if site.logits.requires_grad and torch.is_grad_enabled():
             _check_has_score(msg["name"])
         msg["fn"] = site.discrete()

@@ -47,6 +47,7 @@ class EnumeratedMessenger(OneHotMessenger):
         return result
 
     def declare(self, msg: Messages, site: OneHotSite) -> None:
+        """Make the site exact one-hots, marked for enumeration."""
         check_memory(msg["name"], site, self.max_memory)
         msg["fn"] = site.discrete()
         # Settings that ask Pyro for samples of the site give way.

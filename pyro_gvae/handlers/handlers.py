@@ -1,5 +1,4 @@
-"""Effect handlers: the one-hot sites of a Pyro program become relaxed, straight-through, discrete, or enumerated, and
-latent sites are weighed.
+"""Effect handlers: what the one-hot sites of a Pyro program are, and what its latent sites weigh.
 
 A program is written once, with `OneHotCategorical`, `OneHotCategorical(...).to_event(1)`, `RelaxedOneHotCategorical`
 or our factorized sites. Where handlers are nested, the outermost one decides: `discretize(relax(program))` is

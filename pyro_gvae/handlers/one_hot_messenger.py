@@ -43,6 +43,7 @@ class OneHotMessenger(ProgramMessenger):
         return super().__enter__()
 
     def decides(self) -> bool:
+        """Tell whether this handler is the outermost of those that say what a site is."""
         outermost = next(handler for handler in handlers_on_stack() if isinstance(handler, OneHotMessenger))
         return outermost is self
 

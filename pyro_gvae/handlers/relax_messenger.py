@@ -24,6 +24,7 @@ class RelaxMessenger(OneHotMessenger):
         return super().__enter__()
 
     def declare(self, msg: Messages, site: OneHotSite) -> None:
+        """Make the site a function of a Concrete variable in log space."""
         name = msg["name"]
         temperature = temperature_of(msg, site, self.temperature, "relax(program, temperature=0.5)")
         # The log-space value is what guide and model exchange: z itself underflows at low temperature, and its density

@@ -79,7 +79,7 @@ def one_hot_site(fn: Any) -> OneHotSite | None:
 
 
 def at_temperature(temperature: Tensor) -> Any:
-    """The settings of a discrete site that name its temperature: `pyro.sample("z", .., infer={"temperature": t})`."""
+    """Name a discrete site's temperature in its settings: `pyro.sample("z", .., infer={"temperature": t})`."""
     return {"temperature": temperature}  # which the type of Pyro's settings has no entry for
 
 

@@ -17,6 +17,7 @@ class StraightThroughMessenger(OneHotMessenger):
         self.temperature = temperature
 
     def declare(self, msg: Messages, site: OneHotSite) -> None:
+        """Make the site exact one-hots that are differentiable by the surrogate."""
         temperature = temperature_of(msg, site, self.temperature, "straight_through(program, temperature=0.5)")
         msg["fn"] = site.distribution(
             lambda logits: StraightThroughOneHotCategorical(temperature, logits=logits.to(site.dtype), kind=self.kind)
