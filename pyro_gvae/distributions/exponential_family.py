@@ -22,6 +22,7 @@ from pyro.distributions import TorchDistribution
 from pyro.ops.provenance import ProvenanceTensor, extract_provenance, track_provenance
 from torch import Size, Tensor
 from torch.distributions import constraints
+from typing_extensions import override
 
 Function = Callable[[Tensor], Tensor]
 
@@ -187,9 +188,11 @@ class CanonicalFamily(ExponentialFamily):
         """E[T(x)], the derivative of A: a new tensor of natural's shape."""
 
     @property
+    @override
     def coefficients(self) -> Tensor:
         return self.natural
 
+    @override
     def log_base_measure(self, x: Tensor) -> Tensor:
         return self.natural.new_zeros(x.shape[:-1])
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Size, Tensor
 from torch.distributions import Categorical, constraints
+from typing_extensions import override
 
 from .bernoulli import Bernoulli, ContinuousBernoulli
 from .exponential_family import CanonicalFamily, ExponentialFamily, no_nan, score_dtype
@@ -51,15 +52,19 @@ class Gaussian(ExponentialFamily):
             raise ValueError(f"Expected scale to be {expected}, but found {tuple(self.scale.shape)}.")
 
     @property
+    @override
     def coefficients(self) -> Tensor:
         return self.natural / self.scale.square()
 
+    @override
     def sufficient_statistics(self, x: Tensor) -> Tensor:
         return x.to(self.natural.dtype)
 
+    @override
     def log_normalizer(self) -> Tensor:
         return 0.5 * (self.natural / self.scale).square().sum(-1)
 
+    @override
     def log_base_measure(self, x: Tensor) -> Tensor:
         log_volume = (self.scale.log() + 0.5 * math.log(2 * math.pi)).expand(self.event_shape).sum()
         return -0.5 * (self.sufficient_statistics(x) / self.scale).square().sum(-1) - log_volume
@@ -111,13 +116,16 @@ class CategoricalPixels(CanonicalFamily):
         super().__init__(natural, num_levels, validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
+    @override
     def support(self) -> Any:
         return constraints.independent(constraints.integer_interval(0, self.num_levels - 1), 1)
 
+    @override
     def sufficient_statistics(self, x: Tensor) -> Tensor:
         one_hot = x.unsqueeze(-1) == torch.arange(self.num_levels, device=x.device)
         return one_hot.to(self.natural.dtype).flatten(-2)  # (..., D * L)
 
+    @override
     def log_normalizer(self) -> Tensor:
         return self._summed_log_normalizer(self.natural)
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import NamedTuple, final
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 ImageShape = tuple[int, int]  # height and width
 
@@ -63,6 +64,7 @@ class Images(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(*layers)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layers(x.reshape(-1, *x.shape[-3:]))
         return out.reshape(*x.shape[:-3], *out.shape[1:])
@@ -153,6 +155,7 @@ def conv_decoder(
 class ChannelsLast(nn.Module):
     """(..., C, H, W) -> (..., H * W * C)."""
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return x.movedim(-3, -1).flatten(-3)
 
