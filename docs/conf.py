@@ -60,7 +60,7 @@ python_maximum_signature_line_length = 120
 nitpick_ignore_regex = [
     # What annotations name and no page describes: type variables, private classes, and types of other packages.
     ("py:.*", r"(.*\.)?(_\w+|Program|Run|Step|Guard|Signals|Self|optional|Annotated|Positional|ExpandedDistribution)"),
-    ("py:.*", r"(pandas|matplotlib|pathlib|tyro|torch\.(autograd|distributions))\..*"),
+    ("py:.*", r"(pandas|pd|matplotlib|pathlib|tyro|collections|torch\.(autograd|distributions))\..*"),
 ]
 
 # Links to Pyro and torch go by the short lists of names in inventories/, never by the network: a build is the same,
