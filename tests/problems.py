@@ -53,7 +53,7 @@ LIKELIHOODS: dict[str, tuple[dict[str, Any], Callable[..., Any], Callable[[], Te
     ),
     "gaussian": (
         {"scale": None},
-        lambda vae, eta: torch.distributions.Normal(eta, vae.log_scale.exp()),
+        lambda vae, eta: torch.distributions.Normal(eta, vae.observation.log_scale.exp()),
         lambda: torch.randn(B, D),
     ),
     "categorical": ({"num_levels": LEVELS}, _categorical, lambda: torch.randint(LEVELS, (B, D))),

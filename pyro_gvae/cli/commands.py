@@ -95,7 +95,8 @@ def reconstruct_command(config: ReconstructConfig) -> str:
         found = reconstruct(trained.vae, x, config.kind, max_memory=in_bytes(config.max_memory))
     path = folder / f"{trained.name}-{config.part}-{config.kind}"
     _save(path, {"inputs": x, "reconstructions": found})
-    rows = [row for pair in zip(x.split(10), found.split(10), strict=True) for row in pair]
+    shown = (trained.vae.observation.to_pixels(images).split(10) for images in (x, found))
+    rows = [row for pair in zip(*shown, strict=True) for row in pair]
     _save_png(path, rows, trained.data.image_shape)
     error = (x - found).square().sum(-1).mean().item()
     return f"{len(x)} images, mean squared distance {error:.3f} an image.\n\nfiles: {path}.png, .safetensors"
@@ -109,7 +110,7 @@ def sample_command(config: SampleConfig) -> str:
         found = sample(trained.vae, config.num_samples, pixels=config.pixels)
     path = folder / f"{trained.name}-{'pixels' if config.pixels else 'means'}"
     _save(path, {"samples": found})
-    _save_png(path, list(found.split(10)), trained.data.image_shape)
+    _save_png(path, list(trained.vae.observation.to_pixels(found).split(10)), trained.data.image_shape)
     return f"{len(found)} samples.\n\nfiles: {path}.png, .safetensors"
 
 
@@ -129,7 +130,7 @@ def _save_png(path: Path, rows: list[Tensor], image_shape: tuple[int, int]) -> N
 
     width, factor = len(rows[0]), max(1, EDGE // max(image_shape))
     full = [torch.cat([row, row.new_zeros(width - len(row), row.shape[1])]) for row in rows]
-    images = torch.cat(full).unflatten(-1, (1, *image_shape)).clamp(0, 1)
+    images = torch.cat(full).unflatten(-1, (1, *image_shape))
     images = images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     with replacing(path.with_name(f"{path.name}.png")) as temporary:
         save_image(images, temporary, format="png", nrow=width, pad_value=0.5)

@@ -13,7 +13,6 @@ from ..config.checks import MOST_OPERATIONS
 from ..config.compare import CompareConfig
 from ..config.units import in_bytes
 from ..data.dataset import Dataset
-from ..data.datasets import load
 from ..report.comparison import write_report
 from ..runs.config import earlier_run, write_config
 from ..runs.files import write_text_atomic
@@ -21,7 +20,7 @@ from ..runs.folder import ERROR, cell_folder, new_run_folder, sole_writer
 from ..runs.frames import require_parquet, write_parquet
 from ..train.checks import check_training
 from ..train.fit import Interrupted
-from ..train.setup import initial_model
+from ..train.setup import initial_model, load_data
 from . import jobs as sweep
 from .cell import Job, train_cell
 from .gather import gather, is_finished
@@ -52,7 +51,7 @@ def compare(config: CompareConfig) -> Path:
     """
     if config.parquet:
         require_parquet()
-    data = load(config.dataset, data_dir=config.data_dir, download=config.download, binarize=config.binarize)
+    data = load_data(config.training())
     cells = make_cells(config, len(data.train))
     begun = earlier_run(config.output, config.as_json(), free=FREE, known_by="cells")
     if begun is None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from .checks import all_different, at_least, positive
 from .json import plain_settings, read_settings
-from .names import Binarization, DatasetName, NetworksName, Observation
+from .names import Binarization, DatasetName, NetworksName, ObservationName
 from .stages import Amount, Stage, parse_stages
 from .train import TrainConfig
 
@@ -36,6 +36,7 @@ class CompareConfig:
         networks: Multilayer perceptrons, or convolutions below them.
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
         observation: Distribution of a pixel.
+        num_levels: L, of categorical pixels, to whose levels 0 .. L - 1 grey ones are rounded.
         learn_prior: Learn the prior of the code, in place of a uniform one.
         epochs: Passes over the training data, where an estimator does not say how much it trains.
         batch_size: B, images in a batch.
@@ -67,7 +68,8 @@ class CompareConfig:
     learning_rates: tuple[float, ...] = ()
     networks: NetworksName = "mlp"
     hidden: tuple[int, ...] = (128,)
-    observation: Observation = "bernoulli"
+    observation: ObservationName = "bernoulli"
+    num_levels: int = 256
     learn_prior: bool = False
     epochs: int = 100
     batch_size: int = 64

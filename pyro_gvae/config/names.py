@@ -44,4 +44,4 @@ Judge = Literal["exact", "sampled", "none"]
 JudgeOrAuto = Literal["auto", Judge]
 
 
-Observation = Literal["bernoulli", "continuous-bernoulli", "gaussian"]
+ObservationName = Literal["bernoulli", "continuous-bernoulli", "gaussian", "categorical"]

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from ..schedules import schedule
 from .json import plain_settings, read_settings
-from .names import Binarization, DatasetName, JudgeOrAuto, NetworksName, Observation, Shard
+from .names import Binarization, DatasetName, JudgeOrAuto, NetworksName, ObservationName, Shard
 from .stages import Amount, Named, Stage, parse_stages
 
 
@@ -36,6 +36,7 @@ class TrainConfig:
         networks: Multilayer perceptrons (mlp), or convolutions below them (conv).
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
         observation: Distribution of a pixel.
+        num_levels: L, of categorical pixels, to whose levels 0 .. L - 1 grey ones are rounded.
         learn_prior: Learn the prior of the code, in place of a uniform one.
         relu_logits: A ReLU on the encoder's logits too, as in the article.
         batch_size: B, images in a batch.
@@ -73,7 +74,8 @@ class TrainConfig:
     num_categories: int = 8
     networks: NetworksName = "mlp"
     hidden: tuple[int, ...] = (128,)
-    observation: Observation = "bernoulli"
+    observation: ObservationName = "bernoulli"
+    num_levels: int = 256
     learn_prior: bool = False
     relu_logits: bool = False
     batch_size: int = 64
@@ -102,7 +104,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("num_latents", "batch_size", "steps", "patience", "max_skipped"):
             at_least(name, getattr(self, name), 1)
-        at_least("num_categories", self.num_categories, 2)
+        for name in ("num_categories", "num_levels"):
+            at_least(name, getattr(self, name), 2)
         at_least("seed", self.seed, 0)
         if self.seed >= 2**32:
             raise ValueError(f"Expected a seed below 2^32, but found {self.seed}.")

@@ -19,6 +19,8 @@ from ..models.categorical_vae import CategoricalVAE
 from ..runtime.rng import derived_seed
 
 BINARIZATIONS = ("none", "threshold", "dynamic")
+#: Black and white.
+UNIT = (0.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,16 +29,17 @@ class Dataset:
 
     Args:
         name: what the data are called in reports.
-        train: images (M, D) with values in [0, 1].
-        test: held-out images (M', D) with values in [0, 1].
+        train: images (M, D) with values in `value_range`.
+        test: held-out images (M', D), likewise.
         image_shape: (H, W) with H * W = D, for pictures.
         train_labels: whole numbers (M,), or None.
         test_labels: whole numbers (M',), or None.
         teacher: the model that the images were drawn from, where it is known.
         binarize: what ``binarized`` made of them; after "dynamic", ``epoch_batches`` draws ``train`` anew.
+        value_range: the smallest and the largest value that images may have; ``observed`` makes others than 0 and 1.
 
     Raises:
-        ValueError: where images are not finite or not in [0, 1], or do not fit their shape or their labels.
+        ValueError: where images are not finite or out of their range, or do not fit their shape or their labels.
 
     Example:
         >>> from pyro_gvae.data.batches import epoch_batches
@@ -53,13 +56,16 @@ class Dataset:
     test_labels: Tensor | None = None
     teacher: CategoricalVAE | None = None
     binarize: str = "none"
+    value_range: tuple[float, float] = UNIT
 
     def __post_init__(self) -> None:
         check_binarize(self.binarize)
+        if self.binarize == "dynamic":
+            check_grey(self.value_range)
         dim = math.prod(self.image_shape)
         parts = ("train", self.train, self.train_labels), ("test", self.test, self.test_labels)
         for part, x, labels in parts:
-            check_images(x, f"{self.name} {part} images")
+            check_images(x, f"{self.name} {part} images", self.value_range)
             if x.shape[1] != dim:
                 raise ValueError(
                     f"Expected {self.name} {part} images of {dim} values, as image_shape={self.image_shape} "
@@ -104,15 +110,16 @@ def as_tensor(data: Any) -> Tensor:
     return data.flatten(1) if data.dim() > 2 else data
 
 
-def check_images(x: Tensor, name: str = "images") -> None:
+def check_images(x: Tensor, name: str = "images", value_range: tuple[float, float] = UNIT) -> None:
     """Refuses, before training, what cannot be trained on.
 
     Args:
         x: images (M, D).
         name: what to call them in the sentence.
+        value_range: the smallest and the largest value that they may have.
 
     Raises:
-        ValueError: where x is not a floating-point tensor (M, D), is empty, has a NaN or leaves [0, 1].
+        ValueError: where x is not a floating-point tensor (M, D), is empty, has a NaN or leaves its range.
 
     Example:
         >>> check_images(torch.tensor([[0.0, 255.0]]))
@@ -125,12 +132,16 @@ def check_images(x: Tensor, name: str = "images") -> None:
             f"but found {x.dtype} of shape {tuple(x.shape)}. Try x.flatten(1).float()."
         )
     low, high = (bound.item() for bound in x.aminmax())  # one pass; a NaN anywhere makes both NaN
+    least, most = value_range
     if math.isnan(low):
         rows = int(x.isnan().any(dim=1).sum())
-        raise ValueError(f"Expected {name} in [0, 1], but found NaN in {rows} of {len(x)}. Try without them.")
-    if low < 0 or high > 1:
         raise ValueError(
-            f"Expected {name} in [0, 1], but found values from {low:g} to {high:g}. Try x / 255 for 8-bit images."
+            f"Expected {name} in [{least:g}, {most:g}], but found NaN in {rows} of {len(x)}. Try without them."
+        )
+    if low < least or high > most:
+        hint = "x / 255 for 8-bit images" if value_range == UNIT else "another value_range"
+        raise ValueError(
+            f"Expected {name} in [{least:g}, {most:g}], but found values from {low:g} to {high:g}. Try {hint}."
         )
 
 
@@ -149,7 +160,7 @@ def binarized(data: Dataset, binarize: str, *, seed: int = 0) -> Dataset:
         A new data set; ``data`` stays as it is.
 
     Raises:
-        ValueError: where ``binarize`` is unknown.
+        ValueError: where ``binarize`` is unknown, or images are no longer grey values in [0, 1].
 
     Example:
         >>> grey = Dataset("grey", torch.full((3, 4), 0.4), torch.full((1, 4), 0.6), (2, 2))
@@ -157,6 +168,8 @@ def binarized(data: Dataset, binarize: str, *, seed: int = 0) -> Dataset:
         [[1.0, 1.0, 1.0, 1.0]]
     """
     check_binarize(binarize)
+    if binarize != "none":
+        check_grey(data.value_range)
     if binarize == "threshold":
         train, test = ((x > 0.5).to(x.dtype) for x in (data.train, data.test))
         return replace(data, train=train, test=test, binarize=binarize)
@@ -165,25 +178,21 @@ def binarized(data: Dataset, binarize: str, *, seed: int = 0) -> Dataset:
     return data
 
 
-def check_range(x: Tensor, low: float, high: float) -> None:
-    """Refuses training data of any shape that hold a NaN, or leave the range that their model has.
+def check_finite(x: Tensor) -> None:
+    """Refuses training data of any shape that are not finite numbers.
 
     Raises:
-        ValueError: where a value is NaN, infinite or not in [low, high].
+        ValueError: where a value is NaN or infinite.
 
     Example:
-        >>> check_range(torch.tensor([0.5, 2.0]), 0.0, 1.0)
+        >>> check_finite(torch.tensor([[0.5], [math.inf]]))
         Traceback (most recent call last):
-        ValueError: Expected training data in [0, 1], but found values from 0.5 to 2. Try to rescale them, or another...
+        ValueError: Expected training data without NaN or infinity, but found them in 1 of 2. Try without them.
     """
-    lowest, highest = (bound.item() for bound in x.aminmax())  # a NaN anywhere makes both NaN
-    if math.isnan(lowest):
-        rows = int(x.isnan().reshape(len(x), -1).any(1).sum())
-        raise ValueError(f"Expected training data without NaN, but found it in {rows} of {len(x)}. Try without them.")
-    if lowest < low or highest > high or math.isinf(lowest) or math.isinf(highest):
+    if not torch.stack(x.aminmax()).isfinite().all():  # a NaN anywhere makes both NaN
+        rows = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
         raise ValueError(
-            f"Expected training data in [{low:g}, {high:g}], but found values from {lowest:g} to {highest:g}. Try to "
-            "rescale them, or another observation."
+            f"Expected training data without NaN or infinity, but found them in {rows} of {len(x)}. Try without them."
         )
 
 
@@ -226,6 +235,19 @@ def check_binarize(binarize: str) -> None:
     """Refuse a way to binarize that is none."""
     if binarize not in BINARIZATIONS:
         raise ValueError(f"Expected binarize among {', '.join(BINARIZATIONS)}, but found '{binarize}'.")
+
+
+def check_grey(value_range: tuple[float, float]) -> None:
+    """Refuses images whose values are not grey values in [0, 1].
+
+    Raises:
+        ValueError: where their range is another one.
+    """
+    if value_range != UNIT:
+        raise ValueError(
+            f"Expected grey images in [0, 1], but found the value_range {value_range}. Try binarized(..), then "
+            "observed(..), each of the images as they were."
+        )
 
 
 def bernoulli_draw(mean: Tensor, generator: torch.Generator) -> Tensor:

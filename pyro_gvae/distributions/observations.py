@@ -1,8 +1,7 @@
-"""What a decoder's natural parameters say about pixels: Bernoulli, continuous Bernoulli, Gaussian, categorical."""
+"""Gaussian pixels, and pixels of L levels."""
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar, Self, final
 
 import torch
@@ -10,7 +9,6 @@ from torch import Size, Tensor
 from torch.distributions import Categorical, constraints
 from typing_extensions import override
 
-from .bernoulli import Bernoulli, ContinuousBernoulli
 from .exponential_family import CanonicalFamily, ExponentialFamily, no_nan, score_dtype
 
 
@@ -157,11 +155,3 @@ class CategoricalPixels(CanonicalFamily):
         logits = self._by_pixel(self.natural).expand(*self._extended_shape(sample_shape), -1)
         levels: Tensor = Categorical(logits=logits, validate_args=False).sample()
         return levels
-
-
-OBSERVATIONS: dict[str, Callable[..., ExponentialFamily]] = {
-    "bernoulli": Bernoulli,
-    "continuous-bernoulli": ContinuousBernoulli,
-    "gaussian": Gaussian,
-    "categorical": CategoricalPixels,
-}

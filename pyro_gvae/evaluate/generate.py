@@ -90,12 +90,13 @@ def pictured(vae: CategoricalVAE, initial: CategoricalVAE, data: Dataset) -> dic
         data: what it was trained on.
 
     Returns:
-        `inputs`, `reconstructions_start`, `reconstructions_end` (R, D) and `samples` (M, D).
+        `inputs`, `reconstructions_start`, `reconstructions_end` (R, D) and `samples` (M, D), as pixels in [0, 1].
     """
     shown = data.test[:NUM_RECONSTRUCTIONS]
-    return {
+    arrays = {
         "inputs": shown,
         "reconstructions_start": reconstruct(initial, shown),
         "reconstructions_end": reconstruct(vae, shown),
         "samples": sample(vae, NUM_SAMPLES),
     }
+    return {name: vae.observation.to_pixels(x) for name, x in arrays.items()}

@@ -1,6 +1,5 @@
 """The categorical VAE: one Pyro program, written as on paper."""
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -10,14 +9,13 @@ from pyro.infer.util import is_validation_enabled
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
-from ..distributions.exponential_family import ExponentialFamily
-from ..distributions.observations import OBSERVATIONS
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.parameters import check_temperature, scalar_temperature
 from ..handlers import relax
 from ..handlers.parameters import announce
 from ..handlers.sites import at_temperature
 from .networks import mlp_decoder, mlp_encoder
+from .observations import Observation, as_observation
 
 
 class CategoricalVAE(nn.Module):
@@ -39,7 +37,8 @@ class CategoricalVAE(nn.Module):
         num_latents: N.
         num_categories: K.
         hidden: widths of the encoder's hidden layers; the decoder has them in reverse.
-        observation: "bernoulli", "continuous-bernoulli", "gaussian" or "categorical" pixels.
+        observation: "bernoulli", "continuous-bernoulli", "gaussian" or "categorical" pixels, or a module of one's own,
+            an :class:`~pyro_gvae.models.observations.Observation`.
         scale: of the "gaussian" observation; None learns one scale for all pixels.
         num_levels: of the "categorical" observation: pixels are whole numbers 0 .. num_levels - 1.
         learn_prior: learn `prior_logits` in place of a uniform prior.
@@ -48,6 +47,9 @@ class CategoricalVAE(nn.Module):
         encoder: a module x (B, D) -> logits (B, N, K) in place of the MLP.
         decoder: a module z (..., N, K) -> natural parameters (..., D) in place of the MLP.
         name: under which Pyro's param store knows the parameters.
+
+    Attributes:
+        observation: the module that builds p(x | z): `observation(decoder(z))`.
 
     Raises:
         ValueError: if a size, a temperature or the observation is out of its range.
@@ -63,7 +65,7 @@ class CategoricalVAE(nn.Module):
     _temperature: Tensor
     _prior_temperature: Tensor
     prior_logits: Tensor
-    log_scale: Tensor
+    observation: Observation
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class CategoricalVAE(nn.Module):
         num_latents: int = 20,
         num_categories: int = 10,
         hidden: Sequence[int] = (512, 256),
-        observation: str = "bernoulli",
+        observation: str | Observation = "bernoulli",
         *,
         scale: float | None = None,
         num_levels: int = 256,
@@ -83,15 +85,13 @@ class CategoricalVAE(nn.Module):
         name: str = "vae",
     ) -> None:
         super().__init__()
-        _check_sizes(data_dim, num_latents, num_categories, hidden, num_levels)
-        _check_observation(observation, scale)
+        _check_sizes(data_dim, num_latents, num_categories, hidden)
         self.data_dim: Final = data_dim
         self.num_latents: Final = num_latents
         self.num_categories: Final = num_categories
-        self.observation_name: Final = observation
-        self.num_levels: Final = num_levels
         self.name: Final = name
-        natural_dim = data_dim * num_levels if observation == "categorical" else data_dim
+        self.observation = as_observation(observation, scale=scale, num_levels=num_levels)
+        natural_dim = data_dim * self.observation.natural_per_pixel
         self.encoder = encoder or mlp_encoder(data_dim, hidden, num_latents, num_categories)
         self.decoder = decoder or mlp_decoder(num_latents, num_categories, tuple(hidden)[::-1], natural_dim)
         uniform = torch.zeros(num_latents, num_categories)  # (N, K)
@@ -99,18 +99,9 @@ class CategoricalVAE(nn.Module):
             self.prior_logits = nn.Parameter(uniform)
         else:
             self.register_buffer("prior_logits", uniform)
-        if observation == "gaussian":
-            self._add_scale(scale)
         # Temperatures are buffers, so that annealing changes a tensor that a recorded graph reads, not the graph.
         self.register_buffer("_temperature", scalar_temperature(temperature, uniform))
         self.register_buffer("_prior_temperature", scalar_temperature(prior_temperature, uniform))
-
-    def _add_scale(self, scale: float | None) -> None:
-        log_scale = torch.tensor(math.log(scale or 1.0))
-        if scale is None:
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
 
     @relax()
     def model(self, x: Tensor) -> Tensor:
@@ -144,15 +135,6 @@ class CategoricalVAE(nn.Module):
             posterior = FactorizedOneHotCategorical(logits=logits)
             code: Tensor = pyro.sample("z", posterior, infer=at_temperature(self.temperature))  # (B, N, K)
         return code
-
-    def observation(self, natural: Tensor) -> ExponentialFamily:
-        """p(x | z) given the decoder's natural parameters (..., D)."""
-        family = OBSERVATIONS[self.observation_name]
-        if self.observation_name == "gaussian":
-            return family(natural, self.log_scale.exp())
-        if self.observation_name == "categorical":
-            return family(natural, self.num_levels)
-        return family(natural)
 
     @property
     def temperature(self) -> Tensor:
@@ -202,43 +184,14 @@ class CategoricalVAE(nn.Module):
         dtype = next(self.parameters()).dtype
         if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"Expected data of the networks' {dtype}, but found {x.dtype}. Try x.to({dtype}).")
-        if is_validation_enabled() and not bool(self._in_range(x)):
-            low, high = self.data_range
-            raise ValueError(
-                f"Expected '{self.observation_name}' data in [{low:g}, {high:g}] without NaN, but found values from "
-                f"{x.min().item():g} to {x.max().item():g}. Try to rescale x, or another observation."
-            )
-
-    def _in_range(self, x: Tensor) -> Tensor:
-        low, high = self.data_range
-        lowest, highest = x.aminmax()
-        inside = (lowest >= low) & (highest <= high)  # False where there is a NaN
-        return inside & (x == x.round()).all() if self.observation_name == "categorical" else inside
-
-    @property
-    def data_range(self) -> tuple[float, float]:
-        """The smallest and the largest value that a pixel may have."""
-        if self.observation_name == "gaussian":
-            return -torch.finfo(torch.float32).max, torch.finfo(torch.float32).max
-        return 0.0, self.num_levels - 1.0 if self.observation_name == "categorical" else 1.0
+        if is_validation_enabled():
+            self.observation.check(x)
 
 
-def _check_sizes(data_dim: int, num_latents: int, num_categories: int, hidden: Sequence[int], num_levels: int) -> None:
+def _check_sizes(data_dim: int, num_latents: int, num_categories: int, hidden: Sequence[int]) -> None:
     sizes = {"data_dim": data_dim, "num_latents": num_latents, "num_categories": num_categories}
-    sizes["num_levels"] = num_levels
     sizes |= {f"hidden[{i}]": width for i, width in enumerate(hidden)}
     for name, size in sizes.items():
-        least = 2 if name in ("num_categories", "num_levels") else 1
+        least = 2 if name == "num_categories" else 1
         if size < least:
             raise ValueError(f"Expected {name} of at least {least}, but found {size}.")
-
-
-def _check_observation(observation: str, scale: float | None) -> None:
-    if observation not in OBSERVATIONS:
-        raise ValueError(f"Expected an observation among {', '.join(OBSERVATIONS)}, but found '{observation}'.")
-    if scale is not None and not (scale > 0 and observation == "gaussian"):
-        raise ValueError(
-            f"Expected scale to be positive and the observation gaussian, but found scale={scale} and "
-            f"'{observation}'. "
-            "Try scale=None, which learns a gaussian's."
-        )

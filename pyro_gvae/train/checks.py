@@ -1,7 +1,6 @@
 """A configuration held against program and data: what it trains by, and what cannot be, refused before it is begun."""
 
 import inspect
-import math
 from typing import Any
 
 import torch
@@ -11,8 +10,9 @@ from ..config.stages import Stage
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.batches import check_batch_size
-from ..data.dataset import Dataset, check_range
+from ..data.dataset import Dataset, check_finite
 from ..estimators import ESTIMATORS, Estimator, estimator, with_free_bits, with_kl_weight
+from ..models.observations import Observation
 from ..runtime.distributed import Share, share
 from ..schedules import Schedule, schedule
 from .optimizers import new_optimizer
@@ -44,7 +44,10 @@ def check_data(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> None:
             batch, or `patience` has no test data to watch.
     """
     train = data.train if isinstance(data, Dataset) else data
-    check_range(train, *getattr(vae, "data_range", (-math.inf, math.inf)))
+    check_finite(train)
+    observation = getattr(vae, "observation", None)
+    if isinstance(observation, Observation):
+        observation.check(train, "training data")
     if config.patience is not None and not isinstance(data, Dataset):
         raise ValueError("Expected a Dataset with test images for patience, but found a tensor. Try Dataset(..).")
     check_batch_size(config.batch_size, len(train))

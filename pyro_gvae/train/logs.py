@@ -106,9 +106,8 @@ class Logs:
         with own_randomness(0):
             images = torch.stack([shown, reconstruct(vae, shown)], 1).flatten(0, 1)  # each beside its original
             samples = sample(vae, NUM_PICTURED)
-        scale = vae.data_range[1] if vae.observation_name == "categorical" else 1.0
-        for name, pixels in (("reconstructions", images), ("samples", samples)):
-            self._board.add_images(name, (pixels / scale).clamp(0, 1).reshape(-1, *shape), step)
+        for name, x in (("reconstructions", images), ("samples", samples)):
+            self._board.add_images(name, vae.observation.to_pixels(x).reshape(-1, *shape), step)
         with torch.no_grad():
             used = encode(vae, data.test).argmax(-1)  # (M', N)
         edges = torch.arange(vae.num_categories + 1) - 0.5

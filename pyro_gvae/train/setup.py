@@ -7,16 +7,20 @@ import torch
 from ..config.train import TrainConfig
 from ..data.dataset import Dataset
 from ..data.datasets import load
+from ..data.observed import observed
 from ..models.categorical_vae import CategoricalVAE
 from ..models.networks import NETWORKS, relu_logits
+from ..models.observations import Observation, as_observation
 from ..runtime.distributed import from_main, own_device, share
 
 
 def load_data(config: TrainConfig) -> Dataset:
-    """The data set of a configuration, on its device."""
+    """The data set of a configuration, as data of its observation, on its device."""
+    observation = _observation(config)
 
     def loaded(download: bool) -> Dataset:
-        return load(config.dataset, data_dir=config.data_dir, download=download, binarize=config.binarize)
+        images = load(config.dataset, data_dir=config.data_dir, download=download, binarize=config.binarize)
+        return observed(images, observation)
 
     if config.download and share().world_size > 1:
         from_main(lambda: bool(loaded(True)))  # once
@@ -32,13 +36,20 @@ def initial_model(config: TrainConfig, data: Dataset) -> CategoricalVAE:
     sizes = config.num_latents, config.num_categories
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        encoder, decoder = NETWORKS[config.networks](data.image_shape, *sizes, hidden=config.hidden)
+        observation = _observation(config)
+        encoder, decoder = NETWORKS[config.networks](
+            data.image_shape, *sizes, hidden=config.hidden, natural_per_pixel=observation.natural_per_pixel
+        )
         vae = CategoricalVAE(
             data.train.shape[1],
             *sizes,
-            observation=config.observation,
+            observation=observation,
             learn_prior=config.learn_prior,
             encoder=relu_logits(encoder) if config.relu_logits else encoder,
             decoder=decoder,
         )
     return vae.to(own_device(config.device))
+
+
+def _observation(config: TrainConfig) -> Observation:
+    return as_observation(config.observation, num_levels=config.num_levels)

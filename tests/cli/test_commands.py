@@ -14,6 +14,7 @@ from pyro_gvae import exact
 from pyro_gvae.cli.main import COMMANDS, main
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
+from pyro_gvae.data.datasets import load
 from pyro_gvae.evaluate.generate import encode, reconstruct
 from pyro_gvae.runs.files import append_json_line
 from pyro_gvae.runs.folder import cell_folder
@@ -102,6 +103,91 @@ def test_sample(run, capsys, pixels):
     assert imread(f"{path}.png").shape[0] == 2 + math.ceil(25 / 10) * 66
     say(capsys, "sample", run, "--num-samples", 25, *options, "--random-seed", 1)
     assert not torch.equal(samples, load_file(f"{path}.safetensors")["samples"])
+
+
+LEVELS = ["--observation", "categorical", "--num-levels", 16, "--binarize", "none"]
+SMALL = ["--num-latents", 1, "--num-categories", 6, "--hidden", 16, "--learning-rate", 0.02]
+
+
+@pytest.fixture(scope="module")
+def levels(tmp_path_factory):
+    """A run of pixels of 16 levels, resumed once."""
+    run = tmp_path_factory.mktemp("levels") / "run"
+    stages = ["--stages", "gumbel-softmax:10steps,exact:30steps", "--output", run]
+    assert main([str(word) for word in ["train", *LEVELS, *SMALL, *stages]]) == 0
+    assert main(["resume", str(run)]) == 0
+    return run
+
+
+def test_levels_are_trained_and_evaluated(levels, capsys):
+    lines = [json.loads(line) for line in (levels / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["test_elbo"] > lines[0]["test_elbo"] + 20
+    assert lines[0]["test_elbo"] == pytest.approx(-64 * math.log(16), rel=0.03)  # nearly uniform levels
+    trained = load_model(levels)
+    digits = load("digits")  # 17 levels of their own
+    assert torch.equal(trained.data.test, (digits.test * 15).round())
+    say(capsys, "evaluate", levels, "--num-data", 50)
+    written = json.loads((levels / "evaluation" / "exact-seed0.json").read_text())
+    z = torch.eye(6).unsqueeze(-2)
+    scores = torch.distributions.Categorical(logits=trained.vae.decoder(z).unflatten(-1, (64, 16)).unsqueeze(1))
+    evidence = (scores.log_prob(trained.data.test[:50]).sum(-1) - math.log(6)).logsumexp(0).mean()
+    assert written["test"]["log_evidence"]["value"] == pytest.approx(evidence.item(), rel=1e-5)
+
+
+def test_levels_are_encoded_reconstructed_and_sampled(levels, capsys):
+    trained = load_model(levels)
+    say(capsys, "encode", levels, "--kind", "exact", "--num-data", 30)
+    codes = load_file(levels / "codes" / "exact-seed0-test-exact.safetensors")["codes"]
+    assert torch.equal(codes, encode(trained.vae, trained.data.test[:30], "exact").argmax(-1))
+
+    say(capsys, "reconstruct", levels, "--num-data", 10)
+    path = levels / "reconstructions" / "exact-seed0-test-map"
+    arrays = load_file(f"{path}.safetensors")
+    assert torch.equal(arrays["inputs"], trained.data.test[:10]) and arrays["inputs"].max() == 15
+    for row, name in enumerate(("inputs", "reconstructions")):
+        pixels = torch.from_numpy(imread(f"{path}.png")[2 + 66 * row : 66 + 66 * row : 8, 2:66:8, 0])
+        torch.testing.assert_close(pixels, arrays[name][0].reshape(8, 8) / 15, atol=0.01, rtol=0)
+
+    say(capsys, "sample", levels, "--pixels", "--num-samples", 20)
+    path = levels / "samples" / "exact-seed0-pixels"
+    drawn = load_file(f"{path}.safetensors")["samples"]
+    assert set(drawn.unique().tolist()) == set(range(16))
+    pixels = torch.from_numpy(imread(f"{path}.png")[2:66:8, 2:66:8, 0])
+    torch.testing.assert_close(pixels, drawn[0].reshape(8, 8) / 15, atol=0.01, rtol=0)
+
+
+def test_levels_are_reported(levels, capsys):
+    assert "report" in say(capsys, "report", levels)
+    assert "log evidence" in say(capsys, "gaps", levels, "--num-data", 20)
+
+
+@pytest.mark.slow
+def test_gradients_of_levels_are_measured(levels, capsys):
+    options = ["--estimators", "exact", "gumbel-softmax", "--temperatures", 1, "--num-data", 5, "--num-samples", 32]
+    assert "gumbel-softmax" in say(capsys, "gradients", "--run", levels, *options, "--output", levels / "gradients")
+
+
+@pytest.mark.slow
+def test_levels_are_compared(capsys, tmp_path):
+    run = tmp_path / "run"
+    options = ["--estimators", "gumbel-softmax", "exact", "--seeds", 0, "--epochs", 1, "--evaluations", 1]
+    assert "report" in say(capsys, "compare", *LEVELS, *SMALL, *options, "--output", run)
+    pictures = load_file(cell_folder(run, "exact", 0) / "pictures.safetensors")
+    torch.testing.assert_close(pictures["inputs"], (load("digits").test[:10] * 15).round() / 15)
+    assert all(array.min() >= 0 and array.max() <= 1 for array in pictures.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--num-levels", 16], "Expected no num_levels for the observation 'bernoulli', but found num_levels=16"),
+        ([*LEVELS, "--binarize", "dynamic"], "which are probabilities of black and white. Try binarize='none'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_levels_that_cannot_be_are_refused(command, options, sentence, capsys, tmp_path):
+    assert main([command, *map(str, options), "--output", str(tmp_path / "run")]) == 2
+    assert sentence in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_few_images_are_one_short_row(run, capsys, tmp_path):

@@ -55,6 +55,7 @@ def run(capsys, *arguments):
             "Expected an objective with a KL to weigh, but found",
         ),
         (["train", "--free-bits", "-1"], "Expected free_bits of at least 0 nats, but found -1.0"),
+        (["train", "--num-levels", "1"], "Expected num_levels of at least 2, but found 1"),
         (["report", "nowhere"], "Expected a run folder, but found that 'nowhere' is not one"),
         (["train", "--device", "qpu"], "Expected a device of this machine, but found 'qpu'"),
         (["train", "--preset", "article", "--data-dir", "nowhere"], "nowhere"),

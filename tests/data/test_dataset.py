@@ -29,7 +29,9 @@ from pyro_gvae.data import dataset as data
 from pyro_gvae.data.batches import epoch_batches
 from pyro_gvae.data.dataset import Dataset, binarized, check_images
 from pyro_gvae.data.datasets import DATASETS, load
+from pyro_gvae.data.observed import observed
 from pyro_gvae.data.teacher import teacher
+from pyro_gvae.models.observations import BernoulliObservation, CategoricalObservation
 
 MNIST = Path(__file__).parents[2] / "../shared/mnist"
 MNIST_LIKE = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -192,6 +194,51 @@ def test_dynamic_keeps_train_grey_and_draws_test_once() -> None:
     assert not torch.equal(drawn.test, binarized(images, "dynamic", seed=2).test)
     standard_error = (images.test * (1 - images.test)).sum(0).sqrt() / len(images.test)
     assert ((drawn.test - images.test).mean(0).abs() < 5 * standard_error).all()
+
+
+@pytest.mark.parametrize("num_levels", [2, 17])
+def test_grey_values_become_the_nearest_level(num_levels: int) -> None:
+    images = grey()
+    levels = observed(images, CategoricalObservation(num_levels))
+    grid = torch.linspace(0, 1, num_levels)
+    for x, found in ((images.train, levels.train), (images.test, levels.test)):
+        assert torch.equal(found, (x.unsqueeze(-1) - grid).abs().argmin(-1).float())
+    assert levels.value_range == (0, num_levels - 1) and levels.image_shape == images.image_shape
+
+
+def test_levels_of_files_are_what_the_files_hold() -> None:
+    """Scikit-learn's digits have 17 levels, and other images 256: none is off by a rounding error."""
+    assert torch.equal(observed(load("digits"), CategoricalObservation(17)).train, load("digits").train * 16)
+    bytes_ = torch.arange(256.0).unsqueeze(0)
+    images = Dataset("bytes", bytes_ / 255, bytes_ / 255, (16, 16))
+    assert torch.equal(observed(images, CategoricalObservation(256)).train, bytes_)
+
+
+def test_images_that_are_data_as_they_stand_stay_the_same() -> None:
+    drawn = teacher(sizes=(10, 10))
+    assert observed(drawn, BernoulliObservation()) is drawn
+    assert observed(binarized(grey(), "dynamic"), BernoulliObservation()).binarize == "dynamic"
+    assert observed(drawn, CategoricalObservation(3)).teacher is None  # which drew other data
+
+
+def test_probabilities_are_no_levels() -> None:
+    with pytest.raises(ValueError, match="found those of dynamic binarization, which are probabilities"):
+        observed(binarized(grey(), "dynamic"), CategoricalObservation(2))
+    levels = observed(grey(), CategoricalObservation(4))
+    for make in (
+        lambda: binarized(levels, "threshold"),
+        lambda: binarized(levels, "dynamic"),
+        lambda: observed(levels, CategoricalObservation(4)),
+    ):
+        with pytest.raises(ValueError, match=r"Expected grey images .* found the value_range \(0\.0, 3\.0\)"):
+            make()
+
+
+def test_images_keep_to_their_own_range() -> None:
+    x = torch.tensor([[-1.0, 2.0]])
+    assert Dataset("mine", x, x, (1, 2), value_range=(-1, 2)).train is x
+    with pytest.raises(ValueError, match=r"mine train images in \[-1, 1\], but found values from -1 to 2\. Try an"):
+        Dataset("mine", x, x, (1, 2), value_range=(-1, 1))
 
 
 def test_dynamic_batches_are_fresh_draws_with_the_grey_value_as_mean() -> None:

@@ -10,13 +10,14 @@ import torch
 from pyro.infer import SVI
 
 from pyro_gvae import exact
-from pyro_gvae.config.names import DatasetName, EstimatorName
+from pyro_gvae.config.names import DatasetName, EstimatorName, ObservationName
 from pyro_gvae.data.datasets import DATASETS
 from pyro_gvae.elbos.exact import ExactEvidence
 from pyro_gvae.estimators import ESTIMATORS, estimator
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize
 from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.models.observations import OBSERVATIONS
 
 OPTIONS = [*((name, {}) for name in ESTIMATORS), ("gumbel-softmax", {"kl": "categorical"})]
 X = torch.rand(8, 6, generator=torch.Generator().manual_seed(0)).round()
@@ -122,3 +123,4 @@ def test_unknown_names_and_options_are_refused():
 def test_the_command_line_knows_the_same_names():
     assert set(get_args(EstimatorName)) == set(ESTIMATORS)
     assert set(get_args(DatasetName)) == set(DATASETS)
+    assert set(get_args(ObservationName)) == set(OBSERVATIONS)

@@ -93,7 +93,7 @@ def test_it_is_what_stock_pyro_enumerates_at_one_site(problem, quantity):
 PYRO_LIKELIHOODS: dict[str, Callable[[CategoricalVAE, Tensor], Any]] = {
     "bernoulli": lambda _, eta: dist.Bernoulli(logits=eta),
     "continuous-bernoulli": lambda _, eta: dist.ContinuousBernoulli(logits=eta),
-    "gaussian": lambda vae, eta: dist.Normal(eta, vae.log_scale.exp()),
+    "gaussian": lambda vae, eta: dist.Normal(eta, vae.observation.log_scale.exp()),
     "categorical": lambda _, eta: dist.Categorical(logits=eta.unflatten(-1, (problems.D, problems.LEVELS))),
 }
 
@@ -101,7 +101,7 @@ PYRO_LIKELIHOODS: dict[str, Callable[[CategoricalVAE, Tensor], Any]] = {
 @EACH_PROBLEM
 def test_it_is_what_stock_pyro_enumerates_at_separate_sites(problem):
     vae, x = problem.vae(), problem.x()
-    pair = problems.separate_sites(vae, partial(PYRO_LIKELIHOODS[vae.observation_name], vae))
+    pair = problems.separate_sites(vae, partial(PYRO_LIKELIHOODS[problem.options["observation"]], vae))
     stock = -TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(pair.model, pair.guide, x)
     assert_same_with_gradients(exact.elbo(vae, x).sum()[None], stock[None], vae)
 
