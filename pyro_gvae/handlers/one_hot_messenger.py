@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import Any
 
+import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -25,6 +26,25 @@ def temperature_of(msg: Messages, site: OneHotSite, given: float | Tensor | None
 def without_enumeration(msg: Messages) -> Any:
     """A site's settings without enumeration, of which a sample knows nothing."""
     return {key: value for key, value in msg["infer"].items() if key != "enumerate"}
+
+
+def refuse_integers(msg: Messages) -> None:
+    """Refuse a latent categorical that is written as an integer: it has no value between two categories.
+
+    A site that is marked for enumeration stays as it is: stock Pyro sums it.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    innermost = msg["fn"]
+    while hasattr(innermost, "base_dist"):
+        innermost = innermost.base_dist
+    is_latent = not msg["is_observed"] and msg["value"] is None
+    if is_latent and isinstance(innermost, torch.distributions.Categorical) and not msg["infer"].get("enumerate"):
+        raise ValueError(
+            f"Expected one-hot sites to relax, but found '{msg['name']}', a Categorical: an integer has no relaxation. "
+            "Try OneHotCategorical, or an estimator that scores or sums, without this handler."
+        )
 
 
 class ProgramMessenger(Messenger):
@@ -52,6 +72,7 @@ class OneHotMessenger(ProgramMessenger):
             return
         site = one_hot_site(msg["fn"])
         if site is None:
+            self.leave(msg)
             return
         if msg["is_observed"] or msg["value"] is not None:
             self.observed.add(msg["name"])
@@ -63,6 +84,9 @@ class OneHotMessenger(ProgramMessenger):
             )
         self.sites[msg["name"]] = site
         self.declare(msg, site)
+
+    def leave(self, msg: Messages) -> None:
+        """Look at a site that is no one-hot, where a handler has reason to; it stays as it is written."""
 
     @abstractmethod
     def declare(self, msg: Messages, site: OneHotSite) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
 from ..runtime.compat.pyro import settings_of_deterministic_site
-from .one_hot_messenger import OneHotMessenger, temperature_of, without_enumeration
+from .one_hot_messenger import OneHotMessenger, refuse_integers, temperature_of, without_enumeration
 from .sites import Messages, OneHotSite
 
 
@@ -22,6 +22,10 @@ class RelaxMessenger(OneHotMessenger):
     def __enter__(self) -> Any:
         self.samples: dict[str, Tensor] = {}
         return super().__enter__()
+
+    def leave(self, msg: Messages) -> None:
+        """Refuse integers, which would be sampled and scored in silence."""
+        refuse_integers(msg)
 
     def declare(self, msg: Messages, site: OneHotSite) -> None:
         """Make the site a function of a Concrete variable in log space."""

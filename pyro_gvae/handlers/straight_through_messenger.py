@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..distributions.straight_through import StraightThroughOneHotCategorical
 from ..distributions.surrogates import Kind
-from .one_hot_messenger import OneHotMessenger, temperature_of, without_enumeration
+from .one_hot_messenger import OneHotMessenger, refuse_integers, temperature_of, without_enumeration
 from .sites import Messages, OneHotSite
 
 
@@ -15,6 +15,10 @@ class StraightThroughMessenger(OneHotMessenger):
         super().__init__()
         self.kind = kind
         self.temperature = temperature
+
+    def leave(self, msg: Messages) -> None:
+        """Refuse integers, which would be sampled and scored in silence."""
+        refuse_integers(msg)
 
     def declare(self, msg: Messages, site: OneHotSite) -> None:
         """Make the site exact one-hots that are differentiable by the surrogate."""

@@ -703,3 +703,17 @@ def test_more_than_one_event_dimension_of_latents_is_refused():
 
     with pytest.raises(ValueError, match=r"event shape \(K,\) or \(N, K\), but found \(2, 3, 4\)"):
         discretize(model)()
+
+
+@pytest.mark.parametrize("handler", [relax(temperature=0.5), straight_through(temperature=0.5)])
+def test_integers_have_no_relaxation(handler):
+    """They would be sampled and scored without a word; observed ones, and those that stock Pyro sums, may stand."""
+
+    def model(obs=None, infer=None):
+        with pyro.plate("data", 3):
+            return pyro.sample("z", dist.Categorical(logits=torch.zeros(3)).mask(True), obs=obs, infer=infer)
+
+    with pytest.raises(ValueError, match=r"found 'z', a Categorical: an integer has no relaxation\. Try OneHotCategor"):
+        handler(model)()
+    assert handler(model)(torch.tensor([0, 1, 2])).tolist() == [0, 1, 2]
+    assert handler(model)(infer={"enumerate": "parallel"}).shape == (3,)
