@@ -145,7 +145,15 @@ def compare_command(config: CompareConfig) -> str:
     run = compare(config)
     said = f"{results_table(run)}\n\nreport: {run / 'report.html'}"
     results = read_results(run)
+    held = results[(results["status"] == "unfinished") & (results["error"] != "")]
     failed = labelled(results[results["status"] == "failed"])
+    if len(held):
+        first = labelled(held).iloc[0]
+        raise CellsFailedError(
+            f"Expected {len(results)} finished cells, but found {len(held)} that other processes work on: "
+            f"{first['estimator']}, seed {first['seed']}, {first['error']}. Try the same command when they have ended.",
+            said,
+        )
     if len(failed):
         first = failed.iloc[0]
         raise CellsFailedError(

@@ -1,6 +1,7 @@
 """The command line. Torch is imported only when a command runs, so that `--help` is instant."""
 
 import shlex
+import signal
 import sys
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple, Union
@@ -48,8 +49,8 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 if it succeeded, 2 with one sentence if it was asked for something that cannot be.
 
-    1 if cells of a comparison failed; a run that a signal stopped ends with 130 (Ctrl-C) or 143 (SIGTERM), as shells
-    expect.
+    1 if cells of a comparison failed or are held; what a signal stopped ends with 130 (Ctrl-C), 143 (SIGTERM) or 129
+    (SIGHUP), as shells expect.
     """
     try:
         if said := _run(_parse(list(sys.argv[1:] if arguments is None else arguments))):
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         run = getattr(interrupt, "run", None)
         if run is None:
             print("pyro-gvae: interrupted; what was finished is in the run folder.", file=sys.stderr)
-            return 130
+            return 128 + int(getattr(interrupt, "signal", signal.SIGINT))
         print(f"\npyro-gvae: stopped; resume with: pyro-gvae resume {shlex.quote(str(run))}", file=sys.stderr)
         return 128 + int(interrupt.signal)  # type: ignore[attr-defined]
     return 0
@@ -106,7 +107,8 @@ def _run(config: Any) -> str:
     name = next(command.function for command in COMMANDS.values() if command.config is type(config))
     commands = import_module(".commands", __package__)  # with torch
     import_module("..runtime.memory", __package__).keep_freed_memory()
-    said: str = getattr(commands, name)(config)
+    with import_module("..runtime.signals", __package__).raise_on_signal():
+        said: str = getattr(commands, name)(config)
     return said
 
 

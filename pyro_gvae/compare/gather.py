@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from ..runs.files import write_json_lines
-from ..runs.folder import PICTURES, cell_error, cell_folder
+from ..runs.folder import PICTURES, cell_error, cell_folder, holder
 from ..runs.frames import read_json_lines, write_csv
 from ..runs.tables import choose_baseline, labelled, paired_differences, summarize
 from .grid import Cell
@@ -26,8 +26,8 @@ def gather(run: Path, cells: Sequence[Cell]) -> pd.DataFrame:
 
     - metrics.jsonl: every evaluation of every cell, with its place in the grid; `finished` is true of the last one of a
       cell that was trained to its end.
-    - results.csv: one row for each cell: its place in the grid, `status` (finished, failed, unfinished), `error`, and
-      the last evaluation if it is finished.
+    - results.csv: one row for each cell: its place in the grid, `status` (finished, failed, unfinished), `error` (what
+      it failed of, or which process holds it), and the last evaluation if it is finished.
     - summary.csv: means and standard errors over seeds. differences.csv: the same of differences from the baseline on
       the same seeds and settings.
 
@@ -47,6 +47,8 @@ def gather(run: Path, cells: Sequence[Cell]) -> pd.DataFrame:
             row |= {"status": "finished", "steps_per_second": row["step"] / row["seconds"]}
         elif error := cell_error(run, cell.label, cell.seed):
             row |= {"status": "failed", "error": error}
+        elif (by := holder(cell_folder(run, cell.label, cell.seed))) is not None:
+            row |= {"error": f"held by {by}"}
         lines += of_cell
         rows.append(row)
     results = pd.DataFrame(rows)

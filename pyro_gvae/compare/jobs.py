@@ -1,14 +1,18 @@
 """The same function on many jobs: processes by joblib, or a Dask cluster; a job that fails fails alone."""
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
+from ..runs.folder import HeldError
 from ..runtime.extras import import_extra
 from ..runtime.memory import keep_freed_memory
+from ..runtime.signals import end_with
 
 #: How often worker processes may die, of too little memory as a rule, before what is left is given up.
 MOST_DEATHS = 3
@@ -22,24 +26,26 @@ class Outcome(NamedTuple):
     Args:
         number: its place among the jobs.
         error: what it failed of, in a sentence; None if it did not.
+        is_held: whether another process works on it, so that it has neither failed nor ended.
     """
 
     number: int
-    error: str | None
+    error: str | None = None
+    is_held: bool = False
 
 
 #: Takes a function and its jobs; yields an outcome whenever a job ends.
-Run = Callable[[Callable[[Any], None], Sequence[Any]], Iterator[Outcome]]
+Run = Callable[[Callable[[Any], None], Sequence[Any]], Generator[Outcome, None, None]]
 
 
 def on_processes(workers: int) -> Run:
     """Jobs on so many processes of this machine, which share the threads of this one; with one, in this process.
 
-    Jobs of a process that died are begun again.
+    Jobs of a process that died are begun again. The processes end when this one does.
     """
-    attempt = _attempt if workers == 1 else _attempt_in_worker
+    attempt = _attempt if workers == 1 else partial(_attempt_in_worker, os.getpid())
 
-    def run(function: Callable[[Any], None], jobs: Sequence[Any]) -> Iterator[Outcome]:
+    def run(function: Callable[[Any], None], jobs: Sequence[Any]) -> Generator[Outcome, None, None]:
         from joblib import Parallel, delayed, parallel_config  # imported where used, as every package of one use
 
         left = dict(enumerate(jobs))
@@ -48,9 +54,10 @@ def on_processes(workers: int) -> Run:
                 with parallel_config("loky", inner_max_num_threads=max(1, torch.get_num_threads() // workers)):
                     parallel = Parallel(workers, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
                     outcomes = parallel(delayed(attempt)(function, index, job) for index, job in list(left.items()))
-                for outcome in outcomes:
-                    del left[outcome.number]
-                    yield outcome
+                with closing(outcomes):  # at once where the loop is left early, and with it the processes
+                    for outcome in outcomes:
+                        del left[outcome.number]
+                        yield outcome
                 return
             except BrokenProcessPool as error:
                 died = error
@@ -87,7 +94,7 @@ def on_cluster(address: str) -> Iterator[Run]:
                 f"Expected Dask workers of one thread each, but found one of {threads}. Try: dask worker --nthreads 1."
             )
 
-        def run(function: Callable[[Any], None], jobs: Sequence[Any]) -> Iterator[Outcome]:
+        def run(function: Callable[[Any], None], jobs: Sequence[Any]) -> Generator[Outcome, None, None]:
             futures = {
                 client.submit(_attempt, function, index, job, pure=False): index for index, job in enumerate(jobs)
             }
@@ -98,17 +105,20 @@ def on_cluster(address: str) -> Iterator[Run]:
         yield run
 
 
-def _attempt_in_worker(function: Callable[[Any], None], index: int, job: Any) -> Outcome:
+def _attempt_in_worker(parent: int, function: Callable[[Any], None], index: int, job: Any) -> Outcome:
     keep_freed_memory()  # the process is ours alone
+    end_with(parent)
     return _attempt(function, index, job)
 
 
 def _attempt(function: Callable[[Any], None], index: int, job: Any) -> Outcome:
     try:
         function(job)
+    except HeldError:
+        return Outcome(index, is_held=True)
     except Exception as error:
         return Outcome(index, str(error).split("\n")[0] or type(error).__name__)
-    return Outcome(index, None)
+    return Outcome(index)
 
 
 def _died(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """The main job: the same network, weights and batches, trained by several estimators, judged as discrete models."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT
@@ -18,6 +18,7 @@ from ..runs.config import earlier_run, write_config
 from ..runs.files import write_text_atomic
 from ..runs.folder import ERROR, cell_folder, new_run_folder, sole_writer
 from ..runs.frames import require_parquet, write_parquet
+from ..runtime.signals import raise_on_signal
 from ..train.checks import check_training
 from ..train.fit import Interrupted
 from ..train.setup import initial_model, load_data
@@ -47,7 +48,7 @@ def compare(config: CompareConfig) -> Path:
         ValueError: if a setting, the data or the run folder is unusable, or if another process works in it; nothing has
             been written then.
         OSError: if data files are absent or the folder cannot be written.
-        Interrupted: after a SIGINT or SIGTERM; what was finished is reported, and the same call goes on.
+        Interrupted: after a SIGINT, SIGTERM or SIGHUP; what was finished is reported, and the same call goes on.
     """
     if config.parquet:
         require_parquet()
@@ -63,7 +64,8 @@ def compare(config: CompareConfig) -> Path:
                 listed = [{"estimator": cell.estimator, "setting": cell.setting, "seed": cell.seed} for cell in cells]
                 write_config(run, config.as_json() | {"image_shape": data.image_shape, "cells": listed})
             try:
-                _train(run, config, cells, run_jobs)
+                with raise_on_signal():
+                    _train(run, config, cells, run_jobs)
             except KeyboardInterrupt as interrupt:
                 raise Interrupted(run, getattr(interrupt, "signal", SIGINT)) from interrupt
             finally:  # an interrupted comparison reports what it finished
@@ -86,13 +88,15 @@ def _train(run: Path, config: CompareConfig, cells: Sequence[Cell], run_jobs: sw
     ]
     for job in jobs:
         (job.folder / ERROR).unlink(missing_ok=True)
-    with tqdm(total=len(cells), initial=len(cells) - len(left), desc="compare", unit="cell") as bar:
-        for outcome in run_jobs(train_cell, jobs):
-            cell = left[outcome.number]
+    bar = tqdm(total=len(cells), initial=len(cells) - len(left), desc="compare", unit="cell")
+    with bar, closing(run_jobs(train_cell, jobs)) as outcomes:
+        for outcome in outcomes:
+            cell, came_to = left[outcome.number], "held by another process" if outcome.is_held else "finished"
             if outcome.error is not None:
+                came_to = "failed"
                 write_text_atomic(jobs[outcome.number].folder / ERROR, outcome.error)
-            bar.set_postfix_str(f"{cell.label}, seed {cell.seed} {'failed' if outcome.error else 'finished'}")
-            bar.update()
+            bar.set_postfix_str(f"{cell.label}, seed {cell.seed} {came_to}")
+            bar.update(not outcome.is_held)
 
 
 @contextmanager

@@ -1,16 +1,19 @@
 """Where a run folder lies and what its cells are named; one writer at a time."""
 
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import final
 
 from filelock import FileLock, Timeout
 
 #: Of a cell of a comparison: its pictures, written last, so that what has them is finished; what it failed of.
 PICTURES, ERROR = "pictures.safetensors", "error.txt"
+LOCK = ".lock"
 
 
 def new_run_folder(path: Path | None = None, *, prefix: str = "compare") -> Path:
@@ -75,32 +78,66 @@ def cell_error(run: Path, label: str, seed: int) -> str | None:
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
+@final
+class HeldError(ValueError):
+    """Another process writes to a folder.
+
+    Attributes:
+        by: which one, in words.
+    """
+
+    def __init__(self, folder: Path, by: str) -> None:
+        super().__init__(
+            f"Expected a folder that no other process writes to, but found that one works in '{folder}', {by}. Try to "
+            "wait for its end, or another folder."
+        )
+        self.by = by
+
+
+def holder(folder: Path) -> str | None:
+    """Which process writes to a folder, in words; None if none does."""
+    if not (folder / LOCK).exists():
+        return None
+    try:
+        with sole_writer(folder):
+            return None
+    except HeldError as held:
+        return held.by
+
+
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Holds a folder against other processes until the block ends, or this process does, however it ends.
 
     Args:
-        folder: where there is a file ".lock" from then on.
+        folder: where there is a file ".lock" from then on, which says which process holds the folder.
 
     Raises:
-        ValueError: if another process holds the folder.
+        HeldError: if another process does.
 
     Example:
         >>> from tempfile import mkdtemp
         >>> with sole_writer(Path(mkdtemp())):
         ...     pass
     """
-    lock = FileLock(folder / ".lock", timeout=0)
+    path = folder / LOCK
+    lock, by = FileLock(path, timeout=0), _writer(path)
     try:
         lock.acquire()
+        path.write_text(f"{os.getpid()}\n", encoding="ascii")
     except Timeout:
-        raise ValueError(
-            f"Expected a folder that no other process writes to, but found that one works in '{folder}'. Try to wait "
-            "for its end, or another folder."
-        ) from None
+        raise HeldError(folder, by) from None
     except NotImplementedError:  # of a file system without locks: whoever uses it is on their own
         pass
     try:
         yield
     finally:
         lock.release()
+
+
+def _writer(lock: Path) -> str:
+    """The process that a lock file names."""
+    try:
+        return f"process {int(lock.read_bytes()[:20])}"
+    except (OSError, ValueError):
+        return "another process"

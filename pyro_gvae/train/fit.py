@@ -102,7 +102,7 @@ def fit(
     Raises:
         ValueError: if data, configuration or checkpoint are unusable, if another process works in `output`, or if
             `config.max_skipped` steps in a row were not finite.
-        Interrupted: after a SIGINT or SIGTERM, if there is an `output` to resume from.
+        Interrupted: after a SIGINT, SIGTERM or SIGHUP that is not ignored, if there is an `output` to resume from.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE
@@ -138,8 +138,9 @@ def _from_begin_to_end(
         while training.state.done is None:
             _advance(training, logs, output, measure)
             asked = int(largest(stop.asked or 0))
-            if asked and output is not None and training.state.done is None:
-                _keep(training, output)
+            if asked and output is not None:  # also after the last step: whoever called may have more to do
+                if training.state.done is None:
+                    _keep(training, output)
                 raise Interrupted(output, Signals(asked))
         state = training.state
         return Fit(state.step, state.seconds, str(state.done), logs.history)

@@ -3,21 +3,26 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from pyro_gvae.cli.main import main
 from pyro_gvae.compare import cell as cells_module
 from pyro_gvae.compare import jobs as sweep
 from pyro_gvae.compare.grid import make_cells
+from pyro_gvae.compare.jobs import Outcome
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
-from pyro_gvae.runs.folder import ERROR, cell_folder
+from pyro_gvae.runs.checkpoint import load_checkpoint
+from pyro_gvae.runs.folder import ERROR, PICTURES, cell_folder, sole_writer
 from pyro_gvae.runs.frames import read_json_lines
 from pyro_gvae.train.trained import load_model
 
@@ -217,24 +222,24 @@ def refuse_second(path: Path) -> None:
 def test_one_worker_is_this_process(tmp_path):
     paths = [tmp_path / "first", tmp_path / "second"]
     outcomes = list(sweep.on_processes(1)(add_a_line, paths))
-    assert outcomes == [(0, None), (1, None)]
+    assert outcomes == [Outcome(0), Outcome(1)]
     assert {path.read_text() for path in paths} == {f"{os.getpid()}\n"}
     outcomes = list(sweep.on_processes(1)(refuse_second, paths))
-    assert outcomes == [(0, None), (1, "Expected another.")]
+    assert outcomes == [Outcome(0), Outcome(1, "Expected another.")]
 
 
 @pytest.mark.slow
 def test_a_worker_that_dies_takes_no_job_with_it(tmp_path):
     paths = [tmp_path / name for name in ("first", "dying", "third")]
     outcomes = sorted(sweep.on_processes(2)(die_once, paths))
-    assert outcomes == [(0, None), (1, None), (2, None)]
+    assert outcomes == [Outcome(0), Outcome(1), Outcome(2)]
     assert len(paths[1].read_text().splitlines()) >= 2 and str(os.getpid()) not in paths[0].read_text()
 
 
 @pytest.mark.slow
 def test_a_job_that_kills_its_worker_each_time_is_given_up(tmp_path):
-    outcomes = dict(sweep.on_processes(2)(die, [tmp_path / "dying"]))
-    assert outcomes[0].startswith("Expected workers that live, but found that they died again and again (Terminated")
+    (outcome,) = sweep.on_processes(2)(die, [tmp_path / "dying"])
+    assert outcome.error.startswith("Expected workers that live, but found that they died again and again (Terminated")
 
 
 @pytest.mark.slow
@@ -244,6 +249,55 @@ def test_two_processes_give_the_same_numbers_as_one(grid, tmp_path):
     numbers = [*NUMBERS, "estimator", "setting"]
     one = pd.read_csv(grid / "results.csv").query("seed == 1")[numbers].reset_index(drop=True)
     pd.testing.assert_frame_equal(pd.read_csv(run / "results.csv")[numbers], one, rtol=1e-5)
+
+
+def alive(processes):
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_workers_end_with_the_comparison_which_goes_on_when_called_again(number, code, tmp_path):
+    """The cells cannot end within the test, but for a comparison of the same name with less to train."""
+    run = tmp_path / "run"
+    options = ["--workers", "2", "--seeds", "0", "--num-latents", "2", "--num-categories", "3", "--hidden", "8"]
+    options += ["--evaluations", "2", "--checkpoint-every", "2steps", "--epochs", "100000", "--output", str(run)]
+    command = [sys.executable, "-m", "pyro_gvae", "compare", *options]
+    for _ in range(2):
+        steps = {path: load_checkpoint(path)["state"]["step"] for path in run.glob("cells/*/checkpoint.safetensors")}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            while len(under_way := list(run.glob("cells/*/checkpoint.safetensors"))) < 2 or any(
+                load_checkpoint(path)["state"]["step"] <= steps.get(path, 0) for path in under_way
+            ):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.05)
+            workers = psutil.Process(process.pid).children()
+            assert len(alive(workers)) >= 2  # the control
+            process.send_signal(number)
+            _, said = process.communicate()
+        assert process.returncode == code and "Traceback" not in said
+        assert psutil.wait_procs(workers, timeout=20)[1] == [] or alive(workers) == []
+        assert not list(run.glob("cells/*/error.txt"))
+        if number != signal.SIGKILL:
+            assert "stopped; resume with: pyro-gvae resume" in said
+            assert set(by_cell(run)["status"]) == {"unfinished"} and (run / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_cell_that_another_process_holds_is_unfinished(tmp_path, capsys):
+    size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--epochs", "1", "--evaluations", "1"]
+    arguments = ["compare", *size, "--seeds", "0", "--output", str(tmp_path / "run")]
+    cell = cell_folder(tmp_path / "run", "exact", 0)
+    assert main(arguments) == 0
+    (cell / PICTURES).unlink()  # of a cell that was not finished
+    with sole_writer(cell):
+        assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert f"1 that other processes work on: exact, seed 0, held by process {os.getpid()}. Try the same" in said
+    results = by_cell(tmp_path / "run")
+    assert results["status"].to_dict() == {("exact", 0): "unfinished", ("gumbel-softmax", 0): "finished"}
+    assert not (cell / ERROR).exists()
+    assert main(arguments) == 0 and set(by_cell(tmp_path / "run")["status"]) == {"finished"}
 
 
 # ---------------------------------------------------------------------------------------------- dask

@@ -29,8 +29,9 @@ from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.runs.checkpoint import load_checkpoint
 from pyro_gvae.runs.folder import sole_writer
-from pyro_gvae.runtime.signals import stop_on_signal
+from pyro_gvae.runtime.signals import STOPPING
 from pyro_gvae.schedules import article
+from pyro_gvae.train import fit as fit_module
 from pyro_gvae.train.fit import Interrupted, fit
 from pyro_gvae.train.training import Training
 
@@ -403,7 +404,7 @@ def test_the_first_site_is_named(networks, found):
 # Signals.
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_ends_a_run_after_a_step_and_the_rest_can_be_resumed(number, tmp_path, monkeypatch):
     expected, vae, resumed = new_vae(), new_vae(), new_vae()
     run(expected)
@@ -426,20 +427,29 @@ def test_a_signal_ends_a_run_after_a_step_and_the_rest_can_be_resumed(number, tm
     assert all(torch.equal(resumed.state_dict()[name], tensor) for name, tensor in expected.state_dict().items())
 
 
-@pytest.fixture
-def python_handles_sigint():
-    """A shell that starts a process in the background has it ignore SIGINT, and Python leaves that so."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+@pytest.mark.parametrize("late", ["in the last step", "in the last evaluation", "after it"])
+def test_a_signal_at_the_end_is_not_swallowed(late, tmp_path, monkeypatch):
+    """The run is whole, and whoever trains several runs learns that there is to be no other."""
 
+    def signalled(function, comes):
+        def run(training, *rest):
+            found = function(training, *rest)
+            if comes(training):
+                signal.raise_signal(signal.SIGTERM)
+            return found
 
-@pytest.mark.usefixtures("python_handles_sigint")
-def test_the_second_signal_is_no_longer_waited_for():
-    with stop_on_signal() as stop, pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.asked is signal.SIGINT
-        os.kill(os.getpid(), signal.SIGINT)
+        return run
+
+    with monkeypatch.context() as patch:
+        if late == "after it":
+            patch.setattr(fit_module, "_keep", signalled(fit_module._keep, lambda training: training.state.done))
+        else:
+            name = "advance" if late == "in the last step" else "judge"
+            patch.setattr(Training, name, signalled(getattr(Training, name), lambda training: training.state.step == 6))
+        with pytest.raises(Interrupted):
+            run(output=tmp_path)
+    assert (tmp_path / "weights.safetensors").exists()
+    assert run(output=tmp_path, resume=True).steps == 6
 
 
 # Programs of one's own.
