@@ -22,6 +22,7 @@ from ..config.gradients import AdviseConfig, GradientsConfig
 from ..config.presets import PRESETS
 from ..config.train import TrainConfig
 from .errors import CellsFailedError
+from .terminal import check_letters, discard, open_streams, say
 
 
 class Command(NamedTuple):
@@ -52,27 +53,29 @@ def main(arguments: list[str] | None = None) -> int:
     1 if cells of a comparison failed or are held; what a signal stopped ends with 130 (Ctrl-C), 143 (SIGTERM) or 129
     (SIGHUP), as shells expect.
     """
+    open_streams()
     try:
         if said := _run(_parse(list(sys.argv[1:] if arguments is None else arguments))):
-            print(f"\n{said}")
+            say(f"\n{said}", sys.stdout)
     except CellsFailedError as failed:
-        print(f"\n{failed.said}")
-        print(f"pyro-gvae: {failed}", file=sys.stderr)
+        say(f"\n{failed.said}", sys.stdout)
+        say(f"pyro-gvae: {failed}", sys.stderr)
         return 1
     except (ValueError, OSError) as error:
-        print(f"pyro-gvae: {_sentence(error)}", file=sys.stderr)
+        say(f"pyro-gvae: {_sentence(error)}", sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         run = getattr(interrupt, "run", None)
         if run is None:
-            print("pyro-gvae: interrupted; what was finished is in the run folder.", file=sys.stderr)
+            say("pyro-gvae: interrupted; what was finished is in the run folder.", sys.stderr)
             return 128 + int(getattr(interrupt, "signal", signal.SIGINT))
-        print(f"\npyro-gvae: stopped; resume with: pyro-gvae resume {shlex.quote(str(run))}", file=sys.stderr)
+        say(f"\npyro-gvae: stopped; resume with: pyro-gvae resume {shlex.quote(str(run))}", sys.stderr)
         return 128 + int(interrupt.signal)  # type: ignore[attr-defined]
     return 0
 
 
 def _parse(arguments: list[str]) -> Any:
+    check_letters(arguments)
     defaults = {"train": _preset(arguments)} if arguments[:1] == ["train"] else {}
     kinds = (
         Annotated[command.config, tyro.conf.subcommand(name, default=defaults[name], prefix_name=False)]
@@ -81,12 +84,16 @@ def _parse(arguments: list[str]) -> Any:
         for name, command in COMMANDS.items()
     )
     union: Any = Union[tuple(kinds)]  # noqa: UP007 (of as many as there are)
-    return tyro.cli(
-        union,
-        args=arguments,
-        prog="pyro-gvae",
-        description="Categorical VAEs in Pyro: relaxed sampling and exact enumeration on one program.",
-    )
+    try:
+        return tyro.cli(
+            union,
+            args=arguments,
+            prog="pyro-gvae",
+            description="Categorical VAEs in Pyro: relaxed sampling and exact enumeration on one program.",
+        )
+    except BrokenPipeError:  # of help that goes on where its reader has read enough
+        discard(sys.stdout)
+        sys.exit(0)
 
 
 def _preset(arguments: list[str]) -> TrainConfig:

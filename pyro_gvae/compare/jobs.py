@@ -1,5 +1,6 @@
 """The same function on many jobs: processes by joblib, or a Dask cluster; a job that fails fails alone."""
 
+import multiprocessing
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -42,8 +43,14 @@ def on_processes(workers: int) -> Run:
     """Jobs on so many processes of this machine, which share the threads of this one; with one, in this process.
 
     Jobs of a process that died are begun again. The processes end when this one does.
+
+    Raises:
+        ValueError: if this machine has no semaphores, by which processes wait for each other.
     """
-    attempt = _attempt if workers == 1 else partial(_attempt_in_worker, os.getpid())
+    if workers == 1:
+        return _one_after_another
+    _check_semaphores()
+    attempt = partial(_attempt_in_worker, os.getpid())
 
     def run(function: Callable[[Any], None], jobs: Sequence[Any]) -> Generator[Outcome, None, None]:
         from joblib import Parallel, delayed, parallel_config  # imported where used, as every package of one use
@@ -65,6 +72,11 @@ def on_processes(workers: int) -> Run:
             yield Outcome(index, _died(died))
 
     return run
+
+
+def _one_after_another(function: Callable[[Any], None], jobs: Sequence[Any]) -> Generator[Outcome, None, None]:
+    for index, job in enumerate(jobs):
+        yield _attempt(function, index, job)
 
 
 @contextmanager
@@ -119,6 +131,16 @@ def _attempt(function: Callable[[Any], None], index: int, job: Any) -> Outcome:
     except Exception as error:
         return Outcome(index, str(error).split("\n")[0] or type(error).__name__)
     return Outcome(index)
+
+
+def _check_semaphores() -> None:
+    try:
+        multiprocessing.get_context("spawn").Semaphore()
+    except (ImportError, OSError) as error:
+        raise ValueError(
+            f"Expected a machine whose processes can wait for each other, but found no semaphores ({error}). Try a "
+            "/dev/shm that can be written, or one worker."
+        ) from error
 
 
 def _died(error: BaseException) -> str:

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT
 
-from tqdm import tqdm
-
 from .. import exact
 from ..config.checks import MOST_OPERATIONS
 from ..config.compare import CompareConfig
@@ -18,6 +16,7 @@ from ..runs.config import earlier_run, write_config
 from ..runs.files import write_text_atomic
 from ..runs.folder import ERROR, cell_folder, new_run_folder, sole_writer
 from ..runs.frames import require_parquet, write_parquet
+from ..runtime.progress import Progress
 from ..runtime.signals import raise_on_signal
 from ..train.checks import check_training
 from ..train.fit import Interrupted
@@ -88,7 +87,7 @@ def _train(run: Path, config: CompareConfig, cells: Sequence[Cell], run_jobs: sw
     ]
     for job in jobs:
         (job.folder / ERROR).unlink(missing_ok=True)
-    bar = tqdm(total=len(cells), initial=len(cells) - len(left), desc="compare", unit="cell")
+    bar = Progress(total=len(cells), initial=len(cells) - len(left), desc="compare", unit="cell")
     with bar, closing(run_jobs(train_cell, jobs)) as outcomes:
         for outcome in outcomes:
             cell, came_to = left[outcome.number], "held by another process" if outcome.is_held else "finished"

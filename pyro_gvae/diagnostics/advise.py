@@ -5,7 +5,6 @@ from collections.abc import Hashable
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from .. import exact
 from ..config.gradients import AdviseConfig
@@ -20,6 +19,7 @@ from ..runs.folder import new_run_folder
 from ..runs.frames import write_csv
 from ..runs.tables import with_errors
 from ..runtime.memory import in_words, peak_memory
+from ..runtime.progress import Progress
 from ..runtime.rng import seeded
 from ..runtime.work import OPERATIONS_PER_SECOND
 from ..train.step import make_step
@@ -87,7 +87,7 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
     share = config.seconds / 2 / max(len(grid), 1)
     memory: dict[Hashable, int] = {}
     rows = []
-    for one in tqdm(grid, desc="advise", unit="row"):
+    for one in Progress(grid, desc="advise", unit="row"):
         bench = Bench(subject, "parameters", reference, 2 * NUM_GROUPS, clock, budget=1.0, seed=config.seed)
         rows.append(_row(bench, one, share, memory))
     table = pd.DataFrame(rows)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import exact
 from ..config.checks import MOST_OPERATIONS
@@ -27,6 +26,7 @@ from ..runs.files import append_json_line, write_json
 from ..runs.folder import new_run_folder
 from ..runs.frames import read_json_lines, write_csv
 from ..runs.tables import with_errors
+from ..runtime.progress import Progress
 from ..runtime.rng import seeded
 from ..train.step import make_step
 from ..train.trained import load_model, trained_models
@@ -75,7 +75,7 @@ def gradients(config: GradientsConfig) -> Path:
     }
     total = sum(map(len, missing.values()))
     try:
-        with tqdm(total=total, desc="gradients", unit="cell") as bar:
+        with Progress(total=total, desc="gradients", unit="cell") as bar:
             for stage, vae, x in _models(config, data, [stage for stage, left in missing.items() if left]):
                 for row in _rows(config, vae, x, missing[stage]):
                     append_json_line(lines, stage._asdict() | row)
@@ -135,7 +135,7 @@ def _models(
             step = step or make_step(vae, trainer.make(), lr=config.learning_rate)
             batches = list(epoch_batches(data, config.batch_size, seed=config.seed, epoch=epoch))
             with seeded(config.seed + epoch):
-                for x in tqdm(batches, desc=f"epoch {epoch + 1}", unit="step", leave=False):
+                for x in Progress(batches, desc=f"epoch {epoch + 1}", unit="step", leave=False):
                     step(x)
         trained = stage.epoch
         yield stage, copy.deepcopy(vae), data.train[: config.num_data]

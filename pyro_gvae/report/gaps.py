@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
-from tqdm import tqdm
 
 from ..evaluate.gaps import BOUNDS, GAPS, gaps, summarize_gaps
 from ..runs.frames import write_csv
+from ..runtime.progress import Progress
 from ..train.trained import load_model, trained_models
 from .style import INK, PALETTE, in_house_style, save_figure
 
@@ -33,7 +33,7 @@ def run_gaps(
         ValueError: if the folder is not a run folder or has no finished cell.
     """
     rows = []
-    for which in tqdm(trained_models(run), desc="gaps", unit="model"):
+    for which in Progress(trained_models(run), desc="gaps", unit="model"):
         trained = load_model(run, which.estimator, which.seed)
         found = gaps(trained.vae, trained.data.test[:num_data], num_particles=num_particles, max_memory=max_memory)
         row = {"estimator": which.estimator, "seed": which.seed, "data": len(found.elbo)}

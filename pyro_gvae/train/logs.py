@@ -6,13 +6,13 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.dataset import Dataset
 from ..evaluate.generate import encode, reconstruct, sample
 from ..models.categorical_vae import CategoricalVAE
 from ..runs.files import append_json_line
 from ..runtime.extras import import_extra
+from ..runtime.progress import Progress
 from ..runtime.rng import own_randomness
 
 NUM_PICTURED = 16  # images, and latents with a histogram
@@ -57,7 +57,7 @@ class Logs:
         self._path = None if run is None else run / "metrics.jsonl"
         if self._path is not None and self._path.exists():
             self.history = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
-        self._bar = tqdm(total=total, initial=step, unit="step", disable=not progress)
+        self._bar = Progress(total=total, initial=step, unit="step", disable=not progress)
         self._board: Any = None
         if writer is not None and run is not None:
             self._board = writer(str(run / "tensorboard"), purge_step=step or None)

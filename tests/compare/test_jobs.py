@@ -1,6 +1,7 @@
 """A comparison as a grid of cells: what they are, where they run, how they fail, die and go on."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -249,6 +250,20 @@ def test_two_processes_give_the_same_numbers_as_one(grid, tmp_path):
     numbers = [*NUMBERS, "estimator", "setting"]
     one = pd.read_csv(grid / "results.csv").query("seed == 1")[numbers].reset_index(drop=True)
     pd.testing.assert_frame_equal(pd.read_csv(run / "results.csv")[numbers], one, rtol=1e-5)
+
+
+def test_a_machine_without_semaphores_is_one_sentence(tmp_path, capsys, monkeypatch):
+    """As where /dev/shm cannot be written; one worker needs none."""
+
+    def absent(self):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(type(multiprocessing.get_context("spawn")), "Semaphore", absent)
+    assert main(["compare", "--workers", "2", "--output", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "processes can wait for each other, but found no semaphores ([Errno 30] Read-only file system). Try" in said
+    assert list(tmp_path.iterdir()) == []
+    assert len(list(sweep.on_processes(1)(add_a_line, [tmp_path / "first"]))) == 1
 
 
 def alive(processes):

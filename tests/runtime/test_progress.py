@@ -1,0 +1,44 @@
+"""No work fails of its progress bar."""
+
+import io
+import sys
+import threading
+
+import pytest
+
+from pyro_gvae.runtime.progress import Progress
+
+
+class Broken(io.StringIO):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+
+BROKEN = {
+    "none": lambda: None,
+    "closed pipe": lambda: Broken(BrokenPipeError(32, "Broken pipe")),
+    "full disk": lambda: Broken(OSError(28, "No space left on device")),
+    "closed file": lambda: Broken(ValueError("I/O operation on closed file")),
+    "ascii": lambda: io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict"),
+}
+
+
+@pytest.mark.parametrize("make", BROKEN.values(), ids=BROKEN)
+def test_a_stream_that_cannot_be_written_stops_no_work(make, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", make())
+    assert list(Progress(range(3), desc="±", mininterval=0)) == [0, 1, 2]
+    with Progress(total=2) as bar:
+        bar.set_postfix_str("±")
+        bar.update()
+
+
+def test_a_bar_is_seen_and_leaves_no_thread(monkeypatch):
+    seen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", seen)
+    before = threading.active_count()
+    assert sum(Progress([1, 2, 3], desc="seen")) == 6
+    assert "seen: 100%" in seen.getvalue() and threading.active_count() == before
