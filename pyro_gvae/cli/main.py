@@ -61,6 +61,12 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"\n{failed.said}", sys.stdout)
         say(f"pyro-gvae: {failed}", sys.stderr)
         return 1
+    except (RuntimeError, MemoryError) as error:
+        if not import_module("..runtime.memory", __package__).is_out_of_memory(error):
+            raise
+        said = "Expected memory for this command, but found that there is no more of it. Try a smaller max_memory, "
+        say(f"pyro-gvae: {said}fewer data at a time, or fewer workers.", sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         say(f"pyro-gvae: {_sentence(error)}", sys.stderr)
         return 2

@@ -17,13 +17,13 @@ class GapsConfig:
         run: A run folder of compare or train.
         num_data: How many test data to take, from the first on.
         num_particles: P, relaxed samples per datum.
-        max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
+        max_memory: Gigabytes that an exact sum may take.
     """
 
     run: tyro.conf.Positional[Path]
     num_data: int = 1000
     num_particles: int = 100
-    max_memory: float | None = None
+    max_memory: float = 4.0
 
     def __post_init__(self) -> None:
         at_least("num_data", self.num_data, 2)
@@ -66,14 +66,14 @@ class EvaluateConfig(ModelConfig):
         num_data: How many data of each part, from the first on.
         evidence: How log p(x) is judged; auto sums over all codes where that takes less than a minute.
         particles: P, samples for each datum where codes are too many to be summed.
-        max_memory: Gigabytes that a sum may take; a quarter of the free memory if not given.
+        max_memory: Gigabytes that a sum may take.
         random_seed: Seed of the samples.
     """
 
     num_data: int = 10_000
     evidence: Literal["auto", "exact", "importance-weighted"] = "auto"
     particles: int = 1000
-    max_memory: float | None = None
+    max_memory: float = 4.0
     random_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,14 +89,14 @@ class EncodeConfig(ModelConfig):
         part: Which part of the data.
         kind: The guide's most probable code, one drawn from the guide, or the exact posterior's most probable one.
         num_data: How many data, from the first on; all if not given.
-        max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
+        max_memory: Gigabytes that an exact sum may take.
         random_seed: Seed of codes that are drawn.
     """
 
     part: Literal["train", "test"] = "test"
     kind: Literal["map", "sample", "exact"] = "map"
     num_data: int | None = None
-    max_memory: float | None = None
+    max_memory: float = 4.0
     random_seed: int = 0
 
     def __post_init__(self) -> None:

@@ -47,7 +47,7 @@ class CompareConfig:
         prior_temperature: Of the model's relaxation: a number or a schedule.
         evaluations: How many times to evaluate the discrete model while training.
         checkpoint_every: How often a cell, one estimator with one seed, writes a checkpoint.
-        max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
+        max_memory: Gigabytes that an exact sum may take.
         workers: Processes of this machine that train cells at the same time; they share its threads.
         backend: Processes of this machine, or a Dask cluster that sees the same folders.
         scheduler: The address of the Dask cluster, such as tcp://localhost:8786.
@@ -80,7 +80,7 @@ class CompareConfig:
     prior_temperature: float | str = 2 / 5
     evaluations: int = 20
     checkpoint_every: str = "30s"
-    max_memory: float | None = None
+    max_memory: float = 4.0
     workers: int = 1
     backend: Literal["loky", "dask"] = "loky"
     scheduler: str | None = None

@@ -39,7 +39,7 @@ class GradientsConfig:
         num_samples: Estimates of the logits' gradient.
         num_parameter_samples: Estimates of the parameters' gradient.
         double: Compute gradients in float64.
-        max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
+        max_memory: Gigabytes that an exact sum may take.
         output: The folder, new or to be continued; runs/gradients-DATE-TIME if not given.
     """
 
@@ -65,7 +65,7 @@ class GradientsConfig:
     num_samples: int = 1024
     num_parameter_samples: int = 64
     double: bool = False
-    max_memory: float | None = None
+    max_memory: float = 4.0
     output: Path | None = None
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class AdviseConfig:
         temperatures: A grid, for estimators that have one.
         seconds: How long all of it may take, about.
         seed: Of the model, the batch and the samples.
-        max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
+        max_memory: Gigabytes that an exact sum may take.
         output: A folder for the table; nothing is written if not given.
     """
 
@@ -122,7 +122,7 @@ class AdviseConfig:
     temperatures: tuple[float, ...] = (0.5, 1.0)
     seconds: float = 60.0
     seed: int = 0
-    max_memory: float | None = None
+    max_memory: float = 4.0
     output: Path | None = None
 
     def __post_init__(self) -> None:

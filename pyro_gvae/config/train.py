@@ -57,7 +57,7 @@ class TrainConfig:
             fewer than 1e12 operations, about ten seconds on two cores. What was taken is written into config.json.
         checkpoint_every: Write a checkpoint each so many epochs, steps or seconds.
         max_skipped: Stop after so many steps in a row whose loss or gradient is not finite.
-        max_memory: Gigabytes that an exact sum may take; a quarter of the free memory if not given.
+        max_memory: Gigabytes that an exact sum may take.
         device: Where to train: cpu, cuda, cuda:1.
         compile: Compile the recorded step by Inductor; needs a compiler, and half a minute.
         shard: What the processes of torchrun divide: the data of each batch, or the codes of exact sums.
@@ -94,7 +94,7 @@ class TrainConfig:
     judge: JudgeOrAuto = "auto"
     checkpoint_every: str = "30s"
     max_skipped: int = 10
-    max_memory: float | None = None
+    max_memory: float = 4.0
     device: str = "cpu"
     compile: bool = False
     shard: Shard = "data"

@@ -1,11 +1,11 @@
 """Units: people say gigabytes, and the code counts bytes."""
 
 
-def in_bytes(gigabytes: float | None) -> float | None:
-    """Convert a setting in gigabytes (10^9 bytes); None stays None, which is a share of the free memory.
+def in_bytes(gigabytes: float) -> float:
+    """Convert a setting in gigabytes (10^9 bytes).
 
     Example:
-        >>> in_bytes(1.5), in_bytes(None)
-        (1500000000.0, None)
+        >>> in_bytes(1.5)
+        1500000000.0
     """
-    return None if gigabytes is None else gigabytes * 1e9
+    return gigabytes * 1e9

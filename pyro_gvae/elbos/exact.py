@@ -82,7 +82,7 @@ class ExactELBO(_ExactLoss):
     data (see :func:`pyro_gvae.exact.elbo`) are not decoded, so that a step gets cheaper as posteriors sharpen.
 
     Args:
-        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         share: which codes this process sums, where several divide them: losses and gradients of all add up.
 
@@ -138,7 +138,7 @@ class ExactEvidence(_ExactLoss):
     into one slice take a single pass.
 
     Args:
-        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         share: which codes this process sums, where several divide them: losses and gradients of all add up.
 

@@ -70,11 +70,16 @@ def sample(vae: CategoricalVAE, num_samples: int, *, pixels: bool = False) -> Te
         num_samples: how many.
         pixels: draw pixels from p(x|z), ancestral samples of p(x); their means E[x|z] if not.
 
+    Raises:
+        ValueError: if `num_samples` is not positive.
+
     Example:
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> sample(vae, 4, pixels=True).unique()
         tensor([0., 1.])
     """
+    if num_samples < 1:
+        raise ValueError(f"Expected num_samples of at least 1, but found {num_samples}.")
     codes = FactorizedOneHotCategorical(logits=vae.prior_logits).sample((num_samples,))  # (num_samples, N, K)
     observation = vae.observation(vae.decoder(codes))
     return observation.sample() if pixels else observation.mean

@@ -16,13 +16,15 @@ from ..programs.pair import HasPair
 from ..programs.reader import read_guide, score
 from ..programs.runs import bind_pair, items, split
 from ..programs.target import Target
-from ..runtime.memory import memory_limit
+from ..runtime.memory import memory_limit, return_freed_memory
 from ..runtime.tuning import tuning
 
 #: With fewer effective samples than this a bound is below log p(x) by more than 1 / 20 nats, to first order.
 FEW_EFFECTIVE_SAMPLES = 10
 #: A bound that is beaten by this much, in nats, by codes beside the guide's mode has missed them.
 MISSED_NATS = 0.1
+#: Slices of neighbours that are scored before freed memory is returned, which takes time.
+SLICES_TO_A_RETURN = 8
 #: The share of data that is worth a warning.
 NOTEWORTHY_SHARE = 0.01
 
@@ -86,7 +88,7 @@ def importance_weighted(
             be relaxed.
         x: data (B, D).
         num_particles: P, samples of each datum.
-        max_memory: bytes that scoring may take; a quarter of the free memory if None. More samples and data than fit
+        max_memory: bytes that scoring may take; 4 GB if None. More samples and data than fit
             are scored one chunk after the other.
 
     Returns:
@@ -168,7 +170,7 @@ def _most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
     data = [value for value in first if isinstance(value, Tensor)]
     each = bytes_of_code(model, probe) + 4 * sum(value.numel() * value.element_size() for value in data)
     device = probe.prior.logits.device
-    limit = min(memory_limit(max_memory, device), tuning(device).slice_bytes)
+    limit = min(memory_limit(max_memory), tuning(device).slice_bytes)
     return max(1, int(limit // each))
 
 
@@ -199,8 +201,12 @@ def _log_neighbourhood(target: Target, size: int) -> Tensor:
     """log of the sum of p(x, z) over the guide's mode and its neighbours, not scaled: (B,)."""
     log_q = target.log_probs
     mode = one_hot(log_q.argmax(-1), log_q.shape[-1]).to(log_q).unsqueeze(0)  # (1, B, N, K)
-    near = chain([mode], hamming_neighbours(mode, size))
-    return torch.cat([_log_joint(target, codes)[0] for codes in near]).logsumexp(0)
+    found = []
+    for codes in chain([mode], hamming_neighbours(mode, size)):
+        found.append(_log_joint(target, codes)[0])
+        if len(found) % SLICES_TO_A_RETURN == 0:
+            return_freed_memory()  # there may be thousands of slices
+    return torch.cat(found).logsumexp(0)
 
 
 def _log_joint(target: Target, codes: Tensor) -> tuple[Tensor, float]:

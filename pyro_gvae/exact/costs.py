@@ -48,7 +48,7 @@ def cost(
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
         *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
-        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         **kwargs: likewise what they are called with.
 

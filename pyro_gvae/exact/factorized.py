@@ -45,7 +45,7 @@ def mean_field(
         *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
         max_sweeps: over the N latents.
         tolerance: stop when a sweep gains less than this for every datum, in nats.
-        max_memory: bytes that the table or a slice may take; a quarter of the free memory if None.
+        max_memory: bytes that the table or a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         **kwargs: likewise what they are called with.
 
@@ -82,7 +82,7 @@ def _joint_table(model: Run, plan: Plan, max_memory: float | None) -> tuple[Tens
     """log p(x, z) of all codes (B, S), and the scale of the model."""
     # The ascent holds the table and its exponential.
     needed = 2 * plan.num_codes * plan.batch_shape.numel() * plan.dtype.itemsize
-    limit = memory_limit(max_memory, plan.device)
+    limit = memory_limit(max_memory)
     if needed > limit:
         raise ValueError(
             f"Expected the table of {plan.num_codes:,} codes and {plan.batch_shape.numel()} data to fit into "

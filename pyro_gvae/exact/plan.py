@@ -129,7 +129,7 @@ def make_plan(
 
     Args:
         model: the program with its data bound.
-        max_memory: bytes that a slice may take, forward and backward; a quarter of the free memory if None.
+        max_memory: bytes that a slice may take, forward and backward; 4 GB if None.
         slice_size: codes of a slice; the largest that is fast and fits into `max_memory` if None.
         share: which codes are summed, where several processes divide them.
 
@@ -150,7 +150,7 @@ def make_plan(
     if total < share.world_size:
         raise ValueError(f"Expected at most one process for a code, but found {share.world_size} for {total} codes.")
     bytes_per_code = bytes_of_code(model, probe)
-    limit = memory_limit(max_memory, logits.device)
+    limit = memory_limit(max_memory)
     largest = limit // bytes_per_code
     if slice_size is None:
         fast = tuning(logits.device).slice_bytes / bytes_per_code  # infinite where larger slices are always faster

@@ -34,7 +34,7 @@ def posterior(
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
         *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
         num_codes: C, how many of the most probable joint codes to return, at most K^N.
-        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         **kwargs: likewise what they are called with.
 
@@ -102,7 +102,7 @@ def sample_posterior(
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
         *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
         num_samples: P, draws for each datum.
-        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         **kwargs: likewise what they are called with.
 

@@ -37,7 +37,7 @@ def elbo(
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair` of a model and a guide of your own; they may be relaxed.
         *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
-        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         **kwargs: likewise what they are called with.
 
@@ -71,7 +71,7 @@ def log_evidence(
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
         *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
-        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         **kwargs: likewise what they are called with.
 
@@ -112,7 +112,7 @@ def bounds(
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`.
         *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
-        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         **kwargs: likewise what they are called with.
 

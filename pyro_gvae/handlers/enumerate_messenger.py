@@ -128,14 +128,14 @@ def check_memory(name: str, site: OneHotSite, max_memory: float | None) -> None:
     it.
 
     Raises:
-        ValueError: if they alone take more than `max_memory` bytes (a quarter of the free memory if None).
+        ValueError: if they alone take more than `max_memory` bytes (4 GB if None).
     """
     logits = site.logits
     num_latents, num_categories = logits.shape[-2:] if site.num_event_dims == 2 else (1, logits.shape[-1])
     batch_size = logits.shape[: -site.num_event_dims].numel()
     total = num_codes(num_latents, num_categories)
     needed = total * (num_latents * num_categories + batch_size) * logits.element_size()
-    limit = memory_limit(max_memory, logits.device)
+    limit = memory_limit(max_memory)
     if needed > limit:
         raise ValueError(
             f"Expected the joint codes of site '{name}' to fit into {in_words(limit)}, but found S = K^N = "

@@ -184,7 +184,7 @@ def enumerated(program: Program | None = None, *, max_memory: float | None = Non
 
     Args:
         program: a model or guide; without it, a decorator and context manager is returned.
-        max_memory: bytes that the codes may take; a quarter of the free memory if None.
+        max_memory: bytes that the codes may take; 4 GB if None.
 
     Returns:
         The enumerated program.

@@ -15,6 +15,7 @@ from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.one_hot_messenger import OneHotMessenger
 from ..handlers.sites import Messages, OneHotSite, Run, plates_of
 from ..runtime.compat.pyro import is_random
+from ..runtime.memory import is_out_of_memory
 
 
 class Site(NamedTuple):
@@ -149,7 +150,7 @@ def score(model: Run, codes: Tensor | None = None, nesting: int = 0) -> Scores:
     try:
         site = reader.run("model", model)
     except (RuntimeError, ValueError, IndexError) as error:
-        if codes is None or _out_of_memory(error):
+        if codes is None or is_out_of_memory(error):
             raise
         if _needs_plain_codes(model, codes, nesting):
             raise _needs_another_decoder(codes, error) from error
@@ -183,10 +184,6 @@ def _placed(site: OneHotSite, codes: Tensor | None, nesting: int) -> Tensor:
     own = tuple(batch_shape) if codes is not None and codes.dim() == 4 else ()
     # In the type that the program's samples have, which its decoder takes; scores are computed in float32 at least.
     return given.to(site.dtype).reshape(-1, *(1,) * (rank - len(own)), *own, *event_shape)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _needs_plain_codes(model: Run, codes: Tensor, nesting: int) -> bool:

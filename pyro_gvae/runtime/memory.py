@@ -1,32 +1,56 @@
 """How much memory there is, what a computation takes of it, and what a request for more is answered."""
 
+import ctypes
+import sys
 import weakref
 from collections.abc import Callable
+from functools import cache
 from typing import Any, final
 
-import psutil
 import torch
 
 from .compat.torch import TorchDispatchMode, storage_id, tensors_in
 
-#: The fraction of the free memory that a computation takes unless its caller says otherwise.
-DEFAULT_FRACTION = 0.25
+#: Bytes that a computation takes unless its caller says otherwise: the same on every machine, be its memory free or
+#: not, since a sum that is cut into other slices is rounded otherwise.
+DEFAULT_MEMORY = 4e9
 
 
-def memory_limit(max_memory: float | None, device: torch.device) -> int:
-    """Bytes that a computation may take: `max_memory` (bytes) if given, else a quarter of what is free on the device.
+def memory_limit(max_memory: float | None) -> int:
+    """Bytes that a computation may take: `max_memory` (bytes) if given, else 4 GB.
 
     Raises:
         ValueError: if `max_memory` is not positive.
     """
-    if max_memory is not None:
-        if not max_memory > 0:
-            raise ValueError(f"Expected max_memory in bytes, a positive number, but found {max_memory}. Try 2e9.")
-        return int(max_memory)
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(DEFAULT_FRACTION * free)
-    return int(DEFAULT_FRACTION * psutil.virtual_memory().available)
+    limit = DEFAULT_MEMORY if max_memory is None else max_memory
+    if not limit > 0:
+        raise ValueError(f"Expected max_memory in bytes, a positive number, but found {max_memory}. Try 2e9.")
+    return int(min(limit, sys.maxsize))  # an infinite one, too
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the system, or a device, has no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ("allocate memory", "bad_alloc"))
+
+
+def return_freed_memory() -> None:
+    """Return memory that was freed to the system, which the C library of Linux (glibc) keeps from 32 MiB downwards.
+
+    Until glibc 2.38 a block that was freed is often too small, by its alignment, for the next one of its size. So where
+    large tensors and small ones that stay are made in turns, a process grows by a large tensor each time. Elsewhere
+    than on glibc this does nothing.
+    """
+    trim = getattr(_this_process(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _this_process() -> Any:
+    """What this process has loaded of the C library; None where there is no such thing."""
+    return ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
 def keep_freed_memory() -> None:

@@ -43,8 +43,8 @@ CPU = Tuning(
     repeated_bytes=128e6,
     many_categories=16,
 )
-#: GPUs and others: slices as large as memory allows, and many rows at once. The other sizes are those of CPUs, and have
-#: not been measured.
+#: GPUs and others: slices as large as `max_memory` allows, and many rows at once. The other sizes are those of CPUs,
+#: and have not been measured.
 ACCELERATOR = Tuning(
     slice_bytes=inf,
     few_codes=1024,

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from ..data.batches import check_batch_size
 from ..data.dataset import Dataset, check_finite
 from ..estimators import ESTIMATORS, Estimator, estimator, with_free_bits, with_kl_weight
 from ..models.observations import Observation
+from ..programs.modes import judging
+from ..programs.tensor_elbo import TensorELBO
 from ..runtime.distributed import Share, share
 from ..schedules import Schedule, schedule
 from .optimizers import new_optimizer
@@ -29,11 +32,27 @@ def check_training(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> Non
     """
     check_data(vae, data, config)
     kl_weight = torch.ones(())
+    train = data.train if isinstance(data, Dataset) else data
     for stage in config.plan:
-        stage_estimator(stage, config, kl_weight, share())
+        _check_loss(vae, stage_estimator(stage, config, kl_weight, share()), train[: config.batch_size])
     annealed_tensors(vae, config, kl_weight)
     name, options = config.named_optimizer
     new_optimizer(name, list(vae.parameters()), **options)
+
+
+@judging
+@torch.no_grad()
+def _check_loss(vae: Any, chosen: Estimator, x: Tensor) -> None:
+    """Refuse codes that the loss is not made for, and a sum over them that cannot be taken."""
+    found = getattr(vae, "num_categories", None)
+    if None not in (found, chosen.num_categories) and found != chosen.num_categories:
+        raise ValueError(
+            f"Expected latents of K={chosen.num_categories} categories for '{chosen.name}', but found K={found}."
+        )
+    model, _, elbo = chosen.bind(vae)
+    if isinstance(elbo, TensorELBO):
+        with pyro.get_param_store().scope():
+            elbo.why_not_recordable(model, x)  # sums look at their codes for that
 
 
 def check_data(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> None:

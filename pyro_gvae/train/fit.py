@@ -7,6 +7,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any, NamedTuple, final
 
+import pyro
 import torch
 from safetensors.torch import save
 from torch import Tensor
@@ -17,6 +18,7 @@ from ..runs.checkpoint import load_checkpoint, save_checkpoint
 from ..runs.files import replacing
 from ..runs.folder import sole_writer
 from ..runtime.distributed import from_main, is_main, largest, share
+from ..runtime.exclusive import only_thread
 from ..runtime.rng import derived_seed, own_randomness
 from ..runtime.signals import Stop, stop_on_signal
 from .logs import Logs
@@ -100,8 +102,8 @@ def fit(
         What was done.
 
     Raises:
-        ValueError: if data, configuration or checkpoint are unusable, if another process works in `output`, or if
-            `config.max_skipped` steps in a row were not finite.
+        ValueError: if data, configuration or checkpoint are unusable; if another process works in `output`, or another
+            thread is in `fit`; if `config.max_skipped` steps in a row were not finite, or the weights are not.
         Interrupted: after a SIGINT, SIGTERM or SIGHUP that is not ignored, if there is an `output` to resume from.
 
     Example:
@@ -115,7 +117,8 @@ def fit(
     config = TrainConfig() if config is None else config
     # Data that processes divide have their own noise each; who sums some of the codes has the others' data.
     rank = share().rank if config.shard == "data" else 0
-    with own_randomness(derived_seed("train", config.seed, rank)), _asked_to_stop(output) as stop:
+    alone, own = only_thread("fit"), own_randomness(derived_seed("train", config.seed, rank))
+    with alone, own, pyro.get_param_store().scope(), _asked_to_stop(output) as stop:
         training = Training(vae, data if isinstance(data, Dataset) else as_tensor(data), config)
         with _alone_in(output):
             return _from_begin_to_end(training, stop, output, resume=resume, progress=progress, measure=measure)
@@ -140,6 +143,7 @@ def _from_begin_to_end(
             asked = int(largest(stop.asked or 0))
             if asked and output is not None:  # also after the last step: whoever called may have more to do
                 if training.state.done is None:
+                    training.check_weights()
                     _keep(training, output)
                 raise Interrupted(output, Signals(asked))
         state = training.state
@@ -158,6 +162,8 @@ def _advance(training: Training, logs: Logs, output: Path | None, measure: Measu
         _judge(training, logs, output, measure)
     if training.stage_is_over and state.done is None:
         training.next_stage()
+    if state.done or training.checkpoint_is_due:
+        training.check_weights()
     if state.done and output is not None and is_main():
         _write_weights(training.vae, output / WEIGHTS)
     if state.done or training.checkpoint_is_due:

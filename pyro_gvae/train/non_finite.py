@@ -16,6 +16,13 @@ from ..exact import Pair
 from ..handlers import discretize
 
 
+def not_finite(vae: Any) -> dict[str, int]:
+    """How many numbers of each parameter of a module are not finite."""
+    named = {name: parameter.detach() for name, parameter in vae.named_parameters()}
+    counts = [(~parameter.isfinite()).sum() for parameter in named.values()]
+    return dict(zip(named, torch.stack(counts).tolist(), strict=True)) if counts else {}
+
+
 @torch.no_grad()
 def first_non_finite(vae: Any, estimator: Estimator, x: Tensor) -> str | None:
     """What is not finite first, in words: data, a parameter, or a site of guide or model under the estimator's handler.

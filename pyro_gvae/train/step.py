@@ -62,7 +62,7 @@ def make_step(
         clip_norm: the largest norm that the gradient of the module's parameters together may have, in nats per datum.
             What a loss learns itself has other units, and is not clipped.
         skip_non_finite: leave out a step whose loss or gradient is not finite: nothing changes but random states, and
-            the step returns NaN.
+            the step returns NaN. If not, such a loss is an error, and nothing changes either.
         compile: compile the recorded graph by Inductor, with CUDA graphs on a GPU; takes a compiler and half a minute.
         shard: sum losses and gradients over the processes of torch's group, between loss and optimizer, so that all
             take one step together. "data": each process is called with its own data, one or more. "codes": all are
@@ -76,7 +76,7 @@ def make_step(
 
     Raises:
         ValueError: if there is no such optimizer; in the first step, if the data are out of range, or no parameter has
-            a gradient.
+            a gradient; in any step without data, or, without `skip_non_finite`, whose loss is not finite.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE, estimator
@@ -90,10 +90,7 @@ def make_step(
     gradients = _Gradients(vae, estimator, compile=compile)
     chosen = new_optimizer(optimizer, gradients.parameters, lr) if isinstance(optimizer, str) else optimizer
     together = shard if share() != ALONE else None
-    buffers = [*vae.buffers(), *gradients.own.buffers()] if skip_non_finite or together else []
-    return Step(
-        gradients, chosen, clip_norm=clip_norm, skip_non_finite=skip_non_finite, buffers=buffers, shard=together
-    )
+    return Step(gradients, chosen, clip_norm=clip_norm, skip_non_finite=skip_non_finite, shard=together)
 
 
 @final
@@ -114,7 +111,6 @@ class Step:
         *,
         clip_norm: float | None,
         skip_non_finite: bool,
-        buffers: list[Tensor],
         shard: Shard | None,
     ) -> None:
         self.optimizer = optimizer
@@ -123,7 +119,7 @@ class Step:
         self._gradients = gradients
         self._clip_norm = clip_norm
         self._skip_non_finite = skip_non_finite
-        self._buffers = buffers  # to be put back after a step that is left out
+        self._buffers = gradients.buffers  # to be put back after a step that is left out
         self._shard = shard
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in gradients.parameters)
 
@@ -141,9 +137,16 @@ class Step:
                 self._summed(torch.full((), math.nan, device=data.device), len(data), before)
             raise
         loss, num_data = self._summed(loss, len(data), before)
-        if self._skip_non_finite and not self._is_finite(loss):
+        if self._skip_non_finite:
+            if not self._is_finite(loss):
+                self._put_back(before)
+                return torch.full_like(loss, math.nan)
+        elif not math.isfinite(loss.item()):
             self._put_back(before)
-            return torch.full_like(loss, math.nan)
+            raise ValueError(
+                f"Expected a finite loss, but found {loss.item()}; parameters are as before the step. Try finite data, "
+                "a lower learning rate, or skip_non_finite=True, which leaves out such steps."
+            )
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._gradients.of_program, self._clip_norm * num_data)
         self.optimizer.step()
@@ -179,6 +182,7 @@ class _Gradients:
         self.own = own_state(self._elbo)
         self.of_program = [*vae.parameters()]
         self.parameters = [*self.of_program, *self.own.parameters()]
+        self.buffers = [*vae.buffers(), *self.own.buffers()]
         self._traced: TracedELBO | None = TracedELBO(cast(ELBO, self._elbo), compile=compile)
         self._is_exact = estimator.is_exact
         self._ids = set(map(id, self.parameters))
@@ -239,5 +243,7 @@ def _data(arguments: Sequence[Any]) -> Tensor:
     """
     for value in arguments:
         if isinstance(value, Tensor) and value.dim():
-            return value
+            if len(value):
+                return value
+            raise ValueError(f"Expected a batch of one datum or more, but found shape {tuple(value.shape)}.")
     raise ValueError("Expected a batch with a tensor of data (B, ..), but found none. Try step(x).")

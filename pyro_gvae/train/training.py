@@ -21,7 +21,7 @@ from ..runtime.rng import random_states, set_random_states
 from ..schedules import schedule
 from .checks import annealed_tensors, check_data, stage_estimator
 from .monitor import NUM_TRAIN_WATCHED, discrete_elbo, judge_of
-from .non_finite import first_non_finite
+from .non_finite import first_non_finite, not_finite
 from .optimizers import check_optimizer_state, new_optimizer
 from .state import State
 from .step import Step, make_step
@@ -63,6 +63,7 @@ class Training:
         self._batches: Iterator[Tensor] = self._from_here()
         self._begin_stage()
         self._anneal()  # what is judged before the first step is what takes that step
+        self._not_finite = not_finite(vae)  # such as logits of -inf, which exclude a category
 
     @property
     def stage(self) -> Stage:
@@ -169,6 +170,19 @@ class Training:
         return self.config.between_checkpoints.is_over(
             state.step - state.kept_step, state.seconds - state.kept_seconds, self.per_epoch
         )
+
+    def check_weights(self) -> None:
+        """Refuse to keep what a step has spoiled: the checkpoint before it is worth more.
+
+        Raises:
+            ValueError: if a parameter has more numbers that are not finite than it began with.
+        """
+        for name, count in not_finite(self.vae).items():
+            if count > self._not_finite[name]:
+                raise ValueError(
+                    f"Expected finite weights, but found others in '{name}' at step {self.state.step}. The last "
+                    f"checkpoint is that of step {self.state.kept_step}. Try a lower learning rate."
+                )
 
     def content(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, as plain data with tensors."""
