@@ -56,11 +56,26 @@ def numbered_codes(
         >>> numbered_codes(torch.tensor([3, 8]), 2, 3).argmax(-1).tolist()
         [[1, 0], [2, 2]]
     """
-    place = [num_categories ** (num_latents - 1 - n) for n in range(num_latents)]
-    places = torch.tensor(place, device=number.device)  # (N,)
+    places = _places(num_latents, num_categories, number.device)
     category = number.unsqueeze(-1).div(places, rounding_mode="floor") % num_categories  # (..., N)
     codes = torch.zeros(*category.shape, num_categories, dtype=dtype, device=number.device)
     return codes.scatter_(-1, category.unsqueeze(-1), 1.0)  # (..., N, K)
+
+
+def code_numbers(codes: Tensor) -> Tensor:
+    """The numbers of one-hot codes (..., N, K) in lexicographic order, shape (...).
+
+    Example:
+        >>> code_numbers(joint_codes(2, 3, 3, 5)).tolist()
+        [3, 4]
+    """
+    num_latents, num_categories = codes.shape[-2:]
+    return (codes.argmax(-1) * _places(num_latents, num_categories, codes.device)).sum(-1)
+
+
+def _places(num_latents: int, num_categories: int, device: torch.device) -> Tensor:
+    """What a category of each latent adds to the number of a code, shape (N,)."""
+    return torch.tensor([num_categories ** (num_latents - 1 - n) for n in range(num_latents)], device=device)
 
 
 def hamming_neighbours(codes: Tensor, slice_size: int) -> Iterator[Tensor]:

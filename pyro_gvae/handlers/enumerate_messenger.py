@@ -3,10 +3,22 @@
 from typing import Any, NamedTuple
 
 from pyro import poutine
+from pyro.distributions import Categorical, TorchDistribution
 from pyro.infer.inspect import get_dependencies
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch import Size, Tensor
 
-from ..distributions.codes import num_codes
-from ..runtime.compat.pyro import enumerated_dim, is_random, runs_for_a_loss
+from ..distributions.codes import num_codes, numbered_codes
+from ..runtime.compat.pyro import (
+    computes_marginals,
+    enumerated_dim,
+    is_random,
+    outside_of_backward_sampling,
+    replayed_number,
+    running_elbo,
+    runs_for_a_loss,
+    samples_posterior,
+)
 from ..runtime.memory import in_words, memory_limit
 from .discretize_messenger import DiscretizeMessenger
 from .one_hot_messenger import OneHotMessenger
@@ -31,6 +43,7 @@ class EnumeratedMessenger(OneHotMessenger):
     def __enter__(self) -> Any:
         self.enumerated: dict[str, Enumerated] = {}
         self.at_dim: dict[int, str] = {}  # the site that has an axis now: pyro.markov gives it to others later
+        self.numbered: set[str] = set()  # sites whose codes are enumerated by their numbers
         self.suspects: dict[tuple[str, str], ValueError] = {}
         self.observes = False  # a site that is no latent one-hot
         return super().__enter__()
@@ -49,10 +62,27 @@ class EnumeratedMessenger(OneHotMessenger):
     def declare(self, msg: Messages, site: OneHotSite) -> None:
         """Make the site exact one-hots, marked for enumeration."""
         check_memory(msg["name"], site, self.max_memory)
-        msg["fn"] = site.discrete()
         # Settings that ask Pyro for samples of the site give way.
         kept = {key: value for key, value in msg["infer"].items() if key not in ("num_samples", "tmc", "expand")}
         msg["infer"] = kept | {"enumerate": "parallel"}
+        if samples_posterior():
+            self._declare_number(msg, site)
+        else:
+            msg["fn"] = _with_all_plates(site.joint() if computes_marginals() else site.discrete())
+
+    def _declare_number(self, msg: Messages, site: OneHotSite) -> None:
+        """Enumerate the number of the code, an integer, in place of the code.
+
+        Stock Pyro draws from a posterior by gathering values, as it gathers log-probabilities: from tensors that have
+        batch dimensions alone. The program is given the code in either run.
+        """
+        self.numbered.add(msg["name"])
+        number = replayed_number(msg["name"])
+        if number is None:
+            msg["fn"] = Categorical(logits=site.code_logits())
+        else:
+            msg["fn"], msg["value"] = site.discrete(), _code(number, site)
+            del msg["infer"]["enumerate"]  # by which the replay would put the number in the code's place
 
     def _pyro_post_sample(self, msg: Messages) -> None:
         name, dim = msg["name"], enumerated_dim(msg)
@@ -61,13 +91,24 @@ class EnumeratedMessenger(OneHotMessenger):
         if name not in self.sites:
             self.observes |= bool(msg["is_observed"]) and not msg["infer"].get("is_auxiliary")  # as pyro.factor is
             self._check(msg)
-        elif dim is None and not msg["is_observed"]:
+        elif dim is None and not msg["is_observed"] and name not in self.numbered:
             _check_enumerator(name)
         if dim is not None:
             self.at_dim[dim] = name
             if name in self.sites:
                 size = msg["value"].shape[dim - msg["fn"].event_dim]
                 self.enumerated[name] = Enumerated(dim, size, plates_of(msg))
+        if name in self.numbered and isinstance(msg["fn"], Categorical):
+            self._give_code(msg, self.sites[name])
+
+    def _give_code(self, msg: Messages, site: OneHotSite) -> None:
+        """Give the program its code, and handlers that have recorded a sample of the posterior, too."""
+        code = {"fn": site.discrete(), "value": _code(msg["value"], site)}
+        msg.update(code)
+        for handler in outside_of_backward_sampling():
+            if isinstance(handler, TraceMessenger):
+                recorded: Messages = handler.trace.nodes[msg["name"]]
+                recorded.update(code)
 
     def _check(self, msg: Messages) -> None:
         """Refuse a site that mixes the latents of a plate, or suspect it where its shape does not tell."""
@@ -91,6 +132,25 @@ class EnumeratedMessenger(OneHotMessenger):
             for (name, other), error in self.suspects.items():
                 if name in upstream.get(other, ()):
                     raise error
+
+
+def _code(number: Tensor, site: OneHotSite) -> Tensor:
+    """The code of that number, (...) -> (..., K) or (..., N, K)."""
+    codes = numbered_codes(number, *site.code_shape, dtype=site.dtype)  # (..., N, K)
+    return codes.reshape(number.shape + site.event_shape)
+
+
+def _with_all_plates(fn: TorchDistribution) -> TorchDistribution:
+    """Give a site the batch dimensions of all plates that the ELBO counts, of size 1 where it is in none.
+
+    Stock Pyro compares the shapes of model and guide from the plates on, which it finds from the right: with two event
+    dimensions and fewer plates it would begin at a negative index, in the middle of the event.
+    """
+    request = running_elbo()
+    if request is None or request.elbo.max_plate_nesting == float("inf"):
+        return fn
+    missing = int(request.elbo.max_plate_nesting) - len(fn.batch_shape)
+    return fn.expand((1,) * missing + fn.batch_shape) if missing > 0 else fn
 
 
 def _pairs(name: str, other: str, num_codes: int) -> ValueError:
@@ -131,8 +191,8 @@ def check_memory(name: str, site: OneHotSite, max_memory: float | None) -> None:
         ValueError: if they alone take more than `max_memory` bytes (a quarter of the free memory if None).
     """
     logits = site.logits
-    num_latents, num_categories = logits.shape[-2:] if site.num_event_dims == 2 else (1, logits.shape[-1])
-    batch_size = logits.shape[: -site.num_event_dims].numel()
+    num_latents, num_categories = site.code_shape
+    batch_size = Size(logits.shape[: -site.num_event_dims]).numel()  # of a tensor that Pyro tracks, a tuple
     total = num_codes(num_latents, num_categories)
     needed = total * (num_latents * num_categories + batch_size) * logits.element_size()
     limit = memory_limit(max_memory, logits.device)

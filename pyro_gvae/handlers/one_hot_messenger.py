@@ -1,6 +1,7 @@
 """The base of all handlers of one-hot sites: the outermost one says what a site is."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,10 +63,14 @@ class OneHotMessenger(ProgramMessenger):
         self.observed: set[str] = set()
         return super().__enter__()
 
+    def outside(self) -> Sequence[Messenger]:
+        """The handlers that are outside of this one."""
+        handlers = handlers_on_stack()
+        return handlers[: handlers.index(self)]
+
     def decides(self) -> bool:
         """Tell whether this handler is the outermost of those that say what a site is."""
-        outermost = next(handler for handler in handlers_on_stack() if isinstance(handler, OneHotMessenger))
-        return outermost is self
+        return not any(isinstance(handler, OneHotMessenger) for handler in self.outside())
 
     def _pyro_sample(self, msg: Messages) -> None:
         if msg["done"] or not self.decides():

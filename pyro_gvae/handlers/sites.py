@@ -14,6 +14,7 @@ from pyro.distributions import (
 )
 from torch import Tensor
 
+from ..distributions.joint import joint_one_hot
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.straight_through import StraightThroughOneHotCategorical
 from ..runtime.compat.pyro import mask_of
@@ -36,6 +37,32 @@ class OneHotSite(NamedTuple):
         found = kind(self.logits)
         found = found.to_event(self.num_event_dims - len(found.event_shape))
         return found if self.mask is None else found.mask(self.mask)
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """(K,) or (N, K)."""
+        return self.logits.shape[-self.num_event_dims :]
+
+    @property
+    def code_shape(self) -> tuple[int, int]:
+        """(N, K), with N = 1 where the event shape is (K,)."""
+        num_latents, num_categories = (1, *self.event_shape)[-2:]
+        return num_latents, num_categories
+
+    def code_logits(self) -> Tensor:
+        """log p of each joint code, shape (..., S); 0 where the site is masked, so that all codes weigh the same."""
+        batch_shape = self.logits.shape[: -self.num_event_dims]
+        factorized = FactorizedOneHotCategorical(logits=self.logits.reshape(*batch_shape, *self.code_shape))
+        logits = factorized.log_prob_table().T.reshape(*batch_shape, -1)  # (..., S)
+        if self.mask is None:
+            return logits
+        return torch.where(torch.as_tensor(self.mask, device=logits.device).unsqueeze(-1), logits, 0.0)
+
+    def joint(self) -> TorchDistribution:
+        """The site as exact one-hots of a class that makes a posterior of the logits of its codes."""
+        if self.num_event_dims == 1:
+            return OneHotCategorical(logits=self.code_logits().to(self.dtype))
+        return joint_one_hot(*self.code_shape, self.dtype)(logits=self.code_logits())
 
     def discrete(self) -> TorchDistribution:
         """The site as an exact one-hot; N latents are one random variable, whose codes can all be enumerated."""

@@ -14,6 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from pyro.distributions import MaskedDistribution
 from pyro.infer import ELBO, RenyiELBO, TraceEnum_ELBO, TraceTMC_ELBO
+from pyro.infer.discrete import (
+    SamplePosteriorMessenger,
+    TraceEnumSample_ELBO,
+    _sample_posterior,
+    _sample_posterior_from_trace,
+)
+from pyro.infer.traceenum_elbo import BackwardSampleMessenger
 from pyro.infer.util import Dice, torch_item
 from pyro.params import module_from_param_with_module_name
 from pyro.poutine.messenger import Messenger
@@ -97,6 +104,11 @@ def give_itself_as_leaf(parameter: Tensor) -> None:
     parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
 
 
+def forget_leaf(parameter: Tensor) -> None:
+    """Take away the weak reference to a parameter's leaf, which cannot be pickled; Pyro makes it anew when it runs."""
+    vars(parameter).pop("unconstrained", None)
+
+
 def leaf_of(value: Tensor) -> Tensor:
     """Return the unconstrained tensor behind a parameter's value, which is what an optimizer moves."""
     leaf: Tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
@@ -164,6 +176,45 @@ def runs_for_a_loss() -> bool:
     return False
 
 
+def computes_marginals() -> bool:
+    """Tell whether `TraceEnum_ELBO.compute_marginals` runs the program.
+
+    It makes each posterior of the site's distribution, by `type(fn)(logits=...)`, with one entry for each value that
+    was enumerated.
+    """
+    return _on_stack(_MARGINALS)
+
+
+def samples_posterior() -> bool:
+    """Tell whether the program runs for posterior samples of its enumerated sites.
+
+    `infer_discrete` and `TraceEnum_ELBO.sample_posterior` ask for them, `TraceEnumSample_ELBO` does so later. They run
+    a program twice: it is enumerated, and then given samples. The answer is the same both times.
+    """
+    return _on_stack(_POSTERIOR_SAMPLES)
+
+
+def replayed_number(name: str) -> Tensor | None:
+    """Return what `infer_discrete` has drawn for a site, in the run that is given samples; else None.
+
+    Its handler has them in a trace. It gives them to sites that are marked for enumeration, and to no others.
+    """
+    traces = (handler.trace for handler in handlers_on_stack() if isinstance(handler, SamplePosteriorMessenger))
+    nodes: Any = next((trace.nodes for trace in traces if trace is not None and name in trace.nodes), {})
+    return nodes[name]["value"] if nodes else None
+
+
+def outside_of_backward_sampling() -> Sequence[Messenger]:
+    """Return the handlers outside of `TraceEnum_ELBO.sample_posterior` in the run that draws samples; else none."""
+    handlers = handlers_on_stack()
+    inside = [index for index, handler in enumerate(handlers) if isinstance(handler, BackwardSampleMessenger)]
+    return handlers[: inside[0]] if inside else ()
+
+
+def _on_stack(codes: frozenset[CodeType]) -> bool:
+    return any(frame.f_code in codes for frame in _outwards(sys._getframe(2)))
+
+
 # What Pyro's own code asks of the values of tensors, which a recording does not know.
 
 
@@ -204,6 +255,16 @@ def _code(function: Any) -> CodeType:
     code: CodeType = unwrap(function).__code__  # `torch.no_grad()` wraps some
     return code
 
+
+_MARGINALS = frozenset({_code(TraceEnum_ELBO.compute_marginals)})
+_POSTERIOR_SAMPLES = frozenset(
+    {
+        _code(_sample_posterior),
+        _code(_sample_posterior_from_trace),
+        _code(TraceEnum_ELBO.sample_posterior),
+        _code(TraceEnumSample_ELBO._get_trace),
+    }
+)
 
 _ANSWERS: dict[tuple[Any, CodeType], Callable[..., Any]] = {
     (Tensor.__bool__, _code(warn_if_nan)): lambda is_nan: False,  # it is looked for in each replay
