@@ -2,21 +2,22 @@
 
 A program is written once, with `OneHotCategorical`, `OneHotCategorical(...).to_event(1)`, `RelaxedOneHotCategorical`
 or our factorized sites. Where handlers are nested, the outermost one decides: `discretize(relax(program))` is
-discrete.
+discrete. A handled module is a module, with the same parameters; a handled program can be copied and pickled if the
+program can.
 """
 
-import functools
-from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..distributions.parameters import check_temperature
 from ..distributions.surrogates import Kind, find_kind
 from .discretize_messenger import DiscretizeMessenger
 from .enumerate_messenger import EnumeratedMessenger
+from .handled import HandledModule, Make, handle
 from .one_hot_messenger import ProgramMessenger
 from .relax_messenger import RelaxMessenger
 from .sites import Program
@@ -24,31 +25,19 @@ from .straight_through_messenger import StraightThroughMessenger
 from .weigh_kl_messenger import WeighKLMessenger
 
 
-def _handler(make: Callable[[], ProgramMessenger], program: Program | None) -> Any:
-    """One messenger for each call of the program, so that a handled program may call itself or run in two places."""
-    if program is None:
-        return _DecoratorOrContext(make)
-
-    @functools.wraps(program)
-    def handled(*args: Any, **kwargs: Any) -> Any:
-        with make() as messenger:
-            result = program(*args, **kwargs)
-        messenger.check(program, args, kwargs)
-        return result
-
-    return handled
+def _handler(make: Make, program: Program | None) -> Any:
+    return _DecoratorOrContext(make) if program is None else handle(make, program)
 
 
 class _DecoratorOrContext(AbstractContextManager[None]):
     """`relax(temperature=0.5)` before its program is known: a decorator, or a context manager."""
 
-    def __init__(self, make: Callable[[], ProgramMessenger]) -> None:
+    def __init__(self, make: Make) -> None:
         self._make = make
         self._entered: list[ProgramMessenger] = []
 
     def __call__(self, program: Program) -> Program:
-        handled: Program = _handler(self._make, program)
-        return handled
+        return handle(self._make, program)
 
     def __enter__(self) -> None:
         self._entered.append(self._make())
@@ -58,6 +47,8 @@ class _DecoratorOrContext(AbstractContextManager[None]):
         self._entered.pop().__exit__(*exception)
 
 
+@overload
+def relax(program: nn.Module, *, temperature: float | Tensor | None = None) -> HandledModule: ...
 @overload
 def relax(program: Program, *, temperature: float | Tensor | None = None) -> Program: ...
 @overload
@@ -93,9 +84,13 @@ def relax(program: Program | None = None, *, temperature: float | Tensor | None 
     """
     if temperature is not None:
         check_temperature(temperature)
-    return _handler(lambda: RelaxMessenger(temperature), program)
+    return _handler(partial(RelaxMessenger, temperature), program)
 
 
+@overload
+def straight_through(
+    program: nn.Module, *, kind: str | Kind = "st-gumbel-softmax", temperature: float | Tensor | None = None
+) -> HandledModule: ...
 @overload
 def straight_through(
     program: Program, *, kind: str | Kind = "st-gumbel-softmax", temperature: float | Tensor | None = None
@@ -142,10 +137,11 @@ def straight_through(
     """
     if temperature is not None:
         check_temperature(temperature)
-    found = find_kind(kind)
-    return _handler(lambda: StraightThroughMessenger(found, temperature), program)
+    return _handler(partial(StraightThroughMessenger, find_kind(kind), temperature), program)
 
 
+@overload
+def discretize(program: nn.Module) -> HandledModule: ...
 @overload
 def discretize(program: Program) -> Program: ...
 @overload
@@ -173,6 +169,8 @@ def discretize(program: Program | None = None) -> Any:
 
 
 @overload
+def enumerated(program: nn.Module, *, max_memory: float | None = None) -> HandledModule: ...
+@overload
 def enumerated(program: Program, *, max_memory: float | None = None) -> Program: ...
 @overload
 def enumerated(program: None = None, *, max_memory: float | None = None) -> _DecoratorOrContext: ...
@@ -180,7 +178,8 @@ def enumerated(program: Program | None = None, *, max_memory: float | None = Non
     """Sum over all joint codes of a program's one-hot sites, with stock `TraceEnum_ELBO`; no other loss samples them.
 
     `TraceEnum_ELBO().loss(enumerated(model), enumerated(guide), x)` is minus the exact ELBO of the discrete model,
-    and with an empty guide minus the exact log-evidence.
+    and with an empty guide minus the exact log-evidence. Its `compute_marginals` gives p(z | x) as a distribution over
+    joint codes, whose `mean` is p(z_n = k | x); its `sample_posterior`, and `infer_discrete`, give codes.
 
     Args:
         program: a model or guide; without it, a decorator and context manager is returned.
@@ -204,9 +203,11 @@ def enumerated(program: Program | None = None, *, max_memory: float | None = Non
         >>> round(loss, 4)  # -log p(x), summed over 9 codes
         1.1656
     """
-    return _handler(lambda: EnumeratedMessenger(max_memory), program)
+    return _handler(partial(EnumeratedMessenger, max_memory), program)
 
 
+@overload
+def weigh_kl(program: nn.Module, *, beta: float | Tensor) -> HandledModule: ...
 @overload
 def weigh_kl(program: Program, *, beta: float | Tensor) -> Program: ...
 @overload
@@ -244,7 +245,7 @@ def weigh_kl(program: Program | None = None, *, beta: float | Tensor) -> Any:
         True
     """
     check_kl_weight(beta)
-    return _handler(lambda: WeighKLMessenger(beta), program)
+    return _handler(partial(WeighKLMessenger, beta), program)
 
 
 def check_kl_weight(beta: float | Tensor) -> None:
