@@ -4,6 +4,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from ..distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
@@ -43,6 +44,8 @@ class RelaxMessenger(OneHotMessenger):
         msg["is_observed"] = True
         # Auxiliary: the guide may have it although the model knows it only as a function of the log-space site.
         msg["infer"] = settings_of_deterministic_site() | {"is_auxiliary": True}
+        # `uncondition` draws each observed site anew; EnergyDistance takes each that it has drawn so for data.
+        msg["stop"] = any(isinstance(handler, UnconditionMessenger) for handler in self.outside())
 
     def _pyro_post_sample(self, msg: Messages) -> None:
         expected, found = self.samples.get(msg["name"]), msg["value"]
