@@ -1,10 +1,13 @@
 """The categorical VAE: one Pyro program, written as on paper."""
 
+import functools
+import threading
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
@@ -12,10 +15,14 @@ from torch import Tensor, nn
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.parameters import check_temperature, scalar_temperature
 from ..handlers import relax
-from ..handlers.parameters import announce
+from ..handlers.parameters import OwnParameters, announce
 from ..handlers.sites import at_temperature
+from ..runtime.compat.pyro import forget_leaf, is_random
 from .networks import mlp_decoder, mlp_encoder
 from .observations import Observation, as_observation
+
+#: Pyro's handlers are global, and `DataParallel` calls each replica in a thread of its own.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class CategoricalVAE(nn.Module):
@@ -136,6 +143,33 @@ class CategoricalVAE(nn.Module):
             code: Tensor = pyro.sample("z", posterior, infer=at_temperature(self.temperature))  # (B, N, K)
         return code
 
+    def forward(self, x: Tensor) -> Tensor:
+        """The loss of each datum of x (B, D), by one sample of its code: shape (B,), in nats.
+
+        It is minus the ELBO of `model` and `guide`, here a function of tensors and of the module's own parameters: for
+        `DistributedDataParallel` and others that train what they call, by `vae(x).mean().backward()`. The outermost
+        handler says what the code is, as for the pair: `straight_through(vae)(x)`.
+
+        Raises:
+            ValueError: if a handler makes the code discrete, and a gradient is asked for.
+        """
+        with _ONE_AT_A_TIME, OwnParameters():
+            guide = poutine.trace(self.guide).get_trace(x)
+            model = poutine.trace(poutine.replay(self.model, trace=_drawn(guide))).get_trace(x)
+        code: Any = guide.nodes["z"]["fn"]
+        log_q = _log_density(guide)
+        if log_q.requires_grad and not code.has_rsample:
+            raise ValueError(
+                f"Expected a code that gradients flow through, but found a {type(code).__name__}, whose score the "
+                "gradient of vae(x) would lack. Try straight_through(vae)(x), or an estimator that scores or sums."
+            )
+        return log_q - _log_density(model)
+
+    def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
+        for parameter in self.parameters():
+            forget_leaf(parameter)
+        return super().__reduce_ex__(protocol)
+
     @property
     def temperature(self) -> Tensor:
         """The guide's temperature, shape (); assign a number to anneal it."""
@@ -181,11 +215,27 @@ class CategoricalVAE(nn.Module):
                 f"Expected data of shape (B, {self.data_dim}), but found {tuple(x.shape)}. Try x.flatten(1)."
             )
 
-        dtype = next(self.parameters()).dtype
+        dtype = next(self.parameters(), self.prior_logits).dtype  # replicas of DataParallel have no parameters
         if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"Expected data of the networks' {dtype}, but found {x.dtype}. Try x.to({dtype}).")
         if is_validation_enabled():
             self.observation.check(x)
+
+
+def _drawn(trace: poutine.Trace) -> poutine.Trace:
+    """The trace without functions of other sites, which a handler computes anew of what it is given for these."""
+    drawn = trace.copy()
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not is_random(site):
+            drawn.remove_node(name)
+    return drawn
+
+
+def _log_density(trace: poutine.Trace) -> Tensor:
+    """The log-density of all that is drawn or observed for each datum, shape (B,)."""
+    trace.compute_log_prob()
+    sites = (site for site in trace.nodes.values() if site["type"] == "sample" and is_random(site))
+    return functools.reduce(torch.add, (site["log_prob"] for site in sites))
 
 
 def _check_sizes(data_dim: int, num_latents: int, num_categories: int, hidden: Sequence[int]) -> None:

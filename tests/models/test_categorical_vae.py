@@ -4,7 +4,9 @@ import copy
 import inspect
 import itertools
 import math
+import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pyro
 import pytest
@@ -13,7 +15,8 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.nn.functional import one_hot
 
-from pyro_gvae.handlers import discretize, enumerated
+from pyro_gvae.elbos.exact import ExactELBO
+from pyro_gvae.handlers import discretize, enumerated, relax, straight_through, weigh_kl
 from pyro_gvae.handlers.sites import one_hot_site
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 
@@ -262,3 +265,71 @@ def test_training_warns_of_nothing():
         warnings.simplefilter("error")
         SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(x)
         TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(vae.model), enumerated(vae.guide), x)
+
+
+# ------------------------------------------------------------------------------- as a module that is called
+
+
+def check_same_gradients(vae, *losses):
+    for gradients in zip(*(torch.autograd.grad(loss, list(vae.parameters())) for loss in losses), strict=True):
+        torch.testing.assert_close(*gradients)
+
+
+def test_a_call_gives_the_loss_of_each_datum():
+    """One sample of Trace_ELBO's, parameters and gradients included; nothing is put into Pyro's param store."""
+    vae, x = make(learn_prior=True), data()
+    pyro.set_rng_seed(0)
+    each = vae(x)
+    assert each.shape == (B,) and not pyro.get_param_store().keys()
+    pyro.set_rng_seed(0)
+    together = Trace_ELBO().differentiable_loss(vae.model, vae.guide, x)
+    assert each.sum().item() == pytest.approx(together.item(), rel=1e-5)
+    check_same_gradients(vae, each.sum(), together)
+
+
+def test_what_trains_by_calling_a_module_takes_it():
+    vae, x = make(), data()
+    pyro.set_rng_seed(0)
+    found = vae(x)
+    replica = vae._replicate_for_data_parallel()  # without parameters of its own
+    for module in (vae, nn.DataParallel(vae), replica, copy.deepcopy(vae)):
+        pyro.set_rng_seed(0)
+        assert torch.equal(module(x), found) and found.shape == (B,)
+
+
+def test_the_outermost_handler_says_what_a_call_draws():
+    vae, x = make(), data()
+    for handler in (relax(temperature=0.1), straight_through(kind="reinmax", temperature=1.0), weigh_kl(beta=0.5)):
+        pyro.set_rng_seed(0)
+        found = handler(vae)(x).sum()
+        pyro.set_rng_seed(0)
+        right = Trace_ELBO().differentiable_loss(handler(vae.model), handler(vae.guide), x)
+        check_same_gradients(vae, found, right)
+    with pytest.raises(ValueError, match="found a FactorizedOneHotCategorical, whose score the gradient"):
+        discretize(vae)(x)
+    with torch.no_grad():
+        losses = torch.stack([discretize(vae)(x).sum() for _ in range(300)])
+    right = ExactELBO().loss(vae.model, vae.guide, x)
+    assert (losses.mean() - right).abs() < 5 * losses.std() / 300**0.5
+
+
+def test_calls_in_threads_do_not_meet_in_pyros_handlers():
+    """As DataParallel makes them, one for each device."""
+    vae, x = make(), data()
+    with ThreadPoolExecutor(3) as pool:
+        losses = list(pool.map(lambda _: vae(x).sum().item(), range(60)))
+    assert all(map(math.isfinite, losses))
+
+
+def test_a_model_that_pyro_has_trained_is_pickled():
+    vae, x = make(), data()
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    svi.step(x)
+    model, guide = pickle.loads(pickle.dumps((vae.model, vae.guide)))
+    assert model.__self__ is guide.__self__
+    with pyro.get_param_store().scope():
+        assert all(map(torch.equal, model.__self__.parameters(), vae.parameters()))
+        guide(x)
+    before = next(vae.parameters()).clone()
+    svi.step(x)
+    assert not torch.equal(before, next(vae.parameters())), "and is trained further"
