@@ -1,7 +1,6 @@
 """The exact ELBO and the exact log-evidence as Pyro losses, summed slice by slice in bounded memory."""
 
 from abc import abstractmethod
-from functools import partial
 from typing import Any, final
 
 import torch
@@ -10,17 +9,23 @@ from typing_extensions import override
 
 from ..exact.plan import Plan, make_plan
 from ..exact.sums import elbo_parts, evidence, evidence_parts, find_evidence, summed
-from ..handlers.sites import Program, Run
+from ..handlers.sites import Program
+from ..programs.joint import read_guide_once
 from ..programs.kept import Kept
-from ..programs.reader import read_guide
-from ..programs.runs import bind
+from ..programs.runs import Runs, bind
 from ..programs.tensor_elbo import TensorELBO
 from ..runtime.autograd import all_or_nothing
 from ..runtime.distributed import ALONE, Share
 
 
 class _ExactLoss(TensorELBO):
-    """Abstract: a loss that sums over the codes of the model's one-hot site in place of sampling it."""
+    """Abstract: a loss that sums over the codes of the discrete latents in place of sampling them.
+
+    Attributes:
+        with_guide: whether the guide is read.
+    """
+
+    with_guide: bool
 
     def __init__(self, *, max_memory: float | None = None, slice_size: int | None = None, share: Share = ALONE) -> None:
         super().__init__()
@@ -45,13 +50,13 @@ class _ExactLoss(TensorELBO):
             loss.backward()
         return loss.detach()
 
-    def num_slices(self, model: Program, *args: Any, **kwargs: Any) -> int:
+    def num_slices(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
         """Into how many slices the codes are cut; what is done with several depends on the data."""
-        return self._plan(model, args, kwargs).num_slices
+        return self._plan(bind(model, guide, *args, **kwargs), model, guide, args, kwargs).num_slices
 
-    def why_not_recordable(self, model: Program, *args: Any, **kwargs: Any) -> str | None:
+    def why_not_recordable(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str | None:
         """In a sentence, why the loss cannot be recorded; None if it can."""
-        num_slices = self.num_slices(model, *args, **kwargs)
+        num_slices = self.num_slices(model, guide, *args, **kwargs)
         if num_slices == 1:
             return None
         return (
@@ -60,13 +65,19 @@ class _ExactLoss(TensorELBO):
             "its time is small, or a larger slice_size."
         )
 
-    def _plan(self, model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+    def _plan(self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         """How the codes are cut: it takes a few small runs to find out, so plans are kept for equal shapes."""
-        owner = model, self.max_memory, self.slice_size, self.share
-        return self._plans.find(owner, args, kwargs, lambda: self._new_plan(partial(model, *args, **kwargs)))
+        owner = model, guide, self.max_memory, self.slice_size, self.share
+        return self._plans.find(owner, args, kwargs, lambda: self._new_plan(runs))
 
-    def _new_plan(self, model: Run) -> Plan:
-        return make_plan(model, max_memory=self.max_memory, slice_size=self.slice_size, share=self.share)
+    def _new_plan(self, runs: Runs) -> Plan:
+        return make_plan(
+            runs,
+            with_guide=self.with_guide,
+            max_memory=self.max_memory,
+            slice_size=self.slice_size,
+            share=self.share,
+        )
 
 
 @final
@@ -103,27 +114,30 @@ class ExactELBO(_ExactLoss):
         True
     """
 
+    with_guide = True
+
     @override
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        plan, runs = self._plan(model, args, kwargs), bind(model, guide, *args, **kwargs)
-        q = plan.check(read_guide(runs.guide))
-        return -summed(plan, elbo_parts(runs.model, plan, q, q.log_probs)).sum()
+        runs = bind(model, guide, *args, **kwargs)
+        plan = self._plan(runs, model, guide, args, kwargs)
+        return -summed(plan, elbo_parts(runs, plan, read_guide_once(runs, plan.layout))).sum()
 
     @override
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        plan = self._plan(model, args, kwargs)
+        runs = bind(model, guide, *args, **kwargs)
+        plan = self._plan(runs, model, guide, args, kwargs)
         if plan.num_slices == 1:
             return self._step(model, guide, *args, **kwargs)
-        runs = bind(model, guide, *args, **kwargs)
-        q = plan.check(read_guide(runs.guide))
-        log_q = q.log_probs
+        found = read_guide_once(runs, plan.layout)
         # The guide's graph is walked once, at the end, with the gradients that all slices have left here.
-        cut = log_q.detach().requires_grad_()
+        tensors = found.tensors()
+        cuts = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
         with all_or_nothing() as backward:
-            parts = elbo_parts(runs.model, plan, q, cut)
+            parts = elbo_parts(runs, plan, found.with_tensors(cuts))
             loss = torch.stack([backward(-part().sum()) for part in parts]).sum()
-            if log_q.requires_grad:
-                log_q.backward(cut.grad)
+            reached = [(tensor, cut.grad) for tensor, cut in zip(tensors, cuts, strict=True) if cut.grad is not None]
+            if reached:
+                torch.autograd.backward(*map(list, zip(*reached, strict=True)))
         return loss
 
 
@@ -153,11 +167,13 @@ class ExactEvidence(_ExactLoss):
         True
     """
 
+    with_guide = False
+
     @override
-    def why_not_recordable(self, model: Program, *args: Any, **kwargs: Any) -> str | None:
+    def why_not_recordable(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str | None:
         if self.share.world_size > 1:
             return "Expected a loss of this process alone, but found a sum over the codes of several."
-        return super().why_not_recordable(model, *args, **kwargs)
+        return super().why_not_recordable(model, guide, *args, **kwargs)
 
     @override
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -166,17 +182,18 @@ class ExactEvidence(_ExactLoss):
                 "Expected to be asked for loss_and_grads, but found differentiable_loss, whose codes are divided among "
                 "processes: what the others found has no gradient here."
             )
-        run, _ = bind(model, guide, *args, **kwargs)
-        return self._own(-evidence(run, self._plan(model, args, kwargs)).sum())
+        runs = bind(model, guide, *args, **kwargs)
+        return self._own(-evidence(runs.model, self._plan(runs, model, guide, args, kwargs)).sum())
 
     @override
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        (run, _), plan = bind(model, guide, *args, **kwargs), self._plan(model, args, kwargs)
+        runs = bind(model, guide, *args, **kwargs)
+        plan = self._plan(runs, model, guide, args, kwargs)
         if plan.num_slices == 1 and self.share.world_size == 1:
             return self._step(model, guide, *args, **kwargs)
-        found = find_evidence(run, plan)
+        found = find_evidence(runs.model, plan)
         with all_or_nothing() as backward:
-            for part in evidence_parts(run, plan, found):
+            for part in evidence_parts(runs.model, plan, found):
                 backward(-part().sum())
         return self._own(-(found.scale * found.log_evidence).sum())
 

@@ -63,9 +63,11 @@ class FreeBits(TensorELBO):
         own: nn.Module | None = getattr(self.elbo, "own", None)
         return own
 
-    def why_not_recordable(self, model: Program, *args: Any, **kwargs: Any) -> str | None:
+    def why_not_recordable(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str | None:
         """What the other loss says, if anything."""
-        return self.elbo.why_not_recordable(model, *args, **kwargs) if isinstance(self.elbo, TensorELBO) else None
+        return (
+            self.elbo.why_not_recordable(model, guide, *args, **kwargs) if isinstance(self.elbo, TensorELBO) else None
+        )
 
     @torch.no_grad()
     def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn.functional import one_hot
 
 from ..distributions.codes import hamming_neighbours
 from ..exact.plan import bytes_of_code
+from ..programs.layout import lay_out
 from ..programs.modes import judging
 from ..programs.pair import HasPair
 from ..programs.reader import read_guide, score
@@ -158,17 +159,18 @@ def _targets(pair: HasPair, x: Tensor, num_particles: int, max_memory: float | N
 def _most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
     """How many (code, datum) are scored at once."""
     first = next(split(x, 1))
-    model, _ = bind_pair(pair, *first)
+    runs = bind_pair(pair, *first)
     try:
-        probe = score(model)
+        layout = lay_out(runs, with_guide=False)
     except ValueError:  # of a program that takes all of its data or none, such as one with a mask
         first = items(x)
-        model, _ = bind_pair(pair, *first)
-        probe = score(model)
+        runs = bind_pair(pair, *first)
+        layout = lay_out(runs, with_guide=False)
     data = [value for value in first if isinstance(value, Tensor)]
-    each = bytes_of_code(model, probe) + 4 * sum(value.numel() * value.element_size() for value in data)
-    device = probe.prior.logits.device
-    limit = min(memory_limit(max_memory, device), tuning(device).slice_bytes)
+    each = bytes_of_code(runs, layout, with_guide=False) + 4 * sum(
+        value.numel() * value.element_size() for value in data
+    )
+    limit = min(memory_limit(max_memory, layout.device), tuning(layout.device).slice_bytes)
     return max(1, int(limit // each))
 
 

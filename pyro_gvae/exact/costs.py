@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..handlers.sites import Run
+from ..programs.joint import joint_scores
 from ..programs.pair import HasPair
-from ..programs.reader import score
 from ..programs.runs import bind_pair
 from ..runtime.autograd import leaves
 from ..runtime.work import count_operations
@@ -65,12 +65,12 @@ def cost(
         >>> cost(vae, torch.ones(4, 6), slice_size=1000).num_slices
         532
     """
-    model, _ = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
+    runs = bind_pair(pair, *args, **kwargs)
+    plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
     # What does not depend on the codes is the same for four as for two.
-    two, four = (count_operations(partial(_gradient, model, plan, _some_numbers(plan, count))) for count in (2, 4))
+    two, four = (count_operations(partial(_gradient, runs.model, plan, _some_numbers(plan, count))) for count in (2, 4))
     numbers = _some_numbers(plan, min(plan.slice_size, MEASURED_CODES))
-    seconds = min(_seconds(model, plan, numbers) for _ in range(2))
+    seconds = min(_seconds(runs.model, plan, numbers) for _ in range(2))
     return Cost(
         num_codes=plan.num_codes,
         slice_size=plan.slice_size,
@@ -94,7 +94,7 @@ def _seconds(model: Run, plan: Plan, numbers: Tensor) -> float:
 
 @torch.enable_grad()
 def _gradient(model: Run, plan: Plan, numbers: Tensor) -> Tensor:
-    total = score(model, plan.codes(numbers), plan.nesting).table.sum()
+    total = joint_scores(model, plan.layout, plan.codes(numbers)).joint.sum()
     if total.requires_grad:
         torch.autograd.grad(total, leaves(total))
     return total.detach()

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from ..handlers.sites import Run
+from ..programs.joint import joint_scores, read_guide_once
 from ..programs.pair import HasPair
-from ..programs.reader import read_guide
 from ..programs.runs import bind_pair
 from ..runtime.memory import in_words, memory_limit
 from .plan import Plan, make_plan
-from .sums import joint_scores
 
 
 class MeanField(NamedTuple):
@@ -64,16 +63,17 @@ def mean_field(
         >>> bool((elbo(vae, x) <= best.elbo).all() and (best.elbo <= log_evidence(vae, x) + 1e-5).all())
         True
     """
-    model, guide = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
-    log_q = plan.check(read_guide(guide)).log_probs  # (B or 1, N, K)
-    joint, scale = _joint_table(model, plan, max_memory)
+    runs = bind_pair(pair, *args, **kwargs)
+    plan = make_plan(runs, max_memory=max_memory, slice_size=slice_size)
+    latent = plan.latent
+    log_q = read_guide_once(runs, plan.layout).sites[latent.name].log_probs  # (B or 1, N, K)
+    joint, scale = _joint_table(runs.model, plan, max_memory)
     starts = [log_q.expand(len(joint), -1, -1), *_posterior_starts(joint, plan)]
     ends = [ascend(joint, start, plan, max_sweeps=max_sweeps, tolerance=tolerance) for start in starts]
     elbos, logits = torch.stack([end.elbo for end in ends]), torch.stack([end.logits for end in ends])
     best, rows = elbos.argmax(0), torch.arange(len(joint), device=plan.device)
     return MeanField(
-        logits=logits[best, rows].reshape(*plan.batch_shape, plan.num_latents, plan.num_categories),
+        logits=logits[best, rows].reshape(*plan.batch_shape, latent.num_latents, latent.num_categories),
         elbo=(scale * elbos[best, rows]).reshape(plan.batch_shape),
     )
 
@@ -88,7 +88,7 @@ def _joint_table(model: Run, plan: Plan, max_memory: float | None) -> tuple[Tens
             f"Expected the table of {plan.num_codes:,} codes and {plan.batch_shape.numel()} data to fit into "
             f"{in_words(limit)}, but found {in_words(needed)}. Try fewer data at once, or a larger max_memory."
         )
-    parts = [joint_scores(model, plan, numbers) for numbers in plan.numbers()]
+    parts = [joint_scores(model, plan.layout, plan.codes(numbers)) for numbers in plan.numbers()]
     table = torch.cat([part.joint for part in parts]).T.contiguous()
     # A code that cannot be must weigh 0 times a finite number.
     return table.clamp_min(torch.finfo(plan.dtype).min / plan.num_codes), parts[0].scale
@@ -98,11 +98,11 @@ def _posterior_starts(joint: Tensor, plan: Plan) -> list[Tensor]:
     """log q (B, N, K): the marginals of the exact posterior, and its mode, slightly smoothed."""
     probs = joint.softmax(1)  # (B, S)
     marginals = [
-        probs.reshape(len(joint), plan.num_categories**n, plan.num_categories, -1).sum((1, 3))
-        for n in range(plan.num_latents)
+        probs.reshape(len(joint), plan.latent.num_categories**n, plan.latent.num_categories, -1).sum((1, 3))
+        for n in range(plan.latent.num_latents)
     ]
-    mode = plan.codes(probs.argmax(1))  # (B, N, K)
-    starts = [torch.stack(marginals, 1), 0.9 * mode + 0.1 / plan.num_categories]
+    mode = plan.codes(probs.argmax(1))[plan.latent.name]  # (B, N, K)
+    starts = [torch.stack(marginals, 1), 0.9 * mode + 0.1 / plan.latent.num_categories]
     return [start.clamp_min(torch.finfo(plan.dtype).tiny).log() for start in starts]
 
 
@@ -127,14 +127,14 @@ def ascend(joint: Tensor, log_q: Tensor, plan: Plan, *, max_sweeps: int, toleran
 def sweep(joint: Tensor, log_q: Tensor, plan: Plan) -> MeanField:
     """Update every latent once: log q_n(k) = E_q[log p(x, z) | z_n = k] + constant."""
     after = [joint.new_zeros(len(joint), 1)]  # log q of the last m latents together, (B, K^m)
-    for n in range(plan.num_latents - 1, 0, -1):
+    for n in range(plan.latent.num_latents - 1, 0, -1):
         after.append((log_q[:, n, :, None] + after[-1][:, None, :]).flatten(1))
     before = joint.new_zeros(len(joint), 1)  # log q of the first n latents together, (B, K^n)
     updated = []
-    for _ in range(plan.num_latents):
+    for _ in range(plan.latent.num_latents):
         rest = plan.weights(after.pop()).unsqueeze(-1)  # (B, K^(N-n-1), 1)
         scores = (joint.unflatten(1, (-1, rest.shape[1])) @ rest).squeeze(-1)  # (B, K^(n+1))
-        scores = (plan.weights(before).unsqueeze(1) @ scores.unflatten(1, (-1, plan.num_categories))).squeeze(
+        scores = (plan.weights(before).unsqueeze(1) @ scores.unflatten(1, (-1, plan.latent.num_categories))).squeeze(
             1
         )  # (B, K)
         updated.append(scores.log_softmax(-1))

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.joint import joint_scores
 from ..programs.pair import HasPair
 from ..programs.runs import bind_pair
 from .plan import make_plan
-from .sums import joint_scores
 
 
 class Posterior(NamedTuple):
@@ -53,26 +53,30 @@ def posterior(
     """
     if num_codes < 0:
         raise ValueError(f"Expected num_codes of at least 0, but found {num_codes}.")
-    model, _ = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
+    runs = bind_pair(pair, *args, **kwargs)
+    plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    latent = plan.latent
     num_codes = min(num_codes, plan.num_codes)
     lowest = torch.finfo(plan.dtype).min
     highest = torch.full((plan.batch_shape.numel(),), lowest, dtype=plan.dtype, device=plan.device)
     # Sums over the codes so far, in units of exp(highest), as in an online softmax.
-    moments = highest.new_zeros(len(highest), plan.num_latents * plan.num_categories)
+    moments = highest.new_zeros(len(highest), latent.num_latents * latent.num_categories)
     best = highest.new_empty(0, len(highest))  # (C, B)
     best_numbers = torch.empty(best.shape, dtype=torch.long, device=plan.device)
     for numbers in plan.numbers():
-        codes, joint, _ = joint_scores(model, plan, numbers)  # (s, N * K), (s, B)
+        codes = plan.codes(numbers)
+        joint = joint_scores(runs.model, plan.layout, codes).joint  # (s, B)
         before, highest = highest, torch.maximum(highest, joint.amax(0))
-        moments = moments * (before - highest).exp().unsqueeze(-1) + plan.weights(joint - highest).T @ codes
+        moments = moments * (before - highest).exp().unsqueeze(-1) + plan.weights(joint - highest).T @ codes[
+            latent.name
+        ].flatten(1)
         best, best_numbers = _best(best, best_numbers, joint, numbers, num_codes)
-    marginals = moments.reshape(*plan.batch_shape, plan.num_latents, plan.num_categories)
+    marginals = moments.reshape(*plan.batch_shape, latent.num_latents, latent.num_categories)
     total = marginals[..., :1, :].sum(-1, keepdim=True)  # every code has one category of the first latent
     probs = (best - highest).exp() / total.reshape(-1)
     return Posterior(
         marginals=marginals / total,
-        codes=plan.codes(best_numbers.T).reshape(*plan.batch_shape, num_codes, *marginals.shape[-2:]),
+        codes=plan.codes(best_numbers.T)[latent.name].reshape(*plan.batch_shape, num_codes, *marginals.shape[-2:]),
         probs=probs.T.reshape(*plan.batch_shape, num_codes),
     )
 
@@ -120,16 +124,19 @@ def sample_posterior(
     """
     if num_samples < 1:
         raise ValueError(f"Expected num_samples of at least 1, but found {num_samples}.")
-    model, _ = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
+    runs = bind_pair(pair, *args, **kwargs)
+    plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    latent = plan.latent
     drawn = torch.zeros(plan.batch_shape.numel(), num_samples, dtype=torch.long, device=plan.device)
     so_far = torch.full((len(drawn),), -torch.inf, dtype=plan.dtype, device=plan.device)
     for numbers in plan.numbers():
-        _, joint, _ = joint_scores(model, plan, numbers)  # (s, B)
+        joint = joint_scores(runs.model, plan.layout, plan.codes(numbers)).joint  # (s, B)
         here = joint.logsumexp(0)
         so_far = torch.logaddexp(so_far, here)
         share = (here - so_far).exp().unsqueeze(-1)  # (B, 1)
         replaced = torch.rand(drawn.shape, dtype=plan.dtype, device=plan.device) < share
         fresh = torch.multinomial(joint.softmax(0).T, num_samples, replacement=True)  # (B, P)
         drawn = torch.where(replaced, numbers[fresh], drawn)
-    return plan.codes(drawn.T).reshape(num_samples, *plan.batch_shape, plan.num_latents, plan.num_categories)
+    return plan.codes(drawn.T)[latent.name].reshape(
+        num_samples, *plan.batch_shape, latent.num_latents, latent.num_categories
+    )

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..handlers.sites import Run
+from ..programs.joint import Guide, JointScores, Terms, elbo_terms, joint_scores, read_guide_once, terms_and_scores
 from ..programs.pair import HasPair
-from ..programs.reader import Scores, Site, negative_kl, read_guide, score
-from ..programs.runs import bind_pair
+from ..programs.runs import Runs, bind_pair
 from ..runtime.distributed import log_sum_exp
 from ..runtime.tuning import tuning
 from .plan import Plan, make_plan
@@ -55,10 +55,9 @@ def elbo(
         >>> bool((elbo(vae, x) <= log_evidence(vae, x)).all())
         True
     """
-    model, guide = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
-    q = plan.check(read_guide(guide))
-    return summed(plan, elbo_parts(model, plan, q, q.log_probs))
+    runs = bind_pair(pair, *args, **kwargs)
+    plan = make_plan(runs, max_memory=max_memory, slice_size=slice_size)
+    return summed(plan, elbo_parts(runs, plan, read_guide_once(runs, plan.layout)))
 
 
 def log_evidence(
@@ -92,8 +91,9 @@ def log_evidence(
         >>> log_evidence(Pair(model, guide=model), torch.tensor([0.0, 1.0])).exp()
         tensor([0.2500, 0.7500])
     """
-    model, _ = bind_pair(pair, *args, **kwargs)
-    return evidence(model, make_plan(model, max_memory=max_memory, slice_size=slice_size))
+    runs = bind_pair(pair, *args, **kwargs)
+    plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    return evidence(runs.model, plan)
 
 
 class Bounds(NamedTuple):
@@ -129,19 +129,16 @@ def bounds(
         >>> bool((found.elbo <= found.log_evidence).all())
         True
     """
-    model, guide = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
-    q = plan.check(read_guide(guide))
-    log_q = q.log_probs
+    runs = bind_pair(pair, *args, **kwargs)
+    plan = make_plan(runs, max_memory=max_memory, slice_size=slice_size)
+    guide = read_guide_once(runs, plan.layout)
     elbos: list[Tensor] = []
     log_sums, scales = [], []
     for numbers in plan.numbers():
-        codes = plan.codes(numbers)
-        scores = score(model, codes, plan.nesting)
-        elbos.append(_expected(plan, q, log_q, codes, scores, with_kl=not elbos))
-        found = _joint(codes, scores)
-        log_sums.append(plan.log_sum(found.joint))
-        scales.append(found.scale)
+        terms, joint = terms_and_scores(runs, plan.layout, guide, plan.codes(numbers))
+        elbos.append(_expected(plan, terms, first=not elbos))
+        log_sums.append(plan.log_sum(joint.joint))
+        scales.append(joint.scale)
     log_evidence = scales[0] * plan.log_sum(torch.stack(log_sums))
     return Bounds(functools.reduce(torch.add, elbos).reshape(plan.batch_shape), log_evidence.reshape(plan.batch_shape))
 
@@ -158,45 +155,53 @@ def evidence(model: Run, plan: Plan) -> Tensor:
 
 
 def _log_sum(model: Run, plan: Plan, numbers: Tensor) -> tuple[Tensor, float | Tensor]:
-    _, joint, scale = joint_scores(model, plan, numbers)
+    joint, scale = _scores(model, plan, numbers)
     return plan.log_sum(joint), scale
 
 
-def elbo_parts(model: Run, plan: Plan, q: Site, log_q: Tensor) -> Iterator[Part]:
-    """Functions whose values add up to the ELBO, one for each slice of codes; the very first adds -KL(q || p).
+def _scores(model: Run, plan: Plan, numbers: Tensor) -> JointScores:
+    return joint_scores(model, plan.layout, plan.codes(numbers))
+
+
+def elbo_parts(runs: Runs, plan: Plan, guide: Guide) -> Iterator[Part]:
+    """Functions whose values add up to the ELBO, one for each slice of codes; the very first adds what is constant.
 
     Args:
-        model: the program with its data bound.
+        runs: the pair with its data bound.
         plan: how its codes are cut.
-        q: the guide's site.
-        log_q: its log-probabilities (B, N, K) or (1, N, K).
+        guide: what the guide says once.
     """
-    for i, numbers in enumerate(_likely(plan, log_q.detach())):
-        yield partial(_elbo_part, model, plan, q, log_q, numbers, with_kl=i == 0 and plan.share.rank == 0)
+    for i, numbers in enumerate(_likely(plan, guide)):
+        yield partial(_elbo_part, runs, plan, guide, numbers, first=i == 0 and plan.share.rank == 0)
 
 
-def _likely(plan: Plan, log_q: Tensor) -> Iterator[Tensor]:
-    """The numbers of all codes but those that q neglects for every datum, in slices."""
-    least = log_q.amin(-1).sum(-1)  # (B,): of the least probable code
-    if plan.num_codes <= tuning(plan.device).few_codes or not plan.negligible(least.unsqueeze(0)).item():
+@torch.no_grad()
+def _likely(plan: Plan, guide: Guide) -> Iterator[Tensor]:
+    """The numbers of all codes but those that q neglects for every datum, in slices.
+
+    Latents that depend on others are left out of account, whose probabilities are at most 1.
+    """
+    sites = guide.sites.values()
+    if not sites or plan.num_codes <= tuning(plan.device).few_codes:
         return plan.numbers()
-    columns = log_q.flatten(1).T  # (N * K, B)
-    return plan.repacked(
-        numbers[~plan.negligible(plan.codes(numbers).flatten(1) @ columns)] for numbers in plan.numbers()
-    )
+    least = functools.reduce(torch.add, (site.log_probs.amin(-1).sum(-1) for site in sites))  # of the least probable
+    if not plan.negligible(least.unsqueeze(0)).item():
+        return plan.numbers()
+    return plan.repacked(numbers[~plan.negligible(_log_q(plan, guide, numbers))] for numbers in plan.numbers())
 
 
-def _elbo_part(model: Run, plan: Plan, q: Site, log_q: Tensor, numbers: Tensor, *, with_kl: bool) -> Tensor:
+def _log_q(plan: Plan, guide: Guide, numbers: Tensor) -> Tensor:
     codes = plan.codes(numbers)
-    return _expected(plan, q, log_q, codes, score(model, codes, plan.nesting), with_kl=with_kl)
+    return functools.reduce(torch.add, (site.score(codes) for site in guide.sites.values()))  # (s, B)
 
 
-def _expected(plan: Plan, q: Site, log_q: Tensor, codes: Tensor, scores: Scores, *, with_kl: bool) -> Tensor:
-    log_weights = codes.flatten(1) @ log_q.flatten(1).T  # (s, B)
-    part: Tensor = _Expectation.apply(log_weights, scores.table, plan)
-    if with_kl:
-        part = part + negative_kl(q, log_q, scores.prior)
-    return part
+def _elbo_part(runs: Runs, plan: Plan, guide: Guide, numbers: Tensor, *, first: bool) -> Tensor:
+    return _expected(plan, elbo_terms(runs, plan.layout, guide, plan.codes(numbers)), first=first)
+
+
+def _expected(plan: Plan, terms: Terms, *, first: bool) -> Tensor:
+    part: Tensor = _Expectation.apply(terms.log_weights, terms.table, plan)
+    return part + terms.constant if first and terms.constant is not None else part
 
 
 class _Expectation(torch.autograd.Function):
@@ -235,7 +240,7 @@ def find_evidence(model: Run, plan: Plan) -> Evidence:
     log_sums, likely = [], []
     scale: float | Tensor = 1.0
     for numbers in plan.numbers():
-        _, joint, scale = joint_scores(model, plan, numbers)
+        joint, scale = _scores(model, plan, numbers)
         log_sums.append(plan.log_sum(joint))
         so_far = torch.logaddexp(so_far, log_sums[-1])
         # The evidence only grows from here on: a negligible share of it stays negligible.
@@ -251,28 +256,9 @@ def evidence_parts(model: Run, plan: Plan, found: Evidence) -> Iterator[Part]:
 
 
 def _evidence_part(model: Run, plan: Plan, found: Evidence, numbers: Tensor) -> Tensor:
-    _, joint, scale = joint_scores(model, plan, numbers)
+    joint, scale = _scores(model, plan, numbers)
     posterior = plan.weights(joint.detach() - found.log_evidence)  # (s, B)
     return scale * (posterior * _finite(joint)).sum(0)
-
-
-class JointScores(NamedTuple):
-    """What a slice of codes says about log p(x, z)."""
-
-    codes: Tensor  # (s, N * K)
-    joint: Tensor  # (s, B): log p(x, z), masked, not scaled
-    scale: float | Tensor  # of all sites, outside of a sum over codes
-
-
-def joint_scores(model: Run, plan: Plan, numbers: Tensor) -> JointScores:
-    """Run the model on the codes of these numbers (s,)."""
-    codes = plan.codes(numbers)
-    return _joint(codes, score(model, codes, plan.nesting))
-
-
-def _joint(codes: Tensor, scores: Scores) -> JointScores:
-    scale, codes = scores.common_scale, codes.flatten(1)
-    return JointScores(codes, scores.table / scale + codes @ scores.prior.log_probs.flatten(1).T, scale)
 
 
 def _finite(table: Tensor) -> Tensor:

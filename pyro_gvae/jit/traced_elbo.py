@@ -229,7 +229,7 @@ class TracedELBO(LossOnlyELBO):
         if not isinstance(self.elbo, TensorELBO):
             return
         args, kwargs = call.arguments(call.tensors)
-        reason = self.elbo.why_not_recordable(call.model, *args, **kwargs)
+        reason = self.elbo.why_not_recordable(call.model, call.guide, *args, **kwargs)
         if reason is not None:
             raise NotRecordableError(reason)
 

@@ -1,12 +1,15 @@
-"""Networks in eval mode while a model is judged, and afterwards as they were."""
+"""Networks that are as they were after a look at them: in eval mode while a model is judged, or with their buffers."""
 
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Concatenate, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ..runtime.rng import random_states, set_random_states
 from .pair import HasPair
 
 P = TypeVar("P", bound=HasPair)
@@ -28,6 +31,33 @@ def eval_mode(pair: HasPair) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def without_trace() -> Iterator[None]:
+    """Run programs to see what they are: random states, and buffers of the modules that are called, are kept.
+
+    Batch normalization in train mode, say, would learn from what a program is only probed with.
+    """
+    states = random_states()
+    before: dict[Tensor, Tensor] = {}
+
+    def keep(module: nn.Module, _: Any) -> None:
+        for buffer in module.buffers(recurse=False):
+            if buffer not in before:
+                before[buffer] = buffer.clone()
+
+    # A hook of all modules, since programs may be functions that find theirs in a closure.
+    hook = register_module_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()
+        set_random_states(states)
+        with torch.no_grad():
+            for buffer, value in before.items():
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 def judging(function: Callable[Concatenate[P, ...], R]) -> Callable[Concatenate[P, ...], R]:

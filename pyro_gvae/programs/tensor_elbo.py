@@ -28,7 +28,7 @@ class TensorELBO(LossOnlyELBO):
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Return the same; gradients are added to `.grad` of the parameters."""
 
-    def why_not_recordable(self, model: Program, *args: Any, **kwargs: Any) -> str | None:
+    def why_not_recordable(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str | None:
         """Say in a sentence why the loss cannot be recorded, if that is known beforehand; None if it is not."""
         return None
 

@@ -252,6 +252,6 @@ def test_there_is_no_trace():
 
 def test_a_loss_with_another_slice_size_makes_another_plan():
     vae, x, loss = PROBLEMS[0].vae(), PROBLEMS[0].x(), ExactELBO()
-    assert loss.num_slices(vae.model, x) == 1
+    assert loss.num_slices(vae.model, vae.guide, x) == 1
     loss.slice_size = 3
-    assert loss.num_slices(vae.model, x) == 3
+    assert loss.num_slices(vae.model, vae.guide, x) == 3

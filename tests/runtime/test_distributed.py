@@ -23,6 +23,7 @@ from pyro_gvae.estimators import estimator
 from pyro_gvae.exact import log_evidence
 from pyro_gvae.exact.plan import make_plan
 from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.programs.runs import bind_pair
 from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
 from pyro_gvae.runtime.distributed import (
     ALONE,
@@ -89,7 +90,7 @@ def test_torchrun_gives_each_process_a_gpu(monkeypatch):
 def test_shares_have_every_code_once_and_are_of_one_size(num_latents, num_categories, world_size):
     vae = new_vae(num_latents, num_categories)
     plans = [
-        make_plan(lambda: vae.model(data()), slice_size=5, share=Share(rank, world_size)) for rank in range(world_size)
+        make_plan(bind_pair(vae, data()), slice_size=5, share=Share(rank, world_size)) for rank in range(world_size)
     ]
     numbers = [torch.cat([*plan.numbers()]) for plan in plans]
     assert torch.cat(numbers).sort().values.tolist() == list(range(num_categories**num_latents))
@@ -101,8 +102,8 @@ def test_shares_have_every_code_once_and_are_of_one_size(num_latents, num_catego
 def test_codes_that_are_alike_go_to_different_processes():
     """Of the codes that share a category of one latent, each of two processes has about a half."""
     vae = new_vae(10, 2)
-    plan = make_plan(lambda: vae.model(data()), share=Share(0, 2))
-    codes = plan.codes(torch.cat([*plan.numbers()]))  # (512, 10, 2)
+    plan = make_plan(bind_pair(vae, data()), share=Share(0, 2))
+    codes = plan.codes(torch.cat([*plan.numbers()]))["z"]  # (512, 10, 2)
     assert (codes.mean(0) - 0.5).abs().max() < 0.06  # one standard error of a random half is 0.016
     assert torch.arange(0, 1024, 2).remainder(2).float().mean() == 0  # which every second code would fail
 
@@ -127,7 +128,7 @@ def test_parts_of_the_elbo_add_up(sharpness):
             lambda: Training(new_vae(), data(), config(shard="codes")),
             "sum over codes to divide, but found 'gumbel-soft",
         ),
-        (lambda: make_plan(lambda: new_vae().model(data()), share=Share(0, 10)), "found 10 for 9 codes"),
+        (lambda: make_plan(bind_pair(new_vae(), data()), share=Share(0, 10)), "found 10 for 9 codes"),
         (
             lambda: ExactEvidence(share=Share(0, 2)).differentiable_loss(new_vae().model, None, data()),
             "Expected to be asked for loss_and_grads",

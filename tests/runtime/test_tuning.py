@@ -48,7 +48,7 @@ def test_slices_are_as_large_as_is_fast_and_fits(monkeypatch):
     vae, x = vae_and_data()
 
     def slices(**options):
-        return make_plan(bind_pair(vae, x).model, **options).num_slices
+        return make_plan(bind_pair(vae, x), **options).num_slices
 
     assert slices() == 1
     monkeypatch.setattr(tuning, "CPU", replace(tuning.CPU, slice_bytes=5e4))
