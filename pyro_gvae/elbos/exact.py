@@ -137,7 +137,7 @@ class ExactELBO(_ExactLoss):
             loss = torch.stack([backward(-part().sum()) for part in parts]).sum()
             reached = [(tensor, cut.grad) for tensor, cut in zip(tensors, cuts, strict=True) if cut.grad is not None]
             if reached:
-                torch.autograd.backward(*map(list, zip(*reached, strict=True)))
+                torch.autograd.backward([tensor for tensor, _ in reached], [grad for _, grad in reached])
         return loss
 
 

@@ -1,4 +1,4 @@
-"""The base of losses that sample codes of one one-hot site: what they know of a program, and how they become a step."""
+"""The bases of losses that sample codes: what they know of a program, and how they become a step."""
 
 from abc import abstractmethod
 from functools import partial
@@ -9,10 +9,11 @@ from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
 from ..handlers.parameters import announce
-from ..handlers.sites import Program, Run
+from ..handlers.sites import Program
 from ..programs.kept import Kept
-from ..programs.reader import Site, read_guide, score
+from ..programs.layout import lay_out
 from ..programs.runs import bind
+from ..programs.statements import Layout
 from ..programs.target import Target
 from ..programs.tensor_elbo import TensorELBO
 from ..runtime.autograd import leaves
@@ -38,9 +39,9 @@ class Estimate(NamedTuple):
 
 
 class SampledELBO(TensorELBO):
-    """Abstract: a loss that draws P codes for each datum, of a model and a guide with one one-hot site.
+    """Abstract: a loss that draws P values of every latent for each datum.
 
-    All P codes are scored in one run of the model, in one more batch dimension.
+    All P are scored in one run of the model, in one more batch dimension, if the programs take it.
 
     Attributes:
         own: what the loss itself learns or averages, if anything; see :func:`pyro_gvae.estimators.own_state`.
@@ -50,11 +51,11 @@ class SampledELBO(TensorELBO):
 
     def __init__(self, *, num_particles: int = 1) -> None:
         super().__init__(num_particles=num_particles)
-        self._nestings: Kept[int] = Kept()
+        self._layouts: Kept[Layout] = Kept()
 
     @abstractmethod
     def estimate(self, target: Target) -> Estimate:
-        """The bound of each datum and the surrogate of its gradient, from P codes; gradients are enabled."""
+        """The bound of each datum and the surrogate of its gradient; gradients are enabled."""
 
     def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """An estimate of the loss in nats, summed over the data."""
@@ -82,24 +83,5 @@ class SampledELBO(TensorELBO):
         if self.own is not None:
             for name, parameter in self.own.named_parameters():
                 announce(param_with_module_name(type(self).__name__, name), parameter)
-        run, guide_run = bind(model, guide, *args, **kwargs)
-        q = read_guide(guide_run)
-        nesting = self._nestings.find(model, args, kwargs, partial(_nesting, q, run))
-        return self.estimate(Target(q, run, nesting))
-
-
-def _nesting(q: Site, run: Run) -> int:
-    """The number of batch dimensions that the model's plates take, if it has the guide's site."""
-    with torch.no_grad():
-        probe = score(run)
-    _check_pair(q, probe.prior)
-    return probe.nesting
-
-
-def _check_pair(guide: Site, model: Site) -> None:
-    if guide.name != model.name or guide.logits.shape != model.logits.shape:
-        raise ValueError(
-            f"Expected the same one-hot site in model and guide, but found '{model.name}' of shape "
-            f"{tuple(model.logits.shape)} in the model and '{guide.name}' of shape {tuple(guide.logits.shape)} in the "
-            "guide. Try one name, and the same plate around both."
-        )
+        runs = bind(model, guide, *args, **kwargs)
+        return self.estimate(Target(runs, self._layouts.find((model, guide), args, kwargs, partial(lay_out, runs))))

@@ -42,14 +42,16 @@ class ReinforceLOO(SampledELBO):
 
     @override
     def estimate(self, target: Target) -> Estimate:
-        codes = target.sample(self.num_particles)
-        log_joint = target.log_joint(codes)
-        log_weights = (log_joint - target.log_q(codes)).detach()  # (P, B)
-        bound = log_weights.mean(0)
-        # log w_p minus the mean of the others is P / (P - 1) times log w_p minus the mean of all.
-        advantages = (log_weights - bound) / (self.num_particles - 1)
-        surrogate = log_joint.mean(0).sum() + (advantages * target.score_function(codes)).sum()
-        return Estimate(bound, surrogate)
+        draws = target.draw(self.num_particles)
+        log_weights = (draws.log_joint - draws.log_q).detach()  # (P, B)
+        paths = draws.log_joint if draws.pathwise is None else draws.log_joint - draws.pathwise
+        surrogate = paths.mean(0).sum()
+        for score in draws.scores:
+            signal, log_q = draws.signal(log_weights, score)
+            # log w_p minus the mean of the others is P / (P - 1) times log w_p minus the mean of all.
+            advantages = (signal - signal.mean(0)) / (self.num_particles - 1)
+            surrogate = surrogate + (advantages * log_q).sum()
+        return Estimate(log_weights.mean(0), surrogate)
 
 
 @final
@@ -85,14 +87,14 @@ class VIMCO(SampledELBO):
 
     @override
     def estimate(self, target: Target) -> Estimate:
-        codes = target.sample(self.num_particles)
-        log_joint, scale = target.log_joint_and_scale(codes)
-        difference = log_joint - target.log_q(codes)
-        log_weights = difference.detach() / scale  # (P, B)
+        draws = target.draw(self.num_particles)
+        scale = draws.common_scale()
+        difference = draws.together(draws.log_joint - draws.log_q)  # (P, B), or fewer where data share anything
+        log_weights = difference.detach() / scale
         bound = _log_mean_exp(log_weights)
         signals = scale * (bound - _without_each(log_weights))
         pathwise = log_weights.softmax(0) * difference
-        return Estimate(scale * bound, pathwise.sum() + (signals * target.score_function(codes)).sum())
+        return Estimate(scale * bound, pathwise.sum() + (signals * draws.score_function()).sum())
 
 
 @final
@@ -128,10 +130,10 @@ class ReweightedWakeSleep(SampledELBO):
 
     @override
     def estimate(self, target: Target) -> Estimate:
-        codes = target.sample(self.num_particles)
-        log_joint, scale = target.log_joint_and_scale(codes)
-        log_q = target.log_q(codes)
-        log_weights = (log_joint - log_q).detach() / scale  # (P, B)
+        draws = target.draw(self.num_particles, pathwise=False)
+        scale = draws.common_scale()
+        log_joint, log_q = draws.together(draws.log_joint), draws.together(draws.log_q)  # (P, B)
+        log_weights = (log_joint - log_q).detach() / scale
         surrogate = log_weights.softmax(0) * (log_joint + log_q)
         return Estimate(scale * _log_mean_exp(log_weights), surrogate.sum())
 

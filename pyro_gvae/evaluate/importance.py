@@ -14,7 +14,7 @@ from ..exact.plan import bytes_of_code
 from ..programs.layout import lay_out
 from ..programs.modes import judging
 from ..programs.pair import HasPair
-from ..programs.reader import read_guide, score
+from ..programs.reader import score
 from ..programs.runs import bind_pair, items, split
 from ..programs.target import Target
 from ..runtime.memory import memory_limit
@@ -152,8 +152,8 @@ def _targets(pair: HasPair, x: Tensor, num_particles: int, max_memory: float | N
         raise ValueError(f"Expected at least one particle, but found num_particles={num_particles}.")
     most = _most_pairs(pair, x, max_memory)
     for rows in split(x, max(1, most // num_particles)):
-        model, guide = bind_pair(pair, *rows)
-        yield Target(read_guide(guide), model, score(model).nesting), max(1, most // len(rows[0]))
+        runs = bind_pair(pair, *rows)
+        yield Target(runs, lay_out(runs)), max(1, most // len(rows[0]))
 
 
 def _most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:

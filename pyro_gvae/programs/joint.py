@@ -4,7 +4,7 @@ A factor that lacks the axis of the codes is counted once, and the KL of latents
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple, Self
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..handlers.sites import Run
 from .runs import Runs
-from .statements import Codes, Layout, Reading, Site, read
+from .statements import Codes, Layout, Reading, Site, common_scale, read
 
 
 class Guide(NamedTuple):
@@ -169,26 +169,11 @@ def _joint_scores(layout: Layout, codes: Codes, found: Reading) -> JointScores:
                 f"Expected every discrete latent to be inside of the plate(s) {sorted(layout.plates)}, but found "
                 f"'{name}', which several data share: log p(x) is then no sum over data. Try exact.elbo, a bound of it."
             )
-    scale = common_scale([statement.scale for statement in (*found.sites.values(), *found.factors.values())])
+    scales = [site.scale for site in found.sites.values()]
+    scale = common_scale([*scales, *(factor.scale for factor in found.factors.values())])
     table = _add([factor.log_prob for factor in found.factors.values()])
     priors = _add([site.score(codes) for site in found.sites.values()])
     return JointScores(table.expand(_count(codes), -1) / scale + priors, scale)
-
-
-def common_scale(scales: Sequence[float | Tensor]) -> float | Tensor:
-    """The one scale of all statements, which stands outside of the logarithm of a sum over codes.
-
-    Raises:
-        ValueError: if there is not one.
-    """
-    one_each = all(not isinstance(scale, Tensor) or scale.numel() == 1 for scale in scales)
-    if not one_each or len({float(scale) for scale in scales}) > 1:
-        raise ValueError(
-            "Expected all sites of the model to share one scale, but found several: there is no log p(x) where "
-            "likelihood and prior, or the data, are scaled differently. Try the ELBO, or one poutine.scale around "
-            "the model."
-        )
-    return scales[0]
 
 
 def _add(terms: Iterable[Tensor]) -> Tensor:

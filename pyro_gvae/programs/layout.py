@@ -1,18 +1,20 @@
 """What a few small runs tell about a pair, before anything is summed: its latents, its plates, and what it refuses."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.infer.inspect import get_dependencies
+from torch import Tensor
 
 from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.sites import Run, plates_of
 from .latents import Space
 from .modes import without_trace
 from .runs import Runs
-from .statements import Layout, Reader, Reading, first_value, latent_of, read, sample_shape
+from .statements import Draw, Layout, Reader, Reading, first_shared_value, first_value, latent_of, read, sample_shape
 
 
 def lay_out(runs: Runs, *, with_guide: bool = True) -> Layout:
@@ -31,14 +33,14 @@ def lay_out(runs: Runs, *, with_guide: bool = True) -> Layout:
 
 
 def _lay_out(runs: Runs, with_guide: bool) -> Layout:
-    guide = Reader(first_value, {})
+    guide = Reader(first_value, _any_draw({}))
     if with_guide:
         guide.run(runs.guide)
-    model = Reader(first_value, {name: msg["value"] for name, msg in guide.continuous().items()})
-    model.run(runs.model)
+    given = {name: msg["value"] for name, msg in guide.continuous().items()}
+    model = _run_on_one_code(runs.model, given)
     if with_guide:
         _check_pair(guide, model)
-    _check_model(model, with_guide)
+    _check_model(model, given, with_guide)
     messages = [*model.messages.values(), *guide.messages.values()]
     frames = [frame for msg in messages for frame in msg["cond_indep_stack"] if frame.vectorized]
     shapes = [sample_shape(found) for found in (*model.discrete.values(), *guide.discrete.values())]
@@ -72,11 +74,30 @@ def _lay_out(runs: Runs, with_guide: bool) -> Layout:
     return layout._replace(guide_depends=q.depends)
 
 
+def _run_on_one_code(model: Run, given: Mapping[str, Tensor]) -> Reader:
+    """Run the model on a code that all data share, which it decodes once, or else on one in the shape of a sample."""
+    try:
+        reader = Reader(first_shared_value, _any_draw(given))
+        reader.run(model)
+    except (RuntimeError, ValueError, IndexError):
+        reader = Reader(first_value, _any_draw(given))
+        reader.run(model)
+    return reader
+
+
 def _read_both(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> Reading:
     codes = layout.some_codes(num_codes)
     q = read(runs.guide, layout, codes, {}) if with_guide else Reading({}, {}, {})
     read(runs.model, layout, codes, q.values)
     return q
+
+
+def _any_draw(given: Mapping[str, Tensor]) -> Draw:
+    def draw(name: str, fn: Any) -> Tensor:
+        value: Tensor = given[name] if name in given else fn.sample()
+        return value
+
+    return draw
 
 
 def _check_pair(guide: Reader, model: Reader) -> None:
@@ -105,13 +126,13 @@ def _check_pair(guide: Reader, model: Reader) -> None:
             )
 
 
-def _check_model(model: Reader, with_guide: bool) -> None:
+def _check_model(model: Reader, given: Mapping[str, Tensor], with_guide: bool) -> None:
     if not model.discrete:
         raise ValueError("Expected the model to have a discrete latent, but found none. Try Trace_ELBO.")
     if all(name in model.discrete for name in model.messages):
         found = ", ".join(f"'{name}'" for name in model.discrete)
         raise ValueError(f"Expected the model to observe data, but found no statement but the latent {found}.")
-    drawn = [name for name in model.continuous() if name not in model.given]
+    drawn = [name for name in model.continuous() if name not in given]
     if drawn and with_guide:
         raise ValueError(
             f"Expected the guide to have all continuous latents of the model, but found '{drawn[0]}' in the model "

@@ -5,7 +5,7 @@ run on rows of codes as if these were samples, and continuous latents are drawn.
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import torch
@@ -19,7 +19,12 @@ from ..handlers.sites import Messages, OneHotSite, Run, plates_of
 from ..runtime.compat.pyro import is_random
 from .latents import Discrete, Latent, Space, discrete
 
-Codes = Mapping[str, Tensor]  # one-hot (s, N, K), by the name of the latent
+#: One-hots of each latent, by its name: (s, N, K), the same for all data, or (P, B, N, K).
+Codes = Mapping[str, Tensor]
+#: The value of a discrete latent, by its name and what its distribution says.
+Place = Callable[[str, Discrete], Tensor]
+#: The value of a continuous latent, by its name and its distribution.
+Draw = Callable[[str, Any], Tensor]
 
 
 class Site(NamedTuple):
@@ -28,7 +33,7 @@ class Site(NamedTuple):
     latent: Latent
     log_probs: Tensor  # (B or 1, N, K), or (s, B or 1, N, K) where they depend on the codes of other latents
     batch_shape: Size  # of all discrete latents together
-    share: float  # of one of these data in the latent: less than 1 where several data share one
+    own_shape: Size  # of these, with 1 where data share the latent
     scale: float | Tensor
     mask: bool | Tensor | None
 
@@ -37,9 +42,16 @@ class Site(NamedTuple):
         """Whether its log-probabilities depend on the codes of other latents."""
         return self.log_probs.dim() == 4
 
+    @property
+    def share(self) -> float:
+        """Of one datum in the latent: less than 1 where several data share it."""
+        return self.own_shape.numel() / self.batch_shape.numel()
+
     def score(self, codes: Codes) -> Tensor:
         """The log-probability (s, B or 1) of codes, neither scaled nor masked."""
         own = codes[self.latent.name]
+        if own.dim() == 4:
+            return (own * self.log_probs).sum((-2, -1))
         if self.depends:
             return (own.unsqueeze(1) * self.log_probs).sum((-2, -1))
         return own.flatten(1) @ self.log_probs.flatten(1).T
@@ -56,7 +68,9 @@ class Factor(NamedTuple):
     """The log-probability of any other statement, scaled and masked as the program says."""
 
     log_prob: Tensor  # (s, B) where it depends on the codes, else (1, B)
+    own_shape: Size  # the batch shape of all discrete latents, with 1 where data share the statement
     scale: float | Tensor
+    unweighed: Callable[[], Tensor]  # neither scaled nor masked, nor divided among the data that share it
 
 
 class Reading(NamedTuple):
@@ -123,10 +137,10 @@ class Layout(NamedTuple):
 class Reader(OneHotMessenger):
     """Gives the latents of a program their values, and keeps what all statements say."""
 
-    def __init__(self, place: Callable[[str, Discrete], Tensor], given: Mapping[str, Tensor]) -> None:
+    def __init__(self, place: Place, draw: Draw) -> None:
         super().__init__()
         self.place = place
-        self.given = given
+        self.draw = draw
         self.discrete: dict[str, Discrete] = {}
         self.messages: dict[str, Messages] = {}
 
@@ -142,14 +156,8 @@ class Reader(OneHotMessenger):
         if found is not None:
             self.discrete[msg["name"]] = found
             msg["value"] = self.place(msg["name"], found)
-        elif msg["name"] in self.given:
-            msg["value"] = self.given[msg["name"]]
-        elif not msg["fn"].has_rsample:
-            raise ValueError(
-                f"Expected latents that can be summed over or reparameterized, but found '{msg['name']}', a "
-                f"{_innermost(msg['fn']).__class__.__name__} without rsample. Try to condition on it, or an estimator "
-                "that scores, such as reinforce."
-            )
+        else:
+            msg["value"] = self.draw(msg["name"], msg["fn"])
 
     def _pyro_post_sample(self, msg: Messages) -> None:
         if is_random(msg):
@@ -167,21 +175,41 @@ class Reader(OneHotMessenger):
         }
 
 
-def _innermost(fn: Any) -> Any:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
+def reparameterized(given: Mapping[str, Tensor]) -> Draw:
+    """Values of continuous latents as they are given, or one pathwise draw."""
+
+    def draw(name: str, fn: Any) -> Tensor:
+        if name in given:
+            return given[name]
+        if not fn.has_rsample:
+            innermost = fn
+            while hasattr(innermost, "base_dist"):
+                innermost = innermost.base_dist
+            raise ValueError(
+                f"Expected latents that can be summed over or reparameterized, but found '{name}', a "
+                f"{type(innermost).__name__} without rsample. Try to condition on it, or an estimator that scores, "
+                "such as reinforce-loo."
+            )
+        value: Tensor = fn.rsample()
+        return value
+
+    return draw
 
 
 def first_value(name: str, found: Discrete) -> Tensor:
     """The first code of a latent, in the shape of a sample."""
     codes = torch.zeros_like(found.logits)
     codes[..., 0] = 1.0
-    return latent_of(name, found).value(_flat(codes, found))
+    return latent_of(name, found).value(flat(codes, found))
 
 
-def _flat(values: Tensor, found: Discrete) -> Tensor:
-    """(*batch, *shape, K) as (*batch, N, K)."""
+def first_shared_value(name: str, found: Discrete) -> Tensor:
+    """The first code of a latent, with a batch shape of ones."""
+    return first_value(name, found._replace(logits=found.logits[(slice(1),) * len(sample_shape(found))]))
+
+
+def flat(values: Tensor, found: Discrete) -> Tensor:
+    """Reshape (*batch, *shape, K) as (*batch, N, K)."""
     batch_shape = values.shape[: values.dim() - found.num_event_dims - 1]
     return values.reshape(*batch_shape, -1, values.shape[-1])
 
@@ -198,7 +226,7 @@ def sample_shape(found: Discrete) -> Size:
 
 
 def read(program: Run, layout: Layout, codes: Codes, given: Mapping[str, Tensor]) -> Reading:
-    """Run a program on joint codes, its continuous latents drawn.
+    """Run a program on joint codes that all data share, its continuous latents drawn.
 
     Args:
         program: with its data bound.
@@ -206,33 +234,36 @@ def read(program: Run, layout: Layout, codes: Codes, given: Mapping[str, Tensor]
         codes: one-hots (s, N, K) of each latent, by name; one alone where the layout has an obstacle.
         given: values of continuous latents.
     """
-    latents = {latent.name: latent for latent in layout.space.latents}
 
     def place(name: str, found: Discrete) -> Tensor:
         own = codes[name]
         # In the type that the program's samples have, which its networks take; scores are computed in float32 at least.
-        latent = latents[name]._replace(dtype=found.dtype)
+        latent = latent_of(name, found)
         if layout.obstacle is not None:  # one code, in the shape of a sample
             return latent.value(own[0].expand(*sample_shape(found), -1, -1))
         return latent.value(own.reshape(len(own), *(1,) * layout.nesting, *own.shape[-2:]))
 
-    reader = Reader(place, given)
+    return read_with(program, layout, place, reparameterized(given))
+
+
+def read_with(program: Run, layout: Layout, place: Place, draw: Draw) -> Reading:
+    """Run a program with the values that `place` and `draw` give to its latents."""
+    latents = {latent.name: latent for latent in layout.space.latents}
+    reader = Reader(place, draw)
     reader.run(program)
     return Reading(
         sites={
             name: _site(latents[name], found, reader.messages[name], layout) for name, found in reader.discrete.items()
         },
         factors={
-            name: Factor(_log_prob(name, msg, layout), msg["scale"])
-            for name, msg in reader.messages.items()
-            if name not in reader.discrete
+            name: _factor(name, msg, layout) for name, msg in reader.messages.items() if name not in reader.discrete
         },
         values={name: msg["value"] for name, msg in reader.continuous().items()},
     )
 
 
 def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Site:
-    logits = _flat(at_least_float32(found.logits), found)  # (*batch, N, K)
+    logits = flat(at_least_float32(found.logits), found)  # (*batch, N, K)
     batch_shape, strides = logits.shape[:-2], logits.stride()[:-2]
     depends = len(batch_shape) > layout.nesting and batch_shape[0] > 1
     own = batch_shape[-layout.nesting :] if layout.nesting else Size()
@@ -255,7 +286,7 @@ def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Sit
         latent=latent,
         log_probs=log_probs.clamp_min(torch.finfo(log_probs.dtype).min),
         batch_shape=layout.batch_shape,
-        share=own.numel() / layout.batch_size,
+        own_shape=own,
         scale=msg["scale"],
         mask=masks[0] & masks[-1] if masks else None,
     )
@@ -266,12 +297,12 @@ def _padded(layout: Layout) -> tuple[int, ...]:
     return (1,) * (layout.nesting - len(layout.batch_shape)) + tuple(layout.batch_shape)
 
 
-def _log_prob(name: str, msg: Messages, layout: Layout) -> Tensor:
-    """A statement's log-probability, summed over plates that no discrete latent has: (s, B) or (1, B)."""
+def _factor(name: str, msg: Messages, layout: Layout) -> Factor:
+    """A statement's log-probability, summed over plates that no discrete latent has."""
     log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-    log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"])
-    log_prob = log_prob.reshape((1,) * (layout.nesting + 1 - log_prob.dim()) + log_prob.shape)  # (s or 1, *plates)
-    own, found = _padded(layout), log_prob.shape[1:]
+    weighed = scale_and_mask(log_prob, msg["scale"], msg["mask"])
+    weighed = weighed.reshape((1,) * (layout.nesting + 1 - weighed.dim()) + weighed.shape)  # (s or 1, *plates)
+    own, found = _padded(layout), weighed.shape[1:]
     plates = {frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
     for dim in range(-len(found), 0):
         expected = own[dim] if -dim <= layout.nesting else 0
@@ -279,12 +310,35 @@ def _log_prob(name: str, msg: Messages, layout: Layout) -> Tensor:
         if found[dim] != expected and not is_shared and not (expected == 1 and found[dim] == plates.get(dim)):
             raise ValueError(
                 f"Expected every statement to have the batch shape {tuple(layout.batch_shape)} of the discrete "
-                f"latents, with one more dimension left of it for codes, but found {tuple(log_prob.shape)} at "
+                f"latents, with one more dimension left of it for codes, but found {tuple(weighed.shape)} at "
                 f"'{name}': it pairs codes with data, or belongs to no single datum."
             )
     kept = tuple(min(size, expected) for size, expected in zip(found, own, strict=True))
-    log_prob = log_prob.sum_to_size(len(log_prob), *kept)
-    times = Size(own).numel() // Size(kept).numel()
-    if times > 1:  # data that share a statement count it once together
-        log_prob = log_prob.expand(-1, *own) / times
-    return log_prob.reshape(len(log_prob), -1)
+
+    def reduced(values: Tensor) -> Tensor:
+        values = values.reshape((1,) * (layout.nesting + 1 - values.dim()) + values.shape)
+        return values.sum_to_size(len(values), *kept).expand(-1, *own).reshape(len(values), -1)
+
+    times = Size(own).numel() // Size(kept).numel()  # data that share a statement count it once together
+    return Factor(
+        log_prob=reduced(weighed) if times == 1 else reduced(weighed) / times,
+        own_shape=Size(kept[layout.nesting - len(layout.batch_shape) :]),
+        scale=msg["scale"],
+        unweighed=lambda: reduced(log_prob),
+    )
+
+
+def common_scale(scales: Sequence[float | Tensor]) -> float | Tensor:
+    """The one scale of all statements, which stands outside of the logarithm of a sum over codes.
+
+    Raises:
+        ValueError: if there is not one.
+    """
+    one_each = all(not isinstance(scale, Tensor) or scale.numel() == 1 for scale in scales)
+    if not one_each or len({float(scale) for scale in scales}) > 1:
+        raise ValueError(
+            "Expected all sites of the model to share one scale, but found several: there is no log p(x) where "
+            "likelihood and prior, or the data, are scaled differently. Try the ELBO, or one poutine.scale around "
+            "the model."
+        )
+    return scales[0]

@@ -1,23 +1,64 @@
-"""The factors of a model and its guide under given codes, as sampled losses need them."""
+"""A model and its guide with their data bound, as sampled losses need them."""
 
-from typing import NamedTuple
+from functools import cached_property
+from typing import final
 
 from torch import Tensor
 
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..handlers.sites import Run
-from .reader import Scores, Site, score
+from .draws import Draws, draw
+from .layout import warn_of
+from .reader import Scores, Site, read_guide, score
+from .runs import Runs
+from .statements import Layout
 
 
-class Target(NamedTuple):
-    """A model and a guide with their data bound, as functions of codes z (P, B, N, K), hard or soft.
+@final
+class Target:
+    """A model and a guide with their data bound: draws from the guide, and what both say of them.
 
-    All densities are scaled and masked as the programs say, and differentiable in parameters and codes.
+    :meth:`draw` is for any pair. The other methods are functions of codes z (P, B, N, K), hard or soft, of a pair whose
+    latent is one factorized one-hot site. All densities are scaled and masked as the programs say, and differentiable
+    in parameters and codes.
+
+    Args:
+        runs: the pair with its data bound.
+        layout: what is known of it.
     """
 
-    q: Site
-    model: Run
-    nesting: int  # the number of batch dimensions that the model's plates take
+    def __init__(self, runs: Runs, layout: Layout) -> None:
+        self.runs = runs
+        self.layout = layout
+
+    def draw(self, num_particles: int, *, pathwise: bool = True) -> Draws:
+        """Draw P values of every latent of each datum from the guide.
+
+        Args:
+            num_particles: P.
+            pathwise: whether continuous latents are reparameterized where they can be, or scored as discrete ones are.
+        """
+        warn_of(self.layout)
+        return draw(self.runs, self.layout, num_particles, pathwise=pathwise)
+
+    @cached_property
+    def q(self) -> Site:
+        """The guide's one-hot site.
+
+        Raises:
+            ValueError: if the guide has other latents.
+        """
+        return read_guide(self.runs.guide)
+
+    @property
+    def model(self) -> Run:
+        """The model."""
+        return self.runs.model
+
+    @property
+    def nesting(self) -> int:
+        """The number of batch dimensions that plates take."""
+        return self.layout.nesting
 
     @property
     def log_probs(self) -> Tensor:
