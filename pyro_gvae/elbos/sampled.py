@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..handlers.parameters import announce
 from ..handlers.sites import Program
+from ..programs.draws import lay_out_draws
 from ..programs.kept import Kept
-from ..programs.layout import lay_out
 from ..programs.runs import bind
 from ..programs.statements import Layout
 from ..programs.target import Target
@@ -84,4 +84,6 @@ class SampledELBO(TensorELBO):
             for name, parameter in self.own.named_parameters():
                 announce(param_with_module_name(type(self).__name__, name), parameter)
         runs = bind(model, guide, *args, **kwargs)
-        return self.estimate(Target(runs, self._layouts.find((model, guide), args, kwargs, partial(lay_out, runs))))
+        return self.estimate(
+            Target(runs, self._layouts.find((model, guide), args, kwargs, partial(lay_out_draws, runs)))
+        )

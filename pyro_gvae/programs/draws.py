@@ -14,6 +14,8 @@ from torch import Size, Tensor
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.parameters import at_least_float32
 from .latents import Discrete
+from .layout import lay_out, obstacle_of
+from .modes import without_trace
 from .runs import Runs
 from .statements import Draw, Layout, Place, Reading, common_scale, flat, latent_of, read_with, sample_shape
 
@@ -79,6 +81,19 @@ class Draws(NamedTuple):
             return values
         rows = values.reshape(-1, *self.batch_shape)
         return rows[(slice(None), *(slice(size) for size in shape))].reshape(len(values), -1)
+
+
+def lay_out_draws(runs: Runs) -> Layout:
+    """:func:`~pyro_gvae.programs.layout.lay_out` of a pair, whose continuous latents have the axis of particles, too.
+
+    Raises:
+        ValueError: as there.
+    """
+    layout = lay_out(runs)
+    if layout.obstacle is not None:
+        return layout
+    with torch.no_grad(), without_trace():
+        return layout._replace(obstacle=obstacle_of(lambda: _draw(runs, layout, layout.few()[0], pathwise=True)))
 
 
 def draw(runs: Runs, layout: Layout, num_particles: int, *, pathwise: bool = True) -> Draws:
@@ -163,9 +178,8 @@ def _discrete_draw(layout: Layout, num_particles: int, codes: dict[str, Tensor],
         # Without the axis of particles the same distribution is drawn from P times.
         drawn = FactorizedOneHotCategorical(logits=log_probs, validate_args=False)
         sample = drawn.sample() if has_particles else drawn.sample((num_particles,))
-        plates = (1,) * (layout.nesting - len(batch_shape)) + tuple(
-            batch_shape[-layout.nesting :] if has_particles else batch_shape
-        )
+        own = batch_shape[len(batch_shape) - layout.nesting :] if has_particles else batch_shape
+        plates = (1,) * (layout.nesting - len(own)) + tuple(own)
         sample = sample.reshape(-1, *plates, *sample.shape[-2:])  # (P, *plates, N, K)
         union = (1,) * (layout.nesting - len(layout.batch_shape)) + tuple(layout.batch_shape)
         codes[name] = sample.expand(num_particles, *union, -1, -1).reshape(

@@ -1,7 +1,7 @@
 """What a few small runs tell about a pair, before anything is summed: its latents, its plates, and what it refuses."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -60,18 +60,24 @@ def _lay_out(runs: Runs, with_guide: bool) -> Layout:
     _check_mixing(runs.model, model, layout)
     if with_guide:
         _check_mixing(runs.guide, guide, layout)
+    readings: list[Reading] = []
+    obstacle = obstacle_of(lambda: readings.append(_read_both(runs, layout, layout.few()[0], with_guide)))
+    if obstacle is None:
+        return layout._replace(guide_depends=readings[0].depends)
+    plain = layout._replace(obstacle=obstacle)
+    _read_both(runs, plain, 1, with_guide)
+    return plain
+
+
+def obstacle_of(run: Callable[[], Any]) -> str | None:
+    """Why programs do not take an axis left of their plates, of which an error tells; None if they do."""
     try:
-        q = _read_both(runs, layout, layout.few()[0], with_guide)
+        run()
     except (RuntimeError, ValueError, IndexError) as error:
-        if _is_out_of_memory(error):
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise
-        plain = layout._replace(obstacle=str(error).splitlines()[0])
-        try:
-            _read_both(runs, plain, 1, with_guide)
-        except Exception:
-            raise error from None
-        return plain
-    return layout._replace(guide_depends=q.depends)
+        return str(error).splitlines()[0]
+    return None
 
 
 def _run_on_one_code(model: Run, given: Mapping[str, Tensor]) -> Reader:
@@ -165,10 +171,6 @@ def _mixes_data(name: str, other: str, plates: frozenset[str]) -> ValueError:
         f"'{name}' outside of them: it belongs to no single datum, and the sum would be over the codes of all data at "
         "once. Try to move it into the plate, or, for a plate of latents, one site with .to_event(1)."
     )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def warn_of(layout: Layout) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import pairs
 import pyro
@@ -534,7 +535,7 @@ PAIRS_OF_CODES = {
 }
 
 
-def _standard_scores(loss, program, expected, repeats=1200):
+def _standard_scores(loss, program, expected, repeats=600):
     """How many standard errors the mean loss and gradients are off what is expected."""
     pyro.set_rng_seed(1)
     found = [
@@ -558,7 +559,7 @@ def test_layers_that_depend_on_each_other(loss):
     program = pairs.PROGRAMS["two layers, bottom-up"]
     assert _standard_scores(loss(num_particles=2), program, expected).max() < 5
     wrong = {name: value * 1.2 for name, value in expected.items()}
-    assert _standard_scores(loss(num_particles=2), program, wrong, repeats=300).max() > 5
+    assert _standard_scores(loss(num_particles=2), program, wrong, repeats=200).max() > 5
 
 
 @pytest.mark.slow
@@ -566,4 +567,6 @@ def test_layers_that_depend_on_each_other(loss):
 def test_leave_one_out_has_the_gradient_of_the_exact_sum(name):
     program = pairs.PROGRAMS[name]
     expected = pairs.with_gradients(lambda: ExactELBO().loss_and_grads(program.model, program.guide, pairs.DATA))
-    assert _standard_scores(ReinforceLOO(num_particles=4), program, expected, repeats=600).max() < 5
+    if name == "a mixture with Dirichlet weights":  # its centres are indexed, as those of one particle can be
+        warnings.filterwarnings("ignore", "Expected programs that take codes", UserWarning)
+    assert _standard_scores(ReinforceLOO(num_particles=4), program, expected, repeats=300).max() < 5
