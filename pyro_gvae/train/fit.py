@@ -1,7 +1,7 @@
 """fit: a program through its stages, with evaluations, checkpoints and an end that can be resumed."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from signal import Signals
@@ -20,14 +20,12 @@ from ..runtime.distributed import from_main, is_main, largest, share
 from ..runtime.rng import derived_seed, own_randomness
 from ..runtime.signals import Stop, stop_on_signal
 from .logs import Logs
+from .milestones import NO_MILESTONES, Measure, Milestones, measured
 from .non_finite import first_non_finite
 from .step import TrainableProgram
 from .training import Training
 
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
-
-#: What a caller wants to know besides, at each evaluation: name -> number.
-Measure = Callable[[Training], dict[str, Any]]
 
 
 class Fit(NamedTuple):
@@ -38,12 +36,14 @@ class Fit(NamedTuple):
         seconds: of training, without evaluations.
         reason: why it ended.
         history: one dictionary for each evaluation; see `Training.judge`.
+        milestones: one dictionary for each that was measured, also by earlier calls; see `Milestones`.
     """
 
     steps: int
     seconds: float
     reason: str
     history: list[dict[str, Any]]
+    milestones: list[dict[str, Any]]
 
 
 @final
@@ -73,6 +73,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     measure: Measure | None = None,
+    milestones: Milestones = NO_MILESTONES,
 ) -> Fit:
     """Train a program in stages of estimators, with one optimizer, and judge the discrete model on the way.
 
@@ -95,6 +96,8 @@ def fit(
         progress: show a progress bar.
         measure: called at each evaluation with the :class:`~pyro_gvae.train.training.Training`; what it returns,
             name -> number, stands in the history too. It may draw random numbers, and changes nothing.
+        milestones: where the run is measured besides. The call returns at the last of them, if the run is not over
+            before, and a later one goes on from there, as if nothing had happened.
 
     Returns:
         What was done.
@@ -118,36 +121,47 @@ def fit(
     with own_randomness(derived_seed("train", config.seed, rank)), _asked_to_stop(output) as stop:
         training = Training(vae, data if isinstance(data, Dataset) else as_tensor(data), config)
         with _alone_in(output):
-            return _from_begin_to_end(training, stop, output, resume=resume, progress=progress, measure=measure)
+            begun = _begun(training, output, resume=resume)
+            milestones.check(training)
+            with _logs(training, output, milestones, progress=progress) as logs:
+                if not begun:
+                    _judge(training, logs, output, measure)
+                    _keep(training, output)
+                while training.state.done is None and not milestones.are_over(training):
+                    _advance(training, logs, output, measure, milestones)
+                    _stop_if_asked(training, stop, output)
+                reason = training.state.done or "all milestones"
+                return Fit(training.state.step, training.state.seconds, reason, logs.history, training.state.milestones)
 
 
-def _from_begin_to_end(
-    training: Training, stop: Stop, output: Path | None, *, resume: bool, progress: bool, measure: Measure | None
-) -> Fit:
+def _begun(training: Training, output: Path | None, *, resume: bool) -> bool:
+    """Whether the run had begun; then it is where its checkpoint was."""
     if output is not None and not resume:
         from_main(lambda: _check_unused(output))
-    begun = _restored(training, output) if resume else False
+    return resume and _restored(training, output)
+
+
+def _logs(training: Training, output: Path | None, milestones: Milestones, *, progress: bool) -> Logs:
     options = {
         "progress": progress and is_main(),
         "tensorboard": training.config.tensorboard and output is not None and training.state.done is None,
     }
-    with Logs(output if is_main() else None, total=training.total, step=training.state.step, **options) as logs:
-        if not begun:
-            _judge(training, logs, output, measure)
-            _keep(training, output)
-        while training.state.done is None:
-            _advance(training, logs, output, measure)
-            asked = int(largest(stop.asked or 0))
-            if asked and output is not None and training.state.done is None:
-                _keep(training, output)
-                raise Interrupted(output, Signals(asked))
-        state = training.state
-        return Fit(state.step, state.seconds, str(state.done), logs.history)
+    folder = output if is_main() else None
+    return Logs(folder, total=milestones.total(training), step=training.state.step, **options)
 
 
-def _advance(training: Training, logs: Logs, output: Path | None, measure: Measure | None) -> None:
+def _stop_if_asked(training: Training, stop: Stop, output: Path | None) -> None:
+    asked = int(largest(stop.asked or 0))
+    if asked and output is not None and training.state.done is None:
+        _keep(training, output)
+        raise Interrupted(output, Signals(asked))
+
+
+def _advance(
+    training: Training, logs: Logs, output: Path | None, measure: Measure | None, milestones: Milestones
+) -> None:
     """A step, and what is due after it. A checkpoint comes last: it is the state in which the next step begins."""
-    state = training.state
+    state, ahead = training.state, milestones.ahead(training)
     training.advance()
     logs.advance()
     if training.refused is not None:
@@ -159,15 +173,15 @@ def _advance(training: Training, logs: Logs, output: Path | None, measure: Measu
         training.next_stage()
     if state.done and output is not None and is_main():
         _write_weights(training.vae, output / WEIGHTS)
-    if state.done or training.checkpoint_is_due:
+    reached = milestones.record(training, ahead)
+    if state.done or reached or training.checkpoint_is_due:
         _keep(training, output)
 
 
 def _judge(training: Training, logs: Logs, output: Path | None, measure: Measure | None) -> None:
     state, line = training.state, training.judge()
     if measure is not None:
-        with own_randomness(state.step):
-            line |= measure(training)
+        line |= measured(training, measure)
     logs.record(line)
     logs.picture(training.vae, training.data, state.step)
     if training.config.patience is not None and state.stale == 0 and output is not None and is_main():

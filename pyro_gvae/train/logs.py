@@ -57,7 +57,7 @@ class Logs:
         self._path = None if run is None else run / "metrics.jsonl"
         if self._path is not None and self._path.exists():
             self.history = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
-        self._bar = tqdm(total=total, initial=step, unit="step", disable=not progress)
+        self._bar = tqdm(total=total, initial=step, unit="step", disable=not progress, leave=None)  # not inside another
         self._board: Any = None
         if writer is not None and run is not None:
             self._board = writer(str(run / "tensorboard"), purge_step=step or None)

@@ -1,6 +1,7 @@
 """Where a training run is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..config.names import Judge
 
@@ -16,7 +17,7 @@ class State:
     stage_seconds: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
-    loss_sum: float = 0.0  # since the last evaluation
+    loss_sum: float = 0.0  # since the last evaluation before this step
     num_losses: int = 0
     judge: Judge = "none"
     judged_step: int = 0
@@ -25,4 +26,5 @@ class State:
     kept_seconds: float = 0.0
     best: float | None = None  # discrete test ELBO of this stage
     stale: int = 0  # evaluations since then
+    milestones: list[dict[str, Any]] = field(default_factory=list)  # what was measured at them, a line each
     done: str | None = None  # why the run is over

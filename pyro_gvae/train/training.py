@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ..config.stages import Stage
+from ..config.stages import Amount, Stage
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.batches import epoch_batches
@@ -80,6 +80,8 @@ class Training:
     def advance(self) -> None:
         """One step, and no more than that."""
         state = self.state
+        if state.step == state.judged_step:
+            state.loss_sum, state.num_losses = 0.0, 0
         self._anneal()
         x = next(self._batches)
         before = torch.get_rng_state()
@@ -110,7 +112,7 @@ class Training:
             "estimator": self.stage.estimator,
             "seconds": state.seconds,
             "steps_per_second": (state.step - state.judged_step) / seconds if seconds > 0 else None,
-            "train_objective": -state.loss_sum / state.num_losses if state.num_losses else None,
+            "train_objective": self.objective,
             "train_elbo": train_elbo,
             "test_elbo": test_elbo,
             "elbo_is": state.judge,
@@ -119,12 +121,20 @@ class Training:
         }
         line |= {name: annealed(state.step) for name, (_, annealed) in self._annealed.items()}
         state.judged_step, state.judged_seconds = state.step, state.seconds
-        state.loss_sum, state.num_losses = 0.0, 0
         if test_elbo is not None and (state.best is None or test_elbo > state.best):
             state.best, state.stale = test_elbo, 0
         else:
             state.stale += 1
         return line
+
+    @property
+    def objective(self) -> float | None:
+        """The mean of minus the losses, in nats per datum, since the last evaluation before the current step."""
+        return -self.state.loss_sum / self.state.num_losses if self.state.num_losses else None
+
+    def has_had(self, amount: Amount) -> bool:
+        """Whether the run has trained so much in all."""
+        return amount.is_over(self.state.step, self.state.seconds, self.per_epoch)
 
     @property
     def budget_is_spent(self) -> str | None:
