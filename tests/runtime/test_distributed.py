@@ -130,7 +130,7 @@ def test_parts_of_the_elbo_add_up(sharpness):
         (lambda: make_plan(lambda: new_vae().model(data()), share=Share(0, 10)), "found 10 for 9 codes"),
         (
             lambda: ExactEvidence(share=Share(0, 2)).differentiable_loss(new_vae().model, None, data()),
-            "Expected to be asked for loss_and_grads",
+            "Expected a call of loss_and_grads",
         ),
     ],
 )
