@@ -239,7 +239,7 @@ def test_what_cannot_be_is_refused(options, sentence):
         (torch.full((B, D), -0.1), r"data in \[0, 1\]"),
         (torch.full((B, D), math.nan), r"data in \[0, 1\], but found values from nan to nan"),
         (torch.zeros(0, D), r"shape \(B, 6\), but found \(0, 6\)"),
-        (torch.zeros(B, D, dtype=torch.uint8), r"networks' torch.float32, but found torch.uint8"),
+        (torch.zeros(B, D, dtype=torch.uint8), r"networks' dtype torch.float32, but found torch.uint8"),
         (torch.zeros(B, D).double(), r"Try x.to\(torch.float32\)"),
         ([[0.0] * D] * B, "data as a tensor, but found list"),
     ],
