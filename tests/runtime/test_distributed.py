@@ -125,7 +125,7 @@ def test_parts_of_the_elbo_add_up(sharpness):
     [
         (
             lambda: Training(new_vae(), data(), config(shard="codes")),
-            "sum over codes to divide, but found 'gumbel-soft",
+            "sum over codes for shard='codes', but found 'gumbel-soft",
         ),
         (lambda: make_plan(lambda: new_vae().model(data()), share=Share(0, 10)), "found 10 for 9 codes"),
         (
@@ -148,7 +148,7 @@ def test_more_processes_than_data_are_refused(monkeypatch):
 def test_a_run_keeps_its_number_of_processes():
     training = Training(new_vae(), data(), config())
     content = training.content()
-    with pytest.raises(ValueError, match="run of 1 in all, but found one of 2"):
+    with pytest.raises(ValueError, match=r"checkpoint of 1 process\(es\), but found one of 2"):
         training.restore(content | {"random_of_others": [content["random"]]})
 
 
