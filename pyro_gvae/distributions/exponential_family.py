@@ -95,7 +95,11 @@ class ExponentialFamily(TorchDistribution):
         return self._pixel_mean().expand(self.batch_shape + self.event_shape)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
-        """Return the same distribution with a larger batch shape. This takes no memory, here or in ``log_prob``."""
+        """Return the same distribution with a larger batch shape. This takes no memory, here or in ``log_prob``.
+
+        Raises:
+            ValueError: if the current batch shape does not expand to the new one.
+        """
         batch_shape = Size(batch_shape)
         if _broadcast(self.batch_shape, batch_shape) != batch_shape:
             raise ValueError(

@@ -141,7 +141,11 @@ class FactorizedOneHotCategorical(TorchDistribution):
         return codes.expand((-1, *self.batch_shape, *self.event_shape)) if expand else codes
 
     def code_slices(self, size: int) -> Iterator[Tensor]:
-        """Yield the joint codes in slices (s, N, K) of s <= `size` codes, each made when it is asked for."""
+        """Yield the joint codes in slices (s, N, K) of s <= `size` codes, each made when it is asked for.
+
+        Raises:
+            ValueError: if `size` is below 1.
+        """
         if size < 1:
             raise ValueError(f"Expected a slice size of at least one code, but found {size}.")
         for start in range(0, self.num_codes, size):

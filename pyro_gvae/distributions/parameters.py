@@ -61,7 +61,11 @@ def categorical_kl(posterior_logits: Tensor, prior_logits: Tensor) -> Tensor:
 
 
 def logits_of(probs: Tensor | None, logits: Tensor | None) -> Tensor:
-    """Return the logits if they are given, or else the logarithms of the probabilities."""
+    """Return the logits if they are given, or else the logarithms of the probabilities.
+
+    Raises:
+        ValueError: if both or neither are given, or they are a scalar.
+    """
     if (probs is None) == (logits is None):
         raise ValueError("Expected either probs or logits, but found both or neither. Try logits=encoder(x).")
     found = logits if probs is None else probs_to_logits(probs)

@@ -24,6 +24,17 @@ def softmax_straight_through(logits: Tensor, temperature: Tensor) -> Tensor:
     """Draw D ~ pi, with the surrogate s = softmax(logits / t).
 
     Bengio, Léonard, Courville 2013, arXiv 1308.3432; with a temperature as in Liu et al. 2023, arXiv 2304.08612.
+
+    Args:
+        logits: unnormalized log-probabilities, shape (..., K).
+        temperature: t > 0, shape ().
+
+    Returns:
+        One-hots, shape (..., K), with the surrogate's gradient.
+
+    Example:
+        >>> softmax_straight_through(torch.zeros(5, 3), torch.tensor(1.0)).sum(-1)
+        tensor([1., 1., 1., 1., 1.])
     """
     return _straight_through(_draw(logits), F.softmax(logits / temperature, -1))
 
@@ -32,6 +43,17 @@ def st_gumbel_softmax(logits: Tensor, temperature: Tensor) -> Tensor:
     """Draw D = one_hot(argmax(logits + g)), with the surrogate s = softmax((logits + g) / t).
 
     Jang et al. 2017, arXiv 1611.01144.
+
+    Args:
+        logits: unnormalized log-probabilities, shape (..., K).
+        temperature: t > 0, shape ().
+
+    Returns:
+        One-hots, shape (..., K), with the surrogate's gradient.
+
+    Example:
+        >>> st_gumbel_softmax(torch.zeros(5, 3), torch.tensor(1.0)).sum(-1)
+        tensor([1., 1., 1., 1., 1.])
     """
     perturbed = logits + gumbel_like(logits, logits.shape)  # (..., K)
     return _straight_through(largest_one_hot(perturbed), F.softmax(perturbed / temperature, -1))
@@ -117,6 +139,17 @@ def reinmax(logits: Tensor, temperature: Tensor) -> Tensor:
 
     At t = 1 this is accurate to second order, by Heun's method (Liu et al. 2023, arXiv 2304.08612, algorithm 2, for t
     >= 1).
+
+    Args:
+        logits: unnormalized log-probabilities, shape (..., K).
+        temperature: t > 0, shape ().
+
+    Returns:
+        One-hots, shape (..., K), with the surrogate's gradient.
+
+    Example:
+        >>> reinmax(torch.zeros(5, 3), torch.tensor(1.0)).sum(-1)
+        tensor([1., 1., 1., 1., 1.])
     """
     drawn = _draw(logits)
     with torch.no_grad():

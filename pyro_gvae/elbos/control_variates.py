@@ -171,6 +171,12 @@ class RELAX(SampledELBO):
 
     Attributes:
         own: a module with the parameters `eta`, `log_temperature` and `network`.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> RELAX(hidden=8).loss(vae.model, vae.guide, torch.ones(4, 6)) > 0
+        True
     """
 
     own: Control

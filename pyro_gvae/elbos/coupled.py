@@ -114,6 +114,9 @@ def sample_pairs(probs: Tensor, num_pairs: int) -> Pairs:
         probs: q_n(k), shape (B, N, K), without a gradient.
         num_pairs: P.
 
+    Returns:
+        The pairs, and the importance weight of each latent.
+
     Example:
         >>> pairs = sample_pairs(torch.tensor([[[0.5, 0.5]]]), 100)  # two equal categories are never drawn together
         >>> int((pairs.first * pairs.second).sum()), pairs.weights.unique()
@@ -127,7 +130,7 @@ def sample_pairs(probs: Tensor, num_pairs: int) -> Pairs:
     ratios = one_fails * torch.cat([torch.ones_like(one_fails[..., :1]), both_fail.cumprod(-1)], -1)
     u = torch.rand(num_pairs, *probs.shape, dtype=probs.dtype, device=probs.device)
     first, second = _first_of(u < flips), _first_of(1 - u <= flips)
-    apart = _first_of(first ^ second)[..., :-1]  # where the earlier of two different categories is
+    apart = _first_of(first ^ second)[..., :-1]  # the first category of the two, if they differ
     codes = [torch.zeros_like(u).scatter_(-1, order.expand_as(u), z.to(u.dtype)) for z in (first, second)]
     return Pairs(codes[0], codes[1], (apart * ratios).sum(-1))
 

@@ -18,8 +18,15 @@ def rebar(*, temperature: float = 0.5, num_particles: int = 1) -> Estimator:
         temperature: the initial t.
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
         ValueError: if an option is out of range.
+
+    Example:
+        >>> rebar(temperature=0.3).is_unbiased
+        True
     """
     check_particles(num_particles)
     check_temperature(temperature)
@@ -44,8 +51,15 @@ def relax_with_network(*, temperature: float = 0.5, num_particles: int = 1, hidd
         num_particles: P, samples per datum.
         hidden: units of the network's hidden layer.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
         ValueError: if an option is out of range.
+
+    Example:
+        >>> relax_with_network(hidden=16).is_unbiased
+        True
     """
     check_particles(num_particles)
     check_temperature(temperature)

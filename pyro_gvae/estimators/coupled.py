@@ -14,8 +14,15 @@ def disarm(*, num_particles: int = 1) -> Estimator:
     Args:
         num_particles: P, *pairs* per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
         ValueError: if `num_particles` is below 1.
+
+    Example:
+        >>> disarm(num_particles=2).num_categories
+        2
     """
     check_particles(num_particles)
     return Estimator(
@@ -37,8 +44,15 @@ def disarm_iw(*, num_particles: int = 1) -> Estimator:
     Args:
         num_particles: P, *pairs* per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
         ValueError: if `num_particles` is below 1.
+
+    Example:
+        >>> disarm_iw(num_particles=2).is_unbiased
+        True
     """
     check_particles(num_particles)
     return Estimator(

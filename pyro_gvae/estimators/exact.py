@@ -16,6 +16,13 @@ def exact(*, max_memory: float | None = None, slice_size: int | None = None, sha
         max_memory: bytes that a slice of codes may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         share: which codes this process sums, if several divide them.
+
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
+    Example:
+        >>> exact(slice_size=1000).is_exact
+        True
     """
     return Estimator(
         name="exact",
@@ -39,6 +46,13 @@ def exact_evidence(
         max_memory: bytes that a slice of codes may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         share: which codes this process sums, if several divide them.
+
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
+    Example:
+        >>> exact_evidence().approximates
+        'the log-evidence of the discrete model'
     """
     return Estimator(
         name="exact-evidence",

@@ -16,8 +16,15 @@ def local_expectation(*, num_particles: int = 1) -> Estimator:
     Args:
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
         ValueError: if `num_particles` is below 1.
+
+    Example:
+        >>> local_expectation(num_particles=2).is_unbiased
+        True
     """
     check_particles(num_particles)
     return Estimator(

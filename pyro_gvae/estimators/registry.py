@@ -52,6 +52,9 @@ def estimator(name: str, **options: Any) -> Estimator:
         name: a key of `ESTIMATORS`.
         **options: keyword arguments of its constructor.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
         ValueError: if there is no such estimator or option.
 

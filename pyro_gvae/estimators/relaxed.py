@@ -24,8 +24,15 @@ def gumbel_softmax(*, kl: str = "relaxed", temperature: float | None = None, num
         temperature: t > 0 of guide and model; None keeps the program's own.
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
         ValueError: if `kl` is unknown, or `temperature` or `num_particles` is out of range.
+
+    Example:
+        >>> gumbel_softmax(kl="relaxed", temperature=0.5).approximates
+        'a bound of the relaxed model'
     """
     elbos: dict[str, Callable[..., Loss]] = {"relaxed": Trace_ELBO, "categorical": TraceMeanField_ELBO}
     if kl not in elbos:

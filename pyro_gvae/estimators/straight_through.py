@@ -36,6 +36,9 @@ def straight_through(
             `Trace_ELBO`.
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
         ValueError: if an option is unknown or out of range.
 
@@ -62,8 +65,15 @@ def st_gumbel_softmax(
         kl: "categorical" or "sampled", as in :func:`straight_through`.
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
         ValueError: if an option is unknown or out of range.
+
+    Example:
+        >>> st_gumbel_softmax(temperature=0.3).bias.value
+        'none of the loss; of the surrogate gradient'
     """
     return _estimator("st-gumbel-softmax", "Jang et al. 2017, arXiv 1611.01144", temperature, kl, num_particles)
 
@@ -89,8 +99,15 @@ def decoupled_st_gumbel_softmax(
         kl: "categorical" or "sampled", as in :func:`straight_through`.
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
         ValueError: if an option is unknown or out of range.
+
+    Example:
+        >>> decoupled_st_gumbel_softmax(forward_temperature=1.0).bias.value
+        'none of the loss; of the surrogate gradient'
     """
     return _estimator(
         "decoupled-st-gumbel-softmax",
@@ -122,8 +139,15 @@ def gumbel_rao(
         kl: "categorical" or "sampled", as in :func:`straight_through`.
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
         ValueError: if an option is unknown or out of range.
+
+    Example:
+        >>> gumbel_rao(num_draws=10).temperature
+        0.5
     """
     reference = "Paulus et al. 2021, arXiv 2010.04838"
     return _estimator("gumbel-rao", reference, temperature, kl, num_particles, kind=GumbelRao(num_draws))
@@ -145,8 +169,15 @@ def gapped_straight_through(
         kl: "categorical" or "sampled", as in :func:`straight_through`.
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
         ValueError: if an option is unknown or out of range.
+
+    Example:
+        >>> gapped_straight_through(gap=1.0).temperature
+        1.0
     """
     reference = "Fan et al. 2022, arXiv 2206.07235"
     kind = GappedStraightThrough(gap)
@@ -166,8 +197,15 @@ def reinmax(*, temperature: float | Tensor | None = 1.3, kl: str = "categorical"
         kl: "categorical" or "sampled", as in :func:`straight_through`.
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
         ValueError: if an option is unknown or out of range.
+
+    Example:
+        >>> reinmax(temperature=1.1).temperature
+        1.1
     """
     return _estimator("reinmax", "Liu et al. 2023, arXiv 2304.08612", temperature, kl, num_particles)
 
@@ -192,8 +230,15 @@ def reinmax_rao(
         kl: "categorical" or "sampled", as in :func:`straight_through`.
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
         ValueError: if an option is unknown or out of range.
+
+    Example:
+        >>> reinmax_rao(num_draws=10).temperature
+        1.0
     """
     reference = "Wang and Bui 2026, arXiv 2603.08257"
     return _estimator("reinmax-rao", reference, temperature, kl, num_particles, kind=ReinMaxRao(num_draws))

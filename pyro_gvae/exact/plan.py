@@ -57,7 +57,11 @@ class Plan(NamedTuple):
         return math.log(torch.finfo(self.dtype).eps / 16) - math.log(self.num_codes)
 
     def check(self, guide: Site) -> Site:
-        """Return the guide's site if it has the name and shape of the model's."""
+        """Return the guide's site if it has the name and shape of the model's.
+
+        Raises:
+            ValueError: if name or shape differ.
+        """
         if guide.name != self.name:
             raise ValueError(
                 f"Expected the one-hot sites of model and guide to have the same name, but found '{self.name}' in the "
@@ -133,6 +137,9 @@ def make_plan(
         slice_size: codes of a slice; the largest that is fast and fits into `max_memory` if None.
         share: which codes this process sums, if several processes divide them.
 
+    Returns:
+        The plan, with the largest slices that are fast and fit.
+
     Raises:
         ValueError: if there are fewer codes than processes, or more than 2^62, or if slices of that size, or of
             one code, do not fit.
@@ -155,7 +162,7 @@ def make_plan(
     if slice_size is None:
         fast = tuning(logits.device).slice_bytes / bytes_per_code  # infinite if larger slices are always faster
         slice_size = int(min(max(fast, 1), largest, total))
-    total = -(-total // share.world_size)  # to be summed here
+    total = -(-total // share.world_size)  # codes that this process sums
     slice_size = min(slice_size, total)
     _check_slice(slice_size, largest, bytes_per_code, limit)
     return Plan(
@@ -165,7 +172,7 @@ def make_plan(
         batch_shape=probe.prior.batch_shape,
         nesting=probe.nesting,
         bytes_per_code=bytes_per_code,
-        slice_size=-(-total // -(-total // slice_size)),  # slices of one size
+        slice_size=-(-total // -(-total // slice_size)),  # slices of equal size
         dtype=logits.dtype,
         device=logits.device,
         share=share,

@@ -15,7 +15,7 @@ class Posterior(NamedTuple):
     """The exact posterior of each datum."""
 
     marginals: Tensor  # (B, N, K): p(z_n = k | x)
-    codes: Tensor  # (B, C, N, K): the most probable joint codes, in falling order
+    codes: Tensor  # (B, C, N, K): the most probable joint codes, in descending order
     probs: Tensor  # (B, C): p(z | x) of these codes
 
 
@@ -68,7 +68,7 @@ def posterior(
         moments = moments * (before - highest).exp().unsqueeze(-1) + plan.weights(joint - highest).T @ codes
         best, best_numbers = _best(best, best_numbers, joint, numbers, num_codes)
     marginals = moments.reshape(*plan.batch_shape, plan.num_latents, plan.num_categories)
-    total = marginals[..., :1, :].sum(-1, keepdim=True)  # every code has one category of the first latent
+    total = marginals[..., :1, :].sum(-1, keepdim=True)  # each code has exactly one category of the first latent
     probs = (best - highest).exp() / total.reshape(-1)
     return Posterior(
         marginals=marginals / total,

@@ -178,7 +178,7 @@ def elbo_parts(model: Run, plan: Plan, q: Site, log_q: Tensor) -> Iterator[Part]
 
 def _likely(plan: Plan, log_q: Tensor) -> Iterator[Tensor]:
     """Yield in slices the numbers of all codes, except those that q neglects for every datum."""
-    least = log_q.amin(-1).sum(-1)  # (B,): of the least probable code
+    least = log_q.amin(-1).sum(-1)  # (B,): log-probability of the least probable code
     if plan.num_codes <= tuning(plan.device).few_codes or not plan.negligible(least.unsqueeze(0)).item():
         return plan.numbers()
     columns = log_q.flatten(1).T  # (N * K, B)

@@ -89,7 +89,7 @@ class EnumeratedMessenger(OneHotMessenger):
         if not is_random(msg):
             return
         if name not in self.sites:
-            self.observes |= bool(msg["is_observed"]) and not msg["infer"].get("is_auxiliary")  # as pyro.factor is
+            self.observes |= bool(msg["is_observed"]) and not msg["infer"].get("is_auxiliary")  # like pyro.factor
             self._check(msg)
         elif dim is None and not msg["is_observed"] and name not in self.numbered:
             _check_enumerator(name)

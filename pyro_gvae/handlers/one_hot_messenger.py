@@ -13,7 +13,11 @@ from .sites import Messages, OneHotSite, Program, one_hot_site
 
 
 def temperature_of(msg: Messages, site: OneHotSite, given: float | Tensor | None, attempt: str) -> float | Tensor:
-    """Return the handler's temperature if it has one, or else the site's own, from its distribution or its settings."""
+    """Return the handler's temperature if it has one, or else the site's own, from its distribution or its settings.
+
+    Raises:
+        ValueError: if there is none.
+    """
     own = msg["infer"].get("temperature") if site.temperature is None else site.temperature
     temperature: float | Tensor | None = own if given is None else given
     if temperature is None:

@@ -17,7 +17,7 @@ from ..runtime.compat.torch import is_operation
 from ..runtime.tuning import tuning
 from .aliases import separate_outputs, written
 
-Op = Any  # a Node, whose arguments are typed too widely to reason about
+Op = Any  # a Node; the declared type of its arguments is too wide to be useful
 aten = torch.ops.aten
 ADD, SUB, MUL, DIV, NEG = aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default
 EXP, SUM, SUM_ALONG, VIEW = aten.exp.default, aten.sum.default, aten.sum.dim_IntList, aten.view.default

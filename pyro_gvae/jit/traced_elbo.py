@@ -28,7 +28,7 @@ class Call(NamedTuple):
     model: Program
     guide: Program
     leaves: list[Any]
-    nesting: Nesting | None  # None where the leaves are the positional arguments
+    nesting: Nesting | None  # None if the leaves are the positional arguments
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -21,6 +21,15 @@ def mlp(widths: Sequence[int]) -> list[nn.Module]:
 def mlp_encoder(data_dim: int, hidden: Sequence[int], num_latents: int, num_categories: int) -> nn.Sequential:
     """Build an encoder x (..., D) -> logits (..., N, K) with hidden layers of the given widths.
 
+    Args:
+        data_dim: D.
+        hidden: widths of the hidden layers.
+        num_latents: N.
+        num_categories: K.
+
+    Returns:
+        A module that `CategoricalVAE` takes as `encoder`.
+
     Example:
         >>> import torch
         >>> tuple(mlp_encoder(64, (32,), 4, 8)(torch.zeros(5, 64)).shape)
@@ -32,6 +41,15 @@ def mlp_encoder(data_dim: int, hidden: Sequence[int], num_latents: int, num_cate
 
 def mlp_decoder(num_latents: int, num_categories: int, hidden: Sequence[int], out_dim: int) -> nn.Sequential:
     """Build a decoder z (..., N, K) -> natural parameters (..., out_dim) with hidden layers of the given widths.
+
+    Args:
+        num_latents: N.
+        num_categories: K.
+        hidden: widths of the hidden layers.
+        out_dim: D times the number of natural parameters per pixel.
+
+    Returns:
+        A module that `CategoricalVAE` takes as `decoder`.
 
     Example:
         >>> import torch
@@ -183,7 +201,18 @@ def mlp_networks(
     hidden: Sequence[int] = (512, 256),
     natural_per_pixel: int = 1,
 ) -> Networks:
-    """Build the MLPs that `CategoricalVAE` uses by default; the decoder has `hidden` in reverse order."""
+    """Build the MLPs that `CategoricalVAE` uses by default; the decoder has `hidden` in reverse order.
+
+    Args:
+        image_shape: height and width of an image, D = H * W.
+        num_latents: N.
+        num_categories: K.
+        hidden: widths of the encoder's hidden layers; the decoder uses them in reverse order.
+        natural_per_pixel: natural parameters per pixel.
+
+    Returns:
+        The encoder and the decoder.
+    """
     data_dim = image_shape[0] * image_shape[1]
     return Networks(
         mlp_encoder(data_dim, hidden, num_latents, num_categories),
@@ -200,6 +229,16 @@ def conv_networks(
     natural_per_pixel: int = 1,
 ) -> Networks:
     """Build two convolutions of 32 and 64 channels with an MLP, and the mirrored decoder.
+
+    Args:
+        image_shape: height and width of an image, D = H * W.
+        num_latents: N.
+        num_categories: K.
+        hidden: widths of the MLP's hidden layers in the encoder; the decoder uses them in reverse order.
+        natural_per_pixel: natural parameters per pixel.
+
+    Returns:
+        The encoder and the decoder.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE

@@ -66,7 +66,11 @@ class Scores(NamedTuple):
 
     @property
     def common_scale(self) -> float | Tensor:
-        """The one scale of all sites, which multiplies the logarithm of a sum over codes."""
+        """The one scale of all sites, which multiplies the logarithm of a sum over codes.
+
+        Raises:
+            ValueError: if sites are scaled differently.
+        """
         one_each = all(not isinstance(scale, Tensor) or scale.numel() == 1 for scale in self.scales)
         if not one_each or len({float(scale) for scale in self.scales}) > 1:
             raise ValueError(
@@ -140,6 +144,9 @@ def score(model: Run, codes: Tensor | None = None, nesting: int = 0) -> Scores:
         codes: joint codes of shape (s, N, K), shared by all data, or (s, B, N, K), for each datum its own; they may be
             soft. If None, only the first code, s = 1.
         nesting: the number of batch dimensions of the model's plates, which a run without codes returns.
+
+    Returns:
+        The scores of the codes, and what the run has shown of the model.
 
     Raises:
         ValueError: if the model has another latent variable, a site outside the one-hot's plates that depends on the

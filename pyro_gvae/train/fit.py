@@ -61,7 +61,7 @@ class Interrupted(KeyboardInterrupt):
         self.signal = number
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Interrupted, (self.run, self.signal)  # from one process to another
+        return Interrupted, (self.run, self.signal)  # pickles the arguments, for other processes
 
 
 def fit(

@@ -87,7 +87,7 @@ class Logs:
         if self._board is not None:
             if (
                 len(self.history) < 2 or self.history[-2]["stage"] != line["stage"]
-            ):  # a stage's first line is that of its first evaluation; it began where the one before ended
+            ):  # the first line of a stage is its first evaluation; the stage started where the last one ended
                 begun = self.history[-2]["step"] if len(self.history) > 1 else line["step"]
                 self._board.add_text("stage", f"{line['stage']}: {line['estimator']}, from step {begun}", begun)
             for name, value in line.items():

@@ -86,6 +86,9 @@ def discrete_elbo(vae: Any, x: Tensor, judge: Judge, *, max_memory: float | None
         judge: "exact" sums over all K^N codes. "sampled" draws one code for each datum, with the same random numbers
             each time, and is unbiased. "none" returns None.
         max_memory: bytes that a slice may take.
+
+    Returns:
+        The mean ELBO in nats per datum, or None if `judge` is "none".
     """
     if judge == "none":
         return None

@@ -40,6 +40,9 @@ def new_optimizer(
         lr: learning rate.
         **options: other keyword arguments of the class.
 
+    Returns:
+        The optimizer.
+
     Raises:
         ValueError: if there is no such optimizer or option.
 

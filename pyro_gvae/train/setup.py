@@ -15,7 +15,12 @@ from ..runtime.distributed import from_main, own_device, share
 
 
 def load_data(config: TrainConfig) -> Dataset:
-    """Load the data set of a configuration, converted for its observation, onto its device."""
+    """Load the data set of a configuration, converted for its observation, onto its device.
+
+    Raises:
+        ValueError: if the data or the device are unusable.
+        OSError: if data files are missing.
+    """
     observation = _observation(config)
 
     def loaded(download: bool) -> Dataset:
@@ -23,11 +28,11 @@ def load_data(config: TrainConfig) -> Dataset:
         return observed(images, observation)
 
     if config.download and share().world_size > 1:
-        from_main(lambda: bool(loaded(True)))  # once
+        from_main(lambda: bool(loaded(True)))  # download once
     data, device = loaded(config.download), own_device(config.device)
     try:
         return replace(data, train=data.train.to(device), test=data.test.to(device))
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises AssertionError
         raise ValueError(f"Expected a device of this machine, but found '{config.device}'. Try 'cpu'.") from error
 
 
