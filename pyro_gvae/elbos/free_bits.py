@@ -71,39 +71,39 @@ class FreeBits(TensorELBO):
     @torch.no_grad()
     def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss in nats, summed over the data."""
-        missing = self._missing(model, guide, args, kwargs)
-        return recordable(self.elbo, "loss")(model, guide, *args, **kwargs) + missing
+        penalty = self._penalty(model, guide, args, kwargs)
+        return recordable(self.elbo, "loss")(model, guide, *args, **kwargs) + penalty
 
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Return the same, and add gradients to `.grad` of the parameters."""
         loss = recordable(self.elbo, "loss_and_grads")(model, guide, *args, **kwargs)
-        return loss + self._missing_and_grads(model, guide, args, kwargs)
+        return loss + self._penalty_and_grads(model, guide, args, kwargs)
 
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Return the loss in nats, summed over the data. Its two terms are added in double precision."""
-        missing = self._missing(model, guide, args, kwargs).item()
-        return self.elbo.loss(model, guide, *args, **kwargs) + missing
+        penalty = self._penalty(model, guide, args, kwargs).item()
+        return self.elbo.loss(model, guide, *args, **kwargs) + penalty
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Return the same, and add gradients to `.grad` of the parameters."""
         loss: float = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
-        return loss + self._missing_and_grads(model, guide, args, kwargs).item()
+        return loss + self._penalty_and_grads(model, guide, args, kwargs).item()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss as a tensor."""
         loss: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
-        return loss + self._missing(model, guide, args, kwargs)
+        return loss + self._penalty(model, guide, args, kwargs)
 
-    def _missing_and_grads(
+    def _penalty_and_grads(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
-        missing = self._missing(model, guide, args, kwargs)
-        if missing.requires_grad:
-            missing.backward()
-        return missing.detach()
+        penalty = self._penalty(model, guide, args, kwargs)
+        if penalty.requires_grad:
+            penalty.backward()
+        return penalty.detach()
 
-    def _missing(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _penalty(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Return B sum_n max(lambda - KL_n, 0), shape ()."""
         runs = bind(model, guide, *args, **kwargs)
         q = read_guide(runs.guide)

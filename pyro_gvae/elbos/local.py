@@ -52,10 +52,10 @@ class LocalExpectation(SampledELBO):
 
     @override
     def estimate(self, target: Target) -> Estimate:
-        turned = _turned(target.sample(self.num_particles))  # (P, K, B, N, K)
-        weights = (turned * target.log_probs.exp()).sum(-1).movedim(-1, 1)  # (P, N, K, B)
-        sampled = score(target.model, turned[:, 0], target.nesting)
-        neighbours = _scores_of_neighbours(target, turned[:, 0])
+        shifted = _shifted(target.sample(self.num_particles))  # (P, K, B, N, K)
+        weights = (shifted * target.log_probs.exp()).sum(-1).movedim(-1, 1)  # (P, N, K, B)
+        sampled = score(target.model, shifted[:, 0], target.nesting)
+        neighbours = _scores_of_neighbours(target, shifted[:, 0])
         table = _by_latent(sampled.table.detach(), neighbours, weights.shape)  # (P, N, K, B)
         expected = (weights * table).sum(2)  # (P, N, B)
         kl_part = negative_kl(target.q, target.log_probs, sampled.prior)  # (B,)
@@ -65,7 +65,7 @@ class LocalExpectation(SampledELBO):
         )
 
 
-def _turned(z: Tensor) -> Tensor:
+def _shifted(z: Tensor) -> Tensor:
     """Shift all categories of z (P, B, N, K) by j = 0 .. K - 1, modulo K: (P, K, B, N, K)."""
     return torch.stack([z.roll(j, -1) for j in range(z.shape[-1])], 1)
 

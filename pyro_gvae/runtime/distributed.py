@@ -146,10 +146,10 @@ def largest(number: float) -> float:
     """Return the largest number of all processes, such as elapsed seconds or a signal, so that all decide alike."""
     if share().world_size == 1:
         return number
-    told = torch.tensor(number, dtype=torch.float64)
+    sent = torch.tensor(number, dtype=torch.float64)
     with _others():
-        dist.all_reduce(told, dist.ReduceOp.MAX)
-    return told.item()
+        dist.all_reduce(sent, dist.ReduceOp.MAX)
+    return sent.item()
 
 
 def copy_from_main(tensors: Sequence[Tensor]) -> None:
@@ -210,11 +210,11 @@ def sum_gradients(
     """
     floats = [(now, old) for now, old in zip(buffers, before, strict=True) if now.is_floating_point()]
     gradients = [parameter.grad for parameter in parameters]
-    told = [torch.zeros_like(p) if grad is None else grad for p, grad in zip(parameters, gradients, strict=True)]
+    sent = [torch.zeros_like(p) if grad is None else grad for p, grad in zip(parameters, gradients, strict=True)]
     # Send 0 for an unchanged element, so that it remains the same to the last bit, even if it is infinite.
-    told += [torch.where(now == old, torch.zeros_like(now), now - old) * num_data for now, old in floats]
-    told += [loss.new_tensor([float(grad is not None) for grad in gradients]), loss, loss.new_tensor(float(num_data))]
-    *changed, have_gradients, loss, total = summed(told)
+    sent += [torch.where(now == old, torch.zeros_like(now), now - old) * num_data for now, old in floats]
+    sent += [loss.new_tensor([float(grad is not None) for grad in gradients]), loss, loss.new_tensor(float(num_data))]
+    *changed, have_gradients, loss, total = summed(sent)
     new_gradients, changes = changed[: len(gradients)], changed[len(gradients) :]
     for parameter, gradient, has_one in zip(parameters, new_gradients, have_gradients.tolist(), strict=True):
         parameter.grad = gradient if has_one else None

@@ -115,9 +115,9 @@ def fit(
     config = TrainConfig() if config is None else config
     # Processes that divide the data need different random numbers; those that divide the codes need the same ones.
     rank = share().rank if config.shard == "data" else 0
-    with own_randomness(derived_seed("train", config.seed, rank)), _asked_to_stop(output) as stop:
+    with own_randomness(derived_seed("train", config.seed, rank)), _signals_noted(output) as stop:
         training = Training(vae, data if isinstance(data, Dataset) else as_tensor(data), config)
-        with _alone_in(output):
+        with _locked(output):
             return _from_begin_to_end(training, stop, output, resume=resume, progress=progress, measure=measure)
 
 
@@ -263,7 +263,7 @@ def _write_weights(vae: Any, path: Path) -> None:
 
 
 @contextmanager
-def _alone_in(output: Path | None) -> Iterator[None]:
+def _locked(output: Path | None) -> Iterator[None]:
     """Lock the folder against other runs in rank 0. If that fails, all processes raise."""
     with ExitStack() as stack:
         if output is not None:
@@ -280,7 +280,7 @@ def _held(output: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _asked_to_stop(output: Path | None) -> Iterator[Stop]:
+def _signals_noted(output: Path | None) -> Iterator[Stop]:
     """Catch signals if the run can be resumed; otherwise leave them alone."""
     with stop_on_signal() if output is not None else nullcontext(Stop()) as stop:
         yield stop

@@ -60,7 +60,7 @@ class Training:
         self.optimizer = new_optimizer(name, list(vae.parameters()), self._learning_rate(0), **options)
         self.state = State(judge=judge_of(vae, data, config))
         self.refused: tuple[Tensor, Tensor] | None = None
-        self._batches: Iterator[Tensor] = self._from_here()
+        self._batches: Iterator[Tensor] = self._remaining_batches()
         self._begin_stage()
         self._anneal()  # so that the evaluation before the first step uses that step's temperatures
 
@@ -220,7 +220,7 @@ class Training:
             self.optimizer.load_state_dict({"state": content["optimizer"], "param_groups": groups})
         except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise ValueError("Expected a checkpoint of this program, but found one of another program.") from error
-        self._batches = self._from_here()
+        self._batches = self._remaining_batches()
         set_random_states([content["random"], *content["random_of_others"]][self.share.rank])
 
     def _shapes(self) -> list[list[Any]]:
@@ -266,7 +266,7 @@ class Training:
         for buffer, annealed in self._annealed.values():
             buffer.fill_(annealed(self.state.step))
 
-    def _from_here(self) -> Iterator[Tensor]:
+    def _remaining_batches(self) -> Iterator[Tensor]:
         """Yield the batches from the current step on. They depend only on seed and step."""
         first_epoch, skip = divmod(self.state.step, self.per_epoch)
         for epoch in itertools.count(first_epoch):

@@ -129,7 +129,7 @@ def test_a_discrete_pair_may_exclude_categories():
     with torch.no_grad():
         vae.prior_logits[:, 0] = -math.inf
     assert pyro.poutine.trace(discretize(vae.model)).get_trace(x).nodes["z"]["value"][..., 0].eq(0).all()
-    with pytest.raises(ValueError, match=r"a relaxed sample excludes no category\. Try .* discretize"):
+    with pytest.raises(ValueError, match=r"a relaxed sample cannot exclude a category\. Try .* discretize"):
         vae.model(x)
 
 
