@@ -208,7 +208,7 @@ def test_which_model_is_asked_where_there_are_several(run, tmp_path, capsys):
     assert "Expected one matching model in" in said
     assert "but found 2 among exact with seed 0, exact with seed 1. Try --estimator and --seed." in said
     assert load_model(several, seed=1).name == "exact-seed1"
-    with pytest.raises(ValueError, match=r"but found 0 that fit"):
+    with pytest.raises(ValueError, match=r"but found 0 among"):
         load_model(several, "rebar", 0)
 
 
