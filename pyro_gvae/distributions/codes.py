@@ -72,7 +72,7 @@ def numbered_codes(
 
 
 def code_numbers(codes: Tensor) -> Tensor:
-    """The numbers of one-hot codes (..., N, K) in lexicographic order, shape (...).
+    """Return the numbers of one-hot codes (..., N, K) in lexicographic order, shape (...).
 
     Example:
         >>> code_numbers(joint_codes(2, 3, 3, 5)).tolist()

@@ -71,10 +71,10 @@ class EnumeratedMessenger(OneHotMessenger):
             msg["fn"] = _with_all_plates(site.joint() if computes_marginals() else site.discrete())
 
     def _declare_number(self, msg: Messages, site: OneHotSite) -> None:
-        """Enumerate the number of the code, an integer, in place of the code.
+        """Enumerate the integer number of the code instead of the code.
 
-        Stock Pyro draws from a posterior by gathering values, as it gathers log-probabilities: from tensors that have
-        batch dimensions alone. The program is given the code in either run.
+        To draw from a posterior, stock Pyro gathers values as it gathers log-probabilities, which works only for values
+        without event dimensions. The program gets the code in both runs.
         """
         self.numbered.add(msg["name"])
         number = replayed_number(msg["name"])
@@ -82,7 +82,7 @@ class EnumeratedMessenger(OneHotMessenger):
             msg["fn"] = Categorical(logits=site.code_logits())
         else:
             msg["fn"], msg["value"] = site.discrete(), _code(number, site)
-            del msg["infer"]["enumerate"]  # by which the replay would put the number in the code's place
+            del msg["infer"]["enumerate"]  # otherwise the replay would replace the code by its number
 
     def _pyro_post_sample(self, msg: Messages) -> None:
         name, dim = msg["name"], enumerated_dim(msg)
@@ -102,7 +102,7 @@ class EnumeratedMessenger(OneHotMessenger):
             self._give_code(msg, self.sites[name])
 
     def _give_code(self, msg: Messages, site: OneHotSite) -> None:
-        """Give the program its code, and handlers that have recorded a sample of the posterior, too."""
+        """Replace the number by the code, in the program and in handlers that have recorded a posterior sample."""
         code = {"fn": site.discrete(), "value": _code(msg["value"], site)}
         msg.update(code)
         for handler in outside_of_backward_sampling():
@@ -135,16 +135,16 @@ class EnumeratedMessenger(OneHotMessenger):
 
 
 def _code(number: Tensor, site: OneHotSite) -> Tensor:
-    """The code of that number, (...) -> (..., K) or (..., N, K)."""
+    """Return the code with this number, (...) -> (..., K) or (..., N, K)."""
     codes = numbered_codes(number, *site.code_shape, dtype=site.dtype)  # (..., N, K)
     return codes.reshape(number.shape + site.event_shape)
 
 
 def _with_all_plates(fn: TorchDistribution) -> TorchDistribution:
-    """Give a site the batch dimensions of all plates that the ELBO counts, of size 1 where it is in none.
+    """Give a site the batch dimensions of all plates that the ELBO counts, with size 1 for those that it is not in.
 
-    Stock Pyro compares the shapes of model and guide from the plates on, which it finds from the right: with two event
-    dimensions and fewer plates it would begin at a negative index, in the middle of the event.
+    Stock Pyro compares the batch shapes of model and guide by counting plates from the right. With two event dimensions
+    and fewer plates, it would start at a negative index, inside the event shape.
     """
     request = running_elbo()
     if request is None or request.elbo.max_plate_nesting == float("inf"):
@@ -192,7 +192,7 @@ def check_memory(name: str, site: OneHotSite, max_memory: float | None) -> None:
     """
     logits = site.logits
     num_latents, num_categories = site.code_shape
-    batch_size = Size(logits.shape[: -site.num_event_dims]).numel()  # of a tensor that Pyro tracks, a tuple
+    batch_size = Size(logits.shape[: -site.num_event_dims]).numel()  # a wrapped tensor of Pyro's has a tuple
     total = num_codes(num_latents, num_categories)
     needed = total * (num_latents * num_categories + batch_size) * logits.element_size()
     limit = memory_limit(max_memory, logits.device)

@@ -68,7 +68,7 @@ class OneHotMessenger(ProgramMessenger):
         return super().__enter__()
 
     def outside(self) -> Sequence[Messenger]:
-        """The handlers that are outside of this one."""
+        """Return the handlers outside this one."""
         handlers = handlers_on_stack()
         return handlers[: handlers.index(self)]
 

@@ -44,7 +44,7 @@ class RelaxMessenger(OneHotMessenger):
         msg["is_observed"] = True
         # Auxiliary: Pyro then allows it in the guide, although in the model it is only a function of log z.
         msg["infer"] = settings_of_deterministic_site() | {"is_auxiliary": True}
-        # `uncondition` draws each observed site anew; EnergyDistance takes each that it has drawn so for data.
+        # `uncondition` samples each observed site, and EnergyDistance treats all sites sampled in this way as data.
         msg["stop"] = any(isinstance(handler, UnconditionMessenger) for handler in self.outside())
 
     def _pyro_post_sample(self, msg: Messages) -> None:

@@ -40,17 +40,17 @@ class OneHotSite(NamedTuple):
 
     @property
     def event_shape(self) -> torch.Size:
-        """(K,) or (N, K)."""
+        """The event shape, (K,) or (N, K)."""
         return self.logits.shape[-self.num_event_dims :]
 
     @property
     def code_shape(self) -> tuple[int, int]:
-        """(N, K), with N = 1 where the event shape is (K,)."""
+        """The shape (N, K) of a code, with N = 1 if the event shape is (K,)."""
         num_latents, num_categories = (1, *self.event_shape)[-2:]
         return num_latents, num_categories
 
     def code_logits(self) -> Tensor:
-        """log p of each joint code, shape (..., S); 0 where the site is masked, so that all codes weigh the same."""
+        """Return log p of each joint code, shape (..., S); 0 if the site is masked, which weighs all codes alike."""
         batch_shape = self.logits.shape[: -self.num_event_dims]
         factorized = FactorizedOneHotCategorical(logits=self.logits.reshape(*batch_shape, *self.code_shape))
         logits = factorized.log_prob_table().T.reshape(*batch_shape, -1)  # (..., S)
@@ -59,7 +59,7 @@ class OneHotSite(NamedTuple):
         return torch.where(torch.as_tensor(self.mask, device=logits.device).unsqueeze(-1), logits, 0.0)
 
     def joint(self) -> TorchDistribution:
-        """The site as exact one-hots of a class that makes a posterior of the logits of its codes."""
+        """Return the site as exact one-hots of a class that Pyro can turn into a posterior over joint codes."""
         if self.num_event_dims == 1:
             return OneHotCategorical(logits=self.code_logits().to(self.dtype))
         return joint_one_hot(*self.code_shape, self.dtype)(logits=self.code_logits())

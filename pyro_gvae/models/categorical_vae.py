@@ -21,7 +21,7 @@ from ..runtime.compat.pyro import forget_leaf, is_random
 from .networks import mlp_decoder, mlp_encoder
 from .observations import Observation, as_observation
 
-#: Pyro's handlers are global, and `DataParallel` calls each replica in a thread of its own.
+#: Pyro's handlers are global, but `DataParallel` calls each replica in its own thread.
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -161,14 +161,14 @@ class CategoricalVAE(nn.Module):
         return code
 
     def forward(self, x: Tensor) -> Tensor:
-        """The loss of each datum of x (B, D), by one sample of its code: shape (B,), in nats.
+        """Return the loss of each datum of x (B, D), from one sample of its code: shape (B,), in nats.
 
-        It is minus the ELBO of `model` and `guide`, here a function of tensors and of the module's own parameters: for
-        `DistributedDataParallel` and others that train what they call, by `vae(x).mean().backward()`. The outermost
-        handler says what the code is, as for the pair: `straight_through(vae)(x)`.
+        It is minus the ELBO of `model` and `guide`, as a function of tensors and of the module's own parameters. This
+        serves `DistributedDataParallel` and other tools that train by calling a module, `vae(x).mean().backward()`. The
+        outermost handler decides what the code is, as it does for the pair: `straight_through(vae)(x)`.
 
         Raises:
-            ValueError: if a handler makes the code discrete, and a gradient is asked for.
+            ValueError: if a handler makes the code discrete and gradients are enabled.
         """
         with _ONE_AT_A_TIME, OwnParameters():
             guide = poutine.trace(self.guide).get_trace(x)
@@ -177,8 +177,8 @@ class CategoricalVAE(nn.Module):
         log_q = _log_density(guide)
         if log_q.requires_grad and not code.has_rsample:
             raise ValueError(
-                f"Expected a code that gradients flow through, but found a {type(code).__name__}, whose score the "
-                "gradient of vae(x) would lack. Try straight_through(vae)(x), or an estimator that scores or sums."
+                f"Expected a code that gradients flow through, but found a {type(code).__name__}: the gradient of "
+                "vae(x) would lack its score. Try straight_through(vae)(x), or an estimator that scores or sums."
             )
         return log_q - _log_density(model)
 
@@ -240,7 +240,7 @@ class CategoricalVAE(nn.Module):
 
 
 def _drawn(trace: poutine.Trace) -> poutine.Trace:
-    """The trace without functions of other sites, which a handler computes anew of what it is given for these."""
+    """Return the trace without functions of other sites, which a handler computes again from those sites."""
     drawn = trace.copy()
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not is_random(site):
@@ -249,7 +249,7 @@ def _drawn(trace: poutine.Trace) -> poutine.Trace:
 
 
 def _log_density(trace: poutine.Trace) -> Tensor:
-    """The log-density of all that is drawn or observed for each datum, shape (B,)."""
+    """Return the log-density of all sampled and observed values of each datum, shape (B,)."""
     trace.compute_log_prob()
     sites = (site for site in trace.nodes.values() if site["type"] == "sample" and is_random(site))
     return functools.reduce(torch.add, (site["log_prob"] for site in sites))

@@ -106,7 +106,7 @@ def give_itself_as_leaf(parameter: Tensor) -> None:
 
 
 def forget_leaf(parameter: Tensor) -> None:
-    """Take away the weak reference to a parameter's leaf, which cannot be pickled; Pyro makes it anew when it runs."""
+    """Remove the weak reference to a parameter's leaf, which cannot be pickled. Pyro creates it again when it runs."""
     vars(parameter).pop("unconstrained", None)
 
 
@@ -180,27 +180,27 @@ def runs_for_a_loss() -> bool:
 
 
 def computes_marginals() -> bool:
-    """Tell whether `TraceEnum_ELBO.compute_marginals` runs the program.
+    """Return whether `TraceEnum_ELBO.compute_marginals` is running the program.
 
-    It makes each posterior of the site's distribution, by `type(fn)(logits=...)`, with one entry for each value that
-    was enumerated.
+    It builds each posterior from the site's distribution, by `type(fn)(logits=...)`, with one logit for each enumerated
+    value.
     """
     return _on_stack(_MARGINALS)
 
 
 def samples_posterior() -> bool:
-    """Tell whether the program runs for posterior samples of its enumerated sites.
+    """Return whether the program runs for posterior samples of its enumerated sites.
 
-    `infer_discrete` and `TraceEnum_ELBO.sample_posterior` ask for them, `TraceEnumSample_ELBO` does so later. They run
-    a program twice: it is enumerated, and then given samples. The answer is the same both times.
+    This is the case for `infer_discrete`, `TraceEnum_ELBO.sample_posterior` and `TraceEnumSample_ELBO`. They run a
+    program twice, first enumerated and then with samples; the answer is the same both times.
     """
     return _on_stack(_POSTERIOR_SAMPLES)
 
 
 def replayed_number(name: str) -> Tensor | None:
-    """Return what `infer_discrete` has drawn for a site, in the run that is given samples; else None.
+    """Return the value that `infer_discrete` drew for a site, in its run with samples; None otherwise.
 
-    Its handler has them in a trace. It gives them to sites that are marked for enumeration, and to no others.
+    Its handler has the values in a trace. It gives them only to sites that are marked for enumeration.
     """
     traces = (handler.trace for handler in handlers_on_stack() if isinstance(handler, SamplePosteriorMessenger))
     nodes: Any = next((trace.nodes for trace in traces if trace is not None and name in trace.nodes), {})
