@@ -1,4 +1,4 @@
-"""The factors of a model and its guide under given codes, as sampled losses need them."""
+"""The densities of model and guide as functions of codes, for losses that sample codes."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from .reader import Scores, Site, score
 class Target(NamedTuple):
     """A model and a guide with their data bound, as functions of codes z (P, B, N, K), hard or soft.
 
-    All densities are scaled and masked as the programs say, and differentiable in parameters and codes.
+    All densities are in nats, with the programs' scales and masks, and are differentiable in parameters and codes.
     """
 
     q: Site
@@ -25,24 +25,24 @@ class Target(NamedTuple):
         return self.q.log_probs.expand(self.q.batch_shape.numel(), -1, -1)
 
     def sample(self, num_particles: int) -> Tensor:
-        """Codes from q, shape (P, B, N, K); no gradient."""
+        """Draw codes from q, shape (P, B, N, K), without a gradient."""
         logits = self.log_probs.detach()
         return FactorizedOneHotCategorical(logits=logits, validate_args=False).sample((num_particles,))
 
     def score_function(self, codes: Tensor) -> Tensor:
-        """log q(z | x), shape (P, B), neither scaled nor masked: its gradient is the score, which weighs a cost."""
+        """Return log q(z | x), shape (P, B), without scale and mask. Its gradient is the score that costs weigh."""
         return (codes * self.log_probs).sum((-2, -1))
 
     def log_q(self, codes: Tensor) -> Tensor:
-        """log q(z | x), shape (P, B)."""
+        """Return log q(z | x), shape (P, B)."""
         return self.q.weigh(self.score_function(codes))
 
     def log_joint(self, codes: Tensor) -> Tensor:
-        """log p(x, z), shape (P, B), from one run of the model on all codes."""
+        """Return log p(x, z), shape (P, B), from one run of the model on all codes."""
         return self._joint(score(self.model, codes, self.nesting), codes)
 
     def log_joint_and_scale(self, codes: Tensor) -> tuple[Tensor, float | Tensor]:
-        """The same, and the one scale of all sites, which stands outside of a logarithm of a mean over codes.
+        """Return the same, and the one scale of all sites, which multiplies the logarithm of a mean over codes.
 
         Raises:
             ValueError: if sites are scaled differently.

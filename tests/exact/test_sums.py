@@ -514,7 +514,7 @@ REFUSED_MODELS = {
     "two codes": (_program(_another_code), "model to have one latent one-hot site, but found 'z', 'w'"),
     "another latent": (_program(_normal_latent), "'z' to be the model's only latent variable, but found 'w'"),
     "no code": (_no_site, "model to have one latent one-hot site, but found none"),
-    "nothing observed": (_unobserved, "model to observe data, but found no site but 'z'"),
+    "nothing observed": (_unobserved, "model to observe data, but found no site except 'z'"),
     "site outside of the plate": (_outside, r"inside the plate\(s\) \['data'\] of 'z'.* but found 'x' outside"),
     "plate of latents": (_plate_of_latents, r"\['latents'\] of 'z'.* one site of event shape \(N, K\)"),
     "batch without a plate": (_unplated_latents, r"batch shape \(2,\), but found 'x' outside"),

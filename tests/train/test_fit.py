@@ -396,7 +396,7 @@ def test_the_first_site_is_named(networks, found):
     vae = new_vae()
     for name in networks:
         setattr(vae, name, Log(getattr(vae, name)))
-    with pytest.raises(ValueError, match=f"the first that is not finite is .*{found}"):
+    with pytest.raises(ValueError, match=f"the first value that is not finite is .*{found}"):
         run(vae, chosen=config(max_skipped=1))
 
 

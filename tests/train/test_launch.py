@@ -47,7 +47,7 @@ def test_the_model_comes_back(state, request):
     assert trained.name == "exact-seed3" and [which.epoch for which in trained_models(run)] == [2]
     assert exact.elbo(trained.vae, trained.data.test).mean().item() == pytest.approx(lines(run)[-1]["test_elbo"])
     assert load_model(run, "exact", 3).name == "exact-seed3"
-    with pytest.raises(ValueError, match="but found 0 that fit, of exact with seed 3"):
+    with pytest.raises(ValueError, match="but found 0 among exact with seed 3"):
         load_model(run, "gumbel-softmax")
 
 
@@ -106,7 +106,7 @@ def damage(run, how):
 @pytest.mark.parametrize(
     ("how", "sentence"),
     [
-        ("weights truncated", "Expected whole weights, but found that"),
+        ("weights truncated", "Expected intact weights, but found that"),
         ("weights of others", "to fit its config.json, but found others"),
         ("no checkpoint", "Expected a checkpoint, but found that"),
         ("checkpoint flipped", "Expected a whole checkpoint, but found that"),
