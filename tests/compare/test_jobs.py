@@ -178,7 +178,10 @@ def test_a_cell_that_fails_fails_alone(tmp_path, capsys):
     assert main(arguments) == 1
     out, err = capsys.readouterr()
     assert "exact, learning rate 0.003" in out and "report.html" in out
-    assert "Expected 2 finished cells, but found that 1 failed: exact, learning rate 1e+30, seed 0: Expected fin" in err
+    assert (
+        "Expected 2 finished cells, but found that 1 failed, first exact, learning rate 1e+30, seed 0: Expected fin"
+        in err
+    )
     assert "Traceback" not in err
     results = pd.read_csv(tmp_path / "run" / "results.csv").set_index("learning_rate")
     assert results["status"].to_dict() == {1e30: "failed", 0.003: "finished"}
