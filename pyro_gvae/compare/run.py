@@ -53,13 +53,13 @@ def compare(config: CompareConfig) -> Path:
         require_parquet()
     data = load_data(config.training())
     cells = make_cells(config, len(data.train))
-    begun = earlier_run(config.output, config.as_json(), free=CHANGEABLE, known_by="cells")
-    if begun is None:
+    earlier = earlier_run(config.output, config.as_json(), free=CHANGEABLE, known_by="cells")
+    if earlier is None:
         _check_cells(config, cells, data)
     with _run_on(config) as run_jobs:
-        run = begun or new_run_folder(config.output, prefix="compare")
+        run = earlier or new_run_folder(config.output, prefix="compare")
         with sole_writer(run):
-            if begun is None:
+            if earlier is None:
                 listed = [{"estimator": cell.estimator, "setting": cell.setting, "seed": cell.seed} for cell in cells]
                 write_config(run, config.as_json() | {"image_shape": data.image_shape, "cells": listed})
             try:

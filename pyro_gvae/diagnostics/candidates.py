@@ -16,7 +16,7 @@ class Candidate(NamedTuple):
         temperature: its temperature; None if it has none.
         make: creates the estimator.
         family: equal for candidates that differ only in temperature, whose steps do the same work. If that is unknown,
-            each candidate is a family of its own.
+            each candidate is in a separate family.
     """
 
     name: str

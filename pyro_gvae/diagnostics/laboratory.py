@@ -174,9 +174,9 @@ def _check_codes(config: GradientsConfig, data: Dataset | None) -> None:
 def _folder(config: GradientsConfig, check: Callable[[], None]) -> Path:
     """Return the folder of an earlier call with the same settings, or check the settings and create a new one."""
     settings = plain_settings(config)
-    begun = earlier_run(config.output, settings, free=CHANGEABLE, known_by="protocol")
-    if begun is not None:
-        return begun
+    earlier = earlier_run(config.output, settings, free=CHANGEABLE, known_by="protocol")
+    if earlier is not None:
+        return earlier
     check()
     folder = new_run_folder(config.output, prefix="gradients")
     write_config(folder, settings)
