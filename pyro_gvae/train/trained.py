@@ -56,7 +56,7 @@ def trained_models(run: Path) -> list[Which]:
         try:
             last = read_json_lines(run / "metrics.jsonl").iloc[-1]
         except (OSError, IndexError) as error:
-            raise ValueError(f"Expected a run that was evaluated, but found none in '{run}'. Try resume.") from error
+            raise ValueError(f"Expected a run with evaluations, but found none in '{run}'. Try resume.") from error
         return [Which(str(last["estimator"]), read_train_config(run).seed, float(last["epoch"]))]
     contents = read_run(run)
     return [Which(str(row.estimator), int(row.seed), float(row.epoch)) for row in contents.final.itertuples()]

@@ -200,7 +200,7 @@ def test_data_out_of_range_are_refused_with_a_sentence(value, capsys, tmp_path, 
 
     monkeypatch.setattr(setup, "load", damaged)
     code, said = run(capsys, "train", *SMALL, "--output", str(tmp_path / "run"))
-    what = "NaN in 1 of 1437. Try without them." if value != value else "values from"
+    what = "NaN in 1 of 1437. Try removing them." if value != value else "values from"
     assert code == 2 and f"Expected digits train images in [0, 1], but found {what}" in said
     assert not (tmp_path / "run").exists()
 
