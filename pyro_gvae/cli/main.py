@@ -1,4 +1,4 @@
-"""The command line. Torch is imported only when a command runs, so that `--help` is instant."""
+"""The command line. It imports torch only when a command runs, so `--help` is instant."""
 
 import shlex
 import sys
@@ -46,16 +46,16 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 if it succeeded, 2 with one sentence if it was asked for something that cannot be.
+    """Run one command and return its exit status.
 
-    1 if cells of a comparison failed; a run that a signal stopped ends with 130 (Ctrl-C) or 143 (SIGTERM), as shells
-    expect.
+    0: it succeeded. 1: cells of a comparison failed. 2: an argument or a file was invalid; one sentence says which.
+    130 (Ctrl-C) or 143 (SIGTERM): a signal stopped the run.
     """
     try:
-        if said := _run(_parse(list(sys.argv[1:] if arguments is None else arguments))):
-            print(f"\n{said}")
+        if text := _run(_parse(list(sys.argv[1:] if arguments is None else arguments))):
+            print(f"\n{text}")
     except CellsFailedError as failed:
-        print(f"\n{failed.said}")
+        print(f"\n{failed.report}")
         print(f"pyro-gvae: {failed}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         run = getattr(interrupt, "run", None)
         if run is None:
-            print("pyro-gvae: interrupted; what was finished is in the run folder.", file=sys.stderr)
+            print("pyro-gvae: interrupted; finished work is in the run folder.", file=sys.stderr)
             return 130
         print(f"\npyro-gvae: stopped; resume with: pyro-gvae resume {shlex.quote(str(run))}", file=sys.stderr)
         return 128 + int(interrupt.signal)  # type: ignore[attr-defined]
@@ -89,7 +89,7 @@ def _parse(arguments: list[str]) -> Any:
 
 
 def _preset(arguments: list[str]) -> TrainConfig:
-    """The settings that `--preset NAME` begins with, taken out of the arguments; those that follow override them."""
+    """Remove `--preset NAME` from the arguments and return its settings, which the other arguments override."""
     for index, word in enumerate(arguments):
         option, equals, name = word.partition("=")
         if option == "--preset":
@@ -106,10 +106,10 @@ def _run(config: Any) -> str:
     name = next(command.function for command in COMMANDS.values() if command.config is type(config))
     commands = import_module(".commands", __package__)  # with torch
     import_module("..runtime.memory", __package__).keep_freed_memory()
-    said: str = getattr(commands, name)(config)
-    return said
+    text: str = getattr(commands, name)(config)
+    return text
 
 
 def _sentence(error: Exception) -> str:
-    """The error's own words; Pyro appends the shapes of its trace on further lines."""
+    """Return the first line of the message; Pyro appends the shapes of its trace on further lines."""
     return str(error).split("\n")[0] or type(error).__name__

@@ -1,8 +1,8 @@
-"""Units: people say gigabytes, and the code counts bytes."""
+"""Units: settings are in gigabytes, the code counts in bytes."""
 
 
 def in_bytes(gigabytes: float | None) -> float | None:
-    """Convert a setting in gigabytes (10^9 bytes); None stays None, which is a share of the free memory.
+    """Convert gigabytes (10^9 bytes) to bytes; None stays None, which means a share of the free memory.
 
     Example:
         >>> in_bytes(1.5), in_bytes(None)

@@ -1,4 +1,4 @@
-"""N one-hots of K categories that may depend on each other: one probability for each of the K^N joint codes."""
+"""N one-hots of K categories that may depend on each other, with a probability for each of the K^N joint codes."""
 
 import functools
 from typing import Any, ClassVar, Self, final
@@ -15,17 +15,18 @@ from .parameters import at_least_float32, logits_of
 
 
 class JointOneHotCategorical(TorchDistribution):
-    r"""Abstract: any distribution over the S = K^N joint codes z of event shape (N, K), such as a posterior p(z | x).
+    r"""Abstract base: any distribution over the S = K^N joint codes z of event shape (N, K), such as p(z | x).
 
-    N, K and the type of samples belong to the class, of which :func:`joint_one_hot` makes one for each: stock Pyro
-    makes a posterior of a prior by `type(prior)(logits=...)`, with one entry for each value that it has enumerated.
+    N, K and the dtype of samples are attributes of the class, and :func:`joint_one_hot` makes a class for each
+    combination. The reason is that stock Pyro builds a posterior by `type(prior)(logits=...)`, with one logit for each
+    enumerated value.
 
     Args:
-        probs: probabilities of the codes in lexicographic order, shape (..., S); give these or
-        logits: their unnormalized logarithms, shape (..., S).
+        probs: probabilities of the codes in lexicographic order, shape (..., S). Give either probs or logits.
+        logits: unnormalized log-probabilities, shape (..., S).
 
     Raises:
-        ValueError: if there are not S of them.
+        ValueError: if both or neither are given, or there are not S of them.
 
     Example:
         >>> p = joint_one_hot(2, 3)(probs=torch.eye(9)[5])  # all mass on one of nine codes
@@ -69,7 +70,7 @@ class JointOneHotCategorical(TorchDistribution):
 
     @property
     def num_codes(self) -> int:
-        """S = K^N."""
+        """S = K^N, the number of joint codes."""
         return num_codes(self.num_latents, self.num_categories)
 
     @property
@@ -94,26 +95,26 @@ class JointOneHotCategorical(TorchDistribution):
         return self._codes(self.logits.argmax(-1))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw one-hot codes, shape sample_shape + (..., N, K); no gradient."""
+        """Draw one-hot codes without a gradient, of shape sample_shape + (..., N, K)."""
         shape = self._extended_shape(torch.Size(sample_shape))[:-2]
         with torch.no_grad():
             number = torch.multinomial(self.probs.reshape(-1, self.num_codes), shape.numel() // self._rows, True)
             return self._codes(number.T.reshape(shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(z), shape (...); codes (S, 1, N, K) under S probabilities for each of B data give (S, B)."""
+        """Return log p(z) in nats, shape (...). Codes (S, 1, N, K) under probabilities (B, S) give (S, B)."""
         if self._validate_args:
             self._validate_sample(value)
-        # One index into all entries: to gather from logits that are expanded would take S^2 B of memory backwards.
+        # Use one index into all entries: the backward pass of gathering from expanded logits would take S^2 B memory.
         row = torch.arange(self._rows, device=value.device).reshape(self.batch_shape)
         return self.logits.reshape(-1)[row * self.num_codes + code_numbers(value)]
 
     def entropy(self) -> Tensor:
-        """-sum_z p(z) log p(z) in nats, shape (...)."""
+        """Return the entropy -sum_z p(z) log p(z) in nats, shape (...)."""
         return -(self.probs * self.logits.clamp_min(torch.finfo(self.logits.dtype).min)).sum(-1)  # 0 log 0 = 0
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """All S = K^N joint codes, shape (S, ..., N, K), with batch dimensions of size 1 unless `expand`."""
+        """Return all S = K^N joint codes, shape (S, ..., N, K); batch dimensions have size 1 if `expand` is False."""
         codes = joint_codes(*self.event_shape, dtype=self.sample_dtype, device=self.logits.device)  # (S, N, K)
         codes = codes.reshape((-1,) + (1,) * len(self.batch_shape) + self.event_shape)
         return codes.expand((-1, *self.batch_shape, *self.event_shape)) if expand else codes
@@ -130,7 +131,7 @@ class JointOneHotCategorical(TorchDistribution):
 def joint_one_hot(
     num_latents: int, num_categories: int, dtype: torch.dtype = torch.float32
 ) -> type[JointOneHotCategorical]:
-    """The class of the distributions over codes of shape (N, K) whose samples have that type."""
+    """Return the class of distributions over codes of shape (N, K) whose samples have this dtype."""
 
     @final
     class JointOneHots(JointOneHotCategorical):

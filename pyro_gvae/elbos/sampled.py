@@ -1,4 +1,4 @@
-"""The bases of losses that sample codes: what they know of a program, and how they become a step."""
+"""The base of losses that sample codes."""
 
 from abc import abstractmethod
 from functools import partial
@@ -20,12 +20,12 @@ from ..runtime.autograd import leaves
 
 
 class Estimate(NamedTuple):
-    """What a sampled loss found.
+    """The result of a sampled loss.
 
     Attributes:
-        bound: of each datum, (B,), in nats; its gradient is not used.
-        surrogate: a scalar whose gradient estimates that of the bound, summed over the data.
-        own_loss: a scalar whose gradient is that of the loss's own parameters, if it has any.
+        bound: the bound of each datum, (B,), in nats; its gradient is not used.
+        surrogate: a scalar whose gradient estimates the gradient of the bound, summed over the data.
+        own_loss: a scalar whose gradient trains the loss's own parameters, if it has any.
     """
 
     bound: Tensor
@@ -34,17 +34,18 @@ class Estimate(NamedTuple):
 
     @property
     def loss(self) -> Tensor:
-        """In nats, summed over the data, shape ()."""
+        """The loss in nats, summed over the data, shape ()."""
         return -self.bound.detach().sum()
 
 
 class SampledELBO(TensorELBO):
-    """Abstract: a loss that draws P values of every latent for each datum.
+    """Abstract base: a loss that draws P values of every latent for each datum.
 
-    All P are scored in one run of the model, in one more batch dimension, if the programs take it.
+    One run of the model scores all P, in an additional batch dimension, if the program accepts it.
+
 
     Attributes:
-        own: what the loss itself learns or averages, if anything; see :func:`pyro_gvae.estimators.own_state`.
+        own: a module that the loss itself trains or updates, if any; see :func:`pyro_gvae.estimators.own_state`.
     """
 
     own: nn.Module | None = None
@@ -55,14 +56,14 @@ class SampledELBO(TensorELBO):
 
     @abstractmethod
     def estimate(self, target: Target) -> Estimate:
-        """The bound of each datum and the surrogate of its gradient; gradients are enabled."""
+        """Return the bound of each datum and the surrogate of its gradient; gradients are enabled."""
 
     def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """An estimate of the loss in nats, summed over the data."""
+        """Return an estimate of the loss in nats, summed over the data."""
         return self._estimate(model, guide, args, kwargs).loss
 
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The same; gradients of all parameters, the loss's own included, are added to their `.grad`."""
+        """Return the same, and add gradients to `.grad` of all parameters, including the loss's own."""
         found = self._estimate(model, guide, args, kwargs)
         own = [] if self.own is None else [leaf for leaf in self.own.parameters() if leaf.requires_grad]
         if own and found.own_loss is not None:
@@ -74,7 +75,7 @@ class SampledELBO(TensorELBO):
         return found.loss
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss as a tensor whose gradient is the estimate; own parameters get none that is of use."""
+        """Return the loss as a tensor whose gradient is the estimate. It does not train the loss's own parameters."""
         found = self._estimate(model, guide, args, kwargs)
         return found.surrogate.detach() - found.surrogate - found.bound.detach().sum()
 

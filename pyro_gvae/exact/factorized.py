@@ -1,4 +1,4 @@
-"""The best factorized posterior of every datum, by coordinate ascent on the enumerated joint distribution."""
+"""The best factorized posterior of each datum, by coordinate ascent on the enumerated joint distribution."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from .plan import Plan, make_plan
 
 
 class MeanField(NamedTuple):
-    """The best mean-field posterior that was found for every datum."""
+    """The best factorized posterior found for each datum."""
 
     logits: Tensor  # (B, N, K): log q_n(k), normalized
     elbo: Tensor  # (B,): its ELBO in nats
@@ -30,23 +30,24 @@ def mean_field(
     slice_size: int | None = None,
     **kwargs: Any,
 ) -> MeanField:
-    r"""The factorized posterior of the highest ELBO, for every datum on its own: what amortization costs.
+    r"""Find the factorized posterior with the highest ELBO for each datum, without amortization.
 
     .. math:: q_n(k) \propto \exp \mathrm{E}_{q_{-n}}[\log p(x, z) \mid z_n = k], \quad n = 1 .. N, 1 .. N, ...
 
-    Each update is the exact optimum given the others (coordinate ascent; Blei, Kucukelbir, McAuliffe 2017, arXiv
-    1601.00670), an expectation over the table of log p(x, z), which is held in memory. The ELBO has several local
-    optima: the ascent starts from the guide, from the exact posterior's marginals and from its mode, and the best end
-    is returned. It is never below the guide's ELBO nor above log p(x), up to rounding.
+    Each update is the exact optimum given the other latents (coordinate ascent; Blei, Kucukelbir, McAuliffe 2017, arXiv
+    1601.00670). It takes an expectation over the table of log p(x, z), which is held in memory. The ELBO has several
+    local optima, so the ascent starts from the guide, from the marginals of the exact posterior and from its mode, and
+    the best result is returned. Up to rounding, it lies between the guide's ELBO and log p(x), so the difference to the
+    guide's ELBO is the amortization gap.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`.
-        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
-        max_sweeps: over the N latents.
-        tolerance: stop when a sweep gains less than this for every datum, in nats.
+        *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
+        max_sweeps: most sweeps over the N latents.
+        tolerance: stop when a sweep gains no more than this for any datum, in nats.
         max_memory: bytes that the table or a slice may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        **kwargs: likewise what they are called with.
+        **kwargs: keyword arguments of model and guide.
 
     Returns:
         Normalized logits (B, N, K) and the ELBO (B,). No gradient.
@@ -79,8 +80,8 @@ def mean_field(
 
 
 def _joint_table(model: Run, plan: Plan, max_memory: float | None) -> tuple[Tensor, float | Tensor]:
-    """log p(x, z) of all codes (B, S), and the scale of the model."""
-    # The ascent holds the table and its exponential.
+    """Return log p(x, z) of all codes (B, S), and the scale of the model."""
+    # The ascent keeps the table and its exponential in memory.
     needed = 2 * plan.num_codes * plan.batch_shape.numel() * plan.dtype.itemsize
     limit = memory_limit(max_memory, plan.device)
     if needed > limit:
@@ -90,12 +91,12 @@ def _joint_table(model: Run, plan: Plan, max_memory: float | None) -> tuple[Tens
         )
     parts = [joint_scores(model, plan.layout, plan.codes(numbers)) for numbers in plan.numbers()]
     table = torch.cat([part.joint for part in parts]).T.contiguous()
-    # A code that cannot be must weigh 0 times a finite number.
+    # An impossible code must add 0 times a finite number, not 0 * -inf.
     return table.clamp_min(torch.finfo(plan.dtype).min / plan.num_codes), parts[0].scale
 
 
 def _posterior_starts(joint: Tensor, plan: Plan) -> list[Tensor]:
-    """log q (B, N, K): the marginals of the exact posterior, and its mode, slightly smoothed."""
+    """Return two starts log q (B, N, K): the marginals of the exact posterior, and its mode, slightly smoothed."""
     probs = joint.softmax(1)  # (B, S)
     marginals = [
         probs.reshape(len(joint), plan.latent.num_categories**n, plan.latent.num_categories, -1).sum((1, 3))
@@ -107,14 +108,14 @@ def _posterior_starts(joint: Tensor, plan: Plan) -> list[Tensor]:
 
 
 def ascend(joint: Tensor, log_q: Tensor, plan: Plan, *, max_sweeps: int, tolerance: float) -> MeanField:
-    """Sweep over the latents until no datum gains.
+    """Sweep over the latents until no datum gains more than the tolerance.
 
     Args:
         joint: log p(x, z) of all codes (B, S).
         log_q: where to start, (B, N, K).
-        plan: what is known of the codes.
-        max_sweeps: over the N latents, at least one.
-        tolerance: a gain that is none, in nats.
+        plan: how the codes are cut into slices.
+        max_sweeps: most sweeps over the N latents, at least one.
+        tolerance: the largest gain that counts as none, in nats.
     """
     found = sweep(joint, log_q, plan)
     for _ in range(max_sweeps - 1):

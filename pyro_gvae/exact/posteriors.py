@@ -1,4 +1,4 @@
-"""The exact posterior p(z | x) over all joint codes: its marginals, its most probable codes, samples."""
+"""The exact posterior p(z | x) over all joint codes: marginals, most probable codes, samples."""
 
 from typing import Any, NamedTuple
 
@@ -12,10 +12,10 @@ from .plan import make_plan
 
 
 class Posterior(NamedTuple):
-    """The exact posterior of every datum."""
+    """The exact posterior of each datum."""
 
     marginals: Tensor  # (B, N, K): p(z_n = k | x)
-    codes: Tensor  # (B, C, N, K): the most probable joint codes, in falling order
+    codes: Tensor  # (B, C, N, K): the most probable joint codes, in descending order
     probs: Tensor  # (B, C): p(z | x) of these codes
 
 
@@ -28,15 +28,15 @@ def posterior(
     slice_size: int | None = None,
     **kwargs: Any,
 ) -> Posterior:
-    """The exact posterior p(z | x) = p(x | z) p(z) / p(x) of the discrete model, in one pass over all codes.
+    """Compute the exact posterior p(z | x) = p(x | z) p(z) / p(x) of the discrete model, in one pass over all codes.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
-        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
+        *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
         num_codes: C, how many of the most probable joint codes to return, at most K^N.
         max_memory: bytes that a slice may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        **kwargs: likewise what they are called with.
+        **kwargs: keyword arguments of model and guide.
 
     Returns:
         Marginals (B, N, K), and the C most probable joint codes (B, C, N, K) with their probabilities (B, C).
@@ -59,7 +59,7 @@ def posterior(
     num_codes = min(num_codes, plan.num_codes)
     lowest = torch.finfo(plan.dtype).min
     highest = torch.full((plan.batch_shape.numel(),), lowest, dtype=plan.dtype, device=plan.device)
-    # Sums over the codes so far, in units of exp(highest), as in an online softmax.
+    # Running sums over the codes, in units of exp(highest), as in an online softmax.
     moments = highest.new_zeros(len(highest), latent.num_latents * latent.num_categories)
     best = highest.new_empty(0, len(highest))  # (C, B)
     best_numbers = torch.empty(best.shape, dtype=torch.long, device=plan.device)
@@ -72,7 +72,7 @@ def posterior(
         ].flatten(1)
         best, best_numbers = _best(best, best_numbers, joint, numbers, num_codes)
     marginals = moments.reshape(*plan.batch_shape, latent.num_latents, latent.num_categories)
-    total = marginals[..., :1, :].sum(-1, keepdim=True)  # every code has one category of the first latent
+    total = marginals[..., :1, :].sum(-1, keepdim=True)  # each code has exactly one category of the first latent
     probs = (best - highest).exp() / total.reshape(-1)
     return Posterior(
         marginals=marginals / total,
@@ -82,7 +82,7 @@ def posterior(
 
 
 def _best(best: Tensor, best_numbers: Tensor, joint: Tensor, numbers: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
-    """The highest `num_codes` log-probabilities of each datum (C, B), and which codes they belong to."""
+    """Return the `num_codes` highest log-probabilities of each datum (C, B), and the numbers of their codes."""
     found, where = joint.topk(min(num_codes, len(joint)), 0)
     best, best_numbers = torch.cat([best, found]), torch.cat([best_numbers, numbers[where]])
     best, where = best.topk(min(num_codes, len(best)), 0)
@@ -98,17 +98,18 @@ def sample_posterior(
     slice_size: int | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """Independent draws from the exact posterior p(z | x) of the discrete model, in one pass over all codes.
+    """Draw independent samples from the exact posterior p(z | x) of the discrete model, in one pass over all codes.
 
-    Each slice of codes replaces a draw by one of its own with the share that it has in the evidence so far.
+    This is reservoir sampling: each slice replaces an earlier draw by one of its own codes, with probability equal to
+    the slice's share of the evidence so far.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
-        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
+        *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
         num_samples: P, draws for each datum.
         max_memory: bytes that a slice may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        **kwargs: likewise what they are called with.
+        **kwargs: keyword arguments of model and guide.
 
     Returns:
         One-hot codes (P, B, N, K). No gradient.

@@ -1,4 +1,4 @@
-"""The exact ELBO and log-evidence of every datum: sums over all joint codes, differentiable, in bounded memory."""
+"""The exact ELBO and log-evidence of each datum: differentiable sums over all joint codes, in bounded memory."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -17,36 +17,37 @@ from ..runtime.distributed import log_sum_exp
 from ..runtime.tuning import tuning
 from .plan import Plan, make_plan
 
-#: Computes what a slice of codes adds to a sum, shape (B,).
+#: A function that computes the contribution of a slice of codes to a sum, shape (B,).
 Part = Callable[[], Tensor]
 
 
 def elbo(
     pair: HasPair, *args: Any, max_memory: float | None = None, slice_size: int | None = None, **kwargs: Any
 ) -> Tensor:
-    r"""The exact ELBO of the discrete model, for every datum.
+    r"""Compute the exact ELBO of the discrete model for each datum.
 
     .. math::
 
         \mathrm{ELBO}_b = \sum_{z} q(z | x_b) \log p(x_b | z) - \mathrm{KL}(q(z | x_b) \,\|\, p(z))
 
     The model runs once for each of the K^N joint codes, not once for each code and datum, on slices of codes that fit
-    into memory. Codes whose probability q is below eps / (16 K^N) weigh exactly 0, and if that is so for all data, and
-    K^N above 1024, they are not decoded: together they hold less than a sixteenth of the rounding error of a sum.
+    into memory. A code with q below eps / (16 K^N) gets weight exactly 0. With more than 1024 codes, those for which
+    this holds for all data are not decoded: together they are less than a sixteenth of the rounding error of the sum.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair` of a model and a guide of your own; they may be relaxed.
-        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
+        *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
         max_memory: bytes that a slice may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        **kwargs: likewise what they are called with.
+        **kwargs: keyword arguments of model and guide.
 
     Returns:
-        The ELBO (B,) in nats, scaled and masked as the programs say; differentiable, with slices recomputed in the
-        backward pass where there are several.
+        The ELBO (B,) in nats per datum, with the programs' scales and masks; differentiable. If there are several
+        slices, the backward pass computes them again.
 
     Raises:
-        ValueError: if the programs have other latent variables than one one-hot site, or if the sum cannot be taken.
+        ValueError: if model or guide has a latent variable besides one one-hot site, if there are more than 2^62 codes,
+            or if a slice does not fit into `max_memory`.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -63,20 +64,20 @@ def elbo(
 def log_evidence(
     pair: HasPair, *args: Any, max_memory: float | None = None, slice_size: int | None = None, **kwargs: Any
 ) -> Tensor:
-    r"""The exact log-evidence of the discrete model, for every datum.
+    r"""Compute the exact log-evidence of the discrete model for each datum.
 
     .. math:: \log p(x_b) = \log \sum_{z} p(x_b | z) \, p(z)
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
-        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
+        *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
         max_memory: bytes that a slice may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        **kwargs: likewise what they are called with.
+        **kwargs: keyword arguments of model and guide.
 
     Returns:
-        log p(x) (B,) in nats; differentiable. Where there are several slices, gradients take a second pass over the
-        codes whose posterior probability is not negligible for all data.
+        log p(x) (B,) in nats per datum; differentiable. If there are several slices, gradients take a second pass, over
+        the codes whose posterior probability is not negligible for some datum.
 
     Raises:
         ValueError: as :func:`elbo`; also if prior and likelihood are scaled differently.
@@ -97,7 +98,7 @@ def log_evidence(
 
 
 class Bounds(NamedTuple):
-    """The exact ELBO of every datum, and what it is a bound of."""
+    """The exact ELBO of each datum, and the log-evidence that it bounds."""
 
     elbo: Tensor  # (B,)
     log_evidence: Tensor  # (B,)
@@ -107,17 +108,17 @@ class Bounds(NamedTuple):
 def bounds(
     pair: HasPair, *args: Any, max_memory: float | None = None, slice_size: int | None = None, **kwargs: Any
 ) -> Bounds:
-    """:func:`elbo` and :func:`log_evidence` at once: one pass over all codes in place of two, without gradients.
+    """Compute :func:`elbo` and :func:`log_evidence` together, in one pass over all codes and without gradients.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`.
-        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
+        *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
         max_memory: bytes that a slice may take; a quarter of the free memory if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        **kwargs: likewise what they are called with.
+        **kwargs: keyword arguments of model and guide.
 
     Returns:
-        The ELBO (B,) and log p(x) (B,), in nats.
+        The ELBO (B,) and log p(x) (B,), in nats per datum.
 
     Raises:
         ValueError: as :func:`elbo` and :func:`log_evidence`.
@@ -144,7 +145,7 @@ def bounds(
 
 
 def evidence(model: Run, plan: Plan) -> Tensor:
-    """:func:`log_evidence` of a model with its data bound; where processes divide the codes, without gradients."""
+    """Compute :func:`log_evidence` of a model with its data bound; without gradients if processes divide the codes."""
     if not torch.is_grad_enabled():
         found = find_evidence(model, plan)
         return (found.scale * found.log_evidence).reshape(plan.batch_shape)
@@ -164,7 +165,7 @@ def _scores(model: Run, plan: Plan, numbers: Tensor) -> JointScores:
 
 
 def elbo_parts(runs: Runs, plan: Plan, guide: Guide) -> Iterator[Part]:
-    """Functions whose values add up to the ELBO, one for each slice of codes; the very first adds what is constant.
+    """Yield one function per slice of codes; their values add up to the ELBO. The first also adds what is constant.
 
     Args:
         runs: the pair with its data bound.
@@ -177,9 +178,9 @@ def elbo_parts(runs: Runs, plan: Plan, guide: Guide) -> Iterator[Part]:
 
 @torch.no_grad()
 def _likely(plan: Plan, guide: Guide) -> Iterator[Tensor]:
-    """The numbers of all codes but those that q neglects for every datum, in slices.
+    """Yield in slices the numbers of all codes, except those that q neglects for every datum.
 
-    Latents that depend on others are left out of account, whose probabilities are at most 1.
+    Latents that depend on others are ignored here: their probabilities are at most 1.
     """
     sites = guide.sites.values()
     if not sites or plan.num_codes <= tuning(plan.device).few_codes:
@@ -205,7 +206,7 @@ def _expected(plan: Plan, terms: Terms, *, first: bool) -> Tensor:
 
 
 class _Expectation(torch.autograd.Function):
-    """sum_s w_sb R_sb of log w and R, both (s, B): its derivatives, w R and w, are at hand when it is computed."""
+    """Compute sum_s w_sb R_sb from log w and R, both (s, B), and save its derivatives w R and w."""
 
     @staticmethod
     def forward(ctx: Any, log_weights: Tensor, table: Tensor, plan: Plan) -> Tensor:
@@ -226,16 +227,16 @@ class _Expectation(torch.autograd.Function):
 
 
 class Evidence(NamedTuple):
-    """The log-evidence, and which codes matter to it."""
+    """The log-evidence, and the codes that contribute to it."""
 
     log_evidence: Tensor  # (B,), before scaling
     scale: float | Tensor
-    likely: list[Tensor]  # numbers of the codes that have a share in the posterior of a datum
+    likely: list[Tensor]  # numbers of the codes that are not negligible in some datum's posterior
 
 
 @torch.no_grad()
 def find_evidence(model: Run, plan: Plan) -> Evidence:
-    """log p(x), from one pass over all codes, those of other processes included."""
+    """Compute log p(x) in one pass over all codes, including those of other processes."""
     so_far = torch.full((plan.batch_shape.numel(),), -torch.inf, dtype=plan.dtype, device=plan.device)
     log_sums, likely = [], []
     scale: float | Tensor = 1.0
@@ -243,14 +244,17 @@ def find_evidence(model: Run, plan: Plan) -> Evidence:
         joint, scale = _scores(model, plan, numbers)
         log_sums.append(plan.log_sum(joint))
         so_far = torch.logaddexp(so_far, log_sums[-1])
-        # The evidence only grows from here on: a negligible share of it stays negligible.
+        # The evidence only grows from here on, so a negligible share of it remains negligible.
         likely.append(numbers[~plan.negligible(joint - so_far)])
     log_evidence = plan.log_sum(torch.stack(log_sums))
     return Evidence(log_evidence if plan.share.world_size == 1 else log_sum_exp(log_evidence), scale, likely)
 
 
 def evidence_parts(model: Run, plan: Plan, found: Evidence) -> Iterator[Part]:
-    """Functions that add up to E[log p(x, z)] under the posterior, held fixed: its gradient is the evidence's."""
+    """Yield functions whose values add up to E[log p(x, z)] under the posterior, which is held constant.
+
+    The gradient of this sum is the gradient of the log-evidence (Fisher's identity).
+    """
     for numbers in plan.repacked(found.likely):
         yield partial(_evidence_part, model, plan, found, numbers)
 
@@ -262,18 +266,18 @@ def _evidence_part(model: Run, plan: Plan, found: Evidence, numbers: Tensor) -> 
 
 
 def _finite(table: Tensor) -> Tensor:
-    """-inf as a very small number: a code that cannot be and that no datum has must add 0, not NaN."""
+    """Replace -inf by the lowest finite number, so that an impossible code adds 0 and not NaN."""
     return table.clamp_min(torch.finfo(table.dtype).min)
 
 
 def summed(plan: Plan, parts: Iterable[Part]) -> Tensor:
-    """The sum of the parts, differentiable."""
+    """Add the parts; the sum is differentiable."""
     total = functools.reduce(torch.add, (_computed(plan, part) for part in parts))
     return total.reshape(plan.batch_shape)
 
 
 def _computed(plan: Plan, part: Callable[[], Any]) -> Any:
-    """A part with its graph; one of several is computed again in the backward pass, so that one exists at a time."""
+    """Compute a part. If there are several, the backward pass computes it again, so that graphs exist one at a time."""
     if plan.num_slices == 1 or not torch.is_grad_enabled():
         return part()
     return checkpoint(part, use_reentrant=False)

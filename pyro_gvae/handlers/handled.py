@@ -1,4 +1,4 @@
-"""A program together with the handler of its runs: something that is called, copied and pickled as the program is."""
+"""Handled programs, which can be called, copied and pickled like the programs that they wrap."""
 
 import functools
 import sys
@@ -15,7 +15,7 @@ Make = Callable[[], ProgramMessenger]
 
 
 def handle(make: Make, program: Program) -> Program:
-    """Handle each run of a program by a messenger of its own, so that it may call itself or run in two places."""
+    """Handle a program with a new messenger for each run, so that it may call itself or run in two places at once."""
     return HandledModule(make, program) if isinstance(program, nn.Module) else HandledFunction(make, program)
 
 
@@ -28,11 +28,11 @@ def _run(make: Make, program: Program, args: Any, kwargs: Any) -> Any:
 
 @final
 class HandledModule(nn.Module):
-    """A module whose calls are handled; it has the module's parameters, buffers and modes.
+    """A module whose calls are handled, with the parameters, buffers and modes of that module.
 
     Attributes:
-        program: the module. What it holds has the prefix "program." in a `state_dict`, and no other name in Pyro's
-            param store.
+        program: the module. Its entries in a `state_dict` have the prefix "program."; their names in Pyro's param store
+            do not change.
     """
 
     def __init__(self, make: Make, program: nn.Module) -> None:
@@ -42,13 +42,13 @@ class HandledModule(nn.Module):
         self._make = make
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module."""
+        """Call the module under the handler."""
         return _run(self._make, self.program, args, kwargs)
 
 
 @final
 class HandledFunction:
-    """A function, method or other callable whose calls are handled; a method if it is one of a class."""
+    """A function, method or other callable whose calls are handled. In a class, it is a method."""
 
     def __init__(self, make: Make, program: Program) -> None:
         functools.update_wrapper(self, program)
@@ -56,18 +56,18 @@ class HandledFunction:
         self._program = program
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the program."""
+        """Call the program under the handler."""
         return _run(self._make, self._program, args, kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        # What a decorator has put in its program's place is found by the program's name, as a function is.
+        # If a decorator has replaced the program, pickle only the name, as for any function.
         name = getattr(self, "__qualname__", "")
         return name if _found(self.__module__, name) is self else (HandledFunction, (self._make, self._program))
 
 
 def _found(module: str, name: str) -> Any:
-    """What has that dotted name in a module of Python, if anything has."""
+    """Return the object with this dotted name in a Python module, or None."""
     return functools.reduce(lambda owner, part: getattr(owner, part, None), name.split("."), sys.modules.get(module))

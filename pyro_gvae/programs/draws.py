@@ -90,7 +90,7 @@ def lay_out_draws(runs: Runs) -> Layout:
         ValueError: as there.
     """
     layout = lay_out(runs)
-    if layout.obstacle is not None:
+    if layout.obstacle is not None or not layout.has_continuous:
         return layout
     with torch.no_grad(), without_trace():
         return layout._replace(obstacle=obstacle_of(lambda: _draw(runs, layout, layout.few()[0], pathwise=True)))

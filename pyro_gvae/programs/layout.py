@@ -56,6 +56,7 @@ def _lay_out(runs: Runs, with_guide: bool) -> Layout:
         device=first.device,
         obstacle=None,
         guide_depends=True,
+        has_continuous=bool(given),
     )
     _check_mixing(runs.model, model, layout)
     if with_guide:

@@ -99,6 +99,7 @@ class Layout(NamedTuple):
         sizes: of the batch dimensions.
         obstacle: why the programs do not take codes in one more dimension, or None if they do.
         guide_depends: whether what the guide says of one latent depends on the codes of another.
+        has_continuous: whether the guide has continuous latents.
     """
 
     space: Space
@@ -110,6 +111,7 @@ class Layout(NamedTuple):
     device: torch.device
     obstacle: str | None
     guide_depends: bool
+    has_continuous: bool
 
     @property
     def batch_size(self) -> int:

@@ -1,4 +1,4 @@
-"""From templates and figures to one page that needs no network, no script and no other file."""
+"""Write a page from templates and figures that needs no network, no script and no other file."""
 
 import base64
 from pathlib import Path
@@ -10,10 +10,10 @@ from ..runs.files import write_text_atomic
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Writes a page by a template of this package; the same values give the same bytes.
+    """Write a page from a template of this package; the same values give the same bytes.
 
     Returns:
-        Its path.
+        The path of the page.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pyro_gvae.report.comparison"),
@@ -28,5 +28,5 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
 
 
 def embedded(svg: Path) -> str:
-    """An SVG file as a data URI: sharp at every size, and no file to lose."""
+    """Encode an SVG file as a data URI, so that the page contains its figures."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode()}"

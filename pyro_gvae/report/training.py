@@ -1,4 +1,4 @@
-"""A run folder of train in, figures and one self-contained HTML page out; the command does so for any run folder."""
+"""Write the report of a training run: figures and one self-contained HTML page."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +21,14 @@ from ..train.trained import load_model
 from . import pictures
 from .pages import embedded, write_page
 from .style import save_figure
-from .training_figures import SCHEDULED, Begun, speed_and_schedules, stages_begun, training_curves
+from .training_figures import SCHEDULED, StageStart, speed_and_schedules, stage_starts, training_curves
 
 
 def write_train_report(run: Path) -> Path:
-    """Draws the figures of a run folder of `train` and writes its report.
+    """Draw the figures of a run folder of `train` and write its report.
 
-    Reads the configuration, the evaluations and the weights, of an unfinished run those of its checkpoint; writes
-    `figures/*.png`, `figures/*.svg` and `report.html`, one page that needs no network and no script.
+    This reads the configuration, the evaluations and the weights (those of the checkpoint if the run is unfinished). It
+    writes `figures/*.png`, `figures/*.svg` and `report.html`, a page that needs no network and no script.
 
     Args:
         run: the run folder, finished or not.
@@ -37,7 +37,7 @@ def write_train_report(run: Path) -> Path:
         The path of `report.html`.
 
     Raises:
-        ValueError: if it is not a run folder of `train`, or nothing was evaluated yet, or its weights are damaged.
+        ValueError: if it is not a run folder of `train`, nothing has been evaluated yet, or its weights are damaged.
         OSError: if the data files are absent.
     """
     config, written = read_train_config(run), read_config(run)
@@ -53,7 +53,7 @@ def write_train_report(run: Path) -> Path:
         command=written.get("command"),
         versions=written.get("versions"),
         last=metrics.iloc[-1].to_dict(),
-        stages=_stage_rows(metrics, stages_begun(metrics)),
+        stages=_stage_rows(metrics, stage_starts(metrics)),
         scheduled=[label for name, label in SCHEDULED.items() if name in metrics and metrics[name].nunique() > 1],
         finished=(run / WEIGHTS).exists(),
         figures={name: embedded(save_figure(figure, run / "figures", name)) for name, figure in drawn.items()},
@@ -64,14 +64,16 @@ def _read_metrics(run: Path) -> pd.DataFrame:
     try:
         metrics = read_json_lines(run / "metrics.jsonl")
     except OSError as error:
-        raise ValueError(f"Expected a run that was evaluated, but found no metrics in '{run}'. Try resume.") from error
+        raise ValueError(f"Expected a run with evaluations, but found no metrics in '{run}'. Try resume.") from error
     if metrics.empty:
-        raise ValueError(f"Expected a run that was evaluated, but found no whole line in '{run}'. Try resume.")
+        raise ValueError(
+            f"Expected a run with evaluations, but found no complete line of metrics in '{run}'. Try resume."
+        )
     return metrics
 
 
-def _stage_rows(metrics: pd.DataFrame, stages: list[Begun]) -> list[dict[str, Any]]:
-    """What each stage did: where it began and ended, its time, and the discrete ELBO at its end."""
+def _stage_rows(metrics: pd.DataFrame, stages: list[StageStart]) -> list[dict[str, Any]]:
+    """Summarize each stage: its first and last step, its time, and the objective and discrete ELBO at its end."""
     rows = []
     for number, stage in zip(metrics["stage"].unique(), stages, strict=True):
         lines = metrics[metrics["stage"] == number]

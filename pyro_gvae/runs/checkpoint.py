@@ -1,7 +1,7 @@
-"""Checkpoints: plain data with tensors in one file, written whole or not at all, verified when read.
+"""Checkpoints: plain data with tensors in one file, written atomically and verified when read.
 
-The file is safetensors: all tensors, and in its metadata the rest as JSON, a format version and a checksum of
-everything. Reading one runs no code from it.
+The file format is safetensors. Its metadata hold everything that is not a tensor as JSON, a format version and a
+checksum. Reading a checkpoint runs no code from it.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ from .files import replacing
 
 FORMAT = "pyro-gvae checkpoint"
 VERSION = 1
-_TENSOR, _PAIRS = "tensor", "pairs"  # what stands in the JSON for a tensor, and for a dictionary with other keys
+_TENSOR, _PAIRS = "tensor", "pairs"  # JSON keys that mark a tensor, and a dictionary whose keys are not all texts
 
 
 def save_checkpoint(path: Path, content: Any) -> None:
-    """Writes plain data with tensors; until they are whole and on the disk, the file that was there stays.
+    """Write plain data with tensors; an old file stays until the new one is complete on the disk.
 
     Args:
         path: the file to write or to replace.
-        content: dictionaries, lists, numbers, texts, None and tensors, as deep as need be; tuples come back as lists.
+        content: nested dictionaries, lists, numbers, texts, None and tensors; tuples are read back as lists.
 
     Raises:
-        ValueError: where there is something else in the content.
-        OSError: where the file cannot be written; then the old one is as it was.
+        ValueError: if the content has a value of another type.
+        OSError: if the file cannot be written; an old file is then unchanged.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -48,10 +48,10 @@ def save_checkpoint(path: Path, content: Any) -> None:
 
 
 def load_checkpoint(path: Path) -> Any:
-    """Reads what :func:`save_checkpoint` wrote; tensors are on the CPU.
+    """Read a checkpoint that :func:`save_checkpoint` wrote; tensors are on the CPU.
 
     Raises:
-        ValueError: where the file is absent, damaged, of another version of the format, or something else.
+        ValueError: if the file is absent, damaged, of another format version, or no checkpoint.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -82,7 +82,7 @@ def _damaged(path: Path) -> ValueError:
 
 
 def _digest(rest: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of everything that a checkpoint says."""
+    """Compute the SHA-256 of all content of a checkpoint."""
     digest = hashlib.sha256(rest.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -91,13 +91,13 @@ def _digest(rest: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _flat(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """The value as JSON, its tensors put aside under names that say where they belong."""
+    """Convert a value to JSON, and collect its tensors under the names of their places."""
     if isinstance(value, Tensor):
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {_TENSOR: name}
     if isinstance(value, dict):
         items = [(key, _flat(item, f"{name}/{key}" if name else str(key), tensors)) for key, item in value.items()]
-        # JSON has only texts as keys, and {"tensor": ..} means something else.
+        # JSON keys are texts, and {"tensor": ..} marks a tensor.
         plain = all(isinstance(key, str) for key in value) and value.keys().isdisjoint({_TENSOR, _PAIRS})
         return dict(items) if plain else {_PAIRS: [list(pair) for pair in items]}
     if isinstance(value, list | tuple):

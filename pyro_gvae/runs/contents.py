@@ -1,4 +1,4 @@
-"""What a run folder holds, and what it should hold and does not: read for reports, truthful about the rest."""
+"""Read a comparison's run folder for its report, with a list of everything that is missing or unreadable."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,15 +24,15 @@ OTHER = "Try one that pyro-gvae compare or train made."
 
 
 class Run(NamedTuple):
-    """What a run folder holds, and what it should hold and does not.
+    """The contents of a comparison's run folder.
 
     Args:
         config: The contents of `config.json`.
-        estimators: The labels of what is compared, estimator and setting, in their order.
+        estimators: The labels (estimator and setting) that are compared, in order.
         metrics: Every evaluation, one for each (estimator, seed, step); `estimator` is the label.
         final: The last evaluation of each (estimator, seed) that was trained to its end.
-        pictures: Label to the arrays of one seed, for each estimator that has a readable cell file.
-        missing: A sentence for each thing that is not there.
+        pictures: Label to the arrays of one seed, for each estimator with a readable pictures file.
+        missing: A sentence for everything that is missing or unreadable.
     """
 
     config: dict[str, Any]
@@ -44,7 +44,7 @@ class Run(NamedTuple):
 
 
 def read_run(run: Path) -> Run:
-    """Reads a run folder and lists what it lacks.
+    """Read a run folder and list what it lacks.
 
     Args:
         run: The run folder, finished or not.
@@ -53,7 +53,7 @@ def read_run(run: Path) -> Run:
         Its contents, in the order of the configuration.
 
     Raises:
-        ValueError: If `config.json` or `metrics.jsonl` is absent, unreadable or without what every run has.
+        ValueError: If `config.json` or `metrics.jsonl` is absent or unreadable, or lacks entries that every run has.
     """
     config = read_config(run)
     try:
@@ -78,7 +78,7 @@ def read_run(run: Path) -> Run:
 
 
 def _unfinished(run: Path, cells: list[tuple[str, int]], last: pd.DataFrame) -> list[str]:
-    """A sentence for each cell without a finite result at its end."""
+    """Write a sentence for each cell that did not end with a finite result."""
     sentences = []
     rows = {(row.estimator, row.seed): row for row in last.itertuples()}
     for cell in cells:
@@ -90,7 +90,7 @@ def _unfinished(run: Path, cells: list[tuple[str, int]], last: pd.DataFrame) -> 
             sentences.append(f"{name}: nothing was recorded.")
         elif not row.finished:
             sentences.append(
-                f"{name}: not finished ({row.epoch:g} epochs); its curve is drawn, the tables leave it out."
+                f"{name}: not finished ({row.epoch:g} epochs); its curve is drawn, but the tables leave it out."
             )
         elif not np.isfinite([row.test_elbo, row.test_log_evidence]).all():
             sentences.append(f"{name}: the last evaluation is not finite, so {cell[0]} has no mean.")
@@ -98,7 +98,7 @@ def _unfinished(run: Path, cells: list[tuple[str, int]], last: pd.DataFrame) -> 
 
 
 def _read_pictures(run: Path, final: pd.DataFrame) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
-    """The arrays of each estimator's first readable seed, and a sentence for each file that cannot be read."""
+    """Read the arrays of each estimator's first readable seed; return a sentence for each unreadable file."""
     pictures: dict[str, tuple[str, dict[str, np.ndarray]]] = {}
     missing = []
     for estimator, seed in zip(final["estimator"], final["seed"], strict=True):
@@ -110,7 +110,5 @@ def _read_pictures(run: Path, final: pd.DataFrame) -> tuple[dict[str, dict[str, 
         if arrays.keys() >= PICTURED:
             pictures.setdefault(estimator, (f"{estimator} (seed {seed})", arrays))
         else:
-            missing.append(
-                f"{estimator}, seed {seed}: its {path.name} is absent or damaged, so there are no pictures of it."
-            )
+            missing.append(f"{estimator}, seed {seed}: {path.name} is absent or damaged, so it has no pictures.")
     return dict(pictures.values()), missing

@@ -1,7 +1,7 @@
-"""A run folder: atomic files, and a JSON line for each evaluation.
+"""Write files atomically, and append JSON lines.
 
-A run folder survives a crash at any moment: whole files are replaced atomically, and `metrics.jsonl` only grows,
-so that at worst its last line is torn. Everything here reads and writes results; nothing here trains.
+So a run folder survives a crash at any moment: files are replaced atomically, and `metrics.jsonl` is only appended to,
+so that at worst its last line is torn.
 """
 
 import json
@@ -15,10 +15,10 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which takes its place when the block ends well.
+    """Yield a temporary path in the same folder, whose file replaces `path` when the block ends without an error.
 
-    If the block raises, the temporary file is removed and the old file stays as it was. The data reach the disk
-    before the name does, so that a reader sees the old file or the new one and never half of either.
+    If the block raises, the temporary file is removed and the old file is unchanged. The data are on the disk before
+    the file is renamed, so a reader sees either the old or the new file, never a part of one.
 
     Args:
         path: The file to write or to replace; its folder is made if it is absent.
@@ -46,21 +46,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Writes `text` to `path` as UTF-8: wholly or not at all (see `replacing`)."""
+    """Write `text` to `path` as UTF-8, atomically (see `replacing`)."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented, strict JSON, atomically; a number that is not finite becomes `null`."""
+    """Write `value` as indented, strict JSON, atomically; a number that is not finite becomes `null`."""
     write_text_atomic(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends `record` as one line of strict JSON, on the disk when this returns.
+    """Append `record` as one line of strict JSON; it is on the disk when this returns.
 
-    A number that is not finite becomes `null`. If a crash left the last line torn, the record starts a new one, so
-    that only the torn line is lost. If the disk is full, the file is as it was.
+    A number that is not finite becomes `null`. If a crash has torn the last line, the record starts a new line, so
+    that only the torn line is lost. If the disk is full, the file is unchanged.
 
     Args:
         path: The file, made if it is absent.
@@ -77,13 +77,13 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        if size is not None and path.stat().st_size > size:  # a part of the line, on a disk that is full
+        if size is not None and path.stat().st_size > size:  # the disk is full, and a part of the line was written
             os.truncate(path, size)
         raise
 
 
 def _plain(value: Any) -> Any:
-    """The same value in JSON's own types."""
+    """Convert a value to JSON's types."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -96,5 +96,5 @@ def _plain(value: Any) -> Any:
 
 
 def write_json_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    """Writes one line of strict JSON for each record, atomically; `null` as in `append_json_line`."""
+    """Write one line of strict JSON for each record, atomically; `null` as in `append_json_line`."""
     write_text_atomic(path, "".join(json.dumps(_plain(record), allow_nan=False) + "\n" for record in records))

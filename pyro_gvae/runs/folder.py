@@ -1,4 +1,4 @@
-"""Where a run folder lies and what its cells are named; one writer at a time."""
+"""Create run folders, name the folders of their cells, and lock them against a second writer."""
 
 import itertools
 import re
@@ -9,23 +9,23 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-#: Of a cell of a comparison: its pictures, written last, so that what has them is finished; what it failed of.
+#: Files of a cell of a comparison: its pictures, which are written last and mark it as finished; its error message.
 PICTURES, ERROR = "pictures.safetensors", "error.txt"
 
 
 def new_run_folder(path: Path | None = None, *, prefix: str = "compare") -> Path:
-    """Creates a folder that did not exist before, so that no run ever writes over another.
+    """Create a new folder, so that no run overwrites another.
 
     Args:
         path: The folder to create, with its parents; by default `runs/PREFIX-YYYYmmdd-HHMMSS`, with a
-            suffix `-2`, `-3`, ... where that name is taken.
+            suffix `-2`, `-3`, ... if that name is taken.
         prefix: The first word of the default name.
 
     Returns:
         The new, empty folder.
 
     Raises:
-        ValueError: If `path` exists, or if the folder cannot be created; the sentence names the folder.
+        ValueError: If `path` exists and is not an empty folder, or the folder cannot be created.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -37,11 +37,11 @@ def new_run_folder(path: Path | None = None, *, prefix: str = "compare") -> Path
             candidate.mkdir(parents=True)
         except FileExistsError:
             if path is None or any(candidate.iterdir() if candidate.is_dir() else [candidate]):
-                continue  # an empty folder that was named is what a kill in the first milliseconds leaves
+                continue  # an empty folder with the given name is left by a kill in the first milliseconds, and is used
         except OSError as error:
             raise ValueError(
                 f"Expected a folder that can be created, but found that '{candidate}' cannot: {error.strerror}. "
-                "Try another place."
+                "Try another path."
             ) from error
         return candidate
     raise ValueError(f"Expected a new run folder, but found that '{path}' exists. Try another name.")
@@ -55,12 +55,12 @@ def _fresh_names(prefix: str) -> Iterator[Path]:
 
 
 def cell_folder(run: Path, label: str, seed: int) -> Path:
-    """Where one cell of a comparison lies in its run folder: a run folder of `train`, with pictures.
+    """Return the path of a cell's folder inside the run folder; it is a run folder of `train`, with pictures.
 
     Args:
         run: the run folder of the comparison.
         label: estimator and setting, from `tables.label`.
-        seed: its seed.
+        seed: the seed of the cell.
 
     Example:
         >>> cell_folder(Path("run"), "gumbel-softmax:20,exact:3, 8x4", 0).as_posix()
@@ -70,20 +70,20 @@ def cell_folder(run: Path, label: str, seed: int) -> Path:
 
 
 def cell_error(run: Path, label: str, seed: int) -> str | None:
-    """What a cell failed of, in a sentence, if it did."""
+    """Read the error message of a failed cell; None if it has none."""
     path = cell_folder(run, label, seed) / ERROR
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Holds a folder against other processes until the block ends, or this process does, however it ends.
+    """Lock a folder against other processes until the block or this process ends, however it ends.
 
     Args:
-        folder: where there is a file ".lock" from then on.
+        folder: the folder, in which a file ".lock" is created.
 
     Raises:
-        ValueError: if another process holds the folder.
+        ValueError: if another process has locked the folder.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -95,10 +95,10 @@ def sole_writer(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ValueError(
-            f"Expected a folder that no other process writes to, but found that one works in '{folder}'. Try to wait "
+            f"Expected a folder that no other process writes to, but found that one works in '{folder}'. Try waiting "
             "for its end, or another folder."
         ) from None
-    except NotImplementedError:  # of a file system without locks: whoever uses it is on their own
+    except NotImplementedError:  # the file system has no locks, so there is no protection
         pass
     try:
         yield

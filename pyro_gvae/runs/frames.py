@@ -1,4 +1,4 @@
-"""Tables as files: CSV and JSON lines, which are read back, and Parquet for other programs; needs pandas."""
+"""Tables as files: CSV and JSON lines, which commands read back, and Parquet for other programs; needs pandas."""
 
 import json
 import warnings
@@ -20,18 +20,18 @@ def require_parquet() -> None:
 
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> None:
-    """Writes the columns of `frame` (not its index) as Parquet, atomically."""
+    """Write the columns of `frame` (not its index) as Parquet, atomically."""
     with replacing(path) as temporary:
         frame.to_parquet(temporary, engine="pyarrow", index=False)
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Writes the columns of `frame` (not its index) as CSV, atomically."""
+    """Write the columns of `frame` (not its index) as CSV, atomically."""
     write_text_atomic(path, frame.to_csv(index=False))
 
 
 def read_json_lines(path: Path) -> pd.DataFrame:
-    """Reads a file of JSON lines into a table; a line that a crash tore is left out, and that is said.
+    """Read a file of JSON lines into a table; leave out lines that a crash has torn, with a warning.
 
     Args:
         path: A file that `append_json_line` wrote.
@@ -57,7 +57,7 @@ def read_json_lines(path: Path) -> pd.DataFrame:
         numbers = ", ".join(map(str, torn))
         warnings.warn(f"{path}: left out torn line {numbers} (an interrupted write).", RuntimeWarning, stacklevel=2)
     frame = pd.DataFrame(records)
-    # A column of nothing but null would be of type object, and arithmetic on it would fail.
+    # A column of only null would have type object, and arithmetic on it would fail.
     frame = frame.astype({name: float for name in frame if frame[name].isna().all()})
     frame.attrs["torn_lines"] = torn
     return frame

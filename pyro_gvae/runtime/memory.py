@@ -1,4 +1,4 @@
-"""How much memory there is, what a computation takes of it, and what a request for more is answered."""
+"""Memory: how much is free, how much a computation takes, and how much it may take."""
 
 import weakref
 from collections.abc import Callable
@@ -9,12 +9,12 @@ import torch
 
 from .compat.torch import TorchDispatchMode, storage_id, tensors_in
 
-#: The fraction of the free memory that a computation takes unless its caller says otherwise.
+#: Default fraction of the free memory that a computation may take.
 DEFAULT_FRACTION = 0.25
 
 
 def memory_limit(max_memory: float | None, device: torch.device) -> int:
-    """Bytes that a computation may take: `max_memory` (bytes) if given, else a quarter of what is free on the device.
+    """Return the bytes that a computation may take: `max_memory`, or a quarter of the device's free memory if None.
 
     Raises:
         ValueError: if `max_memory` is not positive.
@@ -30,21 +30,21 @@ def memory_limit(max_memory: float | None, device: torch.device) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep blocks of up to 31 MiB that it frees, for the next step to use again.
+    """Let this process keep freed blocks of up to 31 MiB, so that the next step can use them again.
 
-    The C library of Linux (glibc) returns large blocks to the system when they are freed; a step that takes them anew
-    faults their pages in, one by one. Once a block has been freed, it keeps those of that size, up to 32 MiB (the
-    "dynamic mmap threshold" of mallopt(3)), and this function allocates and frees one. Exact steps at 8x4 had 0 page
-    faults in place of up to 6,900 a step on two cores; what that is worth in time depends on the machine.
+    The C library of Linux (glibc) returns large blocks to the system when they are freed. A step that allocates them
+    again then has a page fault for every page. After a block was freed, glibc keeps blocks up to its size, at most 32
+    MiB (the "dynamic mmap threshold" of mallopt(3)); this function allocates and frees one. Exact steps at 8x4 then had
+    0 page faults instead of up to 6,900 per step, on two cores; how much time that saves depends on the machine.
 
-    The setting is the whole process's, so nothing in this package calls it for you but the command line, in its own
-    processes. Elsewhere than on glibc it does nothing.
+    The setting is for the whole process. So only the command line calls this, in its own processes; a library user has
+    to call it. Without glibc it does nothing.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def in_words(num_bytes: float) -> str:
-    """A number of bytes as a person reads it.
+    """Format a number of bytes for people.
 
     Example:
         >>> in_words(3.2e9), in_words(512)
@@ -57,10 +57,10 @@ def in_words(num_bytes: float) -> str:
 
 
 def peak_memory(run: Callable[[], Any]) -> int:
-    """Bytes of tensors that a computation holds at its peak, beyond those that were there before it.
+    """Measure the peak memory in bytes of tensors that a computation creates.
 
-    Counted are the results of torch's operations, backward passes included, on every device, for as long as they live;
-    not what a kernel takes and gives back inside of one operation.
+    All results of torch's operations are counted while they live, in backward passes too and on every device. Memory
+    that a kernel uses only internally is not counted.
 
     Example:
         >>> peak_memory(lambda: [torch.zeros(1000).exp().sum() for _ in range(5)]) // 1000
@@ -73,7 +73,7 @@ def peak_memory(run: Callable[[], Any]) -> int:
 
 @final
 class _PeakMemory(TorchDispatchMode):
-    """Follows every new storage from the operation that makes it to its end."""
+    """Tracks each new storage from the operation that creates it until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()

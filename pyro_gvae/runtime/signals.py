@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that a loop reads when it can, in place of an exception in the middle of something."""
+"""Ctrl-C and SIGTERM as a request that a loop checks, instead of an exception in the middle of its work."""
 
 import signal
 import threading
@@ -14,19 +14,20 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass
 class Stop:
-    """Which signal asked to stop; None as long as there was none."""
+    """The signal that asked to stop; None as long as there was none."""
 
     asked: Signals | None = None
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Inside of the block, the first SIGINT or SIGTERM is noted; a second one does what it did before.
+    """Note the first SIGINT or SIGTERM inside the block; a second one has its usual effect.
 
-    Handlers are as before after the block. Only a process's main thread hears signals; elsewhere nothing is noted.
+    The previous handlers are restored after the block. Only the main thread of a process receives signals; in other
+    threads nothing is noted.
 
     Yields:
-        What says which signal has come.
+        A :class:`Stop` that holds the signal.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""From a configuration to its data and its initial networks."""
+"""The data and the initial networks of a configuration."""
 
 from dataclasses import replace
 
@@ -15,7 +15,12 @@ from ..runtime.distributed import from_main, own_device, share
 
 
 def load_data(config: TrainConfig) -> Dataset:
-    """The data set of a configuration, as data of its observation, on its device."""
+    """Load the data set of a configuration, converted for its observation, onto its device.
+
+    Raises:
+        ValueError: if the data or the device are unusable.
+        OSError: if data files are missing.
+    """
     observation = _observation(config)
 
     def loaded(download: bool) -> Dataset:
@@ -23,16 +28,16 @@ def load_data(config: TrainConfig) -> Dataset:
         return observed(images, observation)
 
     if config.download and share().world_size > 1:
-        from_main(lambda: bool(loaded(True)))  # once
+        from_main(lambda: bool(loaded(True)))  # download once
     data, device = loaded(config.download), own_device(config.device)
     try:
         return replace(data, train=data.train.to(device), test=data.test.to(device))
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ValueError(f"Expected a device of this machine, but found '{config.device}'. Try cpu.") from error
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises AssertionError
+        raise ValueError(f"Expected a device of this machine, but found '{config.device}'. Try 'cpu'.") from error
 
 
 def initial_model(config: TrainConfig, data: Dataset) -> CategoricalVAE:
-    """The networks of a configuration, with the initial weights of its seed."""
+    """Build the networks of a configuration, with the initial weights of its seed."""
     sizes = config.num_latents, config.num_categories
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)

@@ -1,4 +1,4 @@
-"""The trained models of a run folder, whichever command wrote it: the one place that knows."""
+"""The trained models of a run folder, whichever command wrote it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +20,12 @@ from .setup import initial_model, load_data
 
 
 class Which(NamedTuple):
-    """A trained model of a run folder.
+    """The identity of a trained model in a run folder.
 
     Attributes:
-        estimator: that trained it; of several stages the last.
-        seed: of its initial weights and data order.
-        epoch: how far it was trained.
+        estimator: the estimator that trained it; of several stages, the last.
+        seed: the seed of its initial weights and order of data.
+        epoch: number of epochs that it was trained.
     """
 
     estimator: str
@@ -34,12 +34,12 @@ class Which(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What its files are called."""
+        """The name of its files."""
         return cell_folder(Path(), self.estimator, self.seed).name
 
 
 class Trained(NamedTuple):
-    """A trained model, what its files are called, and the data that it was trained on."""
+    """A trained model, the name of its files, and its training data."""
 
     name: str
     vae: CategoricalVAE
@@ -47,7 +47,7 @@ class Trained(NamedTuple):
 
 
 def trained_models(run: Path) -> list[Which]:
-    """The models of a run folder: the finished cells of `compare`, or the one of `train`, be it unfinished.
+    """List the models of a run folder: the finished cells of `compare`, or the one of `train`, finished or not.
 
     Raises:
         ValueError: if the folder is not a run folder.
@@ -56,26 +56,26 @@ def trained_models(run: Path) -> list[Which]:
         try:
             last = read_json_lines(run / "metrics.jsonl").iloc[-1]
         except (OSError, IndexError) as error:
-            raise ValueError(f"Expected a run that was evaluated, but found none in '{run}'. Try resume.") from error
+            raise ValueError(f"Expected a run with evaluations, but found none in '{run}'. Try resume.") from error
         return [Which(str(last["estimator"]), read_train_config(run).seed, float(last["epoch"]))]
     contents = read_run(run)
     return [Which(str(row.estimator), int(row.seed), float(row.epoch)) for row in contents.final.itertuples()]
 
 
 def load_model(run: Path, estimator: str | None = None, seed: int | None = None) -> Trained:
-    """The one trained model of a run folder that has this estimator and seed, on the CPU; None is any.
+    """Load the one trained model of a run folder with this estimator and seed, onto the CPU; None matches any.
 
     Raises:
-        ValueError: if the folder is not a run folder, or has no such model, or several; if its weights cannot be read.
-        OSError: if the data files are absent.
+        ValueError: if the folder is not a run folder, does not have exactly one such model, or its weights cannot be
+            read.
+        OSError: if the data files are missing.
     """
     models = trained_models(run)
     found = [which for which in models if estimator in (None, which.estimator) and seed in (None, which.seed)]
     if len(found) != 1:
         known = ", ".join(f"{which.estimator} with seed {which.seed}" for which in models) or "none"
         raise ValueError(
-            f"Expected one trained model in '{run}', but found {len(found)} that fit, of {known}. Try --estimator and "
-            "--seed."
+            f"Expected one matching model in '{run}', but found {len(found)} among {known}. Try --estimator and --seed."
         )
     [which] = found
     folder = run if is_train_run(run) else cell_folder(run, which.estimator, which.seed)
@@ -91,10 +91,10 @@ def load_model(run: Path, estimator: str | None = None, seed: int | None = None)
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """Those that a training run has come to; of an unfinished one as its checkpoint has them."""
+    """Read the final weights of a run or, if it is unfinished, those of its checkpoint."""
     path = folder / WEIGHTS
     try:
         weights: dict[str, Tensor] = load_file(path) if path.exists() else load_checkpoint(folder / CHECKPOINT)["vae"]
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"Expected whole weights, but found that '{path}' is damaged. Try a copy of it.") from error
+        raise ValueError(f"Expected intact weights, but found that '{path}' is damaged. Try a copy of it.") from error
     return weights

@@ -246,7 +246,7 @@ def test_what_cannot_be_summed_is_refused_as_by_the_functions(loss):
 
 def test_there_is_no_trace():
     vae, x = BERNOULLI.vae(), BERNOULLI.x()
-    with pytest.raises(TypeError, match="Expected ExactELBO to be asked for its loss"):
+    with pytest.raises(TypeError, match="Expected a call of ExactELBO for its loss"):
         ExactELBO()._get_trace(vae.model, vae.guide, (x,), {})
 
 

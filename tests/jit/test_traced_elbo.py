@@ -85,7 +85,7 @@ def test_30_steps_are_those_of_the_plain_elbo(name, dtype):
 
 
 def test_sums_over_slices_are_refused_at_once():
-    with pytest.raises(NotRecordableError, match="found a sum over 3 slices of codes"):
+    with pytest.raises(NotRecordableError, match="a sum over one slice of codes, but found 3 slices"):
         train(TracedELBO(ExactELBO(slice_size=3)), discretize, num_steps=1)
 
 
@@ -632,7 +632,7 @@ class AsTensor(TensorELBO):
 
 @pytest.mark.parametrize("elbo", [ByTorchItem(), AsTensor(), FreeBits(AsTensor(), 0.0), FreeBits(ByTorchItem(), 0.0)])
 def test_losses_of_ones_own_are_recorded(elbo, monkeypatch):
-    monkeypatch.setattr(FreeBits, "_missing", lambda *_: torch.tensor(0.5))
+    monkeypatch.setattr(FreeBits, "_penalty", lambda *_: torch.tensor(0.5))
     traced, extra = TracedELBO(elbo), 0.5 * isinstance(elbo, FreeBits)
     for factor in (1.0, 2.0):
         assert traced.loss(torch.neg, None, factor * torch.ones(3)) == 3 * factor**2 + extra

@@ -159,7 +159,7 @@ def forget_leaf() -> None:
 @canary("pyro.infer.ELBO._get_trace, the one abstract method,")
 def LossOnlyELBO() -> None:
     assert infer.ELBO.__abstractmethods__ == {"_get_trace"}
-    with pytest.raises(TypeError, match="Expected LossOnlyELBO to be asked for its loss"):
+    with pytest.raises(TypeError, match="Expected a call of LossOnlyELBO for its loss"):
         of_pyro.LossOnlyELBO()._get_trace()
 
 

@@ -126,12 +126,12 @@ def test_parts_of_the_elbo_add_up(sharpness):
     [
         (
             lambda: Training(new_vae(), data(), config(shard="codes")),
-            "sum over codes to divide, but found 'gumbel-soft",
+            "sum over codes for shard='codes', but found 'gumbel-soft",
         ),
-        (lambda: make_plan(bind_pair(new_vae(), data()), share=Share(0, 10)), "found 10 for 9 codes"),
+        (lambda: make_plan(bind_pair(new_vae(), data()), share=Share(0, 10)), "found 10 processes for 9 codes"),
         (
             lambda: ExactEvidence(share=Share(0, 2)).differentiable_loss(new_vae().model, None, data()),
-            "Expected to be asked for loss_and_grads",
+            "Expected a call of loss_and_grads",
         ),
     ],
 )
@@ -149,14 +149,14 @@ def test_more_processes_than_data_are_refused(monkeypatch):
 def test_a_run_keeps_its_number_of_processes():
     training = Training(new_vae(), data(), config())
     content = training.content()
-    with pytest.raises(ValueError, match="run of 1 in all, but found one of 2"):
+    with pytest.raises(ValueError, match=r"checkpoint of 1 process\(es\), but found one of 2"):
         training.restore(content | {"random_of_others": [content["random"]]})
 
 
 def test_a_run_that_is_to_be_found_again_needs_a_name(monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     assert main(["train"]) == 2
-    assert "Expected an output folder, where processes find their run again" in capsys.readouterr().err
+    assert "Expected an output folder, so that processes can find their run" in capsys.readouterr().err
 
 
 def test_a_restart_goes_on_only_with_its_own_configuration(monkeypatch, capsys, tmp_path):
@@ -167,7 +167,7 @@ def test_a_restart_goes_on_only_with_its_own_configuration(monkeypatch, capsys, 
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert main(arguments) == 0
     assert main([*arguments, "--seed", "1"]) == 2
-    assert "Expected the run of this configuration" in capsys.readouterr().err
+    assert "Expected a run with this configuration" in capsys.readouterr().err
 
 
 # Two processes: each job is one that both do; its results, by rank, are looked at by a test.

@@ -31,7 +31,7 @@ class Plain(torch.nn.Module):
         ({"batch_size": 9}, "Expected a batch size from 1 to the 8 images, but found 9"),
         ({"patience": 2}, "Expected a Dataset with test images for patience"),
         ({"stages": "exact:1,reinmax[heat=2]:1"}, "Expected options that 'reinmax' has"),
-        ({"stages": "exact:1,gumbel-softmax:1", "shard": "codes"}, "codes to divide, but found 'gumbel-softmax'"),
+        ({"stages": "exact:1,gumbel-softmax:1", "shard": "codes"}, "shard='codes', but found 'gumbel-softmax'"),
         ({"stages": "exact-evidence:1", "beta": 0.5}, "Expected an objective with a KL to weigh"),
         ({"optimizer": "Adamant"}, "Expected the name of an optimizer in torch.optim, but found 'Adamant'"),
         ({"optimizer": "SGD[heat=1]"}, "Expected options that torch.optim.SGD has"),

@@ -100,7 +100,7 @@ def test_a_run_whose_checkpoint_is_lost_keeps_what_it_has(lost, tmp_path):
     for name in lost:
         (tmp_path / name).unlink()
     history = (tmp_path / "metrics.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"Expected the checkpoint of the run in .*They stay as they are"):
+    with pytest.raises(ValueError, match=r"Expected a checkpoint of the run in .*left as they are"):
         fit(new_vae(), images(), config(), output=tmp_path, resume=True, progress=False)
     assert (tmp_path / "metrics.jsonl").read_bytes() == history
 
@@ -129,7 +129,7 @@ def without(name):
     [
         (Swapped, lambda content: content, "Expected a checkpoint of this program, but found one of another"),
         (new_vae, transposed, "Expected a checkpoint of this program, but found one of another"),
-        (new_vae, without("vae"), "Expected a whole checkpoint, but found one without vae"),
+        (new_vae, without("vae"), "Expected a complete checkpoint, but found one without vae"),
         (new_vae, lambda content: content | {"state": {"step": "many", "rounds": 3}}, "of this program"),
         (new_vae, lambda content: content | {"optimizer": {99: {}}}, "of this program"),
     ],

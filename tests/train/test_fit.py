@@ -222,7 +222,7 @@ def test_how_often_a_run_is_judged_and_kept_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_in_which_another_process_works_is_left_alone(resume, tmp_path):
-    with sole_writer(tmp_path), pytest.raises(ValueError, match=r"one works in .*\. Try to wait"):
+    with sole_writer(tmp_path), pytest.raises(ValueError, match=r"one works in .*\. Try waiting"):
         run(output=tmp_path, resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     run(output=tmp_path, resume=resume)
@@ -396,7 +396,7 @@ def test_the_first_site_is_named(networks, found):
     vae = new_vae()
     for name in networks:
         setattr(vae, name, Log(getattr(vae, name)))
-    with pytest.raises(ValueError, match=f"the first that is not finite is .*{found}"):
+    with pytest.raises(ValueError, match=f"the first value that is not finite is .*{found}"):
         run(vae, chosen=config(max_skipped=1))
 
 
