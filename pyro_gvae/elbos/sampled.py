@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ..handlers.parameters import announce
 from ..handlers.sites import Program
 from ..programs.draws import lay_out_draws
+from ..programs.factors import Layout
 from ..programs.kept import Kept
 from ..programs.runs import bind
-from ..programs.statements import Layout
 from ..programs.target import Target
 from ..programs.tensor_elbo import TensorELBO
 from ..runtime.autograd import leaves

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.factors import Layout
 from ..programs.joint import read_both, read_guide_once
 from ..programs.latents import Latent
 from ..programs.layout import lay_out, warn_of
 from ..programs.modes import without_trace
 from ..programs.runs import Runs
-from ..programs.statements import Layout, read
+from ..programs.statements import read
 from ..runtime.distributed import ALONE, Share
 from ..runtime.memory import in_words, memory_limit
 from ..runtime.tuning import tuning

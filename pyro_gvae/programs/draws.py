@@ -13,11 +13,12 @@ from torch import Size, Tensor
 
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.parameters import at_least_float32
+from .factors import Layout, Reading, common_scale
 from .latents import Discrete
 from .layout import lay_out, obstacle_of
 from .modes import without_trace
 from .runs import Runs
-from .statements import Draw, Layout, Place, Reading, common_scale, flat, latent_of, read_with, sample_shape
+from .statements import Draw, Place, flat, latent_of, read_with, sample_shape
 
 
 class Score(NamedTuple):

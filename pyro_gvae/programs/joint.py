@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..handlers.sites import Run
+from .factors import Codes, Layout, Reading, Site, common_scale
 from .runs import Runs
-from .statements import Codes, Layout, Reading, Site, common_scale, read
+from .statements import read
 
 
 class Guide(NamedTuple):

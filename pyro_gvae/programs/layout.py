@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.sites import Run, plates_of
+from .factors import Layout, Reading
 from .latents import Space
 from .modes import without_trace
 from .runs import Runs
-from .statements import Draw, Layout, Reader, Reading, first_shared_value, first_value, latent_of, read, sample_shape
+from .statements import Draw, Reader, first_shared_value, first_value, latent_of, read, sample_shape
 
 
 def lay_out(runs: Runs, *, with_guide: bool = True) -> Layout:

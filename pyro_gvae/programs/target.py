@@ -8,10 +8,10 @@ from torch import Tensor
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..handlers.sites import Run
 from .draws import Draws, draw
+from .factors import Layout
 from .layout import warn_of
 from .reader import Scores, Site, read_guide, score
 from .runs import Runs
-from .statements import Layout
 
 
 @final
