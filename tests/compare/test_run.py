@@ -76,8 +76,9 @@ def test_the_exact_objective_is_the_discrete_elbo_and_the_relaxed_one_is_not(met
 
 
 def test_results_are_the_last_evaluations(run, metrics):
-    results = pd.read_csv(run / "results.csv")
+    results = pd.read_csv(run / "results.csv").assign(speed=lambda rows: rows["step"] / rows["seconds"])
     assert len(results) == 4 and (results["step"] == metrics["step"].max()).all()
+    torch.testing.assert_close(*(torch.tensor(results[of].values) for of in ("steps_per_second", "speed")))
     text = results_table(run)
     assert all(name in text for name in SMALL.estimators) and "±" in text
 
