@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from pyro_gvae.distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
 from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
-from pyro_gvae.handlers import discretize, enumerated, relax, straight_through
+from pyro_gvae.handlers import discretize, enumerated, relax, straight_through, weigh_kl
 from pyro_gvae.handlers.sites import one_hot_site
 
 B, N, K, D = 5, 3, 4, 6
@@ -732,3 +732,9 @@ def test_integers_have_no_relaxation(handler):
         handler(model)()
     assert handler(model)(torch.tensor([0, 1, 2])).tolist() == [0, 1, 2]
     assert handler(model)(infer={"enumerate": "parallel"}).shape == (3,)
+
+
+def test_a_weighed_kl_keeps_the_scale_of_the_program():
+    program = weigh_kl(pyro.poutine.scale(User("one-hot").model, scale=3.0), beta=0.5)
+    nodes = pyro.poutine.trace(program).get_trace().nodes
+    assert (nodes["z"]["scale"], nodes["x"]["scale"]) == (1.5, 3.0)
