@@ -569,6 +569,21 @@ def test_the_self_check_finds_what_nothing_else_finds(check, monkeypatch):
         traced.loss_and_grads(vae.model, vae.guide, x)
 
 
+def test_the_self_check_counts_random_draws(monkeypatch):
+    """A graph with the right loss that takes one more number from the generator."""
+    from pyro_gvae.jit import graph
+
+    def spoil(graph_module):
+        *_, output = graph_module.graph.nodes
+        with graph_module.graph.inserting_before(output):
+            graph_module.graph.call_function(torch.ops.aten.rand.default, ([1],))
+
+    monkeypatch.setattr(graph, "simplify", spoil)
+    vae, x = new_vae(), torch.ones(B, D, dtype=torch.float64)
+    with pytest.raises(NotRecordableError, match="found that the number of its random draws differs"):
+        TracedELBO(Trace_ELBO()).loss_and_grads(vae.model, vae.guide, x)
+
+
 @pytest.mark.parametrize("is_on", [True, False])
 def test_validation_and_gradients_are_as_before(is_on):
     vae, x = new_vae(), torch.ones(B, D, dtype=torch.float64)
