@@ -189,10 +189,10 @@ def test_a_users_pair_is_measured_as_it_stands():
     x = torch.rand(8, 6).round()
     options = {"temperatures": (0.5,), "vectorize": False, "num_samples": 64, "num_parameter_samples": 64}
     found = report(user_pair(), x, ["exact", "gumbel-softmax", REINFORCE], wrt=("logits", "parameters"), **options)
-    assert found["refused"].isna().all() and (found["relative_std"][found["estimator"] != "exact"] > 0).all()
+    assert found["refused"].isna().all()
     assert (found["relative_bias"][found["estimator"] == "exact"] < 1e-6).all()  # the same random parameters throughout
     refused = report(user_pair(), x, ["gumbel-softmax"], temperatures=(0.5,), num_samples=64)["refused"][0]
-    assert refused is not None
+    assert "Shape mismatch" in refused  # its rows of logits are of fixed number
 
 
 def test_nothing_of_the_users_changes():

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from pyro_gvae.distributions.codes import joint_codes
 from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
-from pyro_gvae.elbos.baselines import BaselineELBO, RunningBaseline
+from pyro_gvae.elbos.baselines import BaselineELBO, NeuralBaseline, RunningBaseline
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.elbos.score import VIMCO, ReinforceLOO, ReweightedWakeSleep
 from pyro_gvae.estimators import estimator, own_state
@@ -174,7 +174,7 @@ def test_weights_belong_to_a_datum_and_not_to_a_batch():
         torch.testing.assert_close(*found)
 
 
-def test_weights_of_every_size_are_finite():
+def test_weights_of_every_size_are_summed():
     log_weights = torch.tensor([[-1000.0, 0.0], [0.0, -2000.0], [-3000.0, -2000.0]])
 
     def model():
@@ -191,8 +191,13 @@ def test_weights_of_every_size_are_finite():
     for loss in LOSSES:
         for seed in range(5):
             torch.manual_seed(seed)
-            assert math.isfinite(loss(num_particles=4).loss_and_grads(model, guide))
+            found = loss(num_particles=4).loss_and_grads(model, guide)
             assert pyro.param("logits").grad.isfinite().all()
+            torch.manual_seed(seed)
+            z = FactorizedOneHotCategorical(logits=torch.zeros(2, 1, 3)).sample((4,)).squeeze(-2)
+            drawn = (z * log_weights.T).sum(-1)  # (P, B); prior and guide are the same
+            bound = drawn.mean(0) if loss is ReinforceLOO else drawn.logsumexp(0) - math.log(4)
+            assert found == pytest.approx(-bound.sum().item(), rel=1e-5)
 
 
 def _gradients_of(name, handle, rows, **options):
@@ -295,8 +300,9 @@ def test_a_batch_of_one_has_a_baseline_too(baseline, num_particles):
     options = {"data_dim": 6} if baseline == "neural" else {}
     chosen = estimator("reinforce-baseline", baseline=baseline, num_particles=num_particles, **options)
     step = make_step(vae, chosen)
-    losses = [step(torch.ones(size, 6)) for size in (3, 1, 1)]
-    assert torch.stack(losses).isfinite().all()
+    first, second, third = (step(torch.ones(1, 6)).item() for _ in range(3))
+    running = step.own if baseline == "running" else step.own.running
+    assert running(None).item() == pytest.approx(-(0.81 * first + 0.9 * second + third) / 2.71)
 
 
 def test_a_baseline_is_subtracted_from_the_cost():
@@ -313,6 +319,13 @@ def test_a_baseline_is_subtracted_from_the_cost():
     z = FactorizedOneHotCategorical(logits=rows.logits.detach()).sample()
     difference = (gradients[2] - gradients[0])[:, :6].unflatten(-1, (2, 3))
     torch.testing.assert_close(difference, -loss / 5 * (z - rows.logits.softmax(-1)))
+
+
+def test_the_neural_baseline_is_the_running_mean_and_what_a_network_adds():
+    baseline, x = NeuralBaseline(4, hidden=(5,)), torch.rand(3, 4)
+    torch.testing.assert_close(baseline(x).float(), baseline.network(x).squeeze(-1))
+    baseline.update(-40.0)
+    torch.testing.assert_close(baseline(x).float(), -40.0 + baseline.network(x).squeeze(-1))
 
 
 def test_the_neural_baseline_learns_the_cost_of_each_datum_in_stock_svi():
@@ -467,15 +480,24 @@ def test_why_they_are_refused_another_gradient(name):
 
 
 def test_what_needs_no_score_is_not_refused():
+    """A value, what is relaxed, and the model's gradient, which is right: first and last are the plain pair's."""
     rows = Rows("mlp", 2, 3, 4)
-    model, guide = discretize(rows.model), discretize(rows.guide)
     elbo = RenyiELBO(alpha=0.0, **PARTICLES)
-    assert math.isfinite(elbo.loss(model, guide, rows.x))
-    relaxed = [relax(program, temperature=0.5) for program in (rows.model, rows.guide)]
-    assert math.isfinite(elbo.loss_and_grads(*relaxed, rows.x))
-    rows.logits.requires_grad_(False)  # the model's gradient is right
-    assert math.isfinite(elbo.loss_and_grads(model, guide, rows.x))
-    assert rows.first.grad.abs().sum() > 0
+    elbo.loss_and_grads(*(relax(program, temperature=0.5) for program in (rows.model, rows.guide)), rows.x)
+    values, gradients = [], []
+    for handle in (lambda program: program, discretize):
+        model, guide = handle(rows.model), handle(rows.guide)
+        with pyro.validation_enabled(False):
+            rows.logits.requires_grad_(True)
+            torch.manual_seed(0)
+            values.append(elbo.loss(model, guide, rows.x))
+            rows.logits.requires_grad_(False)
+            rows.zero_grad()
+            torch.manual_seed(0)
+            assert elbo.loss_and_grads(model, guide, rows.x) == pytest.approx(values[-1])
+        gradients.append(rows.first.grad.clone())
+    assert values[0] == pytest.approx(values[1])
+    torch.testing.assert_close(*gradients)
 
 
 # Any program. Its double sums over pairs of codes are the oracle.

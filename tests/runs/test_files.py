@@ -1,7 +1,9 @@
 """Run folders that survive a crash, and tables against numbers computed by hand."""
 
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 from datetime import datetime
@@ -169,3 +171,17 @@ def test_a_last_line_without_its_newline_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(LINE)
     assert read_json_lines(path)["step"].tolist() == [23]
+
+
+def test_a_full_disk_leaves_the_lines_that_there_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full when the line is in the file already."""
+    path = tmp_path / "metrics.jsonl"
+    append_json_line(path, {"step": 1})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        append_json_line(path, {"step": 2})
+    assert path.read_text() == '{"step": 1}\n'

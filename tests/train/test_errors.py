@@ -1,5 +1,7 @@
 """What a program raises in a step is raised as it is; what a run has left is never written over."""
 
+from functools import partial
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -9,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_gvae import CategoricalVAE, TrainConfig, fit
+from pyro_gvae.data.dataset import as_tensor
 from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
 from pyro_gvae.train.non_finite import first_non_finite
 from pyro_gvae.train.training import Training
@@ -21,7 +24,7 @@ def new_vae(**options):
     return CategoricalVAE(12, 2, 3, hidden=(8,), **options)
 
 
-def images(count=20):
+def images(count=16):
     return torch.rand(count, 12, generator=torch.Generator().manual_seed(1)).round()
 
 
@@ -42,11 +45,13 @@ class Mistaken(nn.Module):
         return self.linear(x).unflatten(-1, (2, 3))
 
 
-@pytest.mark.parametrize("stages", STAGES)
-@pytest.mark.parametrize("error", [ValueError("my own mistake"), RuntimeError("my own mistake"), KeyError("mine")])
+@pytest.mark.parametrize(
+    ("stages", "error"),
+    [*zip(STAGES, [ValueError("my own mistake"), RuntimeError("my own mistake"), KeyError("mine")], strict=True)],
+)
 def test_an_error_of_the_program_is_raised_as_it_is(stages, error):
     with pytest.raises(type(error), match=r"mine|my own mistake"):
-        fit(new_vae(encoder=Mistaken(error)), images(), config(stages), progress=False)
+        fit(new_vae(encoder=Mistaken(error)), images(20), config(stages), progress=False)
 
 
 def test_batch_normalization_of_one_datum_is_no_number_that_is_not_finite():
@@ -65,7 +70,7 @@ def test_a_step_that_is_not_finite_is_still_left_out(stages):
             logits = self.linear(x).unflatten(-1, (2, 3))
             return logits * torch.nan if len(x) == 4 else logits
 
-    done = fit(new_vae(encoder=NotANumber(None)), images(), config(stages), progress=False)
+    done = fit(new_vae(encoder=NotANumber(None)), images(20), config(stages), progress=False)
     assert done.history[-1]["skipped"] == 2  # the last batch of each epoch
 
 
@@ -124,6 +129,22 @@ def without(name):
     return lambda content: {key: value for key, value in content.items() if key != name}
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """The checkpoint of a run of one step, as a function that reads it."""
+    path = tmp_path_factory.mktemp("kept") / "checkpoint.safetensors"
+    training = Training(new_vae(), images(), config())
+    training.advance()
+    save_checkpoint(path, training.content())
+    return partial(load_checkpoint, path)
+
+
+def test_a_resumed_run_tidies_up_at_the_same_steps(kept):
+    resumed = Training(new_vae(), images(), config())
+    resumed.restore(kept())
+    assert resumed.step.taken == 1
+
+
 @pytest.mark.parametrize(
     ("make", "harm", "sentence"),
     [
@@ -134,14 +155,17 @@ def without(name):
         (new_vae, lambda content: content | {"optimizer": {99: {}}}, "of this program"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written(make, harm, sentence, tmp_path):
+def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written(make, harm, sentence, kept):
     """A fused optimizer would read and write past the end of averages of another shape."""
-    training = Training(new_vae(), images(), config())
-    training.advance()
-    save_checkpoint(tmp_path / "checkpoint.safetensors", harm(training.content()))
     resumed = Training(make(), images(), config())
     with pytest.raises(ValueError, match=sentence):
-        resumed.restore(load_checkpoint(tmp_path / "checkpoint.safetensors"))
+        resumed.restore(harm(kept()))
+
+
+def test_other_data_of_the_same_shape_are_refused(kept):
+    resumed = Training(new_vae(), 1 - images(), config())
+    with pytest.raises(ValueError, match="Expected the data that the checkpoint was trained on, but found others"):
+        resumed.restore(kept())
 
 
 @pytest.mark.parametrize(
@@ -156,9 +180,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written(ma
     ],
 )
 def test_data_may_be_held_by_anything(wrapped):
-    """The weights are those of the same numbers in a tensor, bit for bit."""
+    assert torch.equal(as_tensor(wrapped(images())), images())
+
+
+def test_a_run_on_an_array_is_that_on_a_tensor():
+    """Weights are the same, bit for bit."""
     found, right = new_vae(), new_vae()
-    fit(found, wrapped(images()), config(), progress=False)
+    fit(found, images().numpy(), config(), progress=False)
     fit(right, images(), config(), progress=False)
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), right.parameters(), strict=True))
 
