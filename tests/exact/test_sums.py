@@ -263,10 +263,10 @@ def test_the_best_of_three_ascents_is_returned():
 
     model = partial(program, logits=torch.zeros(3, 3).double(), observe=True)
     pair = Pair(model, partial(program, logits=log_q, observe=False))
-    plan = make_plan(bind_pair(pair, joint).model)
+    plan = make_plan(bind_pair(pair, joint))
     probs = joint.softmax(1).reshape(-1, 3, 3, 3)
     marginals = torch.stack([probs.sum((2, 3)), probs.sum((1, 3)), probs.sum((1, 2))], 1)
-    mode = 0.9 * plan.codes(joint.argmax(1)) + 0.1 / 3
+    mode = 0.9 * plan.codes(joint.argmax(1))["z"] + 0.1 / 3
     starts = [log_q, marginals.log(), mode.log()]
     ends = torch.stack([ascend(joint, start, plan, max_sweeps=100, tolerance=1e-6).elbo for start in starts])
     torch.testing.assert_close(exact.mean_field(pair, joint).elbo, ends.amax(0))
