@@ -157,7 +157,7 @@ def read_with(program: Run, layout: Layout, place: Place, draw: Draw) -> Reading
 def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Site:
     logits = flat(at_least_float32(found.logits), found)  # (*batch, N, K)
     batch_shape, strides = logits.shape[:-2], logits.stride()[:-2]
-    depends = len(batch_shape) > layout.nesting and batch_shape[0] > 1
+    depends = len(batch_shape) > layout.nesting  # also on a single code, whose axis has the size 1
     own = batch_shape[-layout.nesting :] if layout.nesting else Size()
     own = Size([1] * (len(layout.batch_shape) - len(own))) + own[len(own) - len(layout.batch_shape) :]
     axes = slice(len(batch_shape) - layout.nesting, None) if len(batch_shape) > layout.nesting else slice(None)
@@ -167,7 +167,6 @@ def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Sit
         rows = rows.expand(-1, *(rows.shape[1:-2] if shared else _padded(layout)), -1, -1)
         log_probs = torch.log_softmax(rows, -1).reshape(len(logits), -1, *logits.shape[-2:])
     else:
-        logits = logits[0] if len(batch_shape) > layout.nesting else logits
         rank = logits.dim() - 2
         rows = (
             logits[(slice(1),) * rank] if shared else logits.expand(*_padded(layout)[layout.nesting - rank :], -1, -1)
