@@ -33,7 +33,8 @@ from pyro_gvae.config.train import TrainConfig
 from pyro_gvae.runs.config import CONFIG
 from pyro_gvae.runs.files import write_json
 from pyro_gvae.runs.frames import read_json_lines
-from pyro_gvae.train.fit import CHECKPOINT, WEIGHTS, fit
+from pyro_gvae.train.files import CHECKPOINT, WEIGHTS
+from pyro_gvae.train.fit import fit
 
 SMALL = ["--num-latents", "2", "--num-categories", "4", "--hidden", "16"]
 PLANS = (

@@ -211,7 +211,7 @@ def _form(name: str) -> str:
 def _number(text: str) -> float:
     """Convert to an int if the text is one, so that a number of steps remains whole; else to a float."""
     try:
-        return int(text)
+        return int(text) if len(text) < 20 else float(text)
     except ValueError:
         return float(text)
 

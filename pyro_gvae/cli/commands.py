@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..compare.gather import read_results
@@ -36,8 +35,11 @@ from ..evaluate.tables import evaluation_table
 from ..report.comparison import write_report
 from ..report.gaps import gaps_table, run_gaps
 from ..report.training import write_train_report
-from ..runs.config import is_train_run, read_config, read_train_config
+from ..runs.checkpoint import save_tensors
+from ..runs.config import is_train_run, read_compare_config, read_config
+from ..runs.contents import read_compared
 from ..runs.files import replacing, write_json
+from ..runs.folder import check_writable
 from ..runs.frames import write_csv
 from ..runs.tables import format_table, labelled, summarize
 from ..runtime.distributed import is_main, processes
@@ -117,13 +119,14 @@ def sample_command(config: SampleConfig) -> str:
 
 
 def _load(config: ModelConfig, kind: str) -> tuple[Trained, Path]:
-    trained = load_model(config.run, config.estimator, config.seed)
-    return trained, config.output or config.run / kind
+    trained = load_model(config.run, config.estimator, config.seed, data_dir=config.data_dir)
+    folder = config.output or config.run / kind
+    check_writable(folder)
+    return trained, folder
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    with replacing(path.with_name(f"{path.name}.safetensors")) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    save_tensors(path.with_name(f"{path.name}.safetensors"), tensors)
 
 
 def _save_png(path: Path, rows: list[Tensor], image_shape: tuple[int, int]) -> None:
@@ -160,10 +163,19 @@ def compare_command(config: CompareConfig) -> str:
 
 def resume_any_command(config: ResumeConfig) -> str:
     """Resume a comparison or a single training run."""
-    written = read_config(config.run)
-    if "cells" not in written:
+    if "cells" not in read_config(config.run):
+        if config.workers != 1 or config.scheduler is not None:
+            raise ValueError("Expected workers and scheduler with a comparison, but found them with a training run.")
         return resume_command(config)
-    return compare_command(replace(CompareConfig.from_json(written), output=config.run))
+    if config.device != "cpu":
+        raise ValueError("Expected a device with a training run, but found one with a comparison, which has the CPU.")
+    read_compared(config.run)
+    here = replace(
+        read_compare_config(config.run), output=config.run, data_dir=config.data_dir, download=config.download
+    )
+    if config.scheduler is not None:
+        here = replace(here, backend="dask", scheduler=config.scheduler)
+    return compare_command(replace(here, workers=config.workers))
 
 
 def results_table(run: Path) -> str:
@@ -188,14 +200,21 @@ def gradients_command(config: GradientsConfig) -> str:
 def gaps_command(config: GapsConfig) -> str:
     """Measure the gaps of a run and return the table and the figure's path."""
     max_memory = in_bytes(config.max_memory)
-    table = run_gaps(config.run, num_data=config.num_data, num_particles=config.num_particles, max_memory=max_memory)
+    table = run_gaps(
+        config.run,
+        num_data=config.num_data,
+        num_particles=config.num_particles,
+        max_memory=max_memory,
+        data_dir=config.data_dir,
+    )
     return f"{gaps_table(table)}\n\nfigure: {config.run / 'figures' / 'gaps.png'}"
 
 
 def report_command(config: ReportConfig) -> str:
     """Write the report of a run folder of train or compare."""
-    write = write_train_report if is_train_run(config.run) else write_report
-    return f"report: {write(config.run)}"
+    if is_train_run(config.run):
+        return f"report: {write_train_report(config.run, data_dir=config.data_dir)}"
+    return f"report: {write_report(config.run)}"
 
 
 def train_command(config: TrainConfig) -> str:
@@ -206,8 +225,8 @@ def train_command(config: TrainConfig) -> str:
 
 def resume_command(config: ResumeConfig) -> str:
     """Resume a training run and return a summary of it."""
-    with _process_group(read_train_config(config.run).device):
-        return _summary(*resume(config.run))
+    with _process_group(config.device):
+        return _summary(*resume(config.run, data_dir=config.data_dir, download=config.download, device=config.device))
 
 
 @contextmanager

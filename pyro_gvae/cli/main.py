@@ -2,7 +2,9 @@
 
 import shlex
 import sys
+from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
@@ -20,6 +22,7 @@ from ..config.compare import CompareConfig
 from ..config.gradients import AdviseConfig, GradientsConfig
 from ..config.presets import PRESETS
 from ..config.train import TrainConfig
+from ..runs.files import remove_unfinished
 from .errors import CellsFailedError
 
 
@@ -51,8 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     0: it succeeded. 1: cells of a comparison failed. 2: an argument or a file was invalid; one sentence says which.
     130 (Ctrl-C) or 143 (SIGTERM): a signal stopped the run.
     """
+    config = None
     try:
-        if text := _run(_parse(list(sys.argv[1:] if arguments is None else arguments))):
+        config = _parse(list(sys.argv[1:] if arguments is None else arguments))
+        if text := _run(config):
             print(f"\n{text}")
     except CellsFailedError as failed:
         print(f"\n{failed.report}")
@@ -66,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         if run is None:
             print("pyro-gvae: interrupted; finished work is in the run folder.", file=sys.stderr)
             return 130
-        print(f"\npyro-gvae: stopped; resume with: pyro-gvae resume {shlex.quote(str(run))}", file=sys.stderr)
+        print(f"\npyro-gvae: stopped; resume with: {_resume_by(config, run)}", file=sys.stderr)
         return 128 + int(interrupt.signal)  # type: ignore[attr-defined]
     return 0
 
@@ -102,7 +107,21 @@ def _preset(arguments: list[str]) -> TrainConfig:
     return TrainConfig()
 
 
+def _resume_by(config: Any, run: Path) -> str:
+    """The command that goes on, with what reaches out of the folder, which says nothing of that."""
+    words = ["pyro-gvae", "resume", str(run)]
+    for field in fields(ResumeConfig)[1:]:
+        value = getattr(config, field.name, field.default)
+        if value != field.default:
+            option = f"--{field.name.replace('_', '-')}"
+            words += [option] if value is True else [option, str(value)]
+    return shlex.join(words)
+
+
 def _run(config: Any) -> str:
+    for name in ("run", "output"):
+        if (folder := getattr(config, name, None)) is not None:
+            remove_unfinished(folder)
     name = next(command.function for command in COMMANDS.values() if command.config is type(config))
     commands = import_module(".commands", __package__)  # with torch
     import_module("..runtime.memory", __package__).keep_freed_memory()
@@ -112,4 +131,6 @@ def _run(config: Any) -> str:
 
 def _sentence(error: Exception) -> str:
     """Return the first line of the message; Pyro appends the shapes of its trace on further lines."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"Expected a usable file, but found that '{error.filename}' cannot be used: {error.strerror}."
     return str(error).split("\n")[0] or type(error).__name__

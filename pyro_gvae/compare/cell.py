@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 
 from .. import exact
 from ..config.train import TrainConfig
@@ -12,8 +11,8 @@ from ..config.units import in_bytes
 from ..data.batches import epoch_batches
 from ..evaluate.generate import pictured
 from ..evaluate.metrics import code_usage, own_objective
+from ..runs.checkpoint import save_tensors
 from ..runs.config import write_config
-from ..runs.files import replacing
 from ..runs.folder import PICTURES
 from ..runtime.rng import derived_seed, own_randomness
 from ..train.fit import fit
@@ -45,8 +44,7 @@ def train_cell(job: Job) -> None:
     with own_randomness(derived_seed("pictures", config.seed)):
         arrays = pictured(vae, initial_model(config, data), data)
         arrays["code_usage"] = code_usage(vae, data.test, max_memory=in_bytes(config.max_memory))
-    with replacing(folder / PICTURES) as temporary:
-        save_file({name: array.contiguous() for name, array in arrays.items()}, temporary)
+    save_tensors(folder / PICTURES, arrays)
 
 
 @torch.no_grad()

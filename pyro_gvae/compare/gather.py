@@ -9,6 +9,7 @@ import pandas as pd
 from ..runs.files import write_json_lines
 from ..runs.folder import PICTURES, cell_error, cell_folder
 from ..runs.frames import read_json_lines, write_csv
+from ..runs.records import TrainLine
 from ..runs.tables import choose_baseline, labelled, paired_differences, summarize
 from .grid import Cell
 
@@ -18,7 +19,13 @@ MOMENTARY = {"stage", "elbo_is", "finished", "prior_temperature"}
 
 def is_finished(run: Path, cell: Cell) -> bool:
     """Tell whether a cell was trained to its end and all of its files were written."""
-    return (cell_folder(run, cell.label, cell.seed) / PICTURES).exists()
+    folder = cell_folder(run, cell.label, cell.seed)
+    return (folder / PICTURES).exists() and bool(_history(folder))
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    return read_json_lines(path, TrainLine).to_dict("records") if path.exists() else []
 
 
 def gather(run: Path, cells: Sequence[Cell]) -> pd.DataFrame:
@@ -37,8 +44,7 @@ def gather(run: Path, cells: Sequence[Cell]) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     rows = []
     for cell in cells:
-        path = cell_folder(run, cell.label, cell.seed) / "metrics.jsonl"
-        history = read_json_lines(path).to_dict("records") if path.exists() else []
+        history = _history(cell_folder(run, cell.label, cell.seed))
         of_cell = [line | cell.coordinates | {"finished": False} for line in history]
         row = cell.coordinates | {"status": "unfinished", "error": ""}
         if is_finished(run, cell):

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from .. import exact
 from ..config.checks import MOST_OPERATIONS
-from ..config.compare import CompareConfig
-from ..config.units import in_bytes
+from ..config.compare import OUTSIDE, CompareConfig
+from ..config.units import codes_in_words, in_bytes
 from ..data.dataset import Dataset
 from ..report.comparison import write_report
 from ..runs.config import earlier_run, write_config
@@ -27,7 +27,7 @@ from .gather import gather, is_finished
 from .grid import Cell, make_cells
 
 #: Settings that may change when a comparison is continued: where files are, and which workers train.
-CHANGEABLE = {"data_dir", "download", "checkpoint_every", "workers", "backend", "scheduler", "parquet", "output"}
+CHANGEABLE = OUTSIDE | {"checkpoint_every", "parquet"}
 
 
 def compare(config: CompareConfig) -> Path:
@@ -114,9 +114,10 @@ def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: Dataset) ->
         vae = initial_model(cell.train, data)
         cost = exact.cost(vae, data.test[: config.batch_size], max_memory=in_bytes(config.max_memory))
         if cost.operations > MOST_OPERATIONS:
+            codes = codes_in_words(cell.train.num_latents, cell.train.num_categories)
             raise ValueError(
                 f"Expected codes that can be summed in {MOST_OPERATIONS:g} operations, about a minute on two cores, "
-                f"but found S = K^N = {cell.train.num_categories}^{cell.train.num_latents} = {cost.num_codes:,}, which "
-                f"take {cost.operations:.2g} per sum. Try fewer latents or categories."
+                f"but found S = K^N = {cell.train.num_categories}^{cell.train.num_latents} = {codes}, which take "
+                f"{cost.operations:.2g} per sum. Try fewer latents or categories."
             )
         check_training(vae, data, cell.train)

@@ -18,12 +18,14 @@ class GapsConfig:
         num_data: Number of test images to use, starting with the first.
         num_particles: P, the number of relaxed samples per image.
         max_memory: Gigabytes that an exact sum may use; by default a quarter of the free memory.
+        data_dir: The folder of the data sets that have files.
     """
 
     run: tyro.conf.Positional[Path]
     num_data: int = 1000
     num_particles: int = 100
     max_memory: float | None = None
+    data_dir: Path = Path("data")
 
     def __post_init__(self) -> None:
         at_least("num_data", self.num_data, 2)
@@ -36,9 +38,11 @@ class ReportConfig:
 
     Args:
         run: A run folder of compare or train, finished or not.
+        data_dir: The folder of the data sets that have files; a run of train shows some of its data.
     """
 
     run: tyro.conf.Positional[Path]
+    data_dir: Path = Path("data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +54,14 @@ class ModelConfig:
         estimator: The estimator that trained the model, if the run has several.
         seed: The seed of the model, if the run has several.
         output: The folder to write to; by default a folder inside the run folder.
+        data_dir: The folder of the data sets that have files.
     """
 
     run: tyro.conf.Positional[Path]
     estimator: str | None = None
     seed: int | None = None
     output: Path | None = None
+    data_dir: Path = Path("data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +144,20 @@ class SampleConfig(ModelConfig):
 class ResumeConfig:
     """Resume a run that was stopped or killed; the result is that of an uninterrupted run.
 
+    What reaches out of the folder is what this call says, whatever the run was begun with.
+
     Args:
         run: A run folder of train or compare.
+        data_dir: The folder of the data sets that have files.
+        download: Download missing files into the data folder.
+        device: The device that continues a training run: cpu, cuda, cuda:1.
+        workers: The number of processes of this machine that continue a comparison.
+        scheduler: The address of a Dask cluster that continues a comparison.
     """
 
     run: tyro.conf.Positional[Path]
+    data_dir: Path = Path("data")
+    download: bool = False
+    device: str = "cpu"
+    workers: int = 1
+    scheduler: str | None = None

@@ -1,15 +1,19 @@
 """The configuration of a comparison: a frozen dataclass, checked when created; no torch."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from .checks import all_different, at_least, positive
+from .checks import MOST_CELLS, all_different, at_least, at_most, positive
 from .json import plain_settings, read_settings
 from .names import Binarization, DatasetName, NetworksName, ObservationName
 from .stages import Amount, Stage, parse_stages
 from .train import TrainConfig
+
+#: Settings that reach out of a run folder: each call is told them, and no folder says them.
+OUTSIDE = frozenset({"data_dir", "download", "workers", "backend", "scheduler", "output"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +102,8 @@ class CompareConfig:
                 all_different(name, getattr(self, name))
         for temperature in self.temperatures:
             positive("temperatures", temperature)
+        grids = (self.estimators, self.seeds, self.sizes, self.temperatures, self.learning_rates)
+        at_most("cells", math.prod(max(1, len(values)) for values in grids), MOST_CELLS)
         if (self.backend == "dask") != (self.scheduler is not None):
             raise ValueError("Expected a scheduler with the backend dask, but found one without the other.")
         for estimator in self.estimators:
@@ -145,4 +151,4 @@ def _size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if found is None:
         raise ValueError(f"Expected a size KxN, but found '{text}'. Try 8x4, which means K = 8 and N = 4.")
-    return int(found[1]), int(found[2])
+    return int(found[1][:9]), int(found[2][:9])  # longer numbers are refused whatever follows

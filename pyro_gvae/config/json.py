@@ -24,12 +24,34 @@ def read_settings(kind: type[Any], written: dict[str, Any]) -> dict[str, Any]:
     return {name: _read(name, value, types[name]) for name, value in written.items() if name in types}
 
 
+def fits(kind: type[Any], record: Any) -> bool:
+    """Whether JSON has what a kind of record says, each of its type; what may be None may be absent.
+
+    Args:
+        kind: a class with annotations.
+        record: what JSON had.
+    """
+    if not isinstance(record, dict):
+        return False
+    try:
+        for name, needed in typing.get_type_hints(kind).items():
+            _read(name, record.get(name), needed)
+    except ValueError:
+        return False
+    return True
+
+
 def _read(name: str, value: Any, kind: Any) -> Any:
     """Convert a value from JSON to the type of its setting."""
     options = typing.get_args(kind) if typing.get_origin(kind) is not Literal else (kind,)
     if typing.get_origin(kind) is tuple:
         if isinstance(value, list | tuple) and all(_is_a(item, options[0]) for item in value):
             return tuple(value)
+    elif typing.get_origin(kind) is list:
+        if isinstance(value, list) and all(
+            isinstance(item, typing.get_origin(options[0]) or options[0]) for item in value
+        ):
+            return value
     elif kind is Path or (Path in options and value is not None):
         if isinstance(value, str | Path):
             return Path(value)

@@ -1,6 +1,5 @@
 """Parse the text of a training plan: stages of estimators, amounts of training, names with options; no torch."""
 
-import ast
 import re
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -10,6 +9,8 @@ from .names import EstimatorName
 Unit = Literal["epochs", "steps", "seconds"]
 _UNITS: dict[str, Unit] = {"": "epochs", "epochs": "epochs", "steps": "steps", "s": "seconds"}
 EXAMPLE = "gumbel-softmax:20,exact:3"
+#: The largest amount, beyond which floating-point numbers do not count steps, and the longest text.
+MOST, LONGEST = 1e15, 10_000
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Amount:
         except ValueError:
             number = 0.0
         unit = _UNITS[found[2]] if found else "epochs"
-        if not 0 < number < float("inf") or (unit != "seconds" and number % 1):
+        if not 0 < number <= MOST or (unit != "seconds" and number % 1):
             raise ValueError(f"Expected epochs, steps or seconds, but found '{text}'. Try '20', '500steps' or '60s'.")
         return cls(number if unit == "seconds" else int(number), unit)
 
@@ -121,6 +122,8 @@ def parse_stages(text: str, default: Amount | None = None) -> tuple[Stage, ...]:
         >>> ",".join(map(str, parse_stages("reinmax[temperature=1.3],exact:3", Amount.parse(20))))
         'reinmax[temperature=1.3]:20epochs,exact:3epochs'
     """
+    if len(text) > LONGEST:
+        raise ValueError(f"Expected stages in at most {LONGEST:,} letters, but found {len(text):,}.")
     parts = re.split(r",(?![^\[]*\])", text)  # commas outside of brackets
     return tuple(_stage(part, text, default) for part in parts)
 
@@ -139,8 +142,10 @@ def _stage(part: str, text: str, default: Amount | None) -> Stage:
 
 def _value(text: str) -> Any:
     """Read a number, True, False or None; any other text stays text."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    return value if value is None or isinstance(value, bool | int | float) else text
+    words = {"None": None, "True": True, "False": False}
+    if text in words:
+        return words[text]
+    for kind, form in ((int, r"[+-]?\d{1,18}"), (float, r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")):
+        if re.fullmatch(form, text, re.IGNORECASE):
+            return kind(text)
+    return text

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..schedules import schedule
+from .checks import MOST_UNITS, at_most
 from .json import plain_settings, read_settings
 from .names import Binarization, DatasetName, JudgeOrAuto, NetworksName, ObservationName, Shard
 from .stages import Amount, Named, Stage, parse_stages
+
+#: Settings that reach out of a run folder: each call is told them, and no folder says them.
+OUTSIDE = frozenset({"data_dir", "download", "device", "output"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,15 +113,21 @@ class TrainConfig:
             at_least(name, getattr(self, name), 1)
         for name in ("num_categories", "num_levels"):
             at_least(name, getattr(self, name), 2)
+        for name in ("num_latents", "num_categories"):
+            at_most(name, getattr(self, name), MOST_UNITS)
+        at_most("num_levels", self.num_levels, 2**16)
+        at_most("the number of hidden layers", len(self.hidden), 100)
         at_least("seed", self.seed, 0)
         if self.seed >= 2**32:
             raise ValueError(f"Expected a seed below 2^32, but found {self.seed}.")
         for width in self.hidden:
             at_least("hidden", width, 1)
+            at_most("hidden", width, MOST_UNITS)
         for name in ("clip_norm", "seconds", "max_memory"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"Expected a positive {name}, but found {value}.")
+        at_most("max_memory", self.max_memory or 0, 1e9)
         for name in ("learning_rate", "temperature", "prior_temperature"):
             if getattr(self, name) is not None:
                 _check_schedule(name, getattr(self, name))
@@ -146,7 +156,12 @@ class TrainConfig:
     @cached_property
     def named_optimizer(self) -> Named:
         """The optimizer's name and options."""
-        return Named.parse(self.optimizer)
+        named = Named.parse(self.optimizer)
+        if "lr" in named.options:
+            raise ValueError(
+                f"Expected the learning rate as learning_rate, but found it in '{self.optimizer}'. Try --learning-rate."
+            )
+        return named
 
     @classmethod
     def from_json(cls, written: dict[str, Any]) -> Self:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import pandas as pd
 import torch
@@ -15,7 +15,7 @@ from .. import exact
 from ..config.checks import MOST_OPERATIONS
 from ..config.gradients import GradientsConfig
 from ..config.json import plain_settings
-from ..config.units import in_bytes
+from ..config.units import codes_in_words, in_bytes
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset
 from ..data.datasets import load
@@ -42,6 +42,17 @@ CELL = ["trained_by", "seed", "epoch", "estimator", "temperature", "wrt"]
 CHANGEABLE = {"estimators", "temperatures", "wrt", "epochs", "data_dir", "download", "max_memory", "output"}
 
 
+class Line(TypedDict):
+    """The names by which a line of gradients.jsonl is identified."""
+
+    trained_by: str
+    seed: int
+    epoch: int
+    estimator: str
+    temperature: float | None
+    wrt: str
+
+
 class Snapshot(NamedTuple):
     """A model at one epoch of its training."""
 
@@ -66,7 +77,7 @@ def gradients(config: GradientsConfig) -> Path:
     data = _dataset(config)
     folder = _folder(config, partial(_check_codes, config, data))
     lines = folder / "gradients.jsonl"
-    done = set(map(_key, read_json_lines(lines).to_dict("records"))) if lines.exists() else set()
+    done = set(map(_key, read_json_lines(lines, Line).to_dict("records"))) if lines.exists() else set()
     grid = candidates(config.estimators, temperatures=config.temperatures, **_options(config))
     cells = [(kind, candidate) for kind in config.wrt for candidate in grid]
     missing = {
@@ -83,7 +94,7 @@ def gradients(config: GradientsConfig) -> Path:
                     bar.update()
     finally:  # show what an interrupted call has measured, too
         if lines.exists():
-            _write(folder, read_json_lines(lines))
+            _write(folder, read_json_lines(lines, Line))
     return folder
 
 
@@ -123,7 +134,7 @@ def _models(
     if data is None:
         assert config.run is not None
         for snapshot in snapshots:
-            found = load_model(config.run, snapshot.trained_by, snapshot.seed)
+            found = load_model(config.run, snapshot.trained_by, snapshot.seed, data_dir=config.data_dir)
             yield snapshot, found.vae, found.data.test[: config.num_data]
         return
     vae = _new_model(config, data)
@@ -163,11 +174,11 @@ def _check_codes(config: GradientsConfig, data: Dataset | None) -> None:
         return
     cost = exact.cost(_new_model(config, data), data.train[: config.num_data], max_memory=in_bytes(config.max_memory))
     if cost.operations > MOST_OPERATIONS:
+        codes = codes_in_words(config.num_latents, config.num_categories)
         raise ValueError(
             f"Expected codes that can be summed in {MOST_OPERATIONS:g} operations, about a minute on two cores, but "
-            f"found S = K^N = {config.num_categories}^{config.num_latents} = {cost.num_codes:,}, which take "
-            f"{cost.operations:.2g} per sum. Try fewer latents or categories, or pyro-gvae advise, which needs no "
-            "exact gradient."
+            f"found S = K^N = {config.num_categories}^{config.num_latents} = {codes}, which take {cost.operations:.2g} "
+            "per sum. Try fewer latents or categories, or pyro-gvae advise, which needs no exact gradient."
         )
 
 
@@ -207,7 +218,7 @@ def _options(config: GradientsConfig) -> dict[str, Any]:
 
 def gradients_table(folder: Path) -> str:
     """Format the rows for the terminal, each number with its standard error if it has one."""
-    table = read_json_lines(folder / "gradients.jsonl")
+    table = read_json_lines(folder / "gradients.jsonl", Line)
     measures = ("relative_bias", "relative_std", "cosine", "snr", "mse", "mse_at_budget", "progress")
     text = table[CELL].drop(columns="temperature").join(with_errors(table, ("temperature", *measures)))
     if "seconds" in table:

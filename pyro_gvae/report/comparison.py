@@ -13,7 +13,9 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from ..config.units import codes_in_words
 from ..runs.contents import Run, read_run
+from ..runs.folder import check_writable
 from ..runs.tables import (
     MEASURES,
     PAIRED_MEASURES,
@@ -25,7 +27,7 @@ from ..runs.tables import (
 )
 from . import comparison_figures as plots
 from . import pictures
-from .pages import embedded, write_page
+from .pages import embedded, printable, write_page
 from .style import Style, estimator_styles, save_figure
 
 
@@ -45,6 +47,7 @@ def write_report(run: Path) -> Path:
         ValueError: If the folder is not a run folder; the message names what is absent or unreadable.
     """
     contents = read_run(run)
+    check_writable(run)
     estimators = contents.estimators
     summary = summarize(contents.final).reindex(estimators).fillna({"seeds": 0}).astype({"seeds": int})
     styles = estimator_styles(estimators)
@@ -52,8 +55,9 @@ def write_report(run: Path) -> Path:
     return write_page(
         run / "report.html",
         "report.html.j2",
-        name=run.resolve().name,
+        name=printable(run.resolve().name),
         config=contents.config,
+        codes=codes_in_words(contents.config["num_latents"], contents.config["num_categories"]),
         estimators=estimators,
         finding=finding(contents.final),
         remarks=remarks(summary),

@@ -9,13 +9,19 @@ from matplotlib.ticker import FuncFormatter
 from tqdm import tqdm
 
 from ..evaluate.gaps import BOUNDS, GAPS, gaps, summarize_gaps
+from ..runs.folder import check_writable
 from ..runs.frames import write_csv
 from ..train.trained import load_model, trained_models
 from .style import INK, PALETTE, in_house_style, save_figure
 
 
 def run_gaps(
-    run: Path, *, num_data: int = 1000, num_particles: int = 100, max_memory: float | None = None
+    run: Path,
+    *,
+    num_data: int = 1000,
+    num_particles: int = 100,
+    max_memory: float | None = None,
+    data_dir: Path = Path("data"),
 ) -> pd.DataFrame:
     """Measure the gaps of every trained model of a run folder on its test set; write gaps.csv and a figure.
 
@@ -24,6 +30,7 @@ def run_gaps(
         num_data: number of test data, starting with the first.
         num_particles: P, the number of relaxed samples per datum.
         max_memory: bytes that the exact sums may use.
+        data_dir: the folder of the data sets that have files.
 
     Returns:
         One row for each (estimator, seed): the four bounds and three gaps, and the standard error of each over data
@@ -33,8 +40,10 @@ def run_gaps(
         ValueError: if the folder is not a run folder or has no finished cell.
     """
     rows = []
-    for which in tqdm(trained_models(run), desc="gaps", unit="model"):
-        trained = load_model(run, which.estimator, which.seed)
+    models = trained_models(run)
+    check_writable(run)
+    for which in tqdm(models, desc="gaps", unit="model"):
+        trained = load_model(run, which.estimator, which.seed, data_dir=data_dir)
         found = gaps(trained.vae, trained.data.test[:num_data], num_particles=num_particles, max_memory=max_memory)
         row = {"estimator": which.estimator, "seed": which.seed, "data": len(found.elbo)}
         rows.append(row | summarize_gaps(found))

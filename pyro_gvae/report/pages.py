@@ -1,6 +1,7 @@
 """Write a page from templates and figures that needs no network, no script and no other file."""
 
 import base64
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     environment.filters["minus"] = lambda text: text.replace("-", "−")
     write_text_atomic(path, environment.get_template(template).render(**values))
     return path
+
+
+def printable(name: str) -> str:
+    """The name of a file, whose bytes may be no UTF-8, as text."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def embedded(svg: Path) -> str:

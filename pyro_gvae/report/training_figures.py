@@ -129,5 +129,6 @@ def _finish(axes: Axes, metrics: pd.DataFrame, *, named: bool = True) -> None:
                 xycoords=axes.get_xaxis_transform(),
                 textcoords="offset points",
                 ha=place["ha"],
+                parse_math=False,
                 **SMALL_PRINT,
             )

@@ -1,6 +1,5 @@
 """The config.json of a run folder: the command that creates the folder writes it, all commands read it."""
 
-import json
 import platform
 import shlex
 import sys
@@ -9,8 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..config import compare, train
+from ..config.compare import CompareConfig
 from ..config.train import TrainConfig
-from .files import write_json
+from .files import parse_json, read_text, write_json
+from .folder import check_own
 
 CONFIG = "config.json"
 PACKAGES = ("pyro-gvae", "torch", "pyro-ppl", "numpy")
@@ -27,21 +29,25 @@ def read_config(run: Path) -> dict[str, Any]:
     """Read the config.json of a run folder of any command.
 
     Raises:
-        ValueError: if it is absent or damaged; the message says which.
+        ValueError: if it is absent or damaged, or the folder contains a link; the message says which.
     """
     try:
-        written = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+        written = parse_json(read_text(run / CONFIG))
         if not isinstance(written, dict):
             raise ValueError(f"{CONFIG} holds no settings")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"Expected a run folder, but found that '{run}' is not one: {error}. Try what --output named."
         ) from error
+    check_own(run)
     return written
 
 
 def read_train_config(run: Path) -> TrainConfig:
     """Read the configuration of a run folder of `train`, or of a cell of `compare`, which is such a folder.
+
+    What reaches out of the folder (`config.train.OUTSIDE`) has its default, whatever the folder says: it may be
+    somebody else's.
 
     Raises:
         ValueError: if it is neither, or a setting is unknown, has the wrong type, or has an invalid value.
@@ -51,7 +57,20 @@ def read_train_config(run: Path) -> TrainConfig:
         raise ValueError(
             f"Expected a run folder of pyro-gvae train, but found that '{run}' is not one. Try what its --output named."
         )
-    return TrainConfig.from_json(settings)
+    return TrainConfig.from_json(_inside(settings, train.OUTSIDE))
+
+
+def read_compare_config(run: Path) -> CompareConfig:
+    """Reads the configuration of a run folder of `compare`; what reaches out of the folder has its default.
+
+    Raises:
+        ValueError: if a setting is of the wrong type, or cannot be.
+    """
+    return CompareConfig.from_json(_inside(read_config(run), compare.OUTSIDE))
+
+
+def _inside(written: dict[str, Any], outside: Set[str]) -> dict[str, Any]:
+    return {name: value for name, value in written.items() if name not in outside}
 
 
 def is_train_run(run: Path) -> bool:

@@ -1,6 +1,8 @@
 """Create run folders, name the folders of their cells, and lock them against a second writer."""
 
+import hashlib
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +11,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from .files import read_text
+
 #: Files of a cell of a comparison: its pictures, which are written last and mark it as finished; its error message.
 PICTURES, ERROR = "pictures.safetensors", "error.txt"
+#: Letters of a label in the name of a cell's folder.
+LONGEST = 120
 
 
 def new_run_folder(path: Path | None = None, *, prefix: str = "compare") -> Path:
@@ -66,13 +72,44 @@ def cell_folder(run: Path, label: str, seed: int) -> Path:
         >>> cell_folder(Path("run"), "gumbel-softmax:20,exact:3, 8x4", 0).as_posix()
         'run/cells/gumbel-softmax-20-exact-3-8x4-seed0'
     """
-    return run / "cells" / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', label).strip('-')}-seed{seed}"
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", label).strip("-")
+    if len(name) > LONGEST:  # systems have names of up to 255 bytes, and files are called by it, too
+        name = f"{name[:LONGEST]}-{hashlib.sha256(label.encode()).hexdigest()[:16]}"
+    return run / "cells" / f"{name}-seed{seed}"
 
 
 def cell_error(run: Path, label: str, seed: int) -> str | None:
     """Read the error message of a failed cell; None if it has none."""
     path = cell_folder(run, label, seed) / ERROR
-    return path.read_text(encoding="utf-8") if path.exists() else None
+    return read_text(path)[:1000] if path.exists() else None
+
+
+def check_own(folder: Path) -> None:
+    """Refuse a folder that leads out of itself: whatever is read and written in it then lies inside of it.
+
+    Raises:
+        ValueError: if it holds a link, a pipe or a device, however deep.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                check_own(Path(entry))
+            elif not entry.is_file(follow_symlinks=False) and os.path.lexists(entry):  # a temporary file may be gone
+                raise ValueError(
+                    f"Expected a folder of files and folders alone, but found that '{entry.path}' is a link or "
+                    "neither. Try a copy without it."
+                )
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that nothing can be written into, before the work is done; one that is not there can be made.
+
+    Raises:
+        ValueError: if it, or the nearest folder above it that exists, cannot be written.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"Expected a writable run folder, but found that '{there}' is not. Try another folder.")
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """Tables as files: CSV and JSON lines, which commands read back, and Parquet for other programs; needs pandas."""
 
-import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from ..runtime.extras import import_extra
-from .files import replacing, write_text_atomic
+from .files import read_records, replacing, write_text_atomic
 
 
 def require_parquet() -> None:
@@ -30,11 +30,12 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
     write_text_atomic(path, frame.to_csv(index=False))
 
 
-def read_json_lines(path: Path) -> pd.DataFrame:
+def read_json_lines(path: Path, kind: type[Any] | None = None) -> pd.DataFrame:
     """Read a file of JSON lines into a table; leave out lines that a crash has torn, with a warning.
 
     Args:
         path: A file that `append_json_line` wrote.
+        kind: The names that a line has at least, with their types; any if None.
 
     Returns:
         One row for each complete line, in order; `null` is NaN. `frame.attrs["torn_lines"]` lists the numbers
@@ -43,16 +44,7 @@ def read_json_lines(path: Path) -> pd.DataFrame:
     Warns:
         RuntimeWarning: If a line was left out.
     """
-    records, torn = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            torn.append(number)
-        else:
-            records.append(record)
+    records, torn = read_records(path, kind)
     if torn:
         numbers = ", ".join(map(str, torn))
         warnings.warn(f"{path}: left out torn line {numbers} (an interrupted write).", RuntimeWarning, stacklevel=2)

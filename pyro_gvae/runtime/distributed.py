@@ -3,7 +3,6 @@
 Nothing is set up at import. A process without a process group is rank 0 of 1, and communication returns its own values.
 """
 
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .plain import pack, unpack
 
 
 class Share(NamedTuple):
@@ -115,31 +116,36 @@ def from_main(compute: Callable[[], Any]) -> Any:
     """Run a function in rank 0 and return its result, plain data with tensors, in all processes."""
     if share().world_size == 1:
         return compute()
-    found = [_packed(compute()) if is_main() else None]
+    told = _as_tensor(pack(compute())) if is_main() else torch.empty(0, dtype=torch.uint8)
+    size = torch.tensor(len(told))
     with _others():
-        dist.broadcast_object_list(found, src=0)
-    return _unpacked(found[0])
+        dist.broadcast(size, src=0)
+        told = told if is_main() else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(told, src=0)
+    return unpack(_as_bytes(told))
 
 
 def gathered(value: Any) -> list[Any]:
     """Return the values of all processes, plain data with tensors, by rank."""
     if share().world_size == 1:
         return [value]
-    found: list[Any] = [None] * share().world_size
+    told = _as_tensor(pack(value))
+    sizes = [torch.tensor(0) for _ in range(share().world_size)]
     with _others():
-        dist.all_gather_object(found, _packed(value))
-    return [_unpacked(one) for one in found]
+        dist.all_gather(sizes, torch.tensor(len(told)))
+        longest = int(max(sizes))
+        found = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
+        dist.all_gather(found, torch.cat([told, told.new_zeros(longest - len(told))]))
+    return [unpack(_as_bytes(one[: int(size)])) for one, size in zip(found, sizes, strict=True)]
 
 
-def _packed(value: Any) -> bytes:
-    file = io.BytesIO()
-    torch.save(value, file)
-    return file.getvalue()
+def _as_tensor(data: bytes) -> Tensor:
+    """Bytes as they travel: torch would tell objects as pickles, which run code where they are read."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def _unpacked(found: Any) -> Any:
-    """Unpack a value without running code of the sender."""
-    return torch.load(io.BytesIO(found), weights_only=True)
+def _as_bytes(told: Tensor) -> bytes:
+    return told.numpy().tobytes()
 
 
 def largest(number: float) -> float:

@@ -24,7 +24,14 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Restore the states that :func:`random_states` returned."""
+    """Restore the states that :func:`random_states` returned.
+
+    Raises:
+        ValueError: if NumPy's state is malformed, which NumPy does not check itself.
+    """
+    key, place = states["numpy"]["key"], states["numpy"]["pos"]
+    if key.dtype != torch.uint32 or key.shape != (624,) or not 0 <= place <= 624:
+        raise ValueError("Expected a state of NumPy's generator, but found something else.")
     torch.set_rng_state(states["torch"])
     for index, state in enumerate(states["cuda"]):
         torch.cuda.set_rng_state(state, index)

@@ -1,6 +1,6 @@
 """fit: trains a program through its stages, with evaluations, checkpoints and resumption."""
 
-import os
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -8,24 +8,22 @@ from signal import Signals
 from typing import Any, NamedTuple, final
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from ..config.train import TrainConfig
 from ..data.dataset import Dataset, as_tensor
-from ..runs.checkpoint import load_checkpoint, save_checkpoint
-from ..runs.files import replacing
-from ..runs.folder import sole_writer
+from ..runs.checkpoint import save_checkpoint, save_tensors
+from ..runs.files import cut, remove_unfinished
+from ..runs.folder import check_own, check_writable, sole_writer
 from ..runtime.distributed import from_main, is_main, largest, share
 from ..runtime.rng import derived_seed, own_randomness
 from ..runtime.signals import Stop, stop_on_signal
+from .files import CHECKPOINT, METRICS, WEIGHTS, check_unused, keep_weights, read_checkpoint
 from .logs import Logs
 from .milestones import NO_MILESTONES, Measure, Milestones, measured
 from .non_finite import first_non_finite
 from .step import TrainableProgram
 from .training import Training
-
-CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
 
 
 class Fit(NamedTuple):
@@ -124,9 +122,12 @@ def fit(
             begun = _begun(training, output, resume=resume)
             milestones.check(training)
             with _logs(training, output, milestones, progress=progress) as logs:
-                if not begun:
+                over = training.state.done is not None
+                if not begun or (over and from_main(lambda: not logs.history)):  # a finished run has lost its history
                     _judge(training, logs, output, measure)
                     _keep(training, output)
+                if over and output is not None and is_main():
+                    keep_weights(training.vae, output / WEIGHTS)
                 while training.state.done is None and not milestones.are_over(training):
                     _advance(training, logs, output, measure, milestones)
                     _stop_if_asked(training, stop, output)
@@ -137,7 +138,7 @@ def fit(
 def _begun(training: Training, output: Path | None, *, resume: bool) -> bool:
     """Whether the run had begun; then it is where its checkpoint was."""
     if output is not None and not resume:
-        from_main(lambda: _check_unused(output))
+        from_main(lambda: check_unused(output))
     return resume and _restored(training, output)
 
 
@@ -172,7 +173,7 @@ def _advance(
     if training.stage_is_over and state.done is None:
         training.next_stage()
     if state.done and output is not None and is_main():
-        _write_weights(training.vae, output / WEIGHTS)
+        save_tensors(output / WEIGHTS, training.vae.state_dict())
     reached = milestones.record(training, ahead)
     if state.done or reached or training.checkpoint_is_due:
         _keep(training, output)
@@ -185,7 +186,7 @@ def _judge(training: Training, logs: Logs, output: Path | None, measure: Measure
     logs.record(line)
     logs.picture(training.vae, training.data, state.step)
     if training.config.patience is not None and state.stale == 0 and output is not None and is_main():
-        _write_weights(training.vae, output / "best.safetensors")
+        save_tensors(output / "best.safetensors", training.vae.state_dict())
 
 
 def _keep(training: Training, output: Path | None) -> None:
@@ -195,55 +196,23 @@ def _keep(training: Training, output: Path | None) -> None:
     state.kept_step, state.kept_seconds = state.step, state.seconds
     content = training.content()
     if is_main():
-        save_checkpoint(output / CHECKPOINT, content | {"metrics_bytes": (output / "metrics.jsonl").stat().st_size})
+        save_checkpoint(output / CHECKPOINT, content | {"metrics_bytes": (output / METRICS).stat().st_size})
 
 
 def _restored(training: Training, output: Path | None) -> bool:
     """Restore the run from its checkpoint, if there is one; return whether there was."""
     if output is None:
         raise ValueError("Expected an output folder to resume from, but found output=None. Try output=Path(..).")
-    content = from_main(lambda: _checkpoint(output))
+    content = from_main(lambda: read_checkpoint(output))
     if content is None:
         return False
     training.restore(content)
-    if not is_main():
-        return True
-    for torn in output.glob(".*.tmp"):  # left by a run that was killed during a write
-        torn.unlink()
     # Drop lines after the checkpoint; they will be written again.
-    metrics = output / "metrics.jsonl"
-    os.truncate(metrics, min(content["metrics_bytes"], metrics.stat().st_size))
+    if not from_main(lambda: cut(output / METRICS, content["metrics_bytes"])):
+        said = f"'{output / METRICS}' has lost evaluations of the run, which is continued."
+        warnings.warn(said, RuntimeWarning, stacklevel=2)
+        _keep(training, output)
     return True
-
-
-def _checkpoint(output: Path) -> Any:
-    """Return the content of the checkpoint to resume from, or None if there is none yet."""
-    if (output / CHECKPOINT).exists():
-        return load_checkpoint(output / CHECKPOINT)
-    metrics = output / "metrics.jsonl"
-    history = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-    if history > 1 or (output / WEIGHTS).exists():
-        raise ValueError(
-            f"Expected a checkpoint of the run in '{output}', but found only its history or weights, which are left as "
-            "they are. Try pyro-gvae evaluate, or another folder for a new run."
-        )
-    metrics.unlink(missing_ok=True)  # left by a run that was killed before its first checkpoint
-    return None
-
-
-def _check_unused(output: Path) -> None:
-    """Refuse to start in a folder with files of another run, so that no run overwrites another."""
-    kept = [name for name in (CHECKPOINT, WEIGHTS, "metrics.jsonl") if (output / name).exists()]
-    if kept:
-        raise ValueError(
-            f"Expected a folder without a run, but found '{kept[0]}' in '{output}'. Try resume=True to continue it, "
-            "or another folder."
-        )
-
-
-def _check_writable(output: Path) -> None:
-    if not os.access(output, os.W_OK):
-        raise ValueError(f"Expected a writable run folder, but found that '{output}' is not. Try another folder.")
 
 
 def _refuse(training: Training, x: Tensor, random_state: Tensor, output: Path | None) -> None:
@@ -270,12 +239,6 @@ def _refuse(training: Training, x: Tensor, random_state: Tensor, output: Path | 
         )
 
 
-def _write_weights(vae: Any, path: Path) -> None:
-    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in vae.state_dict().items()}
-    with replacing(path) as temporary:
-        temporary.write_bytes(save(weights))
-
-
 @contextmanager
 def _locked(output: Path | None) -> Iterator[None]:
     """Lock the folder against other runs in rank 0. If that fails, all processes raise."""
@@ -288,8 +251,10 @@ def _locked(output: Path | None) -> Iterator[None]:
 @contextmanager
 def _held(output: Path) -> Iterator[None]:
     output.mkdir(parents=True, exist_ok=True)
-    _check_writable(output)
+    check_own(output)
+    check_writable(output)
     with sole_writer(output):
+        remove_unfinished(output)
         yield
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ..config.train import TrainConfig
+from ..config.train import OUTSIDE, TrainConfig
 from ..data.dataset import Dataset
 from ..runs.config import CONFIG, read_train_config, write_config
 from ..runs.folder import new_run_folder
@@ -49,7 +49,8 @@ def _run_folder(config: TrainConfig, data: Dataset, again: bool) -> tuple[str, b
     """Return the run folder, and whether the run started before torchrun restarted its processes."""
     output = config.output
     if again and output is not None and (output / CONFIG).exists():
-        if read_train_config(output) != config:
+        inside = {name: value for name, value in config.as_json().items() if name not in OUTSIDE}
+        if read_train_config(output) != TrainConfig.from_json(inside):
             raise ValueError(f"Expected a run with this configuration, but found one with another in '{output}'.")
         return str(output), True
     run = new_run_folder(output, prefix="train")
@@ -57,12 +58,20 @@ def _run_folder(config: TrainConfig, data: Dataset, again: bool) -> tuple[str, b
     return str(run), False
 
 
-def resume(run: Path) -> tuple[Path, Fit]:
+def resume(
+    run: Path, *, data_dir: Path = Path("data"), download: bool = False, device: str = "cpu"
+) -> tuple[Path, Fit]:
     """Resume an interrupted run; the result is the same as without the interruption.
+
+    Args:
+        run: its folder, which says nothing of what lies outside of it.
+        data_dir: the folder of the data sets that have files.
+        download: fetch absent files into it.
+        device: where to go on.
 
     Raises:
         ValueError: if there is no such run, or its checkpoint is unusable. The folder is unchanged in that case.
     """
-    config = read_train_config(run)
+    config = replace(read_train_config(run), data_dir=data_dir, download=download, device=device)
     data = load_data(config)
     return run, fit(initial_model(config, data), data, config, output=run, resume=True)

@@ -1,6 +1,6 @@
 """Logs of a training run: JSON lines, a progress bar, TensorBoard."""
 
-import json
+import warnings
 from pathlib import Path
 from typing import Any, final
 
@@ -11,7 +11,8 @@ from tqdm import tqdm
 from ..data.dataset import Dataset
 from ..evaluate.generate import encode, reconstruct, sample
 from ..models.categorical_vae import CategoricalVAE
-from ..runs.files import append_json_line
+from ..runs.files import append_json_line, read_records
+from ..runs.records import TrainLine
 from ..runtime.extras import import_extra
 from ..runtime.rng import own_randomness
 
@@ -56,7 +57,9 @@ class Logs:
         writer = board_writer() if tensorboard else None  # in every process, so that all raise alike
         self._path = None if run is None else run / "metrics.jsonl"
         if self._path is not None and self._path.exists():
-            self.history = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+            self.history, torn = read_records(self._path, TrainLine)
+            if torn:
+                warnings.warn(f"{self._path}: left out torn lines {torn}.", RuntimeWarning, stacklevel=2)
         self._bar = tqdm(total=total, initial=step, unit="step", disable=not progress, leave=None)  # not inside another
         self._board: Any = None
         if writer is not None and run is not None:

@@ -44,7 +44,7 @@ def new_optimizer(
         The optimizer.
 
     Raises:
-        ValueError: if there is no such optimizer or option.
+        ValueError: if there is no such optimizer or option, or it cannot take a step by gradients alone.
 
     Example:
         >>> new_optimizer("SGD", [nn.Parameter(torch.zeros(3))], 0.1, momentum=0.9).defaults["momentum"]
@@ -55,14 +55,29 @@ def new_optimizer(
         raise ValueError(f"Expected the name of an optimizer in torch.optim, but found '{name}'. Try 'Adam'.")
     # One fused optimizer steps all parameters at once; Pyro has one optimizer per tensor.
     fused: dict[str, Any] = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
+
+    def make(moved: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        try:
+            made: torch.optim.Optimizer = cast(type[Any], kind)(moved, lr=lr, **fused, **options)
+        except (TypeError, RuntimeError, AttributeError, AssertionError, OverflowError) as error:
+            raise ValueError(f"Expected options that torch.optim.{name} has, but {_reason(error)}.") from error
+        return made
+
     try:
-        return cast(type[Any], kind)(parameters, lr=lr, **fused, **options)
-    except TypeError as error:
-        raise ValueError(f"Expected options that torch.optim.{name} has, but {error}.") from error
+        _after_a_step(make([nn.Parameter(torch.zeros(2, 2))]))
+    except (TypeError, RuntimeError, AttributeError, AssertionError, OverflowError) as error:
+        raise ValueError(
+            f"Expected an optimizer that steps by gradients alone, but found {name}: {_reason(error)}. Try 'Adam'."
+        ) from error
+    return make(parameters)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).split("\n")[0] or type(error).__name__
 
 
 def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Refuse averages whose shape or dtype differs from that of their parameter.
+    """Refuse a state that this optimizer could not have written: other entries, shapes or dtypes.
 
     torch does not check this, and a fused optimizer then reads and writes out of bounds.
 
@@ -71,16 +86,33 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
         state: parameter number -> name -> number or tensor, as in `Optimizer.state_dict()`.
 
     Raises:
-        ValueError: if an average does not fit.
+        ValueError: if it does not fit.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    copies = [nn.Parameter(torch.zeros_like(parameter)) for parameter in parameters]
+    known = inspect.signature(type(optimizer)).parameters
+    options = {name: value for name, value in optimizer.defaults.items() if name in known}
+    written = _after_a_step(type(optimizer)(copies, **options))
     for number, entries in state.items():
-        parameter = parameters[int(number)]
-        for name, value in entries.items():
-            if not isinstance(value, Tensor) or value.dim() == 0:
-                continue
-            if value.shape != parameter.shape or value.dtype != parameter.dtype:
-                raise ValueError(
-                    f"Expected '{name}' of parameter {number} to have shape {tuple(parameter.shape)} and "
-                    f"{parameter.dtype}, but found {tuple(value.shape)} and {value.dtype}."
-                )
+        if number not in written or _forms(entries) != _forms(written[number]):
+            raise ValueError(
+                f"Expected of parameter {number} the state {_forms(written.get(number, {}))}, but found another one."
+            )
+
+
+def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
+    """Its state after a step along no gradient."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state: dict[Any, Any] = optimizer.state_dict()["state"]
+    return state
+
+
+def _forms(entries: dict[str, Any]) -> dict[str, Any]:
+    """Of each part its shape and type, without which a step would fail, or write where it should not."""
+    return {
+        name: (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else type(value)
+        for name, value in entries.items()
+    }

@@ -1,8 +1,10 @@
 """The progress of a training run."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..config.json import read_settings
 from ..config.names import Judge
 
 
@@ -28,3 +30,29 @@ class State:
     stale: int = 0  # evaluations since the best one
     milestones: list[dict[str, Any]] = field(default_factory=list)  # what was measured at them, a line each
     done: str | None = None  # why the run is over
+
+
+def read_state(written: Any, num_stages: int) -> State:
+    """Read the state in a checkpoint.
+
+    Args:
+        written: the content of the checkpoint.
+        num_stages: number of stages of the run.
+
+    Raises:
+        ValueError: if its entries are not those of this release, or one has another type or is out of range.
+    """
+    names = {field.name for field in fields(State)}
+    others = sorted(map(str, names ^ set(written if isinstance(written, dict) else ())))
+    if others:
+        raise ValueError(
+            f"Expected the checkpoint of this release, but found one of another: its state differs in "
+            f"{', '.join(others)}. Try the release of pyro-gvae that wrote it."
+        )
+    state = State(**read_settings(State, written))
+    for name in names - {"loss_sum", "best", "judge", "milestones", "done"}:
+        if not 0 <= getattr(state, name) < math.inf:
+            raise ValueError(f"Expected '{name}' of a checkpoint to be at least 0, but found {getattr(state, name)}.")
+    if state.stage >= num_stages:
+        raise ValueError(f"Expected a stage below {num_stages} in the checkpoint, but found {state.stage}.")
+    return state

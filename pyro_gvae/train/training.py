@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config.stages import Amount, Stage
-from ..config.train import TrainConfig
+from ..config.train import OUTSIDE, TrainConfig
 from ..config.units import in_bytes
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset, digest
@@ -23,11 +23,11 @@ from .checks import annealed_tensors, check_data, stage_estimator
 from .monitor import NUM_TRAIN_WATCHED, discrete_elbo, judge_of
 from .non_finite import first_non_finite
 from .optimizers import check_optimizer_state, new_optimizer
-from .state import State
+from .state import State, read_state
 from .step import Step, make_step
 
 #: Settings that may differ between a run and its continuation: they do not change what is learned.
-FREE = {"data_dir", "download", "device", "output", "tensorboard", "checkpoint_every"}
+FREE = OUTSIDE | {"tensorboard", "checkpoint_every"}
 
 
 @final
@@ -199,8 +199,21 @@ class Training:
         """Restore the state that :meth:`content` returned.
 
         Raises:
-            ValueError: if it belongs to another program, configuration or data.
+            ValueError: if it belongs to another program, configuration or data, or is damaged.
         """
+        of_another = "Expected a checkpoint of this program, but found one of another program."
+        damage = (RuntimeError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+        try:
+            state = self._checked(content)
+        except damage as error:
+            raise ValueError(of_another) from error
+        try:
+            self._take(state, content)
+        except (ValueError, *damage) as error:
+            raise ValueError(of_another) from error
+
+    def _checked(self, content: dict[str, Any]) -> State:
+        """Return the state in a checkpoint of this run."""
         absent = self.content().keys() - content.keys()
         if absent:
             raise ValueError(f"Expected a complete checkpoint, but found one without {', '.join(sorted(absent))}.")
@@ -216,20 +229,20 @@ class Training:
                 f"Expected a checkpoint of {self.share.world_size} process(es), but found one of "
                 f"{len(content['random_of_others']) + 1}. Try torchrun --nproc-per-node."
             )
+        return read_state(content["state"], len(self.stages))
+
+    def _take(self, state: State, content: dict[str, Any]) -> None:
         self._end_stage()
-        try:
-            self.state = State(**content["state"])
-            self._begin_stage()
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.vae.load_state_dict(content["vae"])
-            self.step.own.load_state_dict(content["own"])
-            # Compare names and shapes: torch matches only by position, and a fused optimizer would write out of bounds.
-            if self._shapes() != content["parameters"]:
-                raise ValueError("other parameters")
-            check_optimizer_state(self.optimizer, content["optimizer"])
-            self.optimizer.load_state_dict({"state": content["optimizer"], "param_groups": groups})
-        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise ValueError("Expected a checkpoint of this program, but found one of another program.") from error
+        self.state = state
+        self._begin_stage()
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.vae.load_state_dict(content["vae"])
+        self.step.own.load_state_dict(content["own"])
+        # Compare names and shapes: torch matches only by position, and a fused optimizer would write out of bounds.
+        if self._shapes() != content["parameters"]:
+            raise ValueError("Expected the same parameters in the same order, but found others.")
+        check_optimizer_state(self.optimizer, content["optimizer"])
+        self.optimizer.load_state_dict({"state": content["optimizer"], "param_groups": groups})
         self._batches = self._remaining_batches()
         set_random_states([content["random"], *content["random_of_others"]][self.share.rank])
 

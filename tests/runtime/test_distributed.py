@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from pyro_gvae.runtime.distributed import (
     share,
     summed,
 )
+from pyro_gvae.runtime.plain import pack, unpack
 from pyro_gvae.train.fit import fit
 from pyro_gvae.train.setup import initial_model, load_data
 from pyro_gvae.train.step import make_step
@@ -168,6 +170,34 @@ def test_a_restart_goes_on_only_with_its_own_configuration(monkeypatch, capsys, 
     assert main(arguments) == 0
     assert main([*arguments, "--seed", "1"]) == 2
     assert "Expected a run with this configuration" in capsys.readouterr().err
+
+
+class Bomb:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_what_another_process_tells_is_never_unpickled(tmp_path):
+    """By hand: bytes of a pickle are refused, and no function of torch that sends objects is called."""
+    mark = tmp_path / "exploded"
+    with pytest.raises(ValueError, match="Expected plain data with tensors, but found other bytes"):
+        unpack(pickle.dumps(Bomb(str(mark))))
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(Bomb(str(mark)))).close()  # the negative control
+    assert mark.exists()
+    source = (ROOT / "pyro_gvae" / "runtime" / "distributed.py").read_text()
+    assert "object" not in source.replace("would tell objects as pickles", "")
+
+
+@pytest.mark.parametrize("value", [None, 3, [1, True], {"a": torch.ones(2), 3: [torch.zeros(0), "x"]}, float("inf")])
+def test_plain_data_come_back(value):
+    found = unpack(pack(value))
+    assert str(found) == str(value)
 
 
 # Two processes: each job is one that both do; its results, by rank, are looked at by a test.

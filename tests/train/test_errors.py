@@ -151,7 +151,7 @@ def test_a_resumed_run_tidies_up_at_the_same_steps(kept):
         (Swapped, lambda content: content, "Expected a checkpoint of this program, but found one of another"),
         (new_vae, transposed, "Expected a checkpoint of this program, but found one of another"),
         (new_vae, without("vae"), "Expected a complete checkpoint, but found one without vae"),
-        (new_vae, lambda content: content | {"state": {"step": "many", "rounds": 3}}, "of this program"),
+        (new_vae, lambda content: content | {"state": {"step": "many", "rounds": 3}}, "of this release"),
         (new_vae, lambda content: content | {"optimizer": {99: {}}}, "of this program"),
     ],
 )

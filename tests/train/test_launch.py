@@ -13,7 +13,7 @@ from pyro_gvae import exact
 from pyro_gvae.cli.main import main
 from pyro_gvae.report import training_figures as train_plots
 from pyro_gvae.report.training import write_train_report
-from pyro_gvae.runs.checkpoint import load_checkpoint
+from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
 from pyro_gvae.runs.config import read_train_config
 from pyro_gvae.train.trained import load_model, trained_models
 
@@ -33,6 +33,9 @@ def unfinished(finished, tmp_path):
     """As a kill leaves it: a checkpoint, and no weights yet."""
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "weights.safetensors").unlink()
+    content = load_checkpoint(run / "checkpoint.safetensors")
+    content["state"]["done"] = None
+    save_checkpoint(run / "checkpoint.safetensors", content)
     return run
 
 
@@ -87,6 +90,7 @@ def damage(run, how):
     weights, checkpoint = run / "weights.safetensors", run / "checkpoint.safetensors"
     if how == "weights truncated":
         weights.write_bytes(weights.read_bytes()[:-7])
+        checkpoint.unlink()
     elif how == "weights of others":
         written = json.loads((run / "config.json").read_text())
         written["train"]["num_latents"] = 3
