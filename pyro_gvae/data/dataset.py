@@ -19,7 +19,7 @@ from ..models.categorical_vae import CategoricalVAE
 from ..runtime.rng import derived_seed
 
 BINARIZATIONS = ("none", "threshold", "dynamic")
-#: The value range of grey images: from 0 to 1.
+#: The value range of grey images (from 0 to 1).
 UNIT = (0.0, 1.0)
 
 

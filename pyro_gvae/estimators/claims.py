@@ -23,7 +23,7 @@ class Objective(Enum):
     EVIDENCE = "the log-evidence of the discrete model"
     #: E log (1/P) sum_p p(x, z_p) / q(z_p|x), between the ELBO and log p(x).
     MULTI_SAMPLE_BOUND = "the importance-weighted bound of the discrete model"
-    #: Two objectives: log p(x) for the model and KL(p(z|x) || q(z|x)) for the guide.
+    #: log p(x) for the model, and KL(p(z|x) || q(z|x)) for the guide.
     EVIDENCE_AND_INCLUSIVE_KL = "the log-evidence of the discrete model, and the inclusive KL for the guide"
 
     @property

@@ -95,9 +95,8 @@ class TracedELBO(LossOnlyELBO):
 
     - the arguments: nesting, shape, stride, dtype and device of tensors, and the values of everything else;
     - everything that model, guide and ELBO refer to, see :class:`~pyro_gvae.jit.guards.Guard`: parameters and buffers
-    that
-      are added, removed or replaced (their values may change), which of them require gradients, `train()` and `eval()`,
-      numbers and other Python attributes, global variables and closures;
+      that are added, removed or replaced (their values may change), which of them require gradients, `train()` and
+      `eval()`, numbers and other Python attributes, global variables and closures;
     - torch's default dtype and device, gradient mode and autocast;
     - the entries of Pyro's param store that the program uses.
 

@@ -164,7 +164,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written(ma
 
 def test_other_data_of_the_same_shape_are_refused(kept):
     resumed = Training(new_vae(), 1 - images(), config())
-    with pytest.raises(ValueError, match="Expected the data that the checkpoint was trained on, but found others"):
+    with pytest.raises(ValueError, match="Expected the training data of the checkpoint, but found other data"):
         resumed.restore(kept())
 
 
