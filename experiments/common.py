@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,13 @@ from pyro_gvae.evaluate.code_statistics import guide_log_probs, mean_perplexity
 from pyro_gvae.evaluate.importance import log_importance_weights
 from pyro_gvae.evaluate.metrics import discrete_scores
 from pyro_gvae.report.style import PALETTE, save_figure
-from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
 from pyro_gvae.runs.folder import sole_writer
 from pyro_gvae.runs.frames import write_csv
 from pyro_gvae.runs.tables import with_errors
 from pyro_gvae.runtime.memory import keep_freed_memory
-from pyro_gvae.runtime.rng import derived_seed, own_randomness
+from pyro_gvae.runtime.rng import own_randomness
+from pyro_gvae.train.fit import fit
+from pyro_gvae.train.milestones import Milestones
 from pyro_gvae.train.setup import initial_model, load_data
 from pyro_gvae.train.training import Training
 
@@ -104,6 +106,10 @@ def command(main: Callable[..., Any]) -> None:
     except (ValueError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt as interrupt:  # `fit` has written its checkpoint
+        number = getattr(interrupt, "signal", SIGINT)
+        print(f"{Path(sys.argv[0]).name}: stopped by {number.name}; the same command goes on", file=sys.stderr)
+        raise SystemExit(128 + number) from None
 
 
 def check_names(found: Sequence[str], known: Collection[str]) -> None:
@@ -186,76 +192,24 @@ def train(config: TrainConfig, moments: Sequence[str], measure: Measure, folder:
         config: what to train.
         moments: amounts of training in their order: "5" (epochs), "500steps", "60s".
         measure: columns of a row, from the model and its data.
-        folder: for a checkpoint: an interrupted call, and one with more moments, go on from there.
+        folder: for the checkpoint, from which an interrupted call, and one with later moments, go on.
 
     Returns:
         A row for each moment: `moment`, `step`, `epoch`, `seconds` of training, `stage`, and `train_objective`, the
         mean of minus the losses of the current epoch up to now, in nats per datum; and what `measure` returned.
     """
+
+    def measured(training: Training) -> Row:
+        with own_randomness(0), torch.no_grad():
+            return measure(training.vae, data)
+
     data = dataset(config)
-    checkpoint = folder / "checkpoint.safetensors"
-    with own_randomness(derived_seed("train", config.seed)):
-        training = Training(initial_model(config, data), data, config)
-        rows = _restore(training, checkpoint, moments)
-        total = Amount.parse(moments[-1]).steps(training.per_epoch)
-        with tqdm(total=total, initial=training.state.step, unit="step", leave=False, mininterval=1) as bar:
-            bar.set_description(f"{training.stage.estimator}, seed {config.seed}")
-            for moment in moments[len(rows) :]:
-                _advance_to(Amount.parse(moment), training, checkpoint, rows, bar)
-                rows.append(_row(moment, training, measure))
-                _keep(training, checkpoint, rows)
-    return rows
-
-
-def _advance_to(moment: Amount, training: Training, checkpoint: Path, rows: list[Row], bar: Any) -> None:
-    state, config = training.state, training.config
-    while not moment.is_over(state.step, state.seconds, training.per_epoch) and state.done is None:
-        if state.step % training.per_epoch == 0:
-            state.loss_sum, state.num_losses = 0.0, 0
-        training.advance()
-        bar.update()
-        if state.skipped_in_a_row >= config.max_skipped:
-            raise ValueError(
-                f"Expected finite losses and gradients, but found {config.max_skipped} steps in a row without, the "
-                f"last of them step {state.step - 1}. Try a lower learning rate, or clip_norm."
-            )
-        if training.stage_is_over:
-            training.next_stage()
-        if training.checkpoint_is_due:
-            _keep(training, checkpoint, rows)
-
-
-def _row(moment: str, training: Training, measure: Measure) -> Row:
-    state = training.state
-    row = {
-        "moment": moment,
-        "step": state.step,
-        "epoch": state.step / training.per_epoch,
-        "seconds": state.seconds,
-        "stage": state.stage,
-        "train_objective": -state.loss_sum / state.num_losses if state.num_losses else math.nan,
-    }
-    with own_randomness(0), torch.no_grad():
-        return row | measure(training.vae, training.data)
-
-
-def _keep(training: Training, checkpoint: Path, rows: list[Row]) -> None:
-    state = training.state
-    state.kept_step, state.kept_seconds = state.step, state.seconds
-    save_checkpoint(checkpoint, training.content() | {"rows": rows})
-
-
-def _restore(training: Training, checkpoint: Path, moments: Sequence[str]) -> list[Row]:
-    """The rows that were measured before; none, and a new training, where they are not the first ones of these."""
-    if not checkpoint.exists():
-        return []
-    content = load_checkpoint(checkpoint)
-    rows: list[Row] = content.pop("rows")
-    done = [row["moment"] for row in rows]
-    if done != list(moments[: len(done)]):
-        return []
-    training.restore(content)
-    return rows
+    config = replace(config, judge="none", evaluate_every="1")  # the objective is that of the epoch
+    amounts = [Amount.parse(moment) for moment in moments]
+    milestones = Milestones(amounts, measured)
+    done = fit(initial_model(config, data), data, config, output=folder, resume=True, milestones=milestones)
+    lines = {line.pop("milestone"): line for line in done.milestones}
+    return [{"moment": moment} | lines[str(amount)] for moment, amount in zip(moments, amounts, strict=True)]
 
 
 @functools.cache

@@ -24,15 +24,18 @@ import pandas as pd
 import psutil
 import torch
 import tyro
+from bench import results_of
 from safetensors.torch import load_file
 
 from pyro_gvae import CategoricalVAE
 from pyro_gvae.cli.main import main
 from pyro_gvae.config.train import TrainConfig
+from pyro_gvae.runs.config import CONFIG
 from pyro_gvae.runs.files import write_json
+from pyro_gvae.runs.frames import read_json_lines
+from pyro_gvae.train.files import CHECKPOINT, WEIGHTS
 from pyro_gvae.train.fit import fit
 
-RESULTS = Path(__file__).parent / "results" / "soak.json"
 SMALL = ["--num-latents", "2", "--num-categories", "4", "--hidden", "16"]
 PLANS = (
     ["--stages", "gumbel-softmax:{n}steps,exact:{n}steps"],
@@ -58,7 +61,7 @@ def soak(
         minutes: How long, about; a round that was begun is finished.
         smoke: One short round, to see that the soak test itself runs.
         seed: Of the moments of the kills.
-        results: Where the summary goes; experiments/results/soak.json if not given, and not a smoke run's.
+        results: Where the summary goes; experiments/results/soak.json if not given, or in runs for a smoke run.
         folder: Where the runs go, a temporary one if not given; each is removed when it was found to be whole.
     """
     folder = Path(tempfile.mkdtemp(prefix="soak")) if folder is None else folder
@@ -93,8 +96,7 @@ def soak(
     growth = _growth(memory)
     found |= {"minutes": round((time.monotonic() - begun) / 60, 2), "growth_mb_a_fit": round(growth, 2)}
     found |= {"memory_mb": [round(memory[0]), round(memory[-1])], "lost": 0}
-    if results is not None or not smoke:
-        write_json(results or RESULTS, found)
+    write_json(results or results_of("soak", smoke=smoke), found)
     print(json.dumps(found))
     if growth > MOST_GROWTH and len(memory) > WARM:
         raise LostError(f"the memory of a long-lived process grew by {growth:.1f} MB with each of {len(memory)} fits")
@@ -131,7 +133,7 @@ def _train_killed(
 
     def at_a_random_moment(is_alive: Callable[[], bool]) -> None:
         """Mostly after its first checkpoint, so that each process gets on."""
-        checkpoint = run / "checkpoint.safetensors"
+        checkpoint = run / CHECKPOINT
         before = _modified(checkpoint)
         if choose.random() < 0.2 and kills:
             time.sleep(choose.uniform(0, took))
@@ -141,7 +143,7 @@ def _train_killed(
         time.sleep(choose.uniform(0, took / most / 4))
 
     while code == -9:
-        if (run / "config.json").exists():
+        if (run / CONFIG).exists():
             words: tuple[Any, ...] = ("resume", run)
             found["resumes"] += 1
         else:  # killed before there was anything to be lost
@@ -155,9 +157,8 @@ def _train_killed(
 
 def _seconds(run: Path) -> float:
     """What a run's steps took from its second evaluation on; after as long as its start takes, it would have ended."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    seconds = [json.loads(line)["seconds"] for line in lines]
-    return float(seconds[-1] - seconds[1])
+    seconds = read_json_lines(run / "metrics.jsonl")["seconds"]
+    return float(seconds.iloc[-1] - seconds[1])
 
 
 def _modified(path: Path) -> int:
@@ -167,25 +168,24 @@ def _modified(path: Path) -> int:
 
 def _check_same(expected: Path, found: Path) -> None:
     lines = [_lines(run) for run in (expected, found)]
-    steps = [line["step"] for line in lines[1]]
-    if steps != sorted(set(steps)) or lines[0] != lines[1]:
+    steps = lines[1]["step"]
+    if not (steps.is_unique and steps.is_monotonic_increasing and lines[0].equals(lines[1])):
         raise LostError(f"the evaluations in '{found}' are not those in '{expected}'")
-    weights = [load_file(run / "weights.safetensors") for run in (expected, found)]
+    weights = [load_file(run / WEIGHTS) for run in (expected, found)]
     if weights[0].keys() != weights[1].keys() or any(not torch.equal(weights[0][n], weights[1][n]) for n in weights[0]):
         raise LostError(f"the weights in '{found}' are not those in '{expected}'")
     if list(found.glob(".*.tmp")):
         raise LostError(f"halves of files are left in '{found}'")
 
 
-def _lines(run: Path) -> list[dict[str, Any]]:
-    written = (json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return [{name: value for name, value in line.items() if name not in CLOCKS} for line in written]
+def _lines(run: Path) -> pd.DataFrame:
+    return read_json_lines(run / "metrics.jsonl").drop(columns=list(CLOCKS))
 
 
 def _evaluate(processes: Any, run: Path) -> None:
     _expect(0, _command(processes, "evaluate", run, "--num-data", 360))
     [path] = (run / "evaluation").glob("*.json")
-    elbo, last = json.loads(path.read_text())["test"]["elbo"]["value"], _lines(run)[-1]["test_elbo"]
+    elbo, last = json.loads(path.read_text())["test"]["elbo"]["value"], _lines(run)["test_elbo"].iloc[-1]
     if abs(elbo - last) > 1e-3:
         raise LostError(f"'{run}' was left with a test ELBO of {last}, and evaluated to have {elbo}")
 

@@ -1,9 +1,9 @@
 """Categorical VAEs in Pyro: Gumbel-Softmax relaxation and exact enumeration on one program.
 
-Names in the order of their use. Shape letters, everywhere: B batch, P particles (samples per datum), N latents, K
-categories, D data dimensions, S = K^N joint codes. `elbo` goes up, `loss = -elbo` goes down; nats per datum unless
-the name says so. Names are imported when they are first used, so that the command line answers `--help` without
-importing torch.
+Shape letters, everywhere: B batch, P particles (samples per datum), N latents, K categories, D data dimensions, S = K^N
+joint codes. `elbo` is maximized, `loss = -elbo` is minimized; values are in nats per datum unless the name says
+otherwise. Names are imported on first use, so that the command line answers `--help` without importing torch. They are
+listed in the order in which a program uses them.
 """
 
 from importlib import import_module

@@ -1,9 +1,9 @@
-"""Schedules of temperatures, learning rates and KL weights: plain functions of the step.
+"""Schedules of temperatures, learning rates and KL weights, as pure functions of the step.
 
-A factory checks its arguments once and returns a pure function ``step -> value``: no state, so a
-resumed run, a plot and a test all read the same number for the same step. Values are positive, as temperatures must be;
-with ``positive=False`` they may reach 0, as KL weights do. ``SCHEDULES`` names the factories,
-and ``schedule`` reads one from the short text that a command line or a configuration file holds.
+A factory checks its arguments once and returns a pure function ``step -> value``. It has no state, so a resumed run, a
+plot and a test get the same number for the same step. Values are positive, as temperatures must be; with
+``positive=False`` they may reach 0, as KL weights do. ``SCHEDULES`` lists the factories by name, and ``schedule``
+parses the short text that a command line or a configuration file contains.
 """
 
 import inspect
@@ -16,17 +16,17 @@ Schedule: TypeAlias = Callable[[int], float]
 
 
 def constant(value: float, *, positive: bool = True) -> Schedule:
-    """The same temperature at every step.
+    """Return a constant schedule: the same value at every step.
 
     Args:
-        value: the temperature, positive.
-        positive: whether the value must be positive; else it may be 0.
+        value: the value, positive.
+        positive: whether the value must be positive; if False, it may be 0.
 
     Returns:
-        A pure function from the step (0, 1, 2, ...) to the temperature.
+        A pure function from the step (0, 1, 2, ...) to the value.
 
     Raises:
-        ValueError: where the value is not positive and finite.
+        ValueError: if the value is out of range or not finite.
 
     Example:
         >>> constant(0.67)(1000)
@@ -37,24 +37,23 @@ def constant(value: float, *, positive: bool = True) -> Schedule:
 
 
 def exponential(initial: float, rate: float, floor: float, every: int = 1, *, positive: bool = True) -> Schedule:
-    """Exponential decay down to a floor: ``max(floor, initial * exp(-rate * step))``.
+    """Return an exponential decay down to a floor: ``max(floor, initial * exp(-rate * step))``.
 
-    The schedule of Jang, Gu and Poole, *Categorical Reparameterization with Gumbel-Softmax* (2017, arXiv
-    1611.01144), who use ``max(0.5, exp(-rate * step))`` with a rate of 1e-5 or 1e-4, recomputed at each 500th
-    or 1000th step only.
+    The schedule of Jang, Gu and Poole, *Categorical Reparameterization with Gumbel-Softmax* (2017, arXiv 1611.01144),
+    who use ``max(0.5, exp(-rate * step))`` with a rate of 1e-5 or 1e-4, recomputed only at each 500th or 1000th step.
 
     Args:
-        initial: the temperature at step 0, positive.
+        initial: the value at step 0, positive.
         rate: the decay per step, not negative.
-        floor: the temperature that is never undercut, positive and at most ``initial``.
+        floor: the lowest value, positive and at most ``initial``.
         every: recompute at the multiples of this number of steps and hold the value in between.
-        positive: whether values must be positive; else they may be 0.
+        positive: whether values must be positive; if False, they may be 0.
 
     Returns:
-        A pure function from the step (0, 1, 2, ...) to the temperature.
+        A pure function from the step (0, 1, 2, ...) to the value.
 
     Raises:
-        ValueError: where an argument is outside its range.
+        ValueError: if an argument is out of range.
 
     Example:
         >>> jang = exponential(1.0, 1e-4, 0.5, every=1000)
@@ -71,19 +70,19 @@ def exponential(initial: float, rate: float, floor: float, every: int = 1, *, po
 
 
 def linear(initial: float, final: float, steps: int, *, positive: bool = True) -> Schedule:
-    """A straight line from ``initial`` at step 0 to ``final`` at step ``steps``, and ``final`` afterwards.
+    """Return a straight line from ``initial`` at step 0 to ``final`` at step ``steps``; constant afterwards.
 
     Args:
-        initial: the temperature at step 0, positive.
-        final: the temperature at step ``steps`` and later, positive; it may be above ``initial``.
+        initial: the value at step 0, positive.
+        final: the value at step ``steps`` and later, positive; it may be above ``initial``.
         steps: the length of the line, at least 1.
-        positive: whether values must be positive; else they may be 0.
+        positive: whether values must be positive; if False, they may be 0.
 
     Returns:
-        A pure function from the step (0, 1, 2, ...) to the temperature.
+        A pure function from the step (0, 1, 2, ...) to the value.
 
     Raises:
-        ValueError: where an argument is outside its range.
+        ValueError: if an argument is out of range.
 
     Example:
         >>> [linear(1.0, 0.5, 100)(step) for step in (0, 50, 100, 1000)]
@@ -95,23 +94,23 @@ def linear(initial: float, final: float, steps: int, *, positive: bool = True) -
 
 
 def cosine(initial: float, final: float, steps: int, *, positive: bool = True) -> Schedule:
-    """Half a cosine wave from ``initial`` at step 0 to ``final`` at step ``steps``, and ``final`` afterwards.
+    """Return half a cosine wave from ``initial`` at step 0 to ``final`` at step ``steps``; constant afterwards.
 
-    ``final + (initial - final) * (1 + cos(pi * step / steps)) / 2``, the shape that Loshchilov and Hutter,
-    *SGDR: Stochastic Gradient Descent with Warm Restarts* (2017, arXiv 1608.03983, eq. 5) gave to learning
+    The formula is ``final + (initial - final) * (1 + cos(pi * step / steps)) / 2``, the shape that Loshchilov and
+    Hutter, *SGDR: Stochastic Gradient Descent with Warm Restarts* (2017, arXiv 1608.03983, eq. 5), used for learning
     rates.
 
     Args:
-        initial: the temperature at step 0, positive.
-        final: the temperature at step ``steps`` and later, positive; it may be above ``initial``.
+        initial: the value at step 0, positive.
+        final: the value at step ``steps`` and later, positive; it may be above ``initial``.
         steps: the length of the half wave, at least 1.
-        positive: whether values must be positive; else they may be 0.
+        positive: whether values must be positive; if False, they may be 0.
 
     Returns:
-        A pure function from the step (0, 1, 2, ...) to the temperature.
+        A pure function from the step (0, 1, 2, ...) to the value.
 
     Raises:
-        ValueError: where an argument is outside its range.
+        ValueError: if an argument is out of range.
 
     Example:
         >>> [round(cosine(1.0, 0.5, 100)(step), 3) for step in (0, 25, 50, 100, 1000)]
@@ -123,7 +122,7 @@ def cosine(initial: float, final: float, steps: int, *, positive: bool = True) -
 
 
 def article(batches_per_epoch: int) -> Schedule:
-    """The annealing of the article that this package starts from, exactly as its loop does it.
+    """Return the annealing schedule of the article on which this package is based, exactly as in its loop.
 
     Kravets, *Variational Autoencoder (VAE) with Discrete Distribution using Gumbel Softmax* (Towards Data
     Science, 2023) starts every epoch at temperature 1 and runs, after the optimizer's step on each batch::
@@ -131,11 +130,10 @@ def article(batches_per_epoch: int) -> Schedule:
         if batch_idx % 100 == 1:
             temp = np.maximum(temp * np.exp(-ANNEAL_RATE * batch_idx), temp_min)    # 3e-5, 0.5
 
-    Batch ``b`` of an epoch therefore sees the ``n = (b + 98) // 100`` updates made after the batches 1, 101,
-    201, ... before it, and its temperature is ``max(0.5, exp(-3e-5 * (50 * n * (n - 1) + n)))``. The last of the
-    600 batches of the article is trained at 0.956, and the next epoch starts at 1 again: hardly anything is
-    annealed. (Jang's own notebook computes ``tau0 * exp(-ANNEAL_RATE * i)`` from the start value, over all steps:
-    ``exponential``.)
+    Batch ``b`` of an epoch therefore comes after ``n = (b + 98) // 100`` updates, those made after batches 1, 101, 201,
+    ... Its temperature is ``max(0.5, exp(-3e-5 * (50 * n * (n - 1) + n)))``. The last of the article's 600 batches has
+    temperature 0.956, and the next epoch starts at 1 again, so there is hardly any annealing. (Jang's own notebook
+    computes ``tau0 * exp(-ANNEAL_RATE * i)`` from the start value over all steps, which is ``exponential``.)
 
     Args:
         batches_per_epoch: the number of batches after which the temperature starts at 1 again, at least 1.
@@ -144,7 +142,7 @@ def article(batches_per_epoch: int) -> Schedule:
         A pure function from the step (0, 1, 2, ..., counted through all epochs) to the temperature.
 
     Raises:
-        ValueError: where ``batches_per_epoch`` is not a whole number of at least 1.
+        ValueError: if ``batches_per_epoch`` is not a whole number of at least 1.
 
     Example:
         >>> [round(article(600)(step), 4) for step in (0, 2, 102, 599, 600)]
@@ -169,17 +167,17 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def schedule(text: str, *, positive: bool = True) -> Schedule:
-    """Reads a schedule from a short text: ``name:number,number,...`` or one number alone for a constant.
+    """Parse a schedule: ``name:number,number,...``, or a number alone for a constant.
 
     Args:
-        text: a name of ``SCHEDULES``, a colon, and the arguments of that factory in their order.
-        positive: whether values must be positive; else they may be 0.
+        text: a name in ``SCHEDULES``, a colon, and the factory's arguments in their order.
+        positive: whether values must be positive; if False, they may be 0.
 
     Returns:
-        What the named factory returns for these arguments.
+        The schedule, a pure function from the step to the value.
 
     Raises:
-        ValueError: where the text has another form, or the factory refuses its arguments.
+        ValueError: if the text has another form, or the factory refuses its arguments.
 
     Example:
         >>> schedule("0.67")(0), schedule("linear:1.0,0.5,100")(50)
@@ -205,15 +203,15 @@ def schedule(text: str, *, positive: bool = True) -> Schedule:
 
 
 def _form(name: str) -> str:
-    """How the text of a schedule looks, such as ``linear:initial,final,steps``; optional ones in brackets."""
+    """Return the form of a schedule's text, such as ``linear:initial,final,steps``; optional arguments in brackets."""
     parameters = [p for p in inspect.signature(SCHEDULES[name]).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     return f"{name}:" + ",".join(p.name if p.default is p.empty else f"[{p.name}]" for p in parameters)
 
 
 def _number(text: str) -> float:
-    """An int where the text is one, so that a number of steps stays whole; else a float."""
+    """Convert to an int if the text is one, so that a number of steps remains whole; else to a float."""
     try:
-        return int(text)
+        return int(text) if len(text) < 20 else float(text)
     except ValueError:
         return float(text)
 
@@ -228,4 +226,4 @@ def _check_values(positive: bool, **named: float) -> None:
 def _check_count(**named: int) -> None:
     for name, value in named.items():
         if not (isinstance(value, Integral) and value >= 1):
-            raise ValueError(f"Expected {name} to be a whole number of at least 1, but found {value}.")
+            raise ValueError(f"Expected {name} to be a whole number of at least 1, but found {value}. Try 1000.")

@@ -1,1 +1,1 @@
-"""The command line, one place for all commands."""
+"""The command line: all commands in one place."""

@@ -1,4 +1,4 @@
-"""Every command: a configuration in, files written, the text for the terminal out."""
+"""The functions behind the commands: each takes a configuration, writes files and returns the text to print."""
 
 import sys
 from collections.abc import Iterator
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..compare.gather import read_results
@@ -36,8 +35,11 @@ from ..evaluate.tables import evaluation_table
 from ..report.comparison import write_report
 from ..report.gaps import gaps_table, run_gaps
 from ..report.training import write_train_report
-from ..runs.config import is_train_run, read_config, read_train_config
+from ..runs.checkpoint import save_tensors
+from ..runs.config import is_train_run, read_compare_config, read_config
+from ..runs.contents import read_compared
 from ..runs.files import replacing, write_json
+from ..runs.folder import check_writable
 from ..runs.frames import write_csv
 from ..runs.tables import format_table, labelled, summarize
 from ..runtime.distributed import is_main, processes
@@ -46,13 +48,13 @@ from ..train.launch import resume, train
 from ..train.trained import Trained, load_model
 from .errors import CellsFailedError
 
-#: Pixels of the larger edge of an image in a picture, at most, that small images are enlarged to.
-EDGE = 64
+#: Small images are enlarged in pictures, by a whole factor, to at most this many pixels at their longer edge.
+MOST_PIXELS = 64
 
 
 def evaluate_command(config: EvaluateConfig) -> str:
-    """Write NAME.json, NAME-metrics.csv and NAME-latents.csv; the table for the terminal."""
-    trained, folder = _opened(config, "evaluation")
+    """Evaluate a model, write NAME.json, NAME-metrics.csv and NAME-latents.csv, and return the table to print."""
+    trained, folder = _load(config, "evaluation")
     found = evaluate(
         trained.vae,
         trained.data,
@@ -69,8 +71,8 @@ def evaluate_command(config: EvaluateConfig) -> str:
 
 
 def encode_command(config: EncodeConfig) -> str:
-    """Write the codes of data, category numbers (M, N), as CSV and safetensors, with the labels that there are."""
-    trained, folder = _opened(config, "codes")
+    """Write codes, category numbers (M, N), as CSV and safetensors, with labels if the data have them."""
+    trained, folder = _load(config, "codes")
     part = fixed_part(trained.data, config.part, config.num_data)
     with torch.random.fork_rng():
         torch.manual_seed(config.random_seed)
@@ -83,12 +85,14 @@ def encode_command(config: EncodeConfig) -> str:
     _save(path, tensors)
     write_csv(path.with_name(f"{path.name}.csv"), frame)
     used = len(codes.unique(dim=0))
-    return f"{frame.head().to_string()}\n{len(codes)} data, {used} different codes.\n\nfiles: {path}.csv, .safetensors"
+    return (
+        f"{frame.head().to_string()}\n{len(codes)} images, {used} different codes.\n\nfiles: {path}.csv, .safetensors"
+    )
 
 
 def reconstruct_command(config: ReconstructConfig) -> str:
-    """Write images and their reconstructions, each in the row below its image."""
-    trained, folder = _opened(config, "reconstructions")
+    """Write images and their reconstructions; in the picture, each row of images is followed by its reconstructions."""
+    trained, folder = _load(config, "reconstructions")
     x = fixed_part(trained.data, config.part, config.num_data).x
     with torch.random.fork_rng():
         torch.manual_seed(config.random_seed)
@@ -99,12 +103,12 @@ def reconstruct_command(config: ReconstructConfig) -> str:
     rows = [row for pair in zip(*shown, strict=True) for row in pair]
     _save_png(path, rows, trained.data.image_shape)
     error = (x - found).square().sum(-1).mean().item()
-    return f"{len(x)} images, mean squared distance {error:.3f} an image.\n\nfiles: {path}.png, .safetensors"
+    return f"{len(x)} images, mean squared distance {error:.3f} per image.\n\nfiles: {path}.png, .safetensors"
 
 
 def sample_command(config: SampleConfig) -> str:
-    """Write images of codes drawn from the prior."""
-    trained, folder = _opened(config, "samples")
+    """Write images generated from codes that are sampled from the prior."""
+    trained, folder = _load(config, "samples")
     with torch.random.fork_rng():
         torch.manual_seed(config.random_seed)
         found = sample(trained.vae, config.num_samples, pixels=config.pixels)
@@ -114,21 +118,22 @@ def sample_command(config: SampleConfig) -> str:
     return f"{len(found)} samples.\n\nfiles: {path}.png, .safetensors"
 
 
-def _opened(config: ModelConfig, kind: str) -> tuple[Trained, Path]:
-    trained = load_model(config.run, config.estimator, config.seed)
-    return trained, config.output or config.run / kind
+def _load(config: ModelConfig, kind: str) -> tuple[Trained, Path]:
+    trained = load_model(config.run, config.estimator, config.seed, data_dir=config.data_dir)
+    folder = config.output or config.run / kind
+    check_writable(folder)
+    return trained, folder
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    with replacing(path.with_name(f"{path.name}.safetensors")) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    save_tensors(path.with_name(f"{path.name}.safetensors"), tensors)
 
 
 def _save_png(path: Path, rows: list[Tensor], image_shape: tuple[int, int]) -> None:
-    """Rows of up to 10 images each, small images enlarged; a short row is filled with black."""
+    """Write rows of up to 10 images as one PNG; enlarge small images and fill a short row with black."""
     from torchvision.utils import save_image  # imported where used: it takes a second
 
-    width, factor = len(rows[0]), max(1, EDGE // max(image_shape))
+    width, factor = len(rows[0]), max(1, MOST_PIXELS // max(image_shape))
     full = [torch.cat([row, row.new_zeros(width - len(row), row.shape[1])]) for row in rows]
     images = torch.cat(full).unflatten(-1, (1, *image_shape))
     images = images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
@@ -137,13 +142,13 @@ def _save_png(path: Path, rows: list[Tensor], image_shape: tuple[int, int]) -> N
 
 
 def compare_command(config: CompareConfig) -> str:
-    """The comparison as a command: what is said in the end.
+    """Run a comparison and return the text to print.
 
     Raises:
-        CellsFailedError: if some did.
+        CellsFailedError: if a cell failed.
     """
     run = compare(config)
-    said = f"{results_table(run)}\n\nreport: {run / 'report.html'}"
+    text = f"{results_table(run)}\n\nreport: {run / 'report.html'}"
     results = read_results(run)
     held = results[(results["status"] == "unfinished") & (results["error"] != "")]
     failed = labelled(results[results["status"] == "failed"])
@@ -152,73 +157,89 @@ def compare_command(config: CompareConfig) -> str:
         raise CellsFailedError(
             f"Expected {len(results)} finished cells, but found {len(held)} that other processes work on: "
             f"{first['estimator']}, seed {first['seed']}, {first['error']}. Try the same command when they have ended.",
-            said,
+            text,
         )
     if len(failed):
         first = failed.iloc[0]
         raise CellsFailedError(
-            f"Expected {len(results)} finished cells, but found that {len(failed)} failed: {first['estimator']}, seed "
-            f"{first['seed']}: {first['error']}",
-            said,
+            f"Expected {len(results)} finished cells, but found that {len(failed)} failed, first "
+            f"{first['estimator']}, seed {first['seed']}: {first['error']}",
+            text,
         )
-    return said
+    return text
 
 
 def resume_any_command(config: ResumeConfig) -> str:
-    """`pyro-gvae resume`, of a comparison or of a single training run."""
-    written = read_config(config.run)
-    if "cells" not in written:
+    """Resume a comparison or a single training run."""
+    if "cells" not in read_config(config.run):
+        if config.workers != 1 or config.scheduler is not None:
+            raise ValueError("Expected workers and scheduler with a comparison, but found them with a training run.")
         return resume_command(config)
-    return compare_command(replace(CompareConfig.from_json(written), output=config.run))
+    if config.device != "cpu":
+        raise ValueError("Expected a device with a training run, but found one with a comparison, which has the CPU.")
+    read_compared(config.run)
+    here = replace(
+        read_compare_config(config.run), output=config.run, data_dir=config.data_dir, download=config.download
+    )
+    if config.scheduler is not None:
+        here = replace(here, backend="dask", scheduler=config.scheduler)
+    return compare_command(replace(here, workers=config.workers))
 
 
 def results_table(run: Path) -> str:
-    """The table that ends the terminal's output."""
+    """Format the means of the finished cells as a table."""
     results = read_results(run)
     final = labelled(results[results["status"] == "finished"])
-    return format_table(summarize(final)) if len(final) else "No cell was finished."
+    return format_table(summarize(final)) if len(final) else "No cell has finished."
 
 
 def advise_command(config: AdviseConfig) -> str:
-    """`pyro-gvae advise`."""
+    """Measure estimators and return the table and the advice."""
     table, advice = advise(config)
     return f"{advice_table(table)}\n\n{advice.in_words()}"
 
 
 def gradients_command(config: GradientsConfig) -> str:
-    """`pyro-gvae gradients`."""
+    """Measure gradients and return the table and the folder."""
     folder = gradients(config)
     return f"{gradients_table(folder)}\n\ntable and figures: {folder}"
 
 
 def gaps_command(config: GapsConfig) -> str:
-    """:func:`run_gaps` as a command: what is said in the end."""
+    """Measure the gaps of a run and return the table and the figure's path."""
     max_memory = in_bytes(config.max_memory)
-    table = run_gaps(config.run, num_data=config.num_data, num_particles=config.num_particles, max_memory=max_memory)
+    table = run_gaps(
+        config.run,
+        num_data=config.num_data,
+        num_particles=config.num_particles,
+        max_memory=max_memory,
+        data_dir=config.data_dir,
+    )
     return f"{gaps_table(table)}\n\nfigure: {config.run / 'figures' / 'gaps.png'}"
 
 
 def report_command(config: ReportConfig) -> str:
-    """`pyro-gvae report`, of a run folder of train or compare."""
-    write = write_train_report if is_train_run(config.run) else write_report
-    return f"report: {write(config.run)}"
+    """Write the report of a run folder of train or compare."""
+    if is_train_run(config.run):
+        return f"report: {write_train_report(config.run, data_dir=config.data_dir)}"
+    return f"report: {write_report(config.run)}"
 
 
 def train_command(config: TrainConfig) -> str:
-    """`pyro-gvae train`; returns what is said in the end."""
-    with _together(config.device):
-        return _said(*train(config))
+    """Train a model and return a summary of the run."""
+    with _process_group(config.device):
+        return _summary(*train(config))
 
 
 def resume_command(config: ResumeConfig) -> str:
-    """`pyro-gvae resume`; returns what is said in the end."""
-    with _together(read_train_config(config.run).device):
-        return _said(*resume(config.run))
+    """Resume a training run and return a summary of it."""
+    with _process_group(config.device):
+        return _summary(*resume(config.run, data_dir=config.data_dir, download=config.download, device=config.device))
 
 
 @contextmanager
-def _together(device: str) -> Iterator[None]:
-    """The processes of torchrun as a group, of which rank 0 says what there is to say."""
+def _process_group(device: str) -> Iterator[None]:
+    """Run as one process of a torchrun group; only rank 0 reports an interruption."""
     with processes(device):
         try:
             yield
@@ -228,7 +249,7 @@ def _together(device: str) -> Iterator[None]:
             sys.exit(128 + interrupt.signal)
 
 
-def _said(run: Path, done: Fit) -> str:
+def _summary(run: Path, done: Fit) -> str:
     if not is_main():
         return ""
     last = done.history[-1]

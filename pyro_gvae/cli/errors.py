@@ -1,16 +1,16 @@
-"""Errors that a command reports besides its result."""
+"""Errors that a command reports in addition to its result."""
 
 from typing import final
 
 
 @final
 class CellsFailedError(Exception):
-    """Some cells of a comparison failed; the others were finished.
+    """Some cells of a comparison failed; the others finished.
 
     Attributes:
-        said: what there is to say of the others.
+        report: the text to print about the others.
     """
 
-    def __init__(self, message: str, said: str) -> None:
+    def __init__(self, message: str, report: str) -> None:
         super().__init__(message)
-        self.said = said
+        self.report = report

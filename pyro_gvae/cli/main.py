@@ -1,9 +1,11 @@
-"""The command line. Torch is imported only when a command runs, so that `--help` is instant."""
+"""The command line. It imports torch only when a command runs, so `--help` is instant."""
 
 import shlex
 import signal
 import sys
+from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
@@ -21,6 +23,7 @@ from ..config.compare import CompareConfig
 from ..config.gradients import AdviseConfig, GradientsConfig
 from ..config.presets import PRESETS
 from ..config.train import TrainConfig
+from ..runs.files import remove_unfinished
 from .errors import CellsFailedError
 from .terminal import check_letters, discard, open_streams, say
 
@@ -48,24 +51,27 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 if it succeeded, 2 with one sentence if it was asked for something that cannot be.
+    """Run one command and return its exit status.
 
-    1 if cells of a comparison failed or are held; what a signal stopped ends with 130 (Ctrl-C), 143 (SIGTERM) or 129
-    (SIGHUP), as shells expect.
+    0: it succeeded. 1: cells of a comparison failed, or other processes train them. 2: an argument or a file was
+    invalid, or there was no more memory; one sentence says which. 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP): a
+    signal stopped the command.
     """
     open_streams()
+    config = None
     try:
-        if said := _run(_parse(list(sys.argv[1:] if arguments is None else arguments))):
-            say(f"\n{said}", sys.stdout)
+        config = _parse(list(sys.argv[1:] if arguments is None else arguments))
+        if text := _run(config):
+            say(f"\n{text}", sys.stdout)
     except CellsFailedError as failed:
-        say(f"\n{failed.said}", sys.stdout)
+        say(f"\n{failed.report}", sys.stdout)
         say(f"pyro-gvae: {failed}", sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
         if not import_module("..runtime.memory", __package__).is_out_of_memory(error):
             raise
-        said = "Expected memory for this command, but found that there is no more of it. Try a smaller max_memory, "
-        say(f"pyro-gvae: {said}fewer data at a time, or fewer workers.", sys.stderr)
+        tried = "Try a smaller max_memory, fewer data at once, or fewer workers."
+        say(f"pyro-gvae: Expected enough memory for this command, but found that there is no more. {tried}", sys.stderr)
         return 2
     except (ValueError, OSError) as error:
         say(f"pyro-gvae: {_sentence(error)}", sys.stderr)
@@ -73,9 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         run = getattr(interrupt, "run", None)
         if run is None:
-            say("pyro-gvae: interrupted; what was finished is in the run folder.", sys.stderr)
+            say("pyro-gvae: interrupted; finished work is in the run folder.", sys.stderr)
             return 128 + int(getattr(interrupt, "signal", signal.SIGINT))
-        say(f"\npyro-gvae: stopped; resume with: pyro-gvae resume {shlex.quote(str(run))}", sys.stderr)
+        say(f"\npyro-gvae: stopped; resume with: {_resume_by(config, run)}", sys.stderr)
         return 128 + int(interrupt.signal)  # type: ignore[attr-defined]
     return 0
 
@@ -103,7 +109,7 @@ def _parse(arguments: list[str]) -> Any:
 
 
 def _preset(arguments: list[str]) -> TrainConfig:
-    """The settings that `--preset NAME` begins with, taken out of the arguments; those that follow override them."""
+    """Remove `--preset NAME` from the arguments and return its settings, which the other arguments override."""
     for index, word in enumerate(arguments):
         option, equals, name = word.partition("=")
         if option == "--preset":
@@ -116,15 +122,31 @@ def _preset(arguments: list[str]) -> TrainConfig:
     return TrainConfig()
 
 
+def _resume_by(config: Any, run: Path) -> str:
+    """The command that goes on, with what reaches out of the folder, which says nothing of that."""
+    words = ["pyro-gvae", "resume", str(run)]
+    for field in fields(ResumeConfig)[1:]:
+        value = getattr(config, field.name, field.default)
+        if value != field.default:
+            option = f"--{field.name.replace('_', '-')}"
+            words += [option] if value is True else [option, str(value)]
+    return shlex.join(words)
+
+
 def _run(config: Any) -> str:
+    for name in ("run", "output"):
+        if (folder := getattr(config, name, None)) is not None:
+            remove_unfinished(folder)
     name = next(command.function for command in COMMANDS.values() if command.config is type(config))
     commands = import_module(".commands", __package__)  # with torch
     import_module("..runtime.memory", __package__).keep_freed_memory()
     with import_module("..runtime.signals", __package__).raise_on_signal():
-        said: str = getattr(commands, name)(config)
-    return said
+        text: str = getattr(commands, name)(config)
+    return text
 
 
 def _sentence(error: Exception) -> str:
-    """The error's own words; Pyro appends the shapes of its trace on further lines."""
+    """Return the first line of the message; Pyro appends the shapes of its trace on further lines."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"Expected a usable file, but found that '{error.filename}' cannot be used: {error.strerror}."
     return str(error).split("\n")[0] or type(error).__name__

@@ -1,1 +1,1 @@
-"""The main job: a grid of estimators, settings and seeds, trained and judged."""
+"""Compare estimators: train and evaluate a grid of estimators, settings and seeds."""

@@ -1,10 +1,9 @@
-"""One cell of a comparison: trained in a folder of its own, judged as a discrete model, and drawn."""
+"""Train one cell of a comparison in its own folder, evaluate it as a discrete model, and make its pictures."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 
 from .. import exact
 from ..config.train import TrainConfig
@@ -12,8 +11,8 @@ from ..config.units import in_bytes
 from ..data.batches import epoch_batches
 from ..evaluate.generate import pictured
 from ..evaluate.metrics import code_usage, own_objective
+from ..runs.checkpoint import save_tensors
 from ..runs.config import write_config
-from ..runs.files import replacing
 from ..runs.folder import PICTURES
 from ..runtime.rng import derived_seed, own_randomness
 from ..train.fit import fit
@@ -23,17 +22,17 @@ from ..train.training import Training
 
 
 class Job(NamedTuple):
-    """A cell that is to be trained: its folder, and how."""
+    """A cell to train: its folder and its configuration."""
 
     folder: Path
     config: TrainConfig
 
 
 def train_cell(job: Job) -> None:
-    """Train a cell, from its checkpoint where there is one; its pictures are written last, so that it is finished.
+    """Train a cell, from its checkpoint if there is one; its pictures are written last and mark it as finished.
 
     Raises:
-        ValueError: if data or configuration are unusable, or too many steps were not finite.
+        ValueError: if data or configuration are invalid, or too many steps were not finite.
         OSError: if data files are absent or the folder cannot be written.
     """
     folder, config = job
@@ -45,13 +44,12 @@ def train_cell(job: Job) -> None:
     with own_randomness(derived_seed("pictures", config.seed)):
         arrays = pictured(vae, initial_model(config, data), data)
         arrays["code_usage"] = code_usage(vae, data.test, max_memory=in_bytes(config.max_memory))
-    with replacing(folder / PICTURES) as temporary:
-        save_file({name: array.contiguous() for name, array in arrays.items()}, temporary)
+    save_tensors(folder / PICTURES, arrays)
 
 
 @torch.no_grad()
 def _measure(training: Training) -> dict[str, Any]:
-    """What is known of a comparison's model besides the exact ELBO, which every training run says."""
+    """Evaluate what a comparison reports in addition to the exact ELBO, which every training run reports."""
     vae, config, test = training.vae, training.config, training.test
     assert test is not None
     shown = next(epoch_batches(training.train, min(NUM_TRAIN_WATCHED, len(training.train)), seed=0, epoch=0))

@@ -1,4 +1,4 @@
-"""The cells of a comparison -> its curves, one tidy table of results, means over seeds and paired differences."""
+"""Gather the cells of a comparison: curves, one table of results, means over seeds, paired differences."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,27 +9,34 @@ import pandas as pd
 from ..runs.files import write_json_lines
 from ..runs.folder import PICTURES, cell_error, cell_folder, holder
 from ..runs.frames import read_json_lines, write_csv
+from ..runs.records import TrainLine
 from ..runs.tables import choose_baseline, labelled, paired_differences, summarize
 from .grid import Cell
 
-#: What a training run says of its moment, which is no result of its whole.
-OF_A_MOMENT = {"stage", "elbo_is", "finished", "prior_temperature"}
+#: Columns of an evaluation that describe its moment in the training, and are no results of the whole run.
+MOMENTARY = {"stage", "elbo_is", "finished", "prior_temperature"}
 
 
 def is_finished(run: Path, cell: Cell) -> bool:
-    """Whether a cell was trained to its end and all of it is written."""
-    return (cell_folder(run, cell.label, cell.seed) / PICTURES).exists()
+    """Tell whether a cell was trained to its end and all of its files were written."""
+    folder = cell_folder(run, cell.label, cell.seed)
+    return (folder / PICTURES).exists() and bool(_history(folder))
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    return read_json_lines(path, TrainLine).to_dict("records") if path.exists() else []
 
 
 def gather(run: Path, cells: Sequence[Cell]) -> pd.DataFrame:
-    """Writes what the cells of a run folder have come to.
+    """Write the results of all cells of a run folder.
 
-    - metrics.jsonl: every evaluation of every cell, with its place in the grid; `finished` is true of the last one of a
-      cell that was trained to its end.
-    - results.csv: one row for each cell: its place in the grid, `status` (finished, failed, unfinished), `error` (what
-      it failed of, or which process holds it), and the last evaluation if it is finished.
-    - summary.csv: means and standard errors over seeds. differences.csv: the same of differences from the baseline on
-      the same seeds and settings.
+    - metrics.jsonl: every evaluation of every cell, with the cell's place in the grid; `finished` is true for the last
+      evaluation of a cell that was trained to its end.
+    - results.csv: one row for each cell: its place in the grid, `status` (finished, failed, unfinished), `error` (its
+      error message, or which process trains it), and the last evaluation if it is finished.
+    - summary.csv: means and standard errors over seeds. differences.csv: means and standard errors of the differences
+      from the baseline with the same seed and setting.
 
     Returns:
         The results.
@@ -37,13 +44,12 @@ def gather(run: Path, cells: Sequence[Cell]) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     rows = []
     for cell in cells:
-        path = cell_folder(run, cell.label, cell.seed) / "metrics.jsonl"
-        history = read_json_lines(path).to_dict("records") if path.exists() else []
+        history = _history(cell_folder(run, cell.label, cell.seed))
         of_cell = [line | cell.coordinates | {"finished": False} for line in history]
         row = cell.coordinates | {"status": "unfinished", "error": ""}
         if is_finished(run, cell):
             of_cell[-1]["finished"] = True
-            row |= {name: value for name, value in of_cell[-1].items() if name not in OF_A_MOMENT}
+            row |= {name: value for name, value in of_cell[-1].items() if name not in MOMENTARY}
             row |= {"status": "finished", "steps_per_second": row["step"] / row["seconds"]}
         elif error := cell_error(run, cell.label, cell.seed):
             row |= {"status": "failed", "error": error}
@@ -70,11 +76,11 @@ def read_results(run: Path) -> pd.DataFrame:
     Returns:
         One row for each cell.
     """
-    texts = ("setting", "error")  # which may be empty, and are no numbers then
+    texts = ("setting", "error")  # pandas would read empty texts as NaN
     return pd.read_csv(run / "results.csv", dtype=dict.fromkeys(texts, str)).fillna(dict.fromkeys(texts, ""))
 
 
 def _with_names(table: pd.DataFrame, final: pd.DataFrame) -> pd.DataFrame:
-    """A table whose index is labels, with estimator and setting as columns."""
+    """Replace the labels in a table's index by the columns estimator and setting."""
     names = final.drop_duplicates("estimator").set_index("estimator")[["plan", "setting"]]
     return names.join(table, how="inner").rename(columns={"plan": "estimator"})

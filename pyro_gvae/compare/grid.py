@@ -1,4 +1,4 @@
-"""A comparison's grid: estimators, seeds, sizes, temperatures and learning rates -> cells, one training run each."""
+"""Make the grid of a comparison: one cell, a training run, for each combination of its settings."""
 
 import inspect
 from itertools import product
@@ -18,11 +18,11 @@ class Cell(NamedTuple):
     """One training run of a comparison.
 
     Args:
-        estimator: as it was given: a name, with options, or a plan.
-        setting: what else distinguishes it, in words; empty where the grid has nothing else.
-        seed: of weights and batches.
-        values: where it lies in the grid: num_categories, num_latents, temperature, learning_rate.
-        train: how it is trained.
+        estimator: as in the configuration: a name with options, or a training plan.
+        setting: the other varied settings in words, such as "8x4, temperature 0.5"; empty if only estimators vary.
+        seed: seed of weights and batches.
+        values: its place in the grid: num_categories, num_latents, temperature, learning_rate.
+        train: the configuration of its training run.
     """
 
     estimator: str
@@ -33,24 +33,24 @@ class Cell(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Estimator and setting: what the seeds of a comparison have in common."""
+        """Estimator and setting, which the cells of all seeds share."""
         return label(self.estimator, self.setting)
 
     @property
     def coordinates(self) -> dict[str, Any]:
-        """The columns that begin every row of its results."""
+        """The first columns of every row of its results."""
         return {"estimator": self.estimator, "setting": self.setting, "seed": self.seed} | self.values
 
 
 def make_cells(config: CompareConfig, num_data: int) -> list[Cell]:
-    """The cells of a comparison, all of a seed together, so that pairs are finished early.
+    """Make the cells of a comparison, seed by seed, so that paired differences are available early.
 
-    An estimator whose stages have no temperature, or say it themselves, does not depend on `temperatures`: it stands
-    in the grid once for all of them.
+    An estimator whose stages have no temperature, or set their own, does not depend on `temperatures` and has only one
+    cell for all of them.
 
     Args:
         config: the comparison.
-        num_data: M, training data.
+        num_data: M, the number of training images.
 
     Raises:
         ValueError: if two cells would have the same folder.
@@ -65,16 +65,21 @@ def make_cells(config: CompareConfig, num_data: int) -> list[Cell]:
         config.seeds, config.each_size(), config.each_learning_rate(), config.estimators
     ):
         stages = config.plan(estimator)
-        heats = config.temperatures if any(map(_takes_temperature, stages)) else ()
-        for heat in heats or (None,):
-            values = {"num_categories": size[0], "num_latents": size[1], "temperature": heat, "learning_rate": rate}
+        temperatures = config.temperatures if any(map(_takes_temperature, stages)) else ()
+        for temperature in temperatures or (None,):
+            values = {
+                "num_categories": size[0],
+                "num_latents": size[1],
+                "temperature": temperature,
+                "learning_rate": rate,
+            }
             parts = [
                 f"{size[0]}x{size[1]}" if len(config.sizes) > 1 else "",
                 f"learning rate {rate:g}" if len(config.learning_rates) > 1 else "",
-                f"temperature {heat:g}" if heat is not None and len(config.temperatures) > 1 else "",
+                f"temperature {temperature:g}" if temperature is not None and len(config.temperatures) > 1 else "",
             ]
-            placed = [_at(stage, heat) for stage in stages]
-            # Schedules of temperatures are for stages that read them.
+            placed = [_at_temperature(stage, temperature) for stage in stages]
+            # A temperature schedule that no stage reads would be refused.
             unread = {} if any(map(keeps_temperatures, placed)) else {"temperature": None, "prior_temperature": None}
             train = config.training(
                 num_categories=size[0],
@@ -88,7 +93,9 @@ def make_cells(config: CompareConfig, num_data: int) -> list[Cell]:
             cells.append(Cell(estimator, ", ".join(filter(None, parts)), seed, values, train))
     names = {cell_folder(Path(), cell.label, cell.seed) for cell in cells}
     if len(names) < len(cells):
-        raise ValueError("Expected estimators whose names differ in letters or digits, but found two that do not.")
+        raise ValueError(
+            "Expected estimators whose names differ in letters or digits, but found two that share a folder name."
+        )
     return cells
 
 
@@ -97,14 +104,14 @@ def _takes_temperature(stage: Stage) -> bool:
     return "temperature" in known and "temperature" not in stage.options
 
 
-def _at(stage: Stage, temperature: float | None) -> Stage:
+def _at_temperature(stage: Stage, temperature: float | None) -> Stage:
     if temperature is None or not _takes_temperature(stage):
         return stage
     return stage._replace(options=stage.options | {"temperature": temperature})
 
 
 def _evaluate_every(stages: tuple[Stage, ...], config: CompareConfig, num_data: int) -> str:
-    """The whole plan divided by the number of evaluations, in steps or in seconds; an epoch where it has both."""
+    """Divide the whole plan by the number of evaluations, in steps or in seconds; one epoch if the plan has both."""
     steps = [stage.amount.steps(-(-num_data // config.batch_size)) for stage in stages]
     known = [number for number in steps if number is not None]
     if len(known) == len(steps):

@@ -1,4 +1,4 @@
-"""The same function on many jobs: processes by joblib, or a Dask cluster; a job that fails fails alone."""
+"""Run a function on many jobs, in joblib processes or on a Dask cluster; the failure of a job stops no other."""
 
 import multiprocessing
 import os
@@ -15,19 +15,19 @@ from ..runtime.extras import import_extra
 from ..runtime.memory import keep_freed_memory
 from ..runtime.signals import end_with
 
-#: How often worker processes may die, of too little memory as a rule, before what is left is given up.
+#: How often worker processes may die, usually for lack of memory, before the remaining jobs fail.
 MOST_DEATHS = 3
 #: Seconds to wait for a cluster.
 PATIENCE = 20
 
 
 class Outcome(NamedTuple):
-    """What became of a job.
+    """The outcome of a job.
 
     Args:
-        number: its place among the jobs.
-        error: what it failed of, in a sentence; None if it did not.
-        is_held: whether another process works on it, so that it has neither failed nor ended.
+        number: the index of the job.
+        error: the error message in one sentence; None if the job succeeded.
+        is_held: whether another process works on the job, so that it has neither succeeded nor failed.
     """
 
     number: int
@@ -35,14 +35,14 @@ class Outcome(NamedTuple):
     is_held: bool = False
 
 
-#: Takes a function and its jobs; yields an outcome whenever a job ends.
-Run = Callable[[Callable[[Any], None], Sequence[Any]], Generator[Outcome, None, None]]
+#: A function that runs a function on jobs, and yields an outcome whenever a job ends.
+RunJobs = Callable[[Callable[[Any], None], Sequence[Any]], Generator[Outcome, None, None]]
 
 
-def on_processes(workers: int) -> Run:
-    """Jobs on so many processes of this machine, which share the threads of this one; with one, in this process.
+def on_processes(workers: int) -> RunJobs:
+    """Run jobs on processes of this machine, which share the threads of this one; with one worker, in this process.
 
-    Jobs of a process that died are begun again. The processes end when this one does.
+    Jobs of a process that died are started again. The processes end when this one does.
 
     Raises:
         ValueError: if this machine has no semaphores, by which processes wait for each other.
@@ -53,7 +53,7 @@ def on_processes(workers: int) -> Run:
     attempt = partial(_attempt_in_worker, os.getpid())
 
     def run(function: Callable[[Any], None], jobs: Sequence[Any]) -> Generator[Outcome, None, None]:
-        from joblib import Parallel, delayed, parallel_config  # imported where used, as every package of one use
+        from joblib import Parallel, delayed, parallel_config  # imported here, since nothing else needs it
 
         left = dict(enumerate(jobs))
         for _ in range(MOST_DEATHS):
@@ -80,15 +80,15 @@ def _one_after_another(function: Callable[[Any], None], jobs: Sequence[Any]) -> 
 
 
 @contextmanager
-def on_cluster(address: str) -> Iterator[Run]:
-    """Jobs on the workers of a Dask cluster; a job whose worker died is begun again on another.
+def on_cluster(address: str) -> Iterator[RunJobs]:
+    """Run jobs on the workers of a Dask cluster; a job whose worker died is started again on another one.
 
     Args:
-        address: of the scheduler.
+        address: the address of the scheduler.
 
     Raises:
         ValueError: if the package `distributed` is absent, no scheduler answers, there are no workers, or one of them
-            has several threads: random states belong to a process, so that its jobs must follow one another.
+            has several threads: a process has one random state, so it must run its jobs one after the other.
     """
     distributed = import_extra("distributed", extra="dask", purpose="the backend dask")
     try:
@@ -145,6 +145,6 @@ def _check_semaphores() -> None:
 
 def _died(error: BaseException) -> str:
     return (
-        f"Expected workers that live, but found that they died again and again ({type(error).__name__}). Try more "
+        f"Expected worker processes to survive, but found that they died repeatedly ({type(error).__name__}). Try more "
         "memory, or fewer workers."
     )

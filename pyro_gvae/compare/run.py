@@ -1,4 +1,4 @@
-"""The main job: the same network, weights and batches, trained by several estimators, judged as discrete models."""
+"""Run a comparison: train one network with several estimators, from the same weights on the same batches."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -8,8 +8,8 @@ from signal import SIGINT
 
 from .. import exact
 from ..config.checks import MOST_OPERATIONS
-from ..config.compare import CompareConfig
-from ..config.units import in_bytes
+from ..config.compare import OUTSIDE, CompareConfig
+from ..config.units import codes_in_words, in_bytes
 from ..data.dataset import Dataset
 from ..report.comparison import write_report
 from ..runs.config import earlier_run, write_config
@@ -26,40 +26,41 @@ from .cell import Job, train_cell
 from .gather import gather, is_finished
 from .grid import Cell, make_cells
 
-#: Settings that may change when a comparison goes on: where things lie, and who works.
-FREE = {"data_dir", "download", "checkpoint_every", "workers", "backend", "scheduler", "parquet", "output"}
+#: Settings that may change when a comparison is continued: where files are, and which workers train.
+CHANGEABLE = OUTSIDE | {"checkpoint_every", "parquet"}
 
 
 def compare(config: CompareConfig) -> Path:
-    """Train the cells of a comparison that its run folder lacks, and write its results and its report.
+    """Train the cells that the run folder of a comparison lacks, and write its results and its report.
 
-    The run folder holds config.json, what :func:`~pyro_gvae.compare.gather.gather` writes, report.html with figures/,
-    and for each cell a folder cells/NAME: a run folder of `train`, with its checkpoint, its weights and its pictures,
-    or with error.txt if it failed. Cells that failed before are tried again.
+    The run folder has config.json, the files of :func:`~pyro_gvae.compare.gather.gather`, report.html with figures/,
+    and for each cell a folder cells/NAME: a run folder of `train` with checkpoint, weights and pictures, or with
+    error.txt if it failed. Failed cells are trained again.
 
     Args:
-        config: what to compare; an `output` that exists is one of the same comparison, which goes on.
+        config: what to compare; if `output` exists, it must be a folder of the same comparison, which is continued.
 
     Returns:
         The run folder.
 
     Raises:
-        ValueError: if a setting, the data or the run folder is unusable, or if another process works in it; nothing has
-            been written then.
+        ValueError: if a setting, the data or the run folder is invalid, or another process writes to the folder; in
+            these cases nothing has been written.
         OSError: if data files are absent or the folder cannot be written.
-        Interrupted: after a SIGINT, SIGTERM or SIGHUP; what was finished is reported, and the same call goes on.
+        Interrupted: after a SIGINT, SIGTERM or SIGHUP; finished cells are reported, and the same call continues the
+            rest.
     """
     if config.parquet:
         require_parquet()
     data = load_data(config.training())
     cells = make_cells(config, len(data.train))
-    begun = earlier_run(config.output, config.as_json(), free=FREE, known_by="cells")
-    if begun is None:
+    earlier = earlier_run(config.output, config.as_json(), free=CHANGEABLE, known_by="cells")
+    if earlier is None:
         _check_cells(config, cells, data)
     with _run_on(config) as run_jobs:
-        run = begun or new_run_folder(config.output, prefix="compare")
+        run = earlier or new_run_folder(config.output, prefix="compare")
         with sole_writer(run):
-            if begun is None:
+            if earlier is None:
                 listed = [{"estimator": cell.estimator, "setting": cell.setting, "seed": cell.seed} for cell in cells]
                 write_config(run, config.as_json() | {"image_shape": data.image_shape, "cells": listed})
             try:
@@ -67,7 +68,7 @@ def compare(config: CompareConfig) -> Path:
                     _train(run, config, cells, run_jobs)
             except KeyboardInterrupt as interrupt:
                 raise Interrupted(run, getattr(interrupt, "signal", SIGINT)) from interrupt
-            finally:  # an interrupted comparison reports what it finished
+            finally:  # an interrupted comparison reports its finished cells
                 results = gather(run, cells)
                 if config.parquet:
                     write_parquet(run / "results.parquet", results)
@@ -75,11 +76,11 @@ def compare(config: CompareConfig) -> Path:
     return run
 
 
-def _train(run: Path, config: CompareConfig, cells: Sequence[Cell], run_jobs: sweep.Run) -> None:
-    """Those that are not finished; a cell that fails leaves a sentence in its folder."""
+def _train(run: Path, config: CompareConfig, cells: Sequence[Cell], run_jobs: sweep.RunJobs) -> None:
+    """Train the cells that are not finished; write the error of a cell that fails into its folder."""
     left = [cell for cell in cells if not is_finished(run, cell)]
     jobs = [
-        # Workers may stand in other folders.
+        # Workers may have other working directories.
         Job(
             cell_folder(run, cell.label, cell.seed).absolute(), replace(cell.train, data_dir=config.data_dir.absolute())
         )
@@ -99,7 +100,7 @@ def _train(run: Path, config: CompareConfig, cells: Sequence[Cell], run_jobs: sw
 
 
 @contextmanager
-def _run_on(config: CompareConfig) -> Iterator[sweep.Run]:
+def _run_on(config: CompareConfig) -> Iterator[sweep.RunJobs]:
     if config.scheduler is None:
         yield sweep.on_processes(config.workers)
     else:
@@ -108,7 +109,7 @@ def _run_on(config: CompareConfig) -> Iterator[sweep.Run]:
 
 
 def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: Dataset) -> None:
-    """Refuse, before a folder is made, what cannot be trained, and codes that are too many to judge a model by."""
+    """Refuse, before a folder is created, cells that cannot be trained or have too many codes for an exact sum."""
     if config.batch_size > len(data.train):
         raise ValueError(f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}.")
     for cell in cells:
@@ -117,9 +118,10 @@ def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: Dataset) ->
         vae = initial_model(cell.train, data)
         cost = exact.cost(vae, data.test[: config.batch_size], max_memory=in_bytes(config.max_memory))
         if cost.operations > MOST_OPERATIONS:
+            codes = codes_in_words(cell.train.num_latents, cell.train.num_categories)
             raise ValueError(
                 f"Expected codes that can be summed in {MOST_OPERATIONS:g} operations, about a minute on two cores, "
-                f"but found S = K^N = {cell.train.num_categories}^{cell.train.num_latents} = {cost.num_codes:,}, which "
-                f"take {cost.operations:.2g} a sum. Try fewer latents or categories."
+                f"but found S = K^N = {cell.train.num_categories}^{cell.train.num_latents} = {codes}, which take "
+                f"{cost.operations:.2g} per sum. Try fewer latents or categories."
             )
         check_training(vae, data, cell.train)

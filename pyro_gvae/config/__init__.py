@@ -1,1 +1,1 @@
-"""What a command is told; imports no torch."""
+"""Configurations of the commands; imports no torch."""

@@ -1,10 +1,14 @@
-"""Checks of single settings."""
+"""Checks that several configurations share."""
 
 from typing import Any
 
-#: Operations of an exact sum (see `exact.cost`), about a minute on two cores. An evaluation takes several sums; larger
-#: ones would take longer than the training.
+#: The most operations (see `exact.cost`) that one exact sum may take: about a minute on two cores. An evaluation takes
+#: several sums; with larger ones it would take longer than the training.
 MOST_OPERATIONS = 6e12
+#: Of latents, of categories and of a layer's units: what would not fit into any memory is refused in a sentence.
+MOST_UNITS = 1_000_000
+#: Cells of a comparison.
+MOST_CELLS = 10_000
 
 
 def positive(name: str, value: float) -> None:
@@ -14,12 +18,18 @@ def positive(name: str, value: float) -> None:
 
 
 def all_different(name: str, values: tuple[Any, ...]) -> None:
-    """Refuse a list of settings that is empty or holds one twice."""
+    """Refuse a list of settings that is empty or has duplicates."""
     if not values or len(set(values)) < len(values):
         raise ValueError(f"Expected one or more different {name}, but found {list(values)}.")
 
 
+def at_most(name: str, value: float, most: float) -> None:
+    """Refuse a setting above the most that it may be."""
+    if not value <= most:
+        raise ValueError(f"Expected {name} of at most {most:,}, but found {value}.")
+
+
 def at_least(name: str, value: int, least: int) -> None:
-    """Refuse a setting below the least that it may be."""
+    """Refuse a setting that is below its minimum."""
     if value < least:
         raise ValueError(f"Expected {name} of at least {least}, but found {value}.")

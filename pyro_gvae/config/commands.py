@@ -1,4 +1,4 @@
-"""What a run is told, as frozen dataclasses, checked when made; no torch, so that `--help` is instant."""
+"""Configurations of the smaller commands: frozen dataclasses, checked when created; no torch, so `--help` is fast."""
 
 import dataclasses
 from pathlib import Path
@@ -11,19 +11,21 @@ from .checks import at_least
 
 @dataclasses.dataclass(frozen=True)
 class GapsConfig:
-    """How far training objectives are from log p(x): relaxation, amortization and mean-field gaps of a run.
+    """Measure how far a run's training objective is from log p(x): the relaxation, amortization and mean-field gaps.
 
     Args:
         run: A run folder of compare or train.
-        num_data: How many test data to take, from the first on.
-        num_particles: P, relaxed samples per datum.
-        max_memory: Gigabytes that an exact sum may take.
+        num_data: Number of test images to use, starting with the first.
+        num_particles: P, the number of relaxed samples per image.
+        max_memory: Gigabytes that an exact sum may use.
+        data_dir: The folder of the data sets that have files.
     """
 
     run: tyro.conf.Positional[Path]
     num_data: int = 1000
     num_particles: int = 100
     max_memory: float = 4.0
+    data_dir: Path = Path("data")
 
     def __post_init__(self) -> None:
         at_least("num_data", self.num_data, 2)
@@ -32,41 +34,45 @@ class GapsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """Draw the figures of a run and write one self-contained page, report.html, into its folder.
+    """Draw the figures of a run and write a self-contained page, report.html, into its folder.
 
     Args:
         run: A run folder of compare or train, finished or not.
+        data_dir: The folder of the data sets that have files; a run of train shows some of its data.
     """
 
     run: tyro.conf.Positional[Path]
+    data_dir: Path = Path("data")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Which trained model to look at.
+    """Choose a trained model of a run folder.
 
     Args:
-        run: A run folder of compare or train, the latter finished or not.
-        estimator: Whose model, in a run of several estimators.
-        seed: Which model, in a run of several seeds.
-        output: The folder to write to; one inside the run folder if not given.
+        run: A run folder of compare or train; a training run may be unfinished.
+        estimator: The estimator that trained the model, if the run has several.
+        seed: The seed of the model, if the run has several.
+        output: The folder to write to; by default a folder inside the run folder.
+        data_dir: The folder of the data sets that have files.
     """
 
     run: tyro.conf.Positional[Path]
     estimator: str | None = None
     seed: int | None = None
     output: Path | None = None
+    data_dir: Path = Path("data")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig(ModelConfig):
-    """What a trained model is worth as a discrete model, on train and test data: bounds of log p(x), use of codes.
+    """Evaluate a trained model as a discrete model on training and test data: bounds of log p(x), use of the codes.
 
     Args:
-        num_data: How many data of each part, from the first on.
-        evidence: How log p(x) is judged; auto sums over all codes where that takes less than a minute.
-        particles: P, samples for each datum where codes are too many to be summed.
-        max_memory: Gigabytes that a sum may take.
+        num_data: Number of images of each part, starting with the first.
+        evidence: How to compute log p(x); auto sums over all codes if that takes less than about a minute.
+        particles: P, the number of samples per image if there are too many codes to sum over.
+        max_memory: Gigabytes that a sum may use.
         random_seed: Seed of the samples.
     """
 
@@ -83,14 +89,15 @@ class EvaluateConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class EncodeConfig(ModelConfig):
-    """The codes of data, as CSV of category numbers and as safetensors.
+    """Encode images and write their codes: category numbers as CSV and as safetensors.
 
     Args:
-        part: Which part of the data.
-        kind: The guide's most probable code, one drawn from the guide, or the exact posterior's most probable one.
-        num_data: How many data, from the first on; all if not given.
-        max_memory: Gigabytes that an exact sum may take.
-        random_seed: Seed of codes that are drawn.
+        part: The part of the data to encode.
+        kind: The most probable code under the guide (map), a sample of the guide (sample), or the most probable code
+            under the exact posterior (exact).
+        num_data: Number of images, starting with the first; by default all.
+        max_memory: Gigabytes that an exact sum may use.
+        random_seed: Seed of the sampled codes.
     """
 
     part: Literal["train", "test"] = "test"
@@ -106,10 +113,10 @@ class EncodeConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructConfig(EncodeConfig):
-    """Images and their reconstructions E[x | z], as PNG and as safetensors.
+    """Reconstruct images as E[x | z] and write both, as PNG and as safetensors.
 
     Args:
-        num_data: How many images, from the first on.
+        num_data: Number of images, starting with the first.
     """
 
     num_data: int = 20
@@ -117,11 +124,11 @@ class ReconstructConfig(EncodeConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig(ModelConfig):
-    """Images of codes drawn from the prior, as PNG and as safetensors.
+    """Generate images from codes sampled from the prior and write them, as PNG and as safetensors.
 
     Args:
-        num_samples: How many images.
-        pixels: Draw the pixels too; else their means are shown.
+        num_samples: Number of images.
+        pixels: Sample the pixels too, instead of showing their means.
         random_seed: Seed of the codes and pixels.
     """
 
@@ -135,10 +142,22 @@ class SampleConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ResumeConfig:
-    """Go on with a run that was stopped or killed, as if nothing had happened.
+    """Resume a run that was stopped or killed; the result is that of an uninterrupted run.
+
+    What reaches out of the folder is what this call says, whatever the run was begun with.
 
     Args:
-        run: A run folder of train.
+        run: A run folder of train or compare.
+        data_dir: The folder of the data sets that have files.
+        download: Download missing files into the data folder.
+        device: The device that continues a training run: cpu, cuda, cuda:1.
+        workers: The number of processes of this machine that continue a comparison.
+        scheduler: The address of a Dask cluster that continues a comparison.
     """
 
     run: tyro.conf.Positional[Path]
+    data_dir: Path = Path("data")
+    download: bool = False
+    device: str = "cpu"
+    workers: int = 1
+    scheduler: str | None = None

@@ -1,58 +1,63 @@
-"""What a comparison is told, as a frozen dataclass, checked when made; no torch."""
+"""The configuration of a comparison: a frozen dataclass, checked when created; no torch."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from .checks import all_different, at_least, positive
+from .checks import MOST_CELLS, all_different, at_least, at_most, positive
 from .json import plain_settings, read_settings
 from .names import Binarization, DatasetName, NetworksName, ObservationName
 from .stages import Amount, Stage, parse_stages
 from .train import TrainConfig
 
+#: Settings that reach out of a run folder: each call is told them, and no folder says them.
+OUTSIDE = frozenset({"data_dir", "download", "workers", "backend", "scheduler", "output"})
+
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
-    """Train the same network by several estimators and compare the discrete models that result.
+    """Train the same network with several estimators and compare the resulting discrete models.
 
-    Every estimator starts from the same initial weights and sees the same batches in the same order. Where several
-    sizes, temperatures or learning rates are given, every combination is trained. The same command with the same
-    `--output` goes on where an interrupted one stopped.
+    Every estimator starts from the same initial weights and sees the same batches in the same order. If several sizes,
+    temperatures or learning rates are given, every combination is trained. To continue an interrupted comparison,
+    repeat the same command with the same `--output`.
 
     Args:
         dataset: What to train on; digits and teacher need no files.
         data_dir: The folder of the data sets that have files, as torchvision lays them out.
         download: Fetch absent files into the data folder.
-        binarize: Grey pixels as they are, black or white at 1/2, or drawn anew for every batch.
-        estimators: Which ones to compare, with options in brackets, or plans of several stages:
+        binarize: Keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them for every
+            batch (dynamic).
+        estimators: The estimators to compare, with options in brackets, or training plans of several stages:
             exact gumbel-softmax[kl=categorical] gumbel-softmax:20,exact:3.
-        seeds: Each seed gives initial weights and an order of the data.
-        num_latents: N, one-hots in the code.
-        num_categories: K, categories of each.
-        sizes: Several K x N, such as 8x4 4x24, in place of num_categories and num_latents.
+        seeds: Each seed determines initial weights and an order of the data.
+        num_latents: N, the number of one-hot latents.
+        num_categories: K, the number of categories of each latent.
+        sizes: Several sizes K x N, such as 8x4 4x24, instead of num_categories and num_latents.
         temperatures: Several temperatures, for the estimators that have one; the others are trained once.
-        learning_rates: Several learning rates, in place of learning_rate.
-        networks: Multilayer perceptrons, or convolutions below them.
-        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
+        learning_rates: Several learning rates, instead of learning_rate.
+        networks: Multilayer perceptrons (mlp), or convolutions followed by multilayer perceptrons (conv).
+        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         observation: Distribution of a pixel.
-        num_levels: L, of categorical pixels, to whose levels 0 .. L - 1 grey ones are rounded.
-        learn_prior: Learn the prior of the code, in place of a uniform one.
-        epochs: Passes over the training data, where an estimator does not say how much it trains.
-        batch_size: B, images in a batch.
+        num_levels: L, the number of levels of a categorical pixel; grey values are rounded to the levels 0 .. L - 1.
+        learn_prior: Learn the prior of the code, instead of using a uniform one.
+        epochs: Passes over the training data, for estimators given without an amount of training.
+        batch_size: B, the number of images in a batch.
         optimizer: A class of torch.optim, with options in brackets: SGD[momentum=0.9].
         learning_rate: A number or a schedule.
         clip_norm: The largest norm of the gradient, in nats per datum.
-        temperature: Of the guide's relaxation: a number or a schedule.
-        prior_temperature: Of the model's relaxation: a number or a schedule.
-        evaluations: How many times to evaluate the discrete model while training.
-        checkpoint_every: How often a cell, one estimator with one seed, writes a checkpoint.
-        max_memory: Gigabytes that an exact sum may take.
-        workers: Processes of this machine that train cells at the same time; they share its threads.
-        backend: Processes of this machine, or a Dask cluster that sees the same folders.
+        temperature: Temperature of the guide's relaxation: a number or a schedule.
+        prior_temperature: Temperature of the model's relaxation: a number or a schedule.
+        evaluations: Number of times to evaluate the discrete model during training.
+        checkpoint_every: How often a cell (one estimator with one seed) writes a checkpoint.
+        max_memory: Gigabytes that an exact sum may use.
+        workers: Number of processes of this machine that train cells at the same time; they share its threads.
+        backend: Train in processes of this machine (loky), or on a Dask cluster that sees the same folders (dask).
         scheduler: The address of the Dask cluster, such as tcp://localhost:8786.
-        parquet: Write results.parquet beside results.csv, for other programs; needs the extra parquet.
-        output: The run folder, new or of the same comparison; runs/compare-DATE-TIME if not given.
+        parquet: Also write results.parquet, for other programs; needs the extra parquet.
+        output: The run folder, a new one or one of the same comparison; by default runs/compare-DATE-TIME.
     """
 
     dataset: DatasetName = "digits"
@@ -97,6 +102,8 @@ class CompareConfig:
                 all_different(name, getattr(self, name))
         for temperature in self.temperatures:
             positive("temperatures", temperature)
+        grids = (self.estimators, self.seeds, self.sizes, self.temperatures, self.learning_rates)
+        at_most("cells", math.prod(max(1, len(values)) for values in grids), MOST_CELLS)
         if (self.backend == "dask") != (self.scheduler is not None):
             raise ValueError("Expected a scheduler with the backend dask, but found one without the other.")
         for estimator in self.estimators:
@@ -109,39 +116,39 @@ class CompareConfig:
                     )
 
     def plan(self, estimator: str) -> tuple[Stage, ...]:
-        """The stages that one of the estimators stands for."""
+        """Parse one of the estimators into its stages."""
         return parse_stages(estimator, Amount.parse(self.epochs))
 
     def each_size(self) -> list[tuple[int, int]]:
-        """(K, N) of every model."""
+        """Return (K, N) of every model size."""
         return [_size(text) for text in self.sizes] or [(self.num_categories, self.num_latents)]
 
     def each_learning_rate(self) -> tuple[float | str, ...]:
-        """The learning rates to compare: the one of all cells if there are no others."""
+        """Return the learning rates to compare: `learning_rates`, or `learning_rate` alone."""
         return self.learning_rates or (self.learning_rate,)
 
     def training(self, **changed: Any) -> TrainConfig:
-        """The configuration of a training run with the settings that this comparison has, and some changed."""
+        """Return the configuration of a training run: this comparison's settings, with some changed."""
         names = set(TrainConfig.__dataclass_fields__) & set(self.__dataclass_fields__) - {"output"}
-        own = {"judge": "exact"}  # codes that are too many for a sum are refused
+        own = {"judge": "exact"}  # too many codes to sum over are refused
         return TrainConfig(**{name: getattr(self, name) for name in names} | own | changed)
 
     @classmethod
     def from_json(cls, written: dict[str, Any]) -> Self:
-        """The configuration that `as_json` wrote; what else is written is left out.
+        """Read the configuration that `as_json` wrote; unknown entries are ignored.
 
         Raises:
-            ValueError: if a setting is of the wrong type, or cannot be.
+            ValueError: if a setting has the wrong type or an invalid value.
         """
         return cls(**read_settings(cls, written))
 
     def as_json(self) -> dict[str, Any]:
-        """The configuration as JSON writes it."""
+        """Convert the configuration to values that JSON can write."""
         return plain_settings(self)
 
 
 def _size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if found is None:
-        raise ValueError(f"Expected sizes as K x N, but found '{text}'. Try 8x4, which is K = 8 and N = 4.")
-    return int(found[1]), int(found[2])
+        raise ValueError(f"Expected a size KxN, but found '{text}'. Try 8x4, which means K = 8 and N = 4.")
+    return int(found[1][:9]), int(found[2][:9])  # longer numbers are refused whatever follows

@@ -1,4 +1,4 @@
-"""What the laboratory's commands are told, as frozen dataclasses; no torch, so that `--help` is instant."""
+"""Configurations of the commands that measure gradients: frozen dataclasses; no torch, so `--help` is instant."""
 
 import dataclasses
 from pathlib import Path
@@ -10,37 +10,38 @@ from .names import Binarization, DatasetName, EstimatorName
 
 @dataclasses.dataclass(frozen=True)
 class GradientsConfig:
-    """Bias, variance and direction of estimators' gradients against the exact one: a table and figures.
+    """Measure bias, variance and direction of estimators' gradients against the exact one; write a table and figures.
 
-    The model is a new one, at initialization and along its training, or those of a run folder. Called again with the
-    same output, it measures what is missing there.
+    Gradients are measured on a new model at given epochs of its training, or on the trained models of a run folder.
+    A second call with the same output measures only what is missing there.
 
     Args:
-        run: A run folder of compare or train, whose models are measured on their test sets; else a new model is.
+        run: A run folder of compare or train, whose models are measured on their test sets; by default a new model.
         dataset: What to measure on; digits and teacher need no files.
         data_dir: The folder of the data sets that have files, as torchvision lays them out.
         download: Fetch absent files into the data folder.
-        binarize: Grey pixels as they are, black or white at 1/2, or drawn anew for every batch.
-        num_latents: N, one-hots in the code.
-        num_categories: K, categories of each.
-        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
-        estimators: Which ones to measure.
-        temperatures: A grid, for estimators that have one.
-        kl: The KL of gumbel-softmax.
-        wrt: Gradients with respect to the guide's logits, or to all parameters.
-        protocol: The gradient of the ELBO with standard errors, or of the reconstruction term as the ReinMax paper
-            has it.
-        epochs: When to measure along the training; 0 is the initialization.
+        binarize: Keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them for every
+            batch (dynamic).
+        num_latents: N, the number of one-hot latents.
+        num_categories: K, the number of categories of each latent.
+        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
+        estimators: The estimators to measure.
+        temperatures: Temperatures at which to measure the estimators that have one.
+        kl: The KL of gumbel-softmax: that of the relaxed or of the categorical distributions.
+        wrt: Measure gradients with respect to the guide's logits, to all parameters, or both.
+        protocol: Measure the gradient of the ELBO, with standard errors (elbo), or that of the reconstruction term, as
+            in the ReinMax paper (reinmax).
+        epochs: The epochs of the training after which to measure; 0 is the initialization.
         train_by: The estimator that trains the new model.
-        batch_size: B, images in a batch of the training.
-        learning_rate: Of Adam.
-        seed: Of the new model and its batches, and of the samples.
-        num_data: How many images to measure on, from the first on.
-        num_samples: Estimates of the logits' gradient.
-        num_parameter_samples: Estimates of the parameters' gradient.
+        batch_size: B, the number of images in a training batch.
+        learning_rate: Learning rate of Adam.
+        seed: Seed of the new model, its batches and the samples.
+        num_data: Number of images to measure on, starting with the first.
+        num_samples: Number of estimates of the logits' gradient.
+        num_parameter_samples: Number of estimates of the parameters' gradient.
         double: Compute gradients in float64.
-        max_memory: Gigabytes that an exact sum may take.
-        output: The folder, new or to be continued; runs/gradients-DATE-TIME if not given.
+        max_memory: Gigabytes that an exact sum may use.
+        output: The folder, a new one or one to continue; by default runs/gradients-DATE-TIME.
     """
 
     run: Path | None = None
@@ -82,31 +83,34 @@ class GradientsConfig:
         for name in ("estimators", "wrt", "epochs"):
             all_different(name, getattr(self, name))
         if self.run is not None and self.epochs != (0,):
-            raise ValueError("Expected epochs with a new model, but found them with a run, whose models are trained.")
+            raise ValueError(
+                "Expected epochs only for a new model, but found them for a run, whose models are trained."
+            )
         if self.protocol == "reinmax" and self.wrt != ("logits",):
-            raise ValueError("Expected wrt logits alone in the ReinMax protocol, but found others. Try --wrt logits.")
+            raise ValueError("Expected the ReinMax protocol with wrt=logits alone, but found others. Try --wrt logits.")
 
 
 @dataclasses.dataclass(frozen=True)
 class AdviseConfig:
-    """Should I relax or enumerate? Measures estimators for a short time on a model of yours, and recommends one.
+    """Recommend an estimator after measuring the possible ones for a short time on a model of your size and data.
 
     Args:
         dataset: What you train on; digits and teacher need no files.
         data_dir: The folder of the data sets that have files, as torchvision lays them out.
         download: Fetch absent files into the data folder.
-        binarize: Grey pixels as they are, black or white at 1/2, or drawn anew for every batch.
-        num_latents: N, one-hots in the code.
-        num_categories: K, categories of each.
-        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
-        batch_size: B, images in a batch.
-        learning_rate: Of the short training before anything is measured.
-        estimators: Which ones to consider; all of them if not given.
-        temperatures: A grid, for estimators that have one.
-        seconds: How long all of it may take, about.
-        seed: Of the model, the batch and the samples.
-        max_memory: Gigabytes that an exact sum may take.
-        output: A folder for the table; nothing is written if not given.
+        binarize: Keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them for every
+            batch (dynamic).
+        num_latents: N, the number of one-hot latents.
+        num_categories: K, the number of categories of each latent.
+        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
+        batch_size: B, the number of images in a batch.
+        learning_rate: Learning rate of the short training that precedes the measurements.
+        estimators: The estimators to consider; by default all.
+        temperatures: Temperatures at which to measure the estimators that have one.
+        seconds: How long the whole command may take, roughly.
+        seed: Seed of the model, the batch and the samples.
+        max_memory: Gigabytes that an exact sum may use.
+        output: A folder for the table; by default nothing is written.
     """
 
     dataset: DatasetName = "digits"
@@ -137,7 +141,7 @@ class AdviseConfig:
 
 
 def _check_model(config: GradientsConfig | AdviseConfig) -> None:
-    """What these two have in common."""
+    """Check the settings that both configurations have."""
     at_least("num_latents", config.num_latents, 1)
     at_least("num_categories", config.num_categories, 2)
     for width in config.hidden:

@@ -1,4 +1,4 @@
-"""Settings as JSON, and back with their types checked."""
+"""Write settings as JSON, and read them back with their types checked."""
 
 import dataclasses
 import typing
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 
 def plain_settings(config: Any) -> dict[str, Any]:
-    """The settings of a configuration as JSON writes them."""
+    """Convert the settings of a configuration to values that JSON can write."""
     return {
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(config).items()
@@ -15,21 +15,43 @@ def plain_settings(config: Any) -> dict[str, Any]:
 
 
 def read_settings(kind: type[Any], written: dict[str, Any]) -> dict[str, Any]:
-    """Those settings of a kind of configuration that JSON has, as the types that they have.
+    """Read settings from JSON as the types that a configuration class declares; entries unknown to it are ignored.
 
     Raises:
-        ValueError: if one is of another type.
+        ValueError: if a setting has the wrong type.
     """
     types = typing.get_type_hints(kind)
     return {name: _read(name, value, types[name]) for name, value in written.items() if name in types}
 
 
+def fits(kind: type[Any], record: Any) -> bool:
+    """Whether JSON has what a kind of record says, each of its type; what may be None may be absent.
+
+    Args:
+        kind: a class with annotations.
+        record: what JSON had.
+    """
+    if not isinstance(record, dict):
+        return False
+    try:
+        for name, needed in typing.get_type_hints(kind).items():
+            _read(name, record.get(name), needed)
+    except ValueError:
+        return False
+    return True
+
+
 def _read(name: str, value: Any, kind: Any) -> Any:
-    """A value of JSON as the type that a setting has."""
+    """Convert a value from JSON to the type of its setting."""
     options = typing.get_args(kind) if typing.get_origin(kind) is not Literal else (kind,)
     if typing.get_origin(kind) is tuple:
         if isinstance(value, list | tuple) and all(_is_a(item, options[0]) for item in value):
             return tuple(value)
+    elif typing.get_origin(kind) is list:
+        if isinstance(value, list) and all(
+            isinstance(item, typing.get_origin(options[0]) or options[0]) for item in value
+        ):
+            return value
     elif kind is Path or (Path in options and value is not None):
         if isinstance(value, str | Path):
             return Path(value)

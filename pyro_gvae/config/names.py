@@ -1,4 +1,4 @@
-"""The names that settings may have; the command line lists them without importing torch."""
+"""Names that settings accept as values; the command line lists them without importing torch."""
 
 from typing import Literal
 
@@ -35,11 +35,11 @@ Binarization = Literal["none", "threshold", "dynamic"]
 NetworksName = Literal["mlp", "conv"]
 
 
-#: What several processes divide among them: the data of a batch, or the codes of an exact sum.
+#: What several processes split among themselves: the data of a batch, or the codes of an exact sum.
 Shard = Literal["data", "codes"]
 
 
-#: How the discrete ELBO is found while training: summed over all codes, from one sample for each datum, or not at all.
+#: How the discrete ELBO is computed during training: summed over all codes, from one sample per datum, or not at all.
 Judge = Literal["exact", "sampled", "none"]
 JudgeOrAuto = Literal["auto", Judge]
 

@@ -1,11 +1,11 @@
-"""Settings that were published, by name; no torch."""
+"""Published settings, by name; no torch."""
 
 from typing import NamedTuple, get_args
 
 from .names import EstimatorName
 from .train import TrainConfig
 
-#: Kravets 2023: see docs/design.md and `schedules.article`. Its loop resets the temperature in every epoch.
+#: Kravets 2023: see `schedules.article`. Its training loop resets the temperature in every epoch.
 ARTICLE = TrainConfig(
     dataset="mnist",
     binarize="none",
@@ -20,7 +20,7 @@ ARTICLE = TrainConfig(
 )
 
 #: Jang, Gu and Poole 2017, arXiv 1611.01144, section 4: stochastic gradient descent with momentum 0.9, temperature
-#: max(0.5, exp(-rate * step)) recomputed every 1000 steps, analytic KL of the categoricals.
+#: max(0.5, exp(-rate * step)) updated every 1000 steps, analytic KL of the categoricals.
 JANG = TrainConfig(
     dataset="mnist",
     binarize="threshold",
@@ -50,8 +50,8 @@ MADDISON = TrainConfig(
 )
 
 
-class Searched(NamedTuple):
-    """What a search of the ReinMax protocol found best."""
+class BestSettings(NamedTuple):
+    """The best settings that a search under the ReinMax protocol found."""
 
     optimizer: str
     learning_rate: float
@@ -59,55 +59,55 @@ class Searched(NamedTuple):
 
 
 #: Liu et al. 2023, arXiv 2304.08612, and Wang and Bui 2026, arXiv 2603.08257: estimator -> K x N -> settings.
-SEARCHED: dict[str, dict[str, Searched]] = {
+SEARCHED: dict[str, dict[str, BestSettings]] = {
     "reinmax": {
-        "8x4": Searched("Adam", 5e-4, 1.3),
-        "4x24": Searched("RAdam", 5e-4, 1.5),
-        "8x16": Searched("RAdam", 7e-4, 1.5),
-        "16x12": Searched("RAdam", 7e-4, 1.5),
-        "64x8": Searched("RAdam", 5e-4, 1.5),
-        "10x30": Searched("RAdam", 5e-4, 1.3),
+        "8x4": BestSettings("Adam", 5e-4, 1.3),
+        "4x24": BestSettings("RAdam", 5e-4, 1.5),
+        "8x16": BestSettings("RAdam", 7e-4, 1.5),
+        "16x12": BestSettings("RAdam", 7e-4, 1.5),
+        "64x8": BestSettings("RAdam", 5e-4, 1.5),
+        "10x30": BestSettings("RAdam", 5e-4, 1.3),
     },
     "st-gumbel-softmax": {
-        "8x4": Searched("Adam", 3e-4, 0.5),
-        "4x24": Searched("RAdam", 5e-4, 0.3),
-        "8x16": Searched("RAdam", 5e-4, 0.5),
-        "16x12": Searched("RAdam", 7e-4, 0.7),
-        "64x8": Searched("RAdam", 7e-4, 0.7),
-        "10x30": Searched("RAdam", 5e-4, 0.5),
+        "8x4": BestSettings("Adam", 3e-4, 0.5),
+        "4x24": BestSettings("RAdam", 5e-4, 0.3),
+        "8x16": BestSettings("RAdam", 5e-4, 0.5),
+        "16x12": BestSettings("RAdam", 7e-4, 0.7),
+        "64x8": BestSettings("RAdam", 7e-4, 0.7),
+        "10x30": BestSettings("RAdam", 5e-4, 0.5),
     },
     "gumbel-rao": {
-        "8x4": Searched("Adam", 5e-4, 0.5),
-        "4x24": Searched("RAdam", 5e-4, 0.3),
-        "8x16": Searched("RAdam", 7e-4, 0.7),
-        "16x12": Searched("Adam", 5e-4, 1.0),
-        "64x8": Searched("Adam", 7e-4, 2.0),
-        "10x30": Searched("RAdam", 5e-4, 1.0),
+        "8x4": BestSettings("Adam", 5e-4, 0.5),
+        "4x24": BestSettings("RAdam", 5e-4, 0.3),
+        "8x16": BestSettings("RAdam", 7e-4, 0.7),
+        "16x12": BestSettings("Adam", 5e-4, 1.0),
+        "64x8": BestSettings("Adam", 7e-4, 2.0),
+        "10x30": BestSettings("RAdam", 5e-4, 1.0),
     },
     "gapped-straight-through": {
-        "8x4": Searched("Adam", 5e-4, 1.0),
-        "4x24": Searched("RAdam", 5e-4, 0.5),
-        "8x16": Searched("RAdam", 7e-4, 0.5),
-        "16x12": Searched("RAdam", 7e-4, 0.5),
-        "64x8": Searched("RAdam", 7e-4, 0.7),
-        "10x30": Searched("RAdam", 5e-4, 0.5),
+        "8x4": BestSettings("Adam", 5e-4, 1.0),
+        "4x24": BestSettings("RAdam", 5e-4, 0.5),
+        "8x16": BestSettings("RAdam", 7e-4, 0.5),
+        "16x12": BestSettings("RAdam", 7e-4, 0.5),
+        "64x8": BestSettings("RAdam", 7e-4, 0.7),
+        "10x30": BestSettings("RAdam", 5e-4, 0.5),
     },
     "straight-through": {
-        "8x4": Searched("Adam", 1e-3, 1.3),
-        "4x24": Searched("RAdam", 1e-3, 1.5),
-        "8x16": Searched("RAdam", 1e-3, 1.5),
-        "16x12": Searched("Adam", 5e-4, 1.5),
-        "64x8": Searched("Adam", 5e-4, 1.5),
-        "10x30": Searched("RAdam", 7e-4, 1.4),
+        "8x4": BestSettings("Adam", 1e-3, 1.3),
+        "4x24": BestSettings("RAdam", 1e-3, 1.5),
+        "8x16": BestSettings("RAdam", 1e-3, 1.5),
+        "16x12": BestSettings("Adam", 5e-4, 1.5),
+        "64x8": BestSettings("Adam", 5e-4, 1.5),
+        "10x30": BestSettings("RAdam", 7e-4, 1.4),
     },
 }
 
 
 def reinmax_protocol(estimator: str, size: str) -> TrainConfig:
-    """The protocol of the benchmark of record for categorical VAEs: grey MNIST, 160 epochs, batches of 100.
+    """Return the settings of the ReinMax benchmark for categorical VAEs: grey MNIST, 160 epochs, batches of 100.
 
     Args:
-        estimator: one of `SEARCHED`.
+        estimator: a key of `SEARCHED`.
         size: K x N, such as "8x4": K = 8 categories, N = 4 latents.
     """
     num_categories, num_latents = map(int, size.split("x"))
@@ -125,7 +125,7 @@ def reinmax_protocol(estimator: str, size: str) -> TrainConfig:
     )
 
 
-#: name -> configuration. `reinmax-8x4` is ReinMax's; `reinmax-8x4-gumbel-rao` is the same protocol, as it was tuned for
+#: name -> configuration. `reinmax-8x4` is tuned for ReinMax; `reinmax-8x4-gumbel-rao` is the same protocol tuned for
 #: Gumbel-Rao.
 PRESETS: dict[str, TrainConfig] = {
     "article": ARTICLE,

@@ -1,6 +1,5 @@
-"""The text of a training plan: stages of estimators, amounts of training, names with options; no torch."""
+"""Parse the text of a training plan: stages of estimators, amounts of training, names with options; no torch."""
 
-import ast
 import re
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -9,12 +8,14 @@ from .names import EstimatorName
 
 Unit = Literal["epochs", "steps", "seconds"]
 _UNITS: dict[str, Unit] = {"": "epochs", "epochs": "epochs", "steps": "steps", "s": "seconds"}
-FORM = "gumbel-softmax:20,exact:3"
+EXAMPLE = "gumbel-softmax:20,exact:3"
+#: The largest amount, beyond which floating-point numbers do not count steps, and the longest text.
+MOST, LONGEST = 1e15, 10_000
 
 
 @dataclass(frozen=True)
 class Amount:
-    """So much training: epochs, steps or seconds.
+    """An amount of training in epochs, steps or seconds.
 
     Example:
         >>> Amount.parse("20"), Amount.parse("500steps"), str(Amount.parse("60s"))
@@ -26,10 +27,10 @@ class Amount:
 
     @classmethod
     def parse(cls, text: str | float) -> "Amount":
-        """Reads `20` (epochs), `500steps` or `60s`.
+        """Parse `20` (epochs), `500steps` or `60s`.
 
         Raises:
-            ValueError: where the text is something else, or not positive.
+            ValueError: if the text has another form, or the number is not positive.
         """
         found = re.fullmatch(r"([\d.]+(?:e[+-]?\d+)?) *(epochs|steps|s|)", str(text).strip())
         try:
@@ -37,7 +38,7 @@ class Amount:
         except ValueError:
             number = 0.0
         unit = _UNITS[found[2]] if found else "epochs"
-        if not 0 < number < float("inf") or (unit != "seconds" and number % 1):
+        if not 0 < number <= MOST or (unit != "seconds" and number % 1):
             raise ValueError(f"Expected epochs, steps or seconds, but found '{text}'. Try '20', '500steps' or '60s'.")
         return cls(number if unit == "seconds" else int(number), unit)
 
@@ -45,13 +46,13 @@ class Amount:
         return f"{self.number:g}s" if self.unit == "seconds" else f"{self.number}{self.unit}"
 
     def steps(self, per_epoch: int) -> int | None:
-        """In steps, where an epoch has `per_epoch`; None if it is a time."""
+        """Convert to steps, given the steps per epoch; None if the amount is in seconds."""
         if self.unit == "seconds":
             return None
         return int(self.number) * (per_epoch if self.unit == "epochs" else 1)
 
     def is_over(self, steps: int, seconds: float, per_epoch: int) -> bool:
-        """Whether so many steps, or so many seconds, are this much or more."""
+        """Tell whether the given steps or seconds reach this amount."""
         in_steps = self.steps(per_epoch)
         return seconds >= self.number if in_steps is None else steps >= in_steps
 
@@ -64,10 +65,10 @@ class Named(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Named":
-        """Reads `name` or `name[option=value,...]`; a value is a number, True, False, None or a word.
+        """Parse `name` or `name[option=value,...]`; a value is a number, True, False, None or a word.
 
         Raises:
-            ValueError: where the text has another form.
+            ValueError: if the text has another form.
 
         Example:
             >>> Named.parse("gumbel-softmax[kl=categorical,temperature=0.67]")
@@ -90,7 +91,7 @@ class Named(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """An estimator with its options, and how much it trains."""
+    """One stage of a training plan: an estimator with its options, and how long to train with it."""
 
     estimator: str
     options: dict[str, Any]
@@ -102,18 +103,18 @@ class Stage(NamedTuple):
 
 
 def parse_stages(text: str, default: Amount | None = None) -> tuple[Stage, ...]:
-    """Reads `estimator:amount,estimator[option=value,...]:amount,...`.
+    """Parse `estimator:amount,estimator[option=value,...]:amount,...`.
 
     Args:
-        text: each estimator by its name in the registry, with options in brackets; each amount in epochs (`20`), steps
-            (`500steps`) or seconds (`60s`).
-        default: how much those train that have no amount; without it, each has one.
+        text: the stages; each estimator by its name in the registry, with options in brackets; each amount in epochs
+            (`20`), steps (`500steps`) or seconds (`60s`).
+        default: the amount of stages that are given without one; if None, every stage must have one.
 
     Returns:
-        The stages in their order, one or more.
+        One or more stages, in order.
 
     Raises:
-        ValueError: where the text has another form, or there is no such estimator.
+        ValueError: if the text has another form, or there is no such estimator.
 
     Example:
         >>> [(stage.estimator, str(stage.amount)) for stage in parse_stages("gumbel-softmax:20,exact:500steps")]
@@ -121,6 +122,8 @@ def parse_stages(text: str, default: Amount | None = None) -> tuple[Stage, ...]:
         >>> ",".join(map(str, parse_stages("reinmax[temperature=1.3],exact:3", Amount.parse(20))))
         'reinmax[temperature=1.3]:20epochs,exact:3epochs'
     """
+    if len(text) > LONGEST:
+        raise ValueError(f"Expected stages in at most {LONGEST:,} letters, but found {len(text):,}.")
     parts = re.split(r",(?![^\[]*\])", text)  # commas outside of brackets
     return tuple(_stage(part, text, default) for part in parts)
 
@@ -130,7 +133,7 @@ def _stage(part: str, text: str, default: Amount | None) -> Stage:
     if not colon and default is not None:
         named, amount = part, str(default)
     elif not colon:
-        raise ValueError(f"Expected stages as estimator:amount, but found '{part}' in '{text}'. Try '{FORM}'.")
+        raise ValueError(f"Expected stages as estimator:amount, but found '{part}' in '{text}'. Try '{EXAMPLE}'.")
     name, options = Named.parse(named)
     if name not in get_args(EstimatorName):
         raise ValueError(f"Expected an estimator among {', '.join(get_args(EstimatorName))}, but found '{name}'.")
@@ -138,9 +141,11 @@ def _stage(part: str, text: str, default: Amount | None) -> Stage:
 
 
 def _value(text: str) -> Any:
-    """A number, True, False or None where the text is one; else the text."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    return value if value is None or isinstance(value, bool | int | float) else text
+    """Read a number, True, False or None; any other text stays text."""
+    words = {"None": None, "True": True, "False": False}
+    if text in words:
+        return words[text]
+    for kind, form in ((int, r"[+-]?\d{1,18}"), (float, r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")):
+        if re.fullmatch(form, text, re.IGNORECASE):
+            return kind(text)
+    return text

@@ -1,4 +1,4 @@
-"""What a training run is told, as a frozen dataclass, checked when made; no torch."""
+"""The configuration of a training run: a frozen dataclass, checked when created; no torch."""
 
 import dataclasses
 import math
@@ -7,62 +7,69 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..schedules import schedule
+from .checks import MOST_UNITS, at_most
 from .json import plain_settings, read_settings
 from .names import Binarization, DatasetName, JudgeOrAuto, NetworksName, ObservationName, Shard
 from .stages import Amount, Named, Stage, parse_stages
 
+#: Settings that reach out of a run folder: each call is told them, and no folder says them.
+OUTSIDE = frozenset({"data_dir", "download", "device", "output"})
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Train one categorical VAE, in one or several stages of estimators, and keep it in a run folder.
+    """Train one categorical VAE with one or several estimators in turn, and save it in a run folder.
 
     Amounts of training are epochs (`20`), steps (`500steps`) or seconds (`60s`).
 
-    Schedules are functions of the step: a number, or `exponential:initial,rate,floor`, `linear:initial,final,steps`,
+    A schedule is a function of the step: a number, `exponential:initial,rate,floor`, `linear:initial,final,steps` or
     `cosine:initial,final,steps`.
 
-    `--preset NAME` takes published settings in place of the defaults: article, jang, maddison, or reinmax-KxN, KxN
-    being one of 8x4, 4x24, 8x16, 16x12, 64x8 and 10x30; other options override them.
+    `--preset NAME` uses published settings instead of the defaults: article, jang, maddison, or reinmax-KxN, where KxN
+    is 8x4, 4x24, 8x16, 16x12, 64x8 or 10x30. Other options override them.
 
     Args:
         dataset: What to train on; digits and teacher need no files.
         data_dir: The folder of the data sets that have files, as torchvision lays them out.
         download: Fetch absent files into the data folder.
-        binarize: Grey pixels as they are (none), black or white at 1/2, or drawn anew for every batch (dynamic).
-        stages: Estimators in their order, and how much each trains, with options in brackets:
+        binarize: Keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them for every
+            batch (dynamic).
+        stages: The estimators to train with in turn, each with options in brackets and an amount of training:
             gumbel-softmax[kl=categorical]:20,exact:3.
-        num_latents: N, one-hots in the code.
-        num_categories: K, categories of each.
-        networks: Multilayer perceptrons (mlp), or convolutions below them (conv).
-        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
+        num_latents: N, the number of one-hot latents.
+        num_categories: K, the number of categories of each latent.
+        networks: Multilayer perceptrons (mlp), or convolutions followed by multilayer perceptrons (conv).
+        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         observation: Distribution of a pixel.
-        num_levels: L, of categorical pixels, to whose levels 0 .. L - 1 grey ones are rounded.
-        learn_prior: Learn the prior of the code, in place of a uniform one.
-        relu_logits: A ReLU on the encoder's logits too, as in the article.
-        batch_size: B, images in a batch.
+        num_levels: L, the number of levels of a categorical pixel; grey values are rounded to the levels 0 .. L - 1.
+        learn_prior: Learn the prior of the code, instead of using a uniform one.
+        relu_logits: Apply a ReLU to the encoder's logits, as in the preset article.
+        batch_size: B, the number of images in a batch.
         optimizer: A class of torch.optim, with options in brackets: SGD[momentum=0.9].
         learning_rate: Step size of the optimizer, a number or a schedule.
         clip_norm: The largest norm of the gradient, in nats per datum.
-        temperature: Temperature of the guide's relaxation: a number or a schedule; 2/3 if not given.
-        prior_temperature: Temperature of the model's relaxation: a number or a schedule; 2/5 if not given.
-        beta: Weight of the KL in the objective, a number or a schedule that may touch 0, such as linear:0,1,1000; no
-            weight if not given. The reported ELBO is never weighed.
-        free_bits: The KL in nats that each latent may have for free in the objective, on average over a batch.
-        seed: Seed of initial weights, order of the data and all random draws.
-        steps: Stop after so many steps in all.
-        seconds: Stop after so many seconds of training in all, evaluations not counted.
-        patience: End a stage after so many evaluations in a row without a better discrete test ELBO.
-        evaluate_every: Evaluate the discrete model each so many epochs (1), steps (500steps) or seconds (60s).
-        judge: How to find the discrete ELBO: summed over all codes, sampled, or not at all; auto sums where that takes
-            fewer than 1e12 operations, about ten seconds on two cores. What was taken is written into config.json.
-        checkpoint_every: Write a checkpoint each so many epochs, steps or seconds.
-        max_skipped: Stop after so many steps in a row whose loss or gradient is not finite.
-        max_memory: Gigabytes that an exact sum may take.
+        temperature: Temperature of the guide's relaxation: a number or a schedule; by default 2/3.
+        prior_temperature: Temperature of the model's relaxation: a number or a schedule; by default 2/5.
+        beta: Weight of the KL in the objective: a number or a schedule, which may reach 0, such as linear:0,1,1000; by
+            default 1. The reported ELBO is never weighted.
+        free_bits: Nats of KL per latent, averaged over a batch, below which the objective does not penalize the KL.
+        seed: Seed of the initial weights, the order of the data and all random draws.
+        steps: Stop after this many steps in total.
+        seconds: Stop after this many seconds of training in total, not counting evaluations.
+        patience: End a stage after this many consecutive evaluations without a better discrete test ELBO.
+        evaluate_every: Training between two evaluations of the discrete model, in epochs (1), steps (500steps) or
+            seconds (60s).
+        judge: How to compute the discrete ELBO during training: summed over all codes (exact), sampled, or not at all
+            (none); auto sums if that takes fewer than 1e12 operations, about ten seconds on two cores, and writes its
+            choice into config.json.
+        checkpoint_every: Training between two checkpoints, in epochs, steps or seconds.
+        max_skipped: Stop after this many consecutive steps with a loss or gradient that is not finite.
+        max_memory: Gigabytes that an exact sum may use.
         device: Where to train: cpu, cuda, cuda:1.
-        compile: Compile the recorded step by Inductor; needs a compiler, and half a minute.
-        shard: What the processes of torchrun divide: the data of each batch, or the codes of exact sums.
-        tensorboard: Write TensorBoard's files too, into the run folder; needs the extra tensorboard.
-        output: The run folder, which must not exist; runs/train-DATE-TIME if not given.
+        compile: Compile the recorded step with Inductor; needs a C++ compiler and about half a minute.
+        shard: What the processes of torchrun split: the data of each batch, or the codes of exact sums.
+        tensorboard: Also write TensorBoard files into the run folder; needs the extra tensorboard.
+        output: The run folder, which must not exist; by default runs/train-DATE-TIME.
     """
 
     dataset: DatasetName = "digits"
@@ -106,15 +113,21 @@ class TrainConfig:
             at_least(name, getattr(self, name), 1)
         for name in ("num_categories", "num_levels"):
             at_least(name, getattr(self, name), 2)
+        for name in ("num_latents", "num_categories"):
+            at_most(name, getattr(self, name), MOST_UNITS)
+        at_most("num_levels", self.num_levels, 2**16)
+        at_most("the number of hidden layers", len(self.hidden), 100)
         at_least("seed", self.seed, 0)
         if self.seed >= 2**32:
             raise ValueError(f"Expected a seed below 2^32, but found {self.seed}.")
         for width in self.hidden:
             at_least("hidden", width, 1)
+            at_most("hidden", width, MOST_UNITS)
         for name in ("clip_norm", "seconds", "max_memory"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"Expected a positive {name}, but found {value}.")
+        at_most("max_memory", self.max_memory or 0, 1e9)
         for name in ("learning_rate", "temperature", "prior_temperature"):
             if getattr(self, name) is not None:
                 _check_schedule(name, getattr(self, name))
@@ -122,35 +135,40 @@ class TrainConfig:
             _check_schedule("beta", self.beta, positive=False)
         if self.free_bits is not None and not 0 <= self.free_bits < math.inf:
             raise ValueError(f"Expected free_bits of at least 0 nats, but found {self.free_bits}.")
-        # What stands in texts is read here and once.
+        # Parse the settings that are texts, so that errors show now.
         _ = self.plan, self.between_evaluations, self.between_checkpoints, self.named_optimizer
 
     @cached_property
     def plan(self) -> tuple[Stage, ...]:
-        """The stages, read."""
+        """The stages, parsed."""
         return parse_stages(self.stages)
 
     @cached_property
     def between_evaluations(self) -> Amount:
-        """How much training lies between two evaluations."""
+        """The amount of training between two evaluations."""
         return Amount.parse(self.evaluate_every)
 
     @cached_property
     def between_checkpoints(self) -> Amount:
-        """How much training lies between two checkpoints."""
+        """The amount of training between two checkpoints."""
         return Amount.parse(self.checkpoint_every)
 
     @cached_property
     def named_optimizer(self) -> Named:
-        """The optimizer's name and its options."""
-        return Named.parse(self.optimizer)
+        """The optimizer's name and options."""
+        named = Named.parse(self.optimizer)
+        if "lr" in named.options:
+            raise ValueError(
+                f"Expected the learning rate as learning_rate, but found it in '{self.optimizer}'. Try --learning-rate."
+            )
+        return named
 
     @classmethod
     def from_json(cls, written: dict[str, Any]) -> Self:
-        """The configuration that `as_json` wrote.
+        """Read the configuration that `as_json` wrote.
 
         Raises:
-            ValueError: if a setting is unknown, of the wrong type, or cannot be.
+            ValueError: if a setting is unknown, has the wrong type, or has an invalid value.
         """
         for name in written:
             if name not in cls.__dataclass_fields__:
@@ -158,7 +176,7 @@ class TrainConfig:
         return cls(**read_settings(cls, written))
 
     def as_json(self) -> dict[str, Any]:
-        """The configuration as JSON writes it."""
+        """Convert the configuration to values that JSON can write."""
         return plain_settings(self)
 
 
@@ -171,6 +189,6 @@ def _check_schedule(name: str, value: float | str, *, positive: bool = True) -> 
 
 
 def at_least(name: str, value: int | None, least: int) -> None:
-    """Refuse a setting below the least that it may be; None is no setting."""
+    """Refuse a setting that is below its minimum; None passes."""
     if value is not None and value < least:
         raise ValueError(f"Expected {name} of at least {least}, but found {value}.")

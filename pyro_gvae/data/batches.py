@@ -1,4 +1,4 @@
-"""Shuffled minibatches as a function of seed and epoch."""
+"""Shuffled minibatches that depend only on seed and epoch."""
 
 from collections.abc import Iterator
 
@@ -11,24 +11,25 @@ from .dataset import Dataset, bernoulli_draw, generator_for
 def epoch_batches(
     data: Dataset | Tensor, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False
 ) -> Iterator[Tensor]:
-    """The shuffled minibatches of one epoch: the same for the same (seed, epoch), whatever ran before.
+    """Iterate over the shuffled minibatches of one epoch; they depend on seed and epoch, not on what ran before.
 
-    A resumed run needs no epoch replayed, and inside an epoch ``itertools.islice(batches, k, None)`` goes on
-    after k batches. Order and draws come from a CPU generator of their own: they are the same on every device
-    and in every process.
+    So a resumed run does not replay earlier epochs, and ``itertools.islice(batches, k, None)`` continues an epoch
+    after k batches. A separate CPU generator makes the order and the draws: they are the same on every device and in
+    every process.
 
     Args:
-        data: a data set, whose ``train`` is cut and, if it is "dynamic", drawn; or a tensor (M, D) as it is.
+        data: a data set, whose ``train`` images are used, sampled anew if its binarization is "dynamic"; or a tensor
+            (M, D).
         batch_size: B, from 1 to M.
-        seed: of the order, and of the draws of dynamic binarization.
+        seed: seed of the order, and of the draws of dynamic binarization.
         epoch: 0, 1, 2, ...; each has its own order.
-        drop_last: leave out the last batch where it has fewer than B images.
+        drop_last: leave out the last batch if it has fewer than B images.
 
     Returns:
-        An iterator of batches (B, D) on the device of the data; the last one may be smaller.
+        An iterator over batches (B, D) on the device of the data; the last one may be smaller.
 
     Raises:
-        ValueError: where the batch size is not in 1 .. M; at the call, not at the first batch.
+        ValueError: if the batch size is not in 1 .. M; raised by the call, not by the first batch.
 
     Example:
         >>> x = torch.arange(5.0).unsqueeze(1)
@@ -46,10 +47,10 @@ def epoch_batches(
 
 
 def check_batch_size(batch_size: int, num_data: int) -> None:
-    """Refuses batches that there are not enough data for.
+    """Refuse a batch size for which there are too few data.
 
     Raises:
-        ValueError: where the batch size is not in 1 .. M.
+        ValueError: if the batch size is not in 1 .. M.
     """
     if not 1 <= batch_size <= num_data:
         raise ValueError(f"Expected a batch size from 1 to the {num_data} images, but found {batch_size}.")

@@ -1,7 +1,7 @@
-"""Images held in memory as one tensor, and the minibatches of an epoch as a pure function of (seed, epoch).
+"""Data sets: images held in memory as one tensor, checked and binarized.
 
-``epoch_batches`` cuts a ``Dataset`` into minibatches; the ones that have names are in ``datasets``. The
-global random state is never touched, and once a data set is loaded nothing is done image by image.
+``batches`` splits a ``Dataset`` into minibatches, and ``datasets`` loads those that have names. Nothing here changes
+the global random state, and nothing processes a loaded data set image by image.
 """
 
 import hashlib
@@ -19,27 +19,27 @@ from ..models.categorical_vae import CategoricalVAE
 from ..runtime.rng import derived_seed
 
 BINARIZATIONS = ("none", "threshold", "dynamic")
-#: Black and white.
+#: The value range of grey images (from 0 to 1).
 UNIT = (0.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Train and test images as tensors; your own become one by calling it.
+    """Training and test images as tensors; call it with your own images to make a data set of them.
 
     Args:
-        name: what the data are called in reports.
-        train: images (M, D) with values in `value_range`.
-        test: held-out images (M', D), likewise.
+        name: the name of the data in reports.
+        train: training images (M, D) with values in `value_range`.
+        test: test images (M', D) with values in `value_range`.
         image_shape: (H, W) with H * W = D, for pictures.
-        train_labels: whole numbers (M,), or None.
-        test_labels: whole numbers (M',), or None.
-        teacher: the model that the images were drawn from, where it is known.
-        binarize: what ``binarized`` made of them; after "dynamic", ``epoch_batches`` draws ``train`` anew.
-        value_range: the smallest and the largest value that images may have; ``observed`` makes others than 0 and 1.
+        train_labels: integers (M,), or None.
+        test_labels: integers (M',), or None.
+        teacher: the model that the images were sampled from, if it is known.
+        binarize: how ``binarized`` made the images; with "dynamic", ``epoch_batches`` samples ``train`` anew.
+        value_range: the smallest and largest value that images may have; ``observed`` changes it.
 
     Raises:
-        ValueError: where images are not finite or out of their range, or do not fit their shape or their labels.
+        ValueError: if images are not finite or outside of their range, or do not match their shape or their labels.
 
     Example:
         >>> from pyro_gvae.data.batches import epoch_batches
@@ -68,8 +68,8 @@ class Dataset:
             check_images(x, f"{self.name} {part} images", self.value_range)
             if x.shape[1] != dim:
                 raise ValueError(
-                    f"Expected {self.name} {part} images of {dim} values, as image_shape={self.image_shape} "
-                    f"says, but found {x.shape[1]}."
+                    f"Expected {self.name} {part} images of {dim} values, since image_shape={self.image_shape}, "
+                    f"but found {x.shape[1]}."
                 )
             if labels is not None and labels.shape != x.shape[:1]:
                 raise ValueError(
@@ -79,14 +79,14 @@ class Dataset:
 
 
 def as_tensor(data: Any) -> Tensor:
-    """Data as one tensor (M, D), whatever holds them.
+    """Convert data to one tensor (M, D).
 
     Args:
-        data: a tensor, which stays as it is; an array or nested lists, whose numbers become float32; a dataset of
-            torch's, of whose items the first part counts, or a `DataLoader`, whose dataset is taken.
+        data: a tensor, which keeps its type; an array or nested lists, converted to float32; a torch dataset, of whose
+            items only the first element is used; or a `DataLoader`, whose dataset is used.
 
     Raises:
-        ValueError: if they hold no data, or are something else.
+        ValueError: if there are no data, or they have another type.
 
     Example:
         >>> as_tensor([[0, 1], [1, 0], [1, 1]]).shape
@@ -111,15 +111,15 @@ def as_tensor(data: Any) -> Tensor:
 
 
 def check_images(x: Tensor, name: str = "images", value_range: tuple[float, float] = UNIT) -> None:
-    """Refuses, before training, what cannot be trained on.
+    """Refuse images that a model cannot be trained on.
 
     Args:
         x: images (M, D).
-        name: what to call them in the sentence.
-        value_range: the smallest and the largest value that they may have.
+        name: the name of the images in the error message.
+        value_range: the smallest and largest value that they may have.
 
     Raises:
-        ValueError: where x is not a floating-point tensor (M, D), is empty, has a NaN or leaves its range.
+        ValueError: if x is not a floating-point tensor (M, D), is empty, has a NaN, or has values outside the range.
 
     Example:
         >>> check_images(torch.tensor([[0.0, 255.0]]))
@@ -136,7 +136,7 @@ def check_images(x: Tensor, name: str = "images", value_range: tuple[float, floa
     if math.isnan(low):
         rows = int(x.isnan().any(dim=1).sum())
         raise ValueError(
-            f"Expected {name} in [{least:g}, {most:g}], but found NaN in {rows} of {len(x)}. Try without them."
+            f"Expected {name} in [{least:g}, {most:g}], but found NaN in {rows} of {len(x)}. Try removing them."
         )
     if low < least or high > most:
         hint = "x / 255 for 8-bit images" if value_range == UNIT else "another value_range"
@@ -146,21 +146,21 @@ def check_images(x: Tensor, name: str = "images", value_range: tuple[float, floa
 
 
 def binarized(data: Dataset, binarize: str, *, seed: int = 0) -> Dataset:
-    """The same images in black and white.
+    """Binarize grey images.
 
     Args:
         data: grey images.
-        binarize: "none" keeps them grey. "threshold" puts 1 where a value is above 0.5, once and for all.
-            "dynamic" takes a grey value for a probability (Burda et al. 2016, arXiv 1509.00519):
-            ``epoch_batches`` draws a training image anew whenever it is used, and the test set is drawn here,
-            once, so that all evaluations see the same.
-        seed: of the one draw of the test set.
+        binarize: "none" keeps them grey. "threshold" rounds each value to 0 or 1, with 1 above 0.5.
+            "dynamic" uses a grey value as a probability (Burda et al. 2016, arXiv 1509.00519):
+            ``epoch_batches`` samples a training image whenever it is used; the test set is sampled here, once, so that
+            all evaluations use the same images.
+        seed: seed of the sampled test set.
 
     Returns:
-        A new data set; ``data`` stays as it is.
+        A new data set; ``data`` is not changed.
 
     Raises:
-        ValueError: where ``binarize`` is unknown, or images are no longer grey values in [0, 1].
+        ValueError: if ``binarize`` is unknown, or the images are not grey values in [0, 1].
 
     Example:
         >>> grey = Dataset("grey", torch.full((3, 4), 0.4), torch.full((1, 4), 0.6), (2, 2))
@@ -179,41 +179,41 @@ def binarized(data: Dataset, binarize: str, *, seed: int = 0) -> Dataset:
 
 
 def check_finite(x: Tensor) -> None:
-    """Refuses training data of any shape that are not finite numbers.
+    """Refuse training data, of any shape, that are not all finite.
 
     Raises:
-        ValueError: where a value is NaN or infinite.
+        ValueError: if a value is NaN or infinite.
 
     Example:
         >>> check_finite(torch.tensor([[0.5], [math.inf]]))
         Traceback (most recent call last):
-        ValueError: Expected training data without NaN or infinity, but found them in 1 of 2. Try without them.
+        ValueError: Expected training data without NaN or infinity, but found them in 1 of 2. Try removing them.
     """
     if not torch.stack(x.aminmax()).isfinite().all():  # a NaN anywhere makes both NaN
         rows = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
         raise ValueError(
-            f"Expected training data without NaN or infinity, but found them in {rows} of {len(x)}. Try without them."
+            f"Expected training data without NaN or infinity, but found them in {rows} of {len(x)}. Try removing them."
         )
 
 
 class Part(NamedTuple):
-    """A part of a data set to look at a model with."""
+    """The training or the test data of a data set, or the first of them."""
 
     x: Tensor  # (M, D)
     labels: Tensor | None  # (M,)
 
 
 def fixed_part(data: Dataset, name: str, num_data: int | None = None, *, seed: int = 0) -> Part:
-    """The first images of a part, the same whenever they are asked for: for evaluation.
+    """Return the first images of a part, the same in every call, for evaluation.
 
     Args:
         data: a data set.
         name: "train" or "test".
-        num_data: how many; all, if there are fewer or None.
-        seed: of the one draw of training images that are binarized dynamically.
+        num_data: how many images; all if None or if there are fewer.
+        seed: seed with which dynamically binarized training images are sampled.
 
     Raises:
-        ValueError: where there is no such part, or `num_data` is not positive.
+        ValueError: if there is no such part, or `num_data` is not positive.
 
     Example:
         >>> data = Dataset("mine", torch.zeros(100, 6), torch.ones(20, 6), (2, 3))
@@ -232,35 +232,35 @@ def fixed_part(data: Dataset, name: str, num_data: int | None = None, *, seed: i
 
 
 def check_binarize(binarize: str) -> None:
-    """Refuse a way to binarize that is none."""
+    """Refuse an unknown way to binarize."""
     if binarize not in BINARIZATIONS:
         raise ValueError(f"Expected binarize among {', '.join(BINARIZATIONS)}, but found '{binarize}'.")
 
 
 def check_grey(value_range: tuple[float, float]) -> None:
-    """Refuses images whose values are not grey values in [0, 1].
+    """Refuse images whose values are not grey values in [0, 1].
 
     Raises:
-        ValueError: where their range is another one.
+        ValueError: if they have another range.
     """
     if value_range != UNIT:
         raise ValueError(
-            f"Expected grey images in [0, 1], but found the value_range {value_range}. Try binarized(..), then "
-            "observed(..), each of the images as they were."
+            f"Expected grey images in [0, 1], but found the value_range {value_range}. Try binarized(..) on "
+            "grey images, and observed(..) after it."
         )
 
 
 def bernoulli_draw(mean: Tensor, generator: torch.Generator) -> Tensor:
-    """0 or 1 with the given mean; drawn on the CPU, where the generator lives, for every device alike."""
+    """Sample 0 or 1 with the given mean; the generator is on the CPU, so that every device gets the same draws."""
     uniform = torch.rand(mean.shape, generator=generator, dtype=torch.float32, device="cpu")
     return (uniform.to(mean.device) < mean).to(mean.dtype)
 
 
 def generator_for(purpose: str, seed: int, epoch: int = 0) -> torch.Generator:
-    """Make a generator on the CPU whose draws are those of this purpose, seed and epoch alone."""
+    """Make a CPU generator whose draws depend only on this purpose, seed and epoch."""
     return torch.Generator().manual_seed(derived_seed(purpose, seed, epoch))
 
 
 def digest(x: Tensor) -> str:
-    """By what a continued run knows that it has the data that it was begun with."""
+    """Hash data, so that a resumed run can check that it has the data that it started with."""
     return hashlib.sha256(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()

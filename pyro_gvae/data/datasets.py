@@ -1,6 +1,6 @@
-"""The data sets that have names: ``load(name)`` reads one of ``DATASETS`` into memory.
+"""Data sets by name: ``load(name)`` reads one of ``DATASETS`` into memory.
 
-digits and teacher are always there; the others are read from torchvision's files, and fetched only when asked for.
+digits and teacher need no files; the others are read from torchvision's files, which are downloaded only on request.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,23 +23,23 @@ def load(
     binarize: str = "none",
     seed: int = 0,
 ) -> Dataset:
-    """Reads one of ``DATASETS`` into memory.
+    """Load one of ``DATASETS`` into memory.
 
     Args:
-        name: "digits" (embedded in scikit-learn), "teacher" (drawn), or "mnist", "fashion_mnist", "kmnist",
-            "omniglot" (files in torchvision's layout).
+        name: "digits" (included in scikit-learn), "teacher" (sampled from a known model), or "mnist", "fashion_mnist",
+            "kmnist", "omniglot" (files in torchvision's layout).
         data_dir: the folder that torchvision calls root; "digits" and "teacher" need none.
         download: fetch absent files into ``data_dir``; without it the network is never used.
         binarize: see ``binarized``.
-        seed: of the data themselves: what "teacher" draws, and the test set of "dynamic". Runs that are to be
-            compared share it; the order of their batches has the seed of ``epoch_batches``.
+        seed: seed of the data: of the samples of "teacher" and of the test set of "dynamic". Use the same one for runs
+            to be compared; the order of batches depends on the seed given to ``epoch_batches``.
 
     Returns:
         The data set, on the CPU in float32.
 
     Raises:
-        ValueError: where a name is unknown.
-        OSError: where files are absent (``FileNotFoundError``), damaged or cannot be downloaded.
+        ValueError: if a name is unknown.
+        OSError: if files are absent (``FileNotFoundError``), damaged or cannot be downloaded.
 
     Example:
         >>> digits = load("digits", binarize="threshold")
@@ -53,15 +53,15 @@ def load(
 
 
 def digits() -> Dataset:
-    """The 1797 handwritten digits of scikit-learn, 8 x 8 pixels of 17 grey levels: embedded, so always there.
+    """Return the 1797 handwritten digits that scikit-learn includes, 8 x 8 pixels of 17 grey levels.
 
-    The split, 1437 for training and 360 for testing, is stratified by the digit and always the same.
+    The split, 1437 for training and 360 for testing, is stratified by digit and always the same.
 
     Example:
         >>> digits().test_labels.bincount().tolist()
         [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
     """
-    from sklearn.datasets import load_digits  # imported where needed: no other data set should wait for it
+    from sklearn.datasets import load_digits  # imported here, since no other data set needs it
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
@@ -71,8 +71,8 @@ def digits() -> Dataset:
 
 
 def _mnist_like(name: str, class_name: str, data_dir: Path, download: bool) -> Dataset:
-    """MNIST or one of the data sets made to take its place: 60,000 and 10,000 images of 28 x 28 pixels."""
-    from torchvision import datasets  # imported where needed: no other data set should wait for it
+    """Return MNIST or a data set of its format: 60,000 and 10,000 images of 28 x 28 pixels."""
+    from torchvision import datasets  # imported here, since no other data set needs it
 
     make = getattr(datasets, class_name)
     with _files_of(name, data_dir / class_name / "raw", download):
@@ -82,9 +82,9 @@ def _mnist_like(name: str, class_name: str, data_dir: Path, download: bool) -> D
 
 
 def _omniglot(data_dir: Path, download: bool) -> Dataset:
-    """Omniglot's 19,280 background and 13,180 evaluation drawings, averaged to 28 x 28 pixels; ink is 1.
+    """Return Omniglot's 19,280 background and 13,180 evaluation drawings, averaged to 28 x 28 pixels; ink is 1.
 
-    Labels number the characters, of which the two parts share none.
+    Labels number the characters; the two parts have no character in common.
     """
     from torchvision.datasets import Omniglot
 
@@ -95,7 +95,7 @@ def _omniglot(data_dir: Path, download: bool) -> Dataset:
 
 
 def _drawings(folder: Path) -> tuple[Tensor, Tensor]:
-    """Images (M, 784) and labels (M,) of alphabet/character/drawing.png, in order of their names."""
+    """Read images (M, 784) and labels (M,) from the files alphabet/character/drawing.png, sorted by name."""
     from PIL import Image
 
     files = sorted(folder.glob("*/*/*.png"))
@@ -110,7 +110,7 @@ def _drawings(folder: Path) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _files_of(name: str, folder: Path, download: bool) -> Iterator[None]:
-    """Turns whatever torchvision raises about absent, damaged or unreachable files into one sentence."""
+    """Turn any error that torchvision raises for absent, damaged or unreachable files into a one-sentence OSError."""
     if not download and not folder.is_dir():
         raise FileNotFoundError(
             f"Expected the files of '{name}' in '{folder}', but found no such folder. "
@@ -127,7 +127,7 @@ def _files_of(name: str, folder: Path, download: bool) -> Iterator[None]:
         ) from None
 
 
-# From (data_dir, download, seed) to the data set.
+# name -> a function of (data_dir, download, seed) that returns the data set
 DATASETS: dict[str, Callable[[Path, bool, int], Dataset]] = {
     "digits": lambda data_dir, download, seed: digits(),
     "mnist": lambda data_dir, download, seed: _mnist_like("mnist", "MNIST", data_dir, download),

@@ -1,4 +1,4 @@
-"""Grey images as data of an observation: the one place where they become what a program observes."""
+"""Convert grey images to the data that an observation describes, which is what a program observes."""
 
 from dataclasses import replace
 
@@ -9,20 +9,20 @@ from .dataset import UNIT, Dataset, check_grey
 
 
 def observed(data: Dataset, observation: Observation) -> Dataset:
-    """Makes data of an observation of grey images: levels for "categorical" pixels, and the same for the others.
+    """Convert grey images to data of an observation: levels for "categorical" pixels, unchanged for the others.
 
-    `observation.to_pixels` shows them again.
+    `observation.to_pixels` converts them back.
 
     Args:
         data: images in [0, 1].
-        observation: what they are to be data of.
+        observation: the distribution family of the pixels.
 
     Returns:
-        A new data set with another `value_range`, and without a teacher, of whose data these are a function; `data`
-        itself where they are such data as they stand.
+        A new data set with its own `value_range` and without a teacher, which is no model of the converted data; or
+        `data` itself if nothing changes.
 
     Raises:
-        ValueError: where images are binarized anew for every batch, and these would be other data than they are.
+        ValueError: if the images would change, but are binarized dynamically: their grey values are probabilities.
 
     Example:
         >>> from pyro_gvae.models.observations import CategoricalObservation
@@ -38,7 +38,7 @@ def observed(data: Dataset, observation: Observation) -> Dataset:
         return data
     if data.binarize == "dynamic":
         raise ValueError(
-            f"Expected grey values that are data of {type(observation).__name__}, but found those of dynamic "
+            f"Expected grey values as data of {type(observation).__name__}, but found those of dynamic "
             "binarization, which are probabilities of black and white. Try binarize='none' or 'threshold'."
         )
     return replace(data, train=train, test=test, value_range=(low, high), teacher=None)

@@ -1,4 +1,4 @@
-"""A data set drawn from a known discrete model."""
+"""A data set sampled from a known discrete model."""
 
 import math
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ def teacher(
     sizes: tuple[int, int] = (2000, 500),
     seed: int = 0,
 ) -> Dataset:
-    """Binary images drawn from a known ``CategoricalVAE``, so that the true log-likelihood can be computed.
+    """Sample binary images from a known ``CategoricalVAE``, so that the true log-likelihood can be computed.
 
-    Codes are uniform, z_n ~ U{1..K}, and pixels x ~ Bernoulli(sigmoid(decoder(z))). The decoder is a random
-    MLP whose last layer is centred and rescaled so that over the codes its logits have mean 0 and a standard
-    deviation of ``contrast``; as initialized it would draw nearly the same noise from every code.
+    Codes are uniform, z_n ~ U{1..K}, and pixels are x ~ Bernoulli(sigmoid(decoder(z))). The decoder is a random
+    MLP. Its last layer is centred and rescaled so that over the codes its logits have mean 0 and standard deviation
+    ``contrast``; without that, every code would give nearly the same noise.
 
     Args:
         image_shape: (H, W), D = H * W.
@@ -34,12 +34,12 @@ def teacher(
         num_categories: K.
         hidden: widths as in ``CategoricalVAE``.
         contrast: standard deviation of the decoder's logits over the codes.
-        sizes: how many images to draw for training and for testing.
-        seed: of the teacher's weights and of the images.
+        sizes: how many images to sample for training and for testing.
+        seed: seed of the teacher's weights and of the images.
 
     Returns:
-        A data set whose ``teacher`` is the true model, its parameters frozen. Only its prior and decoder are
-        the truth: the encoder is as initialized, so compute the evidence by the sum over all codes.
+        A data set whose ``teacher`` is the true model with frozen parameters. Only its prior and decoder are
+        true: the encoder is untrained, so compute the evidence as the sum over all codes.
 
     Example:
         >>> data = teacher(sizes=(100, 10))
@@ -52,7 +52,7 @@ def teacher(
         return one_hot(drawn, num_categories).to(torch.get_default_dtype())  # (count, N, K)
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        # Only the CPU's generator: torch.manual_seed would reseed the GPUs too, which nobody puts back.
+        # Seed only the CPU's generator: torch.manual_seed would also seed the GPUs, whose states are not restored here.
         torch.default_generator.manual_seed(derived_seed("teacher", seed))
         vae = CategoricalVAE(math.prod(image_shape), num_latents, num_categories, hidden, name="teacher")
         logits = vae.decoder(codes(1000))  # (1000, D)

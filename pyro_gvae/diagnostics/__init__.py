@@ -1,1 +1,1 @@
-"""Gradients of estimators held against the exact one."""
+"""Compare the gradients of estimators with the exact gradient."""

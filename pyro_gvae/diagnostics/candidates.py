@@ -1,4 +1,4 @@
-"""The estimators that are to be measured, each at its temperatures."""
+"""The grid of estimators to measure, each at its temperatures."""
 
 import inspect
 from collections.abc import Callable, Hashable, Sequence
@@ -9,14 +9,14 @@ from ..estimators import ESTIMATORS, Estimator, estimator
 
 
 class Candidate(NamedTuple):
-    """An estimator that is yet to be made: one that cannot be is an answer, too.
+    """An estimator that has not been created yet, since creating it may fail, which is a result to report too.
 
     Attributes:
-        name: in the registry.
-        temperature: None where it has none.
-        make: makes it.
-        family: equal for candidates that differ in their temperature alone, whose steps do the same work. Where that is
-            not known, the candidate is a family of its own.
+        name: its name in the registry.
+        temperature: its temperature; None if it has none.
+        make: creates the estimator.
+        family: equal for candidates that differ only in temperature, whose steps do the same work. If that is unknown,
+            each candidate is in a separate family.
     """
 
     name: str
@@ -28,12 +28,12 @@ class Candidate(NamedTuple):
 def candidates(
     estimators: Sequence[str | Estimator], *, temperatures: Sequence[float] = (), **options: Any
 ) -> list[Candidate]:
-    """The grid of estimators and temperatures; those without a temperature stand in it once.
+    """List every estimator at every temperature; an estimator without a temperature is listed once.
 
     Args:
-        estimators: names in the registry, or estimators as they are.
-        temperatures: for each named estimator that has one; without any, its default.
-        **options: given to the named estimators that know them.
+        estimators: names in the registry, or estimators.
+        temperatures: temperatures for each named estimator that has one; if empty, its default.
+        **options: options passed to those named estimators that accept them.
 
     Raises:
         ValueError: if a name is unknown.
@@ -45,11 +45,11 @@ def candidates(
     found = []
     for given in estimators:
         if isinstance(given, Estimator):
-            heat = None if given.temperature is None else float(given.temperature)
-            found.append(Candidate(given.name, heat, partial(_itself, given), family=given))
+            temperature = None if given.temperature is None else float(given.temperature)
+            found.append(Candidate(given.name, temperature, partial(_identity, given), family=given))
             continue
         if given not in ESTIMATORS:
-            estimator(given)  # says what there is
+            estimator(given)  # raises an error that lists the known names
         known = inspect.signature(ESTIMATORS[given]).parameters
         kept = {name: value for name, value in options.items() if name in known}
         family = _family(given, kept)
@@ -65,5 +65,5 @@ def _family(name: str, options: dict[str, Any]) -> Hashable:
     return found or object()
 
 
-def _itself(given: Estimator) -> Estimator:
+def _identity(given: Estimator) -> Estimator:
     return given

@@ -1,4 +1,4 @@
-"""What an estimator's gradient is worth, held against the exact one: bias, variance, direction, and their price."""
+"""Compare estimators' gradients with the exact one: bias, variance, direction and cost."""
 
 import itertools
 import math
@@ -14,18 +14,18 @@ from ..exact import HasPair
 from ..runtime.rng import seeded
 from .candidates import Candidate, candidates
 from .moments import Moments, Reference, gather, summarize
-from .probe import Probe, Subject, Term, Wrt, make_subject
+from .probe import Probe, Problem, Term, Wrt, make_problem
 from .timing import Clock, make_clock
 
-#: Independent groups of samples, from which standard errors are jackknifed.
+#: Number of independent groups of samples, for the jackknife's standard errors.
 NUM_GROUPS = 16
-#: What compares with the exact gradient.
+#: The columns that compare with the exact gradient.
 COMPARED = tuple(
     f"{name}{error}"
     for name in ("relative_bias", "squared_bias", "cosine", "sample_cosine", "mse", "mse_at_budget", "progress")
     for error in ("", "_se")
 )
-#: The numbers of a row.
+#: The numeric columns of a row.
 COLUMNS = (*COMPARED, "relative_std", "relative_std_se", "snr", "snr_se")
 
 
@@ -44,49 +44,49 @@ def gradient_report(
     vectorize: bool = True,
     **options: Any,
 ) -> pd.DataFrame:
-    r"""Bias, variance, direction and price of estimators' gradients, held against the exact gradient of the ELBO.
+    r"""Measure bias, variance, direction and cost of estimators' gradients against the exact gradient of the ELBO.
 
     g is one estimate of the gradient of the loss (-ELBO in nats, summed over the data), from one call of the estimator
-    with as many samples as it takes; G the exact gradient (`ExactELBO`); means, variances and norms are taken over
-    estimates and all coordinates. With n estimates, squared norms of a mean are inflated by tr Var g / n: that is taken
-    off wherever they stand below, so that no column depends on n but its standard error. The columns:
+    with its own number of samples; G is the exact gradient (`ExactELBO`). Means and variances are over estimates, norms
+    over all coordinates. The squared norm of a mean of n estimates is too large by tr Var g / n. This is subtracted
+    below wherever such norms occur, so that only the standard errors depend on n. The columns:
 
-    - `relative_bias`: ||E g - G|| / ||G||, and before the root, with its own standard error, `squared_bias`, which is
-      negative by chance where there is no bias;
+    - `relative_bias`: ||E g - G|| / ||G||; and `squared_bias`, its square with its own standard error, which can be
+      negative by chance if there is no bias;
     - `relative_std`: ||sd g|| / ||E g||;
-    - `cosine`: of E g and G, and `sample_cosine`: the mean of that of g and G;
-    - `snr`: the mean over coordinates that vary of \|E g_d\| / sd g_d (Rainforth et al. 2018, arXiv 1802.04537);
-    - `mse`: E ||g - G||^2 / ||G||^2, of one estimate: equal samples;
+    - `cosine`: the cosine of E g and G; and `sample_cosine`: the mean cosine of g and G;
+    - `snr`: the mean of \|E g_d\| / sd g_d over coordinates that vary (Rainforth et al. 2018, arXiv 1802.04537);
+    - `mse`: E ||g - G||^2 / ||G||^2, of a single estimate;
     - `mse_at_budget`: (bias^2 + variance * c / t) / ||G||^2 for c = `seconds` of one training step (`make_step`) and
-      t = `budget`: of the mean of as many estimates as fit into the same seconds (less than one counts as a fraction);
-    - `progress`: (E g . G)^2 / (E ||g||^2 ||G||^2): the largest decrease of the loss that a step along g can promise,
-      as a share of what a step along G can (descent lemma; Bottou et al. 2018, arXiv 1606.04838, section 4.1).
+      t = `budget`: the same for the mean of as many estimates as fit into t seconds (possibly a fraction of one);
+    - `progress`: (E g . G)^2 / (E ||g||^2 ||G||^2): the largest decrease of the loss that a step along g guarantees,
+      as a fraction of that of a step along G (descent lemma; Bottou et al. 2018, arXiv 1606.04838, section 4.1).
 
-    Each has its standard error `_se` from a jackknife over 16 groups of estimates, exact for means, conservative for a
-    squared bias near 0; times and a sampled reference are taken as they are. `approximates` says what the estimator
-    estimates, and `unbiased` whether it claims to. If that is not the ELBO (exact-evidence, vimco,
-    reweighted-wake-sleep), what compares with G is left empty. An estimator that cannot be, or refuses the problem, has
-    the sentence in `refused`.
+    Each has a standard error `_se` from a jackknife over 16 groups of estimates: exact for means, conservative for a
+    squared bias near 0; errors of the times and of a sampled reference are not included. `approximates` says what the
+    estimator estimates, and `unbiased` whether it claims to be unbiased. If an estimator does not estimate the ELBO
+    (exact-evidence, vimco, reweighted-wake-sleep), the columns that compare with G are empty. If it cannot be created,
+    or refuses the problem, `refused` has the error message.
 
     Args:
-        vae: a `CategoricalVAE`, or another program with one one-hot site; it stays as it is.
+        vae: a `CategoricalVAE`, or another program with one one-hot site; it is not changed.
         x: data (B, ...).
         estimators: names in the registry, or estimators.
-        temperatures: a grid, for named estimators that have one.
-        num_samples: estimates of the logits' gradient.
-        num_parameter_samples: estimates of the parameters' gradient, each of which takes a call.
-        wrt: "logits": of the guide's one-hot site, (B, N, K); "parameters": all of model and guide.
-        dtype: to compute in, for example torch.float64; None keeps the program's.
-        seed: of the samples, the same for all estimators; the caller's random state stays.
+        temperatures: temperatures for the named estimators that have one.
+        num_samples: number of estimates of the logits' gradient.
+        num_parameter_samples: number of estimates of the parameters' gradient, each of which takes a call.
+        wrt: "logits": those of the guide's one-hot site, (B, N, K); "parameters": all of model and guide.
+        dtype: the type to compute in, for example torch.float64; None keeps the program's.
+        seed: seed of the samples, the same for all estimators; the caller's random state is not changed.
         budget: t in seconds; None is the time of a step of the exact ELBO.
         vectorize: see :class:`~pyro_gvae.diagnostics.probe.Probe`.
-        **options: given to the named estimators that know them, such as `kl` or `max_memory`.
+        **options: options passed to those named estimators that accept them, such as `kl` or `max_memory`.
 
     Returns:
         One row for each (estimator, temperature, wrt).
 
     Raises:
-        ValueError: if the exact gradient cannot be computed, or samples are fewer than two for each group.
+        ValueError: if the exact gradient cannot be computed, or there are fewer than two samples for each group.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE
@@ -96,37 +96,37 @@ def gradient_report(
         True
     """
     check_samples(num_samples, num_parameter_samples)
-    subject = make_subject(vae, x, dtype=dtype)
+    problem = make_problem(vae, x, dtype=dtype)
     grid = candidates(estimators, temperatures=temperatures, **options)
-    clock = make_clock(subject)
+    clock = make_clock(problem)
     [exact] = candidates(["exact"], **options)
     rows = []
     for kind in wrt:
-        bench = Bench(
-            subject,
+        setup = Setup(
+            problem,
             kind,
-            exact_reference(subject, exact.make(), kind, seed=seed),
+            exact_reference(problem, exact.make(), kind, seed=seed),
             num_samples=num_samples if kind == "logits" else num_parameter_samples,
             clock=clock,
             budget=clock(exact) if budget is None else budget,
             seed=seed,
             vectorize=vectorize,
         )
-        rows += [measure(bench, candidate) for candidate in grid]
+        rows += [measure(setup, candidate) for candidate in grid]
     return pd.DataFrame(rows)
 
 
 def check_samples(*counts: int) -> None:
-    """Refuse fewer estimates than standard errors need."""
+    """Refuse fewer estimates than the standard errors need."""
     for count in counts:
         if count < 2 * NUM_GROUPS:
             raise ValueError(f"Expected at least {2 * NUM_GROUPS} samples, two for each group, but found {count}.")
 
 
-class Bench(NamedTuple):
-    """All that the rows of a report have in common: see :func:`gradient_report`."""
+class Setup(NamedTuple):
+    """What the rows of a report share: the problem, the reference and the sampling; see :func:`gradient_report`."""
 
-    subject: Subject
+    problem: Problem
     wrt: Wrt
     reference: Reference | None
     num_samples: int
@@ -136,42 +136,42 @@ class Bench(NamedTuple):
     vectorize: bool = True
 
 
-def measure(bench: Bench, candidate: Candidate) -> dict[str, Any]:
-    """One row of :func:`gradient_report`; without a reference, what compares with it is empty."""
-    row: dict[str, Any] = {"estimator": candidate.name, "temperature": candidate.temperature, "wrt": bench.wrt}
+def measure(setup: Setup, candidate: Candidate) -> dict[str, Any]:
+    """Measure one row of :func:`gradient_report`; without a reference, the columns that compare with it are empty."""
+    row: dict[str, Any] = {"estimator": candidate.name, "temperature": candidate.temperature, "wrt": setup.wrt}
     try:
         chosen = candidate.make()
         row |= {"approximates": chosen.approximates, "unbiased": chosen.is_unbiased}
-        num_samples = 1 if chosen.is_exact else bench.num_samples
+        num_samples = 1 if chosen.is_exact else setup.num_samples
         found = sample_moments(
-            bench.subject,
+            setup.problem,
             chosen,
-            wrt=bench.wrt,
-            reference=bench.reference,
+            wrt=setup.wrt,
+            reference=setup.reference,
             num_samples=num_samples,
             num_groups=min(NUM_GROUPS, num_samples),
-            seed=bench.seed,
-            vectorize=bench.vectorize,
+            seed=setup.seed,
+            vectorize=setup.vectorize,
         )
-        seconds = bench.clock(candidate)
+        seconds = setup.clock(candidate)
     except ValueError as refusal:
         return row | dict.fromkeys(COLUMNS) | {"refused": str(refusal).split("\n")[0]}
-    reference = bench.reference or Reference(torch.full_like(found.total[0], torch.nan), name="none")
-    numbers = summarize(found, reference, samples_per_budget=bench.budget / seconds)
+    reference = setup.reference or Reference(torch.full_like(found.total[0], torch.nan), name="none")
+    numbers = summarize(found, reference, samples_per_budget=setup.budget / seconds)
     if not chosen.objective.is_elbo:
         numbers |= dict.fromkeys(COMPARED, math.nan)
-    row |= {"reference": reference.name, "samples": num_samples, "seconds": seconds, "budget": bench.budget}
+    row |= {"reference": reference.name, "samples": num_samples, "seconds": seconds, "budget": setup.budget}
     return row | {name: numbers[name] for name in COLUMNS} | {"refused": None}
 
 
-def exact_reference(subject: Subject, exact: Estimator, wrt: Wrt, *, term: Term = "elbo", seed: int = 0) -> Reference:
-    """The gradient of the exact ELBO, or of its reconstruction term alone."""
+def exact_reference(problem: Problem, exact: Estimator, wrt: Wrt, *, term: Term = "elbo", seed: int = 0) -> Reference:
+    """Compute the gradient of the exact ELBO, or of its reconstruction term alone."""
     with seeded(seed):
-        return Reference(Probe(subject, exact, wrt=wrt, term=term)()[0])
+        return Reference(Probe(problem, exact, wrt=wrt, term=term)()[0])
 
 
 def sample_moments(
-    subject: Subject,
+    problem: Problem,
     chosen: Estimator,
     *,
     reference: Reference | None,
@@ -182,9 +182,9 @@ def sample_moments(
     seed: int = 0,
     vectorize: bool = True,
 ) -> Moments:
-    """Sums over seeded estimates of a gradient."""
+    """Draw seeded estimates of a gradient and return their sums."""
     with seeded(seed):
-        probe = Probe(subject, chosen, wrt=wrt, term=term, vectorize=vectorize)
+        probe = Probe(problem, chosen, wrt=wrt, term=term, vectorize=vectorize)
         first = probe()
         against = torch.full_like(first[0], torch.nan) if reference is None else reference.gradient
         sizes = _split(num_samples - 1, probe.most_repeats)
@@ -193,7 +193,7 @@ def sample_moments(
 
 
 def _split(total: int, most: int) -> list[int]:
-    """Equal parts of `most` at most, since equal shapes are planned once.
+    """Split a number into nearly equal parts of at most `most`, since equal shapes share one plan.
 
     Example:
         >>> _split(10, 4)

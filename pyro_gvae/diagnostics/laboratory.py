@@ -1,10 +1,10 @@
-"""The gradient laboratory: (model, epoch, estimator, temperature) cells -> one folder with a table and figures."""
+"""The gradient laboratory: measure (model, epoch, estimator, temperature) cells into a folder of tables and figures."""
 
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import pandas as pd
 import torch
@@ -14,7 +14,7 @@ from .. import exact
 from ..config.checks import MOST_OPERATIONS
 from ..config.gradients import GradientsConfig
 from ..config.json import plain_settings
-from ..config.units import in_bytes
+from ..config.units import codes_in_words, in_bytes
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset
 from ..data.datasets import load
@@ -31,19 +31,30 @@ from ..runtime.rng import seeded
 from ..train.step import make_step
 from ..train.trained import load_model, trained_models
 from .candidates import Candidate, candidates
-from .gradient_report import Bench, exact_reference, measure
-from .probe import Wrt, make_subject
+from .gradient_report import Setup, exact_reference, measure
+from .probe import Wrt, make_problem
 from .reinmax import reinmax_row
 from .timing import make_clock
 
-#: What a row is known by.
+#: The columns that identify a row.
 CELL = ["trained_by", "seed", "epoch", "estimator", "temperature", "wrt"]
-#: Settings that may change when a folder is continued: they say which cells there are, or where things lie.
-FREE = {"estimators", "temperatures", "wrt", "epochs", "data_dir", "download", "max_memory", "output"}
+#: Settings that may change when a folder is continued: they only choose cells, or say where files are.
+CHANGEABLE = {"estimators", "temperatures", "wrt", "epochs", "data_dir", "download", "max_memory", "output"}
 
 
-class Stage(NamedTuple):
-    """A model at a moment of its training."""
+class Line(TypedDict):
+    """The names by which a line of gradients.jsonl is identified."""
+
+    trained_by: str
+    seed: int
+    epoch: int
+    estimator: str
+    temperature: float | None
+    wrt: str
+
+
+class Snapshot(NamedTuple):
+    """A model at one epoch of its training."""
 
     trained_by: str
     seed: int
@@ -51,94 +62,94 @@ class Stage(NamedTuple):
 
 
 def gradients(config: GradientsConfig) -> Path:
-    """Measure what the folder lacks, a JSON line for each cell, and write its table and figures.
+    """Measure the cells that the folder lacks, write a JSON line for each, then its table and figures.
 
     Args:
         config: what to measure.
 
     Returns:
-        The folder: `gradients.jsonl`, `gradients.csv`, `gradients.json`, `figures/`.
+        The folder, with `gradients.jsonl`, `gradients.csv`, `gradients.json` and `figures/`.
 
     Raises:
-        ValueError: if a setting, the data or the folder is unusable, or codes are too many for the exact gradient.
+        ValueError: if a setting, the data or the folder is invalid, or there are too many codes for the exact gradient.
         OSError: if data files are absent or the folder cannot be written.
     """
     data = _dataset(config)
     folder = _folder(config, partial(_check_codes, config, data))
     lines = folder / "gradients.jsonl"
-    done = set(map(_key, read_json_lines(lines).to_dict("records"))) if lines.exists() else set()
+    done = set(map(_key, read_json_lines(lines, Line).to_dict("records"))) if lines.exists() else set()
     grid = candidates(config.estimators, temperatures=config.temperatures, **_options(config))
     cells = [(kind, candidate) for kind in config.wrt for candidate in grid]
     missing = {
-        stage: [(kind, one) for kind, one in cells if _cell_key(stage, one, kind) not in done]
-        for stage in _stages(config)
+        snapshot: [(kind, one) for kind, one in cells if _cell_key(snapshot, one, kind) not in done]
+        for snapshot in _snapshots(config)
     }
     total = sum(map(len, missing.values()))
     try:
         with Progress(total=total, desc="gradients", unit="cell") as bar:
-            for stage, vae, x in _models(config, data, [stage for stage, left in missing.items() if left]):
-                for row in _rows(config, vae, x, missing[stage]):
-                    append_json_line(lines, stage._asdict() | row)
-                    bar.set_postfix_str(f"{row['estimator']}, epoch {stage.epoch}")
+            for snapshot, vae, x in _models(config, data, [snapshot for snapshot, left in missing.items() if left]):
+                for row in _rows(config, vae, x, missing[snapshot]):
+                    append_json_line(lines, snapshot._asdict() | row)
+                    bar.set_postfix_str(f"{row['estimator']}, epoch {snapshot.epoch}")
                     bar.update()
-    finally:  # what an interrupted call measured is shown, too
+    finally:  # show what an interrupted call has measured, too
         if lines.exists():
-            _write(folder, read_json_lines(lines))
+            _write(folder, read_json_lines(lines, Line))
     return folder
 
 
 def _rows(
     config: GradientsConfig, vae: CategoricalVAE, x: Tensor, cells: list[tuple[Wrt, Candidate]]
 ) -> Iterator[dict[str, Any]]:
-    subject = make_subject(vae, x, dtype=torch.float64 if config.double else None)
+    problem = make_problem(vae, x, dtype=torch.float64 if config.double else None)
     [truth] = candidates(["exact"], **_options(config))
     if config.protocol == "reinmax":
-        reference = exact_reference(subject, truth.make(), "logits", term="reconstruction", seed=config.seed)
+        reference = exact_reference(problem, truth.make(), "logits", term="reconstruction", seed=config.seed)
         for _, one in cells:
-            yield reinmax_row(subject, one, reference, num_samples=config.num_samples, seed=config.seed)
+            yield reinmax_row(problem, one, reference, num_samples=config.num_samples, seed=config.seed)
         return
-    clock = make_clock(subject)
+    clock = make_clock(problem)
     samples = {"logits": config.num_samples, "parameters": config.num_parameter_samples}
-    benches: dict[str, Bench] = {}
+    setups: dict[str, Setup] = {}
     for kind, one in cells:
-        if kind not in benches:
-            reference = exact_reference(subject, truth.make(), kind, seed=config.seed)
-            benches[kind] = Bench(subject, kind, reference, samples[kind], clock, clock(truth), seed=config.seed)
-        yield measure(benches[kind], one)
+        if kind not in setups:
+            reference = exact_reference(problem, truth.make(), kind, seed=config.seed)
+            setups[kind] = Setup(problem, kind, reference, samples[kind], clock, clock(truth), seed=config.seed)
+        yield measure(setups[kind], one)
 
 
-def _stages(config: GradientsConfig) -> list[Stage]:
+def _snapshots(config: GradientsConfig) -> list[Snapshot]:
     if config.run is None:
-        return [Stage(config.train_by, config.seed, epoch) for epoch in sorted(config.epochs)]
-    found = [Stage(which.estimator, which.seed, round(which.epoch)) for which in trained_models(config.run)]
+        return [Snapshot(config.train_by, config.seed, epoch) for epoch in sorted(config.epochs)]
+    found = [Snapshot(which.estimator, which.seed, round(which.epoch)) for which in trained_models(config.run)]
     if not found:
         raise ValueError(f"Expected a finished cell in '{config.run}', but found none. Try pyro-gvae compare.")
     return found
 
 
 def _models(
-    config: GradientsConfig, data: Dataset | None, stages: list[Stage]
-) -> Iterator[tuple[Stage, CategoricalVAE, Tensor]]:
-    """The models in their order, trained no further than to the last that is wanted."""
+    config: GradientsConfig, data: Dataset | None, snapshots: list[Snapshot]
+) -> Iterator[tuple[Snapshot, CategoricalVAE, Tensor]]:
+    """Yield the models in order; train a new model only to the last epoch that is needed."""
     if data is None:
         assert config.run is not None
-        for stage in stages:
-            found = load_model(config.run, stage.trained_by, stage.seed)
-            yield stage, found.vae, found.data.test[: config.num_data]
+        for snapshot in snapshots:
+            found = load_model(config.run, snapshot.trained_by, snapshot.seed, data_dir=config.data_dir)
+            yield snapshot, found.vae, found.data.test[: config.num_data]
         return
     vae = _new_model(config, data)
     [trainer] = candidates([config.train_by], **_options(config))
     step: Callable[[Tensor], Tensor] | None = None
     trained = 0
-    for stage in stages:
-        for epoch in range(trained, stage.epoch):
+    for snapshot in snapshots:
+        for epoch in range(trained, snapshot.epoch):
             step = step or make_step(vae, trainer.make(), lr=config.learning_rate)
             batches = list(epoch_batches(data, config.batch_size, seed=config.seed, epoch=epoch))
             with seeded(config.seed + epoch):
                 for x in Progress(batches, desc=f"epoch {epoch + 1}", unit="step", leave=False):
                     step(x)
-        trained = stage.epoch
-        yield stage, copy.deepcopy(vae), data.train[: config.num_data]
+        trained = snapshot.epoch
+        yield snapshot, copy.deepcopy(vae), data.train[: config.num_data]
 
 
 def _new_model(config: GradientsConfig, data: Dataset) -> CategoricalVAE:
@@ -147,7 +158,7 @@ def _new_model(config: GradientsConfig, data: Dataset) -> CategoricalVAE:
 
 
 def _dataset(config: GradientsConfig) -> Dataset | None:
-    """The data of a new model; those of a run are its own."""
+    """Load the data of a new model; None for a run, which has its own."""
     if config.run is not None:
         return None
     data = load(config.dataset, data_dir=config.data_dir, download=config.download, binarize=config.binarize)
@@ -157,26 +168,26 @@ def _dataset(config: GradientsConfig) -> Dataset | None:
 
 
 def _check_codes(config: GradientsConfig, data: Dataset | None) -> None:
-    """Refuse, before a folder is made, codes that are too many for the exact gradient."""
+    """Refuse, before a folder is created, more codes than the exact gradient can sum over."""
     if data is None:
-        _stages(config)
+        _snapshots(config)
         return
     cost = exact.cost(_new_model(config, data), data.train[: config.num_data], max_memory=in_bytes(config.max_memory))
     if cost.operations > MOST_OPERATIONS:
+        codes = codes_in_words(config.num_latents, config.num_categories)
         raise ValueError(
             f"Expected codes that can be summed in {MOST_OPERATIONS:g} operations, about a minute on two cores, but "
-            f"found S = K^N = {config.num_categories}^{config.num_latents} = {cost.num_codes:,}, which take "
-            f"{cost.operations:.2g} a sum. Try fewer latents or categories, or pyro-gvae advise, which needs no exact "
-            "gradient."
+            f"found S = K^N = {config.num_categories}^{config.num_latents} = {codes}, which take {cost.operations:.2g} "
+            "per sum. Try fewer latents or categories, or pyro-gvae advise, which needs no exact gradient."
         )
 
 
 def _folder(config: GradientsConfig, check: Callable[[], None]) -> Path:
-    """The folder of an earlier call with the same settings, or a new one, after a check."""
+    """Return the folder of an earlier call with the same settings, or check the settings and create a new one."""
     settings = plain_settings(config)
-    begun = earlier_run(config.output, settings, free=FREE, known_by="protocol")
-    if begun is not None:
-        return begun
+    earlier = earlier_run(config.output, settings, free=CHANGEABLE, known_by="protocol")
+    if earlier is not None:
+        return earlier
     check()
     folder = new_run_folder(config.output, prefix="gradients")
     write_config(folder, settings)
@@ -193,8 +204,8 @@ def _write(folder: Path, table: pd.DataFrame) -> None:
                 save_figure(figure, folder / "figures", f"{name}-{kind}")
 
 
-def _cell_key(stage: Stage, one: Candidate, kind: str) -> tuple[Any, ...]:
-    return _key(stage._asdict() | {"estimator": one.name, "temperature": one.temperature, "wrt": kind})
+def _cell_key(snapshot: Snapshot, one: Candidate, kind: str) -> tuple[Any, ...]:
+    return _key(snapshot._asdict() | {"estimator": one.name, "temperature": one.temperature, "wrt": kind})
 
 
 def _key(row: dict[Any, Any]) -> tuple[Any, ...]:
@@ -206,12 +217,12 @@ def _options(config: GradientsConfig) -> dict[str, Any]:
 
 
 def gradients_table(folder: Path) -> str:
-    """The rows for the terminal: each number with its standard error where it has one."""
-    table = read_json_lines(folder / "gradients.jsonl")
+    """Format the rows for the terminal, each number with its standard error if it has one."""
+    table = read_json_lines(folder / "gradients.jsonl", Line)
     measures = ("relative_bias", "relative_std", "cosine", "snr", "mse", "mse_at_budget", "progress")
     text = table[CELL].drop(columns="temperature").join(with_errors(table, ("temperature", *measures)))
     if "seconds" in table:
-        text["ms a step"] = (1e3 * table["seconds"]).map("{:.3g}".format)
+        text["ms per step"] = (1e3 * table["seconds"]).map("{:.3g}".format)
     refused = [
         f"{row['estimator']}: {row['refused']}" for row in table.to_dict("records") if pd.notna(row.get("refused"))
     ]

@@ -1,4 +1,4 @@
-"""Bias, variance and direction of gradient estimates from their sums, and jackknife standard errors of all of them."""
+"""Compute bias, variance and direction of gradient estimates from their sums, with jackknife standard errors."""
 
 import math
 from collections.abc import Iterable
@@ -13,8 +13,8 @@ class Reference(NamedTuple):
 
     Attributes:
         gradient: flat, (M,).
-        squared_error: E ||gradient - the true one||^2; 0 where it is exact.
-        name: what it is, in words.
+        squared_error: E ||gradient - true gradient||^2; 0 if it is exact.
+        name: a description, for the reader of a report.
     """
 
     gradient: Tensor
@@ -23,15 +23,15 @@ class Reference(NamedTuple):
 
     @property
     def squared_norm(self) -> float:
-        """Of the true gradient: what noise adds to the norm is taken off."""
+        """The squared norm of the true gradient: that of this one without the contribution of its noise."""
         return float(self.gradient.double().square().sum()) - self.squared_error
 
 
 class Moments(NamedTuple):
-    """Sums over estimates g, in J groups of them.
+    """Sums over estimates g, separately for J groups of estimates.
 
     Attributes:
-        counts: estimates, (J,).
+        counts: number of estimates, (J,).
         total: sum of g, (J, M).
         squares: sum of g^2, (J, M).
         cosines: sum of cos(g, reference), (J,).
@@ -48,28 +48,28 @@ class Moments(NamedTuple):
 
     @property
     def mean(self) -> Tensor:
-        """Of all groups, (M,)."""
+        """The mean over all groups, (M,)."""
         return self.total.sum(0).double() / self.counts.sum()
 
     @property
     def variance(self) -> Tensor:
-        """Of a single estimate, without bias, (M,); 0 where there is but one."""
+        """The unbiased variance of a single estimate, (M,); 0 if there is only one."""
         return _variance(self.counts.sum(), self.mean, self.squares.sum(0).double())
 
     def without(self, group: int) -> "Moments":
-        """All groups but one."""
+        """Leave out one group."""
         kept = [i for i in range(len(self.counts)) if i != group]
         return Moments(*(sums[kept] for sums in self))
 
 
 def gather(blocks: Iterable[Tensor], reference: Tensor, *, num_samples: int, num_groups: int) -> Moments:
-    """The sums of a stream of estimates, of which only a block is held at a time.
+    """Sum a stream of estimates, with only one block in memory at a time.
 
     Args:
-        blocks: estimates (r, M), together `num_samples` of them.
-        reference: the gradient (M,) that cosines are taken with.
-        num_samples: of all blocks.
-        num_groups: J; groups follow each other and differ by one estimate at most.
+        blocks: estimates (r, M), `num_samples` in total.
+        reference: the gradient (M,) for the cosines.
+        num_samples: the total number of estimates.
+        num_groups: J; each group is a run of consecutive estimates, and sizes differ by at most one.
     """
     group = torch.arange(num_samples, device=reference.device) * num_groups // num_samples
     sums = Moments(
@@ -91,12 +91,12 @@ def gather(blocks: Iterable[Tensor], reference: Tensor, *, num_samples: int, num
 
 
 def summarize(sums: Moments, reference: Reference, *, samples_per_budget: float) -> dict[str, float]:
-    """The columns of :func:`pyro_gvae.diagnostics.gradient_report.gradient_report`, each with its standard error `_se`.
+    """Compute the columns of `gradient_report`, each with its standard error `_se`.
 
     Args:
-        sums: of the estimates, in groups.
-        reference: the gradient that they should have.
-        samples_per_budget: how many estimates fit into the time that `mse_at_budget` allows.
+        sums: sums of the estimates, in groups.
+        reference: the gradient that they estimate.
+        samples_per_budget: how many estimates fit into the time budget of `mse_at_budget`.
     """
     values = _statistics(sums, reference, samples_per_budget)
     groups = len(sums.counts)
@@ -105,7 +105,7 @@ def summarize(sums: Moments, reference: Reference, *, samples_per_budget: float)
     for name, value in values.items():
         row[name] = value
         row[f"{name}_se"] = jackknife_error([other[name] for other in others]) if others else 0.0
-    row["cosine"] = min(row["cosine"], 1.0)  # by chance more; its error is that of the number before
+    row["cosine"] = min(row["cosine"], 1.0)  # noise can make it larger; its error is that of the unclipped number
     # A root has no derivative at 0: its error is the distance to the root of the square one standard error higher.
     bias = math.sqrt(max(row["squared_bias"], 0.0))
     row["relative_bias"] = bias
@@ -137,22 +137,22 @@ def _statistics(sums: Moments, reference: Reference, samples_per_budget: float) 
 
 
 def _variance(n: Tensor, mean: Tensor, squares: Tensor) -> Tensor:
-    """Without bias, from a mean and a sum of squares; one value has none."""
+    """Return the unbiased variance from a mean and a sum of squares; 0 for a single value."""
     if int(n) < 2:
         return torch.zeros_like(mean)
     return (squares / n - mean.square()).clamp_min(0.0) * (n / (n - 1))
 
 
 def _ratio(above: float, below: float) -> float:
-    """NaN where noise has left nothing to divide by."""
+    """Divide; NaN if the noise correction has left no positive denominator."""
     return above / below if below > 0 else math.nan
 
 
 def jackknife_error(values: list[float]) -> float:
-    """The standard error of a statistic from its values without one of J groups each.
+    """Compute the jackknife standard error of a statistic from its values v_j, each without group j of J.
 
-    sqrt((J - 1) / J sum_j (v_j - mean)^2): that of a mean exactly, as a rule a little more for others (Efron and Stein
-    1981, doi 10.1214/aos/1176345462).
+    sqrt((J - 1) / J sum_j (v_j - mean)^2): exact for a mean, usually slightly too large for other statistics (Efron and
+    Stein 1981, doi 10.1214/aos/1176345462).
 
     Example:
         >>> groups = [1.0, 2.0, 6.0]

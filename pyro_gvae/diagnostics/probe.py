@@ -1,4 +1,4 @@
-"""Single estimates of a gradient, by any estimator: with respect to the guide's logits, or to all parameters."""
+"""Draw single estimates of a gradient from any estimator, with respect to the guide's logits or all parameters."""
 
 import copy
 import functools
@@ -26,72 +26,73 @@ from ..runtime.tuning import tuning
 
 Wrt = Literal["logits", "parameters"]
 Term = Literal["elbo", "reconstruction"]
-#: Calls that let an estimator's running averages and control variates settle before anything is measured.
+#: Number of calls before anything is measured, in which an estimator's running averages and control variates settle.
 WARMUP = 50
 
 
-class Subject(NamedTuple):
-    """A program with its data, apart from its owner: what is done to it changes neither parameters nor param store."""
+class Problem(NamedTuple):
+    """A copy of a program with its data: using it changes neither the caller's parameters nor the param store."""
 
     pair: HasPair
     x: Tensor
-    store: dict[str, Any]  # a state of Pyro's param store
+    store: dict[str, Any]  # the state of Pyro's param store
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Modules have their own parameters, programs those of the store as it was, and what they added since."""
+        """Run with the parameters of the modules, and with the copied param store and what was added to it since."""
         with pyro.get_param_store().scope(self.store), OwnParameters(), torch.enable_grad():  # type: ignore[arg-type]
             yield
 
 
-def make_subject(pair: HasPair, x: Tensor, *, dtype: torch.dtype | None = None) -> Subject:
-    """A copy of a program, if it is a module, with its data.
+def make_problem(pair: HasPair, x: Tensor, *, dtype: torch.dtype | None = None) -> Problem:
+    """Make a problem of a program and its data; a module is copied.
 
     Args:
         pair: a `CategoricalVAE`, another module with a model and a guide, or a :class:`~pyro_gvae.exact.Pair`.
         x: data (B, ...).
-        dtype: to compute in; None keeps that of the program.
+        dtype: the type to compute in; None keeps that of the program.
 
     Raises:
-        ValueError: if another type is asked for a program that is not a module.
+        ValueError: if `dtype` is given for a program that is not a module.
     """
     if isinstance(pair, nn.Module):
         pair = copy.deepcopy(pair)
         pair = pair if dtype is None else pair.to(dtype)
     elif dtype is not None:
         raise ValueError(f"Expected a module, which can be converted to {dtype}, but found a pair. Try dtype=None.")
-    return Subject(pair, x if dtype is None else x.to(dtype), dict(pyro.get_param_store().get_state()))
+    return Problem(pair, x if dtype is None else x.to(dtype), dict(pyro.get_param_store().get_state()))
 
 
 @final
 class Probe:
-    """Draws single estimates of the gradient of an estimator's loss, each from one call of the estimator on the data.
+    """Draw single estimates of the gradient of an estimator's loss, each from one call of the estimator on the data.
 
-    With respect to "logits": those of the guide's one-hot site, of any program. Inside of the estimator's handler, the
-    site gets the same distribution on a leaf copy of its logits (B, N, K), so that whatever the handler and the ELBO
-    make of the site, they make of the leaf. Data are repeated R times, rows being independent, and one backward pass
-    gives R estimates. With respect to "parameters": all of model and guide, flat, one call for each estimate.
+    wrt="logits": the logits of the guide's one-hot site, for any program. Inside the estimator's handler, the site gets
+    the same distribution with a leaf copy of its logits (B, N, K), so that handler and ELBO use the leaf. Rows are
+    independent, so data repeated R times give R estimates in one backward pass. wrt="parameters": all parameters of
+    model and guide, flat, one call per estimate.
 
-    With term "reconstruction" the model's prior is the guide's q, held fixed. KL(q || p) and its gradient then vanish,
-    and the loss is -E_q[log p(x|z)]: for estimators with the analytic KL this is total gradient - exact gradient of the
-    KL, sample by sample; where the KL is sampled, its noise stays in, with mean 0 (but for relaxed densities at two
-    temperatures).
+    With term="reconstruction" the model's prior is replaced by the guide's q, held fixed. KL(q || p) and its gradient
+    then vanish, and the loss is -E_q[log p(x|z)]. For estimators with the analytic KL, each sample is the total
+    gradient minus the exact gradient of the KL. If the KL is sampled, its noise remains, with mean 0 (except for
+    relaxed densities at two temperatures).
 
     Args:
-        subject: the program and its data.
-        estimator: bound here, once: its own state, if it has any, is warmed up by `WARMUP` steps.
+        problem: the program and its data.
+        estimator: the estimator; it is bound once, and its own state, if any, is warmed up by `WARMUP` steps.
         wrt: "logits" or "parameters".
         term: "elbo", or "reconstruction" (logits only).
-        vectorize: False for programs whose rows are not independent of each other, of fixed number, or of another
-            weight in a larger batch; then each estimate takes a call.
+        vectorize: set to False, so that each estimate takes a call, for programs whose rows depend on each other or
+            have another weight in a larger batch, or that need a fixed number of rows.
 
     Raises:
-        ValueError: if the guide has not one one-hot site, or the estimator gives it no gradient, or refuses it.
+        ValueError: if the guide does not have exactly one one-hot site, or the estimator refuses the program or gives
+            the logits no gradient.
     """
 
     def __init__(
         self,
-        subject: Subject,
+        problem: Problem,
         estimator: Estimator,
         *,
         wrt: Wrt = "logits",
@@ -102,11 +103,11 @@ class Probe:
             raise ValueError("Expected the reconstruction term with respect to logits, but found wrt='parameters'.")
         self._wrt = wrt
         self._name = estimator.name
-        pair = subject.pair
+        pair = problem.pair
         if wrt == "logits" and isinstance(pair, nn.Module):
             pair = copy.deepcopy(pair).requires_grad_(False)  # networks need no backward pass
-        self._subject = subject._replace(pair=pair)
-        self._others = _parameters(self._subject)  # leaves that are not the guide's logits
+        self._problem = problem._replace(pair=pair)
+        self._others = _parameters(self._problem)  # leaves that are not the guide's logits
         self._logits: nn.Parameter | None = None
         if wrt == "logits":
             self._guide = pair.guide
@@ -117,38 +118,38 @@ class Probe:
         self.model, self.guide, self.elbo = estimator.bind(pair)
         self._own = own_state(self.elbo)
         self._warm_up()
-        at_once = tuning(subject.x.device).repeated_bytes
+        at_once = tuning(problem.x.device).repeated_bytes
         used = peak_memory(self) if wrt == "logits" and vectorize and not estimator.is_exact else at_once
-        #: How many estimates a call may ask for.
+        #: The most estimates that one call can return.
         self.most_repeats = max(1, int(at_once / used))
 
     def __call__(self, repeats: int = 1) -> Tensor:
-        """`repeats` estimates of the gradient of the loss, in nats summed over the data, each flat: (repeats, M)."""
+        """Draw `repeats` estimates of the gradient of the loss in nats, summed over the data: flat, (repeats, M)."""
         if self._wrt == "parameters":
             return torch.stack([self._parameter_gradient() for _ in range(repeats)])
         return self._logit_gradients(repeats)
 
     def step(self, x: Tensor | None = None) -> None:
-        """One call of the estimator, forward and backward, whose gradients are thrown away."""
+        """Call the estimator once, forward and backward, and discard the gradients."""
         with kept_gradients(self._others):
-            self._call(self._subject.x if x is None else x)
+            self._call(self._problem.x if x is None else x)
 
     def _parameter_gradient(self) -> Tensor:
         if not self._others:
             raise ValueError("Expected model or guide to have parameters, but found none. Try wrt='logits'.")
         with kept_gradients(self._others):
-            self._call(self._subject.x)
+            self._call(self._problem.x)
             found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self._others]
             return torch.cat([gradient.flatten() for gradient in found])
 
     def _logit_gradients(self, repeats: int) -> Tensor:
-        x = self._subject.x
+        x = self._problem.x
         x = x.repeat(repeats, *(1,) * (x.dim() - 1)) if repeats > 1 else x
-        with self._subject.opened(), torch.no_grad():
+        with self._problem.opened(), torch.no_grad():
             logits = read_guide(functools.partial(self._guide, x)).logits  # (R * B, N, K)
         if repeats > 1 and (logits.dim() != 3 or len(logits) != len(x)):
             raise ValueError(
-                f"Expected the guide's logits to have shape (B, N, K), a row for each of {len(x)} data, but found "
+                f"Expected the guide's logits to have shape (B, N, K), one row for each of {len(x)} data, but found "
                 f"{tuple(logits.shape)}. Try vectorize=False."
             )
         self._logits = nn.Parameter(logits.clone())
@@ -163,7 +164,7 @@ class Probe:
     def _call(self, x: Tensor) -> None:
         for parameter in self._own.parameters():
             parameter.grad = None
-        with self._subject.opened():
+        with self._problem.opened():
             self.elbo.loss_and_grads(self.model, self.guide, x)
 
     def _warm_up(self) -> None:
@@ -184,20 +185,20 @@ class Probe:
         return changed
 
 
-def _parameters(subject: Subject) -> list[Tensor]:
-    """The leaves of model and guide that a step would train, each once."""
-    if isinstance(subject.pair, nn.Module):
-        return [parameter for parameter in subject.pair.parameters() if parameter.requires_grad]
-    with subject.opened(), poutine.trace(param_only=True) as seen:
-        for program in (subject.pair.guide, subject.pair.model):
-            discretize(program)(subject.x)
+def _parameters(problem: Problem) -> list[Tensor]:
+    """List the leaves of model and guide that a step would train, without duplicates."""
+    if isinstance(problem.pair, nn.Module):
+        return [parameter for parameter in problem.pair.parameters() if parameter.requires_grad]
+    with problem.opened(), poutine.trace(param_only=True) as seen:
+        for program in (problem.pair.guide, problem.pair.model):
+            discretize(program)(problem.x)
     sites: dict[str, Any] = seen.trace.nodes
     leaves = [leaf_of(site["value"]) for site in sites.values()]
     return list({id(leaf): leaf for leaf in leaves}.values())
 
 
 class _LogitsMessenger(Messenger):
-    """Puts other logits into a program's one-hot site, before an outer handler says what the site is."""
+    """Replace the logits of a program's one-hot site, before an outer handler changes the site."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -208,7 +209,7 @@ class _LogitsMessenger(Messenger):
         if site is None:
             return
         if isinstance(self.logits, nn.Parameter):
-            announce("logits of the guide", self.logits)  # stock ELBOs go backward only where they see a parameter
+            announce("logits of the guide", self.logits)  # stock ELBOs skip the backward pass if they see no parameter
         event_shape = site.logits.shape[-site.num_event_dims :]
         batch_shape = self.logits.shape[:-2]
         changed = site._replace(logits=self.logits.reshape(*batch_shape, *event_shape))

@@ -1,4 +1,4 @@
-"""Which estimator to take, from what was measured of each: a pure function of a table, in plain sentences."""
+"""Recommend an estimator from a table of measurements, with reasons; a pure function."""
 
 import math
 from typing import Any, NamedTuple
@@ -7,18 +7,18 @@ import pandas as pd
 
 from ..runtime.memory import in_words
 
-#: Estimators whose speeds are closer than this are equal.
+#: Two estimators are tied if the ratio of their speeds is below this.
 TIE = 1.1
 
 
 class Advice(NamedTuple):
-    """What to train with.
+    """A recommended estimator, and the reasons.
 
     Attributes:
-        estimator: its name.
-        temperature: of its relaxation, or None.
-        finish: an estimator without bias for the last epochs, or None where the first has none, or there is none.
-        reasons: plain sentences with the measured numbers.
+        estimator: name of the estimator to train with.
+        temperature: temperature of its relaxation, or None.
+        finish: an unbiased estimator for the last epochs; None if `estimator` is unbiased itself, or there is none.
+        reasons: sentences with the measured numbers.
     """
 
     estimator: str
@@ -27,25 +27,29 @@ class Advice(NamedTuple):
     reasons: tuple[str, ...]
 
     def in_words(self) -> str:
-        """The recommendation and its reasons, a line each."""
-        heat = "" if self.temperature is None else f" at temperature {self.temperature:g}"
+        """Format the recommendation and its reasons, one line each."""
+        temperature = "" if self.temperature is None else f" at temperature {self.temperature:g}"
         finish = "" if self.finish is None else f", then '{self.finish}' for the last epochs"
-        return "\n".join([f"Train with '{self.estimator}'{heat}{finish}.", *(f"- {one}" for one in self.reasons)])
+        return "\n".join(
+            [f"Train with '{self.estimator}'{temperature}{finish}.", *(f"- {one}" for one in self.reasons)]
+        )
 
 
 def recommend(table: pd.DataFrame, obstacle: str | None = None) -> Advice:
-    """What a measured table says; nothing is measured here.
+    """Recommend an estimator from a measured table; nothing is measured here.
 
-    The best estimator is the one with the most progress per second: `progress`, what a step along its gradient can
-    lower the loss by, as a share of what a step along the exact gradient can, over `seconds` of a step. Where speeds
-    are within a tenth or two standard errors, an unbiased estimator goes first, then the exact one, then the one of
-    smaller bias, then the faster. Noise of minibatches, which all share, is not counted. Without a reference it is the
-    one with the least noise in equal time, relative s.d. * sqrt(seconds), each at its smallest temperature, since bias
-    grows with it unseen.
+    The best estimator makes the most progress per second. `progress` is how much a step along its gradient can lower
+    the loss, as a fraction of what a step along the exact gradient can; it is divided by `seconds` of a step. If speeds
+    are within a tenth or two standard errors of the best, an unbiased estimator is preferred, then the exact one, then
+    the one with smaller bias, then the faster one. The noise of minibatches, which all estimators share, is not
+    counted.
+
+    Without a reference, the best estimator has the least noise in equal time, relative s.d. * sqrt(seconds). Each is
+    then taken at its lowest temperature, because bias grows with temperature and is not measured.
 
     Args:
         table: the rows of :func:`~pyro_gvae.diagnostics.advise.advise`.
-        obstacle: why there is no exact gradient, if there is none.
+        obstacle: why there is no exact gradient, or None.
 
     Returns:
         The recommendation with its reasons.
@@ -69,33 +73,33 @@ def recommend(table: pd.DataFrame, obstacle: str | None = None) -> Advice:
 def _by_progress(rows: pd.DataFrame, obstacle: str | None, refusals: list[str]) -> Advice:
     rows = rows.assign(speed=rows["progress"] / rows["seconds"], speed_se=rows["progress_se"] / rows["seconds"])
     ties = _ties(rows)
-    best = _first_of(ties)
+    best = _preferred(ties)
     others = rows[rows["estimator"] != best["estimator"]]
     finish = _finish(best, others)
     reference = str(rows["reference"].iloc[0])
     reasons = (
-        f"{_called(best)}: a step takes {_ms(best)} and is worth {best['progress']:.2g} of a step along the exact "
-        f"gradient.",
-        _beside_enumeration(best, others),
-        _beside_the_next(best, others, ties),
-        _temperatures(rows[rows["estimator"] == best["estimator"]]),
+        f"{_label(best)}: a step takes {_ms(best)} and makes {best['progress']:.2g} times the progress of a step along "
+        f"the exact gradient.",
+        _compare_with_exact(best, others),
+        _compare_with_next(best, others, ties),
+        _compare_temperatures(rows[rows["estimator"] == best["estimator"]]),
         _bias(best, finish),
         _memory(best, rows[rows["estimator"] == "exact"]),
         obstacle,
-        f"The exact gradient is stood in for by {reference}, whose noise is taken off." * (reference != "exact"),
+        f"The exact gradient is replaced by {reference}, corrected for its noise." * (reference != "exact"),
         *refusals,
     )
-    return Advice(str(best["estimator"]), _heat(best), finish, tuple(filter(None, reasons)))
+    return Advice(str(best["estimator"]), _temperature(best), finish, tuple(filter(None, reasons)))
 
 
 def _ties(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose speed cannot be told from the highest."""
+    """Return the rows whose speed does not differ clearly from the highest."""
     top = rows.loc[rows["speed"].idxmax()]
     margin = 2 * (rows["speed_se"] ** 2 + top["speed_se"] ** 2) ** 0.5
     return rows[(rows["speed"] * TIE >= top["speed"]) | (rows["speed"] + margin >= top["speed"])]
 
 
-def _first_of(ties: pd.DataFrame) -> Any:
+def _preferred(ties: pd.DataFrame) -> Any:
     known = ties["unbiased"].astype(bool)
     order = ties.assign(exact=ties["estimator"] == "exact", bias=ties["relative_bias"].where(~known, 0.0)).sort_values(
         ["unbiased", "exact", "bias", "seconds"], ascending=[False, False, True, True], kind="stable"
@@ -104,7 +108,7 @@ def _first_of(ties: pd.DataFrame) -> Any:
 
 
 def _finish(best: Any, others: pd.DataFrame) -> str | None:
-    """An estimator without bias after one that has some: the exact one, or else the fastest."""
+    """Choose an unbiased estimator to follow a biased one: the exact one, or else the fastest."""
     unbiased = others[others["unbiased"].astype(bool)]
     if best["unbiased"] or unbiased.empty:
         return None
@@ -113,38 +117,38 @@ def _finish(best: Any, others: pd.DataFrame) -> str | None:
     )
 
 
-def _beside_enumeration(best: Any, others: pd.DataFrame) -> str | None:
+def _compare_with_exact(best: Any, others: pd.DataFrame) -> str | None:
     exact_rows = others[others["estimator"] == "exact"]
     if exact_rows.empty:
         return None
     truth = exact_rows.iloc[0]
     return (
-        f"Enumerating all codes takes {_ms(truth)} a step, {truth['seconds'] / best['seconds']:.2g} times as long: "
-        f"in equal time {_called(best)} makes {best['speed'] / truth['speed']:.2g} times the progress."
+        f"Summing over all codes takes {_ms(truth)} per step, {truth['seconds'] / best['seconds']:.2g} times as long: "
+        f"in equal time, {_label(best)} makes {best['speed'] / truth['speed']:.2g} times the progress."
     )
 
 
-def _beside_the_next(best: Any, others: pd.DataFrame, ties: pd.DataFrame) -> str | None:
+def _compare_with_next(best: Any, others: pd.DataFrame, ties: pd.DataFrame) -> str | None:
     rivals = others[others["estimator"] != "exact"].sort_values("speed", ascending=False)
     if rivals.empty:
         return None
     rival = rivals.iloc[0]
     tied = ", a tie" if rival.name in ties.index else ""
     return (
-        f"Next is {_called(rival)}, {_ms(rival)} a step, worth {rival['progress']:.2g}: "
-        f"{rival['speed'] / best['speed']:.2g} times the progress in equal time{tied}."
+        f"Next is {_label(rival)}: a step takes {_ms(rival)} and makes {rival['progress']:.2g} times the exact "
+        f"progress, which in equal time is {rival['speed'] / best['speed']:.2g} times that of {_label(best)}{tied}."
     )
 
 
-def _temperatures(rows: pd.DataFrame) -> str | None:
-    heats = rows[rows["temperature"].notna()]
-    if len(heats) < 2:
+def _compare_temperatures(rows: pd.DataFrame) -> str | None:
+    temperatures = rows[rows["temperature"].notna()]
+    if len(temperatures) < 2:
         return None
-    told = ", ".join(
+    text = ", ".join(
         f"{row.temperature:g}: bias {row.relative_bias:.2g}, s.d. {row.relative_std:.2g}, progress {row.progress:.2g}"
-        for row in heats.itertuples()
+        for row in temperatures.itertuples()
     )
-    return f"Its temperatures, relative to the gradient's length: {told}."
+    return f"By temperature, relative to the norm of the gradient: {text}."
 
 
 def _bias(best: Any, finish: str | None) -> str | None:
@@ -152,7 +156,7 @@ def _bias(best: Any, finish: str | None) -> str | None:
         return None
     bias = f"{best['relative_bias']:.2g} ± {best['relative_bias_se']:.1g}"
     mended = "" if finish is None else f"; '{finish}' has no bias"
-    return f"Its gradient is off by {bias} of the exact one's length, which no number of samples mends{mended}."
+    return f"The bias of its gradient is {bias} times the exact gradient's norm; more samples do not reduce it{mended}."
 
 
 def _by_noise(rows: pd.DataFrame, obstacle: str | None, refusals: list[str]) -> Advice:
@@ -160,30 +164,30 @@ def _by_noise(rows: pd.DataFrame, obstacle: str | None, refusals: list[str]) -> 
     coolest = coolest.assign(noise=coolest["relative_std"] * coolest["seconds"] ** 0.5)
     best = coolest.loc[coolest["noise"].idxmin()]
     reasons = [
-        f"{_called(best)}: a step takes {_ms(best)}, and its noise is {best['relative_std']:.2g} times the gradient's "
-        "length, the least of all in equal time.",
-        "Neither bias nor the best temperature could be measured: there was no exact gradient, and no mean of an "
-        "unbiased estimator with noise small enough to take its place.",
+        f"{_label(best)}: a step takes {_ms(best)}, and the noise of its gradient is {best['relative_std']:.2g} times "
+        "the gradient's norm, the least of all estimators in equal time.",
+        "Neither bias nor the best temperature could be measured: the exact gradient was not available, and no "
+        "unbiased estimator had noise small enough for its mean to replace it.",
         _memory(best, rows.iloc[:0]),
         obstacle,
     ]
-    return Advice(str(best["estimator"]), _heat(best), None, (*filter(None, reasons), *refusals))
+    return Advice(str(best["estimator"]), _temperature(best), None, (*filter(None, reasons), *refusals))
 
 
 def _memory(best: Any, exact_rows: pd.DataFrame) -> str | None:
     if math.isnan(best.get("memory", math.nan)):
         return None
-    told = f"A step holds {in_words(best['memory'])}"
+    text = f"A step uses {in_words(best['memory'])} of memory"
     if best["estimator"] != "exact" and not exact_rows.empty and exact_rows["memory"].notna().all():
-        told += f", enumeration {in_words(exact_rows['memory'].iloc[0])}"
-    return f"{told}."
+        text += f", a sum over all codes {in_words(exact_rows['memory'].iloc[0])}"
+    return f"{text}."
 
 
-def _called(row: Any) -> str:
-    return f"'{row['estimator']}'" + ("" if _heat(row) is None else f" at temperature {row['temperature']:g}")
+def _label(row: Any) -> str:
+    return f"'{row['estimator']}'" + ("" if _temperature(row) is None else f" at temperature {row['temperature']:g}")
 
 
-def _heat(row: Any) -> float | None:
+def _temperature(row: Any) -> float | None:
     return None if pd.isna(row["temperature"]) else float(row["temperature"])
 
 

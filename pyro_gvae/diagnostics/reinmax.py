@@ -1,4 +1,4 @@
-"""Published ways to measure gradients, as they were published, so that figures can be put beside theirs."""
+"""Measure gradients exactly as the ReinMax papers do, so that numbers can be compared with theirs."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ..exact import HasPair
 from .candidates import Candidate, candidates
 from .gradient_report import exact_reference, sample_moments
 from .moments import Reference
-from .probe import Subject, make_subject
+from .probe import Problem, make_problem
 
 
 def reinmax_protocol(
@@ -27,48 +27,50 @@ def reinmax_protocol(
     seed: int = 0,
     **options: Any,
 ) -> pd.DataFrame:
-    """Gradient fidelity as the ReinMax code measures it (Liu et al. 2023, arXiv 2304.08612), for K=8, N=4 there.
+    """Measure gradient fidelity as the ReinMax code does (Liu et al. 2023, arXiv 2304.08612; there for K=8, N=4).
 
-    The gradient of the reconstruction term E_q[log p(x|z)] alone with respect to the encoder's logits: exact, by a sum
-    over all codes, against mean and standard deviation of single-sample estimates on the images x, at temperature 1.
-    :func:`fidelity` has the definitions, which are those of the published figures: nothing is corrected for noise.
+    Only the gradient of the reconstruction term E_q[log p(x|z)] with respect to the encoder's logits is measured. The
+    exact gradient, a sum over all codes, is compared with mean and standard deviation of single-sample estimates on the
+    images x, at temperature 1. :func:`fidelity` has the definitions of the published figures, without any correction
+    for noise.
 
-    The term is taken alone by a prior that is q itself, held fixed (see :class:`~pyro_gvae.diagnostics.probe.Probe`).
-    For estimators with the analytic KL this is what the published code does; those that sample the KL keep its noise,
-    of mean 0, in their standard deviation.
+    To isolate the reconstruction term, the prior is replaced by q, held fixed (see
+    :class:`~pyro_gvae.diagnostics.probe.Probe`). For estimators with the analytic KL this equals the published code;
+    for those that sample the KL, its noise, of mean 0, stays in their standard deviation.
 
     Args:
         vae: a `CategoricalVAE`, or another program with one one-hot site.
         x: the first s images (s, D).
         estimators: names in the registry, or estimators.
-        temperatures: for named estimators that have one.
-        num_samples: single-sample estimates.
-        dtype: to compute in; None keeps the program's.
-        seed: of the samples.
-        **options: given to the named estimators that know them; `kl="categorical"` is the published objective.
+        temperatures: temperatures for the named estimators that have one.
+        num_samples: number of single-sample estimates.
+        dtype: the type to compute in; None keeps the program's.
+        seed: seed of the samples.
+        **options: options passed to those named estimators that accept them; `kl="categorical"` is the published
+            objective.
 
     Returns:
-        One row for each (estimator, temperature): relative bias, relative s.d., cosine; or the sentence in `refused`.
-        Those of another objective than the ELBO have their relative s.d. alone.
+        One row for each (estimator, temperature): relative bias, relative s.d., cosine; or the error in `refused`.
+        Estimators of another objective than the ELBO have only their relative s.d.
 
     Raises:
         ValueError: if the exact gradient cannot be computed.
     """
-    subject = make_subject(vae, x, dtype=dtype)
-    truth = exact_reference(subject, estimator("exact"), "logits", term="reconstruction", seed=seed)
+    problem = make_problem(vae, x, dtype=dtype)
+    truth = exact_reference(problem, estimator("exact"), "logits", term="reconstruction", seed=seed)
     grid = candidates(estimators, temperatures=temperatures, **options)
-    return pd.DataFrame([reinmax_row(subject, one, truth, num_samples=num_samples, seed=seed) for one in grid])
+    return pd.DataFrame([reinmax_row(problem, one, truth, num_samples=num_samples, seed=seed) for one in grid])
 
 
 def reinmax_row(
-    subject: Subject, candidate: Candidate, truth: Reference, *, num_samples: int = 1024, seed: int = 0
+    problem: Problem, candidate: Candidate, truth: Reference, *, num_samples: int = 1024, seed: int = 0
 ) -> dict[str, Any]:
-    """One row of :func:`reinmax_protocol`."""
+    """Measure one row of :func:`reinmax_protocol`."""
     row: dict[str, Any] = {"estimator": candidate.name, "temperature": candidate.temperature, "wrt": "logits"}
     try:
         chosen = candidate.make()
         found = sample_moments(
-            subject,
+            problem,
             chosen,
             reference=truth,
             num_samples=1 if chosen.is_exact else num_samples,
@@ -82,11 +84,11 @@ def reinmax_row(
     if not chosen.objective.is_elbo:
         numbers |= {"relative_bias": math.nan, "cosine": math.nan}
     row["approximates"] = chosen.approximates
-    return row | {"images": len(subject.x), "samples": int(found.counts.sum())} | numbers | {"refused": None}
+    return row | {"images": len(problem.x), "samples": int(found.counts.sum())} | numbers | {"refused": None}
 
 
 def fidelity(exact: Tensor, mean: Tensor, std: Tensor) -> dict[str, float]:
-    """||exact - mean|| / ||exact||, ||std|| / ||mean||, and the cosine of exact and mean, all of flat tensors (M,).
+    """Return ||exact - mean|| / ||exact||, ||std|| / ||mean||, and the cosine of exact and mean, for flat tensors (M,).
 
     Example:
         >>> found = fidelity(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0]), torch.tensor([0.0, 6.0]))

@@ -1,4 +1,4 @@
-"""Seconds of a training step, by any estimator."""
+"""Measure the seconds of a training step with any estimator."""
 
 import copy
 import time
@@ -14,47 +14,47 @@ from ..estimators import Estimator
 from ..runtime.rng import seeded
 from ..train.step import make_step
 from .candidates import Candidate
-from .probe import Probe, Subject
+from .probe import Probe, Problem
 
-#: Training steps that are timed, after two that are not.
+#: Number of training steps that are timed, after two that are not.
 TIMED_STEPS = 7
 
 
-#: Seconds of a training step by a candidate.
+#: A function that returns the seconds of a training step with a candidate.
 Clock = Callable[[Candidate], float]
 
 
-def make_clock(subject: Subject) -> Clock:
-    """A function: seconds of a training step by a candidate on the subject's data, the median of a few.
+def make_clock(problem: Problem) -> Clock:
+    """Make a function that returns the median seconds of a training step with a candidate on the problem's data.
 
-    Temperatures cost nothing, so that candidates that differ only by theirs are measured once; others, such as one
-    estimator with two and with 64 particles, have each their own time. Modules are trained by
-    `make_step`, with learning rate 0; the loss and gradients of other programs are computed by the plain ELBO.
+    Candidates that differ only in temperature take the same time and are measured once; all others, such as one
+    estimator with 2 and with 64 particles, are measured separately. Modules are trained by `make_step` with learning
+    rate 0; for other programs, the plain ELBO computes loss and gradients.
     """
     known: dict[Hashable, float] = {}
 
     def seconds(candidate: Candidate) -> float:
         if candidate.family not in known:
-            known[candidate.family] = _step_seconds(subject, candidate.make())
+            known[candidate.family] = _step_seconds(problem, candidate.make())
         return known[candidate.family]
 
     return seconds
 
 
-def _step_seconds(subject: Subject, chosen: Estimator) -> float:
+def _step_seconds(problem: Problem, chosen: Estimator) -> float:
     with seeded(0), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a step runs without a recording is in its time
+        warnings.simplefilter("ignore")  # a step without a recording is slower, and the time shows it
         step: Callable[[Tensor], Any]
-        if isinstance(subject.pair, nn.Module):
-            step = make_step(copy.deepcopy(subject.pair), chosen, lr=0.0)
+        if isinstance(problem.pair, nn.Module):
+            step = make_step(copy.deepcopy(problem.pair), chosen, lr=0.0)
         else:
-            probe = Probe(subject, chosen, wrt="parameters")
+            probe = Probe(problem, chosen, wrt="parameters")
             step = probe.step
         times = []
         for _ in range(2 + TIMED_STEPS):
             start = time.perf_counter()
-            step(subject.x)
-            if subject.x.is_cuda:
-                torch.cuda.synchronize(subject.x.device)
+            step(problem.x)
+            if problem.x.is_cuda:
+                torch.cuda.synchronize(problem.x.device)
             times.append(time.perf_counter() - start)
     return median(times[2:])

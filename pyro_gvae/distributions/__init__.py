@@ -1,1 +1,1 @@
-"""The Concrete, the factorized one-hot, and observations as exponential families."""
+"""Distributions: one-hots, their Concrete relaxation, surrogates, and exponential families of observations."""

@@ -1,4 +1,4 @@
-"""Pixels in [0, 1]: Bernoulli and continuous Bernoulli, whose natural parameters are log-odds."""
+"""Bernoulli and continuous Bernoulli distributions of pixels in [0, 1], with log-odds as natural parameters."""
 
 from abc import abstractmethod
 from typing import Any, ClassVar, final
@@ -13,7 +13,7 @@ from .exponential_family import CanonicalFamily, Function, applied, no_nan
 
 
 class _UnitInterval(CanonicalFamily):
-    """Abstract: pixels in [0, 1] with T(x) = x; what is left to say is the log-normalizer."""
+    """Abstract base: pixels in [0, 1] with sufficient statistics T(x) = x. A subclass adds the log-normalizer."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {"natural": no_nan}
     support = constraints.independent(constraints.unit_interval, 1)
@@ -24,7 +24,7 @@ class _UnitInterval(CanonicalFamily):
 
     @abstractmethod
     def _summed_remainder(self, natural: Tensor) -> Tensor:
-        """A(eta) - relu(eta), small and even in eta, summed over pixels: ``natural.shape[:-1]``."""
+        """Return A(eta) - relu(eta), which is small and even in eta, summed over pixels: ``natural.shape[:-1]``."""
 
     def sufficient_statistics(self, x: Tensor) -> Tensor:
         return x.to(self.natural.dtype)
@@ -47,10 +47,11 @@ class _UnitInterval(CanonicalFamily):
 
 
 class _LogNormalizer(torch.autograd.Function):
-    """A(eta) summed over pixels, whose derivative is the mean.
+    """Compute A(eta) summed over pixels; its derivative is the mean.
 
-    Autograd's derivative of Bernoulli's formula takes three times as long; that of the continuous Bernoulli's subtracts
-    two numbers near 1 / eta, which near 0 leaves noise, and keeps half a dozen tensors of natural's size.
+    Autograd's derivative of the Bernoulli's formula takes three times as long. For the continuous Bernoulli, autograd
+    subtracts two numbers near 1 / eta, which leaves only rounding noise near 0, and it keeps half a dozen tensors of
+    the size of natural.
     """
 
     generate_vmap_rule = True
@@ -71,9 +72,10 @@ class _LogNormalizer(torch.autograd.Function):
 
 
 class _PairedScores(torch.autograd.Function):
-    """T . eta - A(eta) where each datum has its own parameters: its derivative is T - E[T].
+    """Compute T . eta - A(eta) where each datum has its own parameters; its derivative is T - E[T].
 
-    T eta - relu(eta), of which a good score is the difference, is rounded pixel by pixel, before the sum.
+    A good score is a small difference T eta - relu(eta) of large numbers, so each pixel's difference is rounded before
+    the sum.
     """
 
     generate_vmap_rule = True
@@ -98,16 +100,16 @@ class _PairedScores(torch.autograd.Function):
 
 @final
 class Bernoulli(_UnitInterval):
-    """Pixels that are on with probability sigmoid(natural): A(eta) = log(1 + e^eta).
+    """Independent pixels that are 1 with probability sigmoid(natural): A(eta) = log(1 + e^eta).
 
-    For x in {0, 1} this is ``torch.distributions.Bernoulli(logits=natural)``. For grey x it is the customary
-    cross-entropy x log p + (1 - x) log(1 - p), in which most VAE figures are published; it is no density on
-    [0, 1] and inflates likelihoods (Loaiza-Ganem and Cunningham 2019, arXiv 1907.06845), so compare it only
-    with itself. :class:`ContinuousBernoulli` is its normalized relative.
+    For x in {0, 1} this is ``torch.distributions.Bernoulli(logits=natural)``. For grey x it is the usual cross-entropy
+    x log p + (1 - x) log(1 - p), which most published VAE results use. That is not a density on [0, 1], and it
+    overstates likelihoods (Loaiza-Ganem and Cunningham 2019, arXiv 1907.06845), so compare it only with itself.
+    :class:`ContinuousBernoulli` is the normalized version.
 
     Args:
         natural: log-odds, (..., D).
-        validate_args: see :class:`ExponentialFamily`, also for what is raised.
+        validate_args: see :class:`ExponentialFamily`, which also lists the errors.
 
     Example:
         >>> Bernoulli(torch.zeros(2, 1, 784)).log_prob(torch.ones(5, 784)).shape
@@ -115,8 +117,8 @@ class Bernoulli(_UnitInterval):
     """
 
     def _summed_remainder(self, natural: Tensor) -> Tensor:
-        # log(1 + e^-|eta|), of factors between 1 and 2: a CPU multiplies them in a tenth of the time that a logarithm
-        # takes, so the logarithm is that of products of up to 64 of them.
+        # The sum of log(1 + e^-|eta|) is the logarithm of a product of factors between 1 and 2. A CPU multiplies in a
+        # tenth of the time that a logarithm takes, so take one logarithm of up to 64 factors, which cannot overflow.
         factors = natural.abs().neg_().exp_().add_(1)
         for _ in range(6):
             half, odd = divmod(factors.shape[-1], 2)
@@ -130,7 +132,7 @@ class Bernoulli(_UnitInterval):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Pixels in {0, 1}: ``sample_shape + batch_shape + (D,)``."""
+        """Draw pixels in {0, 1}, of shape ``sample_shape + batch_shape + (D,)``."""
         return torch.bernoulli(self.mean.expand(self._extended_shape(sample_shape)))
 
 
@@ -138,14 +140,14 @@ class Bernoulli(_UnitInterval):
 class ContinuousBernoulli(_UnitInterval):
     """Grey pixels with density proportional to e^(eta x) on [0, 1]: A(eta) = log((e^eta - 1) / eta).
 
-    The Bernoulli of grey targets, normalized (Loaiza-Ganem and Cunningham, *The continuous Bernoulli: fixing
-    a pervasive error in variational autoencoders*, 2019, arXiv 1907.06845). It is
-    ``torch.distributions.ContinuousBernoulli(logits=natural)``, but finite and accurate, with its gradient,
-    for any natural parameter. Scores are log-densities and may be positive.
+    The Bernoulli of grey pixels, normalized (Loaiza-Ganem and Cunningham, *The continuous Bernoulli: fixing a pervasive
+    error in variational autoencoders*, 2019, arXiv 1907.06845). It is
+    ``torch.distributions.ContinuousBernoulli(logits=natural)``, but its values and gradients are finite and accurate
+    for every natural parameter. Scores are log-densities, so they may be positive.
 
     Args:
         natural: log-odds, (..., D); 0 is the uniform distribution.
-        validate_args: see :class:`ExponentialFamily`, also for what is raised.
+        validate_args: see :class:`ExponentialFamily`, which also lists the errors.
 
     Example:
         >>> ContinuousBernoulli(torch.zeros(3)).log_prob(torch.rand(3)).abs().item()
@@ -161,25 +163,25 @@ class ContinuousBernoulli(_UnitInterval):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Pixels in [0, 1], the distribution function inverted: ``sample_shape + batch_shape + (D,)``."""
+        """Draw pixels in [0, 1] by inverting the distribution function: ``sample_shape + batch_shape + (D,)``."""
         uniform = self.natural.new_empty(self._extended_shape(sample_shape)).uniform_()
-        # Drawn for a negative parameter, where nothing overflows, and mirrored for a positive one. One below
-        # the rounding unit is as good as uniform, and must not divide 0 by 0.
+        # Draw for a negative parameter, where nothing overflows, and mirror the draw for a positive one. Below the
+        # rounding unit the distribution is uniform up to rounding; the clamp keeps 0 / 0 away.
         rate = -self.natural.abs().clamp(min=torch.finfo(uniform.dtype).eps)
         draw = (torch.log1p(uniform * torch.expm1(rate)) / rate).clamp(0, 1)
         return torch.where(self.natural > 0, 1 - draw, draw)
 
 
-# B_2k / (2k)!, B_2k the Bernoulli numbers: the terms of the series below fall as (eta / 2 pi)^2k.
+# The coefficients B_2k / (2k)! of the series below, with Bernoulli numbers B_2k. Its terms fall as (eta / 2 pi)^2k.
 _MEAN_SERIES = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160, -691 / 1307674368000)
 
 
 def _continuous_bernoulli_mean(eta: Tensor) -> Tensor:
-    """E[x] = 1 / (1 - e^-eta) - 1 / eta; near 0, where that cancels, its Taylor series about 1/2."""
+    """Compute E[x] = 1 / (1 - e^-eta) - 1 / eta, by a Taylor series about 1/2 near 0, where the difference cancels."""
     near = eta.abs() < 0.4
     square = eta.clamp(-0.4, 0.4).square()
     series = torch.full_like(eta, _MEAN_SERIES[-1])
     for coefficient in reversed(_MEAN_SERIES[:-1]):
         series = series * square + coefficient
-    far = eta + near  # away from 0: the branch not taken must be finite too, or its derivative is NaN
+    far = eta + near  # away from 0: if the branch that is not taken were infinite, the derivative would be NaN
     return 0.5 + torch.where(near, eta * series, 0.5 / torch.tanh(far / 2) - 1 / far)

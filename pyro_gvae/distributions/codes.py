@@ -1,4 +1,4 @@
-"""Joint codes: their number, the codes themselves, and their neighbours."""
+"""Joint codes: how many there are, the codes themselves, and their Hamming neighbours."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def num_codes(num_latents: int, num_categories: int) -> int:
-    """S = K^N, the number of joint codes."""
+    """Return S = K^N, the number of joint codes."""
     return int(num_categories**num_latents)
 
 
@@ -20,15 +20,15 @@ def joint_codes(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Joint codes number `start` to `stop` - 1 of the K^N, in lexicographic order (the last latent varies fastest).
+    """Return the joint codes numbered `start` to `stop` - 1 in lexicographic order (the last latent varies fastest).
 
     Args:
         num_latents: N.
         num_categories: K.
-        start: the first code, 0 <= start.
-        stop: one past the last code, at most S = K^N, which is the default.
-        dtype: of the result; torch's default floating type if not given.
-        device: of the result.
+        start: number of the first code, 0 <= start.
+        stop: number of the last code plus one, at most S = K^N; S if None.
+        dtype: dtype of the codes; torch's default floating-point type if None.
+        device: device of the codes.
 
     Returns:
         One-hot codes, shape (stop - start, N, K).
@@ -50,31 +50,55 @@ def joint_codes(
 def numbered_codes(
     number: Tensor, num_latents: int, num_categories: int, *, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Joint codes of the given numbers in lexicographic order: shape (...) -> one-hot (..., N, K).
+    """Return the joint codes with the given numbers in lexicographic order.
+
+    Args:
+        number: integers 0 to K^N - 1, shape (...).
+        num_latents: N.
+        num_categories: K.
+        dtype: dtype of the codes; torch's default floating-point type if None.
+
+    Returns:
+        One-hot codes, shape (..., N, K).
 
     Example:
         >>> numbered_codes(torch.tensor([3, 8]), 2, 3).argmax(-1).tolist()
         [[1, 0], [2, 2]]
     """
-    place = [num_categories ** (num_latents - 1 - n) for n in range(num_latents)]
-    places = torch.tensor(place, device=number.device)  # (N,)
+    places = _places(num_latents, num_categories, number.device)
     category = number.unsqueeze(-1).div(places, rounding_mode="floor") % num_categories  # (..., N)
     codes = torch.zeros(*category.shape, num_categories, dtype=dtype, device=number.device)
     return codes.scatter_(-1, category.unsqueeze(-1), 1.0)  # (..., N, K)
 
 
-def hamming_neighbours(codes: Tensor, slice_size: int) -> Iterator[Tensor]:
-    """The codes that differ from the given ones in one latent, slice by slice.
+def code_numbers(codes: Tensor) -> Tensor:
+    """Return the numbers of one-hot codes (..., N, K) in lexicographic order, shape (...).
 
-    Nothing larger than a slice is ever held, since all of them together have P N (K - 1) B N K elements.
+    Example:
+        >>> code_numbers(joint_codes(2, 3, 3, 5)).tolist()
+        [3, 4]
+    """
+    num_latents, num_categories = codes.shape[-2:]
+    return (codes.argmax(-1) * _places(num_latents, num_categories, codes.device)).sum(-1)
+
+
+def _places(num_latents: int, num_categories: int, device: torch.device) -> Tensor:
+    """What a category of each latent adds to the number of a code, shape (N,)."""
+    return torch.tensor([num_categories ** (num_latents - 1 - n) for n in range(num_latents)], device=device)
+
+
+def hamming_neighbours(codes: Tensor, slice_size: int) -> Iterator[Tensor]:
+    """Yield, slice by slice, the codes that differ from the given ones in exactly one latent.
+
+    Only one slice is in memory at a time: all neighbours together have P N (K - 1) B N K elements.
 
     Args:
         codes: one-hot, (P, B, N, K): P codes of each of B data.
-        slice_size: how many neighbours of each datum a slice has, 1 or more; the last slice may have fewer.
+        slice_size: neighbours of each datum in a slice, 1 or more; the last slice may have fewer.
 
     Yields:
-        One-hot codes (s, B, N, K), s <= slice_size, in all P N (K - 1) for each datum: first those of the first of the
-        P codes, of these first those with another first latent, of these first the next category, modulo K.
+        One-hot codes (s, B, N, K) with s <= slice_size, P N (K - 1) per datum in all. They are ordered by code,
+        then by the latent that changes, then by how far its category moves: 1 to K - 1, modulo K.
 
     Example:
         >>> z = joint_codes(2, 3, 5, 6)[:, None]

@@ -16,17 +16,20 @@ from .parameters import at_least_float32, categorical_kl, check_temperature, gum
 
 
 class LogSimplex(constraints.Constraint):
-    """y with sum_k exp(y_k) = 1, up to rounding, which grows as 1/t."""
+    """Constrain y to sum_k exp(y_k) = 1, up to rounding, which grows as 1/t."""
 
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
-        """Whether y (..., K) is normalized; shape (...)."""
+        """Return whether y (..., K) is normalized; shape (...)."""
         return value.logsumexp(-1).abs() < 1e-2
 
 
 class LogRatioTransform(Transform):
-    """u (..., K - 1) -> log_softmax([u, 0]) (..., K), the coordinates in which :class:`ExpConcrete` is a density."""
+    """Map u (..., K - 1) to log_softmax([u, 0]) (..., K).
+
+    The density of :class:`ExpConcrete` is taken with respect to these coordinates u.
+    """
 
     domain = constraints.real_vector
     codomain = LogSimplex()
@@ -42,7 +45,7 @@ class LogRatioTransform(Transform):
         return y[..., :-1] - y[..., -1:]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """0, shape (...): the density of y is already one with respect to u."""
+        """Return 0, shape (...): the density of y is already taken with respect to u."""
         return x.new_zeros(x.shape[:-1])
 
     @override
@@ -61,7 +64,7 @@ def _log_simplex(constraint: LogSimplex) -> LogRatioTransform:
 
 
 class ExpConcrete(TorchDistribution):
-    r"""The Concrete distribution in log space: the law of y = log z where z is a relaxed one-hot.
+    r"""The Concrete distribution in log space: the distribution of y = log z for a relaxed one-hot z.
 
     .. math::
 
@@ -69,17 +72,17 @@ class ExpConcrete(TorchDistribution):
         \log p(y) &= \log \Gamma(K) + (K - 1) \log t
             + \sum_k (\mathrm{logits}_k - t y_k) - K \log \sum_k \exp(\mathrm{logits}_k - t y_k)
 
-    (Maddison, Mnih, Teh, *The Concrete Distribution*, 2017, arXiv 1611.00712, eq. 22; a density with respect to the
-    log-ratios y_k - y_K, k < K, in which autoguides and MCMC move.) At low temperature z
-    underflows to zero and its density is lost; y does not, so this is the density to score (pyro issue 3304).
+    (Maddison, Mnih, Teh, *The Concrete Distribution*, 2017, arXiv 1611.00712, eq. 22.) The density is taken with
+    respect to the log-ratios y_k - y_K, k < K, the coordinates that autoguides and MCMC use. At low temperature z
+    underflows to zero and its density is lost. y does not underflow, so score y and not z (Pyro issue 3304).
 
     Args:
         temperature: t > 0, one number for the whole batch.
-        probs: category probabilities, shape (..., K); give these or
-        logits: their unnormalized logarithms, shape (..., K).
+        probs: category probabilities, shape (..., K). Give either probs or logits.
+        logits: unnormalized log-probabilities, shape (..., K).
 
     Raises:
-        ValueError: if the temperature is not one positive number.
+        ValueError: if the temperature is not one positive number or, with validation, if a logit is -inf.
 
     Example:
         >>> y = ExpConcrete(0.1, logits=torch.zeros(5, 3)).rsample()
@@ -107,8 +110,8 @@ class ExpConcrete(TorchDistribution):
         super().__init__(self.logits.shape[:-1], self.logits.shape[-1:], validate_args=validate_args)
         if self._validate_args and bool((self.logits == -math.inf).any()):
             raise ValueError(
-                "Expected finite logits, but found -inf: a relaxed sample excludes no category. Try large negative "
-                "logits, or discretize() in place of relax()."
+                "Expected finite logits, but found -inf: a relaxed sample cannot exclude a category. Try a large "
+                "negative logit, or discretize() instead of relax()."
             )
 
     @property
@@ -132,7 +135,7 @@ class ExpConcrete(TorchDistribution):
         return F.log_softmax((self.logits + gumbel_like(self.logits, shape)) / self.temperature, -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(y) of y (..., K) with respect to the log-space coordinates; shape (...)."""
+        """Return log p(y) for y (..., K), with respect to the log-ratio coordinates, in nats; shape (...)."""
         if self._validate_args:
             self._validate_sample(value)
         num_categories = self.logits.shape[-1]
@@ -144,18 +147,18 @@ class RelaxedOneHotCategorical(PyroRelaxedOneHotCategorical):
     r"""A relaxed one-hot z on the simplex: z = softmax((logits + g) / t), the Concrete or Gumbel-Softmax distribution.
 
     log p(z) = log p(y) - sum_k y_k with y = log z and :class:`ExpConcrete`'s log p(y) (Maddison et al. 2017, arXiv
-    1611.00712, eq. 10; Jang et al. 2017, arXiv 1611.01144). It is a drop-in for Pyro's class of the same name, with a
-    checked temperature and with an analytic categorical `kl_divergence`. Under :func:`pyro_gvae.relax` a site that
-    has this distribution is sampled and scored in log space, where no temperature underflows; scored directly,
-    components of z that are smaller than the smallest normal number are read as that number.
+    1611.00712, eq. 10; Jang et al. 2017, arXiv 1611.01144). It replaces Pyro's class of the same name, checks its
+    temperature, and has an analytic `kl_divergence`, that of the categoricals. :func:`pyro_gvae.relax` samples and
+    scores a site with this distribution in log space, where nothing underflows at any temperature. If you score z
+    directly, components below the smallest normal number count as that number.
 
     Args:
         temperature: t > 0, one number for the whole batch; the posterior's and the prior's may differ.
-        probs: category probabilities, shape (..., K); give these or
-        logits: their unnormalized logarithms, shape (..., K).
+        probs: category probabilities, shape (..., K). Give either probs or logits.
+        logits: unnormalized log-probabilities, shape (..., K).
 
     Raises:
-        ValueError: if the temperature is not one positive number.
+        ValueError: if the temperature is not one positive number or, with validation, if a logit is -inf.
 
     Example:
         >>> z = RelaxedOneHotCategorical(0.5, logits=torch.zeros(5, 3)).rsample()
@@ -182,7 +185,7 @@ class RelaxedOneHotCategorical(PyroRelaxedOneHotCategorical):
 
     @property
     def sample_dtype(self) -> torch.dtype:
-        """Of z, that of the logits as they were given; log z and its density are at least float32."""
+        """The dtype of z, which is that of the given logits; log z and its density are at least float32."""
         return self.base_dist.sample_dtype
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
@@ -195,7 +198,7 @@ class RelaxedOneHotCategorical(PyroRelaxedOneHotCategorical):
             return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(z) of z (..., K) on the simplex; shape (...)."""
+        """Return log p(z) for z (..., K) on the simplex, in nats; shape (...)."""
         if self._validate_args:
             self._validate_sample(value)
         value = value.to(self.logits)
@@ -205,7 +208,7 @@ class RelaxedOneHotCategorical(PyroRelaxedOneHotCategorical):
 
 @register_kl(ExpConcrete, ExpConcrete)
 def _kl_concrete(q: ExpConcrete, p: ExpConcrete) -> Tensor:
-    """The KL of the underlying categoricals (Jang et al. 2017): the discrete model's, *not* the relaxed densities'."""
+    """Return the KL of the categoricals (Jang et al. 2017), which is the discrete model's, *not* the densities'."""
     return categorical_kl(q.logits, p.logits)
 
 

@@ -1,15 +1,15 @@
-"""Exponential families over pixels: the score of every code under every datum is one matrix product.
+"""Exponential families over pixels: one matrix product scores every code under every datum.
 
 Over D independent pixels an exponential family scores a datum x under natural parameters eta by
 
     log p(x | eta) = coefficients(eta) . T(x) - A(eta) + h(x),
 
-with sufficient statistics T, log-normalizer A and log base measure h. The only term that joins a code s to a
+with sufficient statistics T, log-normalizer A and log base measure h. The only term that depends on both a code s and a
 datum b is a dot product, so the table over all S codes and B data is
 
     coefficients @ T(x).T - A[:, None] + h[None, :]    # (S, B)
 
-The decoder runs once per code, not once per (code, datum), and nothing of size S x B x D exists.
+The decoder runs once per code, not once per (code, datum), and no tensor of size S x B x D is made.
 """
 
 import copy
@@ -30,21 +30,21 @@ Function = Callable[[Tensor], Tensor]
 class ExponentialFamily(TorchDistribution):
     """Abstract base: an exponential family over D independent pixels, with event shape (D,).
 
-    ``log_prob`` is a matrix product wherever the batch dimensions of the natural parameters and of the data
-    meet in no dimension, e.g. natural (S, 1, D) against x (B, D), and elementwise where every datum has its
-    own parameters, e.g. (B, D) against (B, D). ``expand`` is lazy: it changes the batch shape only, and
-    ``natural`` stays as it was given, so the product survives the expansion that a Pyro plate performs.
+    ``log_prob`` is a matrix product where natural parameters and data share no batch dimension, e.g. natural (S, 1, D)
+    and x (B, D). It is computed elementwise where each datum has its own parameters, e.g. (B, D) and (B, D). ``expand``
+    is lazy: it changes only the batch shape and leaves ``natural`` as it is, so the matrix product remains one inside a
+    Pyro plate, which expands its distributions.
 
-    Half-precision natural parameters are upcast to float32. Data are cast to the dtype of the parameters.
+    Natural parameters in half precision are converted to float32. Data are converted to the dtype of the parameters.
 
     Args:
         natural: the decoder's output, (..., D * natural_per_pixel).
-        natural_per_pixel: how many numbers describe one pixel.
-        validate_args: whether parameters and data are checked; by default as torch and Pyro are set.
+        natural_per_pixel: number of natural parameters per pixel.
+        validate_args: whether to check parameters and data; by default torch's and Pyro's setting.
 
     Raises:
-        ValueError: from here, where natural has another shape or, with validation, a NaN; from ``log_prob``,
-            where the data have another shape or, with validation, leave the support.
+        ValueError: if natural has the wrong shape or, with validation, contains a NaN. ``log_prob`` raises it if the
+            data have the wrong shape or, with validation, lie outside the support.
     """
 
     _domain: str
@@ -63,31 +63,31 @@ class ExponentialFamily(TorchDistribution):
     @property
     @abstractmethod
     def coefficients(self) -> Tensor:
-        """What multiplies T(x), of natural's shape."""
+        """The factors of T(x), of natural's shape."""
 
     @abstractmethod
     def sufficient_statistics(self, x: Tensor) -> Tensor:
-        """T(x) for x (..., D): (..., D * natural_per_pixel)."""
+        """Return T(x), of shape (..., D * natural_per_pixel), for x (..., D)."""
 
     @abstractmethod
     def log_normalizer(self) -> Tensor:
-        """A(eta) summed over pixels, not expanded: ``natural.shape[:-1]``."""
+        """Return A(eta) summed over pixels, of shape ``natural.shape[:-1]``, not expanded to the batch shape."""
 
     @abstractmethod
     def log_base_measure(self, x: Tensor) -> Tensor:
-        """h(x) summed over pixels: ``x.shape[:-1]``."""
+        """Return h(x) summed over pixels, of shape ``x.shape[:-1]``."""
 
     @abstractmethod
     def _outer_scores(self, statistics: Tensor) -> Tensor:
-        """coefficients . T - A for every T of (B, D * natural_per_pixel): ``natural.shape[:-1] + (B,)``."""
+        """Return coefficients . T - A for every row of T (B, D * natural_per_pixel): ``natural.shape[:-1] + (B,)``."""
 
     @abstractmethod
     def _paired_log_prob(self, x: Tensor) -> Tensor:
-        """The score where each datum has its own parameters: rounded pixel by pixel, then summed."""
+        """Return the score where each datum has its own parameters: rounded pixel by pixel, then summed."""
 
     @abstractmethod
     def _pixel_mean(self) -> Tensor:
-        """E[x], not expanded: ``natural.shape[:-1] + (D,)``."""
+        """Return E[x], of shape ``natural.shape[:-1] + (D,)``, not expanded to the batch shape."""
 
     @property
     def mean(self) -> Tensor:
@@ -95,7 +95,11 @@ class ExponentialFamily(TorchDistribution):
         return self._pixel_mean().expand(self.batch_shape + self.event_shape)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
-        """The same parameters under a larger batch shape, at no cost in memory, now or in ``log_prob``."""
+        """Return the same distribution with a larger batch shape. This takes no memory, here or in ``log_prob``.
+
+        Raises:
+            ValueError: if the current batch shape does not expand to the new one.
+        """
         batch_shape = Size(batch_shape)
         if _broadcast(self.batch_shape, batch_shape) != batch_shape:
             raise ValueError(
@@ -106,27 +110,27 @@ class ExponentialFamily(TorchDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(value | natural), summed over pixels.
+        """Return log p(value | natural), summed over pixels.
 
         Args:
             value: (..., D); its batch dimensions broadcast with ``batch_shape``.
 
         Returns:
-            Nats, in the shape that ``batch_shape`` and ``value.shape[:-1]`` broadcast to.
+            Log-probabilities in nats; their shape is that to which ``batch_shape`` and ``value.shape[:-1]`` broadcast.
 
         Raises:
-            ValueError: where value has another shape or, with validation, leaves the support.
+            ValueError: if value has the wrong shape or, with validation, lies outside the support.
         """
         self._validate_sample(value)
-        own, given = Size(self.natural.shape[:-1]), Size(value.shape[:-1])  # of tensors that Pyro wraps, tuples
+        own, given = Size(self.natural.shape[:-1]), Size(value.shape[:-1])  # a wrapped tensor of Pyro's has a tuple
         shape, rows = _broadcast(self.batch_shape, given), _broadcast(own, given)
         if rows.numel() <= max(own.numel(), given.numel()):
             log_prob = self._paired_log_prob(value)
         elif value.dim() == 2 and own[-1] == 1:
             log_prob = self._outer_log_prob(value).squeeze(-2)
         else:
-            # To einsum, a dimension that one side alone has is rows or columns of a matrix product, and one that
-            # both have is its batch.
+            # In einsum, a batch dimension of only one operand becomes rows or columns of a matrix product, and one of
+            # both operands becomes its batch.
             family, value = self._centred(value)
             with _full_precision(value):
                 products = torch.einsum("...d,...d->...", family.coefficients, family.sufficient_statistics(value))
@@ -134,16 +138,16 @@ class ExponentialFamily(TorchDistribution):
         return log_prob.expand(shape)
 
     def outer_log_prob(self, x: Tensor) -> Tensor:
-        """log p(x_b | natural_s), every datum under every code, as one matrix product.
+        """Return log p(x_b | natural_s) of every datum under every code, by one matrix product.
 
         Args:
             x: (B, D).
 
         Returns:
-            Nats, (S, B) for natural (S, D); in general ``natural.shape[:-1] + (B,)``.
+            Log-probabilities in nats, (S, B) for natural (S, D); in general ``natural.shape[:-1] + (B,)``.
 
         Raises:
-            ValueError: where x has another shape or, with validation, leaves the support.
+            ValueError: if x has the wrong shape or, with validation, lies outside the support.
 
         Example:
             >>> from pyro_gvae.distributions.bernoulli import Bernoulli
@@ -163,7 +167,7 @@ class ExponentialFamily(TorchDistribution):
         return scores + family.log_base_measure(x)
 
     def _centred(self, x: Tensor) -> tuple[Self, Tensor]:
-        """A family and data with the same scores, whose products are small enough that float32 does not round them."""
+        """Shift family and data by the same amount, so that their products are small and float32 rounds them less."""
         return self, x
 
     def _validate_sample(self, x: Tensor) -> None:
@@ -177,15 +181,15 @@ class ExponentialFamily(TorchDistribution):
 
 
 class CanonicalFamily(ExponentialFamily):
-    """Abstract: a family whose natural parameters are its coefficients, so that dA/d eta = E[T(x)], and h = 0."""
+    """Abstract base: the natural parameters are the coefficients, so that dA/d eta = E[T(x)]; h = 0."""
 
     @abstractmethod
     def _summed_log_normalizer(self, natural: Tensor) -> Tensor:
-        """A(eta) summed over pixels: ``natural.shape[:-1]``; it needs no derivative."""
+        """Return A(eta) summed over pixels, of shape ``natural.shape[:-1]``. It need not be differentiable."""
 
     @abstractmethod
     def _mean_statistics(self, natural: Tensor) -> Tensor:
-        """E[T(x)], the derivative of A: a new tensor of natural's shape."""
+        """Return E[T(x)], the derivative of A, as a new tensor of natural's shape."""
 
     @property
     @override
@@ -203,10 +207,11 @@ class CanonicalFamily(ExponentialFamily):
 
 
 def applied(function: type[torch.autograd.Function], *args: Any) -> Tensor:
-    """`function.apply(*args)`, also under `TraceGraph_ELBO`.
+    """Call `function.apply(*args)` so that it also works under `TraceGraph_ELBO`.
 
-    That ELBO wraps samples, and so what a decoder makes of them, in a class of tensors that know from which sites they
-    come. A derivative of one's own is lost in it without a word, and with it the gradient of the likelihood.
+    That ELBO wraps each sample, and everything computed from it, in a tensor class that tracks the sites it comes from.
+    The class silently drops the derivative of a custom autograd function, and with it the gradient of the likelihood.
+    So unwrap the arguments and wrap the result.
     """
     if any(isinstance(arg, ProvenanceTensor) for arg in args):
         plain: Any
@@ -218,9 +223,9 @@ def applied(function: type[torch.autograd.Function], *args: Any) -> Tensor:
 
 
 class _CanonicalScores(torch.autograd.Function):
-    """natural @ T.T - A(natural). Its derivative is T - E[T]: one matrix product, added to the mean in place.
+    """Compute natural @ T.T - A(natural); its derivative is T - E[T], one matrix product added in place to the mean.
 
-    These are the largest tensors of a sum over codes: autograd would make three more of them, and a slower derivative.
+    These are the largest tensors of a sum over codes. Autograd would make three more of them and take longer.
     """
 
     generate_vmap_rule = True
@@ -249,18 +254,18 @@ class _CanonicalScores(torch.autograd.Function):
 
 
 def _full_precision(x: Tensor) -> torch.autocast:
-    """Autocast would round the summands of a score to half precision."""
+    """Disable autocast, which would round the terms of a score to half precision."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 class _NoNaN(constraints.Constraint):
-    """`constraints.real_vector` at the price of one sum: the natural parameters of all codes are many."""
+    """Check for NaN by one sum: cheaper than `constraints.real_vector` on the parameters of all codes."""
 
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
         total = value.sum()
-        # A sum is NaN if a summand is, and perhaps if both infinities are among them.
+        # A sum is NaN if one of its terms is, but also if it adds inf and -inf.
         return (value == value).all(-1) if total.isnan() else total == total
 
 
@@ -268,12 +273,12 @@ no_nan = _NoNaN()
 
 
 def score_dtype(natural: Tensor) -> torch.dtype:
-    """At least float32: a sum over hundreds of pixels in half precision is wrong by whole nats."""
+    """Return the dtype of scores: at least float32, because half precision is off by whole nats on an image."""
     return torch.promote_types(natural.dtype, torch.float32)
 
 
 def _broadcast(own: Size, other: Size) -> Size:
-    if own == other:  # the common case, for which torch takes as long as for the score of a small datum
+    if own == other:  # the common case, on which torch's function would spend as long as on scoring a small datum
         return own
     try:
         return torch.broadcast_shapes(own, other)

@@ -1,4 +1,4 @@
-"""Gaussian pixels, and pixels of L levels."""
+"""Gaussian pixels, and categorical pixels of L levels."""
 
 import copy
 import math
@@ -19,15 +19,15 @@ class Gaussian(ExponentialFamily):
     log p(x) = x . mu / scale^2 - mu . mu / (2 scale^2) + h(x): T(x) = x, the coefficients are mu / scale^2, and
     h(x) = -x . x / (2 scale^2) - sum(log scale) - D/2 log(2 pi).
 
-    The matrix product is taken of x - c and mu - c, where c is the mean of the data: a score depends on x - mu
-    alone. It still subtracts numbers of size (x - c) . (x - c) / scale^2, which float32 rounds: by about 1e-7 of
-    that, 0.01 nats for 784 pixels in [0, 1] at scale 0.1 and 0.8 at scale 0.01. The elementwise form, where each
-    datum has its own parameters, has no such limit.
+    A score depends only on x - mu, so the matrix product is taken of x - c and mu - c, where c is the mean of the data.
+    It still subtracts numbers of size (x - c) . (x - c) / scale^2, which float32 rounds to about one part in 1e7. For
+    784 pixels in [0, 1], that is 0.01 nats at scale 0.1 and 0.8 nats at scale 0.01. The elementwise form, where each
+    datum has its own parameters, does not lose precision this way.
 
     Args:
         natural: the mean mu, (..., D), in the units of x.
-        scale: the standard deviation, positive: a number, a scalar tensor or (D,). Gradients flow to it.
-        validate_args: see :class:`ExponentialFamily`, also for what is raised.
+        scale: the standard deviation, positive: a number, a scalar tensor or shape (D,). It may require gradients.
+        validate_args: see :class:`ExponentialFamily`, which also lists the errors.
 
     Example:
         >>> Gaussian(torch.zeros(2, 1, 784), scale=0.1).log_prob(torch.ones(5, 784)).shape
@@ -78,28 +78,28 @@ class Gaussian(ExponentialFamily):
         return self.coefficients @ statistics.mT - self.log_normalizer().unsqueeze(-1)
 
     def _paired_log_prob(self, x: Tensor) -> Tensor:
-        # A normal score depends on x - mu alone, and h(x) is the score under mu = 0.
+        # A normal score depends only on x - mu, and h(x) is the score under mu = 0.
         return self.log_base_measure(self.sufficient_statistics(x) - self.natural)
 
     def _pixel_mean(self) -> Tensor:
         return self.natural
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """mu + scale * noise, differentiable in both: ``sample_shape + batch_shape + (D,)``."""
+        """Draw mu + scale * noise, differentiable in mu and scale: ``sample_shape + batch_shape + (D,)``."""
         noise = torch.randn_like(self.natural.new_empty(self._extended_shape(sample_shape)))
         return self.natural + self.scale * noise
 
 
 @final
 class CategoricalPixels(CanonicalFamily):
-    """Pixels with one of L levels, each with its own logit: T(x) is one-hot, A the sum of pixels' logsumexp.
+    """Pixels with one of L levels, one logit per level: T(x) is one-hot, A is the logsumexp of each pixel, summed.
 
-    It is ``torch.distributions.Categorical(logits=natural.unflatten(-1, (D, L)))``, summed over pixels.
+    This is ``torch.distributions.Categorical(logits=natural.unflatten(-1, (D, L)))``, summed over pixels.
 
     Args:
-        natural: unnormalized logits, (..., D * L); the L logits of a pixel are adjacent.
+        natural: unnormalized log-probabilities, (..., D * L); the L logits of a pixel are adjacent.
         num_levels: L; pixels hold the levels 0 to L - 1, in any dtype.
-        validate_args: see :class:`ExponentialFamily`, also for what is raised.
+        validate_args: see :class:`ExponentialFamily`, which also lists the errors.
 
     Example:
         >>> CategoricalPixels(torch.zeros(784 * 16), num_levels=16).log_prob(torch.full((2, 784), 15)).shape
@@ -138,7 +138,7 @@ class CategoricalPixels(CanonicalFamily):
         return logits  # (..., D, L)
 
     def _paired_log_prob(self, x: Tensor) -> Tensor:
-        # Gathered: T(x) is L times larger than x.
+        # Gather the logits of the observed levels: T(x) would be L times as large as x.
         logits = self._by_pixel(self.natural)
         shape = torch.broadcast_shapes(logits.shape[:-1], x.shape)
         index = x.long().expand(shape).unsqueeze(-1)
@@ -151,7 +151,7 @@ class CategoricalPixels(CanonicalFamily):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Levels as int64: ``sample_shape + batch_shape + (D,)``."""
+        """Draw levels as int64, of shape ``sample_shape + batch_shape + (D,)``."""
         logits = self._by_pixel(self.natural).expand(*self._extended_shape(sample_shape), -1)
         levels: Tensor = Categorical(logits=logits, validate_args=False).sample()
         return levels

@@ -17,16 +17,16 @@ from .parameters import at_least_float32, categorical_kl, logits_of
 class FactorizedOneHotCategorical(TorchDistribution):
     r"""N independent one-hot categoricals as *one* random variable z of event shape (N, K).
 
-    log p(z) = sum_n sum_k z_nk log pi_nk with pi_n = softmax(logits_n). Unlike `OneHotCategorical(...).to_event(1)`,
-    which no ELBO can enumerate (`TraceEnum_ELBO` silently samples it), this distribution enumerates its Cartesian
-    support: all S = K^N joint codes, so that a decoder that mixes the latents is marginalized exactly.
+    log p(z) = sum_n sum_k z_nk log pi_nk with pi_n = softmax(logits_n). No ELBO can enumerate
+    `OneHotCategorical(...).to_event(1)`: `TraceEnum_ELBO` silently samples it. This distribution enumerates its
+    Cartesian support, all S = K^N joint codes, so the sum is exact even for a decoder that mixes the latents.
 
     Args:
-        probs: category probabilities, shape (..., N, K); give these or
-        logits: their unnormalized logarithms, shape (..., N, K).
+        probs: category probabilities, shape (..., N, K). Give either probs or logits.
+        logits: unnormalized log-probabilities, shape (..., N, K).
 
     Raises:
-        ValueError: if logits have fewer than two dimensions.
+        ValueError: if both or neither of probs and logits are given, or if they have fewer than two dimensions.
 
     Example:
         >>> q = FactorizedOneHotCategorical(logits=torch.zeros(5, 2, 3))
@@ -64,22 +64,22 @@ class FactorizedOneHotCategorical(TorchDistribution):
 
     @property
     def num_latents(self) -> int:
-        """N."""
+        """N, the number of latents."""
         return self.event_shape[0]
 
     @property
     def num_categories(self) -> int:
-        """K."""
+        """K, the number of categories."""
         return self.event_shape[1]
 
     @property
     def num_codes(self) -> int:
-        """S = K^N."""
+        """S = K^N, the number of joint codes."""
         return num_codes(*self.event_shape)
 
     @property
     def log_probs(self) -> Tensor:
-        """log pi, shape (..., N, K); excluded categories are very small instead of -inf, so that 0 log 0 = 0."""
+        """log pi, shape (..., N, K). Excluded categories have the lowest finite number, so that 0 log 0 = 0."""
         log_probs = F.log_softmax(self.logits, -1)
         return log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
 
@@ -104,20 +104,20 @@ class FactorizedOneHotCategorical(TorchDistribution):
         return F.one_hot(self.logits.argmax(-1), self.num_categories).to(self.sample_dtype)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw one-hot codes, shape sample_shape + (..., N, K); no gradient."""
+        """Draw one-hot codes without a gradient, of shape sample_shape + (..., N, K)."""
         with torch.no_grad():
             found = OneHotCategorical(logits=self.logits, validate_args=False).sample(torch.Size(sample_shape))
             return found.to(self.sample_dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(z), shape (...); codes (S, 1, N, K) under logits (B, N, K) are one matrix product (S, B)."""
+        """Return log p(z) in nats, shape (...). Codes (S, 1, N, K) under logits (B, N, K) are one matrix product."""
         if self._validate_args:
             self._validate_sample(value)
-        # To einsum, a batch dimension that one side alone has is rows or columns of a matrix product.
+        # In einsum, a batch dimension of only one operand becomes rows or columns of a matrix product.
         return torch.einsum("...m,...m->...", value.flatten(-2).to(self.logits), self.log_probs.flatten(-2))
 
     def log_prob_table(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """log p of codes number `start` to `stop` - 1 under each datum of a batch (B,): shape (stop - start, B)."""
+        """Return log p of codes `start` to `stop` - 1 under each datum of a batch (B,), in nats: (stop - start, B)."""
         codes = joint_codes(
             self.num_latents,
             self.num_categories,
@@ -129,11 +129,11 @@ class FactorizedOneHotCategorical(TorchDistribution):
         return codes.flatten(-2) @ self.log_probs.reshape(-1, self.num_latents * self.num_categories).T
 
     def entropy(self) -> Tensor:
-        """-sum_nk pi_nk log pi_nk in nats, shape (...)."""
+        """Return the entropy -sum_nk pi_nk log pi_nk in nats, shape (...)."""
         return -(self.probs * self.log_probs).sum((-2, -1))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """All S = K^N joint codes, shape (S, ..., N, K), with batch dimensions of size 1 unless `expand`."""
+        """Return all S = K^N joint codes, shape (S, ..., N, K); batch dimensions have size 1 if `expand` is False."""
         codes = joint_codes(
             self.num_latents, self.num_categories, dtype=self.sample_dtype, device=self.logits.device
         )  # (S, N, K)
@@ -141,7 +141,11 @@ class FactorizedOneHotCategorical(TorchDistribution):
         return codes.expand((-1, *self.batch_shape, *self.event_shape)) if expand else codes
 
     def code_slices(self, size: int) -> Iterator[Tensor]:
-        """The joint codes in slices of at most `size` codes, each (size, N, K), made only when asked for."""
+        """Yield the joint codes in slices (s, N, K) of s <= `size` codes, each made when it is asked for.
+
+        Raises:
+            ValueError: if `size` is below 1.
+        """
         if size < 1:
             raise ValueError(f"Expected a slice size of at least one code, but found {size}.")
         for start in range(0, self.num_codes, size):
@@ -157,5 +161,5 @@ class FactorizedOneHotCategorical(TorchDistribution):
 
 @register_kl(FactorizedOneHotCategorical, FactorizedOneHotCategorical)
 def _kl_factorized(q: FactorizedOneHotCategorical, p: FactorizedOneHotCategorical) -> Tensor:
-    """sum_n KL(q_n || p_n), shape (...)."""
+    """Return sum_n KL(q_n || p_n) in nats, shape (...)."""
     return categorical_kl(q.logits, p.logits).sum(-1)

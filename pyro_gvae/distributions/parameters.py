@@ -9,17 +9,17 @@ from torch.distributions.utils import probs_to_logits
 
 
 def gumbel_like(logits: Tensor, shape: torch.Size) -> Tensor:
-    """Standard Gumbel noise g = -log E with E ~ Exp(1), never infinite, of the given shape and the type of `logits`."""
-    # By uniform numbers, as torch does: on a CPU they take a fifth of the time of exponential_().
+    """Draw standard Gumbel noise g = -log E with E ~ Exp(1), always finite, of the given shape and `logits`' dtype."""
+    # From uniform numbers, as in torch: on a CPU these take a fifth of the time of exponential_().
     uniform = torch.rand(shape, dtype=logits.dtype, device=logits.device)
     return -(-uniform.clamp_min(torch.finfo(logits.dtype).tiny).log()).log()
 
 
 def scalar_temperature(temperature: float | Tensor, like: Tensor) -> Tensor:
-    """The temperature as a tensor of shape (), of the type of `like`.
+    """Return the temperature as a tensor of shape (), with the dtype and device of `like`.
 
     A temperature with a shape of its own would broadcast against the batch and turn a log-density of shape (B,) into
-    one of shape (B, B) (pytorch issue 37162), so one number is all that is accepted.
+    one of shape (B, B) (PyTorch issue 37162), so only a single number is accepted.
 
     Raises:
         ValueError: if the temperature is not one positive number.
@@ -39,7 +39,9 @@ def scalar_temperature(temperature: float | Tensor, like: Tensor) -> Tensor:
 
 
 def check_temperature(temperature: float | Tensor) -> None:
-    """Look at the number, where no recording and no hot loop would mind.
+    """Check the temperature's value, even if it is a tensor.
+
+    Reading a tensor's value would break a recording and slow a training loop, so call this only outside of both.
 
     Raises:
         ValueError: if the temperature is not one positive number.
@@ -49,17 +51,21 @@ def check_temperature(temperature: float | Tensor) -> None:
 
 
 def categorical_kl(posterior_logits: Tensor, prior_logits: Tensor) -> Tensor:
-    """KL(q || p) = sum_k q_k (log q_k - log p_k) between the categoricals of logits (..., K); shape (...), in nats."""
+    """Compute KL(q || p) = sum_k q_k (log q_k - log p_k) of categoricals with logits (..., K), in nats: shape (...)."""
     log_q = F.log_softmax(posterior_logits, -1)  # (..., K)
     log_p = F.log_softmax(prior_logits, -1)  # (..., K)
     q = log_q.exp()
-    # 0 log 0 = 0: a category that the posterior excludes (logit -inf) costs nothing. The difference is masked, and
-    # not the product, in whose derivative 0 would meet -inf - -inf.
+    # 0 log 0 = 0: a category that the posterior excludes (logit -inf) adds nothing. Mask the difference and not the
+    # product: the product's derivative would contain -inf - -inf.
     return (q * (log_q - log_p).masked_fill(q == 0, 0.0)).sum(-1)
 
 
 def logits_of(probs: Tensor | None, logits: Tensor | None) -> Tensor:
-    """Logits, given as such or as the probabilities that they are the logarithms of."""
+    """Return the logits if they are given, or else the logarithms of the probabilities.
+
+    Raises:
+        ValueError: if both or neither are given, or they are a scalar.
+    """
     if (probs is None) == (logits is None):
         raise ValueError("Expected either probs or logits, but found both or neither. Try logits=encoder(x).")
     found = logits if probs is None else probs_to_logits(probs)
@@ -72,5 +78,5 @@ def logits_of(probs: Tensor | None, logits: Tensor | None) -> Tensor:
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """In half precision, noise and log-probabilities would be wrong by whole nats."""
+    """Convert to float32 if the precision is lower: noise and log-probabilities would be off by whole nats."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""The one-hot categorical whose exact draws are differentiable, by a surrogate."""
+"""One-hot categoricals with exact draws and a surrogate gradient."""
 
 from typing import Any, ClassVar, Self, final
 
@@ -12,26 +12,27 @@ from typing_extensions import override
 from .parameters import at_least_float32, categorical_kl, check_temperature, logits_of, scalar_temperature
 from .surrogates import Kind, find_kind, largest_one_hot
 
-#: Of a category that is excluded, the log-probability: zero in every precision, with room for gradients in codes.
+#: Log-probability of an excluded category. Its exponential is 0 in every precision; being finite, it keeps gradients
+#: with respect to codes finite.
 LEAST = -1e4
 
 
 @final
 class StraightThroughOneHotCategorical(TorchDistribution):
-    r"""A one-hot categorical whose exact draws are differentiable, by a straight-through surrogate.
+    r"""A one-hot categorical whose draws are exact and have a straight-through surrogate gradient.
 
-    It scores what it draws, the plain categorical: log p(z) = sum_k z_k log pi_k with pi = softmax(logits), linear in
-    z, so that gradients through z are kept. Samples are ordinary tensors: unlike those of Pyro's straight-through
-    distributions, they carry nothing hidden that `clone()`, indexing or a decoder could lose.
+    Draws are scored by the plain categorical: log p(z) = sum_k z_k log pi_k with pi = softmax(logits). This is linear
+    in z, so gradients flow through z. Samples are ordinary tensors. Those of Pyro's straight-through distributions
+    carry a hidden attribute, which `clone()`, indexing or a decoder loses.
 
     Args:
-        temperature: t > 0 of the surrogate, one number for the whole batch; it has no part in values and scores.
-        probs: category probabilities, shape (..., K); give these or
-        logits: their unnormalized logarithms, shape (..., K).
+        temperature: t > 0 of the surrogate, one number for the whole batch; values and scores do not depend on it.
+        probs: category probabilities, shape (..., K). Give either probs or logits.
+        logits: unnormalized log-probabilities, shape (..., K).
         kind: a name in `KINDS`, or a function (logits (..., K), temperature ()) -> z (..., K).
 
     Raises:
-        ValueError: if there is no such kind, or the temperature is not one positive number.
+        ValueError: if `kind` is unknown, or the temperature is not one positive number.
 
     Example:
         >>> logits = torch.zeros(3, requires_grad=True)
@@ -73,7 +74,7 @@ class StraightThroughOneHotCategorical(TorchDistribution):
 
     @property
     def log_probs(self) -> Tensor:
-        """log pi, shape (..., K); excluded categories have LEAST instead of -inf, so that 0 log 0 = 0."""
+        """log pi, shape (..., K); excluded categories have LEAST, not -inf, so that 0 log 0 = 0."""
         return F.log_softmax(self.logits, -1).clamp_min(LEAST)
 
     @property
@@ -97,7 +98,7 @@ class StraightThroughOneHotCategorical(TorchDistribution):
         return largest_one_hot(self.logits).to(self.sample_dtype)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw one-hots with a surrogate gradient in logits; shape sample_shape + (..., K)."""
+        """Draw one-hots with the surrogate gradient with respect to logits; shape sample_shape + (..., K)."""
         shape = self._extended_shape(torch.Size(sample_shape))
         return self.kind(self.logits.expand(shape), self.temperature).to(self.sample_dtype)
 
@@ -107,13 +108,13 @@ class StraightThroughOneHotCategorical(TorchDistribution):
             return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(z) of z (..., K), differentiable in z; shape (...)."""
+        """Return log p(z) for z (..., K) in nats, differentiable in z; shape (...)."""
         if self._validate_args:
             self._validate_sample(value)
         return (value.to(self.logits) * self.log_probs).sum(-1)
 
     def entropy(self) -> Tensor:
-        """-sum_k pi_k log pi_k in nats, shape (...)."""
+        """Return the entropy -sum_k pi_k log pi_k in nats, shape (...)."""
         return -(self.probs * self.log_probs).sum(-1)
 
 

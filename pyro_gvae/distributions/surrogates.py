@@ -1,8 +1,9 @@
-"""One-hots that are hard forward and soft backward: each straight-through method is one function of logits.
+"""Straight-through methods: one-hot draws with a surrogate gradient, each a function of logits.
 
-A method, or kind, takes logits (..., K) and a temperature t and gives z = D + s - stop_gradient(s): the value is
-exactly the one-hot draw D, the gradient that of a surrogate s. Methods differ in s alone. Everywhere pi is
-softmax(logits), g standard Gumbel noise, and J(p) = diag(p) - p p^T the derivative of softmax where its value is p.
+A method, or kind, takes logits (..., K) and a temperature t and returns z = D + s - stop_gradient(s). The value of z is
+the one-hot draw D, and its gradient is that of a surrogate s. The methods differ only in s. Throughout, pi =
+softmax(logits), g is standard Gumbel noise, and J(p) = diag(p) - p p^T is the derivative of softmax where its value is
+p.
 """
 
 from collections.abc import Callable
@@ -15,20 +16,45 @@ from torch import Tensor
 
 from .parameters import check_temperature, gumbel_like
 
-#: Of logits (..., K) and a temperature (), one-hots (..., K) with a surrogate gradient.
+#: A function from logits (..., K) and a temperature () to one-hots (..., K) with a surrogate gradient.
 Kind = Callable[[Tensor, Tensor], Tensor]
 
 
 def softmax_straight_through(logits: Tensor, temperature: Tensor) -> Tensor:
-    """D ~ pi, s = softmax(logits / t).
+    """Draw D ~ pi, with the surrogate s = softmax(logits / t).
 
     Bengio, Léonard, Courville 2013, arXiv 1308.3432; with a temperature as in Liu et al. 2023, arXiv 2304.08612.
+
+    Args:
+        logits: unnormalized log-probabilities, shape (..., K).
+        temperature: t > 0, shape ().
+
+    Returns:
+        One-hots, shape (..., K), with the surrogate's gradient.
+
+    Example:
+        >>> softmax_straight_through(torch.zeros(5, 3), torch.tensor(1.0)).sum(-1)
+        tensor([1., 1., 1., 1., 1.])
     """
     return _straight_through(_draw(logits), F.softmax(logits / temperature, -1))
 
 
 def st_gumbel_softmax(logits: Tensor, temperature: Tensor) -> Tensor:
-    """D = one_hot(argmax(logits + g)), s = softmax((logits + g) / t): Jang et al. 2017, arXiv 1611.01144."""
+    """Draw D = one_hot(argmax(logits + g)), with the surrogate s = softmax((logits + g) / t).
+
+    Jang et al. 2017, arXiv 1611.01144.
+
+    Args:
+        logits: unnormalized log-probabilities, shape (..., K).
+        temperature: t > 0, shape ().
+
+    Returns:
+        One-hots, shape (..., K), with the surrogate's gradient.
+
+    Example:
+        >>> st_gumbel_softmax(torch.zeros(5, 3), torch.tensor(1.0)).sum(-1)
+        tensor([1., 1., 1., 1., 1.])
+    """
     perturbed = logits + gumbel_like(logits, logits.shape)  # (..., K)
     return _straight_through(largest_one_hot(perturbed), F.softmax(perturbed / temperature, -1))
 
@@ -36,13 +62,13 @@ def st_gumbel_softmax(logits: Tensor, temperature: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True)
 class DecoupledSTGumbelSoftmax:
-    """D = one_hot(argmax u), s = softmax(u / t) with u = logits / f + g: Shah et al. 2024, arXiv 2410.13331.
+    """Draw D = one_hot(argmax u), with the surrogate s = softmax(u / t), for u = logits / f + g.
 
-    No argmax depends on the temperature that divides its argument, so forward and backward are decoupled in ST-Gumbel-
-    Softmax too, which this is at f = 1. Another f makes D a draw from softmax(logits / f).
+    Shah et al. 2024, arXiv 2410.13331. At f = 1 this is ST-Gumbel-Softmax. Dividing u by t does not change its argmax,
+    so already there the draw does not depend on t. For other f, D is a draw from softmax(logits / f).
 
     Attributes:
-        forward_temperature: f > 0; what is scored is pi, from which D is drawn at f = 1 alone.
+        forward_temperature: f > 0. Codes are always scored by pi, but are drawn from pi only at f = 1.
     """
 
     forward_temperature: float = 1.0
@@ -58,14 +84,15 @@ class DecoupledSTGumbelSoftmax:
 @final
 @dataclass(frozen=True)
 class GumbelRao:
-    """D ~ pi, s = the mean over M draws of softmax((logits + g') / t), with g' given that argmax(logits + g') is D.
+    """Draw D ~ pi, with s the mean over M draws of softmax((logits + g') / t), g' given that argmax(logits + g') is D.
 
-    Paulus, Maddison, Krause 2021, arXiv 2010.04838: the mean over D of ST-Gumbel-Softmax's gradient, with less
-    variance. The noise g' is held constant in the derivative. The paper says that it is not; but only then are the
-    means equal, and so do the implementations in use, such as those of arXiv 2206.07235 and 2304.08612.
+    Paulus, Maddison, Krause 2021, arXiv 2010.04838. Its mean over D is ST-Gumbel-Softmax's gradient, and its variance
+    is lower. The noise g' is held constant in the derivative. The paper says that it is not, but the two means are
+    equal only if it is, and published implementations, such as those of arXiv 2206.07235 and 2304.08612, hold it
+    constant too.
 
     Attributes:
-        num_draws: M, at no more cost than M draws of noise: the decoder runs once.
+        num_draws: M, draws of the noise; the decoder runs once, whatever M.
     """
 
     num_draws: int = 100
@@ -83,13 +110,13 @@ class GumbelRao:
 @final
 @dataclass(frozen=True)
 class GappedStraightThrough:
-    """D ~ pi, s = softmax(u / t), where u is logits, as if D led every other category by the gap at least.
+    """Draw D ~ pi, with the surrogate s = softmax(u / t), where u moves logits so that D leads by a gap.
 
-    u_D = max_k logits_k, and u_k = min(logits_k, u_D - gap) elsewhere; du = dlogits (Fan et al. 2022, arXiv
-    2206.07235).
+    u_D = max_k logits_k, and u_k = min(logits_k, u_D - gap) for the other categories; the derivative is du = dlogits
+    (Fan et al. 2022, arXiv 2206.07235).
 
     Attributes:
-        gap: in nats; the published one is 1.
+        gap: the least lead of D, in nats; 1 in the paper.
     """
 
     gap: float = 1.0
@@ -108,9 +135,21 @@ class GappedStraightThrough:
 
 
 def reinmax(logits: Tensor, temperature: Tensor) -> Tensor:
-    """D ~ pi, ds = (2 J((D + softmax(logits / t)) / 2) - J(pi) / 2) dlogits.
+    """Draw D ~ pi, with the derivative ds = (2 J((D + softmax(logits / t)) / 2) - J(pi) / 2) dlogits.
 
-    Second-order accurate at t = 1, by Heun's method (Liu et al. 2023, arXiv 2304.08612, algorithm 2; t >= 1 there).
+    At t = 1 this is accurate to second order, by Heun's method (Liu et al. 2023, arXiv 2304.08612, algorithm 2, for t
+    >= 1).
+
+    Args:
+        logits: unnormalized log-probabilities, shape (..., K).
+        temperature: t > 0, shape ().
+
+    Returns:
+        One-hots, shape (..., K), with the surrogate's gradient.
+
+    Example:
+        >>> reinmax(torch.zeros(5, 3), torch.tensor(1.0)).sum(-1)
+        tensor([1., 1., 1., 1., 1.])
     """
     drawn = _draw(logits)
     with torch.no_grad():
@@ -122,13 +161,13 @@ def reinmax(logits: Tensor, temperature: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True)
 class ReinMaxRao:
-    """D ~ pi, ds = (2 J' - J(pi) / 2) dlogits, with J' the mean derivative of Gumbel-Rao at logits log((D + pi) / 2).
+    """Draw D ~ pi, with ds = (2 J' - J(pi) / 2) dlogits; J' is Gumbel-Rao's mean derivative at log((D + pi) / 2).
 
-    ReinMax, with its derivative at the midpoint replaced by that of softmax((log((D + pi) / 2) + g') / t), averaged
-    over M draws of g' given D (Wang and Bui 2026, arXiv 2603.08257, eq. 17, as its authors' code reads it).
+    This is ReinMax with another derivative at the midpoint: that of softmax((log((D + pi) / 2) + g') / t), averaged
+    over M draws of g' given D (Wang and Bui 2026, arXiv 2603.08257, eq. 17, implemented as in the authors' code).
 
     Attributes:
-        num_draws: M, at no more cost than M draws of noise: the decoder runs once.
+        num_draws: M, draws of the noise; the decoder runs once, whatever M.
     """
 
     num_draws: int = 100
@@ -150,12 +189,12 @@ def _check_draws(num_draws: int) -> None:
 
 
 def largest_one_hot(scores: Tensor) -> Tensor:
-    """The one-hot of the largest, shape (..., K)."""
+    """Return the one-hot of the largest score, shape (..., K)."""
     return F.one_hot(scores.argmax(-1), scores.shape[-1]).to(scores.dtype)
 
 
 def _draw(logits: Tensor) -> Tensor:
-    """A one-hot draw D ~ softmax(logits), shape (..., K), by the Gumbel-max trick."""
+    """Draw a one-hot D ~ softmax(logits), shape (..., K), by the Gumbel-max trick."""
     return largest_one_hot(logits.detach() + gumbel_like(logits, logits.shape))
 
 
@@ -164,7 +203,7 @@ def _straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 
 def _gradient_of(logits: Tensor) -> Tensor:
-    """Zeros with the gradient of logits; excluded categories (-inf) have none."""
+    """Return zeros that have the gradient of logits; excluded categories (-inf) have none."""
     finite = logits.clamp_min(torch.finfo(logits.dtype).min)
     return finite - finite.detach()
 
@@ -175,17 +214,17 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _gumbel_rao_jacobian(probs: Tensor, drawn: Tensor, temperature: Tensor, num_draws: int) -> Tensor:
-    r"""The mean of J(s) / t over M draws of s = softmax((log probs + g') / t) given argmax(log probs + g') = D.
+    r"""Average J(s) / t over M draws of s = softmax((log probs + g') / t) given argmax(log probs + g') = D.
 
-    For E ~ Exp(1)^K, shifted Gumbels given D are -log(E_D) at D and -log(E_k / probs_k + E_D) elsewhere, so that s_k is
-    proportional to (1 + E_k / (probs_k E_D))^(-1/t), and to 1 at D. The sum over draws is one matrix product P = s s^T
-    / M, whose rows add up to the mean of s: nothing of size M is kept for the backward pass.
+    With E ~ Exp(1)^K, the perturbed logits given D are -log(E_D) at D and -log(E_k / probs_k + E_D) elsewhere. So s_k
+    is proportional to 1 at D and to (1 + E_k / (probs_k E_D))^(-1/t) elsewhere. The average over draws is one matrix
+    product P = s s^T / M, whose rows add up to the mean of s, so nothing of size M is kept for the backward pass.
 
     Returns:
         Shape (..., K, K).
     """
     weight = torch.rand(*probs.shape, num_draws, dtype=probs.dtype, device=probs.device)  # (..., K, M)
-    # In place, for these are the largest tensors of a step, and making new ones would take most of its time.
+    # In place: these are the largest tensors of a step, and allocating new ones would take most of its time.
     weight.clamp_min_(torch.finfo(probs.dtype).tiny).log_()  # -E
     index = drawn.argmax(-1)[..., None, None].expand(*probs.shape[:-1], 1, num_draws)
     of_drawn = weight.gather(-2, index)  # -E_D, (..., 1, M)
@@ -209,7 +248,7 @@ KINDS: dict[str, Kind] = {
 
 
 def find_kind(kind: str | Kind) -> Kind:
-    """The kind of that name, or the function itself.
+    """Return the kind with this name; a function is returned as it is.
 
     Raises:
         ValueError: if there is no kind of that name.

@@ -1,1 +1,1 @@
-"""Losses for `SVI`: sums over all codes, samples of them, and any loss recorded once and replayed."""
+"""ELBOs as losses for `SVI`: exact sums over all codes, and estimates from samples of them."""

@@ -1,4 +1,4 @@
-"""Stock `TraceGraph_ELBO` with a baseline of its site's cost that it keeps and trains itself."""
+"""Stock `TraceGraph_ELBO` with a learned baseline for the cost of its one-hot site."""
 
 from collections.abc import Sequence
 from typing import Any, final
@@ -17,13 +17,13 @@ from ..runtime.compat.pyro import LossOnlyELBO
 
 @final
 class RunningBaseline(nn.Module):
-    r"""The mean cost of the steps before, older ones weighing less: c = sum_t beta^t cost_t / sum_t beta^t.
+    r"""The mean cost of earlier steps, weighted by age: c = sum_t beta^t cost_t / sum_t beta^t, t steps back.
 
-    A number for all data, so that batches may have any size and order; zero before the first step. (Stock Pyro's
-    `use_decaying_avg_baseline` keeps one number for each *row* of a batch, whichever datum it holds.)
+    It is one number for all data, so batches may have any size and order. It is zero before the first step. (Stock
+    Pyro's `use_decaying_avg_baseline` keeps one number for each *row* of a batch, whichever datum that row holds.)
 
     Args:
-        beta: how much an older step weighs, in [0, 1).
+        beta: factor by which the weight of a step falls with each later step, in [0, 1).
     """
 
     total: Tensor
@@ -32,29 +32,29 @@ class RunningBaseline(nn.Module):
     def __init__(self, beta: float = 0.9) -> None:
         super().__init__()
         self.beta = beta
-        # In double precision, whatever the networks': a recording that sums in another order stays the same.
+        # Always in double precision, so that a recording, which sums in another order, still gives the same baseline.
         self.register_buffer("total", torch.zeros((), dtype=torch.float64))
         self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
 
     def forward(self, x: Any) -> Tensor:
-        """The mean so far, shape ()."""
+        """Return the mean so far, shape ()."""
         return self.total / self.weight.clamp_min(torch.finfo(torch.float64).tiny)
 
     @torch.no_grad()
     def update(self, cost: float | Tensor) -> None:
-        """Take in the mean cost of one more step."""
+        """Add the mean cost of one more step."""
         self.total.mul_(self.beta).add_(cost)
         self.weight.mul_(self.beta).add_(1.0)
 
 
 @final
 class NeuralBaseline(nn.Module):
-    """The running mean and, added to it, a network of the data that learns what is left (Mnih and Gregor 2014).
+    """The running mean plus a network of the data, which learns the rest of the cost (Mnih and Gregor 2014).
 
     Args:
         data_dim: D.
         hidden: widths of the network's hidden layers.
-        beta: of the running mean.
+        beta: of the running mean; see :class:`RunningBaseline`.
     """
 
     def __init__(self, data_dim: int, hidden: Sequence[int] = (100,), beta: float = 0.9) -> None:
@@ -64,10 +64,10 @@ class NeuralBaseline(nn.Module):
         self.network = nn.Sequential(*mlp((data_dim, *hidden, 1)))
 
     def forward(self, x: Any) -> Tensor:
-        """The expected cost of each datum of x (..., D), shape (...).
+        """Return the expected cost of each datum of x (..., D), shape (...).
 
         Raises:
-            ValueError: if x does not have D dimensions.
+            ValueError: if x is not a tensor of shape (..., D).
         """
         if not isinstance(x, Tensor) or x.shape[-1:] != (self.data_dim,):
             found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -81,28 +81,31 @@ class NeuralBaseline(nn.Module):
         return mean + learned
 
     def update(self, cost: float | Tensor) -> None:
-        """Take in the mean cost of one more step."""
+        """Add the mean cost of one more step."""
         self.running.update(cost)
 
 
 @final
 class BaselineELBO(LossOnlyELBO):
-    r"""Stock `TraceGraph_ELBO` on a guide with one one-hot site, whose cost has a baseline c(x) subtracted.
+    r"""Stock `TraceGraph_ELBO` with a baseline c(x) subtracted from the cost of the guide's one one-hot site.
 
     .. math::
 
         \nabla \approx \nabla \log p(x, z) + (\log p(x, z) - \log q(z | x) - c(x)) \nabla \log q(z | x)
 
-    The baseline does not depend on z, so the mean is that of REINFORCE. It is shown to Pyro as the `baseline_value` of
-    the site, in place of a baseline that the guide may have written there. What of it is a network descends the squared
-    difference to the cost, in the same step. (Mnih and Gregor 2014, arXiv 1402.0030.)
+    The baseline does not depend on z, so the gradient has the same mean as REINFORCE's. It is passed to Pyro as the
+    site's `baseline_value`, and replaces one that the guide may have set. If it has a network, the same step trains the
+    network on the squared difference between baseline and cost. (Mnih and Gregor 2014, arXiv 1402.0030.)
+
+    *Approximates* the ELBO of the discrete model. *With* P codes for each datum, and a baseline that earlier steps have
+    trained. *Requires* exactly one latent one-hot site in the guide. *Bias*: none.
 
     Args:
-        own: the baseline, which keeps its state from step to step.
+        own: the baseline, whose state lasts from step to step.
         num_particles: P, samples per datum.
 
     Raises:
-        ValueError: when it is used, if the guide has not exactly one latent one-hot site.
+        ValueError: when called, if the guide does not have exactly one latent one-hot site.
 
     Example:
         >>> import pyro
@@ -124,12 +127,12 @@ class BaselineELBO(LossOnlyELBO):
         self._stock = TraceGraph_ELBO(num_particles=num_particles, vectorize_particles=vectorized)
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """An estimate of the loss in nats, summed over the data."""
+        """Return an estimate of the loss in nats, summed over the data."""
         loss: float = self._stock.loss(model, guide, *args, **kwargs)
         return loss
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The same; gradients of all parameters, the baseline's included, are added to their `.grad`."""
+        """Return the same, and add gradients to `.grad` of all parameters, including the baseline's."""
         for name, parameter in self.own.named_parameters():
             announce(param_with_module_name(type(self).__name__, name), parameter)
         baseline = self.own(args[0] if args else None)
@@ -148,7 +151,7 @@ class BaselineELBO(LossOnlyELBO):
 
 @final
 class _BaselineMessenger(Messenger):
-    """Tells `TraceGraph_ELBO` the baseline of a latent one-hot site."""
+    """Passes the baseline of a latent one-hot site to `TraceGraph_ELBO`."""
 
     def __init__(self, baseline: Tensor) -> None:
         super().__init__()
@@ -156,25 +159,25 @@ class _BaselineMessenger(Messenger):
         self.sizes: dict[str, int] = {}
 
     def _pyro_sample(self, msg: Messages) -> None:
-        msg["infer"] = dict(msg["infer"])  # the program's own stays as it is
+        msg["infer"] = dict(msg["infer"])  # a copy, so that the program's own settings do not change
 
     def _pyro_post_sample(self, msg: Messages) -> None:
         site = None if msg["is_observed"] else one_hot_site(msg["fn"])
         if site is None:
             return
-        # Only now has the plate of particles, which is outside, given the site its shape.
+        # Read the shape here, after the sample: the outer plate of particles has now expanded the site.
         batch_shape = msg["fn"].batch_shape
         value = self.baseline.to(site.logits.dtype).expand(batch_shape)
-        while value.shape[:1] == (1,):  # as Pyro does with the costs of a batch of one
+        while value.shape[:1] == (1,):  # Pyro squeezes the costs of a batch of one in the same way
             value = value.squeeze(0)
         msg["infer"]["baseline"] = {"baseline_value": value}
         self.sizes[msg["name"]] = batch_shape.numel()
 
     def size(self) -> int:
-        """How many costs the site has.
+        """Return the number of costs of the site.
 
         Raises:
-            ValueError: if there is not one site.
+            ValueError: if there is not exactly one site.
         """
         if len(self.sizes) != 1:
             found = ", ".join(f"'{name}'" for name in self.sizes) or "none"

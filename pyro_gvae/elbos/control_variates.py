@@ -1,25 +1,25 @@
-r"""REBAR and RELAX: the score function's gradient, less what a relaxation of the same noise explains of it.
+r"""REBAR and RELAX: the score-function estimator with a relaxation of the same noise as its control variate.
 
-The heights z = log pi + Gumbel noise have the code b = onehot(argmax z), and c(z) is a function of the soft code
-softmax(z / t). With z~ another draw of the heights given b, the gradient of E[f(b)] with respect to log pi is the mean
-of (Tucker et al. 2017, eq. 7)
+The perturbed logits z = log pi + Gumbel noise give the code b = onehot(argmax z), and c(z) is a function of the soft
+code softmax(z / t). Let z~ be another draw of the perturbed logits given b. The gradient of E[f(b)] with respect to log
+pi is the mean of (Tucker et al. 2017, eq. 7)
 
     g = (f(b) - eta c(z~)) grad log q(b) + eta (grad c(z) - grad c(z~)),
 
-for any c and eta: the two terms of z~ are, in the mean, the gradient of -eta E[c(z~)], and E[c(z~)] = E[c(z)]. What is
-random in z~ is the height of the winner, which does not depend on b, and those of the others below it:
+for any c and eta: the two terms with z~ have the mean -eta grad E[c(z~)], and E[c(z~)] = E[c(z)]. Given b, the largest
+entry z~_b is random but does not depend on b, and the other entries lie below it:
 
     z~_b = log sum_k pi_k - log E,    z~_k = -log(E / sum_k pi_k + E_k / pi_k),    E, E_k ~ Exp(1).
 
-E and E_k have to be independent of b, but not of z. As in REBAR (appendix G.2) they are tied to it: they are those that
-make z~ equal to z. Then c is evaluated once, and only the derivatives of z and z~ differ. With the relative heights
-s_k = exp(z_k - z_b), which lie in (0, 1],
+E and E_k must be independent of b, but not of z. As in REBAR (appendix G.2), they are chosen such that z~ equals z.
+Then c is evaluated once, and only the derivatives of z and z~ differ. With the relative perturbed logits s_k = exp(z_k
+- z_b), which lie in (0, 1],
 
     d z_k / d log pi_j = [j = k],    d z~_k / d log pi_j = s_k pi_j + (1 - s_k) [j = k],
 
-so that eta (grad c(z) - grad c(z~)) is the gradient of eta sum_k s_k (dc/dz_k) log softmax(log pi)_k, its first
-factors held fixed. No noise is ever inverted, and nothing underflows. (A fresh z~ would take one more run of the model,
-for 2 to 10 % less variance where we measured it.)
+so eta (grad c(z) - grad c(z~)) is the gradient of eta sum_k s_k (dc/dz_k) log softmax(log pi)_k with eta, s_k and
+dc/dz_k held constant. No noise has to be inverted, and nothing underflows. (An independent z~ would take one more run
+of the model; its variance was 2 to 10 % lower where we measured it.)
 """
 
 import math
@@ -34,16 +34,17 @@ from ..distributions.parameters import gumbel_like
 from ..programs.target import Target
 from .sampled import Estimate, SampledELBO
 
-#: Lower relative heights are zero to any softmax; infinite ones, of excluded categories, would make 0 * inf.
+#: Relative perturbed logits are clamped here. Lower ones are zero in any softmax; those of excluded categories are
+#: -inf, which would give 0 * inf.
 LOWEST = -1e4
 
 
 @final
 class Network(nn.Module):
-    """r(y) = v . tanh(W y + a) of soft codes y, one hidden layer; v = 0 at first, so that RELAX begins as REBAR.
+    """A network r(y) = v . tanh(W y + a) of soft codes y, with one hidden layer; v = 0 at first, as in REBAR.
 
-    W is empty until the first codes tell its width. It is the same tensor before and after, which an optimizer and a
-    recording may hold; those of `nn.LazyLinear` they may not.
+    W is empty until the first codes show its width. It remains the same tensor, so an optimizer or a recording may hold
+    it, which `nn.LazyLinear` does not allow.
     """
 
     def __init__(self, hidden: int) -> None:
@@ -53,10 +54,10 @@ class Network(nn.Module):
         self.output = nn.Parameter(torch.zeros(hidden))
 
     def take_width(self, width: int) -> None:
-        """Draw W if there is none yet.
+        """Initialize W for codes of this width, if that has not been done.
 
         Raises:
-            ValueError: if there is one of another width.
+            ValueError: if W has another width.
         """
         if self.weight.numel() == 0:
             self.weight.data = nn.init.xavier_uniform_(self.bias.new_empty(len(self.bias), width))
@@ -67,13 +68,13 @@ class Network(nn.Module):
             )
 
     def forward(self, soft: Tensor) -> Tensor:
-        """r, shape (P, B), of soft codes (P, B, N, K)."""
+        """Return r of soft codes (P, B, N, K), shape (P, B)."""
         return torch.tanh(F.linear(soft.flatten(-2), self.weight, self.bias)) @ self.output
 
 
 @final
 class Control(nn.Module):
-    """What REBAR and RELAX learn: the scale eta, the temperature t, and RELAX its network r."""
+    """What REBAR and RELAX learn: the scale eta, the temperature t and, for RELAX, the network r."""
 
     def __init__(self, temperature: float, network: Network | None = None) -> None:
         super().__init__()
@@ -83,21 +84,21 @@ class Control(nn.Module):
         self.register_load_state_dict_pre_hook(_take_types_and_width)
 
     def fit_to(self, log_probs: Tensor) -> None:
-        """Take on the type and the device of log pi (B, N, K), and their width, where they are not known yet."""
+        """Take dtype and device of log pi (B, N, K), and initialize the network for their width."""
         if (self.eta.dtype, self.eta.device) != (log_probs.dtype, log_probs.device):
             self.to(log_probs)
         if self.network is not None:
             self.network.take_width(log_probs.shape[-2:].numel())
 
-    def forward(self, target: Target, heights: Tensor) -> Tensor:
-        """c(z), shape (P, B), of heights z (P, B, N, K)."""
-        soft = torch.softmax(heights / self.log_temperature.exp(), -1)
+    def forward(self, target: Target, perturbed: Tensor) -> Tensor:
+        """Return c(z), shape (P, B), of perturbed logits z (P, B, N, K)."""
+        soft = torch.softmax(perturbed / self.log_temperature.exp(), -1)
         value = target.log_joint(soft)
         return value if self.network is None else value + target.q.weigh(self.network(soft))
 
 
 def _take_types_and_width(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Before a checkpoint is loaded: what a new loss would learn from its first batch, it learns from there."""
+    """Give parameters the dtypes and the width of a checkpoint, which a new loss would learn from its first batch."""
     for name, parameter in module.named_parameters():
         saved = state.get(prefix + name)
         if saved is not None:
@@ -107,23 +108,27 @@ def _take_types_and_width(module: nn.Module, state: dict[str, Any], prefix: str,
 
 @final
 class REBAR(SampledELBO):
-    """The ELBO of the discrete model, its gradient with a control variate c(z) = log p(x, softmax(z / t)).
+    """The ELBO of the discrete model, with c(z) = log p(x, softmax(z / t)) as a control variate for its gradient.
 
     Tucker, Mnih, Maddison, Lawson and Sohl-Dickstein 2017, "REBAR: Low-variance, unbiased gradient estimates for
-    discrete latent variable models", arXiv 1703.07370, for categories: f(b) = log p(x, b), while the entropy of q is
-    summed exactly. Gradients are unbiased for any eta and t. These two are learned, by the gradient of S, the
-    square of g with respect to the logits of each datum and for one code: its mean is the variance of g and a constant.
-    It is divided by S + R, R being the same square with eta = 0, which makes it the gradient of log(S + R). That of S
-    alone, the published one, grows with the square of log p, and the first steps of RAdam, or any of SGD, take eta away
-    for good; relative to S + R that of eta is at most 2.5 / eta. The model's parameters get the gradient of log p(x, b)
-    and nothing else.
+    discrete latent variable models", arXiv 1703.07370, for categorical latents: f(b) = log p(x, b), and the entropy of
+    q is summed exactly. The model's parameters get the gradient of log p(x, b) only.
+
+    eta and t are learned; gradients are unbiased for any values of them. Let S be the squared norm of g with respect to
+    the logits, averaged over codes and summed over data; its mean is the variance of g plus a constant. Let R be the
+    same with eta = 0. The paper descends the gradient of S. That gradient grows with the square of log p, so the first
+    steps of RAdam, or any step of SGD, move eta away for good. Here it is divided by S + R, which makes it the gradient
+    of log(S + R); its component for eta is at most 2.5 / eta.
+
+    *Approximates* the ELBO of the discrete model. *With* P codes for each datum and 2 P runs of the decoder. *Requires*
+    a decoder that takes points of the simplex and can be differentiated twice. *Bias*: none.
 
     Args:
-        num_particles: P, codes for each datum; the model runs on 2 P of them.
-        temperature: t to begin with.
+        num_particles: P, codes for each datum; the model runs on 2 P codes, hard and soft.
+        temperature: the initial t.
 
     Attributes:
-        own: a module with the parameters `eta` (1 to begin with) and `log_temperature`.
+        own: a module with the parameters `eta`, initially 1, and `log_temperature`.
 
     Example:
         >>> import pyro
@@ -150,19 +155,28 @@ class REBAR(SampledELBO):
 
 @final
 class RELAX(SampledELBO):
-    """:class:`REBAR` with c(z) = log p(x, softmax(z / t)) + r(softmax(z / t)), r a small network that is learned too.
+    """:class:`REBAR` with c(z) = log p(x, softmax(z / t)) + r(softmax(z / t)), where r is a small learned network.
 
     Grathwohl, Choi, Wu, Roeder and Duvenaud 2018, "Backpropagation through the void: Optimizing control variates for
-    black-box gradient estimation", arXiv 1711.00123. r = 0 to begin with. It is not the handler
-    :func:`~pyro_gvae.relax`: codes are one-hot.
+    black-box gradient estimation", arXiv 1711.00123. Initially r = 0. This is not the handler :func:`~pyro_gvae.relax`:
+    codes are one-hot.
+
+    *Approximates* the ELBO of the discrete model. *With* P codes for each datum and 2 P runs of the decoder. *Requires*
+    a decoder that takes points of the simplex and can be differentiated twice. *Bias*: none.
 
     Args:
-        num_particles: P, codes for each datum; the model runs on 2 P of them.
-        temperature: t to begin with.
+        num_particles: P, codes for each datum; the model runs on 2 P codes, hard and soft.
+        temperature: the initial t.
         hidden: units of the network's hidden layer.
 
     Attributes:
         own: a module with the parameters `eta`, `log_temperature` and `network`.
+
+    Example:
+        >>> from pyro_gvae import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> RELAX(hidden=8).loss(vae.model, vae.guide, torch.ones(4, 6)) > 0
+        True
     """
 
     own: Control
@@ -177,17 +191,17 @@ class RELAX(SampledELBO):
 
 
 def controlled(target: Target, control: Control, num_particles: int) -> Estimate:
-    """The ELBO of each datum from P codes, the estimate of its gradient, and what its own parameters descend."""
+    """Return the ELBO of each datum from P codes, its gradient's surrogate, and the loss of the control variate."""
     log_probs = target.log_probs  # (B, N, K)
     control.fit_to(log_probs)
-    heights = relative_heights(log_probs.detach(), num_particles).requires_grad_()  # (P, B, N, K)
-    codes = torch.zeros_like(heights).scatter(-1, heights.argmax(-1, keepdim=True), 1.0)
+    perturbed = relative_perturbed_logits(log_probs.detach(), num_particles).requires_grad_()  # (P, B, N, K)
+    codes = torch.zeros_like(perturbed).scatter(-1, perturbed.argmax(-1, keepdim=True), 1.0)
     value = target.log_joint(codes)  # (P, B): f(b)
-    variate = control(target, heights)  # (P, B): c(z)
-    [slope] = torch.autograd.grad(variate.sum(), heights, create_graph=True)  # (P, B, N, K)
+    variate = control(target, perturbed)  # (P, B): c(z)
+    [slope] = torch.autograd.grad(variate.sum(), perturbed, create_graph=True)  # (P, B, N, K)
 
     learning_signal = (value.detach() - control.eta * variate)[..., None, None]
-    weight = learning_signal * codes + control.eta * slope * heights.detach().exp()  # (P, B, N, K)
+    weight = learning_signal * codes + control.eta * slope * perturbed.detach().exp()  # (P, B, N, K)
     # The gradient of sum(weight * log softmax(logits)), one for each code.
     gradient = weight - log_probs.detach().exp() * weight.sum(-1, keepdim=True)
 
@@ -203,10 +217,10 @@ def controlled(target: Target, control: Control, num_particles: int) -> Estimate
     )
 
 
-def relative_heights(log_probs: Tensor, num_particles: int) -> Tensor:
-    """log pi (B, N, K) + Gumbel noise, less the largest of each latent: shape (P, B, N, K), at most 0.
+def relative_perturbed_logits(log_probs: Tensor, num_particles: int) -> Tensor:
+    """Draw log pi (B, N, K) + Gumbel noise, minus the largest of each latent: shape (P, B, N, K), at most 0.
 
-    Neither softmax nor argmax changes when a number is taken from all heights of a latent.
+    Subtracting one number from all perturbed logits of a latent changes neither their softmax nor their argmax.
     """
-    heights = log_probs + gumbel_like(log_probs, torch.Size((num_particles, *log_probs.shape)))
-    return (heights - heights.amax(-1, keepdim=True)).clamp_min(LOWEST)
+    perturbed = log_probs + gumbel_like(log_probs, torch.Size((num_particles, *log_probs.shape)))
+    return (perturbed - perturbed.amax(-1, keepdim=True)).clamp_min(LOWEST)

@@ -1,4 +1,4 @@
-"""Antithetic pairs of codes: leave-one-out differences of two samples that are coupled, latent by latent."""
+"""DisARM: leave-one-out differences of antithetic pairs of codes, coupled latent by latent."""
 
 from typing import NamedTuple, final
 
@@ -11,31 +11,33 @@ from .sampled import Estimate, SampledELBO
 
 
 class Pairs(NamedTuple):
-    """Codes z and z' whose n-th latents are coupled; pairs of different latents are independent."""
+    """Pairs of codes z and z' that are coupled within each latent and independent across latents."""
 
     first: Tensor  # (P, B, N, K), distributed as q
     second: Tensor  # (P, B, N, K), distributed as q
-    weights: Tensor  # (P, B, N): q_n(z_n) q_n(z'_n) over their joint probability, 0 where z_n = z'_n
+    weights: Tensor  # (P, B, N): q_n(z_n) q_n(z'_n) / joint probability of the pair, 0 where z_n = z'_n
 
 
 @final
 class DisARM(SampledELBO):
     r"""The ELBO's gradient from P antithetic pairs of binary codes.
 
-    A pair comes from one uniform u for each latent, z_n = 1[1 - u_n < s_n] and z'_n = 1[u_n < s_n] with s_n =
+    A pair shares one uniform number u_n for each latent: z_n = 1[1 - u_n < s_n] and z'_n = 1[u_n < s_n] with s_n =
     sigmoid(phi_n) and phi_n = logits_n1 - logits_n0. With f(z) = log p(x, z) - log q(z | x), the gradient for phi_n is
 
     .. math:: g_n = \frac{1}{2} (f(z) - f(z')) \, (-1)^{z'_n} \, 1[z_n \neq z'_n] \, \sigma(|\phi_n|)
 
-    (Dong, Mnih, Tucker 2020, arXiv 2006.10680; independently Yin et al. 2020, as U2G). It is unbiased. For parameters
-    of the model it is the mean gradient of log p(x, z) of both codes. This is the case K = 2 of :class:`DisARMIW`, and
-    is computed as such.
+    (Dong, Mnih, Tucker 2020, arXiv 2006.10680; independently Yin et al. 2020, as U2G). The model's parameters get the
+    mean gradient of log p(x, z) over both codes. This is :class:`DisARMIW` for K = 2, and is computed as such.
+
+    *Approximates* the ELBO of the discrete model. *With* two decoder calls for each pair. *Requires* K = 2. *Bias*:
+    none.
 
     Args:
         num_particles: P, the number of pairs; each takes two decoder calls.
 
     Raises:
-        ValueError: when it is used, if K is not 2.
+        ValueError: when called, if K is not 2.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -50,18 +52,18 @@ class DisARM(SampledELBO):
         if num_categories != 2:
             raise ValueError(
                 f"Expected latents of K=2 categories, but found K={num_categories}: DisARM's antithetic pairs are "
-                "pairs of bits. Try disarm-iw, which couples categories of any number, or local-expectation."
+                "pairs of bits. Try disarm-iw, which takes any number of categories, or local-expectation."
             )
         return coupled_estimate(target, self.num_particles)
 
 
 @final
 class DisARMIW(SampledELBO):
-    r"""The ELBO's gradient from P pairs of codes that a stick-breaking coupling keeps apart: DisARM for any K.
+    r"""The ELBO's gradient from P pairs of codes, coupled by stick breaking so that they differ: DisARM for any K.
 
     Each latent is a sequence of coin flips, "is it category 1? if not, is it 2? ..", in ascending order of q_n. Flip i
-    succeeds with probability p_i = q_i / sum_{j >= i} q_j; the two codes of a pair use u_i and 1 - u_i. With f(z) =
-    log p(x, z) - log q(z | x),
+    succeeds with probability p_i = q_i / sum_{j >= i} q_j; the two codes of a pair use u_i and 1 - u_i. With f(z) = log
+    p(x, z) - log q(z | x),
 
     .. math::
 
@@ -70,9 +72,13 @@ class DisARMIW(SampledELBO):
             = (1 - p_m) \prod_{i < m} \frac{(1 - p_i)^2}{1 - 2 p_i}, \quad m = \min(z_n, z'_n)
 
     and w_n = 0 where z_n = z'_n (Dong, Mnih, Tucker 2021, "Coupled Gradient Estimators for Discrete Latent Variables",
-    arXiv 2106.08056: DisARM-IW). That is the leave-one-out estimator of two independent codes, importance-weighted
-    latent by latent to coupled ones. In ascending order every pair of different categories can occur, so that it is
-    unbiased, and no weight exceeds 2. For parameters of the model it is the mean gradient of log p(x, z) of both codes.
+    arXiv 2106.08056: DisARM-IW). This is the leave-one-out estimator of two independent codes, with each latent
+    importance-weighted to coupled codes. In ascending order every pair of different categories can occur, so the
+    estimator is unbiased, and no weight exceeds 2. The model's parameters get the mean gradient of log p(x, z) over
+    both codes.
+
+    *Approximates* the ELBO of the discrete model. *With* two decoder calls for each pair. *Requires* nothing more.
+    *Bias*: none.
 
     Args:
         num_particles: P, the number of pairs; each takes two decoder calls.
@@ -90,11 +96,11 @@ class DisARMIW(SampledELBO):
 
 
 def coupled_estimate(target: Target, num_pairs: int) -> Estimate:
-    """The mean of f over pairs of codes, and the surrogate of :class:`DisARMIW`."""
+    """Return the mean of f over pairs of codes, and the surrogate of :class:`DisARMIW`."""
     pairs = sample_pairs(target.log_probs.detach().exp(), num_pairs)
     log_joint = target.log_joint(torch.cat([pairs.first, pairs.second]))  # (2P, B)
     first, second = (log_joint - target.log_q(torch.cat([pairs.first, pairs.second]))).detach().chunk(2)  # (P, B) each
-    # The score is that of q itself: a scale or a mask of its site is within f.
+    # Use the score of q itself, without scale and mask: f already has those.
     difference = ((pairs.first - pairs.second) * target.log_probs).sum(-1)  # (P, B, N): log q_n(z_n) - log q_n(z'_n)
     score = 0.5 * (first - second) * (pairs.weights * difference).sum(-1)  # (P, B)
     bound = 0.5 * (first + second).mean(0)  # (B,)
@@ -102,11 +108,14 @@ def coupled_estimate(target: Target, num_pairs: int) -> Estimate:
 
 
 def sample_pairs(probs: Tensor, num_pairs: int) -> Pairs:
-    """P pairs of codes for each datum by the antithetic stick-breaking coupling of :class:`DisARMIW`.
+    """Draw P pairs of codes for each datum by the antithetic stick-breaking coupling of :class:`DisARMIW`.
 
     Args:
-        probs: q_n(k), shape (B, N, K); no gradient.
+        probs: q_n(k), shape (B, N, K), without a gradient.
         num_pairs: P.
+
+    Returns:
+        The pairs, and the importance weight of each latent.
 
     Example:
         >>> pairs = sample_pairs(torch.tensor([[[0.5, 0.5]]]), 100)  # two equal categories are never drawn together
@@ -115,17 +124,17 @@ def sample_pairs(probs: Tensor, num_pairs: int) -> Pairs:
     """
     probs, order = probs.sort(-1)  # ascending, (B, N, K)
     flips = probs / probs.flip(-1).cumsum(-1).flip(-1)  # p_i; the last is 1
-    # Differ as soon as possible, and while they do not, by chance: both fail at flip i with probability 1 - 2 p_i.
+    # The codes differ at the first flip that succeeds in either; before that, both fail with probability 1 - 2 p_i.
     both_fail = (1 - flips[..., :-2]).square() / (1 - 2 * flips[..., :-2])  # (B, N, K-2), where p_i <= 1/3
     one_fails = 1 - flips[..., :-1]  # (B, N, K-1), where p_i <= 1/2
     ratios = one_fails * torch.cat([torch.ones_like(one_fails[..., :1]), both_fail.cumprod(-1)], -1)
     u = torch.rand(num_pairs, *probs.shape, dtype=probs.dtype, device=probs.device)
     first, second = _first_of(u < flips), _first_of(1 - u <= flips)
-    apart = _first_of(first ^ second)[..., :-1]  # where the earlier of two different categories is
+    apart = _first_of(first ^ second)[..., :-1]  # the first category of the two, if they differ
     codes = [torch.zeros_like(u).scatter_(-1, order.expand_as(u), z.to(u.dtype)) for z in (first, second)]
     return Pairs(codes[0], codes[1], (apart * ratios).sum(-1))
 
 
 def _first_of(flags: Tensor) -> Tensor:
-    """The first true entry of the last dimension, alone."""
+    """Keep only the first true entry along the last dimension."""
     return flags & (flags.cumsum(-1) == 1)

@@ -1,4 +1,4 @@
-"""Free bits: an ELBO whose KL of each latent is not pushed below a threshold."""
+"""Free bits: an ELBO that does not push the KL of a latent below a threshold."""
 
 from typing import Any, final
 
@@ -14,29 +14,30 @@ from .exact import ExactEvidence
 
 @final
 class FreeBits(TensorELBO):
-    r"""Another ELBO as a loss, but with a KL that counts only where it exceeds a threshold for its latent.
+    r"""Another ELBO as a loss, in which the KL of each latent counts only where it exceeds a threshold.
 
     .. math::
 
         \mathrm{loss} = -\sum_b \mathrm{E}_{q(z|x_b)}[\log p(x_b|z)] + B \sum_n \max(\lambda, \mathrm{KL}_n),
         \quad \mathrm{KL}_n = \frac{1}{B} \sum_b \mathrm{KL}(q(z_n|x_b) \,\|\, p(z_n))
 
-    (Kingma et al. 2016, arXiv 1606.04934; each latent is a group of its own.) No latent gains by carrying less than
-    lambda on average over the batch, which keeps latents from collapsing to the prior early in training. Minus the
-    result is at most the ELBO, and *is no longer the ELBO*: evaluate the model without it.
+    (Kingma et al. 2016, arXiv 1606.04934, with each latent as a group of its own.) No latent gains by carrying less
+    than lambda nats, averaged over the batch, so latents do not collapse to the prior early in training. The negative
+    loss is at most the ELBO and *is no longer the ELBO*: evaluate the model without it.
 
-    What is added to the other loss is B sum_n max(lambda - KL_n, 0), in closed form, from the categoricals of guide and
-    prior. With a loss that samples its KL, gradients below the threshold cancel in the mean only; with the relaxed KL
-    of Concrete densities they do not cancel, as that is another KL. Scales and masks of the guide's site are those of
-    its KL: data that are masked do not count, and under `weigh_kl` a latent costs beta max(lambda, KL_n).
+    The term added to the other loss is B sum_n max(lambda - KL_n, 0), computed in closed form from the categoricals of
+    guide and prior. If the other loss samples its KL, gradients below the threshold cancel only on average. If its KL
+    is the relaxed one of Concrete densities, they do not cancel, because that is a different KL. Scale and mask of the
+    guide's site apply to this KL too: masked data do not count, and under `weigh_kl` a latent costs beta max(lambda,
+    KL_n).
 
     Args:
-        elbo: the loss to add to, of any kind that Pyro or this package has.
-        nats: lambda, for each latent, in nats.
+        elbo: the loss to add to, any of Pyro's or of this package that has a KL.
+        nats: lambda, in nats per latent.
 
     Raises:
-        ValueError: if `nats` is negative or not finite, or the loss has no KL; when it is used, if model or guide have
-            other latent variables than one one-hot site of event shape (N, K) or (K,).
+        ValueError: if `nats` is negative or not finite, or the loss has no KL; when called, if model or guide has a
+            latent variable besides one one-hot site of event shape (N, K) or (K,).
 
     Example:
         >>> from pyro_gvae import CategoricalVAE, ExactELBO, discretize
@@ -59,51 +60,53 @@ class FreeBits(TensorELBO):
 
     @property
     def own(self) -> nn.Module | None:
-        """What the other loss learns, if anything; see :func:`pyro_gvae.estimators.own_state`."""
+        """The module that the other loss trains, if any; see :func:`pyro_gvae.estimators.own_state`."""
         own: nn.Module | None = getattr(self.elbo, "own", None)
         return own
 
-    def why_not_recordable(self, model: Program, *args: Any, **kwargs: Any) -> str | None:
-        """What the other loss says, if anything."""
-        return self.elbo.why_not_recordable(model, *args, **kwargs) if isinstance(self.elbo, TensorELBO) else None
+    def why_not_recordable(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str | None:
+        """Return the other loss's reason, if it has one."""
+        return (
+            self.elbo.why_not_recordable(model, guide, *args, **kwargs) if isinstance(self.elbo, TensorELBO) else None
+        )
 
     @torch.no_grad()
     def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss in nats, summed over the data."""
-        missing = self._missing(model, guide, args, kwargs)
-        return recordable(self.elbo, "loss")(model, guide, *args, **kwargs) + missing
+        """Return the loss in nats, summed over the data."""
+        penalty = self._penalty(model, guide, args, kwargs)
+        return recordable(self.elbo, "loss")(model, guide, *args, **kwargs) + penalty
 
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The same; gradients are added to `.grad` of the parameters."""
+        """Return the same, and add gradients to `.grad` of the parameters."""
         loss = recordable(self.elbo, "loss_and_grads")(model, guide, *args, **kwargs)
-        return loss + self._missing_and_grads(model, guide, args, kwargs)
+        return loss + self._penalty_and_grads(model, guide, args, kwargs)
 
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss in nats, summed over the data; the two numbers are added in double precision."""
-        missing = self._missing(model, guide, args, kwargs).item()
-        return self.elbo.loss(model, guide, *args, **kwargs) + missing
+        """Return the loss in nats, summed over the data. Its two terms are added in double precision."""
+        penalty = self._penalty(model, guide, args, kwargs).item()
+        return self.elbo.loss(model, guide, *args, **kwargs) + penalty
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The same; gradients are added to `.grad` of the parameters."""
+        """Return the same, and add gradients to `.grad` of the parameters."""
         loss: float = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
-        return loss + self._missing_and_grads(model, guide, args, kwargs).item()
+        return loss + self._penalty_and_grads(model, guide, args, kwargs).item()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss as a tensor."""
+        """Return the loss as a tensor."""
         loss: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
-        return loss + self._missing(model, guide, args, kwargs)
+        return loss + self._penalty(model, guide, args, kwargs)
 
-    def _missing_and_grads(
+    def _penalty_and_grads(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
-        missing = self._missing(model, guide, args, kwargs)
-        if missing.requires_grad:
-            missing.backward()
-        return missing.detach()
+        penalty = self._penalty(model, guide, args, kwargs)
+        if penalty.requires_grad:
+            penalty.backward()
+        return penalty.detach()
 
-    def _missing(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """B sum_n max(lambda - KL_n, 0), shape ()."""
+    def _penalty(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Return B sum_n max(lambda - KL_n, 0), shape ()."""
         runs = bind(model, guide, *args, **kwargs)
         q = read_guide(runs.guide)
         prior = score(runs.model).prior

@@ -1,4 +1,4 @@
-"""The base of losses that sample codes of one one-hot site: what they know of a program, and how they become a step."""
+"""The base of losses that sample codes."""
 
 from abc import abstractmethod
 from functools import partial
@@ -9,9 +9,10 @@ from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
 from ..handlers.parameters import announce
-from ..handlers.sites import Program, Run
+from ..handlers.sites import Program
+from ..programs.draws import lay_out_draws
+from ..programs.factors import Layout
 from ..programs.kept import Kept
-from ..programs.reader import Site, read_guide, score
 from ..programs.runs import bind
 from ..programs.target import Target
 from ..programs.tensor_elbo import TensorELBO
@@ -19,12 +20,12 @@ from ..runtime.autograd import leaves
 
 
 class Estimate(NamedTuple):
-    """What a sampled loss found.
+    """The result of a sampled loss.
 
     Attributes:
-        bound: of each datum, (B,), in nats; its gradient is not used.
-        surrogate: a scalar whose gradient estimates that of the bound, summed over the data.
-        own_loss: a scalar whose gradient is that of the loss's own parameters, if it has any.
+        bound: the bound of each datum, (B,), in nats; its gradient is not used.
+        surrogate: a scalar whose gradient estimates the gradient of the bound, summed over the data.
+        own_loss: a scalar whose gradient trains the loss's own parameters, if it has any.
     """
 
     bound: Tensor
@@ -33,35 +34,36 @@ class Estimate(NamedTuple):
 
     @property
     def loss(self) -> Tensor:
-        """In nats, summed over the data, shape ()."""
+        """The loss in nats, summed over the data, shape ()."""
         return -self.bound.detach().sum()
 
 
 class SampledELBO(TensorELBO):
-    """Abstract: a loss that draws P codes for each datum, of a model and a guide with one one-hot site.
+    """Abstract base: a loss that draws P values of every latent for each datum.
 
-    All P codes are scored in one run of the model, in one more batch dimension.
+    One run of the model scores all P, in an additional batch dimension, if the program accepts it.
+
 
     Attributes:
-        own: what the loss itself learns or averages, if anything; see :func:`pyro_gvae.estimators.own_state`.
+        own: a module that the loss itself trains or updates, if any; see :func:`pyro_gvae.estimators.own_state`.
     """
 
     own: nn.Module | None = None
 
     def __init__(self, *, num_particles: int = 1) -> None:
         super().__init__(num_particles=num_particles)
-        self._nestings: Kept[int] = Kept()
+        self._layouts: Kept[Layout] = Kept()
 
     @abstractmethod
     def estimate(self, target: Target) -> Estimate:
-        """The bound of each datum and the surrogate of its gradient, from P codes; gradients are enabled."""
+        """Return the bound of each datum and the surrogate of its gradient; gradients are enabled."""
 
     def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """An estimate of the loss in nats, summed over the data."""
+        """Return an estimate of the loss in nats, summed over the data."""
         return self._estimate(model, guide, args, kwargs).loss
 
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The same; gradients of all parameters, the loss's own included, are added to their `.grad`."""
+        """Return the same, and add gradients to `.grad` of all parameters, including the loss's own."""
         found = self._estimate(model, guide, args, kwargs)
         own = [] if self.own is None else [leaf for leaf in self.own.parameters() if leaf.requires_grad]
         if own and found.own_loss is not None:
@@ -73,7 +75,7 @@ class SampledELBO(TensorELBO):
         return found.loss
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss as a tensor whose gradient is the estimate; own parameters get none that is of use."""
+        """Return the loss as a tensor whose gradient is the estimate. It does not train the loss's own parameters."""
         found = self._estimate(model, guide, args, kwargs)
         return found.surrogate.detach() - found.surrogate - found.bound.detach().sum()
 
@@ -82,24 +84,7 @@ class SampledELBO(TensorELBO):
         if self.own is not None:
             for name, parameter in self.own.named_parameters():
                 announce(param_with_module_name(type(self).__name__, name), parameter)
-        run, guide_run = bind(model, guide, *args, **kwargs)
-        q = read_guide(guide_run)
-        nesting = self._nestings.find(model, args, kwargs, partial(_nesting, q, run))
-        return self.estimate(Target(q, run, nesting))
-
-
-def _nesting(q: Site, run: Run) -> int:
-    """The number of batch dimensions that the model's plates take, if it has the guide's site."""
-    with torch.no_grad():
-        probe = score(run)
-    _check_pair(q, probe.prior)
-    return probe.nesting
-
-
-def _check_pair(guide: Site, model: Site) -> None:
-    if guide.name != model.name or guide.logits.shape != model.logits.shape:
-        raise ValueError(
-            f"Expected the same one-hot site in model and guide, but found '{model.name}' of shape "
-            f"{tuple(model.logits.shape)} in the model and '{guide.name}' of shape {tuple(guide.logits.shape)} in the "
-            "guide. Try one name, and the same plate around both."
+        runs = bind(model, guide, *args, **kwargs)
+        return self.estimate(
+            Target(runs, self._layouts.find((model, guide), args, kwargs, partial(lay_out_draws, runs)))
         )

@@ -1,4 +1,4 @@
-"""Score-function losses of several codes for each datum: one decoder call on all of them, each a baseline of others.
+"""Score-function losses of several codes per datum, which share one decoder call and are each other's baselines.
 
 Shapes: codes z_p (P, B, N, K), drawn from q(z | x); log w_p = log p(x, z_p) - log q(z_p | x), shape (P, B).
 """
@@ -16,22 +16,22 @@ from .sampled import Estimate, SampledELBO
 
 @final
 class ReinforceLOO(SampledELBO):
-    r"""REINFORCE with the mean of the other codes' log-weights as the baseline of each: leave one out.
+    r"""REINFORCE with a leave-one-out baseline: for each code, the mean log-weight of the others.
 
     .. math::
 
         \nabla \approx \frac{1}{P} \sum_p \nabla \log p(x, z_p)
         + \frac{1}{P} \sum_p \Big(\log w_p - \frac{1}{P - 1} \sum_{j \ne p} \log w_j\Big) \nabla \log q(z_p | x)
 
-    The first term is the exact gradient of the model's parameters given the codes; that of -log q(z_p | x) has mean
-    zero and is left out, as in stock `Trace_ELBO`. (Kool, van Hoof and Welling 2019, "Buy 4 REINFORCE samples, get a
-    baseline for free!")
+    Given the codes, the first term is the exact gradient for the model's parameters. The gradient of -log q(z_p | x)
+    has mean zero and is left out, as in stock `Trace_ELBO`. (Kool, van Hoof and Welling 2019, "Buy 4 REINFORCE samples,
+    get a baseline for free!")
 
     *Approximates* the ELBO of the discrete model, mean_p log w_p. *With* P codes for each datum. *Requires* P >= 2.
     *Bias*: none.
 
     Args:
-        num_particles: P.
+        num_particles: P, samples per datum.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -42,19 +42,21 @@ class ReinforceLOO(SampledELBO):
 
     @override
     def estimate(self, target: Target) -> Estimate:
-        codes = target.sample(self.num_particles)
-        log_joint = target.log_joint(codes)
-        log_weights = (log_joint - target.log_q(codes)).detach()  # (P, B)
-        bound = log_weights.mean(0)
-        # log w_p minus the mean of the others is P / (P - 1) times log w_p minus the mean of all.
-        advantages = (log_weights - bound) / (self.num_particles - 1)
-        surrogate = log_joint.mean(0).sum() + (advantages * target.score_function(codes)).sum()
-        return Estimate(bound, surrogate)
+        draws = target.draw(self.num_particles)
+        log_weights = (draws.log_joint - draws.log_q).detach()  # (P, B)
+        paths = draws.log_joint if draws.pathwise is None else draws.log_joint - draws.pathwise
+        surrogate = paths.mean(0).sum()
+        for score in draws.scores:
+            signal, log_q = draws.signal(log_weights, score)
+            # log w_p minus the mean of the others is P / (P - 1) times log w_p minus the mean of all.
+            advantages = (signal - signal.mean(0)) / (self.num_particles - 1)
+            surrogate = surrogate + (advantages * log_q).sum()
+        return Estimate(log_weights.mean(0), surrogate)
 
 
 @final
 class VIMCO(SampledELBO):
-    r"""The importance-weighted bound of P codes, the signal of each code being what it adds to the bound.
+    r"""The importance-weighted bound of P codes; the learning signal of a code is what it adds to the bound.
 
     .. math::
 
@@ -62,19 +64,19 @@ class VIMCO(SampledELBO):
         \nabla \approx \sum_p (L - L_{-p}) \nabla \log q(z_p | x) + \sum_p \tilde w_p \nabla \log w_p,
 
     where :math:`\tilde w` are the normalized weights and :math:`L_{-p}` is the bound with the geometric mean of the
-    other weights in place of :math:`w_p`. Weights belong to one datum, never to a batch. (Mnih and Rezende 2016,
-    "Variational Inference for Monte Carlo Objectives", arXiv 1602.06725; the bound: Burda et al. 2016,
-    arXiv 1509.00519.)
+    other weights in place of :math:`w_p`. Weights are normalized within a datum, never over a batch. (Mnih and Rezende
+    2016, "Variational Inference for Monte Carlo Objectives", arXiv 1602.06725; the bound: Burda et al. 2016, arXiv
+    1509.00519.)
 
-    *Approximates* log p(x) of the discrete model by its importance-weighted bound, a lower one, tighter with P.
-    *With* P codes for each datum, P^2 numbers for the baselines. *Requires* P >= 2, and one scale of all sites.
-    *Bias*: none, as a gradient of that bound.
+    *Approximates* log p(x) of the discrete model by its importance-weighted lower bound, which is tighter for larger P.
+    *With* P codes for each datum and P^2 numbers for the baselines. *Requires* P >= 2 and one scale for all sites.
+    *Bias*: none, as the gradient of that bound.
 
     Args:
-        num_particles: P.
+        num_particles: P, samples per datum.
 
     Raises:
-        ValueError: when it is used, if sites are scaled differently.
+        ValueError: when called, if sites are scaled differently.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -85,39 +87,40 @@ class VIMCO(SampledELBO):
 
     @override
     def estimate(self, target: Target) -> Estimate:
-        codes = target.sample(self.num_particles)
-        log_joint, scale = target.log_joint_and_scale(codes)
-        difference = log_joint - target.log_q(codes)
-        log_weights = difference.detach() / scale  # (P, B)
+        draws = target.draw(self.num_particles)
+        scale = draws.common_scale()
+        difference = draws.together(draws.log_joint - draws.log_q)  # (P, B), or fewer where data share anything
+        log_weights = difference.detach() / scale
         bound = _log_mean_exp(log_weights)
         signals = scale * (bound - _without_each(log_weights))
         pathwise = log_weights.softmax(0) * difference
-        return Estimate(scale * bound, pathwise.sum() + (signals * target.score_function(codes)).sum())
+        return Estimate(scale * bound, pathwise.sum() + (signals * draws.score_function()).sum())
 
 
 @final
 class ReweightedWakeSleep(SampledELBO):
-    r"""Two objectives on the same weighted codes: the model climbs log p(x), the guide goes to the posterior.
+    r"""Train the model on log p(x) and the guide on the inclusive KL, with the same weighted codes.
 
     .. math::
 
         \nabla_\theta \approx \sum_p \tilde w_p \nabla \log p(x, z_p), \qquad
         \nabla_\phi \approx \sum_p \tilde w_p \nabla \log q(z_p | x),
 
-    with normalized weights :math:`\tilde w_p = w_p / \sum_j w_j` of each datum: stock `pyro.infer.ReweightedWakeSleep`
-    normalizes over the whole batch (pyro issue 3104). The guide descends KL(p(z | x) || q(z | x)): its wake phase;
-    there is no sleep phase. (Bornschein and Bengio 2015, "Reweighted Wake-Sleep", arXiv 1406.2751.)
+    with weights :math:`\tilde w_p = w_p / \sum_j w_j` normalized within each datum. (Stock
+    `pyro.infer.ReweightedWakeSleep` normalizes them over the whole batch, Pyro issue 3104.) The guide minimizes KL(p(z
+    | x) || q(z | x)), which is its wake phase; there is no sleep phase. (Bornschein and Bengio 2015, "Reweighted
+    Wake-Sleep", arXiv 1406.2751.)
 
     *Approximates* log p(x) of the discrete model and, for the guide, the inclusive KL. *With* P codes for each datum.
-    *Requires* P >= 2, one scale of all sites, and parameters that model and guide do not share. *Bias*: that of
-    normalized weights, of order 1/P; the loss is minus the importance-weighted bound, below log p(x), and the guide's
-    gradient is not the gradient of it.
+    *Requires* P >= 2, one scale for all sites, and a guide that shares no parameters with the model. *Bias*: that of
+    normalized weights, of order 1/P. The loss is minus the importance-weighted bound, which is below log p(x); the
+    guide's gradient is not the gradient of this loss.
 
     Args:
-        num_particles: P.
+        num_particles: P, samples per datum.
 
     Raises:
-        ValueError: when it is used, if sites are scaled differently.
+        ValueError: when called, if sites are scaled differently.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -128,23 +131,23 @@ class ReweightedWakeSleep(SampledELBO):
 
     @override
     def estimate(self, target: Target) -> Estimate:
-        codes = target.sample(self.num_particles)
-        log_joint, scale = target.log_joint_and_scale(codes)
-        log_q = target.log_q(codes)
-        log_weights = (log_joint - log_q).detach() / scale  # (P, B)
+        draws = target.draw(self.num_particles, pathwise=False)
+        scale = draws.common_scale()
+        log_joint, log_q = draws.together(draws.log_joint), draws.together(draws.log_q)  # (P, B)
+        log_weights = (log_joint - log_q).detach() / scale
         surrogate = log_weights.softmax(0) * (log_joint + log_q)
         return Estimate(scale * _log_mean_exp(log_weights), surrogate.sum())
 
 
 def _log_mean_exp(log_weights: Tensor) -> Tensor:
-    """Over particles: (P, ..., B) -> (..., B)."""
+    """Compute the log of the mean of exp over particles: (P, ..., B) -> (..., B)."""
     return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
 
 
 def _without_each(log_weights: Tensor) -> Tensor:
-    """The bounds with the geometric mean of the others in the place of each weight: (P, B) -> (P, B).
+    """Compute the bounds in which each weight is replaced by the geometric mean of the others: (P, B) -> (P, B).
 
-    No weight is subtracted from a sum, which would lose the small ones beside a large one.
+    No weight is subtracted from a sum, because that would lose small weights next to a large one.
     """
     num_particles = len(log_weights)
     is_own = torch.eye(num_particles, dtype=torch.bool, device=log_weights.device).unsqueeze(-1)  # (P, P, 1)

@@ -1,4 +1,4 @@
-"""Estimators by name, one module for each family: what differs is an ELBO and its handler, and nothing else knows."""
+"""Estimators by name, with one module for each family. An estimator is an ELBO and, where it needs one, a handler."""
 
 from .base import Bound, Estimator, Loss, own_state
 from .claims import Bias, Objective

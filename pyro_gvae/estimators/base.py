@@ -1,4 +1,4 @@
-"""What an estimator is: an ELBO that forms the loss, and a handler for one-hot sites where it needs one."""
+"""The estimator: an ELBO that computes the loss, and a handler of one-hot sites if the ELBO needs one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from .claims import Bias, Detail, Objective
 
 
 class Loss(Protocol):
-    """What stock `SVI` asks of an ELBO."""
+    """The methods of an ELBO that stock `SVI` calls."""
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Return the loss in nats, summed over the data."""
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the same; add gradients to `.grad` of the parameters."""
+        """Return the same, and add gradients to `.grad` of the parameters."""
 
 
 class Bound(NamedTuple):
-    """A program and a loss that belong together: `SVI(model, guide, optim, loss=elbo)`."""
+    """An estimator applied to a program: `SVI(model, guide, optim, loss=elbo)`."""
 
     model: Program
     guide: Program
@@ -32,20 +32,21 @@ class Bound(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimator:
-    """How the loss of a program with one-hot sites, and its gradient, are formed.
+    """A way to compute the loss of a program with one-hot sites, and its gradient.
 
     Attributes:
-        name: in the registry.
-        elbo: makes the Pyro loss.
-        objective: what the loss estimates.
-        bias: of the loss and its gradient as an estimate of that objective, for the *discrete* model.
+        name: its name in the registry.
+        elbo: constructs the Pyro loss.
+        objective: the objective that the loss estimates.
+        bias: the bias of loss and gradient as estimates of that objective, for the *discrete* model.
         reference: where it was published.
-        handler: says what the one-hot sites of model and guide are; None where the loss reads the programs, and sums or
-            draws their codes itself.
-        details: of the objective: the samples of a bound, or what became of its KL.
+        handler: turns the one-hot sites of model and guide into what the ELBO expects; None if the ELBO reads the
+            programs
+            and sums or draws their codes itself.
+        details: details of the objective, such as the number of samples of a bound or the weight of its KL.
         is_exact: whether nothing is sampled.
-        temperature: what the handler relaxes by, or None where nothing is relaxed, or the program's own is kept.
-        num_categories: the only K that it takes, or None where it takes any.
+        temperature: the handler's temperature; None if nothing is relaxed or the program's own temperature is used.
+        num_categories: the only K that it accepts; None if it accepts any.
     """
 
     name: str
@@ -61,20 +62,26 @@ class Estimator:
 
     @property
     def is_unbiased(self) -> bool:
-        """Whether the mean of its gradients is the gradient of what it approximates, for the discrete model."""
+        """Whether the mean of its gradients is the gradient of its objective, for the discrete model."""
         return self.bias is Bias.NONE
 
     @property
     def approximates(self) -> str:
-        """The objective and its details in words, for those who read."""
+        """The objective and its details in words, for reports."""
         return self.objective.value + "".join(map(str, self.details))
 
     def handled(self, program: Program) -> Program:
-        """Handle a program, or return it as it is where there is no handler."""
+        """Apply the handler to a program, or return the program as it is if there is no handler."""
         return program if self.handler is None else self.handler(program)
 
     def bind(self, pair: HasPair) -> Bound:
-        """The handled model and guide, and the ELBO, ready for stock `SVI`.
+        """Return the handled model and guide, and the ELBO, ready for stock `SVI`.
+
+        Args:
+            pair: a `CategoricalVAE`, or any object with `.model` and `.guide`.
+
+        Returns:
+            The three as a :class:`Bound`. What the ELBO trains itself lies on the device of the pair's parameters.
 
         Example:
             >>> import torch
@@ -86,23 +93,23 @@ class Estimator:
         """
         elbo = self.elbo()
         parameters = pair.parameters() if isinstance(pair, nn.Module) else iter(())
-        for parameter in islice(parameters, 1):  # what an ELBO keeps lies where the program's parameters lie
+        for parameter in islice(parameters, 1):  # the ELBO's own state goes to the program's device
             own_state(elbo).to(parameter.device)
         return Bound(self.handled(pair.model), self.handled(pair.guide), elbo)
 
 
 def own_state(elbo: Loss) -> nn.Module:
-    """What an ELBO learns besides the program, such as a control variate or a running mean: parameters and buffers.
+    """Return the module that an ELBO trains besides the program, such as a control variate or a running mean.
 
-    An ELBO that has such state keeps it in an attribute `own`, one module. Training steps its parameters together with
-    the program's, and a checkpoint keeps all of it.
+    An ELBO with such a module has it as its attribute `own`; for others the result is empty. Training updates its
+    parameters together with the program's, and checkpoints include it.
     """
     own: nn.Module = getattr(elbo, "own", None) or nn.Module()
     return own
 
 
 def check_particles(num_particles: int, least: int = 1) -> None:
-    """Refuse fewer samples per datum than an estimator takes.
+    """Refuse fewer samples per datum than an estimator needs.
 
     Raises:
         ValueError: if there are fewer than `least`.

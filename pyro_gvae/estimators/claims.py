@@ -1,4 +1,4 @@
-"""What an estimator claims: its objective and its bias, as types from which all sentences are derived."""
+"""The claims of an estimator, its objective and its bias, as types. Sentences in reports are derived from them."""
 
 from dataclasses import dataclass
 from enum import Enum, unique
@@ -9,13 +9,13 @@ from torch import Tensor
 
 @unique
 class Objective(Enum):
-    """What a loss estimates, with the opposite sign; the value is its name in reports."""
+    """The quantity whose negative a loss estimates. The value of a member is its name in reports."""
 
     #: sum_z q(z|x) log(p(x, z) / q(z|x)).
     ELBO = "the ELBO of the discrete model"
-    #: The same, by samples that a surrogate makes differentiable.
+    #: The same, from samples with a surrogate gradient.
     SURROGATE_ELBO = "the discrete ELBO"
-    #: The categorical KL, and a reconstruction term of soft samples; no bound of any model.
+    #: The categorical KL with a reconstruction term of soft samples. It is not a bound for any model.
     SOFT_ELBO = "the discrete ELBO, at soft samples"
     #: The ELBO of the model whose latents are Concrete variables.
     RELAXED_ELBO = "a bound of the relaxed model"
@@ -23,22 +23,21 @@ class Objective(Enum):
     EVIDENCE = "the log-evidence of the discrete model"
     #: E log (1/P) sum_p p(x, z_p) / q(z_p|x), between the ELBO and log p(x).
     MULTI_SAMPLE_BOUND = "the importance-weighted bound of the discrete model"
-    #: log p(x) for the model and KL(p(z|x) || q(z|x)) for the guide, which are two objectives.
+    #: log p(x) for the model, and KL(p(z|x) || q(z|x)) for the guide.
     EVIDENCE_AND_INCLUSIVE_KL = "the log-evidence of the discrete model, and the inclusive KL for the guide"
 
     @property
     def is_elbo(self) -> bool:
-        """Whether it is an ELBO, of one kind or another.
+        """Whether it is an ELBO of any kind, so that it has a KL(q || p) that can be weighed or partly free.
 
-        It then has a KL(q || p), which may be weighed or free in part. log p(x) has none, nor has a bound of it by
-        several samples; and where their gradients differ from that of the ELBO, it is no bias.
+        log p(x) and its multi-sample bounds have no such KL. That their gradients differ from the ELBO's is not a bias.
         """
         return self in (Objective.ELBO, Objective.SURROGATE_ELBO, Objective.SOFT_ELBO, Objective.RELAXED_ELBO)
 
 
 @unique
 class Bias(Enum):
-    """What is wrong with a loss or its gradient as an estimate of the objective; the value is its name in reports."""
+    """The bias of a loss or its gradient as an estimate of the objective. A member's value is its name in reports."""
 
     NONE = "none"
     RELAXATION = "of the relaxation, grows with the temperature"
@@ -50,7 +49,7 @@ class Bias(Enum):
 @final
 @dataclass(frozen=True)
 class Samples:
-    """Of a bound that their number makes tighter."""
+    """The number of samples of a multi-sample bound."""
 
     number: int
 
@@ -61,7 +60,7 @@ class Samples:
 @final
 @dataclass(frozen=True)
 class WeighedKL:
-    """An objective whose KL is weighed."""
+    """The weight of the objective's KL."""
 
     beta: float | Tensor
 
@@ -72,7 +71,7 @@ class WeighedKL:
 @final
 @dataclass(frozen=True)
 class FreeNats:
-    """An objective whose KL is free below a threshold for each latent."""
+    """The threshold below which the KL of each latent is free."""
 
     nats: float
 
@@ -80,5 +79,5 @@ class FreeNats:
         return f", with {self.nats:g} free nats for each latent"
 
 
-#: What an objective is known by besides its kind.
+#: A detail of an objective, which its name in reports includes.
 Detail = Samples | WeighedKL | FreeNats

@@ -1,4 +1,4 @@
-"""Estimators of the score function with a control variate that relaxes the same noise, and learns."""
+"""Score-function estimators with a learned control variate: the model on soft codes from the same noise."""
 
 from ..distributions.parameters import check_temperature
 from ..elbos.control_variates import REBAR, RELAX
@@ -7,19 +7,26 @@ from .claims import Bias, Objective
 
 
 def rebar(*, temperature: float = 0.5, num_particles: int = 1) -> Estimator:
-    """REINFORCE with the model at soft codes as a control variate, whose temperature and scale are learned.
+    """REBAR: REINFORCE with the model on soft codes as its control variate, with learned temperature and scale.
 
-    *Approximates* the ELBO of the discrete model. *With* g = (f(b) - eta c(z~)) grad log q(b) + eta (grad c(z) -
-    grad c(z~)), b = argmax z, z~ ~ p(z | b), c(z) = f(softmax(z / t)) (Tucker et al. 2017, arXiv 1703.07370, eq. 7):
-    two decoder calls for each code, and a second derivative of the model, by which eta and t lower the variance.
-    *Requires* a decoder that takes points of the simplex and can be differentiated twice. *Bias*: none.
+    *Approximates* the ELBO of the discrete model. *With* g = (f(b) - eta c(z~)) grad log q(b) + eta (grad c(z) - grad
+    c(z~)), b = argmax z, z~ ~ p(z | b), c(z) = f(softmax(z / t)) (Tucker et al. 2017, arXiv 1703.07370, eq. 7): two
+    decoder calls for each code. A second derivative of the model trains eta and t to lower the variance. *Requires* a
+    decoder that takes points of the simplex and can be differentiated twice. *Bias*: none.
 
     Args:
-        temperature: t to begin with.
+        temperature: the initial t.
         num_particles: P, samples per datum.
+
+    Returns:
+        The estimator, to be bound to a program by `bind`.
 
     Raises:
         ValueError: if an option is out of range.
+
+    Example:
+        >>> rebar(temperature=0.3).is_unbiased
+        True
     """
     check_particles(num_particles)
     check_temperature(temperature)
@@ -33,24 +40,31 @@ def rebar(*, temperature: float = 0.5, num_particles: int = 1) -> Estimator:
 
 
 def relax_with_network(*, temperature: float = 0.5, num_particles: int = 1, hidden: int = 32) -> Estimator:
-    """REBAR with a small network added to its control variate; named "relax", and not the handler of that name.
+    """RELAX: REBAR with a small network added to its control variate. It is not the handler `relax`.
 
     *Approximates* the ELBO of the discrete model. *With* the gradient of `rebar`, where c(z) = f(softmax(z / t)) +
-    r(softmax(z / t)); eta, t and the network r lower the variance (Grathwohl et al. 2018, arXiv 1711.00123).
-    *Requires* a decoder that takes points of the simplex and can be differentiated twice. *Bias*: none.
+    r(softmax(z / t)); eta, t and the network r are trained to lower the variance (Grathwohl et al. 2018, arXiv
+    1711.00123). *Requires* a decoder that takes points of the simplex and can be differentiated twice. *Bias*: none.
 
     Args:
-        temperature: t to begin with.
+        temperature: the initial t.
         num_particles: P, samples per datum.
         hidden: units of the network's hidden layer.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
         ValueError: if an option is out of range.
+
+    Example:
+        >>> relax_with_network(hidden=16).is_unbiased
+        True
     """
     check_particles(num_particles)
     check_temperature(temperature)
     if hidden < 1:
-        raise ValueError(f"Expected hidden of at least one unit, but found {hidden}. Try 'rebar' for no network.")
+        raise ValueError(f"Expected hidden of at least one unit, but found {hidden}. Try 'rebar', without a network.")
     return Estimator(
         name="relax",
         elbo=lambda: RELAX(num_particles=num_particles, temperature=temperature, hidden=hidden),

@@ -6,16 +6,23 @@ from .claims import Bias, Objective
 
 
 def disarm(*, num_particles: int = 1) -> Estimator:
-    """DisARM: antithetic pairs of binary codes.
+    """DisARM: the leave-one-out score function of antithetic pairs of binary codes.
 
-    *Approximates* the ELBO of the discrete model. *With* two decoder calls for each pair. *Requires* K = 2.
-    *Bias*: none.
+    *Approximates* the ELBO of the discrete model. *With* two decoder calls for each pair (Dong, Mnih, Tucker 2020,
+    arXiv 2006.10680). *Requires* K = 2. *Bias*: none.
 
     Args:
         num_particles: P, *pairs* per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
-        ValueError: if there is no particle.
+        ValueError: if `num_particles` is below 1.
+
+    Example:
+        >>> disarm(num_particles=2).num_categories
+        2
     """
     check_particles(num_particles)
     return Estimator(
@@ -29,16 +36,23 @@ def disarm(*, num_particles: int = 1) -> Estimator:
 
 
 def disarm_iw(*, num_particles: int = 1) -> Estimator:
-    """DisARM-IW: pairs of codes that a stick-breaking coupling keeps apart, with importance weights.
+    """DisARM-IW: importance-weighted pairs of codes, coupled by stick breaking so that they differ.
 
-    *Approximates* the ELBO of the discrete model. *With* two decoder calls for each pair. *Requires* nothing; for K = 2
-    it is `disarm`. *Bias*: none.
+    *Approximates* the ELBO of the discrete model. *With* two decoder calls for each pair (Dong, Mnih, Tucker 2021,
+    arXiv 2106.08056). *Requires* nothing more; for K = 2 it equals `disarm`. *Bias*: none.
 
     Args:
         num_particles: P, *pairs* per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
-        ValueError: if there is no particle.
+        ValueError: if `num_particles` is below 1.
+
+    Example:
+        >>> disarm_iw(num_particles=2).is_unbiased
+        True
     """
     check_particles(num_particles)
     return Estimator(

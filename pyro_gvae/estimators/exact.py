@@ -9,8 +9,20 @@ from .claims import Bias, Objective
 def exact(*, max_memory: float | None = None, slice_size: int | None = None, share: Share = ALONE) -> Estimator:
     """The ELBO of the discrete model, summed over all K^N joint codes.
 
-    *Approximates* nothing. *With* one decoder call for each code and one matrix product for all data. *Requires* K^N
-    that the time allows; memory is bounded by `max_memory`. *Bias*: none, and no variance.
+    *Approximates* nothing. *With* one decoder call for each code and one matrix product for all data. *Requires* a K^N
+    that can be summed in the time available; `max_memory` bounds the memory. *Bias*: none, and no variance.
+
+    Args:
+        max_memory: bytes that a slice of codes may take; 4 GB if None.
+        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+        share: which codes this process sums, if several divide them.
+
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
+    Example:
+        >>> exact(slice_size=1000).is_exact
+        True
     """
     return Estimator(
         name="exact",
@@ -27,8 +39,20 @@ def exact_evidence(
 ) -> Estimator:
     """log p(x) of the discrete model, summed over all K^N joint codes; the guide gets no gradient.
 
-    *Approximates* nothing. *With* two passes over the codes, in bounded memory. *Requires* K^N that the time allows.
-    *Bias*: none, and no variance.
+    *Approximates* nothing. *With* two passes over the codes, in bounded memory. *Requires* a K^N that can be summed in
+    the time available. *Bias*: none, and no variance.
+
+    Args:
+        max_memory: bytes that a slice of codes may take; 4 GB if None.
+        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+        share: which codes this process sums, if several divide them.
+
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
+    Example:
+        >>> exact_evidence().approximates
+        'the log-evidence of the discrete model'
     """
     return Estimator(
         name="exact-evidence",

@@ -6,17 +6,25 @@ from .claims import Bias, Objective
 
 
 def local_expectation(*, num_particles: int = 1) -> Estimator:
-    """Local expectation gradients: each latent is summed over its K categories, the others sampled.
+    """Local expectation gradients: each latent is summed over its K categories while the others are sampled.
 
-    *Approximates* the ELBO of the discrete model. *With* 1 + N (K - 1) decoder calls for each sample, of which
-    one is differentiated and the others are one batch. *Requires* memory for so many decoder outputs for each datum,
-    not for their graph. *Bias*: none; with one latent, no variance either but that of the decoder's gradient.
+    *Approximates* the ELBO of the discrete model. *With* 1 + N (K - 1) decoder calls for each sample; one of them is
+    differentiated, and the others form one batch (Titsias, Lázaro-Gredilla 2015, arXiv 1503.01494). *Requires* memory
+    for that many decoder outputs per datum, but not for their graph. *Bias*: none; with a single latent, only the
+    decoder's gradient has variance.
 
     Args:
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
-        ValueError: if there is no particle.
+        ValueError: if `num_particles` is below 1.
+
+    Example:
+        >>> local_expectation(num_particles=2).is_unbiased
+        True
     """
     check_particles(num_particles)
     return Estimator(

@@ -1,4 +1,4 @@
-"""The same estimator for another objective: a weighted KL, free bits."""
+"""Variants of an estimator with another objective: a weighted KL, or free bits."""
 
 import dataclasses
 
@@ -11,17 +11,17 @@ from .claims import FreeNats, WeighedKL
 
 
 def with_kl_weight(chosen: Estimator, beta: float | Tensor) -> Estimator:
-    """The estimator, of an objective whose KL is weighed by beta: see :func:`~pyro_gvae.handlers.weigh_kl`.
+    """Return the estimator for the objective whose KL is multiplied by beta; see :func:`~pyro_gvae.handlers.weigh_kl`.
 
     Args:
         chosen: an estimator of an ELBO.
-        beta: a number of at least 0, or a tensor of shape (), such as a buffer, to anneal between steps.
+        beta: a number of at least 0, or a tensor of shape (), such as a buffer, that is annealed between steps.
 
     Returns:
-        An estimator that binds to the same pairs.
+        An estimator for the same programs.
 
     Raises:
-        ValueError: if beta is out of its range, or the estimator's objective has no KL, as log p(x) has none.
+        ValueError: if beta is negative or not finite, or the objective has no KL, such as log p(x).
 
     Example:
         >>> import torch
@@ -43,17 +43,17 @@ def with_kl_weight(chosen: Estimator, beta: float | Tensor) -> Estimator:
 
 
 def with_free_bits(chosen: Estimator, nats: float) -> Estimator:
-    """The estimator, of an objective with free bits: see :class:`~pyro_gvae.elbos.free_bits.FreeBits`.
+    """Return the estimator for the objective with free bits; see :class:`~pyro_gvae.elbos.free_bits.FreeBits`.
 
     Args:
         chosen: an estimator of an ELBO.
-        nats: the KL that each latent may have for free, on average over a batch.
+        nats: the KL per latent, averaged over a batch, that is free; in nats.
 
     Returns:
-        An estimator that binds to the same pairs.
+        An estimator for the same programs.
 
     Raises:
-        ValueError: if `nats` is out of its range, or the estimator's objective has no KL.
+        ValueError: if `nats` is negative or not finite, or the objective has no KL.
 
     Example:
         >>> from pyro_gvae import estimator
@@ -61,7 +61,7 @@ def with_free_bits(chosen: Estimator, nats: float) -> Estimator:
         'the ELBO of the discrete model, with 0.2 free nats for each latent'
     """
     _check_has_kl(chosen, "to leave free")
-    FreeBits(chosen.elbo(), nats)  # refuse now what cannot be
+    FreeBits(chosen.elbo(), nats)  # check now, not at the first step
     return dataclasses.replace(
         chosen,
         elbo=lambda: FreeBits(chosen.elbo(), nats),

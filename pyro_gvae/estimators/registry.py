@@ -1,4 +1,4 @@
-"""The registry: name -> constructor of an estimator, and the function that reads it."""
+"""The registry of estimators: their names and constructors, and the function that looks them up."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ from .straight_through import (
     straight_through,
 )
 
-#: name -> constructor; its keywords are the estimator's options.
+#: Name -> constructor, whose keyword arguments are the estimator's options.
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "gumbel-softmax": gumbel_softmax,
     "straight-through": straight_through,
@@ -46,11 +46,14 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
 
 
 def estimator(name: str, **options: Any) -> Estimator:
-    """The estimator of that name.
+    """Construct the estimator with this name.
 
     Args:
         name: a key of `ESTIMATORS`.
-        **options: keywords of its constructor.
+        **options: keyword arguments of its constructor.
+
+    Returns:
+        The estimator, to be bound to a program by `bind`.
 
     Raises:
         ValueError: if there is no such estimator or option.

@@ -1,4 +1,4 @@
-"""Estimators that relax: soft Gumbel-Softmax samples in place of one-hots."""
+"""Relaxed estimators: soft Gumbel-Softmax samples replace one-hots."""
 
 from collections.abc import Callable
 
@@ -11,21 +11,28 @@ from .claims import Bias, Objective
 
 
 def gumbel_softmax(*, kl: str = "relaxed", temperature: float | None = None, num_particles: int = 1) -> Estimator:
-    """Soft Gumbel-Softmax samples in place of one-hots; gradients flow through them.
+    """Gumbel-Softmax: soft samples replace one-hots, and gradients flow through them.
 
     *Approximates* the discrete ELBO. *With* `kl="relaxed"`: E_q[log p(x|z) + log p(z) - log q(z|x)] over Concrete
-    densities, a bound of the relaxed model (Maddison et al. 2017, arXiv 1611.00712, eq. 20); with `kl="categorical"`:
-    the analytic KL of the categoricals (Jang et al. 2017, arXiv 1611.01144), which is no bound of any model while
-    samples are soft. *Requires* a decoder that takes points of the simplex. *Bias*: that of the relaxation, growing
-    with the temperature; with the relaxed KL a part of it stays at temperature 0.
+    densities, a bound for the relaxed model (Maddison et al. 2017, arXiv 1611.00712, eq. 20). With `kl="categorical"`:
+    the analytic KL of the categoricals (Jang et al. 2017, arXiv 1611.01144), which with soft samples is not a bound for
+    any model. *Requires* a decoder that takes points of the simplex. *Bias*: that of the relaxation, which grows with
+    the temperature; with the relaxed KL, a part of it remains at temperature 0.
 
     Args:
         kl: "relaxed" or "categorical".
-        temperature: of guide and model; None keeps the program's own.
+        temperature: t > 0 of guide and model; None keeps the program's own.
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
-        ValueError: if `kl` or `temperature` is unknown or out of range.
+        ValueError: if `kl` is unknown, or `temperature` or `num_particles` is out of range.
+
+    Example:
+        >>> gumbel_softmax(kl="relaxed", temperature=0.5).approximates
+        'a bound of the relaxed model'
     """
     elbos: dict[str, Callable[..., Loss]] = {"relaxed": Trace_ELBO, "categorical": TraceMeanField_ELBO}
     if kl not in elbos:
@@ -33,7 +40,7 @@ def gumbel_softmax(*, kl: str = "relaxed", temperature: float | None = None, num
     check_particles(num_particles)
     if temperature is not None:
         check_temperature(temperature)
-    # Pyro guesses the nesting of plates where it needs to know it: here, for vectorized particles.
+    # Pyro determines the nesting of plates by itself when particles are vectorized.
     particles = {"num_particles": num_particles, "vectorize_particles": num_particles > 1}
     return Estimator(
         name="gumbel-softmax",

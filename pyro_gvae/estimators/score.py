@@ -1,4 +1,4 @@
-"""Estimators that sample one-hots and differentiate log q: score functions, and what lowers their variance."""
+"""Score-function estimators: they sample one-hots, differentiate log q, and reduce the variance in several ways."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,16 +12,23 @@ from .claims import Bias, Objective, Samples
 
 
 def reinforce(*, num_particles: int = 1) -> Estimator:
-    """REINFORCE: log p(x, z) - log q(z | x) of a sampled code weighs the gradient of log q(z | x).
+    """REINFORCE: the gradient of log q(z | x) of a sampled code, weighted by log p(x, z) - log q(z | x).
 
     *Approximates* the ELBO of the discrete model. *With* one code, and stock `Trace_ELBO` (Williams 1992; Ranganath et
-    al. 2014, arXiv 1401.0118). *Requires* nothing of the decoder. *Bias*: none, but the highest variance of all.
+    al. 2014, arXiv 1401.0118). *Requires* nothing of the decoder. *Bias*: none, but the variance is the highest of all.
 
     Args:
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
-        ValueError: if there is no particle.
+        ValueError: if `num_particles` is below 1.
+
+    Example:
+        >>> reinforce(num_particles=2).is_unbiased
+        True
     """
     check_particles(num_particles)
     return Estimator(
@@ -42,22 +49,29 @@ def reinforce_baseline(
     hidden: Sequence[int] = (100,),
     num_particles: int = 1,
 ) -> Estimator:
-    """REINFORCE with a baseline, subtracted from the weight of the score, that earlier steps have taught.
+    """REINFORCE with a baseline, learned from earlier steps and subtracted from the weight of the score.
 
     *Approximates* the ELBO of the discrete model. *With* one code, and stock `TraceGraph_ELBO` (Schulman et al. 2015,
-    arXiv 1506.05254); `baseline="running"` is the mean of earlier steps, `baseline="neural"` adds a network of the data
-    to it, which is trained together with the program (Mnih and Gregor 2014, arXiv 1402.0030). *Requires* one one-hot
-    site in the guide; the neural baseline also data (..., D) as the guide's first argument. *Bias*: none.
+    arXiv 1506.05254). `baseline="running"` is the mean cost of earlier steps. `baseline="neural"` adds a network of the
+    data, which is trained together with the program (Mnih and Gregor 2014, arXiv 1402.0030). *Requires* one one-hot
+    site in the guide; the neural baseline also requires data (..., D) as the guide's first argument. *Bias*: none.
 
     Args:
         baseline: "running" or "neural".
-        beta: how much of the running mean is kept in a step.
+        beta: factor by which the weight of a step in the running mean falls with each later step, in [0, 1).
         data_dim: D, for the neural baseline.
-        hidden: widths of its hidden layers.
+        hidden: widths of the network's hidden layers.
         num_particles: P, samples per datum.
+
+    Returns:
+        The estimator, to be bound to a program by `bind`.
 
     Raises:
         ValueError: if an option is unknown or out of range.
+
+    Example:
+        >>> reinforce_baseline(baseline="neural", data_dim=784).is_unbiased
+        True
     """
     check_particles(num_particles)
     if not 0 <= beta < 1:
@@ -82,7 +96,7 @@ def reinforce_baseline(
 
 
 def reinforce_loo(*, num_particles: int = 4) -> Estimator:
-    """REINFORCE with several codes, each with the mean weight of the others as its baseline.
+    """REINFORCE with several codes; the baseline of each is the mean weight of the others.
 
     *Approximates* the ELBO of the discrete model. *With* P codes in one decoder call, and no state (Kool et al. 2019,
     "Buy 4 REINFORCE samples, get a baseline for free!"). *Requires* P >= 2. *Bias*: none.
@@ -90,8 +104,15 @@ def reinforce_loo(*, num_particles: int = 4) -> Estimator:
     Args:
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
-        ValueError: if there are fewer than two particles.
+        ValueError: if `num_particles` is below 2.
+
+    Example:
+        >>> reinforce_loo(num_particles=8).is_unbiased
+        True
     """
     check_particles(num_particles, least=2)
     return Estimator(
@@ -104,17 +125,24 @@ def reinforce_loo(*, num_particles: int = 4) -> Estimator:
 
 
 def vimco(*, num_particles: int = 5) -> Estimator:
-    """The importance-weighted bound of P codes, with a baseline for each code from the others.
+    """VIMCO: the importance-weighted bound of P codes, with a baseline for each code from the others.
 
-    *Approximates* the log-evidence of the discrete model from below, tighter with P. *With* P codes in one decoder call
-    (Mnih and Rezende 2016, arXiv 1602.06725). *Requires* P >= 2. *Bias*: none, as the gradient of that bound; the bound
-    is not the ELBO.
+    *Approximates* the log-evidence of the discrete model from below, more tightly with larger P. *With* P codes in one
+    decoder call (Mnih and Rezende 2016, arXiv 1602.06725). *Requires* P >= 2. *Bias*: none, as the gradient of that
+    bound, which is not the ELBO.
 
     Args:
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
-        ValueError: if there are fewer than two particles.
+        ValueError: if `num_particles` is below 2.
+
+    Example:
+        >>> vimco(num_particles=5).approximates
+        'the importance-weighted bound of the discrete model with 5 samples'
     """
     check_particles(num_particles, least=2)
     return Estimator(
@@ -128,17 +156,25 @@ def vimco(*, num_particles: int = 5) -> Estimator:
 
 
 def reweighted_wake_sleep(*, num_particles: int = 5) -> Estimator:
-    """Importance-weighted codes teach the model log p(x) and the guide the posterior.
+    """Reweighted wake-sleep: importance-weighted codes train the model on log p(x) and the guide on the posterior.
 
     *Approximates* the log-evidence of the discrete model and, for the guide, KL(p(z | x) || q(z | x)). *With* P codes
-    in one decoder call, weighted for each datum (Bornschein and Bengio 2015, arXiv 1406.2751); wake phases only.
-    *Requires* P >= 2, and parameters that model and guide do not share. *Bias*: of normalized weights, of order 1/P.
+    in one decoder call, with weights normalized for each datum, and wake phases only (Bornschein and Bengio 2015, arXiv
+    1406.2751). *Requires* P >= 2, and a guide that shares no parameters with the model. *Bias*: that of normalized
+    weights, of order 1/P.
 
     Args:
         num_particles: P, samples per datum.
 
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
     Raises:
-        ValueError: if there are fewer than two particles.
+        ValueError: if `num_particles` is below 2.
+
+    Example:
+        >>> reweighted_wake_sleep(num_particles=5).bias.value
+        'of normalized importance weights, of order 1/P'
     """
     check_particles(num_particles, least=2)
     return Estimator(

@@ -1,4 +1,4 @@
-"""What a trained pair of model and guide is worth as a discrete model."""
+"""Evaluate a trained pair of model and guide as a discrete model."""
 
 from .generate import encode, reconstruct, sample
 from .metrics import Evaluation, discrete_scores, evaluate

@@ -1,4 +1,4 @@
-"""What codes carry: use, information and activity of each latent, from q(z|x) of some data; a linear probe."""
+"""Statistics of codes: use, information and activity of each latent, from q(z|x) of some data; a linear probe."""
 
 import math
 from typing import NamedTuple
@@ -15,21 +15,21 @@ from ..programs.runs import bind_pair
 
 #: A latent is active if the mean of its posterior varies over data by more than this (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
-#: Entries of the table of joint codes and data beyond which their mutual information is not summed.
+#: The mutual information is not computed if the table of joint codes and data has more entries than this.
 MOST_ENTRIES = 10**9
-#: Entries of that table at a time.
+#: Number of entries of that table to hold at a time.
 ENTRIES_AT_A_TIME = 10**7
 
 
 class Measured(NamedTuple):
-    """A number, and its standard error over data where it has one."""
+    """A number, and its standard error over data if it has one."""
 
     value: float
     standard_error: float | None = None
 
 
 def mean_over_data(values: Tensor) -> Measured:
-    """Mean and standard error, s.d. / sqrt(B), of one number for each datum (B,).
+    """Compute the mean and the standard error, s.d. / sqrt(B), of one number per datum (B,).
 
     Example:
         >>> mean_over_data(torch.tensor([-3.0, -5.0]))
@@ -41,7 +41,7 @@ def mean_over_data(values: Tensor) -> Measured:
 
 
 class LatentStatistics(NamedTuple):
-    """One number for each latent, (N,)."""
+    """Statistics of each latent, all (N,)."""
 
     variance: Tensor
     perplexity: Tensor
@@ -50,27 +50,27 @@ class LatentStatistics(NamedTuple):
 
     @property
     def active(self) -> Tensor:
-        """Which latents are active, (N,)."""
+        """Whether each latent is active, (N,)."""
         return self.variance > ACTIVE_VARIANCE
 
 
 @judging
 @torch.no_grad()
 def guide_log_probs(pair: HasPair, x: Tensor) -> Tensor:
-    """log q(z_n = k | x) of data x (B, D): shape (B, N, K)."""
+    """Return log q(z_n = k | x) of data x (B, D), shape (B, N, K)."""
     q = read_guide(bind_pair(pair, x).guide)
     return q.log_probs.expand(q.batch_shape.numel(), -1, -1)
 
 
 def latent_statistics(log_q: Tensor) -> LatentStatistics:
-    r"""Use and information of each latent, given the posteriors of some data.
+    r"""Compute the use and information of each latent from the posteriors of some data.
 
     With the aggregated posterior :math:`\bar q_n(k) = \frac{1}{B} \sum_b q(z_n = k | x_b)`:
 
     - variance: :math:`\sum_k \mathrm{Var}_b[q(z_n = k | x_b)]`, the trace of the covariance over data of the posterior
       mean of the one-hot z_n. A latent is *active* where it exceeds 0.01: the definition of Burda et al. 2016 (arXiv
       1509.00519, section 5.2) with a one-hot in place of a real latent.
-    - perplexity: :math:`\exp \mathrm{H}(\bar q_n)`, how many of the K categories are in use, from 1 to K.
+    - perplexity: :math:`\exp \mathrm{H}(\bar q_n)`, the effective number of used categories, from 1 to K.
     - entropy: :math:`\frac{1}{B} \sum_b \mathrm{H}(q(z_n | x_b))`.
     - mutual information: :math:`\mathrm{I}(x; z_n) = \mathrm{H}(\bar q_n) - \frac{1}{B} \sum_b \mathrm{H}(q(z_n|x_b))`
       under the guide and these data (Hoffman and Johnson 2016, *ELBO surgery*), at most log K.
@@ -79,7 +79,7 @@ def latent_statistics(log_q: Tensor) -> LatentStatistics:
         log_q: log q(z_n = k | x_b), shape (B, N, K).
 
     Example:
-        >>> sure = torch.tensor([[0.0, -80.0], [-80.0, 0.0]]).unsqueeze(1)  # two data, one latent that tells them apart
+        >>> sure = torch.tensor([[0.0, -80.0], [-80.0, 0.0]]).unsqueeze(1)  # one latent distinguishes two data
         >>> found = latent_statistics(sure)
         >>> round(found.perplexity.item(), 4), round(found.mutual_information.item(), 4), found.active.item()
         (2.0, 0.6931, True)
@@ -93,13 +93,13 @@ def latent_statistics(log_q: Tensor) -> LatentStatistics:
 
 
 def mean_perplexity(log_q: Tensor) -> Measured:
-    """The perplexity of :func:`latent_statistics`, averaged over latents; its standard error by the delta method.
+    """Average the perplexity of :func:`latent_statistics` over latents, with a delta-method standard error.
 
     Args:
         log_q: log q(z_n = k | x_b), shape (B, N, K).
     """
     q = log_q.double().exp()
-    aggregate = q.mean(0).clamp_min(torch.finfo(q.dtype).tiny)  # (N, K); a mean of what barely is may be 0
+    aggregate = q.mean(0).clamp_min(torch.finfo(q.dtype).tiny)  # (N, K); means may underflow to 0
     surprise = -torch.xlogy(q, aggregate).sum(-1)  # (B, N): its mean is the entropy of the aggregate
     perplexity = surprise.mean(0).exp()
     influence = (perplexity * surprise).mean(-1)  # (B,)
@@ -107,7 +107,7 @@ def mean_perplexity(log_q: Tensor) -> Measured:
 
 
 def joint_mutual_information(log_q: Tensor) -> Measured | None:
-    r"""I(x; z) of the whole code under the guide and these data, in nats; None where K^N codes are too many.
+    r"""Compute I(x; z) of the whole code under guide and data, in nats; None if there are too many codes.
 
     .. math:: \frac{1}{B} \sum_b \mathrm{KL}(q(z|x_b) \,\|\, \bar q(z)), \quad \bar q(z) = \frac{1}{B} \sum_b q(z|x_b)
 
@@ -134,32 +134,32 @@ def joint_mutual_information(log_q: Tensor) -> Measured | None:
 
 
 def _entropy(q: Tensor, log_q: Tensor) -> Tensor:
-    """Of each latent under each datum: (B, N)."""
+    """Return the entropy of each latent for each datum, (B, N)."""
     return -(q * log_q).sum(-1)
 
 
 def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> Measured | None:
-    """The accuracy on test data of a logistic regression from codes to labels, fitted on training data.
+    """Fit a logistic regression from codes to labels on training data, and return its accuracy on test data.
 
     The regression is scikit-learn's, multinomial, with its default L2 penalty C = 1, on one-hots of all latents
     (Alain and Bengio 2017, arXiv 1610.01644, for the idea).
 
     Args:
         train: codes of training data as category numbers, shape (M, N), or one-hots, shape (M, N, K).
-        train_labels: whole numbers (M,).
+        train_labels: integers (M,).
         test: codes of test data, in the same form.
-        test_labels: whole numbers (M',).
+        test_labels: integers (M',).
 
     Returns:
-        The share of right answers, and its binomial standard error; None where the labels allow no such question: only
-        one class to learn, or test data of classes that no training data have.
+        The accuracy and its binomial standard error; None if the training data have only one class, or the test data
+        have classes that the training data lack.
 
     Example:
         >>> codes = torch.tensor([[0], [1]] * 20)
         >>> linear_probe(codes, codes[:, 0], codes, codes[:, 0]).value
         1.0
     """
-    from sklearn.linear_model import LogisticRegression  # imported where needed: few evaluations have labels
+    from sklearn.linear_model import LogisticRegression  # imported here, since few evaluations have labels
 
     classes = train_labels.unique()
     if len(classes) < 2 or not torch.isin(test_labels, classes).all():

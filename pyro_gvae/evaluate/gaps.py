@@ -1,4 +1,4 @@
-"""How far the training objective is from log p(x), gap by gap: relaxation, amortization, mean field."""
+"""Split the distance from the training objective to log p(x) into relaxation, amortization and mean-field gap."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from ..exact import HasPair
 from ..handlers import relax
 from ..programs.modes import judging
 
-#: From the loosest bound to log p(x); each gap lies between two neighbours.
+#: From the relaxed bound to log p(x); each gap is the difference of two neighbours.
 BOUNDS = ("relaxed_bound", "elbo", "mean_field_elbo", "log_evidence")
 GAPS = {
     "relaxation_gap": "relaxation: exact ELBO of the guide - relaxed bound",
@@ -33,24 +33,24 @@ class Gaps(NamedTuple):
 @judging
 @torch.no_grad()
 def gaps(pair: HasPair, x: Tensor, *, num_particles: int = 100, max_memory: float | None = None) -> Gaps:
-    """The bounds of log p(x) of one trained pair, from what relaxed training maximizes to the exact evidence.
+    """Compute the bounds of log p(x) of one trained pair, from the objective of relaxed training to the exact evidence.
 
-    relaxed bound -> exact ELBO of the guide -> ELBO of the best mean-field posterior -> log p(x). Their differences are
-    the relaxation gap (of either sign: the relaxed bound is one of another, relaxed model), the amortization gap (what
-    the encoder loses by not optimizing each datum; Cremer et al. 2018, arXiv 1801.03558) and the mean-field gap (what
-    independence of the latents loses).
+    relaxed bound -> exact ELBO of the guide -> ELBO of the best mean-field posterior -> log p(x). The differences are
+    the relaxation gap (of either sign, because the relaxed bound is a bound for another, relaxed model), the
+    amortization gap (lost because the encoder does not optimize each datum separately; Cremer et al. 2018, arXiv
+    1801.03558) and the mean-field gap (lost because the latents are independent).
 
     Args:
         pair: a `CategoricalVAE`, or a pair of programs with one factorized one-hot site that has a temperature.
         x: data (B, D).
-        num_particles: P, relaxed samples per datum; nothing else is sampled.
-        max_memory: bytes that the exact sums may take.
+        num_particles: P, the number of relaxed samples per datum; nothing else is sampled.
+        max_memory: bytes that the exact sums may use.
 
     Returns:
         The four bounds, each (B,), in nats.
 
     Raises:
-        ValueError: if the codes are too many.
+        ValueError: if there are too many codes.
     """
     found = exact.bounds(pair, x, max_memory=max_memory)
     return Gaps(
@@ -64,12 +64,12 @@ def gaps(pair: HasPair, x: Tensor, *, num_particles: int = 100, max_memory: floa
 @judging
 @torch.no_grad()
 def relaxed_bound(pair: HasPair, x: Tensor, *, num_particles: int = 100) -> Tensor:
-    """E_q[log p(x | z) + log p(z) - log q(z | x)] over relaxed samples: minus the loss of `Trace_ELBO`, for each datum.
+    """Estimate E_q[log p(x | z) + log p(z) - log q(z | x)] of each datum by relaxed samples: minus `Trace_ELBO`'s loss.
 
     Args:
         pair: model and guide, relaxed or with a temperature at their sites.
         x: data (B, D).
-        num_particles: P, samples per datum.
+        num_particles: P, the number of samples per datum.
 
     Returns:
         The mean over P samples, shape (B,), in nats.
@@ -86,7 +86,7 @@ def relaxed_bound(pair: HasPair, x: Tensor, *, num_particles: int = 100) -> Tens
 
 
 def summarize_gaps(found: Gaps) -> dict[str, float]:
-    """Mean over data and its standard error of each bound and each gap, in nats per datum.
+    """Compute the mean over data and its standard error of each bound and each gap, in nats per datum.
 
     Example:
         >>> two = torch.tensor([-3.0, -5.0])

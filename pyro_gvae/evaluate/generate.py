@@ -1,4 +1,4 @@
-"""What a trained model makes: codes of data, reconstructions, samples; hard codes, whatever it was trained by."""
+"""Encode, reconstruct and sample with a trained model, always with hard codes, whichever estimator trained it."""
 
 from typing import Literal, get_args
 
@@ -23,20 +23,20 @@ NUM_RECONSTRUCTIONS, NUM_SAMPLES = 10, 25
 @judging
 @torch.no_grad()
 def encode(pair: HasPair, x: Tensor, kind: CodeKind = "map", *, max_memory: float | None = None) -> Tensor:
-    """One hard code for each datum.
+    """Encode each datum as one hard code.
 
     Args:
         pair: a `CategoricalVAE`, or a `Pair` of programs with one one-hot site.
         x: data (B, D).
-        kind: "map" is the most probable code under the guide q(z|x); "sample" is drawn from the guide; "exact" is the
-            most probable code under the exact posterior p(z|x), of all K^N.
-        max_memory: bytes that the exact sum may take.
+        kind: "map" is the most probable code under the guide q(z|x); "sample" is a sample of the guide; "exact" is the
+            most probable of all K^N codes under the exact posterior p(z|x).
+        max_memory: bytes that the exact sum may use.
 
     Returns:
         One-hot codes (B, N, K).
 
     Raises:
-        ValueError: if there is no such kind, or K^N codes are too many for "exact".
+        ValueError: if the kind is unknown, or there are too many codes for "exact".
 
     Example:
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
@@ -56,19 +56,19 @@ def encode(pair: HasPair, x: Tensor, kind: CodeKind = "map", *, max_memory: floa
 @judging
 @torch.no_grad()
 def reconstruct(vae: CategoricalVAE, x: Tensor, kind: CodeKind = "map", *, max_memory: float | None = None) -> Tensor:
-    """E[x | z] at a code of each datum x (B, D), of a kind that :func:`encode` knows; shape (B, D)."""
+    """Reconstruct data x (B, D) as E[x | z], shape (B, D), from a code of each datum; see :func:`encode` for `kind`."""
     return vae.observation(vae.decoder(encode(vae, x, kind, max_memory=max_memory))).mean
 
 
 @judging
 @torch.no_grad()
 def sample(vae: CategoricalVAE, num_samples: int, *, pixels: bool = False) -> Tensor:
-    """Images of codes drawn from the prior, shape (num_samples, D).
+    """Generate images, shape (num_samples, D), from codes sampled from the prior.
 
     Args:
         vae: the model.
-        num_samples: how many.
-        pixels: draw pixels from p(x|z), ancestral samples of p(x); their means E[x|z] if not.
+        num_samples: how many images.
+        pixels: sample the pixels from p(x|z), which gives samples of p(x); otherwise return their means E[x|z].
 
     Raises:
         ValueError: if `num_samples` is not positive.
@@ -87,12 +87,12 @@ def sample(vae: CategoricalVAE, num_samples: int, *, pixels: bool = False) -> Te
 
 @torch.no_grad()
 def pictured(vae: CategoricalVAE, initial: CategoricalVAE, data: Dataset) -> dict[str, Tensor]:
-    """What a report shows of a model: test images, their reconstructions before and after training, prior samples.
+    """Make the images of a report: test images, their reconstructions before and after training, prior samples.
 
     Args:
         vae: the trained model.
-        initial: the same with its initial weights.
-        data: what it was trained on.
+        initial: the same model with its initial weights.
+        data: the data that it was trained on.
 
     Returns:
         `inputs`, `reconstructions_start`, `reconstructions_end` (R, D) and `samples` (M, D), as pixels in [0, 1].

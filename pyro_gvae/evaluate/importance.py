@@ -1,4 +1,4 @@
-"""Importance sampling of the discrete model with its guide: what is known of log p(x) where K^N is too large."""
+"""Bound log p(x) by importance sampling with the guide, for models with too many codes for an exact sum."""
 
 import math
 from collections.abc import Iterator
@@ -11,60 +11,63 @@ from torch.nn.functional import one_hot
 
 from ..distributions.codes import hamming_neighbours
 from ..exact.plan import bytes_of_code
+from ..programs.layout import lay_out
 from ..programs.modes import judging
 from ..programs.pair import HasPair
-from ..programs.reader import read_guide, score
+from ..programs.reader import score
 from ..programs.runs import bind_pair, items, split
 from ..programs.target import Target
 from ..runtime.memory import memory_limit, return_freed_memory
 from ..runtime.tuning import tuning
 
-#: With fewer effective samples than this a bound is below log p(x) by more than 1 / 20 nats, to first order.
+#: With fewer effective samples than this, a bound is more than 1 / 20 nats below log p(x), to first order.
 FEW_EFFECTIVE_SAMPLES = 10
-#: A bound that is beaten by this much, in nats, by codes beside the guide's mode has missed them.
+#: If codes near the guide's mode exceed a bound by this many nats, its samples have missed them.
 MISSED_NATS = 0.1
-#: Slices of neighbours that are scored before freed memory is returned, which takes time.
-SLICES_TO_A_RETURN = 8
-#: The share of data that is worth a warning.
-NOTEWORTHY_SHARE = 0.01
+#: Warn if more than this fraction of the data have an unreliable bound.
+WARNING_FRACTION = 0.01
+#: Slices of neighbours that are scored between two returns of freed memory, which take time.
+SLICES_PER_RETURN = 8
 
 
 class ImportanceWeighted(NamedTuple):
-    """What P samples of each datum say, in nats."""
+    """Estimates from P samples of each datum, in nats."""
 
     elbo: Tensor  # (B,): the mean of log w, an unbiased estimate of the ELBO
-    bound: Tensor  # (B,): the logarithm of the mean of w, at most log p(x) in expectation
+    bound: Tensor  # (B,): the log of the mean of w, at most log p(x) in expectation
     effective_sample_size: Tensor  # (B,): between 1 and P
-    neighbourhood: Tensor  # (B,): log of the sum of p(x, z) over the guide's mode and all codes one latent away from it
+    neighbourhood: (
+        Tensor  # (B,): log of the sum of p(x, z) over the guide's mode and all codes that differ in one latent
+    )
     num_particles: int
 
     @property
     def sampling_error(self) -> Tensor:
-        """The standard error (B,) of each bound under another draw of its samples, to first order (delta method)."""
+        """The standard error (B,) of each bound due to sampling, to first order (delta method)."""
         return (1 / self.effective_sample_size - 1 / self.num_particles).clamp_min(0).sqrt()
 
     def warnings(self) -> list[str]:
-        """Sentences, if more than one datum in a hundred has a bound that should not be taken for log p(x).
+        """List warnings, if more than one datum in a hundred has a bound that may be far below log p(x).
 
-        - Fewer than 10 effective samples: the bound's bias is -(1 / ESS - 1 / P) / 2 to first order (Domke and Sheldon
-          2018, arXiv 1808.09034), which is then no longer small.
-        - The neighbourhood beats the bound by 0.1 nats, although it is at most log p(x): the samples have missed what
-          matters. Their weights do not tell (Chatterjee and Diaconis 2018, arXiv 1511.01437): where a guide is sure of
-          one code, all weights are equal and all samples effective.
+        - Fewer than 10 effective samples: the bias of the bound, -(1 / ESS - 1 / P) / 2 to first order (Domke and
+          Sheldon 2018, arXiv 1808.09034), is no longer small.
+        - The neighbourhood, a lower bound of log p(x), exceeds the bound by 0.1 nats: the samples have missed important
+          codes. The weights cannot show this (Chatterjee and Diaconis 2018, arXiv 1511.01437): if the guide is certain
+          of one code, all weights are equal, and all samples count as effective.
         """
         few = self.effective_sample_size < FEW_EFFECTIVE_SAMPLES
         missed = self.neighbourhood > self.bound + MISSED_NATS
         counts = {
             f"fewer than {FEW_EFFECTIVE_SAMPLES} effective samples of P = {self.num_particles}": int(few.sum()),
-            f"likely codes beside the guide's mode that P = {self.num_particles} samples have missed": int(
+            f"probable codes near the guide's mode that P = {self.num_particles} samples have missed": int(
                 missed.sum()
             ),
         }
         return [
-            f"{count} of {len(self.bound)} data have {what}: their importance-weighted bounds lie below log p(x), and "
-            "nobody knows how far. Try more particles."
+            f"{count} of {len(self.bound)} data have {what}: their importance-weighted bounds are below log p(x) by an "
+            "unknown amount. Try more particles."
             for what, count in counts.items()
-            if count > NOTEWORTHY_SHARE * len(self.bound)
+            if count > WARNING_FRACTION * len(self.bound)
         ]
 
 
@@ -73,7 +76,7 @@ class ImportanceWeighted(NamedTuple):
 def importance_weighted(
     pair: HasPair, x: Tensor, num_particles: int = 1000, *, max_memory: float | None = None
 ) -> ImportanceWeighted:
-    r"""The importance-weighted bound of log p(x) of the discrete model, for every datum on its own.
+    r"""Compute the importance-weighted bound of log p(x) of the discrete model, for each datum.
 
     .. math::
 
@@ -81,23 +84,23 @@ def importance_weighted(
         \mathrm{ESS} = \frac{(\sum_p w_p)^2}{\sum_p w_p^2}
 
     (Burda, Grosse, Salakhutdinov 2016, arXiv 1509.00519, eq. 8; the effective sample size is that of Kong 1992.) Codes
-    are hard, whatever the pair was trained by. The bound grows with P and tends to log p(x).
+    are hard, whichever estimator trained the pair. The bound grows with P and tends to log p(x).
 
     Args:
-        pair: a `CategoricalVAE`, or a `Pair` of programs with one one-hot site that take any number of data; they may
+        pair: a `CategoricalVAE`, or a `Pair` of programs with one one-hot site that accept any number of data; they may
             be relaxed.
         x: data (B, D).
-        num_particles: P, samples of each datum.
-        max_memory: bytes that scoring may take; 4 GB if None. More samples and data than fit
-            are scored one chunk after the other.
+        num_particles: P, the number of samples of each datum.
+        max_memory: bytes that scoring may use; 4 GB if None. Samples and data are scored in
+            chunks that fit.
 
     Returns:
         ELBO estimate, bound, effective sample size, and the log of the joint density of the guide's mode and its
-        neighbours, each (B,), scaled and masked as the programs say. No gradient.
+        neighbours, each (B,), with the programs' scale and mask applied. No gradient.
 
     Raises:
-        ValueError: if there is no sample; if the programs have other latent variables than one one-hot site, or scale
-            prior, likelihood and guide differently.
+        ValueError: if `num_particles` is below 1, or the programs have latent variables other than one one-hot site, or
+            scale prior, likelihood and guide differently.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE, exact
@@ -119,23 +122,23 @@ def importance_weighted(
 def log_importance_weights(
     pair: HasPair, x: Tensor, num_particles: int = 1000, *, max_memory: float | None = None
 ) -> Tensor:
-    r"""The weights of which :func:`importance_weighted` makes its bounds: log p(x, z) - log q(z | x), z ~ q(z | x).
+    r"""Sample the log-weights behind :func:`importance_weighted`: log p(x, z) - log q(z | x), z ~ q(z | x).
 
-    Their mean estimates the ELBO, their log-mean-exp bounds log p(x). The guide's mode and its N (K - 1) neighbours,
-    which tell whether the samples have missed something, are not scored: with many categories they are more than the
-    samples.
+    Their mean estimates the ELBO, and their log-mean-exp bounds log p(x). Unlike :func:`importance_weighted`, this does
+    not score the guide's mode and its N (K - 1) neighbours, which show whether the samples have missed something: with
+    many categories they outnumber the samples.
 
     Args:
-        pair: as there.
-        x: as there.
-        num_particles: as there.
-        max_memory: as there.
+        pair: see :func:`importance_weighted`.
+        x: data (B, D).
+        num_particles: P, the number of samples of each datum.
+        max_memory: bytes that scoring may use; 4 GB if None.
 
     Returns:
-        (P, B), nats, masked but not scaled as the programs say. No gradient.
+        Log-weights (P, B) in nats, with the programs' mask applied, but not their scale. No gradient.
 
     Raises:
-        ValueError: as there.
+        ValueError: if :func:`importance_weighted` would raise one.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE
@@ -148,34 +151,35 @@ def log_importance_weights(
 
 
 def _targets(pair: HasPair, x: Tensor, num_particles: int, max_memory: float | None) -> Iterator[tuple[Target, int]]:
-    """Chunks of the data with their programs, and how many codes of each datum are scored at once."""
+    """Yield chunks of the data bound to the programs, and how many codes per datum to score at once."""
     if num_particles < 1:
         raise ValueError(f"Expected at least one particle, but found num_particles={num_particles}.")
     most = _most_pairs(pair, x, max_memory)
     for rows in split(x, max(1, most // num_particles)):
-        model, guide = bind_pair(pair, *rows)
-        yield Target(read_guide(guide), model, score(model).nesting), max(1, most // len(rows[0]))
+        runs = bind_pair(pair, *rows)
+        yield Target(runs, lay_out(runs)), max(1, most // len(rows[0]))
 
 
 def _most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
-    """How many (code, datum) are scored at once."""
+    """Return how many pairs (code, datum) to score at once."""
     first = next(split(x, 1))
-    model, _ = bind_pair(pair, *first)
+    runs = bind_pair(pair, *first)
     try:
-        probe = score(model)
-    except ValueError:  # of a program that takes all of its data or none, such as one with a mask
+        layout = lay_out(runs, with_guide=False)
+    except ValueError:  # the program accepts only all of its data at once, for example because of a mask
         first = items(x)
-        model, _ = bind_pair(pair, *first)
-        probe = score(model)
+        runs = bind_pair(pair, *first)
+        layout = lay_out(runs, with_guide=False)
     data = [value for value in first if isinstance(value, Tensor)]
-    each = bytes_of_code(model, probe) + 4 * sum(value.numel() * value.element_size() for value in data)
-    device = probe.prior.logits.device
-    limit = min(memory_limit(max_memory), tuning(device).slice_bytes)
+    each = bytes_of_code(runs, layout, with_guide=False) + 4 * sum(
+        value.numel() * value.element_size() for value in data
+    )
+    limit = min(memory_limit(max_memory), tuning(layout.device).slice_bytes)
     return max(1, int(limit // each))
 
 
 def _log_weights(target: Target, num_particles: int, size: int) -> tuple[Tensor, float]:
-    """log w (P, B), not scaled, and the one scale of guide and model."""
+    """Return log w (P, B), not scaled, and the scale that guide and model share."""
     counts = [min(size, num_particles - start) for start in range(0, num_particles, size)]
     scale = 1.0
     parts = []
@@ -184,33 +188,33 @@ def _log_weights(target: Target, num_particles: int, size: int) -> tuple[Tensor,
         if float(target.q.scale) != scale:
             raise ValueError(
                 f"Expected guide and model to share one scale, but found {float(target.q.scale):g} and {scale:g}: "
-                "there is no log p(x) where they differ. Try one poutine.scale around both."
+                "log p(x) is not defined if they differ. Try one poutine.scale around both."
             )
         parts.append(log_joint - target.log_q(codes) / scale)
     return torch.cat(parts), scale
 
 
 def _summary(log_weights: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """ELBO estimate, bound and effective sample size of (P, B) weights, each (B,)."""
+    """Compute ELBO estimate, bound and effective sample size, each (B,), from log-weights (P, B)."""
     total = log_weights.logsumexp(0)
-    effective = (2 * total - (2 * log_weights).logsumexp(0)).exp().nan_to_num(0.0)  # 0 where no weight is positive
+    effective = (2 * total - (2 * log_weights).logsumexp(0)).exp().nan_to_num(0.0)  # 0 if no weight is positive
     return scale * log_weights.mean(0), scale * (total - math.log(len(log_weights))), effective
 
 
 def _log_neighbourhood(target: Target, size: int) -> Tensor:
-    """log of the sum of p(x, z) over the guide's mode and its neighbours, not scaled: (B,)."""
+    """Return the log of the sum of p(x, z) over the guide's mode and its neighbours, (B,), not scaled."""
     log_q = target.log_probs
     mode = one_hot(log_q.argmax(-1), log_q.shape[-1]).to(log_q).unsqueeze(0)  # (1, B, N, K)
     found = []
     for codes in chain([mode], hamming_neighbours(mode, size)):
         found.append(_log_joint(target, codes)[0])
-        if len(found) % SLICES_TO_A_RETURN == 0:
+        if len(found) % SLICES_PER_RETURN == 0:
             return_freed_memory()  # there may be thousands of slices
     return torch.cat(found).logsumexp(0)
 
 
 def _log_joint(target: Target, codes: Tensor) -> tuple[Tensor, float]:
-    """log p(x, z) of codes (P, B, N, K), not scaled, (P, B); and the scale of the model."""
+    """Return log p(x, z) of codes (P, B, N, K), shape (P, B), not scaled, and the scale of the model."""
     scores = score(target.model, codes, target.nesting)
     scale = float(scores.common_scale)
     return (scores.table + scores.prior.weigh((codes * scores.prior.log_probs).sum((-2, -1)))) / scale, scale

@@ -1,4 +1,4 @@
-"""What a trained model is worth as a discrete model, whatever it was trained by."""
+"""Evaluate a trained model as a discrete model, whichever estimator trained it."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -33,14 +33,14 @@ from .importance import importance_weighted
 if TYPE_CHECKING:
     import pandas as pd
 
-#: How log p(x) is judged: by the sum over all codes, by importance sampling, or by the sum where it can be taken.
+#: How to compute log p(x): as the sum over all codes, by importance sampling, or (auto) as the sum if it is feasible.
 Evidence = Literal["auto", "exact", "importance-weighted"]
-#: Data of one exact sum.
+#: Number of data points in one exact sum.
 DATA_AT_A_TIME = 10_000
 
 
 class DiscreteScores(NamedTuple):
-    """Means over data, in nats per datum."""
+    """Exact ELBO and log-evidence of the discrete model: means over data, in nats per datum."""
 
     elbo: float
     log_evidence: float
@@ -49,20 +49,20 @@ class DiscreteScores(NamedTuple):
 @judging
 @torch.no_grad()
 def discrete_scores(vae: CategoricalVAE, x: Tensor, *, max_memory: float | None = None) -> DiscreteScores:
-    """The exact ELBO and the exact log-evidence of the discrete model, both summed over all K^N codes.
+    """Compute the exact ELBO and log-evidence of the discrete model, both summed over all K^N codes.
 
     ELBO = E_q[log p(x, z) - log q(z|x)] <= log p(x) = log sum_z p(x, z).
 
     Args:
         vae: the model.
         x: data (B, D).
-        max_memory: bytes that the sum may take.
+        max_memory: bytes that the sum may use.
 
     Returns:
-        Means over the B data, nats per datum.
+        Means over the B data, in nats per datum.
 
     Raises:
-        ValueError: if K^N codes are too many.
+        ValueError: if there are too many codes.
     """
     found = exact.bounds(vae, x, max_memory=max_memory)  # each (B,)
     return DiscreteScores(found.elbo.mean().item(), found.log_evidence.mean().item())
@@ -71,10 +71,10 @@ def discrete_scores(vae: CategoricalVAE, x: Tensor, *, max_memory: float | None 
 @judging
 @torch.no_grad()
 def own_objective(vae: CategoricalVAE, estimator: Estimator, x: Tensor) -> float:
-    """What the estimator itself reports for data x (B, D): minus its loss, in nats per datum.
+    """Compute the estimator's own objective for data x (B, D): minus its loss, in nats per datum.
 
-    For a relaxed estimator this is a bound of the *relaxed* model (or none at all, with the categorical KL),
-    estimated with one fresh sample for each datum; it is not the ELBO of the discrete model.
+    For a relaxed estimator this is a bound for the *relaxed* model (with the categorical KL, no bound at all),
+    estimated with one new sample per datum. It is not the ELBO of the discrete model.
     """
     model, guide, elbo = estimator.bind(vae)
     with pyro.get_param_store().scope():
@@ -84,18 +84,18 @@ def own_objective(vae: CategoricalVAE, estimator: Estimator, x: Tensor) -> float
 @judging
 @torch.no_grad()
 def code_usage(vae: CategoricalVAE, x: Tensor, *, max_memory: float | None = None) -> Tensor:
-    """The aggregated exact posterior: the mean of p(z_n = k | x) over data x (B, D); shape (N, K)."""
+    """Compute the aggregated exact posterior: the mean of p(z_n = k | x) over data x (B, D); shape (N, K)."""
     return exact.posterior(vae, x, max_memory=max_memory).marginals.mean(0)
 
 
 class Evaluation(NamedTuple):
-    """What a model is worth as a discrete model.
+    """The evaluation of a model as a discrete model.
 
     Args:
-        metrics: one row for each number: part, metric, value, standard_error (over data, NaN where there is none),
-            unit, method ("exact", or how it was sampled).
-        latents: one row for each part and latent: variance, active, perplexity, mutual_information, entropy.
-        warnings: sentences on what is not to be believed.
+        metrics: one row per number: part, metric, value, standard_error (over data, NaN if there is none), unit, method
+            ("exact", or how it was sampled).
+        latents: one row per part and latent: variance, active, perplexity, mutual_information, entropy.
+        warnings: sentences that name unreliable numbers.
     """
 
     metrics: "pd.DataFrame"
@@ -103,7 +103,7 @@ class Evaluation(NamedTuple):
     warnings: list[str]
 
     def value(self, part: str, metric: str) -> float:
-        """One number."""
+        """Return the value of one metric."""
         rows = self.metrics.query("part == @part and metric == @metric")
         if len(rows) != 1:
             found = ", ".join(self.metrics["metric"].unique())
@@ -111,7 +111,7 @@ class Evaluation(NamedTuple):
         return float(rows["value"].item())
 
     def as_json(self) -> dict[str, Any]:
-        """The same as nested dictionaries: part -> metric -> value, standard_error, unit, method."""
+        """Convert to nested dictionaries: part -> metric -> value, standard_error, unit, method."""
         parts: dict[str, Any] = {}
         for row in self.metrics.to_dict("records"):
             parts.setdefault(row.pop("part"), {})[row.pop("metric")] = row
@@ -137,35 +137,35 @@ def evaluate(
     max_memory: float | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """The discrete model on train and test data, whatever it was trained by: no number is one of a relaxed model.
+    """Evaluate the discrete model on train and test data; no number is that of a relaxed model.
 
-    - elbo: E_q[log p(x|z)] - KL, summed over all codes; where they are too many, the mean over P samples.
-    - log_evidence: log p(x), summed over all codes; where they are too many there is iwae_bound in its place, at most
-      log p(x) in expectation, and effective_sample_size: see
+    - elbo: E_q[log p(x|z)] - KL, summed over all codes, or the mean over P samples if there are too many codes.
+    - log_evidence: log p(x), summed over all codes. If there are too many, iwae_bound (at most log p(x) in
+      expectation) and effective_sample_size replace it: see
       :func:`~pyro_gvae.evaluate.importance.importance_weighted`.
-    - reconstruction = elbo + kl, and kl = KL(q(z|x) || p(z)), the latter always in closed form.
-    - posterior_entropy: H(q(z|x)); mutual_information: I(x; z) of the whole code, where K^N allows;
-      latent_information: the sum of I(x; z_n); code_perplexity: the mean over latents of how many of K categories are
-      in use; active_units: see :func:`~pyro_gvae.evaluate.code_statistics.latent_statistics`.
-    - linear_probe_accuracy, on labelled data: from the guide's most probable codes, learned on train data, of test
-      data.
+    - reconstruction = elbo + kl, where kl = KL(q(z|x) || p(z)) is always in closed form.
+    - posterior_entropy: H(q(z|x)); mutual_information: I(x; z) of the whole code, if K^N is small enough;
+      latent_information: the sum of I(x; z_n); code_perplexity: the effective number of categories in use, averaged
+      over latents; active_units: see :func:`~pyro_gvae.evaluate.code_statistics.latent_statistics`.
+    - linear_probe_accuracy, for labelled data: the accuracy on test data of a linear classifier of the guide's most
+      probable codes, fitted on train data.
 
     Args:
-        pair: a `CategoricalVAE`, or a `Pair` of programs with one one-hot site that take any number of data.
+        pair: a `CategoricalVAE`, or a `Pair` of programs with one one-hot site that accept any number of data.
         data: a data set.
-        num_data: of each part, the first ones; all if None.
-        num_particles: P, samples for each datum where codes are too many.
-        evidence: "exact" or "importance-weighted"; "auto" takes the exact sum where it takes at most `max_operations`.
-        max_operations: of one sum over all codes of a part's data, as :func:`pyro_gvae.exact.cost` counts them; about a
-            minute on two cores if not given.
-        max_memory: bytes that sums and samples may take.
-        seed: of the samples; the random state of the caller stays as it is.
+        num_data: how many data of each part to use, starting with the first; all if None.
+        num_particles: P, the number of samples per datum if there are too many codes.
+        evidence: "exact", "importance-weighted", or "auto": the exact sum if it takes at most `max_operations`.
+        max_operations: limit for one sum over all codes and a part's data, as :func:`pyro_gvae.exact.cost` counts; by
+            default about a minute on two cores.
+        max_memory: bytes that sums and samples may use.
+        seed: seed of the samples; the random state of the caller is not changed.
 
     Returns:
         All numbers with their standard errors over data, in nats per datum unless the unit says otherwise.
 
     Raises:
-        ValueError: if a setting cannot be, or codes are too many for the sum that was asked for.
+        ValueError: if a setting is invalid, or there are too many codes for the requested sum.
 
     Example:
         >>> from pyro_gvae import load
@@ -200,14 +200,14 @@ def evaluate(
         metrics += [(name, row.metric, *row.measured, row.unit, row.method) for row in rows]
         latents.append(_latent_frame(name, statistics))
     columns = ["part", "metric", "value", "standard_error", "unit", "method"]
-    import pandas as pd  # where tables are made, so that who encodes or scores needs none
+    import pandas as pd  # imported here, since encoding and scoring do not need it
 
     frame = pd.DataFrame(metrics, columns=columns).astype({"standard_error": float})
     return Evaluation(frame, pd.concat(latents, ignore_index=True), warnings)
 
 
 def _on_chunks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A function of data, on so many at a time."""
+    """Apply a function to chunks of the data and concatenate the results."""
     with torch.no_grad():
         return torch.cat([function(rows) for rows in x.split(DATA_AT_A_TIME)])
 
@@ -244,7 +244,7 @@ def _sampled(
 
 
 def _terms(pair: HasPair, x: Tensor, log_q: Tensor, elbo: Tensor, method: str) -> Iterator[_Row]:
-    """The ELBO's two terms: the KL is known in closed form, whatever the ELBO was computed by."""
+    """Split the ELBO into its two terms; the KL is in closed form, however the ELBO was computed."""
     with torch.no_grad():
         prior = score(bind_pair(pair, x[:1]).model).prior
     if float(prior.scale) != 1:

@@ -1,4 +1,4 @@
-"""An evaluation as a table for the terminal."""
+"""Format an evaluation as a table for the terminal."""
 
 import math
 
@@ -6,7 +6,7 @@ from .metrics import Evaluation
 
 
 def evaluation_table(found: Evaluation) -> str:
-    """The metrics for the terminal: a row for each, train beside test, then the warnings."""
+    """Format the metrics for the terminal, one per row with train beside test, followed by the warnings."""
     metrics = found.metrics.assign(
         text=[_in_words(row.value, row.standard_error, row.unit) for row in found.metrics.itertuples()],
         metric=found.metrics["metric"].str.replace("_", " "),

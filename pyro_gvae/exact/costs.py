@@ -1,4 +1,4 @@
-"""What a sum over all joint codes costs, known before it is begun."""
+"""The cost of a sum over all joint codes, estimated before the sum starts."""
 
 import time
 from functools import partial
@@ -8,28 +8,29 @@ import torch
 from torch import Tensor
 
 from ..handlers.sites import Run
+from ..programs.joint import joint_scores
 from ..programs.pair import HasPair
-from ..programs.reader import score
 from ..programs.runs import bind_pair
 from ..runtime.autograd import leaves
 from ..runtime.work import count_operations
 from .plan import Plan, make_plan
 
-#: Codes whose time is measured to know that of all.
+#: Number of codes that are timed to estimate the time of all.
 MEASURED_CODES = 256
 
 
 class Cost(NamedTuple):
-    """What one gradient of a sum over all joint codes takes.
+    """The cost of one gradient of a sum over all joint codes.
 
     Attributes:
         num_codes: S = K^N.
-        slice_size: codes of a slice.
-        num_slices: slices.
-        bytes: what a slice takes at its peak.
-        operations: what :func:`~pyro_gvae.runtime.work.count_operations` counts, forward and backward. Whatever depends
-            on how long a sum takes is decided by this number, which is the same on every machine.
-        seconds: what the clock says here and now, for people.
+        slice_size: codes per slice.
+        num_slices: number of slices.
+        bytes: peak memory of a slice.
+        operations: operations of the forward and backward pass, as :func:`~pyro_gvae.runtime.work.count_operations`
+            counts them. Every decision that depends on how long a sum takes uses this number, which is the same on
+            every machine.
+        seconds: time estimated on this machine now; for display only.
     """
 
     num_codes: int
@@ -43,21 +44,22 @@ class Cost(NamedTuple):
 def cost(
     pair: HasPair, *args: Any, max_memory: float | None = None, slice_size: int | None = None, **kwargs: Any
 ) -> Cost:
-    """What a gradient of the ELBO or the log-evidence takes, measured on a few codes before the sum is begun.
+    """Estimate the cost of a gradient of the ELBO or the log-evidence from a few codes, before the sum starts.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
-        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
+        *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
         max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        **kwargs: likewise what they are called with.
+        **kwargs: keyword arguments of model and guide.
 
     Returns:
-        The number of codes and slices, the bytes that a slice takes, and the operations and seconds of one pass forward
-        and backward over all codes.
+        The number of codes and slices, the bytes per slice, and the operations and seconds of one forward and backward
+        pass over all codes.
 
     Raises:
-        ValueError: if the sum cannot be taken.
+        ValueError: if the model has a latent variable besides one one-hot site, if there are more than 2^62 codes, or
+            if a slice does not fit into `max_memory`.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -65,12 +67,12 @@ def cost(
         >>> cost(vae, torch.ones(4, 6), slice_size=1000).num_slices
         532
     """
-    model, _ = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
-    # What does not depend on the codes is the same for four as for two.
-    two, four = (count_operations(partial(_gradient, model, plan, _some_numbers(plan, count))) for count in (2, 4))
+    runs = bind_pair(pair, *args, **kwargs)
+    plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    # The difference leaves out operations that do not depend on the number of codes.
+    two, four = (count_operations(partial(_gradient, runs.model, plan, _some_numbers(plan, count))) for count in (2, 4))
     numbers = _some_numbers(plan, min(plan.slice_size, MEASURED_CODES))
-    seconds = min(_seconds(model, plan, numbers) for _ in range(2))
+    seconds = min(_seconds(runs.model, plan, numbers) for _ in range(2))
     return Cost(
         num_codes=plan.num_codes,
         slice_size=plan.slice_size,
@@ -82,7 +84,7 @@ def cost(
 
 
 def _some_numbers(plan: Plan, count: int) -> Tensor:
-    """The first codes, again from the beginning where there are fewer."""
+    """Return the first `count` code numbers, starting over where there are fewer codes."""
     return torch.arange(count, device=plan.device) % plan.num_codes
 
 
@@ -94,7 +96,7 @@ def _seconds(model: Run, plan: Plan, numbers: Tensor) -> float:
 
 @torch.enable_grad()
 def _gradient(model: Run, plan: Plan, numbers: Tensor) -> Tensor:
-    total = score(model, plan.codes(numbers), plan.nesting).table.sum()
+    total = joint_scores(model, plan.layout, plan.codes(numbers)).joint.sum()
     if total.requires_grad:
         torch.autograd.grad(total, leaves(total))
     return total.detach()

@@ -1,6 +1,5 @@
-"""The code space in slices that fit into memory."""
+"""The space of joint codes, cut into slices that fit into memory."""
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -8,14 +7,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..distributions.codes import num_codes, numbered_codes
-from ..handlers.sites import Run
-from ..programs.reader import Scores, Site, score
+from ..programs.factors import Layout
+from ..programs.joint import read_both, read_guide_once
+from ..programs.latents import Latent
+from ..programs.layout import lay_out, warn_of
+from ..programs.modes import without_trace
+from ..programs.runs import Runs
+from ..programs.statements import read
 from ..runtime.distributed import ALONE, Share
 from ..runtime.memory import in_words, memory_limit
 from ..runtime.tuning import tuning
 
-#: A slice's forward and backward pass hold about this many times what autograd saves for the backward pass.
+#: The peak memory of a slice, forward and backward, is about this many times what autograd saves for the backward pass.
 WORK_PER_SAVED_BYTE = 3
 #: Code numbers are 64-bit integers.
 MOST_CODES = 2**62
@@ -24,91 +27,100 @@ MOST_CODES = 2**62
 class Plan(NamedTuple):
     """How the sum over the S joint codes of a model is cut into slices."""
 
-    name: str  # of the one-hot site
-    num_latents: int
-    num_categories: int
-    batch_shape: torch.Size
-    nesting: int  # the number of batch dimensions that the model's plates take
+    layout: Layout
     bytes_per_code: int
     slice_size: int
-    dtype: torch.dtype
-    device: torch.device
     share: Share = ALONE
 
     @property
     def num_codes(self) -> int:
-        """S = K^N."""
-        return num_codes(self.num_latents, self.num_categories)
+        """S, which is K^N where there is one latent site."""
+        return self.layout.space.num_codes
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Of the results."""
+        return self.layout.batch_shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the scores."""
+        return self.layout.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sum is taken."""
+        return self.layout.device
+
+    @property
+    def latent(self) -> Latent:
+        """The discrete latent, where there is one.
+
+        Raises:
+            ValueError: if there are several.
+        """
+        if len(self.layout.space.latents) != 1:
+            found = ", ".join(f"'{latent.name}'" for latent in self.layout.space.latents)
+            raise ValueError(
+                f"Expected the model to have one discrete latent, but found {found}. Try exact.elbo or "
+                "exact.log_evidence, which sum over all of them."
+            )
+        return self.layout.space.latents[0]
 
     @property
     def num_slices(self) -> int:
-        """Into how many slices the share's codes are cut."""
+        """The number of slices into which the codes of this share are cut."""
         return -(-self.num_shared // self.slice_size)
 
     @property
     def num_shared(self) -> int:
-        """How many codes the share has: as many as others have, or one more."""
+        """The number of codes in this share. Shares differ by at most one code."""
         full, rest = divmod(self.num_codes, self.share.world_size)
         return full + (self._place(full) < rest)
 
     @property
     def log_negligible(self) -> float:
-        """log(eps / 16 S): S codes of this probability are lost in the rounding of one sum."""
+        """log(eps / 16 S): S codes with this probability are lost in the rounding error of one sum."""
         return math.log(torch.finfo(self.dtype).eps / 16) - math.log(self.num_codes)
 
-    def check(self, guide: Site) -> Site:
-        """The guide's site, if it is the model's."""
-        if guide.name != self.name:
-            raise ValueError(
-                f"Expected the one-hot sites of model and guide to have the same name, but found '{self.name}' in the "
-                f"model and '{guide.name}' in the guide."
-            )
-        expected, found = (*self.batch_shape, self.num_latents, self.num_categories), tuple(guide.logits.shape)
-        if found != expected:
-            raise ValueError(
-                f"Expected model and guide to have codes of the same shape, but found {expected} in the model and "
-                f"{found} in the guide at site '{self.name}'."
-            )
-        return guide
-
     def numbers(self) -> Iterator[Tensor]:
-        """The numbers of all codes, or of the share's, slice by slice: each (s,)."""
+        """Yield the numbers of this share's codes, slice by slice: each (s,)."""
         count, world_size = self.num_shared, self.share.world_size
         for start in range(0, count, self.slice_size):
             blocks = torch.arange(start, min(start + self.slice_size, count), device=self.device)
             yield blocks if world_size == 1 else blocks * world_size + self._place(blocks)
 
     def _place(self, block: Any) -> Any:
-        """Which of `world_size` consecutive codes is the share's: another one in each block, as if by chance.
+        """Choose which of `world_size` consecutive codes belongs to this share, pseudo-randomly in each block.
 
-        Codes that matter are alike, so that neighbours in number go to different processes; but every second code, say,
-        would be all those whose last latent has an even category.
+        Probable codes are similar, so consecutive codes should go to different processes. A fixed choice, such as every
+        second code, would give a process only codes whose last latent has an even category.
         """
         scattered = block % 2**31 * 2654435761 // 2**16  # Knuth's multiplicative hashing
         return (self.share.rank + scattered) % self.share.world_size
 
-    def codes(self, numbers: Tensor) -> Tensor:
-        """Joint codes (s, N, K) of the given numbers (s,)."""
-        return numbered_codes(numbers, self.num_latents, self.num_categories, dtype=self.dtype)
+    def codes(self, numbers: Tensor) -> dict[str, Tensor]:
+        """Return the joint codes of the given numbers (...): one-hots (..., N, K) of each latent, by its name."""
+        return self.layout.space.codes(numbers, self.dtype)
 
     def weights(self, log_weights: Tensor) -> Tensor:
-        """exp, but exactly 0 where the weight is negligible.
+        """Compute exp(log_weights), with negligible weights set to exactly 0.
 
-        Sharp posteriors give most codes a probability that is a denormal number, on which CPUs compute slowly.
+        Under a sharp posterior most codes have a denormal probability, and CPUs compute slowly with denormal numbers.
         """
         return torch.threshold(log_weights, self.log_negligible, -math.inf).exp()
 
     def log_sum(self, log_weights: Tensor) -> Tensor:
-        """logsumexp over the first dimension, without denormal numbers."""
+        """Compute logsumexp over the first dimension without denormal numbers."""
         highest = log_weights.detach().amax(0).clamp_min(torch.finfo(log_weights.dtype).min)
         return highest + self.weights(log_weights - highest).sum(0).log()
 
     def negligible(self, log_weights: Tensor) -> Tensor:
-        """Which codes (s,) of log-weights (s, B) have a negligible weight for every datum."""
+        """Return which codes (s,) have a negligible weight for every datum, given log-weights (s, B)."""
         return log_weights.amax(1) < self.log_negligible
 
     def repacked(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Code numbers in slices of `slice_size` again, from which some were left out: one code at least."""
+        """Regroup the code numbers that remain into slices of `slice_size`. Yield at least one code."""
         none_yet = True
         waiting = torch.empty(0, dtype=torch.long, device=self.device)
         for part in parts:
@@ -118,56 +130,58 @@ class Plan(NamedTuple):
                 waiting, none_yet = waiting[self.slice_size :], False
         if len(waiting):
             yield waiting
-        elif none_yet:  # of a share that has no code that matters; programs are not run on nothing
+        elif none_yet:  # all codes of this share are negligible, but a program cannot run on none
             yield next(self.numbers())[:1]
 
 
 def make_plan(
-    model: Run, *, max_memory: float | None = None, slice_size: int | None = None, share: Share = ALONE
+    runs: Runs,
+    *,
+    with_guide: bool = True,
+    max_memory: float | None = None,
+    slice_size: int | None = None,
+    share: Share = ALONE,
 ) -> Plan:
-    """Cut the code space of a model into slices, from a few runs on one to four codes.
+    """Cut the joint codes of a pair into slices, after a few runs on few codes.
 
     Args:
-        model: the program with its data bound.
+        runs: the pair with its data bound.
+        with_guide: whether the guide is read, as for the ELBO; the evidence is the model's alone.
         max_memory: bytes that a slice may take, forward and backward; 4 GB if None.
         slice_size: codes of a slice; the largest that is fast and fits into `max_memory` if None.
-        share: which codes are summed, where several processes divide them.
+        share: which codes this process sums, if several processes divide them.
+
+    Returns:
+        The plan, with the largest slices that are fast and fit.
 
     Raises:
         ValueError: if there are fewer codes than processes, or more than 2^62, or if slices of that size, or of
             one code, do not fit.
     """
-    with torch.no_grad():
-        probe = score(model)
-    logits = probe.prior.logits
-    num_latents, num_categories = logits.shape[-2:]
-    total = num_codes(num_latents, num_categories)
+    layout = lay_out(runs, with_guide=with_guide)
+    total = layout.space.num_codes
     if total > MOST_CODES:
+        found = " x ".join(f"{one.num_categories}^{one.num_latents}" for one in layout.space.latents)
         raise ValueError(
-            f"Expected at most 2^62 joint codes, but found K^N = {num_categories}^{num_latents}, whose sum would never "
-            "end. Try an estimator that samples, such as relax() with Trace_ELBO."
+            f"Expected at most 2^62 joint codes, but found K^N = {found}, too many to sum. Try an estimator that "
+            "samples, such as relax() with Trace_ELBO."
         )
     if total < share.world_size:
-        raise ValueError(f"Expected at most one process for a code, but found {share.world_size} for {total} codes.")
-    bytes_per_code = bytes_of_code(model, probe)
+        raise ValueError(f"Expected a code for each process, but found {share.world_size} processes for {total} codes.")
+    warn_of(layout)
+    bytes_per_code = bytes_of_code(runs, layout, with_guide=with_guide)
     limit = memory_limit(max_memory)
     largest = limit // bytes_per_code
     if slice_size is None:
-        fast = tuning(logits.device).slice_bytes / bytes_per_code  # infinite where larger slices are always faster
+        fast = tuning(layout.device).slice_bytes / bytes_per_code  # infinite if larger slices are always faster
         slice_size = int(min(max(fast, 1), largest, total))
-    total = -(-total // share.world_size)  # to be summed here
+    total = -(-total // share.world_size)  # codes that this process sums
     slice_size = min(slice_size, total)
     _check_slice(slice_size, largest, bytes_per_code, limit)
     return Plan(
-        name=probe.prior.name,
-        num_latents=num_latents,
-        num_categories=num_categories,
-        batch_shape=probe.prior.batch_shape,
-        nesting=probe.nesting,
+        layout=layout,
         bytes_per_code=bytes_per_code,
-        slice_size=-(-total // -(-total // slice_size)),  # slices of one size
-        dtype=logits.dtype,
-        device=logits.device,
+        slice_size=-(-total // -(-total // slice_size)),  # slices of equal size
         share=share,
     )
 
@@ -187,29 +201,29 @@ def _check_slice(slice_size: int, largest: int, bytes_per_code: int, limit: int)
         )
 
 
-def bytes_of_code(model: Run, probe: Scores) -> int:
-    """What one code more takes, forward and backward, measured on a few of them."""
-    logits = probe.prior.logits
-    # Numbers of codes that are no plate's size: a decoder that pairs codes with data fails on them, and is told so.
-    numbers = (number for number in itertools.chain((2, 4), itertools.count(5)) if number not in probe.sizes)
-    few, more = next(numbers), next(numbers)
-    grown = max(_saved_bytes(model, probe, more) - _saved_bytes(model, probe, few), 0)
-    saved = WORK_PER_SAVED_BYTE * grown // (more - few)
-    return saved + (logits.shape[-2:].numel() + probe.prior.batch_shape.numel()) * logits.element_size()
+def bytes_of_code(runs: Runs, layout: Layout, *, with_guide: bool = True) -> int:
+    """Measure the bytes that one more code takes, forward and backward, on a few codes."""
+    few, more = layout.few()
+    grown = _saved_bytes(runs, layout, more, with_guide) - _saved_bytes(runs, layout, few, with_guide)
+    saved = WORK_PER_SAVED_BYTE * max(grown, 0) // (more - few)
+    digits = sum(latent.num_latents * latent.num_categories for latent in layout.space.latents)
+    return saved + (digits + layout.batch_size) * layout.dtype.itemsize
 
 
-def _saved_bytes(model: Run, probe: Scores, num_codes: int) -> int:
-    """Bytes that autograd saves for the backward pass of some codes, and for what does not depend on their number."""
+def _saved_bytes(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> int:
+    """Return the bytes that autograd saves for the backward pass of some codes, constant parts included."""
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor.detach()  # the tensor itself would hold its graph, and that the tensor, for ever
+        return tensor.detach()  # the tensor itself would make a reference cycle with its graph
 
-    shape, logits = probe.prior.logits.shape[-2:], probe.prior.logits
-    codes = logits.new_zeros(num_codes, *shape)
-    codes[..., 0] = 1.0
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        # Codes with a gradient, so that frozen models are measured, too; a name keeps the graph and its tensors alive.
-        _table = score(model, codes.requires_grad_(), probe.nesting).table
+    # Codes require gradients so that frozen models are measured too; the name keeps the graph alive.
+    codes = {name: own.requires_grad_() for name, own in layout.some_codes(num_codes).items()}
+    with without_trace(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _found: Any = (
+            read_both(runs, layout, read_guide_once(runs, layout), codes)
+            if with_guide
+            else read(runs.model, layout, codes, {})
+        )
     return sum(saved.values())

@@ -1,4 +1,4 @@
-"""The exact ELBO and log-evidence of every datum: sums over all joint codes, differentiable, in bounded memory."""
+"""The exact ELBO and log-evidence of each datum: differentiable sums over all joint codes, in bounded memory."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -10,43 +10,44 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..handlers.sites import Run
+from ..programs.joint import Guide, JointScores, Terms, elbo_terms, joint_scores, read_guide_once, terms_and_scores
 from ..programs.pair import HasPair
-from ..programs.reader import Scores, Site, negative_kl, read_guide, score
-from ..programs.runs import bind_pair
+from ..programs.runs import Runs, bind_pair
 from ..runtime.distributed import log_sum_exp
 from ..runtime.tuning import tuning
 from .plan import Plan, make_plan
 
-#: Computes what a slice of codes adds to a sum, shape (B,).
+#: A function that computes the contribution of a slice of codes to a sum, shape (B,).
 Part = Callable[[], Tensor]
 
 
 def elbo(
     pair: HasPair, *args: Any, max_memory: float | None = None, slice_size: int | None = None, **kwargs: Any
 ) -> Tensor:
-    r"""The exact ELBO of the discrete model, for every datum.
+    r"""Compute the exact ELBO of the discrete model for each datum.
 
     .. math::
 
         \mathrm{ELBO}_b = \sum_{z} q(z | x_b) \log p(x_b | z) - \mathrm{KL}(q(z | x_b) \,\|\, p(z))
 
     The model runs once for each of the K^N joint codes, not once for each code and datum, on slices of codes that fit
-    into memory. Codes whose probability q is below eps / (16 K^N) weigh exactly 0, and if that is so for all data, and
-    K^N above 1024, they are not decoded: together they hold less than a sixteenth of the rounding error of a sum.
+    into memory. A code with q below eps / (16 K^N) gets weight exactly 0. With more than 1024 codes, those for which
+    this holds for all data are not decoded: together they are less than a sixteenth of the rounding error of the sum.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair` of a model and a guide of your own; they may be relaxed.
-        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
+        *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
         max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        **kwargs: likewise what they are called with.
+        **kwargs: keyword arguments of model and guide.
 
     Returns:
-        The ELBO (B,) in nats, scaled and masked as the programs say; differentiable, with slices recomputed in the
-        backward pass where there are several.
+        The ELBO (B,) in nats per datum, with the programs' scales and masks; differentiable. If there are several
+        slices, the backward pass computes them again.
 
     Raises:
-        ValueError: if the programs have other latent variables than one one-hot site, or if the sum cannot be taken.
+        ValueError: if model or guide has a latent variable besides one one-hot site, if there are more than 2^62 codes,
+            or if a slice does not fit into `max_memory`.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -55,29 +56,28 @@ def elbo(
         >>> bool((elbo(vae, x) <= log_evidence(vae, x)).all())
         True
     """
-    model, guide = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
-    q = plan.check(read_guide(guide))
-    return summed(plan, elbo_parts(model, plan, q, q.log_probs))
+    runs = bind_pair(pair, *args, **kwargs)
+    plan = make_plan(runs, max_memory=max_memory, slice_size=slice_size)
+    return summed(plan, elbo_parts(runs, plan, read_guide_once(runs, plan.layout)))
 
 
 def log_evidence(
     pair: HasPair, *args: Any, max_memory: float | None = None, slice_size: int | None = None, **kwargs: Any
 ) -> Tensor:
-    r"""The exact log-evidence of the discrete model, for every datum.
+    r"""Compute the exact log-evidence of the discrete model for each datum.
 
     .. math:: \log p(x_b) = \log \sum_{z} p(x_b | z) \, p(z)
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
-        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
+        *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
         max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        **kwargs: likewise what they are called with.
+        **kwargs: keyword arguments of model and guide.
 
     Returns:
-        log p(x) (B,) in nats; differentiable. Where there are several slices, gradients take a second pass over the
-        codes whose posterior probability is not negligible for all data.
+        log p(x) (B,) in nats per datum; differentiable. If there are several slices, gradients take a second pass, over
+        the codes whose posterior probability is not negligible for some datum.
 
     Raises:
         ValueError: as :func:`elbo`; also if prior and likelihood are scaled differently.
@@ -92,12 +92,13 @@ def log_evidence(
         >>> log_evidence(Pair(model, guide=model), torch.tensor([0.0, 1.0])).exp()
         tensor([0.2500, 0.7500])
     """
-    model, _ = bind_pair(pair, *args, **kwargs)
-    return evidence(model, make_plan(model, max_memory=max_memory, slice_size=slice_size))
+    runs = bind_pair(pair, *args, **kwargs)
+    plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    return evidence(runs.model, plan)
 
 
 class Bounds(NamedTuple):
-    """The exact ELBO of every datum, and what it is a bound of."""
+    """The exact ELBO of each datum, and the log-evidence that it bounds."""
 
     elbo: Tensor  # (B,)
     log_evidence: Tensor  # (B,)
@@ -107,17 +108,17 @@ class Bounds(NamedTuple):
 def bounds(
     pair: HasPair, *args: Any, max_memory: float | None = None, slice_size: int | None = None, **kwargs: Any
 ) -> Bounds:
-    """:func:`elbo` and :func:`log_evidence` at once: one pass over all codes in place of two, without gradients.
+    """Compute :func:`elbo` and :func:`log_evidence` together, in one pass over all codes and without gradients.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`.
-        *args: what model and guide are called with, for example data (B, D); a tuple or list stands for its items.
+        *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
         max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        **kwargs: likewise what they are called with.
+        **kwargs: keyword arguments of model and guide.
 
     Returns:
-        The ELBO (B,) and log p(x) (B,), in nats.
+        The ELBO (B,) and log p(x) (B,), in nats per datum.
 
     Raises:
         ValueError: as :func:`elbo` and :func:`log_evidence`.
@@ -129,25 +130,22 @@ def bounds(
         >>> bool((found.elbo <= found.log_evidence).all())
         True
     """
-    model, guide = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(model, max_memory=max_memory, slice_size=slice_size)
-    q = plan.check(read_guide(guide))
-    log_q = q.log_probs
+    runs = bind_pair(pair, *args, **kwargs)
+    plan = make_plan(runs, max_memory=max_memory, slice_size=slice_size)
+    guide = read_guide_once(runs, plan.layout)
     elbos: list[Tensor] = []
     log_sums, scales = [], []
     for numbers in plan.numbers():
-        codes = plan.codes(numbers)
-        scores = score(model, codes, plan.nesting)
-        elbos.append(_expected(plan, q, log_q, codes, scores, with_kl=not elbos))
-        found = _joint(codes, scores)
-        log_sums.append(plan.log_sum(found.joint))
-        scales.append(found.scale)
+        terms, joint = terms_and_scores(runs, plan.layout, guide, plan.codes(numbers))
+        elbos.append(_expected(plan, terms, first=not elbos))
+        log_sums.append(plan.log_sum(joint.joint))
+        scales.append(joint.scale)
     log_evidence = scales[0] * plan.log_sum(torch.stack(log_sums))
     return Bounds(functools.reduce(torch.add, elbos).reshape(plan.batch_shape), log_evidence.reshape(plan.batch_shape))
 
 
 def evidence(model: Run, plan: Plan) -> Tensor:
-    """:func:`log_evidence` of a model with its data bound; where processes divide the codes, without gradients."""
+    """Compute :func:`log_evidence` of a model with its data bound; without gradients if processes divide the codes."""
     if not torch.is_grad_enabled():
         found = find_evidence(model, plan)
         return (found.scale * found.log_evidence).reshape(plan.batch_shape)
@@ -158,49 +156,57 @@ def evidence(model: Run, plan: Plan) -> Tensor:
 
 
 def _log_sum(model: Run, plan: Plan, numbers: Tensor) -> tuple[Tensor, float | Tensor]:
-    _, joint, scale = joint_scores(model, plan, numbers)
+    joint, scale = _scores(model, plan, numbers)
     return plan.log_sum(joint), scale
 
 
-def elbo_parts(model: Run, plan: Plan, q: Site, log_q: Tensor) -> Iterator[Part]:
-    """Functions whose values add up to the ELBO, one for each slice of codes; the very first adds -KL(q || p).
+def _scores(model: Run, plan: Plan, numbers: Tensor) -> JointScores:
+    return joint_scores(model, plan.layout, plan.codes(numbers))
+
+
+def elbo_parts(runs: Runs, plan: Plan, guide: Guide) -> Iterator[Part]:
+    """Yield one function per slice of codes; their values add up to the ELBO. The first also adds what is constant.
 
     Args:
-        model: the program with its data bound.
+        runs: the pair with its data bound.
         plan: how its codes are cut.
-        q: the guide's site.
-        log_q: its log-probabilities (B, N, K) or (1, N, K).
+        guide: what the guide says once.
     """
-    for i, numbers in enumerate(_likely(plan, log_q.detach())):
-        yield partial(_elbo_part, model, plan, q, log_q, numbers, with_kl=i == 0 and plan.share.rank == 0)
+    for i, numbers in enumerate(_likely(plan, guide)):
+        yield partial(_elbo_part, runs, plan, guide, numbers, first=i == 0 and plan.share.rank == 0)
 
 
-def _likely(plan: Plan, log_q: Tensor) -> Iterator[Tensor]:
-    """The numbers of all codes but those that q neglects for every datum, in slices."""
-    least = log_q.amin(-1).sum(-1)  # (B,): of the least probable code
-    if plan.num_codes <= tuning(plan.device).few_codes or not plan.negligible(least.unsqueeze(0)).item():
+@torch.no_grad()
+def _likely(plan: Plan, guide: Guide) -> Iterator[Tensor]:
+    """Yield in slices the numbers of all codes, except those that q neglects for every datum.
+
+    Latents that depend on others are ignored here: their probabilities are at most 1.
+    """
+    sites = guide.sites.values()
+    if not sites or plan.num_codes <= tuning(plan.device).few_codes:
         return plan.numbers()
-    columns = log_q.flatten(1).T  # (N * K, B)
-    return plan.repacked(
-        numbers[~plan.negligible(plan.codes(numbers).flatten(1) @ columns)] for numbers in plan.numbers()
-    )
+    least = functools.reduce(torch.add, (site.log_probs.amin(-1).sum(-1) for site in sites))  # of the least probable
+    if not plan.negligible(least.unsqueeze(0)).item():
+        return plan.numbers()
+    return plan.repacked(numbers[~plan.negligible(_log_q(plan, guide, numbers))] for numbers in plan.numbers())
 
 
-def _elbo_part(model: Run, plan: Plan, q: Site, log_q: Tensor, numbers: Tensor, *, with_kl: bool) -> Tensor:
+def _log_q(plan: Plan, guide: Guide, numbers: Tensor) -> Tensor:
     codes = plan.codes(numbers)
-    return _expected(plan, q, log_q, codes, score(model, codes, plan.nesting), with_kl=with_kl)
+    return functools.reduce(torch.add, (site.score(codes) for site in guide.sites.values()))  # (s, B)
 
 
-def _expected(plan: Plan, q: Site, log_q: Tensor, codes: Tensor, scores: Scores, *, with_kl: bool) -> Tensor:
-    log_weights = codes.flatten(1) @ log_q.flatten(1).T  # (s, B)
-    part: Tensor = _Expectation.apply(log_weights, scores.table, plan)
-    if with_kl:
-        part = part + negative_kl(q, log_q, scores.prior)
-    return part
+def _elbo_part(runs: Runs, plan: Plan, guide: Guide, numbers: Tensor, *, first: bool) -> Tensor:
+    return _expected(plan, elbo_terms(runs, plan.layout, guide, plan.codes(numbers)), first=first)
+
+
+def _expected(plan: Plan, terms: Terms, *, first: bool) -> Tensor:
+    part: Tensor = _Expectation.apply(terms.log_weights, terms.table, plan)
+    return part + terms.constant if first and terms.constant is not None else part
 
 
 class _Expectation(torch.autograd.Function):
-    """sum_s w_sb R_sb of log w and R, both (s, B): its derivatives, w R and w, are at hand when it is computed."""
+    """Compute sum_s w_sb R_sb from log w and R, both (s, B), and save its derivatives w R and w."""
 
     @staticmethod
     def forward(ctx: Any, log_weights: Tensor, table: Tensor, plan: Plan) -> Tensor:
@@ -221,73 +227,57 @@ class _Expectation(torch.autograd.Function):
 
 
 class Evidence(NamedTuple):
-    """The log-evidence, and which codes matter to it."""
+    """The log-evidence, and the codes that contribute to it."""
 
     log_evidence: Tensor  # (B,), before scaling
     scale: float | Tensor
-    likely: list[Tensor]  # numbers of the codes that have a share in the posterior of a datum
+    likely: list[Tensor]  # numbers of the codes that are not negligible in some datum's posterior
 
 
 @torch.no_grad()
 def find_evidence(model: Run, plan: Plan) -> Evidence:
-    """log p(x), from one pass over all codes, those of other processes included."""
+    """Compute log p(x) in one pass over all codes, including those of other processes."""
     so_far = torch.full((plan.batch_shape.numel(),), -torch.inf, dtype=plan.dtype, device=plan.device)
     log_sums, likely = [], []
     scale: float | Tensor = 1.0
     for numbers in plan.numbers():
-        _, joint, scale = joint_scores(model, plan, numbers)
+        joint, scale = _scores(model, plan, numbers)
         log_sums.append(plan.log_sum(joint))
         so_far = torch.logaddexp(so_far, log_sums[-1])
-        # The evidence only grows from here on: a negligible share of it stays negligible.
+        # The evidence only grows from here on, so a negligible share of it remains negligible.
         likely.append(numbers[~plan.negligible(joint - so_far)])
     log_evidence = plan.log_sum(torch.stack(log_sums))
     return Evidence(log_evidence if plan.share.world_size == 1 else log_sum_exp(log_evidence), scale, likely)
 
 
 def evidence_parts(model: Run, plan: Plan, found: Evidence) -> Iterator[Part]:
-    """Functions that add up to E[log p(x, z)] under the posterior, held fixed: its gradient is the evidence's."""
+    """Yield functions whose values add up to E[log p(x, z)] under the posterior, which is held constant.
+
+    The gradient of this sum is the gradient of the log-evidence (Fisher's identity).
+    """
     for numbers in plan.repacked(found.likely):
         yield partial(_evidence_part, model, plan, found, numbers)
 
 
 def _evidence_part(model: Run, plan: Plan, found: Evidence, numbers: Tensor) -> Tensor:
-    _, joint, scale = joint_scores(model, plan, numbers)
+    joint, scale = _scores(model, plan, numbers)
     posterior = plan.weights(joint.detach() - found.log_evidence)  # (s, B)
     return scale * (posterior * _finite(joint)).sum(0)
 
 
-class JointScores(NamedTuple):
-    """What a slice of codes says about log p(x, z)."""
-
-    codes: Tensor  # (s, N * K)
-    joint: Tensor  # (s, B): log p(x, z), masked, not scaled
-    scale: float | Tensor  # of all sites, outside of a sum over codes
-
-
-def joint_scores(model: Run, plan: Plan, numbers: Tensor) -> JointScores:
-    """Run the model on the codes of these numbers (s,)."""
-    codes = plan.codes(numbers)
-    return _joint(codes, score(model, codes, plan.nesting))
-
-
-def _joint(codes: Tensor, scores: Scores) -> JointScores:
-    scale, codes = scores.common_scale, codes.flatten(1)
-    return JointScores(codes, scores.table / scale + codes @ scores.prior.log_probs.flatten(1).T, scale)
-
-
 def _finite(table: Tensor) -> Tensor:
-    """-inf as a very small number: a code that cannot be and that no datum has must add 0, not NaN."""
+    """Replace -inf by the lowest finite number, so that an impossible code adds 0 and not NaN."""
     return table.clamp_min(torch.finfo(table.dtype).min)
 
 
 def summed(plan: Plan, parts: Iterable[Part]) -> Tensor:
-    """The sum of the parts, differentiable."""
+    """Add the parts; the sum is differentiable."""
     total = functools.reduce(torch.add, (_computed(plan, part) for part in parts))
     return total.reshape(plan.batch_shape)
 
 
 def _computed(plan: Plan, part: Callable[[], Any]) -> Any:
-    """A part with its graph; one of several is computed again in the backward pass, so that one exists at a time."""
+    """Compute a part. If there are several, the backward pass computes it again, so that graphs exist one at a time."""
     if plan.num_slices == 1 or not torch.is_grad_enabled():
         return part()
     return checkpoint(part, use_reentrant=False)

@@ -1,4 +1,4 @@
-"""What `discretize` does to a one-hot site."""
+"""The messenger behind `discretize`."""
 
 import torch
 from pyro.infer import ELBO, RenyiELBO, TraceMeanField_ELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
@@ -13,14 +13,14 @@ class DiscretizeMessenger(OneHotMessenger):
     """Samples one-hot sites as exact one-hots."""
 
     def declare(self, msg: Messages, site: OneHotSite) -> None:
-        """Make the site exact one-hots."""
+        """Replace the site's distribution by exact one-hots."""
         if site.logits.requires_grad and torch.is_grad_enabled():
             _check_has_score(msg["name"])
         msg["fn"] = site.discrete()
 
 
-#: ELBOs of stock Pyro whose gradient goes through samples alone, or that drop the score of a discrete one, and what to
-#: take in place of each. (Those that refuse a discrete site by themselves, as Trace_MMD does, need no row.)
+#: Stock ELBOs that leave the score of a discrete site out of the gradient, and the loss to use instead. (ELBOs that
+#: refuse a discrete site by themselves, such as Trace_MMD, need no entry.)
 WITHOUT_SCORE: dict[type[ELBO], str] = {
     RenyiELBO: "VIMCO, the same bound for alpha=0",
     TraceTMC_ELBO: "VIMCO",
@@ -30,21 +30,21 @@ WITHOUT_SCORE: dict[type[ELBO], str] = {
 
 
 def _check_has_score(name: str) -> None:
-    """Refuse to sample a guide's site for an ELBO that would leave its score out of the gradient, without a word.
+    """Refuse to sample a guide's site for an ELBO that silently leaves its score out of the gradient.
 
-    A model is replayed, and may be so by any.
+    A model's site is replayed, which is safe with any ELBO.
     """
     replays = (handler.trace for handler in handlers_on_stack() if isinstance(handler, ReplayMessenger))
     if any(trace is not None and name in trace for trace in replays):
         return
     request = running_elbo()
-    if request is None or not request.wants_gradient:  # without gradients the loss is right
+    if request is None or not request.wants_gradient:  # the value of the loss is correct
         return
     other = next((other for kind, other in WITHOUT_SCORE.items() if isinstance(request.elbo, kind)), None)
     if other is None:
         return
     raise ValueError(
-        f"Expected an ELBO that has the score of the discrete site '{name}' in its gradient, but found a "
-        f"{type(request.elbo).__name__}, which leaves it out, so that the guide would get a wrong gradient or none. "
-        f"Try {other}, or relax() in place of discretize()."
+        f"Expected an ELBO that has the score of the discrete site '{name}' in its gradient, but found "
+        f"{type(request.elbo).__name__}, which leaves it out: the guide would get a wrong gradient or none. "
+        f"Try {other}, or relax() instead of discretize()."
     )

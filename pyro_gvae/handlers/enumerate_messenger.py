@@ -1,12 +1,24 @@
-"""What `enumerated` does to a one-hot site."""
+"""The messenger behind `enumerated`."""
 
 from typing import Any, NamedTuple
 
 from pyro import poutine
+from pyro.distributions import Categorical, TorchDistribution
 from pyro.infer.inspect import get_dependencies
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch import Size, Tensor
 
-from ..distributions.codes import num_codes
-from ..runtime.compat.pyro import enumerated_dim, is_random, runs_for_a_loss
+from ..distributions.codes import num_codes, numbered_codes
+from ..runtime.compat.pyro import (
+    computes_marginals,
+    enumerated_dim,
+    is_random,
+    outside_of_backward_sampling,
+    replayed_number,
+    running_elbo,
+    runs_for_a_loss,
+    samples_posterior,
+)
 from ..runtime.memory import in_words, memory_limit
 from .discretize_messenger import DiscretizeMessenger
 from .one_hot_messenger import OneHotMessenger
@@ -14,15 +26,15 @@ from .sites import Messages, OneHotSite, Program, plates_of
 
 
 class Enumerated(NamedTuple):
-    """Where the codes of an enumerated site are."""
+    """The position of an enumerated site's codes."""
 
-    dim: int  # their axis, counted from the right of the batch dimensions
+    dim: int  # the batch dimension of the codes, negative
     size: int  # S
     plates: frozenset[str]
 
 
 class EnumeratedMessenger(OneHotMessenger):
-    """Marks one-hot sites for parallel enumeration and refuses what enumeration would get wrong."""
+    """Marks one-hot sites for parallel enumeration, and refuses programs that enumeration would get wrong."""
 
     def __init__(self, max_memory: float | None) -> None:
         super().__init__()
@@ -30,13 +42,14 @@ class EnumeratedMessenger(OneHotMessenger):
 
     def __enter__(self) -> Any:
         self.enumerated: dict[str, Enumerated] = {}
-        self.at_dim: dict[int, str] = {}  # the site that has an axis now: pyro.markov gives it to others later
+        self.at_dim: dict[int, str] = {}  # the site that uses a dimension now; pyro.markov reuses dimensions
+        self.numbered: set[str] = set()  # sites whose codes are enumerated by their numbers
         self.suspects: dict[tuple[str, str], ValueError] = {}
-        self.observes = False  # a site that is no latent one-hot
+        self.observes = False  # whether any other site is observed
         return super().__enter__()
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
-        # Without observations it is a guide, which may leave one-hots to the model.
+        # A program without observations is a guide, which need not have one-hot sites.
         nothing_found = kind is None and self.decides() and self.observes and not (self.sites or self.observed)
         result = super().__exit__(kind, value, traceback)
         if nothing_found:
@@ -47,30 +60,58 @@ class EnumeratedMessenger(OneHotMessenger):
         return result
 
     def declare(self, msg: Messages, site: OneHotSite) -> None:
-        """Make the site exact one-hots, marked for enumeration."""
+        """Replace the site's distribution by exact one-hots, and mark it for enumeration."""
         check_memory(msg["name"], site, self.max_memory)
-        msg["fn"] = site.discrete()
-        # Settings that ask Pyro for samples of the site give way.
+        # Drop settings that ask Pyro to sample the site.
         kept = {key: value for key, value in msg["infer"].items() if key not in ("num_samples", "tmc", "expand")}
         msg["infer"] = kept | {"enumerate": "parallel"}
+        if samples_posterior():
+            self._declare_number(msg, site)
+        else:
+            msg["fn"] = _with_all_plates(site.joint() if computes_marginals() else site.discrete())
+
+    def _declare_number(self, msg: Messages, site: OneHotSite) -> None:
+        """Enumerate the integer number of the code instead of the code.
+
+        To draw from a posterior, stock Pyro gathers values as it gathers log-probabilities, which works only for values
+        without event dimensions. The program gets the code in both runs.
+        """
+        self.numbered.add(msg["name"])
+        number = replayed_number(msg["name"])
+        if number is None:
+            msg["fn"] = Categorical(logits=site.code_logits())
+        else:
+            msg["fn"], msg["value"] = site.discrete(), _code(number, site)
+            del msg["infer"]["enumerate"]  # otherwise the replay would replace the code by its number
 
     def _pyro_post_sample(self, msg: Messages) -> None:
         name, dim = msg["name"], enumerated_dim(msg)
         if not is_random(msg):
             return
         if name not in self.sites:
-            self.observes |= bool(msg["is_observed"]) and not msg["infer"].get("is_auxiliary")  # as pyro.factor is
+            self.observes |= bool(msg["is_observed"]) and not msg["infer"].get("is_auxiliary")  # like pyro.factor
             self._check(msg)
-        elif dim is None and not msg["is_observed"]:
+        elif dim is None and not msg["is_observed"] and name not in self.numbered:
             _check_enumerator(name)
         if dim is not None:
             self.at_dim[dim] = name
             if name in self.sites:
                 size = msg["value"].shape[dim - msg["fn"].event_dim]
                 self.enumerated[name] = Enumerated(dim, size, plates_of(msg))
+        if name in self.numbered and isinstance(msg["fn"], Categorical):
+            self._give_code(msg, self.sites[name])
+
+    def _give_code(self, msg: Messages, site: OneHotSite) -> None:
+        """Replace the number by the code, in the program and in handlers that have recorded a posterior sample."""
+        code = {"fn": site.discrete(), "value": _code(msg["value"], site)}
+        msg.update(code)
+        for handler in outside_of_backward_sampling():
+            if isinstance(handler, TraceMessenger):
+                recorded: Messages = handler.trace.nodes[msg["name"]]
+                recorded.update(code)
 
     def _check(self, msg: Messages) -> None:
-        """Refuse a site that mixes the latents of a plate, or suspect it where its shape does not tell."""
+        """Refuse a site that mixes latents of a plate; note it as a suspect if its shape does not tell."""
         batch_shape = getattr(msg["fn"], "batch_shape", ())
         for name, found in self.enumerated.items():
             has_axis = self.at_dim[found.dim] == name
@@ -84,13 +125,32 @@ class EnumeratedMessenger(OneHotMessenger):
                 self.suspects[name, msg["name"]] = _pairs(name, msg["name"], found.size)
 
     def check(self, program: Program, args: Any, kwargs: Any) -> None:
-        """Refuse suspects that do depend on an enumerated site, although their shapes do not tell."""
+        """Refuse suspects that depend on an enumerated site, which their shapes did not tell."""
         if self.suspects:
             with poutine.block(), DiscretizeMessenger():
                 upstream: Any = get_dependencies(program, args, kwargs)["prior_dependencies"]
             for (name, other), error in self.suspects.items():
                 if name in upstream.get(other, ()):
                     raise error
+
+
+def _code(number: Tensor, site: OneHotSite) -> Tensor:
+    """Return the code with this number, (...) -> (..., K) or (..., N, K)."""
+    codes = numbered_codes(number, *site.code_shape, dtype=site.dtype)  # (..., N, K)
+    return codes.reshape(number.shape + site.event_shape)
+
+
+def _with_all_plates(fn: TorchDistribution) -> TorchDistribution:
+    """Give a site the batch dimensions of all plates that the ELBO counts, with size 1 for those that it is not in.
+
+    Stock Pyro compares the batch shapes of model and guide by counting plates from the right. With two event dimensions
+    and fewer plates, it would start at a negative index, inside the event shape.
+    """
+    request = running_elbo()
+    if request is None or request.elbo.max_plate_nesting == float("inf"):
+        return fn
+    missing = int(request.elbo.max_plate_nesting) - len(fn.batch_shape)
+    return fn.expand((1,) * missing + fn.batch_shape) if missing > 0 else fn
 
 
 def _pairs(name: str, other: str, num_codes: int) -> ValueError:
@@ -110,29 +170,29 @@ def _mixes(name: str, other: str, plates: frozenset[str]) -> ValueError:
 
 
 def _check_enumerator(name: str) -> None:
-    """Let a marked site be sampled where no loss asks for a sum: by `Predictive`, an autoguide's prototype, a trace.
+    """Refuse a loss that samples a marked site: only `TraceEnum_ELBO` enumerates it.
 
-    A loss that samples it must be `TraceEnum_ELBO`, which looks at shapes first.
+    Outside a loss (`Predictive`, an autoguide's prototype, a trace) the site may be sampled, and so may it be when
+    `TraceEnum_ELBO` first runs a program to see its shapes.
     """
     if runs_for_a_loss():
         raise ValueError(
             f"Expected site '{name}' to be enumerated, but it was sampled. Try TraceEnum_ELBO, which enumerates, "
-            "or discretize() in place of enumerated()."
+            "or discretize() instead of enumerated()."
         )
 
 
 def check_memory(name: str, site: OneHotSite, max_memory: float | None) -> None:
-    """Refuse, before anything is allocated, to enumerate what cannot fit.
+    """Refuse to enumerate codes that do not fit into memory, before anything is allocated.
 
-    The codes (S, N, K) and their log-probabilities (S, B) are the least that an enumeration holds; a decoder adds to
-    it.
+    An enumeration holds at least the codes (S, N, K) and their log-probabilities (S, B); a decoder takes more.
 
     Raises:
-        ValueError: if they alone take more than `max_memory` bytes (4 GB if None).
+        ValueError: if these take more than `max_memory` bytes (4 GB if None).
     """
     logits = site.logits
-    num_latents, num_categories = logits.shape[-2:] if site.num_event_dims == 2 else (1, logits.shape[-1])
-    batch_size = logits.shape[: -site.num_event_dims].numel()
+    num_latents, num_categories = site.code_shape
+    batch_size = Size(logits.shape[: -site.num_event_dims]).numel()  # a wrapped tensor of Pyro's has a tuple
     total = num_codes(num_latents, num_categories)
     needed = total * (num_latents * num_categories + batch_size) * logits.element_size()
     limit = memory_limit(max_memory)
@@ -140,5 +200,5 @@ def check_memory(name: str, site: OneHotSite, max_memory: float | None) -> None:
         raise ValueError(
             f"Expected the joint codes of site '{name}' to fit into {in_words(limit)}, but found S = K^N = "
             f"{num_categories}^{num_latents} = {total:,} codes, at least {in_words(needed)}. Try ExactELBO, which sums "
-            "them in slices, a larger max_memory, fewer latents or categories, or relax() in place of enumeration."
+            "them in slices, a larger max_memory, fewer latents or categories, or relax() instead of enumerated()."
         )

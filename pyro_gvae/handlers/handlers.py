@@ -1,22 +1,23 @@
-"""Effect handlers: what the one-hot sites of a Pyro program are, and what its latent sites weigh.
+"""Effect handlers that choose the distribution of a Pyro program's one-hot sites, or weigh its latent sites.
 
-A program is written once, with `OneHotCategorical`, `OneHotCategorical(...).to_event(1)`, `RelaxedOneHotCategorical`
-or our factorized sites. Where handlers are nested, the outermost one decides: `discretize(relax(program))` is
-discrete.
+A program is written once, with `OneHotCategorical`, `OneHotCategorical(...).to_event(1)`, `RelaxedOneHotCategorical` or
+`FactorizedOneHotCategorical` sites. If handlers are nested, the outermost decides: `discretize(relax(program))` is
+discrete. A handled module is a module with the same parameters. A handled program can be copied and pickled if the
+program can.
 """
 
-import functools
-from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..distributions.parameters import check_temperature
 from ..distributions.surrogates import Kind, find_kind
 from .discretize_messenger import DiscretizeMessenger
 from .enumerate_messenger import EnumeratedMessenger
+from .handled import HandledModule, Make, handle
 from .one_hot_messenger import ProgramMessenger
 from .relax_messenger import RelaxMessenger
 from .sites import Program
@@ -24,31 +25,19 @@ from .straight_through_messenger import StraightThroughMessenger
 from .weigh_kl_messenger import WeighKLMessenger
 
 
-def _handler(make: Callable[[], ProgramMessenger], program: Program | None) -> Any:
-    """One messenger for each call of the program, so that a handled program may call itself or run in two places."""
-    if program is None:
-        return _DecoratorOrContext(make)
-
-    @functools.wraps(program)
-    def handled(*args: Any, **kwargs: Any) -> Any:
-        with make() as messenger:
-            result = program(*args, **kwargs)
-        messenger.check(program, args, kwargs)
-        return result
-
-    return handled
+def _handler(make: Make, program: Program | None) -> Any:
+    return _DecoratorOrContext(make) if program is None else handle(make, program)
 
 
 class _DecoratorOrContext(AbstractContextManager[None]):
-    """`relax(temperature=0.5)` before its program is known: a decorator, or a context manager."""
+    """A handler without its program, such as `relax(temperature=0.5)`: a decorator or a context manager."""
 
-    def __init__(self, make: Callable[[], ProgramMessenger]) -> None:
+    def __init__(self, make: Make) -> None:
         self._make = make
         self._entered: list[ProgramMessenger] = []
 
     def __call__(self, program: Program) -> Program:
-        handled: Program = _handler(self._make, program)
-        return handled
+        return handle(self._make, program)
 
     def __enter__(self) -> None:
         self._entered.append(self._make())
@@ -59,28 +48,31 @@ class _DecoratorOrContext(AbstractContextManager[None]):
 
 
 @overload
+def relax(program: nn.Module, *, temperature: float | Tensor | None = None) -> HandledModule: ...
+@overload
 def relax(program: Program, *, temperature: float | Tensor | None = None) -> Program: ...
 @overload
 def relax(program: None = None, *, temperature: float | Tensor | None = None) -> _DecoratorOrContext: ...
 def relax(program: Program | None = None, *, temperature: float | Tensor | None = None) -> Any:
-    """Replace every latent one-hot of a program by a Concrete (Gumbel-Softmax) sample that gradients flow through.
+    """Replace each latent one-hot of a program by a Concrete (Gumbel-Softmax) sample with a pathwise gradient.
 
-    A site "z" is sampled and scored in log space at the auxiliary site "z_log", where no temperature underflows, and
-    z = exp(z_log) is a deterministic site. Model and guide are both relaxed, each at its own temperature if you like,
-    and then train with stock `Trace_ELBO` (the relaxed bound: Maddison et al. 2017, arXiv 1611.00712) or
-    `TraceMeanField_ELBO` (the categorical KL: Jang et al. 2017, arXiv 1611.01144; not a bound while samples are
-    soft).
+    A site "z" is sampled and scored in log space, as the auxiliary site "z_log", which does not underflow at any
+    temperature; "z" = exp("z_log") is a deterministic site. Relax both model and guide, at different temperatures if
+    you like. They then train with stock `Trace_ELBO` (the relaxed bound: Maddison et al. 2017, arXiv 1611.00712) or
+    `TraceMeanField_ELBO` (the categorical KL: Jang et al. 2017, arXiv 1611.01144; with soft samples this is not a
+    bound).
 
     Args:
-        program: a model or guide; without it, a decorator and context manager is returned.
-        temperature: t > 0 for all sites; None keeps that of each site, which a relaxed distribution has, and a discrete
-            one in its settings: `pyro.sample(.., infer={"temperature": t})`.
+        program: a model or guide; if None, the result is a decorator and context manager.
+        temperature: t > 0 for all sites. None keeps each site's own: that of its relaxed distribution, or for a
+            discrete site the one in its settings, `pyro.sample(.., infer={"temperature": t})`.
 
     Returns:
         The relaxed program.
 
     Raises:
-        ValueError: if the temperature is not one positive number, or a site has none.
+        ValueError: if the temperature is not one positive number. When the program runs, if a site has no temperature,
+            or is an integer `Categorical`.
 
     Example:
         >>> import pyro, torch
@@ -93,9 +85,13 @@ def relax(program: Program | None = None, *, temperature: float | Tensor | None 
     """
     if temperature is not None:
         check_temperature(temperature)
-    return _handler(lambda: RelaxMessenger(temperature), program)
+    return _handler(partial(RelaxMessenger, temperature), program)
 
 
+@overload
+def straight_through(
+    program: nn.Module, *, kind: str | Kind = "st-gumbel-softmax", temperature: float | Tensor | None = None
+) -> HandledModule: ...
 @overload
 def straight_through(
     program: Program, *, kind: str | Kind = "st-gumbel-softmax", temperature: float | Tensor | None = None
@@ -110,25 +106,26 @@ def straight_through(
     kind: str | Kind = "st-gumbel-softmax",
     temperature: float | Tensor | None = None,
 ) -> Any:
-    """Draw every latent one-hot of a program exactly, and differentiate through it by a surrogate.
+    """Draw each latent one-hot of a program exactly, and give it a surrogate gradient.
 
-    Sites become :class:`StraightThroughOneHotCategorical`, whatever their number: the value is one-hot and scored by
-    the categorical, so that `Trace_ELBO` and `TraceMeanField_ELBO` estimate the discrete ELBO without bias; their
-    gradients have that of the surrogate. Handle model and guide both, that gradients through z reach the prior's score
-    too.
+    Sites become :class:`StraightThroughOneHotCategorical`: the value is one-hot and is scored by the categorical. So
+    `Trace_ELBO` and `TraceMeanField_ELBO` estimate the discrete ELBO without bias, and their gradients have the bias of
+    the surrogate. Handle both model and guide, so that gradients through z also reach the prior's score.
 
     Args:
-        program: a model or guide; without it, a decorator and context manager is returned.
+        program: a model or guide; if None, the result is a decorator and context manager.
         kind: "straight-through", "st-gumbel-softmax", "decoupled-st-gumbel-softmax", "gumbel-rao",
-            "gapped-straight-through", "reinmax" or "reinmax-rao"; one of `distributions.surrogates` with options, such
-            as `GumbelRao(num_draws=10)`; or a function of logits (..., K) and temperature () that returns one-hots.
+            "gapped-straight-through", "reinmax" or "reinmax-rao"; a kind of `distributions.surrogates` with options,
+            such as `GumbelRao(num_draws=10)`; or your own function of logits (..., K) and temperature () that returns
+            one-hots.
         temperature: t > 0 of the surrogate, for all sites; None keeps that of each site, as in :func:`relax`.
 
     Returns:
         The straight-through program.
 
     Raises:
-        ValueError: if there is no such kind, or the temperature is not one positive number, or a site has none.
+        ValueError: if the kind is unknown, or the temperature is not one positive number. When the program runs, if a
+            site has no temperature, or is an integer `Categorical`.
 
     Example:
         >>> import pyro, torch
@@ -142,21 +139,23 @@ def straight_through(
     """
     if temperature is not None:
         check_temperature(temperature)
-    found = find_kind(kind)
-    return _handler(lambda: StraightThroughMessenger(found, temperature), program)
+    return _handler(partial(StraightThroughMessenger, find_kind(kind), temperature), program)
 
 
+@overload
+def discretize(program: nn.Module) -> HandledModule: ...
 @overload
 def discretize(program: Program) -> Program: ...
 @overload
 def discretize(program: None = None) -> _DecoratorOrContext: ...
 def discretize(program: Program | None = None) -> Any:
-    """Make every latent one-hot of a program exact: relaxed sites become one-hots of the same logits.
+    """Draw each latent one-hot of a program exactly: relaxed sites become one-hots with the same logits.
 
-    `OneHotCategorical(...).to_event(1)` sites become one :class:`FactorizedOneHotCategorical`, which can be enumerated.
+    An `OneHotCategorical(...).to_event(1)` site becomes one :class:`FactorizedOneHotCategorical`, which can be
+    enumerated.
 
     Args:
-        program: a model or guide; without it, a decorator and context manager is returned.
+        program: a model or guide; if None, the result is a decorator and context manager.
 
     Returns:
         The discrete program.
@@ -173,25 +172,30 @@ def discretize(program: Program | None = None) -> Any:
 
 
 @overload
+def enumerated(program: nn.Module, *, max_memory: float | None = None) -> HandledModule: ...
+@overload
 def enumerated(program: Program, *, max_memory: float | None = None) -> Program: ...
 @overload
 def enumerated(program: None = None, *, max_memory: float | None = None) -> _DecoratorOrContext: ...
 def enumerated(program: Program | None = None, *, max_memory: float | None = None) -> Any:
-    """Sum over all joint codes of a program's one-hot sites, with stock `TraceEnum_ELBO`; no other loss samples them.
+    """Mark the one-hot sites of a program for stock `TraceEnum_ELBO`, which then sums over all joint codes.
 
-    `TraceEnum_ELBO().loss(enumerated(model), enumerated(guide), x)` is minus the exact ELBO of the discrete model,
-    and with an empty guide minus the exact log-evidence.
+    `TraceEnum_ELBO().loss(enumerated(model), enumerated(guide), x)` is minus the exact ELBO of the discrete model. With
+    an empty guide it is minus the exact log-evidence. Other losses would sample the sites, and are refused.
+
+    `compute_marginals` of `TraceEnum_ELBO` returns p(z | x) as a distribution over joint codes, whose `mean` is
+    p(z_n = k | x). Its `sample_posterior`, and `infer_discrete`, return codes.
 
     Args:
-        program: a model or guide; without it, a decorator and context manager is returned.
+        program: a model or guide; if None, the result is a decorator and context manager.
         max_memory: bytes that the codes may take; 4 GB if None.
 
     Returns:
         The enumerated program.
 
     Raises:
-        ValueError: when the program runs, if there is nothing to enumerate; if codes do not fit into `max_memory`; if a
-            plate of latents meets a decoder that mixes them; if an ELBO samples the site in place of enumerating it.
+        ValueError: when the program runs, if it has no one-hot site, if the codes do not fit into `max_memory`, if a
+            site outside a plate of latents depends on them, or if an ELBO samples the site instead of enumerating it.
 
     Example:
         >>> import pyro, torch
@@ -204,34 +208,36 @@ def enumerated(program: Program | None = None, *, max_memory: float | None = Non
         >>> round(loss, 4)  # -log p(x), summed over 9 codes
         1.1656
     """
-    return _handler(lambda: EnumeratedMessenger(max_memory), program)
+    return _handler(partial(EnumeratedMessenger, max_memory), program)
 
 
+@overload
+def weigh_kl(program: nn.Module, *, beta: float | Tensor) -> HandledModule: ...
 @overload
 def weigh_kl(program: Program, *, beta: float | Tensor) -> Program: ...
 @overload
 def weigh_kl(program: None = None, *, beta: float | Tensor) -> _DecoratorOrContext: ...
 def weigh_kl(program: Program | None = None, *, beta: float | Tensor) -> Any:
-    r"""Multiply the log-densities of a program's latent sites by beta, so that any ELBO weighs its KL by beta.
+    r"""Multiply the log-densities of a program's latent sites by beta, so that every ELBO weighs its KL by beta.
 
     .. math:: \mathrm{E}_{q(z|x)}[\log p(x | z)] - \beta \, \mathrm{KL}(q(z|x) \,\|\, p(z))
 
-    is what every ELBO of `weigh_kl(model)` and `weigh_kl(guide)` becomes, whichever handler says what their sites are:
-    the beta-VAE (Higgins et al. 2017, openreview.net/forum?id=Sy2fzU9gl), and KL annealing or warm-up where beta grows
-    while training (Bowman et al. 2016, arXiv 1511.06349; Soenderby et al. 2016, arXiv 1602.02282). Both programs must
-    be weighed. For beta below 1 the objective is no bound of log p(x), and there is no log p(x) of such a model:
+    is the objective of every ELBO of `weigh_kl(model)` and `weigh_kl(guide)`, whatever other handlers there are. A
+    constant beta gives the beta-VAE (Higgins et al. 2017, openreview.net/forum?id=Sy2fzU9gl). A beta that grows during
+    training is KL annealing or warm-up (Bowman et al. 2016, arXiv 1511.06349; Soenderby et al. 2016, arXiv 1602.02282).
+    Weigh both programs. For beta below 1 the objective is not a bound of log p(x). A weighed model has no log p(x), so
     `ExactEvidence` refuses it.
 
     Args:
-        program: a model or guide; without it, a decorator and context manager is returned.
-        beta: the weight, at least 0: a number, or a tensor of shape () whose value may change while a recorded step
-            keeps reading it, such as a buffer.
+        program: a model or guide; if None, the result is a decorator and context manager.
+        beta: the weight, at least 0: a number, or a tensor of shape (), such as a buffer. A recorded step reads the
+            tensor's current value.
 
     Returns:
         The program with its latent sites weighed.
 
     Raises:
-        ValueError: if beta is not one number, is negative or is not finite.
+        ValueError: if beta is negative, not finite, or not a single number.
 
     Example:
         >>> import torch
@@ -244,11 +250,11 @@ def weigh_kl(program: Program | None = None, *, beta: float | Tensor) -> Any:
         True
     """
     check_kl_weight(beta)
-    return _handler(lambda: WeighKLMessenger(beta), program)
+    return _handler(partial(WeighKLMessenger, beta), program)
 
 
 def check_kl_weight(beta: float | Tensor) -> None:
-    """Refuse a KL weight that is not one finite number of at least 0.
+    """Refuse a KL weight that is not a single finite number of at least 0.
 
     Raises:
         ValueError: if it is not.

@@ -1,6 +1,7 @@
-"""The base of all handlers of one-hot sites: the outermost one says what a site is."""
+"""The base class of all handlers of one-hot sites; the outermost of them decides what a site is."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,11 @@ from .sites import Messages, OneHotSite, Program, one_hot_site
 
 
 def temperature_of(msg: Messages, site: OneHotSite, given: float | Tensor | None, attempt: str) -> float | Tensor:
-    """The temperature that a handler gives, or else the site's own: its distribution's, or that of its settings."""
+    """Return the handler's temperature if it has one, or else the site's own, from its distribution or its settings.
+
+    Raises:
+        ValueError: if there is none.
+    """
     own = msg["infer"].get("temperature") if site.temperature is None else site.temperature
     temperature: float | Tensor | None = own if given is None else given
     if temperature is None:
@@ -24,17 +29,17 @@ def temperature_of(msg: Messages, site: OneHotSite, given: float | Tensor | None
 
 
 def without_enumeration(msg: Messages) -> Any:
-    """A site's settings without enumeration, of which a sample knows nothing."""
+    """Return a site's settings without the request to enumerate it, because it will be sampled."""
     return {key: value for key, value in msg["infer"].items() if key != "enumerate"}
 
 
 def refuse_integers(msg: Messages) -> None:
-    """Refuse a latent categorical that is written as an integer: it has no value between two categories.
+    """Refuse a latent integer `Categorical`, which has no values between its categories.
 
-    A site that is marked for enumeration stays as it is: stock Pyro sums it.
+    A site marked for enumeration is allowed: stock Pyro sums over it.
 
     Raises:
-        ValueError: if it is one.
+        ValueError: if the site is one.
     """
     innermost = msg["fn"]
     while hasattr(innermost, "base_dist"):
@@ -43,29 +48,33 @@ def refuse_integers(msg: Messages) -> None:
     if is_latent and isinstance(innermost, torch.distributions.Categorical) and not msg["infer"].get("enumerate"):
         raise ValueError(
             f"Expected one-hot sites to relax, but found '{msg['name']}', a Categorical: an integer has no relaxation. "
-            "Try OneHotCategorical, or an estimator that scores or sums, without this handler."
+            "Try OneHotCategorical, or remove this handler and use an estimator that scores or sums."
         )
 
 
 class ProgramMessenger(Messenger):
-    """A messenger that handles one run of one program."""
+    """A messenger for a single run of a program."""
 
     def check(self, program: Program, args: Any, kwargs: Any) -> None:
-        """Look at a program that has run once more, where a handler has reason to."""
+        """Check the program by another run, if the messenger's own run left a doubt."""
 
 
 class OneHotMessenger(ProgramMessenger):
-    """Declares what the latent one-hot sites of a program are; observed sites stay as they are written."""
+    """Abstract base: decides what the latent one-hot sites of a program are. Observed sites remain as written."""
 
     def __enter__(self) -> Any:
         self.sites: dict[str, OneHotSite] = {}
         self.observed: set[str] = set()
         return super().__enter__()
 
+    def outside(self) -> Sequence[Messenger]:
+        """Return the handlers outside this one."""
+        handlers = handlers_on_stack()
+        return handlers[: handlers.index(self)]
+
     def decides(self) -> bool:
-        """Tell whether this handler is the outermost of those that say what a site is."""
-        outermost = next(handler for handler in handlers_on_stack() if isinstance(handler, OneHotMessenger))
-        return outermost is self
+        """Return whether this handler is the outermost of those that decide what a site is."""
+        return not any(isinstance(handler, OneHotMessenger) for handler in self.outside())
 
     def _pyro_sample(self, msg: Messages) -> None:
         if msg["done"] or not self.decides():
@@ -80,14 +89,14 @@ class OneHotMessenger(ProgramMessenger):
         if site.num_event_dims > 2:
             raise ValueError(
                 f"Expected one-hot site '{msg['name']}' to have event shape (K,) or (N, K), but found "
-                f"{tuple(msg['fn'].event_shape)}. Try to flatten its latents into one dimension."
+                f"{tuple(msg['fn'].event_shape)}. Try flattening its latents into one dimension."
             )
         self.sites[msg["name"]] = site
         self.declare(msg, site)
 
     def leave(self, msg: Messages) -> None:
-        """Look at a site that is no one-hot, where a handler has reason to; it stays as it is written."""
+        """Look at a site that is not a one-hot. It remains as written, unless the handler refuses it."""
 
     @abstractmethod
     def declare(self, msg: Messages, site: OneHotSite) -> None:
-        """Edit the message of a latent one-hot site."""
+        """Edit the message of a latent one-hot site so that it is what this handler wants."""

@@ -1,4 +1,4 @@
-"""Parameters that stay in their modules, whatever Pyro's param store holds."""
+"""Parameters that remain in their modules, independent of Pyro's param store."""
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
@@ -10,16 +10,16 @@ from .sites import Messages
 
 
 def announce(name: str, parameter: Tensor) -> None:
-    """Show handlers, such as SVI's, a parameter that stays in its module, and put nothing into the param store.
+    """Show a module's parameter to handlers such as SVI's, without putting it into the param store.
 
-    As PyroModule does when Pyro's parameters are local.
+    PyroModule does the same when Pyro's setting `module_local_params` is on.
     """
     give_itself_as_leaf(parameter)
     effectful(type="param")(lambda *_, **__: parameter)(name, parameter, constraint=constraints.real, name=name)
 
 
 class OwnParameters(Messenger):
-    """Lets modules use their own parameters, whatever Pyro's param store holds under their names, and stores none."""
+    """Makes modules use their own parameters and not those with their names in Pyro's param store; stores none."""
 
     def _pyro_param(self, msg: Messages) -> None:
         name, *initial = msg["args"]

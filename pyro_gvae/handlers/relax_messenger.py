@@ -1,9 +1,10 @@
-"""What `relax` does to a one-hot site."""
+"""The messenger behind `relax`."""
 
 from typing import Any
 
 import pyro
 import torch
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from ..distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
@@ -24,15 +25,15 @@ class RelaxMessenger(OneHotMessenger):
         return super().__enter__()
 
     def leave(self, msg: Messages) -> None:
-        """Refuse integers, which would be sampled and scored in silence."""
+        """Refuse integers, which would otherwise be sampled and scored silently."""
         refuse_integers(msg)
 
     def declare(self, msg: Messages, site: OneHotSite) -> None:
-        """Make the site a function of a Concrete variable in log space."""
+        """Replace the site by a function of a Concrete variable in log space."""
         name = msg["name"]
         temperature = temperature_of(msg, site, self.temperature, "relax(program, temperature=0.5)")
-        # The log-space value is what guide and model exchange: z itself underflows at low temperature, and its density
-        # with it. z is then a function of it, as in Pyro's reparameterizers.
+        # The guide passes log z to the model, because z and its density underflow at low temperature. z is a function
+        # of log z, as in Pyro's reparameterizers.
         log_site = site.distribution(lambda logits: ExpConcrete(temperature, logits=logits))
         log_z = pyro.sample(f"{name}_log", log_site, infer=without_enumeration(msg))  # (..., K)
         relaxed = site.distribution(
@@ -41,8 +42,10 @@ class RelaxMessenger(OneHotMessenger):
         msg["fn"] = relaxed.mask(False)
         msg["value"] = self.samples[name] = log_z.exp().to(site.dtype)
         msg["is_observed"] = True
-        # Auxiliary: the guide may have it although the model knows it only as a function of the log-space site.
+        # Auxiliary: Pyro then allows it in the guide, although in the model it is only a function of log z.
         msg["infer"] = settings_of_deterministic_site() | {"is_auxiliary": True}
+        # `uncondition` samples each observed site, and EnergyDistance treats all sites sampled in this way as data.
+        msg["stop"] = any(isinstance(handler, UnconditionMessenger) for handler in self.outside())
 
     def _pyro_post_sample(self, msg: Messages) -> None:
         expected, found = self.samples.get(msg["name"]), msg["value"]

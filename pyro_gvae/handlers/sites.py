@@ -1,4 +1,4 @@
-"""What a one-hot site says, whichever distribution says it, and the messenger that reads it."""
+"""One-hot sites: what they have in common, whichever distribution wrote them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from pyro.distributions import (
 )
 from torch import Tensor
 
+from ..distributions.joint import joint_one_hot
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.straight_through import StraightThroughOneHotCategorical
 from ..runtime.compat.pyro import mask_of
@@ -23,7 +24,7 @@ Messages = Any  # Pyro's messages are dictionaries that handlers edit in place.
 
 
 class OneHotSite(NamedTuple):
-    """What a one-hot site says, whichever distribution says it."""
+    """The contents of a one-hot site, whichever distribution wrote it."""
 
     logits: Tensor  # (..., K), or (..., N, K) where the site has N latents
     num_event_dims: int  # 1 or 2
@@ -32,23 +33,49 @@ class OneHotSite(NamedTuple):
     dtype: torch.dtype  # of its samples
 
     def distribution(self, kind: Callable[[Tensor], TorchDistribution]) -> TorchDistribution:
-        """The site's distribution with `kind(logits)` in place of the one that the program wrote."""
+        """Return `kind(logits)` with the site's event dimensions and mask."""
         found = kind(self.logits)
         found = found.to_event(self.num_event_dims - len(found.event_shape))
         return found if self.mask is None else found.mask(self.mask)
 
+    @property
+    def event_shape(self) -> torch.Size:
+        """The event shape, (K,) or (N, K)."""
+        return self.logits.shape[-self.num_event_dims :]
+
+    @property
+    def code_shape(self) -> tuple[int, int]:
+        """The shape (N, K) of a code, with N = 1 if the event shape is (K,)."""
+        num_latents, num_categories = (1, *self.event_shape)[-2:]
+        return num_latents, num_categories
+
+    def code_logits(self) -> Tensor:
+        """Return log p of each joint code, shape (..., S); 0 if the site is masked, which weighs all codes alike."""
+        batch_shape = self.logits.shape[: -self.num_event_dims]
+        factorized = FactorizedOneHotCategorical(logits=self.logits.reshape(*batch_shape, *self.code_shape))
+        logits = factorized.log_prob_table().T.reshape(*batch_shape, -1)  # (..., S)
+        if self.mask is None:
+            return logits
+        return torch.where(torch.as_tensor(self.mask, device=logits.device).unsqueeze(-1), logits, 0.0)
+
+    def joint(self) -> TorchDistribution:
+        """Return the site as exact one-hots of a class that Pyro can turn into a posterior over joint codes."""
+        if self.num_event_dims == 1:
+            return OneHotCategorical(logits=self.code_logits().to(self.dtype))
+        return joint_one_hot(*self.code_shape, self.dtype)(logits=self.code_logits())
+
     def discrete(self) -> TorchDistribution:
-        """The site as an exact one-hot; N latents are one random variable, whose codes can all be enumerated."""
+        """Return the site as exact one-hots. N latents are one random variable, whose joint codes can be enumerated."""
         one_site = FactorizedOneHotCategorical if self.num_event_dims == 2 else OneHotCategorical
         return self.distribution(lambda logits: one_site(logits=logits.to(self.dtype)))
 
 
 def one_hot_site(fn: Any) -> OneHotSite | None:
-    """Read a site's distribution: its logits and temperature if it is a one-hot, relaxed or not, else None.
+    """Read logits, temperature and mask of a one-hot distribution, relaxed or not; return None for any other.
 
     Raises:
-        ValueError: if it is one of Pyro's straight-through one-hots, whose samples hide what their gradient needs, or
-            masks some of its latents.
+        ValueError: if it is a straight-through one-hot of Pyro's, whose gradient depends on a hidden attribute of its
+            samples, or if it masks some of its latents.
     """
     if isinstance(fn, OneHotCategoricalStraightThrough | RelaxedOneHotCategoricalStraightThrough):
         raise ValueError(
@@ -79,12 +106,12 @@ def one_hot_site(fn: Any) -> OneHotSite | None:
 
 
 def at_temperature(temperature: Tensor) -> Any:
-    """Name a discrete site's temperature in its settings: `pyro.sample("z", .., infer={"temperature": t})`."""
-    return {"temperature": temperature}  # which the type of Pyro's settings has no entry for
+    """Return the settings that give a discrete site its temperature: `pyro.sample("z", .., infer=...)`."""
+    return {"temperature": temperature}  # Any: the type of Pyro's settings has no such key
 
 
 def plates_of(msg: Messages) -> frozenset[str]:
-    """The names of the plates that a site is in, those without a batch dimension left out."""
+    """Return the names of the vectorized plates around a site."""
     return frozenset(frame.name for frame in msg["cond_indep_stack"] if frame.vectorized)
 
 

@@ -1,4 +1,4 @@
-"""What `straight_through` does to a one-hot site."""
+"""The messenger behind `straight_through`."""
 
 from torch import Tensor
 
@@ -17,11 +17,11 @@ class StraightThroughMessenger(OneHotMessenger):
         self.temperature = temperature
 
     def leave(self, msg: Messages) -> None:
-        """Refuse integers, which would be sampled and scored in silence."""
+        """Refuse integers, which would otherwise be sampled and scored silently."""
         refuse_integers(msg)
 
     def declare(self, msg: Messages, site: OneHotSite) -> None:
-        """Make the site exact one-hots that are differentiable by the surrogate."""
+        """Replace the site's distribution by exact one-hots with the surrogate's gradient."""
         temperature = temperature_of(msg, site, self.temperature, "straight_through(program, temperature=0.5)")
         msg["fn"] = site.distribution(
             lambda logits: StraightThroughOneHotCategorical(temperature, logits=logits.to(site.dtype), kind=self.kind)

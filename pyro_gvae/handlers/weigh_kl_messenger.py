@@ -1,4 +1,4 @@
-"""What `weigh_kl` does to a site."""
+"""The messenger behind `weigh_kl`."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from .sites import Messages
 
 
 class WeighKLMessenger(ProgramMessenger):
-    """Scales the log-densities of latent sites, whatever distribution other handlers give them."""
+    """Scales the log-densities of latent sites, whichever distribution other handlers give them."""
 
     def __init__(self, beta: float | Tensor) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""A loss and its gradients recorded once as a graph of tensors."""
+"""A loss and its gradients, recorded once as a graph of tensor operations."""

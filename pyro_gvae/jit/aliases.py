@@ -1,4 +1,4 @@
-"""Which results of a graph's operations share memory, and which memory is written to."""
+"""Aliasing in recorded graphs: which results share memory, and which memory is written to."""
 
 import operator
 from typing import Any
@@ -13,7 +13,10 @@ aten = torch.ops.aten
 
 
 def separate_outputs(graph: Graph) -> None:
-    """Copy results that share memory with another, or with an input or a constant: gradients are added to in place."""
+    """Copy results that share memory with another result, an input or a constant.
+
+    Gradients are added to in place, so each result needs memory of its own.
+    """
     output = graph.output_node()
     taken = {node for node in graph.nodes if node.op in ("placeholder", "get_attr")}
 
@@ -29,7 +32,7 @@ def separate_outputs(graph: Graph) -> None:
 
 
 def _memory(node: Node) -> Node:
-    """The node in whose memory a node's value lies."""
+    """Return the node that owns the memory of a node's value."""
     while node.op == "call_function" and _shares_memory(node.target):
         node = node.all_input_nodes[0]
     return node
@@ -40,7 +43,7 @@ def _shares_memory(target: Any) -> bool:
 
 
 def written(graph: Graph) -> set[Node]:
-    """The nodes whose memory an operation writes to."""
+    """Return the nodes whose memory some operation writes to."""
     memories = set()
     for node in graph.nodes:
         if node.op == "call_function" and is_operation(node.target):

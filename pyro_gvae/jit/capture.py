@@ -1,4 +1,4 @@
-"""One run of a Pyro computation, recorded as a graph of tensor operations; what a graph cannot hold is refused."""
+"""Records one run of a Pyro computation as a graph of tensor operations; refuses what a graph cannot hold."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -19,21 +19,21 @@ aten = torch.ops.aten
 
 
 class NotRecordableError(ValueError):
-    """The program does what a recording cannot hold; the plain ELBO can."""
+    """The program does something that a recording cannot hold. The plain ELBO still works."""
 
 
 def record(function: Callable[..., Any], tensors: Sequence[Tensor]) -> GraphModule:
-    """The operations of `function(*tensors)`, its backward passes included, with `tensors` as inputs.
+    """Record the operations of `function(*tensors)`, backward passes included, as a graph of these inputs.
 
-    Tensors that the function reads and that are neither arguments nor its own work become attributes of the module,
-    as the very objects that they are.
+    Tensors that the function reads, but that are neither arguments nor computed by it, become attributes of the module.
+    They are the same objects, not copies.
 
     Args:
-        function: of tensors; what it returns may be nested.
-        tensors: arguments.
+        function: a function of tensors; its result may be nested.
+        tensors: its arguments.
 
     Raises:
-        NotRecordableError: if a value leaves the tensors, as by `.item()`, or a shape depends on values.
+        NotRecordableError: if a tensor's values are read, for example by `.item()`, or a shape depends on values.
     """
     last_site = _LastSite()
 
@@ -48,7 +48,7 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor]) -> GraphModu
 
 @final
 class _LastSite(Messenger):
-    """Knows at which sample site a run is."""
+    """Remembers the sample site that ran last."""
 
     name: str | None = None
 
@@ -58,13 +58,13 @@ class _LastSite(Messenger):
     def refuse(self, operation: str) -> NotRecordableError:
         where = "before the first site" if self.name is None else f"after site '{self.name}'"
         return NotRecordableError(
-            f"Expected a program that is one sequence of tensor operations, but found {operation} {where}, whose "
-            "result depends on the data: a recording cannot hold that. Try the plain ELBO in place of TracedELBO, or "
-            "an operation on tensors, such as torch.where."
+            f"Expected a fixed sequence of tensor operations, but found {operation} {where}, whose result depends on "
+            "the data: a recording cannot hold that. Try the plain ELBO instead of TracedELBO, or a tensor operation "
+            "such as torch.where."
         )
 
 
-#: Functions that turn a tensor's values into something else, and how people write them.
+#: Functions that read a tensor's values into Python, and how people write them.
 EXITS: dict[Any, str] = {
     Tensor.item: ".item()",
     Tensor.tolist: ".tolist()",
@@ -80,7 +80,7 @@ EXITS: dict[Any, str] = {
 
 @final
 class _NoNumbers(TorchFunctionMode):
-    """Refuses to take values out of tensors, but for what Pyro itself asks."""
+    """Refuses to read values from tensors, except where Pyro itself does so."""
 
     def __init__(self, last_site: _LastSite) -> None:
         super().__init__()
@@ -98,19 +98,19 @@ class _NoNumbers(TorchFunctionMode):
 
 
 def _one_hot(category: Tensor, num_classes: int = -1) -> Tensor:
-    """`F.one_hot` without its look at the values on a CPU."""
+    """Compute `F.one_hot` without its check of the values on a CPU."""
     if num_classes < 0:
-        raise ValueError("Expected num_classes in one_hot, but found none: a recording cannot count them.")
+        raise ValueError("Expected num_classes in one_hot, but found none. Try one_hot(category, num_classes=K).")
     return (category.unsqueeze(-1) == torch.arange(num_classes, device=category.device)).long()
 
 
-#: Operations whose names say too little.
+#: Descriptions of operations whose names say too little.
 OPERATIONS = {aten._local_scalar_dense.default: "a number taken from a tensor", aten.index.Tensor: "indexing by a mask"}
 
 
 @final
 class _NoDataDependence(TorchDispatchMode):
-    """Refuses operations that look at values, which `make_fx` lets pass where the values are not its inputs'."""
+    """Refuses operations that depend on values. `make_fx` allows them on tensors that are not its inputs."""
 
     def __init__(self, last_site: _LastSite) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class _NoDataDependence(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is aten._local_scalar_dense.default and looks_for_nan():
-            return False  # it is looked for in each replay
+            return False  # each replay checks for NaN itself
         depends = torch.Tag.data_dependent_output in func.tags or (
             torch.Tag.dynamic_output_shape in func.tags and not _indexes_by_position(func, args)
         )

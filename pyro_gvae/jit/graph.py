@@ -1,4 +1,4 @@
-"""Recorded graphs: their inputs, and the function that is replayed."""
+"""Recorded graphs: their inputs, and the function that replays them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from .passes import simplify
 
 aten = torch.ops.aten
 
-#: Operations that Python calls in a third less time by these names than as `torch.ops.aten`.
+#: Functions that Python calls in a third less time than the same operations of `torch.ops.aten`.
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
@@ -29,9 +29,9 @@ METHODS = {"expand", "permute", "select", "squeeze", "t", "transpose", "unsqueez
 
 
 def lifted(graph_module: GraphModule) -> list[Tensor]:
-    """Turn the tensors that a recording found outside into inputs, before the others; returns them in this order.
+    """Turn the tensors that a recording captured into inputs, before the others; return them in this order.
 
-    Constants that the program made of Python's numbers stay in the graph.
+    Constants that the program made from Python numbers remain in the graph.
     """
     graph = graph_module.graph
     captured: dict[int, Tensor] = {}
@@ -52,12 +52,12 @@ def lifted(graph_module: GraphModule) -> list[Tensor]:
 
 
 def finished(graph_module: GraphModule, inputs: Sequence[Tensor], *, inductor: bool) -> Callable[..., Any]:
-    """The function that is replayed: simplified, and compiled or called as fast as Python can.
+    """Return the function that replays a graph: simplified, then compiled or made cheap to call from Python.
 
     Args:
-        graph_module: its inputs and outputs stay as they are.
-        inputs: examples, for the compiler.
-        inductor: compile the graph.
+        graph_module: the recorded graph; its inputs and outputs do not change.
+        inputs: example inputs, for the compiler.
+        inductor: whether to compile the graph with Inductor.
     """
     simplify(graph_module)
     if inductor:
@@ -68,12 +68,12 @@ def finished(graph_module: GraphModule, inputs: Sequence[Tensor], *, inductor: b
 
 
 def _compiled(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
-    """The graph by Inductor, which wants a flat tuple of tensors as results."""
+    """Compile a graph with Inductor, which expects a flat tuple of tensors as the result."""
     output = graph_module.graph.output_node()
     results, nesting = flattened(output.args[0])
     output.args = (tuple(result for result in results if isinstance(result, Node)),)
     graph_module.recompile()
-    # Random numbers come from torch's own operations, and are what the plain ELBO draws under the same seed.
+    # Draw random numbers by torch's own operations: they equal those of the plain ELBO under the same seed.
     options = {"fallback_random": True, "triton.cudagraphs": any(tensor.is_cuda for tensor in inputs)}
     with torch.no_grad():
         run = compiled(graph_module, inputs, options)

@@ -1,8 +1,8 @@
-"""What a Pyro program reads besides its arguments, and whether it is still what it was.
+"""Guards: what a Pyro program reads besides its arguments, and whether that has changed.
 
-A recorded graph reads parameters and buffers as the tensors that they are, so that values may change in place. That
-another tensor has taken the place of one, or another number the place of a number, has to be noticed. A `Guard`
-walks over everything that can be reached from a program and remembers which object lies where.
+A recorded graph refers to parameters and buffers as tensor objects, so their values may change in place. It becomes
+stale if another tensor takes the place of one, or another number the place of a number. A `Guard` walks over everything
+that can be reached from a program, and remembers which object is where.
 """
 
 import sys
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ..programs.kept import Kept
 
-# Their classes and functions are not read for what they refer to; their instances are.
+# Packages whose classes and functions are not followed; instances of their classes are.
 LIBRARIES = {"numpy", "pyro", "pyro_gvae", "torch", "torchvision", *sys.stdlib_module_names} - {"__main__"}
-# Objects that change without a meaning for a program.
+# Packages whose objects change without any meaning for a program.
 RESTLESS = {"logging", "threading", "weakref"}
 KIND = attrgetter("requires_grad", "dtype", "device", "shape")
 Reader = Callable[[], Iterable[Any]]
@@ -28,37 +28,37 @@ Reader = Callable[[], Iterable[Any]]
 
 @final
 class Guard:
-    """The state that functions, methods, modules and objects refer to, followed as deep as it goes.
+    """The state that functions, methods, modules and objects refer to, directly or indirectly.
 
     Followed are: a module's parameters, buffers, children, `training` and other attributes; the instance behind a bound
-    method; closures, defaults, `functools.partial` and `functools.wraps`; global variables that a function outside of
-    a library names; attributes of objects and of their classes; lists, tuples, sets and dictionaries. Not followed are
-    modules of Python (`config.beta`), the elements of arrays, and what is :class:`~pyro_gvae.programs.kept.Kept`.
+    method; closures, defaults, `functools.partial` and `functools.wraps`; global variables that are used by functions
+    outside libraries; attributes of objects and of their classes; lists, tuples, sets and dictionaries. Not followed
+    are attributes of Python modules (`config.beta`), elements of arrays, and :class:`~pyro_gvae.programs.kept.Kept`.
 
     Args:
         roots: where to start: model, guide, ELBO.
     """
 
     def __init__(self, roots: Iterable[Any]) -> None:
-        self.tensors: dict[int, Tensor] = {}  # by id: they are what a graph may read
+        self.tensors: dict[int, Tensor] = {}  # by id: the tensors that a graph may read
         self.modules: list[nn.Module] = []
         self._readers: list[Reader] = []
-        self._empty: list[Any] = []  # containers, mostly modules' hooks: faster to check than to read
+        self._empty: list[Any] = []  # empty containers, mostly modules' hooks, which are cheaper to check than to read
         self._walk(roots)
         self._seen = list(self._read())
         self._kinds = list(map(KIND, self.tensors.values()))
 
     def holds(self) -> bool:
-        """Whether every place holds what it held: the very same tensor, function or object, or an equal number."""
+        """Return whether each place still has the same tensor, function or object, or an equal number."""
         if any(self._empty):
             return False
         now = list(self._read())
         same = len(now) == len(self._seen) and (all(map(is_, now, self._seen)) or all(map(_same, now, self._seen)))
-        # module.double() and requires_grad_() change a parameter in its place.
+        # module.double() and requires_grad_() change a parameter in place.
         return same and list(map(KIND, self.tensors.values())) == self._kinds
 
     def changes(self) -> list[Any]:
-        """What was not there before."""
+        """Return the objects that were not there when the guard was made."""
         before = set(map(id, self._seen))
         return [*filter(None, self._empty), *(thing for thing in self._read() if id(thing) not in before)]
 
@@ -66,7 +66,7 @@ class Guard:
         return chain.from_iterable(read() for read in self._readers)
 
     def _walk(self, roots: Iterable[Any]) -> None:
-        visited: dict[int, Any] = {}  # keeps them alive, so that an id is not used twice
+        visited: dict[int, Any] = {}  # keeps objects alive, so that their ids are not reused
         waiting = deque(roots)
         while waiting:
             thing = waiting.popleft()
@@ -86,7 +86,7 @@ class Guard:
 
 
 def _readers(thing: Any) -> list[Reader]:
-    """How to read, now and later, what a thing refers to."""
+    """Return functions that read, now and later, what an object refers to."""
     if isinstance(thing, types.ModuleType | types.GenericAlias | Tensor | Kept) or _root(type(thing)) in RESTLESS:
         return []
     if isinstance(thing, dict):
@@ -133,7 +133,7 @@ def _root(thing: Any) -> str:
 
 
 def _same(now: Any, before: Any) -> bool:
-    """The same object, an equal number or word, or a container of the same."""
+    """Return whether two values are one object, equal numbers or strings, or containers of such values."""
     if now is before:
         return True
     if type(now) is not type(before):

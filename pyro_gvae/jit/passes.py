@@ -1,8 +1,8 @@
-"""A recorded graph's computation in fewer and faster operations.
+"""Simplification of recorded graphs: the same computation in fewer and faster operations.
 
-A recording repeats what Pyro and autograd do by habit: it adds zero, renames, computes twice, multiplies by ones. Here
-that is left out. Nothing changes but rounding; memory that an operation writes to is never touched, and random draws
-keep their number and order.
+Pyro and autograd add zeros, rename, compute some values twice and multiply by ones, and a recording repeats all of it.
+The rules below remove this. Results change only by rounding. Memory that an operation writes to is left alone, and
+random draws keep their number and order.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from ..runtime.compat.torch import is_operation
 from ..runtime.tuning import tuning
 from .aliases import separate_outputs, written
 
-Op = Any  # a Node, whose arguments are typed too widely to reason about
+Op = Any  # a Node; the declared type of its arguments is too wide to be useful
 aten = torch.ops.aten
 ADD, SUB, MUL, DIV, NEG = aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default
 EXP, SUM, SUM_ALONG, VIEW = aten.exp.default, aten.sum.default, aten.sum.dim_IntList, aten.view.default
 
-#: Constants of at most so many bytes are computed once, when the graph is made.
+#: Largest size in bytes of constants that are computed once, when the graph is made.
 MAX_CONSTANT = 2**20
 
 RENAMES = {aten.alias.default, aten.detach.default, aten.lift_fresh.default}
@@ -43,7 +43,7 @@ def simplify(graph_module: GraphModule) -> None:
 
 @final
 class _Rewriter:
-    """What rules need to know of a graph's nodes, and how they add some."""
+    """A graph with what rules need to know about its nodes, and with methods to add nodes."""
 
     def __init__(self, graph_module: GraphModule) -> None:
         self.module = graph_module
@@ -54,7 +54,7 @@ class _Rewriter:
                 self._describe(node, node.meta["val"])
 
     def sweep(self) -> bool:
-        """Try all rules on all nodes, in order; whether one applied."""
+        """Apply all rules to all nodes, in order; return whether one applied."""
         changed = False
         seen: dict[str, Node] = {}
         for node in list[Op](self.graph.nodes):
@@ -70,14 +70,14 @@ class _Rewriter:
         return changed
 
     def _is_pure(self, node: Op) -> bool:
-        """Whether a node is a function of values alone, whose memory nobody writes to."""
+        """Return whether a node is a function of values only, and nothing writes to its memory."""
         return (
             node.op == "call_function"
             and is_operation(node.target)
             and "like" in node.meta
             and not node.is_impure()
             and not node.target.name().startswith("aten::empty")
-            and "batch_norm" not in node.target.name()  # it changes statistics and does not say so
+            and "batch_norm" not in node.target.name()  # its schema does not say that it changes statistics
             and not any(other in self.written for other in (node, *node.all_input_nodes))
         )
 
@@ -87,7 +87,7 @@ class _Rewriter:
         return node
 
     def new(self, target: Any, *args: Any) -> Op:
-        """Another operation, before the node that is looked at."""
+        """Insert an operation before the current node."""
         node = self.graph.call_function(target, args)
         likes: Any = map_arg(args, lambda arg: arg.meta["like"])
         node.meta["like"] = target(*likes)
@@ -95,20 +95,20 @@ class _Rewriter:
         return node
 
     def constant(self, value: Tensor) -> Op:
-        """A tensor that depends on no input."""
+        """Add a constant tensor to the graph."""
         name = f"_constant{sum(name.startswith('_constant') for name in vars(self.module))}"
         setattr(self.module, name, value)
         return self._describe(self.graph.create_node("get_attr", name), value)
 
     def value(self, node: Node) -> Tensor | None:
-        """The value of a constant."""
+        """Return the value of a constant, or None for other nodes."""
         if node.op == "get_attr" and node not in self.written:
             value: Tensor = getattr(self.module, str(node.target))
             return value
         return None
 
     def number(self, node: Any) -> float | None:
-        """A number, or the one number that fills a constant."""
+        """Return a number, or the number that all elements of a constant equal; None for other nodes."""
         if isinstance(node, int | float):
             return node
         value = self.value(node) if isinstance(node, Node) else None
@@ -118,11 +118,11 @@ class _Rewriter:
         return first.item() if bool((value == first).all()) else None
 
 
-# Rules: each returns what may stand in a node's place, or None.
+# Rules. Each returns a node that may replace the given one, or None.
 
 
 def _computed_once(graph: _Rewriter, node: Op) -> Op | None:
-    """What depends on no input is a constant."""
+    """Compute a node that depends on no input once, as a constant."""
     like = node.meta["like"]
     if like.numel() * like.itemsize > MAX_CONSTANT:
         return None
@@ -137,7 +137,7 @@ def _computed_once(graph: _Rewriter, node: Op) -> Op | None:
 
 
 def _nothing_done(graph: _Rewriter, node: Op) -> Op | None:
-    """Renaming, copies that nobody writes to, reshaping to the same shape, x + 0, 1 x."""
+    """Remove renaming, copies that nothing writes to, reshaping to the same shape, x + 0 and 1 x."""
     x, other = (*node.args, None, None)[:2]
     if not isinstance(x, Node) or "like" not in x.meta:
         return None
@@ -153,7 +153,7 @@ def _nothing_done(graph: _Rewriter, node: Op) -> Op | None:
 
 
 def _undone(graph: _Rewriter, node: Op) -> Op | None:
-    """-(-x) and transposing twice."""
+    """Remove double negation, -(-x), and double transposition."""
     x = node.args[0] if node.args else None
     if isinstance(x, Node) and x.target is node.target and node.target in (NEG, aten.t.default):
         return x.args[0]
@@ -161,7 +161,7 @@ def _undone(graph: _Rewriter, node: Op) -> Op | None:
 
 
 def _joined(graph: _Rewriter, node: Op) -> Op | None:
-    """Two operations that are one: reshaping twice, a sum of sums, a bias's gradient, a linear layer."""
+    """Merge two operations into one: reshaping twice, a sum of sums, a bias's gradient, a linear layer."""
     if node.target is aten.addmm.default and not node.kwargs:
         bias, x, weight = node.args
         is_layer = weight.target is aten.t.default and bias.meta["like"].dim() == 1
@@ -180,7 +180,7 @@ def _joined(graph: _Rewriter, node: Op) -> Op | None:
 
 
 def _signs_moved(graph: _Rewriter, node: Op) -> Op | None:
-    """Signs go outwards, where they meet: a + (-b) = a - b, (-a) b = -(a b)."""
+    """Move signs outwards, where they cancel: a + (-b) = a - b, (-a) b = -(a b)."""
     signs = [isinstance(arg, Node) and arg.target is NEG for arg in node.args]
     if node.kwargs or not any(signs):
         return None
@@ -200,7 +200,7 @@ def _signs_moved(graph: _Rewriter, node: Op) -> Op | None:
 
 
 def _numbers_taken(graph: _Rewriter, node: Op) -> Op | None:
-    """A constant that is one number everywhere is that number, and stands behind what it multiplies."""
+    """Replace a constant whose elements all equal one number by that number, as the second operand."""
     if node.kwargs or node.target not in (MUL, ADD, aten.mul.Scalar):
         return None
     for x, other in (node.args, node.args[::-1]):
@@ -217,14 +217,14 @@ def _numbers_taken(graph: _Rewriter, node: Op) -> Op | None:
 
 
 def _sigmoid(graph: _Rewriter, node: Op) -> Op | None:
-    """The derivative of softplus."""
+    """Write the derivative of softplus as a sigmoid."""
     if node.target is not aten.softplus_backward.default or node.args[2] != 1:
         return None
     return graph.new(MUL, graph.new(aten.sigmoid.default, node.args[1]), node.args[0])
 
 
 def _normalized(graph: _Rewriter, node: Op) -> Op | None:
-    """Softmax and its logarithm over few categories, and their derivatives, by elementary operations."""
+    """Write softmax and log-softmax over few categories, and their derivatives, as elementary operations."""
     if node.target not in NORMALIZATIONS:
         return None
     many = tuning(node.meta["device"]).many_categories
@@ -258,7 +258,7 @@ def _softmax_backward(new: New, gradient: Op, y: Op) -> Op:
     return new(SUB, weighted, new(MUL, y, new(SUM_ALONG, weighted, [-1], True)))
 
 
-# Of each: how many tensors it takes, before the dimension, and how to write it.
+# Operation -> number of tensor arguments, which precede the dimension, and the function that rewrites it.
 NORMALIZATIONS: dict[Any, tuple[int, Callable[..., Op]]] = {
     aten._log_softmax.default: (1, _log_softmax),
     aten._softmax.default: (1, _softmax),

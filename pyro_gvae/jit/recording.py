@@ -1,4 +1,4 @@
-"""From a plain run to a recording that gives the same: loss and gradients as one graph of parameters and data."""
+"""Recordings of a loss and its gradients as one graph, each checked against a plain run."""
 
 import math
 import random
@@ -22,18 +22,19 @@ Loss = Any  # a tensor, a number, or a tuple of them
 Outcome = tuple[Loss, list[Tensor | None]]  # the loss, and the gradient of each leaf
 Graph = Callable[..., Outcome]
 
-#: How far a recording may be from the plain run, relative to the largest entry: it rounds in another order.
+#: Largest allowed difference between a recording and the plain run, relative to the largest entry. They round in
+#: different orders.
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
-COARSE = 5e-2  # in half precision
+COARSE = 5e-2  # the same in half precision
 
 
 class Job(NamedTuple):
-    """What to record.
+    """The computation to record.
 
     Attributes:
-        run: of the tensors; returns a loss and adds to the gradients of parameters.
-        tensors: arguments.
-        roots: what `run` reads besides: model, guide, ELBO.
+        run: a function of the tensors that returns a loss and adds to the gradients of parameters.
+        tensors: its arguments.
+        roots: what it reads besides: model, guide, ELBO.
     """
 
     run: Callable[..., Loss]
@@ -43,12 +44,12 @@ class Job(NamedTuple):
 
 @final
 class Recording:
-    """A graph of loss and gradients, the tensors that it reads, and the guard of what it depends on.
+    """A graph of loss and gradients, with the tensors that it reads and the guard of what it depends on.
 
     Attributes:
-        leaves: the tensors whose gradients the graph gives.
-        guard: tells whether the graph is still that of the program.
-        stored: what Pyro's param store held.
+        leaves: the tensors whose gradients the graph computes.
+        guard: tells whether the graph still matches the program.
+        stored: the content of Pyro's param store at the time of recording.
     """
 
     def __init__(
@@ -61,45 +62,44 @@ class Recording:
         self._captured = captured
 
     def __call__(self, tensors: Sequence[Tensor]) -> Outcome:
-        """The loss for these data, and the gradient of each leaf."""
+        """Return the loss for these data, and the gradient of each leaf."""
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             for device in ("cpu", "cuda"):
-                if torch.is_autocast_enabled(device):  # the graph has its casts already
+                if torch.is_autocast_enabled(device):  # the graph already contains the casts
                     stack.enter_context(torch.autocast(device, enabled=False))
             return self._graph(*self._captured, *tensors)
 
 
 def stored_parameters() -> dict[str, Tensor]:
-    """What Pyro's param store holds, unconstrained."""
+    """Return the unconstrained parameters in Pyro's param store."""
     return dict(pyro.get_param_store().named_parameters())
 
 
 def new_recording(
     job: Job, finish: Callable[[GraphModule, Sequence[Tensor]], Graph], *, check: bool
 ) -> tuple[Recording, Outcome]:
-    """Run a job plainly, record it, and compare.
+    """Run a job plainly, record it, and compare the two.
 
     Args:
-        job: what to record.
-        finish: makes, of the graph and example inputs, the function that is replayed.
-        check: compare the recording's loss and gradients with the plain ones.
+        job: the computation to record.
+        finish: turns the graph and example inputs into the function that is replayed.
+        check: whether to compare the recording's loss and gradients with those of the plain run.
 
     Returns:
-        The recording, and its outcome, rounded as those of later calls are: a run that is resumed, and so records
-        again, gives bit for bit what it would have given. (Of a first run that draws parameters of Pyro's store, it is
-        the plain outcome.) Random states and buffers are as one run leaves them, and gradients as
-        before.
+        The recording and its outcome. The outcome is that of a replay, so a resumed run, which records again, gives the
+        same results bit for bit. (If the first run drew initial values for Pyro's param store, it is that of the plain
+        run.) Random states and buffers are as after one run, and gradients as before.
 
     Raises:
-        NotRecordableError: if a recording cannot hold the program, or does not give the same. Then all is as before.
+        NotRecordableError: if a recording cannot hold the program, or gives other results. All state is then restored.
     """
     before = _State(job)
     gradients = {leaf: leaf.grad for leaf in before.leaves}
     try:
         loss = _run(job, before.leaves)
         after = _State(job)
-        gradients = dict.fromkeys(after.leaves) | gradients  # new ones had none
+        gradients = dict.fromkeys(after.leaves) | gradients  # new leaves had no gradient
         outcome = loss, [leaf.grad for leaf in after.leaves]
         with no_sources_kept():
             recording, replayed = _recorded(job, before, after, outcome, finish, check=check)
@@ -125,16 +125,16 @@ def _recorded(
     *,
     check: bool,
 ) -> tuple[Recording, Outcome | None]:
-    """The recording, and the outcome of its replay in place of the first run, if that did the same."""
+    """Return the recording, and the outcome of its replay if that did the same as the first run."""
     if after.other_generators != before.other_generators:
         raise NotRecordableError(
             "Expected a program that draws its random numbers from torch, but found that it draws from Python's or "
-            "NumPy's generator, which a recording would not do again. Try torch.rand, or the plain ELBO."
+            "NumPy's generator, which a recording would not repeat. Try torch.rand, or the plain ELBO."
         )
     start, end, leaves = before, after.random_state, after.leaves
     if not (before.guard.holds() and _same_entries(before.stored, after.stored)):
-        # The first run has set something up; the second one is as all that follow. Did the first make new tensors, such
-        # as parameters, it drew their values, and the second comes after it; else it takes the place of the first.
+        # The first run has set something up; a second run is like all later ones. If the first run made new tensors,
+        # such as parameters, it drew their values, and the second run follows it. Otherwise the second replaces it.
         start = before if after.known.keys() <= before.known.keys() else after
         start.restore()
         outcome = _run(job, leaves), [leaf.grad for leaf in leaves]
@@ -165,7 +165,7 @@ def _run(job: Job, leaves: Sequence[Tensor]) -> Loss:
 
 @final
 class _State:
-    """What a job depends on and changes: Python state, tensors and their values, random numbers."""
+    """The state that a job depends on and changes: Python objects, tensors and their values, random states."""
 
     def __init__(self, job: Job) -> None:
         self.guard = Guard(job.roots)
@@ -179,13 +179,13 @@ class _State:
         self._cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
     def restore(self) -> None:
-        """Put back torch's random numbers and the values of buffers."""
+        """Restore torch's random states and the values of buffers."""
         torch.set_rng_state(self.random_state)
         for index, state in enumerate(self._cuda_states):
             torch.cuda.set_rng_state(state, index)
         with torch.no_grad():
             for tensor, value in self._values:
-                # One that has got its shape in the meantime has been set up, and stays so.
+                # A buffer whose shape has changed since was initialized lazily, and remains so.
                 if tensor.shape == value.shape and not torch.equal(tensor, value):
                     tensor.copy_(value)
 
@@ -197,23 +197,23 @@ def _same_entries(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def _check_state(state: _State, captured: Sequence[Tensor]) -> None:
     if not state.guard.holds() or not _same_entries(state.stored, stored_parameters()):
         raise NotRecordableError(
-            "Expected a program that is the same whenever it runs, but found that it changes its own Python state, or "
-            f"puts a new tensor in the place of one {reprlib.repr(state.guard.changes())}. Try a buffer that changes "
-            "in its place, or the plain ELBO."
+            "Expected a program that does the same in each run, but found that it changes its own Python state, or "
+            f"puts a new tensor in the place of one: {reprlib.repr(state.guard.changes())}. Try a buffer that is "
+            "changed in place, or the plain ELBO."
         )
     for tensor in captured:
         if id(tensor) not in state.known:
             raise NotRecordableError(
-                "Expected a program that reads its arguments, and tensors that model and guide refer to, but found "
+                "Expected a program that reads only its arguments and tensors that model and guide refer to, but found "
                 f"another tensor of shape {tuple(tensor.shape)}, whose replacement a recording could not notice. Try "
-                "to make it a buffer of a module, or the plain ELBO."
+                "making it a buffer of a module, or the plain ELBO."
             )
 
 
 def _compare(expected: Outcome, found: Outcome, leaves: Sequence[Tensor], same_draws: bool) -> None:
     losses = zip(leaves_of(expected[0]), leaves_of(found[0]), strict=True)
     gradients = [*zip(leaves, expected[1], found[1], strict=True)]
-    # Some gradients are zero but for rounding: what is small is small next to the largest of all.
+    # Some gradients are zero up to rounding, so compare with the largest entry of all gradients.
     scale = max((gradient.abs().max().item() for gradient in expected[1] if gradient is not None), default=0.0)
     different = ["its loss" for a, b in losses if not _close(a, b, abs(float(a)))]
     different += [
@@ -225,7 +225,7 @@ def _compare(expected: Outcome, found: Outcome, leaves: Sequence[Tensor], same_d
         different.append("the number of its random draws")
     if different:
         raise NotRecordableError(
-            "Expected a recording that gives what the plain ELBO gives under the same seed, but found that "
+            "Expected a recording that equals the plain ELBO under the same seed, but found that "
             f"{different[0]} differs: the program depends on something that changes from run to run. Try the plain "
             "ELBO."
         )

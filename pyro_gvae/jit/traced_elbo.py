@@ -1,4 +1,4 @@
-"""A Pyro ELBO recorded once and replayed: the same numbers without Pyro's handlers and without autograd."""
+"""An ELBO that records another one and replays it, without Pyro's handlers and without autograd."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,37 +22,37 @@ from .recording import Job, Loss, Outcome, Recording, new_recording, stored_para
 
 
 class Call(NamedTuple):
-    """One call of a method of an ELBO, its arguments flat."""
+    """One call of an ELBO's method, with flattened arguments."""
 
     method: str
     model: Program
     guide: Program
     leaves: list[Any]
-    nesting: Nesting | None  # None where the leaves are the positional arguments
+    nesting: Nesting | None  # None if the leaves are the positional arguments
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The arguments that are tensors, in their order."""
+        """The tensors among the arguments, in their order."""
         return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
 
     def key(self) -> Any:
-        """Equal for calls that may share a recording, as far as arguments and torch's modes say."""
+        """Return a key that is equal for calls that may share a recording, by their arguments and torch's modes."""
         arguments = tuple(map(_signature, self.leaves))
         return self.method, self.model, self.guide, arguments, self.nesting, _modes()
 
     def is_foreign(self) -> bool:
-        """Whether no recording can stand for the call: other handlers have a say in it, or inputs want gradients."""
+        """Return whether no recording can replace the call: another handler acts on it, or inputs require gradients."""
         others = not all(map(only_records_parameters, handlers_on_stack()))
         return others or any(tensor.requires_grad for tensor in self.tensors)
 
     def arguments(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Any], dict[str, Any]]:
-        """As they were given, but with other tensors."""
+        """Return the arguments as they were given, but with other tensors."""
         given = iter(tensors)
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         return (leaves, {}) if self.nesting is None else nested(leaves, self.nesting)
 
     def run(self, elbo: ELBO, *tensors: Tensor) -> Loss:
-        """The call with other tensors, as a recording needs it; gradients are added to those of parameters."""
+        """Make the call with other tensors, in a form that can be recorded. Gradients are added to `.grad`."""
         args, kwargs = self.arguments(tensors)
         loss = recordable(elbo, self.method)(self.model, self.guide, *args, **kwargs)
         if self.method == "differentiable_loss":
@@ -62,58 +62,59 @@ class Call(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A recording, the calls that it is for, and the parameters that a run shows to Pyro."""
+    """A recording, the key of its calls, and the parameters that a run shows to Pyro."""
 
     key: Any
     recording: Recording
     params: dict[str, Tensor]
 
     def show_params(self) -> bool:
-        """Show the parameters to Pyro's handlers, such as SVI's; False if Pyro's param store has others by now."""
+        """Show the parameters to handlers such as SVI's; return False if Pyro's param store now has other tensors."""
         store = stored_parameters()
         for name, leaf in self.params.items():
             if name in self.recording.stored:
                 if store.get(name) is not leaf:
                     return False
                 pyro.param(name)
-            else:  # of a module whose parameters stay in it
+            else:  # a parameter that remains in its module
                 announce(name, leaf)
         return True
 
 
 @final
 class TracedELBO(LossOnlyELBO):
-    """A drop-in `loss=` for `SVI`: records the loss and gradients of another ELBO once, and replays them.
+    """A drop-in `loss=` for `SVI` that records the loss and gradients of another ELBO once, and replays them.
 
-    The first step runs the plain ELBO, with Pyro's validation as it is set, and records it: the operations of the
-    forward and of the backward pass, as one `torch.fx` graph. Later steps run that graph. Parameters, buffers and data
-    are its inputs, so neither a parameter update nor annealing (`vae.temperature = 0.5`) needs another recording.
-    Random draws stay random and take from torch's generator what the plain ELBO takes, in the same order: the same seed
-    gives the same losses.
+    The first step runs the plain ELBO, with Pyro's current validation setting, and records the operations of its
+    forward and backward pass as one `torch.fx` graph. Later steps run that graph. Parameters, buffers and data are its
+    inputs, so neither a parameter update nor annealing (`vae.temperature = 0.5`) needs another recording. Random draws
+    remain random: they take the same numbers from torch's generator as the plain ELBO, in the same order, so the same
+    seed gives the same losses.
 
-    A recording is used again only where nothing that it depends on has changed; else there is another one. Guarded are
+    A recording is used again only if nothing that it depends on has changed; otherwise a new one is made. Guarded are
 
-    - the arguments: nesting, shape, stride, type and device of tensors, the values of everything else;
-    - everything that model, guide and ELBO refer to, as :class:`~pyro_gvae.jit.guards.Guard` says: a parameter or
-      buffer that is new, gone or another tensor (not its values), which of them require gradients, `train()` and
-      `eval()`, numbers and other attributes of Python, global variables and closures included;
-    - torch's default type and device, gradient mode and autocast;
-    - the entries of Pyro's param store that the program has.
+    - the arguments: nesting, shape, stride, dtype and device of tensors, and the values of everything else;
+    - everything that model, guide and ELBO refer to, see :class:`~pyro_gvae.jit.guards.Guard`: parameters and buffers
+      that are added, removed or replaced (their values may change), which of them require gradients, `train()` and
+      `eval()`, numbers and other Python attributes, global variables and closures;
+    - torch's default dtype and device, gradient mode and autocast;
+    - the entries of Pyro's param store that the program uses.
 
-    Not guarded are the elements of NumPy arrays, attributes of Python's modules, and files. Calls inside of another
-    Pyro handler, or with arguments that require gradients, go to the plain ELBO.
+    Not guarded are the elements of NumPy arrays, attributes of Python modules, and files. Calls inside another Pyro
+    handler, or with arguments that require gradients, are passed to the plain ELBO.
 
     Args:
-        elbo: the loss to record, of any kind that Pyro or this package has. One of your own turns a loss into a number
-            by `pyro.infer.util.torch_item`, or is a :class:`~pyro_gvae.programs.tensor_elbo.TensorELBO`.
-        check: compare each new recording, loss and gradients, with the plain ELBO under the same seed.
-        max_recordings: how many are kept; the one that was not used for longest goes first.
-        compile: hand the graph to Inductor (with CUDA graphs on a GPU), which needs a compiler and some seconds.
+        elbo: the loss to record, any of Pyro's or of this package. Your own must convert its loss to a number by
+            `pyro.infer.util.torch_item`, or be a :class:`~pyro_gvae.programs.tensor_elbo.TensorELBO`.
+        check: whether to compare loss and gradients of each new recording with the plain ELBO under the same seed.
+        max_recordings: number of recordings that are kept; the least recently used is dropped first.
+        compile: whether to compile the graph with Inductor (with CUDA graphs on a GPU), which needs a compiler and some
+            seconds.
 
     Raises:
-        ValueError: at a first step, if a recording cannot hold the program: its control flow or a shape depends on
-            data, it takes numbers out of tensors (`.item()`), changes its own Python state, draws random numbers
-            outside of torch, or reads a tensor whose replacement could not be noticed.
+        ValueError: when recording, if a recording cannot hold the program: its control flow or a shape depends on data,
+            or it reads values from tensors (`.item()`), changes its own Python state, draws random numbers outside
+            torch, or reads a tensor whose replacement could not be noticed.
 
     Example:
         >>> from pyro.infer import SVI, Trace_ELBO
@@ -135,20 +136,20 @@ class TracedELBO(LossOnlyELBO):
         self.check = check
         self.max_recordings = max_recordings
         self.compile = compile
-        #: How many recordings were made so far.
+        #: Number of recordings made so far.
         self.num_recordings = 0
-        self._entries: list[Entry] = []  # the last used is the last
+        self._entries: list[Entry] = []  # ordered from least to most recently used
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
-        """The plain ELBO's `loss`."""
+        """Return the plain ELBO's `loss`, in nats summed over the data."""
         return self._as_numbers(_call("loss", model, guide, args, kwargs))
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
-        """The plain ELBO's `loss_and_grads`: the loss is returned, gradients are added to `.grad` of parameters."""
+        """Return the plain ELBO's `loss_and_grads`, and add gradients to `.grad` of the parameters."""
         return self._as_numbers(_call("loss_and_grads", model, guide, args, kwargs))
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The plain ELBO's `differentiable_loss`: a tensor whose `.backward()` adds to `.grad` of parameters, once."""
+        """Return the plain ELBO's `differentiable_loss`, a tensor whose `.backward()` may be called once."""
         call = _call("differentiable_loss", model, guide, args, kwargs)
         if not torch.is_grad_enabled() or call.is_foreign():
             return self.elbo.differentiable_loss(model, guide, *args, **kwargs)
@@ -157,12 +158,12 @@ class TracedELBO(LossOnlyELBO):
         return warn_if_nan(loss, "loss")
 
     def outcome(self, model: Program, guide: Program, *args: Any) -> tuple[Outcome, list[Tensor]]:
-        """For training loops of one's own: what `loss_and_grads` computes, but no `.grad` changes.
+        """Compute what `loss_and_grads` computes, but return the gradients; for your own training loops.
 
         New recordings are made with Pyro's validation on, and with a param store of their own.
 
         Returns:
-            The loss as a tensor with the gradients, and the parameters that these belong to.
+            The loss as a tensor together with the gradients, and the parameters that the gradients belong to.
         """
         call = _call("loss_and_grads", model, guide, args, {})
         key = call.key()
@@ -187,7 +188,7 @@ class TracedELBO(LossOnlyELBO):
         return numbers
 
     def _shown(self, call: Call) -> tuple[Recording, Outcome]:
-        """What a call gives, its parameters shown to SVI."""
+        """Return the outcome of a call, and show its parameters to SVI."""
         key = call.key()
         entry = self._known(key, Entry.show_params)
         if entry is not None:
@@ -197,7 +198,7 @@ class TracedELBO(LossOnlyELBO):
         return entry.recording, outcome
 
     def _known(self, key: Any, accept: Callable[[Entry], bool] = lambda entry: True) -> Entry | None:
-        """A recording made before that still holds."""
+        """Return an existing recording that is still valid, or None."""
         for index in range(len(self._entries) - 1, -1, -1):
             entry = self._entries[index]
             if entry.key == key and entry.recording.guard.holds() and accept(entry):
@@ -206,12 +207,12 @@ class TracedELBO(LossOnlyELBO):
         return None
 
     def _new(self, call: Call, key: Any) -> tuple[Entry, Outcome]:
-        """A new recording, and what it gives."""
+        """Make a recording, and return it with its outcome."""
         self._check_recordable(call)
         others = [leaf for leaf in call.leaves if not isinstance(leaf, Tensor)]
         job = Job(
             run=partial(call.run, self.elbo),
-            # Tensors of their own, should an argument be given twice, or be a buffer of the program.
+            # Separate tensor objects, in case an argument is given twice or is also a buffer of the program.
             tensors=[tensor.detach() for tensor in call.tensors],
             roots=[call.model, call.guide, self.elbo, *others],
         )
@@ -225,11 +226,11 @@ class TracedELBO(LossOnlyELBO):
         return entry, outcome
 
     def _check_recordable(self, call: Call) -> None:
-        """Refuse at once what would be refused after minutes: an ELBO may say itself why it cannot be recorded."""
+        """Ask the ELBO whether it can be recorded, because finding out by recording may take minutes."""
         if not isinstance(self.elbo, TensorELBO):
             return
         args, kwargs = call.arguments(call.tensors)
-        reason = self.elbo.why_not_recordable(call.model, *args, **kwargs)
+        reason = self.elbo.why_not_recordable(call.model, call.guide, *args, **kwargs)
         if reason is not None:
             raise NotRecordableError(reason)
 
@@ -263,7 +264,7 @@ def _signature(leaf: Any) -> Any:
 
 
 def _modes() -> Any:
-    """The states of torch and Pyro that change what the same call does."""
+    """Return the settings of torch and Pyro that change what a call does."""
     devices = ("cpu", "cuda")
     autocast = tuple(torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) for device in devices)
     local = pyro.settings.get("module_local_params")

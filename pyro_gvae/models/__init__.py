@@ -1,1 +1,1 @@
-"""Ready programs and the networks that they use."""
+"""Ready-made programs and the networks that they use."""

@@ -1,10 +1,13 @@
-"""The categorical VAE: one Pyro program, written as on paper."""
+"""The categorical VAE, a Pyro model and guide."""
 
+import functools
+import threading
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
@@ -12,10 +15,14 @@ from torch import Tensor, nn
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.parameters import check_temperature, scalar_temperature
 from ..handlers import relax
-from ..handlers.parameters import announce
+from ..handlers.parameters import OwnParameters, announce
 from ..handlers.sites import at_temperature
+from ..runtime.compat.pyro import forget_leaf, is_random
 from .networks import mlp_decoder, mlp_encoder
 from .observations import Observation, as_observation
+
+#: Pyro's handlers are global, but `DataParallel` calls each replica in its own thread.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class CategoricalVAE(nn.Module):
@@ -27,32 +34,33 @@ class CategoricalVAE(nn.Module):
         x &\sim \mathrm{Observation}(\mathrm{decoder}(z)) \\
         q(z_n | x) &= \mathrm{Categorical}(\mathrm{softmax}(\mathrm{encoder}(x)_n))
 
-    They are written with one discrete site "z" in plate "data", and observation "x". Handled by :func:`relax`, they
-    are the Pyro pair `model` and `guide` (Jang et al. 2017, arXiv 1611.01144; Maddison et al. 2017, arXiv 1611.00712),
-    in which "z" is a `RelaxedOneHotCategorical`, scored in log space at "z_log". It runs as it is in stock `SVI` with
-    `Trace_ELBO`; :func:`discretize` and :func:`enumerated` turn it into the discrete pair.
+    Model and guide have one discrete site "z" in the plate "data", and the model observes "x". Both are decorated with
+    :func:`relax` (Jang et al. 2017, arXiv 1611.01144; Maddison et al. 2017, arXiv 1611.00712), so that "z" is a
+    `RelaxedOneHotCategorical`, scored in log space at "z_log". As they are, `model` and `guide` train in stock `SVI`
+    with `Trace_ELBO`. :func:`discretize` and :func:`enumerated` make them discrete.
 
     Args:
         data_dim: D.
         num_latents: N.
         num_categories: K.
-        hidden: widths of the encoder's hidden layers; the decoder has them in reverse.
-        observation: "bernoulli", "continuous-bernoulli", "gaussian" or "categorical" pixels, or a module of one's own,
-            an :class:`~pyro_gvae.models.observations.Observation`.
-        scale: of the "gaussian" observation; None learns one scale for all pixels.
-        num_levels: of the "categorical" observation: pixels are whole numbers 0 .. num_levels - 1.
-        learn_prior: learn `prior_logits` in place of a uniform prior.
-        temperature: of the guide's relaxation.
-        prior_temperature: of the model's; the defaults 2/3 and 2/5 are those of Maddison et al. for 8 categories.
-        encoder: a module x (B, D) -> logits (B, N, K) in place of the MLP.
-        decoder: a module z (..., N, K) -> natural parameters (..., D) in place of the MLP.
-        name: under which Pyro's param store knows the parameters.
+        hidden: widths of the encoder's hidden layers; the decoder uses them in reverse order.
+        observation: "bernoulli", "continuous-bernoulli", "gaussian" or "categorical" pixels, or your own
+            :class:`~pyro_gvae.models.observations.Observation`.
+        scale: standard deviation of the "gaussian" observation; None learns one scale for all pixels.
+        num_levels: levels of the "categorical" observation, whose pixels are whole numbers 0 .. num_levels - 1.
+        learn_prior: learn `prior_logits`; otherwise the prior is uniform.
+        temperature: temperature of the guide's relaxation.
+        prior_temperature: temperature of the model's relaxation. The defaults 2/3 and 2/5 are those of Maddison et al.
+            for 8 categories.
+        encoder: a module x (B, D) -> logits (B, N, K) that replaces the MLP.
+        decoder: a module z (..., N, K) -> natural parameters (..., D) that replaces the MLP.
+        name: prefix of the parameters' names in Pyro's param store.
 
     Attributes:
         observation: the module that builds p(x | z): `observation(decoder(z))`.
 
     Raises:
-        ValueError: if a size, a temperature or the observation is out of its range.
+        ValueError: if a size or a temperature is out of range, or the observation or one of its options is unknown.
 
     Example:
         >>> from pyro.infer import SVI, Trace_ELBO
@@ -105,11 +113,17 @@ class CategoricalVAE(nn.Module):
 
     @relax()
     def model(self, x: Tensor) -> Tensor:
-        """p(z) p(x | z) for data x (B, D); returns the code z (B, N, K).
+        """Run the model p(z) p(x | z).
+
+        Args:
+            x: data (B, D).
+
+        Returns:
+            The code z (B, N, K).
 
         Raises:
-            ValueError: if x does not have shape (B, D), or, while Pyro's validation is on, lies outside of the
-                observation's range.
+            ValueError: if x does not have shape (B, D) or, with Pyro's validation, lies outside the observation's
+                range.
         """
         self._check_data(x)
         self._register()
@@ -122,7 +136,17 @@ class CategoricalVAE(nn.Module):
 
     @relax()
     def guide(self, x: Tensor) -> Tensor:
-        """q(z | x) for data x (B, D); returns the code z (B, N, K)."""
+        """Run the guide q(z | x).
+
+        Args:
+            x: data (B, D).
+
+        Returns:
+            The code z (B, N, K).
+
+        Raises:
+            ValueError: if x does not have shape (B, D), or the encoder's logits do not have shape (B, N, K).
+        """
         self._check_data(x)
         self._register()
         with pyro.plate("data", len(x)):
@@ -135,6 +159,33 @@ class CategoricalVAE(nn.Module):
             posterior = FactorizedOneHotCategorical(logits=logits)
             code: Tensor = pyro.sample("z", posterior, infer=at_temperature(self.temperature))  # (B, N, K)
         return code
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the loss of each datum of x (B, D), from one sample of its code: shape (B,), in nats.
+
+        It is minus the ELBO of `model` and `guide`, as a function of tensors and of the module's own parameters. This
+        serves `DistributedDataParallel` and other tools that train by calling a module, `vae(x).mean().backward()`. The
+        outermost handler decides what the code is, as it does for the pair: `straight_through(vae)(x)`.
+
+        Raises:
+            ValueError: if a handler makes the code discrete and gradients are enabled.
+        """
+        with _ONE_AT_A_TIME, OwnParameters():
+            guide = poutine.trace(self.guide).get_trace(x)
+            model = poutine.trace(poutine.replay(self.model, trace=_drawn(guide))).get_trace(x)
+        code: Any = guide.nodes["z"]["fn"]
+        log_q = _log_density(guide)
+        if log_q.requires_grad and not code.has_rsample:
+            raise ValueError(
+                f"Expected a code that gradients flow through, but found a {type(code).__name__}: the gradient of "
+                "vae(x) would lack its score. Try straight_through(vae)(x), or an estimator that scores or sums."
+            )
+        return log_q - _log_density(model)
+
+    def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
+        for parameter in self.parameters():
+            forget_leaf(parameter)
+        return super().__reduce_ex__(protocol)
 
     @property
     def temperature(self) -> Tensor:
@@ -157,7 +208,7 @@ class CategoricalVAE(nn.Module):
         self._prior_temperature.copy_(scalar_temperature(value, self._prior_temperature))
 
     def _register(self) -> None:
-        """Show the parameters to Pyro, and refuse to train copies that the networks do not use."""
+        """Register the parameters with Pyro. Refuse if Pyro would train copies that the networks do not use."""
         if pyro.settings.get("module_local_params"):
             for name, parameter in self.named_parameters():
                 announce(param_with_module_name(self.name, name), parameter)
@@ -166,7 +217,7 @@ class CategoricalVAE(nn.Module):
         for name, parameter in self.named_parameters():
             key = param_with_module_name(self.name, name)
             found = pyro.param(key, parameter) if parameter.requires_grad else parameter
-            # Handlers may wrap or replace the value that pyro.param returns; a stranger in the store is what matters.
+            # Handlers may wrap or replace the value that pyro.param returns, so compare with the store's entry too.
             if found is not parameter and key in store and found is store.get_param(key):
                 raise ValueError(
                     f"Expected Pyro's param store to hold this module's '{name}', but found another tensor under "
@@ -181,11 +232,27 @@ class CategoricalVAE(nn.Module):
                 f"Expected data of shape (B, {self.data_dim}), but found {tuple(x.shape)}. Try x.flatten(1)."
             )
 
-        dtype = next(self.parameters()).dtype
+        dtype = next(self.parameters(), self.prior_logits).dtype  # replicas of DataParallel have no parameters
         if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"Expected data of the networks' {dtype}, but found {x.dtype}. Try x.to({dtype}).")
+            raise ValueError(f"Expected data of the networks' dtype {dtype}, but found {x.dtype}. Try x.to({dtype}).")
         if is_validation_enabled():
             self.observation.check(x)
+
+
+def _drawn(trace: poutine.Trace) -> poutine.Trace:
+    """Return the trace without functions of other sites, which a handler computes again from those sites."""
+    drawn = trace.copy()
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not is_random(site):
+            drawn.remove_node(name)
+    return drawn
+
+
+def _log_density(trace: poutine.Trace) -> Tensor:
+    """Return the log-density of all sampled and observed values of each datum, shape (B,)."""
+    trace.compute_log_prob()
+    sites = (site for site in trace.nodes.values() if site["type"] == "sample" and is_random(site))
+    return functools.reduce(torch.add, (site["log_prob"] for site in sites))
 
 
 def _check_sizes(data_dim: int, num_latents: int, num_categories: int, hidden: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Encoders x -> logits (..., N, K) and decoders z (..., N, K) -> natural parameters of the observation."""
+"""Encoders x -> logits (..., N, K), and decoders z (..., N, K) -> natural parameters of the observation."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -11,7 +11,7 @@ ImageShape = tuple[int, int]  # height and width
 
 
 def mlp(widths: Sequence[int]) -> list[nn.Module]:
-    """Linear layers of the given widths with a ReLU between, none after the last."""
+    """Return linear layers of the given widths with a ReLU between them, and none after the last."""
     layers: list[nn.Module] = []
     for width, next_width in pairwise(widths):
         layers += [nn.Linear(width, next_width), nn.ReLU()]
@@ -19,7 +19,16 @@ def mlp(widths: Sequence[int]) -> list[nn.Module]:
 
 
 def mlp_encoder(data_dim: int, hidden: Sequence[int], num_latents: int, num_categories: int) -> nn.Sequential:
-    """x (..., D) -> logits (..., N, K), through hidden layers of the given widths.
+    """Build an encoder x (..., D) -> logits (..., N, K) with hidden layers of the given widths.
+
+    Args:
+        data_dim: D.
+        hidden: widths of the hidden layers.
+        num_latents: N.
+        num_categories: K.
+
+    Returns:
+        A module that `CategoricalVAE` takes as `encoder`.
 
     Example:
         >>> import torch
@@ -31,7 +40,16 @@ def mlp_encoder(data_dim: int, hidden: Sequence[int], num_latents: int, num_cate
 
 
 def mlp_decoder(num_latents: int, num_categories: int, hidden: Sequence[int], out_dim: int) -> nn.Sequential:
-    """z (..., N, K) -> natural parameters (..., out_dim), through hidden layers of the given widths.
+    """Build a decoder z (..., N, K) -> natural parameters (..., out_dim) with hidden layers of the given widths.
+
+    Args:
+        num_latents: N.
+        num_categories: K.
+        hidden: widths of the hidden layers.
+        out_dim: D times the number of natural parameters per pixel.
+
+    Returns:
+        A module that `CategoricalVAE` takes as `decoder`.
 
     Example:
         >>> import torch
@@ -42,10 +60,10 @@ def mlp_decoder(num_latents: int, num_categories: int, hidden: Sequence[int], ou
 
 
 def relu_logits(encoder: nn.Module) -> nn.Sequential:
-    """The encoder with a ReLU on its logits: no category is less likely than 1 / (1 + (K - 1) exp(largest logit)).
+    """Append a ReLU to an encoder's logits, so that each category has at least 1 / (1 + (K - 1) exp(largest logit)).
 
-    So the encoder of Kravets 2023 (*Variational Autoencoder with Discrete Distribution using Gumbel Softmax*, Towards
-    Data Science) has it; without it, logits are free.
+    This is the encoder of Kravets 2023 (*Variational Autoencoder with Discrete Distribution using Gumbel Softmax*,
+    Towards Data Science). Other encoders here have unconstrained logits.
 
     Example:
         >>> import torch
@@ -58,7 +76,7 @@ def relu_logits(encoder: nn.Module) -> nn.Sequential:
 
 @final
 class Images(nn.Module):
-    """Layers of images (B, C, H, W), over any number of leading dimensions: (..., C, H, W)."""
+    """Apply layers for images (B, C, H, W) to any number of leading dimensions: (..., C, H, W)."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -78,13 +96,13 @@ def conv_encoder(
     channels: Sequence[int] = (32, 64),
     hidden: Sequence[int] = (256,),
 ) -> nn.Sequential:
-    """x (..., D) -> logits (..., N, K): convolutions that halve an image each time, then an MLP.
+    """Build an encoder x (..., D) -> logits (..., N, K): convolutions that each halve the image, then an MLP.
 
     Args:
-        image_shape: height and width of an image, D = H * W, of any size.
+        image_shape: height and width of an image, D = H * W.
         num_latents: N.
         num_categories: K.
-        channels: of each convolution, 3 x 3 with stride 2; none is an MLP.
+        channels: output channels of each 3 x 3 convolution with stride 2; without any, the encoder is an MLP.
         hidden: widths of the MLP's hidden layers.
 
     Returns:
@@ -117,16 +135,16 @@ def conv_decoder(
     hidden: Sequence[int] = (256,),
     natural_per_pixel: int = 1,
 ) -> nn.Sequential:
-    """z (..., N, K) -> natural parameters (..., D): an MLP, then transposed convolutions that double an image.
+    """Build a decoder z (..., N, K) -> natural parameters (..., D): an MLP, then convolutions that double the image.
 
     Args:
-        image_shape: height and width of an image, D = H * W, of any size.
+        image_shape: height and width of an image, D = H * W.
         num_latents: N.
         num_categories: K.
-        channels: of the smallest image, and of each that follows but the last.
+        channels: channels of the smallest image and of each later image except the last.
         hidden: widths of the MLP's hidden layers.
-        natural_per_pixel: natural parameters of a pixel, which lie beside each other: the number of levels of a
-            "categorical" observation, 1 for the others.
+        natural_per_pixel: natural parameters per pixel, which are adjacent: the number of levels for a "categorical"
+            observation, 1 for the others.
 
     Returns:
         A module that `CategoricalVAE` takes as `decoder`.
@@ -139,7 +157,7 @@ def conv_decoder(
     sizes = _sizes(image_shape, len(channels))[::-1]
     layers: list[nn.Module] = []
     for (inner, outer), size in zip(pairwise([*channels, natural_per_pixel]), sizes[1:], strict=True):
-        # 2 h - 1 or 2 h pixels from h: an odd or an even number, as it was.
+        # h pixels become 2 h - 1 or 2 h, so that odd and even sizes are those of the encoder.
         odd = (1 - size[0] % 2, 1 - size[1] % 2)
         layers += [nn.ReLU(), nn.ConvTranspose2d(inner, outer, 3, stride=2, padding=1, output_padding=odd)]
     smallest = ([*channels, natural_per_pixel][0], *sizes[0])
@@ -153,7 +171,7 @@ def conv_decoder(
 
 @final
 class ChannelsLast(nn.Module):
-    """(..., C, H, W) -> (..., H * W * C)."""
+    """Map (..., C, H, W) to (..., H * W * C)."""
 
     @override
     def forward(self, x: Tensor) -> Tensor:
@@ -161,7 +179,7 @@ class ChannelsLast(nn.Module):
 
 
 def _sizes(image_shape: ImageShape, halvings: int) -> list[ImageShape]:
-    """The image's height and width, and after each halving, rounded up."""
+    """Return height and width of the image, and after each halving, rounded up."""
     height, width = image_shape
     if min(image_shape) < 1:
         raise ValueError(f"Expected an image_shape of at least (1, 1), but found {image_shape}.")
@@ -169,7 +187,7 @@ def _sizes(image_shape: ImageShape, halvings: int) -> list[ImageShape]:
 
 
 class Networks(NamedTuple):
-    """What `CategoricalVAE` takes as `encoder` and `decoder`."""
+    """An encoder and a decoder for `CategoricalVAE`."""
 
     encoder: nn.Module
     decoder: nn.Module
@@ -183,7 +201,18 @@ def mlp_networks(
     hidden: Sequence[int] = (512, 256),
     natural_per_pixel: int = 1,
 ) -> Networks:
-    """The MLPs that `CategoricalVAE` makes by itself; `hidden` in reverse in the decoder."""
+    """Build the MLPs that `CategoricalVAE` uses by default; the decoder has `hidden` in reverse order.
+
+    Args:
+        image_shape: height and width of an image, D = H * W.
+        num_latents: N.
+        num_categories: K.
+        hidden: widths of the encoder's hidden layers; the decoder uses them in reverse order.
+        natural_per_pixel: natural parameters per pixel.
+
+    Returns:
+        The encoder and the decoder.
+    """
     data_dim = image_shape[0] * image_shape[1]
     return Networks(
         mlp_encoder(data_dim, hidden, num_latents, num_categories),
@@ -199,7 +228,17 @@ def conv_networks(
     hidden: Sequence[int] = (256,),
     natural_per_pixel: int = 1,
 ) -> Networks:
-    """Two convolutions of 32 and 64 channels with an MLP, and their mirror image; `hidden` in reverse in the decoder.
+    """Build two convolutions of 32 and 64 channels with an MLP, and the mirrored decoder.
+
+    Args:
+        image_shape: height and width of an image, D = H * W.
+        num_latents: N.
+        num_categories: K.
+        hidden: widths of the MLP's hidden layers in the encoder; the decoder uses them in reverse order.
+        natural_per_pixel: natural parameters per pixel.
+
+    Returns:
+        The encoder and the decoder.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE
@@ -216,5 +255,5 @@ def conv_networks(
     return Networks(conv_encoder(image_shape, num_latents, num_categories, hidden=hidden), decoder)
 
 
-#: name -> constructor of an encoder and a decoder that belong together; all take the same arguments.
+#: Name -> constructor of matching encoder and decoder. All constructors take the same arguments.
 NETWORKS: dict[str, Callable[..., Networks]] = {"mlp": mlp_networks, "conv": conv_networks}

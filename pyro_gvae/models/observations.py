@@ -1,4 +1,4 @@
-"""Observations: modules that build p(x | z) from what a decoder returns, one class for each family."""
+"""Observations: modules that build p(x | z) from the decoder's output, one class for each family."""
 
 import inspect
 import math
@@ -14,16 +14,16 @@ from ..distributions.observations import CategoricalPixels, Gaussian
 
 
 class Observation(nn.Module, ABC):
-    """Abstract base: builds the distribution of a datum, and knows which data it is of.
+    """Abstract base: builds the distribution of a datum, and describes the data.
 
-    A new family is a class that says how `forward` builds its distribution, and whatever else of this differs from
-    grey pixels in [0, 1]; its options are the arguments of its constructor, all with defaults. `CategoricalVAE` takes
-    an instance, or the name of a row in `OBSERVATIONS`.
+    To add a family, write a class whose `forward` builds its distribution, and override what else differs from grey
+    pixels in [0, 1]. Its options are the arguments of its constructor, all with defaults. `CategoricalVAE` takes an
+    instance, or the name of a row in `OBSERVATIONS`.
 
     Attributes:
-        natural_per_pixel: natural parameters of each of the D values of a datum.
+        natural_per_pixel: natural parameters per pixel.
         data_range: the smallest and the largest value that a datum may have.
-        expected: which data these are, in words that follow "Expected data".
+        expected: description of the data, for error messages that begin with "Expected data".
 
     Example:
         >>> natural = torch.zeros(5, 64)  # of a decoder
@@ -40,78 +40,78 @@ class Observation(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, natural: Tensor) -> ExponentialFamily:
-        """Builds p(x | z) from natural parameters (..., D * natural_per_pixel), with event shape (D,)."""
+        """Build p(x | z) from natural parameters (..., D * natural_per_pixel), with event shape (D,)."""
 
     def check(self, x: Tensor, name: str = "data") -> None:
-        """Refuses data of any shape to which the family gives no density.
+        """Refuse data that are outside the family's support.
 
         Args:
-            x: data.
-            name: what to call them in the sentence.
+            x: data of any shape.
+            name: name of the data in the error message.
 
         Raises:
-            ValueError: where a value is NaN or out of the family's range.
+            ValueError: if a value is NaN or out of range.
 
         Example:
             >>> CategoricalObservation(num_levels=4).check(torch.tensor([0.5, 3.0]))
             Traceback (most recent call last):
-            ValueError: Expected data of whole numbers 0 to 3, but found values from 0.5 to 3. Try to rescale...
+            ValueError: Expected data of whole numbers 0 to 3, but found values from 0.5 to 3. Try rescaling...
         """
         if not bool(self._holds(x)):
             low, high = (bound.item() for bound in x.aminmax())
             raise ValueError(
-                f"Expected {name} {self.expected}, but found values from {low:g} to {high:g}. Try to rescale them, or "
-                f"another observation than {type(self).__name__}."
+                f"Expected {name} {self.expected}, but found values from {low:g} to {high:g}. Try rescaling them, or "
+                f"an observation other than {type(self).__name__}."
             )
 
     def _holds(self, x: Tensor) -> Tensor:
-        """Whether x are data of the family, a truth value of shape ()."""
+        """Return whether x are data of the family, as a boolean tensor of shape ()."""
         low, high = self.data_range
         lowest, highest = x.aminmax()
-        return (lowest >= low) & (highest <= high)  # False where there is a NaN
+        return (lowest >= low) & (highest <= high)  # False if there is a NaN
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
-        """Makes data of grey pixels in [0, 1], 0 black and 1 white: they are such data as they stand."""
+        """Convert grey pixels in [0, 1] (0 black, 1 white) to data of the family. Here they are the same."""
         return pixels
 
     def to_pixels(self, x: Tensor) -> Tensor:
-        """Shows data, or their means, as grey pixels in [0, 1], of the same shape."""
+        """Convert data, or their means, to grey pixels in [0, 1] of the same shape."""
         return x
 
 
 @final
 class BernoulliObservation(Observation):
-    """Black and white pixels in {0, 1}, or grey ones by the customary cross-entropy.
+    """Black and white pixels in {0, 1}, or grey pixels scored by the usual cross-entropy.
 
     See :class:`~pyro_gvae.distributions.bernoulli.Bernoulli`.
     """
 
     def forward(self, natural: Tensor) -> ExponentialFamily:
-        """Builds the distribution from log-odds (..., D)."""
+        """Build the distribution from log-odds (..., D)."""
         return Bernoulli(natural)
 
 
 @final
 class ContinuousBernoulliObservation(Observation):
-    """Grey pixels in [0, 1], by a density.
+    """Grey pixels in [0, 1], scored by a normalized density.
 
     See :class:`~pyro_gvae.distributions.bernoulli.ContinuousBernoulli`.
     """
 
     def forward(self, natural: Tensor) -> ExponentialFamily:
-        """Builds the distribution from log-odds (..., D)."""
+        """Build the distribution from log-odds (..., D)."""
         return ContinuousBernoulli(natural)
 
 
 @final
 class GaussianObservation(Observation):
-    """Real numbers with normal noise of one scale around the decoder's output.
+    """Real numbers with Gaussian noise of one scale around the decoder's output.
 
-    See :class:`~pyro_gvae.distributions.observations.Gaussian`. Shown as pixels, what lies below 0 is
-    black and what lies above 1 is white.
+    See :class:`~pyro_gvae.distributions.observations.Gaussian`. As pixels, values below 0 are black and values above 1
+    are white.
 
     Args:
-        scale: the standard deviation; None learns it, beginning with 1.
+        scale: the standard deviation; None learns it, starting at 1.
 
     Raises:
         ValueError: if the scale is not a positive number.
@@ -132,20 +132,20 @@ class GaussianObservation(Observation):
             self.register_buffer("log_scale", log_scale)
 
     def forward(self, natural: Tensor) -> ExponentialFamily:
-        """Builds the distribution from means (..., D)."""
+        """Build the distribution from means (..., D)."""
         return Gaussian(natural, self.log_scale.exp())
 
     def to_pixels(self, x: Tensor) -> Tensor:
-        """Shows real numbers as grey pixels, those out of [0, 1] as black or white."""
+        """Convert real numbers to grey pixels by clamping them to [0, 1]."""
         return x.clamp(0, 1)
 
 
 @final
 class CategoricalObservation(Observation):
-    """Pixels of L levels, whole numbers 0 to L - 1, each level with its own logit.
+    """Pixels of L levels, whole numbers 0 to L - 1, with one logit per level.
 
-    See :class:`~pyro_gvae.distributions.observations.CategoricalPixels`. Level 0 is black, level
-    L - 1 is white, and those between are equally spaced: a grey pixel takes the nearest level.
+    See :class:`~pyro_gvae.distributions.observations.CategoricalPixels`. Level 0 is black, level L - 1 is white, and
+    the levels between are equally spaced. A grey pixel is rounded to the nearest level.
 
     Args:
         num_levels: L.
@@ -170,22 +170,22 @@ class CategoricalObservation(Observation):
         self.expected = f"of whole numbers 0 to {num_levels - 1}"
 
     def forward(self, natural: Tensor) -> ExponentialFamily:
-        """Builds the distribution from logits (..., D * L), the L logits of a pixel beside each other."""
+        """Build the distribution from logits (..., D * L); the L logits of a pixel are adjacent."""
         return CategoricalPixels(natural, self.natural_per_pixel)
 
     def _holds(self, x: Tensor) -> Tensor:
         return super()._holds(x) & (x == x.round()).all()
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
-        """Takes the nearest level of each grey pixel, as a floating-point number."""
+        """Round grey pixels to the nearest level, as floating-point numbers."""
         return (pixels * (self.natural_per_pixel - 1)).round()
 
     def to_pixels(self, x: Tensor) -> Tensor:
-        """Shows levels, or their means, as grey pixels."""
+        """Convert levels, or their means, to grey pixels."""
         return x / (self.natural_per_pixel - 1)
 
 
-#: name -> family; `config/names.py` lists the names for the command line.
+#: Name -> family. `config/names.py` lists the names for the command line.
 OBSERVATIONS: dict[str, type[Observation]] = {
     "bernoulli": BernoulliObservation,
     "continuous-bernoulli": ContinuousBernoulliObservation,
@@ -195,15 +195,15 @@ OBSERVATIONS: dict[str, type[Observation]] = {
 
 
 def as_observation(observation: str | Observation, **options: Any) -> Observation:
-    """Makes an observation that has a name; a module is taken as it is.
+    """Construct the observation with this name, or return a module as it is.
 
     Args:
         observation: one of `OBSERVATIONS`, or a module.
-        **options: of any family's constructor. Those of other families may stand at their defaults, so that a caller
-            can hold the options of all.
+        **options: options of any family. Those of other families are allowed at their defaults, so that a caller can
+            pass the options of all families.
 
     Raises:
-        ValueError: if there is no such name, the observation has no such option, or an option is out of its range.
+        ValueError: if the name is unknown, the observation does not have an option, or an option is out of range.
 
     Example:
         >>> as_observation("categorical", scale=None, num_levels=16).natural_per_pixel
@@ -219,7 +219,7 @@ def as_observation(observation: str | Observation, **options: Any) -> Observatio
     if isinstance(observation, Observation):
         for option, value in given.items():
             raise ValueError(
-                f"Expected the options of a module in its constructor, but found {option}={value} beside it. Try "
+                f"Expected a module without options, but found {option}={value}. Try "
                 f"{type(observation).__name__}({option}={value})."
             )
         return observation
@@ -235,5 +235,5 @@ def as_observation(observation: str | Observation, **options: Any) -> Observatio
 
 
 def _defaults(family: type[Observation]) -> dict[str, Any]:
-    """A family's options as it has them if not given."""
+    """Return a family's options with their default values."""
     return {name: parameter.default for name, parameter in inspect.signature(family).parameters.items()}

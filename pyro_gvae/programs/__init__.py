@@ -1,1 +1,1 @@
-"""Reading a program: its sites, and the score of every code."""
+"""Reading a program: its sites, and the score of each code."""

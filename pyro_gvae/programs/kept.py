@@ -1,4 +1,4 @@
-"""What a few small runs told about a program, kept while it is called with arguments of the same shapes."""
+"""A small cache of what test runs of a program have shown, for arguments of equal shapes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, final
@@ -10,11 +10,11 @@ T = TypeVar("T")
 
 @final
 class Kept(Generic[T]):
-    """What was found out about the last programs and shapes: those of whole batches and of an epoch's last one, say.
+    """A cache of results for the last few programs and shapes, such as those of full and of last batches.
 
-    It follows from a program and its arguments, and is no state of the loss that has it. So the class marks what guards
-    do not read (:class:`~pyro_gvae.jit.guards.Guard`): a recording of one shape outlives what was found out about
-    another. Nothing else is left out of an object's attributes.
+    The results follow from a program and its arguments, so they are not state of the loss that holds the cache. Guards
+    therefore skip this class (:class:`~pyro_gvae.jit.guards.Guard`): a recording for one shape remains valid when a
+    result for another shape is added. Guards read all other attributes.
     """
 
     MOST = 8
@@ -23,14 +23,14 @@ class Kept(Generic[T]):
         self._found: list[tuple[Any, T]] = []
 
     def find(self, owner: Any, args: Sequence[Any], kwargs: Mapping[str, Any], make: Callable[[], T]) -> T:
-        """Return what `make` found out when it was last called for this owner and such arguments, or call it.
+        """Return the result of `make` for this owner and such arguments, from the cache if it is there.
 
         Args:
-            owner: the program, with whatever else the answer depends on, compared by equality.
-            args: what the program is called with. Tensors are alike if shape, type and device are; numbers, words and
-                None if they are equal; for other things `make` is called each time.
-            kwargs: the same by name.
-            make: finds it out.
+            owner: the program and everything else that the result depends on, compared by equality.
+            args: arguments of the program. Tensors match if their shape, dtype and device do; numbers, strings and None
+                if they are equal. With any other argument, nothing is cached.
+            kwargs: its keyword arguments.
+            make: computes the result.
         """
         values = [*args, *kwargs.values()]
         if not all(isinstance(value, Tensor | int | float | str | None) for value in values):

@@ -1,12 +1,15 @@
-"""Networks in eval mode while a model is judged, and afterwards as they were."""
+"""Networks that a look at a program leaves as they were: in eval mode while it is evaluated, or with their buffers."""
 
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Concatenate, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ..runtime.rng import random_states, set_random_states
 from .pair import HasPair
 
 P = TypeVar("P", bound=HasPair)
@@ -15,10 +18,10 @@ R = TypeVar("R")
 
 @contextmanager
 def eval_mode(pair: HasPair) -> Iterator[None]:
-    """Put the networks of a pair into eval mode; afterwards each module is in the mode that it had.
+    """Put the networks of a pair into eval mode; afterwards restore each module's own mode.
 
-    A judgement in train mode would drop units at random, and let batch normalization learn from the data judged by.
-    Found are the modules of a pair that is one, and of a module whose methods the pair's programs are.
+    In train mode, dropout would make an evaluation random, and batch normalization would learn from the evaluated data.
+    The networks are found in the pair if it is a module, and in the modules whose methods are its model and guide.
     """
     modes = {module: module.training for root in _roots(pair) for module in root.modules()}
     for module in modes:
@@ -30,8 +33,35 @@ def eval_mode(pair: HasPair) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def without_trace() -> Iterator[None]:
+    """Run programs to see what they are: random states, and buffers of the modules that are called, are kept.
+
+    Batch normalization in train mode, say, would learn from what a program is only probed with.
+    """
+    states = random_states()
+    before: dict[Tensor, Tensor] = {}
+
+    def keep(module: nn.Module, _: Any) -> None:
+        for buffer in module.buffers(recurse=False):
+            if buffer not in before:
+                before[buffer] = buffer.clone()
+
+    # A hook of all modules, since programs may be functions that find theirs in a closure.
+    hook = register_module_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()
+        set_random_states(states)
+        with torch.no_grad():
+            for buffer, value in before.items():
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
 def judging(function: Callable[Concatenate[P, ...], R]) -> Callable[Concatenate[P, ...], R]:
-    """Let a function of a pair see its networks in eval mode."""
+    """Decorate a function of a pair so that it runs with the pair's networks in eval mode."""
 
     @functools.wraps(function)
     def judged(pair: P, *args: Any, **kwargs: Any) -> R:
@@ -42,7 +72,7 @@ def judging(function: Callable[Concatenate[P, ...], R]) -> Callable[Concatenate[
 
 
 def _roots(pair: HasPair) -> Iterator[nn.Module]:
-    """The pair, and the modules whose methods its programs are, inside of what handlers have made of them."""
+    """Yield the pair, and the objects whose methods its programs are, also below handlers."""
     for candidate in (pair, pair.model, pair.guide):
         layer: Any = candidate
         while layer is not None:

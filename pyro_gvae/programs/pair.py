@@ -6,10 +6,11 @@ from ..handlers.sites import Program
 
 
 class Pair(NamedTuple):
-    """A model and its guide: any two Pyro programs that take the same data.
+    """A model and its guide: two Pyro programs that take the same data.
 
-    Each has one latent one-hot site, of the same name, of event shape (N, K) or (K,), written as `OneHotCategorical`,
-    `OneHotCategorical(...).to_event(1)`, `RelaxedOneHotCategorical` or `FactorizedOneHotCategorical`.
+    Each has one latent one-hot site of event shape (N, K) or (K,), with the same name in both. It is written as
+    `OneHotCategorical`, `OneHotCategorical(...).to_event(1)`, `RelaxedOneHotCategorical` or
+    `FactorizedOneHotCategorical`.
     """
 
     model: Program
@@ -17,7 +18,7 @@ class Pair(NamedTuple):
 
 
 class HasPair(Protocol):
-    """Whatever has a model and a guide: a :class:`Pair`, a `CategoricalVAE`."""
+    """Any object with a model and a guide, such as a :class:`Pair` or a `CategoricalVAE`."""
 
     @property
     def model(self) -> Program:

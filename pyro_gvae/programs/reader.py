@@ -1,4 +1,4 @@
-"""What a Pyro program with one factorized one-hot site says: its distribution there, and the score of every code."""
+"""Reads a Pyro program with one one-hot site: the site's distribution, and the score of each code."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from ..runtime.memory import is_out_of_memory
 
 
 class Site(NamedTuple):
-    """The one-hot site of a program that has run."""
+    """The one-hot site of a program, after a run."""
 
     name: str
     logits: Tensor  # (*batch_shape, N, K)
@@ -34,7 +34,7 @@ class Site(NamedTuple):
 
     @property
     def log_probs(self) -> Tensor:
-        """log pi (B, N, K), or (1, N, K) where all data share it; excluded categories are very small, not -inf."""
+        """log pi (B, N, K), or (1, N, K) if all data share it; excluded categories have the lowest finite number."""
         batch_rank = len(self.batch_shape)
         strides = zip(self.batch_shape, self.logits.stride()[:batch_rank], strict=True)
         shared = all(size == 1 or stride == 0 for size, stride in strides)
@@ -43,7 +43,7 @@ class Site(NamedTuple):
         return log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
 
     def weigh(self, per_datum: Tensor) -> Tensor:
-        """Scale and mask (..., B) as the program scales and masks the site."""
+        """Apply the site's scale and mask to values (..., B)."""
         others = per_datum.shape[:-1]
         per_datum = per_datum.expand(*others, self.batch_shape.numel()).reshape((*others, *self.batch_shape))
         weighed: Tensor = scale_and_mask(per_datum, self.scale, self.mask)
@@ -51,27 +51,31 @@ class Site(NamedTuple):
 
 
 def negative_kl(q: Site, log_q: Tensor, p: Site) -> Tensor:
-    """-KL(q || p) of factorized one-hots, each part scaled and masked as its site: (B,), from log_q (B or 1, N, K)."""
+    """Compute -KL(q || p) of factorized one-hots, in nats (B,), from log_q (B or 1, N, K); both sites are weighed."""
     probs = log_q.exp()
     return p.weigh((probs * p.log_probs).sum((-2, -1))) - q.weigh((probs * log_q).sum((-2, -1)))
 
 
 class Scores(NamedTuple):
-    """What a model says about a slice of codes."""
+    """The scores of a slice of codes under a model."""
 
     prior: Site
-    table: Tensor  # (s, B): log p(x | z), scaled and masked as the program says
+    table: Tensor  # (s, B): log p(x | z), with the program's scales and masks
     scales: tuple[float | Tensor, ...]  # of all its sites
     nesting: int  # the number of batch dimensions that its plates take
     sizes: frozenset[int]  # of these dimensions
 
     @property
     def common_scale(self) -> float | Tensor:
-        """The one scale of all sites, which stands outside of the logarithm of a sum over codes."""
+        """The one scale of all sites, which multiplies the logarithm of a sum over codes.
+
+        Raises:
+            ValueError: if sites are scaled differently.
+        """
         one_each = all(not isinstance(scale, Tensor) or scale.numel() == 1 for scale in self.scales)
         if not one_each or len({float(scale) for scale in self.scales}) > 1:
             raise ValueError(
-                "Expected all sites of the model to share one scale, but found several: there is no log p(x) where "
+                "Expected all sites of the model to share one scale, but found several: log p(x) is not defined if "
                 "likelihood and prior, or the data, are scaled differently. Try the ELBO, or one poutine.scale around "
                 "the model."
             )
@@ -79,7 +83,7 @@ class Scores(NamedTuple):
 
 
 class _Reader(OneHotMessenger):
-    """Gives latent one-hot sites a value in place of sampling them, and keeps what all sites say."""
+    """Gives latent one-hot sites a value instead of sampling them, and records the messages of all sites."""
 
     def __init__(self, value: Callable[[OneHotSite], Tensor]) -> None:
         super().__init__()
@@ -97,7 +101,7 @@ class _Reader(OneHotMessenger):
             self.messages[msg["name"]] = msg
 
     def run(self, role: str, program: Run) -> Site:
-        """Run the program; return its one-hot site."""
+        """Run the program, and return its one-hot site."""
         with self:
             program()
         if len(self.sites) != 1:
@@ -116,35 +120,38 @@ class _Reader(OneHotMessenger):
 
 
 def read_guide(guide: Run) -> Site:
-    """Run the guide for q(z | x); no random number is drawn.
+    """Run the guide, and return its site with q(z | x). No random number is drawn.
 
     Raises:
-        ValueError: if it has not exactly one sample site, a latent one-hot.
+        ValueError: if the guide has any sample site besides one latent one-hot.
     """
     reader = _Reader(lambda site: _first_code(site.logits))
     site = reader.run("guide", guide)
     for name in reader.messages:
         raise ValueError(
             f"Expected the guide to have no site but the one-hot '{site.name}', but found '{name}'. Try TraceEnum_ELBO "
-            "with enumerated(), which samples the others."
+            "with enumerated(), which samples other sites."
         )
     return site
 
 
 def score(model: Run, codes: Tensor | None = None, nesting: int = 0) -> Scores:
-    """Run the model on codes as if they were samples in one more batch dimension, left of its plates.
+    """Score codes under a model, in one run with the codes in a batch dimension left of its plates.
 
-    A site outside of the one-hot's plates that does not depend on the code is a constant; data share it evenly.
+    A site outside the one-hot's plates that does not depend on the code is a constant, divided equally among the data.
 
     Args:
         model: the program with its data bound.
-        codes: joint codes, shape (s, N, K) for codes that all data share, or (s, B, N, K) where each datum has its
-            own; they may be soft. None is the first code alone, s = 1.
-        nesting: the number of batch dimensions that the model's plates take, of which a run on one code tells.
+        codes: joint codes of shape (s, N, K), shared by all data, or (s, B, N, K), for each datum its own; they may be
+            soft. If None, only the first code, s = 1.
+        nesting: the number of batch dimensions of the model's plates, which a run without codes returns.
+
+    Returns:
+        The scores of the codes, and what the run has shown of the model.
 
     Raises:
-        ValueError: if the model has another latent variable, a site outside of the one-hot's plates that depends on
-            it, or operations that do not take codes in one more dimension.
+        ValueError: if the model has another latent variable, a site outside the one-hot's plates that depends on the
+            code, or operations that do not accept another dimension of codes.
     """
     reader = _Reader(functools.partial(_placed, codes=codes, nesting=nesting))
     try:
@@ -156,7 +163,9 @@ def score(model: Run, codes: Tensor | None = None, nesting: int = 0) -> Scores:
             raise _needs_another_decoder(codes, error) from error
         raise
     if not reader.messages:
-        raise ValueError(f"Expected the model to observe data, but found no site but '{site.name}'.")
+        raise ValueError(
+            f"Expected the model to observe data, but found no site except '{site.name}'. Try obs= at a sample site."
+        )
     frames = [frame for msg in reader.messages.values() for frame in msg["cond_indep_stack"] if frame.vectorized]
     deepest = max([len(site.batch_shape), *(-frame.dim for frame in frames)])
     outside = [name for name, msg in reader.messages.items() if site.plates - plates_of(msg)]
@@ -177,17 +186,17 @@ def score(model: Run, codes: Tensor | None = None, nesting: int = 0) -> Scores:
 
 
 def _placed(site: OneHotSite, codes: Tensor | None, nesting: int) -> Tensor:
-    """Codes as the value of the model's site: (s, 1, .., 1, N, K), or with the plates' sizes where codes have them."""
+    """Reshape codes to a value of the site: (s, 1, .., 1, N, K), or with the plates' sizes if codes have them."""
     batch_shape, event_shape = site.logits.shape[: -site.num_event_dims], site.logits.shape[-site.num_event_dims :]
     given = _first_code(site.logits[(slice(1),) * len(batch_shape)]) if codes is None else codes
     rank = len(batch_shape) if codes is None else nesting
     own = tuple(batch_shape) if codes is not None and codes.dim() == 4 else ()
-    # In the type that the program's samples have, which its decoder takes; scores are computed in float32 at least.
+    # Use the dtype of the program's samples, which its decoder expects. Scores are computed in float32 at least.
     return given.to(site.dtype).reshape(-1, *(1,) * (rank - len(own)), *own, *event_shape)
 
 
 def _needs_plain_codes(model: Run, codes: Tensor, nesting: int) -> bool:
-    """Whether a model runs on codes as they are sampled, (B, N, K), but not in one more dimension."""
+    """Return whether a model runs on codes as they are sampled, (B, N, K), but not with another dimension."""
     try:
         _Reader(lambda site: _first_code(site.logits)).run("model", model)
     except Exception:
@@ -201,9 +210,9 @@ def _needs_plain_codes(model: Run, codes: Tensor, nesting: int) -> bool:
 
 def _needs_another_decoder(codes: Tensor, error: Exception) -> ValueError:
     return ValueError(
-        f"Expected a decoder that takes codes of shape (..., N, K), here {len(codes)} of them in one more dimension "
-        f"left of the plates, but found: {str(error).splitlines()[0]}. Try operations on the last two dimensions "
-        "alone, such as z.flatten(-2) in place of z.reshape(len(x), -1), and nn.Flatten(-2) in place of nn.Flatten()."
+        f"Expected a decoder that takes codes of shape (..., N, K), here {len(codes)} codes in a dimension left of the "
+        f"plates, but found: {str(error).splitlines()[0]}. Try operations on only the last two dimensions, such as "
+        "z.flatten(-2) instead of z.reshape(len(x), -1), and nn.Flatten(-2) instead of nn.Flatten()."
     )
 
 
@@ -216,13 +225,13 @@ def _first_code(logits: Tensor) -> Tensor:
 def _check_observed(site: Site, msg: Messages) -> None:
     if not msg["is_observed"]:
         raise ValueError(
-            f"Expected '{site.name}' to be the model's only latent variable, but found '{msg['name']}', over which no "
-            "sum can be taken. Try to condition on it, or TraceEnum_ELBO with enumerated(), which samples it."
+            f"Expected '{site.name}' to be the model's only latent variable, but found '{msg['name']}', which cannot "
+            "be summed. Try conditioning on it, or TraceEnum_ELBO with enumerated(), which samples it."
         )
 
 
 def _check_constant(model: Run, site: Site, outside: dict[str, Messages]) -> None:
-    """Refuse sites outside of the one-hot's plates that depend on it; shapes do not tell which do."""
+    """Refuse sites outside the one-hot's plates that depend on it, which their shapes do not tell."""
     for msg in outside.values():
         _check_observed(site, msg)
     with torch.no_grad(), poutine.block(), DiscretizeMessenger():
@@ -236,13 +245,13 @@ def _mixes_data(site: Site, msg: Messages, plates: frozenset[str]) -> ValueError
     return ValueError(
         f"Expected every site to be inside the plate(s) {sorted(plates)} of '{site.name}' and to have its batch shape "
         f"{tuple(site.batch_shape)}, but found '{msg['name']}' outside of them: it belongs to no single datum. Try "
-        "to move it into the plate, or, for a plate of latents, one site of event shape (N, K), as "
+        "moving it into the plate or, for a plate of latents, one site of event shape (N, K), such as "
         "OneHotCategorical(...).to_event(1)."
     )
 
 
 def _log_prob(msg: Messages, site: Site, nesting: int) -> Tensor:
-    """A site's scaled and masked log-probability, summed over plates that are not the one-hot's: (s, B) or (1, B)."""
+    """Return a site's log-probability, scaled and masked, summed over plates that the one-hot lacks: (s or 1, B)."""
     log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
     log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"])
     log_prob = log_prob.reshape((1,) * (nesting + 1 - log_prob.dim()) + log_prob.shape)  # (s or 1, *plates)

@@ -1,4 +1,4 @@
-"""A model and a guide bound to their data: in every run of both the same minibatch, and the modules' own parameters."""
+"""Model and guide bound to their data, so that all runs use the same minibatch and the modules' own parameters."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, final
@@ -13,7 +13,7 @@ from .pair import HasPair
 
 
 class Runs(NamedTuple):
-    """The two programs of a pair as functions without arguments, for one evaluation of one loss."""
+    """Model and guide as functions without arguments, for one evaluation of a loss."""
 
     model: Run
     guide: Run
@@ -21,10 +21,10 @@ class Runs(NamedTuple):
 
 @final
 class _Minibatch(Messenger):
-    """Gives every run the rows that a subsampling plate drew in the first one.
+    """Gives each run the rows that a subsampling plate drew in the first run.
 
-    Stock ELBOs replay the guide's rows into the model. Here programs run several times, apart from each other, and each
-    run on its own would draw rows of its own: the posterior of one datum would be scored on another.
+    Stock ELBOs replay the guide's rows in the model. Here the programs run separately and several times. If each run
+    drew its own rows, the posterior of one datum would be scored on another.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class _Minibatch(Messenger):
 
 
 def bind(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Runs:
-    """Bind a model and its guide to the arguments that both are called with."""
+    """Bind a model and its guide to their arguments."""
     minibatch = _Minibatch()
 
     def bound(program: Program) -> Run:
@@ -55,26 +55,26 @@ def bind(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Runs:
 
 
 def bind_pair(pair: HasPair, *args: Any, **kwargs: Any) -> Runs:
-    """Bind a pair to its arguments, with its modules' own parameters, whatever Pyro's param store holds.
+    """Bind a pair to its arguments, with the parameters of its modules and not those in Pyro's param store.
 
     Args:
         pair: a model and its guide.
-        *args: what both are called with; a single tuple or list stands for its items, as `DataLoader` gives them.
-        **kwargs: likewise.
+        *args: arguments of both; a single tuple or list, as `DataLoader` yields them, is unpacked.
+        **kwargs: keyword arguments of both.
     """
     arguments = items(args[0]) if len(args) == 1 else args
     return bind(_with_own_parameters(pair.model), _with_own_parameters(pair.guide), *arguments, **kwargs)
 
 
 def items(batch: Any) -> tuple[Any, ...]:
-    """What a batch stands for as arguments: a tuple or list for its items, as `DataLoader` gives them, or itself."""
+    """Return a batch as arguments: the items of a tuple or list, as `DataLoader` yields them, or the batch itself."""
     return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
 
 
 def split(batch: Any, size: int) -> Iterator[tuple[Any, ...]]:
-    """A batch in parts of at most `size` data, as arguments of a program.
+    """Yield a batch in parts of at most `size` data, as arguments of a program.
 
-    Tensors as long as the first one are cut along their first dimension; what else there is goes with each part.
+    Tensors as long as the first argument are cut along their first dimension. Other arguments go with each part.
     """
     arguments = items(batch)
     length = len(arguments[0])

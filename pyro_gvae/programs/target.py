@@ -1,23 +1,64 @@
-"""The factors of a model and its guide under given codes, as sampled losses need them."""
+"""A model and its guide with their data bound, as losses that sample need them."""
 
-from typing import NamedTuple
+from functools import cached_property
+from typing import final
 
 from torch import Tensor
 
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..handlers.sites import Run
-from .reader import Scores, Site, score
+from .draws import Draws, draw
+from .factors import Layout
+from .layout import warn_of
+from .reader import Scores, Site, read_guide, score
+from .runs import Runs
 
 
-class Target(NamedTuple):
-    """A model and a guide with their data bound, as functions of codes z (P, B, N, K), hard or soft.
+@final
+class Target:
+    """A model and a guide with their data bound: draws from the guide, and what both say of them.
 
-    All densities are scaled and masked as the programs say, and differentiable in parameters and codes.
+    :meth:`draw` works for any pair. The other methods are functions of codes z (P, B, N, K), hard or soft, for a pair
+    whose only latent is one factorized one-hot site. All densities are in nats, with the programs' scales and masks,
+    and are differentiable in parameters and codes.
+
+    Args:
+        runs: the pair with its data bound.
+        layout: its latents and plates.
     """
 
-    q: Site
-    model: Run
-    nesting: int  # the number of batch dimensions that the model's plates take
+    def __init__(self, runs: Runs, layout: Layout) -> None:
+        self.runs = runs
+        self.layout = layout
+
+    def draw(self, num_particles: int, *, pathwise: bool = True) -> Draws:
+        """Draw P values of every latent of each datum from the guide.
+
+        Args:
+            num_particles: P.
+            pathwise: whether continuous latents are reparameterized where they can be, or scored as discrete ones are.
+        """
+        warn_of(self.layout)
+        return draw(self.runs, self.layout, num_particles, pathwise=pathwise)
+
+    @cached_property
+    def q(self) -> Site:
+        """The guide's one-hot site.
+
+        Raises:
+            ValueError: if the guide has other latents.
+        """
+        return read_guide(self.runs.guide)
+
+    @property
+    def model(self) -> Run:
+        """The model."""
+        return self.runs.model
+
+    @property
+    def nesting(self) -> int:
+        """The number of batch dimensions that plates take."""
+        return self.layout.nesting
 
     @property
     def log_probs(self) -> Tensor:
@@ -25,24 +66,24 @@ class Target(NamedTuple):
         return self.q.log_probs.expand(self.q.batch_shape.numel(), -1, -1)
 
     def sample(self, num_particles: int) -> Tensor:
-        """Codes from q, shape (P, B, N, K); no gradient."""
+        """Draw codes from q, shape (P, B, N, K), without a gradient."""
         logits = self.log_probs.detach()
         return FactorizedOneHotCategorical(logits=logits, validate_args=False).sample((num_particles,))
 
     def score_function(self, codes: Tensor) -> Tensor:
-        """log q(z | x), shape (P, B), neither scaled nor masked: its gradient is the score, which weighs a cost."""
+        """Return log q(z | x), shape (P, B), without scale and mask. Its gradient is the score that costs weigh."""
         return (codes * self.log_probs).sum((-2, -1))
 
     def log_q(self, codes: Tensor) -> Tensor:
-        """log q(z | x), shape (P, B)."""
+        """Return log q(z | x), shape (P, B)."""
         return self.q.weigh(self.score_function(codes))
 
     def log_joint(self, codes: Tensor) -> Tensor:
-        """log p(x, z), shape (P, B), from one run of the model on all codes."""
+        """Return log p(x, z), shape (P, B), from one run of the model on all codes."""
         return self._joint(score(self.model, codes, self.nesting), codes)
 
     def log_joint_and_scale(self, codes: Tensor) -> tuple[Tensor, float | Tensor]:
-        """The same, and the one scale of all sites, which stands outside of a logarithm of a mean over codes.
+        """Return the same, and the one scale of all sites, which multiplies the logarithm of a mean over codes.
 
         Raises:
             ValueError: if sites are scaled differently.

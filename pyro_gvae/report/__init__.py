@@ -1,1 +1,1 @@
-"""Run folders as figures and self-contained pages."""
+"""Draw run folders as figures and self-contained pages."""

@@ -1,7 +1,7 @@
-"""One run folder in, one self-contained HTML page out.
+"""Write the report of a comparison, one self-contained HTML page.
 
-The page reads results only and says nothing that they do not: what is unfinished, torn or absent is listed, and stays
-out of the finding and the tables.
+The page shows only the results in the run folder. It lists unfinished, torn and absent results, and leaves them out of
+the finding and the tables.
 """
 
 import math
@@ -13,7 +13,9 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from ..config.units import codes_in_words
 from ..runs.contents import Run, read_run
+from ..runs.folder import check_writable
 from ..runs.tables import (
     MEASURES,
     PAIRED_MEASURES,
@@ -25,15 +27,15 @@ from ..runs.tables import (
 )
 from . import comparison_figures as plots
 from . import pictures
-from .pages import embedded, write_page
+from .pages import embedded, printable, write_page
 from .style import Style, estimator_styles, save_figure
 
 
 def write_report(run: Path) -> Path:
-    """Draws the figures of a run folder and writes its report.
+    """Draw the figures of a run folder and write its report.
 
-    Reads `config.json`, `metrics.jsonl` and `cells/`; writes `figures/*.png`, `figures/*.svg` and `report.html`, one
-    page that needs no network and no script. The same results give the same bytes.
+    This reads `config.json`, `metrics.jsonl` and `cells/`, and writes `figures/*.png`, `figures/*.svg` and
+    `report.html`, a page that needs no network and no script. The same results give the same bytes.
 
     Args:
         run: The run folder, finished or not.
@@ -42,9 +44,10 @@ def write_report(run: Path) -> Path:
         The path of `report.html`.
 
     Raises:
-        ValueError: If the folder is not a run folder; the sentence says what is absent or unreadable.
+        ValueError: If the folder is not a run folder; the message names what is absent or unreadable.
     """
     contents = read_run(run)
+    check_writable(run)
     estimators = contents.estimators
     summary = summarize(contents.final).reindex(estimators).fillna({"seeds": 0}).astype({"seeds": int})
     styles = estimator_styles(estimators)
@@ -52,8 +55,9 @@ def write_report(run: Path) -> Path:
     return write_page(
         run / "report.html",
         "report.html.j2",
-        name=run.resolve().name,
+        name=printable(run.resolve().name),
         config=contents.config,
+        codes=codes_in_words(contents.config["num_latents"], contents.config["num_categories"]),
         estimators=estimators,
         finding=finding(contents.final),
         remarks=remarks(summary),
@@ -72,9 +76,9 @@ def write_report(run: Path) -> Path:
 
 
 def finding(final: pd.DataFrame) -> Markup:
-    """One sentence: which estimator has the highest exact log-evidence, and by how much.
+    """Say in one sentence which estimator has the highest exact log-evidence, and by how much.
 
-    The two best are compared on the seeds that every estimator has finished; they count as told apart if the mean of
+    The two best are compared on the seeds that every estimator has finished. They count as different if the mean of
     their paired differences exceeds two standard errors.
 
     Args:
@@ -88,19 +92,19 @@ def finding(final: pd.DataFrame) -> Markup:
     shared = sound[present == sound["estimator"].nunique()]
     ranking = shared.groupby("estimator")["test_log_evidence"].mean().sort_values(ascending=False)
     if ranking.empty:
-        return Markup("There is no finding yet: no seed has been trained to its end by every estimator.")
+        return Markup("There is no finding yet: no seed has been finished by every estimator.")
     best = ranking.index[0]
     if len(ranking) == 1:
         values = shared["test_log_evidence"]
         return Markup(
             "<b>{}</b> ends with an exact test log-evidence of {} nats per datum ({}); "
-            "no other estimator has finished that it could be compared with."
+            "no other estimator has finished, so there is no comparison."
         ).format(best, _mean(values), _count(values))
     second, superlative = ranking.index[1], "higher" if len(ranking) == 2 else "highest"
     difference = seed_differences(shared, best, second)["test_log_evidence"]
     if len(difference) == 1:
         return Markup(
-            "On the one seed that was finished, <b>{}</b> ends with the {} exact test log-evidence, "
+            "On the only finished seed, <b>{}</b> ends with the {} exact test log-evidence, "
             "{} nats per datum above <b>{}</b>; one seed has no standard error."
         ).format(best, superlative, _mean(difference), second)
     evidence = f"paired over {_count(difference)}, ahead on {(difference > 0).sum()}"
@@ -109,46 +113,48 @@ def finding(final: pd.DataFrame) -> Markup:
             "<b>{}</b> ends with the {} exact test log-evidence, {} nats per datum above <b>{}</b> ({})."
         ).format(best, superlative, _mean(difference), second, evidence)
     return Markup(
-        "<b>{}</b> and <b>{}</b> cannot be told apart by exact test log-evidence: "
+        "<b>{}</b> and <b>{}</b> differ by less than two standard errors in exact test log-evidence: "
         "the first is {} nats per datum above the second ({})."
     ).format(best, second, _mean(difference), evidence)
 
 
 def remarks(summary: pd.DataFrame) -> list[Markup]:
-    """What else the table says: the bound that is furthest from its model, the speeds, and how rough the errors are.
+    """Say what else the table shows: the bound that is furthest from its model, the speeds, too few seeds.
 
     Args:
-        summary: From `results.summarize`.
+        summary: From `tables.summarize`.
 
     Returns:
-        Sentences of escaped HTML, none for what was not measured.
+        Sentences of escaped HTML; numbers that were not measured are left out.
     """
     sentences = []
     gaps = summary["gap"].dropna()
     if len(gaps) and gaps.abs().max() >= 0.01:
         name = gaps.abs().idxmax()
         side = "above" if gaps[name] > 0 else "below"
-        text = "The bound that <b>{}</b> itself optimizes lies {:.2f} nats per datum {} the ELBO of its discrete model"
+        text = "The bound that <b>{}</b> itself optimizes is {:.2f} nats per datum {} the ELBO of its discrete model"
         text = Markup(text).format(name, abs(gaps[name]), side)
         excess = summary.loc[name, "test_objective"] - summary.loc[name, "test_log_evidence"]
         beyond = (
-            f", and {excess:.2f} above its log-evidence, where no bound of that model can be" if excess >= 0.01 else ""
+            f", and {excess:.2f} above its log-evidence, which no bound of that model can exceed"
+            if excess >= 0.01
+            else ""
         )
         sentences.append(text + beyond + ".")
     speeds = summary["steps_per_second"].dropna()
     if len(speeds) > 1:
         fast, slow = speeds.idxmax(), speeds.idxmin()
-        text = "<b>{}</b> made {} steps a second, <b>{}</b> {}: {} times as many."
+        text = "<b>{}</b> made {} steps per second and <b>{}</b> made {}, a factor of {}."
         numbers = (f"{value:.3g}" for value in (speeds[fast], speeds[slow], speeds[fast] / speeds[slow]))
         sentences.append(Markup(text).format(fast, next(numbers), slow, *numbers))
     if 1 < summary["seeds"].max() < 5:
-        sentences.append(Markup("With so few seeds the standard errors are themselves rough."))
+        sentences.append(Markup("With so few seeds, the standard errors themselves are inaccurate."))
     return sentences
 
 
 def _mean(values: pd.Series) -> str:
     mean, error = values.mean(), values.sem()
-    # An error that would read 0.00 gets the decimals of its first digit.
+    # An error that would round to 0.00 gets decimals up to its first digit.
     decimals = 2 if not 0 < error < 0.005 else min(4, math.ceil(-math.log10(error)))
     spread = f" ± {error:.{decimals}f}" if len(values) > 1 else ""
     return f"{mean:.{decimals}f}{spread}".replace("-", "−")
@@ -159,7 +165,7 @@ def _count(values: pd.Series) -> str:
 
 
 def _paired(final: pd.DataFrame) -> dict[str, Any]:
-    """The differences from `exact`, or from the first estimator where there is no `exact`."""
+    """Compute the paired differences from the baseline, or None if there is only one estimator."""
     if final["plan"].nunique() < 2:
         return {"paired": None}
     baseline = choose_baseline(final)
@@ -171,7 +177,7 @@ def _paired(final: pd.DataFrame) -> dict[str, Any]:
 
 
 def _draw(run: Run, summary: pd.DataFrame, styles: Mapping[str, Style]) -> dict[str, Figure]:
-    """The figures that there are results for."""
+    """Draw the figures that the results allow."""
     figures = {}
     if len(run.final):
         figures["final-values"] = plots.final_values(summary, styles)

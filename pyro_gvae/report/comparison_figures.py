@@ -1,7 +1,8 @@
-"""Figures of a comparison: tables and arrays in, `matplotlib.figure.Figure` out.
+"""Draw the figures of a comparison from its tables.
 
-Pure functions without pyplot, so that nothing global is touched and no display is needed. The colours are those of
-Okabe and Ito (2008), which people of every colour vision can tell apart; markers and line styles say the same again.
+These are pure functions that return a `matplotlib.figure.Figure`. They do not use pyplot, so they change no global
+state and need no display. The colours are those of Okabe and Ito (2008), which people of every colour vision can
+distinguish; markers and line styles also distinguish the estimators.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,25 +21,25 @@ from .style import INK, SMALL_PRINT, Style, in_house_style, panel_grid
 
 @in_house_style
 def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
-    """Where each estimator ends: its own bound, the discrete ELBO and the log-evidence, with standard errors.
+    """Draw the final values of each estimator: its own bound, the discrete ELBO and the log-evidence.
 
     Args:
-        summary: From `results.summarize`.
+        summary: From `tables.summarize`.
         styles: From `estimator_styles`.
 
     Returns:
-        One row for each estimator, nats per datum.
+        One row for each estimator, in nats per datum, with standard errors.
     """
     figure = Figure(figsize=(10, 1.5 + 0.5 * len(summary)))
     axes = figure.subplots()
-    kinds = {  # column: label, marker, its size, its face; each shows where another lies at the same place
+    kinds = {  # column: label, marker, its size, its face; chosen so that all show where they overlap
         "test_objective": ("own bound", "o", 11, "white"),
         "test_elbo": ("discrete ELBO", "o", 6, None),
         "test_log_evidence": ("log-evidence", "|", 20, None),
     }
     for row, (name, values) in enumerate(summary.iterrows()):
         style = styles[name]
-        # A thick pale bar from the ELBO to the bound: the part of the claim that the discrete model does not keep.
+        # A thick pale bar from the ELBO to the bound shows the gap.
         axes.plot([values["test_elbo"], values["test_objective"]], [row, row], color=style.color, alpha=0.25, lw=7)
         for kind, (_, marker, size, face) in kinds.items():
             look: Any = {"marker": marker, "ms": size, "mew": 1.5, "color": style.color, "mfc": face or style.color}
@@ -60,14 +61,14 @@ def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
 
 @in_house_style
 def learning_curves(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
-    """The discrete model while it learns: test ELBO and exact log-evidence, against steps and against seconds.
+    """Draw test ELBO and exact log-evidence of the discrete model against steps and seconds of training.
 
-    A thin line is a seed, a bold one the mean. The vertical scale follows the curves after a fifth of the training;
-    how far below it they began is said in words. Seconds are on a log scale where the estimators' speeds differ much.
+    Thin lines are seeds, bold lines their means. The vertical scale fits the curves after a fifth of the training; a
+    note says how far below it they began. Seconds are on a log scale if the estimators' speeds differ much.
 
     Args:
         metrics: One row for each evaluation, from `metrics.jsonl`.
-        styles: From `estimator_styles`, for every estimator that is to be shown.
+        styles: From `estimator_styles`, for every estimator to show.
 
     Returns:
         Two rows (ELBO, log-evidence), two columns (steps, seconds), each row with a common scale.
@@ -94,11 +95,11 @@ def learning_curves(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figur
 
 @in_house_style
 def training_gap(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
-    """What each estimator maximizes against what it gets: the training objective and the discrete ELBO on train.
+    """Draw the training objective and the discrete ELBO of each estimator, both on training data.
 
     Args:
         metrics: One row for each evaluation, from `metrics.jsonl`.
-        styles: From `estimator_styles`, for every estimator that is to be shown.
+        styles: From `estimator_styles`, for every estimator to show.
 
     Returns:
         One panel for each estimator with both curves against steps; the gap between their means is shaded.
@@ -130,7 +131,7 @@ def training_gap(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
 
 
 def seed_mean(runs: pd.DataFrame) -> pd.DataFrame:
-    """The mean over seeds at each step; NaN where a seed has no number, since a mean over changing seeds would jump.
+    """Average over seeds at each step; NaN if a seed has no number there, since a mean over changing seeds would jump.
 
     Args:
         runs: Rows of one estimator.
@@ -143,17 +144,17 @@ def seed_mean(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def curve_limits(metrics: pd.DataFrame, measures: Sequence[str]) -> tuple[float, float] | None:
-    """The range of the curves once they have settled: after a fifth of the training, of runs that learnt something.
+    """Find the range of the curves after a fifth of the training, over runs that improved.
 
-    The first point, before training, is often ten times as far down as anything that one wants to compare, and so is
-    the last of a run that diverged.
+    The first point, before training, and the last point of a run that diverged are often ten times as far down as the
+    values of interest.
 
     Args:
         metrics: One row for each evaluation.
         measures: The columns that share the axis.
 
     Returns:
-        Low and high with a margin, or `None` if no run has learnt anything yet.
+        Low and high with a margin, or `None` if no run has improved yet.
     """
     settled = []
     for _, run in metrics.groupby(["estimator", "seed"]):
@@ -169,7 +170,7 @@ def curve_limits(metrics: pd.DataFrame, measures: Sequence[str]) -> tuple[float,
 
 
 def _draw_seeds(axes: Axes, runs: pd.DataFrame, clock: str, measure: str, **look: Any) -> None:
-    """Thin lines for the seeds, if there are several, and a bold one for their mean."""
+    """Draw thin lines for the seeds, if there are several, and a bold one for their mean."""
     if runs["seed"].nunique() > 1:
         for _, run in runs.groupby("seed"):
             axes.plot(run[clock], run[measure], lw=0.8, alpha=0.4, **look | {"marker": None})
@@ -180,7 +181,7 @@ def _draw_seeds(axes: Axes, runs: pd.DataFrame, clock: str, measure: str, **look
 
 
 def _frame_curves(axes: Axes, metrics: pd.DataFrame, measures: Sequence[str]) -> str:
-    """Sets the vertical range and returns, in words, what lies below it."""
+    """Set the vertical range, and return a note on the values below it."""
     limits = curve_limits(metrics, measures)
     if limits is None:
         return ""
@@ -200,7 +201,7 @@ def _gap_in_words(mean: pd.DataFrame) -> str:
 
 
 def _signed(value: float, form: str) -> str:
-    """A number with a true minus sign, as on the axes."""
+    """Format a number with the minus sign of the axes."""
     return format(value, form).replace("-", "−")
 
 
@@ -216,7 +217,7 @@ def _label_seconds(axes: Axes, metrics: pd.DataFrame) -> None:
     slow = longest.max() > 5 * longest.min() > 0
     axes.set_xlabel("seconds of training (log scale)" if slow else "seconds of training")
     if slow:
-        # The start, at zero seconds, has no place on a log scale: the axis begins where the curves settle.
+        # Zero seconds cannot be shown on a log scale: the axis starts after a fifth of the training.
         axes.set_xscale("log", nonpositive="mask")
         settled = metrics.loc[metrics["step"] > 0.2 * metrics["step"].max(), "seconds"]
         axes.set_xlim(settled.min() / 1.5, settled.max() * 1.2)

@@ -1,4 +1,4 @@
-"""The gaps of a run folder's models as a table and a figure."""
+"""Write the gaps of a run folder's models as a table and a figure."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from ..evaluate.gaps import BOUNDS, GAPS, gaps, summarize_gaps
+from ..runs.folder import check_writable
 from ..runs.frames import write_csv
 from ..runtime.progress import Progress
 from ..train.trained import load_model, trained_models
@@ -15,15 +16,21 @@ from .style import INK, PALETTE, in_house_style, save_figure
 
 
 def run_gaps(
-    run: Path, *, num_data: int = 1000, num_particles: int = 100, max_memory: float | None = None
+    run: Path,
+    *,
+    num_data: int = 1000,
+    num_particles: int = 100,
+    max_memory: float | None = None,
+    data_dir: Path = Path("data"),
 ) -> pd.DataFrame:
-    """The gap decomposition of every trained model of a run folder, on its test set; writes gaps.csv and a figure.
+    """Measure the gaps of every trained model of a run folder on its test set; write gaps.csv and a figure.
 
     Args:
         run: a run folder of `compare` or `train`.
-        num_data: how many test data to take, from the first on.
-        num_particles: P, relaxed samples per datum.
-        max_memory: bytes that the exact sums may take.
+        num_data: number of test data, starting with the first.
+        num_particles: P, the number of relaxed samples per datum.
+        max_memory: bytes that the exact sums may use.
+        data_dir: the folder of the data sets that have files.
 
     Returns:
         One row for each (estimator, seed): the four bounds and three gaps, and the standard error of each over data
@@ -33,8 +40,10 @@ def run_gaps(
         ValueError: if the folder is not a run folder or has no finished cell.
     """
     rows = []
-    for which in Progress(trained_models(run), desc="gaps", unit="model"):
-        trained = load_model(run, which.estimator, which.seed)
+    models = trained_models(run)
+    check_writable(run)
+    for which in Progress(models, desc="gaps", unit="model"):
+        trained = load_model(run, which.estimator, which.seed, data_dir=data_dir)
         found = gaps(trained.vae, trained.data.test[:num_data], num_particles=num_particles, max_memory=max_memory)
         row = {"estimator": which.estimator, "seed": which.seed, "data": len(found.elbo)}
         rows.append(row | summarize_gaps(found))
@@ -47,7 +56,7 @@ def run_gaps(
 
 
 def gaps_table(table: pd.DataFrame) -> str:
-    """The rows of `run_gaps` for the terminal: each number with its standard error over data."""
+    """Format the rows of `run_gaps` for the terminal, each number with its standard error over data."""
     text = table[["estimator", "seed"]].copy()
     for name in (*BOUNDS, *GAPS):
         text[name.replace("_", " ")] = [
@@ -58,10 +67,10 @@ def gaps_table(table: pd.DataFrame) -> str:
 
 @in_house_style
 def draw_gaps(table: pd.DataFrame) -> Figure:
-    """The three gaps of each estimator, on an axis that is linear up to 0.1 nats and logarithmic beyond.
+    """Draw the three gaps of each estimator, on an axis that is linear up to 0.1 nats and logarithmic beyond.
 
     Args:
-        table: from `run_gaps`; seeds are averaged, error bars are the largest standard error over data of the seeds.
+        table: from `run_gaps`; bars are means over seeds, error bars the largest standard error over data of any seed.
 
     Returns:
         The figure.
@@ -80,7 +89,7 @@ def draw_gaps(table: pd.DataFrame) -> Figure:
             axes.annotate(f"{value:.2f}", right, (6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_xscale("symlog", linthresh=0.1)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set(title="What lies between the relaxed bound and log p(x), test set", xlabel="nats per datum")
+    axes.set(title="Gaps between the relaxed bound and log p(x), test set", xlabel="nats per datum")
     axes.set_yticks(heights, means.index)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.12)

@@ -1,4 +1,4 @@
-"""Figures of the gradient laboratory: its table in, `matplotlib.figure.Figure` out, in the style of `plots`."""
+"""Draw the figures of the gradient laboratory from its table."""
 
 import math
 import textwrap
@@ -16,7 +16,7 @@ from .style import PALETTE, SMALL_PRINT, Style, estimator_styles, in_house_style
 
 
 class Panel(NamedTuple):
-    """A row of panels: a column of the table, what people call it, and its scale."""
+    """A row of panels: a column of the table, its label, and the scale of its axis."""
 
     name: str
     label: str
@@ -30,30 +30,30 @@ PANELS = (
     Panel("mse_at_budget", "relative squared error\nat equal seconds", "log"),
 )
 
-#: A logarithmic axis ends at so many times the median; what lies above is said in words, since a scale on which the
-#: worst had room would make one line of the others.
-MOST = 20.0
+#: A logarithmic axis ends at this many times the median. A note lists the values above it: if the axis included them,
+#: the other curves could not be distinguished.
+AXIS_END = 20.0
 
 
 class Look(NamedTuple):
-    """How the lines of one estimator look; no two are alike up to 16, whether markers are drawn or not."""
+    """The look of one estimator's lines; up to 16 are all different, with or without markers."""
 
     style: Style
     line: str
-    across: str  # of an estimator without a temperature
+    across: str  # the line style of an estimator without a temperature
     face: Literal["full", "none"]
 
 
 @in_house_style
 def draw_against_temperature(table: pd.DataFrame, wrt: str = "logits") -> Figure | None:
-    """Bias, standard deviation, cosine and error at equal seconds against the temperature, a column for each stage.
+    """Draw bias, standard deviation, cosine and error at equal seconds against temperature, a column per model.
 
-    Estimators without a temperature are dashed or dotted lines across; the exact one, whose bias and variance are zero,
-    is left out. Error bars are one standard error.
+    Estimators without a temperature are dashed or dotted horizontal lines. The exact one, whose bias and variance are
+    zero, is left out. Error bars are one standard error.
 
     Args:
         table: from `gradients.jsonl`.
-        wrt: which gradients.
+        wrt: which gradients to draw, "logits" or "parameters".
 
     Returns:
         The figure, or None if there is nothing to draw.
@@ -76,7 +76,7 @@ def draw_against_temperature(table: pd.DataFrame, wrt: str = "logits") -> Figure
     _finish(figure, grid[:, 0], panels, looks, shown, dashes=True)
     for (_, rows), column in zip(stages, grid.T, strict=True):
         for axes, panel in zip(column, panels, strict=True):
-            _tell_what_is_above(axes, rows, panel, width=46)
+            _note_values_above(axes, rows, panel, width=46)
     if shown["temperature"].notna().any():
         grid[0, 0].set_xscale("log")
         grid[0, 0].set_xticks(sorted(shown["temperature"].dropna().unique()))
@@ -88,14 +88,14 @@ def draw_against_temperature(table: pd.DataFrame, wrt: str = "logits") -> Figure
 
 @in_house_style
 def draw_along_training(table: pd.DataFrame, wrt: str = "logits") -> Figure | None:
-    """The same along the training, each estimator at the best of its temperatures.
+    """Draw the same quantities against epochs of training, for each estimator at its best temperature.
 
-    That is where the error at equal seconds, or the bias if that was not measured, has the smallest geometric mean over
-    epochs.
+    The best temperature has the smallest geometric mean over epochs of the error at equal seconds, or of the bias if
+    that error was not measured.
 
     Args:
         table: from `gradients.jsonl`.
-        wrt: which gradients.
+        wrt: which gradients to draw, "logits" or "parameters".
 
     Returns:
         The figure, or None if no model was measured at two epochs.
@@ -121,12 +121,12 @@ def draw_along_training(table: pd.DataFrame, wrt: str = "logits") -> Figure | No
         axes.tick_params(labelbottom=True)
     _finish(figure, grid[: len(panels)], panels, looks, shown, dashes=False)
     for axes, panel in zip(grid, panels, strict=False):
-        _tell_what_is_above(axes, shown, panel, width=84)
+        _note_values_above(axes, shown, panel, width=84)
     return figure
 
 
 def _shown(table: pd.DataFrame, wrt: str) -> pd.DataFrame:
-    """Rows with numbers to draw."""
+    """Select the rows with numbers to draw."""
     rows = table[(table["wrt"] == wrt) & (table["estimator"] != "exact")]
     if "relative_bias" not in rows:
         return rows.iloc[:0]
@@ -134,7 +134,7 @@ def _shown(table: pd.DataFrame, wrt: str) -> pd.DataFrame:
 
 
 def _best_temperature(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of an estimator at the best of its temperatures, named by it."""
+    """Select the rows of an estimator at its best temperature, and add that to its name."""
     if rows["temperature"].isna().all():
         return rows
     error = next(rows[name] for name in ("mse_at_budget", "relative_bias") if name in rows)
@@ -144,7 +144,7 @@ def _best_temperature(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _looks(estimators: Sequence[str]) -> dict[str, Look]:
-    """Colours come again after some estimators; the line and the face of its markers are then others."""
+    """Choose a look for each estimator; when the colours repeat, line style and marker face change."""
     rounds: tuple[tuple[str, str, Literal["full", "none"]], ...] = (("-", "--", "full"), ("-.", ":", "none"))
     return {
         name: Look(style, *rounds[min(index // len(PALETTE), len(rounds) - 1)])
@@ -164,8 +164,8 @@ def _draw(axes: Axes, rows: pd.DataFrame, clock: str, panel: Panel, look: Look) 
     axes.errorbar(ordered[clock], ordered[panel.name], yerr=errors[ordered.index], capsize=2, elinewidth=1, **drawn)
 
 
-def _tell_what_is_above(axes: Axes, rows: pd.DataFrame, panel: Panel, *, width: int) -> None:
-    """In small print over a panel: the estimators that leave it at the top, and between what values they are."""
+def _note_values_above(axes: Axes, rows: pd.DataFrame, panel: Panel, *, width: int) -> None:
+    """List in small print above a panel the estimators that exceed its axis, with the range of their values."""
     above = rows[rows[panel.name] > axes.get_ylim()[1]] if panel.scale == "log" else rows.iloc[:0]
     if above.empty:
         return
@@ -179,7 +179,7 @@ def _tell_what_is_above(axes: Axes, rows: pd.DataFrame, panel: Panel, *, width: 
 
 
 def _rounded(value: float) -> str:
-    """Round to two digits, in words.
+    """Format a number rounded to two significant digits.
 
     Example:
         >>> _rounded(238.4), _rounded(4380512.0)
@@ -202,17 +202,17 @@ def _finish(
         axes.set_yscale(panel.scale)
         if panel.scale == "log":
             low, high = axes.get_ylim()
-            high = min(high, max(MOST * shown[panel.name].median(), low))
+            high = min(high, max(AXIS_END * shown[panel.name].median(), low))
             axes.set_ylim(low, high)
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         elif panel.name == "cosine":
             axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.03)
-        else:  # an error bar that is larger than all values would leave these no room
+        else:  # the values decide, since a very long error bar would compress all of them
             axes.set_ylim(0.0, 1.15 * shown[panel.name].max() or None)
     named = shown.groupby("estimator")["temperature"]
-    flat = {name for name, heats in named if heats.isna().all()} if dashes else set()
+    flat = {name for name, values in named if values.isna().all()} if dashes else set()
     handles = [
         Line2D([], [], color=look.style.color, ls=look.across, lw=2, label=name)
         if name in flat

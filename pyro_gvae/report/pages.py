@@ -1,6 +1,7 @@
-"""From templates and figures to one page that needs no network, no script and no other file."""
+"""Write a page from templates and figures that needs no network, no script and no other file."""
 
 import base64
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from ..runs.files import write_text_atomic
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Writes a page by a template of this package; the same values give the same bytes.
+    """Write a page from a template of this package; the same values give the same bytes.
 
     Returns:
-        Its path.
+        The path of the page.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pyro_gvae.report.comparison"),
@@ -27,6 +28,11 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     return path
 
 
+def printable(name: str) -> str:
+    """The name of a file, whose bytes may be no UTF-8, as text."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def embedded(svg: Path) -> str:
-    """An SVG file as a data URI: sharp at every size, and no file to lose."""
+    """Encode an SVG file as a data URI, so that the page contains its figures."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode()}"

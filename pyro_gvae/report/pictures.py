@@ -1,4 +1,4 @@
-"""Pictures of trained models: reconstructions, prior samples, code usage; arrays in, figures out."""
+"""Draw pictures of trained models from arrays: reconstructions, prior samples, code usage."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from .style import in_house_style, panel_grid
 
 @in_house_style
 def reconstructions(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: tuple[int, int]) -> Figure:
-    """The same test images, their reconstructions before training and after it, for each estimator.
+    """Draw the same test images with their reconstructions before and after training, for each estimator.
 
     Args:
         cells: Label to the arrays `inputs`, `reconstructions_start` and `reconstructions_end`, each (R, D), in [0, 1].
@@ -39,7 +39,7 @@ def reconstructions(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: 
 
 @in_house_style
 def prior_samples(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: tuple[int, int]) -> Figure:
-    """Pixel means of codes drawn from the prior: what the decoder invents on its own.
+    """Draw the pixel means of codes sampled from the prior.
 
     Args:
         cells: Label to the array `samples` (M, D), in [0, 1].
@@ -60,11 +60,11 @@ def prior_samples(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: tu
 
 @in_house_style
 def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """How much each category of each latent is used, and how many categories that amounts to.
+    """Draw how much each category of each latent is used, with the perplexity of each latent.
 
-    Categories have no order, so each row is sorted by use. The colours follow the square root, so that an even spread
-    over many categories still shows. Beside it stands the perplexity exp(H) of the row: from 1
-    (one category for everything) to K (all alike).
+    Categories have no order, so each row is sorted by use. The colour scale follows the square root, so that even use
+    of many categories is still visible. The bars show the perplexity exp(H) of each row: from 1 (only one category) to
+    K (all categories equally).
 
     Args:
         cells: Label to the array `code_usage` (N, K), rows that sum to 1.
@@ -92,7 +92,7 @@ def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
 
 
 def perplexity(usage: np.ndarray) -> np.ndarray:
-    """exp(H) of each row of probabilities: the number of equally used categories with the same entropy.
+    """Compute exp(H) of each row of probabilities: the number of equally used categories with the same entropy.
 
     Args:
         usage: (N, K), rows that sum to 1.
@@ -122,18 +122,18 @@ def _draw_perplexity(heatmap: Axes, values: np.ndarray, categories: int) -> None
 
 
 def mosaic(images: np.ndarray, image_shape: tuple[int, int], columns: int) -> np.ndarray:
-    """Images side by side in one array, with a margin of a pixel (or a twelfth of their height) around each.
+    """Arrange images in one array, with a margin of one pixel (or a twelfth of their height) around each.
 
     Args:
         images: (R, D).
         image_shape: Height H and width W, with H W = D.
-        columns: Images in a row.
+        columns: The number of images in a row.
 
     Returns:
-        The picture of all; NaN in the margins and where there is no image.
+        The combined picture; NaN in the margins and in empty places.
 
     Raises:
-        ValueError: If the image shape does not hold D pixels.
+        ValueError: If H W is not D.
 
     Example:
         >>> mosaic(np.array([[1.0, 2.0], [3.0, 4.0]]), (1, 2), columns=2)[1].tolist()

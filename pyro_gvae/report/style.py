@@ -1,4 +1,4 @@
-"""Colours, markers and fonts that all figures share, and how a figure is written."""
+"""Colours, markers and fonts that all figures share; saving figures."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..runs.files import replacing
 
-# Okabe and Ito's yellow is too faint for a line on white; their grey takes its place.
+# Okabe and Ito's yellow is too faint for a line on white; grey replaces it.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 
 
@@ -43,7 +43,7 @@ HOUSE_STYLE: Any = {
 }
 
 
-#: Of a PNG, and of what is no line in an SVG.
+#: Dots per inch of a PNG, and of the pixel images in an SVG.
 DPI = 150
 
 
@@ -51,14 +51,14 @@ in_house_style = matplotlib.rc_context(HOUSE_STYLE)
 
 
 class Style(NamedTuple):
-    """How the lines of one estimator look."""
+    """Colour and marker of one estimator."""
 
     color: str
     marker: str
 
 
 def estimator_styles(estimators: Sequence[str]) -> dict[str, Style]:
-    """A colour and a marker for each estimator, the same in every figure of a run; no two alike, up to 64."""
+    """Choose a colour and a marker for each estimator, the same in every figure of a run; the first 64 all differ."""
     return {
         name: Style(PALETTE[index % len(PALETTE)], MARKERS[(index + index // len(PALETTE)) % len(MARKERS)])
         for index, name in enumerate(estimators)
@@ -68,7 +68,7 @@ def estimator_styles(estimators: Sequence[str]) -> dict[str, Style]:
 def panel_grid(
     count: int, columns: int, size: tuple[float, float], share_axes: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels of `size` inches, `columns` in a row; the rest of the last row stays empty."""
+    """Make a figure of `count` panels of `size` inches in `columns` columns; the rest of the last row stays empty."""
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(columns * size[0], rows * size[1] + 0.4))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=share_axes, sharey=share_axes).ravel()
@@ -80,7 +80,7 @@ def panel_grid(
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Path:
-    """Writes a figure as NAME.png and NAME.svg; the same figure gives the same bytes.
+    """Save a figure as NAME.png and NAME.svg; the same figure gives the same bytes.
 
     Returns:
         The path of the SVG.

@@ -1,6 +1,5 @@
-"""A run folder of train in, figures and one self-contained HTML page out; the command does so for any run folder."""
+"""Write the report of a training run: figures and one self-contained HTML page."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,70 +12,80 @@ from ..config.train import TrainConfig
 from ..evaluate.code_statistics import guide_log_probs
 from ..evaluate.generate import pictured
 from ..runs.config import read_config, read_train_config
+from ..runs.folder import check_writable
 from ..runs.frames import read_json_lines
+from ..runs.records import TrainLine
 from ..runtime.rng import own_randomness
-from ..train.fit import WEIGHTS
+from ..train.files import METRICS
 from ..train.setup import initial_model
-from ..train.trained import load_model
+from ..train.trained import Trained, load_model
 from . import pictures
-from .pages import embedded, write_page
+from .pages import embedded, printable, write_page
 from .style import save_figure
-from .training_figures import SCHEDULED, Begun, speed_and_schedules, stages_begun, training_curves
+from .training_figures import SCHEDULED, StageStart, speed_and_schedules, stage_starts, training_curves
 
 
-def write_train_report(run: Path) -> Path:
-    """Draws the figures of a run folder of `train` and writes its report.
+def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
+    """Draw the figures of a run folder of `train` and write its report.
 
-    Reads the configuration, the evaluations and the weights, of an unfinished run those of its checkpoint; writes
-    `figures/*.png`, `figures/*.svg` and `report.html`, one page that needs no network and no script.
+    This reads the configuration, the evaluations and the weights (those of the checkpoint if the run is unfinished). It
+    writes `figures/*.png`, `figures/*.svg` and `report.html`, a page that needs no network and no script.
 
     Args:
         run: the run folder, finished or not.
+        data_dir: the folder of the data sets that have files.
 
     Returns:
         The path of `report.html`.
 
     Raises:
-        ValueError: if it is not a run folder of `train`, or nothing was evaluated yet, or its weights are damaged.
+        ValueError: if it is not a run folder of `train`, nothing has been evaluated yet, or its weights are damaged.
         OSError: if the data files are absent.
     """
     config, written = read_train_config(run), read_config(run)
     metrics = _read_metrics(run)
-    drawn = {"training-curves": training_curves(metrics), "speed": speed_and_schedules(metrics)} | _draw(run, config)
+    check_writable(run)
+    trained = load_model(run, data_dir=data_dir)
+    drawn = {"training-curves": training_curves(metrics), "speed": speed_and_schedules(metrics)}
+    drawn |= _draw(trained, config)
     return write_page(
         run / "report.html",
         "train_report.html.j2",
-        name=run.resolve().name,
-        run=str(run),
+        name=printable(run.resolve().name),
+        run=printable(str(run)),
         config=config,
-        settings={name: value for name, value in config.as_json().items() if value is not None},
+        settings={name: value for name, value in written["train"].items() if value is not None},
         command=written.get("command"),
         versions=written.get("versions"),
         last=metrics.iloc[-1].to_dict(),
-        stages=_stage_rows(metrics, stages_begun(metrics)),
+        stages=_stage_rows(metrics, stage_starts(metrics)),
         scheduled=[label for name, label in SCHEDULED.items() if name in metrics and metrics[name].nunique() > 1],
-        finished=(run / WEIGHTS).exists(),
+        finished=trained.finished,
         figures={name: embedded(save_figure(figure, run / "figures", name)) for name, figure in drawn.items()},
     )
 
 
 def _read_metrics(run: Path) -> pd.DataFrame:
     try:
-        metrics = read_json_lines(run / "metrics.jsonl")
+        metrics = read_json_lines(run / METRICS, TrainLine)
     except OSError as error:
-        raise ValueError(f"Expected a run that was evaluated, but found no metrics in '{run}'. Try resume.") from error
+        raise ValueError(f"Expected a run with evaluations, but found no metrics in '{run}'. Try resume.") from error
     if metrics.empty:
-        raise ValueError(f"Expected a run that was evaluated, but found no whole line in '{run}'. Try resume.")
+        raise ValueError(
+            f"Expected a run with evaluations, but found no complete line of metrics in '{run}'. Try resume."
+        )
+    if not (metrics["step"].is_monotonic_increasing and metrics["stage"].is_monotonic_increasing):
+        raise ValueError(f"Expected evaluations in order, but found another order in '{run / METRICS}'. Try a copy.")
     return metrics
 
 
-def _stage_rows(metrics: pd.DataFrame, stages: list[Begun]) -> list[dict[str, Any]]:
-    """What each stage did: where it began and ended, its time, and the discrete ELBO at its end."""
+def _stage_rows(metrics: pd.DataFrame, stages: list[StageStart]) -> list[dict[str, Any]]:
+    """Summarize each stage: its first and last step, its time, and the objective and discrete ELBO at its end."""
     rows = []
     for number, stage in zip(metrics["stage"].unique(), stages, strict=True):
         lines = metrics[metrics["stage"] == number]
-        last, begin = lines.iloc[-1], metrics[metrics["step"] <= stage.step].iloc[-1]
-        seconds = last["seconds"] - begin["seconds"]
+        last, before = lines.iloc[-1], metrics[metrics["step"] <= stage.step]
+        seconds = last["seconds"] - (before.iloc[-1]["seconds"] if len(before) else 0.0)  # the first line may be lost
         rows.append(
             {
                 "estimator": stage.estimator,
@@ -96,9 +105,9 @@ def _known(value: Any) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
-def _draw(run: Path, config: TrainConfig) -> dict[str, Figure]:
-    _, vae, data = load_model(run)
-    initial = initial_model(replace(config, device="cpu"), data)
+def _draw(trained: Trained, config: TrainConfig) -> dict[str, Figure]:
+    vae, data = trained.vae, trained.data
+    initial = initial_model(config, data)
     with own_randomness(0), torch.no_grad():
         arrays = pictured(vae, initial, data) | {"code_usage": guide_log_probs(vae, data.test).exp().mean(0)}
     cells: dict[str, dict[str, np.ndarray]] = {"": {name: array.numpy() for name, array in arrays.items()}}

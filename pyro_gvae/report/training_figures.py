@@ -1,4 +1,4 @@
-"""Curves of one training run: its lines in, figures out, with marks where stages begin."""
+"""Draw the curves of one training run, with marks where stages begin."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .style import INK, PALETTE, SMALL_PRINT, in_house_style
 
-#: What follows a schedule: column -> label.
+#: The quantities that may follow a schedule: column -> label.
 SCHEDULED = {
     "learning_rate": "learning rate",
     "temperature": "temperature",
@@ -19,34 +19,34 @@ SCHEDULED = {
 }
 
 
-class Begun(NamedTuple):
-    """Where a stage begins, in steps, and by which estimator it trains."""
+class StageStart(NamedTuple):
+    """The step at which a stage begins, and its estimator."""
 
     step: float
     estimator: str
 
 
-def stages_begun(metrics: pd.DataFrame) -> list[Begun]:
-    """The stages of a run: a line is written at the end of each, so that the next one begins there.
+def stage_starts(metrics: pd.DataFrame) -> list[StageStart]:
+    """Find where the stages of a run begin: at the last evaluation of the stage before, which marks its end.
 
     Args:
         metrics: one row for each evaluation, with `step`, `stage` and `estimator`.
 
     Example:
         >>> lines = {"step": [0, 5, 9], "stage": [0, 0, 1], "estimator": ["gumbel-softmax"] * 2 + ["exact"]}
-        >>> [(int(stage.step), stage.estimator) for stage in stages_begun(pd.DataFrame(lines))]
+        >>> [(int(stage.step), stage.estimator) for stage in stage_starts(pd.DataFrame(lines))]
         [(0, 'gumbel-softmax'), (5, 'exact')]
     """
     previous = metrics["step"].shift(1, fill_value=0)
     firsts = metrics.index[metrics["stage"] != metrics["stage"].shift(1)]
-    return [Begun(float(previous[row]), str(metrics.loc[row, "estimator"])) for row in firsts]
+    return [StageStart(float(previous[row]), str(metrics.loc[row, "estimator"])) for row in firsts]
 
 
 @in_house_style
 def training_curves(metrics: pd.DataFrame) -> Figure:
-    """What a run maximizes and what it gets: the objective and the discrete ELBO against steps.
+    """Draw the training objective and the discrete ELBO of a run against steps.
 
-    The vertical scale follows the curves after a fifth of the training; where they began is said in words.
+    The vertical scale fits the curves after a fifth of the training; a note says where they began.
 
     Args:
         metrics: one row for each evaluation of one run.
@@ -77,13 +77,13 @@ def training_curves(metrics: pd.DataFrame) -> Figure:
 
 @in_house_style
 def speed_and_schedules(metrics: pd.DataFrame) -> Figure:
-    """Steps a second between evaluations and, where something follows a schedule, its values, against steps."""
+    """Draw the steps per second between evaluations, and the quantities that follow a schedule, against steps."""
     changing = [name for name in SCHEDULED if name in metrics and metrics[name].nunique() > 1]
     figure = Figure(figsize=(10, 2.2 + 1.8 * len(changing)))
     panels = figure.subplots(1 + len(changing), 1, squeeze=False, sharex=True).ravel()
     known = metrics[metrics["steps_per_second"].notna()]
     panels[0].plot(known["step"], known["steps_per_second"], color=PALETTE[0], lw=2, marker="o", ms=3.5)
-    panels[0].set_ylabel("steps a second")
+    panels[0].set_ylabel("steps per second")
     panels[0].set_ylim(bottom=0)
     for axes, name in zip(panels[1:], changing, strict=True):
         axes.plot(metrics["step"], metrics[name], color=INK, lw=2)
@@ -108,19 +108,19 @@ def _frame(axes: Axes, metrics: pd.DataFrame, measures: Sequence[str]) -> None:
 
 
 def _finish(axes: Axes, metrics: pd.DataFrame, *, named: bool = True) -> None:
-    """The steps below, and a line with the estimator's name where each of several stages begins."""
+    """Label the steps, and mark where each of several stages begins with a line and the estimator's name."""
     last = float(metrics["step"].max()) or 1.0
     axes.set_xlim(0, last)
     axes.set_xlabel("training steps")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    stages = stages_begun(metrics)
+    stages = stage_starts(metrics)
     ends = [stage.step for stage in stages[1:]] + [last]
     for number, (stage, end) in enumerate(zip(stages, ends, strict=True)):
         if number:
             axes.axvline(stage.step, color="#888888", lw=1, ls=":")
         if named and len(stages) > 1:
-            # A name where it fits beside the line; a short stage at the end has it on the line's other side.
+            # The name stands right of the line, or left of it if the stage is short and at the end.
             place = {"ha": "left", "x": 5} if end - stage.step > 0.15 * last else {"ha": "right", "x": -5}
             axes.annotate(
                 stage.estimator,
@@ -129,5 +129,6 @@ def _finish(axes: Axes, metrics: pd.DataFrame, *, named: bool = True) -> None:
                 xycoords=axes.get_xaxis_transform(),
                 textcoords="offset points",
                 ha=place["ha"],
+                parse_math=False,
                 **SMALL_PRINT,
             )

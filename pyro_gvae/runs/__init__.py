@@ -1,1 +1,1 @@
-"""Run folders: what is written, kept and read again."""
+"""Write run folders and read them back."""

@@ -1,37 +1,63 @@
-"""Checkpoints: plain data with tensors in one file, written whole or not at all, verified when read.
+"""Checkpoints: plain data with tensors in one file, written atomically and verified when read.
 
-The file is safetensors: all tensors, and in its metadata the rest as JSON, a format version and a checksum of
-everything. Reading one runs no code from it.
+The file format is safetensors. Its metadata hold everything that is not a tensor as JSON, a format version and a
+checksum. Reading a checkpoint runs no code from it. Weights and other tensors have a checksum, too.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from .files import replacing
+from ..runtime.plain import flat, nested
+from .files import read_bytes, replacing
+from .sealed import BLANK, SEAL, metadata_of, read_sealed, write_sealed
 
 FORMAT = "pyro-gvae checkpoint"
 VERSION = 1
-_TENSOR, _PAIRS = "tensor", "pairs"  # what stands in the JSON for a tensor, and for a dictionary with other keys
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors with a checksum, atomically.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> path = Path(mkdtemp()) / "weights.safetensors"
+        >>> save_tensors(path, {"bias": torch.ones(2)})
+        >>> load_tensors(path)
+        {'bias': tensor([1., 1.])}
+    """
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_sealed(path, save(plain, {SEAL: BLANK}))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read tensors onto the CPU: those of :func:`save_tensors`, or of any safetensors file without metadata.
+
+    Raises:
+        ValueError: if the file is absent or damaged.
+    """
+    try:
+        return load(read_sealed(path))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"Expected intact weights, but found that '{path}' is damaged. Try a copy of it.") from error
 
 
 def save_checkpoint(path: Path, content: Any) -> None:
-    """Writes plain data with tensors; until they are whole and on the disk, the file that was there stays.
+    """Write plain data with tensors; an old file stays until the new one is complete on the disk.
 
     Args:
         path: the file to write or to replace.
-        content: dictionaries, lists, numbers, texts, None and tensors, as deep as need be; tuples come back as lists.
+        content: nested dictionaries, lists, numbers, texts, None and tensors; tuples are read back as lists.
 
     Raises:
-        ValueError: where there is something else in the content.
-        OSError: where the file cannot be written; then the old one is as it was.
+        ValueError: if the content has a value of another type.
+        OSError: if the file cannot be written; an old file is then unchanged.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -40,26 +66,25 @@ def save_checkpoint(path: Path, content: Any) -> None:
         >>> load_checkpoint(path)
         {'step': 3, 'weights': [tensor([1., 1.])]}
     """
-    tensors: dict[str, Tensor] = {}
-    rest = json.dumps(_flat(content, "", tensors))
+    rest, tensors = flat(content)
     metadata = {"format": FORMAT, "version": str(VERSION), "content": rest, "sha256": _digest(rest, tensors)}
     with replacing(path) as temporary:
         temporary.write_bytes(save(tensors, metadata))
 
 
 def load_checkpoint(path: Path) -> Any:
-    """Reads what :func:`save_checkpoint` wrote; tensors are on the CPU.
+    """Read a checkpoint that :func:`save_checkpoint` wrote; tensors are on the CPU.
 
     Raises:
-        ValueError: where the file is absent, damaged, of another version of the format, or something else.
+        ValueError: if the file is absent, damaged, of another format version, or no checkpoint.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata: Mapping[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        data = read_bytes(path)
+        metadata = metadata_of(data)
+        tensors = load(data)
     except FileNotFoundError as error:
         raise ValueError(f"Expected a checkpoint, but found that '{path}' does not exist.") from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path) from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"Expected a checkpoint of pyro-gvae, but found that '{path}' is another file of tensors.")
@@ -71,7 +96,10 @@ def load_checkpoint(path: Path) -> Any:
     rest = metadata.get("content", "")
     if metadata.get("sha256") != _digest(rest, tensors):
         raise _damaged(path)
-    return _nested(json.loads(rest), tensors)
+    try:
+        return nested(rest, tensors)
+    except ValueError as error:
+        raise _damaged(path) from error
 
 
 def _damaged(path: Path) -> ValueError:
@@ -82,41 +110,9 @@ def _damaged(path: Path) -> ValueError:
 
 
 def _digest(rest: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of everything that a checkpoint says."""
+    """Compute the SHA-256 of all content of a checkpoint."""
     digest = hashlib.sha256(rest.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _flat(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """The value as JSON, its tensors put aside under names that say where they belong."""
-    if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {_TENSOR: name}
-    if isinstance(value, dict):
-        items = [(key, _flat(item, f"{name}/{key}" if name else str(key), tensors)) for key, item in value.items()]
-        # JSON has only texts as keys, and {"tensor": ..} means something else.
-        plain = all(isinstance(key, str) for key in value) and value.keys().isdisjoint({_TENSOR, _PAIRS})
-        return dict(items) if plain else {_PAIRS: [list(pair) for pair in items]}
-    if isinstance(value, list | tuple):
-        return [_flat(item, f"{name}/{index}", tensors) for index, item in enumerate(value)]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise ValueError(
-        f"Expected a checkpoint of tensors, numbers and texts, but found {type(value).__name__} at '{name}', which "
-        "could only be read back by running code."
-    )
-
-
-def _nested(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_nested(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if _TENSOR in value:
-        return tensors[value[_TENSOR]]
-    if _PAIRS in value:
-        return {key: _nested(item, tensors) for key, item in value[_PAIRS]}
-    return {key: _nested(item, tensors) for key, item in value.items()}

@@ -1,16 +1,21 @@
-"""What a run folder holds, and what it should hold and does not: read for reports, truthful about the rest."""
+"""Read a comparison's run folder for its report, with a list of everything that is missing or unreadable."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
+from ..config.checks import MOST_CELLS
+from ..config.json import fits
 from .config import read_config
 from .folder import PICTURES, cell_error, cell_folder
 from .frames import read_json_lines
+from .records import CellRecord, CompareLine, CompareRecord
+from .sealed import read_sealed
 from .tables import CELL, final_rows, label, labelled
 
 CONFIGURED = {"dataset", "cells", "seeds", "num_latents", "num_categories", "epochs", "image_shape"}
@@ -20,19 +25,21 @@ MEASURED = [
 ]
 GRID = ["estimator", "setting", "seed"]
 PICTURED = {"inputs", "reconstructions_start", "reconstructions_end", "samples", "code_usage"}
+#: Edges of an image, images of a kind, labels of a figure: beyond them a page could not be drawn.
+MOST_PIXELS, MOST_IMAGES, MOST_LABELS = 1024, 64, 500
 OTHER = "Try one that pyro-gvae compare or train made."
 
 
 class Run(NamedTuple):
-    """What a run folder holds, and what it should hold and does not.
+    """The contents of a comparison's run folder.
 
     Args:
         config: The contents of `config.json`.
-        estimators: The labels of what is compared, estimator and setting, in their order.
+        estimators: The labels (estimator and setting) that are compared, in order.
         metrics: Every evaluation, one for each (estimator, seed, step); `estimator` is the label.
         final: The last evaluation of each (estimator, seed) that was trained to its end.
-        pictures: Label to the arrays of one seed, for each estimator that has a readable cell file.
-        missing: A sentence for each thing that is not there.
+        pictures: Label to the arrays of one seed, for each estimator with a readable pictures file.
+        missing: A sentence for everything that is missing or unreadable.
     """
 
     config: dict[str, Any]
@@ -44,7 +51,7 @@ class Run(NamedTuple):
 
 
 def read_run(run: Path) -> Run:
-    """Reads a run folder and lists what it lacks.
+    """Read a run folder and list what it lacks.
 
     Args:
         run: The run folder, finished or not.
@@ -53,16 +60,15 @@ def read_run(run: Path) -> Run:
         Its contents, in the order of the configuration.
 
     Raises:
-        ValueError: If `config.json` or `metrics.jsonl` is absent, unreadable or without what every run has.
+        ValueError: If `config.json` or `metrics.jsonl` is absent or unreadable, or lacks entries that every run has.
     """
-    config = read_config(run)
+    config = read_compared(run)
     try:
-        metrics = read_json_lines(run / "metrics.jsonl")
+        metrics = read_json_lines(run / "metrics.jsonl", CompareLine)
     except (OSError, ValueError) as error:
         raise ValueError(f"Expected a run folder, but found that '{run}' is not one: {error}. {OTHER}") from error
-    lacking = CONFIGURED - set(config) or ({*GRID, *MEASURED} - set(metrics) if len(metrics) else set())
-    if lacking:
-        raise ValueError(f"Expected a run folder, but found that '{run}' lacks {', '.join(sorted(lacking))}. {OTHER}")
+    if metrics.attrs["torn_lines"] and metrics.empty:
+        raise ValueError(f"Expected evaluations, but found no whole line in '{run / 'metrics.jsonl'}'. {OTHER}")
     torn = [f"Line {number} of metrics.jsonl is torn and was left out." for number in metrics.attrs["torn_lines"]]
     cells = [(label(cell["estimator"], cell["setting"]), cell["seed"]) for cell in config["cells"]]
     estimators = list(dict.fromkeys(name for name, _ in cells))
@@ -72,13 +78,40 @@ def read_run(run: Path) -> Run:
     metrics = metrics.sort_values("estimator", key=lambda names: names.map(estimators.index), kind="stable")
     last = final_rows(metrics)
     final = last[last["finished"].astype(bool)]
-    pictures, unreadable = _read_pictures(run, final)
+    pictures, unreadable = _read_pictures(run, config, final)
     cells.sort(key=lambda cell: estimators.index(cell[0]))
     return Run(config, estimators, metrics, final, pictures, [*_unfinished(run, cells, last), *unreadable, *torn])
 
 
+def read_compared(run: Path) -> dict[str, Any]:
+    """Reads the config.json of a comparison, and checks its types and sizes.
+
+    Raises:
+        ValueError: If it lacks what every one has, or has something else there.
+    """
+    config = read_config(run)
+    lacking = CONFIGURED - set(config)
+    if lacking:
+        raise ValueError(f"Expected a run folder, but found that '{run}' lacks {', '.join(sorted(lacking))}. {OTHER}")
+    cells, edges = config["cells"], config["image_shape"]
+    sound = (
+        fits(CompareRecord, config)
+        and config["num_latents"] >= 1
+        and config["num_categories"] >= 1
+        and 1 <= len(cells) <= MOST_CELLS
+        and all(fits(CellRecord, cell) and cell["seed"] >= 0 for cell in cells)
+        and not any("$" in cell["estimator"] + cell["setting"] for cell in cells)  # figures would read formulas
+        and len(edges) == 2
+        and all(isinstance(edge, int) and 1 <= edge <= MOST_PIXELS for edge in edges)
+        and len({(cell["estimator"], cell["setting"]) for cell in cells}) <= MOST_LABELS
+    )
+    if not sound:
+        raise ValueError(f"Expected a run folder, but found that the config.json of '{run}' is damaged. {OTHER}")
+    return config
+
+
 def _unfinished(run: Path, cells: list[tuple[str, int]], last: pd.DataFrame) -> list[str]:
-    """A sentence for each cell without a finite result at its end."""
+    """Write a sentence for each cell that did not end with a finite result."""
     sentences = []
     rows = {(row.estimator, row.seed): row for row in last.itertuples()}
     for cell in cells:
@@ -90,27 +123,42 @@ def _unfinished(run: Path, cells: list[tuple[str, int]], last: pd.DataFrame) -> 
             sentences.append(f"{name}: nothing was recorded.")
         elif not row.finished:
             sentences.append(
-                f"{name}: not finished ({row.epoch:g} epochs); its curve is drawn, the tables leave it out."
+                f"{name}: not finished ({row.epoch:g} epochs); its curve is drawn, but the tables leave it out."
             )
         elif not np.isfinite([row.test_elbo, row.test_log_evidence]).all():
             sentences.append(f"{name}: the last evaluation is not finite, so {cell[0]} has no mean.")
     return sentences
 
 
-def _read_pictures(run: Path, final: pd.DataFrame) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
-    """The arrays of each estimator's first readable seed, and a sentence for each file that cannot be read."""
+def _can_be_drawn(arrays: dict[str, np.ndarray], image_shape: list[int]) -> bool:
+    if not arrays.keys() >= PICTURED or any(arrays[name].ndim != 2 for name in PICTURED):
+        return False
+    usage, inputs = arrays["code_usage"], arrays["inputs"]
+    images = [arrays[name] for name in PICTURED - {"code_usage"}]
+    return (
+        all(image.dtype.kind == "f" and image.shape[1] == math.prod(image_shape) for image in images)
+        and all(1 <= len(image) <= MOST_IMAGES for image in images)
+        and len(inputs) == len(arrays["reconstructions_start"]) == len(arrays["reconstructions_end"])
+        and usage.dtype.kind == "f"
+        and usage.size > 0
+        and bool((usage >= 0).all() and np.isfinite(usage).all())
+    )
+
+
+def _read_pictures(
+    run: Path, config: dict[str, Any], final: pd.DataFrame
+) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+    """Read the arrays of each estimator's first readable seed; return a sentence for each unreadable file."""
     pictures: dict[str, tuple[str, dict[str, np.ndarray]]] = {}
     missing = []
     for estimator, seed in zip(final["estimator"], final["seed"], strict=True):
         path = cell_folder(run, estimator, seed) / PICTURES
         try:
-            arrays = load_file(path)
-        except (OSError, SafetensorError):
+            arrays = load(read_sealed(path))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             arrays = {}
-        if arrays.keys() >= PICTURED:
+        if _can_be_drawn(arrays, config["image_shape"]):
             pictures.setdefault(estimator, (f"{estimator} (seed {seed})", arrays))
         else:
-            missing.append(
-                f"{estimator}, seed {seed}: its {path.name} is absent or damaged, so there are no pictures of it."
-            )
+            missing.append(f"{estimator}, seed {seed}: {path.name} is absent or damaged, so it has no pictures.")
     return dict(pictures.values()), missing

@@ -1,24 +1,140 @@
-"""A run folder: atomic files, and a JSON line for each evaluation.
+"""Read the files of a run folder, write them atomically, and append JSON lines.
 
-A run folder survives a crash at any moment: whole files are replaced atomically, and `metrics.jsonl` only grows,
-so that at worst its last line is torn. Everything here reads and writes results; nothing here trains.
+So a run folder survives a crash at any moment: files are replaced atomically, and `metrics.jsonl` is only appended to,
+so that at worst its last line is torn. Whoever made the folder, nothing here follows a link, waits for a pipe, or reads
+a file that is too large for the memory.
 """
 
+import errno
 import json
 import math
 import os
+import re
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from secrets import token_hex
+from typing import IO, Any
+
+import psutil
+
+from ..config.json import fits
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nobody can remove a file that is open
+    fcntl = None  # type: ignore[assignment]
+
+#: Of a file that is being written: the beginning of its name to be, and 16 digits that nobody can foresee.
+UNFINISHED = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")
+#: The part of the machine's memory that a file may have that is read at once.
+MOST_MEMORY = 0.25
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def _opened(path: Path, flags: int) -> IO[bytes]:
+    """A file of this name, which is no link, and no pipe or device that one would wait for."""
+    try:
+        descriptor = os.open(path, flags | _NO_LINK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _no_file(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _no_file(path)
+    return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "rb")
+
+
+def _no_file(path: Path) -> ValueError:
+    return ValueError(f"Expected a file, but found that '{path}' is a link or no file. Try without it.")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file at once.
+
+    Raises:
+        ValueError: If it is a link or no file, or too large for the memory of this machine.
+        OSError: If it is absent or cannot be read.
+    """
+    with _opened(path, os.O_RDONLY) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MOST_MEMORY * psutil.virtual_memory().total:
+            raise ValueError(f"Expected a file that fits into memory, but found that '{path}' has {size:,} bytes.")
+        return file.read()
+
+
+def read_text(path: Path) -> str:
+    """Read a file of text at once; bytes that are no UTF-8 are read as the replacement character.
+
+    Raises:
+        ValueError: If it is a link or no file, or too large for the memory of this machine.
+        OSError: If it is absent or cannot be read.
+    """
+    return read_bytes(path).decode("utf-8", "replace")
+
+
+def parse_json(text: str) -> Any:
+    """Read strict JSON: no NaN, and no number that a machine does not hold.
+
+    Raises:
+        ValueError: If it is something else; the sentence goes on after "..., but found that".
+
+    Example:
+        >>> parse_json('{"a": 1}')
+        {'a': 1}
+    """
+    try:
+        return json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_whole_number)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON from line {error.lineno}, column {error.colno} on") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"it holds {text[:20]}, which is no finite number")
+    return value
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > 20 or abs(value := int(text)) >= 2**63:
+        raise ValueError(f"it holds {text[:20]}.., which has more than 64 bits")
+    return value
+
+
+def read_records(path: Path, kind: type[Any] | None = None) -> tuple[list[dict[str, Any]], list[int]]:
+    """Read JSON lines, and the numbers (from 1) of those that a crash tore, or that say something else.
+
+    Args:
+        path: A file that `append_json_line` wrote.
+        kind: The names that a line has at least, with their types; any if None.
+    """
+    records, torn = [], []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = parse_json(line)
+        except ValueError:
+            record = None
+        plain = isinstance(record, dict) and not any(isinstance(value, list | dict) for value in record.values())
+        if plain and (kind is None or fits(kind, record)):
+            records.append(record)
+        else:
+            torn.append(number)
+    return records, torn
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which takes its place when the block ends well.
+    """Yield a temporary path in the same folder, whose file replaces `path` when the block ends without an error.
 
-    If the block raises, the temporary file is removed and the old file stays as it was. The data reach the disk
-    before the name does, so that a reader sees the old file or the new one and never half of either.
+    If the block raises, the temporary file is removed and the old file is unchanged. The data are on the disk before
+    the file is renamed, so a reader sees either the old or the new file, never a part of one. Only its writer can read
+    the temporary file; `remove_unfinished` removes it if the process is killed.
 
     Args:
         path: The file to write or to replace; its folder is made if it is absent.
@@ -35,41 +151,101 @@ def replacing(path: Path) -> Iterator[Path]:
         'whole'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    mask = os.umask(0o77)  # there is no other way to ask for it
+    os.umask(mask)
+    temporary, descriptor = _new_file(path)
+    held: int | None = descriptor
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        os.fsync(descriptor)
+        temporary.chmod(0o666 & ~mask)
+        if fcntl is None:
+            held = os.close(descriptor)  # Windows renames no file that is open
         temporary.replace(path)
     finally:
+        if held is not None:
+            os.close(held)
         temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _new_file(path: Path) -> tuple[Path, int]:
+    """A file that was not there, held by this process for as long as the descriptor is open."""
+    while True:
+        temporary = path.with_name(f".{path.name[:100]}.{token_hex(8)}.tmp")
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | _NO_LINK, 0o600)
+        if fcntl is None:
+            return temporary, descriptor
+        with suppress(OSError):  # a file system without locks, where nothing unfinished is removed
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        os.close(descriptor)  # taken for a dead one's before it was held
+
+
+def remove_unfinished(folder: Path, depth: int = 2) -> None:
+    """Remove the temporary files that killed processes left in a folder, and in folders so deep inside of it.
+
+    Those that a living process writes stay, and so does what cannot be removed.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                if entry.is_dir(follow_symlinks=False) and depth:
+                    remove_unfinished(Path(entry), depth - 1)
+                elif UNFINISHED.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    _remove_unless_held(Path(entry))
+
+
+def _remove_unless_held(path: Path) -> None:
+    if fcntl is None:
+        path.unlink()
+        return
+    with _opened(path, os.O_RDWR) as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names of a folder on the disk, where the system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Writes `text` to `path` as UTF-8: wholly or not at all (see `replacing`)."""
+    """Write `text` to `path` as UTF-8, atomically (see `replacing`)."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented, strict JSON, atomically; a number that is not finite becomes `null`."""
+    """Write `value` as indented, strict JSON, atomically; a number that is not finite becomes `null`."""
     write_text_atomic(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends `record` as one line of strict JSON, on the disk when this returns.
+    """Append `record` as one line of strict JSON; it is on the disk when this returns.
 
-    A number that is not finite becomes `null`. If a crash left the last line torn, the record starts a new one, so
-    that only the torn line is lost. If the disk is full, the file is as it was.
+    A number that is not finite becomes `null`. If a crash has torn the last line, the record starts a new line, so
+    that only the torn line is lost. If the disk is full, the file is unchanged.
 
     Args:
         path: The file, made if it is absent.
         record: Names to numbers, strings, `None`, or NumPy and torch scalars.
+
+    Raises:
+        ValueError: If there is a link of that name.
+        OSError: If the file cannot be written.
     """
     line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
-    size = path.stat().st_size if path.exists() else None
+    size = None
     try:
-        with path.open("a+b") as file:
+        with _opened(path, os.O_RDWR | os.O_CREAT) as file:
+            size = file.seek(0, os.SEEK_END)
             if size:
                 file.seek(-1, os.SEEK_END)
                 line = line if file.read(1) == b"\n" else b"\n" + line
@@ -77,13 +253,30 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        if size is not None and path.stat().st_size > size:  # a part of the line, on a disk that is full
-            os.truncate(path, size)
+        if size is not None:
+            cut(path, size)  # the disk is full, and a part of the line was written
         raise
+    if not size:
+        sync_folder(path.parent)
+
+
+def cut(path: Path, size: int) -> bool:
+    """Leave the first bytes of a file; an absent one is made.
+
+    Returns:
+        Whether it had so many.
+
+    Raises:
+        ValueError: If there is a link of that name.
+    """
+    with _opened(path, os.O_RDWR | os.O_CREAT) as file:
+        found = os.fstat(file.fileno()).st_size
+        os.ftruncate(file.fileno(), min(size, found))
+    return found >= size
 
 
 def _plain(value: Any) -> Any:
-    """The same value in JSON's own types."""
+    """Convert a value to JSON's types."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -96,5 +289,5 @@ def _plain(value: Any) -> Any:
 
 
 def write_json_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    """Writes one line of strict JSON for each record, atomically; `null` as in `append_json_line`."""
+    """Write one line of strict JSON for each record, atomically; `null` as in `append_json_line`."""
     write_text_atomic(path, "".join(json.dumps(_plain(record), allow_nan=False) + "\n" for record in records))

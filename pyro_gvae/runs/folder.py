@@ -1,5 +1,6 @@
-"""Where a run folder lies and what its cells are named; one writer at a time."""
+"""Create run folders, name the folders of their cells, and lock them against a second writer."""
 
+import hashlib
 import itertools
 import os
 import re
@@ -11,24 +12,29 @@ from typing import final
 
 from filelock import FileLock, Timeout
 
-#: Of a cell of a comparison: its pictures, written last, so that what has them is finished; what it failed of.
+from .files import read_text
+
+#: Files of a cell of a comparison: its pictures, which are written last and mark it as finished; its error message.
 PICTURES, ERROR = "pictures.safetensors", "error.txt"
+#: Letters of a label in the name of a cell's folder.
+LONGEST = 120
+#: The file by which a process locks a folder; it holds the number of that process.
 LOCK = ".lock"
 
 
 def new_run_folder(path: Path | None = None, *, prefix: str = "compare") -> Path:
-    """Creates a folder that did not exist before, so that no run ever writes over another.
+    """Create a new folder, so that no run overwrites another.
 
     Args:
         path: The folder to create, with its parents; by default `runs/PREFIX-YYYYmmdd-HHMMSS`, with a
-            suffix `-2`, `-3`, ... where that name is taken.
+            suffix `-2`, `-3`, ... if that name is taken.
         prefix: The first word of the default name.
 
     Returns:
         The new, empty folder.
 
     Raises:
-        ValueError: If `path` exists, or if the folder cannot be created; the sentence names the folder.
+        ValueError: If `path` exists and is not an empty folder, or the folder cannot be created.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -40,11 +46,11 @@ def new_run_folder(path: Path | None = None, *, prefix: str = "compare") -> Path
             candidate.mkdir(parents=True)
         except FileExistsError:
             if path is None or any(candidate.iterdir() if candidate.is_dir() else [candidate]):
-                continue  # an empty folder that was named is what a kill in the first milliseconds leaves
+                continue  # an empty folder with the given name is left by a kill in the first milliseconds, and is used
         except OSError as error:
             raise ValueError(
                 f"Expected a folder that can be created, but found that '{candidate}' cannot: {error.strerror}. "
-                "Try another place."
+                "Try another path."
             ) from error
         return candidate
     raise ValueError(f"Expected a new run folder, but found that '{path}' exists. Try another name.")
@@ -58,44 +64,75 @@ def _fresh_names(prefix: str) -> Iterator[Path]:
 
 
 def cell_folder(run: Path, label: str, seed: int) -> Path:
-    """Where one cell of a comparison lies in its run folder: a run folder of `train`, with pictures.
+    """Return the path of a cell's folder inside the run folder; it is a run folder of `train`, with pictures.
 
     Args:
         run: the run folder of the comparison.
         label: estimator and setting, from `tables.label`.
-        seed: its seed.
+        seed: the seed of the cell.
 
     Example:
         >>> cell_folder(Path("run"), "gumbel-softmax:20,exact:3, 8x4", 0).as_posix()
         'run/cells/gumbel-softmax-20-exact-3-8x4-seed0'
     """
-    return run / "cells" / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', label).strip('-')}-seed{seed}"
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", label).strip("-")
+    if len(name) > LONGEST:  # systems have names of up to 255 bytes, and files are called by it, too
+        name = f"{name[:LONGEST]}-{hashlib.sha256(label.encode()).hexdigest()[:16]}"
+    return run / "cells" / f"{name}-seed{seed}"
 
 
 def cell_error(run: Path, label: str, seed: int) -> str | None:
-    """What a cell failed of, in a sentence, if it did."""
+    """Read the error message of a failed cell; None if it has none."""
     path = cell_folder(run, label, seed) / ERROR
-    return path.read_text(encoding="utf-8") if path.exists() else None
+    return read_text(path)[:1000] if path.exists() else None
+
+
+def check_own(folder: Path) -> None:
+    """Refuse a folder that leads out of itself: whatever is read and written in it then lies inside of it.
+
+    Raises:
+        ValueError: if it holds a link, a pipe or a device, however deep.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                check_own(Path(entry))
+            elif not entry.is_file(follow_symlinks=False) and os.path.lexists(entry):  # a temporary file may be gone
+                raise ValueError(
+                    f"Expected a folder of files and folders alone, but found that '{entry.path}' is a link or "
+                    "neither. Try a copy without it."
+                )
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that nothing can be written into, before the work is done; one that is not there can be made.
+
+    Raises:
+        ValueError: if it, or the nearest folder above it that exists, cannot be written.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"Expected a writable run folder, but found that '{there}' is not. Try another folder.")
 
 
 @final
 class HeldError(ValueError):
-    """Another process writes to a folder.
+    """Another process has locked a folder.
 
     Attributes:
-        by: which one, in words.
+        by: that process, in words.
     """
 
     def __init__(self, folder: Path, by: str) -> None:
         super().__init__(
-            f"Expected a folder that no other process writes to, but found that one works in '{folder}', {by}. Try to "
-            "wait for its end, or another folder."
+            f"Expected a folder that no other process writes to, but found that one works in '{folder}', {by}. Try "
+            "waiting for its end, or another folder."
         )
         self.by = by
 
 
 def holder(folder: Path) -> str | None:
-    """Which process writes to a folder, in words; None if none does."""
+    """Return the process that has locked a folder, in words; None if none has."""
     if not (folder / LOCK).exists():
         return None
     try:
@@ -107,13 +144,13 @@ def holder(folder: Path) -> str | None:
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Holds a folder against other processes until the block ends, or this process does, however it ends.
+    """Lock a folder against other processes until the block or this process ends, however it ends.
 
     Args:
-        folder: where there is a file ".lock" from then on, which says which process holds the folder.
+        folder: the folder, in which a file ".lock" is created, which says which process has locked it.
 
     Raises:
-        HeldError: if another process does.
+        HeldError: if another process has.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -127,7 +164,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         path.write_text(f"{os.getpid()}\n", encoding="ascii")
     except Timeout:
         raise HeldError(folder, by) from None
-    except NotImplementedError:  # of a file system without locks: whoever uses it is on their own
+    except NotImplementedError:  # the file system has no locks, so there is no protection
         pass
     try:
         yield
@@ -136,7 +173,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def _writer(lock: Path) -> str:
-    """The process that a lock file names."""
+    """Return the process that a lock file names, in words."""
     try:
         return f"process {int(lock.read_bytes()[:20])}"
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The numbers of a run: final rows, means and standard errors over seeds, paired differences, and their words."""
+"""Tables of a run: final rows, means and standard errors over seeds, paired differences, and their text."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import pandas as pd
 
 
 class Measure(NamedTuple):
-    """One column of the results table: its name in `summarize`, and how people read it."""
+    """A column of the results table: its name in `summarize`, its heading, unit and number of decimals."""
 
     name: str
     heading: str
@@ -29,7 +29,7 @@ PAIRED_MEASURES = tuple(m for m in MEASURES if m.name in ("test_elbo", "test_log
 
 
 def label(estimator: str, setting: str) -> str:
-    """What the seeds of a comparison have in common, in words.
+    """Join estimator and setting to the label that all seeds share.
 
     Example:
         >>> label("exact", ""), label("exact", "8x4")
@@ -39,17 +39,17 @@ def label(estimator: str, setting: str) -> str:
 
 
 def labelled(rows: pd.DataFrame) -> pd.DataFrame:
-    """The same rows of a comparison by their labels: `estimator` becomes the label, `plan` is what it was.
+    """Replace the column `estimator` by the label; the new column `plan` has the estimator as it was given.
 
     Args:
-        rows: with the columns `estimator` and `setting`.
+        rows: a table with the columns `estimator` and `setting`.
     """
     rows = rows.assign(plan=rows["estimator"], setting=rows["setting"].fillna(""))
     return rows.assign(estimator=[label(*pair) for pair in zip(rows["plan"], rows["setting"], strict=True)])
 
 
 def final_rows(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The last evaluation of each (estimator, seed).
+    """Select the last evaluation of each (estimator, seed).
 
     Args:
         metrics: One row for each evaluation, with the columns of `metrics.jsonl`.
@@ -64,17 +64,17 @@ def final_rows(metrics: pd.DataFrame) -> pd.DataFrame:
         >>> final_rows(pd.DataFrame(rows))[["step", "seconds", "steps_per_second"]].values.tolist()
         [[20.0, 2.5, 8.0]]
     """
-    # A stable sort: of two evaluations at one step (a resumed run) the later line counts.
+    # The sort is stable: of two evaluations at one step (of a resumed run), the later line is used.
     last = metrics.sort_values("step", kind="stable").drop_duplicates(CELL, keep="last")
     last = metrics[CELL].drop_duplicates().merge(last, on=CELL)  # in order of appearance
     return last.assign(steps_per_second=last["step"] / last["seconds"].where(last["seconds"] > 0))
 
 
 def summarize(final: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard error over seeds, for each estimator.
+    """Compute mean and standard error over seeds, for each estimator.
 
-    The standard error is s.d. / sqrt(n), with the s.d. that divides by n - 1; NaN with one seed. A seed whose number is
-    not finite makes the mean NaN: leaving it out would flatter the estimator.
+    The standard error is s.d. / sqrt(n), where the s.d. divides by n - 1; NaN with one seed. A seed whose number is
+    not finite makes the mean NaN, because leaving it out would make the estimator look better than it is.
 
     Args:
         final: One row for each (estimator, seed), from `final_rows`.
@@ -82,7 +82,7 @@ def summarize(final: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Indexed by estimator, in order of appearance: `seeds` (their number) and, for each measure M, `M` (the
         mean) and `M_se`. The measures are `test_elbo`, `test_log_evidence`, `test_objective` (the estimator's own
-        bound), `gap` = test_objective - test_elbo, how much that bound claims beyond the discrete ELBO (all nats per
+        bound), `gap` = test_objective - test_elbo, by which that bound exceeds the discrete ELBO (all in nats per
         datum), `seconds` and `steps_per_second`.
 
     Example:
@@ -103,12 +103,12 @@ def summarize(final: pd.DataFrame) -> pd.DataFrame:
 
 
 def seed_differences(final: pd.DataFrame, estimator: str, baseline: str) -> pd.DataFrame:
-    """`estimator` minus `baseline` on each seed that both have.
+    """Subtract `baseline` from `estimator` on each seed that both have.
 
     Args:
         final: One row for each (estimator, seed), from `final_rows`.
-        estimator: The one subtracted from.
-        baseline: The one subtracted.
+        estimator: The label of the minuend.
+        baseline: The label of the subtrahend.
 
     Returns:
         Indexed by seed: the differences of `test_elbo`, `test_log_evidence` (nats per datum) and `seconds`.
@@ -120,22 +120,23 @@ def seed_differences(final: pd.DataFrame, estimator: str, baseline: str) -> pd.D
 
 
 def choose_baseline(final: pd.DataFrame) -> str:
-    """What others are compared with: `exact`, or the first estimator where there is no `exact`.
+    """Choose the estimator that the others are compared with: `exact`, or the first one if there is no `exact`.
 
     Args:
-        final: from `labelled`.
+        final: a table from `labelled`.
     """
     plans = list(final["plan"].unique())
     return "exact" if "exact" in plans else str(plans[0])
 
 
 def paired_differences(final: pd.DataFrame, baseline: str = "exact") -> pd.DataFrame:
-    """Mean and standard error of each estimator's differences from `baseline` on the same seeds.
+    """Compute mean and standard error of each estimator's differences from `baseline` on the same seeds.
 
-    In a grid, from the baseline of the same setting; from the one without a temperature, say, if it has none.
+    In a grid, each is compared with the baseline of the same setting; a part of the setting that the baseline lacks,
+    such as a temperature, is ignored.
 
-    The same seed means the same initial weights and batches, so what they share cancels in the difference, and its
-    standard error is as a rule much smaller than those of the two means.
+    The same seed means the same initial weights and batches, whose effect cancels in the difference. Its standard error
+    is therefore usually much smaller than those of the two means.
 
     Args:
         final: One row for each (estimator, seed), from `final_rows`; in a grid, from `labelled`.
@@ -181,7 +182,7 @@ def _parts(setting: str) -> list[str]:
 
 
 def table_text(summary: pd.DataFrame, measures: tuple[Measure, ...] = MEASURES, *, sign: str = "-") -> pd.DataFrame:
-    """The numbers of a summary as text, "mean ± standard error", padded so that the columns align.
+    """Format the numbers of a summary as "mean ± standard error", padded so that the columns align.
 
     Args:
         summary: From `summarize` or `paired_differences`.
@@ -189,7 +190,7 @@ def table_text(summary: pd.DataFrame, measures: tuple[Measure, ...] = MEASURES, 
         sign: The `format` sign option: "-" for values, "+" for differences.
 
     Returns:
-        The same index, one column of strings for each measure, all of one width; a dash where there is no number.
+        The same index, one column of strings of equal width for each measure; a dash for a missing number.
     """
     columns = {}
     for measure in measures:
@@ -212,7 +213,7 @@ def _number(value: float, decimals: int, sign: str) -> str:
 
 
 def format_table(summary: pd.DataFrame) -> str:
-    """The results table for the terminal: a row for each estimator, aligned, with its units.
+    """Format the results table for the terminal: an aligned row for each estimator, with units.
 
     Args:
         summary: From `summarize`.
@@ -242,9 +243,9 @@ def format_table(summary: pd.DataFrame) -> str:
 
 
 def with_errors(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Numbers as text, with the standard errors that stand beside them, `M_se`, in two digits; empty where none is.
+    """Format numbers with their standard errors, from the columns `M` and `M_se`; empty if there is no number.
 
-    A number has the decimals of its error, or four digits where it has none.
+    An error has two significant digits, and a number the decimals of its error; a number without error has four digits.
 
     Args:
         table: any table.

@@ -1,4 +1,4 @@
-"""Gradients that are added together or not at all, kept, or traced to their leaves."""
+"""Helpers for gradients: restored after a block, added all together, or traced to their leaves."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @contextmanager
 def kept_gradients(leaves: Sequence[Tensor]) -> Iterator[None]:
-    """Gradients begin at none, and are afterwards what they were before."""
+    """Set gradients to None inside the block, and restore them afterwards."""
     before = [leaf.grad for leaf in leaves]
     for leaf in leaves:
         leaf.grad = None
@@ -22,7 +22,7 @@ def kept_gradients(leaves: Sequence[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def all_or_nothing() -> Iterator[Callable[[Tensor], Tensor]]:
-    """A backward pass in parts whose gradients are added to `.grad` together, or not at all if an exception ends it."""
+    """Yield a backward function whose gradients are added to `.grad` at the end, or not at all after an exception."""
     before: dict[Tensor, Tensor | None] = {}
 
     def backward(loss: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def all_or_nothing() -> Iterator[Callable[[Tensor], Tensor]]:
 
 
 def leaves(root: Tensor) -> list[Tensor]:
-    """The tensors that a backward pass from `root` reaches and that hold a `.grad`: parameters, mostly."""
+    """Return the tensors with a `.grad`, mostly parameters, that a backward pass from `root` reaches."""
     found: list[Tensor] = []
     seen: set[Any] = set()
     nodes = [root.grad_fn]

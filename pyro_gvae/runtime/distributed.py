@@ -1,10 +1,8 @@
-"""Several processes that train one program: who this one is, and what they tell each other.
+"""Several processes that train one program: the rank of this one, and communication between them.
 
-Nothing is set up at import. A process without a process group is alone: it is rank 0 of 1, and what is told is what was
-said.
+Nothing is set up at import. A process without a process group is rank 0 of 1, and communication returns its own values.
 """
 
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,20 +13,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .plain import pack, unpack
+
 
 class Share(NamedTuple):
     """The part of some work that one of several processes does.
 
     Attributes:
-        rank: which process, from 0.
-        world_size: of how many.
+        rank: the number of the process, from 0.
+        world_size: the number of processes.
     """
 
     rank: int = 0
     world_size: int = 1
 
     def rows(self, x: Tensor) -> Tensor:
-        """Its data (B', D) of a batch x (B, D): as many as others have, or one more.
+        """Return this share's data (B', D) of a batch x (B, D). Shares differ by at most one datum.
 
         Example:
             >>> [Share(rank, 2).rows(torch.arange(5)).tolist() for rank in (0, 1)]
@@ -42,32 +42,32 @@ ALONE = Share()
 
 
 def share() -> Share:
-    """Of this process, in torch's process group."""
+    """Return the share of this process in torch's process group."""
     if dist.is_available() and dist.is_initialized():
         return Share(dist.get_rank(), dist.get_world_size())
     return ALONE
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and decides, rank 0."""
+    """Return whether this process is rank 0, which writes and decides."""
     return share().rank == 0
 
 
 def restarts() -> int:
-    """How often torchrun has started these processes again after one of them died.
+    """Return how often torchrun has restarted these processes after one of them died.
 
-    On several machines only the one that it died on counts that, and is believed.
+    On several machines, only the one with the failed process counts the restart, so take the largest count.
     """
     return int(largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))))
 
 
 def may_restart() -> bool:
-    """Whether torchrun was told to start processes again when one of them dies."""
+    """Return whether torchrun is set to restart processes when one of them dies."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def own_device(device: str) -> str:
-    """The device of this process: where torchrun has started several on a machine, each has a GPU of its own.
+    """Return the device of this process. If torchrun started several on a machine, each has its own GPU.
 
     Example:
         >>> own_device("cpu")
@@ -78,22 +78,22 @@ def own_device(device: str) -> str:
 
 @contextmanager
 def processes(device: str) -> Iterator[None]:
-    """Inside of the block, the processes that torchrun started are one group: gloo on CPUs, NCCL on GPUs.
+    """Make the processes that torchrun started one group inside the block: gloo on CPUs, NCCL on GPUs.
 
-    Without torchrun, or where the group is there already, nothing is done.
+    Without torchrun, or if the group exists already, this does nothing.
 
     Args:
-        device: where tensors lie.
+        device: the device of the tensors.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    # What is no tensor of the program travels between CPUs.
+    # Everything but the program's tensors is exchanged between CPUs.
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     store, rank, world_size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
-        # torchrun keeps its store when it restarts processes, which then find the dead there (PyTorch issue
-        # 135712). The agents of several machines do not count alike: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is for them.
+        # torchrun keeps its store when it restarts processes, which then find entries of the dead ones (PyTorch issue
+        # 135712), so use a prefix. On several machines restart counts differ; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
         prefix = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
@@ -109,52 +109,57 @@ def _others() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error).splitlines()[0]
-        raise ConnectionError(f"Expected all processes to go on, but found that one has ended ({text}).") from error
+        raise ConnectionError(f"Expected all processes to continue, but found that one has ended ({text}).") from error
 
 
 def from_main(compute: Callable[[], Any]) -> Any:
-    """What rank 0 finds, told to all: plain data with tensors. The others wait, and do not compute it."""
+    """Run a function in rank 0 and return its result, plain data with tensors, in all processes."""
     if share().world_size == 1:
         return compute()
-    found = [_packed(compute()) if is_main() else None]
+    told = _as_tensor(pack(compute())) if is_main() else torch.empty(0, dtype=torch.uint8)
+    size = torch.tensor(len(told))
     with _others():
-        dist.broadcast_object_list(found, src=0)
-    return _unpacked(found[0])
+        dist.broadcast(size, src=0)
+        told = told if is_main() else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(told, src=0)
+    return unpack(_as_bytes(told))
 
 
 def gathered(value: Any) -> list[Any]:
-    """The value of each process, by rank: plain data with tensors."""
+    """Return the values of all processes, plain data with tensors, by rank."""
     if share().world_size == 1:
         return [value]
-    found: list[Any] = [None] * share().world_size
+    told = _as_tensor(pack(value))
+    sizes = [torch.tensor(0) for _ in range(share().world_size)]
     with _others():
-        dist.all_gather_object(found, _packed(value))
-    return [_unpacked(one) for one in found]
+        dist.all_gather(sizes, torch.tensor(len(told)))
+        longest = int(max(sizes))
+        found = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
+        dist.all_gather(found, torch.cat([told, told.new_zeros(longest - len(told))]))
+    return [unpack(_as_bytes(one[: int(size)])) for one, size in zip(found, sizes, strict=True)]
 
 
-def _packed(value: Any) -> bytes:
-    file = io.BytesIO()
-    torch.save(value, file)
-    return file.getvalue()
+def _as_tensor(data: bytes) -> Tensor:
+    """Bytes as they travel: torch would tell objects as pickles, which run code where they are read."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def _unpacked(found: Any) -> Any:
-    """Reading runs no code of the sender."""
-    return torch.load(io.BytesIO(found), weights_only=True)
+def _as_bytes(told: Tensor) -> bytes:
+    return told.numpy().tobytes()
 
 
 def largest(number: float) -> float:
-    """The largest number that a process gives, so that all decide alike: seconds passed, a signal."""
+    """Return the largest number of all processes, such as elapsed seconds or a signal, so that all decide alike."""
     if share().world_size == 1:
         return number
-    told = torch.tensor(number, dtype=torch.float64)
+    sent = torch.tensor(number, dtype=torch.float64)
     with _others():
-        dist.all_reduce(told, dist.ReduceOp.MAX)
-    return told.item()
+        dist.all_reduce(sent, dist.ReduceOp.MAX)
+    return sent.item()
 
 
 def copy_from_main(tensors: Sequence[Tensor]) -> None:
-    """Give tensors the values that they have in rank 0."""
+    """Copy the values of tensors from rank 0 to the other processes."""
     if share().world_size > 1:
         with torch.no_grad(), _others():
             for tensor in tensors:
@@ -163,7 +168,7 @@ def copy_from_main(tensors: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sum over all processes of each tensor, told in one message; bit for bit the same in every process."""
+    """Sum each tensor over all processes, in one message; bit for bit the same in every process."""
     if share().world_size == 1:
         return list(tensors)
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
@@ -176,7 +181,7 @@ def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def log_sum_exp(log_weights: Tensor) -> Tensor:
-    r""":math:`\log \sum_r \exp w_r` over processes r, elementwise, of tensors of one shape."""
+    r"""Compute :math:`\log \sum_r \exp w_r` over processes r, elementwise."""
     if share().world_size == 1:
         return log_weights
     highest = log_weights.clamp_min(torch.finfo(log_weights.dtype).min)
@@ -188,7 +193,7 @@ def log_sum_exp(log_weights: Tensor) -> Tensor:
 
 
 class Sums(NamedTuple):
-    """Over all processes."""
+    """Loss and number of data, summed over all processes."""
 
     loss: Tensor  # ()
     num_data: int
@@ -198,24 +203,24 @@ class Sums(NamedTuple):
 def sum_gradients(
     loss: Tensor, num_data: int, parameters: Sequence[Tensor], buffers: Sequence[Tensor], before: Sequence[Tensor]
 ) -> Sums:
-    """Sum loss and gradients over all processes, in one message, and let buffers change by the mean of their changes.
+    """Sum loss and gradients over all processes, in one message, and average the changes of buffers.
 
     Afterwards all processes have the same gradients and buffers, bit for bit, if they had the same before.
 
     Args:
-        loss: of this process, shape (), summed over its data; NaN if it has failed, which is then so for all.
-        num_data: of this process; buffers' changes are weighed by it.
-        parameters: with gradients, or None, where no process has one.
-        buffers: as a step has left them.
-        before: as they were before the step.
+        loss: the loss of this process, shape (), summed over its data; NaN if it failed, which makes the sum NaN.
+        num_data: number of data of this process, which weighs its changes of buffers.
+        parameters: parameters with this process's gradients. A gradient remains None if no process has one.
+        buffers: buffers after the step.
+        before: values of the buffers before the step.
     """
     floats = [(now, old) for now, old in zip(buffers, before, strict=True) if now.is_floating_point()]
     gradients = [parameter.grad for parameter in parameters]
-    told = [torch.zeros_like(p) if grad is None else grad for p, grad in zip(parameters, gradients, strict=True)]
-    # A buffer that has not changed is told as 0, and stays as it is to the last bit, be it infinite.
-    told += [torch.where(now == old, torch.zeros_like(now), now - old) * num_data for now, old in floats]
-    told += [loss.new_tensor([float(grad is not None) for grad in gradients]), loss, loss.new_tensor(float(num_data))]
-    *changed, have_gradients, loss, total = summed(told)
+    sent = [torch.zeros_like(p) if grad is None else grad for p, grad in zip(parameters, gradients, strict=True)]
+    # Send 0 for an unchanged element, so that it remains the same to the last bit, even if it is infinite.
+    sent += [torch.where(now == old, torch.zeros_like(now), now - old) * num_data for now, old in floats]
+    sent += [loss.new_tensor([float(grad is not None) for grad in gradients]), loss, loss.new_tensor(float(num_data))]
+    *changed, have_gradients, loss, total = summed(sent)
     new_gradients, changes = changed[: len(gradients)], changed[len(gradients) :]
     for parameter, gradient, has_one in zip(parameters, new_gradients, have_gradients.tolist(), strict=True):
         parameter.grad = gradient if has_one else None

@@ -1,22 +1,22 @@
-"""Packages that only some users need, each brought by an extra of this one."""
+"""Optional packages, which extras of this package install."""
 
 from importlib import import_module
 from typing import Any
 
 
 def import_extra(package: str, *, extra: str, purpose: str) -> Any:
-    """Import a package that an extra of `pyro-gvae` installs.
+    """Import an optional package that an extra of `pyro-gvae` installs.
 
     Args:
-        package: The name by which Python imports it.
-        extra: The extra that brings it.
-        purpose: What needs it, in words.
+        package: its name in Python.
+        extra: the extra that installs it.
+        purpose: what it is needed for, in words.
 
     Returns:
         The module.
 
     Raises:
-        ValueError: If the package is absent. An import that fails within the package is raised as it is.
+        ValueError: if the package is not installed. An import error inside the package is raised unchanged.
 
     Example:
         >>> import_extra("json", extra="none", purpose="an example").dumps([1])

@@ -1,4 +1,4 @@
-"""All random states of a process: torch's, on every device, NumPy's and Python's."""
+"""The random states of a process: torch's on every device, NumPy's and Python's."""
 
 import hashlib
 import random
@@ -11,7 +11,7 @@ import torch
 
 
 def random_states() -> dict[str, Any]:
-    """The state of every generator, as tensors and plain numbers: what a checkpoint keeps."""
+    """Return the state of every generator, as tensors and plain numbers for a checkpoint."""
     version, numbers, gauss = random.getstate()
     numpy_state = dict(np.random.get_state(legacy=False))
     keys = numpy_state.pop("state")
@@ -24,7 +24,14 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Put back what :func:`random_states` gave."""
+    """Restore the states that :func:`random_states` returned.
+
+    Raises:
+        ValueError: if NumPy's state is malformed, which NumPy does not check itself.
+    """
+    key, place = states["numpy"]["key"], states["numpy"]["pos"]
+    if key.dtype != torch.uint32 or key.shape != (624,) or not 0 <= place <= 624:
+        raise ValueError("Expected a state of NumPy's generator, but found something else.")
     torch.set_rng_state(states["torch"])
     for index, state in enumerate(states["cuda"]):
         torch.cuda.set_rng_state(state, index)
@@ -37,7 +44,7 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 @contextmanager
 def own_randomness(seed: int) -> Iterator[None]:
-    """Random numbers of that seed inside of the block; outside of it, nothing has happened.
+    """Seed all generators inside the block, and restore their states afterwards.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -57,14 +64,14 @@ def own_randomness(seed: int) -> Iterator[None]:
 
 
 def derived_seed(purpose: str, seed: int, epoch: int = 0) -> int:
-    """A seed for each purpose, seed and epoch: no two of them share random numbers, as seed + epoch would."""
+    """Derive a seed from purpose, seed and epoch, so that no two share random numbers, as seed + epoch would."""
     digest = hashlib.sha256(f"{purpose}/{seed:d}/{epoch:d}".encode()).digest()
     return int.from_bytes(digest[:4], "big")  # torch's CPU generator uses 32 bits of a seed
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of a seed; afterwards the caller's random state is as it was."""
+    """Seed torch's generators inside the block, and restore their states afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

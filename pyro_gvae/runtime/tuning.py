@@ -1,6 +1,6 @@
-"""Sizes that were found to be fast, for each type of device.
+"""Sizes that were measured to be fast, for each type of device.
 
-They say how a computation is cut, and so how long it takes; of its result they change no more than the rounding.
+They decide how a computation is cut, and so how long it takes. Results change only by rounding.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,16 @@ import torch
 @final
 @dataclass(frozen=True)
 class Tuning:
-    """What a device is given at once where its memory allows more, and where another way is faster.
+    """How much work a device gets at once, and when it uses another algorithm.
 
     Attributes:
-        slice_bytes: of a slice of an exact sum, or of samples that are scored, forward and backward.
-        few_codes: a sum over no more codes does not look for negligible ones, which would cost what it saves.
+        slice_bytes: bytes of a slice of an exact sum, or of samples that are scored, forward and backward.
+        few_codes: a sum over at most this many codes does not look for negligible ones, since the search would cost as
+            much as it saves.
         decoded_rows: codes times data that local expectation decodes at once, without a graph.
         normalized_elements: pixels whose log-normalizers are computed before they are summed.
-        repeated_bytes: of a call on repeated data, by which the laboratory draws several estimates at once.
-        many_categories: over fewer, a recorded softmax is written as elementary operations; 0 if it never is.
+        repeated_bytes: bytes of a call on repeated data, by which the laboratory draws several estimates at once.
+        many_categories: a recorded softmax over fewer categories is written as elementary operations; 0 for never.
     """
 
     slice_bytes: float
@@ -32,9 +33,9 @@ class Tuning:
     many_categories: int
 
 
-#: Measured on two cores of a server: slices and calls beyond these were not faster, `decoded_rows` is what caches hold
-#: of a layer and `normalized_elements` what they hold of an image's terms, and a softmax over 10 categories was five
-#: times as fast by elementary operations.
+#: Measured on two cores of a server. Larger slices and calls were not faster. `decoded_rows` rows of a layer, and
+#: `normalized_elements` terms of images, fit into the caches. A softmax over 10 categories was five times as fast by
+#: elementary operations.
 CPU = Tuning(
     slice_bytes=96e6,
     few_codes=1024,
@@ -43,8 +44,8 @@ CPU = Tuning(
     repeated_bytes=128e6,
     many_categories=16,
 )
-#: GPUs and others: slices as large as `max_memory` allows, and many rows at once. The other sizes are those of CPUs,
-#: and have not been measured.
+#: For GPUs and others: slices as large as memory allows, and many rows at once. The other sizes are those of CPUs and
+#: were not measured.
 ACCELERATOR = Tuning(
     slice_bytes=inf,
     few_codes=1024,
@@ -56,7 +57,7 @@ ACCELERATOR = Tuning(
 
 
 def tuning(device: torch.device) -> Tuning:
-    """The sizes for a device, by its type.
+    """Return the sizes for a device, by its type.
 
     Example:
         >>> tuning(torch.device("cpu")).few_codes

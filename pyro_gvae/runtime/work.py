@@ -1,4 +1,4 @@
-"""How much a computation does, counted and not timed: the same number on every machine, busy or not."""
+"""The operations of a computation, counted and not timed: the same number on every machine, busy or not."""
 
 from collections.abc import Callable
 from typing import Any, final
@@ -7,23 +7,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .compat.torch import TorchDispatchMode, storage_id, tensors_in
 
-#: An element that an operation writes takes about as long as so many floating-point operations of a matrix product.
+#: Writing one element takes about as long as this many floating-point operations of a matrix product.
 OPERATIONS_PER_ELEMENT = 64
-#: What two cores of a server (of 2026) do in a second, within a factor of two. It translates between limits that people
-#: think of in seconds and counted operations; no clock is read, so that what is decided by it is the same everywhere.
+#: Operations per second of two server cores (of 2026), within a factor of two. It converts limits that people state in
+#: seconds to counted operations. No clock is read, so decisions are the same on every machine.
 OPERATIONS_PER_SECOND = 1e11
 
 
 def count_operations(run: Callable[[], Any]) -> int:
-    """Count what a computation does: operations of products and convolutions, and 64 for each element that is written.
+    """Count the operations of a computation: those of products and convolutions, plus 64 per element written.
 
-    Backward passes are counted where `run` asks for them. Not counted is what an operation writes into its arguments.
+    Backward passes count if `run` performs them. What an operation writes into its arguments does not count.
 
     Args:
-        run: called once.
+        run: the computation; it is called once.
 
     Returns:
-        A number that depends on shapes alone, for one version of torch.
+        The number of operations. For a given version of torch, it depends only on shapes.
 
     Example:
         >>> import torch
@@ -38,7 +38,7 @@ def count_operations(run: Callable[[], Any]) -> int:
 
 @final
 class _Written(TorchDispatchMode):
-    """Counts the elements of new tensors; views of old ones are not written."""
+    """Counts the elements of new tensors; views of existing tensors are not counted."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Training a program in stages."""
+"""Training of a program in stages."""

@@ -1,6 +1,7 @@
-"""A configuration held against program and data: what it trains by, and what cannot be, refused before it is begun."""
+"""Checks of a configuration against program and data, before training starts."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
@@ -20,47 +21,57 @@ from ..runtime.distributed import Share, share
 from ..schedules import Schedule, schedule
 from .optimizers import new_optimizer
 
-#: What follows a schedule, by its name in the configuration: the tensor, and its value at each step.
+#: Name in the configuration -> the tensor that follows a schedule, and the schedule.
 Annealed = dict[str, tuple[Tensor, Schedule]]
 
 
 def check_training(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> None:
-    """Refuses what cannot be trained, of a configuration with this program and these data; trains and writes nothing.
+    """Refuse a configuration that cannot train this program on these data. Nothing is trained or written.
 
     Raises:
-        ValueError: if data, program, stages or optimizer do not fit; the sentence says what was expected.
+        ValueError: if data, program, stages or optimizer do not fit together.
     """
     check_data(vae, data, config)
     kl_weight = torch.ones(())
-    train = data.train if isinstance(data, Dataset) else data
-    for stage in config.plan:
-        _check_loss(vae, stage_estimator(stage, config, kl_weight, share()), train[: config.batch_size])
+    estimators = [stage_estimator(stage, config, kl_weight, share()) for stage in config.plan]
     annealed_tensors(vae, config, kl_weight)
     name, options = config.named_optimizer
     new_optimizer(name, list(vae.parameters()), **options)
+    train = data.train if isinstance(data, Dataset) else data
+    check_losses(vae, estimators, train[: config.batch_size])
 
 
 @judging
 @torch.no_grad()
-def _check_loss(vae: Any, chosen: Estimator, x: Tensor) -> None:
-    """Refuse codes that the loss is not made for, and a sum over them that cannot be taken."""
+def check_losses(vae: Any, estimators: Sequence[Estimator], x: Tensor) -> None:
+    """Refuse estimators that are not made for the codes of a program, or cannot sum over so many.
+
+    Args:
+        vae: the program.
+        estimators: what it is trained by.
+        x: a batch (B, D).
+
+    Raises:
+        ValueError: if one is not made for so many categories, or there are too many codes for a sum.
+    """
     found = getattr(vae, "num_categories", None)
-    if None not in (found, chosen.num_categories) and found != chosen.num_categories:
-        raise ValueError(
-            f"Expected latents of K={chosen.num_categories} categories for '{chosen.name}', but found K={found}."
-        )
-    model, _, elbo = chosen.bind(vae)
-    if isinstance(elbo, TensorELBO):
-        with pyro.get_param_store().scope():
-            elbo.why_not_recordable(model, x)  # sums look at their codes for that
+    for chosen in estimators:
+        if None not in (found, chosen.num_categories) and found != chosen.num_categories:
+            raise ValueError(
+                f"Expected latents of K={chosen.num_categories} categories for '{chosen.name}', but found K={found}."
+            )
+        model, guide, elbo = chosen.bind(vae)
+        if isinstance(elbo, TensorELBO):
+            with pyro.get_param_store().scope():
+                elbo.why_not_recordable(model, guide, x)  # a sum cuts its codes into slices for that
 
 
 def check_data(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> None:
-    """Refuses data that do not fit the program, the batches, or the processes that divide them.
+    """Refuse data that do not fit the program, the batch size or the number of processes.
 
     Raises:
-        ValueError: if values are out of the program's range, data are fewer than a batch or than processes in some
-            batch, or `patience` has no test data to watch.
+        ValueError: if values are out of the program's range, there are fewer data than in a batch, some batch has fewer
+            data than there are processes, or `patience` is set without test data.
     """
     train = data.train if isinstance(data, Dataset) else data
     check_finite(train)
@@ -74,22 +85,23 @@ def check_data(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> None:
     processes = share().world_size
     if config.shard == "data" and smallest < processes:
         raise ValueError(
-            f"Expected data for each of {processes} processes in every batch, but found a last batch of {smallest}. "
-            "Try another batch_size."
+            f"Expected data for each of {processes} processes in every batch, but found a last batch of {smallest} "
+            "data. Try another batch_size."
         )
 
 
 def stage_estimator(stage: Stage, config: TrainConfig, kl_weight: Tensor, part: Share) -> Estimator:
-    """The estimator of a stage, with what the configuration says of all stages.
+    """Construct the estimator of a stage, with the settings that apply to all stages.
 
     Args:
-        stage: its name and options.
-        config: memory, what processes divide, beta and free bits.
-        kl_weight: a tensor of shape () that holds beta, if there is one.
-        part: of the codes, where processes divide them.
+        stage: the stage, with the estimator's name and options.
+        config: the configuration, for its memory limit, shard, beta and free bits.
+        kl_weight: a tensor of shape () that holds beta, if the configuration has one.
+        part: which codes this process sums, if several divide them.
 
     Raises:
-        ValueError: if it has no such option, has no codes to divide, or no KL to weigh.
+        ValueError: if the estimator does not have an option, does not sum over codes that could be divided, or has no
+            KL to weigh.
     """
     options, known = dict(stage.options), inspect.signature(ESTIMATORS[stage.estimator]).parameters
     if "max_memory" in known:
@@ -97,8 +109,8 @@ def stage_estimator(stage: Stage, config: TrainConfig, kl_weight: Tensor, part: 
     if config.shard == "codes":
         if "share" not in known:
             raise ValueError(
-                f"Expected estimators that sum over codes to divide, but found '{stage.estimator}'. Try exact, or "
-                "shard='data'."
+                f"Expected estimators that sum over codes for shard='codes', but found '{stage.estimator}'. Try exact, "
+                "or shard='data'."
             )
         options["share"] = part
     chosen = estimator(stage.estimator, **options)
@@ -108,10 +120,12 @@ def stage_estimator(stage: Stage, config: TrainConfig, kl_weight: Tensor, part: 
 
 
 def annealed_tensors(vae: Any, config: TrainConfig, kl_weight: Tensor) -> Annealed:
-    """Which tensors follow a schedule: buffers of a program, and beta. A recorded step reads them as they are then.
+    """Return the tensors that follow a schedule: temperature buffers of the program, and beta.
+
+    A recorded step reads their current values.
 
     Raises:
-        ValueError: if the program has no buffer of that name.
+        ValueError: if the program has no buffer of that name, or no stage reads it.
     """
     found: Annealed = {}
     if config.beta is not None:
@@ -125,15 +139,15 @@ def annealed_tensors(vae: Any, config: TrainConfig, kl_weight: Tensor) -> Anneal
             raise ValueError(f"Expected a program with a buffer '{name}' to anneal, but found none. Try {name}=None.")
         if not any(map(keeps_temperatures, config.plan)):
             raise ValueError(
-                f"Expected a stage that reads the program's {name}, but found that each of "
-                f"{', '.join(stage.estimator for stage in config.plan)} has none, or one of its own. Try an option of "
-                "the stage, such as reinmax[temperature=1.3], or temperature=None there, which keeps the program's."
+                f"Expected a stage that reads the program's {name}, but found only "
+                f"{', '.join(stage.estimator for stage in config.plan)}, with no temperature or one of their own. Try "
+                "an option of the stage, such as reinmax[temperature=1.3], or [temperature=None] for the program's."
             )
         found[name] = buffer, schedule(str(text))
     return found
 
 
 def keeps_temperatures(stage: Stage) -> bool:
-    """Whether the estimator of a stage relaxes by the temperatures that the program has."""
+    """Return whether the estimator of a stage relaxes with the program's own temperatures."""
     known = inspect.signature(ESTIMATORS[stage.estimator]).parameters
     return "temperature" in known and stage.options.get("temperature", known["temperature"].default) is None

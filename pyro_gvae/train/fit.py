@@ -1,7 +1,7 @@
-"""fit: a program through its stages, with evaluations, checkpoints and an end that can be resumed."""
+"""fit: trains a program through its stages, with evaluations, checkpoints and resumption."""
 
-import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from signal import Signals
@@ -9,52 +9,50 @@ from typing import Any, NamedTuple, final
 
 import pyro
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from ..config.train import TrainConfig
 from ..data.dataset import Dataset, as_tensor
-from ..runs.checkpoint import load_checkpoint, save_checkpoint
-from ..runs.files import replacing
-from ..runs.folder import sole_writer
+from ..runs.checkpoint import save_checkpoint, save_tensors
+from ..runs.files import cut, remove_unfinished
+from ..runs.folder import check_own, check_writable, sole_writer
 from ..runtime.distributed import from_main, is_main, largest, share
 from ..runtime.exclusive import only_thread
 from ..runtime.rng import derived_seed, own_randomness
 from ..runtime.signals import Stop, stop_on_signal
+from .files import CHECKPOINT, METRICS, WEIGHTS, check_unused, keep_weights, read_checkpoint
 from .logs import Logs
-from .non_finite import first_non_finite
+from .milestones import NO_MILESTONES, Measure, Milestones, measured
+from .non_finite import check_weights, first_non_finite
 from .step import TrainableProgram
 from .training import Training
 
-CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
-
-#: What a caller wants to know besides, at each evaluation: name -> number.
-Measure = Callable[[Training], dict[str, Any]]
-
 
 class Fit(NamedTuple):
-    """What `fit` did.
+    """The result of `fit`.
 
     Attributes:
-        steps: batches taken, those of skipped steps included.
-        seconds: of training, without evaluations.
-        reason: why it ended.
+        steps: number of batches taken, including those of skipped steps.
+        seconds: seconds of training, without evaluations.
+        reason: why training ended.
         history: one dictionary for each evaluation; see `Training.judge`.
+        milestones: one dictionary for each that was measured, also by earlier calls; see `Milestones`.
     """
 
     steps: int
     seconds: float
     reason: str
     history: list[dict[str, Any]]
+    milestones: list[dict[str, Any]]
 
 
 @final
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped a run after a step; its checkpoint is written.
+    """A signal stopped a run after a step. Its checkpoint has been written.
 
     Attributes:
         run: the run folder.
-        signal: which one it was.
+        signal: the signal.
     """
 
     def __init__(self, run: Path, number: Signals) -> None:
@@ -63,7 +61,7 @@ class Interrupted(KeyboardInterrupt):
         self.signal = number
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Interrupted, (self.run, self.signal)  # from one process to another
+        return Interrupted, (self.run, self.signal)  # pickles the arguments, for other processes
 
 
 def fit(
@@ -75,34 +73,37 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     measure: Measure | None = None,
+    milestones: Milestones = NO_MILESTONES,
 ) -> Fit:
-    """Train a program in stages of estimators, with one optimizer, and judge the discrete model on the way.
+    """Train a program in stages of estimators with one optimizer, and evaluate the discrete model during training.
 
-    The same configuration gives the same weights, bit for bit, however often the run is interrupted and resumed. Random
-    numbers are the run's own: torch's, NumPy's and Python's generators are afterwards as they were.
+    The same configuration gives the same weights, bit for bit, however often the run is interrupted and resumed. The
+    run has its own random numbers: the states of torch's, NumPy's and Python's generators are restored afterwards.
 
-    In a process group of torch's, all processes call this alike and train together, dividing what `config.shard` says;
-    each draws random numbers of its own for its share of the data. Rank 0 alone writes. The group needs a backend for
-    the CPU besides that for the data's device.
+    In a process group of torch's, all processes make the same call and train together; `config.shard` says what they
+    divide. Each draws its own random numbers for its share of the data. Only rank 0 writes. The group needs a CPU
+    backend besides the one for the data's device.
 
     Args:
-        vae: a `CategoricalVAE`, or any module with `.model(x)` and `.guide(x)`; trained in its place. What the
-            configuration says about networks is not looked at.
-        data: a data set; or, without a test ELBO, data alone: a tensor (M, D) as it is, an array, a dataset of
-            torch's or a `DataLoader`, whose dataset is taken.
-        config: the defaults if None.
-        output: a folder for metrics.jsonl, checkpoint.safetensors, at the end weights.safetensors; nothing is
-            written if None.
-        resume: go on from the checkpoint in `output` where there is one; a run that was over stays so.
+        vae: a `CategoricalVAE`, or any module with `.model(x)` and `.guide(x)`; it is trained in place. The
+            configuration's settings of networks are ignored.
+        data: a `Dataset`. Training data alone (a tensor (M, D), an array, a torch dataset, or a `DataLoader` for its
+            dataset) give no test ELBO.
+        config: the configuration; the defaults if None.
+        output: a folder for metrics.jsonl, checkpoint.safetensors and finally weights.safetensors; nothing is written
+            if None.
+        resume: continue from the checkpoint in `output`, if there is one; a finished run remains finished.
         progress: show a progress bar.
-        measure: called at each evaluation with the :class:`~pyro_gvae.train.training.Training`; what it returns,
-            name -> number, stands in the history too. It may draw random numbers, and changes nothing.
+        measure: a function called with the :class:`~pyro_gvae.train.training.Training` at each evaluation; its result,
+            name -> number, is added to the history. It may draw random numbers, but must not change the run.
+        milestones: where the run is measured besides. The call returns at the last of them, if training has not ended
+            before, and a later call continues from there with the same result as an uninterrupted run.
 
     Returns:
-        What was done.
+        The number of steps, the time, why training ended, and the history.
 
     Raises:
-        ValueError: if data, configuration or checkpoint are unusable; if another process works in `output`, or another
+        ValueError: if data, configuration or checkpoint are unusable; if another process uses `output`, or another
             thread is in `fit`; if `config.max_skipped` steps in a row were not finite, or the weights are not.
         Interrupted: after a SIGINT, SIGTERM or SIGHUP that is not ignored, if there is an `output` to resume from.
 
@@ -115,44 +116,58 @@ def fit(
         (60, True)
     """
     config = TrainConfig() if config is None else config
-    # Data that processes divide have their own noise each; who sums some of the codes has the others' data.
+    # Processes that divide the data need different random numbers; those that divide the codes need the same ones.
     rank = share().rank if config.shard == "data" else 0
     alone, own = only_thread("fit"), own_randomness(derived_seed("train", config.seed, rank))
-    with alone, own, pyro.get_param_store().scope(), _asked_to_stop(output) as stop:
+    with alone, own, pyro.get_param_store().scope(), _signals_noted(output) as stop:
         training = Training(vae, data if isinstance(data, Dataset) else as_tensor(data), config)
-        with _alone_in(output):
-            return _from_begin_to_end(training, stop, output, resume=resume, progress=progress, measure=measure)
+        with _locked(output):
+            begun = _begun(training, output, resume=resume)
+            milestones.check(training)
+            with _logs(training, output, milestones, progress=progress) as logs:
+                over = training.state.done is not None
+                if not begun or (over and from_main(lambda: not logs.history)):  # a finished run has lost its history
+                    _judge(training, logs, output, measure)
+                    _keep(training, output)
+                if over and output is not None and is_main():
+                    keep_weights(training.vae, output / WEIGHTS)
+                while training.state.done is None and not milestones.are_over(training):
+                    _advance(training, logs, output, measure, milestones)
+                    _stop_if_asked(training, stop, output)
+                reason = training.state.done or "all milestones"
+                return Fit(training.state.step, training.state.seconds, reason, logs.history, training.state.milestones)
 
 
-def _from_begin_to_end(
-    training: Training, stop: Stop, output: Path | None, *, resume: bool, progress: bool, measure: Measure | None
-) -> Fit:
+def _begun(training: Training, output: Path | None, *, resume: bool) -> bool:
+    """Whether the run had begun; then it is where its checkpoint was."""
     if output is not None and not resume:
-        from_main(lambda: _check_unused(output))
-    begun = _restored(training, output) if resume else False
+        from_main(lambda: check_unused(output))
+    return resume and _restored(training, output)
+
+
+def _logs(training: Training, output: Path | None, milestones: Milestones, *, progress: bool) -> Logs:
     options = {
         "progress": progress and is_main(),
         "tensorboard": training.config.tensorboard and output is not None and training.state.done is None,
     }
-    with Logs(output if is_main() else None, total=training.total, step=training.state.step, **options) as logs:
-        if not begun:
-            _judge(training, logs, output, measure)
+    folder = output if is_main() else None
+    return Logs(folder, total=milestones.total(training), step=training.state.step, **options)
+
+
+def _stop_if_asked(training: Training, stop: Stop, output: Path | None) -> None:
+    """Stop also after the last step: the caller may have more to do."""
+    asked = int(largest(stop.asked or 0))
+    if asked and output is not None:
+        if training.state.done is None:
             _keep(training, output)
-        while training.state.done is None:
-            _advance(training, logs, output, measure)
-            asked = int(largest(stop.asked or 0))
-            if asked and output is not None:  # also after the last step: whoever called may have more to do
-                if training.state.done is None:
-                    training.check_weights()
-                    _keep(training, output)
-                raise Interrupted(output, Signals(asked))
-        state = training.state
-        return Fit(state.step, state.seconds, str(state.done), logs.history)
+        raise Interrupted(output, Signals(asked))
 
 
-def _advance(training: Training, logs: Logs, output: Path | None, measure: Measure | None) -> None:
-    """A step, and what is due after it. A checkpoint comes last: it is the state in which the next step begins."""
-    state = training.state
+def _advance(
+    training: Training, logs: Logs, output: Path | None, measure: Measure | None, milestones: Milestones
+) -> None:
+    """Take a step and do what is due after it. A checkpoint is written last, so that the next step starts from it."""
+    state, ahead = training.state, milestones.ahead(training)
     training.advance()
     logs.advance()
     if training.refused is not None:
@@ -162,90 +177,59 @@ def _advance(training: Training, logs: Logs, output: Path | None, measure: Measu
         _judge(training, logs, output, measure)
     if training.stage_is_over and state.done is None:
         training.next_stage()
-    if state.done or training.checkpoint_is_due:
-        training.check_weights()
+    if state.done:
+        check_weights(training.vae, training.not_finite, training.state)
     if state.done and output is not None and is_main():
-        _write_weights(training.vae, output / WEIGHTS)
-    if state.done or training.checkpoint_is_due:
+        save_tensors(output / WEIGHTS, training.vae.state_dict())
+    reached = milestones.record(training, ahead)
+    if state.done or reached or training.checkpoint_is_due:
         _keep(training, output)
 
 
 def _judge(training: Training, logs: Logs, output: Path | None, measure: Measure | None) -> None:
     state, line = training.state, training.judge()
     if measure is not None:
-        with own_randomness(state.step):
-            line |= measure(training)
+        line |= measured(training, measure)
     logs.record(line)
     logs.picture(training.vae, training.data, state.step)
     if training.config.patience is not None and state.stale == 0 and output is not None and is_main():
-        _write_weights(training.vae, output / "best.safetensors")
+        save_tensors(output / "best.safetensors", training.vae.state_dict())
 
 
 def _keep(training: Training, output: Path | None) -> None:
     if output is None:
         return
     state = training.state
+    check_weights(training.vae, training.not_finite, training.state)
     state.kept_step, state.kept_seconds = state.step, state.seconds
     content = training.content()
     if is_main():
-        save_checkpoint(output / CHECKPOINT, content | {"metrics_bytes": (output / "metrics.jsonl").stat().st_size})
+        save_checkpoint(output / CHECKPOINT, content | {"metrics_bytes": (output / METRICS).stat().st_size})
 
 
 def _restored(training: Training, output: Path | None) -> bool:
-    """Whether there was a checkpoint to go on from."""
+    """Restore the run from its checkpoint, if there is one; return whether there was."""
     if output is None:
-        raise ValueError("Expected an output folder to resume from, but found none. Try output=Path(..).")
-    content = from_main(lambda: _checkpoint(output))
+        raise ValueError("Expected an output folder to resume from, but found output=None. Try output=Path(..).")
+    content = from_main(lambda: read_checkpoint(output))
     if content is None:
         return False
     training.restore(content)
-    if not is_main():
-        return True
-    for torn in output.glob(".*.tmp"):  # of a write in which the run was killed
-        torn.unlink()
-    # What was written after the checkpoint is written again.
-    metrics = output / "metrics.jsonl"
-    os.truncate(metrics, min(content["metrics_bytes"], metrics.stat().st_size))
+    # Drop lines after the checkpoint; they will be written again.
+    if not from_main(lambda: cut(output / METRICS, content["metrics_bytes"])):
+        said = f"'{output / METRICS}' has lost evaluations of the run, which is continued."
+        warnings.warn(said, RuntimeWarning, stacklevel=2)
+        _keep(training, output)
     return True
 
 
-def _checkpoint(output: Path) -> Any:
-    """What a run goes on from; None where there is none yet."""
-    if (output / CHECKPOINT).exists():
-        return load_checkpoint(output / CHECKPOINT)
-    metrics = output / "metrics.jsonl"
-    history = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-    if history > 1 or (output / WEIGHTS).exists():
-        raise ValueError(
-            f"Expected the checkpoint of the run in '{output}', but found its history and weights without one. They "
-            "stay as they are. Try pyro-gvae evaluate, or another folder for another run."
-        )
-    metrics.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
-    return None
-
-
-def _check_unused(output: Path) -> None:
-    """Refuse to begin where another run has left anything: no run ever writes over another."""
-    kept = [name for name in (CHECKPOINT, WEIGHTS, "metrics.jsonl") if (output / name).exists()]
-    if kept:
-        raise ValueError(
-            f"Expected a folder without a run, but found '{kept[0]}' in '{output}'. Try resume=True to go on with "
-            "it, or another folder."
-        )
-
-
-def _check_writable(output: Path) -> None:
-    if not os.access(output, os.W_OK):
-        raise ValueError(f"Expected a run folder that can be written, but found that '{output}' cannot.")
-
-
 def _refuse(training: Training, x: Tensor, random_state: Tensor, output: Path | None) -> None:
-    """Keep what made a step not finite; after too many in a row, say where that began."""
+    """Save the batch and the state of a step that was not finite; after too many in a row, say where that started."""
     state, most = training.state, training.config.max_skipped
     kept = ""
     if output is not None:
         content = training.content()
-        content["random"]["torch"] = random_state  # as it was before the step
+        content["random"]["torch"] = random_state  # the state before the step
         path = output / f"non-finite-step{state.step - 1}.safetensors"
         if is_main():
             save_checkpoint(path, content | {"batch": x})
@@ -257,21 +241,15 @@ def _refuse(training: Training, x: Tensor, random_state: Tensor, output: Path | 
             torch.set_rng_state(random_state)
             found = first_non_finite(training.vae, training.estimator, x) or "the gradient of the loss"
         raise ValueError(
-            f"Expected finite losses and gradients, but found {most} steps in a row without, the last of them step "
-            f"{state.step - 1}, where the first that is not finite is {found}.{kept} Try a lower learning rate, or "
+            f"Expected finite losses and gradients, but found {most} steps in a row that were not. In the last, step "
+            f"{state.step - 1}, the first value that is not finite is {found}.{kept} Try a lower learning rate, or "
             "clip_norm."
         )
 
 
-def _write_weights(vae: Any, path: Path) -> None:
-    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in vae.state_dict().items()}
-    with replacing(path) as temporary:
-        temporary.write_bytes(save(weights))
-
-
 @contextmanager
-def _alone_in(output: Path | None) -> Iterator[None]:
-    """Rank 0 holds the folder against other runs; if it cannot, all processes say so."""
+def _locked(output: Path | None) -> Iterator[None]:
+    """Lock the folder against other runs in rank 0. If that fails, all processes raise."""
     with ExitStack() as stack:
         if output is not None:
             from_main(lambda: stack.enter_context(_held(output)))
@@ -281,13 +259,15 @@ def _alone_in(output: Path | None) -> Iterator[None]:
 @contextmanager
 def _held(output: Path) -> Iterator[None]:
     output.mkdir(parents=True, exist_ok=True)
-    _check_writable(output)
+    check_own(output)
+    check_writable(output)
     with sole_writer(output):
+        remove_unfinished(output)
         yield
 
 
 @contextmanager
-def _asked_to_stop(output: Path | None) -> Iterator[Stop]:
-    """Signals are noted where a run can be resumed; elsewhere they do what they do."""
+def _signals_noted(output: Path | None) -> Iterator[Stop]:
+    """Catch signals if the run can be resumed; otherwise leave them alone."""
     with stop_on_signal() if output is not None else nullcontext(Stop()) as stop:
         yield stop

@@ -1,9 +1,9 @@
-"""From a configuration to a run folder: data, networks, fit."""
+"""A training run from its configuration: data, networks, run folder, fit."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from ..config.train import TrainConfig
+from ..config.train import OUTSIDE, TrainConfig
 from ..data.dataset import Dataset
 from ..runs.config import CONFIG, read_train_config, write_config
 from ..runs.folder import new_run_folder
@@ -16,29 +16,29 @@ from .setup import initial_model, load_data
 
 
 def train(config: TrainConfig) -> tuple[Path, Fit]:
-    """Train as a configuration says, in a new run folder.
+    """Train with a configuration in a new run folder.
 
-    The processes of a group train together. Where torchrun has started them again, because one has died, they go on in
-    the run folder from its last checkpoint.
+    The processes of a group train together. If torchrun restarts them because one died, they continue in the run folder
+    from its last checkpoint.
 
     Returns:
-        The run folder, and what was done.
+        The run folder, and the result of `fit`.
 
     Raises:
-        ValueError: if a setting, the data or the run folder is unusable; nothing has been written then.
-        OSError: if data files are absent or the folder cannot be written.
+        ValueError: if a setting, the data or the run folder is unusable. Nothing is written in that case.
+        OSError: if data files are missing or the folder cannot be written.
     """
     if may_restart() and config.output is None:
         raise ValueError(
-            "Expected an output folder, where processes find their run again when torchrun restarts them, but found "
+            "Expected an output folder, so that processes can find their run when torchrun restarts them, but found "
             "none. Try --output NAME."
         )
     if config.tensorboard:
-        board_writer()  # before the data are read
+        board_writer()  # fails early if TensorBoard is missing
     data = load_data(config)
     vae = initial_model(config, data)
-    check_training(vae, data, config)  # before a folder is made
-    config = replace(config, judge=judge_of(vae, data, config))  # and written into it, so that it is chosen once
+    check_training(vae, data, config)  # before a folder is created
+    config = replace(config, judge=judge_of(vae, data, config))  # written into the folder, so that it is chosen once
     again = restarts() > 0
     folder, begun = from_main(lambda: _run_folder(config, data, again))
     run = Path(folder)
@@ -46,23 +46,32 @@ def train(config: TrainConfig) -> tuple[Path, Fit]:
 
 
 def _run_folder(config: TrainConfig, data: Dataset, again: bool) -> tuple[str, bool]:
-    """Where a run is kept, and whether it had begun before torchrun restarted its processes."""
+    """Return the run folder, and whether the run started before torchrun restarted its processes."""
     output = config.output
     if again and output is not None and (output / CONFIG).exists():
-        if read_train_config(output) != config:
-            raise ValueError(f"Expected the run of this configuration, but found that '{output}' has another.")
+        inside = {name: value for name, value in config.as_json().items() if name not in OUTSIDE}
+        if read_train_config(output) != TrainConfig.from_json(inside):
+            raise ValueError(f"Expected a run with this configuration, but found one with another in '{output}'.")
         return str(output), True
     run = new_run_folder(output, prefix="train")
     write_config(run, {"train": config.as_json(), "image_shape": data.image_shape})
     return str(run), False
 
 
-def resume(run: Path) -> tuple[Path, Fit]:
-    """Go on with a run that was interrupted, as if nothing had happened.
+def resume(
+    run: Path, *, data_dir: Path = Path("data"), download: bool = False, device: str = "cpu"
+) -> tuple[Path, Fit]:
+    """Resume an interrupted run; the result is the same as without the interruption.
+
+    Args:
+        run: its folder, which says nothing of what lies outside of it.
+        data_dir: the folder of the data sets that have files.
+        download: fetch absent files into it.
+        device: where to go on.
 
     Raises:
-        ValueError: if there is no such run, or its checkpoint is unusable; the folder is as it was then.
+        ValueError: if there is no such run, or its checkpoint is unusable. The folder is unchanged in that case.
     """
-    config = read_train_config(run)
+    config = replace(read_train_config(run), data_dir=data_dir, download=download, device=device)
     data = load_data(config)
     return run, fit(initial_model(config, data), data, config, output=run, resume=True)

@@ -1,6 +1,6 @@
-"""What a run says while it trains: JSON lines, a progress bar, TensorBoard."""
+"""Logs of a training run: JSON lines, a progress bar, TensorBoard."""
 
-import json
+import warnings
 from pathlib import Path
 from typing import Any, final
 
@@ -10,22 +10,23 @@ from torch import Tensor
 from ..data.dataset import Dataset
 from ..evaluate.generate import encode, reconstruct, sample
 from ..models.categorical_vae import CategoricalVAE
-from ..runs.files import append_json_line
+from ..runs.files import append_json_line, read_records
+from ..runs.records import TrainLine
 from ..runtime.extras import import_extra
 from ..runtime.progress import Progress
 from ..runtime.rng import own_randomness
 
-NUM_PICTURED = 16  # images, and latents with a histogram
+NUM_PICTURED = 16  # images shown, and latents with a histogram
 
 
 def board_writer() -> Any:
-    """Import what writes TensorBoard's event files, which takes a second.
+    """Import TensorBoard's writer of event files, which takes a second.
 
     Returns:
         torch's class `SummaryWriter`.
 
     Raises:
-        ValueError: If TensorBoard is absent.
+        ValueError: if TensorBoard is not installed.
     """
     import_extra("tensorboard", extra="tensorboard", purpose="event files")
     from torch.utils.tensorboard import SummaryWriter
@@ -35,20 +36,20 @@ def board_writer() -> Any:
 
 @final
 class Logs:
-    """Writes what it is given; reads nothing of the training.
+    """Writes the lines and pictures of a run; it does not read from the training.
 
     Args:
-        run: the run folder; None keeps the history in memory alone.
-        total: steps of the whole run, if known.
-        step: steps taken already.
+        run: the run folder; None keeps the history only in memory.
+        total: number of steps of the whole run, if known.
+        step: number of steps already taken.
         progress: show a progress bar.
         tensorboard: write TensorBoard's event files into the run folder.
 
     Attributes:
-        history: all lines so far, also those of the run's beginning where it was resumed.
+        history: all lines so far, including those before the run was resumed.
 
     Raises:
-        ValueError: if TensorBoard's files are asked for, and it is absent.
+        ValueError: if TensorBoard's files are requested, and it is not installed.
     """
 
     def __init__(self, run: Path | None, *, total: int | None, step: int, progress: bool, tensorboard: bool) -> None:
@@ -56,8 +57,12 @@ class Logs:
         writer = board_writer() if tensorboard else None  # in every process, so that all raise alike
         self._path = None if run is None else run / "metrics.jsonl"
         if self._path is not None and self._path.exists():
-            self.history = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
-        self._bar = Progress(total=total, initial=step, unit="step", disable=not progress)
+            self.history, torn = read_records(self._path, TrainLine)
+            if torn:
+                warnings.warn(f"{self._path}: left out torn lines {torn}.", RuntimeWarning, stacklevel=2)
+        self._bar = Progress(
+            total=total, initial=step, unit="step", disable=not progress, leave=None
+        )  # not inside another
         self._board: Any = None
         if writer is not None and run is not None:
             self._board = writer(str(run / "tensorboard"), purge_step=step or None)
@@ -75,7 +80,7 @@ class Logs:
         self._bar.update()
 
     def record(self, line: dict[str, Any]) -> None:
-        """One evaluation: a line of the history, and its numbers as curves."""
+        """Record an evaluation: a line of the history, and its numbers as curves."""
         self.history.append(line)
         if self._path is not None:
             append_json_line(self._path, line)
@@ -87,7 +92,7 @@ class Logs:
         if self._board is not None:
             if (
                 len(self.history) < 2 or self.history[-2]["stage"] != line["stage"]
-            ):  # a stage's first line is that of its first evaluation; it began where the one before ended
+            ):  # the first line of a stage is its first evaluation; the stage started where the last one ended
                 begun = self.history[-2]["step"] if len(self.history) > 1 else line["step"]
                 self._board.add_text("stage", f"{line['stage']}: {line['estimator']}, from step {begun}", begun)
             for name, value in line.items():
@@ -95,16 +100,16 @@ class Logs:
                     self._board.add_scalar(name, value, line["step"])
 
     def picture(self, vae: Any, data: Dataset | Tensor, step: int) -> None:
-        """Reconstructions, samples of the prior and the use of codes, for TensorBoard; random numbers stay as they are.
+        """Add reconstructions, prior samples and code usage to TensorBoard. Random states do not change.
 
-        Only of a `CategoricalVAE` and a data set, whose images have a shape.
+        Only for a `CategoricalVAE` and a `Dataset`, whose images have a shape.
         """
         if self._board is None or not isinstance(vae, CategoricalVAE) or not isinstance(data, Dataset):
             return
         shape = (1, *data.image_shape)
         shown = data.test[:NUM_PICTURED]
         with own_randomness(0):
-            images = torch.stack([shown, reconstruct(vae, shown)], 1).flatten(0, 1)  # each beside its original
+            images = torch.stack([shown, reconstruct(vae, shown)], 1).flatten(0, 1)  # each next to its original
             samples = sample(vae, NUM_PICTURED)
         for name, x in (("reconstructions", images), ("samples", samples)):
             self._board.add_images(name, vae.observation.to_pixels(x).reshape(-1, *shape), step)

@@ -1,4 +1,4 @@
-"""What is watched while a program trains: the ELBO of the discrete model, whatever it is trained by."""
+"""The monitor of a training run: the ELBO of the discrete model, whichever estimator trains it."""
 
 from typing import Any
 
@@ -17,19 +17,19 @@ from ..programs.modes import judging
 from ..runtime.distributed import from_main
 from ..runtime.rng import own_randomness
 
-#: Operations of a sum, about ten seconds on two cores: more would take longer than the training that it watches.
+#: Most operations of an exact evaluation, about ten seconds on two cores. Longer ones would dominate the training time.
 MOST_OPERATIONS = 1e12
-#: Training data on which the discrete ELBO is watched: enough for a mean, cheap enough to repeat.
+#: Number of training data on which the discrete ELBO is evaluated: enough for a mean, cheap enough to repeat.
 NUM_TRAIN_WATCHED = 2000
-#: Data whose ELBO is sampled at once.
+#: Number of data whose ELBO is sampled at once.
 CHUNK = 1000
 
 
 def judge_of(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> Judge:
-    """The judge of a training run: what its configuration says, or rank 0's choice.
+    """Return how a run evaluates the discrete ELBO: as configured, or as rank 0 chooses.
 
     Raises:
-        ValueError: if the configuration's cannot be.
+        ValueError: if the configured evaluation is impossible, or `patience` is set and no evaluation is possible.
     """
     watched = data.test if isinstance(data, Dataset) else data[:NUM_TRAIN_WATCHED]
     max_memory = in_bytes(config.max_memory)
@@ -40,7 +40,7 @@ def judge_of(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> Judge:
         found = config.judge
     if found == "none" and config.patience is not None:
         raise ValueError(
-            "Expected a program whose discrete ELBO can be watched for patience, but found that it can neither be "
+            "Expected a program whose discrete ELBO can be evaluated for patience, but found one that can be neither "
             "summed nor sampled. Try without patience."
         )
     return found
@@ -48,16 +48,19 @@ def judge_of(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> Judge:
 
 @judging
 def choose_judge(vae: Any, x: Tensor, *, max_memory: float | None = None) -> Judge:
-    """How the discrete ELBO of a program is found for data x (B, D): "exact" where a sum takes seconds.
+    """Choose how to evaluate the discrete ELBO for data x (B, D): "exact" if the sum takes seconds.
 
-    Operations are counted, and no clock is read: what is judged ends stages by `patience`, and the same configuration
-    gives the same weights on a busier machine. (Only where a user asks for seconds, as in `exact:30s` or `--seconds`,
-    does the clock decide.)
+    The choice depends on counted operations and not on a clock: the evaluation ends stages by `patience`, and the same
+    configuration must give the same weights on a busier machine. (The clock decides only where a user asks for seconds,
+    as in `exact:30s` or `--seconds`.)
 
     Args:
-        vae: a module with `.model(x)` and `.guide(x)`, which may have no one-hot sites, or others than can be summed.
+        vae: a module with `.model(x)` and `.guide(x)`, whose sites need not be one-hots.
         x: data (B, D).
-        max_memory: bytes that a sum may take.
+        max_memory: bytes that a slice may take.
+
+    Returns:
+        "exact", "sampled" if only that is possible or affordable, or "none".
     """
     try:
         if exact.cost(vae, x, max_memory=max_memory).operations < MOST_OPERATIONS:
@@ -75,14 +78,17 @@ def choose_judge(vae: Any, x: Tensor, *, max_memory: float | None = None) -> Jud
 @judging
 @torch.no_grad()
 def discrete_elbo(vae: Any, x: Tensor, judge: Judge, *, max_memory: float | None = None) -> float | None:
-    """The mean ELBO of the discrete model over data x (B, D), in nats per datum.
+    """Compute the mean ELBO of the discrete model over data x (B, D), in nats per datum.
 
     Args:
         vae: a module with `.model(x)` and `.guide(x)`.
         x: data (B, D).
-        judge: "exact" sums over all K^N codes; "sampled" draws one code for each datum, the same random numbers each
-            time, and is unbiased; "none" is None.
-        max_memory: bytes that the sum may take.
+        judge: "exact" sums over all K^N codes. "sampled" draws one code for each datum, with the same random numbers
+            each time, and is unbiased. "none" returns None.
+        max_memory: bytes that a slice may take.
+
+    Returns:
+        The mean ELBO in nats per datum, or None if `judge` is "none".
     """
     if judge == "none":
         return None

@@ -1,4 +1,4 @@
-"""Where a loss stopped being a finite number: the first site or parameter, in the order in which programs run."""
+"""Finds where a loss became infinite or NaN: the first such site or parameter, in the order of execution."""
 
 import warnings
 from collections.abc import Iterator
@@ -14,34 +14,54 @@ from torch import Tensor, nn
 from ..estimators import Estimator
 from ..exact import Pair
 from ..handlers import discretize
+from .state import State
 
 
 def not_finite(vae: Any) -> dict[str, int]:
-    """How many numbers of each parameter of a module are not finite."""
+    """Count the numbers of each parameter of a module that are not finite."""
     named = {name: parameter.detach() for name, parameter in vae.named_parameters()}
     counts = [(~parameter.isfinite()).sum() for parameter in named.values()]
     return dict(zip(named, torch.stack(counts).tolist(), strict=True)) if counts else {}
 
 
+def check_weights(vae: Any, before: dict[str, int], state: State) -> None:
+    """Refuse to save weights that a step has spoiled: the checkpoint before it is worth more.
+
+    Args:
+        vae: the module.
+        before: what :func:`not_finite` counted when the run began: logits of -inf, for example, exclude categories.
+        state: where the run is.
+
+    Raises:
+        ValueError: if a parameter has more numbers that are not finite than it began with.
+    """
+    for name, count in not_finite(vae).items():
+        if count > before[name]:
+            raise ValueError(
+                f"Expected finite weights, but found others in '{name}' at step {state.step}. The last checkpoint is "
+                f"that of step {state.kept_step}. Try a lower learning rate."
+            )
+
+
 @torch.no_grad()
 def first_non_finite(vae: Any, estimator: Estimator, x: Tensor) -> str | None:
-    """What is not finite first, in words: data, a parameter, or a site of guide or model under the estimator's handler.
+    """Name the first value that is not finite: in the data, a parameter, or a site of guide or model.
 
     Args:
         vae: a module with `.model(x)` and `.guide(x)`.
-        estimator: the handler under which they run, once, with the random numbers that come next.
+        estimator: the estimator, whose handler is applied. Each program runs once, with the next random numbers.
         x: the batch (B, D).
 
     Returns:
-        For example "the log-probability of site 'x' of the model"; None if all of that is finite, or a program fails
-        of something else: an error is not a number.
+        For example "the log-probability of site 'x' of the model"; None if everything is finite, or if a program fails
+        for another reason.
     """
     if not torch.isfinite(x).all():
         return "the batch"
     for name, tensor in [*vae.named_parameters(), *vae.named_buffers()]:
         if not torch.isfinite(tensor).all():
             return f"the {'parameter' if isinstance(tensor, nn.Parameter) else 'buffer'} '{name}'"
-    # Where the estimator has no handler, its loss reads the programs, with exact one-hots.
+    # Without a handler, the loss reads the programs with exact one-hots, so discretize them here.
     model, guide, _ = estimator.bind(Pair(discretize(vae.model), discretize(vae.guide)))
     with pyro.get_param_store().scope(), pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -52,7 +72,7 @@ def first_non_finite(vae: Any, estimator: Estimator, x: Tensor) -> str | None:
 
 @final
 class _Parameters(Messenger):
-    """Looks at the parameters of each site before it is sampled, which torch may refuse to do."""
+    """Checks the parameters of each site before it is sampled, because torch may refuse to sample."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,12 +84,12 @@ class _Parameters(Messenger):
 
 
 def _first_site(traced: Any, x: Tensor, program: str) -> str | None:
-    """The first site in words; None also where the program fails of something else than of numbers."""
+    """Name the first site that is not finite; return None if there is none or the program fails for another reason."""
     parameters = _Parameters()
     try:
         with parameters:
             traced(x)
-    except Exception:  # such as torch.multinomial, of probabilities that are NaN
+    except Exception:  # for example torch.multinomial, if probabilities are NaN
         if parameters.not_finite is None:
             return None
     for name, site in traced.trace.nodes.items():
@@ -87,7 +107,7 @@ def _first_site(traced: Any, x: Tensor, program: str) -> str | None:
 
 
 def _tensors(distribution: Any) -> Iterator[Tensor]:
-    """The tensors that a distribution is made of, those of the distribution that it wraps included."""
+    """Yield the tensors of a distribution, including those of distributions that it wraps."""
     for value in vars(distribution).values():
         if isinstance(value, Tensor):
             yield value
@@ -96,7 +116,7 @@ def _tensors(distribution: Any) -> Iterator[Tensor]:
 
 
 def _has_no_nan(tensor: Tensor) -> bool:
-    """A logit of -inf excludes a category, and is as it should be."""
+    """Return whether there is neither NaN nor inf. A logit of -inf is allowed: it excludes a category."""
     return not bool(torch.isnan(tensor).any() | (tensor == torch.inf).any())
 
 

@@ -1,4 +1,4 @@
-"""Optimizers by name, and their upkeep."""
+"""Optimizers by name, and their maintenance."""
 
 import inspect
 from collections.abc import Sequence
@@ -7,20 +7,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-#: Steps after which averages of the optimizer that have become very small are set to zero.
+#: Number of steps after which very small averages of the optimizer are set to zero.
 FLUSH_EVERY = 100
 
 
 def steps_taken(optimizer: torch.optim.Optimizer) -> int:
-    """By the optimizer's own count, which a checkpoint keeps; 0 where it has none."""
+    """Return the optimizer's own step count, which checkpoints keep; 0 if it has none."""
     return next((int(state["step"]) for state in optimizer.state.values() if "step" in state), 0)
 
 
 def flush_denormals(optimizer: torch.optim.Optimizer) -> None:
-    """Set averages of an optimizer to zero before they become denormal numbers.
+    """Set an optimizer's averages to zero before they become denormal numbers.
 
-    A gradient that stays zero, as of a pixel that is rarely on, leaves an average that is multiplied by 0.9 in each
-    step: after 700 steps it is denormal, and stays so, and Adam takes six times as long. So small, it moves no weight.
+    If a gradient stays zero, such as that of a pixel that is rarely on, its average is multiplied by 0.9 in each step.
+    After 700 steps it is denormal and remains so, which makes Adam six times as slow. An average this small moves no
+    weight.
     """
     for state in optimizer.state.values():
         for average in state.values():
@@ -31,16 +32,19 @@ def flush_denormals(optimizer: torch.optim.Optimizer) -> None:
 def new_optimizer(
     name: str, parameters: Sequence[nn.Parameter], lr: float = 1e-3, **options: Any
 ) -> torch.optim.Optimizer:
-    """The optimizer of that name in `torch.optim`: one for all parameters, fused where torch can.
+    """Construct the optimizer with this name in `torch.optim`: one for all parameters, fused if torch can.
 
     Args:
-        name: of a class in `torch.optim`.
-        parameters: what it moves.
+        name: name of a class in `torch.optim`.
+        parameters: the parameters to optimize.
         lr: learning rate.
-        **options: other keywords of the class.
+        **options: other keyword arguments of the class.
+
+    Returns:
+        The optimizer.
 
     Raises:
-        ValueError: if there is no such optimizer or option.
+        ValueError: if there is no such optimizer or option, or it cannot take a step by gradients alone.
 
     Example:
         >>> new_optimizer("SGD", [nn.Parameter(torch.zeros(3))], 0.1, momentum=0.9).defaults["momentum"]
@@ -49,34 +53,66 @@ def new_optimizer(
     kind = getattr(torch.optim, name, None)
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise ValueError(f"Expected the name of an optimizer in torch.optim, but found '{name}'. Try 'Adam'.")
-    # One fused optimizer for all parameters: Pyro's steps one optimizer per tensor.
+    # One fused optimizer steps all parameters at once; Pyro has one optimizer per tensor.
     fused: dict[str, Any] = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
+
+    def make(moved: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        try:
+            made: torch.optim.Optimizer = cast(type[Any], kind)(moved, lr=lr, **fused, **options)
+        except (TypeError, RuntimeError, AttributeError, AssertionError, OverflowError) as error:
+            raise ValueError(f"Expected options that torch.optim.{name} has, but {_reason(error)}.") from error
+        return made
+
     try:
-        return cast(type[Any], kind)(parameters, lr=lr, **fused, **options)
-    except TypeError as error:
-        raise ValueError(f"Expected options that torch.optim.{name} has, but {error}.") from error
+        _after_a_step(make([nn.Parameter(torch.zeros(2, 2))]))
+    except (TypeError, RuntimeError, AttributeError, AssertionError, OverflowError) as error:
+        raise ValueError(
+            f"Expected an optimizer that steps by gradients alone, but found {name}: {_reason(error)}. Try 'Adam'."
+        ) from error
+    return make(parameters)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).split("\n")[0] or type(error).__name__
 
 
 def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Refuse averages that are not of the shape and type of the parameter that they belong to.
+    """Refuse a state that this optimizer could not have written: other entries, shapes or dtypes.
 
-    torch looks at neither, and a fused optimizer reads and writes as far as the parameter reaches.
+    torch does not check this, and a fused optimizer then reads and writes out of bounds.
 
     Args:
-        optimizer: what the state is meant for.
+        optimizer: the optimizer that will load the state.
         state: parameter number -> name -> number or tensor, as in `Optimizer.state_dict()`.
 
     Raises:
-        ValueError: if one does not fit.
+        ValueError: if it does not fit.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    copies = [nn.Parameter(torch.zeros_like(parameter)) for parameter in parameters]
+    known = inspect.signature(type(optimizer)).parameters
+    options = {name: value for name, value in optimizer.defaults.items() if name in known}
+    written = _after_a_step(type(optimizer)(copies, **options))
     for number, entries in state.items():
-        parameter = parameters[int(number)]
-        for name, value in entries.items():
-            if not isinstance(value, Tensor) or value.dim() == 0:
-                continue
-            if value.shape != parameter.shape or value.dtype != parameter.dtype:
-                raise ValueError(
-                    f"Expected '{name}' of parameter {number} to have shape {tuple(parameter.shape)} and "
-                    f"{parameter.dtype}, but found {tuple(value.shape)} and {value.dtype}."
-                )
+        if number not in written or _forms(entries) != _forms(written[number]):
+            raise ValueError(
+                f"Expected of parameter {number} the state {_forms(written.get(number, {}))}, but found another one."
+            )
+
+
+def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
+    """Its state after a step along no gradient."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state: dict[Any, Any] = optimizer.state_dict()["state"]
+    return state
+
+
+def _forms(entries: dict[str, Any]) -> dict[str, Any]:
+    """Of each part its shape and type, without which a step would fail, or write where it should not."""
+    return {
+        name: (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else type(value)
+        for name, value in entries.items()
+    }

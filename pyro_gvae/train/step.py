@@ -1,4 +1,4 @@
-"""One training step: loss, gradients, one fused optimizer."""
+"""A training step: loss, gradients, one fused optimizer."""
 
 import math
 import warnings
@@ -25,10 +25,10 @@ class TrainableProgram(HasPair, Protocol):
     """A module with a Pyro model and guide."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What a step moves."""
+        """Yield the parameters that a step optimizes."""
 
     def buffers(self) -> Iterator[Tensor]:
-        """What a step may change besides."""
+        """Yield the buffers that a step may change."""
 
 
 def make_step(
@@ -42,41 +42,43 @@ def make_step(
     compile: bool = False,
     shard: Shard | None = None,
 ) -> "Step":
-    """A training step `step(x) -> loss` of the module's parameters by the estimator's loss.
+    """Return a function `step(x) -> loss` that trains a module's parameters on an estimator's loss.
 
-    A program that takes more than the data takes them here too: `step(x, y)`, or a batch of a `DataLoader`, `step([x,
-    y])`.
+    Further arguments of a program are passed too: `step(x, y)`, or a batch of a `DataLoader`, `step([x, y])`.
 
     The first step runs model and guide with Pyro's validation on, and records their computation
-    (:class:`~pyro_gvae.jit.traced_elbo.TracedELBO`); later steps replay it, without Pyro. A program that cannot be
-    recorded is run as it is, with a warning, but for sums over several slices of codes, which gain nothing. Pyro's
-    param store is not touched, and its validation is as before after each step.
+    (:class:`~pyro_gvae.jit.traced_elbo.TracedELBO`). Later steps replay the recording without Pyro. A program that
+    cannot be recorded runs as it is, with a warning; sums over several slices of codes do so without a warning, since
+    they gain nothing. Pyro's param store is not used, and Pyro's validation setting is restored after each step.
 
     Args:
-        vae: a module with `.model(x)` and `.guide(x)`, such as `CategoricalVAE`. Under `torch.autocast` to bfloat16,
-            around the step, its networks compute in bfloat16, random numbers and log-probabilities in float32.
-        estimator: the handler and the ELBO.
-        lr: learning rate; not used where `optimizer` is given as an object.
-        optimizer: the name of a class in `torch.optim`, fused where torch can, over all parameters; or an object that
+        vae: a module with `.model(x)` and `.guide(x)`, such as `CategoricalVAE`. If the step is called under
+            `torch.autocast` to bfloat16, networks compute in bfloat16, and random numbers and log-probabilities in
+            float32.
+        estimator: the estimator, a handler and an ELBO.
+        lr: learning rate; ignored if `optimizer` is an object.
+        optimizer: the name of a class in `torch.optim`, fused if torch can, for all parameters; or an optimizer that
             has the parameters already, for example to keep its state when the estimator changes.
-        clip_norm: the largest norm that the gradient of the module's parameters together may have, in nats per datum.
-            What a loss learns itself has other units, and is not clipped.
-        skip_non_finite: leave out a step whose loss or gradient is not finite: nothing changes but random states, and
-            the step returns NaN. If not, such a loss is an error, and nothing changes either.
-        compile: compile the recorded graph by Inductor, with CUDA graphs on a GPU; takes a compiler and half a minute.
-        shard: sum losses and gradients over the processes of torch's group, between loss and optimizer, so that all
-            take one step together. "data": each process is called with its own data, one or more. "codes": all are
-            called with the same data, and the estimator has a :class:`~pyro_gvae.runtime.distributed.Share`. A failure
-            in one process makes the step of the others NaN. None: each process for itself.
+        clip_norm: the largest norm of the gradient of all the module's parameters, in nats per datum. The loss's own
+            parameters have other units and are not clipped.
+        skip_non_finite: skip a step whose loss or gradient is not finite. Only random states change, and the step
+            returns NaN. If not, a loss that is not finite is an error, before which nothing changes either.
+        compile: compile the recorded graph by Inductor, with CUDA graphs on a GPU. This needs a compiler and half a
+            minute.
+        shard: how the processes of torch's group take one step together, with losses and gradients summed over
+            processes. "data": each process is called with its own data, at least one. "codes": all are called with the
+            same data, and the estimator has a :class:`~pyro_gvae.runtime.distributed.Share`. If one process fails, the
+            step of the others is NaN. None: each process trains by itself.
 
     Returns:
-        A function of a batch x (B, D), which may have another B each time. It updates the parameters and returns the
-        loss before that, -ELBO in nats per datum, shape (). Gradients are those of the sum over the batch, as in
-        stock `SVI`. Its attribute `own` is what the estimator's loss learns itself (:func:`own_state`).
+        A function of a batch x (B, D), whose B may vary. It updates the parameters and returns the loss before the
+        update, -ELBO in nats per datum, shape (). As in stock `SVI`, gradients are those of the sum over the batch. Its
+        attribute `own` is the module that the estimator's loss trains itself (:func:`own_state`).
 
     Raises:
-        ValueError: if there is no such optimizer; in the first step, if the data are out of range, or no parameter has
-            a gradient; in any step without data, or, without `skip_non_finite`, whose loss is not finite.
+        ValueError: if the optimizer is unknown. In the first step, if the data are out of range, no parameter gets a
+            gradient, or the programs use parameters that the module does not have. In any step, if there are no data,
+            or, without `skip_non_finite`, if the loss is not finite.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE, estimator
@@ -98,10 +100,10 @@ class Step:
     """A training step `step(x) -> loss`; see :func:`make_step`.
 
     Attributes:
-        optimizer: what moves the parameters.
-        own: what the estimator's loss learns or averages besides the program.
-        taken: how many steps there were, by the optimizer's count at first; from time to time a step tidies up, and a
-            resumed run sets this to do so at the same steps.
+        optimizer: the optimizer of all parameters.
+        own: the module that the estimator's loss trains or updates besides the program.
+        taken: number of steps so far, initially the optimizer's count. Every `FLUSH_EVERY` steps denormal averages are
+            set to zero; a resumed run sets this number so that it does so at the same steps.
     """
 
     def __init__(
@@ -119,12 +121,12 @@ class Step:
         self._gradients = gradients
         self._clip_norm = clip_norm
         self._skip_non_finite = skip_non_finite
-        self._buffers = gradients.buffers  # to be put back after a step that is left out
+        self._buffers = gradients.buffers  # restored after a skipped step
         self._shard = shard
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in gradients.parameters)
 
     def __call__(self, *batch: Any, **others: Any) -> Tensor:
-        """Take one step on a batch, or on the arguments that the programs take; returns the loss before it."""
+        """Take one step on a batch, or on the programs' arguments; return the loss before the update."""
         arguments = items(batch[0]) if len(batch) == 1 else batch
         data = _data([*arguments, *others.values()])
         before = [buffer.clone() for buffer in self._buffers]
@@ -133,7 +135,7 @@ class Step:
             loss = self._gradients(*arguments, **others)
         except BaseException as error:
             self._put_back(before)
-            if isinstance(error, Exception):  # which the others wait for
+            if isinstance(error, Exception):  # the other processes are waiting for this one's loss
                 self._summed(torch.full((), math.nan, device=data.device), len(data), before)
             raise
         loss, num_data = self._summed(loss, len(data), before)
@@ -155,7 +157,7 @@ class Step:
         return loss / num_data
 
     def _summed(self, loss: Tensor, num_data: int, before: list[Tensor]) -> Sums:
-        """The loss and the data of all processes, whose gradients and buffers become the same."""
+        """Return loss and number of data of all processes, and give all the same gradients and buffers."""
         if self._shard is None:
             return Sums(loss, num_data)
         sums = sum_gradients(loss, num_data, self._gradients.parameters, self._buffers, before)
@@ -167,7 +169,7 @@ class Step:
             buffer.copy_(value)
 
     def _is_finite(self, loss: Tensor) -> bool:
-        """Whether loss and gradients are, by their sums: the sum of what holds a NaN or an infinity is not finite."""
+        """Return whether loss and gradients are finite, by their sums: a sum with a NaN or an infinity is not."""
         gradients = (parameter.grad for parameter in self._gradients.parameters if parameter.grad is not None)
         sums = [loss.detach(), *(gradient.sum() for gradient in gradients)]
         return math.isfinite(torch.stack(sums).sum().item())
@@ -175,7 +177,7 @@ class Step:
 
 @final
 class _Gradients:
-    """Sets the gradients of a module's parameters by an estimator's loss: recorded, where it can be."""
+    """Sets the gradients of a module's parameters from an estimator's loss, by a recording if possible."""
 
     def __init__(self, vae: TrainableProgram, estimator: Estimator, *, compile: bool) -> None:
         self._model, self._guide, self._elbo = estimator.bind(vae)
@@ -189,9 +191,9 @@ class _Gradients:
         self._checked = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, in nats summed over the data; gradients are set, not added."""
+        """Return the loss in nats, summed over the data. Gradients are set, not added."""
         for parameter in self.parameters:
-            parameter.grad = None  # its memory is used again for the next one
+            parameter.grad = None  # frees its memory for the next gradient
         loss = self._recorded(args) if not kwargs else None
         if loss is None:
             with pyro.get_param_store().scope(), pyro.validation_enabled(not self._checked):
@@ -199,19 +201,19 @@ class _Gradients:
             self._checked = True
         if all(parameter.grad is None for parameter in self.parameters):
             raise ValueError(
-                "Expected a loss with a gradient for some parameter of the module, but found none: Pyro's ELBOs form "
-                'gradients where they see a parameter. Try pyro.module("name", self) at the start of model and guide.'
+                "Expected a gradient for some parameter of the module, but found none: Pyro's ELBOs compute gradients "
+                'only if they see a parameter. Try pyro.module("name", self) at the start of model and guide.'
             )
         return self._as_tensor(loss)
 
     def _recorded(self, args: tuple[Any, ...]) -> Tensor | float | None:
-        """The loss and its gradients from the recording, or None where there is none."""
+        """Return the loss and its gradients from the recording, or None if there is none."""
         if self._traced is None:
             return None
         try:
             (loss, gradients), leaves = self._traced.outcome(self._model, self._guide, *args)
         except NotRecordableError as refusal:
-            if not self._is_exact:  # several slices of codes are no recording, and need none
+            if not self._is_exact:  # a sum over several slices needs no recording
                 warnings.warn(f"Steps run without a recording: {refusal}", stacklevel=4)
             self._traced = None
             return None
@@ -221,7 +223,7 @@ class _Gradients:
         return cast(Tensor | float, loss)
 
     def _as_tensor(self, loss: Tensor | float) -> Tensor:
-        """Plain ELBOs return numbers."""
+        """Return the loss as a tensor; plain ELBOs return numbers."""
         if isinstance(loss, Tensor):
             return loss
         dtype = reduce(torch.promote_types, (parameter.dtype for parameter in self.parameters), torch.float32)
@@ -231,15 +233,15 @@ class _Gradients:
         if not self._ids.issuperset(map(id, leaves)):
             raise ValueError(
                 "Expected all parameters of model and guide to be in the module's parameters(), but found others, "
-                "which no step would train. Try to make them attributes of the module, in place of pyro.param."
+                "which no step would train. Try making them attributes of the module, instead of using pyro.param."
             )
 
 
 def _data(arguments: Sequence[Any]) -> Tensor:
-    """The first argument that holds B data.
+    """Return the first argument that holds B data.
 
     Raises:
-        ValueError: if none does.
+        ValueError: if no argument is a tensor with a dimension.
     """
     for value in arguments:
         if isinstance(value, Tensor) and value.dim():

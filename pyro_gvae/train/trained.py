@@ -1,31 +1,31 @@
-"""The trained models of a run folder, whichever command wrote it: the one place that knows."""
+"""The trained models of a run folder, whichever command wrote it."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.dataset import Dataset
 from ..models.categorical_vae import CategoricalVAE
-from ..runs.checkpoint import load_checkpoint
+from ..runs.checkpoint import load_checkpoint, load_tensors
 from ..runs.config import is_train_run, read_train_config
 from ..runs.contents import read_run
 from ..runs.folder import cell_folder
 from ..runs.frames import read_json_lines
-from .fit import CHECKPOINT, WEIGHTS
+from ..runs.records import TrainLine
+from .files import CHECKPOINT, METRICS, WEIGHTS
 from .setup import initial_model, load_data
 
 
 class Which(NamedTuple):
-    """A trained model of a run folder.
+    """The identity of a trained model in a run folder.
 
     Attributes:
-        estimator: that trained it; of several stages the last.
-        seed: of its initial weights and data order.
-        epoch: how far it was trained.
+        estimator: the estimator that trained it; of several stages, the last.
+        seed: the seed of its initial weights and order of data.
+        epoch: number of epochs that it was trained.
     """
 
     estimator: str
@@ -34,67 +34,96 @@ class Which(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What its files are called."""
+        """The name of its files."""
         return cell_folder(Path(), self.estimator, self.seed).name
 
 
 class Trained(NamedTuple):
-    """A trained model, what its files are called, and the data that it was trained on."""
+    """A trained model.
+
+    Attributes:
+        name: the name of its files.
+        vae: the model.
+        data: its training data.
+        finished: whether it was trained to its end.
+    """
 
     name: str
     vae: CategoricalVAE
     data: Dataset
+    finished: bool
 
 
 def trained_models(run: Path) -> list[Which]:
-    """The models of a run folder: the finished cells of `compare`, or the one of `train`, be it unfinished.
+    """List the models of a run folder: the finished cells of `compare`, or the one of `train`, finished or not.
 
     Raises:
         ValueError: if the folder is not a run folder.
     """
     if is_train_run(run):
         try:
-            last = read_json_lines(run / "metrics.jsonl").iloc[-1]
+            last = read_json_lines(run / METRICS, TrainLine).iloc[-1]
         except (OSError, IndexError) as error:
-            raise ValueError(f"Expected a run that was evaluated, but found none in '{run}'. Try resume.") from error
+            raise ValueError(f"Expected a run with evaluations, but found none in '{run}'. Try resume.") from error
         return [Which(str(last["estimator"]), read_train_config(run).seed, float(last["epoch"]))]
     contents = read_run(run)
     return [Which(str(row.estimator), int(row.seed), float(row.epoch)) for row in contents.final.itertuples()]
 
 
-def load_model(run: Path, estimator: str | None = None, seed: int | None = None) -> Trained:
-    """The one trained model of a run folder that has this estimator and seed, on the CPU; None is any.
+def load_model(
+    run: Path, estimator: str | None = None, seed: int | None = None, *, data_dir: Path = Path("data")
+) -> Trained:
+    """Load the one trained model of a run folder with this estimator and seed, onto the CPU; None matches any.
+
+    Whoever made the folder, nothing outside of it is reached but the data, and nothing is fetched.
+
+    Args:
+        run: a run folder of any command.
+        estimator: that trained the model.
+        seed: of the model.
+        data_dir: the folder of the data sets that have files.
 
     Raises:
-        ValueError: if the folder is not a run folder, or has no such model, or several; if its weights cannot be read.
-        OSError: if the data files are absent.
+        ValueError: if the folder is not a run folder, does not have exactly one such model, or its weights cannot be
+            read.
+        OSError: if the data files are missing.
     """
     models = trained_models(run)
     found = [which for which in models if estimator in (None, which.estimator) and seed in (None, which.seed)]
     if len(found) != 1:
         known = ", ".join(f"{which.estimator} with seed {which.seed}" for which in models) or "none"
         raise ValueError(
-            f"Expected one trained model in '{run}', but found {len(found)} that fit, of {known}. Try --estimator and "
-            "--seed."
+            f"Expected one matching model in '{run}', but found {len(found)} among {known}. Try --estimator and --seed."
         )
     [which] = found
     folder = run if is_train_run(run) else cell_folder(run, which.estimator, which.seed)
-    config = replace(read_train_config(folder), device="cpu")
-    weights = _weights(folder)
+    config = replace(read_train_config(folder), data_dir=data_dir)
+    weights, finished = _weights(folder)
     data = load_data(config)
     vae = initial_model(config, data)
     try:
         vae.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"Expected the weights in '{folder}' to fit its config.json, but found others.") from error
-    return Trained(which.name, vae, data)
+    return Trained(which.name, vae, data, finished)
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
-    """Those that a training run has come to; of an unfinished one as its checkpoint has them."""
+def _weights(folder: Path) -> tuple[dict[str, Tensor], bool]:
+    """Read the weights of a run, those of its checkpoint if they are lost, and tell whether the run is finished."""
     path = folder / WEIGHTS
+    damaged = None
+    if path.exists():
+        try:
+            return load_tensors(path), True
+        except ValueError as error:
+            damaged = error
     try:
-        weights: dict[str, Tensor] = load_file(path) if path.exists() else load_checkpoint(folder / CHECKPOINT)["vae"]
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"Expected whole weights, but found that '{path}' is damaged. Try a copy of it.") from error
-    return weights
+        content = load_checkpoint(folder / CHECKPOINT)
+        weights, done = content["vae"], content["state"]["done"]
+    except ValueError as error:
+        raise damaged or error from error
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"Expected the checkpoint of a run, but found none in '{folder}'. Try a copy.") from error
+    if damaged is not None:
+        warnings.warn(f"{damaged} The weights of the checkpoint are taken.", RuntimeWarning, stacklevel=2)
+    return weights, done is not None

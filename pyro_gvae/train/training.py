@@ -1,4 +1,4 @@
-"""One training run in progress: a state, and how it advances by a step, is judged, kept and restored."""
+"""A training run in progress: its state, and how it takes steps, is evaluated, saved and restored."""
 
 import itertools
 import math
@@ -10,8 +10,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ..config.stages import Stage
-from ..config.train import TrainConfig
+from ..config.stages import Amount, Stage
+from ..config.train import OUTSIDE, TrainConfig
 from ..config.units import in_bytes
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset, digest
@@ -19,27 +19,28 @@ from ..runs.config import different_settings
 from ..runtime.distributed import copy_from_main, from_main, gathered, largest, share
 from ..runtime.rng import random_states, set_random_states
 from ..schedules import schedule
-from .checks import annealed_tensors, check_data, stage_estimator
+from .checks import annealed_tensors, check_data, check_losses, stage_estimator
 from .monitor import NUM_TRAIN_WATCHED, discrete_elbo, judge_of
 from .non_finite import first_non_finite, not_finite
 from .optimizers import check_optimizer_state, new_optimizer
-from .state import State
+from .state import State, read_state
 from .step import Step, make_step
 
 #: Settings that may differ between a run and its continuation: they do not change what is learned.
-FREE = {"data_dir", "download", "device", "output", "tensorboard", "checkpoint_every"}
+FREE = OUTSIDE | {"tensorboard", "checkpoint_every"}
 
 
 @final
 class Training:
-    """A program, its data and an optimizer on the way through the stages of a configuration.
+    """A program, its data and an optimizer, on their way through the stages of a configuration.
 
     Attributes:
-        vae: what is trained.
-        estimator: of the current stage.
-        state: where the run is.
-        refused: the batch and the random state of the last step, if that was skipped as not finite.
-        share: this process's part, where several train together.
+        vae: the program that is trained.
+        estimator: the estimator of the current stage.
+        state: the progress of the run.
+        refused: batch and random state of the last step, if it was skipped because it was not finite.
+        not_finite: how many numbers of each parameter were not finite when the run began.
+        share: the part of this process, if several train together.
     """
 
     def __init__(self, vae: Any, data: Dataset | Tensor, config: TrainConfig) -> None:
@@ -51,19 +52,19 @@ class Training:
         copy_from_main([*vae.parameters(), *vae.buffers()])
         self.per_epoch = -(-len(self.train) // config.batch_size)
         self.stages = config.plan
-        self._max_memory = in_bytes(config.max_memory)
-        self._kl_weight = torch.ones((), device=self.train.device)  # filled before each step, whose recording reads it
+        self._kl_weight = torch.ones((), device=self.train.device)  # set before each step; a recorded step reads it
         self._estimators = [stage_estimator(stage, config, self._kl_weight, self.share) for stage in self.stages]
         self._learning_rate = schedule(str(config.learning_rate))
         self._annealed = annealed_tensors(vae, config, self._kl_weight)
         name, options = config.named_optimizer
         self.optimizer = new_optimizer(name, list(vae.parameters()), self._learning_rate(0), **options)
+        check_losses(vae, self._estimators, self.train[: config.batch_size])
         self.state = State(judge=judge_of(vae, data, config))
         self.refused: tuple[Tensor, Tensor] | None = None
-        self._batches: Iterator[Tensor] = self._from_here()
+        self._batches: Iterator[Tensor] = self._remaining_batches()
         self._begin_stage()
-        self._anneal()  # what is judged before the first step is what takes that step
-        self._not_finite = not_finite(vae)  # such as logits of -inf, which exclude a category
+        self._anneal()  # so that the evaluation before the first step uses that step's temperatures
+        self.not_finite = not_finite(vae)
 
     @property
     def stage(self) -> Stage:
@@ -72,15 +73,17 @@ class Training:
 
     @property
     def total(self) -> int | None:
-        """Steps of the whole run, where that is known."""
+        """The number of steps of the whole run, if it is known."""
         in_stages = [stage.amount.steps(self.per_epoch) for stage in self.stages]
         known = sum(filter(None, in_stages)) if None not in in_stages else None
         bounds = [bound for bound in (known, self.config.steps) if bound is not None]
         return min(bounds, default=None)
 
     def advance(self) -> None:
-        """One step, and no more than that."""
+        """Take one step, without any evaluation or checkpoint."""
         state = self.state
+        if state.step == state.judged_step:
+            state.loss_sum, state.num_losses = 0.0, 0
         self._anneal()
         x = next(self._batches)
         before = torch.get_rng_state()
@@ -99,7 +102,7 @@ class Training:
             state.num_losses += 1
 
     def judge(self) -> dict[str, Any]:
-        """Evaluate the discrete model: a line of the run's history. Neither weights nor random numbers change."""
+        """Evaluate the discrete model and return a line of the history. Weights and random states do not change."""
         state, seconds = self.state, self.state.seconds - self.state.judged_seconds
         sample = next(epoch_batches(self.train, min(NUM_TRAIN_WATCHED, len(self.train)), seed=0, epoch=0))
         train_elbo = self._elbo(sample)
@@ -111,7 +114,7 @@ class Training:
             "estimator": self.stage.estimator,
             "seconds": state.seconds,
             "steps_per_second": (state.step - state.judged_step) / seconds if seconds > 0 else None,
-            "train_objective": -state.loss_sum / state.num_losses if state.num_losses else None,
+            "train_objective": self.objective,
             "train_elbo": train_elbo,
             "test_elbo": test_elbo,
             "elbo_is": state.judge,
@@ -120,7 +123,6 @@ class Training:
         }
         line |= {name: annealed(state.step) for name, (_, annealed) in self._annealed.items()}
         state.judged_step, state.judged_seconds = state.step, state.seconds
-        state.loss_sum, state.num_losses = 0.0, 0
         if test_elbo is not None and (state.best is None or test_elbo > state.best):
             state.best, state.stale = test_elbo, 0
         else:
@@ -128,8 +130,17 @@ class Training:
         return line
 
     @property
+    def objective(self) -> float | None:
+        """The mean of minus the losses, in nats per datum, since the last evaluation before the current step."""
+        return -self.state.loss_sum / self.state.num_losses if self.state.num_losses else None
+
+    def has_had(self, amount: Amount) -> bool:
+        """Whether the run has trained so much in all."""
+        return amount.is_over(self.state.step, self.state.seconds, self.per_epoch)
+
+    @property
     def budget_is_spent(self) -> str | None:
-        """Which budget of the whole run is spent, if any."""
+        """The budget of the whole run that is spent, in words; None if none is."""
         config, state = self.config, self.state
         if config.steps is not None and state.step >= config.steps:
             return f"{config.steps} steps"
@@ -137,14 +148,14 @@ class Training:
 
     @property
     def stage_is_over(self) -> bool:
-        """Whether the stage has had its steps or seconds, or gains nothing any more."""
+        """Whether the stage has used its steps or seconds, or has stopped improving."""
         state = self.state
         steps, seconds = state.step - state.stage_step, state.seconds - state.stage_seconds
         stale = self.config.patience is not None and state.stale >= self.config.patience
         return stale or self.stage.amount.is_over(steps, seconds, self.per_epoch)
 
     def next_stage(self) -> None:
-        """Go on with the next estimator, or be done; the optimizer's state stays, but for the old loss's own."""
+        """Go on to the next estimator, or finish. The optimizer keeps its state, but not that of the old loss."""
         state = self.state
         if state.stage + 1 == len(self.stages):
             state.done = "all stages"
@@ -157,7 +168,7 @@ class Training:
 
     @property
     def evaluation_is_due(self) -> bool:
-        """Whether enough was trained since the last evaluation."""
+        """Whether an evaluation is due, by the steps or seconds since the last one."""
         state = self.state
         return self.config.between_evaluations.is_over(
             state.step - state.judged_step, state.seconds - state.judged_seconds, self.per_epoch
@@ -165,33 +176,20 @@ class Training:
 
     @property
     def checkpoint_is_due(self) -> bool:
-        """Whether enough was trained since the last checkpoint."""
+        """Whether a checkpoint is due, by the steps or seconds since the last one."""
         state = self.state
         return self.config.between_checkpoints.is_over(
             state.step - state.kept_step, state.seconds - state.kept_seconds, self.per_epoch
         )
 
-    def check_weights(self) -> None:
-        """Refuse to keep what a step has spoiled: the checkpoint before it is worth more.
-
-        Raises:
-            ValueError: if a parameter has more numbers that are not finite than it began with.
-        """
-        for name, count in not_finite(self.vae).items():
-            if count > self._not_finite[name]:
-                raise ValueError(
-                    f"Expected finite weights, but found others in '{name}' at step {self.state.step}. The last "
-                    f"checkpoint is that of step {self.state.kept_step}. Try a lower learning rate."
-                )
-
     def content(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, as plain data with tensors."""
+        """Return everything that the rest of the run depends on, as plain data with tensors."""
         return {
             "config": self.config.as_json(),
             "data": digest(self.train),
             "state": asdict(self.state),
             "vae": dict(self.vae.state_dict()),
-            # Settings of the optimizer are in the configuration, its learning rate is a function of the step.
+            # The optimizer's settings are in the configuration, and its learning rate is a function of the step.
             "optimizer": self.optimizer.state_dict()["state"],
             "parameters": self._shapes(),
             "own": dict(self.step.own.state_dict()),
@@ -200,79 +198,88 @@ class Training:
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Be where the run was whose `content` that is.
+        """Restore the state that :meth:`content` returned.
 
         Raises:
-            ValueError: if it is that of another program, configuration or data.
+            ValueError: if it belongs to another program, configuration or data, or is damaged.
         """
+        of_another = "Expected a checkpoint of this program, but found one of another program."
+        damage = (RuntimeError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+        try:
+            state = self._checked(content)
+        except damage as error:
+            raise ValueError(of_another) from error
+        try:
+            self._take(state, content)
+        except (ValueError, *damage) as error:
+            raise ValueError(of_another) from error
+
+    def _checked(self, content: dict[str, Any]) -> State:
+        """Return the state in a checkpoint of this run."""
         absent = self.content().keys() - content.keys()
         if absent:
-            raise ValueError(f"Expected a whole checkpoint, but found one without {', '.join(sorted(absent))}.")
+            raise ValueError(f"Expected a complete checkpoint, but found one without {', '.join(sorted(absent))}.")
         different = different_settings(self.config.as_json(), content["config"], free=FREE)
         if different:
             raise ValueError(
-                f"Expected the checkpoint of this configuration, but found that it was written with another "
-                f"{', '.join(different)}."
+                f"Expected a checkpoint of this configuration, but found one with another {', '.join(different)}."
             )
         if content["data"] != digest(self.train):
-            raise ValueError("Expected the data that the checkpoint was trained on, but found others.")
+            raise ValueError("Expected the training data of the checkpoint, but found other data.")
         if len(content["random_of_others"]) + 1 != self.share.world_size:
             raise ValueError(
-                f"Expected the checkpoint of a run of {self.share.world_size} in all, but found one of "
-                f"{len(content['random_of_others']) + 1} processes. Try torchrun --nproc-per-node."
+                f"Expected a checkpoint of {self.share.world_size} process(es), but found one of "
+                f"{len(content['random_of_others']) + 1}. Try torchrun --nproc-per-node."
             )
+        return read_state(content["state"], len(self.stages))
+
+    def _take(self, state: State, content: dict[str, Any]) -> None:
         self._end_stage()
-        try:
-            self.state = State(**content["state"])
-            self._begin_stage()
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.vae.load_state_dict(content["vae"])
-            self.step.own.load_state_dict(content["own"])
-            # By name and shape: torch matches by position alone, and fused optimizers write where a moment should be.
-            if self._shapes() != content["parameters"]:
-                raise ValueError("other parameters")
-            check_optimizer_state(self.optimizer, content["optimizer"])
-            self.optimizer.load_state_dict({"state": content["optimizer"], "param_groups": groups})
-        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise ValueError("Expected a checkpoint of this program, but found one of another.") from error
-        self._batches = self._from_here()
+        self.state = state
+        self._begin_stage()
+        self.vae.load_state_dict(content["vae"])
+        self.step.own.load_state_dict(content["own"])
+        # Compare names and shapes: torch matches only by position, and a fused optimizer would write out of bounds.
+        if self._shapes() != content["parameters"]:
+            raise ValueError("Expected the same parameters in the same order, but found others.")
+        check_optimizer_state(self.optimizer, content["optimizer"])
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": content["optimizer"]})
+        self._batches = self._remaining_batches()
         set_random_states([content["random"], *content["random_of_others"]][self.share.rank])
 
     def _shapes(self) -> list[list[Any]]:
-        """Name and shape of what the optimizer moves, in its order."""
-        named = [*self.vae.named_parameters(), *self.step.own.named_parameters()]
-        return [[name, list(parameter.shape)] for name, parameter in named]
+        """Return name and shape of each parameter, in the optimizer's order."""
+        return [[name, [*p.shape]] for m in (self.vae, self.step.own) for name, p in m.named_parameters()]
 
     def _begin_stage(self) -> None:
-        config = self.config
         self.estimator = self._estimators[self.state.stage]
         self.step: Step = make_step(
             self.vae,
             self.estimator,
             optimizer=self.optimizer,
-            clip_norm=config.clip_norm,
+            clip_norm=self.config.clip_norm,
             skip_non_finite=True,
-            compile=config.compile,
-            shard=config.shard,
+            compile=self.config.compile,
+            shard=self.config.shard,
         )
         self.step.taken = self.state.step
         if own := list(self.step.own.parameters()):
             self.optimizer.add_param_group({"params": own})
 
     def _end_stage(self) -> None:
-        """What the stage's loss learned itself is of no use to another one."""
+        """Drop the optimizer's state of the loss's own parameters, which other losses do not use."""
         if own := list(self.step.own.parameters()):
             self.optimizer.param_groups.pop()
             for parameter in own:
                 self.optimizer.state.pop(parameter, None)
 
     def _loss(self, x: Tensor) -> float:
-        """Of one step, which is left out where loss or gradient is not finite: then NaN."""
+        """Take a step and return its loss; NaN if the step was skipped because loss or gradient was not finite."""
         try:
             return self.step(self.share.rows(x) if self.config.shard == "data" else x).item()
-        except (RuntimeError, ValueError):  # what is NaN may also be refused, or not be sampled from
+        except (RuntimeError, ValueError):  # Pyro and torch may also refuse NaN with an error
             if first_non_finite(self.vae, self.estimator, x) is None:
-                raise  # any other error is the program's own
+                raise  # all values are finite: an error of the program
             return math.nan
 
     def _anneal(self) -> None:
@@ -281,12 +288,13 @@ class Training:
         for buffer, annealed in self._annealed.values():
             buffer.fill_(annealed(self.state.step))
 
-    def _from_here(self) -> Iterator[Tensor]:
-        """The batches from the current step on: a function of seed and step alone."""
+    def _remaining_batches(self) -> Iterator[Tensor]:
+        """Yield the batches from the current step on. They depend only on seed and step."""
         first_epoch, skip = divmod(self.state.step, self.per_epoch)
         for epoch in itertools.count(first_epoch):
             batches = epoch_batches(self.data, self.config.batch_size, seed=self.config.seed, epoch=epoch)
             yield from itertools.islice(batches, skip if epoch == first_epoch else 0, None)
 
     def _elbo(self, x: Tensor) -> float | None:
-        return from_main(lambda: discrete_elbo(self.vae, x, self.state.judge, max_memory=self._max_memory))
+        limit = in_bytes(self.config.max_memory)
+        return from_main(lambda: discrete_elbo(self.vae, x, self.state.judge, max_memory=limit))

@@ -68,7 +68,7 @@ def test_evaluate_by_samples_into_another_folder(run, capsys, tmp_path):
 @pytest.mark.parametrize("kind", ["map", "sample", "exact"])
 def test_encode(run, capsys, kind):
     said = say(capsys, "encode", run, "--kind", kind, "--part", "train", "--num-data", 30)
-    assert "30 data" in said
+    assert "30 images" in said
     path = run / "codes" / f"exact-seed0-train-{kind}"
     arrays, table = load_file(f"{path}.safetensors"), pd.read_csv(f"{path}.csv")
     assert list(table) == ["latent_0", "latent_1", "label"]
@@ -205,10 +205,10 @@ def test_which_model_is_asked_where_there_are_several(run, tmp_path, capsys):
         append_json_line(several / "metrics.jsonl", line | {"seed": 1})
     assert main(["sample", str(several)]) == 2
     said = capsys.readouterr().err
-    assert "Expected one trained model in" in said
-    assert "but found 2 that fit, of exact with seed 0, exact with seed 1. Try --estimator and --seed." in said
+    assert "Expected one matching model in" in said
+    assert "but found 2 among exact with seed 0, exact with seed 1. Try --estimator and --seed." in said
     assert load_model(several, seed=1).name == "exact-seed1"
-    with pytest.raises(ValueError, match=r"but found 0 that fit"):
+    with pytest.raises(ValueError, match=r"but found 0 among"):
         load_model(several, "rebar", 0)
 
 

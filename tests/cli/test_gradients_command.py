@@ -75,7 +75,9 @@ def test_what_is_there_is_not_measured_again(tmp_path, monkeypatch):
     gradients(replace(SMALL, epochs=(0,), temperatures=(0.5, 1.0), output=tmp_path / "lab"))
     assert measured == [("gumbel-softmax", 1.0)]
     assert (first / "gradients.jsonl").read_text().startswith(before)
-    with pytest.raises(ValueError, match=r"Expected the settings that '.*lab' was begun with, but found another seed"):
+    with pytest.raises(
+        ValueError, match=r"Expected the settings that '.*lab' was started with, but found another seed"
+    ):
         gradients(replace(SMALL, seed=3, output=tmp_path / "lab"))
 
 
@@ -104,7 +106,7 @@ def test_an_interrupted_call_is_continued_to_the_same_numbers(folder, tmp_path, 
 def test_another_folder_is_refused(tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     assert main(["gradients", "--output", str(tmp_path / "mine")]) == 2
-    assert "exists and is none" in capsys.readouterr().err
+    assert "exists and is neither" in capsys.readouterr().err
     assert list((tmp_path / "mine").iterdir()) == []
 
 
@@ -163,7 +165,7 @@ def test_advice_is_measured(tmp_path, capsys):
     arguments = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--seconds", "0.3"]
     assert main(["advise", *arguments, "--output", str(tmp_path / "advice")]) == 0
     said = capsys.readouterr().out
-    assert "Train with '" in said and "ms a step" in said and "of a step along the exact gradient" in said
+    assert "Train with '" in said and "ms per step" in said and "of a step along the exact gradient" in said
     table = pd.read_csv(tmp_path / "advice" / "advice.csv")
     assert set(table["estimator"]) >= {"gumbel-softmax", "exact"} and "exact-evidence" not in set(table["estimator"])
     assert (table["memory"].dropna() > 1000).all()

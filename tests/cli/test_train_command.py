@@ -168,7 +168,7 @@ def damage(folder, how):
         ("newer", "Expected a checkpoint of format version 1, but found version 99 in"),
         ("pickle", "Expected a whole checkpoint, but found that"),
         ("empty", "Expected a whole checkpoint, but found that"),
-        ("another run's", "was written with another num_latents"),
+        ("another run's", "but found one with another num_latents"),
         ("configuration unknown", "Expected settings of TrainConfig, but found 'speed'"),
         ("configuration torn", "Expected a run folder, but found that"),
     ],
@@ -186,8 +186,8 @@ def test_steps_that_are_not_finite_end_a_run_with_a_sentence(capsys, tmp_path, r
     arguments = ["--stages", "exact:9steps", "--optimizer", "SGD", "--learning-rate", "1e30", "--max-skipped", "2"]
     code, said = run(capsys, "train", *SMALL, *arguments, "--output", str(tmp_path / "run"))
     assert code == 2 and "Traceback" not in said
-    assert "Expected finite losses and gradients, but found 2 steps in a row without, the last of them step" in said
-    assert "where the first that is not finite is" in said and "Try a lower learning rate, or clip_norm." in said
+    assert "Expected finite losses and gradients, but found 2 steps in a row that were not. In the last, step" in said
+    assert "the first value that is not finite is" in said and "Try a lower learning rate, or clip_norm." in said
     assert list((tmp_path / "run").glob("non-finite-step*.safetensors"))
 
 
@@ -200,7 +200,7 @@ def test_data_out_of_range_are_refused_with_a_sentence(value, capsys, tmp_path, 
 
     monkeypatch.setattr(setup, "load", damaged)
     code, said = run(capsys, "train", *SMALL, "--output", str(tmp_path / "run"))
-    what = "NaN in 1 of 1437. Try without them." if value != value else "values from"
+    what = "NaN in 1 of 1437. Try removing them." if value != value else "values from"
     assert code == 2 and f"Expected digits train images in [0, 1], but found {what}" in said
     assert not (tmp_path / "run").exists()
 
@@ -232,7 +232,7 @@ def test_a_read_only_folder(folder, capsys):
         subprocess.run([mount, "-o", "remount,ro,bind", folder, folder], check=True)
         before = contents(folder)
         code, said = run(capsys, "resume", str(folder))
-        assert code == 2 and f"Expected a run folder that can be written, but found that '{folder}' cannot" in said
+        assert code == 2 and f"Expected a writable run folder, but found that '{folder}' is not" in said
         code, said = run(capsys, "train", *SMALL, "--output", str(folder / "inside"))
         assert code == 2 and "Expected a folder that can be created" in said
         assert contents(folder) == before

@@ -131,7 +131,7 @@ def test_stages_stand_in_the_curves_and_in_the_report(grid):
     plan = metrics[metrics["estimator"].str.contains(",")]
     assert set(plan["stage"]) == {0, 1} and 4 in set(plan["step"])
     page = (grid / "report.html").read_text()
-    assert "gumbel-softmax:4steps,exact:5steps, temperature 0.5" in page and "What is missing" not in page
+    assert "gumbel-softmax:4steps,exact:5steps, temperature 0.5" in page and "Missing from this run" not in page
 
 
 @pytest.mark.slow
@@ -172,7 +172,7 @@ def test_another_comparison_is_refused(grid, capsys):
     size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--evaluations", "2"]
     assert main(["compare", *size, "--epochs", "7", "--output", str(grid)]) == 2
     said = capsys.readouterr().err
-    assert f"Expected the settings that '{grid}' was begun with, but found another estimators, temperatures, " in said
+    assert f"Expected the settings that '{grid}' was started with, but found another estimators, temperatures, " in said
     assert "epochs, batch_size. Try another folder." in said and (grid / "config.json").read_bytes() == before
 
 
@@ -184,7 +184,10 @@ def test_a_cell_that_fails_fails_alone(tmp_path, capsys):
     assert main(arguments) == 1
     out, err = capsys.readouterr()
     assert "exact, learning rate 0.003" in out and "report.html" in out
-    assert "Expected 2 finished cells, but found that 1 failed: exact, learning rate 1e+30, seed 0: Expected fin" in err
+    assert (
+        "Expected 2 finished cells, but found that 1 failed, first exact, learning rate 1e+30, seed 0: Expected fin"
+        in err
+    )
     assert "Traceback" not in err
     results = pd.read_csv(tmp_path / "run" / "results.csv").set_index("learning_rate")
     assert results["status"].to_dict() == {1e30: "failed", 0.003: "finished"}
@@ -240,7 +243,9 @@ def test_a_worker_that_dies_takes_no_job_with_it(tmp_path):
 @pytest.mark.slow
 def test_a_job_that_kills_its_worker_each_time_is_given_up(tmp_path):
     (outcome,) = sweep.on_processes(2)(die, [tmp_path / "dying"])
-    assert outcome.error.startswith("Expected workers that live, but found that they died again and again (Terminated")
+    assert outcome.error.startswith(
+        "Expected worker processes to survive, but found that they died repeatedly (Terminated"
+    )
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from pyro_gvae.train import training
 from pyro_gvae.train.step import make_step
 
 SMALL = CompareConfig(num_latents=2, num_categories=4, hidden=(32,), epochs=4, evaluations=4, seeds=(0, 1))
+EPOCH = replace(SMALL, epochs=1, evaluations=1, seeds=(3,))
 
 
 @pytest.fixture(scope="module")
@@ -75,32 +76,16 @@ def test_the_exact_objective_is_the_discrete_elbo_and_the_relaxed_one_is_not(met
 
 
 def test_results_are_the_last_evaluations(run, metrics):
-    results = pd.read_csv(run / "results.csv")
+    results = pd.read_csv(run / "results.csv").assign(speed=lambda rows: rows["step"] / rows["seconds"])
     assert len(results) == 4 and (results["step"] == metrics["step"].max()).all()
+    torch.testing.assert_close(*(torch.tensor(results[of].values) for of in ("steps_per_second", "speed")))
     text = results_table(run)
     assert all(name in text for name in SMALL.estimators) and "±" in text
 
 
-@pytest.mark.slow
-def test_a_run_repeats_itself(tmp_path):
-    config = replace(SMALL, epochs=1, evaluations=1, seeds=(3,))
-    first, second = (
-        read_json_lines(compare(replace(config, output=tmp_path / name)) / "metrics.jsonl") for name in ("a", "b")
-    )
-    numbers = ["train_objective", "train_elbo", "test_objective", "test_elbo", "test_log_evidence"]
-    pd.testing.assert_frame_equal(first[numbers], second[numbers])
-
-
-@pytest.mark.slow
-def test_how_often_a_run_is_evaluated_does_not_change_it(run, tmp_path):
-    config = replace(SMALL, evaluations=1, seeds=(0,), estimators=("gumbel-softmax",), output=tmp_path / "run")
-    seldom = read_json_lines(compare(config) / "metrics.jsonl")["test_elbo"].iloc[-1]
-    often = read_json_lines(run / "metrics.jsonl").query("estimator == 'gumbel-softmax' and seed == 0")
-    assert often["test_elbo"].iloc[-1] == seldom
-
-
-@pytest.mark.slow
-def test_every_estimator_sees_the_same_batches_in_the_same_order(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def noted(tmp_path_factory):
+    """A run of one epoch, and the batches that each estimator saw in it."""
     seen = {}
 
     def noting(vae, estimator, **options):
@@ -115,8 +100,31 @@ def test_every_estimator_sees_the_same_batches_in_the_same_order(tmp_path, monke
         step.__class__ = Noting
         return step
 
-    monkeypatch.setattr(training, "make_step", noting)
-    compare(replace(SMALL, epochs=1, evaluations=1, seeds=(5,), output=tmp_path / "run"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training, "make_step", noting)
+        run = compare(replace(EPOCH, output=tmp_path_factory.mktemp("runs") / "run"))
+    return run, seen
+
+
+@pytest.mark.slow
+def test_a_run_repeats_itself(noted, tmp_path):
+    runs = noted[0], compare(replace(EPOCH, output=tmp_path / "run"))
+    first, second = (read_json_lines(run / "metrics.jsonl") for run in runs)
+    numbers = ["train_objective", "train_elbo", "test_objective", "test_elbo", "test_log_evidence"]
+    pd.testing.assert_frame_equal(first[numbers], second[numbers])
+
+
+@pytest.mark.slow
+def test_how_often_a_run_is_evaluated_does_not_change_it(run, tmp_path):
+    config = replace(SMALL, evaluations=1, seeds=(0,), estimators=("gumbel-softmax",), output=tmp_path / "run")
+    seldom = read_json_lines(compare(config) / "metrics.jsonl")["test_elbo"].iloc[-1]
+    often = read_json_lines(run / "metrics.jsonl").query("estimator == 'gumbel-softmax' and seed == 0")
+    assert often["test_elbo"].iloc[-1] == seldom
+
+
+@pytest.mark.slow
+def test_every_estimator_sees_the_same_batches_in_the_same_order(noted):
+    _, seen = noted
     first, second = (torch.cat(seen[name]) for name in SMALL.estimators)
     assert len(first) == 1437 and torch.equal(first, second)
     assert not torch.equal(first, torch.cat(seen["exact"][::-1]))  # the order is a part of it

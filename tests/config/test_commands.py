@@ -30,7 +30,7 @@ from pyro_gvae.config.compare import CompareConfig
         ),
         ({"estimators": ("exat",)}, "Expected an estimator among .*exact.*, but found 'exat'"),
         ({"estimators": ("exact:0",)}, "Expected epochs, steps or seconds, but found '0'"),
-        ({"sizes": ("8-4",)}, "Expected sizes as K x N, but found '8-4'. Try 8x4, which is K = 8 and N = 4"),
+        ({"sizes": ("8-4",)}, "Expected a size KxN, but found '8-4'. Try 8x4, which means K = 8 and N = 4"),
         ({"sizes": ("1x4",)}, "Expected num_categories of at least 2, but found 1"),
         ({"sizes": ("8x4", "8x4")}, "Expected one or more different sizes"),
         ({"temperatures": (0.5, -1.0)}, "Expected a positive temperatures, but found -1.0"),

@@ -95,7 +95,7 @@ def test_the_ends_of_the_range_are_good(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"image_shape": (2, 4)}, r"images of 8 values, as image_shape=\(2, 4\) says, but found 6"),
+        ({"image_shape": (2, 4)}, r"images of 8 values, since image_shape=\(2, 4\), but found 6"),
         ({"test": torch.zeros(3, 5)}, r"Expected grey test images of 6 values, .* but found 5"),
         ({"train_labels": torch.zeros(49)}, r"Expected 50 grey train labels, .* labels of shape \(49,\)"),
         ({"test_labels": torch.zeros(20, 1)}, r"Expected 20 grey test labels, .* labels of shape \(20, 1\)"),

@@ -17,7 +17,7 @@ from pyro_gvae.data.datasets import load
 from pyro_gvae.diagnostics import advise, laboratory, timing
 from pyro_gvae.diagnostics.candidates import candidates
 from pyro_gvae.diagnostics.gradient_report import COLUMNS, COMPARED, gradient_report, sample_moments
-from pyro_gvae.diagnostics.probe import WARMUP, Probe, make_subject
+from pyro_gvae.diagnostics.probe import WARMUP, Probe, make_problem
 from pyro_gvae.elbos.sampled import Estimate, SampledELBO
 from pyro_gvae.estimators import Objective, estimator, with_kl_weight
 from pyro_gvae.exact import Pair
@@ -115,10 +115,10 @@ def test_a_relaxation_is_found_biased(options):
 
 @pytest.mark.parametrize("chosen", [REINFORCE, estimator("gumbel-softmax", temperature=0.5)])
 def test_one_backward_pass_gives_estimates_of_the_same_law(chosen):
-    subject = make_subject(PROBLEM.vae(), PROBLEM.x())
+    problem = make_problem(PROBLEM.vae(), PROBLEM.x())
     with seeded(3):
-        together = Probe(subject, chosen)(1000)
-        one_by_one = Probe(subject, chosen)
+        together = Probe(problem, chosen)(1000)
+        one_by_one = Probe(problem, chosen)
         apart = torch.cat([one_by_one() for _ in range(400)])
     assert together.shape == (1000, B * N * K) and apart.shape == (400, B * N * K)
     for power in (1, 2):
@@ -140,11 +140,11 @@ def divergence_gradient(vae, x):
 @pytest.mark.parametrize("chosen", [estimator("exact"), estimator("gumbel-softmax", kl="categorical")])
 def test_the_reconstruction_term_is_the_total_without_the_divergence(chosen):
     vae, x = PROBLEMS[1].vae(), PROBLEM.x()  # a learned prior, far from uniform
-    subject = make_subject(vae, x)
+    problem = make_problem(vae, x)
     with seeded(0):
-        total = Probe(subject, chosen)()[0]
+        total = Probe(problem, chosen)()[0]
     with seeded(0):
-        reconstruction = Probe(subject, chosen, term="reconstruction")()[0]
+        reconstruction = Probe(problem, chosen, term="reconstruction")()[0]
     torch.testing.assert_close(total - divergence_gradient(vae, x), reconstruction)
     assert not torch.allclose(total, reconstruction, rtol=0.1)
 
@@ -166,7 +166,7 @@ def test_a_refusal_is_a_row():
 
 
 def test_an_estimator_learns_its_own_state_first():
-    probe = Probe(make_subject(PROBLEM.vae(), PROBLEM.x()), row("counting", Counting))
+    probe = Probe(make_problem(PROBLEM.vae(), PROBLEM.x()), row("counting", Counting))
     own = probe.elbo.own
     assert own.calls >= WARMUP and own.baseline.item() < -0.1  # log-likelihoods are negative
 
@@ -189,10 +189,10 @@ def test_a_users_pair_is_measured_as_it_stands():
     x = torch.rand(8, 6).round()
     options = {"temperatures": (0.5,), "vectorize": False, "num_samples": 64, "num_parameter_samples": 64}
     found = report(user_pair(), x, ["exact", "gumbel-softmax", REINFORCE], wrt=("logits", "parameters"), **options)
-    assert found["refused"].isna().all() and (found["relative_std"][found["estimator"] != "exact"] > 0).all()
+    assert found["refused"].isna().all()
     assert (found["relative_bias"][found["estimator"] == "exact"] < 1e-6).all()  # the same random parameters throughout
     refused = report(user_pair(), x, ["gumbel-softmax"], temperatures=(0.5,), num_samples=64)["refused"][0]
-    assert refused is not None
+    assert "Shape mismatch" in refused  # its rows of logits are of fixed number
 
 
 def test_nothing_of_the_users_changes():
@@ -217,8 +217,8 @@ def test_the_same_seed_gives_the_same_report():
     pd.testing.assert_frame_equal(
         *(frame.drop(columns=["seconds", "mse_at_budget", "mse_at_budget_se"]) for frame in (first, second))
     )
-    subject = make_subject(vae, x, dtype=torch.float64)
-    sums = sample_moments(subject, estimator("gumbel-softmax"), reference=None, num_samples=10, num_groups=2)
+    problem = make_problem(vae, x, dtype=torch.float64)
+    sums = sample_moments(problem, estimator("gumbel-softmax"), reference=None, num_samples=10, num_groups=2)
     assert sums.total.dtype == torch.float64 and next(vae.parameters()).dtype == torch.float32
 
 
@@ -247,7 +247,7 @@ def test_what_cannot_be_measured_is_refused(options, sentence):
 
 def test_a_program_that_is_no_module_has_its_own_type():
     with pytest.raises(ValueError, match="Expected a module, which can be converted"):
-        make_subject(user_pair(), torch.ones(8, 6), dtype=torch.float64)
+        make_problem(user_pair(), torch.ones(8, 6), dtype=torch.float64)
 
 
 def test_a_site_of_one_latent_is_measured():
@@ -268,14 +268,14 @@ def test_a_site_of_one_latent_is_measured():
 
 
 def test_wide_models_are_measured_in_several_calls():
-    subject = make_subject(CategoricalVAE(400, 2, 3, (2000,)), torch.rand(50, 400))
-    assert 1 <= Probe(subject, estimator("gumbel-softmax")).most_repeats < 100
+    problem = make_problem(CategoricalVAE(400, 2, 3, (2000,)), torch.rand(50, 400))
+    assert 1 <= Probe(problem, estimator("gumbel-softmax")).most_repeats < 100
 
 
 def test_every_estimator_has_its_own_time_and_temperatures_share_one(monkeypatch):
     timed = []
 
-    def particles(subject, chosen):
+    def particles(problem, chosen):
         timed.append(chosen.name)
         return float(getattr(chosen.elbo(), "num_particles", 1))
 
@@ -308,6 +308,6 @@ def test_the_laboratory_refuses_by_counted_work(slow_clock):
 
 
 def test_advice_takes_the_exact_gradient_by_counted_work(slow_clock):
-    subject = make_subject(PROBLEM.vae(), PROBLEM.x())
-    assert advise._obstacle(subject, 1e8, None) is None
-    assert "One exact gradient sums 8 codes" in advise._obstacle(subject, 1, None)
+    problem = make_problem(PROBLEM.vae(), PROBLEM.x())
+    assert advise._obstacle(problem, 1e8, None) is None
+    assert "One exact gradient sums over 8 codes" in advise._obstacle(problem, 1, None)

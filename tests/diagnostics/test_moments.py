@@ -98,3 +98,15 @@ def test_blocks_do_not_matter(blocks):
     torch.testing.assert_close(whole.mean, g.mean(0))
     torch.testing.assert_close(whole.variance, g.var(0))
     assert whole.counts.sum() == 40 and whole.counts.max() - whole.counts.min() <= 1
+
+
+def test_noise_of_the_mean_is_no_signal():
+    """By hand: the signal of a coordinate is what its squared mean exceeds that of noise by; one does not vary."""
+    g = torch.randn(64, 40, dtype=torch.float64) + torch.linspace(0, 1, 40)
+    g[:, 0] = 1.0
+    sums = gather([g], torch.ones(40).double(), num_samples=64, num_groups=4)
+    row = summarize(sums, Reference(torch.ones(40).double()), samples_per_budget=1.0)
+    squares, variance = g[:, 1:].mean(0).square(), g[:, 1:].var(0)
+    expected = ((squares - variance / 64).clamp_min(0) / variance).sqrt().mean().item()
+    assert row["snr"] == pytest.approx(expected)
+    assert (squares < variance / 64).any()

@@ -60,5 +60,5 @@ def test_a_refusal_is_a_row():
 
 def test_what_the_elbo_is_not_is_not_called_biased():
     found = reinmax_protocol(PROBLEM.vae(), PROBLEM.x(), ["vimco"], num_samples=50)
-    assert found[["relative_bias", "cosine"]].isna().all(axis=None) and found["relative_std"][0] > 0
+    assert found[["relative_bias", "cosine"]].isna().all(axis=None)
     assert found["approximates"].notna().all()

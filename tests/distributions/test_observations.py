@@ -160,6 +160,16 @@ def test_gradcheck(family: Family, product: bool) -> None:
     assert torch.autograd.gradgradcheck(lambda eta: family.make(eta).log_prob(x), natural)
 
 
+@pytest.mark.parametrize("product", [False, True], ids=["paired", "product"])
+@pytest.mark.parametrize("name", ["bernoulli-grey", "continuous-bernoulli", "gaussian"])
+def test_gradients_flow_to_grey_data(name: str, product: bool) -> None:
+    torch.manual_seed(0)
+    family = FAMILIES[name]
+    natural, x = family.natural(*((2, 1) if product else (3,))), family.data((3, D)).requires_grad_()
+    actual, expected = family.make(natural).log_prob(x), family.reference_log_prob(natural, x)
+    torch.testing.assert_close(*(torch.autograd.grad(score.sum(), x)[0] for score in (actual, expected)))
+
+
 @pytest.mark.parametrize("own", [(4,), (3, 1)], ids=["paired", "product"])
 @pytest.mark.parametrize("scale", [torch.tensor(0.7), torch.tensor([0.7]), SCALES], ids=["()", "(1,)", "(D,)"])
 def test_gradients_flow_to_a_learned_scale(own: Any, scale: Tensor) -> None:

@@ -144,7 +144,7 @@ def test_disarm_iw_is_the_published_formula():
     log_q = torch.log_softmax(logits, -1)
     torch.manual_seed(4)
     u = torch.rand(3, draws.B, 2, 4, dtype=torch.float64)
-    total = torch.zeros((), dtype=torch.float64)
+    total, bound = torch.zeros((), dtype=torch.float64), 0.0
     for noise in u:
         codes = torch.zeros(2, draws.B, 2, 4, dtype=torch.float64)
         weights = torch.zeros(draws.B, 2, dtype=torch.float64)
@@ -164,9 +164,11 @@ def test_disarm_iw_is_the_published_formula():
         score = ((codes[0] - codes[1]) * log_q).sum(-1)  # (B, N)
         total = total + (0.5 * (f - f_other).detach() * (weights * score).sum(-1)).sum() / len(u)
         total = total + 0.5 * sum(log_p).sum() / len(u)
+        bound += 0.5 * (f + f_other).sum().item() / len(u)
     expected = torch.autograd.grad(total, [logits, first, second])
     torch.manual_seed(4)
     loss = DisARMIW(num_particles=3).differentiable_loss(case.model, case.guide, case.x)
+    assert loss.item() == pytest.approx(-bound)
     found = torch.autograd.grad(-loss, [logits, first, second])
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
@@ -187,6 +189,8 @@ def test_categories_that_cannot_be_are_not_drawn():
     with torch.no_grad():
         case.parameters[0][..., 1] = -torch.inf
     assert case.gradient(DisARMIW(num_particles=5)).isfinite().all()
+    pairs = sample_pairs(case.parameters[0].detach().softmax(-1), 200)
+    assert all((codes[..., 1] == 0).all() and (codes.sum(-1) == 1).all() for codes in pairs[:2])
 
 
 def test_other_than_two_categories_are_refused_with_the_reason():
@@ -223,4 +227,4 @@ def test_float32_pairs_are_codes(probs):
     for codes in (pairs.first, pairs.second):
         FactorizedOneHotCategorical(probs=torch.tensor(probs)[None]).log_prob(codes[:, 0])  # validates
         assert (codes.sum(-1) == 1).all()
-    assert pairs.weights.isfinite().all()
+    assert ((pairs.weights >= 0) & (pairs.weights <= 2 + 1e-5)).all()

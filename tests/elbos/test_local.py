@@ -140,7 +140,6 @@ def test_categories_that_cannot_be_add_nothing():
 
     case = draws.Case(model, guide, torch.tensor([0.7, 0.9]).double(), [logits])
     found = case.gradient(LocalExpectation())
-    assert found.isfinite().all()
     torch.testing.assert_close(found, case.exact())
 
 

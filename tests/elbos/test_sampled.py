@@ -1,10 +1,13 @@
 """What a sampled loss keeps of a program: for arguments of the same shapes, and no others."""
 
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_gvae.elbos.score import ReinforceLOO
 from pyro_gvae.estimators import estimator
 from pyro_gvae.exact import Pair
 from pyro_gvae.jit.traced_elbo import TracedELBO
@@ -60,3 +63,21 @@ def test_recordings_of_both_shapes_are_kept():
     for x in (ONCE, REPEATED, ONCE, REPEATED):
         traced.loss(bound, elbo_guide, x)
     assert traced.num_recordings == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "found"),
+    [("y", (2, 3), r"'y' of shape \(4, 2, 3\) in the guide"), ("z", (3, 3), r"'z' of shape \(4, 3, 3\) in the guide")],
+)
+def test_another_site_in_the_guide_is_refused(name, shape, found):
+    def program(x, name="z", shape=(2, 3)):
+        with pyro.plate("data", len(x)):
+            pyro.sample(name, dist.OneHotCategorical(logits=torch.zeros(len(x), *shape)).to_event(1))
+
+    def model(x):
+        program(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=f"Expected the same one-hot site .* and {found}"):
+        ReinforceLOO(num_particles=2).loss(model, partial(program, name=name, shape=shape), torch.ones(4))

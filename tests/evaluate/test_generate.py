@@ -67,3 +67,9 @@ def test_unknown_kinds_are_refused():
     with pytest.raises(ValueError, match=r"Expected a kind of code among map, sample, exact, but found 'mode'"):
         encode(PROBLEM.vae(), PROBLEM.x(), "mode")
     assert encode(PROBLEM.vae(), PROBLEM.x()).shape == (B, N, K)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_samples_are_refused(count):
+    with pytest.raises(ValueError, match=f"Expected num_samples of at least 1, but found {count}"):
+        sample(PROBLEM.vae(), count)

@@ -179,7 +179,7 @@ def test_warnings_say_how_many_data_they_are_about():
 
     assert found(0, 100) == found(1, 99) == found(0, 100, missed=1) == []
     assert found(2, 98)[0].startswith("2 of 100 data have fewer than 10 effective samples of P = 100")
-    assert found(0, 100, missed=3)[0].startswith("3 of 100 data have likely codes beside the guide's mode that P = 100")
+    assert found(0, 100, missed=3)[0].startswith("3 of 100 data have probable codes near the guide's mode that P = 100")
     assert len(found(5, 5, missed=3)) == 2 and "Try more particles" in found(1, 0)[0]
 
 

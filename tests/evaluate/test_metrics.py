@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro_gvae import exact
 from pyro_gvae.data.dataset import Dataset, fixed_part
 from pyro_gvae.estimators import estimator
+from pyro_gvae.evaluate import metrics
 from pyro_gvae.evaluate.code_statistics import guide_log_probs
 from pyro_gvae.evaluate.metrics import evaluate
 from pyro_gvae.evaluate.tables import evaluation_table
@@ -192,3 +193,17 @@ def scaled_by_two(program):
 
 def test_a_slow_clock_changes_no_method(vae, slow_clock):
     assert "log_evidence" in set(evaluate(vae, make_data()).metrics["metric"])
+
+
+def test_what_a_sum_takes_is_that_of_all_data(monkeypatch):
+    """Of which some at a time are measured."""
+    vae, x = CategoricalVAE(6, 2, 3, hidden=(5,)), torch.ones(20, 6)
+    monkeypatch.setattr(metrics, "DATA_AT_A_TIME", 5)
+    operations = exact.cost(vae, x[:5]).operations
+    assert metrics._summable(vae, x, 4.01 * operations, None)
+    assert not metrics._summable(vae, x, 3.99 * operations, None)
+
+
+def test_data_without_parts_are_refused():
+    with pytest.raises(ValueError, match=r"Expected a Dataset with train and test images, but found Tensor"):
+        evaluate(CategoricalVAE(6, 2, 3, hidden=(5,)), torch.ones(4, 6))

@@ -1,8 +1,10 @@
 """The experiments, each of them whole on a tiny size, and what they share."""
 
 import dataclasses
+import signal
 import sys
 from functools import partial
+from pathlib import Path
 
 import article
 import bound_gaps
@@ -24,6 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from pyro_gvae import enumerated
 from pyro_gvae.runs.folder import sole_writer
+from pyro_gvae.train.fit import Interrupted
 from pyro_gvae.train.training import Training
 
 pytestmark = pytest.mark.slow  # many recordings, or processes
@@ -159,6 +162,17 @@ def test_what_cannot_be_is_one_sentence_and_exit_code_2(capsys, monkeypatch):
     assert capsys.readouterr().err == (
         "stages.py: Expected at least 6 epochs, of which up to 5 are the last stage's, but found 3.\n"
     )
+
+
+def test_who_stops_an_experiment_is_told_that_it_goes_on(capsys, monkeypatch):
+    def stopped() -> None:
+        raise Interrupted(Path("runs"), signal.SIGTERM)
+
+    monkeypatch.setattr(sys, "argv", ["stages.py"])
+    with pytest.raises(SystemExit) as ended:
+        common.command(stopped)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "stages.py: stopped by SIGTERM; the same command goes on\n"
 
 
 def test_a_row_that_there_is_none_of_is_named_before_anything_is_trained(places):

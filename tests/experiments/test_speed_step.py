@@ -1,7 +1,6 @@
 """The benchmark of training steps: all of it on tiny sizes, and the parts that its conclusions stand on."""
 
 import json
-import warnings
 
 import pytest
 import speed_step
@@ -24,7 +23,6 @@ def test_the_smoke_run_measures_everything(tmp_path):
     speed_step.step(smoke=True, results=tmp_path / "new" / "speed.json", figures=tmp_path / "figures")
     found = json.loads((tmp_path / "new" / "speed.json").read_text())
     assert {"ours", "stock Pyro", "JitTrace_ELBO", "hand-written PyTorch"} <= found["large"].keys()
-    assert all(milliseconds > 0 for size in ("large", "small") for milliseconds in found[size].values())
     stock_over_ours = found["large"]["stock Pyro"] / found["large"]["ours"]
     assert found["ratios"]["stock Pyro / ours"]["found"] == pytest.approx(stock_over_ours)
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"step_time.png", "step_time.svg"}
@@ -39,17 +37,6 @@ def test_stock_pyro_and_ours_have_the_same_loss(tiny):
     torch.manual_seed(0)
     theirs = elbo.loss(program.model, program.guide, x)
     assert elbo.loss(vae.model, vae.guide, x) == pytest.approx(theirs, rel=0.02)
-
-
-def test_jax_and_ours_go_down_alike(tiny):
-    pytest.importorskip("jax")
-    pytest.importorskip("optax")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        step = speed_step.jax_step(tiny)
-    assert step is not None
-    for x in tiny.batches(3):
-        step(x)
 
 
 def test_blocks_alternate_and_every_contender_takes_the_same_batches(tiny):

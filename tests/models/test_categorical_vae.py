@@ -4,7 +4,9 @@ import copy
 import inspect
 import itertools
 import math
+import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pyro
 import pytest
@@ -13,7 +15,8 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.nn.functional import one_hot
 
-from pyro_gvae.handlers import discretize, enumerated
+from pyro_gvae.elbos.exact import ExactELBO
+from pyro_gvae.handlers import discretize, enumerated, relax, straight_through, weigh_kl
 from pyro_gvae.handlers.sites import one_hot_site
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 
@@ -126,7 +129,7 @@ def test_a_discrete_pair_may_exclude_categories():
     with torch.no_grad():
         vae.prior_logits[:, 0] = -math.inf
     assert pyro.poutine.trace(discretize(vae.model)).get_trace(x).nodes["z"]["value"][..., 0].eq(0).all()
-    with pytest.raises(ValueError, match=r"a relaxed sample excludes no category\. Try .* discretize"):
+    with pytest.raises(ValueError, match=r"a relaxed sample cannot exclude a category\. Try .* discretize"):
         vae.model(x)
 
 
@@ -179,7 +182,8 @@ def test_users_networks():
     decoder = nn.Sequential(nn.Flatten(-2), nn.Linear(N * K, D))
     vae = make(encoder=encoder, decoder=decoder)
     assert vae.encoder is encoder and vae.decoder is decoder
-    assert math.isfinite(Trace_ELBO().loss(vae.model, vae.guide, data()))
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(vae.model), enumerated(vae.guide), data())
+    assert loss == pytest.approx(-brute_force(vae, data())[0].item(), rel=1e-5)
 
 
 def test_an_encoder_of_another_shape_is_refused():
@@ -236,7 +240,7 @@ def test_what_cannot_be_is_refused(options, sentence):
         (torch.full((B, D), -0.1), r"data in \[0, 1\]"),
         (torch.full((B, D), math.nan), r"data in \[0, 1\], but found values from nan to nan"),
         (torch.zeros(0, D), r"shape \(B, 6\), but found \(0, 6\)"),
-        (torch.zeros(B, D, dtype=torch.uint8), r"networks' torch.float32, but found torch.uint8"),
+        (torch.zeros(B, D, dtype=torch.uint8), r"networks' dtype torch.float32, but found torch.uint8"),
         (torch.zeros(B, D).double(), r"Try x.to\(torch.float32\)"),
         ([[0.0] * D] * B, "data as a tensor, but found list"),
     ],
@@ -262,3 +266,71 @@ def test_training_warns_of_nothing():
         warnings.simplefilter("error")
         SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(x)
         TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(vae.model), enumerated(vae.guide), x)
+
+
+# ------------------------------------------------------------------------------- as a module that is called
+
+
+def check_same_gradients(vae, *losses):
+    for gradients in zip(*(torch.autograd.grad(loss, list(vae.parameters())) for loss in losses), strict=True):
+        torch.testing.assert_close(*gradients)
+
+
+def test_a_call_gives_the_loss_of_each_datum():
+    """One sample of Trace_ELBO's, parameters and gradients included; nothing is put into Pyro's param store."""
+    vae, x = make(learn_prior=True), data()
+    pyro.set_rng_seed(0)
+    each = vae(x)
+    assert each.shape == (B,) and not pyro.get_param_store().keys()
+    pyro.set_rng_seed(0)
+    together = Trace_ELBO().differentiable_loss(vae.model, vae.guide, x)
+    assert each.sum().item() == pytest.approx(together.item(), rel=1e-5)
+    check_same_gradients(vae, each.sum(), together)
+
+
+def test_what_trains_by_calling_a_module_takes_it():
+    vae, x = make(), data()
+    pyro.set_rng_seed(0)
+    found = vae(x)
+    replica = vae._replicate_for_data_parallel()  # without parameters of its own
+    for module in (vae, nn.DataParallel(vae), replica, copy.deepcopy(vae)):
+        pyro.set_rng_seed(0)
+        assert torch.equal(module(x), found) and found.shape == (B,)
+
+
+def test_the_outermost_handler_says_what_a_call_draws():
+    vae, x = make(), data()
+    for handler in (relax(temperature=0.1), straight_through(kind="reinmax", temperature=1.0), weigh_kl(beta=0.5)):
+        pyro.set_rng_seed(0)
+        found = handler(vae)(x).sum()
+        pyro.set_rng_seed(0)
+        right = Trace_ELBO().differentiable_loss(handler(vae.model), handler(vae.guide), x)
+        check_same_gradients(vae, found, right)
+    with pytest.raises(ValueError, match="found a FactorizedOneHotCategorical: the gradient"):
+        discretize(vae)(x)
+    with torch.no_grad():
+        losses = torch.stack([discretize(vae)(x).sum() for _ in range(300)])
+    right = ExactELBO().loss(vae.model, vae.guide, x)
+    assert (losses.mean() - right).abs() < 5 * losses.std() / 300**0.5
+
+
+def test_calls_in_threads_do_not_meet_in_pyros_handlers():
+    """As DataParallel makes them, one for each device."""
+    vae, x = make(), data()
+    with ThreadPoolExecutor(3) as pool:
+        losses = list(pool.map(lambda _: vae(x).sum().item(), range(60)))
+    assert all(map(math.isfinite, losses))
+
+
+def test_a_model_that_pyro_has_trained_is_pickled():
+    vae, x = make(), data()
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    svi.step(x)
+    model, guide = pickle.loads(pickle.dumps((vae.model, vae.guide)))
+    assert model.__self__ is guide.__self__
+    with pyro.get_param_store().scope():
+        assert all(map(torch.equal, model.__self__.parameters(), vae.parameters()))
+        guide(x)
+    before = next(vae.parameters()).clone()
+    svi.step(x)
+    assert not torch.equal(before, next(vae.parameters())), "and is trained further"

@@ -65,8 +65,10 @@ def test_a_pixel_is_where_it_was():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("options", [{}, {"observation": "categorical", "num_levels": 4}])
-@pytest.mark.parametrize("estimator_name", ["gumbel-softmax", "exact"])
+@pytest.mark.parametrize(
+    ("options", "estimator_name"),
+    [({}, "exact"), ({"observation": "categorical", "num_levels": 4}, "gumbel-softmax")],
+)
 def test_networks_train_in_recorded_steps(name, options, estimator_name, recwarn):
     torch.manual_seed(0)
     networks = NETWORKS[name]((5, 7), N, K, hidden=(6,), natural_per_pixel=options.get("num_levels", 1))
@@ -92,8 +94,6 @@ def test_relu_logits():
     x = torch.randn(20, 35)
     torch.testing.assert_close(relu_logits(encoder)(x), encoder(x).clamp_min(0))
     assert (encoder(x) < 0).any()
-    vae = CategoricalVAE(35, N, K, encoder=relu_logits(encoder))
-    assert make_step(vae, estimator("gumbel-softmax"))(torch.rand(4, 35)).isfinite()
 
 
 def test_an_empty_image_is_refused():

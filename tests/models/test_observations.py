@@ -96,7 +96,7 @@ def test_a_scale_is_learned_before_the_networks_weights():
         (
             BernoulliObservation(),
             {"scale": 0.1},
-            "options of a module in its constructor, but found scale=0.1",
+            "Expected a module without options, but found scale=0.1",
         ),
     ],
 )

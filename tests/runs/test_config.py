@@ -42,11 +42,11 @@ def test_a_command_goes_on_in_its_own_folder_with_the_same_settings_only(tmp_pat
 
     assert found() is None and earlier_run(None, settings, free=set(), known_by="cells") is None
     run.mkdir()
-    with pytest.raises(ValueError, match="exists and is none"):
+    with pytest.raises(ValueError, match="exists and is neither"):
         found()
     write_config(run, settings)
     assert found() == found(output="y") == run
-    with pytest.raises(ValueError, match=re.escape(f"Expected the settings that '{run}' was begun with")):
+    with pytest.raises(ValueError, match=re.escape(f"Expected the settings that '{run}' was started with")):
         found(b=[2.5, 1])
-    with pytest.raises(ValueError, match="exists and is none"):
+    with pytest.raises(ValueError, match="exists and is neither"):
         earlier_run(run, settings, free=set(), known_by="protocol")

@@ -1,7 +1,10 @@
 """Run folders that survive a crash, and tables against numbers computed by hand."""
 
+import errno
 import json
 import math
+import os
+import stat
 import subprocess
 import sys
 from datetime import datetime
@@ -12,7 +15,15 @@ import pandas as pd
 import pytest
 
 from pyro_gvae.runs import folder
-from pyro_gvae.runs.files import append_json_line, replacing, write_json, write_text_atomic
+from pyro_gvae.runs.files import (
+    append_json_line,
+    cut,
+    read_bytes,
+    remove_unfinished,
+    replacing,
+    write_json,
+    write_text_atomic,
+)
 from pyro_gvae.runs.folder import new_run_folder, sole_writer
 from pyro_gvae.runs.frames import read_json_lines, write_csv
 
@@ -169,3 +180,66 @@ def test_a_last_line_without_its_newline_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(LINE)
     assert read_json_lines(path)["step"].tolist() == [23]
+
+
+def test_a_full_disk_leaves_the_lines_that_there_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full when the line is in the file already."""
+    path = tmp_path / "metrics.jsonl"
+    append_json_line(path, {"step": 1})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        append_json_line(path, {"step": 2})
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_nobody_else_reads_a_file_before_it_has_its_name(tmp_path: Path) -> None:
+    names, mask = set(), os.umask(0o022)
+    try:
+        for _ in range(3):
+            with replacing(tmp_path / "table.csv") as temporary:
+                assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+                temporary.write_text("whole")
+                names.add(temporary.name)
+        assert stat.S_IMODE((tmp_path / "table.csv").stat().st_mode) == 0o644
+    finally:
+        os.umask(mask)
+    assert len(names) == 3  # which nobody can foresee
+
+
+def test_what_the_killed_left_is_removed_and_what_the_living_write_stays(tmp_path: Path) -> None:
+    deep = tmp_path / "cells" / "exact"
+    deep.mkdir(parents=True)
+    left = [folder / ".table.csv.0123456789abcdef.tmp" for folder in (tmp_path, deep)]
+    kept = [tmp_path / ".table.csv.12.tmp", tmp_path / ".hidden", tmp_path / "x.0123456789abcdef.tmp"]
+    for path in (*left, *kept):
+        path.touch()
+    (tmp_path / ".link.0123456789abcdef.tmp").symlink_to(kept[0])
+    with replacing(tmp_path / "table.csv") as temporary:
+        remove_unfinished(tmp_path)
+        assert temporary.exists() and not any(path.exists() for path in left) and all(path.exists() for path in kept)
+        temporary.write_text("whole")
+    assert (tmp_path / "table.csv").read_text() == "whole"
+
+
+@pytest.mark.parametrize(
+    "use", [read_bytes, lambda path: append_json_line(path, {"step": 1}), lambda path: cut(path, 0)]
+)
+@pytest.mark.parametrize("make", ["link", "pipe", "folder"])
+def test_what_is_no_file_is_neither_read_nor_written(tmp_path: Path, use, make: str) -> None:
+    path, mine = tmp_path / "metrics.jsonl", tmp_path / "mine"
+    mine.write_text("not yours")
+    {"link": lambda: path.symlink_to(mine), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[make]()
+    with pytest.raises((ValueError, OSError), match=r"is a link or no file|directory"):
+        use(path)
+    assert mine.read_text() == "not yours"
+
+
+def test_a_file_takes_the_place_of_a_link_and_not_of_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("not yours")
+    (tmp_path / "table.csv").symlink_to(tmp_path / "mine")
+    write_text_atomic(tmp_path / "table.csv", "whole")
+    assert (tmp_path / "mine").read_text() == "not yours" and not (tmp_path / "table.csv").is_symlink()

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from pyro_gvae.runs.tables import final_rows, format_table, paired_differences, summarize
+from pyro_gvae.runs.tables import final_rows, format_table, labelled, paired_differences, summarize
 
 
 def make_final() -> pd.DataFrame:
@@ -98,6 +98,19 @@ def test_paired_differences_without_a_common_seed() -> None:
     row = paired_differences(final).loc["lonely"]
     assert row["seeds"] == 0
     assert math.isnan(row["test_elbo"])
+
+
+def test_a_grid_is_paired_within_its_settings() -> None:
+    """With the baseline of the same setting, or with the one that lacks a part of it."""
+    names = ["relaxed", "relaxed", "exact", "exact", "relaxed"]
+    settings = ["8x4, temperature 1", "6x5, temperature 1", "8x4", "6x5", "6x5, temperature 2"]
+    rows = pd.DataFrame({"estimator": names, "setting": settings, "seed": 0, "test_log_evidence": -1.0, "seconds": 1.0})
+    paired = paired_differences(labelled(rows.assign(test_elbo=[-10.0, -20.0, -7.0, -15.0, -30.0])))
+    assert paired["test_elbo"].to_dict() == {
+        "relaxed, 8x4, temperature 1": -3.0,
+        "relaxed, 6x5, temperature 1": -5.0,
+        "relaxed, 6x5, temperature 2": -15.0,
+    }
 
 
 def test_paired_differences_need_their_baseline() -> None:

@@ -5,6 +5,7 @@ One fails where a new release has changed a name. Its message says which name, a
 
 import inspect
 import linecache
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import pytest
 import torch
 from pyro import infer, poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.discrete import TraceEnumSample_ELBO
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -142,10 +144,22 @@ def leaf_of() -> None:
     assert of_pyro.leaf_of(leaf) is leaf
 
 
+@canary("pyro.param's unconstrained, a weak reference,")
+def forget_leaf() -> None:
+    parameter = nn.Parameter(torch.tensor(1.0))
+    pyro.param("mean", parameter)
+    with pytest.raises(TypeError, match="cannot pickle"):
+        pickle.dumps(parameter)
+    of_pyro.forget_leaf(parameter)
+    assert pickle.loads(pickle.dumps(parameter)) == 1
+    of_pyro.forget_leaf(parameter)
+    assert pyro.param("mean", parameter) is parameter and of_pyro.leaf_of(parameter) is parameter
+
+
 @canary("pyro.infer.ELBO._get_trace, the one abstract method,")
 def LossOnlyELBO() -> None:
     assert infer.ELBO.__abstractmethods__ == {"_get_trace"}
-    with pytest.raises(TypeError, match="Expected LossOnlyELBO to be asked for its loss"):
+    with pytest.raises(TypeError, match="Expected a call of LossOnlyELBO for its loss"):
         of_pyro.LossOnlyELBO()._get_trace()
 
 
@@ -197,6 +211,52 @@ def runs_for_a_loss() -> None:
     infer.autoguide.AutoNormal(poutine.block(model, hide=["mean"]))()
     model()
     assert found[2:] == [False, False]
+
+
+def mixture() -> None:
+    z = pyro.sample("z", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+    pyro.sample("x", dist.Normal(z.float(), 1.0), obs=torch.tensor(0.0))
+
+
+def answers_of(question: Callable[[], object]) -> list[object]:
+    """What a question returns in each run of a program for: marginals, samples of two kinds, later ones, a loss."""
+    found = []
+
+    def model() -> None:
+        found.append(question())
+        mixture()
+
+    TraceEnum_ELBO(max_plate_nesting=0).compute_marginals(model, lambda: None)
+    infer.infer_discrete(model, first_available_dim=-1)()
+    TraceEnum_ELBO(max_plate_nesting=0).sample_posterior(model, lambda: None)
+    TraceEnumSample_ELBO(max_plate_nesting=0).loss(model, lambda: None)
+    TraceEnum_ELBO(max_plate_nesting=0).loss(model, lambda: None)
+    return found
+
+
+@canary("pyro.infer.TraceEnum_ELBO.compute_marginals")
+def computes_marginals() -> None:
+    assert answers_of(of_pyro.computes_marginals) == [True, *5 * [False], False]
+    marginals = TraceEnum_ELBO(max_plate_nesting=0).compute_marginals(mixture, lambda: None)
+    assert type(marginals["z"]) is dist.Categorical, "made by type(fn)(logits=...)"
+
+
+@canary("pyro.infer.discrete._sample_posterior, pyro.infer.TraceEnum_ELBO.sample_posterior or their kin")
+def samples_posterior() -> None:
+    assert answers_of(of_pyro.samples_posterior) == [False, *5 * [True], False]
+
+
+@canary("pyro.infer.discrete.SamplePosteriorMessenger")
+def replayed_number() -> None:
+    _, enumerates, replays, *others = answers_of(lambda: of_pyro.replayed_number("z"))
+    assert isinstance(replays, Tensor) and replays in (0, 1) and {enumerates, *others} == {None}
+
+
+@canary("pyro.infer.traceenum_elbo.BackwardSampleMessenger")
+def outside_of_backward_sampling() -> None:
+    with poutine.block() as outermost:
+        found = answers_of(of_pyro.outside_of_backward_sampling)
+    assert found.pop(4) == (outermost,) and set(found) == {()}
 
 
 class Answers(TorchFunctionMode):

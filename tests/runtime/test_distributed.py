@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pyro_gvae.estimators import estimator
 from pyro_gvae.exact import log_evidence
 from pyro_gvae.exact.plan import make_plan
 from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.programs.runs import bind_pair
 from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
 from pyro_gvae.runtime.distributed import (
     ALONE,
@@ -37,6 +39,7 @@ from pyro_gvae.runtime.distributed import (
     share,
     summed,
 )
+from pyro_gvae.runtime.plain import pack, unpack
 from pyro_gvae.train.fit import fit
 from pyro_gvae.train.setup import initial_model, load_data
 from pyro_gvae.train.step import make_step
@@ -89,7 +92,7 @@ def test_torchrun_gives_each_process_a_gpu(monkeypatch):
 def test_shares_have_every_code_once_and_are_of_one_size(num_latents, num_categories, world_size):
     vae = new_vae(num_latents, num_categories)
     plans = [
-        make_plan(lambda: vae.model(data()), slice_size=5, share=Share(rank, world_size)) for rank in range(world_size)
+        make_plan(bind_pair(vae, data()), slice_size=5, share=Share(rank, world_size)) for rank in range(world_size)
     ]
     numbers = [torch.cat([*plan.numbers()]) for plan in plans]
     assert torch.cat(numbers).sort().values.tolist() == list(range(num_categories**num_latents))
@@ -101,8 +104,8 @@ def test_shares_have_every_code_once_and_are_of_one_size(num_latents, num_catego
 def test_codes_that_are_alike_go_to_different_processes():
     """Of the codes that share a category of one latent, each of two processes has about a half."""
     vae = new_vae(10, 2)
-    plan = make_plan(lambda: vae.model(data()), share=Share(0, 2))
-    codes = plan.codes(torch.cat([*plan.numbers()]))  # (512, 10, 2)
+    plan = make_plan(bind_pair(vae, data()), share=Share(0, 2))
+    codes = plan.codes(torch.cat([*plan.numbers()]))["z"]  # (512, 10, 2)
     assert (codes.mean(0) - 0.5).abs().max() < 0.06  # one standard error of a random half is 0.016
     assert torch.arange(0, 1024, 2).remainder(2).float().mean() == 0  # which every second code would fail
 
@@ -125,12 +128,12 @@ def test_parts_of_the_elbo_add_up(sharpness):
     [
         (
             lambda: Training(new_vae(), data(), config(shard="codes")),
-            "sum over codes to divide, but found 'gumbel-soft",
+            "sum over codes for shard='codes', but found 'gumbel-soft",
         ),
-        (lambda: make_plan(lambda: new_vae().model(data()), share=Share(0, 10)), "found 10 for 9 codes"),
+        (lambda: make_plan(bind_pair(new_vae(), data()), share=Share(0, 10)), "found 10 processes for 9 codes"),
         (
             lambda: ExactEvidence(share=Share(0, 2)).differentiable_loss(new_vae().model, None, data()),
-            "Expected to be asked for loss_and_grads",
+            "Expected a call of loss_and_grads",
         ),
     ],
 )
@@ -148,14 +151,14 @@ def test_more_processes_than_data_are_refused(monkeypatch):
 def test_a_run_keeps_its_number_of_processes():
     training = Training(new_vae(), data(), config())
     content = training.content()
-    with pytest.raises(ValueError, match="run of 1 in all, but found one of 2"):
+    with pytest.raises(ValueError, match=r"checkpoint of 1 process\(es\), but found one of 2"):
         training.restore(content | {"random_of_others": [content["random"]]})
 
 
 def test_a_run_that_is_to_be_found_again_needs_a_name(monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     assert main(["train"]) == 2
-    assert "Expected an output folder, where processes find their run again" in capsys.readouterr().err
+    assert "Expected an output folder, so that processes can find their run" in capsys.readouterr().err
 
 
 def test_a_restart_goes_on_only_with_its_own_configuration(monkeypatch, capsys, tmp_path):
@@ -166,7 +169,35 @@ def test_a_restart_goes_on_only_with_its_own_configuration(monkeypatch, capsys, 
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert main(arguments) == 0
     assert main([*arguments, "--seed", "1"]) == 2
-    assert "Expected the run of this configuration" in capsys.readouterr().err
+    assert "Expected a run with this configuration" in capsys.readouterr().err
+
+
+class Bomb:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_what_another_process_tells_is_never_unpickled(tmp_path):
+    """By hand: bytes of a pickle are refused, and no function of torch that sends objects is called."""
+    mark = tmp_path / "exploded"
+    with pytest.raises(ValueError, match="Expected plain data with tensors, but found other bytes"):
+        unpack(pickle.dumps(Bomb(str(mark))))
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(Bomb(str(mark)))).close()  # the negative control
+    assert mark.exists()
+    source = (ROOT / "pyro_gvae" / "runtime" / "distributed.py").read_text()
+    assert "object" not in source.replace("would tell objects as pickles", "")
+
+
+@pytest.mark.parametrize("value", [None, 3, [1, True], {"a": torch.ones(2), 3: [torch.zeros(0), "x"]}, float("inf")])
+def test_plain_data_come_back(value):
+    found = unpack(pack(value))
+    assert str(found) == str(value)
 
 
 # Two processes: each job is one that both do; its results, by rank, are looked at by a test.

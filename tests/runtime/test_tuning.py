@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_gvae import exact
-from pyro_gvae.diagnostics.probe import Probe, make_subject
+from pyro_gvae.diagnostics.probe import Probe, make_problem
 from pyro_gvae.estimators import estimator
 from pyro_gvae.evaluate.importance import importance_weighted
 from pyro_gvae.exact.plan import make_plan
@@ -32,7 +32,7 @@ def results():
     torch.manual_seed(1)
     losses = [step(x) for _ in range(2) for step in steps]
     found = importance_weighted(vae, x, 50)
-    gradients = Probe(make_subject(vae, x), estimator("gumbel-softmax"))(2)
+    gradients = Probe(make_problem(vae, x), estimator("gumbel-softmax"))(2)
     return [*losses, exact.log_evidence(vae, x), found.neighbourhood, gradients]
 
 
@@ -48,7 +48,7 @@ def test_slices_are_as_large_as_is_fast_and_fits(monkeypatch):
     vae, x = vae_and_data()
 
     def slices(**options):
-        return make_plan(bind_pair(vae, x).model, **options).num_slices
+        return make_plan(bind_pair(vae, x), **options).num_slices
 
     assert slices() == 1
     monkeypatch.setattr(tuning, "CPU", replace(tuning.CPU, slice_bytes=5e4))

@@ -1,11 +1,18 @@
 """Counted work depends on shapes alone."""
 
+import itertools
+import time
+
 import pytest
 import torch
 from torch import nn
 
 from pyro_gvae import exact
+from pyro_gvae.distributions.codes import joint_codes
+from pyro_gvae.exact.costs import MEASURED_CODES
 from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.programs.reader import score
+from pyro_gvae.programs.runs import bind_pair
 from pyro_gvae.runtime.work import OPERATIONS_PER_ELEMENT, count_operations
 
 A, B = torch.ones(2, 3), torch.ones(3, 4)
@@ -43,4 +50,20 @@ def test_the_work_of_a_sum_depends_on_its_shapes_alone(slow_clock):
 
 
 def test_codes_that_are_fewer_than_are_measured_are_counted():
-    assert exact.cost(CategoricalVAE(6, 1, 2, (5,)), torch.ones(4, 6)).operations > 0
+    two, four = (exact.cost(CategoricalVAE(6, 1, size, (5,)), torch.ones(4, 6)).operations for size in (2, 4))
+    assert 0.45 * four < two < 0.5 * four  # half of the codes, and a narrower layer
+
+
+def test_the_work_is_that_of_one_pass_forward_and_backward():
+    """What does not depend on the codes is a few percent of it, and not counted."""
+    vae, x = CategoricalVAE(20, 5, 3, (16,)), torch.ones(7, 20)
+    model = bind_pair(vae, x).model
+    whole = count_operations(lambda: score(model, joint_codes(5, 3), nesting=1).table.sum().backward())
+    assert exact.cost(vae, x).operations == pytest.approx(whole, rel=0.05)
+
+
+def test_seconds_are_those_of_all_codes(monkeypatch):
+    """A clock that goes by one second each time that it is looked at."""
+    monkeypatch.setattr(time, "perf_counter", itertools.count().__next__)
+    found = exact.cost(CategoricalVAE(6, 7, 3, (5,)), torch.ones(4, 6))
+    assert found.seconds == 3**7 / MEASURED_CODES

@@ -31,7 +31,8 @@ class Plain(torch.nn.Module):
         ({"batch_size": 9}, "Expected a batch size from 1 to the 8 images, but found 9"),
         ({"patience": 2}, "Expected a Dataset with test images for patience"),
         ({"stages": "exact:1,reinmax[heat=2]:1"}, "Expected options that 'reinmax' has"),
-        ({"stages": "exact:1,gumbel-softmax:1", "shard": "codes"}, "codes to divide, but found 'gumbel-softmax'"),
+        ({"stages": "exact:1,gumbel-softmax:1", "shard": "codes"}, "shard='codes', but found 'gumbel-softmax'"),
+        ({"stages": "disarm:1"}, "Expected latents of K=2 categories for 'disarm', but found K=3"),
         ({"stages": "exact-evidence:1", "beta": 0.5}, "Expected an objective with a KL to weigh"),
         ({"optimizer": "Adamant"}, "Expected the name of an optimizer in torch.optim, but found 'Adamant'"),
         ({"optimizer": "SGD[heat=1]"}, "Expected options that torch.optim.SGD has"),
@@ -86,3 +87,11 @@ def test_texts_are_read_once_and_not_in_each_step(monkeypatch):
         if training.stage_is_over:
             training.next_stage()
     assert due == [(False, False), (True, False), (True, True), (True, True)] and training.state.done == "all stages"
+
+
+@pytest.mark.parametrize("stages", ["exact:1", "gumbel-softmax:1,exact-evidence:1"])
+def test_codes_that_cannot_be_summed_are_refused(stages):
+    vae = CategoricalVAE(6, 30, 8, (5,))
+    config = TrainConfig(stages=stages, batch_size=3, free_bits=0.1 if stages == "exact:1" else None)
+    with pytest.raises(ValueError, match=r"Expected at most 2\^62 joint codes, but found K\^N = 8\^30"):
+        check_training(vae, torch.ones(8, 6), config)

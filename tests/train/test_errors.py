@@ -1,5 +1,7 @@
 """What a program raises in a step is raised as it is; what a run has left is never written over."""
 
+from functools import partial
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -9,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_gvae import CategoricalVAE, TrainConfig, fit
+from pyro_gvae.data.dataset import as_tensor
 from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
 from pyro_gvae.train.non_finite import first_non_finite
 from pyro_gvae.train.training import Training
@@ -21,7 +24,7 @@ def new_vae(**options):
     return CategoricalVAE(12, 2, 3, hidden=(8,), **options)
 
 
-def images(count=20):
+def images(count=16):
     return torch.rand(count, 12, generator=torch.Generator().manual_seed(1)).round()
 
 
@@ -42,11 +45,13 @@ class Mistaken(nn.Module):
         return self.linear(x).unflatten(-1, (2, 3))
 
 
-@pytest.mark.parametrize("stages", STAGES)
-@pytest.mark.parametrize("error", [ValueError("my own mistake"), RuntimeError("my own mistake"), KeyError("mine")])
+@pytest.mark.parametrize(
+    ("stages", "error"),
+    [*zip(STAGES, [ValueError("my own mistake"), RuntimeError("my own mistake"), KeyError("mine")], strict=True)],
+)
 def test_an_error_of_the_program_is_raised_as_it_is(stages, error):
     with pytest.raises(type(error), match=r"mine|my own mistake"):
-        fit(new_vae(encoder=Mistaken(error)), images(), config(stages), progress=False)
+        fit(new_vae(encoder=Mistaken(error)), images(20), config(stages), progress=False)
 
 
 def test_batch_normalization_of_one_datum_is_no_number_that_is_not_finite():
@@ -65,7 +70,7 @@ def test_a_step_that_is_not_finite_is_still_left_out(stages):
             logits = self.linear(x).unflatten(-1, (2, 3))
             return logits * torch.nan if len(x) == 4 else logits
 
-    done = fit(new_vae(encoder=NotANumber(None)), images(), config(stages), progress=False)
+    done = fit(new_vae(encoder=NotANumber(None)), images(20), config(stages), progress=False)
     assert done.history[-1]["skipped"] == 2  # the last batch of each epoch
 
 
@@ -100,7 +105,7 @@ def test_a_run_whose_checkpoint_is_lost_keeps_what_it_has(lost, tmp_path):
     for name in lost:
         (tmp_path / name).unlink()
     history = (tmp_path / "metrics.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"Expected the checkpoint of the run in .*They stay as they are"):
+    with pytest.raises(ValueError, match=r"Expected a checkpoint of the run in .*left as they are"):
         fit(new_vae(), images(), config(), output=tmp_path, resume=True, progress=False)
     assert (tmp_path / "metrics.jsonl").read_bytes() == history
 
@@ -124,24 +129,43 @@ def without(name):
     return lambda content: {key: value for key, value in content.items() if key != name}
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """The checkpoint of a run of one step, as a function that reads it."""
+    path = tmp_path_factory.mktemp("kept") / "checkpoint.safetensors"
+    training = Training(new_vae(), images(), config())
+    training.advance()
+    save_checkpoint(path, training.content())
+    return partial(load_checkpoint, path)
+
+
+def test_a_resumed_run_tidies_up_at_the_same_steps(kept):
+    resumed = Training(new_vae(), images(), config())
+    resumed.restore(kept())
+    assert resumed.step.taken == 1
+
+
 @pytest.mark.parametrize(
     ("make", "harm", "sentence"),
     [
         (Swapped, lambda content: content, "Expected a checkpoint of this program, but found one of another"),
         (new_vae, transposed, "Expected a checkpoint of this program, but found one of another"),
-        (new_vae, without("vae"), "Expected a whole checkpoint, but found one without vae"),
-        (new_vae, lambda content: content | {"state": {"step": "many", "rounds": 3}}, "of this program"),
+        (new_vae, without("vae"), "Expected a complete checkpoint, but found one without vae"),
+        (new_vae, lambda content: content | {"state": {"step": "many", "rounds": 3}}, "of this release"),
         (new_vae, lambda content: content | {"optimizer": {99: {}}}, "of this program"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written(make, harm, sentence, tmp_path):
+def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written(make, harm, sentence, kept):
     """A fused optimizer would read and write past the end of averages of another shape."""
-    training = Training(new_vae(), images(), config())
-    training.advance()
-    save_checkpoint(tmp_path / "checkpoint.safetensors", harm(training.content()))
     resumed = Training(make(), images(), config())
     with pytest.raises(ValueError, match=sentence):
-        resumed.restore(load_checkpoint(tmp_path / "checkpoint.safetensors"))
+        resumed.restore(harm(kept()))
+
+
+def test_other_data_of_the_same_shape_are_refused(kept):
+    resumed = Training(new_vae(), 1 - images(), config())
+    with pytest.raises(ValueError, match="Expected the training data of the checkpoint, but found other data"):
+        resumed.restore(kept())
 
 
 @pytest.mark.parametrize(
@@ -156,9 +180,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written(ma
     ],
 )
 def test_data_may_be_held_by_anything(wrapped):
-    """The weights are those of the same numbers in a tensor, bit for bit."""
+    assert torch.equal(as_tensor(wrapped(images())), images())
+
+
+def test_a_run_on_an_array_is_that_on_a_tensor():
+    """Weights are the same, bit for bit."""
     found, right = new_vae(), new_vae()
-    fit(found, wrapped(images()), config(), progress=False)
+    fit(found, images().numpy(), config(), progress=False)
     fit(right, images(), config(), progress=False)
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), right.parameters(), strict=True))
 
@@ -182,3 +210,27 @@ def test_a_temperature_that_a_stage_reads_acts(stages):
         fit(vae, images(), config(stages, temperature=temperature), progress=False)
         weights.append(vae.encoder[0].weight)
     assert not torch.equal(*weights)
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path):
+    """The first step has a finite loss and ends in infinite weights; before ten more it would have been written."""
+    with pytest.raises(ValueError, match=r"Expected finite weights, but found others in '.*' at step 1\. The last ch"):
+        fit(
+            new_vae(), images(), config(learning_rate=1e300, checkpoint_every="1steps"), output=tmp_path, progress=False
+        )
+    kept = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    assert kept["state"]["step"] == 0 and all(tensor.isfinite().all() for tensor in kept["vae"].values())
+
+
+def test_weights_that_are_not_finite_are_no_result(tmp_path):
+    with pytest.raises(ValueError, match="Expected finite weights"):
+        fit(new_vae(), images(), config("exact:1steps", learning_rate=1e300), output=tmp_path, progress=False)
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_what_was_not_finite_before_is_as_it_should_be(tmp_path):
+    """As logits of -inf, which exclude a category."""
+    vae = new_vae()
+    vae.excluded = nn.Parameter(torch.tensor([-torch.inf, 0.0]))
+    done = fit(vae, images(), config(checkpoint_every="1steps"), output=tmp_path, progress=False)
+    assert done.reason == "all stages" and vae.excluded[0] == -torch.inf

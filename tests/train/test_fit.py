@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.fx.graph_module import _loader
 
@@ -31,7 +32,7 @@ from pyro_gvae.runs.checkpoint import load_checkpoint
 from pyro_gvae.runs.folder import sole_writer
 from pyro_gvae.runtime.signals import STOPPING
 from pyro_gvae.schedules import article
-from pyro_gvae.train import fit as fit_module
+from pyro_gvae.train import fit as fitting
 from pyro_gvae.train.fit import Interrupted, fit
 from pyro_gvae.train.training import Training
 
@@ -223,7 +224,7 @@ def test_how_often_a_run_is_judged_and_kept_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_in_which_another_process_works_is_left_alone(resume, tmp_path):
-    with sole_writer(tmp_path), pytest.raises(ValueError, match=r"one works in .*\. Try to wait"):
+    with sole_writer(tmp_path), pytest.raises(ValueError, match=r"one works in .*\. Try waiting"):
         run(output=tmp_path, resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     run(output=tmp_path, resume=resume)
@@ -240,6 +241,28 @@ def test_a_fit_leaves_no_tensors_and_no_sources_behind():
 
     alive()  # what is made once
     assert alive() == alive()
+
+
+def test_what_is_judged_first_is_what_takes_the_first_step():
+    assert Training(new_vae(), images(), config(temperature="0.3")).vae.temperature.item() == pytest.approx(0.3)
+
+
+def test_speed_is_that_since_the_last_evaluation():
+    training = Training(new_vae(), images(), config())
+    found = []
+    for step, seconds in ((0, 0.0), (4, 2.0), (10, 3.0)):
+        training.state.step, training.state.seconds = step, seconds
+        found.append(training.judge()["steps_per_second"])
+    assert found == [None, 2.0, 6.0]
+
+
+def test_what_a_loss_has_learned_ends_with_its_stage():
+    training = Training(new_vae(), images(), config("rebar:1steps,exact:1steps"))
+    training.advance()
+    training.next_stage()
+    assert set(training.optimizer.state) == set(training.vae.parameters())
+    assert [group["params"] for group in training.optimizer.param_groups] == [[*training.vae.parameters()]]
+    assert training.step.taken == 1
 
 
 def test_schedules_are_followed():
@@ -288,6 +311,22 @@ def test_patience_ends_a_stage(tmp_path):
     done = run(chosen=config("exact:50,exact-evidence:1", learning_rate=50.0, patience=2), output=tmp_path)
     assert [(line["estimator"], line["step"]) for line in done.history][-2:] == [("exact", 6), ("exact-evidence", 9)]
     assert (tmp_path / "best.safetensors").exists()
+
+
+def test_the_best_weights_are_kept_and_not_the_last(tmp_path):
+    vae = new_vae()
+    start = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    run(vae, chosen=config("exact:50", learning_rate=50.0, patience=2), output=tmp_path)
+    best, last = (load_file(tmp_path / name) for name in ("best.safetensors", "weights.safetensors"))
+    assert all(torch.equal(best[name], start[name]) for name in start)
+    assert any(not torch.equal(last[name], start[name]) for name in start)
+
+
+def test_checkpoints_are_as_far_apart_as_was_asked(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(fitting, "save_checkpoint", lambda path, content: kept.append(content["state"]["step"]))
+    run(chosen=config("exact:7steps", checkpoint_every="3steps"), output=tmp_path)
+    assert kept == [0, 3, 6, 7]
 
 
 def test_patience_needs_test_images():
@@ -355,7 +394,12 @@ def test_a_step_that_is_not_finite_is_left_out_and_kept(tmp_path):
     training.advance()
     before = {name: tensor.clone() for name, tensor in training.content()["vae"].items()}
     vae.decoder.factors.fill_(float("nan"))
+    noise = torch.get_rng_state()
     training.advance()
+    assert not torch.equal(torch.get_rng_state(), noise)
+    fitting._refuse(training, *training.refused, tmp_path)
+    kept = load_checkpoint(tmp_path / "non-finite-step1.safetensors")
+    assert torch.equal(kept["random"]["torch"], noise)  # so that the step can be taken again
     vae.decoder.factors.fill_(1.0)
     after = training.content()
     assert all(torch.equal(after["vae"][name], before[name]) for name in before)
@@ -372,7 +416,7 @@ def test_after_some_in_a_row_the_run_stops_and_says_where(tmp_path):
     kept = sorted(tmp_path.glob("non-finite-step*"))
     assert [path.name for path in kept] == ["non-finite-step0.safetensors", "non-finite-step1.safetensors"]
     content = load_checkpoint(kept[0])
-    assert content["batch"].shape == (4, D) and content["random"]["torch"].dtype == torch.uint8
+    assert torch.equal(content["batch"], next(epoch_batches(images(), 4, seed=0, epoch=0)))
 
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
@@ -397,7 +441,7 @@ def test_the_first_site_is_named(networks, found):
     vae = new_vae()
     for name in networks:
         setattr(vae, name, Log(getattr(vae, name)))
-    with pytest.raises(ValueError, match=f"the first that is not finite is .*{found}"):
+    with pytest.raises(ValueError, match=f"the first value that is not finite is .*{found}"):
         run(vae, chosen=config(max_skipped=1))
 
 
@@ -442,7 +486,7 @@ def test_a_signal_at_the_end_is_not_swallowed(late, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         if late == "after it":
-            patch.setattr(fit_module, "_keep", signalled(fit_module._keep, lambda training: training.state.done))
+            patch.setattr(fitting, "_keep", signalled(fitting._keep, lambda training: training.state.done))
         else:
             name = "advance" if late == "in the last step" else "judge"
             patch.setattr(Training, name, signalled(getattr(Training, name), lambda training: training.state.step == 6))

@@ -13,7 +13,7 @@ from pyro_gvae import exact
 from pyro_gvae.cli.main import main
 from pyro_gvae.report import training_figures as train_plots
 from pyro_gvae.report.training import write_train_report
-from pyro_gvae.runs.checkpoint import load_checkpoint
+from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
 from pyro_gvae.runs.config import read_train_config
 from pyro_gvae.train.trained import load_model, trained_models
 
@@ -33,6 +33,9 @@ def unfinished(finished, tmp_path):
     """As a kill leaves it: a checkpoint, and no weights yet."""
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "weights.safetensors").unlink()
+    content = load_checkpoint(run / "checkpoint.safetensors")
+    content["state"]["done"] = None
+    save_checkpoint(run / "checkpoint.safetensors", content)
     return run
 
 
@@ -47,7 +50,7 @@ def test_the_model_comes_back(state, request):
     assert trained.name == "exact-seed3" and [which.epoch for which in trained_models(run)] == [2]
     assert exact.elbo(trained.vae, trained.data.test).mean().item() == pytest.approx(lines(run)[-1]["test_elbo"])
     assert load_model(run, "exact", 3).name == "exact-seed3"
-    with pytest.raises(ValueError, match="but found 0 that fit, of exact with seed 3"):
+    with pytest.raises(ValueError, match="but found 0 among exact with seed 3"):
         load_model(run, "gumbel-softmax")
 
 
@@ -87,6 +90,7 @@ def damage(run, how):
     weights, checkpoint = run / "weights.safetensors", run / "checkpoint.safetensors"
     if how == "weights truncated":
         weights.write_bytes(weights.read_bytes()[:-7])
+        checkpoint.unlink()
     elif how == "weights of others":
         written = json.loads((run / "config.json").read_text())
         written["train"]["num_latents"] = 3
@@ -106,11 +110,11 @@ def damage(run, how):
 @pytest.mark.parametrize(
     ("how", "sentence"),
     [
-        ("weights truncated", "Expected whole weights, but found that"),
+        ("weights truncated", "Expected intact weights, but found that"),
         ("weights of others", "to fit its config.json, but found others"),
         ("no checkpoint", "Expected a checkpoint, but found that"),
         ("checkpoint flipped", "Expected a whole checkpoint, but found that"),
-        ("nothing evaluated", "Expected a run that was evaluated, but found"),
+        ("nothing evaluated", "Expected a run with evaluations, but found"),
     ],
 )
 @pytest.mark.parametrize("command", ["evaluate", "report"])
@@ -130,7 +134,7 @@ def test_the_report_is_one_page_that_says_what_the_run_says(finished):
     assert not re.search(r"(src|href)=\"(?!data:)", page) and "<script" not in page and page.count("data:image") == 5
     assert "<h1>gumbel-softmax, then exact on digits</h1>" in page
     assert f"<b>{lines(finished)[-1]['test_elbo']:.2f}</b>".replace("-", "−") in page
-    assert "The objective weighs its KL by beta" in page and "What to know about this run" not in page
+    assert "The objective weights its KL by beta" in page and "What to know about this run" not in page
     assert "0 – 23" in page and "23 – 46" in page
     assert write_train_report(finished).read_text(encoding="utf-8") == page
     assert {path.suffix for path in (finished / "figures").iterdir()} == {".png", ".svg"}
@@ -148,7 +152,7 @@ def vertical_lines(figure: Figure):
 
 def test_curves_are_marked_where_stages_begin(finished):
     metrics = pd.DataFrame(lines(finished))
-    assert train_plots.stages_begun(metrics) == [(0, "gumbel-softmax"), (23, "exact")]
+    assert train_plots.stage_starts(metrics) == [(0, "gumbel-softmax"), (23, "exact")]
     curves = train_plots.training_curves(metrics)
     assert vertical_lines(curves) == [[23]]
     assert {text.get_text() for text in curves.axes[0].texts} == {"gumbel-softmax", "exact"}

@@ -182,7 +182,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(change, sentence):
 def test_a_checkpoint_of_other_data_or_networks_is_refused():
     chosen = config("gumbel-softmax:100")
     content = begun(chosen).content()
-    with pytest.raises(ValueError, match="Expected the data that the checkpoint was trained on"):
+    with pytest.raises(ValueError, match="Expected the training data of the checkpoint"):
         Training(new_vae(), 1 - data(), chosen).restore(content)
     with pytest.raises(ValueError, match="Expected a checkpoint of this program"):
         begun(chosen, lambda: new_vae(learn_prior=True, decoder=Branching())).restore(content)

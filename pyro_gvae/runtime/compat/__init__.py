@@ -1,1 +1,1 @@
-"""All that the package asks of private names of Pyro and torch: a new release is read here first."""
+"""All uses of private names of Pyro and torch. When a new release breaks something, look here first."""

@@ -1,6 +1,7 @@
-"""What the package asks of Pyro, and Pyro's public interface does not answer: one function for each question.
+"""Questions that Pyro's public interface does not answer, one function for each.
 
-No release of Pyro promises these names. `tests/runtime/test_compat.py` asks each question of a small stock program.
+The functions use private names, which no release of Pyro promises. `tests/runtime/test_compat.py` asks each question
+about a small stock program.
 """
 
 import sys
@@ -14,6 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from pyro.distributions import MaskedDistribution
 from pyro.infer import ELBO, RenyiELBO, TraceEnum_ELBO, TraceTMC_ELBO
+from pyro.infer.discrete import (
+    SamplePosteriorMessenger,
+    TraceEnumSample_ELBO,
+    _sample_posterior,
+    _sample_posterior_from_trace,
+)
+from pyro.infer.traceenum_elbo import BackwardSampleMessenger
 from pyro.infer.util import Dice, torch_item
 from pyro.params import module_from_param_with_module_name
 from pyro.poutine.messenger import Messenger
@@ -27,18 +35,18 @@ from torch import Tensor
 
 
 def handlers_on_stack() -> Sequence[Messenger]:
-    """Return the handlers that are entered now, the outermost first.
+    """Return the active handlers, the outermost first.
 
-    Pyro keeps them in a list that it does not export. The package asks because the outermost handler of one-hot sites
-    decides, and because a recording made without handlers cannot stand for a call inside of one.
+    Pyro does not export its list of them. The package needs it because the outermost handler of one-hot sites decides,
+    and because a recording made without handlers cannot replace a call inside one.
     """
     return tuple(_PYRO_STACK)
 
 
 def only_records_parameters(handler: Messenger) -> bool:
-    """Tell whether a handler is `poutine.trace(param_only=True)`, by which `SVI` finds what to train.
+    """Return whether a handler is `poutine.trace(param_only=True)`, by which `SVI` finds the parameters to train.
 
-    It changes no value, so a recording may stand for a call inside of it.
+    It changes no value, so a recording can replace a call inside it.
     """
     return isinstance(handler, TraceMessenger) and handler.param_only
 
@@ -47,35 +55,35 @@ def only_records_parameters(handler: Messenger) -> bool:
 
 
 def is_random(msg: Any) -> bool:
-    """Tell whether a sample site is a random variable, latent or observed.
+    """Return whether a sample site is a random variable, latent or observed.
 
-    Two kinds of sample sites are none: the indices that a plate draws, and what `pyro.deterministic` writes, which Pyro
-    marks by a private key of the site's settings. They count in no density.
+    Two kinds of sample sites are not, and count in no density: the indices that a plate draws, and sites of
+    `pyro.deterministic`, which Pyro marks by a private key of their settings.
     """
     return not site_is_subsample(msg) and not msg["infer"].get("_deterministic")
 
 
 def settings_of_deterministic_site() -> dict[str, Any]:
-    """Return the `infer` settings by which `pyro.deterministic` marks its sites.
+    """Return the `infer` settings that mark a site of `pyro.deterministic`.
 
-    A handler that turns a sample into a function of another one cannot call `pyro.deterministic`, as it is inside of
-    the site. Pyro's ELBOs then neither score the site nor miss it in the other program.
+    A handler that turns a sample into a function of another one is inside the site, so it cannot call
+    `pyro.deterministic`. With these settings, Pyro's ELBOs neither score the site nor require it in the other program.
     """
     return {"_deterministic": True}
 
 
 def enumerated_dim(msg: Any) -> int | None:
-    """Return the batch dimension that Pyro enumerates a site in, or None where it does not.
+    """Return the batch dimension in which Pyro enumerates a site, or None if it does not.
 
-    Pyro's `EnumMessenger` allocates it and leaves it in the site's settings. `enumerated` looks there for plates that
-    enumeration would get wrong.
+    Pyro's `EnumMessenger` stores it in the site's settings. `enumerated` uses it to find plates that enumeration would
+    get wrong.
     """
     dim: int | None = msg["infer"].get("_enumerate_dim")
     return dim
 
 
 def mask_of(distribution: MaskedDistribution) -> bool | Tensor:
-    """Return the mask of a masked distribution, which handlers put around another distribution in its place."""
+    """Return the mask of a masked distribution, which wraps another distribution."""
     mask: bool | Tensor = distribution._mask
     return mask
 
@@ -84,21 +92,26 @@ def mask_of(distribution: MaskedDistribution) -> bool | Tensor:
 
 
 def is_of_module(name: str) -> bool:
-    """Tell whether a parameter's name is one that `pyro.module` makes: a module's, a divider, and the parameter's."""
+    """Return whether a parameter's name comes from `pyro.module`: a module's name, a divider, the parameter's name."""
     return module_from_param_with_module_name(name) != name
 
 
 def give_itself_as_leaf(parameter: Tensor) -> None:
-    """Let a parameter outside of Pyro's store be trained: `SVI` asks each for its leaf by `unconstrained()`.
+    """Let a parameter outside Pyro's store be trained: `SVI` calls `unconstrained()` of each parameter.
 
-    Pyro hangs a weak reference to the unconstrained tensor on the values of its store; PyroModule does the same for
-    parameters that are local to a module, as here.
+    Pyro attaches a weak reference to the unconstrained tensor to the values in its store. As PyroModule does for local
+    parameters, attach one to the parameter itself.
     """
     parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
 
 
+def forget_leaf(parameter: Tensor) -> None:
+    """Remove the weak reference to a parameter's leaf, which cannot be pickled. Pyro creates it again when it runs."""
+    vars(parameter).pop("unconstrained", None)
+
+
 def leaf_of(value: Tensor) -> Tensor:
-    """Return the unconstrained tensor behind a parameter's value, which is what an optimizer moves."""
+    """Return the unconstrained tensor behind a parameter's value, which the optimizer updates."""
     leaf: Tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
     return leaf
 
@@ -107,23 +120,24 @@ def leaf_of(value: Tensor) -> Tensor:
 
 
 class LossOnlyELBO(ELBO):
-    """Abstract: an ELBO that is asked for losses alone.
+    """Abstract base: an ELBO that only computes losses.
 
-    Pyro's base class, by which `SVI` knows an ELBO, demands a private method that gives traces of model and guide.
+    `SVI` accepts only subclasses of Pyro's `ELBO`, which requires a private method that returns traces of model and
+    guide.
     """
 
     def _get_trace(self, *_: Any) -> Any:
         raise TypeError(
-            f"Expected {type(self).__name__} to be asked for its loss, but found a call for a trace. Try loss()."
+            f"Expected a call of {type(self).__name__} for its loss, but found one for a trace. Try loss()."
         )
 
 
 class Request(NamedTuple):
-    """An ELBO that runs a program now.
+    """The ELBO that is running a program.
 
     Attributes:
         elbo: the stock ELBO.
-        wants_gradient: whether a loss with gradients is asked of it, and not its value alone.
+        wants_gradient: whether a loss with gradients is computed, and not only its value.
     """
 
     elbo: ELBO
@@ -131,10 +145,11 @@ class Request(NamedTuple):
 
 
 def running_elbo() -> Request | None:
-    """Return the stock ELBO whose trace the program that runs now is for, or None where there is none.
+    """Return the stock ELBO that is running the current program to trace it, or None if there is none.
 
-    A handler is not told. The ELBO's methods on Python's stack say it, by their names: `_get_trace` or `_get_traces`,
-    below `loss` where no gradient is asked for. `discretize` refuses ELBOs that leave out the score of a discrete site.
+    Pyro does not tell a handler. So look for the ELBO's methods on Python's stack, by their names: `_get_trace` or
+    `_get_traces`, called by `loss` if no gradient is computed. `discretize` refuses ELBOs that leave out the score of a
+    discrete site.
     """
     frames = _outwards(sys._getframe(1))
     elbo = next(filter(None, (_elbo_that_runs(frame, "_get_trace", "_get_traces") for frame in frames)), None)
@@ -144,17 +159,17 @@ def running_elbo() -> Request | None:
 
 
 def _elbo_that_runs(frame: FrameType, *methods: str) -> ELBO | None:
-    """The ELBO of whose methods the frame is one."""
+    """Return the ELBO if the frame is a call of one of these methods."""
     owner = frame.f_locals.get("self") if frame.f_code.co_name in methods else None
     return owner if isinstance(owner, ELBO) else None
 
 
 def runs_for_a_loss() -> bool:
-    """Tell whether a method of an ELBO runs the program now, and not only to look at its shapes.
+    """Return whether an ELBO is running the current program for its loss, and not only to see its shapes.
 
-    Only Python's stack tells. `TraceEnum_ELBO` counts nested plates in `_guess_max_plate_nesting`, an autoguide reads
-    its model in `_setup_prototype`: there, sites are sampled that will be enumerated. `enumerated` refuses a loss that
-    samples them.
+    Only Python's stack tells. `TraceEnum_ELBO` counts nested plates in `_guess_max_plate_nesting`, and an autoguide
+    reads its model in `_setup_prototype`; both sample sites that will be enumerated later. `enumerated` refuses a loss
+    that samples them.
     """
     for frame in _outwards(sys._getframe(1)):
         if frame.f_code.co_name in ("_guess_max_plate_nesting", "_setup_prototype"):
@@ -164,36 +179,75 @@ def runs_for_a_loss() -> bool:
     return False
 
 
-# What Pyro's own code asks of the values of tensors, which a recording does not know.
+def computes_marginals() -> bool:
+    """Return whether `TraceEnum_ELBO.compute_marginals` is running the program.
+
+    It builds each posterior from the site's distribution, by `type(fn)(logits=...)`, with one logit for each enumerated
+    value.
+    """
+    return _on_stack(_MARGINALS)
+
+
+def samples_posterior() -> bool:
+    """Return whether the program runs for posterior samples of its enumerated sites.
+
+    This is the case for `infer_discrete`, `TraceEnum_ELBO.sample_posterior` and `TraceEnumSample_ELBO`. They run a
+    program twice, first enumerated and then with samples; the answer is the same both times.
+    """
+    return _on_stack(_POSTERIOR_SAMPLES)
+
+
+def replayed_number(name: str) -> Tensor | None:
+    """Return the value that `infer_discrete` drew for a site, in its run with samples; None otherwise.
+
+    Its handler has the values in a trace. It gives them only to sites that are marked for enumeration.
+    """
+    traces = (handler.trace for handler in handlers_on_stack() if isinstance(handler, SamplePosteriorMessenger))
+    nodes: Any = next((trace.nodes for trace in traces if trace is not None and name in trace.nodes), {})
+    return nodes[name]["value"] if nodes else None
+
+
+def outside_of_backward_sampling() -> Sequence[Messenger]:
+    """Return the handlers outside of `TraceEnum_ELBO.sample_posterior` in the run that draws samples; else none."""
+    handlers = handlers_on_stack()
+    inside = [index for index, handler in enumerate(handlers) if isinstance(handler, BackwardSampleMessenger)]
+    return handlers[: inside[0]] if inside else ()
+
+
+def _on_stack(codes: frozenset[CodeType]) -> bool:
+    return any(frame.f_code in codes for frame in _outwards(sys._getframe(2)))
+
+
+# Where Pyro's own code reads the values of tensors, which are unknown during a recording.
 
 
 def answer_without_value(question: Callable[..., Any]) -> Callable[..., Any] | None:
-    """Return what answers a question of Pyro's about a tensor's value, whatever the value is; None if another asks.
+    """Return a replacement for a call in Pyro's code that reads a tensor's value; None for other callers.
 
-    To be called in `__torch_function__`, of whose caller the code is compared with that of Pyro's functions.
+    Call this in `__torch_function__`. It compares the code of the caller with that of Pyro's functions.
 
     Args:
-        question: a function of tensors that gives something else, such as `Tensor.item`.
+        question: the function that reads a value, such as `Tensor.item`.
     """
     return _ANSWERS.get((question, sys._getframe(2).f_code))
 
 
 def looks_for_nan() -> bool:
-    """Tell whether `warn_if_nan` asks for a tensor's value, perhaps with functions of torch between.
+    """Return whether `warn_if_nan` is reading a tensor's value, perhaps through functions of torch.
 
-    To be called in `__torch_dispatch__`: as a hook of a backward pass, `warn_if_nan` is out of reach of function modes.
+    Call this in `__torch_dispatch__`: as a hook of a backward pass, `warn_if_nan` is not seen by function modes.
     """
     return any(frame.f_code is warn_if_nan.__code__ for frame in islice(_outwards(sys._getframe(2)), 4))
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    """A frame of Python's stack, and those that called it."""
+    """Yield a frame of Python's stack, and then its callers."""
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
-#: Where stock ELBOs turn a loss into a number.
+#: Functions in which stock ELBOs convert a loss to a number.
 _TO_NUMBERS: tuple[Callable[..., Any], ...] = (
     torch_item,
     *(method for kind in (RenyiELBO, TraceEnum_ELBO, TraceTMC_ELBO) for method in (kind.loss, kind.loss_and_grads)),
@@ -205,9 +259,19 @@ def _code(function: Any) -> CodeType:
     return code
 
 
+_MARGINALS = frozenset({_code(TraceEnum_ELBO.compute_marginals)})
+_POSTERIOR_SAMPLES = frozenset(
+    {
+        _code(_sample_posterior),
+        _code(_sample_posterior_from_trace),
+        _code(TraceEnum_ELBO.sample_posterior),
+        _code(TraceEnumSample_ELBO._get_trace),
+    }
+)
+
 _ANSWERS: dict[tuple[Any, CodeType], Callable[..., Any]] = {
-    (Tensor.__bool__, _code(warn_if_nan)): lambda is_nan: False,  # it is looked for in each replay
-    # TraceEnum_ELBO leaves out terms of probability zero; as zeros they do not change a sum.
+    (Tensor.__bool__, _code(warn_if_nan)): lambda is_nan: False,  # each replay checks for NaN itself
+    # TraceEnum_ELBO leaves out terms of probability zero. Kept as zeros, they do not change a sum.
     (Tensor.__bool__, _code(Dice.compute_expectation)): lambda nothing_to_leave_out: False,
     (Tensor.masked_select, _code(Dice.compute_expectation)): lambda term, mask: torch.where(mask, term, 0.0),
     **{(Tensor.item, _code(function)): Tensor.detach for function in _TO_NUMBERS},

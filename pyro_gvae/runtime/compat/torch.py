@@ -1,6 +1,7 @@
-"""What the package asks of torch, and torch's public interface does not answer: one function for each question.
+"""Questions that torch's public interface does not answer, one function for each.
 
-No release of torch promises these names. `tests/runtime/test_compat.py` asks each question in a few lines.
+The functions use private names, which no release of torch promises. `tests/runtime/test_compat.py` asks each question
+in a few lines.
 """
 
 import linecache
@@ -41,12 +42,12 @@ Nesting = pytree.TreeSpec
 
 
 def flattened(tree: Any) -> tuple[list[Any], Nesting]:
-    """Return the leaves of nested containers, and how they are nested."""
+    """Return the leaves of nested containers, and their nesting."""
     return pytree.tree_flatten(tree)
 
 
 def nested(leaves: Sequence[Any], nesting: Nesting) -> Any:
-    """Return leaves in the containers that :func:`flattened` took away."""
+    """Put leaves back into the containers that :func:`flattened` removed."""
     return pytree.tree_unflatten(leaves, nesting)
 
 
@@ -61,7 +62,7 @@ def tensors_in(tree: Any) -> list[Tensor]:
 
 
 def tensors_mapped(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """Return the same containers, with a function's results in place of tensors."""
+    """Apply a function to the tensors in nested containers, and return the same containers with its results."""
     return pytree.tree_map_only(Tensor, function, tree)
 
 
@@ -69,7 +70,7 @@ def tensors_mapped(function: Callable[[Tensor], Any], tree: Any) -> Any:
 
 
 def is_operation(target: Any) -> bool:
-    """Tell whether a graph's node calls an operation of torch, and not a function of Python."""
+    """Return whether a node of a graph calls an operation of torch, and not a Python function."""
     return isinstance(target, torch._ops.OpOverload)
 
 
@@ -80,16 +81,16 @@ def name_of_operation(operation: Any) -> str:
 
 
 def shares_memory(operation: Any) -> bool:
-    """Tell whether a result of an operation lies in the memory of an argument, as a view does.
+    """Return whether a result of an operation shares memory with an argument, as a view does.
 
-    Schemas say it, but for `_unsafe_view`, which promises that nobody uses its argument any more.
+    Schemas tell, except that of `_unsafe_view`, whose argument must not be used afterwards.
     """
     is_view = any(result.alias_info is not None for result in operation._schema.returns)
     return is_view or operation is torch.ops.aten._unsafe_view.default
 
 
 def written_arguments(operation: Any) -> list[tuple[int, str]]:
-    """Return positions and names of the arguments whose memory an operation writes to, as its schema says."""
+    """Return position and name of each argument whose memory an operation writes to, by its schema."""
     arguments = enumerate(operation._schema.arguments)
     aliases = [(position, argument.name, argument.alias_info) for position, argument in arguments]
     return [(position, name) for position, name, alias in aliases if alias is not None and alias.is_write]
@@ -100,10 +101,10 @@ def written_arguments(operation: Any) -> list[tuple[int, str]]:
 
 @contextmanager
 def one_mode_for_shapes() -> Iterator[None]:
-    """Give `make_fx` one mode that finds the shapes of results.
+    """Give `make_fx` a single mode that computes the shapes of results.
 
-    Without it, torch makes one for each operation that it records, and keeps a stack trace with it: a recording takes
-    40 % less time.
+    Otherwise torch makes one for each recorded operation and keeps a stack trace with it. With one mode, recording
+    takes 40 % less time.
     """
     with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
         yield
@@ -111,7 +112,7 @@ def one_mode_for_shapes() -> Iterator[None]:
 
 @contextmanager
 def no_sources_kept() -> Iterator[None]:
-    """Forget the source text of graphs that are compiled here: for tracebacks, torch would keep it for good."""
+    """Drop the source text of graphs compiled in this block, which torch would keep for tracebacks forever."""
     known = set(_loader.eval_cache)
     try:
         yield
@@ -122,7 +123,7 @@ def no_sources_kept() -> Iterator[None]:
 
 
 def compiled(graph_module: GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
-    """Compile a graph of flat inputs and outputs by Inductor as it is: `torch.compile` would trace it once more."""
+    """Compile a graph with flat inputs and outputs by Inductor, which `torch.compile` would trace once more."""
     return torch._inductor.compile(graph_module, list(inputs), options=options)
 
 
@@ -130,8 +131,8 @@ def compiled(graph_module: GraphModule, inputs: Sequence[Tensor], options: dict[
 
 
 def storage_id(tensor: Tensor) -> int:
-    """Return a number that two tensors share as long as they share their memory.
+    """Return a number that is equal for tensors that share memory.
 
-    It is the address of torch's own object. The objects of Python around it are made anew at each look.
+    It is the address of torch's own storage object. The Python objects that wrap it are created anew at each access.
     """
     return tensor.untyped_storage()._cdata

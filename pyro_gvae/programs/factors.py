@@ -1,0 +1,138 @@
+"""Log-probabilities of a program's statements under joint codes, each with the axes that it has."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Size, Tensor
+
+from .latents import Latent, Space
+
+#: One-hots of each latent, by its name: (s, N, K), the same for all data, or (P, B, N, K).
+Codes = Mapping[str, Tensor]
+
+
+class Site(NamedTuple):
+    """A discrete latent under given codes."""
+
+    latent: Latent
+    log_probs: Tensor  # (B or 1, N, K), or (s, B or 1, N, K) where they depend on the codes of other latents
+    batch_shape: Size  # of all discrete latents together
+    own_shape: Size  # of these, with 1 where data share the latent
+    scale: float | Tensor
+    mask: bool | Tensor | None
+
+    @property
+    def depends(self) -> bool:
+        """Whether its log-probabilities depend on the codes of other latents."""
+        return self.log_probs.dim() == 4
+
+    @property
+    def share(self) -> float:
+        """Of one datum in the latent: less than 1 where several data share it."""
+        return self.own_shape.numel() / self.batch_shape.numel()
+
+    def score(self, codes: Codes) -> Tensor:
+        """The log-probability (s, B or 1) of codes, neither scaled nor masked."""
+        own = codes[self.latent.name]
+        if own.dim() == 4:
+            return (own * self.log_probs).sum((-2, -1))
+        if self.depends:
+            return (own.unsqueeze(1) * self.log_probs).sum((-2, -1))
+        return own.flatten(1) @ self.log_probs.flatten(1).T
+
+    def weigh(self, per_datum: Tensor) -> Tensor:
+        """Scale and mask (..., B) as the program does with the latent."""
+        others = per_datum.shape[:-1]
+        per_datum = per_datum.expand(*others, self.batch_shape.numel()).reshape((*others, *self.batch_shape))
+        weighed: Tensor = scale_and_mask(per_datum, self.scale, self.mask)
+        return (weighed if self.share == 1 else weighed * self.share).reshape(*others, -1)
+
+
+class Factor(NamedTuple):
+    """The log-probability of any other statement, scaled and masked as the program says."""
+
+    log_prob: Tensor  # (s, B) where it depends on the codes, else (1, B)
+    own_shape: Size  # the batch shape of all discrete latents, with 1 where data share the statement
+    scale: float | Tensor
+    unweighed: Callable[[], Tensor]  # neither scaled nor masked, nor divided among the data that share it
+
+
+class Reading(NamedTuple):
+    """What a program says about given codes."""
+
+    sites: dict[str, Site]
+    factors: dict[str, Factor]
+    values: dict[str, Tensor]  # of its continuous latents
+
+    @property
+    def depends(self) -> bool:
+        """Whether anything that it says depends on the codes, beyond which of them a site has."""
+        return any(site.depends for site in self.sites.values()) or any(
+            len(factor.log_prob) > 1 for factor in self.factors.values()
+        )
+
+
+class Layout(NamedTuple):
+    """What a few small runs tell about a pair: its discrete latents, and where their codes are.
+
+    Attributes:
+        space: the discrete latents, in the order of the model.
+        nesting: the number of batch dimensions that plates take.
+        batch_shape: of all discrete latents together.
+        plates: those that a discrete latent is in.
+        sizes: of the batch dimensions.
+        obstacle: why the programs do not take codes in one more dimension, or None if they do.
+        guide_depends: whether what the guide says of one latent depends on the codes of another.
+        has_continuous: whether the guide has continuous latents.
+    """
+
+    space: Space
+    nesting: int
+    batch_shape: Size
+    plates: frozenset[str]
+    sizes: frozenset[int]
+    dtype: torch.dtype
+    device: torch.device
+    obstacle: str | None
+    guide_depends: bool
+    has_continuous: bool
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self.batch_shape.numel()
+
+    def few(self) -> tuple[int, int]:
+        """Two small numbers of codes that are no plate's size: what pairs codes with data fails on them."""
+        numbers = (number for number in itertools.chain((2, 4), itertools.count(5)) if number not in self.sizes)
+        return next(numbers), next(numbers)
+
+    def some_codes(self, count: int) -> dict[str, Tensor]:
+        """A few codes of each latent (count, N, K), whatever the number of all: the last digit counts."""
+        found = {}
+        for latent in self.space.latents:
+            codes = torch.zeros(count, latent.num_latents, latent.num_categories, dtype=self.dtype, device=self.device)
+            codes[:, :-1, 0] = 1.0
+            rows = torch.arange(count, device=self.device)
+            codes[rows, -1, rows % latent.num_categories] = 1.0
+            found[latent.name] = codes
+        return found
+
+
+def common_scale(scales: Sequence[float | Tensor]) -> float | Tensor:
+    """The one scale of all statements, which stands outside of the logarithm of a sum over codes.
+
+    Raises:
+        ValueError: if there is not one.
+    """
+    one_each = all(not isinstance(scale, Tensor) or scale.numel() == 1 for scale in scales)
+    if not one_each or len({float(scale) for scale in scales}) > 1:
+        raise ValueError(
+            "Expected all sites of the model to share one scale, but found several: there is no log p(x) where "
+            "likelihood and prior, or the data, are scaled differently. Try the ELBO, or one poutine.scale around "
+            "the model."
+        )
+    return scales[0]

@@ -1,0 +1,182 @@
+"""What a pair says about joint codes: the weight of each under the guide, and what is weighted.
+
+A factor that lacks the axis of the codes is counted once, and the KL of latents that depend on no other is closed form.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from ..handlers.sites import Run
+from .factors import Codes, Layout, Reading, Site, common_scale
+from .runs import Runs
+from .statements import read
+
+
+class Guide(NamedTuple):
+    """What the guide says once, whatever the codes.
+
+    Attributes:
+        sites: discrete latents that do not depend on the codes of others; their part of a KL is closed form.
+        values: continuous latents that do not depend on codes: one draw for all of them.
+        log_q: the log-density (1, B) of these, scaled and masked, or None if there are none.
+    """
+
+    sites: dict[str, Site]
+    values: dict[str, Tensor]
+    log_q: Tensor | None
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors that sums over codes read."""
+        log_q = [] if self.log_q is None else [self.log_q]
+        return [*(site.log_probs for site in self.sites.values()), *self.values.values(), *log_q]
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Self:
+        """The same with other tensors in their place."""
+        rest = iter(tensors)
+        return self._replace(
+            sites={name: site._replace(log_probs=next(rest)) for name, site in self.sites.items()},
+            values={name: next(rest) for name in self.values},
+            log_q=None if self.log_q is None else next(rest),
+        )
+
+
+def read_guide_once(runs: Runs, layout: Layout) -> Guide:
+    """Run the guide for what does not depend on codes."""
+    if layout.obstacle is not None:
+        return Guide({}, {}, None)
+    codes = layout.some_codes(layout.few()[0] if layout.guide_depends else 1)
+    found = read(runs.guide, layout, codes, {})
+    constant = {name: factor.log_prob for name, factor in found.factors.items() if len(factor.log_prob) == 1}
+    return Guide(
+        sites={name: site for name, site in found.sites.items() if not site.depends},
+        values={name: value for name, value in found.values.items() if name in constant},
+        log_q=_add(constant.values()) if constant else None,
+    )
+
+
+class Terms(NamedTuple):
+    """What a slice of codes adds to the ELBO.
+
+    Attributes:
+        log_weights: log q of the codes (s, B or 1), neither scaled nor masked.
+        table: what is to be weighted (s, B), scaled and masked.
+        constant: what is not, (B,): the same in every slice, to be counted once.
+    """
+
+    log_weights: Tensor
+    table: Tensor
+    constant: Tensor | None
+
+
+class JointScores(NamedTuple):
+    """What a slice of codes says about log p(x, z)."""
+
+    joint: Tensor  # (s, B): log p(x, z), masked, not scaled
+    scale: float | Tensor  # of all statements, outside of a sum over codes
+
+
+def elbo_terms(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> Terms:
+    """Run both programs on joint codes."""
+    return _stacked([_elbo_terms(layout, guide, *found) for found in read_both(runs, layout, guide, codes)])
+
+
+def joint_scores(model: Run, layout: Layout, codes: Codes) -> JointScores:
+    """Run the model on joint codes."""
+    return _joined([_joint_scores(layout, part, read(model, layout, part, {})) for part in _parts(layout, codes)])
+
+
+def terms_and_scores(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> tuple[Terms, JointScores]:
+    """:func:`elbo_terms` and :func:`joint_scores` from the same run of the model."""
+    both = read_both(runs, layout, guide, codes)
+    terms = _stacked([_elbo_terms(layout, guide, *found) for found in both])
+    return terms, _joined([_joint_scores(layout, found.codes, found.p) for found in both])
+
+
+class Both(NamedTuple):
+    """What guide and model say about the same codes."""
+
+    codes: Codes
+    q: Reading  # without what is the same for all codes, if nothing else is left
+    p: Reading
+
+
+def read_both(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> list[Both]:
+    """Run both programs on joint codes: on all at once, or on one after another where there is an obstacle."""
+    found = []
+    for part in _parts(layout, codes):
+        q = read(runs.guide, layout, part, guide.values) if layout.guide_depends else Reading({}, {}, {})
+        found.append(Both(part, q, read(runs.model, layout, part, guide.values | q.values)))
+    return found
+
+
+def _parts(layout: Layout, codes: Codes) -> list[Codes]:
+    if layout.obstacle is None:
+        return [codes]
+    return [{name: own[row : row + 1] for name, own in codes.items()} for row in range(_count(codes))]
+
+
+def _count(codes: Codes) -> int:
+    return len(next(iter(codes.values())))
+
+
+def _stacked(parts: list[Terms]) -> Terms:
+    if len(parts) == 1:
+        return parts[0]
+    weights, table, _ = zip(*parts, strict=True)  # of several parts nothing is constant
+    return Terms(torch.cat(weights), torch.cat(table), None)
+
+
+def _joined(parts: list[JointScores]) -> JointScores:
+    return JointScores(torch.cat([part.joint for part in parts]), parts[0].scale) if len(parts) > 1 else parts[0]
+
+
+def _elbo_terms(layout: Layout, guide: Guide, codes: Codes, q: Reading, p: Reading) -> Terms:
+    q_sites = q.sites | guide.sites
+    table = [factor.log_prob for factor in p.factors.values()]
+    constant = []
+    for name, site in p.sites.items():
+        if name in guide.sites and not site.depends:
+            constant.append(site.weigh((guide.sites[name].log_probs.exp() * site.log_probs).sum((-2, -1))))
+        else:
+            table.append(site.weigh(site.score(codes)))
+    for name, site in q_sites.items():
+        if name in guide.sites:
+            constant.append(-site.weigh((site.log_probs.exp() * site.log_probs).sum((-2, -1))))
+        else:
+            table.append(-site.weigh(site.score(codes)))
+    table += [-factor.log_prob for name, factor in q.factors.items() if name not in guide.values]
+    if guide.log_q is not None:
+        constant.append(-guide.log_q.squeeze(0))
+    return Terms(
+        log_weights=_add([site.score(codes) for site in q_sites.values()]),
+        table=_add(table).expand(_count(codes), -1),
+        constant=_add(constant) if constant else None,
+    )
+
+
+def _joint_scores(layout: Layout, codes: Codes, found: Reading) -> JointScores:
+    for name in found.values:
+        raise ValueError(
+            f"Expected a model whose latents are all discrete, but found '{name}', over which no sum can be taken. Try "
+            "exact.elbo, which draws it, or to condition on it."
+        )
+    for name, site in found.sites.items():
+        if site.share != 1:
+            raise ValueError(
+                f"Expected every discrete latent to be inside of the plate(s) {sorted(layout.plates)}, but found "
+                f"'{name}', which several data share: log p(x) is then no sum over data. Try exact.elbo, a bound of it."
+            )
+    scales = [site.scale for site in found.sites.values()]
+    scale = common_scale([*scales, *(factor.scale for factor in found.factors.values())])
+    table = _add([factor.log_prob for factor in found.factors.values()])
+    priors = _add([site.score(codes) for site in found.sites.values()])
+    return JointScores(table.expand(_count(codes), -1) / scale + priors, scale)
+
+
+def _add(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of one or more tensors, from the first to the last."""
+    return functools.reduce(torch.add, terms)

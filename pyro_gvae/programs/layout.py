@@ -1,0 +1,187 @@
+"""What a few small runs tell about a pair, before anything is summed: its latents, its plates, and what it refuses."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.inspect import get_dependencies
+from torch import Tensor
+
+from ..handlers.discretize_messenger import DiscretizeMessenger
+from ..handlers.sites import Run, plates_of
+from .factors import Layout, Reading
+from .latents import Space
+from .modes import without_trace
+from .runs import Runs
+from .statements import Draw, Reader, first_shared_value, first_value, latent_of, read, sample_shape
+
+
+def lay_out(runs: Runs, *, with_guide: bool = True) -> Layout:
+    """Find a pair's discrete latents, from a few runs that leave random numbers as they were.
+
+    Args:
+        runs: the pair with its data bound.
+        with_guide: whether the guide is read; the evidence is the model's alone.
+
+    Raises:
+        ValueError: if the model has no discrete latent or observes nothing, if the guide's latents are not the
+            model's, or if a statement mixes the codes of several data.
+    """
+    with torch.no_grad(), without_trace():
+        return _lay_out(runs, with_guide)
+
+
+def _lay_out(runs: Runs, with_guide: bool) -> Layout:
+    guide = Reader(first_value, _any_draw({}))
+    if with_guide:
+        guide.run(runs.guide)
+    given = {name: msg["value"] for name, msg in guide.continuous().items()}
+    model = _run_on_one_code(runs.model, given)
+    if with_guide:
+        _check_pair(guide, model)
+    _check_model(model, given, with_guide)
+    messages = [*model.messages.values(), *guide.messages.values()]
+    frames = [frame for msg in messages for frame in msg["cond_indep_stack"] if frame.vectorized]
+    shapes = [sample_shape(found) for found in (*model.discrete.values(), *guide.discrete.values())]
+    batch_shape = torch.broadcast_shapes(*shapes)
+    first = next(iter(model.discrete.values())).logits
+    layout = Layout(
+        space=Space(tuple(latent_of(name, found) for name, found in model.discrete.items())),
+        nesting=max([len(batch_shape), *(-frame.dim for frame in frames)]),
+        batch_shape=batch_shape,
+        plates=frozenset().union(*(plates_of(model.messages[name]) for name in model.discrete)),
+        sizes=frozenset([*batch_shape, *(frame.size for frame in frames)]),
+        dtype=torch.promote_types(first.dtype, torch.float32),
+        device=first.device,
+        obstacle=None,
+        guide_depends=True,
+        has_continuous=bool(given),
+    )
+    _check_mixing(runs.model, model, layout)
+    if with_guide:
+        _check_mixing(runs.guide, guide, layout)
+    readings: list[Reading] = []
+    obstacle = obstacle_of(lambda: readings.append(_read_both(runs, layout, layout.few()[0], with_guide)))
+    if obstacle is None:
+        return layout._replace(guide_depends=readings[0].depends)
+    plain = layout._replace(obstacle=obstacle)
+    _read_both(runs, plain, 1, with_guide)
+    return plain
+
+
+def obstacle_of(run: Callable[[], Any]) -> str | None:
+    """Why programs do not take an axis left of their plates, of which an error tells; None if they do."""
+    try:
+        run()
+    except (RuntimeError, ValueError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise
+        return str(error).splitlines()[0]
+    return None
+
+
+def _run_on_one_code(model: Run, given: Mapping[str, Tensor]) -> Reader:
+    """Run the model on a code that all data share, which it decodes once, or else on one in the shape of a sample."""
+    try:
+        reader = Reader(first_shared_value, _any_draw(given))
+        reader.run(model)
+    except (RuntimeError, ValueError, IndexError):
+        reader = Reader(first_value, _any_draw(given))
+        reader.run(model)
+    return reader
+
+
+def _read_both(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> Reading:
+    codes = layout.some_codes(num_codes)
+    q = read(runs.guide, layout, codes, {}) if with_guide else Reading({}, {}, {})
+    read(runs.model, layout, codes, q.values)
+    return q
+
+
+def _any_draw(given: Mapping[str, Tensor]) -> Draw:
+    def draw(name: str, fn: Any) -> Tensor:
+        value: Tensor = given[name] if name in given else fn.sample()
+        return value
+
+    return draw
+
+
+def _check_pair(guide: Reader, model: Reader) -> None:
+    for name, msg in guide.messages.items():
+        if msg["is_observed"]:
+            raise ValueError(f"Expected the guide to observe nothing, but found '{name}' observed in it.")
+        if name not in model.messages and not msg["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"Expected the latents of the guide to have the same name in the model, but found '{name}' in the "
+                'guide alone. Try infer={"is_auxiliary": True} if it is meant to be.'
+            )
+    for name, found in model.discrete.items():
+        if name not in guide.discrete:
+            raise ValueError(
+                f"Expected the discrete latents of model and guide to have the same names, but found '{name}' in the "
+                "model alone."
+            )
+        expected, own = latent_of(name, found), latent_of(name, guide.discrete[name])
+        same = (expected.kind, expected.shape, expected.num_categories) == (own.kind, own.shape, own.num_categories)
+        if not same or sample_shape(found) != sample_shape(guide.discrete[name]):
+            raise ValueError(
+                f"Expected model and guide to have codes of the same shape, but found "
+                f"{expected.num_latents} {expected.kind.value} of {expected.num_categories} categories with batch "
+                f"shape {tuple(sample_shape(found))} in the model and {own.num_latents} {own.kind.value} of "
+                f"{own.num_categories} with {tuple(sample_shape(guide.discrete[name]))} in the guide at '{name}'."
+            )
+
+
+def _check_model(model: Reader, given: Mapping[str, Tensor], with_guide: bool) -> None:
+    if not model.discrete:
+        raise ValueError("Expected the model to have a discrete latent, but found none. Try Trace_ELBO.")
+    if all(name in model.discrete for name in model.messages):
+        found = ", ".join(f"'{name}'" for name in model.discrete)
+        raise ValueError(f"Expected the model to observe data, but found no statement but the latent {found}.")
+    drawn = [name for name in model.continuous() if name not in given]
+    if drawn and with_guide:
+        raise ValueError(
+            f"Expected the guide to have all continuous latents of the model, but found '{drawn[0]}' in the model "
+            "alone. Try to add it to the guide, or to condition on it."
+        )
+    if drawn:
+        raise ValueError(
+            f"Expected a model whose latents are all discrete, but found '{drawn[0]}', over which no sum can be taken. "
+            "Try the ELBO, which draws it, or to condition on it."
+        )
+
+
+def _check_mixing(program: Run, read_before: Reader, layout: Layout) -> None:
+    """Refuse a statement outside of the plates of a discrete latent that it depends on; shapes do not tell which do."""
+    outside = {name: left for name, msg in read_before.messages.items() if (left := layout.plates - plates_of(msg))}
+    if not outside:
+        return
+    with poutine.block(), DiscretizeMessenger():
+        upstream: Any = get_dependencies(program)["prior_dependencies"]
+    for name, left in outside.items():
+        for other in read_before.discrete:
+            inner = plates_of(read_before.messages[other])
+            if other != name and other in upstream.get(name, ()) and inner & left:
+                raise _mixes_data(name, other, inner & left)
+
+
+def _mixes_data(name: str, other: str, plates: frozenset[str]) -> ValueError:
+    return ValueError(
+        f"Expected every statement that depends on '{other}' to be inside of its plate(s) {sorted(plates)}, but found "
+        f"'{name}' outside of them: it belongs to no single datum, and the sum would be over the codes of all data at "
+        "once. Try to move it into the plate, or, for a plate of latents, one site with .to_event(1)."
+    )
+
+
+def warn_of(layout: Layout) -> None:
+    """Warn once of programs that are run for one joint code after another."""
+    if layout.obstacle is not None:
+        warnings.warn(
+            "Expected programs that take codes in one more dimension left of the plates, but found: "
+            f"{layout.obstacle.rstrip('.')}. They are run for one joint code after another, which gives the same "
+            "numbers and takes longer. Try operations on the last dimensions alone, such as z.flatten(-2) in place of "
+            "z.reshape(len(x), -1), and to broadcast what is concatenated.",
+            stacklevel=2,
+        )

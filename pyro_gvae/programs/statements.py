@@ -1,0 +1,219 @@
+"""One run of a program on joint codes: what each of its statements says, with the axes that it has.
+
+Codes of all discrete latents share one axis, left of the plates: row s has the s-th value of each of them. Programs are
+run on rows of codes as if these were samples, and continuous latents are drawn. What has the axis depends on the codes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Size, Tensor
+from typing_extensions import override
+
+from ..distributions.parameters import at_least_float32
+from ..handlers.one_hot_messenger import OneHotMessenger
+from ..handlers.sites import Messages, OneHotSite, Run, plates_of
+from ..runtime.compat.pyro import is_random
+from .factors import Codes, Factor, Layout, Reading, Site
+from .latents import Discrete, Latent, discrete
+
+#: The value of a discrete latent, by its name and what its distribution says.
+Place = Callable[[str, Discrete], Tensor]
+#: The value of a continuous latent, by its name and its distribution.
+Draw = Callable[[str, Any], Tensor]
+
+
+@final
+class Reader(OneHotMessenger):
+    """Gives the latents of a program their values, and keeps what all statements say."""
+
+    def __init__(self, place: Place, draw: Draw) -> None:
+        super().__init__()
+        self.place = place
+        self.draw = draw
+        self.discrete: dict[str, Discrete] = {}
+        self.messages: dict[str, Messages] = {}
+
+    @override
+    def declare(self, msg: Messages, site: OneHotSite) -> None:
+        """Nothing: every kind of discrete latent is read, not one-hots alone."""
+
+    def _pyro_sample(self, msg: Messages) -> None:
+        is_latent = not msg["is_observed"] and msg["value"] is None and is_random(msg)
+        if msg["done"] or not is_latent or not self.decides():
+            return
+        found = discrete(msg["fn"])
+        if found is not None:
+            self.discrete[msg["name"]] = found
+            msg["value"] = self.place(msg["name"], found)
+        else:
+            msg["value"] = self.draw(msg["name"], msg["fn"])
+
+    def _pyro_post_sample(self, msg: Messages) -> None:
+        if is_random(msg):
+            self.messages[msg["name"]] = msg
+
+    def run(self, program: Run) -> None:
+        """Run the program."""
+        with self:
+            program()
+
+    def continuous(self) -> dict[str, Messages]:
+        """The latents that are not discrete."""
+        return {
+            name: msg for name, msg in self.messages.items() if name not in self.discrete and not msg["is_observed"]
+        }
+
+
+def reparameterized(given: Mapping[str, Tensor]) -> Draw:
+    """Values of continuous latents as they are given, or one pathwise draw."""
+
+    def draw(name: str, fn: Any) -> Tensor:
+        if name in given:
+            return given[name]
+        if not fn.has_rsample:
+            innermost = fn
+            while hasattr(innermost, "base_dist"):
+                innermost = innermost.base_dist
+            raise ValueError(
+                f"Expected latents that can be summed over or reparameterized, but found '{name}', a "
+                f"{type(innermost).__name__} without rsample. Try to condition on it, or an estimator that scores, "
+                "such as reinforce-loo."
+            )
+        value: Tensor = fn.rsample()
+        return value
+
+    return draw
+
+
+def first_value(name: str, found: Discrete) -> Tensor:
+    """The first code of a latent, in the shape of a sample."""
+    codes = torch.zeros_like(found.logits)
+    codes[..., 0] = 1.0
+    return latent_of(name, found).value(flat(codes, found))
+
+
+def first_shared_value(name: str, found: Discrete) -> Tensor:
+    """The first code of a latent, with a batch shape of ones."""
+    return first_value(name, found._replace(logits=found.logits[(slice(1),) * len(sample_shape(found))]))
+
+
+def flat(values: Tensor, found: Discrete) -> Tensor:
+    """Reshape (*batch, *shape, K) as (*batch, N, K)."""
+    batch_shape = values.shape[: values.dim() - found.num_event_dims - 1]
+    return values.reshape(*batch_shape, -1, values.shape[-1])
+
+
+def latent_of(name: str, found: Discrete) -> Latent:
+    """How the values of a discrete latent are written."""
+    rank = found.logits.dim() - found.num_event_dims - 1
+    return Latent(name, found.kind, found.logits.shape[rank:-1], found.logits.shape[-1], found.dtype)
+
+
+def sample_shape(found: Discrete) -> Size:
+    """The batch shape of a discrete latent."""
+    return found.logits.shape[: found.logits.dim() - found.num_event_dims - 1]
+
+
+def read(program: Run, layout: Layout, codes: Codes, given: Mapping[str, Tensor]) -> Reading:
+    """Run a program on joint codes that all data share, its continuous latents drawn.
+
+    Args:
+        program: with its data bound.
+        layout: what is known of it.
+        codes: one-hots (s, N, K) of each latent, by name; one alone where the layout has an obstacle.
+        given: values of continuous latents.
+    """
+
+    def place(name: str, found: Discrete) -> Tensor:
+        own = codes[name]
+        # In the type that the program's samples have, which its networks take; scores are computed in float32 at least.
+        latent = latent_of(name, found)
+        if layout.obstacle is not None:  # one code, in the shape of a sample
+            return latent.value(own[0].expand(*sample_shape(found), -1, -1))
+        return latent.value(own.reshape(len(own), *(1,) * layout.nesting, *own.shape[-2:]))
+
+    return read_with(program, layout, place, reparameterized(given))
+
+
+def read_with(program: Run, layout: Layout, place: Place, draw: Draw) -> Reading:
+    """Run a program with the values that `place` and `draw` give to its latents."""
+    latents = {latent.name: latent for latent in layout.space.latents}
+    reader = Reader(place, draw)
+    reader.run(program)
+    return Reading(
+        sites={
+            name: _site(latents[name], found, reader.messages[name], layout) for name, found in reader.discrete.items()
+        },
+        factors={
+            name: _factor(name, msg, layout) for name, msg in reader.messages.items() if name not in reader.discrete
+        },
+        values={name: msg["value"] for name, msg in reader.continuous().items()},
+    )
+
+
+def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Site:
+    logits = flat(at_least_float32(found.logits), found)  # (*batch, N, K)
+    batch_shape, strides = logits.shape[:-2], logits.stride()[:-2]
+    depends = len(batch_shape) > layout.nesting  # also on a single code, whose axis has the size 1
+    own = batch_shape[-layout.nesting :] if layout.nesting else Size()
+    own = Size([1] * (len(layout.batch_shape) - len(own))) + own[len(own) - len(layout.batch_shape) :]
+    axes = slice(len(batch_shape) - layout.nesting, None) if len(batch_shape) > layout.nesting else slice(None)
+    shared = all(size == 1 or stride == 0 for size, stride in zip(batch_shape[axes], strides[axes], strict=True))
+    if depends:
+        rows = logits[(slice(None), *(slice(1),) * layout.nesting)] if shared else logits
+        rows = rows.expand(-1, *(rows.shape[1:-2] if shared else _padded(layout)), -1, -1)
+        log_probs = torch.log_softmax(rows, -1).reshape(len(logits), -1, *logits.shape[-2:])
+    else:
+        rank = logits.dim() - 2
+        rows = (
+            logits[(slice(1),) * rank] if shared else logits.expand(*_padded(layout)[layout.nesting - rank :], -1, -1)
+        )
+        log_probs = torch.log_softmax(rows.reshape(-1, *logits.shape[-2:]), -1)
+    masks = [mask for mask in (found.mask, msg["mask"]) if mask is not None]
+    return Site(
+        latent=latent,
+        log_probs=log_probs.clamp_min(torch.finfo(log_probs.dtype).min),
+        batch_shape=layout.batch_shape,
+        own_shape=own,
+        scale=msg["scale"],
+        mask=masks[0] & masks[-1] if masks else None,
+    )
+
+
+def _padded(layout: Layout) -> tuple[int, ...]:
+    """The batch shape of all discrete latents, with the batch dimensions of all plates."""
+    return (1,) * (layout.nesting - len(layout.batch_shape)) + tuple(layout.batch_shape)
+
+
+def _factor(name: str, msg: Messages, layout: Layout) -> Factor:
+    """A statement's log-probability, summed over plates that no discrete latent has."""
+    log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+    weighed = scale_and_mask(log_prob, msg["scale"], msg["mask"])
+    weighed = weighed.reshape((1,) * (layout.nesting + 1 - weighed.dim()) + weighed.shape)  # (s or 1, *plates)
+    own, found = _padded(layout), weighed.shape[1:]
+    plates = {frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
+    for dim in range(-len(found), 0):
+        expected = own[dim] if -dim <= layout.nesting else 0
+        is_shared = found[dim] == 1 and layout.plates - plates_of(msg)
+        if found[dim] != expected and not is_shared and not (expected == 1 and found[dim] == plates.get(dim)):
+            raise ValueError(
+                f"Expected every statement to have the batch shape {tuple(layout.batch_shape)} of the discrete "
+                f"latents, with one more dimension left of it for codes, but found {tuple(weighed.shape)} at "
+                f"'{name}': it pairs codes with data, or belongs to no single datum."
+            )
+    kept = tuple(min(size, expected) for size, expected in zip(found, own, strict=True))
+
+    def reduced(values: Tensor) -> Tensor:
+        values = values.reshape((1,) * (layout.nesting + 1 - values.dim()) + values.shape)
+        return values.sum_to_size(len(values), *kept).expand(-1, *own).reshape(len(values), -1)
+
+    times = Size(own).numel() // Size(kept).numel()  # data that share a statement count it once together
+    return Factor(
+        log_prob=reduced(weighed) if times == 1 else reduced(weighed) / times,
+        own_shape=Size(kept[layout.nesting - len(layout.batch_shape) :]),
+        scale=msg["scale"],
+        unweighed=lambda: reduced(log_prob),
+    )

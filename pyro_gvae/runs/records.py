@@ -1,0 +1,63 @@
+"""What files of a run folder say, as far as it is read again: names and types, whoever wrote them."""
+
+from typing import TypedDict
+
+
+class TrainLine(TypedDict):
+    """An evaluation of a training run, in its metrics.jsonl; what may be None may be absent."""
+
+    step: int
+    epoch: float
+    seconds: float
+    stage: int
+    estimator: str
+    skipped: int
+    elbo_is: str
+    steps_per_second: float | None
+    train_objective: float | None
+    train_elbo: float | None
+    test_elbo: float | None
+    learning_rate: float | None
+    temperature: float | None
+    prior_temperature: float | None
+    beta: float | None
+
+
+class CompareLine(TypedDict):
+    """An evaluation of a cell, in the metrics.jsonl of its comparison."""
+
+    estimator: str
+    setting: str | None
+    seed: int
+    finished: bool
+    step: int
+    epoch: float
+    seconds: float
+    train_objective: float | None
+    train_elbo: float | None
+    test_objective: float | None
+    test_elbo: float | None
+    test_log_evidence: float | None
+
+
+class CellRecord(TypedDict):
+    """A cell, as the config.json of its comparison lists it."""
+
+    estimator: str
+    setting: str
+    seed: int
+
+
+class CompareRecord(TypedDict):
+    """What a report reads of a comparison's config.json."""
+
+    dataset: str
+    cells: list  # type: ignore[type-arg]
+    seeds: list  # type: ignore[type-arg]
+    sizes: list | None  # type: ignore[type-arg]
+    num_latents: int
+    num_categories: int
+    epochs: int
+    image_shape: list  # type: ignore[type-arg]
+    command: str | None
+    versions: dict | None  # type: ignore[type-arg]

@@ -1,0 +1,192 @@
+"""Folders that a stranger made: nothing is run, reached, read or written outside of them that nobody asked for."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from strangers import command, compare_run, rewrite, train_run
+
+from pyro_gvae.cli.main import _parse, _resume_by
+from pyro_gvae.compare import run as compare_module
+from pyro_gvae.data.datasets import load
+from pyro_gvae.train import setup
+
+#: Settings that reach out of a folder, as a stranger would have them.
+OUTSIDE = {
+    "data_dir": "/stranger/data",
+    "download": True,
+    "device": "cuda:7",
+    "output": "/stranger/output",
+    "workers": 64,
+    "backend": "dask",
+    "scheduler": "tcp://stranger:8786",
+}
+FEW = {
+    "resume": {},
+    "report": {},
+    "evaluate": {"num_data": 4, "particles": 4},
+    "encode": {"num_data": 4},
+    "reconstruct": {"num_data": 4},
+    "sample": {"num_samples": 4},
+    "gaps": {"num_data": 4, "num_particles": 2},
+}
+#: What a link may stand in place of, in a folder of train.
+LINKED = [
+    *("config.json", "metrics.jsonl", "checkpoint.safetensors", "weights.safetensors", ".lock", "report.html"),
+    *("figures", "evaluation", "codes", "reconstructions", "samples", "tensorboard", "gaps.csv", "best.safetensors"),
+    *(".metrics.jsonl.0123456789abcdef.tmp", "figures/gaps.png", "deep/er/anything"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return train_run(tmp_path_factory.mktemp("strangers") / "trained")
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    return compare_run(tmp_path_factory.mktemp("strangers") / "compared")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What is asked of the data, of each cell that is to be trained, and of a cluster."""
+    calls = []
+
+    def loaded(name, **options):
+        calls.append((options["data_dir"].name, options["download"], "cpu"))
+        return load(name, **options)
+
+    def trained(job):
+        calls.append((job.config.data_dir.name, job.config.download, job.config.device))
+
+    def reached(address):
+        raise ValueError(f"connected to {address}")
+
+    monkeypatch.setattr(setup, "load", loaded)
+    monkeypatch.setattr(compare_module, "train_cell", trained)
+    monkeypatch.setattr(compare_module.sweep, "on_cluster", reached)
+    return calls
+
+
+def is_unfinished(run):
+    """A comparison has a cell to train."""
+    for pictures in run.glob("cells/*/pictures.safetensors"):
+        pictures.unlink()
+
+
+@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("kind", ["trained", "compared"])
+def test_settings_that_reach_outside_are_those_of_this_call(kind, name, trained, compared, asked, tmp_path):
+    run = shutil.copytree({"trained": trained, "compared": compared}[kind], tmp_path / "run")
+    hostile = {name: OUTSIDE[name] for name in ("data_dir", "download", "device", "output")}
+    for folder in (run, *run.glob("cells/*")):
+        rewrite(folder, lambda old: old | {"train": old["train"] | hostile} if "train" in old else old | OUTSIDE)
+    if name == "resume":
+        is_unfinished(run)
+    command(name, run, **FEW[name])
+    assert asked or (kind, name) == ("compared", "report")  # which draws what the folder has
+    assert set(asked) <= {("data", False, "cpu")}
+
+
+def test_what_this_call_says_is_done(trained, compared, asked, tmp_path):
+    """The negative control: the same settings of the call itself are followed."""
+    for number, original in enumerate((trained, compared)):
+        run = shutil.copytree(original, tmp_path / str(number))
+        is_unfinished(run)
+        command("resume", run, data_dir=Path("/mine"), download=True)
+        assert set(asked) == {("mine", True, "cpu")}
+    with pytest.raises(ValueError, match="connected to tcp://mine:1"):
+        command("resume", run, scheduler="tcp://mine:1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "sentence"),
+    [
+        ("trained", {"workers": 2}, "Expected workers and scheduler with a comparison"),
+        ("trained", {"scheduler": "tcp://mine:1"}, "Expected workers and scheduler with a comparison"),
+        ("compared", {"device": "cuda"}, "Expected a device with a training run"),
+    ],
+)
+def test_what_acts_on_nothing_is_refused(kind, options, sentence, request):
+    with pytest.raises(ValueError, match=sentence):
+        command("resume", request.getfixturevalue(kind), **options)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_no_command_follows_a_link_out_of_the_folder(name, trained, tmp_path):
+    run, outside = shutil.copytree(trained, tmp_path / "run"), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine").write_text("not yours")
+    link = run / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.exists():
+        shutil.copy(link, outside / "mine")
+        link.unlink()
+    link.symlink_to(outside if "." not in name else outside / "mine")
+    before = contents(outside)
+    for command_name, options in FEW.items():
+        with pytest.raises(ValueError, match="is a link or "):
+            command(command_name, run, **options)
+    assert contents(outside) == before and link.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "weights.safetensors"])
+def test_no_command_waits_for_a_pipe(name, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    for command_name, options in FEW.items():
+        with pytest.raises(ValueError, match="is a link or "):
+            command(command_name, run, **options)
+
+
+@pytest.mark.parametrize("seed", ["0/../../../secret", "../x", None, -1, 1.5, [0], True])
+def test_a_cell_lies_in_the_folder(seed, compared, tmp_path):
+    run = shutil.copytree(compared, tmp_path / "run")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "error.txt").write_text("a secret")
+    rewrite(run, lambda old: old | {"cells": [cell | {"seed": seed} for cell in old["cells"]]})
+    with pytest.raises(ValueError, match="is damaged"):
+        command("report", run)
+    assert "secret" not in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("size", [{"num_latents": 10**8}, {"num_categories": 10**12}, {"epochs": 10**18}])
+def test_sizes_cost_a_report_nothing(size, compared, tmp_path):
+    run = shutil.copytree(compared, tmp_path / "run")
+    rewrite(run, lambda old: old | size)
+    command("report", run)
+    page = (run / "report.html").read_text()
+    assert ("about 10^47712125 joint codes" in page) is ("num_latents" in size)
+
+
+def test_a_file_of_a_terabyte_is_not_read(trained, tmp_path):
+    for name, reader in (("config.json", "report"), ("metrics.jsonl", "report"), ("checkpoint.safetensors", "resume")):
+        run = shutil.copytree(trained, tmp_path / name)
+        os.truncate(run / name, 2**40)  # no disk has to hold it
+        with pytest.raises(ValueError, match="Expected"):
+            command(reader, run)
+
+
+def test_stopped_runs_are_resumed_by_what_reaches_out_of_them():
+    """The command that is shown has the settings that the folder does not tell."""
+    config = _parse(["train", "--data-dir", "my data", "--device", "cuda:1", "--download"])
+    shown = "pyro-gvae resume run --data-dir 'my data' --download --device cuda:1"
+    assert _resume_by(config, Path("run")) == shown
+    assert _resume_by(_parse(["compare", "--workers", "2"]), Path("run")) == "pyro-gvae resume run --workers 2"
+    assert _resume_by(_parse(["train"]), Path("run")) == "pyro-gvae resume run"
+
+
+def test_names_that_are_no_text(trained, tmp_path):
+    """A folder's name is bytes."""
+    run = shutil.copytree(trained, os.fsdecode(os.fsencode(tmp_path) + b"/run-\xff"))
+    for name in ("resume", "evaluate", "report"):
+        command(name, Path(run), **FEW[name])
+    assert json.loads((Path(run) / "evaluation" / "exact-seed0.json").read_text())["test"]

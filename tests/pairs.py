@@ -1,0 +1,227 @@
+"""Programs with several discrete latents of every kind, continuous ones beside them, and what stock Pyro says of them.
+
+Continuous latents have a fixed noise, so that a loss that sums over codes is a function.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO, config_enumerate
+from torch import Tensor
+
+B, D, L = 5, 4, 2
+DATA = torch.linspace(-1.0, 1.5, B * D, dtype=torch.float64).sin().reshape(B, D)
+COLUMNS = torch.linspace(-2.0, 2.0, 400, dtype=torch.float64).cos()
+
+
+class FixedNormal(dist.Normal):
+    """A normal whose every sample lies 0.7 standard deviations above its mean."""
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return (self.loc + 0.7 * self.scale).expand(self._extended_shape(sample_shape))
+
+
+class FixedDirichlet(dist.Dirichlet):
+    """A Dirichlet whose every sample is its mean."""
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self.mean.expand(self._extended_shape(sample_shape))
+
+
+def weights(*shape: int) -> Tensor:
+    """Parameters, another draw for each shape."""
+    numel = torch.Size(shape).numel()
+    name = "w" + "x".join(map(str, shape))
+    return pyro.param(name, COLUMNS[: 3 * numel : 3].roll(len(shape)).reshape(shape).clone())
+
+
+def linear(out: int, *inputs: Tensor) -> Tensor:
+    """Each input (..., in) times its own matrix, summed: it broadcasts."""
+    return sum(value @ weights(value.shape[-1], out) + i for i, value in enumerate(inputs))
+
+
+def concatenated(out: int, *inputs: Tensor) -> Tensor:
+    """The same as one matrix of what is concatenated, which does not broadcast."""
+    matrix = torch.cat([weights(value.shape[-1], out) for value in inputs])
+    return torch.cat(inputs, -1) @ matrix + sum(range(len(inputs)))
+
+
+def one_hot(logits: Tensor) -> Any:
+    return dist.OneHotCategorical(logits=logits)
+
+
+def normal(loc: Tensor) -> Any:
+    return FixedNormal(loc, 0.8).to_event(1)
+
+
+def observe(*latents: Tensor, obs: Tensor) -> None:
+    pyro.sample("x", dist.Normal(linear(D, *latents), 1.0).to_event(1), obs=obs)
+
+
+# Each model and guide below is a pair of functions of the data.
+
+
+def two_layers_model(x, *, dense=linear):
+    with pyro.plate("data", len(x)):
+        top = pyro.sample("top", one_hot(weights(3)))
+        below = pyro.sample("below", one_hot(dense(4, top)))
+        pyro.sample("x", dist.Normal(dense(D, top, below), 1.0).to_event(1), obs=x)
+
+
+def bottom_up_guide(x, *, dense=linear):
+    with pyro.plate("data", len(x)):
+        below = pyro.sample("below", one_hot(dense(4, x)))
+        pyro.sample("top", one_hot(dense(3, x, below)))
+
+
+def top_down_guide(x, *, dense=linear):
+    with pyro.plate("data", len(x)):
+        top = pyro.sample("top", one_hot(dense(3, x)))
+        pyro.sample("below", one_hot(dense(4, x, top)))
+
+
+def independent_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("below", one_hot(linear(4, x)))
+        pyro.sample("top", one_hot(linear(3, x)))
+
+
+def bits_model(x):
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Bernoulli(logits=weights(1)[0]))
+        b = pyro.sample("b", dist.Bernoulli(logits=2 * a - 1))
+        k = pyro.sample("k", dist.Categorical(logits=weights(3) * (1 + a.unsqueeze(-1))))
+        observe(torch.stack(torch.broadcast_tensors(a, b, a * b), -1), weights(3, 2)[k], obs=x)
+
+
+def bits_guide(x):
+    with pyro.plate("data", len(x)):
+        b = pyro.sample("b", dist.Bernoulli(logits=x[:, 0]))
+        pyro.sample("a", dist.Bernoulli(logits=x[:, 1] * b))
+        pyro.sample("k", dist.Categorical(logits=linear(3, x)))
+
+
+def m2_model(x):
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", one_hot(weights(3)))
+        z = pyro.sample("z", normal(torch.zeros(L).double()))
+        observe(y, z, obs=x)
+
+
+def m2_guide(x, *, dense=linear):
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", one_hot(dense(3, x)))
+        pyro.sample("z", normal(dense(L, x, y)))
+
+
+def continuous_first_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", normal(torch.zeros(L).double()))
+        y = pyro.sample("y", one_hot(linear(3, z)))
+        observe(y, z, obs=x)
+
+
+def continuous_first_guide(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", normal(linear(L, x)))
+        pyro.sample("y", one_hot(linear(3, x, z)))
+
+
+def mixture_model(x):
+    portions = pyro.sample("portions", dist.Dirichlet(torch.ones(3).double()))
+    centres = pyro.sample("centres", dist.Normal(torch.zeros(3, D).double(), 1.0).to_event(2))
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(portions))
+        pyro.sample("x", dist.Normal(centres[k], 1.0).to_event(1), obs=x)
+
+
+def mixture_guide(x):
+    pyro.sample("portions", FixedDirichlet(weights(3).exp()))
+    pyro.sample("centres", FixedNormal(weights(3, D), 0.8).to_event(2))
+    with pyro.plate("data", len(x)):
+        pyro.sample("k", dist.Categorical(logits=linear(3, x)))
+
+
+def global_code_model(x):
+    style = pyro.sample("style", one_hot(weights(2)))
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", one_hot(linear(3, style)))
+        observe(style, y, obs=x)
+
+
+def global_code_guide(x):
+    style = pyro.sample("style", one_hot(weights(2) - 1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", one_hot(linear(3, x, style)))
+
+
+def subsampled_model(x):
+    centre = pyro.sample("centre", dist.Normal(torch.zeros(D).double(), 1.0).to_event(1))
+    with pyro.plate("data", 4 * len(x), subsample=torch.arange(len(x))), poutine.mask(mask=x[:, 0] > 0):
+        y = pyro.sample("y", one_hot(weights(3)))
+        with poutine.scale(scale=0.5):
+            bit = pyro.sample("bit", dist.Bernoulli(logits=y[..., 0]))
+        observe(y, bit.unsqueeze(-1), centre, obs=x)
+
+
+def subsampled_guide(x):
+    pyro.sample("centre", normal(weights(D)))
+    with pyro.plate("data", 4 * len(x), subsample=torch.arange(len(x))), poutine.mask(mask=x[:, 0] > 0):
+        y = pyro.sample("y", one_hot(linear(3, x)))
+        with poutine.scale(scale=0.5):
+            pyro.sample("bit", dist.Bernoulli(logits=y[..., 1]))
+
+
+def nested_model(x):
+    with pyro.plate("documents", len(x), dim=-2):
+        topic = pyro.sample("topic", one_hot(weights(3)))
+        with pyro.plate("words", D, dim=-1):
+            on = pyro.sample("on", dist.Bernoulli(logits=linear(1, topic).squeeze(-1)))
+            pyro.sample("x", dist.Normal(on + topic[..., 0], 1.0), obs=x)
+
+
+def nested_guide(x):
+    with pyro.plate("documents", len(x), dim=-2):
+        topic = pyro.sample("topic", one_hot(linear(3, x).unsqueeze(-2)))
+        with pyro.plate("words", D, dim=-1):
+            pyro.sample("on", dist.Bernoulli(logits=x + topic[..., 1]))
+
+
+class Program(NamedTuple):
+    """A pair, and the number of its plates."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    nesting: int = 1
+
+
+PROGRAMS = {
+    "two layers, independent": Program(two_layers_model, independent_guide),
+    "two layers, bottom-up": Program(two_layers_model, bottom_up_guide),
+    "two layers, top-down": Program(two_layers_model, top_down_guide),
+    "bits and an integer": Program(bits_model, bits_guide),
+    "a normal given a code": Program(m2_model, m2_guide),
+    "a code given a normal": Program(continuous_first_model, continuous_first_guide),
+    "a mixture with Dirichlet weights": Program(mixture_model, mixture_guide),
+    "a global code": Program(global_code_model, global_code_guide),
+    "a subsampled plate with scale and mask": Program(subsampled_model, subsampled_guide),
+    "nested plates": Program(nested_model, nested_guide, 2),
+}
+
+
+def with_gradients(loss: Callable[[], Any]) -> dict[str, Tensor]:
+    """The loss, and its gradient for each parameter."""
+    pyro.clear_param_store()
+    value = loss()
+    gradients = {name: value.unconstrained().grad for name, value in pyro.get_param_store().items()}
+    assert any(gradient.abs().max() > 0.01 for gradient in gradients.values())
+    return {"loss": torch.as_tensor(value, dtype=torch.float64), **gradients}
+
+
+def stock(program: Program) -> dict[str, Tensor]:
+    elbo = TraceEnum_ELBO(max_plate_nesting=program.nesting)
+    return with_gradients(lambda: elbo.loss_and_grads(program.model, config_enumerate(program.guide), DATA))

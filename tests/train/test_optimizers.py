@@ -1,0 +1,42 @@
+"""Optimizers by name: their states are known, and what cannot step is refused before anything is trained."""
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_gvae.train.optimizers import check_optimizer_state, new_optimizer
+
+#: Those that need a closure, or sparse gradients.
+OTHERS = {"LBFGS", "SparseAdam"}
+NAMES = sorted(
+    name
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+)
+#: Of several shapes; Muon moves matrices only.
+SHAPES = {"Muon": [(3, 2)]}
+
+
+def stepped(name):
+    parameters = [nn.Parameter(torch.ones(shape)) for shape in SHAPES.get(name, [(3, 2), (4,), ()])]
+    optimizer = new_optimizer(name, parameters, 0.1)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OTHERS])
+def test_a_state_fits_its_own_optimizer_and_no_other(name):
+    optimizer = stepped(name)
+    state = optimizer.state_dict()["state"]
+    check_optimizer_state(optimizer, state)
+    wrong = {number: {**entries, "other": 1} for number, entries in (state or {0: {}}).items()}
+    with pytest.raises(ValueError, match="Expected of parameter 0 the state"):
+        check_optimizer_state(optimizer, wrong)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_cannot_step_by_gradients_alone_is_refused(name):
+    with pytest.raises(ValueError, match=f"Expected an optimizer that steps by gradients alone, but found {name}"):
+        new_optimizer(name, [nn.Parameter(torch.ones(2))])
