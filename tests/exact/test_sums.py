@@ -829,3 +829,28 @@ def test_the_model_runs_once_for_each_slice_after_the_plan():
     for numbers in plan.numbers():
         joint_scores(runs.model, plan.layout, plan.codes(numbers))
     assert calls == [3, 3, 2]
+
+
+@pytest.mark.parametrize("slice_size", [None, 4])
+@pytest.mark.parametrize("quantity", ["elbo", "log_evidence"])
+@pytest.mark.parametrize("observation", ["bernoulli", "gaussian"])
+def test_gradients_of_each_datum_by_torch_func(observation, quantity, slice_size):
+    """As for differential privacy: `vmap` over `grad`, where no value may be looked at."""
+
+    class Bound(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vae = CategoricalVAE(4, 2, 3, hidden=(5,), observation=observation)
+
+        def forward(self, row):
+            return getattr(exact, quantity)(self.vae, row[None], slice_size=slice_size).sum()
+
+    bound, x = Bound(), torch.rand(3, 4).round()
+    parameters = {name: parameter.detach() for name, parameter in bound.named_parameters()}
+    with pyro.validation_enabled(False):
+        gradient = torch.func.grad(lambda values, row: torch.func.functional_call(bound, values, (row,)))
+        found = torch.func.vmap(gradient, in_dims=(None, 0))(parameters, x)
+        for row, datum in enumerate(x):
+            expected = torch.autograd.grad(bound(datum), list(bound.parameters()), materialize_grads=True)
+            for one, other in zip(found.values(), expected, strict=True):
+                torch.testing.assert_close(one[row], other, rtol=1e-5, atol=1e-5)
