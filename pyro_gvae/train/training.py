@@ -16,6 +16,7 @@ from ..config.units import in_bytes
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset, digest
 from ..runs.config import different_settings
+from ..runs.weights import from_parts, in_parts
 from ..runtime.distributed import copy_from_main, from_main, gathered, largest, share
 from ..runtime.rng import random_states, set_random_states
 from ..schedules import schedule
@@ -186,7 +187,7 @@ class Training:
             "config": self.config.as_json(),
             "data": digest(self.train),
             "state": asdict(self.state),
-            "vae": dict(self.vae.state_dict()),
+            "vae": in_parts(self.vae.state_dict()),
             # The optimizer's settings are in the configuration, and its learning rate is a function of the step.
             "optimizer": self.optimizer.state_dict()["state"],
             "parameters": self._shapes(),
@@ -235,14 +236,13 @@ class Training:
         self._end_stage()
         self.state = state
         self._begin_stage()
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.vae.load_state_dict(content["vae"])
+        self.vae.load_state_dict(from_parts(content["vae"], self.vae.state_dict()))
         self.step.own.load_state_dict(content["own"])
         # Compare names and shapes: torch matches only by position, and a fused optimizer would write out of bounds.
         if self._shapes() != content["parameters"]:
             raise ValueError("Expected the same parameters in the same order, but found others.")
         check_optimizer_state(self.optimizer, content["optimizer"])
-        self.optimizer.load_state_dict({"state": content["optimizer"], "param_groups": groups})
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": content["optimizer"]})
         self._batches = self._remaining_batches()
         set_random_states([content["random"], *content["random_of_others"]][self.share.rank])
 
