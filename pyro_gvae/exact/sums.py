@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..distributions.parameters import impossible_as_infinite
 from ..handlers.sites import Run
 from ..programs.joint import Guide, JointScores, Terms, elbo_terms, joint_scores, read_guide_once, terms_and_scores
 from ..programs.pair import HasPair
@@ -142,7 +143,8 @@ def bounds(
         log_sums.append(plan.log_sum(joint.joint))
         scales.append(joint.scale)
     log_evidence = scales[0] * plan.log_sum(torch.stack(log_sums))
-    return Bounds(functools.reduce(torch.add, elbos).reshape(plan.batch_shape), log_evidence.reshape(plan.batch_shape))
+    elbo = impossible_as_infinite(functools.reduce(torch.add, elbos))
+    return Bounds(elbo.reshape(plan.batch_shape), log_evidence.reshape(plan.batch_shape))
 
 
 def evidence(model: Run, plan: Plan) -> Tensor:
@@ -278,7 +280,7 @@ def _finite(table: Tensor) -> Tensor:
 def summed(plan: Plan, parts: Iterable[Part]) -> Tensor:
     """Add the parts; the sum is differentiable."""
     total = functools.reduce(torch.add, (_computed(plan, part) for part in parts))
-    return total.reshape(plan.batch_shape)
+    return impossible_as_infinite(total).reshape(plan.batch_shape)
 
 
 def _computed(plan: Plan, part: Callable[[], Any]) -> Any:

@@ -18,6 +18,10 @@ from torch import Tensor
 
 from pyro_gvae import exact
 from pyro_gvae.distributions.codes import joint_codes
+from pyro_gvae.elbos.control_variates import REBAR
+from pyro_gvae.elbos.exact import ExactELBO
+from pyro_gvae.elbos.local import LocalExpectation
+from pyro_gvae.elbos.score import ReinforceLOO
 from pyro_gvae.exact import Pair
 from pyro_gvae.exact.factorized import ascend, sweep
 from pyro_gvae.exact.plan import make_plan
@@ -451,7 +455,12 @@ def test_impossible_codes_and_categories_count_nothing():
     torch.testing.assert_close(exact.log_evidence(pair, X), expected)
     best = exact.mean_field(pair, X)
     torch.testing.assert_close(best.elbo, expected)
-    assert (exact.elbo(pair, X) < -1e30).all()  # this guide allows codes of no likelihood
+    assert (exact.elbo(pair, X) == -torch.inf).all()  # this guide allows codes of no likelihood
+    assert (exact.bounds(pair, X).elbo == -torch.inf).all()
+    for slice_size in (2, None):
+        assert ExactELBO(slice_size=slice_size).loss_and_grads(*pair, X) == torch.inf
+    for loss in (ReinforceLOO(num_particles=500), LocalExpectation(num_particles=500), REBAR(num_particles=500)):
+        assert loss.loss(*pair, X) == torch.inf
     assert not exact.elbo(pair, X).isnan().any()
 
 
