@@ -15,7 +15,7 @@ from typing_extensions import override
 from ..distributions.parameters import at_least_float32
 from ..handlers.one_hot_messenger import OneHotMessenger
 from ..handlers.sites import Messages, OneHotSite, Run, plates_of
-from ..runtime.compat.pyro import is_random
+from ..runtime.compat.pyro import is_intervened_on, is_random
 from .factors import Codes, Factor, Layout, Reading, Site
 from .latents import Discrete, Latent, discrete
 
@@ -41,7 +41,7 @@ class Reader(OneHotMessenger):
         """Nothing: every kind of discrete latent is read, not one-hots alone."""
 
     def _pyro_sample(self, msg: Messages) -> None:
-        is_latent = not msg["is_observed"] and msg["value"] is None and is_random(msg)
+        is_latent = not msg["is_observed"] and msg["value"] is None and is_random(msg) and not is_intervened_on(msg)
         if msg["done"] or not is_latent or not self.decides():
             return
         found = discrete(msg["fn"])
@@ -52,7 +52,7 @@ class Reader(OneHotMessenger):
             msg["value"] = self.draw(msg["name"], msg["fn"])
 
     def _pyro_post_sample(self, msg: Messages) -> None:
-        if is_random(msg):
+        if is_random(msg) and not is_intervened_on(msg):
             self.messages[msg["name"]] = msg
 
     def run(self, program: Run) -> None:

@@ -98,6 +98,18 @@ def several_kinds_of_sites() -> None:
     pyro.sample("x", dist.Normal(z.sum(), 1.0), obs=torch.tensor(0.5))
 
 
+@canary("pyro.poutine.do_messenger's message key _intervener_id")
+def is_intervened_on() -> None:
+    def model() -> None:
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(0.0, 1.0))
+
+    with poutine.trace() as outer, poutine.do(data={"z": torch.tensor(2.0)}):
+        model()
+    found = {name: of_pyro.is_intervened_on(site) for name, site in outer.trace.nodes.items()}
+    assert {name for name, is_cut_off in found.items() if is_cut_off} == {"z"}
+
+
 @canary("pyro.deterministic's infer key _deterministic")
 def is_random() -> None:
     sites = poutine.trace(several_kinds_of_sites).get_trace().nodes.items()

@@ -64,6 +64,14 @@ def is_random(msg: Any) -> bool:
     return not site_is_subsample(msg) and not msg["infer"].get("_deterministic")
 
 
+def is_intervened_on(msg: Any) -> bool:
+    """Return whether `poutine.do` has cut this sample site off the program, which uses another value in its place.
+
+    Pyro samples the site all the same, and marks it by a private key of its message. Nothing depends on it.
+    """
+    return msg.get("_intervener_id") is not None and not msg["name"].endswith("__CF")
+
+
 def settings_of_deterministic_site() -> dict[str, Any]:
     """Return the `infer` settings that mark a site of `pyro.deterministic`.
 
