@@ -133,7 +133,7 @@ class ExponentialFamily(TorchDistribution):
             # In einsum, a batch dimension of only one operand becomes rows or columns of a matrix product, and one of
             # both operands becomes its batch.
             family, value = self._centred(value)
-            with _full_precision(value):
+            with full_precision(value):
                 products = torch.einsum("...d,...d->...", family.coefficients, family.sufficient_statistics(value))
             log_prob = products - family.log_normalizer() + family.log_base_measure(value)
         return log_prob.expand(shape)
@@ -163,7 +163,7 @@ class ExponentialFamily(TorchDistribution):
 
     def _outer_log_prob(self, x: Tensor) -> Tensor:
         family, x = self._centred(x)
-        with _full_precision(x):
+        with full_precision(x):
             scores = family._outer_scores(family.sufficient_statistics(x))
         return scores + family.log_base_measure(x)
 
@@ -264,7 +264,7 @@ class _CanonicalScores(torch.autograd.Function):
         return for_natural, for_statistics, None, None
 
 
-def _full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> torch.autocast:
     """Disable autocast, which would round the terms of a score to half precision."""
     return torch.autocast(x.device.type, enabled=False)
 

@@ -12,6 +12,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Size, Tensor
 from typing_extensions import override
 
+from ..distributions.lowered import log_prob
 from ..distributions.parameters import at_least_float32
 from ..handlers.one_hot_messenger import OneHotMessenger
 from ..handlers.sites import Messages, OneHotSite, Run, plates_of
@@ -190,8 +191,8 @@ def _padded(layout: Layout) -> tuple[int, ...]:
 
 def _factor(name: str, msg: Messages, layout: Layout) -> Factor:
     """A statement's log-probability, summed over plates that no discrete latent has."""
-    log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-    weighed = scale_and_mask(log_prob, msg["scale"], msg["mask"])
+    scores = log_prob(msg["fn"], msg["value"], *msg["args"], **msg["kwargs"])
+    weighed = scale_and_mask(scores, msg["scale"], msg["mask"])
     weighed = weighed.reshape((1,) * (layout.nesting + 1 - weighed.dim()) + weighed.shape)  # (s or 1, *plates)
     own, found = _padded(layout), weighed.shape[1:]
     plates = {frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
@@ -215,5 +216,5 @@ def _factor(name: str, msg: Messages, layout: Layout) -> Factor:
         log_prob=reduced(weighed) if times == 1 else reduced(weighed) / times,
         own_shape=Size(kept[layout.nesting - len(layout.batch_shape) :]),
         scale=msg["scale"],
-        unweighed=lambda: reduced(log_prob),
+        unweighed=lambda: reduced(scores),
     )

@@ -524,6 +524,32 @@ def storage_id() -> None:
     assert of_torch.storage_id(x) == of_torch.storage_id(x[2:]) != of_torch.storage_id(x.clone())
 
 
+@canary("torch.Tensor._base")
+def without_repeats() -> None:
+    base = torch.ones(3, requires_grad=True)
+    found = of_torch.without_repeats((2 * base).reshape(3, 1).expand(3, 4), 2)
+    assert found.shape == (3, 1) and found.grad_fn is not None and found.grad_fn.name() == "AsStridedBackward0"
+    with torch.no_grad():
+        cut = base.view(3, 1)
+    found = of_torch.without_repeats(cut.requires_grad_().expand(3, 4), 2)
+    assert torch.autograd.grad(found.sum(), cut)[0].tolist() == [[1.0]] * 3
+
+
+@canary("torch.distributions.OneHotCategorical._categorical and ._param")
+def parameters_of() -> None:
+    for family in (dist.Bernoulli, dist.OneHotCategorical):
+        fn = family(logits=torch.ones(2))
+        assert fn.probs.shape == (2,)  # computed, and held from here on
+        assert list(of_torch.parameters_of(fn.expand([3, *fn.batch_shape]))) == ["logits"]
+    fn = dist.Binomial(4, torch.full((2,), 0.5)).expand([3, 2])
+    assert fn.logits.shape == (3, 2) and set(of_torch.parameters_of(fn)) == {"total_count", "probs"}
+
+
+@canary("torch.distributions.Distribution._validate_args")
+def validates() -> None:
+    assert [of_torch.validates(dist.Bernoulli(0.5, validate_args=flag)) for flag in (True, False)] == [True, False]
+
+
 @canary("torch.utils._python_dispatch.TorchDispatchMode")
 def TorchDispatchMode() -> None:
     seen = []

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
+from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.graph_module import _loader
 from torch.utils import _pytree as pytree
@@ -36,11 +37,14 @@ __all__ = [
     "one_mode_for_shapes",
     "outside_of_recordings",
     "outside_of_transforms",
+    "parameters_of",
     "shares_memory",
     "storage_id",
     "tensors_in",
     "tensors_mapped",
+    "validates",
     "without_mkldnn",
+    "without_repeats",
     "written_arguments",
 ]
 
@@ -225,3 +229,52 @@ def storage_id(tensor: Tensor) -> int:
     It is the address of torch's own storage object. The Python objects that wrap it are created anew at each access.
     """
     return tensor.untyped_storage()._cdata
+
+
+def without_repeats(tensor: Tensor, rank: int) -> Tensor:
+    """Return a tensor with the size 1 in those of its first `rank` dimensions along which it was expanded.
+
+    The derivative of a plain slice would be a tensor of the expanded size. So, where a derivative is needed, read the
+    memory of the tensor that was expanded.
+    """
+    repeats = [dim < rank and stride == 0 and tensor.shape[dim] > 1 for dim, stride in enumerate(tensor.stride())]
+    if not any(repeats):
+        return tensor
+    sizes = [1 if repeated else size for size, repeated in zip(tensor.shape, repeats, strict=True)]
+    base = tensor._base
+    if base is not None and torch.is_grad_enabled() and _is_view_for_autograd(tensor, base):
+        return base.as_strided(sizes, tensor.stride(), tensor.storage_offset())
+    return tensor[tuple(map(slice, sizes))]
+
+
+def _is_view_for_autograd(tensor: Tensor, base: Tensor) -> bool:
+    """Return whether derivatives of a view reach its base, which a view made without gradients may cut off."""
+    if tensor.dtype != base.dtype:
+        return False
+    node, end = tensor.grad_fn, base.grad_fn
+    while node is not None:
+        if node is end or getattr(node, "variable", None) is base:
+            return True
+        if len(node.next_functions) != 1:
+            return False
+        node = node.next_functions[0][0]
+    return False
+
+
+# Distributions.
+
+
+def parameters_of(distribution: Distribution) -> dict[str, Tensor]:
+    """Return the parameters that a distribution was given: of probabilities and logits, not those that it computed."""
+    held = vars(getattr(distribution, "_categorical", distribution))
+    computed = {"probs", "logits"} if "_param" in held else set()
+    return {
+        name: held[name]
+        for name in distribution.arg_constraints
+        if name in held and (name not in computed or held[name] is held["_param"])
+    }
+
+
+def validates(distribution: Distribution) -> bool:
+    """Return whether a distribution checks data before it scores them."""
+    return distribution._validate_args
