@@ -9,7 +9,7 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from ..runtime.tuning import tuning
-from .exponential_family import CanonicalFamily, Function, applied, no_nan
+from .exponential_family import CanonicalFamily, Function, applied, fixed, no_nan
 
 
 class _UnitInterval(CanonicalFamily):
@@ -33,7 +33,7 @@ class _UnitInterval(CanonicalFamily):
         return applied(_LogNormalizer, self.natural, self._summed_log_normalizer, self._mean_statistics)
 
     def _summed_log_normalizer(self, natural: Tensor) -> Tensor:
-        at_once = tuning(natural.device).normalized_elements // natural.shape[-1]
+        at_once = tuning(natural.device).normalized_elements // fixed(natural.shape[-1])
         rows = natural.reshape(-1, natural.shape[-1]).split(max(1, at_once))
         sums = [F.relu(block).sum(-1) + self._summed_remainder(block) for block in rows]
         return torch.cat(sums).reshape(natural.shape[:-1])
@@ -121,7 +121,7 @@ class Bernoulli(_UnitInterval):
         # tenth of the time that a logarithm takes, so take one logarithm of up to 64 factors, which cannot overflow.
         factors = natural.abs().neg_().exp_().add_(1)
         for _ in range(6):
-            half, odd = divmod(factors.shape[-1], 2)
+            half, odd = divmod(fixed(factors.shape[-1]), 2)
             if odd:
                 break
             factors = factors[..., :half] * factors[..., half:]

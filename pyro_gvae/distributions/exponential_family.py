@@ -20,6 +20,7 @@ from typing import Any, Self
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.ops.provenance import ProvenanceTensor, extract_provenance, track_provenance
+from pyro.util import ignore_jit_warnings
 from torch import Size, Tensor
 from torch.distributions import constraints
 from typing_extensions import override
@@ -57,7 +58,7 @@ class ExponentialFamily(TorchDistribution):
                 f"Try a decoder with {natural_per_pixel} output(s) for each of the D pixels."
             )
         self.natural = natural.to(score_dtype(natural))
-        event_shape = Size([natural.shape[-1] // natural_per_pixel])
+        event_shape = Size([fixed(natural.shape[-1]) // natural_per_pixel])
         super().__init__(natural.shape[:-1], event_shape, validate_args=validate_args)
 
     @property
@@ -132,7 +133,7 @@ class ExponentialFamily(TorchDistribution):
             # In einsum, a batch dimension of only one operand becomes rows or columns of a matrix product, and one of
             # both operands becomes its batch.
             family, value = self._centred(value)
-            with _full_precision(value):
+            with full_precision(value):
                 products = torch.einsum("...d,...d->...", family.coefficients, family.sufficient_statistics(value))
             log_prob = products - family.log_normalizer() + family.log_base_measure(value)
         return log_prob.expand(shape)
@@ -162,7 +163,7 @@ class ExponentialFamily(TorchDistribution):
 
     def _outer_log_prob(self, x: Tensor) -> Tensor:
         family, x = self._centred(x)
-        with _full_precision(x):
+        with full_precision(x):
             scores = family._outer_scores(family.sufficient_statistics(x))
         return scores + family.log_base_measure(x)
 
@@ -204,6 +205,16 @@ class CanonicalFamily(ExponentialFamily):
         rows = self.natural.flatten(0, -2) if self.natural.dim() > 1 else self.natural.unsqueeze(0)  # (S, M)
         scores = applied(_CanonicalScores, rows, statistics, self._summed_log_normalizer, self._mean_statistics)
         return scores.reshape(*self.natural.shape[:-1], -1)  # (..., B)
+
+
+def fixed(size: Any) -> int:
+    """Return a size as a Python number.
+
+    Under `torch.jit.trace`, which stock Jit ELBOs use, sizes are tensors, and custom derivatives cannot take them. A
+    trace is valid for one shape of the arguments only.
+    """
+    with ignore_jit_warnings():
+        return int(size)
 
 
 def applied(function: type[torch.autograd.Function], *args: Any) -> Tensor:
@@ -253,7 +264,7 @@ class _CanonicalScores(torch.autograd.Function):
         return for_natural, for_statistics, None, None
 
 
-def _full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> torch.autocast:
     """Disable autocast, which would round the terms of a score to half precision."""
     return torch.autocast(x.device.type, enabled=False)
 

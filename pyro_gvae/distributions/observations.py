@@ -1,15 +1,18 @@
-"""Gaussian pixels, and categorical pixels of L levels."""
+"""Gaussian pixels, and categorical pixels of L levels; all distributions of pixels can be imported from here."""
 
 import copy
 import math
 from typing import Any, ClassVar, Self, final
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 from torch.distributions import Categorical, constraints
 from typing_extensions import override
 
-from .exponential_family import CanonicalFamily, ExponentialFamily, no_nan, score_dtype
+from .bernoulli import Bernoulli, ContinuousBernoulli
+from .exponential_family import CanonicalFamily, ExponentialFamily, fixed, no_nan, score_dtype
+
+__all__ = ["Bernoulli", "CategoricalPixels", "ContinuousBernoulli", "Gaussian"]
 
 
 @final
@@ -45,7 +48,7 @@ class Gaussian(ExponentialFamily):
     def __init__(self, natural: Tensor, scale: float | Tensor, validate_args: bool | None = None) -> None:
         self.scale = torch.as_tensor(scale, dtype=score_dtype(natural), device=natural.device)
         super().__init__(natural, 1, validate_args)
-        if self.scale.shape not in {Size([]), Size([1]), self.event_shape}:
+        if tuple(map(fixed, self.scale.shape)) not in {(), (1,), tuple(self.event_shape)}:
             expected = f"a scalar or of shape {tuple(self.event_shape)}"
             raise ValueError(f"Expected scale to be {expected}, but found {tuple(self.scale.shape)}.")
 

@@ -80,3 +80,12 @@ def logits_of(probs: Tensor | None, logits: Tensor | None) -> Tensor:
 def at_least_float32(logits: Tensor) -> Tensor:
     """Convert to float32 if the precision is lower: noise and log-probabilities would be off by whole nats."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def impossible_as_infinite(log_probs: Tensor) -> Tensor:
+    """Replace values so low that only an impossible code can have a part in them by -inf, without a gradient.
+
+    Sums count an impossible code as the lowest finite number, which times a probability of 0 is 0 and not NaN. Any
+    other probability, which is above 1e-18 in them, leaves a number that no log-probability of data reaches.
+    """
+    return log_probs.masked_fill(log_probs < 1e-18 * torch.finfo(log_probs.dtype).min, -math.inf)

@@ -166,7 +166,7 @@ class _BaselineMessenger(Messenger):
         if site is None:
             return
         # Read the shape here, after the sample: the outer plate of particles has now expanded the site.
-        batch_shape = msg["fn"].batch_shape
+        batch_shape = torch.Size(msg["fn"].batch_shape)  # a tuple if logits depend on another sample
         value = self.baseline.to(site.logits.dtype).expand(batch_shape)
         while value.shape[:1] == (1,):  # Pyro squeezes the costs of a batch of one in the same way
             value = value.squeeze(0)

@@ -198,7 +198,7 @@ def controlled(target: Target, control: Control, num_particles: int) -> Estimate
     codes = torch.zeros_like(perturbed).scatter(-1, perturbed.argmax(-1, keepdim=True), 1.0)
     value = target.log_joint(codes)  # (P, B): f(b)
     variate = control(target, perturbed)  # (P, B): c(z)
-    [slope] = torch.autograd.grad(variate.sum(), perturbed, create_graph=True)  # (P, B, N, K)
+    slope = _slope(variate, perturbed)  # (P, B, N, K)
 
     learning_signal = (value.detach() - control.eta * variate)[..., None, None]
     weight = learning_signal * codes + control.eta * slope * perturbed.detach().exp()  # (P, B, N, K)
@@ -215,6 +215,16 @@ def controlled(target: Target, control: Control, num_particles: int) -> Estimate
         surrogate=bound.sum() + (weight.detach().mean(0) * log_probs).sum(),
         own_loss=squares.clamp_min(torch.finfo(squares.dtype).tiny).log(),
     )
+
+
+def _slope(variate: Tensor, perturbed: Tensor) -> Tensor:
+    """Return the derivative of c(z) (P, B, N, K), zero if the program masks out all that depends on z."""
+    if not variate.requires_grad:
+        return torch.zeros_like(perturbed)
+    [slope] = torch.autograd.grad(
+        variate.sum(), perturbed, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return slope
 
 
 def relative_perturbed_logits(log_probs: Tensor, num_particles: int) -> Tensor:

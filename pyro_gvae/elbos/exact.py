@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from ..distributions.parameters import impossible_as_infinite
 from ..exact.plan import Plan, make_plan
 from ..exact.sums import elbo_parts, evidence, evidence_parts, find_evidence, summed
 from ..handlers.sites import Program
@@ -134,11 +135,11 @@ class ExactELBO(_ExactLoss):
         cuts = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
         with all_or_nothing() as backward:
             parts = elbo_parts(runs, plan, found.with_tensors(cuts))
-            loss = torch.stack([backward(-part().sum()) for part in parts]).sum()
+            elbo = torch.stack([-backward(-part().sum()) for part in parts]).sum()
             reached = [(tensor, cut.grad) for tensor, cut in zip(tensors, cuts, strict=True) if cut.grad is not None]
             if reached:
                 torch.autograd.backward([tensor for tensor, _ in reached], [grad for _, grad in reached])
-        return loss
+        return -impossible_as_infinite(elbo)
 
 
 @final

@@ -8,6 +8,7 @@ import torch
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
+from ..distributions.parameters import impossible_as_infinite
 from ..handlers.parameters import announce
 from ..handlers.sites import Program
 from ..programs.draws import lay_out_draws
@@ -35,7 +36,7 @@ class Estimate(NamedTuple):
     @property
     def loss(self) -> Tensor:
         """The loss in nats, summed over the data, shape ()."""
-        return -self.bound.detach().sum()
+        return -impossible_as_infinite(self.bound.detach()).sum()
 
 
 class SampledELBO(TensorELBO):

@@ -14,6 +14,7 @@ from ..programs.layout import lay_out, warn_of
 from ..programs.modes import without_trace
 from ..programs.runs import Runs
 from ..programs.statements import read
+from ..runtime.compat.torch import Results, is_transformed
 from ..runtime.distributed import ALONE, Share
 from ..runtime.memory import in_words, memory_limit
 from ..runtime.tuning import tuning
@@ -212,6 +213,8 @@ def bytes_of_code(runs: Runs, layout: Layout, *, with_guide: bool = True) -> int
 
 def _saved_bytes(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> int:
     """Return the bytes that autograd saves for the backward pass of some codes, constant parts included."""
+    if is_transformed():
+        return _bytes_of_results(runs, layout, num_codes, with_guide)
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -221,9 +224,18 @@ def _saved_bytes(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -
     # Codes require gradients so that frozen models are measured too; the name keeps the graph alive.
     codes = {name: own.requires_grad_() for name, own in layout.some_codes(num_codes).items()}
     with without_trace(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _found: Any = (
-            read_both(runs, layout, read_guide_once(runs, layout), codes)
-            if with_guide
-            else read(runs.model, layout, codes, {})
-        )
+        _found = _read(runs, layout, codes, with_guide)
     return sum(saved.values())
+
+
+def _bytes_of_results(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> int:
+    """Return the bytes of all results of operations, an upper bound: torch.func does not show what it saves."""
+    with without_trace(), Results() as results:
+        _read(runs, layout, layout.some_codes(num_codes), with_guide)
+    return results.num_bytes
+
+
+def _read(runs: Runs, layout: Layout, codes: dict[str, Tensor], with_guide: bool) -> Any:
+    if with_guide:
+        return read_both(runs, layout, read_guide_once(runs, layout), codes)
+    return read(runs.model, layout, codes, {})

@@ -3,16 +3,18 @@
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..distributions.parameters import impossible_as_infinite
 from ..handlers.sites import Run
 from ..programs.joint import Guide, JointScores, Terms, elbo_terms, joint_scores, read_guide_once, terms_and_scores
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair
+from ..runtime.compat.torch import is_transformed
 from ..runtime.distributed import log_sum_exp
 from ..runtime.tuning import tuning
 from .plan import Plan, make_plan
@@ -141,17 +143,19 @@ def bounds(
         log_sums.append(plan.log_sum(joint.joint))
         scales.append(joint.scale)
     log_evidence = scales[0] * plan.log_sum(torch.stack(log_sums))
-    return Bounds(functools.reduce(torch.add, elbos).reshape(plan.batch_shape), log_evidence.reshape(plan.batch_shape))
+    elbo = impossible_as_infinite(functools.reduce(torch.add, elbos))
+    return Bounds(elbo.reshape(plan.batch_shape), log_evidence.reshape(plan.batch_shape))
 
 
 def evidence(model: Run, plan: Plan) -> Tensor:
     """Compute :func:`log_evidence` of a model with its data bound; without gradients if processes divide the codes."""
     if not torch.is_grad_enabled():
-        found = find_evidence(model, plan)
-        return (found.scale * found.log_evidence).reshape(plan.batch_shape)
-    likely = plan.numbers() if plan.num_slices == 1 else plan.repacked(find_evidence(model, plan).likely)
-    parts = [_computed(plan, partial(_log_sum, model, plan, numbers)) for numbers in likely]
-    log_sums, scales = zip(*parts, strict=True)
+        log_sums, scales = zip(*(_log_sum(model, plan, numbers) for numbers in plan.numbers()), strict=True)
+        found = plan.log_sum(torch.stack(log_sums))
+        return (scales[-1] * (found if plan.share.world_size == 1 else log_sum_exp(found))).reshape(plan.batch_shape)
+    all_codes = plan.num_slices == 1 or is_transformed()  # torch.func does not allow reading values
+    likely = plan.numbers() if all_codes else plan.repacked(find_evidence(model, plan).likely)
+    log_sums, scales = zip(*(_computed(plan, partial(_log_sum, model, plan, part)) for part in likely), strict=True)
     return (scales[0] * plan.log_sum(torch.stack(log_sums))).reshape(plan.batch_shape)
 
 
@@ -183,7 +187,7 @@ def _likely(plan: Plan, guide: Guide) -> Iterator[Tensor]:
     Latents that depend on others are ignored here: their probabilities are at most 1.
     """
     sites = guide.sites.values()
-    if not sites or plan.num_codes <= tuning(plan.device).few_codes:
+    if not sites or plan.num_codes <= tuning(plan.device).few_codes or is_transformed():
         return plan.numbers()
     least = functools.reduce(torch.add, (site.log_probs.amin(-1).sum(-1) for site in sites))  # of the least probable
     if not plan.negligible(least.unsqueeze(0)).item():
@@ -201,7 +205,10 @@ def _elbo_part(runs: Runs, plan: Plan, guide: Guide, numbers: Tensor, *, first: 
 
 
 def _expected(plan: Plan, terms: Terms, *, first: bool) -> Tensor:
-    part: Tensor = _Expectation.apply(terms.log_weights, terms.table, plan)
+    if is_transformed():
+        part = (plan.weights(terms.log_weights) * _finite(terms.table)).sum(0)
+    else:
+        part = cast(Tensor, _Expectation.apply(terms.log_weights, terms.table, plan))
     return part + terms.constant if first and terms.constant is not None else part
 
 
@@ -273,11 +280,11 @@ def _finite(table: Tensor) -> Tensor:
 def summed(plan: Plan, parts: Iterable[Part]) -> Tensor:
     """Add the parts; the sum is differentiable."""
     total = functools.reduce(torch.add, (_computed(plan, part) for part in parts))
-    return total.reshape(plan.batch_shape)
+    return impossible_as_infinite(total).reshape(plan.batch_shape)
 
 
 def _computed(plan: Plan, part: Callable[[], Any]) -> Any:
     """Compute a part. If there are several, the backward pass computes it again, so that graphs exist one at a time."""
-    if plan.num_slices == 1 or not torch.is_grad_enabled():
+    if plan.num_slices == 1 or not torch.is_grad_enabled() or is_transformed():
         return part()
     return checkpoint(part, use_reentrant=False)

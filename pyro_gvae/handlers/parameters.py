@@ -2,7 +2,7 @@
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
 from ..runtime.compat.pyro import give_itself_as_leaf, is_of_module
@@ -23,5 +23,6 @@ class OwnParameters(Messenger):
 
     def _pyro_param(self, msg: Messages) -> None:
         name, *initial = msg["args"]
-        if is_of_module(name) and initial and isinstance(initial[0], nn.Parameter):  # from pyro.module
+        # From pyro.module. Under torch.func it is a tensor, and no nn.Parameter.
+        if is_of_module(name) and initial and isinstance(initial[0], Tensor):
             msg["value"] = initial[0]

@@ -13,7 +13,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from ..runtime.compat.pyro import answer_without_value, looks_for_nan
-from ..runtime.compat.torch import TorchDispatchMode, one_mode_for_shapes
+from ..runtime.compat.torch import (
+    TorchDispatchMode,
+    one_mode_for_shapes,
+    outside_of_recordings,
+    storage_id,
+    tensors_in,
+    without_mkldnn,
+)
 
 aten = torch.ops.aten
 
@@ -35,13 +42,13 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor]) -> GraphModu
     Raises:
         NotRecordableError: if a tensor's values are read, for example by `.item()`, or a shape depends on values.
     """
-    last_site = _LastSite()
+    last_site, constants = _LastSite(), _Constants()
 
     def recorded(*inputs: Tensor) -> Any:
-        with last_site, _NoNumbers(last_site), _NoDataDependence(last_site):
+        with last_site, _NoNumbers(last_site, constants), _NoDataDependence(last_site, constants):
             return function(*inputs)
 
-    with pyro.validation_enabled(False), one_mode_for_shapes():
+    with pyro.validation_enabled(False), one_mode_for_shapes(), without_mkldnn():
         graph_module: GraphModule = make_fx(recorded)(*tensors)
     return graph_module
 
@@ -79,18 +86,53 @@ EXITS: dict[Any, str] = {
 
 
 @final
-class _NoNumbers(TorchFunctionMode):
-    """Refuses to read values from tensors, except where Pyro itself does so."""
+class _Constants:
+    """Remembers the memory of tensors that depend on no input and no random number, such as `torch.arange(3)`."""
 
-    def __init__(self, last_site: _LastSite) -> None:
+    def __init__(self) -> None:
+        self._storages: set[int] = set()
+
+    def holds(self, args: Any) -> bool:
+        """Return whether all tensors among the arguments are constants."""
+        return all(_place(tensor) in self._storages for tensor in tensors_in(args))
+
+    def take(self, func: Any, args: Any, results: Any) -> None:
+        """Take note of an operation. A constant that data are written into is no constant any more."""
+        places = {place for tensor in tensors_in(results) if (place := _place(tensor)) is not None}
+        is_constant = torch.Tag.nondeterministic_seeded not in func.tags and (
+            func in LIFTS or (self.holds(args) and not func.name().startswith("aten::empty"))
+        )
+        if is_constant:
+            self._storages |= places
+        else:
+            self._storages -= places
+
+
+#: The first operation on a tensor that is made from Python numbers.
+LIFTS = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
+
+
+def _place(tensor: Tensor) -> int | None:
+    return storage_id(tensor) if tensor.layout is torch.strided else None
+
+
+@final
+class _NoNumbers(TorchFunctionMode):
+    """Refuses to read values from tensors, except from constants, and where Pyro itself does so."""
+
+    def __init__(self, last_site: _LastSite, constants: _Constants) -> None:
         super().__init__()
         self.last_site = last_site
+        self.constants = constants
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         answer = answer_without_value(func)
         if answer is not None:
             return answer(*args)
         if func in EXITS:
+            if self.constants.holds(args):
+                with outside_of_recordings():
+                    return func(*args, **(kwargs or {}))
             raise self.last_site.refuse(EXITS[func])
         if func is F.one_hot:
             return _one_hot(*args, **(kwargs or {}))
@@ -112,9 +154,10 @@ OPERATIONS = {aten._local_scalar_dense.default: "a number taken from a tensor", 
 class _NoDataDependence(TorchDispatchMode):
     """Refuses operations that depend on values. `make_fx` allows them on tensors that are not its inputs."""
 
-    def __init__(self, last_site: _LastSite) -> None:
+    def __init__(self, last_site: _LastSite, constants: _Constants) -> None:
         super().__init__()
         self.last_site = last_site
+        self.constants = constants
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is aten._local_scalar_dense.default and looks_for_nan():
@@ -122,9 +165,14 @@ class _NoDataDependence(TorchDispatchMode):
         depends = torch.Tag.data_dependent_output in func.tags or (
             torch.Tag.dynamic_output_shape in func.tags and not _indexes_by_position(func, args)
         )
-        if depends:
+        if depends and not self.constants.holds((args, kwargs)):
             raise self.last_site.refuse(OPERATIONS.get(func, func.overloadpacket.__name__))
-        return func(*args, **(kwargs or {}))
+        if torch.Tag.data_dependent_output in func.tags:
+            with outside_of_recordings():
+                return func(*args, **(kwargs or {}))
+        results = func(*args, **(kwargs or {}))
+        self.constants.take(func, (args, kwargs), results)
+        return results
 
 
 def _indexes_by_position(func: Any, args: Any) -> bool:

@@ -36,16 +36,18 @@ def lifted(graph_module: GraphModule) -> list[Tensor]:
     graph = graph_module.graph
     captured: dict[int, Tensor] = {}
     inputs: dict[int, Node] = {}
-    first = next(iter(graph.nodes))
+    last: Node | None = None
     for node in graph.find_nodes(op="get_attr"):
         tensor = getattr(graph_module, node.target)
         if all(user.target is aten.lift_fresh_copy.default for user in node.users):
             continue
         if id(tensor) not in captured:
+            # Before the first node, which may be this one, but after the inputs that were added before.
             captured[id(tensor)] = tensor
-            with graph.inserting_before(first):
-                inputs[id(tensor)] = graph.placeholder(f"captured_{len(inputs)}")
-                inputs[id(tensor)].meta = node.meta
+            place = graph.inserting_after(last) if last else graph.inserting_before(next(iter(graph.nodes)))
+            with place:
+                last = inputs[id(tensor)] = graph.placeholder(f"captured_{len(inputs)}")
+                last.meta = node.meta
         node.replace_all_uses_with(inputs[id(tensor)])
         graph.erase_node(node)
     return list(captured.values())

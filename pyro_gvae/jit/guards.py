@@ -7,22 +7,31 @@ that can be reached from a program, and remembers which object is where.
 
 import sys
 import types
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any, final
 
+import numpy as np
 from torch import Tensor, nn
 
 from ..programs.kept import Kept
+from ..runtime.compat.pyro import indices_of_full_plate, state_of_plate
+from ..runtime.compat.torch import hooks_of, hooks_of_all_modules
 
 # Packages whose classes and functions are not followed; instances of their classes are.
 LIBRARIES = {"numpy", "pyro", "pyro_gvae", "torch", "torchvision", *sys.stdlib_module_names} - {"__main__"}
 # Packages whose objects change without any meaning for a program.
 RESTLESS = {"logging", "threading", "weakref"}
 KIND = attrgetter("requires_grad", "dtype", "device", "shape")
+#: Largest size in bytes of arrays whose elements are compared.
+MOST_BYTES = 4096
+#: How many levels of new objects are compared with the old ones.
+MOST_DEPTH = 8
+_NOTHING = object()  # of an empty slot
 Reader = Callable[[], Iterable[Any]]
 
 
@@ -32,8 +41,9 @@ class Guard:
 
     Followed are: a module's parameters, buffers, children, `training` and other attributes; the instance behind a bound
     method; closures, defaults, `functools.partial` and `functools.wraps`; global variables that are used by functions
-    outside libraries; attributes of objects and of their classes; lists, tuples, sets and dictionaries. Not followed
-    are attributes of Python modules (`config.beta`), elements of arrays, and :class:`~pyro_gvae.programs.kept.Kept`.
+    outside libraries, and attributes of Python modules (`config.beta`); attributes and slots of objects, and attributes
+    of their classes; lists, tuples, sets, deques and dictionaries; small arrays; hooks of tensors and of all modules.
+    Not followed are elements of larger arrays, and :class:`~pyro_gvae.programs.kept.Kept`.
 
     Args:
         roots: where to start: model, guide, ELBO.
@@ -43,19 +53,23 @@ class Guard:
         self.tensors: dict[int, Tensor] = {}  # by id: the tensors that a graph may read
         self.modules: list[nn.Module] = []
         self._readers: list[Reader] = []
+        self._keys: list[tuple[dict[Any, Any], tuple[Any, ...]]] = []
         self._empty: list[Any] = []  # empty containers, mostly modules' hooks, which are cheaper to check than to read
-        self._walk(roots)
+        self._walk([*roots, *hooks_of_all_modules()])
         self._seen = list(self._read())
         self._kinds = list(map(KIND, self.tensors.values()))
 
     def holds(self) -> bool:
+        """Return whether places are the same, and tensors of the same kind."""
+        # module.double() and requires_grad_() change a parameter in place.
+        return self.places_hold() and list(map(KIND, self.tensors.values())) == self._kinds
+
+    def places_hold(self) -> bool:
         """Return whether each place still has the same tensor, function or object, or an equal number."""
-        if any(self._empty):
+        if any(self._empty) or any(tuple(thing) != keys for thing, keys in self._keys):
             return False
         now = list(self._read())
-        same = len(now) == len(self._seen) and (all(map(is_, now, self._seen)) or all(map(_same, now, self._seen)))
-        # module.double() and requires_grad_() change a parameter in place.
-        return same and list(map(KIND, self.tensors.values())) == self._kinds
+        return len(now) == len(self._seen) and (all(map(is_, now, self._seen)) or all(map(_same, now, self._seen)))
 
     def changes(self) -> list[Any]:
         """Return the objects that were not there when the guard was made."""
@@ -75,11 +89,17 @@ class Guard:
             visited[id(thing)] = thing
             if isinstance(thing, Tensor):
                 self.tensors[id(thing)] = thing
+                waiting.extend(hooks_of(thing))
             if isinstance(thing, nn.Module):
                 self.modules.append(thing)
-            if isinstance(thing, dict | list | set) and not thing:
+            indices = indices_of_full_plate(thing)
+            if indices is not None:  # they follow from the plate's size, which is guarded
+                self.tensors[id(indices)] = indices
+            if isinstance(thing, dict | list | set | deque) and not thing:
                 self._empty.append(thing)
                 continue
+            if isinstance(thing, dict):
+                self._keys.append((thing, tuple(thing)))
             for read in _readers(thing):
                 self._readers.append(read)
                 waiting.extend(read())
@@ -89,19 +109,36 @@ def _readers(thing: Any) -> list[Reader]:
     """Return functions that read, now and later, what an object refers to."""
     if isinstance(thing, types.ModuleType | types.GenericAlias | Tensor | Kept) or _root(type(thing)) in RESTLESS:
         return []
+    if state_of_plate(thing) is not None:
+        return [lambda: state_of_plate(thing) or ()]
     if isinstance(thing, dict):
         return [thing.values]
-    if isinstance(thing, list | tuple | set | frozenset):
+    if isinstance(thing, list | tuple | set | frozenset | deque):
         return [thing.__iter__]
+    if isinstance(thing, np.ndarray):
+        return [lambda: (thing.tobytes(),)] if thing.nbytes <= MOST_BYTES else []
+    if isinstance(thing, bytearray | array):
+        return [lambda: (bytes(thing),)]
     if isinstance(thing, types.MethodType):
         return [lambda: (thing.__self__, thing.__func__)]
     if isinstance(thing, partial):
-        return [lambda: (thing.func, *thing.args, *thing.keywords.values())]
+        return [lambda: (thing.func, *thing.args, *thing.keywords, *thing.keywords.values())]
     if isinstance(thing, types.FunctionType):
         return _readers_of_function(thing)
     if isinstance(thing, type):
         return [] if _root(thing) in LIBRARIES else [vars(thing).values]
-    return [partial(lambda t: (type(t), vars(t)), thing)] if hasattr(thing, "__dict__") else []
+    attributes: list[Reader] = [partial(lambda t: (type(t), vars(t)), thing)] if hasattr(thing, "__dict__") else []
+    slots = _slots(type(thing))
+    return [*attributes, partial(_in_slots, thing, slots)] if slots else attributes
+
+
+def _slots(kind: type) -> list[types.MemberDescriptorType]:
+    members = chain.from_iterable(vars(k).values() for k in kind.__mro__ if "__slots__" in vars(k))
+    return [member for member in members if isinstance(member, types.MemberDescriptorType)]
+
+
+def _in_slots(thing: Any, slots: Sequence[types.MemberDescriptorType]) -> list[Any]:
+    return [getattr(thing, slot.__name__, _NOTHING) for slot in slots]
 
 
 def _readers_of_function(function: types.FunctionType) -> list[Reader]:
@@ -109,9 +146,25 @@ def _readers_of_function(function: types.FunctionType) -> list[Reader]:
     read.append(lambda: (function.__code__, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()))
     read += [partial(_contents, cell) for cell in function.__closure__ or ()]
     if _root(function) not in LIBRARIES:
-        variables = function.__globals__
-        names = [name for name in _names(function.__code__) if name in variables]
-        read.append(lambda: map(variables.get, names))
+        names = _names(function.__code__)
+        read += _readers_of_variables(function.__globals__, names)
+    return read
+
+
+def _readers_of_variables(variables: dict[str, Any], names: set[str]) -> list[Reader]:
+    """Return functions that read the variables that code names, those of other modules included (`config.beta`)."""
+    read: list[Reader] = []
+    visited: list[dict[str, Any]] = []
+    waiting = [variables]
+    while waiting:
+        module = waiting.pop()
+        if any(module is known for known in visited):
+            continue
+        visited.append(module)
+        found = [name for name in names if name in module]
+        read.append(partial(map, module.get, found))
+        modules = [module[name] for name in found if isinstance(module[name], types.ModuleType)]
+        waiting += [vars(other) for other in modules if other.__name__.partition(".")[0] not in LIBRARIES]
     return read
 
 
@@ -132,14 +185,22 @@ def _root(thing: Any) -> str:
     return name.partition(".")[0] if isinstance(name, str) else ""
 
 
-def _same(now: Any, before: Any) -> bool:
-    """Return whether two values are one object, equal numbers or strings, or containers of such values."""
+def _same(now: Any, before: Any, depth: int = MOST_DEPTH) -> bool:
+    """Return whether two values are one object, equal numbers or strings, or containers, plates or objects of such."""
     if now is before:
         return True
-    if type(now) is not type(before):
+    if type(now) is not type(before) or not depth:
         return False
+    same = partial(_same, depth=depth - 1)
     if isinstance(now, dict):
-        return list(now) == list(before) and all(map(_same, now.values(), before.values()))
-    if isinstance(now, list | tuple):
-        return len(now) == len(before) and all(map(_same, now, before))
-    return isinstance(now, int | float | str) and now == before
+        return list(now) == list(before) and all(map(same, now.values(), before.values()))
+    if isinstance(now, list | tuple | deque):
+        return len(now) == len(before) and all(map(same, now, before))
+    if isinstance(now, int | float | str | bytes):
+        return now == before
+    if state_of_plate(now) is not None:
+        return state_of_plate(now) == state_of_plate(before)
+    if isinstance(now, Tensor | type | types.FunctionType) or _slots(type(now)):
+        return False
+    # An object of a class written in C may have state besides its attributes.
+    return is_(type(now).__new__, object.__new__) and same(vars(now), vars(before))

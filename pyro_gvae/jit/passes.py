@@ -50,8 +50,9 @@ class _Rewriter:
         self.graph = graph_module.graph
         self.written = written(self.graph)
         for node in self.graph.nodes:
-            if isinstance(node.meta.get("val"), Tensor):
-                self._describe(node, node.meta["val"])
+            value = node.meta.get("val")
+            if isinstance(value, Tensor) and value.layout is torch.strided:
+                self._describe(node, value)
 
     def sweep(self) -> bool:
         """Apply all rules to all nodes, in order; return whether one applied."""
@@ -62,6 +63,8 @@ class _Rewriter:
                 continue
             with self.graph.inserting_before(node):
                 found = next(filter(None, (rule(self, node) for rule in RULES)), None)
+            if found is not None and not _lie_alike(found.meta["like"], node.meta["like"]):
+                found = None  # a later view would fail, or read other elements
             found = found or seen.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
             if found is not node:
                 node.replace_all_uses_with(found)
@@ -74,7 +77,7 @@ class _Rewriter:
         return (
             node.op == "call_function"
             and is_operation(node.target)
-            and "like" in node.meta
+            and all("like" in other.meta for other in (node, *node.all_input_nodes))
             and not node.is_impure()
             and not node.target.name().startswith("aten::empty")
             and "batch_norm" not in node.target.name()  # its schema does not say that it changes statistics
@@ -116,6 +119,12 @@ class _Rewriter:
             return None
         first = value.flatten()[0]
         return first.item() if bool((value == first).all()) else None
+
+
+def _lie_alike(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors of the same shape have the same strides, except in dimensions of size 1."""
+    strides = zip(one.shape, one.stride(), other.stride(), strict=True)
+    return all(size == 1 or own == others for size, own, others in strides)
 
 
 # Rules. Each returns a node that may replace the given one, or None.

@@ -1,24 +1,21 @@
 """Recordings of a loss and its gradients as one graph, each checked against a plain run."""
 
 import math
-import random
 import reprlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, final
 
-import numpy as np
-import pyro
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ..runtime.compat.torch import leaves_of, no_sources_kept
+from ..runtime.compat.torch import acts_when_graded, hooks_of, leaves_of, no_sources_kept
 from .capture import NotRecordableError, record
 from .graph import lifted
 from .guards import Guard
+from .state import Job, Loss, State, Values, same_entries, stored_parameters
 
-Loss = Any  # a tensor, a number, or a tuple of them
 Outcome = tuple[Loss, list[Tensor | None]]  # the loss, and the gradient of each leaf
 Graph = Callable[..., Outcome]
 
@@ -28,27 +25,13 @@ TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
 COARSE = 5e-2  # the same in half precision
 
 
-class Job(NamedTuple):
-    """The computation to record.
-
-    Attributes:
-        run: a function of the tensors that returns a loss and adds to the gradients of parameters.
-        tensors: its arguments.
-        roots: what it reads besides: model, guide, ELBO.
-    """
-
-    run: Callable[..., Loss]
-    tensors: Sequence[Tensor]
-    roots: Sequence[Any]
-
-
 @final
 class Recording:
     """A graph of loss and gradients, with the tensors that it reads and the guard of what it depends on.
 
     Attributes:
         leaves: the tensors whose gradients the graph computes.
-        guard: tells whether the graph still matches the program.
+        guard: tells whether what the program refers to has changed.
         stored: the content of Pyro's param store at the time of recording.
     """
 
@@ -60,6 +43,15 @@ class Recording:
         self.stored = stored
         self._graph = graph
         self._captured = captured
+        self._hooks = list(map(hooks_of, leaves))
+
+    def state(self) -> Values:
+        """Return the current values of what a call may change."""
+        return Values(tensor for tensor in self._captured if not tensor.requires_grad)
+
+    def holds(self) -> bool:
+        """Return whether the graph still matches the program."""
+        return self.guard.holds() and list(map(hooks_of, self.leaves)) == self._hooks
 
     def __call__(self, tensors: Sequence[Tensor]) -> Outcome:
         """Return the loss for these data, and the gradient of each leaf."""
@@ -71,68 +63,90 @@ class Recording:
             return self._graph(*self._captured, *tensors)
 
 
-def stored_parameters() -> dict[str, Tensor]:
-    """Return the unconstrained parameters in Pyro's param store."""
-    return dict(pyro.get_param_store().named_parameters())
+class FirstRun(NamedTuple):
+    """The result of a first run.
+
+    Attributes:
+        outcome: the loss, and the gradient of each leaf.
+        leaves: the tensors that the gradients belong to.
+        stored: the content of Pyro's param store after the run.
+        before: random states and buffers before the run.
+        found: the recording, or the reason why there is none; None if the program has changed its Python state, as one
+            does that sets itself up, so that the next run may be recorded.
+    """
+
+    outcome: Outcome
+    leaves: list[Tensor]
+    stored: dict[str, Tensor]
+    before: Values
+    found: Recording | NotRecordableError | None
 
 
-def new_recording(
-    job: Job, finish: Callable[[GraphModule, Sequence[Tensor]], Graph], *, check: bool
-) -> tuple[Recording, Outcome]:
+def first_run(
+    job: Job, finish: Callable[[GraphModule, Sequence[Tensor]], Graph], *, check: bool, last_attempt: bool = False
+) -> FirstRun:
     """Run a job plainly, record it, and compare the two.
 
     Args:
         job: the computation to record.
         finish: turns the graph and example inputs into the function that is replayed.
         check: whether to compare the recording's loss and gradients with those of the plain run.
+        last_attempt: whether to give up on a program that changes its Python state again.
 
     Returns:
-        The recording and its outcome. The outcome is that of a replay, so a resumed run, which records again, gives the
-        same results bit for bit. (If the first run drew initial values for Pyro's param store, it is that of the plain
-        run.) Random states and buffers are as after one run, and gradients as before.
-
-    Raises:
-        NotRecordableError: if a recording cannot hold the program, or gives other results. All state is then restored.
+        The outcome, and the recording if there is one. The outcome is that of a replay, so a resumed run, which records
+        again, gives the same results bit for bit. (Without a recording, or if the first run drew initial values for
+        Pyro's param store, it is that of the plain run.) Random states and buffers are as after one run, and gradients
+        as before. A program that changes its Python state runs only once.
     """
-    before = _State(job)
+    before = State(job)
     gradients = {leaf: leaf.grad for leaf in before.leaves}
     try:
         loss = _run(job, before.leaves)
-        after = _State(job)
+        after = State(job)
         gradients = dict.fromkeys(after.leaves) | gradients  # new leaves had no gradient
         outcome = loss, [leaf.grad for leaf in after.leaves]
-        with no_sources_kept():
-            recording, replayed = _recorded(job, before, after, outcome, finish, check=check)
-        if replayed is None:
+        found: Recording | NotRecordableError | None = None
+        try:
+            if before.guard.places_hold() or last_attempt:
+                with no_sources_kept():
+                    found, replayed = _recorded(job, before, after, outcome, finish, check=check)
+                outcome = outcome if replayed is None else replayed
+                if replayed is None:
+                    after.restore()
+        except Exception as error:  # the plain run has succeeded, so the program can run unrecorded
             after.restore()
-        else:
-            outcome = replayed
+            found = error if isinstance(error, NotRecordableError) else _failed(error)
     except BaseException:
         before.restore()
         raise
     finally:
         for leaf, gradient in gradients.items():
             leaf.grad = gradient
-    return recording, outcome
+    return FirstRun(outcome, after.leaves, after.stored, before.values, found)
+
+
+def _failed(error: Exception) -> NotRecordableError:
+    words = str(error).strip().splitlines() or [type(error).__name__]
+    return NotRecordableError(
+        "Expected operations that torch can record together with their backward pass, but found an error: "
+        f"{words[0].rstrip('.')}. Try the plain ELBO instead of TracedELBO."
+    )
 
 
 def _recorded(
     job: Job,
-    before: "_State",
-    after: "_State",
+    before: State,
+    after: State,
     outcome: Outcome,
     finish: Callable[[GraphModule, Sequence[Tensor]], Graph],
     *,
     check: bool,
 ) -> tuple[Recording, Outcome | None]:
     """Return the recording, and the outcome of its replay if that did the same as the first run."""
-    if after.other_generators != before.other_generators:
-        raise NotRecordableError(
-            "Expected a program that draws its random numbers from torch, but found that it draws from Python's or "
-            "NumPy's generator, which a recording would not repeat. Try torch.rand, or the plain ELBO."
-        )
+    _check_first_run(before, after)
     start, end, leaves = before, after.random_state, after.leaves
-    if not (before.guard.holds() and _same_entries(before.stored, after.stored)):
+    if not (before.guard.holds() and same_entries(before.stored, after.stored)):
         # The first run has set something up; a second run is like all later ones. If the first run made new tensors,
         # such as parameters, it drew their values, and the second run follows it. Otherwise the second replaces it.
         start = before if after.known.keys() <= before.known.keys() else after
@@ -157,50 +171,57 @@ def _recorded(
     return recording, replayed if is_first else None
 
 
+def differentiable_gradients(
+    loss: Callable[[], Tensor], before: Values, leaves: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Return the gradients of a plain loss, such that they can be differentiated again.
+
+    Args:
+        loss: computes the loss.
+        before: random states and buffers to start from. Afterwards the current ones are restored.
+        leaves: the tensors to differentiate by.
+    """
+    now = before.now()
+    before.restore()
+    try:
+        return list(torch.autograd.grad(loss(), list(leaves), create_graph=True, allow_unused=True))
+    finally:
+        now.restore()
+
+
 def _run(job: Job, leaves: Sequence[Tensor]) -> Loss:
     for leaf in leaves:
         leaf.grad = None
     return job.run(*job.tensors)
 
 
-@final
-class _State:
-    """The state that a job depends on and changes: Python objects, tensors and their values, random states."""
-
-    def __init__(self, job: Job) -> None:
-        self.guard = Guard(job.roots)
-        self.stored = stored_parameters()
-        self.known = self.guard.tensors | {id(tensor): tensor for tensor in self.stored.values()}
-        tensors = self.known.values()
-        self.leaves = [tensor for tensor in tensors if tensor.is_leaf and tensor.requires_grad]
-        self.random_state = torch.get_rng_state()
-        self.other_generators = repr((random.getstate(), np.random.get_state(legacy=False)))
-        self._values = [(tensor, tensor.clone()) for tensor in tensors if not tensor.requires_grad]
-        self._cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-    def restore(self) -> None:
-        """Restore torch's random states and the values of buffers."""
-        torch.set_rng_state(self.random_state)
-        for index, state in enumerate(self._cuda_states):
-            torch.cuda.set_rng_state(state, index)
-        with torch.no_grad():
-            for tensor, value in self._values:
-                # A buffer whose shape has changed since was initialized lazily, and remains so.
-                if tensor.shape == value.shape and not torch.equal(tensor, value):
-                    tensor.copy_(value)
-
-
-def _same_entries(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
-
-
-def _check_state(state: _State, captured: Sequence[Tensor]) -> None:
-    if not state.guard.holds() or not _same_entries(state.stored, stored_parameters()):
+def _check_first_run(before: State, after: State) -> None:
+    if after.other_generators != before.other_generators:
         raise NotRecordableError(
-            "Expected a program that does the same in each run, but found that it changes its own Python state, or "
-            f"puts a new tensor in the place of one: {reprlib.repr(state.guard.changes())}. Try a buffer that is "
-            "changed in place, or the plain ELBO."
+            "Expected a program that draws its random numbers from torch, but found that it draws from Python's or "
+            "NumPy's generator, which a recording would not repeat. Try torch.rand, or the plain ELBO."
         )
+    if not before.guard.places_hold():
+        raise _changes_itself(before)
+    for leaf in after.leaves:
+        if acts_when_graded(leaf):
+            raise NotRecordableError(
+                "Expected parameters without post-accumulate-grad hooks, which a recording cannot call, but found one "
+                f"on a parameter of shape {tuple(leaf.shape)}. Try the plain ELBO."
+            )
+
+
+def _changes_itself(state: State) -> NotRecordableError:
+    return NotRecordableError(
+        "Expected a program that does the same in each run, but found that it changes its own Python state, or "
+        f"puts a new tensor in the place of one: {reprlib.repr(state.guard.changes())}. Try a buffer that is "
+        "changed in place, or the plain ELBO."
+    )
+
+
+def _check_state(state: State, captured: Sequence[Tensor]) -> None:
+    if not state.guard.holds() or not same_entries(state.stored, stored_parameters()):
+        raise _changes_itself(state)
     for tensor in captured:
         if id(tensor) not in state.known:
             raise NotRecordableError(
@@ -236,5 +257,7 @@ def _close(expected: Any, found: Any, scale: float) -> bool:
         return expected is found
     kinds = {value.dtype for value in (expected, found) if isinstance(value, Tensor)}
     tolerance = max((TOLERANCES.get(kind, COARSE) for kind in kinds), default=0.0)
-    a, b = (torch.as_tensor(value, dtype=torch.float64, device="cpu").detach() for value in (expected, found))
+    a, b = (
+        torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().to_dense() for value in (expected, found)
+    )
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale if math.isfinite(scale) else 0.0, equal_nan=True)

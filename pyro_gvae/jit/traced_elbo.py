@@ -1,6 +1,9 @@
 """An ELBO that records another one and replays it, without Pyro's handlers and without autograd."""
 
-from collections.abc import Callable, Sequence
+import reprlib
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple, final
 
@@ -13,72 +16,57 @@ from torch import Tensor
 
 from ..handlers.parameters import announce
 from ..handlers.sites import Program
-from ..programs.tensor_elbo import TensorELBO, recordable
-from ..runtime.compat.pyro import LossOnlyELBO, handlers_on_stack, leaf_of, only_records_parameters
-from ..runtime.compat.torch import Nesting, flattened, leaves_of, nested, tensors_mapped
-from .capture import NotRecordableError
+from ..programs.tensor_elbo import TensorELBO
+from ..runtime.compat.pyro import LossOnlyELBO, leaf_of
+from ..runtime.compat.torch import leaves_of, tensors_mapped
+from .calls import Call, Key, difference, new_call
 from .graph import finished
-from .recording import Job, Loss, Outcome, Recording, new_recording, stored_parameters
+from .recording import Outcome, Recording, differentiable_gradients, first_run
+from .state import Job, Values, stored_parameters
+
+#: A recording takes as long as a hundred runs or more. After so many replays, or unrecorded runs, one more is allowed.
+REPLAYS_PER_RECORDING, RUNS_PER_RECORDING = 50, 1000
+#: Number of runs in succession that may change a program's Python state, as lazy initialization does.
+MOST_SETTING_UP = 3
 
 
-class Call(NamedTuple):
-    """One call of an ELBO's method, with flattened arguments."""
+class Found(NamedTuple):
+    """The result of a call.
 
-    method: str
-    model: Program
-    guide: Program
-    leaves: list[Any]
-    nesting: Nesting | None  # None if the leaves are the positional arguments
+    Attributes:
+        outcome: loss and gradients.
+        leaves: the parameters that the gradients belong to.
+        before: random states and buffers before the call, if second derivatives may need them.
+    """
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The tensors among the arguments, in their order."""
-        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
-
-    def key(self) -> Any:
-        """Return a key that is equal for calls that may share a recording, by their arguments and torch's modes."""
-        arguments = tuple(map(_signature, self.leaves))
-        return self.method, self.model, self.guide, arguments, self.nesting, _modes()
-
-    def is_foreign(self) -> bool:
-        """Return whether no recording can replace the call: another handler acts on it, or inputs require gradients."""
-        others = not all(map(only_records_parameters, handlers_on_stack()))
-        return others or any(tensor.requires_grad for tensor in self.tensors)
-
-    def arguments(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Any], dict[str, Any]]:
-        """Return the arguments as they were given, but with other tensors."""
-        given = iter(tensors)
-        leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
-        return (leaves, {}) if self.nesting is None else nested(leaves, self.nesting)
-
-    def run(self, elbo: ELBO, *tensors: Tensor) -> Loss:
-        """Make the call with other tensors, in a form that can be recorded. Gradients are added to `.grad`."""
-        args, kwargs = self.arguments(tensors)
-        loss = recordable(elbo, self.method)(self.model, self.guide, *args, **kwargs)
-        if self.method == "differentiable_loss":
-            loss.backward()
-            loss = loss.detach()
-        return loss
+    outcome: Outcome
+    leaves: list[Tensor]
+    before: Values | None
 
 
 class Entry(NamedTuple):
     """A recording, the key of its calls, and the parameters that a run shows to Pyro."""
 
-    key: Any
+    key: Key
     recording: Recording
     params: dict[str, Tensor]
 
-    def show_params(self) -> bool:
-        """Show the parameters to handlers such as SVI's; return False if Pyro's param store now has other tensors."""
-        store = stored_parameters()
-        for name, leaf in self.params.items():
-            if name in self.recording.stored:
-                if store.get(name) is not leaf:
-                    return False
-                pyro.param(name)
-            else:  # a parameter that remains in its module
-                announce(name, leaf)
-        return True
+    def holds(self, key: Key, *, show: bool) -> bool:
+        """Return whether the recording is valid for a call. If so, and if asked to, show its parameters to Pyro."""
+        return self.key == key and self.recording.holds() and (not show or _shown(self.params, self.recording.stored))
+
+
+def _shown(params: dict[str, Tensor], stored: dict[str, Tensor]) -> bool:
+    """Show parameters to handlers such as SVI's; return False if Pyro's param store now has other tensors."""
+    store = stored_parameters()
+    for name, leaf in params.items():
+        if name in stored:
+            if store.get(name) is not leaf:
+                return False
+            pyro.param(name)
+        else:  # a parameter that remains in its module
+            announce(name, leaf)
+    return True
 
 
 @final
@@ -100,8 +88,13 @@ class TracedELBO(LossOnlyELBO):
     - torch's default dtype and device, gradient mode and autocast;
     - the entries of Pyro's param store that the program uses.
 
-    Not guarded are the elements of NumPy arrays, attributes of Python modules, and files. Calls inside another Pyro
-    handler, or with arguments that require gradients, are passed to the plain ELBO.
+    Not guarded are elements of large NumPy arrays, and files. Calls inside another Pyro handler, or with arguments that
+    require gradients, are passed to the plain ELBO.
+
+    A program that a recording cannot hold is run by the plain ELBO, with one warning that gives the reason: control
+    flow or shapes that depend on data, values read from tensors (`.item()`), Python state that changes in each run,
+    random numbers from outside torch, tensors whose replacement could not be noticed. So are calls whose Python numbers
+    or shapes are new each time, after `max_recordings` recordings: making one is worth it only if it is replayed.
 
     Args:
         elbo: the loss to record, any of Pyro's or of this package. Your own must convert its loss to a number by
@@ -110,11 +103,6 @@ class TracedELBO(LossOnlyELBO):
         max_recordings: number of recordings that are kept; the least recently used is dropped first.
         compile: whether to compile the graph with Inductor (with CUDA graphs on a GPU), which needs a compiler and some
             seconds.
-
-    Raises:
-        ValueError: when recording, if a recording cannot hold the program: its control flow or a shape depends on data,
-            or it reads values from tensors (`.item()`), changes its own Python state, draws random numbers outside
-            torch, or reads a tensor whose replacement could not be noticed.
 
     Example:
         >>> from pyro.infer import SVI, Trace_ELBO
@@ -139,47 +127,51 @@ class TracedELBO(LossOnlyELBO):
         #: Number of recordings made so far.
         self.num_recordings = 0
         self._entries: list[Entry] = []  # ordered from least to most recently used
+        self._unrecorded: list[Key] = []  # of calls that no recording can hold
+        self._credit: float = max_recordings  # how many more may be made
+        self._setting_up = 0  # runs in succession that changed the program's Python state
+        self._warned: set[Any] = set()
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
         """Return the plain ELBO's `loss`, in nats summed over the data."""
-        return self._as_numbers(_call("loss", model, guide, args, kwargs))
+        return self._as_numbers(new_call("loss", model, guide, args, kwargs))
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
         """Return the plain ELBO's `loss_and_grads`, and add gradients to `.grad` of the parameters."""
-        return self._as_numbers(_call("loss_and_grads", model, guide, args, kwargs))
+        return self._as_numbers(new_call("loss_and_grads", model, guide, args, kwargs))
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the plain ELBO's `differentiable_loss`, a tensor whose `.backward()` may be called once."""
-        call = _call("differentiable_loss", model, guide, args, kwargs)
-        if not torch.is_grad_enabled() or call.is_foreign():
-            return self.elbo.differentiable_loss(model, guide, *args, **kwargs)
-        recording, outcome = self._shown(call)
-        loss: Tensor = _Replayed.apply(outcome, *recording.leaves)
+        """Return the plain ELBO's `differentiable_loss`, a tensor whose `.backward()` may be called once.
+
+        With `create_graph=True`, the plain ELBO computes the gradients again, from the same random states.
+        """
+        call = new_call("differentiable_loss", model, guide, args, kwargs)
+        found = self._found(call) if torch.is_grad_enabled() and not call.is_foreign() else None
+        if found is None:
+            loss: Tensor = call.plainly(self.elbo)
+            return loss
+        assert found.before is not None
+        again = partial(differentiable_gradients, partial(call.plainly, self.elbo), found.before, found.leaves)
+        loss = _Replayed.apply(found, again, *found.leaves)
         return warn_if_nan(loss, "loss")
 
-    def outcome(self, model: Program, guide: Program, *args: Any) -> tuple[Outcome, list[Tensor]]:
+    def outcome(self, model: Program, guide: Program, *args: Any) -> Found | None:
         """Compute what `loss_and_grads` computes, but return the gradients; for your own training loops.
 
         New recordings are made with Pyro's validation on, and with a param store of their own.
 
         Returns:
-            The loss as a tensor together with the gradients, and the parameters that the gradients belong to.
+            The loss as a tensor together with the gradients, and the parameters that the gradients belong to. None if
+            there is no recording, so that the caller has to run the plain ELBO.
         """
-        call = _call("loss_and_grads", model, guide, args, {})
-        key = call.key()
-        entry = self._known(key)
-        if entry is not None:
-            return entry.recording(call.tensors), entry.recording.leaves
-        with pyro.get_param_store().scope(), pyro.validation_enabled(True):
-            entry, outcome = self._new(call, key)
-        return outcome, entry.recording.leaves
+        return self._found(new_call("loss_and_grads", model, guide, args, {}), apart=True)
 
     def _as_numbers(self, call: Call) -> Any:
-        if call.is_foreign():
-            args, kwargs = call.arguments(call.tensors)
-            return getattr(self.elbo, call.method)(call.model, call.guide, *args, **kwargs)
-        recording, (loss, gradients) = self._shown(call)
-        for leaf, gradient in zip(recording.leaves, gradients, strict=True):
+        found = None if call.is_foreign() else self._found(call)
+        if found is None:
+            return call.plainly(self.elbo)
+        loss, gradients = found.outcome
+        for leaf, gradient in zip(found.leaves, gradients, strict=True):
             if gradient is not None:
                 leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
         numbers = tensors_mapped(Tensor.item, loss)
@@ -187,85 +179,120 @@ class TracedELBO(LossOnlyELBO):
             warn_if_nan(number, "loss")
         return numbers
 
-    def _shown(self, call: Call) -> tuple[Recording, Outcome]:
-        """Return the outcome of a call, and show its parameters to SVI."""
-        key = call.key()
-        entry = self._known(key, Entry.show_params)
-        if entry is not None:
-            return entry.recording, entry.recording(call.tensors)
-        entry, outcome = self._new(call, key)
-        entry.show_params()
-        return entry.recording, outcome
+    def _found(self, call: Call, *, apart: bool = False) -> Found | None:
+        """Return the result of a recording, or of the run that was to become one; None if there is neither.
 
-    def _known(self, key: Any, accept: Callable[[Entry], bool] = lambda entry: True) -> Entry | None:
+        Args:
+            call: the call.
+            apart: whether to record in a param store of its own, and to show no parameters to Pyro.
+        """
+        key = call.key()
+        entry = self._known(key, show=not apart)
+        if entry is not None:
+            self._earn(1 / REPLAYS_PER_RECORDING)
+            before = entry.recording.state() if call.method == "differentiable_loss" else None
+            return Found(entry.recording(call.tensors), entry.recording.leaves, before)
+        with ExitStack() as stack:
+            if apart:
+                stack.enter_context(pyro.get_param_store().scope())
+                stack.enter_context(pyro.validation_enabled(True))
+            if key not in self._unrecorded and self._may_record(call, key):
+                return self._new(call, key, show=not apart)
+        self._earn(1 / RUNS_PER_RECORDING)
+        return None
+
+    def _known(self, key: Key, *, show: bool) -> Entry | None:
         """Return an existing recording that is still valid, or None."""
         for index in range(len(self._entries) - 1, -1, -1):
             entry = self._entries[index]
-            if entry.key == key and entry.recording.guard.holds() and accept(entry):
+            if entry.holds(key, show=show):
                 self._entries.append(self._entries.pop(index))
                 return entry
         return None
 
-    def _new(self, call: Call, key: Any) -> tuple[Entry, Outcome]:
-        """Make a recording, and return it with its outcome."""
-        self._check_recordable(call)
+    def _may_record(self, call: Call, key: Key) -> bool:
+        """Return whether to try a recording. A sum over slices needs none, and there is no warning for it."""
+        args, kwargs = call.arguments(call.tensors)
+        if isinstance(self.elbo, TensorELBO) and self.elbo.why_not_recordable(call.model, call.guide, *args, **kwargs):
+            self._unrecorded = [*self._unrecorded, key][-self.max_recordings :]
+            return False
+        if call.has_arrays():
+            self._warn(
+                call,
+                "Expected data as tensors, but found a large array, whose changes are not noticed. Try "
+                "torch.from_numpy(x).",
+            )
+            return False
+        if self._credit >= 1:
+            return True
+        self._warn(call, self._changing(key))
+        return False
+
+    def _changing(self, key: Key) -> str:
+        """Describe why no recording is made for now."""
+        last = next((entry for entry in reversed(self._entries) if entry.key[0] == key[0]), None)
+        what = "other calls" if last is None else difference(key, last.key)
+        if what is None and last is not None:
+            what = f"{reprlib.repr(last.recording.guard.changes())} among what model, guide and loss refer to"
+        return (
+            f"Expected recordings that can be replayed, but found {self.num_recordings} recordings, and now {what}. "
+            "Try a tensor, as an argument or a buffer, instead of a number that changes, batches of one shape, or a "
+            "larger max_recordings."
+        )
+
+    def _new(self, call: Call, key: Key, *, show: bool) -> Found:
+        """Make a first run, which becomes a recording if possible."""
+        with poutine.block(), poutine.trace(param_only=True) as shown:
+            first = first_run(
+                self._job(call),
+                partial(finished, inductor=self.compile),
+                check=self.check,
+                last_attempt=self._setting_up >= MOST_SETTING_UP,
+            )
+        sites: dict[str, Any] = shown.trace.nodes
+        params = {name: leaf_of(site["value"]) for name, site in sites.items()}
+        self._setting_up = 0 if isinstance(first.found, Recording) else self._setting_up + (first.found is None)
+        self._credit -= first.found is not None
+        if isinstance(first.found, Recording):
+            self.num_recordings += 1
+            self._entries = [*self._entries, Entry(key, first.found, params)][-self.max_recordings :]
+        elif first.found is not None:
+            self._unrecorded = [*self._unrecorded, key][-self.max_recordings :]
+            self._warn(call, str(first.found))
+        if show:
+            _shown(params, first.stored)
+        return Found(first.outcome, first.leaves, first.before)
+
+    def _job(self, call: Call) -> Job:
         others = [leaf for leaf in call.leaves if not isinstance(leaf, Tensor)]
-        job = Job(
+        return Job(
             run=partial(call.run, self.elbo),
             # Separate tensor objects, in case an argument is given twice or is also a buffer of the program.
             tensors=[tensor.detach() for tensor in call.tensors],
             roots=[call.model, call.guide, self.elbo, *others],
         )
-        self.num_recordings += 1
-        with poutine.block(), poutine.trace(param_only=True) as shown:
-            recording, outcome = new_recording(job, partial(finished, inductor=self.compile), check=self.check)
-        sites: dict[str, Any] = shown.trace.nodes
-        params = {name: leaf_of(site["value"]) for name, site in sites.items()}
-        entry = Entry(key, recording, params)
-        self._entries = [*self._entries, entry][-self.max_recordings :]
-        return entry, outcome
 
-    def _check_recordable(self, call: Call) -> None:
-        """Ask the ELBO whether it can be recorded, because finding out by recording may take minutes."""
-        if not isinstance(self.elbo, TensorELBO):
-            return
-        args, kwargs = call.arguments(call.tensors)
-        reason = self.elbo.why_not_recordable(call.model, call.guide, *args, **kwargs)
-        if reason is not None:
-            raise NotRecordableError(reason)
+    def _earn(self, amount: float) -> None:
+        self._credit = min(self.max_recordings, self._credit + amount)
+
+    def _warn(self, call: Call, reason: str) -> None:
+        """Warn, once for each method, that it runs unrecorded."""
+        if call.method not in self._warned:
+            self._warned.add(call.method)
+            warnings.warn(f"Steps run without a recording: {reason}", stacklevel=5)
 
 
 @final
 class _Replayed(torch.autograd.Function):
-    """A recorded loss with its recorded gradients."""
+    """A recorded loss with its recorded gradients, or those of the plain loss if they are differentiated again."""
 
     @staticmethod
-    def forward(ctx: Any, outcome: Outcome, *leaves: Tensor) -> Tensor:
-        loss, ctx.gradients = outcome
+    def forward(ctx: Any, found: Found, again: Callable[..., list[Tensor | None]], *leaves: Tensor) -> Tensor:
+        loss, ctx.gradients = found.outcome
+        ctx.again = again
         return torch.as_tensor(loss)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: Tensor) -> Any:
-        return None, *(None if gradient is None else gradient * scale for gradient in ctx.gradients)
-
-
-def _call(method: str, model: Program, guide: Program, args: Any, kwargs: Any) -> Call:
-    if not kwargs and all(isinstance(arg, Tensor) for arg in args):
-        return Call(method, model, guide, list(args), None)
-    leaves, nesting = flattened((args, kwargs))
-    return Call(method, model, guide, leaves, nesting)
-
-
-def _signature(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
-    return type(leaf), leaf if getattr(leaf, "__hash__", None) else id(leaf)
-
-
-def _modes() -> Any:
-    """Return the settings of torch and Pyro that change what a call does."""
-    devices = ("cpu", "cuda")
-    autocast = tuple(torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) for device in devices)
-    local = pyro.settings.get("module_local_params")
-    return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(), autocast, local
+        gradients = ctx.again() if torch.is_grad_enabled() else ctx.gradients
+        return None, None, *(None if gradient is None else gradient * scale for gradient in gradients)

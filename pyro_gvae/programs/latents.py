@@ -87,10 +87,10 @@ class Latent(NamedTuple):
         """Codes (..., N, K) as values of the latent, (..., *event_shape)."""
         batch_shape = codes.shape[:-2]
         if self.kind is Kind.ONE_HOT:
-            return codes.to(self.dtype).reshape(*batch_shape, *self.shape, self.num_categories)
+            return codes.to(self.dtype).reshape((*batch_shape, *self.shape, self.num_categories))
         if self.kind is Kind.BIT:
-            return codes[..., 1].to(self.dtype).reshape(*batch_shape, *self.shape)
-        return codes.argmax(-1).reshape(*batch_shape, *self.shape)
+            return codes[..., 1].to(self.dtype).reshape((*batch_shape, *self.shape))
+        return codes.argmax(-1).reshape((*batch_shape, *self.shape))
 
 
 class Space(NamedTuple):

@@ -10,6 +10,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer.inspect import get_dependencies
 from torch import Tensor
 
+from ..distributions.lowered import log_prob
 from ..distributions.parameters import at_least_float32
 from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.one_hot_messenger import OneHotMessenger
@@ -252,19 +253,19 @@ def _mixes_data(site: Site, msg: Messages, plates: frozenset[str]) -> ValueError
 
 def _log_prob(msg: Messages, site: Site, nesting: int) -> Tensor:
     """Return a site's log-probability, scaled and masked, summed over plates that the one-hot lacks: (s or 1, B)."""
-    log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-    log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"])
-    log_prob = log_prob.reshape((1,) * (nesting + 1 - log_prob.dim()) + log_prob.shape)  # (s or 1, *plates)
+    scores = log_prob(msg["fn"], msg["value"], *msg["args"], **msg["kwargs"])
+    scores = scale_and_mask(scores, msg["scale"], msg["mask"])
+    scores = scores.reshape((1,) * (nesting + 1 - scores.dim()) + scores.shape)  # (s or 1, *plates)
     own = (1,) * (nesting - len(site.batch_shape)) + tuple(site.batch_shape)
     left = site.plates - plates_of(msg)
     if left:
-        if len(log_prob) > 1:
+        if len(scores) > 1:
             raise _mixes_data(site, msg, left)
-        return (log_prob.sum() / site.batch_shape.numel()).expand(1, site.batch_shape.numel())
+        return (scores.sum() / site.batch_shape.numel()).expand(1, site.batch_shape.numel())
     plates = {frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
-    found = log_prob.shape[1:]
+    found = scores.shape[1:]
     for dim in range(-len(found), 0):
         expected = own[dim] if -dim <= nesting else 0
         if found[dim] != expected and not (expected == 1 and found[dim] == plates.get(dim)):
             raise _mixes_data(site, msg, site.plates)
-    return log_prob.sum_to_size(len(log_prob), *own).reshape(len(log_prob), -1)
+    return scores.sum_to_size(len(scores), *own).reshape(len(scores), -1)

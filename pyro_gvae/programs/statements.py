@@ -12,10 +12,11 @@ from pyro.distributions.util import scale_and_mask
 from torch import Size, Tensor
 from typing_extensions import override
 
+from ..distributions.lowered import log_prob
 from ..distributions.parameters import at_least_float32
 from ..handlers.one_hot_messenger import OneHotMessenger
 from ..handlers.sites import Messages, OneHotSite, Run, plates_of
-from ..runtime.compat.pyro import is_random
+from ..runtime.compat.pyro import is_intervened_on, is_random
 from .factors import Codes, Factor, Layout, Reading, Site
 from .latents import Discrete, Latent, discrete
 
@@ -41,7 +42,7 @@ class Reader(OneHotMessenger):
         """Nothing: every kind of discrete latent is read, not one-hots alone."""
 
     def _pyro_sample(self, msg: Messages) -> None:
-        is_latent = not msg["is_observed"] and msg["value"] is None and is_random(msg)
+        is_latent = not msg["is_observed"] and msg["value"] is None and is_random(msg) and not is_intervened_on(msg)
         if msg["done"] or not is_latent or not self.decides():
             return
         found = discrete(msg["fn"])
@@ -52,7 +53,7 @@ class Reader(OneHotMessenger):
             msg["value"] = self.draw(msg["name"], msg["fn"])
 
     def _pyro_post_sample(self, msg: Messages) -> None:
-        if is_random(msg):
+        if is_random(msg) and not is_intervened_on(msg):
             self.messages[msg["name"]] = msg
 
     def run(self, program: Run) -> None:
@@ -190,8 +191,8 @@ def _padded(layout: Layout) -> tuple[int, ...]:
 
 def _factor(name: str, msg: Messages, layout: Layout) -> Factor:
     """A statement's log-probability, summed over plates that no discrete latent has."""
-    log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-    weighed = scale_and_mask(log_prob, msg["scale"], msg["mask"])
+    scores = log_prob(msg["fn"], msg["value"], *msg["args"], **msg["kwargs"])
+    weighed = scale_and_mask(scores, msg["scale"], msg["mask"])
     weighed = weighed.reshape((1,) * (layout.nesting + 1 - weighed.dim()) + weighed.shape)  # (s or 1, *plates)
     own, found = _padded(layout), weighed.shape[1:]
     plates = {frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
@@ -215,5 +216,5 @@ def _factor(name: str, msg: Messages, layout: Layout) -> Factor:
         log_prob=reduced(weighed) if times == 1 else reduced(weighed) / times,
         own_shape=Size(kept[layout.nesting - len(layout.batch_shape) :]),
         scale=msg["scale"],
-        unweighed=lambda: reduced(log_prob),
+        unweighed=lambda: reduced(scores),
     )

@@ -17,13 +17,14 @@ from torch import Tensor
 from ..runtime.plain import flat, nested
 from .files import read_bytes, replacing
 from .sealed import BLANK, SEAL, metadata_of, read_sealed, write_sealed
+from .weights import in_parts
 
 FORMAT = "pyro-gvae checkpoint"
 VERSION = 1
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors with a checksum, atomically.
+    """Write tensors with a checksum, atomically; sparse ones as :func:`~pyro_gvae.runs.weights.in_parts` divides them.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -32,7 +33,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         >>> load_tensors(path)
         {'bias': tensor([1., 1.])}
     """
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in in_parts(tensors).items()}
     write_sealed(path, save(plain, {SEAL: BLANK}))
 
 

@@ -4,10 +4,32 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from .compat.torch import outside_of_transforms
+
+
+class Generators(NamedTuple):
+    """The states of torch's generators."""
+
+    cpu: Tensor
+    cuda: list[Tensor]
+
+
+def generators_of_torch() -> Generators:
+    """Return the states of torch's generators, on every device."""
+    return Generators(torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])
+
+
+def set_generators_of_torch(states: Generators) -> None:
+    """Restore the states that :func:`generators_of_torch` returned."""
+    torch.set_rng_state(states.cpu)
+    for index, state in enumerate(states.cuda):
+        torch.cuda.set_rng_state(state, index)
 
 
 def random_states() -> dict[str, Any]:
@@ -15,9 +37,10 @@ def random_states() -> dict[str, Any]:
     version, numbers, gauss = random.getstate()
     numpy_state = dict(np.random.get_state(legacy=False))
     keys = numpy_state.pop("state")
+    of_torch = generators_of_torch()
     return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "torch": of_torch.cpu,
+        "cuda": of_torch.cuda,
         "numpy": numpy_state | {"key": torch.from_numpy(keys["key"].copy()), "pos": int(keys["pos"])},
         "python": {"version": version, "numbers": list(numbers), "gauss": gauss},
     }
@@ -32,11 +55,10 @@ def set_random_states(states: dict[str, Any]) -> None:
     key, place = states["numpy"]["key"], states["numpy"]["pos"]
     if key.dtype != torch.uint32 or key.shape != (624,) or not 0 <= place <= 624:
         raise ValueError("Expected a state of NumPy's generator, but found something else.")
-    torch.set_rng_state(states["torch"])
-    for index, state in enumerate(states["cuda"]):
-        torch.cuda.set_rng_state(state, index)
+    set_generators_of_torch(Generators(states["torch"], states["cuda"]))
     numpy_state = dict(states["numpy"])
-    keys = {"key": numpy_state.pop("key").numpy(), "pos": numpy_state.pop("pos")}
+    with outside_of_transforms():
+        keys = {"key": numpy_state.pop("key").numpy(), "pos": numpy_state.pop("pos")}
     np.random.set_state(numpy_state | {"state": keys})
     python = states["python"]
     random.setstate((python["version"], tuple(python["numbers"]), python["gauss"]))

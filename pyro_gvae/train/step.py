@@ -1,7 +1,6 @@
 """A training step: loss, gradients, one fused optimizer."""
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import Any, Protocol, cast, final
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from ..config.names import Shard
 from ..estimators import Estimator, own_state
 from ..exact import HasPair
-from ..jit.capture import NotRecordableError
 from ..jit.traced_elbo import TracedELBO
 from ..programs.runs import items
 from ..runtime.distributed import ALONE, Sums, share, sum_gradients
@@ -185,8 +183,7 @@ class _Gradients:
         self.of_program = [*vae.parameters()]
         self.parameters = [*self.of_program, *self.own.parameters()]
         self.buffers = [*vae.buffers(), *self.own.buffers()]
-        self._traced: TracedELBO | None = TracedELBO(cast(ELBO, self._elbo), compile=compile)
-        self._is_exact = estimator.is_exact
+        self._traced = TracedELBO(cast(ELBO, self._elbo), compile=compile)
         self._ids = set(map(id, self.parameters))
         self._checked = False
 
@@ -208,17 +205,12 @@ class _Gradients:
 
     def _recorded(self, args: tuple[Any, ...]) -> Tensor | float | None:
         """Return the loss and its gradients from the recording, or None if there is none."""
-        if self._traced is None:
+        found = self._traced.outcome(self._model, self._guide, *args)
+        if found is None:
             return None
-        try:
-            (loss, gradients), leaves = self._traced.outcome(self._model, self._guide, *args)
-        except NotRecordableError as refusal:
-            if not self._is_exact:  # a sum over several slices needs no recording
-                warnings.warn(f"Steps run without a recording: {refusal}", stacklevel=4)
-            self._traced = None
-            return None
-        self._check_parameters(leaves)
-        for leaf, gradient in zip(leaves, gradients, strict=True):
+        loss, gradients = found.outcome
+        self._check_parameters(found.leaves)
+        for leaf, gradient in zip(found.leaves, gradients, strict=True):
             leaf.grad = gradient
         return cast(Tensor | float, loss)
 

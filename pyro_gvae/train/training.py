@@ -16,6 +16,7 @@ from ..config.units import in_bytes
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset, digest
 from ..runs.config import different_settings
+from ..runs.weights import from_parts, in_parts
 from ..runtime.distributed import copy_from_main, from_main, gathered, largest, share
 from ..runtime.rng import random_states, set_random_states
 from ..schedules import schedule
@@ -188,7 +189,7 @@ class Training:
             "config": self.config.as_json(),
             "data": digest(self.train),
             "state": asdict(self.state),
-            "vae": dict(self.vae.state_dict()),
+            "vae": in_parts(self.vae.state_dict()),
             # The optimizer's settings are in the configuration, and its learning rate is a function of the step.
             "optimizer": self.optimizer.state_dict()["state"],
             "parameters": self._shapes(),
@@ -237,7 +238,7 @@ class Training:
         self._end_stage()
         self.state = state
         self._begin_stage()
-        self.vae.load_state_dict(content["vae"])
+        self.vae.load_state_dict(from_parts(content["vae"], self.vae.state_dict()))
         self.step.own.load_state_dict(content["own"])
         # Compare names and shapes: torch matches only by position, and a fused optimizer would write out of bounds.
         if self._shapes() != content["parameters"]:
@@ -296,5 +297,6 @@ class Training:
             yield from itertools.islice(batches, skip if epoch == first_epoch else 0, None)
 
     def _elbo(self, x: Tensor) -> float | None:
-        limit = in_bytes(self.config.max_memory)
-        return from_main(lambda: discrete_elbo(self.vae, x, self.state.judge, max_memory=limit))
+        return from_main(
+            lambda: discrete_elbo(self.vae, x, self.state.judge, max_memory=in_bytes(self.config.max_memory))
+        )

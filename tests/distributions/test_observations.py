@@ -10,7 +10,7 @@ import pyro
 import pytest
 import torch
 from pyro.distributions import OneHotCategorical
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import JitTrace_ELBO, JitTraceEnum_ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from torch import Tensor
 from torch import distributions as td
@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from pyro_gvae.distributions.bernoulli import Bernoulli, ContinuousBernoulli
 from pyro_gvae.distributions.exponential_family import ExponentialFamily
 from pyro_gvae.distributions.observations import CategoricalPixels, Gaussian
+from pyro_gvae.handlers import discretize, enumerated
 
 D = 6
 LEVELS = 3
@@ -174,7 +175,7 @@ def test_gradients_flow_to_grey_data(name: str, product: bool) -> None:
 @pytest.mark.parametrize("scale", [torch.tensor(0.7), torch.tensor([0.7]), SCALES], ids=["()", "(1,)", "(D,)"])
 def test_gradients_flow_to_a_learned_scale(own: Any, scale: Tensor) -> None:
     torch.manual_seed(0)
-    scale = scale.double().requires_grad_()
+    scale = scale.double().clone().requires_grad_()
     mean, x = torch.randn(*own, D).double(), torch.rand(4, D).double()
     (actual,) = torch.autograd.grad(Gaussian(mean, scale).log_prob(x).sum(), scale)
     (expected,) = torch.autograd.grad(td.Normal(mean, scale).log_prob(x).sum(), scale)
@@ -566,3 +567,38 @@ def test_data_far_from_zero_lose_nothing(offset: float) -> None:
     torch.testing.assert_close(found.double(), right, rtol=0, atol=1e-3)
     [slope] = torch.autograd.grad(found.sum(), mean)
     torch.testing.assert_close(slope, (x - mean).sum(1, keepdim=True), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("jit", "plain", "handler"),
+    [
+        (JitTrace_ELBO, Trace_ELBO, discretize),
+        (lambda: JitTraceEnum_ELBO(max_plate_nesting=1), lambda: TraceEnum_ELBO(max_plate_nesting=1), enumerated),
+    ],
+    ids=["sampled", "enumerated"],
+)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit:FutureWarning")
+def test_stock_jit_elbos_give_what_plain_ones_give(jit: Any, plain: Any, handler: Any, family: Family) -> None:
+    x = family.data((4, D)).double()
+    decoder = torch.nn.Linear(3, family.natural_dim).double()
+    certain = 100 * torch.eye(3, dtype=torch.float64)[torch.tensor([0, 1, 2, 0])]  # the same codes in every run
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", OneHotCategorical(logits=torch.zeros(3, dtype=torch.float64)))
+            pyro.sample("x", family.make(decoder(z)), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", 4):
+            pyro.sample("z", OneHotCategorical(logits=pyro.param("q", certain)))
+
+    found = []
+    for elbo in (plain(), jit()):
+        decoder.zero_grad()
+        torch.manual_seed(1)
+        guide(x)
+        torch.manual_seed(1)
+        loss = elbo.loss_and_grads(handler(model), handler(guide), x)
+        found.append((loss, decoder.weight.grad))
+    torch.testing.assert_close(found[1], found[0])

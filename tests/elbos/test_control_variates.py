@@ -496,3 +496,11 @@ def test_the_loss_itself_is_an_estimate_of_the_elbo():
 def test_options_out_of_range_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         estimator(name, **options)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_program_that_is_masked_out_costs_nothing(name):
+    rows = Rows(2, 3, 4)
+    model, guide = (poutine.mask(program, mask=False) for program in (rows.model, rows.guide))
+    assert LOSSES[name]().loss_and_grads(model, guide, rows.x) == 0
+    assert rows.logits.grad is None or not rows.logits.grad.any()

@@ -67,7 +67,7 @@ def test_recordings_of_both_shapes_are_kept():
 
 @pytest.mark.parametrize(
     ("name", "shape", "found"),
-    [("y", (2, 3), r"'y' of shape \(4, 2, 3\) in the guide"), ("z", (3, 3), r"'z' of shape \(4, 3, 3\) in the guide")],
+    [("y", (2, 3), "found 'y' in the guide alone"), ("z", (3, 3), r"3 one-hots of 3 with \(4,\) in the guide at 'z'")],
 )
 def test_another_site_in_the_guide_is_refused(name, shape, found):
     def program(x, name="z", shape=(2, 3)):
@@ -79,5 +79,5 @@ def test_another_site_in_the_guide_is_refused(name, shape, found):
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
-    with pytest.raises(ValueError, match=f"Expected the same one-hot site .* and {found}"):
+    with pytest.raises(ValueError, match=found):
         ReinforceLOO(num_particles=2).loss(model, partial(program, name=name, shape=shape), torch.ones(4))

@@ -172,7 +172,7 @@ def test_one_recording_is_enough_to_anneal(monkeypatch):
     monkeypatch.setattr(TracedELBO, "max_recordings", 1, raising=False)
     recordings = []
     new = TracedELBO._new
-    monkeypatch.setattr(TracedELBO, "_new", lambda *args: recordings.append(1) or new(*args))
+    monkeypatch.setattr(TracedELBO, "_new", lambda *args, **options: recordings.append(1) or new(*args, **options))
     vae, x = PROBLEM.vae(), PROBLEM.x()
     beta = torch.tensor(0.0, dtype=torch.float64)
     step = make_step(vae, with_kl_weight(estimator("exact"), beta), lr=1e-3)

@@ -18,6 +18,10 @@ from torch import Tensor
 
 from pyro_gvae import exact
 from pyro_gvae.distributions.codes import joint_codes
+from pyro_gvae.elbos.control_variates import REBAR
+from pyro_gvae.elbos.exact import ExactELBO
+from pyro_gvae.elbos.local import LocalExpectation
+from pyro_gvae.elbos.score import ReinforceLOO
 from pyro_gvae.exact import Pair
 from pyro_gvae.exact.factorized import ascend, sweep
 from pyro_gvae.exact.plan import make_plan
@@ -451,7 +455,12 @@ def test_impossible_codes_and_categories_count_nothing():
     torch.testing.assert_close(exact.log_evidence(pair, X), expected)
     best = exact.mean_field(pair, X)
     torch.testing.assert_close(best.elbo, expected)
-    assert (exact.elbo(pair, X) < -1e30).all()  # this guide allows codes of no likelihood
+    assert (exact.elbo(pair, X) == -torch.inf).all()  # this guide allows codes of no likelihood
+    assert (exact.bounds(pair, X).elbo == -torch.inf).all()
+    for slice_size in (2, None):
+        assert ExactELBO(slice_size=slice_size).loss_and_grads(*pair, X) == torch.inf
+    for loss in (ReinforceLOO(num_particles=500), LocalExpectation(num_particles=500), REBAR(num_particles=500)):
+        assert loss.loss(*pair, X) == torch.inf
     assert not exact.elbo(pair, X).isnan().any()
 
 
@@ -829,3 +838,28 @@ def test_the_model_runs_once_for_each_slice_after_the_plan():
     for numbers in plan.numbers():
         joint_scores(runs.model, plan.layout, plan.codes(numbers))
     assert calls == [3, 3, 2]
+
+
+@pytest.mark.parametrize("slice_size", [None, 4])
+@pytest.mark.parametrize("quantity", ["elbo", "log_evidence"])
+@pytest.mark.parametrize("observation", ["bernoulli", "gaussian"])
+def test_gradients_of_each_datum_by_torch_func(observation, quantity, slice_size):
+    """As for differential privacy: `vmap` over `grad`, where no value may be looked at."""
+
+    class Bound(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vae = CategoricalVAE(4, 2, 3, hidden=(5,), observation=observation)
+
+        def forward(self, row):
+            return getattr(exact, quantity)(self.vae, row[None], slice_size=slice_size).sum()
+
+    bound, x = Bound(), torch.rand(3, 4).round()
+    parameters = {name: parameter.detach() for name, parameter in bound.named_parameters()}
+    with pyro.validation_enabled(False):
+        gradient = torch.func.grad(lambda values, row: torch.func.functional_call(bound, values, (row,)))
+        found = torch.func.vmap(gradient, in_dims=(None, 0))(parameters, x)
+        for row, datum in enumerate(x):
+            expected = torch.autograd.grad(bound(datum), list(bound.parameters()), materialize_grads=True)
+            for one, other in zip(found.values(), expected, strict=True):
+                torch.testing.assert_close(one[row], other, rtol=1e-5, atol=1e-5)

@@ -152,3 +152,35 @@ def test_latents_of_one_program_alone_are_refused():
         exact.elbo(Pair(two_layers_model, lambda x: pyro.sample("below", one_hot(linear(4, x)))), DATA)
     with pytest.raises(ValueError, match="'y' in the guide alone"):
         exact.elbo(Pair(two_layers_model, m2_guide), DATA)
+
+
+def test_a_program_of_no_plates_and_no_event_dimensions():
+    def hidden_markov_model(x):
+        state = torch.tensor(0)
+        for step in pyro.markov(range(len(x))):
+            state = pyro.sample(f"state {step}", dist.Categorical(logits=2 * torch.eye(2).double()[state]))
+            pyro.sample(f"x {step}", dist.Normal(state.double(), 1.0), obs=x[step])
+
+    found = exact.log_evidence(Pair(hidden_markov_model, lambda x: None), DATA[0])
+    stock_loss = TraceEnum_ELBO(max_plate_nesting=0).loss(
+        config_enumerate(hidden_markov_model), lambda x: None, DATA[0]
+    )
+    assert found.item() == pytest.approx(-stock_loss, abs=1e-9)
+
+
+@pytest.mark.parametrize("intervened", ["top", "below"])
+def test_an_intervention_cuts_a_latent_off(intervened):
+    """The value in its place has no density; what was there before explains nothing."""
+    code = torch.eye(3 if intervened == "top" else 4).double()[1]
+    model = poutine.do(two_layers_model, data={intervened: code})
+    other = "below" if intervened == "top" else "top"
+    found = exact.log_evidence(Pair(model, lambda x: None), DATA)
+
+    def by_hand(x):
+        with pyro.plate("data", len(x)):
+            top = code if intervened == "top" else pyro.sample("top", one_hot(weights(3)))
+            below = code if intervened == "below" else pyro.sample("below", one_hot(linear(4, top)))
+            observe(top, below, obs=x)
+
+    torch.testing.assert_close(found, exact.log_evidence(Pair(by_hand, lambda x: None), DATA))
+    assert other in poutine.trace(by_hand).get_trace(DATA).nodes

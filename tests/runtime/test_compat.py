@@ -9,6 +9,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -59,6 +60,22 @@ def failure_names(private: str) -> Iterator[None]:
 # Pyro.
 
 
+@canary("pyro.poutine.subsample_messenger.SubsampleMessenger")
+def state_of_plate() -> None:
+    first, second, other = (of_pyro.state_of_plate(pyro.plate("data", size)) for size in (3, 3, 4))
+    assert first is not None and first == second != other
+    assert of_pyro.state_of_plate("data") is None
+
+
+@canary("pyro.poutine.subsample_messenger.SubsampleMessenger._indices")
+def indices_of_full_plate() -> None:
+    plate = pyro.plate("data", 3)
+    found = of_pyro.indices_of_full_plate(plate)
+    with plate as indices:
+        assert found is indices
+    assert of_pyro.indices_of_full_plate(pyro.plate("part", 3, 2)) is None
+
+
 @canary("pyro.poutine.runtime._PYRO_STACK")
 def handlers_on_stack() -> None:
     assert of_pyro.handlers_on_stack() == ()
@@ -79,6 +96,18 @@ def several_kinds_of_sites() -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
     pyro.deterministic("twice", 2 * z)
     pyro.sample("x", dist.Normal(z.sum(), 1.0), obs=torch.tensor(0.5))
+
+
+@canary("pyro.poutine.do_messenger's message key _intervener_id")
+def is_intervened_on() -> None:
+    def model() -> None:
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(0.0, 1.0))
+
+    with poutine.trace() as outer, poutine.do(data={"z": torch.tensor(2.0)}):
+        model()
+    found = {name: of_pyro.is_intervened_on(site) for name, site in outer.trace.nodes.items()}
+    assert {name for name, is_cut_off in found.items() if is_cut_off} == {"z"}
 
 
 @canary("pyro.deterministic's infer key _deterministic")
@@ -412,10 +441,113 @@ def compiled() -> None:
     assert torch.equal(found, torch.full((2,), 2.0))
 
 
+@canary("torch._C._set_mkldnn_enabled")
+def without_mkldnn() -> None:
+    layer, x = nn.LSTM(2, 2), torch.ones(3, 2)
+    with of_torch.without_mkldnn():
+        graph = make_fx(lambda x: layer(x)[0].sum().backward())(x).graph
+        assert not any("mkldnn" in str(node.target) for node in graph.nodes)
+    assert torch.backends.mkldnn.enabled == torch._C._get_mkldnn_enabled()
+
+
+@canary("torch.utils._python_dispatch._disable_current_modes")
+def outside_of_recordings() -> None:
+    def program(x: Tensor) -> Tensor:
+        with of_torch.outside_of_recordings():
+            number = torch.arange(3)[2].item()
+        return x * number
+
+    assert len(make_fx(program)(torch.ones(2)).graph.nodes) == 3, "input, product and output"
+
+
+@canary("torch._C._functorch.peek_interpreter_stack")
+def is_transformed() -> None:
+    seen = []
+    torch.func.vmap(lambda x: seen.append(of_torch.is_transformed()) or x)(torch.ones(2))
+    assert seen == [True] and not of_torch.is_transformed()
+
+
+@canary("torch._C._DisableFuncTorch")
+def outside_of_transforms() -> None:
+    def program(x: Tensor) -> Tensor:
+        with of_torch.outside_of_transforms():
+            torch.ones(2).numpy()
+        return x.square()
+
+    assert torch.func.grad(program)(torch.tensor(3.0)) == 6
+
+
+@canary("torch.utils._python_dispatch.TorchDispatchMode")
+def Results() -> None:
+    with of_torch.Results() as results:
+        torch.func.grad(lambda x: x.exp().sum())(torch.ones(8))
+    assert results.num_bytes >= 2 * 8 * 4, "the exponential and its derivative"
+
+
+@canary("torch.Tensor._backward_hooks")
+def hooks_of() -> None:
+    x = torch.ones((), requires_grad=True)
+    before = of_torch.hooks_of(x)
+    handle = x.register_hook(torch.neg)
+    assert torch.neg in of_torch.hooks_of(x) and of_torch.hooks_of(x) != before
+    handle.remove()
+    assert of_torch.hooks_of(x) == before
+
+
+@canary("torch.Tensor._post_accumulate_grad_hooks")
+def acts_when_graded() -> None:
+    x = torch.ones((), requires_grad=True)
+    assert not of_torch.acts_when_graded(x)
+    x.register_post_accumulate_grad_hook(lambda x: None)
+    assert of_torch.acts_when_graded(x)
+
+
+@canary("torch.nn.modules.module._global_forward_hooks and its like")
+def hooks_of_all_modules() -> None:
+    here = nn.modules.module
+    enter: list[Any] = [
+        here.register_module_forward_pre_hook,
+        here.register_module_forward_hook,
+        here.register_module_full_backward_pre_hook,
+        here.register_module_full_backward_hook,
+    ]
+    handles = [register(lambda *_: None) for register in enter]
+    counts = [len(hooks) for hooks in of_torch.hooks_of_all_modules()]
+    for handle in handles:
+        handle.remove()
+    assert counts == [1, 1, 1, 1] and not any(of_torch.hooks_of_all_modules())
+
+
 @canary("torch.UntypedStorage._cdata")
 def storage_id() -> None:
     x = torch.ones(4)
     assert of_torch.storage_id(x) == of_torch.storage_id(x[2:]) != of_torch.storage_id(x.clone())
+
+
+@canary("torch.Tensor._base")
+def without_repeats() -> None:
+    base = torch.ones(3, requires_grad=True)
+    found = of_torch.without_repeats((2 * base).reshape(3, 1).expand(3, 4), 2)
+    assert found.shape == (3, 1) and found.grad_fn is not None and found.grad_fn.name() == "AsStridedBackward0"
+    with torch.no_grad():
+        cut = base.view(3, 1)
+    found = of_torch.without_repeats(cut.requires_grad_().expand(3, 4), 2)
+    assert torch.autograd.grad(found.sum(), cut)[0].tolist() == [[1.0]] * 3
+
+
+@canary("torch.distributions.OneHotCategorical._categorical and ._param")
+def parameters_of() -> None:
+    for family in (dist.Bernoulli, dist.OneHotCategorical):
+        fn = family(logits=torch.ones(2))
+        assert fn.probs.shape == (2,)  # computed, and held from here on
+        assert list(of_torch.parameters_of(fn.expand([3, *fn.batch_shape]))) == ["logits"]
+    fn = dist.Binomial(4, torch.full((2,), 0.5)).expand([3, 2])
+    assert fn.logits.shape == (3, 2) and set(of_torch.parameters_of(fn)) == {"total_count", "probs"}
+
+
+@canary("torch.distributions.Distribution._validate_args")
+def validates() -> None:
+    assert [of_torch.validates(dist.Bernoulli(0.5, validate_args=flag)) for flag in (True, False)] == [True, False]
 
 
 @canary("torch.utils._python_dispatch.TorchDispatchMode")

@@ -30,6 +30,7 @@ from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.runs.checkpoint import load_checkpoint
 from pyro_gvae.runs.folder import sole_writer
+from pyro_gvae.runs.weights import from_parts
 from pyro_gvae.runtime.signals import STOPPING
 from pyro_gvae.schedules import article
 from pyro_gvae.train import fit as fitting
@@ -279,7 +280,7 @@ def test_beta_is_annealed_in_one_recording_and_reported_elbos_are_not_weighed(mo
     """The exact objective of each step is E[log p(x|z)] - beta KL of the weights before it."""
     recordings = []
     new = TracedELBO._new
-    monkeypatch.setattr(TracedELBO, "_new", lambda *args: recordings.append(1) or new(*args))
+    monkeypatch.setattr(TracedELBO, "_new", lambda *args, **options: recordings.append(1) or new(*args, **options))
     training = Training(new_vae(), images(), config("exact:9", beta="linear:0,1,4", free_bits=0.05))
     batches = [x for epoch in (0, 1) for x in epoch_batches(training.data, 4, seed=0, epoch=epoch)]
     for step, x in enumerate(batches):
@@ -558,3 +559,22 @@ def test_tensorboard_holds_curves_and_pictures(tmp_path):
     texts = [(event.step, event.tensor_proto.string_val[0].decode()) for event in board.Tensors("stage/text_summary")]
     assert texts == [(0, "0: gumbel-softmax, from step 0"), (3, "1: exact, from step 3")]
     assert tags["histograms"] == ["code usage/latent 0", "code usage/latent 1"]
+
+
+def test_sparse_buffers_and_recurrent_layers_are_trained_and_kept(tmp_path):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.out = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 6)
+            self.register_buffer("graph", torch.eye(6).to_sparse())
+
+        def forward(self, x):
+            sequence = (self.graph @ x.T).T.unflatten(-1, (2, 3))
+            return self.out(self.layer(sequence)[0][:, -1]).unflatten(-1, (2, 3))
+
+    torch.manual_seed(0)
+    vae = CategoricalVAE(6, 2, 3, encoder=Encoder(), hidden=(4,))
+    assert run(vae, output=tmp_path / "run").steps > 0
+    kept = from_parts(load_file(tmp_path / "run" / "weights.safetensors"), vae.state_dict())
+    for name, tensor in vae.state_dict().items():
+        assert torch.equal(kept[name].to_dense(), tensor.to_dense())

@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -79,7 +80,7 @@ def test_30_steps_are_those_of_the_plain_elbo(name, options, dtype, optimizer, l
     torch.testing.assert_close(weights(vae), weights(expected_vae), rtol=tolerance, atol=tolerance)
     assert torch.equal(torch.get_rng_state(), random)
     traced = step._gradients._traced
-    assert traced is None if "slice_size" in options else traced.num_recordings == 1
+    assert traced.num_recordings == ("slice_size" not in options)
 
 
 @pytest.mark.parametrize("name", ["gumbel-softmax", "exact", "exact-evidence"])
@@ -106,7 +107,7 @@ def test_nothing_else_changes():
 
 @pytest.mark.parametrize("slice_size", [None, 4], ids=["recorded", "not recorded"])
 def test_pyros_validation_is_on_in_the_first_step_alone(slice_size):
-    seen = []
+    seen = np.zeros(1000)  # an array so large that no guard reads it: else it would be state that changes
 
     class Watching(nn.Module):
         def __init__(self):
@@ -114,17 +115,17 @@ def test_pyros_validation_is_on_in_the_first_step_alone(slice_size):
             self.layers = nn.Sequential(nn.Flatten(-2), nn.Linear(N * K, D))
 
         def forward(self, z):
-            seen.append(torch.distributions.Distribution._validate_args)
+            seen[0] += torch.distributions.Distribution._validate_args
             return self.layers(z)
 
     with pyro.validation_enabled(False):
         step = make_step(new_vae(decoder=Watching()), estimator("exact", slice_size=slice_size))
         first, second = batches(2)
         step(first)
-        assert any(seen)
-        seen.clear()
+        assert seen[0]
+        seen[0] = 0
         step(second)
-        assert not any(seen)
+        assert not seen[0]
         assert torch.distributions.Distribution._validate_args is False
 
 

@@ -26,6 +26,7 @@ from pyro.infer.util import Dice, torch_item
 from pyro.params import module_from_param_with_module_name
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.util import site_is_subsample
 from pyro.util import warn_if_nan
@@ -63,6 +64,14 @@ def is_random(msg: Any) -> bool:
     return not site_is_subsample(msg) and not msg["infer"].get("_deterministic")
 
 
+def is_intervened_on(msg: Any) -> bool:
+    """Return whether `poutine.do` has cut this sample site off the program, which uses another value in its place.
+
+    Pyro samples the site all the same, and marks it by a private key of its message. Nothing depends on it.
+    """
+    return msg.get("_intervener_id") is not None and not msg["name"].endswith("__CF")
+
+
 def settings_of_deterministic_site() -> dict[str, Any]:
     """Return the `infer` settings that mark a site of `pyro.deterministic`.
 
@@ -80,6 +89,23 @@ def enumerated_dim(msg: Any) -> int | None:
     """
     dim: int | None = msg["infer"].get("_enumerate_dim")
     return dim
+
+
+def state_of_plate(thing: Any) -> tuple[Any, ...] | None:
+    """Return what a plate does, or None if it is none.
+
+    Autoguides make their plates anew in each call. Plates count the times that they are entered, and keep the indices
+    that they drew; two that agree in what is returned here do the same.
+    """
+    if not isinstance(thing, SubsampleMessenger):
+        return None
+    return thing.name, thing.size, thing.subsample_size, thing.dim, thing._vectorized, thing.device
+
+
+def indices_of_full_plate(thing: Any) -> Tensor | None:
+    """Return all indices, 0, 1, .., where a thing is a plate that draws none of them; None if not."""
+    is_full = isinstance(thing, SubsampleMessenger) and thing.size == thing.subsample_size
+    return thing._indices if is_full and isinstance(thing._indices, Tensor) else None
 
 
 def mask_of(distribution: MaskedDistribution) -> bool | Tensor:

@@ -7,32 +7,44 @@ in a few lines.
 import linecache
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
+from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.graph_module import _loader
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 __all__ = [
     "Nesting",
+    "Results",
     "TorchDispatchMode",  # a mode whose `__torch_dispatch__` sees every operation, those of backward passes included
+    "acts_when_graded",
     "compiled",
     "flattened",
+    "hooks_of",
+    "hooks_of_all_modules",
     "is_operation",
+    "is_transformed",
     "leaves_of",
     "name_of_operation",
     "nested",
     "no_sources_kept",
     "one_mode_for_shapes",
+    "outside_of_recordings",
+    "outside_of_transforms",
+    "parameters_of",
     "shares_memory",
     "storage_id",
     "tensors_in",
     "tensors_mapped",
+    "validates",
+    "without_mkldnn",
+    "without_repeats",
     "written_arguments",
 ]
 
@@ -111,6 +123,28 @@ def one_mode_for_shapes() -> Iterator[None]:
 
 
 @contextmanager
+def without_mkldnn() -> Iterator[None]:
+    """Let recurrent layers on a CPU be elementary operations.
+
+    `make_fx` cannot record the backward pass of mkldnn's. Convolutions and products are recorded as they are, and use
+    it when they are replayed.
+    """
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+@contextmanager
+def outside_of_recordings() -> Iterator[None]:
+    """Let no mode see the operations in here, so that those of `make_fx` do not record them."""
+    with _disable_current_modes():
+        yield
+
+
+@contextmanager
 def no_sources_kept() -> Iterator[None]:
     """Drop the source text of graphs compiled in this block, which torch would keep for tracebacks forever."""
     known = set(_loader.eval_cache)
@@ -127,6 +161,65 @@ def compiled(graph_module: GraphModule, inputs: Sequence[Tensor], options: dict[
     return torch._inductor.compile(graph_module, list(inputs), options=options)
 
 
+# Transforms.
+
+
+def is_transformed() -> bool:
+    """Tell whether a transform of torch.func runs, such as `vmap` or `grad`.
+
+    Inside, no value can be looked at, and neither hooks of saved tensors nor checkpoints work.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@contextmanager
+def outside_of_transforms() -> Iterator[None]:
+    """Let torch.func take no part in the operations in here: under it no tensor becomes a NumPy array."""
+    with torch._C._DisableFuncTorch():
+        yield
+
+
+@final
+class Results(TorchDispatchMode):
+    """Counts the bytes of what operations return.
+
+    Attributes:
+        num_bytes: so far.
+    """
+
+    num_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count."""
+        results = func(*args, **(kwargs or {}))
+        self.num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(results))
+        return results
+
+
+# Hooks.
+
+
+def hooks_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what was given to a tensor's `register_hook`, which sees or changes its gradient."""
+    return (*(tensor._backward_hooks or {}).values(), acts_when_graded(tensor))
+
+
+def acts_when_graded(tensor: Tensor) -> bool:
+    """Tell whether something was given to `register_post_accumulate_grad_hook`, as by optimizers that need no step."""
+    return bool(tensor._post_accumulate_grad_hooks)
+
+
+def hooks_of_all_modules() -> tuple[dict[int, Any], ...]:
+    """Return where torch keeps the hooks that it calls for every module."""
+    here = torch.nn.modules.module
+    return (
+        here._global_forward_pre_hooks,
+        here._global_forward_hooks,
+        here._global_backward_pre_hooks,
+        here._global_backward_hooks,
+    )
+
+
 # Memory.
 
 
@@ -136,3 +229,52 @@ def storage_id(tensor: Tensor) -> int:
     It is the address of torch's own storage object. The Python objects that wrap it are created anew at each access.
     """
     return tensor.untyped_storage()._cdata
+
+
+def without_repeats(tensor: Tensor, rank: int) -> Tensor:
+    """Return a tensor with the size 1 in those of its first `rank` dimensions along which it was expanded.
+
+    The derivative of a plain slice would be a tensor of the expanded size. So, where a derivative is needed, read the
+    memory of the tensor that was expanded.
+    """
+    repeats = [dim < rank and stride == 0 and tensor.shape[dim] > 1 for dim, stride in enumerate(tensor.stride())]
+    if not any(repeats):
+        return tensor
+    sizes = [1 if repeated else size for size, repeated in zip(tensor.shape, repeats, strict=True)]
+    base = tensor._base
+    if base is not None and torch.is_grad_enabled() and _is_view_for_autograd(tensor, base):
+        return base.as_strided(sizes, tensor.stride(), tensor.storage_offset())
+    return tensor[tuple(map(slice, sizes))]
+
+
+def _is_view_for_autograd(tensor: Tensor, base: Tensor) -> bool:
+    """Return whether derivatives of a view reach its base, which a view made without gradients may cut off."""
+    if tensor.dtype != base.dtype:
+        return False
+    node, end = tensor.grad_fn, base.grad_fn
+    while node is not None:
+        if node is end or getattr(node, "variable", None) is base:
+            return True
+        if len(node.next_functions) != 1:
+            return False
+        node = node.next_functions[0][0]
+    return False
+
+
+# Distributions.
+
+
+def parameters_of(distribution: Distribution) -> dict[str, Tensor]:
+    """Return the parameters that a distribution was given: of probabilities and logits, not those that it computed."""
+    held = vars(getattr(distribution, "_categorical", distribution))
+    computed = {"probs", "logits"} if "_param" in held else set()
+    return {
+        name: held[name]
+        for name in distribution.arg_constraints
+        if name in held and (name not in computed or held[name] is held["_param"])
+    }
+
+
+def validates(distribution: Distribution) -> bool:
+    """Return whether a distribution checks data before it scores them."""
+    return distribution._validate_args

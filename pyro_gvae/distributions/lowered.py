@@ -1,0 +1,282 @@
+"""Stock distributions scored by one matrix product, as our own families are.
+
+A stock family scores each element x of an event under parameters theta by
+
+    log p(x | theta) = sum_j c_j(theta) t_j(x) + a(theta) + h(x).
+
+Where parameters depend on codes and data do not (or the reverse), the sum over an event is a matrix product of c and t,
+and no tensor of codes x data x elements is made. Where a mask drops elements, a is multiplied with the mask.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from pyro.ops.special import log_binomial
+from torch import Size, Tensor
+from torch.distributions import constraints
+from torch.distributions.utils import probs_to_logits
+from torch.nn import functional as F
+
+from ..runtime.compat.pyro import mask_of
+from ..runtime.compat.torch import parameters_of, validates, without_repeats
+from .bernoulli import Bernoulli, ContinuousBernoulli
+from .exponential_family import ExponentialFamily, full_precision, score_dtype
+from .observations import Gaussian
+
+#: By their names, each (*batch, D) or, of D categoricals, (*batch, D, K).
+Parameters = dict[str, Tensor]
+
+
+class _Statement(NamedTuple):
+    """A stock family of D elements in an event, taken out of its wrappers and expansions."""
+
+    family: Any
+    parameters: Parameters
+    counts: Tensor | None  # (*batch, D), of a binomial: known, as data are
+    kept: Tensor | None  # (*batch, D): the elements that count
+    masks: list[Tensor]  # of whole events
+
+
+class _Terms(NamedTuple):
+    """The scores of D elements: coefficients . statistics + offset + base."""
+
+    coefficients: tuple[Tensor, ...]  # (*batch of parameters, D) or, K for each element, (.., D * K)
+    statistics: tuple[Tensor, ...]  # (*batch of data, D) or (.., D * K)
+    offset: Tensor  # (*batch of parameters, D)
+    base: Tensor  # (*batch of data, D)
+
+
+def log_prob(fn: Any, value: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """Return `fn.log_prob(value)`, by a matrix product where that saves a tensor of parameters x data.
+
+    The product is taken of stock exponential families with event dimensions, independent, masked and expanded as they
+    may be, whose parameters and data share no batch dimension. It is rounded as those of our own families are, see
+    :class:`~.observations.Gaussian`. Data outside of the support are left to the distribution, which refuses them.
+
+    Args:
+        fn: any distribution.
+        value: data, whose batch dimensions broadcast with those of `fn`.
+        args: what else `fn.log_prob` takes; with any of it, there is no product.
+        kwargs: the same.
+    """
+    product = None if args or kwargs else _product(fn, value)
+    scores: Tensor = fn.log_prob(value, *args, **kwargs) if product is None else product
+    return scores
+
+
+def _product(fn: Any, value: Any) -> Tensor | None:
+    statement = _read(fn)
+    if (
+        statement is None
+        or not isinstance(value, Tensor)
+        or value.shape[value.dim() - fn.event_dim :] != fn.event_shape
+    ):
+        return None
+    rank, given = len(fn.batch_shape), Size(value.shape[: value.dim() - fn.event_dim])
+    known = [tensor.shape[:rank] for tensor in (statement.counts, statement.kept) if tensor is not None]
+    try:
+        own = torch.broadcast_shapes(*(parameter.shape[:rank] for parameter in statement.parameters.values()))
+        data = torch.broadcast_shapes(given, *known)
+        rows = torch.broadcast_shapes(own, data).numel()
+    except RuntimeError:  # the distribution says what does not fit
+        return None
+    if rows <= max(own.numel(), data.numel()):  # each datum has its own parameters, or all share the same
+        return None
+    if validates(statement.family) and not _in_support(statement, value, given):
+        return None
+    scores = _scores(statement, value.reshape(*given, -1, *statement.family.event_shape))
+    scores = scores.expand(torch.broadcast_shapes(fn.batch_shape, given))
+    for mask in statement.masks:
+        scores = torch.where(mask, scores, scores.new_zeros(()))
+    return scores
+
+
+def _read(fn: Any) -> _Statement | None:
+    """Take a stock family out of what wraps it."""
+    family, num_inside, masks = fn, 0, []
+    while type(family) not in _TERMS:
+        if type(family) is dist.Independent:
+            num_inside += family.reinterpreted_batch_ndims
+        elif type(family) is dist.MaskedDistribution and mask_of(family) is not False:
+            masks.append((mask_of(family), num_inside))
+        else:
+            return None
+        family = family.base_dist
+    if fn.event_dim == 0:
+        return None
+    rank = len(fn.batch_shape)
+    elements = family.batch_shape[rank:]
+
+    def flat(tensor: Tensor, num_elements: int) -> Tensor:
+        tensor = without_repeats(tensor, rank)
+        batch, inside = tensor.shape[:rank], tensor.shape[rank : rank + num_elements]
+        categories = tensor.shape[rank + num_elements :]
+        tensor = tensor.reshape(*batch, *inside, *(1,) * (len(elements) - num_elements), *categories)
+        return tensor.expand(*batch, *elements, *categories).reshape(*batch, elements.numel(), *categories)
+
+    parameters = {name: flat(parameter, len(elements)) for name, parameter in parameters_of(family).items()}
+    inner = [flat(mask, number) for mask, number in masks if isinstance(mask, Tensor) and number]
+    return _Statement(
+        family=family,
+        counts=parameters.pop("total_count", None),
+        parameters=parameters,
+        kept=torch.stack(torch.broadcast_tensors(*inner)).all(0) if inner else None,
+        masks=[mask for mask, number in masks if isinstance(mask, Tensor) and not number],
+    )
+
+
+def _in_support(statement: _Statement, value: Tensor, given: Size) -> bool:
+    if statement.counts is None:
+        return bool(statement.family.support.check(value).all())
+    x = value.reshape(*given, -1)
+    return bool(constraints.integer_interval(0, statement.counts).check(x).all())
+
+
+def _scores(statement: _Statement, value: Tensor) -> Tensor:
+    """The scores of data (*batch, D) or, of categoricals that hold one-hots or counts, (.., D, K)."""
+    family = type(statement.family)
+    dtype = torch.promote_types(score_dtype(next(iter(statement.parameters.values()))), value.dtype)
+    parameters = {name: parameter.to(dtype) for name, parameter in statement.parameters.items()}
+    counts = None if statement.counts is None else statement.counts.to(dtype)
+    x, kept = value.to(dtype), statement.kept
+    with full_precision(x):
+        if kept is None:
+            ours = _OURS[family](parameters) if family in _OURS else None
+            return _summed(_TERMS[family](parameters, x, counts)) if ours is None else ours.log_prob(x)
+        is_kept = kept.unsqueeze(-1) if statement.family.event_shape else kept
+        present = torch.where(is_kept, x, x.new_zeros(()))  # what is missing may be no number
+        return _summed(_without(_TERMS[family](parameters, present, counts), kept))
+
+
+def _summed(terms: _Terms) -> Tensor:
+    coefficients, statistics = _side_by_side(terms.coefficients), _side_by_side(terms.statistics)
+    products = torch.einsum("...m,...m->...", coefficients, statistics)
+    return products + terms.offset.sum(-1) + terms.base.sum(-1)
+
+
+def _side_by_side(parts: tuple[Tensor, ...]) -> Tensor:
+    shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return torch.cat([part.expand(*shape, -1) for part in parts], -1) if len(parts) > 1 else parts[0]
+
+
+def _without(terms: _Terms, kept: Tensor) -> _Terms:
+    """Only the elements that count, each of which takes its offset with it."""
+    zero = terms.base.new_zeros(())
+    num_elements = kept.shape[-1]
+    wide = [kept.repeat_interleave(part.shape[-1] // num_elements, -1) for part in terms.statistics]
+    present = [torch.where(mask, part, zero) for mask, part in zip(wide, terms.statistics, strict=True)]
+    return _Terms(
+        coefficients=(*terms.coefficients, terms.offset),
+        statistics=(*present, kept.to(zero.dtype)),
+        offset=torch.zeros_like(terms.offset),
+        base=torch.where(kept, terms.base, zero),
+    )
+
+
+# The families. What is multiplied is small where parameters and data are near the mean of the data: a score is rounded
+# in proportion to its terms.
+
+
+def _centre(x: Tensor) -> Tensor:
+    return x.detach().flatten(0, -2).mean(0)  # (D,)
+
+
+def _logits(parameters: Parameters, *, is_binary: bool = True) -> Tensor:
+    logits = parameters["logits"] if "logits" in parameters else probs_to_logits(parameters["probs"], is_binary)
+    # A category that is excluded is infinitely improbable: 0 times infinity would be no number.
+    return logits if is_binary else logits.clamp_min(torch.finfo(logits.dtype).min)
+
+
+def _bernoulli(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
+    logits = _logits(parameters)
+    return _Terms((logits,), (x,), -F.softplus(logits), x.new_zeros(x.shape[-1]))
+
+
+def _continuous_bernoulli(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
+    logits = _logits(parameters)
+    normalizer = ContinuousBernoulli(logits.unsqueeze(-1), validate_args=False).log_normalizer()
+    return _Terms((logits,), (x,), -normalizer, x.new_zeros(x.shape[-1]))
+
+
+def _binomial(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
+    assert counts is not None
+    logits = _logits(parameters)
+    with torch.no_grad():
+        centre = torch.logit(((_centre(x) + 1) / (_centre(counts) + 2)).clamp(0.001, 0.999))
+    normalizer = F.softplus(logits) - F.softplus(centre)
+    tolerance = dist.Binomial.approx_log_prob_tol
+    base = log_binomial(counts, x, tol=tolerance) + x * centre - counts * F.softplus(centre)
+    if counts.shape[:-1].numel() == 1:
+        return _Terms((logits - centre,), (x,), -counts * normalizer, base)
+    return _Terms((logits - centre, -normalizer), (x, counts), torch.zeros_like(logits), base)
+
+
+def _categorical(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
+    logits = _logits(parameters, is_binary=False)
+    one_hot = logits.new_zeros(*x.shape, logits.shape[-1]).scatter(-1, x.long().unsqueeze(-1), 1.0)
+    offset, base = logits.new_zeros(logits.shape[:-1]), logits.new_zeros(x.shape[-1])
+    return _Terms((logits.flatten(-2),), (one_hot.flatten(-2),), offset, base)
+
+
+def _one_hot_categorical(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
+    return _categorical(parameters, x.argmax(-1), counts)
+
+
+def _multinomial(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
+    logits = _logits(parameters, is_binary=False)
+    base = torch.lgamma(x.sum(-1) + 1) - torch.lgamma(x + 1).sum(-1)
+    return _Terms((logits.flatten(-2),), (x.flatten(-2),), logits.new_zeros(logits.shape[:-1]), base)
+
+
+def _exponential(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
+    rate = parameters["rate"]
+    return _Terms((-rate,), (x,), rate.log(), x.new_zeros(x.shape[-1]))
+
+
+def _poisson(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
+    rate, info = parameters["rate"], torch.finfo(x.dtype)
+    centre = _centre(x).clamp_min(0.5)
+    # A rate of 0 makes 0 certain and the rest infinitely improbable: 0 times infinity would be no number.
+    log_rate = torch.where(rate > 0, rate.clamp_min(info.tiny).log(), rate.new_full((), info.min))
+    base = x * centre.log() - centre - torch.lgamma(x + 1)
+    return _Terms((log_rate - centre.log(),), (x,), centre - rate, base)
+
+
+def _normal(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
+    centre, precision = _centre(x), parameters["scale"].square().reciprocal()
+    loc, x = parameters["loc"] - centre, x - centre
+    loc, precision, log_scale = torch.broadcast_tensors(loc, precision, parameters["scale"].log())
+    offset = -0.5 * precision * loc.square() - log_scale - 0.5 * math.log(2 * math.pi)
+    return _Terms((precision * loc, -0.5 * precision), (x, x.square()), offset, x.new_zeros(x.shape[-1]))
+
+
+_TERMS: dict[type, Callable[[Parameters, Tensor, Tensor | None], _Terms]] = {
+    dist.Bernoulli: _bernoulli,
+    dist.Binomial: _binomial,
+    dist.Categorical: _categorical,
+    dist.ContinuousBernoulli: _continuous_bernoulli,
+    dist.Exponential: _exponential,
+    dist.Multinomial: _multinomial,
+    dist.Normal: _normal,
+    dist.OneHotCategorical: _one_hot_categorical,
+    dist.Poisson: _poisson,
+}
+
+
+def _gaussian(parameters: Parameters) -> ExponentialFamily | None:
+    """The family with one scale for all codes."""
+    scale = parameters["scale"]
+    if scale.shape[:-1].numel() > 1:
+        return None
+    return Gaussian(parameters["loc"], scale.reshape(scale.shape[-1]), validate_args=False)
+
+
+#: Those which are ours by another name, whose derivatives take fewer operations.
+_OURS: dict[type, Callable[[Parameters], ExponentialFamily | None]] = {
+    dist.Bernoulli: lambda parameters: Bernoulli(_logits(parameters), validate_args=False),
+    dist.ContinuousBernoulli: lambda parameters: ContinuousBernoulli(_logits(parameters), validate_args=False),
+    dist.Normal: _gaussian,
+}
