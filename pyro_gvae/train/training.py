@@ -46,19 +46,18 @@ class Training:
 
     def __init__(self, vae: Any, data: Dataset | Tensor, config: TrainConfig) -> None:
         self.vae, self.data, self.config = vae, data, config
+        check_data(vae, data, config)
         self.train = data.train if isinstance(data, Dataset) else data
         self.test = data.test if isinstance(data, Dataset) else None
-        check_data(vae, data, config)
         self.share = share()
         copy_from_main([*vae.parameters(), *vae.buffers()])
         self.per_epoch = -(-len(self.train) // config.batch_size)
-        self.stages = config.plan
         self._kl_weight = torch.ones((), device=self.train.device)  # set before each step; a recorded step reads it
-        self._estimators = [stage_estimator(stage, config, self._kl_weight, self.share) for stage in self.stages]
+        self._estimators = [stage_estimator(stage, config, self._kl_weight, self.share) for stage in config.plan]
         self._learning_rate = schedule(str(config.learning_rate))
         self._annealed = annealed_tensors(vae, config, self._kl_weight)
-        name, options = config.named_optimizer
-        self.optimizer = new_optimizer(name, list(vae.parameters()), self._learning_rate(0), **options)
+        kind = config.named_optimizer
+        self.optimizer = new_optimizer(kind.name, list(vae.parameters()), self._learning_rate(0), **kind.options)
         check_losses(vae, self._estimators, self.train[: config.batch_size])
         self.state = State(judge=judge_of(vae, data, config))
         self.refused: tuple[Tensor, Tensor] | None = None
@@ -70,12 +69,12 @@ class Training:
     @property
     def stage(self) -> Stage:
         """The current stage."""
-        return self.stages[self.state.stage]
+        return self.config.plan[self.state.stage]
 
     @property
     def total(self) -> int | None:
         """The number of steps of the whole run, if it is known."""
-        in_stages = [stage.amount.steps(self.per_epoch) for stage in self.stages]
+        in_stages = [stage.amount.steps(self.per_epoch) for stage in self.config.plan]
         known = sum(filter(None, in_stages)) if None not in in_stages else None
         bounds = [bound for bound in (known, self.config.steps) if bound is not None]
         return min(bounds, default=None)
@@ -158,7 +157,7 @@ class Training:
     def next_stage(self) -> None:
         """Go on to the next estimator, or finish. The optimizer keeps its state, but not that of the old loss."""
         state = self.state
-        if state.stage + 1 == len(self.stages):
+        if state.stage + 1 == len(self.config.plan):
             state.done = "all stages"
             return
         self._end_stage()
@@ -232,7 +231,7 @@ class Training:
                 f"Expected a checkpoint of {self.share.world_size} process(es), but found one of "
                 f"{len(content['random_of_others']) + 1}. Try torchrun --nproc-per-node."
             )
-        return read_state(content["state"], len(self.stages))
+        return read_state(content["state"], len(self.config.plan))
 
     def _take(self, state: State, content: dict[str, Any]) -> None:
         self._end_stage()
@@ -297,6 +296,5 @@ class Training:
             yield from itertools.islice(batches, skip if epoch == first_epoch else 0, None)
 
     def _elbo(self, x: Tensor) -> float | None:
-        return from_main(
-            lambda: discrete_elbo(self.vae, x, self.state.judge, max_memory=in_bytes(self.config.max_memory))
-        )
+        judge, limit = self.state.judge, in_bytes(self.config.max_memory)
+        return from_main(lambda: discrete_elbo(self.vae, x, judge, max_memory=limit))
