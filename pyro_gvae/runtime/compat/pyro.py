@@ -1,7 +1,6 @@
-"""Questions that Pyro's public interface does not answer, one function for each.
+"""Questions that Pyro's public interface does not answer, one function for each, with names that no release promises.
 
-The functions use private names, which no release of Pyro promises. `tests/runtime/test_compat.py` asks each question
-about a small stock program.
+`tests/runtime/test_compat.py` asks each question about a small stock program.
 """
 
 import sys
@@ -65,10 +64,7 @@ def is_random(msg: Any) -> bool:
 
 
 def is_intervened_on(msg: Any) -> bool:
-    """Return whether `poutine.do` has cut this sample site off the program, which uses another value in its place.
-
-    Pyro samples the site all the same, and marks it by a private key of its message. Nothing depends on it.
-    """
+    """Return whether `poutine.do` has replaced this site's value in the program. Pyro still samples the site itself."""
     return msg.get("_intervener_id") is not None and not msg["name"].endswith("__CF")
 
 
