@@ -597,19 +597,3 @@ def test_leave_one_out_has_the_gradient_of_the_exact_sum(name):
     if name == "a mixture with Dirichlet weights":  # its centres are indexed, as those of one particle can be
         warnings.filterwarnings("ignore", "Expected programs that take codes", UserWarning)
     assert _standard_scores(ReinforceLOO(num_particles=4), program, expected, repeats=300).max() < 5
-
-
-def test_a_guide_of_two_dependent_one_hots_is_refused_in_words():
-    """Under stock TraceGraph_ELBO, whose tensors know where they come from, the second one's shape is a tuple."""
-
-    def guide(x):
-        with pyro.plate("data", 4):
-            a = pyro.sample("a", dist.OneHotCategorical(logits=torch.zeros(2)))
-            pyro.sample("b", dist.OneHotCategorical(logits=a))
-
-    def model(x):
-        guide(x)
-        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
-
-    with pytest.raises(ValueError, match=r"Expected the guide to have one latent one-hot site .* found 'a', 'b'"):
-        BaselineELBO(RunningBaseline()).loss_and_grads(discretize(model), discretize(guide), torch.tensor(1.0))
