@@ -12,12 +12,11 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ..distributions.concrete import RelaxedOneHotCategorical
 from ..estimators import Estimator, own_state
 from ..exact import HasPair, Pair
 from ..handlers import discretize
 from ..handlers.parameters import OwnParameters, announce
-from ..handlers.sites import Messages, Program, one_hot_site
+from ..handlers.sites import Messages, Program, discrete
 from ..programs.reader import read_guide
 from ..runtime.autograd import kept_gradients
 from ..runtime.compat.pyro import leaf_of
@@ -205,19 +204,10 @@ class _LogitsMessenger(Messenger):
         self.logits = logits
 
     def _pyro_sample(self, msg: Messages) -> None:
-        site = None if msg["done"] or msg["is_observed"] else one_hot_site(msg["fn"])
+        site = None if msg["done"] or msg["is_observed"] else discrete(msg["fn"])
         if site is None:
             return
         if isinstance(self.logits, nn.Parameter):
             announce("logits of the guide", self.logits)  # stock ELBOs skip the backward pass if they see no parameter
-        event_shape = site.logits.shape[-site.num_event_dims :]
-        batch_shape = self.logits.shape[:-2]
-        changed = site._replace(logits=self.logits.reshape(*batch_shape, *event_shape))
-        temperature = site.temperature
-        msg["fn"] = (
-            changed.discrete()
-            if temperature is None
-            else changed.distribution(
-                lambda logits: RelaxedOneHotCategorical(temperature, logits=logits, validate_args=False)
-            )
-        )
+        changed = site.with_logits(self.logits.reshape(*self.logits.shape[:-2], *site.shape, site.num_categories))
+        msg["fn"] = changed.discrete() if site.temperature is None else changed.relaxed(site.temperature)

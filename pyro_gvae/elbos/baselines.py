@@ -1,18 +1,18 @@
-"""Stock `TraceGraph_ELBO` with a learned baseline for the cost of its one-hot site."""
+"""Stock `TraceGraph_ELBO` with a learned baseline for the cost of its discrete latents."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from pyro.infer import TraceGraph_ELBO
 from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from ..handlers.parameters import announce
-from ..handlers.sites import Messages, Program, one_hot_site
+from ..handlers.sites import Messages, Program, discrete
 from ..models.networks import mlp
-from ..runtime.compat.pyro import LossOnlyELBO
+from ..runtime.compat.pyro import LossOnlyELBO, is_random
 
 
 @final
@@ -87,25 +87,26 @@ class NeuralBaseline(nn.Module):
 
 @final
 class BaselineELBO(LossOnlyELBO):
-    r"""Stock `TraceGraph_ELBO` with a baseline c(x) subtracted from the cost of the guide's one one-hot site.
+    r"""Stock `TraceGraph_ELBO` with a baseline c(x) subtracted from the cost of the guide's discrete latents.
 
     .. math::
 
         \nabla \approx \nabla \log p(x, z) + (\log p(x, z) - \log q(z | x) - c(x)) \nabla \log q(z | x)
 
-    The baseline does not depend on z, so the gradient has the same mean as REINFORCE's. It is passed to Pyro as the
-    site's `baseline_value`, and replaces one that the guide may have set. If it has a network, the same step trains the
-    network on the squared difference between baseline and cost. (Mnih and Gregor 2014, arXiv 1402.0030.)
+    The baseline does not depend on z, so the gradient has the same mean as REINFORCE's. It is passed to Pyro as each
+    latent's `baseline_value`, and replaces one that the guide may have set; a latent that several data share has the
+    sum of theirs. If it has a network, the same step trains the network on the squared difference between baseline and
+    cost. (Mnih and Gregor 2014, arXiv 1402.0030.)
 
     *Approximates* the ELBO of the discrete model. *With* P codes for each datum, and a baseline that earlier steps have
-    trained. *Requires* exactly one latent one-hot site in the guide. *Bias*: none.
+    trained. *Requires* a discrete latent in the guide. *Bias*: none.
 
     Args:
         own: the baseline, whose state lasts from step to step.
         num_particles: P, samples per datum.
 
     Raises:
-        ValueError: when called, if the guide does not have exactly one latent one-hot site.
+        ValueError: when called, if the guide has no discrete latent, or the baseline not one number for each datum.
 
     Example:
         >>> import pyro
@@ -139,9 +140,9 @@ class BaselineELBO(LossOnlyELBO):
         sizes: list[int] = []
 
         def with_baseline(*args: Any, **kwargs: Any) -> Any:
-            with _BaselineMessenger(baseline) as messenger:
+            with _BaselineMessenger() as messenger:
                 result = guide(*args, **kwargs)
-            sizes.append(messenger.size())
+            sizes.append(messenger.give(baseline))
             return result
 
         loss: float = self._stock.loss_and_grads(model, with_baseline, *args, **kwargs)
@@ -149,40 +150,54 @@ class BaselineELBO(LossOnlyELBO):
         return loss
 
 
+class _Baselined(NamedTuple):
+    """A discrete latent that gets a baseline."""
+
+    batch_shape: Size
+    dtype: torch.dtype  # of its costs
+    infer: Messages  # its settings
+
+
 @final
 class _BaselineMessenger(Messenger):
-    """Passes the baseline of a latent one-hot site to `TraceGraph_ELBO`."""
+    """Finds the discrete latents of a guide, and passes a baseline for each to `TraceGraph_ELBO`."""
 
-    def __init__(self, baseline: Tensor) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.baseline = baseline
-        self.sizes: dict[str, int] = {}
+        self.sites: list[_Baselined] = []
 
     def _pyro_sample(self, msg: Messages) -> None:
         msg["infer"] = dict(msg["infer"])  # a copy, so that the program's own settings do not change
 
     def _pyro_post_sample(self, msg: Messages) -> None:
-        site = None if msg["is_observed"] else one_hot_site(msg["fn"])
-        if site is None:
-            return
-        # Read the shape here, after the sample: the outer plate of particles has now expanded the site.
-        batch_shape = torch.Size(msg["fn"].batch_shape)  # a tuple if logits depend on another sample
-        value = self.baseline.to(site.logits.dtype).expand(batch_shape)
-        while value.shape[:1] == (1,):  # Pyro squeezes the costs of a batch of one in the same way
-            value = value.squeeze(0)
-        msg["infer"]["baseline"] = {"baseline_value": value}
-        self.sizes[msg["name"]] = batch_shape.numel()
+        # Read it here, after the sample: the outer plate of particles has now expanded the site. Its shape is a tuple
+        # if its logits depend on another sample.
+        site = None if msg["is_observed"] or not is_random(msg) else discrete(msg["fn"])
+        if site is not None:
+            self.sites.append(_Baselined(Size(msg["fn"].batch_shape), site.natural.dtype, msg["infer"]))
 
-    def size(self) -> int:
-        """Return the number of costs of the site.
+    def give(self, baseline: Tensor) -> int:
+        """Give each site the baseline of its data, and return their number.
 
         Raises:
-            ValueError: if there is not exactly one site.
+            ValueError: if there is no site, or if the baseline has not one number for each datum.
         """
-        if len(self.sizes) != 1:
-            found = ", ".join(f"'{name}'" for name in self.sizes) or "none"
+        if not self.sites:
             raise ValueError(
-                f"Expected the guide to have one latent one-hot site for the baseline, but found {found}. Try one site "
-                "of event shape (N, K), OneHotCategorical(...).to_event(1), or TraceGraph_ELBO."
+                "Expected the guide to have a discrete latent for the baseline, but found none. Try TraceGraph_ELBO."
             )
-        return next(iter(self.sizes.values()))
+        together = torch.broadcast_shapes(*(site.batch_shape for site in self.sites))
+        try:
+            of_each = baseline.expand(together)
+        except RuntimeError as error:
+            raise ValueError(
+                f"Expected a baseline for data of batch shape {tuple(together)}, that of the guide's discrete latents, "
+                f"but found one of shape {tuple(baseline.shape)}. Try baseline='running', which is one number."
+            ) from error
+        for site in self.sites:
+            # Costs of data that share a latent add up, and so do their baselines.
+            value = of_each.sum_to_size(site.batch_shape).to(site.dtype)
+            while value.shape[:1] == (1,):  # Pyro squeezes the costs of a batch of one in the same way
+                value = value.squeeze(0)
+            site.infer["baseline"] = {"baseline_value": value}
+        return together.numel()

@@ -6,15 +6,15 @@ from pyro.poutine.replay_messenger import ReplayMessenger
 
 from ..runtime.compat.pyro import handlers_on_stack, running_elbo
 from .one_hot_messenger import OneHotMessenger
-from .sites import Messages, OneHotSite
+from .sites import Discrete, Messages
 
 
 class DiscretizeMessenger(OneHotMessenger):
-    """Samples one-hot sites as exact one-hots."""
+    """Samples discrete latents exactly."""
 
-    def declare(self, msg: Messages, site: OneHotSite) -> None:
-        """Replace the site's distribution by exact one-hots."""
-        if site.logits.requires_grad and torch.is_grad_enabled():
+    def declare(self, msg: Messages, site: Discrete) -> None:
+        """Replace the site's distribution by exact one-hots, bits or integers."""
+        if site.natural.requires_grad and torch.is_grad_enabled():
             _check_has_score(msg["name"])
         msg["fn"] = site.discrete()
 

@@ -6,7 +6,7 @@ from pyro import poutine
 from pyro.distributions import Categorical, TorchDistribution
 from pyro.infer.inspect import get_dependencies
 from pyro.poutine.trace_messenger import TraceMessenger
-from torch import Size, Tensor
+from torch import Tensor
 
 from ..distributions.codes import num_codes, numbered_codes
 from ..runtime.compat.pyro import (
@@ -22,7 +22,7 @@ from ..runtime.compat.pyro import (
 from ..runtime.memory import in_words, memory_limit
 from .discretize_messenger import DiscretizeMessenger
 from .one_hot_messenger import OneHotMessenger
-from .sites import Messages, OneHotSite, Program, plates_of
+from .sites import Discrete, Kind, Messages, Program, plates_of
 
 
 class Enumerated(NamedTuple):
@@ -34,7 +34,7 @@ class Enumerated(NamedTuple):
 
 
 class EnumeratedMessenger(OneHotMessenger):
-    """Marks one-hot sites for parallel enumeration, and refuses programs that enumeration would get wrong."""
+    """Marks discrete latents for parallel enumeration, and refuses programs that enumeration would get wrong."""
 
     def __init__(self, max_memory: float | None) -> None:
         super().__init__()
@@ -44,23 +44,25 @@ class EnumeratedMessenger(OneHotMessenger):
         self.enumerated: dict[str, Enumerated] = {}
         self.at_dim: dict[int, str] = {}  # the site that uses a dimension now; pyro.markov reuses dimensions
         self.numbered: set[str] = set()  # sites whose codes are enumerated by their numbers
+        self.unread: set[str] = set()  # of these, sites whose value is still the number
         self.suspects: dict[tuple[str, str], ValueError] = {}
         self.observes = False  # whether any other site is observed
         return super().__enter__()
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
-        # A program without observations is a guide, which need not have one-hot sites.
+        # A program without observations is a guide, which need not have discrete latents.
         nothing_found = kind is None and self.decides() and self.observes and not (self.sites or self.observed)
         result = super().__exit__(kind, value, traceback)
         if nothing_found:
             raise ValueError(
-                "Expected a one-hot site to enumerate, but found none. Try OneHotCategorical or "
-                "RelaxedOneHotCategorical sites, or remove enumerated()."
+                "Expected a discrete latent to enumerate, but found none. Try OneHotCategorical, Bernoulli or "
+                "Categorical latents, or remove enumerated()."
             )
         return result
 
-    def declare(self, msg: Messages, site: OneHotSite) -> None:
-        """Replace the site's distribution by exact one-hots, and mark it for enumeration."""
+    def declare(self, msg: Messages, site: Discrete) -> None:
+        """Replace the site's distribution by exact values, and mark it for enumeration."""
+        _check_shape(msg["name"], site)
         check_memory(msg["name"], site, self.max_memory)
         # Drop settings that ask Pyro to sample the site.
         kept = {key: value for key, value in msg["infer"].items() if key not in ("num_samples", "tmc", "expand")}
@@ -70,7 +72,7 @@ class EnumeratedMessenger(OneHotMessenger):
         else:
             msg["fn"] = _with_all_plates(site.joint() if computes_marginals() else site.discrete())
 
-    def _declare_number(self, msg: Messages, site: OneHotSite) -> None:
+    def _declare_number(self, msg: Messages, site: Discrete) -> None:
         """Enumerate the integer number of the code instead of the code.
 
         To draw from a posterior, stock Pyro gathers values as it gathers log-probabilities, which works only for values
@@ -79,6 +81,7 @@ class EnumeratedMessenger(OneHotMessenger):
         self.numbered.add(msg["name"])
         number = replayed_number(msg["name"])
         if number is None:
+            self.unread.add(msg["name"])
             msg["fn"] = Categorical(logits=site.code_logits())
         else:
             msg["fn"], msg["value"] = site.discrete(), _code(number, site)
@@ -98,10 +101,11 @@ class EnumeratedMessenger(OneHotMessenger):
             if name in self.sites:
                 size = msg["value"].shape[dim - msg["fn"].event_dim]
                 self.enumerated[name] = Enumerated(dim, size, plates_of(msg))
-        if name in self.numbered and isinstance(msg["fn"], Categorical):
+        if name in self.unread:
+            self.unread.remove(name)
             self._give_code(msg, self.sites[name])
 
-    def _give_code(self, msg: Messages, site: OneHotSite) -> None:
+    def _give_code(self, msg: Messages, site: Discrete) -> None:
         """Replace the number by the code, in the program and in handlers that have recorded a posterior sample."""
         code = {"fn": site.discrete(), "value": _code(msg["value"], site)}
         msg.update(code)
@@ -134,10 +138,10 @@ class EnumeratedMessenger(OneHotMessenger):
                     raise error
 
 
-def _code(number: Tensor, site: OneHotSite) -> Tensor:
-    """Return the code with this number, (...) -> (..., K) or (..., N, K)."""
-    codes = numbered_codes(number, *site.code_shape, dtype=site.dtype)  # (..., N, K)
-    return codes.reshape(number.shape + site.event_shape)
+def _code(number: Tensor, site: Discrete) -> Tensor:
+    """Return the value of the code with this number, (...) -> (..., *event_shape)."""
+    codes = numbered_codes(number, *site.code_shape)  # (..., N, K)
+    return site.values_of(codes.reshape(*number.shape, *site.shape, site.num_categories))
 
 
 def _with_all_plates(fn: TorchDistribution) -> TorchDistribution:
@@ -182,7 +186,16 @@ def _check_enumerator(name: str) -> None:
         )
 
 
-def check_memory(name: str, site: OneHotSite, max_memory: float | None) -> None:
+def _check_shape(name: str, site: Discrete) -> None:
+    if site.kind is Kind.INTEGER and site.num_event_dims:
+        raise ValueError(
+            f"Expected an integer to enumerate at each datum, but found '{name}' of event shape "
+            f"{tuple(site.event_shape)}: stock Pyro enumerates no vector of integers, but samples it. Try "
+            "OneHotCategorical(...).to_event(1), or ExactELBO, which sums over either."
+        )
+
+
+def check_memory(name: str, site: Discrete, max_memory: float | None) -> None:
     """Refuse to enumerate codes that do not fit into memory, before anything is allocated.
 
     An enumeration holds at least the codes (S, N, K) and their log-probabilities (S, B); a decoder takes more.
@@ -190,11 +203,10 @@ def check_memory(name: str, site: OneHotSite, max_memory: float | None) -> None:
     Raises:
         ValueError: if these take more than `max_memory` bytes (4 GB if None).
     """
-    logits = site.logits
     num_latents, num_categories = site.code_shape
-    batch_size = Size(logits.shape[: -site.num_event_dims]).numel()  # a wrapped tensor of Pyro's has a tuple
+    batch_size = site.batch_shape.numel()
     total = num_codes(num_latents, num_categories)
-    needed = total * (num_latents * num_categories + batch_size) * logits.element_size()
+    needed = total * (num_latents * num_categories + batch_size) * site.natural.element_size()
     limit = memory_limit(max_memory)
     if needed > limit:
         raise ValueError(

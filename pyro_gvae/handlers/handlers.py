@@ -1,9 +1,11 @@
-"""Effect handlers that choose the distribution of a Pyro program's one-hot sites, or weigh its latent sites.
+"""Effect handlers that choose the distribution of a Pyro program's discrete latents, or weigh its latent sites.
 
-A program is written once, with `OneHotCategorical`, `OneHotCategorical(...).to_event(1)`, `RelaxedOneHotCategorical` or
-`FactorizedOneHotCategorical` sites. If handlers are nested, the outermost decides: `discretize(relax(program))` is
-discrete. A handled module is a module with the same parameters. A handled program can be copied and pickled if the
-program can.
+A program is written once, with latents that are one-hots (`OneHotCategorical`, `OneHotCategorical(...).to_event(1)`,
+`RelaxedOneHotCategorical`, `FactorizedOneHotCategorical`), bits (`Bernoulli`, `Bernoulli(...).to_event(n)`,
+`RelaxedBernoulli`) or integers (`Categorical`). A bit is a one-hot of two categories, of which its value is the second
+digit. An integer has no relaxation: `relax` and `straight_through` refuse it. If handlers are nested, the outermost
+decides: `discretize(relax(program))` is discrete. A handled module is a module with the same parameters. A handled
+program can be copied and pickled if the program can.
 """
 
 from contextlib import AbstractContextManager
@@ -54,13 +56,13 @@ def relax(program: Program, *, temperature: float | Tensor | None = None) -> Pro
 @overload
 def relax(program: None = None, *, temperature: float | Tensor | None = None) -> _DecoratorOrContext: ...
 def relax(program: Program | None = None, *, temperature: float | Tensor | None = None) -> Any:
-    """Replace each latent one-hot of a program by a Concrete (Gumbel-Softmax) sample with a pathwise gradient.
+    """Replace each latent one-hot or bit of a program by a Concrete (Gumbel-Softmax) sample with a pathwise gradient.
 
     A site "z" is sampled and scored in log space, as the auxiliary site "z_log", which does not underflow at any
-    temperature; "z" = exp("z_log") is a deterministic site. Relax both model and guide, at different temperatures if
-    you like. They then train with stock `Trace_ELBO` (the relaxed bound: Maddison et al. 2017, arXiv 1611.00712) or
-    `TraceMeanField_ELBO` (the categorical KL: Jang et al. 2017, arXiv 1611.01144; with soft samples this is not a
-    bound).
+    temperature; "z" = exp("z_log") is a deterministic site, of which a bit is the second digit. Relax both model and
+    guide, at different temperatures if you like. They then train with stock `Trace_ELBO` (the relaxed bound: Maddison
+    et al. 2017, arXiv 1611.00712) or `TraceMeanField_ELBO` (the categorical KL: Jang et al. 2017, arXiv 1611.01144;
+    with soft samples this is not a bound).
 
     Args:
         program: a model or guide; if None, the result is a decorator and context manager.
@@ -106,11 +108,12 @@ def straight_through(
     kind: str | Kind = "st-gumbel-softmax",
     temperature: float | Tensor | None = None,
 ) -> Any:
-    """Draw each latent one-hot of a program exactly, and give it a surrogate gradient.
+    """Draw each latent one-hot or bit of a program exactly, and give it a surrogate gradient.
 
-    Sites become :class:`StraightThroughOneHotCategorical`: the value is one-hot and is scored by the categorical. So
-    `Trace_ELBO` and `TraceMeanField_ELBO` estimate the discrete ELBO without bias, and their gradients have the bias of
-    the surrogate. Handle both model and guide, so that gradients through z also reach the prior's score.
+    Sites become :class:`StraightThroughOneHotCategorical` or `StraightThroughBernoulli`: values are one-hots or bits,
+    and are scored by the categorical or the Bernoulli. So `Trace_ELBO` and `TraceMeanField_ELBO` estimate the discrete
+    ELBO without bias, and their gradients have the bias of the surrogate. Handle both model and guide, so that
+    gradients through z also reach the prior's score.
 
     Args:
         program: a model or guide; if None, the result is a decorator and context manager.
@@ -149,10 +152,10 @@ def discretize(program: Program) -> Program: ...
 @overload
 def discretize(program: None = None) -> _DecoratorOrContext: ...
 def discretize(program: Program | None = None) -> Any:
-    """Draw each latent one-hot of a program exactly: relaxed sites become one-hots with the same logits.
+    """Draw each discrete latent of a program exactly: relaxed sites become one-hots or bits with the same logits.
 
     An `OneHotCategorical(...).to_event(1)` site becomes one :class:`FactorizedOneHotCategorical`, which can be
-    enumerated.
+    enumerated, and `Bernoulli(...).to_event(n)` one `FactorizedBernoulli`.
 
     Args:
         program: a model or guide; if None, the result is a decorator and context manager.
@@ -178,7 +181,7 @@ def enumerated(program: Program, *, max_memory: float | None = None) -> Program:
 @overload
 def enumerated(program: None = None, *, max_memory: float | None = None) -> _DecoratorOrContext: ...
 def enumerated(program: Program | None = None, *, max_memory: float | None = None) -> Any:
-    """Mark the one-hot sites of a program for stock `TraceEnum_ELBO`, which then sums over all joint codes.
+    """Mark the discrete latents of a program for stock `TraceEnum_ELBO`, which then sums over all joint codes.
 
     `TraceEnum_ELBO().loss(enumerated(model), enumerated(guide), x)` is minus the exact ELBO of the discrete model. With
     an empty guide it is minus the exact log-evidence. Other losses would sample the sites, and are refused.
@@ -194,7 +197,7 @@ def enumerated(program: Program | None = None, *, max_memory: float | None = Non
         The enumerated program.
 
     Raises:
-        ValueError: when the program runs, if it has no one-hot site, if the codes do not fit into `max_memory`, if a
+        ValueError: when the program runs, if it has no discrete latent, if the codes do not fit into `max_memory`, if a
             site outside a plate of latents depends on them, or if an ELBO samples the site instead of enumerating it.
 
     Example:

@@ -1,18 +1,17 @@
-"""The base class of all handlers of one-hot sites; the outermost of them decides what a site is."""
+"""The base class of all handlers of discrete latents; the outermost of them decides what a site is."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ..runtime.compat.pyro import handlers_on_stack
-from .sites import Messages, OneHotSite, Program, one_hot_site
+from ..runtime.compat.pyro import handlers_on_stack, is_random
+from .sites import Discrete, Kind, Messages, Program, discrete, kind_of
 
 
-def temperature_of(msg: Messages, site: OneHotSite, given: float | Tensor | None, attempt: str) -> float | Tensor:
+def temperature_of(msg: Messages, site: Discrete, given: float | Tensor | None, attempt: str) -> float | Tensor:
     """Return the handler's temperature if it has one, or else the site's own, from its distribution or its settings.
 
     Raises:
@@ -33,23 +32,18 @@ def without_enumeration(msg: Messages) -> Any:
     return {key: value for key, value in msg["infer"].items() if key != "enumerate"}
 
 
-def refuse_integers(msg: Messages) -> None:
-    """Refuse a latent integer `Categorical`, which has no values between its categories.
-
-    A site marked for enumeration is allowed: stock Pyro sums over it.
+def has_relaxation(msg: Messages, site: Discrete) -> bool:
+    """Return whether a site can be relaxed: an integer has no values between its categories.
 
     Raises:
-        ValueError: if the site is one.
+        ValueError: if it is an integer that stock Pyro would sample, not one that is marked for enumeration.
     """
-    innermost = msg["fn"]
-    while hasattr(innermost, "base_dist"):
-        innermost = innermost.base_dist
-    is_latent = not msg["is_observed"] and msg["value"] is None
-    if is_latent and isinstance(innermost, torch.distributions.Categorical) and not msg["infer"].get("enumerate"):
+    if site.kind is Kind.INTEGER and not msg["infer"].get("enumerate"):
         raise ValueError(
-            f"Expected one-hot sites to relax, but found '{msg['name']}', a Categorical: an integer has no relaxation. "
-            "Try OneHotCategorical, or remove this handler and use an estimator that scores or sums."
+            f"Expected one-hots or bits to relax, but found '{msg['name']}', a Categorical: an integer has no "
+            "relaxation. Try OneHotCategorical, or remove this handler and use an estimator that scores or sums."
         )
+    return site.kind is not Kind.INTEGER
 
 
 class ProgramMessenger(Messenger):
@@ -60,11 +54,11 @@ class ProgramMessenger(Messenger):
 
 
 class OneHotMessenger(ProgramMessenger):
-    """Abstract base: decides what the latent one-hot sites of a program are. Observed sites remain as written."""
+    """Abstract base: decides what the discrete latents of a program are. Observed sites remain as written."""
 
     def __enter__(self) -> Any:
-        self.sites: dict[str, OneHotSite] = {}
-        self.observed: set[str] = set()
+        self.sites: dict[str, Discrete] = {}
+        self.observed: set[str] = set()  # one-hots alone: an observed bit may be a pixel
         return super().__enter__()
 
     def outside(self) -> Sequence[Messenger]:
@@ -77,16 +71,16 @@ class OneHotMessenger(ProgramMessenger):
         return not any(isinstance(handler, OneHotMessenger) for handler in self.outside())
 
     def _pyro_sample(self, msg: Messages) -> None:
-        if msg["done"] or not self.decides():
-            return
-        site = one_hot_site(msg["fn"])
-        if site is None:
-            self.leave(msg)
+        if msg["done"] or not is_random(msg) or not self.decides():
             return
         if msg["is_observed"] or msg["value"] is not None:
-            self.observed.add(msg["name"])
+            if kind_of(msg["fn"]) is Kind.ONE_HOT:
+                self.observed.add(msg["name"])
             return
-        if site.num_event_dims > 2:
+        site = discrete(msg["fn"])
+        if site is None:
+            return
+        if site.kind is Kind.ONE_HOT and site.num_event_dims > 1:
             raise ValueError(
                 f"Expected one-hot site '{msg['name']}' to have event shape (K,) or (N, K), but found "
                 f"{tuple(msg['fn'].event_shape)}. Try flattening its latents into one dimension."
@@ -94,9 +88,6 @@ class OneHotMessenger(ProgramMessenger):
         self.sites[msg["name"]] = site
         self.declare(msg, site)
 
-    def leave(self, msg: Messages) -> None:
-        """Look at a site that is not a one-hot. It remains as written, unless the handler refuses it."""
-
     @abstractmethod
-    def declare(self, msg: Messages, site: OneHotSite) -> None:
-        """Edit the message of a latent one-hot site so that it is what this handler wants."""
+    def declare(self, msg: Messages, site: Discrete) -> None:
+        """Edit the message of a discrete latent so that it is what this handler wants."""

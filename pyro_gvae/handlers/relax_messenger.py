@@ -7,14 +7,13 @@ import torch
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from ..distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
 from ..runtime.compat.pyro import settings_of_deterministic_site
-from .one_hot_messenger import OneHotMessenger, refuse_integers, temperature_of, without_enumeration
-from .sites import Messages, OneHotSite
+from .one_hot_messenger import OneHotMessenger, has_relaxation, temperature_of, without_enumeration
+from .sites import Discrete, Messages
 
 
 class RelaxMessenger(OneHotMessenger):
-    """Samples one-hot sites as Concrete variables, in log space."""
+    """Samples one-hots and bits as Concrete variables, in log space."""
 
     def __init__(self, temperature: float | Tensor | None) -> None:
         super().__init__()
@@ -24,23 +23,17 @@ class RelaxMessenger(OneHotMessenger):
         self.samples: dict[str, Tensor] = {}
         return super().__enter__()
 
-    def leave(self, msg: Messages) -> None:
-        """Refuse integers, which would otherwise be sampled and scored silently."""
-        refuse_integers(msg)
-
-    def declare(self, msg: Messages, site: OneHotSite) -> None:
+    def declare(self, msg: Messages, site: Discrete) -> None:
         """Replace the site by a function of a Concrete variable in log space."""
+        if not has_relaxation(msg, site):
+            return
         name = msg["name"]
         temperature = temperature_of(msg, site, self.temperature, "relax(program, temperature=0.5)")
         # The guide passes log z to the model, because z and its density underflow at low temperature. z is a function
         # of log z, as in Pyro's reparameterizers.
-        log_site = site.distribution(lambda logits: ExpConcrete(temperature, logits=logits))
-        log_z = pyro.sample(f"{name}_log", log_site, infer=without_enumeration(msg))  # (..., K)
-        relaxed = site.distribution(
-            lambda logits: RelaxedOneHotCategorical(temperature, logits=logits, validate_args=False)
-        )
-        msg["fn"] = relaxed.mask(False)
-        msg["value"] = self.samples[name] = log_z.exp().to(site.dtype)
+        log_z = pyro.sample(f"{name}_log", site.log_relaxed(temperature), infer=without_enumeration(msg))  # (..., K)
+        msg["fn"] = site.relaxed(temperature).mask(False)
+        msg["value"] = self.samples[name] = site.values_of(log_z.exp())
         msg["is_observed"] = True
         # Auxiliary: Pyro then allows it in the guide, although in the model it is only a function of log z.
         msg["infer"] = settings_of_deterministic_site() | {"is_auxiliary": True}

@@ -1,21 +1,33 @@
-"""One-hot sites: what they have in common, whichever distribution wrote them."""
+"""What a discrete distribution says, whichever class writes it: N digits of K categories, as one-hots, bits, integers.
+
+A bit is a one-hot of two categories whose value is its second digit; an integer is the place of the one.
+"""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from enum import Enum
+from typing import Any, NamedTuple, Self
 
 import torch
 from pyro.distributions import (
+    Bernoulli,
+    Categorical,
     Independent,
     MaskedDistribution,
     OneHotCategorical,
     OneHotCategoricalStraightThrough,
+    RelaxedBernoulli,
+    RelaxedBernoulliStraightThrough,
     RelaxedOneHotCategoricalStraightThrough,
     TorchDistribution,
 )
-from torch import Tensor
+from torch import Size, Tensor
 
+from ..distributions import surrogates
+from ..distributions.bits import FactorizedBernoulli, StraightThroughBernoulli, digit_logits, joint_bits
+from ..distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
 from ..distributions.joint import joint_one_hot
 from ..distributions.one_hot import FactorizedOneHotCategorical
+from ..distributions.parameters import scalar_temperature
 from ..distributions.straight_through import StraightThroughOneHotCategorical
 from ..runtime.compat.pyro import mask_of
 
@@ -23,86 +35,194 @@ Program = Callable[..., Any]
 Messages = Any  # Pyro's messages are dictionaries that handlers edit in place.
 
 
-class OneHotSite(NamedTuple):
-    """The contents of a one-hot site, whichever distribution wrote it."""
+class Kind(Enum):
+    """What the values of a discrete latent are."""
 
-    logits: Tensor  # (..., K), or (..., N, K) where the site has N latents
-    num_event_dims: int  # 1 or 2
-    temperature: Tensor | None  # of a relaxed or straight-through site
+    ONE_HOT = "one-hots"
+    BIT = "bits"
+    INTEGER = "integers"
+
+    def values_of(self, codes: Tensor) -> Tensor:
+        """Return the values that one-hots (..., K) stand for, soft ones included, except for integers."""
+        if self is Kind.BIT:
+            return codes[..., 1]
+        return codes if self is Kind.ONE_HOT else codes.argmax(-1)
+
+
+class Discrete(NamedTuple):
+    """What a discrete distribution says, whichever class says it."""
+
+    kind: Kind
+    natural: Tensor  # logits (*batch_shape, *shape, K), but log-odds of 1 (*batch_shape, *shape) of bits
+    num_event_dims: int  # of `shape`, the shape of the N digits
+    temperature: Tensor | None  # of a relaxed or straight-through distribution
     mask: bool | Tensor | None
-    dtype: torch.dtype  # of its samples
-
-    def distribution(self, kind: Callable[[Tensor], TorchDistribution]) -> TorchDistribution:
-        """Return `kind(logits)` with the site's event dimensions and mask."""
-        found = kind(self.logits)
-        found = found.to_event(self.num_event_dims - len(found.event_shape))
-        return found if self.mask is None else found.mask(self.mask)
+    dtype: torch.dtype  # of its values
 
     @property
-    def event_shape(self) -> torch.Size:
-        """The event shape, (K,) or (N, K)."""
-        return self.logits.shape[-self.num_event_dims :]
+    def logits(self) -> Tensor:
+        """The logits of the digits, shape (*batch_shape, *shape, K)."""
+        return digit_logits(self.natural) if self.kind is Kind.BIT else self.natural
+
+    def with_logits(self, logits: Tensor) -> Self:
+        """Return the same with other logits (*batch_shape, *shape, K) of the digits."""
+        return self._replace(natural=logits[..., 1] - logits[..., 0] if self.kind is Kind.BIT else logits)
+
+    @property
+    def num_categories(self) -> int:
+        """K."""
+        return 2 if self.kind is Kind.BIT else self.natural.shape[-1]
+
+    @property
+    def batch_shape(self) -> Size:
+        """The sizes of its plates."""
+        digits = self._digits()
+        return Size(digits[: len(digits) - self.num_event_dims])
+
+    @property
+    def shape(self) -> Size:
+        """The shape of the N digits."""
+        digits = self._digits()
+        return Size(digits[len(digits) - self.num_event_dims :])
+
+    @property
+    def event_shape(self) -> Size:
+        """The event shape of its values."""
+        return Size((*self.shape, self.num_categories)) if self.kind is Kind.ONE_HOT else self.shape
 
     @property
     def code_shape(self) -> tuple[int, int]:
-        """The shape (N, K) of a code, with N = 1 if the event shape is (K,)."""
-        num_latents, num_categories = (1, *self.event_shape)[-2:]
-        return num_latents, num_categories
+        """The shape (N, K) of a code."""
+        return self.shape.numel(), self.num_categories
+
+    def values_of(self, codes: Tensor) -> Tensor:
+        """Return the values that one-hots (..., *shape, K) stand for, in the dtype of the program's samples."""
+        return self.kind.values_of(codes).to(self.dtype)
 
     def code_logits(self) -> Tensor:
         """Return log p of each joint code, shape (..., S); 0 if the site is masked, which weighs all codes alike."""
-        batch_shape = self.logits.shape[: -self.num_event_dims]
-        factorized = FactorizedOneHotCategorical(logits=self.logits.reshape(*batch_shape, *self.code_shape))
-        logits = factorized.log_prob_table().T.reshape(*batch_shape, -1)  # (..., S)
+        factorized = FactorizedOneHotCategorical(logits=self.logits.reshape(*self.batch_shape, *self.code_shape))
+        logits = factorized.log_prob_table().T.reshape(*self.batch_shape, -1)  # (..., S)
         if self.mask is None:
             return logits
         return torch.where(torch.as_tensor(self.mask, device=logits.device).unsqueeze(-1), logits, 0.0)
 
     def joint(self) -> TorchDistribution:
-        """Return the site as exact one-hots of a class that Pyro can turn into a posterior over joint codes."""
-        if self.num_event_dims == 1:
-            return OneHotCategorical(logits=self.code_logits().to(self.dtype))
-        return joint_one_hot(*self.code_shape, self.dtype)(logits=self.code_logits())
+        """Return exact values, of a class that Pyro can turn into a posterior over joint codes."""
+        logits = self.code_logits()
+        if self.kind is Kind.INTEGER:
+            return Categorical(logits=logits)
+        if self.kind is Kind.BIT:
+            is_one_bit = self.num_event_dims == 0
+            return Bernoulli(logits=logits.diff().squeeze(-1)) if is_one_bit else joint_bits(self.shape)(logits=logits)
+        if self.num_event_dims == 0:
+            return OneHotCategorical(logits=logits.to(self.dtype))
+        return joint_one_hot(*self.code_shape, self.dtype)(logits=logits)
 
     def discrete(self) -> TorchDistribution:
-        """Return the site as exact one-hots. N latents are one random variable, whose joint codes can be enumerated."""
-        one_site = FactorizedOneHotCategorical if self.num_event_dims == 2 else OneHotCategorical
-        return self.distribution(lambda logits: one_site(logits=logits.to(self.dtype)))
+        """Return exact values. One-hots and bits of a shape are one random variable, whose codes can be enumerated."""
+        natural = self.natural.to(self.dtype) if self.kind is not Kind.INTEGER else self.natural
+        if self.kind is Kind.INTEGER:
+            return self._shaped(Categorical(logits=natural))
+        if self.kind is Kind.BIT:
+            event_dim = self.num_event_dims
+            return self._shaped(
+                FactorizedBernoulli(logits=natural, event_dim=event_dim) if event_dim else Bernoulli(logits=natural)
+            )
+        one_site = FactorizedOneHotCategorical if self.num_event_dims else OneHotCategorical
+        return self._shaped(one_site(logits=natural))
+
+    def log_relaxed(self, temperature: float | Tensor) -> TorchDistribution:
+        """Return the Concrete distribution of the digits, in log space."""
+        return self._shaped(ExpConcrete(temperature, logits=self.logits), len(self.shape) + 1)
+
+    def relaxed(self, temperature: float | Tensor) -> TorchDistribution:
+        """Return the distribution of relaxed one-hots or bits."""
+        if self.kind is Kind.BIT:
+            scalar = scalar_temperature(temperature, self.natural)
+            return self._shaped(RelaxedBernoulli(scalar, logits=self.natural, validate_args=False))
+        return self._shaped(RelaxedOneHotCategorical(temperature, logits=self.natural, validate_args=False))
+
+    def straight_through(self, kind: surrogates.Kind, temperature: float | Tensor) -> TorchDistribution:
+        """Return exact one-hots or bits with a surrogate gradient."""
+        family = StraightThroughBernoulli if self.kind is Kind.BIT else StraightThroughOneHotCategorical
+        return self._shaped(family(temperature, logits=self.natural.to(self.dtype), kind=kind))
+
+    def _shaped(self, fn: TorchDistribution, event_dim: int | None = None) -> TorchDistribution:
+        """Give a distribution the event dimensions and the mask."""
+        event_dim = len(self.event_shape) if event_dim is None else event_dim
+        shaped: TorchDistribution = fn.to_event(event_dim - len(fn.event_shape))
+        return shaped if self.mask is None else shaped.mask(self.mask)
+
+    def _digits(self) -> tuple[int, ...]:
+        return tuple(self.natural.shape if self.kind is Kind.BIT else self.natural.shape[:-1])
 
 
-def one_hot_site(fn: Any) -> OneHotSite | None:
-    """Read logits, temperature and mask of a one-hot distribution, relaxed or not; return None for any other.
+_HIDE_THEIR_GRADIENT = (
+    OneHotCategoricalStraightThrough,
+    RelaxedOneHotCategoricalStraightThrough,
+    RelaxedBernoulliStraightThrough,
+)
+_CLASSES: dict[Kind, tuple[type, ...]] = {
+    Kind.ONE_HOT: (
+        FactorizedOneHotCategorical,
+        StraightThroughOneHotCategorical,
+        torch.distributions.RelaxedOneHotCategorical,
+        torch.distributions.OneHotCategorical,
+    ),
+    Kind.BIT: (
+        FactorizedBernoulli,
+        StraightThroughBernoulli,
+        torch.distributions.RelaxedBernoulli,
+        torch.distributions.Bernoulli,
+    ),
+    Kind.INTEGER: (torch.distributions.Categorical,),
+}
+
+
+def kind_of(fn: Any) -> Kind | None:
+    """Return the kind of a discrete distribution, relaxed or not; None for any other.
 
     Raises:
-        ValueError: if it is a straight-through one-hot of Pyro's, whose gradient depends on a hidden attribute of its
-            samples, or if it masks some of its latents.
+        ValueError: if it is one of Pyro's straight-through distributions, whose gradient depends on a hidden attribute
+            of their samples.
     """
-    if isinstance(fn, OneHotCategoricalStraightThrough | RelaxedOneHotCategoricalStraightThrough):
+    while isinstance(fn, MaskedDistribution | Independent):
+        fn = fn.base_dist
+    if isinstance(fn, _HIDE_THEIR_GRADIENT):
+        plain = "Bernoulli" if isinstance(fn, RelaxedBernoulliStraightThrough) else "OneHotCategorical"
         raise ValueError(
-            f"Expected one-hot sites that are relaxed or discrete, but found a {type(fn).__name__}, which is both. Try "
-            "OneHotCategorical, and straight_through(program)."
+            f"Expected sites that are relaxed or discrete, but found a {type(fn).__name__}, which is both. Try "
+            f"{plain}, and straight_through(program)."
         )
+    return next((kind for kind, classes in _CLASSES.items() if isinstance(fn, classes)), None)
+
+
+def discrete(fn: Any) -> Discrete | None:
+    """Read a distribution as digits if it is a one-hot, a bit or an integer, relaxed or not; return None for any other.
+
+    Raises:
+        ValueError: if it is one of Pyro's straight-through distributions, or if it masks some of its digits.
+    """
+    kind = kind_of(fn)
+    return None if kind is None else _read(fn, kind)
+
+
+def _read(fn: Any, kind: Kind) -> Discrete:
     if isinstance(fn, MaskedDistribution):
-        inner = one_hot_site(fn.base_dist)
-        mask = mask_of(fn)
-        return inner and inner._replace(mask=mask if inner.mask is None else inner.mask & mask)
+        inner, mask = _read(fn.base_dist, kind), mask_of(fn)
+        return inner._replace(mask=mask if inner.mask is None else inner.mask & mask)
     if isinstance(fn, Independent):
-        inner = one_hot_site(fn.base_dist)
-        if inner and isinstance(inner.mask, Tensor):
+        inner = _read(fn.base_dist, kind)
+        if isinstance(inner.mask, Tensor) and fn.reinterpreted_batch_ndims:
             raise ValueError(
-                "Expected a mask over data, but found one over the latents of a one-hot site. Try .mask() after "
-                ".to_event(1)."
+                f"Expected a mask over data, but found one over the latents of a site of {kind.value}. Try .mask() "
+                "after .to_event(1)."
             )
-        return inner and inner._replace(num_event_dims=inner.num_event_dims + fn.reinterpreted_batch_ndims)
-    if isinstance(fn, FactorizedOneHotCategorical):
-        return OneHotSite(fn.logits, 2, None, None, fn.sample_dtype)
-    if isinstance(fn, StraightThroughOneHotCategorical):
-        return OneHotSite(fn.logits, 1, fn.temperature, None, fn.sample_dtype)
-    if isinstance(fn, torch.distributions.RelaxedOneHotCategorical):
-        return OneHotSite(fn.logits, 1, fn.temperature, None, getattr(fn, "sample_dtype", fn.logits.dtype))
-    if isinstance(fn, torch.distributions.OneHotCategorical):
-        return OneHotSite(fn.logits, 1, None, None, fn.logits.dtype)
-    return None
+        return inner._replace(num_event_dims=inner.num_event_dims + fn.reinterpreted_batch_ndims)
+    own_dims = len(fn.event_shape) - (kind is Kind.ONE_HOT)
+    dtype = torch.long if kind is Kind.INTEGER else getattr(fn, "sample_dtype", fn.logits.dtype)
+    return Discrete(kind, fn.logits, own_dims, getattr(fn, "temperature", None), None, dtype)
 
 
 def at_temperature(temperature: Tensor) -> Any:

@@ -13,8 +13,8 @@ from torch import Size, Tensor
 
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.parameters import at_least_float32
+from ..handlers.sites import Discrete
 from .factors import Layout, Reading, common_scale
-from .latents import Discrete
 from .layout import lay_out, obstacle_of
 from .modes import without_trace
 from .runs import Runs

@@ -46,7 +46,7 @@ def _lay_out(runs: Runs, with_guide: bool) -> Layout:
     frames = [frame for msg in messages for frame in msg["cond_indep_stack"] if frame.vectorized]
     shapes = [sample_shape(found) for found in (*model.discrete.values(), *guide.discrete.values())]
     batch_shape = torch.broadcast_shapes(*shapes)
-    first = next(iter(model.discrete.values())).logits
+    first = next(iter(model.discrete.values())).natural
     layout = Layout(
         space=Space(tuple(latent_of(name, found) for name, found in model.discrete.items())),
         nesting=max([len(batch_shape), *(-frame.dim for frame in frames)]),

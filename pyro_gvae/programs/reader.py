@@ -14,7 +14,7 @@ from ..distributions.lowered import log_prob
 from ..distributions.parameters import at_least_float32
 from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.one_hot_messenger import OneHotMessenger
-from ..handlers.sites import Messages, OneHotSite, Run, plates_of
+from ..handlers.sites import Discrete, Kind, Messages, Run, plates_of
 from ..runtime.compat.pyro import is_random
 from ..runtime.memory import is_out_of_memory
 
@@ -86,7 +86,7 @@ class Scores(NamedTuple):
 class _Reader(OneHotMessenger):
     """Gives latent one-hot sites a value instead of sampling them, and records the messages of all sites."""
 
-    def __init__(self, value: Callable[[OneHotSite], Tensor]) -> None:
+    def __init__(self, value: Callable[[Discrete], Tensor]) -> None:
         super().__init__()
         self.value = value
 
@@ -94,7 +94,12 @@ class _Reader(OneHotMessenger):
         self.messages: dict[str, Messages] = {}
         return super().__enter__()
 
-    def declare(self, msg: Messages, site: OneHotSite) -> None:
+    def declare(self, msg: Messages, site: Discrete) -> None:
+        if site.kind is Kind.INTEGER:
+            raise ValueError(
+                f"Expected one-hots or bits, but found '{msg['name']}', a Categorical: an integer has no digits that a "
+                "program could take apart. Try OneHotCategorical, or exact, which sums over it."
+            )
         msg["value"] = self.value(site)
 
     def _pyro_post_sample(self, msg: Messages) -> None:
@@ -113,8 +118,7 @@ class _Reader(OneHotMessenger):
             )
         [(name, site)] = self.sites.items()
         msg = self.messages.pop(name)
-        logits = at_least_float32(site.logits)
-        logits = logits if site.num_event_dims == 2 else logits.unsqueeze(-2)  # (..., N, K)
+        logits = at_least_float32(site.logits).reshape(*site.batch_shape, *site.code_shape)
         masks = [mask for mask in (site.mask, msg["mask"]) if mask is not None]
         mask = masks[0] & masks[-1] if masks else None
         return Site(name, logits, plates_of(msg), msg["scale"], mask)
@@ -126,7 +130,7 @@ def read_guide(guide: Run) -> Site:
     Raises:
         ValueError: if the guide has any sample site besides one latent one-hot.
     """
-    reader = _Reader(lambda site: _first_code(site.logits))
+    reader = _Reader(lambda site: site.values_of(_first_code(site.logits)))
     site = reader.run("guide", guide)
     for name in reader.messages:
         raise ValueError(
@@ -186,20 +190,20 @@ def score(model: Run, codes: Tensor | None = None, nesting: int = 0) -> Scores:
     )
 
 
-def _placed(site: OneHotSite, codes: Tensor | None, nesting: int) -> Tensor:
+def _placed(site: Discrete, codes: Tensor | None, nesting: int) -> Tensor:
     """Reshape codes to a value of the site: (s, 1, .., 1, N, K), or with the plates' sizes if codes have them."""
-    batch_shape, event_shape = site.logits.shape[: -site.num_event_dims], site.logits.shape[-site.num_event_dims :]
+    batch_shape = site.batch_shape
     given = _first_code(site.logits[(slice(1),) * len(batch_shape)]) if codes is None else codes
     rank = len(batch_shape) if codes is None else nesting
     own = tuple(batch_shape) if codes is not None and codes.dim() == 4 else ()
     # Use the dtype of the program's samples, which its decoder expects. Scores are computed in float32 at least.
-    return given.to(site.dtype).reshape(-1, *(1,) * (rank - len(own)), *own, *event_shape)
+    return site.values_of(given.reshape(-1, *(1,) * (rank - len(own)), *own, *site.shape, site.num_categories))
 
 
 def _needs_plain_codes(model: Run, codes: Tensor, nesting: int) -> bool:
     """Return whether a model runs on codes as they are sampled, (B, N, K), but not with another dimension."""
     try:
-        _Reader(lambda site: _first_code(site.logits)).run("model", model)
+        _Reader(lambda site: site.values_of(_first_code(site.logits))).run("model", model)
     except Exception:
         return False
     try:

@@ -15,10 +15,10 @@ from typing_extensions import override
 from ..distributions.lowered import log_prob
 from ..distributions.parameters import at_least_float32
 from ..handlers.one_hot_messenger import OneHotMessenger
-from ..handlers.sites import Messages, OneHotSite, Run, plates_of
+from ..handlers.sites import Discrete, Messages, Run, discrete, plates_of
 from ..runtime.compat.pyro import is_intervened_on, is_random
 from .factors import Codes, Factor, Layout, Reading, Site
-from .latents import Discrete, Latent, discrete
+from .latents import Latent
 
 #: The value of a discrete latent, by its name and what its distribution says.
 Place = Callable[[str, Discrete], Tensor]
@@ -38,8 +38,10 @@ class Reader(OneHotMessenger):
         self.messages: dict[str, Messages] = {}
 
     @override
-    def declare(self, msg: Messages, site: OneHotSite) -> None:
-        """Nothing: every kind of discrete latent is read, not one-hots alone."""
+    def declare(self, msg: Messages, site: Discrete) -> None:
+        """Give a discrete latent its value."""
+        self.discrete[msg["name"]] = site
+        msg["value"] = self.place(msg["name"], site)
 
     def _pyro_sample(self, msg: Messages) -> None:
         is_latent = not msg["is_observed"] and msg["value"] is None and is_random(msg) and not is_intervened_on(msg)
@@ -47,8 +49,7 @@ class Reader(OneHotMessenger):
             return
         found = discrete(msg["fn"])
         if found is not None:
-            self.discrete[msg["name"]] = found
-            msg["value"] = self.place(msg["name"], found)
+            self.declare(msg, found)
         else:
             msg["value"] = self.draw(msg["name"], msg["fn"])
 
@@ -91,31 +92,30 @@ def reparameterized(given: Mapping[str, Tensor]) -> Draw:
 
 def first_value(name: str, found: Discrete) -> Tensor:
     """The first code of a latent, in the shape of a sample."""
-    codes = torch.zeros_like(found.logits)
+    like = found.natural
+    codes = torch.zeros(*found.batch_shape, *found.code_shape, dtype=like.dtype, device=like.device)
     codes[..., 0] = 1.0
-    return latent_of(name, found).value(flat(codes, found))
+    return latent_of(name, found).value(codes)
 
 
 def first_shared_value(name: str, found: Discrete) -> Tensor:
     """The first code of a latent, with a batch shape of ones."""
-    return first_value(name, found._replace(logits=found.logits[(slice(1),) * len(sample_shape(found))]))
+    return first_value(name, found._replace(natural=found.natural[(slice(1),) * len(found.batch_shape)]))
 
 
 def flat(values: Tensor, found: Discrete) -> Tensor:
     """Reshape (*batch, *shape, K) as (*batch, N, K)."""
-    batch_shape = values.shape[: values.dim() - found.num_event_dims - 1]
-    return values.reshape(*batch_shape, -1, values.shape[-1])
+    return values.reshape(*found.batch_shape, *found.code_shape)
 
 
 def latent_of(name: str, found: Discrete) -> Latent:
     """How the values of a discrete latent are written."""
-    rank = found.logits.dim() - found.num_event_dims - 1
-    return Latent(name, found.kind, found.logits.shape[rank:-1], found.logits.shape[-1], found.dtype)
+    return Latent(name, found.kind, found.shape, found.num_categories, found.dtype)
 
 
 def sample_shape(found: Discrete) -> Size:
     """The batch shape of a discrete latent."""
-    return found.logits.shape[: found.logits.dim() - found.num_event_dims - 1]
+    return found.batch_shape
 
 
 def read(program: Run, layout: Layout, codes: Codes, given: Mapping[str, Tensor]) -> Reading:

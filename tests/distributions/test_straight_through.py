@@ -26,7 +26,7 @@ from pyro_gvae.estimators import estimator
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, enumerated, relax, straight_through
 from pyro_gvae.handlers.parameters import announce
-from pyro_gvae.handlers.sites import one_hot_site
+from pyro_gvae.handlers.sites import discrete
 from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.train.step import make_step
@@ -390,8 +390,8 @@ def test_the_outermost_handler_decides():
 
 
 def test_a_program_may_write_the_distribution_itself():
-    site = one_hot_site(of_kind("reinmax", torch.zeros(N, K), 1.3).to_event(1))
-    assert site is not None and site.num_event_dims == 2 and site.temperature.item() == pytest.approx(1.3)
+    site = discrete(of_kind("reinmax", torch.zeros(N, K), 1.3).to_event(1))
+    assert site is not None and site.num_event_dims == 1 and site.temperature.item() == pytest.approx(1.3)
     with relax():
         z = pyro.sample("z", of_kind("reinmax", torch.zeros(N, K), 1.3).to_event(1))
     assert z.max() < 1

@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 from pyro_gvae.distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
 from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
 from pyro_gvae.handlers import discretize, enumerated, relax, straight_through, weigh_kl
-from pyro_gvae.handlers.sites import one_hot_site
+from pyro_gvae.handlers.sites import discrete
 
 B, N, K, D = 5, 3, 4, 6
 
@@ -160,7 +160,7 @@ def test_relaxed_sites_are_sampled_in_log_space_at_the_given_temperature(kind):
     log_site, site = one_hot_free_base(trace.nodes["z_log"]["fn"]), trace.nodes["z"]
     assert isinstance(log_site, ExpConcrete) and log_site.temperature.item() == 0.25
     assert torch.equal(site["value"], trace.nodes["z_log"]["value"].exp())
-    assert one_hot_site(site["fn"]).temperature.item() == 0.25
+    assert discrete(site["fn"]).temperature.item() == 0.25
     trace.compute_log_prob()
     assert site["log_prob_sum"] == 0
 
@@ -591,7 +591,7 @@ def test_nothing_to_enumerate_is_refused():
     def model():
         pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
 
-    with pytest.raises(ValueError, match="Expected a one-hot site to enumerate, but found none"):
+    with pytest.raises(ValueError, match="Expected a discrete latent to enumerate, but found none"):
         TraceEnum_ELBO(max_plate_nesting=0).loss(enumerated(model), lambda: None)
 
 

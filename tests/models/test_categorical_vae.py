@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.handlers import discretize, enumerated, relax, straight_through, weigh_kl
-from pyro_gvae.handlers.sites import one_hot_site
+from pyro_gvae.handlers.sites import discrete
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 
 OBSERVATIONS = {
@@ -148,7 +148,7 @@ def test_temperatures_may_be_annealed_and_differ():
     vae, x = make(temperature=0.9, prior_temperature=0.4), data()
 
     def found(program):
-        return one_hot_site(pyro.poutine.trace(program).get_trace(x).nodes["z"]["fn"]).temperature.item()
+        return discrete(pyro.poutine.trace(program).get_trace(x).nodes["z"]["fn"]).temperature.item()
 
     assert (found(vae.guide), found(vae.model)) == (pytest.approx(0.9), pytest.approx(0.4))
     before = vae.temperature
