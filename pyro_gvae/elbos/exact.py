@@ -150,7 +150,8 @@ class ExactEvidence(_ExactLoss):
 
     A first pass without gradients computes log p(x). A second pass, over the codes with a posterior probability that is
     not negligible, computes the posterior mean of the gradients of log p(x, z) (Fisher's identity). If all codes fit
-    into one slice, there is a single pass.
+    into one slice, there is a single pass. Where data share a discrete latent, all codes are summed, from the innermost
+    plates to the outermost.
 
     Args:
         max_memory: bytes that a slice may take; 4 GB if None.
@@ -190,7 +191,7 @@ class ExactEvidence(_ExactLoss):
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         runs = bind(model, guide, *args, **kwargs)
         plan = self._plan(runs, model, guide, args, kwargs)
-        if plan.num_slices == 1 and self.share.world_size == 1:
+        if (plan.num_slices == 1 and self.share.world_size == 1) or plan.layout.is_shared:
             return self._step(model, guide, *args, **kwargs)
         found = find_evidence(runs.model, plan)
         with all_or_nothing() as backward:

@@ -46,7 +46,13 @@ def encode(pair: HasPair, x: Tensor, kind: CodeKind = "map", *, max_memory: floa
     if kind not in get_args(CodeKind):
         raise ValueError(f"Expected a kind of code among {', '.join(get_args(CodeKind))}, but found '{kind}'.")
     if kind == "exact":
-        return exact.posterior(pair, x, num_codes=1, max_memory=max_memory).codes.select(-3, 0)
+        codes = exact.posterior(pair, x, num_codes=1, max_memory=max_memory).codes
+        if len(codes) > 1:
+            found = ", ".join(f"'{name}'" for name in codes)
+            raise ValueError(
+                f"Expected one discrete latent, but found {found}. Try exact.posterior, which takes several."
+            )
+        return next(iter(codes.values())).select(-3, 0)
     log_q = guide_log_probs(pair, x)  # (B, N, K)
     if kind == "sample":
         return FactorizedOneHotCategorical(logits=log_q).sample()

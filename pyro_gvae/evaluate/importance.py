@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,11 @@ from torch.nn.functional import one_hot
 
 from ..distributions.codes import hamming_neighbours
 from ..exact.plan import bytes_of_code
+from ..handlers.sites import Kind
+from ..programs.draws import draw, lay_out_draws
+from ..programs.factors import Layout
 from ..programs.layout import lay_out
-from ..programs.modes import judging
+from ..programs.modes import judging, without_trace
 from ..programs.pair import HasPair
 from ..programs.reader import score
 from ..programs.runs import bind_pair, items, split
@@ -36,9 +39,9 @@ class ImportanceWeighted(NamedTuple):
     elbo: Tensor  # (B,): the mean of log w, an unbiased estimate of the ELBO
     bound: Tensor  # (B,): the log of the mean of w, at most log p(x) in expectation
     effective_sample_size: Tensor  # (B,): between 1 and P
-    neighbourhood: (
-        Tensor  # (B,): log of the sum of p(x, z) over the guide's mode and all codes that differ in one latent
-    )
+    #: (B,): log of the sum of p(x, z) over the guide's mode and all codes that differ in one latent; None for programs
+    #: with other latents than one one-hot site.
+    neighbourhood: Tensor | None
     num_particles: int
 
     @property
@@ -56,7 +59,7 @@ class ImportanceWeighted(NamedTuple):
           of one code, all weights are equal, and all samples count as effective.
         """
         few = self.effective_sample_size < FEW_EFFECTIVE_SAMPLES
-        missed = self.neighbourhood > self.bound + MISSED_NATS
+        missed = torch.zeros(()) if self.neighbourhood is None else self.neighbourhood > self.bound + MISSED_NATS
         counts = {
             f"fewer than {FEW_EFFECTIVE_SAMPLES} effective samples of P = {self.num_particles}": int(few.sum()),
             f"probable codes near the guide's mode that P = {self.num_particles} samples have missed": int(
@@ -64,10 +67,10 @@ class ImportanceWeighted(NamedTuple):
             ),
         }
         return [
-            f"{count} of {len(self.bound)} data have {what}: their importance-weighted bounds are below log p(x) by an "
-            "unknown amount. Try more particles."
+            f"{count} of {self.bound.numel()} data have {what}: their importance-weighted bounds are below log p(x) by "
+            "an unknown amount. Try more particles."
             for what, count in counts.items()
-            if count > WARNING_FRACTION * len(self.bound)
+            if count > WARNING_FRACTION * self.bound.numel()
         ]
 
 
@@ -87,8 +90,8 @@ def importance_weighted(
     are hard, whichever estimator trained the pair. The bound grows with P and tends to log p(x).
 
     Args:
-        pair: a `CategoricalVAE`, or a `Pair` of programs with one one-hot site that accept any number of data; they may
-            be relaxed.
+        pair: a `CategoricalVAE`, or a `Pair` of programs that accept any number of data, with discrete and continuous
+            latents; they may be relaxed. Weights are those of all latents of a datum together.
         x: data (B, D).
         num_particles: P, the number of samples of each datum.
         max_memory: bytes that scoring may use; 4 GB if None. Samples and data are scored in
@@ -96,11 +99,11 @@ def importance_weighted(
 
     Returns:
         ELBO estimate, bound, effective sample size, and the log of the joint density of the guide's mode and its
-        neighbours, each (B,), with the programs' scale and mask applied. No gradient.
+        neighbours, each (B,), with the programs' scale and mask applied. Data that share a latent have one number
+        together: (1,) for a global latent. No gradient.
 
     Raises:
-        ValueError: if `num_particles` is below 1, or the programs have latent variables other than one one-hot site, or
-            scale prior, likelihood and guide differently.
+        ValueError: if `num_particles` is below 1, or the programs scale prior, likelihood and guide differently.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE, exact
@@ -109,12 +112,14 @@ def importance_weighted(
         >>> bool(((found.bound - exact.log_evidence(vae, x)).abs() < 5 * found.sampling_error + 1e-4).all())
         True
     """
-    parts = []
-    for target, size in _targets(pair, x, num_particles, max_memory):
+    parts, near = [], []
+    for target, size in targets(pair, x, num_particles, max_memory):
         log_weights, scale = _log_weights(target, num_particles, size)
-        parts.append((*_summary(log_weights, scale), scale * _log_neighbourhood(target, size)))
-    elbo, bound, effective, near = (torch.cat(part) for part in zip(*parts, strict=True))
-    return ImportanceWeighted(elbo, bound, effective, near, num_particles)
+        parts.append(summary(log_weights, scale))
+        if is_one_hot(target.layout):
+            near.append(scale * _log_neighbourhood(target, size))
+    elbo, bound, effective = (torch.cat(part) for part in zip(*parts, strict=True))
+    return ImportanceWeighted(elbo, bound, effective, torch.cat(near) if near else None, num_particles)
 
 
 @judging
@@ -146,18 +151,46 @@ def log_importance_weights(
         >>> log_importance_weights(vae, torch.ones(4, 6), num_particles=10).shape
         torch.Size([10, 4])
     """
-    chunks = _targets(pair, x, num_particles, max_memory)
+    chunks = targets(pair, x, num_particles, max_memory)
     return torch.cat([_log_weights(target, num_particles, size)[0] for target, size in chunks], 1)
 
 
-def _targets(pair: HasPair, x: Tensor, num_particles: int, max_memory: float | None) -> Iterator[tuple[Target, int]]:
-    """Yield chunks of the data bound to the programs, and how many codes per datum to score at once."""
+def targets(pair: HasPair, x: Tensor, num_particles: int, max_memory: float | None) -> Iterator[tuple[Target, int]]:
+    """Yield chunks of the data bound to the programs, and how many codes per datum to score at once.
+
+    Data that share a latent are in one chunk.
+    """
     if num_particles < 1:
         raise ValueError(f"Expected at least one particle, but found num_particles={num_particles}.")
     most = _most_pairs(pair, x, max_memory)
-    for rows in split(x, max(1, most // num_particles)):
+    every = items(x)
+    num_data = most // num_particles if not is_shared(pair, x) else len(every[0]) if every[0].dim() else 1
+    for rows in split(x, max(1, num_data)):
         runs = bind_pair(pair, *rows)
-        yield Target(runs, lay_out(runs)), max(1, most // len(rows[0]))
+        yield Target(runs, lay_out_draws(runs)), max(1, most // len(rows[0]))
+
+
+def is_one_hot(layout: Layout) -> bool:
+    """Return whether the only latent is one one-hot site."""
+    return not layout.has_continuous and [latent.kind for latent in layout.space.latents] == [Kind.ONE_HOT]
+
+
+def is_shared(pair: HasPair, x: Tensor) -> bool:
+    """Return whether data share a latent, from one draw for two of them."""
+    try:
+        return _is_shared(pair, *next(split(x, 2)))
+    except (ValueError, RuntimeError):  # the program accepts only all of its data at once
+        return _is_shared(pair, *items(x))
+
+
+def _is_shared(pair: HasPair, *rows: Any) -> bool:
+    runs = bind_pair(pair, *rows)
+    layout = lay_out_draws(runs)
+    if is_one_hot(layout):
+        return False
+    with without_trace():
+        found = draw(runs, layout, 1)
+    return found.cells != found.batch_shape
 
 
 def _most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
@@ -165,13 +198,13 @@ def _most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
     first = next(split(x, 1))
     runs = bind_pair(pair, *first)
     try:
-        layout = lay_out(runs, with_guide=False)
+        layout = lay_out(runs)
     except ValueError:  # the program accepts only all of its data at once, for example because of a mask
         first = items(x)
         runs = bind_pair(pair, *first)
-        layout = lay_out(runs, with_guide=False)
+        layout = lay_out(runs)
     data = [value for value in first if isinstance(value, Tensor)]
-    each = bytes_of_code(runs, layout, with_guide=False) + 4 * sum(
+    each = bytes_of_code(runs, layout, with_guide=not is_one_hot(layout)) + 4 * sum(
         value.numel() * value.element_size() for value in data
     )
     limit = min(memory_limit(max_memory), tuning(layout.device).slice_bytes)
@@ -179,22 +212,13 @@ def _most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
 
 
 def _log_weights(target: Target, num_particles: int, size: int) -> tuple[Tensor, float]:
-    """Return log w (P, B), not scaled, and the scale that guide and model share."""
-    counts = [min(size, num_particles - start) for start in range(0, num_particles, size)]
-    scale = 1.0
-    parts = []
-    for codes in map(target.sample, counts):
-        log_joint, scale = _log_joint(target, codes)
-        if float(target.q.scale) != scale:
-            raise ValueError(
-                f"Expected guide and model to share one scale, but found {float(target.q.scale):g} and {scale:g}: "
-                "log p(x) is not defined if they differ. Try one poutine.scale around both."
-            )
-        parts.append(log_joint - target.log_q(codes) / scale)
-    return torch.cat(parts), scale
+    """Return log w (P, M), not scaled, and the scale that guide and model share, of M data apart from each other."""
+    draws = [target.draw(min(size, num_particles - start)) for start in range(0, num_particles, size)]
+    scale = float(draws[0].common_scale())
+    return torch.cat([drawn.log_weights() for drawn in draws]) / scale, scale
 
 
-def _summary(log_weights: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def summary(log_weights: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Compute ELBO estimate, bound and effective sample size, each (B,), from log-weights (P, B)."""
     total = log_weights.logsumexp(0)
     effective = (2 * total - (2 * log_weights).logsumexp(0)).exp().nan_to_num(0.0)  # 0 if no weight is positive

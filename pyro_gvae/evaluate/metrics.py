@@ -1,7 +1,7 @@
 """Evaluate a trained model as a discrete model, whichever estimator trained it."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import pyro
 import torch
@@ -15,9 +15,12 @@ from ..estimators import Estimator
 from ..exact import HasPair
 from ..exact.plan import MOST_CODES
 from ..models.categorical_vae import CategoricalVAE
+from ..programs.factors import Layout
+from ..programs.layout import lay_out
 from ..programs.modes import judging
 from ..programs.reader import score
 from ..programs.runs import bind_pair
+from .bounds import Evidence, Row, bound_rows
 from .code_statistics import (
     LatentStatistics,
     Measured,
@@ -28,13 +31,11 @@ from .code_statistics import (
     mean_over_data,
     mean_perplexity,
 )
-from .importance import importance_weighted
+from .importance import importance_weighted, is_one_hot
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: How to compute log p(x): as the sum over all codes, by importance sampling, or (auto) as the sum if it is feasible.
-Evidence = Literal["auto", "exact", "importance-weighted"]
 #: Number of data points in one exact sum.
 DATA_AT_A_TIME = 10_000
 
@@ -85,7 +86,7 @@ def own_objective(vae: CategoricalVAE, estimator: Estimator, x: Tensor) -> float
 @torch.no_grad()
 def code_usage(vae: CategoricalVAE, x: Tensor, *, max_memory: float | None = None) -> Tensor:
     """Compute the aggregated exact posterior: the mean of p(z_n = k | x) over data x (B, D); shape (N, K)."""
-    return exact.posterior(vae, x, max_memory=max_memory).marginals.mean(0)
+    return exact.posterior(vae, x, max_memory=max_memory).marginals["z"].mean(0)
 
 
 class Evaluation(NamedTuple):
@@ -118,13 +119,6 @@ class Evaluation(NamedTuple):
         return parts | {"latents": self.latents.to_dict("records"), "warnings": self.warnings}
 
 
-class _Row(NamedTuple):
-    metric: str
-    measured: Measured
-    unit: str
-    method: str = "exact"
-
-
 @judging
 def evaluate(
     pair: HasPair,
@@ -151,7 +145,8 @@ def evaluate(
       probable codes, fitted on train data.
 
     Args:
-        pair: a `CategoricalVAE`, or a `Pair` of programs with one one-hot site that accept any number of data.
+        pair: a `CategoricalVAE`, or a `Pair` of programs that accept any number of data; if their latents are others
+            than one one-hot site, bounds alone are reported, see :func:`~pyro_gvae.evaluate.bounds.bound_rows`.
         data: a data set.
         num_data: how many data of each part to use, starting with the first; all if None.
         num_particles: P, the number of samples per datum if there are too many codes.
@@ -182,6 +177,10 @@ def evaluate(
             "test, image_shape), or discrete_scores(pair, x) for some data."
         )
     parts = {name: fixed_part(data, name, num_data) for name in ("train", "test")}
+    layout = lay_out(bind_pair(pair, parts["train"].x[:2]))
+    if not is_one_hot(layout):
+        options = {"evidence": evidence, "num_particles": num_particles, "max_operations": max_operations}
+        return _bounds_alone(pair, parts, layout, seed, max_memory=max_memory, **options)
     log_qs = {name: _on_chunks(lambda x: guide_log_probs(pair, x), part.x) for name, part in parts.items()}
     metrics, latents, warnings = [], [], []
     for name, part in parts.items():
@@ -199,11 +198,27 @@ def evaluate(
             rows += _probe_rows(parts, log_qs)
         metrics += [(name, row.metric, *row.measured, row.unit, row.method) for row in rows]
         latents.append(_latent_frame(name, statistics))
-    columns = ["part", "metric", "value", "standard_error", "unit", "method"]
     import pandas as pd  # imported here, since encoding and scoring do not need it
 
-    frame = pd.DataFrame(metrics, columns=columns).astype({"standard_error": float})
-    return Evaluation(frame, pd.concat(latents, ignore_index=True), warnings)
+    return Evaluation(_metric_frame(metrics), pd.concat(latents, ignore_index=True), warnings)
+
+
+def _bounds_alone(pair: HasPair, parts: dict[str, Part], layout: Layout, seed: int, **options: Any) -> Evaluation:
+    metrics, warnings = [], []
+    for name, part in parts.items():
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            rows, found = bound_rows(pair, part.x, layout, **options)
+        metrics += [(name, row.metric, *row.measured, row.unit, row.method) for row in rows]
+        warnings += [f"{name}: {warning}" for warning in found]
+    return Evaluation(_metric_frame(metrics), _latent_frame("train", latent_statistics(torch.zeros(1, 0, 1))), warnings)
+
+
+def _metric_frame(metrics: list[tuple[Any, ...]]) -> "pd.DataFrame":
+    import pandas as pd
+
+    columns = ["part", "metric", "value", "standard_error", "unit", "method"]
+    return pd.DataFrame(metrics, columns=columns).astype({"standard_error": float})
 
 
 def _on_chunks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -220,59 +235,59 @@ def _summable(pair: HasPair, x: Tensor, max_operations: float, max_memory: float
     return exact.cost(pair, rows, max_memory=max_memory).operations * len(x) / len(rows) <= max_operations
 
 
-def _summed(pair: HasPair, x: Tensor, log_q: Tensor, max_memory: float | None) -> Iterator[_Row]:
+def _summed(pair: HasPair, x: Tensor, log_q: Tensor, max_memory: float | None) -> Iterator[Row]:
     elbo, log_evidence = _on_chunks(lambda rows: torch.stack(exact.bounds(pair, rows, max_memory=max_memory), -1), x).T
-    yield _Row("elbo", mean_over_data(elbo), "nats")
-    yield _Row("log_evidence", mean_over_data(log_evidence), "nats")
+    yield Row("elbo", mean_over_data(elbo), "nats")
+    yield Row("log_evidence", mean_over_data(log_evidence), "nats")
     yield from _terms(pair, x, log_q, elbo, "exact")
 
 
 def _sampled(
     pair: HasPair, x: Tensor, log_q: Tensor, num_particles: int, max_memory: float | None
-) -> tuple[list[_Row], list[str]]:
+) -> tuple[list[Row], list[str]]:
     found = importance_weighted(pair, x, num_particles, max_memory=max_memory)
     method = f"{num_particles} samples"
     size = found.effective_sample_size
     rows = [
-        _Row("elbo", mean_over_data(found.elbo), "nats", method),
-        _Row("iwae_bound", mean_over_data(found.bound), "nats", method),
-        _Row("effective_sample_size", mean_over_data(size), "samples", method),
-        _Row("least_effective_sample_size", Measured(size.min().item()), "samples", method),
+        Row("elbo", mean_over_data(found.elbo), "nats", method),
+        Row("iwae_bound", mean_over_data(found.bound), "nats", method),
+        Row("effective_sample_size", mean_over_data(size), "samples", method),
+        Row("least_effective_sample_size", Measured(size.min().item()), "samples", method),
         *_terms(pair, x, log_q, found.elbo, method),
     ]
     return rows, found.warnings()
 
 
-def _terms(pair: HasPair, x: Tensor, log_q: Tensor, elbo: Tensor, method: str) -> Iterator[_Row]:
+def _terms(pair: HasPair, x: Tensor, log_q: Tensor, elbo: Tensor, method: str) -> Iterator[Row]:
     """Split the ELBO into its two terms; the KL is in closed form, however the ELBO was computed."""
     with torch.no_grad():
         prior = score(bind_pair(pair, x[:1]).model).prior
     if float(prior.scale) != 1:
         raise ValueError(f"Expected programs that are not scaled, but found a scale of {float(prior.scale):g}.")
     kl = (log_q.exp() * (log_q - prior.log_probs)).sum((-2, -1))  # (B,)
-    yield _Row("reconstruction", mean_over_data(elbo + kl), "nats", method)
-    yield _Row("kl", mean_over_data(kl), "nats")
+    yield Row("reconstruction", mean_over_data(elbo + kl), "nats", method)
+    yield Row("kl", mean_over_data(kl), "nats")
 
 
-def _code_rows(log_q: Tensor, statistics: LatentStatistics) -> Iterator[_Row]:
+def _code_rows(log_q: Tensor, statistics: LatentStatistics) -> Iterator[Row]:
     entropy = -(log_q.exp() * log_q).sum((-2, -1))  # (B,)
-    yield _Row("posterior_entropy", mean_over_data(entropy), "nats")
+    yield Row("posterior_entropy", mean_over_data(entropy), "nats")
     information = joint_mutual_information(log_q)
     if information is not None:
-        yield _Row("mutual_information", information, "nats")
-    yield _Row("latent_information", Measured(statistics.mutual_information.sum().item()), "nats")
-    yield _Row("code_perplexity", mean_perplexity(log_q), "categories")
-    yield _Row("active_units", Measured(float(statistics.active.sum().item())), "latents")
+        yield Row("mutual_information", information, "nats")
+    yield Row("latent_information", Measured(statistics.mutual_information.sum().item()), "nats")
+    yield Row("code_perplexity", mean_perplexity(log_q), "categories")
+    yield Row("active_units", Measured(float(statistics.active.sum().item())), "latents")
 
 
-def _probe_rows(parts: dict[str, Part], log_qs: dict[str, Tensor]) -> Iterator[_Row]:
+def _probe_rows(parts: dict[str, Part], log_qs: dict[str, Tensor]) -> Iterator[Row]:
     train_labels, test_labels = parts["train"].labels, parts["test"].labels
     if train_labels is None or test_labels is None:
         return
     train, test = (log_qs[name].argmax(-1) for name in ("train", "test"))
     accuracy = linear_probe(train, train_labels, test, test_labels)
     if accuracy is not None:
-        yield _Row("linear_probe_accuracy", accuracy, "", "logistic regression")
+        yield Row("linear_probe_accuracy", accuracy, "", "logistic regression")
 
 
 def _latent_frame(part: str, statistics: LatentStatistics) -> "pd.DataFrame":

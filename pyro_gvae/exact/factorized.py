@@ -1,23 +1,37 @@
 """The best factorized posterior of each datum, by coordinate ascent on the enumerated joint distribution."""
 
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ..handlers.sites import Run
-from ..programs.joint import joint_scores, read_guide_once
+from ..programs.factors import Level, first_of, summed_over
+from ..programs.joint import joint_scores, level_scores, read_guide_once
+from ..programs.latents import Latent
 from ..programs.pair import HasPair
-from ..programs.runs import bind_pair
+from ..programs.runs import Runs, bind_pair
+from ..programs.statements import read
 from ..runtime.memory import in_words, memory_limit
+from .nested import nested_marginals
 from .plan import Plan, make_plan
 
 
 class MeanField(NamedTuple):
     """The best factorized posterior found for each datum."""
 
-    logits: Tensor  # (B, N, K): log q_n(k), normalized
+    logits: dict[str, Tensor]  # (B, N, K) of each discrete latent, by its name: log q_n(k), normalized
     elbo: Tensor  # (B,): its ELBO in nats
+
+
+class Digits(NamedTuple):
+    """A factorized posterior over the digits of all discrete latents, each with its own number of categories."""
+
+    logits: tuple[Tensor, ...]  # (B, K) of each digit, or fewer where data share it: log q_n(k), normalized
+    elbo: Tensor  # (B,), or fewer where data share the outermost latents: its ELBO in nats, not scaled
 
 
 @torch.no_grad()
@@ -34,26 +48,27 @@ def mean_field(
 
     .. math:: q_n(k) \propto \exp \mathrm{E}_{q_{-n}}[\log p(x, z) \mid z_n = k], \quad n = 1 .. N, 1 .. N, ...
 
-    Each update is the exact optimum given the other latents (coordinate ascent; Blei, Kucukelbir, McAuliffe 2017, arXiv
-    1601.00670). It takes an expectation over the table of log p(x, z), which is held in memory. The ELBO has several
-    local optima, so the ascent starts from the guide, from the marginals of the exact posterior and from its mode, and
-    the best result is returned. Up to rounding, it lies between the guide's ELBO and log p(x), so the difference to the
-    guide's ELBO is the amortization gap.
+    The digits n are those of all discrete latents. Each update is the exact optimum given the other digits (coordinate
+    ascent; Blei, Kucukelbir, McAuliffe 2017, arXiv 1601.00670). It takes an expectation over the table of log p(x, z),
+    which is held in memory. The ELBO has several local optima, so the ascent starts from the guide, from the marginals
+    of the exact posterior and from its mode, and the best result is returned. Up to rounding, it lies between the
+    guide's ELBO and log p(x), so the difference to the guide's ELBO is the amortization gap. A guide whose latents
+    depend on each other is no start: it is not factorized, and its ELBO may be higher.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`.
         *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
-        max_sweeps: most sweeps over the N latents.
+        max_sweeps: most sweeps over all digits.
         tolerance: stop when a sweep gains no more than this for any datum, in nats.
         max_memory: bytes that the table or a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         **kwargs: keyword arguments of model and guide.
 
     Returns:
-        Normalized logits (B, N, K) and the ELBO (B,). No gradient.
+        Normalized logits (B, N, K) of each latent, by its name, and the ELBO (B,). No gradient.
 
     Raises:
-        ValueError: as :func:`log_evidence` and :func:`elbo`; also if the table (K^N, B) does not fit.
+        ValueError: as :func:`log_evidence` and :func:`elbo`; also if the table of all codes and data does not fit.
 
     Example:
         >>> from pyro_gvae.exact import elbo, log_evidence
@@ -66,80 +81,173 @@ def mean_field(
     """
     runs = bind_pair(pair, *args, **kwargs)
     plan = make_plan(runs, max_memory=max_memory, slice_size=slice_size)
-    latent = plan.latent
-    log_q = read_guide_once(runs, plan.layout).sites[latent.name].log_probs  # (B or 1, N, K)
-    joint, scale = _joint_table(runs.model, plan, max_memory)
-    starts = [log_q.expand(len(joint), -1, -1), *_posterior_starts(joint, plan)]
-    ends = [ascend(joint, start, plan, max_sweeps=max_sweeps, tolerance=tolerance) for start in starts]
-    elbos, logits = torch.stack([end.elbo for end in ends]), torch.stack([end.logits for end in ends])
-    best, rows = elbos.argmax(0), torch.arange(len(joint), device=plan.device)
-    return MeanField(
-        logits=logits[best, rows].reshape(*plan.batch_shape, latent.num_latents, latent.num_categories),
-        elbo=(scale * elbos[best, rows]).reshape(plan.batch_shape),
-    )
+    tables, scale = _tables(runs.model, plan, max_memory)
+    if plan.layout.is_shared:
+        update = partial(shared_sweep, tables=tables, plan=plan)
+        starts = [*_guide_starts(runs, plan), _marginal_start(runs.model, plan)]
+    else:
+        update = partial(sweep, joint=tables[0], plan=plan)
+        starts = [*_guide_starts(runs, plan), *_posterior_starts(tables[0], plan)]
+    ends = [ascend(update, start, max_sweeps=max_sweeps, tolerance=tolerance) for start in starts]
+    elbos = torch.stack([end.elbo for end in ends])  # (starts, cells of the outermost latents)
+    best = elbos.argmax(0, keepdim=True)
+    outermost = plan.layout.levels[0]
+    digits = zip(*(end.logits for end in ends), strict=True)
+    logits = {}
+    for latent, level in _levels(plan):
+        rows = outermost.spread(best, level).squeeze(0), torch.arange(level.shape.numel(), device=plan.device)
+        own = torch.stack([torch.stack(next(digits))[rows] for _ in range(latent.num_latents)], 1)
+        logits[latent.name] = own.reshape(*plan.layout.site_shapes[latent.name], *own.shape[-2:])
+    return MeanField(logits, (scale * elbos.gather(0, best)).reshape(plan.layout.evidence_shape))
 
 
-def _joint_table(model: Run, plan: Plan, max_memory: float | None) -> tuple[Tensor, float | Tensor]:
-    """Return log p(x, z) of all codes (B, S), and the scale of the model."""
+def _tables(model: Run, plan: Plan, max_memory: float | None) -> tuple[list[Tensor], float | Tensor]:
+    """Return log p(x, z) of all codes (cells, S), level by level, and the scale of the model."""
     # The ascent keeps the table and its exponential in memory.
-    needed = 2 * plan.num_codes * plan.batch_shape.numel() * plan.dtype.itemsize
+    needed = 2 * plan.num_codes * plan.layout.batch_size * plan.dtype.itemsize
     limit = memory_limit(max_memory)
     if needed > limit:
         raise ValueError(
-            f"Expected the table of {plan.num_codes:,} codes and {plan.batch_shape.numel()} data to fit into "
+            f"Expected the table of {plan.num_codes:,} codes and {plan.layout.batch_size} data to fit into "
             f"{in_words(limit)}, but found {in_words(needed)}. Try fewer data at once, or a larger max_memory."
         )
-    parts = [joint_scores(model, plan.layout, plan.codes(numbers)) for numbers in plan.numbers()]
-    table = torch.cat([part.joint for part in parts]).T.contiguous()
+    if plan.layout.is_shared:
+        levels = [level_scores(model, plan.layout, plan.codes(numbers)) for numbers in plan.numbers()]
+        parts, scale = [part.tables for part in levels], levels[0].scale
+    else:
+        joint = [joint_scores(model, plan.layout, plan.codes(numbers)) for numbers in plan.numbers()]
+        parts, scale = [(part.joint,) for part in joint], joint[0].scale
     # An impossible code must add 0 times a finite number, not 0 * -inf.
-    return table.clamp_min(torch.finfo(plan.dtype).min / plan.num_codes), parts[0].scale
+    lowest = torch.finfo(plan.dtype).min / (plan.num_codes * (plan.layout.batch_size if plan.layout.is_shared else 1))
+    tables, step = [], plan.num_codes
+    for level, table in zip(plan.layout.levels, zip(*parts, strict=True), strict=True):
+        step //= level.num_codes  # codes of inner levels, on which this one does not depend
+        tables.append(torch.cat(table)[::step].T.contiguous().clamp_min(lowest))
+    return tables, scale
 
 
-def _posterior_starts(joint: Tensor, plan: Plan) -> list[Tensor]:
-    """Return two starts log q (B, N, K): the marginals of the exact posterior, and its mode, slightly smoothed."""
+def _levels(plan: Plan) -> Iterator[tuple[Latent, Level]]:
+    """Yield each latent with its level, in the order of their digits."""
+    levels = {name: level for level in plan.layout.levels for name in level.names}
+    return ((latent, levels[latent.name]) for latent in plan.layout.space.latents)
+
+
+def _categories(plan: Plan) -> list[int]:
+    """Return the number of categories of each digit of a joint code, from the first to the last."""
+    return [latent.num_categories for latent in plan.layout.space.latents for _ in range(latent.num_latents)]
+
+
+def _guide_starts(runs: Runs, plan: Plan) -> list[tuple[Tensor, ...]]:
+    """Return log q (cells, K) of each digit, or nothing if the guide is not known to be factorized."""
+    latents = plan.layout.space.latents
+    if plan.layout.obstacle is None:
+        sites = read_guide_once(runs, plan.layout).sites
+    else:  # one latent depends on no other
+        sites = read(runs.guide, plan.layout, plan.layout.some_codes(1), {}).sites if len(latents) == 1 else {}
+    if any(latent.name not in sites for latent in latents):
+        return []
+    start: list[Tensor] = []
+    for latent, level in _levels(plan):
+        log_probs = sites[latent.name].log_probs  # (B or 1, N, K)
+        for digit in log_probs.unbind(1):
+            every = digit.expand(plan.layout.batch_size, -1)
+            start.append(first_of(every.T, plan.batch_shape, level.shape).T)
+    return [tuple(start)]
+
+
+def _posterior_starts(joint: Tensor, plan: Plan) -> list[tuple[Tensor, ...]]:
+    """Return two starts log q (B, K): the marginals of the exact posterior, and its mode, slightly smoothed."""
     probs = joint.softmax(1)  # (B, S)
-    marginals = [
-        probs.reshape(len(joint), plan.latent.num_categories**n, plan.latent.num_categories, -1).sum((1, 3))
-        for n in range(plan.latent.num_latents)
-    ]
-    mode = plan.codes(probs.argmax(1))[plan.latent.name]  # (B, N, K)
-    starts = [torch.stack(marginals, 1), 0.9 * mode + 0.1 / plan.latent.num_categories]
-    return [start.clamp_min(torch.finfo(plan.dtype).tiny).log() for start in starts]
+    modes = probs.argmax(1)
+    marginals, smoothed = [], []
+    before, after = 1, plan.num_codes
+    for count in _categories(plan):
+        after //= count
+        marginals.append(probs.reshape(len(joint), before, count, after).sum((1, 3)))
+        mode = one_hot(modes.div(after, rounding_mode="floor") % count, count)
+        smoothed.append(0.9 * mode.to(joint.dtype) + 0.1 / count)
+        before *= count
+    return [_logs(start) for start in (marginals, smoothed)]
 
 
-def ascend(joint: Tensor, log_q: Tensor, plan: Plan, *, max_sweeps: int, tolerance: float) -> MeanField:
-    """Sweep over the latents until no datum gains more than the tolerance.
+def _marginal_start(model: Run, plan: Plan) -> tuple[Tensor, ...]:
+    """Return the marginals of the exact posterior, log q (cells, K), where data share latents."""
+    return _logs(digit for own in nested_marginals(model, plan).values() for digit in own.unbind(1))
+
+
+def _logs(probs: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(digit.clamp_min(torch.finfo(digit.dtype).tiny).log() for digit in probs)
+
+
+def ascend(
+    update: Callable[[tuple[Tensor, ...]], Digits], log_q: tuple[Tensor, ...], *, max_sweeps: int, tolerance: float
+) -> Digits:
+    """Sweep over the digits until no datum gains more than the tolerance.
 
     Args:
-        joint: log p(x, z) of all codes (B, S).
-        log_q: where to start, (B, N, K).
-        plan: how the codes are cut into slices.
-        max_sweeps: most sweeps over the N latents, at least one.
+        update: one sweep.
+        log_q: where to start, (B, K) for each digit.
+        max_sweeps: most sweeps over all digits, at least one.
         tolerance: the largest gain that counts as none, in nats.
     """
-    found = sweep(joint, log_q, plan)
+    found = update(log_q)
     for _ in range(max_sweeps - 1):
-        before, found = found, sweep(joint, found.logits, plan)
+        before, found = found, update(found.logits)
         if not bool((found.elbo - before.elbo > tolerance).any()):
             break
     return found
 
 
-def sweep(joint: Tensor, log_q: Tensor, plan: Plan) -> MeanField:
-    """Update every latent once: log q_n(k) = E_q[log p(x, z) | z_n = k] + constant."""
-    after = [joint.new_zeros(len(joint), 1)]  # log q of the last m latents together, (B, K^m)
-    for n in range(plan.latent.num_latents - 1, 0, -1):
-        after.append((log_q[:, n, :, None] + after[-1][:, None, :]).flatten(1))
-    before = joint.new_zeros(len(joint), 1)  # log q of the first n latents together, (B, K^n)
-    updated = []
-    for _ in range(plan.latent.num_latents):
-        rest = plan.weights(after.pop()).unsqueeze(-1)  # (B, K^(N-n-1), 1)
-        scores = (joint.unflatten(1, (-1, rest.shape[1])) @ rest).squeeze(-1)  # (B, K^(n+1))
-        scores = (plan.weights(before).unsqueeze(1) @ scores.unflatten(1, (-1, plan.latent.num_categories))).squeeze(
-            1
-        )  # (B, K)
+def sweep(log_q: tuple[Tensor, ...], joint: Tensor, plan: Plan) -> Digits:
+    """Update every digit once: log q_n(k) = E_q[log p(x, z) | z_n = k] + constant."""
+    after = [joint.new_zeros(len(joint), 1)]  # log q of the last m digits together, (B, K_(n+1) .. K_N)
+    for own in log_q[:0:-1]:
+        after.append((own[:, :, None] + after[-1][:, None, :]).flatten(1))
+    before = joint.new_zeros(len(joint), 1)  # log q of the first n digits together, (B, K_1 .. K_n)
+    updated: list[Tensor] = []
+    for count in _categories(plan):
+        rest = plan.weights(after.pop()).unsqueeze(-1)  # (B, K_(n+1) .. K_N, 1)
+        scores = (joint.unflatten(1, (-1, rest.shape[1])) @ rest).squeeze(-1)  # (B, K_1 .. K_n)
+        scores = (plan.weights(before).unsqueeze(1) @ scores.unflatten(1, (-1, count))).squeeze(1)  # (B, K_n)
         updated.append(scores.log_softmax(-1))
         before = (before.unsqueeze(-1) + updated[-1].unsqueeze(1)).flatten(1)
-    logits = torch.stack(updated, 1)  # (B, N, K)
-    entropy = torch.special.entr(logits.exp()).sum((-2, -1))
-    return MeanField(logits, (updated[-1].exp() * scores).sum(-1) + entropy)
+    entropy = torch.special.entr(torch.cat(updated, -1).exp()).sum(-1)
+    return Digits(tuple(updated), (updated[-1].exp() * scores).sum(-1) + entropy)
+
+
+def shared_sweep(log_q: tuple[Tensor, ...], tables: list[Tensor], plan: Plan) -> Digits:
+    """Update every digit once, where data share latents.
+
+    The expectation of log p(x, z) is linear in the probabilities of each digit, so that its derivative by these is the
+    conditional expectation: log q_n(k) = d E_q[log p(x, z)] / d q_n(k) + constant.
+    """
+    logits = list(log_q)
+    for n in range(len(logits)):
+        own = logits[n].exp().requires_grad_()
+        with torch.enable_grad():
+            probs = [own if i == n else other.exp() for i, other in enumerate(logits)]
+            [gradient] = torch.autograd.grad(_expected(tables, probs, plan).sum(), [own])
+        logits[n] = gradient.log_softmax(-1)
+    total = _expected(tables, [digit.exp() for digit in logits], plan)
+    outermost = plan.layout.levels[0].shape
+    for digit, level in zip(logits, _levels_of_digits(plan), strict=True):
+        entropy = torch.special.entr(digit.exp()).sum(-1, keepdim=True).T
+        total = total + summed_over(entropy, level.shape, outermost).squeeze(0)
+    return Digits(tuple(logits), total)
+
+
+def _levels_of_digits(plan: Plan) -> list[Level]:
+    return [level for latent, level in _levels(plan) for _ in range(latent.num_latents)]
+
+
+def _expected(tables: list[Tensor], probs: list[Tensor], plan: Plan) -> Tensor:
+    """Compute E_q[log p(x, z)] (cells of the outermost latents) from the table (cells, S) of each level."""
+    digits = list(zip(probs, _levels_of_digits(plan), strict=True))
+    total = tables[0].new_zeros(plan.layout.levels[0].shape.numel())
+    for table, level in zip(tables, plan.layout.levels, strict=True):
+        # The digits of this level and of those further out, from the last to the first.
+        for own, outer in reversed([digit for digit in digits if level.holds(digit[1].shape)]):
+            rows = outer.spread(own.T, level).T  # (cells, K)
+            table = (table.unflatten(1, (-1, rows.shape[1])) @ rows.unsqueeze(-1)).squeeze(-1)
+        total = total + summed_over(table.T, level.shape, plan.layout.levels[0].shape).squeeze(0)
+    return total

@@ -1,15 +1,15 @@
 """The space of joint codes, cut into slices that fit into memory."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..programs.factors import Layout
 from ..programs.joint import read_both, read_guide_once
-from ..programs.latents import Latent
 from ..programs.layout import lay_out, warn_of
 from ..programs.modes import without_trace
 from ..programs.runs import Runs
@@ -52,21 +52,6 @@ class Plan(NamedTuple):
     def device(self) -> torch.device:
         """Where the sum is taken."""
         return self.layout.device
-
-    @property
-    def latent(self) -> Latent:
-        """The discrete latent, where there is one.
-
-        Raises:
-            ValueError: if there are several.
-        """
-        if len(self.layout.space.latents) != 1:
-            found = ", ".join(f"'{latent.name}'" for latent in self.layout.space.latents)
-            raise ValueError(
-                f"Expected the model to have one discrete latent, but found {found}. Try exact.elbo or "
-                "exact.log_evidence, which sum over all of them."
-            )
-        return self.layout.space.latents[0]
 
     @property
     def num_slices(self) -> int:
@@ -185,6 +170,13 @@ def make_plan(
         slice_size=-(-total // -(-total // slice_size)),  # slices of equal size
         share=share,
     )
+
+
+def computed(plan: Plan, part: Callable[[], Any]) -> Any:
+    """Compute a part. If there are several, the backward pass computes it again, so that graphs exist one at a time."""
+    if plan.num_slices == 1 or not torch.is_grad_enabled() or is_transformed():
+        return part()
+    return checkpoint(part, use_reentrant=False)
 
 
 def _check_slice(slice_size: int, largest: int, bytes_per_code: int, limit: int) -> None:

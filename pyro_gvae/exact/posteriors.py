@@ -5,17 +5,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..handlers.sites import Run
 from ..programs.joint import joint_scores
 from ..programs.pair import HasPair
 from ..programs.runs import bind_pair
-from .plan import make_plan
+from .nested import nested_marginals, nested_samples
+from .plan import Plan, make_plan
 
 
 class Posterior(NamedTuple):
-    """The exact posterior of each datum."""
+    """The exact posterior of each datum.
 
-    marginals: Tensor  # (B, N, K): p(z_n = k | x)
-    codes: Tensor  # (B, C, N, K): the most probable joint codes, in descending order
+    Codes and marginals are those of each discrete latent, by its name, with N digits of K categories, whatever its
+    values are: bits have two categories, and integers one digit.
+    """
+
+    marginals: dict[str, Tensor]  # (B, N, K): p(z_n = k | x)
+    codes: dict[str, Tensor]  # (B, C, N, K): the most probable joint codes as one-hots, in descending order
     probs: Tensor  # (B, C): p(z | x) of these codes
 
 
@@ -33,52 +39,72 @@ def posterior(
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
         *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
-        num_codes: C, how many of the most probable joint codes to return, at most K^N.
+        num_codes: C, how many of the most probable codes of all latents together to return; at most all.
         max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         **kwargs: keyword arguments of model and guide.
 
     Returns:
-        Marginals (B, N, K), and the C most probable joint codes (B, C, N, K) with their probabilities (B, C).
+        By the name of each latent, marginals (B, N, K) and the C most probable joint codes (B, C, N, K), and the
+        probabilities (B, C) of these. Where data share a latent, B stands for the plates that each latent is in, and
+        marginals are those given all data.
 
     Raises:
-        ValueError: as :func:`log_evidence`; also if `num_codes` is negative.
+        ValueError: as :func:`log_evidence`; also if `num_codes` is negative, or positive where data share a latent.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> found = posterior(vae, torch.ones(4, 6), num_codes=9)
-        >>> found.codes.shape, found.probs.sum(-1)
-        (torch.Size([4, 9, 2, 3]), tensor([1., 1., 1., 1.]))
+        >>> found.marginals["z"].shape, found.codes["z"].shape, found.probs.sum(-1)
+        (torch.Size([4, 2, 3]), torch.Size([4, 9, 2, 3]), tensor([1., 1., 1., 1.]))
     """
     if num_codes < 0:
         raise ValueError(f"Expected num_codes of at least 0, but found {num_codes}.")
     runs = bind_pair(pair, *args, **kwargs)
     plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
-    latent = plan.latent
+    if plan.layout.is_shared:
+        return _shared_posterior(runs.model, plan, num_codes)
     num_codes = min(num_codes, plan.num_codes)
     lowest = torch.finfo(plan.dtype).min
     highest = torch.full((plan.batch_shape.numel(),), lowest, dtype=plan.dtype, device=plan.device)
     # Running sums over the codes, in units of exp(highest), as in an online softmax.
-    moments = highest.new_zeros(len(highest), latent.num_latents * latent.num_categories)
+    moments = {
+        latent.name: highest.new_zeros(len(highest), latent.num_latents * latent.num_categories)
+        for latent in plan.layout.space.latents
+    }
     best = highest.new_empty(0, len(highest))  # (C, B)
     best_numbers = torch.empty(best.shape, dtype=torch.long, device=plan.device)
     for numbers in plan.numbers():
         codes = plan.codes(numbers)
         joint = joint_scores(runs.model, plan.layout, codes).joint  # (s, B)
         before, highest = highest, torch.maximum(highest, joint.amax(0))
-        moments = moments * (before - highest).exp().unsqueeze(-1) + plan.weights(joint - highest).T @ codes[
-            latent.name
-        ].flatten(1)
+        shrunk, weights = (before - highest).exp().unsqueeze(-1), plan.weights(joint - highest).T
+        moments = {name: moment * shrunk + weights @ codes[name].flatten(1) for name, moment in moments.items()}
         best, best_numbers = _best(best, best_numbers, joint, numbers, num_codes)
-    marginals = moments.reshape(*plan.batch_shape, latent.num_latents, latent.num_categories)
-    total = marginals[..., :1, :].sum(-1, keepdim=True)  # each code has exactly one category of the first latent
+    marginals = {
+        latent.name: moments[latent.name].unflatten(1, (latent.num_latents, latent.num_categories))
+        for latent in plan.layout.space.latents
+    }
+    # Each code has exactly one category of the first digit.
+    total = next(iter(marginals.values()))[..., :1, :].sum(-1, keepdim=True)
     probs = (best - highest).exp() / total.reshape(-1)
     return Posterior(
-        marginals=marginals / total,
-        codes=plan.codes(best_numbers.T)[latent.name].reshape(*plan.batch_shape, num_codes, *marginals.shape[-2:]),
-        probs=probs.T.reshape(*plan.batch_shape, num_codes),
+        marginals=_in_plates(plan, {name: marginal / total for name, marginal in marginals.items()}),
+        codes=_in_plates(plan, plan.codes(best_numbers.T)),
+        probs=probs.T.reshape(*plan.layout.evidence_shape, num_codes),
     )
+
+
+def _shared_posterior(model: Run, plan: Plan, num_codes: int) -> Posterior:
+    if num_codes:
+        raise ValueError(
+            f"Expected num_codes=0 where data share a discrete latent, but found {num_codes}: a most probable code is "
+            "then one of all data together, and no datum has one of its own. Try the marginals, or sample_posterior."
+        )
+    marginals = _in_plates(plan, nested_marginals(model, plan))
+    codes = {name: own.new_zeros(*own.shape[:-2], 0, *own.shape[-2:]) for name, own in marginals.items()}
+    return Posterior(marginals, codes, probs=torch.zeros(*plan.layout.evidence_shape, 0).to(plan.device, plan.dtype))
 
 
 def _best(best: Tensor, best_numbers: Tensor, joint: Tensor, numbers: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
@@ -97,7 +123,7 @@ def sample_posterior(
     max_memory: float | None = None,
     slice_size: int | None = None,
     **kwargs: Any,
-) -> Tensor:
+) -> dict[str, Tensor]:
     """Draw independent samples from the exact posterior p(z | x) of the discrete model, in one pass over all codes.
 
     This is reservoir sampling: each slice replaces an earlier draw by one of its own codes, with probability equal to
@@ -112,7 +138,8 @@ def sample_posterior(
         **kwargs: keyword arguments of model and guide.
 
     Returns:
-        One-hot codes (P, B, N, K). No gradient.
+        One-hot codes (P, B, N, K) of each discrete latent, by its name, drawn jointly; B stands for the plates that the
+        latent is in. No gradient.
 
     Raises:
         ValueError: as :func:`log_evidence`; also if `num_samples` is not positive.
@@ -120,14 +147,15 @@ def sample_posterior(
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
-        >>> sample_posterior(vae, torch.ones(4, 6), num_samples=7).shape
+        >>> sample_posterior(vae, torch.ones(4, 6), num_samples=7)["z"].shape
         torch.Size([7, 4, 2, 3])
     """
     if num_samples < 1:
         raise ValueError(f"Expected num_samples of at least 1, but found {num_samples}.")
     runs = bind_pair(pair, *args, **kwargs)
     plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
-    latent = plan.latent
+    if plan.layout.is_shared:
+        return _in_cells(plan, nested_samples(runs.model, plan, num_samples))
     drawn = torch.zeros(plan.batch_shape.numel(), num_samples, dtype=torch.long, device=plan.device)
     so_far = torch.full((len(drawn),), -torch.inf, dtype=plan.dtype, device=plan.device)
     for numbers in plan.numbers():
@@ -138,6 +166,20 @@ def sample_posterior(
         replaced = torch.rand(drawn.shape, dtype=plan.dtype, device=plan.device) < share
         fresh = torch.multinomial(joint.softmax(0).T, num_samples, replacement=True)  # (B, P)
         drawn = torch.where(replaced, numbers[fresh], drawn)
-    return plan.codes(drawn.T)[latent.name].reshape(
-        num_samples, *plan.batch_shape, latent.num_latents, latent.num_categories
-    )
+    return _in_cells(plan, drawn.T)
+
+
+def _in_cells(plan: Plan, numbers: Tensor) -> dict[str, Tensor]:
+    """Return the codes of joint numbers (P, B), of each latent with the batch dimensions that it has."""
+    shapes = {name: level.shape for level in plan.layout.levels for name in level.names}
+    found = {}
+    for name, own in plan.codes(numbers).items():
+        rows = own.reshape(len(numbers), *plan.batch_shape, *own.shape[-2:])
+        rows = rows[(slice(None), *(slice(size) for size in shapes[name]))]
+        found[name] = rows.reshape(len(numbers), *plan.layout.site_shapes[name], *own.shape[-2:])
+    return found
+
+
+def _in_plates(plan: Plan, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give values (cells, ...) of each latent the batch dimensions that it has."""
+    return {name: own.reshape(*plan.layout.site_shapes[name], *own.shape[1:]) for name, own in values.items()}

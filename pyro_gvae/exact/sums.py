@@ -7,17 +7,18 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..distributions.parameters import impossible_as_infinite
 from ..handlers.sites import Run
+from ..programs.factors import summed_over
 from ..programs.joint import Guide, JointScores, Terms, elbo_terms, joint_scores, read_guide_once, terms_and_scores
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair
 from ..runtime.compat.torch import is_transformed
 from ..runtime.distributed import log_sum_exp
 from ..runtime.tuning import tuning
-from .plan import Plan, make_plan
+from .nested import nested_evidence
+from .plan import Plan, computed, make_plan
 
 #: A function that computes the contribution of a slice of codes to a sum, shape (B,).
 Part = Callable[[], Tensor]
@@ -70,6 +71,10 @@ def log_evidence(
 
     .. math:: \log p(x_b) = \log \sum_{z} p(x_b | z) \, p(z)
 
+    Data that share a discrete latent have one log-evidence together. Inner plates are summed first, then outer ones:
+
+    .. math:: \log p(x) = \log \sum_g p(g) \prod_b \sum_z p(z | g) \, p(x_b | z, g)
+
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
         *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
@@ -78,11 +83,13 @@ def log_evidence(
         **kwargs: keyword arguments of model and guide.
 
     Returns:
-        log p(x) (B,) in nats per datum; differentiable. If there are several slices, gradients take a second pass, over
-        the codes whose posterior probability is not negligible for some datum.
+        log p(x) (B,) in nats per datum; where data share a discrete latent, one number for each value of the latents
+        that most data share, so a scalar if there is a global one. Differentiable. If there are several slices,
+        gradients take a second pass, over the codes whose posterior probability is not negligible for some datum.
 
     Raises:
-        ValueError: as :func:`elbo`; also if prior and likelihood are scaled differently.
+        ValueError: as :func:`elbo`; also if prior and likelihood are scaled differently, if a latent is continuous, or
+            if the plates of discrete latents are not nested.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -120,7 +127,8 @@ def bounds(
         **kwargs: keyword arguments of model and guide.
 
     Returns:
-        The ELBO (B,) and log p(x) (B,), in nats per datum.
+        The ELBO (B,) and log p(x) (B,), in nats per datum; where data share a discrete latent, both in the shape of
+        :func:`log_evidence`.
 
     Raises:
         ValueError: as :func:`elbo` and :func:`log_evidence`.
@@ -135,6 +143,10 @@ def bounds(
     runs = bind_pair(pair, *args, **kwargs)
     plan = make_plan(runs, max_memory=max_memory, slice_size=slice_size)
     guide = read_guide_once(runs, plan.layout)
+    if plan.layout.is_shared:
+        each = summed(plan, elbo_parts(runs, plan, guide)).reshape(1, -1)
+        total = summed_over(each, plan.batch_shape, plan.layout.levels[0].shape)
+        return Bounds(total.reshape(plan.layout.evidence_shape), evidence(runs.model, plan))
     elbos: list[Tensor] = []
     log_sums, scales = [], []
     for numbers in plan.numbers():
@@ -144,19 +156,24 @@ def bounds(
         scales.append(joint.scale)
     log_evidence = scales[0] * plan.log_sum(torch.stack(log_sums))
     elbo = impossible_as_infinite(functools.reduce(torch.add, elbos))
-    return Bounds(elbo.reshape(plan.batch_shape), log_evidence.reshape(plan.batch_shape))
+    shape = plan.layout.evidence_shape
+    return Bounds(elbo.reshape(shape), log_evidence.reshape(shape))
 
 
 def evidence(model: Run, plan: Plan) -> Tensor:
     """Compute :func:`log_evidence` of a model with its data bound; without gradients if processes divide the codes."""
+    if plan.layout.is_shared:
+        nested = nested_evidence(model, plan)
+        return (nested.scale * nested.log_evidence).reshape(plan.layout.evidence_shape)
     if not torch.is_grad_enabled():
         log_sums, scales = zip(*(_log_sum(model, plan, numbers) for numbers in plan.numbers()), strict=True)
         found = plan.log_sum(torch.stack(log_sums))
-        return (scales[-1] * (found if plan.share.world_size == 1 else log_sum_exp(found))).reshape(plan.batch_shape)
+        found = found if plan.share.world_size == 1 else log_sum_exp(found)
+        return (scales[-1] * found).reshape(plan.layout.evidence_shape)
     all_codes = plan.num_slices == 1 or is_transformed()  # torch.func does not allow reading values
     likely = plan.numbers() if all_codes else plan.repacked(find_evidence(model, plan).likely)
-    log_sums, scales = zip(*(_computed(plan, partial(_log_sum, model, plan, part)) for part in likely), strict=True)
-    return (scales[0] * plan.log_sum(torch.stack(log_sums))).reshape(plan.batch_shape)
+    log_sums, scales = zip(*(computed(plan, partial(_log_sum, model, plan, part)) for part in likely), strict=True)
+    return (scales[0] * plan.log_sum(torch.stack(log_sums))).reshape(plan.layout.evidence_shape)
 
 
 def _log_sum(model: Run, plan: Plan, numbers: Tensor) -> tuple[Tensor, float | Tensor]:
@@ -279,12 +296,5 @@ def _finite(table: Tensor) -> Tensor:
 
 def summed(plan: Plan, parts: Iterable[Part]) -> Tensor:
     """Add the parts; the sum is differentiable."""
-    total = functools.reduce(torch.add, (_computed(plan, part) for part in parts))
+    total = functools.reduce(torch.add, (computed(plan, part) for part in parts))
     return impossible_as_infinite(total).reshape(plan.batch_shape)
-
-
-def _computed(plan: Plan, part: Callable[[], Any]) -> Any:
-    """Compute a part. If there are several, the backward pass computes it again, so that graphs exist one at a time."""
-    if plan.num_slices == 1 or not torch.is_grad_enabled() or is_transformed():
-        return part()
-    return checkpoint(part, use_reentrant=False)

@@ -5,7 +5,6 @@ after another.
 """
 
 import functools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch import Size, Tensor
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.parameters import at_least_float32
 from ..handlers.sites import Discrete
-from .factors import Layout, Reading, common_scale
+from .factors import Layout, apart, common_scale, first_of, summed_over
 from .layout import lay_out, obstacle_of
 from .modes import without_trace
 from .runs import Runs
@@ -38,6 +37,7 @@ class Draws(NamedTuple):
         scores: of latents that are not.
         batch_shape: of all discrete latents together, of B data.
         apart: the same with 1 where data share a latent or another statement.
+        cells: the same with 1 where data share a latent, so that they have one weight together.
         scales: of all statements.
     """
 
@@ -47,6 +47,7 @@ class Draws(NamedTuple):
     scores: tuple[Score, ...]
     batch_shape: Size
     apart: Size
+    cells: Size
     scales: tuple[float | Tensor, ...]
 
     def signal(self, costs: Tensor, score: Score) -> tuple[Tensor, Tensor]:
@@ -54,34 +55,30 @@ class Draws(NamedTuple):
 
         Data that share the site add up. Costs of other data than its own are no part of the signal.
         """
-        return self._summed(costs, score.own_shape), self._first(score.log_q, score.own_shape)
+        return (
+            summed_over(costs, self.batch_shape, score.own_shape),
+            first_of(score.log_q, self.batch_shape, score.own_shape),
+        )
 
     def together(self, values: Tensor) -> Tensor:
         """Values (P, B) summed over data that share anything: (P, M)."""
-        return self._summed(values, self.apart)
+        return summed_over(values, self.batch_shape, self.apart)
+
+    def log_weights(self) -> Tensor:
+        """Return log w = log p(x, z) - log q(z | x), summed over data that share a latent: (P, M)."""
+        return summed_over(self.log_joint - self.log_q, self.batch_shape, self.cells)
 
     def score_function(self) -> Tensor:
         """log q of all sites that are not reparameterized, (P, M) as :meth:`together` has them."""
         parts = []
         for score in self.scores:
-            own = self._first(score.log_q, score.own_shape).reshape(-1, *score.own_shape)
+            own = first_of(score.log_q, self.batch_shape, score.own_shape).reshape(-1, *score.own_shape)
             parts.append(own.sum_to_size(len(own), *self.apart).reshape(len(own), -1))
         return functools.reduce(torch.add, parts)
 
     def common_scale(self) -> float | Tensor:
         """The one scale of all statements; ValueError if there are several."""
         return common_scale(self.scales)
-
-    def _summed(self, values: Tensor, shape: Size) -> Tensor:
-        if shape == self.batch_shape:
-            return values
-        return values.reshape(-1, *self.batch_shape).sum_to_size(len(values), *shape).reshape(len(values), -1)
-
-    def _first(self, values: Tensor, shape: Size) -> Tensor:
-        if shape == self.batch_shape:
-            return values
-        rows = values.reshape(-1, *self.batch_shape)
-        return rows[(slice(None), *(slice(size) for size in shape))].reshape(len(values), -1)
 
 
 def lay_out_draws(runs: Runs) -> Layout:
@@ -121,6 +118,23 @@ def draw(runs: Runs, layout: Layout, num_particles: int, *, pathwise: bool = Tru
     )
 
 
+def draw_continuous(runs: Runs, layout: Layout, num_particles: int) -> dict[str, Tensor]:
+    """Draw P values of the continuous latents from the guide; the codes beside them are dropped.
+
+    Args:
+        runs: the pair with its data bound.
+        layout: what is known of it.
+        num_particles: P; 1 where the layout has an obstacle, since a draw has then no axis of particles.
+    """
+    values: dict[str, Tensor] = {}
+    return read_with(
+        runs.guide,
+        layout,
+        _discrete_draw(layout, num_particles, {}, values),
+        _continuous_draw(layout, num_particles, values, set(), pathwise=True),
+    ).values
+
+
 def _given(value: Tensor | None) -> Tensor:
     assert value is not None
     return value
@@ -154,20 +168,10 @@ def _draw(runs: Runs, layout: Layout, num_particles: int, pathwise: bool) -> Dra
         pathwise=functools.reduce(torch.add, paths).expand(rows) if paths else None,
         scores=tuple(scores),
         batch_shape=layout.batch_shape,
-        apart=_apart(layout, q, p),
-        scales=tuple(statement.scale for statement in _statements((q, p))),
+        apart=apart(layout, q, p),
+        cells=apart(layout, q),
+        scales=tuple(statement.scale for reading in (q, p) for statement in reading.statements()),
     )
-
-
-def _apart(layout: Layout, *readings: Reading) -> Size:
-    shapes = [statement.own_shape for statement in _statements(readings)]
-    return Size(map(min, zip(*shapes, strict=True))) if layout.batch_shape else Size()
-
-
-def _statements(readings: tuple[Reading, ...]) -> Iterator[Any]:
-    for reading in readings:
-        yield from reading.sites.values()
-        yield from reading.factors.values()
 
 
 def _discrete_draw(layout: Layout, num_particles: int, codes: dict[str, Tensor], values: dict[str, Tensor]) -> Place:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -67,6 +67,10 @@ class Reading(NamedTuple):
     factors: dict[str, Factor]
     values: dict[str, Tensor]  # of its continuous latents
 
+    def statements(self) -> list[Site | Factor]:
+        """All of them."""
+        return [*self.sites.values(), *self.factors.values()]
+
     @property
     def depends(self) -> bool:
         """Whether anything that it says depends on the codes, beyond which of them a site has."""
@@ -75,11 +79,51 @@ class Reading(NamedTuple):
         )
 
 
+class Level(NamedTuple):
+    """Discrete latents that the same data share.
+
+    Attributes:
+        names: of the latents.
+        num_codes: the number of their joint codes.
+        shape: the batch shape of all discrete latents, with 1 where data share these.
+    """
+
+    names: tuple[str, ...]
+    num_codes: int
+    shape: Size
+
+    def holds(self, shape: Size) -> bool:
+        """Whether each cell of another such shape has one value of these latents' statements, or several share it."""
+        return all(other in (1, own) for own, other in zip(self.shape, shape, strict=True))
+
+    def spread(self, values: Tensor, inner: Self) -> Tensor:
+        """Give each cell of an inner level the value of its own here: (s, cells) -> (s, inner cells)."""
+        return values.reshape(-1, *self.shape).expand(-1, *inner.shape).reshape(len(values), -1)
+
+
+def summed_over(values: Tensor, batch_shape: Size, shape: Size) -> Tensor:
+    """Sum values (s, B or 1) over the data that share a cell: (s, cells), for a batch shape with 1 where they do."""
+    if shape == batch_shape:
+        return values
+    rows = values.expand(-1, batch_shape.numel()).reshape(-1, *batch_shape)
+    return rows.sum_to_size(len(rows), *shape).reshape(len(rows), -1)
+
+
+def first_of(values: Tensor, batch_shape: Size, shape: Size) -> Tensor:
+    """Take one of the values (s, B or 1) that the data of a cell have in common: (s, cells)."""
+    if shape == batch_shape:
+        return values
+    rows = values.expand(-1, batch_shape.numel()).reshape(-1, *batch_shape)
+    return rows[(slice(None), *(slice(size) for size in shape))].reshape(len(values), -1)
+
+
 class Layout(NamedTuple):
     """What a few small runs tell about a pair: its discrete latents, and where their codes are.
 
     Attributes:
-        space: the discrete latents, in the order of the model.
+        space: the discrete latents, those that more data share first, else in the order of the model.
+        levels: the same, from those that most data share to those of the least; one where no latent is shared.
+        site_shapes: the sizes of the batch dimensions that each discrete latent has.
         nesting: the number of batch dimensions that plates take.
         batch_shape: of all discrete latents together.
         plates: those that a discrete latent is in.
@@ -90,6 +134,8 @@ class Layout(NamedTuple):
     """
 
     space: Space
+    levels: tuple[Level, ...]
+    site_shapes: dict[str, Size]
     nesting: int
     batch_shape: Size
     plates: frozenset[str]
@@ -104,6 +150,16 @@ class Layout(NamedTuple):
     def batch_size(self) -> int:
         """B."""
         return self.batch_shape.numel()
+
+    @property
+    def evidence_shape(self) -> Size:
+        """Of log p(x): one number for each value of the latents that most data share."""
+        return min(self.site_shapes.values(), key=len)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several data share a discrete latent."""
+        return len(self.levels) > 1
 
     def few(self) -> tuple[int, int]:
         """Two small numbers of codes that are no plate's size: what pairs codes with data fails on them."""
@@ -122,6 +178,12 @@ class Layout(NamedTuple):
         return found
 
 
+def apart(layout: Layout, *readings: Reading) -> Size:
+    """Return the batch shape of all discrete latents, with 1 where data share a statement of these readings."""
+    shapes = [statement.own_shape for reading in readings for statement in reading.statements()]
+    return Size(map(min, zip(*shapes, strict=True))) if layout.batch_shape else Size()
+
+
 def common_scale(scales: Sequence[float | Tensor]) -> float | Tensor:
     """The one scale of all statements, which stands outside of the logarithm of a sum over codes.
 
@@ -131,8 +193,8 @@ def common_scale(scales: Sequence[float | Tensor]) -> float | Tensor:
     one_each = all(not isinstance(scale, Tensor) or scale.numel() == 1 for scale in scales)
     if not one_each or len({float(scale) for scale in scales}) > 1:
         raise ValueError(
-            "Expected all sites of the model to share one scale, but found several: there is no log p(x) where "
-            "likelihood and prior, or the data, are scaled differently. Try the ELBO, or one poutine.scale around "
-            "the model."
+            "Expected all sites of the model to share one scale, which a guide that is read has, too, but found "
+            "several: there is no log p(x) where likelihood and prior, or the data, are scaled differently. Try the "
+            "ELBO, or one poutine.scale around model and guide."
         )
     return scales[0]

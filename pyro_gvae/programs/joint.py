@@ -4,14 +4,15 @@ A factor that lacks the axis of the codes is counted once, and the KL of latents
 """
 
 import functools
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from ..handlers.sites import Run
-from .factors import Codes, Layout, Reading, Site, common_scale
+from .factors import Codes, Layout, Reading, Site, apart, common_scale, first_of, summed_over
 from .runs import Runs
 from .statements import read
 
@@ -89,6 +90,73 @@ def joint_scores(model: Run, layout: Layout, codes: Codes) -> JointScores:
     return _joined([_joint_scores(layout, part, read(model, layout, part, {})) for part in _parts(layout, codes)])
 
 
+class LevelScores(NamedTuple):
+    """What a slice of codes says about log p(x, z), level by level."""
+
+    tables: tuple[Tensor, ...]  # (s, cells) of each level, whose sum over cells and levels is log p(x, z)
+    scale: float | Tensor  # of all statements, outside of a sum over codes
+
+
+def level_scores(model: Run, layout: Layout, codes: Codes) -> LevelScores:
+    """Run the model on joint codes, for latents of nested plates.
+
+    Raises:
+        ValueError: if neither of the plates of two discrete latents is inside of the other, or a latent is continuous.
+    """
+    for outer, inner in itertools.pairwise(layout.levels):
+        if not inner.holds(outer.shape):
+            raise ValueError(
+                f"Expected plates of discrete latents to be nested, but found '{outer.names[0]}' and "
+                f"'{inner.names[0]}', neither of which is inside of the other's, so that no codes can be summed "
+                "before others. Try exact.elbo, a bound of it."
+            )
+    parts = [_level_scores(layout, part, read(model, layout, part, {})) for part in _parts(layout, codes)]
+    tables = zip(*(part.tables for part in parts), strict=True)
+    return LevelScores(tuple(torch.cat(table) for table in tables), parts[0].scale)
+
+
+def _level_scores(layout: Layout, codes: Codes, found: Reading) -> LevelScores:
+    _refuse_continuous(found)
+    scale = common_scale(_scales_of(found))
+    terms: list[list[Tensor]] = []
+    for level in layout.levels:
+        sites = [found.sites[name].score(codes) for name in level.names]
+        terms.append([first_of(site, layout.batch_shape, level.shape) for site in sites])
+    for factor in found.factors.values():
+        # Those that it depends on have no plates but its own, so that they are of this level or of one further out.
+        i = next(i for i, level in enumerate(layout.levels) if level.holds(factor.own_shape))
+        terms[i].append(summed_over(factor.log_prob, layout.batch_shape, layout.levels[i].shape) / scale)
+    return LevelScores(tuple(_add(term).expand(_count(codes), -1) for term in terms), scale)
+
+
+class PairScores(NamedTuple):
+    """What a pair says of codes beside values of its continuous latents c that are given."""
+
+    log_p: Tensor  # (s, B): log p(x, z, c), masked, not scaled
+    log_q: Tensor  # (s, B): log q(z, c | x), likewise
+    cells: Size  # the batch shape of all discrete latents, with 1 where data share a continuous latent
+    scale: float | Tensor  # of all statements
+
+
+def pair_scores(runs: Runs, layout: Layout, codes: Codes, values: Mapping[str, Tensor]) -> PairScores:
+    """Run both programs on joint codes and given values of their continuous latents.
+
+    Raises:
+        ValueError: if data share a discrete latent, or statements are scaled differently.
+    """
+    parts = [_pair_scores(runs, layout, part, values) for part in _parts(layout, codes)]
+    return parts[0]._replace(
+        log_p=torch.cat([part.log_p for part in parts]), log_q=torch.cat([part.log_q for part in parts])
+    )
+
+
+def _pair_scores(runs: Runs, layout: Layout, codes: Codes, values: Mapping[str, Tensor]) -> PairScores:
+    q, p = (read(program, layout, codes, values) for program in (runs.guide, runs.model))
+    scale = common_scale([*_scales_of(q), *_scales_of(p)])
+    log_p, log_q = (_log_density(layout, codes, reading, scale) for reading in (p, q))
+    return PairScores(log_p, log_q, apart(layout, q), scale)
+
+
 def terms_and_scores(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> tuple[Terms, JointScores]:
     """:func:`elbo_terms` and :func:`joint_scores` from the same run of the model."""
     both = read_both(runs, layout, guide, codes)
@@ -159,22 +227,38 @@ def _elbo_terms(layout: Layout, guide: Guide, codes: Codes, q: Reading, p: Readi
 
 
 def _joint_scores(layout: Layout, codes: Codes, found: Reading) -> JointScores:
-    for name in found.values:
-        raise ValueError(
-            f"Expected a model whose latents are all discrete, but found '{name}', over which no sum can be taken. Try "
-            "exact.elbo, which draws it, or to condition on it."
-        )
+    _refuse_continuous(found)
+    scale = common_scale(_scales_of(found))
+    return JointScores(_log_density(layout, codes, found, scale), scale)
+
+
+def _log_density(layout: Layout, codes: Codes, found: Reading, scale: float | Tensor) -> Tensor:
+    """Return what a reading says of codes (s, B), masked, not scaled."""
     for name, site in found.sites.items():
         if site.share != 1:
             raise ValueError(
                 f"Expected every discrete latent to be inside of the plate(s) {sorted(layout.plates)}, but found "
-                f"'{name}', which several data share: log p(x) is then no sum over data. Try exact.elbo, a bound of it."
+                f"'{name}', which several data share, so that no datum has a table of codes of its own. Try "
+                "exact.log_evidence, which sums nested plates from the innermost, or importance_weighted."
             )
-    scales = [site.scale for site in found.sites.values()]
-    scale = common_scale([*scales, *(factor.scale for factor in found.factors.values())])
-    table = _add([factor.log_prob for factor in found.factors.values()])
     priors = _add([site.score(codes) for site in found.sites.values()])
-    return JointScores(table.expand(_count(codes), -1) / scale + priors, scale)
+    if not found.factors:
+        return priors.expand(_count(codes), layout.batch_size)
+    table = _add([factor.log_prob for factor in found.factors.values()])
+    return table.expand(_count(codes), -1) / scale + priors
+
+
+def _refuse_continuous(found: Reading) -> None:
+    for name in found.values:
+        raise ValueError(
+            f"Expected a model whose latents are all discrete, but found '{name}', over which no sum can be taken. Try "
+            "exact.elbo, which draws it, the collapsed importance-weighted bound "
+            "(pyro_gvae.evaluate.collapsed.collapsed_importance_weighted), or to condition on it."
+        )
+
+
+def _scales_of(found: Reading) -> list[float | Tensor]:
+    return [statement.scale for statement in found.statements()]
 
 
 def _add(terms: Iterable[Tensor]) -> Tensor:

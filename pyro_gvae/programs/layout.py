@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.inspect import get_dependencies
-from torch import Tensor
+from torch import Size, Tensor
 
 from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.sites import Run, plates_of
-from .factors import Layout, Reading
+from .factors import Layout, Level, Reading
 from .latents import Space
 from .modes import without_trace
 from .runs import Runs
@@ -47,8 +47,11 @@ def _lay_out(runs: Runs, with_guide: bool) -> Layout:
     shapes = [sample_shape(found) for found in (*model.discrete.values(), *guide.discrete.values())]
     batch_shape = torch.broadcast_shapes(*shapes)
     first = next(iter(model.discrete.values())).natural
+    levels = _levels(model, batch_shape)
     layout = Layout(
-        space=Space(tuple(latent_of(name, found) for name, found in model.discrete.items())),
+        space=Space(tuple(latent_of(name, model.discrete[name]) for level in levels for name in level.names)),
+        levels=levels,
+        site_shapes=_site_shapes(model, batch_shape),
         nesting=max([len(batch_shape), *(-frame.dim for frame in frames)]),
         batch_shape=batch_shape,
         plates=frozenset().union(*(plates_of(model.messages[name]) for name in model.discrete)),
@@ -69,6 +72,32 @@ def _lay_out(runs: Runs, with_guide: bool) -> Layout:
     plain = layout._replace(obstacle=obstacle)
     _read_both(runs, plain, 1, with_guide)
     return plain
+
+
+def _levels(model: Reader, batch_shape: Size) -> tuple[Level, ...]:
+    """Group the discrete latents by the data that share them, those that most data share first."""
+    names: dict[Size, list[str]] = {}
+    for name, found in model.discrete.items():
+        own = sample_shape(found)
+        names.setdefault(Size([1] * (len(batch_shape) - len(own)) + list(own)), []).append(name)
+    return tuple(
+        Level(tuple(own), Space(tuple(latent_of(name, model.discrete[name]) for name in own)).num_codes, shape)
+        for shape, own in sorted(names.items(), key=lambda item: item[0].numel())
+    )
+
+
+def _site_shapes(model: Reader, batch_shape: Size) -> dict[str, Size]:
+    """Return the sizes of each discrete latent's batch dimensions; a plate of size 1 is one, another's is none."""
+    dims = {}
+    for name, found in model.discrete.items():
+        plates = {frame.dim for frame in model.messages[name]["cond_indep_stack"] if frame.vectorized}
+        own = sample_shape(found)
+        dims[name] = plates | {dim for dim in range(-len(own), 0) if own[dim] > 1}
+    lacking = {name: frozenset().union(*dims.values()) - own for name, own in dims.items()}
+    return {
+        name: Size([batch_shape[dim] for dim in range(-len(batch_shape), 0) if dim not in lacking[name]])
+        for name in model.discrete
+    }
 
 
 def obstacle_of(run: Callable[[], Any]) -> str | None:
@@ -149,7 +178,8 @@ def _check_model(model: Reader, given: Mapping[str, Tensor], with_guide: bool) -
     if drawn:
         raise ValueError(
             f"Expected a model whose latents are all discrete, but found '{drawn[0]}', over which no sum can be taken. "
-            "Try the ELBO, which draws it, or to condition on it."
+            "Try exact.elbo, which draws it, the collapsed importance-weighted bound "
+            "(pyro_gvae.evaluate.collapsed.collapsed_importance_weighted), or to condition on it."
         )
 
 

@@ -3,7 +3,10 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -207,3 +210,36 @@ def test_what_a_sum_takes_is_that_of_all_data(monkeypatch):
 def test_data_without_parts_are_refused():
     with pytest.raises(ValueError, match=r"Expected a Dataset with train and test images, but found Tensor"):
         evaluate(CategoricalVAE(6, 2, 3, hidden=(5,)), torch.ones(4, 6))
+
+
+def _layered(x, *, observe, continuous):
+    """Two discrete latents, and a normal one beside them or none."""
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(logits=torch.tensor([0.0, 1.0, 2.0])))
+        bit = pyro.sample("bit", dist.Bernoulli(logits=k - 1.0))
+        c = pyro.sample("c", dist.Normal(bit, 1.0)) if continuous else bit
+        if observe:
+            pyro.sample("x", dist.Normal((c + k).unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_any_latents_have_their_bounds(continuous):
+    data = make_data()
+    pair = Pair(*(partial(_layered, observe=observe, continuous=continuous) for observe in (True, False)))
+    found = evaluate(pair, data, num_particles=50)
+    names = list(found.metrics.query("part == 'test'")["metric"])
+    assert found.latents.empty and "test" in evaluation_table(found)
+    if not continuous:
+        assert names == ["elbo", "log_evidence"]
+        expected = exact.bounds(pair, data.test)
+        assert found.value("test", "elbo") == pytest.approx(expected.elbo.mean().item())
+        assert found.value("test", "log_evidence") == pytest.approx(expected.log_evidence.mean().item())
+        return
+    sizes = ["effective_sample_size", "least_effective_sample_size"]
+    own = [
+        f"collapsed_{name}" if name != sizes[1] else f"least_collapsed_{sizes[0]}" for name in ["iwae_bound", *sizes]
+    ]
+    assert names == ["elbo", "iwae_bound", *sizes, *own]
+    assert found.value("test", "elbo") < found.value("test", "iwae_bound") < found.value("test", "collapsed_iwae_bound")
+    with pytest.raises(ValueError, match="collapsed importance-weighted bound"):
+        evaluate(pair, data, evidence="exact")

@@ -15,8 +15,6 @@ from pairs import (
     L,
     bottom_up_guide,
     concatenated,
-    global_code_guide,
-    global_code_model,
     linear,
     m2_guide,
     m2_model,
@@ -138,11 +136,6 @@ def test_the_evidence_of_continuous_latents_is_refused():
         exact.log_evidence(Pair(m2_model, m2_guide), DATA)
     with pytest.raises(ValueError, match="latents are all discrete, but found 'z', over which no sum can be taken"):
         exact.bounds(Pair(m2_model, m2_guide), DATA)
-
-
-def test_the_evidence_of_data_that_share_a_code_is_refused():
-    with pytest.raises(ValueError, match="found 'style', which several data share"):
-        exact.log_evidence(Pair(global_code_model, global_code_guide), DATA)
 
 
 def test_latents_of_one_program_alone_are_refused():
