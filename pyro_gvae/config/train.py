@@ -59,9 +59,9 @@ class TrainConfig:
         patience: End a stage after this many consecutive evaluations without a better discrete test ELBO.
         evaluate_every: Training between two evaluations of the discrete model, in epochs (1), steps (500steps) or
             seconds (60s).
-        judge: How to compute the discrete ELBO during training: summed over all codes (exact), sampled, or not at all
-            (none); auto sums if that takes fewer than 1e12 operations, about ten seconds on two cores, and writes its
-            choice into config.json.
+        judge: How to compute the discrete ELBO during training: summed over all codes, with one draw of continuous
+            latents for each (exact), sampled, or not at all (none); auto sums if that takes fewer than 1e12 operations,
+            about ten seconds on two cores, and writes its choice into config.json.
         checkpoint_every: Training between two checkpoints, in epochs, steps or seconds.
         max_skipped: Stop after this many consecutive steps with a loss or gradient that is not finite.
         max_memory: Gigabytes that an exact sum may use.

@@ -1,16 +1,26 @@
 """Shuffled minibatches that depend only on seed and epoch."""
 
 from collections.abc import Iterator
+from typing import overload
 
 import torch
 from torch import Tensor
 
+from .columns import Data, columns, mapped
 from .dataset import Dataset, bernoulli_draw, generator_for
 
 
+@overload
 def epoch_batches(
     data: Dataset | Tensor, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False
-) -> Iterator[Tensor]:
+) -> Iterator[Tensor]: ...
+@overload
+def epoch_batches(
+    data: Dataset | Data, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False
+) -> Iterator[Data]: ...
+def epoch_batches(
+    data: Dataset | Data, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False
+) -> Iterator[Data]:
     """Iterate over the shuffled minibatches of one epoch; they depend on seed and epoch, not on what ran before.
 
     So a resumed run does not replay earlier epochs, and ``itertools.islice(batches, k, None)`` continues an epoch
@@ -19,7 +29,7 @@ def epoch_batches(
 
     Args:
         data: a data set, whose ``train`` images are used, sampled anew if its binarization is "dynamic"; or a tensor
-            (M, D).
+            (M, D); or a tuple or a dictionary of tensors of M rows, whose batches are such, too.
         batch_size: B, from 1 to M.
         seed: seed of the order, and of the draws of dynamic binarization.
         epoch: 0, 1, 2, ...; each has its own order.
@@ -36,14 +46,19 @@ def epoch_batches(
         >>> [batch.flatten().tolist() for batch in epoch_batches(x, 2, seed=0, epoch=0)]
         [[3.0, 4.0], [1.0, 2.0], [0.0]]
     """
-    x, dynamic = (data.train, data.binarize == "dynamic") if isinstance(data, Dataset) else (data, False)
+    whole, dynamic = (data.train, data.binarize == "dynamic") if isinstance(data, Dataset) else (data, False)
+    x = columns(whole)[0]
     check_batch_size(batch_size, len(x))
     generator = generator_for("batches", seed, epoch)
     order = torch.randperm(len(x), generator=generator, device="cpu").to(x.device)  # (M,)
     if drop_last:
         order = order[: len(x) // batch_size * batch_size]
-    batches = (x.index_select(0, rows) for rows in order.split(batch_size))  # each (B, D)
-    return (bernoulli_draw(batch, generator) for batch in batches) if dynamic else batches
+    batches = (_rows(whole, rows) for rows in order.split(batch_size))  # each (B, D)
+    return (mapped(lambda x: bernoulli_draw(x, generator), batch) for batch in batches) if dynamic else batches
+
+
+def _rows(data: Data, rows: Tensor) -> Data:
+    return mapped(lambda column: column.index_select(0, rows), data)
 
 
 def check_batch_size(batch_size: int, num_data: int) -> None:

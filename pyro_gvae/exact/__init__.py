@@ -1,7 +1,7 @@
 """Exact sums over all K^N joint codes of the discrete model."""
 
 from ..programs.pair import HasPair, Pair
-from .costs import Cost, cost
+from .costs import Cost, cost, elbo_cost
 from .factorized import MeanField, mean_field
 from .posteriors import Posterior, posterior, sample_posterior
 from .sums import Bounds, bounds, elbo, log_evidence
@@ -16,6 +16,7 @@ __all__ = [
     "bounds",
     "cost",
     "elbo",
+    "elbo_cost",
     "log_evidence",
     "mean_field",
     "posterior",

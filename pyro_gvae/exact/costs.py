@@ -1,6 +1,7 @@
 """The cost of a sum over all joint codes, estimated before the sum starts."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,15 +9,17 @@ import torch
 from torch import Tensor
 
 from ..handlers.sites import Run
-from ..programs.joint import joint_scores
+from ..programs.joint import elbo_terms, joint_scores, read_guide_once
 from ..programs.pair import HasPair
-from ..programs.runs import bind_pair
+from ..programs.runs import Runs, bind_pair
 from ..runtime.autograd import leaves
 from ..runtime.work import count_operations
 from .plan import Plan, make_plan
 
 #: Number of codes that are timed to estimate the time of all.
 MEASURED_CODES = 256
+#: A sum over the codes of the given numbers.
+Total = Callable[[Tensor], Tensor]
 
 
 class Cost(NamedTuple):
@@ -69,10 +72,37 @@ def cost(
     """
     runs = bind_pair(pair, *args, **kwargs)
     plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    return _cost(plan, partial(_joint, runs.model, plan))
+
+
+def elbo_cost(
+    pair: HasPair, *args: Any, max_memory: float | None = None, slice_size: int | None = None, **kwargs: Any
+) -> Cost:
+    """Estimate the cost of a gradient of the ELBO as :func:`cost` does, also of pairs with continuous latents.
+
+    Args:
+        pair: a `CategoricalVAE`, or a :class:`Pair`.
+        *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
+        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+        **kwargs: keyword arguments of model and guide.
+
+    Returns:
+        As :func:`cost`.
+
+    Raises:
+        ValueError: if :func:`~pyro_gvae.exact.elbo` would raise one.
+    """
+    runs = bind_pair(pair, *args, **kwargs)
+    plan = make_plan(runs, max_memory=max_memory, slice_size=slice_size)
+    return _cost(plan, partial(_terms, runs, plan))
+
+
+def _cost(plan: Plan, total: Total) -> Cost:
     # The difference leaves out operations that do not depend on the number of codes.
-    two, four = (count_operations(partial(_gradient, runs.model, plan, _some_numbers(plan, count))) for count in (2, 4))
+    two, four = (count_operations(partial(_gradient, total, _some_numbers(plan, count))) for count in (2, 4))
     numbers = _some_numbers(plan, min(plan.slice_size, MEASURED_CODES))
-    seconds = min(_seconds(runs.model, plan, numbers) for _ in range(2))
+    seconds = min(_seconds(total, numbers) for _ in range(2))
     return Cost(
         num_codes=plan.num_codes,
         slice_size=plan.slice_size,
@@ -83,20 +113,29 @@ def cost(
     )
 
 
+def _joint(model: Run, plan: Plan, numbers: Tensor) -> Tensor:
+    return joint_scores(model, plan.layout, plan.codes(numbers)).joint.sum()
+
+
+def _terms(runs: Runs, plan: Plan, numbers: Tensor) -> Tensor:
+    guide = read_guide_once(runs, plan.layout)
+    return elbo_terms(runs, plan.layout, guide, plan.codes(numbers)).table.sum()
+
+
 def _some_numbers(plan: Plan, count: int) -> Tensor:
     """Return the first `count` code numbers, starting over where there are fewer codes."""
     return torch.arange(count, device=plan.device) % plan.num_codes
 
 
-def _seconds(model: Run, plan: Plan, numbers: Tensor) -> float:
+def _seconds(total: Total, numbers: Tensor) -> float:
     start = time.perf_counter()
-    _gradient(model, plan, numbers).item()  # waits for a GPU
+    _gradient(total, numbers).item()  # waits for a GPU
     return time.perf_counter() - start
 
 
 @torch.enable_grad()
-def _gradient(model: Run, plan: Plan, numbers: Tensor) -> Tensor:
-    total = joint_scores(model, plan.layout, plan.codes(numbers)).joint.sum()
-    if total.requires_grad:
-        torch.autograd.grad(total, leaves(total))
-    return total.detach()
+def _gradient(total: Total, numbers: Tensor) -> Tensor:
+    found = total(numbers)
+    if found.requires_grad:
+        torch.autograd.grad(found, leaves(found))
+    return found.detach()

@@ -25,6 +25,10 @@ WORK_PER_SAVED_BYTE = 3
 MOST_CODES = 2**62
 
 
+class TooManyCodesError(ValueError):
+    """More joint codes than can be numbered."""
+
+
 class Plan(NamedTuple):
     """How the sum over the S joint codes of a model is cut into slices."""
 
@@ -148,7 +152,7 @@ def make_plan(
     total = layout.space.num_codes
     if total > MOST_CODES:
         found = " x ".join(f"{one.num_categories}^{one.num_latents}" for one in layout.space.latents)
-        raise ValueError(
+        raise TooManyCodesError(
             f"Expected at most 2^62 joint codes, but found K^N = {found}, too many to sum. Try an estimator that "
             "samples, such as relax() with Trace_ELBO."
         )

@@ -5,7 +5,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..runtime.compat.pyro import give_itself_as_leaf, is_of_module
+from ..runtime.compat.pyro import give_leaf, is_of_module
 from .sites import Messages
 
 
@@ -14,7 +14,7 @@ def announce(name: str, parameter: Tensor) -> None:
 
     PyroModule does the same when Pyro's setting `module_local_params` is on.
     """
-    give_itself_as_leaf(parameter)
+    give_leaf(parameter, parameter)
     effectful(type="param")(lambda *_, **__: parameter)(name, parameter, constraint=constraints.real, name=name)
 
 

@@ -155,7 +155,7 @@ class TracedELBO(LossOnlyELBO):
         loss = _Replayed.apply(found, again, *found.leaves)
         return warn_if_nan(loss, "loss")
 
-    def outcome(self, model: Program, guide: Program, *args: Any) -> Found | None:
+    def outcome(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Found | None:
         """Compute what `loss_and_grads` computes, but return the gradients; for your own training loops.
 
         New recordings are made with Pyro's validation on, and with a param store of their own.
@@ -164,7 +164,7 @@ class TracedELBO(LossOnlyELBO):
             The loss as a tensor together with the gradients, and the parameters that the gradients belong to. None if
             there is no recording, so that the caller has to run the plain ELBO.
         """
-        return self._found(new_call("loss_and_grads", model, guide, args, {}), apart=True)
+        return self._found(new_call("loss_and_grads", model, guide, args, kwargs), apart=True)
 
     def _as_numbers(self, call: Call) -> Any:
         found = None if call.is_foreign() else self._found(call)

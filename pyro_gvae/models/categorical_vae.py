@@ -1,31 +1,25 @@
 """The categorical VAE, a Pyro model and guide."""
 
 import functools
-import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.util import is_validation_enabled
-from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
 from ..distributions.one_hot import FactorizedOneHotCategorical
-from ..distributions.parameters import check_temperature, scalar_temperature
 from ..handlers import relax
-from ..handlers.parameters import OwnParameters, announce
+from ..handlers.parameters import OwnParameters
 from ..handlers.sites import at_temperature
-from ..runtime.compat.pyro import forget_leaf, is_random
+from ..runtime.compat.pyro import is_random
+from .base import ONE_AT_A_TIME, VAE, check_sizes, widths_by_name
 from .networks import mlp_decoder, mlp_encoder
-from .observations import Observation, as_observation
-
-#: Pyro's handlers are global, but `DataParallel` calls each replica in its own thread.
-_ONE_AT_A_TIME = threading.RLock()
+from .observations import Observation
 
 
-class CategoricalVAE(nn.Module):
+class CategoricalVAE(VAE):
     r"""A variational autoencoder whose latent code is N one-hots of K categories.
 
     .. math::
@@ -70,10 +64,7 @@ class CategoricalVAE(nn.Module):
         True
     """
 
-    _temperature: Tensor
-    _prior_temperature: Tensor
     prior_logits: Tensor
-    observation: Observation
 
     def __init__(
         self,
@@ -92,24 +83,25 @@ class CategoricalVAE(nn.Module):
         decoder: nn.Module | None = None,
         name: str = "vae",
     ) -> None:
-        super().__init__()
-        _check_sizes(data_dim, num_latents, num_categories, hidden)
-        self.data_dim: Final = data_dim
+        check_sizes(data_dim=data_dim, num_latents=num_latents, num_categories=num_categories, **widths_by_name(hidden))
+        super().__init__(
+            data_dim,
+            observation,
+            scale=scale,
+            num_levels=num_levels,
+            temperature=temperature,
+            prior_temperature=prior_temperature,
+            name=name,
+        )
         self.num_latents: Final = num_latents
         self.num_categories: Final = num_categories
-        self.name: Final = name
-        self.observation = as_observation(observation, scale=scale, num_levels=num_levels)
-        natural_dim = data_dim * self.observation.natural_per_pixel
         self.encoder = encoder or mlp_encoder(data_dim, hidden, num_latents, num_categories)
-        self.decoder = decoder or mlp_decoder(num_latents, num_categories, tuple(hidden)[::-1], natural_dim)
+        self.decoder = decoder or mlp_decoder(num_latents, num_categories, tuple(hidden)[::-1], self.natural_dim)
         uniform = torch.zeros(num_latents, num_categories)  # (N, K)
         if learn_prior:
             self.prior_logits = nn.Parameter(uniform)
         else:
             self.register_buffer("prior_logits", uniform)
-        # Temperatures are buffers, so that annealing changes a tensor that a recorded graph reads, not the graph.
-        self.register_buffer("_temperature", scalar_temperature(temperature, uniform))
-        self.register_buffer("_prior_temperature", scalar_temperature(prior_temperature, uniform))
 
     @relax()
     def model(self, x: Tensor) -> Tensor:
@@ -125,8 +117,7 @@ class CategoricalVAE(nn.Module):
             ValueError: if x does not have shape (B, D) or, with Pyro's validation, lies outside the observation's
                 range.
         """
-        self._check_data(x)
-        self._register()
+        self._begin(x)
         with pyro.plate("data", len(x)):
             prior = FactorizedOneHotCategorical(logits=self.prior_logits)
             z = pyro.sample("z", prior, infer=at_temperature(self.prior_temperature))  # (B, N, K)
@@ -147,8 +138,7 @@ class CategoricalVAE(nn.Module):
         Raises:
             ValueError: if x does not have shape (B, D), or the encoder's logits do not have shape (B, N, K).
         """
-        self._check_data(x)
-        self._register()
+        self._begin(x)
         with pyro.plate("data", len(x)):
             logits = self.encoder(x)  # (B, N, K)
             if logits.shape != (len(x), *self.prior_logits.shape):
@@ -170,7 +160,7 @@ class CategoricalVAE(nn.Module):
         Raises:
             ValueError: if a handler makes the code discrete and gradients are enabled.
         """
-        with _ONE_AT_A_TIME, OwnParameters():
+        with ONE_AT_A_TIME, OwnParameters():
             guide = poutine.trace(self.guide).get_trace(x)
             model = poutine.trace(poutine.replay(self.model, trace=_drawn(guide))).get_trace(x)
         code: Any = guide.nodes["z"]["fn"]
@@ -181,62 +171,6 @@ class CategoricalVAE(nn.Module):
                 "vae(x) would lack its score. Try straight_through(vae)(x), or an estimator that scores or sums."
             )
         return log_q - _log_density(model)
-
-    def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
-        for parameter in self.parameters():
-            forget_leaf(parameter)
-        return super().__reduce_ex__(protocol)
-
-    @property
-    def temperature(self) -> Tensor:
-        """The guide's temperature, shape (); assign a number to anneal it."""
-        return self._temperature
-
-    @temperature.setter
-    def temperature(self, value: float | Tensor) -> None:
-        check_temperature(value)
-        self._temperature.copy_(scalar_temperature(value, self._temperature))
-
-    @property
-    def prior_temperature(self) -> Tensor:
-        """The model's temperature, shape (); assign a number to anneal it."""
-        return self._prior_temperature
-
-    @prior_temperature.setter
-    def prior_temperature(self, value: float | Tensor) -> None:
-        check_temperature(value)
-        self._prior_temperature.copy_(scalar_temperature(value, self._prior_temperature))
-
-    def _register(self) -> None:
-        """Register the parameters with Pyro. Refuse if Pyro would train copies that the networks do not use."""
-        if pyro.settings.get("module_local_params"):
-            for name, parameter in self.named_parameters():
-                announce(param_with_module_name(self.name, name), parameter)
-            return
-        store = pyro.get_param_store()
-        for name, parameter in self.named_parameters():
-            key = param_with_module_name(self.name, name)
-            found = pyro.param(key, parameter) if parameter.requires_grad else parameter
-            # Handlers may wrap or replace the value that pyro.param returns, so compare with the store's entry too.
-            if found is not parameter and key in store and found is store.get_param(key):
-                raise ValueError(
-                    f"Expected Pyro's param store to hold this module's '{name}', but found another tensor under "
-                    f"'{key}'. Try pyro.clear_param_store(), or CategoricalVAE(name=..) with another name."
-                )
-
-    def _check_data(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise ValueError(f"Expected data as a tensor, but found {type(x).__name__}. Try torch.as_tensor(x).")
-        if x.dim() != 2 or x.shape[-1] != self.data_dim or len(x) == 0:
-            raise ValueError(
-                f"Expected data of shape (B, {self.data_dim}), but found {tuple(x.shape)}. Try x.flatten(1)."
-            )
-
-        dtype = next(self.parameters(), self.prior_logits).dtype  # replicas of DataParallel have no parameters
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"Expected data of the networks' dtype {dtype}, but found {x.dtype}. Try x.to({dtype}).")
-        if is_validation_enabled():
-            self.observation.check(x)
 
 
 def _drawn(trace: poutine.Trace) -> poutine.Trace:
@@ -253,12 +187,3 @@ def _log_density(trace: poutine.Trace) -> Tensor:
     trace.compute_log_prob()
     sites = (site for site in trace.nodes.values() if site["type"] == "sample" and is_random(site))
     return functools.reduce(torch.add, (site["log_prob"] for site in sites))
-
-
-def _check_sizes(data_dim: int, num_latents: int, num_categories: int, hidden: Sequence[int]) -> None:
-    sizes = {"data_dim": data_dim, "num_latents": num_latents, "num_categories": num_categories}
-    sizes |= {f"hidden[{i}]": width for i, width in enumerate(hidden)}
-    for name, size in sizes.items():
-        least = 2 if name == "num_categories" else 1
-        if size < least:
-            raise ValueError(f"Expected {name} of at least {least}, but found {size}.")

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import NamedTuple, final
 
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from typing_extensions import override
 
 ImageShape = tuple[int, int]  # height and width
@@ -57,6 +58,40 @@ def mlp_decoder(num_latents: int, num_categories: int, hidden: Sequence[int], ou
         (5, 64)
     """
     return nn.Sequential(nn.Flatten(-2), *mlp([num_latents * num_categories, *hidden, out_dim]))
+
+
+@final
+class BroadcastMLP(nn.Module):
+    """Apply an MLP to several inputs side by side, whose batch dimensions broadcast.
+
+    It is the MLP of the concatenated inputs. But its first layer is computed as a sum of one linear map per input, so
+    that data (B, D) and codes (S, 1, K) meet only behind it: neither is repeated for the other.
+
+    Args:
+        inputs: the last dimension of each input.
+        widths: of the hidden layers and of the output.
+
+    Example:
+        >>> import torch
+        >>> layers = BroadcastMLP([64, 10], [32, 5])
+        >>> tuple(layers(torch.zeros(7, 64), torch.zeros(10, 1, 10)).shape)
+        (10, 7, 5)
+    """
+
+    def __init__(self, inputs: Sequence[int], widths: Sequence[int]) -> None:
+        super().__init__()
+        self.inputs = tuple(inputs)
+        self.first = nn.Linear(sum(inputs), widths[0])
+        self.rest = nn.Sequential(*(nn.ReLU() for _ in widths[1:2]), *mlp(widths))
+
+    @override
+    def forward(self, *values: Tensor) -> Tensor:
+        parts = [linear(value, weight) for value, weight in zip(values, self._weights(), strict=True)]
+        out: Tensor = self.rest(sum(parts[1:], parts[0]) + self.first.bias)
+        return out
+
+    def _weights(self) -> tuple[Tensor, ...]:
+        return self.first.weight.split(self.inputs, dim=1)
 
 
 def relu_logits(encoder: nn.Module) -> nn.Sequential:

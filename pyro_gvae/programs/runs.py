@@ -1,6 +1,6 @@
 """Model and guide bound to their data, so that all runs use the same minibatch and the modules' own parameters."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, final
 
 from pyro.poutine.messenger import Messenger
@@ -59,11 +59,35 @@ def bind_pair(pair: HasPair, *args: Any, **kwargs: Any) -> Runs:
 
     Args:
         pair: a model and its guide.
-        *args: arguments of both; a single tuple or list, as `DataLoader` yields them, is unpacked.
+        *args: arguments of both, as :func:`arguments` takes them.
         **kwargs: keyword arguments of both.
     """
-    arguments = items(args[0]) if len(args) == 1 else args
-    return bind(_with_own_parameters(pair.model), _with_own_parameters(pair.guide), *arguments, **kwargs)
+    found = arguments(*args, **kwargs)
+    return bind(_with_own_parameters(pair.model), _with_own_parameters(pair.guide), *found.args, **found.kwargs)
+
+
+class Arguments(NamedTuple):
+    """Arguments of a program."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def arguments(*batch: Any, **others: Any) -> Arguments:
+    """Return a batch, or what a program is called with, as its arguments.
+
+    Args:
+        *batch: the arguments; a single tuple or list, as `DataLoader` yields them, is unpacked, and a single dictionary
+            has keyword arguments.
+        **others: keyword arguments.
+
+    Example:
+        >>> arguments({"x": 1}), arguments((1, 2))
+        (Arguments(args=(), kwargs={'x': 1}), Arguments(args=(1, 2), kwargs={}))
+    """
+    if len(batch) == 1 and isinstance(batch[0], Mapping):
+        return Arguments((), {**batch[0], **others})
+    return Arguments(items(batch[0]) if len(batch) == 1 else batch, others)
 
 
 def items(batch: Any) -> tuple[Any, ...]:

@@ -12,10 +12,12 @@ from ..config.stages import Stage
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.batches import check_batch_size
-from ..data.dataset import Dataset, check_finite
+from ..data.columns import Data, check_all_finite, first, num_data
+from ..data.dataset import Dataset
 from ..estimators import ESTIMATORS, Estimator, estimator, with_free_bits, with_kl_weight
 from ..models.observations import Observation
 from ..programs.modes import judging
+from ..programs.runs import arguments
 from ..programs.tensor_elbo import TensorELBO
 from ..runtime.distributed import Share, share
 from ..schedules import Schedule, schedule
@@ -25,7 +27,7 @@ from .optimizers import new_optimizer
 Annealed = dict[str, tuple[Tensor, Schedule]]
 
 
-def check_training(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> None:
+def check_training(vae: Any, data: Dataset | Data, config: TrainConfig) -> None:
     """Refuse a configuration that cannot train this program on these data. Nothing is trained or written.
 
     Raises:
@@ -38,23 +40,23 @@ def check_training(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> Non
     name, options = config.named_optimizer
     new_optimizer(name, list(vae.parameters()), **options)
     train = data.train if isinstance(data, Dataset) else data
-    check_losses(vae, estimators, train[: config.batch_size])
+    check_losses(vae, estimators, first(train, config.batch_size))
 
 
 @judging
 @torch.no_grad()
-def check_losses(vae: Any, estimators: Sequence[Estimator], x: Tensor) -> None:
+def check_losses(vae: Any, estimators: Sequence[Estimator], batch: Data) -> None:
     """Refuse estimators that are not made for the codes of a program, or cannot sum over so many.
 
     Args:
         vae: the program.
         estimators: what it is trained by.
-        x: a batch (B, D).
+        batch: data (B, D), or all arguments of the programs.
 
     Raises:
         ValueError: if one is not made for so many categories, or there are too many codes for a sum.
     """
-    found = getattr(vae, "num_categories", None)
+    found, given = getattr(vae, "num_categories", None), arguments(batch)
     for chosen in estimators:
         if None not in (found, chosen.num_categories) and found != chosen.num_categories:
             raise ValueError(
@@ -63,10 +65,12 @@ def check_losses(vae: Any, estimators: Sequence[Estimator], x: Tensor) -> None:
         model, guide, elbo = chosen.bind(vae)
         if isinstance(elbo, TensorELBO):
             with pyro.get_param_store().scope():
-                elbo.why_not_recordable(model, guide, x)  # a sum cuts its codes into slices for that
+                elbo.why_not_recordable(
+                    model, guide, *given.args, **given.kwargs
+                )  # a sum cuts its codes into slices for that
 
 
-def check_data(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> None:
+def check_data(vae: Any, data: Dataset | Data, config: TrainConfig) -> None:
     """Refuse data that do not fit the program, the batch size or the number of processes.
 
     Raises:
@@ -74,20 +78,29 @@ def check_data(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> None:
             data than there are processes, or `patience` is set without test data.
     """
     train = data.train if isinstance(data, Dataset) else data
-    check_finite(train)
-    observation = getattr(vae, "observation", None)
-    if isinstance(observation, Observation):
-        observation.check(train, "training data")
+    check_all_finite(train)
+    observation, x = getattr(vae, "observation", None), _observed(train)
+    if isinstance(observation, Observation) and x is not None:
+        observation.check(x, "training data")
     if config.patience is not None and not isinstance(data, Dataset):
-        raise ValueError("Expected a Dataset with test images for patience, but found a tensor. Try Dataset(..).")
-    check_batch_size(config.batch_size, len(train))
-    smallest = len(train) % config.batch_size or config.batch_size
+        raise ValueError(
+            "Expected a Dataset with test images for patience, but found training data alone. Try Dataset(..)."
+        )
+    check_batch_size(config.batch_size, num_data(train))
+    smallest = num_data(train) % config.batch_size or config.batch_size
     processes = share().world_size
     if config.shard == "data" and smallest < processes:
         raise ValueError(
             f"Expected data for each of {processes} processes in every batch, but found a last batch of {smallest} "
             "data. Try another batch_size."
         )
+
+
+def _observed(data: Data) -> Tensor | None:
+    """Return the data that programs with an `observation` observe: their first argument, x."""
+    if isinstance(data, dict):
+        return data.get("x")
+    return data if isinstance(data, Tensor) else data[0]
 
 
 def stage_estimator(stage: Stage, config: TrainConfig, kl_weight: Tensor, part: Share) -> Estimator:

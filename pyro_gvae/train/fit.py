@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ..config.train import TrainConfig
-from ..data.dataset import Dataset, as_tensor
+from ..data.columns import Data, as_data, first
+from ..data.dataset import Dataset
+from ..programs.pair import HasPair
 from ..runs.checkpoint import save_checkpoint, save_tensors
 from ..runs.files import cut, remove_unfinished
 from ..runs.folder import check_own, check_writable, sole_writer
@@ -24,7 +26,7 @@ from .files import CHECKPOINT, METRICS, WEIGHTS, check_unused, keep_weights, rea
 from .logs import Logs
 from .milestones import NO_MILESTONES, Measure, Milestones, measured
 from .non_finite import check_weights, first_non_finite
-from .step import TrainableProgram
+from .pairs import trainable
 from .training import Training
 
 
@@ -65,7 +67,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def fit(
-    vae: TrainableProgram,
+    vae: HasPair,
     data: Any,
     config: TrainConfig | None = None,
     *,
@@ -85,10 +87,12 @@ def fit(
     backend besides the one for the data's device.
 
     Args:
-        vae: a `CategoricalVAE`, or any module with `.model(x)` and `.guide(x)`; it is trained in place. The
+        vae: a `CategoricalVAE`, or any module with `.model(x)` and `.guide(x)`, or a `Pair` of functions, of which
+            all parameters that `pyro.module` and `pyro.param` show are trained; it is trained in place. The
             configuration's settings of networks are ignored.
         data: a `Dataset`. Training data alone (a tensor (M, D), an array, a torch dataset, or a `DataLoader` for its
-            dataset) give no test ELBO.
+            dataset, of whose items the first element is used) give no test ELBO. A tuple `(x, y)` or a dictionary
+            `{"x": x, "y": y}` of tensors of M rows has all arguments of the programs; batches are such, too.
         config: the configuration; the defaults if None.
         output: a folder for metrics.jsonl, checkpoint.safetensors and finally weights.safetensors; nothing is written
             if None.
@@ -118,9 +122,12 @@ def fit(
     config = TrainConfig() if config is None else config
     # Processes that divide the data need different random numbers; those that divide the codes need the same ones.
     rank = share().rank if config.shard == "data" else 0
+    known = data if isinstance(data, Dataset) else as_data(data)
+    # In the caller's param store, whose values are trained.
+    program = trainable(vae, first(known.train if isinstance(known, Dataset) else known, config.batch_size))
     alone, own = only_thread("fit"), own_randomness(derived_seed("train", config.seed, rank))
     with alone, own, pyro.get_param_store().scope(), _signals_noted(output) as stop:
-        training = Training(vae, data if isinstance(data, Dataset) else as_tensor(data), config)
+        training = Training(program, known, config)
         with _locked(output):
             begun = _begun(training, output, resume=resume)
             milestones.check(training)
@@ -223,7 +230,7 @@ def _restored(training: Training, output: Path | None) -> bool:
     return True
 
 
-def _refuse(training: Training, x: Tensor, random_state: Tensor, output: Path | None) -> None:
+def _refuse(training: Training, batch: Data, random_state: Tensor, output: Path | None) -> None:
     """Save the batch and the state of a step that was not finite; after too many in a row, say where that started."""
     state, most = training.state, training.config.max_skipped
     kept = ""
@@ -232,14 +239,14 @@ def _refuse(training: Training, x: Tensor, random_state: Tensor, output: Path | 
         content["random"]["torch"] = random_state  # the state before the step
         path = output / f"non-finite-step{state.step - 1}.safetensors"
         if is_main():
-            save_checkpoint(path, content | {"batch": x})
+            save_checkpoint(path, content | {"batch": batch})
         for old in sorted(output.glob("non-finite-step*"), key=lambda path: path.stat().st_mtime_ns)[:-most]:
             old.unlink(missing_ok=True)
         kept = f" The batch and the state are in '{path}'."
     if state.skipped_in_a_row >= most:
         with torch.random.fork_rng():
             torch.set_rng_state(random_state)
-            found = first_non_finite(training.vae, training.estimator, x) or "the gradient of the loss"
+            found = first_non_finite(training.vae, training.estimator, batch) or "the gradient of the loss"
         raise ValueError(
             f"Expected finite losses and gradients, but found {most} steps in a row that were not. In the last, step "
             f"{state.step - 1}, the first value that is not finite is {found}.{kept} Try a lower learning rate, or "

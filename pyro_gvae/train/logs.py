@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor
 
+from ..data.columns import Data
 from ..data.dataset import Dataset
 from ..evaluate.generate import encode, reconstruct, sample
 from ..models.categorical_vae import CategoricalVAE
@@ -99,7 +99,7 @@ class Logs:
                 if isinstance(value, int | float) and name not in ("step", "epoch"):
                     self._board.add_scalar(name, value, line["step"])
 
-    def picture(self, vae: Any, data: Dataset | Tensor, step: int) -> None:
+    def picture(self, vae: Any, data: Dataset | Data, step: int) -> None:
         """Add reconstructions, prior samples and code usage to TensorBoard. Random states do not change.
 
         Only for a `CategoricalVAE` and a `Dataset`, whose images have a shape.

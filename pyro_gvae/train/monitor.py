@@ -1,19 +1,22 @@
 """The monitor of a training run: the ELBO of the discrete model, whichever estimator trains it."""
 
+import warnings
 from typing import Any
 
 import pyro
 import torch
 from pyro.infer import Trace_ELBO
-from torch import Tensor
 
 from .. import exact
 from ..config.names import Judge
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
+from ..data.columns import Data, chunks, first, num_data
 from ..data.dataset import Dataset
+from ..exact.plan import TooManyCodesError
 from ..handlers import discretize
 from ..programs.modes import judging
+from ..programs.runs import arguments
 from ..runtime.distributed import from_main
 from ..runtime.rng import own_randomness
 
@@ -23,20 +26,22 @@ MOST_OPERATIONS = 1e12
 NUM_TRAIN_WATCHED = 2000
 #: Number of data whose ELBO is sampled at once.
 CHUNK = 1000
+#: What programs raise that cannot be summed or sampled.
+_NOT_POSSIBLE = (ValueError, RuntimeError, NotImplementedError)
 
 
-def judge_of(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> Judge:
+def judge_of(vae: Any, data: Dataset | Data, config: TrainConfig) -> Judge:
     """Return how a run evaluates the discrete ELBO: as configured, or as rank 0 chooses.
 
     Raises:
         ValueError: if the configured evaluation is impossible, or `patience` is set and no evaluation is possible.
     """
-    watched = data.test if isinstance(data, Dataset) else data[:NUM_TRAIN_WATCHED]
+    watched = data.test if isinstance(data, Dataset) else first(data, NUM_TRAIN_WATCHED)
     max_memory = in_bytes(config.max_memory)
     if config.judge == "auto":
         found: Judge = from_main(lambda: choose_judge(vae, watched, max_memory=max_memory))
     else:
-        discrete_elbo(vae, watched[:1], config.judge, max_memory=max_memory)
+        discrete_elbo(vae, first(watched, 1), config.judge, max_memory=max_memory)
         found = config.judge
     if found == "none" and config.patience is not None:
         raise ValueError(
@@ -47,8 +52,9 @@ def judge_of(vae: Any, data: Dataset | Tensor, config: TrainConfig) -> Judge:
 
 
 @judging
-def choose_judge(vae: Any, x: Tensor, *, max_memory: float | None = None) -> Judge:
-    """Choose how to evaluate the discrete ELBO for data x (B, D): "exact" if the sum takes seconds.
+@own_randomness(0)
+def choose_judge(vae: Any, x: Data, *, max_memory: float | None = None) -> Judge:
+    """Choose how to evaluate the discrete ELBO: "exact" if the sum takes seconds. Warn if it cannot be evaluated so.
 
     The choice depends on counted operations and not on a clock: the evaluation ends stages by `patience`, and the same
     configuration must give the same weights on a busier machine. (The clock decides only where a user asks for seconds,
@@ -56,35 +62,55 @@ def choose_judge(vae: Any, x: Tensor, *, max_memory: float | None = None) -> Jud
 
     Args:
         vae: a module with `.model(x)` and `.guide(x)`, whose sites need not be one-hots.
-        x: data (B, D).
+        x: data (B, D), or all arguments of the programs.
         max_memory: bytes that a slice may take.
 
     Returns:
         "exact", "sampled" if only that is possible or affordable, or "none".
     """
+    reason = None
     try:
-        if exact.cost(vae, x, max_memory=max_memory).operations < MOST_OPERATIONS:
-            exact.elbo(vae, x[:1], max_memory=max_memory)
+        if _operations(vae, x, max_memory) < MOST_OPERATIONS:
+            exact.elbo(vae, first(x, 1), max_memory=max_memory)
             return "exact"
-    except (ValueError, RuntimeError, NotImplementedError):
+    except TooManyCodesError:
         pass
+    except _NOT_POSSIBLE as error:
+        reason = error
     try:
-        discrete_elbo(vae, x[:1], "sampled")
-    except (ValueError, RuntimeError, NotImplementedError):
+        discrete_elbo(vae, first(x, 1), "sampled")
+    except _NOT_POSSIBLE as error:
+        _warn("The discrete ELBO is not evaluated during training, since it can be neither summed nor sampled", error)
         return "none"
+    if reason is not None:
+        _warn("The discrete ELBO is sampled during training, since it cannot be summed", reason)
     return "sampled"
+
+
+def _operations(vae: Any, x: Data, max_memory: float | None) -> int:
+    """Count the operations of a sum over all codes."""
+    try:
+        return exact.cost(vae, x, max_memory=max_memory).operations
+    except TooManyCodesError:
+        raise
+    except ValueError:  # the evidence of continuous latents is no sum over codes, but the ELBO may be
+        return exact.elbo_cost(vae, x, max_memory=max_memory).operations
+
+
+def _warn(said: str, reason: Exception) -> None:
+    warnings.warn(f"{said}: {str(reason).splitlines()[0]}", RuntimeWarning, stacklevel=4)
 
 
 @judging
 @torch.no_grad()
-def discrete_elbo(vae: Any, x: Tensor, judge: Judge, *, max_memory: float | None = None) -> float | None:
-    """Compute the mean ELBO of the discrete model over data x (B, D), in nats per datum.
+def discrete_elbo(vae: Any, x: Data, judge: Judge, *, max_memory: float | None = None) -> float | None:
+    """Compute the mean ELBO of the discrete model over B data, in nats per datum.
 
     Args:
         vae: a module with `.model(x)` and `.guide(x)`.
-        x: data (B, D).
-        judge: "exact" sums over all K^N codes. "sampled" draws one code for each datum, with the same random numbers
-            each time, and is unbiased. "none" returns None.
+        x: data (B, D), or all arguments of the programs.
+        judge: "exact" sums over all joint codes, with one draw of continuous latents for each. "sampled" draws one code
+            for each datum. Both have the same random numbers each time, and are unbiased. "none" returns None.
         max_memory: bytes that a slice may take.
 
     Returns:
@@ -94,6 +120,7 @@ def discrete_elbo(vae: Any, x: Tensor, judge: Judge, *, max_memory: float | None
         return None
     with pyro.get_param_store().scope(), pyro.validation_enabled(False), own_randomness(0):
         if judge == "exact":
-            return exact.elbo(vae, x, max_memory=max_memory).mean().item()
+            return (exact.elbo(vae, x, max_memory=max_memory).sum() / num_data(x)).item()
         model, guide = discretize(vae.model), discretize(vae.guide)
-        return -sum(Trace_ELBO().loss(model, guide, part) for part in x.split(CHUNK)) / len(x)
+        parts = map(arguments, chunks(x, CHUNK))
+        return -sum(Trace_ELBO().loss(model, guide, *part.args, **part.kwargs) for part in parts) / num_data(x)

@@ -11,9 +11,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from ..data.columns import Data, columns
 from ..estimators import Estimator
 from ..exact import Pair
 from ..handlers import discretize
+from ..programs.runs import Arguments, arguments
 from .state import State
 
 
@@ -44,19 +46,19 @@ def check_weights(vae: Any, before: dict[str, int], state: State) -> None:
 
 
 @torch.no_grad()
-def first_non_finite(vae: Any, estimator: Estimator, x: Tensor) -> str | None:
+def first_non_finite(vae: Any, estimator: Estimator, batch: Data) -> str | None:
     """Name the first value that is not finite: in the data, a parameter, or a site of guide or model.
 
     Args:
         vae: a module with `.model(x)` and `.guide(x)`.
         estimator: the estimator, whose handler is applied. Each program runs once, with the next random numbers.
-        x: the batch (B, D).
+        batch: data (B, D), or all arguments of the programs.
 
     Returns:
         For example "the log-probability of site 'x' of the model"; None if everything is finite, or if a program fails
         for another reason.
     """
-    if not torch.isfinite(x).all():
+    if not all(torch.isfinite(column).all() for column in columns(batch)):
         return "the batch"
     for name, tensor in [*vae.named_parameters(), *vae.named_buffers()]:
         if not torch.isfinite(tensor).all():
@@ -65,9 +67,9 @@ def first_non_finite(vae: Any, estimator: Estimator, x: Tensor) -> str | None:
     model, guide, _ = estimator.bind(Pair(discretize(vae.model), discretize(vae.guide)))
     with pyro.get_param_store().scope(), pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        of_guide = poutine.trace(guide)
-        found = _first_site(of_guide, x, "guide")
-        return found or _first_site(poutine.trace(poutine.replay(model, of_guide.trace)), x, "model")
+        of_guide, given = poutine.trace(guide), arguments(batch)
+        found = _first_site(of_guide, given, "guide")
+        return found or _first_site(poutine.trace(poutine.replay(model, of_guide.trace)), given, "model")
 
 
 @final
@@ -83,12 +85,12 @@ class _Parameters(Messenger):
             self.not_finite = msg["name"]
 
 
-def _first_site(traced: Any, x: Tensor, program: str) -> str | None:
+def _first_site(traced: Any, given: Arguments, program: str) -> str | None:
     """Name the first site that is not finite; return None if there is none or the program fails for another reason."""
     parameters = _Parameters()
     try:
         with parameters:
-            traced(x)
+            traced(*given.args, **given.kwargs)
     except Exception:  # for example torch.multinomial, if probabilities are NaN
         if parameters.not_finite is None:
             return None

@@ -29,6 +29,12 @@ def flush_denormals(optimizer: torch.optim.Optimizer) -> None:
                 average.masked_fill_(average.abs() < 1e8 * torch.finfo(average.dtype).tiny, 0.0)
 
 
+def named_shapes(*modules: nn.Module) -> list[list[Any]]:
+    """Return name and shape of each parameter of the modules, in the optimizer's order."""
+    named = [one for module in modules for one in module.named_parameters()]
+    return [[name, list(parameter.shape)] for name, parameter in named]
+
+
 def new_optimizer(
     name: str, parameters: Sequence[nn.Parameter], lr: float = 1e-3, **options: Any
 ) -> torch.optim.Optimizer:

@@ -14,7 +14,7 @@ from ..config.names import Shard
 from ..estimators import Estimator, own_state
 from ..exact import HasPair
 from ..jit.traced_elbo import TracedELBO
-from ..programs.runs import items
+from ..programs.runs import arguments
 from ..runtime.distributed import ALONE, Sums, share, sum_gradients
 from .optimizers import FLUSH_EVERY, flush_denormals, new_optimizer, steps_taken
 
@@ -42,7 +42,8 @@ def make_step(
 ) -> "Step":
     """Return a function `step(x) -> loss` that trains a module's parameters on an estimator's loss.
 
-    Further arguments of a program are passed too: `step(x, y)`, or a batch of a `DataLoader`, `step([x, y])`.
+    Further arguments of a program are passed too: `step(x, y)`, `step(x, y=y)`, or a batch of a `DataLoader`,
+    `step([x, y])` or `step({"x": x, "y": y})`.
 
     The first step runs model and guide with Pyro's validation on, and records their computation
     (:class:`~pyro_gvae.jit.traced_elbo.TracedELBO`). Later steps replay the recording without Pyro. A program that
@@ -125,12 +126,12 @@ class Step:
 
     def __call__(self, *batch: Any, **others: Any) -> Tensor:
         """Take one step on a batch, or on the programs' arguments; return the loss before the update."""
-        arguments = items(batch[0]) if len(batch) == 1 else batch
-        data = _data([*arguments, *others.values()])
+        args, kwargs = arguments(*batch, **others)
+        data = _data([*args, *kwargs.values()])
         before = [buffer.clone() for buffer in self._buffers]
         self.taken += 1
         try:
-            loss = self._gradients(*arguments, **others)
+            loss = self._gradients(*args, **kwargs)
         except BaseException as error:
             self._put_back(before)
             if isinstance(error, Exception):  # the other processes are waiting for this one's loss
@@ -191,7 +192,7 @@ class _Gradients:
         """Return the loss in nats, summed over the data. Gradients are set, not added."""
         for parameter in self.parameters:
             parameter.grad = None  # frees its memory for the next gradient
-        loss = self._recorded(args) if not kwargs else None
+        loss = self._recorded(args, kwargs)
         if loss is None:
             with pyro.get_param_store().scope(), pyro.validation_enabled(not self._checked):
                 loss = self._elbo.loss_and_grads(self._model, self._guide, *args, **kwargs)
@@ -203,9 +204,9 @@ class _Gradients:
             )
         return self._as_tensor(loss)
 
-    def _recorded(self, args: tuple[Any, ...]) -> Tensor | float | None:
+    def _recorded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | float | None:
         """Return the loss and its gradients from the recording, or None if there is none."""
-        found = self._traced.outcome(self._model, self._guide, *args)
+        found = self._traced.outcome(self._model, self._guide, *args, **kwargs)
         if found is None:
             return None
         loss, gradients = found.outcome

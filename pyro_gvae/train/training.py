@@ -14,7 +14,8 @@ from ..config.stages import Amount, Stage
 from ..config.train import OUTSIDE, TrainConfig
 from ..config.units import in_bytes
 from ..data.batches import epoch_batches
-from ..data.dataset import Dataset, digest
+from ..data.columns import Data, columns, digest_of, first, mapped, num_data
+from ..data.dataset import Dataset
 from ..runs.config import different_settings
 from ..runs.weights import from_parts, in_parts
 from ..runtime.distributed import copy_from_main, from_main, gathered, largest, share
@@ -23,7 +24,7 @@ from ..schedules import schedule
 from .checks import annealed_tensors, check_data, check_losses, stage_estimator
 from .monitor import NUM_TRAIN_WATCHED, discrete_elbo, judge_of
 from .non_finite import first_non_finite, not_finite
-from .optimizers import check_optimizer_state, new_optimizer
+from .optimizers import check_optimizer_state, named_shapes, new_optimizer
 from .state import State, read_state
 from .step import Step, make_step
 
@@ -44,24 +45,25 @@ class Training:
         share: the part of this process, if several train together.
     """
 
-    def __init__(self, vae: Any, data: Dataset | Tensor, config: TrainConfig) -> None:
+    def __init__(self, vae: Any, data: Dataset | Data, config: TrainConfig) -> None:
         self.vae, self.data, self.config = vae, data, config
         check_data(vae, data, config)
-        self.train = data.train if isinstance(data, Dataset) else data
+        self.train: Data = data.train if isinstance(data, Dataset) else data
         self.test = data.test if isinstance(data, Dataset) else None
         self.share = share()
         copy_from_main([*vae.parameters(), *vae.buffers()])
-        self.per_epoch = -(-len(self.train) // config.batch_size)
-        self._kl_weight = torch.ones((), device=self.train.device)  # set before each step; a recorded step reads it
+        self.per_epoch = -(-num_data(self.train) // config.batch_size)
+        # Set before each step; a recorded step reads it.
+        self._kl_weight = torch.ones((), device=columns(self.train)[0].device)
         self._estimators = [stage_estimator(stage, config, self._kl_weight, self.share) for stage in config.plan]
         self._learning_rate = schedule(str(config.learning_rate))
         self._annealed = annealed_tensors(vae, config, self._kl_weight)
         kind = config.named_optimizer
         self.optimizer = new_optimizer(kind.name, list(vae.parameters()), self._learning_rate(0), **kind.options)
-        check_losses(vae, self._estimators, self.train[: config.batch_size])
+        check_losses(vae, self._estimators, first(self.train, config.batch_size))
         self.state = State(judge=judge_of(vae, data, config))
-        self.refused: tuple[Tensor, Tensor] | None = None
-        self._batches: Iterator[Tensor] = self._remaining_batches()
+        self.refused: tuple[Data, Tensor] | None = None
+        self._batches: Iterator[Data] = self._remaining_batches()
         self._begin_stage()
         self._anneal()  # so that the evaluation before the first step uses that step's temperatures
         self.not_finite = not_finite(vae)
@@ -85,14 +87,14 @@ class Training:
         if state.step == state.judged_step:
             state.loss_sum, state.num_losses = 0.0, 0
         self._anneal()
-        x = next(self._batches)
+        batch = next(self._batches)
         before = torch.get_rng_state()
         start = time.perf_counter()
-        loss = self._loss(x)
+        loss = self._loss(batch)
         state.seconds += largest(time.perf_counter() - start)
         state.step += 1
         if math.isnan(loss):
-            self.refused = x, before
+            self.refused = batch, before
             state.skipped += 1
             state.skipped_in_a_row += 1
         else:
@@ -104,7 +106,7 @@ class Training:
     def judge(self) -> dict[str, Any]:
         """Evaluate the discrete model and return a line of the history. Weights and random states do not change."""
         state, seconds = self.state, self.state.seconds - self.state.judged_seconds
-        sample = next(epoch_batches(self.train, min(NUM_TRAIN_WATCHED, len(self.train)), seed=0, epoch=0))
+        sample = next(epoch_batches(self.train, min(NUM_TRAIN_WATCHED, num_data(self.train)), seed=0, epoch=0))
         train_elbo = self._elbo(sample)
         test_elbo = None if self.test is None else self._elbo(self.test)
         line: dict[str, Any] = {
@@ -186,12 +188,12 @@ class Training:
         """Return everything that the rest of the run depends on, as plain data with tensors."""
         return {
             "config": self.config.as_json(),
-            "data": digest(self.train),
+            "data": digest_of(self.train),
             "state": asdict(self.state),
             "vae": in_parts(self.vae.state_dict()),
             # The optimizer's settings are in the configuration, and its learning rate is a function of the step.
             "optimizer": self.optimizer.state_dict()["state"],
-            "parameters": self._shapes(),
+            "parameters": named_shapes(self.vae, self.step.own),
             "own": dict(self.step.own.state_dict()),
             "random": random_states(),
             "random_of_others": gathered(random_states())[1:],
@@ -224,7 +226,7 @@ class Training:
             raise ValueError(
                 f"Expected a checkpoint of this configuration, but found one with another {', '.join(different)}."
             )
-        if content["data"] != digest(self.train):
+        if content["data"] != digest_of(self.train):
             raise ValueError("Expected the training data of the checkpoint, but found other data.")
         if len(content["random_of_others"]) + 1 != self.share.world_size:
             raise ValueError(
@@ -240,16 +242,12 @@ class Training:
         self.vae.load_state_dict(from_parts(content["vae"], self.vae.state_dict()))
         self.step.own.load_state_dict(content["own"])
         # Compare names and shapes: torch matches only by position, and a fused optimizer would write out of bounds.
-        if self._shapes() != content["parameters"]:
+        if named_shapes(self.vae, self.step.own) != content["parameters"]:
             raise ValueError("Expected the same parameters in the same order, but found others.")
         check_optimizer_state(self.optimizer, content["optimizer"])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": content["optimizer"]})
         self._batches = self._remaining_batches()
         set_random_states([content["random"], *content["random_of_others"]][self.share.rank])
-
-    def _shapes(self) -> list[list[Any]]:
-        """Return name and shape of each parameter, in the optimizer's order."""
-        return [[name, [*p.shape]] for m in (self.vae, self.step.own) for name, p in m.named_parameters()]
 
     def _begin_stage(self) -> None:
         self.estimator = self._estimators[self.state.stage]
@@ -273,12 +271,12 @@ class Training:
             for parameter in own:
                 self.optimizer.state.pop(parameter, None)
 
-    def _loss(self, x: Tensor) -> float:
+    def _loss(self, batch: Data) -> float:
         """Take a step and return its loss; NaN if the step was skipped because loss or gradient was not finite."""
         try:
-            return self.step(self.share.rows(x) if self.config.shard == "data" else x).item()
+            return self.step(mapped(self.share.rows, batch) if self.config.shard == "data" else batch).item()
         except (RuntimeError, ValueError):  # Pyro and torch may also refuse NaN with an error
-            if first_non_finite(self.vae, self.estimator, x) is None:
+            if first_non_finite(self.vae, self.estimator, batch) is None:
                 raise  # all values are finite: an error of the program
             return math.nan
 
@@ -288,13 +286,13 @@ class Training:
         for buffer, annealed in self._annealed.values():
             buffer.fill_(annealed(self.state.step))
 
-    def _remaining_batches(self) -> Iterator[Tensor]:
+    def _remaining_batches(self) -> Iterator[Data]:
         """Yield the batches from the current step on. They depend only on seed and step."""
         first_epoch, skip = divmod(self.state.step, self.per_epoch)
         for epoch in itertools.count(first_epoch):
             batches = epoch_batches(self.data, self.config.batch_size, seed=self.config.seed, epoch=epoch)
             yield from itertools.islice(batches, skip if epoch == first_epoch else 0, None)
 
-    def _elbo(self, x: Tensor) -> float | None:
+    def _elbo(self, x: Data) -> float | None:
         judge, limit = self.state.judge, in_bytes(self.config.max_memory)
         return from_main(lambda: discrete_elbo(self.vae, x, judge, max_memory=limit))

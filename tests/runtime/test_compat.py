@@ -153,9 +153,9 @@ def is_of_module() -> None:
 
 
 @canary("pyro.infer.SVI, which trains what a parameter's unconstrained() gives,")
-def give_itself_as_leaf() -> None:
+def give_leaf() -> None:
     parameter = nn.Parameter(torch.tensor(1.0))
-    of_pyro.give_itself_as_leaf(parameter)
+    of_pyro.give_leaf(parameter, parameter)
 
     def model() -> None:
         mean = effectful(type="param")(lambda: parameter)(name="mean")

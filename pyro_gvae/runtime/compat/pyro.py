@@ -118,13 +118,13 @@ def is_of_module(name: str) -> bool:
     return module_from_param_with_module_name(name) != name
 
 
-def give_itself_as_leaf(parameter: Tensor) -> None:
-    """Let a parameter outside Pyro's store be trained: `SVI` calls `unconstrained()` of each parameter.
+def give_leaf(value: Tensor, leaf: Tensor) -> None:
+    """Let a parameter outside Pyro's store be trained: `SVI` calls `unconstrained()` of each parameter's value.
 
-    Pyro attaches a weak reference to the unconstrained tensor to the values in its store. As PyroModule does for local
-    parameters, attach one to the parameter itself.
+    Pyro attaches a weak reference to the unconstrained tensor to the values in its store, and PyroModule to the values
+    of local parameters. Without a constraint, a parameter is its own leaf.
     """
-    parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+    value.unconstrained = weakref.ref(leaf)  # type: ignore[attr-defined]
 
 
 def forget_leaf(parameter: Tensor) -> None:

@@ -1,0 +1,99 @@
+"""Data as programs take them: one tensor, a tuple of arguments, or a dictionary of keyword arguments, B rows each."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .dataset import as_tensor, check_finite, digest
+
+#: `model(x)`, `model(x, y)` or `model(x=x, y=y)`.
+Data: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+
+def as_data(data: Any) -> Data:
+    """Convert data to what a program takes.
+
+    Args:
+        data: a tuple or a dictionary of tensors or arrays, as long as each other, whose integers stay integers, such as
+            labels; or data x alone, in any form that :func:`~pyro_gvae.data.dataset.as_tensor` takes.
+
+    Raises:
+        ValueError: if there are no data, they have another type, or their numbers differ.
+
+    Example:
+        >>> x, y = as_data((torch.ones(3, 2), np.array([0, 1, 1])))
+        >>> x.shape, y.dtype
+        (torch.Size([3, 2]), torch.int64)
+    """
+    found: Data
+    if isinstance(data, Mapping):
+        found = {name: _column(value) for name, value in data.items()}
+    elif isinstance(data, tuple) and data and all(isinstance(value, Tensor | np.ndarray) for value in data):
+        found = tuple(map(_column, data))
+    else:
+        return as_tensor(data)
+    lengths = [len(column) for column in columns(found)]
+    if len(set(lengths)) != 1:
+        raise ValueError(f"Expected as many data in each of {len(lengths)} tensors, but found {lengths}.")
+    return found
+
+
+def _column(value: Any) -> Tensor:
+    is_integer = isinstance(value, np.ndarray) and not np.issubdtype(value.dtype, np.floating)
+    return as_tensor(torch.as_tensor(value) if is_integer else value)
+
+
+def columns(data: Data) -> list[Tensor]:
+    """Return the tensors that data consist of."""
+    if isinstance(data, Tensor):
+        return [data]
+    return list(data.values()) if isinstance(data, dict) else list(data)
+
+
+def num_data(data: Data) -> int:
+    """Return the number of rows."""
+    return len(columns(data)[0])
+
+
+def mapped(function: Callable[[Tensor], Tensor], data: Data) -> Data:
+    """Return the data with a function applied to each of their tensors.
+
+    Example:
+        >>> mapped(lambda column: column[:2], {"x": torch.arange(5), "y": torch.ones(5)})
+        {'x': tensor([0, 1]), 'y': tensor([1., 1.])}
+    """
+    if isinstance(data, Tensor):
+        return function(data)
+    if isinstance(data, dict):
+        return {name: function(column) for name, column in data.items()}
+    return tuple(map(function, data))
+
+
+def first(data: Data, count: int) -> Data:
+    """Return the first rows."""
+    return mapped(lambda column: column[:count], data)
+
+
+def chunks(data: Data, size: int) -> Iterator[Data]:
+    """Yield the data in parts of at most `size` rows."""
+    for start in range(0, num_data(data), size):
+        yield mapped(lambda column, start=start: column[start : start + size], data)  # type: ignore[misc]
+
+
+def check_all_finite(data: Data) -> None:
+    """Refuse data that are not all finite.
+
+    Raises:
+        ValueError: if a value is NaN or infinite.
+    """
+    for column in columns(data):
+        check_finite(column)
+
+
+def digest_of(data: Data) -> str:
+    """Hash data, so that a resumed run can check that it has the data that it started with."""
+    names = [f"{name}=" for name in data] if isinstance(data, dict) else [""] * len(columns(data))
+    return ",".join(name + digest(column) for name, column in zip(names, columns(data), strict=True))

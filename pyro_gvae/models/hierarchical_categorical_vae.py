@@ -1,0 +1,132 @@
+"""A VAE with several layers of one-hots, a Pyro model and guide."""
+
+from collections.abc import Sequence
+from typing import Any, Final, final
+
+import pyro
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ..distributions.one_hot import FactorizedOneHotCategorical
+from ..handlers.sites import at_temperature
+from .base import VAE, check_sizes, widths_by_name
+from .networks import mlp_decoder, mlp_encoder
+from .observations import Observation
+
+
+@final
+class HierarchicalCategoricalVAE(VAE):
+    r"""A variational autoencoder whose code has L layers of N one-hots of K categories, the data below the first.
+
+    .. math::
+
+        z_L &\sim \mathrm{Categorical}(\mathrm{softmax}(\mathrm{prior\_logits})), \quad
+        z_l | z_{l+1} \sim \mathrm{Categorical}(\mathrm{softmax}(\mathrm{down}_l(z_{l+1}))) \\
+        x | z_1 &\sim \mathrm{Observation}(\mathrm{decoder}(z_1)) \\
+        q(z_1, \ldots, z_L | x) &= q(z_1 | x) \prod_l q(z_{l+1} | z_l)
+
+    The guide goes bottom-up, as that of deep sigmoid belief networks does (Mnih and Gregor 2014, *Neural Variational
+    Inference and Learning in Belief Networks*, arXiv 1402.0030). The sites are "z1" to "zL", one-hots (N, K), and "x",
+    in the plate "data". Exact sums go over all K^(N L) joint codes.
+
+    Args:
+        data_dim: D.
+        num_layers: L.
+        num_latents: N, in each layer.
+        num_categories: K.
+        hidden: widths of the hidden layers between x and z_1; the decoder uses them in reverse order. One layer of the
+            last width lies between two layers of codes.
+        observation: a name or a module, as for :class:`~pyro_gvae.CategoricalVAE`.
+        **options: `scale`, `num_levels`, `temperature`, `prior_temperature` and `name`, as for
+            :class:`~pyro_gvae.CategoricalVAE`.
+
+    Raises:
+        ValueError: if a size or a temperature is out of range, or the observation or one of its options is unknown.
+
+    Example:
+        >>> from pyro_gvae import exact
+        >>> vae = HierarchicalCategoricalVAE(6, num_layers=2, num_latents=1, num_categories=3, hidden=(5,))
+        >>> x = torch.ones(4, 6)
+        >>> bool((exact.elbo(vae, x) <= exact.log_evidence(vae, x)).all())
+        True
+    """
+
+    def __init__(
+        self,
+        data_dim: int = 784,
+        num_layers: int = 2,
+        num_latents: int = 10,
+        num_categories: int = 10,
+        hidden: Sequence[int] = (512, 256),
+        observation: str | Observation = "bernoulli",
+        **options: Any,
+    ) -> None:
+        check_sizes(
+            data_dim=data_dim,
+            num_layers=num_layers,
+            num_latents=num_latents,
+            num_categories=num_categories,
+            **widths_by_name(hidden),
+        )
+        super().__init__(data_dim, observation, **options)
+        self.num_layers: Final = num_layers
+        self.num_latents: Final = num_latents
+        self.num_categories: Final = num_categories
+        codes, between = (num_latents, num_categories), tuple(hidden)[-1:]
+        self.encoder = mlp_encoder(data_dim, hidden, *codes)
+        self.decoder = mlp_decoder(*codes, tuple(hidden)[::-1], self.natural_dim)
+
+        def from_codes() -> nn.Module:
+            return nn.Sequential(nn.Flatten(-2), mlp_encoder(num_latents * num_categories, between, *codes))
+
+        self.up = nn.ModuleList(from_codes() for _ in range(num_layers - 1))  # z_l -> logits of z_(l+1)
+        self.down = nn.ModuleList(from_codes() for _ in range(num_layers - 1))  # z_(l+1) -> logits of z_l
+        self.prior_logits = nn.Parameter(torch.zeros(*codes))  # of the top layer
+
+    @property
+    def sites(self) -> list[str]:
+        """The names of the layers' sites, from the data up."""
+        return [f"z{layer}" for layer in range(1, self.num_layers + 1)]
+
+    @override
+    def model(self, x: Tensor) -> list[Tensor]:
+        """Run the model p(z_L) ... p(z_1 | z_2) p(x | z_1).
+
+        Args:
+            x: data (B, D).
+
+        Returns:
+            The codes z_1 to z_L, each (B, N, K).
+        """
+        self._begin(x)
+        top, *others = reversed(self.sites)
+        with pyro.plate("data", len(x)):
+            codes = [self._sample(top, self.prior_logits, self.prior_temperature)]
+            for name, down in zip(others, reversed(self.down), strict=True):
+                codes.append(self._sample(name, down(codes[-1]), self.prior_temperature))
+            pyro.sample("x", self.observation(self.decoder(codes[-1])), obs=x)
+        return codes[::-1]
+
+    @override
+    def guide(self, x: Tensor) -> list[Tensor]:
+        """Run the guide q(z_1 | x) q(z_2 | z_1) ... q(z_L | z_(L-1)).
+
+        Args:
+            x: data (B, D).
+
+        Returns:
+            The codes z_1 to z_L, each (B, N, K).
+        """
+        self._begin(x)
+        with pyro.plate("data", len(x)):
+            codes = [self._sample(self.sites[0], self.encoder(x), self.temperature)]
+            for name, up in zip(self.sites[1:], self.up, strict=True):
+                codes.append(self._sample(name, up(codes[-1]), self.temperature))
+        return codes
+
+    @staticmethod
+    def _sample(name: str, logits: Tensor, temperature: Tensor) -> Tensor:
+        layer = FactorizedOneHotCategorical(logits=logits)
+        code: Tensor = pyro.sample(name, layer, infer=at_temperature(temperature))  # (B, N, K)
+        return code
