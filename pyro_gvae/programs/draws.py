@@ -90,8 +90,9 @@ def lay_out_draws(runs: Runs) -> Layout:
     layout = lay_out(runs)
     if layout.obstacle is not None or not layout.has_continuous:
         return layout
+    probed = runs.again()
     with torch.no_grad(), without_trace():
-        return layout._replace(obstacle=obstacle_of(lambda: _draw(runs, layout, layout.few()[0], pathwise=True)))
+        return layout._replace(obstacle=obstacle_of(lambda: _draw(probed, layout, layout.few()[0], pathwise=True)))
 
 
 def draw(runs: Runs, layout: Layout, num_particles: int, *, pathwise: bool = True) -> Draws:

@@ -30,7 +30,7 @@ def lay_out(runs: Runs, *, with_guide: bool = True) -> Layout:
             model's, or if a statement mixes the codes of several data.
     """
     with torch.no_grad(), without_trace():
-        return _lay_out(runs, with_guide)
+        return _lay_out(runs.again(), with_guide)
 
 
 def _lay_out(runs: Runs, with_guide: bool) -> Layout:

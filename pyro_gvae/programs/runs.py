@@ -13,10 +13,18 @@ from .pair import HasPair
 
 
 class Runs(NamedTuple):
-    """Model and guide as functions without arguments, for one evaluation of a loss."""
+    """Model and guide as functions without arguments, for one evaluation of a loss.
+
+    Attributes:
+        model: the model.
+        guide: the guide.
+        again: returns the same with a minibatch of its own, for runs that only find out what the programs are. They
+            leave random states as they were: a minibatch that they drew would be the same for every loss.
+    """
 
     model: Run
     guide: Run
+    again: Callable[[], "Runs"]
 
 
 @final
@@ -51,7 +59,7 @@ def bind(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Runs:
 
         return run
 
-    return Runs(bound(model), bound(guide))
+    return Runs(bound(model), bound(guide), again=lambda: bind(model, guide, *args, **kwargs))
 
 
 def bind_pair(pair: HasPair, *args: Any, **kwargs: Any) -> Runs:

@@ -1,0 +1,21 @@
+"""What tests and doctests share: nothing global, and a seed."""
+
+from collections.abc import Iterator
+
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def isolated() -> Iterator[None]:
+    """Start with an empty param store and seed 0; put back dtype, settings and random state."""
+    dtype = torch.get_default_dtype()
+    random_state = pyro.util.get_rng_state()
+    settings = pyro.settings.get()
+    with pyro.get_param_store().scope():
+        pyro.set_rng_seed(0)
+        yield
+    torch.set_default_dtype(dtype)
+    pyro.util.set_rng_state(random_state)
+    pyro.settings.set(**settings)
