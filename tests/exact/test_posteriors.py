@@ -12,7 +12,8 @@ from torch import Size, Tensor
 
 from pyro_gvae import exact
 from pyro_gvae.exact import Pair
-from pyro_gvae.programs.latents import Kind, Latent
+from pyro_gvae.handlers.sites import Kind
+from pyro_gvae.programs.latents import Latent
 
 MODELS = {"two layers, independent": two_layers_model, "bits and an integer": bits_model}
 SITES = {
@@ -30,7 +31,8 @@ def _parameters():
 def in_a_loop(name: str) -> tuple[Tensor, dict[str, Tensor]]:
     """log p(x, z) of all codes (S, B), and the codes (S, 1, K) of each latent."""
     joint, codes = [], []
-    latents = [Latent(site, kind, Size(), count, torch.float64) for site, kind, count in SITES[name]]
+    types = {Kind.INTEGER: torch.long}
+    latents = [Latent(site, kind, Size(), count, types.get(kind, torch.float64)) for site, kind, count in SITES[name]]
     for digits in itertools.product(*(range(latent.num_categories) for latent in latents)):
         own = {
             latent.name: torch.eye(latent.num_categories).double()[[digit]]
