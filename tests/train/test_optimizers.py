@@ -36,7 +36,7 @@ def test_a_state_fits_its_own_optimizer_and_no_other(name):
         check_optimizer_state(optimizer, wrong)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", sorted(OTHERS))
 def test_what_cannot_step_by_gradients_alone_is_refused(name):
     with pytest.raises(ValueError, match=f"Expected an optimizer that steps by gradients alone, but found {name}"):
         new_optimizer(name, [nn.Parameter(torch.ones(2))])
