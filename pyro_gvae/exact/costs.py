@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..handlers.sites import Run
-from ..programs.joint import elbo_terms, joint_scores, read_guide_once
+from ..programs.joint import elbo_terms, pieces, read_guide_once
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair
+from ..programs.statements import read
 from ..runtime.autograd import leaves
 from ..runtime.work import count_operations
 from .plan import Plan, make_plan
@@ -83,7 +84,7 @@ def elbo_cost(
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`.
         *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
-        max_memory: bytes that a slice may take; a quarter of the free memory if None.
+        max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         **kwargs: keyword arguments of model and guide.
 
@@ -114,7 +115,8 @@ def _cost(plan: Plan, total: Total) -> Cost:
 
 
 def _joint(model: Run, plan: Plan, numbers: Tensor) -> Tensor:
-    return joint_scores(model, plan.layout, plan.codes(numbers)).joint.sum()
+    found = [read(model, plan.layout, piece, {}) for piece in pieces(plan.layout, plan.codes(numbers))]
+    return torch.stack([factor.log_prob.sum() for reading in found for factor in reading.factors.values()]).sum()
 
 
 def _terms(runs: Runs, plan: Plan, numbers: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def elbo_terms(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> Terms:
 
 def joint_scores(model: Run, layout: Layout, codes: Codes) -> JointScores:
     """Run the model on joint codes."""
-    return _joined([_joint_scores(layout, part, read(model, layout, part, {})) for part in _parts(layout, codes)])
+    return _joined([_joint_scores(layout, part, read(model, layout, part, {})) for part in pieces(layout, codes)])
 
 
 class LevelScores(NamedTuple):
@@ -110,7 +110,7 @@ def level_scores(model: Run, layout: Layout, codes: Codes) -> LevelScores:
                 f"'{inner.names[0]}', neither of which is inside of the other's, so that no codes can be summed "
                 "before others. Try exact.elbo, a bound of it."
             )
-    parts = [_level_scores(layout, part, read(model, layout, part, {})) for part in _parts(layout, codes)]
+    parts = [_level_scores(layout, part, read(model, layout, part, {})) for part in pieces(layout, codes)]
     tables = zip(*(part.tables for part in parts), strict=True)
     return LevelScores(tuple(torch.cat(table) for table in tables), parts[0].scale)
 
@@ -144,7 +144,7 @@ def pair_scores(runs: Runs, layout: Layout, codes: Codes, values: Mapping[str, T
     Raises:
         ValueError: if data share a discrete latent, or statements are scaled differently.
     """
-    parts = [_pair_scores(runs, layout, part, values) for part in _parts(layout, codes)]
+    parts = [_pair_scores(runs, layout, part, values) for part in pieces(layout, codes)]
     return parts[0]._replace(
         log_p=torch.cat([part.log_p for part in parts]), log_q=torch.cat([part.log_q for part in parts])
     )
@@ -175,13 +175,14 @@ class Both(NamedTuple):
 def read_both(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> list[Both]:
     """Run both programs on joint codes: on all at once, or on one after another where there is an obstacle."""
     found = []
-    for part in _parts(layout, codes):
+    for part in pieces(layout, codes):
         q = read(runs.guide, layout, part, guide.values) if layout.guide_depends else Reading({}, {}, {})
         found.append(Both(part, q, read(runs.model, layout, part, guide.values | q.values)))
     return found
 
 
-def _parts(layout: Layout, codes: Codes) -> list[Codes]:
+def pieces(layout: Layout, codes: Codes) -> list[Codes]:
+    """Return codes as programs take them: all at once, or one after another where there is an obstacle."""
     if layout.obstacle is None:
         return [codes]
     return [{name: own[row : row + 1] for name, own in codes.items()} for row in range(_count(codes))]
