@@ -83,7 +83,7 @@ class _ExactLoss(TensorELBO):
 
 @final
 class ExactELBO(_ExactLoss):
-    r"""The exact ELBO of the discrete model as a loss for `SVI`, without variance and without bias.
+    r"""The exact ELBO of the discrete model as a loss for `SVI`, without bias and, over codes, without variance.
 
     .. math::
 
@@ -93,14 +93,19 @@ class ExactELBO(_ExactLoss):
     by slice: the backward pass of a slice is finished before the next slice starts. Codes with negligible q for all
     data (see :func:`pyro_gvae.exact.elbo`) are not decoded, so steps become cheaper as posteriors sharpen.
 
+    Several discrete latents (one-hots, bits, integers) are summed jointly: there are as many codes as the product of
+    their K^N. Continuous latents beside them are drawn by `rsample`, for each code if they depend on it; the loss is
+    then an unbiased estimate.
+
     Args:
         max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         share: which codes this process sums, if several divide them; their losses and gradients add up.
 
     Raises:
-        ValueError: when called, if model or guide has a latent variable besides one one-hot site of event shape (N, K)
-            or (K,), if there are more than 2^62 codes, or if a slice does not fit into `max_memory`.
+        ValueError: when called, if model and guide have different latents, if a continuous latent has no `rsample`,
+            if a statement outside of a latent's plates depends on it, if there are more than 2^62 codes, or if a slice
+            does not fit into `max_memory`.
 
     Example:
         >>> import pyro
@@ -159,8 +164,8 @@ class ExactEvidence(_ExactLoss):
         share: which codes this process sums, if several divide them; their losses and gradients add up.
 
     Raises:
-        ValueError: when called, if the model has a latent variable besides one one-hot site, if its sites are scaled
-            differently, if there are more than 2^62 codes, or if a slice does not fit into `max_memory`.
+        ValueError: when called, if the model has a continuous latent, or one that several data share, if its sites are
+            scaled differently, if there are more than 2^62 codes, or if a slice does not fit into `max_memory`.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE

@@ -37,7 +37,7 @@ class FreeBits(TensorELBO):
 
     Raises:
         ValueError: if `nats` is negative or not finite, or the loss has no KL; when called, if model or guide has a
-            latent variable besides one one-hot site of event shape (N, K) or (K,).
+            latent variable besides one site of one-hots or bits.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE, ExactELBO, discretize

@@ -9,7 +9,7 @@ def disarm(*, num_particles: int = 1) -> Estimator:
     """DisARM: the leave-one-out score function of antithetic pairs of binary codes.
 
     *Approximates* the ELBO of the discrete model. *With* two decoder calls for each pair (Dong, Mnih, Tucker 2020,
-    arXiv 2006.10680). *Requires* K = 2. *Bias*: none.
+    arXiv 2006.10680). *Requires* one latent site of bits or of one-hots with K = 2, and no other latent. *Bias*: none.
 
     Args:
         num_particles: P, *pairs* per datum.
@@ -39,7 +39,8 @@ def disarm_iw(*, num_particles: int = 1) -> Estimator:
     """DisARM-IW: importance-weighted pairs of codes, coupled by stick breaking so that they differ.
 
     *Approximates* the ELBO of the discrete model. *With* two decoder calls for each pair (Dong, Mnih, Tucker 2021,
-    arXiv 2106.08056). *Requires* nothing more; for K = 2 it equals `disarm`. *Bias*: none.
+    arXiv 2106.08056). *Requires* one latent site of one-hots or bits, and no other latent. For K = 2 it is
+    `disarm`. *Bias*: none.
 
     Args:
         num_particles: P, *pairs* per datum.

@@ -9,8 +9,10 @@ from .claims import Bias, Objective
 def exact(*, max_memory: float | None = None, slice_size: int | None = None, share: Share = ALONE) -> Estimator:
     """The ELBO of the discrete model, summed over all K^N joint codes.
 
-    *Approximates* nothing. *With* one decoder call for each code and one matrix product for all data. *Requires* a K^N
-    that can be summed in the time available; `max_memory` bounds the memory. *Bias*: none, and no variance.
+    *Approximates* nothing. *With* one decoder call for each code and one matrix product for all data. *Requires* a
+    number of joint codes that can be summed in the time available; `max_memory` bounds the memory. Latents may be any
+    number of one-hots, bits and integers, and continuous ones with `rsample`, which are drawn. *Bias*: none, and no
+    variance but that of continuous latents.
 
     Args:
         max_memory: bytes that a slice of codes may take; 4 GB if None.
@@ -39,8 +41,9 @@ def exact_evidence(
 ) -> Estimator:
     """log p(x) of the discrete model, summed over all K^N joint codes; the guide gets no gradient.
 
-    *Approximates* nothing. *With* two passes over the codes, in bounded memory. *Requires* a K^N that can be summed in
-    the time available. *Bias*: none, and no variance.
+    *Approximates* nothing. *With* two passes over the codes, in bounded memory. *Requires* a number of joint codes that
+    can be summed in the time available, and latents that are all discrete and belong to one datum each. *Bias*: none,
+    and no variance.
 
     Args:
         max_memory: bytes that a slice of codes may take; 4 GB if None.

@@ -9,8 +9,9 @@ def local_expectation(*, num_particles: int = 1) -> Estimator:
     """Local expectation gradients: each latent is summed over its K categories while the others are sampled.
 
     *Approximates* the ELBO of the discrete model. *With* 1 + N (K - 1) decoder calls for each sample; one of them is
-    differentiated, and the others form one batch (Titsias, Lázaro-Gredilla 2015, arXiv 1503.01494). *Requires* memory
-    for that many decoder outputs per datum, but not for their graph. *Bias*: none; with a single latent, only the
+    differentiated, and the others form one batch (Titsias, Lázaro-Gredilla 2015, arXiv 1503.01494). *Requires* one
+    latent site of one-hots or bits, and no other latent; memory for that many decoder outputs per datum, but not for
+    their graph. *Bias*: none; with a single latent, only the
     decoder's gradient has variance.
 
     Args:

@@ -99,7 +99,8 @@ def reinforce_loo(*, num_particles: int = 4) -> Estimator:
     """REINFORCE with several codes; the baseline of each is the mean weight of the others.
 
     *Approximates* the ELBO of the discrete model. *With* P codes in one decoder call, and no state (Kool et al. 2019,
-    "Buy 4 REINFORCE samples, get a baseline for free!"). *Requires* P >= 2. *Bias*: none.
+    "Buy 4 REINFORCE samples, get a baseline for free!"). *Requires* P >= 2, and `rsample` of continuous latents beside
+    the discrete ones. *Bias*: none.
 
     Args:
         num_particles: P, samples per datum.
@@ -128,8 +129,8 @@ def vimco(*, num_particles: int = 5) -> Estimator:
     """VIMCO: the importance-weighted bound of P codes, with a baseline for each code from the others.
 
     *Approximates* the log-evidence of the discrete model from below, more tightly with larger P. *With* P codes in one
-    decoder call (Mnih and Rezende 2016, arXiv 1602.06725). *Requires* P >= 2. *Bias*: none, as the gradient of that
-    bound, which is not the ELBO.
+    decoder call (Mnih and Rezende 2016, arXiv 1602.06725). *Requires* P >= 2, and `rsample` of continuous latents
+    beside the discrete ones. *Bias*: none, as the gradient of that bound, which is not the ELBO.
 
     Args:
         num_particles: P, samples per datum.
@@ -160,8 +161,8 @@ def reweighted_wake_sleep(*, num_particles: int = 5) -> Estimator:
 
     *Approximates* the log-evidence of the discrete model and, for the guide, KL(p(z | x) || q(z | x)). *With* P codes
     in one decoder call, with weights normalized for each datum, and wake phases only (Bornschein and Bengio 2015, arXiv
-    1406.2751). *Requires* P >= 2, and a guide that shares no parameters with the model. *Bias*: that of normalized
-    weights, of order 1/P.
+    1406.2751). *Requires* P >= 2, `rsample` of continuous latents beside the discrete ones, and a guide that shares no
+    parameters with the model. *Bias*: that of normalized weights, of order 1/P.
 
     Args:
         num_particles: P, samples per datum.

@@ -62,8 +62,8 @@ def cost(
         pass over all codes.
 
     Raises:
-        ValueError: if the model has a latent variable besides one one-hot site, if there are more than 2^62 codes, or
-            if a slice does not fit into `max_memory`.
+        ValueError: if the model has a continuous latent, or one that several data share, if there are more than 2^62
+            codes, or if a slice does not fit into `max_memory`.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE

@@ -8,9 +8,9 @@ from ..handlers.sites import Program
 class Pair(NamedTuple):
     """A model and its guide: two Pyro programs that take the same data.
 
-    Each has one latent one-hot site of event shape (N, K) or (K,), with the same name in both. It is written as
-    `OneHotCategorical`, `OneHotCategorical(...).to_event(1)`, `RelaxedOneHotCategorical` or
-    `FactorizedOneHotCategorical`.
+    Latents have the same names in both. Discrete ones are one-hots (`OneHotCategorical`, with `.to_event(1)` for N of
+    them, `RelaxedOneHotCategorical` or `FactorizedOneHotCategorical`), bits (`Bernoulli`, `RelaxedBernoulli`) or
+    integers (`Categorical`). Each estimator says how many of them it accepts, and which latents beside them.
     """
 
     model: Program

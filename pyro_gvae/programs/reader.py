@@ -1,4 +1,4 @@
-"""Reads a Pyro program with one one-hot site: the site's distribution, and the score of each code."""
+"""Reads a Pyro program with one site of one-hots or bits: its distribution, and the score of each code."""
 
 import functools
 from collections.abc import Callable

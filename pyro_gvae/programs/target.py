@@ -18,9 +18,9 @@ from .runs import Runs
 class Target:
     """A model and a guide with their data bound: draws from the guide, and what both say of them.
 
-    :meth:`draw` works for any pair. The other methods are functions of codes z (P, B, N, K), hard or soft, for a pair
-    whose only latent is one factorized one-hot site. All densities are in nats, with the programs' scales and masks,
-    and are differentiable in parameters and codes.
+    :meth:`draw` works for any number of latents. The other methods are functions of codes z (P, B, N, K), hard or soft,
+    for a pair whose only latent is one site of one-hots or bits. All densities are in nats, with the programs' scales
+    and masks, and are differentiable in parameters and codes.
 
     Args:
         runs: the pair with its data bound.
@@ -43,10 +43,10 @@ class Target:
 
     @cached_property
     def q(self) -> Site:
-        """The guide's one-hot site.
+        """The guide's only latent, a site of one-hots or bits.
 
         Raises:
-            ValueError: if the guide has other latents.
+            ValueError: if the guide has other latents, or none.
         """
         return read_guide(self.runs.guide)
 
