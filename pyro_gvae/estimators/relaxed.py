@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO
 
 from ..distributions.parameters import check_temperature
+from ..elbos.mean_field import MeanFieldELBO
 from ..handlers import relax
 from .base import Estimator, Loss, check_particles
 from .claims import Bias, Objective
@@ -34,7 +35,7 @@ def gumbel_softmax(*, kl: str = "relaxed", temperature: float | None = None, num
         >>> gumbel_softmax(kl="relaxed", temperature=0.5).approximates
         'a bound of the relaxed model'
     """
-    elbos: dict[str, Callable[..., Loss]] = {"relaxed": Trace_ELBO, "categorical": TraceMeanField_ELBO}
+    elbos: dict[str, Callable[..., Loss]] = {"relaxed": Trace_ELBO, "categorical": MeanFieldELBO}
     if kl not in elbos:
         raise ValueError(f"Expected kl to be one of {', '.join(elbos)}, but found '{kl}'.")
     check_particles(num_particles)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from ..distributions.surrogates import (
@@ -13,6 +13,7 @@ from ..distributions.surrogates import (
     Kind,
     ReinMaxRao,
 )
+from ..elbos.mean_field import MeanFieldELBO
 from ..handlers import straight_through as handler
 from .base import Estimator, Loss, check_particles
 from .claims import Bias, Objective
@@ -244,7 +245,7 @@ def reinmax_rao(
     return _estimator("reinmax-rao", reference, temperature, kl, num_particles, kind=ReinMaxRao(num_draws))
 
 
-ELBOS: dict[str, Callable[..., Loss]] = {"categorical": TraceMeanField_ELBO, "sampled": Trace_ELBO}
+ELBOS: dict[str, Callable[..., Loss]] = {"categorical": MeanFieldELBO, "sampled": Trace_ELBO}
 
 
 def _estimator(
