@@ -36,8 +36,7 @@ def elbo(
     The model runs once for each of the K^N joint codes, not once for each code and datum, on slices of codes that fit
     into memory. A code with q below eps / (16 K^N) gets weight exactly 0. With more than 1024 codes, those for which
     this holds for all data are not decoded: together they are less than a sixteenth of the rounding error of the sum.
-    Several discrete latents are summed jointly. Continuous latents beside them are drawn by `rsample`, which makes the
-    result an unbiased estimate.
+    Continuous latents are drawn by `rsample`, which makes the result an unbiased estimate.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair` of a model and a guide of your own; they may be relaxed.
@@ -51,9 +50,7 @@ def elbo(
         slices, the backward pass computes them again.
 
     Raises:
-        ValueError: if model and guide have different latents, if a continuous latent has no `rsample`, if a
-            statement outside of a latent's plates depends on it, if there are more than 2^62 codes, or if a slice does
-            not fit into `max_memory`.
+        ValueError: as :class:`~pyro_gvae.ExactELBO`.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
