@@ -164,8 +164,9 @@ class ExactEvidence(_ExactLoss):
         share: which codes this process sums, if several divide them; their losses and gradients add up.
 
     Raises:
-        ValueError: when called, if the model has a continuous latent, or one that several data share, if its sites are
-            scaled differently, if there are more than 2^62 codes, or if a slice does not fit into `max_memory`.
+        ValueError: when called, if the model has a continuous latent, if the plates of its discrete latents are not
+            nested, if its sites are scaled differently, if there are more than 2^62 codes, or if a slice does not fit
+            into `max_memory`.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE

@@ -42,8 +42,8 @@ def exact_evidence(
     """log p(x) of the discrete model, summed over all K^N joint codes; the guide gets no gradient.
 
     *Approximates* nothing. *With* two passes over the codes, in bounded memory. *Requires* a number of joint codes that
-    can be summed in the time available, and latents that are all discrete and belong to one datum each. *Bias*: none,
-    and no variance.
+    can be summed in the time available, and latents that are all discrete, in nested plates if in several. *Bias*:
+    none, and no variance.
 
     Args:
         max_memory: bytes that a slice of codes may take; 4 GB if None.

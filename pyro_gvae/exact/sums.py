@@ -49,8 +49,7 @@ def elbo(
         The ELBO (B,) in nats per datum, scaled and masked; differentiable. The backward pass recomputes slices.
 
     Raises:
-        ValueError: if model and guide have different latents, if a continuous one has no `rsample`, if a statement
-            outside of a latent's plates depends on it, if there are over 2^62 codes, or a slice exceeds `max_memory`.
+        ValueError: as :class:`~pyro_gvae.ExactELBO`.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
