@@ -61,26 +61,26 @@ class Bits(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The probability that each bit is 1, shape (..., *event_shape)."""
+        """The probability that each bit is 1, shape (..., event_shape)."""
         return self._bits(self.codes.mean)
 
     @property
     def variance(self) -> Tensor:
-        """The variance of each bit, shape (..., *event_shape)."""
+        """The variance of each bit, shape (..., event_shape)."""
         return self.mean * (1 - self.mean)
 
     @property
     def mode(self) -> Tensor:
-        """The most probable bits, shape (..., *event_shape)."""
+        """The most probable bits, shape (..., event_shape)."""
         return self._bits(self.codes.mode).to(self.sample_dtype)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw bits without a gradient, shape sample_shape + (..., *event_shape)."""
+        """Draw bits without a gradient, shape sample_shape + (..., event_shape)."""
         with torch.no_grad():
             return self._bits(self.codes.sample(Size(sample_shape))).to(self.sample_dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p in nats, differentiable in the bits (..., *event_shape) if the codes' is: shape (...)."""
+        """Return log p in nats, differentiable in the bits (..., event_shape) if the codes' is: shape (...)."""
         own = value.reshape(value.shape[: value.dim() - len(self.event_shape)] + self.codes.event_shape[:-1])
         log_prob: Tensor = self.codes.log_prob(torch.stack([1 - own, own], -1))
         return log_prob
@@ -91,7 +91,7 @@ class Bits(TorchDistribution):
         return entropy
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Return all S joint values, shape (S, ..., *event_shape); batch dimensions are 1 if `expand` is False."""
+        """Return all S joint values, shape (S, ..., event_shape); batch dimensions are 1 if `expand` is False."""
         return self._bits(self.codes.enumerate_support(expand)).to(self.sample_dtype)
 
     def _bits(self, codes: Tensor) -> Tensor:
@@ -107,8 +107,8 @@ class FactorizedBernoulli(Bits):
     enumerate the former, and `TraceEnum_ELBO` silently samples it.
 
     Args:
-        probs: probabilities of 1, shape (..., *event_shape). Give either probs or logits.
-        logits: log-odds of 1, shape (..., *event_shape).
+        probs: probabilities of 1, shape (..., event_shape). Give either probs or logits.
+        logits: log-odds of 1, shape (..., event_shape).
         event_dim: number of event dimensions, at least 1; N is the product of their sizes.
 
     Example:
@@ -135,7 +135,7 @@ class FactorizedBernoulli(Bits):
 
     @property
     def logits(self) -> Tensor:
-        """The log-odds of 1, shape (..., *event_shape)."""
+        """The log-odds of 1, shape (..., event_shape)."""
         return _log_odds(self.codes).reshape(self.batch_shape + self.event_shape)
 
 

@@ -15,6 +15,7 @@ The decoder runs once per code, not once per (code, datum), and no tensor of siz
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import torch
@@ -264,7 +265,7 @@ class _CanonicalScores(torch.autograd.Function):
         return for_natural, for_statistics, None, None
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Disable autocast, which would round the terms of a score to half precision."""
     return torch.autocast(x.device.type, enabled=False)
 

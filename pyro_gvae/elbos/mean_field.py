@@ -76,7 +76,9 @@ class MeanFieldELBO(TraceMeanField_ELBO):
                         )
             return True
 
-        self._checked.find((model, guide), args, kwargs, check)
+        # What depends on what does not depend on sizes, and a recording of another batch size cannot hold a check.
+        kinds = [type(value) for value in (*args, *kwargs.values())]
+        self._checked.find((model, guide, kinds, list(kwargs)), (), {}, check)
 
 
 def _upstream(found: Any) -> Upstream:

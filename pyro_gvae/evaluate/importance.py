@@ -39,8 +39,8 @@ class ImportanceWeighted(NamedTuple):
     elbo: Tensor  # (B,): the mean of log w, an unbiased estimate of the ELBO
     bound: Tensor  # (B,): the log of the mean of w, at most log p(x) in expectation
     effective_sample_size: Tensor  # (B,): between 1 and P
-    #: (B,): log of the sum of p(x, z) over the guide's mode and all codes that differ in one latent; None for programs
-    #: with other latents than one one-hot site.
+    #: log of the sum of p(x, z) over the guide's mode and all codes that differ in one latent, (B,), or None if the
+    #: program has other latents than one one-hot site.
     neighbourhood: Tensor | None
     num_particles: int
 

@@ -6,7 +6,7 @@ import torch
 from pairs import DATA, PROGRAMS
 from pyro.infer import TraceMeanField_ELBO
 
-from pyro_gvae import ExactELBO
+from pyro_gvae import CategoricalVAE, ExactELBO, make_step
 from pyro_gvae.elbos.mean_field import MeanFieldELBO
 from pyro_gvae.estimators import estimator
 from pyro_gvae.exact import Pair
@@ -62,3 +62,11 @@ def test_random_numbers_are_those_of_the_stock_loss():
         pyro.set_rng_seed(0)
         losses.append(elbo.loss(model, guide, DATA))
     assert losses[0] == losses[1]
+
+
+def test_it_is_recorded_for_batches_of_any_size():
+    """Warnings are errors, and steps that run without a recording warn."""
+    vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+    step = make_step(vae, estimator("gumbel-softmax", kl="categorical"))
+    for batch_size in (8, 8, 5, 5, 3, 8):
+        assert step(torch.ones(batch_size, 6)).isfinite()
