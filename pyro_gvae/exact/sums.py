@@ -203,7 +203,10 @@ def _likely(plan: Plan, guide: Guide) -> Iterator[Tensor]:
     Latents that depend on others are ignored here: their probabilities are at most 1.
     """
     sites = guide.sites.values()
-    if not sites or plan.num_codes <= tuning(plan.device).few_codes or is_transformed():
+    few = (
+        plan.num_slices == 1 or plan.num_codes <= tuning(plan.device).few_codes
+    )  # a recording of one slice reads no value
+    if not sites or few or is_transformed():
         return plan.numbers()
     least = functools.reduce(torch.add, (site.log_probs.amin(-1).sum(-1) for site in sites))  # of the least probable
     if not plan.negligible(least.unsqueeze(0)).item():
