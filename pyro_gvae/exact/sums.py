@@ -198,10 +198,7 @@ def elbo_parts(runs: Runs, plan: Plan, guide: Guide) -> Iterator[Part]:
 
 @torch.no_grad()
 def _likely(plan: Plan, guide: Guide) -> Iterator[Tensor]:
-    """Yield in slices the numbers of all codes, except those that q neglects for every datum.
-
-    Latents that depend on others are ignored here: their probabilities are at most 1.
-    """
+    """Yield in slices the numbers of all codes, except those that q of independent latents neglects for every datum."""
     sites = guide.sites.values()
     few = (
         plan.num_slices == 1 or plan.num_codes <= tuning(plan.device).few_codes
