@@ -53,6 +53,7 @@ class BernoulliVAE(VAE):
         data_dim: int = 784,
         num_bits: int = 200,
         hidden: Sequence[int] = (200,),
+        *,
         observation: str | Observation = "bernoulli",
         **options: Any,
     ) -> None:

@@ -56,6 +56,7 @@ class GaussianMixtureVAE(VAE):
         num_components: int = 10,
         latent_dim: int = 10,
         hidden: Sequence[int] = (512, 256),
+        *,
         observation: str | Observation = "bernoulli",
         **options: Any,
     ) -> None:

@@ -59,6 +59,7 @@ class HierarchicalCategoricalVAE(VAE):
         num_latents: int = 10,
         num_categories: int = 10,
         hidden: Sequence[int] = (512, 256),
+        *,
         observation: str | Observation = "bernoulli",
         **options: Any,
     ) -> None:

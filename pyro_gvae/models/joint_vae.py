@@ -59,6 +59,7 @@ class JointVAE(VAE):
         num_categories: int = 10,
         latent_dim: int = 10,
         hidden: Sequence[int] = (512, 256),
+        *,
         observation: str | Observation = "bernoulli",
         **options: Any,
     ) -> None:

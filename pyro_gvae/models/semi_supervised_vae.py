@@ -60,8 +60,8 @@ class SemiSupervisedVAE(VAE):
         num_classes: int = 10,
         latent_dim: int = 50,
         hidden: Sequence[int] = (500,),
-        observation: str | Observation = "bernoulli",
         *,
+        observation: str | Observation = "bernoulli",
         label_weight: float = 0.0,
         **options: Any,
     ) -> None:
