@@ -146,6 +146,24 @@ def mixture_guide(x):
         pyro.sample("k", dist.Categorical(logits=linear(3, x)))
 
 
+def tutorial_model(x):
+    """The mixture of Pyro's tutorial, whose components are in a plate of their own at the data's dimension."""
+    portions = pyro.sample("portions", dist.Dirichlet(torch.ones(3).double()))
+    with pyro.plate("components", 3):
+        centres = pyro.sample("centres", dist.Normal(torch.zeros(3).double(), 2.0))
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(portions))
+        pyro.sample("x", dist.Normal(centres[k], 1.0), obs=x[:, 0])
+
+
+def tutorial_guide(x):
+    pyro.sample("portions", FixedDirichlet(weights(3).exp()))
+    with pyro.plate("components", 3):
+        pyro.sample("centres", FixedNormal(weights(3), 0.8))
+    with pyro.plate("data", len(x)):
+        pyro.sample("k", dist.Categorical(logits=linear(3, x)))
+
+
 def global_code_model(x):
     style = pyro.sample("style", one_hot(weights(2)))
     with pyro.plate("data", len(x)):
@@ -207,6 +225,7 @@ PROGRAMS = {
     "a normal given a code": Program(m2_model, m2_guide),
     "a code given a normal": Program(continuous_first_model, continuous_first_guide),
     "a mixture with Dirichlet weights": Program(mixture_model, mixture_guide),
+    "a mixture with a plate of components": Program(tutorial_model, tutorial_guide),
     "a global code": Program(global_code_model, global_code_guide),
     "a subsampled plate with scale and mask": Program(subsampled_model, subsampled_guide),
     "nested plates": Program(nested_model, nested_guide, 2),

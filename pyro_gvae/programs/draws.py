@@ -17,7 +17,7 @@ from .factors import Layout, apart, common_scale, first_of, summed_over
 from .layout import lay_out, obstacle_of
 from .modes import without_trace
 from .runs import Runs
-from .statements import Draw, Place, flat, latent_of, read_with, sample_shape
+from .statements import Draw, Place, flat, latent_of, read_with
 
 
 class Score(NamedTuple):
@@ -51,9 +51,9 @@ class Draws(NamedTuple):
     scales: tuple[float | Tensor, ...]
 
     def signal(self, costs: Tensor, score: Score) -> tuple[Tensor, Tensor]:
-        """The costs (P, B) that a site's draw has a part in, with log q of it: both (P, M), M of them being apart.
+        """Return the costs that a site's draw has a part in, and its log q: both (P, M), for M draws of the site.
 
-        Data that share the site add up. Costs of other data than its own are no part of the signal.
+        Costs (P, B) of data that share the site are added. Those of other data are no part of the signal.
         """
         return (
             summed_over(costs, self.batch_shape, score.own_shape),
@@ -61,7 +61,7 @@ class Draws(NamedTuple):
         )
 
     def together(self, values: Tensor) -> Tensor:
-        """Values (P, B) summed over data that share anything: (P, M)."""
+        """Return values (P, B) summed over data that share anything: (P, M)."""
         return summed_over(values, self.batch_shape, self.apart)
 
     def log_weights(self) -> Tensor:
@@ -69,7 +69,7 @@ class Draws(NamedTuple):
         return summed_over(self.log_joint - self.log_q, self.batch_shape, self.cells)
 
     def score_function(self) -> Tensor:
-        """log q of all sites that are not reparameterized, (P, M) as :meth:`together` has them."""
+        """Return log q of all sites that are not reparameterized, summed as by :meth:`together`: (P, M)."""
         parts = []
         for score in self.scores:
             own = first_of(score.log_q, self.batch_shape, score.own_shape).reshape(-1, *score.own_shape)
@@ -77,15 +77,19 @@ class Draws(NamedTuple):
         return functools.reduce(torch.add, parts)
 
     def common_scale(self) -> float | Tensor:
-        """The one scale of all statements; ValueError if there are several."""
+        """Return the one scale of all statements.
+
+        Raises:
+            ValueError: if there are several.
+        """
         return common_scale(self.scales)
 
 
 def lay_out_draws(runs: Runs) -> Layout:
-    """:func:`~pyro_gvae.programs.layout.lay_out` of a pair, whose continuous latents have the axis of particles, too.
+    """Find a pair's latents as `lay_out` does, and whether it takes particles of continuous latents, too.
 
     Raises:
-        ValueError: as there.
+        ValueError: as :func:`~pyro_gvae.programs.layout.lay_out`.
     """
     layout = lay_out(runs)
     if layout.obstacle is not None or not layout.has_continuous:
@@ -179,7 +183,7 @@ def _discrete_draw(layout: Layout, num_particles: int, codes: dict[str, Tensor],
     def place(name: str, found: Discrete) -> Tensor:
         logits = flat(at_least_float32(found.logits), found).detach()  # (*batch, N, K)
         log_probs = torch.log_softmax(logits, -1).clamp_min(torch.finfo(logits.dtype).min)
-        batch_shape = sample_shape(found)
+        batch_shape = found.batch_shape
         has_particles = len(batch_shape) > layout.nesting
         # Without the axis of particles the same distribution is drawn from P times.
         drawn = FactorizedOneHotCategorical(logits=log_probs, validate_args=False)

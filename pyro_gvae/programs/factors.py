@@ -35,7 +35,7 @@ class Site(NamedTuple):
         return self.own_shape.numel() / self.batch_shape.numel()
 
     def score(self, codes: Codes) -> Tensor:
-        """The log-probability (s, B or 1) of codes, neither scaled nor masked."""
+        """Return the log-probability (s, B or 1) of codes, neither scaled nor masked, in nats."""
         own = codes[self.latent.name]
         if own.dim() == 4:
             return (own * self.log_probs).sum((-2, -1))
@@ -68,7 +68,7 @@ class Reading(NamedTuple):
     values: dict[str, Tensor]  # of its continuous latents
 
     def statements(self) -> list[Site | Factor]:
-        """All of them."""
+        """Return all sites and factors."""
         return [*self.sites.values(), *self.factors.values()]
 
     @property
@@ -162,12 +162,12 @@ class Layout(NamedTuple):
         return len(self.levels) > 1
 
     def few(self) -> tuple[int, int]:
-        """Two small numbers of codes that are no plate's size: what pairs codes with data fails on them."""
+        """Return two small numbers of codes that are no plate's size, so that what pairs codes with data fails."""
         numbers = (number for number in itertools.chain((2, 4), itertools.count(5)) if number not in self.sizes)
         return next(numbers), next(numbers)
 
     def some_codes(self, count: int) -> dict[str, Tensor]:
-        """A few codes of each latent (count, N, K), whatever the number of all: the last digit counts."""
+        """Return a few codes (count, N, K) of each latent, whose last digits count up. K^N may be of any size."""
         found = {}
         for latent in self.space.latents:
             codes = torch.zeros(count, latent.num_latents, latent.num_categories, dtype=self.dtype, device=self.device)
@@ -185,7 +185,7 @@ def apart(layout: Layout, *readings: Reading) -> Size:
 
 
 def common_scale(scales: Sequence[float | Tensor]) -> float | Tensor:
-    """The one scale of all statements, which stands outside of the logarithm of a sum over codes.
+    """Return the one scale of all statements, which stands outside of the logarithm of a sum over codes.
 
     Raises:
         ValueError: if there is not one.

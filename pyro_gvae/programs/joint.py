@@ -31,12 +31,12 @@ class Guide(NamedTuple):
     log_q: Tensor | None
 
     def tensors(self) -> list[Tensor]:
-        """The tensors that sums over codes read."""
+        """Return the tensors that sums over codes read."""
         log_q = [] if self.log_q is None else [self.log_q]
         return [*(site.log_probs for site in self.sites.values()), *self.values.values(), *log_q]
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> Self:
-        """The same with other tensors in their place."""
+        """Return the same guide with other tensors in their place."""
         rest = iter(tensors)
         return self._replace(
             sites={name: site._replace(log_probs=next(rest)) for name, site in self.sites.items()},
@@ -46,7 +46,7 @@ class Guide(NamedTuple):
 
 
 def read_guide_once(runs: Runs, layout: Layout) -> Guide:
-    """Run the guide for what does not depend on codes."""
+    """Run the guide once, and keep what does not depend on codes."""
     if layout.obstacle is not None:
         return Guide({}, {}, None)
     codes = layout.some_codes(layout.few()[0] if layout.guide_depends else 1)
@@ -81,12 +81,12 @@ class JointScores(NamedTuple):
 
 
 def elbo_terms(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> Terms:
-    """Run both programs on joint codes."""
+    """Run both programs on joint codes, and return what these add to the ELBO."""
     return _stacked([_elbo_terms(layout, guide, *found) for found in read_both(runs, layout, guide, codes)])
 
 
 def joint_scores(model: Run, layout: Layout, codes: Codes) -> JointScores:
-    """Run the model on joint codes."""
+    """Run the model on joint codes, and return log p(x, z)."""
     return _joined([_joint_scores(layout, part, read(model, layout, part, {})) for part in pieces(layout, codes)])
 
 
@@ -158,7 +158,7 @@ def _pair_scores(runs: Runs, layout: Layout, codes: Codes, values: Mapping[str, 
 
 
 def terms_and_scores(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> tuple[Terms, JointScores]:
-    """:func:`elbo_terms` and :func:`joint_scores` from the same run of the model."""
+    """Return :func:`elbo_terms` and :func:`joint_scores` from the same run of the model."""
     both = read_both(runs, layout, guide, codes)
     terms = _stacked([_elbo_terms(layout, guide, *found) for found in both])
     return terms, _joined([_joint_scores(layout, found.codes, found.p) for found in both])
@@ -263,5 +263,5 @@ def _scales_of(found: Reading) -> list[float | Tensor]:
 
 
 def _add(terms: Iterable[Tensor]) -> Tensor:
-    """The sum of one or more tensors, from the first to the last."""
+    """Return the sum of one or more tensors, from the first to the last."""
     return functools.reduce(torch.add, terms)

@@ -15,7 +15,7 @@ from .factors import Layout, Level, Reading
 from .latents import Space
 from .modes import without_trace
 from .runs import Runs
-from .statements import Draw, Reader, first_shared_value, first_value, latent_of, read, sample_shape
+from .statements import Draw, Reader, first_shared_value, first_value, latent_of, read_with, shared_codes
 
 
 def lay_out(runs: Runs, *, with_guide: bool = True) -> Layout:
@@ -44,8 +44,8 @@ def _lay_out(runs: Runs, with_guide: bool) -> Layout:
     _check_model(model, given, with_guide)
     messages = [*model.messages.values(), *guide.messages.values()]
     frames = [frame for msg in messages for frame in msg["cond_indep_stack"] if frame.vectorized]
-    shapes = [sample_shape(found) for found in (*model.discrete.values(), *guide.discrete.values())]
-    batch_shape = torch.broadcast_shapes(*shapes)
+    shapes = [found.batch_shape for found in (*model.discrete.values(), *guide.discrete.values())]
+    batch_shape = _broadcast(shapes)
     first = next(iter(model.discrete.values())).natural
     levels = _levels(model, batch_shape)
     layout = Layout(
@@ -74,11 +74,22 @@ def _lay_out(runs: Runs, with_guide: bool) -> Layout:
     return plain
 
 
+def _broadcast(shapes: list[Size]) -> Size:
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        found = ", ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(
+            f"Expected batch shapes of the discrete latents that broadcast, but found {found}. Try plates that are not "
+            "one inside of the other at different dimensions: pyro.plate(.., dim=-1) and dim=-2."
+        ) from None
+
+
 def _levels(model: Reader, batch_shape: Size) -> tuple[Level, ...]:
     """Group the discrete latents by the data that share them, those that most data share first."""
     names: dict[Size, list[str]] = {}
     for name, found in model.discrete.items():
-        own = sample_shape(found)
+        own = found.batch_shape
         names.setdefault(Size([1] * (len(batch_shape) - len(own)) + list(own)), []).append(name)
     return tuple(
         Level(tuple(own), Space(tuple(latent_of(name, model.discrete[name]) for name in own)).num_codes, shape)
@@ -91,7 +102,7 @@ def _site_shapes(model: Reader, batch_shape: Size) -> dict[str, Size]:
     dims = {}
     for name, found in model.discrete.items():
         plates = {frame.dim for frame in model.messages[name]["cond_indep_stack"] if frame.vectorized}
-        own = sample_shape(found)
+        own = found.batch_shape
         dims[name] = plates | {dim for dim in range(-len(own), 0) if own[dim] > 1}
     lacking = {name: frozenset().union(*dims.values()) - own for name, own in dims.items()}
     return {
@@ -101,7 +112,7 @@ def _site_shapes(model: Reader, batch_shape: Size) -> dict[str, Size]:
 
 
 def obstacle_of(run: Callable[[], Any]) -> str | None:
-    """Why programs do not take an axis left of their plates, of which an error tells; None if they do."""
+    """Return the error that shows that programs do not take an axis left of their plates, or None if they do."""
     try:
         run()
     except (RuntimeError, ValueError, IndexError) as error:
@@ -124,8 +135,9 @@ def _run_on_one_code(model: Run, given: Mapping[str, Tensor]) -> Reader:
 
 def _read_both(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> Reading:
     codes = layout.some_codes(num_codes)
-    q = read(runs.guide, layout, codes, {}) if with_guide else Reading({}, {}, {})
-    read(runs.model, layout, codes, q.values)
+    place = shared_codes(layout, codes)
+    q = read_with(runs.guide, layout, place, _any_draw({})) if with_guide else Reading({}, {}, {})
+    read_with(runs.model, layout, place, _any_draw(q.values))
     return q
 
 
@@ -154,12 +166,12 @@ def _check_pair(guide: Reader, model: Reader) -> None:
             )
         expected, own = latent_of(name, found), latent_of(name, guide.discrete[name])
         same = (expected.kind, expected.shape, expected.num_categories) == (own.kind, own.shape, own.num_categories)
-        if not same or sample_shape(found) != sample_shape(guide.discrete[name]):
+        if not same or found.batch_shape != guide.discrete[name].batch_shape:
             raise ValueError(
                 f"Expected model and guide to have codes of the same shape, but found "
                 f"{expected.num_latents} {expected.kind.value} of {expected.num_categories} categories with batch "
-                f"shape {tuple(sample_shape(found))} in the model and {own.num_latents} {own.kind.value} of "
-                f"{own.num_categories} with {tuple(sample_shape(guide.discrete[name]))} in the guide at '{name}'."
+                f"shape {tuple(found.batch_shape)} in the model and {own.num_latents} {own.kind.value} of "
+                f"{own.num_categories} with {tuple(guide.discrete[name].batch_shape)} in the guide at '{name}'."
             )
 
 

@@ -70,7 +70,7 @@ class Reader(OneHotMessenger):
 
 
 def reparameterized(given: Mapping[str, Tensor]) -> Draw:
-    """Values of continuous latents as they are given, or one pathwise draw."""
+    """Return values of continuous latents as they are given, or else one pathwise draw."""
 
     def draw(name: str, fn: Any) -> Tensor:
         if name in given:
@@ -91,7 +91,7 @@ def reparameterized(given: Mapping[str, Tensor]) -> Draw:
 
 
 def first_value(name: str, found: Discrete) -> Tensor:
-    """The first code of a latent, in the shape of a sample."""
+    """Return the first code of a latent, in the shape of a sample."""
     like = found.natural
     codes = torch.zeros(*found.batch_shape, *found.code_shape, dtype=like.dtype, device=like.device)
     codes[..., 0] = 1.0
@@ -99,7 +99,7 @@ def first_value(name: str, found: Discrete) -> Tensor:
 
 
 def first_shared_value(name: str, found: Discrete) -> Tensor:
-    """The first code of a latent, with a batch shape of ones."""
+    """Return the first code of a latent, with a batch shape of ones."""
     return first_value(name, found._replace(natural=found.natural[(slice(1),) * len(found.batch_shape)]))
 
 
@@ -109,34 +109,37 @@ def flat(values: Tensor, found: Discrete) -> Tensor:
 
 
 def latent_of(name: str, found: Discrete) -> Latent:
-    """How the values of a discrete latent are written."""
+    """Return how the values of a discrete latent are written."""
     return Latent(name, found.kind, found.shape, found.num_categories, found.dtype)
 
 
-def sample_shape(found: Discrete) -> Size:
-    """The batch shape of a discrete latent."""
-    return found.batch_shape
-
-
 def read(program: Run, layout: Layout, codes: Codes, given: Mapping[str, Tensor]) -> Reading:
-    """Run a program on joint codes that all data share, its continuous latents drawn.
+    """Run a program on joint codes that all data share, with one pathwise draw of its continuous latents.
 
     Args:
-        program: with its data bound.
-        layout: what is known of it.
-        codes: one-hots (s, N, K) of each latent, by name; one alone where the layout has an obstacle.
-        given: values of continuous latents.
+        program: the program with its data bound.
+        layout: its latents and plates.
+        codes: one-hots (s, N, K) of each latent, by name; a single code where the layout has an obstacle.
+        given: values of continuous latents, which are not drawn.
+
+    Raises:
+        ValueError: if a continuous latent has no pathwise derivative.
     """
+    return read_with(program, layout, shared_codes(layout, codes), reparameterized(given))
+
+
+def shared_codes(layout: Layout, codes: Codes) -> Place:
+    """Return joint codes that all data share, (s, N, K) by name, as values of latents."""
 
     def place(name: str, found: Discrete) -> Tensor:
         own = codes[name]
         # In the type that the program's samples have, which its networks take; scores are computed in float32 at least.
         latent = latent_of(name, found)
         if layout.obstacle is not None:  # one code, in the shape of a sample
-            return latent.value(own[0].expand(*sample_shape(found), -1, -1))
+            return latent.value(own[0].expand(*found.batch_shape, -1, -1))
         return latent.value(own.reshape(len(own), *(1,) * layout.nesting, *own.shape[-2:]))
 
-    return read_with(program, layout, place, reparameterized(given))
+    return place
 
 
 def read_with(program: Run, layout: Layout, place: Place, draw: Draw) -> Reading:
@@ -185,27 +188,29 @@ def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Sit
 
 
 def _padded(layout: Layout) -> tuple[int, ...]:
-    """The batch shape of all discrete latents, with the batch dimensions of all plates."""
+    """Return the batch shape of all discrete latents, with the batch dimensions of all plates."""
     return (1,) * (layout.nesting - len(layout.batch_shape)) + tuple(layout.batch_shape)
 
 
 def _factor(name: str, msg: Messages, layout: Layout) -> Factor:
-    """A statement's log-probability, summed over plates that no discrete latent has."""
+    """Return a statement's log-probability, summed over plates that no discrete latent has."""
     scores = log_prob(msg["fn"], msg["value"], *msg["args"], **msg["kwargs"])
     weighed = scale_and_mask(scores, msg["scale"], msg["mask"])
     weighed = weighed.reshape((1,) * (layout.nesting + 1 - weighed.dim()) + weighed.shape)  # (s or 1, *plates)
     own, found = _padded(layout), weighed.shape[1:]
-    plates = {frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
+    plates = {frame.dim: frame for frame in msg["cond_indep_stack"] if frame.vectorized}
+    kept = list(found)
     for dim in range(-len(found), 0):
-        expected = own[dim] if -dim <= layout.nesting else 0
+        expected, plate = own[dim] if -dim <= layout.nesting else 0, plates.get(dim)
         is_shared = found[dim] == 1 and layout.plates - plates_of(msg)
-        if found[dim] != expected and not is_shared and not (expected == 1 and found[dim] == plates.get(dim)):
+        if plate is not None and plate.name not in layout.plates and found[dim] in (1, plate.size):
+            kept[dim] = 1  # a plate of its own, over which it is summed
+        elif found[dim] != expected and not is_shared:
             raise ValueError(
                 f"Expected every statement to have the batch shape {tuple(layout.batch_shape)} of the discrete "
                 f"latents, with one more dimension left of it for codes, but found {tuple(weighed.shape)} at "
                 f"'{name}': it pairs codes with data, or belongs to no single datum."
             )
-    kept = tuple(min(size, expected) for size, expected in zip(found, own, strict=True))
 
     def reduced(values: Tensor) -> Tensor:
         values = values.reshape((1,) * (layout.nesting + 1 - values.dim()) + values.shape)
