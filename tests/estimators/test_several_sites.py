@@ -93,8 +93,8 @@ def test_a_relaxation_runs(program):
 
 def test_integers_are_scored_but_not_relaxed():
     pair = Pair(*PROGRAMS["bits and an integer"][:2])
-    for name in ("gumbel-softmax", "straight-through"):
-        model, guide, elbo = estimator(name, temperature=0.5).bind(pair)
+    for name, kl in (("gumbel-softmax", "relaxed"), ("straight-through", "sampled")):
+        model, guide, elbo = estimator(name, temperature=0.5, kl=kl).bind(pair)
         with pytest.raises(ValueError, match=r"found 'k', a Categorical: an integer has no relaxation\. Try OneHotCat"):
             elbo.loss(model, guide, DATA)
     for name in SCORED:
