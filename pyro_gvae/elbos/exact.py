@@ -90,8 +90,9 @@ class ExactELBO(_ExactLoss):
         \mathrm{loss} = -\sum_b \Big( \sum_{z} q(z | x_b) \log p(x_b | z) - \mathrm{KL}(q(z | x_b) \,\|\, p(z)) \Big)
 
     The sum over all K^N joint codes is that of stock `TraceEnum_ELBO`, but decodes each code only once. It goes slice
-    by slice: the backward pass of a slice is finished before the next slice starts. Codes with negligible q for all
-    data (see :func:`pyro_gvae.exact.elbo`) are not decoded, so steps become cheaper as posteriors sharpen.
+    by slice: the backward pass of a slice is finished before the next slice starts. With several slices, codes with
+    negligible q for all data (see :func:`pyro_gvae.exact.elbo`) are not decoded, so steps become cheaper as posteriors
+    sharpen.
 
     Several discrete latents (one-hots, bits, integers) are summed jointly: there are as many codes as the product of
     their K^N. Continuous latents beside them are drawn by `rsample`, for each code if they depend on it; the loss is

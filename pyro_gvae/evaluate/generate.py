@@ -47,12 +47,12 @@ def encode(pair: HasPair, x: Tensor, kind: CodeKind = "map", *, max_memory: floa
         raise ValueError(f"Expected a kind of code among {', '.join(get_args(CodeKind))}, but found '{kind}'.")
     if kind == "exact":
         codes = exact.posterior(pair, x, num_codes=1, max_memory=max_memory).codes
-        if len(codes) > 1:
+        if isinstance(codes, dict):
             found = ", ".join(f"'{name}'" for name in codes)
             raise ValueError(
                 f"Expected one discrete latent, but found {found}. Try exact.posterior, which takes several."
             )
-        return next(iter(codes.values())).select(-3, 0)
+        return codes.select(-3, 0)
     log_q = guide_log_probs(pair, x)  # (B, N, K)
     if kind == "sample":
         return FactorizedOneHotCategorical(logits=log_q).sample()

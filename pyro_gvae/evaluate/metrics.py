@@ -1,7 +1,7 @@
 """Evaluate a trained model as a discrete model, whichever estimator trained it."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
 import pyro
 import torch
@@ -86,7 +86,7 @@ def own_objective(vae: CategoricalVAE, estimator: Estimator, x: Tensor) -> float
 @torch.no_grad()
 def code_usage(vae: CategoricalVAE, x: Tensor, *, max_memory: float | None = None) -> Tensor:
     """Compute the aggregated exact posterior: the mean of p(z_n = k | x) over data x (B, D); shape (N, K)."""
-    return exact.posterior(vae, x, max_memory=max_memory).marginals["z"].mean(0)
+    return cast(Tensor, exact.posterior(vae, x, max_memory=max_memory).marginals).mean(0)  # of its one latent
 
 
 class Evaluation(NamedTuple):

@@ -17,13 +17,13 @@ from ..programs.runs import Runs, bind_pair
 from ..programs.statements import read
 from ..runtime.memory import in_words, memory_limit
 from .nested import nested_marginals
-from .plan import Plan, make_plan
+from .plan import PerLatent, Plan, make_plan, per_latent
 
 
 class MeanField(NamedTuple):
     """The best factorized posterior found for each datum."""
 
-    logits: dict[str, Tensor]  # (B, N, K) of each discrete latent, by its name: log q_n(k), normalized
+    logits: PerLatent  # (B, N, K): log q_n(k), normalized; of several discrete latents a dictionary by their names
     elbo: Tensor  # (B,): its ELBO in nats
 
 
@@ -98,7 +98,7 @@ def mean_field(
         rows = outermost.spread(best, level).squeeze(0), torch.arange(level.shape.numel(), device=plan.device)
         own = torch.stack([torch.stack(next(digits))[rows] for _ in range(latent.num_latents)], 1)
         logits[latent.name] = own.reshape(*plan.layout.site_shapes[latent.name], *own.shape[-2:])
-    return MeanField(logits, (scale * elbos.gather(0, best)).reshape(plan.layout.evidence_shape))
+    return MeanField(per_latent(logits), (scale * elbos.gather(0, best)).reshape(plan.layout.evidence_shape))
 
 
 def _tables(model: Run, plan: Plan, max_memory: float | None) -> tuple[list[Tensor], float | Tensor]:

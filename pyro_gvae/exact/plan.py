@@ -29,6 +29,15 @@ class TooManyCodesError(ValueError):
     """More joint codes than can be numbered."""
 
 
+#: What is known of each discrete latent, by its name; of the only one, where there is one, without a name.
+PerLatent = Tensor | dict[str, Tensor]
+
+
+def per_latent(values: dict[str, Tensor]) -> PerLatent:
+    """Return values of discrete latents by name, or the value itself if there is one latent."""
+    return values if len(values) > 1 else next(iter(values.values()))
+
+
 class Plan(NamedTuple):
     """How the sum over the S joint codes of a model is cut into slices."""
 

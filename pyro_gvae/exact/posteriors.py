@@ -10,18 +10,19 @@ from ..programs.joint import joint_scores
 from ..programs.pair import HasPair
 from ..programs.runs import bind_pair
 from .nested import nested_marginals, nested_samples
-from .plan import Plan, make_plan
+from .plan import PerLatent, Plan, make_plan, per_latent
 
 
 class Posterior(NamedTuple):
     """The exact posterior of each datum.
 
-    Codes and marginals are those of each discrete latent, by its name, with N digits of K categories, whatever its
-    values are: bits have two categories, and integers one digit.
+    Codes and marginals of a program with one discrete latent are tensors; those of several latents are dictionaries
+    by the latent's name. A latent has N digits of K categories, whatever its values are: bits have two categories, and
+    integers one digit.
     """
 
-    marginals: dict[str, Tensor]  # (B, N, K): p(z_n = k | x)
-    codes: dict[str, Tensor]  # (B, C, N, K): the most probable joint codes as one-hots, in descending order
+    marginals: PerLatent  # (B, N, K): p(z_n = k | x)
+    codes: PerLatent  # (B, C, N, K): the most probable joint codes as one-hots, in descending order
     probs: Tensor  # (B, C): p(z | x) of these codes
 
 
@@ -45,9 +46,9 @@ def posterior(
         **kwargs: keyword arguments of model and guide.
 
     Returns:
-        By the name of each latent, marginals (B, N, K) and the C most probable joint codes (B, C, N, K), and the
-        probabilities (B, C) of these. Where data share a latent, B stands for the plates that each latent is in, and
-        marginals are those given all data.
+        Marginals (B, N, K), the C most probable joint codes (B, C, N, K), and the probabilities (B, C) of these; of
+        several latents, marginals and codes by the latent's name. Where data share a latent, B stands for the plates
+        that it is in, and marginals are those given all data.
 
     Raises:
         ValueError: as :func:`log_evidence`; also if `num_codes` is negative, or positive where data share a latent.
@@ -56,7 +57,7 @@ def posterior(
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> found = posterior(vae, torch.ones(4, 6), num_codes=9)
-        >>> found.marginals["z"].shape, found.codes["z"].shape, found.probs.sum(-1)
+        >>> found.marginals.shape, found.codes.shape, found.probs.sum(-1)
         (torch.Size([4, 2, 3]), torch.Size([4, 9, 2, 3]), tensor([1., 1., 1., 1.]))
     """
     if num_codes < 0:
@@ -90,8 +91,8 @@ def posterior(
     total = next(iter(marginals.values()))[..., :1, :].sum(-1, keepdim=True)
     probs = (best - highest).exp() / total.reshape(-1)
     return Posterior(
-        marginals=_in_plates(plan, {name: marginal / total for name, marginal in marginals.items()}),
-        codes=_in_plates(plan, plan.codes(best_numbers.T)),
+        marginals=per_latent(_in_plates(plan, {name: marginal / total for name, marginal in marginals.items()})),
+        codes=per_latent(_in_plates(plan, plan.codes(best_numbers.T))),
         probs=probs.T.reshape(*plan.layout.evidence_shape, num_codes),
     )
 
@@ -104,7 +105,11 @@ def _shared_posterior(model: Run, plan: Plan, num_codes: int) -> Posterior:
         )
     marginals = _in_plates(plan, nested_marginals(model, plan))
     codes = {name: own.new_zeros(*own.shape[:-2], 0, *own.shape[-2:]) for name, own in marginals.items()}
-    return Posterior(marginals, codes, probs=torch.zeros(*plan.layout.evidence_shape, 0).to(plan.device, plan.dtype))
+    return Posterior(
+        per_latent(marginals),
+        per_latent(codes),
+        probs=torch.zeros(*plan.layout.evidence_shape, 0).to(plan.device, plan.dtype),
+    )
 
 
 def _best(best: Tensor, best_numbers: Tensor, joint: Tensor, numbers: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
@@ -123,7 +128,7 @@ def sample_posterior(
     max_memory: float | None = None,
     slice_size: int | None = None,
     **kwargs: Any,
-) -> dict[str, Tensor]:
+) -> PerLatent:
     """Draw independent samples from the exact posterior p(z | x) of the discrete model, in one pass over all codes.
 
     This is reservoir sampling: each slice replaces an earlier draw by one of its own codes, with probability equal to
@@ -138,8 +143,8 @@ def sample_posterior(
         **kwargs: keyword arguments of model and guide.
 
     Returns:
-        One-hot codes (P, B, N, K) of each discrete latent, by its name, drawn jointly; B stands for the plates that the
-        latent is in. No gradient.
+        One-hot codes (P, B, N, K); of several discrete latents a dictionary by their names, drawn jointly. B stands for
+        the plates that a latent is in. No gradient.
 
     Raises:
         ValueError: as :func:`log_evidence`; also if `num_samples` is not positive.
@@ -147,7 +152,7 @@ def sample_posterior(
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
-        >>> sample_posterior(vae, torch.ones(4, 6), num_samples=7)["z"].shape
+        >>> sample_posterior(vae, torch.ones(4, 6), num_samples=7).shape
         torch.Size([7, 4, 2, 3])
     """
     if num_samples < 1:
@@ -155,7 +160,7 @@ def sample_posterior(
     runs = bind_pair(pair, *args, **kwargs)
     plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
     if plan.layout.is_shared:
-        return _in_cells(plan, nested_samples(runs.model, plan, num_samples))
+        return per_latent(_in_cells(plan, nested_samples(runs.model, plan, num_samples)))
     drawn = torch.zeros(plan.batch_shape.numel(), num_samples, dtype=torch.long, device=plan.device)
     so_far = torch.full((len(drawn),), -torch.inf, dtype=plan.dtype, device=plan.device)
     for numbers in plan.numbers():
@@ -166,7 +171,7 @@ def sample_posterior(
         replaced = torch.rand(drawn.shape, dtype=plan.dtype, device=plan.device) < share
         fresh = torch.multinomial(joint.softmax(0).T, num_samples, replacement=True)  # (B, P)
         drawn = torch.where(replaced, numbers[fresh], drawn)
-    return _in_cells(plan, drawn.T)
+    return per_latent(_in_cells(plan, drawn.T))
 
 
 def _in_cells(plan: Plan, numbers: Tensor) -> dict[str, Tensor]:

@@ -107,7 +107,7 @@ def test_a_model_that_takes_no_axis_of_codes_has_a_best_factorized_posterior():
         best = exact.mean_field(pair, x)
     with pytest.warns(UserWarning, match="run for one joint code after another"):
         assert exact.elbo(pair, x) <= best.elbo
-    assert best.logits["z"].shape == (1, 2, 2)
+    assert best.logits.shape == (1, 2, 2)
 
 
 def test_continuous_latents_are_refused_with_the_name_of_their_bound():

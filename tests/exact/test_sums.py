@@ -177,22 +177,22 @@ def test_the_posterior_equals_a_loop_over_codes(problem, slice_size):
     probs = problems.joint_in_a_loop(problem, vae, x).softmax(0)  # (S, B)
     every_code = torch.stack([code for _, code in problems.codes()])  # (S, N, K)
     found = exact.posterior(vae, x, num_codes=3, slice_size=slice_size)
-    torch.testing.assert_close(found.marginals["z"], torch.einsum("sb,snk->bnk", probs, every_code))
+    torch.testing.assert_close(found.marginals, torch.einsum("sb,snk->bnk", probs, every_code))
     expected_probs, numbers = probs.topk(3, 0)
     torch.testing.assert_close(found.probs, expected_probs.T)
-    torch.testing.assert_close(found.codes["z"], every_code[numbers.T])
+    torch.testing.assert_close(found.codes, every_code[numbers.T])
 
 
 def test_the_posterior_has_at_most_all_codes():
     found = exact.posterior(BERNOULLI.vae(), BERNOULLI.x(), num_codes=1000, slice_size=3)
-    assert found.codes["z"].shape == (problems.B, NUM_CODES, problems.N, problems.K)
+    assert found.codes.shape == (problems.B, NUM_CODES, problems.N, problems.K)
     torch.testing.assert_close(found.probs.sum(-1), torch.ones(problems.B, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("slice_size", [3, None])
 def test_posterior_samples_have_the_posteriors_frequencies(slice_size):
     vae, x, num_samples = BERNOULLI.vae(), BERNOULLI.x(), 20_000
-    z = exact.sample_posterior(vae, x, num_samples=num_samples, slice_size=slice_size)["z"]
+    z = exact.sample_posterior(vae, x, num_samples=num_samples, slice_size=slice_size)
     assert z.shape == (num_samples, problems.B, problems.N, problems.K)
     every_code = torch.stack([code for _, code in problems.codes()])
     frequency = torch.einsum("pbnk,snk->pbs", z, every_code).eq(problems.N).double().mean(0)  # (B, S)
@@ -211,7 +211,7 @@ def test_mean_field_lies_between_the_guides_elbo_and_the_evidence(problem):
     assert (exact.elbo(vae, x) <= best.elbo).all()
     assert (best.elbo <= exact.log_evidence(vae, x)).all()
     # Its logits have the ELBO that it reports, in a loop, and no single-latent change of a finer optimizer improves it.
-    vae.encoder = _Constant(best.logits["z"])
+    vae.encoder = _Constant(best.logits)
     torch.testing.assert_close(problems.elbo_in_a_loop(problem, vae, x), best.elbo)
 
 
@@ -226,7 +226,7 @@ class _Constant(torch.nn.Module):
 
 def test_mean_field_is_a_stationary_point():
     vae, x = BERNOULLI.vae(), BERNOULLI.x()
-    vae.encoder = _Constant(exact.mean_field(vae, x, tolerance=1e-14, max_sweeps=1000).logits["z"])
+    vae.encoder = _Constant(exact.mean_field(vae, x, tolerance=1e-14, max_sweeps=1000).logits)
     [gradient] = torch.autograd.grad(exact.elbo(vae, x).sum(), [vae.encoder.logits])
     assert gradient.abs().max() < 1e-6
     vae.encoder = _Constant(vae.encoder.logits.detach() + torch.randn_like(vae.encoder.logits))
@@ -249,7 +249,7 @@ def test_mean_field_of_a_factorized_posterior_is_the_posterior():
     x = torch.tensor([[0.0, 1, 1], [1, 0, 1]]).double()
     best = exact.mean_field(pair, x)
     torch.testing.assert_close(best.elbo, exact.log_evidence(pair, x))
-    torch.testing.assert_close(best.logits["z"].exp(), exact.posterior(pair, x).marginals["z"])
+    torch.testing.assert_close(best.logits.exp(), exact.posterior(pair, x).marginals)
 
 
 def test_the_best_of_three_ascents_is_returned():
@@ -381,7 +381,7 @@ def test_one_latent_of_event_shape_k():
 
     pair = Pair(model, model)
     torch.testing.assert_close(exact.log_evidence(pair, X), _evidence_of(X, PRIOR[:1], _normal))
-    assert exact.posterior(pair, X).marginals["z"].shape == (3, 1, 3)
+    assert exact.posterior(pair, X).marginals.shape == (3, 1, 3)
 
 
 def test_a_program_without_a_plate():
@@ -391,8 +391,8 @@ def test_a_program_without_a_plate():
 
     found = exact.log_evidence(Pair(model, model), X[0], slice_size=2)
     torch.testing.assert_close(found, _evidence_of(X[:1], PRIOR, _normal)[0])
-    assert exact.posterior(Pair(model, model), X[0], num_codes=2).codes["z"].shape == (2, 2, 3)
-    assert exact.sample_posterior(Pair(model, model), X[0], num_samples=5)["z"].shape == (5, 2, 3)
+    assert exact.posterior(Pair(model, model), X[0], num_codes=2).codes.shape == (2, 2, 3)
+    assert exact.sample_posterior(Pair(model, model), X[0], num_samples=5).shape == (5, 2, 3)
 
 
 @pytest.mark.parametrize("data_dim", [-1, -2])

@@ -65,7 +65,7 @@ def test_a_program_without_a_plate():
     assert ExactELBO().loss(model, guide, x) == pytest.approx(stock, abs=1e-5)
     found = exact.elbo(pair, x)
     assert found.shape == () and -found.item() == pytest.approx(stock, abs=1e-5)
-    assert exact.posterior(pair, x).marginals["z"].shape == exact.mean_field(pair, x).logits["z"].shape == (2, 2)
+    assert exact.posterior(pair, x).marginals.shape == exact.mean_field(pair, x).logits.shape == (2, 2)
     for name in ("reinforce-loo", "local-expectation", "disarm-iw", "rebar"):
         bound = estimator(name).bind(pair)
         assert bound.elbo.loss(bound.model, bound.guide, x) < 10  # one draw; the bound is below -log p(x) by KLs
