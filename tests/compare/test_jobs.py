@@ -346,7 +346,7 @@ def test_a_dask_cluster_of_which_a_worker_is_killed(tmp_path):
         killed.append(worker.pid)
         os.kill(worker.pid, signal.SIGKILL)
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         killer = threading.Thread(target=kill_when_a_cell_is_under_way, args=[cluster.workers[0]])
         killer.start()
         compare(replace(config, backend="dask", scheduler=cluster.scheduler_address, output=run))
@@ -362,7 +362,7 @@ def test_a_dask_cluster_of_which_a_worker_is_killed(tmp_path):
 def test_dask_workers_of_several_threads_are_refused(tmp_path):
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster:
         config = replace(SMALL, backend="dask", scheduler=cluster.scheduler_address, output=tmp_path / "run")
         refused = pytest.raises(ValueError, match=r"one thread each, but found one of 2. Try: dask worker --nthreads 1")
         with refused:

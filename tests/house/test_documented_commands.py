@@ -69,7 +69,8 @@ def dask_cluster(words: list[str]) -> Any:
     if "dask" not in words:
         return nullcontext()
     distributed = pytest.importorskip("distributed")
-    return distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None)
+    # Any free port: without an address it takes one port, which another worker of these tests may have.
+    return distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0")
 
 
 def takes(words: list[str]) -> Iterator[Path]:
