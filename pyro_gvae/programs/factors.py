@@ -169,12 +169,12 @@ class Layout(NamedTuple):
     def some_codes(self, count: int) -> dict[str, Tensor]:
         """Return a few codes (count, N, K) of each latent, whose last digits count up. K^N may be of any size."""
         found = {}
+        rows = torch.arange(count, device=self.device)
         for latent in self.space.latents:
-            codes = torch.zeros(count, latent.num_latents, latent.num_categories, dtype=self.dtype, device=self.device)
-            codes[:, :-1, 0] = 1.0
-            rows = torch.arange(count, device=self.device)
-            codes[rows, -1, rows % latent.num_categories] = 1.0
-            found[latent.name] = codes
+            # Without writing in place, so that a recording can leave out what a guide does not use.
+            first = rows.new_zeros(count, latent.num_latents - 1)
+            digits = torch.cat([first, (rows % latent.num_categories).unsqueeze(-1)], 1)  # (count, N)
+            found[latent.name] = torch.eye(latent.num_categories, dtype=self.dtype, device=self.device)[digits]
         return found
 
 
