@@ -3,7 +3,7 @@
 from typing import NamedTuple, final
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from typing_extensions import override
 
 from ..programs.target import Target
@@ -48,12 +48,13 @@ class DisARM(SampledELBO):
 
     @override
     def estimate(self, target: Target) -> Estimate:
-        num_categories = target.log_probs.shape[-1]
-        if num_categories != 2:
-            raise ValueError(
-                f"Expected latents of K=2 categories, but found K={num_categories}: DisARM's antithetic pairs are "
-                "pairs of bits. Try disarm-iw, which takes any number of categories, or local-expectation."
-            )
+        for latent in target.layout.space.latents:
+            if latent.num_categories != 2:
+                raise ValueError(
+                    f"Expected latents of K=2 categories, but found K={latent.num_categories} at '{latent.name}': "
+                    "DisARM's antithetic pairs are pairs of bits. Try disarm-iw, which takes any number of categories, "
+                    "or local-expectation."
+                )
         return coupled_estimate(target, self.num_particles)
 
 
@@ -97,42 +98,73 @@ class DisARMIW(SampledELBO):
 
 def coupled_estimate(target: Target, num_pairs: int) -> Estimate:
     """Return the mean of f over pairs of codes, and the surrogate of :class:`DisARMIW`."""
-    pairs = sample_pairs(target.log_probs.detach().exp(), num_pairs)
-    log_joint = target.log_joint(torch.cat([pairs.first, pairs.second]))  # (2P, B)
-    first, second = (log_joint - target.log_q(torch.cat([pairs.first, pairs.second]))).detach().chunk(2)  # (P, B) each
-    # Use the score of q itself, without scale and mask: f already has those.
-    difference = ((pairs.first - pairs.second) * target.log_probs).sum(-1)  # (P, B, N): log q_n(z_n) - log q_n(z'_n)
-    score = 0.5 * (first - second) * (pairs.weights * difference).sum(-1)  # (P, B)
-    bound = 0.5 * (first + second).mean(0)  # (B,)
-    return Estimate(bound=bound, surrogate=score.mean(0).sum() + log_joint.mean(0).sum())
+    base = target.drawn(num_pairs, _draw)
+    pairs = {name: couple(site.rows().detach().exp(), base.noise[name]) for name, site in base.q.sites.items()}
+    others = [target.changed(base, None, name, pair.second, _codes_of) for name, pair in pairs.items()]
+    drawn = [base, *others]
+    codes = {name: torch.cat([one.codes[name] for one in drawn]) for name in base.codes}  # (P + P M, B, N, K)
+    p = target.read({name: torch.cat([one.values[name] for one in drawn]) for name in base.values})
+    rows = num_pairs, target.layout.batch_size
+    log_joint = p.log_prob(codes).expand(num_pairs * len(drawn), -1).chunk(len(drawn))
+    paths = [log_p - one.q.log_prob(one.codes, one.without_path) for log_p, one in zip(log_joint, drawn, strict=True)]
+    costs = [
+        (log_p - one.q.log_prob(one.codes)).detach().expand(rows) for log_p, one in zip(log_joint, drawn, strict=True)
+    ]
+    surrogate = torch.stack([path.expand(rows) for path in paths]).mean((0, 1)).sum() + base.score_function(costs[0])
+    for (name, pair), other in zip(pairs.items(), costs[1:], strict=True):
+        # Use the score of q itself, without scale and mask: f already has those.
+        difference = ((base.codes[name] - pair.second) * base.q.sites[name].rows()).sum(-1)  # (P, B, N)
+        score = 0.5 * (costs[0] - other) * (pair.weights * difference).sum(-1)  # (P, B)
+        surrogate = surrogate + score.mean(0).sum()
+    return Estimate(bound=torch.stack(costs).mean((0, 1)), surrogate=surrogate)
 
 
-def sample_pairs(probs: Tensor, num_pairs: int) -> Pairs:
-    """Draw P pairs of codes for each datum by the antithetic stick-breaking coupling of :class:`DisARMIW`.
+def couple(probs: Tensor, noise: Tensor) -> Pairs:
+    """Return pairs of codes by the antithetic stick-breaking coupling of :class:`DisARMIW`.
 
     Args:
-        probs: q_n(k), shape (B, N, K), without a gradient.
-        num_pairs: P.
+        probs: q_n(k), shape (..., N, K), without a gradient.
+        noise: a uniform number for each flip, (P, ..., N, K).
 
     Returns:
         The pairs, and the importance weight of each latent.
 
     Example:
-        >>> pairs = sample_pairs(torch.tensor([[[0.5, 0.5]]]), 100)  # two equal categories are never drawn together
+        >>> pairs = couple(torch.tensor([[[0.5, 0.5]]]), torch.rand(100, 1, 1, 2))  # never the same of two equal ones
         >>> int((pairs.first * pairs.second).sum()), pairs.weights.unique()
         (0, tensor([0.5000]))
     """
-    probs, order = probs.sort(-1)  # ascending, (B, N, K)
-    flips = probs / probs.flip(-1).cumsum(-1).flip(-1)  # p_i; the last is 1
+    flips, order = _flips(probs)
     # The codes differ at the first flip that succeeds in either; before that, both fail with probability 1 - 2 p_i.
-    both_fail = (1 - flips[..., :-2]).square() / (1 - 2 * flips[..., :-2])  # (B, N, K-2), where p_i <= 1/3
-    one_fails = 1 - flips[..., :-1]  # (B, N, K-1), where p_i <= 1/2
+    both_fail = (1 - flips[..., :-2]).square() / (1 - 2 * flips[..., :-2])  # (..., N, K-2), where p_i <= 1/3
+    one_fails = 1 - flips[..., :-1]  # (..., N, K-1), where p_i <= 1/2
     ratios = one_fails * torch.cat([torch.ones_like(one_fails[..., :1]), both_fail.cumprod(-1)], -1)
-    u = torch.rand(num_pairs, *probs.shape, dtype=probs.dtype, device=probs.device)
-    first, second = _first_of(u < flips), _first_of(1 - u <= flips)
+    first, second = _first_of(noise < flips), _first_of(1 - noise <= flips)
     apart = _first_of(first ^ second)[..., :-1]  # the first category of the two, if they differ
-    codes = [torch.zeros_like(u).scatter_(-1, order.expand_as(u), z.to(u.dtype)) for z in (first, second)]
-    return Pairs(codes[0], codes[1], (apart * ratios).sum(-1))
+    return Pairs(_one_hot(first, order, noise), _one_hot(second, order, noise), (apart * ratios).sum(-1))
+
+
+def _draw(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, Tensor]:
+    """Draw the first codes of pairs, and the noise that both of a pair share."""
+    noise = torch.rand(*sample_shape, *log_probs.shape, dtype=log_probs.dtype, device=log_probs.device)
+    return _codes_of(log_probs, noise), noise
+
+
+def _codes_of(log_probs: Tensor, noise: Tensor) -> Tensor:
+    """Return the first codes of pairs."""
+    flips, order = _flips(log_probs.detach().exp())
+    return _one_hot(_first_of(noise < flips), order, noise)
+
+
+def _flips(probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the probability p_i of each flip, in ascending order of the categories' own, and that order."""
+    probs, order = probs.sort(-1)
+    return probs / probs.flip(-1).cumsum(-1).flip(-1), order  # the last is 1
+
+
+def _one_hot(chosen: Tensor, order: Tensor, like: Tensor) -> Tensor:
+    """Return codes (P, ..., N, K) in the order of the program, of flags in ascending order of probability."""
+    return torch.zeros_like(like).scatter_(-1, order.expand_as(like), chosen.to(like.dtype))
 
 
 def _first_of(flags: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Local expectation gradients: each latent in turn is summed over its K categories, the others are sampled."""
 
+from collections.abc import Iterator
 from typing import final
 
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..distributions.codes import hamming_neighbours
-from ..programs.reader import negative_kl, score
+from ..programs.factors import Site
+from ..programs.samples import Sample, by_gumbel_noise, independent, largest
 from ..programs.target import Target
 from ..runtime.tuning import tuning
 from .sampled import Estimate, SampledELBO
@@ -20,25 +22,32 @@ MOST_SLICES = 32
 class LocalExpectation(SampledELBO):
     r"""The ELBO with local expectation gradients, which enumerate one latent at a time.
 
-    For z ~ q, and z[n=k] the code that has category k in its n-th latent and is z elsewhere,
+    For z ~ q, let f_nk be log p(x, z') - log q(z' | x), where z' is z with category k in its n-th digit, and with the
+    latents that the guide declares after it drawn again. Then
 
     .. math::
 
-        g = \frac{1}{P} \sum_{p} \sum_{n} \sum_{k} \nabla q_n(k) \log p(x | z^{(p)}[n{=}k]) - \nabla \mathrm{KL}(q \| p)
+        g = \frac{1}{P} \sum_{p} \sum_{n} \sum_{k} \nabla q_n(k | z^{(p)}) f_{nk}(z^{(p)})
 
     is the gradient for the parameters of q (Titsias, Lázaro-Gredilla 2015, arXiv 1503.01494; for independent
-    categoricals, De Smet, Sansone, Zuidberg Dos Martires 2023, arXiv 2311.12569). The parameters of log p(x | z) get
-    its gradient at z itself. The sum over k is a conditional expectation given the other latents, so it is unbiased.
-    Taking the KL exactly makes no difference: log p(z) - log q(z), summed over k, has the same gradient, because terms
-    that do not depend on z_n cancel. With a single latent, the bound and the gradient for q are exact.
+    categoricals, De Smet, Sansone, Zuidberg Dos Martires 2023, arXiv 2311.12569). The sum over k is a conditional
+    expectation given the other digits and all latents before, so it is unbiased. Later latents are drawn with the noise
+    that they had in z, so that costs that do not depend on the digit are equal and cancel. The model's parameters get
+    the gradient of log p(x, z) at z itself, and continuous latents are reparameterized there; those that cannot be are
+    scored.
 
-    The codes differ from z in at most one latent, so only 1 + N (K - 1) of the N K codes are distinct. Only z is
-    differentiated; further runs of the model score its neighbours without a graph, slice by slice. Averaging the
-    gradient of log p(x | z) over these codes too would reduce its variance, but would need a graph and a backward pass
-    of all of them. (Batch normalization in train mode normalizes over one slice at a time.)
+    A latent whose distribution depends on no other latent, in model and guide, has its KL in closed form in place of
+    log p(z) - log q(z). That makes no difference to g, because terms that do not depend on z_n cancel. With a single
+    digit, and nothing continuous, the bound and the gradient for q are exact.
 
-    *Approximates* the ELBO of the discrete model. *With* 1 + N (K - 1) decoder calls for each of P codes per datum.
-    *Requires* memory for the decoder's outputs, not for their graph. *Bias*: none.
+    The codes differ from z in at most one digit, so only 1 + N (K - 1) of the N K codes are distinct. Only z is
+    differentiated; further runs score its neighbours without a graph, slice by slice. Averaging the gradient of log
+    p(x, z) over these codes too would reduce its variance, but would need a graph and a backward pass of all of them.
+    (Batch normalization in train mode normalizes over one slice at a time.)
+
+    *Approximates* the ELBO of the discrete model. *With* 1 + N (K - 1) runs of the model for each of P samples per
+    datum, N (K - 1) added over the discrete latents. *Requires* memory for the decoder's outputs, not for their graph.
+    *Bias*: none.
 
     Args:
         num_particles: P, samples per datum.
@@ -52,17 +61,40 @@ class LocalExpectation(SampledELBO):
 
     @override
     def estimate(self, target: Target) -> Estimate:
-        shifted = _shifted(target.sample(self.num_particles))  # (P, K, B, N, K)
-        weights = (shifted * target.log_probs.exp()).sum(-1).movedim(-1, 1)  # (P, N, K, B)
-        sampled = score(target.model, shifted[:, 0], target.nesting)
-        neighbours = _scores_of_neighbours(target, shifted[:, 0])
-        table = _by_latent(sampled.table.detach(), neighbours, weights.shape)  # (P, N, K, B)
-        expected = (weights * table).sum(2)  # (P, N, B)
-        kl_part = negative_kl(target.q, target.log_probs, sampled.prior)  # (B,)
+        # Where nothing is drawn again, no noise is kept.
+        base = target.drawn(self.num_particles, by_gumbel_noise if target.layout.guide_depends else independent)
+        p, q, rows = target.read(base.values), base.q, (self.num_particles, target.layout.batch_size)
+        analytic = {name for name, site in q.sites.items() if not (site.depends or p.sites[name].depends)}
+        joint = p.log_prob(base.codes, analytic)
+        paths = (joint - q.log_prob(base.codes, base.without_path)).expand(rows)
+        cost = (joint - q.log_prob(base.codes, analytic)).detach().expand(rows)  # (P, B)
+        negative_kl = sum((_negative_kl(q.sites[name], p.sites[name]) for name in analytic), cost.new_zeros(1))  # (B,)
+        expected = torch.cat(list(_expected_costs(target, base, cost, analytic)), 1)  # (P, N of all, B)
+        surrogate = (paths + expected.sum(1)).mean(0) + negative_kl
         return Estimate(
-            bound=expected.mean((0, 1)) + kl_part,
-            surrogate=((sampled.table + expected.sum(1)).mean(0) + kl_part).sum(),
+            bound=expected.mean((0, 1)) + negative_kl, surrogate=surrogate.sum() + base.score_function(cost)
         )
+
+
+def _expected_costs(target: Target, base: Sample, cost: Tensor, analytic: set[str]) -> Iterator[Tensor]:
+    """Yield the expected cost (P, N, B) under each digit of each latent, given the others and all earlier latents.
+
+    Data that share a latent have its probabilities times their own costs, whose sum is the gradient of the latent.
+    """
+    slice_size = _slice_size(base)
+    for name, site in base.q.sites.items():
+        shifted = _shifted(base.codes[name])  # (P, K, B, N, K)
+        weights = (shifted * site.rows().unsqueeze(1).exp()).sum(-1).movedim(-1, 1)  # (P, N, K, B)
+        neighbours = _costs_of_neighbours(target, base, name, slice_size, analytic)
+        table = _by_latent(cost, neighbours, weights.shape)
+        # A code of weight 0 may be impossible, under guide or model or both, and must add 0, not NaN.
+        table = table.masked_fill(weights.detach() == 0, 0.0).clamp_min(torch.finfo(table.dtype).min)
+        yield (weights * table).sum(2)
+
+
+def _negative_kl(q: Site, p: Site) -> Tensor:
+    """Compute -KL(q || p) of a latent that depends on no other, in nats (B,), each weighed as its program says."""
+    return p.weigh((q.log_probs.exp() * p.log_probs).sum((-2, -1))) + q.entropy()
 
 
 def _shifted(z: Tensor) -> Tensor:
@@ -70,19 +102,29 @@ def _shifted(z: Tensor) -> Tensor:
     return torch.stack([z.roll(j, -1) for j in range(z.shape[-1])], 1)
 
 
+def _slice_size(base: Sample) -> int:
+    """Return how many neighbours of each datum are scored at once."""
+    one = next(iter(base.codes.values()))
+    neighbours = sum(len(codes) * codes.shape[-2] * (codes.shape[-1] - 1) for codes in base.codes.values())
+    return max(tuning(one.device).decoded_rows // one.shape[1], -(-neighbours // MOST_SLICES), 1)
+
+
 @torch.no_grad()
-def _scores_of_neighbours(target: Target, z: Tensor) -> Tensor:
-    """Score log p(x | .) of the P N (K - 1) Hamming neighbours of z (P, B, N, K), slice by slice: (s, B)."""
-    particles, batch, num_latents, num_categories = z.shape
-    rows = tuning(z.device).decoded_rows
-    slice_size = max(rows // batch, -(-particles * num_latents * (num_categories - 1) // MOST_SLICES), 1)
-    tables = [score(target.model, codes, target.nesting).table for codes in hamming_neighbours(z, slice_size)]
-    return torch.cat([z.new_empty(0, batch), *tables])  # with one category there are no neighbours
+def _costs_of_neighbours(target: Target, base: Sample, name: str, slice_size: int, analytic: set[str]) -> Tensor:
+    """Return log p - log q of the P N (K - 1) codes with one other digit of a latent, slice by slice: (s, B)."""
+    codes = base.codes[name]
+    particles, batch, num_latents, num_categories = codes.shape
+    rows = torch.arange(particles, device=codes.device).repeat_interleave(num_latents * (num_categories - 1))
+    costs = [codes.new_empty(0, batch)]  # with one category there are no neighbours
+    for part, neighbours in zip(rows.split(slice_size), hamming_neighbours(codes, slice_size), strict=False):
+        changed = target.changed(base, part, name, neighbours, largest)
+        log_p = target.read(changed.values).log_prob(changed.codes, analytic)
+        costs.append((log_p - changed.q.log_prob(changed.codes, analytic)).expand(len(part), batch))
+    return torch.cat(costs)
 
 
 def _by_latent(own: Tensor, neighbours: Tensor, shape: torch.Size) -> Tensor:
-    """Arrange the scores of z (P, B) and of its neighbours as (P, N, K, B); the third dimension is the shift j."""
+    """Arrange the costs of z (P, B) and of its neighbours as (P, N, K, B); the third dimension is the shift j."""
     particles, num_latents, num_categories, batch = shape
     others = neighbours.reshape(particles, num_latents, num_categories - 1, batch)
-    table = torch.cat([own[:, None, None].expand(-1, num_latents, -1, -1), others], 2)
-    return table.clamp_min(torch.finfo(table.dtype).min)  # an impossible code of weight 0 must add 0, not NaN
+    return torch.cat([own[:, None, None].expand(-1, num_latents, -1, -1), others], 2)

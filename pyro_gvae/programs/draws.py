@@ -5,19 +5,16 @@ after another.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Size, Tensor
 
-from ..distributions.one_hot import FactorizedOneHotCategorical
-from ..distributions.parameters import at_least_float32
-from ..handlers.sites import Discrete
 from .factors import Layout, apart, common_scale, first_of, summed_over
 from .layout import lay_out, obstacle_of
 from .modes import without_trace
 from .runs import Runs
-from .statements import Draw, Place, flat, latent_of, read_with
+from .samples import independent, read_values, sample
 
 
 class Score(NamedTuple):
@@ -96,7 +93,7 @@ def lay_out_draws(runs: Runs) -> Layout:
         return layout
     probed = runs.again()
     with torch.no_grad(), without_trace():
-        return layout._replace(obstacle=obstacle_of(lambda: _draw(probed, layout, layout.few()[0], pathwise=True)))
+        return layout._replace(obstacle=obstacle_of(lambda: draw(probed, layout, layout.few()[0])))
 
 
 def draw(runs: Runs, layout: Layout, num_particles: int, *, pathwise: bool = True) -> Draws:
@@ -108,18 +105,25 @@ def draw(runs: Runs, layout: Layout, num_particles: int, *, pathwise: bool = Tru
         num_particles: P.
         pathwise: whether continuous latents are reparameterized where they can be, or scored as discrete ones are.
     """
-    if layout.obstacle is None:
-        return _draw(runs, layout, num_particles, pathwise)
-    parts = [_draw(runs, layout, 1, pathwise) for _ in range(num_particles)]
-    first = parts[0]
-    return first._replace(
-        log_joint=torch.cat([part.log_joint for part in parts]),
-        log_q=torch.cat([part.log_q for part in parts]),
-        pathwise=None if first.pathwise is None else torch.cat([_given(part.pathwise) for part in parts]),
-        scores=tuple(
-            score._replace(log_q=torch.cat([part.scores[i].log_q for part in parts]))
-            for i, score in enumerate(first.scores)
-        ),
+    drawn = sample(runs, layout, num_particles, independent, pathwise=pathwise)
+    p, q = read_values(runs, layout, drawn.values), drawn.q
+    rows = num_particles, layout.batch_size
+    scores = [Score(site.score(drawn.codes).expand(rows), site.own_shape) for site in q.sites.values()]
+    scores += [
+        Score(factor.unweighed().expand(rows), factor.own_shape)
+        for name, factor in q.factors.items()
+        if name in drawn.scored
+    ]
+    has_path = len(q.factors) > len(drawn.scored)
+    return Draws(
+        log_joint=p.log_prob(drawn.codes).expand(rows),
+        log_q=q.log_prob(drawn.codes).expand(rows),
+        pathwise=q.log_prob(drawn.codes, drawn.without_path).expand(rows) if has_path else None,
+        scores=tuple(scores),
+        batch_shape=layout.batch_shape,
+        apart=apart(layout, q, p),
+        cells=apart(layout, q),
+        scales=tuple(statement.scale for reading in (q, p) for statement in reading.statements()),
     )
 
 
@@ -131,90 +135,6 @@ def draw_continuous(runs: Runs, layout: Layout, num_particles: int) -> dict[str,
         layout: what is known of it.
         num_particles: P; 1 where the layout has an obstacle, since a draw has then no axis of particles.
     """
-    values: dict[str, Tensor] = {}
-    return read_with(
-        runs.guide,
-        layout,
-        _discrete_draw(layout, num_particles, {}, values),
-        _continuous_draw(layout, num_particles, values, set(), pathwise=True),
-    ).values
-
-
-def _given(value: Tensor | None) -> Tensor:
-    assert value is not None
-    return value
-
-
-def _draw(runs: Runs, layout: Layout, num_particles: int, pathwise: bool) -> Draws:
-    codes: dict[str, Tensor] = {}  # (P, B, N, K)
-    values: dict[str, Tensor] = {}
-    scored: set[str] = set()
-    q = read_with(
-        runs.guide,
-        layout,
-        _discrete_draw(layout, num_particles, codes, values),
-        _continuous_draw(layout, num_particles, values, scored, pathwise),
-    )
-    p = read_with(runs.model, layout, lambda name, _: values[name], lambda name, _: values[name])
-    joint = [factor.log_prob for factor in p.factors.values()]
-    joint += [site.weigh(site.score(codes)) for site in p.sites.values()]
-    own = {name: site.score(codes) for name, site in q.sites.items()}
-    log_q = [site.weigh(own[name]) for name, site in q.sites.items()]
-    log_q += [factor.log_prob for factor in q.factors.values()]
-    rows = num_particles, layout.batch_size
-    paths = [factor.log_prob for name, factor in q.factors.items() if name not in scored]
-    scores = [Score(own[name].expand(rows), site.own_shape) for name, site in q.sites.items()]
-    scores += [
-        Score(factor.unweighed().expand(rows), factor.own_shape) for name, factor in q.factors.items() if name in scored
-    ]
-    return Draws(
-        log_joint=functools.reduce(torch.add, joint).expand(rows),
-        log_q=functools.reduce(torch.add, log_q).expand(rows),
-        pathwise=functools.reduce(torch.add, paths).expand(rows) if paths else None,
-        scores=tuple(scores),
-        batch_shape=layout.batch_shape,
-        apart=apart(layout, q, p),
-        cells=apart(layout, q),
-        scales=tuple(statement.scale for reading in (q, p) for statement in reading.statements()),
-    )
-
-
-def _discrete_draw(layout: Layout, num_particles: int, codes: dict[str, Tensor], values: dict[str, Tensor]) -> Place:
-    def place(name: str, found: Discrete) -> Tensor:
-        logits = flat(at_least_float32(found.logits), found).detach()  # (*batch, N, K)
-        log_probs = torch.log_softmax(logits, -1).clamp_min(torch.finfo(logits.dtype).min)
-        batch_shape = found.batch_shape
-        has_particles = len(batch_shape) > layout.nesting
-        # Without the axis of particles the same distribution is drawn from P times.
-        drawn = FactorizedOneHotCategorical(logits=log_probs, validate_args=False)
-        sample = drawn.sample() if has_particles else drawn.sample((num_particles,))
-        own = batch_shape[len(batch_shape) - layout.nesting :] if has_particles else batch_shape
-        plates = (1,) * (layout.nesting - len(own)) + tuple(own)
-        sample = sample.reshape(-1, *plates, *sample.shape[-2:])  # (P, *plates, N, K)
-        union = (1,) * (layout.nesting - len(layout.batch_shape)) + tuple(layout.batch_shape)
-        codes[name] = sample.expand(num_particles, *union, -1, -1).reshape(
-            num_particles, layout.batch_size, *sample.shape[-2:]
-        )
-        if layout.obstacle is not None:
-            sample = sample.reshape(*batch_shape, *sample.shape[-2:])
-        values[name] = latent_of(name, found).value(sample)
-        return values[name]
-
-    return place
-
-
-def _continuous_draw(
-    layout: Layout, num_particles: int, values: dict[str, Tensor], scored: set[str], pathwise: bool
-) -> Draw:
-    def draw(name: str, fn: Any) -> Tensor:
-        if len(fn.batch_shape) <= layout.nesting and layout.obstacle is None:
-            padding = (1,) * (layout.nesting - len(fn.batch_shape))
-            fn = fn.expand((num_particles, *padding, *fn.batch_shape))
-        if pathwise and fn.has_rsample:
-            values[name] = fn.rsample()
-        else:
-            scored.add(name)
-            values[name] = fn.sample().detach()
-        return values[name]
-
-    return draw
+    drawn = sample(runs, layout, num_particles, independent)
+    continuous = {name: value for name, value in drawn.values.items() if name not in drawn.codes}
+    return continuous if layout.obstacle is None else {name: value.squeeze(0) for name, value in continuous.items()}

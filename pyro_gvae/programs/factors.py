@@ -1,7 +1,8 @@
 """Log-probabilities of a program's statements under joint codes, each with the axes that it has."""
 
+import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -50,6 +51,20 @@ class Site(NamedTuple):
         weighed: Tensor = scale_and_mask(per_datum, self.scale, self.mask)
         return (weighed if self.share == 1 else weighed * self.share).reshape(*others, -1)
 
+    def entropy(self) -> Tensor:
+        """Return the entropy given the codes of other latents, scaled and masked: (B,), or (s, B) if it depends."""
+        return self.weigh(-(self.log_probs.exp() * self.log_probs).sum((-2, -1)))
+
+    def by_cell(self, values: Tensor) -> Tensor:
+        """Sum values (s, B, N, K) over the data that share the latent: (s, *own_shape, N, K)."""
+        event = values.shape[-2:]
+        return values.reshape(len(values), *self.batch_shape, *event).sum_to_size(len(values), *self.own_shape, *event)
+
+    def rows(self) -> Tensor:
+        """Return the log-probabilities with all their axes: (s or 1, B, N, K)."""
+        log_probs = self.log_probs if self.depends else self.log_probs.unsqueeze(0)
+        return log_probs.expand(-1, self.batch_shape.numel(), -1, -1)
+
 
 class Factor(NamedTuple):
     """The log-probability of any other statement, scaled and masked as the program says."""
@@ -70,6 +85,53 @@ class Reading(NamedTuple):
     def statements(self) -> list[Site | Factor]:
         """Return all sites and factors."""
         return [*self.sites.values(), *self.factors.values()]
+
+    def log_prob(self, codes: Codes, without: Collection[str] = ()) -> Tensor:
+        """Return the log-probability (s or 1, B or 1) of codes (s, B, N, K) and of all else, scaled and masked.
+
+        Args:
+            codes: of the discrete latents.
+            without: names of statements that are left out.
+        """
+        parts = [factor.log_prob for name, factor in self.factors.items() if name not in without]
+        parts += [site.weigh(site.score(codes)) for name, site in self.sites.items() if name not in without]
+        return functools.reduce(torch.add, parts) if parts else torch.zeros(1, 1)
+
+    def at(self, rows: Tensor) -> Self:
+        """Take rows (r,) of what depends on the codes, possibly one several times."""
+        return self._replace(
+            sites={
+                name: site._replace(log_probs=site.log_probs.index_select(0, rows)) if site.depends else site
+                for name, site in self.sites.items()
+            },
+            factors={
+                name: factor._replace(log_prob=factor.log_prob.index_select(0, rows))
+                if len(factor.log_prob) > 1
+                else factor
+                for name, factor in self.factors.items()
+            },
+        )
+
+    @classmethod
+    def stacked(cls, readings: Sequence["Reading"]) -> "Reading":
+        """Put readings of one row each below each other, as if all had been read at once."""
+        first = readings[0]
+
+        def stack(name: str, factor: Factor) -> Factor:
+            each = [reading.factors[name] for reading in readings]
+            return factor._replace(
+                log_prob=torch.cat([one.log_prob for one in each]),
+                unweighed=lambda: torch.cat([one.unweighed() for one in each]),
+            )
+
+        return cls(
+            sites={
+                name: site._replace(log_probs=torch.cat([reading.sites[name].rows() for reading in readings]))
+                for name, site in first.sites.items()
+            },
+            factors={name: stack(name, factor) for name, factor in first.factors.items()},
+            values=first.values,
+        )
 
     @property
     def depends(self) -> bool:
@@ -150,6 +212,11 @@ class Layout(NamedTuple):
     def batch_size(self) -> int:
         """B."""
         return self.batch_shape.numel()
+
+    @property
+    def padded_shape(self) -> tuple[int, ...]:
+        """The batch shape of all discrete latents, with the batch dimensions of all plates."""
+        return (1,) * (self.nesting - len(self.batch_shape)) + tuple(self.batch_shape)
 
     @property
     def evidence_shape(self) -> Size:

@@ -168,12 +168,14 @@ def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Sit
     shared = all(size == 1 or stride == 0 for size, stride in zip(batch_shape[axes], strides[axes], strict=True))
     if depends:
         rows = logits[(slice(None), *(slice(1),) * layout.nesting)] if shared else logits
-        rows = rows.expand(-1, *(rows.shape[1:-2] if shared else _padded(layout)), -1, -1)
+        rows = rows.expand(-1, *(rows.shape[1:-2] if shared else layout.padded_shape), -1, -1)
         log_probs = torch.log_softmax(rows, -1).reshape(len(logits), -1, *logits.shape[-2:])
     else:
         rank = logits.dim() - 2
         rows = (
-            logits[(slice(1),) * rank] if shared else logits.expand(*_padded(layout)[layout.nesting - rank :], -1, -1)
+            logits[(slice(1),) * rank]
+            if shared
+            else logits.expand(*layout.padded_shape[layout.nesting - rank :], -1, -1)
         )
         log_probs = torch.log_softmax(rows.reshape(-1, *logits.shape[-2:]), -1)
     masks = [mask for mask in (found.mask, msg["mask"]) if mask is not None]
@@ -187,17 +189,12 @@ def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Sit
     )
 
 
-def _padded(layout: Layout) -> tuple[int, ...]:
-    """Return the batch shape of all discrete latents, with the batch dimensions of all plates."""
-    return (1,) * (layout.nesting - len(layout.batch_shape)) + tuple(layout.batch_shape)
-
-
 def _factor(name: str, msg: Messages, layout: Layout) -> Factor:
     """Return a statement's log-probability, summed over plates that no discrete latent has."""
     scores = log_prob(msg["fn"], msg["value"], *msg["args"], **msg["kwargs"])
     weighed = scale_and_mask(scores, msg["scale"], msg["mask"])
     weighed = weighed.reshape((1,) * (layout.nesting + 1 - weighed.dim()) + weighed.shape)  # (s or 1, *plates)
-    own, found = _padded(layout), weighed.shape[1:]
+    own, found = layout.padded_shape, weighed.shape[1:]
     plates = {frame.dim: frame for frame in msg["cond_indep_stack"] if frame.vectorized}
     kept = list(found)
     for dim in range(-len(found), 0):

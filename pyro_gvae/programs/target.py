@@ -8,10 +8,12 @@ from torch import Tensor
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..handlers.sites import Run
 from .draws import Draws, draw
-from .factors import Layout
+from .factors import Layout, Reading
 from .layout import warn_of
 from .reader import Scores, Site, read_guide, score
 from .runs import Runs
+from .samples import CodesOf, DrawCodes, Sample, anew, changed, read_values, sample
+from .statements import Draw
 
 
 @final
@@ -40,6 +42,32 @@ class Target:
         """
         warn_of(self.layout)
         return draw(self.runs, self.layout, num_particles, pathwise=pathwise)
+
+    def drawn(self, num_particles: int, draw_codes: DrawCodes) -> Sample:
+        """Draw P values of every latent of each datum from the guide, and keep their noise.
+
+        Args:
+            num_particles: P.
+            draw_codes: draws the discrete ones.
+        """
+        warn_of(self.layout)
+        return sample(self.runs, self.layout, num_particles, draw_codes)
+
+    def changed(
+        self,
+        base: Sample,
+        rows: Tensor | None,
+        name: str,
+        codes: Tensor,
+        codes_of: CodesOf,
+        draw_anew: Draw = anew,
+    ) -> Sample:
+        """Give a latent other codes, as :func:`~pyro_gvae.programs.samples.changed`."""
+        return changed(self.runs, self.layout, base, rows, name, codes, codes_of, draw_anew)
+
+    def read(self, values: dict[str, Tensor]) -> Reading:
+        """Run the model on values (R, *plates, *event_shape) of every latent."""
+        return read_values(self.runs, self.layout, values)
 
     @cached_property
     def q(self) -> Site:

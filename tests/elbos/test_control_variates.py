@@ -243,7 +243,7 @@ def test_the_noise_of_conditional_heights_has_its_law_given_every_code(tied):
 def test_perturbed_logits_choose_categories_as_often_as_they_should():
     torch.manual_seed(6)
     log_pi = torch.log_softmax(torch.tensor([[[1.0, -0.5, 0.2]]], **TYPES), -1)
-    perturbed = relative_perturbed_logits(log_pi, 20_000)
+    perturbed = relative_perturbed_logits(log_pi, gumbel_like(log_pi, torch.Size((20_000, *log_pi.shape))))
     assert torch.equal(perturbed.amax(-1), torch.zeros(20_000, 1, 1, **TYPES))
     counts = (perturbed == 0).sum(0).flatten()
     assert stats.chisquare(counts.numpy(), 20_000 * log_pi.exp().flatten().numpy()).pvalue > 1e-6
@@ -427,7 +427,7 @@ def test_what_a_loss_has_learned_is_kept(name):
 
 def test_a_network_of_another_width_is_refused():
     elbo = new_loss("relax", Rows(2, 3, batch_size=4))
-    with pytest.raises(ValueError, match="Expected codes of N x K = 6 numbers, as before, but found 9"):
+    with pytest.raises(ValueError, match="Expected codes of 6 numbers N x K, as before, but found 9"):
         Rows(3, 3, batch_size=4).gradients(elbo)
     with pytest.raises(RuntimeError, match="size mismatch"):
         RELAX(hidden=5).own.load_state_dict(elbo.own.state_dict())

@@ -10,7 +10,7 @@ from draws import LeaveOneOut
 
 from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
 from pyro_gvae.elbos import coupled
-from pyro_gvae.elbos.coupled import DisARM, DisARMIW, sample_pairs
+from pyro_gvae.elbos.coupled import DisARM, DisARMIW, couple
 from pyro_gvae.elbos.sampled import Estimate, SampledELBO
 from pyro_gvae.estimators import estimator
 from pyro_gvae.jit.traced_elbo import TracedELBO
@@ -38,6 +38,12 @@ class Reinforce(SampledELBO):
         return Estimate(signal.mean(0), (signal * log_q + log_joint).mean(0).sum())
 
 
+def pairs_of(probs, count):
+    """Of q (K,) or (B, N, K)."""
+    q = probs if probs.dim() == 3 else probs[None, None]
+    return couple(q, torch.rand(count, *q.shape, dtype=q.dtype))
+
+
 def joint_table(probs, *, descending=False):
     """p(z, z') of the stick-breaking coupling, by enumerating all pairs of flips: (K, K)."""
     order = sorted(range(len(probs)), key=lambda k: probs[k], reverse=descending)
@@ -59,7 +65,7 @@ def test_pairs_are_drawn_from_the_coupling(probs):
     torch.testing.assert_close(table.sum(0), q)
     torch.testing.assert_close(table.sum(1), q)
     count = 20_000
-    pairs = sample_pairs(q[None, None], count)
+    pairs = pairs_of(q, count)
     found = torch.einsum("pj,pk->jk", pairs.first[:, 0, 0], pairs.second[:, 0, 0]) / count
     assert ((found - table).abs() <= 5 * (table * (1 - table) / count).sqrt() + 1e-12).all()
     independent = torch.outer(q, q)
@@ -69,7 +75,7 @@ def test_pairs_are_drawn_from_the_coupling(probs):
 @EACH_PROBS
 def test_weights_are_ratios_to_independent_pairs(probs):
     table, q = joint_table(probs), torch.tensor(probs, dtype=torch.float64)
-    pairs = sample_pairs(q[None, None], 500)
+    pairs = pairs_of(q, 500)
     z, z_other = pairs.first.argmax(-1).flatten(), pairs.second.argmax(-1).flatten()
     expected = torch.where(z == z_other, 0.0, q[z] * q[z_other] / table[z, z_other])
     torch.testing.assert_close(pairs.weights.flatten(), expected)
@@ -98,12 +104,12 @@ def test_the_mean_is_the_exact_elbo_and_its_gradient(elbo, num_latents, num_cate
 def test_the_check_finds_pairs_without_weights(elbo, num_latents, num_categories, monkeypatch):
     """The negative control."""
 
-    def unweighted(probs, num_pairs):
-        pairs = sample_pairs(probs, num_pairs)
+    def unweighted(probs, noise):
+        pairs = couple(probs, noise)
         return pairs._replace(weights=torch.ones_like(pairs.weights))
 
     case = draws.case(num_latents, num_categories)
-    monkeypatch.setattr(coupled, "sample_pairs", unweighted)
+    monkeypatch.setattr(coupled, "couple", unweighted)
     found = case.draws(elbo(num_particles=40), 400)
     assert draws.z_scores(found, case.exact()).abs().max() > 10
 
@@ -189,14 +195,14 @@ def test_categories_that_cannot_be_are_not_drawn():
     with torch.no_grad():
         case.parameters[0][..., 1] = -torch.inf
     assert case.gradient(DisARMIW(num_particles=5)).isfinite().all()
-    pairs = sample_pairs(case.parameters[0].detach().softmax(-1), 200)
+    pairs = pairs_of(case.parameters[0].detach().softmax(-1), 200)
     assert all((codes[..., 1] == 0).all() and (codes.sum(-1) == 1).all() for codes in pairs[:2])
 
 
 def test_other_than_two_categories_are_refused_with_the_reason():
     vae, x = CategoricalVAE(6, 2, 3, (5,)), torch.ones(4, 6)
     model, guide, elbo = estimator("disarm").bind(vae)
-    message = r"Expected latents of K=2 categories, but found K=3: .* Try disarm-iw.* or local-expectation"
+    message = r"Expected latents of K=2 categories, but found K=3 at 'z': .* Try disarm-iw.* or local-expectation"
     for loss in (elbo, TracedELBO(elbo)):
         with pytest.raises(ValueError, match=message), pyro.get_param_store().scope():
             loss.loss_and_grads(model, guide, x)
@@ -223,7 +229,7 @@ def test_what_the_registry_says(name):
 
 @EACH_PROBS
 def test_float32_pairs_are_codes(probs):
-    pairs = sample_pairs(torch.tensor(probs)[None, None], 200)
+    pairs = pairs_of(torch.tensor(probs), 200)
     for codes in (pairs.first, pairs.second):
         FactorizedOneHotCategorical(probs=torch.tensor(probs)[None]).log_prob(codes[:, 0])  # validates
         assert (codes.sum(-1) == 1).all()

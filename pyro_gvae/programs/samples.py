@@ -1,0 +1,281 @@
+"""Values of all latents drawn from the guide, and the same with one of them changed.
+
+A sample keeps its noise. Where a discrete latent gets another code, latents that the guide declares before it keep
+their values, and later ones are drawn again with the same noise. What does not depend on the changed latent so stays as
+it is, and no analysis has to tell what does. Given the latents before it, the later ones still have the guide's
+distribution, whatever noise they share with the sample.
+
+Particles share one axis, left of the plates. Programs that do not take it are run for one row after another.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Size, Tensor
+
+from ..distributions.location_scale import noise_of, value_of
+from ..distributions.one_hot import FactorizedOneHotCategorical
+from ..distributions.parameters import at_least_float32, gumbel_like
+from ..handlers.sites import Discrete, Kind
+from .factors import Layout, Reading
+from .runs import Runs
+from .statements import Draw, flat, latent_of, read_with
+
+#: Draws as many codes of log pi (*batch, N, K) as a sample shape says: they, and their noise if it may be used again.
+DrawCodes = Callable[[Tensor, Size], tuple[Tensor, Tensor | None]]
+#: The codes of log pi (R, *plates, N, K) with noise of the same shape.
+CodesOf = Callable[[Tensor, Tensor], Tensor]
+
+
+class Sample(NamedTuple):
+    """R values of every latent of each datum, in the order of the guide.
+
+    Attributes:
+        codes: of each discrete latent, (R, B, N, K).
+        values: of each latent, as programs take it, (R, *plates, *event_shape).
+        noise: of the latents that have any: like the codes of discrete ones, like the values of others.
+        scored: continuous latents that are not reparameterized.
+        q: what the guide says.
+    """
+
+    codes: dict[str, Tensor]
+    values: dict[str, Tensor]
+    noise: dict[str, Tensor]
+    scored: frozenset[str]
+    q: Reading
+
+    def later(self, name: str) -> list[str]:
+        """Return the latents that the guide declares after this one."""
+        names = list(self.values)
+        return names[names.index(name) + 1 :]
+
+    @property
+    def without_path(self) -> set[str]:
+        """The latents that are not reparameterized."""
+        return {*self.codes, *self.scored}
+
+    def score_function(self, costs: Tensor) -> Tensor:
+        """Return the surrogate of the scored continuous latents, for costs (R, B) of this sample: ()."""
+        costs = costs.detach()
+        scores = [self.q.factors[name].unweighed() for name in self.values if name in self.scored]
+        return sum(((costs * log_q).mean(0).sum() for log_q in scores), costs.new_zeros(()))
+
+
+def independent(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, None]:
+    """Draw codes, and keep no noise."""
+    return FactorizedOneHotCategorical(logits=log_probs, validate_args=False).sample(sample_shape), None
+
+
+def by_gumbel_noise(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, Tensor]:
+    """Draw codes and their Gumbel noise."""
+    noise = gumbel_like(log_probs, Size((*sample_shape, *log_probs.shape)))
+    return largest(log_probs, noise), noise
+
+
+def largest(log_probs: Tensor, noise: Tensor) -> Tensor:
+    """Return the codes of Gumbel noise: the largest perturbed log-probability is the one."""
+    perturbed = (log_probs + noise).detach()
+    return torch.zeros_like(perturbed).scatter(-1, perturbed.argmax(-1, keepdim=True), 1.0)
+
+
+def anew(name: str, fn: Any) -> Tensor:
+    """Draw a continuous latent that shares no noise, reparameterized if it can be."""
+    value: Tensor = fn.rsample() if fn.has_rsample else fn.sample().detach()
+    return value
+
+
+def sample(runs: Runs, layout: Layout, num_particles: int, draw_codes: DrawCodes, *, pathwise: bool = True) -> Sample:
+    """Draw P values of every latent from the guide.
+
+    Args:
+        runs: the pair with its data bound.
+        layout: what is known of it.
+        num_particles: P.
+        draw_codes: draws the discrete ones.
+        pathwise: whether continuous latents are reparameterized where they can be, or scored as discrete ones are.
+    """
+    if layout.obstacle is not None and num_particles > 1:
+        return _stacked([sample(runs, layout, 1, draw_codes, pathwise=pathwise) for _ in range(num_particles)])
+    values = _Values(layout)
+    scored = set()
+
+    def place(name: str, found: Discrete) -> Tensor:
+        # Without the axis of particles the same distribution is drawn from P times.
+        sample_shape = Size() if _has_rows(layout, found.batch_shape) else Size((num_particles,))
+        codes, noise = draw_codes(_log_probs(found).detach(), sample_shape)
+        return values.keep_code(name, found, codes, noise)
+
+    def draw(name: str, fn: Any) -> Tensor:
+        if layout.obstacle is None and not _has_rows(layout, fn.batch_shape):
+            padding = (1,) * (layout.nesting - len(fn.batch_shape))
+            fn = fn.expand((num_particles, *padding, *fn.batch_shape))
+        if pathwise and fn.has_rsample:
+            value = fn.rsample()
+        else:
+            scored.add(name)
+            value = fn.sample().detach()
+        return values.keep(name, value, noise_of(fn, value))
+
+    q = read_with(runs.guide, layout, place, draw)
+    return values.sample(q, frozenset(scored))
+
+
+def changed(
+    runs: Runs,
+    layout: Layout,
+    base: Sample,
+    rows: Tensor | None,
+    name: str,
+    codes: Tensor,
+    codes_of: CodesOf,
+    draw_anew: Draw = anew,
+) -> Sample:
+    """Give a discrete latent other codes, and draw later latents of the guide again with the noise that they had.
+
+    Later latents that depend on no row keep their values. Continuous ones that are of no location-scale family are
+    drawn anew.
+
+    Args:
+        runs: the pair with its data bound.
+        layout: what is known of it.
+        base: the sample.
+        rows: which of its P rows each code belongs to, (R,); None for all in their order.
+        name: of the latent.
+        codes: (R, B, N, K).
+        codes_of: the codes of later latents, from their log-probabilities and noise.
+        draw_anew: draws continuous latents without noise.
+    """
+
+    def taken(value: Tensor) -> Tensor:
+        return value if rows is None else value.index_select(0, rows)
+
+    values = _Values(layout)
+    if not layout.guide_depends or not base.later(name):
+        value = values.of_codes(name, base, codes)
+        return Sample(
+            codes={other: codes if other == name else taken(own) for other, own in base.codes.items()},
+            values={other: value if other == name else taken(own) for other, own in base.values.items()},
+            noise={},
+            scored=base.scored,
+            q=base.q if rows is None else base.q.at(rows),
+        )
+    if layout.obstacle is not None and len(codes) > 1:
+        own_rows = torch.arange(len(codes), device=codes.device) if rows is None else rows
+        each = zip(own_rows.split(1), codes.split(1), strict=True)
+        return _stacked([changed(runs, layout, base, row, name, code, codes_of, draw_anew) for row, code in each])
+    later = set(base.later(name))
+
+    def depends(other: str, batch_shape: Size) -> bool:
+        return other in later and (layout.obstacle is not None or _has_rows(layout, batch_shape))
+
+    def place(other: str, found: Discrete) -> Tensor:
+        if other == name:
+            return values.keep_code(other, found, _cells(layout, codes, found.batch_shape))
+        if not depends(other, found.batch_shape):
+            return values.keep_code(other, found, _cells(layout, taken(base.codes[other]), found.batch_shape))
+        noise = _cells(layout, taken(base.noise[other]), found.batch_shape)
+        log_probs = _log_probs(found)
+        return values.keep_code(other, found, codes_of(log_probs.reshape(-1, *noise.shape[1:]), noise))
+
+    def draw(other: str, fn: Any) -> Tensor:
+        if not depends(other, fn.batch_shape):
+            return values.keep(other, values.in_a_run(taken(base.values[other])))
+        if other in base.noise:
+            return values.keep(other, value_of(fn, values.in_a_run(taken(base.noise[other]))))
+        return values.keep(other, draw_anew(other, fn))
+
+    q = read_with(runs.guide, layout, place, draw)
+    return values.sample(q, base.scored)
+
+
+def read_values(runs: Runs, layout: Layout, values: dict[str, Tensor]) -> Reading:
+    """Run the model on values (R, *plates, *event_shape) of every latent."""
+    num_rows = len(next(iter(values.values())))
+    if layout.obstacle is not None and num_rows > 1:
+        each = [{name: value[row : row + 1] for name, value in values.items()} for row in range(num_rows)]
+        return Reading.stacked([read_values(runs, layout, one) for one in each])
+    in_a_run = _Values(layout).in_a_run
+    p = read_with(runs.model, layout, lambda name, _: in_a_run(values[name]), lambda name, _: in_a_run(values[name]))
+    return p if layout.obstacle is None else Reading.stacked([p])
+
+
+class _Values:
+    """The values that a run of the guide gives its latents; of a single row where programs do not take an axis."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.codes: dict[str, Tensor] = {}
+        self.values: dict[str, Tensor] = {}
+        self.noise: dict[str, Tensor] = {}
+
+    def in_a_run(self, value: Tensor) -> Tensor:
+        """Return a value (R, ...) as a run takes it."""
+        return value if self.layout.obstacle is None else value.squeeze(0)
+
+    def keep(self, name: str, value: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Keep the value of a continuous latent, as a run has it, and return it."""
+        self.values[name] = value if self.layout.obstacle is None else value.unsqueeze(0)
+        if noise is not None:
+            self.noise[name] = noise if self.layout.obstacle is None else noise.unsqueeze(0)
+        return value
+
+    def keep_code(self, name: str, found: Discrete, codes: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Keep the codes (R, *plates, N, K) of a discrete latent, and return its value for the run."""
+        plates = _plates(self.layout, found.batch_shape)
+        codes = codes.reshape(-1, *plates, *codes.shape[-2:])
+        self.codes[name] = _spread(self.layout, codes)
+        if noise is not None:
+            self.noise[name] = _spread(self.layout, noise.reshape(codes.shape))
+        if self.layout.obstacle is not None:
+            codes = codes.reshape(*found.batch_shape, *codes.shape[-2:])
+        return self.keep(name, latent_of(name, found).value(codes))
+
+    def of_codes(self, name: str, base: Sample, codes: Tensor) -> Tensor:
+        """Return the value (R, *plates, *event_shape) of codes (R, B, N, K) of a latent that a sample has."""
+        latent, own = base.q.sites[name].latent, base.values[name]
+        plates = own.shape[1 : own.dim() - len(latent.shape) - (latent.kind is Kind.ONE_HOT)]
+        cells = _cells(self.layout, codes, plates)
+        return latent.value(cells.reshape(len(codes), *plates, *codes.shape[-2:]))
+
+    def sample(self, q: Reading, scored: frozenset[str]) -> Sample:
+        """Return all of them."""
+        said = q if self.layout.obstacle is None else Reading.stacked([q])
+        return Sample(self.codes, self.values, self.noise, scored, said)
+
+
+def _stacked(samples: list[Sample]) -> Sample:
+    """Put samples of one row each below each other."""
+    codes, values, noise = (
+        {name: torch.cat([mapping[name] for mapping in mappings]) for name in mappings[0]}
+        for mappings in zip(*((one.codes, one.values, one.noise) for one in samples), strict=True)
+    )
+    return Sample(codes, values, noise, samples[0].scored, Reading.stacked([one.q for one in samples]))
+
+
+def _log_probs(found: Discrete) -> Tensor:
+    """Return log pi (*batch, N, K); excluded categories have the lowest finite number."""
+    logits = flat(at_least_float32(found.logits), found)
+    return torch.log_softmax(logits, -1).clamp_min(torch.finfo(logits.dtype).min)
+
+
+def _has_rows(layout: Layout, batch_shape: Size) -> bool:
+    return len(batch_shape) > layout.nesting
+
+
+def _plates(layout: Layout, batch_shape: Size) -> tuple[int, ...]:
+    """Return the batch dimensions of a site without that of its rows, as many as plates take."""
+    own = batch_shape[len(batch_shape) - layout.nesting :] if _has_rows(layout, batch_shape) else batch_shape
+    return (1,) * (layout.nesting - len(own)) + tuple(own)
+
+
+def _spread(layout: Layout, codes: Tensor) -> Tensor:
+    """Give each datum the codes of its cell: (R, *plates, N, K) -> (R, B, N, K)."""
+    rows, event = len(codes), codes.shape[-2:]
+    return codes.expand(rows, *layout.padded_shape, *event).reshape(rows, layout.batch_size, *event)
+
+
+def _cells(layout: Layout, codes: Tensor, batch_shape: Size) -> Tensor:
+    """Take the codes of a site's cells: (R, B, N, K) -> (R, *plates, N, K)."""
+    rows = codes.reshape(len(codes), *layout.padded_shape, *codes.shape[-2:])
+    return rows[(slice(None), *(slice(size) for size in _plates(layout, batch_shape)))]
