@@ -114,9 +114,7 @@ class LeaveOneOut(SampledELBO):
     """REINFORCE whose baseline of a sample is the mean of the others (Kool et al. 2019), as simple as it can be."""
 
     def estimate(self, target):
-        z = target.sample(self.num_particles)
-        log_joint = target.log_joint(z)
-        signal = (log_joint - target.log_q(z)).detach()  # (P, B)
-        centered = (signal - signal.mean(0)) * len(z) / (len(z) - 1)
-        log_q = (z * target.log_probs).sum((-2, -1))
-        return Estimate(signal.mean(0), (centered * log_q + log_joint).mean(0).sum())
+        draws = target.draw(self.num_particles)
+        signal = (draws.log_joint - draws.log_q).detach()  # (P, B)
+        centered = (signal - signal.mean(0)) * self.num_particles / (self.num_particles - 1)
+        return Estimate(signal.mean(0), (centered * draws.scores[0].log_q + draws.log_joint).mean(0).sum())

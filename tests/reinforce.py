@@ -10,10 +10,9 @@ class Reinforce(SampledELBO):
     """The plain score-function estimator, from one code."""
 
     def estimate(self, target):
-        codes = target.sample(self.num_particles)
-        log_q, log_joint = target.log_q(codes), target.log_joint(codes)
-        bound = log_joint - log_q
-        return Estimate(bound.mean(0), (bound.detach() * log_q + bound).mean(0).sum())
+        draws = target.draw(self.num_particles)
+        bound = draws.log_joint - draws.log_q
+        return Estimate(bound.mean(0), (bound.detach() * draws.log_q + bound).mean(0).sum())
 
 
 def row(name, elbo):

@@ -140,19 +140,21 @@ class REBAR(SampledELBO):
 
     Tucker, Mnih, Maddison, Lawson and Sohl-Dickstein 2017, "REBAR: Low-variance, unbiased gradient estimates for
     discrete latent variable models", arXiv 1703.07370, for categorical latents: f(b) = log p(x, b), and the entropy of
-    q is summed exactly. The model's parameters get the gradient of log p(x, b) only.
+    q is summed exactly, given the latents before. The model's parameters get the gradient of log p(x, b) only.
+    Continuous latents are reparameterized, or scored where they cannot be.
 
     eta and t are learned; gradients are unbiased for any values of them. Let S be the squared norm of g with respect to
-    the logits, averaged over codes and summed over data; its mean is the variance of g plus a constant. Let R be the
-    same with eta = 0. The paper descends the gradient of S. That gradient grows with the square of log p, so the first
-    steps of RAdam, or any step of SGD, move eta away for good. Here it is divided by S + R, which makes it the gradient
-    of log(S + R); its component for eta is at most 2.5 / eta.
+    the logits, averaged over codes and summed over data and latents; its mean is the variance of g plus a constant. Let
+    R be the same with eta = 0. The paper descends the gradient of S. That gradient grows with the square of log p, so
+    the first steps of RAdam, or any step of SGD, move eta away for good. Here it is divided by S + R, which makes it
+    the gradient of log(S + R); its component for eta is at most 2.5 / eta.
 
-    *Approximates* the ELBO of the discrete model. *With* P codes for each datum and 2 P runs of the decoder. *Requires*
-    a decoder that takes points of the simplex and can be differentiated twice. *Bias*: none.
+    *Approximates* the ELBO of the discrete model. *With* P samples for each datum and (1 + M) P runs of the decoder for
+    M discrete latents. *Requires* one-hots or bits, and networks that take points of the simplex and can be
+    differentiated twice. *Bias*: none.
 
     Args:
-        num_particles: P, codes for each datum; the model runs on 2 P codes, hard and soft.
+        num_particles: P, samples for each datum, each hard, and soft once for each discrete latent.
         temperature: the initial t.
 
     Attributes:
@@ -186,14 +188,15 @@ class RELAX(SampledELBO):
     """:class:`REBAR` with c(z) = log p(x, softmax(z / t)) + r(softmax(z / t)), where r is a small learned network.
 
     Grathwohl, Choi, Wu, Roeder and Duvenaud 2018, "Backpropagation through the void: Optimizing control variates for
-    black-box gradient estimation", arXiv 1711.00123. Initially r = 0. This is not the handler :func:`~pyro_gvae.relax`:
-    codes are one-hot.
+    black-box gradient estimation", arXiv 1711.00123. Initially r = 0. The network is a function of the codes of all
+    latents. This is not the handler :func:`~pyro_gvae.relax`: codes are one-hot.
 
-    *Approximates* the ELBO of the discrete model. *With* P codes for each datum and 2 P runs of the decoder. *Requires*
-    a decoder that takes points of the simplex and can be differentiated twice. *Bias*: none.
+    *Approximates* the ELBO of the discrete model. *With* P samples for each datum and (1 + M) P runs of the decoder for
+    M discrete latents. *Requires* one-hots or bits, and networks that take points of the simplex and can be
+    differentiated twice. *Bias*: none.
 
     Args:
-        num_particles: P, codes for each datum; the model runs on 2 P codes, hard and soft.
+        num_particles: P, samples for each datum, each hard, and soft once for each discrete latent.
         temperature: the initial t.
         hidden: units of the network's hidden layer.
 

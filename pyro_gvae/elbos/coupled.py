@@ -1,4 +1,4 @@
-"""DisARM: leave-one-out differences of antithetic pairs of codes, coupled latent by latent."""
+"""DisARM: leave-one-out differences of antithetic pairs of codes, coupled digit by digit."""
 
 from typing import NamedTuple, final
 
@@ -11,7 +11,7 @@ from .sampled import Estimate, SampledELBO
 
 
 class Pairs(NamedTuple):
-    """Pairs of codes z and z' that are coupled within each latent and independent across latents."""
+    """Pairs of codes z and z' of a latent that are coupled within each digit and independent across digits."""
 
     first: Tensor  # (P, B, N, K), distributed as q
     second: Tensor  # (P, B, N, K), distributed as q
@@ -28,16 +28,17 @@ class DisARM(SampledELBO):
     .. math:: g_n = \frac{1}{2} (f(z) - f(z')) \, (-1)^{z'_n} \, 1[z_n \neq z'_n] \, \sigma(|\phi_n|)
 
     (Dong, Mnih, Tucker 2020, arXiv 2006.10680; independently Yin et al. 2020, as U2G). The model's parameters get the
-    mean gradient of log p(x, z) over both codes. This is :class:`DisARMIW` for K = 2, and is computed as such.
+    mean gradient of log p(x, z) over both codes. This is :class:`DisARMIW` for K = 2, and is computed as such, also for
+    several latents.
 
-    *Approximates* the ELBO of the discrete model. *With* two decoder calls for each pair. *Requires* K = 2. *Bias*:
-    none.
+    *Approximates* the ELBO of the discrete model. *With* 1 + M decoder calls for M discrete latents. *Requires* K = 2
+    of each. *Bias*: none.
 
     Args:
-        num_particles: P, the number of pairs; each takes two decoder calls.
+        num_particles: P, the number of pairs of each latent; M pairs take 1 + M decoder calls.
 
     Raises:
-        ValueError: when called, if K is not 2.
+        ValueError: when called, if K is not 2 for a latent.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -78,11 +79,16 @@ class DisARMIW(SampledELBO):
     estimator is unbiased, and no weight exceeds 2. The model's parameters get the mean gradient of log p(x, z) over
     both codes.
 
-    *Approximates* the ELBO of the discrete model. *With* two decoder calls for each pair. *Requires* nothing more.
-    *Bias*: none.
+    Of several latents, each has such a gradient, given the latents that the guide declares before it. The second code
+    of a pair is that of one latent; later ones are drawn again, from the same u. Pairs of different latents share their
+    first codes, so M latents take 1 + M runs of the model, whose parameters get the mean over all. Continuous latents
+    are reparameterized, or scored where they cannot be.
+
+    *Approximates* the ELBO of the discrete model. *With* 1 + M decoder calls for M discrete latents. *Requires* nothing
+    more. *Bias*: none.
 
     Args:
-        num_particles: P, the number of pairs; each takes two decoder calls.
+        num_particles: P, the number of pairs of each latent; M pairs take 1 + M decoder calls.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -101,16 +107,15 @@ def coupled_estimate(target: Target, num_pairs: int) -> Estimate:
     base = target.drawn(num_pairs, _draw)
     pairs = {name: couple(site.rows().detach().exp(), base.noise[name]) for name, site in base.q.sites.items()}
     others = [target.changed(base, None, name, pair.second, _codes_of) for name, pair in pairs.items()]
-    drawn = [base, *others]
+    drawn = [base, *others]  # 1 + M
     codes = {name: torch.cat([one.codes[name] for one in drawn]) for name in base.codes}  # (P + P M, B, N, K)
     p = target.read({name: torch.cat([one.values[name] for one in drawn]) for name in base.values})
     rows = num_pairs, target.layout.batch_size
-    log_joint = p.log_prob(codes).expand(num_pairs * len(drawn), -1).chunk(len(drawn))
-    paths = [log_p - one.q.log_prob(one.codes, one.without_path) for log_p, one in zip(log_joint, drawn, strict=True)]
-    costs = [
-        (log_p - one.q.log_prob(one.codes)).detach().expand(rows) for log_p, one in zip(log_joint, drawn, strict=True)
-    ]
-    surrogate = torch.stack([path.expand(rows) for path in paths]).mean((0, 1)).sum() + base.score_function(costs[0])
+    log_joint = p.log_prob(codes).expand(num_pairs * len(drawn), -1).chunk(len(drawn))  # (P, B) each
+    scored = list(zip(log_joint, drawn, strict=True))
+    costs = [(log_p - one.q.log_prob(one.codes)).detach().expand(rows) for log_p, one in scored]  # f
+    paths = [(log_p - one.q.log_prob(one.codes, one.without_path)).expand(rows) for log_p, one in scored]
+    surrogate = torch.stack(paths).mean((0, 1)).sum() + base.score_function(costs[0])
     for (name, pair), other in zip(pairs.items(), costs[1:], strict=True):
         # Use the score of q itself, without scale and mask: f already has those.
         difference = ((base.codes[name] - pair.second) * base.q.sites[name].rows()).sum(-1)  # (P, B, N)

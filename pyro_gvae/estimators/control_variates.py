@@ -10,9 +10,9 @@ def rebar(*, temperature: float = 0.5, num_particles: int = 1) -> Estimator:
     """REBAR: REINFORCE with the model on soft codes as its control variate, with learned temperature and scale.
 
     *Approximates* the ELBO of the discrete model. *With* g = (f(b) - eta c(z~)) grad log q(b) + eta (grad c(z) - grad
-    c(z~)), b = argmax z, z~ ~ p(z | b), c(z) = f(softmax(z / t)) (Tucker et al. 2017, arXiv 1703.07370, eq. 7): two
-    decoder calls for each code. A second derivative of the model trains eta and t to lower the variance. *Requires* one
-    latent site of one-hots or bits, no other latent, and a decoder that takes points of the simplex and can be
+    c(z~)), b = argmax z, z~ ~ p(z | b), c(z) = f(softmax(z / t)) (Tucker et al. 2017, arXiv 1703.07370, eq. 7): 1 + M
+    decoder calls for M discrete latents. A second derivative of the model trains eta and t to lower the variance.
+    *Requires* one-hots or bits (integers have no relaxation), and networks that take points of the simplex and can be
     differentiated twice. *Bias*: none.
 
     Args:
@@ -45,8 +45,8 @@ def relax_with_network(*, temperature: float = 0.5, num_particles: int = 1, hidd
 
     *Approximates* the ELBO of the discrete model. *With* the gradient of `rebar`, where c(z) = f(softmax(z / t)) +
     r(softmax(z / t)); eta, t and the network r are trained to lower the variance (Grathwohl et al. 2018, arXiv
-    1711.00123). *Requires* one latent site of one-hots or bits, no other latent, and a decoder that takes points of the
-    simplex and can be differentiated twice. *Bias*: none.
+    1711.00123). *Requires* one-hots or bits (integers have no relaxation), and networks that take points of the simplex
+    and can be differentiated twice. *Bias*: none.
 
     Args:
         temperature: the initial t.

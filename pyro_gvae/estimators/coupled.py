@@ -8,11 +8,11 @@ from .claims import Bias, Objective
 def disarm(*, num_particles: int = 1) -> Estimator:
     """DisARM: the leave-one-out score function of antithetic pairs of binary codes.
 
-    *Approximates* the ELBO of the discrete model. *With* two decoder calls for each pair (Dong, Mnih, Tucker 2020,
-    arXiv 2006.10680). *Requires* one latent site of bits or of one-hots with K = 2, and no other latent. *Bias*: none.
+    *Approximates* the ELBO of the discrete model. *With* 1 + M decoder calls for M discrete latents (Dong, Mnih, Tucker
+    2020, arXiv 2006.10680). *Requires* discrete latents of two categories. *Bias*: none.
 
     Args:
-        num_particles: P, *pairs* per datum.
+        num_particles: P, *pairs* per datum and latent.
 
     Returns:
         The estimator, to be bound to a program by `bind`.
@@ -38,12 +38,11 @@ def disarm(*, num_particles: int = 1) -> Estimator:
 def disarm_iw(*, num_particles: int = 1) -> Estimator:
     """DisARM-IW: importance-weighted pairs of codes, coupled by stick breaking so that they differ.
 
-    *Approximates* the ELBO of the discrete model. *With* two decoder calls for each pair (Dong, Mnih, Tucker 2021,
-    arXiv 2106.08056). *Requires* one latent site of one-hots or bits, and no other latent. For K = 2 it is
-    `disarm`. *Bias*: none.
+    *Approximates* the ELBO of the discrete model. *With* 1 + M decoder calls for M discrete latents (Dong, Mnih, Tucker
+    2021, arXiv 2106.08056). *Requires* nothing more. For K = 2 it is `disarm`. *Bias*: none.
 
     Args:
-        num_particles: P, *pairs* per datum.
+        num_particles: P, *pairs* per datum and latent.
 
     Returns:
         The estimator, to be bound to a program by `bind`.

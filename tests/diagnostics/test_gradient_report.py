@@ -38,9 +38,9 @@ class Counting(SampledELBO):
 
     def estimate(self, target):
         self.own.calls += 1
-        codes = target.sample(1)
-        log_q = target.log_q(codes)
-        bound = target.log_joint(codes) - log_q
+        draws = target.draw(1)
+        log_q = draws.log_q
+        bound = draws.log_joint - log_q
         signal = bound.detach() - self.own.baseline.detach()
         loss = (bound.detach() - self.own.baseline).square().mean()
         return Estimate(bound.mean(0), (signal * log_q + bound).mean(0).sum(), loss)

@@ -31,11 +31,9 @@ class Reinforce(SampledELBO):
     """Without a baseline."""
 
     def estimate(self, target):
-        z = target.sample(self.num_particles)
-        log_joint = target.log_joint(z)
-        signal = (log_joint - target.log_q(z)).detach()  # (P, B)
-        log_q = (z * target.log_probs).sum((-2, -1))
-        return Estimate(signal.mean(0), (signal * log_q + log_joint).mean(0).sum())
+        draws = target.draw(self.num_particles)
+        signal = (draws.log_joint - draws.log_q).detach()  # (P, B)
+        return Estimate(signal.mean(0), (signal * draws.scores[0].log_q + draws.log_joint).mean(0).sum())
 
 
 def pairs_of(probs, count):

@@ -28,6 +28,7 @@ from pairs import (
 from pyro_gvae import ExactELBO
 from pyro_gvae.estimators import estimator
 from pyro_gvae.exact import Pair
+from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.programs import samples
 
 #: With as many particles as have about the same standard errors. RELAX adds a network to REBAR, and is held to less.
@@ -231,3 +232,18 @@ def test_control_variates_of_several_latents_learn(name):
     with torch.no_grad():
         elbo.own.eta.zero_()
     assert learned < 0.5 * variance()
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_a_recording_gives_the_same(name):
+    found = []
+    model, guide, plain = estimator(name, num_particles=2).bind(Pair(m2_model, m2_guide))
+    plain.loss(model, guide, DATA)  # draws the network's weights
+    for elbo in (plain, TracedELBO(plain)):
+        pyro.set_rng_seed(0)
+        for _ in range(2):
+            found.append(with_gradients(lambda: elbo.loss_and_grads(model, guide, DATA)))  # noqa: B023
+            if plain.own is not None:
+                found[-1] |= {key: parameter.grad for key, parameter in plain.own.named_parameters()}
+                plain.own.zero_grad()
+    torch.testing.assert_close(found[2:], found[:2], rtol=1e-9, atol=1e-9)

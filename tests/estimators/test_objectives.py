@@ -44,10 +44,9 @@ class ScoreFunction(SampledELBO):
     """The plainest sampled loss: f is scaled as the programs say, log q in the score is not."""
 
     def estimate(self, target):
-        codes = target.sample(self.num_particles)
-        found = target.log_joint(codes) - target.log_q(codes)
-        score = (codes * target.log_probs).sum((-2, -1))
-        return Estimate(found.mean(0), (found + found.detach() * score).mean(0).sum())
+        draws = target.draw(self.num_particles)
+        found = draws.log_joint - draws.log_q
+        return Estimate(found.mean(0), (found + found.detach() * draws.scores[0].log_q).mean(0).sum())
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 4.0])

@@ -207,8 +207,8 @@ class WithBaseline(SampledELBO):
         self.own.register_buffer("count", torch.zeros(()))
 
     def estimate(self, target):
-        codes = target.sample(1)
-        log_joint, log_q = target.log_joint(codes), target.log_q(codes)  # (1, B)
+        draws = target.draw(1)
+        log_joint, log_q = draws.log_joint, draws.log_q  # (1, B)
         bound = (log_joint - log_q)[0]
         self.own.count.add_(1)
         signal = bound.detach() - self.own.baseline
