@@ -5,19 +5,21 @@ after another.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Size, Tensor
+from torch.nn.functional import one_hot
 
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.parameters import at_least_float32
-from ..handlers.sites import Discrete
-from .factors import Layout, apart, common_scale, first_of, summed_over
+from ..handlers.sites import Discrete, Run
+from .factors import Codes, Layout, Reading, apart, common_scale, first_of, summed_over
 from .layout import lay_out, obstacle_of
 from .modes import without_trace
 from .runs import Runs
-from .statements import Draw, Place, flat, latent_of, read_with
+from .statements import Draw, Place, Reader, flat, latent_of, read_with
 
 
 class Score(NamedTuple):
@@ -123,6 +125,22 @@ def draw(runs: Runs, layout: Layout, num_particles: int, *, pathwise: bool = Tru
     )
 
 
+class Drawn(NamedTuple):
+    """What both programs say of P values of every latent, drawn from the guide."""
+
+    codes: Codes  # (P, B, N, K) of each discrete latent
+    q: Reading
+    p: Reading
+    scored: frozenset[str]  # continuous latents that are not reparameterized
+
+
+def read_draws(runs: Runs, layout: Layout, num_particles: int, *, pathwise: bool = True) -> list[Drawn]:
+    """Draw as :func:`draw` does, and return what each statement says: of all particles at once if that is possible."""
+    if layout.obstacle is None:
+        return [_read(runs, layout, num_particles, pathwise)]
+    return [_read(runs, layout, 1, pathwise) for _ in range(num_particles)]
+
+
 def draw_continuous(runs: Runs, layout: Layout, num_particles: int) -> dict[str, Tensor]:
     """Draw P values of the continuous latents from the guide; the codes beside them are dropped.
 
@@ -140,12 +158,45 @@ def draw_continuous(runs: Runs, layout: Layout, num_particles: int) -> dict[str,
     ).values
 
 
+def latent_values(guide: Run, code: Callable[[Tensor], Tensor], draw: Draw) -> dict[str, Tensor]:
+    """Run the guide once, and return the values of its latents: one-hot codes (*batch, N, K) of discrete ones.
+
+    Args:
+        guide: the guide with its data bound.
+        code: chooses a code from log-probabilities (*batch, N, K).
+        draw: chooses the value of a continuous latent.
+    """
+    values: dict[str, Tensor] = {}
+
+    def place(name: str, found: Discrete) -> Tensor:
+        logits = flat(at_least_float32(found.logits), found)
+        values[name] = code(torch.log_softmax(logits, -1).clamp_min(torch.finfo(logits.dtype).min))
+        return latent_of(name, found).value(values[name])
+
+    def drawn(name: str, fn: Any) -> Tensor:
+        values[name] = draw(name, fn)
+        return values[name]
+
+    Reader(place, drawn).run(guide)
+    return values
+
+
+def most_probable(log_probs: Tensor) -> Tensor:
+    """Return the most probable one-hots under log-probabilities (..., N, K)."""
+    return one_hot(log_probs.argmax(-1), log_probs.shape[-1]).to(log_probs)
+
+
+def one_draw(log_probs: Tensor) -> Tensor:
+    """Draw one-hots from log-probabilities (..., N, K)."""
+    return FactorizedOneHotCategorical(logits=log_probs, validate_args=False).sample()
+
+
 def _given(value: Tensor | None) -> Tensor:
     assert value is not None
     return value
 
 
-def _draw(runs: Runs, layout: Layout, num_particles: int, pathwise: bool) -> Draws:
+def _read(runs: Runs, layout: Layout, num_particles: int, pathwise: bool) -> Drawn:
     codes: dict[str, Tensor] = {}  # (P, B, N, K)
     values: dict[str, Tensor] = {}
     scored: set[str] = set()
@@ -156,6 +207,11 @@ def _draw(runs: Runs, layout: Layout, num_particles: int, pathwise: bool) -> Dra
         _continuous_draw(layout, num_particles, values, scored, pathwise),
     )
     p = read_with(runs.model, layout, lambda name, _: values[name], lambda name, _: values[name])
+    return Drawn(codes, q, p, frozenset(scored))
+
+
+def _draw(runs: Runs, layout: Layout, num_particles: int, pathwise: bool) -> Draws:
+    codes, q, p, scored = _read(runs, layout, num_particles, pathwise)
     joint = [factor.log_prob for factor in p.factors.values()]
     joint += [site.weigh(site.score(codes)) for site in p.sites.values()]
     own = {name: site.score(codes) for name, site in q.sites.items()}
