@@ -12,10 +12,10 @@ from ..exact.plan import make_plan
 from ..programs.draws import lay_out_draws, read_draws
 from ..programs.factors import Codes, Layout, Reading, Site, first_of
 from ..programs.joint import Guide, read_both, read_guide_once
-from ..programs.modes import judging, without_trace
+from ..programs.kls import closed_sites
+from ..programs.modes import judging
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair, items
-from ..programs.statements import read
 from .importance import most_pairs
 
 #: The table of all joint codes and data is kept if it has no more entries than this.
@@ -75,7 +75,7 @@ def read_guide(
     """
     runs = bind_pair(pair, *items(x))
     layout = lay_out_draws(runs)
-    guide, prior = _closed(runs, layout)
+    guide, prior = closed_sites(runs, layout)
     if len(guide) == len(prior) == len(layout.space.latents) and not layout.has_continuous:
         is_summed = True
         found: Iterable[_Weighted] = ()
@@ -96,27 +96,6 @@ def joined(parts: list[Guided]) -> Guided:
         kls={name: torch.cat([part.kls[name] for part in parts]) for name in parts[0].kls},
         table=torch.cat(tables, 1) if len(tables) == len(parts) else None,
     )
-
-
-def _closed(runs: Runs, layout: Layout) -> tuple[dict[str, Site], dict[str, Site]]:
-    """Return the discrete latents of the guide and of the model that depend on no other latent."""
-    if layout.obstacle is not None:  # no axis shows what depends on what
-        if len(layout.space.latents) > 1 or layout.has_continuous:
-            return {}, {}
-        codes = layout.some_codes(1)
-        return read(runs.guide, layout, codes, {}).sites, read(runs.model, layout, codes, {}).sites
-    if layout.has_continuous:
-        with without_trace():
-            [drawn] = read_draws(runs, layout, layout.few()[0])
-        q, p = drawn.q, drawn.p
-    else:
-        guide = read_guide_once(runs, layout)
-        [both] = read_both(runs, layout, guide, layout.some_codes(layout.few()[0]))
-        q, p = Reading(guide.sites, {}, {}), both.p
-    guide_sites, prior_sites = (
-        {name: site for name, site in found.sites.items() if not site.depends} for found in (q, p)
-    )
-    return guide_sites, prior_sites
 
 
 def _all_codes(runs: Runs, layout: Layout, max_memory: float | None) -> Iterator[_Weighted]:
@@ -172,7 +151,7 @@ def _expected(
             log_probs[name] = totals["probs", name].log().clamp_min(torch.finfo(layout.dtype).min)
             entropies[name] = totals["entropy", name]
         if name in guide and name in prior:
-            kls[name] = _closed_kl(guide[name], prior[name])
+            kls[name] = _kl(guide[name], prior[name])
         else:
             kls[name] = totals["kl", name]
     kls |= {name: value for (kind, name), value in totals.items() if kind == "kl" and name not in kls}
@@ -197,7 +176,7 @@ def _weighed(site: Site, codes: Codes) -> Tensor:
     return site.weigh(site.score(codes).clamp_min(torch.finfo(site.log_probs.dtype).min))
 
 
-def _closed_kl(q: Site, p: Site) -> Tensor:
+def _kl(q: Site, p: Site) -> Tensor:
     """Return KL(q || p) of a latent that depends on no other, (B,)."""
     return q.weigh((q.log_probs.exp() * (q.log_probs - p.log_probs)).sum((-2, -1)))
 

@@ -158,7 +158,7 @@ def evaluate(
         ValueError: if a setting is invalid, or there are too many codes for the requested sum.
 
     Example:
-        >>> from pyro_gvae import load
+        >>> from pyro_gvae import CategoricalVAE, load
         >>> vae = CategoricalVAE(data_dim=64, num_latents=2, num_categories=3, hidden=(5,))
         >>> found = evaluate(vae, load("digits", binarize="threshold"), num_data=100)
         >>> found.value("test", "elbo") < found.value("test", "log_evidence")

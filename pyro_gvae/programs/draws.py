@@ -211,18 +211,22 @@ def _read(runs: Runs, layout: Layout, num_particles: int, pathwise: bool) -> Dra
 
 
 def _draw(runs: Runs, layout: Layout, num_particles: int, pathwise: bool) -> Draws:
-    codes, q, p, scored = _read(runs, layout, num_particles, pathwise)
+    return scored(layout, _read(runs, layout, num_particles, pathwise))
+
+
+def scored(layout: Layout, drawn: Drawn) -> Draws:
+    """Return the log-densities of what was drawn."""
+    codes, q, p, without_path = drawn
     joint = [factor.log_prob for factor in p.factors.values()]
     joint += [site.weigh(site.score(codes)) for site in p.sites.values()]
     own = {name: site.score(codes) for name, site in q.sites.items()}
     log_q = [site.weigh(own[name]) for name, site in q.sites.items()]
     log_q += [factor.log_prob for factor in q.factors.values()]
-    rows = num_particles, layout.batch_size
-    paths = [factor.log_prob for name, factor in q.factors.items() if name not in scored]
+    rows = len(next(iter(codes.values()))), layout.batch_size
+    others = {name: factor for name, factor in q.factors.items() if name in without_path}
+    paths = [factor.log_prob for name, factor in q.factors.items() if name not in without_path]
     scores = [Score(own[name].expand(rows), site.own_shape) for name, site in q.sites.items()]
-    scores += [
-        Score(factor.unweighed().expand(rows), factor.own_shape) for name, factor in q.factors.items() if name in scored
-    ]
+    scores += [Score(factor.unweighed().expand(rows), factor.own_shape) for factor in others.values()]
     return Draws(
         log_joint=functools.reduce(torch.add, joint).expand(rows),
         log_q=functools.reduce(torch.add, log_q).expand(rows),

@@ -231,4 +231,5 @@ def _factor(name: str, msg: Messages, layout: Layout) -> Factor:
         own_shape=Size(kept[layout.nesting - len(layout.batch_shape) :]),
         scale=msg["scale"],
         unweighed=lambda: reduced(scores),
+        weight=lambda: reduced(scale_and_mask(torch.ones_like(scores), msg["scale"], msg["mask"]))[0] / times,
     )
