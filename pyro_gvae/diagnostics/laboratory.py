@@ -31,8 +31,9 @@ from ..runtime.rng import seeded
 from ..train.step import make_step
 from ..train.trained import load_model, trained_models
 from .candidates import Candidate, candidates
-from .gradient_report import Setup, exact_reference, measure
+from .gradient_report import Setup, measure
 from .probe import Wrt, make_problem
+from .references import References, exact_reference
 from .reinmax import reinmax_row
 from .timing import make_clock
 
@@ -113,8 +114,8 @@ def _rows(
     setups: dict[str, Setup] = {}
     for kind, one in cells:
         if kind not in setups:
-            reference = exact_reference(problem, truth.make(), kind, seed=config.seed)
-            setups[kind] = Setup(problem, kind, reference, samples[kind], clock, clock(truth), seed=config.seed)
+            references = References(problem, kind, [truth], count=lambda _: 1, seed=config.seed)
+            setups[kind] = Setup(problem, kind, references, samples[kind], clock, clock(truth), seed=config.seed)
         yield measure(setups[kind], one)
 
 

@@ -13,6 +13,7 @@ from ..data.dataset import Dataset, fixed_part
 from ..estimators import Estimator
 from ..exact import HasPair
 from ..exact.plan import PerLatent, per_latent
+from ..handlers.parameters import OwnParameters
 from ..programs.layout import lay_out
 from ..programs.modes import judging
 from ..programs.runs import bind_pair, items, split
@@ -67,7 +68,8 @@ def own_objective(pair: HasPair, estimator: Estimator, x: Tensor) -> float:
     estimated with one new sample per datum. It is not the ELBO of the discrete model.
     """
     model, guide, elbo = estimator.bind(pair)
-    with pyro.get_param_store().scope():
+    store = pyro.get_param_store()
+    with store.scope(store.get_state()), OwnParameters():
         return -float(elbo.loss(model, guide, *items(x))) / len(items(x)[0])
 
 
