@@ -90,6 +90,7 @@ class FreeBits(TensorELBO):
 
     def why_not_recordable(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str | None:
         """Return the other loss's reason, if it has one."""
+        self._way(bind(model, guide, *args, **kwargs), model, guide, args, kwargs)  # not while the loss is recorded
         return (
             self.elbo.why_not_recordable(model, guide, *args, **kwargs) if isinstance(self.elbo, TensorELBO) else None
         )
@@ -132,7 +133,7 @@ class FreeBits(TensorELBO):
     def _penalty(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Return the sum of B max(lambda - KL_n, 0) over all latents, shape ()."""
         runs = bind(model, guide, *args, **kwargs)
-        layout, way = self._ways.find((model, guide), args, kwargs, partial(_find, runs))
+        layout, way = self._way(runs, model, guide, args, kwargs)
         kls = way(runs, layout)
         self._check_names(kls)
         terms = []
@@ -140,6 +141,12 @@ class FreeBits(TensorELBO):
             mean = kl.value / kl.weight.clamp_min(torch.finfo(kl.value.dtype).tiny)  # a weight of 0 is allowed
             terms.append(kl.weight * (self._threshold(name) - mean).clamp_min(0).sum())
         return functools.reduce(torch.add, terms)
+
+    def _way(
+        self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Layout, Way]:
+        """Return how the KLs are computed, which a few small runs find out; kept for arguments of equal shapes."""
+        return self._ways.find((model, guide), args, kwargs, partial(_find, runs))
 
     def _check_names(self, known: Iterable[str]) -> None:
         unknown = [] if isinstance(self.nats, float) else [name for name in self.nats if name not in known]

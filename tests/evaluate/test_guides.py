@@ -13,6 +13,12 @@ from pyro_gvae.evaluate.code_statistics import guide_log_probs, joint_mutual_inf
 from pyro_gvae.evaluate.guides import joined, read_guide
 from pyro_gvae.evaluate.importance import importance_weighted
 from pyro_gvae.exact import Pair
+from pyro_gvae.handlers import weigh_kl
+from pyro_gvae.models.bernoulli_vae import BernoulliVAE
+from pyro_gvae.models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
+from pyro_gvae.programs.kls import closed_kls, summed_kls
+from pyro_gvae.programs.layout import lay_out
+from pyro_gvae.programs.runs import bind_pair
 
 DISCRETE = ["two layers, independent", "two layers, bottom-up", "two layers, top-down", "bits and an integer"]
 
@@ -174,3 +180,30 @@ def test_the_neighbourhood_of_the_guides_mode(name):
     for b, mode in enumerate(modes):
         near = [s for s, one in enumerate(said) if sum(one.digits[n] != said[mode].digits[n] for n in one.digits) <= 1]
         torch.testing.assert_close(found.neighbourhood[b], joint[near, b].logsumexp(0))
+
+
+READY = {
+    "layers": lambda: HierarchicalCategoricalVAE(6, num_latents=2, num_categories=3, hidden=(5,)),
+    "bits": lambda: BernoulliVAE(6, num_bits=2, hidden=(5,)),
+}
+
+
+@pytest.mark.parametrize("name", READY)
+def test_the_kls_of_ready_programs_are_those_of_the_elbo(name):
+    """The ELBO without its KL is the reconstruction term."""
+    torch.manual_seed(0)
+    vae, x = READY[name]().double(), torch.rand(5, 6).round().double()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    without = Pair(*(weigh_kl(program, beta=0.0) for program in (vae.model, vae.guide)))
+    kl = exact.elbo(without, x) - exact.elbo(vae, x)
+    found = read_guide(vae, x)
+    torch.testing.assert_close(sum(found.kls.values()), kl)
+    runs = bind_pair(vae, x)
+    layout = lay_out(runs)
+    digits = summed_kls(runs, layout)
+    assert {name: own.value.shape for name, own in digits.items()} == dict.fromkeys(found.kls, (2,))
+    torch.testing.assert_close(sum(own.value.sum() for own in digits.values()), kl.sum())
+    if name == "bits":
+        torch.testing.assert_close(closed_kls(runs, layout), digits)
