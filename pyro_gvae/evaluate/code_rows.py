@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Part
-from ..programs.draws import most_probable
+from ..programs.choices import most_probable
 from .bounds import BoundRows, Row
 from .code_statistics import (
     LatentStatistics,

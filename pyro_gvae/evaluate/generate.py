@@ -11,7 +11,7 @@ from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..exact import HasPair
 from ..exact.plan import PerLatent, per_latent
 from ..models.categorical_vae import CategoricalVAE
-from ..programs.draws import latent_values, most_probable, one_draw
+from ..programs.choices import latent_values, most_probable, one_draw
 from ..programs.modes import judging
 from ..programs.runs import bind_pair, items
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..distributions.codes import hamming_neighbours
 from ..exact.plan import bytes_of_code
-from ..programs.draws import draw, latent_values, lay_out_draws, most_probable
+from ..programs.choices import latent_values, most_probable
+from ..programs.draws import draw, lay_out_draws
 from ..programs.factors import Codes
 from ..programs.joint import joint_scores
 from ..programs.layout import lay_out

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -68,7 +68,8 @@ class Factor(NamedTuple):
     own_shape: Size  # the batch shape of all discrete latents, with 1 where data share the statement
     scale: float | Tensor
     unweighed: Callable[[], Tensor]  # neither scaled nor masked, nor divided among the data that share it
-    weight: Callable[[], Tensor]  # (B,): by what it is scaled, masked and divided, times the number of its values
+    weigh: Callable[[Tensor], Tensor]  # scales, masks and divides other values than the log-probability
+    fn: Any  # the distribution
 
 
 class Reading(NamedTuple):

@@ -107,7 +107,8 @@ def _ratios(found: Drawn) -> Iterable[tuple[str, Tensor, Tensor]]:
         yield name, ratio * weight.unsqueeze(-1), weight.sum()
     for name, factor in found.q.factors.items():
         if name in found.p.factors:
-            yield name, (factor.log_prob - found.p.factors[name].log_prob).unsqueeze(-1), factor.weight().sum()
+            weight = factor.weigh(factor.log_prob.new_ones(factor.fn.batch_shape))[0]
+            yield name, (factor.log_prob - found.p.factors[name].log_prob).unsqueeze(-1), weight.sum()
 
 
 def _both_independent(q: Reading, p: Reading) -> dict[str, LatentKL]:

@@ -226,10 +226,16 @@ def _factor(name: str, msg: Messages, layout: Layout) -> Factor:
         return values.sum_to_size(len(values), *kept).expand(-1, *own).reshape(len(values), -1)
 
     times = Size(own).numel() // Size(kept).numel()  # data that share a statement count it once together
+
+    def weigh(values: Tensor) -> Tensor:
+        values = reduced(scale_and_mask(values, msg["scale"], msg["mask"]))
+        return values if times == 1 else values / times
+
     return Factor(
         log_prob=reduced(weighed) if times == 1 else reduced(weighed) / times,
         own_shape=Size(kept[layout.nesting - len(layout.batch_shape) :]),
         scale=msg["scale"],
         unweighed=lambda: reduced(scores),
-        weight=lambda: reduced(scale_and_mask(torch.ones_like(scores), msg["scale"], msg["mask"]))[0] / times,
+        weigh=weigh,
+        fn=msg["fn"],
     )
