@@ -40,7 +40,10 @@ def term_rows(bounds: BoundRows, said: Guided, mean: Mean, method: str) -> Itera
     kl = functools.reduce(torch.add, said.kls.values())  # (B,)
     elbo = bounds.elbo if bounds.elbo.numel() == kl.numel() else bounds.elbo.sum() / kl.numel()
     yield Row("reconstruction", mean(elbo + kl), "nats", bounds.method)
-    yield from _with_parts("kl", {name: mean(own) for name, own in said.kls.items()}, mean(kl), "nats", method)
+    yield Row("kl", mean(kl), "nats", method)
+    if len(said.kls) > 1:
+        for name, own in said.kls.items():
+            yield Row(f"kl[{name}]", mean(own), "nats", "exact" if name in said.closed else method)
 
 
 def code_rows(said: Guided, mean: Mean, method: str, *, apart: bool) -> Iterator[Row]:

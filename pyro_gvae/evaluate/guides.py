@@ -36,6 +36,7 @@ class Guided(NamedTuple):
             it. They add up to KL(q || p).
         table: log q(z | x) of all joint codes, (S, B), if they were summed over and are few enough.
         is_factorized: whether each discrete latent depends on no other, and no continuous one, in the guide.
+        closed: the latents whose KL is in closed form.
         is_exact: whether nothing was drawn.
     """
 
@@ -44,6 +45,7 @@ class Guided(NamedTuple):
     kls: dict[str, Tensor]
     table: Tensor | None
     is_factorized: bool
+    closed: frozenset[str]
     is_exact: bool
 
 
@@ -131,8 +133,7 @@ def _expected(
         for name, site in one.q.sites.items():
             if name not in guide:
                 shapes[name] = site.own_shape
-                probs = site.log_probs.exp().expand(*one.weights.shape, -1, -1)
-                totals["probs", name] = totals["probs", name] + torch.einsum("sb,sbnk->bnk", one.weights, probs)
+                totals["probs", name] = totals["probs", name] + _mean_probs(one.weights, site)
                 totals["entropy", name] = totals["entropy", name] + (one.weights * _entropy(site)).sum(0)
             if name not in guide or name not in prior:
                 log_ratio = _weighed(site, one.codes) - _weighed(one.p.sites[name], one.codes)
@@ -161,8 +162,19 @@ def _expected(
         kls=kls,
         table=torch.cat([rows.expand(-1, layout.batch_size) for rows in table]) if table else None,
         is_factorized=len(guide) == len(layout.space.latents),
+        closed=frozenset(guide) & frozenset(prior),
         is_exact=is_exact,
     )
+
+
+def _mean_probs(weights: Tensor, site: Site) -> Tensor:
+    """Return the weighted mean of a latent's probabilities, (B, N, K)."""
+    probs = site.log_probs.exp()
+    if not site.depends:
+        return weights.sum(0)[:, None, None] * probs
+    if probs.shape[1] == 1:  # the same for all data: one matrix product
+        return (weights.T @ probs.flatten(1)).unflatten(1, probs.shape[2:])
+    return torch.einsum("sb,sbnk->bnk", weights, probs)
 
 
 def _entropy(site: Site) -> Tensor:
