@@ -1,14 +1,18 @@
 """What a guide says of several latents, against a loop over all joint codes in stock Pyro."""
 
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from brute import every_code, expected, kls, latents_of, sharp, weights_of
-from pairs import DATA, B
+from pairs import DATA, B, D, bottom_up_guide, concatenated, two_layers_model
 from torch import Tensor
 
 from pyro_gvae import exact
+from pyro_gvae.elbos.exact import ExactELBO
+from pyro_gvae.elbos.free_bits import FreeBits
 from pyro_gvae.evaluate.code_statistics import guide_log_probs, joint_mutual_information, table_mutual_information
 from pyro_gvae.evaluate.guides import joined, read_guide
 from pyro_gvae.evaluate.importance import importance_weighted
@@ -207,3 +211,22 @@ def test_the_kls_of_ready_programs_are_those_of_the_elbo(name):
     torch.testing.assert_close(sum(own.value.sum() for own in digits.values()), kl.sum())
     if name == "bits":
         torch.testing.assert_close(closed_kls(runs, layout), digits)
+
+
+@pytest.mark.filterwarnings("ignore:Expected programs that take codes")
+def test_programs_that_take_one_code_at_a_time_have_the_same_numbers():
+    plain = sharp("two layers, bottom-up", 3.0)
+    store = pyro.get_param_store()
+    matrices = {tuple(value.shape): value for _, value in store.items()}
+    pair = Pair(partial(two_layers_model, dense=concatenated), partial(bottom_up_guide, dense=concatenated))
+    for inputs, out in (((D, 4), 3), ((3, 4), D)):  # what is concatenated has one matrix of the two
+        pyro.param(f"w{sum(inputs)}x{out}", torch.cat([matrices[size, out] for size in inputs]))
+    expected = read_guide(plain, DATA)
+    found = read_guide(pair, DATA)
+    torch.testing.assert_close(found.log_probs, expected.log_probs)
+    torch.testing.assert_close(found.kls, expected.kls)
+    torch.testing.assert_close(found.table, expected.table)
+    near = [importance_weighted(own, DATA, 1).neighbourhood for own in (plain, pair)]
+    torch.testing.assert_close(*near)
+    free = [FreeBits(ExactELBO(), 0.4).loss(own.model, own.guide, DATA) for own in (plain, pair)]
+    assert free[0] == pytest.approx(free[1])
