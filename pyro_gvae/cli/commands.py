@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 import torch
@@ -76,7 +77,8 @@ def encode_command(config: EncodeConfig) -> str:
     part = fixed_part(trained.data, config.part, config.num_data)
     with torch.random.fork_rng():
         torch.manual_seed(config.random_seed)
-        codes = encode(trained.vae, part.x, config.kind, max_memory=in_bytes(config.max_memory)).argmax(-1)  # (M, N)
+        found = encode(trained.vae, part.x, config.kind, max_memory=in_bytes(config.max_memory))
+        codes = cast(Tensor, found).argmax(-1)  # (M, N) of its one latent
     tensors = {"codes": codes} | ({} if part.labels is None else {"labels": part.labels})
     frame = pd.DataFrame(codes.numpy(), columns=[f"latent_{n}" for n in range(codes.shape[1])])
     if part.labels is not None:

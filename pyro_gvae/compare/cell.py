@@ -1,9 +1,10 @@
 """Train one cell of a comparison in its own folder, evaluate it as a discrete model, and make its pictures."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+from torch import Tensor
 
 from .. import exact
 from ..config.train import TrainConfig
@@ -43,7 +44,8 @@ def train_cell(job: Job) -> None:
     fit(vae, data, config, output=folder, resume=True, progress=False, measure=_measure)
     with own_randomness(derived_seed("pictures", config.seed)):
         arrays = pictured(vae, initial_model(config, data), data)
-        arrays["code_usage"] = code_usage(vae, data.test, max_memory=in_bytes(config.max_memory))
+        usage = code_usage(vae, data.test, max_memory=in_bytes(config.max_memory))
+        arrays["code_usage"] = cast(Tensor, usage)  # of its one latent
     save_tensors(folder / PICTURES, arrays)
 
 

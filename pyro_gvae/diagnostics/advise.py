@@ -1,19 +1,18 @@
 """Measure estimators for a short time on one model, and recommend one."""
 
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import pandas as pd
 
-from .. import exact
 from ..config.gradients import AdviseConfig
-from ..config.names import EstimatorName
 from ..config.units import in_bytes
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset
 from ..data.datasets import load
-from ..estimators import ESTIMATORS, estimator
+from ..estimators import ESTIMATORS, Estimator, estimator
+from ..exact import HasPair
 from ..models.categorical_vae import CategoricalVAE
 from ..runs.folder import new_run_folder
 from ..runs.frames import write_csv
@@ -24,22 +23,12 @@ from ..runtime.rng import seeded
 from ..runtime.work import OPERATIONS_PER_SECOND
 from ..train.step import make_step
 from .candidates import Candidate, candidates
-from .gradient_report import NUM_GROUPS, Setup, exact_reference, measure, sample_moments
-from .moments import Reference
-from .probe import Probe, Problem, make_problem
+from .gradient_report import NUM_GROUPS, Setup, measure
+from .probe import Probe, make_problem
 from .recommend import Advice, recommend
+from .references import LEAST_NOISY, References, obstacle_to_sums
 from .timing import make_clock
 
-#: If the exact gradient is not available, the mean of an unbiased estimator replaces it: the first of these that can
-#: be measured, from the least to the most noisy; any others come last.
-LEAST_NOISY: tuple[EstimatorName, ...] = (
-    "local-expectation",
-    "reinforce-loo",
-    "relax",
-    "rebar",
-    "reinforce-baseline",
-    "reinforce",
-)
 #: About how often the exact gradient is computed: for the reference, for its own row, and for timing.
 EXACT_CALLS = 12
 
@@ -47,9 +36,9 @@ EXACT_CALLS = 12
 def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
     """Train for a fifth of the time, measure all feasible estimators on one batch, and recommend one.
 
-    Gradients are with respect to all parameters. They are compared with the exact gradient if the sum over K^N codes
-    fits into the time; otherwise with the mean over many estimates by an unbiased estimator, corrected for its noise.
-    If neither is available, only noise and speed are compared.
+    Gradients are with respect to all parameters. They are compared with the exact gradient if the sum over all codes
+    fits into the time; otherwise, or beside continuous latents, with the mean over many estimates by an unbiased
+    estimator, corrected for its noise. If neither is available, only noise and speed are compared.
 
     Args:
         config: model, data and time.
@@ -69,31 +58,66 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
     with seeded(config.seed):
         vae = CategoricalVAE(data.train.shape[1], config.num_latents, config.num_categories, config.hidden)
         _train(vae, data, config)
-    problem = make_problem(vae, next(epoch_batches(data, config.batch_size, seed=config.seed, epoch=0)))
-    max_memory = in_bytes(config.max_memory)
-    truth = estimator("exact", max_memory=max_memory)
-    obstacle = _obstacle(problem, config.seconds / 2 / EXACT_CALLS * OPERATIONS_PER_SECOND, max_memory)
-    grid = candidates(
-        config.estimators or tuple(ESTIMATORS),
+    x = next(epoch_batches(data, config.batch_size, seed=config.seed, epoch=0))
+    table, found = advise_on(
+        vae,
+        x,
+        estimators=config.estimators,
         temperatures=config.temperatures,
-        kl="categorical",
-        max_memory=max_memory,
+        seconds=config.seconds,
+        max_memory=in_bytes(config.max_memory),
+        seed=config.seed,
+    )
+    if folder is not None:
+        write_csv(folder / "advice.csv", table)
+    return table, found
+
+
+def advise_on(
+    pair: HasPair,
+    x: Any,
+    *,
+    estimators: Sequence[str | Estimator] = (),
+    temperatures: Sequence[float] = (0.5, 1.0),
+    seconds: float = 60.0,
+    max_memory: float | None = None,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, Advice]:
+    """Measure all feasible estimators on a program as it is, and recommend one; see :func:`advise`.
+
+    Args:
+        pair: a pair of programs with any latents, best after a few epochs of training; it is not changed.
+        x: a batch, (B, ...), or a tuple of all arguments of the programs.
+        estimators: names in the registry, or estimators; all if empty.
+        temperatures: temperatures for the named estimators that have one.
+        seconds: of which the measurements take about three quarters.
+        max_memory: bytes that an exact sum may use.
+        seed: seed of the samples.
+
+    Returns:
+        The measured table, and the advice.
+
+    Raises:
+        ValueError: if nothing could be measured.
+    """
+    problem = make_problem(pair, x)
+    obstacle = obstacle_to_sums(problem, seconds / 2 / EXACT_CALLS * OPERATIONS_PER_SECOND, max_memory, seed=seed)
+    grid = candidates(
+        estimators or tuple(ESTIMATORS), temperatures=temperatures, kl="categorical", max_memory=max_memory
     )
     grid = [one for one in grid if _is_feasible(one, obstacle)]
+    truths = candidates(["exact"], max_memory=max_memory) if obstacle is None else _unbiased(grid)
+    references = References(
+        problem, "parameters", truths, count=lambda probe: _num_affordable(probe, seconds / 4), seed=seed
+    )
     clock = make_clock(problem)
-    if obstacle is None:
-        reference: Reference | None = exact_reference(problem, truth, "parameters", seed=config.seed)
-    else:
-        reference = _sampled_reference(problem, grid, config)
-    share = config.seconds / 2 / max(len(grid), 1)
+    share = seconds / 2 / max(len(grid), 1)
     memory: dict[Hashable, int] = {}
     rows = []
     for one in Progress(grid, desc="advise", unit="row"):
-        setup = Setup(problem, "parameters", reference, 2 * NUM_GROUPS, clock, budget=1.0, seed=config.seed)
+        setup = Setup(problem, "parameters", references, 2 * NUM_GROUPS, clock, budget=1.0, seed=seed)
         rows.append(_row(setup, one, share, memory))
     table = pd.DataFrame(rows)
-    if folder is not None:
-        write_csv(folder / "advice.csv", table)
     return table, recommend(table, obstacle)
 
 
@@ -137,37 +161,18 @@ def _train(vae: CategoricalVAE, data: Dataset, config: AdviseConfig) -> None:
             step(x)
 
 
-def _obstacle(problem: Problem, most_operations: float, max_memory: float | None) -> str | None:
-    """Return why the codes cannot be summed over, or None if they can."""
-    try:
-        cost = exact.cost(problem.pair, problem.x, max_memory=max_memory)
-    except ValueError as refusal:
-        return str(refusal).split("\n")[0]
-    if cost.operations <= most_operations:
-        return None
-    return f"One exact gradient sums over {cost.num_codes:,} codes, which takes about {cost.seconds:.2g} seconds."
-
-
-def _sampled_reference(problem: Problem, grid: list[Candidate], config: AdviseConfig) -> Reference | None:
-    """Return the mean of many estimates by an unbiased estimator; None if none is available with small enough noise."""
+def _unbiased(grid: list[Candidate]) -> list[Candidate]:
+    """Return those that sample without bias, from the least noisy to the most; those that are unknown come last."""
     ranks: dict[str, int] = {name: rank for rank, name in enumerate(LEAST_NOISY)}
+    found = []
     for one in sorted(grid, key=lambda one: ranks.get(one.name, len(ranks))):
         try:
             chosen = one.make()
-            if not chosen.is_unbiased or chosen.is_exact:
-                continue
-            with seeded(config.seed):
-                count = _num_affordable(Probe(problem, chosen, wrt="parameters"), config.seconds / 4)
-            found = sample_moments(
-                problem, chosen, reference=None, num_samples=count, num_groups=1, wrt="parameters", seed=config.seed + 1
-            )
         except ValueError:
-            continue
-        error = float(found.variance.sum()) / count
-        reference = Reference(found.mean.to(found.total.dtype), error, f"the mean of {count} estimates by {one.name}")
-        if error < reference.squared_norm:  # with more noise, its direction is unknown
-            return reference
-    return None
+            continue  # its row will hold the error
+        if chosen.is_unbiased and not chosen.is_exact:
+            found.append(one)
+    return found
 
 
 def advice_table(table: pd.DataFrame) -> str:

@@ -1,24 +1,25 @@
-"""Compare estimators' gradients with the exact one: bias, variance, direction and cost."""
+"""Compare estimators' gradients with the exact one, or with a long mean: bias, variance, direction and cost."""
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from torch import Tensor
 
+from ..config.checks import MOST_OPERATIONS
 from ..estimators import Estimator
 from ..exact import HasPair
-from ..runtime.rng import seeded
 from .candidates import Candidate, candidates
-from .moments import Moments, Reference, gather, summarize
-from .probe import Probe, Problem, Term, Wrt, make_problem
+from .moments import Reference, summarize
+from .probe import Probe, Problem, Wrt, is_deterministic, make_problem
+from .references import LEAST_NOISY, References, obstacle_to_sums, sample_moments
 from .timing import Clock, make_clock
 
 #: Number of independent groups of samples, for the jackknife's standard errors.
 NUM_GROUPS = 16
+#: A sampled reference is the mean of so many times the estimates of a row.
+REFERENCE_SAMPLES = 4
 #: The columns that compare with the exact gradient.
 COMPARED = tuple(
     f"{name}{error}"
@@ -31,7 +32,7 @@ COLUMNS = (*COMPARED, "relative_std", "relative_std_se", "snr", "snr_se")
 
 def gradient_report(
     vae: HasPair,
-    x: Tensor,
+    x: Any,
     estimators: Sequence[str | Estimator],
     *,
     temperatures: Sequence[float] = (),
@@ -42,14 +43,16 @@ def gradient_report(
     seed: int = 0,
     budget: float | None = None,
     vectorize: bool = True,
+    max_operations: float = MOST_OPERATIONS,
     **options: Any,
 ) -> pd.DataFrame:
     r"""Measure bias, variance, direction and cost of estimators' gradients against the exact gradient of the ELBO.
 
     g is one estimate of the gradient of the loss (-ELBO in nats, summed over the data), from one call of the estimator
-    with its own number of samples; G is the exact gradient (`ExactELBO`). Means and variances are over estimates, norms
-    over all coordinates. The squared norm of a mean of n estimates is too large by tr Var g / n. This is subtracted
-    below wherever such norms occur, so that only the standard errors depend on n. The columns:
+    with its own number of samples; G is the exact gradient (`ExactELBO`), or what replaces it, see below. Means and
+    variances are over estimates, norms over all coordinates. The squared norm of a mean of n estimates is too large by
+    tr Var g / n. This is subtracted below wherever such norms occur, so that only the standard errors depend on n. The
+    columns:
 
     - `relative_bias`: ||E g - G|| / ||G||; and `squared_bias`, its square with its own standard error, which can be
       negative by chance if there is no bias;
@@ -64,29 +67,37 @@ def gradient_report(
 
     Each has a standard error `_se` from a jackknife over 16 groups of estimates: exact for means, conservative for a
     squared bias near 0; errors of the times and of a sampled reference are not included. `approximates` says what the
-    estimator estimates, and `unbiased` whether it claims to be unbiased. If an estimator does not estimate the ELBO
-    (exact-evidence, vimco, reweighted-wake-sleep), the columns that compare with G are empty. If it cannot be created,
-    or refuses the problem, `refused` has the error message.
+    estimator estimates, and `unbiased` whether it claims to be unbiased. An estimator whose KL is weighed, or partly
+    free, is held against the gradient of that objective. If an estimator does not estimate an ELBO (exact-evidence,
+    vimco, reweighted-wake-sleep), the columns that compare with G are empty. If it cannot be created, or refuses the
+    problem, `refused` has the error message.
+
+    `reference` says what G is. If there are too many codes to sum over, or continuous latents, it is the mean of four
+    times as many estimates by an unbiased estimator: the exact sum over codes given draws of continuous latents if that
+    is possible, else the least noisy one that accepts the problem. Its noise is subtracted from biases and norms, and
+    `reference_error` is its size relative to G. If there is none with a smaller error than G, columns are empty, too.
 
     Args:
-        vae: a `CategoricalVAE`, or another program with one one-hot site; it is not changed.
-        x: data (B, ...).
+        vae: a `CategoricalVAE`, or a pair of programs with any latents; it is not changed.
+        x: data (B, ...), or a tuple of all arguments of the programs.
         estimators: names in the registry, or estimators.
         temperatures: temperatures for the named estimators that have one.
         num_samples: number of estimates of the logits' gradient.
         num_parameter_samples: number of estimates of the parameters' gradient, each of which takes a call.
-        wrt: "logits": those of the guide's one-hot site, (B, N, K); "parameters": all of model and guide.
+        wrt: "logits": those of the guide's discrete latents, (B, N, K) of each, see
+            :class:`~pyro_gvae.diagnostics.probe.Probe`; "parameters": all of model and guide.
         dtype: the type to compute in, for example torch.float64; None keeps the program's.
         seed: seed of the samples, the same for all estimators; the caller's random state is not changed.
-        budget: t in seconds; None is the time of a step of the exact ELBO.
+        budget: t in seconds; None is the time of a step of the exact ELBO, or of the first estimator that replaces it.
         vectorize: see :class:`~pyro_gvae.diagnostics.probe.Probe`.
+        max_operations: most operations of one exact gradient, as :func:`pyro_gvae.exact.cost` counts.
         **options: options passed to those named estimators that accept them, such as `kl` or `max_memory`.
 
     Returns:
         One row for each (estimator, temperature, wrt).
 
     Raises:
-        ValueError: if the exact gradient cannot be computed, or there are fewer than two samples for each group.
+        ValueError: if there are fewer than two samples for each group.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE
@@ -100,20 +111,37 @@ def gradient_report(
     grid = candidates(estimators, temperatures=temperatures, **options)
     clock = make_clock(problem)
     [exact] = candidates(["exact"], **options)
+    obstacle = obstacle_to_sums(problem, max_operations, options.get("max_memory"), seed=seed)
+    truths = [*([exact] if obstacle is None else []), *candidates(LEAST_NOISY, **options)]
     rows = []
     for kind in wrt:
+        count = num_samples if kind == "logits" else num_parameter_samples
         setup = Setup(
             problem,
             kind,
-            exact_reference(problem, exact.make(), kind, seed=seed),
-            num_samples=num_samples if kind == "logits" else num_parameter_samples,
+            References(problem, kind, truths, count=_always(REFERENCE_SAMPLES * count), seed=seed, vectorize=vectorize),
+            num_samples=count,
             clock=clock,
-            budget=clock(exact) if budget is None else budget,
+            budget=_seconds(clock, truths) if budget is None else budget,
             seed=seed,
             vectorize=vectorize,
         )
         rows += [measure(setup, candidate) for candidate in grid]
     return pd.DataFrame(rows)
+
+
+def _always(count: int) -> Callable[[Probe], int]:
+    return lambda _: count
+
+
+def _seconds(clock: Clock, truths: Sequence[Candidate]) -> float:
+    """Return the time of a step of the first that accepts the problem."""
+    for truth in truths:
+        try:
+            return clock(truth)
+        except ValueError:
+            continue
+    return math.nan
 
 
 def check_samples(*counts: int) -> None:
@@ -124,11 +152,11 @@ def check_samples(*counts: int) -> None:
 
 
 class Setup(NamedTuple):
-    """What the rows of a report share: the problem, the reference and the sampling; see :func:`gradient_report`."""
+    """What the rows of a report share: the problem, the references and the sampling; see :func:`gradient_report`."""
 
     problem: Problem
     wrt: Wrt
-    reference: Reference | None
+    references: Callable[[Estimator], Reference | None]
     num_samples: int
     clock: Clock
     budget: float
@@ -142,12 +170,13 @@ def measure(setup: Setup, candidate: Candidate) -> dict[str, Any]:
     try:
         chosen = candidate.make()
         row |= {"approximates": chosen.approximates, "unbiased": chosen.is_unbiased}
-        num_samples = 1 if chosen.is_exact else setup.num_samples
+        num_samples = 1 if is_deterministic(setup.problem, chosen) else setup.num_samples
+        reference = setup.references(chosen)
         found = sample_moments(
             setup.problem,
             chosen,
             wrt=setup.wrt,
-            reference=setup.reference,
+            reference=reference,
             num_samples=num_samples,
             num_groups=min(NUM_GROUPS, num_samples),
             seed=setup.seed,
@@ -156,48 +185,16 @@ def measure(setup: Setup, candidate: Candidate) -> dict[str, Any]:
         seconds = setup.clock(candidate)
     except ValueError as refusal:
         return row | dict.fromkeys(COLUMNS) | {"refused": str(refusal).split("\n")[0]}
-    reference = setup.reference or Reference(torch.full_like(found.total[0], torch.nan), name="none")
+    reference = reference or Reference(torch.full_like(found.total[0], torch.nan), name="none")
     numbers = summarize(found, reference, samples_per_budget=setup.budget / seconds)
     if not chosen.objective.is_elbo:
         numbers |= dict.fromkeys(COMPARED, math.nan)
-    row |= {"reference": reference.name, "samples": num_samples, "seconds": seconds, "budget": setup.budget}
+    error = math.sqrt(reference.squared_error / reference.squared_norm) if reference.squared_error else 0.0
+    row |= {
+        "reference": reference.name,
+        "reference_error": error,
+        "samples": num_samples,
+        "seconds": seconds,
+        "budget": setup.budget,
+    }
     return row | {name: numbers[name] for name in COLUMNS} | {"refused": None}
-
-
-def exact_reference(problem: Problem, exact: Estimator, wrt: Wrt, *, term: Term = "elbo", seed: int = 0) -> Reference:
-    """Compute the gradient of the exact ELBO, or of its reconstruction term alone."""
-    with seeded(seed):
-        return Reference(Probe(problem, exact, wrt=wrt, term=term)()[0])
-
-
-def sample_moments(
-    problem: Problem,
-    chosen: Estimator,
-    *,
-    reference: Reference | None,
-    num_samples: int,
-    num_groups: int,
-    wrt: Wrt = "logits",
-    term: Term = "elbo",
-    seed: int = 0,
-    vectorize: bool = True,
-) -> Moments:
-    """Draw seeded estimates of a gradient and return their sums."""
-    with seeded(seed):
-        probe = Probe(problem, chosen, wrt=wrt, term=term, vectorize=vectorize)
-        first = probe()
-        against = torch.full_like(first[0], torch.nan) if reference is None else reference.gradient
-        sizes = _split(num_samples - 1, probe.most_repeats)
-        blocks = itertools.chain([first], map(probe, sizes))
-        return gather(blocks, against, num_samples=num_samples, num_groups=num_groups)
-
-
-def _split(total: int, most: int) -> list[int]:
-    """Split a number into nearly equal parts of at most `most`, since equal shapes share one plan.
-
-    Example:
-        >>> _split(10, 4)
-        [4, 3, 3]
-    """
-    parts = -(-total // most)
-    return [total // parts + (i < total % parts) for i in range(parts)]

@@ -18,6 +18,7 @@ from ..config.units import codes_in_words, in_bytes
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset
 from ..data.datasets import load
+from ..estimators import Estimator
 from ..models.categorical_vae import CategoricalVAE
 from ..report.gradient_figures import draw_against_temperature, draw_along_training
 from ..report.style import save_figure
@@ -31,8 +32,10 @@ from ..runtime.rng import seeded
 from ..train.step import make_step
 from ..train.trained import load_model, trained_models
 from .candidates import Candidate, candidates
-from .gradient_report import Setup, exact_reference, measure
+from .gradient_report import Setup, measure
+from .moments import Reference
 from .probe import Wrt, make_problem
+from .references import exact_reference
 from .reinmax import reinmax_row
 from .timing import make_clock
 
@@ -114,8 +117,14 @@ def _rows(
     for kind, one in cells:
         if kind not in setups:
             reference = exact_reference(problem, truth.make(), kind, seed=config.seed)
-            setups[kind] = Setup(problem, kind, reference, samples[kind], clock, clock(truth), seed=config.seed)
+            references = _always(reference)
+            setups[kind] = Setup(problem, kind, references, samples[kind], clock, clock(truth), seed=config.seed)
         yield measure(setups[kind], one)
+
+
+def _always(reference: Reference) -> Callable[[Estimator], Reference]:
+    """Return the reference of all estimators, which have one objective here."""
+    return lambda _: reference
 
 
 def _snapshots(config: GradientsConfig) -> list[Snapshot]:

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, final
 
@@ -12,12 +12,16 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from ..distributions.parameters import at_least_float32
 from ..estimators import Estimator, own_state
 from ..exact import HasPair, Pair
 from ..handlers import discretize
 from ..handlers.parameters import OwnParameters, announce
-from ..handlers.sites import Messages, Program, discrete
-from ..programs.reader import read_guide
+from ..handlers.sites import Discrete, Messages, Program, discrete
+from ..programs.layout import lay_out
+from ..programs.modes import without_trace
+from ..programs.runs import bind, items
+from ..programs.statements import Reader, first_value
 from ..runtime.autograd import kept_gradients
 from ..runtime.compat.pyro import leaf_of
 from ..runtime.memory import peak_memory
@@ -25,6 +29,8 @@ from ..runtime.tuning import tuning
 
 Wrt = Literal["logits", "parameters"]
 Term = Literal["elbo", "reconstruction"]
+#: The logits of a latent, from its name and distribution; None if it keeps its own.
+Logits = Callable[[str, Discrete], Tensor | None]
 #: Number of calls before anything is measured, in which an estimator's running averages and control variates settle.
 WARMUP = 50
 
@@ -33,8 +39,13 @@ class Problem(NamedTuple):
     """A copy of a program with its data: using it changes neither the caller's parameters nor the param store."""
 
     pair: HasPair
-    x: Tensor
+    x: Any  # data (B, ...), or a tuple of all arguments of the programs
     store: dict[str, Any]  # the state of Pyro's param store
+
+    @property
+    def num_data(self) -> int:
+        """B."""
+        return len(items(self.x)[0])
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -43,12 +54,12 @@ class Problem(NamedTuple):
             yield
 
 
-def make_problem(pair: HasPair, x: Tensor, *, dtype: torch.dtype | None = None) -> Problem:
+def make_problem(pair: HasPair, x: Any, *, dtype: torch.dtype | None = None) -> Problem:
     """Make a problem of a program and its data; a module is copied.
 
     Args:
         pair: a `CategoricalVAE`, another module with a model and a guide, or a :class:`~pyro_gvae.exact.Pair`.
-        x: data (B, ...).
+        x: data (B, ...), or a tuple of all arguments of the programs.
         dtype: the type to compute in; None keeps that of the program.
 
     Raises:
@@ -59,17 +70,39 @@ def make_problem(pair: HasPair, x: Tensor, *, dtype: torch.dtype | None = None) 
         pair = pair if dtype is None else pair.to(dtype)
     elif dtype is not None:
         raise ValueError(f"Expected a module, which can be converted to {dtype}, but found a pair. Try dtype=None.")
-    return Problem(pair, x if dtype is None else x.to(dtype), dict(pyro.get_param_store().get_state()))
+    if dtype is not None:
+        converted = [value.to(dtype) if is_floating(value) else value for value in items(x)]
+        x = converted[0] if isinstance(x, Tensor) else tuple(converted)
+    return Problem(pair, x, dict(pyro.get_param_store().get_state()))
+
+
+def is_floating(value: Any) -> bool:
+    """Return whether an argument of a program is a tensor of floating-point numbers."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def is_deterministic(problem: Problem, estimator: Estimator) -> bool:
+    """Return whether an estimator's gradient is always the same: it sums over codes, and nothing else is latent."""
+    return estimator.is_exact and not _read(problem, problem.pair.guide, problem.x).continuous()
+
+
+def _read(problem: Problem, guide: Program, x: Any) -> Reader:
+    """Run the guide once to see its latents."""
+    reader = Reader(first_value, lambda _, fn: fn.sample())
+    with problem.opened(), torch.no_grad(), without_trace():
+        reader.run(functools.partial(guide, *items(x)))
+    return reader
 
 
 @final
 class Probe:
     """Draw single estimates of the gradient of an estimator's loss, each from one call of the estimator on the data.
 
-    wrt="logits": the logits of the guide's one-hot site, for any program. Inside the estimator's handler, the site gets
-    the same distribution with a leaf copy of its logits (B, N, K), so that handler and ELBO use the leaf. Rows are
-    independent, so data repeated R times give R estimates in one backward pass. wrt="parameters": all parameters of
-    model and guide, flat, one call per estimate.
+    wrt="logits": the logits of the guide's discrete latents, for any program. Inside the estimator's handler, an offset
+    of zeros, a leaf (B, N, K), is added to the logits of each latent, so that handler and ELBO use it; where a latent
+    depends on others, so do the logits to which it is added. If no data share a latent, rows are independent, and data
+    repeated R times give R estimates in one backward pass. wrt="parameters": all parameters of model and guide, flat,
+    one call per estimate.
 
     With term="reconstruction" the model's prior is replaced by the guide's q, held fixed. KL(q || p) and its gradient
     then vanish, and the loss is -E_q[log p(x|z)]. For estimators with the analytic KL, each sample is the total
@@ -82,11 +115,12 @@ class Probe:
         wrt: "logits" or "parameters".
         term: "elbo", or "reconstruction" (logits only).
         vectorize: set to False, so that each estimate takes a call, for programs whose rows depend on each other or
-            have another weight in a larger batch, or that need a fixed number of rows.
+            have another weight in a larger batch.
 
     Raises:
-        ValueError: if the guide does not have exactly one one-hot site, or the estimator refuses the program or gives
-            the logits no gradient.
+        ValueError: if the guide has no discrete latent; for the reconstruction term, if latents depend on each other or
+            are continuous, since q is then no prior; or if the estimator refuses the program or gives the logits no
+            gradient.
     """
 
     def __init__(
@@ -106,19 +140,26 @@ class Probe:
         if wrt == "logits" and isinstance(pair, nn.Module):
             pair = copy.deepcopy(pair).requires_grad_(False)  # networks need no backward pass
         self._problem = problem._replace(pair=pair)
-        self._others = _parameters(self._problem)  # leaves that are not the guide's logits
-        self._logits: nn.Parameter | None = None
+        self._others = parameters(self._problem)  # leaves that are not offsets of the guide's logits
+        self._offsets: dict[str, Tensor] = {}
+        self._fixed: dict[str, Tensor] = {}  # logits of q, the prior's if the KL is left out
+        self._guide = pair.guide
+        is_sampled = not is_deterministic(problem, estimator)
         if wrt == "logits":
-            self._guide = pair.guide
+            if term == "reconstruction":
+                self._check_independent()
             pair = Pair(
-                self._with_logits(pair.model, prior=True) if term == "reconstruction" else pair.model,
-                self._with_logits(pair.guide, prior=False),
+                self._with_logits(pair.model, lambda name, _: self._fixed.get(name))
+                if term == "reconstruction"
+                else pair.model,
+                self._with_logits(pair.guide, self._moved),
             )
         self.model, self.guide, self.elbo = estimator.bind(pair)
         self._own = own_state(self.elbo)
         self._warm_up()
-        at_once = tuning(problem.x.device).repeated_bytes
-        used = peak_memory(self) if wrt == "logits" and vectorize and not estimator.is_exact else at_once
+        at_once = tuning(items(problem.x)[0].device).repeated_bytes
+        repeatable = wrt == "logits" and vectorize and is_sampled and self._is_repeatable()
+        used = peak_memory(self) if repeatable else at_once
         #: The most estimates that one call can return.
         self.most_repeats = max(1, int(at_once / used))
 
@@ -128,7 +169,7 @@ class Probe:
             return torch.stack([self._parameter_gradient() for _ in range(repeats)])
         return self._logit_gradients(repeats)
 
-    def step(self, x: Tensor | None = None) -> None:
+    def step(self, x: Any = None) -> None:
         """Call the estimator once, forward and backward, and discard the gradients."""
         with kept_gradients(self._others):
             self._call(self._problem.x if x is None else x)
@@ -142,29 +183,49 @@ class Probe:
             return torch.cat([gradient.flatten() for gradient in found])
 
     def _logit_gradients(self, repeats: int) -> Tensor:
-        x = self._problem.x
-        x = x.repeat(repeats, *(1,) * (x.dim() - 1)) if repeats > 1 else x
-        with self._problem.opened(), torch.no_grad():
-            logits = read_guide(functools.partial(self._guide, x)).logits  # (R * B, N, K)
-        if repeats > 1 and (logits.dim() != 3 or len(logits) != len(x)):
-            raise ValueError(
-                f"Expected the guide's logits to have shape (B, N, K), one row for each of {len(x)} data, but found "
-                f"{tuple(logits.shape)}. Try vectorize=False."
-            )
-        self._logits = nn.Parameter(logits.clone())
+        x = _repeated(self._problem.x, repeats)
+        found = {name: site.logits for name, site in _read(self._problem, self._guide, x).discrete.items()}
+        if not found:
+            raise ValueError("Expected the guide to have a discrete latent, but found none. Try wrt='parameters'.")
+        self._fixed = {name: logits.detach() for name, logits in found.items()}
+        self._offsets = {name: nn.Parameter(torch.zeros_like(at_least_float32(own))) for name, own in found.items()}
         self.step(x)
-        if self._logits.grad is None:
+        if all(offset.grad is None for offset in self._offsets.values()):
             raise ValueError(
                 f"Expected '{self._name}' to have a gradient with respect to the guide's logits, but found none. "
                 "Try wrt='parameters'."
             )
-        return self._logits.grad.reshape(repeats, -1)
+        found = {name: torch.zeros_like(own) if own.grad is None else own.grad for name, own in self._offsets.items()}
+        return torch.cat([gradient.reshape(repeats, -1) for gradient in found.values()], 1)
 
-    def _call(self, x: Tensor) -> None:
+    def _is_repeatable(self) -> bool:
+        """Return whether repeated data have latents of their own, so that each repetition is an estimate."""
+        x = self._problem.x
+        try:
+            once, twice = (_read(self._problem, self._guide, _repeated(x, repeats)) for repeats in (1, 2))
+        except (ValueError, RuntimeError):  # a guide for as many data as there are
+            return False
+        shapes = [{name: fn.batch_shape for name, fn in _latents(reader).items()} for reader in (once, twice)]
+        size = self._problem.num_data
+        return all(
+            shape[:1] == (size,) and shapes[1].get(name) == torch.Size((2 * size, *shape[1:]))
+            for name, shape in shapes[0].items()
+        )
+
+    def _check_independent(self) -> None:
+        with self._problem.opened():
+            layout = lay_out(bind(self._problem.pair.model, self._guide, *items(self._problem.x)))
+        if layout.guide_depends or layout.has_continuous:
+            raise ValueError(
+                "Expected discrete latents that are independent in the guide for the reconstruction term, but found "
+                "some that depend on others, or continuous ones: q is then no prior. Try the whole ELBO."
+            )
+
+    def _call(self, x: Any) -> None:
         for parameter in self._own.parameters():
             parameter.grad = None
         with self._problem.opened():
-            self.elbo.loss_and_grads(self.model, self.guide, x)
+            self.elbo.loss_and_grads(self.model, self.guide, *items(x))
 
     def _warm_up(self) -> None:
         parameters = list(self._own.parameters())
@@ -174,40 +235,66 @@ class Probe:
             if optimizer is not None:
                 optimizer.step()
 
-    def _with_logits(self, program: Program, *, prior: bool) -> Program:
+    def _with_logits(self, program: Program, logits: Logits) -> Program:
         @functools.wraps(program)
         def changed(*args: Any, **kwargs: Any) -> Any:
-            assert self._logits is not None
-            with _LogitsMessenger(self._logits.detach() if prior else self._logits):
+            with _LogitsMessenger(logits):
                 return program(*args, **kwargs)
 
         return changed
 
+    def _moved(self, name: str, site: Discrete) -> Tensor | None:
+        if name not in self._offsets:
+            return None
+        announce(f"logits of {name}", self._offsets[name])  # stock ELBOs skip the backward pass without a parameter
+        return site.logits + self._offsets[name]
 
-def _parameters(problem: Problem) -> list[Tensor]:
+
+def _latents(reader: Reader) -> dict[str, Any]:
+    return {name: msg["fn"] for name, msg in reader.messages.items() if not msg["is_observed"]}
+
+
+def _repeated(x: Any, repeats: int) -> Any:
+    """Repeat all tensors that are as long as the first."""
+    if repeats == 1:
+        return x
+    length = len(items(x)[0])
+
+    def longer(value: Any) -> Any:
+        is_data = isinstance(value, Tensor) and value.dim() > 0 and len(value) == length
+        return value.repeat(repeats, *(1,) * (value.dim() - 1)) if is_data else value
+
+    return longer(x) if isinstance(x, Tensor) else tuple(map(longer, items(x)))
+
+
+def parameters(problem: Problem) -> list[Tensor]:
     """List the leaves of model and guide that a step would train, without duplicates."""
     if isinstance(problem.pair, nn.Module):
         return [parameter for parameter in problem.pair.parameters() if parameter.requires_grad]
     with problem.opened(), poutine.trace(param_only=True) as seen:
         for program in (problem.pair.guide, problem.pair.model):
-            discretize(program)(problem.x)
+            discretize(program)(*items(problem.x))
     sites: dict[str, Any] = seen.trace.nodes
     leaves = [leaf_of(site["value"]) for site in sites.values()]
     return list({id(leaf): leaf for leaf in leaves}.values())
 
 
+@final
 class _LogitsMessenger(Messenger):
-    """Replace the logits of a program's one-hot site, before an outer handler changes the site."""
+    """Gives the discrete latents of a program other logits, before an outer handler changes them.
 
-    def __init__(self, logits: Tensor) -> None:
+    Args:
+        logits: the logits of a latent, from its name and distribution; None if it keeps its own.
+    """
+
+    def __init__(self, logits: Logits) -> None:
         super().__init__()
         self.logits = logits
 
     def _pyro_sample(self, msg: Messages) -> None:
         site = None if msg["done"] or msg["is_observed"] else discrete(msg["fn"])
-        if site is None:
+        logits = None if site is None else self.logits(msg["name"], site)
+        if site is None or logits is None:
             return
-        if isinstance(self.logits, nn.Parameter):
-            announce("logits of the guide", self.logits)  # stock ELBOs skip the backward pass if they see no parameter
-        changed = site.with_logits(self.logits.reshape(*self.logits.shape[:-2], *site.shape, site.num_categories))
+        changed = site.with_logits(logits)
         msg["fn"] = changed.discrete() if site.temperature is None else changed.relaxed(site.temperature)

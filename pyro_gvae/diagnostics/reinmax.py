@@ -11,9 +11,9 @@ from torch import Tensor
 from ..estimators import Estimator, estimator
 from ..exact import HasPair
 from .candidates import Candidate, candidates
-from .gradient_report import exact_reference, sample_moments
 from .moments import Reference
-from .probe import Problem, make_problem
+from .probe import Problem, is_deterministic, make_problem
+from .references import exact_reference, sample_moments
 
 
 def reinmax_protocol(
@@ -39,7 +39,7 @@ def reinmax_protocol(
     for those that sample the KL, its noise, of mean 0, stays in their standard deviation.
 
     Args:
-        vae: a `CategoricalVAE`, or another program with one one-hot site.
+        vae: a `CategoricalVAE`, or a pair of programs whose latents are discrete, and independent in the guide.
         x: the first s images (s, D).
         estimators: names in the registry, or estimators.
         temperatures: temperatures for the named estimators that have one.
@@ -73,7 +73,7 @@ def reinmax_row(
             problem,
             chosen,
             reference=truth,
-            num_samples=1 if chosen.is_exact else num_samples,
+            num_samples=1 if is_deterministic(problem, chosen) else num_samples,
             num_groups=1,
             term="reconstruction",
             seed=seed,
@@ -84,7 +84,7 @@ def reinmax_row(
     if not chosen.objective.is_elbo:
         numbers |= {"relative_bias": math.nan, "cosine": math.nan}
     row["approximates"] = chosen.approximates
-    return row | {"images": len(problem.x), "samples": int(found.counts.sum())} | numbers | {"refused": None}
+    return row | {"images": problem.num_data, "samples": int(found.counts.sum())} | numbers | {"refused": None}
 
 
 def fidelity(exact: Tensor, mean: Tensor, std: Tensor) -> dict[str, float]:

@@ -8,9 +8,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..estimators import Estimator
+from ..programs.runs import items
 from ..runtime.rng import seeded
 from ..train.step import make_step
 from .candidates import Candidate
@@ -44,17 +45,17 @@ def make_clock(problem: Problem) -> Clock:
 def _step_seconds(problem: Problem, chosen: Estimator) -> float:
     with seeded(0), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a step without a recording is slower, and the time shows it
-        step: Callable[[Tensor], Any]
+        step: Callable[..., Any]
         if isinstance(problem.pair, nn.Module):
             step = make_step(copy.deepcopy(problem.pair), chosen, lr=0.0)
         else:
             probe = Probe(problem, chosen, wrt="parameters")
             step = probe.step
-        times = []
+        times, device = [], items(problem.x)[0].device
         for _ in range(2 + TIMED_STEPS):
             start = time.perf_counter()
             step(problem.x)
-            if problem.x.is_cuda:
-                torch.cuda.synchronize(problem.x.device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             times.append(time.perf_counter() - start)
     return median(times[2:])

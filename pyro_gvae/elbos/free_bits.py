@@ -1,15 +1,31 @@
 """Free bits: an ELBO that does not push the KL of a latent below a threshold."""
 
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from ..exact.plan import bytes_of_code
 from ..handlers.sites import Program
-from ..programs.reader import read_guide, score
-from ..programs.runs import bind
+from ..programs.draws import lay_out_draws, read_draws
+from ..programs.factors import Layout
+from ..programs.kept import Kept
+from ..programs.kls import LatentKL, closed_kls, closed_sites, drawn_kls, summed_kls
+from ..programs.layout import lay_out
+from ..programs.modes import without_trace
+from ..programs.runs import Runs, bind
 from ..programs.tensor_elbo import TensorELBO, recordable
+from ..runtime.memory import memory_limit
+from ..runtime.tuning import tuning
 from .exact import ExactEvidence
+
+#: Computes the KL of each latent.
+Way = Callable[[Runs, Layout], dict[str, LatentKL]]
+#: Draws of each datum where the codes are too many to sum over.
+NUM_PARTICLES = 8
 
 
 @final
@@ -18,26 +34,32 @@ class FreeBits(TensorELBO):
 
     .. math::
 
-        \mathrm{loss} = -\sum_b \mathrm{E}_{q(z|x_b)}[\log p(x_b|z)] + B \sum_n \max(\lambda, \mathrm{KL}_n),
-        \quad \mathrm{KL}_n = \frac{1}{B} \sum_b \mathrm{KL}(q(z_n|x_b) \,\|\, p(z_n))
+        \mathrm{loss} = -\sum_b \mathrm{E}_{q(z|x_b)}[\log p(x_b|z)] + B \sum_n \max(\lambda_n, \mathrm{KL}_n),
+        \quad \mathrm{KL}_n = \frac{1}{B} \sum_b \mathrm{E}_{q(z|x_b)}
+        \Big[\log \frac{q(z_n | z'_n, x_b)}{p(z_n | z''_n)}\Big]
 
-    (Kingma et al. 2016, arXiv 1606.04934, with each latent as a group of its own.) No latent gains by carrying less
-    than lambda nats, averaged over the batch, so latents do not collapse to the prior early in training. The negative
-    loss is at most the ELBO and *is no longer the ELBO*: evaluate the model without it.
+    (Kingma et al. 2016, arXiv 1606.04934, with each latent as a group of its own.) The latents n are the digits of
+    discrete latents, and each continuous latent as a whole; z'_n and z''_n are those that z_n depends on in the guide
+    and in the model. Where both are the same ancestors, KL_n is the expectation of the conditional KL, and without any
+    it is KL(q(z_n|x_b) || p(z_n)). No latent gains by carrying less than lambda nats, averaged over the batch, so
+    latents do not collapse to the prior early in training. The negative loss is at most the ELBO and *is no longer the
+    ELBO*: evaluate the model without it.
 
-    The term added to the other loss is B sum_n max(lambda - KL_n, 0), computed in closed form from the categoricals of
-    guide and prior. If the other loss samples its KL, gradients below the threshold cancel only on average. If its KL
-    is the relaxed one of Concrete densities, they do not cancel, because that is a different KL. Scale and mask of the
-    guide's site apply to this KL too: masked data do not count, and under `weigh_kl` a latent costs beta max(lambda,
-    KL_n).
+    The term added to the other loss is B sum_n max(lambda_n - KL_n, 0). KL_n is in closed form if latents depend on no
+    other. Else it is summed over all joint codes if these fit into one slice of memory, with a pathwise draw of
+    continuous latents, or estimated from 8 draws; by Jensen's inequality, the maximum of an estimate is too large on
+    average. If the other loss samples its KL, gradients below the threshold cancel only on average. If its KL is the
+    relaxed one of Concrete densities, they do not cancel, because that is a different KL. Scale and mask of the guide's
+    sites apply to this KL too: masked data do not count, a latent that data share counts once, and under `weigh_kl` a
+    latent costs beta max(lambda, KL_n).
 
     Args:
         elbo: the loss to add to, any of Pyro's or of this package that has a KL.
-        nats: lambda, in nats per latent.
+        nats: lambda, in nats per latent: one for all, or by the latent's name; of latents without a name here it is 0.
 
     Raises:
-        ValueError: if `nats` is negative or not finite, or the loss has no KL; when called, if model or guide has a
-            latent variable besides one site of one-hots or bits.
+        ValueError: if a threshold is negative or not finite, or the loss has no KL; when called, if a name is that of
+            no latent.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE, ExactELBO, discretize
@@ -49,14 +71,16 @@ class FreeBits(TensorELBO):
         True
     """
 
-    def __init__(self, elbo: Any, nats: float) -> None:
+    def __init__(self, elbo: Any, nats: float | Mapping[str, float]) -> None:
         super().__init__()
-        if not 0 <= nats < float("inf"):
-            raise ValueError(f"Expected a finite number of free nats of at least 0, but found {nats:g}.")
+        for value in nats.values() if isinstance(nats, Mapping) else (nats,):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"Expected a finite number of free nats of at least 0, but found {value:g}.")
         if isinstance(elbo, ExactEvidence):
             raise ValueError("Expected a loss with a KL to leave free, but found the log-evidence. Try ExactELBO.")
         self.elbo = elbo
-        self.nats = nats
+        self.nats = dict(nats) if isinstance(nats, Mapping) else float(nats)
+        self._ways: Kept[tuple[Layout, Way]] = Kept()
 
     @property
     def own(self) -> nn.Module | None:
@@ -66,6 +90,7 @@ class FreeBits(TensorELBO):
 
     def why_not_recordable(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str | None:
         """Return the other loss's reason, if it has one."""
+        self._way(bind(model, guide, *args, **kwargs), model, guide, args, kwargs)  # not while the loss is recorded
         return (
             self.elbo.why_not_recordable(model, guide, *args, **kwargs) if isinstance(self.elbo, TensorELBO) else None
         )
@@ -106,13 +131,47 @@ class FreeBits(TensorELBO):
         return penalty.detach()
 
     def _penalty(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Return B sum_n max(lambda - KL_n, 0), shape ()."""
+        """Return the sum of B max(lambda - KL_n, 0) over all latents, shape ()."""
         runs = bind(model, guide, *args, **kwargs)
-        q = read_guide(runs.guide)
-        prior = score(runs.model).prior
-        kl = (q.log_probs.exp() * (q.log_probs - prior.log_probs)).sum(-1)  # (B, N)
-        kl = kl.expand(q.batch_shape.numel(), -1)
-        weights = q.weigh(kl.new_ones(len(kl)))  # (B,)
-        total = weights.sum()
-        mean_kl = weights @ kl / total.clamp_min(torch.finfo(kl.dtype).tiny)  # (N,); a weight of 0 is allowed
-        return total * (self.nats - mean_kl).clamp_min(0).sum()
+        layout, way = self._way(runs, model, guide, args, kwargs)
+        kls = way(runs, layout)
+        self._check_names(kls)
+        terms = []
+        for name, kl in kls.items():
+            mean = kl.value / kl.weight.clamp_min(torch.finfo(kl.value.dtype).tiny)  # a weight of 0 is allowed
+            terms.append(kl.weight * (self._threshold(name) - mean).clamp_min(0).sum())
+        return functools.reduce(torch.add, terms)
+
+    def _way(
+        self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Layout, Way]:
+        """Return how the KLs are computed, which a few small runs find out; kept for arguments of equal shapes."""
+        return self._ways.find((model, guide), args, kwargs, partial(_find, runs))
+
+    def _check_names(self, known: Iterable[str]) -> None:
+        unknown = [] if isinstance(self.nats, float) else [name for name in self.nats if name not in known]
+        if unknown:
+            raise ValueError(
+                f"Expected free nats of the latents {', '.join(known)}, but found '{unknown[0]}'. Try one number for "
+                "all of them."
+            )
+
+    def _threshold(self, name: str) -> float:
+        return self.nats if isinstance(self.nats, float) else self.nats.get(name, 0.0)
+
+
+def _find(runs: Runs) -> tuple[Layout, Way]:
+    """Find out how the KLs of a pair are computed."""
+    layout, with_particles, probed = lay_out(runs), lay_out_draws(runs), runs.again()
+    with torch.no_grad(), without_trace():
+        if not layout.has_continuous:
+            closed = [set(sites) for sites in closed_sites(probed, layout)]
+            names = {latent.name for latent in layout.space.latents}
+            if closed == [names, names]:
+                return layout, closed_kls
+        drawn = read_draws(probed, with_particles, with_particles.few()[0])
+    limit = min(memory_limit(None), tuning(layout.device).slice_bytes)
+    num_codes = layout.space.num_codes
+    if drawn.scored or num_codes > limit or num_codes * bytes_of_code(probed, layout) > limit:
+        return with_particles, partial(drawn_kls, num_particles=NUM_PARTICLES)
+    return layout, summed_kls

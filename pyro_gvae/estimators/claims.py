@@ -71,11 +71,13 @@ class WeighedKL:
 @final
 @dataclass(frozen=True)
 class FreeNats:
-    """The threshold below which the KL of each latent is free."""
+    """The threshold below which the KL of each latent is free: one for all, or of each by its name."""
 
-    nats: float
+    nats: float | tuple[tuple[str, float], ...]
 
     def __str__(self) -> str:
+        if isinstance(self.nats, tuple):
+            return ", with " + " and ".join(f"{nats:g} free nats for '{name}'" for name, nats in self.nats)
         return f", with {self.nats:g} free nats for each latent"
 
 

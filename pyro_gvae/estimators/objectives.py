@@ -1,6 +1,7 @@
 """Variants of an estimator with another objective: a weighted KL, or free bits."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -42,12 +43,12 @@ def with_kl_weight(chosen: Estimator, beta: float | Tensor) -> Estimator:
     )
 
 
-def with_free_bits(chosen: Estimator, nats: float) -> Estimator:
+def with_free_bits(chosen: Estimator, nats: float | Mapping[str, float]) -> Estimator:
     """Return the estimator for the objective with free bits; see :class:`~pyro_gvae.elbos.free_bits.FreeBits`.
 
     Args:
         chosen: an estimator of an ELBO.
-        nats: the KL per latent, averaged over a batch, that is free; in nats.
+        nats: the KL per latent, averaged over a batch, that is free, in nats: one number for all, or by their names.
 
     Returns:
         An estimator for the same programs.
@@ -65,7 +66,7 @@ def with_free_bits(chosen: Estimator, nats: float) -> Estimator:
     return dataclasses.replace(
         chosen,
         elbo=lambda: FreeBits(chosen.elbo(), nats),
-        details=(*chosen.details, FreeNats(nats)),
+        details=(*chosen.details, FreeNats(tuple(nats.items()) if isinstance(nats, Mapping) else nats)),
     )
 
 

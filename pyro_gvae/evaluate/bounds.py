@@ -1,6 +1,7 @@
-"""ELBO and log p(x), or bounds of it, of programs whose latents are not one one-hot site."""
+"""ELBO and log p(x), or bounds of it, of a pair on some data."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,67 +29,103 @@ class Row(NamedTuple):
     method: str = "exact"
 
 
-def bound_rows(
+class BoundRows(NamedTuple):
+    """The bounds of one part of the data.
+
+    Attributes:
+        rows: `elbo` and `log_evidence` if the codes are summed; else `elbo`, `iwae_bound` and its effective sample
+            size, and also those of `collapsed_iwae_bound` if at most 1024 codes stand beside continuous latents: see
+            :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`.
+        elbo: of each datum, (B,); data that share latents have fewer numbers together.
+        method: how the ELBO was computed.
+        warnings: sentences that name unreliable bounds.
+    """
+
+    rows: list[Row]
+    elbo: Tensor
+    method: str
+    warnings: list[str]
+
+
+def is_summable(
+    pair: HasPair, chunks: list[tuple[Any, ...]], layout: Layout, max_operations: float, max_memory: float | None
+) -> bool:
+    """Return whether an exact sum over the codes of all data takes at most so many operations.
+
+    Args:
+        pair: model and guide.
+        chunks: the data; the first of them tells what all take.
+        layout: what is known of the programs.
+        max_operations: the most operations.
+        max_memory: bytes that a slice may use.
+    """
+    if layout.has_continuous or layout.space.num_codes > MOST_CODES:
+        return False
+    sizes = [len(chunk[0]) for chunk in chunks]
+    operations = exact.cost(pair, *chunks[0], max_memory=max_memory).operations
+    return operations * sum(sizes) / sizes[0] <= max_operations
+
+
+def summed_bounds(
+    pair: HasPair, chunks: list[tuple[Any, ...]], mean: Callable[[Tensor], Measured], max_memory: float | None
+) -> BoundRows:
+    """Compute the exact bounds of one part of the data.
+
+    Args:
+        pair: model and guide.
+        chunks: the data, of which those of different chunks share no latent.
+        mean: the mean over data.
+        max_memory: bytes that sums may use.
+    """
+    with torch.no_grad():
+        found = [exact.bounds(pair, *rows, max_memory=max_memory) for rows in chunks]
+    elbo, log_evidence = (torch.cat([own.reshape(-1) for own in values]) for values in zip(*found, strict=True))
+    rows = [Row("elbo", mean(elbo), "nats"), Row("log_evidence", mean(log_evidence), "nats")]
+    return BoundRows(rows, elbo, "exact", [])
+
+
+def sampled_bounds(
     pair: HasPair,
     x: Tensor,
     layout: Layout,
-    *,
-    evidence: Evidence,
+    mean: Callable[[Tensor], Measured],
     num_particles: int,
-    max_operations: float,
     max_memory: float | None,
-) -> tuple[list[Row], list[str]]:
-    """Compute the bounds of one part of the data, and warnings of those that are unreliable.
-
-    These are `elbo` and `log_evidence`, if the codes are summed; else `elbo` and `iwae_bound`, and also
-    `collapsed_iwae_bound` if at most 1024 codes stand beside continuous latents: see
-    :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`.
+) -> BoundRows:
+    """Estimate the bounds of one part of the data.
 
     Args:
-        pair: programs.
-        x: data.
+        pair: model and guide.
+        x: the data.
         layout: what is known of the programs.
-        evidence: how to compute log p(x).
+        mean: the mean over data.
         num_particles: P, the number of samples of each datum.
-        max_operations: most operations of an exact sum, if "auto".
-        max_memory: bytes that sums and samples may use.
+        max_memory: bytes that samples may use.
     """
-    is_summed = evidence == "exact" or (
-        evidence == "auto"
-        and not layout.has_continuous
-        and layout.space.num_codes <= MOST_CODES
-        and exact.cost(pair, x, max_memory=max_memory).operations <= max_operations
-    )
-    if is_summed:
-        with torch.no_grad():
-            found = exact.bounds(pair, x, max_memory=max_memory)
-        values = {"elbo": found.elbo, "log_evidence": found.log_evidence}
-        return [Row(name, _per_datum(value, len(x)), "nats") for name, value in values.items()], []
     sampled = importance_weighted(pair, x, num_particles, max_memory=max_memory)
     method = f"{num_particles} samples"
     rows = [
-        Row("elbo", _per_datum(sampled.elbo, len(x)), "nats", method),
-        Row("iwae_bound", _per_datum(sampled.bound, len(x)), "nats", method),
+        Row("elbo", mean(sampled.elbo), "nats", method),
+        Row("iwae_bound", mean(sampled.bound), "nats", method),
         *_size_rows("effective_sample_size", sampled.effective_sample_size, method),
     ]
     if layout.has_continuous and not layout.is_shared and layout.space.num_codes <= MOST_COLLAPSED_CODES:
         collapsed = collapsed_importance_weighted(pair, x, num_particles, max_memory=max_memory)
-        method += ", codes summed"
-        rows.append(Row("collapsed_iwae_bound", _per_datum(collapsed.bound, len(x)), "nats", method))
-        rows += _size_rows("collapsed_effective_sample_size", collapsed.effective_sample_size, method)
-    return rows, sampled.warnings()
+        of_sums = f"{method}, codes summed"
+        rows.append(Row("collapsed_iwae_bound", mean(collapsed.bound), "nats", of_sums))
+        rows += _size_rows("collapsed_effective_sample_size", collapsed.effective_sample_size, of_sums)
+    return BoundRows(rows, sampled.elbo, method, sampled.warnings())
 
 
-def _per_datum(values: Tensor, num_data: int) -> Measured:
-    """Return the mean over data; data that share latents have one number together, without a standard error."""
-    if values.numel() == num_data:
+def per_datum(values: Tensor, *, num_data: int, apart: bool) -> Measured:
+    """Return the mean over data; those that share latents have one number together, without a standard error."""
+    if apart and values.numel() == num_data:
         return mean_over_data(values.flatten())
     return Measured(values.double().sum().item() / num_data)
 
 
 def _size_rows(name: str, sizes: Tensor, method: str) -> list[Row]:
-    least = Measured(sizes.min().item())
     return [
-        Row(name, Measured(sizes.double().mean().item()), "samples", method),
-        Row(f"least_{name}", least, "samples", method),
+        Row(name, mean_over_data(sizes.flatten()), "samples", method),
+        Row(f"least_{name}", Measured(sizes.min().item()), "samples", method),
     ]

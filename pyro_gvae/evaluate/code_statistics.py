@@ -1,17 +1,18 @@
 """Statistics of codes: use, information and activity of each latent, from q(z|x) of some data; a linear probe."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ..distributions.codes import joint_codes, num_codes
-from ..programs.modes import judging
+from ..exact.plan import PerLatent, per_latent
+from ..handlers.sites import Kind
+from ..programs.latents import Latent, Space
 from ..programs.pair import HasPair
-from ..programs.reader import read_guide
-from ..programs.runs import bind_pair
+from .guides import read_guide
 
 #: A latent is active if the mean of its posterior varies over data by more than this (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
@@ -54,12 +55,19 @@ class LatentStatistics(NamedTuple):
         return self.variance > ACTIVE_VARIANCE
 
 
-@judging
-@torch.no_grad()
-def guide_log_probs(pair: HasPair, x: Tensor) -> Tensor:
-    """Return log q(z_n = k | x) of data x (B, D), shape (B, N, K)."""
-    q = read_guide(bind_pair(pair, x).guide)
-    return q.log_probs.expand(q.batch_shape.numel(), -1, -1)
+def guide_log_probs(pair: HasPair, x: Tensor, *, is_summed: bool = True, num_particles: int = 1000) -> PerLatent:
+    """Return log q(z_n = k | x) of data x (B, ...), shape (B, N, K); of several discrete latents, by name.
+
+    These are the guide's own probabilities where a latent depends on no other in it. Else they are marginal: the other
+    latents are summed over, or drawn if they are continuous or if there are too many codes.
+
+    Args:
+        pair: model and guide.
+        x: data (B, ...), or all arguments of the programs.
+        is_summed: whether the codes are few enough to sum over.
+        num_particles: P, the number of draws for each datum.
+    """
+    return per_latent(read_guide(pair, x, is_summed=is_summed, num_particles=num_particles).log_probs)
 
 
 def latent_statistics(log_q: Tensor) -> LatentStatistics:
@@ -106,7 +114,7 @@ def mean_perplexity(log_q: Tensor) -> Measured:
     return Measured(perplexity.mean().item(), mean_over_data(influence).standard_error)
 
 
-def joint_mutual_information(log_q: Tensor) -> Measured | None:
+def joint_mutual_information(log_q: PerLatent) -> Measured | None:
     r"""Compute I(x; z) of the whole code under guide and data, in nats; None if there are too many codes.
 
     .. math:: \frac{1}{B} \sum_b \mathrm{KL}(q(z|x_b) \,\|\, \bar q(z)), \quad \bar q(z) = \frac{1}{B} \sum_b q(z|x_b)
@@ -114,23 +122,40 @@ def joint_mutual_information(log_q: Tensor) -> Measured | None:
     (Hoffman and Johnson 2016, *ELBO surgery*.) It is at most log B, and at most the sum over latents of I(x; z_n).
 
     Args:
-        log_q: log q(z_n = k | x_b), shape (B, N, K).
+        log_q: log q(z_n = k | x_b), shape (B, N, K), of independent latents; of several sites, by name.
     """
-    size, num_latents, num_categories = log_q.shape
-    total = num_codes(num_latents, num_categories)
-    if total * size > MOST_ENTRIES:
+    named = {name: own.double() for name, own in (log_q if isinstance(log_q, dict) else {"": log_q}).items()}
+    space = Space(tuple(Latent(name, Kind.ONE_HOT, q.shape[1:2], q.shape[2], q.dtype) for name, q in named.items()))
+    if space.num_codes * len(next(iter(named.values()))) > MOST_ENTRIES:
         return None
+    # Of all digits together, one after another.
+    columns = torch.cat([own.flatten(1) for own in named.values()], 1).T  # (F, B)
+
+    def table(numbers: Tensor) -> Tensor:
+        codes = space.codes(numbers, columns.dtype)
+        return torch.cat([own.flatten(1) for own in codes.values()], 1) @ columns  # (s, B)
+
+    entropy = sum((_entropy(own.exp(), own).sum(-1) for own in named.values()), columns.new_zeros(()))
+    return mean_over_data(-entropy - _cross_entropy(table, space.num_codes, columns))
+
+
+def table_mutual_information(log_q: Tensor) -> Measured:
+    """Compute the same of latents that depend on each other, from log q(z | x_b) of all joint codes, (S, B)."""
     log_q = log_q.double()
-    columns = log_q.flatten(1).T  # (N * K, B)
-    cross = torch.zeros(size, dtype=log_q.dtype, device=log_q.device)  # E_q[log of the aggregate]
+    q = log_q.exp()
+    return mean_over_data(torch.xlogy(q, q).sum(0) - _cross_entropy(lambda rows: log_q[rows], len(log_q), log_q))
+
+
+def _cross_entropy(table: Callable[[Tensor], Tensor], num_codes: int, like: Tensor) -> Tensor:
+    """Return E_q[log of the aggregated posterior] of each datum, (B,), from log q of codes by number, (s, B)."""
+    size = like.shape[1]
+    cross = like.new_zeros(size)
     at_a_time = max(1, ENTRIES_AT_A_TIME // size)
-    for start in range(0, total, at_a_time):
-        stop = min(start + at_a_time, total)
-        codes = joint_codes(num_latents, num_categories, start, stop, dtype=log_q.dtype, device=log_q.device)
-        table = codes.flatten(1) @ columns  # (s, B)
-        aggregate = (table.logsumexp(1) - math.log(size)).clamp_min(torch.finfo(table.dtype).min)
-        cross += aggregate @ table.exp()
-    return mean_over_data(-_entropy(log_q.exp(), log_q).sum(-1) - cross)
+    for start in range(0, num_codes, at_a_time):
+        rows = table(torch.arange(start, min(start + at_a_time, num_codes), device=like.device))
+        aggregate = (rows.logsumexp(1) - math.log(size)).clamp_min(torch.finfo(rows.dtype).min)
+        cross += aggregate @ rows.exp()
+    return cross
 
 
 def _entropy(q: Tensor, log_q: Tensor) -> Tensor:
@@ -145,7 +170,8 @@ def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
     (Alain and Bengio 2017, arXiv 1610.01644, for the idea).
 
     Args:
-        train: codes of training data as category numbers, shape (M, N), or one-hots, shape (M, N, K).
+        train: codes of training data as category numbers, shape (M, N), or one-hots, shape (M, N, K); of several
+            latents, one-hots (M, F, 1) of all of them.
         train_labels: integers (M,).
         test: codes of test data, in the same form.
         test_labels: integers (M',).

@@ -5,12 +5,16 @@ from typing import NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Size, Tensor
 
 from .. import exact
 from ..exact import HasPair
 from ..handlers import relax
+from ..handlers.parameters import OwnParameters
+from ..handlers.sites import Kind
+from ..programs.layout import lay_out
 from ..programs.modes import judging
+from ..programs.runs import bind_pair, items
 
 #: From the relaxed bound to log p(x); each gap is the difference of two neighbours.
 BOUNDS = ("relaxed_bound", "elbo", "mean_field_elbo", "log_evidence")
@@ -22,9 +26,9 @@ GAPS = {
 
 
 class Gaps(NamedTuple):
-    """Bounds of log p(x) for each datum, all (B,), in nats."""
+    """Bounds of log p(x) for each datum, all (B,), in nats; of data that share a latent, fewer numbers together."""
 
-    relaxed_bound: Tensor
+    relaxed_bound: Tensor | None  # None if there are integers, which have no relaxation
     elbo: Tensor
     mean_field_elbo: Tensor
     log_evidence: Tensor
@@ -32,61 +36,92 @@ class Gaps(NamedTuple):
 
 @judging
 @torch.no_grad()
-def gaps(pair: HasPair, x: Tensor, *, num_particles: int = 100, max_memory: float | None = None) -> Gaps:
+def gaps(
+    pair: HasPair,
+    x: Tensor,
+    *,
+    num_particles: int = 100,
+    temperature: float | None = None,
+    max_memory: float | None = None,
+) -> Gaps:
     """Compute the bounds of log p(x) of one trained pair, from the objective of relaxed training to the exact evidence.
 
     relaxed bound -> exact ELBO of the guide -> ELBO of the best mean-field posterior -> log p(x). The differences are
     the relaxation gap (of either sign, because the relaxed bound is a bound for another, relaxed model), the
     amortization gap (lost because the encoder does not optimize each datum separately; Cremer et al. 2018, arXiv
-    1801.03558) and the mean-field gap (lost because the latents are independent).
+    1801.03558) and the mean-field gap (lost because the latents are independent). In the best mean-field posterior all
+    digits of all latents are independent. The latents of a guide may depend on each other; its amortization gap is then
+    that to a posterior of another family, and negative if what they gain by that is more than what the encoder loses.
 
     Args:
-        pair: a `CategoricalVAE`, or a pair of programs with one factorized one-hot site that has a temperature.
-        x: data (B, D).
+        pair: a `CategoricalVAE`, or a pair of programs with discrete latents.
+        x: data (B, D), or all arguments of the programs.
         num_particles: P, the number of relaxed samples per datum; nothing else is sampled.
+        temperature: of the relaxed samples; None is that of each site.
         max_memory: bytes that the exact sums may use.
 
     Returns:
         The four bounds, each (B,), in nats.
 
     Raises:
-        ValueError: if there are too many codes.
+        ValueError: if there are too many codes, a latent is continuous, or no temperature is known.
     """
-    found = exact.bounds(pair, x, max_memory=max_memory)
+    given = items(x)
+    found = exact.bounds(pair, *given, max_memory=max_memory)
+    kinds = {latent.kind for latent in lay_out(bind_pair(pair, *given)).space.latents}
+    options = {"num_particles": num_particles, "temperature": temperature}
     return Gaps(
-        relaxed_bound(pair, x, num_particles=num_particles),
+        None if Kind.INTEGER in kinds else relaxed_bound(pair, x, **options),
         found.elbo,
-        exact.mean_field(pair, x, max_memory=max_memory).elbo,
+        exact.mean_field(pair, *given, max_memory=max_memory).elbo,
         found.log_evidence,
     )
 
 
 @judging
 @torch.no_grad()
-def relaxed_bound(pair: HasPair, x: Tensor, *, num_particles: int = 100) -> Tensor:
+def relaxed_bound(pair: HasPair, x: Tensor, *, num_particles: int = 100, temperature: float | None = None) -> Tensor:
     """Estimate E_q[log p(x | z) + log p(z) - log q(z | x)] of each datum by relaxed samples: minus `Trace_ELBO`'s loss.
 
     Args:
-        pair: model and guide, relaxed or with a temperature at their sites.
-        x: data (B, D).
+        pair: model and guide, whose discrete latents are one-hots and bits.
+        x: data (B, D), or all arguments of the programs.
         num_particles: P, the number of samples per datum.
+        temperature: of the samples; None is that of each site, which then needs one.
 
     Returns:
-        The mean over P samples, shape (B,), in nats.
+        The mean over P samples, shape (B,), in nats; of data that share a latent, one number for each of its values.
     """
-    total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    with pyro.get_param_store().scope():
+    given = items(x)
+    levels = lay_out(bind_pair(pair, *given)).levels
+    shape = levels[0].shape
+    model, guide = (relax(program, temperature=temperature) for program in (pair.model, pair.guide))
+    total = torch.zeros(shape, dtype=given[0].dtype, device=given[0].device)
+    store = pyro.get_param_store()
+    with store.scope(store.get_state()), OwnParameters():
         for _ in range(num_particles):
-            guide_trace = poutine.trace(relax(pair.guide)).get_trace(x)
-            model_trace = poutine.trace(poutine.replay(relax(pair.model), trace=guide_trace)).get_trace(x)
+            guide_trace = poutine.trace(guide).get_trace(*given)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*given)
             for trace, sign in ((model_trace, 1), (guide_trace, -1)):
                 trace.compute_log_prob()
-                total += sign * sum(site["log_prob"] for site in trace.nodes.values() if "log_prob" in site)
-    return total / num_particles
+                for site in trace.nodes.values():
+                    if "log_prob" in site:
+                        total += sign * _in_shape(site["log_prob"], shape)
+    return total.reshape([size for size in shape if size > 1] or ()) / num_particles
+
+
+def _in_shape(log_prob: Tensor, shape: Size) -> Tensor:
+    """Sum a log-probability over plates of its own, and divide it among all if they share it."""
+    padded = log_prob.reshape((1,) * (len(shape) - log_prob.dim()) + log_prob.shape)
+    own = padded.shape[padded.dim() - len(shape) :]
+    summed = padded.sum_to_size([size if size == wanted else 1 for size, wanted in zip(own, shape, strict=True)])
+    return summed / (shape.numel() // summed.numel())
 
 
 def summarize_gaps(found: Gaps) -> dict[str, float]:
     """Compute the mean over data and its standard error of each bound and each gap, in nats per datum.
+
+    Without a relaxed bound there is no relaxation gap.
 
     Example:
         >>> two = torch.tensor([-3.0, -5.0])
@@ -94,9 +129,10 @@ def summarize_gaps(found: Gaps) -> dict[str, float]:
         >>> row["elbo"], row["elbo_se"], row["relaxation_gap"], row["relaxation_gap_se"], row["amortization_gap"]
         (-4.0, 1.0, 1.0, 0.0, 0.5)
     """
-    values = dict(zip(BOUNDS, found, strict=True))
+    values = {name: bound for name, bound in zip(BOUNDS, found, strict=True) if bound is not None}
     for name, lower, upper in zip(GAPS, found[:-1], found[1:], strict=True):
-        values[name] = upper - lower
+        if lower is not None and upper is not None:
+            values[name] = upper - lower
     return {
         key: number
         for name, value in values.items()

@@ -1,18 +1,19 @@
 """Encode, reconstruct and sample with a trained model, always with hard codes, whichever estimator trained it."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from .. import exact
 from ..data.dataset import Dataset
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..exact import HasPair
+from ..exact.plan import PerLatent, per_latent
 from ..models.categorical_vae import CategoricalVAE
+from ..programs.choices import latent_values, most_probable, one_draw
 from ..programs.modes import judging
-from .code_statistics import guide_log_probs
+from ..programs.runs import bind_pair, items
 
 CodeKind = Literal["map", "sample", "exact"]
 
@@ -22,21 +23,25 @@ NUM_RECONSTRUCTIONS, NUM_SAMPLES = 10, 25
 
 @judging
 @torch.no_grad()
-def encode(pair: HasPair, x: Tensor, kind: CodeKind = "map", *, max_memory: float | None = None) -> Tensor:
-    """Encode each datum as one hard code.
+def encode(pair: HasPair, x: Tensor, kind: CodeKind = "map", *, max_memory: float | None = None) -> PerLatent:
+    """Encode each datum as one hard code, beside a value of each continuous latent.
 
     Args:
-        pair: a `CategoricalVAE`, or a `Pair` of programs with one one-hot site.
-        x: data (B, D).
-        kind: "map" is the most probable code under the guide q(z|x); "sample" is a sample of the guide; "exact" is the
-            most probable of all K^N codes under the exact posterior p(z|x).
+        pair: a `CategoricalVAE`, or a `Pair` of programs.
+        x: data (B, D), or all arguments of the programs.
+        kind: "map" is the most probable code under the guide q(z|x), of a latent that depends on others the most
+            probable one given theirs, and the mean of a continuous latent; "sample" is a sample of the guide; "exact"
+            is the most probable of all joint codes under the exact posterior p(z|x).
         max_memory: bytes that the exact sum may use.
 
     Returns:
-        One-hot codes (B, N, K).
+        One-hot codes (B, N, K), whatever the values are; of several latents, by name, with the values of continuous
+        ones. B stands for the plates of a latent. Probabilities of codes are
+        :func:`~pyro_gvae.evaluate.code_statistics.guide_log_probs`, or :func:`pyro_gvae.exact.posterior`.
 
     Raises:
-        ValueError: if the kind is unknown, or there are too many codes for "exact".
+        ValueError: if the kind is unknown; for "exact", if there are too many codes or continuous latents, or if data
+            share a latent.
 
     Example:
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
@@ -45,25 +50,33 @@ def encode(pair: HasPair, x: Tensor, kind: CodeKind = "map", *, max_memory: floa
     """
     if kind not in get_args(CodeKind):
         raise ValueError(f"Expected a kind of code among {', '.join(get_args(CodeKind))}, but found '{kind}'.")
+    runs = bind_pair(pair, *items(x))
     if kind == "exact":
-        codes = exact.posterior(pair, x, num_codes=1, max_memory=max_memory).codes
-        if isinstance(codes, dict):
-            found = ", ".join(f"'{name}'" for name in codes)
-            raise ValueError(
-                f"Expected one discrete latent, but found {found}. Try exact.posterior, which takes several."
-            )
-        return codes.select(-3, 0)
-    log_q = guide_log_probs(pair, x)  # (B, N, K)
+        codes = exact.posterior(pair, *items(x), num_codes=1, max_memory=max_memory).codes
+        named = codes if isinstance(codes, dict) else {"": codes}
+        return per_latent({name: own.select(-3, 0) for name, own in named.items()})
     if kind == "sample":
-        return FactorizedOneHotCategorical(logits=log_q).sample()
-    return one_hot(log_q.argmax(-1), log_q.shape[-1]).to(log_q)
+        return per_latent(latent_values(runs.guide, one_draw, lambda _, fn: fn.sample()))
+    return per_latent(latent_values(runs.guide, most_probable, _mean))
+
+
+def _mean(name: str, fn: Any) -> Tensor:
+    try:
+        mean: Tensor = fn.mean
+    except NotImplementedError as error:
+        raise ValueError(
+            f"Expected continuous latents that have a mean, but found '{name}', a {type(fn).__name__}. Try "
+            'kind="sample".'
+        ) from error
+    return mean
 
 
 @judging
 @torch.no_grad()
 def reconstruct(vae: CategoricalVAE, x: Tensor, kind: CodeKind = "map", *, max_memory: float | None = None) -> Tensor:
     """Reconstruct data x (B, D) as E[x | z], shape (B, D), from a code of each datum; see :func:`encode` for `kind`."""
-    return vae.observation(vae.decoder(encode(vae, x, kind, max_memory=max_memory))).mean
+    codes = cast(Tensor, encode(vae, x, kind, max_memory=max_memory))  # of its one latent
+    return vae.observation(vae.decoder(codes)).mean
 
 
 @judging

@@ -7,17 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ..distributions.codes import hamming_neighbours
 from ..exact.plan import bytes_of_code
-from ..handlers.sites import Kind
+from ..programs.choices import latent_values, most_probable
 from ..programs.draws import draw, lay_out_draws
-from ..programs.factors import Layout
+from ..programs.factors import Codes
+from ..programs.joint import joint_scores
 from ..programs.layout import lay_out
 from ..programs.modes import judging, without_trace
 from ..programs.pair import HasPair
-from ..programs.reader import score
 from ..programs.runs import bind_pair, items, split
 from ..programs.target import Target
 from ..runtime.memory import memory_limit, return_freed_memory
@@ -39,8 +38,8 @@ class ImportanceWeighted(NamedTuple):
     elbo: Tensor  # (B,): the mean of log w, an unbiased estimate of the ELBO
     bound: Tensor  # (B,): the log of the mean of w, at most log p(x) in expectation
     effective_sample_size: Tensor  # (B,): between 1 and P
-    #: log of the sum of p(x, z) over the guide's mode and all codes that differ in one latent, (B,), or None if the
-    #: program has other latents than one one-hot site.
+    #: log of the sum of p(x, z) over the guide's mode and all codes that differ in one digit, (B,). None beside
+    #: continuous latents, which have no neighbours, and where data share a latent, whose change is no datum's own.
     neighbourhood: Tensor | None
     num_particles: int
 
@@ -116,7 +115,7 @@ def importance_weighted(
     for target, size in targets(pair, x, num_particles, max_memory):
         log_weights, scale = _log_weights(target, num_particles, size)
         parts.append(summary(log_weights, scale))
-        if is_one_hot(target.layout):
+        if not (target.layout.has_continuous or target.layout.is_shared):
             near.append(scale * _log_neighbourhood(target, size))
     elbo, bound, effective = (torch.cat(part) for part in zip(*parts, strict=True))
     return ImportanceWeighted(elbo, bound, effective, torch.cat(near) if near else None, num_particles)
@@ -162,17 +161,12 @@ def targets(pair: HasPair, x: Tensor, num_particles: int, max_memory: float | No
     """
     if num_particles < 1:
         raise ValueError(f"Expected at least one particle, but found num_particles={num_particles}.")
-    most = _most_pairs(pair, x, max_memory)
+    most = most_pairs(pair, x, max_memory)
     every = items(x)
     num_data = most // num_particles if not is_shared(pair, x) else len(every[0]) if every[0].dim() else 1
     for rows in split(x, max(1, num_data)):
         runs = bind_pair(pair, *rows)
         yield Target(runs, lay_out_draws(runs)), max(1, most // len(rows[0]))
-
-
-def is_one_hot(layout: Layout) -> bool:
-    """Return whether the only latent is one one-hot site."""
-    return not layout.has_continuous and [latent.kind for latent in layout.space.latents] == [Kind.ONE_HOT]
 
 
 def is_shared(pair: HasPair, x: Tensor) -> bool:
@@ -186,14 +180,12 @@ def is_shared(pair: HasPair, x: Tensor) -> bool:
 def _is_shared(pair: HasPair, *rows: Any) -> bool:
     runs = bind_pair(pair, *rows)
     layout = lay_out_draws(runs)
-    if is_one_hot(layout):
-        return False
     with without_trace():
         found = draw(runs, layout, 1)
     return found.cells != found.batch_shape
 
 
-def _most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
+def most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
     """Return how many pairs (code, datum) to score at once."""
     first = next(split(x, 1))
     runs = bind_pair(pair, *first)
@@ -204,9 +196,7 @@ def _most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
         runs = bind_pair(pair, *first)
         layout = lay_out(runs)
     data = [value for value in first if isinstance(value, Tensor)]
-    each = bytes_of_code(runs, layout, with_guide=not is_one_hot(layout)) + 4 * sum(
-        value.numel() * value.element_size() for value in data
-    )
+    each = bytes_of_code(runs, layout) + 4 * sum(value.numel() * value.element_size() for value in data)
     limit = min(memory_limit(max_memory), tuning(layout.device).slice_bytes)
     return max(1, int(limit // each))
 
@@ -227,18 +217,22 @@ def summary(log_weights: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
 
 def _log_neighbourhood(target: Target, size: int) -> Tensor:
     """Return the log of the sum of p(x, z) over the guide's mode and its neighbours, (B,), not scaled."""
-    log_q = target.log_probs
-    mode = one_hot(log_q.argmax(-1), log_q.shape[-1]).to(log_q).unsqueeze(0)  # (1, B, N, K)
+    layout = target.layout
+    mode = {
+        name: own.reshape(1, layout.batch_size, *own.shape[-2:]).to(layout.dtype)
+        for name, own in latent_values(target.runs.guide, most_probable, lambda _, fn: fn.mean).items()
+    }
     found = []
-    for codes in chain([mode], hamming_neighbours(mode, size)):
-        found.append(_log_joint(target, codes)[0])
+    for codes in chain([mode], _neighbours(mode, size)):
+        found.append(joint_scores(target.runs.model, layout, codes).joint)
         if len(found) % SLICES_PER_RETURN == 0:
             return_freed_memory()  # there may be thousands of slices
     return torch.cat(found).logsumexp(0)
 
 
-def _log_joint(target: Target, codes: Tensor) -> tuple[Tensor, float]:
-    """Return log p(x, z) of codes (P, B, N, K), shape (P, B), not scaled, and the scale of the model."""
-    scores = score(target.model, codes, target.nesting)
-    scale = float(scores.common_scale)
-    return (scores.table + scores.prior.weigh((codes * scores.prior.log_probs).sum((-2, -1)))) / scale, scale
+def _neighbours(codes: Codes, size: int) -> Iterator[Codes]:
+    """Yield, slice by slice, the joint codes that differ from one of each datum (1, B, N, K) in exactly one digit."""
+    for name, own in codes.items():
+        for changed in hamming_neighbours(own, size):
+            same = {other: rest.expand(len(changed), -1, -1, -1) for other, rest in codes.items()}
+            yield {**same, name: changed}

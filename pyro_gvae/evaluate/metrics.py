@@ -1,7 +1,7 @@
 """Evaluate a trained model as a discrete model, whichever estimator trained it."""
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import pyro
 import torch
@@ -9,29 +9,18 @@ from torch import Tensor
 
 from .. import exact
 from ..config.checks import MOST_OPERATIONS
-from ..data.dataset import Dataset, Part, fixed_part
-from ..distributions.codes import num_codes
+from ..data.dataset import Dataset, fixed_part
 from ..estimators import Estimator
 from ..exact import HasPair
-from ..exact.plan import MOST_CODES
-from ..models.categorical_vae import CategoricalVAE
-from ..programs.factors import Layout
+from ..exact.plan import PerLatent, per_latent
+from ..handlers.parameters import OwnParameters
 from ..programs.layout import lay_out
 from ..programs.modes import judging
-from ..programs.reader import score
-from ..programs.runs import bind_pair
-from .bounds import Evidence, Row, bound_rows
-from .code_statistics import (
-    LatentStatistics,
-    Measured,
-    guide_log_probs,
-    joint_mutual_information,
-    latent_statistics,
-    linear_probe,
-    mean_over_data,
-    mean_perplexity,
-)
-from .importance import importance_weighted, is_one_hot
+from ..programs.runs import bind_pair, items, split
+from .bounds import Evidence, is_summable, per_datum, sampled_bounds, summed_bounds
+from .code_rows import code_rows, latent_frames, probe_rows, term_rows
+from .guides import Guided, joined, read_guide
+from .importance import is_shared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,44 +38,48 @@ class DiscreteScores(NamedTuple):
 
 @judging
 @torch.no_grad()
-def discrete_scores(vae: CategoricalVAE, x: Tensor, *, max_memory: float | None = None) -> DiscreteScores:
+def discrete_scores(pair: HasPair, x: Tensor, *, max_memory: float | None = None) -> DiscreteScores:
     """Compute the exact ELBO and log-evidence of the discrete model, both summed over all K^N codes.
 
     ELBO = E_q[log p(x, z) - log q(z|x)] <= log p(x) = log sum_z p(x, z).
 
     Args:
-        vae: the model.
-        x: data (B, D).
+        pair: a `CategoricalVAE`, or a `Pair` of programs.
+        x: data (B, D), or all arguments of the programs.
         max_memory: bytes that the sum may use.
 
     Returns:
-        Means over the B data, in nats per datum.
+        Means over the B data, in nats per datum; of data that share a latent, a B-th of what they have together.
 
     Raises:
-        ValueError: if there are too many codes.
+        ValueError: if there are too many codes, or latents that are continuous.
     """
-    found = exact.bounds(vae, x, max_memory=max_memory)  # each (B,)
-    return DiscreteScores(found.elbo.mean().item(), found.log_evidence.mean().item())
+    found = exact.bounds(pair, *items(x), max_memory=max_memory)  # each (B,), or fewer where data share a latent
+    part = found.elbo.numel() / len(items(x)[0])
+    return DiscreteScores(found.elbo.mean().item() * part, found.log_evidence.mean().item() * part)
 
 
 @judging
 @torch.no_grad()
-def own_objective(vae: CategoricalVAE, estimator: Estimator, x: Tensor) -> float:
+def own_objective(pair: HasPair, estimator: Estimator, x: Tensor) -> float:
     """Compute the estimator's own objective for data x (B, D): minus its loss, in nats per datum.
 
     For a relaxed estimator this is a bound for the *relaxed* model (with the categorical KL, no bound at all),
     estimated with one new sample per datum. It is not the ELBO of the discrete model.
     """
-    model, guide, elbo = estimator.bind(vae)
-    with pyro.get_param_store().scope():
-        return -float(elbo.loss(model, guide, x)) / len(x)
+    model, guide, elbo = estimator.bind(pair)
+    store = pyro.get_param_store()
+    with store.scope(store.get_state()), OwnParameters():
+        return -float(elbo.loss(model, guide, *items(x))) / len(items(x)[0])
 
 
 @judging
 @torch.no_grad()
-def code_usage(vae: CategoricalVAE, x: Tensor, *, max_memory: float | None = None) -> Tensor:
-    """Compute the aggregated exact posterior: the mean of p(z_n = k | x) over data x (B, D); shape (N, K)."""
-    return cast(Tensor, exact.posterior(vae, x, max_memory=max_memory).marginals).mean(0)  # of its one latent
+def code_usage(pair: HasPair, x: Tensor, *, max_memory: float | None = None) -> PerLatent:
+    """Compute the aggregated exact posterior: the mean of p(z_n = k | x) over data x (B, D), (N, K) of each latent."""
+    marginals = exact.posterior(pair, *items(x), max_memory=max_memory).marginals
+    named = marginals if isinstance(marginals, dict) else {"": marginals}
+    return per_latent({name: own.reshape(-1, *own.shape[-2:]).mean(0) for name, own in named.items()})
 
 
 class Evaluation(NamedTuple):
@@ -133,20 +126,24 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the discrete model on train and test data; no number is that of a relaxed model.
 
-    - elbo: E_q[log p(x|z)] - KL, summed over all codes, or the mean over P samples if there are too many codes.
-    - log_evidence: log p(x), summed over all codes. If there are too many, iwae_bound (at most log p(x) in
-      expectation) and effective_sample_size replace it: see
-      :func:`~pyro_gvae.evaluate.importance.importance_weighted`.
-    - reconstruction = elbo + kl, where kl = KL(q(z|x) || p(z)) is always in closed form.
+    - elbo: E_q[log p(x|z)] - KL, summed over all codes, or the mean over P samples if there are too many codes or
+      latents that are continuous.
+    - log_evidence: log p(x), summed over all codes. If it is not, iwae_bound (at most log p(x) in expectation) and
+      effective_sample_size replace it: see :func:`~pyro_gvae.evaluate.importance.importance_weighted`. Beside at most
+      1024 codes of continuous latents, collapsed_iwae_bound is tighter: see
+      :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`.
+    - reconstruction = elbo + kl, where kl = KL(q(z|x) || p(z)) is in closed form, or summed, or sampled, as the
+      dependence of latents allows: see :class:`~pyro_gvae.evaluate.guides.Guided`.
     - posterior_entropy: H(q(z|x)); mutual_information: I(x; z) of the whole code, if K^N is small enough;
       latent_information: the sum of I(x; z_n); code_perplexity: the effective number of categories in use, averaged
       over latents; active_units: see :func:`~pyro_gvae.evaluate.code_statistics.latent_statistics`.
     - linear_probe_accuracy, for labelled data: the accuracy on test data of a linear classifier of the guide's most
       probable codes, fitted on train data.
 
+    Of several latents, `kl[NAME]` and its like are the numbers of each, `kl` that of all.
+
     Args:
-        pair: a `CategoricalVAE`, or a `Pair` of programs that accept any number of data; if their latents are others
-            than one one-hot site, bounds alone are reported, see :func:`~pyro_gvae.evaluate.bounds.bound_rows`.
+        pair: a `CategoricalVAE`, or a `Pair` of programs that accept any number of data.
         data: a data set.
         num_data: how many data of each part to use, starting with the first; all if None.
         num_particles: P, the number of samples per datum if there are too many codes.
@@ -163,7 +160,7 @@ def evaluate(
         ValueError: if a setting is invalid, or there are too many codes for the requested sum.
 
     Example:
-        >>> from pyro_gvae import load
+        >>> from pyro_gvae import CategoricalVAE, load
         >>> vae = CategoricalVAE(data_dim=64, num_latents=2, num_categories=3, hidden=(5,))
         >>> found = evaluate(vae, load("digits", binarize="threshold"), num_data=100)
         >>> found.value("test", "elbo") < found.value("test", "log_evidence")
@@ -178,123 +175,35 @@ def evaluate(
         )
     parts = {name: fixed_part(data, name, num_data) for name in ("train", "test")}
     layout = lay_out(bind_pair(pair, parts["train"].x[:2]))
-    if not is_one_hot(layout):
-        options = {"evidence": evidence, "num_particles": num_particles, "max_operations": max_operations}
-        return _bounds_alone(pair, parts, layout, seed, max_memory=max_memory, **options)
-    log_qs = {name: _on_chunks(lambda x: guide_log_probs(pair, x), part.x) for name, part in parts.items()}
+    apart = not is_shared(pair, parts["train"].x)
+    samples = f"{num_particles} samples"
+    said: dict[str, Guided] = {}
     metrics, latents, warnings = [], [], []
     for name, part in parts.items():
-        by_sum = evidence == "exact" or (evidence == "auto" and _summable(pair, part.x, max_operations, max_memory))
-        if by_sum:
-            rows = list(_summed(pair, part.x, log_qs[name], max_memory))
-        else:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                rows, found = _sampled(pair, part.x, log_qs[name], num_particles, max_memory)
-            warnings += [f"{name}: {warning}" for warning in found]
-        statistics = latent_statistics(log_qs[name])
-        rows += _code_rows(log_qs[name], statistics)
-        if name == "test":
-            rows += _probe_rows(parts, log_qs)
-        metrics += [(name, row.metric, *row.measured, row.unit, row.method) for row in rows]
-        latents.append(_latent_frame(name, statistics))
-    import pandas as pd  # imported here, since encoding and scoring do not need it
-
-    return Evaluation(_metric_frame(metrics), pd.concat(latents, ignore_index=True), warnings)
-
-
-def _bounds_alone(pair: HasPair, parts: dict[str, Part], layout: Layout, seed: int, **options: Any) -> Evaluation:
-    metrics, warnings = [], []
-    for name, part in parts.items():
+        x = part.x
+        mean = partial(per_datum, num_data=len(x), apart=apart)
+        chunks = list(split(x, DATA_AT_A_TIME)) if apart else [(x,)]
+        by_sum = evidence == "exact" or (
+            evidence == "auto" and is_summable(pair, chunks, layout, max_operations, max_memory)
+        )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            rows, found = bound_rows(pair, part.x, layout, **options)
+            if by_sum:
+                bounds = summed_bounds(pair, chunks, mean, max_memory)
+            else:
+                bounds = sampled_bounds(pair, x, layout, mean, num_particles, max_memory)
+            options = {"is_summed": by_sum, "num_particles": num_particles, "max_memory": max_memory}
+            said[name] = joined([read_guide(pair, rows, **options) for rows in chunks])
+        method = "exact" if said[name].is_exact else samples
+        rows = [*bounds.rows, *term_rows(bounds, said[name], mean, method)]
+        rows += code_rows(said[name], mean, method, apart=apart)
+        if name == "test":
+            rows += probe_rows(parts, said)
         metrics += [(name, row.metric, *row.measured, row.unit, row.method) for row in rows]
-        warnings += [f"{name}: {warning}" for warning in found]
-    return Evaluation(_metric_frame(metrics), _latent_frame("train", latent_statistics(torch.zeros(1, 0, 1))), warnings)
-
-
-def _metric_frame(metrics: list[tuple[Any, ...]]) -> "pd.DataFrame":
-    import pandas as pd
+        latents += latent_frames(name, said[name])
+        warnings += [f"{name}: {warning}" for warning in bounds.warnings]
+    import pandas as pd  # imported here, since encoding and scoring do not need it
 
     columns = ["part", "metric", "value", "standard_error", "unit", "method"]
-    return pd.DataFrame(metrics, columns=columns).astype({"standard_error": float})
-
-
-def _on_chunks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a function to chunks of the data and concatenate the results."""
-    with torch.no_grad():
-        return torch.cat([function(rows) for rows in x.split(DATA_AT_A_TIME)])
-
-
-def _summable(pair: HasPair, x: Tensor, max_operations: float, max_memory: float | None) -> bool:
-    rows = x[:DATA_AT_A_TIME]
-    shape = guide_log_probs(pair, rows[:1]).shape
-    if num_codes(*shape[-2:]) > MOST_CODES:
-        return False
-    return exact.cost(pair, rows, max_memory=max_memory).operations * len(x) / len(rows) <= max_operations
-
-
-def _summed(pair: HasPair, x: Tensor, log_q: Tensor, max_memory: float | None) -> Iterator[Row]:
-    elbo, log_evidence = _on_chunks(lambda rows: torch.stack(exact.bounds(pair, rows, max_memory=max_memory), -1), x).T
-    yield Row("elbo", mean_over_data(elbo), "nats")
-    yield Row("log_evidence", mean_over_data(log_evidence), "nats")
-    yield from _terms(pair, x, log_q, elbo, "exact")
-
-
-def _sampled(
-    pair: HasPair, x: Tensor, log_q: Tensor, num_particles: int, max_memory: float | None
-) -> tuple[list[Row], list[str]]:
-    found = importance_weighted(pair, x, num_particles, max_memory=max_memory)
-    method = f"{num_particles} samples"
-    size = found.effective_sample_size
-    rows = [
-        Row("elbo", mean_over_data(found.elbo), "nats", method),
-        Row("iwae_bound", mean_over_data(found.bound), "nats", method),
-        Row("effective_sample_size", mean_over_data(size), "samples", method),
-        Row("least_effective_sample_size", Measured(size.min().item()), "samples", method),
-        *_terms(pair, x, log_q, found.elbo, method),
-    ]
-    return rows, found.warnings()
-
-
-def _terms(pair: HasPair, x: Tensor, log_q: Tensor, elbo: Tensor, method: str) -> Iterator[Row]:
-    """Split the ELBO into its two terms; the KL is in closed form, however the ELBO was computed."""
-    with torch.no_grad():
-        prior = score(bind_pair(pair, x[:1]).model).prior
-    if float(prior.scale) != 1:
-        raise ValueError(f"Expected programs that are not scaled, but found a scale of {float(prior.scale):g}.")
-    kl = (log_q.exp() * (log_q - prior.log_probs)).sum((-2, -1))  # (B,)
-    yield Row("reconstruction", mean_over_data(elbo + kl), "nats", method)
-    yield Row("kl", mean_over_data(kl), "nats")
-
-
-def _code_rows(log_q: Tensor, statistics: LatentStatistics) -> Iterator[Row]:
-    entropy = -(log_q.exp() * log_q).sum((-2, -1))  # (B,)
-    yield Row("posterior_entropy", mean_over_data(entropy), "nats")
-    information = joint_mutual_information(log_q)
-    if information is not None:
-        yield Row("mutual_information", information, "nats")
-    yield Row("latent_information", Measured(statistics.mutual_information.sum().item()), "nats")
-    yield Row("code_perplexity", mean_perplexity(log_q), "categories")
-    yield Row("active_units", Measured(float(statistics.active.sum().item())), "latents")
-
-
-def _probe_rows(parts: dict[str, Part], log_qs: dict[str, Tensor]) -> Iterator[Row]:
-    train_labels, test_labels = parts["train"].labels, parts["test"].labels
-    if train_labels is None or test_labels is None:
-        return
-    train, test = (log_qs[name].argmax(-1) for name in ("train", "test"))
-    accuracy = linear_probe(train, train_labels, test, test_labels)
-    if accuracy is not None:
-        yield Row("linear_probe_accuracy", accuracy, "", "logistic regression")
-
-
-def _latent_frame(part: str, statistics: LatentStatistics) -> "pd.DataFrame":
-    columns = {name: getattr(statistics, name).tolist() for name in (*statistics._fields, "active")}
-    import pandas as pd
-
-    frame = pd.DataFrame(columns)
-    frame.insert(0, "part", part)
-    frame.insert(1, "latent", range(len(frame)))
-    return frame
+    frame = pd.DataFrame(metrics, columns=columns).astype({"standard_error": float})
+    return Evaluation(frame, pd.concat(latents, ignore_index=True), warnings)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor
 
-from .factors import Layout, apart, common_scale, first_of, summed_over
+from .factors import Codes, Layout, Reading, apart, common_scale, first_of, summed_over
 from .layout import lay_out, obstacle_of
 from .modes import without_trace
 from .runs import Runs
@@ -105,20 +105,36 @@ def draw(runs: Runs, layout: Layout, num_particles: int, *, pathwise: bool = Tru
         num_particles: P.
         pathwise: whether continuous latents are reparameterized where they can be, or scored as discrete ones are.
     """
+    return scored(layout, read_draws(runs, layout, num_particles, pathwise=pathwise))
+
+
+class Drawn(NamedTuple):
+    """What both programs say of P values of every latent, drawn from the guide."""
+
+    codes: Codes  # (P, B, N, K) of each discrete latent
+    q: Reading
+    p: Reading
+    scored: frozenset[str]  # continuous latents that are not reparameterized
+
+
+def read_draws(runs: Runs, layout: Layout, num_particles: int, *, pathwise: bool = True) -> Drawn:
+    """Draw as :func:`draw` does, and return what each statement says."""
     drawn = sample(runs, layout, num_particles, independent, pathwise=pathwise)
-    p, q = read_values(runs, layout, drawn.values), drawn.q
-    rows = num_particles, layout.batch_size
-    scores = [Score(site.score(drawn.codes).expand(rows), site.own_shape) for site in q.sites.values()]
-    scores += [
-        Score(factor.unweighed().expand(rows), factor.own_shape)
-        for name, factor in q.factors.items()
-        if name in drawn.scored
-    ]
-    has_path = len(q.factors) > len(drawn.scored)
+    return Drawn(drawn.codes, drawn.q, read_values(runs, layout, drawn.values), drawn.scored)
+
+
+def scored(layout: Layout, drawn: Drawn) -> Draws:
+    """Return the log-densities of what was drawn."""
+    codes, q, p, without_path = drawn
+    rows = len(next(iter(codes.values()))), layout.batch_size
+    others = {name: factor for name, factor in q.factors.items() if name in without_path}
+    scores = [Score(site.score(codes).expand(rows), site.own_shape) for site in q.sites.values()]
+    scores += [Score(factor.unweighed().expand(rows), factor.own_shape) for factor in others.values()]
+    has_path = len(q.factors) > len(others)
     return Draws(
-        log_joint=p.log_prob(drawn.codes).expand(rows),
-        log_q=q.log_prob(drawn.codes).expand(rows),
-        pathwise=q.log_prob(drawn.codes, drawn.without_path).expand(rows) if has_path else None,
+        log_joint=p.log_prob(codes).expand(rows),
+        log_q=q.log_prob(codes).expand(rows),
+        pathwise=q.log_prob(codes, {*codes, *others}).expand(rows) if has_path else None,
         scores=tuple(scores),
         batch_shape=layout.batch_shape,
         apart=apart(layout, q, p),

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -44,12 +44,22 @@ class Site(NamedTuple):
             return (own.unsqueeze(1) * self.log_probs).sum((-2, -1))
         return own.flatten(1) @ self.log_probs.flatten(1).T
 
+    def digit_scores(self, codes: Codes) -> Tensor:
+        """Return the log-probability of each digit of codes, (s, B or 1, N), neither scaled nor masked, in nats."""
+        own = codes[self.latent.name]
+        return ((own if own.dim() == 4 else own.unsqueeze(1)) * self.log_probs).sum(-1)
+
     def weigh(self, per_datum: Tensor) -> Tensor:
         """Scale and mask (..., B) as the program does with the latent."""
         others = per_datum.shape[:-1]
         per_datum = per_datum.expand(*others, self.batch_shape.numel()).reshape((*others, *self.batch_shape))
         weighed: Tensor = scale_and_mask(per_datum, self.scale, self.mask)
         return (weighed if self.share == 1 else weighed * self.share).reshape(*others, -1)
+
+    @property
+    def weight(self) -> Tensor:
+        """By what the latent is scaled, masked and divided among data that share it, (B,)."""
+        return self.weigh(self.log_probs.new_ones(self.batch_shape.numel()))
 
     def entropy(self) -> Tensor:
         """Return the entropy given the codes of other latents, scaled and masked: (B,), or (s, B) if it depends."""
@@ -73,6 +83,8 @@ class Factor(NamedTuple):
     own_shape: Size  # the batch shape of all discrete latents, with 1 where data share the statement
     scale: float | Tensor
     unweighed: Callable[[], Tensor]  # neither scaled nor masked, nor divided among the data that share it
+    weigh: Callable[[Tensor], Tensor]  # scales, masks and divides other values than the log-probability
+    fn: Any  # the distribution
 
 
 class Reading(NamedTuple):

@@ -15,7 +15,7 @@ from .factors import Layout, Level, Reading
 from .latents import Space
 from .modes import without_trace
 from .runs import Runs
-from .statements import Draw, Reader, first_shared_value, first_value, latent_of, read_with, shared_codes
+from .statements import Draw, Reader, first_shared_value, first_value, given_codes, latent_of, read_with
 
 
 def lay_out(runs: Runs, *, with_guide: bool = True) -> Layout:
@@ -135,7 +135,7 @@ def _run_on_one_code(model: Run, given: Mapping[str, Tensor]) -> Reader:
 
 def _read_both(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> Reading:
     codes = layout.some_codes(num_codes)
-    place = shared_codes(layout, codes)
+    place = given_codes(layout, codes)
     q = read_with(runs.guide, layout, place, _any_draw({})) if with_guide else Reading({}, {}, {})
     read_with(runs.model, layout, place, _any_draw(q.values))
     return q

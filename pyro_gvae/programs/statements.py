@@ -114,27 +114,36 @@ def latent_of(name: str, found: Discrete) -> Latent:
 
 
 def read(program: Run, layout: Layout, codes: Codes, given: Mapping[str, Tensor]) -> Reading:
-    """Run a program on joint codes that all data share, with one pathwise draw of its continuous latents.
+    """Run a program on joint codes, with one pathwise draw of its continuous latents.
 
     Args:
         program: the program with its data bound.
         layout: its latents and plates.
-        codes: one-hots (s, N, K) of each latent, by name; a single code where the layout has an obstacle.
+        codes: one-hots (s, N, K) of each latent, by name, which all data share, or (s, B, N, K), for each datum its
+            own; a single code where the layout has an obstacle.
         given: values of continuous latents, which are not drawn.
 
     Raises:
         ValueError: if a continuous latent has no pathwise derivative.
     """
-    return read_with(program, layout, shared_codes(layout, codes), reparameterized(given))
+    return read_with(program, layout, given_codes(layout, codes), reparameterized(given))
 
 
-def shared_codes(layout: Layout, codes: Codes) -> Place:
-    """Return joint codes that all data share, (s, N, K) by name, as values of latents."""
+def given_codes(layout: Layout, codes: Codes) -> Place:
+    """Return joint codes (s, N, K) by name, which all data share, or (s, B, N, K), as values of latents."""
+    shapes = {name: level.shape for level in layout.levels for name in level.names}
 
     def place(name: str, found: Discrete) -> Tensor:
         own = codes[name]
         # In the type that the program's samples have, which its networks take; scores are computed in float32 at least.
         latent = latent_of(name, found)
+        if own.dim() == 4:
+            own = own.reshape(len(own), *layout.batch_shape, *own.shape[-2:])
+            own = own[(slice(None), *(slice(size) for size in shapes[name]))]  # data that share a latent have one value
+            if layout.obstacle is not None:
+                return latent.value(own[0].reshape(*found.batch_shape, *own.shape[-2:]))
+            padding = (1,) * (layout.nesting - len(layout.batch_shape))
+            return latent.value(own.reshape(len(own), *padding, *own.shape[1:]))
         if layout.obstacle is not None:  # one code, in the shape of a sample
             return latent.value(own[0].expand(*found.batch_shape, -1, -1))
         return latent.value(own.reshape(len(own), *(1,) * layout.nesting, *own.shape[-2:]))
@@ -214,9 +223,16 @@ def _factor(name: str, msg: Messages, layout: Layout) -> Factor:
         return values.sum_to_size(len(values), *kept).expand(-1, *own).reshape(len(values), -1)
 
     times = Size(own).numel() // Size(kept).numel()  # data that share a statement count it once together
+
+    def weigh(values: Tensor) -> Tensor:
+        values = reduced(scale_and_mask(values, msg["scale"], msg["mask"]))
+        return values if times == 1 else values / times
+
     return Factor(
         log_prob=reduced(weighed) if times == 1 else reduced(weighed) / times,
         own_shape=Size(kept[layout.nesting - len(layout.batch_shape) :]),
         scale=msg["scale"],
         unweighed=lambda: reduced(scores),
+        weigh=weigh,
+        fn=msg["fn"],
     )

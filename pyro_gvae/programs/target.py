@@ -1,15 +1,12 @@
 """A model and its guide with their data bound, as losses that sample need them."""
 
-from functools import cached_property
 from typing import final
 
 from torch import Tensor
 
-from ..handlers.sites import Run
 from .draws import Draws, draw
 from .factors import Layout, Reading
 from .layout import warn_of
-from .reader import Site, read_guide
 from .runs import Runs
 from .samples import CodesOf, DrawCodes, Sample, anew, changed, read_values, sample
 from .statements import Draw
@@ -68,27 +65,3 @@ class Target:
     def read(self, values: dict[str, Tensor]) -> Reading:
         """Run the model on values (R, *plates, *event_shape) of every latent."""
         return read_values(self.runs, self.layout, values)
-
-    @cached_property
-    def q(self) -> Site:
-        """The guide's only latent, a site of one-hots or bits.
-
-        Raises:
-            ValueError: if the guide has other latents, or none.
-        """
-        return read_guide(self.runs.guide)
-
-    @property
-    def model(self) -> Run:
-        """The model."""
-        return self.runs.model
-
-    @property
-    def nesting(self) -> int:
-        """The number of batch dimensions that plates take."""
-        return self.layout.nesting
-
-    @property
-    def log_probs(self) -> Tensor:
-        """log q(z_n = k | x), shape (B, N, K)."""
-        return self.q.log_probs.expand(self.q.batch_shape.numel(), -1, -1)

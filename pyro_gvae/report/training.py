@@ -1,12 +1,13 @@
 """Write the report of a training run: figures and one self-contained HTML page."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ..config.train import TrainConfig
 from ..evaluate.code_statistics import guide_log_probs
@@ -109,7 +110,8 @@ def _draw(trained: Trained, config: TrainConfig) -> dict[str, Figure]:
     vae, data = trained.vae, trained.data
     initial = initial_model(config, data)
     with own_randomness(0), torch.no_grad():
-        arrays = pictured(vae, initial, data) | {"code_usage": guide_log_probs(vae, data.test).exp().mean(0)}
+        log_q = cast(Tensor, guide_log_probs(vae, data.test))  # of its one latent
+        arrays = pictured(vae, initial, data) | {"code_usage": log_q.exp().mean(0)}
     cells: dict[str, dict[str, np.ndarray]] = {"": {name: array.numpy() for name, array in arrays.items()}}
     return {
         "reconstructions": pictures.reconstructions(cells, data.image_shape),

@@ -2,9 +2,10 @@
 
 import warnings
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
+from torch import Tensor
 
 from ..data.columns import Data
 from ..data.dataset import Dataset
@@ -114,7 +115,7 @@ class Logs:
         for name, x in (("reconstructions", images), ("samples", samples)):
             self._board.add_images(name, vae.observation.to_pixels(x).reshape(-1, *shape), step)
         with torch.no_grad():
-            used = encode(vae, data.test).argmax(-1)  # (M', N)
+            used = cast(Tensor, encode(vae, data.test)).argmax(-1)  # (M', N) of its one latent
         edges = torch.arange(vae.num_categories + 1) - 0.5
         for latent, categories in enumerate(used.T[:NUM_PICTURED]):
             self._board.add_histogram(f"code usage/latent {latent}", categories, step, bins=edges.tolist())

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..data.dataset import Dataset
 from ..models.categorical_vae import CategoricalVAE
 from ..runs.checkpoint import load_checkpoint, load_tensors
-from ..runs.config import is_train_run, read_train_config
+from ..runs.config import CONFIG, is_train_run, read_train_config
 from ..runs.contents import read_run
 from ..runs.folder import cell_folder
 from ..runs.frames import read_json_lines
@@ -60,6 +60,11 @@ def trained_models(run: Path) -> list[Which]:
     Raises:
         ValueError: if the folder is not a run folder.
     """
+    if (run / WEIGHTS).exists() and not (run / CONFIG).exists():
+        raise ValueError(
+            f"Expected a run of train or compare, but found one of fit in '{run}', whose program is code that no "
+            "command knows. Try Python: load its weights into your program, and call evaluate, encode or gaps."
+        )
     if is_train_run(run):
         try:
             last = read_json_lines(run / METRICS, TrainLine).iloc[-1]

@@ -6,14 +6,18 @@ import shutil
 from dataclasses import replace
 
 import pandas as pd
+import pyro
 import pytest
 import torch
+from brute import sharp
+from pairs import DATA
 from pyro.infer import Trace_ELBO
 
 from pyro_gvae import exact
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
-from pyro_gvae.evaluate.gaps import BOUNDS, GAPS, gaps, relaxed_bound
+from pyro_gvae.evaluate.gaps import BOUNDS, GAPS, gaps, relaxed_bound, summarize_gaps
+from pyro_gvae.handlers import relax
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.report.gaps import draw_gaps, gaps_table, run_gaps
 from pyro_gvae.runs.folder import cell_folder
@@ -39,6 +43,37 @@ def test_bounds_stand_in_their_order():
     assert (found.mean_field_elbo - found.elbo).mean() > 0.01  # this encoder was never trained
     torch.testing.assert_close(found.elbo, exact.elbo(vae, x))
     torch.testing.assert_close(found.log_evidence, exact.log_evidence(vae, x))
+
+
+@pytest.mark.parametrize("name", ["two layers, independent", "two layers, top-down", "a global code", "nested plates"])
+def test_several_latents_have_their_gaps(name):
+    pair = sharp(name, 3.0)
+    found = gaps(pair, DATA, num_particles=20, temperature=0.5)
+    expected = exact.bounds(pair, DATA)
+    torch.testing.assert_close(found.elbo, expected.elbo)
+    assert found.relaxed_bound.shape == found.elbo.shape == found.mean_field_elbo.shape
+    assert (found.mean_field_elbo <= found.log_evidence + 1e-9).all()
+    if name == "two layers, independent":
+        assert (found.elbo <= found.mean_field_elbo + 1e-9).all()
+    # The relaxed bound is the loss of stock Trace_ELBO, with the same random numbers.
+    model, guide = (relax(program, temperature=0.5) for program in pair)
+    pyro.set_rng_seed(3)
+    bound = relaxed_bound(pair, DATA, num_particles=2, temperature=0.5).sum()
+    pyro.set_rng_seed(3)
+    stock = sum(Trace_ELBO().loss(model, guide, DATA) for _ in range(2)) / 2
+    torch.testing.assert_close(bound, torch.tensor(-stock).double())
+
+
+def test_integers_have_no_relaxation_gap():
+    pair = sharp("bits and an integer", 3.0)
+    found = gaps(pair, DATA)
+    row = summarize_gaps(found)
+    assert found.relaxed_bound is None and "relaxation_gap" not in row and "relaxed_bound" not in row
+    assert row["mean_field_gap"] >= 0
+    with pytest.raises(ValueError, match="no sum can be taken"):
+        gaps(sharp("a normal given a code", 1.0), DATA)
+    with pytest.raises(ValueError, match="Expected a temperature"):
+        gaps(sharp("two layers, independent", 1.0), DATA)
 
 
 @pytest.mark.slow

@@ -2,11 +2,15 @@
 
 import math
 
+import pyro
 import pytest
 import torch
+from brute import every_code, latents_of
+from pairs import DATA, PROGRAMS
 from problems import PROBLEMS, B, D, K, N, codes, joint_in_a_loop, log_q_in_a_loop
 
 from pyro_gvae.evaluate.generate import encode, reconstruct, sample
+from pyro_gvae.exact import Pair
 
 PROBLEM = next(problem for problem in PROBLEMS if problem.name == "bernoulli-learned")
 
@@ -36,6 +40,37 @@ def test_drawn_codes_have_the_guides_frequencies():
     error = (probs * (1 - probs) / 2000).sqrt()
     assert ((drawn.mean(0) - probs).abs() < 5 * error + 1e-3).all()
     assert not ((encode(vae, x) - probs).abs() < 5 * error + 1e-3).all()
+
+
+@pytest.mark.parametrize("name", ["two layers, top-down", "bits and an integer", "two layers, independent"])
+def test_codes_of_several_latents_by_name(name):
+    pyro.clear_param_store()
+    pair = Pair(*PROGRAMS[name][:2])
+    said = every_code(pair, DATA)
+    joint = torch.stack([sum(one.log_p.values()) for one in said])  # (S, B)
+    found = {kind: encode(pair, DATA, kind) for kind in ("map", "exact", "sample")}
+    for b in range(len(DATA)):
+        digits = {
+            kind: {latent: one[b, 0].argmax().item() for latent, one in own.items()} for kind, own in found.items()
+        }
+        assert digits["exact"] == said[joint[:, b].argmax()].digits
+        given = said
+        for latent in latents_of(pair, DATA):  # of each the most probable, given those before it
+            best = max(given, key=lambda one: one.log_q[latent][b].item())
+            assert best.digits[latent] == digits["map"][latent]
+            given = [one for one in given if one.digits[latent] == digits["map"][latent]]
+    assert all((code.sum(-1) == 1).all() for code in found["sample"].values())
+
+
+def test_continuous_latents_have_their_mean_beside_the_codes():
+    pyro.clear_param_store()
+    pair = Pair(*PROGRAMS["a normal given a code"][:2])
+    found = encode(pair, DATA)
+    fn = pyro.poutine.trace(pyro.poutine.condition(pair.guide, data={"y": found["y"].squeeze(-2)})).get_trace(DATA)
+    torch.testing.assert_close(found["z"], fn.nodes["z"]["fn"].mean)
+    assert encode(pair, DATA, "sample")["z"].shape == found["z"].shape
+    with pytest.raises(ValueError, match="found 'z', over which no sum"):
+        encode(pair, DATA, "exact")
 
 
 @pytest.mark.parametrize("kind", ["map", "exact"])

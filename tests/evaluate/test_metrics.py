@@ -9,18 +9,22 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from brute import sharp
+from pairs import DATA, PROGRAMS, B
 from pyro import poutine
 
 from pyro_gvae import exact
 from pyro_gvae.data.dataset import Dataset, fixed_part
 from pyro_gvae.estimators import estimator
-from pyro_gvae.evaluate import metrics
+from pyro_gvae.evaluate.bounds import is_summable
 from pyro_gvae.evaluate.code_statistics import guide_log_probs
-from pyro_gvae.evaluate.metrics import evaluate
+from pyro_gvae.evaluate.metrics import code_usage, discrete_scores, evaluate, own_objective
 from pyro_gvae.evaluate.tables import evaluation_table
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, weigh_kl
 from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.programs.layout import lay_out
+from pyro_gvae.programs.runs import bind_pair
 from pyro_gvae.train.step import make_step
 
 D, N, K = 6, 3, 4
@@ -185,9 +189,14 @@ def test_what_cannot_be_evaluated_is_refused(vae):
     for evidence in ("exact", "importance-weighted"):
         with pytest.raises(ValueError, match=r"Expected all sites of the model to share one scale"):
             evaluate(weighed, make_data(), evidence=evidence, num_particles=2)
-    scaled = Pair(*(scaled_by_two(program) for program in (vae.model, vae.guide)))
-    with pytest.raises(ValueError, match=r"Expected programs that are not scaled, but found a scale of 2"):
-        evaluate(scaled, make_data())
+
+
+def test_a_scale_and_a_mask_are_those_of_every_number_in_nats(vae):
+    plain = evaluate(vae, make_data())
+    scaled = evaluate(Pair(*(scaled_by_two(program) for program in (vae.model, vae.guide))), make_data())
+    for name in ("elbo", "log_evidence", "reconstruction", "kl"):
+        assert scaled.value("test", name) == pytest.approx(2 * plain.value("test", name), abs=1e-3)
+    assert scaled.value("test", "posterior_entropy") == plain.value("test", "posterior_entropy")
 
 
 def scaled_by_two(program):
@@ -198,13 +207,13 @@ def test_a_slow_clock_changes_no_method(vae, slow_clock):
     assert "log_evidence" in set(evaluate(vae, make_data()).metrics["metric"])
 
 
-def test_what_a_sum_takes_is_that_of_all_data(monkeypatch):
-    """Of which some at a time are measured."""
+def test_what_a_sum_takes_is_that_of_all_data():
+    """Of which the first are measured."""
     vae, x = CategoricalVAE(6, 2, 3, hidden=(5,)), torch.ones(20, 6)
-    monkeypatch.setattr(metrics, "DATA_AT_A_TIME", 5)
     operations = exact.cost(vae, x[:5]).operations
-    assert metrics._summable(vae, x, 4.01 * operations, None)
-    assert not metrics._summable(vae, x, 3.99 * operations, None)
+    chunks, layout = [(rows,) for rows in x.split(5)], lay_out(bind_pair(vae, x[:2]))
+    assert is_summable(vae, chunks, layout, 4.01 * operations, None)
+    assert not is_summable(vae, chunks, layout, 3.99 * operations, None)
 
 
 def test_data_without_parts_are_refused():
@@ -223,23 +232,72 @@ def _layered(x, *, observe, continuous):
 
 
 @pytest.mark.parametrize("continuous", [False, True])
-def test_any_latents_have_their_bounds(continuous):
+def test_any_latents_have_all_numbers(continuous):
     data = make_data()
     pair = Pair(*(partial(_layered, observe=observe, continuous=continuous) for observe in (True, False)))
     found = evaluate(pair, data, num_particles=50)
     names = list(found.metrics.query("part == 'test'")["metric"])
-    assert found.latents.empty and "test" in evaluation_table(found)
+    kls = ["kl", "kl[k]", "kl[bit]"] + ["kl[c]"] * continuous
+    entropy, information, perplexity, active = (
+        [name, f"{name}[k]", f"{name}[bit]"]
+        for name in ("posterior_entropy", "latent_information", "code_perplexity", "active_units")
+    )
+    use = [*information, *perplexity[1:], *active]  # no mean of perplexities of different numbers of categories
+    table = evaluation_table(found)
+    assert "kl[bit]" in table and list(found.latents["latent"]) == ["k", "bit"] * 2
+    assert found.value("test", "kl") == pytest.approx(sum(found.value("test", name) for name in kls[1:]))
+    assert found.value("test", "reconstruction") == pytest.approx(
+        found.value("test", "elbo") + found.value("test", "kl")
+    )
     if not continuous:
-        assert names == ["elbo", "log_evidence"]
+        first = ["elbo", "log_evidence", "reconstruction", *kls, *entropy, "mutual_information"]
+        assert names == [*first, *use, "linear_probe_accuracy"]
         expected = exact.bounds(pair, data.test)
         assert found.value("test", "elbo") == pytest.approx(expected.elbo.mean().item())
         assert found.value("test", "log_evidence") == pytest.approx(expected.log_evidence.mean().item())
+        assert found.value("test", "kl") == pytest.approx(0, abs=1e-6)  # the guide is the prior
         return
     sizes = ["effective_sample_size", "least_effective_sample_size"]
-    own = [
+    collapsed = [
         f"collapsed_{name}" if name != sizes[1] else f"least_collapsed_{sizes[0]}" for name in ["iwae_bound", *sizes]
     ]
-    assert names == ["elbo", "iwae_bound", *sizes, *own]
+    first = ["elbo", "iwae_bound", *sizes, *collapsed, "reconstruction", *kls]
+    assert names == [*first, *entropy, *use, "linear_probe_accuracy"]
     assert found.value("test", "elbo") < found.value("test", "iwae_bound") < found.value("test", "collapsed_iwae_bound")
     with pytest.raises(ValueError, match="collapsed importance-weighted bound"):
         evaluate(pair, data, evidence="exact")
+
+
+@pytest.mark.filterwarnings("ignore:Expected programs that take codes")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_is_evaluated(name):
+    """Against the bounds of all data together; no program is refused but that which has no log p(x)."""
+    pyro.clear_param_store()
+    pair = Pair(*PROGRAMS[name][:2])
+    x = (DATA - DATA.min()) / (DATA.max() - DATA.min())
+    data = Dataset("any", x, x, (2, 2))
+    if name == "a subsampled plate with scale and mask":
+        with pytest.raises(ValueError, match="share one scale"):
+            evaluate(pair, data, num_particles=5)
+        return
+    found = evaluate(pair, data, num_particles=5)
+    assert found.metrics["value"].notna().all()
+    by_latent = found.metrics.query("part == 'test' and metric.str.startswith('kl[')")["value"].sum()
+    assert by_latent == pytest.approx(found.value("test", "kl"))
+    if "log_evidence" in set(found.metrics["metric"]):
+        expected = exact.bounds(pair, x)
+        assert found.value("test", "elbo") == pytest.approx(expected.elbo.sum().item() / B)
+        assert found.value("test", "log_evidence") == pytest.approx(expected.log_evidence.sum().item() / B)
+
+
+@pytest.mark.parametrize("name", ["two layers, top-down", "a normal given a code", "nested plates"])
+def test_scores_of_a_loss_are_those_of_the_pair(name):
+    pair = sharp(name, 3.0)  # whose parameters in Pyro's store are not those that it begins with
+    own = own_objective(pair, estimator("exact"), DATA)
+    assert own == pytest.approx(exact.elbo(pair, DATA).sum().item() / B)
+    if name == "a normal given a code":
+        return
+    expected = exact.bounds(pair, DATA)
+    found = discrete_scores(pair, DATA)
+    assert found == pytest.approx((expected.elbo.sum().item() / B, expected.log_evidence.sum().item() / B))
+    assert {len(usage) for usage in code_usage(pair, DATA).values()} == {1}

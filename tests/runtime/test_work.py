@@ -11,8 +11,9 @@ from pyro_gvae import exact
 from pyro_gvae.distributions.codes import joint_codes
 from pyro_gvae.exact.costs import MEASURED_CODES
 from pyro_gvae.models.categorical_vae import CategoricalVAE
-from pyro_gvae.programs.reader import score
+from pyro_gvae.programs.layout import lay_out
 from pyro_gvae.programs.runs import bind_pair
+from pyro_gvae.programs.statements import read
 from pyro_gvae.runtime.work import OPERATIONS_PER_ELEMENT, count_operations
 
 A, B = torch.ones(2, 3), torch.ones(3, 4)
@@ -57,8 +58,9 @@ def test_codes_that_are_fewer_than_are_measured_are_counted():
 def test_the_work_is_that_of_one_pass_forward_and_backward():
     """What does not depend on the codes is a few percent of it, and not counted."""
     vae, x = CategoricalVAE(20, 5, 3, (16,)), torch.ones(7, 20)
-    model = bind_pair(vae, x).model
-    whole = count_operations(lambda: score(model, joint_codes(5, 3), nesting=1).table.sum().backward())
+    runs = bind_pair(vae, x)
+    layout, codes = lay_out(runs), {"z": joint_codes(5, 3)}
+    whole = count_operations(lambda: read(runs.model, layout, codes, {}).factors["x"].log_prob.sum().backward())
     assert exact.cost(vae, x).operations == pytest.approx(whole, rel=0.05)
 
 

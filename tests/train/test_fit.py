@@ -35,6 +35,7 @@ from pyro_gvae.runtime.signals import STOPPING
 from pyro_gvae.schedules import article
 from pyro_gvae.train import fit as fitting
 from pyro_gvae.train.fit import Interrupted, fit
+from pyro_gvae.train.trained import load_model
 from pyro_gvae.train.training import Training
 
 D, N, K = 6, 2, 3
@@ -230,6 +231,8 @@ def test_a_folder_in_which_another_process_works_is_left_alone(resume, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     run(output=tmp_path, resume=resume)
     assert (tmp_path / "weights.safetensors").exists()
+    with pytest.raises(ValueError, match=r"found one of fit in .*, whose program is code that no command knows"):
+        load_model(tmp_path)
 
 
 def test_a_fit_leaves_no_tensors_and_no_sources_behind():

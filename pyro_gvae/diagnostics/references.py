@@ -1,0 +1,177 @@
+"""The gradient that estimates are held against: exact, or the mean of many unbiased estimates, with its error."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+
+from .. import exact
+from ..config.names import EstimatorName
+from ..estimators import Estimator, with_free_bits, with_kl_weight
+from ..estimators.claims import Detail, FreeNats, WeighedKL
+from ..exact.plan import TooManyCodesError
+from ..programs.runs import items
+from ..runtime.rng import seeded
+from .candidates import Candidate
+from .moments import Moments, Reference, gather
+from .probe import Probe, Problem, Term, Wrt, is_deterministic, parameters
+
+#: If the exact gradient is not available, the mean of an unbiased estimator replaces it: the first of these that can
+#: be measured, from the least to the most noisy.
+LEAST_NOISY: tuple[EstimatorName, ...] = (
+    "local-expectation",
+    "reinforce-loo",
+    "relax",
+    "rebar",
+    "reinforce-baseline",
+    "reinforce",
+)
+
+
+def obstacle_to_sums(
+    problem: Problem, most_operations: float, max_memory: float | None, *, seed: int = 0
+) -> str | None:
+    """Return why the codes cannot be summed over, or None if they can."""
+    try:
+        with seeded(seed):
+            parameters(problem)  # those that Pyro's store lacks begin as the guide and then the model have them
+            cost = _cost(problem, max_memory)
+    except ValueError as refusal:
+        return str(refusal).split("\n")[0]
+    if cost.operations <= most_operations:
+        return None
+    return f"One exact gradient sums over {cost.num_codes:,} codes, which takes about {cost.seconds:.2g} seconds."
+
+
+def _cost(problem: Problem, max_memory: float | None) -> exact.Cost:
+    with problem.opened():
+        try:
+            return exact.cost(problem.pair, *items(problem.x), max_memory=max_memory)
+        except TooManyCodesError:
+            raise
+        except ValueError:  # log p(x) of continuous latents is no sum over codes, but the ELBO has one
+            return exact.elbo_cost(problem.pair, *items(problem.x), max_memory=max_memory)
+
+
+def exact_reference(problem: Problem, chosen: Estimator, wrt: Wrt, *, term: Term = "elbo", seed: int = 0) -> Reference:
+    """Compute the gradient of the exact ELBO, or of its reconstruction term alone."""
+    with seeded(seed):
+        return Reference(Probe(problem, chosen, wrt=wrt, term=term)()[0])
+
+
+def sample_moments(
+    problem: Problem,
+    chosen: Estimator,
+    *,
+    reference: Reference | None,
+    num_samples: int,
+    num_groups: int,
+    wrt: Wrt = "logits",
+    term: Term = "elbo",
+    seed: int = 0,
+    vectorize: bool = True,
+) -> Moments:
+    """Draw seeded estimates of a gradient and return their sums."""
+    with seeded(seed):
+        probe = Probe(problem, chosen, wrt=wrt, term=term, vectorize=vectorize)
+        first = probe()
+        against = torch.full_like(first[0], torch.nan) if reference is None else reference.gradient
+        blocks = itertools.chain([first], map(probe, _parts(num_samples - 1, probe.most_repeats)))
+        return gather(blocks, against, num_samples=num_samples, num_groups=num_groups)
+
+
+@final
+class References:
+    """The reference of each estimator: the gradient of the ELBO with the same weight of its KL and the same free bits.
+
+    Each is computed once, when it is first asked for: by the first of several unbiased estimators that accepts the
+    problem, and whose error is smaller than the gradient. It is exact if that estimator is deterministic, and else the
+    mean of many of its estimates, of which `name` and `squared_error` of the reference tell.
+
+    Args:
+        problem: the program and its data.
+        wrt: "logits" or "parameters".
+        truths: unbiased estimators of the ELBO, from the best to the worst.
+        count: how many estimates to take from a probe of one that samples.
+        seed: seed of the samples.
+        vectorize: see :class:`~pyro_gvae.diagnostics.probe.Probe`.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        wrt: Wrt,
+        truths: Sequence[Candidate],
+        *,
+        count: Callable[[Probe], int],
+        seed: int = 0,
+        vectorize: bool = True,
+    ) -> None:
+        self._problem = problem
+        self._wrt = wrt
+        self._truths = truths
+        self._count = count
+        self._seed = seed
+        self._vectorize = vectorize
+        self._known: list[tuple[tuple[Detail, ...], Reference | None]] = []
+
+    def __call__(self, chosen: Estimator) -> Reference | None:
+        """Return the reference of an estimator, or None if no truth is known."""
+        details = tuple(one for one in chosen.details if isinstance(one, WeighedKL | FreeNats))
+        for known, found in self._known:
+            if known == details:
+                return found
+        found = self._find(details)
+        self._known.append((details, found))
+        return found
+
+    def _find(self, details: tuple[Detail, ...]) -> Reference | None:
+        for truth in self._truths:
+            try:
+                own = _with_details(truth.make(), details)
+                found = self._measured(own)
+            except ValueError:
+                continue
+            if found.squared_error < found.squared_norm or found.squared_error == 0:
+                return found._replace(name=found.name + "".join(map(str, details)))
+        return None
+
+    def _measured(self, truth: Estimator) -> Reference:
+        if is_deterministic(self._problem, truth):
+            return exact_reference(self._problem, truth, self._wrt, seed=self._seed)
+        with seeded(self._seed):
+            count = self._count(Probe(self._problem, truth, wrt=self._wrt, vectorize=self._vectorize))
+        found = sample_moments(
+            self._problem,
+            truth,
+            reference=None,
+            num_samples=count,
+            num_groups=1,
+            wrt=self._wrt,
+            seed=self._seed + 1,
+            vectorize=self._vectorize,
+        )
+        error = float(found.variance.sum()) / count  # with more noise than gradient, its direction is unknown
+        return Reference(found.mean.to(found.total.dtype), error, f"the mean of {count} estimates by {truth.name}")
+
+
+def _with_details(truth: Estimator, details: tuple[Detail, ...]) -> Estimator:
+    """Return an estimator of the ELBO for the objective with these details."""
+    for detail in details:
+        if isinstance(detail, WeighedKL):
+            truth = with_kl_weight(truth, detail.beta)
+        elif isinstance(detail, FreeNats):
+            truth = with_free_bits(truth, dict(detail.nats) if isinstance(detail.nats, tuple) else detail.nats)
+    return truth
+
+
+def _parts(total: int, most: int) -> list[int]:
+    """Split a number into nearly equal parts of at most `most`, since equal shapes share one plan.
+
+    Example:
+        >>> _parts(10, 4)
+        [4, 3, 3]
+    """
+    number = -(-total // most)
+    return [total // number + (i < total % number) for i in range(number)]

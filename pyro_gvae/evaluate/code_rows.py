@@ -1,0 +1,134 @@
+"""The numbers of an evaluation that are about the latents: KL, entropy, information and use of each."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..data.dataset import Part
+from ..programs.choices import most_probable
+from .bounds import BoundRows, Row
+from .code_statistics import (
+    LatentStatistics,
+    Measured,
+    joint_mutual_information,
+    latent_statistics,
+    linear_probe,
+    mean_perplexity,
+    table_mutual_information,
+)
+from .guides import Guided
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: The mean over data of one number for each.
+Mean = Callable[[Tensor], Measured]
+
+
+def term_rows(bounds: BoundRows, said: Guided, mean: Mean, method: str) -> Iterator[Row]:
+    """Yield the ELBO's two terms, and the KL of each of several latents.
+
+    Args:
+        bounds: the bounds of these data.
+        said: what the guide says of them.
+        mean: the mean over data.
+        method: how expectations under the guide were computed.
+    """
+    kl = functools.reduce(torch.add, said.kls.values())  # (B,)
+    elbo = bounds.elbo if bounds.elbo.numel() == kl.numel() else bounds.elbo.sum() / kl.numel()
+    yield Row("reconstruction", mean(elbo + kl), "nats", bounds.method)
+    yield Row("kl", mean(kl), "nats", method)
+    if len(said.kls) > 1:
+        for name, own in said.kls.items():
+            yield Row(f"kl[{name}]", mean(own), "nats", "exact" if name in said.closed else method)
+
+
+def code_rows(said: Guided, mean: Mean, method: str, *, apart: bool) -> Iterator[Row]:
+    """Yield entropies, information and use of the discrete latents, together and of each of several.
+
+    Args:
+        said: what the guide says of some data.
+        mean: the mean over data.
+        method: how expectations under the guide were computed.
+        apart: whether no data share a latent, so that each has a joint code of its own.
+    """
+    method = "exact" if said.is_factorized else method
+    statistics = {name: latent_statistics(log_q) for name, log_q in said.log_probs.items()}
+    entropies = said.entropies
+    total = functools.reduce(torch.add, entropies.values())
+    yield from _with_parts(
+        "posterior_entropy", {name: mean(own) for name, own in entropies.items()}, mean(total), "nats", method
+    )
+    information = _joint_information(said) if apart else None
+    if information is not None:
+        yield Row("mutual_information", information, "nats", method)
+    yield from _summed("latent_information", statistics, lambda one: one.mutual_information, "nats", method)
+    if len(statistics) == 1:
+        yield Row("code_perplexity", mean_perplexity(next(iter(said.log_probs.values()))), "categories", method)
+    else:
+        for name, log_q in said.log_probs.items():
+            yield Row(f"code_perplexity[{name}]", mean_perplexity(log_q), "categories", method)
+    yield from _summed("active_units", statistics, lambda one: one.active.double(), "latents", method)
+
+
+def _joint_information(said: Guided) -> Measured | None:
+    if said.is_factorized:
+        return joint_mutual_information(said.log_probs)
+    return None if said.table is None else table_mutual_information(said.table)
+
+
+def _summed(
+    metric: str,
+    statistics: dict[str, LatentStatistics],
+    of_digits: Callable[[LatentStatistics], Tensor],
+    unit: str,
+    method: str,
+) -> Iterator[Row]:
+    parts = {name: Measured(of_digits(one).sum().item()) for name, one in statistics.items()}
+    return _with_parts(metric, parts, Measured(sum(part.value for part in parts.values())), unit, method)
+
+
+def _with_parts(metric: str, parts: dict[str, Measured], total: Measured, unit: str, method: str) -> Iterator[Row]:
+    """Yield the number of all latents, and that of each of several by its name."""
+    yield Row(metric, total, unit, method)
+    if len(parts) > 1:
+        yield from (Row(f"{metric}[{name}]", part, unit, method) for name, part in parts.items())
+
+
+def probe_rows(parts: dict[str, Part], said: dict[str, Guided]) -> Iterator[Row]:
+    """Yield the accuracy of a linear classifier of codes, if there are labels to learn."""
+    train_labels, test_labels = parts["train"].labels, parts["test"].labels
+    if train_labels is None or test_labels is None:
+        return
+    train, test = (_digits(said[name], len(parts[name].x)) for name in ("train", "test"))
+    accuracy = None if train is None or test is None else linear_probe(train, train_labels, test, test_labels)
+    if accuracy is not None:
+        yield Row("linear_probe_accuracy", accuracy, "", "logistic regression")
+
+
+def _digits(said: Guided, num_data: int) -> Tensor | None:
+    """Return the most probable category of each digit: numbers (M, N), or one-hots (M, F, 1) of several latents."""
+    own = [log_q for log_q in said.log_probs.values() if len(log_q) == num_data]
+    if len(said.log_probs) == 1:
+        return own[0].argmax(-1) if own else None
+    return torch.cat([most_probable(log_q).flatten(1) for log_q in own], 1).unsqueeze(-1) if own else None
+
+
+def latent_frames(part: str, said: Guided) -> "list[pd.DataFrame]":
+    """Return a row for each digit: its number, or its latent's name and number if there are several latents."""
+    import pandas as pd  # imported here, since encoding and scoring do not need it
+
+    frames = []
+    for name, log_q in said.log_probs.items():
+        statistics = latent_statistics(log_q)
+        columns = {column: getattr(statistics, column).tolist() for column in (*statistics._fields, "active")}
+        frame = pd.DataFrame(columns)
+        numbers = range(len(frame))
+        of_site = [name] if len(frame) == 1 else [f"{name}[{number}]" for number in numbers]
+        frame.insert(0, "part", part)
+        frame.insert(1, "latent", numbers if len(said.log_probs) == 1 else of_site)
+        frames.append(frame)
+    return frames

@@ -1,0 +1,200 @@
+"""What a guide says of the latents of data: the probability of each category, entropies, and the KL of each latent."""
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Size, Tensor
+
+from ..exact.plan import make_plan
+from ..programs.draws import lay_out_draws, read_draws
+from ..programs.factors import Codes, Layout, Reading, Site, first_of
+from ..programs.joint import Guide, read_both, read_guide_once
+from ..programs.kls import closed_sites
+from ..programs.modes import judging
+from ..programs.pair import HasPair
+from ..programs.runs import Runs, bind_pair, items
+from .importance import most_pairs
+
+#: The table of all joint codes and data is kept if it has no more entries than this.
+MOST_KEPT = 10**7
+
+
+class Guided(NamedTuple):
+    r"""What the guide says of the latents of B data, in nats.
+
+    Attributes:
+        log_probs: log q(z_n = k | x) of each discrete latent, (M, N, K) for its M values; M = B if no data share it.
+            What it depends on in the guide is summed over, or drawn.
+        entropies: :math:`\mathrm{E}_q[\mathrm{H}(q(z | z', x))]` of each discrete latent, given those z' that it
+            depends on, (B,), divided among data that share it. By the chain rule, they add up to the entropy of all
+            where nothing is continuous.
+        kls: :math:`\mathrm{E}_q[\log q(z | z', x) - \log p(z | z'')]` of each latent, given those that it depends on in
+            the guide and in the model, (B,), scaled and masked as in the programs, and divided among data that share
+            it. They add up to KL(q || p).
+        table: log q(z | x) of all joint codes, (S, B), if they were summed over and are few enough.
+        is_factorized: whether each discrete latent depends on no other, and no continuous one, in the guide.
+        closed: the latents whose KL is in closed form.
+        is_exact: whether nothing was drawn.
+    """
+
+    log_probs: dict[str, Tensor]
+    entropies: dict[str, Tensor]
+    kls: dict[str, Tensor]
+    table: Tensor | None
+    is_factorized: bool
+    closed: frozenset[str]
+    is_exact: bool
+
+
+class _Weighted(NamedTuple):
+    """Codes with weights that add up to one for each datum, and what the programs say of them."""
+
+    codes: Codes
+    weights: Tensor  # (s, B)
+    q: Reading
+    p: Reading
+
+
+@judging
+@torch.no_grad()
+def read_guide(
+    pair: HasPair, x: Tensor, *, is_summed: bool = True, num_particles: int = 1000, max_memory: float | None = None
+) -> Guided:
+    """Compute what the guide says of the latents of data.
+
+    Discrete latents that depend on no other, in guide and model, are computed in closed form. For others, expectations
+    under the guide are sums over all joint codes, or means over draws.
+
+    Args:
+        pair: model and guide.
+        x: data (B, ...), or all arguments of the programs.
+        is_summed: whether the codes are few enough to sum over. Beside continuous latents they are drawn anyway.
+        num_particles: P, the number of draws for each datum.
+        max_memory: bytes that a slice of codes or draws may use; 4 GB if None.
+    """
+    runs = bind_pair(pair, *items(x))
+    layout = lay_out_draws(runs)
+    guide, prior = closed_sites(runs, layout)
+    if len(guide) == len(prior) == len(layout.space.latents) and not layout.has_continuous:
+        is_summed = True
+        found: Iterable[_Weighted] = ()
+    elif is_summed and not layout.has_continuous:
+        found = _all_codes(runs, layout, max_memory)
+    else:
+        is_summed = False
+        found = _draws(runs, layout, num_particles, max(1, most_pairs(pair, x, max_memory) // layout.batch_size))
+    return _expected(layout, guide, prior, found, is_exact=is_summed)
+
+
+def joined(parts: list[Guided]) -> Guided:
+    """Return what the guide says of several chunks of data, none of which share a latent."""
+    tables = [part.table for part in parts if part.table is not None]
+    return parts[0]._replace(
+        log_probs={name: torch.cat([part.log_probs[name] for part in parts]) for name in parts[0].log_probs},
+        entropies={name: torch.cat([part.entropies[name] for part in parts]) for name in parts[0].entropies},
+        kls={name: torch.cat([part.kls[name] for part in parts]) for name in parts[0].kls},
+        table=torch.cat(tables, 1) if len(tables) == len(parts) else None,
+    )
+
+
+def _all_codes(runs: Runs, layout: Layout, max_memory: float | None) -> Iterator[_Weighted]:
+    """Yield all joint codes in slices, weighted by their probability."""
+    plan = make_plan(runs, max_memory=max_memory)
+    guide: Guide = read_guide_once(runs, layout)
+    for numbers in plan.numbers():
+        for both in read_both(runs, layout, guide, plan.codes(numbers)):
+            q = Reading(guide.sites | both.q.sites, {}, {})
+            log_q = functools.reduce(torch.add, [site.score(both.codes) for site in q.sites.values()])
+            yield _Weighted(both.codes, plan.weights(log_q).expand(-1, layout.batch_size), q, both.p)
+
+
+def _draws(runs: Runs, layout: Layout, num_particles: int, at_once: int) -> Iterator[_Weighted]:
+    """Yield draws of all latents, each of the same weight."""
+    weights = torch.full((1, layout.batch_size), 1 / num_particles, dtype=layout.dtype, device=layout.device)
+    for start in range(0, num_particles, at_once):
+        rows = min(at_once, num_particles - start)
+        drawn = read_draws(runs, layout, rows)
+        yield _Weighted(drawn.codes, weights.expand(rows, -1), drawn.q, drawn.p)
+
+
+def _expected(
+    layout: Layout, guide: dict[str, Site], prior: dict[str, Site], found: Iterable[_Weighted], *, is_exact: bool
+) -> Guided:
+    """Take expectations over weighted codes of what is not known in closed form."""
+    zero = torch.zeros((), dtype=layout.dtype, device=layout.device)
+    totals: dict[tuple[str, str], Tensor] = defaultdict(lambda: zero)
+    shapes: dict[str, Size] = {name: site.own_shape for name, site in guide.items()}
+    is_kept = is_exact and layout.space.num_codes * layout.batch_size <= MOST_KEPT
+    table: list[Tensor] = []
+    for one in found:
+        for name, site in one.q.sites.items():
+            if name not in guide:
+                shapes[name] = site.own_shape
+                totals["probs", name] = totals["probs", name] + _mean_probs(one.weights, site)
+                totals["entropy", name] = totals["entropy", name] + (one.weights * _entropy(site)).sum(0)
+            if name not in guide or name not in prior:
+                log_ratio = _weighed(site, one.codes) - _weighed(one.p.sites[name], one.codes)
+                totals["kl", name] = totals["kl", name] + (one.weights * log_ratio).sum(0)
+        for name, factor in one.q.factors.items():
+            log_ratio = factor.log_prob - (one.p.factors[name].log_prob if name in one.p.factors else 0.0)
+            totals["kl", name] = totals["kl", name] + (one.weights * log_ratio).sum(0)
+        if is_kept:
+            table.append(functools.reduce(torch.add, [site.score(one.codes) for site in one.q.sites.values()]))
+    log_probs, entropies, kls = {}, {}, {}
+    for name in (latent.name for latent in layout.space.latents):
+        if name in guide:
+            log_probs[name] = guide[name].log_probs.expand(layout.batch_size, -1, -1)
+            entropies[name] = _entropy(guide[name]).expand(layout.batch_size)
+        else:
+            log_probs[name] = totals["probs", name].log().clamp_min(torch.finfo(layout.dtype).min)
+            entropies[name] = totals["entropy", name]
+        if name in guide and name in prior:
+            kls[name] = _kl(guide[name], prior[name])
+        else:
+            kls[name] = totals["kl", name]
+    kls |= {name: value for (kind, name), value in totals.items() if kind == "kl" and name not in kls}
+    return Guided(
+        log_probs={name: _of_each(own, layout.batch_shape, shapes[name]) for name, own in log_probs.items()},
+        entropies=entropies,
+        kls=kls,
+        table=torch.cat([rows.expand(-1, layout.batch_size) for rows in table]) if table else None,
+        is_factorized=len(guide) == len(layout.space.latents),
+        closed=frozenset(guide) & frozenset(prior),
+        is_exact=is_exact,
+    )
+
+
+def _mean_probs(weights: Tensor, site: Site) -> Tensor:
+    """Return the weighted mean of a latent's probabilities, (B, N, K)."""
+    probs = site.log_probs.exp()
+    if not site.depends:
+        return weights.sum(0)[:, None, None] * probs
+    if probs.shape[1] == 1:  # the same for all data: one matrix product
+        return (weights.T @ probs.flatten(1)).unflatten(1, probs.shape[2:])
+    return torch.einsum("sb,sbnk->bnk", weights, probs)
+
+
+def _entropy(site: Site) -> Tensor:
+    """Return the part of a datum in a latent's entropy given those that it depends on, (B or 1,) or (s, B or 1)."""
+    entropy = -(site.log_probs.exp() * site.log_probs).sum((-2, -1))
+    return entropy if site.share == 1 else entropy * site.share
+
+
+def _weighed(site: Site, codes: Codes) -> Tensor:
+    """Return the log-probability of codes, (s, B), finite for impossible ones, whose weight is 0."""
+    return site.weigh(site.score(codes).clamp_min(torch.finfo(site.log_probs.dtype).min))
+
+
+def _kl(q: Site, p: Site) -> Tensor:
+    """Return KL(q || p) of a latent that depends on no other, (B,)."""
+    return q.weigh((q.log_probs.exp() * (q.log_probs - p.log_probs)).sum((-2, -1)))
+
+
+def _of_each(values: Tensor, batch_shape: Size, own_shape: Size) -> Tensor:
+    """Return one of the values (B, N, K) that the data of a latent have in common, (M, N, K)."""
+    if own_shape == batch_shape:
+        return values
+    return first_of(values.flatten(1).T, batch_shape, own_shape).T.unflatten(1, values.shape[1:])

@@ -1,0 +1,46 @@
+"""One value of each latent of a guide: the most probable one, or a draw."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from ..distributions.one_hot import FactorizedOneHotCategorical
+from ..distributions.parameters import at_least_float32
+from ..handlers.sites import Discrete, Run
+from .statements import Draw, Reader, flat, latent_of
+
+
+def latent_values(guide: Run, code: Callable[[Tensor], Tensor], draw: Draw) -> dict[str, Tensor]:
+    """Run the guide once, and return the values of its latents: one-hot codes (*batch, N, K) of discrete ones.
+
+    Args:
+        guide: the guide with its data bound.
+        code: chooses a code from log-probabilities (*batch, N, K).
+        draw: chooses the value of a continuous latent.
+    """
+    values: dict[str, Tensor] = {}
+
+    def place(name: str, found: Discrete) -> Tensor:
+        logits = flat(at_least_float32(found.logits), found)
+        values[name] = code(torch.log_softmax(logits, -1).clamp_min(torch.finfo(logits.dtype).min))
+        return latent_of(name, found).value(values[name])
+
+    def drawn(name: str, fn: Any) -> Tensor:
+        values[name] = draw(name, fn)
+        return values[name]
+
+    Reader(place, drawn).run(guide)
+    return values
+
+
+def most_probable(log_probs: Tensor) -> Tensor:
+    """Return the most probable one-hots under log-probabilities (..., N, K)."""
+    return one_hot(log_probs.argmax(-1), log_probs.shape[-1]).to(log_probs)
+
+
+def one_draw(log_probs: Tensor) -> Tensor:
+    """Draw one-hots from log-probabilities (..., N, K)."""
+    return FactorizedOneHotCategorical(logits=log_probs, validate_args=False).sample()

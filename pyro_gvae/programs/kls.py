@@ -1,0 +1,124 @@
+r"""The KL of each latent of a pair, digit by digit: in closed form, summed over codes, or drawn.
+
+.. math:: \mathrm{KL}_n = \mathrm{E}_q[\log q(z_n | z', x) - \log p(z_n | z'')]
+
+for z' and z'' the latents that z_n depends on in the guide and in the model. They add up to KL(q(z | x) || p(z)).
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .draws import Drawn, read_draws, scored
+from .factors import Layout, Reading, Site, summed_over
+from .joint import pieces, read_both, read_guide_once
+from .modes import without_trace
+from .runs import Runs
+from .statements import read
+
+
+class LatentKL(NamedTuple):
+    """The KL of a latent, summed over data.
+
+    Attributes:
+        value: of each of its N digits, or of a continuous latent as a whole, (N,) or (1,): scaled and masked as the
+            guide says, and counted once where data share the latent.
+        weight: the sum of these weights, (); the number of data if nothing is scaled, masked or shared.
+    """
+
+    value: Tensor
+    weight: Tensor
+
+
+def closed_sites(runs: Runs, layout: Layout) -> tuple[dict[str, Site], dict[str, Site]]:
+    """Return the discrete latents of the guide, and those of the model, that depend on no other latent."""
+    if layout.obstacle is not None:  # no axis shows what depends on what
+        if len(layout.space.latents) > 1 or layout.has_continuous:
+            return {}, {}
+        codes = layout.some_codes(1)
+        return read(runs.guide, layout, codes, {}).sites, read(runs.model, layout, codes, {}).sites
+    if layout.has_continuous:
+        with without_trace():
+            drawn = read_draws(runs, layout, layout.few()[0])
+        return _independent(drawn.q), _independent(drawn.p)
+    guide = read_guide_once(runs, layout)
+    [both] = read_both(runs, layout, guide, layout.some_codes(layout.few()[0]))
+    return guide.sites, _independent(both.p)
+
+
+def _independent(found: Reading) -> dict[str, Site]:
+    return {name: site for name, site in found.sites.items() if not site.depends}
+
+
+def closed_kls(runs: Runs, layout: Layout) -> dict[str, LatentKL]:
+    """Compute the KL of latents of which none depends on another, from one run of each program."""
+    codes = layout.some_codes(1)
+    q, p = (read(program, layout, codes, {}).sites for program in (runs.guide, runs.model))
+    return {name: _closed_kl(site, p[name]) for name, site in q.items()}
+
+
+def summed_kls(runs: Runs, layout: Layout) -> dict[str, LatentKL]:
+    """Compute the KL of each latent by a sum over all joint codes at once, with a pathwise draw of continuous ones."""
+    codes = layout.space.codes(torch.arange(layout.space.num_codes, device=layout.device), layout.dtype)
+    found: dict[str, list[LatentKL]] = {}
+    for part in pieces(layout, codes):
+        q = read(runs.guide, layout, part, {})
+        p = read(runs.model, layout, part, q.values)
+        log_q = functools.reduce(torch.add, [site.score(part) for site in q.sites.values()])
+        probs = log_q.exp().expand(-1, layout.batch_size)  # (s, B)
+        closed = {} if layout.obstacle is not None else _both_independent(q, p)
+        for name, ratio, weight in _ratios(Drawn(part, q, p, frozenset())):
+            own = closed.get(name) or LatentKL((probs.unsqueeze(-1) * ratio).sum((0, 1)), weight)
+            found.setdefault(name, []).append(own)
+    return {name: LatentKL(_add([own.value for own in each]), each[0].weight) for name, each in found.items()}
+
+
+def drawn_kls(runs: Runs, layout: Layout, num_particles: int) -> dict[str, LatentKL]:
+    """Estimate the KL of each latent from P draws, with an unbiased gradient.
+
+    Discrete latents are scored, with the mean of the other draws as baseline; continuous ones have a path.
+    """
+    drawn = read_draws(runs, layout, num_particles)
+    closed = {} if layout.obstacle is not None else _both_independent(drawn.q, drawn.p)
+    draws = scored(layout, drawn)
+    score = draws.score_function().unsqueeze(1)  # (P, 1, M)
+    found = {}
+    for name, own, weight in _ratios(drawn):
+        ratio = own.expand(num_particles, layout.batch_size, -1)
+        costs = summed_over(ratio.detach().movedim(-1, 1).flatten(0, 1), layout.batch_shape, draws.apart)
+        costs = costs.reshape(num_particles, ratio.shape[-1], -1)  # (P, N, M)
+        others = (costs.sum(0) - costs) / (num_particles - 1)
+        surrogate = ((costs - others) * score).mean(0).sum(-1)  # (N,)
+        value = ratio.mean(0).sum(0) + surrogate - surrogate.detach()
+        found[name] = closed.get(name) or LatentKL(value, weight)
+    return found
+
+
+def _ratios(found: Drawn) -> Iterable[tuple[str, Tensor, Tensor]]:
+    """Yield each latent's name, its weighed log q - log p (s or 1, B, N), and the sum of its weights."""
+    for name, site in found.q.sites.items():
+        ratio = site.digit_scores(found.codes) - found.p.sites[name].digit_scores(found.codes)  # (s, B or 1, N)
+        weight = site.weight
+        yield name, ratio * weight.unsqueeze(-1), weight.sum()
+    for name, factor in found.q.factors.items():
+        if name in found.p.factors:
+            weight = factor.weigh(factor.log_prob.new_ones(factor.fn.batch_shape))[0]
+            yield name, (factor.log_prob - found.p.factors[name].log_prob).unsqueeze(-1), weight.sum()
+
+
+def _both_independent(q: Reading, p: Reading) -> dict[str, LatentKL]:
+    prior = _independent(p)
+    return {name: _closed_kl(site, prior[name]) for name, site in _independent(q).items() if name in prior}
+
+
+def _closed_kl(q: Site, p: Site) -> LatentKL:
+    kl = (q.log_probs.exp() * (q.log_probs - p.log_probs)).sum(-1)  # (B or 1, N)
+    weight = q.weight
+    return LatentKL(weight @ kl.expand(len(weight), -1), weight.sum())
+
+
+def _add(values: list[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, values)
