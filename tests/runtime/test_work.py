@@ -57,7 +57,7 @@ def test_codes_that_are_fewer_than_are_measured_are_counted():
 
 def test_the_work_is_that_of_one_pass_forward_and_backward():
     """What does not depend on the codes is a few percent of it, and not counted."""
-    vae, x = CategoricalVAE(20, 5, 3, (16,)), torch.ones(7, 20)
+    vae, x = CategoricalVAE(100, 5, 3, (64,)), torch.ones(7, 100)
     runs = bind_pair(vae, x)
     layout, codes = lay_out(runs), {"z": joint_codes(5, 3)}
     whole = count_operations(lambda: read(runs.model, layout, codes, {}).factors["x"].log_prob.sum().backward())
