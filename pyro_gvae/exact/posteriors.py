@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from ..handlers.sites import Run
+from ..programs.chains import Chains
 from ..programs.joint import joint_scores
 from ..programs.pair import HasPair
-from ..programs.runs import bind_pair
+from ..programs.runs import Runs, bind_pair
+from . import backwards
 from .nested import nested_marginals, nested_samples
-from .plan import PerLatent, Plan, make_plan, per_latent
+from .plan import PerLatent, Plan, per_latent, plan_sum
 
 
 class Posterior(NamedTuple):
@@ -51,7 +53,8 @@ def posterior(
         that it is in, and marginals are those given all data.
 
     Raises:
-        ValueError: as :func:`log_evidence`; also if `num_codes` is negative, or positive where data share a latent.
+        ValueError: as :func:`log_evidence`; also if `num_codes` is negative, positive where data share a latent, or
+            above 1 for a chain.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -63,7 +66,9 @@ def posterior(
     if num_codes < 0:
         raise ValueError(f"Expected num_codes of at least 0, but found {num_codes}.")
     runs = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_sum(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    if isinstance(plan, Chains):
+        return _posterior_of_chains(runs, plan, num_codes)
     if plan.layout.is_shared:
         return _shared_posterior(runs.model, plan, num_codes)
     num_codes = min(num_codes, plan.num_codes)
@@ -95,6 +100,23 @@ def posterior(
         codes=per_latent(_in_plates(plan, plan.codes(best_numbers.T))),
         probs=probs.T.reshape(*plan.layout.evidence_shape, num_codes),
     )
+
+
+def _posterior_of_chains(runs: Runs, chains: Chains, num_codes: int) -> Posterior:
+    if num_codes > 1:
+        raise ValueError(
+            f"Expected num_codes of 0 or 1 for latents that are summed one after another, but found {num_codes}: the "
+            "most probable joint code follows from one pass over a chain, and the second does not. Try "
+            "sample_posterior."
+        )
+    marginals = backwards.marginals(runs, chains)
+    if num_codes == 0:
+        codes = {name: own.new_zeros(*own.shape[:-2], 0, *own.shape[-2:]) for name, own in marginals.items()}
+        some = next(iter(marginals.values()))
+        return Posterior(per_latent(marginals), per_latent(codes), some.new_zeros(*chains.result_shape, 0))
+    best = backwards.best(runs, chains)
+    codes = {name: own.unsqueeze(-3) for name, own in best.codes.items()}
+    return Posterior(per_latent(marginals), per_latent(codes), best.probs.unsqueeze(-1))
 
 
 def _shared_posterior(model: Run, plan: Plan, num_codes: int) -> Posterior:
@@ -158,7 +180,9 @@ def sample_posterior(
     if num_samples < 1:
         raise ValueError(f"Expected num_samples of at least 1, but found {num_samples}.")
     runs = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_sum(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    if isinstance(plan, Chains):
+        return per_latent(backwards.samples(runs, plan, num_samples))
     if plan.layout.is_shared:
         return per_latent(_in_cells(plan, nested_samples(runs.model, plan, num_samples)))
     drawn = torch.zeros(plan.batch_shape.numel(), num_samples, dtype=torch.long, device=plan.device)

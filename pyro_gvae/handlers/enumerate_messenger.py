@@ -9,9 +9,9 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
 from ..distributions.codes import num_codes, numbered_codes
+from ..runtime.compat.enumeration import enumerated_dim
 from ..runtime.compat.pyro import (
     computes_marginals,
-    enumerated_dim,
     is_random,
     outside_of_backward_sampling,
     replayed_number,
