@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ..programs.chains import Chains, lay_out_chains
 from ..programs.factors import Layout
 from ..programs.joint import read_both, read_guide_once
+from ..programs.latents import TooManyCodesError
 from ..programs.layout import Look, lay_out, look, warn_of
 from ..programs.modes import without_trace
 from ..programs.runs import Runs
@@ -25,10 +26,6 @@ from ..runtime.tuning import tuning
 WORK_PER_SAVED_BYTE = 3
 #: Code numbers are 64-bit integers.
 MOST_CODES = 2**62
-
-
-class TooManyCodesError(ValueError):
-    """More joint codes than can be numbered."""
 
 
 #: What is known of each discrete latent, by its name; of the only one, where there is one, without a name.
@@ -262,16 +259,21 @@ def _saved_bytes(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -
     """Return the bytes that autograd saves for the backward pass of some codes, constant parts included."""
     if is_transformed():
         return _bytes_of_results(runs, layout, num_codes, with_guide)
+    # Codes require gradients so that frozen models are measured too.
+    codes = {name: own.requires_grad_() for name, own in layout.some_codes(num_codes).items()}
+    return saved_bytes(lambda: _read(runs, layout, codes, with_guide))
+
+
+def saved_bytes(run: Callable[[], Any]) -> int:
+    """Return the bytes that autograd saves for the backward pass of a run."""
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor.detach()  # the tensor itself would make a reference cycle with its graph
 
-    # Codes require gradients so that frozen models are measured too; the name keeps the graph alive.
-    codes = {name: own.requires_grad_() for name, own in layout.some_codes(num_codes).items()}
     with without_trace(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _found = _read(runs, layout, codes, with_guide)
+        _found = run()  # the name keeps the graph alive
     return sum(saved.values())
 
 

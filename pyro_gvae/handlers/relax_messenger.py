@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..runtime.compat.enumeration import markov_settings, take_out_of_reach
 from ..runtime.compat.pyro import settings_of_deterministic_site
-from .one_hot_messenger import OneHotMessenger, has_relaxation, temperature_of, without_enumeration
+from .one_hot_messenger import DrawingMessenger, has_relaxation, temperature_of, without_enumeration
 from .sites import Discrete, Messages
 
 
-class RelaxMessenger(OneHotMessenger):
+class RelaxMessenger(DrawingMessenger):
     """Samples one-hots and bits as Concrete variables, in log space."""
 
     def __init__(self, temperature: float | Tensor | None) -> None:
@@ -24,6 +24,10 @@ class RelaxMessenger(OneHotMessenger):
         self.samples: dict[str, Tensor] = {}
         self.logs: dict[str, str] = {}  # the site of the logarithm -> the relaxed site, inside of which it is
         return super().__enter__()
+
+    def draws(self, name: str) -> bool:
+        """Return whether a site is the logarithm of a relaxed one, which is a function of it."""
+        return name in self.logs
 
     def _pyro_sample(self, msg: Messages) -> None:
         if msg["name"] in self.logs:
@@ -51,6 +55,7 @@ class RelaxMessenger(OneHotMessenger):
         msg["stop"] = any(isinstance(handler, UnconditionMessenger) for handler in self.outside())
 
     def _pyro_post_sample(self, msg: Messages) -> None:
+        super()._pyro_post_sample(msg)
         expected, found = self.samples.get(msg["name"]), msg["value"]
         if expected is None or found is expected:
             return

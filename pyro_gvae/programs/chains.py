@@ -13,7 +13,7 @@ from ..runtime.compat.enumeration import axes_in_reach, in_markov, sites_in_reac
 from ..runtime.memory import in_words, memory_limit
 from .axes import Axis, plate_axes
 from .enumerator import Both, Enumerator, check_reach, enumerate_both, read_axes
-from .latents import Latent
+from .latents import Latent, TooManyCodesError
 from .layout import Look, any_draw, check, is_continuous, mixes_data
 from .modes import without_trace
 from .provenance import Provenance
@@ -105,7 +105,7 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
             with provenance:
                 dependent = [pair for program in both for pair in _dependencies(program, provenance)]
         except (RuntimeError, IndexError, ValueError) as error:
-            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            if isinstance(error, TooManyCodesError | torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise
             raise ValueError(
                 "Expected programs that take values of discrete latents in dimensions left of the plates, but found: "

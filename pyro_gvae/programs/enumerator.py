@@ -26,11 +26,15 @@ from ..runtime.compat.enumeration import axes_in_reach, bring_into_reach, enumer
 from ..runtime.compat.pyro import is_intervened_on, is_random
 from ..runtime.compat.torch import without_repeats
 from .axes import Axis, Term, term_of
-from .latents import Latent
+from .latents import Latent, TooManyCodesError
 from .statements import Draw, flat, latent_of
 
 #: Elements below which the scores of a statement take less time than to find out whether they are a matrix product.
 SMALL = 2**14
+
+
+#: Numbers that a draw of a continuous latent may take.
+MOST_DRAWN = 2**24
 
 
 class Site(NamedTuple):
@@ -102,6 +106,7 @@ class Enumerator(OneHotMessenger):
         elif found is not None:
             self.declare(msg, found)
         else:
+            _check_draw(name, msg["fn"])
             msg["value"] = self.draw(name, msg["fn"])
 
     def _pyro_post_sample(self, msg: Messages) -> None:
@@ -145,6 +150,17 @@ class Enumerator(OneHotMessenger):
         return found
 
 
+def _check_draw(name: str, fn: Any) -> None:
+    """Refuse a continuous latent that depends on the discrete ones of all steps before, through those before it."""
+    numel = fn.batch_shape.numel() * fn.event_shape.numel()
+    if numel > MOST_DRAWN:
+        raise TooManyCodesError(
+            f"Expected continuous latents that depend on few discrete ones, but found '{name}', which takes {numel:,} "
+            "numbers, since it has a value for each joint code of all that it depends on: in a chain of continuous "
+            "latents, these are K^T. Try an estimator that draws, such as reinforce-loo."
+        )
+
+
 class Both(NamedTuple):
     """What guide and model say."""
 
@@ -183,8 +199,10 @@ def enumerate_both(
             _run(q, guide, inside)
     given = {}
     for name, msg in q.messages.items():
-        axes = q.value_axes(name)
-        given[name] = Given(msg["value"], axes, _dim_of(msg) if name in q.discrete else None)
+        axes, dim = q.value_axes(name), _dim_of(msg) if name in q.discrete else None
+        if dim is not None:
+            axes[dim] = axes_in_reach(msg)[dim]  # also of a latent of one value
+        given[name] = Given(msg["value"], axes, dim)
         leave_dims(min(axes, default=0))
     p = Enumerator(draw, given, {})
     with EnumMessenger():  # goes on where the guide's has ended

@@ -10,6 +10,7 @@ from pyro.infer.inspect import get_dependencies
 from torch import Size, Tensor
 
 from ..handlers.discretize_messenger import DiscretizeMessenger
+from ..handlers.one_hot_messenger import in_model_alone
 from ..handlers.sites import Run, plates_of
 from ..runtime.compat.enumeration import in_markov
 from .factors import Layout, Level, Reading
@@ -205,11 +206,7 @@ def _check_pair(guide: Reader, model: Reader, alone: Collection[str]) -> None:
         if name in alone:
             continue
         if name not in guide.discrete:
-            raise ValueError(
-                f"Expected the guide to have all discrete latents of the model, but found '{name}' in the model alone, "
-                'so that no value of it can be drawn from the guide. Try ExactELBO or estimator("exact"), which sum '
-                "such latents, or add it to the guide."
-            )
+            raise in_model_alone(name)
         expected, own = latent_of(name, found), latent_of(name, guide.discrete[name])
         same = (expected.kind, expected.shape, expected.num_categories) == (own.kind, own.shape, own.num_categories)
         if not same or found.batch_shape != guide.discrete[name].batch_shape:

@@ -167,19 +167,16 @@ def test_a_recording_gives_the_same():
     torch.testing.assert_close(recorded, sums(ExactELBO(), program), rtol=1e-9, atol=1e-9)
 
 
-def test_time_and_memory_grow_with_the_length_alone():
-    """The bytes that are kept for the derivatives of each further step are the same."""
-
-    def saved(steps):
+def test_the_cost_of_a_chain_grows_with_its_length():
+    costs = []
+    for steps in (10, 20, 40):
         model, x, _ = long_chain(steps, 3, batch=2)
-        kept = []
         pyro.clear_param_store()
-        with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.nbytes) or one, lambda one: one):
-            exact.log_evidence(Pair(model, no_guide), x)
-        return sum(kept)
-
-    ten, twenty, forty = map(saved, (10, 20, 40))
-    assert forty - twenty == 2 * (twenty - ten) > 0
+        costs.append(exact.cost(Pair(model, no_guide), x))
+        assert costs[-1].num_codes == 3**steps and costs[-1].num_slices == 1
+        assert exact.elbo_cost(Pair(model, no_guide), x).operations >= costs[-1].operations
+    for growth in ([cost.operations for cost in costs], [cost.bytes for cost in costs]):
+        assert growth[2] - growth[1] == 2 * (growth[1] - growth[0]) > 0
 
 
 def test_what_data_share_without_an_end_is_refused():

@@ -1,5 +1,7 @@
 """What is refused of latents that have an axis each, before anything is summed."""
 
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -8,6 +10,7 @@ from pairs import DATA, B, chain_guide, chain_model, linear, no_guide, one_hot, 
 
 from pyro_gvae import ExactELBO, exact
 from pyro_gvae.elbos.score import VIMCO, ReinforceLOO
+from pyro_gvae.estimators import estimator
 from pyro_gvae.exact import Pair
 from pyro_gvae.programs.provenance import Provenance
 from pyro_gvae.runtime.distributed import Share
@@ -93,6 +96,41 @@ def test_too_many_values():
     refused(r"log-probabilities of 'z' to fit into .* 1,099,511,627,776 values", model)
 
 
+def test_a_chain_of_normals_that_each_depend_on_all_codes_before():
+    """There are 3^T values of the last one."""
+
+    def program(x, observed):
+        y, z = torch.zeros(3).double(), torch.zeros(len(x)).double()
+        with pyro.plate("data", len(x)):
+            for t in pyro.markov(range(40)):
+                y = pyro.sample(f"y{t}", one_hot(y))
+                z = pyro.sample(f"z{t}", dist.Normal(z + y[..., 0], 1.0))
+            if observed:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    refused(
+        r"'z\d+', which takes .* a chain of continuous",
+        partial(program, observed=True),
+        partial(program, observed=False),
+    )
+
+
+def test_latents_of_one_value_and_chains_of_one_step():
+    def program(x, observed):
+        with pyro.plate("data", len(x)):
+            z = None
+            for t in pyro.markov(range(x.shape[1])):
+                z = pyro.sample(f"z{t}", one_hot(weights(1) if z is None else z @ weights(1, 1)))
+                if observed:
+                    pyro.sample(f"x{t}", dist.Normal(z[..., 0], 1.0), obs=x[:, t])
+
+    model, guide = partial(program, observed=True), partial(program, observed=False)
+    for x in (DATA, DATA[:1], DATA[:, :1], DATA[:1, :1]):
+        expected = dist.Normal(1.0, 1.0).log_prob(x).sum(-1)
+        for latents in (guide, no_guide):
+            torch.testing.assert_close(exact.elbo(Pair(model, latents), x).detach(), expected)
+
+
 @pytest.mark.parametrize("loss", [ReinforceLOO, VIMCO])
 def test_losses_that_draw_name_those_that_sum(loss):
     refused("'z0' in the model alone.*Try ExactELBO", chain_model, no_guide, lambda: loss(num_particles=2))
@@ -118,3 +156,16 @@ def test_the_origin_of_tensors_is_followed():
         program()
     sources = {key: set(provenance.of(value)) for key, value in found.items()}
     assert sources == {"both": {"a", "b"}, "a": {"a"}, "b": {"b"}, "": set(), "c": {"c"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("reinforce", {}), ("reinforce-baseline", {}), ("gumbel-softmax", {"temperature": 0.5}), ("reinmax", {})],
+)
+def test_estimators_that_draw_name_one_that_sums(name, options):
+    """Stock losses draw such a latent from the prior, with a warning alone, and their values are no bound."""
+    model, guide, elbo = estimator(name, **options).bind(Pair(chain_model, no_guide))
+    with pytest.raises(ValueError, match=r"in the model alone.*Try ExactELBO"):
+        elbo.loss(model, guide, DATA)
+    model, guide, elbo = estimator(name, **options).bind(Pair(chain_model, chain_guide))
+    assert elbo.loss(model, guide, DATA) > 0  # with a guide it is drawn
