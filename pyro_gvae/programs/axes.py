@@ -24,9 +24,7 @@ class Term(NamedTuple):
     values: Tensor  # one dimension for each axis
     axes: tuple[Axis, ...]  # sorted; without plates along which the values are the same
     plates: frozenset[Axis]  # that it is in
-    scale: float | Tensor = (
-        1.0  # by which values are to be multiplied; a number, or a tensor of the shape of the values
-    )
+    scale: float | Tensor = 1.0  # to multiply values by: a number, or a tensor of their shape
 
     def weighed(self) -> "Term":
         """Multiply the values by the scale."""
@@ -49,7 +47,9 @@ def term_of(
 ) -> Term:
     """Give the dimensions of values their names; the last one is that of a variable, if there is one."""
     scale = msg["scale"]
-    varies = isinstance(scale, Tensor) and scale.numel() > 1
+    if isinstance(scale, Tensor) and scale.numel() == 1:
+        scale = scale.reshape(())
+    varies = isinstance(scale, Tensor) and scale.dim() > 0
     if varies:
         values, scale = torch.broadcast_tensors(values, scale if variable is None else scale.unsqueeze(-1))
     plates = plate_axes(msg)

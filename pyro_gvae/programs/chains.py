@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, Self
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
+from ..handlers.enumerate_messenger import pairs_codes
 from ..handlers.sites import Messages, plates_of
 from ..runtime.compat.enumeration import axes_in_reach, in_markov, sites_in_reach
 from ..runtime.memory import in_words, memory_limit
@@ -51,9 +52,9 @@ class Chains(NamedTuple):
         return 1
 
     @property
-    def result_shape(self) -> torch.Size:
+    def result_shape(self) -> Size:
         """Of the ELBO and the log-evidence."""
-        return torch.Size(self.sizes[plate] for plate in self.shared)
+        return Size(self.sizes[plate] for plate in self.shared)
 
     def read(self, runs: Runs) -> Both:
         """Run the programs on all values of all latents, with one pathwise draw of the continuous ones."""
@@ -80,10 +81,13 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
     alone = frozenset(seen.model.discrete.keys() - seen.guide.discrete.keys())
     check(seen, alone)
     _check_sizes(seen, max_memory)
-    found = {name: seen.model.messages[name] for name in seen.model.discrete}
     messages = [*seen.model.messages.values(), *seen.guide.messages.values()]
-    plates = {name: tuple(sorted(plate_axes(msg).values())) for name, msg in found.items()}
-    shared = frozenset.intersection(*map(frozenset, plates.values()))
+    plates = {
+        name: tuple(sorted(plate_axes(reader.messages[name]).values()))
+        for reader in (seen.guide, seen.model)
+        for name in reader.discrete
+    }
+    shared = frozenset.intersection(*(frozenset(plates[name]) for name in seen.model.discrete))
     chains = Chains(
         latents={name: latent_of(name, site) for name, site in seen.model.discrete.items()},
         plates=plates,
@@ -103,7 +107,7 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
         try:
             both = enumerate_both(again.model, guide, chains.nesting, any_draw({}), chains.beside, provenance)
             with provenance:
-                dependent = [pair for program in both for pair in _dependencies(program, provenance)]
+                dependent = [one for program in both for one in _dependencies(program, provenance)]
         except (RuntimeError, IndexError, ValueError) as error:
             if isinstance(error, TooManyCodesError | torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise
@@ -113,8 +117,8 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
                 "z.flatten(-2) in place of z.reshape(len(x), -1), and to broadcast what is concatenated."
             ) from error
     check_reach(both[1])
-    for program, name, other in dependent:
-        _check_dependence(program, name, other)
+    for dependence in dependent:
+        _check_dependence(dependence)
     return chains
 
 
@@ -154,20 +158,31 @@ def _check_sizes(seen: Look, max_memory: float | None) -> None:
             )
 
 
-def _dependencies(program: Enumerator, provenance: Provenance) -> Iterator[tuple[Enumerator, str, str]]:
-    """Yield the statements of a program with each latent that they depend on directly."""
+class Dependence(NamedTuple):
+    """A statement that depends directly on a latent."""
+
+    program: Enumerator
+    name: str
+    latent: str
+    shape: Size  # of the statement's log-probabilities
+
+
+def _dependencies(program: Enumerator, provenance: Provenance) -> Iterator[Dependence]:
     for name, msg in program.messages.items():
         if name in program.discrete:
-            upstream = provenance.of(program.discrete[name].natural)
+            site = program.discrete[name]
+            upstream, shape = provenance.of(site.natural), site.batch_shape
         else:
-            upstream = provenance.of(msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"]))
+            scores = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+            upstream, shape = provenance.of(scores), scores.shape
         for other in sorted(upstream - {name}):
             if other in program.messages and not program.messages[other]["is_observed"]:
-                yield program, name, other
+                yield Dependence(program, name, other, shape)
 
 
-def _check_dependence(program: Enumerator, name: str, other: str) -> None:
+def _check_dependence(found: Dependence) -> None:
     """Refuse what shapes do not tell: data that are mixed, and a dimension that already belongs to another latent."""
+    program, name, other, shape = found
     msg, source = program.messages[name], program.messages[other]
     left = plates_of(source) - plates_of(msg)
     if left and other in program.discrete:
@@ -179,6 +194,11 @@ def _check_dependence(program: Enumerator, name: str, other: str) -> None:
             f"which depends on '{other}'. Try pyro.markov(.., history=2), or more, and to move '{name}' into the loop "
             "if it is not."
         )
+    if other in program.discrete:
+        dim, num_codes = program.own_dim(other), latent_of(other, program.discrete[other]).num_codes
+        has_axis = -dim <= len(shape) and shape[dim] == num_codes
+        if not has_axis and num_codes in shape:
+            raise pairs_codes(other, name, num_codes)
 
 
 def _beside(seen: Look) -> dict[str, frozenset[str]]:

@@ -137,6 +137,13 @@ class Enumerator(OneHotMessenger):
         batch = msg["value"].shape[: msg["value"].dim() - self._event_dim(name)]
         return {dim: one for dim, one in axes_in_reach(msg).items() if -dim <= len(batch) and batch[dim] > 1}
 
+    def own_dim(self, name: str) -> int:
+        """Return the dimension of a discrete latent's values."""
+        given = self.given.get(name)
+        dim = enumerated_dim(self.messages[name]) if given is None else given.dim
+        assert dim is not None
+        return dim
+
     def _event_dim(self, name: str) -> int:
         return len(self.discrete[name].event_shape) if name in self.discrete else self.messages[name]["fn"].event_dim
 
@@ -144,8 +151,7 @@ class Enumerator(OneHotMessenger):
         """Return the axis of each latent that is enumerated here, by its number."""
         found = {}
         for name in self.discrete.keys() - self.given.keys():
-            msg = self.messages[name]
-            number = axes_in_reach(msg)[_dim_of(msg)]
+            number = axes_in_reach(self.messages[name])[self.own_dim(name)]
             found[number] = Axis(False, number, name)
         return found
 
@@ -199,7 +205,7 @@ def enumerate_both(
             _run(q, guide, inside)
     given = {}
     for name, msg in q.messages.items():
-        axes, dim = q.value_axes(name), _dim_of(msg) if name in q.discrete else None
+        axes, dim = q.value_axes(name), q.own_dim(name) if name in q.discrete else None
         if dim is not None:
             axes[dim] = axes_in_reach(msg)[dim]  # also of a latent of one value
         given[name] = Given(msg["value"], axes, dim)
@@ -218,7 +224,8 @@ def _run(enumerator: Enumerator, program: Run, inside: Messenger | None) -> None
 def check_reach(p: Enumerator) -> None:
     """Refuse a model in which a latent of the guide is still in reach when the guide has given its dimension away."""
     for name, given in p.given.items():
-        found = axes_in_reach(p.messages[name]) if name in p.messages else given.axes
+        msg = p.messages.get(name)
+        found = given.axes if msg is None or msg["is_observed"] else axes_in_reach(msg)
         if any(found[dim] != number for dim, number in given.axes.items()):
             raise ValueError(
                 f"Expected pyro.markov to reach as far in the guide as in the model, but found '{name}', before which "
@@ -227,21 +234,12 @@ def check_reach(p: Enumerator) -> None:
             )
 
 
-def _dim_of(msg: Messages) -> int:
-    dim = enumerated_dim(msg)
-    assert dim is not None
-    return dim
-
-
 def _reading(found: Enumerator, axes: Mapping[int, Axis], nesting: int) -> Reading:
     sites, others = {}, {}
     for name, msg in found.messages.items():
         if name in found.discrete:
-            given = found.given.get(name)
-            variable = _variable(msg, axes, _dim_of(msg) if given is None else given.dim)
-            sites[name] = _site(
-                latent_of(name, found.discrete[name]), found.discrete[name], msg, axes, variable, nesting
-            )
+            variable = axes[axes_in_reach(msg)[found.own_dim(name)]]
+            sites[name] = _site(name, found.discrete[name], msg, axes, variable, nesting)
         else:
             scores = _score(msg)
             others[name] = term_of(name, scale_and_mask(scores, 1.0, msg["mask"]), msg, axes, nesting)
@@ -257,14 +255,8 @@ def _score(msg: Messages) -> Tensor:
     return scores
 
 
-def _variable(msg: Messages, axes: Mapping[int, Axis], dim: int | None) -> Axis:
-    assert dim is not None
-    return axes[axes_in_reach(msg)[dim]]
-
-
-def _site(
-    latent: Latent, found: Discrete, msg: Messages, axes: Mapping[int, Axis], variable: Axis, nesting: int
-) -> Site:
+def _site(name: str, found: Discrete, msg: Messages, axes: Mapping[int, Axis], variable: Axis, nesting: int) -> Site:
+    latent = latent_of(name, found)
     logits = flat(at_least_float32(found.logits), found)  # (*batch, N, K)
     table = torch.log_softmax(without_repeats(logits, logits.dim() - 2), -1)
     if latent.num_latents > 1:
@@ -272,10 +264,10 @@ def _site(
         table = table.clamp_min(torch.finfo(table.dtype).min).flatten(-2) @ codes.flatten(1).T
     else:
         table = table.squeeze(-2)  # (*batch, S)
-    term = term_of(latent.name, table, msg, axes, nesting, variable)
+    term = term_of(name, table, msg, axes, nesting, variable)
     masks = [mask for mask in (found.mask, msg["mask"]) if mask is not None]
     if not masks:
         return Site(latent, variable, term, term)
     mask = torch.as_tensor(masks[0] & masks[-1], device=table.device).unsqueeze(-1)
     masked = scale_and_mask(table, 1.0, mask)
-    return Site(latent, variable, term, term_of(latent.name, masked, msg, axes, nesting, variable))
+    return Site(latent, variable, term, term_of(name, masked, msg, axes, nesting, variable))

@@ -9,6 +9,7 @@ from pairs import (
     DATA,
     PARALLEL,
     B,
+    Program,
     chain_guide,
     chain_model,
     no_guide,
@@ -159,6 +160,31 @@ def test_an_autoguide_has_the_continuous_latents(kind):
         pyro.set_rng_seed(1)
         losses.append(loss.loss(global_model, guide, DATA))
     assert losses[0] == pytest.approx(losses[1], abs=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:Found non-auxiliary vars in guide:UserWarning")
+def test_a_state_that_is_observed():
+    """The guide still draws it, as in stock Pyro, which counts its entropy; the model has its value."""
+    state = torch.eye(3).double()[[0, 1, 2, 0, 1]]
+    program = Program(poutine.condition(chain_model, {"z2": state}), chain_guide)
+    torch.testing.assert_close(sums(ExactELBO(), program), stock(program), rtol=1e-9, atol=1e-9)
+
+
+def test_a_scale_of_one_element():
+    one = torch.tensor([2.0]).double()
+    program = Program(poutine.scale(chain_model, scale=one), poutine.scale(chain_guide, scale=one))
+    twice = {key: 2 * value for key, value in sums(ExactELBO(), CHAINS["a chain"]).items()}
+    torch.testing.assert_close(sums(ExactELBO(), program), twice, rtol=1e-9, atol=1e-9)
+
+
+def test_each_datum_may_have_a_scale_of_its_own():
+    """Where averages are taken; inside of a logarithm it would weigh no density."""
+    scale = torch.linspace(0.5, 2.0, B).double()
+    model, guide = (poutine.scale(program, scale=scale) for program in (chain_model, chain_guide))
+    found = exact.elbo(Pair(model, guide), DATA)
+    torch.testing.assert_close(found, scale * exact.elbo(Pair(chain_model, chain_guide), DATA), rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="share one scale"):
+        exact.elbo(Pair(model, no_guide), DATA)
 
 
 def test_a_recording_gives_the_same():

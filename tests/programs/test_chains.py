@@ -66,6 +66,17 @@ def test_a_program_that_takes_no_more_dimensions():
     refused("dimensions left of the plates, but found: Tensors must have same number of dim", model)
 
 
+def test_codes_that_are_paired_with_data():
+    """There are as many values as data, so that shapes fit."""
+
+    def model(x):
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", one_hot(weights(3)))
+            pyro.sample("x", dist.Normal(z.reshape(3, 3)[:, 0], 1.0), obs=x[:3, 0])
+
+    refused("to have an axis for its 3 codes", model)
+
+
 def test_a_batch_dimension_of_no_plate():
     def model(x):
         pyro.sample("means", dist.Normal(torch.zeros(3).double(), 1.0), obs=torch.zeros(3).double())
