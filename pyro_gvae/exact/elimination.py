@@ -7,6 +7,7 @@ number of statements of a chain.
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Size, Tensor
@@ -17,6 +18,7 @@ from ..programs.chains import Chains
 from ..programs.enumerator import Site
 from ..programs.factors import common_scale
 from ..programs.runs import Runs
+from ..runtime.compat.torch import is_transformed
 
 #: What is left of all terms that have an axis, without it.
 Step = Callable[[Axis, list[Term]], list[Term]]
@@ -94,8 +96,28 @@ def log_summed(
 
 
 def log_sum_exp(values: Tensor, dim: int) -> Tensor:
-    """Sum probabilities; where all of them are 0, the lowest finite number has a derivative, and -inf has none."""
-    return values.clamp_min(torch.finfo(values.dtype).min).logsumexp(dim)
+    """Sum probabilities; where all of them are 0, the result is the lowest finite number, whose derivative is 0."""
+    if is_transformed():
+        return values.clamp_min(torch.finfo(values.dtype).min).logsumexp(dim)
+    return cast(Tensor, _LogSumExp.apply(values, dim))
+
+
+class _LogSumExp(torch.autograd.Function):
+    """Save the values once, and not once more without those that are infinite."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, dim: int) -> Tensor:
+        lowest = torch.finfo(values.dtype).min
+        highest = values.amax(dim, keepdim=True).clamp_min(lowest)
+        total = (values - highest).exp_().sum(dim).log_().add_(highest.squeeze(dim)).clamp_min_(lowest)
+        ctx.dim = dim
+        ctx.save_for_backward(values, total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        values, total = ctx.saved_tensors
+        return (values - total.unsqueeze(ctx.dim)).exp() * grad.unsqueeze(ctx.dim), None
 
 
 def _within(term: Term, own: frozenset[Axis], axis: Axis, chains: Chains) -> Term:

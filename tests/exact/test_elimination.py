@@ -25,6 +25,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 from pyro_gvae import ExactELBO, ExactEvidence, TracedELBO, exact
 from pyro_gvae.exact import Pair
+from pyro_gvae.exact.elimination import log_sum_exp
 
 EACH_PROGRAM = pytest.mark.parametrize("name", CHAINS)
 ALONE = pytest.mark.parametrize("name", [name for name, program in CHAINS.items() if program.guide is no_guide])
@@ -138,6 +139,13 @@ def test_impossible_states_add_nothing():
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     last = exact.log_evidence(Pair(poutine.condition(model, {"z0": torch.tensor(3)}), no_guide), DATA)
     assert torch.equal(last, torch.full((B,), -torch.inf).double())
+
+
+def test_the_log_sum_has_first_and_second_derivatives():
+    values = torch.linspace(-3.0, 900.0, 24).double().sin().mul(5).reshape(2, 3, 4).requires_grad_()
+    torch.testing.assert_close(log_sum_exp(values, 1), values.logsumexp(1))
+    assert torch.autograd.gradcheck(lambda v: log_sum_exp(v, 1), values)
+    assert torch.autograd.gradgradcheck(lambda v: log_sum_exp(v, 1), values)
 
 
 def global_model(x):
