@@ -58,12 +58,11 @@ def test_marginals_are_those_of_the_forward_backward_algorithm():
 
 def test_the_most_probable_codes_are_those_of_the_joint_table():
     for model in (chain_model, second_order_model):
-        found = exact.posterior(pair(model), DATA, num_codes=1)
-        expected = exact.posterior(pair(without_markov(model)), DATA, num_codes=1)
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    assert found.codes["z0"].shape == (B, 1, 1, 2) and found.probs.shape == (B, 1)
-    with pytest.raises(ValueError, match="num_codes of 0 or 1"):
-        exact.posterior(pair(chain_model), DATA, num_codes=2)
+        for num_codes in (1, 3):
+            found = exact.posterior(pair(model), DATA, num_codes=num_codes)
+            expected = exact.posterior(pair(without_markov(model)), DATA, num_codes=num_codes)
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert found.codes["z0"].shape == (B, 3, 1, 2) and found.probs.shape == (B, 3)
 
 
 def test_samples_are_those_of_the_posterior():
