@@ -141,6 +141,23 @@ def test_impossible_states_add_nothing():
     assert torch.equal(last, torch.full((B,), -torch.inf).double())
 
 
+def test_a_path_that_is_improbable_at_every_other_step():
+    """Two states that never change: stock Pyro subtracts each factor's own maximum, and its sum is 0, its loss inf."""
+    x = torch.tensor([[0.0, 50.0, 0.0, 50.0]]).double()
+
+    def model(x):
+        stays = torch.eye(2).double().log()
+        z = None
+        with pyro.plate("data", len(x)):
+            for t in pyro.markov(range(x.shape[1])):
+                logits = torch.zeros(2).double() if z is None else stays[z]
+                z = pyro.sample(f"z{t}", dist.Categorical(logits=logits, validate_args=False))
+                pyro.sample(f"x{t}", dist.Normal(50.0 * z, 1.0), obs=x[:, t])
+
+    expected = dist.Normal(0.0, 1.0).log_prob(x).sum()  # of either state, each of probability 1/2
+    torch.testing.assert_close(exact.log_evidence(Pair(model, no_guide), x).sum(), expected)
+
+
 def test_the_log_sum_has_first_and_second_derivatives():
     values = torch.linspace(-3.0, 900.0, 24).double().sin().mul(5).reshape(2, 3, 4).requires_grad_()
     torch.testing.assert_close(log_sum_exp(values, 1), values.logsumexp(1))
