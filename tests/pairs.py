@@ -5,6 +5,7 @@ Continuous latents have a fixed noise, so that a loss that sums over codes is a 
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pyro
 import pyro.distributions as dist
@@ -209,6 +210,113 @@ def nested_guide(x):
             pyro.sample("on", dist.Bernoulli(logits=x + topic[..., 1]))
 
 
+PARALLEL = {"enumerate": "parallel"}  # for stock Pyro, where the guide lacks the latent
+
+
+def chain_model(x):
+    """A hidden Markov model: each row of the data is a sequence."""
+    z = None
+    with pyro.plate("data", len(x)):
+        for t in pyro.markov(range(x.shape[1])):
+            z = pyro.sample(f"z{t}", one_hot(weights(3) if z is None else linear(3, z)), infer=PARALLEL)
+            pyro.sample(f"x{t}", dist.Normal(linear(1, z).squeeze(-1), 1.0), obs=x[:, t])
+
+
+def chain_guide(x):
+    z = None
+    with pyro.plate("data", len(x)):
+        for t in pyro.markov(range(x.shape[1])):
+            z = pyro.sample(f"z{t}", one_hot(linear(3, x) if z is None else linear(3, x[:, t:], z)))
+
+
+def second_order_model(x):
+    z = [torch.zeros(2).double(), torch.zeros(2).double()]
+    with pyro.plate("data", len(x)):
+        for t in pyro.markov(range(x.shape[1]), history=2):
+            z.append(pyro.sample(f"z{t}", one_hot(linear(2, z[-1], 2 * z[-2])), infer=PARALLEL))
+            pyro.sample(f"x{t}", dist.Normal(linear(1, z[-1]).squeeze(-1), 1.0), obs=x[:, t])
+
+
+def factorial_model(x):
+    """Two chains, of bits and of integers, that share their observations, and a global code."""
+    style = pyro.sample("style", dist.Bernoulli(logits=weights(2)[0]), infer=PARALLEL)
+    bit, k = torch.zeros(()).double(), torch.tensor(0)
+    with pyro.plate("data", len(x)):
+        for t in pyro.markov(range(x.shape[1])):
+            bit = pyro.sample(f"bit{t}", dist.Bernoulli(logits=2 * bit - 1 + style), infer=PARALLEL)
+            k = pyro.sample(f"k{t}", dist.Categorical(logits=weights(3, 3)[k]), infer=PARALLEL)
+            pyro.sample(f"x{t}", dist.Normal(bit + weights(3)[k], 1.0), obs=x[:, t])
+
+
+def sparse_model(x):
+    """A plate of components beside a subsampled one, with a mask; the code of each datum is summed."""
+    portions = pyro.sample("portions", dist.Dirichlet(torch.ones(3).double()))
+    with pyro.plate("components", 3):
+        centres = pyro.sample("centres", dist.Normal(torch.zeros(3).double(), 2.0))
+    with pyro.plate("data", 4 * len(x), subsample=torch.arange(len(x))), poutine.mask(mask=x[:, 1] > 0):
+        k = pyro.sample("k", dist.Categorical(portions), infer=PARALLEL)
+        pyro.sample("x", dist.Normal(centres[k], 1.0), obs=x[:, 0])
+
+
+def sparse_guide(x):
+    pyro.sample("portions", FixedDirichlet(weights(3).exp()))
+    with pyro.plate("components", 3):
+        pyro.sample("centres", FixedNormal(weights(3), 0.8))
+
+
+def words_model(x):
+    with pyro.plate("documents", len(x), dim=-2):
+        topic = pyro.sample("topic", one_hot(weights(3)), infer=PARALLEL)
+        with pyro.plate("words", D, dim=-1):
+            on = pyro.sample("on", dist.Bernoulli(logits=linear(1, topic).squeeze(-1)), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(on + topic[..., 0], 1.0), obs=x)
+
+
+def topic_guide(x):
+    with pyro.plate("documents", len(x), dim=-2):
+        pyro.sample("topic", one_hot(linear(3, x).unsqueeze(-2)))
+
+
+def switching_model(x):
+    """A chain of codes, each with a normal."""
+    y = None
+    with pyro.plate("data", len(x)):
+        for t in pyro.markov(range(x.shape[1])):
+            y = pyro.sample(f"y{t}", one_hot(weights(3) if y is None else linear(3, y)))
+            z = pyro.sample(f"z{t}", normal(linear(L, y)))
+            pyro.sample(f"x{t}", dist.Normal(linear(1, y, z).squeeze(-1), 1.0), obs=x[:, t])
+
+
+def code_first_guide(x):
+    y = None
+    with pyro.plate("data", len(x)):
+        for t in pyro.markov(range(x.shape[1])):
+            y = pyro.sample(f"y{t}", one_hot(linear(3, x) if y is None else linear(3, x, y)))
+            pyro.sample(f"z{t}", normal(linear(L, x[:, t:], y)))
+
+
+def normal_first_guide(x):
+    y = None
+    with pyro.plate("data", len(x)):
+        for t in pyro.markov(range(x.shape[1])):
+            z = pyro.sample(f"z{t}", normal(linear(L, x[:, t:])))
+            y = pyro.sample(f"y{t}", one_hot(linear(3, z) if y is None else linear(3, z, y)))
+
+
+def no_guide(x):
+    """No latents."""
+
+
+def without_markov(program):
+    """The same program with a plain loop in place of `pyro.markov`: joint codes are summed."""
+
+    def run(x):
+        with mock.patch.object(pyro, "markov", lambda steps, **_: steps):
+            program(x)
+
+    return run
+
+
 class Program(NamedTuple):
     """A pair, and the number of its plates."""
 
@@ -229,6 +337,21 @@ PROGRAMS = {
     "a global code": Program(global_code_model, global_code_guide),
     "a subsampled plate with scale and mask": Program(subsampled_model, subsampled_guide),
     "nested plates": Program(nested_model, nested_guide, 2),
+}
+
+#: Of latents that have an axis each: in `pyro.markov`, or in the model alone.
+CHAINS = {
+    "a chain": Program(chain_model, chain_guide),
+    "a chain of the model alone": Program(chain_model, no_guide),
+    "a chain of second order": Program(second_order_model, no_guide),
+    "two chains and a global code": Program(factorial_model, no_guide),
+    "a mixture whose codes the model alone has": Program(sparse_model, sparse_guide),
+    "nested plates of the model alone": Program(words_model, no_guide, 2),
+    "inner latents of the model alone": Program(words_model, topic_guide, 2),
+    "a chain, a normal given each code": Program(switching_model, code_first_guide),
+    "a chain, each code given a normal": Program(switching_model, normal_first_guide),
+    "a chain with a scale": Program(poutine.scale(chain_model, scale=3.0), poutine.scale(chain_guide, scale=3.0)),
+    "a chain of the model alone with a scale": Program(poutine.scale(chain_model, scale=3.0), no_guide),
 }
 
 

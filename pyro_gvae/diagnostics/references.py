@@ -10,7 +10,7 @@ from .. import exact
 from ..config.names import EstimatorName
 from ..estimators import Estimator, with_free_bits, with_kl_weight
 from ..estimators.claims import Detail, FreeNats, WeighedKL
-from ..exact.plan import TooManyCodesError
+from ..programs.latents import TooManyCodesError
 from ..programs.runs import items
 from ..runtime.rng import seeded
 from .candidates import Candidate

@@ -8,9 +8,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..distributions.parameters import impossible_as_infinite
-from ..exact.plan import Plan, make_plan
+from ..exact import elimination
+from ..exact.plan import Plan, plan_sum
 from ..exact.sums import elbo_parts, evidence, evidence_parts, find_evidence, summed
 from ..handlers.sites import Program
+from ..programs.chains import Chains
 from ..programs.joint import read_guide_once
 from ..programs.kept import Kept
 from ..programs.runs import Runs, bind
@@ -33,7 +35,7 @@ class _ExactLoss(TensorELBO):
         self.share = share
         self.max_memory = max_memory
         self.slice_size = slice_size
-        self._plans: Kept[Plan] = Kept()
+        self._plans: Kept[Plan | Chains] = Kept()
 
     @abstractmethod
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -66,13 +68,15 @@ class _ExactLoss(TensorELBO):
             "a larger slice_size."
         )
 
-    def _plan(self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
-        """Return how the codes are cut. It takes a few small runs, so it is kept for arguments of equal shapes."""
+    def _plan(
+        self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Plan | Chains:
+        """Return how the sum is taken, which takes a few small runs, so it is kept for arguments of equal shapes."""
         owner = model, guide, self.max_memory, self.slice_size, self.share
         return self._plans.find(owner, args, kwargs, lambda: self._new_plan(runs))
 
-    def _new_plan(self, runs: Runs) -> Plan:
-        return make_plan(
+    def _new_plan(self, runs: Runs) -> Plan | Chains:
+        return plan_sum(
             runs,
             with_guide=self.with_guide,
             max_memory=self.max_memory,
@@ -98,15 +102,18 @@ class ExactELBO(_ExactLoss):
     their K^N. Continuous latents beside them are drawn by `rsample`, for each code if they depend on it; the loss is
     then an unbiased estimate.
 
+    Latents inside of `pyro.markov`, and those that only the model has, are summed one after another; see
+    :func:`pyro_gvae.exact.elbo`.
+
     Args:
         max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         share: which codes this process sums, if several divide them; their losses and gradients add up.
 
     Raises:
-        ValueError: when called, if model and guide have different latents, if a continuous latent has no `rsample`,
-            if a statement outside of a latent's plates depends on it, if there are more than 2^62 codes, or if a slice
-            does not fit into `max_memory`.
+        ValueError: when called, if the guide has latents that the model lacks or lacks continuous ones of the model, if
+            a continuous latent has no `rsample`, if a statement outside of a latent's plates or reach depends on it, if
+            there are more than 2^62 codes, or if a slice does not fit into `max_memory`.
 
     Example:
         >>> import pyro
@@ -127,13 +134,15 @@ class ExactELBO(_ExactLoss):
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         runs = bind(model, guide, *args, **kwargs)
         plan = self._plan(runs, model, guide, args, kwargs)
+        if isinstance(plan, Chains):
+            return -elimination.elbo(runs, plan).sum()
         return -summed(plan, elbo_parts(runs, plan, read_guide_once(runs, plan.layout))).sum()
 
     @override
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         runs = bind(model, guide, *args, **kwargs)
         plan = self._plan(runs, model, guide, args, kwargs)
-        if plan.num_slices == 1:
+        if isinstance(plan, Chains) or plan.num_slices == 1:
             return self._step(model, guide, *args, **kwargs)
         found = read_guide_once(runs, plan.layout)
         # All slices add their gradients to these leaves. The guide's own backward pass then runs once, at the end.
@@ -192,13 +201,17 @@ class ExactEvidence(_ExactLoss):
                 "terms of other processes have no gradient here. Try loss_and_grads."
             )
         runs = bind(model, guide, *args, **kwargs)
-        return self._own(-evidence(runs.model, self._plan(runs, model, guide, args, kwargs)).sum())
+        plan = self._plan(runs, model, guide, args, kwargs)
+        if isinstance(plan, Chains):
+            return -elimination.log_evidence(runs, plan).sum()
+        return self._own(-evidence(runs.model, plan).sum())
 
     @override
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         runs = bind(model, guide, *args, **kwargs)
         plan = self._plan(runs, model, guide, args, kwargs)
-        if (plan.num_slices == 1 and self.share.world_size == 1) or plan.layout.is_shared:
+        is_one_pass = plan.num_slices == 1 and self.share.world_size == 1
+        if isinstance(plan, Chains) or is_one_pass or plan.layout.is_shared:
             return self._step(model, guide, *args, **kwargs)
         found = find_evidence(runs.model, plan)
         with all_or_nothing() as backward:

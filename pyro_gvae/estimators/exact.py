@@ -11,8 +11,9 @@ def exact(*, max_memory: float | None = None, slice_size: int | None = None, sha
 
     *Approximates* nothing. *With* one decoder call for each code and one matrix product for all data. *Requires* a
     number of joint codes that can be summed in the time available; `max_memory` bounds the memory. Latents may be any
-    number of one-hots, bits and integers, and continuous ones with `rsample`, which are drawn. *Bias*: none, and no
-    variance but that of continuous latents.
+    number of one-hots, bits and integers, and continuous ones with `rsample`, which are drawn. Chains in `pyro.markov`
+    and latents that only the model has are summed one after another. *Bias*: none, and no variance but that of
+    continuous latents.
 
     Args:
         max_memory: bytes that a slice of codes may take; 4 GB if None.

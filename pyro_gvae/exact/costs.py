@@ -1,5 +1,6 @@
 """The cost of a sum over all joint codes, estimated before the sum starts."""
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -9,13 +10,15 @@ import torch
 from torch import Tensor
 
 from ..handlers.sites import Run
+from ..programs.chains import Chains
 from ..programs.joint import elbo_terms, pieces, read_guide_once
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair
 from ..programs.statements import read
 from ..runtime.autograd import leaves
 from ..runtime.work import count_operations
-from .plan import Plan, make_plan
+from .elimination import elbo, log_evidence
+from .plan import WORK_PER_SAVED_BYTE, Plan, plan_sum, saved_bytes
 
 #: Number of codes that are timed to estimate the time of all.
 MEASURED_CODES = 256
@@ -24,7 +27,7 @@ Total = Callable[[Tensor], Tensor]
 
 
 class Cost(NamedTuple):
-    """The cost of one gradient of a sum over all joint codes.
+    """The cost of one gradient of a sum over all joint codes; latents that are summed one after another are one slice.
 
     Attributes:
         num_codes: S = K^N.
@@ -72,7 +75,9 @@ def cost(
         532
     """
     runs = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_sum(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    if isinstance(plan, Chains):
+        return _cost_of_chains(plan, partial(log_evidence, runs, plan))
     return _cost(plan, partial(_joint, runs.model, plan))
 
 
@@ -95,7 +100,9 @@ def elbo_cost(
         ValueError: if :func:`~pyro_gvae.exact.elbo` would raise one.
     """
     runs = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(runs, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_sum(runs, max_memory=max_memory, slice_size=slice_size)
+    if isinstance(plan, Chains):
+        return _cost_of_chains(plan, partial(elbo, runs, plan))
     return _cost(plan, partial(_terms, runs, plan))
 
 
@@ -111,6 +118,21 @@ def _cost(plan: Plan, total: Total) -> Cost:
         bytes=plan.slice_size * plan.bytes_per_code,
         operations=(four - two) * plan.num_codes // 2,
         seconds=seconds * plan.num_codes / len(numbers),
+    )
+
+
+def _cost_of_chains(chains: Chains, total: Callable[[], Tensor]) -> Cost:
+    def once(_: Tensor) -> Tensor:
+        return total().sum()
+
+    num_codes = math.prod(latent.num_codes for latent in chains.latents.values())
+    return Cost(
+        num_codes=num_codes,
+        slice_size=num_codes,
+        num_slices=1,
+        bytes=WORK_PER_SAVED_BYTE * saved_bytes(total),
+        operations=count_operations(lambda: _gradient(once, torch.empty(0))),
+        seconds=min(_seconds(once, torch.empty(0)) for _ in range(2)),
     )
 
 

@@ -1,6 +1,7 @@
 """The space of joint codes, cut into slices that fit into memory."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..programs.chains import Chains, lay_out_chains
 from ..programs.factors import Layout
 from ..programs.joint import read_both, read_guide_once
-from ..programs.layout import lay_out, warn_of
+from ..programs.latents import TooManyCodesError
+from ..programs.layout import Look, lay_out, look, warn_of
 from ..programs.modes import without_trace
 from ..programs.runs import Runs
 from ..programs.statements import read
@@ -23,10 +26,6 @@ from ..runtime.tuning import tuning
 WORK_PER_SAVED_BYTE = 3
 #: Code numbers are 64-bit integers.
 MOST_CODES = 2**62
-
-
-class TooManyCodesError(ValueError):
-    """More joint codes than can be numbered."""
 
 
 #: What is known of each discrete latent, by its name; of the only one, where there is one, without a name.
@@ -133,6 +132,40 @@ class Plan(NamedTuple):
             yield next(self.numbers())[:1]
 
 
+def plan_sum(
+    runs: Runs,
+    *,
+    with_guide: bool = True,
+    max_memory: float | None = None,
+    slice_size: int | None = None,
+    share: Share = ALONE,
+) -> Plan | Chains:
+    """Plan a sum over joint codes, or over one latent after another: of chains, and of latents of the model alone.
+
+    Args:
+        runs: the pair with its data bound.
+        with_guide: whether the guide is read, as for the ELBO; the evidence is the model's alone.
+        max_memory: bytes that a slice may take, or the log-probabilities of a latent; 4 GB if None.
+        slice_size: codes of a slice, as :func:`make_plan`.
+        share: which codes this process sums, if several processes divide them.
+
+    Raises:
+        ValueError: as :func:`make_plan` and :func:`~pyro_gvae.programs.chains.lay_out_chains`; also if several
+            processes divide the codes of latents that are summed one after another.
+    """
+    seen = look(runs, with_guide=with_guide)
+    if not seen.needs_axes:
+        return make_plan(
+            runs, with_guide=with_guide, max_memory=max_memory, slice_size=slice_size, share=share, seen=seen
+        )
+    if share.world_size > 1:
+        raise ValueError(
+            f"Expected one process, but found {share.world_size} that divide the joint codes of latents that are "
+            "summed one after another, which need no table of joint codes. Try to divide the data."
+        )
+    return lay_out_chains(runs, seen, max_memory)
+
+
 def make_plan(
     runs: Runs,
     *,
@@ -140,6 +173,7 @@ def make_plan(
     max_memory: float | None = None,
     slice_size: int | None = None,
     share: Share = ALONE,
+    seen: Look | None = None,
 ) -> Plan:
     """Cut the joint codes of a pair into slices, after a few runs on few codes.
 
@@ -149,6 +183,7 @@ def make_plan(
         max_memory: bytes that a slice may take, forward and backward; 4 GB if None.
         slice_size: codes of a slice; the largest that is fast and fits into `max_memory` if None.
         share: which codes this process sums, if several processes divide them.
+        seen: what a first look at the pair has shown, where there was one.
 
     Returns:
         The plan, with the largest slices that are fast and fit.
@@ -157,13 +192,17 @@ def make_plan(
         ValueError: if there are fewer codes than processes, or more than 2^62, or if slices of that size, or of
             one code, do not fit.
     """
-    layout = lay_out(runs, with_guide=with_guide)
+    layout = lay_out(runs, with_guide=with_guide, seen=seen)
     total = layout.space.num_codes
     if total > MOST_CODES:
-        found = " x ".join(f"{one.num_categories}^{one.num_latents}" for one in layout.space.latents)
+        digits: Counter[int] = Counter()
+        for latent in layout.space.latents:
+            digits[latent.num_categories] += latent.num_latents
+        found = " x ".join(f"{num_categories}^{number}" for num_categories, number in digits.items())
         raise TooManyCodesError(
-            f"Expected at most 2^62 joint codes, but found K^N = {found}, too many to sum. Try an estimator that "
-            "samples, such as relax() with Trace_ELBO."
+            f"Expected at most 2^62 joint codes, but found K^N = {found}, too many to sum. Try `for t in "
+            "pyro.markov(range(T))` for a chain in model and guide, whose latents exact.elbo, exact.log_evidence and "
+            "their losses sum one after another, or an estimator that samples, such as relax() with Trace_ELBO."
         )
     if total < share.world_size:
         raise ValueError(f"Expected a code for each process, but found {share.world_size} processes for {total} codes.")
@@ -220,16 +259,21 @@ def _saved_bytes(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -
     """Return the bytes that autograd saves for the backward pass of some codes, constant parts included."""
     if is_transformed():
         return _bytes_of_results(runs, layout, num_codes, with_guide)
+    # Codes require gradients so that frozen models are measured too.
+    codes = {name: own.requires_grad_() for name, own in layout.some_codes(num_codes).items()}
+    return saved_bytes(lambda: _read(runs, layout, codes, with_guide))
+
+
+def saved_bytes(run: Callable[[], Any]) -> int:
+    """Return the bytes that autograd saves for the backward pass of a run."""
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor.detach()  # the tensor itself would make a reference cycle with its graph
 
-    # Codes require gradients so that frozen models are measured too; the name keeps the graph alive.
-    codes = {name: own.requires_grad_() for name, own in layout.some_codes(num_codes).items()}
     with without_trace(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _found = _read(runs, layout, codes, with_guide)
+        _found = run()  # the name keeps the graph alive
     return sum(saved.values())
 
 

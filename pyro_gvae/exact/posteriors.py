@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from ..handlers.sites import Run
+from ..programs.chains import Chains
 from ..programs.joint import joint_scores
 from ..programs.pair import HasPair
-from ..programs.runs import bind_pair
+from ..programs.runs import Runs, bind_pair
+from . import backwards
 from .nested import nested_marginals, nested_samples
-from .plan import PerLatent, Plan, make_plan, per_latent
+from .plan import PerLatent, Plan, make_plan, per_latent, plan_sum
 
 
 class Posterior(NamedTuple):
@@ -40,7 +42,8 @@ def posterior(
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
         *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
-        num_codes: C, how many of the most probable codes of all latents together to return; at most all.
+        num_codes: C, how many of the most probable codes of all latents together to return; at most all. The first
+            follows from one pass over a chain; more are looked for among all K^T joint codes.
         max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         **kwargs: keyword arguments of model and guide.
@@ -63,7 +66,12 @@ def posterior(
     if num_codes < 0:
         raise ValueError(f"Expected num_codes of at least 0, but found {num_codes}.")
     runs = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_sum(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    if isinstance(plan, Chains) and num_codes > 1:  # which do not follow from one pass over a chain, as the first does
+        plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    if isinstance(plan, Chains):
+        found = _posterior_of_chains(runs, plan)
+        return _with_best(found, runs, plan) if num_codes else found
     if plan.layout.is_shared:
         return _shared_posterior(runs.model, plan, num_codes)
     num_codes = min(num_codes, plan.num_codes)
@@ -95,6 +103,21 @@ def posterior(
         codes=per_latent(_in_plates(plan, plan.codes(best_numbers.T))),
         probs=probs.T.reshape(*plan.layout.evidence_shape, num_codes),
     )
+
+
+def _posterior_of_chains(runs: Runs, chains: Chains) -> Posterior:
+    """Return marginals, and no codes."""
+    marginals = backwards.marginals(runs, chains)
+    codes = {name: own.new_zeros(*own.shape[:-2], 0, *own.shape[-2:]) for name, own in marginals.items()}
+    some = next(iter(marginals.values()))
+    return Posterior(per_latent(marginals), per_latent(codes), some.new_zeros(*chains.result_shape, 0))
+
+
+def _with_best(found: Posterior, runs: Runs, chains: Chains) -> Posterior:
+    """Add the most probable joint code."""
+    best = backwards.best(runs, chains)
+    codes = {name: own.unsqueeze(-3) for name, own in best.codes.items()}
+    return found._replace(codes=per_latent(codes), probs=best.probs.unsqueeze(-1))
 
 
 def _shared_posterior(model: Run, plan: Plan, num_codes: int) -> Posterior:
@@ -158,7 +181,9 @@ def sample_posterior(
     if num_samples < 1:
         raise ValueError(f"Expected num_samples of at least 1, but found {num_samples}.")
     runs = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_sum(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    if isinstance(plan, Chains):
+        return per_latent(backwards.samples(runs, plan, num_samples))
     if plan.layout.is_shared:
         return per_latent(_in_cells(plan, nested_samples(runs.model, plan, num_samples)))
     drawn = torch.zeros(plan.batch_shape.numel(), num_samples, dtype=torch.long, device=plan.device)

@@ -3,22 +3,25 @@
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..distributions.parameters import impossible_as_infinite
 from ..handlers.sites import Run
+from ..programs.chains import Chains
 from ..programs.factors import summed_over
-from ..programs.joint import Guide, JointScores, Terms, elbo_terms, joint_scores, read_guide_once, terms_and_scores
+from ..programs.joint import Guide, JointScores, elbo_terms, joint_scores, read_guide_once, terms_and_scores
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair
 from ..runtime.compat.torch import is_transformed
 from ..runtime.distributed import log_sum_exp
 from ..runtime.tuning import tuning
+from . import elimination
+from .expectation import expected, finite
 from .nested import nested_evidence
-from .plan import Plan, computed, make_plan
+from .plan import Plan, computed, plan_sum
 
 #: A function that computes the contribution of a slice of codes to a sum, shape (B,).
 Part = Callable[[], Tensor]
@@ -38,6 +41,11 @@ def elbo(
     holds for all data are not decoded: together they are less than a sixteenth of the rounding error of the sum.
     Continuous latents are drawn by `rsample`, which makes the result an unbiased estimate.
 
+    Discrete latents inside of `pyro.markov` are summed one after another, in time and memory linear in the length of
+    the chain. So are latents that only the model has, inside of the logarithm:
+
+    .. math:: \mathrm{E}_{q(c | x)} \Big[ \log \sum_z p(x, z, c) - \log q(c | x) \Big]
+
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair` of a model and a guide of your own; they may be relaxed.
         *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
@@ -46,7 +54,9 @@ def elbo(
         **kwargs: keyword arguments of model and guide.
 
     Returns:
-        The ELBO (B,) in nats per datum, scaled and masked; differentiable. The backward pass recomputes slices.
+        The ELBO (B,) in nats per datum, scaled and masked; differentiable. The backward pass recomputes slices. Of
+        chains, and of latents of the model alone, one number for each cell of the plates that all discrete latents are
+        in.
 
     Raises:
         ValueError: as :class:`~pyro_gvae.ExactELBO`.
@@ -59,7 +69,9 @@ def elbo(
         True
     """
     runs = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(runs, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_sum(runs, max_memory=max_memory, slice_size=slice_size)
+    if isinstance(plan, Chains):
+        return elimination.elbo(runs, plan)
     return summed(plan, elbo_parts(runs, plan, read_guide_once(runs, plan.layout)))
 
 
@@ -73,6 +85,8 @@ def log_evidence(
     Data that share a discrete latent have one log-evidence together. Inner plates are summed first, then outer ones:
 
     .. math:: \log p(x) = \log \sum_g p(g) \prod_b \sum_z p(z | g) \, p(x_b | z, g)
+
+    Latents inside of `pyro.markov` are summed one after another, in time and memory linear in the length of the chain.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
@@ -101,8 +115,8 @@ def log_evidence(
         tensor([0.2500, 0.7500])
     """
     runs = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
-    return evidence(runs.model, plan)
+    plan = plan_sum(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    return elimination.log_evidence(runs, plan) if isinstance(plan, Chains) else evidence(runs.model, plan)
 
 
 class Bounds(NamedTuple):
@@ -140,7 +154,9 @@ def bounds(
         True
     """
     runs = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(runs, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_sum(runs, max_memory=max_memory, slice_size=slice_size)
+    if isinstance(plan, Chains):
+        return Bounds(elimination.elbo(runs, plan), elimination.log_evidence(runs, plan))
     guide = read_guide_once(runs, plan.layout)
     if plan.layout.is_shared:
         each = summed(plan, elbo_parts(runs, plan, guide)).reshape(1, -1)
@@ -150,7 +166,7 @@ def bounds(
     log_sums, scales = [], []
     for numbers in plan.numbers():
         terms, joint = terms_and_scores(runs, plan.layout, guide, plan.codes(numbers))
-        elbos.append(_expected(plan, terms, first=not elbos))
+        elbos.append(expected(plan, terms, first=not elbos))
         log_sums.append(plan.log_sum(joint.joint))
         scales.append(joint.scale)
     log_evidence = scales[0] * plan.log_sum(torch.stack(log_sums))
@@ -169,8 +185,8 @@ def evidence(model: Run, plan: Plan) -> Tensor:
         found = plan.log_sum(torch.stack(log_sums))
         found = found if plan.share.world_size == 1 else log_sum_exp(found)
         return (scales[-1] * found).reshape(plan.layout.evidence_shape)
-    all_codes = plan.num_slices == 1 or is_transformed()  # torch.func does not allow reading values
-    likely = plan.numbers() if all_codes else plan.repacked(find_evidence(model, plan).likely)
+    is_whole = plan.num_slices == 1 or is_transformed()  # torch.func does not allow reading values
+    likely = plan.numbers() if is_whole else plan.repacked(find_evidence(model, plan).likely)
     log_sums, scales = zip(*(computed(plan, partial(_log_sum, model, plan, part)) for part in likely), strict=True)
     return (scales[0] * plan.log_sum(torch.stack(log_sums))).reshape(plan.layout.evidence_shape)
 
@@ -217,36 +233,7 @@ def _log_q(plan: Plan, guide: Guide, numbers: Tensor) -> Tensor:
 
 
 def _elbo_part(runs: Runs, plan: Plan, guide: Guide, numbers: Tensor, *, first: bool) -> Tensor:
-    return _expected(plan, elbo_terms(runs, plan.layout, guide, plan.codes(numbers)), first=first)
-
-
-def _expected(plan: Plan, terms: Terms, *, first: bool) -> Tensor:
-    if is_transformed():
-        part = (plan.weights(terms.log_weights) * _finite(terms.table)).sum(0)
-    else:
-        part = cast(Tensor, _Expectation.apply(terms.log_weights, terms.table, plan))
-    return part + terms.constant if first and terms.constant is not None else part
-
-
-class _Expectation(torch.autograd.Function):
-    """Compute sum_s w_sb R_sb from log w and R, both (s, B), and save its derivatives w R and w."""
-
-    @staticmethod
-    def forward(ctx: Any, log_weights: Tensor, table: Tensor, plan: Plan) -> Tensor:
-        weights = plan.weights(log_weights)
-        products = _finite(table).mul_(weights)
-        ctx.plan = plan
-        ctx.save_for_backward(log_weights, table, weights, products)
-        return products.sum(0)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        log_weights, table, weights, products = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for a second derivative
-            weights = ctx.plan.weights(log_weights)
-            products = weights * _finite(table)
-        wanted = ctx.needs_input_grad
-        return products * grad if wanted[0] else None, weights * grad if wanted[1] else None, None
+    return expected(plan, elbo_terms(runs, plan.layout, guide, plan.codes(numbers)), first=first)
 
 
 class Evidence(NamedTuple):
@@ -285,12 +272,7 @@ def evidence_parts(model: Run, plan: Plan, found: Evidence) -> Iterator[Part]:
 def _evidence_part(model: Run, plan: Plan, found: Evidence, numbers: Tensor) -> Tensor:
     joint, scale = _scores(model, plan, numbers)
     posterior = plan.weights(joint.detach() - found.log_evidence)  # (s, B)
-    return scale * (posterior * _finite(joint)).sum(0)
-
-
-def _finite(table: Tensor) -> Tensor:
-    """Replace -inf by the lowest finite number, so that an impossible code adds 0 and not NaN."""
-    return table.clamp_min(torch.finfo(table.dtype).min)
+    return scale * (posterior * finite(joint)).sum(0)
 
 
 def summed(plan: Plan, parts: Iterable[Part]) -> Tensor:

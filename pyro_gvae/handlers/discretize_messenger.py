@@ -5,11 +5,11 @@ from pyro.infer import ELBO, RenyiELBO, TraceMeanField_ELBO, TraceTailAdaptive_E
 from pyro.poutine.replay_messenger import ReplayMessenger
 
 from ..runtime.compat.pyro import handlers_on_stack, running_elbo
-from .one_hot_messenger import OneHotMessenger
+from .one_hot_messenger import DrawingMessenger
 from .sites import Discrete, Messages
 
 
-class DiscretizeMessenger(OneHotMessenger):
+class DiscretizeMessenger(DrawingMessenger):
     """Samples discrete latents exactly."""
 
     def declare(self, msg: Messages, site: Discrete) -> None:

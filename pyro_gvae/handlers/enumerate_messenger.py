@@ -9,9 +9,9 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
 from ..distributions.codes import num_codes, numbered_codes
+from ..runtime.compat.enumeration import enumerated_dim
 from ..runtime.compat.pyro import (
     computes_marginals,
-    enumerated_dim,
     is_random,
     outside_of_backward_sampling,
     replayed_number,
@@ -126,7 +126,7 @@ class EnumeratedMessenger(OneHotMessenger):
             if left:
                 self.suspects[name, msg["name"]] = _mixes(name, msg["name"], left)
             elif has_axis and not depends and found.size in batch_shape:
-                self.suspects[name, msg["name"]] = _pairs(name, msg["name"], found.size)
+                self.suspects[name, msg["name"]] = pairs_codes(name, msg["name"], found.size)
 
     def check(self, program: Program, args: Any, kwargs: Any) -> None:
         """Refuse suspects that depend on an enumerated site, which their shapes did not tell."""
@@ -157,7 +157,8 @@ def _with_all_plates(fn: TorchDistribution) -> TorchDistribution:
     return fn.expand((1,) * missing + fn.batch_shape) if missing > 0 else fn
 
 
-def _pairs(name: str, other: str, num_codes: int) -> ValueError:
+def pairs_codes(name: str, other: str, num_codes: int) -> ValueError:
+    """Return the error of a statement that pairs the codes of a latent with data."""
     return ValueError(
         f"Expected site '{other}', which depends on the enumerated site '{name}', to have an axis for its {num_codes} "
         "codes left of its plates, but found none: the program pairs code number s with datum number s. Try operations "

@@ -1,13 +1,17 @@
 """The base class of all handlers of discrete latents; the outermost of them decides what a site is."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pyro.infer import Trace_MMD
+from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.replay_messenger import ReplayMessenger
 from torch import Tensor
 
-from ..runtime.compat.pyro import handlers_on_stack, is_random
+from ..runtime.compat.enumeration import enumerated_dim
+from ..runtime.compat.pyro import handlers_on_stack, is_random, running_elbo
 from .sites import Discrete, Kind, Messages, Program, discrete, kind_of
 
 
@@ -44,6 +48,15 @@ def has_relaxation(msg: Messages, site: Discrete) -> bool:
             "relaxation. Try OneHotCategorical, or remove this handler and use an estimator that scores or sums."
         )
     return site.kind is not Kind.INTEGER
+
+
+def in_model_alone(name: str) -> ValueError:
+    """Return the error of a loss that draws latents from the guide, of a latent that the guide lacks."""
+    return ValueError(
+        f"Expected the guide to have all discrete latents of the model, but found '{name}' in the model alone, so that "
+        'no value of it can be drawn from the guide. Try ExactELBO or estimator("exact"), which sum such latents, or '
+        "add it to the guide."
+    )
 
 
 class ProgramMessenger(Messenger):
@@ -91,3 +104,50 @@ class OneHotMessenger(ProgramMessenger):
     @abstractmethod
     def declare(self, msg: Messages, site: Discrete) -> None:
         """Edit the message of a discrete latent so that it is what this handler wants."""
+
+
+class DrawingMessenger(OneHotMessenger):
+    """Abstract base: draws discrete latents, and refuses those of a model whose guide lacks them.
+
+    An ELBO would draw them from the prior, and what they add is no bound of log p(x). Losses that compare samples, such
+    as `Trace_MMD`, do so rightly, and a latent that stock Pyro enumerates is summed.
+    """
+
+    def __enter__(self) -> Any:
+        self.alone: list[str] = []
+        self.observes = False  # whether any site is observed, so that the program is a model
+        return super().__enter__()
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
+        result = super().__exit__(kind, value, traceback)
+        if kind is None and self.observes and self.alone:
+            raise in_model_alone(self.alone[0])
+        return result
+
+    def draws(self, name: str) -> bool:
+        """Return whether this handler has drawn a site."""
+        return name in self.sites
+
+    def _pyro_post_sample(self, msg: Messages) -> None:
+        if msg["is_observed"]:
+            self.observes |= is_random(msg) and not msg["infer"].get("is_auxiliary")
+        elif self.draws(msg["name"]) and enumerated_dim(msg) is None and _is_alone(msg):
+            self.alone.append(msg["name"])
+
+
+def _is_alone(msg: Messages) -> bool:
+    """Return whether an ELBO runs a model with the values of a guide, none of which is this site's."""
+    traces = list(_traces_that_reach(msg))
+    if not traces or any(msg["name"] in trace for trace in traces):
+        return False
+    request = running_elbo()
+    return request is not None and not isinstance(request.elbo, Trace_MMD)
+
+
+def _traces_that_reach(msg: Messages) -> Iterator[Any]:
+    """Yield the traces from which handlers replay a site."""
+    for handler in reversed(handlers_on_stack()):
+        if isinstance(handler, BlockMessenger) and handler.hide_fn(msg):
+            return
+        if isinstance(handler, ReplayMessenger) and handler.trace is not None:
+            yield handler.trace

@@ -3,11 +3,11 @@
 from torch import Tensor
 
 from ..distributions.surrogates import Kind
-from .one_hot_messenger import OneHotMessenger, has_relaxation, temperature_of, without_enumeration
+from .one_hot_messenger import DrawingMessenger, has_relaxation, temperature_of, without_enumeration
 from .sites import Discrete, Messages
 
 
-class StraightThroughMessenger(OneHotMessenger):
+class StraightThroughMessenger(DrawingMessenger):
     """Samples one-hots and bits exactly, with a surrogate gradient."""
 
     def __init__(self, kind: Kind, temperature: float | Tensor | None) -> None:

@@ -13,6 +13,7 @@ from torch import Size, Tensor
 
 from ..handlers.sites import Run
 from .factors import Codes, Layout, Reading, Site, apart, common_scale, first_of, summed_over
+from .layout import is_continuous
 from .runs import Runs
 from .statements import read
 
@@ -251,11 +252,7 @@ def _log_density(layout: Layout, codes: Codes, found: Reading, scale: float | Te
 
 def _refuse_continuous(found: Reading) -> None:
     for name in found.values:
-        raise ValueError(
-            f"Expected a model whose latents are all discrete, but found '{name}', over which no sum can be taken. Try "
-            "exact.elbo, which draws it, the collapsed importance-weighted bound "
-            "(pyro_gvae.evaluate.collapsed.collapsed_importance_weighted), or to condition on it."
-        )
+        raise is_continuous(name)
 
 
 def _scales_of(found: Reading) -> list[float | Tensor]:

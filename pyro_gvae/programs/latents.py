@@ -9,6 +9,10 @@ from ..distributions.codes import num_codes, numbered_codes
 from ..handlers.sites import Kind
 
 
+class TooManyCodesError(ValueError):
+    """More joint codes than can be numbered, or held."""
+
+
 class Latent(NamedTuple):
     """How the values of a discrete latent are written."""
 

@@ -1,8 +1,8 @@
 """What a few small runs tell about a pair, before anything is summed: its latents, its plates, and what it refuses."""
 
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -10,7 +10,9 @@ from pyro.infer.inspect import get_dependencies
 from torch import Size, Tensor
 
 from ..handlers.discretize_messenger import DiscretizeMessenger
+from ..handlers.one_hot_messenger import in_model_alone
 from ..handlers.sites import Run, plates_of
+from ..runtime.compat.enumeration import in_markov
 from .factors import Layout, Level, Reading
 from .latents import Space
 from .modes import without_trace
@@ -18,30 +20,58 @@ from .runs import Runs
 from .statements import Draw, Reader, first_shared_value, first_value, given_codes, latent_of, read_with
 
 
-def lay_out(runs: Runs, *, with_guide: bool = True) -> Layout:
+class Look(NamedTuple):
+    """What one run of each program on one code shows."""
+
+    guide: Reader  # which has read nothing where the guide is not asked
+    model: Reader
+    given: dict[str, Tensor]  # continuous latents of the guide
+    with_guide: bool
+
+    @property
+    def needs_axes(self) -> bool:
+        """Whether each discrete latent needs an axis of its own: those of a chain, and those of the model alone."""
+        found = [reader.messages[name] for reader in (self.guide, self.model) for name in reader.discrete]
+        alone = self.with_guide and self.model.discrete.keys() - self.guide.discrete.keys()
+        return bool(alone) or any(map(in_markov, found))
+
+
+def look(runs: Runs, *, with_guide: bool = True) -> Look:
+    """Run each program once, on one code, and leave random numbers as they were.
+
+    Args:
+        runs: the pair with its data bound.
+        with_guide: whether the guide is read; the evidence is the model's alone.
+    """
+    with torch.no_grad(), without_trace():
+        runs = runs.again()
+        guide = Reader(first_value, any_draw({}))
+        if with_guide:
+            guide.run(runs.guide)
+        given = {name: msg["value"] for name, msg in guide.continuous().items()}
+        return Look(guide, _run_on_one_code(runs.model, given), given, with_guide)
+
+
+def lay_out(runs: Runs, *, with_guide: bool = True, seen: Look | None = None) -> Layout:
     """Find a pair's discrete latents, from a few runs that leave random numbers as they were.
 
     Args:
         runs: the pair with its data bound.
         with_guide: whether the guide is read; the evidence is the model's alone.
+        seen: what a first look has shown, where there was one.
 
     Raises:
         ValueError: if the model has no discrete latent or observes nothing, if the guide's latents are not the
             model's, or if a statement mixes the codes of several data.
     """
+    found = look(runs, with_guide=with_guide) if seen is None else seen
     with torch.no_grad(), without_trace():
-        return _lay_out(runs.again(), with_guide)
+        return _lay_out(runs.again(), found)
 
 
-def _lay_out(runs: Runs, with_guide: bool) -> Layout:
-    guide = Reader(first_value, _any_draw({}))
-    if with_guide:
-        guide.run(runs.guide)
-    given = {name: msg["value"] for name, msg in guide.continuous().items()}
-    model = _run_on_one_code(runs.model, given)
-    if with_guide:
-        _check_pair(guide, model)
-    _check_model(model, given, with_guide)
+def _lay_out(runs: Runs, seen: Look) -> Layout:
+    guide, model, given, with_guide = seen
+    check(seen, alone=frozenset())
     messages = [*model.messages.values(), *guide.messages.values()]
     frames = [frame for msg in messages for frame in msg["cond_indep_stack"] if frame.vectorized]
     shapes = [found.batch_shape for found in (*model.discrete.values(), *guide.discrete.values())]
@@ -125,10 +155,10 @@ def obstacle_of(run: Callable[[], Any]) -> str | None:
 def _run_on_one_code(model: Run, given: Mapping[str, Tensor]) -> Reader:
     """Run the model on a code that all data share, which it decodes once, or else on one in the shape of a sample."""
     try:
-        reader = Reader(first_shared_value, _any_draw(given))
+        reader = Reader(first_shared_value, any_draw(given))
         reader.run(model)
     except (RuntimeError, ValueError, IndexError):
-        reader = Reader(first_value, _any_draw(given))
+        reader = Reader(first_value, any_draw(given))
         reader.run(model)
     return reader
 
@@ -136,12 +166,14 @@ def _run_on_one_code(model: Run, given: Mapping[str, Tensor]) -> Reader:
 def _read_both(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> Reading:
     codes = layout.some_codes(num_codes)
     place = given_codes(layout, codes)
-    q = read_with(runs.guide, layout, place, _any_draw({})) if with_guide else Reading({}, {}, {})
-    read_with(runs.model, layout, place, _any_draw(q.values))
+    q = read_with(runs.guide, layout, place, any_draw({})) if with_guide else Reading({}, {}, {})
+    read_with(runs.model, layout, place, any_draw(q.values))
     return q
 
 
-def _any_draw(given: Mapping[str, Tensor]) -> Draw:
+def any_draw(given: Mapping[str, Tensor]) -> Draw:
+    """Return values of continuous latents as they are given, or else any draw of them."""
+
     def draw(name: str, fn: Any) -> Tensor:
         value: Tensor = given[name] if name in given else fn.sample()
         return value
@@ -149,7 +181,19 @@ def _any_draw(given: Mapping[str, Tensor]) -> Draw:
     return draw
 
 
-def _check_pair(guide: Reader, model: Reader) -> None:
+def check(seen: Look, alone: Collection[str]) -> None:
+    """Refuse pairs whose latents do not fit together.
+
+    Args:
+        seen: what a first look has shown.
+        alone: discrete latents that the guide need not have.
+    """
+    if seen.with_guide:
+        _check_pair(seen.guide, seen.model, alone)
+    _check_model(seen.model, seen.given, seen.with_guide)
+
+
+def _check_pair(guide: Reader, model: Reader, alone: Collection[str]) -> None:
     for name, msg in guide.messages.items():
         if msg["is_observed"]:
             raise ValueError(f"Expected the guide to observe nothing, but found '{name}' observed in it.")
@@ -159,11 +203,10 @@ def _check_pair(guide: Reader, model: Reader) -> None:
                 'guide alone. Try infer={"is_auxiliary": True} if it is meant to be.'
             )
     for name, found in model.discrete.items():
+        if name in alone:
+            continue
         if name not in guide.discrete:
-            raise ValueError(
-                f"Expected the discrete latents of model and guide to have the same names, but found '{name}' in the "
-                "model alone."
-            )
+            raise in_model_alone(name)
         expected, own = latent_of(name, found), latent_of(name, guide.discrete[name])
         same = (expected.kind, expected.shape, expected.num_categories) == (own.kind, own.shape, own.num_categories)
         if not same or found.batch_shape != guide.discrete[name].batch_shape:
@@ -188,11 +231,16 @@ def _check_model(model: Reader, given: Mapping[str, Tensor], with_guide: bool) -
             "alone. Try to add it to the guide, or to condition on it."
         )
     if drawn:
-        raise ValueError(
-            f"Expected a model whose latents are all discrete, but found '{drawn[0]}', over which no sum can be taken. "
-            "Try exact.elbo, which draws it, the collapsed importance-weighted bound "
-            "(pyro_gvae.evaluate.collapsed.collapsed_importance_weighted), or to condition on it."
-        )
+        raise is_continuous(drawn[0])
+
+
+def is_continuous(name: str) -> ValueError:
+    """Return the error of an evidence that is asked of a model with a continuous latent."""
+    return ValueError(
+        f"Expected a model whose latents are all discrete, but found '{name}', over which no sum can be taken. Try "
+        "exact.elbo, which draws it, the collapsed importance-weighted bound "
+        "(pyro_gvae.evaluate.collapsed.collapsed_importance_weighted), or to condition on it."
+    )
 
 
 def _check_mixing(program: Run, read_before: Reader, layout: Layout) -> None:
@@ -206,10 +254,11 @@ def _check_mixing(program: Run, read_before: Reader, layout: Layout) -> None:
         for other in read_before.discrete:
             inner = plates_of(read_before.messages[other])
             if other != name and other in upstream.get(name, ()) and inner & left:
-                raise _mixes_data(name, other, inner & left)
+                raise mixes_data(name, other, inner & left)
 
 
-def _mixes_data(name: str, other: str, plates: frozenset[str]) -> ValueError:
+def mixes_data(name: str, other: str, plates: frozenset[str]) -> ValueError:
+    """Return the error of a statement outside of the plates of a latent that it depends on."""
     return ValueError(
         f"Expected every statement that depends on '{other}' to be inside of its plate(s) {sorted(plates)}, but found "
         f"'{name}' outside of them: it belongs to no single datum, and the sum would be over the codes of all data at "

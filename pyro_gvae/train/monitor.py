@@ -13,8 +13,8 @@ from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.columns import Data, chunks, first, num_data
 from ..data.dataset import Dataset
-from ..exact.plan import TooManyCodesError
 from ..handlers import discretize
+from ..programs.latents import TooManyCodesError
 from ..programs.modes import judging
 from ..programs.runs import arguments
 from ..runtime.distributed import from_main

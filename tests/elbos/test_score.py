@@ -591,9 +591,9 @@ def test_layers_that_depend_on_each_other(loss):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", pairs.PROGRAMS)
+@pytest.mark.parametrize("name", [*pairs.PROGRAMS, "a chain"])
 def test_leave_one_out_has_the_gradient_of_the_exact_sum(name):
-    program = pairs.PROGRAMS[name]
+    program = (pairs.PROGRAMS | pairs.CHAINS)[name]
     expected = pairs.with_gradients(lambda: ExactELBO().loss_and_grads(program.model, program.guide, pairs.DATA))
     if name.startswith("a mixture"):  # its centres are indexed, as those of one particle can be
         warnings.filterwarnings("ignore", "Expected programs that take codes", UserWarning)

@@ -4,7 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DATA, PROGRAMS, linear, observe, weights, with_gradients
+from pairs import CHAINS, DATA, PROGRAMS, linear, observe, weights, with_gradients
 from pyro import poutine
 
 from pyro_gvae import ExactELBO
@@ -31,6 +31,7 @@ PAIRS |= {
     name: PROGRAMS[name][:2]
     for name in ("two layers, bottom-up", "a subsampled plate with scale and mask", "nested plates")
 }
+PAIRS["a chain"] = CHAINS["a chain"][:2]
 SCORED = {"reinforce": {}, "reinforce-baseline": {}}
 OPTIONS = {kind: {"kl": "sampled"} for kind in KINDS} | SCORED
 LOSSES = ["st-gumbel-softmax", *SCORED]

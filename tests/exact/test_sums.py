@@ -613,7 +613,6 @@ def test_models_without_an_exact_sum_are_refused(name):
 @pytest.mark.parametrize(
     ("guide", "sentence"),
     [
-        (lambda x: None, "same names, but found 'z' in the model alone"),
         (_program(), "guide to observe nothing, but found 'x'"),
         (_with_another_code, "same name in the model, but found 'w' in the guide alone"),
     ],

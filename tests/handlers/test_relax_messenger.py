@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import EnergyDistance
+from pyro.infer import EnergyDistance, Trace_ELBO, TraceEnum_ELBO
 
 from pyro_gvae.distributions.concrete import ExpConcrete
 from pyro_gvae.handlers import relax
@@ -60,3 +60,22 @@ def test_the_energy_distance_is_that_of_observations_alone(prior_scale):
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
     torch.testing.assert_close(found[0][1], found[1][1])
     assert found[0][1].any()
+
+
+def test_stock_enumeration_takes_relaxed_chains():
+    """`EnumMessenger` asks for the depth of each site that pyro.markov lets another one reach."""
+
+    def model(observed=True):
+        z = torch.eye(K)[0]
+        with pyro.plate("data", B):
+            for t in pyro.markov(range(3)):
+                z = pyro.sample(f"z{t}", dist.OneHotCategorical(logits=z))
+                if observed:
+                    pyro.sample(f"x{t}", dist.Normal(z @ torch.tensor([-1.0, 0.0, 2.0]), 0.1), obs=X)
+
+    losses = []
+    for loss in (Trace_ELBO, TraceEnum_ELBO):
+        pyro.set_rng_seed(0)
+        programs = (relax(program, temperature=0.5) for program in (model, lambda: model(observed=False)))
+        losses.append(loss(max_plate_nesting=1, strict_enumeration_warning=False).loss(*programs))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

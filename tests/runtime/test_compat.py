@@ -18,11 +18,13 @@ import torch
 from pyro import infer, poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.discrete import TraceEnumSample_ELBO
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
+from pyro_gvae.runtime.compat import enumeration as of_enumeration
 from pyro_gvae.runtime.compat import pyro as of_pyro
 from pyro_gvae.runtime.compat import torch as of_torch
 
@@ -122,17 +124,6 @@ def is_random() -> None:
 def settings_of_deterministic_site() -> None:
     nodes = poutine.trace(several_kinds_of_sites).get_trace().nodes
     assert nodes["twice"]["infer"] == of_pyro.settings_of_deterministic_site()
-
-
-@canary("pyro.poutine.enum_messenger's infer key _enumerate_dim")
-def enumerated_dim() -> None:
-    def program() -> None:
-        pyro.sample("z", dist.Categorical(torch.ones(3) / 3), infer={"enumerate": "parallel"})
-        pyro.sample("other", dist.Normal(0.0, 1.0))
-
-    nodes = poutine.trace(poutine.enum(program, first_available_dim=-2)).get_trace().nodes
-    assert of_pyro.enumerated_dim(nodes["z"]) == -2 and nodes["z"]["value"].shape == (3, 1)
-    assert of_pyro.enumerated_dim(nodes["other"]) is None
 
 
 @canary("pyro.distributions.MaskedDistribution._mask")
@@ -565,6 +556,107 @@ def TorchDispatchMode() -> None:
     assert seen[0] is aten.exp.default and aten.mul.Tensor in seen, "the backward pass as well"
 
 
+# Pyro's parallel enumeration.
+
+
+def chain() -> None:
+    z = torch.tensor(0)
+    other = pyro.sample("other", dist.Normal(0.0, 1.0))
+    for t in pyro.markov(range(3)):
+        z = pyro.sample(f"z{t}", dist.Categorical(torch.ones(2, 2)[z] + 0 * other), infer={"enumerate": "parallel"})
+
+
+def chain_in(first: int) -> Any:
+    return poutine.trace(poutine.enum(chain, first_available_dim=first)).get_trace().nodes
+
+
+@canary("pyro.poutine.enum_messenger's infer key _enumerate_dim")
+def enumerated_dim() -> None:
+    nodes = chain_in(-2)
+    assert [of_enumeration.enumerated_dim(nodes[name]) for name in ("z0", "z1", "z2", "other")] == [-2, -3, -2, None]
+
+
+@canary("pyro.poutine.markov_messenger's infer key _markov_depth")
+def in_markov() -> None:
+    nodes = chain_in(-2)
+    assert of_enumeration.in_markov(nodes["z1"]) and not of_enumeration.in_markov(nodes["other"])
+
+
+@canary("pyro.poutine.enum_messenger's infer key _dim_to_id")
+def axes_in_reach() -> None:
+    nodes = chain_in(-2)
+    assert of_enumeration.axes_in_reach(nodes["other"]) == {}
+    first, second, third = (of_enumeration.axes_in_reach(nodes[f"z{t}"]) for t in range(3))
+    assert first.keys() == {-2} and second.keys() == third.keys() == {-2, -3}
+    assert second[-3] == third[-3] and first[-2] == second[-2] != third[-2]
+
+
+@canary("pyro.poutine.enum_messenger's infer key _dim_to_id")
+def give_axes() -> None:
+    seen = {}
+
+    class Give(Messenger):
+        def _pyro_sample(self, msg: Any) -> None:
+            if msg["name"] == "z0":
+                msg["value"] = torch.tensor([0, 1]).reshape(2, 1)
+                del msg["infer"]["enumerate"]
+                of_enumeration.give_axes(msg, {-2: 77})
+
+        def _pyro_post_sample(self, msg: Any) -> None:
+            seen[msg["name"]] = of_enumeration.axes_in_reach(msg)
+
+    with poutine.enum(first_available_dim=-2), Give():
+        chain()
+    assert seen["z0"] == {-2: 77} and seen["z1"][-2] == 77
+
+
+@canary("pyro.poutine.runtime._ENUM_ALLOCATOR")
+def leave_dims() -> None:
+    with poutine.enum(first_available_dim=-2):
+        chain()
+    of_enumeration.leave_dims(-3)
+    nodes = poutine.trace(poutine.enum(chain)).get_trace().nodes
+    assert [of_enumeration.enumerated_dim(nodes[f"z{t}"]) for t in range(3)] == [-4, -5, -4]
+
+
+@canary("pyro.poutine.markov_messenger's infer key _markov_scope")
+def sites_in_reach() -> None:
+    nodes = chain_in(-2)
+    assert of_enumeration.sites_in_reach(nodes["z2"]) == {"z1"} and not of_enumeration.sites_in_reach(nodes["other"])
+
+
+@canary("pyro.poutine.markov_messenger's infer key _markov_scope")
+def bring_into_reach() -> None:
+    seen: dict[str, Any] = {}
+
+    class Bring(Messenger):
+        def _pyro_sample(self, msg: Any) -> None:
+            seen[msg["name"]] = msg
+            if msg["name"] == "z2":
+                of_enumeration.bring_into_reach(msg, seen["z0"])
+                of_enumeration.bring_into_reach(msg, seen["other"])
+
+    with poutine.enum(first_available_dim=-2), Bring():
+        chain()
+    assert of_enumeration.sites_in_reach(seen["z2"]) == {"z0", "z1"}
+    assert of_enumeration.enumerated_dim(seen["z2"]) == -4
+
+
+@canary("pyro.poutine.markov_messenger's infer key _markov_scope")
+def take_out_of_reach() -> None:
+    msg = {"infer": {"_markov_scope": {"a": 1, "b": 1}}}
+    of_enumeration.take_out_of_reach(msg, "a")
+    of_enumeration.take_out_of_reach({"infer": {}}, "a")
+    assert of_enumeration.sites_in_reach(msg) == {"b"}
+
+
+@canary("pyro.poutine.markov_messenger's infer keys _markov_scope and _markov_depth")
+def markov_settings() -> None:
+    nodes = chain_in(-2)
+    assert len(of_enumeration.markov_settings(nodes["z1"]["infer"])) == 2
+    assert of_enumeration.markov_settings(nodes["other"]["infer"]) == {}
+
+
 # The canaries themselves.
 
 SLOW = {"compiled"}
@@ -584,7 +676,10 @@ def test_each_question_has_a_canary() -> None:
         return {name for name, thing in found if thing.__module__ == module.__name__ and not name.startswith("_")}
 
     answers = {"Request"}  # what a question returns
-    assert CANARIES.keys() == (questions(of_pyro) | questions(of_torch) | {"TorchDispatchMode"}) - answers
+    assert (
+        CANARIES.keys()
+        == (questions(of_pyro) | questions(of_enumeration) | questions(of_torch) | {"TorchDispatchMode"}) - answers
+    )
 
 
 @pytest.mark.parametrize(

@@ -77,16 +77,6 @@ def settings_of_deterministic_site() -> dict[str, Any]:
     return {"_deterministic": True}
 
 
-def enumerated_dim(msg: Any) -> int | None:
-    """Return the batch dimension in which Pyro enumerates a site, or None if it does not.
-
-    Pyro's `EnumMessenger` stores it in the site's settings. `enumerated` uses it to find plates that enumeration would
-    get wrong.
-    """
-    dim: int | None = msg["infer"].get("_enumerate_dim")
-    return dim
-
-
 def state_of_plate(thing: Any) -> tuple[Any, ...] | None:
     """Return what a plate does, or None if it is none.
 

@@ -1,0 +1,98 @@
+"""What follows from a sum over latents that have an axis each, by its derivatives: marginals, best codes, samples.
+
+The derivative of log p(x) by the log-probability of a latent's value is the posterior probability of the value. With
+the greatest in place of the sum of probabilities, it is 1 at the most probable values and 0 elsewhere; with the
+derivative at one value that is drawn, it is 1 at a sample of the posterior.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Size, Tensor
+
+from ..distributions.codes import joint_codes
+from ..distributions.parameters import gumbel_like
+from ..programs.axes import Axis, Term
+from ..programs.chains import Chains
+from ..programs.enumerator import Reading
+from ..programs.runs import Runs
+from .elimination import LogSum, collected, log_sum_exp, log_summed
+
+#: Samples have an axis of their own, between latents and plates.
+_SAMPLES = Axis(True, -(10**6), "samples")
+
+
+class Best(NamedTuple):
+    """The most probable joint code of all latents."""
+
+    codes: dict[str, Tensor]  # (*plates, N, K) of each latent, by its name
+    probs: Tensor  # p(z | x) of it, for each cell of the shared plates
+
+
+def marginals(runs: Runs, chains: Chains) -> dict[str, Tensor]:
+    """Return p(z_n = k | x) of each latent, (*plates, N, K) by its name."""
+    return _codes(chains, _derivatives(chains.read(runs).p, chains, log_sum_exp).chosen)
+
+
+def best(runs: Runs, chains: Chains) -> Best:
+    """Return the most probable joint code, by the Viterbi algorithm."""
+    p = chains.read(runs).p
+    found = _derivatives(p, chains, _highest)
+    evidence = collected(log_summed(p.others.values(), p.sites.values(), chains), chains)
+    return Best(_codes(chains, found.chosen), (found.value - evidence).exp())
+
+
+def samples(runs: Runs, chains: Chains, num_samples: int) -> dict[str, Tensor]:
+    """Return independent samples of the posterior as one-hots, (P, *plates, N, K) of each latent, by its name."""
+    return _codes(chains, _derivatives(chains.read(runs).p, chains, _drawn, num_samples).chosen)
+
+
+class _Derivatives(NamedTuple):
+    value: Tensor  # of the sum, in the shape of results
+    chosen: dict[str, Tensor]  # (P or nothing, *plates, S) of each latent
+
+
+def _derivatives(p: Reading, chains: Chains, log_sum: LogSum, num_samples: int | None = None) -> _Derivatives:
+    rows = [] if num_samples is None else [num_samples]
+    with torch.enable_grad():
+        changes = {}
+        for name, site in p.sites.items():
+            plates = [axis for axis in chains.plates[name] if chains.sizes[axis] > 1]
+            sizes = [site.latent.num_codes, *rows, *(chains.sizes[axis] for axis in plates)]
+            values = site.log_probs.values.new_zeros(sizes).requires_grad_()
+            axes = (site.variable, *([_SAMPLES] if rows else []), *plates)
+            changes[name] = Term(values, axes, site.log_probs.plates, site.log_probs.scale)
+        left = log_summed([*p.others.values(), *changes.values()], p.sites.values(), chains, log_sum)
+        total = torch.stack([term.values.sum() for term in left]).sum()
+        found = torch.autograd.grad(total, [term.values for term in changes.values()])
+    chosen = {}
+    for name, grad in zip(changes, found, strict=True):
+        sizes = [*rows, *(chains.sizes[axis] for axis in chains.plates[name]), len(grad)]
+        chosen[name] = grad.movedim(0, -1).reshape(sizes)
+    value = total.new_zeros(()) if rows else collected(left, chains)
+    return _Derivatives(value.detach(), chosen)
+
+
+def _codes(chains: Chains, chosen: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the categories (.., N, K) of each digit, from the joint codes (.., S) of each latent."""
+    found = {}
+    for name, latent in chains.latents.items():
+        values = chosen[name]
+        codes = joint_codes(latent.num_latents, latent.num_categories, dtype=values.dtype, device=values.device)
+        digits = Size([latent.num_latents, latent.num_categories])
+        found[name] = (values @ codes.flatten(1)).unflatten(-1, digits)
+    return found
+
+
+def _highest(values: Tensor, dim: int) -> Tensor:
+    found: Tensor = values.clamp_min(torch.finfo(values.dtype).min).max(dim).values
+    return found
+
+
+def _drawn(values: Tensor, dim: int) -> Tensor:
+    """Sum probabilities, with the derivative of the one value that is drawn in proportion to them."""
+    values = values.clamp_min(torch.finfo(values.dtype).min)
+    with torch.no_grad():
+        where = (values + gumbel_like(values, values.shape)).argmax(dim, keepdim=True)
+    one = values.gather(dim, where).squeeze(dim)
+    return values.detach().logsumexp(dim) + (one - one.detach())

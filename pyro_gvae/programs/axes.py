@@ -1,0 +1,90 @@
+"""Log-probabilities whose dimensions have names: those of plates, and of discrete latents that have an axis each."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..handlers.sites import Messages
+from ..runtime.compat.enumeration import axes_in_reach
+
+
+class Axis(NamedTuple):
+    """A dimension with a name; sorted, latents stand left of plates, each in the order of the programs."""
+
+    is_plate: bool
+    place: int  # of a latent its number, of a plate its dimension
+    name: str
+
+
+class Term(NamedTuple):
+    """What a statement says, or what is left of several of them."""
+
+    values: Tensor  # one dimension for each axis
+    axes: tuple[Axis, ...]  # sorted; without plates along which the values are the same
+    plates: frozenset[Axis]  # that it is in
+    scale: float | Tensor = 1.0  # to multiply values by: a number, or a tensor of their shape
+
+    def weighed(self) -> "Term":
+        """Multiply the values by the scale."""
+        is_one = not isinstance(self.scale, Tensor) and self.scale == 1
+        return self if is_one else self._replace(values=self.values * self.scale, scale=1.0)
+
+
+def plate_axes(msg: Messages) -> dict[int, Axis]:
+    """Return the axes of the plates around a site, by their dimensions."""
+    return {frame.dim: Axis(True, frame.dim, frame.name) for frame in msg["cond_indep_stack"] if frame.vectorized}
+
+
+def term_of(
+    name: str,
+    values: Tensor,
+    msg: Messages,
+    axes: Mapping[int, Axis],
+    nesting: int,
+    variable: Axis | None = None,
+) -> Term:
+    """Give the dimensions of values their names; the last one is that of a variable, if there is one."""
+    scale = msg["scale"]
+    if isinstance(scale, Tensor) and scale.numel() == 1:
+        scale = scale.reshape(())
+    varies = isinstance(scale, Tensor) and scale.dim() > 0
+    if varies:
+        values, scale = torch.broadcast_tensors(values, scale if variable is None else scale.unsqueeze(-1))
+    plates = plate_axes(msg)
+    last = () if variable is None else (variable,)
+    names = [*_names(name, values.shape[: values.dim() - len(last)], plates, axes_in_reach(msg), axes, nesting), *last]
+    found, own = _packed(values, names)
+    return Term(found, own, frozenset(plates.values()), _packed(scale, names)[0] if varies else scale)
+
+
+def _names(
+    name: str,
+    shape: Sequence[int],
+    plates: Mapping[int, Axis],
+    reach: Mapping[int, int],
+    axes: Mapping[int, Axis],
+    nesting: int,
+) -> list[Axis | None]:
+    """Return the axis of each dimension of a batch shape, None where its size is 1."""
+    found: list[Axis | None] = []
+    for dim, size in zip(range(-len(shape), 0), shape, strict=True):
+        axis = plates.get(dim) if -dim <= nesting else axes.get(reach.get(dim, -1))
+        if axis is None and size > 1:
+            raise ValueError(
+                f"Expected every batch dimension of '{name}' to be that of a plate or of a latent in reach, but found "
+                f"{tuple(shape)}, whose dimension {dim} is neither. Try .to_event(1), or a plate around it."
+            )
+        found.append(axis if size > 1 else None)
+    return found
+
+
+def _packed(values: Tensor, names: Sequence[Axis | None]) -> tuple[Tensor, tuple[Axis, ...]]:
+    """Drop dimensions of size 1, and sort the others."""
+    values = values.reshape([size for size, axis in zip(values.shape, names, strict=True) if axis is not None])
+    axes = [axis for axis in names if axis is not None]
+    order = sorted(range(len(axes)), key=axes.__getitem__)
+    if order == list(range(len(axes))):
+        return values, tuple(axes)
+    return values.permute(order), tuple(axes[i] for i in order)

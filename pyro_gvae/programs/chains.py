@@ -1,0 +1,211 @@
+"""What is known of a pair whose discrete latents have an axis each, before anything is summed; what is refused."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Self
+
+import pyro
+import torch
+from torch import Size, Tensor
+
+from ..handlers.enumerate_messenger import pairs_codes
+from ..handlers.sites import Messages, plates_of
+from ..runtime.compat.enumeration import axes_in_reach, in_markov, sites_in_reach
+from ..runtime.memory import in_words, memory_limit
+from .axes import Axis, plate_axes
+from .enumerator import Both, Enumerator, check_reach, enumerate_both, read_axes
+from .latents import Latent, TooManyCodesError
+from .layout import Look, any_draw, check, is_continuous, mixes_data
+from .modes import without_trace
+from .provenance import Provenance
+from .runs import Runs
+from .statements import latent_of, reparameterized
+
+#: Latents outside of `pyro.markov` have a dimension each, and torch sums over tensors of at most 64.
+MOST_DIMENSIONS = 60
+
+
+class Chains(NamedTuple):
+    """Discrete latents that have an axis each.
+
+    Attributes:
+        latents: by name.
+        plates: the plates of each latent, from the left.
+        sizes: of all plates.
+        shared: the plates that all discrete latents are in; there is one result for each of their cells.
+        nesting: the number of batch dimensions that plates take.
+        with_guide: whether the guide is read.
+        beside: for a latent of the guide, those that the model reaches together with it.
+    """
+
+    latents: dict[str, Latent]
+    plates: dict[str, tuple[Axis, ...]]
+    sizes: dict[Axis, int]
+    shared: tuple[Axis, ...]
+    nesting: int
+    with_guide: bool
+    beside: dict[str, frozenset[str]]
+
+    @property
+    def num_slices(self) -> int:
+        """Nothing is cut into slices."""
+        return 1
+
+    @property
+    def result_shape(self) -> Size:
+        """Of the ELBO and the log-evidence."""
+        return Size(self.sizes[plate] for plate in self.shared)
+
+    def read(self, runs: Runs) -> Both:
+        """Run the programs on all values of all latents, with one pathwise draw of the continuous ones."""
+        guide, draw = (runs.guide, reparameterized({})) if self.with_guide else (None, _no_draw)
+        return read_axes(runs.model, guide, self.nesting, draw, self.beside)
+
+    def of_model(self) -> Self:
+        """Return the same for the model alone."""
+        return self._replace(with_guide=False)
+
+
+def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> Chains:
+    """Check a pair whose discrete latents have an axis each, by one more run of each program.
+
+    Args:
+        runs: the pair with its data bound.
+        seen: what a first look has shown.
+        max_memory: bytes that the log-probabilities of a latent may take; 4 GB if None.
+
+    Raises:
+        ValueError: if the latents of the programs do not fit together, if a statement depends on a latent out of its
+            reach or plates, if a latent has too many values, or if the programs do not take axes left of the plates.
+    """
+    alone = frozenset(seen.model.discrete.keys() - seen.guide.discrete.keys())
+    check(seen, alone)
+    _check_sizes(seen, max_memory)
+    messages = [*seen.model.messages.values(), *seen.guide.messages.values()]
+    plates = {
+        name: tuple(sorted(plate_axes(reader.messages[name]).values()))
+        for reader in (seen.guide, seen.model)
+        for name in reader.discrete
+    }
+    shared = frozenset.intersection(*(frozenset(plates[name]) for name in seen.model.discrete))
+    chains = Chains(
+        latents={name: latent_of(name, site) for name, site in seen.model.discrete.items()},
+        plates=plates,
+        sizes={
+            axis: frame.size
+            for msg in messages
+            for axis, frame in zip(plate_axes(msg).values(), _frames(msg), strict=True)
+        },
+        shared=tuple(sorted(shared)),
+        nesting=_nesting(seen, messages),
+        with_guide=seen.with_guide,
+        beside=_beside(seen),
+    )
+    with torch.no_grad(), without_trace(), pyro.validation_enabled(False):
+        again, provenance = runs.again(), Provenance()
+        guide = again.guide if seen.with_guide else None
+        try:
+            both = enumerate_both(again.model, guide, chains.nesting, any_draw({}), chains.beside, provenance)
+            with provenance:
+                dependent = [one for program in both for one in _dependencies(program, provenance)]
+        except (RuntimeError, IndexError, ValueError) as error:
+            if isinstance(error, TooManyCodesError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+                raise
+            raise ValueError(
+                "Expected programs that take values of discrete latents in dimensions left of the plates, but found: "
+                f"{str(error).splitlines()[0].rstrip('.')}. Try operations on the last dimensions alone, such as "
+                "z.flatten(-2) in place of z.reshape(len(x), -1), and to broadcast what is concatenated."
+            ) from error
+    check_reach(both[1])
+    for dependence in dependent:
+        _check_dependence(dependence)
+    return chains
+
+
+def _no_draw(name: str, _: Any) -> Tensor:
+    raise is_continuous(name)
+
+
+def _frames(msg: Messages) -> list[Any]:
+    return [frame for frame in msg["cond_indep_stack"] if frame.vectorized]
+
+
+def _nesting(seen: Look, messages: list[Messages]) -> int:
+    shapes = [found.batch_shape for found in (*seen.model.discrete.values(), *seen.guide.discrete.values())]
+    frames = itertools.chain.from_iterable(map(_frames, messages))
+    return max([*map(len, shapes), *(-frame.dim for frame in frames)])
+
+
+def _check_sizes(seen: Look, max_memory: float | None) -> None:
+    found = {name: (reader, site) for reader in (seen.model, seen.guide) for name, site in reader.discrete.items()}
+    no_chain = [name for name, (reader, _) in found.items() if not in_markov(reader.messages[name])]
+    if len(no_chain) > MOST_DIMENSIONS:
+        raise ValueError(
+            f"Expected at most {MOST_DIMENSIONS} discrete latents outside of pyro.markov, each of which takes a "
+            f"dimension of its own, but found {len(no_chain)}, such as '{no_chain[0]}'. Try `for t in "
+            "pyro.markov(range(T))` in model and guide, which sums a chain in time linear in T."
+        )
+    limit = memory_limit(max_memory)
+    for name, (reader, site) in found.items():
+        num_values = latent_of(name, site).num_codes
+        others = max(site.batch_shape.numel(), num_values if in_markov(reader.messages[name]) else 1)
+        needed = num_values * others * site.natural.element_size()
+        if needed > limit:
+            raise ValueError(
+                f"Expected the log-probabilities of '{name}' to fit into {in_words(limit)}, but found {num_values:,} "
+                f"values, which take {in_words(needed)}. Try fewer data at once, a larger max_memory, or an estimator "
+                "that samples."
+            )
+
+
+class Dependence(NamedTuple):
+    """A statement that depends directly on a latent."""
+
+    program: Enumerator
+    name: str
+    latent: str
+    shape: Size  # of the statement's log-probabilities
+
+
+def _dependencies(program: Enumerator, provenance: Provenance) -> Iterator[Dependence]:
+    for name, msg in program.messages.items():
+        if name in program.discrete:
+            site = program.discrete[name]
+            upstream, shape = provenance.of(site.natural), site.batch_shape
+        else:
+            scores = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+            upstream, shape = provenance.of(scores), scores.shape
+        for other in sorted(upstream - {name}):
+            if other in program.messages and not program.messages[other]["is_observed"]:
+                yield Dependence(program, name, other, shape)
+
+
+def _check_dependence(found: Dependence) -> None:
+    """Refuse what shapes do not tell: data that are mixed, and a dimension that already belongs to another latent."""
+    program, name, other, shape = found
+    msg, source = program.messages[name], program.messages[other]
+    left = plates_of(source) - plates_of(msg)
+    if left and other in program.discrete:
+        raise mixes_data(name, other, left)
+    reach = axes_in_reach(msg)
+    if any(reach.get(dim) != number for dim, number in program.value_axes(other).items()):
+        raise ValueError(
+            f"Expected every statement to depend on latents in the reach of pyro.markov alone, but found '{name}', "
+            f"which depends on '{other}'. Try pyro.markov(.., history=2), or more, and to move '{name}' into the loop "
+            "if it is not."
+        )
+    if other in program.discrete:
+        dim, num_codes = program.own_dim(other), latent_of(other, program.discrete[other]).num_codes
+        has_axis = -dim <= len(shape) and shape[dim] == num_codes
+        if not has_axis and num_codes in shape:
+            raise pairs_codes(other, name, num_codes)
+
+
+def _beside(seen: Look) -> dict[str, frozenset[str]]:
+    """Return, for each latent of the guide in pyro.markov, those that some statement of the model reaches with it."""
+    found: dict[str, frozenset[str]] = {}
+    for name, msg in seen.model.messages.items():
+        together = (sites_in_reach(msg) | {name}) & seen.guide.discrete.keys()
+        for other in together:
+            found[other] = found.get(other, frozenset()) | together - {other}
+    return found

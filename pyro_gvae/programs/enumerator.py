@@ -1,0 +1,273 @@
+"""One run of each program with an axis for every discrete latent, which `pyro.markov` recycles: what statements say.
+
+A chain of T latents has K^T joint codes, but each of its statements depends on few latents. Stock `EnumMessenger` gives
+every latent its own dimension while it is in reach. Here the dimensions get names that no other latent has.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple, final
+
+import torch
+from pyro.distributions import Categorical
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from typing_extensions import override
+
+from ..distributions.codes import joint_codes
+from ..distributions.lowered import log_prob
+from ..distributions.parameters import at_least_float32
+from ..handlers.one_hot_messenger import OneHotMessenger
+from ..handlers.sites import Discrete, Messages, Run, discrete
+from ..runtime.compat.enumeration import axes_in_reach, bring_into_reach, enumerated_dim, give_axes, leave_dims
+from ..runtime.compat.pyro import is_intervened_on, is_random
+from ..runtime.compat.torch import without_repeats
+from .axes import Axis, Term, term_of
+from .latents import Latent, TooManyCodesError
+from .statements import Draw, flat, latent_of
+
+#: Elements below which the scores of a statement take less time than to find out whether they are a matrix product.
+SMALL = 2**14
+
+
+#: Numbers that a draw of a continuous latent may take.
+MOST_DRAWN = 2**24
+
+
+class Site(NamedTuple):
+    """A discrete latent: the log-probability of each of its S values."""
+
+    latent: Latent
+    variable: Axis
+    log_probs: Term  # not masked
+    masked: Term  # what it adds to log p or log q
+
+
+class Reading(NamedTuple):
+    """What a program says of all values of its discrete latents."""
+
+    sites: dict[str, Site]
+    others: dict[str, Term]  # by the name of the statement, masked
+
+
+#: For a latent of the guide, those that the model reaches together with it.
+Beside = Mapping[str, frozenset[str]]
+
+
+class Given(NamedTuple):
+    """The value of a latent that the guide has, for the model."""
+
+    value: Tensor
+    axes: dict[int, int]  # dimension -> number of the discrete latent that it belongs to
+    dim: int | None  # in which its own values are
+
+
+@final
+class Enumerator(OneHotMessenger):
+    """Gives the discrete latents of a program all of their values, and the continuous ones a draw or a given value."""
+
+    def __init__(self, draw: Draw, given: Mapping[str, Given], beside: Beside) -> None:
+        super().__init__()
+        self.draw = draw
+        self.given = given
+        self.beside = beside
+        self.discrete: dict[str, Discrete] = {}
+        self.messages: dict[str, Messages] = {}
+        self._values: dict[Any, Tensor] = {}  # of latents of a shape, (S, *event_shape)
+
+    @override
+    def declare(self, msg: Messages, site: Discrete) -> None:
+        """Let Pyro enumerate the numbers of a latent's values."""
+        self.discrete[msg["name"]] = site
+        for other in self.beside.get(msg["name"], ()):
+            if other in self.messages:
+                bring_into_reach(msg, self.messages[other])
+        num_codes = latent_of(msg["name"], site).num_codes
+        msg["fn"] = Categorical(logits=site.natural.new_zeros(num_codes), validate_args=False)
+        msg["infer"]["enumerate"] = "parallel"
+
+    def _pyro_sample(self, msg: Messages) -> None:
+        is_latent = not msg["is_observed"] and msg["value"] is None and is_random(msg) and not is_intervened_on(msg)
+        if msg["done"] or not is_latent or not self.decides():
+            return
+        # Settings for an enumeration by stock Pyro ask for something else.
+        kept = {key: value for key, value in msg["infer"].items() if key not in ("enumerate", "expand", "num_samples")}
+        name, msg["infer"] = msg["name"], kept
+        found = discrete(msg["fn"])
+        given = self.given.get(name)
+        if given is not None:
+            msg["value"] = given.value
+            give_axes(msg, given.axes)
+            if found is not None:
+                self.discrete[name] = found
+        elif found is not None:
+            self.declare(msg, found)
+        else:
+            _check_draw(name, msg["fn"])
+            msg["value"] = self.draw(name, msg["fn"])
+
+    def _pyro_post_sample(self, msg: Messages) -> None:
+        name = msg["name"]
+        if not is_random(msg) or is_intervened_on(msg):
+            return
+        self.messages[name] = msg
+        if name in self.discrete and name not in self.given:
+            msg["value"] = self._value(latent_of(name, self.discrete[name]), enumerated_dim(msg))
+
+    def _value(self, latent: Latent, dim: int | None) -> Tensor:
+        """Return all values of a latent along a dimension, in place of their numbers."""
+        assert dim is not None
+        key = latent._replace(name="")
+        if key not in self._values:
+            dtype, device = torch.promote_types(latent.dtype, torch.float32), self._device(latent)
+            codes = joint_codes(latent.num_latents, latent.num_categories, dtype=dtype, device=device)
+            self._values[key] = latent.value(codes)
+        values = self._values[key]
+        return values.reshape(len(values), *(1,) * (-1 - dim), *values.shape[1:])
+
+    def _device(self, latent: Latent) -> torch.device:
+        return self.discrete[latent.name].natural.device
+
+    def value_axes(self, name: str) -> dict[int, int]:
+        """Return the dimensions that a latent's value has, and the numbers of the latents that they belong to."""
+        msg = self.messages[name]
+        batch = msg["value"].shape[: msg["value"].dim() - self._event_dim(name)]
+        return {dim: one for dim, one in axes_in_reach(msg).items() if -dim <= len(batch) and batch[dim] > 1}
+
+    def own_dim(self, name: str) -> int:
+        """Return the dimension of a discrete latent's values."""
+        given = self.given.get(name)
+        dim = enumerated_dim(self.messages[name]) if given is None else given.dim
+        assert dim is not None
+        return dim
+
+    def _event_dim(self, name: str) -> int:
+        return len(self.discrete[name].event_shape) if name in self.discrete else self.messages[name]["fn"].event_dim
+
+    def enumerated(self) -> dict[int, Axis]:
+        """Return the axis of each latent that is enumerated here, by its number."""
+        found = {}
+        for name in self.discrete.keys() - self.given.keys():
+            number = axes_in_reach(self.messages[name])[self.own_dim(name)]
+            found[number] = Axis(False, number, name)
+        return found
+
+
+def _check_draw(name: str, fn: Any) -> None:
+    """Refuse a continuous latent that depends on the discrete ones of all steps before, through those before it."""
+    numel = fn.batch_shape.numel() * fn.event_shape.numel()
+    if numel > MOST_DRAWN:
+        raise TooManyCodesError(
+            f"Expected continuous latents that depend on few discrete ones, but found '{name}', which takes {numel:,} "
+            "numbers, since it has a value for each joint code of all that it depends on: in a chain of continuous "
+            "latents, these are K^T. Try an estimator that draws, such as reinforce-loo."
+        )
+
+
+class Both(NamedTuple):
+    """What guide and model say."""
+
+    q: Reading
+    p: Reading
+
+
+def read_axes(model: Run, guide: Run | None, nesting: int, draw: Draw, beside: Beside) -> Both:
+    """Run both programs, or the model alone, with an axis for every discrete latent.
+
+    Args:
+        model: the model with its data bound.
+        guide: the guide, or None if all latents of the model are to be enumerated.
+        nesting: the number of batch dimensions that plates take.
+        draw: the value of a continuous latent of the guide.
+        beside: for a latent of the guide, those that the model reaches together with it.
+
+    Raises:
+        ValueError: if a latent of the guide has the dimension of another that the model reaches, or a statement a
+            dimension that is neither that of a plate nor of a latent in reach.
+    """
+    q, p = enumerate_both(model, guide, nesting, draw, beside)
+    check_reach(p)
+    axes = q.enumerated()
+    found = _reading(q, axes, nesting) if guide is not None else Reading({}, {})
+    return Both(found, _reading(p, axes | p.enumerated(), nesting))
+
+
+def enumerate_both(
+    model: Run, guide: Run | None, nesting: int, draw: Draw, beside: Beside, inside: Messenger | None = None
+) -> tuple[Enumerator, Enumerator]:
+    """Run both programs as :func:`read_axes`; `inside` is one more handler, the innermost."""
+    q = Enumerator(draw, {}, beside)
+    with EnumMessenger(first_available_dim=-1 - nesting):
+        if guide is not None:
+            _run(q, guide, inside)
+    given = {}
+    for name, msg in q.messages.items():
+        axes, dim = q.value_axes(name), q.own_dim(name) if name in q.discrete else None
+        if dim is not None:
+            axes[dim] = axes_in_reach(msg)[dim]  # also of a latent of one value
+        given[name] = Given(msg["value"], axes, dim)
+        leave_dims(min(axes, default=0))
+    p = Enumerator(draw, given, {})
+    with EnumMessenger():  # goes on where the guide's has ended
+        _run(p, model, inside)
+    return q, p
+
+
+def _run(enumerator: Enumerator, program: Run, inside: Messenger | None) -> None:
+    with enumerator, nullcontext() if inside is None else inside:
+        program()
+
+
+def check_reach(p: Enumerator) -> None:
+    """Refuse a model in which a latent of the guide is still in reach when the guide has given its dimension away."""
+    for name, given in p.given.items():
+        msg = p.messages.get(name)
+        found = given.axes if msg is None or msg["is_observed"] else axes_in_reach(msg)
+        if any(found[dim] != number for dim, number in given.axes.items()):
+            raise ValueError(
+                f"Expected pyro.markov to reach as far in the guide as in the model, but found '{name}', before which "
+                "the model reaches latents that the guide no longer does. Try the same pyro.markov(.., history=..) in "
+                "both."
+            )
+
+
+def _reading(found: Enumerator, axes: Mapping[int, Axis], nesting: int) -> Reading:
+    sites, others = {}, {}
+    for name, msg in found.messages.items():
+        if name in found.discrete:
+            variable = axes[axes_in_reach(msg)[found.own_dim(name)]]
+            sites[name] = _site(name, found.discrete[name], msg, axes, variable, nesting)
+        else:
+            scores = _score(msg)
+            others[name] = term_of(name, scale_and_mask(scores, 1.0, msg["mask"]), msg, axes, nesting)
+    return Reading(sites, others)
+
+
+def _score(msg: Messages) -> Tensor:
+    """Return the log-probability of a statement, by a matrix product where it is large."""
+    fn = msg["fn"]
+    is_small = fn.batch_shape.numel() * fn.event_shape.numel() < SMALL
+    score = fn.log_prob if is_small else partial(log_prob, fn)
+    scores: Tensor = score(msg["value"], *msg["args"], **msg["kwargs"])
+    return scores
+
+
+def _site(name: str, found: Discrete, msg: Messages, axes: Mapping[int, Axis], variable: Axis, nesting: int) -> Site:
+    latent = latent_of(name, found)
+    logits = flat(at_least_float32(found.logits), found)  # (*batch, N, K)
+    table = torch.log_softmax(without_repeats(logits, logits.dim() - 2), -1)
+    if latent.num_latents > 1:
+        codes = joint_codes(latent.num_latents, latent.num_categories, dtype=table.dtype, device=table.device)
+        table = table.clamp_min(torch.finfo(table.dtype).min).flatten(-2) @ codes.flatten(1).T
+    else:
+        table = table.squeeze(-2)  # (*batch, S)
+    term = term_of(name, table, msg, axes, nesting, variable)
+    masks = [mask for mask in (found.mask, msg["mask"]) if mask is not None]
+    if not masks:
+        return Site(latent, variable, term, term)
+    mask = torch.as_tensor(masks[0] & masks[-1], device=table.device).unsqueeze(-1)
+    masked = scale_and_mask(table, 1.0, mask)
+    return Site(latent, variable, term, term_of(name, masked, msg, axes, nesting, variable))

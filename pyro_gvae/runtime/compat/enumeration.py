@@ -1,0 +1,70 @@
+"""Questions about Pyro's parallel enumeration: which dimension belongs to which latent, and what `pyro.markov` hides.
+
+`tests/runtime/test_compat.py` asks each question about a small stock program.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyro.poutine.runtime import _ENUM_ALLOCATOR
+
+
+def enumerated_dim(msg: Any) -> int | None:
+    """Return the batch dimension in which Pyro enumerates a site, or None if it does not.
+
+    Pyro's `EnumMessenger` stores it in the site's settings. `enumerated` uses it to find plates that enumeration would
+    get wrong.
+    """
+    dim: int | None = msg["infer"].get("_enumerate_dim")
+    return dim
+
+
+def in_markov(msg: Any) -> bool:
+    """Return whether a site is inside of `pyro.markov`, which notes how deep."""
+    return bool(msg["infer"].get("_markov_depth"))
+
+
+def axes_in_reach(msg: Any) -> dict[int, int]:
+    """Return the dimensions that a site may use, and the number of the enumerated latent that each belongs to here.
+
+    `pyro.markov` gives a dimension to another latent as soon as the first is out of reach. Numbers are not given twice.
+    """
+    return dict(msg["infer"].get("_dim_to_id", {}))
+
+
+def give_axes(msg: Any, axes: Mapping[int, int]) -> None:
+    """Tell Pyro's `EnumMessenger` which latents the dimensions of a value belong to that it has not enumerated."""
+    msg["infer"]["_dim_to_id"] = dict(axes)
+
+
+def leave_dims(lowest: int) -> None:
+    """Let the next program enumerate left of a dimension, so that none of its own is one that a value already has."""
+    _ENUM_ALLOCATOR.next_available_dim = min(_ENUM_ALLOCATOR.next_available_dim, lowest - 1)
+
+
+def sites_in_reach(msg: Any) -> frozenset[str]:
+    """Return the names of the sites that `pyro.markov` lets a site reach; none outside of it."""
+    return frozenset(msg["infer"].get("_markov_scope", {}))
+
+
+def bring_into_reach(msg: Any, other: Any) -> None:
+    """Let a site inside of `pyro.markov` reach another one, so that it is not enumerated in the same dimension."""
+    if in_markov(msg) and in_markov(other):
+        msg["infer"]["_markov_scope"].setdefault(other["name"], other["infer"]["_markov_depth"])
+
+
+def take_out_of_reach(msg: Any, name: str) -> None:
+    """Take a site out of those that `pyro.markov` lets another one reach.
+
+    A handler that samples a site inside of another one does this: `pyro.markov` has already noted the outer site, which
+    has no value yet, and `EnumMessenger` would ask for its dimensions.
+    """
+    msg["infer"].get("_markov_scope", {}).pop(name, None)
+
+
+def markov_settings(infer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `pyro.markov` has noted in a site's settings: `EnumMessenger` looks for it at each site in reach.
+
+    A handler that replaces a site's settings keeps these, and leaves them out of a site that it samples inside of it.
+    """
+    return {key: infer[key] for key in ("_markov_scope", "_markov_depth") if key in infer}
