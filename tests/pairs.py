@@ -15,7 +15,7 @@ from torch import Tensor
 
 B, D, L = 5, 4, 2
 DATA = torch.linspace(-1.0, 1.5, B * D, dtype=torch.float64).sin().reshape(B, D)
-COLUMNS = torch.linspace(-2.0, 2.0, 400, dtype=torch.float64).cos()
+COLUMNS = torch.linspace(-60.0, 60.0, 400, dtype=torch.float64).cos()
 
 
 class FixedNormal(dist.Normal):
@@ -24,12 +24,18 @@ class FixedNormal(dist.Normal):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return (self.loc + 0.7 * self.scale).expand(self._extended_shape(sample_shape))
 
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.rsample(sample_shape).detach()
+
 
 class FixedDirichlet(dist.Dirichlet):
     """A Dirichlet whose every sample is its mean."""
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.mean.expand(self._extended_shape(sample_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.rsample(sample_shape).detach()
 
 
 def weights(*shape: int) -> Tensor:
