@@ -250,3 +250,13 @@ def with_gradients(loss: Callable[[], Any]) -> dict[str, Tensor]:
 def stock(program: Program) -> dict[str, Tensor]:
     elbo = TraceEnum_ELBO(max_plate_nesting=program.nesting)
     return with_gradients(lambda: elbo.loss_and_grads(program.model, config_enumerate(program.guide), DATA))
+
+
+def standard_errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """By how many standard errors the means of rows are off, the largest of all coordinates."""
+    worst = 0.0
+    for name, right in expected.items():
+        rows = found[name]
+        error = rows.std(0) / len(rows) ** 0.5
+        worst = max(worst, ((rows.mean(0) - right).abs() / (error + 1e-9 * (1 + right.abs()))).max().item())
+    return worst

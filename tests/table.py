@@ -205,6 +205,7 @@ PROGRAMS = {
     "two layers, top-down": Program(pairs.two_layers_model, pairs.top_down_guide),
     "GMVAE": Program(gmvae_model, pairs.m2_guide),
     "M2": Program(pairs.m2_model, pairs.m2_guide),
+    "a normal before a code": Program(pairs.continuous_first_model, pairs.continuous_first_guide),
     "labelled and unlabelled data": Program(labelled_model, labelled_guide),
     "mixture with Dirichlet weights": Program(mixture_model, pairs.mixture_guide, is_shared=True),
     "global and local codes": Program(pairs.global_code_model, pairs.global_code_guide, is_shared=True),

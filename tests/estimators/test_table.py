@@ -13,7 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DATA, FixedDirichlet, FixedNormal, with_gradients
+from pairs import DATA, FixedDirichlet, FixedNormal, standard_errors, with_gradients
 from published import FORMULAS, M
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
@@ -41,16 +41,6 @@ def needs(column, program):
     sentence = refusal(column, program)
     if sentence is not None:
         pytest.xfail(f"not written yet: {sentence}")
-
-
-def standard_errors(found, expected):
-    """By how many standard errors the means of rows are off, the largest of all coordinates."""
-    worst = 0.0
-    for name, right in expected.items():
-        rows = found[name]
-        error = rows.std(0) / len(rows) ** 0.5
-        worst = max(worst, ((rows.mean(0) - right).abs() / (error + 1e-9 * (1 + right.abs()))).max().item())
-    return worst
 
 
 def standard_errors_apart(found, other):
