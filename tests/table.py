@@ -1,7 +1,8 @@
 """The table of programs and estimators: what each estimator is for each program, or why it refuses.
 
-The tests hold every cell to stock Pyro (`tests/estimators/test_table.py`), and the documents show it (`docs/pages.py`).
-Continuous latents have a fixed noise, as in `pairs`, so that an oracle that sums over codes is exact.
+The tests hold every cell to stock Pyro (`tests/estimators/test_table.py`); the documents show it
+(`docs/table_page.py`). Continuous latents have a fixed noise, as in `pairs`, so that an oracle that sums over codes is
+exact.
 """
 
 import re
@@ -323,7 +324,7 @@ REASONS = (
         lambda column, name: column.name in (*WEIGHING, "exact-evidence") and len(facts(name).scales) > 1,
     ),
     Reason(
-        "K = 2|two categories",
+        "K=2 categories",
         "An antithetic pair has two values, so latents need K = 2.",
         lambda column, name: column.name == "disarm" and facts(name).most_categories > 2,
     ),
@@ -340,14 +341,14 @@ def reasons_of(column: str, program: str) -> list[Reason]:
 
 @unique
 class Cell(Enum):
-    """What an estimator is for a program."""
+    """What an estimator is for a program, in words."""
 
-    EXACT = "value and gradient are exact"
-    UNBIASED = "value and gradient are unbiased"
-    SURROGATE = "the value is unbiased, the gradient is not"
-    BIASED = "value and gradient are biased"
-    REFUSED = "refused, for a mathematical reason"
-    GAP = "refused, since it is not written yet"
+    EXACT = "exact, value and gradient"
+    UNBIASED = "unbiased, value and gradient"
+    SURROGATE = "value unbiased, gradient biased"
+    BIASED = "biased"
+    REFUSED = "refused for the reason with this letter"
+    GAP = "refused, not written yet"
 
 
 def refusal(column: str, program: str) -> str | None:
