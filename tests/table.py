@@ -108,6 +108,24 @@ def mixture_model(x):
         pyro.sample("x", dist.Normal(Vindex(centres)[..., k, :], 1.0).to_event(1), obs=x)
 
 
+def crossed_model(x):
+    """A code of each row and a code of each column, whose plates cross."""
+    rows, columns = pyro.plate("rows", len(x), dim=-2), pyro.plate("columns", D, dim=-1)
+    with rows:
+        row = pyro.sample("row", one_hot(weights(2)))
+    with columns:
+        column = pyro.sample("column", one_hot(weights(2) + 1))
+    with rows, columns:
+        pyro.sample("x", dist.Normal(linear(1, row * column).squeeze(-1), 1.0), obs=x)
+
+
+def crossed_guide(x):
+    with pyro.plate("rows", len(x), dim=-2):
+        pyro.sample("row", one_hot(linear(2, x).unsqueeze(-2)))
+    with pyro.plate("columns", D, dim=-1):
+        pyro.sample("column", one_hot(linear(2, x.T)))
+
+
 DOCUMENTS, WORDS, TOPICS, VOCABULARY = 2, 3, 2, 3
 
 
@@ -175,6 +193,7 @@ class Program(NamedTuple):
         is_shared: whether data share latents, so that all of them have one importance weight.
         nesting: the number of its plates.
         crosses: whether a prior depends on a latent that depends on its own in the guide.
+        is_nested: whether of two plates one is inside of the other.
     """
 
     model: Callable[..., Any]
@@ -183,6 +202,7 @@ class Program(NamedTuple):
     is_shared: bool = False
     nesting: int = 1
     crosses: bool = False
+    is_nested: bool = True
 
     @property
     def pair(self) -> Pair:
@@ -211,6 +231,7 @@ PROGRAMS = {
     "mixture with Dirichlet weights": Program(mixture_model, pairs.mixture_guide, is_shared=True),
     "global and local codes": Program(pairs.global_code_model, pairs.global_code_guide, is_shared=True),
     "nested plates": Program(pairs.nested_model, pairs.nested_guide, nesting=2),
+    "crossed plates": Program(crossed_model, crossed_guide, is_shared=True, nesting=2, is_nested=False),
     "subsampled plate, scale, mask": Program(pairs.subsampled_model, pairs.subsampled_guide, is_shared=True),
     "LDA": Program(lda_model, lda_guide, is_shared=True, nesting=2),
     "HMM": Program(hmm_model, hmm_guide),
@@ -317,6 +338,12 @@ REASONS = (
         "No sum can be taken over the values of a continuous latent. The collapsed importance-weighted bound draws "
         "them.",
         lambda column, name: column.name == "exact-evidence" and facts(name).has_continuous,
+    ),
+    Reason(
+        "plates of discrete latents to be nested",
+        "Where plates cross, the codes of all rows and columns depend on each other, so that no sum over some of them "
+        "can be taken before the others.",
+        lambda column, name: column.name == "exact-evidence" and not PROGRAMS[name].is_nested,
     ),
     Reason(
         "share one scale",
