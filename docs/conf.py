@@ -9,8 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # The pages describe, and their code runs, the package beside them, whichever is installed.
-sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+PATHS = [str(ROOT), str(ROOT / "docs"), str(ROOT / "tests")]  # a page shows tables of the tests
+sys.path[:0] = PATHS
+os.environ["PYTHONPATH"] = os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH", "")])
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # Pyro imports a progress bar that pages do not show
 os.environ["JUPYTER_PATH"] = str(ROOT / "docs")  # kernels/python3: this interpreter, and quiet
 
@@ -77,7 +78,8 @@ myst_heading_anchors = 3
 myst_dmath_double_inline = True
 # What a page's code printed is kept until the page, the package or a version changes: a page says what this code does.
 BUILD = ROOT / "build" / "pages"
-SOURCES = [*sorted((ROOT / "pyro_gvae").rglob("*.py")), ROOT / "docs" / "pages.py", ROOT / "constraints.txt"]
+SOURCES = [*sorted((ROOT / "pyro_gvae").rglob("*.py")), *sorted((ROOT / "docs").glob("*.py")), ROOT / "constraints.txt"]
+SOURCES += [ROOT / "tests" / name for name in ("table.py", "pairs.py", "kinds.py")]
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(BUILD / hashlib.sha256(b"".join(map(Path.read_bytes, SOURCES))).hexdigest()[:16])
 nb_execution_raise_on_error = True

@@ -16,7 +16,7 @@ from torch import Tensor
 
 B, D, L = 5, 4, 2
 DATA = torch.linspace(-1.0, 1.5, B * D, dtype=torch.float64).sin().reshape(B, D)
-COLUMNS = torch.linspace(-2.0, 2.0, 400, dtype=torch.float64).cos()
+COLUMNS = torch.linspace(-60.0, 60.0, 400, dtype=torch.float64).cos()
 
 
 class FixedNormal(dist.Normal):
@@ -25,12 +25,18 @@ class FixedNormal(dist.Normal):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return (self.loc + 0.7 * self.scale).expand(self._extended_shape(sample_shape))
 
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.rsample(sample_shape).detach()
+
 
 class FixedDirichlet(dist.Dirichlet):
     """A Dirichlet whose every sample is its mean."""
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.mean.expand(self._extended_shape(sample_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.rsample(sample_shape).detach()
 
 
 def weights(*shape: int) -> Tensor:
@@ -367,3 +373,13 @@ def with_gradients(loss: Callable[[], Any]) -> dict[str, Tensor]:
 def stock(program: Program) -> dict[str, Tensor]:
     elbo = TraceEnum_ELBO(max_plate_nesting=program.nesting)
     return with_gradients(lambda: elbo.loss_and_grads(program.model, config_enumerate(program.guide), DATA))
+
+
+def standard_errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """By how many standard errors the means of rows are off, the largest of all coordinates."""
+    worst = 0.0
+    for name, right in expected.items():
+        rows = found[name]
+        error = rows.std(0) / len(rows) ** 0.5
+        worst = max(worst, ((rows.mean(0) - right).abs() / (error + 1e-9 * (1 + right.abs()))).max().item())
+    return worst

@@ -181,11 +181,7 @@ def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Sit
         log_probs = torch.log_softmax(rows, -1).reshape(len(logits), -1, *logits.shape[-2:])
     else:
         rank = logits.dim() - 2
-        rows = (
-            logits[(slice(1),) * rank]
-            if shared
-            else logits.expand(*layout.padded_shape[layout.nesting - rank :], -1, -1)
-        )
+        rows = logits[(slice(1),) * rank] if shared else logits.expand(*layout.padded_shape, -1, -1)
         log_probs = torch.log_softmax(rows.reshape(-1, *logits.shape[-2:]), -1)
     masks = [mask for mask in (found.mask, msg["mask"]) if mask is not None]
     return Site(

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
+from published import FORMULAS, M, drawn_by, rao, st_gs
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import kl_divergence
@@ -16,10 +17,7 @@ from pyro_gvae.distributions.parameters import categorical_kl
 from pyro_gvae.distributions.straight_through import StraightThroughOneHotCategorical
 from pyro_gvae.distributions.surrogates import (
     KINDS,
-    DecoupledSTGumbelSoftmax,
-    GappedStraightThrough,
     GumbelRao,
-    ReinMaxRao,
 )
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.estimators import estimator
@@ -31,92 +29,12 @@ from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.train.step import make_step
 
-N, K, D, M = 2, 4, 5, 7
+N, K, D = 2, 4, 5
 STANDARD_ERRORS = 5
 
 
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-# The formulas as published, on noise that is given: u (..., K) draws D, v (..., K, M) is the noise given D.
-
-
-def drawn_by(u, logits):
-    return F.one_hot((logits.detach() - (-u.log()).log()).argmax(-1), K).double()
-
-
-def vector_jacobian(p, gradient):
-    """gradient (diag(p) - p p^T), shape (..., K)."""
-    return p * (gradient - (p * gradient).sum(-1, keepdim=True))
-
-
-def st(logits, t, u, v, gradient):
-    soft = (logits / t).softmax(-1)
-    return drawn_by(u, logits), torch.autograd.grad(soft, logits, gradient)[0]
-
-
-def st_gs(logits, t, u, v, gradient):
-    soft = ((logits - (-u.log()).log()) / t).softmax(-1)
-    return drawn_by(u, logits), torch.autograd.grad(soft, logits, gradient)[0]
-
-
-def decoupled(logits, t, u, v, gradient):
-    forward = logits / 0.7
-    hard, found = st_gs(forward, t, u, v, gradient)
-    return hard, found / 0.7
-
-
-def given_argmax(logits, hard, v):
-    """logits + g' with g' given its argmax: Paulus et al. 2021, eq. 8; shape (..., K, M)."""
-    exponential, total = -v.log(), logits.exp().sum(-1).unsqueeze(-1).unsqueeze(-1)
-    of_drawn = exponential.gather(-2, hard.argmax(-1)[..., None, None].expand(*v.shape[:-2], 1, M))
-    others = -(exponential / logits.exp().unsqueeze(-1) + of_drawn / total).log()
-    return torch.where(hard.unsqueeze(-1) > 0, -of_drawn.log() + total.log(), others)
-
-
-def rao(logits, t, u, v, gradient, constant_noise=True):
-    hard = drawn_by(u, logits)
-    perturbed = given_argmax(logits, hard, v)
-    if constant_noise:
-        perturbed = logits.unsqueeze(-1) + (perturbed - logits.unsqueeze(-1)).detach()
-    soft = (perturbed / t).softmax(-2).mean(-1)
-    return hard, torch.autograd.grad(soft, logits, gradient)[0]
-
-
-def gapped(logits, t, u, v, gradient):
-    """As in the authors' code: D is raised to the maximum, the others are lowered by what they lack of the gap."""
-    hard, largest = drawn_by(u, logits), logits.detach().amax(-1, keepdim=True)
-    raised = (largest - logits.detach()) * hard
-    lowered = (logits.detach() - largest + 1.0).clamp(min=0.0) * (1 - hard)
-    soft = ((logits + raised - lowered) / t).softmax(-1)
-    return hard, torch.autograd.grad(soft, logits, gradient)[0]
-
-
-def heun(logits, t, u, v, gradient):
-    """As in the authors' code: the vector-Jacobian products, without autograd."""
-    hard = drawn_by(u, logits)
-    midpoint = (hard + (logits / t).softmax(-1)) / 2
-    found = 2 * vector_jacobian(midpoint, gradient) - vector_jacobian(logits.softmax(-1), gradient) / 2
-    return hard, found.detach()
-
-
-def heun_rao(logits, t, u, v, gradient):
-    hard = drawn_by(u, logits)
-    soft = (given_argmax(((hard + logits.softmax(-1)) / 2).log(), hard, v) / t).softmax(-2)  # (..., K, M)
-    mean = torch.stack([vector_jacobian(soft[..., m], gradient) / t for m in range(M)]).mean(0)
-    return hard, (2 * mean - vector_jacobian(logits.softmax(-1), gradient) / 2).detach()
-
-
-FORMULAS = {
-    "straight-through": (KINDS["straight-through"], st),
-    "st-gumbel-softmax": (KINDS["st-gumbel-softmax"], st_gs),
-    "decoupled-st-gumbel-softmax": (DecoupledSTGumbelSoftmax(0.7), decoupled),
-    "gumbel-rao": (GumbelRao(M), rao),
-    "gapped-straight-through": (GappedStraightThrough(1.0), gapped),
-    "reinmax": (KINDS["reinmax"], heun),
-    "reinmax-rao": (ReinMaxRao(M), heun_rao),
-}
 
 
 def test_no_kind_is_forgotten():

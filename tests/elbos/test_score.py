@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import warnings
 from functools import partial
 
 import pairs
@@ -35,9 +34,6 @@ from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, relax
 from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
-from pyro_gvae.programs.joint import read_both, read_guide_once
-from pyro_gvae.programs.layout import lay_out
-from pyro_gvae.programs.runs import bind
 from pyro_gvae.train.step import make_step
 
 LOSSES = [ReinforceLOO, VIMCO, ReweightedWakeSleep]
@@ -506,61 +502,7 @@ def test_what_needs_no_score_is_not_refused():
     torch.testing.assert_close(*gradients)
 
 
-# Any program. Its double sums over pairs of codes are the oracle.
-
-
-def _tables(program):
-    """log p(x, z) and log q(z | x), both weighed, and the latter as it is: three (S, M), M what is apart."""
-    runs = bind(program.model, program.guide, pairs.DATA)
-    layout = lay_out(runs)
-    codes = layout.space.codes(torch.arange(layout.space.num_codes), layout.dtype)
-    guide = read_guide_once(runs, layout)
-    [found] = read_both(runs, layout, guide, codes)
-    q_sites = guide.sites | found.q.sites
-    joint = [factor.log_prob for factor in found.p.factors.values()]
-    joint += [site.weigh(site.score(codes)) for site in found.p.sites.values()]
-    own = [site.score(codes) for site in q_sites.values()]
-    log_q = [site.weigh(site.score(codes)) for site in q_sites.values()]
-    return sum(joint).expand(len(own[0]), pairs.B), sum(log_q), sum(own)
-
-
-def _expected(surrogate_of_pair):
-    """The loss and gradients of the mean of a bound over all pairs of codes of each datum."""
-
-    def loss():
-        joint, log_q, own = _tables(pairs.PROGRAMS["two layers, bottom-up"])
-        first = (joint - log_q).unsqueeze(1), own.unsqueeze(1), joint.unsqueeze(1), log_q.unsqueeze(1)
-        second = (joint - log_q).unsqueeze(0), own.unsqueeze(0), joint.unsqueeze(0), log_q.unsqueeze(0)
-        probs = (first[1] + second[1]).exp()  # (S, S, B)
-        bound, surrogate = surrogate_of_pair(first, second, probs)
-        (-surrogate).backward()
-        return -bound.detach()
-
-    return pairs.with_gradients(loss)
-
-
-def _elbo_of_pairs(first, second, probs):
-    bound = (probs * (first[0] + second[0]) / 2).sum()
-    return bound, bound
-
-
-def _importance_weighted(first, second, probs):
-    bound = (probs * (torch.logaddexp(first[0], second[0]) - math.log(2))).sum()
-    return bound, bound
-
-
-def _wake_wake(first, second, probs):
-    bound = (probs * (torch.logaddexp(first[0], second[0]) - math.log(2))).sum()
-    share = torch.sigmoid((first[0] - second[0]).detach())
-    climbed = share * (first[2] + first[3]) + (1 - share) * (second[2] + second[3])
-    return bound, (probs.detach() * climbed).sum()
-
-
-PAIRS_OF_CODES = {
-    ReinforceLOO: _elbo_of_pairs,
-    VIMCO: _importance_weighted,
-    ReweightedWakeSleep: _wake_wake,
-}
+# Any program: `tests/estimators/test_table.py` holds these losses on many.
 
 
 def _standard_scores(loss, program, expected, repeats=600):
@@ -577,27 +519,6 @@ def _standard_scores(loss, program, expected, repeats=600):
         error = values.std(0) / repeats**0.5
         scores.append(((values.mean(0) - right).abs() / (error + 1e-9)).flatten())
     return torch.cat(scores)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("loss", PAIRS_OF_CODES)
-def test_layers_that_depend_on_each_other(loss):
-    """Below 5 standard errors for some 60 numbers: by chance not so for one seed in 30,000."""
-    expected = _expected(PAIRS_OF_CODES[loss])
-    program = pairs.PROGRAMS["two layers, bottom-up"]
-    assert _standard_scores(loss(num_particles=2), program, expected).max() < 5
-    wrong = {name: value * 1.2 for name, value in expected.items()}
-    assert _standard_scores(loss(num_particles=2), program, wrong, repeats=200).max() > 5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*pairs.PROGRAMS, "a chain"])
-def test_leave_one_out_has_the_gradient_of_the_exact_sum(name):
-    program = (pairs.PROGRAMS | pairs.CHAINS)[name]
-    expected = pairs.with_gradients(lambda: ExactELBO().loss_and_grads(program.model, program.guide, pairs.DATA))
-    if name.startswith("a mixture"):  # its centres are indexed, as those of one particle can be
-        warnings.filterwarnings("ignore", "Expected programs that take codes", UserWarning)
-    assert _standard_scores(ReinforceLOO(num_particles=4), program, expected, repeats=300).max() < 5
 
 
 def test_a_latent_without_a_pathwise_derivative_is_scored():

@@ -2,43 +2,22 @@
 
 import itertools
 import math
+import re
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from kinds import BECOMES, HALF, SITES, K, Refused, family_of
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, infer_discrete
 
 from pyro_gvae import ExactELBO
-from pyro_gvae.distributions.bits import FactorizedBernoulli, StraightThroughBernoulli
-from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
 from pyro_gvae.distributions.surrogates import KINDS
 from pyro_gvae.handlers import discretize, enumerated, relax, straight_through, weigh_kl
 from pyro_gvae.handlers.sites import Kind, discrete
 
-B, N, K = 5, 2, 3
-HALF = torch.tensor(0.5)
-#: Kind of site -> its distribution, from logits (..., K), of which one is the log-odds of a bit.
-SITES = {
-    "one-hot": lambda logits: dist.OneHotCategorical(logits=logits),
-    "one-hots": lambda logits: dist.OneHotCategorical(logits=logits.expand(N, K)).to_event(1),
-    "relaxed": lambda logits: dist.RelaxedOneHotCategorical(HALF, logits=logits),
-    "factorized": lambda logits: FactorizedOneHotCategorical(logits=logits.expand(N, K)),
-    "bit": lambda logits: dist.Bernoulli(logits=logits[0]),
-    "bits": lambda logits: dist.Bernoulli(logits=logits).to_event(1),
-    "bits of two dimensions": lambda logits: dist.Bernoulli(logits=logits.expand(N, K)).to_event(2),
-    "masked bits": lambda logits: dist.Bernoulli(logits=logits).to_event(1).mask(True),
-    "relaxed bit": lambda logits: dist.RelaxedBernoulli(HALF, logits=logits[0]),
-    "relaxed bits": lambda logits: dist.RelaxedBernoulli(HALF, logits=logits).to_event(1),
-    "factorized bits": lambda logits: FactorizedBernoulli(logits=logits),
-    "straight-through bit": lambda logits: StraightThroughBernoulli(0.5, logits=logits[0]),
-    "integer": lambda logits: dist.Categorical(logits=logits),
-    "integers": lambda logits: dist.Categorical(logits=logits.expand(N, K)).to_event(1),
-    "both at once": lambda logits: dist.RelaxedBernoulliStraightThrough(HALF, logits=logits[0]),
-}
-NUM_CODES = {"one-hot": 3, "one-hots": 9, "relaxed": 3, "factorized": 9, "bit": 2, "relaxed bit": 2, "integer": 3}
-NUM_CODES |= {"straight-through bit": 2, "bits of two dimensions": 64}
+B = 5
 
 
 def is_exact(value):
@@ -60,15 +39,10 @@ def draws(node, nodes, site):
     assert not node["fn"].has_rsample and not node["value"].requires_grad
 
 
-def weighs(node, nodes, site):
-    assert node["scale"] == 0.25
-
-
 HANDLERS = {
-    "relax": (relax(temperature=0.5), relaxes, ["integer", "integers"]),
-    "straight_through": (straight_through(temperature=0.5), draws_with_a_gradient, ["integer", "integers"]),
-    "discretize": (discretize(), draws, []),
-    "weigh_kl": (weigh_kl(beta=0.25), weighs, []),
+    "relax": (relax(temperature=0.5), relaxes),
+    "straight_through": (straight_through(temperature=0.5), draws_with_a_gradient),
+    "discretize": (discretize(), draws),
 }
 
 
@@ -83,31 +57,36 @@ def program_of(kind, logits):
 @pytest.mark.parametrize("kind", SITES)
 @pytest.mark.parametrize("name", HANDLERS)
 def test_no_handler_is_silent(name, kind):
-    handler, acts, refused = HANDLERS[name]
+    handler, acts = HANDLERS[name]
+    expected = getattr(BECOMES[kind], name)
     torch.manual_seed(0)
     program = handler(program_of(kind, torch.tensor([0.1, -0.2, 0.3], requires_grad=True)))
-    if kind in refused:
-        with pytest.raises(ValueError, match=r"an integer has no relaxation\. Try OneHotCategorical"):
-            program()
-    elif kind == "both at once" and name != "weigh_kl":
-        with pytest.raises(ValueError, match=r"RelaxedBernoulliStraightThrough, which is both\. Try Bernoulli"):
+    if isinstance(expected, Refused):
+        with pytest.raises(ValueError, match=re.escape(expected.sentence)):
             program()
     else:
         nodes = poutine.trace(program).get_trace().nodes
-        acts(nodes["z"], nodes, None if kind == "both at once" else discrete(nodes["z"]["fn"]))
+        assert family_of(nodes["z"]["fn"]) == expected
+        acts(nodes["z"], nodes, discrete(nodes["z"]["fn"]))
+
+
+@pytest.mark.parametrize("kind", SITES)
+def test_every_kind_is_weighed(kind):
+    program = weigh_kl(program_of(kind, torch.tensor([0.1, -0.2, 0.3])), beta=0.25)
+    assert poutine.trace(program).get_trace().nodes["z"]["scale"] == 0.25
 
 
 @pytest.mark.parametrize("kind", SITES)
 def test_every_kind_is_enumerated_or_refused(kind):
     program = enumerated(program_of(kind, torch.tensor([0.1, -0.2, 0.3])))
-    refused = {"integers": "enumerates no vector of integers", "both at once": "which is both"}
+    expected = BECOMES[kind].enumerated
     with poutine.enum(first_available_dim=-2):
-        if kind in refused:
-            with pytest.raises(ValueError, match=refused[kind]):
+        if isinstance(expected, Refused):
+            with pytest.raises(ValueError, match=re.escape(expected.sentence)):
                 program()
         else:
             found = program()
-            assert len(found.unique(dim=0)) == len(found) == NUM_CODES.get(kind, 8)
+            assert len(found.unique(dim=0)) == len(found) == expected
 
 
 def test_a_discrete_bit_needs_its_score():

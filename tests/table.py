@@ -1,0 +1,407 @@
+"""The table of programs and estimators: what each estimator is for each program, or why it refuses.
+
+The tests hold every cell to stock Pyro (`tests/estimators/test_table.py`); the documents show it
+(`docs/table_page.py`). Continuous latents have a fixed noise, as in `pairs`, so that an oracle that sums over codes is
+exact.
+"""
+
+import re
+import warnings
+from collections.abc import Callable
+from enum import Enum, unique
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import pairs
+import pyro
+import pyro.distributions as dist
+import torch
+from pairs import DATA, D, FixedDirichlet, L, linear, normal, observe, one_hot, weights
+from pyro import poutine
+from pyro.ops.indexing import Vindex
+from torch import Tensor
+
+from pyro_gvae.estimators import ESTIMATORS, Estimator, estimator
+from pyro_gvae.estimators.claims import Bias
+from pyro_gvae.exact import Pair
+
+# ------------------------------------------------------------------------- programs
+
+
+def joint_site(name: str, digit: Callable[[Tensor], Any], logits: Tensor) -> Tensor:
+    """N digits as one site of an event dimension, which stock Pyro cannot enumerate."""
+    return pyro.sample(name, digit(logits).to_event(1))
+
+
+def separate_sites(name: str, digit: Callable[[Tensor], Any], logits: Tensor) -> Tensor:
+    """The same N digits, each a site of its own, which it can."""
+    event_dim = len(digit(logits).event_shape)
+    digits = [
+        pyro.sample(f"{name}{n}", digit(logits[(..., n) + (slice(None),) * event_dim]))
+        for n in range(logits.shape[-1 - event_dim])
+    ]
+    return torch.stack([*torch.broadcast_tensors(*digits)], -1 - event_dim)
+
+
+def one_hots_model(x, *, site=joint_site):
+    with pyro.plate("data", len(x)):
+        z = site("z", one_hot, weights(2, 3))
+        observe(z.flatten(-2), z[..., 0, :] * z[..., 1, :], obs=x)
+
+
+def one_hots_guide(x, *, site=joint_site):
+    with pyro.plate("data", len(x)):
+        site("z", one_hot, linear(6, x).unflatten(-1, (2, 3)))
+
+
+def bit(log_odds: Tensor) -> Any:
+    return dist.Bernoulli(logits=log_odds)
+
+
+def bits_model(x, *, site=joint_site):
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", bit(weights(1)[0]))
+        b = site("b", bit, linear(2, a.unsqueeze(-1)))
+        observe(a.unsqueeze(-1), b, a.unsqueeze(-1) * b, obs=x)
+
+
+def bits_guide(x, *, site=joint_site):
+    with pyro.plate("data", len(x)):
+        b = site("b", bit, linear(2, x))
+        pyro.sample("a", bit(x[:, 1] * b[..., 0]))
+
+
+def gmvae_model(x):
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", one_hot(weights(3)))
+        observe(pyro.sample("z", dist.Normal(linear(L, y), 1.0).to_event(1)), obs=x)
+
+
+LABELS = torch.tensor([0, -1, 2, -1, -1])
+
+
+def labelled_model(x):
+    """M2, of some data whose class is known: it is observed, and the drawn one is masked."""
+    known, label = LABELS >= 0, torch.eye(3).double()[LABELS.clamp_min(0)]
+    with pyro.plate("data", len(x)):
+        with poutine.mask(mask=~known):
+            y = pyro.sample("y", one_hot(weights(3)))
+        with poutine.mask(mask=known):
+            pyro.sample("label", one_hot(weights(3)), obs=label)
+        z = pyro.sample("z", normal(torch.zeros(L).double()))
+        observe(torch.where(known.unsqueeze(-1), label, y), z, obs=x)
+
+
+def labelled_guide(x):
+    known, label = LABELS >= 0, torch.eye(3).double()[LABELS.clamp_min(0)]
+    with pyro.plate("data", len(x)):
+        with poutine.mask(mask=~known):
+            y = pyro.sample("y", one_hot(linear(3, x)))
+        pyro.sample("z", normal(linear(L, x, torch.where(known.unsqueeze(-1), label, y))))
+
+
+def mixture_model(x):
+    portions = pyro.sample("portions", dist.Dirichlet(torch.ones(3).double()))
+    centres = pyro.sample("centres", dist.Normal(torch.zeros(3, D).double(), 1.0).to_event(2))
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(portions))
+        pyro.sample("x", dist.Normal(Vindex(centres)[..., k, :], 1.0).to_event(1), obs=x)
+
+
+def crossed_model(x):
+    """A code of each row and a code of each column, whose plates cross."""
+    rows, columns = pyro.plate("rows", len(x), dim=-2), pyro.plate("columns", D, dim=-1)
+    with rows:
+        row = pyro.sample("row", one_hot(weights(2)))
+    with columns:
+        column = pyro.sample("column", one_hot(weights(2) + 1))
+    with rows, columns:
+        pyro.sample("x", dist.Normal(linear(1, row * column).squeeze(-1), 1.0), obs=x)
+
+
+def crossed_guide(x):
+    with pyro.plate("rows", len(x), dim=-2):
+        pyro.sample("row", one_hot(linear(2, x).unsqueeze(-2)))
+    with pyro.plate("columns", D, dim=-1):
+        pyro.sample("column", one_hot(linear(2, x.T)))
+
+
+DOCUMENTS, WORDS, TOPICS, VOCABULARY = 2, 3, 2, 3
+
+
+def lda_model(x):
+    words = (x[:DOCUMENTS, :WORDS] > 0).long() + (x[:DOCUMENTS, :WORDS] > 0.7)
+    topics = pyro.sample("topics", dist.Dirichlet(torch.ones(TOPICS, VOCABULARY).double()).to_event(1))
+    with pyro.plate("documents", DOCUMENTS, dim=-2):
+        portions = pyro.sample("portions", dist.Dirichlet(weights(TOPICS).exp()))
+        with pyro.plate("words", WORDS, dim=-1):
+            topic = pyro.sample("topic", dist.OneHotCategorical(portions))
+            pyro.sample("x", dist.Categorical((topic.unsqueeze(-2) @ topics).squeeze(-2)), obs=words)
+
+
+def lda_guide(x):
+    x = x[:DOCUMENTS, :WORDS]
+    pyro.sample("topics", FixedDirichlet(weights(TOPICS, VOCABULARY).exp()).to_event(1))
+    with pyro.plate("documents", DOCUMENTS, dim=-2):
+        pyro.sample("portions", FixedDirichlet(linear(TOPICS, x).exp().unsqueeze(-2)))
+        with pyro.plate("words", WORDS, dim=-1):
+            pyro.sample("topic", one_hot(linear(TOPICS, x.unsqueeze(-1))))
+
+
+STEPS = 3
+
+
+def hmm_model(x):
+    with pyro.plate("data", len(x)):
+        state = torch.eye(2).double()[0]
+        for step in pyro.markov(range(STEPS)):
+            state = pyro.sample(f"state {step}", one_hot(linear(2, state)))
+            mean = linear(1, state).squeeze(-1) + state[..., 0]
+            pyro.sample(f"x {step}", dist.Normal(mean, 0.5), obs=x[:, step])
+
+
+def hmm_guide(x):
+    with pyro.plate("data", len(x)):
+        state = torch.eye(2).double()[0]
+        for step in pyro.markov(range(STEPS)):
+            state = pyro.sample(f"state {step}", one_hot(linear(2, x[:, step, None], state)))
+
+
+def switching_model(x):
+    """A linear model of a Gaussian state whose regime is a chain."""
+    with pyro.plate("data", len(x)):
+        regime, state = torch.eye(2).double()[0], torch.zeros(1).double()
+        for step in pyro.markov(range(STEPS)):
+            regime = pyro.sample(f"regime {step}", one_hot(linear(2, regime)))
+            moved = state * linear(1, regime)
+            state = pyro.sample(f"state {step}", dist.Normal(moved, 1.0).to_event(1))
+            pyro.sample(f"x {step}", dist.Normal(state.squeeze(-1), 0.7), obs=x[:, step])
+
+
+def switching_guide(x):
+    with pyro.plate("data", len(x)):
+        for step in pyro.markov(range(STEPS)):
+            regime = pyro.sample(f"regime {step}", one_hot(linear(2, x)))
+            pyro.sample(f"state {step}", normal(linear(1, x[:, step, None], regime)))
+
+
+class Program(NamedTuple):
+    """A row of the table: a pair, and what the tests know of it besides.
+
+    Attributes:
+        separately: the same pair as stock Pyro can enumerate it, where it cannot enumerate the pair itself.
+        is_shared: whether data share latents, so that all of them have one importance weight.
+        nesting: the number of its plates.
+        crosses: whether a prior depends on a latent that depends on its own in the guide.
+        is_nested: whether of two plates one is inside of the other.
+    """
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    separately: Pair | None = None
+    is_shared: bool = False
+    nesting: int = 1
+    crosses: bool = False
+    is_nested: bool = True
+
+    @property
+    def pair(self) -> Pair:
+        return Pair(self.model, self.guide)
+
+    @property
+    def enumerable(self) -> Pair:
+        return self.separately or self.pair
+
+
+def of_digits(model: Callable[..., Any], guide: Callable[..., Any], *, crosses: bool = False) -> Program:
+    apart = Pair(partial(model, site=separate_sites), partial(guide, site=separate_sites))
+    return Program(model, guide, apart, crosses=crosses)
+
+
+PROGRAMS = {
+    "one-hots in one site": of_digits(one_hots_model, one_hots_guide),
+    "bits": of_digits(bits_model, bits_guide, crosses=True),
+    "integers beside bits": Program(pairs.bits_model, pairs.bits_guide, crosses=True),
+    "two layers, bottom-up": Program(pairs.two_layers_model, pairs.bottom_up_guide, crosses=True),
+    "two layers, top-down": Program(pairs.two_layers_model, pairs.top_down_guide),
+    "GMVAE": Program(gmvae_model, pairs.m2_guide),
+    "M2": Program(pairs.m2_model, pairs.m2_guide),
+    "a normal before a code": Program(pairs.continuous_first_model, pairs.continuous_first_guide),
+    "labelled and unlabelled data": Program(labelled_model, labelled_guide),
+    "mixture with Dirichlet weights": Program(mixture_model, pairs.mixture_guide, is_shared=True),
+    "global and local codes": Program(pairs.global_code_model, pairs.global_code_guide, is_shared=True),
+    "nested plates": Program(pairs.nested_model, pairs.nested_guide, nesting=2),
+    "crossed plates": Program(crossed_model, crossed_guide, is_shared=True, nesting=2, is_nested=False),
+    "subsampled plate, scale, mask": Program(pairs.subsampled_model, pairs.subsampled_guide, is_shared=True),
+    "LDA": Program(lda_model, lda_guide, is_shared=True, nesting=2),
+    "HMM": Program(hmm_model, hmm_guide),
+    "switching linear model": Program(switching_model, switching_guide),
+}
+
+
+def site_is_random(node: dict[str, Any]) -> bool:
+    return node["type"] == "sample" and isinstance(node["fn"], torch.distributions.Distribution)
+
+
+class Facts(NamedTuple):
+    """What a guide's statements are, read with Pyro alone."""
+
+    has_integers: bool
+    has_continuous: bool
+    most_categories: int
+    scales: frozenset[float]
+
+
+@cache
+def facts(name: str) -> Facts:
+    program = PROGRAMS[name].enumerable
+    with pyro.get_param_store().scope(), torch.random.fork_rng():
+        guide = poutine.trace(program.guide).get_trace(DATA)
+        model = poutine.trace(poutine.replay(program.model, guide)).get_trace(DATA)
+    sites = [node for trace in (guide, model) for node in trace.nodes.values() if site_is_random(node)]
+    latents = [node["fn"] for node in guide.nodes.values() if site_is_random(node)]
+    integers = [fn for fn in latents if isinstance(fn, dist.Categorical)]
+    bits = [fn for fn in latents if isinstance(fn, dist.Bernoulli)]
+    one_hots = [fn for fn in latents if isinstance(fn, dist.OneHotCategorical)]
+    return Facts(
+        has_integers=bool(integers),
+        has_continuous=len(integers) + len(bits) + len(one_hots) < len(latents),
+        most_categories=max([2, *(fn.logits.shape[-1] for fn in integers + one_hots)]),
+        scales=frozenset(float(site["scale"]) for site in sites),
+    )
+
+
+# ------------------------------------------------------------------------- estimators
+
+
+class Column(NamedTuple):
+    """A column of the table: an entry of the registry with options."""
+
+    name: str
+    options: dict[str, Any]
+
+    def make(self, **options: Any) -> Estimator:
+        return estimator(self.name, **self.options | options)
+
+
+#: Options without which an entry has no temperature, and those that make it cheap.
+NEEDED = {"gumbel-softmax": {"temperature": 0.6}, "gumbel-rao": {"num_draws": 2}, "reinmax-rao": {"num_draws": 2}}
+COLUMNS = {name: Column(name, NEEDED.get(name, {})) for name in ESTIMATORS}
+COLUMNS |= {
+    "gumbel-softmax[kl=categorical]": Column("gumbel-softmax", {"kl": "categorical", "temperature": 0.6}),
+    "st-gumbel-softmax[kl=sampled]": Column("st-gumbel-softmax", {"kl": "sampled"}),
+}
+WEIGHING = ("vimco", "reweighted-wake-sleep")
+
+
+# ------------------------------------------------------------------------- refusals
+
+
+class Reason(NamedTuple):
+    """A mathematical reason for which an estimator refuses a program.
+
+    Attributes:
+        pattern: what the sentence says.
+        because: the reason, as the documents give it.
+        applies: whether it holds for a column and a program.
+    """
+
+    pattern: str
+    because: str
+    applies: Callable[[Column, str], bool]
+
+
+def _relaxes(column: Column) -> bool:
+    return column.make().bias in (Bias.RELAXATION, Bias.SURROGATE) or column.name in ("rebar", "relax")
+
+
+def _has_analytic_kl(column: Column) -> bool:
+    default = "relaxed" if column.name == "gumbel-softmax" else "categorical"
+    kinds = (Bias.RELAXATION, Bias.SURROGATE)
+    return column.make().bias in kinds and column.options.get("kl", default) == "categorical"
+
+
+REASONS = (
+    Reason(
+        "an integer has no relaxation",
+        "An integer has no values between its categories, so it has neither a relaxation nor a surrogate gradient.",
+        lambda column, name: _relaxes(column) and facts(name).has_integers,
+    ),
+    Reason(
+        "analytic KL of .* is then no term of the ELBO",
+        "The prior of a latent depends on another one that depends on it in the guide, so that its KL in closed form "
+        "is no term of the ELBO. The sampled KL is.",
+        lambda column, name: _has_analytic_kl(column) and PROGRAMS[name].crosses,
+    ),
+    Reason(
+        "over which no sum can be taken",
+        "No sum can be taken over the values of a continuous latent. The collapsed importance-weighted bound draws "
+        "them.",
+        lambda column, name: column.name == "exact-evidence" and facts(name).has_continuous,
+    ),
+    Reason(
+        "plates of discrete latents to be nested",
+        "Where plates cross, the codes of all rows and columns depend on each other, so that no sum over some of them "
+        "can be taken before the others.",
+        lambda column, name: column.name == "exact-evidence" and not PROGRAMS[name].is_nested,
+    ),
+    Reason(
+        "share one scale",
+        "log p(x) and importance weights are not defined if factors of one datum are scaled differently.",
+        lambda column, name: column.name in (*WEIGHING, "exact-evidence") and len(facts(name).scales) > 1,
+    ),
+    Reason(
+        "K=2 categories",
+        "An antithetic pair has two values, so latents need K = 2.",
+        lambda column, name: column.name == "disarm" and facts(name).most_categories > 2,
+    ),
+)
+
+
+def reasons_of(column: str, program: str) -> list[Reason]:
+    """The reasons that apply to a cell; where there is none, it must run."""
+    return [reason for reason in REASONS if reason.applies(COLUMNS[column], program)]
+
+
+# ------------------------------------------------------------------------- cells
+
+
+@unique
+class Cell(Enum):
+    """What an estimator is for a program, in words."""
+
+    EXACT = "exact, value and gradient"
+    UNBIASED = "unbiased, value and gradient"
+    SURROGATE = "value unbiased, gradient biased"
+    BIASED = "biased"
+    REFUSED = "refused for the reason with this letter"
+
+
+def refusal(column: str, program: str) -> str | None:
+    """The sentence with which an estimator refuses a program, or None if it runs."""
+    chosen = COLUMNS[column].make()
+    with pyro.get_param_store().scope(), torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        pyro.set_rng_seed(0)
+        model, guide, elbo = chosen.bind(PROGRAMS[program].pair)
+        try:
+            elbo.loss_and_grads(model, guide, DATA)
+        except (ValueError, NotImplementedError) as error:
+            return str(error)
+    return None
+
+
+def cell(column: str, program: str) -> tuple[Cell, Reason | None]:
+    """What a cell of the table holds, and the reason if it is refused."""
+    sentence = refusal(column, program)
+    if sentence is not None:
+        return Cell.REFUSED, next(
+            reason for reason in reasons_of(column, program) if re.search(reason.pattern, sentence)
+        )
+    chosen = COLUMNS[column].make()
+    if chosen.bias is Bias.SURROGATE:
+        return Cell.SURROGATE, None
+    if not chosen.is_unbiased:
+        return Cell.BIASED, None
+    is_summed = chosen.is_exact and not facts(program).has_continuous
+    return (Cell.EXACT if is_summed else Cell.UNBIASED), None
