@@ -58,6 +58,7 @@ endef
 bench: install ## how fast, side by side in one run; the JAX row needs the extra `bench`
 	$(BIN)/python experiments/speed.py exact
 	$(BIN)/python experiments/speed.py step
+	$(BIN)/python experiments/speed.py programs
 
 docs: install ## the documents, into build/docs; their code is run, warnings are errors, no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -j $(WORKERS) docs build/docs

@@ -1,9 +1,11 @@
 """What the benchmarks share: the machine, what is trained on, where numbers go, how seconds and bytes are read."""
 
+import json
 import os
 import platform
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +82,23 @@ def peak_bytes() -> int:
     """Of resident memory; Linux's own figure, because that of getrusage starts at the peak of the parent."""
     found = [int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmHWM")]
     return 1024 * (found[0] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def in_a_process(script: str, **arguments: Any) -> dict[str, Any]:
+    """What a script prints as its last line, JSON, when it is called with arguments as JSON, or why it died."""
+    # Children see the package and the scripts, installed or not.
+    paths = [str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, script, json.dumps(arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:  # out of memory, in one of the ways that a process is
+        reason = done.stderr.strip().rpartition("\n")[2] or f"signal {-done.returncode}"
+        return {"died": True, "reason": reason}
+    return {"died": False, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def _lines(path: str) -> list[str]:

@@ -13,12 +13,11 @@ the labels alone, a quarter of an hour a seed; the 20 steps of 100 classes take 
 take four times as long.
 
 The M2 model of Kingma et al. (2014, arXiv 1406.5298): y ~ Categorical(1/K), z ~ Normal(0, I), x ~ Bernoulli(decoder(y,
-z)), q(y|x) and q(z|x, y), written once as a Pyro program. The rows differ by the handler of its label and a stock ELBO:
-`enumerated` with `TraceEnum_ELBO`, `relax` and `straight_through` with `TraceMeanField_ELBO`. In a step, all images
-have the ELBO, the labelled ones that of image and label besides, an image weighing as much as any other (as in Kingma
-et al.), and `--weight` times the cross-entropy of q(y|x). All rows are judged alike: the ELBO of the discrete model on
-the test set, summed over the label, and the accuracy of q(y|x). The classifier is convolutional; that of "labels alone"
-has the cross-entropy and nothing else, which is what unlabelled images have to improve on.
+z)), q(y|x) and q(z|x, y), is the ready program `SemiSupervisedVAE`; the rows are estimators by which `fit` trains it.
+In a step, all images have the ELBO, the labelled ones that of image and label besides, an image weighing as much as any
+other (as in Kingma et al.), and `--weight` times the cross-entropy of q(y|x). All rows are judged alike: the ELBO of
+the discrete model on the test set, summed over the label, and the accuracy of q(y|x). The classifier is convolutional;
+that of "labels alone" has the cross-entropy and nothing else, which is what unlabelled images have to improve on.
 
 Found (a quarter of full length, `--steps 3000`, three seeds, one core): a relaxed step is 2.1 times as fast for 10
 classes and 15 times for 100 (published 2 and 9.9). After equally many steps ELBOs are level (0.11 +- 0.21 nats apart);
@@ -28,16 +27,12 @@ labels alone, 77.0 +- 0.5 %. Published accuracies are 92 to 94 %, within a point
 
 import math
 import statistics
-import time
-from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, count, islice, product
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from itertools import product
+from typing import Annotated, Any, NamedTuple, final
 
 import pandas as pd
 import pyro
-import pyro.distributions as dist
 import torch
 import tyro
 from common import (
@@ -55,25 +50,25 @@ from common import (
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro import poutine
+from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
-from tqdm import tqdm
 
-from pyro_gvae import Dataset, TrainConfig, enumerated, relax, straight_through
-from pyro_gvae.data.batches import epoch_batches
+from pyro_gvae import Dataset, TrainConfig, exact
 from pyro_gvae.models.networks import ImageShape, conv_encoder
+from pyro_gvae.models.semi_supervised_vae import SemiSupervisedVAE
 from pyro_gvae.report.style import INK, PALETTE, SMALL_PRINT, in_house_style
-from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
 from pyro_gvae.runs.tables import with_errors
-from pyro_gvae.runtime.rng import own_randomness, random_states, set_random_states
+from pyro_gvae.runtime.rng import own_randomness
+from pyro_gvae.train.fit import fit
 
 NAME = "semi_supervised"
-#: Row -> handler of model and guide, and the ELBO of unlabelled images.
-ROWS: dict[str, tuple[Any, Any]] = {
-    "marginalized": (enumerated, TraceEnum_ELBO),
-    "gumbel-softmax": (partial(relax, temperature=0.67), TraceMeanField_ELBO),
-    "st-gumbel-softmax": (partial(straight_through, kind="st-gumbel-softmax", temperature=0.67), TraceMeanField_ELBO),
+#: Row -> estimator of unlabelled images.
+ROWS = {
+    "marginalized": "exact",
+    "gumbel-softmax": "gumbel-softmax[kl=categorical,temperature=0.67]",
+    "st-gumbel-softmax": "st-gumbel-softmax[temperature=0.67]",
 }
 #: The row whose classifier sees no unlabelled image.
 ALONE = "labels alone"
@@ -83,10 +78,8 @@ PUBLISHED = {
     "gumbel-softmax": (-109.6, 0.924),
     "st-gumbel-softmax": (-110.7, 0.936),
 }
-#: Images judged at once, each with every label.
-CHUNK = 500
-#: Steps from one checkpoint to the next.
-CHECKPOINT_EVERY = 500
+#: A run's steps are timed in so many parts, of which the median is reported.
+PARTS = 100
 
 
 class Sizes(NamedTuple):
@@ -98,50 +91,87 @@ class Sizes(NamedTuple):
     labels: int = 100
 
 
-class M2(nn.Module):
-    """An image from a label and a style: model and guide with one one-hot site "y" and one Gaussian site "z".
+def m2(image_shape: ImageShape, num_classes: int, sizes: Sizes) -> SemiSupervisedVAE:
+    """The program of images of height and width, with a convolutional classifier."""
+    vae = SemiSupervisedVAE(math.prod(image_shape), num_classes, sizes.latent, (sizes.hidden,))
+    vae.classifier = nn.Sequential(conv_encoder(image_shape, 1, num_classes), nn.Flatten(-2))
+    return vae
+
+
+class Labelled(NamedTuple):
+    """Images with labels, which every step has besides its batch: what they add to the objective, in nats per datum."""
+
+    images: Tensor  # (M, D)
+    labels: Tensor  # (M,), integers
+
+    def log_q(self, vae: SemiSupervisedVAE) -> Tensor:
+        """The mean log q(y|x) of images and labels."""
+        return -cross_entropy(vae.classifier(self.images), self.labels)
+
+    def elbo(self, vae: SemiSupervisedVAE) -> Tensor:
+        """The mean ELBO of images and labels."""
+        label = {"y": one_hot(self.labels, vae.num_classes).to(self.images)}
+        model = poutine.condition(vae.model, data=label)
+        guide = poutine.block(poutine.condition(vae.guide, data=label), hide=["y"])
+        with poutine.block():  # it has its own draws
+            loss: Tensor = Trace_ELBO().differentiable_loss(model, guide, self.images)
+        return -loss / len(self.labels)
+
+
+@final
+class LabelsAlone(nn.Module):
+    """A classifier and its cross-entropy.
 
     Args:
-        image_shape: height and width, D = H * W.
-        num_classes: K.
-        sizes: of the networks.
+        vae: whose classifier it is.
+        labelled: images with labels.
+        weight: of the cross-entropy, in nats per datum.
     """
 
-    def __init__(self, image_shape: ImageShape, num_classes: int, sizes: Sizes) -> None:
+    def __init__(self, vae: SemiSupervisedVAE, labelled: Labelled, weight: float) -> None:
         super().__init__()
-        data_dim = math.prod(image_shape)
-        self.num_classes = num_classes
-        self.latent = sizes.latent
-        self.classifier = nn.Sequential(conv_encoder(image_shape, 1, num_classes), nn.Flatten(-2))
-        self.encoder = _mlp(data_dim + num_classes, sizes.hidden, 2 * sizes.latent)
-        self.decoder = _mlp(num_classes + sizes.latent, sizes.hidden, data_dim)
+        self.vae, self.labelled, self.weight = vae, labelled, weight
 
-    def model(self, x: Tensor, y: Tensor | None = None) -> None:
-        """p(y) p(z) p(x | y, z) of images (B, D) and, where they are known, labels (B, K)."""
-        with pyro.plate("data", len(x)):
-            label = dist.OneHotCategorical(logits=x.new_zeros(self.num_classes))
-            y = pyro.sample("y", label, obs=y)  # (B, K), or (K, 1, K) where it is summed over
-            z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent), 1.0).to_event(1))  # (B, L), or (K, B, L)
-            pixels = dist.Bernoulli(logits=self.decoder(_joined(y, z)), validate_args=False)  # grey is allowed
-            pyro.sample("x", pixels.to_event(1), obs=x)
+    def model(self, x: Tensor) -> None:
+        """The cross-entropy, times the number of images (B, D), over which losses are summed."""
+        pyro.module("classifier", self.vae.classifier)
+        pyro.factor("labels", len(x) * self.weight * self.labelled.log_q(self.vae))
 
-    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
-        """q(y | x) q(z | x, y)."""
-        with pyro.plate("data", len(x)):
-            if y is None:
-                y = pyro.sample("y", dist.OneHotCategorical(logits=self.classifier(x)))
-            location, log_scale = self.encoder(_joined(y, x)).chunk(2, -1)
-            pyro.sample("z", dist.Normal(location, log_scale.exp()).to_event(1))
+    def guide(self, x: Tensor) -> None:
+        """Nothing is latent."""
 
 
-def _joined(*parts: Tensor) -> Tensor:
-    """Side by side, whatever batch dimensions one of them has alone."""
-    batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
-    return torch.cat([part.expand(*batch, part.shape[-1]) for part in parts], -1)
+@final
+class WithLabelled(nn.Module):
+    """M2 of images without labels, with those that have labels beside them.
+
+    Args:
+        vae: the program.
+        labelled: images with labels.
+        weight: of the cross-entropy, in nats per datum.
+        share: the weight of the ELBO of images and labels.
+    """
+
+    def __init__(self, vae: SemiSupervisedVAE, labelled: Labelled, weight: float, share: float) -> None:
+        super().__init__()
+        self.vae, self.labelled, self.weight, self.share = vae, labelled, weight, share
+
+    def model(self, x: Tensor) -> None:
+        """p(x, y, z) of images (B, D), and what the labelled ones add."""
+        self.vae.model(x)
+        added = self.weight * self.labelled.log_q(self.vae) + self.share * self.labelled.elbo(self.vae)
+        pyro.factor("labels", len(x) * added)
+
+    def guide(self, x: Tensor) -> None:
+        """q(y, z | x) of images (B, D)."""
+        self.vae.guide(x)
 
 
-def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+def program(row: str, vae: SemiSupervisedVAE, labelled: Labelled, weight: float, data_size: int) -> nn.Module:
+    """What a row trains: a labelled image is worth as much as any other of `data_size`."""
+    if row == ALONE:
+        return LabelsAlone(vae, labelled, weight)
+    return WithLabelled(vae, labelled, weight, len(labelled.labels) / data_size)
 
 
 def main(
@@ -196,109 +226,48 @@ def main(
 def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
     """Train and judge a model of ten classes; time its steps, or those of another number."""
     sizes = Sizes(8, 3, 10, 20) if smoke else Sizes()
-    config = TrainConfig(dataset="digits" if smoke else "mnist", binarize="threshold")
-    data = dataset(places.placed(config))
     trains = cell["classes"] == 10
-    with own_randomness(cell["seed"]), pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        vae = M2(data.image_shape, cell["classes"], sizes).to(data.train.device)
-        labelled = labelled_images(data, sizes.labels, cell["seed"])
-        step = Step(vae, cell["estimator"], cell["weight"], labelled, len(data.train))
-        batches = islice(endless(data, sizes.batch, cell["seed"]), cell["steps"] if trains else 20)
-        row: Row = {"milliseconds": statistics.median(train(step, batches, places.folder(NAME, cell)))}
-        if trains:
-            row |= judge(vae, data)
-        if cell["estimator"] == ALONE:
-            row["elbo"] = math.nan  # of networks that nothing trains
-        return [row]
+    steps = cell["steps"] if trains else 20
+    config = places.placed(
+        TrainConfig(dataset="digits" if smoke else "mnist", binarize="threshold"),
+        stages=f"{ROWS.get(cell['estimator'], 'reinforce')}:{steps}steps",  # without latents, all are alike
+        batch_size=sizes.batch,
+        learning_rate=1e-3,
+        seed=cell["seed"],
+        evaluate_every=f"{max(1, steps // PARTS)}steps",
+        judge="none",
+    )
+    data = dataset(config)
+    with own_randomness(cell["seed"]):
+        vae = m2(data.image_shape, cell["classes"], sizes).to(data.train.device)
+    labelled = labelled_images(data, sizes.labels, cell["seed"])
+    trained: Any = program(cell["estimator"], vae, labelled, cell["weight"], len(data.train))
+    done = fit(trained, data, config, output=places.folder(NAME, cell), resume=True)
+    row: Row = {"milliseconds": statistics.median(1e3 / line["steps_per_second"] for line in done.history[1:])}
+    if trains:
+        row |= judge(vae, data)
+    if cell["estimator"] == ALONE:
+        row["elbo"] = math.nan  # of networks that nothing trains
+    return [row]
 
 
-def train(step: "Step", batches: Iterator[Tensor], folder: Path) -> list[float]:
-    """Milliseconds of each step; where a checkpoint lies in the folder, training goes on from there."""
-    checkpoint = folder / "checkpoint.safetensors"
-    milliseconds = step.restore(load_checkpoint(checkpoint)) if checkpoint.exists() else []
-    taken = len(milliseconds)
-    for x in tqdm(islice(batches, taken, None), initial=taken, unit="step", leave=False, mininterval=1):
-        milliseconds.append(1e3 * step(x))
-        if len(milliseconds) % CHECKPOINT_EVERY == 0:
-            save_checkpoint(checkpoint, step.content(milliseconds))
-    return milliseconds
-
-
-class Step:
-    """A step of Adam: unlabelled images, labelled ones, and the classifier's cross-entropy."""
-
-    def __init__(self, vae: M2, row: str, weight: float, labelled: tuple[Tensor, Tensor], data_size: int) -> None:
-        self.vae, self.weight = vae, weight
-        self.images, self.labels = labelled
-        self.negative_elbo = None if row == ALONE else unlabelled_loss(vae, row)
-        self.share = len(self.labels) / data_size
-        self.optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3)
-
-    def __call__(self, x: Tensor) -> float:
-        """Seconds of the step on unlabelled images (B, D)."""
-        start = time.perf_counter()
-        self.optimizer.zero_grad()
-        self.loss(x).backward()
-        self.optimizer.step()
-        return time.perf_counter() - start
-
-    def loss(self, x: Tensor) -> Tensor:
-        """Of unlabelled images (B, D) and all labelled ones, in nats per datum."""
-        loss = self.weight * cross_entropy(self.vae.classifier(self.images), self.labels)
-        if self.negative_elbo is not None:
-            y = one_hot(self.labels, self.vae.num_classes).to(x)
-            labelled = Trace_ELBO().differentiable_loss(self.vae.model, self.vae.guide, self.images, y) / len(y)
-            loss = loss + self.negative_elbo(x) + self.share * labelled
-        return loss
-
-    def content(self, milliseconds: list[float]) -> Row:
-        """Everything that the rest of the training depends on."""
-        return {
-            "vae": dict(self.vae.state_dict()),
-            "optimizer": self.optimizer.state_dict()["state"],
-            "random": random_states(),
-            "milliseconds": milliseconds,
-        }
-
-    def restore(self, content: Row) -> list[float]:
-        """Be where the training was whose `content` that is; returns the milliseconds of the steps up to there."""
-        self.vae.load_state_dict(content["vae"])
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": content["optimizer"]})
-        set_random_states(content["random"])
-        return list(content["milliseconds"])
-
-
-def unlabelled_loss(vae: M2, row: str) -> Callable[[Tensor], Tensor]:
-    """A row's loss of images (B, D), in nats per datum."""
-    handler, elbo = ROWS[row]
-    loss = elbo(max_plate_nesting=1).differentiable_loss
-    model, guide = handler(vae.model), handler(vae.guide)
-    return lambda x: loss(model, guide, x) / len(x)
-
-
-def labelled_images(data: Dataset, number: int, seed: int) -> tuple[Tensor, Tensor]:
-    """So many train images with their labels (M,), equally many of each of ten classes."""
+def labelled_images(data: Dataset, number: int, seed: int) -> Labelled:
+    """So many train images with their labels, equally many of each of ten classes."""
     assert data.train_labels is not None
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
     labels = data.train_labels[order]
     chosen = torch.cat([order[labels == digit][: number // 10] for digit in range(10)])
-    return data.train[chosen], data.train_labels[chosen]
-
-
-def endless(data: Dataset, batch: int, seed: int) -> Iterator[Tensor]:
-    """Batches of unlabelled images, epoch after epoch."""
-    return chain.from_iterable(epoch_batches(data, batch, seed=seed, epoch=epoch, drop_last=True) for epoch in count())
+    return Labelled(data.train[chosen], data.train_labels[chosen])
 
 
 @torch.no_grad()
-def judge(vae: M2, data: Dataset) -> Row:
+def judge(vae: SemiSupervisedVAE, data: Dataset) -> Row:
     """ELBO on test data, summed over the label, one z for each (nats per datum), and the classifier's accuracy."""
     assert data.test_labels is not None
-    elbo = TraceEnum_ELBO(max_plate_nesting=1)
-    model, guide = enumerated(vae.model), enumerated(vae.guide)
-    loss = sum(elbo.loss(model, guide, x) for x in data.test.split(CHUNK)) / len(data.test)
+    with own_randomness(0), pyro.get_param_store().scope():
+        elbo = exact.elbo(vae, data.test).mean().item()
     right = vae.classifier(data.test).argmax(-1) == data.test_labels
-    return {"elbo": -loss, "accuracy": right.float().mean().item()}
+    return {"elbo": elbo, "accuracy": right.float().mean().item()}
 
 
 @in_house_style

@@ -3,6 +3,7 @@
     python experiments/speed.py exact
     python experiments/speed.py step
     python experiments/speed.py estimators
+    python experiments/speed.py programs
     OMP_NUM_THREADS=1 python experiments/speed.py shard
     python experiments/speed.py exact --smoke
 
@@ -12,12 +13,13 @@ Each subcommand is a module of its own, whose docstring says what it measures, w
 import tyro
 from speed_estimators import estimators
 from speed_exact import exact
+from speed_programs import programs
 from speed_shard import shard
 from speed_step import step
 
 from pyro_gvae.runtime.memory import keep_freed_memory
 
-COMMANDS = {"exact": exact, "step": step, "estimators": estimators, "shard": shard}
+COMMANDS = {"exact": exact, "step": step, "estimators": estimators, "programs": programs, "shard": shard}
 
 if __name__ == "__main__":
     keep_freed_memory()

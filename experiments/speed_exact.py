@@ -27,10 +27,8 @@ Found (2 cores of an AMD EPYC, torch 2.14.1; stock / ours in ms):
 import copy
 import itertools
 import json
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -43,10 +41,10 @@ import torch
 from bench import (
     FULL_SIZE,
     MNIST_FOLDER,
-    ROOT,
     SMOKE_SIZE,
     Size,
     figures_folder,
+    in_a_process,
     machine,
     peak_bytes,
     results_of,
@@ -77,7 +75,6 @@ class Protocol(NamedTuple):
     alone: list[tuple[int, int, int]]  # the same, without stock Pyro
     ours_scaled: list[int]  # N at K = 2
     stock_scaled: list[int]
-    observed: tuple[int, int, int]  # the same, with stock Pyro's observation
     steps: int  # of the long run
     window: int  # of its first and last steps
 
@@ -88,7 +85,6 @@ FULL = Protocol(
     alone=[(8, 5, 5)],
     ours_scaled=[6, 8, 10, 12, 14, 16, 18, 20],
     stock_scaled=[6, 8, 10, 11, 12, 13, 14],
-    observed=(6, 4, 11),
     steps=3000,
     window=100,
 )
@@ -98,7 +94,6 @@ SMOKE = Protocol(
     alone=[(3, 2, 2)],
     ours_scaled=[3],
     stock_scaled=[2],
-    observed=(2, 3, 2),
     steps=6,
     window=2,
 )
@@ -127,11 +122,9 @@ def exact(
         row = compare(protocol.size, num_categories, num_latents, blocks, with_stock=with_stock)
         found["compared"].append(row)
         print(json.dumps(row), flush=True)
-    found["observations"] = observations(protocol.size, *protocol.observed)
-    print(json.dumps(found["observations"]), flush=True)
     for method, latents in (("ours", protocol.ours_scaled), ("stock", protocol.stock_scaled)):
         for num_latents in latents:
-            point = in_a_process(method, num_latents, protocol.size, memory_cap)
+            point = scaled(method, num_latents, protocol.size, memory_cap)
             found["scaling"].append(point)
             print(json.dumps(point), flush=True)
             if point["died"]:
@@ -213,32 +206,6 @@ def compare(size: Size, num_categories: int, num_latents: int, blocks: int, *, w
     return row
 
 
-def observations(size: Size, num_categories: int, num_latents: int, blocks: int) -> dict[str, Any]:
-    """Median seconds of an exact gradient, of one program that observes our Bernoulli and of one with stock Pyro's."""
-    vae, x = size.vae(num_latents, num_categories), size.x()
-    elbo = ExactELBO()
-
-    def stock_model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            prior = dist.OneHotCategorical(logits=torch.zeros(num_latents, num_categories))
-            z = pyro.sample("z", prior.to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=vae.decoder(z)).to_event(1), obs=x)
-
-    jobs: dict[str, tuple[Callable[[], Any], int]] = {
-        "ours": (lambda: elbo.loss_and_grads(vae.model, vae.guide, x), 1),
-        "stock": (lambda: elbo.loss_and_grads(stock_model, vae.guide, x), 1),
-    }
-    with pyro.get_param_store().scope():
-        seconds = interleaved(jobs, blocks)
-    return {
-        "num_categories": num_categories,
-        "num_latents": num_latents,
-        "ours_ms": 1e3 * seconds["ours"],
-        "stock_ms": 1e3 * seconds["stock"],
-        "stock_over_ours": seconds["stock"] / seconds["ours"],
-    }
-
-
 def interleaved(jobs: dict[str, tuple[Callable[[], Any], int]], blocks: int) -> dict[str, float]:
     """The median seconds of each job, run in turn, so many calls in a block."""
     taken: dict[str, list[float]] = {name: [] for name in jobs}
@@ -269,22 +236,9 @@ def step_flops(size: Size, num_codes: int, code_dim: int) -> int:
 # Growth with S, at K = 2: each point in a process of its own, for its peak of memory.
 
 
-def in_a_process(method: str, num_latents: int, size: Size, memory_cap: float) -> dict[str, Any]:
-    arguments = json.dumps({"method": method, "num_latents": num_latents, "size": size, "memory_cap": memory_cap})
-    # Children see the package and this module, installed or not.
-    paths = [str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, __file__, arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def scaled(method: str, num_latents: int, size: Size, memory_cap: float) -> dict[str, Any]:
     base = {"method": method, "num_latents": num_latents, "num_codes": 2**num_latents}
-    if done.returncode:  # out of memory, in one of the ways that a process is
-        reason = done.stderr.strip().rpartition("\n")[2] or f"signal {-done.returncode}"
-        return {**base, "died": True, "reason": reason}
-    return {**base, "died": False, **json.loads(done.stdout.splitlines()[-1])}
+    return base | in_a_process(__file__, method=method, num_latents=num_latents, size=size, memory_cap=memory_cap)
 
 
 def point(method: str, num_latents: int, size: list[Any], memory_cap: float) -> dict[str, float]:

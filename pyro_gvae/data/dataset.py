@@ -79,7 +79,7 @@ class Dataset:
 
 
 def as_tensor(data: Any) -> Tensor:
-    """Convert data to one tensor (M, D).
+    """Convert data to one tensor (M, D); images of any shape become rows.
 
     Args:
         data: a tensor, which keeps its type; an array or nested lists, converted to float32; a torch dataset, of whose
@@ -91,6 +91,16 @@ def as_tensor(data: Any) -> Tensor:
     Example:
         >>> as_tensor([[0, 1], [1, 0], [1, 1]]).shape
         torch.Size([3, 2])
+    """
+    tensor = shaped_tensor(data)
+    return tensor.flatten(1) if tensor.dim() > 2 else tensor
+
+
+def shaped_tensor(data: Any) -> Tensor:
+    """Convert data as :func:`as_tensor` does, but keep the shape of each datum.
+
+    Raises:
+        ValueError: as :func:`as_tensor`.
     """
     if isinstance(data, DataLoader):
         data = data.dataset
@@ -107,7 +117,7 @@ def as_tensor(data: Any) -> Tensor:
             ) from error
     if data.dim() == 0 or data.numel() == 0:
         raise ValueError(f"Expected data of shape (M, D), but found shape {tuple(data.shape)}.")
-    return data.flatten(1) if data.dim() > 2 else data
+    return data
 
 
 def check_images(x: Tensor, name: str = "images", value_range: tuple[float, float] = UNIT) -> None:

@@ -93,7 +93,11 @@ class _PairedScores(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         eta, statistics = ctx.saved_tensors
         grad = grad.unsqueeze(-1)
-        for_eta = ((statistics - ctx.mean(eta)) * grad).sum_to_size(eta.shape) if ctx.needs_input_grad[0] else None
+        for_eta = None
+        if ctx.needs_input_grad[0] and (torch.is_grad_enabled() or eta.numel() < statistics.numel()):
+            for_eta = ((statistics - ctx.mean(eta)) * grad).sum_to_size(eta.shape)
+        elif ctx.needs_input_grad[0]:  # these are the largest tensors of codes with parameters of their own
+            for_eta = ctx.mean(eta).sub_(statistics).mul_(-grad)
         for_statistics = (eta * grad).sum_to_size(statistics.shape) if ctx.needs_input_grad[1] else None
         return for_eta, for_statistics, None, None
 

@@ -116,17 +116,19 @@ class VAE(nn.Module, ABC):
     def _check_data(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise ValueError(f"Expected data as a tensor, but found {type(x).__name__}. Try torch.as_tensor(x).")
-        if x.dim() != 2 or x.shape[-1] != self.data_dim or len(x) == 0:
-            raise ValueError(
-                f"Expected data of shape (B, {self.data_dim}), but found {tuple(x.shape)}. Try x.flatten(1)."
-            )
-
+        self._check_shape(x)
         # Replicas of DataParallel have no parameters.
         dtype = next((parameter.dtype for parameter in self.parameters()), self._temperature.dtype)
         if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"Expected data of the networks' dtype {dtype}, but found {x.dtype}. Try x.to({dtype}).")
         if is_validation_enabled():
             self.observation.check(x)
+
+    def _check_shape(self, x: Tensor) -> None:
+        if x.dim() != 2 or x.shape[-1] != self.data_dim or len(x) == 0:
+            raise ValueError(
+                f"Expected data of shape (B, {self.data_dim}), but found {tuple(x.shape)}. Try x.flatten(1)."
+            )
 
 
 def check_sizes(**sizes: int) -> None:
@@ -136,7 +138,7 @@ def check_sizes(**sizes: int) -> None:
         ValueError: if there is one.
     """
     for name, size in sizes.items():
-        least = 2 if name in ("num_categories", "num_components", "num_classes") else 1
+        least = 2 if name in ("num_categories", "num_components", "num_classes", "num_states") else 1
         if size < least:
             raise ValueError(f"Expected {name} of at least {least}, but found {size}.")
 

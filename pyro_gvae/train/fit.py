@@ -92,7 +92,8 @@ def fit(
             configuration's settings of networks are ignored.
         data: a `Dataset`. Training data alone (a tensor (M, D), an array, a torch dataset, or a `DataLoader` for its
             dataset, of whose items the first element is used) give no test ELBO. A tuple `(x, y)` or a dictionary
-            `{"x": x, "y": y}` of tensors of M rows has all arguments of the programs; batches are such, too.
+            `{"x": x, "y": y}` of tensors of M rows, of any shape, has all arguments of the programs; batches are such,
+            too.
         config: the configuration; the defaults if None.
         output: a folder for metrics.jsonl, checkpoint.safetensors and finally weights.safetensors; nothing is written
             if None.

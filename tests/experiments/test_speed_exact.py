@@ -62,7 +62,7 @@ def test_linearity_is_that_of_the_large_sums():
 
 
 def test_a_process_that_runs_out_of_memory_is_a_result(tmp_path):
-    point = speed_exact.in_a_process("stock", 2, TINY, memory_cap=1e6)
+    point = speed_exact.scaled("stock", 2, TINY, memory_cap=1e6)
     assert point["died"]
     assert point["reason"]
     points = [point, {"method": "ours", "num_codes": 8, "seconds": 1.0, "peak_bytes": 1e9, "died": False}]
