@@ -32,7 +32,7 @@ class Site(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of one datum in the latent: less than 1 where several data share it."""
+        """The share of one datum in the latent, which is less than 1 where several data share it."""
         return self.own_shape.numel() / self.batch_shape.numel()
 
     def score(self, codes: Codes) -> Tensor:
@@ -66,7 +66,7 @@ class Site(NamedTuple):
         return self.weigh(-(self.log_probs.exp() * self.log_probs).sum((-2, -1)))
 
     def by_cell(self, values: Tensor) -> Tensor:
-        """Sum values (s, B, N, K) over the data that share the latent: (s, *own_shape, N, K)."""
+        """Sum values (s, B, N, K) over the data that share the latent: ``(s, *own_shape, N, K)``."""
         event = values.shape[-2:]
         return values.reshape(len(values), *self.batch_shape, *event).sum_to_size(len(values), *self.own_shape, *event)
 

@@ -33,7 +33,7 @@ class Sample(NamedTuple):
 
     Attributes:
         codes: of each discrete latent, (R, B, N, K).
-        values: of each latent, as programs take it, (R, *plates, *event_shape).
+        values: of each latent, as programs take it, ``(R, *plates, *event_shape)``.
         noise: of the latents that have any: like the codes of discrete ones, like the values of others.
         scored: continuous latents that are not reparameterized.
         q: what the guide says.

@@ -59,9 +59,9 @@ class Target:
         codes_of: CodesOf,
         draw_anew: Draw = anew,
     ) -> Sample:
-        """Give a latent other codes, as :func:`~pyro_gvae.programs.samples.changed`."""
+        """Give a latent other codes, as ``programs.samples.changed``."""
         return changed(self.runs, self.layout, base, rows, name, codes, codes_of, draw_anew)
 
     def read(self, values: dict[str, Tensor]) -> Reading:
-        """Run the model on values (R, *plates, *event_shape) of every latent."""
+        """Run the model on values ``(R, *plates, *event_shape)`` of every latent."""
         return read_values(self.runs, self.layout, values)
