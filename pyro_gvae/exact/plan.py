@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..programs.factors import Layout
 from ..programs.joint import read_both, read_guide_once
+from ..programs.latents import READ_ALL, Roles
 from ..programs.layout import lay_out, warn_of
 from ..programs.modes import without_trace
 from ..programs.runs import Runs
@@ -140,6 +141,7 @@ def make_plan(
     max_memory: float | None = None,
     slice_size: int | None = None,
     share: Share = ALONE,
+    roles: Roles = READ_ALL,
 ) -> Plan:
     """Cut the joint codes of a pair into slices, after a few runs on few codes.
 
@@ -149,6 +151,7 @@ def make_plan(
         max_memory: bytes that a slice may take, forward and backward; 4 GB if None.
         slice_size: codes of a slice; the largest that is fast and fits into `max_memory` if None.
         share: which codes this process sums, if several processes divide them.
+        roles: which discrete latents are summed, all by default, and which latents are scored.
 
     Returns:
         The plan, with the largest slices that are fast and fit.
@@ -157,7 +160,7 @@ def make_plan(
         ValueError: if there are fewer codes than processes, or more than 2^62, or if slices of that size, or of
             one code, do not fit.
     """
-    layout = lay_out(runs, with_guide=with_guide)
+    layout = lay_out(runs, with_guide=with_guide, roles=roles)
     total = layout.space.num_codes
     if total > MOST_CODES:
         found = " x ".join(f"{one.num_categories}^{one.num_latents}" for one in layout.space.latents)

@@ -150,7 +150,7 @@ def bounds(
     log_sums, scales = [], []
     for numbers in plan.numbers():
         terms, joint = terms_and_scores(runs, plan.layout, guide, plan.codes(numbers))
-        elbos.append(_expected(plan, terms, first=not elbos))
+        elbos.append(expected(plan, terms, first=not elbos))
         log_sums.append(plan.log_sum(joint.joint))
         scales.append(joint.scale)
     log_evidence = scales[0] * plan.log_sum(torch.stack(log_sums))
@@ -217,12 +217,13 @@ def _log_q(plan: Plan, guide: Guide, numbers: Tensor) -> Tensor:
 
 
 def _elbo_part(runs: Runs, plan: Plan, guide: Guide, numbers: Tensor, *, first: bool) -> Tensor:
-    return _expected(plan, elbo_terms(runs, plan.layout, guide, plan.codes(numbers)), first=first)
+    return expected(plan, elbo_terms(runs, plan.layout, guide, plan.codes(numbers)), first=first)
 
 
-def _expected(plan: Plan, terms: Terms, *, first: bool) -> Tensor:
+def expected(plan: Plan, terms: Terms, *, first: bool) -> Tensor:
+    """Compute what a slice of codes adds to the ELBO (B,), with what is constant in the first slice."""
     if is_transformed():
-        part = (plan.weights(terms.log_weights) * _finite(terms.table)).sum(0)
+        part = (plan.weights(terms.log_weights) * finite(terms.table)).sum(0)
     else:
         part = cast(Tensor, _Expectation.apply(terms.log_weights, terms.table, plan))
     return part + terms.constant if first and terms.constant is not None else part
@@ -234,7 +235,7 @@ class _Expectation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_weights: Tensor, table: Tensor, plan: Plan) -> Tensor:
         weights = plan.weights(log_weights)
-        products = _finite(table).mul_(weights)
+        products = finite(table).mul_(weights)
         ctx.plan = plan
         ctx.save_for_backward(log_weights, table, weights, products)
         return products.sum(0)
@@ -244,7 +245,7 @@ class _Expectation(torch.autograd.Function):
         log_weights, table, weights, products = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative
             weights = ctx.plan.weights(log_weights)
-            products = weights * _finite(table)
+            products = weights * finite(table)
         wanted = ctx.needs_input_grad
         return products * grad if wanted[0] else None, weights * grad if wanted[1] else None, None
 
@@ -285,10 +286,10 @@ def evidence_parts(model: Run, plan: Plan, found: Evidence) -> Iterator[Part]:
 def _evidence_part(model: Run, plan: Plan, found: Evidence, numbers: Tensor) -> Tensor:
     joint, scale = _scores(model, plan, numbers)
     posterior = plan.weights(joint.detach() - found.log_evidence)  # (s, B)
-    return scale * (posterior * _finite(joint)).sum(0)
+    return scale * (posterior * finite(joint)).sum(0)
 
 
-def _finite(table: Tensor) -> Tensor:
+def finite(table: Tensor) -> Tensor:
     """Replace -inf by the lowest finite number, so that an impossible code adds 0 and not NaN."""
     return table.clamp_min(torch.finfo(table.dtype).min)
 

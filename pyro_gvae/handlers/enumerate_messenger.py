@@ -51,7 +51,7 @@ class EnumeratedMessenger(OneHotMessenger):
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
         # A program without observations is a guide, which need not have discrete latents.
-        nothing_found = kind is None and self.decides() and self.observes and not (self.sites or self.observed)
+        nothing_found = kind is None and self.is_outermost() and self.observes and not (self.sites or self.observed)
         result = super().__exit__(kind, value, traceback)
         if nothing_found:
             raise ValueError(
