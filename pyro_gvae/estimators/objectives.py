@@ -39,6 +39,7 @@ def with_kl_weight(chosen: Estimator, beta: float | Tensor) -> Estimator:
         chosen,
         handler=lambda program: chosen.handled(weigh(program)),
         details=(*chosen.details, WeighedKL(beta)),
+        at_site=None,
     )
 
 
@@ -66,6 +67,7 @@ def with_free_bits(chosen: Estimator, nats: float) -> Estimator:
         chosen,
         elbo=lambda: FreeBits(chosen.elbo(), nats),
         details=(*chosen.details, FreeNats(nats)),
+        at_site=None,
     )
 
 

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Container, Sequence
 from typing import Any
 
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from typing_extensions import override
@@ -156,6 +157,6 @@ class OneHotMessenger(ProgramMessenger):
 
 def innermost(fn: Any) -> Any:
     """Return what a distribution masks, expands or makes independent."""
-    while hasattr(fn, "base_dist"):
+    while isinstance(fn, MaskedDistribution | ExpandedDistribution | Independent):
         fn = fn.base_dist
     return fn
