@@ -196,12 +196,14 @@ def discretize(program: Program | None = None, *, sites: Sites = EVERY_SITE) -> 
 
 
 @overload
-def enumerated(program: nn.Module, *, max_memory: float | None = None) -> HandledModule: ...
+def enumerated(program: nn.Module, *, max_memory: float | None = None, sites: Sites = EVERY_SITE) -> HandledModule: ...
 @overload
-def enumerated(program: Program, *, max_memory: float | None = None) -> Program: ...
+def enumerated(program: Program, *, max_memory: float | None = None, sites: Sites = EVERY_SITE) -> Program: ...
 @overload
-def enumerated(program: None = None, *, max_memory: float | None = None) -> _DecoratorOrContext: ...
-def enumerated(program: Program | None = None, *, max_memory: float | None = None) -> Any:
+def enumerated(
+    program: None = None, *, max_memory: float | None = None, sites: Sites = EVERY_SITE
+) -> _DecoratorOrContext: ...
+def enumerated(program: Program | None = None, *, max_memory: float | None = None, sites: Sites = EVERY_SITE) -> Any:
     """Mark the discrete latents of a program for stock `TraceEnum_ELBO`, which then sums over all joint codes.
 
     `TraceEnum_ELBO().loss(enumerated(model), enumerated(guide), x)` is minus the exact ELBO of the discrete model. With
@@ -213,6 +215,7 @@ def enumerated(program: Program | None = None, *, max_memory: float | None = Non
     Args:
         program: a model or guide; if None, the result is a decorator and context manager.
         max_memory: bytes that the codes may take; 4 GB if None.
+        sites: the names of the sites to enumerate, all by default, as in :func:`relax`.
 
     Returns:
         The enumerated program.
@@ -232,7 +235,7 @@ def enumerated(program: Program | None = None, *, max_memory: float | None = Non
         >>> round(loss, 4)  # -log p(x), summed over 9 codes
         1.1656
     """
-    return _handler(partial(EnumeratedMessenger, max_memory), program)
+    return _handler(partial(EnumeratedMessenger, max_memory, as_names(sites)), program)
 
 
 @overload

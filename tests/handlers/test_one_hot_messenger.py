@@ -4,8 +4,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pairs import DATA, PROGRAMS
+from pyro.infer import TraceEnum_ELBO
 
-from pyro_gvae.handlers import discretize, relax, straight_through
+from pyro_gvae import ExactELBO
+from pyro_gvae.handlers import discretize, enumerated, relax, straight_through
 from pyro_gvae.handlers.sites import AllBut
 
 
@@ -40,6 +43,16 @@ def test_the_outermost_handler_that_acts_on_a_site_decides():
     assert trace.trace.nodes["z_log"]["fn"].has_rsample
 
 
+def test_stock_enumeration_of_some_sites_is_the_elbo_with_the_others_drawn():
+    pyro.set_rng_seed(0)
+    model, guide = (enumerated(discretize(program), sites=["top"]) for program in PROGRAMS["two layers, bottom-up"][:2])
+    copies = DATA.repeat(100, 1)
+    losses = torch.tensor([TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide, copies) for _ in range(20)]) / 100
+    expected = ExactELBO().loss(*PROGRAMS["two layers, bottom-up"][:2], DATA)
+    error = losses.std() / 20**0.5
+    assert 0 < error < 0.1 and abs(losses.mean() - expected) < 5 * error
+
+
 def test_names_without_a_discrete_latent_are_refused():
     with pytest.raises(ValueError, match=r"Expected the program to have a site 'w', but found 'y', 'z', 'loc', 'x'"):
         relax(program, temperature=0.5, sites=["w"])()
@@ -48,6 +61,7 @@ def test_names_without_a_discrete_latent_are_refused():
         discretize(program, sites=["loc"]),
         relax(program, temperature=0.5, sites=["loc"]),
         straight_through(program, temperature=0.5, sites=["loc"]),
+        enumerated(program, sites=["loc"]),
     ):
         with pytest.raises(ValueError, match=r"at 'loc', but found a Normal"):
             handled()
