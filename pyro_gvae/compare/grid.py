@@ -1,17 +1,15 @@
 """Make the grid of a comparison: one cell, a training run, for each combination of its settings."""
 
-import inspect
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config.compare import CompareConfig
-from ..config.stages import Stage
+from ..config.stages import Named, Stage
 from ..config.train import TrainConfig
-from ..estimators import ESTIMATORS
 from ..runs.folder import cell_folder
 from ..runs.tables import label
-from ..train.checks import keeps_temperatures
+from ..train.checks import keeps_temperatures, lacks
 
 
 class Cell(NamedTuple):
@@ -100,14 +98,13 @@ def make_cells(config: CompareConfig, num_data: int) -> list[Cell]:
 
 
 def _takes_temperature(stage: Stage) -> bool:
-    known = inspect.signature(ESTIMATORS[stage.estimator]).parameters
-    return "temperature" in known and "temperature" not in stage.options
+    return any(lacks(one, "temperature") for one in stage.parts.values() or (Named(stage.estimator, stage.options),))
 
 
 def _at_temperature(stage: Stage, temperature: float | None) -> Stage:
-    if temperature is None or not _takes_temperature(stage):
+    if temperature is None:
         return stage
-    return stage._replace(options=stage.options | {"temperature": temperature})
+    return stage.with_options(lambda one: {"temperature": temperature} if lacks(one, "temperature") else {})
 
 
 def _evaluate_every(stages: tuple[Stage, ...], config: CompareConfig, num_data: int) -> str:

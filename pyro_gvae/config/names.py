@@ -29,6 +29,10 @@ EstimatorName = Literal[
 ]
 
 
+#: Estimators of single sites, as in per-site[y=exact,z=gumbel-softmax,default=reinforce-loo], and that of the others.
+PER_SITE, DEFAULT = "per-site", "default"
+
+
 Binarization = Literal["none", "threshold", "dynamic"]
 
 

@@ -1,10 +1,11 @@
 """Parse the text of a training plan: stages of estimators, amounts of training, names with options; no torch."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from .names import EstimatorName
+from .names import PER_SITE, EstimatorName
 
 Unit = Literal["epochs", "steps", "seconds"]
 _UNITS: dict[str, Unit] = {"": "epochs", "epochs": "epochs", "steps": "steps", "s": "seconds"}
@@ -65,7 +66,7 @@ class Named(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Named":
-        """Parse `name` or `name[option=value,...]`; a value is a number, True, False, None or a word.
+        """Parse `name` or `name[option=value,...]`; a value is a number, True, False, None, a word, or such a name.
 
         Raises:
             ValueError: if the text has another form.
@@ -73,12 +74,15 @@ class Named(NamedTuple):
         Example:
             >>> Named.parse("gumbel-softmax[kl=categorical,temperature=0.67]")
             Named(name='gumbel-softmax', options={'kl': 'categorical', 'temperature': 0.67})
+            >>> Named.parse("per-site[y=exact,z=gumbel-softmax[kl=categorical]]").options
+            {'y': 'exact', 'z': 'gumbel-softmax[kl=categorical]'}
         """
-        found = re.fullmatch(r"([\w-]+)(?:\[([^\[\]]*)\])?", text.strip())
+        found = re.fullmatch(r"([\w-]+)(?:\[(.*)\])?", text.strip())
         options: dict[str, Any] = {}
-        for part in filter(None, (found[2] or "").split(",")) if found else ():
+        for part in filter(None, _split(found[2] or "")) if found else ():
             key, equals, value = (word.strip() for word in part.partition("="))
-            if not (key.isidentifier() and equals and value) or key in options:
+            is_key = all(word.isidentifier() for word in key.split("."))  # also the name of a site, such as layer.z
+            if not (is_key and equals and value and value.count("[") == value.count("]")) or key in options:
                 found = None
                 break
             options[key] = _value(value)
@@ -89,6 +93,10 @@ class Named(NamedTuple):
             )
         return cls(found[1], options)
 
+    def __str__(self) -> str:
+        options = ",".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.name}[{options}]" if options else self.name
+
 
 class Stage(NamedTuple):
     """One stage of a training plan: an estimator with its options, and how long to train with it."""
@@ -98,8 +106,21 @@ class Stage(NamedTuple):
     amount: Amount
 
     def __str__(self) -> str:
-        options = ",".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.estimator}{f'[{options}]' if options else ''}:{self.amount}"
+        return f"{Named(self.estimator, self.options)}:{self.amount}"
+
+    @property
+    def parts(self) -> dict[str, Named]:
+        """The estimators of single sites, by the names of these; none if there is one for all."""
+        if self.estimator != PER_SITE:
+            return {}
+        return {site: Named.parse(str(part)) for site, part in self.options.items()}
+
+    def with_options(self, add: Callable[[Named], dict[str, Any]]) -> "Stage":
+        """Return the stage with more options, which are found for its estimator or for those of its sites."""
+        if self.estimator != PER_SITE:
+            return self._replace(options=self.options | add(Named(self.estimator, self.options)))
+        parts = {site: str(part._replace(options=part.options | add(part))) for site, part in self.parts.items()}
+        return self._replace(options=parts)
 
 
 def parse_stages(text: str, default: Amount | None = None) -> tuple[Stage, ...]:
@@ -107,7 +128,8 @@ def parse_stages(text: str, default: Amount | None = None) -> tuple[Stage, ...]:
 
     Args:
         text: the stages; each estimator by its name in the registry, with options in brackets; each amount in epochs
-            (`20`), steps (`500steps`) or seconds (`60s`).
+            (`20`), steps (`500steps`) or seconds (`60s`). `per-site[y=exact,z=gumbel-softmax,default=reinforce-loo]`
+            has an estimator for each discrete site.
         default: the amount of stages that are given without one; if None, every stage must have one.
 
     Returns:
@@ -124,8 +146,19 @@ def parse_stages(text: str, default: Amount | None = None) -> tuple[Stage, ...]:
     """
     if len(text) > LONGEST:
         raise ValueError(f"Expected stages in at most {LONGEST:,} letters, but found {len(text):,}.")
-    parts = re.split(r",(?![^\[]*\])", text)  # commas outside of brackets
-    return tuple(_stage(part, text, default) for part in parts)
+    return tuple(_stage(part, text, default) for part in _split(text))
+
+
+def _split(text: str) -> list[str]:
+    """Split a text at commas outside of brackets."""
+    depth, parts = 0, [""]
+    for letter in text:
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _stage(part: str, text: str, default: Amount | None) -> Stage:
@@ -134,10 +167,14 @@ def _stage(part: str, text: str, default: Amount | None) -> Stage:
         named, amount = part, str(default)
     elif not colon:
         raise ValueError(f"Expected stages as estimator:amount, but found '{part}' in '{text}'. Try '{EXAMPLE}'.")
-    name, options = Named.parse(named)
-    if name not in get_args(EstimatorName):
-        raise ValueError(f"Expected an estimator among {', '.join(get_args(EstimatorName))}, but found '{name}'.")
-    return Stage(name, options, Amount.parse(amount))
+    stage = Stage(*Named.parse(named), Amount.parse(amount))
+    if stage.estimator == PER_SITE and not stage.options:
+        raise ValueError(f"Expected estimators of sites, but found none in '{part}'. Try '{PER_SITE}[y=exact]'.")
+    for one in stage.parts.values() or (Named(stage.estimator, stage.options),):
+        if one.name not in get_args(EstimatorName):
+            known = ", ".join(get_args(EstimatorName))
+            raise ValueError(f"Expected an estimator among {known}, but found '{one.name}'.")
+    return stage
 
 
 def _value(text: str) -> Any:

@@ -9,9 +9,11 @@ from pyro.infer import TraceMeanField_ELBO
 from pyro.infer.inspect import get_dependencies
 
 from ..handlers.discretize_messenger import DiscretizeMessenger
-from ..handlers.sites import Program
+from ..handlers.one_hot_messenger import innermost
+from ..handlers.sites import EVERY_SITE, Program, Sites
 from ..programs.kept import Kept
 from ..programs.modes import without_trace
+from ..runtime.compat.pyro import is_random
 
 Upstream = Mapping[str, set[str]]
 
@@ -27,7 +29,8 @@ class MeanFieldELBO(TraceMeanField_ELBO):
     no ELBO, and warns. The order of statements does not matter, only what depends on what.
 
     Raises:
-        ValueError: when called, if a latent's prior depends on another latent that depends on it in the guide.
+        ValueError: when called, if a latent's prior depends on another latent that depends on it in the guide, or if a
+            latent of the guide has no `rsample`.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE, relax
@@ -59,26 +62,62 @@ class MeanFieldELBO(TraceMeanField_ELBO):
 
     def _check(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         def check() -> bool:
-            # Relaxed latents hide what they depend on.
-            with torch.no_grad(), without_trace(), poutine.block(), DiscretizeMessenger():
-                below = _upstream(get_dependencies(guide, args, kwargs))
-                if not any(own - {name} for name, own in below.items()):
-                    return True  # independent latents, of whose model nothing need be known
-                above = _upstream(get_dependencies(model, args, kwargs))
-            for name in below:
-                for other in above.get(name, set()) - {name}:
-                    if name in below.get(other, ()):
-                        raise ValueError(
-                            f"Expected a prior of '{name}' that depends on no latent below it in the guide, but found "
-                            f"that it depends on '{other}', which depends on '{name}' in the guide: the analytic KL of "
-                            f"'{name}' is then no term of the ELBO. Try the sampled KL, by kl=\"sampled\" or "
-                            'kl="relaxed", or Trace_ELBO.'
-                        )
+            _check_pathwise(guide, args, kwargs)
+            check_analytic(model, guide, args, kwargs)
             return True
 
         # What depends on what does not depend on sizes, and a recording of another batch size cannot hold a check.
         kinds = [type(value) for value in (*args, *kwargs.values())]
         self._checked.find((model, guide, kinds, list(kwargs)), (), {}, check)
+
+
+@torch.no_grad()
+def check_analytic(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], sites: Sites = EVERY_SITE
+) -> None:
+    """Refuse analytic KL terms of latents that are no terms of the ELBO.
+
+    Args:
+        model: the model.
+        guide: the guide.
+        args: arguments of both.
+        kwargs: keyword arguments of both.
+        sites: the latents whose KL is analytic.
+
+    Raises:
+        ValueError: if the prior of one of them depends on another latent that depends on it in the guide.
+    """
+    # Relaxed latents hide what they depend on.
+    with without_trace(), poutine.block(), DiscretizeMessenger():
+        below = _upstream(get_dependencies(guide, args, kwargs))
+        if not any(own - {name} for name, own in below.items()):
+            return  # independent latents, of whose model nothing need be known
+        above = _upstream(get_dependencies(model, args, kwargs))
+    for name in below:
+        for other in above.get(name, set()) - {name}:
+            if name in sites and name in below.get(other, ()):
+                raise ValueError(
+                    f"Expected a prior of '{name}' that depends on no latent below it in the guide, but found "
+                    f"that it depends on '{other}', which depends on '{name}' in the guide: the analytic KL of "
+                    f"'{name}' is then no term of the ELBO. Try the sampled KL, by kl=\"sampled\" or "
+                    'kl="relaxed", or Trace_ELBO.'
+                )
+
+
+@torch.no_grad()
+def _check_pathwise(guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse latents without a pathwise derivative: a loss without scores has no gradient of their draws."""
+    with without_trace(), poutine.block():
+        trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    nodes: Any = trace.nodes
+    for name, msg in nodes.items():
+        if msg["type"] == "sample" and is_random(msg) and not msg["is_observed"] and not msg["fn"].has_rsample:
+            raise ValueError(
+                f"Expected latents of the guide that are reparameterized, but found '{name}', a "
+                f"{type(innermost(msg['fn'])).__name__} without rsample: its draw has no gradient without a score, "
+                'which a loss with analytic KL terms lacks. Try the sampled KL, by kl="sampled" or kl="relaxed", whose '
+                "loss scores it."
+            )
 
 
 def _upstream(found: Any) -> Upstream:

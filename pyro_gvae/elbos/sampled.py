@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ..distributions.parameters import impossible_as_infinite
 from ..handlers.parameters import announce
@@ -39,11 +40,8 @@ class Estimate(NamedTuple):
         return -impossible_as_infinite(self.bound.detach()).sum()
 
 
-class SampledELBO(TensorELBO):
-    """Abstract base: a loss that draws P values of every latent for each datum.
-
-    One run of the model scores all P, in an additional batch dimension, if the program accepts it.
-
+class EstimatedELBO(TensorELBO):
+    """Abstract base: a loss whose gradient is that of a surrogate of it.
 
     Attributes:
         own: a module that the loss itself trains or updates, if any; see :func:`pyro_gvae.estimators.own_state`.
@@ -51,12 +49,8 @@ class SampledELBO(TensorELBO):
 
     own: nn.Module | None = None
 
-    def __init__(self, *, num_particles: int = 1) -> None:
-        super().__init__(num_particles=num_particles)
-        self._layouts: Kept[Layout] = Kept()
-
     @abstractmethod
-    def estimate(self, target: Target) -> Estimate:
+    def estimate_of(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Estimate:
         """Return the bound of each datum and the surrogate of its gradient; gradients are enabled."""
 
     def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -85,6 +79,25 @@ class SampledELBO(TensorELBO):
         if self.own is not None:
             for name, parameter in self.own.named_parameters():
                 announce(param_with_module_name(type(self).__name__, name), parameter)
+        return self.estimate_of(model, guide, args, kwargs)
+
+
+class SampledELBO(EstimatedELBO):
+    """Abstract base: a loss that draws P values of every latent for each datum.
+
+    One run of the model scores all P, in an additional batch dimension, if the program accepts it.
+    """
+
+    def __init__(self, *, num_particles: int = 1) -> None:
+        super().__init__(num_particles=num_particles)
+        self._layouts: Kept[Layout] = Kept()
+
+    @abstractmethod
+    def estimate(self, target: Target) -> Estimate:
+        """Return the bound of each datum and the surrogate of its gradient; gradients are enabled."""
+
+    @override
+    def estimate_of(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Estimate:
         runs = bind(model, guide, *args, **kwargs)
         return self.estimate(
             Target(runs, self._layouts.find((model, guide), args, kwargs, partial(lay_out_draws, runs)))

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, final
 
 from torch import Tensor, nn
 
 from ..exact import HasPair
-from ..handlers.sites import Program
+from ..handlers.sites import Program, Sites
 from .claims import Bias, Detail, Objective
 
 
@@ -30,6 +30,45 @@ class Bound(NamedTuple):
     elbo: Loss
 
 
+class HandlesSites(Protocol):
+    """A handler that can be told the names of the sites that it acts on."""
+
+    def __call__(self, program: Program, *, sites: Sites) -> Program:
+        """Handle these sites of a program."""
+
+
+@final
+@dataclass(frozen=True)
+class Summed:
+    """A site whose codes are summed, with these limits of memory."""
+
+    max_memory: float | None = None
+    slice_size: int | None = None
+    num_particles: int = 1
+
+
+@final
+@dataclass(frozen=True)
+class Scored:
+    """A site that is drawn exactly, with a score."""
+
+    num_particles: int = 1
+
+
+@final
+@dataclass(frozen=True)
+class Pathwise:
+    """A site that a handler relaxes, or draws with a surrogate gradient; its KL may be that of the categoricals."""
+
+    handler: HandlesSites
+    has_analytic_kl: bool
+    num_particles: int = 1
+
+
+#: What an estimator does with a single site, whatever happens to the others.
+AtSite = Summed | Scored | Pathwise
+
+
 @dataclass(frozen=True)
 class Estimator:
     """A way to compute the loss of a program with one-hot sites, and its gradient.
@@ -47,6 +86,7 @@ class Estimator:
         is_exact: whether nothing is sampled.
         temperature: the handler's temperature; None if nothing is relaxed or the program's own temperature is used.
         num_categories: the only K that it accepts; None if it accepts any.
+        at_site: what it does with a single site; None if its loss takes all discrete latents together.
     """
 
     name: str
@@ -59,6 +99,7 @@ class Estimator:
     is_exact: bool = False
     temperature: float | Tensor | None = None
     num_categories: int | None = None
+    at_site: AtSite | None = None
 
     @property
     def is_unbiased(self) -> bool:

@@ -43,6 +43,7 @@ class Bias(Enum):
     RELAXATION = "of the relaxation, grows with the temperature"
     SURROGATE = "none of the loss; of the surrogate gradient"
     OTHER_TEMPERATURE = "of codes drawn at another temperature, and of the surrogate gradient"
+    RELAXATION_AND_SURROGATE = "of the relaxation, grows with the temperature, and of the surrogate gradient"
     NORMALIZED_WEIGHTS = "of normalized importance weights, of order 1/P"
 
 

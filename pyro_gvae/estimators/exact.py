@@ -2,7 +2,7 @@
 
 from ..elbos.exact import ExactELBO, ExactEvidence
 from ..runtime.distributed import ALONE, Share
-from .base import Estimator
+from .base import Estimator, Summed
 from .claims import Bias, Objective
 
 
@@ -34,6 +34,7 @@ def exact(*, max_memory: float | None = None, slice_size: int | None = None, sha
         bias=Bias.NONE,
         reference="enumeration; Jang et al. 2017, section 4.3, arXiv 1611.01144",
         is_exact=True,
+        at_site=Summed(max_memory, slice_size) if share == ALONE else None,
     )
 
 

@@ -40,6 +40,7 @@ def with_kl_weight(chosen: Estimator, beta: float | Tensor) -> Estimator:
         chosen,
         handler=lambda program: chosen.handled(weigh(program)),
         details=(*chosen.details, WeighedKL(beta)),
+        at_site=None,
     )
 
 
@@ -67,6 +68,7 @@ def with_free_bits(chosen: Estimator, nats: float | Mapping[str, float]) -> Esti
         chosen,
         elbo=lambda: FreeBits(chosen.elbo(), nats),
         details=(*chosen.details, FreeNats(tuple(nats.items()) if isinstance(nats, Mapping) else nats)),
+        at_site=None,
     )
 
 

@@ -1,13 +1,17 @@
 """The registry of estimators: their names and constructors, and the function that looks them up."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..config.names import DEFAULT, PER_SITE
+from ..config.stages import Named
 from .base import Estimator
 from .control_variates import rebar, relax_with_network
 from .coupled import disarm, disarm_iw
 from .exact import exact, exact_evidence
 from .local import local_expectation
+from .per_site import per_site
 from .relaxed import gumbel_softmax
 from .score import reinforce, reinforce_baseline, reinforce_loo, reweighted_wake_sleep, vimco
 from .straight_through import (
@@ -45,26 +49,48 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
 }
 
 
-def estimator(name: str, **options: Any) -> Estimator:
-    """Construct the estimator with this name.
+def estimator(name: str | Mapping[str, str | Estimator], /, **options: Any) -> Estimator:
+    """Construct the estimator with this name, or put one together from estimators of single sites.
 
     Args:
-        name: a key of `ESTIMATORS`.
-        **options: keyword arguments of its constructor.
+        name: a key of `ESTIMATORS`, which may have options in brackets; or the estimators of discrete sites, by the
+            names of these: see :func:`~pyro_gvae.estimators.per_site.per_site`.
+        **options: keyword arguments of the constructor. For sites there is one, `default`: the estimator of all
+            other discrete sites, "exact" if none is given.
 
     Returns:
         The estimator, to be bound to a program by `bind`.
 
     Raises:
-        ValueError: if there is no such estimator or option.
+        ValueError: if there is no such estimator or option, or an estimator is not one of a single site.
 
     Example:
         >>> estimator("gumbel-softmax", kl="categorical").approximates
         'the discrete ELBO, at soft samples'
+        >>> estimator({"y": "exact", "z": "gumbel-softmax[kl=categorical]"}, default="reinforce-loo").name
+        'per-site[y=exact,z=gumbel-softmax,default=reinforce-loo]'
     """
-    if name not in ESTIMATORS:
-        raise ValueError(f"Expected an estimator among {', '.join(ESTIMATORS)}, but found '{name}'.")
+    if not isinstance(name, str):
+        return _constructed("estimator({..})", _of_sites, name, **options)
+    named = Named(name, {}) if name in ESTIMATORS else Named.parse(name)
+    options = named.options | options
+    if named.name == PER_SITE:
+        return _of_sites(
+            {site: part for site, part in options.items() if site != DEFAULT}, options.get(DEFAULT, "exact")
+        )
+    if named.name not in ESTIMATORS:
+        raise ValueError(f"Expected an estimator among {', '.join(ESTIMATORS)}, but found '{named.name}'.")
+    return _constructed(f"'{named.name}'", ESTIMATORS[named.name], **options)
+
+
+def _constructed(said: str, construct: Callable[..., Estimator], *args: Any, **options: Any) -> Estimator:
     try:
-        return ESTIMATORS[name](**options)
+        inspect.signature(construct).bind(*args, **options)
     except TypeError as error:
-        raise ValueError(f"Expected options that '{name}' has, but {error}.") from error
+        raise ValueError(f"Expected options that {said} has, but {error}.") from error
+    return construct(*args, **options)
+
+
+def _of_sites(sites: Mapping[str, str | Estimator], default: str | Estimator = "exact") -> Estimator:
+    named = {site: part if isinstance(part, Estimator) else estimator(part) for site, part in sites.items()}
+    return per_site(named, default if isinstance(default, Estimator) else estimator(default))

@@ -1,14 +1,18 @@
 """Relaxed estimators: soft Gumbel-Softmax samples replace one-hots."""
 
 from collections.abc import Callable
+from functools import partial
 
 from pyro.infer import Trace_ELBO
 
 from ..distributions.parameters import check_temperature
 from ..elbos.mean_field import MeanFieldELBO
 from ..handlers import relax
-from .base import Estimator, Loss, check_particles
+from .base import Estimator, Loss, Pathwise, check_particles
 from .claims import Bias, Objective
+
+#: Of sites that have none: that of Maddison et al. 2017 for guides.
+TEMPERATURE = 2 / 3
 
 
 def gumbel_softmax(*, kl: str = "relaxed", temperature: float | None = None, num_particles: int = 1) -> Estimator:
@@ -22,7 +26,7 @@ def gumbel_softmax(*, kl: str = "relaxed", temperature: float | None = None, num
 
     Args:
         kl: "relaxed" or "categorical".
-        temperature: t > 0 of guide and model; None keeps the program's own.
+        temperature: t > 0 of guide and model; None keeps the program's own, and takes 2/3 at sites that have none.
         num_particles: P, samples per datum.
 
     Returns:
@@ -45,10 +49,13 @@ def gumbel_softmax(*, kl: str = "relaxed", temperature: float | None = None, num
     particles = {"num_particles": num_particles, "vectorize_particles": num_particles > 1}
     return Estimator(
         name="gumbel-softmax",
-        handler=relax(temperature=temperature),
+        handler=relax(temperature=temperature, otherwise=TEMPERATURE),
         elbo=lambda: elbos[kl](**particles),
         objective=Objective.RELAXED_ELBO if kl == "relaxed" else Objective.SOFT_ELBO,
         bias=Bias.RELAXATION,
         reference="Maddison et al. 2017, arXiv 1611.00712" if kl == "relaxed" else "Jang et al. 2017, arXiv 1611.01144",
         temperature=temperature,
+        at_site=Pathwise(
+            partial(relax, temperature=temperature, otherwise=TEMPERATURE), kl == "categorical", num_particles
+        ),
     )

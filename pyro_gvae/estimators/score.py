@@ -7,7 +7,7 @@ from pyro.infer import Trace_ELBO
 from ..elbos.baselines import BaselineELBO, NeuralBaseline, RunningBaseline
 from ..elbos.score import VIMCO, ReinforceLOO, ReweightedWakeSleep
 from ..handlers import discretize
-from .base import Estimator, check_particles
+from .base import Estimator, Scored, check_particles
 from .claims import Bias, Objective, Samples
 
 
@@ -38,6 +38,7 @@ def reinforce(*, num_particles: int = 1) -> Estimator:
         objective=Objective.ELBO,
         bias=Bias.NONE,
         reference="Williams 1992; Ranganath et al. 2014, arXiv 1401.0118",
+        at_site=Scored(num_particles),
     )
 
 
@@ -122,6 +123,7 @@ def reinforce_loo(*, num_particles: int = 4) -> Estimator:
         objective=Objective.ELBO,
         bias=Bias.NONE,
         reference="Kool et al. 2019, Buy 4 REINFORCE samples, get a baseline for free!",
+        at_site=Scored(num_particles),
     )
 
 

@@ -1,6 +1,7 @@
 """Straight-through estimators: exact one-hots with a surrogate gradient. The loss is the discrete ELBO's."""
 
 from collections.abc import Callable
+from functools import partial
 
 from pyro.infer import Trace_ELBO
 from torch import Tensor
@@ -15,7 +16,7 @@ from ..distributions.surrogates import (
 )
 from ..elbos.mean_field import MeanFieldELBO
 from ..handlers import straight_through as handler
-from .base import Estimator, Loss, check_particles
+from .base import Estimator, Loss, Pathwise, check_particles
 from .claims import Bias, Objective
 
 # Default temperatures are those that Liu et al. 2023, arXiv 2304.08612, found best for K = 8, N = 4 on MNIST.
@@ -262,14 +263,16 @@ def _estimator(
     if kl not in ELBOS:
         raise ValueError(f"Expected kl to be one of {', '.join(ELBOS)}, but found '{kl}'.")
     check_particles(num_particles)
+    chosen = kind or KINDS[name]
     # Pyro determines the nesting of plates by itself when particles are vectorized.
     particles = {"num_particles": num_particles, "vectorize_particles": num_particles > 1}
     return Estimator(
         name=name,
-        handler=handler(kind=kind or KINDS[name], temperature=temperature),
+        handler=handler(kind=chosen, temperature=temperature),
         elbo=lambda: ELBOS[kl](**particles),
         objective=Objective.SURROGATE_ELBO,
         bias=bias,
         reference=reference,
         temperature=temperature,
+        at_site=Pathwise(partial(handler, kind=chosen, temperature=temperature), kl == "categorical", num_particles),
     )

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ..programs.chains import Chains, lay_out_chains
 from ..programs.factors import Layout
 from ..programs.joint import read_both, read_guide_once
-from ..programs.latents import TooManyCodesError
+from ..programs.latents import READ_ALL, Roles, TooManyCodesError
 from ..programs.layout import Look, lay_out, look, warn_of
 from ..programs.modes import without_trace
 from ..programs.runs import Runs
@@ -174,6 +174,7 @@ def make_plan(
     slice_size: int | None = None,
     share: Share = ALONE,
     seen: Look | None = None,
+    roles: Roles = READ_ALL,
 ) -> Plan:
     """Cut the joint codes of a pair into slices, after a few runs on few codes.
 
@@ -184,6 +185,7 @@ def make_plan(
         slice_size: codes of a slice; the largest that is fast and fits into `max_memory` if None.
         share: which codes this process sums, if several processes divide them.
         seen: what a first look at the pair has shown, where there was one.
+        roles: which discrete latents are summed, all by default, and which latents are scored.
 
     Returns:
         The plan, with the largest slices that are fast and fit.
@@ -192,7 +194,7 @@ def make_plan(
         ValueError: if there are fewer codes than processes, or more than 2^62, or if slices of that size, or of
             one code, do not fit.
     """
-    layout = lay_out(runs, with_guide=with_guide, seen=seen)
+    layout = lay_out(runs, with_guide=with_guide, roles=roles, seen=seen)
     total = layout.space.num_codes
     if total > MOST_CODES:
         digits: Counter[int] = Counter()

@@ -3,6 +3,7 @@
 import torch
 from pyro.infer import ELBO, RenyiELBO, TraceMeanField_ELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
 from pyro.poutine.replay_messenger import ReplayMessenger
+from typing_extensions import override
 
 from ..runtime.compat.pyro import handlers_on_stack, running_elbo
 from .one_hot_messenger import DrawingMessenger
@@ -17,6 +18,11 @@ class DiscretizeMessenger(DrawingMessenger):
         if site.natural.requires_grad and torch.is_grad_enabled():
             _check_has_score(msg["name"])
         msg["fn"] = site.discrete()
+
+    @override
+    def refuse(self, msg: Messages) -> None:
+        if msg["fn"].has_rsample:
+            super().refuse(msg)
 
 
 #: Stock ELBOs that leave the score of a discrete site out of the gradient, and the loss to use instead. (ELBOs that

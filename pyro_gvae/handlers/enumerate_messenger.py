@@ -22,7 +22,7 @@ from ..runtime.compat.pyro import (
 from ..runtime.memory import in_words, memory_limit
 from .discretize_messenger import DiscretizeMessenger
 from .one_hot_messenger import OneHotMessenger
-from .sites import Discrete, Kind, Messages, Program, plates_of
+from .sites import EVERY_SITE, Discrete, Kind, Messages, Program, Sites, plates_of
 
 
 class Enumerated(NamedTuple):
@@ -36,8 +36,8 @@ class Enumerated(NamedTuple):
 class EnumeratedMessenger(OneHotMessenger):
     """Marks discrete latents for parallel enumeration, and refuses programs that enumeration would get wrong."""
 
-    def __init__(self, max_memory: float | None) -> None:
-        super().__init__()
+    def __init__(self, max_memory: float | None, on: Sites = EVERY_SITE) -> None:
+        super().__init__(on)
         self.max_memory = max_memory
 
     def __enter__(self) -> Any:
@@ -51,7 +51,7 @@ class EnumeratedMessenger(OneHotMessenger):
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
         # A program without observations is a guide, which need not have discrete latents.
-        nothing_found = kind is None and self.decides() and self.observes and not (self.sites or self.observed)
+        nothing_found = kind is None and self.is_outermost() and self.observes and not (self.sites or self.observed)
         result = super().__exit__(kind, value, traceback)
         if nothing_found:
             raise ValueError(
@@ -130,6 +130,7 @@ class EnumeratedMessenger(OneHotMessenger):
 
     def check(self, program: Program, args: Any, kwargs: Any) -> None:
         """Refuse suspects that depend on an enumerated site, which their shapes did not tell."""
+        super().check(program, args, kwargs)
         if self.suspects:
             with poutine.block(), DiscretizeMessenger():
                 upstream: Any = get_dependencies(program, args, kwargs)["prior_dependencies"]

@@ -22,9 +22,11 @@ from .enumerate_messenger import EnumeratedMessenger
 from .handled import HandledModule, Make, handle
 from .one_hot_messenger import ProgramMessenger
 from .relax_messenger import RelaxMessenger
-from .sites import Program
+from .sites import EVERY_SITE, Program, Sites, as_names
 from .straight_through_messenger import StraightThroughMessenger
 from .weigh_kl_messenger import WeighKLMessenger
+
+Temperature = float | Tensor | None
 
 
 def _handler(make: Make, program: Program | None) -> Any:
@@ -50,12 +52,24 @@ class _DecoratorOrContext(AbstractContextManager[None]):
 
 
 @overload
-def relax(program: nn.Module, *, temperature: float | Tensor | None = None) -> HandledModule: ...
+def relax(
+    program: nn.Module, *, temperature: Temperature = None, otherwise: Temperature = None, sites: Sites = EVERY_SITE
+) -> HandledModule: ...
 @overload
-def relax(program: Program, *, temperature: float | Tensor | None = None) -> Program: ...
+def relax(
+    program: Program, *, temperature: Temperature = None, otherwise: Temperature = None, sites: Sites = EVERY_SITE
+) -> Program: ...
 @overload
-def relax(program: None = None, *, temperature: float | Tensor | None = None) -> _DecoratorOrContext: ...
-def relax(program: Program | None = None, *, temperature: float | Tensor | None = None) -> Any:
+def relax(
+    program: None = None, *, temperature: Temperature = None, otherwise: Temperature = None, sites: Sites = EVERY_SITE
+) -> _DecoratorOrContext: ...
+def relax(
+    program: Program | None = None,
+    *,
+    temperature: Temperature = None,
+    otherwise: Temperature = None,
+    sites: Sites = EVERY_SITE,
+) -> Any:
     """Replace each latent one-hot or bit of a program by a Concrete (Gumbel-Softmax) sample with a pathwise gradient.
 
     A site "z" is sampled and scored in log space, as the auxiliary site "z_log", which does not underflow at any
@@ -68,13 +82,16 @@ def relax(program: Program | None = None, *, temperature: float | Tensor | None 
         program: a model or guide; if None, the result is a decorator and context manager.
         temperature: t > 0 for all sites. None keeps each site's own: that of its relaxed distribution, or for a
             discrete site the one in its settings, `pyro.sample(.., infer={"temperature": t})`.
+        otherwise: t of sites that have none of their own, where `temperature` is None.
+        sites: the names of the sites to relax, all by default. Others remain for other handlers: of several handlers
+            that act on a site, the outermost decides.
 
     Returns:
         The relaxed program.
 
     Raises:
         ValueError: if the temperature is not one positive number. When the program runs, if a site has no temperature,
-            or is an integer `Categorical`.
+            or is an integer `Categorical`, or if it has no discrete latent of a given name.
 
     Example:
         >>> import pyro, torch
@@ -85,28 +102,30 @@ def relax(program: Program | None = None, *, temperature: float | Tensor | None 
         >>> bool(model().max() < 1)
         True
     """
-    if temperature is not None:
-        check_temperature(temperature)
-    return _handler(partial(RelaxMessenger, temperature), program)
+    for given in (temperature, otherwise):
+        if given is not None:
+            check_temperature(given)
+    return _handler(partial(RelaxMessenger, temperature, as_names(sites), otherwise), program)
 
 
 @overload
 def straight_through(
-    program: nn.Module, *, kind: str | Kind = "st-gumbel-softmax", temperature: float | Tensor | None = None
+    program: nn.Module, *, kind: str | Kind = ..., temperature: Temperature = None, sites: Sites = EVERY_SITE
 ) -> HandledModule: ...
 @overload
 def straight_through(
-    program: Program, *, kind: str | Kind = "st-gumbel-softmax", temperature: float | Tensor | None = None
+    program: Program, *, kind: str | Kind = ..., temperature: Temperature = None, sites: Sites = EVERY_SITE
 ) -> Program: ...
 @overload
 def straight_through(
-    program: None = None, *, kind: str | Kind = "st-gumbel-softmax", temperature: float | Tensor | None = None
+    program: None = None, *, kind: str | Kind = ..., temperature: Temperature = None, sites: Sites = EVERY_SITE
 ) -> _DecoratorOrContext: ...
 def straight_through(
     program: Program | None = None,
     *,
     kind: str | Kind = "st-gumbel-softmax",
-    temperature: float | Tensor | None = None,
+    temperature: Temperature = None,
+    sites: Sites = EVERY_SITE,
 ) -> Any:
     """Draw each latent one-hot or bit of a program exactly, and give it a surrogate gradient.
 
@@ -122,13 +141,14 @@ def straight_through(
             such as `GumbelRao(num_draws=10)`; or your own function of logits (..., K) and temperature () that returns
             one-hots.
         temperature: t > 0 of the surrogate, for all sites; None keeps that of each site, as in :func:`relax`.
+        sites: the names of the sites to draw so, all by default, as in :func:`relax`.
 
     Returns:
         The straight-through program.
 
     Raises:
         ValueError: if the kind is unknown, or the temperature is not one positive number. When the program runs, if a
-            site has no temperature, or is an integer `Categorical`.
+            site has no temperature, or is an integer `Categorical`, or if it has no discrete latent of a given name.
 
     Example:
         >>> import pyro, torch
@@ -142,16 +162,16 @@ def straight_through(
     """
     if temperature is not None:
         check_temperature(temperature)
-    return _handler(partial(StraightThroughMessenger, find_kind(kind), temperature), program)
+    return _handler(partial(StraightThroughMessenger, find_kind(kind), temperature, as_names(sites)), program)
 
 
 @overload
-def discretize(program: nn.Module) -> HandledModule: ...
+def discretize(program: nn.Module, *, sites: Sites = EVERY_SITE) -> HandledModule: ...
 @overload
-def discretize(program: Program) -> Program: ...
+def discretize(program: Program, *, sites: Sites = EVERY_SITE) -> Program: ...
 @overload
-def discretize(program: None = None) -> _DecoratorOrContext: ...
-def discretize(program: Program | None = None) -> Any:
+def discretize(program: None = None, *, sites: Sites = EVERY_SITE) -> _DecoratorOrContext: ...
+def discretize(program: Program | None = None, *, sites: Sites = EVERY_SITE) -> Any:
     """Draw each discrete latent of a program exactly: relaxed sites become one-hots or bits with the same logits.
 
     An `OneHotCategorical(...).to_event(1)` site becomes one :class:`FactorizedOneHotCategorical`, which can be
@@ -159,6 +179,7 @@ def discretize(program: Program | None = None) -> Any:
 
     Args:
         program: a model or guide; if None, the result is a decorator and context manager.
+        sites: the names of the sites to draw exactly, all by default, as in :func:`relax`.
 
     Returns:
         The discrete program.
@@ -171,16 +192,18 @@ def discretize(program: Program | None = None) -> Any:
         >>> float(z.max())
         1.0
     """
-    return _handler(DiscretizeMessenger, program)
+    return _handler(partial(DiscretizeMessenger, as_names(sites)), program)
 
 
 @overload
-def enumerated(program: nn.Module, *, max_memory: float | None = None) -> HandledModule: ...
+def enumerated(program: nn.Module, *, max_memory: float | None = None, sites: Sites = EVERY_SITE) -> HandledModule: ...
 @overload
-def enumerated(program: Program, *, max_memory: float | None = None) -> Program: ...
+def enumerated(program: Program, *, max_memory: float | None = None, sites: Sites = EVERY_SITE) -> Program: ...
 @overload
-def enumerated(program: None = None, *, max_memory: float | None = None) -> _DecoratorOrContext: ...
-def enumerated(program: Program | None = None, *, max_memory: float | None = None) -> Any:
+def enumerated(
+    program: None = None, *, max_memory: float | None = None, sites: Sites = EVERY_SITE
+) -> _DecoratorOrContext: ...
+def enumerated(program: Program | None = None, *, max_memory: float | None = None, sites: Sites = EVERY_SITE) -> Any:
     """Mark the discrete latents of a program for stock `TraceEnum_ELBO`, which then sums over all joint codes.
 
     `TraceEnum_ELBO().loss(enumerated(model), enumerated(guide), x)` is minus the exact ELBO of the discrete model. With
@@ -192,6 +215,7 @@ def enumerated(program: Program | None = None, *, max_memory: float | None = Non
     Args:
         program: a model or guide; if None, the result is a decorator and context manager.
         max_memory: bytes that the codes may take; 4 GB if None.
+        sites: the names of the sites to enumerate, all by default, as in :func:`relax`.
 
     Returns:
         The enumerated program.
@@ -211,7 +235,7 @@ def enumerated(program: Program | None = None, *, max_memory: float | None = Non
         >>> round(loss, 4)  # -log p(x), summed over 9 codes
         1.1656
     """
-    return _handler(partial(EnumeratedMessenger, max_memory), program)
+    return _handler(partial(EnumeratedMessenger, max_memory, as_names(sites)), program)
 
 
 @overload

@@ -1,28 +1,46 @@
 """The base class of all handlers of discrete latents; the outermost of them decides what a site is."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from pyro.infer import Trace_MMD
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
 from torch import Tensor
+from typing_extensions import override
 
 from ..runtime.compat.enumeration import enumerated_dim
 from ..runtime.compat.pyro import handlers_on_stack, is_random, running_elbo
-from .sites import Discrete, Kind, Messages, Program, discrete, kind_of
+from .sites import EVERY_SITE, Discrete, Kind, Messages, Program, discrete, kind_of
 
 
-def temperature_of(msg: Messages, site: Discrete, given: float | Tensor | None, attempt: str) -> float | Tensor:
-    """Return the handler's temperature if it has one, or else the site's own, from its distribution or its settings.
+def temperature_of(
+    msg: Messages,
+    site: Discrete,
+    given: float | Tensor | None,
+    otherwise: float | Tensor | None = None,
+    *,
+    attempt: str,
+) -> float | Tensor:
+    """Return a handler's temperature for a site.
+
+    Args:
+        msg: the site's message.
+        site: what its distribution says.
+        given: the temperature for all sites, if there is one; or else the site's own, from its distribution or its
+            settings.
+        otherwise: the temperature of sites that have none of their own.
+        attempt: what an error advises.
 
     Raises:
         ValueError: if there is none.
     """
     own = msg["infer"].get("temperature") if site.temperature is None else site.temperature
-    temperature: float | Tensor | None = own if given is None else given
+    found = (temperature for temperature in (given, own, otherwise) if temperature is not None)
+    temperature: float | Tensor | None = next(found, None)
     if temperature is None:
         raise ValueError(
             f"Expected a temperature for the discrete site '{msg['name']}', but found none. Try {attempt}, or "
@@ -67,10 +85,20 @@ class ProgramMessenger(Messenger):
 
 
 class OneHotMessenger(ProgramMessenger):
-    """Abstract base: decides what the discrete latents of a program are. Observed sites remain as written."""
+    """Abstract base: decides what discrete latents of a program are. Observed sites remain as written.
+
+    Args:
+        on: the names of the sites that it acts on.
+    """
+
+    def __init__(self, on: Container[str] = EVERY_SITE) -> None:
+        super().__init__()
+        self.on = on
 
     def __enter__(self) -> Any:
         self.sites: dict[str, Discrete] = {}
+        self.latents: list[str] = []  # of any kind
+        self.is_model = False  # whether it observes anything
         self.observed: set[str] = set()  # one-hots alone: an observed bit may be a pixel
         return super().__enter__()
 
@@ -79,12 +107,21 @@ class OneHotMessenger(ProgramMessenger):
         handlers = handlers_on_stack()
         return handlers[: handlers.index(self)]
 
-    def decides(self) -> bool:
-        """Return whether this handler is the outermost of those that decide what a site is."""
+    def is_outermost(self) -> bool:
+        """Return whether no handler outside this one decides what any site is."""
         return not any(isinstance(handler, OneHotMessenger) for handler in self.outside())
 
+    def decides(self, name: str) -> bool:
+        """Return whether this handler is the outermost of those that decide what this site is."""
+        outside = (handler for handler in self.outside() if isinstance(handler, OneHotMessenger))
+        return name in self.on and not any(name in handler.on for handler in outside)
+
     def _pyro_sample(self, msg: Messages) -> None:
-        if msg["done"] or not is_random(msg) or not self.decides():
+        if not is_random(msg):
+            return
+        self.is_model |= msg["is_observed"]
+        self.latents.append(msg["name"])
+        if msg["done"] or not self.decides(msg["name"]):
             return
         if msg["is_observed"] or msg["value"] is not None:
             if kind_of(msg["fn"]) is Kind.ONE_HOT:
@@ -92,6 +129,8 @@ class OneHotMessenger(ProgramMessenger):
             return
         site = discrete(msg["fn"])
         if site is None:
+            if isinstance(self.on, frozenset):
+                self.refuse(msg)
             return
         if site.kind is Kind.ONE_HOT and site.num_event_dims > 1:
             raise ValueError(
@@ -104,6 +143,36 @@ class OneHotMessenger(ProgramMessenger):
     @abstractmethod
     def declare(self, msg: Messages, site: Discrete) -> None:
         """Edit the message of a discrete latent so that it is what this handler wants."""
+
+    def refuse(self, msg: Messages) -> None:
+        """Refuse a latent that this handler is to act on by name, and that is not discrete.
+
+        Raises:
+            ValueError: if this handler can do nothing with it.
+        """
+        raise ValueError(
+            f"Expected a latent of one-hots, bits or integers at '{msg['name']}', but found a "
+            f"{type(innermost(msg['fn'])).__name__}. Try the names of discrete latents alone."
+        )
+
+    @override
+    def check(self, program: Program, args: Any, kwargs: Any) -> None:
+        """Refuse names that a model does not have; a guide need not have what is observed.
+
+        Raises:
+            ValueError: if there is no such site.
+        """
+        if self.is_model and isinstance(self.on, frozenset):
+            for name in sorted(self.on.difference(self.latents)):
+                found = ", ".join(f"'{latent}'" for latent in dict.fromkeys(self.latents))
+                raise ValueError(f"Expected the program to have a site '{name}', but found {found}.")
+
+
+def innermost(fn: Any) -> Any:
+    """Return what a distribution masks, expands or makes independent."""
+    while isinstance(fn, MaskedDistribution | ExpandedDistribution | Independent):
+        fn = fn.base_dist
+    return fn
 
 
 class DrawingMessenger(OneHotMessenger):

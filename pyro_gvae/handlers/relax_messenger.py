@@ -1,5 +1,6 @@
 """The messenger behind `relax`."""
 
+from collections.abc import Container
 from typing import Any
 
 import pyro
@@ -10,15 +11,21 @@ from torch import Tensor
 from ..runtime.compat.enumeration import markov_settings, take_out_of_reach
 from ..runtime.compat.pyro import settings_of_deterministic_site
 from .one_hot_messenger import DrawingMessenger, has_relaxation, temperature_of, without_enumeration
-from .sites import Discrete, Messages
+from .sites import EVERY_SITE, Discrete, Messages
 
 
 class RelaxMessenger(DrawingMessenger):
     """Samples one-hots and bits as Concrete variables, in log space."""
 
-    def __init__(self, temperature: float | Tensor | None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        temperature: float | Tensor | None,
+        on: Container[str] = EVERY_SITE,
+        otherwise: float | Tensor | None = None,
+    ) -> None:
+        super().__init__(on)
         self.temperature = temperature
+        self.otherwise = otherwise
 
     def __enter__(self) -> Any:
         self.samples: dict[str, Tensor] = {}
@@ -39,7 +46,9 @@ class RelaxMessenger(DrawingMessenger):
         if not has_relaxation(msg, site):
             return
         name = msg["name"]
-        temperature = temperature_of(msg, site, self.temperature, "relax(program, temperature=0.5)")
+        temperature = temperature_of(
+            msg, site, self.temperature, self.otherwise, attempt="relax(program, temperature=0.5)"
+        )
         # The guide passes log z to the model, because z and its density underflow at low temperature. z is a function
         # of log z, as in Pyro's reparameterizers.
         self.logs[f"{name}_log"] = name

@@ -3,9 +3,10 @@
 A bit is a one-hot of two categories whose value is its second digit; an integer is the place of the one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, final
 
 import torch
 from pyro.distributions import (
@@ -33,6 +34,33 @@ from ..runtime.compat.pyro import mask_of
 
 Program = Callable[..., Any]
 Messages = Any  # Pyro's messages are dictionaries that handlers edit in place.
+
+
+@final
+@dataclass(frozen=True)
+class AllBut(Container[str]):
+    """The names of all sites but some."""
+
+    names: frozenset[str] = frozenset()
+
+    def __contains__(self, name: object) -> bool:
+        return name not in self.names
+
+
+EVERY_SITE = AllBut()
+#: Names of sites.
+Sites = Container[str]
+
+
+def as_names(sites: Sites) -> Sites:
+    """Return names of sites as a set, which does not change; `AllBut` some is returned as it is.
+
+    Raises:
+        ValueError: if it is one text and not a collection of names.
+    """
+    if isinstance(sites, str):
+        raise ValueError(f"Expected names of sites, but found one text, '{sites}'. Try sites=['{sites}'].")
+    return frozenset(sites) if isinstance(sites, Iterable) else sites
 
 
 class Kind(Enum):

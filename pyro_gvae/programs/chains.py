@@ -19,7 +19,7 @@ from .layout import Look, any_draw, check, is_continuous, mixes_data
 from .modes import without_trace
 from .provenance import Provenance
 from .runs import Runs
-from .statements import latent_of, reparameterized
+from .statements import drawn_once, latent_of
 
 #: Latents outside of `pyro.markov` have a dimension each, and torch sums over tensors of at most 64.
 MOST_DIMENSIONS = 60
@@ -58,7 +58,7 @@ class Chains(NamedTuple):
 
     def read(self, runs: Runs) -> Both:
         """Run the programs on all values of all latents, with one pathwise draw of the continuous ones."""
-        guide, draw = (runs.guide, reparameterized({})) if self.with_guide else (None, _no_draw)
+        guide, draw = (runs.guide, drawn_once({}, frozenset())) if self.with_guide else (None, _no_draw)
         return read_axes(runs.model, guide, self.nesting, draw, self.beside)
 
     def of_model(self) -> Self:

@@ -91,7 +91,7 @@ class Enumerator(OneHotMessenger):
 
     def _pyro_sample(self, msg: Messages) -> None:
         is_latent = not msg["is_observed"] and msg["value"] is None and is_random(msg) and not is_intervened_on(msg)
-        if msg["done"] or not is_latent or not self.decides():
+        if msg["done"] or not is_latent or not self.decides(msg["name"]):
             return
         # Settings for an enumeration by stock Pyro ask for something else.
         kept = {key: value for key, value in msg["infer"].items() if key not in ("enumerate", "expand", "num_samples")}

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Size, Tensor
 
-from .latents import Latent, Space
+from .latents import READ_ALL, Latent, Roles, Space
 
 #: One-hots of each latent, by its name: (s, N, K), the same for all data, or (P, B, N, K).
 Codes = Mapping[str, Tensor]
@@ -85,6 +85,11 @@ class Factor(NamedTuple):
     unweighed: Callable[[], Tensor]  # neither scaled nor masked, nor divided among the data that share it
     weigh: Callable[[Tensor], Tensor]  # scales, masks and divides other values than the log-probability
     fn: Any  # the distribution
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether a latent has no pathwise derivative, so that its draw needs a score."""
+        return not self.fn.has_rsample
 
 
 class Reading(NamedTuple):
@@ -205,6 +210,8 @@ class Layout(NamedTuple):
         obstacle: why the programs do not take codes in one more dimension, or None if they do.
         guide_depends: whether what the guide says of one latent depends on the codes of another.
         has_continuous: whether the guide has continuous latents.
+        roles: which latents are read or scored.
+        analytic: the latents besides whose KL is in closed form.
     """
 
     space: Space
@@ -219,6 +226,8 @@ class Layout(NamedTuple):
     obstacle: str | None
     guide_depends: bool
     has_continuous: bool
+    roles: Roles = READ_ALL
+    analytic: frozenset[str] = frozenset()
 
     @property
     def batch_size(self) -> int:

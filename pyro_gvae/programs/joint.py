@@ -10,9 +10,11 @@ from typing import NamedTuple, Self
 
 import torch
 from torch import Size, Tensor
+from torch.distributions import kl_divergence
 
 from ..handlers.sites import Run
-from .factors import Codes, Layout, Reading, Site, apart, common_scale, first_of, summed_over
+from .draws import Score
+from .factors import Codes, Factor, Layout, Reading, Site, apart, common_scale, first_of, summed_over
 from .layout import is_continuous
 from .runs import Runs
 from .statements import read
@@ -24,12 +26,15 @@ class Guide(NamedTuple):
     Attributes:
         sites: discrete latents that do not depend on the codes of others; their part of a KL is closed form.
         values: continuous latents that do not depend on codes: one draw for all of them.
-        log_q: the log-density (1, B) of these, scaled and masked, or None if there are none.
+        log_q: the log-density (1, B) of these, scaled and masked, or None if there are none. That of scored latents has
+            no gradient, and that of latents whose KL is in closed form is left out.
+        factors: of these.
     """
 
     sites: dict[str, Site]
     values: dict[str, Tensor]
     log_q: Tensor | None
+    factors: dict[str, Factor]
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors that sums over codes read."""
@@ -49,15 +54,22 @@ class Guide(NamedTuple):
 def read_guide_once(runs: Runs, layout: Layout) -> Guide:
     """Run the guide once, and keep what does not depend on codes."""
     if layout.obstacle is not None:
-        return Guide({}, {}, None)
+        return Guide({}, {}, None, {})
     codes = layout.some_codes(layout.few()[0] if layout.guide_depends else 1)
     found = read(runs.guide, layout, codes, {})
-    constant = {name: factor.log_prob for name, factor in found.factors.items() if len(factor.log_prob) == 1}
+    constant = {name: factor for name, factor in found.factors.items() if len(factor.log_prob) == 1}
+    sampled = [_log_q(factor) for name, factor in constant.items() if name not in layout.analytic]
     return Guide(
         sites={name: site for name, site in found.sites.items() if not site.depends},
         values={name: value for name, value in found.values.items() if name in constant},
-        log_q=_add(constant.values()) if constant else None,
+        log_q=_add(sampled) if sampled else None,
+        factors=constant,
     )
+
+
+def _log_q(factor: Factor) -> Tensor:
+    """Return the log-density of a continuous latent. The gradient of a scored one has mean zero and is left out."""
+    return factor.log_prob.detach() if factor.is_scored else factor.log_prob
 
 
 class Terms(NamedTuple):
@@ -67,11 +79,13 @@ class Terms(NamedTuple):
         log_weights: log q of the codes (s, B or 1), neither scaled nor masked.
         table: what is to be weighted (s, B), scaled and masked.
         constant: what is not, (B,): the same in every slice, to be counted once.
+        scores: of scored latents that are drawn for each code.
     """
 
     log_weights: Tensor
     table: Tensor
     constant: Tensor | None
+    scores: tuple[Score, ...] = ()
 
 
 class JointScores(NamedTuple):
@@ -190,14 +204,18 @@ def pieces(layout: Layout, codes: Codes) -> list[Codes]:
 
 
 def _count(codes: Codes) -> int:
-    return len(next(iter(codes.values())))
+    return len(next(iter(codes.values()))) if codes else 1  # of no latent there is one code
 
 
 def _stacked(parts: list[Terms]) -> Terms:
     if len(parts) == 1:
         return parts[0]
-    weights, table, _ = zip(*parts, strict=True)  # of several parts nothing is constant
-    return Terms(torch.cat(weights), torch.cat(table), None)
+    weights, table, _, scores = zip(*parts, strict=True)  # of several parts nothing is constant
+    return Terms(torch.cat(weights), torch.cat(table), None, tuple(map(_one_score, zip(*scores, strict=True))))
+
+
+def _one_score(parts: tuple[Score, ...]) -> Score:
+    return parts[0]._replace(log_q=torch.cat([part.log_q for part in parts]))
 
 
 def _joined(parts: list[JointScores]) -> JointScores:
@@ -206,7 +224,7 @@ def _joined(parts: list[JointScores]) -> JointScores:
 
 def _elbo_terms(layout: Layout, guide: Guide, codes: Codes, q: Reading, p: Reading) -> Terms:
     q_sites = q.sites | guide.sites
-    table = [factor.log_prob for factor in p.factors.values()]
+    table = [factor.log_prob for name, factor in p.factors.items() if name not in layout.analytic]
     constant = []
     for name, site in p.sites.items():
         if name in guide.sites and not site.depends:
@@ -218,13 +236,21 @@ def _elbo_terms(layout: Layout, guide: Guide, codes: Codes, q: Reading, p: Readi
             constant.append(-site.weigh((site.log_probs.exp() * site.log_probs).sum((-2, -1))))
         else:
             table.append(-site.weigh(site.score(codes)))
-    table += [-factor.log_prob for name, factor in q.factors.items() if name not in guide.values]
+    drawn = {name: factor for name, factor in q.factors.items() if name not in guide.values}
+    table += [-_log_q(factor) for name, factor in drawn.items() if name not in layout.analytic]
     if guide.log_q is not None:
         constant.append(-guide.log_q.squeeze(0))
+    for name in sorted(layout.analytic):
+        kl = p.factors[name].weigh(kl_divergence((guide.factors | drawn)[name].fn, p.factors[name].fn))
+        table.append(-kl)
+    rows = _count(codes), layout.batch_size
     return Terms(
-        log_weights=_add([site.score(codes) for site in q_sites.values()]),
-        table=_add(table).expand(_count(codes), -1),
+        log_weights=_add([site.score(codes) for site in q_sites.values()]) if q_sites else table[0].new_zeros(1, 1),
+        table=_add(table).expand(rows[0], -1),
         constant=_add(constant) if constant else None,
+        scores=tuple(
+            Score(factor.unweighed().expand(rows), factor.own_shape) for factor in drawn.values() if factor.is_scored
+        ),
     )
 
 

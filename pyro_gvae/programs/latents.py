@@ -6,7 +6,22 @@ import torch
 from torch import Size, Tensor
 
 from ..distributions.codes import num_codes, numbered_codes
-from ..handlers.sites import Kind
+from ..handlers.sites import EVERY_SITE, Kind, Sites
+
+
+class Roles(NamedTuple):
+    """What a loss does with the latents of a program; those that have no role here are drawn by `rsample`.
+
+    Attributes:
+        read: discrete latents whose codes the loss gives to the programs.
+        scored: latents without `rsample` that are drawn with a score.
+    """
+
+    read: Sites = EVERY_SITE
+    scored: Sites = frozenset()
+
+
+READ_ALL = Roles()
 
 
 class TooManyCodesError(ValueError):

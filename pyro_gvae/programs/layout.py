@@ -1,7 +1,8 @@
 """What a few small runs tell about a pair, before anything is summed: its latents, its plates, and what it refuses."""
 
+import itertools
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +12,10 @@ from torch import Size, Tensor
 
 from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.one_hot_messenger import in_model_alone
-from ..handlers.sites import Run, plates_of
+from ..handlers.sites import Messages, Run, Sites, plates_of
 from ..runtime.compat.enumeration import in_markov
 from .factors import Layout, Level, Reading
-from .latents import Space
+from .latents import READ_ALL, Roles, Space
 from .modes import without_trace
 from .runs import Runs
 from .statements import Draw, Reader, first_shared_value, first_value, given_codes, latent_of, read_with
@@ -27,6 +28,7 @@ class Look(NamedTuple):
     model: Reader
     given: dict[str, Tensor]  # continuous latents of the guide
     with_guide: bool
+    roles: Roles
 
     @property
     def needs_axes(self) -> bool:
@@ -36,47 +38,51 @@ class Look(NamedTuple):
         return bool(alone) or any(map(in_markov, found))
 
 
-def look(runs: Runs, *, with_guide: bool = True) -> Look:
+def look(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL) -> Look:
     """Run each program once, on one code, and leave random numbers as they were.
 
     Args:
         runs: the pair with its data bound.
         with_guide: whether the guide is read; the evidence is the model's alone.
+        roles: which latents are read as codes, and which are scored.
     """
     with torch.no_grad(), without_trace():
         runs = runs.again()
-        guide = Reader(first_value, any_draw({}))
+        guide = Reader(first_value, any_draw({}), roles.read)
         if with_guide:
             guide.run(runs.guide)
         given = {name: msg["value"] for name, msg in guide.continuous().items()}
-        return Look(guide, _run_on_one_code(runs.model, given), given, with_guide)
+        return Look(guide, _run_on_one_code(runs.model, given, roles.read), given, with_guide, roles)
 
 
-def lay_out(runs: Runs, *, with_guide: bool = True, seen: Look | None = None) -> Layout:
+def lay_out(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL, seen: Look | None = None) -> Layout:
     """Find a pair's discrete latents, from a few runs that leave random numbers as they were.
 
     Args:
         runs: the pair with its data bound.
         with_guide: whether the guide is read; the evidence is the model's alone.
+        roles: which latents are read as codes, and which are scored.
         seen: what a first look has shown, where there was one.
 
     Raises:
         ValueError: if the model has no discrete latent or observes nothing, if the guide's latents are not the
             model's, or if a statement mixes the codes of several data.
     """
-    found = look(runs, with_guide=with_guide) if seen is None else seen
+    found = look(runs, with_guide=with_guide, roles=roles) if seen is None else seen
     with torch.no_grad(), without_trace():
         return _lay_out(runs.again(), found)
 
 
 def _lay_out(runs: Runs, seen: Look) -> Layout:
-    guide, model, given, with_guide = seen
+    guide, model, given, with_guide, roles = seen
     check(seen, alone=frozenset())
+    drawn = [name for name, msg in guide.continuous().items() if _is_scored(name, msg, roles)]
     messages = [*model.messages.values(), *guide.messages.values()]
     frames = [frame for msg in messages for frame in msg["cond_indep_stack"] if frame.vectorized]
     shapes = [found.batch_shape for found in (*model.discrete.values(), *guide.discrete.values())]
+    shapes += [guide.messages[name]["fn"].batch_shape for name in drawn]
     batch_shape = _broadcast(shapes)
-    first = next(iter(model.discrete.values())).natural
+    first = _first_tensor(model)
     levels = _levels(model, batch_shape)
     layout = Layout(
         space=Space(tuple(latent_of(name, model.discrete[name]) for level in levels for name in level.names)),
@@ -84,17 +90,18 @@ def _lay_out(runs: Runs, seen: Look) -> Layout:
         site_shapes=_site_shapes(model, batch_shape),
         nesting=max([len(batch_shape), *(-frame.dim for frame in frames)]),
         batch_shape=batch_shape,
-        plates=frozenset().union(*(plates_of(model.messages[name]) for name in model.discrete)),
+        plates=frozenset().union(*(plates_of(model.messages[name]) for name in (*model.discrete, *drawn))),
         sizes=frozenset([*batch_shape, *(frame.size for frame in frames)]),
         dtype=torch.promote_types(first.dtype, torch.float32),
         device=first.device,
         obstacle=None,
         guide_depends=True,
         has_continuous=bool(given),
+        roles=roles,
     )
-    _check_mixing(runs.model, model, layout)
+    _check_mixing(runs.model, model, layout, drawn)
     if with_guide:
-        _check_mixing(runs.guide, guide, layout)
+        _check_mixing(runs.guide, guide, layout, drawn)
     readings: list[Reading] = []
     obstacle = obstacle_of(lambda: readings.append(_read_both(runs, layout, layout.few()[0], with_guide)))
     if obstacle is None:
@@ -152,13 +159,23 @@ def obstacle_of(run: Callable[[], Any]) -> str | None:
     return None
 
 
-def _run_on_one_code(model: Run, given: Mapping[str, Tensor]) -> Reader:
+def _is_scored(name: str, msg: Messages, roles: Roles) -> bool:
+    return name in roles.scored and not msg["fn"].has_rsample
+
+
+def _first_tensor(model: Reader) -> Tensor:
+    """Return a tensor of the dtype and on the device of what a model computes."""
+    observed = (msg["value"] for msg in model.messages.values() if msg["value"].is_floating_point())
+    return next(itertools.chain((found.natural for found in model.discrete.values()), observed))
+
+
+def _run_on_one_code(model: Run, given: Mapping[str, Tensor], read: Sites) -> Reader:
     """Run the model on a code that all data share, which it decodes once, or else on one in the shape of a sample."""
     try:
-        reader = Reader(first_shared_value, any_draw(given))
+        reader = Reader(first_shared_value, any_draw(given), read)
         reader.run(model)
     except (RuntimeError, ValueError, IndexError):
-        reader = Reader(first_value, any_draw(given))
+        reader = Reader(first_value, any_draw(given), read)
         reader.run(model)
     return reader
 
@@ -190,7 +207,7 @@ def check(seen: Look, alone: Collection[str]) -> None:
     """
     if seen.with_guide:
         _check_pair(seen.guide, seen.model, alone)
-    _check_model(seen.model, seen.given, seen.with_guide)
+    _check_model(seen.model, seen.given, seen.with_guide, seen.roles)
 
 
 def _check_pair(guide: Reader, model: Reader, alone: Collection[str]) -> None:
@@ -218,8 +235,8 @@ def _check_pair(guide: Reader, model: Reader, alone: Collection[str]) -> None:
             )
 
 
-def _check_model(model: Reader, given: Mapping[str, Tensor], with_guide: bool) -> None:
-    if not model.discrete:
+def _check_model(model: Reader, given: Mapping[str, Tensor], with_guide: bool, roles: Roles) -> None:
+    if not model.discrete and roles == READ_ALL:
         raise ValueError("Expected the model to have a discrete latent, but found none. Try Trace_ELBO.")
     if all(name in model.discrete for name in model.messages):
         found = ", ".join(f"'{name}'" for name in model.discrete)
@@ -243,15 +260,15 @@ def is_continuous(name: str) -> ValueError:
     )
 
 
-def _check_mixing(program: Run, read_before: Reader, layout: Layout) -> None:
-    """Refuse a statement outside of the plates of a discrete latent that it depends on; shapes do not tell which do."""
+def _check_mixing(program: Run, read_before: Reader, layout: Layout, scored: Sequence[str]) -> None:
+    """Refuse a statement outside of the plates of a latent that it depends on; shapes do not tell which do."""
     outside = {name: left for name, msg in read_before.messages.items() if (left := layout.plates - plates_of(msg))}
     if not outside:
         return
     with poutine.block(), DiscretizeMessenger():
         upstream: Any = get_dependencies(program)["prior_dependencies"]
     for name, left in outside.items():
-        for other in read_before.discrete:
+        for other in (*read_before.discrete, *scored):
             inner = plates_of(read_before.messages[other])
             if other != name and other in upstream.get(name, ()) and inner & left:
                 raise mixes_data(name, other, inner & left)

@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from ..distributions.lowered import log_prob
 from ..distributions.parameters import at_least_float32
-from ..handlers.one_hot_messenger import OneHotMessenger
-from ..handlers.sites import Discrete, Messages, Run, discrete, plates_of
+from ..handlers.one_hot_messenger import OneHotMessenger, innermost
+from ..handlers.sites import EVERY_SITE, Discrete, Messages, Run, Sites, discrete, plates_of
 from ..runtime.compat.pyro import is_intervened_on, is_random
 from .factors import Codes, Factor, Layout, Reading, Site
 from .latents import Latent
@@ -30,8 +30,8 @@ Draw = Callable[[str, Any], Tensor]
 class Reader(OneHotMessenger):
     """Gives the latents of a program their values, and keeps what all statements say."""
 
-    def __init__(self, place: Place, draw: Draw) -> None:
-        super().__init__()
+    def __init__(self, place: Place, draw: Draw, on: Sites = EVERY_SITE) -> None:
+        super().__init__(on)
         self.place = place
         self.draw = draw
         self.discrete: dict[str, Discrete] = {}
@@ -45,9 +45,9 @@ class Reader(OneHotMessenger):
 
     def _pyro_sample(self, msg: Messages) -> None:
         is_latent = not msg["is_observed"] and msg["value"] is None and is_random(msg) and not is_intervened_on(msg)
-        if msg["done"] or not is_latent or not self.decides():
+        if msg["done"] or not is_latent or not self.is_outermost():
             return
-        found = discrete(msg["fn"])
+        found = discrete(msg["fn"]) if msg["name"] in self.on else None
         if found is not None:
             self.declare(msg, found)
         else:
@@ -69,22 +69,19 @@ class Reader(OneHotMessenger):
         }
 
 
-def reparameterized(given: Mapping[str, Tensor]) -> Draw:
-    """Return values of continuous latents as they are given, or else one pathwise draw."""
+def drawn_once(given: Mapping[str, Tensor], scored: Sites) -> Draw:
+    """Return values of latents that are not read as they are given, or else one draw, pathwise if it is not scored."""
 
     def draw(name: str, fn: Any) -> Tensor:
         if name in given:
             return given[name]
-        if not fn.has_rsample:
-            innermost = fn
-            while hasattr(innermost, "base_dist"):
-                innermost = innermost.base_dist
+        if not fn.has_rsample and name not in scored:
             raise ValueError(
                 f"Expected latents that can be summed over or reparameterized, but found '{name}', a "
-                f"{type(innermost).__name__} without rsample. Try to condition on it, or an estimator that scores, "
-                "such as reinforce-loo."
+                f"{type(innermost(fn)).__name__} without rsample. Try to condition on it, or an estimator that scores, "
+                f"such as reinforce-loo, for all latents or by estimator({{'{name}': 'reinforce-loo'}})."
             )
-        value: Tensor = fn.rsample()
+        value: Tensor = fn.rsample() if fn.has_rsample else fn.sample().detach()
         return value
 
     return draw
@@ -114,19 +111,19 @@ def latent_of(name: str, found: Discrete) -> Latent:
 
 
 def read(program: Run, layout: Layout, codes: Codes, given: Mapping[str, Tensor]) -> Reading:
-    """Run a program on joint codes, with one pathwise draw of its continuous latents.
+    """Run a program on joint codes, with one draw of its other latents.
 
     Args:
         program: the program with its data bound.
         layout: its latents and plates.
         codes: one-hots (s, N, K) of each latent, by name, which all data share, or (s, B, N, K), for each datum its
             own; a single code where the layout has an obstacle.
-        given: values of continuous latents, which are not drawn.
+        given: values of other latents, which are not drawn.
 
     Raises:
-        ValueError: if a continuous latent has no pathwise derivative.
+        ValueError: if a latent that is neither read nor scored has no pathwise derivative.
     """
-    return read_with(program, layout, given_codes(layout, codes), reparameterized(given))
+    return read_with(program, layout, given_codes(layout, codes), drawn_once(given, layout.roles.scored))
 
 
 def given_codes(layout: Layout, codes: Codes) -> Place:
@@ -154,7 +151,7 @@ def given_codes(layout: Layout, codes: Codes) -> Place:
 def read_with(program: Run, layout: Layout, place: Place, draw: Draw) -> Reading:
     """Run a program with the values that `place` and `draw` give to its latents."""
     latents = {latent.name: latent for latent in layout.space.latents}
-    reader = Reader(place, draw)
+    reader = Reader(place, draw, layout.roles.read)
     reader.run(program)
     return Reading(
         sites={

@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ..config.stages import Stage
+from ..config.stages import Named, Stage
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.batches import check_batch_size
@@ -116,11 +116,12 @@ def stage_estimator(stage: Stage, config: TrainConfig, kl_weight: Tensor, part: 
         ValueError: if the estimator does not have an option, does not sum over codes that could be divided, or has no
             KL to weigh.
     """
-    options, known = dict(stage.options), inspect.signature(ESTIMATORS[stage.estimator]).parameters
-    if "max_memory" in known:
-        options.setdefault("max_memory", in_bytes(config.max_memory))
+    stage = stage.with_options(
+        lambda named: {"max_memory": in_bytes(config.max_memory)} if lacks(named, "max_memory") else {}
+    )
+    options = dict(stage.options)
     if config.shard == "codes":
-        if "share" not in known:
+        if stage.parts or not _takes(Named(stage.estimator, options), "share"):
             raise ValueError(
                 f"Expected estimators that sum over codes for shard='codes', but found '{stage.estimator}'. Try exact, "
                 "or shard='data'."
@@ -162,5 +163,18 @@ def annealed_tensors(vae: Any, config: TrainConfig, kl_weight: Tensor) -> Anneal
 
 def keeps_temperatures(stage: Stage) -> bool:
     """Return whether the estimator of a stage relaxes with the program's own temperatures."""
-    known = inspect.signature(ESTIMATORS[stage.estimator]).parameters
-    return "temperature" in known and stage.options.get("temperature", known["temperature"].default) is None
+    return any(map(_keeps_temperatures, stage.parts.values() or (Named(stage.estimator, stage.options),)))
+
+
+def _keeps_temperatures(named: Named) -> bool:
+    known = inspect.signature(ESTIMATORS[named.name]).parameters
+    return "temperature" in known and named.options.get("temperature", known["temperature"].default) is None
+
+
+def _takes(named: Named, option: str) -> bool:
+    return option in inspect.signature(ESTIMATORS[named.name]).parameters
+
+
+def lacks(named: Named, option: str) -> bool:
+    """Return whether an estimator has an option that is not given."""
+    return _takes(named, option) and option not in named.options

@@ -1,6 +1,7 @@
 """Analytic KL terms: the ELBO where a guide's dependences allow them, else an error. The exact sum is the oracle."""
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pairs import DATA, PROGRAMS
@@ -59,3 +60,26 @@ def test_it_is_recorded_for_batches_of_any_size():
     step = make_step(vae, estimator("gumbel-softmax", kl="categorical"))
     for batch_size in (8, 8, 5, 5, 3, 8):
         assert step(torch.ones(batch_size, 6)).isfinite()
+
+
+def test_a_latent_without_rsample_is_refused_or_scored():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.OneHotCategorical(logits=torch.zeros(2).double()))
+            n = pyro.sample("n", dist.Poisson(1 + y[..., 0]))
+            pyro.sample("x", dist.Normal(n, 1.0), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.OneHotCategorical(logits=x[:, :2]))
+            pyro.sample("n", dist.Poisson(pyro.param("rate", torch.ones(len(x)).double())))
+
+    model_and_guide = Pair(model, guide)
+    bound = estimator("st-gumbel-softmax").bind(model_and_guide)
+    with pytest.raises(
+        ValueError, match=r"found 'n', a Poisson without rsample: .*Try the sampled KL, by kl=\"sampled"
+    ):
+        bound.elbo.loss_and_grads(bound.model, bound.guide, DATA)
+    bound = estimator("st-gumbel-softmax", kl="sampled").bind(model_and_guide)
+    bound.elbo.loss_and_grads(bound.model, bound.guide, DATA)
+    assert pyro.param("rate").grad.abs().max() > 0

@@ -54,8 +54,6 @@ def test_every_estimator_trains_our_pair_in_stock_svi(name, options):
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_every_estimator_trains_a_users_pair_in_stock_svi(name, options):
     """Whose parameters are in the param store, in no module."""
-    if name == "gumbel-softmax":
-        options = options | {"temperature": 0.5}
     chosen = estimator(name, **options)
     pair = user_pair(chosen.num_categories or 3)
     before = ExactEvidence().loss(*pair, X)
@@ -118,6 +116,24 @@ def test_unknown_names_and_options_are_refused():
         estimator("gumbel-softmax", temperature=-1.0)
     with pytest.raises(ValueError, match=r"Expected kl to be one of relaxed, categorical, but found 'kl'"):
         estimator("gumbel-softmax", kl="kl")
+
+
+@pytest.mark.parametrize("own", [None, 0.4])
+def test_a_relaxation_takes_two_thirds_where_a_program_has_no_temperature(own):
+    infer = {} if own is None else {"temperature": own}
+
+    def program():
+        pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(3)), infer=infer)
+
+    model, guide, _ = estimator("gumbel-softmax").bind(Pair(program, program))
+    for handled in (model, guide):
+        found = pyro.poutine.trace(handled).get_trace().nodes["z_log"]["fn"].temperature
+        assert float(found) == pytest.approx(own or 2 / 3)
+
+
+def test_names_may_have_options_in_brackets():
+    assert estimator("gumbel-softmax[kl=categorical]").approximates == "the discrete ELBO, at soft samples"
+    assert estimator("per-site[z=exact,default=reinforce-loo]").name == "per-site[z=exact,default=reinforce-loo]"
 
 
 def test_the_command_line_knows_the_same_names():

@@ -83,7 +83,7 @@ def assert_resumed_is_uninterrupted(config, path, make=new_vae, *, forget=(), x=
     return training
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", [*ESTIMATORS, "per-site[z=reinforce-loo]"])
 def test_k_and_k_steps_are_2k_steps(name, tmp_path):
     make = partial(new_vae, estimator(name).num_categories or K)
     assert_resumed_is_uninterrupted(config(f"{name}:100"), tmp_path / "checkpoint", make)

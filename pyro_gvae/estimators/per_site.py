@@ -1,0 +1,113 @@
+"""Another estimator for each discrete site of a program."""
+
+from collections.abc import Mapping
+from functools import reduce
+
+from ..config.names import DEFAULT, PER_SITE
+from ..elbos.per_site import PerSiteELBO
+from ..handlers import discretize
+from ..handlers.sites import AllBut, Program, Sites
+from ..programs.latents import Roles
+from .base import AtSite, Estimator, Pathwise, Scored, Summed
+from .claims import Bias, Objective
+
+#: From what holds of a loss that has it at any site, to what holds only if all sites have it.
+_OBJECTIVES = (Objective.SOFT_ELBO, Objective.RELAXED_ELBO, Objective.SURROGATE_ELBO, Objective.ELBO)
+_RELAXED = {Bias.RELAXATION, Bias.RELAXATION_AND_SURROGATE}
+_SURROGATE = {Bias.SURROGATE, Bias.OTHER_TEMPERATURE, Bias.RELAXATION_AND_SURROGATE}
+
+
+def per_site(sites: Mapping[str, Estimator], default: Estimator) -> Estimator:
+    """Put together an estimator for each discrete site: summed, scored, relaxed, or drawn with a surrogate gradient.
+
+    *Approximates* what the least of its parts does: the discrete ELBO of exact and scored sites, and a bound of the
+    relaxed model if a site is relaxed. *With* :class:`~pyro_gvae.elbos.per_site.PerSiteELBO` and the largest P of the
+    parts. *Requires* of each site what its estimator does. *Bias*: that of the relaxations and surrogates.
+
+    Args:
+        sites: estimators of sites, by the names of these.
+        default: the estimator of all other discrete sites, and of latents without `rsample`.
+
+    Returns:
+        The estimator.
+
+    Raises:
+        ValueError: if an estimator is not one of a single site.
+
+    Example:
+        >>> from pyro_gvae import estimator
+        >>> per_site({"y": estimator("exact")}, estimator("gumbel-softmax")).approximates
+        'a bound of the relaxed model'
+    """
+    chosen = [*sites.values(), default]
+    treatments = {name: _treatment(part, name) for name, part in sites.items()}
+    rest = _treatment(default, "all other sites")
+    groups = [(part, frozenset({name})) for name, part in treatments.items()]
+    parts: list[tuple[AtSite, Sites]] = [*groups, (rest, AllBut(frozenset(sites)))]
+    every = [*treatments.values(), rest]
+    limits = [part for part in every if isinstance(part, Summed)]
+    named = [*sites.items(), (DEFAULT, default)]
+    temperatures = {part.temperature for part in chosen} - {None}
+    return Estimator(
+        name=f"{PER_SITE}[{','.join(f'{name}={part.name}' for name, part in named)}]",
+        handler=lambda program: reduce(_handled, parts, program),
+        elbo=lambda: PerSiteELBO(
+            Roles(read=_those(treatments, rest, Summed), scored=_those(treatments, rest, Scored)),
+            analytic=_those(treatments, rest, Pathwise, with_analytic_kl=True),
+            num_particles=max(part.num_particles for part in every),
+            max_memory=min((one.max_memory for one in limits if one.max_memory is not None), default=None),
+            slice_size=min((one.slice_size for one in limits if one.slice_size is not None), default=None),
+        ),
+        objective=min((part.objective for part in chosen), key=_OBJECTIVES.index),
+        bias=_bias({part.bias for part in chosen}),
+        reference="; ".join(dict.fromkeys(part.reference for part in chosen)),
+        is_exact=all(part.is_exact for part in chosen),
+        temperature=temperatures.pop() if len(temperatures) == 1 else None,
+    )
+
+
+def _treatment(part: Estimator, where: str) -> AtSite:
+    if part.at_site is not None:
+        return part.at_site
+    if not part.objective.is_elbo:
+        raise ValueError(
+            f"Expected estimators of the ELBO, a sum of one term for each site, but found '{part.name}' for {where}: "
+            f"{part.approximates} is the logarithm of a sum over all latents together, of which no part belongs to one "
+            f"site. Try exact or reinforce-loo, or '{part.name}' for the whole program."
+        )
+    if part.details:
+        raise ValueError(
+            f"Expected estimators of the plain ELBO, but found '{part.name}' for {where}, of {part.approximates}. Try "
+            "to weigh the whole: with_kl_weight(estimator({..}), beta)."
+        )
+    raise ValueError(
+        f"Expected estimators that sum, score or draw one site, but found '{part.name}' for {where}, whose samples and "
+        "baselines are of all discrete latents together. Try reinforce-loo or exact for that site, or "
+        f"'{part.name}' for the whole program."
+    )
+
+
+def _handled(program: Program, part: tuple[AtSite, Sites]) -> Program:
+    treatment, sites = part
+    handler = treatment.handler if isinstance(treatment, Pathwise) else discretize
+    return handler(program, sites=sites)
+
+
+def _those(named: Mapping[str, AtSite], rest: AtSite, kind: type[AtSite], *, with_analytic_kl: bool = False) -> Sites:
+    """Return the names of the sites that are treated so."""
+
+    def is_so(part: AtSite) -> bool:
+        return isinstance(part, kind) and (
+            not with_analytic_kl or (isinstance(part, Pathwise) and part.has_analytic_kl)
+        )
+
+    if is_so(rest):
+        return AllBut(frozenset(name for name, part in named.items() if not is_so(part)))
+    return frozenset(name for name, part in named.items() if is_so(part))
+
+
+def _bias(found: set[Bias]) -> Bias:
+    relaxed, surrogate = bool(found & _RELAXED), bool(found & _SURROGATE)
+    if relaxed:
+        return Bias.RELAXATION_AND_SURROGATE if surrogate else Bias.RELAXATION
+    return next((bias for bias in (Bias.OTHER_TEMPERATURE, Bias.SURROGATE) if bias in found), Bias.NONE)
