@@ -21,11 +21,16 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         *(torch.cat, torch.clamp, torch.clamp_min, torch.div, torch.empty, torch.eq, torch.exp, torch.gather),
         *(torch.ge, torch.gt, torch.index_select, torch.le, torch.log, torch.log1p, torch.logsumexp, torch.lt),
         *(torch.mean, torch.mm, torch.mul, torch.multinomial, torch.ne, torch.neg, torch.pow, torch.rand),
-        *(torch.randn, torch.reciprocal, torch.relu, torch.rsqrt, torch.scatter, torch.sigmoid, torch.sqrt),
-        *(torch.square, torch.stack, torch.sub, torch.sum, torch.tanh, torch.where, F.linear, F.softplus),
+        *(torch.randn, torch.reciprocal, torch.relu, torch.remainder, torch.rsqrt, torch.scatter, torch.sigmoid),
+        *(torch.sqrt, torch.square, torch.stack, torch.sub, torch.sum, torch.tanh, torch.threshold, torch.where),
+        *(torch.zeros, torch.zeros_like, F.linear, F.softplus),
     )
 }
-METHODS = {"expand", "permute", "select", "squeeze", "t", "transpose", "unsqueeze", "view"}
+#: The same for methods.
+METHODS = {
+    *("add_", "addmm_", "copy_", "div_", "exp_", "expand", "fill_", "masked_fill", "mul_", "neg_", "permute"),
+    *("scatter_", "select", "squeeze", "sub_", "t", "transpose", "unsqueeze", "view"),
+}
 
 
 def lifted(graph_module: GraphModule) -> list[Tensor]:
@@ -92,7 +97,21 @@ def _call_by_name(graph: Graph) -> None:
     for node in graph.nodes:
         if node.op == "call_function" and is_operation(node.target):
             name = name_of_operation(node.target)
-            if name in METHODS:
+            if name == "slice" and "like" in node.meta and len(node.args) == 4 and node.args[2] >= 0:
+                x, dim, start, _ = node.args
+                node.op, node.target, node.args = "call_method", "narrow", (x, dim, start, node.meta["like"].shape[dim])
+            elif name == "_to_copy" and _changes_type(node):  # otherwise `to` would copy nothing
+                node.op, node.target = "call_method", "to"
+            elif name in METHODS:
                 node.op, node.target = "call_method", name
             else:
                 node.target = FUNCTIONS.get(name, node.target)
+
+
+def _changes_type(node: Any) -> bool:
+    before = node.args[0].meta.get("like")
+    return (
+        before is not None
+        and before.dtype != node.kwargs.get("dtype", before.dtype)
+        and node.kwargs.keys() == {"dtype"}
+    )

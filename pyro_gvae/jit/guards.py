@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter, call, is_, methodcaller
 from typing import Any, final
 
 import numpy as np
@@ -27,11 +27,14 @@ LIBRARIES = {"numpy", "pyro", "pyro_gvae", "torch", "torchvision", *sys.stdlib_m
 # Packages whose objects change without any meaning for a program.
 RESTLESS = {"logging", "threading", "weakref"}
 KIND = attrgetter("requires_grad", "dtype", "device", "shape")
+_PARTS_OF_FUNCTION = attrgetter("__code__", "__defaults__", "__kwdefaults__", "__dict__")
+_PARTS_OF_PARTIAL = attrgetter("func", "args", "keywords")
+_VALUES = methodcaller("values")
 #: Largest size in bytes of arrays whose elements are compared.
 MOST_BYTES = 4096
 #: How many levels of new objects are compared with the old ones.
 MOST_DEPTH = 8
-_NOTHING = object()  # of an empty slot
+_NOTHING = object()  # in an empty slot or cell
 Reader = Callable[[], Iterable[Any]]
 
 
@@ -52,10 +55,18 @@ class Guard:
     def __init__(self, roots: Iterable[Any]) -> None:
         self.tensors: dict[int, Tensor] = {}  # by id: the tensors that a graph may read
         self.modules: list[nn.Module] = []
+        # What has places that may change, by the way they are read: then the loops over it run in C. A guard is
+        # checked in each step, and a step may be short.
+        self._objects: list[Any] = []
+        self._functions: list[types.FunctionType] = []
+        self._partials: list[partial[Any]] = []
+        self._dictionaries: list[Any] = []
+        self._collections: list[Any] = []
         self._readers: list[Reader] = []
-        self._keys: list[tuple[dict[Any, Any], tuple[Any, ...]]] = []
         self._empty: list[Any] = []  # empty containers, mostly modules' hooks, which are cheaper to check than to read
         self._walk([*roots, *hooks_of_all_modules()])
+        self._keys = self._read_keys()
+        self._lengths = self._read_lengths()
         self._seen = list(self._read())
         self._kinds = list(map(KIND, self.tensors.values()))
 
@@ -66,18 +77,34 @@ class Guard:
 
     def places_hold(self) -> bool:
         """Return whether each place still has the same tensor, function or object, or an equal number."""
-        if any(self._empty) or any(tuple(thing) != keys for thing, keys in self._keys):
+        if any(self._empty) or self._read_lengths() != self._lengths or self._read_keys() != self._keys:
             return False
-        now = list(self._read())
-        return len(now) == len(self._seen) and (all(map(is_, now, self._seen)) or all(map(_same, now, self._seen)))
+        return all(map(is_, self._read(), self._seen)) or all(map(_same, self._read(), self._seen))
 
     def changes(self) -> list[Any]:
         """Return the objects that were not there when the guard was made."""
         before = set(map(id, self._seen))
         return [*filter(None, self._empty), *(thing for thing in self._read() if id(thing) not in before)]
 
+    def _read_lengths(self) -> list[int]:
+        # Without them, an object that moves from the end of a list to the start of the next one would not be noticed.
+        return list(map(len, chain(self._dictionaries, self._collections)))
+
+    def _read_keys(self) -> list[Any]:
+        return list(chain.from_iterable(self._dictionaries))
+
     def _read(self) -> Iterator[Any]:
-        return chain.from_iterable(read() for read in self._readers)
+        """Read all places, which are as many as ever where the lengths are."""
+        every = chain.from_iterable
+        return chain(
+            map(type, self._objects),
+            map(vars, self._objects),
+            every(map(_PARTS_OF_FUNCTION, self._functions)),
+            every(map(_PARTS_OF_PARTIAL, self._partials)),
+            every(map(_VALUES, self._dictionaries)),
+            every(self._collections),
+            every(map(call, self._readers)),
+        )
 
     def _walk(self, roots: Iterable[Any]) -> None:
         visited: dict[int, Any] = {}  # keeps objects alive, so that their ids are not reused
@@ -95,41 +122,57 @@ class Guard:
             indices = indices_of_full_plate(thing)
             if indices is not None:  # they follow from the plate's size, which is guarded
                 self.tensors[id(indices)] = indices
-            if isinstance(thing, dict | list | set | deque) and not thing:
-                self._empty.append(thing)
-                continue
-            if isinstance(thing, dict):
-                self._keys.append((thing, tuple(thing)))
-            for read in _readers(thing):
-                self._readers.append(read)
-                waiting.extend(read())
+            waiting.extend(self._follow(thing))
+
+    def _follow(self, thing: Any) -> Iterable[Any]:
+        """Remember how to read what a thing refers to, unless that cannot change, and return it."""
+        if isinstance(thing, types.ModuleType | types.GenericAlias | Tensor | Kept) or _root(type(thing)) in RESTLESS:
+            return ()
+        if isinstance(thing, tuple | frozenset):
+            return thing
+        if isinstance(thing, types.MethodType):
+            return thing.__self__, thing.__func__
+        if isinstance(thing, dict | list | set | deque) and not thing:
+            self._empty.append(thing)
+            return ()
+        if isinstance(thing, dict):
+            self._dictionaries.append(thing)
+            return thing.values()
+        if isinstance(thing, list | set | deque):
+            self._collections.append(thing)
+            return thing
+        if isinstance(thing, type):
+            if _root(thing) in LIBRARIES:
+                return ()
+            self._dictionaries.append(vars(thing))
+            return vars(thing).values()
+        if isinstance(thing, partial):
+            self._partials.append(thing)
+            return _PARTS_OF_PARTIAL(thing)
+        readers = _readers(thing)
+        self._readers += readers
+        parts = list(chain.from_iterable(map(call, readers)))
+        if isinstance(thing, types.FunctionType):
+            self._functions.append(thing)
+            return [*_PARTS_OF_FUNCTION(thing), *parts]  # functools.wraps leaves __wrapped__ in __dict__
+        if hasattr(thing, "__dict__") and state_of_plate(thing) is None:
+            self._objects.append(thing)
+            return [type(thing), vars(thing), *parts]
+        return parts
 
 
 def _readers(thing: Any) -> list[Reader]:
-    """Return functions that read, now and later, what an object refers to."""
-    if isinstance(thing, types.ModuleType | types.GenericAlias | Tensor | Kept) or _root(type(thing)) in RESTLESS:
-        return []
+    """Return functions that read, now and later, what an object refers to besides its attributes."""
     if state_of_plate(thing) is not None:
-        return [lambda: state_of_plate(thing) or ()]
-    if isinstance(thing, dict):
-        return [thing.values]
-    if isinstance(thing, list | tuple | set | frozenset | deque):
-        return [thing.__iter__]
+        return [lambda: (state_of_plate(thing),)]
     if isinstance(thing, np.ndarray):
         return [lambda: (thing.tobytes(),)] if thing.nbytes <= MOST_BYTES else []
     if isinstance(thing, bytearray | array):
         return [lambda: (bytes(thing),)]
-    if isinstance(thing, types.MethodType):
-        return [lambda: (thing.__self__, thing.__func__)]
-    if isinstance(thing, partial):
-        return [lambda: (thing.func, *thing.args, *thing.keywords, *thing.keywords.values())]
     if isinstance(thing, types.FunctionType):
         return _readers_of_function(thing)
-    if isinstance(thing, type):
-        return [] if _root(thing) in LIBRARIES else [vars(thing).values]
-    attributes: list[Reader] = [partial(lambda t: (type(t), vars(t)), thing)] if hasattr(thing, "__dict__") else []
     slots = _slots(type(thing))
-    return [*attributes, partial(_in_slots, thing, slots)] if slots else attributes
+    return [partial(_in_slots, thing, slots)] if slots else []
 
 
 def _slots(kind: type) -> list[types.MemberDescriptorType]:
@@ -142,12 +185,9 @@ def _in_slots(thing: Any, slots: Sequence[types.MemberDescriptorType]) -> list[A
 
 
 def _readers_of_function(function: types.FunctionType) -> list[Reader]:
-    read: list[Reader] = [vars(function).values]  # functools.wraps leaves __wrapped__ here
-    read.append(lambda: (function.__code__, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()))
-    read += [partial(_contents, cell) for cell in function.__closure__ or ()]
+    read: list[Reader] = [partial(_contents, cell) for cell in function.__closure__ or ()]
     if _root(function) not in LIBRARIES:
-        names = _names(function.__code__)
-        read += _readers_of_variables(function.__globals__, names)
+        read += _readers_of_variables(function.__globals__, _names(function.__code__))
     return read
 
 
@@ -168,11 +208,11 @@ def _readers_of_variables(variables: dict[str, Any], names: set[str]) -> list[Re
     return read
 
 
-def _contents(cell: types.CellType) -> tuple[Any, ...]:
+def _contents(cell: types.CellType) -> tuple[Any]:
     try:
         return (cell.cell_contents,)
     except ValueError:  # not assigned yet
-        return ()
+        return (_NOTHING,)
 
 
 def _names(code: types.CodeType) -> set[str]:

@@ -6,7 +6,7 @@ random draws keep their number and order.
 """
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ EXP, SUM, SUM_ALONG, VIEW = aten.exp.default, aten.sum.default, aten.sum.dim_Int
 #: Largest size in bytes of constants that are computed once, when the graph is made.
 MAX_CONSTANT = 2**20
 
+TRANSPOSED = {aten.t.default: (), aten.permute.default: ([1, 0],)}  # the same matrix, said in two ways
 RENAMES = {aten.alias.default, aten.detach.default, aten.lift_fresh.default}
 COPIES = {aten.clone.default, aten.lift_fresh_copy.default}
 RESHAPES = {VIEW, aten._unsafe_view.default, aten.unsqueeze.default}
@@ -146,8 +147,10 @@ def _computed_once(graph: _Rewriter, node: Op) -> Op | None:
 
 
 def _nothing_done(graph: _Rewriter, node: Op) -> Op | None:
-    """Remove renaming, copies that nothing writes to, reshaping to the same shape, x + 0 and 1 x."""
+    """Remove renaming, copies that nothing writes to, reshaping to the same shape, x + 0 and 1 x, and [x] joined."""
     x, other = (*node.args, None, None)[:2]
+    if node.target is aten.cat.default and len(x) == 1:
+        return cast(Op, x[0])
     if not isinstance(x, Node) or "like" not in x.meta:
         return None
     before, after = x.meta["like"], node.meta["like"]
@@ -164,9 +167,10 @@ def _nothing_done(graph: _Rewriter, node: Op) -> Op | None:
 def _undone(graph: _Rewriter, node: Op) -> Op | None:
     """Remove double negation, -(-x), and double transposition."""
     x = node.args[0] if node.args else None
-    if isinstance(x, Node) and x.target is node.target and node.target in (NEG, aten.t.default):
-        return x.args[0]
-    return None
+    if not isinstance(x, Node):
+        return None
+    is_twice = all(n.target in TRANSPOSED and n.args[1:] == TRANSPOSED[n.target] for n in (node, x))
+    return x.args[0] if is_twice or x.target is node.target is NEG else None
 
 
 def _joined(graph: _Rewriter, node: Op) -> Op | None:

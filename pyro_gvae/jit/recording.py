@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ..runtime.compat.torch import acts_when_graded, hooks_of, leaves_of, no_sources_kept
+from ..runtime.compat.torch import acts_when_graded, hooks_of_each, leaves_of, no_sources_kept
 from .capture import NotRecordableError, record
 from .graph import lifted
 from .guards import Guard
@@ -43,7 +43,7 @@ class Recording:
         self.stored = stored
         self._graph = graph
         self._captured = captured
-        self._hooks = list(map(hooks_of, leaves))
+        self._hooks = hooks_of_each(leaves)
 
     def state(self) -> Values:
         """Return the current values of what a call may change."""
@@ -51,7 +51,7 @@ class Recording:
 
     def holds(self) -> bool:
         """Return whether the graph still matches the program."""
-        return self.guard.holds() and list(map(hooks_of, self.leaves)) == self._hooks
+        return self.guard.holds() and hooks_of_each(self.leaves) == self._hooks
 
     def __call__(self, tensors: Sequence[Tensor]) -> Outcome:
         """Return the loss for these data, and the gradient of each leaf."""

@@ -72,11 +72,29 @@ def rename(thing):
     thing["other"] = thing.pop("name")
 
 
+def move(thing):
+    """What is read is the same, in the same order; only the border between two lists is another."""
+    thing[1].insert(0, thing[0].pop())
+
+
+def closure():
+    def program():
+        return inner
+
+    inner = 1.0
+    return program
+
+
 #: Name: a new thing, and a change of it.
 CHANGES = {
     "a deque": (lambda: deque([1.0]), lambda thing: thing.append(2.0)),
     "an empty deque": (deque, lambda thing: thing.append(2.0)),
     "a key": (lambda: {"name": 1.0}, rename),
+    "an item that moves": (lambda: [[1.0, 2.0], [3.0]], move),
+    "a default": (lambda: lambda x=1.0: x, lambda thing: setattr(thing, "__defaults__", (2.0,))),
+    "an attribute of a function": (lambda: lambda: None, lambda thing: setattr(thing, "note", 1.0)),
+    "a closure": (closure, lambda thing: setattr(thing.__closure__[0], "cell_contents", 2.0)),
+    "a closure that is emptied": (closure, lambda thing: delattr(thing.__closure__[0], "cell_contents")),
     "a slot": (Slots, lambda thing: setattr(thing, "shown", 2.0)),
     "a hidden slot": (Slots, lambda thing: thing.hide(3.0)),
     "a slot that is deleted": (Slots, lambda thing: delattr(thing, "shown")),

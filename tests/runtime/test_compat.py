@@ -493,6 +493,16 @@ def acts_when_graded() -> None:
     assert of_torch.acts_when_graded(x)
 
 
+@canary("torch.Tensor._backward_hooks and torch.Tensor._post_accumulate_grad_hooks, read of many")
+def hooks_of_each() -> None:
+    plain, hooked, graded = (torch.ones(1, requires_grad=True) for _ in range(3))
+    assert of_torch.hooks_of_each([plain, hooked, graded]) == []
+    hooked.register_hook(torch.neg)
+    assert of_torch.hooks_of_each([plain, hooked, graded]) == [(False,), (torch.neg, False), (False,)]
+    graded.register_post_accumulate_grad_hook(lambda _: None)
+    assert of_torch.hooks_of_each([plain, graded]) == [(False,), (True,)]
+
+
 @canary("torch.nn.modules.module._global_forward_hooks and its like")
 def hooks_of_all_modules() -> None:
     here = nn.modules.module

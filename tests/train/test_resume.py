@@ -11,6 +11,7 @@ from pyro_gvae.config.stages import Amount
 from pyro_gvae.config.train import TrainConfig
 from pyro_gvae.elbos.sampled import Estimate, SampledELBO
 from pyro_gvae.estimators import ESTIMATORS, estimator
+from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
 from pyro_gvae.train.fit import fit
@@ -83,8 +84,14 @@ def assert_resumed_is_uninterrupted(config, path, make=new_vae, *, forget=(), x=
     return training
 
 
+# A resumed run records again; what else a checkpoint needs of an estimator shows without recordings too.
+RECORDED = {"gumbel-softmax", "exact", "reinforce-baseline", "relax"}
+
+
 @pytest.mark.parametrize("name", [*ESTIMATORS, "per-site[z=reinforce-loo]"])
-def test_k_and_k_steps_are_2k_steps(name, tmp_path):
+def test_k_and_k_steps_are_2k_steps(name, tmp_path, monkeypatch):
+    if name not in RECORDED:
+        monkeypatch.setattr(TracedELBO, "outcome", lambda *_, **__: None)
     make = partial(new_vae, estimator(name).num_categories or K)
     assert_resumed_is_uninterrupted(config(f"{name}:100"), tmp_path / "checkpoint", make)
 

@@ -7,6 +7,7 @@ in a few lines.
 import linecache
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any, final
 
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "flattened",
     "hooks_of",
     "hooks_of_all_modules",
+    "hooks_of_each",
     "is_operation",
     "is_transformed",
     "leaves_of",
@@ -202,6 +204,16 @@ class Results(TorchDispatchMode):
 def hooks_of(tensor: Tensor) -> tuple[Any, ...]:
     """Return what was given to a tensor's `register_hook`, which sees or changes its gradient."""
     return (*(tensor._backward_hooks or {}).values(), acts_when_graded(tensor))
+
+
+def hooks_of_each(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+    """Return the hooks of each tensor; nothing if no tensor has any, which is found without a loop in Python."""
+    if any(map(_BACKWARD_HOOKS, tensors)) or any(map(_GRADED_HOOKS, tensors)):
+        return list(map(hooks_of, tensors))
+    return []
+
+
+_BACKWARD_HOOKS, _GRADED_HOOKS = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")
 
 
 def acts_when_graded(tensor: Tensor) -> bool:
