@@ -54,7 +54,7 @@ def gradients(loss: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_loss_is_its_formula(name):
-    pair = sharp(name, 3.0)
+    pair = sharp(name, 1.0)
     said = every_code(pair, DATA)
     for nats in (0.02, 0.4, 3.0):
         expected_loss = formula(name, said, nats)
@@ -68,7 +68,7 @@ def test_the_loss_is_its_formula(name):
 @pytest.mark.parametrize("name", ["two layers, bottom-up", "bits and an integer", "a global code"])
 def test_the_table_has_latents_above_and_below_their_thresholds(name):
     """The control of the test above."""
-    said = every_code(sharp(name, 3.0), DATA)
+    said = every_code(sharp(name, 1.0), DATA)
     losses = [formula(name, said, nats).item() for nats in (0.0, 0.02, 0.4, 3.0)]
     assert losses == sorted(losses) and losses[0] < losses[2] - 0.1 < losses[3] - 1
 
@@ -92,7 +92,7 @@ def test_each_latent_has_its_own_threshold():
 @pytest.mark.parametrize("name", ["two layers, bottom-up", "bits and an integer", "a global code", "nested plates"])
 def test_draws_have_the_mean_and_the_gradient_of_the_sum(name):
     pyro.set_rng_seed(0)
-    pair = sharp(name, 3.0)
+    pair = sharp(name, 1.0)
     runs = bind_pair(pair, DATA)
     summed = summed_kls(runs, lay_out(runs))
     layout, rows = lay_out_draws(runs), []
