@@ -27,8 +27,8 @@ LIBRARIES = {"numpy", "pyro", "pyro_gvae", "torch", "torchvision", *sys.stdlib_m
 # Packages whose objects change without any meaning for a program.
 RESTLESS = {"logging", "threading", "weakref"}
 KIND = attrgetter("requires_grad", "dtype", "device", "shape")
-#: Largest size in bytes of arrays whose elements are compared.
-MOST_BYTES = 4096
+#: Largest size in bytes of arrays whose elements are compared before each run, in some 20 microseconds.
+MOST_BYTES = 2**18
 #: How many levels of new objects are compared with the old ones.
 MOST_DEPTH = 8
 _NOTHING = object()  # of an empty slot
@@ -43,15 +43,19 @@ class Guard:
     method; closures, defaults, `functools.partial` and `functools.wraps`; global variables that are used by functions
     outside libraries, and attributes of Python modules (`config.beta`); attributes and slots of objects, and attributes
     of their classes; lists, tuples, sets, deques and dictionaries; small arrays; hooks of tensors and of all modules.
-    Not followed are elements of larger arrays, and :class:`~pyro_gvae.programs.kept.Kept`.
+    Not followed are elements of larger arrays that can be written, and :class:`~pyro_gvae.programs.kept.Kept`.
 
     Args:
         roots: where to start: model, guide, ELBO.
+
+    Attributes:
+        unguarded: such arrays, whose changes would not be noticed.
     """
 
     def __init__(self, roots: Iterable[Any]) -> None:
         self.tensors: dict[int, Tensor] = {}  # by id: the tensors that a graph may read
         self.modules: list[nn.Module] = []
+        self.unguarded: list[np.ndarray] = []
         self._readers: list[Reader] = []
         self._keys: list[tuple[dict[Any, Any], tuple[Any, ...]]] = []
         self._empty: list[Any] = []  # empty containers, mostly modules' hooks, which are cheaper to check than to read
@@ -92,6 +96,8 @@ class Guard:
                 waiting.extend(hooks_of(thing))
             if isinstance(thing, nn.Module):
                 self.modules.append(thing)
+            if isinstance(thing, np.ndarray) and thing.nbytes > MOST_BYTES and _is_writable(thing):
+                self.unguarded.append(thing)
             indices = indices_of_full_plate(thing)
             if indices is not None:  # they follow from the plate's size, which is guarded
                 self.tensors[id(indices)] = indices
@@ -116,6 +122,8 @@ def _readers(thing: Any) -> list[Reader]:
     if isinstance(thing, list | tuple | set | frozenset | deque):
         return [thing.__iter__]
     if isinstance(thing, np.ndarray):
+        if thing.dtype.hasobject:
+            return [lambda: thing.ravel().tolist()]
         return [lambda: (thing.tobytes(),)] if thing.nbytes <= MOST_BYTES else []
     if isinstance(thing, bytearray | array):
         return [lambda: (bytes(thing),)]
@@ -130,6 +138,15 @@ def _readers(thing: Any) -> list[Reader]:
     attributes: list[Reader] = [partial(lambda t: (type(t), vars(t)), thing)] if hasattr(thing, "__dict__") else []
     slots = _slots(type(thing))
     return [*attributes, partial(_in_slots, thing, slots)] if slots else attributes
+
+
+def _is_writable(array: Any) -> bool:
+    """Return whether an array, or one that it is a view of, can be written."""
+    while isinstance(array, np.ndarray):
+        if array.flags.writeable:
+            return True
+        array = array.base
+    return not isinstance(array, bytes | None)
 
 
 def _slots(kind: type) -> list[types.MemberDescriptorType]:
