@@ -37,7 +37,7 @@ from ..report.comparison import write_report
 from ..report.gaps import gaps_table, run_gaps
 from ..report.training import write_train_report
 from ..runs.checkpoint import save_tensors
-from ..runs.config import is_train_run, read_compare_config, read_config
+from ..runs.config import allowed_memory, is_train_run, read_compare_config, read_config
 from ..runs.contents import read_compared
 from ..runs.files import replacing, write_json
 from ..runs.folder import check_writable
@@ -179,9 +179,18 @@ def resume_any_command(config: ResumeConfig) -> str:
         return resume_command(config)
     if config.device != "cpu":
         raise ValueError("Expected a device with a training run, but found one with a comparison, which has the CPU.")
+    if config.compile:
+        raise ValueError(
+            "Expected compile with a training run, but found it with a comparison, which compiles nothing."
+        )
     read_compared(config.run)
+    written = read_compare_config(config.run)
     here = replace(
-        read_compare_config(config.run), output=config.run, data_dir=config.data_dir, download=config.download
+        written,
+        output=config.run,
+        data_dir=config.data_dir,
+        download=config.download,
+        max_memory=allowed_memory(written.max_memory) if config.max_memory is None else config.max_memory,
     )
     if config.scheduler is not None:
         here = replace(here, backend="dask", scheduler=config.scheduler)
@@ -236,7 +245,16 @@ def train_command(config: TrainConfig) -> str:
 def resume_command(config: ResumeConfig) -> str:
     """Resume a training run and return a summary of it."""
     with _process_group(config.device):
-        return _summary(*resume(config.run, data_dir=config.data_dir, download=config.download, device=config.device))
+        return _summary(
+            *resume(
+                config.run,
+                data_dir=config.data_dir,
+                download=config.download,
+                device=config.device,
+                compile=config.compile,
+                max_memory=config.max_memory,
+            )
+        )
 
 
 @contextmanager

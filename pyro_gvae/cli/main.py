@@ -123,11 +123,15 @@ def _preset(arguments: list[str]) -> TrainConfig:
 
 
 def _resume_by(config: Any, run: Path) -> str:
-    """The command that goes on, with what reaches out of the folder, which says nothing of that."""
+    """The command that goes on, with what reaches out of the folder, which says nothing of that.
+
+    The folder does say how much memory sums may use, unless a resumption has changed that.
+    """
     words = ["pyro-gvae", "resume", str(run)]
     for field in fields(ResumeConfig)[1:]:
         value = getattr(config, field.name, field.default)
-        if value != field.default:
+        is_told = field.name == "max_memory" and not isinstance(config, ResumeConfig)
+        if value != field.default and not is_told:
             option = f"--{field.name.replace('_', '-')}"
             words += [option] if value is True else [option, str(value)]
     return shlex.join(words)

@@ -26,8 +26,8 @@ from .cell import Job, train_cell
 from .gather import gather, is_finished
 from .grid import Cell, make_cells
 
-#: Settings that may change when a comparison is continued: where files are, and which workers train.
-CHANGEABLE = OUTSIDE | {"checkpoint_every", "parquet"}
+#: Settings that may change when a comparison is continued: where files are, which workers train, what sums may take.
+CHANGEABLE = OUTSIDE | {"checkpoint_every", "max_memory", "parquet"}
 
 
 def compare(config: CompareConfig) -> Path:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from .checks import at_least
+from .checks import at_least, positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +151,9 @@ class ResumeConfig:
         data_dir: The folder of the data sets that have files.
         download: Download missing files into the data folder.
         device: The device that continues a training run: cpu, cuda, cuda:1.
+        compile: Compile the recorded step of a training run, as it was if the run was begun so.
+        max_memory: Gigabytes that an exact sum may use; by default as many as when the run was begun, which a machine
+            must have. Another number may round sums otherwise.
         workers: The number of processes of this machine that continue a comparison.
         scheduler: The address of a Dask cluster that continues a comparison.
     """
@@ -159,5 +162,11 @@ class ResumeConfig:
     data_dir: Path = Path("data")
     download: bool = False
     device: str = "cpu"
+    compile: bool = False
+    max_memory: float | None = None
     workers: int = 1
     scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_memory is not None:
+            positive("max_memory", self.max_memory)

@@ -13,7 +13,7 @@ from .names import Binarization, DatasetName, JudgeOrAuto, NetworksName, Observa
 from .stages import Amount, Named, Stage, parse_stages
 
 #: Settings that reach out of a run folder: each call is told them, and no folder says them.
-OUTSIDE = frozenset({"data_dir", "download", "device", "output"})
+OUTSIDE = frozenset({"data_dir", "download", "device", "compile", "output"})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing_extensions import override
 
 from ..distributions.parameters import impossible_as_infinite
 from ..exact import elimination
-from ..exact.plan import Plan, plan_sum
+from ..exact.endless import plan_to_end
+from ..exact.plan import Plan
 from ..exact.sums import elbo_parts, evidence, evidence_parts, find_evidence, summed
 from ..handlers.sites import Program
 from ..programs.chains import Chains
@@ -76,7 +77,7 @@ class _ExactLoss(TensorELBO):
         return self._plans.find(owner, args, kwargs, lambda: self._new_plan(runs))
 
     def _new_plan(self, runs: Runs) -> Plan | Chains:
-        return plan_sum(
+        return plan_to_end(
             runs,
             with_guide=self.with_guide,
             max_memory=self.max_memory,
@@ -113,7 +114,8 @@ class ExactELBO(_ExactLoss):
     Raises:
         ValueError: when called, if the guide has latents that the model lacks or lacks continuous ones of the model, if
             a continuous latent has no `rsample`, if a statement outside of a latent's plates or reach depends on it, if
-            there are more than 2^62 codes, or if a slice does not fit into `max_memory`.
+            there are more than 2^62 codes or a sum takes more than 1e15
+            operations, or if a slice does not fit into `max_memory`.
 
     Example:
         >>> import pyro
@@ -175,7 +177,8 @@ class ExactEvidence(_ExactLoss):
 
     Raises:
         ValueError: when called, if the model has a continuous latent, if the plates of its discrete latents are not
-            nested, if its sites are scaled differently, if there are more than 2^62 codes, or if a slice does not fit
+            nested, if its sites are scaled differently, if there are more than 2^62 codes or a sum takes more than 1e15
+            operations, or if a slice does not fit
             into `max_memory`.
 
     Example:

@@ -263,7 +263,7 @@ def _saved_bytes(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -
         return _bytes_of_results(runs, layout, num_codes, with_guide)
     # Codes require gradients so that frozen models are measured too.
     codes = {name: own.requires_grad_() for name, own in layout.some_codes(num_codes).items()}
-    return saved_bytes(lambda: _read(runs, layout, codes, with_guide))
+    return saved_bytes(lambda: read_codes(runs, layout, codes, with_guide))
 
 
 def saved_bytes(run: Callable[[], Any]) -> int:
@@ -282,11 +282,12 @@ def saved_bytes(run: Callable[[], Any]) -> int:
 def _bytes_of_results(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> int:
     """Return the bytes of all results of operations, an upper bound: torch.func does not show what it saves."""
     with without_trace(), Results() as results:
-        _read(runs, layout, layout.some_codes(num_codes), with_guide)
+        read_codes(runs, layout, layout.some_codes(num_codes), with_guide)
     return results.num_bytes
 
 
-def _read(runs: Runs, layout: Layout, codes: dict[str, Tensor], with_guide: bool) -> Any:
+def read_codes(runs: Runs, layout: Layout, codes: dict[str, Tensor], with_guide: bool) -> Any:
+    """Read both programs, or the model alone, on some codes."""
     if with_guide:
         return read_both(runs, layout, read_guide_once(runs, layout), codes)
     return read(runs.model, layout, codes, {})

@@ -11,8 +11,9 @@ from ..programs.joint import joint_scores
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair
 from . import backwards
+from .endless import plan_to_end
 from .nested import nested_marginals, nested_samples
-from .plan import PerLatent, Plan, make_plan, per_latent, plan_sum
+from .plan import PerLatent, Plan, make_plan, per_latent
 
 
 class Posterior(NamedTuple):
@@ -66,7 +67,7 @@ def posterior(
     if num_codes < 0:
         raise ValueError(f"Expected num_codes of at least 0, but found {num_codes}.")
     runs = bind_pair(pair, *args, **kwargs)
-    plan = plan_sum(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_to_end(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains) and num_codes > 1:  # which do not follow from one pass over a chain, as the first does
         plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains):
@@ -181,7 +182,7 @@ def sample_posterior(
     if num_samples < 1:
         raise ValueError(f"Expected num_samples of at least 1, but found {num_samples}.")
     runs = bind_pair(pair, *args, **kwargs)
-    plan = plan_sum(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_to_end(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains):
         return per_latent(backwards.samples(runs, plan, num_samples))
     if plan.layout.is_shared:

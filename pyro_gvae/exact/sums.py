@@ -19,9 +19,10 @@ from ..runtime.compat.torch import is_transformed
 from ..runtime.distributed import log_sum_exp
 from ..runtime.tuning import tuning
 from . import elimination
+from .endless import plan_to_end
 from .expectation import expected, finite
 from .nested import nested_evidence
-from .plan import Plan, computed, plan_sum
+from .plan import Plan, computed
 
 #: A function that computes the contribution of a slice of codes to a sum, shape (B,).
 Part = Callable[[], Tensor]
@@ -69,7 +70,7 @@ def elbo(
         True
     """
     runs = bind_pair(pair, *args, **kwargs)
-    plan = plan_sum(runs, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_to_end(runs, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains):
         return elimination.elbo(runs, plan)
     return summed(plan, elbo_parts(runs, plan, read_guide_once(runs, plan.layout)))
@@ -115,7 +116,7 @@ def log_evidence(
         tensor([0.2500, 0.7500])
     """
     runs = bind_pair(pair, *args, **kwargs)
-    plan = plan_sum(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_to_end(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
     return elimination.log_evidence(runs, plan) if isinstance(plan, Chains) else evidence(runs.model, plan)
 
 
@@ -154,7 +155,7 @@ def bounds(
         True
     """
     runs = bind_pair(pair, *args, **kwargs)
-    plan = plan_sum(runs, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_to_end(runs, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains):
         return Bounds(elimination.elbo(runs, plan), elimination.log_evidence(runs, plan))
     guide = read_guide_once(runs, plan.layout)

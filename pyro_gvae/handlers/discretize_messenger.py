@@ -1,7 +1,7 @@
 """The messenger behind `discretize`."""
 
 import torch
-from pyro.infer import ELBO, RenyiELBO, TraceMeanField_ELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
+from pyro.infer import EnergyDistance, RenyiELBO, TraceMeanField_ELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
 from pyro.poutine.replay_messenger import ReplayMessenger
 from typing_extensions import override
 
@@ -25,13 +25,14 @@ class DiscretizeMessenger(DrawingMessenger):
             super().refuse(msg)
 
 
-#: Stock ELBOs that leave the score of a discrete site out of the gradient, and the loss to use instead. (ELBOs that
-#: refuse a discrete site by themselves, such as Trace_MMD, need no entry.)
-WITHOUT_SCORE: dict[type[ELBO], str] = {
+#: Stock losses that leave the score of a discrete site out of the gradient, and the loss to use instead. (Those that
+#: refuse a discrete site by themselves, such as Trace_MMD, need no entry. EnergyDistance does so only if it validates.)
+WITHOUT_SCORE: dict[type, str] = {
     RenyiELBO: "VIMCO, the same bound for alpha=0",
     TraceTMC_ELBO: "VIMCO",
     TraceMeanField_ELBO: "Trace_ELBO or ReinforceLOO",
     TraceTailAdaptive_ELBO: "ReweightedWakeSleep",
+    EnergyDistance: "Trace_ELBO or ReinforceLOO",
 }
 
 

@@ -14,10 +14,12 @@ from ..handlers.sites import Program
 from ..programs.tensor_elbo import recordable
 from ..runtime.compat.pyro import handlers_on_stack, only_records_parameters
 from ..runtime.compat.torch import Nesting, flattened, nested
-from .guards import MOST_BYTES
 from .state import Loss
 
 Key = Any  # equal for calls that may share a recording
+
+#: Largest size in bytes of arrays that are settings of a call; larger ones are data, with another array for each batch.
+MOST_BYTES = 4096
 
 
 class Call(NamedTuple):
@@ -45,7 +47,7 @@ class Call(NamedTuple):
         return others or any(tensor.requires_grad for tensor in self.tensors)
 
     def has_arrays(self) -> bool:
-        """Return whether an argument is an array so large that no guard compares its elements."""
+        """Return whether an argument is an array of data, whose elements a recording would hold."""
         return any(isinstance(leaf, np.ndarray) and leaf.nbytes > MOST_BYTES for leaf in self.leaves)
 
     def arguments(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Any], dict[str, Any]]:

@@ -30,8 +30,8 @@ KIND = attrgetter("requires_grad", "dtype", "device", "shape")
 _PARTS_OF_FUNCTION = attrgetter("__code__", "__defaults__", "__kwdefaults__", "__dict__")
 _PARTS_OF_PARTIAL = attrgetter("func", "args", "keywords")
 _VALUES = methodcaller("values")
-#: Largest size in bytes of arrays whose elements are compared.
-MOST_BYTES = 4096
+#: Largest size in bytes of arrays whose elements are compared before each run, in some 20 microseconds.
+MOST_BYTES = 2**18
 #: How many levels of new objects are compared with the old ones.
 MOST_DEPTH = 8
 _NOTHING = object()  # in an empty slot or cell
@@ -46,15 +46,19 @@ class Guard:
     method; closures, defaults, `functools.partial` and `functools.wraps`; global variables that are used by functions
     outside libraries, and attributes of Python modules (`config.beta`); attributes and slots of objects, and attributes
     of their classes; lists, tuples, sets, deques and dictionaries; small arrays; hooks of tensors and of all modules.
-    Not followed are elements of larger arrays, and :class:`~pyro_gvae.programs.kept.Kept`.
+    Not followed are elements of larger arrays that can be written, and :class:`~pyro_gvae.programs.kept.Kept`.
 
     Args:
         roots: where to start: model, guide, ELBO.
+
+    Attributes:
+        unguarded: such arrays, whose changes would not be noticed.
     """
 
     def __init__(self, roots: Iterable[Any]) -> None:
         self.tensors: dict[int, Tensor] = {}  # by id: the tensors that a graph may read
         self.modules: list[nn.Module] = []
+        self.unguarded: list[np.ndarray] = []
         # What has places that may change, by the way they are read: then the loops over it run in C. A guard is
         # checked in each step, and a step may be short.
         self._objects: list[Any] = []
@@ -119,6 +123,8 @@ class Guard:
                 waiting.extend(hooks_of(thing))
             if isinstance(thing, nn.Module):
                 self.modules.append(thing)
+            if isinstance(thing, np.ndarray) and thing.nbytes > MOST_BYTES and _is_writable(thing):
+                self.unguarded.append(thing)
             indices = indices_of_full_plate(thing)
             if indices is not None:  # they follow from the plate's size, which is guarded
                 self.tensors[id(indices)] = indices
@@ -166,6 +172,8 @@ def _readers(thing: Any) -> list[Reader]:
     if state_of_plate(thing) is not None:
         return [lambda: (state_of_plate(thing),)]
     if isinstance(thing, np.ndarray):
+        if thing.dtype.hasobject:
+            return [lambda: thing.ravel().tolist()]
         return [lambda: (thing.tobytes(),)] if thing.nbytes <= MOST_BYTES else []
     if isinstance(thing, bytearray | array):
         return [lambda: (bytes(thing),)]
@@ -173,6 +181,15 @@ def _readers(thing: Any) -> list[Reader]:
         return _readers_of_function(thing)
     slots = _slots(type(thing))
     return [partial(_in_slots, thing, slots)] if slots else []
+
+
+def _is_writable(array: Any) -> bool:
+    """Return whether an array, or one that it is a view of, can be written."""
+    while isinstance(array, np.ndarray):
+        if array.flags.writeable:
+            return True
+        array = array.base
+    return not isinstance(array, bytes | None)
 
 
 def _slots(kind: type) -> list[types.MemberDescriptorType]:

@@ -203,6 +203,12 @@ def _check_first_run(before: State, after: State) -> None:
         )
     if not before.guard.places_hold():
         raise _changes_itself(before)
+    for array in after.guard.unguarded:
+        raise NotRecordableError(
+            "Expected arrays in model, guide and loss that are small or cannot be written, but found a large array of "
+            f"shape {array.shape}, whose changes are not noticed. Try a buffer, torch.from_numpy(array), or "
+            "array.flags.writeable = False."
+        )
     for leaf in after.leaves:
         if acts_when_graded(leaf):
             raise NotRecordableError(

@@ -219,7 +219,7 @@ class TracedELBO(LossOnlyELBO):
         if call.has_arrays():
             self._warn(
                 call,
-                "Expected data as tensors, but found a large array, whose changes are not noticed. Try "
+                "Expected data as tensors, but found a large array, which a recording would hold as it is. Try "
                 "torch.from_numpy(x).",
             )
             return False

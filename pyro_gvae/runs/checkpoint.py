@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..runtime.plain import flat, nested
 from .files import read_bytes, replacing
-from .sealed import BLANK, SEAL, metadata_of, read_sealed, write_sealed
+from .sealed import BLANK, SEAL, check_memory, metadata_of, read_sealed, write_sealed
 from .weights import in_parts
 
 FORMAT = "pyro-gvae checkpoint"
@@ -34,6 +34,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         {'bias': tensor([1., 1.])}
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in in_parts(tensors).items()}
+    check_memory(_num_bytes(plain))
     write_sealed(path, save(plain, {SEAL: BLANK}))
 
 
@@ -44,7 +45,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ValueError: if the file is absent or damaged.
     """
     try:
-        return load(read_sealed(path))
+        data = read_sealed(path)
+        check_memory(len(data))
+        return load(data)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"Expected intact weights, but found that '{path}' is damaged. Try a copy of it.") from error
 
@@ -69,6 +72,7 @@ def save_checkpoint(path: Path, content: Any) -> None:
     """
     rest, tensors = flat(content)
     metadata = {"format": FORMAT, "version": str(VERSION), "content": rest, "sha256": _digest(rest, tensors)}
+    check_memory(_num_bytes(tensors))
     with replacing(path) as temporary:
         temporary.write_bytes(save(tensors, metadata))
 
@@ -82,6 +86,7 @@ def load_checkpoint(path: Path) -> Any:
     try:
         data = read_bytes(path)
         metadata = metadata_of(data)
+        check_memory(len(data))
         tensors = load(data)
     except FileNotFoundError as error:
         raise ValueError(f"Expected a checkpoint, but found that '{path}' does not exist.") from error
@@ -108,6 +113,10 @@ def _damaged(path: Path) -> ValueError:
         f"Expected a whole checkpoint, but found that '{path}' is damaged: its checksum or its length is wrong. Try a "
         "copy of it."
     )
+
+
+def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
 
 
 def _digest(rest: str, tensors: Mapping[str, Tensor]) -> str:

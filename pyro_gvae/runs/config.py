@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ..config import compare, train
 from ..config.compare import CompareConfig
 from ..config.train import TrainConfig
@@ -67,6 +69,21 @@ def read_compare_config(run: Path) -> CompareConfig:
         ValueError: if a setting is of the wrong type, or cannot be.
     """
     return CompareConfig.from_json(_inside(read_config(run), compare.OUTSIDE))
+
+
+def allowed_memory(written: float) -> float:
+    """Return the gigabytes that a run folder asks for, if this machine has them.
+
+    Raises:
+        ValueError: if it has less: the folder may be somebody else's, or of another machine.
+    """
+    there = psutil.virtual_memory().total / 1e9
+    if written > there:
+        raise ValueError(
+            f"Expected a max_memory of at most the {there:.1f} GB of this machine, but found {written:g} GB in "
+            f"{CONFIG}. Try --max-memory {there / 4:.1f}."
+        )
+    return written
 
 
 def _inside(written: dict[str, Any], outside: Set[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from .config import read_config
 from .folder import PICTURES, cell_error, cell_folder
 from .frames import read_json_lines
 from .records import CellRecord, CompareLine, CompareRecord
-from .sealed import read_sealed
+from .sealed import check_memory, read_sealed
 from .tables import CELL, final_rows, label, labelled
 
 CONFIGURED = {"dataset", "cells", "seeds", "num_latents", "num_categories", "epochs", "image_shape"}
@@ -154,7 +154,9 @@ def _read_pictures(
     for estimator, seed in zip(final["estimator"], final["seed"], strict=True):
         path = cell_folder(run, estimator, seed) / PICTURES
         try:
-            arrays = load(read_sealed(path))
+            data = read_sealed(path)
+            check_memory(len(data))
+            arrays = load(data)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             arrays = {}
         if _can_be_drawn(arrays, config["image_shape"]):

@@ -1,8 +1,8 @@
 """Read the files of a run folder, write them atomically, and append JSON lines.
 
 So a run folder survives a crash at any moment: files are replaced atomically, and `metrics.jsonl` is only appended to,
-so that at worst its last line is torn. Whoever made the folder, nothing here follows a link, waits for a pipe, or reads
-a file that is too large for the memory.
+so that at worst its last line is torn. Whoever made the folder, nothing here follows a link, changes what a hard
+link shares with other folders, waits for a pipe, or reads a file that is too large for the memory.
 """
 
 import errno
@@ -47,6 +47,16 @@ def _opened(path: Path, flags: int) -> IO[bytes]:
     return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "rb")
 
 
+def _opened_to_change(path: Path) -> IO[bytes]:
+    """A file of this name alone: one that has other names, by hard links, is copied first, and they keep the old."""
+    file = _opened(path, os.O_RDWR | os.O_CREAT)
+    if os.fstat(file.fileno()).st_nlink == 1:
+        return file
+    with file, replacing(path) as temporary:
+        temporary.write_bytes(file.read())
+    return _opened(path, os.O_RDWR)
+
+
 def _no_file(path: Path) -> ValueError:
     return ValueError(f"Expected a file, but found that '{path}' is a link or no file. Try without it.")
 
@@ -66,12 +76,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """Read a file of text at once; bytes that are no UTF-8 are read as the replacement character.
-
-    Raises:
-        ValueError: If it is a link or no file, or too large for the memory of this machine.
-        OSError: If it is absent or cannot be read.
-    """
+    """Read a file of text as `read_bytes` does; bytes that are no UTF-8 are read as the replacement character."""
     return read_bytes(path).decode("utf-8", "replace")
 
 
@@ -134,13 +139,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     If the block raises, the temporary file is removed and the old file is unchanged. The data are on the disk before
     the file is renamed, so a reader sees either the old or the new file, never a part of one. Only its writer can read
-    the temporary file; `remove_unfinished` removes it if the process is killed.
-
-    Args:
-        path: The file to write or to replace; its folder is made if it is absent.
-
-    Yields:
-        The path to write to, in the same folder.
+    the temporary file; `remove_unfinished` removes it if the process is killed. The folder is made if it is absent.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -194,10 +193,15 @@ def remove_unfinished(folder: Path, depth: int = 2) -> None:
                 if entry.is_dir(follow_symlinks=False) and depth:
                     remove_unfinished(Path(entry), depth - 1)
                 elif UNFINISHED.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                    _remove_unless_held(Path(entry))
+                    remove_unless_held(Path(entry))
 
 
-def _remove_unless_held(path: Path) -> None:
+def remove_unless_held(path: Path) -> None:
+    """Remove a file that no process has locked.
+
+    Raises:
+        OSError: If one has, or the file is absent or cannot be removed.
+    """
     if fcntl is None:
         path.unlink()
         return
@@ -244,7 +248,7 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
     line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
     size = None
     try:
-        with _opened(path, os.O_RDWR | os.O_CREAT) as file:
+        with _opened_to_change(path) as file:
             size = file.seek(0, os.SEEK_END)
             if size:
                 file.seek(-1, os.SEEK_END)
@@ -269,7 +273,7 @@ def cut(path: Path, size: int) -> bool:
     Raises:
         ValueError: If there is a link of that name.
     """
-    with _opened(path, os.O_RDWR | os.O_CREAT) as file:
+    with _opened_to_change(path) as file:
         found = os.fstat(file.fileno()).st_size
         os.ftruncate(file.fileno(), min(size, found))
     return found >= size

@@ -5,14 +5,14 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import final
 
 from filelock import FileLock, Timeout
 
-from .files import read_text
+from .files import read_text, remove_unless_held
 
 #: Files of a cell of a comparison: its pictures, which are written last and mark it as finished; its error message.
 PICTURES, ERROR = "pictures.safetensors", "error.txt"
@@ -159,6 +159,9 @@ def sole_writer(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK
     lock, by = FileLock(path, timeout=0), _writer(path)
+    with suppress(OSError):
+        if path.lstat().st_nlink > 1:  # a hard link, through which a number would be written into another file
+            remove_unless_held(path)
     try:
         lock.acquire()
         path.write_text(f"{os.getpid()}\n", encoding="ascii")

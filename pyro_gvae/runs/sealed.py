@@ -41,6 +41,17 @@ def read_sealed(path: Path) -> bytes:
     return data
 
 
+def check_memory(num_bytes: int) -> None:
+    """Refuse to write or read tensors of that size where memory ends within it.
+
+    safetensors copies them up to three times, and ends the process, without an exception, if it gets no memory.
+
+    Raises:
+        MemoryError: if there is no memory for that.
+    """
+    bytearray(3 * num_bytes)  # never written to, so that it costs no time
+
+
 def metadata_of(data: bytes) -> Mapping[str, str]:
     """The metadata in the bytes of a safetensors file.
 

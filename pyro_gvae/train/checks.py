@@ -82,6 +82,8 @@ def check_data(vae: Any, data: Dataset | Data, config: TrainConfig) -> None:
     observation, x = getattr(vae, "observation", None), _observed(train)
     if isinstance(observation, Observation) and x is not None:
         observation.check(x, "training data")
+        if isinstance(data, Dataset):
+            observation.check(data.test, "test data")
     if config.patience is not None and not isinstance(data, Dataset):
         raise ValueError(
             "Expected a Dataset with test images for patience, but found training data alone. Try Dataset(..)."

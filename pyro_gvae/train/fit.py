@@ -16,6 +16,7 @@ from ..data.columns import Data, as_data, first
 from ..data.dataset import Dataset
 from ..programs.pair import HasPair
 from ..runs.checkpoint import save_checkpoint, save_tensors
+from ..runs.config import CONFIG
 from ..runs.files import cut, remove_unfinished
 from ..runs.folder import check_own, check_writable, sole_writer
 from ..runtime.distributed import from_main, is_main, largest, share
@@ -52,13 +53,16 @@ class Fit(NamedTuple):
 class Interrupted(KeyboardInterrupt):
     """A signal stopped a run after a step. Its checkpoint has been written.
 
+    The message says how to continue: by the command, if the folder has a configuration, else by the same call.
+
     Attributes:
         run: the run folder.
         signal: the signal.
     """
 
     def __init__(self, run: Path, number: Signals) -> None:
-        super().__init__(f"stopped by {number.name}; resume with: pyro-gvae resume {run}")
+        command = f"pyro-gvae resume {run}" if (run / CONFIG).exists() else "the same call of fit and resume=True"
+        super().__init__(f"stopped by {number.name}; resume with: {command}")
         self.run = run
         self.signal = number
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..config.train import OUTSIDE, TrainConfig
 from ..data.dataset import Dataset
-from ..runs.config import CONFIG, read_train_config, write_config
+from ..runs.config import CONFIG, allowed_memory, read_train_config, write_config
 from ..runs.folder import new_run_folder
 from ..runtime.distributed import from_main, may_restart, restarts
 from .checks import check_training
@@ -59,7 +59,13 @@ def _run_folder(config: TrainConfig, data: Dataset, again: bool) -> tuple[str, b
 
 
 def resume(
-    run: Path, *, data_dir: Path = Path("data"), download: bool = False, device: str = "cpu"
+    run: Path,
+    *,
+    data_dir: Path = Path("data"),
+    download: bool = False,
+    device: str = "cpu",
+    compile: bool = False,
+    max_memory: float | None = None,
 ) -> tuple[Path, Fit]:
     """Resume an interrupted run; the result is the same as without the interruption.
 
@@ -68,10 +74,20 @@ def resume(
         data_dir: the folder of the data sets that have files.
         download: fetch absent files into it.
         device: where to go on.
+        compile: whether to compile the recorded step.
+        max_memory: gigabytes that an exact sum may use; as many as when the run was begun if None.
 
     Raises:
         ValueError: if there is no such run, or its checkpoint is unusable. The folder is unchanged in that case.
     """
-    config = replace(read_train_config(run), data_dir=data_dir, download=download, device=device)
+    written = read_train_config(run)
+    config = replace(
+        written,
+        data_dir=data_dir,
+        download=download,
+        device=device,
+        compile=compile,
+        max_memory=allowed_memory(written.max_memory) if max_memory is None else max_memory,
+    )
     data = load_data(config)
     return run, fit(initial_model(config, data), data, config, output=run, resume=True)

@@ -13,10 +13,11 @@ from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.columns import Data, chunks, first, num_data
 from ..data.dataset import Dataset
+from ..exact.endless import plan_to_end
 from ..handlers import discretize
 from ..programs.latents import TooManyCodesError
 from ..programs.modes import judging
-from ..programs.runs import arguments
+from ..programs.runs import arguments, bind_pair
 from ..runtime.distributed import from_main
 from ..runtime.rng import own_randomness
 
@@ -41,6 +42,8 @@ def judge_of(vae: Any, data: Dataset | Data, config: TrainConfig) -> Judge:
     if config.judge == "auto":
         found: Judge = from_main(lambda: choose_judge(vae, watched, max_memory=max_memory))
     else:
+        if config.judge == "exact":
+            _check_sum(vae, watched, max_memory)
         discrete_elbo(vae, first(watched, 1), config.judge, max_memory=max_memory)
         found = config.judge
     if found == "none" and config.patience is not None:
@@ -49,6 +52,15 @@ def judge_of(vae: Any, data: Dataset | Data, config: TrainConfig) -> Judge:
             "summed nor sampled. Try without patience."
         )
     return found
+
+
+@judging
+@own_randomness(0)
+def _check_sum(vae: Any, x: Data, max_memory: float | None) -> None:
+    """Refuse a sum over more codes than can be summed."""
+    with pyro.get_param_store().scope():
+        given = arguments(x)
+        plan_to_end(bind_pair(vae, *given.args, **given.kwargs), max_memory=max_memory)
 
 
 @judging

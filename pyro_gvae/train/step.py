@@ -14,9 +14,11 @@ from ..config.names import Shard
 from ..estimators import Estimator, own_state
 from ..exact import HasPair
 from ..jit.traced_elbo import TracedELBO
+from ..programs.modes import without_trace
 from ..programs.runs import arguments
 from ..runtime.distributed import ALONE, Sums, share, sum_gradients
 from .optimizers import FLUSH_EVERY, flush_denormals, new_optimizer, steps_taken
+from .ranges import Ranges, widened
 
 
 class TrainableProgram(HasPair, Protocol):
@@ -46,7 +48,8 @@ def make_step(
     `step([x, y])` or `step({"x": x, "y": y})`.
 
     The first step runs model and guide with Pyro's validation on, and records their computation
-    (:class:`~pyro_gvae.jit.traced_elbo.TracedELBO`). Later steps replay the recording without Pyro. A program that
+    (:class:`~pyro_gvae.jit.traced_elbo.TracedELBO`). Later steps replay the recording without Pyro. Data whose values
+    are smaller, larger or less whole than in all steps before are validated first, by one more run. A program that
     cannot be recorded runs as it is, with a warning; sums over several slices of codes do so without a warning, since
     they gain nothing. Pyro's param store is not used, and Pyro's validation setting is restored after each step.
 
@@ -75,8 +78,8 @@ def make_step(
         attribute `own` is the module that the estimator's loss trains itself (:func:`own_state`).
 
     Raises:
-        ValueError: if the optimizer is unknown. In the first step, if the data are out of range, no parameter gets a
-            gradient, or the programs use parameters that the module does not have. In any step, if there are no data,
+        ValueError: if the optimizer is unknown. In the first step, if no parameter gets a gradient, or the programs use
+            parameters that the module does not have. In any step, if the data are out of range, if there are no data,
             or, without `skip_non_finite`, if the loss is not finite.
 
     Example:
@@ -187,9 +190,27 @@ class _Gradients:
         self._traced = TracedELBO(cast(ELBO, self._elbo), compile=compile)
         self._ids = set(map(id, self.parameters))
         self._checked = False
+        self._ranges: Ranges = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss in nats, summed over the data. Gradients are set, not added."""
+        ranges = widened(self._ranges, args, kwargs)
+        if ranges is not self._ranges and self._ranges:
+            self._check(*args, **kwargs)
+        loss = self._loss(*args, **kwargs)
+        self._ranges = ranges
+        return loss
+
+    @torch.no_grad()
+    def _check(self, *args: Any, **kwargs: Any) -> None:
+        """Have the programs validate data beyond the ranges of those before; nothing changes."""
+        before = [buffer.clone() for buffer in self.buffers]
+        with pyro.get_param_store().scope(), pyro.validation_enabled(), without_trace():
+            self._elbo.loss(self._model, self._guide, *args, **kwargs)
+        for buffer, value in zip(self.buffers, before, strict=True):
+            buffer.copy_(value)
+
+    def _loss(self, *args: Any, **kwargs: Any) -> Tensor:
         for parameter in self.parameters:
             parameter.grad = None  # frees its memory for the next gradient
         loss = self._recorded(args, kwargs)

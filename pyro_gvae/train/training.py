@@ -28,8 +28,8 @@ from .optimizers import check_optimizer_state, named_shapes, new_optimizer
 from .state import State, read_state
 from .step import Step, make_step
 
-#: Settings that may differ between a run and its continuation: they do not change what is learned.
-FREE = OUTSIDE | {"tensorboard", "checkpoint_every"}
+#: Settings that may differ between a run and its continuation: they change what is learned by rounding, or not at all.
+FREE = OUTSIDE | {"tensorboard", "checkpoint_every", "max_memory"}
 
 
 @final

@@ -11,13 +11,16 @@ from strangers import command, compare_run, rewrite, train_run
 from pyro_gvae.cli.main import _parse, _resume_by
 from pyro_gvae.compare import run as compare_module
 from pyro_gvae.data.datasets import load
-from pyro_gvae.train import setup
+from pyro_gvae.runs.config import read_train_config
+from pyro_gvae.train import launch, setup
+from pyro_gvae.train.fit import Fit
 
 #: Settings that reach out of a folder, as a stranger would have them.
 OUTSIDE = {
     "data_dir": "/stranger/data",
     "download": True,
     "device": "cuda:7",
+    "compile": True,
     "output": "/stranger/output",
     "workers": 64,
     "backend": "dask",
@@ -81,7 +84,7 @@ def is_unfinished(run):
 @pytest.mark.parametrize("kind", ["trained", "compared"])
 def test_settings_that_reach_outside_are_those_of_this_call(kind, name, trained, compared, asked, tmp_path):
     run = shutil.copytree({"trained": trained, "compared": compared}[kind], tmp_path / "run")
-    hostile = {name: OUTSIDE[name] for name in ("data_dir", "download", "device", "output")}
+    hostile = {name: OUTSIDE[name] for name in ("data_dir", "download", "device", "compile", "output")}
     for folder in (run, *run.glob("cells/*")):
         rewrite(folder, lambda old: old | {"train": old["train"] | hostile} if "train" in old else old | OUTSIDE)
     if name == "resume":
@@ -89,6 +92,7 @@ def test_settings_that_reach_outside_are_those_of_this_call(kind, name, trained,
     command(name, run, **FEW[name])
     assert asked or (kind, name) == ("compared", "report")  # which draws what the folder has
     assert set(asked) <= {("data", False, "cpu")}
+    assert kind == "compared" or not read_train_config(run).compile
 
 
 def test_what_this_call_says_is_done(trained, compared, asked, tmp_path):
@@ -102,9 +106,33 @@ def test_what_this_call_says_is_done(trained, compared, asked, tmp_path):
         command("resume", run, scheduler="tcp://mine:1")
 
 
+def test_memory_and_a_compiler_are_what_this_call_says(trained, compared, tmp_path, monkeypatch):
+    """A folder that asks for more memory than there is names no number that could be taken instead."""
+    configs, line = [], {"train_elbo": None, "test_elbo": None, "elbo_is": "sampled"}
+
+    def fitted(vae, data, config, **options):
+        configs.append((config.max_memory, config.compile))
+        return Fit(0, 0.0, "all stages", [line], [])
+
+    monkeypatch.setattr(launch, "fit", fitted)
+    monkeypatch.setattr(compare_module, "train_cell", lambda job: configs.append(job.config.max_memory))
+    runs = [shutil.copytree(run, tmp_path / name) for name, run in (("trained", trained), ("compared", compared))]
+    is_unfinished(runs[1])
+    much = {"max_memory": 1e6, "compile": True}
+    for run in runs:
+        rewrite(run, lambda old: old | {"train": old["train"] | much} if "train" in old else old | much)
+        with pytest.raises(ValueError, match=r"max_memory of at most the .* GB of this machine, but found 1e\+06 GB"):
+            command("resume", run)
+    command("resume", runs[0], max_memory=2.0)
+    command("resume", runs[0], max_memory=3.0, compile=True)
+    command("resume", runs[1], max_memory=2.0)
+    assert configs == [(2.0, False), (3.0, True), 2.0]
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "sentence"),
     [
+        ("compared", {"compile": True}, "Expected compile with a training run"),
         ("trained", {"workers": 2}, "Expected workers and scheduler with a comparison"),
         ("trained", {"scheduler": "tcp://mine:1"}, "Expected workers and scheduler with a comparison"),
         ("compared", {"device": "cuda"}, "Expected a device with a training run"),
@@ -135,6 +163,20 @@ def test_no_command_follows_a_link_out_of_the_folder(name, trained, tmp_path):
         with pytest.raises(ValueError, match="is a link or "):
             command(command_name, run, **options)
     assert contents(outside) == before and link.is_symlink()
+
+
+@pytest.mark.filterwarnings("ignore:.* has lost evaluations of the run")
+@pytest.mark.parametrize("harm", ["finished", "lost history", "lost weights"])
+def test_no_command_writes_through_hard_links(harm, trained, tmp_path):
+    """Nor does a stranger's folder change what it shares with mine, as a backup that is made of links may."""
+    mine = shutil.copytree(trained, tmp_path / "mine")
+    run = shutil.copytree(mine, tmp_path / "run", copy_function=os.link)
+    for name in {"lost history": ["metrics.jsonl"], "lost weights": ["weights.safetensors"]}.get(harm, []):
+        (run / name).unlink()
+    before = contents(mine)
+    for command_name, options in FEW.items():
+        command(command_name, run, **options)
+    assert contents(mine) == before and (run / "report.html").exists()
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "weights.safetensors"])
@@ -181,7 +223,9 @@ def test_stopped_runs_are_resumed_by_what_reaches_out_of_them():
     shown = "pyro-gvae resume run --data-dir 'my data' --download --device cuda:1"
     assert _resume_by(config, Path("run")) == shown
     assert _resume_by(_parse(["compare", "--workers", "2"]), Path("run")) == "pyro-gvae resume run --workers 2"
-    assert _resume_by(_parse(["train"]), Path("run")) == "pyro-gvae resume run"
+    assert _resume_by(_parse(["train", "--max-memory", "2"]), Path("run")) == "pyro-gvae resume run"
+    again = ["resume", "run", "--max-memory", "2.0", "--compile"]
+    assert _resume_by(_parse(again), Path("run")) == "pyro-gvae resume run --compile --max-memory 2.0"
 
 
 def test_names_that_are_no_text(trained, tmp_path):

@@ -14,6 +14,7 @@ from problems import PROBLEMS, Rows
 from pyro import poutine
 from pyro.infer import (
     SVI,
+    EnergyDistance,
     RenyiELBO,
     Trace_ELBO,
     TraceEnum_ELBO,
@@ -456,6 +457,27 @@ def test_stock_elbos_that_are_wrong_are_refused(name):
     rows = Rows("mlp", 2, 3, 4)
     with pytest.raises(ValueError, match=r"Expected an ELBO that has the score of the discrete site 'z' .* Try "):
         WRONG[name]().loss_and_grads(discretize(rows.model), discretize(rows.guide), rows.x)
+
+
+def test_the_energy_distance_refuses_discrete_sites_without_validation_too():
+    """It would leave out the gradient of the guide, which it has of relaxed sites."""
+    logits = torch.zeros(4, 3, requires_grad=True)
+
+    def model(x):
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.OneHotCategorical(torch.ones(3) / 3))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.OneHotCategorical(logits=logits))
+
+    loss = EnergyDistance(num_particles=2, max_plate_nesting=2)
+    with pyro.validation_enabled(False):
+        with pytest.raises(ValueError, match=r"score of the discrete site 'z' .*, but found EnergyDistance, .* Try "):
+            loss(discretize(model), discretize(guide), torch.ones(4, 3))
+        loss(relax(model, temperature=0.5), relax(guide, temperature=0.5), torch.ones(4, 3)).backward()
+    assert logits.grad.any()
 
 
 @pytest.mark.parametrize("name", ["RenyiELBO, alpha 0", "RenyiELBO, one particle", "TraceTMC_ELBO"])

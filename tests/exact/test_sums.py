@@ -677,6 +677,16 @@ def test_more_codes_than_can_be_numbered_are_refused():
         exact.elbo(vae, torch.ones(2, 6))
 
 
+def test_codes_whose_sum_would_not_end_are_refused():
+    """They can be numbered, and fit into memory slice by slice. Their cost can be asked for."""
+    vae, x = CategoricalVAE(6, num_latents=20, num_categories=8, hidden=(5,)), torch.ones(2, 6)
+    functions = exact.elbo, exact.log_evidence, exact.bounds, exact.posterior, exact.sample_posterior
+    for function in (*functions, partial(ExactELBO().loss, vae.model, vae.guide)):
+        with pytest.raises(ValueError, match=r"K\^N = 8\^20 = 1,152,921,504,606,846,976, which take .* per sum\. Try"):
+            function(*([vae, x] if function in functions else [x]))
+    assert exact.cost(vae, x).operations > 1e15
+
+
 def test_a_table_that_does_not_fit_is_refused():
     vae = CategoricalVAE(6, num_latents=12, num_categories=4, hidden=(5,))
     with pytest.raises(ValueError, match="table of 16,777,216 codes and 2 data to fit into 1"):

@@ -283,7 +283,7 @@ def test_a_design_without_the_picture_is_an_error():
 # What importing does, seen from outside in a new process.
 
 IMPORT_EVERYTHING = """
-import importlib, json, pkgutil, random, sys
+import importlib, json, os, pkgutil, random, signal, sys, threading, warnings
 import numpy, pyro, torch
 
 def state():
@@ -296,6 +296,11 @@ def state():
         "torch's generator": torch.get_rng_state().tolist(),
         "numpy's generator": repr(numpy.random.get_state()),
         "Python's generator": random.getstate(),
+        "warnings": list(map(repr, warnings.filters)) + [repr(warnings.showwarning)],
+        "environment": dict(os.environ),
+        "path": list(sys.path),
+        "threads of Python": threading.active_count(),
+        "signals": list(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))),
         "param store": sorted(pyro.get_param_store().keys()),
     } | {f"pyro setting {name}": value for name, value in pyro.settings.get().items()}
 

@@ -99,6 +99,8 @@ CHANGES = {
     "a hidden slot": (Slots, lambda thing: thing.hide(3.0)),
     "a slot that is deleted": (Slots, lambda thing: delattr(thing, "shown")),
     "a small array": (lambda: np.ones(3), lambda thing: thing.fill(2.0)),
+    "an array of 256 KiB": (lambda: np.zeros(2**15), lambda thing: thing.__setitem__(-1, 1.0)),
+    "an array of objects": (lambda: np.array([1.0, "a"], object), lambda thing: thing.__setitem__(0, 2.0)),
     "bytes": (lambda: bytearray(b"a"), lambda thing: thing.append(1)),
     "Python's arrays": (lambda: array.array("d", [1.0]), lambda thing: thing.append(1.0)),
     "a module's attribute": (lambda: reads_configuration, lambda thing: setattr(config.inner, "beta", object())),
@@ -123,6 +125,17 @@ def test_a_change_is_noticed(name):
     assert guard.holds()
     change(thing)
     assert not guard.holds() or list(map(hooks_of, guard.tensors.values())) != hooks
+
+
+def test_large_arrays_that_can_be_written_are_unguarded():
+    """Also through a view of them, and of what is not an array."""
+    small, large = np.zeros(9), np.zeros(2**16)
+    kept, view = np.zeros(2**16), large.view()
+    kept.flags.writeable = view.flags.writeable = False
+    from_bytes, from_tensor = np.frombuffer(bytes(2**19)), torch.zeros(2**17).numpy()
+    assert not guards.Guard([small, kept, kept[1:], from_bytes]).unguarded
+    for each in (large, view, from_tensor):
+        assert [found is each for found in guards.Guard([Plain(array=each)]).unguarded] == [True]
 
 
 def test_hooks_of_all_modules_are_noticed():

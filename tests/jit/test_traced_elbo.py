@@ -5,6 +5,7 @@ import random
 import re
 import types
 import warnings
+from functools import partial
 
 import numpy as np
 import pyro
@@ -581,6 +582,7 @@ PAIRS = {
     "Python's random numbers": (lambda: observing(random.random), "draws its random numbers from torch"),
     "NumPy's random numbers": (lambda: observing(np.random.rand), "draws its random numbers from torch"),
     "a memory": (with_a_memory, "changes its own Python state"),
+    "a large array": (lambda: observing(partial(np.mean, np.zeros(2**16))), r"found a large array of shape \(65536,\)"),
 }
 
 

@@ -238,6 +238,39 @@ def test_what_is_no_file_is_neither_read_nor_written(tmp_path: Path, use, make: 
     assert mine.read_text() == "not yours"
 
 
+@pytest.mark.parametrize(
+    ("name", "use", "kept"),
+    [
+        ("metrics.jsonl", lambda path: append_json_line(path, {"step": 1}), '{"step": 0}\n{"step": 1}\n'),
+        ("metrics.jsonl", lambda path: cut(path, 5), '{"ste'),
+        ("metrics.jsonl", lambda path: write_text_atomic(path, "new"), "new"),
+        (".lock", lambda path: lock(path.parent), f"{os.getpid()}\n"),
+    ],
+)
+def test_what_a_hard_link_shares_is_never_changed(tmp_path: Path, name, use, kept) -> None:
+    """A stranger's folder may have another name of a file of mine, and a backup may share files with its original."""
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    run.mkdir()
+    mine.write_text('{"step": 0}\n')
+    os.link(mine, run / name)
+    use(run / name)
+    assert mine.read_text() == '{"step": 0}\n' and (run / name).read_text() == kept
+    assert list(run.iterdir()) == [run / name]
+
+
+def lock(folder: Path) -> None:
+    with sole_writer(folder):
+        pass
+
+
+def test_a_lock_that_has_two_names_is_one_lock(tmp_path: Path) -> None:
+    """As where a backup by hard links is made of a folder in use."""
+    with sole_writer(tmp_path):
+        os.link(tmp_path / ".lock", tmp_path / "backup")
+        with pytest.raises(ValueError, match="one works in"), sole_writer(tmp_path):
+            pass
+
+
 def test_a_file_takes_the_place_of_a_link_and_not_of_what_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("not yours")
     (tmp_path / "table.csv").symlink_to(tmp_path / "mine")

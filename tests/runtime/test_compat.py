@@ -214,6 +214,10 @@ def running_elbo() -> None:
             requests.clear()
             getattr(elbo, method)(normal, guide)
             assert requests and set(requests) == {(elbo, wants_gradient)}, f"{type(elbo).__name__}.{method}"
+    distance = infer.EnergyDistance(max_plate_nesting=1)  # no ELBO, but asked in the same way
+    with pytest.raises(ValueError, match="no observations"):
+        distance(normal, guide)
+    assert requests[-1] == (distance, True)
     guide()
     assert requests[-1] is None
 

@@ -62,6 +62,36 @@ def test_a_command_without_memory_is_one_sentence(monkeypatch, capsys):
     assert "Expected enough memory for this command, but found that there is no more. Try" in capsys.readouterr().err
 
 
+LIMITED = """
+import resource, sys, torch
+from pathlib import Path
+from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
+
+path = Path(sys.argv[1])
+tensors = {"weights": torch.zeros(25_000_000)}
+save_checkpoint(path, tensors)
+used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (used + 150_000_000, resource.RLIM_INFINITY))
+for call in (lambda: save_checkpoint(path, {"weights": tensors["weights"] + 0}), lambda: load_checkpoint(path)):
+    try:
+        call()
+    except MemoryError:
+        print("refused")
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(len(load_checkpoint(path)["weights"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+def test_memory_that_ends_with_a_checkpoint_leaves_the_last_one(tmp_path):
+    """As under `ulimit -v`, where safetensors by itself ends the process without an exception."""
+    command = [sys.executable, "-W", "ignore", "-c", LIMITED, tmp_path / "checkpoint.safetensors"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split() == ["refused", "refused", "25000000"], done.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint.safetensors"]
+
+
 GROWTH = """
 import resource, torch
 from pyro_gvae import CategoricalVAE

@@ -466,13 +466,17 @@ def test_a_signal_ends_a_run_after_a_step_and_the_rest_can_be_resumed(number, tm
     heard = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(Training, "advance", signalled)
-        with pytest.raises(Interrupted, match=f"stopped by {number.name}; resume with: pyro-gvae resume") as stopped:
+        with pytest.raises(
+            Interrupted, match=f"stopped by {number.name}; resume with: the same call of fit"
+        ) as stopped:
             run(vae, output=tmp_path)
     assert stopped.value.signal == number and signal.getsignal(number) is heard
     assert load_checkpoint(tmp_path / "checkpoint.safetensors")["state"]["step"] == 4
     done = run(resumed, output=tmp_path, resume=True)
     assert done.steps == 6 and [line["step"] for line in done.history] == [0, 3, 6]
     assert all(torch.equal(resumed.state_dict()[name], tensor) for name, tensor in expected.state_dict().items())
+    (tmp_path / "config.json").touch()  # as in a folder of the command
+    assert f"resume with: pyro-gvae resume {tmp_path}" in str(Interrupted(tmp_path, number))
 
 
 @pytest.mark.parametrize("late", ["in the last step", "in the last evaluation", "after it"])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import MaskedDistribution
-from pyro.infer import ELBO, RenyiELBO, TraceEnum_ELBO, TraceTMC_ELBO
+from pyro.infer import ELBO, EnergyDistance, RenyiELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.infer.discrete import (
     SamplePosteriorMessenger,
     TraceEnumSample_ELBO,
@@ -148,11 +148,11 @@ class Request(NamedTuple):
     """The ELBO that is running a program.
 
     Attributes:
-        elbo: the stock ELBO.
+        elbo: the stock ELBO, or stock `EnergyDistance`, which is none.
         wants_gradient: whether a loss with gradients is computed, and not only its value.
     """
 
-    elbo: ELBO
+    elbo: ELBO | EnergyDistance
     wants_gradient: bool
 
 
@@ -164,16 +164,16 @@ def running_elbo() -> Request | None:
     discrete site.
     """
     frames = _outwards(sys._getframe(1))
-    elbo = next(filter(None, (_elbo_that_runs(frame, "_get_trace", "_get_traces") for frame in frames)), None)
-    if elbo is None:
+    runs = (_elbo_that_runs(frame, "_get_trace", "_get_traces") for frame in frames)
+    if (elbo := next((found for found in runs if found is not None), None)) is None:
         return None
     return Request(elbo, wants_gradient=all(_elbo_that_runs(frame, "loss") is not elbo for frame in frames))
 
 
-def _elbo_that_runs(frame: FrameType, *methods: str) -> ELBO | None:
+def _elbo_that_runs(frame: FrameType, *methods: str) -> ELBO | EnergyDistance | None:
     """Return the ELBO if the frame is a call of one of these methods."""
     owner = frame.f_locals.get("self") if frame.f_code.co_name in methods else None
-    return owner if isinstance(owner, ELBO) else None
+    return owner if isinstance(owner, ELBO | EnergyDistance) else None
 
 
 def runs_for_a_loss() -> bool:

@@ -1,0 +1,50 @@
+"""Sums over so many codes that nobody could wait for their end, refused before they are begun."""
+
+from typing import Any
+
+import torch
+
+from ..programs.chains import Chains
+from ..programs.latents import TooManyCodesError
+from ..programs.modes import without_trace
+from ..programs.runs import Runs
+from ..runtime.compat.torch import is_transformed
+from ..runtime.work import count_operations
+from .plan import Plan, plan_sum, read_codes
+
+#: The most operations of one sum: three hours on two cores, or a minute on a large GPU.
+MOST_OPERATIONS = 1e15
+#: So many codes take no more than that, whatever decodes them; operations are counted where there are more.
+FEW_CODES = 2**20
+
+
+def plan_to_end(runs: Runs, *, with_guide: bool = True, **options: Any) -> Plan | Chains:
+    """Plan a sum as :func:`~pyro_gvae.exact.plan.plan_sum` does, which is then taken.
+
+    Raises:
+        ValueError: as `plan_sum`; also if the sum over joint codes would not end within hours.
+    """
+    plan = plan_sum(runs, with_guide=with_guide, **options)
+    if isinstance(plan, Plan) and plan.num_shared > FEW_CODES and not is_transformed():
+        operations = _operations_of_code(runs.again(), plan, with_guide=with_guide) * plan.num_shared
+        if operations > MOST_OPERATIONS:
+            found = " x ".join(f"{one.num_categories}^{one.num_latents}" for one in plan.layout.space.latents)
+            raise TooManyCodesError(
+                f"Expected codes that can be summed in {MOST_OPERATIONS:g} operations, some hours on two cores, but "
+                f"found K^N = {found} = {plan.num_codes:,}, which take {operations:.2g} per sum. Try fewer latents or "
+                "categories, or what samples: another estimator, importance-weighted evidence."
+            )
+    return plan
+
+
+@torch.no_grad()
+def _operations_of_code(runs: Runs, plan: Plan, *, with_guide: bool) -> int:
+    """Count the operations that one more code takes, without its gradient, on a few codes."""
+    few, more = plan.layout.few()
+
+    def counted(num_codes: int) -> int:
+        with without_trace():
+            codes = plan.layout.some_codes(num_codes)
+            return count_operations(lambda: read_codes(runs, plan.layout, codes, with_guide))
+
+    return max(counted(more) - counted(few), 0) // (more - few)
