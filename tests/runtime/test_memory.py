@@ -66,17 +66,18 @@ LIMITED = """
 import resource, sys, torch
 from pathlib import Path
 from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
+from pyro_gvae.runtime.memory import is_out_of_memory
 
 path = Path(sys.argv[1])
 tensors = {"weights": torch.zeros(25_000_000)}
 save_checkpoint(path, tensors)
 used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
 resource.setrlimit(resource.RLIMIT_AS, (used + 150_000_000, resource.RLIM_INFINITY))
-for call in (lambda: save_checkpoint(path, {"weights": tensors["weights"] + 0}), lambda: load_checkpoint(path)):
+for call in (lambda: save_checkpoint(path, tensors), lambda: load_checkpoint(path)):
     try:
         call()
-    except MemoryError:
-        print("refused")
+    except (MemoryError, RuntimeError) as error:
+        print("refused" if is_out_of_memory(error) else error)
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 print(len(load_checkpoint(path)["weights"]))
 """
