@@ -23,7 +23,7 @@ def memory_limit(max_memory: float | None) -> int:
         ValueError: if `max_memory` is not positive.
     """
     limit = DEFAULT_MEMORY if max_memory is None else max_memory
-    if not limit > 0:
+    if not isinstance(limit, int | float) or not limit > 0:  # a stage may say anything
         raise ValueError(f"Expected max_memory in bytes, a positive number, but found {max_memory}. Try 2e9.")
     return int(min(limit, sys.maxsize))  # an infinite one, too
 
