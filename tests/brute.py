@@ -23,7 +23,7 @@ class Said(NamedTuple):
     log_p: dict[str, Tensor]
 
 
-def sharp(name: str, factor: float = 20.0) -> Pair:
+def sharp(name: str, factor: float = 3.0) -> Pair:
     """A pair of `pairs.PROGRAMS` with larger parameters, so that its latents have some KL."""
     pyro.clear_param_store()
     program = PROGRAMS[name]

@@ -40,7 +40,7 @@ class Offset(Messenger):
 
 @pytest.mark.parametrize("name", ["two layers, bottom-up", "two layers, top-down", "two layers, independent"])
 def test_the_exact_gradient_of_logits_that_depend_on_other_latents(name):
-    pair = sharp(name, 3.0)
+    pair = sharp(name)
     sizes = {"top": 3, "below": 4}
     offsets = {site: torch.zeros(len(DATA), size).double().requires_grad_() for site, size in sizes.items()}
     said = every_code(Pair(pair.model, Offset(offsets)(pair.guide)), DATA)
@@ -58,7 +58,7 @@ def report(pair, *arguments, wrt=("logits",), x=DATA, **options):
 
 @pytest.mark.parametrize("name", ["two layers, top-down", "a global code", "nested plates"])
 def test_unbiased_estimators_are_found_unbiased(name):
-    pair = sharp(name, 3.0)
+    pair = sharp(name)
     found = report(pair, ["exact", "reinforce-loo"], num_samples=256)
     assert found["refused"].isna().all() and (found["reference"] == "exact").all()
     assert found["relative_bias"][0] < 1e-9 and found["samples"].tolist() == [1, 256]
@@ -80,7 +80,7 @@ def test_beside_continuous_latents_the_reference_is_a_long_mean(wrt):
 
 
 def test_without_sums_another_unbiased_estimator_is_the_reference():
-    found = report(sharp("two layers, top-down", 3.0), ["reinforce-loo"], num_samples=1024, max_operations=0)
+    found = report(sharp("two layers, top-down"), ["reinforce-loo"], num_samples=1024, max_operations=0)
     assert found["reference"][0].startswith("the mean of 4096 estimates by ") and "exact" not in found["reference"][0]
     assert 0 < found["reference_error"][0] < 1
     assert abs(found["squared_bias"][0]) < 5 * found["squared_bias_se"][0] + found["reference_error"][0] ** 2
@@ -92,7 +92,7 @@ def test_without_sums_another_unbiased_estimator_is_the_reference():
 
 @pytest.mark.parametrize("wrt", ["logits", "parameters"])
 def test_another_objective_is_held_against_its_own_gradient(wrt):
-    pair = sharp("two layers, top-down", 3.0)
+    pair = sharp("two layers, top-down")
     exact = estimator("exact")
     grid = [with_kl_weight(exact, 0.3), with_free_bits(exact, {"top": 3.0}), with_free_bits(exact, 0.4), exact]
     found = report(pair, grid, wrt=(wrt,))
@@ -131,7 +131,7 @@ def test_all_arguments_of_a_program_are_its_data():
 
 
 def test_the_reconstruction_term_needs_independent_latents():
-    found = reinmax_protocol(sharp("two layers, independent", 3.0), DATA, ["exact", "reinforce-loo"], num_samples=64)
+    found = reinmax_protocol(sharp("two layers, independent"), DATA, ["exact", "reinforce-loo"], num_samples=64)
     assert found["refused"].isna().all() and found["relative_bias"][0] < 1e-9
     for name in ("two layers, top-down", "a normal given a code"):
         with pytest.raises(ValueError, match="independent in the guide for the reconstruction term"):

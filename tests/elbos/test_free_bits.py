@@ -74,7 +74,7 @@ def test_the_table_has_latents_above_and_below_their_thresholds(name):
 
 
 def test_each_latent_has_its_own_threshold():
-    pair = sharp("bits and an integer", 3.0)
+    pair = sharp("bits and an integer")
     said = every_code(pair, DATA)
     nats = {"a": 0.7, "k": 0.1}
     chosen = with_free_bits(estimator("exact"), nats)
@@ -131,7 +131,7 @@ def test_steps_of_a_mixture_are_recorded(recwarn):
 
 
 def test_a_recording_is_the_loss():
-    pair = sharp("two layers, bottom-up", 3.0)
+    pair = sharp("two layers, bottom-up")
     loss = FreeBits(ExactELBO(), 0.4)
     wanted = loss.loss(pair.model, pair.guide, DATA)
     traced = TracedELBO(loss)

@@ -47,7 +47,7 @@ def test_bounds_stand_in_their_order():
 
 @pytest.mark.parametrize("name", ["two layers, independent", "two layers, top-down", "a global code", "nested plates"])
 def test_several_latents_have_their_gaps(name):
-    pair = sharp(name, 3.0)
+    pair = sharp(name)
     found = gaps(pair, DATA, num_particles=20, temperature=0.5)
     expected = exact.bounds(pair, DATA)
     torch.testing.assert_close(found.elbo, expected.elbo)
@@ -65,7 +65,7 @@ def test_several_latents_have_their_gaps(name):
 
 
 def test_integers_have_no_relaxation_gap():
-    pair = sharp("bits and an integer", 3.0)
+    pair = sharp("bits and an integer")
     found = gaps(pair, DATA)
     row = summarize_gaps(found)
     assert found.relaxed_bound is None and "relaxation_gap" not in row and "relaxed_bound" not in row

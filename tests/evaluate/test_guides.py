@@ -215,7 +215,7 @@ def test_the_kls_of_ready_programs_are_those_of_the_elbo(name):
 
 @pytest.mark.filterwarnings("ignore:Expected programs that take codes")
 def test_programs_that_take_one_code_at_a_time_have_the_same_numbers():
-    plain = sharp("two layers, bottom-up", 3.0)
+    plain = sharp("two layers, bottom-up")
     store = pyro.get_param_store()
     matrices = {tuple(value.shape): value for _, value in store.items()}
     pair = Pair(partial(two_layers_model, dense=concatenated), partial(bottom_up_guide, dense=concatenated))

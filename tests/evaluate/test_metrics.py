@@ -292,7 +292,7 @@ def test_every_program_is_evaluated(name):
 
 @pytest.mark.parametrize("name", ["two layers, top-down", "a normal given a code", "nested plates"])
 def test_scores_of_a_loss_are_those_of_the_pair(name):
-    pair = sharp(name, 3.0)  # whose parameters in Pyro's store are not those that it begins with
+    pair = sharp(name)  # whose parameters in Pyro's store are not those that it begins with
     own = own_objective(pair, estimator("exact"), DATA)
     assert own == pytest.approx(exact.elbo(pair, DATA).sum().item() / B)
     if name == "a normal given a code":
