@@ -1,5 +1,6 @@
 """What tests share: the examples of hypothesis, MNIST where it lies beside the repository, a slow clock."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -11,6 +12,11 @@ MNIST_ROOT = Path(__file__).parents[2] / "shared" / "mnist"
 # The same examples in every run, and no limit of time on one: torch's first call is slow.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+# A shell starts background jobs with SIGINT ignored, as `make test &` would, and what tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -182,7 +182,7 @@ def test_an_unbiased_mean_stands_in_for_the_exact_gradient(monkeypatch):
     ticks = itertools.count()  # a millisecond a look: what fits into the seconds is the same on every machine
     monkeypatch.setattr(advice_module, "time", SimpleNamespace(perf_counter=lambda: 1e-3 * next(ticks)))
     made = advice_module.candidates(["gumbel-softmax", "reinforce-loo"], temperatures=(1.0,))
-    monkeypatch.setattr(advice_module, "_obstacle", lambda *_: "Too many codes.")
+    monkeypatch.setattr(advice_module, "obstacle_to_sums", lambda *_, **__: "Too many codes.")
     monkeypatch.setattr(advice_module, "candidates", lambda *_, **__: made)
     table, found = advise(replace(ADVISE, batch_size=4))
     assert table["reference"].str.contains("by reinforce-loo").all()
