@@ -39,7 +39,7 @@ from typing_extensions import override
 
 from ..handlers.sites import Kind
 from ..programs.factors import Layout
-from ..programs.samples import Sample, by_gumbel_noise
+from ..programs.samples import Change, Sample, by_gumbel_noise
 from ..programs.target import Target
 from .sampled import Estimate, SampledELBO
 
@@ -113,7 +113,7 @@ class Control(nn.Module):
             return value
 
         soft = torch.softmax(perturbed / temperature, -1)
-        relaxed = target.changed(base, None, name, soft, soften, draw_anew)
+        relaxed = target.changed(base, Change(name, soft), soften, draw_anew)
         value = target.read(relaxed.values).log_prob(relaxed.codes) + later_terms(relaxed, name)
         if self.network is not None:
             codes = torch.cat([relaxed.codes[latent.name].flatten(-2) for latent in target.layout.space.latents], -1)

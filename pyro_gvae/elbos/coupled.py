@@ -6,6 +6,7 @@ import torch
 from torch import Size, Tensor
 from typing_extensions import override
 
+from ..programs.samples import Change
 from ..programs.target import Target
 from .sampled import Estimate, SampledELBO
 
@@ -106,7 +107,7 @@ def coupled_estimate(target: Target, num_pairs: int) -> Estimate:
     """Return the mean of f over pairs of codes, and the surrogate of :class:`DisARMIW`."""
     base = target.drawn(num_pairs, _draw)
     pairs = {name: couple(site.rows().detach().exp(), base.noise[name]) for name, site in base.q.sites.items()}
-    others = [target.changed(base, None, name, pair.second, _codes_of) for name, pair in pairs.items()]
+    others = [target.changed(base, Change(name, pair.second), _codes_of) for name, pair in pairs.items()]
     drawn = [base, *others]  # 1 + M
     codes = {name: torch.cat([one.codes[name] for one in drawn]) for name in base.codes}  # (P + P M, B, N, K)
     p = target.read({name: torch.cat([one.values[name] for one in drawn]) for name in base.values})

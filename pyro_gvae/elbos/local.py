@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from ..distributions.codes import hamming_neighbours
 from ..programs.factors import Site
-from ..programs.samples import Sample, by_gumbel_noise, independent, largest
+from ..programs.samples import Change, Sample, by_gumbel_noise, independent, largest
 from ..programs.target import Target
 from ..runtime.tuning import tuning
 from .sampled import Estimate, SampledELBO
@@ -117,7 +117,7 @@ def _costs_of_neighbours(target: Target, base: Sample, name: str, slice_size: in
     rows = torch.arange(particles, device=codes.device).repeat_interleave(num_latents * (num_categories - 1))
     costs = [codes.new_empty(0, batch)]  # with one category there are no neighbours
     for part, neighbours in zip(rows.split(slice_size), hamming_neighbours(codes, slice_size), strict=False):
-        changed = target.changed(base, part, name, neighbours, largest)
+        changed = target.changed(base, Change(name, neighbours, part), largest)
         log_p = target.read(changed.values).log_prob(changed.codes, analytic)
         costs.append((log_p - changed.q.log_prob(changed.codes, analytic)).expand(len(part), batch))
     return torch.cat(costs)

@@ -75,7 +75,11 @@ def posterior(
         return _with_best(found, runs, plan) if num_codes else found
     if plan.layout.is_shared:
         return _shared_posterior(runs.model, plan, num_codes)
-    num_codes = min(num_codes, plan.num_codes)
+    return _joint_posterior(runs.model, plan, min(num_codes, plan.num_codes))
+
+
+def _joint_posterior(model: Run, plan: Plan, num_codes: int) -> Posterior:
+    """Sum over all joint codes, slice by slice, and keep the C most probable ones."""
     lowest = torch.finfo(plan.dtype).min
     highest = torch.full((plan.batch_shape.numel(),), lowest, dtype=plan.dtype, device=plan.device)
     # Running sums over the codes, in units of exp(highest), as in an online softmax.
@@ -87,7 +91,7 @@ def posterior(
     best_numbers = torch.empty(best.shape, dtype=torch.long, device=plan.device)
     for numbers in plan.numbers():
         codes = plan.codes(numbers)
-        joint = joint_scores(runs.model, plan.layout, codes).joint  # (s, B)
+        joint = joint_scores(model, plan.layout, codes).joint  # (s, B)
         before, highest = highest, torch.maximum(highest, joint.amax(0))
         shrunk, weights = (before - highest).exp().unsqueeze(-1), plan.weights(joint - highest).T
         moments = {name: moment * shrunk + weights @ codes[name].flatten(1) for name, moment in moments.items()}

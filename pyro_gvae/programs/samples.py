@@ -121,15 +121,32 @@ def sample(runs: Runs, layout: Layout, num_particles: int, draw_codes: DrawCodes
     return values.sample(q, frozenset(scored))
 
 
+class Change(NamedTuple):
+    """Other codes of one discrete latent.
+
+    Attributes:
+        name: of the latent.
+        codes: (R, B, N, K).
+        rows: which of the P rows of a sample each code belongs to, (R,); None for all in their order.
+    """
+
+    name: str
+    codes: Tensor
+    rows: Tensor | None = None
+
+    def of_base(self, value: Tensor) -> Tensor:
+        """Take the rows of a value (P, ...) of the sample that the codes belong to: (R, ...)."""
+        return value if self.rows is None else value.index_select(0, self.rows)
+
+    def one_by_one(self) -> "list[Change]":
+        """Return a change for each code."""
+        rows = torch.arange(len(self.codes), device=self.codes.device) if self.rows is None else self.rows
+        each = zip(self.codes.split(1), rows.split(1), strict=True)
+        return [Change(self.name, code, row) for code, row in each]
+
+
 def changed(
-    runs: Runs,
-    layout: Layout,
-    base: Sample,
-    rows: Tensor | None,
-    name: str,
-    codes: Tensor,
-    codes_of: CodesOf,
-    draw_anew: Draw = anew,
+    runs: Runs, layout: Layout, base: Sample, change: Change, codes_of: CodesOf, draw_anew: Draw = anew
 ) -> Sample:
     """Give a discrete latent other codes, and draw later latents of the guide again with the noise that they had.
 
@@ -140,30 +157,16 @@ def changed(
         runs: the pair with its data bound.
         layout: what is known of it.
         base: the sample.
-        rows: which of its P rows each code belongs to, (R,); None for all in their order.
-        name: of the latent.
-        codes: (R, B, N, K).
+        change: the latent and its codes.
         codes_of: the codes of later latents, from their log-probabilities and noise.
         draw_anew: draws continuous latents without noise.
     """
-
-    def taken(value: Tensor) -> Tensor:
-        return value if rows is None else value.index_select(0, rows)
-
-    values = _Values(layout)
+    name = change.name
     if not layout.guide_depends or not base.later(name):
-        value = values.of_codes(name, base, codes)
-        return Sample(
-            codes={other: codes if other == name else taken(own) for other, own in base.codes.items()},
-            values={other: value if other == name else taken(own) for other, own in base.values.items()},
-            noise={},
-            scored=base.scored,
-            q=base.q if rows is None else base.q.at(rows),
-        )
-    if layout.obstacle is not None and len(codes) > 1:
-        own_rows = torch.arange(len(codes), device=codes.device) if rows is None else rows
-        each = zip(own_rows.split(1), codes.split(1), strict=True)
-        return _stacked([changed(runs, layout, base, row, name, code, codes_of, draw_anew) for row, code in each])
+        return _replaced(layout, base, change)
+    if layout.obstacle is not None and len(change.codes) > 1:
+        return _stacked([changed(runs, layout, base, one, codes_of, draw_anew) for one in change.one_by_one()])
+    values, taken = _Values(layout), change.of_base
     later = set(base.later(name))
 
     def depends(other: str, batch_shape: Size) -> bool:
@@ -171,7 +174,7 @@ def changed(
 
     def place(other: str, found: Discrete) -> Tensor:
         if other == name:
-            return values.keep_code(other, found, _cells(layout, codes, found.batch_shape))
+            return values.keep_code(other, found, _cells(layout, change.codes, found.batch_shape))
         if not depends(other, found.batch_shape):
             return values.keep_code(other, found, _cells(layout, taken(base.codes[other]), found.batch_shape))
         noise = _cells(layout, taken(base.noise[other]), found.batch_shape)
@@ -187,6 +190,19 @@ def changed(
 
     q = read_with(runs.guide, layout, place, draw)
     return values.sample(q, base.scored)
+
+
+def _replaced(layout: Layout, base: Sample, change: Change) -> Sample:
+    """Give a latent other codes, where no other is drawn again."""
+    name, taken = change.name, change.of_base
+    value = _Values(layout).of_codes(name, base, change.codes)
+    return Sample(
+        codes={other: change.codes if other == name else taken(own) for other, own in base.codes.items()},
+        values={other: value if other == name else taken(own) for other, own in base.values.items()},
+        noise={},
+        scored=base.scored,
+        q=base.q if change.rows is None else base.q.at(change.rows),
+    )
 
 
 def read_values(runs: Runs, layout: Layout, values: dict[str, Tensor]) -> Reading:

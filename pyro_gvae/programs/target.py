@@ -8,7 +8,7 @@ from .draws import Draws, draw
 from .factors import Layout, Reading
 from .layout import warn_of
 from .runs import Runs
-from .samples import CodesOf, DrawCodes, Sample, anew, changed, read_values, sample
+from .samples import Change, CodesOf, DrawCodes, Sample, anew, changed, read_values, sample
 from .statements import Draw
 
 
@@ -50,17 +50,9 @@ class Target:
         warn_of(self.layout)
         return sample(self.runs, self.layout, num_particles, draw_codes)
 
-    def changed(
-        self,
-        base: Sample,
-        rows: Tensor | None,
-        name: str,
-        codes: Tensor,
-        codes_of: CodesOf,
-        draw_anew: Draw = anew,
-    ) -> Sample:
+    def changed(self, base: Sample, change: Change, codes_of: CodesOf, draw_anew: Draw = anew) -> Sample:
         """Give a latent other codes, as ``programs.samples.changed``."""
-        return changed(self.runs, self.layout, base, rows, name, codes, codes_of, draw_anew)
+        return changed(self.runs, self.layout, base, change, codes_of, draw_anew)
 
     def read(self, values: dict[str, Tensor]) -> Reading:
         """Run the model on values ``(R, *plates, *event_shape)`` of every latent."""

@@ -7,7 +7,7 @@ from pairs import DATA, PROGRAMS, B, Program, one_hot, two_layers_model
 
 from pyro_gvae.programs.draws import lay_out_draws
 from pyro_gvae.programs.runs import bind
-from pyro_gvae.programs.samples import by_gumbel_noise, changed, independent, largest, sample
+from pyro_gvae.programs.samples import Change, by_gumbel_noise, changed, independent, largest, sample
 
 P = 7
 
@@ -34,7 +34,7 @@ def drawn(name, draw_codes=by_gumbel_noise):
 def test_a_latent_that_is_given_its_own_code_changes_nothing(program, first):
     runs, layout, base = drawn(program)
     rows = torch.arange(P).roll(2)
-    found = changed(runs, layout, base, rows, first, base.codes[first][rows], largest)
+    found = changed(runs, layout, base, Change(first, base.codes[first][rows], rows), largest)
     for name, value in base.values.items():
         torch.testing.assert_close(found.values[name], value[rows], rtol=1e-12, atol=1e-12)
     for name, codes in base.codes.items():
@@ -53,15 +53,15 @@ def test_earlier_latents_are_kept_and_later_ones_follow(monkeypatch):
     runs, layout, base = drawn("strong")
     assert list(base.values) == ["below", "top"] and base.later("below") == ["top"] and base.later("top") == []
     other = base.codes["below"].roll(1, -1)
-    found = changed(runs, layout, base, None, "below", other, largest)
+    found = changed(runs, layout, base, Change("below", other), largest)
     assert torch.equal(found.codes["below"], other)
     assert 0 < (found.codes["top"] != base.codes["top"]).any(-1).sum() < P * B  # some of them, with the same noise
-    last = changed(runs, layout, base, None, "top", base.codes["top"].roll(1, -1), largest)
+    last = changed(runs, layout, base, Change("top", base.codes["top"].roll(1, -1)), largest)
     assert torch.equal(last.codes["below"], base.codes["below"])
     assert not torch.equal(last.q.log_prob(last.codes), base.q.log_prob(base.codes))
 
 
 def test_what_does_not_depend_on_the_changed_latent_stays():
     runs, layout, base = drawn("two layers, independent", independent)  # without noise, as nothing is drawn again
-    found = changed(runs, layout, base, None, "below", base.codes["below"].roll(1, -1), largest)
+    found = changed(runs, layout, base, Change("below", base.codes["below"].roll(1, -1)), largest)
     assert torch.equal(found.codes["top"], base.codes["top"])
