@@ -40,6 +40,30 @@ def test_loss_and_gradients_are_those_of_stock_pyro(name):
     torch.testing.assert_close(sums(ExactELBO(), CHAINS[name]), stock(CHAINS[name]), rtol=1e-9, atol=1e-9)
 
 
+def test_a_term_that_is_the_same_for_all_data_counts_for_each():
+    """The KL of `y` lacks the axis of the data, in whose plate it is; a global chain beside it makes one sum of all."""
+
+    def chain(x: torch.Tensor, more: torch.Tensor, of_y: torch.Tensor, last) -> None:
+        style = weights(2) + more
+        for i in pyro.markov(range(2)):
+            style = pyro.sample(f"style{i}", one_hot(style @ weights(2, 2)))
+            if i == 1:
+                with pyro.plate("data", len(x)):
+                    last(style, pyro.sample("y", one_hot(of_y)))
+
+    def model(x: torch.Tensor) -> None:
+        def observed(style: torch.Tensor, _: torch.Tensor) -> None:
+            pyro.sample("x", dist.Normal(style @ weights(2, 4), 1.0).to_event(1), obs=x)
+
+        chain(x, torch.zeros(2).double(), weights(3), observed)
+
+    def guide(x: torch.Tensor) -> None:
+        chain(x, torch.tensor([0.7, 0.0]).double(), weights(3).flip(-1), lambda *_: None)
+
+    program = Program(model, guide)
+    torch.testing.assert_close(sums(ExactELBO(), program), stock(program), rtol=1e-9, atol=1e-9)
+
+
 @ALONE
 def test_with_no_latents_in_the_guide_the_bound_is_the_evidence(name):
     torch.testing.assert_close(sums(ExactEvidence(), CHAINS[name]), stock(CHAINS[name]), rtol=1e-9, atol=1e-9)
