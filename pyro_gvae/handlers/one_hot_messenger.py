@@ -97,7 +97,7 @@ class OneHotMessenger(ProgramMessenger):
 
     def __enter__(self) -> Any:
         self.sites: dict[str, Discrete] = {}
-        self.latents: list[str] = []  # of any kind
+        self.names: list[str] = []  # of all its sites
         self.is_model = False  # whether it observes anything
         self.observed: set[str] = set()  # one-hots alone: an observed bit may be a pixel
         return super().__enter__()
@@ -120,7 +120,7 @@ class OneHotMessenger(ProgramMessenger):
         if not is_random(msg):
             return
         self.is_model |= msg["is_observed"]
-        self.latents.append(msg["name"])
+        self.names.append(msg["name"])
         if msg["done"] or not self.decides(msg["name"]):
             return
         if msg["is_observed"] or msg["value"] is not None:
@@ -163,8 +163,8 @@ class OneHotMessenger(ProgramMessenger):
             ValueError: if there is no such site.
         """
         if self.is_model and isinstance(self.on, frozenset):
-            for name in sorted(self.on.difference(self.latents)):
-                found = ", ".join(f"'{latent}'" for latent in dict.fromkeys(self.latents))
+            for name in sorted(self.on.difference(self.names)):
+                found = ", ".join(f"'{own}'" for own in dict.fromkeys(self.names))
                 raise ValueError(f"Expected the program to have a site '{name}', but found {found}.")
 
 
