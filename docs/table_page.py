@@ -2,6 +2,7 @@
 
 import re
 from html import escape
+from string import ascii_uppercase
 
 from kinds import BECOMES, Refused, as_written
 from table import COLUMNS, PROGRAMS, REASONS, Cell, cell
@@ -17,7 +18,7 @@ HANDLERS = ("relax", "straight_through", "discretize", "enumerated")
 
 
 def programs() -> str:
-    """The numbers of the programs, and their names."""
+    """The letters of the programs, and their names."""
     return "<ol class='cells'>" + "".join(f"<li>{escape(name)}</li>" for name in PROGRAMS) + "</ol>"
 
 
@@ -36,7 +37,7 @@ def estimators() -> str:
     signs = "".join(f"<li>{sign} {kind.value}</li>" for kind, sign in SIGNS.items() if kind in kinds)
     given = {reason for _, reason in found.values()}
     reasons = "".join(f"<li>{LETTERS[reason]}: {escape(reason.because)}</li>" for reason in REASONS if reason in given)
-    head = _head("estimator", *map(str, range(1, len(PROGRAMS) + 1)))
+    head = _head("estimator", *ascii_uppercase[: len(PROGRAMS)])
     return f"<table class='cells'>{head}<tbody>{''.join(rows)}</tbody></table><ul class='cells'>{signs}{reasons}</ul>"
 
 
