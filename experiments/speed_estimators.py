@@ -28,6 +28,7 @@ from pyro_gvae.runs.files import write_json
 REFERENCE = "gumbel-softmax"
 #: Row -> estimator and options; every other estimator of the registry is a row of its own name.
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    REFERENCE: ("gumbel-softmax", {"kl": "relaxed"}),
     "gumbel-softmax, categorical KL": ("gumbel-softmax", {"kl": "categorical"}),
 }
 #: A sum that takes longer than this many codes is no step to wait for.

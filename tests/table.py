@@ -288,7 +288,7 @@ class Column(NamedTuple):
 NEEDED = {"gumbel-softmax": {"temperature": 0.6}, "gumbel-rao": {"num_draws": 2}, "reinmax-rao": {"num_draws": 2}}
 COLUMNS = {name: Column(name, NEEDED.get(name, {})) for name in ESTIMATORS}
 COLUMNS |= {
-    "gumbel-softmax[kl=categorical]": Column("gumbel-softmax", {"kl": "categorical", "temperature": 0.6}),
+    "gumbel-softmax[kl=relaxed]": Column("gumbel-softmax", {"kl": "relaxed", "temperature": 0.6}),
     "st-gumbel-softmax[kl=sampled]": Column("st-gumbel-softmax", {"kl": "sampled"}),
 }
 WEIGHING = ("vimco", "reweighted-wake-sleep")
@@ -316,9 +316,8 @@ def _relaxes(column: Column) -> bool:
 
 
 def _has_analytic_kl(column: Column) -> bool:
-    default = "relaxed" if column.name == "gumbel-softmax" else "categorical"
     kinds = (Bias.RELAXATION, Bias.SURROGATE)
-    return column.make().bias in kinds and column.options.get("kl", default) == "categorical"
+    return column.make().bias in kinds and column.options.get("kl", "categorical") == "categorical"
 
 
 REASONS = (

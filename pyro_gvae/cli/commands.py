@@ -47,10 +47,12 @@ from ..runtime.distributed import is_main, processes
 from ..train.fit import Fit, Interrupted
 from ..train.launch import resume, train
 from ..train.trained import Trained, load_model
-from .errors import CellsFailedError
+from .errors import PartlyFailedError
 
 #: Small images are enlarged in pictures, by a whole factor, to at most this many pixels at their longer edge.
 MOST_PIXELS = 64
+#: Training has diverged if the ELBO ends this part of its size below that of the untrained networks.
+DIVERGED = 0.1
 
 
 def evaluate_command(config: EvaluateConfig) -> str:
@@ -147,7 +149,7 @@ def compare_command(config: CompareConfig) -> str:
     """Run a comparison and return the text to print.
 
     Raises:
-        CellsFailedError: if a cell failed.
+        PartlyFailedError: if a cell failed.
     """
     run = compare(config)
     text = f"{results_table(run)}\n\nreport: {run / 'report.html'}"
@@ -156,14 +158,14 @@ def compare_command(config: CompareConfig) -> str:
     failed = labelled(results[results["status"] == "failed"])
     if len(held):
         first = labelled(held).iloc[0]
-        raise CellsFailedError(
+        raise PartlyFailedError(
             f"Expected {len(results)} finished cells, but found {len(held)} that other processes work on: "
             f"{first['estimator']}, seed {first['seed']}, {first['error']}. Try the same command when they have ended.",
             text,
         )
     if len(failed):
         first = failed.iloc[0]
-        raise CellsFailedError(
+        raise PartlyFailedError(
             f"Expected {len(results)} finished cells, but found that {len(failed)} failed, first "
             f"{first['estimator']}, seed {first['seed']}: {first['error']}",
             text,
@@ -270,11 +272,24 @@ def _process_group(device: str) -> Iterator[None]:
 
 
 def _summary(run: Path, done: Fit) -> str:
+    """Return what to print of a run.
+
+    Raises:
+        PartlyFailedError: if training diverged.
+    """
     if not is_main():
         return ""
     last = done.history[-1]
     elbos = (f"{part} {last[f'{part}_elbo']:.2f}" for part in ("train", "test") if last[f"{part}_elbo"] is not None)
-    return (
+    text = (
         f"discrete ELBO ({last['elbo_is']}, nats per datum): {', '.join(elbos) or 'unknown'}\n"
         f"{done.steps} steps in {done.seconds:.1f} s, the end of {done.reason}\n\nrun: {run}"
     )
+    before, after = done.history[0]["train_elbo"], last["train_elbo"]
+    if before is not None and after is not None and after < before - DIVERGED * abs(before):
+        raise PartlyFailedError(
+            f"Expected training to raise the ELBO of the training data, but found that it fell from {before:.2f} to "
+            f"{after:.2f}: training diverged. Try a lower learning rate, or --clip-norm.",
+            text,
+        )
+    return text

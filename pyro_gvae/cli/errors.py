@@ -4,11 +4,11 @@ from typing import final
 
 
 @final
-class CellsFailedError(Exception):
-    """Some cells of a comparison failed; the others finished.
+class PartlyFailedError(Exception):
+    """A command came to its end, but not all of its work succeeded: cells failed, or training diverged.
 
     Attributes:
-        report: the text to print about the others.
+        report: the text to print about what was done.
     """
 
     def __init__(self, message: str, report: str) -> None:

@@ -24,7 +24,7 @@ from ..config.gradients import AdviseConfig, GradientsConfig
 from ..config.presets import PRESETS
 from ..config.train import TrainConfig
 from ..runs.files import remove_unfinished
-from .errors import CellsFailedError
+from .errors import PartlyFailedError
 from .terminal import check_letters, discard, open_streams, say
 
 
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = _parse(list(sys.argv[1:] if arguments is None else arguments))
         if text := _run(config):
             say(f"\n{text}", sys.stdout)
-    except CellsFailedError as failed:
+    except PartlyFailedError as failed:
         say(f"\n{failed.report}", sys.stdout)
         say(f"pyro-gvae: {failed}", sys.stderr)
         return 1

@@ -60,7 +60,7 @@ def make_cells(config: CompareConfig, num_data: int) -> list[Cell]:
     """
     cells = []
     for seed, size, rate, estimator in product(
-        config.seeds, config.each_size(), config.each_learning_rate(), config.estimators
+        config.seeds, config.each_size(), config.each_learning_rate(), config.each_estimator()
     ):
         stages = config.plan(estimator)
         temperatures = config.temperatures if any(map(_takes_temperature, stages)) else ()

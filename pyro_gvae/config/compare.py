@@ -31,7 +31,9 @@ class CompareConfig:
         binarize: Keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them for every
             batch (dynamic).
         estimators: The estimators to compare, with options in brackets, or training plans of several stages:
-            exact gumbel-softmax[kl=categorical] gumbel-softmax:20,exact:3.
+            exact gumbel-softmax[kl=relaxed] gumbel-softmax:20,exact:3. By default four: gumbel-softmax with the KL of
+            the relaxed and with that of the categorical distributions, exact, and gumbel-softmax followed by exact for
+            the last sixth of the epochs.
         seeds: Each seed determines initial weights and an order of the data.
         num_latents: N, the number of one-hot latents.
         num_categories: K, the number of categories of each latent.
@@ -64,8 +66,8 @@ class CompareConfig:
     data_dir: Path = Path("data")
     download: bool = False
     binarize: Binarization = "threshold"
-    estimators: tuple[str, ...] = ("gumbel-softmax", "exact")
-    seeds: tuple[int, ...] = (0, 1)
+    estimators: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
     num_latents: int = 4
     num_categories: int = 8
     sizes: tuple[str, ...] = ()
@@ -76,7 +78,7 @@ class CompareConfig:
     observation: ObservationName = "bernoulli"
     num_levels: int = 256
     learn_prior: bool = False
-    epochs: int = 100
+    epochs: int = 60
     batch_size: int = 64
     optimizer: str = "Adam"
     learning_rate: float | str = 3e-3
@@ -95,18 +97,19 @@ class CompareConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "evaluations", "workers"):
             at_least(name, getattr(self, name), 1)
-        for name in ("estimators", "seeds"):
-            all_different(name, getattr(self, name))
+        all_different("seeds", self.seeds)
+        if self.estimators is not None:
+            all_different("estimators", self.estimators)
         for name in ("sizes", "temperatures", "learning_rates"):
             if getattr(self, name):
                 all_different(name, getattr(self, name))
         for temperature in self.temperatures:
             positive("temperatures", temperature)
-        grids = (self.estimators, self.seeds, self.sizes, self.temperatures, self.learning_rates)
+        grids = (self.each_estimator(), self.seeds, self.sizes, self.temperatures, self.learning_rates)
         at_most("cells", math.prod(max(1, len(values)) for values in grids), MOST_CELLS)
         if (self.backend == "dask") != (self.scheduler is not None):
             raise ValueError("Expected a scheduler with the backend dask, but found one without the other.")
-        for estimator in self.estimators:
+        for estimator in self.each_estimator():
             self.plan(estimator)
         for num_categories, num_latents in self.each_size():
             for seed in self.seeds:
@@ -114,6 +117,14 @@ class CompareConfig:
                     self.training(
                         num_categories=num_categories, num_latents=num_latents, seed=seed, learning_rate=learning_rate
                     )
+
+    def each_estimator(self) -> tuple[str, ...]:
+        """Return the estimators to compare: `estimators`, or relaxed, exact, and relaxed and then exact training."""
+        if self.estimators is not None:
+            return self.estimators
+        last = -(-self.epochs // 6)
+        staged = f"gumbel-softmax:{max(1, self.epochs - last)},exact:{last}"
+        return ("gumbel-softmax[kl=relaxed]", "gumbel-softmax", "exact", staged)
 
     def plan(self, estimator: str) -> tuple[Stage, ...]:
         """Parse one of the estimators into its stages."""

@@ -44,6 +44,9 @@ def fits(kind: type[Any], record: Any) -> bool:
 def _read(name: str, value: Any, kind: Any) -> Any:
     """Convert a value from JSON to the type of its setting."""
     options = typing.get_args(kind) if typing.get_origin(kind) is not Literal else (kind,)
+    sequences = [option for option in options if typing.get_origin(option) is tuple]
+    if sequences and isinstance(value, list | tuple):
+        return _read(name, value, sequences[0])
     if typing.get_origin(kind) is tuple:
         if isinstance(value, list | tuple) and all(_is_a(item, options[0]) for item in value):
             return tuple(value)
@@ -65,7 +68,7 @@ def _is_a(value: Any, kind: Any) -> bool:
         return value in typing.get_args(kind)
     if isinstance(value, bool):  # which is an int to Python
         return kind is bool
-    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+    return isinstance(value, int | float) if kind is float else isinstance(value, typing.get_origin(kind) or kind)
 
 
 def _in_words(kind: Any) -> str:

@@ -35,7 +35,7 @@ class TrainConfig:
         binarize: Keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them for every
             batch (dynamic).
         stages: The estimators to train with in turn, each with options in brackets and an amount of training:
-            gumbel-softmax[kl=categorical]:20,exact:3. Estimators of single discrete sites:
+            gumbel-softmax:20,exact:3. Estimators of single discrete sites:
             per-site[y=exact,z=gumbel-softmax,default=reinforce-loo]:20.
         num_latents: N, the number of one-hot latents.
         num_categories: K, the number of categories of each latent.

@@ -15,17 +15,17 @@ from .claims import Bias, Objective
 TEMPERATURE = 2 / 3
 
 
-def gumbel_softmax(*, kl: str = "relaxed", temperature: float | None = None, num_particles: int = 1) -> Estimator:
+def gumbel_softmax(*, kl: str = "categorical", temperature: float | None = None, num_particles: int = 1) -> Estimator:
     """Gumbel-Softmax: soft samples replace one-hots, and gradients flow through them.
 
-    *Approximates* the discrete ELBO. *With* `kl="relaxed"`: E_q[log p(x|z) + log p(z) - log q(z|x)] over Concrete
-    densities, a bound for the relaxed model (Maddison et al. 2017, arXiv 1611.00712, eq. 20). With `kl="categorical"`:
-    the analytic KL of the categoricals (Jang et al. 2017, arXiv 1611.01144), which with soft samples is not a bound for
-    any model. *Requires* a decoder that takes points of the simplex. *Bias*: that of the relaxation, which grows with
-    the temperature; with the relaxed KL, a part of it remains at temperature 0.
+    *Approximates* the discrete ELBO. *With* `kl="categorical"`: the analytic KL of the categoricals (Jang et al. 2017,
+    arXiv 1611.01144), which with soft samples is not a bound for any model, but trains better. With `kl="relaxed"`:
+    E_q[log p(x|z) + log p(z) - log q(z|x)] over Concrete densities, a bound for the relaxed model (Maddison et al.
+    2017, arXiv 1611.00712, eq. 20). *Requires* a decoder that takes points of the simplex. *Bias*: that of the
+    relaxation, which grows with the temperature; with the relaxed KL, a part of it remains at temperature 0.
 
     Args:
-        kl: "relaxed" or "categorical".
+        kl: "categorical" or "relaxed".
         temperature: t > 0 of guide and model; None keeps the program's own, and takes 2/3 at sites that have none.
         num_particles: P, samples per datum.
 

@@ -18,6 +18,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from .style import INK, SMALL_PRINT, Style, in_house_style, panel_grid
 
+#: Letters that fit into a row of a legend 10 inches wide; a column needs six more than its longest label.
+LEGEND_LETTERS = 115
+
 
 @in_house_style
 def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
@@ -63,8 +66,9 @@ def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
 def learning_curves(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
     """Draw test ELBO and exact log-evidence of the discrete model against steps and seconds of training.
 
-    Thin lines are seeds, bold lines their means. The vertical scale fits the curves after a fifth of the training; a
-    note says how far below it they began. Seconds are on a log scale if the estimators' speeds differ much.
+    Thin lines are seeds, bold lines their means; a star is the highest mean, if it lies before the end. The vertical
+    scale fits the curves after a fifth of the training; a note says how far below it they began. Seconds are on a log
+    scale if the estimators' speeds differ much.
 
     Args:
         metrics: One row for each evaluation, from `metrics.jsonl`.
@@ -75,21 +79,28 @@ def learning_curves(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figur
     """
     figure = Figure(figsize=(10, 7))
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
+    any_best = False
     measures = {"test_elbo": "test ELBO", "test_log_evidence": "test log-evidence log p(x)"}
     for row, (measure, label) in zip(panels, measures.items(), strict=True):
         for name, style in styles.items():
             runs = metrics[metrics["estimator"] == name]
             for axes, clock in zip(row, ("step", "seconds"), strict=True):
                 _draw_seeds(axes, runs, clock, measure, color=style.color, marker=style.marker)
+                any_best |= _mark_best(axes, runs, clock, measure, style)
         row[0].set_ylabel(f"{label}\n(nats per datum)")
         row[0].set_title(_frame_curves(row[0], metrics, [measure]), loc="right", **SMALL_PRINT)
     _label_steps(panels[1, 0])
     _label_seconds(panels[1, 1], metrics)
     handles = [Line2D([], [], color=s.color, marker=s.marker, ms=4, lw=2.2, label=n) for n, s in styles.items()]
+    if any_best:
+        star: Any = {"ls": "none", "marker": "*", "ms": 11, "mec": "white"}
+        handles.append(Line2D([], [], color=INK, label="best, before the end", **star))
     if metrics.groupby("estimator")["seed"].nunique().max() > 1:
         handles.append(Line2D([], [], color=INK, lw=2.2, label="mean over seeds"))
         handles.append(Line2D([], [], color=INK, lw=0.8, alpha=0.5, label="single seed"))
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(5, len(handles)))
+    longest = max(len(handle.get_label()) for handle in handles)
+    columns = max(1, min(5, len(handles), LEGEND_LETTERS // (longest + 6)))
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns)
     return figure
 
 
@@ -178,6 +189,17 @@ def _draw_seeds(axes: Axes, runs: pd.DataFrame, clock: str, measure: str, **look
     if len(mean) > 25:
         look["markevery"] = len(mean) // 12
     axes.plot(mean[clock], mean[measure], lw=2.2, ms=4, **look)
+
+
+def _mark_best(axes: Axes, runs: pd.DataFrame, clock: str, measure: str, style: Style) -> bool:
+    """Mark the highest point of the mean over seeds, and return True, if it lies before the end."""
+    mean = seed_mean(runs).dropna(subset=[measure])
+    if mean.empty or mean[measure].idxmax() == mean.index[-1]:
+        return False
+    best = mean.loc[mean[measure].idxmax()]
+    look: Any = {"ms": 13, "mec": "white", "color": style.color, "zorder": 5}
+    axes.plot(best[clock], best[measure], ls="none", marker="*", **look)
+    return True
 
 
 def _frame_curves(axes: Axes, metrics: pd.DataFrame, measures: Sequence[str]) -> str:

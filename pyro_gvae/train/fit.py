@@ -75,7 +75,7 @@ def fit(
     data: Any,
     config: TrainConfig | None = None,
     *,
-    output: Path | None = None,
+    output: Path | str | None = None,
     resume: bool = False,
     progress: bool = True,
     measure: Measure | None = None,
@@ -125,6 +125,7 @@ def fit(
         (60, True)
     """
     config = TrainConfig() if config is None else config
+    output = None if output is None else Path(output)
     # Processes that divide the data need different random numbers; those that divide the codes need the same ones.
     rank = share().rank if config.shard == "data" else 0
     known = data if isinstance(data, Dataset) else as_data(data)

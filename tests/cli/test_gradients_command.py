@@ -113,7 +113,14 @@ def test_another_folder_is_refused(tmp_path, capsys):
 def test_the_models_of_a_run_are_measured_by_the_published_protocol(tmp_path):
     run = compare(
         CompareConfig(
-            num_latents=2, num_categories=3, hidden=(8,), epochs=1, evaluations=1, seeds=(0,), output=tmp_path / "run"
+            estimators=("gumbel-softmax", "exact"),
+            num_latents=2,
+            num_categories=3,
+            hidden=(8,),
+            epochs=1,
+            evaluations=1,
+            seeds=(0,),
+            output=tmp_path / "run",
         )
     )
     folder = gradients(replace(SMALL, run=run, epochs=(0,), protocol="reinmax", output=tmp_path / "lab"))

@@ -70,6 +70,13 @@ def test_each_mistake_is_one_sentence(arguments, sentence, capsys, tmp_path, mon
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 
 
+def test_a_run_that_diverges_says_so(capsys, tmp_path):
+    diverging = ["train", "--stages", "exact:3steps", "--learning-rate", "1e6", "--output", str(tmp_path / "run")]
+    code, said = run(capsys, *diverging, *SMALL)
+    assert code == 1 and "fell from -" in said and "training diverged. Try a lower learning rate" in said
+    assert (tmp_path / "run" / "weights.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -56,9 +56,9 @@ def test_the_grid_is_every_combination_and_nothing_twice():
     assert len({cell.train for cell in cells}) == len(cells)
     first, last = cells[0], cells[-1]
     assert first.label == "gumbel-softmax[kl=categorical], 2x3, learning rate 0.001, temperature 0.5"
-    assert first.train.stages == "gumbel-softmax[kl=categorical,temperature=0.5]:100epochs"
+    assert first.train.stages == "gumbel-softmax[kl=categorical,temperature=0.5]:60epochs"
     assert (first.train.num_categories, first.train.num_latents, first.train.learning_rate) == (2, 3, 1e-3)
-    assert first.train.evaluate_every == "50steps"  # 100 epochs of 10 steps, evaluated 20 times
+    assert first.train.evaluate_every == "30steps"  # 100 epochs of 10 steps, evaluated 20 times
     assert last.label == "exact, 4x2, learning rate 0.003" and last.values["temperature"] is None
     plan = next(cell for cell in cells if cell.estimator == "gumbel-softmax:20,exact:3")
     assert plan.train.stages == "gumbel-softmax[temperature=0.5]:20epochs,exact:3epochs"

@@ -24,7 +24,15 @@ from pyro_gvae.runs.folder import cell_folder
 from pyro_gvae.runs.frames import read_json_lines
 from pyro_gvae.train.trained import load_model
 
-SMALL = CompareConfig(num_latents=2, num_categories=4, hidden=(32,), epochs=2, evaluations=1, seeds=(0,))
+SMALL = CompareConfig(
+    estimators=("gumbel-softmax", "exact"),
+    num_latents=2,
+    num_categories=4,
+    hidden=(32,),
+    epochs=2,
+    evaluations=1,
+    seeds=(0,),
+)
 
 
 def make(scale=2.0):

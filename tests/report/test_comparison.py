@@ -18,11 +18,12 @@ from sklearn.datasets import load_digits
 
 from pyro_gvae.report import comparison_figures as plots
 from pyro_gvae.report import pictures, style
-from pyro_gvae.report.comparison import finding, remarks, write_report
+from pyro_gvae.report.comparison import write_report
+from pyro_gvae.report.findings import finding, further_findings, remarks
 from pyro_gvae.runs.contents import read_run
 from pyro_gvae.runs.files import append_json_line, write_json
 from pyro_gvae.runs.folder import PICTURES, cell_folder
-from pyro_gvae.runs.tables import summarize
+from pyro_gvae.runs.tables import final_rows, summarize
 
 EPOCHS = 10
 SPEED = {"gumbel-softmax": 220.0, "exact": 11.0}  # steps a second
@@ -275,7 +276,7 @@ def test_run_that_did_not_stay_finite_is_told(run: Path) -> None:
         append_json_line(path, row | {"test_elbo": float("nan"), "test_log_evidence": float("nan")} if lost else row)
     contents = read_run(run)
     assert contents.missing == ["exact, seed 1: the last evaluation is not finite, so exact has no mean."]
-    assert "exact</b> ends" not in finding(contents.final)
+    assert "exact</b> has" not in finding(contents.final)
     assert "gumbel-softmax" in finding(contents.final)
 
 
@@ -312,37 +313,40 @@ def evidence(**seeds_of: dict[int, float]) -> pd.DataFrame:
     return frame.assign(test_elbo=frame["test_log_evidence"] - 1, seconds=1.0)
 
 
+END = "At the end of training, "
+
+
 @pytest.mark.parametrize(
     ("final", "sentence"),
     [
         (
             evidence(gs={0: -20.0, 1: -22.0, 2: -21.0}, exact={0: -18.0, 1: -19.0, 2: -17.0}),
-            "<b>exact</b> ends with the higher exact test log-evidence, 3.00 ± 0.58 nats per datum above <b>gs</b> "
+            END + "<b>exact</b> has the higher exact test log-evidence, 3.00 ± 0.58 nats per datum above <b>gs</b> "
             "(paired over 3 seeds, ahead on 3).",
         ),
         (
             evidence(gs={0: -20.0, 1: -21.0}, exact={0: -18.0, 1: -21.5}),
-            "<b>exact</b> and <b>gs</b> differ by less than two standard errors in exact test log-evidence: "
+            END + "<b>exact</b> and <b>gs</b> differ by less than two standard errors in exact test log-evidence: "
             "the first is 0.75 ± 1.25 nats per datum above the second (paired over 2 seeds, ahead on 1).",
         ),
         (
             evidence(gs={0: -20.0}, exact={0: -18.0}),
-            "On the only finished seed, <b>exact</b> ends with the higher exact test log-evidence, "
+            END + "on the only finished seed, <b>exact</b> has the higher exact test log-evidence, "
             "2.00 nats per datum above <b>gs</b>; one seed has no standard error.",
         ),
         (  # the runner-up is second by its mean, on the seeds that all share
             evidence(a={0: -9.0, 1: -9.0}, b={0: -5.0, 1: -6.0, 2: -99.0}, c={0: -3.0, 1: -3.0}),
-            "<b>c</b> ends with the highest exact test log-evidence, 2.50 ± 0.50 nats per datum above <b>b</b> "
+            END + "<b>c</b> has the highest exact test log-evidence, 2.50 ± 0.50 nats per datum above <b>b</b> "
             "(paired over 2 seeds, ahead on 2).",
         ),
         (
             evidence(exact={0: -18.0, 1: -19.0}),
-            "<b>exact</b> ends with an exact test log-evidence of −18.50 ± 0.50 nats per datum (2 seeds); "
+            END + "<b>exact</b> has an exact test log-evidence of −18.50 ± 0.50 nats per datum (2 seeds); "
             "no other estimator has finished, so there is no comparison.",
         ),
         (
             evidence(gs={0: -20.0, 1: -21.0}, exact={0: -18.0, 1: -18.996}),
-            "<b>exact</b> ends with the higher exact test log-evidence, 2.002 ± 0.002 nats per datum above <b>gs</b> "
+            END + "<b>exact</b> has the higher exact test log-evidence, 2.002 ± 0.002 nats per datum above <b>gs</b> "
             "(paired over 2 seeds, ahead on 2).",
         ),
         (
@@ -353,6 +357,34 @@ def evidence(**seeds_of: dict[int, float]) -> pd.DataFrame:
 )
 def test_finding(final: pd.DataFrame, sentence: str) -> None:
     assert finding(final) == sentence
+
+
+def curves(**points_of: list[tuple[int, float, float]]) -> pd.DataFrame:
+    """Evaluations of two seeds, a nat apart, at (step, seconds, ELBO); the log-evidence is a nat above the ELBO."""
+    columns = ["estimator", "seed", "step", "seconds", "test_elbo"]
+    rows = [
+        (name, seed, step, seconds, elbo + seed)
+        for name, points in points_of.items()
+        for seed in (0, 1)
+        for step, seconds, elbo in points
+    ]
+    return pd.DataFrame(rows, columns=columns).assign(test_log_evidence=lambda rows: rows["test_elbo"] + 1)
+
+
+def test_equal_seconds_may_have_another_winner() -> None:
+    rows = curves(soft=[(0, 0.0, -50.0), (8, 2.0, -20.0)], exact=[(0, 0.0, -50.0), (8, 8.0, -10.0)])
+    told = further_findings(rows, final_rows(rows))
+    assert "At the end of training, <b>exact</b> has the higher exact test ELBO, 10.00" in told[0]
+    assert told[1].startswith("After equal time (2 s, which soft took), <b>soft</b> has the higher exact test log-ev")
+    assert "20.00 ± 0.00 nats per datum above <b>exact</b>" in told[2]  # exact is at -40 by then
+    assert len(told) == 3
+
+
+def test_a_best_point_before_the_end_is_told() -> None:
+    rows = curves(soft=[(0, 0.0, -50.0), (8, 2.0, -20.0)], exact=[(0, 0.0, -50.0), (4, 1.0, -9.0), (8, 2.0, -10.0)])
+    told = further_findings(rows, final_rows(rows))
+    assert told[1].startswith("The exact test ELBO of <b>exact</b> was highest at step 4, and then fell by 1.00 ± 0.00")
+    assert len(told) == 3  # of the ELBO, and of the log-evidence; nothing of `soft`, which took as long
 
 
 def test_remarks_tell_a_bound_above_the_evidence() -> None:

@@ -1,0 +1,183 @@
+"""What the tables of a comparison show, as sentences of escaped HTML."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from ..runs.tables import CELL, seed_differences
+
+
+class Judged(NamedTuple):
+    """A column by which estimators are judged, and its name in a sentence."""
+
+    column: str
+    words: str
+
+
+EVIDENCE = Judged("test_log_evidence", "exact test log-evidence")
+ELBO = Judged("test_elbo", "exact test ELBO")
+
+#: A best point before the end is worth a sentence from this many nats per datum on.
+LEAST_FALL = 0.1
+#: Durations that differ by less than this factor are the same for a reader.
+LEAST_FACTOR = 1.1
+
+
+def finding(rows: pd.DataFrame, judged: Judged = EVIDENCE, when: str = "At the end of training") -> Markup:
+    """Say in one sentence which estimator is best, and by how much.
+
+    The two best are compared on the seeds that every estimator has finished. They count as different if the mean of
+    their paired differences exceeds two standard errors.
+
+    Args:
+        rows: One row for each finished (estimator, seed).
+        judged: The column to compare.
+        when: The moment at which the rows were measured, which begins the sentence.
+
+    Returns:
+        Escaped HTML.
+    """
+    sound = rows.groupby("estimator").filter(lambda group: group[judged.column].notna().all())
+    present = sound.groupby("seed")["estimator"].transform("nunique")
+    shared = sound[present == sound["estimator"].nunique()]
+    ranking = shared.groupby("estimator")[judged.column].mean().sort_values(ascending=False)
+    if ranking.empty:
+        return Markup("There is no finding yet: no seed has been finished by every estimator.")
+    best = ranking.index[0]
+    if len(ranking) == 1:
+        values = shared[judged.column]
+        return Markup(
+            "{}, <b>{}</b> has an {} of {} nats per datum ({}); "
+            "no other estimator has finished, so there is no comparison."
+        ).format(when, best, judged.words, _mean(values), _count(values))
+    second, superlative = ranking.index[1], "higher" if len(ranking) == 2 else "highest"
+    difference = seed_differences(shared, best, second)[judged.column]
+    if len(difference) == 1:
+        return Markup(
+            "{}, on the only finished seed, <b>{}</b> has the {} {}, "
+            "{} nats per datum above <b>{}</b>; one seed has no standard error."
+        ).format(when, best, superlative, judged.words, _mean(difference), second)
+    evidence = f"paired over {_count(difference)}, ahead on {(difference > 0).sum()}"
+    if difference.mean() > 2 * difference.sem():
+        return Markup("{}, <b>{}</b> has the {} {}, {} nats per datum above <b>{}</b> ({}).").format(
+            when, best, superlative, judged.words, _mean(difference), second, evidence
+        )
+    return Markup(
+        "{}, <b>{}</b> and <b>{}</b> differ by less than two standard errors in {}: "
+        "the first is {} nats per datum above the second ({})."
+    ).format(when, best, second, judged.words, _mean(difference), evidence)
+
+
+def further_findings(metrics: pd.DataFrame, final: pd.DataFrame) -> list[Markup]:
+    """Say who has the best ELBO, who is ahead after equal seconds, and whose best point lies before the end.
+
+    Args:
+        metrics: One row for each evaluation.
+        final: One row for each finished (estimator, seed).
+
+    Returns:
+        Sentences of escaped HTML.
+    """
+    if final["estimator"].nunique() < 2:
+        return _peaks(metrics, final)
+    sentences = [finding(final, ELBO)]
+    durations = final.groupby("estimator")["seconds"].mean()
+    if durations.max() > LEAST_FACTOR * durations.min():
+        seconds = durations.min()
+        then = at_seconds(metrics.merge(final[CELL]), seconds)
+        when = f"After equal time ({seconds:.2g} s, which {durations.idxmin()} took)"
+        sentences += [finding(then, judged, when) for judged in (EVIDENCE, ELBO)]
+    return sentences + _peaks(metrics, final)
+
+
+def at_seconds(metrics: pd.DataFrame, seconds: float) -> pd.DataFrame:
+    """Interpolate each run's ELBO and log-evidence at a number of seconds of training.
+
+    Args:
+        metrics: One row for each evaluation.
+        seconds: The moment; after a run's end it has its last values.
+
+    Returns:
+        One row for each (estimator, seed).
+
+    Example:
+        >>> rows = pd.DataFrame({"estimator": "exact", "seed": 0, "step": [0, 10], "seconds": [0.0, 4.0],
+        ...                      "test_elbo": [-9.0, -5.0], "test_log_evidence": [-8.0, -4.0]})
+        >>> at_seconds(rows, 1.0)["test_elbo"].tolist()
+        [-8.0]
+    """
+    rows = []
+    for (name, seed), run in metrics.groupby(CELL, sort=False):
+        run = run.sort_values("step")
+        values = {one.column: np.interp(seconds, run["seconds"], run[one.column]) for one in (EVIDENCE, ELBO)}
+        rows.append({"estimator": name, "seed": seed, "seconds": seconds} | values)
+    return pd.DataFrame(rows)
+
+
+def remarks(summary: pd.DataFrame) -> list[Markup]:
+    """Say what else the table shows: the bound that is furthest from its model, the speeds, too few seeds.
+
+    Args:
+        summary: From `tables.summarize`.
+
+    Returns:
+        Sentences of escaped HTML; numbers that were not measured are left out.
+    """
+    sentences = []
+    gaps = summary["gap"].dropna()
+    if len(gaps) and gaps.abs().max() >= 0.01:
+        name = gaps.abs().idxmax()
+        side = "above" if gaps[name] > 0 else "below"
+        text = "The bound that <b>{}</b> itself optimizes is {:.2f} nats per datum {} the ELBO of its discrete model"
+        text = Markup(text).format(name, abs(gaps[name]), side)
+        excess = summary.loc[name, "test_objective"] - summary.loc[name, "test_log_evidence"]
+        beyond = (
+            f", and {excess:.2f} above its log-evidence, which no bound of that model can exceed"
+            if excess >= 0.01
+            else ""
+        )
+        sentences.append(text + beyond + ".")
+    speeds = summary["steps_per_second"].dropna()
+    if len(speeds) > 1:
+        fast, slow = speeds.idxmax(), speeds.idxmin()
+        text = "<b>{}</b> made {} steps per second and <b>{}</b> made {}, a factor of {}."
+        numbers = (f"{value:.3g}" for value in (speeds[fast], speeds[slow], speeds[fast] / speeds[slow]))
+        sentences.append(Markup(text).format(fast, next(numbers), slow, *numbers))
+    if 1 < summary["seeds"].max() < 5:
+        sentences.append(Markup("With so few seeds, the standard errors themselves are inaccurate."))
+    return sentences
+
+
+def _peaks(metrics: pd.DataFrame, final: pd.DataFrame) -> list[Markup]:
+    """Name the estimators whose mean curve was significantly higher before the end."""
+    sentences = []
+    runs = metrics.merge(final[CELL])
+    for judged in (ELBO, EVIDENCE):
+        for name in final["estimator"].unique():
+            curves = runs[runs["estimator"] == name].pivot(index="step", columns="seed", values=judged.column).dropna()
+            if curves.empty:
+                continue
+            step = curves.mean(axis=1).idxmax()
+            fall = curves.loc[step] - curves.iloc[-1]
+            if fall.mean() > max(LEAST_FALL, 2 * fall.sem() if len(fall) > 1 else 0.0):
+                text = (
+                    "The {} of <b>{}</b> was highest at step {}, and then fell by {} nats per datum: train for fewer "
+                    "epochs, or by <code>pyro-gvae train --patience</code>."
+                )
+                sentences.append(Markup(text).format(judged.words, name, f"{step:,}", _mean(fall)))
+    return sentences
+
+
+def _mean(values: pd.Series) -> str:
+    mean, error = values.mean(), values.sem()
+    # An error that would round to 0.00 gets decimals up to its first digit.
+    decimals = 2 if not 0 < error < 0.005 else min(4, math.ceil(-math.log10(error)))
+    spread = f" ± {error:.{decimals}f}" if len(values) > 1 else ""
+    return f"{mean:.{decimals}f}{spread}".replace("-", "−")
+
+
+def _count(values: pd.Series) -> str:
+    return "one seed" if len(values) == 1 else f"{len(values)} seeds"
