@@ -107,7 +107,7 @@ def test_the_value_of_a_surrogate_beside_a_sum_is_exact(kl):
     chosen = estimator({"below": f"st-gumbel-softmax[kl={kl}]"})
     assert chosen.bias is Bias.SURROGATE and chosen.objective is Objective.SURROGATE_ELBO
     assert worst_score(chosen, program, stock(program), only_loss=True) < 5
-    relaxed = estimator({"below": "gumbel-softmax[temperature=1.0]"})
+    relaxed = estimator({"below": "gumbel-softmax[kl=relaxed,temperature=1.0]"})
     assert worst_score(relaxed, program, stock(program), only_loss=True) > 5  # the negative control
 
 
@@ -195,7 +195,7 @@ def test_two_kinds_of_draws_are_stock_trace_elbo(name):
         for program in pair
     )
     chosen = estimator(
-        {first: "gumbel-softmax[temperature=0.5]", second: "straight-through[temperature=0.7,kl=sampled]"}
+        {first: "gumbel-softmax[kl=relaxed,temperature=0.5]", second: "straight-through[temperature=0.7,kl=sampled]"}
     )
     assert chosen.bias is Bias.RELAXATION_AND_SURROGATE
     pyro.set_rng_seed(0)
@@ -221,7 +221,7 @@ def test_two_temperatures_with_analytic_kls_are_stock_too():
 def test_a_relaxed_site_beside_a_normal_is_stock_trace_elbo():
     vae = JointVAE(data_dim=4, num_latents=2, num_categories=3, latent_dim=2, hidden=(5,)).double()
     x, losses = DATA.round().clamp(0, 1), []
-    for chosen in (estimator({"y": "gumbel-softmax"}), estimator("gumbel-softmax"), estimator({"y": "exact"})):
+    for chosen in (estimator({"y": "gumbel-softmax[kl=relaxed]"}), estimator("gumbel-softmax", kl="relaxed"), estimator({"y": "exact"})):
         model, guide, elbo = chosen.bind(vae)
         pyro.set_rng_seed(0)
         losses.append(elbo.loss_and_grads(model, guide, x))
