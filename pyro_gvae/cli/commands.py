@@ -1,6 +1,7 @@
 """The functions behind the commands: each takes a configuration, writes files and returns the text to print."""
 
 import sys
+import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from ..compare.run import compare
 from ..config.commands import (
     EncodeConfig,
     EvaluateConfig,
+    ExploreConfig,
     GapsConfig,
     ModelConfig,
     ReconstructConfig,
@@ -34,6 +36,7 @@ from ..evaluate.generate import encode, reconstruct, sample
 from ..evaluate.metrics import evaluate
 from ..evaluate.tables import evaluation_table
 from ..report.comparison import write_report
+from ..report.explorer import write_explorer
 from ..report.gaps import gaps_table, run_gaps
 from ..report.training import write_train_report
 from ..runs.checkpoint import save_tensors
@@ -236,6 +239,14 @@ def report_command(config: ReportConfig) -> str:
     if is_train_run(config.run):
         return f"report: {write_train_report(config.run, data_dir=config.data_dir)}"
     return f"report: {write_report(config.run)}"
+
+
+def explore_command(config: ExploreConfig) -> str:
+    """Write the explorer of a run folder, and open it if asked."""
+    page = write_explorer(config.run, data_dir=config.data_dir, output=config.output)
+    if config.open:
+        webbrowser.open(page.absolute().as_uri())
+    return f"explorer: {page}"
 
 
 def train_command(config: TrainConfig) -> str:

@@ -13,6 +13,7 @@ import tyro
 from ..config.commands import (
     EncodeConfig,
     EvaluateConfig,
+    ExploreConfig,
     GapsConfig,
     ReconstructConfig,
     ReportConfig,
@@ -39,6 +40,7 @@ COMMANDS = {
     "train": Command(TrainConfig, "train_command"),
     "resume": Command(ResumeConfig, "resume_any_command"),
     "report": Command(ReportConfig, "report_command"),
+    "explore": Command(ExploreConfig, "explore_command"),
     "compare": Command(CompareConfig, "compare_command"),
     "gaps": Command(GapsConfig, "gaps_command"),
     "gradients": Command(GradientsConfig, "gradients_command"),

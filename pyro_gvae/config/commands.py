@@ -46,6 +46,23 @@ class ReportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExploreConfig:
+    """Write explorer.html, a page to look at a run's codes: it runs the trained networks, and needs no server.
+
+    Args:
+        run: A run folder of compare or train, finished or not.
+        data_dir: The folder of the data sets that have files; the page shows test data.
+        output: The page; by default explorer.html in the run folder.
+        open: Open the page in the browser.
+    """
+
+    run: tyro.conf.Positional[Path]
+    data_dir: Path = Path("data")
+    output: Path | None = None
+    open: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Choose a trained model of a run folder.
 

@@ -1,0 +1,235 @@
+"""Write the explorer of a run: one page that runs the trained networks, and needs neither network nor server."""
+
+import base64
+import gzip
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import exact
+from ..evaluate.code_statistics import guide_log_probs, latent_statistics
+from ..evaluate.importance import importance_weighted
+from ..models.categorical_vae import CategoricalVAE
+from ..models.observations import (
+    BernoulliObservation,
+    CategoricalObservation,
+    ContinuousBernoulliObservation,
+    GaussianObservation,
+    Observation,
+)
+from ..programs.modes import judging
+from ..runs.folder import check_writable
+from ..runtime.rng import own_randomness
+from ..train.trained import load_model, trained_models
+from .layers import Layer, read_layers
+from .pages import printable, write_page
+
+#: Test images that a page shows, and those from which the use of categories is computed.
+NUM_IMAGES, NUM_USED = 200, 2000
+#: The most codes that a page decodes, and the most numbers that it keeps of them.
+MOST_CODES, MOST_NUMBERS = 2**14, 2**24
+#: The most bytes of a page's arrays, compressed and as text; above, weights are rounded to half precision.
+MOST_BYTES = 5_500_000
+NUM_PARTICLES = 100
+
+_OBSERVATIONS: dict[type[Observation], str] = {
+    BernoulliObservation: "bernoulli",
+    ContinuousBernoulliObservation: "continuous_bernoulli",
+    GaussianObservation: "gaussian",
+    CategoricalObservation: "categorical",
+}
+
+
+class Shown(NamedTuple):
+    """A model of a page.
+
+    Args:
+        name: as the page lists it.
+        vae: the model, on the CPU.
+    """
+
+    name: str
+    vae: CategoricalVAE
+
+
+def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | None = None) -> Path:
+    """Write the explorer of a run folder of `train` or `compare`.
+
+    The page shows test images, the code that the encoder gives each, the exact posterior where all codes can be summed,
+    and the decoder's picture of every code, with values that are computed in the page. Of several seeds it has the
+    first, of several estimators all, with a switch.
+
+    Args:
+        run: the run folder, finished or not.
+        data_dir: the folder of the data sets that have files.
+        output: the page; by default explorer.html in the run folder.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: if it is not a run folder, or a network can neither be read nor be replaced by a table.
+        OSError: if the data files are absent.
+    """
+    check_writable(run if output is None else output.parent)
+    first = {which.estimator: which for which in reversed(trained_models(run))}
+    found = [load_model(run, which.estimator, which.seed, data_dir=data_dir) for which in reversed(first.values())]
+    if not found:
+        raise ValueError(f"Expected a trained model in '{run}', but found none. Try again when a cell has finished.")
+    names = list(reversed(first)) if len(found) > 1 else [found[0].name]
+    return explorer(
+        [Shown(name, one.vae) for name, one in zip(names, found, strict=True)],
+        found[0].data.test[:NUM_USED],
+        found[0].data.image_shape,
+        title=f"{printable(run.resolve().name)}: {found[0].data.name}",
+        path=output or run / "explorer.html",
+    )
+
+
+def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, int], *, title: str, path: Path) -> Path:
+    """Write the explorer of models of the same data.
+
+    Args:
+        models: one or more.
+        images: data (M, D); the page shows the first 200, and use of categories is that of all.
+        image_shape: (H, W) with H * W = D.
+        title: of the page.
+        path: of the page.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if a model's observation or networks cannot be shown.
+
+    Example:
+        >>> import tempfile
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> path = Path(tempfile.mkdtemp()) / "explorer.html"
+        >>> explorer([Shown("mine", vae)], torch.ones(4, 6), (2, 3), title="An untrained model", path=path) == path
+        True
+    """
+    models = list(models)
+    store = _Store()
+    images = images.detach()
+    described = [_described(shown.vae, shown.name, images.to(shown.vae.prior_logits), store) for shown in models]
+    shown = store.put(images[:NUM_IMAGES])
+    rounded = store.round_weights() if store.num_bytes() > MOST_BYTES else None
+    payload = {"models": described, "images": shown, "count": min(len(images), NUM_IMAGES)}
+    payload |= {"height": image_shape[0], "width": image_shape[1]}
+    return write_page(
+        path,
+        "explorer.html.j2",
+        title=title,
+        models=[shown.name for shown in models],
+        # "<" could end the element that holds it.
+        payload=json.dumps(payload, allow_nan=False).replace("<", "\\u003c"),
+        arrays=store.as_text(),
+        rounded=rounded,
+    )
+
+
+@final
+class _Store:
+    """All arrays of a page, one after another, as numbers of four bytes."""
+
+    def __init__(self) -> None:
+        self.parts: list[np.ndarray[Any, np.dtype[np.float32]]] = []
+        self.weights: list[int] = []
+        self.size = 0
+
+    def put(self, values: Tensor, *, is_weight: bool = False) -> list[int]:
+        """Append an array, and return where it is: [offset, length]."""
+        flat = values.detach().float().flatten().numpy()
+        if is_weight:
+            self.weights.append(len(self.parts))
+        self.parts.append(flat)
+        self.size += flat.size
+        return [self.size - flat.size, flat.size]
+
+    def round_weights(self) -> float:
+        """Round weights to half precision, which zip halves; return the largest change relative to the largest one."""
+        change, largest = 0.0, 0.0
+        for index in self.weights:
+            exactly = self.parts[index]
+            self.parts[index] = exactly.astype(np.float16).astype(np.float32)
+            change = max(change, float(np.abs(self.parts[index] - exactly).max(initial=0.0)))
+            largest = max(largest, float(np.abs(exactly).max(initial=0.0)))
+        return change / largest if largest else 0.0
+
+    def num_bytes(self) -> int:
+        return len(self.as_text())
+
+    def as_text(self) -> str:
+        packed = gzip.compress(np.concatenate(self.parts).astype("<f4").tobytes(), mtime=0)
+        return base64.b64encode(packed).decode()
+
+
+@judging
+@torch.no_grad()
+def _described(vae: CategoricalVAE, name: str, images: Tensor, store: _Store) -> dict[str, Any]:
+    """Describe a model: its sizes, its networks or tables in their place, and what is known of its codes."""
+    kind = _OBSERVATIONS.get(type(vae.observation))
+    if kind is None:
+        raise ValueError(
+            f"Expected an observation among {', '.join(_OBSERVATIONS.values())}, but found a "
+            f"{type(vae.observation).__name__}, whose formula the page does not have."
+        )
+    num_codes = vae.num_categories**vae.num_latents
+    is_summed = num_codes <= MOST_CODES and num_codes * vae.natural_dim <= MOST_NUMBERS
+    first = images[:NUM_IMAGES]
+    log_q = guide_log_probs(vae, images)
+    assert isinstance(log_q, Tensor)  # of its one latent
+    statistics = latent_statistics(log_q)
+    decoder = read_layers(vae.decoder, torch.zeros_like(vae.prior_logits).unsqueeze(0))
+    encoder = read_layers(vae.encoder, first[:1])
+    return {
+        "name": name,
+        "latents": vae.num_latents,
+        "categories": vae.num_categories,
+        "summed": is_summed,
+        "observation": kind,
+        "scale": vae.observation.log_scale.exp().item() if isinstance(vae.observation, GaussianObservation) else None,
+        "levels": vae.observation.natural_per_pixel,
+        "temperature": vae.temperature.item(),
+        "prior": vae.prior_logits.log_softmax(-1).flatten().tolist(),
+        "encoder": None if encoder is None else _placed(encoder, store),
+        "posteriors": store.put(log_q[:NUM_IMAGES]) if encoder is None else None,
+        "decoder": None if decoder is None else _placed(decoder, store),
+        "table": _table(vae.decoder, vae, store, is_summed=is_summed) if decoder is None else None,
+        "usage": log_q.exp().mean(0).flatten().tolist(),
+        "information": statistics.mutual_information.tolist(),
+        "elbo": _elbos(vae, first, is_summed=is_summed).tolist(),
+    }
+
+
+def _placed(layers: list[Layer], store: _Store) -> list[dict[str, Any]]:
+    return [
+        {"kind": layer.kind} | layer.numbers | {name: store.put(w, is_weight=True) for name, w in layer.weights.items()}
+        for layer in layers
+    ]
+
+
+def _table(decoder: nn.Module, vae: CategoricalVAE, store: _Store, *, is_summed: bool) -> list[int]:
+    """Decode all codes, since the page cannot run this decoder."""
+    if not is_summed:
+        raise ValueError(
+            f"Expected a decoder whose layers the page knows (linear, convolutions, norms, usual activations, one "
+            f"after another), or at most {MOST_CODES} codes, whose pictures it could hold, but found a "
+            f"{type(decoder).__name__} and {vae.num_categories}^{vae.num_latents} codes."
+        )
+    codes = torch.cartesian_prod(*[torch.arange(vae.num_categories)] * vae.num_latents).reshape(-1, vae.num_latents)
+    one_hots = nn.functional.one_hot(codes, vae.num_categories).to(vae.prior_logits.dtype)
+    return store.put(torch.cat([decoder(part) for part in one_hots.split(1024)]), is_weight=True)
+
+
+def _elbos(vae: CategoricalVAE, x: Tensor, *, is_summed: bool) -> Tensor:
+    if is_summed:
+        return exact.bounds(vae, x).elbo
+    with own_randomness(0):
+        return importance_weighted(vae, x, NUM_PARTICLES).elbo

@@ -1,0 +1,220 @@
+"""The explorer in a real browser: its numbers are torch's, and clicks, drawing and the switch of models work."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_gvae import CategoricalVAE, exact
+from pyro_gvae.models.networks import conv_networks
+from pyro_gvae.report.explorer import Shown, explorer
+from pyro_gvae.report.layers import read_layers
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+H, W, N, K = 4, 5, 2, 3
+D = H * W
+
+
+class Oblique(nn.Module):
+    """A network that is no chain of known layers."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1.5 * self.network(x)
+
+
+def model(observation: str = "bernoulli", **options: Any) -> CategoricalVAE:
+    torch.manual_seed(3)
+    made = CategoricalVAE(D, N, K, (7,), observation, learn_prior=True, **options).double()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(3)
+        made.prior_logits.copy_(torch.randn(N, K))
+    return made.eval()
+
+
+def networks(kind: str) -> dict[str, nn.Module]:
+    if kind == "convolutional":
+        encoder, decoder = conv_networks((H, W), N, K, hidden=(7,))
+        return {"encoder": encoder, "decoder": decoder}
+    activations = [nn.Tanh(), nn.Sigmoid(), nn.SiLU(), nn.GELU(), nn.Softplus(), nn.LeakyReLU(0.2), nn.ELU(0.7)]
+    hidden = [layer for activation in activations for layer in (nn.Linear(6, 6), activation)]
+    norms = nn.Sequential(nn.BatchNorm1d(6), nn.LayerNorm(6))
+    nn.init.uniform_(norms[0].running_mean), nn.init.uniform_(norms[0].running_var, 0.5, 2.0)
+    encoder = nn.Sequential(nn.Linear(D, 6), norms, *hidden, nn.Linear(6, N * K), nn.Unflatten(-1, (N, K)))
+    return {"encoder": encoder}
+
+
+DATA: dict[str, Callable[[Tensor], Tensor]] = {
+    "bernoulli": torch.round,
+    "continuous-bernoulli": lambda u: u,
+    "gaussian": lambda u: 4 * u - 2,
+    "categorical": lambda u: (3 * u).round(),
+}
+
+
+def images(observation: str = "bernoulli") -> Tensor:
+    return DATA[observation](torch.rand(6, D, generator=torch.Generator().manual_seed(5)))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The page in a browser; at the end, it has asked for nothing and complained of nothing."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        asked: list[str] = []
+        said: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(path.as_uri())
+        page.wait_for_function("document.body.dataset.ready === 'true'")
+        yield page
+        browser.close()
+    assert asked == [path.as_uri()] and said == []
+
+
+def shown(page: Any) -> dict[str, float]:
+    """Every number of the page by its name, unrounded."""
+    pairs = page.eval_on_selector_all("dl dt", "all => all.map(dt => [dt.textContent, dt.nextSibling.dataset.value])")
+    return {name: float(value) for name, value in pairs if name != "code"}
+
+
+def code_of(page: Any) -> list[int]:
+    return [int(digit) - 1 for digit in page.inner_text("#code-numbers dd").split()]
+
+
+def expected(vae: CategoricalVAE, x: Tensor, code: list[int]) -> dict[str, float]:
+    x = x.double().unsqueeze(0)
+    z = nn.functional.one_hot(torch.tensor(code), K).double().unsqueeze(0)
+    elbo, evidence = (value.item() for value in exact.bounds(vae, x))
+    with torch.no_grad():
+        likelihood = vae.observation(vae.decoder(z)).log_prob(x).item()
+        prior = (vae.prior_logits.log_softmax(-1) * z).sum().item()
+        guide = (vae.encoder(x).log_softmax(-1) * z).sum().exp().item()
+    found = {"log p(x), exact": evidence, "ELBO, exact": elbo, "KL(q ‖ posterior)": evidence - elbo}
+    found |= {"log p(x | z)": likelihood, "log p(z)": prior, "q(z | x)": guide}
+    return found | {"p(z | x), exact": torch.tensor(likelihood + prior - evidence).exp().item()}
+
+
+def assert_shown(page: Any, vae: CategoricalVAE, x: Tensor) -> None:
+    numbers = shown(page)
+    for name, value in expected(vae, x, code_of(page)).items():
+        assert numbers[name] == pytest.approx(value, abs=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("observation", "options"),
+    [
+        ("bernoulli", {}),
+        ("bernoulli", networks("convolutional")),
+        ("bernoulli", networks("others")),
+        ("continuous-bernoulli", {}),
+        ("gaussian", {"scale": 0.7}),
+        ("categorical", {"num_levels": 4}),
+    ],
+)
+def test_its_numbers_are_those_of_torch(observation: str, options: dict[str, Any], tmp_path: Path) -> None:
+    vae, x = model(observation, **options), images(observation)
+    with opened(explorer([Shown("m", vae)], x, (H, W), title="t", path=tmp_path / "page.html")) as page:
+        assert_shown(page, vae, x[0])
+        page.click("#next")
+        assert_shown(page, vae, x[1])
+        page.click("[aria-label^='latent 2, category 3']")
+        assert code_of(page)[1] == 2
+        assert_shown(page, vae, x[1])
+
+
+@pytest.mark.slow
+def test_what_a_visitor_does(tmp_path: Path) -> None:
+    first, x = model(), images()
+    second = model(encoder=Oblique(first.encoder), decoder=Oblique(first.decoder))  # tables take their place
+    shown_models = [Shown("one", first), Shown("other", second)]
+    path = explorer(shown_models, x, (H, W), title="</script><b>t", path=tmp_path / "page.html")
+    with opened(path) as page:
+        assert page.inner_text("h1") == "</script><b>t"
+        page.click("#clear")
+        box = page.locator("#datum").bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 10, box["y"] + box["height"] / 8)
+        page.mouse.down()
+        page.mouse.up()
+        drawn = torch.zeros(D)
+        drawn[0] = 1
+        assert_shown(page, first, drawn)
+        page.keyboard.press("b")
+        posterior = exact.posterior(first, drawn.double().unsqueeze(0), num_codes=1)
+        assert code_of(page) == posterior.codes[0, 0].argmax(-1).tolist()
+        page.click("#from")
+        page.keyboard.press("r")
+        page.click("#to")
+        assert 1 <= page.locator("#walk button").count() <= N + 1
+        page.locator("[aria-label^='latent 1, category 1']").focus()
+        page.keyboard.press("ArrowRight")
+        assert code_of(page)[0] == 1
+        page.click("#sort")
+        page.locator("#gallery button").first.click()
+        worst = exact.bounds(first, x.double()).elbo.argmin().item()
+        assert_shown(page, first, x[worst])
+        page.select_option("#model", "1")
+        page.wait_for_function("document.body.dataset.ready === 'true'")
+        assert_shown(page, second, x[worst])
+        assert not page.locator("#clear").is_visible() and not page.locator("#soft").is_visible()
+        page.select_option("#model", "0")
+        page.fill("#temperature", "-2")
+        soft = shown(page)
+        assert soft["log p(x | this z)"] == pytest.approx(soft["log p(x | hard z)"], abs=1e-2)  # nearly one-hot
+        assert float(page.evaluate("document.body.dataset.milliseconds")) < 1000
+        assert re.fullmatch(r".*#model=0&image=\d+&code=\d+\.\d+", page.url)
+
+
+@pytest.mark.slow
+def test_a_page_of_too_many_codes_samples(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae = CategoricalVAE(D, 20, K, (7,)).eval()
+    x = images()
+    with opened(explorer([Shown("m", vae)], x, (H, W), title="t", path=tmp_path / "page.html")) as page:
+        numbers = shown(page)
+        assert "log p(x), exact" not in numbers and not page.locator("#atlas").is_visible()
+        elbo = torch.stack([-vae_loss(vae, x[:1]) for _ in range(400)])
+        assert numbers["ELBO, 32 samples"] == pytest.approx(elbo.mean().item(), abs=5 * elbo.std().item() / 32**0.5)
+
+
+def vae_loss(vae: CategoricalVAE, x: Tensor) -> Tensor:
+    from pyro_gvae import discretize
+
+    with torch.no_grad():
+        return discretize(vae)(x)[0]
+
+
+def test_what_a_page_cannot_hold_is_refused(tmp_path: Path) -> None:
+    vae = CategoricalVAE(D, 20, K, (7,))
+    vae.decoder = Oblique(vae.decoder)
+    with pytest.raises(
+        ValueError, match=r"Expected a decoder whose layers the page knows .* found a Oblique and 3\^20"
+    ):
+        explorer([Shown("m", vae)], images(), (H, W), title="t", path=tmp_path / "page.html")
+
+
+def test_large_networks_are_rounded_and_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_gvae.report.explorer.MOST_BYTES", 1000)
+    path = explorer([Shown("m", model())], images(), (H, W), title="t", path=tmp_path / "page.html")
+    assert "rounded to half precision" in path.read_text()
+
+
+@pytest.mark.parametrize("network", [Oblique(nn.Linear(3, 2)), nn.Sequential(nn.Linear(3, 2), nn.Softmax(-1))])
+def test_a_network_that_is_no_chain_of_known_layers_is_not_read(network: nn.Module) -> None:
+    assert read_layers(network, torch.zeros(1, 3)) is None
