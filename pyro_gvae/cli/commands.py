@@ -39,10 +39,9 @@ from ..report.comparison import write_report
 from ..report.explorer import write_explorer
 from ..report.gaps import gaps_table, run_gaps
 from ..report.training import write_train_report
-from ..runs.checkpoint import save_tensors
 from ..runs.config import allowed_memory, is_train_run, read_compare_config, read_config
 from ..runs.contents import read_compared
-from ..runs.files import replacing, write_json
+from ..runs.files import write_json
 from ..runs.folder import check_writable
 from ..runs.frames import write_csv
 from ..runs.tables import format_table, labelled, summarize
@@ -51,9 +50,8 @@ from ..train.fit import Fit, Interrupted
 from ..train.launch import resume, train
 from ..train.trained import Trained, load_model
 from .errors import PartlyFailedError
+from .files import save, save_png
 
-#: Small images are enlarged in pictures, by a whole factor, to at most this many pixels at their longer edge.
-MOST_PIXELS = 64
 #: Training has diverged if the ELBO ends this part of its size below that of the untrained networks.
 DIVERGED = 0.1
 
@@ -89,7 +87,7 @@ def encode_command(config: EncodeConfig) -> str:
     if part.labels is not None:
         frame["label"] = part.labels.numpy()
     path = folder / f"{trained.name}-{config.part}-{config.kind}"
-    _save(path, tensors)
+    save(path, tensors)
     write_csv(path.with_name(f"{path.name}.csv"), frame)
     used = len(codes.unique(dim=0))
     return (
@@ -105,10 +103,10 @@ def reconstruct_command(config: ReconstructConfig) -> str:
         torch.manual_seed(config.random_seed)
         found = reconstruct(trained.vae, x, config.kind, max_memory=in_bytes(config.max_memory))
     path = folder / f"{trained.name}-{config.part}-{config.kind}"
-    _save(path, {"inputs": x, "reconstructions": found})
+    save(path, {"inputs": x, "reconstructions": found})
     shown = (trained.vae.observation.to_pixels(images).split(10) for images in (x, found))
     rows = [row for pair in zip(*shown, strict=True) for row in pair]
-    _save_png(path, rows, trained.data.image_shape)
+    save_png(path, rows, trained.data.image_shape)
     error = (x - found).square().sum(-1).mean().item()
     return f"{len(x)} images, mean squared distance {error:.3f} per image.\n\nfiles: {path}.png, .safetensors"
 
@@ -120,8 +118,8 @@ def sample_command(config: SampleConfig) -> str:
         torch.manual_seed(config.random_seed)
         found = sample(trained.vae, config.num_samples, pixels=config.pixels)
     path = folder / f"{trained.name}-{'pixels' if config.pixels else 'means'}"
-    _save(path, {"samples": found})
-    _save_png(path, list(trained.vae.observation.to_pixels(found).split(10)), trained.data.image_shape)
+    save(path, {"samples": found})
+    save_png(path, list(trained.vae.observation.to_pixels(found).split(10)), trained.data.image_shape)
     return f"{len(found)} samples.\n\nfiles: {path}.png, .safetensors"
 
 
@@ -130,22 +128,6 @@ def _load(config: ModelConfig, kind: str) -> tuple[Trained, Path]:
     folder = config.output or config.run / kind
     check_writable(folder)
     return trained, folder
-
-
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_tensors(path.with_name(f"{path.name}.safetensors"), tensors)
-
-
-def _save_png(path: Path, rows: list[Tensor], image_shape: tuple[int, int]) -> None:
-    """Write rows of up to 10 images as one PNG; enlarge small images and fill a short row with black."""
-    from torchvision.utils import save_image  # imported where used: it takes a second
-
-    width, factor = len(rows[0]), max(1, MOST_PIXELS // max(image_shape))
-    full = [torch.cat([row, row.new_zeros(width - len(row), row.shape[1])]) for row in rows]
-    images = torch.cat(full).unflatten(-1, (1, *image_shape))
-    images = images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-    with replacing(path.with_name(f"{path.name}.png")) as temporary:
-        save_image(images, temporary, format="png", nrow=width, pad_value=0.5)
 
 
 def compare_command(config: CompareConfig) -> str:

@@ -98,7 +98,7 @@ def learning_curves(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figur
     if metrics.groupby("estimator")["seed"].nunique().max() > 1:
         handles.append(Line2D([], [], color=INK, lw=2.2, label="mean over seeds"))
         handles.append(Line2D([], [], color=INK, lw=0.8, alpha=0.5, label="single seed"))
-    longest = max(len(handle.get_label()) for handle in handles)
+    longest = max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, min(5, len(handles), LEGEND_LETTERS // (longest + 6)))
     figure.legend(handles=handles, loc="outside upper left", ncols=columns)
     return figure

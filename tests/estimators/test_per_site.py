@@ -221,7 +221,11 @@ def test_two_temperatures_with_analytic_kls_are_stock_too():
 def test_a_relaxed_site_beside_a_normal_is_stock_trace_elbo():
     vae = JointVAE(data_dim=4, num_latents=2, num_categories=3, latent_dim=2, hidden=(5,)).double()
     x, losses = DATA.round().clamp(0, 1), []
-    for chosen in (estimator({"y": "gumbel-softmax[kl=relaxed]"}), estimator("gumbel-softmax", kl="relaxed"), estimator({"y": "exact"})):
+    for chosen in (
+        estimator({"y": "gumbel-softmax[kl=relaxed]"}),
+        estimator("gumbel-softmax", kl="relaxed"),
+        estimator({"y": "exact"}),
+    ):
         model, guide, elbo = chosen.bind(vae)
         pyro.set_rng_seed(0)
         losses.append(elbo.loss_and_grads(model, guide, x))

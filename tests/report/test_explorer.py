@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,24 +67,33 @@ def images(observation: str = "bernoulli") -> Tensor:
     return DATA[observation](torch.rand(6, D, generator=torch.Generator().manual_seed(5)))
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """The page in a browser; at the end, it has asked for nothing and complained of nothing."""
+Opened = Callable[[Path], AbstractContextManager[Any]]
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Opened]:
+    """Opens a page in a browser; at the end, it has asked for nothing and complained of nothing."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        asked: list[str] = []
-        said: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(path.as_uri())
-        page.wait_for_function("document.body.dataset.ready === 'true'")
-        yield page
+
+        @contextmanager
+        def opened(path: Path) -> Iterator[Any]:
+            page = browser.new_page(viewport={"width": 1200, "height": 900})
+            asked: list[str] = []
+            said: list[str] = []
+            page.on("request", lambda request: asked.append(request.url))
+            page.on("console", lambda message: said.append(message.text))
+            page.on("pageerror", lambda error: said.append(str(error)))
+            page.goto(path.as_uri())
+            page.wait_for_function("document.body.dataset.ready === 'true'")
+            yield page
+            page.close()
+            assert asked == [path.as_uri()] and said == []
+
+        yield opened
         browser.close()
-    assert asked == [path.as_uri()] and said == []
 
 
 def shown(page: Any) -> dict[str, float]:
@@ -128,7 +137,9 @@ def assert_shown(page: Any, vae: CategoricalVAE, x: Tensor) -> None:
         ("categorical", {"num_levels": 4}),
     ],
 )
-def test_its_numbers_are_those_of_torch(observation: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_its_numbers_are_those_of_torch(
+    observation: str, options: dict[str, Any], opened: Opened, tmp_path: Path
+) -> None:
     vae, x = model(observation, **options), images(observation)
     with opened(explorer([Shown("m", vae)], x, (H, W), title="t", path=tmp_path / "page.html")) as page:
         assert_shown(page, vae, x[0])
@@ -140,7 +151,7 @@ def test_its_numbers_are_those_of_torch(observation: str, options: dict[str, Any
 
 
 @pytest.mark.slow
-def test_what_a_visitor_does(tmp_path: Path) -> None:
+def test_what_a_visitor_does(opened: Opened, tmp_path: Path) -> None:
     first, x = model(), images()
     second = model(encoder=Oblique(first.encoder), decoder=Oblique(first.decoder))  # tables take their place
     shown_models = [Shown("one", first), Shown("other", second)]
@@ -182,7 +193,7 @@ def test_what_a_visitor_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_page_of_too_many_codes_samples(tmp_path: Path) -> None:
+def test_a_page_of_too_many_codes_samples(opened: Opened, tmp_path: Path) -> None:
     torch.manual_seed(0)
     vae = CategoricalVAE(D, 20, K, (7,)).eval()
     x = images()

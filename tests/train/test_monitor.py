@@ -16,7 +16,9 @@ from pyro_gvae.train.monitor import choose_judge
 from pyro_gvae.train.training import Training
 
 D = 6
-PATIENT = TrainConfig(stages="gumbel-softmax[kl=relaxed]:40", batch_size=4, patience=2, learning_rate=0.05, tensorboard=False)
+PATIENT = TrainConfig(
+    stages="gumbel-softmax[kl=relaxed]:40", batch_size=4, patience=2, learning_rate=0.05, tensorboard=False
+)
 
 
 def vae_of(num_latents, num_categories):
