@@ -1,10 +1,11 @@
 """The functions behind the commands: each takes a configuration, writes files and returns the text to print."""
 
+import shlex
 import sys
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -192,9 +193,21 @@ def results_table(run: Path) -> str:
 
 
 def advise_command(config: AdviseConfig) -> str:
-    """Measure estimators and return the table and the advice."""
+    """Measure estimators and return the advice, the command that follows it, and the table."""
     table, advice = advise(config)
-    return f"{advice_table(table)}\n\n{advice.in_words()}"
+    return f"{advice.in_words()}\n\nTry: {_train_by(config, advice.stages)}\n\n{advice_table(table)}"
+
+
+def _train_by(config: AdviseConfig, stages: str) -> str:
+    """Return the command that trains in these stages, with the settings of the advice that `train` has too."""
+    words = ["pyro-gvae", "train", "--stages", stages]
+    ours = {field.name: field.default for field in fields(TrainConfig)}
+    shared = {field.name for field in fields(config)} & ours.keys() - {"seed", "seconds", "output"}
+    for name in sorted(shared):
+        value = getattr(config, name)
+        if value != ours[name]:
+            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(words)
 
 
 def gradients_command(config: GradientsConfig) -> str:

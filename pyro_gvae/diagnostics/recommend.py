@@ -26,6 +26,17 @@ class Advice(NamedTuple):
     finish: str | None
     reasons: tuple[str, ...]
 
+    @property
+    def stages(self) -> str:
+        """The recommendation as `stages` of a training run: 20 epochs, and 3 more to finish.
+
+        Example:
+            >>> Advice("gumbel-softmax", 0.5, "exact", ()).stages
+            'gumbel-softmax[temperature=0.5]:20,exact:3'
+        """
+        options = "" if self.temperature is None else f"[temperature={self.temperature:g}]"
+        return f"{self.estimator}{options}:20" + ("" if self.finish is None else f",{self.finish}:3")
+
     def in_words(self) -> str:
         """Format the recommendation and its reasons, one line each."""
         temperature = "" if self.temperature is None else f" at temperature {self.temperature:g}"
@@ -82,6 +93,7 @@ def _by_progress(rows: pd.DataFrame, obstacle: str | None, refusals: list[str]) 
         f"the exact gradient.",
         _compare_with_exact(best, others),
         _compare_with_next(best, others, ties),
+        _tie_rule(ties),
         _compare_temperatures(rows[rows["estimator"] == best["estimator"]]),
         _bias(best, finish),
         _memory(best, rows[rows["estimator"] == "exact"]),
@@ -137,6 +149,15 @@ def _compare_with_next(best: Any, others: pd.DataFrame, ties: pd.DataFrame) -> s
     return (
         f"Next is {_label(rival)}: a step takes {_ms(rival)} and makes {rival['progress']:.2g} times the exact "
         f"progress, which in equal time is {rival['speed'] / best['speed']:.2g} times that of {_label(best)}{tied}."
+    )
+
+
+def _tie_rule(ties: pd.DataFrame) -> str | None:
+    if len(ties) < 2:
+        return None
+    return (
+        f"{len(ties)} measurements tie with the fastest: within a tenth, or two standard errors. Of these an unbiased "
+        "estimator is taken, then the exact one, then the one with the smallest bias, then the fastest."
     )
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -172,7 +173,9 @@ def test_advice_is_measured(tmp_path, capsys):
     arguments = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--seconds", "0.3"]
     assert main(["advise", *arguments, "--output", str(tmp_path / "advice")]) == 0
     said = capsys.readouterr().out
-    assert "Train with '" in said and "ms per step" in said and "of a step along the exact gradient" in said
+    assert said.strip().startswith("Train with '")  # the answer comes first
+    assert re.search(r"\nTry: pyro-gvae train --stages \S+ --hidden 8 --num-categories 3 --num-latents 2\n", said)
+    assert "ms per step" in said and "of a step along the exact gradient" in said
     table = pd.read_csv(tmp_path / "advice" / "advice.csv")
     assert set(table["estimator"]) >= {"gumbel-softmax", "exact"} and "exact-evidence" not in set(table["estimator"])
     assert (table["memory"].dropna() > 1000).all()

@@ -35,7 +35,12 @@ def test_the_most_progress_per_second_wins_and_bias_asks_for_another_end():
 def test_a_cheap_sum_is_taken():
     found = advice(EXACT | {"seconds": 0.002}, COOL, WARM)
     assert (found.estimator, found.temperature, found.finish) == ("exact", None, None)
-    assert "Next is 'gumbel-softmax' at temperature 1" in found.in_words()
+    assert "Next is 'gumbel-softmax' at temperature 1" in found.in_words() and "tie with" not in found.in_words()
+
+
+def test_a_tie_is_told_with_its_rule():
+    found = advice(EXACT | {"seconds": 0.00255}, WARM)
+    assert "2 measurements tie with the fastest" in found.in_words() and found.estimator == "exact"
 
 
 def test_without_the_exact_gradient_an_unbiased_one_finishes():
