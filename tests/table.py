@@ -292,6 +292,8 @@ COLUMNS |= {
     "st-gumbel-softmax[kl=sampled]": Column("st-gumbel-softmax", {"kl": "sampled"}),
 }
 WEIGHING = ("vimco", "reweighted-wake-sleep")
+#: Those that draw different codes, and how many of them the tests draw, so that some programs have more.
+DIFFERENT = {"unordered-set": 2, "reinforce-wor": 8}
 
 
 # ------------------------------------------------------------------------- refusals

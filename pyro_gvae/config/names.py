@@ -17,6 +17,8 @@ EstimatorName = Literal[
     "reinforce",
     "reinforce-baseline",
     "reinforce-loo",
+    "unordered-set",
+    "reinforce-wor",
     "vimco",
     "reweighted-wake-sleep",
     "local-expectation",

@@ -14,7 +14,7 @@ from ..exact.plan import Plan, computed, make_plan
 from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.sites import Program, Run, Sites
 from ..programs.draws import Score
-from ..programs.factors import first_of, summed_over
+from ..programs.factors import summed_over
 from ..programs.joint import Guide, elbo_terms, read_guide_once
 from ..programs.kept import Kept
 from ..programs.latents import Roles
@@ -144,7 +144,7 @@ def _scored(plan: Plan, costs: list[Tensor], scores: list[tuple[Score, ...]]) ->
     for of_latent in zip(*scores, strict=True):
         shape = of_latent[0].own_shape
         signals = torch.stack([summed_over(cost, plan.batch_shape, shape) for cost in costs])  # (P, s, M)
-        log_q = torch.stack([first_of(score.log_q, plan.batch_shape, shape) for score in of_latent])
+        log_q = torch.stack([score.of_each() for score in of_latent])
         # A cost minus the mean of the others is P / (P - 1) times the cost minus the mean of all.
         advantages = signals if len(costs) == 1 else (signals - signals.mean(0)) / (len(costs) - 1)
         total = total + (advantages * log_q).sum()
@@ -155,4 +155,4 @@ def _scores(plan: Plan, guide: Guide) -> tuple[Score, ...]:
     """Return the scores of what is drawn once for all codes."""
     rows = 1, plan.layout.batch_size
     scored = (factor for factor in guide.factors.values() if factor.is_scored)
-    return tuple(Score(factor.unweighed().expand(rows), factor.own_shape) for factor in scored)
+    return tuple(Score(factor.unweighed().expand(rows), plan.batch_shape, factor.own_shape) for factor in scored)

@@ -23,6 +23,7 @@ from .straight_through import (
     st_gumbel_softmax,
     straight_through,
 )
+from .without_replacement import reinforce_wor, unordered_set
 
 #: Name -> constructor, whose keyword arguments are the estimator's options.
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
@@ -37,6 +38,8 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "reinforce": reinforce,
     "reinforce-baseline": reinforce_baseline,
     "reinforce-loo": reinforce_loo,
+    "unordered-set": unordered_set,
+    "reinforce-wor": reinforce_wor,
     "vimco": vimco,
     "reweighted-wake-sleep": reweighted_wake_sleep,
     "local-expectation": local_expectation,

@@ -5,6 +5,7 @@ after another.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,21 @@ class Score(NamedTuple):
     """The log-probability of what was drawn at one site; its gradient is the score function, which weighs a cost."""
 
     log_q: Tensor  # (P, B), neither scaled nor masked; where data share the site, all of them have it
-    own_shape: Size  # the batch shape of all discrete latents, with 1 where data share the site
+    batch_shape: Size  # of all discrete latents together, of B data
+    own_shape: Size  # the same with 1 where data share the site
+
+    def of_each(self) -> Tensor:
+        """Return one of the values that the data of a cell have in common: (P, cells of the site)."""
+        return first_of(self.log_q, self.batch_shape, self.own_shape)
+
+
+def joint_score(scores: Sequence[Score], shape: Size) -> Tensor:
+    """Add the log q of several sites over the data that share anything, for a batch shape with 1 where they do."""
+    parts = []
+    for score in scores:
+        own = score.of_each().reshape(-1, *score.own_shape)
+        parts.append(own.sum_to_size(len(own), *shape).reshape(len(own), -1))
+    return functools.reduce(torch.add, parts)
 
 
 class Draws(NamedTuple):
@@ -52,10 +67,7 @@ class Draws(NamedTuple):
 
         Costs (P, B) of data that share the site are added. Those of other data are no part of the signal.
         """
-        return (
-            summed_over(costs, self.batch_shape, score.own_shape),
-            first_of(score.log_q, self.batch_shape, score.own_shape),
-        )
+        return summed_over(costs, self.batch_shape, score.own_shape), score.of_each()
 
     def together(self, values: Tensor) -> Tensor:
         """Return values (P, B) summed over data that share anything: (P, M)."""
@@ -67,11 +79,7 @@ class Draws(NamedTuple):
 
     def score_function(self) -> Tensor:
         """Return log q of all sites that are not reparameterized, summed as by :meth:`together`: (P, M)."""
-        parts = []
-        for score in self.scores:
-            own = first_of(score.log_q, self.batch_shape, score.own_shape).reshape(-1, *score.own_shape)
-            parts.append(own.sum_to_size(len(own), *self.apart).reshape(len(own), -1))
-        return functools.reduce(torch.add, parts)
+        return joint_score(self.scores, self.apart)
 
     def common_scale(self) -> float | Tensor:
         """Return the one scale of all statements.
@@ -128,8 +136,9 @@ def scored(layout: Layout, drawn: Drawn) -> Draws:
     codes, q, p, without_path = drawn
     rows = len(next(iter(codes.values()))), layout.batch_size
     others = {name: factor for name, factor in q.factors.items() if name in without_path}
-    scores = [Score(site.score(codes).expand(rows), site.own_shape) for site in q.sites.values()]
-    scores += [Score(factor.unweighed().expand(rows), factor.own_shape) for factor in others.values()]
+    shape = layout.batch_shape
+    scores = [Score(site.score(codes).expand(rows), shape, site.own_shape) for site in q.sites.values()]
+    scores += [Score(factor.unweighed().expand(rows), shape, factor.own_shape) for factor in others.values()]
     has_path = len(q.factors) > len(others)
     return Draws(
         log_joint=p.log_prob(codes).expand(rows),

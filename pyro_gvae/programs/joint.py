@@ -249,7 +249,9 @@ def _elbo_terms(layout: Layout, guide: Guide, codes: Codes, q: Reading, p: Readi
         table=_add(table).expand(rows[0], -1),
         constant=_add(constant) if constant else None,
         scores=tuple(
-            Score(factor.unweighed().expand(rows), factor.own_shape) for factor in drawn.values() if factor.is_scored
+            Score(factor.unweighed().expand(rows), layout.batch_shape, factor.own_shape)
+            for factor in drawn.values()
+            if factor.is_scored
         ),
     )
 

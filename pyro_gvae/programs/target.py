@@ -10,6 +10,7 @@ from .layout import warn_of
 from .runs import Runs
 from .samples import Change, CodesOf, DrawCodes, Sample, anew, changed, read_values, sample
 from .statements import Draw
+from .without_replacement import Distinct, draw_distinct
 
 
 @final
@@ -39,6 +40,15 @@ class Target:
         """
         warn_of(self.layout)
         return draw(self.runs, self.layout, num_particles, pathwise=pathwise)
+
+    def draw_distinct(self, num_codes: int) -> Distinct:
+        """Draw P different joint codes of each datum from the guide, without replacement.
+
+        Args:
+            num_codes: P; all codes are taken if there are not as many.
+        """
+        warn_of(self.layout)
+        return draw_distinct(self.runs, self.layout, num_codes)
 
     def drawn(self, num_particles: int, draw_codes: DrawCodes) -> Sample:
         """Draw P values of every latent of each datum from the guide, and keep their noise.

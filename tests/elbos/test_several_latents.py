@@ -178,7 +178,7 @@ def test_continuous_latents_below_a_code(name, count):
 # What is exact besides the mean.
 
 
-@pytest.mark.parametrize("name", ALL_LOSSES)
+@pytest.mark.parametrize("name", [*ALL_LOSSES, "unordered-set", "reinforce-wor"])
 def test_programs_that_do_not_broadcast_give_the_same_numbers_row_by_row(name):
     found = []
     for dense in (linear, concatenated):
