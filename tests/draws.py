@@ -9,6 +9,7 @@ import torch
 from problems import Rows
 from pyro import poutine
 from torch import Tensor
+from torch.nn import functional as F
 
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.elbos.sampled import Estimate, SampledELBO
@@ -98,6 +99,17 @@ def exact_gradient(*problem: Any) -> Tensor:
     model, guide, elbo = estimator("exact").bind(rows)
     elbo.loss_and_grads(model, guide, rows.x)
     return rows.gradients().squeeze(0)
+
+
+def log_densities(rows: Rows, codes: Tensor, row: int) -> tuple[Tensor, Tensor]:
+    """log p(x, z) and log q(z | x) of one row's codes (P, N, K), in torch's own words: (P,) each."""
+    natural = codes.flatten(-2) @ rows.first[row]
+    if hasattr(rows, "second"):
+        natural = natural.tanh() @ rows.second[row]
+    log_likelihood = -F.binary_cross_entropy_with_logits(natural, rows.x[row].expand_as(natural), reduction="none")
+    log_prior = (codes * rows.prior[row].log_softmax(-1)).sum((-2, -1))
+    log_q = (codes * rows.logits[row].log_softmax(-1)).sum((-2, -1))
+    return log_likelihood.sum(-1) + log_prior, log_q
 
 
 def standard_scores(samples: Tensor, expected: Tensor, num_latents: int, num_categories: int) -> Tensor:

@@ -291,7 +291,7 @@ COLUMNS |= {
     "gumbel-softmax[kl=relaxed]": Column("gumbel-softmax", {"kl": "relaxed", "temperature": 0.6}),
     "st-gumbel-softmax[kl=sampled]": Column("st-gumbel-softmax", {"kl": "sampled"}),
 }
-WEIGHING = ("vimco", "reweighted-wake-sleep")
+WEIGHING = ("vimco", "ovis", "tvo", "reweighted-wake-sleep")
 #: Those that draw different codes, and how many of them the tests draw, so that some programs have more.
 DIFFERENT = {"unordered-set": 2, "reinforce-wor": 8}
 
@@ -314,7 +314,7 @@ class Reason(NamedTuple):
 
 
 def _relaxes(column: Column) -> bool:
-    return column.make().bias in (Bias.RELAXATION, Bias.SURROGATE) or column.name in ("rebar", "relax")
+    return column.make().bias in (Bias.RELAXATION, Bias.SURROGATE) or column.name in ("rebar", "relax", "double-cv")
 
 
 def _has_analytic_kl(column: Column) -> bool:
@@ -353,8 +353,8 @@ REASONS = (
     ),
     Reason(
         "K=2 categories",
-        "An antithetic pair has two values, so latents need K = 2.",
-        lambda column, name: column.name == "disarm" and facts(name).most_categories > 2,
+        "Antithetic codes have two values, so latents need K = 2.",
+        lambda column, name: column.name in ("disarm", "arms") and facts(name).most_categories > 2,
     ),
 )
 

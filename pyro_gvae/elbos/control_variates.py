@@ -223,7 +223,7 @@ class RELAX(SampledELBO):
 
 def controlled(target: Target, control: Control, num_particles: int) -> Estimate:
     """Return the ELBO of each datum from P codes, its gradient's surrogate, and the loss of the control variate."""
-    _check_relaxable(target.layout)
+    check_relaxable(target.layout)
     control.fit_to(target.layout)
     base = target.drawn(num_particles, by_gumbel_noise)
     q, rows = base.q, (num_particles, target.layout.batch_size)
@@ -263,7 +263,12 @@ def later_terms(drawn: Sample, name: str) -> Tensor:
     return sum(entropies, torch.zeros(1, 1)) - sum(log_probs, torch.zeros(1, 1))
 
 
-def _check_relaxable(layout: Layout) -> None:
+def check_relaxable(layout: Layout) -> None:
+    """Refuse latents that have no values between their codes.
+
+    Raises:
+        ValueError: if there is an integer.
+    """
     for latent in layout.space.latents:
         if latent.kind is Kind.INTEGER:
             raise ValueError(

@@ -6,6 +6,7 @@ import torch
 from torch import Size, Tensor
 from typing_extensions import override
 
+from ..programs.factors import Layout
 from ..programs.samples import Change
 from ..programs.target import Target
 from .sampled import Estimate, SampledELBO
@@ -50,13 +51,7 @@ class DisARM(SampledELBO):
 
     @override
     def estimate(self, target: Target) -> Estimate:
-        for latent in target.layout.space.latents:
-            if latent.num_categories != 2:
-                raise ValueError(
-                    f"Expected latents of K=2 categories, but found K={latent.num_categories} at '{latent.name}': "
-                    "DisARM's antithetic pairs are pairs of bits. Try disarm-iw, which takes any number of categories, "
-                    "or local-expectation."
-                )
+        check_bits(target.layout, "DisARM")
         return coupled_estimate(target, self.num_particles)
 
 
@@ -101,6 +96,21 @@ class DisARMIW(SampledELBO):
     @override
     def estimate(self, target: Target) -> Estimate:
         return coupled_estimate(target, self.num_particles)
+
+
+def check_bits(layout: Layout, name: str) -> None:
+    """Refuse latents of more than two categories.
+
+    Raises:
+        ValueError: if K is not 2 for a latent.
+    """
+    for latent in layout.space.latents:
+        if latent.num_categories != 2:
+            raise ValueError(
+                f"Expected latents of K=2 categories, but found K={latent.num_categories} at '{latent.name}': "
+                f"{name}'s antithetic codes are bits. Try disarm-iw, which takes any number of categories, or "
+                "local-expectation."
+            )
 
 
 def coupled_estimate(target: Target, num_pairs: int) -> Estimate:

@@ -23,6 +23,8 @@ class Objective(Enum):
     EVIDENCE = "the log-evidence of the discrete model"
     #: E log (1/P) sum_p p(x, z_p) / q(z_p|x), between the ELBO and log p(x).
     MULTI_SAMPLE_BOUND = "the importance-weighted bound of the discrete model"
+    #: sum_k (beta_{k+1} - beta_k) E log w under q w^beta_k: the ELBO for one part, log p(x) for infinitely many.
+    THERMODYNAMIC = "the thermodynamic bound of the discrete model"
     #: log p(x) for the model, and KL(p(z|x) || q(z|x)) for the guide.
     EVIDENCE_AND_INCLUSIVE_KL = "the log-evidence of the discrete model, and the inclusive KL for the guide"
 
@@ -45,6 +47,7 @@ class Bias(Enum):
     OTHER_TEMPERATURE = "of codes drawn at another temperature, and of the surrogate gradient"
     RELAXATION_AND_SURROGATE = "of the relaxation, grows with the temperature, and of the surrogate gradient"
     NORMALIZED_WEIGHTS = "of normalized importance weights, of order 1/P"
+    TOWARDS_INCLUSIVE_KL = "none of the loss; of the guide's gradient, towards the inclusive KL"
 
 
 @final

@@ -1,7 +1,8 @@
-"""Score-function estimators with a learned control variate: the model on soft codes from the same noise."""
+"""Score-function estimators with a learned control variate: the model on soft codes, or its Taylor expansion."""
 
 from ..distributions.parameters import check_temperature
 from ..elbos.control_variates import REBAR, RELAX
+from ..elbos.double_cv import DoubleCV
 from .base import Estimator, check_particles
 from .claims import Bias, Objective
 
@@ -73,4 +74,35 @@ def relax_with_network(*, temperature: float = 0.5, num_particles: int = 1, hidd
         objective=Objective.ELBO,
         bias=Bias.NONE,
         reference="Grathwohl et al. 2018, arXiv 1711.00123",
+    )
+
+
+def double_cv(*, num_particles: int = 4) -> Estimator:
+    """Double CV: REINFORCE with a leave-one-out baseline, of costs without their Taylor expansions.
+
+    *Approximates* the ELBO of the discrete model. *With* P codes in one decoder call, which is differentiated with
+    respect to the codes; each code's expansion has the mean derivative at the others, and a scale that is trained to
+    lower the variance (Titsias and Shi 2021, arXiv 2111.05300). *Requires* P >= 2, one-hots or bits (integers have no
+    values between their codes), and networks that are differentiable in their codes. *Bias*: none.
+
+    Args:
+        num_particles: P, samples per datum.
+
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
+    Raises:
+        ValueError: if `num_particles` is below 2.
+
+    Example:
+        >>> double_cv(num_particles=2).is_unbiased
+        True
+    """
+    check_particles(num_particles, least=2)
+    return Estimator(
+        name="double-cv",
+        elbo=lambda: DoubleCV(num_particles=num_particles),
+        objective=Objective.ELBO,
+        bias=Bias.NONE,
+        reference="Titsias and Shi 2021, arXiv 2111.05300",
     )

@@ -1,5 +1,6 @@
-"""Estimators that sample codes in antithetic pairs."""
+"""Estimators that sample codes in antithetic pairs, or in more that are coupled."""
 
+from ..elbos.arms import ARMS
 from ..elbos.coupled import DisARM, DisARMIW
 from .base import Estimator, check_particles
 from .claims import Bias, Objective
@@ -61,4 +62,35 @@ def disarm_iw(*, num_particles: int = 1) -> Estimator:
         objective=Objective.ELBO,
         bias=Bias.NONE,
         reference="Dong, Mnih, Tucker 2021, arXiv 2106.08056",
+    )
+
+
+def arms(*, num_particles: int = 4) -> Estimator:
+    """ARMS: the leave-one-out score function of P antithetic codes of bits.
+
+    *Approximates* the ELBO of the discrete model. *With* 1 + M (P - 1) decoded codes for M discrete latents (Dimitriev
+    and Zhou 2021, arXiv 2105.14141). *Requires* discrete latents of two categories, and P >= 2. For P = 2 it is
+    `disarm`. *Bias*: none.
+
+    Args:
+        num_particles: P, coupled codes per datum and latent.
+
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
+    Raises:
+        ValueError: if `num_particles` is below 2.
+
+    Example:
+        >>> arms(num_particles=8).num_categories
+        2
+    """
+    check_particles(num_particles, least=2)
+    return Estimator(
+        name="arms",
+        elbo=lambda: ARMS(num_particles=num_particles),
+        objective=Objective.ELBO,
+        bias=Bias.NONE,
+        reference="Dimitriev and Zhou 2021, arXiv 2105.14141",
+        num_categories=2,
     )

@@ -7,13 +7,13 @@ from typing import Any
 from ..config.names import DEFAULT, PER_SITE
 from ..config.stages import Named
 from .base import Estimator
-from .control_variates import rebar, relax_with_network
-from .coupled import disarm, disarm_iw
+from .control_variates import double_cv, rebar, relax_with_network
+from .coupled import arms, disarm, disarm_iw
 from .exact import exact, exact_evidence
 from .local import local_expectation
 from .per_site import per_site
 from .relaxed import gumbel_softmax
-from .score import reinforce, reinforce_baseline, reinforce_loo, reweighted_wake_sleep, vimco
+from .score import ovis, reinforce, reinforce_baseline, reinforce_loo, reweighted_wake_sleep, vimco
 from .straight_through import (
     decoupled_st_gumbel_softmax,
     gapped_straight_through,
@@ -23,6 +23,7 @@ from .straight_through import (
     st_gumbel_softmax,
     straight_through,
 )
+from .thermodynamic import tvo
 from .without_replacement import reinforce_wor, unordered_set
 
 #: Name -> constructor, whose keyword arguments are the estimator's options.
@@ -41,10 +42,14 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "unordered-set": unordered_set,
     "reinforce-wor": reinforce_wor,
     "vimco": vimco,
+    "ovis": ovis,
+    "tvo": tvo,
     "reweighted-wake-sleep": reweighted_wake_sleep,
     "local-expectation": local_expectation,
     "disarm": disarm,
     "disarm-iw": disarm_iw,
+    "arms": arms,
+    "double-cv": double_cv,
     "rebar": rebar,
     "relax": relax_with_network,
     "exact": exact,

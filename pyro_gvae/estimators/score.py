@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pyro.infer import Trace_ELBO
 
 from ..elbos.baselines import BaselineELBO, NeuralBaseline, RunningBaseline
-from ..elbos.score import VIMCO, ReinforceLOO, ReweightedWakeSleep
+from ..elbos.score import OVIS, VIMCO, ReinforceLOO, ReweightedWakeSleep
 from ..handlers import discretize
 from .base import Estimator, Scored, check_particles
 from .claims import Bias, Objective, Samples
@@ -155,6 +155,41 @@ def vimco(*, num_particles: int = 5) -> Estimator:
         details=(Samples(num_particles),),
         bias=Bias.NONE,
         reference="Mnih and Rezende 2016, arXiv 1602.06725",
+    )
+
+
+def ovis(*, num_particles: int = 5, gamma: float = 0.0) -> Estimator:
+    """OVIS: the importance-weighted bound of P codes, with the control variate of least variance for many codes.
+
+    *Approximates* the log-evidence of the discrete model from below, more tightly with larger P. *With* P codes in one
+    decoder call (Liévin et al. 2020, arXiv 2008.01998). *Requires* P >= 2, and `rsample` of continuous latents beside
+    the discrete ones. *Bias*: none with gamma = 0, as the gradient of that bound, which is not the ELBO; else that of
+    the guide's gradient, which tends to that of the inclusive KL.
+
+    Args:
+        num_particles: P, samples per datum.
+        gamma: 0 where one code outweighs the others, 1 where all weigh the same, or between.
+
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
+    Raises:
+        ValueError: if `num_particles` is below 2, or gamma not from 0 to 1.
+
+    Example:
+        >>> ovis().is_unbiased, ovis(gamma=1.0).is_unbiased
+        (True, False)
+    """
+    check_particles(num_particles, least=2)
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"Expected gamma from 0 to 1, but found {gamma}. Try 0, which is unbiased.")
+    return Estimator(
+        name="ovis",
+        elbo=lambda: OVIS(num_particles=num_particles, gamma=gamma),
+        objective=Objective.MULTI_SAMPLE_BOUND,
+        details=(Samples(num_particles),),
+        bias=Bias.NONE if gamma == 0 else Bias.TOWARDS_INCLUSIVE_KL,
+        reference="Liévin et al. 2020, arXiv 2008.01998",
     )
 
 

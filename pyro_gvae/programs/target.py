@@ -1,15 +1,15 @@
 """A model and its guide with their data bound, as losses that sample need them."""
 
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 
 from .draws import Draws, draw
-from .factors import Layout, Reading
+from .factors import Codes, Layout, Reading
 from .layout import warn_of
 from .runs import Runs
 from .samples import Change, CodesOf, DrawCodes, Sample, anew, changed, read_values, sample
-from .statements import Draw
+from .statements import Draw, given_codes, read_with
 from .without_replacement import Distinct, draw_distinct
 
 
@@ -63,6 +63,24 @@ class Target:
     def changed(self, base: Sample, change: Change, codes_of: CodesOf, draw_anew: Draw = anew) -> Sample:
         """Give a latent other codes, as ``programs.samples.changed``."""
         return changed(self.runs, self.layout, base, change, codes_of, draw_anew)
+
+    def read_codes(self, base: Sample, codes: Codes) -> Reading:
+        """Run the model on other codes (R, B, N, K), or soft ones, and the other latents of a sample of R rows."""
+        layout = self.layout
+
+        def read_rows(rows: slice) -> Reading:
+            place = given_codes(layout, {name: own[rows] for name, own in codes.items()})
+
+            def draw(name: str, _: Any) -> Tensor:
+                value = base.values[name][rows]
+                return value if layout.obstacle is None else value.squeeze(0)
+
+            return read_with(self.runs.model, layout, place, draw)
+
+        if layout.obstacle is None:
+            return read_rows(slice(None))
+        num_rows = len(next(iter(codes.values())))
+        return Reading.stacked([read_rows(slice(row, row + 1)) for row in range(num_rows)])
 
     def read(self, values: dict[str, Tensor]) -> Reading:
         """Run the model on values ``(R, *plates, *event_shape)`` of every latent."""

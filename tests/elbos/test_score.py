@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from draws import exact_gradient, standard_scores
+from draws import exact_gradient, log_densities, standard_scores
 from problems import PROBLEMS, Rows
 from pyro import poutine
 from pyro.infer import (
@@ -23,13 +23,12 @@ from pyro.infer import (
     TraceTailAdaptive_ELBO,
     TraceTMC_ELBO,
 )
-from torch.nn import functional as F
 
 from pyro_gvae.distributions.codes import joint_codes
 from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
 from pyro_gvae.elbos.baselines import BaselineELBO, NeuralBaseline, RunningBaseline
 from pyro_gvae.elbos.exact import ExactELBO
-from pyro_gvae.elbos.score import VIMCO, ReinforceLOO, ReweightedWakeSleep
+from pyro_gvae.elbos.score import OVIS, VIMCO, ReinforceLOO, ReweightedWakeSleep
 from pyro_gvae.estimators import estimator, own_state
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, relax
@@ -37,19 +36,8 @@ from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.train.step import make_step
 
-LOSSES = [ReinforceLOO, VIMCO, ReweightedWakeSleep]
+LOSSES = [ReinforceLOO, VIMCO, OVIS, ReweightedWakeSleep]
 EACH_LOSS = pytest.mark.parametrize("loss", LOSSES)
-
-
-def log_densities(rows, codes, row):
-    """log p(x, z) and log q(z | x) of one row's codes (P, N, K), in torch's own words: (P,) each."""
-    natural = codes.flatten(-2) @ rows.first[row]
-    if hasattr(rows, "second"):
-        natural = natural.tanh() @ rows.second[row]
-    log_likelihood = -F.binary_cross_entropy_with_logits(natural, rows.x[row].expand_as(natural), reduction="none")
-    log_prior = (codes * rows.prior[row].log_softmax(-1)).sum((-2, -1))
-    log_q = (codes * rows.logits[row].log_softmax(-1)).sum((-2, -1))
-    return log_likelihood.sum(-1) + log_prior, log_q
 
 
 # The published formulas, one datum and one code at a time: a bound, and a sum of (number, what it weighs).
@@ -79,13 +67,25 @@ def vimco(log_p, log_q):
     return bound, terms
 
 
+def ovis(log_p, log_q, gamma=0.0):
+    log_weights = [(p - q).item() for p, q in zip(log_p, log_q, strict=True)]
+    bound, count = log_mean(log_weights), len(log_weights)
+    terms = []
+    for i, log_weight in enumerate(log_weights):
+        share = math.exp(log_weight) / sum(map(math.exp, log_weights))
+        others = log_mean([other for j, other in enumerate(log_weights) if j != i])
+        control = others - gamma * share + (1 - gamma) * math.log(1 - 1 / count)
+        terms += [(bound - share - control, log_q[i]), (share, log_p[i])]
+    return bound, terms
+
+
 def wake_wake(log_p, log_q):
     weights = [math.exp((p - q).item()) for p, q in zip(log_p, log_q, strict=True)]
     terms = [(w / sum(weights), p + q) for w, p, q in zip(weights, log_p, log_q, strict=True)]
     return math.log(sum(weights) / len(weights)), terms
 
 
-FORMULAS = {ReinforceLOO: leave_one_out, VIMCO: vimco, ReweightedWakeSleep: wake_wake}
+FORMULAS = {ReinforceLOO: leave_one_out, VIMCO: vimco, OVIS: ovis, ReweightedWakeSleep: wake_wake}
 
 
 @EACH_LOSS
@@ -103,6 +103,13 @@ def test_loss_and_gradients_are_the_published_formula(loss, num_particles):
     (-surrogate).backward()
     assert found == pytest.approx(-sum(bound for bound, _ in results))
     torch.testing.assert_close(gradients, rows.gradients())
+
+
+@pytest.mark.parametrize("gamma", [0.3, 1.0])
+def test_other_control_variates_of_ovis_are_the_published_formula(gamma, monkeypatch):
+    monkeypatch.setitem(FORMULAS, OVIS, partial(ovis, gamma=gamma))
+    monkeypatch.setattr(OVIS.__init__, "__kwdefaults__", {"num_particles": 5, "gamma": gamma})
+    test_loss_and_gradients_are_the_published_formula(OVIS, 4)
 
 
 @EACH_LOSS
@@ -132,11 +139,12 @@ def renyi_gradient(size, num_particles, alpha=0.0):
     return expected.item(), one.gradients().squeeze(0)
 
 
+@pytest.mark.parametrize("elbo", [VIMCO, OVIS])
 @pytest.mark.parametrize(("size", "num_particles"), [((2, 2), 2), ((1, 3), 3), ((2, 3), 2)])
-def test_vimco_is_unbiased_for_the_importance_weighted_bound(size, num_particles):
+def test_gradients_of_the_importance_weighted_bound_are_unbiased(elbo, size, num_particles):
     expected, gradient = renyi_gradient(size, num_particles)
     rows = Rows("mlp", *size, 20_000)
-    loss = VIMCO(num_particles=num_particles).loss_and_grads(rows.model, rows.guide, rows.x)
+    loss = elbo(num_particles=num_particles).loss_and_grads(rows.model, rows.guide, rows.x)
     assert loss / 20_000 == pytest.approx(expected, rel=0.02)
     assert standard_scores(rows.gradients(), gradient, *size).max() < 5
     # The negative control: of the ELBO, it is not the gradient.
@@ -206,7 +214,7 @@ def _gradients_of(name, handle, rows, **options):
     return loss, rows.gradients()
 
 
-NAMES = ["reinforce", "reinforce-baseline", "reinforce-loo", "vimco", "reweighted-wake-sleep"]
+NAMES = ["reinforce", "reinforce-baseline", "reinforce-loo", "vimco", "ovis", "tvo", "reweighted-wake-sleep"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -227,7 +235,7 @@ def test_masked_data_have_no_say(name):
     torch.testing.assert_close(masked, plain * mask.unsqueeze(-1))
 
 
-@pytest.mark.parametrize("name", ["vimco", "reweighted-wake-sleep"])
+@pytest.mark.parametrize("name", ["vimco", "ovis", "tvo", "reweighted-wake-sleep"])
 def test_weights_of_sites_that_are_scaled_differently_are_refused(name):
     rows = Rows("mlp", 2, 3, 4)
     model, guide, elbo = estimator(name).bind(rows)

@@ -192,7 +192,7 @@ def test_programs_that_do_not_broadcast_give_the_same_numbers_row_by_row(name):
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*LOSSES, "double-cv"])
 def test_rows_of_programs_that_do_not_broadcast_are_samples(name):
     pair = m2_model, functools.partial(m2_guide, dense=concatenated)
     with pytest.warns(UserWarning, match="one joint code after another"):

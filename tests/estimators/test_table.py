@@ -246,7 +246,34 @@ def wake_phases(name):
     return with_gradients(loss)
 
 
-OF_TWO = {"vimco": bound_of_two, "reweighted-wake-sleep": wake_phases}
+def thermodynamic(name, first=0.05):
+    """The mean of the bound that two samples estimate, and of its covariance gradient."""
+
+    def loss():
+        joint, log_q, own = tables(name, is_pathwise=False)
+        log_w, pair = (joint - log_q).detach(), (own.unsqueeze(0) + own.unsqueeze(1)).exp().detach()
+        bound, climbed = torch.zeros(()).double(), torch.zeros(()).double()
+        for beta, width in ((0.0, first), (first, 1 - first)):
+            share = torch.sigmoid(beta * (log_w.unsqueeze(1) - log_w.unsqueeze(0)))  # of the first
+            mean = share * log_w.unsqueeze(1) + (1 - share) * log_w.unsqueeze(0)
+            # Twice the first of the pair, which has the mean of both.
+            covariance = 2 * share * (log_w.unsqueeze(1) - mean)
+            score = beta * joint + (1 - beta) * log_q
+            log_ratio = joint - log_q if beta else joint  # the gradient of log q has mean zero under q
+            of_first = (2 * pair * covariance).sum(1) * score + (2 * pair * share).sum(1) * log_ratio
+            bound, climbed = bound + width * (pair * mean).sum(), climbed + width * of_first.sum()
+        (-climbed).backward()
+        return -bound
+
+    return with_gradients(loss)
+
+
+OF_TWO = {
+    "vimco": bound_of_two,
+    "ovis": bound_of_two,
+    "tvo": thermodynamic,
+    "reweighted-wake-sleep": wake_phases,
+}
 
 
 @pytest.mark.parametrize(("column", "program"), those(RUNNING, *WEIGHING))

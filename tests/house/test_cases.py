@@ -122,7 +122,7 @@ def excluding(allowed=ALLOWED):
 
 
 #: Without a guide's gradient; with K = 2 alone; with soft samples, which refuse what they cannot exclude.
-REFUSING = ("exact-evidence", "disarm", "gumbel-softmax")
+REFUSING = ("exact-evidence", "disarm", "arms", "gumbel-softmax")
 
 
 @pytest.mark.parametrize("name", [name for name in ESTIMATORS if name not in REFUSING])
