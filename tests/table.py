@@ -349,7 +349,7 @@ REASONS = (
     Reason(
         "share one scale",
         "log p(x) and importance weights are not defined if factors of one datum are scaled differently.",
-        lambda column, name: column.name in (*WEIGHING, "exact-evidence") and len(facts(name).scales) > 1,
+        lambda column, name: column.name in (*WEIGHING, "daps", "exact-evidence") and len(facts(name).scales) > 1,
     ),
     Reason(
         "K=2 categories",

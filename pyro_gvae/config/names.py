@@ -23,6 +23,7 @@ EstimatorName = Literal[
     "ovis",
     "tvo",
     "reweighted-wake-sleep",
+    "daps",
     "local-expectation",
     "disarm",
     "disarm-iw",

@@ -41,6 +41,7 @@ from ..handlers.sites import Kind
 from ..programs.factors import Layout
 from ..programs.samples import Change, Sample, by_gumbel_noise
 from ..programs.target import Target
+from .own import fit_to, take_types_and_width
 from .sampled import Estimate, SampledELBO
 
 #: Relative perturbed logits are clamped here. Lower ones are zero in any softmax; those of excluded categories are
@@ -90,12 +91,11 @@ class Control(nn.Module):
         self.eta = nn.Parameter(torch.tensor(1.0))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
         self.network = network
-        self.register_load_state_dict_pre_hook(_take_types_and_width)
+        self.register_load_state_dict_pre_hook(take_types_and_width)
 
     def fit_to(self, layout: Layout) -> None:
         """Take the dtype and device of a program's latents, and initialize the network for their width."""
-        if (self.eta.dtype, self.eta.device) != (layout.dtype, layout.device):
-            self.to(dtype=layout.dtype, device=layout.device)
+        fit_to(self, layout)
         if self.network is not None:
             self.network.take_width(sum(one.num_latents * one.num_categories for one in layout.space.latents))
 
@@ -123,15 +123,6 @@ class Control(nn.Module):
         for other in drawn_anew:
             sloping = sloping + value.detach() * relaxed.q.factors[other].unweighed()
         return value, sloping
-
-
-def _take_types_and_width(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Give parameters the dtypes and the width of a checkpoint, which a new loss would learn from its first batch."""
-    for name, parameter in module.named_parameters():
-        saved = state.get(prefix + name)
-        if saved is not None:
-            shape = parameter.shape if parameter.numel() else saved.shape
-            parameter.data = torch.empty(shape, dtype=saved.dtype, device=parameter.device)
 
 
 @final

@@ -3,16 +3,16 @@
 Shapes: codes b_p (P, B, N, K) of a latent, drawn from q; costs f(b_p) = log p(x, b_p) - log q(b_p | x), (P, B).
 """
 
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..programs.factors import Layout
 from ..programs.samples import Sample, independent
 from ..programs.target import Target
 from .control_variates import check_relaxable
+from .own import fit_to, take_types_and_width
 from .sampled import Estimate, SampledELBO
 
 
@@ -23,19 +23,7 @@ class Scale(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.tensor(1.0))
-        self.register_load_state_dict_pre_hook(_take_type)
-
-    def fit_to(self, layout: Layout) -> None:
-        """Take the dtype and device of a program's latents."""
-        if (self.alpha.dtype, self.alpha.device) != (layout.dtype, layout.device):
-            self.to(dtype=layout.dtype, device=layout.device)
-
-
-def _take_type(module: Scale, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Give alpha the dtype of a checkpoint, which a new loss would learn from its first batch."""
-    saved = state.get(prefix + "alpha")
-    if saved is not None:
-        module.alpha.data = module.alpha.data.to(saved.dtype)
+        self.register_load_state_dict_pre_hook(take_types_and_width)
 
 
 @final
@@ -88,7 +76,7 @@ class DoubleCV(SampledELBO):
     @override
     def estimate(self, target: Target) -> Estimate:
         check_relaxable(target.layout)
-        self.own.fit_to(target.layout)
+        fit_to(self.own, target.layout)
         num_codes, alpha = self.num_particles, self.own.alpha
         base = target.drawn(num_codes, independent)
         rows = num_codes, target.layout.batch_size

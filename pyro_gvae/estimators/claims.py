@@ -28,6 +28,9 @@ class Objective(Enum):
     #: log p(x) for the model, and KL(p(z|x) || q(z|x)) for the guide.
     EVIDENCE_AND_INCLUSIVE_KL = "the log-evidence of the discrete model, and the inclusive KL for the guide"
 
+    #: The same ELBO for the model, and sum_p w_p log q(z_p|x) for the guide, with weights of a target distribution.
+    ELBO_AND_WEIGHTED_LIKELIHOOD = "the ELBO of the discrete model, and a weighted likelihood for the guide"
+
     @property
     def is_elbo(self) -> bool:
         """Whether it is an ELBO of any kind, so that it has a KL(q || p) that can be weighed or partly free.
@@ -47,6 +50,7 @@ class Bias(Enum):
     OTHER_TEMPERATURE = "of codes drawn at another temperature, and of the surrogate gradient"
     RELAXATION_AND_SURROGATE = "of the relaxation, grows with the temperature, and of the surrogate gradient"
     NORMALIZED_WEIGHTS = "of normalized importance weights, of order 1/P"
+    WEIGHTED_LIKELIHOOD = "none of the loss; of the guide's gradient, which is that of a weighted likelihood"
     TOWARDS_INCLUSIVE_KL = "none of the loss; of the guide's gradient, towards the inclusive KL"
 
 

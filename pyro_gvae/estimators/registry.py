@@ -9,6 +9,7 @@ from ..config.stages import Named
 from .base import Estimator
 from .control_variates import double_cv, rebar, relax_with_network
 from .coupled import arms, disarm, disarm_iw
+from .daps import daps
 from .exact import exact, exact_evidence
 from .local import local_expectation
 from .per_site import per_site
@@ -45,6 +46,7 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "ovis": ovis,
     "tvo": tvo,
     "reweighted-wake-sleep": reweighted_wake_sleep,
+    "daps": daps,
     "local-expectation": local_expectation,
     "disarm": disarm,
     "disarm-iw": disarm_iw,

@@ -235,7 +235,7 @@ def test_masked_data_have_no_say(name):
     torch.testing.assert_close(masked, plain * mask.unsqueeze(-1))
 
 
-@pytest.mark.parametrize("name", ["vimco", "ovis", "tvo", "reweighted-wake-sleep"])
+@pytest.mark.parametrize("name", ["vimco", "ovis", "tvo", "daps", "reweighted-wake-sleep"])
 def test_weights_of_sites_that_are_scaled_differently_are_refused(name):
     rows = Rows("mlp", 2, 3, 4)
     model, guide, elbo = estimator(name).bind(rows)

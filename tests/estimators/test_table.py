@@ -285,6 +285,28 @@ def test_bounds_of_two_samples_are_what_they_are_on_average(column, program):
     assert expected["loss"] < stock(program)["loss"]  # tighter than the ELBO
 
 
+def weighted_likelihoods(name, temperature=2.0):
+    """The ELBO, its gradient for the model, and that of the weighted likelihood of two samples for the guide."""
+
+    def loss():
+        joint, log_q, own = tables(name, is_pathwise=False)
+        log_w, pair = (joint - log_q).detach(), (own.unsqueeze(0) + own.unsqueeze(1)).exp().detach()
+        share = torch.sigmoid((log_w.unsqueeze(1) - log_w.unsqueeze(0)) / temperature)  # of the first
+        probs = own.exp().detach()
+        (-(probs * joint + (2 * pair * share).sum(1) * log_q).sum()).backward()
+        return -(probs * log_w).sum()
+
+    return with_gradients(loss)
+
+
+@pytest.mark.parametrize(("column", "program"), those(RUNNING, "daps"))
+def test_weighted_likelihoods_of_two_samples_are_what_they_are_on_average(column, program):
+    copied = Pair(*(in_copies(run, COPIES, PROGRAMS[program].nesting) for run in PROGRAMS[program].pair))
+    found = repeated(COLUMNS[column].make(num_particles=2, target=0.8).elbo(), *copied, scale=COPIES)
+    assert standard_errors(found, weighted_likelihoods(program)) < LIMIT
+    assert standard_errors(found, weighted_likelihoods(program, temperature=-2.0)) > LIMIT  # the negative control
+
+
 # ------------------------------------------------------------------------- surrogates, and relaxations
 
 SURROGATES = [name for name, column in COLUMNS.items() if column.make().bias is Bias.SURROGATE]
