@@ -1,11 +1,10 @@
 """The functions behind the commands: each takes a configuration, writes files and returns the text to print."""
 
-import shlex
 import sys
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -50,6 +49,7 @@ from ..runtime.distributed import is_main, processes
 from ..train.fit import Fit, Interrupted
 from ..train.launch import resume, train
 from ..train.trained import Trained, load_model
+from .advised import train_by
 from .errors import PartlyFailedError
 from .files import save, save_png
 
@@ -195,19 +195,7 @@ def results_table(run: Path) -> str:
 def advise_command(config: AdviseConfig) -> str:
     """Measure estimators and return the advice, the command that follows it, and the table."""
     table, advice = advise(config)
-    return f"{advice.in_words()}\n\nTry: {_train_by(config, advice.stages)}\n\n{advice_table(table)}"
-
-
-def _train_by(config: AdviseConfig, stages: str) -> str:
-    """Return the command that trains in these stages, with the settings of the advice that `train` has too."""
-    words = ["pyro-gvae", "train", "--stages", stages]
-    ours = {field.name: field.default for field in fields(TrainConfig)}
-    shared = {field.name for field in fields(config)} & ours.keys() - {"seed", "seconds", "output"}
-    for name in sorted(shared):
-        value = getattr(config, name)
-        if value != ours[name]:
-            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return shlex.join(words)
+    return f"{advice.in_words()}\n\nTry: {train_by(config, advice.stages)}\n\n{advice_table(table)}"
 
 
 def gradients_command(config: GradientsConfig) -> str:

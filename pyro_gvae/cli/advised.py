@@ -1,0 +1,19 @@
+"""The command that follows an advice."""
+
+import shlex
+from dataclasses import fields
+
+from ..config.gradients import AdviseConfig
+from ..config.train import TrainConfig
+
+
+def train_by(config: AdviseConfig, stages: str) -> str:
+    """Return the command that trains in these stages, with the settings of the advice that `train` has too."""
+    words = ["pyro-gvae", "train", "--stages", stages]
+    ours = {field.name: field.default for field in fields(TrainConfig)}
+    shared = {field.name for field in fields(config)} & ours.keys() - {"seed", "seconds", "output"}
+    for name in sorted(shared):
+        value = getattr(config, name)
+        if value != ours[name]:
+            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(words)
