@@ -14,6 +14,9 @@ def train_by(config: AdviseConfig, stages: str) -> str:
     shared = {field.name for field in fields(config)} & ours.keys() - {"seed", "seconds", "output"}
     for name in sorted(shared):
         value = getattr(config, name)
-        if value != ours[name]:
-            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif value != ours[name]:
+            words += [option, *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)

@@ -1,5 +1,6 @@
 """The functions behind the commands: each takes a configuration, writes files and returns the text to print."""
 
+import math
 import sys
 import webbrowser
 from collections.abc import Iterator
@@ -280,7 +281,8 @@ def _summary(run: Path, done: Fit) -> str:
         f"{done.steps} steps in {done.seconds:.1f} s, the end of {done.reason}\n\nrun: {run}"
     )
     before, after = done.history[0]["train_elbo"], last["train_elbo"]
-    if before is not None and after is not None and after < before - DIVERGED * abs(before):
+    is_judged = before is not None and after is not None and math.isfinite(before)
+    if is_judged and not after >= before - DIVERGED * abs(before):  # nor is it NaN
         raise PartlyFailedError(
             f"Expected training to raise the ELBO of the training data, but found that it fell from {before:.2f} to "
             f"{after:.2f}: training diverged. Try a lower learning rate, or --clip-norm.",

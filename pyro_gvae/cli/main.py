@@ -55,9 +55,9 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0: it succeeded. 1: cells of a comparison failed, or other processes train them. 2: an argument or a file was
-    invalid, or there was no more memory; one sentence says which. 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP): a
-    signal stopped the command.
+    0: it succeeded. 1: training diverged, or cells of a comparison failed, or other processes train them. 2: an
+    argument or a file was invalid, or there was no more memory; one sentence says which. 130 (Ctrl-C), 143 (SIGTERM)
+    or 129 (SIGHUP): a signal stopped the command.
     """
     open_streams()
     config = None

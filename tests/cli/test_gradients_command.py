@@ -4,16 +4,20 @@ import itertools
 import json
 import math
 import re
+import shlex
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import tyro
 
+from pyro_gvae.cli.advised import train_by
 from pyro_gvae.cli.main import main
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
 from pyro_gvae.config.gradients import AdviseConfig, GradientsConfig
+from pyro_gvae.config.train import TrainConfig
 from pyro_gvae.diagnostics import advise as advice_module
 from pyro_gvae.diagnostics import laboratory
 from pyro_gvae.diagnostics.advise import advise
@@ -167,6 +171,16 @@ def test_what_is_far_above_the_others_is_told_over_the_panel():
 
 
 ADVISE = AdviseConfig(num_latents=2, num_categories=3, hidden=(8,), seconds=1.0)
+
+
+def test_the_command_that_follows_an_advice_is_one(tmp_path):
+    config = AdviseConfig(dataset="mnist", data_dir=tmp_path / "my data", download=True, hidden=(300, 20))
+    words = shlex.split(train_by(config, "gumbel-softmax[temperature=0.5]:20,exact:3"))
+    parsed = tyro.cli(TrainConfig, args=words[2:])
+    assert words[:2] == ["pyro-gvae", "train"]
+    assert parsed.stages == "gumbel-softmax[temperature=0.5]:20,exact:3"
+    for name in ("dataset", "data_dir", "download", "hidden", "batch_size", "learning_rate", "max_memory"):
+        assert getattr(parsed, name) == getattr(config, name)
 
 
 def test_advice_is_measured(tmp_path, capsys):

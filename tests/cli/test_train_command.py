@@ -70,8 +70,9 @@ def test_each_mistake_is_one_sentence(arguments, sentence, capsys, tmp_path, mon
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 
 
-def test_a_run_that_diverges_says_so(capsys, tmp_path):
-    diverging = ["train", "--stages", "exact:3steps", "--learning-rate", "1e6", "--output", str(tmp_path / "run")]
+@pytest.mark.parametrize("rate", ["1e6", "1e36"])  # of which the second ends with NaN
+def test_a_run_that_diverges_says_so(rate, capsys, tmp_path):
+    diverging = ["train", "--stages", "exact:3steps", "--learning-rate", rate, "--output", str(tmp_path / "run")]
     code, said = run(capsys, *diverging, *SMALL)
     assert code == 1 and "fell from -" in said and "training diverged. Try a lower learning rate" in said
     assert (tmp_path / "run" / "weights.safetensors").exists()
