@@ -33,7 +33,7 @@ class CompareConfig:
         estimators: The estimators to compare, with options in brackets, or training plans of several stages:
             exact gumbel-softmax[kl=relaxed] gumbel-softmax:20,exact:3. By default four: gumbel-softmax with the KL of
             the relaxed and with that of the categorical distributions, exact, and gumbel-softmax followed by exact for
-            the last sixth of the epochs.
+            the last sixth of the epochs, which one epoch does not have.
         seeds: Each seed determines initial weights and an order of the data.
         num_latents: N, the number of one-hot latents.
         num_categories: K, the number of categories of each latent.
@@ -123,8 +123,9 @@ class CompareConfig:
         if self.estimators is not None:
             return self.estimators
         last = -(-self.epochs // 6)
-        staged = f"gumbel-softmax:{max(1, self.epochs - last)},exact:{last}"
-        return ("gumbel-softmax[kl=relaxed]", "gumbel-softmax", "exact", staged)
+        # One epoch cannot be divided, and two would be compared with one.
+        staged = (f"gumbel-softmax:{self.epochs - last},exact:{last}",) if self.epochs > 1 else ()
+        return ("gumbel-softmax[kl=relaxed]", "gumbel-softmax", "exact", *staged)
 
     def plan(self, estimator: str) -> tuple[Stage, ...]:
         """Parse one of the estimators into its stages."""

@@ -62,3 +62,10 @@ def test_a_configuration_comes_back_from_json():
 def test_a_configuration_is_frozen():
     with pytest.raises(FrozenInstanceError):
         CompareConfig().epochs = 3
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 60])
+def test_default_plans_have_equally_many_epochs(epochs):
+    config = CompareConfig(epochs=epochs)
+    totals = [sum(stage.amount.number for stage in config.plan(one)) for one in config.each_estimator()]
+    assert totals == [epochs] * (3 if epochs == 1 else 4)
