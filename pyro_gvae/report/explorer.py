@@ -3,6 +3,8 @@
 import base64
 import gzip
 import json
+import math
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import exact
 from ..evaluate.code_statistics import guide_log_probs, latent_statistics
-from ..evaluate.importance import importance_weighted
+from ..evaluate.importance import log_importance_weights
 from ..models.categorical_vae import CategoricalVAE
 from ..models.observations import (
     BernoulliObservation,
@@ -36,6 +38,8 @@ MOST_CODES, MOST_NUMBERS = 2**14, 2**24
 #: The most bytes of a page's arrays, compressed and as text; above, weights are rounded to half precision.
 MOST_BYTES = 5_500_000
 NUM_PARTICLES = 100
+#: The largest number of half precision.
+MOST_HALF = float(np.finfo(np.float16).max)
 
 _OBSERVATIONS: dict[type[Observation], str] = {
     BernoulliObservation: "bernoulli",
@@ -77,16 +81,30 @@ def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | N
         OSError: if the data files are absent.
     """
     check_writable(run if output is None else output.parent)
+    if output is not None and output.is_dir():
+        raise ValueError(
+            f"Expected the name of a page, but found the folder '{output}'. Try {output / 'explorer.html'}."
+        )
     first = {which.estimator: which for which in reversed(trained_models(run))}
-    found = [load_model(run, which.estimator, which.seed, data_dir=data_dir) for which in reversed(first.values())]
-    if not found:
-        raise ValueError(f"Expected a trained model in '{run}', but found none. Try again when a cell has finished.")
-    names = list(reversed(first)) if len(found) > 1 else [found[0].name]
+    models, data = [], None
+    for which in reversed(first.values()):
+        trained = load_model(run, which.estimator, which.seed, data_dir=data_dir)
+        data = data or trained.data  # all have the same, of which one is kept
+        if all(bool(weight.isfinite().all()) for weight in trained.vae.state_dict().values()):
+            models.append(Shown(which.estimator if len(first) > 1 else trained.name, trained.vae))
+        else:
+            said = f"Expected finite weights, but found others in {trained.name}, which the page leaves out."
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
+    if not models or data is None:
+        raise ValueError(
+            f"Expected a trained model of finite weights in '{run}', but found none. Try again when "
+            "a cell has finished."
+        )
     return explorer(
-        [Shown(name, one.vae) for name, one in zip(names, found, strict=True)],
-        found[0].data.test[:NUM_USED],
-        found[0].data.image_shape,
-        title=f"{printable(run.resolve().name)}: {found[0].data.name}",
+        models,
+        data.test[:NUM_USED],
+        data.image_shape,
+        title=f"{printable(run.resolve().name)}: {data.name}",
         path=output or run / "explorer.html",
     )
 
@@ -105,7 +123,8 @@ def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, in
         The path.
 
     Raises:
-        ValueError: if a model's observation or networks cannot be shown.
+        ValueError: if there is no model, the data are no images of that shape, or a model's observation, networks or
+            numbers cannot be shown.
 
     Example:
         >>> import tempfile
@@ -115,6 +134,10 @@ def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, in
         True
     """
     models = list(models)
+    if not models:
+        raise ValueError("Expected one model or more, but found none.")
+    if images.dim() != 2 or not len(images) or images.shape[1] != math.prod(image_shape):
+        raise ValueError(f"Expected images (M, H * W) of shape {tuple(image_shape)}, but found {tuple(images.shape)}.")
     store = _Store()
     images = images.detach()
     described = [_described(shown.vae, shown.name, images.to(shown.vae.prior_logits), store) for shown in models]
@@ -122,13 +145,19 @@ def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, in
     rounded = store.round_weights() if store.num_bytes() > MOST_BYTES else None
     payload = {"models": described, "images": shown, "count": min(len(images), NUM_IMAGES)}
     payload |= {"height": image_shape[0], "width": image_shape[1]}
+    try:
+        text = json.dumps(payload, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(
+            "Expected models of finite numbers, but found others, as after training that diverged."
+        ) from error
     return write_page(
         path,
         "explorer.html.j2",
         title=title,
         models=[shown.name for shown in models],
         # "<" could end the element that holds it.
-        payload=json.dumps(payload, allow_nan=False).replace("<", "\\u003c"),
+        payload=text.replace("<", "\\u003c"),
         arrays=store.as_text(),
         rounded=rounded,
     )
@@ -157,7 +186,7 @@ class _Store:
         change, largest = 0.0, 0.0
         for index in self.weights:
             exactly = self.parts[index]
-            self.parts[index] = exactly.astype(np.float16).astype(np.float32)
+            self.parts[index] = exactly.clip(-MOST_HALF, MOST_HALF).astype(np.float16).astype(np.float32)
             change = max(change, float(np.abs(self.parts[index] - exactly).max(initial=0.0)))
             largest = max(largest, float(np.abs(exactly).max(initial=0.0)))
         return change / largest if largest else 0.0
@@ -218,9 +247,10 @@ def _placed(layers: list[Layer], store: _Store) -> list[dict[str, Any]]:
 def _table(decoder: nn.Module, vae: CategoricalVAE, store: _Store, *, is_summed: bool) -> list[int]:
     """Decode all codes, since the page cannot run this decoder."""
     if not is_summed:
+        most = min(MOST_CODES, MOST_NUMBERS // vae.natural_dim)
         raise ValueError(
             f"Expected a decoder whose layers the page knows (linear, convolutions, norms, usual activations, one "
-            f"after another), or at most {MOST_CODES} codes, whose pictures it could hold, but found a "
+            f"after another), or at most {most} codes, whose pictures it could hold, but found a "
             f"{type(decoder).__name__} and {vae.num_categories}^{vae.num_latents} codes."
         )
     codes = torch.cartesian_prod(*[torch.arange(vae.num_categories)] * vae.num_latents).reshape(-1, vae.num_latents)
@@ -232,4 +262,4 @@ def _elbos(vae: CategoricalVAE, x: Tensor, *, is_summed: bool) -> Tensor:
     if is_summed:
         return exact.bounds(vae, x).elbo
     with own_randomness(0):
-        return importance_weighted(vae, x, NUM_PARTICLES).elbo
+        return log_importance_weights(vae, x, NUM_PARTICLES).mean(0)

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pyro_gvae import CategoricalVAE, exact
+from pyro_gvae.compare.run import compare
+from pyro_gvae.config.compare import CompareConfig
 from pyro_gvae.models.networks import conv_networks
-from pyro_gvae.report.explorer import Shown, explorer
+from pyro_gvae.report.explorer import Shown, explorer, write_explorer
 from pyro_gvae.report.layers import read_layers
 
 CHROMIUM = shutil.which("chromium")
@@ -218,6 +221,53 @@ def test_what_a_page_cannot_hold_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"Expected a decoder whose layers the page knows .* found a Oblique and 3\^20"
     ):
         explorer([Shown("m", vae)], images(), (H, W), title="t", path=tmp_path / "page.html")
+
+
+@pytest.mark.parametrize(
+    ("count", "shape", "sentence"),
+    [
+        (0, (H, W), "Expected one model or more"),
+        (1, (H, W + 1), r"Expected images \(M, H \* W\) of shape \(4, 6\), but found \(6, 20\)"),
+        (1, None, "Expected models of finite numbers"),
+    ],
+)
+def test_what_is_no_model_of_such_images_is_refused(
+    count: int, shape: tuple[int, int] | None, sentence: str, tmp_path: Path
+) -> None:
+    vae = CategoricalVAE(D, N, K, (7,))
+    if shape is None:
+        nn.init.constant_(vae.decoder[-1].bias, torch.inf)
+    with pytest.raises(ValueError, match=sentence):
+        explorer([Shown("m", vae)] * count, images(), shape or (H, W), title="t", path=tmp_path / "page.html")
+
+
+def test_a_model_that_diverged_is_left_out(tmp_path: Path) -> None:
+    config = CompareConfig(
+        estimators=("gumbel-softmax", "exact"), seeds=(0,), num_latents=N, num_categories=K, hidden=(7,), epochs=1,
+        evaluations=1, output=tmp_path / "run",
+    )  # fmt: skip
+    run = compare(config)
+    path = run / "cells" / "exact-seed0" / "weights.safetensors"
+    save_file({name: weight * torch.nan for name, weight in load_file(path).items()}, path)
+    with pytest.warns(RuntimeWarning, match="Expected finite weights, but found others in exact-seed0"):
+        page = write_explorer(run)
+    assert '"name": "gumbel-softmax"' in page.read_text() and '"name": "exact"' not in page.read_text()
+    with pytest.raises(ValueError, match=r"Expected the name of a page, but found the folder .* Try .*explorer.html"):
+        write_explorer(run, output=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_drawn_datum_does_not_go_to_a_model_without_an_encoder(opened: Opened, tmp_path: Path) -> None:
+    first, x = model(), images()
+    second = model(encoder=Oblique(first.encoder))
+    path = explorer([Shown("one", first), Shown("other", second)], x, (H, W), title="t", path=tmp_path / "page.html")
+    with opened(path) as page:
+        page.click("#clear")
+        assert "image=" not in page.url  # no address can name what was drawn
+        page.select_option("#model", "1")
+        page.wait_for_function("document.body.dataset.ready === 'true'")
+        assert_shown(page, second, x[0])
+        assert page.inner_text("#temperature-value") == "0.67"  # the model's own
 
 
 def test_large_networks_are_rounded_and_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
