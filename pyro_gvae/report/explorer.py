@@ -37,6 +37,8 @@ NUM_IMAGES, NUM_USED = 200, 2000
 MOST_CODES, MOST_NUMBERS = 2**14, 2**24
 #: The most bytes of a page's arrays, compressed and as text; above, weights are rounded to half precision.
 MOST_BYTES = 5_500_000
+#: The most categories of all latents together: each has a picture in the page, and a probability for each datum.
+MOST_TILES = 4096
 NUM_PARTICLES = 100
 #: The largest number of half precision.
 MOST_HALF = float(np.finfo(np.float16).max)
@@ -208,6 +210,11 @@ def _described(vae: CategoricalVAE, name: str, images: Tensor, store: _Store) ->
         raise ValueError(
             f"Expected an observation among {', '.join(_OBSERVATIONS.values())}, but found a "
             f"{type(vae.observation).__name__}, whose formula the page does not have."
+        )
+    if vae.num_latents * vae.num_categories > MOST_TILES:
+        raise ValueError(
+            f"Expected at most {MOST_TILES} categories of all latents together, each of which has a picture in the "
+            f"page, but found {vae.num_latents} latents of {vae.num_categories}."
         )
     num_codes = vae.num_categories**vae.num_latents
     is_summed = num_codes <= MOST_CODES and num_codes * vae.natural_dim <= MOST_NUMBERS

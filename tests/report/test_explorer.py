@@ -241,6 +241,12 @@ def test_what_is_no_model_of_such_images_is_refused(
         explorer([Shown("m", vae)] * count, images(), shape or (H, W), title="t", path=tmp_path / "page.html")
 
 
+def test_more_categories_than_a_page_can_show_are_refused(tmp_path: Path) -> None:
+    vae = CategoricalVAE(D, 1000, 5, (2,))
+    with pytest.raises(ValueError, match=r"Expected at most 4096 categories .* but found 1000 latents of 5"):
+        explorer([Shown("m", vae)], images(), (H, W), title="t", path=tmp_path / "page.html")
+
+
 def test_a_model_that_diverged_is_left_out(tmp_path: Path) -> None:
     config = CompareConfig(
         estimators=("gumbel-softmax", "exact"), seeds=(0,), num_latents=N, num_categories=K, hidden=(7,), epochs=1,
