@@ -14,6 +14,7 @@ from torch import Tensor
 from ..config.train import TrainConfig
 from ..data.columns import Data, as_data, first
 from ..data.dataset import Dataset
+from ..models.base import VAE
 from ..programs.pair import HasPair
 from ..runs.checkpoint import save_checkpoint, save_tensors
 from ..runs.config import CONFIG
@@ -94,10 +95,10 @@ def fit(
         vae: a `CategoricalVAE`, or any module with `.model(x)` and `.guide(x)`, or a `Pair` of functions, of which
             all parameters that `pyro.module` and `pyro.param` show are trained; it is trained in place. The
             configuration's settings of networks are ignored.
-        data: a `Dataset`. Training data alone (a tensor (M, D), an array, a torch dataset, or a `DataLoader` for its
-            dataset, of whose items the first element is used) give no test ELBO. A tuple `(x, y)` or a dictionary
-            `{"x": x, "y": y}` of tensors of M rows, of any shape, has all arguments of the programs; batches are such,
-            too.
+        data: a `Dataset`. Training data alone (a tensor (M, ...), an array, a torch dataset, or a `DataLoader` for its
+            dataset, of whose items the first element is used) give no test ELBO. Each datum keeps its shape, but ready
+            programs of images take rows (M, D). A tuple `(x, y)` or a dictionary `{"x": x, "y": y}` of tensors of M
+            rows has all arguments of the programs; batches are such, too.
         config: the configuration; the defaults if None.
         output: a folder for metrics.jsonl, checkpoint.safetensors and finally weights.safetensors; nothing is written
             if None.
@@ -129,6 +130,8 @@ def fit(
     # Processes that divide the data need different random numbers; those that divide the codes need the same ones.
     rank = share().rank if config.shard == "data" else 0
     known = data if isinstance(data, Dataset) else as_data(data)
+    if isinstance(vae, VAE) and isinstance(known, Tensor):
+        known = vae.as_taken(known)
     # In the caller's param store, whose values are trained.
     program = trainable(vae, first(known.train if isinstance(known, Dataset) else known, config.batch_size))
     alone, own = only_thread("fit"), own_randomness(derived_seed("train", config.seed, rank))

@@ -4,8 +4,10 @@ import pyro
 import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_gvae import ExactELBO, TrainConfig, estimator, exact, fit
+from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.hidden_markov_model import HiddenMarkovModel
 
 B, T, D, K = 5, 4, 2, 3
@@ -102,6 +104,23 @@ def test_a_short_training_improves_the_bound():
     config = TrainConfig(stages="exact:20steps", batch_size=B, learning_rate=3e-2, evaluate_every="20steps")
     first, last = fit(hmm, data, config, progress=False).history
     assert first["elbo_is"] == last["elbo_is"] == "exact" and last["train_elbo"] > first["train_elbo"] + 0.5
+
+
+@pytest.mark.parametrize("given", [lambda x: x, lambda x: x.numpy(), lambda x: DataLoader(TensorDataset(x))])
+def test_sequences_alone_keep_their_shape(given, monkeypatch):
+    """As the only data of a program or of a pair, as in a tuple: weights are the same, bit for bit."""
+    monkeypatch.setattr(TracedELBO, "outcome", lambda *_, **__: None)  # a recording takes seconds
+    config = TrainConfig(stages="reinforce-loo:1steps", batch_size=B, judge="none")
+    trained = []
+    for data, program in ((lambda x: (x,), lambda hmm: hmm), (given, lambda hmm: hmm), (given, pair_of)):
+        hmm, x = made(torch.float32)
+        fit(program(hmm), data(x), config, progress=False)
+        trained.append(list(hmm.parameters()))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*trained, strict=True))
+
+
+def pair_of(hmm):
+    return exact.Pair(hmm.model, hmm.guide)
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,6 @@ def test_other_data_of_the_same_shape_are_refused(kept):
         lambda x: x.tolist(),
         lambda x: TensorDataset(x, torch.arange(len(x))),
         lambda x: DataLoader(TensorDataset(x), batch_size=5),
-        lambda x: x.reshape(-1, 3, 4),
         lambda x: x.numpy().astype(np.int64),
     ],
 )
