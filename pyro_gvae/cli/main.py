@@ -3,7 +3,7 @@
 import shlex
 import signal
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
@@ -22,6 +22,7 @@ from ..config.commands import (
 )
 from ..config.compare import CompareConfig
 from ..config.gradients import AdviseConfig, GradientsConfig
+from ..config.models import MODELS, OF_CATEGORICAL
 from ..config.presets import PRESETS
 from ..config.train import TrainConfig
 from ..runs.files import remove_unfinished
@@ -90,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str]) -> Any:
     check_letters(arguments)
-    defaults = {"train": _preset(arguments)} if arguments[:1] == ["train"] else {}
+    defaults = _defaults(arguments)
     kinds = (
         Annotated[command.config, tyro.conf.subcommand(name, default=defaults[name], prefix_name=False)]
         if name in defaults
@@ -110,18 +111,55 @@ def _parse(arguments: list[str]) -> Any:
         sys.exit(0)
 
 
-def _preset(arguments: list[str]) -> TrainConfig:
+def _defaults(arguments: list[str]) -> dict[str, Any]:
+    """Return the settings that a command begins with, by its name, and remove `--preset NAME` from its arguments."""
+    if arguments[:1] == ["train"]:
+        preset = _preset(arguments)
+        return {"train": _of_model(preset or TrainConfig(), arguments, is_preset=preset is not None)}
+    if arguments[:1] == ["compare"]:
+        return {"compare": _of_model(CompareConfig(), arguments, is_preset=False)}
+    return {}
+
+
+def _of_model(config: Any, arguments: list[str], *, is_preset: bool) -> Any:
+    """Return a configuration with the model of `--model NAME` and the sizes that it begins with.
+
+    Of a preset, only that changes which the model cannot have.
+    """
+    index = _place(arguments, "--model")
+    name = None if index is None else _value(arguments, index)
+    if name not in MODELS:
+        return config  # a name that there is not is refused with all others
+    facts = MODELS[name]
+    kept = {"num_latents", "num_categories"} - facts.fixed.keys() if is_preset else set()
+    new: dict[str, Any] = {size: value for size, value in facts.sizes.items() if size not in kept}
+    if name != "categorical":
+        new |= OF_CATEGORICAL
+    if isinstance(config, TrainConfig) and not is_preset:
+        new["stages"] = config.stages.replace("gumbel-softmax", facts.soft)
+    return replace(config, model=name, **{key: value for key, value in new.items() if hasattr(config, key)})
+
+
+def _preset(arguments: list[str]) -> TrainConfig | None:
     """Remove `--preset NAME` from the arguments and return its settings, which the other arguments override."""
-    for index, word in enumerate(arguments):
-        option, equals, name = word.partition("=")
-        if option == "--preset":
-            if not equals:
-                name = arguments.pop(index + 1) if index + 1 < len(arguments) else ""
-            del arguments[index]
-            if name not in PRESETS:
-                raise ValueError(f"Expected a preset among {', '.join(PRESETS)}, but found '{name}'.")
-            return PRESETS[name]
-    return TrainConfig()
+    index = _place(arguments, "--preset")
+    if index is None:
+        return None
+    name = _value(arguments, index)
+    if name not in PRESETS:
+        raise ValueError(f"Expected a preset among {', '.join(PRESETS)}, but found '{name}'.")
+    del arguments[index : index + (1 if "=" in arguments[index] else 2)]
+    return PRESETS[name]
+
+
+def _place(arguments: list[str], option: str) -> int | None:
+    return next((index for index, word in enumerate(arguments) if word.partition("=")[0] == option), None)
+
+
+def _value(arguments: list[str], index: int) -> str:
+    """Return the value of the option there, which follows it or its equals sign; nothing if it has none."""
+    _, equals, value = arguments[index].partition("=")
+    return value if equals else "".join(arguments[index + 1 : index + 2])
 
 
 def _resume_by(config: Any, run: Path) -> str:
@@ -140,6 +178,8 @@ def _resume_by(config: Any, run: Path) -> str:
 
 
 def _run(config: Any) -> str:
+    if isinstance(config, TrainConfig | CompareConfig):
+        config.check_estimators()
     for name in ("run", "output"):
         if (folder := getattr(config, name, None)) is not None:
             remove_unfinished(folder)

@@ -118,10 +118,11 @@ def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: Dataset) ->
         vae = initial_model(cell.train, data)
         cost = exact.cost(vae, data.test[: config.batch_size], max_memory=in_bytes(config.max_memory))
         if cost.operations > MOST_OPERATIONS:
-            codes = codes_in_words(cell.train.num_latents, cell.train.num_categories)
+            num_latents = cell.train.num_latents * cell.train.num_layers
+            codes = codes_in_words(num_latents, cell.train.num_categories)
             raise ValueError(
                 f"Expected codes that can be summed in {MOST_OPERATIONS:g} operations, about a minute on two cores, "
-                f"but found S = K^N = {cell.train.num_categories}^{cell.train.num_latents} = {codes}, which take "
+                f"but found S = K^N = {cell.train.num_categories}^{num_latents} = {codes}, which take "
                 f"{cost.operations:.2g} per sum. Try fewer latents or categories."
             )
         check_training(vae, data, cell.train)

@@ -43,6 +43,10 @@ PER_SITE, DEFAULT = "per-site", "default"
 Binarization = Literal["none", "threshold", "dynamic"]
 
 
+#: Ready programs that learn from images alone.
+ModelName = Literal["categorical", "bernoulli", "hierarchical", "joint", "gaussian-mixture"]
+
+
 NetworksName = Literal["mlp", "conv"]
 
 

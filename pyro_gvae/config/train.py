@@ -9,7 +9,8 @@ from typing import Any, Self
 from ..schedules import schedule
 from .checks import MOST_UNITS, at_most
 from .json import plain_settings, read_settings
-from .names import Binarization, DatasetName, JudgeOrAuto, NetworksName, ObservationName, Shard
+from .models import check_model, check_stages
+from .names import Binarization, DatasetName, JudgeOrAuto, ModelName, NetworksName, ObservationName, Shard
 from .stages import Amount, Named, Stage, parse_stages
 
 #: Settings that reach out of a run folder: each call is told them, and no folder says them.
@@ -18,7 +19,7 @@ OUTSIDE = frozenset({"data_dir", "download", "device", "compile", "output"})
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Train one categorical VAE with one or several estimators in turn, and save it in a run folder.
+    """Train one VAE with discrete latents by one or several estimators in turn, and save it in a run folder.
 
     Amounts of training are epochs (`20`), steps (`500steps`) or seconds (`60s`).
 
@@ -37,13 +38,18 @@ class TrainConfig:
         stages: The estimators to train with in turn, each with options in brackets and an amount of training:
             gumbel-softmax:20,exact:3. Estimators of single discrete sites:
             per-site[y=exact,z=gumbel-softmax,default=reinforce-loo]:20.
-        num_latents: N, the number of one-hot latents.
-        num_categories: K, the number of categories of each latent.
+        model: The program: N one-hots (categorical) or N bits (bernoulli); layers of N one-hots (hierarchical); N
+            one-hots beside a Gaussian (joint); or a component and a Gaussian that depends on it (gaussian-mixture). Its
+            sizes have defaults of their own, which `--model NAME --help` shows.
+        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture.
+        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits.
+        num_layers: The number of layers of hierarchical; 1 of other programs.
+        latent_dim: The dimension of the Gaussian of joint and gaussian-mixture; 0 of other programs.
         networks: Multilayer perceptrons (mlp), or convolutions followed by multilayer perceptrons (conv).
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         observation: Distribution of a pixel.
         num_levels: L, the number of levels of a categorical pixel; grey values are rounded to the levels 0 .. L - 1.
-        learn_prior: Learn the prior of the code, instead of using a uniform one.
+        learn_prior: Learn the prior of a categorical code, instead of using a uniform one.
         relu_logits: Apply a ReLU to the encoder's logits, as in the preset article.
         batch_size: B, the number of images in a batch.
         optimizer: A class of torch.optim, with options in brackets: SGD[momentum=0.9].
@@ -78,8 +84,11 @@ class TrainConfig:
     download: bool = False
     binarize: Binarization = "threshold"
     stages: str = "gumbel-softmax:100"
+    model: ModelName = "categorical"
     num_latents: int = 4
     num_categories: int = 8
+    num_layers: int = 1
+    latent_dim: int = 0
     networks: NetworksName = "mlp"
     hidden: tuple[int, ...] = (128,)
     observation: ObservationName = "bernoulli"
@@ -114,7 +123,7 @@ class TrainConfig:
             at_least(name, getattr(self, name), 1)
         for name in ("num_categories", "num_levels"):
             at_least(name, getattr(self, name), 2)
-        for name in ("num_latents", "num_categories"):
+        for name in ("num_latents", "num_categories", "latent_dim"):
             at_most(name, getattr(self, name), MOST_UNITS)
         at_most("num_levels", self.num_levels, 2**16)
         at_most("the number of hidden layers", len(self.hidden), 100)
@@ -136,6 +145,7 @@ class TrainConfig:
             _check_schedule("beta", self.beta, positive=False)
         if self.free_bits is not None and not 0 <= self.free_bits < math.inf:
             raise ValueError(f"Expected free_bits of at least 0 nats, but found {self.free_bits}.")
+        check_model(self)
         # Parse the settings that are texts, so that errors show now.
         _ = self.plan, self.between_evaluations, self.between_checkpoints, self.named_optimizer
 
@@ -163,6 +173,14 @@ class TrainConfig:
                 f"Expected the learning rate as learning_rate, but found it in '{self.optimizer}'. Try --learning-rate."
             )
         return named
+
+    def check_estimators(self) -> None:
+        """Refuse estimators that are not made for the configured program; `fit` may be given another.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        check_stages(self, self.plan)
 
     @classmethod
     def from_json(cls, written: dict[str, Any]) -> Self:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import exact
 from ..evaluate.code_statistics import guide_log_probs, latent_statistics
 from ..evaluate.importance import importance_weighted
+from ..models.base import VAE
 from ..models.categorical_vae import CategoricalVAE
 from ..models.observations import (
     BernoulliObservation,
@@ -73,7 +74,8 @@ def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | N
         The path of the page.
 
     Raises:
-        ValueError: if it is not a run folder, or a network can neither be read nor be replaced by a table.
+        ValueError: if it is not a run folder of `CategoricalVAE`, or a network can neither be read nor be replaced by a
+            table.
         OSError: if the data files are absent.
     """
     check_writable(run if output is None else output.parent)
@@ -83,12 +85,22 @@ def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | N
         raise ValueError(f"Expected a trained model in '{run}', but found none. Try again when a cell has finished.")
     names = list(reversed(first)) if len(found) > 1 else [found[0].name]
     return explorer(
-        [Shown(name, one.vae) for name, one in zip(names, found, strict=True)],
+        [Shown(name, _with_tiles(one.vae)) for name, one in zip(names, found, strict=True)],
         found[0].data.test[:NUM_USED],
         found[0].data.image_shape,
         title=f"{printable(run.resolve().name)}: {found[0].data.name}",
         path=output or run / "explorer.html",
     )
+
+
+def _with_tiles(vae: VAE) -> CategoricalVAE:
+    """Refuse programs whose codes are not N rows of K tiles."""
+    if not isinstance(vae, CategoricalVAE):
+        raise ValueError(
+            f"Expected a run of the model 'categorical', whose code is all that its pictures depend on and has N rows "
+            f"of K tiles on the page, but found a {type(vae).__name__}. Try pyro-gvae report, encode or reconstruct."
+        )
+    return vae
 
 
 def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, int], *, title: str, path: Path) -> Path:

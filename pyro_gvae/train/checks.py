@@ -20,6 +20,7 @@ from ..programs.modes import judging
 from ..programs.runs import arguments
 from ..programs.tensor_elbo import TensorELBO
 from ..runtime.distributed import Share, share
+from ..runtime.rng import own_randomness
 from ..schedules import Schedule, schedule
 from .optimizers import new_optimizer
 
@@ -41,6 +42,20 @@ def check_training(vae: Any, data: Dataset | Data, config: TrainConfig) -> None:
     new_optimizer(name, list(vae.parameters()), **options)
     train = data.train if isinstance(data, Dataset) else data
     check_losses(vae, estimators, first(train, config.batch_size))
+    _check_stock_losses(vae, estimators, first(train, 2))
+
+
+@judging
+@torch.no_grad()
+@own_randomness(0)
+def _check_stock_losses(vae: Any, estimators: Sequence[Estimator], batch: Data) -> None:
+    """Refuse programs that a stock loss cannot have, such as an analytic KL of layers: it says so when it is called."""
+    given = arguments(batch)
+    for chosen in estimators:
+        model, guide, elbo = chosen.bind(vae)
+        if not isinstance(elbo, TensorELBO):
+            with pyro.get_param_store().scope():
+                elbo.loss(model, guide, *given.args, **given.kwargs)
 
 
 @judging

@@ -2,15 +2,14 @@
 
 import warnings
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
-from torch import Tensor
 
 from ..data.columns import Data
 from ..data.dataset import Dataset
-from ..evaluate.generate import encode, reconstruct, sample
-from ..models.categorical_vae import CategoricalVAE
+from ..evaluate.generate import digits_of, encode, reconstruct, sample
+from ..models.base import VAE
 from ..runs.files import append_json_line, read_records
 from ..runs.records import TrainLine
 from ..runtime.extras import import_extra
@@ -103,9 +102,9 @@ class Logs:
     def picture(self, vae: Any, data: Dataset | Data, step: int) -> None:
         """Add reconstructions, prior samples and code usage to TensorBoard. Random states do not change.
 
-        Only for a `CategoricalVAE` and a `Dataset`, whose images have a shape.
+        Only for a ready program and a `Dataset`, whose images have a shape.
         """
-        if self._board is None or not isinstance(vae, CategoricalVAE) or not isinstance(data, Dataset):
+        if self._board is None or not isinstance(vae, VAE) or not isinstance(data, Dataset):
             return
         shape = (1, *data.image_shape)
         shown = data.test[:NUM_PICTURED]
@@ -115,7 +114,9 @@ class Logs:
         for name, x in (("reconstructions", images), ("samples", samples)):
             self._board.add_images(name, vae.observation.to_pixels(x).reshape(-1, *shape), step)
         with torch.no_grad():
-            used = cast(Tensor, encode(vae, data.test)).argmax(-1)  # (M', N) of its one latent
-        edges = torch.arange(vae.num_categories + 1) - 0.5
-        for latent, categories in enumerate(used.T[:NUM_PICTURED]):
+            found = encode(vae, data.test)
+            named = found if isinstance(found, dict) else {"": found}
+            codes = digits_of({name: own for name, own in named.items() if own.dim() == 3})  # (M', N, K) of all digits
+        edges = torch.arange(codes.shape[-1] + 1) - 0.5
+        for latent, categories in enumerate(codes.argmax(-1).T[:NUM_PICTURED]):
             self._board.add_histogram(f"code usage/latent {latent}", categories, step, bins=edges.tolist())
