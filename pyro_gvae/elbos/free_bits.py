@@ -15,6 +15,7 @@ from ..programs.chains import lay_out_chains
 from ..programs.draws import lay_out_draws, read_draws
 from ..programs.kept import Kept
 from ..programs.kls import LatentKL, closed_kls, closed_sites, drawn_kls, summed_kls
+from ..programs.latents import TooManyCodesError
 from ..programs.layout import lay_out
 from ..programs.look import look
 from ..programs.modes import without_trace
@@ -164,8 +165,12 @@ def _find(runs: Runs) -> Way:
     """Find out how the KLs of a pair are computed."""
     seen = look(runs)
     if seen.needs_axes:
-        chains = lay_out_chains(runs, seen)
-        return lambda runs: Averages.read(runs, chains).kls_of_digits()
+        try:
+            chains = lay_out_chains(runs, seen)
+            return lambda runs: Averages.read(runs, chains).kls_of_digits()
+        except TooManyCodesError:
+            if seen.alone:
+                raise  # else they can be drawn
     layout, with_particles, probed = lay_out(runs, seen=seen), lay_out_draws(runs), runs.again()
     with torch.no_grad(), without_trace():
         if not layout.has_continuous:

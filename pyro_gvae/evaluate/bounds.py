@@ -65,9 +65,9 @@ def is_summable(
     try:
         operations = exact.cost(pair, *chunks[0], max_memory=max_memory).operations
     except ValueError:
-        if seen.needs_axes and not seen.alone:  # a chain that cannot be summed can be drawn
-            return False
-        raise
+        if seen.alone or not seen.needs_axes:
+            raise
+        return False  # a chain that cannot be summed can be drawn
     return operations * sum(sizes) / sizes[0] <= max_operations
 
 

@@ -201,9 +201,9 @@ def is_shared(pair: HasPair, x: Tensor) -> bool:
     if seen.needs_axes:
         try:
             return not has_cells(pair, x)
-        except ValueError:  # a chain that cannot be summed can be drawn
+        except ValueError:
             if seen.alone:
-                raise
+                raise  # else they can be drawn
     try:
         return _is_shared(pair, *next(split(x, 2)))
     except (ValueError, RuntimeError):  # the program accepts only all of its data at once

@@ -28,7 +28,8 @@ class HierarchicalCategoricalVAE(VAE):
 
     The guide goes bottom-up, as that of deep sigmoid belief networks does (Mnih and Gregor 2014, *Neural Variational
     Inference and Learning in Belief Networks*, arXiv 1402.0030). The sites are "z1" to "zL", one-hots (N, K), and "x",
-    in the plate "data". Exact sums go over all K^(N L) joint codes.
+    in the plate "data" and in `pyro.markov`: exact sums go layer by layer, over the K^(2N) codes of two at a time. All
+    layers are in reach of each other, since guide and model go through them in opposite orders.
 
     Args:
         data_dim: D.
@@ -101,12 +102,14 @@ class HierarchicalCategoricalVAE(VAE):
             The codes z_1 to z_L, each (B, N, K).
         """
         self._begin(x)
-        top, *others = reversed(self.sites)
+        downwards = zip(reversed(self.sites), (None, *reversed(self.down)), strict=True)
+        codes: list[Tensor] = []
         with pyro.plate("data", len(x)):
-            codes = [self._sample(top, self.prior_logits, self.prior_temperature)]
-            for name, down in zip(others, reversed(self.down), strict=True):
-                codes.append(self._sample(name, down(codes[-1]), self.prior_temperature))
-            pyro.sample("x", self.observation(self.decoder(codes[-1])), obs=x)
+            for name, down in pyro.markov(downwards, history=self.num_layers):
+                logits = self.prior_logits if down is None else down(codes[-1])
+                codes.append(self._sample(name, logits, self.prior_temperature))
+                if name == self.sites[0]:  # in the loop, after which no code is in reach
+                    pyro.sample("x", self.observation(self.decoder(codes[-1])), obs=x)
         return codes[::-1]
 
     @override
@@ -120,10 +123,12 @@ class HierarchicalCategoricalVAE(VAE):
             The codes z_1 to z_L, each (B, N, K).
         """
         self._begin(x)
+        upwards = zip(self.sites, (None, *self.up), strict=True)
+        codes: list[Tensor] = []
         with pyro.plate("data", len(x)):
-            codes = [self._sample(self.sites[0], self.encoder(x), self.temperature)]
-            for name, up in zip(self.sites[1:], self.up, strict=True):
-                codes.append(self._sample(name, up(codes[-1]), self.temperature))
+            for name, up in pyro.markov(upwards, history=self.num_layers):
+                logits = self.encoder(x) if up is None else up(codes[-1])
+                codes.append(self._sample(name, logits, self.temperature))
         return codes
 
     @staticmethod

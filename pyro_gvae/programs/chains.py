@@ -192,7 +192,7 @@ def _check_sizes(seen: Look, max_memory: float | None) -> None:
         others = max(site.batch_shape.numel(), num_values if in_markov(reader.messages[name]) else 1)
         needed = num_values * others * site.natural.element_size()
         if needed > limit:
-            raise ValueError(
+            raise TooManyCodesError(
                 f"Expected the log-probabilities of '{name}' to fit into {in_words(limit)}, but found {num_values:,} "
                 f"values, which take {in_words(needed)}. Try fewer data at once, a larger max_memory, or an estimator "
                 "that samples."
