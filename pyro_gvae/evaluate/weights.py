@@ -54,7 +54,8 @@ def summed_weights(
     """
     most = _most_pairs(pair, x, max_memory)
     every = items(x)
-    num_data = max(1, most // num_particles) if has_cells(pair, x) else len(every[0]) if every[0].dim() else 1
+    length = len(every[0]) if every[0].dim() else 1
+    num_data = min(most, length) if has_cells(pair, x) else length
     for rows in split(x, num_data):
         runs = bind_pair(pair, *rows)
         seen = look(runs)
