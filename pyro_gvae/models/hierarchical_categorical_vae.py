@@ -102,13 +102,12 @@ class HierarchicalCategoricalVAE(VAE):
             The codes z_1 to z_L, each (B, N, K).
         """
         self._begin(x)
-        downwards = zip(reversed(self.sites), (None, *reversed(self.down)), strict=True)
         codes: list[Tensor] = []
         with pyro.plate("data", len(x)):
-            for name, down in pyro.markov(downwards, history=self.num_layers):
-                logits = self.prior_logits if down is None else down(codes[-1])
-                codes.append(self._sample(name, logits, self.prior_temperature))
-                if name == self.sites[0]:  # in the loop, after which no code is in reach
+            for layer in pyro.markov(reversed(range(self.num_layers)), history=self.num_layers):
+                logits = self.down[layer](codes[-1]) if codes else self.prior_logits
+                codes.append(self._sample(self.sites[layer], logits, self.prior_temperature))
+                if layer == 0:  # in the loop, after which no code is in reach
                     pyro.sample("x", self.observation(self.decoder(codes[-1])), obs=x)
         return codes[::-1]
 
@@ -123,12 +122,11 @@ class HierarchicalCategoricalVAE(VAE):
             The codes z_1 to z_L, each (B, N, K).
         """
         self._begin(x)
-        upwards = zip(self.sites, (None, *self.up), strict=True)
         codes: list[Tensor] = []
         with pyro.plate("data", len(x)):
-            for name, up in pyro.markov(upwards, history=self.num_layers):
-                logits = self.encoder(x) if up is None else up(codes[-1])
-                codes.append(self._sample(name, logits, self.temperature))
+            for layer in pyro.markov(range(self.num_layers), history=self.num_layers):
+                logits = self.up[layer - 1](codes[-1]) if codes else self.encoder(x)
+                codes.append(self._sample(self.sites[layer], logits, self.temperature))
         return codes
 
     @staticmethod
