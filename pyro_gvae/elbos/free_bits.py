@@ -8,13 +8,16 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from ..exact.averages import Averages
 from ..exact.plan import bytes_of_code
 from ..handlers.sites import Program
+from ..programs.chains import lay_out_chains
 from ..programs.draws import lay_out_draws, read_draws
-from ..programs.factors import Layout
 from ..programs.kept import Kept
 from ..programs.kls import LatentKL, closed_kls, closed_sites, drawn_kls, summed_kls
+from ..programs.latents import TooManyCodesError
 from ..programs.layout import lay_out
+from ..programs.look import look
 from ..programs.modes import without_trace
 from ..programs.runs import Runs, bind
 from ..programs.tensor_elbo import TensorELBO, recordable
@@ -23,7 +26,7 @@ from ..runtime.tuning import tuning
 from .exact import ExactEvidence
 
 #: Computes the KL of each latent.
-Way = Callable[[Runs, Layout], dict[str, LatentKL]]
+Way = Callable[[Runs], dict[str, LatentKL]]
 #: Draws of each datum where the codes are too many to sum over.
 NUM_PARTICLES = 8
 
@@ -48,10 +51,11 @@ class FreeBits(TensorELBO):
     The term added to the other loss is B sum_n max(lambda_n - KL_n, 0). KL_n is in closed form if latents depend on no
     other. Else it is summed over all joint codes if these fit into one slice of memory, with a pathwise draw of
     continuous latents, or estimated from 8 draws; by Jensen's inequality, the maximum of an estimate is too large on
-    average. If the other loss samples its KL, gradients below the threshold cancel only on average. If its KL is the
-    relaxed one of Concrete densities, they do not cancel, because that is a different KL. Scale and mask of the guide's
-    sites apply to this KL too: masked data do not count, a latent that data share counts once, and under `weigh_kl` a
-    latent costs beta max(lambda, KL_n).
+    average. Latents inside of `pyro.markov` are summed one after another. So are those that the guide lacks, as if it
+    had their exact posterior given the latents that it has, each as one group. If the other loss samples its KL,
+    gradients below the threshold cancel only on average. If its KL is the relaxed one of Concrete densities, they do
+    not cancel, because that is a different KL. Scale and mask of the guide's sites apply to this KL too: masked data do
+    not count, a latent that data share counts once, and under `weigh_kl` a latent costs beta max(lambda, KL_n).
 
     Args:
         elbo: the loss to add to, any of Pyro's or of this package that has a KL.
@@ -80,7 +84,7 @@ class FreeBits(TensorELBO):
             raise ValueError("Expected a loss with a KL to leave free, but found the log-evidence. Try ExactELBO.")
         self.elbo = elbo
         self.nats = dict(nats) if isinstance(nats, Mapping) else float(nats)
-        self._ways: Kept[tuple[Layout, Way]] = Kept()
+        self._ways: Kept[Way] = Kept()
 
     @property
     def own(self) -> nn.Module | None:
@@ -133,8 +137,7 @@ class FreeBits(TensorELBO):
     def _penalty(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Return the sum of B max(lambda - KL_n, 0) over all latents, shape ()."""
         runs = bind(model, guide, *args, **kwargs)
-        layout, way = self._way(runs, model, guide, args, kwargs)
-        kls = way(runs, layout)
+        kls = self._way(runs, model, guide, args, kwargs)(runs)
         self._check_names(kls)
         terms = []
         for name, kl in kls.items():
@@ -142,9 +145,7 @@ class FreeBits(TensorELBO):
             terms.append(kl.weight * (self._threshold(name) - mean).clamp_min(0).sum())
         return functools.reduce(torch.add, terms)
 
-    def _way(
-        self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Layout, Way]:
+    def _way(self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way:
         """Return how the KLs are computed, which a few small runs find out; kept for arguments of equal shapes."""
         return self._ways.find((model, guide), args, kwargs, partial(_find, runs))
 
@@ -160,18 +161,26 @@ class FreeBits(TensorELBO):
         return self.nats if isinstance(self.nats, float) else self.nats.get(name, 0.0)
 
 
-def _find(runs: Runs) -> tuple[Layout, Way]:
+def _find(runs: Runs) -> Way:
     """Find out how the KLs of a pair are computed."""
-    layout, with_particles, probed = lay_out(runs), lay_out_draws(runs), runs.again()
+    seen = look(runs)
+    if seen.needs_axes:
+        try:
+            chains = lay_out_chains(runs, seen)
+            return lambda runs: Averages.read(runs, chains).kls_of_digits()
+        except TooManyCodesError:
+            if seen.alone:
+                raise  # else they can be drawn
+    layout, with_particles, probed = lay_out(runs, seen=seen), lay_out_draws(runs), runs.again()
     with torch.no_grad(), without_trace():
         if not layout.has_continuous:
             closed = [set(sites) for sites in closed_sites(probed, layout)]
             names = {latent.name for latent in layout.space.latents}
             if closed == [names, names]:
-                return layout, closed_kls
+                return partial(closed_kls, layout=layout)
         drawn = read_draws(probed, with_particles, with_particles.few()[0])
     limit = min(memory_limit(None), tuning(layout.device).slice_bytes)
     num_codes = layout.space.num_codes
     if drawn.scored or num_codes > limit or num_codes * bytes_of_code(probed, layout) > limit:
-        return with_particles, partial(drawn_kls, num_particles=NUM_PARTICLES)
-    return layout, summed_kls
+        return partial(drawn_kls, layout=with_particles, num_particles=NUM_PARTICLES)
+    return partial(summed_kls, layout=layout)

@@ -9,10 +9,18 @@ from .. import exact
 from ..data.dataset import Dataset
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..exact import HasPair
+from ..exact.backwards import best_given, sample_given
 from ..exact.plan import PerLatent, per_latent
+<<<<<<< HEAD
 from ..handlers.sites import Discrete, Run
 from ..models.base import VAE
 from ..programs.choices import latent_values, most_probable, one_draw
+=======
+from ..models.categorical_vae import CategoricalVAE
+from ..programs.chains import lay_out_chains
+from ..programs.choices import choose, most_probable, one_draw
+from ..programs.look import look
+>>>>>>> evalchains
 from ..programs.modes import judging
 from ..programs.runs import bind_pair, items
 from ..programs.statements import Draw, Place, Reader, flat, latent_of
@@ -33,7 +41,8 @@ def encode(pair: HasPair, x: Tensor, kind: CodeKind = "map", *, max_memory: floa
         x: data (B, D), or all arguments of the programs.
         kind: "map" is the most probable code under the guide q(z|x), of a latent that depends on others the most
             probable one given theirs, and the mean of a continuous latent; "sample" is a sample of the guide; "exact"
-            is the most probable of all joint codes under the exact posterior p(z|x).
+            is the most probable of all joint codes under the exact posterior p(z|x). Latents that the guide lacks have
+            the most probable joint code, or a sample, of their exact posterior given the values of the others.
         max_memory: bytes that the exact sum may use.
 
     Returns:
@@ -55,12 +64,20 @@ def encode(pair: HasPair, x: Tensor, kind: CodeKind = "map", *, max_memory: floa
         raise ValueError(f"Expected a kind of code among {', '.join(get_args(CodeKind))}, but found '{kind}'.")
     runs = bind_pair(pair, *items(x))
     if kind == "exact":
-        codes = exact.posterior(pair, *items(x), num_codes=1, max_memory=max_memory).codes
-        named = codes if isinstance(codes, dict) else {"": codes}
+        exactly = exact.posterior(pair, *items(x), num_codes=1, max_memory=max_memory).codes
+        named = exactly if isinstance(exactly, dict) else {"": exactly}
         return per_latent({name: own.select(-3, 0) for name, own in named.items()})
+    seen = look(runs)
     if kind == "sample":
-        return per_latent(latent_values(runs.guide, one_draw, lambda _, fn: fn.sample()))
-    return per_latent(latent_values(runs.guide, most_probable, _mean))
+        found = choose(runs.guide, one_draw, lambda _, fn: fn.sample())
+    else:
+        found = choose(runs.guide, most_probable, _mean)
+    codes = found.values | found.codes
+    if seen.alone:
+        chains = lay_out_chains(runs, seen, max_memory)
+        given = {name: found.values[name] for name in (*found.codes, *seen.given)}
+        codes |= (sample_given if kind == "sample" else best_given)(runs, chains, given)
+    return per_latent(codes)
 
 
 def _mean(name: str, fn: Any) -> Tensor:

@@ -9,13 +9,14 @@ import torch
 from torch import Size, Tensor
 
 from ..handlers.enumerate_messenger import pairs_codes
-from ..handlers.sites import Messages, plates_of
+from ..handlers.sites import Messages, Run, plates_of
 from ..runtime.compat.enumeration import axes_in_reach, in_markov, sites_in_reach
 from ..runtime.memory import in_words, memory_limit
 from .axes import Axis, plate_axes
 from .enumerator import Both, Enumerator, check_reach, enumerate_both, read_axes
 from .latents import Latent, TooManyCodesError
-from .layout import Look, any_draw, check, is_continuous, mixes_data
+from .layout import check, is_continuous, mixes_data
+from .look import Look, any_draw
 from .modes import without_trace
 from .provenance import Provenance
 from .runs import Runs
@@ -29,8 +30,8 @@ class Chains(NamedTuple):
     """Discrete latents that have an axis each.
 
     Attributes:
-        latents: by name.
-        plates: the plates of each latent, from the left.
+        latents: the discrete ones, by name.
+        plates: the plates of each latent, also of the continuous ones of the guide, from the left.
         sizes: of all plates.
         shared: the plates that all discrete latents are in; there is one result for each of their cells.
         nesting: the number of batch dimensions that plates take.
@@ -61,6 +62,11 @@ class Chains(NamedTuple):
         guide, draw = (runs.guide, drawn_once({}, frozenset())) if self.with_guide else (None, _no_draw)
         return read_axes(runs.model, guide, self.nesting, draw, self.beside)
 
+    @property
+    def cells(self) -> tuple[Axis, ...]:
+        """The plates that all latents are in, so that data in different cells share none."""
+        return tuple(plate for plate in self.shared if all(plate in plates for plates in self.plates.values()))
+
     def of_model(self) -> Self:
         """Return the same for the model alone."""
         return self._replace(with_guide=False)
@@ -78,14 +84,13 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
         ValueError: if the latents of the programs do not fit together, if a statement depends on a latent out of its
             reach or plates, if a latent has too many values, or if the programs do not take axes left of the plates.
     """
-    alone = frozenset(seen.model.discrete.keys() - seen.guide.discrete.keys())
-    check(seen, alone)
+    check(seen, seen.alone)
     _check_sizes(seen, max_memory)
     messages = [*seen.model.messages.values(), *seen.guide.messages.values()]
     plates = {
         name: tuple(sorted(plate_axes(reader.messages[name]).values()))
         for reader in (seen.guide, seen.model)
-        for name in reader.discrete
+        for name in (*reader.discrete, *(seen.given if reader is seen.guide else ()))
     }
     shared = frozenset.intersection(*(frozenset(plates[name]) for name in seen.model.discrete))
     chains = Chains(
@@ -122,6 +127,42 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
     return chains
 
 
+class Particles(NamedTuple):
+    """Programs that run for several particles at once, in a plate of theirs, or for one without a plate."""
+
+    runs: Runs
+    chains: Chains
+    size: int | None  # of the plate
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Return numbers (P, ..), which lack the first dimension if there is no plate."""
+        return values.unsqueeze(0) if self.size is None else values
+
+
+def in_particles(runs: Runs, chains: Chains, count: int) -> Particles:
+    """Put a plate of particles around both programs, left of theirs; results have it as their first dimension."""
+    dim = -1 - chains.nesting
+    axis = Axis(True, dim, "particles of pyro_gvae")
+
+    def inside(program: Run) -> Run:
+        def run() -> None:
+            with pyro.plate(axis.name, count, dim=dim):
+                program()
+
+        return run
+
+    def around(own: Runs) -> Runs:
+        return Runs(inside(own.model), inside(own.guide), again=lambda: around(own.again()))
+
+    many = chains._replace(
+        plates={name: (axis, *plates) for name, plates in chains.plates.items()},
+        sizes={**chains.sizes, axis: count},
+        shared=(axis, *chains.shared),
+        nesting=chains.nesting + 1,
+    )
+    return Particles(around(runs), many, count)
+
+
 def _no_draw(name: str, _: Any) -> Tensor:
     raise is_continuous(name)
 
@@ -151,7 +192,7 @@ def _check_sizes(seen: Look, max_memory: float | None) -> None:
         others = max(site.batch_shape.numel(), num_values if in_markov(reader.messages[name]) else 1)
         needed = num_values * others * site.natural.element_size()
         if needed > limit:
-            raise ValueError(
+            raise TooManyCodesError(
                 f"Expected the log-probabilities of '{name}' to fit into {in_words(limit)}, but found {num_values:,} "
                 f"values, which take {in_words(needed)}. Try fewer data at once, a larger max_memory, or an estimator "
                 "that samples."

@@ -18,39 +18,17 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..distributions.codes import joint_codes
-from ..distributions.lowered import log_prob
-from ..distributions.parameters import at_least_float32
 from ..handlers.one_hot_messenger import OneHotMessenger
 from ..handlers.sites import Discrete, Messages, Run, discrete
 from ..runtime.compat.enumeration import axes_in_reach, bring_into_reach, enumerated_dim, give_axes, leave_dims
 from ..runtime.compat.pyro import is_intervened_on, is_random
-from ..runtime.compat.torch import without_repeats
-from .axes import Axis, Term, term_of
+from .axes import Axis, term_of
 from .latents import Latent, TooManyCodesError
-from .statements import Draw, flat, latent_of
-
-#: Elements below which the scores of a statement take less time than to find out whether they are a matrix product.
-SMALL = 2**14
-
+from .statements import Draw, drawn_once, latent_of
+from .terms import Reading, mask_of_site, score, site_of, weight_of
 
 #: Numbers that a draw of a continuous latent may take.
 MOST_DRAWN = 2**24
-
-
-class Site(NamedTuple):
-    """A discrete latent: the log-probability of each of its S values."""
-
-    latent: Latent
-    variable: Axis
-    log_probs: Term  # not masked
-    masked: Term  # what it adds to log p or log q
-
-
-class Reading(NamedTuple):
-    """What a program says of all values of its discrete latents."""
-
-    sites: dict[str, Site]
-    others: dict[str, Term]  # by the name of the statement, masked
 
 
 #: For a latent of the guide, those that the model reaches together with it.
@@ -62,7 +40,7 @@ class Given(NamedTuple):
 
     value: Tensor
     axes: dict[int, int]  # dimension -> number of the discrete latent that it belongs to
-    dim: int | None  # in which its own values are
+    dim: int | None  # in which all of its own values are; None if it has one
 
 
 @final
@@ -101,8 +79,10 @@ class Enumerator(OneHotMessenger):
         if given is not None:
             msg["value"] = given.value
             give_axes(msg, given.axes)
-            if found is not None:
+            if found is not None and given.dim is not None:
                 self.discrete[name] = found
+            elif found is not None:
+                msg["fn"] = found.discrete()
         elif found is not None:
             self.declare(msg, found)
         else:
@@ -191,8 +171,27 @@ def read_axes(model: Run, guide: Run | None, nesting: int, draw: Draw, beside: B
     q, p = enumerate_both(model, guide, nesting, draw, beside)
     check_reach(p)
     axes = q.enumerated()
-    found = _reading(q, axes, nesting) if guide is not None else Reading({}, {})
+    found = _reading(q, axes, nesting) if guide is not None else Reading({}, {}, {})
     return Both(found, _reading(p, axes | p.enumerated(), nesting))
+
+
+def read_given(program: Run, nesting: int, values: Mapping[str, Tensor]) -> Reading:
+    """Run one program with values of some latents, and an axis for every other discrete one.
+
+    Args:
+        program: the program with its data bound.
+        nesting: the number of batch dimensions that plates take.
+        values: one value of each of the other latents, which has the dimensions of plates alone.
+
+    Raises:
+        ValueError: as :func:`read_axes`.
+    """
+    found = Enumerator(
+        drawn_once({}, frozenset()), {name: Given(value, {}, None) for name, value in values.items()}, {}
+    )
+    with EnumMessenger(first_available_dim=-1 - nesting):
+        _run(found, program, None)
+    return _reading(found, found.enumerated(), nesting)
 
 
 def enumerate_both(
@@ -235,39 +234,15 @@ def check_reach(p: Enumerator) -> None:
 
 
 def _reading(found: Enumerator, axes: Mapping[int, Axis], nesting: int) -> Reading:
-    sites, others = {}, {}
+    sites, others, weights = {}, {}, {}
     for name, msg in found.messages.items():
         if name in found.discrete:
+            site = found.discrete[name]
             variable = axes[axes_in_reach(msg)[found.own_dim(name)]]
-            sites[name] = _site(name, found.discrete[name], msg, axes, variable, nesting)
+            sites[name] = site_of(name, site, msg, axes, variable, nesting)
+            weights[name] = partial(weight_of, msg, mask_of_site(site, msg), sites[name].log_probs.values)
         else:
-            scores = _score(msg)
+            scores = score(msg)
             others[name] = term_of(name, scale_and_mask(scores, 1.0, msg["mask"]), msg, axes, nesting)
-    return Reading(sites, others)
-
-
-def _score(msg: Messages) -> Tensor:
-    """Return the log-probability of a statement, by a matrix product where it is large."""
-    fn = msg["fn"]
-    is_small = fn.batch_shape.numel() * fn.event_shape.numel() < SMALL
-    score = fn.log_prob if is_small else partial(log_prob, fn)
-    scores: Tensor = score(msg["value"], *msg["args"], **msg["kwargs"])
-    return scores
-
-
-def _site(name: str, found: Discrete, msg: Messages, axes: Mapping[int, Axis], variable: Axis, nesting: int) -> Site:
-    latent = latent_of(name, found)
-    logits = flat(at_least_float32(found.logits), found)  # (*batch, N, K)
-    table = torch.log_softmax(without_repeats(logits, logits.dim() - 2), -1)
-    if latent.num_latents > 1:
-        codes = joint_codes(latent.num_latents, latent.num_categories, dtype=table.dtype, device=table.device)
-        table = table.clamp_min(torch.finfo(table.dtype).min).flatten(-2) @ codes.flatten(1).T
-    else:
-        table = table.squeeze(-2)  # (*batch, S)
-    term = term_of(name, table, msg, axes, nesting, variable)
-    masks = [mask for mask in (found.mask, msg["mask"]) if mask is not None]
-    if not masks:
-        return Site(latent, variable, term, term)
-    mask = torch.as_tensor(masks[0] & masks[-1], device=table.device).unsqueeze(-1)
-    masked = scale_and_mask(table, 1.0, mask)
-    return Site(latent, variable, term, term_of(name, masked, msg, axes, nesting, variable))
+            weights[name] = partial(weight_of, msg, msg["mask"], scores)
+    return Reading(sites, others, weights)

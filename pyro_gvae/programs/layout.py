@@ -3,7 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -12,47 +12,13 @@ from torch import Size, Tensor
 
 from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.one_hot_messenger import in_model_alone
-from ..handlers.sites import Messages, Run, Sites, plates_of
-from ..runtime.compat.enumeration import in_markov
+from ..handlers.sites import Messages, Run, plates_of
 from .factors import Layout, Level, Reading
 from .latents import READ_ALL, Roles, Space
+from .look import Look, any_draw, look
 from .modes import without_trace
 from .runs import Runs
-from .statements import Draw, Reader, first_shared_value, first_value, given_codes, latent_of, read_with
-
-
-class Look(NamedTuple):
-    """What one run of each program on one code shows."""
-
-    guide: Reader  # which has read nothing where the guide is not asked
-    model: Reader
-    given: dict[str, Tensor]  # continuous latents of the guide
-    with_guide: bool
-    roles: Roles
-
-    @property
-    def needs_axes(self) -> bool:
-        """Whether each discrete latent needs an axis of its own: those of a chain, and those of the model alone."""
-        found = [reader.messages[name] for reader in (self.guide, self.model) for name in reader.discrete]
-        alone = self.with_guide and self.model.discrete.keys() - self.guide.discrete.keys()
-        return bool(alone) or any(map(in_markov, found))
-
-
-def look(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL) -> Look:
-    """Run each program once, on one code, and leave random numbers as they were.
-
-    Args:
-        runs: the pair with its data bound.
-        with_guide: whether the guide is read; the evidence is the model's alone.
-        roles: which latents are read as codes, and which are scored.
-    """
-    with torch.no_grad(), without_trace():
-        runs = runs.again()
-        guide = Reader(first_value, any_draw({}), roles.read)
-        if with_guide:
-            guide.run(runs.guide)
-        given = {name: msg["value"] for name, msg in guide.continuous().items()}
-        return Look(guide, _run_on_one_code(runs.model, given, roles.read), given, with_guide, roles)
+from .statements import Reader, given_codes, latent_of, read_with
 
 
 def lay_out(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL, seen: Look | None = None) -> Layout:
@@ -169,33 +135,12 @@ def _first_tensor(model: Reader) -> Tensor:
     return next(itertools.chain((found.natural for found in model.discrete.values()), observed))
 
 
-def _run_on_one_code(model: Run, given: Mapping[str, Tensor], read: Sites) -> Reader:
-    """Run the model on a code that all data share, which it decodes once, or else on one in the shape of a sample."""
-    try:
-        reader = Reader(first_shared_value, any_draw(given), read)
-        reader.run(model)
-    except (RuntimeError, ValueError, IndexError):
-        reader = Reader(first_value, any_draw(given), read)
-        reader.run(model)
-    return reader
-
-
 def _read_both(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> Reading:
     codes = layout.some_codes(num_codes)
     place = given_codes(layout, codes)
     q = read_with(runs.guide, layout, place, any_draw({})) if with_guide else Reading({}, {}, {})
     read_with(runs.model, layout, place, any_draw(q.values))
     return q
-
-
-def any_draw(given: Mapping[str, Tensor]) -> Draw:
-    """Return values of continuous latents as they are given, or else any draw of them."""
-
-    def draw(name: str, fn: Any) -> Tensor:
-        value: Tensor = given[name] if name in given else fn.sample()
-        return value
-
-    return draw
 
 
 def check(seen: Look, alone: Collection[str]) -> None:

@@ -3,10 +3,23 @@
 from collections.abc import Mapping
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from brute import Said, every_code, expected, kls, sharp
-from pairs import DATA, PROGRAMS, B, D
+from pairs import (
+    DATA,
+    PROGRAMS,
+    B,
+    D,
+    chain_guide,
+    chain_model,
+    no_guide,
+    one_hot,
+    weights,
+    with_gradients,
+    without_markov,
+)
 from torch import Tensor
 
 from pyro_gvae.elbos.exact import ExactELBO
@@ -136,3 +149,33 @@ def test_a_recording_is_the_loss():
     wanted = loss.loss(pair.model, pair.guide, DATA)
     traced = TracedELBO(loss)
     assert [traced.loss(pair.model, pair.guide, DATA) for _ in range(2)] == pytest.approx([wanted] * 2)
+
+
+def test_a_chain_has_the_free_bits_of_its_joint_codes():
+    def penalized(model, guide):
+        loss = FreeBits(ExactELBO(), {"z0": 0.2, "z1": 0.01, "z3": 5.0})
+        assert loss.loss(model, guide, DATA) > ExactELBO().loss(model, guide, DATA) + 1.0
+        return with_gradients(lambda: loss.loss_and_grads(model, guide, DATA))
+
+    found = penalized(chain_model, chain_guide)
+    torch.testing.assert_close(found, penalized(*map(without_markov, (chain_model, chain_guide))), rtol=1e-9, atol=1e-9)
+
+
+def test_a_latent_that_the_guide_lacks_has_the_kl_of_its_exact_posterior():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", one_hot(weights(3)))
+            pyro.sample("x", dist.Normal(z @ weights(3), 1.0), obs=x[:, 0])
+
+    def by_hand():
+        prior = weights(3).log_softmax(-1)
+        joint = prior + dist.Normal(weights(3), 1.0).log_prob(DATA[:, :1])
+        posterior = joint.log_softmax(-1)
+        kl = (posterior.exp() * (posterior - prior)).sum(-1).mean()
+        loss = -joint.logsumexp(-1).sum() + B * (2.0 - kl)
+        loss.backward()
+        return loss.detach()
+
+    loss = FreeBits(ExactELBO(), 2.0)
+    found = with_gradients(lambda: loss.loss_and_grads(model, no_guide, DATA))
+    torch.testing.assert_close(found, with_gradients(by_hand), rtol=1e-9, atol=1e-9)

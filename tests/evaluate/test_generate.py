@@ -3,14 +3,20 @@
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from brute import every_code, latents_of
-from pairs import DATA, PROGRAMS
+from pairs import DATA, PROGRAMS, FixedNormal, chain_model, no_guide, second_order_model, topic_guide, words_model
 from problems import PROBLEMS, B, D, K, N, codes, joint_in_a_loop, log_q_in_a_loop
 
+<<<<<<< HEAD
 from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
 from pyro_gvae.evaluate.generate import digits_of, encode, numbers_of, reconstruct, sample
+=======
+from pyro_gvae import exact
+from pyro_gvae.evaluate.generate import encode, reconstruct, sample
+>>>>>>> evalchains
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize
 from pyro_gvae.models.bernoulli_vae import BernoulliVAE
@@ -182,3 +188,40 @@ def test_unknown_kinds_are_refused():
 def test_no_samples_are_refused(count):
     with pytest.raises(ValueError, match=f"Expected num_samples of at least 1, but found {count}"):
         sample(PROBLEM.vae(), count)
+
+
+def test_latents_that_the_guide_lacks_are_encoded_given_the_others():
+    """Without any in the guide, by the most probable path; beside others, by the most probable code given theirs."""
+    pyro.clear_param_store()
+    for model in (chain_model, second_order_model):
+        pair = Pair(model, no_guide)
+        found, expected = encode(pair, DATA), encode(pair, DATA, "exact")
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    found = encode(Pair(words_model, topic_guide), DATA)
+    topic = found["topic"].squeeze(-2)
+    given = pyro.poutine.condition(words_model, {"topic": topic})
+    expected = exact.posterior(Pair(given, no_guide), DATA).marginals
+    assert torch.equal(found["on"].argmax(-1), expected.argmax(-1))
+    pyro.set_rng_seed(0)
+    drawn = encode(Pair(words_model, no_guide), DATA.repeat(400, 1), "sample")["on"].unflatten(0, (400, -1))
+    mean = exact.posterior(Pair(words_model, no_guide), DATA).marginals["on"]
+    assert ((drawn.mean(0) - mean).abs() / (mean * (1 - mean) / 400).sqrt()).max() < 5
+
+
+def test_a_code_given_the_mean_of_a_continuous_latent():
+    centres = torch.tensor([-1.0, 0.2, 2.0]).double()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.2, 0.3, 0.5]).double()))
+            c = pyro.sample("c", dist.Normal(centres[k], 0.5))
+            pyro.sample("x", dist.Normal(c, 1.0), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", FixedNormal(2 * x[:, 0], 0.3))
+
+    found = encode(Pair(model, guide), DATA)
+    torch.testing.assert_close(found["c"], 2 * DATA[:, 0])
+    scores = torch.tensor([0.2, 0.3, 0.5]).double().log() + dist.Normal(centres, 0.5).log_prob(2 * DATA[:, :1])
+    assert torch.equal(found["k"].squeeze(-2).argmax(-1), scores.argmax(-1))

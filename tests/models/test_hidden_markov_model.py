@@ -1,5 +1,7 @@
 """The hidden Markov model: its evidence by the forward algorithm, its bound by stock Pyro, its guide, its lengths."""
 
+from unittest import mock
+
 import pyro
 import pytest
 import torch
@@ -7,6 +9,8 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_gvae import ExactELBO, TrainConfig, estimator, exact, fit
+from pyro_gvae.evaluate.generate import encode
+from pyro_gvae.evaluate.guides import read_guide
 from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.hidden_markov_model import HiddenMarkovModel
 
@@ -76,6 +80,23 @@ def test_the_guide_has_the_form_of_the_exact_posterior(monkeypatch):
         hmm.guide_initial_logits.copy_(hmm.initial_logits)
         hmm.guide_transition_logits.copy_(transition)
     torch.testing.assert_close(exact.elbo(hmm, x), evidence)
+
+
+@GIVEN
+def test_what_is_said_of_its_states_is_what_their_joint_codes_say(lengths):
+    """Against a plain loop in place of `pyro.markov`, where all codes are summed together."""
+    hmm, x = made()
+    given = (x[:, :3], *(own.clamp_max(3) for own in lengths))
+
+    def numbers():
+        said = read_guide(hmm, given)
+        best = exact.mean_field(hmm, *given)
+        return said.log_probs, said.entropies, said.kls, best.elbo, encode(hmm, given, "exact")
+
+    found = numbers()
+    with mock.patch.object(pyro, "markov", lambda steps, **_: steps):
+        expected = numbers()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_what_lies_beyond_the_end_of_a_sequence_changes_nothing():
