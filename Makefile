@@ -16,10 +16,11 @@ help: ## list these targets
 
 install: $(INSTALLED) ## create .venv with the pinned set; instant when nothing changed
 
+# Python compiles what it imports; to compile all else that is installed would take most of a minute.
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing the pinned set into .venv (minutes the first time) ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,docs]'
+	@$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[test,dev,docs]'
 	@touch $@
 
 demo: install ## the main job on the embedded digits: relaxed against exact training, with a report
