@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,12 +26,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the pages, which take longest, then the files with slow tests: so all workers end at about one time.
-
-    Files stay whole, since what their tests share is made once.
-    """
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.name != "test_the_pages_build_without_a_warning", item.path not in slow))
+    """Begin with the pages, which take longest, and the files with most slow tests: so all workers end at one time."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (item.path.name != "test_docs.py", -slow[item.path]))
 
 
 @pytest.fixture(scope="session")
