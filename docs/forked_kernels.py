@@ -68,11 +68,6 @@ class Kernels(ForkingMixIn, UnixStreamServer):
         self.socket = socket.socket(fileno=sys.stdin.fileno())
         self.builder = os.getppid()
 
-    def process_request(self, request: socket.socket, client_address: str) -> None:  # type: ignore[override]
-        for name in IMPORTED:  # if a page is run at all; later times cost nothing
-            import_module(name)
-        super().process_request(request, client_address)
-
     def service_actions(self) -> None:
         super().service_actions()
         if os.getppid() != self.builder:
@@ -84,6 +79,8 @@ def main(arguments: list[str]) -> None:
     """Serve, or ask for one kernel if there is a connection file."""
     if not arguments:
         os.environ["JPY_PARENT_PID"] = str(os.getpid())  # kernels of nobody say how to connect to them
+        for name in IMPORTED:
+            import_module(name)
         Kernels().serve_forever()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # comes before the request to end
     with socket.socket(socket.AF_UNIX) as kernel:
