@@ -15,8 +15,6 @@ from pyro_gvae.train.launch import resume, train
 from pyro_gvae.train.monitor import choose_judge
 from pyro_gvae.train.training import Training
 
-unrecorded = pytest.mark.usefixtures("unrecorded")
-
 D = 6
 PATIENT = TrainConfig(
     stages="gumbel-softmax[kl=relaxed]:40", batch_size=4, patience=2, learning_rate=0.05, tensorboard=False
@@ -59,7 +57,6 @@ def undisturbed():
     return trained()
 
 
-@unrecorded
 def test_a_busier_machine_ends_with_the_same_weights(undisturbed, slow_clock):
     (before, weights), (done, found) = undisturbed, trained()
     assert done.steps == before.steps < 40 * 3  # patience ended it
@@ -77,7 +74,6 @@ def test_what_cannot_be_the_judge_is_refused():
         Training(vae_of(64, 2), images(), replace(PATIENT, judge="exact"))
 
 
-@unrecorded
 def test_a_run_keeps_the_judge_that_it_has_written(tmp_path):
     config = TrainConfig(num_latents=2, num_categories=3, hidden=(5,), stages="exact:3steps", tensorboard=False)
     run, done = train(replace(config, output=tmp_path / "run"))
