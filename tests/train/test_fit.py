@@ -38,6 +38,8 @@ from pyro_gvae.train.fit import Interrupted, fit
 from pyro_gvae.train.trained import load_model
 from pyro_gvae.train.training import Training
 
+unrecorded = pytest.mark.usefixtures("unrecorded")
+
 D, N, K = 6, 2, 3
 
 
@@ -191,6 +193,7 @@ def test_the_searched_settings():
 # Training.
 
 
+@unrecorded
 def test_stages_follow_each_other_and_the_history_shows_it():
     done = run(chosen=config("gumbel-softmax:2,exact:4steps"))
     assert done.steps == 10 and done.reason == "all stages"
@@ -201,6 +204,7 @@ def test_stages_follow_each_other_and_the_history_shows_it():
     assert all(line["elbo_is"] == "exact" for line in done.history)
 
 
+@unrecorded
 def test_nothing_is_random_but_by_the_seed():
     weights = []
     for seed in (0, 0, 1):
@@ -214,6 +218,7 @@ def test_nothing_is_random_but_by_the_seed():
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
+@unrecorded
 def test_how_often_a_run_is_judged_and_kept_changes_nothing(tmp_path):
     weights = []
     for number, every in enumerate(("1", "1steps")):
@@ -224,6 +229,7 @@ def test_how_often_a_run_is_judged_and_kept_changes_nothing(tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@unrecorded
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_in_which_another_process_works_is_left_alone(resume, tmp_path):
     with sole_writer(tmp_path), pytest.raises(ValueError, match=r"one works in .*\. Try waiting"):
@@ -269,6 +275,7 @@ def test_what_a_loss_has_learned_ends_with_its_stage():
     assert training.step.taken == 1
 
 
+@unrecorded
 def test_schedules_are_followed():
     training = Training(new_vae(), images(), config("gumbel-softmax:9", temperature="article:3", learning_rate="1e-4"))
     seen = []
@@ -300,6 +307,7 @@ def test_beta_is_annealed_in_one_recording_and_reported_elbos_are_not_weighed(mo
     assert len(recordings) == 1 and kl > 0.05
 
 
+@unrecorded
 @pytest.mark.parametrize(
     ("options", "steps", "reason"),
     [({"steps": 4}, 4, "4 steps"), ({"seconds": 1e-9}, 1, "1e-09 seconds"), ({"steps": 100}, 6, "all stages")],
@@ -310,6 +318,7 @@ def test_budgets(options, steps, reason):
     assert done.history[-1]["step"] == steps
 
 
+@unrecorded
 def test_patience_ends_a_stage(tmp_path):
     """With a learning rate that ruins what it touches, no evaluation is better than the first."""
     done = run(chosen=config("exact:50,exact-evidence:1", learning_rate=50.0, patience=2), output=tmp_path)
@@ -317,6 +326,7 @@ def test_patience_ends_a_stage(tmp_path):
     assert (tmp_path / "best.safetensors").exists()
 
 
+@unrecorded
 def test_the_best_weights_are_kept_and_not_the_last(tmp_path):
     vae = new_vae()
     start = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
@@ -326,6 +336,7 @@ def test_the_best_weights_are_kept_and_not_the_last(tmp_path):
     assert any(not torch.equal(last[name], start[name]) for name in start)
 
 
+@unrecorded
 def test_checkpoints_are_as_far_apart_as_was_asked(tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(fitting, "save_checkpoint", lambda path, content: kept.append(content["state"]["step"]))
@@ -452,6 +463,7 @@ def test_the_first_site_is_named(networks, found):
 # Signals.
 
 
+@unrecorded
 @pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_ends_a_run_after_a_step_and_the_rest_can_be_resumed(number, tmp_path, monkeypatch):
     expected, vae, resumed = new_vae(), new_vae(), new_vae()
@@ -540,6 +552,7 @@ class Regression(Mixture):
         pyro.sample("z", dist.LogNormal(self.logits[0], self.logits[1].exp()))
 
 
+@unrecorded
 def test_a_program_of_ones_own_is_judged_as_well_as_can_be(tmp_path):
     x = torch.randn(12, 1, generator=torch.Generator().manual_seed(1))
     done = run(Mixture(), x, config("exact:3", learning_rate=0.05), output=tmp_path)
@@ -554,6 +567,7 @@ def test_a_program_of_ones_own_is_judged_as_well_as_can_be(tmp_path):
         run(Mixture(), x, config("exact:1", temperature=1.0))
 
 
+@unrecorded
 def test_tensorboard_holds_curves_and_pictures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

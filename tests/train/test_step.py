@@ -15,6 +15,8 @@ from pyro_gvae.train import step as steps
 from pyro_gvae.train.ranges import widened
 from pyro_gvae.train.step import make_step
 
+unrecorded = pytest.mark.usefixtures("unrecorded")
+
 D, N, K, B = 8, 2, 3, 5
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 OPTIONS = [
@@ -254,6 +256,7 @@ def test_a_batch_without_data_is_refused():
     assert all(parameter.isfinite().all() for parameter in vae.parameters())
 
 
+@unrecorded
 @pytest.mark.parametrize("name", ["AdamW", "RAdam"])
 def test_optimizers_by_name(name):
     """Adam and SGD have their turn above."""
