@@ -11,16 +11,11 @@ from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..exact import HasPair
 from ..exact.backwards import best_given, sample_given
 from ..exact.plan import PerLatent, per_latent
-<<<<<<< HEAD
 from ..handlers.sites import Discrete, Run
 from ..models.base import VAE
-from ..programs.choices import latent_values, most_probable, one_draw
-=======
-from ..models.categorical_vae import CategoricalVAE
 from ..programs.chains import lay_out_chains
 from ..programs.choices import choose, most_probable, one_draw
 from ..programs.look import look
->>>>>>> evalchains
 from ..programs.modes import judging
 from ..programs.runs import bind_pair, items
 from ..programs.statements import Draw, Place, Reader, flat, latent_of

@@ -10,13 +10,9 @@ from brute import every_code, latents_of
 from pairs import DATA, PROGRAMS, FixedNormal, chain_model, no_guide, second_order_model, topic_guide, words_model
 from problems import PROBLEMS, B, D, K, N, codes, joint_in_a_loop, log_q_in_a_loop
 
-<<<<<<< HEAD
+from pyro_gvae import exact
 from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
 from pyro_gvae.evaluate.generate import digits_of, encode, numbers_of, reconstruct, sample
-=======
-from pyro_gvae import exact
-from pyro_gvae.evaluate.generate import encode, reconstruct, sample
->>>>>>> evalchains
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize
 from pyro_gvae.models.bernoulli_vae import BernoulliVAE
