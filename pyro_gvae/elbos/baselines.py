@@ -9,8 +9,9 @@ from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor, nn
 
+from ..handlers.one_hot_messenger import no_discrete_site
 from ..handlers.parameters import announce
-from ..handlers.sites import Messages, Program, discrete
+from ..handlers.sites import Messages, Program, discrete, kind_of
 from ..models.networks import mlp
 from ..runtime.compat.pyro import LossOnlyELBO, is_random
 
@@ -99,14 +100,16 @@ class BaselineELBO(LossOnlyELBO):
     cost. (Mnih and Gregor 2014, arXiv 1402.0030.)
 
     *Approximates* the ELBO of the discrete model. *With* P codes for each datum, and a baseline that earlier steps have
-    trained. *Requires* a discrete latent in the guide. *Bias*: none.
+    trained. *Requires* a discrete site. *Bias*: none. A batch in which all of them are observed needs no baseline, and
+    leaves it as it is.
 
     Args:
         own: the baseline, whose state lasts from step to step.
         num_particles: P, samples per datum.
 
     Raises:
-        ValueError: when called, if the guide has no discrete latent, or the baseline not one number for each datum.
+        ValueError: when called, if the model has no discrete site, latent or observed, or the baseline not one number
+            for each datum.
 
     Example:
         >>> import pyro
@@ -138,15 +141,20 @@ class BaselineELBO(LossOnlyELBO):
             announce(param_with_module_name(type(self).__name__, name), parameter)
         baseline = self.own(args[0] if args else None)
         sizes: list[int] = []
+        labels = _Labels()
 
         def with_baseline(*args: Any, **kwargs: Any) -> Any:
             with _BaselineMessenger() as messenger:
                 result = guide(*args, **kwargs)
-            sizes.append(messenger.give(baseline))
+            if messenger.sites:
+                sizes.append(messenger.give(baseline))
             return result
 
-        loss: float = self._stock.loss_and_grads(model, with_baseline, *args, **kwargs)
-        self.own.update(-loss * self.num_particles / sizes[-1])
+        loss: float = self._stock.loss_and_grads(labels(model), with_baseline, *args, **kwargs)
+        if sizes:
+            self.own.update(-loss * self.num_particles / sizes[-1])
+        elif not labels.found:
+            raise no_discrete_site()
         return loss
 
 
@@ -156,6 +164,18 @@ class _Baselined(NamedTuple):
     batch_shape: Size
     dtype: torch.dtype  # of its costs
     infer: Messages  # its settings
+
+
+@final
+class _Labels(Messenger):
+    """Sees whether a model observes a discrete site."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def _pyro_post_sample(self, msg: Messages) -> None:
+        self.found |= bool(msg["is_observed"]) and is_random(msg) and kind_of(msg["fn"]) is not None
 
 
 @final
@@ -177,15 +197,11 @@ class _BaselineMessenger(Messenger):
             self.sites.append(_Baselined(Size(msg["fn"].batch_shape), site.natural.dtype, msg["infer"]))
 
     def give(self, baseline: Tensor) -> int:
-        """Give each site the baseline of its data, and return their number.
+        """Give each of one or more sites the baseline of its data, and return their number.
 
         Raises:
-            ValueError: if there is no site, or if the baseline has not one number for each datum.
+            ValueError: if the baseline has not one number for each datum.
         """
-        if not self.sites:
-            raise ValueError(
-                "Expected the guide to have a discrete latent for the baseline, but found none. Try TraceGraph_ELBO."
-            )
         together = torch.broadcast_shapes(*(site.batch_shape for site in self.sites))
         try:
             of_each = baseline.expand(together)

@@ -135,12 +135,12 @@ class FreeBits(TensorELBO):
         runs = bind(model, guide, *args, **kwargs)
         layout, way = self._way(runs, model, guide, args, kwargs)
         kls = way(runs, layout)
-        self._check_names(kls)
+        self._check_names(kls, layout.labels)
         terms = []
         for name, kl in kls.items():
             mean = kl.value / kl.weight.clamp_min(torch.finfo(kl.value.dtype).tiny)  # a weight of 0 is allowed
             terms.append(kl.weight * (self._threshold(name) - mean).clamp_min(0).sum())
-        return functools.reduce(torch.add, terms)
+        return functools.reduce(torch.add, terms, torch.zeros((), dtype=layout.dtype, device=layout.device))
 
     def _way(
         self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -148,8 +148,10 @@ class FreeBits(TensorELBO):
         """Return how the KLs are computed, which a few small runs find out; kept for arguments of equal shapes."""
         return self._ways.find((model, guide), args, kwargs, partial(_find, runs))
 
-    def _check_names(self, known: Iterable[str]) -> None:
-        unknown = [] if isinstance(self.nats, float) else [name for name in self.nats if name not in known]
+    def _check_names(self, known: Iterable[str], labels: frozenset[str]) -> None:
+        """Refuse names of no latent; one that this batch observes is a latent of another one."""
+        names = [] if isinstance(self.nats, float) else self.nats.keys() - labels
+        unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(
                 f"Expected free nats of the latents {', '.join(known)}, but found '{unknown[0]}'. Try one number for "

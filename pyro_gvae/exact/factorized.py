@@ -18,6 +18,7 @@ from ..programs.statements import read
 from ..runtime.memory import in_words, memory_limit
 from .nested import nested_marginals
 from .plan import PerLatent, Plan, make_plan, per_latent
+from .posteriors import check_latents
 
 
 class MeanField(NamedTuple):
@@ -81,6 +82,7 @@ def mean_field(
     """
     runs = bind_pair(pair, *args, **kwargs)
     plan = make_plan(runs, max_memory=max_memory, slice_size=slice_size)
+    check_latents(plan)
     tables, scale = _tables(runs.model, plan, max_memory)
     if plan.layout.is_shared:
         update = partial(shared_sweep, tables=tables, plan=plan)

@@ -211,6 +211,7 @@ class Layout(NamedTuple):
         guide_depends: whether what the guide says of one latent depends on the codes of another.
         has_continuous: whether the guide has continuous latents.
         roles: which latents are read or scored.
+        labels: the discrete statements that the model observes.
         analytic: the latents besides whose KL is in closed form.
     """
 
@@ -227,6 +228,7 @@ class Layout(NamedTuple):
     guide_depends: bool
     has_continuous: bool
     roles: Roles = READ_ALL
+    labels: frozenset[str] = frozenset()
     analytic: frozenset[str] = frozenset()
 
     @property
@@ -242,7 +244,7 @@ class Layout(NamedTuple):
     @property
     def evidence_shape(self) -> Size:
         """Of log p(x): one number for each value of the latents that most data share."""
-        return min(self.site_shapes.values(), key=len)
+        return min(self.site_shapes.values(), key=len, default=self.batch_shape)
 
     @property
     def is_shared(self) -> bool:
@@ -269,7 +271,7 @@ class Layout(NamedTuple):
 def apart(layout: Layout, *readings: Reading) -> Size:
     """Return the batch shape of all discrete latents, with 1 where data share a statement of these readings."""
     shapes = [statement.own_shape for reading in readings for statement in reading.statements()]
-    return Size(map(min, zip(*shapes, strict=True))) if layout.batch_shape else Size()
+    return Size(map(min, zip(layout.batch_shape, *shapes, strict=True)))
 
 
 def common_scale(scales: Sequence[float | Tensor]) -> float | Tensor:

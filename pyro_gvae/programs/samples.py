@@ -207,7 +207,7 @@ def _replaced(layout: Layout, base: Sample, change: Change) -> Sample:
 
 def read_values(runs: Runs, layout: Layout, values: dict[str, Tensor]) -> Reading:
     """Run the model on values (R, *plates, *event_shape) of every latent."""
-    num_rows = len(next(iter(values.values())))
+    num_rows = len(next(iter(values.values()))) if values else 1  # without latents, all rows would be the same
     if layout.obstacle is not None and num_rows > 1:
         each = [{name: value[row : row + 1] for name, value in values.items()} for row in range(num_rows)]
         return Reading.stacked([read_values(runs, layout, one) for one in each])
