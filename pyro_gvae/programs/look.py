@@ -11,7 +11,7 @@ from ..handlers.sites import Messages, Run, Sites, kind_of
 from ..runtime.compat.enumeration import in_markov
 from .latents import READ_ALL, Roles
 from .modes import without_trace
-from .runs import Runs
+from .runs import Runs, two_plates
 from .statements import Draw, Reader, first_shared_value, first_value, latent_of
 
 
@@ -85,9 +85,18 @@ def check(seen: Look, alone: Collection[str]) -> None:
     """
     if seen.with_guide:
         _check_pair(seen.guide, seen.model, alone)
+    _check_plates([*seen.guide.messages.values(), *seen.model.messages.values()])
     if not (seen.model.discrete or seen.labels) and seen.roles == READ_ALL:
         raise no_discrete_site()
     _check_model(seen.model, seen.given, seen.with_guide)
+
+
+def _check_plates(messages: list[Messages]) -> None:
+    sizes: dict[str, int] = {}
+    for msg in messages:
+        for frame in msg["cond_indep_stack"]:
+            if frame.vectorized and sizes.setdefault(frame.name, frame.size) != frame.size:
+                raise two_plates(frame.name, sizes[frame.name], frame.size)
 
 
 def _check_pair(guide: Reader, model: Reader, alone: Collection[str]) -> None:

@@ -42,10 +42,21 @@ class _Minibatch(Messenger):
     def _pyro_sample(self, msg: Messages) -> None:
         if site_is_subsample(msg) and msg["name"] in self.rows:
             msg["value"] = self.rows[msg["name"]]
+            expected, found = len(msg["value"]), msg["fn"].subsample_size or msg["fn"].size
+            if found != expected:
+                raise two_plates(msg["name"], expected, found)
 
     def _pyro_post_sample(self, msg: Messages) -> None:
         if site_is_subsample(msg):
             self.rows.setdefault(msg["name"], msg["value"])
+
+
+def two_plates(name: str, size: int, other: int) -> ValueError:
+    """Return the error of plates of one name that have two sizes."""
+    return ValueError(
+        f"Expected plates of one name to have one size, in model and guide, but found '{name}' of {size} data and of "
+        f"{other}. Try another name for one of them."
+    )
 
 
 def bind(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Runs:
