@@ -1,4 +1,4 @@
-"""Stock `TraceGraph_ELBO` with a learned baseline for the cost of its discrete latents."""
+"""Stock `TraceGraph_ELBO` with a learned baseline for the cost of the latents that it scores."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, final
@@ -88,7 +88,7 @@ class NeuralBaseline(nn.Module):
 
 @final
 class BaselineELBO(LossOnlyELBO):
-    r"""Stock `TraceGraph_ELBO` with a baseline c(x) subtracted from the cost of the guide's discrete latents.
+    r"""Stock `TraceGraph_ELBO` with a baseline c(x) subtracted from the cost of the guide's latents without `rsample`.
 
     .. math::
 
@@ -159,7 +159,7 @@ class BaselineELBO(LossOnlyELBO):
 
 
 class _Baselined(NamedTuple):
-    """A discrete latent that gets a baseline."""
+    """A latent without `rsample` that gets a baseline."""
 
     batch_shape: Size
     dtype: torch.dtype  # of its costs
@@ -180,7 +180,7 @@ class _Labels(Messenger):
 
 @final
 class _BaselineMessenger(Messenger):
-    """Finds the discrete latents of a guide, and passes a baseline for each to `TraceGraph_ELBO`."""
+    """Finds the latents of a guide that are scored, and passes a baseline for each to `TraceGraph_ELBO`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,9 +192,10 @@ class _BaselineMessenger(Messenger):
     def _pyro_post_sample(self, msg: Messages) -> None:
         # Read it here, after the sample: the outer plate of particles has now expanded the site. Its shape is a tuple
         # if its logits depend on another sample.
-        site = None if msg["is_observed"] or not is_random(msg) else discrete(msg["fn"])
-        if site is not None:
-            self.sites.append(_Baselined(Size(msg["fn"].batch_shape), site.natural.dtype, msg["infer"]))
+        if is_random(msg) and not msg["is_observed"] and not msg["fn"].has_rsample:
+            found = discrete(msg["fn"])
+            dtype = msg["value"].dtype if found is None else found.natural.dtype
+            self.sites.append(_Baselined(Size(msg["fn"].batch_shape), dtype, msg["infer"]))
 
     def give(self, baseline: Tensor) -> int:
         """Give each of one or more sites the baseline of its data, and return their number.
@@ -207,7 +208,7 @@ class _BaselineMessenger(Messenger):
             of_each = baseline.expand(together)
         except RuntimeError as error:
             raise ValueError(
-                f"Expected a baseline for data of batch shape {tuple(together)}, that of the guide's discrete latents, "
+                f"Expected a baseline for data of batch shape {tuple(together)}, that of the guide's scored latents, "
                 f"but found one of shape {tuple(baseline.shape)}. Try baseline='running', which is one number."
             ) from error
         for site in self.sites:

@@ -196,6 +196,11 @@ def first_of(values: Tensor, batch_shape: Size, shape: Size) -> Tensor:
     return rows[(slice(None), *(slice(size) for size in shape))].reshape(len(values), -1)
 
 
+def above_others(costs: Tensor) -> Tensor:
+    """Subtract from the costs (P, ...) of each draw the mean of those of the others; a single one has no others."""
+    return costs if len(costs) == 1 else (costs - costs.mean(0)) * (len(costs) / (len(costs) - 1))
+
+
 class Layout(NamedTuple):
     """What a few small runs tell about a pair: its discrete latents, and where their codes are.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .draws import read_draws, scored
-from .factors import Codes, Layout, Reading, Site, summed_over
+from .factors import Codes, Layout, Reading, Site, above_others, summed_over
 from .joint import pieces, read_both, read_guide_once
 from .modes import without_trace
 from .runs import Runs
@@ -90,8 +90,7 @@ def drawn_kls(runs: Runs, layout: Layout, num_particles: int) -> dict[str, Laten
         ratio = own.expand(num_particles, layout.batch_size, -1)
         costs = summed_over(ratio.detach().movedim(-1, 1).flatten(0, 1), layout.batch_shape, draws.apart)
         costs = costs.reshape(num_particles, ratio.shape[-1], -1)  # (P, N, M)
-        others = (costs.sum(0) - costs) / (num_particles - 1)
-        surrogate = ((costs - others) * score).mean(0).sum(-1)  # (N,)
+        surrogate = (above_others(costs) * score).mean(0).sum(-1)  # (N,)
         value = ratio.mean(0).sum(0) + surrogate - surrogate.detach()
         found[name] = closed.get(name) or LatentKL(value, weight)
     return found

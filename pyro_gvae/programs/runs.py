@@ -41,10 +41,11 @@ class _Minibatch(Messenger):
 
     def _pyro_sample(self, msg: Messages) -> None:
         if site_is_subsample(msg) and msg["name"] in self.rows:
-            msg["value"] = self.rows[msg["name"]]
-            expected, found = len(msg["value"]), msg["fn"].subsample_size or msg["fn"].size
-            if found != expected:
-                raise two_plates(msg["name"], expected, found)
+            rows, given = self.rows[msg["name"]], msg["value"]
+            size = len(given) if given is not None else msg["fn"].subsample_size or msg["fn"].size
+            if size != len(rows):
+                raise two_plates(msg["name"], len(rows), size)
+            msg["value"] = rows
 
     def _pyro_post_sample(self, msg: Messages) -> None:
         if site_is_subsample(msg):

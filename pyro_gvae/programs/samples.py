@@ -18,7 +18,7 @@ from ..distributions.location_scale import noise_of, value_of
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.parameters import at_least_float32, gumbel_like
 from ..handlers.sites import Discrete, Kind
-from .factors import Layout, Reading
+from .factors import Layout, Reading, above_others
 from .runs import Runs
 from .statements import Draw, flat, latent_of, read_with
 
@@ -56,10 +56,13 @@ class Sample(NamedTuple):
         return {*self.codes, *self.scored}
 
     def score_function(self, costs: Tensor) -> Tensor:
-        """Return the surrogate of the scored continuous latents, for costs (R, B) of this sample: ()."""
-        costs = costs.detach()
+        """Return the surrogate of the scored continuous latents, for costs (R, B) of this sample: ().
+
+        Rows are independent draws, and the mean cost of the others is each one's baseline.
+        """
+        advantages = above_others(costs.detach())
         scores = [self.q.factors[name].unweighed() for name in self.values if name in self.scored]
-        return sum(((costs * log_q).mean(0).sum() for log_q in scores), costs.new_zeros(()))
+        return sum(((advantages * log_q).mean(0).sum() for log_q in scores), costs.new_zeros(()))
 
 
 def independent(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, None]:

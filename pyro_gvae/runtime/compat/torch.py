@@ -255,20 +255,10 @@ def without_repeats(tensor: Tensor, rank: int) -> Tensor:
     sizes = [1 if repeated else size for size, repeated in zip(tensor.shape, repeats, strict=True)]
     base = tensor._base
     if base is not None and torch.is_grad_enabled() and _is_view_for_autograd(tensor, base):
-        if _is_whole(base, sizes, tensor.stride()):  # the derivative of a view is one, too, and makes no tensor
-            return base.view(sizes)
-        return base.as_strided(sizes, tensor.stride(), tensor.storage_offset())
+        found = base.as_strided(sizes, tensor.stride(), tensor.storage_offset())
+        is_all = found.numel() == base.numel() and found.is_contiguous() and base.is_contiguous()
+        return base.view(sizes) if is_all else found  # the derivative of a plain view makes no tensor
     return tensor[tuple(map(slice, sizes))]
-
-
-def _is_whole(base: Tensor, sizes: Sequence[int], strides: Sequence[int]) -> bool:
-    """Return whether these sizes and strides are those of all of a contiguous tensor, in another shape."""
-    numel = 1
-    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
-        if size > 1 and stride != numel:
-            return False
-        numel *= size
-    return numel == base.numel() and base.is_contiguous()
 
 
 def _is_view_for_autograd(tensor: Tensor, base: Tensor) -> bool:
