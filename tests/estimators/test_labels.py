@@ -12,7 +12,6 @@ from table import COLUMNS, PER_SITE
 from pyro_gvae import enumerated, exact
 from pyro_gvae.elbos.free_bits import FreeBits
 from pyro_gvae.elbos.mean_field import MeanFieldELBO
-from pyro_gvae.estimators.claims import Objective
 from pyro_gvae.exact import Pair
 
 LABELS = torch.eye(2).double()[torch.arange(B) % 2]  # of two categories, as DisARM takes them
@@ -63,6 +62,10 @@ def stock_of_labels(made):
     return with_loss(stock, STYLE, DATA, LABELS)
 
 
+#: Those whose guide has another gradient than the ELBO's.
+OTHER_GUIDES = ("reweighted-wake-sleep", "tvo", "daps")
+
+
 @pytest.mark.parametrize("name", [name for name in COLUMNS if name != "exact-evidence"])
 def test_a_fully_labelled_batch_is_that_of_stock_pyro_between_others(name):
     made = COLUMNS[name].make("y")
@@ -70,7 +73,7 @@ def test_a_fully_labelled_batch_is_that_of_stock_pyro_between_others(name):
     pyro.set_rng_seed(0)
     for batch in ((DATA,), (DATA, LABELS), (DATA,), (DATA, LABELS)):
         found, expected = with_loss(elbo, (model, guide), *batch), stock_of_labels(made)
-        if made.objective is Objective.EVIDENCE_AND_INCLUSIVE_KL:  # whose guide has another gradient
+        if name in OTHER_GUIDES:
             found, expected = ({key: own[key] for key in ("loss", "w2")} for own in (found, expected))
         if len(batch) == 2:
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
