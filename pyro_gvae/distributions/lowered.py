@@ -23,8 +23,9 @@ from torch.nn import functional as F
 from ..runtime.compat.pyro import mask_of
 from ..runtime.compat.torch import parameters_of, validates, without_repeats
 from .bernoulli import Bernoulli, ContinuousBernoulli
-from .exponential_family import ExponentialFamily, full_precision, score_dtype
+from .exponential_family import full_precision, score_dtype
 from .observations import Gaussian
+from .poisson import base_score, centre_of, poisson_scores
 
 #: By their names, each (*batch, D) or, of D categoricals, (*batch, D, K).
 Parameters = dict[str, Tensor]
@@ -144,8 +145,8 @@ def _scores(statement: _Statement, value: Tensor) -> Tensor:
     x, kept = value.to(dtype), statement.kept
     with full_precision(x):
         if kept is None:
-            ours = _OURS[family](parameters) if family in _OURS else None
-            return _summed(_TERMS[family](parameters, x, counts)) if ours is None else ours.log_prob(x)
+            ours = _OURS[family](parameters, x) if family in _OURS else None
+            return _summed(_TERMS[family](parameters, x, counts)) if ours is None else ours
         is_kept = kept.unsqueeze(-1) if statement.family.event_shape else kept
         present = torch.where(is_kept, x, x.new_zeros(()))  # what is missing may be no number
         return _summed(_without(_TERMS[family](parameters, present, counts), kept))
@@ -237,12 +238,10 @@ def _exponential(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _T
 
 
 def _poisson(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
-    rate, info = parameters["rate"], torch.finfo(x.dtype)
-    centre = _centre(x).clamp_min(0.5)
-    # A rate of 0 makes 0 certain and the rest infinitely improbable: 0 times infinity would be no number.
-    log_rate = torch.where(rate > 0, rate.clamp_min(info.tiny).log(), rate.new_full((), info.min))
-    base = x * centre.log() - centre - torch.lgamma(x + 1)
-    return _Terms((log_rate - centre.log(),), (x,), centre - rate, base)
+    rate, centre = parameters["rate"], centre_of(x)
+    positive = torch.where(rate > 0, rate, 1.0)  # the derivative of a logarithm at 0 is no number, if multiplied by 0
+    log_rate = torch.where(rate > 0, positive.log(), torch.finfo(rate.dtype).min)
+    return _Terms((log_rate - centre.log(),), (x,), centre - rate, base_score(x, centre))
 
 
 def _normal(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
@@ -266,17 +265,32 @@ _TERMS: dict[type, Callable[[Parameters, Tensor, Tensor | None], _Terms]] = {
 }
 
 
-def _gaussian(parameters: Parameters) -> ExponentialFamily | None:
-    """The family with one scale for all codes."""
+def _our_normal(parameters: Parameters, x: Tensor) -> Tensor | None:
+    """With one scale for all codes."""
     scale = parameters["scale"]
     if scale.shape[:-1].numel() > 1:
         return None
-    return Gaussian(parameters["loc"], scale.reshape(scale.shape[-1]), validate_args=False)
+    return Gaussian(parameters["loc"], scale.reshape(scale.shape[-1]), validate_args=False).log_prob(x)
 
 
-#: Those which are ours by another name, whose derivatives take fewer operations.
-_OURS: dict[type, Callable[[Parameters], ExponentialFamily | None]] = {
-    dist.Bernoulli: lambda parameters: Bernoulli(_logits(parameters), validate_args=False),
-    dist.ContinuousBernoulli: lambda parameters: ContinuousBernoulli(_logits(parameters), validate_args=False),
-    dist.Normal: _gaussian,
+def _our_poisson(parameters: Parameters, x: Tensor) -> Tensor | None:
+    """With codes and data in one dimension each."""
+    rate = parameters["rate"]
+    return poisson_scores(rate.squeeze(-2), x) if x.dim() == 2 and rate.dim() > 1 and rate.shape[-2] == 1 else None
+
+
+def _our_bernoulli(parameters: Parameters, x: Tensor) -> Tensor:
+    return Bernoulli(_logits(parameters), validate_args=False).log_prob(x)
+
+
+def _our_continuous_bernoulli(parameters: Parameters, x: Tensor) -> Tensor:
+    return ContinuousBernoulli(_logits(parameters), validate_args=False).log_prob(x)
+
+
+#: Scores with a derivative that takes fewer operations; None where the terms have other dimensions.
+_OURS: dict[type, Callable[[Parameters, Tensor], Tensor | None]] = {
+    dist.Bernoulli: _our_bernoulli,
+    dist.ContinuousBernoulli: _our_continuous_bernoulli,
+    dist.Normal: _our_normal,
+    dist.Poisson: _our_poisson,
 }

@@ -17,7 +17,7 @@ from ..programs.kept import Kept
 from ..programs.kls import LatentKL, closed_kls, closed_sites, drawn_kls, summed_kls
 from ..programs.latents import TooManyCodesError
 from ..programs.layout import lay_out
-from ..programs.look import look
+from ..programs.look import Look, look
 from ..programs.modes import without_trace
 from ..programs.runs import Runs, bind
 from ..programs.tensor_elbo import TensorELBO, recordable
@@ -84,7 +84,7 @@ class FreeBits(TensorELBO):
             raise ValueError("Expected a loss with a KL to leave free, but found the log-evidence. Try ExactELBO.")
         self.elbo = elbo
         self.nats = dict(nats) if isinstance(nats, Mapping) else float(nats)
-        self._ways: Kept[Way] = Kept()
+        self._ways: Kept[tuple[Way, frozenset[str]]] = Kept()
 
     @property
     def own(self) -> nn.Module | None:
@@ -137,20 +137,28 @@ class FreeBits(TensorELBO):
     def _penalty(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Return the sum of B max(lambda - KL_n, 0) over all latents, shape ()."""
         runs = bind(model, guide, *args, **kwargs)
-        kls = self._way(runs, model, guide, args, kwargs)(runs)
-        self._check_names(kls)
+        way, labels = self._way(runs, model, guide, args, kwargs)
+        kls = way(runs)
+        self._check_names(kls, labels)
         terms = []
         for name, kl in kls.items():
             mean = kl.value / kl.weight.clamp_min(torch.finfo(kl.value.dtype).tiny)  # a weight of 0 is allowed
             terms.append(kl.weight * (self._threshold(name) - mean).clamp_min(0).sum())
-        return functools.reduce(torch.add, terms)
+        return functools.reduce(torch.add, terms) if terms else torch.zeros(())
 
-    def _way(self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way:
-        """Return how the KLs are computed, which a few small runs find out; kept for arguments of equal shapes."""
+    def _way(
+        self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Way, frozenset[str]]:
+        """Return how the KLs are computed, which a few small runs find out, and which discrete sites are observed.
+
+        Both are kept for arguments of equal shapes.
+        """
         return self._ways.find((model, guide), args, kwargs, partial(_find, runs))
 
-    def _check_names(self, known: Iterable[str]) -> None:
-        unknown = [] if isinstance(self.nats, float) else [name for name in self.nats if name not in known]
+    def _check_names(self, known: Iterable[str], labels: frozenset[str]) -> None:
+        """Refuse names of no latent; one that this batch observes is a latent of another one."""
+        names = [] if isinstance(self.nats, float) else self.nats.keys() - labels
+        unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(
                 f"Expected free nats of the latents {', '.join(known)}, but found '{unknown[0]}'. Try one number for "
@@ -161,9 +169,13 @@ class FreeBits(TensorELBO):
         return self.nats if isinstance(self.nats, float) else self.nats.get(name, 0.0)
 
 
-def _find(runs: Runs) -> Way:
-    """Find out how the KLs of a pair are computed."""
+def _find(runs: Runs) -> tuple[Way, frozenset[str]]:
+    """Find out how the KLs of a pair are computed, and which discrete sites are observed."""
     seen = look(runs)
+    return _find_way(runs, seen), frozenset(seen.labels)
+
+
+def _find_way(runs: Runs, seen: Look) -> Way:
     if seen.needs_axes:
         try:
             chains = lay_out_chains(runs, seen)

@@ -103,7 +103,7 @@ def all_particles(runs: Runs, chains: Chains, num_particles: int, at_once: int) 
 def _read_all(particles: Particles) -> None:
     """Run both programs with one draw of all latents of the guide, and with one for each code."""
     values = _draw(particles.runs)
-    read_given(particles.runs.model, particles.chains.nesting, values)
+    read_given(particles.runs.model, particles.chains.nesting, values, particles.chains.reach)
     particles.chains.read(particles.runs)
 
 
@@ -147,7 +147,10 @@ def _weights(particles: Particles, drawn: Collection[str]) -> Weights:
     cells = particles.chains._replace(shared=particles.chains.cells)
     values = _draw(particles.runs)
     given = {name: values[name] for name in drawn}
-    q, p = (read_given(program, cells.nesting, given) for program in (particles.runs.guide, particles.runs.model))
+    q, p = (
+        read_given(program, cells.nesting, given, cells.reach)
+        for program in (particles.runs.guide, particles.runs.model)
+    )
     scale = common_scale([term.scale for term in _terms(q, p)])
     log_weights = _log_sum(p, cells) - (_log_sum(q, cells) if _terms(q) else 0.0)
     return Weights(particles.rows(log_weights).reshape(particles.size or 1, -1), float(scale))

@@ -52,13 +52,13 @@ def samples(runs: Runs, chains: Chains, num_samples: int) -> dict[str, Tensor]:
 
 def best_given(runs: Runs, chains: Chains, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the most probable codes of latents that the guide lacks, given values of the others."""
-    p = read_given(runs.model, chains.nesting, values)
+    p = read_given(runs.model, chains.nesting, values, chains.reach)
     return _codes(chains, _derivatives(p, chains, _highest).chosen)
 
 
 def sample_given(runs: Runs, chains: Chains, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Draw codes of latents that the guide lacks, given values of the others."""
-    p = read_given(runs.model, chains.nesting, values)
+    p = read_given(runs.model, chains.nesting, values, chains.reach)
     return _codes(chains, _derivatives(p, chains, _drawn).chosen)
 
 

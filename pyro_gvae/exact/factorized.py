@@ -20,6 +20,7 @@ from ..runtime.memory import in_words, memory_limit
 from . import factorized_chains
 from .nested import nested_marginals
 from .plan import PerLatent, Plan, per_latent, plan_sum
+from .posteriors import check_latents
 
 
 class MeanField(NamedTuple):
@@ -88,6 +89,7 @@ def mean_field(
     plan = plan_sum(runs, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains):
         return _of_chains(runs, plan, max_sweeps=max_sweeps, tolerance=tolerance)
+    check_latents(plan)
     tables, scale = _tables(runs.model, plan, max_memory)
     if plan.layout.is_shared:
         update = partial(shared_sweep, tables=tables, plan=plan)

@@ -24,15 +24,12 @@ from ..runtime.compat.enumeration import axes_in_reach, bring_into_reach, enumer
 from ..runtime.compat.pyro import is_intervened_on, is_random
 from .axes import Axis, term_of
 from .latents import Latent, TooManyCodesError
+from .reach import Behind, Reach
 from .statements import Draw, drawn_once, latent_of
 from .terms import Reading, mask_of_site, score, site_of, weight_of
 
 #: Numbers that a draw of a continuous latent may take.
 MOST_DRAWN = 2**24
-
-
-#: For a latent of the guide, those that the model reaches together with it.
-Beside = Mapping[str, frozenset[str]]
 
 
 class Given(NamedTuple):
@@ -47,20 +44,21 @@ class Given(NamedTuple):
 class Enumerator(OneHotMessenger):
     """Gives the discrete latents of a program all of their values, and the continuous ones a draw or a given value."""
 
-    def __init__(self, draw: Draw, given: Mapping[str, Given], beside: Beside) -> None:
+    def __init__(self, draw: Draw, given: Mapping[str, Given], reach: Reach) -> None:
         super().__init__()
         self.draw = draw
         self.given = given
-        self.beside = beside
+        self.reach = reach
         self.discrete: dict[str, Discrete] = {}
         self.messages: dict[str, Messages] = {}
         self._values: dict[Any, Tensor] = {}  # of latents of a shape, (S, *event_shape)
+        self._behind = Behind(reach.behind, self.all_axes)
 
     @override
     def declare(self, msg: Messages, site: Discrete) -> None:
         """Let Pyro enumerate the numbers of a latent's values."""
         self.discrete[msg["name"]] = site
-        for other in self.beside.get(msg["name"], ()):
+        for other in self.reach.beside.get(msg["name"], ()):
             if other in self.messages:
                 bring_into_reach(msg, self.messages[other])
         num_codes = latent_of(msg["name"], site).num_codes
@@ -68,6 +66,8 @@ class Enumerator(OneHotMessenger):
         msg["infer"]["enumerate"] = "parallel"
 
     def _pyro_sample(self, msg: Messages) -> None:
+        if is_random(msg):
+            self._behind.begin(msg, self.messages)
         is_latent = not msg["is_observed"] and msg["value"] is None and is_random(msg) and not is_intervened_on(msg)
         if msg["done"] or not is_latent or not self.decides(msg["name"]):
             return
@@ -96,6 +96,7 @@ class Enumerator(OneHotMessenger):
         self.messages[name] = msg
         if name in self.discrete and name not in self.given:
             msg["value"] = self._value(latent_of(name, self.discrete[name]), enumerated_dim(msg))
+        self._behind.done(msg)
 
     def _value(self, latent: Latent, dim: int | None) -> Tensor:
         """Return all values of a latent along a dimension, in place of their numbers."""
@@ -116,6 +117,13 @@ class Enumerator(OneHotMessenger):
         msg = self.messages[name]
         batch = msg["value"].shape[: msg["value"].dim() - self._event_dim(name)]
         return {dim: one for dim, one in axes_in_reach(msg).items() if -dim <= len(batch) and batch[dim] > 1}
+
+    def all_axes(self, name: str) -> dict[int, int]:
+        """Return the same, with a discrete latent's own dimension also if it has one value."""
+        axes = self.value_axes(name)
+        if name in self.discrete:
+            axes[self.own_dim(name)] = axes_in_reach(self.messages[name])[self.own_dim(name)]
+        return axes
 
     def own_dim(self, name: str) -> int:
         """Return the dimension of a discrete latent's values."""
@@ -154,7 +162,7 @@ class Both(NamedTuple):
     p: Reading
 
 
-def read_axes(model: Run, guide: Run | None, nesting: int, draw: Draw, beside: Beside) -> Both:
+def read_axes(model: Run, guide: Run | None, nesting: int, draw: Draw, reach: Reach) -> Both:
     """Run both programs, or the model alone, with an axis for every discrete latent.
 
     Args:
@@ -162,54 +170,52 @@ def read_axes(model: Run, guide: Run | None, nesting: int, draw: Draw, beside: B
         guide: the guide, or None if all latents of the model are to be enumerated.
         nesting: the number of batch dimensions that plates take.
         draw: the value of a continuous latent of the guide.
-        beside: for a latent of the guide, those that the model reaches together with it.
+        reach: what statements reach beyond what `pyro.markov` says.
 
     Raises:
         ValueError: if a latent of the guide has the dimension of another that the model reaches, or a statement a
             dimension that is neither that of a plate nor of a latent in reach.
     """
-    q, p = enumerate_both(model, guide, nesting, draw, beside)
+    q, p = enumerate_both(model, guide, nesting, draw, reach)
     check_reach(p)
     axes = q.enumerated()
     found = _reading(q, axes, nesting) if guide is not None else Reading({}, {}, {})
     return Both(found, _reading(p, axes | p.enumerated(), nesting))
 
 
-def read_given(program: Run, nesting: int, values: Mapping[str, Tensor]) -> Reading:
+def read_given(program: Run, nesting: int, values: Mapping[str, Tensor], reach: Reach) -> Reading:
     """Run one program with values of some latents, and an axis for every other discrete one.
 
     Args:
         program: the program with its data bound.
         nesting: the number of batch dimensions that plates take.
         values: one value of each of the other latents, which has the dimensions of plates alone.
+        reach: what statements reach beyond what `pyro.markov` says.
 
     Raises:
         ValueError: as :func:`read_axes`.
     """
-    found = Enumerator(
-        drawn_once({}, frozenset()), {name: Given(value, {}, None) for name, value in values.items()}, {}
-    )
+    given = {name: Given(value, {}, None) for name, value in values.items()}
+    found = Enumerator(drawn_once({}, frozenset()), given, reach._replace(beside={}))
     with EnumMessenger(first_available_dim=-1 - nesting):
         _run(found, program, None)
     return _reading(found, found.enumerated(), nesting)
 
 
 def enumerate_both(
-    model: Run, guide: Run | None, nesting: int, draw: Draw, beside: Beside, inside: Messenger | None = None
+    model: Run, guide: Run | None, nesting: int, draw: Draw, reach: Reach, inside: Messenger | None = None
 ) -> tuple[Enumerator, Enumerator]:
     """Run both programs as :func:`read_axes`; `inside` is one more handler, the innermost."""
-    q = Enumerator(draw, {}, beside)
+    q = Enumerator(draw, {}, reach)
     with EnumMessenger(first_available_dim=-1 - nesting):
         if guide is not None:
             _run(q, guide, inside)
     given = {}
     for name, msg in q.messages.items():
-        axes, dim = q.value_axes(name), q.own_dim(name) if name in q.discrete else None
-        if dim is not None:
-            axes[dim] = axes_in_reach(msg)[dim]  # also of a latent of one value
-        given[name] = Given(msg["value"], axes, dim)
+        axes = q.all_axes(name)
+        given[name] = Given(msg["value"], axes, q.own_dim(name) if name in q.discrete else None)
         leave_dims(min(axes, default=0))
-    p = Enumerator(draw, given, {})
+    p = Enumerator(draw, given, reach._replace(beside={}))
     with EnumMessenger():  # goes on where the guide's has ended
         _run(p, model, inside)
     return q, p

@@ -196,6 +196,11 @@ def first_of(values: Tensor, batch_shape: Size, shape: Size) -> Tensor:
     return rows[(slice(None), *(slice(size) for size in shape))].reshape(len(values), -1)
 
 
+def above_others(costs: Tensor) -> Tensor:
+    """Subtract from the costs (P, ...) of each draw the mean of those of the others; a single one has no others."""
+    return costs if len(costs) == 1 else (costs - costs.mean(0)) * (len(costs) / (len(costs) - 1))
+
+
 class Layout(NamedTuple):
     """What a few small runs tell about a pair: its discrete latents, and where their codes are.
 
@@ -211,6 +216,7 @@ class Layout(NamedTuple):
         guide_depends: whether what the guide says of one latent depends on the codes of another.
         has_continuous: whether the guide has continuous latents.
         roles: which latents are read or scored.
+        labels: the discrete statements that the model observes.
         analytic: the latents besides whose KL is in closed form.
     """
 
@@ -227,6 +233,7 @@ class Layout(NamedTuple):
     guide_depends: bool
     has_continuous: bool
     roles: Roles = READ_ALL
+    labels: frozenset[str] = frozenset()
     analytic: frozenset[str] = frozenset()
 
     @property
@@ -242,7 +249,7 @@ class Layout(NamedTuple):
     @property
     def evidence_shape(self) -> Size:
         """Of log p(x): one number for each value of the latents that most data share."""
-        return min(self.site_shapes.values(), key=len)
+        return min(self.site_shapes.values(), key=len, default=self.batch_shape)
 
     @property
     def is_shared(self) -> bool:
@@ -269,7 +276,7 @@ class Layout(NamedTuple):
 def apart(layout: Layout, *readings: Reading) -> Size:
     """Return the batch shape of all discrete latents, with 1 where data share a statement of these readings."""
     shapes = [statement.own_shape for reading in readings for statement in reading.statements()]
-    return Size(map(min, zip(*shapes, strict=True))) if layout.batch_shape else Size()
+    return Size(map(min, zip(layout.batch_shape, *shapes, strict=True)))
 
 
 def common_scale(scales: Sequence[float | Tensor]) -> float | Tensor:

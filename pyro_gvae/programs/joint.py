@@ -15,7 +15,7 @@ from torch.distributions import kl_divergence
 from ..handlers.sites import Run
 from .draws import Score
 from .factors import Codes, Factor, Layout, Reading, Site, apart, common_scale, first_of, summed_over
-from .layout import is_continuous
+from .look import is_continuous
 from .runs import Runs
 from .statements import read
 
@@ -271,11 +271,10 @@ def _log_density(layout: Layout, codes: Codes, found: Reading, scale: float | Te
                 f"'{name}', which several data share, so that no datum has a table of codes of its own. Try "
                 "exact.log_evidence, which sums nested plates from the innermost, or importance_weighted."
             )
-    priors = _add([site.score(codes) for site in found.sites.values()])
-    if not found.factors:
-        return priors.expand(_count(codes), layout.batch_size)
-    table = _add([factor.log_prob for factor in found.factors.values()])
-    return table.expand(_count(codes), -1) / scale + priors
+    parts = [site.score(codes) for site in found.sites.values()]
+    if found.factors:
+        parts.append(_add([factor.log_prob for factor in found.factors.values()]) / scale)
+    return _add(parts).expand(_count(codes), layout.batch_size)
 
 
 def _refuse_continuous(found: Reading) -> None:

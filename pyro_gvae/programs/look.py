@@ -1,17 +1,18 @@
-"""A first look at a pair, by one run of each program on one code: its latents, and how they are summed."""
+"""A first look at a pair, by one run of each program on one code: its latents, how they are summed, and refusals."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..handlers.sites import Run, Sites
+from ..handlers.one_hot_messenger import in_model_alone, no_discrete_site
+from ..handlers.sites import Messages, Run, Sites, kind_of
 from ..runtime.compat.enumeration import in_markov
 from .latents import READ_ALL, Roles
 from .modes import without_trace
-from .runs import Runs
+from .runs import Runs, two_plates
 from .statements import Draw, Reader, first_shared_value, first_value, latent_of
 
 
@@ -23,6 +24,12 @@ class Look(NamedTuple):
     given: dict[str, Tensor]  # continuous latents of the guide
     with_guide: bool
     roles: Roles
+
+    @property
+    def labels(self) -> dict[str, Messages]:
+        """The discrete statements that the model observes."""
+        messages = self.model.messages.items()
+        return {name: msg for name, msg in messages if msg["is_observed"] and kind_of(msg["fn"]) is not None}
 
     @property
     def needs_axes(self) -> bool:
@@ -85,3 +92,83 @@ def any_draw(given: Mapping[str, Tensor]) -> Draw:
         return value
 
     return draw
+
+
+def check(seen: Look, alone: Collection[str]) -> None:
+    """Refuse pairs whose latents do not fit together.
+
+    Args:
+        seen: what a first look has shown.
+        alone: discrete latents that the guide need not have.
+    """
+    if seen.with_guide:
+        _check_pair(seen.guide, seen.model, alone)
+    _check_plates([*seen.guide.messages.values(), *seen.model.messages.values()])
+    if not (seen.model.discrete or seen.labels) and seen.roles == READ_ALL:
+        raise no_discrete_site()
+    _check_model(seen.model, seen.given, seen.with_guide)
+
+
+def _check_plates(messages: list[Messages]) -> None:
+    sizes: dict[str, int] = {}
+    for msg in messages:
+        for frame in msg["cond_indep_stack"]:
+            if frame.vectorized and sizes.setdefault(frame.name, frame.size) != frame.size:
+                raise two_plates(frame.name, sizes[frame.name], frame.size)
+
+
+def _check_pair(guide: Reader, model: Reader, alone: Collection[str]) -> None:
+    for name, msg in guide.messages.items():
+        if msg["is_observed"]:
+            raise ValueError(f"Expected the guide to observe nothing, but found '{name}' observed in it.")
+        if name not in model.messages and not msg["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"Expected the latents of the guide to have the same name in the model, but found '{name}' in the "
+                'guide alone. Try infer={"is_auxiliary": True} if it is meant to be.'
+            )
+    for name, found in model.discrete.items():
+        if name in alone:
+            continue
+        if name not in guide.discrete:
+            raise in_model_alone(name)
+        expected, own = latent_of(name, found), latent_of(name, guide.discrete[name])
+        same = (expected.kind, expected.shape, expected.num_categories) == (own.kind, own.shape, own.num_categories)
+        if not same or found.batch_shape != guide.discrete[name].batch_shape:
+            raise ValueError(
+                f"Expected model and guide to have codes of the same shape, but found "
+                f"{expected.num_latents} {expected.kind.value} of {expected.num_categories} categories with batch "
+                f"shape {tuple(found.batch_shape)} in the model and {own.num_latents} {own.kind.value} of "
+                f"{own.num_categories} with {tuple(guide.discrete[name].batch_shape)} in the guide at '{name}'."
+            )
+
+
+def _check_model(model: Reader, given: Mapping[str, Tensor], with_guide: bool) -> None:
+    if all(name in model.discrete for name in model.messages):
+        found = ", ".join(f"'{name}'" for name in model.discrete)
+        raise ValueError(f"Expected the model to observe data, but found no statement but the latent {found}.")
+    drawn = [name for name in model.continuous() if name not in given]
+    if drawn and with_guide:
+        raise ValueError(
+            f"Expected the guide to have all continuous latents of the model, but found '{drawn[0]}' in the model "
+            "alone. Try to add it to the guide, or to condition on it."
+        )
+    if drawn:
+        raise is_continuous(drawn[0])
+
+
+def is_continuous(name: str) -> ValueError:
+    """Return the error of an evidence that is asked of a model with a continuous latent."""
+    return ValueError(
+        f"Expected a model whose latents are all discrete, but found '{name}', over which no sum can be taken. Try "
+        "exact.elbo, which draws it, the collapsed importance-weighted bound "
+        "(pyro_gvae.evaluate.collapsed.collapsed_importance_weighted), or to condition on it."
+    )
+
+
+def mixes_data(name: str, other: str, plates: frozenset[str]) -> ValueError:
+    """Return the error of a statement outside of the plates of a latent that it depends on."""
+    return ValueError(
+        f"Expected every statement that depends on '{other}' to be inside of its plate(s) {sorted(plates)}, but found "
+        f"'{name}' outside of them: it belongs to no single datum, and the sum would be over the codes of all data at "
+        "once. Try to move it into the plate, or, for a plate of latents, one site with .to_event(1)."
+    )

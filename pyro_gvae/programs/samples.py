@@ -18,7 +18,7 @@ from ..distributions.location_scale import noise_of, value_of
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.parameters import at_least_float32, gumbel_like
 from ..handlers.sites import Discrete, Kind
-from .factors import Layout, Reading
+from .factors import Layout, Reading, above_others
 from .runs import Runs
 from .statements import Draw, flat, latent_of, read_with
 
@@ -56,10 +56,13 @@ class Sample(NamedTuple):
         return {*self.codes, *self.scored}
 
     def score_function(self, costs: Tensor) -> Tensor:
-        """Return the surrogate of the scored continuous latents, for costs (R, B) of this sample: ()."""
-        costs = costs.detach()
+        """Return the surrogate of the scored continuous latents, for costs (R, B) of this sample: ().
+
+        Rows are independent draws, and the mean cost of the others is each one's baseline.
+        """
+        advantages = above_others(costs.detach())
         scores = [self.q.factors[name].unweighed() for name in self.values if name in self.scored]
-        return sum(((costs * log_q).mean(0).sum() for log_q in scores), costs.new_zeros(()))
+        return sum(((advantages * log_q).mean(0).sum() for log_q in scores), costs.new_zeros(()))
 
 
 def independent(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, None]:
@@ -207,7 +210,7 @@ def _replaced(layout: Layout, base: Sample, change: Change) -> Sample:
 
 def read_values(runs: Runs, layout: Layout, values: dict[str, Tensor]) -> Reading:
     """Run the model on values (R, *plates, *event_shape) of every latent."""
-    num_rows = len(next(iter(values.values())))
+    num_rows = len(next(iter(values.values()))) if values else 1  # without latents, all rows would be the same
     if layout.obstacle is not None and num_rows > 1:
         each = [{name: value[row : row + 1] for name, value in values.items()} for row in range(num_rows)]
         return Reading.stacked([read_values(runs, layout, one) for one in each])
