@@ -58,6 +58,11 @@ class TopCodes:
         return total
 
     @property
+    def num_categories(self) -> list[int]:
+        """K of each digit of a code."""
+        return [latent.num_categories for latent in self._latents for _ in range(latent.num_latents)]
+
+    @property
     def drawn(self) -> frozenset[str]:
         """Latents that are drawn for each code."""
         return frozenset(self.base.values) - self.kept - frozenset(self.names)
@@ -88,7 +93,7 @@ class TopCodes:
         The latents of the base that depend on no code are kept, the others are drawn. Rows are ordered by those of the
         base: (G R, B).
         """
-        codes = self._codes(digits)
+        codes = self.codes(digits)
         rows = torch.arange(self.num_rows, device=digits.device).repeat_interleave(len(digits))  # (G R,)
         base = self.base
         if not self.layout.guide_depends:  # nothing is drawn again
@@ -115,6 +120,16 @@ class TopCodes:
         )
         return found._replace(scored=found.scored | (base.scored & self.kept))
 
+    def codes(self, digits: Tensor) -> dict[str, Tensor]:
+        """Return digits (R, G B, n) of the first latents as one-hots (G R, B, N, K) of all; others have digits 0."""
+        number = sum(latent.num_latents for latent in self._latents)
+        missing = digits.new_zeros(*digits.shape[:2], number - digits.shape[-1])
+        batch_size = self.layout.batch_size
+        rows = torch.cat([digits, missing], -1).reshape(len(digits), self.num_rows, batch_size, number)
+        rows = rows.movedim(1, 0).reshape(len(digits) * self.num_rows, batch_size, number)  # (G R, B, n)
+        parts = rows.split([latent.num_latents for latent in self._latents], -1)
+        return {latent.name: self._one_hots(latent, part) for latent, part in zip(self._latents, parts, strict=True)}
+
     def by_case(self, values: Tensor) -> Tensor:
         """Arrange what is said of rows of a sample, (G R, B), as codes of each case: (R, G B)."""
         rows = values.reshape(self.num_rows, -1, self.layout.batch_size).movedim(1, 0)
@@ -129,16 +144,6 @@ class TopCodes:
         log_probs = self.sample(digits).q.sites[name].rows()  # (G R, B, N, K)
         log_probs = log_probs.reshape(self.num_rows, len(digits), *log_probs.shape[1:])
         return log_probs.movedim(1, 0).reshape(len(digits), cases, *log_probs.shape[-2:])
-
-    def _codes(self, digits: Tensor) -> dict[str, Tensor]:
-        """Return digits (R, G B, n) of the first latents as one-hots (G R, B, N, K) of all; others have digits 0."""
-        number = sum(latent.num_latents for latent in self._latents)
-        missing = digits.new_zeros(*digits.shape[:2], number - digits.shape[-1])
-        batch_size = self.layout.batch_size
-        rows = torch.cat([digits, missing], -1).reshape(len(digits), self.num_rows, batch_size, number)
-        rows = rows.movedim(1, 0).reshape(len(digits) * self.num_rows, batch_size, number)  # (G R, B, n)
-        parts = rows.split([latent.num_latents for latent in self._latents], -1)
-        return {latent.name: self._one_hots(latent, part) for latent, part in zip(self._latents, parts, strict=True)}
 
     def _one_hots(self, latent: Latent, digits: Tensor) -> Tensor:
         return one_hot(digits, latent.num_categories).to(self.base.codes[latent.name].dtype)
