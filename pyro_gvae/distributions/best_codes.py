@@ -38,10 +38,9 @@ def no_digits(batch_size: int, device: torch.device) -> Best:
 def extend(best: Best, log_probs: Tensor, count: int) -> Best:
     r"""Append N digits to each code, and keep the C most probable results for each datum.
 
-    The C best prefixes and the K categories of the next digit give C K candidates, of which the best C are kept: O(N C
-    K) numbers in all. If digits are independent, no better code is lost, since each prefix of one of the C best codes
-    is one of the C best prefixes. If they are not, this is a beam search: codes are distinct and probable, but perhaps
-    not the very best.
+    The C best prefixes and the K categories of the next digit give C K candidates, of which the best C are kept. If
+    digits are independent, no better code is lost, since each prefix of one of the C best codes is one of the C best
+    prefixes. If they are not, this is a beam search: codes are distinct and probable, but perhaps not the very best.
 
     Args:
         best: the codes so far, (C, B, n) digits.
@@ -57,21 +56,36 @@ def extend(best: Best, log_probs: Tensor, count: int) -> Best:
         >>> best.digits[:, 0].tolist(), best.log_q[:, 0].exp()
         ([[1, 0], [0, 0], [1, 1]], tensor([0.5400, 0.3600, 0.0600], dtype=torch.float64))
     """
-    _, batch_size, _ = best.digits.shape
-    log_probs = log_probs.double()
+    _, batch_size, num_digits = best.digits.shape
     num_latents, num_categories = log_probs.shape[-2:]
+    # The i-th best category of a digit can belong to the C best results only of the C / i best prefixes.
+    ranked = log_probs.double().sort(-1, descending=True)
     rows = torch.arange(len(log_probs), device=log_probs.device).expand(batch_size, -1)  # of log_probs, (B, 1 or C)
-    rows = rows.expand(-1, len(best.digits)).T  # (C, B)
-    data = torch.arange(batch_size, device=log_probs.device)
+    log_q, rows = best.log_q.T, rows.expand(-1, len(best.digits))  # (B, C)
+    data = torch.arange(batch_size, device=log_probs.device).unsqueeze(-1)
     columns = data if log_probs.shape[1] > 1 else torch.zeros_like(data)
+    steps = []
     for n in range(num_latents):
-        candidates = best.log_q.unsqueeze(-1) + log_probs[rows, columns, n]  # (C, B, K)
-        flat = candidates.movedim(0, 1).reshape(batch_size, -1)  # (B, C K)
-        log_q, chosen = flat.topk(min(count, flat.shape[-1]), -1)  # (B, C')
-        parents, category = (chosen // num_categories).T, (chosen % num_categories).T  # (C', B)
-        digits = torch.cat([best.digits[parents, data], category.unsqueeze(-1)], -1)
-        best, rows = Best(digits, log_q.T), rows[parents, data]
-    return best
+        prefix, rank = _few_pairs(log_q.shape[-1], num_categories, count, log_probs.device)
+        candidates = log_q[:, prefix] + ranked.values[rows[:, prefix], columns, n, rank]
+        log_q, chosen = candidates.topk(min(count, candidates.shape[-1]), -1)  # (B, C')
+        parents = prefix[chosen]
+        rows = rows.gather(-1, parents)
+        steps.append((parents, ranked.indices[rows, columns, n, rank[chosen]]))
+    found = []
+    places = torch.arange(log_q.shape[-1], device=log_probs.device).expand(batch_size, -1)
+    for parents, category in reversed(steps):  # which prefix was whose is known from the last digit to the first
+        found.append(category.gather(-1, places))
+        places = parents.gather(-1, places)
+    first = best.digits.movedim(1, 0).gather(1, places.unsqueeze(-1).expand(-1, -1, num_digits))
+    return Best(torch.cat([first, torch.stack(found[::-1], -1)], -1).movedim(1, 0), log_q.T)
+
+
+def _few_pairs(num_prefixes: int, num_categories: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the pairs of ranks of prefix and category that may be among the `count` best, two tensors (pairs,)."""
+    pairs = [(i, j) for i in range(num_prefixes) for j in range(num_categories) if (i + 1) * (j + 1) <= count]
+    prefix, rank = torch.tensor(pairs, device=device).T
+    return prefix, rank
 
 
 @final
@@ -80,15 +94,14 @@ class Others(NamedTuple):
 
     digits: Tensor  # (P, B, n), integers
     log_q: Tensor  # (P, B): of these digits under q itself, float64
-    same: Tensor  # (P, B, C): which of the best codes begin with these digits
+    node: Tensor  # (P, B): the first of the best codes that begins with these digits; C if none does
 
 
 def no_others(best: Best, num_particles: int) -> Others:
     """Return samples that have no digits yet."""
-    count, batch_size, _ = best.digits.shape
+    _, batch_size, _ = best.digits.shape
     digits = best.digits.new_zeros(num_particles, batch_size, 0)
-    same = torch.ones(num_particles, batch_size, count, dtype=torch.bool, device=digits.device)
-    return Others(digits, best.log_q.new_zeros(num_particles, batch_size), same)
+    return Others(digits, best.log_q.new_zeros(num_particles, batch_size), digits.new_zeros(num_particles, batch_size))
 
 
 def draw_others(others: Others, best: Best, log_probs: Tensor) -> Others:
@@ -113,24 +126,54 @@ def draw_others(others: Others, best: Best, log_probs: Tensor) -> Others:
                 [0, 1]])
     """
     log_probs = log_probs.double()
-    weights_of_best = best.log_q.exp().T  # (B, C)
-    places = torch.arange(log_probs.shape[-1], device=log_probs.device)
-    is_last = others.digits.shape[-1] + log_probs.shape[-2] == best.digits.shape[-1]
-    for n in range(log_probs.shape[-2]):
-        place = others.digits.shape[-1]
-        of_best = best.digits[..., place].T.unsqueeze(-1) == places  # (B, C, K)
-        own = others.log_q.unsqueeze(-1) + log_probs[:, :, n]  # (P, B, K)
-        taken = torch.einsum("pbc,bck->pbk", others.same * weights_of_best, of_best.to(own.dtype))
-        left = (own.exp() - taken).clamp_min(0.0)
-        if is_last and n == log_probs.shape[-2] - 1:  # rounding must not let one of the best be drawn
-            found = torch.einsum(
-                "pbc,bck->pbk", (others.same & (weights_of_best > 0)).to(own.dtype), of_best.to(own.dtype)
-            )
-            left = left.masked_fill(found > 0, 0.0)
+    num_latents, num_categories = log_probs.shape[-2:]
+    begun, num_digits = others.digits.shape[-1], best.digits.shape[-1]
+    leaders = _leaders(best, begun)
+    digits, log_q, node = [others.digits], others.log_q, others.node
+    for n in range(num_latents):
+        branches = _branch(best, leaders, begun + n, num_categories)
+        leaders = branches.leaders
+        own = log_q.unsqueeze(-1) + log_probs[:, :, n]  # (P, B, K)
+        left = (own.exp() - _row(branches.taken, node)).clamp_min(0.0)
+        after = _row(branches.node, node)  # (P, B, K)
+        if begun + n == num_digits - 1:  # rounding must not let one of the best be drawn
+            left = left.masked_fill(_row(branches.taken, node) > 0, 0.0)
         sums = left.cumsum(-1)
         threshold = torch.rand_like(sums[..., :1]) * sums[..., -1:]
-        category = (sums <= threshold).sum(-1, keepdim=True).clamp_max(len(places) - 1)  # (P, B, 1)
-        same = others.same & (category == best.digits[..., place].T)
-        digits = torch.cat([others.digits, category], -1)
-        others = Others(digits, own.gather(-1, category).squeeze(-1), same)
-    return others
+        category = (sums <= threshold).sum(-1, keepdim=True).clamp_max(num_categories - 1)  # (P, B, 1)
+        digits.append(category)
+        log_q, node = own.gather(-1, category).squeeze(-1), after.gather(-1, category).squeeze(-1)
+    return Others(torch.cat(digits, -1), log_q, node)
+
+
+class _Branches(NamedTuple):
+    """What follows the first digits of the best codes, of which the first code that has them is the leader."""
+
+    taken: Tensor  # (B, C + 1, K): the probability of the best codes that go on with a category; none in the last row
+    node: Tensor  # (B, C + 1, K): their leader; C if there are none
+    leaders: Tensor  # (B, C): of each code, by one digit more
+
+
+def _leaders(best: Best, num_digits: int) -> Tensor:
+    """Return for each code the first of the best that has the same first digits, (B, C)."""
+    first = best.digits[..., :num_digits].movedim(1, 0)  # (B, C, n)
+    is_same = (first.unsqueeze(1) == first.unsqueeze(2)).all(-1)  # (B, C, C)
+    return is_same.to(torch.uint8).argmax(-1)
+
+
+def _branch(best: Best, leaders: Tensor, n: int, num_categories: int) -> _Branches:
+    """Tell apart by their n-th digit the codes that have the same digits before it."""
+    batch_size, count = leaders.shape
+    places = leaders * num_categories + best.digits[..., n].T  # (B, C)
+    weights = best.log_q.exp().T
+    shape = batch_size, (count + 1) * num_categories
+    taken = weights.new_zeros(shape).scatter_add(-1, places, weights)
+    codes = torch.arange(count, device=leaders.device).expand(batch_size, -1)
+    node = leaders.new_full(shape, count).scatter_reduce(-1, places, codes, "amin")
+    rows = batch_size, count + 1, num_categories
+    return _Branches(taken.reshape(rows), node.reshape(rows), node.gather(-1, places))
+
+
+def _row(table: Tensor, node: Tensor) -> Tensor:
+    """Take the row of each sample's node of a table (B, C + 1, K): (P, B, K)."""
+    return table[torch.arange(len(table), device=table.device), node]

@@ -10,7 +10,6 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ..distributions.best_codes import Best, Others, draw_others, extend, no_digits, no_others
 from .factors import Layout
@@ -146,7 +145,8 @@ class TopCodes:
         return log_probs.movedim(1, 0).reshape(len(digits), cases, *log_probs.shape[-2:])
 
     def _one_hots(self, latent: Latent, digits: Tensor) -> Tensor:
-        return one_hot(digits, latent.num_categories).to(self.base.codes[latent.name].dtype)
+        categories = torch.arange(latent.num_categories, device=digits.device)
+        return (digits.unsqueeze(-1) == categories).to(self.base.codes[latent.name].dtype)
 
 
 def _names(layout: Layout, base: Sample) -> tuple[tuple[str, ...], frozenset[str]]:
