@@ -22,6 +22,8 @@ from .importance import targets
 
 #: Digits of a code that are compared as one integer have fewer values together than this.
 _MOST_VALUES = 2**62
+#: In about so many rounds the codes are grown: more would be greedier, and take longer.
+_MOST_ROUNDS = 16
 
 
 class Certified(NamedTuple):
@@ -55,7 +57,7 @@ def certified_bounds(pair: HasPair, x: Tensor, num_codes: int = 1000, *, max_mem
 
     The importance-weighted bound is below log p(x) only on average, and no sample says by how much. Here T holds the C
     / 2 most probable codes of the guide, and the rest are found greedily: of the codes in T whose neighbours were not
-    added yet, the one with the largest p(x, z) adds all codes that differ from it in one digit. The lower bound is
+    added yet, those with the largest p(x, z) add all codes that differ from them in one digit. The lower bound is
     close to log p(x) where few codes explain the data. The upper bound is loose until T holds almost all of the prior:
     for binary images m is 0, and log p(x | z) is far below it even for their best code.
 
@@ -104,12 +106,14 @@ def _bounds(target: Target, num_codes: int, size: int) -> Certified:
     is_complete = num_codes == layout.space.num_codes
     scored = _score(target, top, top.most_probable(num_codes if is_complete else -(-num_codes // 2)).digits, size)
     expanded = torch.zeros_like(scored.joint, dtype=torch.bool)
+    at_once = max(1, num_codes // (_MOST_ROUNDS * max(1, sum(top.num_categories) - len(top.num_categories))))
     while len(scored.digits) < num_codes:
-        best = torch.where(expanded, -torch.inf, scored.joint).argmax(0, keepdim=True)  # (1, B)
+        left = torch.where(expanded, -torch.inf, scored.joint)
+        best = left.topk(min(at_once, len(left)), 0).indices  # (m, B)
         expanded = expanded.scatter(0, best, True)
-        code = scored.digits.gather(0, best.unsqueeze(-1).expand(-1, -1, scored.digits.shape[-1]))
-        new = _neighbours(code, top.num_categories)[: num_codes - len(scored.digits)]
-        is_known = _is_among(new, scored.digits, top.num_categories)
+        codes = scored.digits.gather(0, best.unsqueeze(-1).expand(-1, -1, scored.digits.shape[-1]))
+        new = _neighbours(codes, top.num_categories)[: num_codes - len(scored.digits)]
+        is_known = _is_known(new, scored.digits, top.num_categories)
         found = _score(target, top, new, size)
         scored = _Scored(
             torch.cat([scored.digits, new]),
@@ -149,22 +153,25 @@ def _score(target: Target, top: TopCodes, digits: Tensor, size: int) -> _Scored:
     return _Scored(digits, joint, prior, parts[0].scale)
 
 
-def _neighbours(code: Tensor, num_categories: list[int]) -> Tensor:
-    """Return all codes that differ from one of each datum, (1, B, n), in one digit: (sum of K - 1, B, n)."""
+def _neighbours(codes: Tensor, num_categories: list[int]) -> Tensor:
+    """Return all codes that differ in one digit from one of m codes of each datum, (m, B, n)."""
     rows = []
     for n, number in enumerate(num_categories):
-        further = torch.arange(1, number, device=code.device).unsqueeze(-1)
-        changed = (code[..., n] + further) % number  # (K - 1, B)
-        rows.append(code.expand(number - 1, -1, -1).index_copy(-1, code.new_tensor([n]), changed.unsqueeze(-1)))
+        for further in range(1, number):
+            changed = (codes[..., n] + further) % number  # (m, B)
+            rows.append(codes.index_copy(-1, codes.new_tensor([n]), changed.unsqueeze(-1)))
     return torch.cat(rows)
 
 
-def _is_among(digits: Tensor, others: Tensor, num_categories: list[int]) -> Tensor:
-    """Return which codes (c, B, n) are among others of the same datum: (c, B)."""
-    found = torch.ones(len(digits), len(others), digits.shape[1], dtype=torch.bool, device=digits.device)
-    for own, other in zip(_numbers(digits, num_categories), _numbers(others, num_categories), strict=True):
-        found &= own.unsqueeze(1) == other
-    return found.any(1)
+def _is_known(new: Tensor, others: Tensor, num_categories: list[int]) -> Tensor:
+    """Return which new codes of a datum (c, B, n) are among others, or among the new ones before: (c, B)."""
+    numbers = _numbers(torch.cat([others, new]), num_categories)
+    found = torch.ones(len(new), len(numbers[0]), new.shape[1], dtype=torch.bool, device=new.device)
+    for number in numbers:
+        found &= number[len(others) :].unsqueeze(1) == number
+    places = torch.arange(len(numbers[0]), device=new.device)
+    is_before = places < places[len(others) :].unsqueeze(-1)  # (c, all)
+    return (found & is_before.unsqueeze(-1)).any(1)
 
 
 def _numbers(digits: Tensor, num_categories: list[int]) -> list[Tensor]:
