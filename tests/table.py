@@ -295,8 +295,9 @@ class Column(NamedTuple):
         return chosen if self.beside is None else estimator({first: chosen}, default=self.beside)
 
 
-#: Options without which an entry has no temperature, and those that make it cheap.
+#: Options without which an entry has no temperature, or nothing is sampled, and those that make it cheap.
 NEEDED = {"gumbel-softmax": {"temperature": 0.6}, "gumbel-rao": {"num_draws": 2}, "reinmax-rao": {"num_draws": 2}}
+NEEDED |= {"top-c": {"num_codes": 2}}
 COLUMNS = {name: Column(name, NEEDED.get(name, {})) for name in ESTIMATORS}
 COLUMNS |= {
     "gumbel-softmax[kl=relaxed]": Column("gumbel-softmax", {"kl": "relaxed", "temperature": 0.6}),

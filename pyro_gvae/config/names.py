@@ -25,6 +25,7 @@ EstimatorName = Literal[
     "reweighted-wake-sleep",
     "daps",
     "local-expectation",
+    "top-c",
     "disarm",
     "disarm-iw",
     "arms",

@@ -25,6 +25,7 @@ from .straight_through import (
     straight_through,
 )
 from .thermodynamic import tvo
+from .top_c import top_c
 from .without_replacement import reinforce_wor, unordered_set
 
 #: Name -> constructor, whose keyword arguments are the estimator's options.
@@ -48,6 +49,7 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "reweighted-wake-sleep": reweighted_wake_sleep,
     "daps": daps,
     "local-expectation": local_expectation,
+    "top-c": top_c,
     "disarm": disarm,
     "disarm-iw": disarm_iw,
     "arms": arms,

@@ -10,6 +10,7 @@ from .. import exact
 from ..exact import HasPair
 from ..exact.plan import MOST_CODES
 from ..programs.look import Look
+from .certified import certified_bounds
 from .code_statistics import Measured, mean_over_data
 from .collapsed import collapsed_importance_weighted
 from .importance import importance_weighted
@@ -35,7 +36,9 @@ class BoundRows(NamedTuple):
     Attributes:
         rows: `elbo` and `log_evidence` if the codes are summed; else `elbo`, `iwae_bound` and its effective sample
             size, and also those of `collapsed_iwae_bound` if at most 1024 codes stand beside continuous latents: see
-            :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`.
+            :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`. Where all latents are discrete, in
+            no chain, and no data share one, `lower_bound` and `upper_bound` are certain, from as many codes as samples:
+            see :func:`~pyro_gvae.evaluate.certified.certified_bounds`.
         elbo: of each datum, (B,); data that share latents have fewer numbers together.
         method: how the ELBO was computed.
         warnings: sentences that name unreliable bounds.
@@ -119,6 +122,12 @@ def sampled_bounds(
         of_sums = f"{method}, codes summed"
         rows.append(Row("collapsed_iwae_bound", mean(collapsed.bound), "nats", of_sums))
         rows += _size_rows("collapsed_effective_sample_size", collapsed.effective_sample_size, of_sums)
+    if not (seen.given or seen.is_shared or seen.needs_axes):
+        certain = certified_bounds(pair, x, num_particles, max_memory=max_memory)
+        by_codes = f"certain, {certain.num_codes} codes"
+        rows.append(Row("lower_bound", mean(certain.lower), "nats", by_codes))
+        if certain.upper is not None:
+            rows.append(Row("upper_bound", mean(certain.upper), "nats", by_codes))
     return BoundRows(rows, sampled.elbo, method, sampled.warnings())
 
 

@@ -131,7 +131,8 @@ def evaluate(
     - log_evidence: log p(x), summed over all codes. If it is not, iwae_bound (at most log p(x) in expectation) and
       effective_sample_size replace it: see :func:`~pyro_gvae.evaluate.importance.importance_weighted`. Beside at most
       1024 codes of continuous latents, collapsed_iwae_bound is tighter: see
-      :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`.
+      :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`. Of discrete latents alone, lower_bound and
+      upper_bound are certain: see :func:`~pyro_gvae.evaluate.certified.certified_bounds`.
     - reconstruction = elbo + kl, where kl = KL(q(z|x) || p(z)) is in closed form, or summed, or sampled, as the
       dependence of latents allows: see :class:`~pyro_gvae.evaluate.guides.Guided`.
     - posterior_entropy: H(q(z|x)); mutual_information: I(x; z) of the whole code, if K^N is small enough;

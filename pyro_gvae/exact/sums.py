@@ -193,7 +193,7 @@ def evidence(model: Run, plan: Plan) -> Tensor:
 
 
 def _log_sum(model: Run, plan: Plan, numbers: Tensor) -> tuple[Tensor, float | Tensor]:
-    joint, scale = _scores(model, plan, numbers)
+    joint, scale, _ = _scores(model, plan, numbers)
     return plan.log_sum(joint), scale
 
 
@@ -252,7 +252,7 @@ def find_evidence(model: Run, plan: Plan) -> Evidence:
     log_sums, likely = [], []
     scale: float | Tensor = 1.0
     for numbers in plan.numbers():
-        joint, scale = _scores(model, plan, numbers)
+        joint, scale, _ = _scores(model, plan, numbers)
         log_sums.append(plan.log_sum(joint))
         so_far = torch.logaddexp(so_far, log_sums[-1])
         # The evidence only grows from here on, so a negligible share of it remains negligible.
@@ -271,7 +271,7 @@ def evidence_parts(model: Run, plan: Plan, found: Evidence) -> Iterator[Part]:
 
 
 def _evidence_part(model: Run, plan: Plan, found: Evidence, numbers: Tensor) -> Tensor:
-    joint, scale = _scores(model, plan, numbers)
+    joint, scale, _ = _scores(model, plan, numbers)
     posterior = plan.weights(joint.detach() - found.log_evidence)  # (s, B)
     return scale * (posterior * finite(joint)).sum(0)
 

@@ -85,6 +85,7 @@ class Factor(NamedTuple):
     unweighed: Callable[[], Tensor]  # neither scaled nor masked, nor divided among the data that share it
     weigh: Callable[[Tensor], Tensor]  # scales, masks and divides other values than the log-probability
     fn: Any  # the distribution
+    value: Tensor  # what was drawn or observed
 
     @property
     def is_scored(self) -> bool:

@@ -93,6 +93,7 @@ class JointScores(NamedTuple):
 
     joint: Tensor  # (s, B): log p(x, z), masked, not scaled
     scale: float | Tensor  # of all statements, outside of a sum over codes
+    prior: Tensor  # (s, B or 1): log p(z), neither masked nor scaled
 
 
 def elbo_terms(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> Terms:
@@ -168,7 +169,7 @@ def pair_scores(runs: Runs, layout: Layout, codes: Codes, values: Mapping[str, T
 def _pair_scores(runs: Runs, layout: Layout, codes: Codes, values: Mapping[str, Tensor]) -> PairScores:
     q, p = (read(program, layout, codes, values) for program in (runs.guide, runs.model))
     scale = common_scale([*_scales_of(q), *_scales_of(p)])
-    log_p, log_q = (_log_density(layout, codes, reading, scale) for reading in (p, q))
+    log_p, log_q = (_log_densities(layout, codes, reading, scale)[0] for reading in (p, q))
     return PairScores(log_p, log_q, apart(layout, q), scale)
 
 
@@ -219,7 +220,10 @@ def _one_score(parts: tuple[Score, ...]) -> Score:
 
 
 def _joined(parts: list[JointScores]) -> JointScores:
-    return JointScores(torch.cat([part.joint for part in parts]), parts[0].scale) if len(parts) > 1 else parts[0]
+    if len(parts) == 1:
+        return parts[0]
+    joint, scales, prior = zip(*parts, strict=True)
+    return JointScores(torch.cat(joint), scales[0], torch.cat(prior))
 
 
 def _elbo_terms(layout: Layout, guide: Guide, codes: Codes, q: Reading, p: Reading) -> Terms:
@@ -259,11 +263,12 @@ def _elbo_terms(layout: Layout, guide: Guide, codes: Codes, q: Reading, p: Readi
 def _joint_scores(layout: Layout, codes: Codes, found: Reading) -> JointScores:
     _refuse_continuous(found)
     scale = common_scale(_scales_of(found))
-    return JointScores(_log_density(layout, codes, found, scale), scale)
+    joint, prior = _log_densities(layout, codes, found, scale)
+    return JointScores(joint, scale, prior)
 
 
-def _log_density(layout: Layout, codes: Codes, found: Reading, scale: float | Tensor) -> Tensor:
-    """Return what a reading says of codes (s, B), masked, not scaled."""
+def _log_densities(layout: Layout, codes: Codes, found: Reading, scale: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a reading says of codes and of all else, and of codes alone, (s, B), masked, not scaled."""
     for name, site in found.sites.items():
         if site.share != 1:
             raise ValueError(
@@ -271,10 +276,12 @@ def _log_density(layout: Layout, codes: Codes, found: Reading, scale: float | Te
                 f"'{name}', which several data share, so that no datum has a table of codes of its own. Try "
                 "exact.log_evidence, which sums nested plates from the innermost, or importance_weighted."
             )
-    parts = [site.score(codes) for site in found.sites.values()]
-    if found.factors:
-        parts.append(_add([factor.log_prob for factor in found.factors.values()]) / scale)
-    return _add(parts).expand(_count(codes), layout.batch_size)
+    of_codes = [site.score(codes) for site in found.sites.values()]
+    priors = _add(of_codes) if of_codes else torch.zeros((1, 1), dtype=layout.dtype, device=layout.device)
+    if not found.factors:
+        return priors.expand(_count(codes), layout.batch_size), priors
+    table = _add([factor.log_prob for factor in found.factors.values()])
+    return (table / scale + priors).expand(_count(codes), layout.batch_size), priors
 
 
 def _refuse_continuous(found: Reading) -> None:

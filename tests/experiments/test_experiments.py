@@ -8,6 +8,7 @@ from pathlib import Path
 
 import article
 import bound_gaps
+import certified_width
 import common
 import crossover
 import gradient_fidelity
@@ -47,6 +48,7 @@ SMOKES = {
     "crossover": crossover.main,
     "article": article.main,
     "semi_supervised": semi_supervised.main,
+    "certified_width": certified_width.main,
 }
 SLOW = {"crossover", "relaxed_vs_exact", "reinmax_protocol"}
 
