@@ -33,6 +33,7 @@ EstimatorName = Literal[
     "relax",
     "exact",
     "exact-evidence",
+    "exact-wake",
 ]
 
 

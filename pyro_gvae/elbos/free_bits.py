@@ -24,6 +24,7 @@ from ..programs.tensor_elbo import TensorELBO, recordable
 from ..runtime.memory import memory_limit
 from ..runtime.tuning import tuning
 from .exact import ExactEvidence
+from .wake import ExactWake
 
 #: Computes the KL of each latent.
 Way = Callable[[Runs], dict[str, LatentKL]]
@@ -80,7 +81,7 @@ class FreeBits(TensorELBO):
         for value in nats.values() if isinstance(nats, Mapping) else (nats,):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"Expected a finite number of free nats of at least 0, but found {value:g}.")
-        if isinstance(elbo, ExactEvidence):
+        if isinstance(elbo, ExactEvidence | ExactWake):
             raise ValueError("Expected a loss with a KL to leave free, but found the log-evidence. Try ExactELBO.")
         self.elbo = elbo
         self.nats = dict(nats) if isinstance(nats, Mapping) else float(nats)

@@ -25,6 +25,8 @@ class Objective(Enum):
     MULTI_SAMPLE_BOUND = "the importance-weighted bound of the discrete model"
     #: sum_k (beta_{k+1} - beta_k) E log w under q w^beta_k: the ELBO for one part, log p(x) for infinitely many.
     THERMODYNAMIC = "the thermodynamic bound of the discrete model"
+    #: log p(x) for the model, and KL(q(z|x) || p(z|x)), and so the ELBO, for the guide.
+    EVIDENCE_AND_EXCLUSIVE_KL = "the log-evidence of the discrete model, and the exclusive KL for the guide"
     #: log p(x) for the model, and KL(p(z|x) || q(z|x)) for the guide.
     EVIDENCE_AND_INCLUSIVE_KL = "the log-evidence of the discrete model, and the inclusive KL for the guide"
 

@@ -114,6 +114,12 @@ class Reading(NamedTuple):
         parts += [site.weigh(site.score(codes)) for name, site in self.sites.items() if name not in without]
         return functools.reduce(torch.add, parts) if parts else torch.zeros(1, 1)
 
+    def detached(self) -> Self:
+        """Return what it says of codes without its gradient."""
+        sites = {name: site._replace(log_probs=site.log_probs.detach()) for name, site in self.sites.items()}
+        factors = {name: factor._replace(log_prob=factor.log_prob.detach()) for name, factor in self.factors.items()}
+        return self._replace(sites=sites, factors=factors)
+
     def at(self, rows: Tensor) -> Self:
         """Take rows (r,) of what depends on the codes, possibly one several times."""
         return self._replace(

@@ -173,10 +173,17 @@ def _pair_scores(runs: Runs, layout: Layout, codes: Codes, values: Mapping[str, 
 
 
 def terms_and_scores(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> tuple[Terms, JointScores]:
-    """Return :func:`elbo_terms` and :func:`joint_scores` from the same run of the model."""
+    """Return :func:`elbo_terms`, with the model held constant, and :func:`joint_scores` from the same run of it."""
     both = read_both(runs, layout, guide, codes)
-    terms = _stacked([_elbo_terms(layout, guide, *found) for found in both])
+    terms = _stacked([_elbo_terms(layout, guide, found.codes, found.q, found.p.detached()) for found in both])
     return terms, _joined([_joint_scores(layout, found.codes, found.p) for found in both])
+
+
+def log_q_and_scores(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> tuple[Tensor, JointScores]:
+    """Return log q(z | x), (s, B), scaled and masked, and :func:`joint_scores`."""
+    both = read_both(runs, layout, guide, codes)
+    log_q = [found.q._replace(sites=found.q.sites | guide.sites).log_prob(found.codes) for found in both]
+    return torch.cat(log_q), _joined([_joint_scores(layout, found.codes, found.p) for found in both])
 
 
 class Both(NamedTuple):
