@@ -91,5 +91,16 @@ class FreeNats:
         return f", with {self.nats:g} free nats for each latent"
 
 
+@final
+@dataclass(frozen=True)
+class MixedGuide:
+    """The share of the uniform distribution that is mixed into the guide."""
+
+    share: float | Tensor
+
+    def __str__(self) -> str:
+        return ", of the guide mixed with the uniform"
+
+
 #: A detail of an objective, which its name in reports includes.
-Detail = Samples | WeighedKL | FreeNats
+Detail = Samples | WeighedKL | FreeNats | MixedGuide

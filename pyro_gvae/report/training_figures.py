@@ -16,6 +16,7 @@ SCHEDULED = {
     "temperature": "temperature",
     "prior_temperature": "prior temperature",
     "beta": "KL weight beta",
+    "unimix": "uniform share of the guide",
 }
 
 

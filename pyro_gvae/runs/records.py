@@ -23,6 +23,7 @@ class TrainLine(TypedDict):
     temperature: float | None
     prior_temperature: float | None
     beta: float | None
+    unimix: float | None
 
 
 class CompareLine(TypedDict):
