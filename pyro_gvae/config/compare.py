@@ -58,6 +58,7 @@ class CompareConfig:
         prior_temperature: Temperature of the model's relaxation: a number or a schedule.
         unimix: Share of the uniform distribution that is mixed into the guide: a schedule that ends at 0, such as
             linear:0.01,0,2000.
+        usage_entropy: Weight of a reward for using all categories: a schedule that ends at 0, such as linear:1,0,2000.
         evaluations: Number of times to evaluate the discrete model during training.
         checkpoint_every: How often a cell (one estimator with one seed) writes a checkpoint.
         max_memory: Gigabytes that an exact sum may use.
@@ -94,6 +95,7 @@ class CompareConfig:
     temperature: float | str = 2 / 3
     prior_temperature: float | str = 2 / 5
     unimix: float | str | None = None
+    usage_entropy: float | str | None = None
     evaluations: int = 20
     checkpoint_every: str = "30s"
     max_memory: float = 4.0

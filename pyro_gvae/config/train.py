@@ -61,6 +61,8 @@ class TrainConfig:
             default 1. The reported ELBO is never weighted.
         unimix: Share of the uniform distribution that is mixed into the guide, so that no category dies: a schedule
             that ends at 0, such as linear:0.01,0,2000. Evaluations never mix the guide.
+        usage_entropy: Weight of a reward for using all categories, the entropy of the mean posterior of a batch: a
+            schedule that ends at 0, such as linear:1,0,2000.
         free_bits: Nats of KL per latent, averaged over a batch, below which the objective does not penalize the KL.
         seed: Seed of the initial weights, the order of the data and all random draws.
         steps: Stop after this many steps in total.
@@ -105,6 +107,7 @@ class TrainConfig:
     prior_temperature: float | str | None = None
     beta: float | str | None = None
     unimix: float | str | None = None
+    usage_entropy: float | str | None = None
     free_bits: float | None = None
     seed: int = 0
     steps: int | None = None
@@ -148,6 +151,8 @@ class TrainConfig:
             _check_schedule("beta", self.beta, positive=False)
         if self.unimix is not None:
             _check_ends_at_zero("unimix", self.unimix, most=1)
+        if self.usage_entropy is not None:
+            _check_ends_at_zero("usage_entropy", self.usage_entropy)
         if self.free_bits is not None and not 0 <= self.free_bits < math.inf:
             raise ValueError(f"Expected free_bits of at least 0 nats, but found {self.free_bits}.")
         check_model(self)

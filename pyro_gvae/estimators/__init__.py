@@ -2,7 +2,7 @@
 
 from .base import Bound, Estimator, Loss, own_state
 from .claims import Bias, Objective
-from .objectives import with_free_bits, with_kl_weight, with_unimix
+from .objectives import with_free_bits, with_kl_weight, with_unimix, with_usage_entropy
 from .registry import ESTIMATORS, estimator
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "with_free_bits",
     "with_kl_weight",
     "with_unimix",
+    "with_usage_entropy",
 ]

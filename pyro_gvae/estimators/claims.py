@@ -102,5 +102,16 @@ class MixedGuide:
         return ", of the guide mixed with the uniform"
 
 
+@final
+@dataclass(frozen=True)
+class RewardedUse:
+    """The weight of the entropy of the codes' use in a batch."""
+
+    weight: float | Tensor
+
+    def __str__(self) -> str:
+        return ", with a reward for the entropy of the codes' use"
+
+
 #: A detail of an objective, which its name in reports includes.
-Detail = Samples | WeighedKL | FreeNats | MixedGuide
+Detail = Samples | WeighedKL | FreeNats | MixedGuide | RewardedUse

@@ -1,4 +1,4 @@
-"""Variants of an estimator with another objective: a weighted KL, free bits, or a mixed guide."""
+"""Variants of an estimator with another objective: a weighted KL, free bits, a mixed guide, rewarded use."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..elbos.free_bits import FreeBits
+from ..elbos.usage_entropy import UsageEntropy
 from ..handlers import unimix, weigh_kl
 from .base import Estimator
-from .claims import FreeNats, MixedGuide, Objective, WeighedKL
+from .claims import FreeNats, MixedGuide, Objective, RewardedUse, WeighedKL
 
 
 def with_kl_weight(chosen: Estimator, beta: float | Tensor) -> Estimator:
@@ -94,6 +95,35 @@ def with_unimix(chosen: Estimator, share: float | Tensor) -> Estimator:
     _check_has_guide(chosen, "to mix")
     return dataclasses.replace(
         chosen, of_guide=unimix(share=share), details=(*chosen.details, MixedGuide(share)), at_site=None
+    )
+
+
+def with_usage_entropy(chosen: Estimator, weight: float | Tensor) -> Estimator:
+    """Return the estimator with a reward for using all categories; see `elbos.usage_entropy.UsageEntropy`.
+
+    Args:
+        chosen: an estimator that trains a guide.
+        weight: w, at least 0, or a tensor of shape (), such as a buffer, that is annealed between steps. Let it end at
+            0: the objective is no ELBO before.
+
+    Returns:
+        An estimator for the same programs.
+
+    Raises:
+        ValueError: if the weight is negative or not finite, or the estimator reads no guide.
+
+    Example:
+        >>> from pyro_gvae import estimator
+        >>> with_usage_entropy(estimator("exact"), weight=1.0).approximates
+        "the ELBO of the discrete model, with a reward for the entropy of the codes' use"
+    """
+    _check_has_guide(chosen, "to reward")
+    UsageEntropy(chosen.elbo(), weight)  # check now, not at the first step
+    return dataclasses.replace(
+        chosen,
+        elbo=lambda: UsageEntropy(chosen.elbo(), weight),
+        details=(*chosen.details, RewardedUse(weight)),
+        at_site=None,
     )
 
 

@@ -17,6 +17,7 @@ SCHEDULED = {
     "prior_temperature": "prior temperature",
     "beta": "KL weight beta",
     "unimix": "uniform share of the guide",
+    "usage_entropy": "weight of the codes' use",
 }
 
 

@@ -24,6 +24,7 @@ class TrainLine(TypedDict):
     prior_temperature: float | None
     beta: float | None
     unimix: float | None
+    usage_entropy: float | None
 
 
 class CompareLine(TypedDict):

@@ -14,7 +14,15 @@ from ..config.units import in_bytes
 from ..data.batches import check_batch_size
 from ..data.columns import Data, check_all_finite, first, num_data
 from ..data.dataset import Dataset
-from ..estimators import ESTIMATORS, Estimator, estimator, with_free_bits, with_kl_weight, with_unimix
+from ..estimators import (
+    ESTIMATORS,
+    Estimator,
+    estimator,
+    with_free_bits,
+    with_kl_weight,
+    with_unimix,
+    with_usage_entropy,
+)
 from ..models.observations import Observation
 from ..programs.modes import judging
 from ..programs.runs import arguments
@@ -125,11 +133,13 @@ class Weights(NamedTuple):
 
     beta: Tensor  # of the KL
     unimix: Tensor  # of the uniform distribution in the guide
+    usage_entropy: Tensor  # of the entropy of the codes' use
 
 
 def weights_on(device: torch.device) -> Weights:
     """Return weights that change nothing."""
-    return Weights(beta=torch.ones((), device=device), unimix=torch.zeros((), device=device))
+    zero = torch.zeros((), device=device)
+    return Weights(beta=torch.ones_like(zero), unimix=zero, usage_entropy=zero.clone())
 
 
 def stage_estimator(stage: Stage, config: TrainConfig, weights: Weights, part: Share) -> Estimator:
@@ -143,7 +153,7 @@ def stage_estimator(stage: Stage, config: TrainConfig, weights: Weights, part: S
 
     Raises:
         ValueError: if the estimator does not have an option, does not sum over codes that could be divided, or has no
-            KL to weigh, or no guide to mix.
+            KL to weigh, or no guide to mix or reward.
     """
     stage = stage.with_options(
         lambda named: {"max_memory": in_bytes(config.max_memory)} if lacks(named, "max_memory") else {}
@@ -161,7 +171,9 @@ def stage_estimator(stage: Stage, config: TrainConfig, weights: Weights, part: S
         chosen = with_unimix(chosen, weights.unimix)
     if config.beta is not None:
         chosen = with_kl_weight(chosen, weights.beta)
-    return chosen if config.free_bits is None else with_free_bits(chosen, config.free_bits)
+    if config.free_bits is not None:
+        chosen = with_free_bits(chosen, config.free_bits)
+    return chosen if config.usage_entropy is None else with_usage_entropy(chosen, weights.usage_entropy)
 
 
 def annealed_tensors(vae: Any, config: TrainConfig, weights: Weights) -> Annealed:

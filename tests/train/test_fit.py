@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import json
 import os
 import random
@@ -142,6 +143,10 @@ def test_amounts_end(amount, steps, seconds, is_over):
             "Expected a schedule that ends at 0 as unimix, since evaluations are without it, but found 0.01",
         ),
         ({"unimix": "linear:1.1,0,5"}, "Expected unimix of at most 1, but found linear:1.1,0,5"),
+        (
+            {"usage_entropy": 0.5},
+            "Expected a schedule that ends at 0 as usage_entropy",
+        ),
         ({"free_bits": -0.1}, "Expected free_bits of at least 0 nats, but found -0.1"),
         ({"free_bits": float("inf")}, "Expected free_bits of at least 0 nats, but found inf"),
         ({"evaluate_every": "often"}, "Expected epochs, steps or seconds, but found 'often'"),
@@ -325,6 +330,18 @@ def test_a_guide_is_mixed_in_steps_and_in_no_evaluation():
             expected = ExactELBO().loss(discretize(before.model), guide, x) / 4
         assert -line["train_objective"] == pytest.approx(expected, rel=1e-5)
         assert line["unimix"] == max(0.5 - (step + 1) / 4, 0)  # of the next step
+        assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.test).mean().item(), rel=1e-5)
+
+
+def test_the_use_of_codes_is_rewarded_in_steps_and_in_no_evaluation():
+    training = Training(new_vae(), images(), config("exact:9", usage_entropy="linear:1,0,2"))
+    for step, x in enumerate(itertools.islice(epoch_batches(training.data, 4, seed=0, epoch=0), 3)):
+        before = copy.deepcopy(training.vae)
+        training.advance()
+        line = training.judge()
+        probs = before.encoder(x).softmax(-1).mean(0)
+        reward = max(1 - step / 2, 0) * -(probs * probs.log()).sum().item()
+        assert line["train_objective"] == pytest.approx(exact.elbo(before, x).mean().item() + reward, rel=1e-5)
         assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.test).mean().item(), rel=1e-5)
 
 
