@@ -59,6 +59,7 @@ class CompareConfig:
         unimix: Share of the uniform distribution that is mixed into the guide: a schedule that ends at 0, such as
             linear:0.01,0,2000.
         usage_entropy: Weight of a reward for using all categories: a schedule that ends at 0, such as linear:1,0,2000.
+        revive: Share of the training data below which a category counts as unused, and gets new rows after an epoch.
         evaluations: Number of times to evaluate the discrete model during training.
         checkpoint_every: How often a cell (one estimator with one seed) writes a checkpoint.
         max_memory: Gigabytes that an exact sum may use.
@@ -96,6 +97,7 @@ class CompareConfig:
     prior_temperature: float | str = 2 / 5
     unimix: float | str | None = None
     usage_entropy: float | str | None = None
+    revive: float | None = None
     evaluations: int = 20
     checkpoint_every: str = "30s"
     max_memory: float = 4.0

@@ -63,6 +63,8 @@ class TrainConfig:
             that ends at 0, such as linear:0.01,0,2000. Evaluations never mix the guide.
         usage_entropy: Weight of a reward for using all categories, the entropy of the mean posterior of a batch: a
             schedule that ends at 0, such as linear:1,0,2000.
+        revive: Share of the training data below which a category counts as unused. At the beginning of each epoch but
+            the first it gets the rows of the most used category of its latent, with a little noise.
         free_bits: Nats of KL per latent, averaged over a batch, below which the objective does not penalize the KL.
         seed: Seed of the initial weights, the order of the data and all random draws.
         steps: Stop after this many steps in total.
@@ -108,6 +110,7 @@ class TrainConfig:
     beta: float | str | None = None
     unimix: float | str | None = None
     usage_entropy: float | str | None = None
+    revive: float | None = None
     free_bits: float | None = None
     seed: int = 0
     steps: int | None = None
@@ -153,6 +156,8 @@ class TrainConfig:
             _check_ends_at_zero("unimix", self.unimix, most=1)
         if self.usage_entropy is not None:
             _check_ends_at_zero("usage_entropy", self.usage_entropy)
+        if self.revive is not None and not 0 < self.revive < 1:
+            raise ValueError(f"Expected a share of the data between 0 and 1 as revive, but found {self.revive}.")
         if self.free_bits is not None and not 0 <= self.free_bits < math.inf:
             raise ValueError(f"Expected free_bits of at least 0 nats, but found {self.free_bits}.")
         check_model(self)

@@ -147,6 +147,7 @@ def test_amounts_end(amount, steps, seconds, is_over):
             {"usage_entropy": 0.5},
             "Expected a schedule that ends at 0 as usage_entropy",
         ),
+        ({"revive": 0.0}, "Expected a share of the data between 0 and 1 as revive, but found 0.0"),
         ({"free_bits": -0.1}, "Expected free_bits of at least 0 nats, but found -0.1"),
         ({"free_bits": float("inf")}, "Expected free_bits of at least 0 nats, but found inf"),
         ({"evaluate_every": "often"}, "Expected epochs, steps or seconds, but found 'often'"),
