@@ -40,7 +40,7 @@ def rows_of(vae: Any) -> Rows:
             if last.out_features == size == first.in_features and last.bias is not None:
                 return Rows(last, first)
     raise ValueError(
-        "Expected a CategoricalVAE whose encoder ends in a linear layer with a bias, and whose decoder begins with one, "
+        "Expected a CategoricalVAE whose encoder ends in a linear layer with a bias and whose decoder begins with one, "
         f"to revive categories, but found {type(vae).__name__} without them. Try revive=None, or unimix."
     )
 
@@ -51,9 +51,8 @@ def revive(vae: CategoricalVAE, x: Tensor, threshold: float, *, seed: int = 0, n
     """Split the most used category of a latent in two for each category that data hardly use.
 
     The unused category k gets the encoder's row, the decoder's column and the prior's probability of the most used
-    category j, with a little noise, and both get half of j's probability. Without the noise the decoder says the same as
-    before, and the ELBO is not lower, but for what k had; under a uniform prior it is higher by log 2 for each datum of
-    j.
+    category j, with a little noise, and both get half of j's probability. Without the noise the decoder says what it
+    said, and the ELBO is not lower, but for what k had; under a uniform prior it is log 2 higher for each datum of j.
 
     Args:
         vae: the program, which is changed in place.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import article
 import bound_gaps
+import collapse
 import common
 import crossover
 import gradient_fidelity
@@ -45,6 +46,7 @@ SMOKES = {
     "gradient_fidelity elbo": partial(gradient_fidelity.main, "elbo"),
     "gradient_fidelity reinmax": partial(gradient_fidelity.main, "reinmax"),
     "crossover": crossover.main,
+    "collapse": collapse.main,
     "article": article.main,
     "semi_supervised": semi_supervised.main,
 }
