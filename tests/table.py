@@ -302,6 +302,7 @@ COLUMNS = {name: Column(name, NEEDED.get(name, {})) for name in ESTIMATORS}
 COLUMNS |= {
     "gumbel-softmax[kl=relaxed]": Column("gumbel-softmax", {"kl": "relaxed", "temperature": 0.6}),
     "st-gumbel-softmax[kl=sampled]": Column("st-gumbel-softmax", {"kl": "sampled"}),
+    "exact-wake[encoder=inclusive]": Column("exact-wake", {"encoder": "inclusive"}),
 }
 #: One latent is scored, and all others are summed.
 PER_SITE = "per-site[z=reinforce-loo,default=exact]"
@@ -309,6 +310,8 @@ COLUMNS[PER_SITE] = Column("reinforce-loo", {"num_particles": 2}, beside="exact"
 WEIGHING = ("vimco", "ovis", "tvo", "reweighted-wake-sleep")
 #: Those that draw different codes, and how many of them the tests draw, so that some programs have more.
 DIFFERENT = {"unordered-set": 2, "reinforce-wor": 8}
+OF_EVIDENCE = ("exact-evidence", "exact-wake")
+WAKES = ("exact-wake", "exact-wake[encoder=inclusive]")
 
 
 # ------------------------------------------------------------------------- refusals
@@ -353,18 +356,18 @@ REASONS = (
         "over which no sum can be taken",
         "No sum can be taken over the values of a continuous latent. The collapsed importance-weighted bound draws "
         "them.",
-        lambda column, name: column.name == "exact-evidence" and facts(name).has_continuous,
+        lambda column, name: column.name in OF_EVIDENCE and facts(name).has_continuous,
     ),
     Reason(
         "plates of discrete latents to be nested",
         "Where plates cross, the codes of all rows and columns depend on each other, so that no sum over some of them "
         "can be taken before the others.",
-        lambda column, name: column.name == "exact-evidence" and not PROGRAMS[name].is_nested,
+        lambda column, name: column.name in OF_EVIDENCE and not PROGRAMS[name].is_nested,
     ),
     Reason(
         "share one scale",
         "log p(x) and importance weights are not defined if factors of one datum are scaled differently.",
-        lambda column, name: column.name in (*WEIGHING, "daps", "exact-evidence") and len(facts(name).scales) > 1,
+        lambda column, name: column.name in (*WEIGHING, "daps", *OF_EVIDENCE) and len(facts(name).scales) > 1,
     ),
     Reason(
         "K=2 categories",

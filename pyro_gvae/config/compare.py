@@ -56,6 +56,10 @@ class CompareConfig:
         clip_norm: The largest norm of the gradient, in nats per datum.
         temperature: Temperature of the guide's relaxation: a number or a schedule.
         prior_temperature: Temperature of the model's relaxation: a number or a schedule.
+        unimix: Share of the uniform distribution that is mixed into the guide: a schedule that ends at 0, such as
+            linear:0.01,0,2000.
+        usage_entropy: Weight of a reward for using all categories: a schedule that ends at 0, such as linear:1,0,2000.
+        revive: Share of the training data below which a category counts as unused, and gets new rows after an epoch.
         evaluations: Number of times to evaluate the discrete model during training.
         checkpoint_every: How often a cell (one estimator with one seed) writes a checkpoint.
         max_memory: Gigabytes that an exact sum may use.
@@ -91,6 +95,9 @@ class CompareConfig:
     clip_norm: float | None = None
     temperature: float | str = 2 / 3
     prior_temperature: float | str = 2 / 5
+    unimix: float | str | None = None
+    usage_entropy: float | str | None = None
+    revive: float | None = None
     evaluations: int = 20
     checkpoint_every: str = "30s"
     max_memory: float = 4.0

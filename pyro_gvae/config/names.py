@@ -34,6 +34,7 @@ EstimatorName = Literal[
     "relax",
     "exact",
     "exact-evidence",
+    "exact-wake",
 ]
 
 

@@ -11,7 +11,7 @@ from .checks import MOST_UNITS, at_most
 from .json import plain_settings, read_settings
 from .models import check_model, check_stages
 from .names import Binarization, DatasetName, JudgeOrAuto, ModelName, NetworksName, ObservationName, Shard
-from .stages import Amount, Named, Stage, parse_stages
+from .stages import MOST, Amount, Named, Stage, parse_stages
 
 #: Settings that reach out of a run folder: each call is told them, and no folder says them.
 OUTSIDE = frozenset({"data_dir", "download", "device", "compile", "output"})
@@ -59,6 +59,12 @@ class TrainConfig:
         prior_temperature: Temperature of the model's relaxation: a number or a schedule; by default 2/5.
         beta: Weight of the KL in the objective: a number or a schedule, which may reach 0, such as linear:0,1,1000; by
             default 1. The reported ELBO is never weighted.
+        unimix: Share of the uniform distribution that is mixed into the guide, so that no category dies: a schedule
+            that ends at 0, such as linear:0.01,0,2000. Evaluations never mix the guide.
+        usage_entropy: Weight of a reward for using all categories, the entropy of the mean posterior of a batch: a
+            schedule that ends at 0, such as linear:1,0,2000.
+        revive: Share of the training data below which a category counts as unused. At the beginning of each epoch but
+            the first it gets the rows of the most used category of its latent, with a little noise.
         free_bits: Nats of KL per latent, averaged over a batch, below which the objective does not penalize the KL.
         seed: Seed of the initial weights, the order of the data and all random draws.
         steps: Stop after this many steps in total.
@@ -102,6 +108,9 @@ class TrainConfig:
     temperature: float | str | None = None
     prior_temperature: float | str | None = None
     beta: float | str | None = None
+    unimix: float | str | None = None
+    usage_entropy: float | str | None = None
+    revive: float | None = None
     free_bits: float | None = None
     seed: int = 0
     steps: int | None = None
@@ -143,6 +152,12 @@ class TrainConfig:
                 _check_schedule(name, getattr(self, name))
         if self.beta is not None:
             _check_schedule("beta", self.beta, positive=False)
+        if self.unimix is not None:
+            _check_ends_at_zero("unimix", self.unimix, most=1)
+        if self.usage_entropy is not None:
+            _check_ends_at_zero("usage_entropy", self.usage_entropy)
+        if self.revive is not None and not 0 < self.revive < 1:
+            raise ValueError(f"Expected a share of the data between 0 and 1 as revive, but found {self.revive}.")
         if self.free_bits is not None and not 0 <= self.free_bits < math.inf:
             raise ValueError(f"Expected free_bits of at least 0 nats, but found {self.free_bits}.")
         check_model(self)
@@ -205,6 +220,19 @@ def _check_schedule(name: str, value: float | str, *, positive: bool = True) -> 
     except ValueError as error:
         kind = "a positive number" if positive else "a number of at least 0"
         raise ValueError(f"Expected {kind} or a schedule as {name}, but found {value}. {error}") from error
+
+
+def _check_ends_at_zero(name: str, value: float | str, most: float = math.inf) -> None:
+    """Refuse a schedule of what evaluations leave out, if the training does not leave it out in the end."""
+    _check_schedule(name, value, positive=False)
+    values = schedule(str(value), positive=False)
+    if values(int(MOST)) != 0:
+        raise ValueError(
+            f"Expected a schedule that ends at 0 as {name}, since evaluations are without it, but found {value}. Try "
+            "linear:0.01,0,2000."
+        )
+    if values(0) > most:
+        raise ValueError(f"Expected {name} of at most {most:g}, but found {value}.")
 
 
 def at_least(name: str, value: int | None, least: int) -> None:

@@ -6,24 +6,21 @@ from functools import partial
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import override
 
 from ..exact.averages import Averages
-from ..exact.plan import bytes_of_code
-from ..handlers.sites import Program
 from ..programs.chains import lay_out_chains
 from ..programs.draws import lay_out_draws, read_draws
-from ..programs.kept import Kept
 from ..programs.kls import LatentKL, closed_kls, closed_sites, drawn_kls, summed_kls
 from ..programs.latents import TooManyCodesError
 from ..programs.layout import lay_out
 from ..programs.look import Look, look
 from ..programs.modes import without_trace
-from ..programs.runs import Runs, bind
-from ..programs.tensor_elbo import TensorELBO, recordable
-from ..runtime.memory import memory_limit
-from ..runtime.tuning import tuning
+from ..programs.runs import Runs
 from .exact import ExactEvidence
+from .penalized import PenalizedELBO, Penalty, fits_one_slice
+from .wake import ExactWake
 
 #: Computes the KL of each latent.
 Way = Callable[[Runs], dict[str, LatentKL]]
@@ -32,7 +29,7 @@ NUM_PARTICLES = 8
 
 
 @final
-class FreeBits(TensorELBO):
+class FreeBits(PenalizedELBO):
     r"""Another ELBO as a loss, in which the KL of each latent counts only where it exceeds a threshold.
 
     .. math::
@@ -76,84 +73,28 @@ class FreeBits(TensorELBO):
     """
 
     def __init__(self, elbo: Any, nats: float | Mapping[str, float]) -> None:
-        super().__init__()
+        super().__init__(elbo)
         for value in nats.values() if isinstance(nats, Mapping) else (nats,):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"Expected a finite number of free nats of at least 0, but found {value:g}.")
-        if isinstance(elbo, ExactEvidence):
+        if isinstance(elbo, ExactEvidence | ExactWake):
             raise ValueError("Expected a loss with a KL to leave free, but found the log-evidence. Try ExactELBO.")
-        self.elbo = elbo
         self.nats = dict(nats) if isinstance(nats, Mapping) else float(nats)
-        self._ways: Kept[tuple[Way, frozenset[str]]] = Kept()
 
-    @property
-    def own(self) -> nn.Module | None:
-        """The module that the other loss trains, if any; see :func:`pyro_gvae.estimators.own_state`."""
-        own: nn.Module | None = getattr(self.elbo, "own", None)
-        return own
+    @override
+    def plan_penalty(self, runs: Runs) -> Penalty:
+        """Find out how KLs are computed; the penalty is the sum of B max(lambda - KL_n, 0) over all latents."""
+        seen = look(runs)
+        way, labels = _find(runs, seen), frozenset(seen.labels)
+        return lambda bound: self._of(way(bound), labels)
 
-    def why_not_recordable(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str | None:
-        """Return the other loss's reason, if it has one."""
-        self._way(bind(model, guide, *args, **kwargs), model, guide, args, kwargs)  # not while the loss is recorded
-        return (
-            self.elbo.why_not_recordable(model, guide, *args, **kwargs) if isinstance(self.elbo, TensorELBO) else None
-        )
-
-    @torch.no_grad()
-    def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the loss in nats, summed over the data."""
-        penalty = self._penalty(model, guide, args, kwargs)
-        return recordable(self.elbo, "loss")(model, guide, *args, **kwargs) + penalty
-
-    def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the same, and add gradients to `.grad` of the parameters."""
-        loss = recordable(self.elbo, "loss_and_grads")(model, guide, *args, **kwargs)
-        return loss + self._penalty_and_grads(model, guide, args, kwargs)
-
-    @torch.no_grad()
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the loss in nats, summed over the data. Its two terms are added in double precision."""
-        penalty = self._penalty(model, guide, args, kwargs).item()
-        return self.elbo.loss(model, guide, *args, **kwargs) + penalty
-
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the same, and add gradients to `.grad` of the parameters."""
-        loss: float = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
-        return loss + self._penalty_and_grads(model, guide, args, kwargs).item()
-
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the loss as a tensor."""
-        loss: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
-        return loss + self._penalty(model, guide, args, kwargs)
-
-    def _penalty_and_grads(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        penalty = self._penalty(model, guide, args, kwargs)
-        if penalty.requires_grad:
-            penalty.backward()
-        return penalty.detach()
-
-    def _penalty(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Return the sum of B max(lambda - KL_n, 0) over all latents, shape ()."""
-        runs = bind(model, guide, *args, **kwargs)
-        way, labels = self._way(runs, model, guide, args, kwargs)
-        kls = way(runs)
+    def _of(self, kls: dict[str, LatentKL], labels: frozenset[str]) -> Tensor:
         self._check_names(kls, labels)
         terms = []
         for name, kl in kls.items():
             mean = kl.value / kl.weight.clamp_min(torch.finfo(kl.value.dtype).tiny)  # a weight of 0 is allowed
             terms.append(kl.weight * (self._threshold(name) - mean).clamp_min(0).sum())
         return functools.reduce(torch.add, terms) if terms else torch.zeros(())
-
-    def _way(
-        self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Way, frozenset[str]]:
-        """Return how the KLs are computed, which a few small runs find out, and which discrete sites are observed.
-
-        Both are kept for arguments of equal shapes.
-        """
-        return self._ways.find((model, guide), args, kwargs, partial(_find, runs))
 
     def _check_names(self, known: Iterable[str], labels: frozenset[str]) -> None:
         """Refuse names of no latent; one that this batch observes is a latent of another one."""
@@ -169,13 +110,8 @@ class FreeBits(TensorELBO):
         return self.nats if isinstance(self.nats, float) else self.nats.get(name, 0.0)
 
 
-def _find(runs: Runs) -> tuple[Way, frozenset[str]]:
-    """Find out how the KLs of a pair are computed, and which discrete sites are observed."""
-    seen = look(runs)
-    return _find_way(runs, seen), frozenset(seen.labels)
-
-
-def _find_way(runs: Runs, seen: Look) -> Way:
+def _find(runs: Runs, seen: Look) -> Way:
+    """Find out how the KLs of a pair are computed."""
     if seen.needs_axes:
         try:
             chains = lay_out_chains(runs, seen)
@@ -186,13 +122,12 @@ def _find_way(runs: Runs, seen: Look) -> Way:
     layout, with_particles, probed = lay_out(runs, seen=seen), lay_out_draws(runs), runs.again()
     with torch.no_grad(), without_trace():
         if not layout.has_continuous:
-            closed = [set(sites) for sites in closed_sites(probed, layout)]
             names = {latent.name for latent in layout.space.latents}
-            if closed == [names, names]:
+            if [set(sites) for sites in closed_sites(probed, layout)] == [names, names]:
                 return partial(closed_kls, layout=layout)
-        drawn = read_draws(probed, with_particles, with_particles.few()[0])
-    limit = min(memory_limit(None), tuning(layout.device).slice_bytes)
-    num_codes = layout.space.num_codes
-    if drawn.scored or num_codes > limit or num_codes * bytes_of_code(probed, layout) > limit:
-        return partial(drawn_kls, layout=with_particles, num_particles=NUM_PARTICLES)
-    return partial(summed_kls, layout=layout)
+        can_be_summed = (
+            fits_one_slice(probed, layout) and not read_draws(probed, with_particles, with_particles.few()[0]).scored
+        )
+    if can_be_summed:
+        return partial(summed_kls, layout=layout)
+    return partial(drawn_kls, layout=with_particles, num_particles=NUM_PARTICLES)

@@ -10,7 +10,7 @@ from .base import Estimator
 from .control_variates import double_cv, rebar, relax_with_network
 from .coupled import arms, disarm, disarm_iw
 from .daps import daps
-from .exact import exact, exact_evidence
+from .exact import exact, exact_evidence, exact_wake
 from .local import local_expectation
 from .per_site import per_site
 from .relaxed import gumbel_softmax
@@ -58,6 +58,7 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "relax": relax_with_network,
     "exact": exact,
     "exact-evidence": exact_evidence,
+    "exact-wake": exact_wake,
 }
 
 

@@ -80,8 +80,15 @@ def averaged(costs: Iterable[Term], log_probs: Mapping[Axis, Term], chains: Chai
 
 def log_evidence(runs: Runs, chains: Chains) -> Tensor:
     """Return log p(x) of each cell of the plates that all discrete latents share; differentiable."""
-    p = chains.of_model().read(runs).p
-    left = log_summed(p.others.values(), p.sites.values(), chains)
+    return evidence_of(chains.of_model().read(runs).p, chains)
+
+
+def evidence_of(p: Reading, chains: Chains, added: Iterable[Term] = ()) -> Tensor:
+    """Return log p(x) of what a model says, with more terms added to it; differentiable.
+
+    The derivatives by these terms are the posterior probabilities of their values.
+    """
+    left = log_summed([*p.others.values(), *added], p.sites.values(), chains)
     return impossible_as_infinite(collected([term.weighed() for term in left], chains))
 
 

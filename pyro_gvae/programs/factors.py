@@ -115,6 +115,12 @@ class Reading(NamedTuple):
         parts += [site.weigh(site.score(codes)) for name, site in self.sites.items() if name not in without]
         return functools.reduce(torch.add, parts) if parts else torch.zeros(1, 1)
 
+    def detached(self) -> Self:
+        """Return what it says of codes without its gradient."""
+        sites = {name: site._replace(log_probs=site.log_probs.detach()) for name, site in self.sites.items()}
+        factors = {name: factor._replace(log_prob=factor.log_prob.detach()) for name, factor in self.factors.items()}
+        return self._replace(sites=sites, factors=factors)
+
     def at(self, rows: Tensor) -> Self:
         """Take rows (r,) of what depends on the codes, possibly one several times."""
         return self._replace(
@@ -195,11 +201,6 @@ def first_of(values: Tensor, batch_shape: Size, shape: Size) -> Tensor:
         return values
     rows = values.expand(-1, batch_shape.numel()).reshape(-1, *batch_shape)
     return rows[(slice(None), *(slice(size) for size in shape))].reshape(len(values), -1)
-
-
-def above_others(costs: Tensor) -> Tensor:
-    """Subtract from the costs (P, ...) of each draw the mean of those of the others; a single one has no others."""
-    return costs if len(costs) == 1 else (costs - costs.mean(0)) * (len(costs) / (len(costs) - 1))
 
 
 class Layout(NamedTuple):

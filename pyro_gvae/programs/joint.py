@@ -133,7 +133,7 @@ def level_scores(model: Run, layout: Layout, codes: Codes) -> LevelScores:
 
 def _level_scores(layout: Layout, codes: Codes, found: Reading) -> LevelScores:
     _refuse_continuous(found)
-    scale = common_scale(_scales_of(found))
+    scale = common_scale([one.scale for one in found.statements()])
     terms: list[list[Tensor]] = []
     for level in layout.levels:
         sites = [found.sites[name].score(codes) for name in level.names]
@@ -168,16 +168,23 @@ def pair_scores(runs: Runs, layout: Layout, codes: Codes, values: Mapping[str, T
 
 def _pair_scores(runs: Runs, layout: Layout, codes: Codes, values: Mapping[str, Tensor]) -> PairScores:
     q, p = (read(program, layout, codes, values) for program in (runs.guide, runs.model))
-    scale = common_scale([*_scales_of(q), *_scales_of(p)])
+    scale = common_scale([one.scale for one in (*q.statements(), *p.statements())])
     log_p, log_q = (_log_densities(layout, codes, reading, scale)[0] for reading in (p, q))
     return PairScores(log_p, log_q, apart(layout, q), scale)
 
 
 def terms_and_scores(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> tuple[Terms, JointScores]:
-    """Return :func:`elbo_terms` and :func:`joint_scores` from the same run of the model."""
+    """Return :func:`elbo_terms`, with the model held constant, and :func:`joint_scores` from the same run of it."""
     both = read_both(runs, layout, guide, codes)
-    terms = _stacked([_elbo_terms(layout, guide, *found) for found in both])
+    terms = _stacked([_elbo_terms(layout, guide, found.codes, found.q, found.p.detached()) for found in both])
     return terms, _joined([_joint_scores(layout, found.codes, found.p) for found in both])
+
+
+def log_q_and_scores(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> tuple[Tensor, JointScores]:
+    """Return log q(z | x), (s, B), scaled and masked, and :func:`joint_scores`."""
+    both = read_both(runs, layout, guide, codes)
+    log_q = [found.q._replace(sites=found.q.sites | guide.sites).log_prob(found.codes) for found in both]
+    return torch.cat(log_q), _joined([_joint_scores(layout, found.codes, found.p) for found in both])
 
 
 class Both(NamedTuple):
@@ -262,7 +269,7 @@ def _elbo_terms(layout: Layout, guide: Guide, codes: Codes, q: Reading, p: Readi
 
 def _joint_scores(layout: Layout, codes: Codes, found: Reading) -> JointScores:
     _refuse_continuous(found)
-    scale = common_scale(_scales_of(found))
+    scale = common_scale([one.scale for one in found.statements()])
     joint, prior = _log_densities(layout, codes, found, scale)
     return JointScores(joint, scale, prior)
 
@@ -278,19 +285,14 @@ def _log_densities(layout: Layout, codes: Codes, found: Reading, scale: float | 
             )
     of_codes = [site.score(codes) for site in found.sites.values()]
     priors = _add(of_codes) if of_codes else torch.zeros((1, 1), dtype=layout.dtype, device=layout.device)
-    if not found.factors:
-        return priors.expand(_count(codes), layout.batch_size), priors
-    table = _add([factor.log_prob for factor in found.factors.values()])
-    return (table / scale + priors).expand(_count(codes), layout.batch_size), priors
+    others = [factor.log_prob for factor in found.factors.values()]
+    joint = _add(others) / scale + priors if others else priors
+    return joint.expand(_count(codes), layout.batch_size), priors
 
 
 def _refuse_continuous(found: Reading) -> None:
     for name in found.values:
         raise is_continuous(name)
-
-
-def _scales_of(found: Reading) -> list[float | Tensor]:
-    return [statement.scale for statement in found.statements()]
 
 
 def _add(terms: Iterable[Tensor]) -> Tensor:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from .draws import read_draws, scored
-from .factors import Codes, Layout, Reading, Site, above_others, summed_over
+from .factors import Codes, Layout, Reading, Site, summed_over
 from .joint import pieces, read_both, read_guide_once
 from .modes import without_trace
 from .runs import Runs
+from .samples import above_others
 from .statements import read
 
 

@@ -18,7 +18,7 @@ from ..distributions.location_scale import noise_of, value_of
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.parameters import gumbel_like
 from ..handlers.sites import Discrete
-from .factors import Layout, Reading, above_others
+from .factors import Layout, Reading
 from .runs import Runs
 from .statements import Draw, read_with
 from .values import Values, cells_of, has_rows, log_probs_of, value_of_codes
@@ -71,6 +71,11 @@ class Sample(NamedTuple):
         advantages = above_others(costs.detach())
         scores = [self.q.factors[name].unweighed() for name in self.values if name in self.scored]
         return sum(((advantages * log_q).mean(0).sum() for log_q in scores), costs.new_zeros(()))
+
+
+def above_others(costs: Tensor) -> Tensor:
+    """Subtract from the costs (P, ...) of each draw the mean of those of the others; a single one has no others."""
+    return costs if len(costs) == 1 else (costs - costs.mean(0)) * (len(costs) / (len(costs) - 1))
 
 
 def independent(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, None]:

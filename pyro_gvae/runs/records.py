@@ -23,6 +23,8 @@ class TrainLine(TypedDict):
     temperature: float | None
     prior_temperature: float | None
     beta: float | None
+    unimix: float | None
+    usage_entropy: float | None
 
 
 class CompareLine(TypedDict):

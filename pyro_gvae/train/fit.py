@@ -29,6 +29,7 @@ from .logs import Logs
 from .milestones import NO_MILESTONES, Measure, Milestones, measured
 from .non_finite import check_weights, first_non_finite
 from .pairs import trainable
+from .revive import revive_if_due, rows_of
 from .training import Training
 
 
@@ -137,6 +138,8 @@ def fit(
     alone, own = only_thread("fit"), own_randomness(derived_seed("train", config.seed, rank))
     with alone, own, pyro.get_param_store().scope(), _signals_noted(output) as stop:
         training = Training(program, known, config)
+        if config.revive is not None:
+            rows_of(program)
         with _locked(output):
             begun = _begun(training, output, resume=resume)
             milestones.check(training)
@@ -184,6 +187,7 @@ def _advance(
 ) -> None:
     """Take a step and do what is due after it. A checkpoint is written last, so that the next step starts from it."""
     state, ahead = training.state, milestones.ahead(training)
+    revive_if_due(training)
     training.advance()
     logs.advance()
     if training.refused is not None:

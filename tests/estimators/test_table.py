@@ -18,7 +18,18 @@ from published import FORMULAS, M
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro.poutine.messenger import Messenger
-from table import COLUMNS, DIFFERENT, PER_SITE, PROGRAMS, WEIGHING, facts, reasons_of, refusal, site_is_random
+from table import (
+    COLUMNS,
+    DIFFERENT,
+    PER_SITE,
+    PROGRAMS,
+    WAKES,
+    WEIGHING,
+    facts,
+    reasons_of,
+    refusal,
+    site_is_random,
+)
 
 from pyro_gvae import estimator
 from pyro_gvae.estimators.claims import Bias
@@ -174,6 +185,27 @@ def elbo_of_tables(name, *, with_scores):
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_tables_of_all_codes_are_those_of_stock_pyro(program):
     torch.testing.assert_close(elbo_of_tables(program, with_scores=True), stock(program), rtol=1e-8, atol=1e-8)
+
+
+def wakes(column, name):
+    """-log p(x), and the gradients of the model and of the guide, each with the other held constant."""
+
+    def loss():
+        joint, log_q, own = tables(name, is_pathwise=True)
+        log_evidence, posterior = torch.logsumexp(joint, 0), torch.softmax(joint, 0).detach()
+        exclusive = own.exp() * (joint.detach() - log_q)
+        for_guide = posterior * log_q if COLUMNS[column].options else exclusive
+        (-log_evidence.sum() - for_guide.sum()).backward()
+        return -log_evidence.detach().sum()
+
+    return with_gradients(loss)
+
+
+@pytest.mark.parametrize(("column", "program"), those(RUNNING, *WAKES))
+def test_model_and_guide_wake_by_gradients_of_their_own(column, program):
+    model, guide, elbo = COLUMNS[column].make().bind(PROGRAMS[program].pair)
+    found = with_gradients(lambda: elbo.loss_and_grads(model, guide, DATA))
+    torch.testing.assert_close(found, wakes(column, program), rtol=1e-8, atol=1e-8)
 
 
 without_scores = cache(partial(elbo_of_tables, with_scores=False))

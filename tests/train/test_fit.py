@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import json
 import os
 import random
@@ -25,7 +26,7 @@ from pyro_gvae.data.batches import epoch_batches
 from pyro_gvae.data.dataset import Dataset
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.elbos.free_bits import FreeBits
-from pyro_gvae.handlers import discretize, weigh_kl
+from pyro_gvae.handlers import discretize, unimix, weigh_kl
 from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.runs.checkpoint import load_checkpoint
@@ -137,6 +138,16 @@ def test_amounts_end(amount, steps, seconds, is_over):
         ({"temperature": "linear:1"}, "Expected a positive number or a schedule as temperature, but found linear:1"),
         ({"beta": -1.0}, "Expected a number of at least 0 or a schedule as beta, but found -1.0"),
         ({"beta": "linear:0,1"}, "Expected a number of at least 0 or a schedule as beta, but found linear:0,1"),
+        (
+            {"unimix": 0.01},
+            "Expected a schedule that ends at 0 as unimix, since evaluations are without it, but found 0.01",
+        ),
+        ({"unimix": "linear:1.1,0,5"}, "Expected unimix of at most 1, but found linear:1.1,0,5"),
+        (
+            {"usage_entropy": 0.5},
+            "Expected a schedule that ends at 0 as usage_entropy",
+        ),
+        ({"revive": 0.0}, "Expected a share of the data between 0 and 1 as revive, but found 0.0"),
         ({"free_bits": -0.1}, "Expected free_bits of at least 0 nats, but found -0.1"),
         ({"free_bits": float("inf")}, "Expected free_bits of at least 0 nats, but found inf"),
         ({"evaluate_every": "often"}, "Expected epochs, steps or seconds, but found 'often'"),
@@ -305,6 +316,34 @@ def test_beta_is_annealed_in_one_recording_and_reported_elbos_are_not_weighed(mo
         assert line["beta"] == min((step + 1) / 4, 1)
         assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.test).mean().item(), rel=1e-5)
     assert len(recordings) == 1 and kl > 0.05
+
+
+def test_a_guide_is_mixed_in_steps_and_in_no_evaluation():
+    training = Training(new_vae(), images(), config("exact:9", unimix="linear:0.5,0,2"))
+    [*batches] = epoch_batches(training.data, 4, seed=0, epoch=0)
+    for step, x in enumerate(batches[:3]):
+        before = copy.deepcopy(training.vae)
+        training.advance()
+        line = training.judge()
+        share = max(0.5 - step / 4, 0)
+        guide = discretize(unimix(before.guide, share=share) if share else before.guide)
+        with pyro.get_param_store().scope():
+            expected = ExactELBO().loss(discretize(before.model), guide, x) / 4
+        assert -line["train_objective"] == pytest.approx(expected, rel=1e-5)
+        assert line["unimix"] == max(0.5 - (step + 1) / 4, 0)  # of the next step
+        assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.test).mean().item(), rel=1e-5)
+
+
+def test_the_use_of_codes_is_rewarded_in_steps_and_in_no_evaluation():
+    training = Training(new_vae(), images(), config("exact:9", usage_entropy="linear:1,0,2"))
+    for step, x in enumerate(itertools.islice(epoch_batches(training.data, 4, seed=0, epoch=0), 3)):
+        before = copy.deepcopy(training.vae)
+        training.advance()
+        line = training.judge()
+        probs = before.encoder(x).softmax(-1).mean(0)
+        reward = max(1 - step / 2, 0) * -(probs * probs.log()).sum().item()
+        assert line["train_objective"] == pytest.approx(exact.elbo(before, x).mean().item() + reward, rel=1e-5)
+        assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.test).mean().item(), rel=1e-5)
 
 
 @unrecorded
