@@ -21,7 +21,7 @@ from typing import IO, Any
 import psutil
 
 from ..config.json import fits
-from .inside import in_place
+from .inside import in_place, sync_folder
 
 try:
     import fcntl
@@ -219,16 +219,6 @@ def remove_unless_held(path: Path) -> None:
         with _opened(place, os.O_RDWR) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             place.unlink()
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names of a folder on the disk, where the system can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -94,6 +94,16 @@ def make_folder(folder: Path) -> None:
         pass
 
 
+def sync_folder(folder: Path) -> None:
+    """Have the names of a folder on the disk, where the system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))
 
