@@ -36,6 +36,7 @@ OUTSIDE = {
 FEW = {
     "resume": {},
     "report": {},
+    "explore": {},
     "evaluate": {"num_data": 4, "particles": 4},
     "encode": {"num_data": 4},
     "reconstruct": {"num_data": 4},
