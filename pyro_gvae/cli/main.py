@@ -3,6 +3,7 @@
 import shlex
 import signal
 import sys
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +27,7 @@ from ..config.models import MODELS, OF_CATEGORICAL
 from ..config.presets import PRESETS
 from ..config.train import TrainConfig
 from ..runs.files import remove_unfinished
+from ..runs.inside import staying_inside
 from .errors import PartlyFailedError
 from .terminal import check_letters, discard, open_streams, say
 
@@ -70,14 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"\n{failed.report}", sys.stdout)
         say(f"pyro-gvae: {failed}", sys.stderr)
         return 1
-    except (RuntimeError, MemoryError) as error:
-        if not import_module("..runtime.memory", __package__).is_out_of_memory(error):
+    except Exception as error:
+        if (sentence := _sentence(error)) is None:
             raise
-        tried = "Try a smaller max_memory, fewer data at once, or fewer workers."
-        say(f"pyro-gvae: Expected enough memory for this command, but found that there is no more. {tried}", sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        say(f"pyro-gvae: {_sentence(error)}", sys.stderr)
+        say(f"pyro-gvae: {sentence}", sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         run = getattr(interrupt, "run", None)
@@ -180,19 +178,38 @@ def _resume_by(config: Any, run: Path) -> str:
 def _run(config: Any) -> str:
     if isinstance(config, TrainConfig | CompareConfig):
         config.check_estimators()
-    for name in ("run", "output"):
-        if (folder := getattr(config, name, None)) is not None:
-            remove_unfinished(folder)
-    name = next(command.function for command in COMMANDS.values() if command.config is type(config))
-    commands = import_module(".commands", __package__)  # with torch
-    import_module("..runtime.memory", __package__).keep_freed_memory()
-    with import_module("..runtime.signals", __package__).raise_on_signal():
-        text: str = getattr(commands, name)(config)
+    with ExitStack() as until_the_end:
+        for name in ("run", "output"):
+            folder = getattr(config, name, None)
+            if folder is not None and folder.is_dir():
+                until_the_end.enter_context(staying_inside(folder))
+                remove_unfinished(folder)
+        name = next(command.function for command in COMMANDS.values() if command.config is type(config))
+        commands = import_module(".commands", __package__)  # with torch
+        import_module("..runtime.memory", __package__).keep_freed_memory()
+        with import_module("..runtime.signals", __package__).raise_on_signal():
+            text: str = getattr(commands, name)(config)
     return text
 
 
-def _sentence(error: Exception) -> str:
-    """Return the first line of the message; Pyro appends the shapes of its trace on further lines."""
+def _sentence(error: Exception) -> str | None:
+    """Return what to tell of an error that the caller can mend; None of any other.
+
+    It is the first line of the message: Pyro appends the shapes of its trace on further lines.
+    """
+    if not isinstance(error, ValueError) and _is_out_of_memory(error):
+        tried = "Try a smaller max_memory, fewer data at once, or fewer workers."
+        return f"Expected enough memory for this command, but found that there is no more. {tried}"
+    if not isinstance(error, ValueError | OSError):
+        return None
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"Expected a usable file, but found that '{error.filename}' cannot be used: {error.strerror}."
     return str(error).split("\n")[0] or type(error).__name__
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell whether there is no memory left; perhaps not even for the module that knows, with torch."""
+    try:
+        return bool(import_module("..runtime.memory", __package__).is_out_of_memory(error))
+    except (ImportError, MemoryError):
+        return isinstance(error, ImportError | MemoryError)

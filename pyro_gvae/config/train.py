@@ -182,6 +182,11 @@ class TrainConfig:
     @cached_property
     def named_optimizer(self) -> Named:
         """The optimizer's name and options."""
+        if not isinstance(self.optimizer, str):
+            raise ValueError(
+                f"Expected the name of an optimizer, since a run has one of its own, but found "
+                f"{type(self.optimizer).__name__}. Try 'Adam', or make_step for an optimizer object."
+            )
         named = Named.parse(self.optimizer)
         if "lr" in named.options:
             raise ValueError(

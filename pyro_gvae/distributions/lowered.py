@@ -146,10 +146,10 @@ def _scores(statement: _Statement, value: Tensor) -> Tensor:
     with full_precision(x):
         if kept is None:
             ours = _OURS[family](parameters, x) if family in _OURS else None
-            return _summed(_TERMS[family](parameters, x, counts)) if ours is None else ours
+            return _summed(_TERMS[family](parameters, x, counts)).to(dtype) if ours is None else ours
         is_kept = kept.unsqueeze(-1) if statement.family.event_shape else kept
         present = torch.where(is_kept, x, x.new_zeros(()))  # what is missing may be no number
-        return _summed(_without(_TERMS[family](parameters, present, counts), kept))
+        return _summed(_without(_TERMS[family](parameters, present, counts), kept)).to(dtype)
 
 
 def _summed(terms: _Terms) -> Tensor:
@@ -165,20 +165,19 @@ def _side_by_side(parts: tuple[Tensor, ...]) -> Tensor:
 
 def _without(terms: _Terms, kept: Tensor) -> _Terms:
     """Only the elements that count, each of which takes its offset with it."""
-    zero = terms.base.new_zeros(())
     num_elements = kept.shape[-1]
     wide = [kept.repeat_interleave(part.shape[-1] // num_elements, -1) for part in terms.statistics]
-    present = [torch.where(mask, part, zero) for mask, part in zip(wide, terms.statistics, strict=True)]
+    present = [torch.where(mask, part, part.new_zeros(())) for mask, part in zip(wide, terms.statistics, strict=True)]
     return _Terms(
         coefficients=(*terms.coefficients, terms.offset),
-        statistics=(*present, kept.to(zero.dtype)),
+        statistics=(*present, kept.to(terms.offset.dtype)),
         offset=torch.zeros_like(terms.offset),
-        base=torch.where(kept, terms.base, zero),
+        base=torch.where(kept, terms.base, terms.base.new_zeros(())),
     )
 
 
 # The families. What is multiplied is small where parameters and data are near the mean of the data: a score is rounded
-# in proportion to its terms.
+# in proportion to its terms. What depends on the data alone has few elements, and is computed in float64.
 
 
 def _centre(x: Tensor) -> Tensor:
@@ -209,7 +208,11 @@ def _binomial(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Term
         centre = torch.logit(((_centre(x) + 1) / (_centre(counts) + 2)).clamp(0.001, 0.999))
     normalizer = F.softplus(logits) - F.softplus(centre)
     tolerance = dist.Binomial.approx_log_prob_tol
-    base = log_binomial(counts, x, tol=tolerance) + x * centre - counts * F.softplus(centre)
+    base = (
+        log_binomial(counts.double(), x.double(), tol=tolerance)
+        + x.double() * centre
+        - counts.double() * F.softplus(centre)
+    )
     if counts.shape[:-1].numel() == 1:
         return _Terms((logits - centre,), (x,), -counts * normalizer, base)
     return _Terms((logits - centre, -normalizer), (x, counts), torch.zeros_like(logits), base)
@@ -228,7 +231,7 @@ def _one_hot_categorical(parameters: Parameters, x: Tensor, counts: Tensor | Non
 
 def _multinomial(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
     logits = _logits(parameters, is_binary=False)
-    base = torch.lgamma(x.sum(-1) + 1) - torch.lgamma(x + 1).sum(-1)
+    base = torch.lgamma(x.double().sum(-1) + 1) - torch.lgamma(x.double() + 1).sum(-1)
     return _Terms((logits.flatten(-2),), (x.flatten(-2),), logits.new_zeros(logits.shape[:-1]), base)
 
 
@@ -245,9 +248,11 @@ def _poisson(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms
 
 
 def _normal(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
-    centre, precision = _centre(x), parameters["scale"].square().reciprocal()
-    loc, x = parameters["loc"] - centre, x - centre
-    loc, precision, log_scale = torch.broadcast_tensors(loc, precision, parameters["scale"].log())
+    # Squares are subtracted from each other, however near data and means are: see `Gaussian`.
+    loc, scale, x = parameters["loc"].double(), parameters["scale"].double(), x.double()
+    centre = _centre(x)
+    loc, x = loc - centre, x - centre
+    loc, precision, log_scale = torch.broadcast_tensors(loc, scale.square().reciprocal(), scale.log())
     offset = -0.5 * precision * loc.square() - log_scale - 0.5 * math.log(2 * math.pi)
     return _Terms((precision * loc, -0.5 * precision), (x, x.square()), offset, x.new_zeros(x.shape[-1]))
 

@@ -29,7 +29,7 @@ def poisson_scores(rate: Tensor, x: Tensor) -> Tensor:
     """
     centre = centre_of(x)
     scores = applied(_Scores, rate.reshape(-1, rate.shape[-1]), x, centre)
-    return scores.reshape(*rate.shape[:-1], len(x)) + base_score(x, centre).sum(-1)
+    return (scores.reshape(*rate.shape[:-1], len(x)) + base_score(x, centre).sum(-1)).to(scores.dtype)
 
 
 def centre_of(x: Tensor) -> Tensor:
@@ -38,8 +38,9 @@ def centre_of(x: Tensor) -> Tensor:
 
 
 def base_score(x: Tensor, centre: Tensor) -> Tensor:
-    """Return the log-probability of each element of x (*batch, D) at the rates (D,) of the centre."""
-    return x * centre.log() - centre - torch.lgamma(x + 1)
+    """Return the log-probability of each element of x (*batch, D) at the rates (D,) of the centre, in float64."""
+    counts = x.double()
+    return counts * centre.log() - centre - torch.lgamma(counts + 1)
 
 
 def log_rates(rate: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from ..models.base import VAE
 from ..programs.pair import HasPair
 from ..runs.checkpoint import save_checkpoint, save_tensors
 from ..runs.config import CONFIG
-from ..runs.files import cut, remove_unfinished
+from ..runs.files import cut, remove, remove_unfinished
 from ..runs.folder import check_own, check_writable, sole_writer
+from ..runs.inside import make_folder, staying_inside
 from ..runtime.distributed import from_main, is_main, largest, share
 from ..runtime.exclusive import only_thread
 from ..runtime.rng import derived_seed, own_randomness
@@ -195,14 +196,15 @@ def _advance(
     state.done = training.budget_is_spent
     if training.stage_is_over or state.done or training.evaluation_is_due:
         _judge(training, logs, output, measure)
-    if training.stage_is_over and state.done is None:
+    is_next = training.stage_is_over and state.done is None
+    if is_next:
         training.next_stage()
     if state.done:
         check_weights(training.vae, training.not_finite, training.state)
     if state.done and output is not None and is_main():
         save_tensors(output / WEIGHTS, training.vae.state_dict())
     reached = milestones.record(training, ahead)
-    if state.done or reached or training.checkpoint_is_due:
+    if state.done or is_next or reached or training.checkpoint_is_due:
         _keep(training, output)
 
 
@@ -254,7 +256,7 @@ def _refuse(training: Training, batch: Data, random_state: Tensor, output: Path 
         if is_main():
             save_checkpoint(path, content | {"batch": batch})
         for old in sorted(output.glob("non-finite-step*"), key=lambda path: path.stat().st_mtime_ns)[:-most]:
-            old.unlink(missing_ok=True)
+            remove(old)
         kept = f" The batch and the state are in '{path}'."
     if state.skipped_in_a_row >= most:
         with torch.random.fork_rng():
@@ -278,12 +280,13 @@ def _locked(output: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _held(output: Path) -> Iterator[None]:
-    output.mkdir(parents=True, exist_ok=True)
-    check_own(output)
-    check_writable(output)
-    with sole_writer(output):
-        remove_unfinished(output)
-        yield
+    make_folder(output)
+    with staying_inside(output):
+        check_own(output)
+        check_writable(output)
+        with sole_writer(output):
+            remove_unfinished(output)
+            yield
 
 
 @contextmanager

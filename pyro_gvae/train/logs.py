@@ -1,6 +1,7 @@
 """Logs of a training run: JSON lines, a progress bar, TensorBoard."""
 
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, final
 
@@ -11,6 +12,7 @@ from ..data.dataset import Dataset
 from ..evaluate.generate import digits_of, encode, reconstruct, sample
 from ..models.base import VAE
 from ..runs.files import append_json_line, read_records
+from ..runs.inside import in_place
 from ..runs.records import TrainLine
 from ..runtime.extras import import_extra
 from ..runtime.progress import Progress
@@ -64,8 +66,10 @@ class Logs:
             total=total, initial=step, unit="step", disable=not progress, leave=None
         )  # not inside another
         self._board: Any = None
-        if writer is not None and run is not None:
-            self._board = writer(str(run / "tensorboard"), purge_step=step or None)
+        self._until_the_end = ExitStack()
+        if writer is not None and run is not None:  # which opens its files by their names, again and again
+            place = self._until_the_end.enter_context(in_place(run / "tensorboard" / "events", make=True))
+            self._board = writer(str(place.parent), purge_step=step or None)
 
     def __enter__(self) -> "Logs":
         return self
@@ -74,6 +78,7 @@ class Logs:
         self._bar.close()
         if self._board is not None:
             self._board.close()
+        self._until_the_end.close()
 
     def advance(self) -> None:
         """Move the progress bar by one step."""
