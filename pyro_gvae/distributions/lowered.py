@@ -132,8 +132,7 @@ def _read(fn: Any) -> _Statement | None:
 def _in_support(statement: _Statement, value: Tensor, given: Size) -> bool:
     if statement.counts is None:
         return bool(statement.family.support.check(value).all())
-    x = value.reshape(*given, -1)
-    return bool(constraints.integer_interval(0, statement.counts).check(x).all())
+    return bool(constraints.integer_interval(0, statement.counts).check(value.reshape(*given, -1)).all())
 
 
 def _scores(statement: _Statement, value: Tensor) -> Tensor:
