@@ -40,19 +40,18 @@ def finding(rows: pd.DataFrame, judged: Judged = EVIDENCE, when: str = "At the e
     Returns:
         Escaped HTML.
     """
-    sound = rows.groupby("estimator").filter(lambda group: group[judged.column].notna().all())
-    present = sound.groupby("seed")["estimator"].transform("nunique")
-    shared = sound[present == sound["estimator"].nunique()]
+    shared = _shared(rows, judged)
     ranking = shared.groupby("estimator")[judged.column].mean().sort_values(ascending=False)
     if ranking.empty:
         return Markup("There is no finding yet: no seed has been finished by every estimator.")
     best = ranking.index[0]
     if len(ranking) == 1:
         values = shared[judged.column]
-        return Markup(
-            "{}, <b>{}</b> has an {} of {} nats per datum ({}); "
-            "no other estimator has finished, so there is no comparison."
-        ).format(when, best, judged.words, _mean(values), _count(values))
+        is_alone = rows["estimator"].nunique() == 1
+        others = "no other estimator has finished" if is_alone else "no other estimator has only finite numbers"
+        return Markup("{}, <b>{}</b> has an {} of {} nats per datum ({}); {}, so there is no comparison.").format(
+            when, best, judged.words, _mean(values), _count(values), others
+        )
     second, superlative = ranking.index[1], "higher" if len(ranking) == 2 else "highest"
     difference = seed_differences(shared, best, second)[judged.column]
     if len(difference) == 1:
@@ -81,27 +80,36 @@ def further_findings(metrics: pd.DataFrame, final: pd.DataFrame) -> list[Markup]
     Returns:
         Sentences of escaped HTML.
     """
-    if final["estimator"].nunique() < 2:
-        return _peaks(metrics, final)
-    sentences = [finding(final, ELBO)]
-    durations = final.groupby("estimator")["seconds"].mean()
-    if durations.max() > LEAST_FACTOR * durations.min():
-        seconds = durations.min()
-        then = at_seconds(metrics.merge(final[CELL]), seconds)
-        when = f"After equal time ({seconds:.2g} s, which {durations.idxmin()} took)"
-        sentences += [finding(then, judged, when) for judged in (EVIDENCE, ELBO)]
+    sentences = []
+    if _shared(final, ELBO)["estimator"].nunique() > 1:
+        sentences.append(finding(final, ELBO))
+    shared = _shared(final, EVIDENCE)
+    durations = shared.groupby("estimator")["seconds"].mean()
+    if len(durations) > 1 and durations.max() > LEAST_FACTOR * durations.min():
+        seconds, fastest = durations.min(), durations.idxmin()
+        then = at_seconds(metrics.merge(shared[CELL]), seconds)
+        when = f"After equal time ({_few_digits(seconds)} s, which {fastest} took)"
+        late = then.loc[~then["evaluated"] & (then["estimator"] != fastest), "estimator"].unique()
+        if not len(late):
+            sentences += [finding(then, judged, when) for judged in (EVIDENCE, ELBO)]
+        else:
+            text = (
+                "{}, nothing is known of {}, which had not been evaluated by then: try more <code>--evaluations</code>."
+            )
+            sentences.append(Markup(text).format(when, Markup(", ").join(Markup("<b>{}</b>").format(n) for n in late)))
     return sentences + _peaks(metrics, final)
 
 
 def at_seconds(metrics: pd.DataFrame, seconds: float) -> pd.DataFrame:
-    """Interpolate each run's ELBO and log-evidence at a number of seconds of training.
+    """Interpolate each run's ELBO and log-evidence at a number of seconds of training, between its evaluations.
 
     Args:
         metrics: One row for each evaluation.
         seconds: The moment; after a run's end it has its last values.
 
     Returns:
-        One row for each (estimator, seed).
+        One row for each (estimator, seed); `evaluated` tells whether the run was evaluated in training by then, without
+        which its numbers are mostly those of the untrained networks.
 
     Example:
         >>> rows = pd.DataFrame({"estimator": "exact", "seed": 0, "step": [0, 10], "seconds": [0.0, 4.0],
@@ -113,7 +121,8 @@ def at_seconds(metrics: pd.DataFrame, seconds: float) -> pd.DataFrame:
     for (name, seed), run in metrics.groupby(CELL, sort=False):
         run = run.sort_values("step")
         values = {one.column: np.interp(seconds, run["seconds"], run[one.column]) for one in (EVIDENCE, ELBO)}
-        rows.append({"estimator": name, "seed": seed, "seconds": seconds} | values)
+        evaluated = bool((run["seconds"].iloc[1:] <= seconds).any()) or len(run) < 2
+        rows.append({"estimator": name, "seed": seed, "seconds": seconds, "evaluated": evaluated} | values)
     return pd.DataFrame(rows)
 
 
@@ -144,7 +153,7 @@ def remarks(summary: pd.DataFrame) -> list[Markup]:
     if len(speeds) > 1:
         fast, slow = speeds.idxmax(), speeds.idxmin()
         text = "<b>{}</b> made {} steps per second and <b>{}</b> made {}, a factor of {}."
-        numbers = (f"{value:.3g}" for value in (speeds[fast], speeds[slow], speeds[fast] / speeds[slow]))
+        numbers = (_few_digits(value) for value in (speeds[fast], speeds[slow], speeds[fast] / speeds[slow]))
         sentences.append(Markup(text).format(fast, next(numbers), slow, *numbers))
     if 1 < summary["seeds"].max() < 5:
         sentences.append(Markup("With so few seeds, the standard errors themselves are inaccurate."))
@@ -169,6 +178,18 @@ def _peaks(metrics: pd.DataFrame, final: pd.DataFrame) -> list[Markup]:
                 )
                 sentences.append(Markup(text).format(judged.words, name, f"{step:,}", _mean(fall)))
     return sentences
+
+
+def _shared(rows: pd.DataFrame, judged: Judged) -> pd.DataFrame:
+    """Select the estimators whose numbers are all finite, on the seeds that all of them have."""
+    sound = rows.groupby("estimator").filter(lambda group: group[judged.column].notna().all())
+    present = sound.groupby("seed")["estimator"].transform("nunique")
+    return sound[present == sound["estimator"].nunique()]
+
+
+def _few_digits(value: float) -> str:
+    """Format a positive number with three digits, or with all before the point, but without an exponent."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _mean(values: pd.Series) -> str:

@@ -26,11 +26,11 @@ class Layer(NamedTuple):
 
 class _Call(NamedTuple):
     module: nn.Module
-    given: Tensor
-    returned: Tensor
+    given: Any
+    returned: Any
+    versions: tuple[int, int]  # how often `given` and `returned` had been changed in place, before and after the call
 
 
-@torch.no_grad()
 def read_layers(network: nn.Module, example: Tensor) -> list[Layer] | None:
     """Read the layers of a network that is a chain of layers known here.
 
@@ -54,15 +54,26 @@ def read_layers(network: nn.Module, example: Tensor) -> list[Layer] | None:
         True
     """
     calls: list[_Call] = []
+    begun: list[tuple[Any, int]] = []
+
+    def begin(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given = next(iter([*arguments, *named.values()]), None)
+        begun.append((given, _version(given)))
+
+    def end(module: nn.Module, arguments: tuple[Any, ...], returned: Any) -> None:
+        given, version = begun.pop()
+        calls.append(_Call(module, given, returned, (version, _version(returned))))
+
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))  # a mode whose tensors do not count their changes
+        stack.enter_context(torch.no_grad())
+        example = example.clone()
         for module in network.modules():
             if next(module.children(), None) is None:
-                hook = module.register_forward_hook(
-                    lambda module, given, returned: calls.append(_Call(module, given[0], returned))
-                )
-                stack.callback(hook.remove)
+                stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(end).remove)
         result = network(example)
-    if not _is_chain(calls, example, result):
+    if not _is_chain(calls, (example, 0), (result, _version(result))):
         return None
     layers: list[Layer] = []
     for call in calls:
@@ -74,13 +85,23 @@ def read_layers(network: nn.Module, example: Tensor) -> list[Layer] | None:
     return layers
 
 
-def _is_chain(calls: list[_Call], example: Tensor, result: Tensor) -> bool:
-    """Whether each call takes the values that the one before returned, reshaped at most."""
-    values = [example, *(call.returned for call in calls)]
-    taken = [*(call.given for call in calls), result]
+def _version(value: Any) -> int:
+    """How often a tensor was changed in place; 0 of another value."""
+    return value._version if isinstance(value, Tensor) else 0
+
+
+def _is_chain(calls: list[_Call], example: tuple[Any, int], result: tuple[Any, int]) -> bool:
+    """Whether each call takes the values that the one before returned, reshaped at most, and unchanged in place."""
+    values = [example, *((call.returned, call.versions[1]) for call in calls)]
+    taken = [*((call.given, call.versions[0]) for call in calls), result]
     return all(
-        one.data_ptr() == other.data_ptr() and one.numel() == other.numel() and other.is_contiguous()
-        for one, other in zip(values, taken, strict=True)
+        isinstance(one, Tensor)
+        and isinstance(other, Tensor)
+        and one.data_ptr() == other.data_ptr()
+        and one.numel() == other.numel()
+        and other.is_contiguous()
+        and version == later
+        for (one, version), (other, later) in zip(values, taken, strict=True)
     )
 
 

@@ -1,6 +1,7 @@
 """The figures and the page: made from a synthetic run folder, and true when pieces of it are missing."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -372,12 +373,32 @@ def curves(**points_of: list[tuple[int, float, float]]) -> pd.DataFrame:
 
 
 def test_equal_seconds_may_have_another_winner() -> None:
-    rows = curves(soft=[(0, 0.0, -50.0), (8, 2.0, -20.0)], exact=[(0, 0.0, -50.0), (8, 8.0, -10.0)])
+    rows = curves(soft=[(0, 0.0, -50.0), (8, 2.0, -20.0)], exact=[(0, 0.0, -50.0), (2, 2.0, -40.0), (8, 8.0, -10.0)])
     told = further_findings(rows, final_rows(rows))
     assert "At the end of training, <b>exact</b> has the higher exact test ELBO, 10.00" in told[0]
     assert told[1].startswith("After equal time (2 s, which soft took), <b>soft</b> has the higher exact test log-ev")
     assert "20.00 ± 0.00 nats per datum above <b>exact</b>" in told[2]  # exact is at -40 by then
     assert len(told) == 3
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(1.5, "1.5 s"), (123.4, "123 s"), (4321.0, "4,321 s")])
+def test_nothing_is_told_of_a_moment_before_the_first_evaluation(seconds: float, words: str) -> None:
+    late = [(0, 0.0, -50.0), (8, 8 * seconds, -10.0)]
+    rows = curves(soft=[(0, 0.0, -50.0), (8, seconds, -20.0)], exact=late)
+    assert further_findings(rows, final_rows(rows))[1:] == [
+        f"After equal time ({words}, which soft took), nothing is known of <b>exact</b>, which had not been evaluated "
+        "by then: try more <code>--evaluations</code>."
+    ]
+
+
+@pytest.mark.parametrize("elbo", [math.nan, -20.0])
+def test_no_comparison_is_told_but_once(elbo: float) -> None:
+    rows = curves(soft=[(0, 0.0, -50.0), (8, 2.0, elbo)], exact=[(0, 0.0, -50.0), (1, 1.0, -41.0), (8, 8.0, -10.0)])
+    own_seeds = rows["seed"].eq(rows["estimator"].eq("soft").astype(int))
+    rows = rows if math.isnan(elbo) else rows[own_seeds]
+    final = final_rows(rows)
+    assert further_findings(rows, final) == []
+    assert ("no other estimator has only finite numbers" if math.isnan(elbo) else "no finding yet") in finding(final)
 
 
 def test_a_best_point_before_the_end_is_told() -> None:

@@ -229,3 +229,39 @@ def test_large_networks_are_rounded_and_the_page_says_so(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("network", [Oblique(nn.Linear(3, 2)), nn.Sequential(nn.Linear(3, 2), nn.Softmax(-1))])
 def test_a_network_that_is_no_chain_of_known_layers_is_not_read(network: nn.Module) -> None:
     assert read_layers(network, torch.zeros(1, 3)) is None
+
+
+class InPlace(nn.Module):
+    """A network that changes what a layer returned, at its place in memory, between layers or at the end."""
+
+    def __init__(self, *, between: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.between = nn.Linear(3, 4), nn.Linear(4, 2), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(input=x)
+        if self.between:
+            return self.last(nn.functional.relu(hidden, inplace=True))
+        return self.last(hidden).mul_(2)
+
+
+@pytest.mark.parametrize("between", [True, False])
+def test_a_network_that_changes_values_in_place_is_not_read(between: bool) -> None:
+    assert read_layers(InPlace(between=between), torch.ones(1, 3)) is None
+    with torch.inference_mode():
+        assert read_layers(InPlace(between=between), torch.ones(1, 3)) is None
+
+
+def test_a_network_whose_layer_returns_no_tensor_is_not_read() -> None:
+    class Recurrent(nn.GRU):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[0]
+
+    assert read_layers(nn.Sequential(nn.GRU(3, 2)), torch.ones(1, 3)) is None
+    assert read_layers(Recurrent(3, 2), torch.ones(1, 3)) is None
+
+
+def test_layers_that_work_in_place_are_read() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Unflatten(1, (2, 2)), nn.Flatten())
+    layers = read_layers(network, torch.ones(1, 3))
+    assert layers is not None and [layer.kind for layer in layers] == ["linear", "relu"]
