@@ -6,8 +6,9 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 # Most tests are many operations on small tensors: their time is Python's, which a second thread does not
-# shorten and a second process nearly halves. So: worker processes with one torch thread each.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist worksteal --durations=30
+# shorten and a second process nearly halves. So: worker processes with one torch thread each. What the tests of a file
+# share is made once; files are taken in the order of `tests/conftest.py`.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=30
 
 .PHONY: help install demo test check coverage lint types oldest latest bench docs dist
 
@@ -16,14 +17,15 @@ help: ## list these targets
 
 install: $(INSTALLED) ## create .venv with the pinned set; instant when nothing changed
 
+# Python compiles what it imports; to compile all else that is installed would take most of a minute.
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing the pinned set into .venv (minutes the first time) ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,docs]'
+	@$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[test,dev,docs]'
 	@touch $@
 
 demo: install ## the main job on the embedded digits: relaxed against exact training, with a report
-	$(BIN)/pyro-gvae compare
+	$(BIN)/pyro-gvae compare --workers $(WORKERS)
 
 test: install ## all tests: the slow ones, the documented examples and the pages' build included
 	$(PYTEST)

@@ -12,10 +12,14 @@ ROOT = Path(__file__).parents[1]
 PATHS = [str(ROOT), str(ROOT / "docs"), str(ROOT / "tests")]  # a page shows tables of the tests
 sys.path[:0] = PATHS
 os.environ["PYTHONPATH"] = os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH", "")])
-os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # Pyro imports a progress bar that pages do not show
-os.environ["JUPYTER_PATH"] = str(ROOT / "docs")  # kernels/python3: this interpreter, and quiet
+os.environ["JUPYTER_PATH"] = str(ROOT / "docs")  # kernels/python3
+
+import forked_kernels  # noqa: E402
+from jupyter_cache import get_cache  # noqa: E402
 
 import pyro_gvae  # noqa: E402
+
+forked_kernels.start()
 
 project = "pyro_gvae"
 author = "The pyro_gvae developers"
@@ -82,6 +86,7 @@ SOURCES = [*sorted((ROOT / "pyro_gvae").rglob("*.py")), *sorted((ROOT / "docs").
 SOURCES += [ROOT / "tests" / name for name in ("table.py", "pairs.py", "kinds.py")]
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(BUILD / hashlib.sha256(b"".join(map(Path.read_bytes, SOURCES))).hexdigest()[:16])
+get_cache(nb_execution_cache_path).db  # noqa: B018 (makes it, before two processes would do so at once)
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_output_stderr = "error"  # a warning that a reader would see is one

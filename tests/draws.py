@@ -40,7 +40,9 @@ class Case(NamedTuple):
         return torch.stack([self.gradient(elbo) for _ in range(count)])
 
 
-def case(num_latents: int, num_categories: int, *, scaled: bool = False, copies: int = 1) -> Case:
+def case(
+    num_latents: int, num_categories: int, *, scaled: bool = False, copies: int = 1, sharpness: float = 1.0
+) -> Case:
     """A decoder that mixes the latents, a learned prior, free logits; all in float64.
 
     Args:
@@ -48,10 +50,12 @@ def case(num_latents: int, num_categories: int, *, scaled: bool = False, copies:
         num_categories: K.
         scaled: whether prior, likelihood and guide are scaled by different numbers, and the last datum is masked.
         copies: how often every datum is there, with logits of its own.
+        sharpness: by what q's logits are multiplied.
     """
     torch.manual_seed(1)
     real = {"dtype": torch.float64}
-    logits = torch.randn(B, num_latents, num_categories, **real).repeat(copies, 1, 1).requires_grad_()
+    logits = sharpness * torch.randn(B, num_latents, num_categories, **real)
+    logits = logits.repeat(copies, 1, 1).requires_grad_()
     prior = torch.randn(num_latents, num_categories, **real).requires_grad_()
     first = torch.randn(num_latents * num_categories, 5, **real).requires_grad_()
     second = torch.randn(5, D, **real).requires_grad_()
@@ -85,9 +89,9 @@ def z_scores(draws: Tensor, expected: Tensor) -> Tensor:
     return off / (error + rounding)
 
 
-def variance(elbo: Any, num_latents: int, num_categories: int, *, copies: int = 4000) -> float:
+def variance(elbo: Any, num_latents: int, num_categories: int, *, copies: int = 4000, sharpness: float = 1.0) -> float:
     """Of the gradient for q's logits, summed over logits, from one draw for each copy of the data."""
-    several = case(num_latents, num_categories, copies=copies)
+    several = case(num_latents, num_categories, copies=copies, sharpness=sharpness)
     loss = elbo.differentiable_loss(several.model, several.guide, several.x)
     (gradient,) = torch.autograd.grad(loss, several.parameters[:1])
     return float(gradient.reshape(copies, -1).var(0).sum())

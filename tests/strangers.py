@@ -31,3 +31,8 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 def command(name: str, run: Path, **options: Any) -> str:
     """What a command says; the command line is not read again, which takes a second."""
     return _run(COMMANDS[name].config(run=run, **options))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """The bytes of all files of a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -24,6 +24,7 @@ from torch import Tensor
 from pyro_gvae.estimators import ESTIMATORS, Estimator, estimator
 from pyro_gvae.estimators.claims import Bias
 from pyro_gvae.exact import Pair
+from pyro_gvae.handlers.sites import discrete
 
 # ------------------------------------------------------------------------- programs
 
@@ -246,6 +247,7 @@ def site_is_random(node: dict[str, Any]) -> bool:
 class Facts(NamedTuple):
     """What a guide's statements are, read with Pyro alone."""
 
+    first: str  # the name of the first discrete latent
     has_integers: bool
     has_continuous: bool
     most_categories: int
@@ -257,6 +259,7 @@ def facts(name: str) -> Facts:
     program = PROGRAMS[name].enumerable
     with pyro.get_param_store().scope(), torch.random.fork_rng():
         guide = poutine.trace(program.guide).get_trace(DATA)
+        own = poutine.trace(PROGRAMS[name].guide).get_trace(DATA)
         model = poutine.trace(poutine.replay(program.model, guide)).get_trace(DATA)
     sites = [node for trace in (guide, model) for node in trace.nodes.values() if site_is_random(node)]
     latents = [node["fn"] for node in guide.nodes.values() if site_is_random(node)]
@@ -264,6 +267,7 @@ def facts(name: str) -> Facts:
     bits = [fn for fn in latents if isinstance(fn, dist.Bernoulli)]
     one_hots = [fn for fn in latents if isinstance(fn, dist.OneHotCategorical)]
     return Facts(
+        first=next(name for name, msg in own.nodes.items() if site_is_random(msg) and discrete(msg["fn"]) is not None),
         has_integers=bool(integers),
         has_continuous=len(integers) + len(bits) + len(one_hots) < len(latents),
         most_categories=max([2, *(fn.logits.shape[-1] for fn in integers + one_hots)]),
@@ -275,25 +279,39 @@ def facts(name: str) -> Facts:
 
 
 class Column(NamedTuple):
-    """A column of the table: an entry of the registry with options."""
+    """A column of the table: an entry of the registry with options, for all latents or for one of them alone.
+
+    Attributes:
+        beside: the estimator of all latents but the first of the guide; None if all have the same.
+    """
 
     name: str
     options: dict[str, Any]
+    beside: str | None = None
 
-    def make(self, **options: Any) -> Estimator:
-        return estimator(self.name, **self.options | options)
+    def make(self, first: str = "first", **options: Any) -> Estimator:
+        """Return the estimator of a program with the name of its first discrete latent."""
+        chosen = estimator(self.name, **self.options | options)
+        return chosen if self.beside is None else estimator({first: chosen}, default=self.beside)
 
 
-#: Options without which an entry has no temperature, and those that make it cheap.
+#: Options without which an entry has no temperature, or nothing is sampled, and those that make it cheap.
 NEEDED = {"gumbel-softmax": {"temperature": 0.6}, "gumbel-rao": {"num_draws": 2}, "reinmax-rao": {"num_draws": 2}}
+NEEDED |= {"top-c": {"num_codes": 2}}
 COLUMNS = {name: Column(name, NEEDED.get(name, {})) for name in ESTIMATORS}
 COLUMNS |= {
     "gumbel-softmax[kl=relaxed]": Column("gumbel-softmax", {"kl": "relaxed", "temperature": 0.6}),
     "st-gumbel-softmax[kl=sampled]": Column("st-gumbel-softmax", {"kl": "sampled"}),
+    "exact-wake[encoder=inclusive]": Column("exact-wake", {"encoder": "inclusive"}),
 }
+#: One latent is scored, and all others are summed.
+PER_SITE = "per-site[z=reinforce-loo,default=exact]"
+COLUMNS[PER_SITE] = Column("reinforce-loo", {"num_particles": 2}, beside="exact")
 WEIGHING = ("vimco", "ovis", "tvo", "reweighted-wake-sleep")
 #: Those that draw different codes, and how many of them the tests draw, so that some programs have more.
 DIFFERENT = {"unordered-set": 2, "reinforce-wor": 8}
+OF_EVIDENCE = ("exact-evidence", "exact-wake")
+WAKES = ("exact-wake", "exact-wake[encoder=inclusive]")
 
 
 # ------------------------------------------------------------------------- refusals
@@ -338,18 +356,18 @@ REASONS = (
         "over which no sum can be taken",
         "No sum can be taken over the values of a continuous latent. The collapsed importance-weighted bound draws "
         "them.",
-        lambda column, name: column.name == "exact-evidence" and facts(name).has_continuous,
+        lambda column, name: column.name in OF_EVIDENCE and facts(name).has_continuous,
     ),
     Reason(
         "plates of discrete latents to be nested",
         "Where plates cross, the codes of all rows and columns depend on each other, so that no sum over some of them "
         "can be taken before the others.",
-        lambda column, name: column.name == "exact-evidence" and not PROGRAMS[name].is_nested,
+        lambda column, name: column.name in OF_EVIDENCE and not PROGRAMS[name].is_nested,
     ),
     Reason(
         "share one scale",
         "log p(x) and importance weights are not defined if factors of one datum are scaled differently.",
-        lambda column, name: column.name in (*WEIGHING, "daps", "exact-evidence") and len(facts(name).scales) > 1,
+        lambda column, name: column.name in (*WEIGHING, "daps", *OF_EVIDENCE) and len(facts(name).scales) > 1,
     ),
     Reason(
         "K=2 categories",
@@ -380,7 +398,7 @@ class Cell(Enum):
 
 def refusal(column: str, program: str) -> str | None:
     """The sentence with which an estimator refuses a program, or None if it runs."""
-    chosen = COLUMNS[column].make()
+    chosen = COLUMNS[column].make(facts(program).first)
     with pyro.get_param_store().scope(), torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         pyro.set_rng_seed(0)

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from ..compare.gather import read_results
 from ..compare.run import compare
@@ -33,7 +31,7 @@ from ..config.units import in_bytes
 from ..data.dataset import fixed_part
 from ..diagnostics.advise import advice_table, advise
 from ..diagnostics.laboratory import gradients, gradients_table
-from ..evaluate.generate import encode, reconstruct, sample
+from ..evaluate.generate import encode, numbers_of, reconstruct, sample
 from ..evaluate.metrics import evaluate
 from ..evaluate.tables import evaluation_table
 from ..report.comparison import write_report
@@ -77,20 +75,23 @@ def evaluate_command(config: EvaluateConfig) -> str:
 
 
 def encode_command(config: EncodeConfig) -> str:
-    """Write codes, category numbers (M, N), as CSV and safetensors, with labels if the data have them."""
+    """Write category numbers (M, N), and values (M, L) of continuous latents, as CSV and safetensors, with labels."""
     trained, folder = _load(config, "codes")
     part = fixed_part(trained.data, config.part, config.num_data)
     with torch.random.fork_rng():
         torch.manual_seed(config.random_seed)
         found = encode(trained.vae, part.x, config.kind, max_memory=in_bytes(config.max_memory))
-        codes = cast(Tensor, found).argmax(-1)  # (M, N) of its one latent
-    tensors = {"codes": codes} | ({} if part.labels is None else {"labels": part.labels})
-    frame = pd.DataFrame(codes.numpy(), columns=[f"latent_{n}" for n in range(codes.shape[1])])
+    numbers = numbers_of(found)
+    tensors = dict(numbers) if isinstance(found, dict) else {"codes": numbers["latent"]}
+    tensors |= {} if part.labels is None else {"labels": part.labels}
+    columns = {f"{name}_{n}": column for name, own in numbers.items() for n, column in enumerate(own.T.numpy())}
+    frame = pd.DataFrame(columns)
     if part.labels is not None:
         frame["label"] = part.labels.numpy()
     path = folder / f"{trained.name}-{config.part}-{config.kind}"
     save(path, tensors)
     write_csv(path.with_name(f"{path.name}.csv"), frame)
+    codes = torch.cat([own for own in numbers.values() if not own.is_floating_point()], 1)
     used = len(codes.unique(dim=0))
     return (
         f"{frame.head().to_string()}\n{len(codes)} images, {used} different codes.\n\nfiles: {path}.csv, .safetensors"

@@ -3,7 +3,8 @@
 import shlex
 import signal
 import sys
-from dataclasses import fields
+from contextlib import ExitStack
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
@@ -22,9 +23,11 @@ from ..config.commands import (
 )
 from ..config.compare import CompareConfig
 from ..config.gradients import AdviseConfig, GradientsConfig
+from ..config.models import MODELS, OF_CATEGORICAL
 from ..config.presets import PRESETS
 from ..config.train import TrainConfig
 from ..runs.files import remove_unfinished
+from ..runs.inside import staying_inside
 from .errors import PartlyFailedError
 from .terminal import check_letters, discard, open_streams, say
 
@@ -69,14 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"\n{failed.report}", sys.stdout)
         say(f"pyro-gvae: {failed}", sys.stderr)
         return 1
-    except (RuntimeError, MemoryError) as error:
-        if not import_module("..runtime.memory", __package__).is_out_of_memory(error):
+    except Exception as error:
+        if (sentence := _sentence(error)) is None:
             raise
-        tried = "Try a smaller max_memory, fewer data at once, or fewer workers."
-        say(f"pyro-gvae: Expected enough memory for this command, but found that there is no more. {tried}", sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        say(f"pyro-gvae: {_sentence(error)}", sys.stderr)
+        say(f"pyro-gvae: {sentence}", sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         run = getattr(interrupt, "run", None)
@@ -90,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str]) -> Any:
     check_letters(arguments)
-    defaults = {"train": _preset(arguments)} if arguments[:1] == ["train"] else {}
+    defaults = _defaults(arguments)
     kinds = (
         Annotated[command.config, tyro.conf.subcommand(name, default=defaults[name], prefix_name=False)]
         if name in defaults
@@ -110,18 +109,55 @@ def _parse(arguments: list[str]) -> Any:
         sys.exit(0)
 
 
-def _preset(arguments: list[str]) -> TrainConfig:
+def _defaults(arguments: list[str]) -> dict[str, Any]:
+    """Return the settings that a command begins with, by its name, and remove `--preset NAME` from its arguments."""
+    if arguments[:1] == ["train"]:
+        preset = _preset(arguments)
+        return {"train": _of_model(preset or TrainConfig(), arguments, is_preset=preset is not None)}
+    if arguments[:1] == ["compare"]:
+        return {"compare": _of_model(CompareConfig(), arguments, is_preset=False)}
+    return {}
+
+
+def _of_model(config: Any, arguments: list[str], *, is_preset: bool) -> Any:
+    """Return a configuration with the model of `--model NAME` and the sizes that it begins with.
+
+    Of a preset, only that changes which the model cannot have.
+    """
+    index = _place(arguments, "--model")
+    name = None if index is None else _value(arguments, index)
+    if name not in MODELS:
+        return config  # a name that there is not is refused with all others
+    facts = MODELS[name]
+    kept = {"num_latents", "num_categories"} - facts.fixed.keys() if is_preset else set()
+    new: dict[str, Any] = {size: value for size, value in facts.sizes.items() if size not in kept}
+    if name != "categorical":
+        new |= OF_CATEGORICAL
+    if isinstance(config, TrainConfig) and not is_preset:
+        new["stages"] = config.stages.replace("gumbel-softmax", facts.soft)
+    return replace(config, model=name, **{key: value for key, value in new.items() if hasattr(config, key)})
+
+
+def _preset(arguments: list[str]) -> TrainConfig | None:
     """Remove `--preset NAME` from the arguments and return its settings, which the other arguments override."""
-    for index, word in enumerate(arguments):
-        option, equals, name = word.partition("=")
-        if option == "--preset":
-            if not equals:
-                name = arguments.pop(index + 1) if index + 1 < len(arguments) else ""
-            del arguments[index]
-            if name not in PRESETS:
-                raise ValueError(f"Expected a preset among {', '.join(PRESETS)}, but found '{name}'.")
-            return PRESETS[name]
-    return TrainConfig()
+    index = _place(arguments, "--preset")
+    if index is None:
+        return None
+    name = _value(arguments, index)
+    if name not in PRESETS:
+        raise ValueError(f"Expected a preset among {', '.join(PRESETS)}, but found '{name}'.")
+    del arguments[index : index + (1 if "=" in arguments[index] else 2)]
+    return PRESETS[name]
+
+
+def _place(arguments: list[str], option: str) -> int | None:
+    return next((index for index, word in enumerate(arguments) if word.partition("=")[0] == option), None)
+
+
+def _value(arguments: list[str], index: int) -> str:
+    """Return the value of the option there, which follows it or its equals sign; nothing if it has none."""
+    _, equals, value = arguments[index].partition("=")
+    return value if equals else "".join(arguments[index + 1 : index + 2])
 
 
 def _resume_by(config: Any, run: Path) -> str:
@@ -140,19 +176,40 @@ def _resume_by(config: Any, run: Path) -> str:
 
 
 def _run(config: Any) -> str:
-    for name in ("run", "output"):
-        if (folder := getattr(config, name, None)) is not None:
-            remove_unfinished(folder)
-    name = next(command.function for command in COMMANDS.values() if command.config is type(config))
-    commands = import_module(".commands", __package__)  # with torch
-    import_module("..runtime.memory", __package__).keep_freed_memory()
-    with import_module("..runtime.signals", __package__).raise_on_signal():
-        text: str = getattr(commands, name)(config)
+    if isinstance(config, TrainConfig | CompareConfig):
+        config.check_estimators()
+    with ExitStack() as until_the_end:
+        for name in ("run", "output"):
+            folder = getattr(config, name, None)
+            if folder is not None and folder.is_dir():
+                until_the_end.enter_context(staying_inside(folder))
+                remove_unfinished(folder)
+        name = next(command.function for command in COMMANDS.values() if command.config is type(config))
+        commands = import_module(".commands", __package__)  # with torch
+        import_module("..runtime.memory", __package__).keep_freed_memory()
+        with import_module("..runtime.signals", __package__).raise_on_signal():
+            text: str = getattr(commands, name)(config)
     return text
 
 
-def _sentence(error: Exception) -> str:
-    """Return the first line of the message; Pyro appends the shapes of its trace on further lines."""
+def _sentence(error: Exception) -> str | None:
+    """Return what to tell of an error that the caller can mend; None of any other.
+
+    It is the first line of the message: Pyro appends the shapes of its trace on further lines.
+    """
+    if not isinstance(error, ValueError) and _is_out_of_memory(error):
+        tried = "Try a smaller max_memory, fewer data at once, or fewer workers."
+        return f"Expected enough memory for this command, but found that there is no more. {tried}"
+    if not isinstance(error, ValueError | OSError):
+        return None
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"Expected a usable file, but found that '{error.filename}' cannot be used: {error.strerror}."
     return str(error).split("\n")[0] or type(error).__name__
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell whether there is no memory left; perhaps not even for the module that knows, with torch."""
+    try:
+        return bool(import_module("..runtime.memory", __package__).is_out_of_memory(error))
+    except (ImportError, MemoryError):
+        return isinstance(error, ImportError | MemoryError)

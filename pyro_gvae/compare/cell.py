@@ -1,20 +1,20 @@
 """Train one cell of a comparison in its own folder, evaluate it as a discrete model, and make its pictures."""
 
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from .. import exact
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.batches import epoch_batches
-from ..evaluate.generate import pictured
+from ..evaluate.generate import digits_of, pictured
 from ..evaluate.metrics import code_usage, own_objective
 from ..runs.checkpoint import save_tensors
 from ..runs.config import write_config
 from ..runs.folder import PICTURES
+from ..runs.inside import make_folder, staying_inside
 from ..runtime.rng import derived_seed, own_randomness
 from ..train.fit import fit
 from ..train.monitor import NUM_TRAIN_WATCHED
@@ -39,14 +39,15 @@ def train_cell(job: Job) -> None:
     folder, config = job
     data = load_data(config)
     vae = initial_model(config, data)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, {"train": config.as_json(), "image_shape": data.image_shape})
-    fit(vae, data, config, output=folder, resume=True, progress=False, measure=_measure)
-    with own_randomness(derived_seed("pictures", config.seed)):
-        arrays = pictured(vae, initial_model(config, data), data)
-        usage = code_usage(vae, data.test, max_memory=in_bytes(config.max_memory))
-        arrays["code_usage"] = cast(Tensor, usage)  # of its one latent
-    save_tensors(folder / PICTURES, arrays)
+    run = folder.parents[1]
+    make_folder(run)
+    with staying_inside(run):
+        write_config(folder, {"train": config.as_json(), "image_shape": data.image_shape})
+        fit(vae, data, config, output=folder, resume=True, progress=False, measure=_measure)
+        with own_randomness(derived_seed("pictures", config.seed)):
+            arrays = pictured(vae, initial_model(config, data), data)
+            arrays["code_usage"] = digits_of(code_usage(vae, data.test, max_memory=in_bytes(config.max_memory)))
+        save_tensors(folder / PICTURES, arrays)
 
 
 @torch.no_grad()

@@ -13,9 +13,10 @@ from ..config.units import codes_in_words, in_bytes
 from ..data.dataset import Dataset
 from ..report.comparison import write_report
 from ..runs.config import earlier_run, write_config
-from ..runs.files import write_text_atomic
+from ..runs.files import remove, write_text_atomic
 from ..runs.folder import ERROR, cell_folder, new_run_folder, sole_writer
 from ..runs.frames import require_parquet, write_parquet
+from ..runs.inside import staying_inside
 from ..runtime.progress import Progress
 from ..runtime.signals import raise_on_signal
 from ..train.checks import check_training
@@ -59,7 +60,7 @@ def compare(config: CompareConfig) -> Path:
         _check_cells(config, cells, data)
     with _run_on(config) as run_jobs:
         run = earlier or new_run_folder(config.output, prefix="compare")
-        with sole_writer(run):
+        with staying_inside(run), sole_writer(run):
             if earlier is None:
                 listed = [{"estimator": cell.estimator, "setting": cell.setting, "seed": cell.seed} for cell in cells]
                 write_config(run, config.as_json() | {"image_shape": data.image_shape, "cells": listed})
@@ -87,7 +88,7 @@ def _train(run: Path, config: CompareConfig, cells: Sequence[Cell], run_jobs: sw
         for cell in left
     ]
     for job in jobs:
-        (job.folder / ERROR).unlink(missing_ok=True)
+        remove(job.folder / ERROR)
     bar = Progress(total=len(cells), initial=len(cells) - len(left), desc="compare", unit="cell")
     with bar, closing(run_jobs(train_cell, jobs)) as outcomes:
         for outcome in outcomes:
@@ -118,10 +119,11 @@ def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: Dataset) ->
         vae = initial_model(cell.train, data)
         cost = exact.cost(vae, data.test[: config.batch_size], max_memory=in_bytes(config.max_memory))
         if cost.operations > MOST_OPERATIONS:
-            codes = codes_in_words(cell.train.num_latents, cell.train.num_categories)
+            num_latents = cell.train.num_latents * cell.train.num_layers
+            codes = codes_in_words(num_latents, cell.train.num_categories)
             raise ValueError(
                 f"Expected codes that can be summed in {MOST_OPERATIONS:g} operations, about a minute on two cores, "
-                f"but found S = K^N = {cell.train.num_categories}^{cell.train.num_latents} = {codes}, which take "
+                f"but found S = K^N = {cell.train.num_categories}^{num_latents} = {codes}, which take "
                 f"{cost.operations:.2g} per sum. Try fewer latents or categories."
             )
         check_training(vae, data, cell.train)

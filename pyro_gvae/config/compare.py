@@ -8,7 +8,8 @@ from typing import Any, Literal, Self
 
 from .checks import MOST_CELLS, all_different, at_least, at_most, positive
 from .json import plain_settings, read_settings
-from .names import Binarization, DatasetName, NetworksName, ObservationName
+from .models import MODELS, RELAXED, check_stages
+from .names import Binarization, DatasetName, ModelName, NetworksName, ObservationName
 from .stages import Amount, Stage, parse_stages
 from .train import TrainConfig
 
@@ -33,10 +34,13 @@ class CompareConfig:
         estimators: The estimators to compare, with options in brackets, or training plans of several stages:
             exact gumbel-softmax[kl=relaxed] gumbel-softmax:20,exact:3. By default four: gumbel-softmax with the KL of
             the relaxed and with that of the categorical distributions, exact, and gumbel-softmax followed by exact for
-            the last sixth of the epochs, which one epoch does not have.
+            the last sixth of the epochs, which one epoch does not have. (Layers have no KL of the second kind.)
         seeds: Each seed determines initial weights and an order of the data.
-        num_latents: N, the number of one-hot latents.
-        num_categories: K, the number of categories of each latent.
+        model: The program, whose latents are all discrete: N one-hots (categorical), N bits (bernoulli), or layers of N
+            one-hots (hierarchical). Its sizes have defaults of their own, which `--model NAME --help` shows.
+        num_latents: N, the number of one-hots, of each layer if there are several, or of bits.
+        num_categories: K, the number of categories of each one-hot; 2 of bits.
+        num_layers: The number of layers of hierarchical; 1 of other programs.
         sizes: Several sizes K x N, such as 8x4 4x24, instead of num_categories and num_latents.
         temperatures: Several temperatures, for the estimators that have one; the others are trained once.
         learning_rates: Several learning rates, instead of learning_rate.
@@ -44,7 +48,7 @@ class CompareConfig:
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         observation: Distribution of a pixel.
         num_levels: L, the number of levels of a categorical pixel; grey values are rounded to the levels 0 .. L - 1.
-        learn_prior: Learn the prior of the code, instead of using a uniform one.
+        learn_prior: Learn the prior of a categorical code, instead of using a uniform one.
         epochs: Passes over the training data, for estimators given without an amount of training.
         batch_size: B, the number of images in a batch.
         optimizer: A class of torch.optim, with options in brackets: SGD[momentum=0.9].
@@ -52,6 +56,10 @@ class CompareConfig:
         clip_norm: The largest norm of the gradient, in nats per datum.
         temperature: Temperature of the guide's relaxation: a number or a schedule.
         prior_temperature: Temperature of the model's relaxation: a number or a schedule.
+        unimix: Share of the uniform distribution that is mixed into the guide: a schedule that ends at 0, such as
+            linear:0.01,0,2000.
+        usage_entropy: Weight of a reward for using all categories: a schedule that ends at 0, such as linear:1,0,2000.
+        revive: Share of the training data below which a category counts as unused, and gets new rows after an epoch.
         evaluations: Number of times to evaluate the discrete model during training.
         checkpoint_every: How often a cell (one estimator with one seed) writes a checkpoint.
         max_memory: Gigabytes that an exact sum may use.
@@ -68,8 +76,10 @@ class CompareConfig:
     binarize: Binarization = "threshold"
     estimators: tuple[str, ...] | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
+    model: ModelName = "categorical"
     num_latents: int = 4
     num_categories: int = 8
+    num_layers: int = 1
     sizes: tuple[str, ...] = ()
     temperatures: tuple[float, ...] = ()
     learning_rates: tuple[float, ...] = ()
@@ -85,6 +95,9 @@ class CompareConfig:
     clip_norm: float | None = None
     temperature: float | str = 2 / 3
     prior_temperature: float | str = 2 / 5
+    unimix: float | str | None = None
+    usage_entropy: float | str | None = None
+    revive: float | None = None
     evaluations: int = 20
     checkpoint_every: str = "30s"
     max_memory: float = 4.0
@@ -111,6 +124,13 @@ class CompareConfig:
             raise ValueError("Expected a scheduler with the backend dask, but found one without the other.")
         for estimator in self.each_estimator():
             self.plan(estimator)
+        if MODELS[self.model].has_gaussian:
+            raise ValueError(
+                "Expected a program whose latents are all discrete, since a comparison sums log p(x) over all codes, "
+                f"but found model='{self.model}', whose log p(x) is an integral over its Gaussian latent. Try "
+                "pyro-gvae train for each estimator, and pyro-gvae evaluate, whose collapsed_iwae_bound is a bound of "
+                "log p(x)."
+            )
         for num_categories, num_latents in self.each_size():
             for seed in self.seeds:
                 for learning_rate in self.each_learning_rate():
@@ -123,13 +143,25 @@ class CompareConfig:
         if self.estimators is not None:
             return self.estimators
         last = -(-self.epochs // 6)
+        soft = MODELS[self.model].soft
         # One epoch cannot be divided, and two would be compared with one.
-        staged = (f"gumbel-softmax:{self.epochs - last},exact:{last}",) if self.epochs > 1 else ()
-        return ("gumbel-softmax[kl=relaxed]", "gumbel-softmax", "exact", *staged)
+        staged = (f"{soft}:{self.epochs - last},exact:{last}",) if self.epochs > 1 else ()
+        return tuple(dict.fromkeys((RELAXED, soft, "exact", *staged)))
 
     def plan(self, estimator: str) -> tuple[Stage, ...]:
         """Parse one of the estimators into its stages."""
         return parse_stages(estimator, Amount.parse(self.epochs))
+
+    def check_estimators(self) -> None:
+        """Refuse estimators that are not made for the program.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        for num_categories, num_latents in self.each_size():
+            sized = self.training(num_categories=num_categories, num_latents=num_latents)
+            for estimator in self.each_estimator():
+                check_stages(sized, self.plan(estimator))
 
     def each_size(self) -> list[tuple[int, int]]:
         """Return (K, N) of every model size."""

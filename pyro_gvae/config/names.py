@@ -25,6 +25,7 @@ EstimatorName = Literal[
     "reweighted-wake-sleep",
     "daps",
     "local-expectation",
+    "top-c",
     "disarm",
     "disarm-iw",
     "arms",
@@ -33,6 +34,7 @@ EstimatorName = Literal[
     "relax",
     "exact",
     "exact-evidence",
+    "exact-wake",
 ]
 
 
@@ -41,6 +43,10 @@ PER_SITE, DEFAULT = "per-site", "default"
 
 
 Binarization = Literal["none", "threshold", "dynamic"]
+
+
+#: Ready programs that learn from images alone.
+ModelName = Literal["categorical", "bernoulli", "hierarchical", "joint", "gaussian-mixture"]
 
 
 NetworksName = Literal["mlp", "conv"]

@@ -9,8 +9,9 @@ from typing import Any, Self
 from ..schedules import schedule
 from .checks import MOST_UNITS, at_most
 from .json import plain_settings, read_settings
-from .names import Binarization, DatasetName, JudgeOrAuto, NetworksName, ObservationName, Shard
-from .stages import Amount, Named, Stage, parse_stages
+from .models import check_model, check_stages
+from .names import Binarization, DatasetName, JudgeOrAuto, ModelName, NetworksName, ObservationName, Shard
+from .stages import MOST, Amount, Named, Stage, parse_stages
 
 #: Settings that reach out of a run folder: each call is told them, and no folder says them.
 OUTSIDE = frozenset({"data_dir", "download", "device", "compile", "output"})
@@ -18,7 +19,7 @@ OUTSIDE = frozenset({"data_dir", "download", "device", "compile", "output"})
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Train one categorical VAE with one or several estimators in turn, and save it in a run folder.
+    """Train one VAE with discrete latents by one or several estimators in turn, and save it in a run folder.
 
     Amounts of training are epochs (`20`), steps (`500steps`) or seconds (`60s`).
 
@@ -37,13 +38,18 @@ class TrainConfig:
         stages: The estimators to train with in turn, each with options in brackets and an amount of training:
             gumbel-softmax:20,exact:3. Estimators of single discrete sites:
             per-site[y=exact,z=gumbel-softmax,default=reinforce-loo]:20.
-        num_latents: N, the number of one-hot latents.
-        num_categories: K, the number of categories of each latent.
+        model: The program: N one-hots (categorical) or N bits (bernoulli); layers of N one-hots (hierarchical); N
+            one-hots beside a Gaussian (joint); or a component and a Gaussian that depends on it (gaussian-mixture). Its
+            sizes have defaults of their own, which `--model NAME --help` shows.
+        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture.
+        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits.
+        num_layers: The number of layers of hierarchical; 1 of other programs.
+        latent_dim: The dimension of the Gaussian of joint and gaussian-mixture; 0 of other programs.
         networks: Multilayer perceptrons (mlp), or convolutions followed by multilayer perceptrons (conv).
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         observation: Distribution of a pixel.
         num_levels: L, the number of levels of a categorical pixel; grey values are rounded to the levels 0 .. L - 1.
-        learn_prior: Learn the prior of the code, instead of using a uniform one.
+        learn_prior: Learn the prior of a categorical code, instead of using a uniform one.
         relu_logits: Apply a ReLU to the encoder's logits, as in the preset article.
         batch_size: B, the number of images in a batch.
         optimizer: A class of torch.optim, with options in brackets: SGD[momentum=0.9].
@@ -53,6 +59,12 @@ class TrainConfig:
         prior_temperature: Temperature of the model's relaxation: a number or a schedule; by default 2/5.
         beta: Weight of the KL in the objective: a number or a schedule, which may reach 0, such as linear:0,1,1000; by
             default 1. The reported ELBO is never weighted.
+        unimix: Share of the uniform distribution that is mixed into the guide, so that no category dies: a schedule
+            that ends at 0, such as linear:0.01,0,2000. Evaluations never mix the guide.
+        usage_entropy: Weight of a reward for using all categories, the entropy of the mean posterior of a batch: a
+            schedule that ends at 0, such as linear:1,0,2000.
+        revive: Share of the training data below which a category counts as unused. At the beginning of each epoch but
+            the first it gets the rows of the most used category of its latent, with a little noise.
         free_bits: Nats of KL per latent, averaged over a batch, below which the objective does not penalize the KL.
         seed: Seed of the initial weights, the order of the data and all random draws.
         steps: Stop after this many steps in total.
@@ -78,8 +90,11 @@ class TrainConfig:
     download: bool = False
     binarize: Binarization = "threshold"
     stages: str = "gumbel-softmax:100"
+    model: ModelName = "categorical"
     num_latents: int = 4
     num_categories: int = 8
+    num_layers: int = 1
+    latent_dim: int = 0
     networks: NetworksName = "mlp"
     hidden: tuple[int, ...] = (128,)
     observation: ObservationName = "bernoulli"
@@ -93,6 +108,9 @@ class TrainConfig:
     temperature: float | str | None = None
     prior_temperature: float | str | None = None
     beta: float | str | None = None
+    unimix: float | str | None = None
+    usage_entropy: float | str | None = None
+    revive: float | None = None
     free_bits: float | None = None
     seed: int = 0
     steps: int | None = None
@@ -114,7 +132,7 @@ class TrainConfig:
             at_least(name, getattr(self, name), 1)
         for name in ("num_categories", "num_levels"):
             at_least(name, getattr(self, name), 2)
-        for name in ("num_latents", "num_categories"):
+        for name in ("num_latents", "num_categories", "latent_dim"):
             at_most(name, getattr(self, name), MOST_UNITS)
         at_most("num_levels", self.num_levels, 2**16)
         at_most("the number of hidden layers", len(self.hidden), 100)
@@ -134,8 +152,15 @@ class TrainConfig:
                 _check_schedule(name, getattr(self, name))
         if self.beta is not None:
             _check_schedule("beta", self.beta, positive=False)
+        if self.unimix is not None:
+            _check_ends_at_zero("unimix", self.unimix, most=1)
+        if self.usage_entropy is not None:
+            _check_ends_at_zero("usage_entropy", self.usage_entropy)
+        if self.revive is not None and not 0 < self.revive < 1:
+            raise ValueError(f"Expected a share of the data between 0 and 1 as revive, but found {self.revive}.")
         if self.free_bits is not None and not 0 <= self.free_bits < math.inf:
             raise ValueError(f"Expected free_bits of at least 0 nats, but found {self.free_bits}.")
+        check_model(self)
         # Parse the settings that are texts, so that errors show now.
         _ = self.plan, self.between_evaluations, self.between_checkpoints, self.named_optimizer
 
@@ -157,12 +182,25 @@ class TrainConfig:
     @cached_property
     def named_optimizer(self) -> Named:
         """The optimizer's name and options."""
+        if not isinstance(self.optimizer, str):
+            raise ValueError(
+                f"Expected the name of an optimizer, since a run has one of its own, but found "
+                f"{type(self.optimizer).__name__}. Try 'Adam', or make_step for an optimizer object."
+            )
         named = Named.parse(self.optimizer)
         if "lr" in named.options:
             raise ValueError(
                 f"Expected the learning rate as learning_rate, but found it in '{self.optimizer}'. Try --learning-rate."
             )
         return named
+
+    def check_estimators(self) -> None:
+        """Refuse estimators that are not made for the configured program; `fit` may be given another.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        check_stages(self, self.plan)
 
     @classmethod
     def from_json(cls, written: dict[str, Any]) -> Self:
@@ -187,6 +225,19 @@ def _check_schedule(name: str, value: float | str, *, positive: bool = True) -> 
     except ValueError as error:
         kind = "a positive number" if positive else "a number of at least 0"
         raise ValueError(f"Expected {kind} or a schedule as {name}, but found {value}. {error}") from error
+
+
+def _check_ends_at_zero(name: str, value: float | str, most: float = math.inf) -> None:
+    """Refuse a schedule of what evaluations leave out, if the training does not leave it out in the end."""
+    _check_schedule(name, value, positive=False)
+    values = schedule(str(value), positive=False)
+    if values(int(MOST)) != 0:
+        raise ValueError(
+            f"Expected a schedule that ends at 0 as {name}, since evaluations are without it, but found {value}. Try "
+            "linear:0.01,0,2000."
+        )
+    if values(0) > most:
+        raise ValueError(f"Expected {name} of at most {most:g}, but found {value}.")
 
 
 def at_least(name: str, value: int | None, least: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .dataset import as_tensor, check_finite, digest, shaped_tensor
+from .dataset import as_tensor, check_finite, digest
 
 #: `model(x)`, `model(x, y)` or `model(x=x, y=y)`.
 Data: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -18,8 +18,8 @@ def as_data(data: Any) -> Data:
 
     Args:
         data: a tuple or a dictionary of tensors or arrays, as long as each other, whose integers stay integers, such as
-            labels, and whose shapes stay, such as those of sequences (M, T, D); or data x alone, which become rows
-            (M, D), in any form that :func:`~pyro_gvae.data.dataset.as_tensor` takes.
+            labels; or data x alone, in any form that :func:`~pyro_gvae.data.dataset.as_tensor` takes. Shapes stay, such
+            as those of sequences (M, T, D).
 
     Raises:
         ValueError: if there are no data, they have another type, or their numbers differ.
@@ -44,7 +44,7 @@ def as_data(data: Any) -> Data:
 
 def _column(value: Any) -> Tensor:
     is_integer = isinstance(value, np.ndarray) and not np.issubdtype(value.dtype, np.floating)
-    return shaped_tensor(torch.as_tensor(value) if is_integer else value)
+    return as_tensor(torch.as_tensor(value) if is_integer else value)
 
 
 def columns(data: Data) -> list[Tensor]:

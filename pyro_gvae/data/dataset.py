@@ -79,7 +79,7 @@ class Dataset:
 
 
 def as_tensor(data: Any) -> Tensor:
-    """Convert data to one tensor (M, D); images of any shape become rows.
+    """Convert data to one tensor (M, ...); each datum keeps its shape.
 
     Args:
         data: a tensor, which keeps its type; an array or nested lists, converted to float32; a torch dataset, of whose
@@ -91,16 +91,6 @@ def as_tensor(data: Any) -> Tensor:
     Example:
         >>> as_tensor([[0, 1], [1, 0], [1, 1]]).shape
         torch.Size([3, 2])
-    """
-    tensor = shaped_tensor(data)
-    return tensor.flatten(1) if tensor.dim() > 2 else tensor
-
-
-def shaped_tensor(data: Any) -> Tensor:
-    """Convert data as :func:`as_tensor` does, but keep the shape of each datum.
-
-    Raises:
-        ValueError: as :func:`as_tensor`.
     """
     if isinstance(data, DataLoader):
         data = data.dataset

@@ -19,6 +19,7 @@ from ..data.batches import epoch_batches
 from ..data.dataset import Dataset
 from ..data.datasets import load
 from ..estimators import Estimator
+from ..models.base import VAE
 from ..models.categorical_vae import CategoricalVAE
 from ..report.gradient_figures import draw_against_temperature, draw_along_training
 from ..report.style import save_figure
@@ -101,9 +102,7 @@ def gradients(config: GradientsConfig) -> Path:
     return folder
 
 
-def _rows(
-    config: GradientsConfig, vae: CategoricalVAE, x: Tensor, cells: list[tuple[Wrt, Candidate]]
-) -> Iterator[dict[str, Any]]:
+def _rows(config: GradientsConfig, vae: VAE, x: Tensor, cells: list[tuple[Wrt, Candidate]]) -> Iterator[dict[str, Any]]:
     problem = make_problem(vae, x, dtype=torch.float64 if config.double else None)
     [truth] = candidates(["exact"], **_options(config))
     if config.protocol == "reinmax":
@@ -138,7 +137,7 @@ def _snapshots(config: GradientsConfig) -> list[Snapshot]:
 
 def _models(
     config: GradientsConfig, data: Dataset | None, snapshots: list[Snapshot]
-) -> Iterator[tuple[Snapshot, CategoricalVAE, Tensor]]:
+) -> Iterator[tuple[Snapshot, VAE, Tensor]]:
     """Yield the models in order; train a new model only to the last epoch that is needed."""
     if data is None:
         assert config.run is not None

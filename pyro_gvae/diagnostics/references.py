@@ -8,8 +8,8 @@ import torch
 
 from .. import exact
 from ..config.names import EstimatorName
-from ..estimators import Estimator, with_free_bits, with_kl_weight
-from ..estimators.claims import Detail, FreeNats, WeighedKL
+from ..estimators import Estimator, with_free_bits, with_kl_weight, with_unimix, with_usage_entropy
+from ..estimators.claims import Detail, FreeNats, MixedGuide, RewardedUse, WeighedKL
 from ..programs.latents import TooManyCodesError
 from ..programs.runs import items
 from ..runtime.rng import seeded
@@ -118,7 +118,9 @@ class References:
 
     def __call__(self, chosen: Estimator) -> Reference | None:
         """Return the reference of an estimator, or None if no truth is known."""
-        details = tuple(one for one in chosen.details if isinstance(one, WeighedKL | FreeNats))
+        details = tuple(
+            one for one in chosen.details if isinstance(one, WeighedKL | FreeNats | MixedGuide | RewardedUse)
+        )
         for known, found in self._known:
             if known == details:
                 return found
@@ -159,10 +161,15 @@ class References:
 def _with_details(truth: Estimator, details: tuple[Detail, ...]) -> Estimator:
     """Return an estimator of the ELBO for the objective with these details."""
     for detail in details:
-        if isinstance(detail, WeighedKL):
-            truth = with_kl_weight(truth, detail.beta)
-        elif isinstance(detail, FreeNats):
-            truth = with_free_bits(truth, dict(detail.nats) if isinstance(detail.nats, tuple) else detail.nats)
+        match detail:
+            case WeighedKL(beta):
+                truth = with_kl_weight(truth, beta)
+            case MixedGuide(share):
+                truth = with_unimix(truth, share)
+            case RewardedUse(weight):
+                truth = with_usage_entropy(truth, weight)
+            case FreeNats(nats):
+                truth = with_free_bits(truth, dict(nats) if isinstance(nats, tuple) else nats)
     return truth
 
 

@@ -137,7 +137,7 @@ class ExponentialFamily(TorchDistribution):
             with full_precision(value):
                 products = torch.einsum("...d,...d->...", family.coefficients, family.sufficient_statistics(value))
             log_prob = products - family.log_normalizer() + family.log_base_measure(value)
-        return log_prob.expand(shape)
+        return log_prob.to(self.natural.dtype).expand(shape)
 
     def outer_log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x_b | natural_s) of every datum under every code, by one matrix product.
@@ -166,10 +166,10 @@ class ExponentialFamily(TorchDistribution):
         family, x = self._centred(x)
         with full_precision(x):
             scores = family._outer_scores(family.sufficient_statistics(x))
-        return scores + family.log_base_measure(x)
+        return (scores + family.log_base_measure(x)).to(self.natural.dtype)
 
     def _centred(self, x: Tensor) -> tuple[Self, Tensor]:
-        """Shift family and data by the same amount, so that their products are small and float32 rounds them less."""
+        """Return family and data whose products are taken: shifted by the same amount, in the precision needed."""
         return self, x
 
     def _validate_sample(self, x: Tensor) -> None:

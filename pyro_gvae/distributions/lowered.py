@@ -23,8 +23,9 @@ from torch.nn import functional as F
 from ..runtime.compat.pyro import mask_of
 from ..runtime.compat.torch import parameters_of, validates, without_repeats
 from .bernoulli import Bernoulli, ContinuousBernoulli
-from .exponential_family import ExponentialFamily, full_precision, score_dtype
+from .exponential_family import full_precision, score_dtype
 from .observations import Gaussian
+from .poisson import base_score, centre_of, poisson_scores
 
 #: By their names, each (*batch, D) or, of D categoricals, (*batch, D, K).
 Parameters = dict[str, Tensor]
@@ -131,8 +132,7 @@ def _read(fn: Any) -> _Statement | None:
 def _in_support(statement: _Statement, value: Tensor, given: Size) -> bool:
     if statement.counts is None:
         return bool(statement.family.support.check(value).all())
-    x = value.reshape(*given, -1)
-    return bool(constraints.integer_interval(0, statement.counts).check(x).all())
+    return bool(constraints.integer_interval(0, statement.counts).check(value.reshape(*given, -1)).all())
 
 
 def _scores(statement: _Statement, value: Tensor) -> Tensor:
@@ -144,11 +144,11 @@ def _scores(statement: _Statement, value: Tensor) -> Tensor:
     x, kept = value.to(dtype), statement.kept
     with full_precision(x):
         if kept is None:
-            ours = _OURS[family](parameters) if family in _OURS else None
-            return _summed(_TERMS[family](parameters, x, counts)) if ours is None else ours.log_prob(x)
+            ours = _OURS[family](parameters, x) if family in _OURS else None
+            return _summed(_TERMS[family](parameters, x, counts)).to(dtype) if ours is None else ours
         is_kept = kept.unsqueeze(-1) if statement.family.event_shape else kept
         present = torch.where(is_kept, x, x.new_zeros(()))  # what is missing may be no number
-        return _summed(_without(_TERMS[family](parameters, present, counts), kept))
+        return _summed(_without(_TERMS[family](parameters, present, counts), kept)).to(dtype)
 
 
 def _summed(terms: _Terms) -> Tensor:
@@ -164,20 +164,19 @@ def _side_by_side(parts: tuple[Tensor, ...]) -> Tensor:
 
 def _without(terms: _Terms, kept: Tensor) -> _Terms:
     """Only the elements that count, each of which takes its offset with it."""
-    zero = terms.base.new_zeros(())
     num_elements = kept.shape[-1]
     wide = [kept.repeat_interleave(part.shape[-1] // num_elements, -1) for part in terms.statistics]
-    present = [torch.where(mask, part, zero) for mask, part in zip(wide, terms.statistics, strict=True)]
+    present = [torch.where(mask, part, part.new_zeros(())) for mask, part in zip(wide, terms.statistics, strict=True)]
     return _Terms(
         coefficients=(*terms.coefficients, terms.offset),
-        statistics=(*present, kept.to(zero.dtype)),
+        statistics=(*present, kept.to(terms.offset.dtype)),
         offset=torch.zeros_like(terms.offset),
-        base=torch.where(kept, terms.base, zero),
+        base=torch.where(kept, terms.base, terms.base.new_zeros(())),
     )
 
 
 # The families. What is multiplied is small where parameters and data are near the mean of the data: a score is rounded
-# in proportion to its terms.
+# in proportion to its terms. What depends on the data alone has few elements, and is computed in float64.
 
 
 def _centre(x: Tensor) -> Tensor:
@@ -208,7 +207,11 @@ def _binomial(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Term
         centre = torch.logit(((_centre(x) + 1) / (_centre(counts) + 2)).clamp(0.001, 0.999))
     normalizer = F.softplus(logits) - F.softplus(centre)
     tolerance = dist.Binomial.approx_log_prob_tol
-    base = log_binomial(counts, x, tol=tolerance) + x * centre - counts * F.softplus(centre)
+    base = (
+        log_binomial(counts.double(), x.double(), tol=tolerance)
+        + x.double() * centre
+        - counts.double() * F.softplus(centre)
+    )
     if counts.shape[:-1].numel() == 1:
         return _Terms((logits - centre,), (x,), -counts * normalizer, base)
     return _Terms((logits - centre, -normalizer), (x, counts), torch.zeros_like(logits), base)
@@ -227,7 +230,7 @@ def _one_hot_categorical(parameters: Parameters, x: Tensor, counts: Tensor | Non
 
 def _multinomial(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
     logits = _logits(parameters, is_binary=False)
-    base = torch.lgamma(x.sum(-1) + 1) - torch.lgamma(x + 1).sum(-1)
+    base = torch.lgamma(x.double().sum(-1) + 1) - torch.lgamma(x.double() + 1).sum(-1)
     return _Terms((logits.flatten(-2),), (x.flatten(-2),), logits.new_zeros(logits.shape[:-1]), base)
 
 
@@ -237,18 +240,18 @@ def _exponential(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _T
 
 
 def _poisson(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
-    rate, info = parameters["rate"], torch.finfo(x.dtype)
-    centre = _centre(x).clamp_min(0.5)
-    # A rate of 0 makes 0 certain and the rest infinitely improbable: 0 times infinity would be no number.
-    log_rate = torch.where(rate > 0, rate.clamp_min(info.tiny).log(), rate.new_full((), info.min))
-    base = x * centre.log() - centre - torch.lgamma(x + 1)
-    return _Terms((log_rate - centre.log(),), (x,), centre - rate, base)
+    rate, centre = parameters["rate"], centre_of(x)
+    positive = torch.where(rate > 0, rate, 1.0)  # the derivative of a logarithm at 0 is no number, if multiplied by 0
+    log_rate = torch.where(rate > 0, positive.log(), torch.finfo(rate.dtype).min)
+    return _Terms((log_rate - centre.log(),), (x,), centre - rate, base_score(x, centre))
 
 
 def _normal(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
-    centre, precision = _centre(x), parameters["scale"].square().reciprocal()
-    loc, x = parameters["loc"] - centre, x - centre
-    loc, precision, log_scale = torch.broadcast_tensors(loc, precision, parameters["scale"].log())
+    # Squares are subtracted from each other, however near data and means are: see `Gaussian`.
+    loc, scale, x = parameters["loc"].double(), parameters["scale"].double(), x.double()
+    centre = _centre(x)
+    loc, x = loc - centre, x - centre
+    loc, precision, log_scale = torch.broadcast_tensors(loc, scale.square().reciprocal(), scale.log())
     offset = -0.5 * precision * loc.square() - log_scale - 0.5 * math.log(2 * math.pi)
     return _Terms((precision * loc, -0.5 * precision), (x, x.square()), offset, x.new_zeros(x.shape[-1]))
 
@@ -266,17 +269,32 @@ _TERMS: dict[type, Callable[[Parameters, Tensor, Tensor | None], _Terms]] = {
 }
 
 
-def _gaussian(parameters: Parameters) -> ExponentialFamily | None:
-    """The family with one scale for all codes."""
+def _our_normal(parameters: Parameters, x: Tensor) -> Tensor | None:
+    """With one scale for all codes."""
     scale = parameters["scale"]
     if scale.shape[:-1].numel() > 1:
         return None
-    return Gaussian(parameters["loc"], scale.reshape(scale.shape[-1]), validate_args=False)
+    return Gaussian(parameters["loc"], scale.reshape(scale.shape[-1]), validate_args=False).log_prob(x)
 
 
-#: Those which are ours by another name, whose derivatives take fewer operations.
-_OURS: dict[type, Callable[[Parameters], ExponentialFamily | None]] = {
-    dist.Bernoulli: lambda parameters: Bernoulli(_logits(parameters), validate_args=False),
-    dist.ContinuousBernoulli: lambda parameters: ContinuousBernoulli(_logits(parameters), validate_args=False),
-    dist.Normal: _gaussian,
+def _our_poisson(parameters: Parameters, x: Tensor) -> Tensor | None:
+    """With codes and data in one dimension each."""
+    rate = parameters["rate"]
+    return poisson_scores(rate.squeeze(-2), x) if x.dim() == 2 and rate.dim() > 1 and rate.shape[-2] == 1 else None
+
+
+def _our_bernoulli(parameters: Parameters, x: Tensor) -> Tensor:
+    return Bernoulli(_logits(parameters), validate_args=False).log_prob(x)
+
+
+def _our_continuous_bernoulli(parameters: Parameters, x: Tensor) -> Tensor:
+    return ContinuousBernoulli(_logits(parameters), validate_args=False).log_prob(x)
+
+
+#: Scores with a derivative that takes fewer operations; None where the terms have other dimensions.
+_OURS: dict[type, Callable[[Parameters, Tensor], Tensor | None]] = {
+    dist.Bernoulli: _our_bernoulli,
+    dist.ContinuousBernoulli: _our_continuous_bernoulli,
+    dist.Normal: _our_normal,
+    dist.Poisson: _our_poisson,
 }

@@ -1,4 +1,4 @@
-"""Stock `TraceGraph_ELBO` with a learned baseline for the cost of its discrete latents."""
+"""Stock `TraceGraph_ELBO` with a learned baseline for the cost of the latents that it scores."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, final
@@ -9,8 +9,9 @@ from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor, nn
 
+from ..handlers.one_hot_messenger import no_discrete_site
 from ..handlers.parameters import announce
-from ..handlers.sites import Messages, Program, discrete
+from ..handlers.sites import Messages, Program, discrete, kind_of
 from ..models.networks import mlp
 from ..runtime.compat.pyro import LossOnlyELBO, is_random
 
@@ -87,7 +88,7 @@ class NeuralBaseline(nn.Module):
 
 @final
 class BaselineELBO(LossOnlyELBO):
-    r"""Stock `TraceGraph_ELBO` with a baseline c(x) subtracted from the cost of the guide's discrete latents.
+    r"""Stock `TraceGraph_ELBO` with a baseline c(x) subtracted from the cost of the guide's latents without `rsample`.
 
     .. math::
 
@@ -99,14 +100,16 @@ class BaselineELBO(LossOnlyELBO):
     cost. (Mnih and Gregor 2014, arXiv 1402.0030.)
 
     *Approximates* the ELBO of the discrete model. *With* P codes for each datum, and a baseline that earlier steps have
-    trained. *Requires* a discrete latent in the guide. *Bias*: none.
+    trained. *Requires* a discrete site. *Bias*: none. A batch in which all of them are observed needs no baseline, and
+    leaves it as it is.
 
     Args:
         own: the baseline, whose state lasts from step to step.
         num_particles: P, samples per datum.
 
     Raises:
-        ValueError: when called, if the guide has no discrete latent, or the baseline not one number for each datum.
+        ValueError: when called, if the model has no discrete site, latent or observed, or the baseline not one number
+            for each datum.
 
     Example:
         >>> import pyro
@@ -138,20 +141,25 @@ class BaselineELBO(LossOnlyELBO):
             announce(param_with_module_name(type(self).__name__, name), parameter)
         baseline = self.own(args[0] if args else None)
         sizes: list[int] = []
+        labels = _Labels()
 
         def with_baseline(*args: Any, **kwargs: Any) -> Any:
             with _BaselineMessenger() as messenger:
                 result = guide(*args, **kwargs)
-            sizes.append(messenger.give(baseline))
+            if messenger.sites:
+                sizes.append(messenger.give(baseline))
             return result
 
-        loss: float = self._stock.loss_and_grads(model, with_baseline, *args, **kwargs)
-        self.own.update(-loss * self.num_particles / sizes[-1])
+        loss: float = self._stock.loss_and_grads(labels(model), with_baseline, *args, **kwargs)
+        if sizes:
+            self.own.update(-loss * self.num_particles / sizes[-1])
+        elif not labels.found:
+            raise no_discrete_site()
         return loss
 
 
 class _Baselined(NamedTuple):
-    """A discrete latent that gets a baseline."""
+    """A latent without `rsample` that gets a baseline."""
 
     batch_shape: Size
     dtype: torch.dtype  # of its costs
@@ -159,8 +167,20 @@ class _Baselined(NamedTuple):
 
 
 @final
+class _Labels(Messenger):
+    """Sees whether a model observes a discrete site."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def _pyro_post_sample(self, msg: Messages) -> None:
+        self.found |= bool(msg["is_observed"]) and is_random(msg) and kind_of(msg["fn"]) is not None
+
+
+@final
 class _BaselineMessenger(Messenger):
-    """Finds the discrete latents of a guide, and passes a baseline for each to `TraceGraph_ELBO`."""
+    """Finds the latents of a guide that are scored, and passes a baseline for each to `TraceGraph_ELBO`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,26 +192,23 @@ class _BaselineMessenger(Messenger):
     def _pyro_post_sample(self, msg: Messages) -> None:
         # Read it here, after the sample: the outer plate of particles has now expanded the site. Its shape is a tuple
         # if its logits depend on another sample.
-        site = None if msg["is_observed"] or not is_random(msg) else discrete(msg["fn"])
-        if site is not None:
-            self.sites.append(_Baselined(Size(msg["fn"].batch_shape), site.natural.dtype, msg["infer"]))
+        if is_random(msg) and not msg["is_observed"] and not msg["fn"].has_rsample:
+            found = discrete(msg["fn"])
+            dtype = msg["value"].dtype if found is None else found.natural.dtype
+            self.sites.append(_Baselined(Size(msg["fn"].batch_shape), dtype, msg["infer"]))
 
     def give(self, baseline: Tensor) -> int:
-        """Give each site the baseline of its data, and return their number.
+        """Give each of one or more sites the baseline of its data, and return their number.
 
         Raises:
-            ValueError: if there is no site, or if the baseline has not one number for each datum.
+            ValueError: if the baseline has not one number for each datum.
         """
-        if not self.sites:
-            raise ValueError(
-                "Expected the guide to have a discrete latent for the baseline, but found none. Try TraceGraph_ELBO."
-            )
         together = torch.broadcast_shapes(*(site.batch_shape for site in self.sites))
         try:
             of_each = baseline.expand(together)
         except RuntimeError as error:
             raise ValueError(
-                f"Expected a baseline for data of batch shape {tuple(together)}, that of the guide's discrete latents, "
+                f"Expected a baseline for data of batch shape {tuple(together)}, that of the guide's scored latents, "
                 f"but found one of shape {tuple(baseline.shape)}. Try baseline='running', which is one number."
             ) from error
         for site in self.sites:

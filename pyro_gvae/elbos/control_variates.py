@@ -28,7 +28,6 @@ of that noise, because it depends on neither b, z nor z~. A later continuous lat
 noise is drawn anew, from q(x | z); then c(z) is a mean over x, whose derivative has the term c grad log q(x | z).
 """
 
-import functools
 import math
 from typing import Any, final
 
@@ -96,7 +95,7 @@ class Control(nn.Module):
     def fit_to(self, layout: Layout) -> None:
         """Take the dtype and device of a program's latents, and initialize the network for their width."""
         fit_to(self, layout)
-        if self.network is not None:
+        if self.network is not None and layout.space.latents:
             self.network.take_width(sum(one.num_latents * one.num_categories for one in layout.space.latents))
 
     def forward(self, target: Target, base: Sample, name: str, perturbed: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,7 +218,7 @@ def controlled(target: Target, control: Control, num_particles: int) -> Estimate
     base = target.drawn(num_particles, by_gumbel_noise)
     q, rows = base.q, (num_particles, target.layout.batch_size)
     log_joint = target.read(base.values).log_prob(base.codes).expand(rows)  # (P, B)
-    entropy = functools.reduce(torch.add, [site.entropy() for site in q.sites.values()])  # (B,) or (P, B)
+    entropy = sum((site.entropy() for site in q.sites.values()), log_joint.new_zeros(1))  # (B,) or (P, B)
     bound = (log_joint - q.log_prob(base.codes, base.codes) + entropy).mean(0)  # (B,)
     paths = (log_joint - q.log_prob(base.codes, base.without_path) + entropy).mean(0)
     surrogate = paths.sum() + base.score_function(log_joint - q.log_prob(base.codes, base.codes) + entropy)
@@ -242,7 +241,7 @@ def controlled(target: Target, control: Control, num_particles: int) -> Estimate
     return Estimate(
         bound=bound.detach(),
         surrogate=surrogate,
-        own_loss=squares.clamp_min(torch.finfo(squares.dtype).tiny).log(),
+        own_loss=squares.clamp_min(torch.finfo(squares.dtype).tiny).log() if q.sites else None,
     )
 
 

@@ -103,7 +103,8 @@ class DoubleCV(SampledELBO):
             mean = probs * (slope - (probs * slope).sum(-1, keepdim=True))
             variate = site.by_cell(expanded[..., None, None] * (codes - probs) - mean).sum(0)
             squares = squares + (without - alpha * variate).square().sum() + without.square().sum()  # S + R
-        return Estimate(costs.mean(0), surrogate, squares.clamp_min(torch.finfo(squares.dtype).tiny).log())
+        own_loss = squares.clamp_min(torch.finfo(squares.dtype).tiny).log() if soft else None
+        return Estimate(costs.mean(0), surrogate, own_loss)
 
 
 def _advantages(costs: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ def _advantages(costs: Tensor) -> Tensor:
 
 def _slopes(log_joint: Tensor, base: Sample, soft: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the derivative of log p - log q for the codes (P, B, N, K) of each latent, 0 where it cannot be."""
-    if log_joint.requires_grad:
+    if log_joint.requires_grad and soft:
         found = torch.autograd.grad(
             log_joint.sum(), list(soft.values()), retain_graph=True, allow_unused=True, materialize_grads=True
         )

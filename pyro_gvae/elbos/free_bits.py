@@ -6,30 +6,30 @@ from functools import partial
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import override
 
-from ..exact.plan import bytes_of_code
-from ..handlers.sites import Program
+from ..exact.averages import Averages
+from ..programs.chains import lay_out_chains
 from ..programs.draws import lay_out_draws, read_draws
-from ..programs.factors import Layout
-from ..programs.kept import Kept
 from ..programs.kls import LatentKL, closed_kls, closed_sites, drawn_kls, summed_kls
+from ..programs.latents import TooManyCodesError
 from ..programs.layout import lay_out
+from ..programs.look import Look, look
 from ..programs.modes import without_trace
-from ..programs.runs import Runs, bind
-from ..programs.tensor_elbo import TensorELBO, recordable
-from ..runtime.memory import memory_limit
-from ..runtime.tuning import tuning
+from ..programs.runs import Runs
 from .exact import ExactEvidence
+from .penalized import PenalizedELBO, Penalty, fits_one_slice
+from .wake import ExactWake
 
 #: Computes the KL of each latent.
-Way = Callable[[Runs, Layout], dict[str, LatentKL]]
+Way = Callable[[Runs], dict[str, LatentKL]]
 #: Draws of each datum where the codes are too many to sum over.
 NUM_PARTICLES = 8
 
 
 @final
-class FreeBits(TensorELBO):
+class FreeBits(PenalizedELBO):
     r"""Another ELBO as a loss, in which the KL of each latent counts only where it exceeds a threshold.
 
     .. math::
@@ -48,10 +48,11 @@ class FreeBits(TensorELBO):
     The term added to the other loss is B sum_n max(lambda_n - KL_n, 0). KL_n is in closed form if latents depend on no
     other. Else it is summed over all joint codes if these fit into one slice of memory, with a pathwise draw of
     continuous latents, or estimated from 8 draws; by Jensen's inequality, the maximum of an estimate is too large on
-    average. If the other loss samples its KL, gradients below the threshold cancel only on average. If its KL is the
-    relaxed one of Concrete densities, they do not cancel, because that is a different KL. Scale and mask of the guide's
-    sites apply to this KL too: masked data do not count, a latent that data share counts once, and under `weigh_kl` a
-    latent costs beta max(lambda, KL_n).
+    average. Latents inside of `pyro.markov` are summed one after another. So are those that the guide lacks, as if it
+    had their exact posterior given the latents that it has, each as one group. If the other loss samples its KL,
+    gradients below the threshold cancel only on average. If its KL is the relaxed one of Concrete densities, they do
+    not cancel, because that is a different KL. Scale and mask of the guide's sites apply to this KL too: masked data do
+    not count, a latent that data share counts once, and under `weigh_kl` a latent costs beta max(lambda, KL_n).
 
     Args:
         elbo: the loss to add to, any of Pyro's or of this package that has a KL.
@@ -72,84 +73,33 @@ class FreeBits(TensorELBO):
     """
 
     def __init__(self, elbo: Any, nats: float | Mapping[str, float]) -> None:
-        super().__init__()
+        super().__init__(elbo)
         for value in nats.values() if isinstance(nats, Mapping) else (nats,):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"Expected a finite number of free nats of at least 0, but found {value:g}.")
-        if isinstance(elbo, ExactEvidence):
+        if isinstance(elbo, ExactEvidence | ExactWake):
             raise ValueError("Expected a loss with a KL to leave free, but found the log-evidence. Try ExactELBO.")
-        self.elbo = elbo
         self.nats = dict(nats) if isinstance(nats, Mapping) else float(nats)
-        self._ways: Kept[tuple[Layout, Way]] = Kept()
 
-    @property
-    def own(self) -> nn.Module | None:
-        """The module that the other loss trains, if any; see :func:`pyro_gvae.estimators.own_state`."""
-        own: nn.Module | None = getattr(self.elbo, "own", None)
-        return own
+    @override
+    def plan_penalty(self, runs: Runs) -> Penalty:
+        """Find out how KLs are computed; the penalty is the sum of B max(lambda - KL_n, 0) over all latents."""
+        seen = look(runs)
+        way, labels = _find(runs, seen), frozenset(seen.labels)
+        return lambda bound: self._of(way(bound), labels)
 
-    def why_not_recordable(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str | None:
-        """Return the other loss's reason, if it has one."""
-        self._way(bind(model, guide, *args, **kwargs), model, guide, args, kwargs)  # not while the loss is recorded
-        return (
-            self.elbo.why_not_recordable(model, guide, *args, **kwargs) if isinstance(self.elbo, TensorELBO) else None
-        )
-
-    @torch.no_grad()
-    def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the loss in nats, summed over the data."""
-        penalty = self._penalty(model, guide, args, kwargs)
-        return recordable(self.elbo, "loss")(model, guide, *args, **kwargs) + penalty
-
-    def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the same, and add gradients to `.grad` of the parameters."""
-        loss = recordable(self.elbo, "loss_and_grads")(model, guide, *args, **kwargs)
-        return loss + self._penalty_and_grads(model, guide, args, kwargs)
-
-    @torch.no_grad()
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the loss in nats, summed over the data. Its two terms are added in double precision."""
-        penalty = self._penalty(model, guide, args, kwargs).item()
-        return self.elbo.loss(model, guide, *args, **kwargs) + penalty
-
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the same, and add gradients to `.grad` of the parameters."""
-        loss: float = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
-        return loss + self._penalty_and_grads(model, guide, args, kwargs).item()
-
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the loss as a tensor."""
-        loss: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
-        return loss + self._penalty(model, guide, args, kwargs)
-
-    def _penalty_and_grads(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        penalty = self._penalty(model, guide, args, kwargs)
-        if penalty.requires_grad:
-            penalty.backward()
-        return penalty.detach()
-
-    def _penalty(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Return the sum of B max(lambda - KL_n, 0) over all latents, shape ()."""
-        runs = bind(model, guide, *args, **kwargs)
-        layout, way = self._way(runs, model, guide, args, kwargs)
-        kls = way(runs, layout)
-        self._check_names(kls)
+    def _of(self, kls: dict[str, LatentKL], labels: frozenset[str]) -> Tensor:
+        self._check_names(kls, labels)
         terms = []
         for name, kl in kls.items():
             mean = kl.value / kl.weight.clamp_min(torch.finfo(kl.value.dtype).tiny)  # a weight of 0 is allowed
             terms.append(kl.weight * (self._threshold(name) - mean).clamp_min(0).sum())
-        return functools.reduce(torch.add, terms)
+        return functools.reduce(torch.add, terms) if terms else torch.zeros(())
 
-    def _way(
-        self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Layout, Way]:
-        """Return how the KLs are computed, which a few small runs find out; kept for arguments of equal shapes."""
-        return self._ways.find((model, guide), args, kwargs, partial(_find, runs))
-
-    def _check_names(self, known: Iterable[str]) -> None:
-        unknown = [] if isinstance(self.nats, float) else [name for name in self.nats if name not in known]
+    def _check_names(self, known: Iterable[str], labels: frozenset[str]) -> None:
+        """Refuse names of no latent; one that this batch observes is a latent of another one."""
+        names = [] if isinstance(self.nats, float) else self.nats.keys() - labels
+        unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(
                 f"Expected free nats of the latents {', '.join(known)}, but found '{unknown[0]}'. Try one number for "
@@ -160,18 +110,24 @@ class FreeBits(TensorELBO):
         return self.nats if isinstance(self.nats, float) else self.nats.get(name, 0.0)
 
 
-def _find(runs: Runs) -> tuple[Layout, Way]:
+def _find(runs: Runs, seen: Look) -> Way:
     """Find out how the KLs of a pair are computed."""
-    layout, with_particles, probed = lay_out(runs), lay_out_draws(runs), runs.again()
+    if seen.needs_axes:
+        try:
+            chains = lay_out_chains(runs, seen)
+            return lambda runs: Averages.read(runs, chains).kls_of_digits()
+        except TooManyCodesError:
+            if seen.alone:
+                raise  # else they can be drawn
+    layout, with_particles, probed = lay_out(runs, seen=seen), lay_out_draws(runs), runs.again()
     with torch.no_grad(), without_trace():
         if not layout.has_continuous:
-            closed = [set(sites) for sites in closed_sites(probed, layout)]
             names = {latent.name for latent in layout.space.latents}
-            if closed == [names, names]:
-                return layout, closed_kls
-        drawn = read_draws(probed, with_particles, with_particles.few()[0])
-    limit = min(memory_limit(None), tuning(layout.device).slice_bytes)
-    num_codes = layout.space.num_codes
-    if drawn.scored or num_codes > limit or num_codes * bytes_of_code(probed, layout) > limit:
-        return with_particles, partial(drawn_kls, num_particles=NUM_PARTICLES)
-    return layout, summed_kls
+            if [set(sites) for sites in closed_sites(probed, layout)] == [names, names]:
+                return partial(closed_kls, layout=layout)
+        can_be_summed = (
+            fits_one_slice(probed, layout) and not read_draws(probed, with_particles, with_particles.few()[0]).scored
+        )
+    if can_be_summed:
+        return partial(summed_kls, layout=layout)
+    return partial(drawn_kls, layout=with_particles, num_particles=NUM_PARTICLES)

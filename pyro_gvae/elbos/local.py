@@ -69,7 +69,8 @@ class LocalExpectation(SampledELBO):
         paths = (joint - q.log_prob(base.codes, base.without_path)).expand(rows)
         cost = (joint - q.log_prob(base.codes, analytic)).detach().expand(rows)  # (P, B)
         negative_kl = sum((_negative_kl(q.sites[name], p.sites[name]) for name in analytic), cost.new_zeros(1))  # (B,)
-        expected = torch.cat(list(_expected_costs(target, base, cost, analytic)), 1)  # (P, N of all, B)
+        # (P, N of all, B); without a digit it is the cost itself.
+        expected = torch.cat([*_expected_costs(target, base, cost, analytic)] or [cost.unsqueeze(1)], 1)
         surrogate = (paths + expected.sum(1)).mean(0) + negative_kl
         return Estimate(
             bound=expected.mean((0, 1)) + negative_kl, surrogate=surrogate.sum() + base.score_function(cost)
@@ -81,7 +82,7 @@ def _expected_costs(target: Target, base: Sample, cost: Tensor, analytic: set[st
 
     Data that share a latent have its probabilities times their own costs, whose sum is the gradient of the latent.
     """
-    slice_size = _slice_size(base)
+    slice_size = _slice_size(base) if base.codes else 1
     for name, site in base.q.sites.items():
         shifted = _shifted(base.codes[name])  # (P, K, B, N, K)
         weights = (shifted * site.rows().unsqueeze(1).exp()).sum(-1).movedim(-1, 1)  # (P, N, K, B)

@@ -2,7 +2,7 @@
 
 from .base import Bound, Estimator, Loss, own_state
 from .claims import Bias, Objective
-from .objectives import with_free_bits, with_kl_weight
+from .objectives import with_free_bits, with_kl_weight, with_unimix, with_usage_entropy
 from .registry import ESTIMATORS, estimator
 
 __all__ = [
@@ -16,4 +16,6 @@ __all__ = [
     "own_state",
     "with_free_bits",
     "with_kl_weight",
+    "with_unimix",
+    "with_usage_entropy",
 ]

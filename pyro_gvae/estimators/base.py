@@ -82,6 +82,7 @@ class Estimator:
         handler: turns the one-hot sites of model and guide into what the ELBO expects; None if the ELBO reads the
             programs
             and sums or draws their codes itself.
+        of_guide: a handler of the guide alone, inside of the other; None if there is none.
         details: details of the objective, such as the number of samples of a bound or the weight of its KL.
         is_exact: whether nothing is sampled.
         temperature: the handler's temperature; None if nothing is relaxed or the program's own temperature is used.
@@ -95,6 +96,7 @@ class Estimator:
     bias: Bias
     reference: str
     handler: Callable[[Program], Program] | None = None
+    of_guide: Callable[[Program], Program] | None = None
     details: tuple[Detail, ...] = ()
     is_exact: bool = False
     temperature: float | Tensor | None = None
@@ -136,7 +138,8 @@ class Estimator:
         parameters = pair.parameters() if isinstance(pair, nn.Module) else iter(())
         for parameter in islice(parameters, 1):  # the ELBO's own state goes to the program's device
             own_state(elbo).to(parameter.device)
-        return Bound(self.handled(pair.model), self.handled(pair.guide), elbo)
+        guide = pair.guide if self.of_guide is None else self.of_guide(pair.guide)
+        return Bound(self.handled(pair.model), self.handled(guide), elbo)
 
 
 def own_state(elbo: Loss) -> nn.Module:

@@ -25,6 +25,8 @@ class Objective(Enum):
     MULTI_SAMPLE_BOUND = "the importance-weighted bound of the discrete model"
     #: sum_k (beta_{k+1} - beta_k) E log w under q w^beta_k: the ELBO for one part, log p(x) for infinitely many.
     THERMODYNAMIC = "the thermodynamic bound of the discrete model"
+    #: log p(x) for the model, and KL(q(z|x) || p(z|x)), and so the ELBO, for the guide.
+    EVIDENCE_AND_EXCLUSIVE_KL = "the log-evidence of the discrete model, and the exclusive KL for the guide"
     #: log p(x) for the model, and KL(p(z|x) || q(z|x)) for the guide.
     EVIDENCE_AND_INCLUSIVE_KL = "the log-evidence of the discrete model, and the inclusive KL for the guide"
 
@@ -89,5 +91,27 @@ class FreeNats:
         return f", with {self.nats:g} free nats for each latent"
 
 
+@final
+@dataclass(frozen=True)
+class MixedGuide:
+    """The share of the uniform distribution that is mixed into the guide."""
+
+    share: float | Tensor
+
+    def __str__(self) -> str:
+        return ", of the guide mixed with the uniform"
+
+
+@final
+@dataclass(frozen=True)
+class RewardedUse:
+    """The weight of the entropy of the codes' use in a batch."""
+
+    weight: float | Tensor
+
+    def __str__(self) -> str:
+        return ", with a reward for the entropy of the codes' use"
+
+
 #: A detail of an objective, which its name in reports includes.
-Detail = Samples | WeighedKL | FreeNats
+Detail = Samples | WeighedKL | FreeNats | MixedGuide | RewardedUse

@@ -1,6 +1,8 @@
 """Estimators that sum over all K^N joint codes."""
 
 from ..elbos.exact import ExactELBO, ExactEvidence
+from ..elbos.wake import ExactWake
+from ..exact.wake import Encoder, Exclusive, Inclusive
 from ..runtime.distributed import ALONE, Share
 from .base import Estimator, Summed
 from .claims import Bias, Objective
@@ -65,5 +67,54 @@ def exact_evidence(
         objective=Objective.EVIDENCE,
         bias=Bias.NONE,
         reference="enumeration",
+        is_exact=True,
+    )
+
+
+def exact_wake(
+    *,
+    encoder: str = "exclusive",
+    max_memory: float | None = None,
+    slice_size: int | None = None,
+    share: Share = ALONE,
+) -> Estimator:
+    """log p(x) for the model, and a KL for the guide, both summed over all K^N joint codes.
+
+    *Approximates* nothing. *With* one decoder call for each code: the model gets the gradient of log p(x), and the
+    guide, from the same table of codes, that of the ELBO, which is KL(q(z | x) || p(z | x)), or that of KL(p(z | x) ||
+    q(z | x)), the exact wake phase of reweighted wake-sleep (Bornschein and Bengio 2015, arXiv 1406.2751; Le et al.
+    2019, arXiv 1805.10469). The loss is -log p(x). *Requires* what `exact-evidence` requires, and is best as a last
+    stage: a model that is trained by log p(x) from the start has a posterior that is far from any factorized guide.
+    *Bias*: none, and no variance.
+
+    Args:
+        encoder: the KL of the guide, "exclusive" or "inclusive".
+        max_memory: bytes that a slice of codes may take; 4 GB if None.
+        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+        share: which codes this process sums, if several divide them.
+
+    Returns:
+        The estimator, to be bound to a program by `bind`.
+
+    Raises:
+        ValueError: if `encoder` is unknown.
+
+    Example:
+        >>> exact_wake(encoder="inclusive").approximates
+        'the log-evidence of the discrete model, and the inclusive KL for the guide'
+    """
+    encoders: dict[str, tuple[Encoder, Objective]] = {
+        "exclusive": (Exclusive(), Objective.EVIDENCE_AND_EXCLUSIVE_KL),
+        "inclusive": (Inclusive(), Objective.EVIDENCE_AND_INCLUSIVE_KL),
+    }
+    if encoder not in encoders:
+        raise ValueError(f"Expected encoder to be one of {', '.join(encoders)}, but found '{encoder}'.")
+    chosen, objective = encoders[encoder]
+    return Estimator(
+        name="exact-wake",
+        elbo=lambda: ExactWake(chosen, max_memory=max_memory, slice_size=slice_size, share=share),
+        objective=objective,
+        bias=Bias.NONE,
+        reference="enumeration; Bornschein and Bengio 2015, arXiv 1406.2751; Le et al. 2019, arXiv 1805.10469",
         is_exact=True,
     )

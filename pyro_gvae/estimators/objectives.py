@@ -1,4 +1,4 @@
-"""Variants of an estimator with another objective: a weighted KL, or free bits."""
+"""Variants of an estimator with another objective: a weighted KL, free bits, a mixed guide, rewarded use."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..elbos.free_bits import FreeBits
-from ..handlers import weigh_kl
+from ..elbos.usage_entropy import UsageEntropy
+from ..handlers import unimix, weigh_kl
 from .base import Estimator
-from .claims import FreeNats, WeighedKL
+from .claims import FreeNats, MixedGuide, Objective, RewardedUse, WeighedKL
 
 
 def with_kl_weight(chosen: Estimator, beta: float | Tensor) -> Estimator:
@@ -70,6 +71,68 @@ def with_free_bits(chosen: Estimator, nats: float | Mapping[str, float]) -> Esti
         details=(*chosen.details, FreeNats(tuple(nats.items()) if isinstance(nats, Mapping) else nats)),
         at_site=None,
     )
+
+
+def with_unimix(chosen: Estimator, share: float | Tensor) -> Estimator:
+    """Return the estimator for a guide whose probabilities are mixed with the uniform; see `handlers.unimix`.
+
+    Args:
+        chosen: an estimator that trains a guide.
+        share: u, from 0 to 1, or a tensor of shape (), such as a buffer, that is annealed between steps. Let it end at
+            0: the objective is that of the mixed guide, and nothing mixes the guide that is evaluated.
+
+    Returns:
+        An estimator for the same programs.
+
+    Raises:
+        ValueError: if the share is out of range, or the estimator reads no guide.
+
+    Example:
+        >>> from pyro_gvae import estimator
+        >>> with_unimix(estimator("exact"), share=0.01).approximates
+        'the ELBO of the discrete model, of the guide mixed with the uniform'
+    """
+    _check_has_guide(chosen, "to mix")
+    return dataclasses.replace(
+        chosen, of_guide=unimix(share=share), details=(*chosen.details, MixedGuide(share)), at_site=None
+    )
+
+
+def with_usage_entropy(chosen: Estimator, weight: float | Tensor) -> Estimator:
+    """Return the estimator with a reward for using all categories; see `elbos.usage_entropy.UsageEntropy`.
+
+    Args:
+        chosen: an estimator that trains a guide.
+        weight: w, at least 0, or a tensor of shape (), such as a buffer, that is annealed between steps. Let it end at
+            0: the objective is no ELBO before.
+
+    Returns:
+        An estimator for the same programs.
+
+    Raises:
+        ValueError: if the weight is negative or not finite, or the estimator reads no guide.
+
+    Example:
+        >>> from pyro_gvae import estimator
+        >>> with_usage_entropy(estimator("exact"), weight=1.0).approximates
+        "the ELBO of the discrete model, with a reward for the entropy of the codes' use"
+    """
+    _check_has_guide(chosen, "to reward")
+    UsageEntropy(chosen.elbo(), weight)  # check now, not at the first step
+    return dataclasses.replace(
+        chosen,
+        elbo=lambda: UsageEntropy(chosen.elbo(), weight),
+        details=(*chosen.details, RewardedUse(weight)),
+        at_site=None,
+    )
+
+
+def _check_has_guide(chosen: Estimator, purpose: str) -> None:
+    if chosen.objective is Objective.EVIDENCE:
+        raise ValueError(
+            f"Expected an objective with a guide {purpose}, but found {chosen.approximates}, by '{chosen.name}'. Try "
+            "exact-wake, or an estimator of the ELBO."
+        )
 
 
 def _check_has_kl(chosen: Estimator, purpose: str) -> None:

@@ -10,7 +10,7 @@ from .base import Estimator
 from .control_variates import double_cv, rebar, relax_with_network
 from .coupled import arms, disarm, disarm_iw
 from .daps import daps
-from .exact import exact, exact_evidence
+from .exact import exact, exact_evidence, exact_wake
 from .local import local_expectation
 from .per_site import per_site
 from .relaxed import gumbel_softmax
@@ -25,6 +25,7 @@ from .straight_through import (
     straight_through,
 )
 from .thermodynamic import tvo
+from .top_c import top_c
 from .without_replacement import reinforce_wor, unordered_set
 
 #: Name -> constructor, whose keyword arguments are the estimator's options.
@@ -48,6 +49,7 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "reweighted-wake-sleep": reweighted_wake_sleep,
     "daps": daps,
     "local-expectation": local_expectation,
+    "top-c": top_c,
     "disarm": disarm,
     "disarm-iw": disarm_iw,
     "arms": arms,
@@ -56,6 +58,7 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "relax": relax_with_network,
     "exact": exact,
     "exact-evidence": exact_evidence,
+    "exact-wake": exact_wake,
 }
 
 

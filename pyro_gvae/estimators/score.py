@@ -55,7 +55,7 @@ def reinforce_baseline(
     *Approximates* the ELBO of the discrete model. *With* one code, and stock `TraceGraph_ELBO` (Schulman et al. 2015,
     arXiv 1506.05254). `baseline="running"` is the mean cost of earlier steps. `baseline="neural"` adds a network of the
     data, which is trained together with the program (Mnih and Gregor 2014, arXiv 1402.0030). *Requires* a discrete
-    latent in the guide; the neural baseline also requires data (..., D) as the guide's first argument. *Bias*: none.
+    site; the neural baseline also requires data (..., D) as the guide's first argument. *Bias*: none.
 
     Args:
         baseline: "running" or "neural".

@@ -9,7 +9,8 @@ from torch import Tensor
 from .. import exact
 from ..exact import HasPair
 from ..exact.plan import MOST_CODES
-from ..programs.factors import Layout
+from ..programs.look import Look
+from .certified import certified_bounds
 from .code_statistics import Measured, mean_over_data
 from .collapsed import collapsed_importance_weighted
 from .importance import importance_weighted
@@ -35,7 +36,9 @@ class BoundRows(NamedTuple):
     Attributes:
         rows: `elbo` and `log_evidence` if the codes are summed; else `elbo`, `iwae_bound` and its effective sample
             size, and also those of `collapsed_iwae_bound` if at most 1024 codes stand beside continuous latents: see
-            :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`.
+            :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`. Where all latents are discrete, in
+            no chain, and no data share one, `lower_bound` and `upper_bound` are certain, from as many codes as samples:
+            see :func:`~pyro_gvae.evaluate.certified.certified_bounds`.
         elbo: of each datum, (B,); data that share latents have fewer numbers together.
         method: how the ELBO was computed.
         warnings: sentences that name unreliable bounds.
@@ -48,21 +51,26 @@ class BoundRows(NamedTuple):
 
 
 def is_summable(
-    pair: HasPair, chunks: list[tuple[Any, ...]], layout: Layout, max_operations: float, max_memory: float | None
+    pair: HasPair, chunks: list[tuple[Any, ...]], seen: Look, max_operations: float, max_memory: float | None
 ) -> bool:
     """Return whether an exact sum over the codes of all data takes at most so many operations.
 
     Args:
         pair: model and guide.
         chunks: the data; the first of them tells what all take.
-        layout: what is known of the programs.
+        seen: what a first look at the programs has shown.
         max_operations: the most operations.
         max_memory: bytes that a slice may use.
     """
-    if layout.has_continuous or layout.space.num_codes > MOST_CODES:
+    if seen.given or (seen.num_codes > MOST_CODES and not seen.needs_axes):
         return False
     sizes = [len(chunk[0]) for chunk in chunks]
-    operations = exact.cost(pair, *chunks[0], max_memory=max_memory).operations
+    try:
+        operations = exact.cost(pair, *chunks[0], max_memory=max_memory).operations
+    except ValueError:
+        if seen.alone or not seen.needs_axes:
+            raise
+        return False  # a chain that cannot be summed can be drawn
     return operations * sum(sizes) / sizes[0] <= max_operations
 
 
@@ -87,7 +95,7 @@ def summed_bounds(
 def sampled_bounds(
     pair: HasPair,
     x: Tensor,
-    layout: Layout,
+    seen: Look,
     mean: Callable[[Tensor], Measured],
     num_particles: int,
     max_memory: float | None,
@@ -97,7 +105,7 @@ def sampled_bounds(
     Args:
         pair: model and guide.
         x: the data.
-        layout: what is known of the programs.
+        seen: what a first look at the programs has shown.
         mean: the mean over data.
         num_particles: P, the number of samples of each datum.
         max_memory: bytes that samples may use.
@@ -109,12 +117,25 @@ def sampled_bounds(
         Row("iwae_bound", mean(sampled.bound), "nats", method),
         *_size_rows("effective_sample_size", sampled.effective_sample_size, method),
     ]
-    if layout.has_continuous and not layout.is_shared and layout.space.num_codes <= MOST_COLLAPSED_CODES:
+    if _has_collapsed(seen):
         collapsed = collapsed_importance_weighted(pair, x, num_particles, max_memory=max_memory)
         of_sums = f"{method}, codes summed"
         rows.append(Row("collapsed_iwae_bound", mean(collapsed.bound), "nats", of_sums))
         rows += _size_rows("collapsed_effective_sample_size", collapsed.effective_sample_size, of_sums)
+    if not (seen.given or seen.is_shared or seen.needs_axes):
+        certain = certified_bounds(pair, x, num_particles, max_memory=max_memory)
+        by_codes = f"certain, {certain.num_codes} codes"
+        rows.append(Row("lower_bound", mean(certain.lower), "nats", by_codes))
+        if certain.upper is not None:
+            rows.append(Row("upper_bound", mean(certain.upper), "nats", by_codes))
     return BoundRows(rows, sampled.elbo, method, sampled.warnings())
+
+
+def _has_collapsed(seen: Look) -> bool:
+    """Return whether codes of the guide beside continuous latents are few enough to be summed for each draw."""
+    if not seen.given or not seen.guide.discrete:
+        return False
+    return seen.needs_axes or (not seen.is_shared and seen.num_codes <= MOST_COLLAPSED_CODES)
 
 
 def per_datum(values: Tensor, *, num_data: int, apart: bool) -> Measured:

@@ -9,10 +9,12 @@ from torch import Tensor
 from ..programs.draws import draw_continuous
 from ..programs.factors import Codes, Layout, summed_over
 from ..programs.joint import pair_scores
+from ..programs.look import look
 from ..programs.modes import judging
 from ..programs.pair import HasPair
-from ..programs.runs import Runs
-from .importance import summary, targets
+from ..programs.runs import Runs, bind_pair, items
+from .importance import check_particles, summary, targets
+from .weights import summed_weights
 
 #: Slices of more codes than this are cut.
 CODES_AT_A_TIME = 1024
@@ -41,6 +43,7 @@ def collapsed_importance_weighted(
     The weight is the mean of p(x, z, c) / q(z, c | x) over the codes given the continuous latents c, so by Jensen's
     inequality this bound lies between :func:`~pyro_gvae.evaluate.importance.importance_weighted` and log p(x), in
     expectation and at equal P. Without continuous latents it is log p(x), see :func:`pyro_gvae.exact.log_evidence`.
+    Latents inside of `pyro.markov`, and those that only the model has, are summed one after another.
 
     Args:
         pair: a `Pair` of programs that accept any number of data, with discrete and continuous latents.
@@ -71,7 +74,12 @@ def collapsed_importance_weighted(
         >>> collapsed_importance_weighted(Pair(model, guide), torch.zeros(3), num_particles=5).bound.shape
         torch.Size([3])
     """
+    check_particles(num_particles)
     parts = []
+    if look(bind_pair(pair, *items(x))).needs_axes:
+        weights = summed_weights(pair, x, num_particles, max_memory, lambda seen: seen.given)
+        bound, effective = (torch.cat(part) for part in zip(*(summary(*one)[1:] for one in weights), strict=True))
+        return Collapsed(bound, effective, num_particles)
     for target, size in targets(pair, x, num_particles, max_memory):
         log_weights, scale = _log_weights(target.runs, target.layout, num_particles, size)
         parts.append(summary(log_weights, scale)[1:])

@@ -13,6 +13,7 @@ from ..handlers import relax
 from ..handlers.parameters import OwnParameters
 from ..handlers.sites import Kind
 from ..programs.layout import lay_out
+from ..programs.look import look
 from ..programs.modes import judging
 from ..programs.runs import bind_pair, items
 
@@ -28,7 +29,8 @@ GAPS = {
 class Gaps(NamedTuple):
     """Bounds of log p(x) for each datum, all (B,), in nats; of data that share a latent, fewer numbers together."""
 
-    relaxed_bound: Tensor | None  # None if there are integers, which have no relaxation
+    #: None if there are integers, which have no relaxation, or latents that the guide lacks and so cannot draw
+    relaxed_bound: Tensor | None
     elbo: Tensor
     mean_field_elbo: Tensor
     log_evidence: Tensor
@@ -52,6 +54,7 @@ def gaps(
     1801.03558) and the mean-field gap (lost because the latents are independent). In the best mean-field posterior all
     digits of all latents are independent. The latents of a guide may depend on each other; its amortization gap is then
     that to a posterior of another family, and negative if what they gain by that is more than what the encoder loses.
+    Latents that the guide lacks are such, too: the ELBO sums them as if it had their exact posterior given the others.
 
     Args:
         pair: a `CategoricalVAE`, or a pair of programs with discrete latents.
@@ -68,10 +71,11 @@ def gaps(
     """
     given = items(x)
     found = exact.bounds(pair, *given, max_memory=max_memory)
-    kinds = {latent.kind for latent in lay_out(bind_pair(pair, *given)).space.latents}
+    seen = look(bind_pair(pair, *given))
+    kinds = {site.kind for site in seen.model.discrete.values()}
     options = {"num_particles": num_particles, "temperature": temperature}
     return Gaps(
-        None if Kind.INTEGER in kinds else relaxed_bound(pair, x, **options),
+        None if Kind.INTEGER in kinds or seen.alone else relaxed_bound(pair, x, **options),
         found.elbo,
         exact.mean_field(pair, *given, max_memory=max_memory).elbo,
         found.log_evidence,

@@ -1,6 +1,6 @@
 """Encode, reconstruct and sample with a trained model, always with hard codes, whichever estimator trained it."""
 
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -9,11 +9,16 @@ from .. import exact
 from ..data.dataset import Dataset
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..exact import HasPair
+from ..exact.backwards import best_given, sample_given
 from ..exact.plan import PerLatent, per_latent
-from ..models.categorical_vae import CategoricalVAE
-from ..programs.choices import latent_values, most_probable, one_draw
+from ..handlers.sites import Discrete, Run
+from ..models.base import VAE
+from ..programs.chains import lay_out_chains
+from ..programs.choices import choose, most_probable, one_draw
+from ..programs.look import look
 from ..programs.modes import judging
 from ..programs.runs import bind_pair, items
+from ..programs.statements import Draw, Place, Reader, flat, latent_of
 
 CodeKind = Literal["map", "sample", "exact"]
 
@@ -31,7 +36,8 @@ def encode(pair: HasPair, x: Tensor, kind: CodeKind = "map", *, max_memory: floa
         x: data (B, D), or all arguments of the programs.
         kind: "map" is the most probable code under the guide q(z|x), of a latent that depends on others the most
             probable one given theirs, and the mean of a continuous latent; "sample" is a sample of the guide; "exact"
-            is the most probable of all joint codes under the exact posterior p(z|x).
+            is the most probable of all joint codes under the exact posterior p(z|x). Latents that the guide lacks have
+            the most probable joint code, or a sample, of their exact posterior given the values of the others.
         max_memory: bytes that the exact sum may use.
 
     Returns:
@@ -44,6 +50,7 @@ def encode(pair: HasPair, x: Tensor, kind: CodeKind = "map", *, max_memory: floa
             share a latent.
 
     Example:
+        >>> from pyro_gvae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> encode(vae, torch.ones(4, 6), "exact").argmax(-1).shape
         torch.Size([4, 2])
@@ -52,12 +59,20 @@ def encode(pair: HasPair, x: Tensor, kind: CodeKind = "map", *, max_memory: floa
         raise ValueError(f"Expected a kind of code among {', '.join(get_args(CodeKind))}, but found '{kind}'.")
     runs = bind_pair(pair, *items(x))
     if kind == "exact":
-        codes = exact.posterior(pair, *items(x), num_codes=1, max_memory=max_memory).codes
-        named = codes if isinstance(codes, dict) else {"": codes}
+        exactly = exact.posterior(pair, *items(x), num_codes=1, max_memory=max_memory).codes
+        named = exactly if isinstance(exactly, dict) else {"": exactly}
         return per_latent({name: own.select(-3, 0) for name, own in named.items()})
+    seen = look(runs)
     if kind == "sample":
-        return per_latent(latent_values(runs.guide, one_draw, lambda _, fn: fn.sample()))
-    return per_latent(latent_values(runs.guide, most_probable, _mean))
+        found = choose(runs.guide, one_draw, lambda _, fn: fn.sample())
+    else:
+        found = choose(runs.guide, most_probable, _mean)
+    codes = found.values | found.codes
+    if seen.alone:
+        chains = lay_out_chains(runs, seen, max_memory)
+        given = {name: found.values[name] for name in (*found.codes, *seen.given)}
+        codes |= (sample_given if kind == "sample" else best_given)(runs, chains, given)
+    return per_latent(codes)
 
 
 def _mean(name: str, fn: Any) -> Tensor:
@@ -73,19 +88,44 @@ def _mean(name: str, fn: Any) -> Tensor:
 
 @judging
 @torch.no_grad()
-def reconstruct(vae: CategoricalVAE, x: Tensor, kind: CodeKind = "map", *, max_memory: float | None = None) -> Tensor:
-    """Reconstruct data x (B, D) as E[x | z], shape (B, D), from a code of each datum; see :func:`encode` for `kind`."""
-    codes = cast(Tensor, encode(vae, x, kind, max_memory=max_memory))  # of its one latent
-    return vae.observation(vae.decoder(codes)).mean
+def reconstruct(vae: VAE, x: Tensor, kind: CodeKind = "map", *, max_memory: float | None = None) -> Tensor:
+    """Reconstruct data x (B, D) as E[x | z], shape (B, D), from the latents of each datum.
+
+    Args:
+        vae: a ready program of such data.
+        x: data (B, D).
+        kind: how the latents are chosen, as for :func:`encode`.
+        max_memory: bytes that the exact sum may use.
+    """
+    found = encode(vae, x, kind, max_memory=max_memory)
+
+    def value(name: str) -> Tensor:
+        return found[name] if isinstance(found, dict) else found
+
+    def place(name: str, site: Discrete) -> Tensor:
+        return latent_of(name, site).value(value(name))
+
+    mean: Tensor = _observation(bind_pair(vae, x).model, place, lambda name, _: value(name)).mean
+    return mean
+
+
+def _observation(model: Run, place: Place, draw: Draw) -> Any:
+    """Run a model with the values that `place` and `draw` give to its latents; return the distribution of its data."""
+    reader = Reader(place, draw)
+    reader.run(model)
+    observed = [msg["fn"] for name, msg in reader.messages.items() if msg["is_observed"]]
+    if len(observed) != 1:
+        raise ValueError(f"Expected a model that observes x in one statement, but found {len(observed)}. Try Pyro.")
+    return observed[0]
 
 
 @judging
 @torch.no_grad()
-def sample(vae: CategoricalVAE, num_samples: int, *, pixels: bool = False) -> Tensor:
-    """Generate images, shape (num_samples, D), from codes sampled from the prior.
+def sample(vae: VAE, num_samples: int, *, pixels: bool = False) -> Tensor:
+    """Generate images, shape (num_samples, D), from latents sampled from the prior.
 
     Args:
-        vae: the model.
+        vae: a ready program of images.
         num_samples: how many images.
         pixels: sample the pixels from p(x|z), which gives samples of p(x); otherwise return their means E[x|z].
 
@@ -93,19 +133,33 @@ def sample(vae: CategoricalVAE, num_samples: int, *, pixels: bool = False) -> Te
         ValueError: if `num_samples` is not positive.
 
     Example:
+        >>> from pyro_gvae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> sample(vae, 4, pixels=True).unique()
         tensor([0., 1.])
     """
     if num_samples < 1:
         raise ValueError(f"Expected num_samples of at least 1, but found {num_samples}.")
-    codes = FactorizedOneHotCategorical(logits=vae.prior_logits).sample((num_samples,))  # (num_samples, N, K)
-    observation = vae.observation(vae.decoder(codes))
-    return observation.sample() if pixels else observation.mean
+    rows = torch.Size([num_samples])
+
+    def new_axis(batch_shape: torch.Size) -> torch.Size:
+        """Samples have an axis left of the plate "data", unless latents have it by which these are sampled."""
+        return rows if len(batch_shape) == 1 else torch.Size()
+
+    def place(name: str, site: Discrete) -> Tensor:
+        prior = FactorizedOneHotCategorical(logits=flat(site.logits, site), validate_args=False)
+        return latent_of(name, site).value(prior.sample(new_axis(site.batch_shape)))
+
+    least, _ = vae.observation.data_range
+    # Any datum: the model takes no more than their number from it.
+    datum = next(vae.parameters(), vae.temperature).new_full((1, vae.data_dim), least)
+    found = _observation(bind_pair(vae, datum).model, place, lambda _, fn: fn.sample(new_axis(fn.batch_shape)))
+    images: Tensor = found.sample() if pixels else found.mean  # (num_samples, 1, D)
+    return images.squeeze(1)
 
 
 @torch.no_grad()
-def pictured(vae: CategoricalVAE, initial: CategoricalVAE, data: Dataset) -> dict[str, Tensor]:
+def pictured(vae: VAE, initial: VAE, data: Dataset) -> dict[str, Tensor]:
     """Make the images of a report: test images, their reconstructions before and after training, prior samples.
 
     Args:
@@ -124,3 +178,34 @@ def pictured(vae: CategoricalVAE, initial: CategoricalVAE, data: Dataset) -> dic
         "samples": sample(vae, NUM_SAMPLES),
     }
     return {name: vae.observation.to_pixels(x) for name, x in arrays.items()}
+
+
+def digits_of(values: PerLatent) -> Tensor:
+    """Return values (..., N, K) of several latents of K categories as those of one with all their digits, by name.
+
+    Example:
+        >>> digits_of({"z2": torch.ones(1, 2, 3), "z1": torch.zeros(1, 1, 3)}).shape
+        torch.Size([1, 3, 3])
+    """
+    if not isinstance(values, dict):
+        return values
+    return torch.cat([values[name] for name in sorted(values, key=_in_order)], -2)
+
+
+def numbers_of(found: PerLatent) -> dict[str, Tensor]:
+    """Return what :func:`encode` found of images as numbers: categories (B, N), and continuous values (B, L), by name.
+
+    The name of a lone latent is "latent".
+
+    Example:
+        >>> numbers_of({"y": torch.eye(3).unsqueeze(1), "z": torch.ones(3, 2)})["y"].tolist()
+        [[0], [1], [2]]
+    """
+    named = found if isinstance(found, dict) else {"latent": found}
+    ordered = {name: named[name] for name in sorted(named, key=_in_order)}
+    return {name: values.argmax(-1) if values.dim() == 3 else values for name, values in ordered.items()}
+
+
+def _in_order(name: str) -> tuple[int, str]:
+    """Layers by their numbers: z2 before z10."""
+    return len(name), name

@@ -1,6 +1,7 @@
 """What a guide says of the latents of data: the probability of each category, entropies, and the KL of each latent."""
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -8,15 +9,19 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor
 
+from ..exact.averages import Averages
 from ..exact.plan import make_plan
+from ..programs.chains import Chains, lay_out_chains
 from ..programs.draws import lay_out_draws, read_draws
 from ..programs.factors import Codes, Layout, Reading, Site, first_of
 from ..programs.joint import Guide, read_both, read_guide_once
 from ..programs.kls import closed_sites
+from ..programs.look import look
 from ..programs.modes import judging
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair, items
 from .importance import most_pairs
+from .weights import all_particles, most_particles
 
 #: The table of all joint codes and data is kept if it has no more entries than this.
 MOST_KEPT = 10**7
@@ -66,7 +71,9 @@ def read_guide(
     """Compute what the guide says of the latents of data.
 
     Discrete latents that depend on no other, in guide and model, are computed in closed form. For others, expectations
-    under the guide are sums over all joint codes, or means over draws.
+    under the guide are sums over all joint codes, or means over draws. Latents inside of `pyro.markov` are summed one
+    after another. A latent that the guide lacks has its exact posterior given those that the guide has, since this is
+    the guide whose ELBO :func:`pyro_gvae.exact.elbo` computes.
 
     Args:
         pair: model and guide.
@@ -76,6 +83,10 @@ def read_guide(
         max_memory: bytes that a slice of codes or draws may use; 4 GB if None.
     """
     runs = bind_pair(pair, *items(x))
+    seen = look(runs)
+    if seen.alone or (seen.needs_axes and is_summed and not seen.given):
+        chains = lay_out_chains(runs, seen, max_memory)
+        return _drawn_chains(runs, chains, num_particles, max_memory) if seen.given else _chains(runs, chains)
     layout = lay_out_draws(runs)
     guide, prior = closed_sites(runs, layout)
     if len(guide) == len(prior) == len(layout.space.latents) and not layout.has_continuous:
@@ -87,6 +98,61 @@ def read_guide(
         is_summed = False
         found = _draws(runs, layout, num_particles, max(1, most_pairs(pair, x, max_memory) // layout.batch_size))
     return _expected(layout, guide, prior, found, is_exact=is_summed)
+
+
+def _chains(runs: Runs, chains: Chains) -> Guided:
+    """Compute the same of latents that have an axis each, none of which is continuous."""
+    found = Averages.read(runs, chains)
+    log_probs = {name: _flat(chains, name, own) for name, own in found.marginals().items()}
+    is_apart = all(plates == chains.shared for plates in chains.plates.values())
+    num_entries = chains.result_shape.numel() * math.prod(latent.num_codes for latent in chains.latents.values())
+    return Guided(
+        log_probs={name: _log(log_probs[name]) for name in chains.latents},
+        entropies=_by_datum(found.entropies(), chains),
+        kls=_by_datum(found.kls(), chains),
+        table=found.table() if is_apart and num_entries <= MOST_KEPT else None,
+        is_factorized=found.is_factorized,
+        closed=frozenset(),
+        is_exact=True,
+    )
+
+
+def _drawn_chains(runs: Runs, chains: Chains, num_particles: int, max_memory: float | None) -> Guided:
+    """Compute the same with continuous latents beside them, which are drawn."""
+    totals: dict[tuple[str, str], Tensor] = {}
+    for many in all_particles(runs, chains, num_particles, most_particles(runs, chains, max_memory)):
+        found = Averages.read(many.runs, many.chains)
+        parts = {"probs": found.marginals(), "entropies": found.entropies(), "kls": found.kls()}
+        for kind, values in parts.items():
+            for name, own in values.items():
+                totals[kind, name] = totals.get((kind, name), 0.0) + many.rows(own).sum(0) / num_particles
+    probs, entropies, kls = (
+        {name: own for (one, name), own in totals.items() if one == kind} for kind in ("probs", "entropies", "kls")
+    )
+    return Guided(
+        log_probs={name: _log(_flat(chains, name, probs[name])) for name in chains.latents},
+        entropies=_by_datum(entropies, chains),
+        kls=_by_datum(kls, chains),
+        table=None,
+        is_factorized=False,
+        closed=frozenset(),
+        is_exact=False,
+    )
+
+
+def _flat(chains: Chains, name: str, values: Tensor) -> Tensor:
+    """Return numbers (*plates, N, K) as (M, N, K)."""
+    return values.reshape(-1, *values.shape[len(chains.plates[name]) :])
+
+
+def _log(probs: Tensor) -> Tensor:
+    return probs.log().clamp_min(torch.finfo(probs.dtype).min)
+
+
+def _by_datum(values: dict[str, Tensor], chains: Chains) -> dict[str, Tensor]:
+    """Return numbers in the shape of results as (B,), the discrete latents in the order of the model."""
+    order = [*(name for name in chains.latents if name in values), *(set(values) - set(chains.latents))]
+    return {name: values[name].flatten() for name in order}
 
 
 def joined(parts: list[Guided]) -> Guided:

@@ -1,7 +1,7 @@
 """Bound log p(x) by importance sampling with the guide, for models with too many codes for an exact sum."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -15,12 +15,14 @@ from ..programs.draws import draw, lay_out_draws
 from ..programs.factors import Codes
 from ..programs.joint import joint_scores
 from ..programs.layout import lay_out
+from ..programs.look import Look, look
 from ..programs.modes import judging, without_trace
 from ..programs.pair import HasPair
 from ..programs.runs import bind_pair, items, split
 from ..programs.target import Target
 from ..runtime.memory import memory_limit, return_freed_memory
 from ..runtime.tuning import tuning
+from .weights import has_cells, summed_weights
 
 #: With fewer effective samples than this, a bound is more than 1 / 20 nats below log p(x), to first order.
 FEW_EFFECTIVE_SAMPLES = 10
@@ -39,7 +41,8 @@ class ImportanceWeighted(NamedTuple):
     bound: Tensor  # (B,): the log of the mean of w, at most log p(x) in expectation
     effective_sample_size: Tensor  # (B,): between 1 and P
     #: log of the sum of p(x, z) over the guide's mode and all codes that differ in one digit, (B,). None beside
-    #: continuous latents, which have no neighbours, and where data share a latent, whose change is no datum's own.
+    #: continuous latents, which have no neighbours, where data share a latent, whose change is no datum's own, and
+    #: where the guide lacks latents, which are summed.
     neighbourhood: Tensor | None
     num_particles: int
 
@@ -86,7 +89,8 @@ def importance_weighted(
         \mathrm{ESS} = \frac{(\sum_p w_p)^2}{\sum_p w_p^2}
 
     (Burda, Grosse, Salakhutdinov 2016, arXiv 1509.00519, eq. 8; the effective sample size is that of Kong 1992.) Codes
-    are hard, whichever estimator trained the pair. The bound grows with P and tends to log p(x).
+    are hard, whichever estimator trained the pair. The bound grows with P and tends to log p(x). Discrete latents that
+    the guide lacks are summed for each sample: p(x, z_p) is the sum over them.
 
     Args:
         pair: a `CategoricalVAE`, or a `Pair` of programs that accept any number of data, with discrete and continuous
@@ -111,6 +115,11 @@ def importance_weighted(
         >>> bool(((found.bound - exact.log_evidence(vae, x)).abs() < 5 * found.sampling_error + 1e-4).all())
         True
     """
+    check_particles(num_particles)
+    if _lacks_latents(pair, x):
+        weights = summed_weights(pair, x, num_particles, max_memory, _all_of_guide)
+        elbo, bound, effective = (torch.cat(part) for part in zip(*(summary(*one) for one in weights), strict=True))
+        return ImportanceWeighted(elbo, bound, effective, None, num_particles)
     parts, near = [], []
     for target, size in targets(pair, x, num_particles, max_memory):
         log_weights, scale = _log_weights(target, num_particles, size)
@@ -150,6 +159,10 @@ def log_importance_weights(
         >>> log_importance_weights(vae, torch.ones(4, 6), num_particles=10).shape
         torch.Size([10, 4])
     """
+    check_particles(num_particles)
+    if _lacks_latents(pair, x):
+        found = summed_weights(pair, x, num_particles, max_memory, _all_of_guide)
+        return torch.cat([one.log_weights for one in found], 1)
     chunks = targets(pair, x, num_particles, max_memory)
     return torch.cat([_log_weights(target, num_particles, size)[0] for target, size in chunks], 1)
 
@@ -159,8 +172,6 @@ def targets(pair: HasPair, x: Tensor, num_particles: int, max_memory: float | No
 
     Data that share a latent are in one chunk.
     """
-    if num_particles < 1:
-        raise ValueError(f"Expected at least one particle, but found num_particles={num_particles}.")
     most = most_pairs(pair, x, max_memory)
     every = items(x)
     num_data = most // num_particles if not is_shared(pair, x) else len(every[0]) if every[0].dim() else 1
@@ -169,8 +180,30 @@ def targets(pair: HasPair, x: Tensor, num_particles: int, max_memory: float | No
         yield Target(runs, lay_out_draws(runs)), max(1, most // len(rows[0]))
 
 
+def check_particles(num_particles: int) -> None:
+    """Refuse a bound of no sample."""
+    if num_particles < 1:
+        raise ValueError(f"Expected at least one particle, but found num_particles={num_particles}.")
+
+
+def _lacks_latents(pair: HasPair, x: Any) -> bool:
+    """Return whether the guide lacks discrete latents of the model, which are then summed."""
+    return bool(look(bind_pair(pair, *items(x))).alone)
+
+
+def _all_of_guide(seen: Look) -> Collection[str]:
+    return (*seen.guide.discrete, *seen.given)
+
+
 def is_shared(pair: HasPair, x: Tensor) -> bool:
     """Return whether data share a latent, from one draw for two of them."""
+    seen = look(bind_pair(pair, *items(x)))
+    if seen.needs_axes:
+        try:
+            return not has_cells(pair, x)
+        except ValueError:
+            if seen.alone:
+                raise  # else they can be drawn
     try:
         return _is_shared(pair, *next(split(x, 2)))
     except (ValueError, RuntimeError):  # the program accepts only all of its data at once

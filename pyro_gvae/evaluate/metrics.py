@@ -14,7 +14,7 @@ from ..estimators import Estimator
 from ..exact import HasPair
 from ..exact.plan import PerLatent, per_latent
 from ..handlers.parameters import OwnParameters
-from ..programs.layout import lay_out
+from ..programs.look import look
 from ..programs.modes import judging
 from ..programs.runs import bind_pair, items, split
 from .bounds import Evidence, is_summable, per_datum, sampled_bounds, summed_bounds
@@ -131,7 +131,8 @@ def evaluate(
     - log_evidence: log p(x), summed over all codes. If it is not, iwae_bound (at most log p(x) in expectation) and
       effective_sample_size replace it: see :func:`~pyro_gvae.evaluate.importance.importance_weighted`. Beside at most
       1024 codes of continuous latents, collapsed_iwae_bound is tighter: see
-      :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`.
+      :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`. Of discrete latents alone, lower_bound and
+      upper_bound are certain: see :func:`~pyro_gvae.evaluate.certified.certified_bounds`.
     - reconstruction = elbo + kl, where kl = KL(q(z|x) || p(z)) is in closed form, or summed, or sampled, as the
       dependence of latents allows: see :class:`~pyro_gvae.evaluate.guides.Guided`.
     - posterior_entropy: H(q(z|x)); mutual_information: I(x; z) of the whole code, if K^N is small enough;
@@ -140,7 +141,9 @@ def evaluate(
     - linear_probe_accuracy, for labelled data: the accuracy on test data of a linear classifier of the guide's most
       probable codes, fitted on train data.
 
-    Of several latents, `kl[NAME]` and its like are the numbers of each, `kl` that of all.
+    Of several latents, `kl[NAME]` and its like are the numbers of each, `kl` that of all. A latent that the guide lacks
+    is summed, as if the guide had its exact posterior given the latents that it has: its numbers are those of this
+    posterior.
 
     Args:
         pair: a `CategoricalVAE`, or a `Pair` of programs that accept any number of data.
@@ -174,7 +177,7 @@ def evaluate(
             "test, image_shape), or discrete_scores(pair, x) for some data."
         )
     parts = {name: fixed_part(data, name, num_data) for name in ("train", "test")}
-    layout = lay_out(bind_pair(pair, parts["train"].x[:2]))
+    seen = look(bind_pair(pair, parts["train"].x[:2]))
     apart = not is_shared(pair, parts["train"].x)
     samples = f"{num_particles} samples"
     said: dict[str, Guided] = {}
@@ -184,14 +187,14 @@ def evaluate(
         mean = partial(per_datum, num_data=len(x), apart=apart)
         chunks = list(split(x, DATA_AT_A_TIME)) if apart else [(x,)]
         by_sum = evidence == "exact" or (
-            evidence == "auto" and is_summable(pair, chunks, layout, max_operations, max_memory)
+            evidence == "auto" and is_summable(pair, chunks, seen, max_operations, max_memory)
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             if by_sum:
                 bounds = summed_bounds(pair, chunks, mean, max_memory)
             else:
-                bounds = sampled_bounds(pair, x, layout, mean, num_particles, max_memory)
+                bounds = sampled_bounds(pair, x, seen, mean, num_particles, max_memory)
             options = {"is_summed": by_sum, "num_particles": num_particles, "max_memory": max_memory}
             said[name] = joined([read_guide(pair, rows, **options) for rows in chunks])
         method = "exact" if said[name].is_exact else samples

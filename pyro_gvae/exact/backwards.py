@@ -5,6 +5,7 @@ the greatest in place of the sum of probabilities, it is 1 at the most probable 
 derivative at one value that is drawn, it is 1 at a sample of the posterior.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,8 +15,10 @@ from ..distributions.codes import joint_codes
 from ..distributions.parameters import gumbel_like
 from ..programs.axes import Axis, Term
 from ..programs.chains import Chains
-from ..programs.enumerator import Reading
+from ..programs.enumerator import read_given
+from ..programs.latents import Latent
 from ..programs.runs import Runs
+from ..programs.terms import Reading
 from .elimination import LogSum, collected, log_sum_exp, log_summed
 
 #: Samples have an axis of their own, between latents and plates.
@@ -47,6 +50,18 @@ def samples(runs: Runs, chains: Chains, num_samples: int) -> dict[str, Tensor]:
     return _codes(chains, _derivatives(chains.read(runs).p, chains, _drawn, num_samples).chosen)
 
 
+def best_given(runs: Runs, chains: Chains, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the most probable codes of latents that the guide lacks, given values of the others."""
+    p = read_given(runs.model, chains.nesting, values, chains.reach)
+    return _codes(chains, _derivatives(p, chains, _highest).chosen)
+
+
+def sample_given(runs: Runs, chains: Chains, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Draw codes of latents that the guide lacks, given values of the others."""
+    p = read_given(runs.model, chains.nesting, values, chains.reach)
+    return _codes(chains, _derivatives(p, chains, _drawn).chosen)
+
+
 class _Derivatives(NamedTuple):
     value: Tensor  # of the sum, in the shape of results
     chosen: dict[str, Tensor]  # (P or nothing, *plates, S) of each latent
@@ -65,23 +80,26 @@ def _derivatives(p: Reading, chains: Chains, log_sum: LogSum, num_samples: int |
         left = log_summed([*p.others.values(), *changes.values()], p.sites.values(), chains, log_sum)
         total = torch.stack([term.values.sum() for term in left]).sum()
         found = torch.autograd.grad(total, [term.values for term in changes.values()])
-    chosen = {}
-    for name, grad in zip(changes, found, strict=True):
-        sizes = [*rows, *(chains.sizes[axis] for axis in chains.plates[name]), len(grad)]
-        chosen[name] = grad.movedim(0, -1).reshape(sizes)
+    chosen = {name: in_plates(grad, name, chains, rows) for name, grad in zip(changes, found, strict=True)}
     value = total.new_zeros(()) if rows else collected(left, chains)
     return _Derivatives(value.detach(), chosen)
 
 
+def in_plates(values: Tensor, name: str, chains: Chains, rows: Sequence[int] = ()) -> Tensor:
+    """Give numbers (S, ..) for each value of a latent the dimensions of its plates: (*rows, *plates, S)."""
+    sizes = [*rows, *(chains.sizes[axis] for axis in chains.plates[name]), len(values)]
+    return values.movedim(0, -1).reshape(sizes)
+
+
+def in_digits(values: Tensor, latent: Latent) -> Tensor:
+    """Return the sum of the codes (.., N, K) of a latent's values, weighted by numbers (.., S)."""
+    codes = joint_codes(latent.num_latents, latent.num_categories, dtype=values.dtype, device=values.device)
+    return (values @ codes.flatten(1)).unflatten(-1, Size([latent.num_latents, latent.num_categories]))
+
+
 def _codes(chains: Chains, chosen: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the categories (.., N, K) of each digit, from the joint codes (.., S) of each latent."""
-    found = {}
-    for name, latent in chains.latents.items():
-        values = chosen[name]
-        codes = joint_codes(latent.num_latents, latent.num_categories, dtype=values.dtype, device=values.device)
-        digits = Size([latent.num_latents, latent.num_categories])
-        found[name] = (values @ codes.flatten(1)).unflatten(-1, digits)
-    return found
+    """Return codes (.., N, K) of each latent, in the order of the model, from numbers (.., S) for its values."""
+    return {name: in_digits(chosen[name], latent) for name, latent in chains.latents.items() if name in chosen}
 
 
 def _highest(values: Tensor, dim: int) -> Tensor:

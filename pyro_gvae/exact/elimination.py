@@ -15,9 +15,9 @@ from torch import Size, Tensor
 from ..distributions.parameters import impossible_as_infinite
 from ..programs.axes import Axis, Term
 from ..programs.chains import Chains
-from ..programs.enumerator import Site
 from ..programs.factors import common_scale
 from ..programs.runs import Runs
+from ..programs.terms import Reading, Site
 from ..runtime.compat.torch import is_transformed
 
 #: What is left of all terms that have an axis, without it.
@@ -53,20 +53,42 @@ def elbo(runs: Runs, chains: Chains) -> Tensor:
     costs = [site.masked for name, site in p.sites.items() if name in q.sites]
     costs = log_summed([*costs, *p.others.values()], alone, chains)
     guide = [site.masked for site in q.sites.values()] + list(q.others.values())
-    costs += [_negative(term) for term in guide]
-    sites = {site.variable: site for site in q.sites.values()}
+    costs += [negative(term) for term in guide]
+    return impossible_as_infinite(collected(averaged(costs, log_probs_of(q), chains), chains))
+
+
+def log_probs_of(q: Reading) -> dict[Axis, Term]:
+    """Return the log-probabilities of a guide's latents given those before them, the last one drawn first."""
+    sites = {site.variable: site.log_probs for site in q.sites.values()}
+    return {axis: sites[axis] for axis in sorted(sites, reverse=True)}
+
+
+def averaged(costs: Iterable[Term], log_probs: Mapping[Axis, Term], chains: Chains) -> list[Term]:
+    """Average costs over latents.
+
+    Args:
+        costs: terms that add up to what is averaged.
+        log_probs: of each latent given others that come after it here; in the order in which they are averaged over.
+        chains: the layout.
+    """
 
     def average(axis: Axis, terms: list[Term]) -> list[Term]:
-        return _averages(axis, terms, sites[axis].log_probs, chains)
+        return _averages(axis, terms, log_probs[axis], chains)
 
-    left = eliminated([cost.weighed() for cost in costs], sorted(sites, reverse=True), average)
-    return impossible_as_infinite(collected(left, chains))
+    return eliminated([cost.weighed() for cost in costs], list(log_probs), average)
 
 
 def log_evidence(runs: Runs, chains: Chains) -> Tensor:
     """Return log p(x) of each cell of the plates that all discrete latents share; differentiable."""
-    p = chains.of_model().read(runs).p
-    left = log_summed(p.others.values(), p.sites.values(), chains)
+    return evidence_of(chains.of_model().read(runs).p, chains)
+
+
+def evidence_of(p: Reading, chains: Chains, added: Iterable[Term] = ()) -> Tensor:
+    """Return log p(x) of what a model says, with more terms added to it; differentiable.
+
+    The derivatives by these terms are the posterior probabilities of their values.
+    """
+    left = log_summed([*p.others.values(), *added], p.sites.values(), chains)
     return impossible_as_infinite(collected([term.weighed() for term in left], chains))
 
 
@@ -81,18 +103,49 @@ def log_summed(
         chains: the layout.
         log_sum: the sum; another one gives other marginals as derivatives.
     """
-    plates = {site.variable: site.log_probs.plates for site in sites}
-    priors = [site.log_probs for site in sites]
-    order = sorted(plates, key=lambda axis: (-len(plates[axis]), -axis.place))
+    priors = {site.variable: site.log_probs for site in sites}
 
     def step(axis: Axis, found: list[Term]) -> list[Term]:
-        own = plates[axis]
-        joined = _joined([_within(term, own, axis, chains) for term in found])
-        dim = joined.axes.index(axis)
-        values = (log_sum or log_sum_exp)(joined.values, dim)
-        return [Term(values, joined.axes[:dim] + joined.axes[dim + 1 :], own, joined.scale)]
+        return [_sum(_product(axis, found, priors[axis].plates, chains), axis, log_sum or log_sum_exp)]
 
-    return eliminated([*terms, *priors], order, step)
+    return eliminated([*terms, *priors.values()], _inner_first(priors), step)
+
+
+def conditionals(terms: Iterable[Term], sites: Iterable[Site], chains: Chains) -> dict[Axis, Term]:
+    """Return the posterior of latents as log p(z | those that are summed after it, data), in the order of the sums.
+
+    Args:
+        terms: log-probabilities, masked.
+        sites: the latents.
+        chains: the layout.
+    """
+    priors = {site.variable: site.log_probs for site in sites}
+    found: dict[Axis, Term] = {}
+
+    def step(axis: Axis, own: list[Term]) -> list[Term]:
+        product = _product(axis, own, priors[axis].plates, chains)
+        total = _sum(product, axis, log_sum_exp)
+        values = product.values - total.values.unsqueeze(product.axes.index(axis))
+        found[axis] = product._replace(values=values, scale=1.0)
+        return [total]
+
+    eliminated([*terms, *priors.values()], _inner_first(priors), step)
+    return found
+
+
+def _inner_first(priors: Mapping[Axis, Term]) -> list[Axis]:
+    """Return the order in which latents are summed: those of inner plates first, then the later ones."""
+    return sorted(priors, key=lambda axis: (-len(priors[axis].plates), -axis.place))
+
+
+def _product(axis: Axis, terms: list[Term], own: frozenset[Axis], chains: Chains) -> Term:
+    """Multiply terms that have a latent's axis, over plates that the latent is outside of."""
+    return joined([_within(term, own, axis, chains) for term in terms])._replace(plates=own)
+
+
+def _sum(term: Term, axis: Axis, log_sum: LogSum) -> Term:
+    dim = term.axes.index(axis)
+    return term._replace(values=log_sum(term.values, dim), axes=term.axes[:dim] + term.axes[dim + 1 :])
 
 
 def log_sum_exp(values: Tensor, dim: int) -> Tensor:
@@ -133,10 +186,10 @@ def _within(term: Term, own: frozenset[Axis], axis: Axis, chains: Chains) -> Ter
                 f"plate(s) {names}, beside '{other.name}' inside of them, which is not summed before it: the sum would "
                 f"be over the values of '{other.name}' of all data at once. Try '{axis.name}' in the guide as well."
             )
-    return _over(term, extra, chains.sizes)
+    return over(term, extra, chains.sizes)
 
 
-def _over(term: Term, plates: frozenset[Axis], sizes: Mapping[Axis, int]) -> Term:
+def over(term: Term, plates: frozenset[Axis], sizes: Mapping[Axis, int]) -> Term:
     """Add the log-probabilities of all cells of some plates."""
     if not plates:
         return term
@@ -147,19 +200,19 @@ def _over(term: Term, plates: frozenset[Axis], sizes: Mapping[Axis, int]) -> Ter
     return term._replace(values=values if times == 1 else values * times, axes=axes, plates=term.plates - plates)
 
 
-def _joined(terms: list[Term]) -> Term:
+def joined(terms: Sequence[Term]) -> Term:
     """Add terms, with the axes of all of them."""
     if len(terms) == 1:
         return terms[0]
     axes = tuple(sorted(frozenset().union(*(term.axes for term in terms))))
-    values = functools.reduce(torch.add, (_aligned(term, axes) for term in terms))
+    values = functools.reduce(torch.add, (aligned(term, axes) for term in terms))
     plates = frozenset().union(*(term.plates for term in terms))
     scales = [term.scale for term in terms]
     same = all(scale is scales[0] for scale in scales)
     return Term(values, axes, plates, scales[0] if same else common_scale(scales))
 
 
-def _aligned(term: Term, axes: tuple[Axis, ...]) -> Tensor:
+def aligned(term: Term, axes: tuple[Axis, ...]) -> Tensor:
     """Return values that broadcast with others of these axes."""
     if term.axes == axes[len(axes) - len(term.axes) :]:
         return term.values
@@ -172,22 +225,23 @@ def _averages(axis: Axis, terms: list[Term], log_probs: Term, chains: Chains) ->
     groups: dict[frozenset[Axis], list[Term]] = {}
     for term in terms:
         latents = (chains.plates[other.name] for other in term.axes if not other.is_plate)
-        cost = _over(term, term.plates.difference(*latents), chains.sizes)
+        cost = over(term, term.plates.difference(*latents), chains.sizes)
         groups.setdefault(cost.plates, []).append(cost)
-    return [_average(axis, _joined(group), log_probs) for group in groups.values()]
+    return [_average(axis, joined(group), log_probs) for group in groups.values()]
 
 
 def _average(axis: Axis, costs: Term, log_probs: Term) -> Term:
     """Average costs over a latent. A value that has no probability costs nothing."""
     axes = tuple(sorted({*costs.axes, *log_probs.axes}))
     lowest = torch.finfo(costs.values.dtype).min
-    weighted = _aligned(log_probs, axes).exp() * _aligned(costs, axes).clamp_min(lowest)
+    weighted = aligned(log_probs, axes).exp() * aligned(costs, axes).clamp(lowest, -lowest)
     dim = axes.index(axis)
     return Term(weighted.sum(dim), axes[:dim] + axes[dim + 1 :], costs.plates)
 
 
-def _negative(term: Term) -> Term:
-    return term._replace(values=-term.values)
+def negative(term: Term) -> Term:
+    """Return minus a term. A value that has no probability costs the greatest finite number: times 0 it is 0."""
+    return term._replace(values=-term.values.clamp_min(torch.finfo(term.values.dtype).min))
 
 
 def collected(terms: Sequence[Term], chains: Chains) -> Tensor:
@@ -195,7 +249,7 @@ def collected(terms: Sequence[Term], chains: Chains) -> Tensor:
     shared = frozenset(chains.shared)
     parts = []
     for term in terms:
-        own = _over(term, term.plates - shared, chains.sizes)
+        own = over(term, term.plates - shared, chains.sizes)
         times = Size(chains.sizes[plate] for plate in shared - term.plates).numel()
         sizes = dict(zip(own.axes, own.values.shape, strict=True))
         values = own.values.reshape([sizes.get(plate, 1) for plate in chains.shared])

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ..handlers.sites import Run
+from ..programs.chains import Chains
 from ..programs.factors import Level, first_of, summed_over
 from ..programs.joint import joint_scores, level_scores, read_guide_once
 from ..programs.latents import Latent
@@ -16,8 +17,10 @@ from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair
 from ..programs.statements import read
 from ..runtime.memory import in_words, memory_limit
+from . import factorized_chains
 from .nested import nested_marginals
-from .plan import PerLatent, Plan, make_plan, per_latent
+from .plan import PerLatent, Plan, per_latent, plan_sum
+from .posteriors import check_latents
 
 
 class MeanField(NamedTuple):
@@ -53,7 +56,10 @@ def mean_field(
     which is held in memory. The ELBO has several local optima, so the ascent starts from the guide, from the marginals
     of the exact posterior and from its mode, and the best result is returned. Up to rounding, it lies between the
     guide's ELBO and log p(x), so the difference to the guide's ELBO is the amortization gap. A guide whose latents
-    depend on each other is no start: it is not factorized, and its ELBO may be higher.
+    depend on each other is no start: it is not factorized, and its ELBO may be higher. So may be that of a guide which
+    lacks latents of the model: the pair's ELBO sums them as if the guide had their exact posterior, and here they are
+    factorized as all others. Latents inside of `pyro.markov` are updated one after another, in time linear in their
+    number.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`.
@@ -80,7 +86,10 @@ def mean_field(
         True
     """
     runs = bind_pair(pair, *args, **kwargs)
-    plan = make_plan(runs, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_sum(runs, max_memory=max_memory, slice_size=slice_size)
+    if isinstance(plan, Chains):
+        return _of_chains(runs, plan, max_sweeps=max_sweeps, tolerance=tolerance)
+    check_latents(plan)
     tables, scale = _tables(runs.model, plan, max_memory)
     if plan.layout.is_shared:
         update = partial(shared_sweep, tables=tables, plan=plan)
@@ -99,6 +108,24 @@ def mean_field(
         own = torch.stack([torch.stack(next(digits))[rows] for _ in range(latent.num_latents)], 1)
         logits[latent.name] = own.reshape(*plan.layout.site_shapes[latent.name], *own.shape[-2:])
     return MeanField(per_latent(logits), (scale * elbos.gather(0, best)).reshape(plan.layout.evidence_shape))
+
+
+def _of_chains(runs: Runs, chains: Chains, *, max_sweeps: int, tolerance: float) -> MeanField:
+    """Find the same latent by latent."""
+    statements = factorized_chains.Statements(runs, chains)
+    ends = [
+        ascend(statements.sweep, start, max_sweeps=max_sweeps, tolerance=tolerance)
+        for start in factorized_chains.starts(runs, chains)
+    ]
+    elbos = torch.stack([end.elbo for end in ends])  # (starts, *shared plates)
+    best = elbos.argmax(0, keepdim=True)
+    logits = {}
+    for name in chains.latents:
+        own = torch.stack([end.logits[name] for end in ends])  # (starts, *plates, N, K)
+        shared = [chains.sizes[plate] if plate in chains.shared else 1 for plate in chains.plates[name]]
+        where = best.reshape(1, *shared, 1, 1).expand(1, *own.shape[1:])
+        logits[name] = own.gather(0, where).squeeze(0)
+    return MeanField(per_latent(logits), statements.scale * elbos.gather(0, best).squeeze(0))
 
 
 def _tables(model: Run, plan: Plan, max_memory: float | None) -> tuple[list[Tensor], float | Tensor]:
@@ -179,14 +206,27 @@ def _logs(probs: Iterable[Tensor]) -> tuple[Tensor, ...]:
     return tuple(digit.clamp_min(torch.finfo(digit.dtype).tiny).log() for digit in probs)
 
 
-def ascend(
-    update: Callable[[tuple[Tensor, ...]], Digits], log_q: tuple[Tensor, ...], *, max_sweeps: int, tolerance: float
-) -> Digits:
+class Swept(Protocol):
+    """What a sweep gives: the logits of all digits, and their ELBO."""
+
+    @property
+    def logits(self) -> Any:
+        """The logits of all digits."""
+
+    @property
+    def elbo(self) -> Tensor:
+        """The ELBO of each datum."""
+
+
+S = TypeVar("S", bound=Swept)
+
+
+def ascend(update: Callable[[Any], S], log_q: Any, *, max_sweeps: int, tolerance: float) -> S:
     """Sweep over the digits until no datum gains more than the tolerance.
 
     Args:
-        update: one sweep.
-        log_q: where to start, (B, K) for each digit.
+        update: one sweep, from logits to others.
+        log_q: the logits to start from.
         max_sweeps: most sweeps over all digits, at least one.
         tolerance: the largest gain that counts as none, in nats.
     """

@@ -3,7 +3,7 @@
 With a latent g of all data, p(x) = sum_g p(g) prod_b sum_z p(z | g) p(x_b | z, g), and so on for plates in plates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -12,8 +12,18 @@ from torch import Tensor
 
 from ..distributions.parameters import impossible_as_infinite
 from ..handlers.sites import Run
+from ..programs.factors import Codes
 from ..programs.joint import level_scores
 from .plan import Plan, computed
+
+#: Returns of codes, and of the scale of the model, what is added to their log-probability before scaling, (s, cells),
+#: by the names of latents.
+Added = Callable[[Codes, float | Tensor], Mapping[str, Tensor]]
+
+
+def nothing(_: Codes, __: float | Tensor) -> Mapping[str, Tensor]:
+    """Add nothing."""
+    return {}
 
 
 class Evidence(NamedTuple):
@@ -31,14 +41,13 @@ class _Sums(NamedTuple):
     scale: float | Tensor
 
 
-def nested_evidence(model: Run, plan: Plan, potentials: Mapping[str, Tensor] | None = None) -> Evidence:
+def nested_evidence(model: Run, plan: Plan, added: Added = nothing) -> Evidence:
     """Compute log p(x); differentiable.
 
     Args:
         model: with its data bound.
         plan: how its codes are cut.
-        potentials: what is added to the log-probability of each category of each latent, (cells, N, K) by its name.
-            The derivatives of log p(x) are its posterior marginals.
+        added: what is added to log-probabilities. The derivatives of log p(x) are the posterior probabilities of codes.
 
     Raises:
         ValueError: if several processes divide the codes: sums of one process are factors of products over data, which
@@ -49,7 +58,7 @@ def nested_evidence(model: Run, plan: Plan, potentials: Mapping[str, Tensor] | N
             f"Expected one process that sums all codes, but found {plan.share.world_size} that divide them, and "
             "discrete latents that data share: log p(x) is then a sum of products of sums. Try ExactELBO."
         )
-    found = _inner_sums(model, plan, potentials or {})
+    found = _inner_sums(model, plan, added)
     outermost = plan.layout.levels[0]
     log_evidence = _log_sum(plan, _upwards(plan, found)[0], outermost.num_codes).squeeze(0)
     return Evidence(impossible_as_infinite(log_evidence), found.scale)
@@ -64,8 +73,12 @@ def nested_marginals(model: Run, plan: Plan) -> dict[str, Tensor]:
         ).requires_grad_()
         for latent in plan.layout.space.latents
     }
+
+    def added(codes: Codes, _: float | Tensor) -> Mapping[str, Tensor]:
+        return {name: codes[name].flatten(1) @ own.flatten(1).T for name, own in potentials.items()}
+
     with torch.enable_grad():
-        total = nested_evidence(model, plan, potentials).log_evidence.sum()
+        total = nested_evidence(model, plan, added).log_evidence.sum()
         found = torch.autograd.grad(total, list(potentials.values()))
     return dict(zip(potentials, found, strict=True))
 
@@ -75,7 +88,7 @@ def nested_samples(model: Run, plan: Plan, num_samples: int) -> Tensor:
 
     Outer codes are drawn first, each given those further out; then the innermost, slice by slice, given these.
     """
-    found = _inner_sums(model, plan, {})
+    found = _inner_sums(model, plan, nothing)
     levels = plan.layout.levels
     drawn = torch.zeros(num_samples, levels[0].shape.numel(), dtype=torch.long, device=plan.device)
     for i, values in enumerate(_upwards(plan, found)):
@@ -89,7 +102,7 @@ def nested_samples(model: Run, plan: Plan, num_samples: int) -> Tensor:
     so_far = torch.full((outer.shape[1],), -torch.inf, dtype=plan.dtype, device=plan.device)
     for i, numbers in enumerate(plan.numbers()):
         start = i * plan.slice_size
-        table = _tables(model, plan, numbers, {})[0][-1]
+        table = _tables(model, plan, numbers, nothing)[0][-1]
         for group in range(start // inner, (start + len(numbers) - 1) // inner + 1):
             rows = slice(max(group * inner - start, 0), (group + 1) * inner - start)
             here, own = table[rows], numbers[rows]
@@ -103,7 +116,7 @@ def nested_samples(model: Run, plan: Plan, num_samples: int) -> Tensor:
     return numbers_drawn
 
 
-def _inner_sums(model: Run, plan: Plan, potentials: Mapping[str, Tensor]) -> _Sums:
+def _inner_sums(model: Run, plan: Plan, added: Added) -> _Sums:
     inner = plan.layout.levels[-1].num_codes
     done = 0  # outer codes that the slices so far have begun
     log_sums: list[Tensor] = []
@@ -112,7 +125,7 @@ def _inner_sums(model: Run, plan: Plan, potentials: Mapping[str, Tensor]) -> _Su
     for i, numbers in enumerate(plan.numbers()):
         start = i * plan.slice_size
         first = start // inner
-        part: _Sums = computed(plan, partial(_slice, model, plan, numbers, start, potentials))
+        part: _Sums = computed(plan, partial(_slice, model, plan, numbers, start, added))
         here = part.log_sums
         if first < done:  # its first outer code began in the slice before
             together = torch.logaddexp(log_sums[-1][-1:], here[:1])
@@ -124,29 +137,28 @@ def _inner_sums(model: Run, plan: Plan, potentials: Mapping[str, Tensor]) -> _Su
     return _Sums(torch.cat(log_sums), [torch.cat(table) for table in zip(*tables, strict=True)], scale)
 
 
-def _slice(model: Run, plan: Plan, numbers: Tensor, start: int, potentials: Mapping[str, Tensor]) -> _Sums:
+def _slice(model: Run, plan: Plan, numbers: Tensor, start: int, added: Added) -> _Sums:
     """Sum the codes numbered from `start` over the innermost latents that they have.
 
     The tables are those of the outer codes that begin among them.
     """
-    tables, scale = _tables(model, plan, numbers, potentials)
+    tables, scale = _tables(model, plan, numbers, added)
     inner = plan.layout.levels[-1].num_codes
     before, after = start % inner, -(start + len(numbers)) % inner
     padded = torch.nn.functional.pad(tables[-1], (0, 0, before, after), value=-torch.inf)
     return _Sums(_log_sum(plan, padded, inner), [table[-start % inner :: inner] for table in tables[:-1]], scale)
 
 
-def _tables(
-    model: Run, plan: Plan, numbers: Tensor, potentials: Mapping[str, Tensor]
-) -> tuple[list[Tensor], float | Tensor]:
+def _tables(model: Run, plan: Plan, numbers: Tensor, added: Added) -> tuple[list[Tensor], float | Tensor]:
     """Return the table (s, cells) of each level, and the scale of the model."""
     codes = plan.codes(numbers)
     found = level_scores(model, plan.layout, codes)
+    more = added(codes, found.scale)
     tables = []
     for level, table in zip(plan.layout.levels, found.tables, strict=True):
         for name in level.names:
-            if name in potentials:
-                table = table + codes[name].flatten(1) @ potentials[name].flatten(1).T
+            if name in more:
+                table = table + more[name]
         # An impossible code must not make its outer code's sum NaN; sums of these over the data stay finite.
         tables.append(table.clamp_min(torch.finfo(plan.dtype).min / (16 * plan.layout.batch_size)))
     return tables, found.scale

@@ -13,7 +13,8 @@ from ..programs.chains import Chains, lay_out_chains
 from ..programs.factors import Layout
 from ..programs.joint import read_both, read_guide_once
 from ..programs.latents import READ_ALL, Roles, TooManyCodesError
-from ..programs.layout import Look, lay_out, look, warn_of
+from ..programs.layout import lay_out, warn_of
+from ..programs.look import Look, look
 from ..programs.modes import without_trace
 from ..programs.runs import Runs
 from ..programs.statements import read

@@ -73,9 +73,23 @@ def posterior(
     if isinstance(plan, Chains):
         found = _posterior_of_chains(runs, plan)
         return _with_best(found, runs, plan) if num_codes else found
+    check_latents(plan)
     if plan.layout.is_shared:
         return _shared_posterior(runs.model, plan, num_codes)
     return _joint_posterior(runs.model, plan, min(num_codes, plan.num_codes))
+
+
+def check_latents(plan: Plan) -> None:
+    """Refuse to look for posteriors of discrete latents where all of them are observed.
+
+    Raises:
+        ValueError: if there is no discrete latent.
+    """
+    if not plan.layout.space.latents:
+        raise ValueError(
+            f"Expected a discrete latent, whose posterior is asked for, but found {sorted(plan.layout.labels)} "
+            "observed. Try data without labels."
+        )
 
 
 def _joint_posterior(model: Run, plan: Plan, num_codes: int) -> Posterior:
@@ -189,6 +203,7 @@ def sample_posterior(
     plan = plan_to_end(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains):
         return per_latent(backwards.samples(runs, plan, num_samples))
+    check_latents(plan)
     if plan.layout.is_shared:
         return per_latent(_in_cells(plan, nested_samples(runs.model, plan, num_samples)))
     drawn = torch.zeros(plan.batch_shape.numel(), num_samples, dtype=torch.long, device=plan.device)

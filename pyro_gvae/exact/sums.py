@@ -193,7 +193,7 @@ def evidence(model: Run, plan: Plan) -> Tensor:
 
 
 def _log_sum(model: Run, plan: Plan, numbers: Tensor) -> tuple[Tensor, float | Tensor]:
-    joint, scale = _scores(model, plan, numbers)
+    joint, scale, _ = _scores(model, plan, numbers)
     return plan.log_sum(joint), scale
 
 
@@ -225,12 +225,15 @@ def _likely(plan: Plan, guide: Guide) -> Iterator[Tensor]:
     least = functools.reduce(torch.add, (site.log_probs.amin(-1).sum(-1) for site in sites))  # of the least probable
     if not plan.negligible(least.unsqueeze(0)).item():
         return plan.numbers()
-    return plan.repacked(numbers[~plan.negligible(_log_q(plan, guide, numbers))] for numbers in plan.numbers())
+    return plan.repacked(numbers[~neglected(plan, guide, numbers)] for numbers in plan.numbers())
 
 
-def _log_q(plan: Plan, guide: Guide, numbers: Tensor) -> Tensor:
+def neglected(plan: Plan, guide: Guide, numbers: Tensor) -> Tensor:
+    """Return which codes (s,) have a negligible q for every datum, by latents that depend on no other."""
+    if not guide.sites:
+        return torch.zeros_like(numbers, dtype=torch.bool)
     codes = plan.codes(numbers)
-    return functools.reduce(torch.add, (site.score(codes) for site in guide.sites.values()))  # (s, B)
+    return plan.negligible(functools.reduce(torch.add, (site.score(codes) for site in guide.sites.values())))
 
 
 def _elbo_part(runs: Runs, plan: Plan, guide: Guide, numbers: Tensor, *, first: bool) -> Tensor:
@@ -242,21 +245,28 @@ class Evidence(NamedTuple):
 
     log_evidence: Tensor  # (B,), before scaling
     scale: float | Tensor
-    likely: list[Tensor]  # numbers of the codes that are not negligible in some datum's posterior
+    likely: list[Tensor]  # numbers of the codes that are not negligible in some datum's posterior, or kept anyway
 
 
 @torch.no_grad()
-def find_evidence(model: Run, plan: Plan) -> Evidence:
-    """Compute log p(x) in one pass over all codes, including those of other processes."""
+def find_evidence(model: Run, plan: Plan, kept: Callable[[Tensor], Tensor] | None = None) -> Evidence:
+    """Compute log p(x) in one pass over all codes, including those of other processes.
+
+    Args:
+        model: with its data bound.
+        plan: how its codes are cut.
+        kept: returns of the numbers of codes (s,) which are kept among those that contribute, whether they do or not.
+    """
     so_far = torch.full((plan.batch_shape.numel(),), -torch.inf, dtype=plan.dtype, device=plan.device)
     log_sums, likely = [], []
     scale: float | Tensor = 1.0
     for numbers in plan.numbers():
-        joint, scale = _scores(model, plan, numbers)
+        joint, scale, _ = _scores(model, plan, numbers)
         log_sums.append(plan.log_sum(joint))
         so_far = torch.logaddexp(so_far, log_sums[-1])
         # The evidence only grows from here on, so a negligible share of it remains negligible.
-        likely.append(numbers[~plan.negligible(joint - so_far)])
+        contributes = ~plan.negligible(joint - so_far)
+        likely.append(numbers[contributes if kept is None else contributes | kept(numbers)])
     log_evidence = plan.log_sum(torch.stack(log_sums))
     return Evidence(log_evidence if plan.share.world_size == 1 else log_sum_exp(log_evidence), scale, likely)
 
@@ -271,7 +281,7 @@ def evidence_parts(model: Run, plan: Plan, found: Evidence) -> Iterator[Part]:
 
 
 def _evidence_part(model: Run, plan: Plan, found: Evidence, numbers: Tensor) -> Tensor:
-    joint, scale = _scores(model, plan, numbers)
+    joint, scale, _ = _scores(model, plan, numbers)
     posterior = plan.weights(joint.detach() - found.log_evidence)  # (s, B)
     return scale * (posterior * finite(joint)).sum(0)
 

@@ -1,5 +1,6 @@
 """Effect handlers for programs with one-hot sites."""
 
 from .handlers import discretize, enumerated, relax, straight_through, weigh_kl
+from .mixing import unimix
 
-__all__ = ["discretize", "enumerated", "relax", "straight_through", "weigh_kl"]
+__all__ = ["discretize", "enumerated", "relax", "straight_through", "unimix", "weigh_kl"]

@@ -46,19 +46,7 @@ class EnumeratedMessenger(OneHotMessenger):
         self.numbered: set[str] = set()  # sites whose codes are enumerated by their numbers
         self.unread: set[str] = set()  # of these, sites whose value is still the number
         self.suspects: dict[tuple[str, str], ValueError] = {}
-        self.observes = False  # whether any other site is observed
         return super().__enter__()
-
-    def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
-        # A program without observations is a guide, which need not have discrete latents.
-        nothing_found = kind is None and self.is_outermost() and self.observes and not (self.sites or self.observed)
-        result = super().__exit__(kind, value, traceback)
-        if nothing_found:
-            raise ValueError(
-                "Expected a discrete latent to enumerate, but found none. Try OneHotCategorical, Bernoulli or "
-                "Categorical latents, or remove enumerated()."
-            )
-        return result
 
     def declare(self, msg: Messages, site: Discrete) -> None:
         """Replace the site's distribution by exact values, and mark it for enumeration."""
@@ -88,11 +76,11 @@ class EnumeratedMessenger(OneHotMessenger):
             del msg["infer"]["enumerate"]  # otherwise the replay would replace the code by its number
 
     def _pyro_post_sample(self, msg: Messages) -> None:
+        super()._pyro_post_sample(msg)
         name, dim = msg["name"], enumerated_dim(msg)
         if not is_random(msg):
             return
         if name not in self.sites:
-            self.observes |= bool(msg["is_observed"]) and not msg["infer"].get("is_auxiliary")  # like pyro.factor
             self._check(msg)
         elif dim is None and not msg["is_observed"] and name not in self.numbered:
             _check_enumerator(name)

@@ -4,6 +4,7 @@ import functools
 import sys
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, final
 
 from torch import nn
@@ -17,6 +18,31 @@ Make = Callable[[], ProgramMessenger]
 def handle(make: Make, program: Program) -> Program:
     """Handle a program with a new messenger for each run, so that it may call itself or run in two places at once."""
     return HandledModule(make, program) if isinstance(program, nn.Module) else HandledFunction(make, program)
+
+
+def handler_of(make: Make, program: Program | None) -> Any:
+    """Handle a program, or return a decorator and context manager if there is none."""
+    return DecoratorOrContext(make) if program is None else handle(make, program)
+
+
+@final
+class DecoratorOrContext(AbstractContextManager[None]):
+    """A handler without its program, such as `relax(temperature=0.5)`: a decorator or a context manager."""
+
+    def __init__(self, make: Make) -> None:
+        self._make = make
+        self._entered: list[ProgramMessenger] = []
+
+    def __call__(self, program: Program) -> Program:
+        """Handle a program."""
+        return handle(self._make, program)
+
+    def __enter__(self) -> None:
+        self._entered.append(self._make())
+        self._entered[-1].__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        self._entered.pop().__exit__(*exception)
 
 
 def _run(make: Make, program: Program, args: Any, kwargs: Any) -> Any:

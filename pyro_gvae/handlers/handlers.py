@@ -8,7 +8,6 @@ decides: `discretize(relax(program))` is discrete. A handled module is a module 
 program can be copied and pickled if the program can.
 """
 
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, overload
 
@@ -19,36 +18,13 @@ from ..distributions.parameters import check_temperature
 from ..distributions.surrogates import Kind, find_kind
 from .discretize_messenger import DiscretizeMessenger
 from .enumerate_messenger import EnumeratedMessenger
-from .handled import HandledModule, Make, handle
-from .one_hot_messenger import ProgramMessenger
+from .handled import DecoratorOrContext, HandledModule, handler_of
 from .relax_messenger import RelaxMessenger
 from .sites import EVERY_SITE, Program, Sites, as_names
 from .straight_through_messenger import StraightThroughMessenger
 from .weigh_kl_messenger import WeighKLMessenger
 
 Temperature = float | Tensor | None
-
-
-def _handler(make: Make, program: Program | None) -> Any:
-    return _DecoratorOrContext(make) if program is None else handle(make, program)
-
-
-class _DecoratorOrContext(AbstractContextManager[None]):
-    """A handler without its program, such as `relax(temperature=0.5)`: a decorator or a context manager."""
-
-    def __init__(self, make: Make) -> None:
-        self._make = make
-        self._entered: list[ProgramMessenger] = []
-
-    def __call__(self, program: Program) -> Program:
-        return handle(self._make, program)
-
-    def __enter__(self) -> None:
-        self._entered.append(self._make())
-        self._entered[-1].__enter__()
-
-    def __exit__(self, *exception: Any) -> None:
-        self._entered.pop().__exit__(*exception)
 
 
 @overload
@@ -62,7 +38,7 @@ def relax(
 @overload
 def relax(
     program: None = None, *, temperature: Temperature = None, otherwise: Temperature = None, sites: Sites = EVERY_SITE
-) -> _DecoratorOrContext: ...
+) -> DecoratorOrContext: ...
 def relax(
     program: Program | None = None,
     *,
@@ -105,7 +81,7 @@ def relax(
     for given in (temperature, otherwise):
         if given is not None:
             check_temperature(given)
-    return _handler(partial(RelaxMessenger, temperature, as_names(sites), otherwise), program)
+    return handler_of(partial(RelaxMessenger, temperature, as_names(sites), otherwise), program)
 
 
 @overload
@@ -119,7 +95,7 @@ def straight_through(
 @overload
 def straight_through(
     program: None = None, *, kind: str | Kind = ..., temperature: Temperature = None, sites: Sites = EVERY_SITE
-) -> _DecoratorOrContext: ...
+) -> DecoratorOrContext: ...
 def straight_through(
     program: Program | None = None,
     *,
@@ -162,7 +138,7 @@ def straight_through(
     """
     if temperature is not None:
         check_temperature(temperature)
-    return _handler(partial(StraightThroughMessenger, find_kind(kind), temperature, as_names(sites)), program)
+    return handler_of(partial(StraightThroughMessenger, find_kind(kind), temperature, as_names(sites)), program)
 
 
 @overload
@@ -170,7 +146,7 @@ def discretize(program: nn.Module, *, sites: Sites = EVERY_SITE) -> HandledModul
 @overload
 def discretize(program: Program, *, sites: Sites = EVERY_SITE) -> Program: ...
 @overload
-def discretize(program: None = None, *, sites: Sites = EVERY_SITE) -> _DecoratorOrContext: ...
+def discretize(program: None = None, *, sites: Sites = EVERY_SITE) -> DecoratorOrContext: ...
 def discretize(program: Program | None = None, *, sites: Sites = EVERY_SITE) -> Any:
     """Draw each discrete latent of a program exactly: relaxed sites become one-hots or bits with the same logits.
 
@@ -192,7 +168,7 @@ def discretize(program: Program | None = None, *, sites: Sites = EVERY_SITE) -> 
         >>> float(z.max())
         1.0
     """
-    return _handler(partial(DiscretizeMessenger, as_names(sites)), program)
+    return handler_of(partial(DiscretizeMessenger, as_names(sites)), program)
 
 
 @overload
@@ -202,7 +178,7 @@ def enumerated(program: Program, *, max_memory: float | None = None, sites: Site
 @overload
 def enumerated(
     program: None = None, *, max_memory: float | None = None, sites: Sites = EVERY_SITE
-) -> _DecoratorOrContext: ...
+) -> DecoratorOrContext: ...
 def enumerated(program: Program | None = None, *, max_memory: float | None = None, sites: Sites = EVERY_SITE) -> Any:
     """Mark the discrete latents of a program for stock `TraceEnum_ELBO`, which then sums over all joint codes.
 
@@ -235,7 +211,7 @@ def enumerated(program: Program | None = None, *, max_memory: float | None = Non
         >>> round(loss, 4)  # -log p(x), summed over 9 codes
         1.1656
     """
-    return _handler(partial(EnumeratedMessenger, max_memory, as_names(sites)), program)
+    return handler_of(partial(EnumeratedMessenger, max_memory, as_names(sites)), program)
 
 
 @overload
@@ -243,7 +219,7 @@ def weigh_kl(program: nn.Module, *, beta: float | Tensor) -> HandledModule: ...
 @overload
 def weigh_kl(program: Program, *, beta: float | Tensor) -> Program: ...
 @overload
-def weigh_kl(program: None = None, *, beta: float | Tensor) -> _DecoratorOrContext: ...
+def weigh_kl(program: None = None, *, beta: float | Tensor) -> DecoratorOrContext: ...
 def weigh_kl(program: Program | None = None, *, beta: float | Tensor) -> Any:
     r"""Multiply the log-densities of a program's latent sites by beta, so that every ELBO weighs its KL by beta.
 
@@ -277,7 +253,7 @@ def weigh_kl(program: Program | None = None, *, beta: float | Tensor) -> Any:
         True
     """
     check_kl_weight(beta)
-    return _handler(partial(WeighKLMessenger, beta), program)
+    return handler_of(partial(WeighKLMessenger, beta), program)
 
 
 def check_kl_weight(beta: float | Tensor) -> None:

@@ -77,6 +77,14 @@ def in_model_alone(name: str) -> ValueError:
     )
 
 
+def no_discrete_site() -> ValueError:
+    """Return the error of a handler or a loss of discrete latents, of a model that has no discrete site at all."""
+    return ValueError(
+        "Expected the model to have a discrete site, latent or observed, but found none. Try OneHotCategorical, "
+        "Bernoulli or Categorical latents, or Trace_ELBO without a handler."
+    )
+
+
 class ProgramMessenger(Messenger):
     """A messenger for a single run of a program."""
 
@@ -98,9 +106,11 @@ class OneHotMessenger(ProgramMessenger):
     def __enter__(self) -> Any:
         self.sites: dict[str, Discrete] = {}
         self.names: list[str] = []  # of all its sites
-        self.is_model = False  # whether it observes anything
-        self.observed: set[str] = set()  # one-hots alone: an observed bit may be a pixel
-        return super().__enter__()
+        self.observes = False  # whether anything is observed, so that the program is a model
+        self.has_label = False  # whether a discrete site is observed
+        result = super().__enter__()
+        self.is_alone = self.is_outermost() and self.on == EVERY_SITE
+        return result
 
     def outside(self) -> Sequence[Messenger]:
         """Return the handlers outside this one."""
@@ -119,13 +129,11 @@ class OneHotMessenger(ProgramMessenger):
     def _pyro_sample(self, msg: Messages) -> None:
         if not is_random(msg):
             return
-        self.is_model |= msg["is_observed"]
         self.names.append(msg["name"])
         if msg["done"] or not self.decides(msg["name"]):
             return
         if msg["is_observed"] or msg["value"] is not None:
-            if kind_of(msg["fn"]) is Kind.ONE_HOT:
-                self.observed.add(msg["name"])
+            self.has_label |= kind_of(msg["fn"]) is not None
             return
         site = discrete(msg["fn"])
         if site is None:
@@ -139,6 +147,9 @@ class OneHotMessenger(ProgramMessenger):
             )
         self.sites[msg["name"]] = site
         self.declare(msg, site)
+
+    def _pyro_post_sample(self, msg: Messages) -> None:
+        self.observes |= is_random(msg) and bool(msg["is_observed"]) and not msg["infer"].get("is_auxiliary")
 
     @abstractmethod
     def declare(self, msg: Messages, site: Discrete) -> None:
@@ -157,12 +168,16 @@ class OneHotMessenger(ProgramMessenger):
 
     @override
     def check(self, program: Program, args: Any, kwargs: Any) -> None:
-        """Refuse names that a model does not have; a guide need not have what is observed.
+        """Refuse names that a model does not have, and a model without any discrete site, on which nothing acts.
+
+        A guide need not have what is observed, and all discrete sites of a model may be.
 
         Raises:
             ValueError: if there is no such site.
         """
-        if self.is_model and isinstance(self.on, frozenset):
+        if self.observes and self.is_alone and not (self.sites or self.has_label):
+            raise no_discrete_site()
+        if self.observes and isinstance(self.on, frozenset):
             for name in sorted(self.on.difference(self.names)):
                 found = ", ".join(f"'{own}'" for own in dict.fromkeys(self.names))
                 raise ValueError(f"Expected the program to have a site '{name}', but found {found}.")
@@ -184,7 +199,6 @@ class DrawingMessenger(OneHotMessenger):
 
     def __enter__(self) -> Any:
         self.alone: list[str] = []
-        self.observes = False  # whether any site is observed, so that the program is a model
         return super().__enter__()
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
@@ -198,9 +212,8 @@ class DrawingMessenger(OneHotMessenger):
         return name in self.sites
 
     def _pyro_post_sample(self, msg: Messages) -> None:
-        if msg["is_observed"]:
-            self.observes |= is_random(msg) and not msg["infer"].get("is_auxiliary")
-        elif self.draws(msg["name"]) and enumerated_dim(msg) is None and _is_alone(msg):
+        super()._pyro_post_sample(msg)
+        if not msg["is_observed"] and self.draws(msg["name"]) and enumerated_dim(msg) is None and _is_alone(msg):
             self.alone.append(msg["name"])
 
 

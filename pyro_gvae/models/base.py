@@ -61,6 +61,10 @@ class VAE(nn.Module, ABC):
     def guide(self, x: Tensor) -> Any:
         """Run the guide given data x (B, D)."""
 
+    def as_taken(self, x: Tensor) -> Tensor:
+        """Return data (M, ...) in the shape that model and guide take: rows (M, D), such as those of images."""
+        return x.flatten(1) if x.dim() > 2 else x
+
     @property
     def natural_dim(self) -> int:
         """The number of natural parameters that a decoder returns, D times those per pixel."""

@@ -136,11 +136,16 @@ class HiddenMarkovModel(VAE):
         return messages
 
     @override
+    def as_taken(self, x: Tensor) -> Tensor:
+        """Return data as they are: sequences (M, T, D)."""
+        return x
+
+    @override
     def _check_shape(self, x: Tensor) -> None:
         if x.dim() != 3 or x.shape[-1] != self.data_dim or 0 in x.shape:
             raise ValueError(
                 f"Expected sequences of shape (B, T, {self.data_dim}), but found {tuple(x.shape)}. Try "
-                "x.unsqueeze(-1) for sequences of single numbers, and (x,) as the data of fit, which keeps their shape."
+                "x.unsqueeze(-1) for sequences of single numbers."
             )
 
 

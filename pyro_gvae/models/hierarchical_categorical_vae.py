@@ -28,7 +28,8 @@ class HierarchicalCategoricalVAE(VAE):
 
     The guide goes bottom-up, as that of deep sigmoid belief networks does (Mnih and Gregor 2014, *Neural Variational
     Inference and Learning in Belief Networks*, arXiv 1402.0030). The sites are "z1" to "zL", one-hots (N, K), and "x",
-    in the plate "data". Exact sums go over all K^(N L) joint codes.
+    in the plate "data" and in `pyro.markov`: exact sums go layer by layer, over the K^(2N) codes of two at a time. All
+    layers are in reach of each other, since guide and model go through them in opposite orders.
 
     Args:
         data_dim: D.
@@ -101,12 +102,13 @@ class HierarchicalCategoricalVAE(VAE):
             The codes z_1 to z_L, each (B, N, K).
         """
         self._begin(x)
-        top, *others = reversed(self.sites)
+        codes: list[Tensor] = []
         with pyro.plate("data", len(x)):
-            codes = [self._sample(top, self.prior_logits, self.prior_temperature)]
-            for name, down in zip(others, reversed(self.down), strict=True):
-                codes.append(self._sample(name, down(codes[-1]), self.prior_temperature))
-            pyro.sample("x", self.observation(self.decoder(codes[-1])), obs=x)
+            for layer in pyro.markov(reversed(range(self.num_layers)), history=self.num_layers):
+                logits = self.down[layer](codes[-1]) if codes else self.prior_logits
+                codes.append(self._sample(self.sites[layer], logits, self.prior_temperature))
+                if layer == 0:  # in the loop, after which no code is in reach
+                    pyro.sample("x", self.observation(self.decoder(codes[-1])), obs=x)
         return codes[::-1]
 
     @override
@@ -120,10 +122,11 @@ class HierarchicalCategoricalVAE(VAE):
             The codes z_1 to z_L, each (B, N, K).
         """
         self._begin(x)
+        codes: list[Tensor] = []
         with pyro.plate("data", len(x)):
-            codes = [self._sample(self.sites[0], self.encoder(x), self.temperature)]
-            for name, up in zip(self.sites[1:], self.up, strict=True):
-                codes.append(self._sample(name, up(codes[-1]), self.temperature))
+            for layer in pyro.markov(range(self.num_layers), history=self.num_layers):
+                logits = self.up[layer - 1](codes[-1]) if codes else self.encoder(x)
+                codes.append(self._sample(self.sites[layer], logits, self.temperature))
         return codes
 
     @staticmethod

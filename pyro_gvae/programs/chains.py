@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import pyro
@@ -9,17 +10,18 @@ import torch
 from torch import Size, Tensor
 
 from ..handlers.enumerate_messenger import pairs_codes
-from ..handlers.sites import Messages, plates_of
-from ..runtime.compat.enumeration import axes_in_reach, in_markov, sites_in_reach
+from ..handlers.sites import Discrete, Messages, Run, plates_of
+from ..runtime.compat.enumeration import axes_in_reach, in_markov, is_in_reach, sites_in_reach
 from ..runtime.memory import in_words, memory_limit
 from .axes import Axis, plate_axes
 from .enumerator import Both, Enumerator, check_reach, enumerate_both, read_axes
 from .latents import Latent, TooManyCodesError
-from .layout import Look, any_draw, check, is_continuous, mixes_data
+from .look import Look, any_draw, check, is_continuous, mixes_data
 from .modes import without_trace
 from .provenance import Provenance
+from .reach import Reach
 from .runs import Runs
-from .statements import drawn_once, latent_of
+from .statements import Reader, drawn_once, latent_of
 
 #: Latents outside of `pyro.markov` have a dimension each, and torch sums over tensors of at most 64.
 MOST_DIMENSIONS = 60
@@ -29,13 +31,13 @@ class Chains(NamedTuple):
     """Discrete latents that have an axis each.
 
     Attributes:
-        latents: by name.
-        plates: the plates of each latent, from the left.
+        latents: the discrete ones, by name.
+        plates: the plates of each latent, also of the continuous ones of the guide, from the left.
         sizes: of all plates.
         shared: the plates that all discrete latents are in; there is one result for each of their cells.
         nesting: the number of batch dimensions that plates take.
         with_guide: whether the guide is read.
-        beside: for a latent of the guide, those that the model reaches together with it.
+        reach: what statements reach beyond what `pyro.markov` says.
     """
 
     latents: dict[str, Latent]
@@ -44,7 +46,7 @@ class Chains(NamedTuple):
     shared: tuple[Axis, ...]
     nesting: int
     with_guide: bool
-    beside: dict[str, frozenset[str]]
+    reach: Reach
 
     @property
     def num_slices(self) -> int:
@@ -59,7 +61,12 @@ class Chains(NamedTuple):
     def read(self, runs: Runs) -> Both:
         """Run the programs on all values of all latents, with one pathwise draw of the continuous ones."""
         guide, draw = (runs.guide, drawn_once({}, frozenset())) if self.with_guide else (None, _no_draw)
-        return read_axes(runs.model, guide, self.nesting, draw, self.beside)
+        return read_axes(runs.model, guide, self.nesting, draw, self.reach)
+
+    @property
+    def cells(self) -> tuple[Axis, ...]:
+        """The plates that all latents are in, so that data in different cells share none."""
+        return tuple(plate for plate in self.shared if all(plate in plates for plates in self.plates.values()))
 
     def of_model(self) -> Self:
         """Return the same for the model alone."""
@@ -78,14 +85,13 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
         ValueError: if the latents of the programs do not fit together, if a statement depends on a latent out of its
             reach or plates, if a latent has too many values, or if the programs do not take axes left of the plates.
     """
-    alone = frozenset(seen.model.discrete.keys() - seen.guide.discrete.keys())
-    check(seen, alone)
+    check(seen, seen.alone)
     _check_sizes(seen, max_memory)
     messages = [*seen.model.messages.values(), *seen.guide.messages.values()]
     plates = {
         name: tuple(sorted(plate_axes(reader.messages[name]).values()))
         for reader in (seen.guide, seen.model)
-        for name in reader.discrete
+        for name in (*reader.discrete, *(seen.given if reader is seen.guide else ()))
     }
     shared = frozenset.intersection(*(frozenset(plates[name]) for name in seen.model.discrete))
     chains = Chains(
@@ -99,13 +105,13 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
         shared=tuple(sorted(shared)),
         nesting=_nesting(seen, messages),
         with_guide=seen.with_guide,
-        beside=_beside(seen),
+        reach=Reach(_beside(seen), _behind(runs, seen)),
     )
     with torch.no_grad(), without_trace(), pyro.validation_enabled(False):
         again, provenance = runs.again(), Provenance()
         guide = again.guide if seen.with_guide else None
         try:
-            both = enumerate_both(again.model, guide, chains.nesting, any_draw({}), chains.beside, provenance)
+            both = enumerate_both(again.model, guide, chains.nesting, any_draw({}), chains.reach, provenance)
             with provenance:
                 dependent = [one for program in both for one in _dependencies(program, provenance)]
         except (RuntimeError, IndexError, ValueError) as error:
@@ -120,6 +126,42 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
     for dependence in dependent:
         _check_dependence(dependence)
     return chains
+
+
+class Particles(NamedTuple):
+    """Programs that run for several particles at once, in a plate of theirs, or for one without a plate."""
+
+    runs: Runs
+    chains: Chains
+    size: int | None  # of the plate
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Return numbers (P, ..), which lack the first dimension if there is no plate."""
+        return values.unsqueeze(0) if self.size is None else values
+
+
+def in_particles(runs: Runs, chains: Chains, count: int) -> Particles:
+    """Put a plate of particles around both programs, left of theirs; results have it as their first dimension."""
+    dim = -1 - chains.nesting
+    axis = Axis(True, dim, "particles of pyro_gvae")
+
+    def inside(program: Run) -> Run:
+        def run() -> None:
+            with pyro.plate(axis.name, count, dim=dim):
+                program()
+
+        return run
+
+    def around(own: Runs) -> Runs:
+        return Runs(inside(own.model), inside(own.guide), again=lambda: around(own.again()))
+
+    many = chains._replace(
+        plates={name: (axis, *plates) for name, plates in chains.plates.items()},
+        sizes={**chains.sizes, axis: count},
+        shared=(axis, *chains.shared),
+        nesting=chains.nesting + 1,
+    )
+    return Particles(around(runs), many, count)
 
 
 def _no_draw(name: str, _: Any) -> Tensor:
@@ -151,7 +193,7 @@ def _check_sizes(seen: Look, max_memory: float | None) -> None:
         others = max(site.batch_shape.numel(), num_values if in_markov(reader.messages[name]) else 1)
         needed = num_values * others * site.natural.element_size()
         if needed > limit:
-            raise ValueError(
+            raise TooManyCodesError(
                 f"Expected the log-probabilities of '{name}' to fit into {in_words(limit)}, but found {num_values:,} "
                 f"values, which take {in_words(needed)}. Try fewer data at once, a larger max_memory, or an estimator "
                 "that samples."
@@ -164,20 +206,29 @@ class Dependence(NamedTuple):
     program: Enumerator
     name: str
     latent: str
-    shape: Size  # of the statement's log-probabilities
+    shape: Size | tuple[int, ...]  # of the statement's log-probabilities
 
 
 def _dependencies(program: Enumerator, provenance: Provenance) -> Iterator[Dependence]:
-    for name, msg in program.messages.items():
-        if name in program.discrete:
-            site = program.discrete[name]
-            upstream, shape = provenance.of(site.natural), site.batch_shape
-        else:
-            scores = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-            upstream, shape = provenance.of(scores), scores.shape
-        for other in sorted(upstream - {name}):
-            if other in program.messages and not program.messages[other]["is_observed"]:
-                yield Dependence(program, name, other, shape)
+    for name in program.messages:
+        upstream, shape = _directly_upstream(program, name, provenance)
+        for other in sorted(upstream):
+            yield Dependence(program, name, other, shape)
+
+
+def _directly_upstream(
+    program: Enumerator | Reader, name: str, provenance: Provenance
+) -> tuple[frozenset[str], Size | tuple[int, ...]]:
+    """Return the latents that a statement depends on directly, and the shape of its log-probabilities."""
+    if name in program.discrete:
+        site = program.discrete[name]
+        upstream, shape = provenance.of(site.natural), site.batch_shape
+    else:
+        msg = program.messages[name]
+        scores = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        upstream, shape = provenance.of(scores), scores.shape
+    latent = {other for other in upstream & program.messages.keys() if not program.messages[other]["is_observed"]}
+    return frozenset(latent - {name}), shape
 
 
 def _check_dependence(found: Dependence) -> None:
@@ -209,3 +260,31 @@ def _beside(seen: Look) -> dict[str, frozenset[str]]:
         for other in together:
             found[other] = found.get(other, frozenset()) | together - {other}
     return found
+
+
+def _behind(runs: Runs, seen: Look) -> frozenset[str]:
+    """Return the latents in `pyro.markov` on which a statement depends that it does not let reach them."""
+    found: set[str] = set()
+    for reader, program in ((seen.guide, runs.again().guide), (seen.model, runs.again().model)):
+        if _may_reach_behind(list(reader.messages.values())):
+            provenance = Provenance()
+            values = {other: msg["value"] for other, msg in reader.messages.items()}
+            read_again = Reader(partial(_of, values), any_draw(seen.given))
+            with torch.no_grad(), without_trace(), read_again, provenance:
+                program()
+            with torch.no_grad(), provenance:
+                for name, msg in read_again.messages.items():
+                    upstream, _ = _directly_upstream(read_again, name, provenance)
+                    sources = [read_again.messages[other] for other in upstream]
+                    found |= {of["name"] for of in sources if in_markov(of) and not is_in_reach(msg, of)}
+    return frozenset(found)
+
+
+def _of(values: dict[str, Tensor], name: str, _: Discrete) -> Tensor:
+    return values[name]
+
+
+def _may_reach_behind(messages: list[Messages]) -> bool:
+    """Return whether there is a statement behind a loop, or another loop, which begins with nothing in reach."""
+    places = [i for i, msg in enumerate(messages) if in_markov(msg)]
+    return any(not sites_in_reach(msg) for msg in messages[places[0] + 1 :]) if places else False

@@ -1,7 +1,7 @@
 """One value of each latent of a guide: the most probable one, or a draw."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,27 +13,42 @@ from ..handlers.sites import Discrete, Run
 from .statements import Draw, Reader, flat, latent_of
 
 
-def latent_values(guide: Run, code: Callable[[Tensor], Tensor], draw: Draw) -> dict[str, Tensor]:
-    """Run the guide once, and return the values of its latents: one-hot codes (*batch, N, K) of discrete ones.
+class Choice(NamedTuple):
+    """A value of each latent of a guide, in its order."""
+
+    codes: dict[str, Tensor]  # one-hots (*batch, N, K) of the discrete ones
+    values: dict[str, Tensor]  # of all, as programs take them
+
+
+def choose(guide: Run, code: Callable[[Tensor], Tensor], draw: Draw) -> Choice:
+    """Run the guide once, with a value of each latent.
 
     Args:
         guide: the guide with its data bound.
         code: chooses a code from log-probabilities (*batch, N, K).
         draw: chooses the value of a continuous latent.
     """
+    codes: dict[str, Tensor] = {}
     values: dict[str, Tensor] = {}
 
     def place(name: str, found: Discrete) -> Tensor:
         logits = flat(at_least_float32(found.logits), found)
-        values[name] = code(torch.log_softmax(logits, -1).clamp_min(torch.finfo(logits.dtype).min))
-        return latent_of(name, found).value(values[name])
+        codes[name] = code(torch.log_softmax(logits, -1).clamp_min(torch.finfo(logits.dtype).min))
+        values[name] = latent_of(name, found).value(codes[name])
+        return values[name]
 
     def drawn(name: str, fn: Any) -> Tensor:
         values[name] = draw(name, fn)
         return values[name]
 
     Reader(place, drawn).run(guide)
-    return values
+    return Choice(codes, values)
+
+
+def latent_values(guide: Run, code: Callable[[Tensor], Tensor], draw: Draw) -> dict[str, Tensor]:
+    """Run the guide once as :func:`choose` does, and return codes of discrete latents and values of others."""
+    found = choose(guide, code, draw)
+    return found.values | found.codes
 
 
 def most_probable(log_probs: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class Draws(NamedTuple):
 
     def score_function(self) -> Tensor:
         """Return log q of all sites that are not reparameterized, summed as by :meth:`together`: (P, M)."""
-        return joint_score(self.scores, self.apart)
+        return joint_score(self.scores, self.apart) if self.scores else self.log_joint.new_zeros(1, 1)
 
     def common_scale(self) -> float | Tensor:
         """Return the one scale of all statements.
@@ -123,18 +123,19 @@ class Drawn(NamedTuple):
     q: Reading
     p: Reading
     scored: frozenset[str]  # continuous latents that are not reparameterized
+    num_particles: int  # P
 
 
 def read_draws(runs: Runs, layout: Layout, num_particles: int, *, pathwise: bool = True) -> Drawn:
     """Draw as :func:`draw` does, and return what each statement says."""
     drawn = sample(runs, layout, num_particles, independent, pathwise=pathwise)
-    return Drawn(drawn.codes, drawn.q, read_values(runs, layout, drawn.values), drawn.scored)
+    return Drawn(drawn.codes, drawn.q, read_values(runs, layout, drawn.values), drawn.scored, num_particles)
 
 
 def scored(layout: Layout, drawn: Drawn) -> Draws:
     """Return the log-densities of what was drawn."""
-    codes, q, p, without_path = drawn
-    rows = len(next(iter(codes.values()))), layout.batch_size
+    codes, q, p, without_path, num_particles = drawn
+    rows = num_particles, layout.batch_size
     others = {name: factor for name, factor in q.factors.items() if name in without_path}
     shape = layout.batch_shape
     scores = [Score(site.score(codes).expand(rows), shape, site.own_shape) for site in q.sites.values()]

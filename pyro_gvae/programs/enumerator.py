@@ -18,43 +18,18 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..distributions.codes import joint_codes
-from ..distributions.lowered import log_prob
-from ..distributions.parameters import at_least_float32
 from ..handlers.one_hot_messenger import OneHotMessenger
 from ..handlers.sites import Discrete, Messages, Run, discrete
 from ..runtime.compat.enumeration import axes_in_reach, bring_into_reach, enumerated_dim, give_axes, leave_dims
 from ..runtime.compat.pyro import is_intervened_on, is_random
-from ..runtime.compat.torch import without_repeats
-from .axes import Axis, Term, term_of
+from .axes import Axis, term_of
 from .latents import Latent, TooManyCodesError
-from .statements import Draw, flat, latent_of
-
-#: Elements below which the scores of a statement take less time than to find out whether they are a matrix product.
-SMALL = 2**14
-
+from .reach import Behind, Reach
+from .statements import Draw, drawn_once, latent_of
+from .terms import Reading, mask_of_site, score, site_of, weight_of
 
 #: Numbers that a draw of a continuous latent may take.
 MOST_DRAWN = 2**24
-
-
-class Site(NamedTuple):
-    """A discrete latent: the log-probability of each of its S values."""
-
-    latent: Latent
-    variable: Axis
-    log_probs: Term  # not masked
-    masked: Term  # what it adds to log p or log q
-
-
-class Reading(NamedTuple):
-    """What a program says of all values of its discrete latents."""
-
-    sites: dict[str, Site]
-    others: dict[str, Term]  # by the name of the statement, masked
-
-
-#: For a latent of the guide, those that the model reaches together with it.
-Beside = Mapping[str, frozenset[str]]
 
 
 class Given(NamedTuple):
@@ -62,27 +37,28 @@ class Given(NamedTuple):
 
     value: Tensor
     axes: dict[int, int]  # dimension -> number of the discrete latent that it belongs to
-    dim: int | None  # in which its own values are
+    dim: int | None  # in which all of its own values are; None if it has one
 
 
 @final
 class Enumerator(OneHotMessenger):
     """Gives the discrete latents of a program all of their values, and the continuous ones a draw or a given value."""
 
-    def __init__(self, draw: Draw, given: Mapping[str, Given], beside: Beside) -> None:
+    def __init__(self, draw: Draw, given: Mapping[str, Given], reach: Reach) -> None:
         super().__init__()
         self.draw = draw
         self.given = given
-        self.beside = beside
+        self.reach = reach
         self.discrete: dict[str, Discrete] = {}
         self.messages: dict[str, Messages] = {}
         self._values: dict[Any, Tensor] = {}  # of latents of a shape, (S, *event_shape)
+        self._behind = Behind(reach.behind, self.all_axes)
 
     @override
     def declare(self, msg: Messages, site: Discrete) -> None:
         """Let Pyro enumerate the numbers of a latent's values."""
         self.discrete[msg["name"]] = site
-        for other in self.beside.get(msg["name"], ()):
+        for other in self.reach.beside.get(msg["name"], ()):
             if other in self.messages:
                 bring_into_reach(msg, self.messages[other])
         num_codes = latent_of(msg["name"], site).num_codes
@@ -90,6 +66,8 @@ class Enumerator(OneHotMessenger):
         msg["infer"]["enumerate"] = "parallel"
 
     def _pyro_sample(self, msg: Messages) -> None:
+        if is_random(msg):
+            self._behind.begin(msg, self.messages)
         is_latent = not msg["is_observed"] and msg["value"] is None and is_random(msg) and not is_intervened_on(msg)
         if msg["done"] or not is_latent or not self.decides(msg["name"]):
             return
@@ -101,8 +79,10 @@ class Enumerator(OneHotMessenger):
         if given is not None:
             msg["value"] = given.value
             give_axes(msg, given.axes)
-            if found is not None:
+            if found is not None and given.dim is not None:
                 self.discrete[name] = found
+            elif found is not None:
+                msg["fn"] = found.discrete()
         elif found is not None:
             self.declare(msg, found)
         else:
@@ -116,6 +96,7 @@ class Enumerator(OneHotMessenger):
         self.messages[name] = msg
         if name in self.discrete and name not in self.given:
             msg["value"] = self._value(latent_of(name, self.discrete[name]), enumerated_dim(msg))
+        self._behind.done(msg)
 
     def _value(self, latent: Latent, dim: int | None) -> Tensor:
         """Return all values of a latent along a dimension, in place of their numbers."""
@@ -136,6 +117,13 @@ class Enumerator(OneHotMessenger):
         msg = self.messages[name]
         batch = msg["value"].shape[: msg["value"].dim() - self._event_dim(name)]
         return {dim: one for dim, one in axes_in_reach(msg).items() if -dim <= len(batch) and batch[dim] > 1}
+
+    def all_axes(self, name: str) -> dict[int, int]:
+        """Return the same, with a discrete latent's own dimension also if it has one value."""
+        axes = self.value_axes(name)
+        if name in self.discrete:
+            axes[self.own_dim(name)] = axes_in_reach(self.messages[name])[self.own_dim(name)]
+        return axes
 
     def own_dim(self, name: str) -> int:
         """Return the dimension of a discrete latent's values."""
@@ -174,7 +162,7 @@ class Both(NamedTuple):
     p: Reading
 
 
-def read_axes(model: Run, guide: Run | None, nesting: int, draw: Draw, beside: Beside) -> Both:
+def read_axes(model: Run, guide: Run | None, nesting: int, draw: Draw, reach: Reach) -> Both:
     """Run both programs, or the model alone, with an axis for every discrete latent.
 
     Args:
@@ -182,35 +170,52 @@ def read_axes(model: Run, guide: Run | None, nesting: int, draw: Draw, beside: B
         guide: the guide, or None if all latents of the model are to be enumerated.
         nesting: the number of batch dimensions that plates take.
         draw: the value of a continuous latent of the guide.
-        beside: for a latent of the guide, those that the model reaches together with it.
+        reach: what statements reach beyond what `pyro.markov` says.
 
     Raises:
         ValueError: if a latent of the guide has the dimension of another that the model reaches, or a statement a
             dimension that is neither that of a plate nor of a latent in reach.
     """
-    q, p = enumerate_both(model, guide, nesting, draw, beside)
+    q, p = enumerate_both(model, guide, nesting, draw, reach)
     check_reach(p)
     axes = q.enumerated()
-    found = _reading(q, axes, nesting) if guide is not None else Reading({}, {})
+    found = _reading(q, axes, nesting) if guide is not None else Reading({}, {}, {})
     return Both(found, _reading(p, axes | p.enumerated(), nesting))
 
 
+def read_given(program: Run, nesting: int, values: Mapping[str, Tensor], reach: Reach) -> Reading:
+    """Run one program with values of some latents, and an axis for every other discrete one.
+
+    Args:
+        program: the program with its data bound.
+        nesting: the number of batch dimensions that plates take.
+        values: one value of each of the other latents, which has the dimensions of plates alone.
+        reach: what statements reach beyond what `pyro.markov` says.
+
+    Raises:
+        ValueError: as :func:`read_axes`.
+    """
+    given = {name: Given(value, {}, None) for name, value in values.items()}
+    found = Enumerator(drawn_once({}, frozenset()), given, reach._replace(beside={}))
+    with EnumMessenger(first_available_dim=-1 - nesting):
+        _run(found, program, None)
+    return _reading(found, found.enumerated(), nesting)
+
+
 def enumerate_both(
-    model: Run, guide: Run | None, nesting: int, draw: Draw, beside: Beside, inside: Messenger | None = None
+    model: Run, guide: Run | None, nesting: int, draw: Draw, reach: Reach, inside: Messenger | None = None
 ) -> tuple[Enumerator, Enumerator]:
     """Run both programs as :func:`read_axes`; `inside` is one more handler, the innermost."""
-    q = Enumerator(draw, {}, beside)
+    q = Enumerator(draw, {}, reach)
     with EnumMessenger(first_available_dim=-1 - nesting):
         if guide is not None:
             _run(q, guide, inside)
     given = {}
     for name, msg in q.messages.items():
-        axes, dim = q.value_axes(name), q.own_dim(name) if name in q.discrete else None
-        if dim is not None:
-            axes[dim] = axes_in_reach(msg)[dim]  # also of a latent of one value
-        given[name] = Given(msg["value"], axes, dim)
+        axes = q.all_axes(name)
+        given[name] = Given(msg["value"], axes, q.own_dim(name) if name in q.discrete else None)
         leave_dims(min(axes, default=0))
-    p = Enumerator(draw, given, {})
+    p = Enumerator(draw, given, reach._replace(beside={}))
     with EnumMessenger():  # goes on where the guide's has ended
         _run(p, model, inside)
     return q, p
@@ -235,39 +240,15 @@ def check_reach(p: Enumerator) -> None:
 
 
 def _reading(found: Enumerator, axes: Mapping[int, Axis], nesting: int) -> Reading:
-    sites, others = {}, {}
+    sites, others, weights = {}, {}, {}
     for name, msg in found.messages.items():
         if name in found.discrete:
+            site = found.discrete[name]
             variable = axes[axes_in_reach(msg)[found.own_dim(name)]]
-            sites[name] = _site(name, found.discrete[name], msg, axes, variable, nesting)
+            sites[name] = site_of(name, site, msg, axes, variable, nesting)
+            weights[name] = partial(weight_of, msg, mask_of_site(site, msg), sites[name].log_probs.values)
         else:
-            scores = _score(msg)
+            scores = score(msg)
             others[name] = term_of(name, scale_and_mask(scores, 1.0, msg["mask"]), msg, axes, nesting)
-    return Reading(sites, others)
-
-
-def _score(msg: Messages) -> Tensor:
-    """Return the log-probability of a statement, by a matrix product where it is large."""
-    fn = msg["fn"]
-    is_small = fn.batch_shape.numel() * fn.event_shape.numel() < SMALL
-    score = fn.log_prob if is_small else partial(log_prob, fn)
-    scores: Tensor = score(msg["value"], *msg["args"], **msg["kwargs"])
-    return scores
-
-
-def _site(name: str, found: Discrete, msg: Messages, axes: Mapping[int, Axis], variable: Axis, nesting: int) -> Site:
-    latent = latent_of(name, found)
-    logits = flat(at_least_float32(found.logits), found)  # (*batch, N, K)
-    table = torch.log_softmax(without_repeats(logits, logits.dim() - 2), -1)
-    if latent.num_latents > 1:
-        codes = joint_codes(latent.num_latents, latent.num_categories, dtype=table.dtype, device=table.device)
-        table = table.clamp_min(torch.finfo(table.dtype).min).flatten(-2) @ codes.flatten(1).T
-    else:
-        table = table.squeeze(-2)  # (*batch, S)
-    term = term_of(name, table, msg, axes, nesting, variable)
-    masks = [mask for mask in (found.mask, msg["mask"]) if mask is not None]
-    if not masks:
-        return Site(latent, variable, term, term)
-    mask = torch.as_tensor(masks[0] & masks[-1], device=table.device).unsqueeze(-1)
-    masked = scale_and_mask(table, 1.0, mask)
-    return Site(latent, variable, term, term_of(name, masked, msg, axes, nesting, variable))
+            weights[name] = partial(weight_of, msg, msg["mask"], scores)
+    return Reading(sites, others, weights)

@@ -85,6 +85,7 @@ class Factor(NamedTuple):
     unweighed: Callable[[], Tensor]  # neither scaled nor masked, nor divided among the data that share it
     weigh: Callable[[Tensor], Tensor]  # scales, masks and divides other values than the log-probability
     fn: Any  # the distribution
+    value: Tensor  # what was drawn or observed
 
     @property
     def is_scored(self) -> bool:
@@ -113,6 +114,12 @@ class Reading(NamedTuple):
         parts = [factor.log_prob for name, factor in self.factors.items() if name not in without]
         parts += [site.weigh(site.score(codes)) for name, site in self.sites.items() if name not in without]
         return functools.reduce(torch.add, parts) if parts else torch.zeros(1, 1)
+
+    def detached(self) -> Self:
+        """Return what it says of codes without its gradient."""
+        sites = {name: site._replace(log_probs=site.log_probs.detach()) for name, site in self.sites.items()}
+        factors = {name: factor._replace(log_prob=factor.log_prob.detach()) for name, factor in self.factors.items()}
+        return self._replace(sites=sites, factors=factors)
 
     def at(self, rows: Tensor) -> Self:
         """Take rows (r,) of what depends on the codes, possibly one several times."""
@@ -211,6 +218,7 @@ class Layout(NamedTuple):
         guide_depends: whether what the guide says of one latent depends on the codes of another.
         has_continuous: whether the guide has continuous latents.
         roles: which latents are read or scored.
+        labels: the discrete statements that the model observes.
         analytic: the latents besides whose KL is in closed form.
     """
 
@@ -227,6 +235,7 @@ class Layout(NamedTuple):
     guide_depends: bool
     has_continuous: bool
     roles: Roles = READ_ALL
+    labels: frozenset[str] = frozenset()
     analytic: frozenset[str] = frozenset()
 
     @property
@@ -242,7 +251,7 @@ class Layout(NamedTuple):
     @property
     def evidence_shape(self) -> Size:
         """Of log p(x): one number for each value of the latents that most data share."""
-        return min(self.site_shapes.values(), key=len)
+        return min(self.site_shapes.values(), key=len, default=self.batch_shape)
 
     @property
     def is_shared(self) -> bool:
@@ -269,7 +278,7 @@ class Layout(NamedTuple):
 def apart(layout: Layout, *readings: Reading) -> Size:
     """Return the batch shape of all discrete latents, with 1 where data share a statement of these readings."""
     shapes = [statement.own_shape for reading in readings for statement in reading.statements()]
-    return Size(map(min, zip(*shapes, strict=True))) if layout.batch_shape else Size()
+    return Size(map(min, zip(layout.batch_shape, *shapes, strict=True)))
 
 
 def common_scale(scales: Sequence[float | Tensor]) -> float | Tensor:

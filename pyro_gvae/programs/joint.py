@@ -15,7 +15,7 @@ from torch.distributions import kl_divergence
 from ..handlers.sites import Run
 from .draws import Score
 from .factors import Codes, Factor, Layout, Reading, Site, apart, common_scale, first_of, summed_over
-from .layout import is_continuous
+from .look import is_continuous
 from .runs import Runs
 from .statements import read
 
@@ -93,6 +93,7 @@ class JointScores(NamedTuple):
 
     joint: Tensor  # (s, B): log p(x, z), masked, not scaled
     scale: float | Tensor  # of all statements, outside of a sum over codes
+    prior: Tensor  # (s, B or 1): log p(z), neither masked nor scaled
 
 
 def elbo_terms(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> Terms:
@@ -132,7 +133,7 @@ def level_scores(model: Run, layout: Layout, codes: Codes) -> LevelScores:
 
 def _level_scores(layout: Layout, codes: Codes, found: Reading) -> LevelScores:
     _refuse_continuous(found)
-    scale = common_scale(_scales_of(found))
+    scale = common_scale([one.scale for one in found.statements()])
     terms: list[list[Tensor]] = []
     for level in layout.levels:
         sites = [found.sites[name].score(codes) for name in level.names]
@@ -167,16 +168,23 @@ def pair_scores(runs: Runs, layout: Layout, codes: Codes, values: Mapping[str, T
 
 def _pair_scores(runs: Runs, layout: Layout, codes: Codes, values: Mapping[str, Tensor]) -> PairScores:
     q, p = (read(program, layout, codes, values) for program in (runs.guide, runs.model))
-    scale = common_scale([*_scales_of(q), *_scales_of(p)])
-    log_p, log_q = (_log_density(layout, codes, reading, scale) for reading in (p, q))
+    scale = common_scale([one.scale for one in (*q.statements(), *p.statements())])
+    log_p, log_q = (_log_densities(layout, codes, reading, scale)[0] for reading in (p, q))
     return PairScores(log_p, log_q, apart(layout, q), scale)
 
 
 def terms_and_scores(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> tuple[Terms, JointScores]:
-    """Return :func:`elbo_terms` and :func:`joint_scores` from the same run of the model."""
+    """Return :func:`elbo_terms`, with the model held constant, and :func:`joint_scores` from the same run of it."""
     both = read_both(runs, layout, guide, codes)
-    terms = _stacked([_elbo_terms(layout, guide, *found) for found in both])
+    terms = _stacked([_elbo_terms(layout, guide, found.codes, found.q, found.p.detached()) for found in both])
     return terms, _joined([_joint_scores(layout, found.codes, found.p) for found in both])
+
+
+def log_q_and_scores(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> tuple[Tensor, JointScores]:
+    """Return log q(z | x), (s, B), scaled and masked, and :func:`joint_scores`."""
+    both = read_both(runs, layout, guide, codes)
+    log_q = [found.q._replace(sites=found.q.sites | guide.sites).log_prob(found.codes) for found in both]
+    return torch.cat(log_q), _joined([_joint_scores(layout, found.codes, found.p) for found in both])
 
 
 class Both(NamedTuple):
@@ -219,7 +227,10 @@ def _one_score(parts: tuple[Score, ...]) -> Score:
 
 
 def _joined(parts: list[JointScores]) -> JointScores:
-    return JointScores(torch.cat([part.joint for part in parts]), parts[0].scale) if len(parts) > 1 else parts[0]
+    if len(parts) == 1:
+        return parts[0]
+    joint, scales, prior = zip(*parts, strict=True)
+    return JointScores(torch.cat(joint), scales[0], torch.cat(prior))
 
 
 def _elbo_terms(layout: Layout, guide: Guide, codes: Codes, q: Reading, p: Reading) -> Terms:
@@ -258,12 +269,13 @@ def _elbo_terms(layout: Layout, guide: Guide, codes: Codes, q: Reading, p: Readi
 
 def _joint_scores(layout: Layout, codes: Codes, found: Reading) -> JointScores:
     _refuse_continuous(found)
-    scale = common_scale(_scales_of(found))
-    return JointScores(_log_density(layout, codes, found, scale), scale)
+    scale = common_scale([one.scale for one in found.statements()])
+    joint, prior = _log_densities(layout, codes, found, scale)
+    return JointScores(joint, scale, prior)
 
 
-def _log_density(layout: Layout, codes: Codes, found: Reading, scale: float | Tensor) -> Tensor:
-    """Return what a reading says of codes (s, B), masked, not scaled."""
+def _log_densities(layout: Layout, codes: Codes, found: Reading, scale: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a reading says of codes and of all else, and of codes alone, (s, B), masked, not scaled."""
     for name, site in found.sites.items():
         if site.share != 1:
             raise ValueError(
@@ -271,20 +283,16 @@ def _log_density(layout: Layout, codes: Codes, found: Reading, scale: float | Te
                 f"'{name}', which several data share, so that no datum has a table of codes of its own. Try "
                 "exact.log_evidence, which sums nested plates from the innermost, or importance_weighted."
             )
-    priors = _add([site.score(codes) for site in found.sites.values()])
-    if not found.factors:
-        return priors.expand(_count(codes), layout.batch_size)
-    table = _add([factor.log_prob for factor in found.factors.values()])
-    return table.expand(_count(codes), -1) / scale + priors
+    of_codes = [site.score(codes) for site in found.sites.values()]
+    priors = _add(of_codes) if of_codes else torch.zeros((1, 1), dtype=layout.dtype, device=layout.device)
+    others = [factor.log_prob for factor in found.factors.values()]
+    joint = _add(others) / scale + priors if others else priors
+    return joint.expand(_count(codes), layout.batch_size), priors
 
 
 def _refuse_continuous(found: Reading) -> None:
     for name in found.values:
         raise is_continuous(name)
-
-
-def _scales_of(found: Reading) -> list[float | Tensor]:
-    return [statement.scale for statement in found.statements()]
 
 
 def _add(terms: Iterable[Tensor]) -> Tensor:

@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .draws import Drawn, read_draws, scored
-from .factors import Layout, Reading, Site, summed_over
+from .draws import read_draws, scored
+from .factors import Codes, Layout, Reading, Site, summed_over
 from .joint import pieces, read_both, read_guide_once
 from .modes import without_trace
 from .runs import Runs
+from .samples import above_others
 from .statements import read
 
 
@@ -67,10 +68,10 @@ def summed_kls(runs: Runs, layout: Layout) -> dict[str, LatentKL]:
     for part in pieces(layout, codes):
         q = read(runs.guide, layout, part, {})
         p = read(runs.model, layout, part, q.values)
-        log_q = functools.reduce(torch.add, [site.score(part) for site in q.sites.values()])
+        log_q = _add([site.score(part) for site in q.sites.values()]) if q.sites else torch.zeros(1, 1)
         probs = log_q.exp().expand(-1, layout.batch_size)  # (s, B)
         closed = {} if layout.obstacle is not None else _both_independent(q, p)
-        for name, ratio, weight in _ratios(Drawn(part, q, p, frozenset())):
+        for name, ratio, weight in _ratios(part, q, p):
             own = closed.get(name) or LatentKL((probs.unsqueeze(-1) * ratio).sum((0, 1)), weight)
             found.setdefault(name, []).append(own)
     return {name: LatentKL(_add([own.value for own in each]), each[0].weight) for name, each in found.items()}
@@ -86,27 +87,26 @@ def drawn_kls(runs: Runs, layout: Layout, num_particles: int) -> dict[str, Laten
     draws = scored(layout, drawn)
     score = draws.score_function().unsqueeze(1)  # (P, 1, M)
     found = {}
-    for name, own, weight in _ratios(drawn):
+    for name, own, weight in _ratios(drawn.codes, drawn.q, drawn.p):
         ratio = own.expand(num_particles, layout.batch_size, -1)
         costs = summed_over(ratio.detach().movedim(-1, 1).flatten(0, 1), layout.batch_shape, draws.apart)
         costs = costs.reshape(num_particles, ratio.shape[-1], -1)  # (P, N, M)
-        others = (costs.sum(0) - costs) / (num_particles - 1)
-        surrogate = ((costs - others) * score).mean(0).sum(-1)  # (N,)
+        surrogate = (above_others(costs) * score).mean(0).sum(-1)  # (N,)
         value = ratio.mean(0).sum(0) + surrogate - surrogate.detach()
         found[name] = closed.get(name) or LatentKL(value, weight)
     return found
 
 
-def _ratios(found: Drawn) -> Iterable[tuple[str, Tensor, Tensor]]:
+def _ratios(codes: Codes, q: Reading, p: Reading) -> Iterable[tuple[str, Tensor, Tensor]]:
     """Yield each latent's name, its weighed log q - log p (s or 1, B, N), and the sum of its weights."""
-    for name, site in found.q.sites.items():
-        ratio = site.digit_scores(found.codes) - found.p.sites[name].digit_scores(found.codes)  # (s, B or 1, N)
+    for name, site in q.sites.items():
+        ratio = site.digit_scores(codes) - p.sites[name].digit_scores(codes)  # (s, B or 1, N)
         weight = site.weight
         yield name, ratio * weight.unsqueeze(-1), weight.sum()
-    for name, factor in found.q.factors.items():
-        if name in found.p.factors:
+    for name, factor in q.factors.items():
+        if name in p.factors:
             weight = factor.weigh(factor.log_prob.new_ones(factor.fn.batch_shape))[0]
-            yield name, (factor.log_prob - found.p.factors[name].log_prob).unsqueeze(-1), weight.sum()
+            yield name, (factor.log_prob - p.factors[name].log_prob).unsqueeze(-1), weight.sum()
 
 
 def _both_independent(q: Reading, p: Reading) -> dict[str, LatentKL]:

@@ -1,9 +1,9 @@
-"""What a few small runs tell about a pair, before anything is summed: its latents, its plates, and what it refuses."""
+"""What a few small runs tell about a pair, before anything is summed: its latents and plates, and what they refuse."""
 
 import itertools
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -11,48 +11,13 @@ from pyro.infer.inspect import get_dependencies
 from torch import Size, Tensor
 
 from ..handlers.discretize_messenger import DiscretizeMessenger
-from ..handlers.one_hot_messenger import in_model_alone
-from ..handlers.sites import Messages, Run, Sites, plates_of
-from ..runtime.compat.enumeration import in_markov
+from ..handlers.sites import Messages, Run, plates_of
 from .factors import Layout, Level, Reading
 from .latents import READ_ALL, Roles, Space
+from .look import Look, any_draw, check, look, mixes_data
 from .modes import without_trace
 from .runs import Runs
-from .statements import Draw, Reader, first_shared_value, first_value, given_codes, latent_of, read_with
-
-
-class Look(NamedTuple):
-    """What one run of each program on one code shows."""
-
-    guide: Reader  # which has read nothing where the guide is not asked
-    model: Reader
-    given: dict[str, Tensor]  # continuous latents of the guide
-    with_guide: bool
-    roles: Roles
-
-    @property
-    def needs_axes(self) -> bool:
-        """Whether each discrete latent needs an axis of its own: those of a chain, and those of the model alone."""
-        found = [reader.messages[name] for reader in (self.guide, self.model) for name in reader.discrete]
-        alone = self.with_guide and self.model.discrete.keys() - self.guide.discrete.keys()
-        return bool(alone) or any(map(in_markov, found))
-
-
-def look(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL) -> Look:
-    """Run each program once, on one code, and leave random numbers as they were.
-
-    Args:
-        runs: the pair with its data bound.
-        with_guide: whether the guide is read; the evidence is the model's alone.
-        roles: which latents are read as codes, and which are scored.
-    """
-    with torch.no_grad(), without_trace():
-        runs = runs.again()
-        guide = Reader(first_value, any_draw({}), roles.read)
-        if with_guide:
-            guide.run(runs.guide)
-        given = {name: msg["value"] for name, msg in guide.continuous().items()}
-        return Look(guide, _run_on_one_code(runs.model, given, roles.read), given, with_guide, roles)
+from .statements import Reader, given_codes, latent_of, read_with
 
 
 def lay_out(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL, seen: Look | None = None) -> Layout:
@@ -65,8 +30,8 @@ def lay_out(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL, see
         seen: what a first look has shown, where there was one.
 
     Raises:
-        ValueError: if the model has no discrete latent or observes nothing, if the guide's latents are not the
-            model's, or if a statement mixes the codes of several data.
+        ValueError: if the model has no discrete site, latent or observed, or observes nothing, if the guide's latents
+            are not the model's, or if a statement mixes the codes of several data.
     """
     found = look(runs, with_guide=with_guide, roles=roles) if seen is None else seen
     with torch.no_grad(), without_trace():
@@ -76,11 +41,19 @@ def lay_out(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL, see
 def _lay_out(runs: Runs, seen: Look) -> Layout:
     guide, model, given, with_guide, roles = seen
     check(seen, alone=frozenset())
+    for name in guide.discrete.keys() & seen.labels.keys():
+        raise ValueError(
+            f"Expected the guide to draw latents of the model alone, but found '{name}', which the model observes. Try "
+            "to leave it out of the guide where the model observes it."
+        )
     drawn = [name for name, msg in guide.continuous().items() if _is_scored(name, msg, roles)]
     messages = [*model.messages.values(), *guide.messages.values()]
     frames = [frame for msg in messages for frame in msg["cond_indep_stack"] if frame.vectorized]
     shapes = [found.batch_shape for found in (*model.discrete.values(), *guide.discrete.values())]
     shapes += [guide.messages[name]["fn"].batch_shape for name in drawn]
+    # Where all discrete sites are observed, their plates are those of the data.
+    labels = {} if model.discrete or roles != READ_ALL else seen.labels
+    shapes += [msg["fn"].batch_shape for msg in labels.values()]
     batch_shape = _broadcast(shapes)
     first = _first_tensor(model)
     levels = _levels(model, batch_shape)
@@ -90,7 +63,7 @@ def _lay_out(runs: Runs, seen: Look) -> Layout:
         site_shapes=_site_shapes(model, batch_shape),
         nesting=max([len(batch_shape), *(-frame.dim for frame in frames)]),
         batch_shape=batch_shape,
-        plates=frozenset().union(*(plates_of(model.messages[name]) for name in (*model.discrete, *drawn))),
+        plates=frozenset().union(*(plates_of(model.messages[name]) for name in (*model.discrete, *drawn, *labels))),
         sizes=frozenset([*batch_shape, *(frame.size for frame in frames)]),
         dtype=torch.promote_types(first.dtype, torch.float32),
         device=first.device,
@@ -98,6 +71,7 @@ def _lay_out(runs: Runs, seen: Look) -> Layout:
         guide_depends=True,
         has_continuous=bool(given),
         roles=roles,
+        labels=frozenset(seen.labels),
     )
     _check_mixing(runs.model, model, layout, drawn)
     if with_guide:
@@ -165,19 +139,10 @@ def _is_scored(name: str, msg: Messages, roles: Roles) -> bool:
 
 def _first_tensor(model: Reader) -> Tensor:
     """Return a tensor of the dtype and on the device of what a model computes."""
-    observed = (msg["value"] for msg in model.messages.values() if msg["value"].is_floating_point())
-    return next(itertools.chain((found.natural for found in model.discrete.values()), observed))
-
-
-def _run_on_one_code(model: Run, given: Mapping[str, Tensor], read: Sites) -> Reader:
-    """Run the model on a code that all data share, which it decodes once, or else on one in the shape of a sample."""
-    try:
-        reader = Reader(first_shared_value, any_draw(given), read)
-        reader.run(model)
-    except (RuntimeError, ValueError, IndexError):
-        reader = Reader(first_value, any_draw(given), read)
-        reader.run(model)
-    return reader
+    observed = [msg for msg in model.messages.values() if msg["is_observed"]]
+    values = (msg["value"] for msg in observed if msg["value"].is_floating_point())
+    scores = (msg["fn"].log_prob(msg["value"]) for msg in observed)
+    return next(itertools.chain((found.natural for found in model.discrete.values()), values, scores))
 
 
 def _read_both(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> Reading:
@@ -188,99 +153,19 @@ def _read_both(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> 
     return q
 
 
-def any_draw(given: Mapping[str, Tensor]) -> Draw:
-    """Return values of continuous latents as they are given, or else any draw of them."""
-
-    def draw(name: str, fn: Any) -> Tensor:
-        value: Tensor = given[name] if name in given else fn.sample()
-        return value
-
-    return draw
-
-
-def check(seen: Look, alone: Collection[str]) -> None:
-    """Refuse pairs whose latents do not fit together.
-
-    Args:
-        seen: what a first look has shown.
-        alone: discrete latents that the guide need not have.
-    """
-    if seen.with_guide:
-        _check_pair(seen.guide, seen.model, alone)
-    _check_model(seen.model, seen.given, seen.with_guide, seen.roles)
-
-
-def _check_pair(guide: Reader, model: Reader, alone: Collection[str]) -> None:
-    for name, msg in guide.messages.items():
-        if msg["is_observed"]:
-            raise ValueError(f"Expected the guide to observe nothing, but found '{name}' observed in it.")
-        if name not in model.messages and not msg["infer"].get("is_auxiliary"):
-            raise ValueError(
-                f"Expected the latents of the guide to have the same name in the model, but found '{name}' in the "
-                'guide alone. Try infer={"is_auxiliary": True} if it is meant to be.'
-            )
-    for name, found in model.discrete.items():
-        if name in alone:
-            continue
-        if name not in guide.discrete:
-            raise in_model_alone(name)
-        expected, own = latent_of(name, found), latent_of(name, guide.discrete[name])
-        same = (expected.kind, expected.shape, expected.num_categories) == (own.kind, own.shape, own.num_categories)
-        if not same or found.batch_shape != guide.discrete[name].batch_shape:
-            raise ValueError(
-                f"Expected model and guide to have codes of the same shape, but found "
-                f"{expected.num_latents} {expected.kind.value} of {expected.num_categories} categories with batch "
-                f"shape {tuple(found.batch_shape)} in the model and {own.num_latents} {own.kind.value} of "
-                f"{own.num_categories} with {tuple(guide.discrete[name].batch_shape)} in the guide at '{name}'."
-            )
-
-
-def _check_model(model: Reader, given: Mapping[str, Tensor], with_guide: bool, roles: Roles) -> None:
-    if not model.discrete and roles == READ_ALL:
-        raise ValueError("Expected the model to have a discrete latent, but found none. Try Trace_ELBO.")
-    if all(name in model.discrete for name in model.messages):
-        found = ", ".join(f"'{name}'" for name in model.discrete)
-        raise ValueError(f"Expected the model to observe data, but found no statement but the latent {found}.")
-    drawn = [name for name in model.continuous() if name not in given]
-    if drawn and with_guide:
-        raise ValueError(
-            f"Expected the guide to have all continuous latents of the model, but found '{drawn[0]}' in the model "
-            "alone. Try to add it to the guide, or to condition on it."
-        )
-    if drawn:
-        raise is_continuous(drawn[0])
-
-
-def is_continuous(name: str) -> ValueError:
-    """Return the error of an evidence that is asked of a model with a continuous latent."""
-    return ValueError(
-        f"Expected a model whose latents are all discrete, but found '{name}', over which no sum can be taken. Try "
-        "exact.elbo, which draws it, the collapsed importance-weighted bound "
-        "(pyro_gvae.evaluate.collapsed.collapsed_importance_weighted), or to condition on it."
-    )
-
-
 def _check_mixing(program: Run, read_before: Reader, layout: Layout, scored: Sequence[str]) -> None:
     """Refuse a statement outside of the plates of a latent that it depends on; shapes do not tell which do."""
     outside = {name: left for name, msg in read_before.messages.items() if (left := layout.plates - plates_of(msg))}
-    if not outside:
+    found = [*read_before.discrete, *scored]
+    if not (outside and found):
         return
     with poutine.block(), DiscretizeMessenger():
         upstream: Any = get_dependencies(program)["prior_dependencies"]
     for name, left in outside.items():
-        for other in (*read_before.discrete, *scored):
+        for other in found:
             inner = plates_of(read_before.messages[other])
             if other != name and other in upstream.get(name, ()) and inner & left:
                 raise mixes_data(name, other, inner & left)
-
-
-def mixes_data(name: str, other: str, plates: frozenset[str]) -> ValueError:
-    """Return the error of a statement outside of the plates of a latent that it depends on."""
-    return ValueError(
-        f"Expected every statement that depends on '{other}' to be inside of its plate(s) {sorted(plates)}, but found "
-        f"'{name}' outside of them: it belongs to no single datum, and the sum would be over the codes of all data at "
-        "once. Try to move it into the plate, or, for a plate of latents, one site with .to_event(1)."
-    )
 
 
 def warn_of(layout: Layout) -> None:

@@ -41,11 +41,23 @@ class _Minibatch(Messenger):
 
     def _pyro_sample(self, msg: Messages) -> None:
         if site_is_subsample(msg) and msg["name"] in self.rows:
-            msg["value"] = self.rows[msg["name"]]
+            rows, given = self.rows[msg["name"]], msg["value"]
+            size = len(given) if given is not None else msg["fn"].subsample_size or msg["fn"].size
+            if size != len(rows):
+                raise two_plates(msg["name"], len(rows), size)
+            msg["value"] = rows
 
     def _pyro_post_sample(self, msg: Messages) -> None:
         if site_is_subsample(msg):
             self.rows.setdefault(msg["name"], msg["value"])
+
+
+def two_plates(name: str, size: int, other: int) -> ValueError:
+    """Return the error of plates of one name that have two sizes."""
+    return ValueError(
+        f"Expected plates of one name to have one size, in model and guide, but found '{name}' of {size} data and of "
+        f"{other}. Try another name for one of them."
+    )
 
 
 def bind(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Runs:

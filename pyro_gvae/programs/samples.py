@@ -8,19 +8,20 @@ distribution, whatever noise they share with the sample.
 Particles share one axis, left of the plates. Programs that do not take it are run for one row after another.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Size, Tensor
 
 from ..distributions.location_scale import noise_of, value_of
 from ..distributions.one_hot import FactorizedOneHotCategorical
-from ..distributions.parameters import at_least_float32, gumbel_like
-from ..handlers.sites import Discrete, Kind
+from ..distributions.parameters import gumbel_like
+from ..handlers.sites import Discrete
 from .factors import Layout, Reading
 from .runs import Runs
-from .statements import Draw, flat, latent_of, read_with
+from .statements import Draw, read_with
+from .values import Values, cells_of, has_rows, log_probs_of, value_of_codes
 
 #: Draws as many codes of log pi (*batch, N, K) as a sample shape says: they, and their noise if it may be used again.
 DrawCodes = Callable[[Tensor, Size], tuple[Tensor, Tensor | None]]
@@ -50,16 +51,31 @@ class Sample(NamedTuple):
         names = list(self.values)
         return names[names.index(name) + 1 :]
 
+    def part(self, rows: slice) -> Self:
+        """Return some rows of what was drawn; what the guide says is that of all."""
+        codes, values, noise = (
+            {name: own[rows] for name, own in mapping.items()} for mapping in (self.codes, self.values, self.noise)
+        )
+        return self._replace(codes=codes, values=values, noise=noise)
+
     @property
     def without_path(self) -> set[str]:
         """The latents that are not reparameterized."""
         return {*self.codes, *self.scored}
 
     def score_function(self, costs: Tensor) -> Tensor:
-        """Return the surrogate of the scored continuous latents, for costs (R, B) of this sample: ()."""
-        costs = costs.detach()
+        """Return the surrogate of the scored continuous latents, for costs (R, B) of this sample: ().
+
+        Rows are independent draws, and the mean cost of the others is each one's baseline.
+        """
+        advantages = above_others(costs.detach())
         scores = [self.q.factors[name].unweighed() for name in self.values if name in self.scored]
-        return sum(((costs * log_q).mean(0).sum() for log_q in scores), costs.new_zeros(()))
+        return sum(((advantages * log_q).mean(0).sum() for log_q in scores), costs.new_zeros(()))
+
+
+def above_others(costs: Tensor) -> Tensor:
+    """Subtract from the costs (P, ...) of each draw the mean of those of the others; a single one has no others."""
+    return costs if len(costs) == 1 else (costs - costs.mean(0)) * (len(costs) / (len(costs) - 1))
 
 
 def independent(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, None]:
@@ -85,7 +101,35 @@ def anew(name: str, fn: Any) -> Tensor:
     return value
 
 
-def sample(runs: Runs, layout: Layout, num_particles: int, draw_codes: DrawCodes, *, pathwise: bool = True) -> Sample:
+class Given(NamedTuple):
+    """Values of some latents, which are not drawn.
+
+    Attributes:
+        codes: of discrete ones, (R, B, N, K).
+        values: of others, ``(R, *plates, *event_shape)``.
+    """
+
+    codes: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
+
+    def row(self, row: int) -> "Given":
+        """Return one row, with its axis."""
+        codes, values = ({name: own[row : row + 1] for name, own in mapping.items()} for mapping in self)
+        return Given(codes, values)
+
+
+NOTHING = Given({}, {})
+
+
+def sample(
+    runs: Runs,
+    layout: Layout,
+    num_particles: int,
+    draw_codes: DrawCodes,
+    *,
+    pathwise: bool = True,
+    given: Given = NOTHING,
+) -> Sample:
     """Draw P values of every latent from the guide.
 
     Args:
@@ -94,20 +138,26 @@ def sample(runs: Runs, layout: Layout, num_particles: int, draw_codes: DrawCodes
         num_particles: P.
         draw_codes: draws the discrete ones.
         pathwise: whether continuous latents are reparameterized where they can be, or scored as discrete ones are.
+        given: P values of latents that are not drawn.
     """
     if layout.obstacle is not None and num_particles > 1:
-        return _stacked([sample(runs, layout, 1, draw_codes, pathwise=pathwise) for _ in range(num_particles)])
-    values = _Values(layout)
+        each = (given.row(row) for row in range(num_particles))
+        return _stacked([sample(runs, layout, 1, draw_codes, pathwise=pathwise, given=one) for one in each])
+    values = Values(layout)
     scored = set()
 
     def place(name: str, found: Discrete) -> Tensor:
+        if name in given.codes:
+            return values.keep_code(name, found, cells_of(layout, given.codes[name], found.batch_shape))
         # Without the axis of particles the same distribution is drawn from P times.
-        sample_shape = Size() if _has_rows(layout, found.batch_shape) else Size((num_particles,))
-        codes, noise = draw_codes(_log_probs(found).detach(), sample_shape)
+        sample_shape = Size() if has_rows(layout, found.batch_shape) else Size((num_particles,))
+        codes, noise = draw_codes(log_probs_of(found).detach(), sample_shape)
         return values.keep_code(name, found, codes, noise)
 
     def draw(name: str, fn: Any) -> Tensor:
-        if layout.obstacle is None and not _has_rows(layout, fn.batch_shape):
+        if name in given.values:
+            return values.keep(name, values.in_a_run(given.values[name]))
+        if layout.obstacle is None and not has_rows(layout, fn.batch_shape):
             padding = (1,) * (layout.nesting - len(fn.batch_shape))
             fn = fn.expand((num_particles, *padding, *fn.batch_shape))
         if pathwise and fn.has_rsample:
@@ -118,7 +168,13 @@ def sample(runs: Runs, layout: Layout, num_particles: int, draw_codes: DrawCodes
         return values.keep(name, value, noise_of(fn, value))
 
     q = read_with(runs.guide, layout, place, draw)
-    return values.sample(q, frozenset(scored))
+    return _sampled(values, q, frozenset(scored))
+
+
+def _sampled(values: Values, q: Reading, scored: frozenset[str]) -> Sample:
+    """Return what a run has kept as a sample."""
+    said = q if values.layout.obstacle is None else Reading.stacked([q])
+    return Sample(values.codes, values.values, values.noise, scored, said)
 
 
 class Change(NamedTuple):
@@ -166,19 +222,19 @@ def changed(
         return _replaced(layout, base, change)
     if layout.obstacle is not None and len(change.codes) > 1:
         return _stacked([changed(runs, layout, base, one, codes_of, draw_anew) for one in change.one_by_one()])
-    values, taken = _Values(layout), change.of_base
+    values, taken = Values(layout), change.of_base
     later = set(base.later(name))
 
     def depends(other: str, batch_shape: Size) -> bool:
-        return other in later and (layout.obstacle is not None or _has_rows(layout, batch_shape))
+        return other in later and (layout.obstacle is not None or has_rows(layout, batch_shape))
 
     def place(other: str, found: Discrete) -> Tensor:
         if other == name:
-            return values.keep_code(other, found, _cells(layout, change.codes, found.batch_shape))
+            return values.keep_code(other, found, cells_of(layout, change.codes, found.batch_shape))
         if not depends(other, found.batch_shape):
-            return values.keep_code(other, found, _cells(layout, taken(base.codes[other]), found.batch_shape))
-        noise = _cells(layout, taken(base.noise[other]), found.batch_shape)
-        log_probs = _log_probs(found)
+            return values.keep_code(other, found, cells_of(layout, taken(base.codes[other]), found.batch_shape))
+        noise = cells_of(layout, taken(base.noise[other]), found.batch_shape)
+        log_probs = log_probs_of(found)
         return values.keep_code(other, found, codes_of(log_probs.reshape(-1, *noise.shape[1:]), noise))
 
     def draw(other: str, fn: Any) -> Tensor:
@@ -189,13 +245,13 @@ def changed(
         return values.keep(other, draw_anew(other, fn))
 
     q = read_with(runs.guide, layout, place, draw)
-    return values.sample(q, base.scored)
+    return _sampled(values, q, base.scored)
 
 
 def _replaced(layout: Layout, base: Sample, change: Change) -> Sample:
     """Give a latent other codes, where no other is drawn again."""
     name, taken = change.name, change.of_base
-    value = _Values(layout).of_codes(name, base, change.codes)
+    value = value_of_codes(layout, base.q.sites[name].latent, base.values[name], change.codes)
     return Sample(
         codes={other: change.codes if other == name else taken(own) for other, own in base.codes.items()},
         values={other: value if other == name else taken(own) for other, own in base.values.items()},
@@ -207,57 +263,13 @@ def _replaced(layout: Layout, base: Sample, change: Change) -> Sample:
 
 def read_values(runs: Runs, layout: Layout, values: dict[str, Tensor]) -> Reading:
     """Run the model on values (R, *plates, *event_shape) of every latent."""
-    num_rows = len(next(iter(values.values())))
+    num_rows = len(next(iter(values.values()))) if values else 1  # without latents, all rows would be the same
     if layout.obstacle is not None and num_rows > 1:
         each = [{name: value[row : row + 1] for name, value in values.items()} for row in range(num_rows)]
         return Reading.stacked([read_values(runs, layout, one) for one in each])
-    in_a_run = _Values(layout).in_a_run
+    in_a_run = Values(layout).in_a_run
     p = read_with(runs.model, layout, lambda name, _: in_a_run(values[name]), lambda name, _: in_a_run(values[name]))
     return p if layout.obstacle is None else Reading.stacked([p])
-
-
-class _Values:
-    """The values that a run of the guide gives its latents; of a single row where programs do not take an axis."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.codes: dict[str, Tensor] = {}
-        self.values: dict[str, Tensor] = {}
-        self.noise: dict[str, Tensor] = {}
-
-    def in_a_run(self, value: Tensor) -> Tensor:
-        """Return a value (R, ...) as a run takes it."""
-        return value if self.layout.obstacle is None else value.squeeze(0)
-
-    def keep(self, name: str, value: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Keep the value of a continuous latent, as a run has it, and return it."""
-        self.values[name] = value if self.layout.obstacle is None else value.unsqueeze(0)
-        if noise is not None:
-            self.noise[name] = noise if self.layout.obstacle is None else noise.unsqueeze(0)
-        return value
-
-    def keep_code(self, name: str, found: Discrete, codes: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Keep the codes (R, *plates, N, K) of a discrete latent, and return its value for the run."""
-        plates = _plates(self.layout, found.batch_shape)
-        codes = codes.reshape(-1, *plates, *codes.shape[-2:])
-        self.codes[name] = _spread(self.layout, codes)
-        if noise is not None:
-            self.noise[name] = _spread(self.layout, noise.reshape(codes.shape))
-        if self.layout.obstacle is not None:
-            codes = codes.reshape(*found.batch_shape, *codes.shape[-2:])
-        return self.keep(name, latent_of(name, found).value(codes))
-
-    def of_codes(self, name: str, base: Sample, codes: Tensor) -> Tensor:
-        """Return the value (R, *plates, *event_shape) of codes (R, B, N, K) of a latent that a sample has."""
-        latent, own = base.q.sites[name].latent, base.values[name]
-        plates = own.shape[1 : own.dim() - len(latent.shape) - (latent.kind is Kind.ONE_HOT)]
-        cells = _cells(self.layout, codes, plates)
-        return latent.value(cells.reshape(len(codes), *plates, *codes.shape[-2:]))
-
-    def sample(self, q: Reading, scored: frozenset[str]) -> Sample:
-        """Return all of them."""
-        said = q if self.layout.obstacle is None else Reading.stacked([q])
-        return Sample(self.codes, self.values, self.noise, scored, said)
 
 
 def _stacked(samples: list[Sample]) -> Sample:
@@ -267,31 +279,3 @@ def _stacked(samples: list[Sample]) -> Sample:
         for mappings in zip(*((one.codes, one.values, one.noise) for one in samples), strict=True)
     )
     return Sample(codes, values, noise, samples[0].scored, Reading.stacked([one.q for one in samples]))
-
-
-def _log_probs(found: Discrete) -> Tensor:
-    """Return log pi (*batch, N, K); excluded categories have the lowest finite number."""
-    logits = flat(at_least_float32(found.logits), found)
-    return torch.log_softmax(logits, -1).clamp_min(torch.finfo(logits.dtype).min)
-
-
-def _has_rows(layout: Layout, batch_shape: Size) -> bool:
-    return len(batch_shape) > layout.nesting
-
-
-def _plates(layout: Layout, batch_shape: Size) -> tuple[int, ...]:
-    """Return the batch dimensions of a site without that of its rows, as many as plates take."""
-    own = batch_shape[len(batch_shape) - layout.nesting :] if _has_rows(layout, batch_shape) else batch_shape
-    return (1,) * (layout.nesting - len(own)) + tuple(own)
-
-
-def _spread(layout: Layout, codes: Tensor) -> Tensor:
-    """Give each datum the codes of its cell: (R, *plates, N, K) -> (R, B, N, K)."""
-    rows, event = len(codes), codes.shape[-2:]
-    return codes.expand(rows, *layout.padded_shape, *event).reshape(rows, layout.batch_size, *event)
-
-
-def _cells(layout: Layout, codes: Tensor, batch_shape: Size) -> Tensor:
-    """Take the codes of a site's cells: (R, B, N, K) -> (R, *plates, N, K)."""
-    rows = codes.reshape(len(codes), *layout.padded_shape, *codes.shape[-2:])
-    return rows[(slice(None), *(slice(size) for size in _plates(layout, batch_shape)))]

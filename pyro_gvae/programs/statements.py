@@ -228,4 +228,5 @@ def _factor(name: str, msg: Messages, layout: Layout) -> Factor:
         unweighed=lambda: reduced(scores),
         weigh=weigh,
         fn=msg["fn"],
+        value=msg["value"],
     )

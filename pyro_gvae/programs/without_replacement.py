@@ -80,7 +80,7 @@ def draw_distinct(runs: Runs, layout: Layout, num_codes: int) -> Distinct:
         if not layout.guide_depends:
             break
         q = beam.read(runs.guide)
-    drawn = Drawn(beam.codes, q, beam.read(runs.model), frozenset(beam.without_path))
+    drawn = Drawn(beam.codes, q, beam.read(runs.model), frozenset(beam.without_path), len(beam.prefixes.log_probs))
     return _scored(layout, beam, scored(layout, drawn))
 
 
@@ -89,7 +89,7 @@ def _scored(layout: Layout, beam: "_Beam", draws: Draws) -> Distinct:
     can_be = is_possible(log_probs)  # (P, cells)
     keeps = _spread(can_be, layout.batch_shape, beam.shape)  # (P, B)
     paths = draws.log_joint if draws.pathwise is None else draws.log_joint - draws.pathwise
-    score = joint_score(draws.scores[:num_sites], beam.shape)
+    score = joint_score(draws.scores[:num_sites], beam.shape) if num_sites else torch.zeros_like(log_probs)
     return Distinct(
         log_probs=log_probs,
         threshold=beam.threshold,
@@ -121,8 +121,8 @@ class _Beam:
     def __init__(self, layout: Layout, num_codes: int) -> None:
         self.layout = layout
         self.num_codes = num_codes
-        shapes = [level.shape for level in layout.levels]
-        self.shape = Size(map(min, zip(*shapes, strict=True))) if layout.batch_shape else Size()  # of cells
+        shapes = [layout.batch_shape, *(level.shape for level in layout.levels)]
+        self.shape = Size(map(min, zip(*shapes, strict=True)))  # of cells
         like = torch.zeros((), dtype=layout.dtype, device=layout.device)
         self.prefixes = no_digits(like, self.shape.numel())
         self.threshold: Tensor | None = None

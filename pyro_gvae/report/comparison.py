@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..config.models import code_in_words
+from ..config.names import ModelName
 from ..config.units import codes_in_words
 from ..runs.contents import Run, read_run
 from ..runs.folder import check_writable
@@ -50,12 +52,16 @@ def write_report(run: Path) -> Path:
     summary = summarize(contents.final).reindex(estimators).fillna({"seeds": 0}).astype({"seeds": int})
     styles = estimator_styles(estimators)
     figures = _draw(contents, summary, styles)
+    sizes = contents.config["num_latents"], contents.config["num_categories"]
+    model: ModelName = contents.config["model"] if contents.config.get("model") else "categorical"
+    num_layers = contents.config.get("num_layers") or 1  # folders of before there were layers have none
     return write_page(
         run / "report.html",
         "report.html.j2",
         name=printable(run.resolve().name),
         config=contents.config,
-        codes=codes_in_words(contents.config["num_latents"], contents.config["num_categories"]),
+        code=code_in_words(model, *sizes, num_layers, 0),
+        codes=codes_in_words(sizes[0] * num_layers, sizes[1]),
         estimators=estimators,
         finding=finding(contents.final),
         remarks=[*further_findings(contents.metrics, contents.final), *remarks(summary)],

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .. import exact
 from ..evaluate.code_statistics import guide_log_probs, latent_statistics
 from ..evaluate.importance import log_importance_weights
+from ..models.base import VAE
 from ..models.categorical_vae import CategoricalVAE
 from ..models.observations import (
     BernoulliObservation,
@@ -79,7 +80,8 @@ def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | N
         The path of the page.
 
     Raises:
-        ValueError: if it is not a run folder, or a network can neither be read nor be replaced by a table.
+        ValueError: if it is not a run folder of `CategoricalVAE`, or a network can neither be read nor be replaced by a
+            table.
         OSError: if the data files are absent.
     """
     check_writable(run if output is None else output.parent)
@@ -93,7 +95,7 @@ def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | N
         trained = load_model(run, which.estimator, which.seed, data_dir=data_dir)
         data = data or trained.data  # all have the same, of which one is kept
         if all(bool(weight.isfinite().all()) for weight in trained.vae.state_dict().values()):
-            models.append(Shown(which.estimator if len(first) > 1 else trained.name, trained.vae))
+            models.append(Shown(which.estimator if len(first) > 1 else trained.name, _with_tiles(trained.vae)))
         else:
             said = f"Expected finite weights, but found others in {trained.name}, which the page leaves out."
             warnings.warn(said, RuntimeWarning, stacklevel=2)
@@ -109,6 +111,16 @@ def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | N
         title=f"{printable(run.resolve().name)}: {data.name}",
         path=output or run / "explorer.html",
     )
+
+
+def _with_tiles(vae: VAE) -> CategoricalVAE:
+    """Refuse programs whose codes are not N rows of K tiles."""
+    if not isinstance(vae, CategoricalVAE):
+        raise ValueError(
+            f"Expected a run of the model 'categorical', whose code is all that its pictures depend on and has N rows "
+            f"of K tiles on the page, but found a {type(vae).__name__}. Try pyro-gvae report, encode or reconstruct."
+        )
+    return vae
 
 
 def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, int], *, title: str, path: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from ..runs.files import write_text_atomic
+from ..runs.files import read_bytes, write_text_atomic
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
@@ -35,4 +35,4 @@ def printable(name: str) -> str:
 
 def embedded(svg: Path) -> str:
     """Encode an SVG file as a data URI, so that the page contains its figures."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode()}"
+    return f"data:image/svg+xml;base64,{base64.b64encode(read_bytes(svg)).decode()}"

@@ -87,6 +87,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> Path:
     """
     with replacing(folder / f"{name}.png") as path:
         figure.savefig(path, format="png", dpi=DPI)
+    figure.set_layout_engine("none")  # it has one now, and finding it took as long as drawing
     with replacing(folder / f"{name}.svg") as path, matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(path, format="svg", dpi=DPI, metadata={"Date": None})
     return folder / f"{name}.svg"

@@ -1,17 +1,17 @@
 """Write the report of a training run: figures and one self-contained HTML page."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
+from ..config.models import code_in_words
 from ..config.train import TrainConfig
 from ..evaluate.code_statistics import guide_log_probs
-from ..evaluate.generate import pictured
+from ..evaluate.generate import digits_of, pictured
 from ..runs.config import read_config, read_train_config
 from ..runs.folder import check_writable
 from ..runs.frames import read_json_lines
@@ -55,6 +55,9 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
         name=printable(run.resolve().name),
         run=printable(str(run)),
         config=config,
+        code=code_in_words(
+            config.model, config.num_latents, config.num_categories, config.num_layers, config.latent_dim
+        ),
         settings={name: value for name, value in written["train"].items() if value is not None},
         command=written.get("command"),
         versions=written.get("versions"),
@@ -110,7 +113,7 @@ def _draw(trained: Trained, config: TrainConfig) -> dict[str, Figure]:
     vae, data = trained.vae, trained.data
     initial = initial_model(config, data)
     with own_randomness(0), torch.no_grad():
-        log_q = cast(Tensor, guide_log_probs(vae, data.test))  # of its one latent
+        log_q = digits_of(guide_log_probs(vae, data.test))
         arrays = pictured(vae, initial, data) | {"code_usage": log_q.exp().mean(0)}
     cells: dict[str, dict[str, np.ndarray]] = {"": {name: array.numpy() for name, array in arrays.items()}}
     return {

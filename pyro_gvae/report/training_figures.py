@@ -16,6 +16,8 @@ SCHEDULED = {
     "temperature": "temperature",
     "prior_temperature": "prior temperature",
     "beta": "KL weight beta",
+    "unimix": "uniform share of the guide",
+    "usage_entropy": "weight of the codes' use",
 }
 
 

@@ -98,6 +98,7 @@ def read_compared(run: Path) -> dict[str, Any]:
         fits(CompareRecord, config)
         and config["num_latents"] >= 1
         and config["num_categories"] >= 1
+        and (config.get("num_layers") or 1) >= 1
         and 1 <= len(cells) <= MOST_CELLS
         and all(fits(CellRecord, cell) and cell["seed"] >= 0 for cell in cells)
         and not any("$" in cell["estimator"] + cell["setting"] for cell in cells)  # figures would read formulas

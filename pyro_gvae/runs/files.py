@@ -1,8 +1,9 @@
 """Read the files of a run folder, write them atomically, and append JSON lines.
 
 So a run folder survives a crash at any moment: files are replaced atomically, and `metrics.jsonl` is only appended to,
-so that at worst its last line is torn. Whoever made the folder, nothing here follows a link, changes what a hard
-link shares with other folders, waits for a pipe, or reads a file that is too large for the memory.
+so that at worst its last line is torn. Whoever made the folder, or changes it meanwhile (see `staying_inside`), nothing
+here follows a link, changes what a hard link shares with other folders, waits for a pipe, or reads a file that is too
+large for the memory.
 """
 
 import errno
@@ -20,6 +21,7 @@ from typing import IO, Any
 import psutil
 
 from ..config.json import fits
+from .inside import in_place, sync_folder
 
 try:
     import fcntl
@@ -36,7 +38,8 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr
 def _opened(path: Path, flags: int) -> IO[bytes]:
     """A file of this name, which is no link, and no pipe or device that one would wait for."""
     try:
-        descriptor = os.open(path, flags | _NO_LINK, 0o666)
+        with in_place(path) as place:
+            descriptor = os.open(place, flags | _NO_LINK, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _no_file(path) from error
@@ -149,23 +152,23 @@ def replacing(path: Path) -> Iterator[Path]:
         >>> target.read_text()
         'whole'
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     mask = os.umask(0o77)  # there is no other way to ask for it
     os.umask(mask)
-    temporary, descriptor = _new_file(path)
-    held: int | None = descriptor
-    try:
-        yield temporary
-        os.fsync(descriptor)
-        temporary.chmod(0o666 & ~mask)
-        if fcntl is None:
-            held = os.close(descriptor)  # Windows renames no file that is open
-        temporary.replace(path)
-    finally:
-        if held is not None:
-            os.close(held)
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with in_place(path, make=True) as place:
+        temporary, descriptor = _new_file(place)
+        held: int | None = descriptor
+        try:
+            yield temporary
+            os.fsync(descriptor)
+            temporary.chmod(0o666 & ~mask)
+            if fcntl is None:
+                held = os.close(descriptor)  # Windows renames no file that is open
+            temporary.replace(place)
+        finally:
+            if held is not None:
+                os.close(held)
+            temporary.unlink(missing_ok=True)
+        sync_folder(place.parent)
 
 
 def _new_file(path: Path) -> tuple[Path, int]:
@@ -187,13 +190,20 @@ def remove_unfinished(folder: Path, depth: int = 2) -> None:
 
     Those that a living process writes stay, and so does what cannot be removed.
     """
-    with suppress(OSError), os.scandir(folder) as entries:
+    with suppress(OSError, ValueError), in_place(folder / "file") as place, os.scandir(place.parent) as entries:
         for entry in entries:
-            with suppress(OSError):
+            path = folder / entry.name
+            with suppress(OSError, ValueError):
                 if entry.is_dir(follow_symlinks=False) and depth:
-                    remove_unfinished(Path(entry), depth - 1)
+                    remove_unfinished(path, depth - 1)
                 elif UNFINISHED.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                    remove_unless_held(Path(entry))
+                    remove_unless_held(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or the link of that name, if it is there."""
+    with suppress(FileNotFoundError), in_place(path) as place:
+        place.unlink()
 
 
 def remove_unless_held(path: Path) -> None:
@@ -202,22 +212,13 @@ def remove_unless_held(path: Path) -> None:
     Raises:
         OSError: If one has, or the file is absent or cannot be removed.
     """
-    if fcntl is None:
-        path.unlink()
-        return
-    with _opened(path, os.O_RDWR) as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names of a folder on the disk, where the system can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with in_place(path) as place:
+        if fcntl is None:
+            place.unlink()
+            return
+        with _opened(place, os.O_RDWR) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            place.unlink()
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -261,7 +262,8 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
             cut(path, size)  # the disk is full, and a part of the line was written
         raise
     if not size:
-        sync_folder(path.parent)
+        with in_place(path) as place:
+            sync_folder(place.parent)
 
 
 def cut(path: Path, size: int) -> bool:

@@ -13,6 +13,7 @@ from typing import final
 from filelock import FileLock, Timeout
 
 from .files import read_text, remove_unless_held
+from .inside import in_place
 
 #: Files of a cell of a comparison: its pictures, which are written last and mark it as finished; its error message.
 PICTURES, ERROR = "pictures.safetensors", "error.txt"
@@ -157,22 +158,22 @@ def sole_writer(folder: Path) -> Iterator[None]:
         >>> with sole_writer(Path(mkdtemp())):
         ...     pass
     """
-    path = folder / LOCK
-    lock, by = FileLock(path, timeout=0), _writer(path)
-    with suppress(OSError):
-        if path.lstat().st_nlink > 1:  # a hard link, through which a number would be written into another file
-            remove_unless_held(path)
-    try:
-        lock.acquire()
-        path.write_text(f"{os.getpid()}\n", encoding="ascii")
-    except Timeout:
-        raise HeldError(folder, by) from None
-    except NotImplementedError:  # the file system has no locks, so there is no protection
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
+    with in_place(folder / LOCK) as path:
+        lock, by = FileLock(path, timeout=0), _writer(path)
+        with suppress(OSError):
+            if path.lstat().st_nlink > 1:  # a hard link, through which a number would be written into another file
+                remove_unless_held(path)
+        try:
+            lock.acquire()
+            path.write_text(f"{os.getpid()}\n", encoding="ascii")
+        except Timeout:
+            raise HeldError(folder, by) from None
+        except NotImplementedError:  # the file system has no locks, so there is no protection
+            pass
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def _writer(lock: Path) -> str:

@@ -2,6 +2,8 @@
 
 from typing import TypedDict
 
+from ..config.names import ModelName
+
 
 class TrainLine(TypedDict):
     """An evaluation of a training run, in its metrics.jsonl; what may be None may be absent."""
@@ -21,6 +23,8 @@ class TrainLine(TypedDict):
     temperature: float | None
     prior_temperature: float | None
     beta: float | None
+    unimix: float | None
+    usage_entropy: float | None
 
 
 class CompareLine(TypedDict):
@@ -55,8 +59,10 @@ class CompareRecord(TypedDict):
     cells: list  # type: ignore[type-arg]
     seeds: list  # type: ignore[type-arg]
     sizes: list | None  # type: ignore[type-arg]
+    model: ModelName | None
     num_latents: int
     num_categories: int
+    num_layers: int | None
     epochs: int
     image_shape: list  # type: ignore[type-arg]
     command: str | None

@@ -1,6 +1,7 @@
 """How much memory there is, what a computation takes of it, and what a request for more is answered."""
 
 import ctypes
+import errno
 import sys
 import weakref
 from collections.abc import Callable
@@ -32,7 +33,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the system, or a device, has no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in ("allocate memory", "bad_alloc"))
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return any(isinstance(error, kind) and any(words in str(error) for words in said) for kind, said in _SAID.items())
+
+
+#: By which words torch says so, and the system where it loads no more of a library.
+_SAID: dict[type[BaseException], tuple[str, ...]] = {
+    RuntimeError: ("allocate memory", "bad_alloc"),
+    ImportError: ("allocate memory", "failed to map segment"),
+}
 
 
 def return_freed_memory() -> None:

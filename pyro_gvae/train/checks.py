@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -14,12 +14,21 @@ from ..config.units import in_bytes
 from ..data.batches import check_batch_size
 from ..data.columns import Data, check_all_finite, first, num_data
 from ..data.dataset import Dataset
-from ..estimators import ESTIMATORS, Estimator, estimator, with_free_bits, with_kl_weight
+from ..estimators import (
+    ESTIMATORS,
+    Estimator,
+    estimator,
+    with_free_bits,
+    with_kl_weight,
+    with_unimix,
+    with_usage_entropy,
+)
 from ..models.observations import Observation
 from ..programs.modes import judging
 from ..programs.runs import arguments
 from ..programs.tensor_elbo import TensorELBO
 from ..runtime.distributed import Share, share
+from ..runtime.rng import own_randomness
 from ..schedules import Schedule, schedule
 from .optimizers import new_optimizer
 
@@ -34,13 +43,27 @@ def check_training(vae: Any, data: Dataset | Data, config: TrainConfig) -> None:
         ValueError: if data, program, stages or optimizer do not fit together.
     """
     check_data(vae, data, config)
-    kl_weight = torch.ones(())
-    estimators = [stage_estimator(stage, config, kl_weight, share()) for stage in config.plan]
-    annealed_tensors(vae, config, kl_weight)
+    weights = weights_on(torch.device("cpu"))
+    estimators = [stage_estimator(stage, config, weights, share()) for stage in config.plan]
+    annealed_tensors(vae, config, weights)
     name, options = config.named_optimizer
     new_optimizer(name, list(vae.parameters()), **options)
     train = data.train if isinstance(data, Dataset) else data
     check_losses(vae, estimators, first(train, config.batch_size))
+    _check_stock_losses(vae, estimators, first(train, 2))
+
+
+@judging
+@torch.no_grad()
+@own_randomness(0)
+def _check_stock_losses(vae: Any, estimators: Sequence[Estimator], batch: Data) -> None:
+    """Refuse programs that a stock loss cannot have, such as an analytic KL of layers: it says so when it is called."""
+    given = arguments(batch)
+    for chosen in estimators:
+        model, guide, elbo = chosen.bind(vae)
+        if not isinstance(elbo, TensorELBO):
+            with pyro.get_param_store().scope():
+                elbo.loss(model, guide, *given.args, **given.kwargs)
 
 
 @judging
@@ -105,18 +128,32 @@ def _observed(data: Data) -> Tensor | None:
     return data if isinstance(data, Tensor) else data[0]
 
 
-def stage_estimator(stage: Stage, config: TrainConfig, kl_weight: Tensor, part: Share) -> Estimator:
+class Weights(NamedTuple):
+    """Tensors of shape () that are set before each step, and that a recorded step reads."""
+
+    beta: Tensor  # of the KL
+    unimix: Tensor  # of the uniform distribution in the guide
+    usage_entropy: Tensor  # of the entropy of the codes' use
+
+
+def weights_on(device: torch.device) -> Weights:
+    """Return weights that change nothing."""
+    zero = torch.zeros((), device=device)
+    return Weights(beta=torch.ones_like(zero), unimix=zero, usage_entropy=zero.clone())
+
+
+def stage_estimator(stage: Stage, config: TrainConfig, weights: Weights, part: Share) -> Estimator:
     """Construct the estimator of a stage, with the settings that apply to all stages.
 
     Args:
         stage: the stage, with the estimator's name and options.
-        config: the configuration, for its memory limit, shard, beta and free bits.
-        kl_weight: a tensor of shape () that holds beta, if the configuration has one.
+        config: the configuration, for its memory limit, shard, objective and free bits.
+        weights: the tensors that hold what follows a schedule, if the configuration has one.
         part: which codes this process sums, if several divide them.
 
     Raises:
         ValueError: if the estimator does not have an option, does not sum over codes that could be divided, or has no
-            KL to weigh.
+            KL to weigh, or no guide to mix or reward.
     """
     stage = stage.with_options(
         lambda named: {"max_memory": in_bytes(config.max_memory)} if lacks(named, "max_memory") else {}
@@ -130,13 +167,17 @@ def stage_estimator(stage: Stage, config: TrainConfig, kl_weight: Tensor, part: 
             )
         options["share"] = part
     chosen = estimator(stage.estimator, **options)
+    if config.unimix is not None:
+        chosen = with_unimix(chosen, weights.unimix)
     if config.beta is not None:
-        chosen = with_kl_weight(chosen, kl_weight)
-    return chosen if config.free_bits is None else with_free_bits(chosen, config.free_bits)
+        chosen = with_kl_weight(chosen, weights.beta)
+    if config.free_bits is not None:
+        chosen = with_free_bits(chosen, config.free_bits)
+    return chosen if config.usage_entropy is None else with_usage_entropy(chosen, weights.usage_entropy)
 
 
-def annealed_tensors(vae: Any, config: TrainConfig, kl_weight: Tensor) -> Annealed:
-    """Return the tensors that follow a schedule: temperature buffers of the program, and beta.
+def annealed_tensors(vae: Any, config: TrainConfig, weights: Weights) -> Annealed:
+    """Return the tensors that follow a schedule: temperature buffers of the program, and weights of the objective.
 
     A recorded step reads their current values.
 
@@ -144,8 +185,10 @@ def annealed_tensors(vae: Any, config: TrainConfig, kl_weight: Tensor) -> Anneal
         ValueError: if the program has no buffer of that name, or no stage reads it.
     """
     found: Annealed = {}
-    if config.beta is not None:
-        found["beta"] = kl_weight, schedule(str(config.beta), positive=False)
+    for name, weight in weights._asdict().items():
+        text = getattr(config, name)
+        if text is not None:
+            found[name] = weight, schedule(str(text), positive=False)
     for name in ("temperature", "prior_temperature"):
         text = getattr(config, name)
         if text is None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runs.checkpoint import load_checkpoint, load_tensors, save_tensors
-from ..runs.files import read_records
+from ..runs.files import read_records, remove
 
 CHECKPOINT, WEIGHTS, METRICS = "checkpoint.safetensors", "weights.safetensors", "metrics.jsonl"
 
@@ -26,7 +26,7 @@ def read_checkpoint(output: Path) -> Any:
             f"Expected a checkpoint of the run in '{output}', but found only its history or weights, which are left as "
             "they are. Try pyro-gvae evaluate, or another folder for a new run."
         )
-    metrics.unlink(missing_ok=True)  # left by a run that was killed before its first checkpoint
+    remove(metrics)  # left by a run that was killed before its first checkpoint
     return None
 
 

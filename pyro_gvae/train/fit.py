@@ -14,11 +14,13 @@ from torch import Tensor
 from ..config.train import TrainConfig
 from ..data.columns import Data, as_data, first
 from ..data.dataset import Dataset
+from ..models.base import VAE
 from ..programs.pair import HasPair
 from ..runs.checkpoint import save_checkpoint, save_tensors
 from ..runs.config import CONFIG
-from ..runs.files import cut, remove_unfinished
+from ..runs.files import cut, remove, remove_unfinished
 from ..runs.folder import check_own, check_writable, sole_writer
+from ..runs.inside import make_folder, staying_inside
 from ..runtime.distributed import from_main, is_main, largest, share
 from ..runtime.exclusive import only_thread
 from ..runtime.rng import derived_seed, own_randomness
@@ -28,6 +30,7 @@ from .logs import Logs
 from .milestones import NO_MILESTONES, Measure, Milestones, measured
 from .non_finite import check_weights, first_non_finite
 from .pairs import trainable
+from .revive import revive_if_due, rows_of
 from .training import Training
 
 
@@ -94,10 +97,10 @@ def fit(
         vae: a `CategoricalVAE`, or any module with `.model(x)` and `.guide(x)`, or a `Pair` of functions, of which
             all parameters that `pyro.module` and `pyro.param` show are trained; it is trained in place. The
             configuration's settings of networks are ignored.
-        data: a `Dataset`. Training data alone (a tensor (M, D), an array, a torch dataset, or a `DataLoader` for its
-            dataset, of whose items the first element is used) give no test ELBO. A tuple `(x, y)` or a dictionary
-            `{"x": x, "y": y}` of tensors of M rows, of any shape, has all arguments of the programs; batches are such,
-            too.
+        data: a `Dataset`. Training data alone (a tensor (M, ...), an array, a torch dataset, or a `DataLoader` for its
+            dataset, of whose items the first element is used) give no test ELBO. Each datum keeps its shape, but ready
+            programs of images take rows (M, D). A tuple `(x, y)` or a dictionary `{"x": x, "y": y}` of tensors of M
+            rows has all arguments of the programs; batches are such, too.
         config: the configuration; the defaults if None.
         output: a folder for metrics.jsonl, checkpoint.safetensors and finally weights.safetensors; nothing is written
             if None.
@@ -129,11 +132,15 @@ def fit(
     # Processes that divide the data need different random numbers; those that divide the codes need the same ones.
     rank = share().rank if config.shard == "data" else 0
     known = data if isinstance(data, Dataset) else as_data(data)
+    if isinstance(vae, VAE) and isinstance(known, Tensor):
+        known = vae.as_taken(known)
     # In the caller's param store, whose values are trained.
     program = trainable(vae, first(known.train if isinstance(known, Dataset) else known, config.batch_size))
     alone, own = only_thread("fit"), own_randomness(derived_seed("train", config.seed, rank))
     with alone, own, pyro.get_param_store().scope(), _signals_noted(output) as stop:
         training = Training(program, known, config)
+        if config.revive is not None:
+            rows_of(program)
         with _locked(output):
             begun = _begun(training, output, resume=resume)
             milestones.check(training)
@@ -181,6 +188,7 @@ def _advance(
 ) -> None:
     """Take a step and do what is due after it. A checkpoint is written last, so that the next step starts from it."""
     state, ahead = training.state, milestones.ahead(training)
+    revive_if_due(training)
     training.advance()
     logs.advance()
     if training.refused is not None:
@@ -188,14 +196,15 @@ def _advance(
     state.done = training.budget_is_spent
     if training.stage_is_over or state.done or training.evaluation_is_due:
         _judge(training, logs, output, measure)
-    if training.stage_is_over and state.done is None:
+    is_next = training.stage_is_over and state.done is None
+    if is_next:
         training.next_stage()
     if state.done:
         check_weights(training.vae, training.not_finite, training.state)
     if state.done and output is not None and is_main():
         save_tensors(output / WEIGHTS, training.vae.state_dict())
     reached = milestones.record(training, ahead)
-    if state.done or reached or training.checkpoint_is_due:
+    if state.done or is_next or reached or training.checkpoint_is_due:
         _keep(training, output)
 
 
@@ -247,7 +256,7 @@ def _refuse(training: Training, batch: Data, random_state: Tensor, output: Path 
         if is_main():
             save_checkpoint(path, content | {"batch": batch})
         for old in sorted(output.glob("non-finite-step*"), key=lambda path: path.stat().st_mtime_ns)[:-most]:
-            old.unlink(missing_ok=True)
+            remove(old)
         kept = f" The batch and the state are in '{path}'."
     if state.skipped_in_a_row >= most:
         with torch.random.fork_rng():
@@ -271,12 +280,13 @@ def _locked(output: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _held(output: Path) -> Iterator[None]:
-    output.mkdir(parents=True, exist_ok=True)
-    check_own(output)
-    check_writable(output)
-    with sole_writer(output):
-        remove_unfinished(output)
-        yield
+    make_folder(output)
+    with staying_inside(output):
+        check_own(output)
+        check_writable(output)
+        with sole_writer(output):
+            remove_unfinished(output)
+            yield
 
 
 @contextmanager

@@ -1,17 +1,18 @@
 """Logs of a training run: JSON lines, a progress bar, TensorBoard."""
 
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
-from torch import Tensor
 
 from ..data.columns import Data
 from ..data.dataset import Dataset
-from ..evaluate.generate import encode, reconstruct, sample
-from ..models.categorical_vae import CategoricalVAE
+from ..evaluate.generate import digits_of, encode, reconstruct, sample
+from ..models.base import VAE
 from ..runs.files import append_json_line, read_records
+from ..runs.inside import in_place
 from ..runs.records import TrainLine
 from ..runtime.extras import import_extra
 from ..runtime.progress import Progress
@@ -65,8 +66,10 @@ class Logs:
             total=total, initial=step, unit="step", disable=not progress, leave=None
         )  # not inside another
         self._board: Any = None
-        if writer is not None and run is not None:
-            self._board = writer(str(run / "tensorboard"), purge_step=step or None)
+        self._until_the_end = ExitStack()
+        if writer is not None and run is not None:  # which opens its files by their names, again and again
+            place = self._until_the_end.enter_context(in_place(run / "tensorboard" / "events", make=True))
+            self._board = writer(str(place.parent), purge_step=step or None)
 
     def __enter__(self) -> "Logs":
         return self
@@ -75,6 +78,7 @@ class Logs:
         self._bar.close()
         if self._board is not None:
             self._board.close()
+        self._until_the_end.close()
 
     def advance(self) -> None:
         """Move the progress bar by one step."""
@@ -103,9 +107,9 @@ class Logs:
     def picture(self, vae: Any, data: Dataset | Data, step: int) -> None:
         """Add reconstructions, prior samples and code usage to TensorBoard. Random states do not change.
 
-        Only for a `CategoricalVAE` and a `Dataset`, whose images have a shape.
+        Only for a ready program and a `Dataset`, whose images have a shape.
         """
-        if self._board is None or not isinstance(vae, CategoricalVAE) or not isinstance(data, Dataset):
+        if self._board is None or not isinstance(vae, VAE) or not isinstance(data, Dataset):
             return
         shape = (1, *data.image_shape)
         shown = data.test[:NUM_PICTURED]
@@ -115,7 +119,9 @@ class Logs:
         for name, x in (("reconstructions", images), ("samples", samples)):
             self._board.add_images(name, vae.observation.to_pixels(x).reshape(-1, *shape), step)
         with torch.no_grad():
-            used = cast(Tensor, encode(vae, data.test)).argmax(-1)  # (M', N) of its one latent
-        edges = torch.arange(vae.num_categories + 1) - 0.5
-        for latent, categories in enumerate(used.T[:NUM_PICTURED]):
+            found = encode(vae, data.test)
+            named = found if isinstance(found, dict) else {"": found}
+            codes = digits_of({name: own for name, own in named.items() if own.dim() == 3})  # (M', N, K) of all digits
+        edges = torch.arange(codes.shape[-1] + 1) - 0.5
+        for latent, categories in enumerate(codes.argmax(-1).T[:NUM_PICTURED]):
             self._board.add_histogram(f"code usage/latent {latent}", categories, step, bins=edges.tolist())

@@ -60,7 +60,8 @@ def make_step(
         estimator: the estimator, a handler and an ELBO.
         lr: learning rate; ignored if `optimizer` is an object.
         optimizer: the name of a class in `torch.optim`, fused if torch can, for all parameters; or an optimizer that
-            has the parameters already, for example to keep its state when the estimator changes.
+            has the parameters already, for example to keep its state when the estimator changes. It needs those of the
+            loss as well: `optimizer.add_param_group({"params": step.own.parameters()})` before the first step.
         clip_norm: the largest norm of the gradient of all the module's parameters, in nats per datum. The loss's own
             parameters have other units and are not clipped.
         skip_non_finite: skip a step whose loss or gradient is not finite. Only random states change, and the step
@@ -78,9 +79,10 @@ def make_step(
         attribute `own` is the module that the estimator's loss trains itself (:func:`own_state`).
 
     Raises:
-        ValueError: if the optimizer is unknown. In the first step, if no parameter gets a gradient, or the programs use
-            parameters that the module does not have. In any step, if the data are out of range, if there are no data,
-            or, without `skip_non_finite`, if the loss is not finite.
+        ValueError: if the optimizer is unknown. In the first step, if no parameter gets a gradient, the programs use
+            parameters that the module does not have, or an optimizer object lacks parameters of the loss, or all of
+            the module's. In any step, if the data are out of range, if there are no data, or, without
+            `skip_non_finite`, if the loss is not finite.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE, estimator
@@ -91,6 +93,11 @@ def make_step(
         >>> losses[-1] < losses[0]
         True
     """
+    if not isinstance(optimizer, str) and not hasattr(optimizer, "param_groups"):
+        raise ValueError(
+            "Expected the name of an optimizer in torch.optim, or an optimizer that has parameters, but found "
+            f"{type(optimizer).__module__}.{type(optimizer).__qualname__}. Try 'Adam', or stock SVI for one of Pyro's."
+        )
     gradients = _Gradients(vae, estimator, compile=compile)
     chosen = new_optimizer(optimizer, gradients.parameters, lr) if isinstance(optimizer, str) else optimizer
     together = shard if share() != ALONE else None
@@ -125,6 +132,7 @@ class Step:
         self._skip_non_finite = skip_non_finite
         self._buffers = gradients.buffers  # restored after a skipped step
         self._shard = shard
+        self._is_checked = False
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in gradients.parameters)
 
     def __call__(self, *batch: Any, **others: Any) -> Tensor:
@@ -134,6 +142,7 @@ class Step:
         before = [buffer.clone() for buffer in self._buffers]
         self.taken += 1
         try:
+            self._check_optimizer()
             loss = self._gradients(*args, **kwargs)
         except BaseException as error:
             self._put_back(before)
@@ -157,6 +166,29 @@ class Step:
         if self._on_cpu and self.taken % FLUSH_EVERY == 0:
             flush_denormals(self.optimizer)
         return loss / num_data
+
+    def _check_optimizer(self) -> None:
+        """Refuse, before the first step, an optimizer that lacks what the loss trains besides the program.
+
+        It would stay as it is without a word. Of the module's parameters some may be absent, as frozen ones are.
+        """
+        if self._is_checked:
+            return
+        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        of_program = self._gradients.of_program
+        if of_program and held.isdisjoint(map(id, of_program)):
+            raise ValueError(
+                "Expected an optimizer of the module's parameters, but found one that has none of them. Try "
+                "torch.optim.Adam(module.parameters()), or optimizer='Adam'."
+            )
+        absent = [name for name, one in self.own.named_parameters() if one.requires_grad and id(one) not in held]
+        if absent:
+            raise ValueError(
+                "Expected an optimizer that has all parameters of the estimator's loss, but found that it lacks "
+                f"{', '.join(absent)}. Try optimizer.add_param_group({{'params': step.own.parameters()}}) before the "
+                "first step, or optimizer='Adam'."
+            )
+        self._is_checked = True
 
     def _summed(self, loss: Tensor, num_data: int, before: list[Tensor]) -> Sums:
         """Return loss and number of data of all processes, and give all the same gradients and buffers."""

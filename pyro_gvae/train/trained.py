@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..data.dataset import Dataset
-from ..models.categorical_vae import CategoricalVAE
+from ..models.base import VAE
 from ..runs.checkpoint import load_checkpoint, load_tensors
 from ..runs.config import CONFIG, is_train_run, read_train_config
 from ..runs.contents import read_run
@@ -49,7 +49,7 @@ class Trained(NamedTuple):
     """
 
     name: str
-    vae: CategoricalVAE
+    vae: VAE
     data: Dataset
     finished: bool
 

@@ -21,7 +21,7 @@ from ..runs.weights import from_parts, in_parts
 from ..runtime.distributed import copy_from_main, from_main, gathered, largest, share
 from ..runtime.rng import random_states, set_random_states
 from ..schedules import schedule
-from .checks import annealed_tensors, check_data, check_losses, stage_estimator
+from .checks import annealed_tensors, check_data, check_losses, stage_estimator, weights_on
 from .monitor import NUM_TRAIN_WATCHED, discrete_elbo, judge_of
 from .non_finite import first_non_finite, not_finite
 from .optimizers import check_optimizer_state, named_shapes, new_optimizer
@@ -54,10 +54,10 @@ class Training:
         copy_from_main([*vae.parameters(), *vae.buffers()])
         self.per_epoch = -(-num_data(self.train) // config.batch_size)
         # Set before each step; a recorded step reads it.
-        self._kl_weight = torch.ones((), device=columns(self.train)[0].device)
-        self._estimators = [stage_estimator(stage, config, self._kl_weight, self.share) for stage in config.plan]
+        weights = weights_on(columns(self.train)[0].device)
+        self._estimators = [stage_estimator(stage, config, weights, self.share) for stage in config.plan]
         self._learning_rate = schedule(str(config.learning_rate))
-        self._annealed = annealed_tensors(vae, config, self._kl_weight)
+        self._annealed = annealed_tensors(vae, config, weights)
         kind = config.named_optimizer
         self.optimizer = new_optimizer(kind.name, list(vae.parameters()), self._learning_rate(0), **kind.options)
         check_losses(vae, self._estimators, first(self.train, config.batch_size))

@@ -13,12 +13,11 @@ from safetensors.torch import load_file
 from strangers import command, compare_run, rewrite, train_run
 
 from pyro_gvae.config.train import TrainConfig
-from pyro_gvae.data.datasets import load
+from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
 from pyro_gvae.runs.config import read_compare_config, read_config, read_train_config
 from pyro_gvae.runs.contents import read_run
 from pyro_gvae.runs.files import parse_json
-from pyro_gvae.train.setup import initial_model
 from pyro_gvae.train.training import Training
 
 DEEP = "[" * 100_000
@@ -387,9 +386,7 @@ def test_any_config_is_read_or_refused(kind, request, tmp_path, draw):
 @given(draw=st.data())
 def test_any_checkpoint_is_restored_or_refused(draw, tmp_path):
     torch.manual_seed(0)
-    config = TrainConfig(stages="gumbel-softmax:100", num_latents=1, num_categories=2, hidden=(2,), optimizer="Adam")
-    data = load("digits")
-    training = Training(initial_model(config, data), data, config)
+    training = Training(CategoricalVAE(4, 1, 2, (2,)), torch.ones(9, 4), TrainConfig(stages="gumbel-softmax:100"))
     training.step.taken = 0
     content = training.content()
     damaged = put(content, draw.draw(st.sampled_from(places(content))), draw.draw(JUNK))

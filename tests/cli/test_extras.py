@@ -13,6 +13,7 @@ from pyro_gvae.runtime.extras import import_extra
 SMALL = ["--num-latents", "1", "--num-categories", "2", "--hidden", "4"]
 TRAIN = ["train", *SMALL, "--stages", "exact:2steps"]
 COMPARE = ["compare", *SMALL, "--estimators", "exact", "--seeds", "0", "--epochs", "1", "--evaluations", "1"]
+COMPARE += ["--batch-size", "479"]
 
 #: Commands in one process that has none of the packages named first.
 COMMANDS = """

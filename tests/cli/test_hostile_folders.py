@@ -3,17 +3,24 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from strangers import command, compare_run, rewrite, train_run
+import torch
+from strangers import command, compare_run, contents, rewrite, train_run
 
+from pyro_gvae.cli import main as main_module
 from pyro_gvae.cli.main import _parse, _resume_by
 from pyro_gvae.compare import run as compare_module
+from pyro_gvae.config.train import TrainConfig
 from pyro_gvae.data.datasets import load
+from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.runs import config as config_module
 from pyro_gvae.runs.config import read_train_config
+from pyro_gvae.runs.folder import check_own
 from pyro_gvae.train import launch, setup
-from pyro_gvae.train.fit import Fit
+from pyro_gvae.train.fit import Fit, fit
 
 #: Settings that reach out of a folder, as a stranger would have them.
 OUTSIDE = {
@@ -29,6 +36,7 @@ OUTSIDE = {
 FEW = {
     "resume": {},
     "report": {},
+    "explore": {},
     "evaluate": {"num_data": 4, "particles": 4},
     "encode": {"num_data": 4},
     "reconstruct": {"num_data": 4},
@@ -143,10 +151,6 @@ def test_what_acts_on_nothing_is_refused(kind, options, sentence, request):
         command("resume", request.getfixturevalue(kind), **options)
 
 
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("name", LINKED)
 def test_no_command_follows_a_link_out_of_the_folder(name, trained, tmp_path):
     run, outside = shutil.copytree(trained, tmp_path / "run"), tmp_path / "outside"
@@ -163,6 +167,92 @@ def test_no_command_follows_a_link_out_of_the_folder(name, trained, tmp_path):
         with pytest.raises(ValueError, match="is a link or "):
             command(command_name, run, **options)
     assert contents(outside) == before and link.is_symlink()
+
+
+#: What each command writes into, or reads from.
+INNER = {
+    **{"evaluate": "evaluation", "encode": "codes", "reconstruct": "reconstructions", "sample": "samples"},
+    **{"report": "figures", "gaps": "figures"},
+}
+
+
+def after_the_last_look(monkeypatch, original, folder, name, change):
+    """Let a command look at a copy of a folder as often as it does, and change the folder then; return the folder."""
+    looks = 0
+
+    def look(run):
+        nonlocal looks
+        check_own(run)
+        looks += 1
+        if run == changed and looks == most:
+            change(changed)
+
+    monkeypatch.setattr(config_module, "check_own", look)
+    changed, most = None, 0
+    command(name, shutil.copytree(original, folder / "left in peace"), **FEW[name])
+    changed, most, looks = shutil.copytree(original, folder / "run"), looks, 0
+    return changed
+
+
+def swap(inner, outside):
+    """Make a folder of a run a link to another one."""
+
+    def change(run):
+        if (run / inner).exists():
+            (run / inner).rename(run / "mine")
+        (run / inner).symlink_to(outside)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "is_guarded"),
+    [
+        *((name, True) for name in ("encode", "reconstruct", "sample")),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in ("evaluate", "report", "gaps")),
+        pytest.param("sample", False, id="negative control"),
+    ],
+)
+def test_a_folder_that_becomes_a_link_meanwhile_is_not_written_into(name, is_guarded, trained, tmp_path, monkeypatch):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    if not is_guarded:
+        monkeypatch.setattr(main_module, "staying_inside", nullcontext)
+    run = after_the_last_look(monkeypatch, trained, tmp_path, name, swap(INNER[name], outside))
+    with pytest.raises(ValueError, match="is a link or no folder") if is_guarded else nullcontext():
+        command(name, run, **FEW[name])
+    assert (run / INNER[name]).is_symlink() and bool(contents(outside)) is not is_guarded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["report", "resume"])
+def test_cells_that_become_a_link_meanwhile_are_neither_read_nor_trained(name, compared, tmp_path, monkeypatch):
+    outside = shutil.copytree(compared / "cells", tmp_path / "outside")
+    for cell in outside.iterdir():
+        (cell / "error.txt").write_text("a secret")
+        (cell / "pictures.safetensors").unlink()
+    before = contents(outside)
+    run = after_the_last_look(monkeypatch, compared, tmp_path, name, swap("cells", outside))
+    with pytest.raises(ValueError, match="is a link or no folder"):
+        command(name, run, **FEW[name])
+    assert contents(outside) == before and "secret" not in (run / "report.html").read_text()
+
+
+def test_event_files_stay_in_the_folder(tmp_path, monkeypatch):
+    """TensorBoard opens them by their names, again and again."""
+    run, outside, mine = tmp_path / "run", tmp_path / "outside", tmp_path / "mine"
+    outside.mkdir()
+
+    def measure(training):
+        if not mine.exists():
+            (run / "tensorboard").rename(mine)
+            (run / "tensorboard").symlink_to(outside)
+        return {}
+
+    vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+    config = TrainConfig(stages="exact:2steps", batch_size=8, tensorboard=True)
+    fit(vae, torch.ones(8, 6), config, output=run, progress=False, measure=measure)
+    assert not contents(outside) and sum(path.stat().st_size for path in mine.iterdir()) > 200
 
 
 @pytest.mark.filterwarnings("ignore:.* has lost evaluations of the run")

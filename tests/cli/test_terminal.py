@@ -65,7 +65,7 @@ def test_a_file_never_takes_the_number_of_a_closed_stream(tmp_path):
 
 @pytest.mark.slow
 def test_training_goes_on_where_stderr_is_closed(tmp_path):
-    size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--stages", "exact:1"]
+    size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--stages", "exact:1steps"]
     command = [sys.executable, "-m", "pyro_gvae", "train", *size, "--output", "run"]
     done = subprocess.run(command, cwd=tmp_path, preexec_fn=lambda: os.close(2), stdout=subprocess.PIPE)
     assert done.returncode == 0 and (tmp_path / "run" / "weights.safetensors").exists()

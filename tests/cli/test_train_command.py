@@ -1,15 +1,12 @@
 """`pyro-gvae train` and `resume` as processes: one sentence for each mistake, and nothing lost when they are killed."""
 
-import contextlib
 import json
 import os
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -263,59 +260,7 @@ def test_a_full_disk_while_training(tmp_path, capsys):
         subprocess.run(["umount", disk], check=True)
 
 
-# Processes that are killed. A server has imported everything and forks: a process each time, without the imports.
-
-SERVER = """
-import os, sys
-from pyro_gvae.cli import commands, main  # everything that a run imports
-import torch._inductor, torch.fx.experimental.proxy_tensor, sklearn.datasets
-sys.path.insert(0, sys.argv[1])
-from faults import FAULTS
-for line in sys.stdin:
-    fault, number, *words = line.split()
-    child = os.fork()
-    if child == 0:
-        sys.stdout = open(os.devnull, "w")
-        if fault in FAULTS:
-            FAULTS[fault](int(number))
-        os._exit(main.main(words))
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Server:
-    """Runs `pyro-gvae ARGUMENTS` in a process of its own, one after another."""
-
-    def __init__(self):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        tests = str(Path(__file__).parents[1])
-        self.process = subprocess.Popen([sys.executable, "-c", SERVER, tests], env=environment, **pipes)
-
-    def __call__(self, command, *arguments, kill=None, number=signal.SIGKILL, fault=("none", 0)):
-        """The exit code, negative if a signal ended it; `kill` is called when the process has begun.
-
-        A fault of `faults.FAULTS`, and a number, say at which call the process ends itself.
-        """
-        self.process.stdin.write(" ".join((*map(str, fault), command, *arguments)) + "\n")
-        self.process.stdin.flush()
-        child = int(self.process.stdout.readline())
-        if kill is not None:
-            kill()
-            with contextlib.suppress(ProcessLookupError):  # it was faster
-                os.kill(child, number)
-        return int(self.process.stdout.readline())
-
-    def close(self):
-        self.process.communicate()
-
-
-@pytest.fixture
-def server():
-    running = Server()
-    yield running
-    running.close()
+# Processes that are killed.
 
 
 def lines(folder):

@@ -110,12 +110,13 @@ def noted(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training, "make_step", noting)
+        patched.setattr(compare_module, "write_report", lambda run: None)
         run = compare(replace(EPOCH, output=tmp_path_factory.mktemp("runs") / "run"))
     return run, seen
 
 
 @pytest.mark.slow
-def test_a_run_repeats_itself(noted, tmp_path):
+def test_a_run_repeats_itself(noted, tmp_path, unreported):
     runs = noted[0], compare(replace(EPOCH, output=tmp_path / "run"))
     first, second = (read_json_lines(run / "metrics.jsonl") for run in runs)
     numbers = ["train_objective", "train_elbo", "test_objective", "test_elbo", "test_log_evidence"]
@@ -123,7 +124,7 @@ def test_a_run_repeats_itself(noted, tmp_path):
 
 
 @pytest.mark.slow
-def test_how_often_a_run_is_evaluated_does_not_change_it(run, tmp_path):
+def test_how_often_a_run_is_evaluated_does_not_change_it(run, tmp_path, unreported):
     config = replace(SMALL, evaluations=1, seeds=(0,), estimators=("gumbel-softmax",), output=tmp_path / "run")
     seldom = read_json_lines(compare(config) / "metrics.jsonl")["test_elbo"].iloc[-1]
     often = read_json_lines(run / "metrics.jsonl").query("estimator == 'gumbel-softmax' and seed == 0")
@@ -161,7 +162,7 @@ def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monke
     assert set(pd.read_csv(tmp_path / "run" / "results.csv")["status"]) == {"finished"}
 
 
-def test_the_callers_random_state_and_param_store_stay(tmp_path):
+def test_the_callers_random_state_and_param_store_stay(tmp_path, unreported, unrecorded):
     import pyro
 
     before = torch.get_rng_state()
@@ -171,20 +172,13 @@ def test_the_callers_random_state_and_param_store_stay(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_job_on_mnist(tmp_path, mnist_root):
-    config = CompareConfig(
-        estimators=("gumbel-softmax", "exact"),
-        dataset="mnist",
-        data_dir=mnist_root,
-        num_latents=2,
-        hidden=(64,),
-        epochs=1,
-        evaluations=2,
-        seeds=(0,),
-    )
+def test_the_same_job_on_mnist(tmp_path, mnist_root, unreported):
+    size = {"num_latents": 2, "hidden": (32,), "batch_size": 500, "learning_rate": 0.01}
+    size |= {"estimators": ("gumbel-softmax", "exact")}
+    config = CompareConfig(dataset="mnist", data_dir=mnist_root, **size, epochs=1, evaluations=1, seeds=(0,))
     metrics = read_json_lines(compare(replace(config, output=tmp_path / "run")) / "metrics.jsonl")
     final = metrics[metrics["step"] == metrics["step"].max()]
-    assert len(final) == 2 and (final["test_log_evidence"] > -200).all()
+    assert len(final) == 2 and (final["test_log_evidence"] > -230).all()  # from -543
 
 
 def test_what_is_refused_does_not_depend_on_the_clock(slow_clock):

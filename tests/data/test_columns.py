@@ -22,11 +22,11 @@ def test_nested_numbers_are_one_tensor_and_a_tuple_of_tensors_is_not():
     assert isinstance(as_data((X,)), tuple)
 
 
-def test_columns_keep_their_shapes_and_images_alone_become_rows():
+def test_data_keep_their_shapes():
     sequences = torch.arange(12.0).reshape(2, 3, 2)
     (found,) = as_data((sequences,))
     assert torch.equal(found, sequences) and as_data({"x": sequences.numpy()})["x"].shape == (2, 3, 2)
-    assert torch.equal(as_data(sequences), sequences.flatten(1))
+    assert torch.equal(as_data(sequences), sequences) and torch.equal(as_data(sequences.tolist()), sequences)
 
 
 def test_columns_of_different_lengths_are_refused():

@@ -8,9 +8,11 @@ import pytest
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.nn import functional as F
 
-from pyro_gvae.distributions.bernoulli import Bernoulli
+from pyro_gvae.distributions.bernoulli import Bernoulli, ContinuousBernoulli
 from pyro_gvae.distributions.lowered import log_prob
+from pyro_gvae.distributions.observations import CategoricalPixels, Gaussian
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.runtime.compat.torch import TorchDispatchMode, tensors_in
@@ -139,26 +141,181 @@ def test_float32_is_near_float64(family: Family) -> None:
         torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("make", "low"),
-    [
-        (lambda eta: dist.Normal(eta, 0.5), 1000.0),
-        (lambda eta: dist.Normal(eta, 0.5 + 0.001 * (eta - 1000).square()), 1000.0),
-        (lambda eta: dist.Poisson(eta), 1000.0),
-        (lambda eta: dist.Binomial(4000, eta / 4000), 1000.0),
-    ],
-    ids=["normal", "normal, a scale of each code", "poisson", "binomial"],
-)
-def test_what_is_multiplied_is_centred(make: Callable[[Tensor], Any], low: float) -> None:
-    torch.manual_seed(0)
-    eta = (low + torch.rand(S, 1, 64)).double()
-    x = low + torch.randint(3, (B, 64)).double()
-    exact = make(eta).to_event(1).log_prob(x)
-    fn = make(eta.float()).to_event(1)
-    ours, stocks = (
-        (scores.double() - exact).abs().max() for scores in (log_prob(fn, x.float()), fn.log_prob(x.float()))
+class Extreme(NamedTuple):
+    """A distribution with float32 parameters, data, and the terms of its textbook formula in float64."""
+
+    fn: Any
+    x: Tensor
+    terms: tuple[Tensor, ...]  # each of a shape that expands to (S, B, W), of W elements or categories of elements
+
+
+W = 64
+
+
+def spread(low: float, high: float, *shape: int) -> Tensor:
+    return (low + (high - low) * torch.rand(*shape)).float()
+
+
+def of_codes(x: Tensor) -> Tensor:
+    """Parameters of codes that each have a datum of their own, which they explain well."""
+    return x[torch.arange(S) % len(x)].unsqueeze(1)
+
+
+def normals(x: Tensor, scale: Tensor, *, ours: bool = False) -> Extreme:
+    loc = of_codes(x) + scale * torch.randn(S, 1, W)
+    fn = Gaussian(loc, scale) if ours else dist.Normal(loc, scale).to_event(1)
+    loc, scale = loc.double(), scale.double()
+    return Extreme(
+        fn, x, (-0.5 * ((x - loc) / scale).square(), -scale.log(), torch.tensor(-0.5 * math.log(2 * math.pi)))
     )
-    assert ours < 2 * stocks + 1e-4  # products of numbers of 1,000 would be off by 10 nats
+
+
+def bernoullis(x: Tensor, logits: Tensor, *, ours: bool = False) -> Extreme:
+    fn = Bernoulli(logits) if ours else dist.Bernoulli(logits=logits, validate_args=False).to_event(1)
+    return Extreme(fn, x, (x * logits.double(), -F.softplus(logits.double())))
+
+
+def probabilities(x: Tensor, probs: Tensor) -> Extreme:
+    logits = torch.logit(probs.double())
+    return Extreme(dist.Bernoulli(probs).to_event(1), x, (x * logits, -F.softplus(logits)))
+
+
+def continuous_bernoullis(x: Tensor, logits: Tensor, *, ours: bool = False) -> Extreme:
+    fn = ContinuousBernoulli(logits) if ours else dist.ContinuousBernoulli(logits=logits).to_event(1)
+    logits = logits.double()
+    remainder = (-torch.expm1(-logits.abs()) / logits.abs()).log()
+    return Extreme(fn, x, (x * logits, -logits.relu(), -remainder))
+
+
+def binomials(count: int, probs: Tensor) -> Extreme:
+    probs = probs.expand(S, 1, W)
+    x = torch.distributions.Binomial(count, probs[torch.arange(B) % S, 0]).sample()
+    logits, n, x64 = torch.logit(probs.double()), torch.tensor(float(count), dtype=torch.float64), x.double()
+    choose = (torch.lgamma(n + 1), -torch.lgamma(x64 + 1), -torch.lgamma(n - x64 + 1))
+    return Extreme(dist.Binomial(count, probs).to_event(1), x, (x64 * logits, -n * F.softplus(logits), *choose))
+
+
+def poissons(rate: Tensor) -> Extreme:
+    x, rate = torch.poisson(rate), of_codes(rate)
+    fn, rate64, x64 = dist.Poisson(rate).to_event(1), rate.double(), x.double()
+    return Extreme(fn, x, (x64 * rate64.log(), -rate64, -torch.lgamma(x64 + 1)))
+
+
+def exponentials(mean: Tensor) -> Extreme:
+    x, rate = mean * torch.empty_like(mean).exponential_(), of_codes(1 / mean)
+    return Extreme(dist.Exponential(rate).to_event(1), x, (rate.double().log(), -rate.double() * x))
+
+
+def categoricals(logits: Tensor, make: Callable[[Tensor], Any], *, as_one_hot: bool = False) -> Extreme:
+    """Of one-hots, of levels and of pixels: each datum has the most probable levels of a code."""
+    x = logits[torch.arange(B) % S, 0].argmax(-1)
+    one_hot = F.one_hot(x, K)
+    logits64 = logits.double()
+    normalizer = F.pad(logits64.logsumexp(-1, keepdim=True), (0, K - 1))
+    terms = ((one_hot * logits64).flatten(-2), -normalizer.flatten(-2))
+    return Extreme(make(logits), one_hot.float() if as_one_hot else x, terms)
+
+
+def multinomials(count: int, logits: Tensor) -> Extreme:
+    x = torch.distributions.Multinomial(count, logits=logits[torch.arange(B) % S, 0]).sample()
+    fn = dist.Multinomial(count, logits=logits, validate_args=False).to_event(1)
+    log_probs, x64 = logits.double().log_softmax(-1), x.double()
+    choose = F.pad(torch.lgamma(x64.sum(-1, keepdim=True) + 1), (0, K - 1))
+    return Extreme(fn, x, ((x64 * log_probs).flatten(-2), choose.flatten(-2), -torch.lgamma(x64 + 1).flatten(-2)))
+
+
+def bits(*shape: int) -> Tensor:
+    return torch.randint(2, shape).float()
+
+
+def signed(size: float, x: Tensor) -> Tensor:
+    """Log-odds of that size, each code's of the signs that its datum has."""
+    return size * (2 * of_codes(x) - 1) * spread(0.5, 1.5, S, 1, W)
+
+
+def far_from_each_other() -> Tensor:
+    return 1000 * (torch.arange(B) % 2).unsqueeze(-1) + torch.randn(B, W)
+
+
+ONE = torch.tensor(1.0)
+EXTREMES: dict[str, Callable[[], Extreme]] = {
+    "normal, far": lambda: normals(1000 + torch.randn(B, W), ONE),
+    "normal, very far": lambda: normals(1e5 + torch.randn(B, W), spread(0.5, 1.5, W)),
+    "normal, far from each other": lambda: normals(far_from_each_other(), ONE),
+    "normal, narrow": lambda: normals(spread(0, 1, B, W), torch.tensor(0.001)),
+    "normal, narrow, each code": lambda: normals(spread(0, 1, B, W), spread(0.001, 0.002, S, 1, W)),
+    "gaussian, far": lambda: normals(1000 + torch.randn(B, W), ONE, ours=True),
+    "gaussian, far from each other": lambda: normals(far_from_each_other(), ONE, ours=True),
+    "gaussian, narrow": lambda: normals(spread(0, 1, B, W), torch.tensor(0.001), ours=True),
+    **{
+        f"{name}, log-odds of {size:g}": lambda make=make, size=size, ours=ours: make(
+            x := bits(B, W), signed(size, x), ours=ours
+        )
+        for name, make, ours in (
+            ("bernoulli", bernoullis, False),
+            ("our bernoulli", bernoullis, True),
+            ("our continuous bernoulli", continuous_bernoullis, True),
+            ("continuous bernoulli", continuous_bernoullis, False),
+        )
+        for size in (0.01, 30.0, 1e4)
+    },
+    "bernoulli, improbable": lambda: probabilities(torch.zeros(B, W), spread(1e-6, 1e-5, S, 1, W)),
+    "bernoulli, nearly certain": lambda: probabilities(torch.ones(B, W), 1 - spread(1e-6, 1e-4, S, 1, W)),
+    "binomial, few of many": lambda: binomials(1_000_000, spread(1e-6, 1e-5, S, 1, W)),
+    "binomial, half of many": lambda: binomials(4_000, spread(0.4, 0.6, S, 1, W)),
+    "poisson, rare": lambda: poissons(spread(1e-4, 1e-3, B, W)),
+    "poisson, many": lambda: poissons(spread(900, 1100, B, W)),
+    "poisson, of all sizes": lambda: poissons(10 ** spread(-2, 6, B, W)),
+    "exponential, of all sizes": lambda: exponentials(10 ** spread(-6, 6, B, W)),
+    **{
+        f"{name}, logits of {size:g}": lambda make=make, size=size, is_one_hot=is_one_hot: categoricals(
+            size * torch.randn(S, 1, W, K), make, as_one_hot=is_one_hot
+        )
+        for name, make, is_one_hot in (
+            ("categorical", lambda logits: dist.Categorical(logits=logits).to_event(1), False),
+            ("one-hot", lambda logits: dist.OneHotCategorical(logits=logits).to_event(1), True),
+            ("our categorical", lambda logits: CategoricalPixels(logits.flatten(-2), K), False),
+        )
+        for size in (1.0, 1e4)
+    },
+    "our categorical, far": lambda: categoricals(
+        1000 + torch.randn(S, 1, W, K), lambda logits: CategoricalPixels(logits.flatten(-2), K)
+    ),
+    "multinomial": lambda: multinomials(1000, torch.randn(S, 1, W, K)),
+}
+#: Rounding steps of float32 by which a score may be wrong, of the sum of the sizes of its terms and one nat an element.
+MOST_STEPS = 4
+
+
+def steps_off(scores: Tensor, case: Extreme) -> float:
+    """The greatest error of float32 scores (S, B), in rounding steps of the sizes of its terms."""
+    exact, sizes = (
+        sum(part.expand(S, B, part.shape[-1] if part.dim() else W).sum(-1) for part in parts)
+        for parts in (case.terms, [term.abs() for term in case.terms])
+    )
+    return ((scores.double() - exact).abs() / (torch.finfo(torch.float32).eps * (sizes + W))).max().item()
+
+
+@pytest.mark.parametrize("case", EXTREMES.values(), ids=EXTREMES.keys())
+def test_a_score_is_rounded_no_more_than_the_terms_of_its_formula(case: Callable[[], Extreme]) -> None:
+    """Whatever is multiplied, and however far from zero: as if each term were rounded to float32, then added."""
+    torch.manual_seed(0)
+    found = case()
+    scores = log_prob(found.fn, found.x)
+    assert scores.shape == (S, B) and scores.dtype == torch.float32
+    assert steps_off(scores, found) < MOST_STEPS
+
+
+@pytest.mark.parametrize("name", ["normal, far", "normal, far from each other", "normal, narrow"])
+def test_the_bound_notices_what_cancels(name: str) -> None:
+    """The negative control: the same product as one writes it down."""
+    torch.manual_seed(0)
+    found = EXTREMES[name]()
+    loc, scale = found.fn.base_dist.loc.squeeze(1), found.fn.base_dist.scale.squeeze()[0, 0]
+    constant = W * (scale.log() + 0.5 * math.log(2 * math.pi))
+    squares = [0.5 * (part / scale).square().sum(-1) for part in (loc, found.x)]
+    scores = (loc / scale.square()) @ found.x.mT - squares[0].unsqueeze(-1) - squares[1] - constant
+    assert steps_off(scores, found) > 5 * MOST_STEPS
 
 
 SHAPES = [

@@ -3,10 +3,23 @@
 from collections.abc import Mapping
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from brute import Said, every_code, expected, kls, sharp
-from pairs import DATA, PROGRAMS, B, D
+from pairs import (
+    DATA,
+    PROGRAMS,
+    B,
+    D,
+    chain_guide,
+    chain_model,
+    no_guide,
+    one_hot,
+    weights,
+    with_gradients,
+    without_markov,
+)
 from torch import Tensor
 
 from pyro_gvae.elbos.exact import ExactELBO
@@ -16,6 +29,7 @@ from pyro_gvae.estimators.claims import FreeNats
 from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.gaussian_mixture_vae import GaussianMixtureVAE
 from pyro_gvae.models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
+from pyro_gvae.programs import kls as kls_module
 from pyro_gvae.programs.draws import lay_out_draws
 from pyro_gvae.programs.kls import drawn_kls, summed_kls
 from pyro_gvae.programs.layout import lay_out
@@ -113,6 +127,24 @@ def test_draws_have_the_mean_and_the_gradient_of_the_sum(name):
     assert (wanted.abs() > 10 * error).any()  # the control: a gradient of 0 would fail
 
 
+def test_drawn_kls_have_a_baseline(monkeypatch):
+    """Without it the variance of the guide's gradients is larger: here the KL is far from 0."""
+    runs = bind_pair(sharp("two layers, bottom-up", 4.0), DATA)
+    layout = lay_out_draws(runs)
+
+    def variance():
+        pyro.set_rng_seed(0)
+        rows = []
+        for _ in range(30):
+            kls = drawn_kls(runs, layout, 8)
+            rows.append(gradients(sum(kl.value.sum() for kl in kls.values()))["w4x4"])
+        return torch.stack(rows).var(0).sum()
+
+    found = variance()
+    monkeypatch.setattr(kls_module, "above_others", lambda costs: costs)
+    assert variance() > 2 * found
+
+
 def test_too_many_codes_for_a_slice_are_drawn():
     torch.manual_seed(0)
     vae = HierarchicalCategoricalVAE(6, num_latents=20, num_categories=4, hidden=(5,))
@@ -136,3 +168,33 @@ def test_a_recording_is_the_loss():
     wanted = loss.loss(pair.model, pair.guide, DATA)
     traced = TracedELBO(loss)
     assert [traced.loss(pair.model, pair.guide, DATA) for _ in range(2)] == pytest.approx([wanted] * 2)
+
+
+def test_a_chain_has_the_free_bits_of_its_joint_codes():
+    def penalized(model, guide):
+        loss = FreeBits(ExactELBO(), {"z0": 0.2, "z1": 0.01, "z3": 5.0})
+        assert loss.loss(model, guide, DATA) > ExactELBO().loss(model, guide, DATA) + 1.0
+        return with_gradients(lambda: loss.loss_and_grads(model, guide, DATA))
+
+    found = penalized(chain_model, chain_guide)
+    torch.testing.assert_close(found, penalized(*map(without_markov, (chain_model, chain_guide))), rtol=1e-9, atol=1e-9)
+
+
+def test_a_latent_that_the_guide_lacks_has_the_kl_of_its_exact_posterior():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", one_hot(weights(3)))
+            pyro.sample("x", dist.Normal(z @ weights(3), 1.0), obs=x[:, 0])
+
+    def by_hand():
+        prior = weights(3).log_softmax(-1)
+        joint = prior + dist.Normal(weights(3), 1.0).log_prob(DATA[:, :1])
+        posterior = joint.log_softmax(-1)
+        kl = (posterior.exp() * (posterior - prior)).sum(-1).mean()
+        loss = -joint.logsumexp(-1).sum() + B * (2.0 - kl)
+        loss.backward()
+        return loss.detach()
+
+    loss = FreeBits(ExactELBO(), 2.0)
+    found = with_gradients(lambda: loss.loss_and_grads(model, no_guide, DATA))
+    torch.testing.assert_close(found, with_gradients(by_hand), rtol=1e-9, atol=1e-9)

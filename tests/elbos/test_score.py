@@ -402,7 +402,7 @@ def test_baselines_refuse_what_they_cannot_do():
             pyro.sample("y", dist.Bernoulli(torch.tensor(0.5)))
 
     elbo = BaselineELBO(RunningBaseline())
-    with pytest.raises(ValueError, match="to have a discrete latent for the baseline, but found none"):
+    with pytest.raises(ValueError, match="to have a discrete site, latent or observed, but found none"):
         elbo.loss_and_grads(lambda x: None, lambda x: None, rows.x)
     elbo = BaselineELBO(NeuralBaseline(rows.DIM))
     with pytest.raises(

@@ -11,6 +11,7 @@ import torch
 from pairs import (
     DATA,
     PROGRAMS,
+    D,
     L,
     Program,
     bottom_up_guide,
@@ -26,6 +27,7 @@ from pairs import (
 )
 
 from pyro_gvae import ExactELBO
+from pyro_gvae.elbos import control_variates
 from pyro_gvae.estimators import estimator
 from pyro_gvae.exact import Pair
 from pyro_gvae.jit.traced_elbo import TracedELBO
@@ -173,6 +175,37 @@ def test_continuous_latents_below_a_code(name, count):
     """Location-scale families, others with a pathwise derivative, and one without."""
     found = estimates(name, families(count=count), num_particles=LOSSES[name])
     assert two_sample(found, reference(count)) < 5
+
+
+# Variances.
+
+
+def spread_model(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("top", one_hot(torch.zeros(2).double()))
+        pyro.sample("below", one_hot(torch.zeros(8, 4).double()).to_event(1))
+        pyro.sample("x", dist.Normal(torch.zeros(D).double(), 1.0).to_event(1), obs=x)
+
+
+def spread_guide(x):
+    """The lower codes are uniform under one value of the upper one, and not under the other."""
+    with pyro.plate("data", len(x)):
+        top = pyro.sample("top", one_hot(linear(2, x)))
+        sharpness = top[..., :1, None] * torch.arange(4.0).double()
+        pyro.sample("below", one_hot(sharpness.expand(*sharpness.shape[:-2], 8, 4)).to_event(1))
+
+
+def test_the_control_of_rebar_has_the_entropies_of_later_latents(monkeypatch):
+    """They are all that costs differ by here."""
+    pair, later_terms = (spread_model, spread_guide), control_variates.later_terms
+    found = estimates("rebar", pair)["w4x2"].var(0).sum()
+
+    def of_codes(drawn, name):
+        is_soft = any(((codes > 0) & (codes < 1)).any() for codes in drawn.codes.values())
+        return torch.zeros(1, 1) if is_soft else later_terms(drawn, name)
+
+    monkeypatch.setattr(control_variates, "later_terms", of_codes)
+    assert estimates("rebar", pair)["w4x2"].var(0).sum() > 5 * found
 
 
 # What is exact besides the mean.

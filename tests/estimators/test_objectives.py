@@ -37,7 +37,7 @@ def formula(vae, x, beta=1.0, nats=0.0):
 
 
 CODES = [torch.arange(K)] * N
-WITHOUT_KL = ["exact-evidence", "vimco", "ovis", "tvo", "daps", "reweighted-wake-sleep"]
+WITHOUT_KL = ["exact-evidence", "exact-wake", "vimco", "ovis", "tvo", "daps", "reweighted-wake-sleep"]
 
 
 class ScoreFunction(SampledELBO):

@@ -11,11 +11,13 @@ from pyro.infer import Trace_ELBO
 from pyro_gvae import ExactELBO, make_step
 from pyro_gvae.distributions.concrete import ExpConcrete
 from pyro_gvae.elbos import per_site as loss
+from pyro_gvae.elbos.baselines import RunningBaseline
 from pyro_gvae.elbos.mean_field import MeanFieldELBO
 from pyro_gvae.estimators import Bias, Objective, estimator, with_kl_weight
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import relax, straight_through
 from pyro_gvae.models.joint_vae import JointVAE
+from pyro_gvae.programs import samples
 
 NUM_CALLS, COPIES = 30, 60
 
@@ -99,6 +101,29 @@ def test_latents_without_rsample_are_scored_if_others_are():
         ValueError, match=r"found 'n', a Poisson without rsample.*estimator\(\{'n': 'reinforce-loo'\}\)"
     ):
         estimate(estimator({"y": "exact"}), Pair(*pair[:2]))
+
+
+COUNTED = ["local-expectation", "disarm-iw", "rebar", "reinforce-baseline"]
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_counts_beside_a_code_are_scored_with_a_baseline(name, monkeypatch):
+    """The mean is exact with it, and the variance is far larger without."""
+    enumerable = Program(lambda x: poisson_model(x, count=truncated), lambda x: poisson_guide(x, count=truncated))
+    pair, chosen = Program(poisson_model, poisson_guide), estimator(name, num_particles=2)
+    assert worst_score(chosen, pair, stock(enumerable)) < 5
+    with_baseline = variance(chosen, pair)
+    monkeypatch.setattr(samples, "above_others", lambda costs: costs)
+    monkeypatch.setattr(RunningBaseline, "forward", lambda self, x: torch.zeros(()).double())
+    assert variance(chosen, pair) > 2 * with_baseline
+
+
+def variance(chosen, pair):
+    """Of the gradient of the parameters of the rate, after a call that teaches a baseline."""
+    pyro.set_rng_seed(0)
+    model, guide, elbo = chosen.bind(Pair(*pair[:2]))
+    rows = [with_gradients(lambda: elbo.loss_and_grads(model, guide, DATA))["w4x1"] for _ in range(33)]
+    return float(torch.stack(rows[3:]).var(0).sum())
 
 
 @pytest.mark.parametrize("kl", ["categorical", "sampled"])

@@ -16,6 +16,7 @@ MORE_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("reinforce-baseline", {"num_particles": 3}),
     ("reinforce-baseline", {"baseline": "neural", "data_dim": Rows.DIM}),
     ("reinforce-loo", {"num_particles": 2}),
+    ("top-c", {"num_codes": 3}),
 ]
 #: Gradients of other objectives than the ELBO have oracles of their own elsewhere.
 UNBIASED = [

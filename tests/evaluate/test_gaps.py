@@ -10,13 +10,14 @@ import pyro
 import pytest
 import torch
 from brute import sharp
-from pairs import DATA
+from pairs import DATA, chain_guide, chain_model, no_guide, without_markov
 from pyro.infer import Trace_ELBO
 
 from pyro_gvae import exact
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
 from pyro_gvae.evaluate.gaps import BOUNDS, GAPS, gaps, relaxed_bound, summarize_gaps
+from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import relax
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.report.gaps import draw_gaps, gaps_table, run_gaps
@@ -82,6 +83,23 @@ def test_integers_have_no_relaxation_gap():
         gaps(sharp("a normal given a code", 1.0), DATA)
     with pytest.raises(ValueError, match="Expected a temperature"):
         gaps(sharp("two layers, independent", 1.0), DATA)
+
+
+def test_a_chain_has_the_gaps_of_its_joint_codes():
+    pyro.clear_param_store()
+    found = []
+    for model, guide in ((chain_model, chain_guide), (without_markov(chain_model), without_markov(chain_guide))):
+        pyro.set_rng_seed(0)
+        found.append(gaps(Pair(model, guide), DATA, num_particles=2, temperature=0.5))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+def test_latents_that_the_guide_lacks_are_not_relaxed():
+    pyro.clear_param_store()
+    found = gaps(Pair(chain_model, no_guide), DATA)
+    assert found.relaxed_bound is None
+    torch.testing.assert_close(found.elbo, found.log_evidence)
+    assert (found.mean_field_elbo < found.elbo).all()  # factorized, which the exact posterior is not
 
 
 @pytest.mark.slow

@@ -3,14 +3,23 @@
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from brute import every_code, latents_of
-from pairs import DATA, PROGRAMS
+from pairs import DATA, PROGRAMS, FixedNormal, chain_model, no_guide, second_order_model, topic_guide, words_model
 from problems import PROBLEMS, B, D, K, N, codes, joint_in_a_loop, log_q_in_a_loop
 
-from pyro_gvae.evaluate.generate import encode, reconstruct, sample
+from pyro_gvae import exact
+from pyro_gvae.distributions.one_hot import FactorizedOneHotCategorical
+from pyro_gvae.evaluate.generate import digits_of, encode, numbers_of, reconstruct, sample
 from pyro_gvae.exact import Pair
+from pyro_gvae.handlers import discretize
+from pyro_gvae.models.bernoulli_vae import BernoulliVAE
+from pyro_gvae.models.gaussian_mixture_vae import GaussianMixtureVAE
+from pyro_gvae.models.hidden_markov_model import HiddenMarkovModel
+from pyro_gvae.models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
+from pyro_gvae.models.joint_vae import JointVAE
 
 PROBLEM = next(problem for problem in PROBLEMS if problem.name == "bernoulli-learned")
 
@@ -98,6 +107,73 @@ def test_samples_have_the_models_mean():
         assert (set(found.unique().tolist()) == {0.0, 1.0}) == pixels
 
 
+def test_samples_are_those_of_the_factorized_prior():
+    """The numbers that a seed has always given."""
+    vae = PROBLEM.vae()
+    torch.manual_seed(1)
+    found = sample(vae, 7, pixels=True)
+    torch.manual_seed(1)
+    drawn = FactorizedOneHotCategorical(logits=vae.prior_logits).sample((7,))
+    assert torch.equal(found, vae.observation(vae.decoder(drawn)).sample())
+
+
+READY = {
+    "bits": lambda: BernoulliVAE(D, 3, (5,)),
+    "layers": lambda: HierarchicalCategoricalVAE(D, 3, 2, 3, (5,)),
+    "beside a Gaussian": lambda: JointVAE(D, 2, 3, 2, (5,)),
+    "a mixture": lambda: GaussianMixtureVAE(D, 3, 2, (5,)),
+}
+
+
+def ready(name):
+    torch.manual_seed(0)
+    vae = READY[name]()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.mul_(3)
+    return vae, torch.rand(B, D).round()
+
+
+@pytest.mark.parametrize("name", READY)
+def test_samples_of_ready_programs_are_those_of_stock_pyro(name):
+    """A z-test of each pixel's mean and of each pair's product."""
+    vae, _ = ready(name)
+    found = sample(vae, 4000, pixels=True)
+    model = pyro.poutine.uncondition(discretize(vae.model))
+    with torch.no_grad():
+        expected = pyro.poutine.trace(model).get_trace(torch.zeros(4000, D)).nodes["x"]["value"]
+    assert found.shape == expected.shape == (4000, D)
+    for own, other in ((found, expected), (found * found.roll(1, 1), expected * expected.roll(1, 1))):
+        error = ((own.var(0) + other.var(0)) / 4000).sqrt()
+        assert ((own.mean(0) - other.mean(0)).abs() < 5 * error + 1e-6).all()
+    assert not ((found.mean(0) - 0.5).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("name", READY)
+def test_reconstructions_of_ready_programs_are_those_of_stock_pyro(name):
+    vae, x = ready(name)
+    codes = encode(vae, x)
+    if name == "bits":
+        values = {"z": codes[..., 1]}
+    else:
+        one_digit = {"y"} if name == "a mixture" else set()
+        values = {site: value.squeeze(-2) if site in one_digit else value for site, value in codes.items()}
+    model = pyro.poutine.condition(discretize(vae.model), data=values)
+    with torch.no_grad():
+        expected = pyro.poutine.trace(model).get_trace(x).nodes["x"]["fn"].mean
+    torch.testing.assert_close(reconstruct(vae, x), expected)
+
+
+def test_programs_of_sequences_have_no_one_observation():
+    with pytest.raises(ValueError, match="Expected a model that observes x in one statement, but found 4"):
+        reconstruct(HiddenMarkovModel(2, 3, hidden=4, observation="gaussian"), torch.randn(5, 4, 2))
+
+
+def test_layers_are_in_the_order_of_their_numbers():
+    layers = {f"z{layer}": torch.full((1, 1, 2), float(layer)) for layer in (10, 2, 1)}
+    assert digits_of(layers)[0, :, 0].tolist() == [1, 2, 10] and list(numbers_of(layers)) == ["z1", "z2", "z10"]
+
+
 def test_unknown_kinds_are_refused():
     with pytest.raises(ValueError, match=r"Expected a kind of code among map, sample, exact, but found 'mode'"):
         encode(PROBLEM.vae(), PROBLEM.x(), "mode")
@@ -108,3 +184,40 @@ def test_unknown_kinds_are_refused():
 def test_no_samples_are_refused(count):
     with pytest.raises(ValueError, match=f"Expected num_samples of at least 1, but found {count}"):
         sample(PROBLEM.vae(), count)
+
+
+def test_latents_that_the_guide_lacks_are_encoded_given_the_others():
+    """Without any in the guide, by the most probable path; beside others, by the most probable code given theirs."""
+    pyro.clear_param_store()
+    for model in (chain_model, second_order_model):
+        pair = Pair(model, no_guide)
+        found, expected = encode(pair, DATA), encode(pair, DATA, "exact")
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    found = encode(Pair(words_model, topic_guide), DATA)
+    topic = found["topic"].squeeze(-2)
+    given = pyro.poutine.condition(words_model, {"topic": topic})
+    expected = exact.posterior(Pair(given, no_guide), DATA).marginals
+    assert torch.equal(found["on"].argmax(-1), expected.argmax(-1))
+    pyro.set_rng_seed(0)
+    drawn = encode(Pair(words_model, no_guide), DATA.repeat(400, 1), "sample")["on"].unflatten(0, (400, -1))
+    mean = exact.posterior(Pair(words_model, no_guide), DATA).marginals["on"]
+    assert ((drawn.mean(0) - mean).abs() / (mean * (1 - mean) / 400).sqrt()).max() < 5
+
+
+def test_a_code_given_the_mean_of_a_continuous_latent():
+    centres = torch.tensor([-1.0, 0.2, 2.0]).double()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.2, 0.3, 0.5]).double()))
+            c = pyro.sample("c", dist.Normal(centres[k], 0.5))
+            pyro.sample("x", dist.Normal(c, 1.0), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", FixedNormal(2 * x[:, 0], 0.3))
+
+    found = encode(Pair(model, guide), DATA)
+    torch.testing.assert_close(found["c"], 2 * DATA[:, 0])
+    scores = torch.tensor([0.2, 0.3, 0.5]).double().log() + dist.Normal(centres, 0.5).log_prob(2 * DATA[:, :1])
+    assert torch.equal(found["k"].squeeze(-2).argmax(-1), scores.argmax(-1))

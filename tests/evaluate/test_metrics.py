@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from brute import sharp
-from pairs import DATA, PROGRAMS, B
+from pairs import DATA, PROGRAMS, B, chain_guide, chain_model, linear, no_guide, one_hot, weights, without_markov
 from pyro import poutine
 
 from pyro_gvae import exact
@@ -23,7 +23,7 @@ from pyro_gvae.evaluate.tables import evaluation_table
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import discretize, weigh_kl
 from pyro_gvae.models.categorical_vae import CategoricalVAE
-from pyro_gvae.programs.layout import lay_out
+from pyro_gvae.programs.look import look
 from pyro_gvae.programs.runs import bind_pair
 from pyro_gvae.train.step import make_step
 
@@ -211,9 +211,9 @@ def test_what_a_sum_takes_is_that_of_all_data():
     """Of which the first are measured."""
     vae, x = CategoricalVAE(6, 2, 3, hidden=(5,)), torch.ones(20, 6)
     operations = exact.cost(vae, x[:5]).operations
-    chunks, layout = [(rows,) for rows in x.split(5)], lay_out(bind_pair(vae, x[:2]))
-    assert is_summable(vae, chunks, layout, 4.01 * operations, None)
-    assert not is_summable(vae, chunks, layout, 3.99 * operations, None)
+    chunks, seen = [(rows,) for rows in x.split(5)], look(bind_pair(vae, x[:2]))
+    assert is_summable(vae, chunks, seen, 4.01 * operations, None)
+    assert not is_summable(vae, chunks, seen, 3.99 * operations, None)
 
 
 def test_data_without_parts_are_refused():
@@ -301,3 +301,61 @@ def test_scores_of_a_loss_are_those_of_the_pair(name):
     found = discrete_scores(pair, DATA)
     assert found == pytest.approx((expected.elbo.sum().item() / B, expected.log_evidence.sum().item() / B))
     assert {len(usage) for usage in code_usage(pair, DATA).values()} == {1}
+
+
+def test_a_chain_is_evaluated_as_its_joint_codes():
+    pyro.clear_param_store()
+    data = Dataset("sequences", DATA.sigmoid()[:, :3], DATA.sigmoid()[:, :3], (1, 3))
+    found, expected = (
+        evaluate(pair, data)
+        for pair in (Pair(chain_model, chain_guide), Pair(without_markov(chain_model), without_markov(chain_guide)))
+    )
+    texts = ["part", "metric", "unit", "method"]
+    assert found.metrics[texts].equals(expected.metrics[texts])
+    for own, other in zip((found.metrics, found.latents), (expected.metrics, expected.latents), strict=True):
+        numbers = own.select_dtypes("number").columns
+        assert own[numbers].to_numpy() == pytest.approx(other[numbers].to_numpy(), abs=1e-9, nan_ok=True)
+
+
+def test_latents_that_the_guide_lacks_have_the_numbers_of_their_posterior():
+    pyro.clear_param_store()
+    x = DATA.sigmoid()[:, :3]
+    found = evaluate(Pair(chain_model, no_guide), Dataset("sequences", x, x, (1, 3)))
+    evidence = exact.log_evidence(Pair(chain_model, no_guide), x).mean().item()
+    assert found.value("test", "elbo") == found.value("test", "log_evidence") == pytest.approx(evidence)
+    usage = code_usage(Pair(chain_model, no_guide), x)
+    for name, probs in usage.items():
+        perplexity = torch.special.entr(probs).sum(-1).exp().item()
+        assert found.value("test", f"code_perplexity[{name}]") == pytest.approx(perplexity, abs=1e-9)
+    assert set(found.metrics["method"]) == {"exact"}
+
+
+def test_a_chain_beside_what_is_continuous_is_sampled_with_its_codes_summed():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Normal(torch.zeros(()).double(), 1.0))
+            z = weights(2)
+            for t in pyro.markov(range(3)):
+                z = pyro.sample(f"z{t}", one_hot(linear(2, z)))
+                pyro.sample(f"x{t}", dist.Normal(z[..., 0] + c, 1.0), obs=x[:, t])
+
+    def continuous(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Normal(x.mean(-1) / 2, 0.8))
+
+    def both(x):
+        continuous(x)
+        with pyro.plate("data", len(x)):
+            z = weights(2)
+            for t in pyro.markov(range(3)):
+                z = pyro.sample(f"z{t}", one_hot(linear(2, z)))
+
+    pyro.clear_param_store()
+    x = DATA.sigmoid()[:, :3]
+    data = Dataset("sequences", x, x, (1, 3))
+    alone, drawn = (evaluate(Pair(model, guide), data, num_particles=300) for guide in (continuous, both))
+    assert "collapsed_iwae_bound" not in set(alone.metrics["metric"])  # all codes are summed anyway
+    bounds = alone.value("test", "iwae_bound"), drawn.value("test", "collapsed_iwae_bound")
+    assert bounds[0] == pytest.approx(bounds[1], abs=0.1)
+    assert alone.value("test", "elbo") > drawn.value("test", "elbo") + 0.05
+    assert alone.value("test", "kl[c]") == pytest.approx(drawn.value("test", "kl[c]"), abs=0.2)

@@ -594,7 +594,7 @@ def _no_site(x: Tensor) -> None:
 
 REFUSED_MODELS = {
     "another latent": (_program(_normal_latent), "whose latents are all discrete, but found 'w'"),
-    "no code": (_no_site, "model to have a discrete latent, but found none"),
+    "no code": (_no_site, "model to have a discrete site, latent or observed, but found none"),
     "nothing observed": (_unobserved, "model to observe data, but found no statement but the latent 'z'"),
     "site outside of the plate": (_outside, r"inside of its plate\(s\) \['data'\], but found 'x' outside"),
     "plate of latents": (_plate_of_latents, r"inside of its plate\(s\) \['latents'\].* one site with \.to_event\(1\)"),

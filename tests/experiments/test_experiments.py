@@ -8,6 +8,8 @@ from pathlib import Path
 
 import article
 import bound_gaps
+import certified_width
+import collapse
 import common
 import crossover
 import gradient_fidelity
@@ -45,8 +47,10 @@ SMOKES = {
     "gradient_fidelity elbo": partial(gradient_fidelity.main, "elbo"),
     "gradient_fidelity reinmax": partial(gradient_fidelity.main, "reinmax"),
     "crossover": crossover.main,
+    "collapse": collapse.main,
     "article": article.main,
     "semi_supervised": semi_supervised.main,
+    "certified_width": certified_width.main,
 }
 SLOW = {"crossover", "relaxed_vs_exact", "reinmax_protocol"}
 

@@ -21,11 +21,17 @@ def test_the_smoke_run(tmp_path, capsys):
     assert not list((tmp_path / "runs").iterdir())
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "first"
+    assert main(["train", *soak.SMALL, "--stages", "exact:2steps", "--no-tensorboard", "--output", str(run)]) == 0
+    return run
+
+
 @pytest.fixture
-def pair(tmp_path):
+def pair(first, tmp_path):
     """Two runs that are the same."""
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert main(["train", *soak.SMALL, "--stages", "exact:2steps", "--no-tensorboard", "--output", str(first)]) == 0
+    second = tmp_path / "second"
     shutil.copytree(first, second)
     soak._check_same(first, second)
     return first, second

@@ -16,9 +16,7 @@ def test_the_smoke_run_measures_everything(tmp_path):
     for row in found["programs"]:
         assert row["stock_over_ours"] == pytest.approx(row["milliseconds"]["stock"] / row["milliseconds"]["ours"])
     assert all(row["loss_difference"] < 1e-4 for row in found["programs"][2:])
-    assert [(row["method"], row["num_steps"]) for row in found["memory"]] == [
-        (method, num_steps) for num_steps in (2, 3) for method in ("ours", "stock")
-    ]
+    assert [(row["method"], row["num_steps"]) for row in found["memory"]] == [("ours", 2), ("stock", 2)]
     assert all(row["peak_bytes"] > row["peak_bytes_before"] > 50e6 for row in found["memory"])
     assert [row["observation"] for row in found["observations"]] == ["Bernoulli", "Normal", "Poisson"]
     assert found["machine"]["torch"] == torch.__version__ and "programs" in found["command"]

@@ -591,7 +591,7 @@ def test_nothing_to_enumerate_is_refused():
     def model():
         pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
 
-    with pytest.raises(ValueError, match="Expected a discrete latent to enumerate, but found none"):
+    with pytest.raises(ValueError, match="to have a discrete site, latent or observed, but found none"):
         TraceEnum_ELBO(max_plate_nesting=0).loss(enumerated(model), lambda: None)
 
 

@@ -1,7 +1,11 @@
 """Programs and data of public bug reports that no other test has, and the tests that `docs/reliability.md` names."""
 
 import ast
+import json
 import re
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pyro
@@ -39,6 +43,22 @@ def test_the_page_names_tests_that_exist():
     tests = named(PAGE.read_text(encoding="utf-8"))
     assert len(tests) > 80
     assert [f"{path}::{function}" for path, function in tests if not exists(path, function)] == []
+
+
+@pytest.mark.slow
+def test_the_figures_on_the_page_are_those_of_the_tests():
+    """A number in brackets is how many cases a test has; the last table says how many rows it has."""
+    text = PAGE.read_text(encoding="utf-8")
+    told = {(path, name): int(number) for path, name, number in re.findall(r"`(tests/\S+)::(\w+)` \((\d+)\)", text)}
+    files = dict.fromkeys(path for path, _ in told)
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
+    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    counted = Counter(re.findall(r"^(tests/\S+?)::(\w+)", collected, re.MULTILINE))
+    assert len(told) > 30 and told == {test: counted[test] for test in told}
+    last = text[text.index("| what a person did") :]
+    assert f"Beyond that, {len(re.findall(r'^[|] ', last, re.MULTILINE)) - 1} programs" in text
+    soak = json.loads((ROOT / "experiments" / "results" / "soak.json").read_text(encoding="utf-8"))
+    assert f"{soak['runs']} runs, {soak['kills']} kills, nothing lost" in text and soak["lost"] == 0
 
 
 def test_a_test_that_does_not_exist_is_found():

@@ -28,7 +28,7 @@ NETWORK = "--hidden 8 --num-latents 2 --num-categories 3"
 #: Command -> options that make it small; the last of an option that is given twice counts.
 SMALLER = {
     "train": f"{NETWORK} --steps 4 --batch-size 50",
-    "compare": f"{NETWORK} --epochs 1 --evaluations 1 --seeds 0 --batch-size 50",
+    "compare": f"{NETWORK} --epochs 1 --evaluations 1 --seeds 0",
     "gradients": f"{NETWORK} --num-data 8 --num-samples 32 --epochs 0",
     "advise": f"{NETWORK} --seconds 0.2 --estimators gumbel-softmax reinmax reinforce-loo",
 }
@@ -39,7 +39,11 @@ OURS = [command for command in SHOWN if command.words[0] in ("pyro-gvae", "torch
 def smaller(words: list[str]) -> list[str]:
     options = SMALLER.get(words[0], "").split() if "--run" not in words else ["--num-samples", "32"]
     grid = ["--sizes", "3x2"] if "--sizes" in words else []
-    processes = ["--workers", "1"] if "--workers" in words else []  # more give the same: `test_sweep.py`
+    processes = ["--workers", "1"] if "--workers" in words else []  # more give the same: `test_jobs.py`
+    if words[0] == "compare":
+        options += ["--batch-size", "50" if "mnist" in words else "479"]  # batches of one size
+        if len(words) > 1 and "--estimators" not in words:  # the shortest line has all that there are by default
+            options += ["--estimators", "gumbel-softmax", "exact"]
     return [*words, *options, *grid, *processes]
 
 
@@ -70,7 +74,7 @@ def dask_cluster(words: list[str]) -> Any:
         return nullcontext()
     distributed = pytest.importorskip("distributed")
     # Any free port: without an address it takes one port, which another worker of these tests may have.
-    return distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0")
+    return distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0")
 
 
 def takes(words: list[str]) -> Iterator[Path]:
@@ -88,9 +92,11 @@ def test_a_command_that_is_shown_runs_to_its_end(
         make = "train" if "train" in run.name or "staged" in run.name else "compare"
         shutil.copytree(finished_run(make), run)
     if command.words[0] == "torchrun":
-        module = command.words.index("pyro_gvae") + 1
-        launched = [*command.words[1:module], *smaller(command.words[module:])]
-        line = [sys.executable, "-m", "torch.distributed.run", *launched]
+        launcher, module = command.words.index("-m"), command.words.index("pyro_gvae") + 1
+        options, words = command.words[1:launcher], smaller(command.words[module:])
+        if "--shard" not in words:
+            options += ["--nproc-per-node", "1"]  # two take part in `test_distributed.py`
+        line = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "pyro_gvae", *words]
         done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         return

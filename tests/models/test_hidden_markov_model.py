@@ -1,11 +1,17 @@
 """The hidden Markov model: its evidence by the forward algorithm, its bound by stock Pyro, its guide, its lengths."""
 
+from unittest import mock
+
 import pyro
 import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_gvae import ExactELBO, TrainConfig, estimator, exact, fit
+from pyro_gvae.evaluate.generate import encode
+from pyro_gvae.evaluate.guides import read_guide
+from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.hidden_markov_model import HiddenMarkovModel
 
 B, T, D, K = 5, 4, 2, 3
@@ -76,6 +82,23 @@ def test_the_guide_has_the_form_of_the_exact_posterior(monkeypatch):
     torch.testing.assert_close(exact.elbo(hmm, x), evidence)
 
 
+@GIVEN
+def test_what_is_said_of_its_states_is_what_their_joint_codes_say(lengths):
+    """Against a plain loop in place of `pyro.markov`, where all codes are summed together."""
+    hmm, x = made()
+    given = (x[:, :3], *(own.clamp_max(3) for own in lengths))
+
+    def numbers():
+        said = read_guide(hmm, given)
+        best = exact.mean_field(hmm, *given)
+        return said.log_probs, said.entropies, said.kls, best.elbo, encode(hmm, given, "exact")
+
+    found = numbers()
+    with mock.patch.object(pyro, "markov", lambda steps, **_: steps):
+        expected = numbers()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_what_lies_beyond_the_end_of_a_sequence_changes_nothing():
     hmm, x = made()
     beyond = torch.arange(T) >= LENGTHS.unsqueeze(-1)
@@ -102,6 +125,23 @@ def test_a_short_training_improves_the_bound():
     config = TrainConfig(stages="exact:20steps", batch_size=B, learning_rate=3e-2, evaluate_every="20steps")
     first, last = fit(hmm, data, config, progress=False).history
     assert first["elbo_is"] == last["elbo_is"] == "exact" and last["train_elbo"] > first["train_elbo"] + 0.5
+
+
+@pytest.mark.parametrize("given", [lambda x: x, lambda x: x.numpy(), lambda x: DataLoader(TensorDataset(x))])
+def test_sequences_alone_keep_their_shape(given, monkeypatch):
+    """As the only data of a program or of a pair, as in a tuple: weights are the same, bit for bit."""
+    monkeypatch.setattr(TracedELBO, "outcome", lambda *_, **__: None)  # a recording takes seconds
+    config = TrainConfig(stages="reinforce-loo:1steps", batch_size=B, judge="none")
+    trained = []
+    for data, program in ((lambda x: (x,), lambda hmm: hmm), (given, lambda hmm: hmm), (given, pair_of)):
+        hmm, x = made(torch.float32)
+        fit(program(hmm), data(x), config, progress=False)
+        trained.append(list(hmm.parameters()))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*trained, strict=True))
+
+
+def pair_of(hmm):
+    return exact.Pair(hmm.model, hmm.guide)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,22 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DATA, B, chain_guide, chain_model, linear, no_guide, one_hot, weights
+from pairs import (
+    DATA,
+    PARALLEL,
+    B,
+    chain_guide,
+    chain_model,
+    linear,
+    no_guide,
+    one_hot,
+    weights,
+    with_gradients,
+    without_markov,
+)
 
 from pyro_gvae import ExactELBO, exact
+from pyro_gvae.elbos.exact import ExactEvidence
 from pyro_gvae.elbos.score import VIMCO, ReinforceLOO
 from pyro_gvae.estimators import estimator
 from pyro_gvae.exact import Pair
@@ -49,6 +62,47 @@ def test_a_latent_that_a_statement_after_the_loop_reads():
             pyro.sample("x", dist.Normal(z[-1][..., 0], 1.0), obs=x[:, 0])
 
     refused("to be inside of its plate", chain(lambda z: linear(3, z[-1]), observe))
+
+
+def read_behind_model(x, *, lag, history, again):
+    z = [torch.zeros(3).double()] * 2
+    with pyro.plate("data", len(x)):
+        for t in pyro.markov(range(4), history=history):
+            z.append(pyro.sample(f"z{t}", one_hot(linear(3, z[-1], z[-history])), infer=PARALLEL))
+            pyro.sample(f"x{t}", dist.Normal(linear(1, z[-1]).squeeze(-1), 1.0), obs=x[:, t])
+        w, u = pyro.sample("w", one_hot(linear(2, z[-lag]))), z[-1]
+        for t in pyro.markov(range(3)) if again else ():  # a second chain, which all of the first one's end is read by
+            u = pyro.sample(f"u{t}", one_hot(linear(3, u, z[-1])))
+            pyro.sample(f"y{t}", dist.Normal(linear(1, u).squeeze(-1), 1.0), obs=x[:, t] + 1)
+        pyro.sample("end", dist.Normal(linear(1, w, u, z[-lag]).squeeze(-1), 1.0), obs=x[:, 1])
+
+
+def read_behind_guide(x, *, lag, history, again):
+    z = u = torch.zeros(3).double()
+    with pyro.plate("data", len(x)):
+        for t in pyro.markov(range(4), history=history):
+            u = z = pyro.sample(f"z{t}", one_hot(linear(3, x[:, t:], z)))
+        pyro.sample("w", one_hot(linear(2, z)))
+        for t in pyro.markov(range(3)) if again else ():
+            u = pyro.sample(f"u{t}", one_hot(linear(3, x, u)))
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("lag", "history"), [(1, 1), (2, 2)])
+def test_statements_behind_a_loop_read_what_its_last_one_could_reach(lag, history, again):
+    """The oracle is the sum over all joint codes of a plain loop."""
+    options = {"lag": lag, "history": history, "again": again}
+    model, guide = partial(read_behind_model, **options), partial(read_behind_guide, **options)
+    for programs, loss in (((model, guide), ExactELBO()), ((model, no_guide), ExactEvidence())):
+        found = with_gradients(partial(loss.loss_and_grads, *programs, DATA))
+        plain = [without_markov(program) for program in programs]
+        expected = with_gradients(partial(loss.loss_and_grads, *plain, DATA))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_statements_behind_a_loop_that_read_further_back():
+    model = partial(read_behind_model, lag=3, history=1, again=False)
+    refused(r"'w', which depends on 'z1'\. Try pyro\.markov\(\.\., history=2\)", model, loss=ExactEvidence)
 
 
 def test_a_statement_outside_of_the_plate():

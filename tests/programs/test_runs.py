@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_gvae import ExactELBO, ExactEvidence, estimator, exact, make_step
+from pyro_gvae.elbos.score import ReinforceLOO
 from pyro_gvae.evaluate.importance import importance_weighted
 from pyro_gvae.exact import Pair
 from pyro_gvae.programs.runs import split
@@ -141,3 +142,26 @@ def test_a_batch_is_cut_along_its_data():
 def test_a_step_without_data_says_so():
     with pytest.raises(ValueError, match=r"Expected a batch with a tensor of data"):
         make_step(Conditional(), estimator("exact"))(3)
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+@pytest.mark.parametrize("loss", [ExactELBO(), ReinforceLOO(num_particles=2)])
+def test_plates_of_one_name_have_one_size(loss, drawn):
+    """Rows of the first would be those of the second."""
+
+    def plate(size):
+        return pyro.plate("data", size) if drawn else pyro.plate("data", 20, subsample=torch.arange(size))
+
+    def model(x):
+        with plate(5):
+            z = pyro.sample("z", dist.OneHotCategorical(torch.ones(3)))
+            pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+        with plate(2):
+            pyro.sample("other", dist.Normal(0.0, 1.0), obs=x[:2])
+
+    def guide(x):
+        with plate(5):
+            pyro.sample("z", dist.OneHotCategorical(torch.ones(3)))
+
+    with pytest.raises(ValueError, match=r"to have one size, .* but found 'data' of 5 data and of 2"):
+        loss.loss(model, guide, torch.zeros(5))

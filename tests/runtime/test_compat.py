@@ -533,7 +533,9 @@ def storage_id() -> None:
 def without_repeats() -> None:
     base = torch.ones(3, requires_grad=True)
     found = of_torch.without_repeats((2 * base).reshape(3, 1).expand(3, 4), 2)
-    assert found.shape == (3, 1) and found.grad_fn is not None and found.grad_fn.name() == "AsStridedBackward0"
+    assert found.shape == (3, 1) and found.grad_fn is not None and found.grad_fn.name() == "ViewBackward0"
+    part = of_torch.without_repeats((2 * base)[1:].reshape(2, 1).expand(2, 4), 2)
+    assert part.shape == (2, 1) and part.grad_fn is not None and part.grad_fn.name() == "AsStridedBackward0"
     with torch.no_grad():
         cut = base.view(3, 1)
     found = of_torch.without_repeats(cut.requires_grad_().expand(3, 4), 2)
@@ -637,6 +639,32 @@ def leave_dims() -> None:
 def sites_in_reach() -> None:
     nodes = chain_in(-2)
     assert of_enumeration.sites_in_reach(nodes["z2"]) == {"z1"} and not of_enumeration.sites_in_reach(nodes["other"])
+
+
+@canary("pyro.poutine.markov_messenger's infer keys _markov_scope and _markov_depth")
+def is_in_reach() -> None:
+    seen: dict[str, Any] = {}
+    reached = {}
+
+    def nested() -> None:
+        for i in pyro.markov(range(2)):
+            for j in pyro.markov(range(2)):
+                seen[f"{i}{j}"] = poutine.trace(lambda i=i, j=j: pyro.sample(f"z{i}{j}", dist.Normal(0.0, 1.0)))
+                seen[f"{i}{j}"] = seen[f"{i}{j}"].get_trace().nodes[f"z{i}{j}"]
+        reached["11"] = {key for key, msg in seen.items() if of_enumeration.is_in_reach(seen["11"], msg)}
+
+    nested()
+    assert reached["11"] == {"10"}, "those of an inner loop that has ended are in scope, and out of reach"
+
+
+@canary("pyro.poutine.runtime._PYRO_STACK")
+def loop_around() -> None:
+    seen = []
+    for _ in pyro.markov(range(2)):
+        for _ in pyro.markov(range(2)):
+            seen.append(of_enumeration.loop_around())
+    assert of_enumeration.loop_around() is None
+    assert seen[0] is not None and all(loop is seen[0] for loop in seen)
 
 
 @canary("pyro.poutine.markov_messenger's infer key _markov_scope")

@@ -326,7 +326,7 @@ def undisturbed():
 JOBS = {
     **{
         f"{name}, {case}": lambda folder, name=name, case=case: codes_divided(name, case)
-        for name in ("exact", "exact-evidence")
+        for name in ("exact", "exact-evidence", "exact-wake")
         for case in CODES
     },
     "evidence": lambda folder: evidence_together(),
@@ -364,7 +364,7 @@ def assert_equal(found, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CODES)
-@pytest.mark.parametrize("name", ["exact", "exact-evidence"])
+@pytest.mark.parametrize("name", ["exact", "exact-evidence", "exact-wake"])
 def test_divided_codes_are_one_sum(both, name, case):
     sizes, _ = CODES[case]
     (losses, gradients), other = both[f"{name}, {case}"]

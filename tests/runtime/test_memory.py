@@ -1,5 +1,7 @@
 """How much memory a computation may take."""
 
+import errno
+import json
 import subprocess
 import sys
 
@@ -14,6 +16,7 @@ from pyro_gvae.config.gradients import AdviseConfig, GradientsConfig
 from pyro_gvae.config.train import TrainConfig
 from pyro_gvae.config.units import in_bytes
 from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.runs.checkpoint import load_checkpoint
 from pyro_gvae.runtime import memory
 from pyro_gvae.runtime.memory import DEFAULT_MEMORY, in_words, is_out_of_memory, memory_limit, peak_memory
 
@@ -39,7 +42,11 @@ def test_a_limit_is_positive(wrong):
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA out of memory."), True),
         (RuntimeError("std::bad_alloc"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (ImportError("libfigures.so: failed to map segment from shared object"), True),
         (RuntimeError("shapes do not fit"), False),
+        (ImportError("No module named 'figures'"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
         (ValueError("allocate memory"), False),
     ],
 )
@@ -91,6 +98,47 @@ def test_memory_that_ends_with_a_checkpoint_leaves_the_last_one(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.split() == ["refused", "refused", "25000000"], done.stderr
     assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint.safetensors"]
+
+
+AMID = """
+import json, resource, sys, tempfile
+from pyro_gvae.cli.main import main
+
+small = tempfile.mkdtemp()  # what the commands import takes memory, too
+plan = ["--num-latents", "2", "--num-categories", "3", "--stages", "gumbel-softmax:1steps,exact:1steps"]
+assert main(["train", *plan, "--no-tensorboard", "--output", small]) == 0
+assert main(["evaluate", small, "--num-data", "4"]) == 0
+print("limited", file=sys.stderr)
+used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, resource.RLIM_INFINITY))
+for command in json.loads(sys.argv[1]):
+    print("status", main(command), file=sys.stderr)
+"""
+#: 16^5 codes, whose images alone take 268 MB, after steps that take hardly any memory.
+NETWORK = ["--num-latents", "5", "--num-categories", "16", "--hidden", "500", "--judge", "sampled", "--max-memory", "8"]
+GROWING = ["train", *NETWORK, "--stages", "gumbel-softmax:3steps,exact:2steps", "--no-tensorboard", "--output"]
+SUMMED = ["--evidence", "exact", "--max-memory", "8"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+def test_memory_that_ends_amid_a_command_is_one_sentence_and_keeps_what_is_finished(tmp_path):
+    """As under `ulimit -v`: in the second stage of a run, and in an evaluation of what its first stage has trained."""
+    run, commands = tmp_path / "run", [[*GROWING, str(tmp_path / "run")], ["evaluate", str(tmp_path / "run"), *SUMMED]]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", AMID, json.dumps(commands)], capture_output=True, text=True
+    )
+    said = done.stderr.partition("limited\n")[2].replace("\r", "\n").splitlines()
+    ends = [number for number, line in enumerate(said) if line == "status 2"]
+    assert len(ends) == 2 and ends[1] == ends[0] + 2 == len(said) - 1, done.stderr
+    for end in ends:
+        assert said[end - 1].startswith(
+            "pyro-gvae: Expected enough memory for this command, but found that there is no"
+        )
+    assert not any("Traceback" in line or "Error" in line for line in said)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 3] and load_checkpoint(run / "checkpoint.safetensors")["state"]["step"] == 3
+    assert {path.name for path in run.iterdir()} == {"config.json", "metrics.jsonl", "checkpoint.safetensors", ".lock"}
 
 
 GROWTH = """

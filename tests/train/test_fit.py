@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import json
 import os
 import random
@@ -25,7 +26,7 @@ from pyro_gvae.data.batches import epoch_batches
 from pyro_gvae.data.dataset import Dataset
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.elbos.free_bits import FreeBits
-from pyro_gvae.handlers import discretize, weigh_kl
+from pyro_gvae.handlers import discretize, unimix, weigh_kl
 from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.runs.checkpoint import load_checkpoint
@@ -37,6 +38,8 @@ from pyro_gvae.train import fit as fitting
 from pyro_gvae.train.fit import Interrupted, fit
 from pyro_gvae.train.trained import load_model
 from pyro_gvae.train.training import Training
+
+unrecorded = pytest.mark.usefixtures("unrecorded")
 
 D, N, K = 6, 2, 3
 
@@ -135,6 +138,16 @@ def test_amounts_end(amount, steps, seconds, is_over):
         ({"temperature": "linear:1"}, "Expected a positive number or a schedule as temperature, but found linear:1"),
         ({"beta": -1.0}, "Expected a number of at least 0 or a schedule as beta, but found -1.0"),
         ({"beta": "linear:0,1"}, "Expected a number of at least 0 or a schedule as beta, but found linear:0,1"),
+        (
+            {"unimix": 0.01},
+            "Expected a schedule that ends at 0 as unimix, since evaluations are without it, but found 0.01",
+        ),
+        ({"unimix": "linear:1.1,0,5"}, "Expected unimix of at most 1, but found linear:1.1,0,5"),
+        (
+            {"usage_entropy": 0.5},
+            "Expected a schedule that ends at 0 as usage_entropy",
+        ),
+        ({"revive": 0.0}, "Expected a share of the data between 0 and 1 as revive, but found 0.0"),
         ({"free_bits": -0.1}, "Expected free_bits of at least 0 nats, but found -0.1"),
         ({"free_bits": float("inf")}, "Expected free_bits of at least 0 nats, but found inf"),
         ({"evaluate_every": "often"}, "Expected epochs, steps or seconds, but found 'often'"),
@@ -191,6 +204,7 @@ def test_the_searched_settings():
 # Training.
 
 
+@unrecorded
 def test_stages_follow_each_other_and_the_history_shows_it():
     done = run(chosen=config("gumbel-softmax:2,exact:4steps"))
     assert done.steps == 10 and done.reason == "all stages"
@@ -201,6 +215,7 @@ def test_stages_follow_each_other_and_the_history_shows_it():
     assert all(line["elbo_is"] == "exact" for line in done.history)
 
 
+@unrecorded
 def test_nothing_is_random_but_by_the_seed():
     weights = []
     for seed in (0, 0, 1):
@@ -214,6 +229,7 @@ def test_nothing_is_random_but_by_the_seed():
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
+@unrecorded
 def test_how_often_a_run_is_judged_and_kept_changes_nothing(tmp_path):
     weights = []
     for number, every in enumerate(("1", "1steps")):
@@ -224,6 +240,7 @@ def test_how_often_a_run_is_judged_and_kept_changes_nothing(tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@unrecorded
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_in_which_another_process_works_is_left_alone(resume, tmp_path):
     with sole_writer(tmp_path), pytest.raises(ValueError, match=r"one works in .*\. Try waiting"):
@@ -269,6 +286,7 @@ def test_what_a_loss_has_learned_ends_with_its_stage():
     assert training.step.taken == 1
 
 
+@unrecorded
 def test_schedules_are_followed():
     training = Training(new_vae(), images(), config("gumbel-softmax:9", temperature="article:3", learning_rate="1e-4"))
     seen = []
@@ -300,6 +318,35 @@ def test_beta_is_annealed_in_one_recording_and_reported_elbos_are_not_weighed(mo
     assert len(recordings) == 1 and kl > 0.05
 
 
+def test_a_guide_is_mixed_in_steps_and_in_no_evaluation():
+    training = Training(new_vae(), images(), config("exact:9", unimix="linear:0.5,0,2"))
+    [*batches] = epoch_batches(training.data, 4, seed=0, epoch=0)
+    for step, x in enumerate(batches[:3]):
+        before = copy.deepcopy(training.vae)
+        training.advance()
+        line = training.judge()
+        share = max(0.5 - step / 4, 0)
+        guide = discretize(unimix(before.guide, share=share) if share else before.guide)
+        with pyro.get_param_store().scope():
+            expected = ExactELBO().loss(discretize(before.model), guide, x) / 4
+        assert -line["train_objective"] == pytest.approx(expected, rel=1e-5)
+        assert line["unimix"] == max(0.5 - (step + 1) / 4, 0)  # of the next step
+        assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.test).mean().item(), rel=1e-5)
+
+
+def test_the_use_of_codes_is_rewarded_in_steps_and_in_no_evaluation():
+    training = Training(new_vae(), images(), config("exact:9", usage_entropy="linear:1,0,2"))
+    for step, x in enumerate(itertools.islice(epoch_batches(training.data, 4, seed=0, epoch=0), 3)):
+        before = copy.deepcopy(training.vae)
+        training.advance()
+        line = training.judge()
+        probs = before.encoder(x).softmax(-1).mean(0)
+        reward = max(1 - step / 2, 0) * -(probs * probs.log()).sum().item()
+        assert line["train_objective"] == pytest.approx(exact.elbo(before, x).mean().item() + reward, rel=1e-5)
+        assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.test).mean().item(), rel=1e-5)
+
+
+@unrecorded
 @pytest.mark.parametrize(
     ("options", "steps", "reason"),
     [({"steps": 4}, 4, "4 steps"), ({"seconds": 1e-9}, 1, "1e-09 seconds"), ({"steps": 100}, 6, "all stages")],
@@ -310,6 +357,7 @@ def test_budgets(options, steps, reason):
     assert done.history[-1]["step"] == steps
 
 
+@unrecorded
 def test_patience_ends_a_stage(tmp_path):
     """With a learning rate that ruins what it touches, no evaluation is better than the first."""
     done = run(chosen=config("exact:50,exact-evidence:1", learning_rate=50.0, patience=2), output=tmp_path)
@@ -317,6 +365,7 @@ def test_patience_ends_a_stage(tmp_path):
     assert (tmp_path / "best.safetensors").exists()
 
 
+@unrecorded
 def test_the_best_weights_are_kept_and_not_the_last(tmp_path):
     vae = new_vae()
     start = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
@@ -326,6 +375,7 @@ def test_the_best_weights_are_kept_and_not_the_last(tmp_path):
     assert any(not torch.equal(last[name], start[name]) for name in start)
 
 
+@unrecorded
 def test_checkpoints_are_as_far_apart_as_was_asked(tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(fitting, "save_checkpoint", lambda path, content: kept.append(content["state"]["step"]))
@@ -452,6 +502,7 @@ def test_the_first_site_is_named(networks, found):
 # Signals.
 
 
+@unrecorded
 @pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_ends_a_run_after_a_step_and_the_rest_can_be_resumed(number, tmp_path, monkeypatch):
     expected, vae, resumed = new_vae(), new_vae(), new_vae()
@@ -540,6 +591,7 @@ class Regression(Mixture):
         pyro.sample("z", dist.LogNormal(self.logits[0], self.logits[1].exp()))
 
 
+@unrecorded
 def test_a_program_of_ones_own_is_judged_as_well_as_can_be(tmp_path):
     x = torch.randn(12, 1, generator=torch.Generator().manual_seed(1))
     done = run(Mixture(), x, config("exact:3", learning_rate=0.05), output=tmp_path)
@@ -554,6 +606,7 @@ def test_a_program_of_ones_own_is_judged_as_well_as_can_be(tmp_path):
         run(Mixture(), x, config("exact:1", temperature=1.0))
 
 
+@unrecorded
 def test_tensorboard_holds_curves_and_pictures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

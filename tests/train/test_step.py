@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from pyro_gvae.config.train import TrainConfig
 from pyro_gvae.estimators import ESTIMATORS, estimator, own_state
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.train import step as steps
 from pyro_gvae.train.ranges import widened
 from pyro_gvae.train.step import make_step
+
+unrecorded = pytest.mark.usefixtures("unrecorded")
 
 D, N, K, B = 8, 2, 3, 5
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -254,6 +257,7 @@ def test_a_batch_without_data_is_refused():
     assert all(parameter.isfinite().all() for parameter in vae.parameters())
 
 
+@unrecorded
 @pytest.mark.parametrize("name", ["AdamW", "RAdam"])
 def test_optimizers_by_name(name):
     """Adam and SGD have their turn above."""
@@ -279,6 +283,48 @@ def test_two_steps_may_share_an_optimizer():
         for x in batches(3):
             step(x)
     assert {int(state["step"]) for state in optimizer.state.values()} == {6}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "absent"),
+    [
+        ("rebar", {}, "eta, log_temperature"),
+        ("relax", {}, "eta, log_temperature, network.weight, network.bias, network.output"),
+        ("reinforce-baseline", {"baseline": "neural", "data_dim": D}, "network.0.weight, network.0.bias, .*"),
+    ],
+)
+def test_an_optimizer_that_lacks_what_the_loss_trains_is_refused(name, options, absent):
+    """A control variate that nothing trains would stay as it is without a word."""
+    vae, x = new_vae(), batches(1)[0]
+    before = weights(vae)
+    step = make_step(vae, estimator(name, **options), optimizer=torch.optim.SGD(vae.parameters(), lr=1.0))
+    with pytest.raises(ValueError, match=rf"lacks {absent}\. Try optimizer\.add_param_group"):
+        step(x)
+    assert torch.equal(weights(vae), before)
+
+
+def test_an_optimizer_that_has_what_the_loss_trains_trains_it():
+    vae, x = new_vae(), batches(1)[0]
+    optimizer = torch.optim.SGD(vae.decoder.parameters(), lr=1e-3)  # another part of the module is frozen
+    step = make_step(vae, estimator("rebar"), optimizer=optimizer)
+    optimizer.add_param_group({"params": step.own.parameters()})
+    before, eta = weights(vae.encoder), step.own.eta.item()
+    step(x)
+    assert step.own.eta.item() != eta and torch.equal(weights(vae.encoder), before)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "sentence"),
+    [
+        (torch.optim.SGD([torch.zeros(1)], lr=1.0), "found one that has none of them"),
+        (pyro.optim.Adam({"lr": 1e-3}), r"but found pyro\.optim\..*Try 'Adam', or stock SVI"),
+    ],
+)
+def test_an_optimizer_of_something_else_is_refused(optimizer, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make_step(new_vae(), estimator("exact"), optimizer=optimizer)(batches(1)[0])
+    with pytest.raises(ValueError, match="Expected the name of an optimizer, since a run has one of its own"):
+        TrainConfig(optimizer=optimizer)
 
 
 @pytest.mark.parametrize("flush_every", [100, 10**9], ids=["ours", "negative control"])

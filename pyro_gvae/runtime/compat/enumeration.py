@@ -6,7 +6,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pyro.poutine.markov_messenger import MarkovMessenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
+
+from .pyro import handlers_on_stack
 
 
 def enumerated_dim(msg: Any) -> int | None:
@@ -45,6 +48,17 @@ def leave_dims(lowest: int) -> None:
 def sites_in_reach(msg: Any) -> frozenset[str]:
     """Return the names of the sites that `pyro.markov` lets a site reach; none outside of it."""
     return frozenset(msg["infer"].get("_markov_scope", {}))
+
+
+def is_in_reach(msg: Any, other: Any) -> bool:
+    """Return whether `pyro.markov` lets a site inside of it reach another one: no loop around both is out of reach."""
+    depth = msg["infer"].get("_markov_scope", {}).get(other["name"])
+    return depth is not None and bool(depth == other["infer"].get("_markov_depth"))
+
+
+def loop_around() -> MarkovMessenger | None:
+    """Return the outermost `pyro.markov` around the running statement; None outside of all."""
+    return next((handler for handler in handlers_on_stack() if isinstance(handler, MarkovMessenger)), None)
 
 
 def bring_into_reach(msg: Any, other: Any) -> None:

@@ -255,7 +255,9 @@ def without_repeats(tensor: Tensor, rank: int) -> Tensor:
     sizes = [1 if repeated else size for size, repeated in zip(tensor.shape, repeats, strict=True)]
     base = tensor._base
     if base is not None and torch.is_grad_enabled() and _is_view_for_autograd(tensor, base):
-        return base.as_strided(sizes, tensor.stride(), tensor.storage_offset())
+        found = base.as_strided(sizes, tensor.stride(), tensor.storage_offset())
+        is_all = found.numel() == base.numel() and found.is_contiguous() and base.is_contiguous()
+        return base.view(sizes) if is_all else found  # the derivative of a plain view makes no tensor
     return tensor[tuple(map(slice, sizes))]
 
 

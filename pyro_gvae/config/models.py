@@ -1,0 +1,152 @@
+"""The ready programs that learn from images alone: their sizes, and what cannot be asked of them; no torch."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+from .checks import at_least, at_most
+from .names import ModelName, NetworksName
+from .stages import Named, Stage
+
+#: Estimators of log p(x) itself, and those of latents of two categories.
+OF_EVIDENCE, OF_BITS = frozenset({"exact-evidence"}), frozenset({"disarm", "arms"})
+#: Soft samples with the KL of the relaxed distributions.
+RELAXED = "gumbel-softmax[kl=relaxed]"
+#: Settings that `categorical` alone has, with their values in the others, whose networks and priors are their own.
+OF_CATEGORICAL = {"networks": "mlp", "learn_prior": False, "relu_logits": False}
+#: Layers of a hierarchy.
+MOST_LAYERS = 100
+
+
+class HasModel(Protocol):
+    """The settings of a program."""
+
+    @property
+    def model(self) -> ModelName:
+        """The program."""
+
+    @property
+    def num_latents(self) -> int:
+        """N."""
+
+    @property
+    def num_categories(self) -> int:
+        """K."""
+
+    @property
+    def num_layers(self) -> int:
+        """The layers of one-hots, one above the other."""
+
+    @property
+    def latent_dim(self) -> int:
+        """The dimension of the Gaussian beside them."""
+
+    @property
+    def networks(self) -> NetworksName:
+        """The kind of networks."""
+
+
+class Facts(NamedTuple):
+    """What a program is.
+
+    Attributes:
+        sizes: the sizes that the command line begins with, where they are not those of `categorical`.
+        fixed: those of them that cannot be otherwise, and why.
+        has_layers: whether there may be several layers of one-hots.
+        has_gaussian: whether a Gaussian latent stands beside the discrete ones.
+        soft: the estimator of soft samples: with the KL of the categorical distributions where that is a term of the
+            ELBO, which it is not where model and guide go through the layers in opposite orders.
+    """
+
+    sizes: dict[str, int]
+    fixed: dict[str, str]
+    has_layers: bool = False
+    has_gaussian: bool = False
+    soft: str = "gumbel-softmax"
+
+
+MODELS: dict[ModelName, Facts] = {
+    "categorical": Facts({}, {}),
+    "bernoulli": Facts({"num_latents": 12, "num_categories": 2}, {"num_categories": "whose latents are bits"}),
+    "hierarchical": Facts({"num_latents": 2, "num_layers": 2}, {}, has_layers=True, soft=RELAXED),
+    "joint": Facts({"num_latents": 1, "num_categories": 10, "latent_dim": 10}, {}, has_gaussian=True),
+    "gaussian-mixture": Facts(
+        {"num_latents": 1, "num_categories": 10, "latent_dim": 10},
+        {"num_latents": "whose one discrete latent is the component"},
+        has_gaussian=True,
+    ),
+}
+
+
+def check_model(config: HasModel) -> None:
+    """Refuse sizes that the program does not have.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    name, facts = config.model, MODELS[config.model]
+    for size, reason in facts.fixed.items():
+        if getattr(config, size) != facts.sizes[size]:
+            raise ValueError(
+                f"Expected {size}={facts.sizes[size]} with model='{name}', {reason}, but found "
+                f"{getattr(config, size)}. Try {size}={facts.sizes[size]}."
+            )
+    at_least("num_layers", config.num_layers, 1)
+    at_most("num_layers", config.num_layers, MOST_LAYERS)
+    if config.num_layers > 1 and not facts.has_layers:
+        raise ValueError(
+            f"Expected one layer of codes with model='{name}', but found num_layers={config.num_layers}. Try "
+            "model='hierarchical'."
+        )
+    if config.latent_dim and not facts.has_gaussian:
+        raise ValueError(
+            f"Expected no Gaussian latent with model='{name}', but found latent_dim={config.latent_dim}. Try "
+            "model='joint' or 'gaussian-mixture'."
+        )
+    if config.latent_dim < 1 and facts.has_gaussian:
+        raise ValueError(
+            f"Expected a Gaussian latent with model='{name}', but found latent_dim={config.latent_dim}. Try "
+            f"latent_dim={facts.sizes['latent_dim']}."
+        )
+    for setting, plain in OF_CATEGORICAL.items():
+        found: Any = getattr(config, setting, plain)
+        if found != plain and name != "categorical":
+            raise ValueError(
+                f"Expected {setting}={plain!r} with model='{name}', which has networks and a prior of its own, but "
+                f"found {found!r}. Try model='categorical', or without {setting}."
+            )
+
+
+def check_stages(config: HasModel, stages: Iterable[Stage]) -> None:
+    """Refuse estimators that are not made for the latents of the program.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    for stage in stages:
+        for one in stage.parts.values() or (Named(stage.estimator, stage.options),):
+            if one.name in OF_BITS and config.num_categories != 2:
+                raise ValueError(
+                    f"Expected latents of K=2 categories for '{one.name}', but found K={config.num_categories}."
+                )
+            if one.name in OF_EVIDENCE and MODELS[config.model].has_gaussian:
+                raise ValueError(
+                    f"Expected latents that are all discrete for '{one.name}', but found model='{config.model}', whose "
+                    "log p(x) is an integral over its Gaussian latent, and no sum. Try exact, and pyro-gvae evaluate, "
+                    "whose collapsed_iwae_bound is a bound of log p(x)."
+                )
+
+
+def code_in_words(model: ModelName, num_latents: int, num_categories: int, num_layers: int, latent_dim: int) -> str:
+    """Describe the latents of a program.
+
+    Example:
+        >>> code_in_words("categorical", 4, 8, 1, 0), code_in_words("joint", 1, 10, 1, 5)
+        ('4 categorical latents of 8 categories', '1 categorical latent of 10 categories and a Gaussian of dimension 5')
+    """
+    if model == "bernoulli":
+        return f"{num_latents} bits"
+    if model == "gaussian-mixture":
+        return f"one of {num_categories} components and a Gaussian of dimension {latent_dim} that depends on it"
+    one_layer = f"{num_latents} categorical latent{'s' * (num_latents > 1)} of {num_categories} categories"
+    layers = f"{num_layers} layers of {one_layer}" if model == "hierarchical" else one_layer
+    return f"{layers} and a Gaussian of dimension {latent_dim}" if model == "joint" else layers

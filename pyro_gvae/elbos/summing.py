@@ -1,0 +1,111 @@
+"""The base of losses that sum over codes, slice by slice in bounded memory."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..exact.endless import plan_to_end
+from ..exact.plan import Plan
+from ..exact.sums import Part
+from ..handlers.sites import Program
+from ..programs.chains import Chains
+from ..programs.joint import Guide
+from ..programs.kept import Kept
+from ..programs.runs import Runs, bind
+from ..programs.tensor_elbo import TensorELBO
+from ..runtime.autograd import all_or_nothing
+from ..runtime.distributed import ALONE, Share
+
+
+class ExactLoss(TensorELBO):
+    """Abstract base: a loss that sums over the codes of the discrete latents instead of sampling them.
+
+    Attributes:
+        with_guide: whether the guide is read.
+    """
+
+    with_guide: bool
+
+    def __init__(self, *, max_memory: float | None = None, slice_size: int | None = None, share: Share = ALONE) -> None:
+        super().__init__()
+        self.share = share
+        self.max_memory = max_memory
+        self.slice_size = slice_size
+        self._plans: Kept[Plan | Chains] = Kept()
+
+    @abstractmethod
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss as a tensor, in nats summed over the data. The backward pass computes slices again."""
+
+    @torch.no_grad()
+    def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss in nats, summed over the data."""
+        return self.differentiable_loss(model, guide, *args, **kwargs)
+
+    def _step(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss and add gradients, if all codes fit into one slice."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.detach()
+
+    def num_slices(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
+        """Return the number of slices into which the codes are cut."""
+        return self._plan(bind(model, guide, *args, **kwargs), model, guide, args, kwargs).num_slices
+
+    def why_not_recordable(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str | None:
+        """Return a sentence that explains why the loss cannot be recorded, or None if it can."""
+        num_slices = self.num_slices(model, guide, *args, **kwargs)
+        if num_slices == 1:
+            return None
+        return (
+            f"Expected a sum over one slice of codes, but found {num_slices} slices. Codes with a negligible posterior "
+            "are left out, and a recording cannot hold such a decision. Try the plain ELBO, which is hardly slower, or "
+            "a larger slice_size."
+        )
+
+    def why_not_together(self) -> str | None:
+        """Return why a loss that all processes know cannot be recorded while they divide the codes."""
+        if self.share.world_size == 1:
+            return None
+        return "Expected one process that sums all codes, but found several that divide them. Try the plain ELBO."
+
+    def counted_once(self, loss: Tensor) -> Tensor:
+        """Return the loss in one process and zero in the others, which all know it."""
+        return loss if self.share.rank == 0 else torch.zeros_like(loss)
+
+    def _plan(
+        self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Plan | Chains:
+        """Return how the sum is taken, which takes a few small runs, so it is kept for arguments of equal shapes."""
+        owner = model, guide, self.max_memory, self.slice_size, self.share
+        return self._plans.find(owner, args, kwargs, lambda: self._new_plan(runs))
+
+    def _new_plan(self, runs: Runs) -> Plan | Chains:
+        return plan_to_end(
+            runs,
+            with_guide=self.with_guide,
+            max_memory=self.max_memory,
+            slice_size=self.slice_size,
+            share=self.share,
+        )
+
+
+def climb(guide: Guide, parts: Callable[[Guide], Iterable[Part]]) -> Tensor:
+    """Add the gradients of minus a sum to `.grad`, one part after another, and return the sum.
+
+    Args:
+        guide: what the guide says once. All parts add their gradients to it, and its own backward pass runs at the end.
+        parts: the parts, from the guide.
+    """
+    tensors = guide.tensors()
+    cuts = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
+    with all_or_nothing() as backward:
+        total = torch.stack([-backward(-part().sum()) for part in parts(guide.with_tensors(cuts))]).sum()
+        reached = [(tensor, cut.grad) for tensor, cut in zip(tensors, cuts, strict=True) if cut.grad is not None]
+        if reached:
+            torch.autograd.backward([tensor for tensor, _ in reached], [grad for _, grad in reached])
+    return total

@@ -1,0 +1,162 @@
+r"""Importance weights of latents that are drawn, beside others that are summed one after another.
+
+.. math:: w = \frac{\sum_z p(x, z, c)}{\sum_z q(z, c | x)}, \quad c \sim q(c | x)
+
+The latents c are drawn. The other latents z of the guide are dropped from a draw and summed, and so are those that only
+the model has, over which there is no sum below.
+"""
+
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..exact.elimination import collected, log_summed
+from ..exact.plan import WORK_PER_SAVED_BYTE
+from ..programs.axes import Term
+from ..programs.chains import Chains, Particles, in_particles, lay_out_chains
+from ..programs.choices import choose, one_draw
+from ..programs.enumerator import read_given
+from ..programs.factors import common_scale
+from ..programs.layout import obstacle_of
+from ..programs.look import Look, look
+from ..programs.modes import without_trace
+from ..programs.pair import HasPair
+from ..programs.runs import Runs, bind_pair, items, split
+from ..programs.terms import Reading
+from ..runtime.memory import memory_limit
+from ..runtime.tuning import tuning
+
+#: Which latents of a guide are drawn.
+Drawn = Callable[[Look], Collection[str]]
+
+
+class Weights(NamedTuple):
+    """Log-weights of P draws."""
+
+    log_weights: Tensor  # (P, M), not scaled, of M cells that share no latent
+    scale: float  # that both programs have
+
+
+def summed_weights(
+    pair: HasPair, x: Any, num_particles: int, max_memory: float | None, drawn: Drawn
+) -> Iterator[Weights]:
+    """Yield the weights of chunks of data.
+
+    Args:
+        pair: a pair whose discrete latents have an axis each.
+        x: data (B, ...), or all arguments of the programs.
+        num_particles: P, the number of draws.
+        max_memory: bytes that they may use.
+        drawn: which latents of the guide are drawn.
+    """
+    most = _most_pairs(pair, x, max_memory)
+    every = items(x)
+    length = len(every[0]) if every[0].dim() else 1
+    num_data = min(most, length) if has_cells(pair, x) else length
+    for rows in split(x, num_data):
+        runs = bind_pair(pair, *rows)
+        seen = look(runs)
+        chains = lay_out_chains(runs, seen, max_memory)
+        names = drawn(seen)
+        at_once = max(1, most // num_data)
+        parts = [_weights(own, names) for own in all_particles(runs, chains, num_particles, at_once)]
+        yield Weights(torch.cat([part.log_weights for part in parts]), parts[0].scale)
+
+
+def has_cells(pair: HasPair, x: Any) -> bool:
+    """Return whether data are in cells of plates that share no latent."""
+    try:
+        chains = _chains(pair, *next(split(x, 2)))
+    except (ValueError, RuntimeError):  # the program accepts only all of its data at once
+        chains = _chains(pair, *items(x))
+    return bool(chains.cells)
+
+
+def all_particles(runs: Runs, chains: Chains, num_particles: int, at_once: int) -> Iterator[Particles]:
+    """Yield programs for all particles: for several at once, or for one after another if they do not take that.
+
+    Args:
+        runs: the pair with its data bound.
+        chains: its layout.
+        num_particles: P.
+        at_once: the most particles at once.
+    """
+    with torch.no_grad(), without_trace():
+        obstacle = obstacle_of(lambda: _read_all(in_particles(runs.again(), chains, 2)))
+    if obstacle is not None:
+        warnings.warn(
+            "Expected programs that take particles in one more dimension left of the plates, but found: "
+            f"{obstacle.rstrip('.')}. They are run for one particle after another, which gives the same numbers and "
+            "takes longer. Try operations on the last dimensions alone, such as Vindex(values)[..., k] in place of "
+            "values[k].",
+            stacklevel=2,
+        )
+        yield from (Particles(runs, chains, None) for _ in range(num_particles))
+        return
+    for start in range(0, num_particles, at_once):
+        yield in_particles(runs, chains, min(at_once, num_particles - start))
+
+
+def _read_all(particles: Particles) -> None:
+    """Run both programs with one draw of all latents of the guide, and with one for each code."""
+    values = _draw(particles.runs)
+    read_given(particles.runs.model, particles.chains.nesting, values, particles.chains.reach)
+    particles.chains.read(particles.runs)
+
+
+def _draw(runs: Runs) -> dict[str, Tensor]:
+    return choose(runs.guide, one_draw, lambda _, fn: fn.sample()).values
+
+
+def most_particles(runs: Runs, chains: Chains, max_memory: float | None) -> int:
+    """Return how many particles of data to read at once."""
+    with torch.no_grad(), without_trace():
+        terms = _terms(*chains.read(runs.again()))
+    needed = WORK_PER_SAVED_BYTE * sum(term.values.numel() * term.values.element_size() for term in terms)
+    limit = min(memory_limit(max_memory), tuning(terms[0].values.device).slice_bytes)
+    return max(1, int(limit // needed))
+
+
+def _chains(pair: HasPair, *rows: Any) -> Chains:
+    runs = bind_pair(pair, *rows)
+    return lay_out_chains(runs, look(runs))
+
+
+def _most_pairs(pair: HasPair, x: Any, max_memory: float | None) -> int:
+    """Return how many pairs (particle, datum) to read at once."""
+    try:
+        runs = bind_pair(pair, *next(split(x, 1)))
+        return most_particles(runs, lay_out_chains(runs, look(runs)), max_memory)
+    except (ValueError, RuntimeError):  # the program accepts only all of its data at once
+        runs = bind_pair(pair, *items(x))
+        return most_particles(runs, lay_out_chains(runs, look(runs)), max_memory) * len(items(x)[0])
+
+
+def _terms(*found: Reading) -> list[Term]:
+    return [
+        term
+        for reading in found
+        for term in (*(site.log_probs for site in reading.sites.values()), *reading.others.values())
+    ]
+
+
+def _weights(particles: Particles, drawn: Collection[str]) -> Weights:
+    cells = particles.chains._replace(shared=particles.chains.cells)
+    values = _draw(particles.runs)
+    given = {name: values[name] for name in drawn}
+    q, p = (
+        read_given(program, cells.nesting, given, cells.reach)
+        for program in (particles.runs.guide, particles.runs.model)
+    )
+    scale = common_scale([term.scale for term in _terms(q, p)])
+    log_weights = _log_sum(p, cells) - (_log_sum(q, cells) if _terms(q) else 0.0)
+    return Weights(particles.rows(log_weights).reshape(particles.size or 1, -1), float(scale))
+
+
+def _log_sum(found: Reading, cells: Chains) -> Tensor:
+    """Return the log of the sum over all latents that have an axis, not scaled."""
+    left = log_summed(found.others.values(), found.sites.values(), cells)
+    return collected([term._replace(scale=1.0) for term in left], cells)

@@ -1,0 +1,164 @@
+"""Two objectives from one table of codes: log p(x) for the model, and a KL from or to its posterior for the guide."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ..programs.chains import Chains
+from ..programs.factors import Codes, summed_over
+from ..programs.joint import Guide, JointScores, log_q_and_scores, pieces, terms_and_scores
+from ..programs.look import is_continuous
+from ..programs.runs import Runs
+from ..programs.statements import read
+from . import elimination
+from .expectation import expected, finite
+from .nested import nested_evidence
+from .plan import Plan
+from .sums import Evidence, Part, elbo_parts, evidence, neglected, summed
+
+#: Returns the part of the guide, (B,), from the posterior probabilities (s, B) of the codes of a slice.
+ForGuide = Callable[[Tensor], Tensor]
+
+
+class Encoder(ABC):
+    """Abstract base: what the guide learns from the table of codes. The model learns log p(x) in any case."""
+
+    @abstractmethod
+    def keeps(self, plan: Plan, guide: Guide, numbers: Tensor) -> Tensor:
+        """Return which codes (s,) it needs besides those that are probable in the model's posterior."""
+
+    @abstractmethod
+    def of_codes(
+        self, runs: Runs, plan: Plan, guide: Guide, codes: Codes, *, first: bool
+    ) -> tuple[JointScores, ForGuide]:
+        """Run both programs once on joint codes of each datum."""
+
+    @abstractmethod
+    def of_levels(self, runs: Runs, plan: Plan, guide: Guide) -> Tensor:
+        """Return log p(x), with both gradients, where data share latents."""
+
+    @abstractmethod
+    def of_chains(self, runs: Runs, chains: Chains) -> Tensor:
+        """Return log p(x), with both gradients, where each latent has an axis of its own."""
+
+
+@final
+class Exclusive(Encoder):
+    """The guide climbs the ELBO, and so minimizes KL(q(z | x) || p(z | x))."""
+
+    def keeps(self, plan: Plan, guide: Guide, numbers: Tensor) -> Tensor:
+        """Return which codes are probable under the guide."""
+        return ~neglected(plan, guide, numbers)
+
+    def of_codes(
+        self, runs: Runs, plan: Plan, guide: Guide, codes: Codes, *, first: bool
+    ) -> tuple[JointScores, ForGuide]:
+        """Take the ELBO of the slice."""
+        terms, scores = terms_and_scores(runs, plan.layout, guide, codes)
+        return scores, lambda _: expected(plan, terms, first=first)
+
+    def of_levels(self, runs: Runs, plan: Plan, guide: Guide) -> Tensor:
+        """Take the ELBO from one more run of the model, without a graph."""
+        elbo = summed(plan, elbo_parts(_frozen(runs), plan, guide)).sum()
+        return with_gradient_of(evidence(runs.model, plan).sum(), elbo)
+
+    def of_chains(self, runs: Runs, chains: Chains) -> Tensor:
+        """Take the ELBO from one more run of the model, without a graph."""
+        elbo = elimination.elbo(_frozen(runs), chains).sum()
+        return with_gradient_of(elimination.log_evidence(runs, chains).sum(), elbo)
+
+
+@final
+class Inclusive(Encoder):
+    """The guide climbs E[log q(z | x)] under the posterior, and so minimizes KL(p(z | x) || q(z | x)).
+
+    Where data share latents, and in chains, log q is added to the log-probabilities of the model with the value 0: the
+    derivative of log p(x) by it is the posterior probability.
+    """
+
+    def keeps(self, plan: Plan, guide: Guide, numbers: Tensor) -> Tensor:
+        """Return that it needs no others."""
+        return torch.zeros_like(numbers, dtype=torch.bool)
+
+    def of_codes(
+        self, runs: Runs, plan: Plan, guide: Guide, codes: Codes, *, first: bool
+    ) -> tuple[JointScores, ForGuide]:
+        """Take the average of log q under the posterior."""
+        log_q, scores = log_q_and_scores(runs, plan.layout, guide, codes)
+        return scores, lambda posterior: (posterior * _change(log_q)).sum(0)
+
+    def of_levels(self, runs: Runs, plan: Plan, guide: Guide) -> Tensor:
+        """Add log q to the level of its latent."""
+        found = nested_evidence(runs.model, plan, partial(_changes, runs, plan, guide))
+        return (found.scale * found.log_evidence).sum()
+
+    def of_chains(self, runs: Runs, chains: Chains) -> Tensor:
+        """Add log q to the terms of the model."""
+        q, p = chains.read(runs)
+        for name in q.others:
+            raise is_continuous(name)
+        log_q = [site.masked for site in q.sites.values()]
+        changes = [term._replace(values=_change(term.values)) for term in log_q]
+        return elimination.evidence_of(p, chains, changes).sum()
+
+
+def with_gradient_of(value: Tensor, other: Tensor) -> Tensor:
+    """Return a value that also has the gradient of another."""
+    return value + (other - other.detach())
+
+
+def whole(runs: Runs, plan: Plan, guide: Guide, encoder: Encoder) -> Tensor:
+    """Return log p(x), summed over data, with both gradients, from one slice of all codes."""
+    [numbers] = plan.numbers()
+    scores, for_guide = encoder.of_codes(runs, plan, guide, plan.codes(numbers), first=True)
+    joint = scores.joint.detach()
+    highest = joint.amax(0).clamp_min(torch.finfo(joint.dtype).min)
+    weights = plan.weights(joint - highest)
+    total = weights.sum(0)
+    climbed = _climbed(scores, weights / total.clamp_min(torch.finfo(joint.dtype).tiny), for_guide)
+    return with_gradient_of((scores.scale * (highest + total.log())).sum(), climbed.sum())
+
+
+def wake_parts(runs: Runs, plan: Plan, found: Evidence, encoder: Encoder, guide: Guide) -> Iterator[Part]:
+    """Yield one function per slice of the codes that contribute; their sum has both gradients, and another value."""
+    for i, numbers in enumerate(plan.repacked(found.likely)):
+        yield partial(_part, runs, plan, found, encoder, guide, numbers, first=i == 0 and plan.share.rank == 0)
+
+
+def _part(
+    runs: Runs, plan: Plan, found: Evidence, encoder: Encoder, guide: Guide, numbers: Tensor, *, first: bool
+) -> Tensor:
+    scores, for_guide = encoder.of_codes(runs, plan, guide, plan.codes(numbers), first=first)
+    return _climbed(scores, plan.weights(scores.joint.detach() - found.log_evidence), for_guide)
+
+
+def _climbed(scores: JointScores, posterior: Tensor, for_guide: ForGuide) -> Tensor:
+    """Return what has both gradients, (B,): that of the evidence is an average under the posterior."""
+    return scores.scale * (posterior * finite(scores.joint)).sum(0) + for_guide(posterior)
+
+
+def _changes(runs: Runs, plan: Plan, guide: Guide, codes: Codes, scale: float | Tensor) -> Mapping[str, Tensor]:
+    """Return log q of each latent in its level, (s, cells), with the value 0."""
+    found: dict[str, list[Tensor]] = {}
+    levels = {name: level for level in plan.layout.levels for name in level.names}
+    for part in pieces(plan.layout, codes):
+        q = read(runs.guide, plan.layout, part, guide.values).sites if plan.layout.guide_depends else {}
+        for name, site in (q | guide.sites).items():
+            weighed = summed_over(site.weigh(site.score(part)), plan.batch_shape, levels[name].shape)
+            found.setdefault(name, []).append(_change(weighed / scale))
+    return {name: torch.cat(each) for name, each in found.items()}
+
+
+def _change(log_q: Tensor) -> Tensor:
+    """Return log q with the value 0, which no code that the guide never draws makes infinite."""
+    log_q = finite(log_q)
+    return log_q - log_q.detach()
+
+
+def _frozen(runs: Runs) -> Runs:
+    """Return the same without gradients of the model."""
+    return runs._replace(model=torch.no_grad()(runs.model))

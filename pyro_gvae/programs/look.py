@@ -1,0 +1,174 @@
+"""A first look at a pair, by one run of each program on one code: its latents, how they are summed, and refusals."""
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..handlers.one_hot_messenger import in_model_alone, no_discrete_site
+from ..handlers.sites import Messages, Run, Sites, kind_of
+from ..runtime.compat.enumeration import in_markov
+from .latents import READ_ALL, Roles
+from .modes import without_trace
+from .runs import Runs, two_plates
+from .statements import Draw, Reader, first_shared_value, first_value, latent_of
+
+
+class Look(NamedTuple):
+    """What one run of each program on one code shows."""
+
+    guide: Reader  # which has read nothing where the guide is not asked
+    model: Reader
+    given: dict[str, Tensor]  # continuous latents of the guide
+    with_guide: bool
+    roles: Roles
+
+    @property
+    def labels(self) -> dict[str, Messages]:
+        """The discrete statements that the model observes."""
+        messages = self.model.messages.items()
+        return {name: msg for name, msg in messages if msg["is_observed"] and kind_of(msg["fn"]) is not None}
+
+    @property
+    def needs_axes(self) -> bool:
+        """Whether each discrete latent needs an axis of its own: those of a chain, and those of the model alone."""
+        found = [reader.messages[name] for reader in (self.guide, self.model) for name in reader.discrete]
+        return bool(self.alone) or any(map(in_markov, found))
+
+    @property
+    def alone(self) -> frozenset[str]:
+        """The discrete latents that the model has, and the guide lacks; none if the guide is not asked."""
+        names = self.model.discrete.keys() - self.guide.discrete.keys()
+        return frozenset(names) if self.with_guide else frozenset()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several data share a discrete latent of the model."""
+        shapes = {tuple(site.batch_shape) for site in self.model.discrete.values()}
+        longest = max(map(len, shapes), default=0)
+        return len({(1,) * (longest - len(shape)) + shape for shape in shapes}) > 1
+
+    @property
+    def num_codes(self) -> int:
+        """The number of joint codes."""
+        return math.prod(latent_of(name, site).num_codes for name, site in self.model.discrete.items())
+
+
+def look(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL) -> Look:
+    """Run each program once, on one code, and leave random numbers as they were.
+
+    Args:
+        runs: the pair with its data bound.
+        with_guide: whether the guide is read; the evidence is the model's alone.
+        roles: which latents are read as codes, and which are scored.
+    """
+    with torch.no_grad(), without_trace():
+        runs = runs.again()
+        guide = Reader(first_value, any_draw({}), roles.read)
+        if with_guide:
+            guide.run(runs.guide)
+        given = {name: msg["value"] for name, msg in guide.continuous().items()}
+        return Look(guide, _run_on_one_code(runs.model, given, roles.read), given, with_guide, roles)
+
+
+def _run_on_one_code(model: Run, given: Mapping[str, Tensor], read: Sites) -> Reader:
+    """Run the model on a code that all data share, which it decodes once, or else on one in the shape of a sample."""
+    try:
+        reader = Reader(first_shared_value, any_draw(given), read)
+        reader.run(model)
+    except (RuntimeError, ValueError, IndexError):
+        reader = Reader(first_value, any_draw(given), read)
+        reader.run(model)
+    return reader
+
+
+def any_draw(given: Mapping[str, Tensor]) -> Draw:
+    """Return values of continuous latents as they are given, or else any draw of them."""
+
+    def draw(name: str, fn: Any) -> Tensor:
+        value: Tensor = given[name] if name in given else fn.sample()
+        return value
+
+    return draw
+
+
+def check(seen: Look, alone: Collection[str]) -> None:
+    """Refuse pairs whose latents do not fit together.
+
+    Args:
+        seen: what a first look has shown.
+        alone: discrete latents that the guide need not have.
+    """
+    if seen.with_guide:
+        _check_pair(seen.guide, seen.model, alone)
+    _check_plates([*seen.guide.messages.values(), *seen.model.messages.values()])
+    if not (seen.model.discrete or seen.labels) and seen.roles == READ_ALL:
+        raise no_discrete_site()
+    _check_model(seen.model, seen.given, seen.with_guide)
+
+
+def _check_plates(messages: list[Messages]) -> None:
+    sizes: dict[str, int] = {}
+    for msg in messages:
+        for frame in msg["cond_indep_stack"]:
+            if frame.vectorized and sizes.setdefault(frame.name, frame.size) != frame.size:
+                raise two_plates(frame.name, sizes[frame.name], frame.size)
+
+
+def _check_pair(guide: Reader, model: Reader, alone: Collection[str]) -> None:
+    for name, msg in guide.messages.items():
+        if msg["is_observed"]:
+            raise ValueError(f"Expected the guide to observe nothing, but found '{name}' observed in it.")
+        if name not in model.messages and not msg["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"Expected the latents of the guide to have the same name in the model, but found '{name}' in the "
+                'guide alone. Try infer={"is_auxiliary": True} if it is meant to be.'
+            )
+    for name, found in model.discrete.items():
+        if name in alone:
+            continue
+        if name not in guide.discrete:
+            raise in_model_alone(name)
+        expected, own = latent_of(name, found), latent_of(name, guide.discrete[name])
+        same = (expected.kind, expected.shape, expected.num_categories) == (own.kind, own.shape, own.num_categories)
+        if not same or found.batch_shape != guide.discrete[name].batch_shape:
+            raise ValueError(
+                f"Expected model and guide to have codes of the same shape, but found "
+                f"{expected.num_latents} {expected.kind.value} of {expected.num_categories} categories with batch "
+                f"shape {tuple(found.batch_shape)} in the model and {own.num_latents} {own.kind.value} of "
+                f"{own.num_categories} with {tuple(guide.discrete[name].batch_shape)} in the guide at '{name}'."
+            )
+
+
+def _check_model(model: Reader, given: Mapping[str, Tensor], with_guide: bool) -> None:
+    if all(name in model.discrete for name in model.messages):
+        found = ", ".join(f"'{name}'" for name in model.discrete)
+        raise ValueError(f"Expected the model to observe data, but found no statement but the latent {found}.")
+    drawn = [name for name in model.continuous() if name not in given]
+    if drawn and with_guide:
+        raise ValueError(
+            f"Expected the guide to have all continuous latents of the model, but found '{drawn[0]}' in the model "
+            "alone. Try to add it to the guide, or to condition on it."
+        )
+    if drawn:
+        raise is_continuous(drawn[0])
+
+
+def is_continuous(name: str) -> ValueError:
+    """Return the error of an evidence that is asked of a model with a continuous latent."""
+    return ValueError(
+        f"Expected a model whose latents are all discrete, but found '{name}', over which no sum can be taken. Try "
+        "exact.elbo, which draws it, the collapsed importance-weighted bound "
+        "(pyro_gvae.evaluate.collapsed.collapsed_importance_weighted), or to condition on it."
+    )
+
+
+def mixes_data(name: str, other: str, plates: frozenset[str]) -> ValueError:
+    """Return the error of a statement outside of the plates of a latent that it depends on."""
+    return ValueError(
+        f"Expected every statement that depends on '{other}' to be inside of its plate(s) {sorted(plates)}, but found "
+        f"'{name}' outside of them: it belongs to no single datum, and the sum would be over the codes of all data at "
+        "once. Try to move it into the plate, or, for a plate of latents, one site with .to_event(1)."
+    )

@@ -1,0 +1,93 @@
+"""What a run on all values of all latents says: log-probabilities of latents and of other statements, by their axes."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from ..distributions.codes import joint_codes
+from ..distributions.lowered import log_prob
+from ..distributions.parameters import at_least_float32
+from ..handlers.sites import Discrete, Messages
+from ..runtime.compat.torch import without_repeats
+from .axes import Axis, Term, term_of
+from .latents import Latent
+from .statements import flat, latent_of
+
+#: Elements below which the scores of a statement take less time than to find out whether they are a matrix product.
+SMALL = 2**14
+
+
+class Site(NamedTuple):
+    """A discrete latent: the log-probability of each of its S values."""
+
+    latent: Latent
+    variable: Axis
+    log_probs: Term  # not masked
+    masked: Term  # what it adds to log p or log q
+    of_digits: Callable[[Tensor], Term]  # the same, with a weight (N,) for each digit
+
+
+class Reading(NamedTuple):
+    """What a program says of all values of its discrete latents."""
+
+    sites: dict[str, Site]
+    others: dict[str, Term]  # by the name of the statement, masked
+    weights: Mapping[str, Callable[[], Tensor]]  # of each statement: the sum over its plates of scale and mask, ()
+
+
+def score(msg: Messages) -> Tensor:
+    """Return the log-probability of a statement, by a matrix product where it is large."""
+    fn = msg["fn"]
+    is_small = fn.batch_shape.numel() * fn.event_shape.numel() < SMALL
+    of = fn.log_prob if is_small else partial(log_prob, fn)
+    scores: Tensor = of(msg["value"], *msg["args"], **msg["kwargs"])
+    return scores
+
+
+def weight_of(msg: Messages, mask: Any, like: Tensor) -> Tensor:
+    """Return the sum over a statement's plates of its scale and mask: how much it counts in all."""
+    plates = {frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
+    shape = [plates.get(dim, 1) for dim in range(min(plates, default=0), 0)]
+    weighed: Tensor = scale_and_mask(like.new_ones(shape), msg["scale"], mask)
+    return weighed.sum()
+
+
+def mask_of_site(found: Discrete, msg: Messages) -> Any:
+    """Return what masks a discrete latent, in its distribution and around it."""
+    masks = [mask for mask in (found.mask, msg["mask"]) if mask is not None]
+    return masks[0] & masks[-1] if masks else None
+
+
+def site_of(name: str, found: Discrete, msg: Messages, axes: Mapping[int, Axis], variable: Axis, nesting: int) -> Site:
+    """Return what a statement of a discrete latent says, with the axis `variable` of its own values."""
+    latent = latent_of(name, found)
+    logits = flat(at_least_float32(found.logits), found)  # (*batch, N, K)
+    digits = torch.log_softmax(without_repeats(logits, logits.dim() - 2), -1)
+    found_mask = mask_of_site(found, msg)
+    mask = None if found_mask is None else torch.as_tensor(found_mask, device=digits.device).unsqueeze(-1)
+
+    def table(own: Tensor) -> Tensor:  # of all values, (*batch, S)
+        if latent.num_latents == 1:
+            return own.squeeze(-2)
+        codes = joint_codes(latent.num_latents, latent.num_categories, dtype=own.dtype, device=own.device)
+        return own.clamp_min(torch.finfo(own.dtype).min).flatten(-2) @ codes.flatten(1).T
+
+    def term(values: Tensor) -> Term:
+        return term_of(name, values, msg, axes, nesting, variable)
+
+    def masked(values: Tensor) -> Term:
+        return term(values if mask is None else scale_and_mask(values, 1.0, mask))
+
+    values = table(digits)
+    log_probs, lowest = term(values), torch.finfo(digits.dtype).min
+    return Site(
+        latent,
+        variable,
+        log_probs,
+        masked=log_probs if mask is None else masked(values),
+        of_digits=lambda weights: masked(table(digits.clamp_min(lowest) * weights.unsqueeze(-1))),
+    )

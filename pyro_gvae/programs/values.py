@@ -1,0 +1,81 @@
+"""The values that a run of the guide gives its latents, with an axis of rows left of the plates."""
+
+from typing import final
+
+import torch
+from torch import Size, Tensor
+
+from ..distributions.parameters import at_least_float32
+from ..handlers.sites import Discrete, Kind
+from .factors import Layout
+from .latents import Latent
+from .statements import flat, latent_of
+
+
+@final
+class Values:
+    """The values that a run of the guide gives its latents; of a single row where programs do not take an axis."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.codes: dict[str, Tensor] = {}
+        self.values: dict[str, Tensor] = {}
+        self.noise: dict[str, Tensor] = {}
+
+    def in_a_run(self, value: Tensor) -> Tensor:
+        """Return a value (R, ...) as a run takes it."""
+        return value if self.layout.obstacle is None else value.squeeze(0)
+
+    def keep(self, name: str, value: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Keep the value of a continuous latent, as a run has it, and return it."""
+        self.values[name] = value if self.layout.obstacle is None else value.unsqueeze(0)
+        if noise is not None:
+            self.noise[name] = noise if self.layout.obstacle is None else noise.unsqueeze(0)
+        return value
+
+    def keep_code(self, name: str, found: Discrete, codes: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Keep the codes (R, *plates, N, K) of a discrete latent, and return its value for the run."""
+        plates = _plates(self.layout, found.batch_shape)
+        codes = codes.reshape(-1, *plates, *codes.shape[-2:])
+        self.codes[name] = _spread(self.layout, codes)
+        if noise is not None:
+            self.noise[name] = _spread(self.layout, noise.reshape(codes.shape))
+        if self.layout.obstacle is not None:
+            codes = codes.reshape(*found.batch_shape, *codes.shape[-2:])
+        return self.keep(name, latent_of(name, found).value(codes))
+
+
+def log_probs_of(found: Discrete) -> Tensor:
+    """Return log pi (*batch, N, K); excluded categories have the lowest finite number."""
+    logits = flat(at_least_float32(found.logits), found)
+    return torch.log_softmax(logits, -1).clamp_min(torch.finfo(logits.dtype).min)
+
+
+def value_of_codes(layout: Layout, latent: Latent, like: Tensor, codes: Tensor) -> Tensor:
+    """Return codes (R, B, N, K) of a latent as another value of it is written, ``(.., *plates, *event_shape)``."""
+    plates = like.shape[1 : like.dim() - len(latent.shape) - (latent.kind is Kind.ONE_HOT)]
+    cells = cells_of(layout, codes, plates)
+    return latent.value(cells.reshape(len(codes), *plates, *codes.shape[-2:]))
+
+
+def has_rows(layout: Layout, batch_shape: Size) -> bool:
+    """Whether a batch shape has the axis of rows."""
+    return len(batch_shape) > layout.nesting
+
+
+def _plates(layout: Layout, batch_shape: Size) -> tuple[int, ...]:
+    """Return the batch dimensions of a site without that of its rows, as many as plates take."""
+    own = batch_shape[len(batch_shape) - layout.nesting :] if has_rows(layout, batch_shape) else batch_shape
+    return (1,) * (layout.nesting - len(own)) + tuple(own)
+
+
+def _spread(layout: Layout, codes: Tensor) -> Tensor:
+    """Give each datum the codes of its cell: (R, *plates, N, K) -> (R, B, N, K)."""
+    rows, event = len(codes), codes.shape[-2:]
+    return codes.expand(rows, *layout.padded_shape, *event).reshape(rows, layout.batch_size, *event)
+
+
+def cells_of(layout: Layout, codes: Tensor, batch_shape: Size) -> Tensor:
+    """Take the codes of a site's cells: (R, B, N, K) -> (R, *plates, N, K)."""
+    rows = codes.reshape(len(codes), *layout.padded_shape, *codes.shape[-2:])
+    return rows[(slice(None), *(slice(size) for size in _plates(layout, batch_shape)))]

@@ -1,0 +1,55 @@
+"""The program of a configuration: the class and the sizes that it names, the weights of its seed."""
+
+import pytest
+import torch
+
+from pyro_gvae.config.models import MODELS
+from pyro_gvae.config.train import TrainConfig
+from pyro_gvae.data.datasets import load
+from pyro_gvae.models.bernoulli_vae import BernoulliVAE
+from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.models.gaussian_mixture_vae import GaussianMixtureVAE
+from pyro_gvae.models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
+from pyro_gvae.models.joint_vae import JointVAE
+from pyro_gvae.train.setup import initial_model, load_data
+
+SIZES = {
+    "categorical": ({"num_latents": 3, "num_categories": 5}, lambda: CategoricalVAE(64, 3, 5, (7,))),
+    "bernoulli": ({"num_latents": 3, "num_categories": 2}, lambda: BernoulliVAE(64, 3, (7,))),
+    "hierarchical": (
+        {"num_layers": 3, "num_latents": 2, "num_categories": 5},
+        lambda: HierarchicalCategoricalVAE(64, 3, 2, 5, (7,)),
+    ),
+    "joint": ({"num_latents": 2, "num_categories": 5, "latent_dim": 4}, lambda: JointVAE(64, 2, 5, 4, (7,))),
+    "gaussian-mixture": (
+        {"num_latents": 1, "num_categories": 5, "latent_dim": 4},
+        lambda: GaussianMixtureVAE(64, 5, 4, (7,)),
+    ),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_program_is_that_of_its_constructor(model):
+    sizes, make = SIZES[model]
+    config = TrainConfig(model=model, hidden=(7,), seed=3, **sizes)
+    found = initial_model(config, load_data(config))
+    torch.manual_seed(3)
+    expected = make()
+    assert type(found) is type(expected)
+    for (name, one), (other, wanted) in zip(found.named_parameters(), expected.named_parameters(), strict=True):
+        assert name == other and torch.equal(one, wanted)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_pixels_of_levels_have_a_logit_each(model):
+    sizes, _ = SIZES[model]
+    config = TrainConfig(model=model, hidden=(7,), observation="categorical", num_levels=4, binarize="none", **sizes)
+    found = initial_model(config, load_data(config))
+    assert found.natural_dim == 4 * 64
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_programs_that_no_memory_holds_are_refused(model):
+    config = TrainConfig(model=model, hidden=(1_000_000, 1_000_000), **SIZES[model][0])
+    with pytest.raises(ValueError, match="Expected networks whose weights fit into half of"):
+        initial_model(config, load("digits"))
