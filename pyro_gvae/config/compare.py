@@ -187,8 +187,8 @@ class CompareConfig:
         return cls(**read_settings(cls, written))
 
     def as_json(self) -> dict[str, Any]:
-        """Convert the configuration to values that JSON can write."""
-        return plain_settings(self)
+        """Convert the configuration to values that JSON can write, with the estimators that a default stands for."""
+        return plain_settings(self) | {"estimators": list(self.each_estimator())}
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from torch import Size, Tensor
 
 from .parameters import gumbel_like
 
-#: In place of the log-probability of what cannot be: finite, so that sums and differences are no NaN.
+#: Stands for the log-probability of what cannot be, but is finite, so that sums and differences are no NaN.
 IMPOSSIBLE = -1e30
 
 

@@ -43,7 +43,7 @@ class TopC(SampledELBO):
     drawn by systematic sampling with the weights of the sums above as probabilities. The C + P codes are scored without
     a graph. If all codes are summed, all are differentiated.
 
-    Codes are found by :func:`~pyro_gvae.distributions.best_codes.extend`, in latents that depend on each other by a
+    Codes are found by `distributions.best_codes`, in latents that depend on each other by a
     beam of C codes. Latents that data share, and continuous ones that the guide declares before codes, are drawn first;
     where one of them needs a score, P times, and the scores have leave-one-out baselines. Latents that may depend on
     codes and are no codes, and codes that may depend on them, are drawn for each code.
@@ -77,17 +77,20 @@ class TopC(SampledELBO):
         chosen = _choose(top, self.num_codes, self.num_particles)
         sample = top.sample(chosen.digits)  # (G R, B)
         has_all_paths = chosen.is_whole or self.num_paths >= len(chosen.digits)
-        log_p = _log_joint(target, sample) if has_all_paths else _without_graph(target, sample)
+        num_rows = top.num_rows * len(chosen.digits)
+        log_p = (_log_joint if has_all_paths else _without_graph)(target, sample, num_rows)
         log_q = sample.q.log_prob(sample.codes)
         costs = top.by_case((log_p - log_q).detach().expand(len(log_p), layout.batch_size))  # (R, G B)
         weights = chosen.weights.to(costs.dtype)
         advantages = costs - _baselines(costs, chosen.is_summed)
-        surrogate = (weights * advantages * top.by_case(_score_function(top, sample))).sum()
+        scores = _score_function(top, sample).expand(num_rows, layout.batch_size)
+        surrogate = (weights * advantages * top.by_case(scores)).sum()
         if has_all_paths:
             surrogate = surrogate + (weights * top.by_case(_path(sample, log_p))).sum()
         else:
             picked = top.sample(chosen.picked(self.num_paths))
-            surrogate = surrogate + _path(picked, _log_joint(target, picked)).sum() / self.num_paths
+            paths = _path(picked, _log_joint(target, picked, top.num_rows * self.num_paths))
+            surrogate = surrogate + paths.sum() / self.num_paths
         bounds = (weights * costs).sum(0).reshape(top.num_rows, -1)  # (G, B)
         surrogate = surrogate / top.num_rows
         for score in _scores(top):
@@ -150,19 +153,18 @@ def _baselines(costs: Tensor, is_summed: Tensor) -> Tensor:
     return torch.where(is_summed, total / number.clamp_min(1), (total - samples) / (number - 1).clamp_min(1))
 
 
-def _log_joint(target: Target, sample: Sample) -> Tensor:
+def _log_joint(target: Target, sample: Sample, num_rows: int) -> Tensor:
     """Return log p(x, z) of all rows, (G R, B)."""
-    codes = next(iter(sample.codes.values()))
-    return target.read(sample.values).log_prob(sample.codes).expand(codes.shape[:2])
+    return target.read(sample.values).log_prob(sample.codes).expand(num_rows, target.layout.batch_size)
 
 
 @torch.no_grad()
-def _without_graph(target: Target, sample: Sample) -> Tensor:
+def _without_graph(target: Target, sample: Sample, num_rows: int) -> Tensor:
     """Return the same without a graph, slice by slice."""
-    codes = next(iter(sample.codes.values()))
-    num_rows, batch_size = codes.shape[:2]
-    size = max(tuning(codes.device).decoded_rows // batch_size, -(-num_rows // MOST_SLICES), 1)
-    return torch.cat([_log_joint(target, sample.part(slice(i, i + size))) for i in range(0, num_rows, size)])
+    layout = target.layout
+    size = max(tuning(layout.device).decoded_rows // layout.batch_size, -(-num_rows // MOST_SLICES), 1)
+    rows = [slice(i, min(i + size, num_rows)) for i in range(0, num_rows, size)]
+    return torch.cat([_log_joint(target, sample.part(own), own.stop - own.start) for own in rows])
 
 
 def _path(sample: Sample, log_p: Tensor) -> Tensor:
@@ -173,11 +175,10 @@ def _path(sample: Sample, log_p: Tensor) -> Tensor:
 
 
 def _score_function(top: TopCodes, sample: Sample) -> Tensor:
-    """Return log q of the codes, and of all that is drawn for each of them and not reparameterized, (G R, B)."""
+    """Return log q of the codes, and of all that is drawn for each of them and not reparameterized, or rows of 1."""
     sites = [site.score(sample.codes) for name, site in sample.q.sites.items() if name not in top.kept]
     factors = [sample.q.factors[name].unweighed() for name in sample.scored - top.kept]
-    codes = next(iter(sample.codes.values()))
-    return sum([*sites, *factors], codes.new_zeros(())).expand(codes.shape[:2])
+    return sum([*sites, *factors], torch.zeros((1, 1), dtype=top.layout.dtype, device=top.layout.device))
 
 
 def _scores(top: TopCodes) -> list[Score]:

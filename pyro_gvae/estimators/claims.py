@@ -23,7 +23,7 @@ class Objective(Enum):
     EVIDENCE = "the log-evidence of the discrete model"
     #: E log (1/P) sum_p p(x, z_p) / q(z_p|x), between the ELBO and log p(x).
     MULTI_SAMPLE_BOUND = "the importance-weighted bound of the discrete model"
-    #: sum_k (beta_{k+1} - beta_k) E log w under q w^beta_k: the ELBO for one part, log p(x) for infinitely many.
+    #: A left Riemann sum over E log w under q w^beta, which is the ELBO for one part, and log p(x) for infinitely many.
     THERMODYNAMIC = "the thermodynamic bound of the discrete model"
     #: log p(x) for the model, and KL(q(z|x) || p(z|x)), and so the ELBO, for the guide.
     EVIDENCE_AND_EXCLUSIVE_KL = "the log-evidence of the discrete model, and the exclusive KL for the guide"

@@ -37,7 +37,7 @@ def per_site(sites: Mapping[str, Estimator], default: Estimator) -> Estimator:
     Example:
         >>> from pyro_gvae import estimator
         >>> per_site({"y": estimator("exact")}, estimator("gumbel-softmax")).approximates
-        'a bound of the relaxed model'
+        'the discrete ELBO, at soft samples'
     """
     chosen = [*sites.values(), default]
     treatments = {name: _treatment(part, name) for name, part in sites.items()}

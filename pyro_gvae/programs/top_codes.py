@@ -46,7 +46,7 @@ class TopCodes:
     @property
     def num_rows(self) -> int:
         """G."""
-        return len(next(iter(self.base.values.values())))
+        return len(next(iter(self.base.values.values()))) if self.base.values else 1
 
     @property
     def num_codes(self) -> int:
@@ -71,7 +71,7 @@ class TopCodes:
         """Return the C most probable codes of each case, or all if there are not more.
 
         Where probabilities of a latent depend on codes of others, this is a beam search over these (see
-        :func:`~pyro_gvae.distributions.best_codes.extend`).
+        `distributions.best_codes`).
         """
         best = no_digits(self.num_rows * self.layout.batch_size, self.layout.device)
         for i in range(len(self.names)):

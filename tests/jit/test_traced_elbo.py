@@ -715,7 +715,7 @@ class AsTensor(TensorELBO):
 
 @pytest.mark.parametrize("elbo", [ByTorchItem(), AsTensor(), FreeBits(AsTensor(), 0.0), FreeBits(ByTorchItem(), 0.0)])
 def test_losses_of_ones_own_are_recorded(elbo, monkeypatch):
-    monkeypatch.setattr(FreeBits, "_way", lambda *_: None)  # these programs have no latents
+    monkeypatch.setattr(FreeBits, "_planned", lambda *_: None)  # these programs have no latents
     monkeypatch.setattr(FreeBits, "_penalty", lambda *_: torch.tensor(0.5))
     traced, extra = TracedELBO(elbo), 0.5 * isinstance(elbo, FreeBits)
     for factor in (1.0, 2.0):

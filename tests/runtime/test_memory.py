@@ -110,7 +110,7 @@ assert main(["train", *plan, "--no-tensorboard", "--output", small]) == 0
 assert main(["evaluate", small, "--num-data", "4"]) == 0
 print("limited", file=sys.stderr)
 used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
-resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, resource.RLIM_INFINITY))
 for command in json.loads(sys.argv[1]):
     print("status", main(command), file=sys.stderr)
 """

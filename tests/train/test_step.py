@@ -159,6 +159,7 @@ def stock_pair(likelihood):
             pyro.module("stock", self)
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+                pyro.sample("k", dist.Categorical(torch.ones(2) / 2), obs=torch.zeros(len(x)))
                 pyro.sample("x", likelihood(z + self.bias).to_event(1), obs=x)
 
         def guide(self, x):
@@ -382,6 +383,7 @@ def test_parameters_outside_of_the_module_are_refused():
     class Outside(nn.Module):
         def model(self, x):
             scale = pyro.param("scale", torch.tensor(1.0))
+            pyro.sample("k", dist.Bernoulli(0.5), obs=torch.tensor(1.0))
             pyro.sample("x", dist.Normal(0.0, scale).expand([D]).to_event(1), obs=x)
 
         def guide(self, x):
