@@ -19,6 +19,7 @@ from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.runs.checkpoint import load_checkpoint
 from pyro_gvae.runtime import memory
 from pyro_gvae.runtime.memory import DEFAULT_MEMORY, in_words, is_out_of_memory, memory_limit, peak_memory
+from pyro_gvae.train.training import Training
 
 
 def test_the_limit_is_the_callers_or_the_same_on_every_machine(monkeypatch):
@@ -101,44 +102,47 @@ def test_memory_that_ends_with_a_checkpoint_leaves_the_last_one(tmp_path):
 
 
 AMID = """
-import json, resource, sys, tempfile
+import resource, sys
 from pyro_gvae.cli.main import main
 
-small = tempfile.mkdtemp()  # what the commands import takes memory, too
-plan = ["--num-latents", "2", "--num-categories", "3", "--stages", "gumbel-softmax:1steps,exact:1steps"]
-assert main(["train", *plan, "--no-tensorboard", "--output", small]) == 0
-assert main(["evaluate", small, "--num-data", "4"]) == 0
+run = sys.argv[1]
+#: 16^5 codes, whose images alone take 268 MB, after steps that take hardly any memory.
+network = ["--num-latents", "5", "--num-categories", "16", "--hidden", "500", "--judge", "sampled", "--no-tensorboard"]
+assert main(["train", *network, "--stages", "gumbel-softmax:1steps", "--output", run]) == 0
+assert main(["evaluate", run, "--num-data", "4", "--particles", "1", "--evidence", "importance-weighted"]) == 0
 print("limited", file=sys.stderr)
 used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
-resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, resource.RLIM_INFINITY))
-for command in json.loads(sys.argv[1]):
-    print("status", main(command), file=sys.stderr)
+resource.setrlimit(resource.RLIMIT_AS, (used + 60_000_000, resource.RLIM_INFINITY))
+print("status", main(["evaluate", run, "--evidence", "exact", "--max-memory", "8"]), file=sys.stderr)
 """
-#: 16^5 codes, whose images alone take 268 MB, after steps that take hardly any memory.
-NETWORK = ["--num-latents", "5", "--num-categories", "16", "--hidden", "500", "--judge", "sampled", "--max-memory", "8"]
-GROWING = ["train", *NETWORK, "--stages", "gumbel-softmax:3steps,exact:2steps", "--no-tensorboard", "--output"]
-SUMMED = ["--evidence", "exact", "--max-memory", "8"]
+NO_MEMORY = "pyro-gvae: Expected enough memory for this command, but found that there is no"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
-def test_memory_that_ends_amid_a_command_is_one_sentence_and_keeps_what_is_finished(tmp_path):
-    """As under `ulimit -v`: in the second stage of a run, and in an evaluation of what its first stage has trained."""
-    run, commands = tmp_path / "run", [[*GROWING, str(tmp_path / "run")], ["evaluate", str(tmp_path / "run"), *SUMMED]]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", AMID, json.dumps(commands)], capture_output=True, text=True
-    )
-    said = done.stderr.partition("limited\n")[2].replace("\r", "\n").splitlines()
-    ends = [number for number, line in enumerate(said) if line == "status 2"]
-    assert len(ends) == 2 and ends[1] == ends[0] + 2 == len(said) - 1, done.stderr
-    for end in ends:
-        assert said[end - 1].startswith(
-            "pyro-gvae: Expected enough memory for this command, but found that there is no"
-        )
-    assert not any("Traceback" in line or "Error" in line for line in said)
-    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [0, 3] and load_checkpoint(run / "checkpoint.safetensors")["state"]["step"] == 3
-    assert {path.name for path in run.iterdir()} == {"config.json", "metrics.jsonl", "checkpoint.safetensors", ".lock"}
+def test_memory_that_ends_amid_an_evaluation_is_one_sentence(tmp_path):
+    """As under `ulimit -v`."""
+    command = [sys.executable, "-W", "ignore", "-c", AMID, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    sentence, status = done.stderr.partition("limited\n")[2].splitlines()[-2:]
+    assert sentence.startswith(NO_MEMORY) and status == "status 2" and "Traceback" not in done.stderr
+
+
+def test_memory_that_ends_amid_a_stage_leaves_the_stages_before(tmp_path, capsys, monkeypatch):
+    advance = Training.advance
+
+    def greedy(training):
+        if training.state.stage == 1:
+            torch.empty(2**60, dtype=torch.uint8)
+        advance(training)
+
+    monkeypatch.setattr(Training, "advance", greedy)
+    network = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--no-tensorboard", "--judge", "none"]
+    stages = ["--stages", "reinforce:3steps,exact:2steps"]
+    assert main(["train", *network, *stages, "--output", str(tmp_path / "run")]) == 2
+    assert NO_MEMORY in capsys.readouterr().err
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 3] and load_checkpoint(tmp_path / "run" / "checkpoint.safetensors")["state"]["step"] == 3
 
 
 GROWTH = """
