@@ -421,7 +421,7 @@ def test_a_program_that_does_not_show_its_parameters_is_refused(recordable):
 # torch 2.8 rounds the gradients of a recording otherwise, so that the step runs unrecorded there, and says so.
 @pytest.mark.filterwarnings("ignore:Steps run without a recording:UserWarning")
 def test_networks_in_bfloat16_score_in_float32():
-    """Networks rounded to 8 bits change a loss by tenths of a nat at most; log-probabilities in 8 bits, by whole nats."""
+    """Networks in 8 bits change a loss by tenths of a nat at most; log-probabilities in 8 bits, by whole nats."""
     losses = {}
     for dtype in (torch.float32, torch.bfloat16):
         vae = new_vae(torch.float32)
