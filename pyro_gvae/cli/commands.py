@@ -35,7 +35,7 @@ from ..evaluate.generate import encode, numbers_of, reconstruct, sample
 from ..evaluate.metrics import evaluate
 from ..evaluate.tables import evaluation_table
 from ..report.comparison import write_report
-from ..report.explorer import write_explorer
+from ..report.explorer import explorer_if_possible, write_explorer
 from ..report.gaps import gaps_table, run_gaps
 from ..report.training import write_train_report
 from ..runs.config import allowed_memory, is_train_run, read_compare_config, read_config
@@ -220,7 +220,8 @@ def gaps_command(config: GapsConfig) -> str:
 
 
 def report_command(config: ReportConfig) -> str:
-    """Write the report of a run folder of train or compare."""
+    """Write the report of a run folder of train or compare, and the explorer that it links to."""
+    explorer_if_possible(config.run, data_dir=config.data_dir)
     if is_train_run(config.run):
         return f"report: {write_train_report(config.run, data_dir=config.data_dir)}"
     return f"report: {write_report(config.run)}"

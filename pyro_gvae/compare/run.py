@@ -12,6 +12,7 @@ from ..config.compare import OUTSIDE, CompareConfig
 from ..config.units import codes_in_words, in_bytes
 from ..data.dataset import Dataset
 from ..report.comparison import write_report
+from ..report.explorer import explorer_if_possible
 from ..runs.config import earlier_run, write_config
 from ..runs.files import remove, write_text_atomic
 from ..runs.folder import ERROR, cell_folder, new_run_folder, sole_writer
@@ -67,6 +68,7 @@ def compare(config: CompareConfig) -> Path:
             try:
                 with raise_on_signal():
                     _train(run, config, cells, run_jobs)
+                    explorer_if_possible(run, data_dir=config.data_dir)  # the report links to it
             except KeyboardInterrupt as interrupt:
                 raise Interrupted(run, getattr(interrupt, "signal", SIGINT)) from interrupt
             finally:  # an interrupted comparison reports its finished cells

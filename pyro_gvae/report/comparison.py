@@ -27,7 +27,7 @@ from ..runs.tables import (
 from . import comparison_figures as plots
 from . import pictures
 from .findings import finding, further_findings, remarks
-from .pages import embedded, printable, write_page
+from .pages import embedded, link_to_explorer, printable, write_page
 from .style import Style, estimator_styles, save_figure
 
 
@@ -66,6 +66,7 @@ def write_report(run: Path) -> Path:
         finding=finding(contents.final),
         remarks=[*further_findings(contents.metrics, contents.final), *remarks(summary)],
         missing=contents.missing,
+        explorer=link_to_explorer(run),
         summary=summary,
         summary_text=table_text(summary),
         measures=MEASURES,

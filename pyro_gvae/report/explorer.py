@@ -1,15 +1,12 @@
 """Write the explorer of a run: one page that runs the trained networks, and needs neither network nor server."""
 
-import base64
-import gzip
 import json
 import math
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,8 +26,9 @@ from ..programs.modes import judging
 from ..runs.folder import check_writable
 from ..runtime.rng import own_randomness
 from ..train.trained import load_model, trained_models
+from .arrays import Arrays
 from .layers import Layer, read_layers
-from .pages import printable, write_page
+from .pages import EXPLORER, printable, write_page
 
 #: Test images that a page shows, and those from which the use of categories is computed.
 NUM_IMAGES, NUM_USED = 200, 2000
@@ -41,8 +39,6 @@ MOST_BYTES = 5_500_000
 #: The most categories of all latents together: each has a picture in the page, and a probability for each datum.
 MOST_TILES = 4096
 NUM_PARTICLES = 100
-#: The largest number of half precision.
-MOST_HALF = float(np.finfo(np.float16).max)
 
 _OBSERVATIONS: dict[type[Observation], str] = {
     BernoulliObservation: "bernoulli",
@@ -86,9 +82,7 @@ def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | N
     """
     check_writable(run if output is None else output.parent)
     if output is not None and output.is_dir():
-        raise ValueError(
-            f"Expected the name of a page, but found the folder '{output}'. Try {output / 'explorer.html'}."
-        )
+        raise ValueError(f"Expected the name of a page, but found the folder '{output}'. Try {output / EXPLORER}.")
     first = {which.estimator: which for which in reversed(trained_models(run))}
     models, data = [], None
     for which in reversed(first.values()):
@@ -109,8 +103,16 @@ def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | N
         data.test[:NUM_USED],
         data.image_shape,
         title=f"{printable(run.resolve().name)}: {data.name}",
-        path=output or run / "explorer.html",
+        path=output or run / EXPLORER,
     )
+
+
+def explorer_if_possible(run: Path, *, data_dir: Path = Path("data")) -> Path | None:
+    """Write the explorer of a run beside its report, or return None if its models or data cannot be shown in a page."""
+    try:
+        return write_explorer(run, data_dir=data_dir)
+    except (ValueError, OSError):
+        return None
 
 
 def _with_tiles(vae: VAE) -> CategoricalVAE:
@@ -152,7 +154,7 @@ def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, in
         raise ValueError("Expected one model or more, but found none.")
     if images.dim() != 2 or not len(images) or images.shape[1] != math.prod(image_shape):
         raise ValueError(f"Expected images (M, H * W) of shape {tuple(image_shape)}, but found {tuple(images.shape)}.")
-    store = _Store()
+    store = Arrays()
     images = images.detach()
     described = [_described(shown.vae, shown.name, images.to(shown.vae.prior_logits), store) for shown in models]
     shown = store.put(images[:NUM_IMAGES])
@@ -177,45 +179,9 @@ def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, in
     )
 
 
-@final
-class _Store:
-    """All arrays of a page, one after another, as numbers of four bytes."""
-
-    def __init__(self) -> None:
-        self.parts: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-        self.weights: list[int] = []
-        self.size = 0
-
-    def put(self, values: Tensor, *, is_weight: bool = False) -> list[int]:
-        """Append an array, and return where it is: [offset, length]."""
-        flat = values.detach().float().flatten().numpy()
-        if is_weight:
-            self.weights.append(len(self.parts))
-        self.parts.append(flat)
-        self.size += flat.size
-        return [self.size - flat.size, flat.size]
-
-    def round_weights(self) -> float:
-        """Round weights to half precision, which zip halves; return the largest change relative to the largest one."""
-        change, largest = 0.0, 0.0
-        for index in self.weights:
-            exactly = self.parts[index]
-            self.parts[index] = exactly.clip(-MOST_HALF, MOST_HALF).astype(np.float16).astype(np.float32)
-            change = max(change, float(np.abs(self.parts[index] - exactly).max(initial=0.0)))
-            largest = max(largest, float(np.abs(exactly).max(initial=0.0)))
-        return change / largest if largest else 0.0
-
-    def num_bytes(self) -> int:
-        return len(self.as_text())
-
-    def as_text(self) -> str:
-        packed = gzip.compress(np.concatenate(self.parts).astype("<f4").tobytes(), mtime=0)
-        return base64.b64encode(packed).decode()
-
-
 @judging
 @torch.no_grad()
-def _described(vae: CategoricalVAE, name: str, images: Tensor, store: _Store) -> dict[str, Any]:
+def _described(vae: CategoricalVAE, name: str, images: Tensor, store: Arrays) -> dict[str, Any]:
     """Describe a model: its sizes, its networks or tables in their place, and what is known of its codes."""
     kind = _OBSERVATIONS.get(type(vae.observation))
     if kind is None:
@@ -256,14 +222,14 @@ def _described(vae: CategoricalVAE, name: str, images: Tensor, store: _Store) ->
     }
 
 
-def _placed(layers: list[Layer], store: _Store) -> list[dict[str, Any]]:
+def _placed(layers: list[Layer], store: Arrays) -> list[dict[str, Any]]:
     return [
         {"kind": layer.kind} | layer.numbers | {name: store.put(w, is_weight=True) for name, w in layer.weights.items()}
         for layer in layers
     ]
 
 
-def _table(decoder: nn.Module, vae: CategoricalVAE, store: _Store, *, is_summed: bool) -> list[int]:
+def _table(decoder: nn.Module, vae: CategoricalVAE, store: Arrays, *, is_summed: bool) -> list[int]:
     """Decode all codes, since the page cannot run this decoder."""
     if not is_summed:
         most = min(MOST_CODES, MOST_NUMBERS // vae.natural_dim)

@@ -1,18 +1,23 @@
-"""Write the gaps of a run folder's models as a table and a figure."""
+"""Write the gaps of a run folder's models as a table, a figure and a page."""
 
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from ..evaluate.gaps import BOUNDS, GAPS, gaps, summarize_gaps
+from ..runs.config import read_config
 from ..runs.folder import check_writable
 from ..runs.frames import write_csv
 from ..runtime.progress import Progress
 from ..train.trained import load_model, trained_models
-from .style import INK, PALETTE, in_house_style, save_figure
+from .pages import Shown, embedded, printable, write_page
+from .style import INK, PALETTE, SMALL_PRINT, in_house_style, save_figure
+
+UNIT = "Test set, nats per datum, mean ± standard error over data."
 
 
 def run_gaps(
@@ -23,7 +28,7 @@ def run_gaps(
     max_memory: float | None = None,
     data_dir: Path = Path("data"),
 ) -> pd.DataFrame:
-    """Measure the gaps of every trained model of a run folder on its test set; write gaps.csv and a figure.
+    """Measure the gaps of every trained model of a run folder on its test set; write gaps.csv, a figure and a page.
 
     Args:
         run: a run folder of `compare` or `train`.
@@ -34,7 +39,7 @@ def run_gaps(
 
     Returns:
         One row for each (estimator, seed): the four bounds and three gaps, and the standard error of each over data
-        (`_se`), in nats per datum.
+        (`_se`), in nats per datum. A model with integers has no relaxed bound.
 
     Raises:
         ValueError: if the folder is not a run folder or has no finished cell.
@@ -51,23 +56,37 @@ def run_gaps(
         raise ValueError(f"Expected a finished cell in '{run}', but found none. Try pyro-gvae compare.")
     table = pd.DataFrame(rows)
     write_csv(run / "gaps.csv", table)
-    save_figure(draw_gaps(table), run / "figures", "gaps")
+    svg = save_figure(draw_gaps(table), run / "figures", "gaps")
+    _write_gaps_page(run, table, svg, settings={"num_data": num_data, "num_particles": num_particles})
     return table
 
 
-def gaps_table(table: pd.DataFrame) -> str:
-    """Format the rows of `run_gaps` for the terminal, each number with its standard error over data."""
+def gaps_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Format the rows of `run_gaps`, each number with its standard error over data."""
     text = table[["estimator", "seed"]].copy()
     for name in (*BOUNDS, *GAPS):
-        text[name.replace("_", " ")] = [
-            f"{value:.2f} ± {error:.2f}" for value, error in zip(table[name], table[f"{name}_se"], strict=True)
-        ]
-    return f"{text.to_string(index=False)}\nTest set, nats per datum, mean ± standard error over data."
+        if name in table:
+            text[name.replace("_", " ")] = [
+                "" if pd.isna(value) else f"{value:.2f} ± {error:.2f}"
+                for value, error in zip(table[name], table[f"{name}_se"], strict=True)
+            ]
+    return text
+
+
+def gaps_table(table: pd.DataFrame) -> str:
+    """Format the rows of `run_gaps` for the terminal."""
+    return f"{gaps_text(table).to_string(index=False)}\n{UNIT}"
+
+
+# -------------------------------------------------------------------------------------------- figure
 
 
 @in_house_style
 def draw_gaps(table: pd.DataFrame) -> Figure:
-    """Draw the three gaps of each estimator, on an axis that is linear up to 0.1 nats and logarithmic beyond.
+    """Draw the steps from the relaxed bound up to log p(x) of each estimator, twice: all of them, and the last two.
+
+    The relaxation gap may be a hundred times the others. So the right panel shows those alone, as what the ELBO lacks
+    of log p(x), on an axis of its own. Both axes are linear.
 
     Args:
         table: from `run_gaps`; bars are means over seeds, error bars the largest standard error over data of any seed.
@@ -77,21 +96,142 @@ def draw_gaps(table: pd.DataFrame) -> Figure:
     """
     means = table.groupby("estimator", sort=False).mean(numeric_only=True)
     errors = table.groupby("estimator", sort=False).max(numeric_only=True)
-    figure = Figure(figsize=(9, 1.7 + 0.9 * len(means)))
-    axes = figure.subplots()
+    figure = Figure(figsize=(9, 1.9 + 0.55 * len(means)))
+    whole, close = figure.subplots(1, 2, sharey=True)
     heights = range(len(means))[::-1]
-    for offset, (name, meaning) in enumerate(GAPS.items()):
-        places = [height + 0.27 * (1 - offset) for height in heights]
-        look: Any = {"color": PALETTE[offset], "ecolor": INK, "label": meaning}
-        axes.barh(places, means[name], 0.23, xerr=errors[f"{name}_se"], **look)
-        for place, value, error in zip(places, means[name], errors[f"{name}_se"], strict=True):
-            right = (max(value + error, 0), place)
-            axes.annotate(f"{value:.2f}", right, (6, 0), textcoords="offset points", va="center", fontsize=9)
-    axes.set_xscale("symlog", linthresh=0.1)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set(title="Gaps between the relaxed bound and log p(x), test set", xlabel="nats per datum")
-    axes.set_yticks(heights, means.index)
-    axes.grid(axis="y", visible=False)
-    axes.margins(x=0.12)
-    figure.legend(loc="outside lower center", ncols=1)
+    for height, name in zip(heights, means.index, strict=True):
+        _draw_steps(whole, height, means.loc[name], errors.loc[name])
+        _draw_lacks(close, height, means.loc[name], errors.loc[name])
+    whole.set(title="From the relaxed bound to log p(x)", xlabel="nats per datum, test set")
+    close.set(title="What the ELBO lacks of log p(x)", xlabel="nats per datum, another scale")
+    whole.set_yticks(heights, means.index)
+    whole.set_ylim(-0.6, len(means) - 0.4)
+    whole.margins(x=0.06)
+    close.set_xlim(0, 1.35 * (means[["amortization_gap", "mean_field_gap"]].clip(lower=0).sum(axis=1).max() or 1))
+    for axes in (whole, close):
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", visible=True)
+    figure.legend(*_legend(whole), loc="outside lower center", ncols=1)
     return figure
+
+
+def _legend(axes: Axes) -> tuple[list[Any], list[str]]:
+    handles = [axes.barh(0, 0, color=PALETTE[number]) for number in range(len(GAPS))]
+    return [*handles, axes.plot([], [], "|", color=INK, ms=14, mew=2)[0]], [*GAPS.values(), "log p(x)"]
+
+
+def _draw_steps(axes: Axes, height: float, means: pd.Series, errors: pd.Series) -> None:
+    """Draw one bar for each gap, from one bound to the next."""
+    for number, (low, high, gap) in enumerate(zip(BOUNDS[:-1], BOUNDS[1:], GAPS, strict=True)):
+        if pd.isna(means.get(low)):
+            continue
+        error = errors[f"{gap}_se"] if number == 0 else None  # the others are seen on the right
+        axes.barh(height, means[high] - means[low], 0.5, left=means[low], color=PALETTE[number])
+        if error is not None:
+            axes.errorbar(means[low], height, xerr=error, color=INK, capsize=2, lw=1)
+            place = (min(means[low], means[high]), height + 0.27)
+            axes.annotate(f"{means[gap]:.2f}", place, (0, 1), textcoords="offset points", fontsize=8, color=INK)
+    axes.plot(means["log_evidence"], height, "|", color=INK, ms=18, mew=2)
+
+
+def _draw_lacks(axes: Axes, height: float, means: pd.Series, errors: pd.Series) -> None:
+    """Draw the amortization and the mean-field gap after one another, from 0."""
+    start = 0.0
+    for number, gap in list(enumerate(GAPS))[1:]:
+        axes.barh(height, means[gap], 0.5, left=start, color=PALETTE[number])
+        start += means[gap]
+    words = " + ".join(f"{means[gap]:.2f} ± {errors[f'{gap}_se']:.2f}" for gap in list(GAPS)[1:])
+    axes.annotate(words, (max(start, 0), height), (6, 0), textcoords="offset points", va="center", **SMALL_PRINT)
+
+
+# -------------------------------------------------------------------------------------------- page
+
+
+def gaps_finding(table: pd.DataFrame) -> Markup:
+    """Say in one sentence what keeps the ELBO of the best model from its log p(x).
+
+    Args:
+        table: from `run_gaps`.
+
+    Returns:
+        Escaped HTML.
+
+    Example:
+        >>> row = {"estimator": "exact", "log_evidence": -17.0, "amortization_gap": 0.4, "mean_field_gap": 0.1}
+        >>> print(gaps_finding(pd.DataFrame([row])))
+        <b>exact</b> has a log p(x) of −17.00 nats per datum. Its ELBO lacks ...
+    """
+    means = table.groupby("estimator", sort=False).mean(numeric_only=True)
+    best = means["log_evidence"].idxmax()
+    row = means.loc[best]
+    text = Markup(
+        "<b>{}</b> has {} log p(x){} {} nats per datum. Its ELBO lacks {} of that: {} because the encoder does not "
+        "optimize each datum by itself (amortization), and {} because its latents are independent (mean field)."
+    )
+    superlative = ("the highest", ",") if len(means) > 1 else ("a", " of")
+    numbers = (_signed(row[name]) for name in ("log_evidence", "amortization_gap", "mean_field_gap"))
+    evidence, amortization, mean_field = numbers
+    lacks = _signed(row["amortization_gap"] + row["mean_field_gap"])
+    return text.format(best, *superlative, evidence, lacks, amortization, mean_field)
+
+
+def gaps_remarks(table: pd.DataFrame) -> list[Markup]:
+    """Say of each estimator how far its relaxed bound is from the ELBO of the discrete model.
+
+    Args:
+        table: from `run_gaps`.
+
+    Returns:
+        Sentences of escaped HTML.
+    """
+    means = table.groupby("estimator", sort=False).mean(numeric_only=True)
+    sentences = []
+    for name, row in means.iterrows():
+        gap = row.get("relaxation_gap")
+        if gap is None or pd.isna(gap):
+            continue
+        excess = row["relaxed_bound"] - row["log_evidence"]
+        side = "below" if gap > 0 else "above"
+        beyond = Markup(", and {} above log p(x), which no bound of the discrete model can exceed").format(
+            _signed(excess)
+        )
+        sentences.append(
+            Markup("The relaxed bound of <b>{}</b> is {} nats {} the ELBO of its discrete model{}.").format(
+                name, _signed(abs(gap)), side, beyond if excess > 0 else ""
+            )
+        )
+    return sentences
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
+def _write_gaps_page(run: Path, table: pd.DataFrame, svg: Path, settings: dict[str, Any]) -> Path:
+    written = read_config(run)
+    return write_page(
+        run / "gaps.html",
+        "measured.html.j2",
+        title=f"What lies between the training objective and log p(x)? {printable(run.resolve().name)}",
+        kicker="pyro-gvae gaps",
+        lead="The distance from the relaxed bound to log p(x), exactly summed, in three parts with different causes.",
+        finding=gaps_finding(table),
+        remarks=gaps_remarks(table),
+        left_out=[],
+        command=None,
+        figures=[
+            Shown(
+                "gaps",
+                embedded(svg),
+                "The gaps of each estimator",
+                "Each bar goes from one bound to the next, up to log p(x). The relaxed bound belongs to another model, "
+                "whose codes are soft, so it may lie on either side. Of a model that was never relaxed in training it "
+                "says how its decoder treats soft codes that it has not seen.",
+            )
+        ],
+        table=gaps_text(table),
+        note=UNIT,
+        reproduce=f"pyro-gvae gaps {run} --num-data {settings['num_data']} --num-particles {settings['num_particles']}",
+        settings=settings,
+        versions=written.get("versions"),
+    )

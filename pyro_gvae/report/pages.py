@@ -3,11 +3,30 @@
 import base64
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
 from ..runs.files import read_bytes, write_text_atomic
+
+#: The page of a run folder that runs its networks; the report links to it.
+EXPLORER = "explorer.html"
+
+
+class Shown(NamedTuple):
+    """A figure of a page.
+
+    Args:
+        name: its anchor.
+        source: a data URI; see :func:`embedded`.
+        title: the heading.
+        caption: what to see in it, which is its text for screen readers too.
+    """
+
+    name: str
+    source: str
+    title: str
+    caption: str
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
@@ -36,3 +55,8 @@ def printable(name: str) -> str:
 def embedded(svg: Path) -> str:
     """Encode an SVG file as a data URI, so that the page contains its figures."""
     return f"data:image/svg+xml;base64,{base64.b64encode(read_bytes(svg)).decode()}"
+
+
+def link_to_explorer(run: Path) -> str | None:
+    """Return the address of a run's explorer for a page in the same folder, or None if it has not been written."""
+    return EXPLORER if (run / EXPLORER).exists() else None

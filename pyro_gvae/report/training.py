@@ -1,11 +1,13 @@
 """Write the report of a training run: figures and one self-contained HTML page."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..config.models import code_in_words
@@ -21,7 +23,7 @@ from ..train.files import METRICS
 from ..train.setup import initial_model
 from ..train.trained import Trained, load_model
 from . import pictures
-from .pages import embedded, printable, write_page
+from .pages import embedded, link_to_explorer, printable, write_page
 from .style import save_figure
 from .training_figures import SCHEDULED, StageStart, speed_and_schedules, stage_starts, training_curves
 
@@ -49,6 +51,7 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
     trained = load_model(run, data_dir=data_dir)
     drawn = {"training-curves": training_curves(metrics), "speed": speed_and_schedules(metrics)}
     drawn |= _draw(trained, config)
+    stages = _stage_rows(metrics, stage_starts(metrics))
     return write_page(
         run / "report.html",
         "train_report.html.j2",
@@ -62,9 +65,11 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
         command=written.get("command"),
         versions=written.get("versions"),
         last=metrics.iloc[-1].to_dict(),
-        stages=_stage_rows(metrics, stage_starts(metrics)),
+        stages=stages,
+        finding=training_finding(metrics.iloc[-1].to_dict()),
+        to_know=_to_know(metrics.iloc[-1].to_dict(), run, finished=trained.finished),
+        explorer=link_to_explorer(run),
         scheduled=[label for name, label in SCHEDULED.items() if name in metrics and metrics[name].nunique() > 1],
-        finished=trained.finished,
         figures={name: embedded(save_figure(figure, run / "figures", name)) for name, figure in drawn.items()},
     )
 
@@ -81,6 +86,44 @@ def _read_metrics(run: Path) -> pd.DataFrame:
     if not (metrics["step"].is_monotonic_increasing and metrics["stage"].is_monotonic_increasing):
         raise ValueError(f"Expected evaluations in order, but found another order in '{run / METRICS}'. Try a copy.")
     return metrics
+
+
+def training_finding(last: Mapping[str, Any]) -> Markup:
+    """Say in one sentence where a run's discrete ELBO stands.
+
+    Args:
+        last: the run's last evaluation.
+
+    Returns:
+        Escaped HTML.
+
+    Example:
+        >>> print(training_finding({"test_elbo": -17.25, "train_elbo": -16.5, "elbo_is": "exact"}))
+        The discrete ELBO ends at <b>−17.25</b> nats per datum on test and −16.50 on train.
+    """
+    if last["elbo_is"] == "none":
+        return Markup("The discrete ELBO is unknown: the program has no discrete model that could be judged.")
+    test, train = (_two_decimals(_known(last[f"{part}_elbo"])) for part in ("test", "train"))
+    sampled = "" if last["elbo_is"] == "exact" else ", from one sample for each datum"
+    text = Markup("The discrete ELBO ends at <b>{}</b> nats per datum on test and {} on train{}.")
+    return text.format(test, train, sampled)
+
+
+def _two_decimals(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}".replace("-", "−")
+
+
+def _to_know(last: Mapping[str, Any], run: Path, *, finished: bool) -> list[str]:
+    """List what a reader must know of a run that is not whole."""
+    sentences = []
+    if not finished:
+        sentences.append(
+            "It is not finished; the pictures are of its checkpoint. Go on with: pyro-gvae resume "
+            f"{printable(str(run))}"
+        )
+    if last["skipped"] > 0:
+        sentences.append(f"{last['skipped']:.0f} steps were left out, since their loss or gradient was not finite.")
+    return sentences
 
 
 def _stage_rows(metrics: pd.DataFrame, stages: list[StageStart]) -> list[dict[str, Any]]:

@@ -135,14 +135,17 @@ def test_a_run_folder_is_decomposed(run):
     pd.testing.assert_frame_equal(pd.read_csv(run / "gaps.csv"), table)
     assert (run / "figures" / "gaps.png").stat().st_size > 1000 and (run / "figures" / "gaps.svg").exists()
     assert "amortization gap" in gaps_table(table) and "±" in gaps_table(table)
+    best = table.loc[table["log_evidence"].idxmax()]
+    page = (run / "gaps.html").read_text()
+    assert f"<b>{best['estimator']}</b> has the highest log p(x)" in page and "data:image/svg" in page
 
 
 def test_the_figure_names_gaps_and_unit(run):
     figure = draw_gaps(run_gaps(run, num_data=20, num_particles=1))
-    (axes,) = figure.axes
-    assert "nats" in axes.get_xlabel()
-    assert [text.get_text() for text in axes.get_yticklabels()] == list(SMALL.estimators)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(GAPS.values())
+    whole, close = figure.axes
+    assert "nats" in whole.get_xlabel() and "nats" in close.get_xlabel()
+    assert [text.get_text() for text in whole.get_yticklabels()] == list(SMALL.estimators)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*GAPS.values(), "log p(x)"]
 
 
 @pytest.mark.parametrize("changed", [{"num_latents": 3}, {"num_latents": "2"}])
