@@ -1,10 +1,17 @@
-"""The command that follows an advice."""
+"""The command that follows an advice, and the page that shows both."""
 
 import shlex
 from dataclasses import fields
+from pathlib import Path
+
+import pandas as pd
 
 from ..config.gradients import AdviseConfig
+from ..config.json import plain_settings
 from ..config.train import TrainConfig
+from ..diagnostics.recommend import Advice
+from ..report.advice import write_advice_report
+from ..runs.config import typed
 
 
 def train_by(config: AdviseConfig, stages: str) -> str:
@@ -20,3 +27,17 @@ def train_by(config: AdviseConfig, stages: str) -> str:
         elif value != ours[name]:
             words += [option, *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
+
+
+def advice_page(config: AdviseConfig, table: pd.DataFrame, advice: Advice) -> Path:
+    """Write the page of an advice into the folder that the configuration names."""
+    assert config.output is not None
+    return write_advice_report(
+        config.output,
+        table,
+        advice.in_words().splitlines()[0],
+        advice.reasons,
+        train_by=train_by(config, advice.stages),
+        settings={name: value for name, value in plain_settings(config).items() if value is not None and value != []},
+        command=typed(),
+    )

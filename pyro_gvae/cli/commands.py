@@ -48,7 +48,7 @@ from ..runtime.distributed import is_main, processes
 from ..train.fit import Fit, Interrupted
 from ..train.launch import resume, train
 from ..train.trained import Trained, load_model
-from .advised import train_by
+from .advised import advice_page, train_by
 from .errors import PartlyFailedError
 from .files import save, save_png
 
@@ -197,13 +197,14 @@ def results_table(run: Path) -> str:
 def advise_command(config: AdviseConfig) -> str:
     """Measure estimators and return the advice, the command that follows it, and the table."""
     table, advice = advise(config)
-    return f"{advice.in_words()}\n\nTry: {train_by(config, advice.stages)}\n\n{advice_table(table)}"
+    text = f"{advice.in_words()}\n\nTry: {train_by(config, advice.stages)}\n\n{advice_table(table)}"
+    return text if config.output is None else f"{text}\n\nreport: {advice_page(config, table, advice)}"
 
 
 def gradients_command(config: GradientsConfig) -> str:
     """Measure gradients and return the table and the folder."""
     folder = gradients(config)
-    return f"{gradients_table(folder)}\n\ntable and figures: {folder}"
+    return f"{gradients_table(folder)}\n\nreport: {folder / 'report.html'}"
 
 
 def gaps_command(config: GapsConfig) -> str:
@@ -216,7 +217,7 @@ def gaps_command(config: GapsConfig) -> str:
         max_memory=max_memory,
         data_dir=config.data_dir,
     )
-    return f"{gaps_table(table)}\n\nfigure: {config.run / 'figures' / 'gaps.png'}"
+    return f"{gaps_table(table)}\n\nreport: {config.run / 'gaps.html'}"
 
 
 def report_command(config: ReportConfig) -> str:

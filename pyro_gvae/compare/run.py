@@ -68,7 +68,6 @@ def compare(config: CompareConfig) -> Path:
             try:
                 with raise_on_signal():
                     _train(run, config, cells, run_jobs)
-                    explorer_if_possible(run, data_dir=config.data_dir)  # the report links to it
             except KeyboardInterrupt as interrupt:
                 raise Interrupted(run, getattr(interrupt, "signal", SIGINT)) from interrupt
             finally:  # an interrupted comparison reports its finished cells
@@ -76,6 +75,8 @@ def compare(config: CompareConfig) -> Path:
                 if config.parquet:
                     write_parquet(run / "results.parquet", results)
                 write_report(run)
+            if explorer_if_possible(run, data_dir=config.data_dir) is not None:
+                write_report(run)  # with a link to it
     return run
 
 

@@ -14,10 +14,10 @@ from ..data.datasets import load
 from ..estimators import ESTIMATORS, Estimator, estimator
 from ..exact import HasPair
 from ..models.categorical_vae import CategoricalVAE
+from ..report.advice import advice_text
 from ..runs.folder import new_run_folder
 from ..runs.frames import write_csv
-from ..runs.tables import with_errors
-from ..runtime.memory import in_words, peak_memory
+from ..runtime.memory import peak_memory
 from ..runtime.progress import Progress
 from ..runtime.rng import seeded
 from ..runtime.work import OPERATIONS_PER_SECOND
@@ -177,8 +177,4 @@ def _unbiased(grid: list[Candidate]) -> list[Candidate]:
 
 def advice_table(table: pd.DataFrame) -> str:
     """Format the rows of :func:`advise` for the terminal."""
-    names = ("relative_bias", "relative_std", "cosine", "progress")
-    text = table[["estimator"]].join(with_errors(table, ("temperature", *names)))
-    text["ms per step"] = (1e3 * table["seconds"]).map("{:.3g}".format)
-    text["memory"] = [in_words(value) if pd.notna(value) else "" for value in table["memory"]]
-    return text[table["refused"].isna()].to_string(index=False)
+    return advice_text(table).to_string(index=False)

@@ -21,13 +21,11 @@ from ..data.datasets import load
 from ..estimators import Estimator
 from ..models.base import VAE
 from ..models.categorical_vae import CategoricalVAE
-from ..report.gradient_figures import draw_against_temperature, draw_along_training
-from ..report.style import save_figure
+from ..report.gradients import CELL, gradients_text, refusals, write_gradients_report
 from ..runs.config import earlier_run, write_config
 from ..runs.files import append_json_line, write_json
 from ..runs.folder import new_run_folder
 from ..runs.frames import read_json_lines, write_csv
-from ..runs.tables import with_errors
 from ..runtime.progress import Progress
 from ..runtime.rng import seeded
 from ..train.step import make_step
@@ -40,8 +38,6 @@ from .references import exact_reference
 from .reinmax import reinmax_row
 from .timing import make_clock
 
-#: The columns that identify a row.
-CELL = ["trained_by", "seed", "epoch", "estimator", "temperature", "wrt"]
 #: Settings that may change when a folder is continued: they only choose cells, or say where files are.
 CHANGEABLE = {"estimators", "temperatures", "wrt", "epochs", "data_dir", "download", "max_memory", "output"}
 
@@ -72,7 +68,7 @@ def gradients(config: GradientsConfig) -> Path:
         config: what to measure.
 
     Returns:
-        The folder, with `gradients.jsonl`, `gradients.csv`, `gradients.json` and `figures/`.
+        The folder, with `gradients.jsonl`, `gradients.csv`, `gradients.json`, `figures/` and `report.html`.
 
     Raises:
         ValueError: if a setting, the data or the folder is invalid, or there are too many codes for the exact gradient.
@@ -205,11 +201,7 @@ def _folder(config: GradientsConfig, check: Callable[[], None]) -> Path:
 def _write(folder: Path, table: pd.DataFrame) -> None:
     write_csv(folder / "gradients.csv", table)
     write_json(folder / "gradients.json", table.to_dict("records"))
-    for kind in table["wrt"].unique():
-        for name, draw in (("temperature", draw_against_temperature), ("training", draw_along_training)):
-            figure = draw(table, kind)
-            if figure is not None:
-                save_figure(figure, folder / "figures", f"{name}-{kind}")
+    write_gradients_report(folder, table)
 
 
 def _cell_key(snapshot: Snapshot, one: Candidate, kind: str) -> tuple[Any, ...]:
@@ -227,15 +219,8 @@ def _options(config: GradientsConfig) -> dict[str, Any]:
 def gradients_table(folder: Path) -> str:
     """Format the rows for the terminal, each number with its standard error if it has one."""
     table = read_json_lines(folder / "gradients.jsonl", Line)
-    measures = ("relative_bias", "relative_std", "cosine", "snr", "mse", "mse_at_budget", "progress")
-    text = table[CELL].drop(columns="temperature").join(with_errors(table, ("temperature", *measures)))
-    if "seconds" in table:
-        text["ms per step"] = (1e3 * table["seconds"]).map("{:.3g}".format)
-    refused = [
-        f"{row['estimator']}: {row['refused']}" for row in table.to_dict("records") if pd.notna(row.get("refused"))
-    ]
-    notes = sorted(set(refused)) + [
+    notes = refusals(table) + [
         f"{name} approximates {what}."
         for name, what in table.get(["estimator", "approximates"], pd.DataFrame()).drop_duplicates().dropna().values
     ]
-    return "\n".join([text[~table["refused"].notna()].to_string(index=False), *notes])
+    return "\n".join([gradients_text(table).to_string(index=False), *notes])

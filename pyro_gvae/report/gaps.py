@@ -107,7 +107,7 @@ def draw_gaps(table: pd.DataFrame) -> Figure:
     whole.set_yticks(heights, means.index)
     whole.set_ylim(-0.6, len(means) - 0.4)
     whole.margins(x=0.06)
-    close.set_xlim(0, 1.35 * (means[["amortization_gap", "mean_field_gap"]].clip(lower=0).sum(axis=1).max() or 1))
+    close.set_xlim(0, 1.8 * (means[["amortization_gap", "mean_field_gap"]].clip(lower=0).sum(axis=1).max() or 1))
     for axes in (whole, close):
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
@@ -212,7 +212,7 @@ def _write_gaps_page(run: Path, table: pd.DataFrame, svg: Path, settings: dict[s
     return write_page(
         run / "gaps.html",
         "measured.html.j2",
-        title=f"What lies between the training objective and log p(x)? {printable(run.resolve().name)}",
+        title=f"From the training objective to log p(x): {printable(run.resolve().name)}",
         kicker="pyro-gvae gaps",
         lead="The distance from the relaxed bound to log p(x), exactly summed, in three parts with different causes.",
         finding=gaps_finding(table),

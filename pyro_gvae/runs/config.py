@@ -22,9 +22,13 @@ PACKAGES = ("pyro-gvae", "torch", "pyro-ppl", "numpy")
 
 def write_config(run: Path, settings: dict[str, Any]) -> None:
     """Write the settings of a command, with its command line and the versions of packages."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    write_json(run / CONFIG, settings | {"command": command, "versions": versions})
+    write_json(run / CONFIG, settings | {"command": typed(), "versions": versions})
+
+
+def typed() -> str:
+    """Return the command line of this process, as it can be typed again."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def read_config(run: Path) -> dict[str, Any]:
