@@ -14,7 +14,6 @@ from .. import exact
 from ..evaluate.code_statistics import guide_log_probs, latent_statistics
 from ..evaluate.importance import log_importance_weights
 from ..models.base import VAE
-from ..models.categorical_vae import CategoricalVAE
 from ..models.observations import (
     BernoulliObservation,
     CategoricalObservation,
@@ -29,6 +28,7 @@ from ..train.trained import load_model, trained_models
 from .arrays import Arrays
 from .layers import Layer, read_layers
 from .pages import EXPLORER, printable, write_page
+from .tiles import Tiles, tiles
 
 #: Test images that a page shows, and those from which the use of categories is computed.
 NUM_IMAGES, NUM_USED = 200, 2000
@@ -57,7 +57,7 @@ class Shown(NamedTuple):
     """
 
     name: str
-    vae: CategoricalVAE
+    vae: VAE
 
 
 def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | None = None) -> Path:
@@ -76,8 +76,8 @@ def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | N
         The path of the page.
 
     Raises:
-        ValueError: if it is not a run folder of `CategoricalVAE`, or a network can neither be read nor be replaced by a
-            table.
+        ValueError: if it is not a run folder of `CategoricalVAE` or `BernoulliVAE`, or a network can neither be read
+            nor be replaced by a table.
         OSError: if the data files are absent.
     """
     check_writable(run if output is None else output.parent)
@@ -89,7 +89,7 @@ def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | N
         trained = load_model(run, which.estimator, which.seed, data_dir=data_dir)
         data = data or trained.data  # all have the same, of which one is kept
         if all(bool(weight.isfinite().all()) for weight in trained.vae.state_dict().values()):
-            models.append(Shown(which.estimator if len(first) > 1 else trained.name, _with_tiles(trained.vae)))
+            models.append(Shown(which.estimator if len(first) > 1 else trained.name, trained.vae))
         else:
             said = f"Expected finite weights, but found others in {trained.name}, which the page leaves out."
             warnings.warn(said, RuntimeWarning, stacklevel=2)
@@ -115,16 +115,6 @@ def explorer_if_possible(run: Path, *, data_dir: Path = Path("data")) -> Path | 
         return None
 
 
-def _with_tiles(vae: VAE) -> CategoricalVAE:
-    """Refuse programs whose codes are not N rows of K tiles."""
-    if not isinstance(vae, CategoricalVAE):
-        raise ValueError(
-            f"Expected a run of the model 'categorical', whose code is all that its pictures depend on and has N rows "
-            f"of K tiles on the page, but found a {type(vae).__name__}. Try pyro-gvae report, encode or reconstruct."
-        )
-    return vae
-
-
 def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, int], *, title: str, path: Path) -> Path:
     """Write the explorer of models of the same data.
 
@@ -144,6 +134,7 @@ def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, in
 
     Example:
         >>> import tempfile
+        >>> from pyro_gvae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
         >>> path = Path(tempfile.mkdtemp()) / "explorer.html"
         >>> explorer([Shown("mine", vae)], torch.ones(4, 6), (2, 3), title="An untrained model", path=path) == path
@@ -156,7 +147,7 @@ def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, in
         raise ValueError(f"Expected images (M, H * W) of shape {tuple(image_shape)}, but found {tuple(images.shape)}.")
     store = Arrays()
     images = images.detach()
-    described = [_described(shown.vae, shown.name, images.to(shown.vae.prior_logits), store) for shown in models]
+    described = [_described(shown.vae, shown.name, images.to(next(shown.vae.parameters())), store) for shown in models]
     shown = store.put(images[:NUM_IMAGES])
     rounded = store.round_weights() if store.num_bytes() > MOST_BYTES else None
     payload = {"models": described, "images": shown, "count": min(len(images), NUM_IMAGES)}
@@ -181,7 +172,7 @@ def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, in
 
 @judging
 @torch.no_grad()
-def _described(vae: CategoricalVAE, name: str, images: Tensor, store: Arrays) -> dict[str, Any]:
+def _described(vae: VAE, name: str, images: Tensor, store: Arrays) -> dict[str, Any]:
     """Describe a model: its sizes, its networks or tables in their place, and what is known of its codes."""
     kind = _OBSERVATIONS.get(type(vae.observation))
     if kind is None:
@@ -189,33 +180,34 @@ def _described(vae: CategoricalVAE, name: str, images: Tensor, store: Arrays) ->
             f"Expected an observation among {', '.join(_OBSERVATIONS.values())}, but found a "
             f"{type(vae.observation).__name__}, whose formula the page does not have."
         )
-    if vae.num_latents * vae.num_categories > MOST_TILES:
+    code = tiles(vae)
+    if code.num_latents * code.num_categories > MOST_TILES:
         raise ValueError(
             f"Expected at most {MOST_TILES} categories of all latents together, each of which has a picture in the "
-            f"page, but found {vae.num_latents} latents of {vae.num_categories}."
+            f"page, but found {code.num_latents} latents of {code.num_categories}."
         )
-    num_codes = vae.num_categories**vae.num_latents
+    num_codes = code.num_categories**code.num_latents
     is_summed = num_codes <= MOST_CODES and num_codes * vae.natural_dim <= MOST_NUMBERS
     first = images[:NUM_IMAGES]
     log_q = guide_log_probs(vae, images)
     assert isinstance(log_q, Tensor)  # of its one latent
     statistics = latent_statistics(log_q)
-    decoder = read_layers(vae.decoder, torch.zeros_like(vae.prior_logits).unsqueeze(0))
-    encoder = read_layers(vae.encoder, first[:1])
+    decoder = read_layers(code.decoder, code.code(torch.zeros_like(code.log_prior).unsqueeze(0)))
+    encoder = read_layers(code.encoder, first[:1])
     return {
         "name": name,
-        "latents": vae.num_latents,
-        "categories": vae.num_categories,
+        "latents": code.num_latents,
+        "categories": code.num_categories,
         "summed": is_summed,
         "observation": kind,
         "scale": vae.observation.log_scale.exp().item() if isinstance(vae.observation, GaussianObservation) else None,
         "levels": vae.observation.natural_per_pixel,
         "temperature": vae.temperature.item(),
-        "prior": vae.prior_logits.log_softmax(-1).flatten().tolist(),
-        "encoder": None if encoder is None else _placed(encoder, store),
+        "prior": code.log_prior.flatten().tolist(),
+        "encoder": None if encoder is None else _placed([*encoder, *code.after_encoder], store),
         "posteriors": store.put(log_q[:NUM_IMAGES]) if encoder is None else None,
-        "decoder": None if decoder is None else _placed(decoder, store),
-        "table": _table(vae.decoder, vae, store, is_summed=is_summed) if decoder is None else None,
+        "decoder": None if decoder is None else _placed([*code.before_decoder, *decoder], store),
+        "table": _table(vae, code, store, is_summed=is_summed) if decoder is None else None,
         "usage": log_q.exp().mean(0).flatten().tolist(),
         "information": statistics.mutual_information.tolist(),
         "elbo": _elbos(vae, first, is_summed=is_summed).tolist(),
@@ -229,21 +221,21 @@ def _placed(layers: list[Layer], store: Arrays) -> list[dict[str, Any]]:
     ]
 
 
-def _table(decoder: nn.Module, vae: CategoricalVAE, store: Arrays, *, is_summed: bool) -> list[int]:
+def _table(vae: VAE, code: Tiles, store: Arrays, *, is_summed: bool) -> list[int]:
     """Decode all codes, since the page cannot run this decoder."""
     if not is_summed:
         most = min(MOST_CODES, MOST_NUMBERS // vae.natural_dim)
         raise ValueError(
             f"Expected a decoder whose layers the page knows (linear, convolutions, norms, usual activations, one "
             f"after another), or at most {most} codes, whose pictures it could hold, but found a "
-            f"{type(decoder).__name__} and {vae.num_categories}^{vae.num_latents} codes."
+            f"{type(code.decoder).__name__} and {code.num_categories}^{code.num_latents} codes."
         )
-    codes = torch.cartesian_prod(*[torch.arange(vae.num_categories)] * vae.num_latents).reshape(-1, vae.num_latents)
-    one_hots = nn.functional.one_hot(codes, vae.num_categories).to(vae.prior_logits.dtype)
-    return store.put(torch.cat([decoder(part) for part in one_hots.split(1024)]), is_weight=True)
+    codes = torch.cartesian_prod(*[torch.arange(code.num_categories)] * code.num_latents).reshape(-1, code.num_latents)
+    one_hots = nn.functional.one_hot(codes, code.num_categories).to(code.log_prior.dtype)
+    return store.put(torch.cat([code.decoder(code.code(part)) for part in one_hots.split(1024)]), is_weight=True)
 
 
-def _elbos(vae: CategoricalVAE, x: Tensor, *, is_summed: bool) -> Tensor:
+def _elbos(vae: VAE, x: Tensor, *, is_summed: bool) -> Tensor:
     if is_summed:
         return exact.bounds(vae, x).elbo
     with own_randomness(0):

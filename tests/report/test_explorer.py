@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_gvae import CategoricalVAE, exact
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
+from pyro_gvae.models.bernoulli_vae import BernoulliVAE
 from pyro_gvae.models.networks import conv_networks
 from pyro_gvae.report.explorer import Shown, explorer, write_explorer
 from pyro_gvae.report.layers import read_layers
@@ -151,6 +152,29 @@ def test_its_numbers_are_those_of_torch(
         page.click("[aria-label^='latent 2, category 3']")
         assert code_of(page)[1] == 2
         assert_shown(page, vae, x[1])
+
+
+@pytest.mark.slow
+def test_bits_are_tiles_too(opened: Opened, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    vae, x = BernoulliVAE(D, 4, (7,)).double().eval(), images()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.copy_(2 * torch.randn_like(parameter))
+    with opened(explorer([Shown("m", vae)], x, (H, W), title="t", path=tmp_path / "page.html")) as page:
+        page.click("[aria-label^='latent 2, category 2']")
+        code = code_of(page)
+        assert code[1] == 1
+        z = torch.tensor([code], dtype=torch.float64)
+        elbo, evidence = (value.item() for value in exact.bounds(vae, x[:1].double()))
+        with torch.no_grad():
+            likelihood = vae.observation(vae.decoder(z)).log_prob(x[:1].double()).item()
+            prior = torch.distributions.Bernoulli(logits=vae.prior_logits).log_prob(z).sum().item()
+            guide = torch.distributions.Bernoulli(logits=vae.encoder(x[:1].double())).log_prob(z).sum().exp().item()
+        numbers = shown(page)
+        found = {"log p(x), exact": evidence, "ELBO, exact": elbo, "log p(x | z)": likelihood, "log p(z)": prior}
+        for name, value in (found | {"q(z | x)": guide}).items():
+            assert numbers[name] == pytest.approx(value, abs=1e-4), name
 
 
 @pytest.mark.slow
