@@ -61,4 +61,4 @@ Judge = Literal["exact", "sampled", "none"]
 JudgeOrAuto = Literal["auto", Judge]
 
 
-ObservationName = Literal["bernoulli", "continuous-bernoulli", "gaussian", "categorical"]
+ObservationName = Literal["bernoulli", "continuous-bernoulli", "gaussian", "categorical", "multinomial"]

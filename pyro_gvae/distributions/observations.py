@@ -1,4 +1,4 @@
-"""Gaussian pixels, and categorical pixels of L levels; all distributions of pixels can be imported from here."""
+"""Gaussian pixels, categorical pixels of L levels, and counts of words; all distributions of pixels are found here."""
 
 import copy
 import math
@@ -7,12 +7,13 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, constraints
+from torch.distributions import Multinomial as TorchMultinomial
 from typing_extensions import override
 
 from .bernoulli import Bernoulli, ContinuousBernoulli
 from .exponential_family import CanonicalFamily, ExponentialFamily, fixed, no_nan, score_dtype
 
-__all__ = ["Bernoulli", "CategoricalPixels", "ContinuousBernoulli", "Gaussian"]
+__all__ = ["Bernoulli", "CategoricalPixels", "ContinuousBernoulli", "Gaussian", "Multinomial"]
 
 
 @final
@@ -158,3 +159,65 @@ class CategoricalPixels(CanonicalFamily):
         logits = self._by_pixel(self.natural).expand(*self._extended_shape(sample_shape), -1)
         levels: Tensor = Categorical(logits=logits, validate_args=False).sample()
         return levels
+
+
+@final
+class Multinomial(ExponentialFamily):
+    """Counts x of D words, of which each is drawn from softmax(natural): a bag of words.
+
+    log p(x) = x . log softmax(natural) + log(n!) - sum_d log(x_d!), where n = sum(x) is the length of the document,
+    which is given. So T(x) = x, the coefficients are log softmax(natural), and A = 0.
+
+    This is ``torch.distributions.Multinomial(n, logits=natural)``, with a length for each datum.
+
+    Args:
+        natural: unnormalized log-probabilities of the words, (..., D).
+        total_count: n of documents that are drawn; scores take the length of the datum.
+        validate_args: see :class:`ExponentialFamily`, which also lists the errors.
+
+    Example:
+        >>> Multinomial(torch.zeros(2, 1, 50)).log_prob(torch.ones(5, 50)).shape
+        torch.Size([2, 5])
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"natural": no_nan}
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+    _domain = "of counts 0, 1, 2, .."
+
+    def __init__(self, natural: Tensor, total_count: int = 1, validate_args: bool | None = None) -> None:
+        self.total_count = total_count
+        super().__init__(natural, 1, validate_args)
+
+    @property
+    @override
+    def coefficients(self) -> Tensor:
+        return self.natural.log_softmax(-1)
+
+    @override
+    def sufficient_statistics(self, x: Tensor) -> Tensor:
+        return x.to(self.natural.dtype)
+
+    @override
+    def log_normalizer(self) -> Tensor:
+        return self.natural.new_zeros(self.natural.shape[:-1])
+
+    @override
+    def log_base_measure(self, x: Tensor) -> Tensor:
+        x = x.to(self.natural.dtype)
+        return (x.sum(-1) + 1).lgamma() - (x + 1).lgamma().sum(-1)
+
+    def _outer_scores(self, statistics: Tensor) -> Tensor:
+        return self.coefficients @ statistics.mT
+
+    def _paired_log_prob(self, x: Tensor) -> Tensor:
+        return (self.coefficients * self.sufficient_statistics(x)).sum(-1) + self.log_base_measure(x)
+
+    def _pixel_mean(self) -> Tensor:
+        return self.total_count * self.natural.softmax(-1)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw counts of `total_count` words, of shape ``sample_shape + batch_shape + (D,)``."""
+        logits = self.natural.expand(self._extended_shape(sample_shape))
+        counts: Tensor = TorchMultinomial(self.total_count, logits=logits, validate_args=False).sample()
+        return counts

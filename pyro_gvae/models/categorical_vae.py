@@ -38,8 +38,8 @@ class CategoricalVAE(VAE):
         num_latents: N.
         num_categories: K.
         hidden: widths of the encoder's hidden layers; the decoder uses them in reverse order.
-        observation: "bernoulli", "continuous-bernoulli", "gaussian" or "categorical" pixels, or your own
-            :class:`~pyro_gvae.models.observations.Observation`.
+        observation: "bernoulli", "continuous-bernoulli", "gaussian" or "categorical" pixels, "multinomial" counts, or
+            your own :class:`~pyro_gvae.models.observations.Observation`.
         scale: standard deviation of the "gaussian" observation; None learns one scale for all pixels.
         num_levels: levels of the "categorical" observation, whose pixels are whole numbers 0 .. num_levels - 1.
         learn_prior: learn `prior_logits`; otherwise the prior is uniform.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..distributions.bernoulli import Bernoulli, ContinuousBernoulli
 from ..distributions.exponential_family import ExponentialFamily
-from ..distributions.observations import CategoricalPixels, Gaussian
+from ..distributions.observations import CategoricalPixels, Gaussian, Multinomial
 
 
 class Observation(nn.Module, ABC):
@@ -185,12 +185,40 @@ class CategoricalObservation(Observation):
         return x / (self.natural_per_pixel - 1)
 
 
+@final
+class MultinomialObservation(Observation):
+    """Counts of D words, a bag of words of any length.
+
+    See :class:`~pyro_gvae.distributions.observations.Multinomial`. Grey pixels become counts from 0 to 255. As pixels,
+    a datum's most frequent word is white.
+    """
+
+    data_range = (0.0, torch.finfo(torch.float32).max)
+    expected = "of counts 0, 1, 2, .."
+
+    def forward(self, natural: Tensor) -> ExponentialFamily:
+        """Build the distribution from unnormalized log-probabilities of the words (..., D)."""
+        return Multinomial(natural)
+
+    def _holds(self, x: Tensor) -> Tensor:
+        return super()._holds(x) & (x == x.round()).all()
+
+    def from_pixels(self, pixels: Tensor) -> Tensor:
+        """Round grey pixels to counts from 0 to 255."""
+        return (255 * pixels).round()
+
+    def to_pixels(self, x: Tensor) -> Tensor:
+        """Divide counts, or probabilities of words, by the largest of each datum."""
+        return x / x.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+
+
 #: Name -> family. `config/names.py` lists the names for the command line.
 OBSERVATIONS: dict[str, type[Observation]] = {
     "bernoulli": BernoulliObservation,
     "continuous-bernoulli": ContinuousBernoulliObservation,
     "gaussian": GaussianObservation,
     "categorical": CategoricalObservation,
+    "multinomial": MultinomialObservation,
 }
 
 

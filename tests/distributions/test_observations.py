@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_gvae.distributions.bernoulli import Bernoulli, ContinuousBernoulli
 from pyro_gvae.distributions.exponential_family import ExponentialFamily
-from pyro_gvae.distributions.observations import CategoricalPixels, Gaussian
+from pyro_gvae.distributions.observations import CategoricalPixels, Gaussian, Multinomial
 from pyro_gvae.handlers import discretize, enumerated
 
 D = 6
@@ -61,6 +61,19 @@ class CrossEntropy(td.Bernoulli):
         return -F.binary_cross_entropy_with_logits(logits, value, reduction="none")
 
 
+class AnyLength(td.Multinomial):
+    """What Multinomial stands for with data of several lengths; its score is that of a datum, in place of a pixel."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__(1, logits=logits)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        logits, value = torch.broadcast_tensors(self.logits, value)
+        rows = zip(logits.reshape(-1, D), value.reshape(-1, D), strict=True)
+        scores = [td.Multinomial(int(x.sum()), logits=eta).log_prob(x) for eta, x in rows]
+        return torch.stack(scores).reshape(*value.shape[:-1], 1)
+
+
 FAMILIES = {
     "bernoulli": Family(Bernoulli, lambda eta: td.Bernoulli(logits=eta), binary),
     "bernoulli-grey": Family(Bernoulli, lambda eta: CrossEntropy(logits=eta), grey),
@@ -80,6 +93,9 @@ FAMILIES = {
         lambda logits: td.Categorical(logits=logits.unflatten(-1, (D, LEVELS))),
         lambda shape: torch.randint(LEVELS, shape),
         natural_dim=D * LEVELS,
+    ),
+    "multinomial": Family(
+        Multinomial, lambda logits: AnyLength(logits), lambda shape: torch.randint(4, shape).double()
     ),
 }
 
