@@ -33,6 +33,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "myst_nb",
+    "notebooks",
     "pages",
 ]
 exclude_patterns = ["_build"]

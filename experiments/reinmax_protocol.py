@@ -20,12 +20,12 @@ bounds. Settings are the searched ones; estimators that were not searched have R
 `gumbel-softmax`, `rebar`, `relax`, `reinforce` and `reinforce-baseline` Adam 5e-4, and exact ones Adam 1e-3.
 
 Found (8x4, 20 epochs, three seeds): four of the five published curves are found again within 0.5 nats; straight-through
-is 7.2 +- 0.5 below its published test curve (docs/results.md says why that may be). Of what was not published, exact
-sums have the best test -ELBO, 127.8 +- 1.2, which is 5.2 +- 1.4 below ReinMax; `reweighted-wake-sleep` is 2.90 +- 0.54
-below, `local-expectation` 1.83 +- 0.95, soft Gumbel-Softmax 1.53 +- 0.43. One of three runs of `reinforce-loo` settles
-on 4.2 of 8 categories. Larger sizes (5 epochs, one seed): `local-expectation` has the best ELBO at all five (by 1.4 to
-6.2 nats), in seconds in which ReinMax would come further; of the others, soft samples at 4x24 and 64x8, ReinMax at
-8x16, 16x12 and 10x30. Soft samples have a better log p(x) than ReinMax at all.
+is 7.2 +- 0.5 below its published test curve (docs/results/reinmax_protocol.md says why that may be). Of what was not
+published, exact sums have the best test -ELBO, 127.8 +- 1.2, which is 5.2 +- 1.4 below ReinMax; `reweighted-wake-sleep`
+is 2.90 +- 0.54 below, `local-expectation` 1.83 +- 0.95, soft Gumbel-Softmax 1.53 +- 0.43. One of three runs of
+`reinforce-loo` settles on 4.2 of 8 categories. Larger sizes (5 epochs, one seed): `local-expectation` has the best ELBO
+at all five (by 1.4 to 6.2 nats), in seconds in which ReinMax would come further; of the others, soft samples at 4x24
+and 64x8, ReinMax at 8x16, 16x12 and 10x30. Soft samples have a better log p(x) than ReinMax at all.
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,7 @@ Command: `python experiments/speed.py step` (`--smoke` for all of it on tiny siz
 
 Cost: about five minutes on two cores, and MNIST in torchvision's layout.
 
-20 x 10 latents, MLP 784-512-256-200 and back, B = 100, dynamically binarized MNIST, drawn beforehand; a small model on
+N = 20, K = 10, MLP 784-512-256-200 and back, B = 100, dynamically binarized MNIST, drawn beforehand; a small model on
 the embedded digits; and an epoch with its data loading. Every contender takes the same batches, in short blocks that
 alternate; a block gives a mean, and reported are the medians over blocks.
 

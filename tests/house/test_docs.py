@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from shown import ENTRANCE, ROOT, SHOWN, SHOWN_IN_THE_TEXT, Command, check, commands
+from shown import ROOT, SHOWN, SHOWN_IN_THE_TEXT, Command, check, commands
 
 
 def test_the_documents_show_commands() -> None:
@@ -39,13 +39,6 @@ def test_a_command_that_does_not_exist_is_found(line: str, capsys: pytest.Captur
     (command,) = commands("a page", f"```sh\n{line}  # a comment\n```\n")
     with pytest.raises((SystemExit, AssertionError)):
         check(command.words)
-
-
-@pytest.mark.parametrize("page", ENTRANCE, ids=lambda page: page.name)
-def test_the_files_that_a_page_links_to_exist(page: Path) -> None:
-    """Sphinx checks its own pages."""
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
-    assert not [link for link in links if not (page.parent / link).exists()]
 
 
 @pytest.mark.slow
