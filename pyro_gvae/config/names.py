@@ -61,4 +61,8 @@ Judge = Literal["exact", "sampled", "none"]
 JudgeOrAuto = Literal["auto", Judge]
 
 
+#: Kinds of the columns of a table.
+ColumnKind = Literal["binary", "categorical", "real", "positive", "count"]
+
+
 ObservationName = Literal["bernoulli", "continuous-bernoulli", "gaussian", "categorical", "multinomial"]

@@ -67,8 +67,13 @@ class VAE(nn.Module, ABC):
 
     @property
     def natural_dim(self) -> int:
-        """The number of natural parameters that a decoder returns, D times those per pixel."""
-        return self.data_dim * self.observation.natural_per_pixel
+        """The number of natural parameters that a decoder returns."""
+        return self.observation.natural_dim(self.data_dim)
+
+    @property
+    def input_dim(self) -> int:
+        """The number of inputs of an encoder, D but for data of which it sees more, such as missing cells."""
+        return self.observation.input_dim(self.data_dim)
 
     @property
     def temperature(self) -> Tensor:

@@ -60,7 +60,7 @@ class BernoulliVAE(VAE):
         check_sizes(data_dim=data_dim, num_bits=num_bits, **widths_by_name(hidden))
         super().__init__(data_dim, observation, **options)
         self.num_bits: Final = num_bits
-        self.encoder = nn.Sequential(*mlp([data_dim, *hidden, num_bits]))
+        self.encoder = nn.Sequential(*mlp([self.input_dim, *hidden, num_bits]))
         self.decoder = nn.Sequential(*mlp([num_bits, *reversed(hidden), self.natural_dim]))
         self.prior_logits = nn.Parameter(torch.zeros(num_bits))
 
@@ -93,6 +93,6 @@ class BernoulliVAE(VAE):
         """
         self._begin(x)
         with pyro.plate("data", len(x)):
-            posterior = dist.Bernoulli(logits=self.encoder(x)).to_event(1)
+            posterior = dist.Bernoulli(logits=self.encoder(self.observation.inputs(x))).to_event(1)
             z: Tensor = pyro.sample("z", posterior, infer=at_temperature(self.temperature))  # (B, N)
         return z

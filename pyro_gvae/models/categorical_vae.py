@@ -46,7 +46,8 @@ class CategoricalVAE(VAE):
         temperature: temperature of the guide's relaxation.
         prior_temperature: temperature of the model's relaxation. The defaults 2/3 and 2/5 are those of Maddison et al.
             for 8 categories.
-        encoder: a module x (B, D) -> logits (B, N, K) that replaces the MLP.
+        encoder: a module x (B, D) -> logits (B, N, K) that replaces the MLP; of tables, x are the observation's
+            `inputs`.
         decoder: a module z (..., N, K) -> natural parameters (..., D) that replaces the MLP.
         name: prefix of the parameters' names in Pyro's param store.
 
@@ -95,7 +96,7 @@ class CategoricalVAE(VAE):
         )
         self.num_latents: Final = num_latents
         self.num_categories: Final = num_categories
-        self.encoder = encoder or mlp_encoder(data_dim, hidden, num_latents, num_categories)
+        self.encoder = encoder or mlp_encoder(self.input_dim, hidden, num_latents, num_categories)
         self.decoder = decoder or mlp_decoder(num_latents, num_categories, tuple(hidden)[::-1], self.natural_dim)
         uniform = torch.zeros(num_latents, num_categories)  # (N, K)
         if learn_prior:
@@ -140,7 +141,7 @@ class CategoricalVAE(VAE):
         """
         self._begin(x)
         with pyro.plate("data", len(x)):
-            logits = self.encoder(x)  # (B, N, K)
+            logits = self.encoder(self.observation.inputs(x))  # (B, N, K)
             if logits.shape != (len(x), *self.prior_logits.shape):
                 raise ValueError(
                     f"Expected the encoder to return logits of shape {(len(x), *self.prior_logits.shape)}, but found "

@@ -64,8 +64,8 @@ class GaussianMixtureVAE(VAE):
         super().__init__(data_dim, observation, **options)
         self.num_components: Final = num_components
         self.latent_dim: Final = latent_dim
-        self.component_encoder = nn.Sequential(*mlp([data_dim, *hidden, num_components]))
-        self.encoder = BroadcastMLP([data_dim, num_components], [*hidden, 2 * latent_dim])
+        self.component_encoder = nn.Sequential(*mlp([self.input_dim, *hidden, num_components]))
+        self.encoder = BroadcastMLP([self.input_dim, num_components], [*hidden, 2 * latent_dim])
         self.decoder = nn.Sequential(*mlp([latent_dim, *reversed(hidden), self.natural_dim]))
         self.prior_logits = nn.Parameter(torch.zeros(num_components))
         self.means = nn.Parameter(torch.randn(num_components, latent_dim))  # apart, or components would stay alike
@@ -100,9 +100,10 @@ class GaussianMixtureVAE(VAE):
             The component y (B, K), a one-hot, and the code z (B, L).
         """
         self._begin(x)
+        seen = self.observation.inputs(x)
         with pyro.plate("data", len(x)):
-            posterior = dist.OneHotCategorical(logits=self.component_encoder(x))
+            posterior = dist.OneHotCategorical(logits=self.component_encoder(seen))
             y = pyro.sample("y", posterior, infer=at_temperature(self.temperature))  # (B, K)
-            loc, log_scale = self.encoder(x, y).chunk(2, -1)
+            loc, log_scale = self.encoder(seen, y).chunk(2, -1)
             z = pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))  # (B, L)
         return y, z

@@ -76,7 +76,7 @@ class HierarchicalCategoricalVAE(VAE):
         self.num_latents: Final = num_latents
         self.num_categories: Final = num_categories
         codes, between = (num_latents, num_categories), tuple(hidden)[-1:]
-        self.encoder = mlp_encoder(data_dim, hidden, *codes)
+        self.encoder = mlp_encoder(self.input_dim, hidden, *codes)
         self.decoder = mlp_decoder(*codes, tuple(hidden)[::-1], self.natural_dim)
 
         def from_codes() -> nn.Module:
@@ -125,7 +125,7 @@ class HierarchicalCategoricalVAE(VAE):
         codes: list[Tensor] = []
         with pyro.plate("data", len(x)):
             for layer in pyro.markov(range(self.num_layers), history=self.num_layers):
-                logits = self.up[layer - 1](codes[-1]) if codes else self.encoder(x)
+                logits = self.up[layer - 1](codes[-1]) if codes else self.encoder(self.observation.inputs(x))
                 codes.append(self._sample(self.sites[layer], logits, self.temperature))
         return codes
 

@@ -74,8 +74,8 @@ class JointVAE(VAE):
         self.num_latents: Final = num_latents
         self.num_categories: Final = num_categories
         self.latent_dim: Final = latent_dim
-        self.discrete_encoder = mlp_encoder(data_dim, hidden, num_latents, num_categories)
-        self.continuous_encoder = nn.Sequential(*mlp([data_dim, *hidden, 2 * latent_dim]))
+        self.discrete_encoder = mlp_encoder(self.input_dim, hidden, num_latents, num_categories)
+        self.continuous_encoder = nn.Sequential(*mlp([self.input_dim, *hidden, 2 * latent_dim]))
         self.decoder = BroadcastMLP([num_latents * num_categories, latent_dim], [*reversed(hidden), self.natural_dim])
         self.register_buffer("prior_logits", torch.zeros(num_latents, num_categories))
 
@@ -108,9 +108,10 @@ class JointVAE(VAE):
             The codes y (B, N, K) and z (B, L).
         """
         self._begin(x)
+        seen = self.observation.inputs(x)
         with pyro.plate("data", len(x)):
-            posterior = FactorizedOneHotCategorical(logits=self.discrete_encoder(x))
+            posterior = FactorizedOneHotCategorical(logits=self.discrete_encoder(seen))
             y = pyro.sample("y", posterior, infer=at_temperature(self.temperature))  # (B, N, K)
-            loc, log_scale = self.continuous_encoder(x).chunk(2, -1)
+            loc, log_scale = self.continuous_encoder(seen).chunk(2, -1)
             z = pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))  # (B, L)
         return y, z

@@ -24,6 +24,7 @@ class Observation(nn.Module, ABC):
         natural_per_pixel: natural parameters per pixel.
         data_range: the smallest and the largest value that a datum may have.
         expected: description of the data, for error messages that begin with "Expected data".
+        takes_missing: whether a datum may have missing values, NaN, which are integrated out.
 
     Example:
         >>> natural = torch.zeros(5, 64)  # of a decoder
@@ -34,6 +35,7 @@ class Observation(nn.Module, ABC):
     natural_per_pixel: int = 1
     data_range: tuple[float, float] = (0.0, 1.0)
     expected: str = "in [0, 1]"
+    takes_missing: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,6 +71,18 @@ class Observation(nn.Module, ABC):
         low, high = self.data_range
         lowest, highest = x.aminmax()
         return (lowest >= low) & (highest <= high)  # False if there is a NaN
+
+    def natural_dim(self, data_dim: int) -> int:
+        """Return the number of natural parameters of a datum of D values: what a decoder returns."""
+        return data_dim * self.natural_per_pixel
+
+    def input_dim(self, data_dim: int) -> int:
+        """Return the number of inputs of an encoder for data of D values."""
+        return data_dim
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Convert data (..., D) to what encoders see of them. Here they are the same."""
+        return x
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Convert grey pixels in [0, 1] (0 black, 1 white) to data of the family. Here they are the same."""
@@ -220,6 +234,12 @@ OBSERVATIONS: dict[str, type[Observation]] = {
     "categorical": CategoricalObservation,
     "multinomial": MultinomialObservation,
 }
+
+
+def takes_missing(program: Any) -> bool:
+    """Tell whether data of a program may have missing values, NaN."""
+    observation = getattr(program, "observation", None)
+    return isinstance(observation, Observation) and observation.takes_missing
 
 
 def as_observation(observation: str | Observation, **options: Any) -> Observation:

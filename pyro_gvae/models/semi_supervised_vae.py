@@ -72,8 +72,8 @@ class SemiSupervisedVAE(VAE):
         self.num_classes: Final = num_classes
         self.latent_dim: Final = latent_dim
         self.label_weight: Final = label_weight
-        self.classifier = nn.Sequential(*mlp([data_dim, *hidden, num_classes]))
-        self.encoder = BroadcastMLP([data_dim, num_classes], [*hidden, 2 * latent_dim])
+        self.classifier = nn.Sequential(*mlp([self.input_dim, *hidden, num_classes]))
+        self.encoder = BroadcastMLP([self.input_dim, num_classes], [*hidden, 2 * latent_dim])
         self.decoder = BroadcastMLP([num_classes, latent_dim], [*reversed(hidden), self.natural_dim])
 
     @override
@@ -100,7 +100,7 @@ class SemiSupervisedVAE(VAE):
                 with poutine.mask(mask=is_known):
                     pyro.sample("label", prior, obs=label)
                     if self.label_weight:
-                        log_q = self.classifier(x).log_softmax(-1)
+                        log_q = self.classifier(self.observation.inputs(x)).log_softmax(-1)
                         pyro.factor("classification", self.label_weight * (log_q * label).sum(-1))
             y_or_label = _chosen(y, is_known, label, drawn)
             z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1))  # (B, L)
@@ -124,11 +124,11 @@ class SemiSupervisedVAE(VAE):
         self._begin(x)
         label, is_known = self._labels(x, y)
         with pyro.plate("data", len(x)):
-            posterior = dist.OneHotCategorical(logits=self.classifier(x))
+            posterior = dist.OneHotCategorical(logits=self.classifier(self.observation.inputs(x)))
             with poutine.mask(mask=~is_known):
                 drawn = pyro.sample("y", posterior, infer=at_temperature(self.temperature))  # (B, K)
             y_or_label = _chosen(y, is_known, label, drawn)
-            loc, log_scale = self.encoder(x, y_or_label).chunk(2, -1)
+            loc, log_scale = self.encoder(self.observation.inputs(x), y_or_label).chunk(2, -1)
             z = pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))  # (B, L)
         return y_or_label, z
 

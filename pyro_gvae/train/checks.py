@@ -23,7 +23,7 @@ from ..estimators import (
     with_unimix,
     with_usage_entropy,
 )
-from ..models.observations import Observation
+from ..models.observations import Observation, takes_missing
 from ..programs.modes import judging
 from ..programs.runs import arguments
 from ..programs.tensor_elbo import TensorELBO
@@ -101,8 +101,9 @@ def check_data(vae: Any, data: Dataset | Data, config: TrainConfig) -> None:
             data than there are processes, or `patience` is set without test data.
     """
     train = data.train if isinstance(data, Dataset) else data
-    check_all_finite(train)
     observation, x = getattr(vae, "observation", None), _observed(train)
+    if not takes_missing(vae):
+        check_all_finite(train)
     if isinstance(observation, Observation) and x is not None:
         observation.check(x, "training data")
         if isinstance(data, Dataset):

@@ -15,6 +15,7 @@ from ..data.columns import Data, columns
 from ..estimators import Estimator
 from ..exact import Pair
 from ..handlers import discretize
+from ..models.observations import takes_missing
 from ..programs.runs import Arguments, arguments
 from .state import State
 
@@ -58,7 +59,7 @@ def first_non_finite(vae: Any, estimator: Estimator, batch: Data) -> str | None:
         For example "the log-probability of site 'x' of the model"; None if everything is finite, or if a program fails
         for another reason.
     """
-    if not all(torch.isfinite(column).all() for column in columns(batch)):
+    if not takes_missing(vae) and not all(torch.isfinite(column).all() for column in columns(batch)):
         return "the batch"
     for name, tensor in [*vae.named_parameters(), *vae.named_buffers()]:
         if not torch.isfinite(tensor).all():

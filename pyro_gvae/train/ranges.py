@@ -28,8 +28,10 @@ class Range(NamedTuple):
         return self.low <= low and high <= self.high and (not self.is_whole or _is_whole(x))
 
     def joined(self, x: Tensor) -> Self:
-        """Return the range of this and of a tensor."""
+        """Return the range of this and of a tensor; this one where values are missing or not finite."""
         low, high = _ends(x)
+        if not math.isfinite(low) or not math.isfinite(high):
+            return self
         return self._replace(low=min(self.low, low), high=max(self.high, high), is_whole=self.is_whole and _is_whole(x))
 
 

@@ -1,0 +1,195 @@
+"""The observation of tables: a family for each kind of column, and what networks see of cells."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ..config.names import ColumnKind
+from ..distributions.blocks import BinaryBlock, Block, CategoricalBlock, CountBlock, GaussianBlock
+from ..distributions.exponential_family import ExponentialFamily
+from ..distributions.table import TableRow
+from .observations import Observation
+
+#: The smallest standard deviation of a column given the code, in units of that of the column. A column that repeats
+#: one number would else have a density without bound.
+LEAST_SCALE = 0.01
+
+
+class Column(NamedTuple):
+    """A column of a table, and how its cells are written as numbers.
+
+    A binary or categorical cell is the number of its level. A real cell is (value - centre) / spread, and a positive
+    one (log value - centre) / spread. A count is itself; its centre and spread are those of log(1 + count).
+
+    Attributes:
+        name: its name.
+        kind: the kind of its cells.
+        levels: the levels of a binary or categorical column, as text.
+        centre: the mean of its training cells.
+        spread: their standard deviation.
+    """
+
+    name: str
+    kind: ColumnKind
+    levels: tuple[str, ...] = ()
+    centre: float = 0.0
+    spread: float = 1.0
+
+
+@final
+class TableObservation(Observation):
+    """Rows of a table: each column has a family of its kind, and NaN marks a missing cell.
+
+    Binary cells are Bernoulli and categorical ones categorical. Real cells are normal, positive ones log-normal, each
+    column with a standard deviation that is learned. Counts are negative binomial, each column with a dispersion that
+    is learned. Scores are densities of the values in their own units: see
+    :class:`~pyro_gvae.distributions.blocks.GaussianBlock`. A missing cell is integrated out of the likelihood.
+
+    Networks see one-hots, standardized numbers and, for each column, whether its cell is missing.
+
+    Args:
+        columns: the columns.
+
+    Raises:
+        ValueError: if there are none, or a binary or categorical one has too few levels.
+
+    Example:
+        >>> table = TableObservation([Column("sex", "binary", ("f", "m")), Column("age", "positive", (), 3.6, 0.4)])
+        >>> table(torch.zeros(5, 1, table.natural_dim(2))).log_prob(torch.tensor([[1.0, math.nan]])).shape
+        torch.Size([5, 1])
+    """
+
+    takes_missing = True
+    data_range = (0.0, 0.0)  # of a row that every table may have
+    expected = "of cells of their columns' kinds, or NaN"
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        if not columns:
+            raise ValueError("Expected a table with columns, but found none.")
+        self.columns = tuple(columns)
+        for column in self.columns:
+            least = {"binary": 2, "categorical": 1}.get(column.kind, 0)
+            if len(column.levels) < least:
+                raise ValueError(
+                    f"Expected the levels of the {column.kind} column '{column.name}', but found {column.levels}."
+                )
+        kinds = [column.kind for column in self.columns]
+        self._numbers = {
+            "binary": _where(kinds, "binary"),
+            "categorical": _where(kinds, "categorical"),
+            "gaussian": _where(kinds, "real", "positive"),
+            "count": _where(kinds, "count"),
+        }
+        for name, numbers in self._numbers.items():
+            self.register_buffer(f"_{name}", torch.tensor(numbers, dtype=torch.long), persistent=False)
+        widths = torch.tensor([len(self.columns[place].levels) for place in self._numbers["categorical"]])
+        most = int(widths.max()) if len(widths) else 0
+        is_level = torch.arange(most) < widths.unsqueeze(1)  # (number of categorical columns, largest L)
+        self.register_buffer("_is_level", is_level, persistent=False)
+        self.register_buffer("_levels", is_level.flatten().nonzero().squeeze(1), persistent=False)
+        gaussian = [self.columns[place] for place in self._numbers["gaussian"]]
+        units = [math.log(one.spread) + (one.centre if one.kind == "positive" else 0.0) for one in gaussian]
+        slopes = [one.spread if one.kind == "positive" else 0.0 for one in gaussian]
+        counts = [self.columns[place] for place in self._numbers["count"]]
+        for name, values in {
+            "_units": units,
+            "_slopes": slopes,
+            "_count_centres": [one.centre for one in counts],
+            "_count_spreads": [one.spread for one in counts],
+        }.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float64), persistent=False)
+        if gaussian:
+            self.log_scale = nn.Parameter(torch.zeros(len(gaussian)))
+        if counts:
+            self.log_dispersion = nn.Parameter(torch.zeros(len(counts)))
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviations of real and positive columns, in units of those of the columns."""
+        return (self.log_scale.mul(2).exp() + LEAST_SCALE**2).sqrt()
+
+    def blocks(self) -> list[Block]:
+        """Return the families, each with the columns of its kinds."""
+        found: list[Block] = []
+        if self._numbers["binary"]:
+            found.append(BinaryBlock(self._buffer("_binary")))
+        if self._numbers["categorical"]:
+            found.append(CategoricalBlock(*map(self._buffer, ("_categorical", "_is_level", "_levels"))))
+        if self._numbers["gaussian"]:
+            units, slopes = (self._buffer(name).to(self.log_scale.dtype) for name in ("_units", "_slopes"))
+            found.append(GaussianBlock(self._buffer("_gaussian"), self.scale, units, slopes))
+        if self._numbers["count"]:
+            found.append(CountBlock(self._buffer("_count"), self.log_dispersion))
+        return found
+
+    @override
+    def natural_dim(self, data_dim: int) -> int:
+        self._check_width(data_dim)
+        return sum(block.width for block in self.blocks())
+
+    @override
+    def forward(self, natural: Tensor) -> ExponentialFamily:
+        """Build the distribution of rows from natural parameters, block by block."""
+        blocks = self.blocks()
+        if self._numbers["count"]:  # of which the decoder says how they differ from the mean of the column
+            centres = self._buffer("_count_centres").to(natural.dtype)
+            natural = torch.cat([natural[..., : -len(centres)], natural[..., -len(centres) :] + centres], -1)
+        return TableRow(natural, blocks)
+
+    @override
+    def input_dim(self, data_dim: int) -> int:
+        return self.natural_dim(data_dim) + data_dim
+
+    @override
+    def inputs(self, x: Tensor) -> Tensor:
+        parts = []
+        for block in self.blocks():
+            cells = x.index_select(-1, block.places)
+            kept = ~cells.isnan()
+            cells = torch.where(kept, cells, 0.0)
+            match block:
+                case CategoricalBlock():
+                    parts.append(block.one_hots(cells, kept))
+                case BinaryBlock():
+                    parts.append(torch.where(kept, 2 * cells - 1, 0.0))
+                case CountBlock():
+                    centres, spreads = (self._buffer(f"_count_{name}").to(x.dtype) for name in ("centres", "spreads"))
+                    parts.append(torch.where(kept, (cells.log1p() - centres) / spreads, 0.0))
+                case _:
+                    parts.append(cells)
+        return torch.cat([*parts, x.isnan().to(x.dtype)], -1)
+
+    @override
+    def check(self, x: Tensor, name: str = "data") -> None:
+        """Refuse cells that their columns cannot have; the first of them is named.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        self._check_width(x.shape[-1])
+        for block in self.blocks():
+            cells = x.index_select(-1, block.places)
+            bad = ~(cells.isnan() | block.holds(cells))
+            if bool(bad.any()):
+                *rows, place = bad.nonzero()[0].tolist()
+                column = self.columns[int(block.places[place])]
+                raise ValueError(
+                    f"Expected {name} with {column.kind} cells in column '{column.name}', but found "
+                    f"{cells[(*rows, place)].item():g} in row {rows[0] + 1 if rows else 1}."
+                )
+
+    def _check_width(self, data_dim: int) -> None:
+        if data_dim != len(self.columns):
+            raise ValueError(f"Expected rows of {len(self.columns)} cells, but found {data_dim}.")
+
+    def _buffer(self, name: str) -> Tensor:
+        return self.get_buffer(name)
+
+
+def _where(kinds: Sequence[ColumnKind], *wanted: ColumnKind) -> list[int]:
+    return [place for place, kind in enumerate(kinds) if kind in wanted]

@@ -1,0 +1,190 @@
+"""Tables: scores against torch's distributions cell by cell and stock Pyro, in the units of the values."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import TraceEnum_ELBO, config_enumerate
+
+from pyro_gvae import CategoricalVAE, estimator, exact
+from pyro_gvae.models.bernoulli_vae import BernoulliVAE
+from pyro_gvae.models.gaussian_mixture_vae import GaussianMixtureVAE
+from pyro_gvae.models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
+from pyro_gvae.models.joint_vae import JointVAE
+from pyro_gvae.models.table import Column, TableObservation
+from pyro_gvae.train.step import make_step
+
+COLUMNS = [
+    Column("kind", "categorical", ("r", "g", "b")),
+    Column("age", "real", (), 5.0, 2.0),
+    Column("sex", "binary", ("f", "m")),
+    Column("visits", "count", (), 1.0, 0.7),
+    Column("income", "positive", (), 1.0, 0.5),
+    Column("site", "categorical", ("x", "y")),
+]
+D = len(COLUMNS)
+
+
+def observation(dtype=torch.float64):
+    torch.manual_seed(0)
+    found = TableObservation(COLUMNS).to(dtype)
+    torch.nn.init.normal_(found.log_scale)
+    torch.nn.init.normal_(found.log_dispersion)
+    return found
+
+
+def rows(number, *, share_missing=0.3):
+    built = observation()
+    x = built(torch.randn(number, built.natural_dim(D), dtype=torch.float64)).sample()
+    x[torch.rand(x.shape) < share_missing] = math.nan
+    return x
+
+
+def cell(built, column, natural):
+    """The distribution of a column's values, and how they follow from cells; `natural` in the order of blocks."""
+    scale = (built.log_scale.mul(2).exp() + 1e-4).sqrt()
+    match column.name:
+        case "sex":
+            return dist.Bernoulli(logits=natural[..., 0]), lambda x: x
+        case "kind":
+            return dist.Categorical(logits=natural[..., 1:4]), lambda x: x
+        case "site":
+            return dist.Categorical(logits=natural[..., 4:6]), lambda x: x
+        case "age":
+            return dist.Normal(5.0 + 2.0 * natural[..., 6], 2.0 * scale[0]), lambda x: 5.0 + 2.0 * x
+        case "income":
+            normal = dist.LogNormal(1.0 + 0.5 * natural[..., 7], 0.5 * scale[1])
+            return normal, lambda x: (1.0 + 0.5 * x).exp()
+    mean, dispersion = (1.0 + natural[..., 8]).exp(), built.log_dispersion.exp()
+    return dist.NegativeBinomial(dispersion, probs=mean / (mean + dispersion)), lambda x: x
+
+
+def brute_force(built, natural, x):
+    total = 0.0
+    for place, column in enumerate(COLUMNS):
+        values = x[..., place]
+        family, value = cell(built, column, natural)
+        there = torch.where(values.isnan(), 1.0, value(values))  # 1 is a value of all of them
+        total = total + torch.where(values.isnan(), 0.0, family.log_prob(there))
+    return total
+
+
+def test_rows_are_scored_as_their_values_are_cell_by_cell():
+    built, x = observation(), rows(9)
+    natural = torch.randn(5, 1, built.natural_dim(D), dtype=torch.float64)
+    codes_by_rows = built(natural).log_prob(x)  # one product
+    assert codes_by_rows.shape == (5, 9)
+    torch.testing.assert_close(codes_by_rows, brute_force(built, natural, x), atol=1e-8, rtol=0)
+    torch.testing.assert_close(built(natural.squeeze(1)).outer_log_prob(x), codes_by_rows, atol=1e-8, rtol=0)
+    paired = torch.randn(9, built.natural_dim(D), dtype=torch.float64)
+    torch.testing.assert_close(built(paired).log_prob(x), brute_force(built, paired, x), atol=1e-8, rtol=0)
+    stacked = torch.randn(2, 5, 1, built.natural_dim(D), dtype=torch.float64)
+    by_einsum = built(stacked).log_prob(x.expand(2, 1, 9, D))
+    torch.testing.assert_close(by_einsum, brute_force(built, stacked, x.expand(2, 1, 9, D)), atol=1e-8, rtol=0)
+    assert built(natural).log_prob(torch.full((9, D), math.nan)).abs().max() == 0
+
+
+def test_single_precision_loses_nothing_that_counts():
+    built, x = observation(torch.float32), rows(50)
+    torch.nn.init.constant_(built.log_scale, math.log(0.02))  # so that terms of thousands are subtracted
+    natural = torch.randn(5, 1, built.natural_dim(D))
+    natural[..., 6:8] = x[0, [1, 4]].nan_to_num(0.5).float()
+    found = built(natural).log_prob(x.float())
+    expected = brute_force(built.double(), natural.double(), x.float().double())
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-6)
+
+
+def test_the_exact_loss_and_its_gradients_are_those_of_stock_pyro():
+    built, x = observation(), rows(7)
+    vae = CategoricalVAE(D, 2, 3, (5,), built).double()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            codes = [pyro.sample(f"z{n}", dist.Categorical(logits=vae.prior_logits[n])) for n in range(2)]
+            natural = vae.decoder(torch.stack(torch.broadcast_tensors(*map(_one_hot, codes)), -2))
+            for place, column in enumerate(COLUMNS):
+                family, value = cell(built, column, natural)
+                values = x[:, place]
+                with pyro.poutine.mask(mask=~values.isnan()):
+                    pyro.sample(f"x{place}", family, obs=torch.where(values.isnan(), 1.0, value(values)))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            logits = vae.encoder(built.inputs(x))
+            for n in range(2):
+                pyro.sample(f"z{n}", dist.Categorical(logits=logits[:, n]))
+
+    def _one_hot(code):
+        return torch.nn.functional.one_hot(code, 3).double()
+
+    stock = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
+        config_enumerate(model, "parallel"), config_enumerate(guide, "parallel"), x
+    )
+    ours = -exact.elbo(vae, x).sum()
+    torch.testing.assert_close(ours, stock, atol=1e-8, rtol=0)
+    parameters = [*vae.parameters()]
+    for mine, theirs in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(stock, parameters), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-8, rtol=0)
+
+
+def test_what_is_drawn_has_the_mean_that_is_said():
+    built = observation()
+    row = built(torch.randn(built.natural_dim(D), dtype=torch.float64))
+    drawn = row.sample((40_000,))
+    built.check(drawn)
+    for place, column in enumerate(COLUMNS):
+        cells = drawn[:, place]
+        if column.kind == "categorical":
+            assert cells.mode().values == row.mean[place]
+        else:
+            assert (cells.mean() - row.mean[place]).abs() < 5 * cells.std() / 200, column.name
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "kind"),
+    [
+        (0, 3.0, "categorical"),
+        (1, math.inf, "real"),
+        (2, 0.5, "binary"),
+        (3, -1.0, "count"),
+        (4, -math.inf, "positive"),
+    ],
+)
+def test_cells_of_another_kind_are_refused_by_row_and_column(place, value, kind):
+    x = torch.zeros(3, D)
+    built = TableObservation(COLUMNS)
+    built.check(x)
+    x[1, place] = value
+    with pytest.raises(ValueError, match=f"with {kind} cells in column '{COLUMNS[place].name}', but found .* in row 2"):
+        built.check(x)
+    with pytest.raises(ValueError, match="Expected x of cells"):
+        built(torch.zeros(built.natural_dim(D))).log_prob(x)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda built: BernoulliVAE(D, 3, (5,), observation=built),
+        lambda built: HierarchicalCategoricalVAE(D, 2, 2, 3, (5,), observation=built),
+        lambda built: JointVAE(D, 1, 3, 2, (5,), observation=built),
+        lambda built: GaussianMixtureVAE(D, 3, 2, (5,), observation=built),
+    ],
+)
+def test_every_ready_program_takes_tables_with_missing_cells(program):
+    vae = program(observation(torch.float32))
+    assert exact.elbo(vae, rows(6).float()).isfinite().all()
+
+
+def test_steps_on_missing_cells_are_recorded_and_validated():
+    """A recorded step runs without Pyro; one whose data may lie beyond those before is checked first."""
+    vae = CategoricalVAE(D, 2, 3, (5,), observation(torch.float32))
+    step, x = make_step(vae, estimator("exact")), rows(8).float()
+    losses = [step(x).item() for _ in range(60)]
+    assert losses[-1] < losses[0]
+    x = x.nan_to_num(0.0)
+    step(x)
+    x[0, 2] = 1000.0
+    with pytest.raises(ValueError, match="binary cells in column 'sex'"):
+        step(x)
