@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import exact
+from ..distributions.coupled import CodePrior
 from ..evaluate.code_statistics import guide_log_probs, latent_statistics
 from ..evaluate.importance import log_importance_weights
 from ..models.base import VAE
@@ -246,6 +247,7 @@ def _described(vae: CategoricalVAE, name: str, images: Tensor, store: _Store) ->
         "levels": vae.observation.natural_per_pixel,
         "temperature": vae.temperature.item(),
         "prior": vae.prior_logits.log_softmax(-1).flatten().tolist(),
+        "joint_prior": None if vae.prior is None else _joint_prior(vae.prior, store, is_summed=is_summed),
         "encoder": None if encoder is None else _placed(encoder, store),
         "posteriors": store.put(log_q[:NUM_IMAGES]) if encoder is None else None,
         "decoder": None if decoder is None else _placed(decoder, store),
@@ -261,6 +263,16 @@ def _placed(layers: list[Layer], store: _Store) -> list[dict[str, Any]]:
         {"kind": layer.kind} | layer.numbers | {name: store.put(w, is_weight=True) for name, w in layer.weights.items()}
         for layer in layers
     ]
+
+
+def _joint_prior(prior: CodePrior, store: _Store, *, is_summed: bool) -> list[int]:
+    """Return log p(z) of all codes, since the page knows no prior but that of independent digits."""
+    if not is_summed:
+        raise ValueError(
+            f"Expected a prior of independent digits, or at most {MOST_CODES:,} codes, whose probabilities the page "
+            f"could hold, but found a {type(prior).__name__} of {prior.num_categories}^{prior.num_latents} codes."
+        )
+    return store.put(prior.log_prob(prior.all_codes()))
 
 
 def _table(decoder: nn.Module, vae: CategoricalVAE, store: _Store, *, is_summed: bool) -> list[int]:

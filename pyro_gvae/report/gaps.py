@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from ..evaluate.gaps import BOUNDS, GAPS, gaps, summarize_gaps
+from ..evaluate.gaps import BOUNDS, GAPS, PRIOR_GAP, gaps, summarize_gaps
 from ..runs.folder import check_writable
 from ..runs.frames import write_csv
 from ..runtime.progress import Progress
@@ -33,8 +33,8 @@ def run_gaps(
         data_dir: the folder of the data sets that have files.
 
     Returns:
-        One row for each (estimator, seed): the four bounds and three gaps, and the standard error of each over data
-        (`_se`), in nats per datum.
+        One row for each (estimator, seed): the four bounds, the gaps between them and the prior gap, and the standard
+        error of each over data (`_se`), in nats per datum.
 
     Raises:
         ValueError: if the folder is not a run folder or has no finished cell.
@@ -58,7 +58,7 @@ def run_gaps(
 def gaps_table(table: pd.DataFrame) -> str:
     """Format the rows of `run_gaps` for the terminal, each number with its standard error over data."""
     text = table[["estimator", "seed"]].copy()
-    for name in (*BOUNDS, *GAPS):
+    for name in (*BOUNDS, *GAPS, *({PRIOR_GAP} & set(table.columns))):
         text[name.replace("_", " ")] = [
             f"{value:.2f} ± {error:.2f}" for value, error in zip(table[name], table[f"{name}_se"], strict=True)
         ]
