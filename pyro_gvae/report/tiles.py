@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..distributions.coupled import CodePrior
 from ..models.base import VAE
 from ..models.bernoulli_vae import BernoulliVAE
 from ..models.categorical_vae import CategoricalVAE
@@ -20,7 +21,8 @@ class Tiles(NamedTuple):
         decoder: the network from what `code` returns.
         num_latents: N.
         num_categories: K.
-        log_prior: log p(z_n = k), (N, K).
+        log_prior: log p(z_n = k), (N, K), if digits are independent in the prior.
+        prior: the prior, if they are not.
         code: one-hots (S, N, K) -> what the decoder takes.
         before_decoder: the same for the page.
         after_encoder: what the encoder returns -> logits (N, K), for the page.
@@ -31,6 +33,7 @@ class Tiles(NamedTuple):
     num_latents: int
     num_categories: int
     log_prior: Tensor
+    prior: CodePrior | None
     code: Callable[[Tensor], Tensor]
     before_decoder: tuple[Layer, ...] = ()
     after_encoder: tuple[Layer, ...] = ()
@@ -49,14 +52,13 @@ def tiles(vae: VAE) -> Tiles:
     """
     if isinstance(vae, CategoricalVAE):
         log_prior = vae.prior_logits.log_softmax(-1)
-        return Tiles(
-            vae.encoder, vae.decoder, vae.num_latents, vae.num_categories, log_prior, lambda one_hots: one_hots
-        )
+        networks, sizes = (vae.encoder, vae.decoder), (vae.num_latents, vae.num_categories)
+        return Tiles(*networks, *sizes, log_prior, vae.prior, lambda one_hots: one_hots)
     if isinstance(vae, BernoulliVAE):
         # A bit is a one-hot of two categories, whose value is its second digit, and whose logits are 0 and the bit's.
         log_prior = torch.stack([torch.zeros_like(vae.prior_logits), vae.prior_logits], -1).log_softmax(-1)
-        ends = (Layer("bits", {}, {}),), (Layer("bit_logits", {}, {}),)
-        return Tiles(vae.encoder, vae.decoder, vae.num_bits, 2, log_prior, lambda one_hots: one_hots[..., 1], *ends)
+        networks, ends = (vae.encoder, vae.decoder), ((Layer("bits", {}, {}),), (Layer("bit_logits", {}, {}),))
+        return Tiles(*networks, vae.num_bits, 2, log_prior, None, lambda one_hots: one_hots[..., 1], *ends)
     raise ValueError(
         f"Expected a run of the model 'categorical' or 'bernoulli', whose code is all that its pictures depend on and "
         f"has N rows of K tiles on the page, but found a {type(vae).__name__}. Try pyro-gvae report, encode or "
