@@ -8,6 +8,7 @@ import pandas as pd
 
 from ..config.gradients import AdviseConfig
 from ..config.json import plain_settings
+from ..config.models import MODELS
 from ..config.train import TrainConfig
 from ..diagnostics.recommend import Advice
 from ..report.advice import write_advice_report
@@ -17,7 +18,7 @@ from ..runs.config import typed
 def train_by(config: AdviseConfig, stages: str) -> str:
     """Return the command that trains in these stages, with the settings of the advice that `train` has too."""
     words = ["pyro-gvae", "train", "--stages", stages]
-    ours = {field.name: field.default for field in fields(TrainConfig)}
+    ours = {field.name: field.default for field in fields(TrainConfig)} | MODELS[config.model].sizes
     shared = {field.name for field in fields(config)} & ours.keys() - {"seed", "seconds", "output"}
     for name in sorted(shared):
         value = getattr(config, name)

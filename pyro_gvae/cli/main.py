@@ -39,6 +39,8 @@ class Command(NamedTuple):
     function: str
 
 
+#: Commands that build a program.
+WITH_MODEL = frozenset({"train", "compare", "gradients", "advise"})
 COMMANDS = {
     "train": Command(TrainConfig, "train_command"),
     "resume": Command(ResumeConfig, "resume_any_command"),
@@ -111,12 +113,11 @@ def _parse(arguments: list[str]) -> Any:
 
 def _defaults(arguments: list[str]) -> dict[str, Any]:
     """Return the settings that a command begins with, by its name, and remove `--preset NAME` from its arguments."""
-    if arguments[:1] == ["train"]:
-        preset = _preset(arguments)
-        return {"train": _of_model(preset or TrainConfig(), arguments, is_preset=preset is not None)}
-    if arguments[:1] == ["compare"]:
-        return {"compare": _of_model(CompareConfig(), arguments, is_preset=False)}
-    return {}
+    [name] = arguments[:1] or [""]
+    if name not in WITH_MODEL:
+        return {}
+    preset = _preset(arguments) if name == "train" else None
+    return {name: _of_model(preset or COMMANDS[name].config(), arguments, is_preset=preset is not None)}
 
 
 def _of_model(config: Any, arguments: list[str], *, is_preset: bool) -> Any:
@@ -131,6 +132,7 @@ def _of_model(config: Any, arguments: list[str], *, is_preset: bool) -> Any:
     facts = MODELS[name]
     kept = {"num_latents", "num_categories"} - facts.fixed.keys() if is_preset else set()
     new: dict[str, Any] = {size: value for size, value in facts.sizes.items() if size not in kept}
+    new["kl"] = facts.soft_kl
     if name != "categorical":
         new |= OF_CATEGORICAL
     if isinstance(config, TrainConfig) and not is_preset:

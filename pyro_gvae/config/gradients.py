@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from .checks import all_different, at_least, positive
-from .names import Binarization, DatasetName, EstimatorName
+from .names import Binarization, DatasetName, EstimatorName, ModelName
+from .train import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +14,8 @@ class GradientsConfig:
     """Measure bias, variance and direction of estimators' gradients against the exact one; write a table and figures.
 
     Gradients are measured on a new model at given epochs of its training, or on the trained models of a run folder.
-    A second call with the same output measures only what is missing there.
+    A second call with the same output measures only what is missing there. Where there is no exact gradient, as beside
+    a Gaussian latent, the mean of many unbiased estimates replaces it.
 
     Args:
         run: A run folder of compare or train, whose models are measured on their test sets; by default a new model.
@@ -22,12 +24,17 @@ class GradientsConfig:
         download: Fetch absent files into the data folder.
         binarize: Keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them for every
             batch (dynamic).
-        num_latents: N, the number of one-hot latents.
-        num_categories: K, the number of categories of each latent.
+        model: The program: N one-hots (categorical) or N bits (bernoulli); layers of N one-hots (hierarchical); N
+            one-hots beside a Gaussian (joint); or a component and a Gaussian that depends on it (gaussian-mixture). Its
+            sizes have defaults of their own, which `--model NAME --help` shows.
+        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture.
+        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits.
+        num_layers: The number of layers of hierarchical; 1 of other programs.
+        latent_dim: The dimension of the Gaussian of joint and gaussian-mixture; 0 of other programs.
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         estimators: The estimators to measure.
         temperatures: Temperatures at which to measure the estimators that have one.
-        kl: The KL of gumbel-softmax: that of the relaxed or of the categorical distributions.
+        kl: The KL of gumbel-softmax: that of the relaxed or of the categorical distributions, which layers do not have.
         wrt: Measure gradients with respect to the guide's logits, to all parameters, or both.
         protocol: Measure the gradient of the ELBO, with standard errors (elbo), or that of the reconstruction term, as
             in the ReinMax paper (reinmax).
@@ -49,8 +56,11 @@ class GradientsConfig:
     data_dir: Path = Path("data")
     download: bool = False
     binarize: Binarization = "threshold"
+    model: ModelName = "categorical"
     num_latents: int = 4
     num_categories: int = 8
+    num_layers: int = 1
+    latent_dim: int = 0
     hidden: tuple[int, ...] = (128,)
     estimators: tuple[EstimatorName, ...] = ("gumbel-softmax", "exact")
     temperatures: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0)
@@ -70,7 +80,6 @@ class GradientsConfig:
     output: Path | None = None
 
     def __post_init__(self) -> None:
-        _check_model(self)
         for name in ("batch_size", "num_data"):
             at_least(name, getattr(self, name), 1)
         for name in ("num_samples", "num_parameter_samples"):
@@ -88,6 +97,11 @@ class GradientsConfig:
             )
         if self.protocol == "reinmax" and self.wrt != ("logits",):
             raise ValueError("Expected the ReinMax protocol with wrt=logits alone, but found others. Try --wrt logits.")
+        self.training()  # refuses sizes that the program does not have
+
+    def training(self) -> TrainConfig:
+        """Return the settings of the new model and its data."""
+        return _training(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +114,13 @@ class AdviseConfig:
         download: Fetch absent files into the data folder.
         binarize: Keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them for every
             batch (dynamic).
-        num_latents: N, the number of one-hot latents.
-        num_categories: K, the number of categories of each latent.
+        model: The program: N one-hots (categorical) or N bits (bernoulli); layers of N one-hots (hierarchical); N
+            one-hots beside a Gaussian (joint); or a component and a Gaussian that depends on it (gaussian-mixture). Its
+            sizes have defaults of their own, which `--model NAME --help` shows.
+        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture.
+        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits.
+        num_layers: The number of layers of hierarchical; 1 of other programs.
+        latent_dim: The dimension of the Gaussian of joint and gaussian-mixture; 0 of other programs.
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         batch_size: B, the number of images in a batch.
         learning_rate: Learning rate of the short training that precedes the measurements.
@@ -117,8 +136,11 @@ class AdviseConfig:
     data_dir: Path = Path("data")
     download: bool = False
     binarize: Binarization = "threshold"
+    model: ModelName = "categorical"
     num_latents: int = 4
     num_categories: int = 8
+    num_layers: int = 1
+    latent_dim: int = 0
     hidden: tuple[int, ...] = (128,)
     batch_size: int = 64
     learning_rate: float = 3e-3
@@ -130,22 +152,24 @@ class AdviseConfig:
     output: Path | None = None
 
     def __post_init__(self) -> None:
-        _check_model(self)
-        at_least("batch_size", self.batch_size, 1)
         for temperature in self.temperatures:
             positive("temperatures", temperature)
         for name in ("learning_rate", "seconds"):
             positive(name, getattr(self, name))
         if self.estimators:
             all_different("estimators", self.estimators)
+        self.training()  # refuses sizes that the program does not have
+
+    def training(self) -> TrainConfig:
+        """Return the settings of the model and its data."""
+        return _training(self)
 
 
-def _check_model(config: GradientsConfig | AdviseConfig) -> None:
-    """Check the settings that both configurations have."""
-    at_least("num_latents", config.num_latents, 1)
-    at_least("num_categories", config.num_categories, 2)
-    for width in config.hidden:
-        at_least("hidden", width, 1)
-    at_least("seed", config.seed, 0)
-    if config.max_memory is not None:
-        positive("max_memory", config.max_memory)
+def _training(config: GradientsConfig | AdviseConfig) -> TrainConfig:
+    """Return the settings that a training run has too; seconds and folders are of the command alone.
+
+    Raises:
+        ValueError: if there is no such program.
+    """
+    names = TrainConfig.__dataclass_fields__.keys() & config.__dataclass_fields__.keys() - {"seconds", "output"}
+    return TrainConfig(**{name: getattr(config, name) for name in names})

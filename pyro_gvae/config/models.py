@@ -1,7 +1,7 @@
 """The ready programs that learn from images alone: their sizes, and what cannot be asked of them; no torch."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from .checks import at_least, at_most
 from .names import ModelName, NetworksName
@@ -53,21 +53,26 @@ class Facts(NamedTuple):
         fixed: those of them that cannot be otherwise, and why.
         has_layers: whether there may be several layers of one-hots.
         has_gaussian: whether a Gaussian latent stands beside the discrete ones.
-        soft: the estimator of soft samples: with the KL of the categorical distributions where that is a term of the
-            ELBO, which it is not where model and guide go through the layers in opposite orders.
+        soft_kl: the KL of soft samples: that of the categorical distributions where it is a term of the ELBO, which it
+            is not where model and guide go through the layers in opposite orders.
     """
 
     sizes: dict[str, int]
     fixed: dict[str, str]
     has_layers: bool = False
     has_gaussian: bool = False
-    soft: str = "gumbel-softmax"
+    soft_kl: Literal["relaxed", "categorical"] = "categorical"
+
+    @property
+    def soft(self) -> str:
+        """The estimator of soft samples."""
+        return RELAXED if self.soft_kl == "relaxed" else "gumbel-softmax"
 
 
 MODELS: dict[ModelName, Facts] = {
     "categorical": Facts({}, {}),
     "bernoulli": Facts({"num_latents": 12, "num_categories": 2}, {"num_categories": "whose latents are bits"}),
-    "hierarchical": Facts({"num_latents": 2, "num_layers": 2}, {}, has_layers=True, soft=RELAXED),
+    "hierarchical": Facts({"num_latents": 2, "num_layers": 2}, {}, has_layers=True, soft_kl="relaxed"),
     "joint": Facts({"num_latents": 1, "num_categories": 10, "latent_dim": 10}, {}, has_gaussian=True),
     "gaussian-mixture": Facts(
         {"num_latents": 1, "num_categories": 10, "latent_dim": 10},

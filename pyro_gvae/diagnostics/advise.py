@@ -7,13 +7,13 @@ from typing import Any
 import pandas as pd
 
 from ..config.gradients import AdviseConfig
+from ..config.models import MODELS
 from ..config.units import in_bytes
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset
-from ..data.datasets import load
 from ..estimators import ESTIMATORS, Estimator, estimator
 from ..exact import HasPair
-from ..models.categorical_vae import CategoricalVAE
+from ..models.base import VAE
 from ..report.advice import advice_text
 from ..runs.folder import new_run_folder
 from ..runs.frames import write_csv
@@ -21,6 +21,7 @@ from ..runtime.memory import peak_memory
 from ..runtime.progress import Progress
 from ..runtime.rng import seeded
 from ..runtime.work import OPERATIONS_PER_SECOND
+from ..train.setup import initial_model, load_data
 from ..train.step import make_step
 from .candidates import Candidate, candidates
 from .gradient_report import NUM_GROUPS, Setup, measure
@@ -51,18 +52,20 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
         ValueError: if a setting or the data are invalid, or nothing could be measured.
         OSError: if data files are absent.
     """
-    data = load(config.dataset, data_dir=config.data_dir, download=config.download, binarize=config.binarize)
+    training = config.training()
+    data = load_data(training)
     if config.batch_size > len(data.train):
         raise ValueError(f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}.")
     folder = None if config.output is None else new_run_folder(config.output)
     with seeded(config.seed):
-        vae = CategoricalVAE(data.train.shape[1], config.num_latents, config.num_categories, config.hidden)
+        vae = initial_model(training, data)
         _train(vae, data, config)
     x = next(epoch_batches(data, config.batch_size, seed=config.seed, epoch=0))
+    soft = MODELS[config.model].soft
     table, found = advise_on(
         vae,
         x,
-        estimators=config.estimators,
+        estimators=config.estimators or [soft if name == "gumbel-softmax" else name for name in ESTIMATORS],
         temperatures=config.temperatures,
         seconds=config.seconds,
         max_memory=in_bytes(config.max_memory),
@@ -88,7 +91,7 @@ def advise_on(
     Args:
         pair: a pair of programs with any latents, best after a few epochs of training; it is not changed.
         x: a batch, (B, ...), or a tuple of all arguments of the programs.
-        estimators: names in the registry, or estimators; all if empty.
+        estimators: names in the registry, which may have options in brackets, or estimators; all if empty.
         temperatures: temperatures for the named estimators that have one.
         seconds: of which the measurements take about three quarters.
         max_memory: bytes that an exact sum may use.
@@ -150,9 +153,9 @@ def _num_affordable(probe: Probe, share: float) -> int:
     return max(2 * NUM_GROUPS, min(int(share / (time.perf_counter() - start)), 1024))
 
 
-def _train(vae: CategoricalVAE, data: Dataset, config: AdviseConfig) -> None:
+def _train(vae: VAE, data: Dataset, config: AdviseConfig) -> None:
     """Train for up to five epochs, since gradients at initialization differ from those of the rest of a training."""
-    step = make_step(vae, estimator("gumbel-softmax", kl="categorical"), lr=config.learning_rate)
+    step = make_step(vae, estimator(MODELS[config.model].soft), lr=config.learning_rate)
     end = time.perf_counter() + config.seconds / 5
     for epoch in range(5):
         for x in epoch_batches(data, config.batch_size, seed=config.seed, epoch=epoch):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from ..config.stages import Named
 from ..estimators import ESTIMATORS, Estimator, estimator
 
 
@@ -12,7 +13,7 @@ class Candidate(NamedTuple):
     """An estimator that has not been created yet, since creating it may fail, which is a result to report too.
 
     Attributes:
-        name: its name in the registry.
+        name: its name in the registry, with the options that were given with it.
         temperature: its temperature; None if it has none.
         make: creates the estimator.
         family: equal for candidates that differ only in temperature, whose steps do the same work. If that is unknown,
@@ -31,12 +32,12 @@ def candidates(
     """List every estimator at every temperature; an estimator without a temperature is listed once.
 
     Args:
-        estimators: names in the registry, or estimators.
-        temperatures: temperatures for each named estimator that has one; if empty, its default.
+        estimators: names in the registry, which may have options in brackets, or estimators.
+        temperatures: temperatures for each named estimator that has one and is given without; if empty, its default.
         **options: options passed to those named estimators that accept them.
 
     Raises:
-        ValueError: if a name is unknown.
+        ValueError: if a name is unknown, or a text is no name.
 
     Example:
         >>> [(c.name, c.temperature) for c in candidates(["gumbel-softmax", "exact"], temperatures=(0.5, 1.0))]
@@ -45,24 +46,32 @@ def candidates(
     found = []
     for given in estimators:
         if isinstance(given, Estimator):
-            temperature = None if given.temperature is None else float(given.temperature)
-            found.append(Candidate(given.name, temperature, partial(_identity, given), family=given))
+            found.append(_made(given))
             continue
-        if given not in ESTIMATORS:
-            estimator(given)  # raises an error that lists the known names
-        known = inspect.signature(ESTIMATORS[given]).parameters
-        kept = {name: value for name, value in options.items() if name in known}
-        family = _family(given, kept)
-        grid = tuple(temperatures) if "temperature" in known else ()
-        found += [Candidate(given, t, partial(estimator, given, temperature=t, **kept), family) for t in grid]
+        named = Named.parse(given)
+        if named.name not in ESTIMATORS:
+            found.append(_made(estimator(given)))  # of single sites, or an error that lists the known names
+            continue
+        known = inspect.signature(ESTIMATORS[named.name]).parameters
+        kept = {name: value for name, value in options.items() if name in known} | named.options
+        make = partial(estimator, named.name, **kept)
+        family = _family(named.name, {name: value for name, value in kept.items() if name != "temperature"})
+        own = named.options.get("temperature")
+        grid = tuple(temperatures) if "temperature" in known and own is None else ()
+        found += [Candidate(given, t, partial(make, temperature=t), family) for t in grid]
         if not grid:
-            found.append(Candidate(given, None, partial(estimator, given, **kept), family))
+            found.append(Candidate(given, own, make, family))
     return found
 
 
 def _family(name: str, options: dict[str, Any]) -> Hashable:
     found = (name, frozenset(options.items())) if all(isinstance(one, Hashable) for one in options.values()) else None
     return found or object()
+
+
+def _made(given: Estimator) -> Candidate:
+    temperature = None if given.temperature is None else float(given.temperature)
+    return Candidate(given.name, temperature, partial(_identity, given), family=given)
 
 
 def _identity(given: Estimator) -> Estimator:

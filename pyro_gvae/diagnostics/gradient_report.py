@@ -12,7 +12,7 @@ from ..estimators import Estimator
 from ..exact import HasPair
 from .candidates import Candidate, candidates
 from .moments import Reference, summarize
-from .probe import Probe, Problem, Wrt, is_deterministic, make_problem
+from .probe import Problem, Wrt, is_deterministic, make_problem
 from .references import LEAST_NOISY, References, obstacle_to_sums, sample_moments
 from .timing import Clock, make_clock
 
@@ -110,28 +110,45 @@ def gradient_report(
     problem = make_problem(vae, x, dtype=dtype)
     grid = candidates(estimators, temperatures=temperatures, **options)
     clock = make_clock(problem)
-    [exact] = candidates(["exact"], **options)
-    obstacle = obstacle_to_sums(problem, max_operations, options.get("max_memory"), seed=seed)
-    truths = [*([exact] if obstacle is None else []), *candidates(LEAST_NOISY, **options)]
+    truths = unbiased_candidates(problem, max_operations, seed=seed, **options)
     rows = []
     for kind in wrt:
         count = num_samples if kind == "logits" else num_parameter_samples
-        setup = Setup(
-            problem,
-            kind,
-            References(problem, kind, truths, count=_always(REFERENCE_SAMPLES * count), seed=seed, vectorize=vectorize),
-            num_samples=count,
-            clock=clock,
-            budget=_seconds(clock, truths) if budget is None else budget,
-            seed=seed,
-            vectorize=vectorize,
-        )
+        setup = make_setup(problem, kind, truths, count, clock, budget=budget, seed=seed, vectorize=vectorize)
         rows += [measure(setup, candidate) for candidate in grid]
     return pd.DataFrame(rows)
 
 
-def _always(count: int) -> Callable[[Probe], int]:
-    return lambda _: count
+def unbiased_candidates(problem: Problem, max_operations: float, *, seed: int = 0, **options: Any) -> list[Candidate]:
+    """List the estimators whose gradient, or its mean, others are held against, from the best to the worst.
+
+    Args:
+        problem: the program and its data.
+        max_operations: most operations of one sum over all codes, beyond which codes are not summed.
+        seed: seed of the samples.
+        **options: options passed to those estimators that accept them.
+    """
+    obstacle = obstacle_to_sums(problem, max_operations, options.get("max_memory"), seed=seed)
+    return candidates([*(["exact"] if obstacle is None else []), *LEAST_NOISY], **options)
+
+
+def make_setup(
+    problem: Problem,
+    wrt: Wrt,
+    truths: Sequence[Candidate],
+    num_samples: int,
+    clock: Clock,
+    *,
+    budget: float | None = None,
+    seed: int = 0,
+    vectorize: bool = True,
+) -> "Setup":
+    """Return what the rows of one kind of gradient share; arguments are those of :func:`gradient_report`."""
+    references = References(
+        problem, wrt, truths, count=lambda _: REFERENCE_SAMPLES * num_samples, seed=seed, vectorize=vectorize
+    )
+    budget = _seconds(clock, truths) if budget is None else budget
+    return Setup(problem, wrt, references, num_samples, clock, budget, seed, vectorize)
 
 
 def _seconds(clock: Clock, truths: Sequence[Candidate]) -> float:

@@ -10,31 +10,28 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .. import exact
 from ..config.checks import MOST_OPERATIONS
 from ..config.gradients import GradientsConfig
 from ..config.json import plain_settings
 from ..config.units import codes_in_words, in_bytes
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset
-from ..data.datasets import load
-from ..estimators import Estimator
+from ..estimators import estimator
 from ..models.base import VAE
-from ..models.categorical_vae import CategoricalVAE
-from ..report.gradients import CELL, gradients_text, refusals, write_gradients_report
+from ..report.gradients import CELL, gradients_text, refusals, replacements, write_gradients_report
 from ..runs.config import earlier_run, write_config
 from ..runs.files import append_json_line, write_json
 from ..runs.folder import new_run_folder
 from ..runs.frames import read_json_lines, write_csv
 from ..runtime.progress import Progress
 from ..runtime.rng import seeded
+from ..train.setup import initial_model, load_data
 from ..train.step import make_step
 from ..train.trained import load_model, trained_models
 from .candidates import Candidate, candidates
-from .gradient_report import Setup, measure
-from .moments import Reference
-from .probe import Wrt, make_problem
-from .references import exact_reference
+from .gradient_report import Setup, make_setup, measure, unbiased_candidates
+from .probe import Probe, Wrt, make_problem
+from .references import exact_reference, sum_cost
 from .reinmax import reinmax_row
 from .timing import make_clock
 
@@ -100,26 +97,20 @@ def gradients(config: GradientsConfig) -> Path:
 
 def _rows(config: GradientsConfig, vae: VAE, x: Tensor, cells: list[tuple[Wrt, Candidate]]) -> Iterator[dict[str, Any]]:
     problem = make_problem(vae, x, dtype=torch.float64 if config.double else None)
-    [truth] = candidates(["exact"], **_options(config))
     if config.protocol == "reinmax":
-        reference = exact_reference(problem, truth.make(), "logits", term="reconstruction", seed=config.seed)
+        truth = estimator("exact", max_memory=in_bytes(config.max_memory))
+        reference = exact_reference(problem, truth, "logits", term="reconstruction", seed=config.seed)
         for _, one in cells:
             yield reinmax_row(problem, one, reference, num_samples=config.num_samples, seed=config.seed)
         return
     clock = make_clock(problem)
+    truths = unbiased_candidates(problem, MOST_OPERATIONS, seed=config.seed, **_options(config))
     samples = {"logits": config.num_samples, "parameters": config.num_parameter_samples}
     setups: dict[str, Setup] = {}
     for kind, one in cells:
         if kind not in setups:
-            reference = exact_reference(problem, truth.make(), kind, seed=config.seed)
-            references = _always(reference)
-            setups[kind] = Setup(problem, kind, references, samples[kind], clock, clock(truth), seed=config.seed)
+            setups[kind] = make_setup(problem, kind, truths, samples[kind], clock, seed=config.seed)
         yield measure(setups[kind], one)
-
-
-def _always(reference: Reference) -> Callable[[Estimator], Reference]:
-    """Return the reference of all estimators, which have one objective here."""
-    return lambda _: reference
 
 
 def _snapshots(config: GradientsConfig) -> list[Snapshot]:
@@ -141,7 +132,7 @@ def _models(
             found = load_model(config.run, snapshot.trained_by, snapshot.seed, data_dir=config.data_dir)
             yield snapshot, found.vae, found.data.test[: config.num_data]
         return
-    vae = _new_model(config, data)
+    vae = initial_model(config.training(), data)
     [trainer] = candidates([config.train_by], **_options(config))
     step: Callable[[Tensor], Tensor] | None = None
     trained = 0
@@ -156,34 +147,37 @@ def _models(
         yield snapshot, copy.deepcopy(vae), data.train[: config.num_data]
 
 
-def _new_model(config: GradientsConfig, data: Dataset) -> CategoricalVAE:
-    with seeded(config.seed):
-        return CategoricalVAE(data.train.shape[1], config.num_latents, config.num_categories, config.hidden)
-
-
 def _dataset(config: GradientsConfig) -> Dataset | None:
     """Load the data of a new model; None for a run, which has its own."""
     if config.run is not None:
         return None
-    data = load(config.dataset, data_dir=config.data_dir, download=config.download, binarize=config.binarize)
+    data = load_data(config.training())
     if config.batch_size > len(data.train):
         raise ValueError(f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}.")
     return data
 
 
 def _check_codes(config: GradientsConfig, data: Dataset | None) -> None:
-    """Refuse, before a folder is created, more codes than the exact gradient can sum over."""
+    """Refuse, before a folder is created, more codes than the exact gradient can sum over, and other terms than it has.
+
+    Raises:
+        ValueError: if there are too many codes, or the reconstruction term is asked of latents that depend on others.
+    """
     if data is None:
         _snapshots(config)
         return
-    cost = exact.cost(_new_model(config, data), data.train[: config.num_data], max_memory=in_bytes(config.max_memory))
+    problem = make_problem(initial_model(config.training(), data), data.train[: config.num_data])
+    cost = sum_cost(problem, in_bytes(config.max_memory))
     if cost.operations > MOST_OPERATIONS:
-        codes = codes_in_words(config.num_latents, config.num_categories)
+        num_latents = config.num_latents * config.num_layers
         raise ValueError(
             f"Expected codes that can be summed in {MOST_OPERATIONS:g} operations, about a minute on two cores, but "
-            f"found S = K^N = {config.num_categories}^{config.num_latents} = {codes}, which take {cost.operations:.2g} "
-            "per sum. Try fewer latents or categories, or pyro-gvae advise, which needs no exact gradient."
+            f"found S = K^N = {config.num_categories}^{num_latents} = "
+            f"{codes_in_words(num_latents, config.num_categories)}, which take {cost.operations:.2g} per sum. Try "
+            "fewer latents or categories, or pyro-gvae advise, which needs no exact gradient."
         )
+    if config.protocol == "reinmax":
+        Probe(problem, estimator("exact"), term="reconstruction")  # which refuses it
 
 
 def _folder(config: GradientsConfig, check: Callable[[], None]) -> Path:
@@ -219,8 +213,12 @@ def _options(config: GradientsConfig) -> dict[str, Any]:
 def gradients_table(folder: Path) -> str:
     """Format the rows for the terminal, each number with its standard error if it has one."""
     table = read_json_lines(folder / "gradients.jsonl", Line)
-    notes = refusals(table) + [
-        f"{name} approximates {what}."
-        for name, what in table.get(["estimator", "approximates"], pd.DataFrame()).drop_duplicates().dropna().values
-    ]
+    notes = (
+        replacements(table)
+        + refusals(table)
+        + [
+            f"{name} approximates {what}."
+            for name, what in table.get(["estimator", "approximates"], pd.DataFrame()).drop_duplicates().dropna().values
+        ]
+    )
     return "\n".join([gradients_text(table).to_string(index=False), *notes])

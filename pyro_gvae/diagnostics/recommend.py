@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ..config.stages import Named
 from ..runtime.memory import in_words
 
 #: Two estimators are tied if the ratio of their speeds is below this.
@@ -15,7 +16,7 @@ class Advice(NamedTuple):
     """A recommended estimator, and the reasons.
 
     Attributes:
-        estimator: name of the estimator to train with.
+        estimator: name of the estimator to train with, which may have options in brackets.
         temperature: temperature of its relaxation, or None.
         finish: an unbiased estimator for the last epochs; None if `estimator` is unbiased itself, or there is none.
         reasons: sentences with the measured numbers.
@@ -34,8 +35,11 @@ class Advice(NamedTuple):
             >>> Advice("gumbel-softmax", 0.5, "exact", ()).stages
             'gumbel-softmax[temperature=0.5]:20,exact:3'
         """
-        options = "" if self.temperature is None else f"[temperature={self.temperature:g}]"
-        return f"{self.estimator}{options}:20" + ("" if self.finish is None else f",{self.finish}:3")
+        named = self.estimator
+        if self.temperature is not None:
+            name, options = Named.parse(named)
+            named = str(Named(name, options | {"temperature": f"{self.temperature:g}"}))
+        return f"{named}:20" + ("" if self.finish is None else f",{self.finish}:3")
 
     def in_words(self) -> str:
         """Format the recommendation and its reasons, one line each."""

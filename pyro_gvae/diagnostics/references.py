@@ -36,7 +36,7 @@ def obstacle_to_sums(
     try:
         with seeded(seed):
             parameters(problem)  # those that Pyro's store lacks begin as the guide and then the model have them
-            cost = _cost(problem, max_memory)
+            cost = sum_cost(problem, max_memory)
     except ValueError as refusal:
         return str(refusal).split("\n")[0]
     if cost.operations <= most_operations:
@@ -44,7 +44,8 @@ def obstacle_to_sums(
     return f"One exact gradient sums over {cost.num_codes:,} codes, which takes about {cost.seconds:.2g} seconds."
 
 
-def _cost(problem: Problem, max_memory: float | None) -> exact.Cost:
+def sum_cost(problem: Problem, max_memory: float | None) -> exact.Cost:
+    """Estimate the cost of one sum over all codes: of log p(x), or of the ELBO where something is continuous."""
     with problem.opened():
         try:
             return exact.cost(problem.pair, *items(problem.x), max_memory=max_memory)

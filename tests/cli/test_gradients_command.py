@@ -13,7 +13,7 @@ import pytest
 import tyro
 
 from pyro_gvae.cli.advised import train_by
-from pyro_gvae.cli.main import main
+from pyro_gvae.cli.main import _parse, main
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
 from pyro_gvae.config.gradients import AdviseConfig, GradientsConfig
@@ -171,6 +171,12 @@ def test_the_command_that_follows_an_advice_is_one(tmp_path):
     assert parsed.stages == "gumbel-softmax[temperature=0.5]:20,exact:3"
     for name in ("dataset", "data_dir", "download", "hidden", "batch_size", "learning_rate", "max_memory"):
         assert getattr(parsed, name) == getattr(config, name)
+
+
+def test_an_advice_for_a_program_trains_that_program():
+    config = AdviseConfig(model="joint", num_latents=4, num_categories=10, latent_dim=3)
+    parsed = _parse(shlex.split(train_by(config, "exact:20"))[1:])
+    assert (parsed.model, parsed.num_latents, parsed.num_categories, parsed.latent_dim) == ("joint", 4, 10, 3)
 
 
 def test_advice_is_measured(tmp_path, capsys):

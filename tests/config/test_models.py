@@ -6,6 +6,7 @@ import pytest
 
 from pyro_gvae.cli.main import _parse
 from pyro_gvae.config.compare import CompareConfig
+from pyro_gvae.config.gradients import AdviseConfig, GradientsConfig
 from pyro_gvae.config.models import MODELS, OF_BITS, OF_EVIDENCE, code_in_words
 from pyro_gvae.config.names import EstimatorName, ModelName
 from pyro_gvae.config.presets import PRESETS
@@ -27,6 +28,7 @@ def test_estimators_of_bits_and_of_the_evidence_are_those_of_the_registry():
     assert {name for name, one in made.items() if one.objective is Objective.EVIDENCE} == OF_EVIDENCE
 
 
+@pytest.mark.parametrize("kind", [TrainConfig, GradientsConfig, AdviseConfig])
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -46,11 +48,21 @@ def test_estimators_of_bits_and_of_the_evidence_are_those_of_the_registry():
             {"model": "joint"},
             "Expected a Gaussian latent with model='joint', but found latent_dim=0. Try latent_dim=10",
         ),
+    ],
+)
+def test_sizes_that_a_program_lacks_are_refused(kind, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        kind(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
         ({**JOINT, "networks": "conv"}, "Expected networks='mlp' with model='joint', .* but found 'conv'"),
         ({**JOINT, "learn_prior": True}, "Expected learn_prior=False with model='joint', .* but found True"),
     ],
 )
-def test_sizes_that_a_program_lacks_are_refused(settings, sentence):
+def test_networks_and_priors_that_a_program_lacks_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         TrainConfig(**settings)
 
@@ -89,6 +101,11 @@ def test_a_program_brings_its_sizes(model, option):
     assert found.model == model and found == TrainConfig(model=model, stages=stages, **MODELS[model].sizes)
     changed = _parse(["train", "--hidden", "9", *(word.format(model) for word in option), "--learning-rate", "0.5"])
     assert changed.hidden == (9,) and changed.learning_rate == 0.5 and changed.num_latents == found.num_latents
+    for command in ("gradients", "advise"):
+        measured = _parse([command, *(word.format(model) for word in option)])
+        assert all(getattr(measured, size) == getattr(found, size) for size in ("model", *MODELS[model].sizes))
+        assert measured.training().model == model
+        assert command == "advise" or measured.kl == MODELS[model].soft_kl
     if not MODELS[model].has_gaussian:
         compared = _parse(["compare", *(word.format(model) for word in option)])
         assert (compared.model, compared.num_layers) == (model, found.num_layers)

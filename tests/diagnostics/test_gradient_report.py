@@ -18,12 +18,14 @@ from pyro_gvae.diagnostics import laboratory, timing
 from pyro_gvae.diagnostics.candidates import candidates
 from pyro_gvae.diagnostics.gradient_report import COLUMNS, COMPARED, gradient_report
 from pyro_gvae.diagnostics.probe import WARMUP, Probe, make_problem
+from pyro_gvae.diagnostics.recommend import Advice
 from pyro_gvae.diagnostics.references import obstacle_to_sums, sample_moments
 from pyro_gvae.elbos.sampled import Estimate, SampledELBO
 from pyro_gvae.estimators import Objective, estimator, with_kl_weight
 from pyro_gvae.exact import Pair
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.runtime.rng import seeded
+from pyro_gvae.train.setup import initial_model
 
 PROBLEM = PROBLEMS[0]
 
@@ -298,6 +300,37 @@ def test_what_differs_in_more_than_a_temperature_is_another_family():
     [unknown] = candidates(["reinforce-baseline"], hidden=[3])  # a list may change
     assert cool.family == warm.family != other.family
     assert unknown.family != candidates(["reinforce-baseline"], hidden=[3])[0].family
+
+
+def test_names_may_have_options():
+    found = candidates(
+        ["gumbel-softmax[kl=relaxed]", "reinmax[temperature=2.0]"], temperatures=(0.5,), kl="categorical"
+    )
+    assert [(one.name, one.temperature) for one in found] == [
+        ("gumbel-softmax[kl=relaxed]", 0.5),
+        ("reinmax[temperature=2.0]", 2.0),
+    ]
+    assert [one.make().temperature for one in found] == [0.5, 2.0]
+    assert found[0].make().objective is Objective.RELAXED_ELBO
+    [sites] = candidates(["per-site[y=exact]"])
+    assert sites.make().name.startswith("per-site[y=exact")
+    advised = Advice("gumbel-softmax[kl=relaxed]", 0.5, "exact", ())
+    assert advised.stages == "gumbel-softmax[kl=relaxed,temperature=0.5]:20,exact:3"
+
+
+def test_beside_a_gaussian_the_reference_is_a_mean(slow_clock):
+    size = {"model": "joint", "num_latents": 1, "num_categories": 3, "latent_dim": 2, "hidden": (8,)}
+    config = GradientsConfig(**size, num_data=5, num_samples=64, double=True)
+    data = load("digits", binarize="threshold")
+    laboratory._check_codes(config, data)
+    vae = initial_model(config.training(), data)
+    cells = [("logits", one) for one in candidates(["exact", "reinforce-loo"])]
+    rows = list(laboratory._rows(config, vae, data.train[:5], cells))
+    for one in rows:
+        assert one["reference"] == "the mean of 256 estimates by exact" and one["relative_std"] > 0.1
+        assert abs(one["squared_bias"]) < 5 * (one["squared_bias_se"] + one["reference_error"] ** 2)
+    with pytest.raises(ValueError, match="independent in the guide for the reconstruction term"):
+        laboratory._check_codes(replace(config, protocol="reinmax"), data)
 
 
 def test_the_laboratory_refuses_by_counted_work(slow_clock):
