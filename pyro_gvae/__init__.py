@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from .distributions.one_hot import FactorizedOneHotCategorical
     from .elbos.exact import ExactELBO, ExactEvidence
     from .estimators import ESTIMATORS, estimator
+    from .evaluate.generate import encode, reconstruct, sample
     from .handlers import discretize, enumerated, relax, straight_through
     from .jit.traced_elbo import TracedELBO
     from .models.categorical_vae import CategoricalVAE
     from .train.fit import fit
+    from .train.loaded import load_run
     from .train.step import make_step
 
 __version__ = "0.1.0"
@@ -41,6 +43,10 @@ _HOME = {
     "make_step": "train.step",
     "fit": "train.fit",
     "TrainConfig": "config.train",
+    "load_run": "train.loaded",
+    "encode": "evaluate.generate",
+    "reconstruct": "evaluate.generate",
+    "sample": "evaluate.generate",
     "load": "data.datasets",
     "Dataset": "data.dataset",
     "RelaxedOneHotCategorical": "distributions.concrete",
@@ -60,13 +66,17 @@ __all__ = [
     "TracedELBO",
     "TrainConfig",
     "discretize",
+    "encode",
     "enumerated",
     "estimator",
     "exact",
     "fit",
     "load",
+    "load_run",
     "make_step",
+    "reconstruct",
     "relax",
+    "sample",
     "straight_through",
 ]
 
@@ -79,4 +89,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return __all__

@@ -45,8 +45,8 @@ from ..runs.folder import check_writable
 from ..runs.frames import write_csv
 from ..runs.tables import format_table, labelled, summarize
 from ..runtime.distributed import is_main, processes
-from ..train.fit import Fit, Interrupted
 from ..train.launch import resume, train
+from ..train.result import Fit, Interrupted
 from ..train.trained import Trained, load_model
 from .advised import advice_page, train_by
 from .errors import PartlyFailedError

@@ -21,7 +21,7 @@ from ..runs.inside import staying_inside
 from ..runtime.progress import Progress
 from ..runtime.signals import raise_on_signal
 from ..train.checks import check_training
-from ..train.fit import Interrupted
+from ..train.result import Interrupted
 from ..train.setup import initial_model, load_data
 from . import jobs as sweep
 from .cell import Job, train_cell

@@ -15,6 +15,13 @@ from .stages import MOST, Amount, Named, Stage, parse_stages
 
 #: Settings that reach out of a run folder: each call is told them, and no folder says them.
 OUTSIDE = frozenset({"data_dir", "download", "device", "compile", "output"})
+#: Settings that `fit` has no use for, since it is given data and program.
+OF_DATA_AND_PROGRAM = frozenset(
+    {
+        *("dataset", "data_dir", "download", "binarize", "model", "num_latents", "num_categories", "num_layers"),
+        *("latent_dim", "networks", "hidden", "observation", "num_levels", "learn_prior", "relu_logits"),
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)

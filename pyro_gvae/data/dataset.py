@@ -30,7 +30,7 @@ class Dataset:
     Args:
         name: the name of the data in reports.
         train: training images (M, D) with values in `value_range`.
-        test: test images (M', D) with values in `value_range`.
+        test: test images (M', D) with values in `value_range`; none of them, (0, D), if there are only training images.
         image_shape: (H, W) with H * W = D, for pictures.
         train_labels: integers (M,), or None.
         test_labels: integers (M',), or None.
@@ -65,7 +65,8 @@ class Dataset:
         dim = math.prod(self.image_shape)
         parts = ("train", self.train, self.train_labels), ("test", self.test, self.test_labels)
         for part, x, labels in parts:
-            check_images(x, f"{self.name} {part} images", self.value_range)
+            if len(x) or part == "train":  # there may be no test images
+                check_images(x, f"{self.name} {part} images", self.value_range)
             if x.shape[1] != dim:
                 raise ValueError(
                     f"Expected {self.name} {part} images of {dim} values, since image_shape={self.image_shape}, "
@@ -76,6 +77,10 @@ class Dataset:
                     f"Expected {len(x)} {self.name} {part} labels, one for each image, "
                     f"but found labels of shape {tuple(labels.shape)}."
                 )
+
+    def __repr__(self) -> str:
+        (height, width), sizes = self.image_shape, f"train {len(self.train)} x {self.train.shape[1]}"
+        return f"Dataset('{self.name}', {sizes}, test {len(self.test)}, {height}x{width}, binarize='{self.binarize}')"
 
 
 def as_tensor(data: Any) -> Tensor:
@@ -225,10 +230,17 @@ def fixed_part(data: Dataset, name: str, num_data: int | None = None, *, seed: i
     if num_data is not None and num_data < 1:
         raise ValueError(f"Expected num_data of at least 1, but found {num_data}.")
     x, labels = (data.train, data.train_labels) if name == "train" else (data.test, data.test_labels)
+    if not len(x):
+        raise ValueError(f"Expected {name} data of '{data.name}', but found none. Try the part 'train'.")
     x = x[:num_data]
     if name == "train" and data.binarize == "dynamic":
         x = bernoulli_draw(x, generator_for("fixed train", seed))
     return Part(x, None if labels is None else labels[:num_data])
+
+
+def shown_part(data: Dataset) -> tuple[str, Tensor]:
+    """Return the name and the data of the part on which models are shown: test, or train where there is no other."""
+    return ("test", data.test) if len(data.test) else ("train", fixed_part(data, "train").x)
 
 
 def check_binarize(binarize: str) -> None:

@@ -69,7 +69,7 @@ class Pathwise:
 AtSite = Summed | Scored | Pathwise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimator:
     """A way to compute the loss of a program with one-hot sites, and its gradient.
 
@@ -102,6 +102,9 @@ class Estimator:
     temperature: float | Tensor | None = None
     num_categories: int | None = None
     at_site: AtSite | None = None
+
+    def __repr__(self) -> str:
+        return f"Estimator('{self.name}': {self.approximates}; bias: {self.bias.value}; {self.reference})"
 
     @property
     def is_unbiased(self) -> bool:

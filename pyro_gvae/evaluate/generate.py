@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import exact
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, shown_part
 from ..exact import HasPair
 from ..exact.backwards import best_given, sample_given
 from ..exact.plan import PerLatent, per_latent
@@ -157,21 +157,23 @@ def sample(vae: VAE, num_samples: int, *, pixels: bool = False) -> Tensor:
 
 
 @torch.no_grad()
-def pictured(vae: VAE, initial: VAE, data: Dataset) -> dict[str, Tensor]:
+def pictured(vae: VAE, initial: VAE | None, data: Dataset) -> dict[str, Tensor]:
     """Make the images of a report: test images, their reconstructions before and after training, prior samples.
 
     Args:
         vae: the trained model.
-        initial: the same model with its initial weights.
+        initial: the same model with its initial weights, if these are known.
         data: the data that it was trained on.
 
     Returns:
-        `inputs`, `reconstructions_start`, `reconstructions_end` (R, D) and `samples` (M, D), as pixels in [0, 1].
+        `inputs`, `reconstructions_start` (where known), `reconstructions_end` (R, D) and `samples` (M, D), as pixels in
+        [0, 1].
     """
-    shown = data.test[:NUM_RECONSTRUCTIONS]
+    shown = shown_part(data)[1][:NUM_RECONSTRUCTIONS]
+    start = {} if initial is None else {"reconstructions_start": reconstruct(initial, shown)}
     arrays = {
         "inputs": shown,
-        "reconstructions_start": reconstruct(initial, shown),
+        **start,
         "reconstructions_end": reconstruct(vae, shown),
         "samples": sample(vae, NUM_SAMPLES),
     }

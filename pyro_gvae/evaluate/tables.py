@@ -12,7 +12,8 @@ def evaluation_table(found: Evaluation) -> str:
         metric=found.metrics["metric"].str.replace("_", " "),
     )
     order = ["metric", "unit", "method"]
-    table = metrics.pivot(index=order, columns="part", values="text").reindex(columns=["train", "test"]).fillna("")
+    parts = [part for part in ("train", "test") if part in set(metrics["part"])]
+    table = metrics.pivot(index=order, columns="part", values="text")[parts].fillna("")
     table = table.loc[list(dict.fromkeys(metrics[order].itertuples(index=False, name=None)))].reset_index()
     lines = [table.to_string(index=False), "The discrete model, per datum, mean ± standard error over data."]
     return "\n".join([*lines, *(f"Warning: {warning}" for warning in found.warnings)])

@@ -9,11 +9,13 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ..config.units import codes_in_words
 from ..distributions.coupled import CodePrior, coupled
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..handlers import relax
 from ..handlers.parameters import OwnParameters
 from ..handlers.sites import at_temperature
+from ..programs.modes import judging
 from ..runtime.compat.pyro import is_random
 from .base import ONE_AT_A_TIME, VAE, check_sizes, widths_by_name
 from .networks import mlp_decoder, mlp_encoder
@@ -162,6 +164,26 @@ class CategoricalVAE(VAE):
             posterior = FactorizedOneHotCategorical(logits=logits)
             code: Tensor = pyro.sample("z", posterior, infer=at_temperature(self.temperature))  # (B, N, K)
         return code
+
+    @judging
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the most probable category of each latent under the guide, integers (B, N), for data x (B, D).
+
+        One-hots, samples and codes of the exact posterior are those of
+        :func:`pyro_gvae.encode <pyro_gvae.evaluate.generate.encode>`.
+        """
+        self._check_data(x)
+        code: Tensor = self.encoder(x).argmax(-1)
+        return code
+
+    def extra_repr(self) -> str:
+        """Return sizes and temperatures, which `repr` shows."""
+        code = f"num_latents={self.num_latents}, num_categories={self.num_categories}"
+        codes = codes_in_words(self.num_latents, self.num_categories)
+        kind = type(self.observation).__name__
+        warm = "" if self.temperature.is_meta else f", temperature={self.temperature.item():.3g}"
+        return f"data_dim={self.data_dim}, {code}, codes={codes}{warm}, observation={kind}"
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the loss of each datum of x (B, D), from one sample of its code: shape (B,), in nats.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import exact
+from ..data.dataset import shown_part
 from ..distributions.coupled import CodePrior
 from ..evaluate.code_statistics import guide_log_probs, latent_statistics
 from ..evaluate.importance import log_importance_weights
@@ -101,7 +102,7 @@ def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | N
         )
     return explorer(
         models,
-        data.test[:NUM_USED],
+        shown_part(data)[1][:NUM_USED],
         data.image_shape,
         title=f"{printable(run.resolve().name)}: {data.name}",
         path=output or run / EXPLORER,

@@ -8,6 +8,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..data.dataset import shown_part
 from ..evaluate.gaps import BOUNDS, GAPS, PRIOR_GAP, gaps, summarize_gaps
 from ..runs.config import read_config
 from ..runs.folder import check_writable
@@ -30,6 +31,8 @@ def run_gaps(
 ) -> pd.DataFrame:
     """Measure the gaps of every trained model of a run folder on its test set; write gaps.csv, a figure and a page.
 
+    A run without test data is measured on its training data.
+
     Args:
         run: a run folder of `compare` or `train`.
         num_data: number of test data, starting with the first.
@@ -47,9 +50,10 @@ def run_gaps(
     rows = []
     models = trained_models(run)
     check_writable(run)
-    for which in Progress(models, desc="gaps", unit="model"):
+    for which in Progress(models, desc="gaps", unit="model", disable=len(models) < 2):
         trained = load_model(run, which.estimator, which.seed, data_dir=data_dir)
-        found = gaps(trained.vae, trained.data.test[:num_data], num_particles=num_particles, max_memory=max_memory)
+        x = shown_part(trained.data)[1][:num_data]
+        found = gaps(trained.vae, x, num_particles=num_particles, max_memory=max_memory)
         row = {"estimator": which.estimator, "seed": which.seed, "data": len(found.elbo)}
         rows.append(row | summarize_gaps(found))
     if not rows:

@@ -17,22 +17,25 @@ def reconstructions(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: 
     """Draw the same test images with their reconstructions before and after training, for each estimator.
 
     Args:
-        cells: Label to the arrays `inputs`, `reconstructions_start` and `reconstructions_end`, each (R, D), in [0, 1].
+        cells: Label to the arrays `inputs`, `reconstructions_start` (if known) and `reconstructions_end`, each (R, D),
+            in [0, 1].
         image_shape: Height and width, with product D.
 
     Returns:
         One panel for each label with the rows input, start, end.
     """
     rows = {"input": "inputs", "start": "reconstructions_start", "end": "reconstructions_end"}
-    count = next(iter(cells.values()))["inputs"].shape[0]
+    first = next(iter(cells.values()))
+    rows = {said: name for said, name in rows.items() if name in first}
+    count = first["inputs"].shape[0]
     columns = 1 if len(cells) <= 2 else 2
     width = 10 / columns
-    height = 3 * (width - 0.6) / count * image_shape[0] / image_shape[1] + 0.4
+    height = len(rows) * (width - 0.6) / count * image_shape[0] / image_shape[1] + 0.4
     figure, panels = panel_grid(len(cells), columns, size=(width, height))
     for axes, (label, arrays) in zip(panels, cells.items(), strict=True):
         _draw_mosaic(axes, np.concatenate([arrays[name] for name in rows.values()]), image_shape, columns=count)
         top, bottom = sorted(axes.get_ylim())
-        axes.set_yticks(np.linspace(top, bottom, 7)[1::2], list(rows))
+        axes.set_yticks(np.linspace(top, bottom, 2 * len(rows) + 1)[1::2], list(rows))
         axes.set_title(label)
     return figure
 

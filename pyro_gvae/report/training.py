@@ -11,7 +11,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..config.models import code_in_words
-from ..config.train import TrainConfig
+from ..config.train import OF_DATA_AND_PROGRAM, TrainConfig
+from ..data.dataset import shown_part
 from ..evaluate.code_statistics import guide_log_probs
 from ..evaluate.generate import digits_of, pictured
 from ..runs.config import read_config, read_train_config
@@ -19,7 +20,8 @@ from ..runs.folder import check_writable
 from ..runs.frames import read_json_lines
 from ..runs.records import TrainLine
 from ..runtime.rng import own_randomness
-from ..train.files import METRICS
+from ..train.described import program_of
+from ..train.files import METRICS, WEIGHTS
 from ..train.setup import initial_model
 from ..train.trained import Trained, load_model
 from . import pictures
@@ -48,9 +50,11 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
     config, written = read_train_config(run), read_config(run)
     metrics = _read_metrics(run)
     check_writable(run)
-    trained = load_model(run, data_dir=data_dir)
+    program = program_of(run)
+    is_known = program is None or program["arguments"] is not None
+    trained = load_model(run, data_dir=data_dir) if is_known else None
     drawn = {"training-curves": training_curves(metrics), "speed": speed_and_schedules(metrics)}
-    drawn |= _draw(trained, config)
+    drawn |= {} if trained is None else _draw(trained, config if program is None else None)
     stages = _stage_rows(metrics, stage_starts(metrics))
     return write_page(
         run / "report.html",
@@ -58,16 +62,25 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
         name=printable(run.resolve().name),
         run=printable(str(run)),
         config=config,
-        code=code_in_words(
+        program="One variational autoencoder" if program is None else f"A program, {printable(program['name'])},",
+        code=None
+        if program is not None
+        else code_in_words(
             config.model, config.num_latents, config.num_categories, config.num_layers, config.latent_dim
         ),
-        settings={name: value for name, value in written["train"].items() if value is not None},
+        data=config.dataset if program is None else _data_name(written),
+        part="test" if trained is None else shown_part(trained.data)[0],
+        settings=_settings(written["train"], program),
         command=written.get("command"),
         versions=written.get("versions"),
         last=metrics.iloc[-1].to_dict(),
         stages=stages,
         finding=training_finding(metrics.iloc[-1].to_dict()),
-        to_know=_to_know(metrics.iloc[-1].to_dict(), run, finished=trained.finished),
+        to_know=_to_know(
+            metrics.iloc[-1].to_dict(),
+            finished=(run / WEIGHTS).exists() if trained is None else trained.finished,
+            go_on=f"pyro-gvae resume {printable(str(run))}" if is_known else "the same call of fit, with resume=True",
+        ),
         explorer=link_to_explorer(run),
         scheduled=[label for name, label in SCHEDULED.items() if name in metrics and metrics[name].nunique() > 1],
         figures={name: embedded(save_figure(figure, run / "figures", name)) for name, figure in drawn.items()},
@@ -113,14 +126,11 @@ def _two_decimals(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}".replace("-", "−")
 
 
-def _to_know(last: Mapping[str, Any], run: Path, *, finished: bool) -> list[str]:
+def _to_know(last: Mapping[str, Any], *, finished: bool, go_on: str) -> list[str]:
     """List what a reader must know of a run that is not whole."""
     sentences = []
     if not finished:
-        sentences.append(
-            "It is not finished; the pictures are of its checkpoint. Go on with: pyro-gvae resume "
-            f"{printable(str(run))}"
-        )
+        sentences.append(f"It is not finished; the pictures are of its checkpoint. Go on with: {go_on}")
     if last["skipped"] > 0:
         sentences.append(f"{last['skipped']:.0f} steps were left out, since their loss or gradient was not finite.")
     return sentences
@@ -148,15 +158,30 @@ def _stage_rows(metrics: pd.DataFrame, stages: list[StageStart]) -> list[dict[st
     return rows
 
 
+def _settings(written: dict[str, Any], program: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the settings that a run had; `fit` is given data and program, and has no use for theirs."""
+    if program is None:
+        return {name: value for name, value in written.items() if value is not None}
+    used = {name: value for name, value in written.items() if value is not None and name not in OF_DATA_AND_PROGRAM}
+    return {"program": printable(program["name"]), **(program["arguments"] or {}), **used}
+
+
+def _data_name(written: dict[str, Any]) -> str:
+    record = written.get("data")
+    name = record.get("name") if isinstance(record, dict) else None
+    return printable(name) if isinstance(name, str) else "own data"
+
+
 def _known(value: Any) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
-def _draw(trained: Trained, config: TrainConfig) -> dict[str, Figure]:
+def _draw(trained: Trained, config: TrainConfig | None) -> dict[str, Figure]:
+    """Draw images of a trained model; that of `fit` has no configuration, and its beginning is unknown."""
     vae, data = trained.vae, trained.data
-    initial = initial_model(config, data)
+    initial = None if config is None else initial_model(config, data)
     with own_randomness(0), torch.no_grad():
-        log_q = digits_of(guide_log_probs(vae, data.test))
+        log_q = digits_of(guide_log_probs(vae, shown_part(data)[1]))
         arrays = pictured(vae, initial, data) | {"code_usage": log_q.exp().mean(0)}
     cells: dict[str, dict[str, np.ndarray]] = {"": {name: array.numpy() for name, array in arrays.items()}}
     return {

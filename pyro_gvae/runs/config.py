@@ -1,9 +1,11 @@
 """The config.json of a run folder: the command that creates the folder writes it, all commands read it."""
 
+import os
 import platform
 import shlex
 import sys
 from collections.abc import Set
+from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,11 +44,27 @@ def read_config(run: Path) -> dict[str, Any]:
         if not isinstance(written, dict):
             raise ValueError(f"{CONFIG} holds no settings")
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"Expected a run folder, but found that '{run}' is not one: {error}. Try what --output named."
-        ) from error
+        raise ValueError(f"Expected a run folder, but found that '{run}' is not one: {_why(run, error)}") from error
     check_own(run)
     return written
+
+
+def _why(run: Path, error: Exception) -> str:
+    """Say why a path is no run folder, and what to try."""
+    tried = "Try what --output named."
+    if not isinstance(error, OSError):
+        return f"{error}. {tried}"
+    if not os.path.lexists(run):
+        near = sorted(path.parent.name for path in run.parent.glob(f"*/{CONFIG}"))
+        found = get_close_matches(run.name, near, 1) or near[-1:]
+        return f"it does not exist. Try {run.parent / found[0] if found else 'what --output named'}."
+    if not run.is_dir():
+        return f"it is a file. {tried}"
+    if isinstance(error, FileNotFoundError):
+        if (run / "weights.safetensors").exists():
+            return f"it has weights, but no {CONFIG}, as runs of fit had before. Try fit again, with resume=True."
+        return f"it has no {CONFIG}. {tried}"
+    return f"{CONFIG} cannot be read: {error.strerror or error}. {tried}"
 
 
 def read_train_config(run: Path) -> TrainConfig:

@@ -66,7 +66,8 @@ def read_run(run: Path) -> Run:
     try:
         metrics = read_json_lines(run / "metrics.jsonl", CompareLine)
     except (OSError, ValueError) as error:
-        raise ValueError(f"Expected a run folder, but found that '{run}' is not one: {error}. {OTHER}") from error
+        why = str(error) if isinstance(error, ValueError) else f"its metrics.jsonl cannot be read: {error.strerror}"
+        raise ValueError(f"Expected a run folder, but found that '{run}' is not one: {why}. {OTHER}") from error
     if metrics.attrs["torn_lines"] and metrics.empty:
         raise ValueError(f"Expected evaluations, but found no whole line in '{run / 'metrics.jsonl'}'. {OTHER}")
     torn = [f"Line {number} of metrics.jsonl is torn and was left out." for number in metrics.attrs["torn_lines"]]

@@ -27,6 +27,28 @@ class TrainLine(TypedDict):
     usage_entropy: float | None
 
 
+class ProgramRecord(TypedDict):
+    """A program, as the config.json of a run of `fit` describes it; without arguments it is code of the caller's."""
+
+    name: str
+    arguments: dict | None  # type: ignore[type-arg]
+    dtype: str | None
+
+
+class DataRecord(TypedDict):
+    """The data of a run of `fit`; `columns` are the names of a dictionary, and the last four are of a `Dataset`."""
+
+    kind: str
+    file: str | None
+    bytes: dict  # type: ignore[type-arg]
+    digest: str
+    columns: list | None  # type: ignore[type-arg]
+    name: str | None
+    binarize: str | None
+    image_shape: list | None  # type: ignore[type-arg]
+    value_range: list | None  # type: ignore[type-arg]
+
+
 class CompareLine(TypedDict):
     """An evaluation of a cell, in the metrics.jsonl of its comparison."""
 

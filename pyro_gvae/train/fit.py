@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from signal import Signals
-from typing import Any, NamedTuple, final
+from typing import Any
 
 import pyro
 import torch
@@ -17,7 +17,6 @@ from ..data.dataset import Dataset
 from ..models.base import VAE
 from ..programs.pair import HasPair
 from ..runs.checkpoint import save_checkpoint, save_tensors
-from ..runs.config import CONFIG
 from ..runs.files import cut, remove, remove_unfinished
 from ..runs.folder import check_own, check_writable, sole_writer
 from ..runs.inside import make_folder, staying_inside
@@ -25,53 +24,16 @@ from ..runtime.distributed import from_main, is_main, largest, share
 from ..runtime.exclusive import only_thread
 from ..runtime.rng import derived_seed, own_randomness
 from ..runtime.signals import Stop, stop_on_signal
+from .described import keep_config
 from .files import CHECKPOINT, METRICS, WEIGHTS, check_unused, keep_weights, read_checkpoint
 from .logs import Logs
 from .milestones import NO_MILESTONES, Measure, Milestones, measured
 from .non_finite import check_weights, first_non_finite
 from .pairs import trainable
 from .refit import refit_if_due
+from .result import Fit, Interrupted
 from .revive import revive_if_due, rows_of
 from .training import Training
-
-
-class Fit(NamedTuple):
-    """The result of `fit`.
-
-    Attributes:
-        steps: number of batches taken, including those of skipped steps.
-        seconds: seconds of training, without evaluations.
-        reason: why training ended.
-        history: one dictionary for each evaluation; see `Training.judge`.
-        milestones: one dictionary for each that was measured, also by earlier calls; see `Milestones`.
-    """
-
-    steps: int
-    seconds: float
-    reason: str
-    history: list[dict[str, Any]]
-    milestones: list[dict[str, Any]]
-
-
-@final
-class Interrupted(KeyboardInterrupt):
-    """A signal stopped a run after a step. Its checkpoint has been written.
-
-    The message says how to continue: by the command, if the folder has a configuration, else by the same call.
-
-    Attributes:
-        run: the run folder.
-        signal: the signal.
-    """
-
-    def __init__(self, run: Path, number: Signals) -> None:
-        command = f"pyro-gvae resume {run}" if (run / CONFIG).exists() else "the same call of fit and resume=True"
-        super().__init__(f"stopped by {number.name}; resume with: {command}")
-        self.run = run
-        self.signal = number
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Interrupted, (self.run, self.signal)  # pickles the arguments, for other processes
 
 
 def fit(
@@ -103,8 +65,7 @@ def fit(
             programs of images take rows (M, D). A tuple `(x, y)` or a dictionary `{"x": x, "y": y}` of tensors of M
             rows has all arguments of the programs; batches are such, too.
         config: the configuration; the defaults if None.
-        output: a folder for metrics.jsonl, checkpoint.safetensors and finally weights.safetensors; nothing is written
-            if None.
+        output: a folder for the run, which `load_run` and the commands read; nothing is written if None.
         resume: continue from the checkpoint in `output`, if there is one; a finished run remains finished.
         progress: show a progress bar.
         measure: a function called with the :class:`~pyro_gvae.train.training.Training` at each evaluation; its result,
@@ -144,6 +105,8 @@ def fit(
             rows_of(program)
         with _locked(output):
             begun = _begun(training, output, resume=resume)
+            if output is not None:
+                from_main(lambda: keep_config(vae, known, config, output, restored=begun))
             milestones.check(training)
             with _logs(training, output, milestones, progress=progress) as logs:
                 over = training.state.done is not None

@@ -9,9 +9,12 @@ from ..runs.config import CONFIG, allowed_memory, read_train_config, write_confi
 from ..runs.folder import new_run_folder
 from ..runtime.distributed import from_main, may_restart, restarts
 from .checks import check_training
-from .fit import Fit, fit
+from .described import program_of, untrained
+from .files import CHECKPOINT
+from .fit import fit
 from .logs import board_writer
 from .monitor import judge_of
+from .result import Fit
 from .setup import initial_model, load_data
 
 
@@ -89,5 +92,7 @@ def resume(
         compile=compile,
         max_memory=allowed_memory(written.max_memory) if max_memory is None else max_memory,
     )
-    data = load_data(config)
-    return run, fit(initial_model(config, data), data, config, output=run, resume=True)
+    if program_of(run) is not None and not (run / CHECKPOINT).exists():  # its initial weights were the caller's
+        raise ValueError(f"Expected a checkpoint of fit in '{run}', but found none. Try the same call of fit again.")
+    vae, data = untrained(run, config)
+    return run, fit(vae, data, config, output=run, resume=True)

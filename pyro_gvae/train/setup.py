@@ -53,7 +53,7 @@ def initial_model(config: TrainConfig, data: Dataset) -> VAE:
     """
     with torch.random.fork_rng():
         observation = _observation(config)
-        _check_size(config, data, observation)
+        check_size(lambda: PROGRAMS[config.model](config, data, observation))
         torch.manual_seed(config.seed)
         vae = PROGRAMS[config.model](config, data, observation)
     return vae.to(own_device(config.device))
@@ -104,11 +104,15 @@ PROGRAMS: dict[ModelName, Callable[[TrainConfig, Dataset, Observation], VAE]] = 
 }
 
 
-def _check_size(config: TrainConfig, data: Dataset, observation: Observation) -> None:
-    """Refuse networks that take more than half of the machine's memory, before they take any."""
+def check_size(make: Callable[[], VAE]) -> None:
+    """Refuse a program whose networks take more than half of the machine's memory, before they take any.
+
+    Raises:
+        ValueError: if they do.
+    """
     try:
         with torch.device("meta"):
-            weights = list(PROGRAMS[config.model](config, data, observation).parameters())
+            weights = list(make().parameters())
         needed = sum(tensor.numel() * tensor.itemsize for tensor in weights)
     except RuntimeError:  # more elements than 64 bits count
         needed = 2**63

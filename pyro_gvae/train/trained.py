@@ -10,13 +10,14 @@ from torch import Tensor
 from ..data.dataset import Dataset
 from ..models.base import VAE
 from ..runs.checkpoint import load_checkpoint, load_tensors
-from ..runs.config import CONFIG, is_train_run, read_train_config
+from ..runs.config import is_train_run, read_train_config
 from ..runs.contents import read_run
 from ..runs.folder import cell_folder
 from ..runs.frames import read_json_lines
 from ..runs.records import TrainLine
+from .described import untrained
 from .files import CHECKPOINT, METRICS, WEIGHTS
-from .setup import initial_model, load_data
+from .kept_data import as_dataset
 
 
 class Which(NamedTuple):
@@ -44,7 +45,7 @@ class Trained(NamedTuple):
     Attributes:
         name: the name of its files.
         vae: the model.
-        data: its training data.
+        data: its training data, and its test data if there are any.
         finished: whether it was trained to its end.
     """
 
@@ -60,11 +61,6 @@ def trained_models(run: Path) -> list[Which]:
     Raises:
         ValueError: if the folder is not a run folder.
     """
-    if (run / WEIGHTS).exists() and not (run / CONFIG).exists():
-        raise ValueError(
-            f"Expected a run of train or compare, but found one of fit in '{run}', whose program is code that no "
-            "command knows. Try Python: load its weights into your program, and call evaluate, encode or gaps."
-        )
     if is_train_run(run):
         try:
             last = read_json_lines(run / METRICS, TrainLine).iloc[-1]
@@ -103,17 +99,16 @@ def load_model(
     [which] = found
     folder = run if is_train_run(run) else cell_folder(run, which.estimator, which.seed)
     config = replace(read_train_config(folder), data_dir=data_dir)
-    weights, finished = _weights(folder)
-    data = load_data(config)
-    vae = initial_model(config, data)
+    weights, finished = read_weights(folder)
+    vae, data = untrained(folder, config)
     try:
         vae.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"Expected the weights in '{folder}' to fit its config.json, but found others.") from error
-    return Trained(which.name, vae, data, finished)
+    return Trained(which.name, vae, as_dataset(data), finished)
 
 
-def _weights(folder: Path) -> tuple[dict[str, Tensor], bool]:
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], bool]:
     """Read the weights of a run, those of its checkpoint if they are lost, and tell whether the run is finished."""
     path = folder / WEIGHTS
     damaged = None

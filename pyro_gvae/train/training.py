@@ -49,7 +49,7 @@ class Training:
         self.vae, self.data, self.config = vae, data, config
         check_data(vae, data, config)
         self.train: Data = data.train if isinstance(data, Dataset) else data
-        self.test = data.test if isinstance(data, Dataset) else None
+        self.test = data.test if isinstance(data, Dataset) and len(data.test) else None
         self.share = share()
         copy_from_main([*vae.parameters(), *vae.buffers()])
         self.per_epoch = -(-num_data(self.train) // config.batch_size)

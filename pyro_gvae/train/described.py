@@ -1,0 +1,154 @@
+"""What `fit` writes of a program and its data into the run folder, and how both are made again from it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config.json import fits
+from ..config.train import TrainConfig
+from ..data.columns import Data, mapped
+from ..data.dataset import Dataset
+from ..models.base import VAE
+from ..models.bernoulli_vae import BernoulliVAE
+from ..models.categorical_vae import CategoricalVAE
+from ..models.gaussian_mixture_vae import GaussianMixtureVAE
+from ..models.hidden_markov_model import HiddenMarkovModel
+from ..models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
+from ..models.joint_vae import JointVAE
+from ..models.semi_supervised_vae import SemiSupervisedVAE
+from ..runs.config import CONFIG, read_config, write_config
+from ..runs.records import ProgramRecord
+from ..runtime.distributed import own_device
+from .kept_data import keep_data, read_data
+from .setup import check_size, initial_model, load_data
+
+#: The ready programs, by the names of their classes: those that a run folder's text may name.
+READY: dict[str, type[VAE]] = {
+    kind.__name__: kind
+    for kind in (
+        CategoricalVAE,
+        BernoulliVAE,
+        HierarchicalCategoricalVAE,
+        JointVAE,
+        GaussianMixtureVAE,
+        HiddenMarkovModel,
+        SemiSupervisedVAE,
+    )
+}
+
+
+def keep_config(program: Any, data: Dataset | Data, config: TrainConfig, output: Path, *, restored: bool) -> None:
+    """Write config.json and the data into a folder of `fit`, unless a command has written its own.
+
+    Args:
+        program: what is trained.
+        data: its data.
+        config: how.
+        output: the folder.
+        restored: whether the run goes on from a checkpoint, so that both may be there already.
+    """
+    if (output / CONFIG).exists() and (restored or "program" not in read_config(output)):
+        return
+    shape = data.image_shape if isinstance(data, Dataset) else None
+    described = {"program": describe(program), "data": keep_data(output, data)}
+    write_config(output, {"train": config.as_json(), "image_shape": shape, **described})
+
+
+def describe(program: Any) -> dict[str, Any]:
+    """Describe a program by its class and, if that is enough to build it again, the arguments of its constructor.
+
+    Example:
+        >>> describe(CategoricalVAE(6, 2, hidden=(5,)))["arguments"]
+        {'data_dim': 6, 'num_latents': 2, 'hidden': [5]}
+        >>> describe(torch.nn.Linear(2, 2))
+        {'name': 'Linear', 'arguments': None, 'dtype': None}
+    """
+    name = type(program).__name__
+    unknown = {"name": name, "arguments": None, "dtype": None}
+    arguments = getattr(program, "arguments", None)
+    if READY.get(name) is not type(program) or arguments is None:
+        return unknown
+    kinds = {weight.dtype for weight in program.parameters()}
+    if len(kinds) != 1:
+        return unknown
+    with torch.device("meta"):
+        alike = READY[name](**arguments)
+    weights, others = program.state_dict(), alike.state_dict()
+    shapes = [{key: tuple(weight.shape) for key, weight in state.items()} for state in (weights, others)]
+    # Networks that were replaced after construction show in their shapes, or in what their modules say of themselves.
+    modules = [{key: repr(child) for key, child in one.named_children()} for one in (program, alike)]
+    if shapes[0] != shapes[1] or modules[0] != modules[1]:
+        return unknown
+    return {"name": name, "arguments": arguments, "dtype": str(kinds.pop()).removeprefix("torch.")}
+
+
+def program_of(run: Path) -> dict[str, Any] | None:
+    """Return what `fit` wrote of its program; None in a run folder of a command, whose configuration is enough.
+
+    Raises:
+        ValueError: if it is not a run folder, or says something else there.
+    """
+    written = read_config(run)
+    if "program" not in written:
+        return None
+    program = written["program"]
+    if not fits(ProgramRecord, program):
+        raise ValueError(f"Expected the program of a run in the config.json of '{run}', but found {program!r:.60}.")
+    return dict(program)
+
+
+def is_of_code(run: Path) -> bool:
+    """Tell whether the program of a run folder is code that no command knows."""
+    try:
+        program = program_of(run)
+    except ValueError:
+        return False
+    return program is not None and program.get("arguments") is None
+
+
+def untrained(run: Path, config: TrainConfig) -> tuple[VAE, Dataset | Data]:
+    """Build the program of a run folder, without its weights, and read its data, both on the configured device.
+
+    Args:
+        run: the folder of `train`, of a cell of `compare`, or of `fit`.
+        config: its configuration, with what reaches out of the folder.
+
+    Raises:
+        ValueError: if the program is code that no command knows, or folder, data or device are unusable.
+        OSError: if data files are missing.
+    """
+    program = program_of(run)
+    if program is None:
+        data = load_data(config)
+        return initial_model(config, data), data
+    vae, read = _built(run, program), read_data(run, config.data_dir)
+    device = own_device(config.device)
+    try:
+        if isinstance(read, Dataset):
+            return vae.to(device), replace(read, train=read.train.to(device), test=read.test.to(device))
+        return vae.to(device), mapped(lambda column: column.to(device), read)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises AssertionError
+        raise ValueError(f"Expected a device of this machine, but found '{config.device}'. Try 'cpu'.") from error
+
+
+def _built(run: Path, program: dict[str, Any]) -> VAE:
+    name, arguments = program["name"], program["arguments"]
+    if arguments is None:
+        raise ValueError(
+            f"Expected a program that the package can build, but found that of '{run}' is '{name}', which is code of "
+            f"yours. Try Python: pyro_gvae.load_run('{run}').load_into(program) gives yours its weights, and report "
+            "shows its curves."
+        )
+    dtype = getattr(torch, str(program["dtype"]), None)
+    if name not in READY or not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(
+            f"Expected a program among {', '.join(READY)}, but found '{name}' in the config.json of '{run}'."
+        )
+    try:
+        check_size(lambda: READY[name](**arguments))
+        with torch.random.fork_rng():
+            return READY[name](**arguments).to(dtype)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"Expected arguments of {name} in the config.json of '{run}', but found others.") from error

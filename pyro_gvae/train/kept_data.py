@@ -1,0 +1,145 @@
+"""The data of a run of `fit`: kept as a file of tensors with a checksum, or known by their hash if they are large."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config.json import fits
+from ..data.columns import Data, columns, digest_of, num_data
+from ..data.dataset import Dataset
+from ..data.datasets import DATASETS, load
+from ..runs.checkpoint import load_tensors, save_tensors
+from ..runs.config import read_config
+from ..runs.records import DataRecord
+from ..runtime.memory import in_words
+
+DATA = "data.safetensors"
+#: The most bytes of data that a run folder keeps a copy of.
+MOST_BYTES = 2**28
+
+
+def keep_data(folder: Path, data: Dataset | Data) -> dict[str, Any]:
+    """Write data into a run folder, and describe them. Whole numbers below 256 take one byte each.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> keep_data(Path(mkdtemp()), torch.ones(2, 3))["kind"]
+        'tensor'
+    """
+    tensors = _tensors(data)
+    record: dict[str, Any] = {"kind": _kind(data), "file": DATA, "bytes": {}}
+    record["columns"] = list(data) if isinstance(data, dict) else None
+    record["digest"] = digest_of(data.train if isinstance(data, Dataset) else data)
+    if isinstance(data, Dataset):
+        record |= {"name": data.name, "binarize": data.binarize}
+        record |= {"image_shape": list(data.image_shape), "value_range": list(data.value_range)}
+    small = {name: _as_bytes(tensor) for name, tensor in tensors.items()}
+    if sum(tensor.numel() * tensor.itemsize for tensor in small.values()) > MOST_BYTES:
+        return record | {"file": None}
+    record["bytes"] = {
+        name: str(tensors[name].dtype).removeprefix("torch.")
+        for name, tensor in small.items()
+        if tensor.dtype != tensors[name].dtype
+    }
+    save_tensors(folder / DATA, small)
+    return record
+
+
+def read_data(run: Path, data_dir: Path = Path("data")) -> Dataset | Data:
+    """Read the data that :func:`keep_data` wrote, in the form in which `fit` got them.
+
+    Args:
+        run: the run folder.
+        data_dir: the folder of the data sets that have files; large data are read from there, if they are of one.
+
+    Raises:
+        ValueError: if the description or the file are damaged, or the data are too large to be kept.
+        OSError: if files of a data set are missing.
+    """
+    record = read_config(run).get("data")
+    if not fits(DataRecord, record):
+        raise ValueError(f"Expected data of a run in the config.json of '{run}', but found none. Try a copy of it.")
+    assert isinstance(record, dict)
+    if record["file"] is None:
+        return _large(run, record, data_dir)
+    tensors = load_tensors(run / DATA)
+    of_another = f"Expected the data of the run in '{run / DATA}', but found others. Try a copy of it."
+    try:
+        for name, dtype in record["bytes"].items():
+            tensors[name] = tensors[name].to(getattr(torch, dtype))
+        found = _from_tensors(tensors, record)
+    except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+        raise ValueError(of_another) from error
+    if digest_of(found.train if isinstance(found, Dataset) else found) != record["digest"]:
+        raise ValueError(of_another)
+    return found
+
+
+def as_dataset(data: Dataset | Data) -> Dataset:
+    """Return data as a `Dataset`, which commands take. Training data alone have no test data.
+
+    Raises:
+        ValueError: if they are no rows (M, D) of numbers.
+    """
+    if isinstance(data, Dataset):
+        return data
+    if not isinstance(data, Tensor) or data.dim() != 2 or not data.is_floating_point():
+        shapes = ", ".join(str(tuple(column.shape)) for column in columns(data))
+        raise ValueError(
+            f"Expected data of the shape (M, D), but found {num_data(data)} data of {shapes}, which commands do not "
+            "take. Try Python: pyro_gvae.load_run(run) has the model and the data."
+        )
+    least, most = (bound.item() for bound in data.aminmax())
+    return Dataset("own data", data, data[:0], (1, data.shape[1]), value_range=(least, most))
+
+
+def _kind(data: Dataset | Data) -> str:
+    if isinstance(data, Dataset):
+        return "dataset"
+    return "tensor" if isinstance(data, Tensor) else "dict" if isinstance(data, dict) else "tuple"
+
+
+def _tensors(data: Dataset | Data) -> dict[str, Tensor]:
+    if isinstance(data, Dataset):
+        labels = {"train_labels": data.train_labels, "test_labels": data.test_labels}
+        known = {name: own for name, own in labels.items() if own is not None}
+        return {"train": data.train, "test": data.test} | known
+    named = data if isinstance(data, dict) else dict(enumerate(columns(data)))
+    return {f"column {name}": column for name, column in named.items()}
+
+
+def _from_tensors(tensors: dict[str, Tensor], record: dict[str, Any]) -> Dataset | Data:
+    if record["kind"] == "dataset":
+        height, width = record["image_shape"]
+        least, most = record["value_range"]
+        labels = tensors.get("train_labels"), tensors.get("test_labels")
+        options = {"binarize": record["binarize"], "value_range": (least, most)}
+        return Dataset(record["name"], tensors["train"], tensors["test"], (height, width), *labels, **options)
+    named = {name.removeprefix("column "): column for name, column in tensors.items()}
+    if record["kind"] == "dict":
+        return {name: named[name] for name in record["columns"]}
+    return named["0"] if record["kind"] == "tensor" else tuple(named[str(index)] for index in range(len(named)))
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """Return the numbers as bytes where these hold all of them, as those of black and white images."""
+    small = tensor.detach().cpu()
+    least, most = small.aminmax() if small.numel() else (torch.tensor(0), torch.tensor(0))
+    if small.is_complex() or small.dtype == torch.bool or not (least >= 0 and most <= 255):
+        return small
+    as_bytes = small.to(torch.uint8)
+    return as_bytes if bool((as_bytes == small).all()) else small
+
+
+def _large(run: Path, record: dict[str, Any], data_dir: Path) -> Dataset:
+    name = record.get("name")
+    if name in DATASETS:
+        found = load(str(name), data_dir=data_dir, binarize=record["binarize"])
+        if digest_of(found.train) == record["digest"]:
+            return found
+    raise ValueError(
+        f"Expected data of at most {in_words(MOST_BYTES)}, which a run folder keeps, but found that those of '{run}' "
+        "are larger, and of no data set with a name. Try Python: pyro_gvae.load_run(run).model() takes data of yours."
+    )

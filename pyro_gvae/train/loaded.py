@@ -1,0 +1,210 @@
+"""load_run: a run folder with its configuration, tables, models and data, for Python and notebooks."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+import pandas as pd
+
+from ..config.compare import CompareConfig
+from ..config.train import TrainConfig
+from ..data.columns import Data, first
+from ..data.dataset import Dataset
+from ..models.base import VAE
+from ..programs.pair import HasPair
+from ..runs.config import read_compare_config, read_config, read_train_config
+from ..runs.contents import read_run
+from ..runs.folder import cell_folder
+from ..runs.frames import read_json_lines
+from ..runs.records import TrainLine
+from ..runs.weights import from_parts
+from .described import program_of, untrained
+from .files import METRICS, WEIGHTS
+from .kept_data import read_data
+from .pairs import trainable
+from .setup import load_data
+from .trained import load_model, read_weights, trained_models
+
+P = TypeVar("P", bound=HasPair)
+
+#: Columns of an evaluation that its short table has.
+SHORT = ["estimator", "seed", "step", "seconds", "train_elbo", "test_elbo", "test_log_evidence"]
+
+
+@final
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run folder of `train`, `compare` or `fit`. What it says is read when it is asked for.
+
+    Attributes:
+        folder: the run folder.
+        settings: the contents of its config.json.
+        data_dir: the folder of the data sets that have files.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    data_dir: Path
+
+    @property
+    def is_comparison(self) -> bool:
+        """Whether the folder is one of `compare`."""
+        return "cells" in self.settings
+
+    @cached_property
+    def config(self) -> TrainConfig | CompareConfig:
+        """The configuration; what reaches out of the folder has its default."""
+        return read_compare_config(self.folder) if self.is_comparison else read_train_config(self.folder)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """One row for each evaluation; of a comparison, `estimator` and `seed` say of which cell."""
+        if self.is_comparison:
+            return read_run(self.folder).metrics
+        try:
+            return read_json_lines(self.folder / METRICS, TrainLine)
+        except OSError as error:
+            raise ValueError(f"Expected evaluations in '{self.folder}', but found none. Try resume.") from error
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """The last evaluation of each stage, or of each finished cell of a comparison."""
+        if self.is_comparison:
+            return read_run(self.folder).final.reset_index(drop=True)
+        return self.curves.drop_duplicates("stage", keep="last").reset_index(drop=True)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all of it was trained to its end."""
+        if self.is_comparison:
+            return len(self.results) == len(self.settings["cells"])
+        return (self.folder / WEIGHTS).exists()
+
+    @cached_property
+    def data(self) -> Dataset | Data:
+        """The data, in the form that `fit` got, or as the configuration says."""
+        if self.is_comparison:
+            assert isinstance(self.config, CompareConfig)
+            return load_data(replace(self.config.training(), data_dir=self.data_dir))
+        if program_of(self.folder) is not None:
+            return read_data(self.folder, self.data_dir)
+        assert isinstance(self.config, TrainConfig)
+        return load_data(replace(self.config, data_dir=self.data_dir))
+
+    @property
+    def models(self) -> list[tuple[str, int]]:
+        """Estimator and seed of each model that :meth:`model` can load."""
+        return [(which.estimator, which.seed) for which in trained_models(self.folder)]
+
+    def model(self, estimator: str | None = None, seed: int | None = None) -> VAE:
+        """Build a ready program with the weights that it has after training, on the CPU.
+
+        Args:
+            estimator: that trained it, if there are several; a name of :attr:`models`.
+            seed: of it, if there are several.
+
+        Raises:
+            ValueError: if there is not exactly one such model, or the program is code of the caller's.
+        """
+        if self.is_comparison:
+            return load_model(self.folder, estimator, seed, data_dir=self.data_dir).vae
+        assert isinstance(self.config, TrainConfig)
+        if (estimator, seed) != (None, None):
+            return load_model(self.folder, estimator, seed, data_dir=self.data_dir).vae
+        vae, _ = untrained(self.folder, replace(self.config, data_dir=self.data_dir))
+        return self.load_into(vae)
+
+    def load_into(self, program: P, estimator: str | None = None, seed: int | None = None) -> P:
+        """Give a program of the caller's the weights that the run has after training.
+
+        Args:
+            program: a module, or a pair of functions, with the same parameters as that which was trained; those of
+                `pyro.param` are in Pyro's store, where they change.
+            estimator: the label of a cell, if the run is a comparison.
+            seed: of the cell.
+
+        Returns:
+            The program.
+
+        Raises:
+            ValueError: if its parameters have other names or shapes.
+        """
+        folder = self.folder
+        if self.is_comparison:
+            models = [one for one in self.models if estimator in (None, one[0]) and seed in (None, one[1])]
+            if len(models) != 1:
+                raise ValueError(
+                    f"Expected one matching model in '{folder}', but found {models}. Try one of {self.models}."
+                )
+            folder = cell_folder(folder, *models[0])
+        weights, _ = read_weights(folder)
+        module: Any = program
+        if not hasattr(program, "parameters"):
+            data = self.data
+            module = trainable(program, first(data.train if isinstance(data, Dataset) else data, 2))
+        try:
+            module.load_state_dict(from_parts(weights, module.state_dict()))
+        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"Expected a program with the parameters of the run in '{folder}', but found a "
+                f"{type(program).__name__} with others. Try it with the sizes that it was trained with."
+            ) from error
+        return program
+
+    @property
+    def _title(self) -> str:
+        program = None if self.is_comparison else self.settings.get("program")
+        kind = "compare" if self.is_comparison else "train" if program is None else "fit"
+        state = "finished" if self.is_finished else "unfinished"
+        assert isinstance(self.config, TrainConfig | CompareConfig)
+        if program is None:
+            return f"{kind} on {self.config.dataset}, {state}"
+        return f"{kind} of {program['name']}, {state}"
+
+    @property
+    def _short(self) -> pd.DataFrame:
+        known = [name for name in SHORT if name in self.results and self.results[name].notna().any()]
+        return self.results[known]
+
+    def __repr__(self) -> str:
+        return f"Run '{self.folder}': {self._title}\n{self._short.round(3).to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        table = self._short.round(3).to_html(index=False, border=0)
+        return f"<p><b>{escape(str(self.folder))}</b>: {escape(self._title)}</p>{table}"
+
+
+def load_run(folder: Path | str, *, data_dir: Path | str = "data") -> LoadedRun:
+    """Read a run folder of `train`, `compare` or `fit`: its configuration, curves, results, models and data.
+
+    Args:
+        folder: the run folder, finished or not. Nothing of it is run as code, whoever made it.
+        data_dir: the folder of the data sets that have files.
+
+    Returns:
+        The run, whose parts are read when they are asked for.
+
+    Raises:
+        ValueError: if the folder is not one of these.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pyro_gvae import CategoricalVAE, TrainConfig, fit, load_run
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> folder = tempfile.mkdtemp()
+        >>> config = TrainConfig(stages="exact:2steps", batch_size=4)
+        >>> done = fit(vae, torch.ones(8, 6), config, output=folder, progress=False)
+        >>> run = load_run(folder)
+        >>> run.curves["step"].tolist(), run.model().num_latents, tuple(run.data.shape)
+        ([0, 2], 2, (8, 6))
+    """
+    folder = Path(folder)
+    settings = read_config(folder)
+    if not {"cells", "train"} & settings.keys():
+        raise ValueError(
+            f"Expected a run folder of train, compare or fit, but found one of another command in '{folder}'. Try its "
+            "tables, which are CSV files."
+        )
+    return LoadedRun(folder, settings, Path(data_dir))
