@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from .checks import MOST_CELLS, all_different, at_least, at_most, positive
 from .json import plain_settings, read_settings
 from .models import MODELS, RELAXED, check_stages
-from .names import Binarization, DatasetName, ModelName, NetworksName, ObservationName
+from .names import Binarization, DatasetName, ModelName, NetworksName, ObservationName, PriorName
 from .stages import Amount, Stage, parse_stages
 from .train import TrainConfig
 
@@ -48,7 +48,8 @@ class CompareConfig:
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         observation: Distribution of a pixel.
         num_levels: L, the number of levels of a categorical pixel; grey values are rounded to the levels 0 .. L - 1.
-        learn_prior: Learn the prior of a categorical code, instead of using a uniform one.
+        prior: The prior of a categorical code: uniform or independent digits, or digits that depend on each other.
+        learn_prior: The same as --prior independent.
         epochs: Passes over the training data, for estimators given without an amount of training.
         batch_size: B, the number of images in a batch.
         optimizer: A class of torch.optim, with options in brackets: SGD[momentum=0.9].
@@ -87,6 +88,7 @@ class CompareConfig:
     hidden: tuple[int, ...] = (128,)
     observation: ObservationName = "bernoulli"
     num_levels: int = 256
+    prior: PriorName = "uniform"
     learn_prior: bool = False
     epochs: int = 60
     batch_size: int = 64

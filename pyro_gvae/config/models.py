@@ -12,7 +12,7 @@ OF_EVIDENCE, OF_BITS = frozenset({"exact-evidence"}), frozenset({"disarm", "arms
 #: Soft samples with the KL of the relaxed distributions.
 RELAXED = "gumbel-softmax[kl=relaxed]"
 #: Settings that `categorical` alone has, with their values in the others, whose networks and priors are their own.
-OF_CATEGORICAL = {"networks": "mlp", "learn_prior": False, "relu_logits": False}
+OF_CATEGORICAL = {"networks": "mlp", "prior": "uniform", "learn_prior": False, "relu_logits": False}
 #: Layers of a hierarchy.
 MOST_LAYERS = 100
 
@@ -107,6 +107,9 @@ def check_model(config: HasModel) -> None:
             f"Expected a Gaussian latent with model='{name}', but found latent_dim={config.latent_dim}. Try "
             f"latent_dim={facts.sizes['latent_dim']}."
         )
+    prior = getattr(config, "prior", "uniform")
+    if getattr(config, "learn_prior", False) and prior not in ("uniform", "independent"):
+        raise ValueError(f"Expected learn_prior=False with prior='{prior}', which is learned, but found True.")
     for setting, plain in OF_CATEGORICAL.items():
         found: Any = getattr(config, setting, plain)
         if found != plain and name != "categorical":

@@ -49,6 +49,10 @@ Binarization = Literal["none", "threshold", "dynamic"]
 ModelName = Literal["categorical", "bernoulli", "hierarchical", "joint", "gaussian-mixture"]
 
 
+#: Priors of codes: independent digits of equal or of learned probabilities, and digits that depend on each other.
+PriorName = Literal["uniform", "independent", "joint", "markov", "tree", "autoregressive", "mixture"]
+
+
 NetworksName = Literal["mlp", "conv"]
 
 

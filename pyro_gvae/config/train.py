@@ -10,7 +10,7 @@ from ..schedules import schedule
 from .checks import MOST_UNITS, at_most
 from .json import plain_settings, read_settings
 from .models import check_model, check_stages
-from .names import Binarization, DatasetName, JudgeOrAuto, ModelName, NetworksName, ObservationName, Shard
+from .names import Binarization, DatasetName, JudgeOrAuto, ModelName, NetworksName, ObservationName, PriorName, Shard
 from .stages import MOST, Amount, Named, Stage, parse_stages
 
 #: Settings that reach out of a run folder: each call is told them, and no folder says them.
@@ -49,7 +49,8 @@ class TrainConfig:
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         observation: Distribution of a pixel.
         num_levels: L, the number of levels of a categorical pixel; grey values are rounded to the levels 0 .. L - 1.
-        learn_prior: Learn the prior of a categorical code, instead of using a uniform one.
+        prior: The prior of a categorical code: uniform or independent digits, or digits that depend on each other.
+        learn_prior: The same as --prior independent.
         relu_logits: Apply a ReLU to the encoder's logits, as in the preset article.
         batch_size: B, the number of images in a batch.
         optimizer: A class of torch.optim, with options in brackets: SGD[momentum=0.9].
@@ -99,6 +100,7 @@ class TrainConfig:
     hidden: tuple[int, ...] = (128,)
     observation: ObservationName = "bernoulli"
     num_levels: int = 256
+    prior: PriorName = "uniform"
     learn_prior: bool = False
     relu_logits: bool = False
     batch_size: int = 64

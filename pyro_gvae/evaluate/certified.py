@@ -190,11 +190,12 @@ def _largest(target: Target, top: TopCodes, scored: _Scored) -> Tensor | None:
     """Return the largest log p(x | z) of each datum, (B,), not scaled, or None if none is known."""
     layout = target.layout
     p = read(target.runs.model, layout, top.codes(scored.digits[:1]), {})
-    found = [_largest_of(factor) for factor in p.factors.values()]
+    factors = p.others().values()
+    found = [_largest_of(factor) for factor in factors]
     known = [one for one in found if one is not None]
     if len(known) < len(found):
         return None
-    weighed = [factor.weigh(one) for factor, one in zip(p.factors.values(), known, strict=True)]
+    weighed = [factor.weigh(one) for factor, one in zip(factors, known, strict=True)]
     total = sum(weighed, torch.zeros(1, dtype=layout.dtype, device=layout.device)) / scored.scale
     return total.reshape(-1).expand(layout.batch_size)
 

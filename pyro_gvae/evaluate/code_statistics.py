@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -124,6 +124,16 @@ def joint_mutual_information(log_q: PerLatent) -> Measured | None:
     Args:
         log_q: log q(z_n = k | x_b), shape (B, N, K), of independent latents; of several sites, by name.
     """
+    found = information_of_each(log_q)
+    return None if found is None else mean_over_data(found)
+
+
+def information_of_each(log_q: PerLatent) -> Tensor | None:
+    """Compute what each datum adds to it, KL(q(z|x_b) || aggregated posterior), (B,); None if there are too many codes.
+
+    Args:
+        log_q: log q(z_n = k | x_b), shape (B, N, K), of independent latents; of several sites, by name.
+    """
     named = {name: own.double() for name, own in (log_q if isinstance(log_q, dict) else {"": log_q}).items()}
     space = Space(tuple(Latent(name, Kind.ONE_HOT, q.shape[1:2], q.shape[2], q.dtype) for name, q in named.items()))
     if space.num_codes * len(next(iter(named.values()))) > MOST_ENTRIES:
@@ -136,14 +146,25 @@ def joint_mutual_information(log_q: PerLatent) -> Measured | None:
         return torch.cat([own.flatten(1) for own in codes.values()], 1) @ columns  # (s, B)
 
     entropy = sum((_entropy(own.exp(), own).sum(-1) for own in named.values()), columns.new_zeros(()))
-    return mean_over_data(-entropy - _cross_entropy(table, space.num_codes, columns))
+    return -entropy - _cross_entropy(table, space.num_codes, columns)
 
 
 def table_mutual_information(log_q: Tensor) -> Measured:
     """Compute the same of latents that depend on each other, from log q(z | x_b) of all joint codes, (S, B)."""
+    return mean_over_data(table_of_each(log_q))
+
+
+@overload
+def table_of_each(log_q: None) -> None: ...
+@overload
+def table_of_each(log_q: Tensor) -> Tensor: ...
+def table_of_each(log_q: Tensor | None) -> Tensor | None:
+    """Compute what each datum adds to it, (B,); None without a table."""
+    if log_q is None:
+        return None
     log_q = log_q.double()
     q = log_q.exp()
-    return mean_over_data(torch.xlogy(q, q).sum(0) - _cross_entropy(lambda rows: log_q[rows], len(log_q), log_q))
+    return torch.xlogy(q, q).sum(0) - _cross_entropy(lambda rows: log_q[rows], len(log_q), log_q)
 
 
 def _cross_entropy(table: Callable[[Tensor], Tensor], num_codes: int, like: Tensor) -> Tensor:

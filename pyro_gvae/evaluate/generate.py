@@ -7,7 +7,6 @@ from torch import Tensor
 
 from .. import exact
 from ..data.dataset import Dataset
-from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..exact import HasPair
 from ..exact.backwards import best_given, sample_given
 from ..exact.plan import PerLatent, per_latent
@@ -18,7 +17,7 @@ from ..programs.choices import choose, most_probable, one_draw
 from ..programs.look import look
 from ..programs.modes import judging
 from ..programs.runs import bind_pair, items
-from ..programs.statements import Draw, Place, Reader, flat, latent_of
+from ..programs.statements import Draw, Place, Reader, latent_of
 
 CodeKind = Literal["map", "sample", "exact"]
 
@@ -147,8 +146,7 @@ def sample(vae: VAE, num_samples: int, *, pixels: bool = False) -> Tensor:
         return rows if len(batch_shape) == 1 else torch.Size()
 
     def place(name: str, site: Discrete) -> Tensor:
-        prior = FactorizedOneHotCategorical(logits=flat(site.logits, site), validate_args=False)
-        return latent_of(name, site).value(prior.sample(new_axis(site.batch_shape)))
+        return latent_of(name, site).value(site.sample(new_axis(site.batch_shape)))
 
     least, _ = vae.observation.data_range
     # Any datum: the model takes no more than their number from it.

@@ -13,7 +13,7 @@ from ..exact.averages import Averages
 from ..exact.plan import make_plan
 from ..programs.chains import Chains, lay_out_chains
 from ..programs.draws import lay_out_draws, read_draws
-from ..programs.factors import Codes, Layout, Reading, Site, first_of
+from ..programs.factors import Codes, Layout, Reading, Site, coupling_of, first_of
 from ..programs.joint import Guide, read_both, read_guide_once
 from ..programs.kls import closed_sites
 from ..programs.look import look
@@ -203,6 +203,8 @@ def _expected(
                 totals["entropy", name] = totals["entropy", name] + (one.weights * _entropy(site)).sum(0)
             if name not in guide or name not in prior:
                 log_ratio = _weighed(site, one.codes) - _weighed(one.p.sites[name], one.codes)
+                if one.p.sites[name].prior is not None:
+                    log_ratio = log_ratio - one.p.factors[coupling_of(name)].log_prob
                 totals["kl", name] = totals["kl", name] + (one.weights * log_ratio).sum(0)
         for name, factor in one.q.factors.items():
             log_ratio = factor.log_prob - (one.p.factors[name].log_prob if name in one.p.factors else 0.0)
@@ -256,7 +258,9 @@ def _weighed(site: Site, codes: Codes) -> Tensor:
 
 def _kl(q: Site, p: Site) -> Tensor:
     """Return KL(q || p) of a latent that depends on no other, (B,)."""
-    return q.weigh((q.log_probs.exp() * (q.log_probs - p.log_probs)).sum((-2, -1)))
+    probs = q.log_probs.exp()
+    kl = (probs * (q.log_probs - p.log_probs)).sum((-2, -1))
+    return q.weigh(kl if p.prior is None else kl - p.prior.mean_coupling(probs))
 
 
 def _of_each(values: Tensor, batch_shape: Size, own_shape: Size) -> Tensor:

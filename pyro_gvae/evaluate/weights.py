@@ -19,12 +19,12 @@ from ..programs.axes import Term
 from ..programs.chains import Chains, Particles, in_particles, lay_out_chains
 from ..programs.choices import choose, one_draw
 from ..programs.enumerator import read_given
-from ..programs.factors import common_scale
 from ..programs.layout import obstacle_of
 from ..programs.look import Look, look
 from ..programs.modes import without_trace
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair, items, split
+from ..programs.shared import common_scale
 from ..programs.terms import Reading
 from ..runtime.memory import memory_limit
 from ..runtime.tuning import tuning

@@ -15,8 +15,8 @@ from torch import Size, Tensor
 from ..distributions.parameters import impossible_as_infinite
 from ..programs.axes import Axis, Term
 from ..programs.chains import Chains
-from ..programs.factors import common_scale
 from ..programs.runs import Runs
+from ..programs.shared import common_scale
 from ..programs.terms import Reading, Site
 from ..runtime.compat.torch import is_transformed
 

@@ -11,8 +11,9 @@ from torch.nn.functional import one_hot
 from ..handlers.sites import Run
 from ..programs.chains import Chains
 from ..programs.factors import Level, first_of, summed_over
-from ..programs.joint import joint_scores, level_scores, read_guide_once
+from ..programs.joint import joint_scores, read_guide_once
 from ..programs.latents import Latent
+from ..programs.levels import level_scores
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair
 from ..programs.statements import read

@@ -12,8 +12,8 @@ from torch import Size, Tensor
 
 from ..programs.axes import Axis, Term
 from ..programs.chains import Chains
-from ..programs.factors import common_scale
 from ..programs.runs import Runs
+from ..programs.shared import common_scale
 from ..programs.terms import Reading
 from .backwards import best, in_digits, in_plates, marginals
 from .elimination import aligned, collected, joined, over

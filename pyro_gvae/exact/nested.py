@@ -13,7 +13,7 @@ from torch import Tensor
 from ..distributions.parameters import impossible_as_infinite
 from ..handlers.sites import Run
 from ..programs.factors import Codes
-from ..programs.joint import level_scores
+from ..programs.levels import level_scores
 from .plan import Plan, computed
 
 #: Returns of codes, and of the scale of the model, what is added to their log-probability before scaling, (s, cells),

@@ -87,6 +87,11 @@ class UnimixMessenger(ProgramMessenger):
             return
         self._check_is_undecided(msg["name"])
         site = None if msg["is_observed"] or not is_random(msg) else discrete(msg["fn"])
+        if site is not None and site.prior is not None:
+            raise ValueError(
+                f"Expected independent digits to mix with the uniform, but found those of '{msg['name']}', which a "
+                "prior couples. Try unimix(guide, ..), or the names of other sites."
+            )
         if site is not None:
             msg["fn"] = _rewritten(msg["fn"], site.with_logits(mixed(site.logits, self.share)))
 

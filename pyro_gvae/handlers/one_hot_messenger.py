@@ -5,7 +5,7 @@ from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
-from pyro.infer import Trace_MMD
+from pyro.infer import EnergyDistance, Trace_MMD
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
@@ -82,6 +82,14 @@ def no_discrete_site() -> ValueError:
     return ValueError(
         "Expected the model to have a discrete site, latent or observed, but found none. Try OneHotCategorical, "
         "Bernoulli or Categorical latents, or Trace_ELBO without a handler."
+    )
+
+
+def coupled_guide(name: str) -> ValueError:
+    """Return the error of a guide whose digits a prior couples."""
+    return ValueError(
+        f"Expected digits of the guide that are drawn one by one, but found those of '{name}', which a prior couples. "
+        "Try FactorizedOneHotCategorical, or a site for each digit, whose logits depend on those before."
     )
 
 
@@ -215,6 +223,18 @@ class DrawingMessenger(OneHotMessenger):
         super()._pyro_post_sample(msg)
         if not msg["is_observed"] and self.draws(msg["name"]) and enumerated_dim(msg) is None and _is_alone(msg):
             self.alone.append(msg["name"])
+
+
+def refuse_coupled_guide(msg: Messages, site: Discrete) -> None:
+    """Refuse a guide whose digits a prior couples: they have no surrogate and no relaxed density.
+
+    Raises:
+        ValueError: if an ELBO runs a program without values of another one.
+    """
+    if site.prior is not None and not list(_traces_that_reach(msg)):
+        request = running_elbo()
+        if request is not None and not isinstance(request.elbo, Trace_MMD | EnergyDistance):
+            raise coupled_guide(msg["name"])
 
 
 def _is_alone(msg: Messages) -> bool:

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from ..runtime.compat.enumeration import markov_settings, take_out_of_reach
 from ..runtime.compat.pyro import settings_of_deterministic_site
-from .one_hot_messenger import DrawingMessenger, has_relaxation, temperature_of, without_enumeration
+from .one_hot_messenger import (
+    DrawingMessenger,
+    has_relaxation,
+    refuse_coupled_guide,
+    temperature_of,
+    without_enumeration,
+)
 from .sites import EVERY_SITE, Discrete, Messages
 
 
@@ -45,6 +51,7 @@ class RelaxMessenger(DrawingMessenger):
         """Replace the site by a function of a Concrete variable in log space."""
         if not has_relaxation(msg, site):
             return
+        refuse_coupled_guide(msg, site)
         name = msg["name"]
         temperature = temperature_of(
             msg, site, self.temperature, self.otherwise, attempt="relax(program, temperature=0.5)"

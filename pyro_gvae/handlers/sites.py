@@ -26,6 +26,7 @@ from torch import Size, Tensor
 from ..distributions import surrogates
 from ..distributions.bits import FactorizedBernoulli, StraightThroughBernoulli, digit_logits, joint_bits
 from ..distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
+from ..distributions.coupled import AS_CODES, IN_LOGS, CodePrior, Coupled, Form
 from ..distributions.joint import joint_one_hot
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.parameters import scalar_temperature
@@ -86,6 +87,7 @@ class Discrete(NamedTuple):
     temperature: Tensor | None  # of a relaxed or straight-through distribution
     mask: bool | Tensor | None
     dtype: torch.dtype  # of its values
+    prior: CodePrior | None = None  # what couples its digits, whose logits are then uniform
 
     @property
     def logits(self) -> Tensor:
@@ -93,8 +95,9 @@ class Discrete(NamedTuple):
         return digit_logits(self.natural) if self.kind is Kind.BIT else self.natural
 
     def with_logits(self, logits: Tensor) -> Self:
-        """Return the same with other logits (*batch_shape, *shape, K) of the digits."""
-        return self._replace(natural=logits[..., 1] - logits[..., 0] if self.kind is Kind.BIT else logits)
+        """Return the same with other logits (*batch_shape, *shape, K) of the digits, which nothing couples then."""
+        natural = logits[..., 1] - logits[..., 0] if self.kind is Kind.BIT else logits
+        return self._replace(natural=natural, prior=None)
 
     @property
     def num_categories(self) -> int:
@@ -131,6 +134,8 @@ class Discrete(NamedTuple):
         """Return log p of each joint code, shape (..., S); 0 if the site is masked, which weighs all codes alike."""
         factorized = FactorizedOneHotCategorical(logits=self.logits.reshape(*self.batch_shape, *self.code_shape))
         logits = factorized.log_prob_table().T.reshape(*self.batch_shape, -1)  # (..., S)
+        if self.prior is not None:
+            logits = logits + self.prior.coupling(self.prior.all_codes())
         if self.mask is None:
             return logits
         return torch.where(torch.as_tensor(self.mask, device=logits.device).unsqueeze(-1), logits, 0.0)
@@ -162,24 +167,35 @@ class Discrete(NamedTuple):
 
     def log_relaxed(self, temperature: float | Tensor) -> TorchDistribution:
         """Return the Concrete distribution of the digits, in log space."""
-        return self._shaped(ExpConcrete(temperature, logits=self.logits), len(self.shape) + 1)
+        return self._shaped(ExpConcrete(temperature, logits=self.logits), len(self.shape) + 1, IN_LOGS)
 
     def relaxed(self, temperature: float | Tensor) -> TorchDistribution:
-        """Return the distribution of relaxed one-hots or bits."""
+        """Return the distribution of relaxed one-hots or bits, whose digits are not coupled."""
         if self.kind is Kind.BIT:
             scalar = scalar_temperature(temperature, self.natural)
             return self._shaped(RelaxedBernoulli(scalar, logits=self.natural, validate_args=False))
-        return self._shaped(RelaxedOneHotCategorical(temperature, logits=self.natural, validate_args=False))
+        independent = self._replace(prior=None)
+        return independent._shaped(RelaxedOneHotCategorical(temperature, logits=self.natural, validate_args=False))
 
     def straight_through(self, kind: surrogates.Kind, temperature: float | Tensor) -> TorchDistribution:
         """Return exact one-hots or bits with a surrogate gradient."""
         family = StraightThroughBernoulli if self.kind is Kind.BIT else StraightThroughOneHotCategorical
         return self._shaped(family(temperature, logits=self.natural.to(self.dtype), kind=kind))
 
-    def _shaped(self, fn: TorchDistribution, event_dim: int | None = None) -> TorchDistribution:
-        """Give a distribution the event dimensions and the mask."""
+    def sample(self, sample_shape: Size) -> Tensor:
+        """Draw codes without a gradient, of shape sample_shape + (*batch_shape, N, K)."""
+        if self.prior is not None:
+            shape = Size((*sample_shape, *self.batch_shape))
+            return self.prior.draw(shape.numel()).reshape(*shape, *self.code_shape)
+        logits = self.logits.reshape(*self.batch_shape, *self.code_shape)
+        return FactorizedOneHotCategorical(logits=logits, validate_args=False).sample(sample_shape)
+
+    def _shaped(self, fn: TorchDistribution, event_dim: int | None = None, form: Form = AS_CODES) -> TorchDistribution:
+        """Give a distribution the event dimensions, what couples its digits, and the mask."""
         event_dim = len(self.event_shape) if event_dim is None else event_dim
         shaped: TorchDistribution = fn.to_event(event_dim - len(fn.event_shape))
+        if self.prior is not None:
+            shaped = Coupled(shaped, self.prior, form)
         return shaped if self.mask is None else shaped.mask(self.mask)
 
     def _digits(self) -> tuple[int, ...]:
@@ -215,7 +231,7 @@ def kind_of(fn: Any) -> Kind | None:
         ValueError: if it is one of Pyro's straight-through distributions, whose gradient depends on a hidden attribute
             of their samples.
     """
-    while isinstance(fn, MaskedDistribution | Independent):
+    while isinstance(fn, MaskedDistribution | Independent | Coupled):
         fn = fn.base_dist
     if isinstance(fn, _HIDE_THEIR_GRADIENT):
         plain = "Bernoulli" if isinstance(fn, RelaxedBernoulliStraightThrough) else "OneHotCategorical"
@@ -248,6 +264,8 @@ def _read(fn: Any, kind: Kind) -> Discrete:
                 "after .to_event(1)."
             )
         return inner._replace(num_event_dims=inner.num_event_dims + fn.reinterpreted_batch_ndims)
+    if isinstance(fn, Coupled):
+        return _read(fn.base_dist, kind)._replace(prior=fn.prior)
     own_dims = len(fn.event_shape) - (kind is Kind.ONE_HOT)
     dtype = torch.long if kind is Kind.INTEGER else getattr(fn, "sample_dtype", fn.logits.dtype)
     return Discrete(kind, fn.logits, own_dims, getattr(fn, "temperature", None), None, dtype)

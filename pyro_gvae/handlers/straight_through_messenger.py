@@ -5,7 +5,13 @@ from collections.abc import Container
 from torch import Tensor
 
 from ..distributions.surrogates import Kind
-from .one_hot_messenger import DrawingMessenger, has_relaxation, temperature_of, without_enumeration
+from .one_hot_messenger import (
+    DrawingMessenger,
+    has_relaxation,
+    refuse_coupled_guide,
+    temperature_of,
+    without_enumeration,
+)
 from .sites import EVERY_SITE, Discrete, Messages
 
 
@@ -21,6 +27,7 @@ class StraightThroughMessenger(DrawingMessenger):
         """Replace the site's distribution by exact values with the surrogate's gradient."""
         if not has_relaxation(msg, site):
             return
+        refuse_coupled_guide(msg, site)
         temperature = temperature_of(msg, site, self.temperature, attempt="straight_through(program, temperature=0.5)")
         msg["fn"] = site.straight_through(self.kind, temperature)
         msg["infer"] = without_enumeration(msg)

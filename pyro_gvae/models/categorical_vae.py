@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ..distributions.coupled import CodePrior, coupled
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..handlers import relax
 from ..handlers.parameters import OwnParameters
@@ -17,6 +18,7 @@ from ..runtime.compat.pyro import is_random
 from .base import ONE_AT_A_TIME, VAE, check_sizes, widths_by_name
 from .networks import mlp_decoder, mlp_encoder
 from .observations import Observation
+from .priors import as_prior
 
 
 class CategoricalVAE(VAE):
@@ -42,7 +44,10 @@ class CategoricalVAE(VAE):
             your own :class:`~pyro_gvae.models.observations.Observation`.
         scale: standard deviation of the "gaussian" observation; None learns one scale for all pixels.
         num_levels: levels of the "categorical" observation, whose pixels are whole numbers 0 .. num_levels - 1.
-        learn_prior: learn `prior_logits`; otherwise the prior is uniform.
+        prior: "uniform", or "independent" digits of learned probabilities, `prior_logits`; digits that depend on each
+            other, "joint", "markov", "tree", "autoregressive" or "mixture"; or your own
+            :class:`~pyro_gvae.distributions.coupled.CodePrior`.
+        learn_prior: the same as the prior "independent".
         temperature: temperature of the guide's relaxation.
         prior_temperature: temperature of the model's relaxation. The defaults 2/3 and 2/5 are those of Maddison et al.
             for 8 categories.
@@ -53,6 +58,8 @@ class CategoricalVAE(VAE):
 
     Attributes:
         observation: the module that builds p(x | z): `observation(decoder(z))`.
+        prior: the module of a prior whose digits depend on each other, or None. It can be replaced after training, and
+            trained alone by :func:`~pyro_gvae.train.refit.fit_prior`.
 
     Raises:
         ValueError: if a size or a temperature is out of range, or the observation or one of its options is unknown.
@@ -77,6 +84,7 @@ class CategoricalVAE(VAE):
         *,
         scale: float | None = None,
         num_levels: int = 256,
+        prior: str | CodePrior = "uniform",
         learn_prior: bool = False,
         temperature: float = 2 / 3,
         prior_temperature: float = 2 / 5,
@@ -98,8 +106,11 @@ class CategoricalVAE(VAE):
         self.num_categories: Final = num_categories
         self.encoder = encoder or mlp_encoder(self.input_dim, hidden, num_latents, num_categories)
         self.decoder = decoder or mlp_decoder(num_latents, num_categories, tuple(hidden)[::-1], self.natural_dim)
+        self.prior: CodePrior | None = as_prior(prior, num_latents, num_categories)
+        if learn_prior and prior not in ("uniform", "independent"):
+            raise ValueError(f"Expected learn_prior=False with the prior '{prior}', which is learned, but found True.")
         uniform = torch.zeros(num_latents, num_categories)  # (N, K)
-        if learn_prior:
+        if learn_prior or prior == "independent":
             self.prior_logits = nn.Parameter(uniform)
         else:
             self.register_buffer("prior_logits", uniform)
@@ -120,7 +131,8 @@ class CategoricalVAE(VAE):
         """
         self._begin(x)
         with pyro.plate("data", len(x)):
-            prior = FactorizedOneHotCategorical(logits=self.prior_logits)
+            digits = FactorizedOneHotCategorical(logits=self.prior_logits)
+            prior = digits if self.prior is None else coupled(self.prior)
             z = pyro.sample("z", prior, infer=at_temperature(self.prior_temperature))  # (B, N, K)
             pyro.sample("x", self.observation(self.decoder(z)), obs=x)
         code: Tensor = z

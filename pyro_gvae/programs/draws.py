@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor
 
-from .factors import Codes, Layout, Reading, apart, common_scale, first_of, summed_over
+from .factors import Codes, Layout, Reading, first_of, summed_over
 from .layout import lay_out, obstacle_of
 from .modes import without_trace
 from .runs import Runs
 from .samples import independent, read_values, sample
+from .shared import apart, common_scale
 
 
 class Score(NamedTuple):

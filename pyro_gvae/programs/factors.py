@@ -9,6 +9,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Size, Tensor
 
+from ..distributions.coupled import CodePrior
 from .latents import READ_ALL, Latent, Roles, Space
 
 #: One-hots of each latent, by its name: (s, N, K), the same for all data, or (P, B, N, K).
@@ -24,6 +25,7 @@ class Site(NamedTuple):
     own_shape: Size  # of these, with 1 where data share the latent
     scale: float | Tensor
     mask: bool | Tensor | None
+    prior: CodePrior | None = None  # what couples its digits: uniform ones, beside the factor `coupling_of` its name
 
     @property
     def depends(self) -> bool:
@@ -35,8 +37,13 @@ class Site(NamedTuple):
         """The share of one datum in the latent, which is less than 1 where several data share it."""
         return self.own_shape.numel() / self.batch_shape.numel()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether its mean log-probability under independent digits is known: it depends on no other latent."""
+        return not self.depends and (self.prior is None or self.prior.has_mean)
+
     def score(self, codes: Codes) -> Tensor:
-        """Return the log-probability (s, B or 1) of codes, neither scaled nor masked, in nats."""
+        """Return the log-probability (s, B or 1) of codes, neither coupled, scaled nor masked, in nats."""
         own = codes[self.latent.name]
         if own.dim() == 4:
             return (own * self.log_probs).sum((-2, -1))
@@ -76,6 +83,11 @@ class Site(NamedTuple):
         return log_probs.expand(-1, self.batch_shape.numel(), -1, -1)
 
 
+def coupling_of(name: str) -> str:
+    """Return the name of the factor that couples the digits of a latent of the model."""
+    return f"{name}|coupling"
+
+
 class Factor(NamedTuple):
     """The log-probability of any other statement, scaled and masked as the program says."""
 
@@ -103,6 +115,17 @@ class Reading(NamedTuple):
     def statements(self) -> list[Site | Factor]:
         """Return all sites and factors."""
         return [*self.sites.values(), *self.factors.values()]
+
+    def score_of(self, name: str, codes: Codes) -> Tensor:
+        """Return the log-probability (s, B or 1) of a discrete latent's codes, neither scaled nor masked, in nats."""
+        site = self.sites[name]
+        own = site.score(codes)
+        return own if site.prior is None else own + self.factors[coupling_of(name)].unweighed()
+
+    def others(self) -> dict[str, Factor]:
+        """Return the factors that are no part of a discrete latent's log-probability."""
+        couplings = {coupling_of(name) for name in self.sites}
+        return {name: factor for name, factor in self.factors.items() if name not in couplings}
 
     def log_prob(self, codes: Codes, without: Collection[str] = ()) -> Tensor:
         """Return the log-probability (s or 1, B or 1) of codes (s, B, N, K) and of all else, scaled and masked.
@@ -273,25 +296,3 @@ class Layout(NamedTuple):
             digits = torch.cat([first, (rows % latent.num_categories).unsqueeze(-1)], 1)  # (count, N)
             found[latent.name] = torch.eye(latent.num_categories, dtype=self.dtype, device=self.device)[digits]
         return found
-
-
-def apart(layout: Layout, *readings: Reading) -> Size:
-    """Return the batch shape of all discrete latents, with 1 where data share a statement of these readings."""
-    shapes = [statement.own_shape for reading in readings for statement in reading.statements()]
-    return Size(map(min, zip(layout.batch_shape, *shapes, strict=True)))
-
-
-def common_scale(scales: Sequence[float | Tensor]) -> float | Tensor:
-    """Return the one scale of all statements, which stands outside of the logarithm of a sum over codes.
-
-    Raises:
-        ValueError: if there is not one.
-    """
-    one_each = all(not isinstance(scale, Tensor) or scale.numel() == 1 for scale in scales)
-    if not one_each or len({float(scale) for scale in scales}) > 1:
-        raise ValueError(
-            "Expected all sites of the model to share one scale, which a guide that is read has, too, but found "
-            "several: there is no log p(x) where likelihood and prior, or the data, are scaled differently. Try the "
-            "ELBO, or one poutine.scale around model and guide."
-        )
-    return scales[0]

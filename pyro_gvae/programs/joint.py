@@ -4,7 +4,6 @@ A factor that lacks the axis of the codes is counted once, and the KL of latents
 """
 
 import functools
-import itertools
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Self
 
@@ -14,9 +13,10 @@ from torch.distributions import kl_divergence
 
 from ..handlers.sites import Run
 from .draws import Score
-from .factors import Codes, Factor, Layout, Reading, Site, apart, common_scale, first_of, summed_over
+from .factors import Codes, Factor, Layout, Reading, Site
 from .look import is_continuous
 from .runs import Runs
+from .shared import apart, common_scale
 from .statements import read
 
 
@@ -62,7 +62,7 @@ def read_guide_once(runs: Runs, layout: Layout) -> Guide:
     return Guide(
         sites={name: site for name, site in found.sites.items() if not site.depends},
         values={name: value for name, value in found.values.items() if name in constant},
-        log_q=_add(sampled) if sampled else None,
+        log_q=add(sampled) if sampled else None,
         factors=constant,
     )
 
@@ -104,45 +104,6 @@ def elbo_terms(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> Terms:
 def joint_scores(model: Run, layout: Layout, codes: Codes) -> JointScores:
     """Run the model on joint codes, and return log p(x, z)."""
     return _joined([_joint_scores(layout, part, read(model, layout, part, {})) for part in pieces(layout, codes)])
-
-
-class LevelScores(NamedTuple):
-    """What a slice of codes says about log p(x, z), level by level."""
-
-    tables: tuple[Tensor, ...]  # (s, cells) of each level, whose sum over cells and levels is log p(x, z)
-    scale: float | Tensor  # of all statements, outside of a sum over codes
-
-
-def level_scores(model: Run, layout: Layout, codes: Codes) -> LevelScores:
-    """Run the model on joint codes, for latents of nested plates.
-
-    Raises:
-        ValueError: if neither of the plates of two discrete latents is inside of the other, or a latent is continuous.
-    """
-    for outer, inner in itertools.pairwise(layout.levels):
-        if not inner.holds(outer.shape):
-            raise ValueError(
-                f"Expected plates of discrete latents to be nested, but found '{outer.names[0]}' and "
-                f"'{inner.names[0]}', neither of which is inside of the other's, so that no codes can be summed "
-                "before others. Try exact.elbo, a bound of it."
-            )
-    parts = [_level_scores(layout, part, read(model, layout, part, {})) for part in pieces(layout, codes)]
-    tables = zip(*(part.tables for part in parts), strict=True)
-    return LevelScores(tuple(torch.cat(table) for table in tables), parts[0].scale)
-
-
-def _level_scores(layout: Layout, codes: Codes, found: Reading) -> LevelScores:
-    _refuse_continuous(found)
-    scale = common_scale([one.scale for one in found.statements()])
-    terms: list[list[Tensor]] = []
-    for level in layout.levels:
-        sites = [found.sites[name].score(codes) for name in level.names]
-        terms.append([first_of(site, layout.batch_shape, level.shape) for site in sites])
-    for factor in found.factors.values():
-        # Those that it depends on have no plates but its own, so that they are of this level or of one further out.
-        i = next(i for i, level in enumerate(layout.levels) if level.holds(factor.own_shape))
-        terms[i].append(summed_over(factor.log_prob, layout.batch_shape, layout.levels[i].shape) / scale)
-    return LevelScores(tuple(_add(term).expand(_count(codes), -1) for term in terms), scale)
 
 
 class PairScores(NamedTuple):
@@ -208,10 +169,11 @@ def pieces(layout: Layout, codes: Codes) -> list[Codes]:
     """Return codes as programs take them: all at once, or one after another where there is an obstacle."""
     if layout.obstacle is None:
         return [codes]
-    return [{name: own[row : row + 1] for name, own in codes.items()} for row in range(_count(codes))]
+    return [{name: own[row : row + 1] for name, own in codes.items()} for row in range(count(codes))]
 
 
-def _count(codes: Codes) -> int:
+def count(codes: Codes) -> int:
+    """Return the number of rows of codes."""
     return len(next(iter(codes.values()))) if codes else 1  # of no latent there is one code
 
 
@@ -254,11 +216,11 @@ def _elbo_terms(layout: Layout, guide: Guide, codes: Codes, q: Reading, p: Readi
     for name in sorted(layout.analytic):
         kl = p.factors[name].weigh(kl_divergence((guide.factors | drawn)[name].fn, p.factors[name].fn))
         table.append(-kl)
-    rows = _count(codes), layout.batch_size
+    rows = count(codes), layout.batch_size
     return Terms(
-        log_weights=_add([site.score(codes) for site in q_sites.values()]) if q_sites else table[0].new_zeros(1, 1),
-        table=_add(table).expand(rows[0], -1),
-        constant=_add(constant) if constant else None,
+        log_weights=add([site.score(codes) for site in q_sites.values()]) if q_sites else table[0].new_zeros(1, 1),
+        table=add(table).expand(rows[0], -1),
+        constant=add(constant) if constant else None,
         scores=tuple(
             Score(factor.unweighed().expand(rows), layout.batch_shape, factor.own_shape)
             for factor in drawn.values()
@@ -268,7 +230,7 @@ def _elbo_terms(layout: Layout, guide: Guide, codes: Codes, q: Reading, p: Readi
 
 
 def _joint_scores(layout: Layout, codes: Codes, found: Reading) -> JointScores:
-    _refuse_continuous(found)
+    refuse_continuous(found)
     scale = common_scale([one.scale for one in found.statements()])
     joint, prior = _log_densities(layout, codes, found, scale)
     return JointScores(joint, scale, prior)
@@ -283,18 +245,19 @@ def _log_densities(layout: Layout, codes: Codes, found: Reading, scale: float | 
                 f"'{name}', which several data share, so that no datum has a table of codes of its own. Try "
                 "exact.log_evidence, which sums nested plates from the innermost, or importance_weighted."
             )
-    of_codes = [site.score(codes) for site in found.sites.values()]
-    priors = _add(of_codes) if of_codes else torch.zeros((1, 1), dtype=layout.dtype, device=layout.device)
-    others = [factor.log_prob for factor in found.factors.values()]
-    joint = _add(others) / scale + priors if others else priors
-    return joint.expand(_count(codes), layout.batch_size), priors
+    of_codes = [found.score_of(name, codes) for name in found.sites]
+    priors = add(of_codes) if of_codes else torch.zeros((1, 1), dtype=layout.dtype, device=layout.device)
+    others = [factor.log_prob for factor in found.others().values()]
+    joint = add(others) / scale + priors if others else priors
+    return joint.expand(count(codes), layout.batch_size), priors
 
 
-def _refuse_continuous(found: Reading) -> None:
+def refuse_continuous(found: Reading) -> None:
+    """Refuse a model with a continuous latent."""
     for name in found.values:
         raise is_continuous(name)
 
 
-def _add(terms: Iterable[Tensor]) -> Tensor:
+def add(terms: Iterable[Tensor]) -> Tensor:
     """Return the sum of one or more tensors, from the first to the last."""
     return functools.reduce(torch.add, terms)

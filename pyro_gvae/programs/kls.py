@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .draws import read_draws, scored
-from .factors import Codes, Layout, Reading, Site, summed_over
+from .factors import Codes, Layout, Reading, Site, coupling_of, summed_over
 from .joint import pieces, read_both, read_guide_once
 from .modes import without_trace
 from .runs import Runs
@@ -25,8 +25,8 @@ class LatentKL(NamedTuple):
     """The KL of a latent, summed over data.
 
     Attributes:
-        value: of each of its N digits, or of a continuous latent as a whole, (N,) or (1,): scaled and masked as the
-            guide says, and counted once where data share the latent.
+        value: of each of its N digits, (N,), or as a whole, (1,), of a continuous latent and of one whose digits the
+            prior couples: scaled and masked as the guide says, and counted once where data share the latent.
         weight: the sum of these weights, (); the number of data if nothing is scaled, masked or shared.
     """
 
@@ -51,7 +51,7 @@ def closed_sites(runs: Runs, layout: Layout) -> tuple[dict[str, Site], dict[str,
 
 
 def _independent(found: Reading) -> dict[str, Site]:
-    return {name: site for name, site in found.sites.items() if not site.depends}
+    return {name: site for name, site in found.sites.items() if site.is_closed}
 
 
 def closed_kls(runs: Runs, layout: Layout) -> dict[str, LatentKL]:
@@ -101,6 +101,8 @@ def _ratios(codes: Codes, q: Reading, p: Reading) -> Iterable[tuple[str, Tensor,
     """Yield each latent's name, its weighed log q - log p (s or 1, B, N), and the sum of its weights."""
     for name, site in q.sites.items():
         ratio = site.digit_scores(codes) - p.sites[name].digit_scores(codes)  # (s, B or 1, N)
+        if p.sites[name].prior is not None:
+            ratio = (ratio.sum(-1) - p.factors[coupling_of(name)].unweighed()).unsqueeze(-1)
         weight = site.weight
         yield name, ratio * weight.unsqueeze(-1), weight.sum()
     for name, factor in q.factors.items():
@@ -117,6 +119,8 @@ def _both_independent(q: Reading, p: Reading) -> dict[str, LatentKL]:
 def _closed_kl(q: Site, p: Site) -> LatentKL:
     kl = (q.log_probs.exp() * (q.log_probs - p.log_probs)).sum(-1)  # (B or 1, N)
     weight = q.weight
+    if p.prior is not None:
+        kl = (kl.sum(-1) - p.prior.mean_coupling(q.log_probs.exp())).unsqueeze(-1)
     return LatentKL(weight @ kl.expand(len(weight), -1), weight.sum())
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..handlers.one_hot_messenger import in_model_alone, no_discrete_site
+from ..handlers.one_hot_messenger import coupled_guide, in_model_alone, no_discrete_site
 from ..handlers.sites import Messages, Run, Sites, kind_of
 from ..runtime.compat.enumeration import in_markov
 from .latents import READ_ALL, Roles
@@ -126,6 +126,9 @@ def _check_pair(guide: Reader, model: Reader, alone: Collection[str]) -> None:
                 f"Expected the latents of the guide to have the same name in the model, but found '{name}' in the "
                 'guide alone. Try infer={"is_auxiliary": True} if it is meant to be.'
             )
+    for name, found in guide.discrete.items():
+        if found.prior is not None:
+            raise coupled_guide(name)
     for name, found in model.discrete.items():
         if name in alone:
             continue

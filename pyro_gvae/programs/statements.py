@@ -12,12 +12,13 @@ from pyro.distributions.util import scale_and_mask
 from torch import Size, Tensor
 from typing_extensions import override
 
+from ..distributions.coupled import CodePrior
 from ..distributions.lowered import log_prob
 from ..distributions.parameters import at_least_float32
 from ..handlers.one_hot_messenger import OneHotMessenger, innermost
 from ..handlers.sites import EVERY_SITE, Discrete, Messages, Run, Sites, discrete, plates_of
 from ..runtime.compat.pyro import is_intervened_on, is_random
-from .factors import Codes, Factor, Layout, Reading, Site
+from .factors import Codes, Factor, Layout, Reading, Site, coupling_of
 from .latents import Latent
 
 #: The value of a discrete latent, by its name and what its distribution says.
@@ -153,13 +154,14 @@ def read_with(program: Run, layout: Layout, place: Place, draw: Draw) -> Reading
     latents = {latent.name: latent for latent in layout.space.latents}
     reader = Reader(place, draw, layout.roles.read)
     reader.run(program)
+    messages = reader.messages
+    factors = {name: _factor(name, msg, layout) for name, msg in messages.items() if name not in reader.discrete}
+    for name, found in reader.discrete.items():
+        if found.prior is not None:
+            factors[coupling_of(name)] = _coupling(name, found.prior, found, messages[name], layout)
     return Reading(
-        sites={
-            name: _site(latents[name], found, reader.messages[name], layout) for name, found in reader.discrete.items()
-        },
-        factors={
-            name: _factor(name, msg, layout) for name, msg in reader.messages.items() if name not in reader.discrete
-        },
+        sites={name: _site(latents[name], found, messages[name], layout) for name, found in reader.discrete.items()},
+        factors=factors,
         values={name: msg["value"] for name, msg in reader.continuous().items()},
     )
 
@@ -188,12 +190,24 @@ def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Sit
         own_shape=own,
         scale=msg["scale"],
         mask=masks[0] & masks[-1] if masks else None,
+        prior=found.prior,
     )
+
+
+def _coupling(name: str, prior: CodePrior, found: Discrete, msg: Messages, layout: Layout) -> Factor:
+    """Return what a prior adds to the log-probability of uniform digits."""
+    scores = prior.coupling(msg["value"])
+    scores = scores.expand(torch.broadcast_shapes(scores.shape, found.batch_shape))
+    return _weighed(name, msg, scale_and_mask(scores, 1.0, found.mask), layout)
 
 
 def _factor(name: str, msg: Messages, layout: Layout) -> Factor:
     """Return a statement's log-probability, summed over plates that no discrete latent has."""
-    scores = log_prob(msg["fn"], msg["value"], *msg["args"], **msg["kwargs"])
+    return _weighed(name, msg, log_prob(msg["fn"], msg["value"], *msg["args"], **msg["kwargs"]), layout)
+
+
+def _weighed(name: str, msg: Messages, scores: Tensor, layout: Layout) -> Factor:
+    """Return the scores of a statement as its factor."""
     weighed = scale_and_mask(scores, msg["scale"], msg["mask"])
     weighed = weighed.reshape((1,) * (layout.nesting + 1 - weighed.dim()) + weighed.shape)  # (s or 1, *plates)
     own, found = layout.padded_shape, weighed.shape[1:]

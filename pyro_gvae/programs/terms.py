@@ -83,11 +83,22 @@ def site_of(name: str, found: Discrete, msg: Messages, axes: Mapping[int, Axis],
         return term(values if mask is None else scale_and_mask(values, 1.0, mask))
 
     values = table(digits)
+    if found.prior is not None:
+        values = values + found.prior.coupling(found.prior.all_codes())
     log_probs, lowest = term(values), torch.finfo(digits.dtype).min
+
+    def of_digits(weights: Tensor) -> Term:
+        if found.prior is not None:
+            raise ValueError(
+                f"Expected independent digits, whose KL is asked for one by one, but found those of '{name}', which a "
+                "prior couples. Try free_bits=None, or a prior of independent digits."
+            )
+        return masked(table(digits.clamp_min(lowest) * weights.unsqueeze(-1)))
+
     return Site(
         latent,
         variable,
         log_probs,
         masked=log_probs if mask is None else masked(values),
-        of_digits=lambda weights: masked(table(digits.clamp_min(lowest) * weights.unsqueeze(-1))),
+        of_digits=of_digits,
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import exact
+from ..distributions.coupled import CodePrior
 from ..evaluate.code_statistics import guide_log_probs, latent_statistics
 from ..evaluate.importance import log_importance_weights
 from ..models.base import VAE
@@ -204,6 +205,7 @@ def _described(vae: VAE, name: str, images: Tensor, store: Arrays) -> dict[str, 
         "levels": vae.observation.natural_per_pixel,
         "temperature": vae.temperature.item(),
         "prior": code.log_prior.flatten().tolist(),
+        "joint_prior": None if code.prior is None else _joint_prior(code.prior, store, is_summed=is_summed),
         "encoder": None if encoder is None else _placed([*encoder, *code.after_encoder], store),
         "posteriors": store.put(log_q[:NUM_IMAGES]) if encoder is None else None,
         "decoder": None if decoder is None else _placed([*code.before_decoder, *decoder], store),
@@ -219,6 +221,16 @@ def _placed(layers: list[Layer], store: Arrays) -> list[dict[str, Any]]:
         {"kind": layer.kind} | layer.numbers | {name: store.put(w, is_weight=True) for name, w in layer.weights.items()}
         for layer in layers
     ]
+
+
+def _joint_prior(prior: CodePrior, store: Arrays, *, is_summed: bool) -> list[int]:
+    """Return log p(z) of all codes, since the page knows no prior but that of independent digits."""
+    if not is_summed:
+        raise ValueError(
+            f"Expected a prior of independent digits, or at most {MOST_CODES:,} codes, whose probabilities the page "
+            f"could hold, but found a {type(prior).__name__} of {prior.num_categories}^{prior.num_latents} codes."
+        )
+    return store.put(prior.log_prob(prior.all_codes()))
 
 
 def _table(vae: VAE, code: Tiles, store: Arrays, *, is_summed: bool) -> list[int]:

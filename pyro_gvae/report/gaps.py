@@ -8,7 +8,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..evaluate.gaps import BOUNDS, GAPS, gaps, summarize_gaps
+from ..evaluate.gaps import BOUNDS, GAPS, PRIOR_GAP, gaps, summarize_gaps
 from ..runs.config import read_config
 from ..runs.folder import check_writable
 from ..runs.frames import write_csv
@@ -38,8 +38,8 @@ def run_gaps(
         data_dir: the folder of the data sets that have files.
 
     Returns:
-        One row for each (estimator, seed): the four bounds and three gaps, and the standard error of each over data
-        (`_se`), in nats per datum. A model with integers has no relaxed bound.
+        One row for each (estimator, seed): the four bounds, the gaps between them and the prior gap, and the standard
+        error of each over data (`_se`), in nats per datum. A model with integers has no relaxed bound.
 
     Raises:
         ValueError: if the folder is not a run folder or has no finished cell.
@@ -64,7 +64,7 @@ def run_gaps(
 def gaps_text(table: pd.DataFrame) -> pd.DataFrame:
     """Format the rows of `run_gaps`, each number with its standard error over data."""
     text = table[["estimator", "seed"]].copy()
-    for name in (*BOUNDS, *GAPS):
+    for name in (*BOUNDS, *GAPS, PRIOR_GAP):
         if name in table:
             text[name.replace("_", " ")] = [
                 "" if pd.isna(value) else f"{value:.2f} ± {error:.2f}"

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..distributions.coupled import CodePrior
 from ..models.base import VAE
 from ..models.bernoulli_vae import BernoulliVAE
 from ..models.categorical_vae import CategoricalVAE
@@ -20,10 +21,11 @@ class Tiles(NamedTuple):
         decoder: the network from what `code` returns.
         num_latents: N.
         num_categories: K.
-        log_prior: log p(z_n = k), (N, K).
+        log_prior: log p(z_n = k), (N, K), of independent digits.
         code: one-hots (S, N, K) -> what the decoder takes.
         before_decoder: the same for the page.
         after_encoder: what the encoder returns -> logits (N, K), for the page.
+        prior: the prior of digits that depend on each other, or None.
     """
 
     encoder: nn.Module
@@ -34,6 +36,7 @@ class Tiles(NamedTuple):
     code: Callable[[Tensor], Tensor]
     before_decoder: tuple[Layer, ...] = ()
     after_encoder: tuple[Layer, ...] = ()
+    prior: CodePrior | None = None
 
 
 def tiles(vae: VAE) -> Tiles:
@@ -49,9 +52,8 @@ def tiles(vae: VAE) -> Tiles:
     """
     if isinstance(vae, CategoricalVAE):
         log_prior = vae.prior_logits.log_softmax(-1)
-        return Tiles(
-            vae.encoder, vae.decoder, vae.num_latents, vae.num_categories, log_prior, lambda one_hots: one_hots
-        )
+        sizes = vae.num_latents, vae.num_categories
+        return Tiles(vae.encoder, vae.decoder, *sizes, log_prior, lambda one_hots: one_hots, prior=vae.prior)
     if isinstance(vae, BernoulliVAE):
         # A bit is a one-hot of two categories, whose value is its second digit, and whose logits are 0 and the bit's.
         log_prior = torch.stack([torch.zeros_like(vae.prior_logits), vae.prior_logits], -1).log_softmax(-1)

@@ -30,6 +30,7 @@ from .logs import Logs
 from .milestones import NO_MILESTONES, Measure, Milestones, measured
 from .non_finite import check_weights, first_non_finite
 from .pairs import trainable
+from .refit import refit_if_due
 from .revive import revive_if_due, rows_of
 from .training import Training
 
@@ -189,6 +190,7 @@ def _advance(
     """Take a step and do what is due after it. A checkpoint is written last, so that the next step starts from it."""
     state, ahead = training.state, milestones.ahead(training)
     revive_if_due(training)
+    refit_if_due(training)
     training.advance()
     logs.advance()
     if training.refused is not None:

@@ -31,6 +31,11 @@ def rows_of(vae: Any) -> Rows:
     Raises:
         ValueError: if the program has none with a row for each category.
     """
+    if isinstance(vae, CategoricalVAE) and vae.prior is not None:
+        raise ValueError(
+            f"Expected a prior of independent digits, of which one category can be split in two, to revive categories, "
+            f"but found a {type(vae.prior).__name__}. Try revive=None, or prior='independent'."
+        )
     if isinstance(vae, CategoricalVAE):
         of_encoder, of_decoder = (
             [one for one in network.modules() if isinstance(one, nn.Linear)] for network in (vae.encoder, vae.decoder)

@@ -68,6 +68,7 @@ def _categorical(config: TrainConfig, data: Dataset, observation: Observation) -
         data.train.shape[1],
         *sizes,
         observation=observation,
+        prior=config.prior,
         learn_prior=config.learn_prior,
         encoder=relu_logits(encoder) if config.relu_logits else encoder,
         decoder=decoder,

@@ -1,0 +1,131 @@
+"""Priors with pairwise terms along the edges of a tree of digits: a chain, or the tree that fits the codes of data."""
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ..distributions.coupled import CodePrior
+from .trees import Edges, chain, maximum_spanning_tree, mutual_information, pairwise_means
+
+#: The least probability that a tree takes over from data, so that no code becomes impossible.
+LEAST = 1e-6
+
+
+class PairwisePrior(CodePrior):
+    r"""Abstract base: a tree of digits, the product of p(z_r) and of p(z_n | z_m) for its edges (m, n).
+
+    Every distribution with pairwise terms along the edges of a tree can be written in this way, in which its normalizer
+    is 1. Its log-probability is linear in each digit, so that the mean under independent digits is its value at their
+    probabilities.
+
+    Args:
+        num_latents: N.
+        num_categories: K.
+        edges: pairs (parent, child) from the root on, each parent before its children.
+
+    Attributes:
+        root_logits: of p(z_r), (K,).
+        logits: of p(z_n | z_m) of each edge, (N - 1, K, K): rows are the categories of the parent.
+        sources: the parents of the edges, (N - 1,).
+        targets: their children, (N - 1,).
+    """
+
+    sources: Tensor
+    targets: Tensor
+
+    def __init__(self, num_latents: int, num_categories: int, edges: Edges) -> None:
+        super().__init__(num_latents, num_categories)
+        self.root_logits = nn.Parameter(torch.zeros(num_categories))
+        self.logits = nn.Parameter(torch.zeros(num_latents - 1, num_categories, num_categories))
+        self.register_buffer("sources", torch.tensor([parent for parent, _ in edges], dtype=torch.long))
+        self.register_buffer("targets", torch.tensor([child for _, child in edges], dtype=torch.long))
+
+    @property
+    def edges(self) -> Edges:
+        """The edges (parent, child), each parent before its children."""
+        return list(zip(self.sources.tolist(), self.targets.tolist(), strict=True))
+
+    @property
+    @override
+    def has_mean(self) -> bool:
+        return True
+
+    @override
+    def mean_log_prob(self, probs: Tensor) -> Tensor:
+        return self.log_prob(probs)
+
+    @override
+    def log_prob(self, codes: Tensor) -> Tensor:
+        root = self.sources[:1] if self.num_latents > 1 else self.sources.new_zeros(1)
+        own = codes.index_select(-2, root).squeeze(-2) @ self.root_logits.log_softmax(-1)  # (...)
+        parents, children = codes.index_select(-2, self.sources), codes.index_select(-2, self.targets)
+        given = torch.einsum("eij,...ei->...ej", self.logits.log_softmax(-1), parents)
+        return own + (given * children).sum((-2, -1))
+
+    @override
+    @torch.no_grad()
+    def draw(self, count: int) -> Tensor:
+        digits = torch.zeros(count, self.num_latents, dtype=torch.long, device=self.uniform.device)
+        edges = self.edges
+        digits[:, edges[0][0] if edges else 0] = torch.multinomial(self.root_logits.softmax(-1), count, True)
+        for (parent, child), given in zip(edges, self.logits.softmax(-1), strict=True):
+            digits[:, child] = torch.multinomial(given[digits[:, parent]], 1).squeeze(-1)
+        return F.one_hot(digits, self.num_categories).to(self.uniform)
+
+
+@final
+class MarkovPrior(PairwisePrior):
+    """A chain of digits in their order: p(z_1) p(z_2 | z_1) .. p(z_N | z_(N - 1)).
+
+    Example:
+        >>> prior = MarkovPrior(3, 4)
+        >>> round(prior.log_prob(prior.all_codes()).exp().sum().item(), 4)
+        1.0
+    """
+
+    def __init__(self, num_latents: int, num_categories: int) -> None:
+        super().__init__(num_latents, num_categories, chain(num_latents))
+
+
+@final
+class TreePrior(PairwisePrior):
+    r"""The tree of digits that is closest to the codes of data (Chow and Liu 1968).
+
+    It begins as a chain. Of all trees, the one of :meth:`refit` has the lowest divergence from the aggregated posterior
+    :math:`\bar q(z) = \frac{1}{B} \sum_b q(z | x_b)`: its edges have the largest sum of mutual information.
+
+    Example:
+        >>> probs = torch.eye(2)[torch.tensor([[0, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 1]])]  # digits 0 and 2 are equal
+        >>> prior = TreePrior(3, 2)
+        >>> prior.refit(probs), prior.edges[0]
+        (True, (0, 2))
+        >>> round(prior.log_prob(probs).exp().sum().item(), 3)
+        1.0
+    """
+
+    def __init__(self, num_latents: int, num_categories: int) -> None:
+        super().__init__(num_latents, num_categories, chain(num_latents))
+
+    @torch.no_grad()
+    def refit(self, probs: Tensor) -> bool:
+        """Take over the best tree for the codes of data, and its probabilities if that is another tree.
+
+        Args:
+            probs: q(z_n = k | x), shape (B, N, K).
+
+        Returns:
+            Whether it is another tree.
+        """
+        pairs = pairwise_means(probs.to(self.uniform))
+        edges = maximum_spanning_tree(mutual_information(pairs))
+        if edges == self.edges:
+            return False
+        self.sources.copy_(torch.tensor([parent for parent, _ in edges]))
+        self.targets.copy_(torch.tensor([child for _, child in edges]))
+        self.root_logits.copy_(pairs[edges[0][0], edges[0][0]].diagonal().clamp_min(LEAST).log())
+        own = pairs[self.sources, self.targets]
+        self.logits.copy_((own / own.sum(-1, keepdim=True).clamp_min(LEAST)).clamp_min(LEAST).log())
+        return True

@@ -1,0 +1,52 @@
+"""What a slice of codes says about log p(x, z), level by level, for latents of nested plates."""
+
+import itertools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..handlers.sites import Run
+from .factors import Codes, Layout, Reading, first_of, summed_over
+from .joint import add, count, pieces, refuse_continuous
+from .shared import common_scale
+from .statements import read
+
+
+class LevelScores(NamedTuple):
+    """What a slice of codes says about log p(x, z), level by level."""
+
+    tables: tuple[Tensor, ...]  # (s, cells) of each level, whose sum over cells and levels is log p(x, z)
+    scale: float | Tensor  # of all statements, outside of a sum over codes
+
+
+def level_scores(model: Run, layout: Layout, codes: Codes) -> LevelScores:
+    """Run the model on joint codes, for latents of nested plates.
+
+    Raises:
+        ValueError: if neither of the plates of two discrete latents is inside of the other, or a latent is continuous.
+    """
+    for outer, inner in itertools.pairwise(layout.levels):
+        if not inner.holds(outer.shape):
+            raise ValueError(
+                f"Expected plates of discrete latents to be nested, but found '{outer.names[0]}' and "
+                f"'{inner.names[0]}', neither of which is inside of the other's, so that no codes can be summed "
+                "before others. Try exact.elbo, a bound of it."
+            )
+    parts = [_level_scores(layout, part, read(model, layout, part, {})) for part in pieces(layout, codes)]
+    tables = zip(*(part.tables for part in parts), strict=True)
+    return LevelScores(tuple(torch.cat(table) for table in tables), parts[0].scale)
+
+
+def _level_scores(layout: Layout, codes: Codes, found: Reading) -> LevelScores:
+    refuse_continuous(found)
+    scale = common_scale([one.scale for one in found.statements()])
+    terms: list[list[Tensor]] = []
+    for level in layout.levels:
+        sites = [found.score_of(name, codes) for name in level.names]
+        terms.append([first_of(site, layout.batch_shape, level.shape) for site in sites])
+    for factor in found.others().values():
+        # Those that it depends on have no plates but its own, so that they are of this level or of one further out.
+        i = next(i for i, level in enumerate(layout.levels) if level.holds(factor.own_shape))
+        terms[i].append(summed_over(factor.log_prob, layout.batch_shape, layout.levels[i].shape) / scale)
+    return LevelScores(tuple(add(term).expand(count(codes), -1) for term in terms), scale)
