@@ -47,6 +47,8 @@ def test_estimators_of_bits_and_of_the_evidence_are_those_of_the_registry():
             "Expected a Gaussian latent with model='joint', but found latent_dim=0. Try latent_dim=10",
         ),
         ({**JOINT, "networks": "conv"}, "Expected networks='mlp' with model='joint', .* but found 'conv'"),
+        ({**JOINT, "prior": "tree"}, "Expected prior='uniform' with model='joint', .* but found 'tree'"),
+        ({"prior": "tree", "learn_prior": True}, "Expected learn_prior=False with prior='tree'"),
         ({**JOINT, "learn_prior": True}, "Expected learn_prior=False with model='joint', .* but found True"),
     ],
 )
