@@ -109,11 +109,11 @@ def prior_gap(pair: HasPair, x: Tensor) -> Tensor | None:
         Shape (B,), in nats; None if data share a latent, or there are too many codes to sum over.
     """
     said = read_guide(pair, x)
-    if not said.is_exact:
+    kl = functools.reduce(torch.add, said.kls.values())  # (B,)
+    if not said.is_exact or any(len(own) < len(kl) for own in said.log_probs.values()):
         return None
-    kl = functools.reduce(torch.add, said.kls.values())
     of_each = information_of_each(said.log_probs) if said.is_factorized else table_of_each(said.table)
-    return None if of_each is None or of_each.shape != kl.shape else kl - of_each
+    return None if of_each is None else kl - of_each
 
 
 @judging

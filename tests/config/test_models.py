@@ -59,6 +59,8 @@ def test_sizes_that_a_program_lacks_are_refused(kind, settings, sentence):
     ("settings", "sentence"),
     [
         ({**JOINT, "networks": "conv"}, "Expected networks='mlp' with model='joint', .* but found 'conv'"),
+        ({**JOINT, "prior": "tree"}, "Expected prior='uniform' with model='joint', .* but found 'tree'"),
+        ({"prior": "tree", "learn_prior": True}, "Expected learn_prior=False with prior='tree'"),
         ({**JOINT, "learn_prior": True}, "Expected learn_prior=False with model='joint', .* but found True"),
     ],
 )

@@ -16,7 +16,10 @@ from pyro.infer import Trace_ELBO
 from pyro_gvae import exact
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
-from pyro_gvae.evaluate.gaps import BOUNDS, GAPS, gaps, relaxed_bound, summarize_gaps
+from pyro_gvae.distributions.codes import joint_codes
+from pyro_gvae.evaluate.code_statistics import table_mutual_information
+from pyro_gvae.evaluate.gaps import BOUNDS, GAPS, gaps, prior_gap, relaxed_bound, summarize_gaps
+from pyro_gvae.evaluate.guides import read_guide
 from pyro_gvae.exact import Pair
 from pyro_gvae.handlers import relax
 from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -52,6 +55,34 @@ def test_bounds_stand_in_their_order():
     assert (found.mean_field_elbo - found.elbo).mean() > 0.01  # this encoder was never trained
     torch.testing.assert_close(found.elbo, exact.elbo(vae, x))
     torch.testing.assert_close(found.log_evidence, exact.log_evidence(vae, x))
+
+
+@pytest.mark.parametrize("prior", ["independent", "mixture"])
+def test_the_prior_gap_is_the_divergence_of_the_aggregated_posterior(prior):
+    vae = CategoricalVAE(6, 3, 4, (16,), prior=prior).double()
+    x = torch.rand(20, 6).round().double()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    codes = joint_codes(3, 4).double()
+    log_q = codes.flatten(1) @ vae.encoder(x).log_softmax(-1).flatten(1).T  # (S, B)
+    log_p = (
+        codes.flatten(1) @ vae.prior_logits.log_softmax(-1).flatten()
+        if vae.prior is None
+        else vae.prior.log_prob(codes)
+    )
+    aggregated = log_q.exp().mean(1)
+    expected = (aggregated * (aggregated.log() - log_p)).sum()
+    torch.testing.assert_close(prior_gap(vae, x).mean(), expected)
+    assert expected > 0.1
+
+
+def test_latents_that_depend_on_each_other_have_a_prior_gap():
+    pair = sharp("two layers, top-down")
+    said = read_guide(pair, DATA)
+    expected = sum(said.kls.values()).mean() - table_mutual_information(said.table).value
+    torch.testing.assert_close(prior_gap(pair, DATA).mean(), expected)
+    assert prior_gap(sharp("a global code"), DATA) is None
 
 
 @pytest.mark.parametrize("name", ["two layers, independent", "two layers, top-down", "a global code", "nested plates"])
