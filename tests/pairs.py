@@ -323,6 +323,16 @@ def without_markov(program):
     return run
 
 
+def in_copies(program: Callable[..., Any], number: int, nesting: int) -> Callable[..., Any]:
+    """Independent runs of a program in a plate of copies: the price is that of one run."""
+
+    def copied(x: Tensor) -> None:
+        with pyro.plate("copies", number, dim=-nesting - 1):
+            program(x)
+
+    return copied
+
+
 class Program(NamedTuple):
     """A pair, and the number of its plates."""
 

@@ -248,6 +248,7 @@ class Facts(NamedTuple):
     """What a guide's statements are, read with Pyro alone."""
 
     first: str  # the name of the first discrete latent
+    first_is_integer: bool
     has_integers: bool
     has_continuous: bool
     most_categories: int
@@ -266,8 +267,10 @@ def facts(name: str) -> Facts:
     integers = [fn for fn in latents if isinstance(fn, dist.Categorical)]
     bits = [fn for fn in latents if isinstance(fn, dist.Bernoulli)]
     one_hots = [fn for fn in latents if isinstance(fn, dist.OneHotCategorical)]
+    first = next(name for name, msg in own.nodes.items() if site_is_random(msg) and discrete(msg["fn"]) is not None)
     return Facts(
-        first=next(name for name, msg in own.nodes.items() if site_is_random(msg) and discrete(msg["fn"]) is not None),
+        first=first,
+        first_is_integer=isinstance(own.nodes[first]["fn"], dist.Categorical),
         has_integers=bool(integers),
         has_continuous=len(integers) + len(bits) + len(one_hots) < len(latents),
         most_categories=max([2, *(fn.logits.shape[-1] for fn in integers + one_hots)]),
@@ -307,6 +310,9 @@ COLUMNS |= {
 #: One latent is scored, and all others are summed.
 PER_SITE = "per-site[z=reinforce-loo,default=exact]"
 COLUMNS[PER_SITE] = Column("reinforce-loo", {"num_particles": 2}, beside="exact")
+#: The same with a control variate.
+CONTROLLED = "per-site[z=rebar,default=exact]"
+COLUMNS[CONTROLLED] = Column("rebar", {}, beside="exact")
 WEIGHING = ("vimco", "ovis", "tvo", "reweighted-wake-sleep")
 #: Those that draw different codes, and how many of them the tests draw, so that some programs have more.
 DIFFERENT = {"unordered-set": 2, "reinforce-wor": 8}
@@ -344,7 +350,9 @@ REASONS = (
     Reason(
         "an integer has no relaxation",
         "An integer has no values between its categories, so it has neither a relaxation nor a surrogate gradient.",
-        lambda column, name: _relaxes(column) and facts(name).has_integers,
+        lambda column, name: (
+            _relaxes(column) and (facts(name).has_integers if column.beside is None else facts(name).first_is_integer)
+        ),
     ),
     Reason(
         "analytic KL of .* is then no term of the ELBO",

@@ -7,9 +7,11 @@ from torch import Size, Tensor
 from typing_extensions import override
 
 from ..programs.factors import Site
+from ..programs.latents import Latent
 from ..programs.samples import Change
 from ..programs.target import Target
 from .coupled import check_bits
+from .rows import Rows, SiteEstimate, SiteGradient
 from .sampled import Estimate, SampledELBO
 
 
@@ -54,7 +56,7 @@ class ARMS(SampledELBO):
 
     @override
     def estimate(self, target: Target) -> Estimate:
-        check_bits(target.layout, "ARMS")
+        check_bits(target.layout.space.latents, "ARMS")
         num_others = self.num_particles - 1
         base = target.drawn(1, _draw)
         first = torch.zeros(num_others, dtype=torch.long, device=target.layout.device)  # the row of the others
@@ -80,6 +82,40 @@ class ARMS(SampledELBO):
             scores = (_corrections(site.rows().detach().exp(), self.num_particles) * log_q).sum(-1)  # (P, B)
             surrogate = surrogate + ((values - values.mean(0)) / num_others * scores).sum()
         return Estimate(torch.cat(costs).mean(0), surrogate)
+
+
+@final
+class ARMSGradient(SiteGradient):
+    """The gradient of one latent by several coupled codes, the others treated in any way.
+
+    Args:
+        num_codes: coupled codes of each draw.
+    """
+
+    def __init__(self, num_codes: int) -> None:
+        super().__init__()
+        self.num_codes = num_codes
+
+    @override
+    def check(self, latent: Latent) -> None:
+        check_bits([latent], "ARMS")
+
+    @override
+    def forward(self, rows: Rows, name: str) -> SiteEstimate:
+        log_probs, codes, count = rows.base.q.sites[name].rows(), rows.base.codes[name], self.num_codes - 1
+        probs = log_probs.detach().exp()
+        rarer, uniform = probs.amin(-1), rows.uniform(name)[..., 0]
+        is_rarer = (codes * _codes_of(log_probs, torch.zeros_like(codes))).sum(-1) > 0
+        first = torch.where(is_rarer, rarer * uniform, rarer + (1 - rarer) * uniform)  # (R, B, N)
+        left = first ** (1 / count)  # 1 - d of the first
+        uniforms = torch.stack([rows.uniform(name)[..., 0] for _ in range(count)])
+        parts = -uniforms.clamp_min(torch.finfo(codes.dtype).tiny).log()
+        numbers = (1 - left * parts / parts.sum(0)) ** count
+        others = _codes_of(log_probs, numbers.unsqueeze(-1))  # (P - 1, R, B, N, 2)
+        costs = torch.cat([rows.costs.unsqueeze(0), rows.costs_of(name, others)])  # (P, R, B)
+        log_q = (torch.cat([codes.unsqueeze(0), others]) * log_probs).sum(-1)
+        scores = (_corrections(probs, self.num_codes) * log_q).sum(-1)
+        return SiteEstimate(((costs - costs.mean(0)) / count * scores).sum())
 
 
 def _draw(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, Tensor]:

@@ -8,12 +8,14 @@ from pyro.infer import TraceGraph_ELBO
 from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor, nn
+from typing_extensions import override
 
 from ..handlers.one_hot_messenger import no_discrete_site
 from ..handlers.parameters import announce
 from ..handlers.sites import Messages, Program, discrete, kind_of
 from ..models.networks import mlp
 from ..runtime.compat.pyro import LossOnlyELBO, is_random
+from .rows import Rows, SiteEstimate, SiteGradient
 
 
 @final
@@ -158,6 +160,47 @@ class BaselineELBO(LossOnlyELBO):
         return loss
 
 
+@final
+class BaselineGradient(SiteGradient):
+    """The gradient of one latent by its score, with a baseline that is learned, the others treated in any way.
+
+    Args:
+        baseline: the baseline.
+    """
+
+    def __init__(self, baseline: RunningBaseline | NeuralBaseline) -> None:
+        super().__init__()
+        self.baseline = baseline
+
+    @override
+    def forward(self, rows: Rows, name: str) -> SiteEstimate:
+        shape = rows.target.layout.batch_shape
+        baseline = _of_each(self.baseline(rows.arguments[0] if rows.arguments else None), shape).reshape(-1)
+        score = rows.base.q.sites[name].score(rows.base.codes)
+        advantages = rows.costs - rows.log_weights.detach().exp() * baseline.detach().to(rows.costs)
+        error = (rows.mean(rows.costs) - baseline).square().sum()
+        return SiteEstimate((advantages * score).sum(), error if error.requires_grad else None)
+
+    @override
+    def learn(self, mean: Tensor) -> None:
+        self.baseline.update(mean)
+
+
+def _of_each(baseline: Tensor, shape: Size) -> Tensor:
+    """Return the baseline of each datum.
+
+    Raises:
+        ValueError: if it has not one number for each.
+    """
+    try:
+        return baseline.expand(shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"Expected a baseline for data of batch shape {tuple(shape)}, that of the guide's scored latents, "
+            f"but found one of shape {tuple(baseline.shape)}. Try baseline='running', which is one number."
+        ) from error
+
+
 class _Baselined(NamedTuple):
     """A latent without `rsample` that gets a baseline."""
 
@@ -204,13 +247,7 @@ class _BaselineMessenger(Messenger):
             ValueError: if the baseline has not one number for each datum.
         """
         together = torch.broadcast_shapes(*(site.batch_shape for site in self.sites))
-        try:
-            of_each = baseline.expand(together)
-        except RuntimeError as error:
-            raise ValueError(
-                f"Expected a baseline for data of batch shape {tuple(together)}, that of the guide's scored latents, "
-                f"but found one of shape {tuple(baseline.shape)}. Try baseline='running', which is one number."
-            ) from error
+        of_each = _of_each(baseline, together)
         for site in self.sites:
             # Costs of data that share a latent add up, and so do their baselines.
             value = of_each.sum_to_size(site.batch_shape).to(site.dtype)

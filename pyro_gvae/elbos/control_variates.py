@@ -28,100 +28,23 @@ of that noise, because it depends on neither b, z nor z~. A later continuous lat
 noise is drawn anew, from q(x | z); then c(z) is a mean over x, whose derivative has the term c grad log q(x | z).
 """
 
-import math
-from typing import Any, final
+from collections.abc import Iterable
+from functools import partial
+from typing import final
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from ..handlers.sites import Kind
-from ..programs.factors import Layout
-from ..programs.samples import Change, Sample, by_gumbel_noise
+from ..programs.factors import Reading
+from ..programs.latents import Latent
+from ..programs.noise import by_gumbel_noise
+from ..programs.samples import Sample
 from ..programs.target import Target
-from .own import fit_to, take_types_and_width
+from .control import Control, Network, later_terms, relative_perturbed_logits
+from .rows import Rows, SiteEstimate, SiteGradient, weighed
 from .sampled import Estimate, SampledELBO
-
-#: Relative perturbed logits are clamped here. Lower ones are zero in any softmax; those of excluded categories are
-#: -inf, which would give 0 * inf.
-LOWEST = -1e4
-
-
-@final
-class Network(nn.Module):
-    """A network r(y) = v . tanh(W y + a) of soft codes y, with one hidden layer; v = 0 at first, as in REBAR.
-
-    W is empty until the first codes show its width. It remains the same tensor, so an optimizer or a recording may hold
-    it, which `nn.LazyLinear` does not allow.
-    """
-
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(hidden, 0))
-        self.bias = nn.Parameter(torch.zeros(hidden))
-        self.output = nn.Parameter(torch.zeros(hidden))
-
-    def take_width(self, width: int) -> None:
-        """Initialize W for codes of this width, if that has not been done.
-
-        Raises:
-            ValueError: if W has another width.
-        """
-        if self.weight.numel() == 0:
-            self.weight.data = nn.init.xavier_uniform_(self.bias.new_empty(len(self.bias), width))
-        elif self.weight.shape[1] != width:
-            raise ValueError(
-                f"Expected codes of {self.weight.shape[1]} numbers N x K, as before, but found {width}. Try another "
-                "RELAX() for another model."
-            )
-
-    def forward(self, soft: Tensor) -> Tensor:
-        """Return r of the codes of all latents (P, B, width), shape (P, B)."""
-        return torch.tanh(F.linear(soft.to(self.weight.dtype), self.weight, self.bias)) @ self.output
-
-
-@final
-class Control(nn.Module):
-    """What REBAR and RELAX learn: the scale eta, the temperature t and, for RELAX, the network r."""
-
-    def __init__(self, temperature: float, network: Network | None = None) -> None:
-        super().__init__()
-        self.eta = nn.Parameter(torch.tensor(1.0))
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
-        self.network = network
-        self.register_load_state_dict_pre_hook(take_types_and_width)
-
-    def fit_to(self, layout: Layout) -> None:
-        """Take the dtype and device of a program's latents, and initialize the network for their width."""
-        fit_to(self, layout)
-        if self.network is not None and layout.space.latents:
-            self.network.take_width(sum(one.num_latents * one.num_categories for one in layout.space.latents))
-
-    def forward(self, target: Target, base: Sample, name: str, perturbed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return c(z), shape (P, B), of perturbed logits z (P, B, N, K) of one latent, and what has its slope."""
-        temperature = self.log_temperature.exp()
-        drawn_anew: list[str] = []
-
-        def soften(log_probs: Tensor, noise: Tensor) -> Tensor:
-            return torch.softmax(relative_perturbed_logits(log_probs, noise) / temperature, -1)
-
-        def draw_anew(other: str, fn: Any) -> Tensor:
-            drawn_anew.append(other)
-            value: Tensor = fn.sample().detach()
-            return value
-
-        soft = torch.softmax(perturbed / temperature, -1)
-        relaxed = target.changed(base, Change(name, soft), soften, draw_anew)
-        value = target.read(relaxed.values).log_prob(relaxed.codes) + later_terms(relaxed, name)
-        if self.network is not None:
-            codes = torch.cat([relaxed.codes[latent.name].flatten(-2) for latent in target.layout.space.latents], -1)
-            value = value + base.q.sites[name].weigh(self.network(codes))
-        value = value.expand(perturbed.shape[:2])
-        sloping = value
-        for other in drawn_anew:
-            sloping = sloping + value.detach() * relaxed.q.factors[other].unweighed()
-        return value, sloping
 
 
 @final
@@ -213,7 +136,7 @@ class RELAX(SampledELBO):
 
 def controlled(target: Target, control: Control, num_particles: int) -> Estimate:
     """Return the ELBO of each datum from P codes, its gradient's surrogate, and the loss of the control variate."""
-    check_relaxable(target.layout)
+    check_relaxable(target.layout.space.latents)
     control.fit_to(target.layout)
     base = target.drawn(num_particles, by_gumbel_noise)
     q, rows = base.q, (num_particles, target.layout.batch_size)
@@ -228,7 +151,7 @@ def controlled(target: Target, control: Control, num_particles: int) -> Estimate
         probs = log_probs.detach().exp()
         perturbed = relative_perturbed_logits(log_probs.detach(), base.noise[name]).requires_grad_()  # (P, B, N, K)
         value = (log_joint + later_terms(base, name)).detach()  # (P, B): f(b)
-        variate, sloping = control(target, base, name, perturbed)  # (P, B): c(z)
+        variate, sloping = control(target, base, name, perturbed, partial(_soft_cost, target, name))  # (P, B): c(z)
         slope = _slope(sloping, perturbed)  # (P, B, N, K)
 
         learning_signal = (value - control.eta * variate)[..., None, None]
@@ -245,21 +168,64 @@ def controlled(target: Target, control: Control, num_particles: int) -> Estimate
     )
 
 
-def later_terms(drawn: Sample, name: str) -> Tensor:
-    """Return what the guide adds to the costs of a latent: entropies or -log q of later ones, (R or 1, B or 1)."""
-    later = drawn.later(name)
-    entropies = [site.entropy() for other, site in drawn.q.sites.items() if other in later]
-    log_probs = [factor.log_prob for other, factor in drawn.q.factors.items() if other in later]
-    return sum(entropies, torch.zeros(1, 1)) - sum(log_probs, torch.zeros(1, 1))
+@final
+class ControlledGradient(SiteGradient):
+    """The gradient of one latent by REBAR or RELAX, the others treated in any way.
+
+    Args:
+        temperature: the initial t.
+        hidden: units of RELAX's network; None for REBAR, which has none.
+    """
+
+    sums_entropy = True
+
+    def __init__(self, temperature: float, hidden: int | None = None) -> None:
+        super().__init__()
+        self.control = Control(temperature, None if hidden is None else Network(hidden))
+
+    @override
+    def check(self, latent: Latent) -> None:
+        check_relaxable([latent])
+
+    @override
+    def forward(self, rows: Rows, name: str) -> SiteEstimate:
+        control, base, target, site = self.control, rows.base, rows.target, rows.base.q.sites[name]
+        control.fit_to(target.layout)
+        log_probs, codes = site.rows(), base.codes[name]  # (R or 1, B, N, K)
+        probs = log_probs.detach().exp()
+        perturbed = relative_perturbed_logits(log_probs.detach(), base.noise[name]).requires_grad_()  # (R, B, N, K)
+
+        def cost(drawn: Sample, model: Reading) -> Tensor:
+            return rows.model_terms(drawn, model) + later_terms(drawn, name, rows.analytic)
+
+        def soft_cost(relaxed: Sample, learned: Tensor) -> Tensor:
+            return weighed(rows.weights(relaxed), cost(relaxed, target.read(relaxed.values)) + learned)
+
+        value = weighed(rows.weights(base), cost(base, rows.model)).detach()  # (R, B): w f(b)
+        variate, sloping = control(target, base, name, perturbed, soft_cost)
+        slope = _slope(sloping, perturbed)
+        learning_signal = (value - control.eta * variate)[..., None, None]
+        weight = learning_signal * codes + control.eta * slope * perturbed.detach().exp()  # (R, B, N, K)
+        gradient = rows.by_cell(name, weight - probs * weight.sum(-1, keepdim=True))
+        without = rows.by_cell(name, value[..., None, None] * (codes - probs))
+        squares = gradient.square().sum() + without.square().sum()
+        return SiteEstimate(
+            (weight.detach() * log_probs).sum(), squares.clamp_min(torch.finfo(squares.dtype).tiny).log()
+        )
 
 
-def check_relaxable(layout: Layout) -> None:
+def _soft_cost(target: Target, name: str, relaxed: Sample, learned: Tensor) -> Tensor:
+    """Return the cost of a soft sample (P or 1, B or 1), for the latent with this name."""
+    return target.read(relaxed.values).log_prob(relaxed.codes) + later_terms(relaxed, name) + learned
+
+
+def check_relaxable(latents: Iterable[Latent]) -> None:
     """Refuse latents that have no values between their codes.
 
     Raises:
         ValueError: if there is an integer.
     """
-    for latent in layout.space.latents:
+    for latent in latents:
         if latent.kind is Kind.INTEGER:
             raise ValueError(
                 f"Expected one-hots or bits to relax, but found '{latent.name}', a Categorical: an integer has no "
@@ -275,12 +241,3 @@ def _slope(variate: Tensor, perturbed: Tensor) -> Tensor:
         variate.sum(), perturbed, create_graph=True, allow_unused=True, materialize_grads=True
     )
     return slope
-
-
-def relative_perturbed_logits(log_probs: Tensor, noise: Tensor) -> Tensor:
-    """Add Gumbel noise (P, ..., K) to log pi (..., K), and subtract the largest sum of each latent: at most 0.
-
-    Subtracting one number from all perturbed logits of a latent changes neither their softmax nor their argmax.
-    """
-    perturbed = log_probs + noise
-    return (perturbed - perturbed.amax(-1, keepdim=True)).clamp_min(LOWEST)

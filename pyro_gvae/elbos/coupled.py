@@ -1,14 +1,16 @@
 """DisARM: leave-one-out differences of antithetic pairs of codes, coupled digit by digit."""
 
+from collections.abc import Iterable
 from typing import NamedTuple, final
 
 import torch
 from torch import Size, Tensor
 from typing_extensions import override
 
-from ..programs.factors import Layout
+from ..programs.latents import Latent
 from ..programs.samples import Change
 from ..programs.target import Target
+from .rows import Rows, SiteEstimate, SiteGradient
 from .sampled import Estimate, SampledELBO
 
 
@@ -51,7 +53,7 @@ class DisARM(SampledELBO):
 
     @override
     def estimate(self, target: Target) -> Estimate:
-        check_bits(target.layout, "DisARM")
+        check_bits(target.layout.space.latents, "DisARM")
         return coupled_estimate(target, self.num_particles)
 
 
@@ -98,13 +100,40 @@ class DisARMIW(SampledELBO):
         return coupled_estimate(target, self.num_particles)
 
 
-def check_bits(layout: Layout, name: str) -> None:
+@final
+class CoupledGradient(SiteGradient):
+    """The gradient of one latent by pairs of codes, the others treated in any way.
+
+    Args:
+        bits: how errors name an estimator that is for K = 2 alone; None for any K.
+    """
+
+    def __init__(self, bits: str | None = None) -> None:
+        super().__init__()
+        self.bits = bits
+
+    @override
+    def check(self, latent: Latent) -> None:
+        if self.bits is not None:
+            check_bits([latent], self.bits)
+
+    @override
+    def forward(self, rows: Rows, name: str) -> SiteEstimate:
+        log_probs, codes = rows.base.q.sites[name].rows(), rows.base.codes[name]
+        pair = partners(log_probs.detach().exp(), codes, rows.uniform(name))
+        [other] = rows.costs_of(name, pair.second.unsqueeze(0))
+        # Use the score of q itself, without scale and mask: f already has those.
+        difference = ((codes - pair.second) * log_probs).sum(-1)  # (R, B, N)
+        return SiteEstimate((0.5 * (rows.costs - other) * (pair.weights * difference).sum(-1)).sum())
+
+
+def check_bits(latents: Iterable[Latent], name: str) -> None:
     """Refuse latents of more than two categories.
 
     Raises:
         ValueError: if K is not 2 for a latent.
     """
-    for latent in layout.space.latents:
+    for latent in latents:
         if latent.num_categories != 2:
             raise ValueError(
                 f"Expected latents of K=2 categories, but found K={latent.num_categories} at '{latent.name}': "
@@ -158,6 +187,16 @@ def couple(probs: Tensor, noise: Tensor) -> Pairs:
     first, second = _first_of(noise < flips), _first_of(1 - noise <= flips)
     apart = _first_of(first ^ second)[..., :-1]  # the first category of the two, if they differ
     return Pairs(_one_hot(first, order, noise), _one_hot(second, order, noise), (apart * ratios).sum(-1))
+
+
+def partners(probs: Tensor, codes: Tensor, uniform: Tensor) -> Pairs:
+    """Return pairs whose first codes (R, B, N, K) are given, by :func:`couple` with noise that gives these."""
+    flips, order = _flips(probs)
+    flips = flips.expand_as(codes)
+    succeeds = codes.gather(-1, order.expand_as(codes))
+    fails = succeeds.cumsum(-1) == 0
+    noise = torch.where(fails, flips + (1 - flips) * uniform, torch.where(succeeds > 0, flips * uniform, uniform))
+    return couple(probs, noise)._replace(first=codes)
 
 
 def _draw(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..programs.samples import Sample, independent
+from ..programs.latents import Latent
+from ..programs.noise import independent
+from ..programs.samples import Sample
 from ..programs.target import Target
 from .control_variates import check_relaxable
 from .own import fit_to, take_types_and_width
+from .rows import Rows, SiteEstimate, SiteGradient
 from .sampled import Estimate, SampledELBO
 
 
@@ -75,7 +78,7 @@ class DoubleCV(SampledELBO):
 
     @override
     def estimate(self, target: Target) -> Estimate:
-        check_relaxable(target.layout)
+        check_relaxable(target.layout.space.latents)
         fit_to(self.own, target.layout)
         num_codes, alpha = self.num_particles, self.own.alpha
         base = target.drawn(num_codes, independent)
@@ -105,6 +108,52 @@ class DoubleCV(SampledELBO):
             squares = squares + (without - alpha * variate).square().sum() + without.square().sum()  # S + R
         own_loss = squares.clamp_min(torch.finfo(squares.dtype).tiny).log() if soft else None
         return Estimate(costs.mean(0), surrogate, own_loss)
+
+
+@final
+class DoubleCVGradient(SiteGradient):
+    """The gradient of one latent by double control variates, the others treated in any way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = Scale()
+
+    @override
+    def check(self, latent: Latent) -> None:
+        check_relaxable([latent])
+
+    @override
+    def forward(self, rows: Rows, name: str) -> SiteEstimate:
+        fit_to(self.scale, rows.target.layout)
+        base, site = rows.base, rows.base.q.sites[name]
+        codes, log_probs = base.codes[name], site.rows()
+        probs = log_probs.detach().exp()
+        own = self._slopes(rows, name)
+        slope = own - rows.above_others(own)  # the mean of the others: g_p
+        expanded = (slope * (codes - probs)).sum((-2, -1))
+        plain, expanded = rows.above_others(rows.costs), rows.above_others(expanded)  # (R, B)
+        alpha = self.scale.alpha
+        weight = (plain - alpha.detach() * expanded)[..., None, None] * codes
+        surrogate = (weight * log_probs).sum() + alpha.detach() * (slope * log_probs.exp()).sum()
+        without = rows.by_cell(name, plain[..., None, None] * (codes - probs))
+        mean = probs * (slope - (probs * slope).sum(-1, keepdim=True))
+        variate = rows.by_cell(name, expanded[..., None, None] * (codes - probs) - mean)
+        squares = (without - alpha * variate).square().sum() + without.square().sum()
+        return SiteEstimate(surrogate, squares.clamp_min(torch.finfo(squares.dtype).tiny).log())
+
+    @staticmethod
+    def _slopes(rows: Rows, name: str) -> Tensor:
+        """Return the derivative of the cost of each row for the codes (R, B, N, K) of a latent."""
+        base, site = rows.base, rows.base.q.sites[name]
+        soft = base.codes[name].detach().requires_grad_()
+        codes = base.codes | {name: soft}
+        log_p = rows.target.read_codes(base, codes).log_prob(codes)
+        log_probs = site.rows().detach()
+        slope = -site.weight[:, None, None] * log_probs
+        if log_p.requires_grad:
+            [found] = torch.autograd.grad(log_p.sum(), soft, allow_unused=True, materialize_grads=True)
+            slope = slope + found
+        return rows.weights(base).detach()[..., None, None] * slope.masked_fill(log_probs.exp() == 0, 0.0)
 
 
 def _advantages(costs: Tensor) -> Tensor:

@@ -8,14 +8,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..distributions.codes import hamming_neighbours
+from ..exact.expectation import finite
 from ..programs.factors import Site
-from ..programs.samples import Change, Sample, by_gumbel_noise, independent, largest
+from ..programs.noise import by_gumbel_noise, independent, largest
+from ..programs.samples import Change, Sample
 from ..programs.target import Target
 from ..runtime.tuning import tuning
+from .rows import MOST_SLICES, Rows, SiteEstimate, SiteGradient
 from .sampled import Estimate, SampledELBO
-
-#: Most slices of neighbours: a recording holds the operations of every slice, and takes longer with each.
-MOST_SLICES = 32
 
 
 @final
@@ -75,6 +75,26 @@ class LocalExpectation(SampledELBO):
         return Estimate(
             bound=expected.mean((0, 1)) + negative_kl, surrogate=surrogate.sum() + base.score_function(cost)
         )
+
+
+@final
+class LocalGradient(SiteGradient):
+    """The gradient of one latent, each of its digits summed in turn, the others treated in any way."""
+
+    @override
+    def forward(self, rows: Rows, name: str) -> SiteEstimate:
+        codes = rows.base.codes[name]
+        shifted = _shifted(codes)  # (R, K, B, N, K)
+        weights = (shifted * rows.base.q.sites[name].rows().unsqueeze(1).exp()).sum(-1).movedim(-1, 1)  # (R, N, K, B)
+        num_rows, num_latents, num_categories, _ = weights.shape
+        count = num_latents * (num_categories - 1)
+        if not count:
+            return SiteEstimate(weights.sum() * 0)
+        neighbours = torch.cat([*hamming_neighbours(codes, num_rows * count)]).unflatten(0, (num_rows, count))
+        costs = rows.costs_of(name, neighbours.transpose(0, 1)).transpose(0, 1).flatten(0, 1)
+        table = _by_latent(rows.costs, costs, weights.shape)
+        # A code of weight 0 may be impossible, under guide or model or both, and must add 0, not NaN.
+        return SiteEstimate((weights * finite(table.masked_fill(weights.detach() == 0, 0.0))).sum())
 
 
 def _expected_costs(target: Target, base: Sample, cost: Tensor, analytic: set[str]) -> Iterator[Tensor]:

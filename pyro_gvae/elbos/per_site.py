@@ -110,7 +110,7 @@ class PerSiteELBO(EstimatedELBO):
         def new_plan() -> Plan:
             memory = memory_limit(self.max_memory) / self.num_particles
             plan = make_plan(runs, max_memory=memory, slice_size=self.slice_size, roles=self.roles)
-            analytic = _statements(runs.again().guide, self.analytic)
+            analytic = statements_of(runs.again().guide, self.analytic)
             if analytic:
                 check_analytic(model, guide, args, kwargs, self.analytic)
             return plan._replace(layout=plan.layout._replace(analytic=analytic))
@@ -119,7 +119,7 @@ class PerSiteELBO(EstimatedELBO):
 
 
 @torch.no_grad()
-def _statements(guide: Run, sites: Sites) -> frozenset[str]:
+def statements_of(guide: Run, sites: Sites) -> frozenset[str]:
     """Return the statements that draw those of a guide's discrete latents that have the given names."""
     with without_trace(), poutine.block():
         with DiscretizeMessenger() as found:

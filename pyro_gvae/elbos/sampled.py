@@ -67,7 +67,11 @@ class EstimatedELBO(TensorELBO):
             others = [leaf for leaf in leaves(found.surrogate) if all(leaf is not parameter for parameter in own)]
             if others:
                 (-found.surrogate).backward(inputs=others)
+        self.learn(found)
         return found.loss
+
+    def learn(self, found: Estimate) -> None:
+        """Take note of an estimate that trains; most losses learn by gradients alone."""
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss as a tensor whose gradient is the estimate. It does not train the loss's own parameters."""

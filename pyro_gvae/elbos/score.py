@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..programs.target import Target
+from .rows import Rows, SiteEstimate, SiteGradient
 from .sampled import Estimate, SampledELBO
 
 
@@ -52,6 +53,16 @@ class ReinforceLOO(SampledELBO):
             advantages = (signal - signal.mean(0)) / (self.num_particles - 1)
             surrogate = surrogate + (advantages * log_q).sum()
         return Estimate(log_weights.mean(0), surrogate)
+
+
+@final
+class ScoreGradient(SiteGradient):
+    """The gradient of one latent by its score, with the mean of the other draws as a baseline, if there are others."""
+
+    @override
+    def forward(self, rows: Rows, name: str) -> SiteEstimate:
+        score = rows.base.q.sites[name].score(rows.base.codes)
+        return SiteEstimate((rows.above_others(rows.costs) * score).sum())
 
 
 @final

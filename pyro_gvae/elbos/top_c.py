@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from ..distributions.best_codes import draw_others, extend, no_digits, no_others
 from ..programs.draws import Score
 from ..programs.factors import summed_over
-from ..programs.samples import Sample, independent
+from ..programs.noise import independent
+from ..programs.samples import Sample
 from ..programs.target import Target
 from ..programs.top_codes import TopCodes
 from ..runtime.tuning import tuning
-from .local import MOST_SLICES
+from .rows import MOST_SLICES, Rows, SiteEstimate, SiteGradient
 from .sampled import Estimate, SampledELBO
 
 
@@ -97,6 +99,42 @@ class TopC(SampledELBO):
             signal = summed_over(bounds, layout.batch_shape, score.own_shape)
             surrogate = surrogate + ((signal - signal.mean(0)) / (top.num_rows - 1) * score.of_each()).sum()
         return Estimate(bounds.mean(0), surrogate)
+
+
+@final
+class TopCGradient(SiteGradient):
+    """The gradient of one latent, its most probable codes summed and one other sampled, the others in any way.
+
+    What it subtracts from all costs is the mean cost of the codes that are summed.
+
+    Args:
+        num_codes: C, the most codes that are summed for each datum.
+    """
+
+    def __init__(self, num_codes: int) -> None:
+        super().__init__()
+        self.num_codes = num_codes
+
+    @override
+    def forward(self, rows: Rows, name: str) -> SiteEstimate:
+        site, like = rows.base.q.sites[name], rows.base.codes[name]
+        num_rows, batch_size, num_latents, num_categories = like.shape
+        cases = num_rows * batch_size
+        log_probs = site.rows().expand_as(like)  # (R, B, N, K)
+        of_cases = log_probs.detach().reshape(1, cases, num_latents, num_categories)
+        best = extend(no_digits(cases, like.device), of_cases, self.num_codes)
+        digits, weights = best.digits, best.log_q.exp()
+        if len(digits) < num_categories**num_latents:
+            other = draw_others(no_others(best, 1), best, of_cases)
+            digits, weights = torch.cat([digits, other.digits]), torch.cat([weights, best.mass_left()[-1:]])
+        shared = rows.shared(name, _possible(digits, weights).reshape(-1, num_rows, batch_size, num_latents, 1))
+        codes = torch.zeros(*shared.shape[:-1], num_categories).to(like).scatter_(-1, shared, 1.0)  # (m, R, B, N, K)
+        weights = rows.shared(name, weights.reshape(-1, num_rows, batch_size, 1, 1)).flatten(2).to(like)  # (m, R, B)
+        costs = rows.costs_of(name, codes)
+        of_best = slice(None, len(best.digits))
+        baseline = (weights[of_best] * costs[of_best]).sum(0) / weights[of_best].sum(0)
+        log_q = (codes * log_probs).sum((-2, -1))
+        return SiteEstimate((weights * (costs - baseline) * log_q).sum())
 
 
 class _Chosen(NamedTuple):

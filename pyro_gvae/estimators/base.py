@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, final
 
 from torch import Tensor, nn
 
+from ..elbos.rows import SiteGradient
 from ..exact import HasPair
 from ..handlers.sites import Program, Sites
 from .claims import Bias, Detail, Objective
@@ -57,6 +58,15 @@ class Scored:
 
 @final
 @dataclass(frozen=True)
+class Drawn:
+    """A site that is drawn exactly, with a gradient estimator of its own: what constructs that, and its draws."""
+
+    gradient: Callable[[], SiteGradient]
+    num_particles: int = 1
+
+
+@final
+@dataclass(frozen=True)
 class Pathwise:
     """A site that a handler relaxes, or draws with a surrogate gradient; its KL may be that of the categoricals."""
 
@@ -66,7 +76,7 @@ class Pathwise:
 
 
 #: What an estimator does with a single site, whatever happens to the others.
-AtSite = Summed | Scored | Pathwise
+AtSite = Summed | Scored | Drawn | Pathwise
 
 
 @dataclass(frozen=True, repr=False)

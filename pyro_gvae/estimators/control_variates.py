@@ -1,9 +1,9 @@
 """Score-function estimators with a learned control variate: the model on soft codes, or its Taylor expansion."""
 
 from ..distributions.parameters import check_temperature
-from ..elbos.control_variates import REBAR, RELAX
-from ..elbos.double_cv import DoubleCV
-from .base import Estimator, check_particles
+from ..elbos.control_variates import REBAR, RELAX, ControlledGradient
+from ..elbos.double_cv import DoubleCV, DoubleCVGradient
+from .base import Drawn, Estimator, check_particles
 from .claims import Bias, Objective
 
 
@@ -38,6 +38,7 @@ def rebar(*, temperature: float = 0.5, num_particles: int = 1) -> Estimator:
         objective=Objective.ELBO,
         bias=Bias.NONE,
         reference="Tucker et al. 2017, arXiv 1703.07370",
+        at_site=Drawn(lambda: ControlledGradient(temperature), num_particles),
     )
 
 
@@ -74,6 +75,7 @@ def relax_with_network(*, temperature: float = 0.5, num_particles: int = 1, hidd
         objective=Objective.ELBO,
         bias=Bias.NONE,
         reference="Grathwohl et al. 2018, arXiv 1711.00123",
+        at_site=Drawn(lambda: ControlledGradient(temperature, hidden), num_particles),
     )
 
 
@@ -105,4 +107,5 @@ def double_cv(*, num_particles: int = 4) -> Estimator:
         objective=Objective.ELBO,
         bias=Bias.NONE,
         reference="Titsias and Shi 2021, arXiv 2111.05300",
+        at_site=Drawn(DoubleCVGradient, num_particles),
     )

@@ -1,8 +1,8 @@
 """Estimators that sample codes in antithetic pairs, or in more that are coupled."""
 
-from ..elbos.arms import ARMS
-from ..elbos.coupled import DisARM, DisARMIW
-from .base import Estimator, check_particles
+from ..elbos.arms import ARMS, ARMSGradient
+from ..elbos.coupled import CoupledGradient, DisARM, DisARMIW
+from .base import Drawn, Estimator, check_particles
 from .claims import Bias, Objective
 
 
@@ -32,6 +32,7 @@ def disarm(*, num_particles: int = 1) -> Estimator:
         objective=Objective.ELBO,
         bias=Bias.NONE,
         reference="Dong, Mnih, Tucker 2020, arXiv 2006.10680",
+        at_site=Drawn(lambda: CoupledGradient("DisARM"), num_particles),
         num_categories=2,
     )
 
@@ -62,6 +63,7 @@ def disarm_iw(*, num_particles: int = 1) -> Estimator:
         objective=Objective.ELBO,
         bias=Bias.NONE,
         reference="Dong, Mnih, Tucker 2021, arXiv 2106.08056",
+        at_site=Drawn(CoupledGradient, num_particles),
     )
 
 
@@ -92,5 +94,6 @@ def arms(*, num_particles: int = 4) -> Estimator:
         objective=Objective.ELBO,
         bias=Bias.NONE,
         reference="Dimitriev and Zhou 2021, arXiv 2105.14141",
+        at_site=Drawn(lambda: ARMSGradient(num_particles)),
         num_categories=2,
     )

@@ -1,7 +1,7 @@
 """Estimators that enumerate one latent at a time."""
 
-from ..elbos.local import LocalExpectation
-from .base import Estimator, check_particles
+from ..elbos.local import LocalExpectation, LocalGradient
+from .base import Drawn, Estimator, check_particles
 from .claims import Bias, Objective
 
 
@@ -33,4 +33,5 @@ def local_expectation(*, num_particles: int = 1) -> Estimator:
         objective=Objective.ELBO,
         bias=Bias.NONE,
         reference="Titsias & Lázaro-Gredilla 2015, arXiv 1503.01494; De Smet et al. 2023, arXiv 2311.12569",
+        at_site=Drawn(LocalGradient, num_particles),
     )

@@ -1,14 +1,18 @@
 """Another estimator for each discrete site of a program."""
 
 from collections.abc import Mapping
-from functools import reduce
+from functools import partial, reduce
+from types import UnionType
 
 from ..config.names import DEFAULT, PER_SITE
+from ..elbos.each_site import EachSiteELBO
 from ..elbos.per_site import PerSiteELBO
+from ..elbos.rows import SiteGradient
+from ..elbos.score import ScoreGradient
 from ..handlers import discretize
 from ..handlers.sites import AllBut, Program, Sites
 from ..programs.latents import Roles
-from .base import AtSite, Estimator, Pathwise, Scored, Summed
+from .base import AtSite, Drawn, Estimator, Pathwise, Scored, Summed
 from .claims import Bias, Objective
 
 #: From what holds of a loss that has it at any site, to what holds only if all sites have it.
@@ -21,8 +25,9 @@ def per_site(sites: Mapping[str, Estimator], default: Estimator) -> Estimator:
     """Put together an estimator for each discrete site: summed, scored, relaxed, or drawn with a surrogate gradient.
 
     *Approximates* what the least of its parts does: the discrete ELBO of exact and scored sites, and a bound of the
-    relaxed model if a site is relaxed. *With* :class:`~pyro_gvae.elbos.per_site.PerSiteELBO` and the largest P of the
-    parts. *Requires* of each site what its estimator does. *Bias*: that of the relaxations and surrogates.
+    relaxed model if a site is relaxed. *With* :class:`~pyro_gvae.elbos.per_site.PerSiteELBO`, or
+    :class:`~pyro_gvae.elbos.each_site.EachSiteELBO` if a site has a gradient estimator of its own, and the largest P
+    of the parts. *Requires* of each site what its estimator does. *Bias*: that of the relaxations and surrogates.
 
     Args:
         sites: estimators of sites, by the names of these.
@@ -45,19 +50,12 @@ def per_site(sites: Mapping[str, Estimator], default: Estimator) -> Estimator:
     groups = [(part, frozenset({name})) for name, part in treatments.items()]
     parts: list[tuple[AtSite, Sites]] = [*groups, (rest, AllBut(frozenset(sites)))]
     every = [*treatments.values(), rest]
-    limits = [part for part in every if isinstance(part, Summed)]
     named = [*sites.items(), (DEFAULT, default)]
     temperatures = {part.temperature for part in chosen} - {None}
     return Estimator(
         name=f"{PER_SITE}[{','.join(f'{name}={part.name}' for name, part in named)}]",
         handler=lambda program: reduce(_handled, parts, program),
-        elbo=lambda: PerSiteELBO(
-            Roles(read=_those(treatments, rest, Summed), scored=_those(treatments, rest, Scored)),
-            analytic=_those(treatments, rest, Pathwise, with_analytic_kl=True),
-            num_particles=max(part.num_particles for part in every),
-            max_memory=min((one.max_memory for one in limits if one.max_memory is not None), default=None),
-            slice_size=min((one.slice_size for one in limits if one.slice_size is not None), default=None),
-        ),
+        elbo=partial(_of_each if any(isinstance(part, Drawn) for part in every) else _in_slices, treatments, rest),
         objective=min((part.objective for part in chosen), key=_OBJECTIVES.index),
         bias=_bias({part.bias for part in chosen}),
         reference="; ".join(dict.fromkeys(part.reference for part in chosen)),
@@ -81,10 +79,43 @@ def _treatment(part: Estimator, where: str) -> AtSite:
             "to weigh the whole: with_kl_weight(estimator({..}), beta)."
         )
     raise ValueError(
-        f"Expected estimators that sum, score or draw one site, but found '{part.name}' for {where}, whose samples and "
-        "baselines are of all discrete latents together. Try reinforce-loo or exact for that site, or "
+        f"Expected estimators that sum, score or draw one site, but found '{part.name}' for {where}, whose codes are "
+        "joint codes of all discrete latents together. Try top-c, reinforce-loo or exact for that site, or "
         f"'{part.name}' for the whole program."
     )
+
+
+def _in_slices(treatments: Mapping[str, AtSite], rest: AtSite) -> PerSiteELBO:
+    """Return the loss of sites that are summed, scored or pathwise: codes are summed slice by slice."""
+    every = [*treatments.values(), rest]
+    limits = [part for part in every if isinstance(part, Summed)]
+    return PerSiteELBO(
+        Roles(read=_those(treatments, rest, Summed), scored=_those(treatments, rest, Scored)),
+        analytic=_those(treatments, rest, Pathwise, with_analytic_kl=True),
+        num_particles=max(part.num_particles for part in every),
+        max_memory=min((one.max_memory for one in limits if one.max_memory is not None), default=None),
+        slice_size=min((one.slice_size for one in limits if one.slice_size is not None), default=None),
+    )
+
+
+def _of_each(treatments: Mapping[str, AtSite], rest: AtSite) -> EachSiteELBO:
+    """Return the loss of sites some of which have a gradient estimator of their own."""
+    every = [*treatments.values(), rest]
+    limits = [part.max_memory for part in every if isinstance(part, Summed) and part.max_memory is not None]
+    sites: list[tuple[AtSite, Sites]] = [(part, frozenset({name})) for name, part in treatments.items()]
+    sites.append((rest, AllBut(frozenset(treatments))))
+    return EachSiteELBO(
+        read=_those(treatments, rest, Summed | Scored | Drawn),
+        summed=_those(treatments, rest, Summed),
+        drawn=[(names, _gradient(part)) for part, names in sites if isinstance(part, Scored | Drawn)],
+        analytic=_those(treatments, rest, Pathwise, with_analytic_kl=True),
+        num_particles=max(part.num_particles for part in every),
+        max_memory=min(limits, default=None),
+    )
+
+
+def _gradient(part: Scored | Drawn) -> SiteGradient:
+    return part.gradient() if isinstance(part, Drawn) else ScoreGradient()
 
 
 def _handled(program: Program, part: tuple[AtSite, Sites]) -> Program:
@@ -93,7 +124,9 @@ def _handled(program: Program, part: tuple[AtSite, Sites]) -> Program:
     return handler(program, sites=sites)
 
 
-def _those(named: Mapping[str, AtSite], rest: AtSite, kind: type[AtSite], *, with_analytic_kl: bool = False) -> Sites:
+def _those(
+    named: Mapping[str, AtSite], rest: AtSite, kind: type[AtSite] | UnionType, *, with_analytic_kl: bool = False
+) -> Sites:
     """Return the names of the sites that are treated so."""
 
     def is_so(part: AtSite) -> bool:

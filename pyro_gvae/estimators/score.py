@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 from pyro.infer import Trace_ELBO
 
-from ..elbos.baselines import BaselineELBO, NeuralBaseline, RunningBaseline
+from ..elbos.baselines import BaselineELBO, BaselineGradient, NeuralBaseline, RunningBaseline
 from ..elbos.score import OVIS, VIMCO, ReinforceLOO, ReweightedWakeSleep
 from ..handlers import discretize
-from .base import Estimator, Scored, check_particles
+from .base import Drawn, Estimator, Scored, check_particles
 from .claims import Bias, Objective, Samples
 
 
@@ -93,6 +93,7 @@ def reinforce_baseline(
         objective=Objective.ELBO,
         bias=Bias.NONE,
         reference="Mnih and Gregor 2014, arXiv 1402.0030",
+        at_site=Drawn(lambda: BaselineGradient(baselines[baseline]()), num_particles),
     )
 
 

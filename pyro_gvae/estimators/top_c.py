@@ -1,7 +1,7 @@
 """The estimator that sums over the most probable codes and samples the others."""
 
-from ..elbos.top_c import TopC
-from .base import Estimator, check_particles
+from ..elbos.top_c import TopC, TopCGradient
+from .base import Drawn, Estimator, check_particles
 from .claims import Bias, Objective
 
 
@@ -37,4 +37,5 @@ def top_c(*, num_codes: int = 32, num_particles: int = 2, num_paths: int = 2) ->
         objective=Objective.ELBO,
         bias=Bias.NONE,
         reference="Liu et al. 2019, arXiv 1810.04777",
+        at_site=Drawn(lambda: TopCGradient(num_codes)),
     )

@@ -13,8 +13,8 @@ from ..handlers.one_hot_messenger import innermost
 from ..programs.factors import Factor
 from ..programs.joint import joint_scores
 from ..programs.modes import judging, without_trace
+from ..programs.noise import independent
 from ..programs.pair import HasPair
-from ..programs.samples import independent
 from ..programs.statements import read
 from ..programs.target import Target
 from ..programs.top_codes import TopCodes

@@ -12,10 +12,12 @@ import torch
 from torch import Size, Tensor
 
 from .factors import Codes, Layout, Reading, first_of, summed_over
+from .latents import READ_ALL, Roles
 from .layout import lay_out, obstacle_of
 from .modes import without_trace
+from .noise import independent
 from .runs import Runs
-from .samples import independent, read_values, sample
+from .samples import read_values, sample
 from .shared import apart, common_scale
 
 
@@ -91,13 +93,17 @@ class Draws(NamedTuple):
         return common_scale(self.scales)
 
 
-def lay_out_draws(runs: Runs) -> Layout:
+def lay_out_draws(runs: Runs, roles: Roles = READ_ALL) -> Layout:
     """Find a pair's latents as `lay_out` does, and whether it takes particles of continuous latents, too.
+
+    Args:
+        runs: the pair with its data bound.
+        roles: which latents are read as codes.
 
     Raises:
         ValueError: as :func:`~pyro_gvae.programs.layout.lay_out`.
     """
-    layout = lay_out(runs)
+    layout = lay_out(runs, roles=roles)
     if layout.obstacle is not None or not layout.has_continuous:
         return layout
     probed = runs.again()

@@ -8,25 +8,19 @@ distribution, whatever noise they share with the sample.
 Particles share one axis, left of the plates. Programs that do not take it are run for one row after another.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Size, Tensor
 
 from ..distributions.location_scale import noise_of, value_of
-from ..distributions.one_hot import FactorizedOneHotCategorical
-from ..distributions.parameters import gumbel_like
 from ..handlers.sites import Discrete
 from .factors import Layout, Reading
+from .noise import CodesOf, DrawCodes, anew
 from .runs import Runs
 from .statements import Draw, read_with
 from .values import Values, cells_of, has_rows, log_probs_of, value_of_codes
-
-#: Draws as many codes of log pi (*batch, N, K) as a sample shape says: they, and their noise if it may be used again.
-DrawCodes = Callable[[Tensor, Size], tuple[Tensor, Tensor | None]]
-#: The codes of log pi (R, *plates, N, K) with noise of the same shape.
-CodesOf = Callable[[Tensor, Tensor], Tensor]
 
 
 class Sample(NamedTuple):
@@ -38,6 +32,7 @@ class Sample(NamedTuple):
         noise: of the latents that have any: like the codes of discrete ones, like the values of others.
         scored: continuous latents that are not reparameterized.
         q: what the guide says.
+        given: latents whose values were not drawn.
     """
 
     codes: dict[str, Tensor]
@@ -45,6 +40,7 @@ class Sample(NamedTuple):
     noise: dict[str, Tensor]
     scored: frozenset[str]
     q: Reading
+    given: frozenset[str] = frozenset()
 
     def later(self, name: str) -> list[str]:
         """Return the latents that the guide declares after this one."""
@@ -78,43 +74,23 @@ def above_others(costs: Tensor) -> Tensor:
     return costs if len(costs) == 1 else (costs - costs.mean(0)) * (len(costs) / (len(costs) - 1))
 
 
-def independent(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, None]:
-    """Draw codes, and keep no noise."""
-    return FactorizedOneHotCategorical(logits=log_probs, validate_args=False).sample(sample_shape), None
-
-
-def by_gumbel_noise(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, Tensor]:
-    """Draw codes and their Gumbel noise."""
-    noise = gumbel_like(log_probs, Size((*sample_shape, *log_probs.shape)))
-    return largest(log_probs, noise), noise
-
-
-def largest(log_probs: Tensor, noise: Tensor) -> Tensor:
-    """Return the codes of Gumbel noise: the largest perturbed log-probability is the one."""
-    perturbed = (log_probs + noise).detach()
-    return torch.zeros_like(perturbed).scatter(-1, perturbed.argmax(-1, keepdim=True), 1.0)
-
-
-def anew(name: str, fn: Any) -> Tensor:
-    """Draw a continuous latent that shares no noise, reparameterized if it can be."""
-    value: Tensor = fn.rsample() if fn.has_rsample else fn.sample().detach()
-    return value
-
-
 class Given(NamedTuple):
     """Values of some latents, which are not drawn.
 
     Attributes:
         codes: of discrete ones, (R, B, N, K).
         values: of others, ``(R, *plates, *event_shape)``.
+        sources: for the given latents that the guide has declared so far, the row from which each row takes what is
+            drawn next, (R,); None if each row draws its own.
     """
 
     codes: Mapping[str, Tensor]
     values: Mapping[str, Tensor]
+    sources: Callable[[Collection[str]], Tensor] | None = None
 
     def row(self, row: int) -> "Given":
         """Return one row, with its axis."""
-        codes, values = ({name: own[row : row + 1] for name, own in mapping.items()} for mapping in self)
+        codes, values = ({name: own[row : row + 1] for name, own in mapping.items()} for mapping in self[:2])
         return Given(codes, values)
 
 
@@ -141,10 +117,25 @@ def sample(
         given: P values of latents that are not drawn.
     """
     if layout.obstacle is not None and num_particles > 1:
-        each = (given.row(row) for row in range(num_particles))
-        return _stacked([sample(runs, layout, 1, draw_codes, pathwise=pathwise, given=one) for one in each])
+        done: list[Sample] = []
+        for row in range(num_particles):
+            taken = _taken(given, row, done)
+            own = given.row(row)
+            own = Given(
+                {**own.codes, **{name: one.codes[name] for name, one in taken.items() if name in one.codes}},
+                {**own.values, **{name: one.values[name] for name, one in taken.items() if name not in one.codes}},
+            )
+            found = sample(runs, layout, 1, draw_codes, pathwise=pathwise, given=own)
+            noise = {name: one.noise[name] for name, one in taken.items() if name in one.noise}
+            done.append(found._replace(noise=found.noise | noise, given=frozenset(given.codes)))
+        return _stacked(done)
     values = Values(layout)
     scored = set()
+
+    def from_sources(drawn: Tensor) -> Tensor:
+        if given.sources is None:
+            return drawn
+        return drawn.index_select(0, given.sources([name for name in values.codes if name in given.codes]))
 
     def place(name: str, found: Discrete) -> Tensor:
         if name in given.codes:
@@ -152,7 +143,8 @@ def sample(
         # Without the axis of particles the same distribution is drawn from P times.
         sample_shape = Size() if has_rows(layout, found.batch_shape) else Size((num_particles,))
         codes, noise = draw_codes(log_probs_of(found).detach(), sample_shape)
-        return values.keep_code(name, found, codes, noise)
+        noise = noise if noise is None else from_sources(noise)
+        return values.keep_code(name, found, from_sources(codes), noise)
 
     def draw(name: str, fn: Any) -> Tensor:
         if name in given.values:
@@ -165,16 +157,32 @@ def sample(
         else:
             scored.add(name)
             value = fn.sample().detach()
+        value = from_sources(value)
         return values.keep(name, value, noise_of(fn, value))
 
     q = read_with(runs.guide, layout, place, draw)
-    return _sampled(values, q, frozenset(scored))
+    return _sampled(values, q, frozenset(scored), frozenset(given.codes))
 
 
-def _sampled(values: Values, q: Reading, scored: frozenset[str]) -> Sample:
+def _taken(given: Given, row: int, done: list[Sample]) -> dict[str, Sample]:
+    """Return the earlier rows from which this one takes what it would draw, by the names of latents."""
+    if given.sources is None or not done:
+        return {}
+    declared: list[str] = []
+    taken = {}
+    for name in done[0].values:
+        source = int(given.sources(declared)[row])
+        if name in given.codes:
+            declared.append(name)
+        elif source < row:
+            taken[name] = done[source]
+    return taken
+
+
+def _sampled(values: Values, q: Reading, scored: frozenset[str], given: frozenset[str]) -> Sample:
     """Return what a run has kept as a sample."""
     said = q if values.layout.obstacle is None else Reading.stacked([q])
-    return Sample(values.codes, values.values, values.noise, scored, said)
+    return Sample(values.codes, values.values, values.noise, scored, said, given)
 
 
 class Change(NamedTuple):
@@ -218,7 +226,9 @@ def changed(
         draw_anew: draws continuous latents without noise.
     """
     name = change.name
-    if not layout.guide_depends or not base.later(name):
+    # A KL in closed form needs the distributions of the rows, which only a run has.
+    needs_rows = bool(layout.analytic) and change.rows is not None
+    if not needs_rows and (not layout.guide_depends or not base.later(name)):
         return _replaced(layout, base, change)
     if layout.obstacle is not None and len(change.codes) > 1:
         return _stacked([changed(runs, layout, base, one, codes_of, draw_anew) for one in change.one_by_one()])
@@ -231,7 +241,7 @@ def changed(
     def place(other: str, found: Discrete) -> Tensor:
         if other == name:
             return values.keep_code(other, found, cells_of(layout, change.codes, found.batch_shape))
-        if not depends(other, found.batch_shape):
+        if other in base.given or not depends(other, found.batch_shape):
             return values.keep_code(other, found, cells_of(layout, taken(base.codes[other]), found.batch_shape))
         noise = cells_of(layout, taken(base.noise[other]), found.batch_shape)
         log_probs = log_probs_of(found)
@@ -245,7 +255,7 @@ def changed(
         return values.keep(other, draw_anew(other, fn))
 
     q = read_with(runs.guide, layout, place, draw)
-    return _sampled(values, q, base.scored)
+    return _sampled(values, q, base.scored, base.given)
 
 
 def _replaced(layout: Layout, base: Sample, change: Change) -> Sample:
@@ -258,6 +268,7 @@ def _replaced(layout: Layout, base: Sample, change: Change) -> Sample:
         noise={},
         scored=base.scored,
         q=base.q if change.rows is None else base.q.at(change.rows),
+        given=base.given,
     )
 
 
@@ -278,4 +289,5 @@ def _stacked(samples: list[Sample]) -> Sample:
         {name: torch.cat([mapping[name] for mapping in mappings]) for name in mappings[0]}
         for mappings in zip(*((one.codes, one.values, one.noise) for one in samples), strict=True)
     )
-    return Sample(codes, values, noise, samples[0].scored, Reading.stacked([one.q for one in samples]))
+    q = Reading.stacked([one.q for one in samples])
+    return Sample(codes, values, noise, samples[0].scored, q, samples[0].given)

@@ -7,8 +7,9 @@ from torch import Tensor
 from .draws import Draws, draw
 from .factors import Codes, Layout, Reading
 from .layout import warn_of
+from .noise import CodesOf, DrawCodes, anew
 from .runs import Runs
-from .samples import Change, CodesOf, DrawCodes, Sample, anew, changed, read_values, sample
+from .samples import NOTHING, Change, Given, Sample, changed, read_values, sample
 from .statements import Draw, given_codes, read_with
 from .without_replacement import Distinct, draw_distinct
 
@@ -50,15 +51,16 @@ class Target:
         warn_of(self.layout)
         return draw_distinct(self.runs, self.layout, num_codes)
 
-    def drawn(self, num_particles: int, draw_codes: DrawCodes) -> Sample:
+    def drawn(self, num_particles: int, draw_codes: DrawCodes, given: Given = NOTHING) -> Sample:
         """Draw P values of every latent of each datum from the guide, and keep their noise.
 
         Args:
             num_particles: P.
             draw_codes: draws the discrete ones.
+            given: values of latents that are not drawn.
         """
         warn_of(self.layout)
-        return sample(self.runs, self.layout, num_particles, draw_codes)
+        return sample(self.runs, self.layout, num_particles, draw_codes, given=given)
 
     def changed(self, base: Sample, change: Change, codes_of: CodesOf, draw_anew: Draw = anew) -> Sample:
         """Give a latent other codes, as ``programs.samples.changed``."""

@@ -14,8 +14,9 @@ from torch import Tensor
 from ..distributions.best_codes import Best, Others, draw_others, extend, no_digits, no_others
 from .factors import Layout
 from .latents import Latent
+from .noise import independent
 from .runs import Runs
-from .samples import Given, Sample, independent, sample
+from .samples import Given, Sample, sample
 from .values import value_of_codes
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .factors import Layout, Site
 from .joint import pieces
+from .noise import independent
 from .runs import Runs
-from .samples import independent, sample
+from .samples import sample
 from .statements import read
 
 

@@ -101,6 +101,9 @@ def test_latents_without_rsample_are_scored_if_others_are():
         ValueError, match=r"found 'n', a Poisson without rsample.*estimator\(\{'n': 'reinforce-loo'\}\)"
     ):
         estimate(estimator({"y": "exact"}), Pair(*pair[:2]))
+    with pytest.raises(ValueError, match=r"one-hots, bits or integers at 'n', but found one of other values"):
+        estimate(estimator({"n": "rebar"}), Pair(*pair[:2]))
+    assert worst_score(estimator({"y": "disarm-iw[num_particles=2]", "n": "reinforce-loo"}), pair, expected) < 5
 
 
 COUNTED = ["local-expectation", "disarm-iw", "rebar", "reinforce-baseline"]
@@ -291,9 +294,9 @@ def test_bounds_of_all_latents_together_are_refused(name):
         estimator({"z": name})
 
 
-@pytest.mark.parametrize("name", ["rebar", "relax", "disarm", "disarm-iw", "local-expectation", "reinforce-baseline"])
-def test_losses_of_all_codes_together_are_refused(name):
-    with pytest.raises(ValueError, match=rf"found '{name}' for all other sites, whose samples and baselines"):
+@pytest.mark.parametrize("name", ["unordered-set", "reinforce-wor"])
+def test_losses_of_joint_codes_are_refused(name):
+    with pytest.raises(ValueError, match=rf"found '{name}' for all other sites, whose codes are joint codes"):
         estimator({"z": "exact"}, default=name)
 
 

@@ -13,13 +13,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DATA, FixedDirichlet, FixedNormal, standard_errors, with_gradients
+from pairs import DATA, FixedDirichlet, FixedNormal, in_copies, standard_errors, with_gradients
 from published import FORMULAS, M
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro.poutine.messenger import Messenger
 from table import (
     COLUMNS,
+    CONTROLLED,
     DIFFERENT,
     PER_SITE,
     PROGRAMS,
@@ -216,7 +217,9 @@ without_scores = cache(partial(elbo_of_tables, with_scores=False))
 UNBIASED = [
     name
     for name, column in COLUMNS.items()
-    if (made := column.make()).is_unbiased and not made.is_exact and name not in (*WEIGHING, *DIFFERENT, PER_SITE)
+    if (made := column.make()).is_unbiased
+    and not made.is_exact
+    and name not in (*WEIGHING, *DIFFERENT, PER_SITE, CONTROLLED)
 ]
 
 
@@ -226,16 +229,6 @@ def test_the_mean_is_the_exact_elbo_and_its_gradient(column, program):
     found = estimates(column, program)
     assert standard_errors(found, stock(program)) < LIMIT
     assert standard_errors(found, without_scores(program)) > LIMIT  # the negative control
-
-
-def in_copies(program, number, nesting):
-    """Independent runs of a program in a plate of copies: the price is that of one run."""
-
-    def copied(x):
-        with pyro.plate("copies", number, dim=-nesting - 1):
-            program(x)
-
-    return copied
 
 
 @pytest.mark.parametrize(("column", "program"), those(RUNNING, *DIFFERENT))
@@ -311,12 +304,16 @@ OF_TWO = {
 }
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_a_scored_latent_beside_summed_ones_has_the_exact_mean(program):
-    row, elbo = PROGRAMS[program], COLUMNS[PER_SITE].make(facts(program).first)
-    copied = Pair(*(in_copies(run, PARTICLES, row.nesting) for run in row.pair))
+#: Of each latent that is drawn beside summed ones, the copies of a program.
+DRAWN = {PER_SITE: PARTICLES, CONTROLLED: COPIES}
+
+
+@pytest.mark.parametrize(("column", "program"), those(RUNNING, *DRAWN))
+def test_a_drawn_latent_beside_summed_ones_has_the_exact_mean(column, program):
+    row, elbo, number = PROGRAMS[program], COLUMNS[column].make(facts(program).first), DRAWN[column]
+    copied = Pair(*(in_copies(run, number, row.nesting) for run in row.pair))
     model, guide, loss = elbo.bind(copied)
-    found = repeated(loss, model, guide, scale=PARTICLES)
+    found = repeated(loss, model, guide, scale=number)
     assert standard_errors(found, stock(program)) < LIMIT
     assert standard_errors(found, without_scores(program)) > LIMIT  # the negative control
 

@@ -6,8 +6,9 @@ import torch
 from pairs import DATA, PROGRAMS, B, Program, one_hot, two_layers_model
 
 from pyro_gvae.programs.draws import lay_out_draws
+from pyro_gvae.programs.noise import by_gumbel_noise, independent, largest
 from pyro_gvae.programs.runs import bind
-from pyro_gvae.programs.samples import Change, by_gumbel_noise, changed, independent, largest, sample
+from pyro_gvae.programs.samples import Change, changed, sample
 
 P = 7
 

@@ -1,0 +1,124 @@
+"""What REBAR and RELAX learn, and the value of their control variate."""
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..programs.factors import Layout
+from ..programs.samples import Change, Sample
+from ..programs.target import Target
+from .own import fit_to, take_types_and_width
+
+#: Relative perturbed logits are clamped here. Lower ones are zero in any softmax; those of excluded categories are
+#: -inf, which would give 0 * inf.
+LOWEST = -1e4
+
+
+@final
+class Network(nn.Module):
+    """A network r(y) = v . tanh(W y + a) of soft codes y, with one hidden layer; v = 0 at first, as in REBAR.
+
+    W is empty until the first codes show its width. It remains the same tensor, so an optimizer or a recording may hold
+    it, which `nn.LazyLinear` does not allow.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(hidden, 0))
+        self.bias = nn.Parameter(torch.zeros(hidden))
+        self.output = nn.Parameter(torch.zeros(hidden))
+
+    def take_width(self, width: int) -> None:
+        """Initialize W for codes of this width, if that has not been done.
+
+        Raises:
+            ValueError: if W has another width.
+        """
+        if self.weight.numel() == 0:
+            self.weight.data = nn.init.xavier_uniform_(self.bias.new_empty(len(self.bias), width))
+        elif self.weight.shape[1] != width:
+            raise ValueError(
+                f"Expected codes of {self.weight.shape[1]} numbers N x K, as before, but found {width}. Try another "
+                "RELAX() for another model."
+            )
+
+    def forward(self, soft: Tensor) -> Tensor:
+        """Return r of the codes of all latents (P, B, width), shape (P, B)."""
+        return torch.tanh(F.linear(soft.to(self.weight.dtype), self.weight, self.bias)) @ self.output
+
+
+@final
+class Control(nn.Module):
+    """What REBAR and RELAX learn: the scale eta, the temperature t and, for RELAX, the network r."""
+
+    def __init__(self, temperature: float, network: Network | None = None) -> None:
+        super().__init__()
+        self.eta = nn.Parameter(torch.tensor(1.0))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        self.network = network
+        self.register_load_state_dict_pre_hook(take_types_and_width)
+
+    def fit_to(self, layout: Layout) -> None:
+        """Take the dtype and device of a program's latents, and initialize the network for their width."""
+        fit_to(self, layout)
+        if self.network is not None and layout.space.latents:
+            self.network.take_width(sum(one.num_latents * one.num_categories for one in layout.space.latents))
+
+    def forward(
+        self, target: Target, base: Sample, name: str, perturbed: Tensor, cost: Callable[[Sample, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return c(z), shape (P, B), of perturbed logits z (P, B, N, K) of one latent, and what has its slope.
+
+        Args:
+            target: both programs.
+            base: the sample in which the latent is made soft.
+            name: of the latent.
+            perturbed: its perturbed logits.
+            cost: the cost of a soft sample, to which it adds what is learned.
+        """
+        temperature = self.log_temperature.exp()
+        drawn_anew: list[str] = []
+
+        def soften(log_probs: Tensor, noise: Tensor) -> Tensor:
+            return torch.softmax(relative_perturbed_logits(log_probs, noise) / temperature, -1)
+
+        def draw_anew(other: str, fn: Any) -> Tensor:
+            drawn_anew.append(other)
+            value: Tensor = fn.sample().detach()
+            return value
+
+        soft = torch.softmax(perturbed / temperature, -1)
+        relaxed = target.changed(base, Change(name, soft), soften, draw_anew)
+        value = cost(relaxed, self._learned(target, relaxed, name)).expand(perturbed.shape[:2])
+        sloping = value
+        for other in drawn_anew:
+            sloping = sloping + value.detach() * relaxed.q.factors[other].unweighed()
+        return value, sloping
+
+    def _learned(self, target: Target, relaxed: Sample, name: str) -> Tensor:
+        """Return r of the codes of all latents, weighed as the program does with this one; 0 without a network."""
+        if self.network is None:
+            return relaxed.codes[name].new_zeros(1, 1)
+        codes = torch.cat([relaxed.codes[latent.name].flatten(-2) for latent in target.layout.space.latents], -1)
+        return relaxed.q.sites[name].weigh(self.network(codes))
+
+
+def later_terms(drawn: Sample, name: str, without: Collection[str] = ()) -> Tensor:
+    """Return what the guide adds to the costs of a latent: entropies or -log q of later ones, (R or 1, B or 1)."""
+    later = [other for other in drawn.later(name) if other not in without]
+    entropies = [site.entropy() for other, site in drawn.q.sites.items() if other in later]
+    log_probs = [factor.log_prob for other, factor in drawn.q.factors.items() if other in later]
+    return sum(entropies, torch.zeros(1, 1)) - sum(log_probs, torch.zeros(1, 1))
+
+
+def relative_perturbed_logits(log_probs: Tensor, noise: Tensor) -> Tensor:
+    """Add Gumbel noise (P, ..., K) to log pi (..., K), and subtract the largest sum of each latent: at most 0.
+
+    Subtracting one number from all perturbed logits of a latent changes neither their softmax nor their argmax.
+    """
+    perturbed = log_probs + noise
+    return (perturbed - perturbed.amax(-1, keepdim=True)).clamp_min(LOWEST)

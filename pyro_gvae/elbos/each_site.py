@@ -1,0 +1,161 @@
+"""A loss in which each latent that is drawn has a gradient estimator of its own, beside others that are summed."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from ..distributions.parameters import impossible_as_infinite
+from ..exact.plan import make_plan
+from ..handlers.sites import EVERY_SITE, Program, Sites
+from ..programs.crossed import Crossed
+from ..programs.draws import lay_out_draws
+from ..programs.factors import Layout
+from ..programs.kept import Kept
+from ..programs.latents import Roles
+from ..programs.runs import Runs, bind
+from ..programs.target import Target
+from ..runtime.memory import in_words, memory_limit
+from .mean_field import check_analytic
+from .per_site import statements_of
+from .rows import Rows, SiteEstimate, SiteGradient
+from .sampled import Estimate, EstimatedELBO
+from .score import ScoreGradient
+
+
+@final
+class EachSiteELBO(EstimatedELBO):
+    r"""The ELBO, summed over the codes of some latents y, with a gradient estimator for each latent z that is drawn.
+
+    .. math::
+
+        F = \sum_y q(y | z, x) \Big(\log p(x, y, z, u) - \log q(y, z, u | x)\Big)
+
+    For each z, the cost of a draw is F with the other latents u as they are drawn; those that the guide declares after
+    z have common noise where z is changed. The model's parameters get the gradient of F at the draws. A latent that a
+    handler relaxes or draws with a surrogate gradient is one of u, drawn by `rsample`. Latents u without `rsample` are
+    scored, with the mean of the other P - 1 draws as a baseline.
+
+    *Approximates* the ELBO of the programs as their handlers leave them. *With* P draws for each joint code of what is
+    summed, all at once. *Requires* of each latent what its estimator does. *Bias*: none, for those programs.
+
+    Args:
+        read: names of the discrete latents that are summed, or drawn with a gradient estimator.
+        summed: names of those that are summed.
+        drawn: names of the others, and the gradient estimators of these.
+        analytic: names of discrete latents with `rsample` whose KL is that of the categoricals, in closed form.
+        num_particles: P, draws per datum.
+        max_memory: bytes that all codes of the summed latents may take; 4 GB if None.
+
+    Attributes:
+        own: the gradient estimators, as a module with what they learn.
+
+    Raises:
+        ValueError: when called, if an estimator is not for its latent, or the codes do not fit into `max_memory`.
+
+    Example:
+        >>> from pyro_gvae.elbos.coupled import CoupledGradient
+        >>> from pyro_gvae.models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
+        >>> vae = HierarchicalCategoricalVAE(6, num_layers=2, num_latents=1, num_categories=3, hidden=(5,))
+        >>> elbo = EachSiteELBO(EVERY_SITE, frozenset({"z2"}), [(frozenset({"z1"}), CoupledGradient())])
+        >>> elbo.loss(vae.model, vae.guide, torch.ones(4, 6)) > 0
+        True
+    """
+
+    own: nn.ModuleList
+
+    def __init__(
+        self,
+        read: Sites,
+        summed: Sites,
+        drawn: Sequence[tuple[Sites, SiteGradient]],
+        *,
+        analytic: Sites = frozenset(),
+        num_particles: int = 1,
+        max_memory: float | None = None,
+    ) -> None:
+        super().__init__(num_particles=num_particles)
+        self.read = read
+        self.summed = summed
+        self.drawn = tuple(drawn)
+        self.own = nn.ModuleList(gradient for _, gradient in drawn)
+        self.analytic = analytic
+        self.max_memory = max_memory
+        self._layouts: Kept[Layout] = Kept()
+
+    @override
+    def estimate_of(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Estimate:
+        runs = bind(model, guide, *args, **kwargs)
+        layout = self._layouts.find(
+            (model, guide), args, kwargs, lambda: self._lay_out(runs, model, guide, args, kwargs)
+        )
+        names = [latent.name for latent in layout.space.latents]
+        gradients = {name: self._gradient(name) for name in names if name not in self.summed}
+        entropic = frozenset(name for name, gradient in gradients.items() if gradient.sums_entropy)
+        crossed = Crossed(layout, frozenset(names) - gradients.keys(), self.num_particles)
+        rows = Rows(Target(runs, layout), crossed, entropic, args)
+        surrogate = (rows.paths + rows.costs * rows.log_weights).sum()
+        advantages = rows.above_others(rows.costs)
+        for name in sorted(rows.base.scored):
+            self._check_scored(name)
+            surrogate = surrogate + (advantages * rows.base.q.factors[name].unweighed()).sum()
+        learned = []
+        for name, gradient in gradients.items():
+            found: SiteEstimate = gradient(rows, name)
+            surrogate = surrogate + found.surrogate
+            learned += [] if found.own_loss is None else [found.own_loss]
+        own_loss = torch.stack(learned).sum() if learned else None
+        bound = rows.mean(rows.costs)
+        return Estimate(impossible_as_infinite(bound), surrogate / self.num_particles, own_loss)
+
+    @override
+    def learn(self, found: Estimate) -> None:
+        for _, gradient in self.drawn:
+            gradient.learn(found.bound.mean())
+
+    def _check_scored(self, name: str) -> None:
+        """Refuse an estimator for codes that was named for a latent whose values are none."""
+        for sites, gradient in self.drawn:
+            if isinstance(sites, frozenset) and name in sites and not isinstance(gradient, ScoreGradient):
+                raise ValueError(
+                    f"Expected a latent of one-hots, bits or integers at '{name}', but found one of other values. Try "
+                    f"estimator({{'{name}': 'reinforce-loo'}}), which scores it."
+                )
+
+    def _gradient(self, name: str) -> SiteGradient:
+        return next(gradient for sites, gradient in self.drawn if name in sites)
+
+    def _lay_out(
+        self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Layout:
+        """Return what a few small runs tell, after the checks of what each estimator needs."""
+        layout = lay_out_draws(runs, Roles(read=self.read))
+        latents = layout.space.latents
+        for latent in latents:
+            if latent.name not in self.summed:
+                self._gradient(latent.name).check(latent)
+        self._check_memory(runs, [latent.name for latent in latents if latent.name in self.summed])
+        analytic = statements_of(runs.again().guide, self.analytic)
+        if analytic:
+            check_analytic(model, guide, args, kwargs, self.analytic)
+            if layout.obstacle is not None:
+                raise ValueError(
+                    "Expected programs that take codes in one more dimension left of the plates, where a KL is in "
+                    f'closed form, but found: {layout.obstacle.rstrip(".")}. Try kl="sampled".'
+                )
+        return layout._replace(analytic=analytic)
+
+    def _check_memory(self, runs: Runs, summed: Sequence[str]) -> None:
+        if not summed:
+            return
+        plan = make_plan(runs, max_memory=self.max_memory, roles=Roles(read=frozenset(summed), scored=EVERY_SITE))
+        limit = memory_limit(self.max_memory)
+        needed = plan.bytes_per_code * plan.num_codes * self.num_particles
+        if needed > limit:
+            raise ValueError(
+                f"Expected the {plan.num_codes:,} joint codes of {', '.join(summed)} to fit into {in_words(limit)} at "
+                f"once, but found that they take about {in_words(needed)}. Try a larger max_memory, to sum fewer "
+                "sites, or reinforce-loo for the sites that are drawn, beside which codes are summed in slices."
+            )

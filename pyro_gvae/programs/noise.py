@@ -1,0 +1,38 @@
+"""How codes and continuous latents are drawn, and codes drawn again with the noise that they had."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+from ..distributions.one_hot import FactorizedOneHotCategorical
+from ..distributions.parameters import gumbel_like
+
+#: Draws as many codes of log pi (*batch, N, K) as a sample shape says: they, and their noise if it may be used again.
+DrawCodes = Callable[[Tensor, Size], tuple[Tensor, Tensor | None]]
+#: The codes of log pi (R, *plates, N, K) with noise of the same shape.
+CodesOf = Callable[[Tensor, Tensor], Tensor]
+
+
+def independent(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, None]:
+    """Draw codes, and keep no noise."""
+    return FactorizedOneHotCategorical(logits=log_probs, validate_args=False).sample(sample_shape), None
+
+
+def by_gumbel_noise(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, Tensor]:
+    """Draw codes and their Gumbel noise."""
+    noise = gumbel_like(log_probs, Size((*sample_shape, *log_probs.shape)))
+    return largest(log_probs, noise), noise
+
+
+def largest(log_probs: Tensor, noise: Tensor) -> Tensor:
+    """Return the codes of Gumbel noise: the largest perturbed log-probability is the one."""
+    perturbed = (log_probs + noise).detach()
+    return torch.zeros_like(perturbed).scatter(-1, perturbed.argmax(-1, keepdim=True), 1.0)
+
+
+def anew(name: str, fn: Any) -> Tensor:
+    """Draw a continuous latent that shares no noise, reparameterized if it can be."""
+    value: Tensor = fn.rsample() if fn.has_rsample else fn.sample().detach()
+    return value
