@@ -87,12 +87,12 @@ class LocalGradient(SiteGradient):
         shifted = _shifted(codes)  # (R, K, B, N, K)
         weights = (shifted * rows.base.q.sites[name].rows().unsqueeze(1).exp()).sum(-1).movedim(-1, 1)  # (R, N, K, B)
         num_rows, num_latents, num_categories, _ = weights.shape
-        count = num_latents * (num_categories - 1)
-        if not count:
-            return SiteEstimate(weights.sum() * 0)
-        neighbours = torch.cat([*hamming_neighbours(codes, num_rows * count)]).unflatten(0, (num_rows, count))
-        costs = rows.costs_of(name, neighbours.transpose(0, 1)).transpose(0, 1).flatten(0, 1)
-        table = _by_latent(rows.costs, costs, weights.shape)
+        numbers = torch.arange(num_rows, device=codes.device).repeat_interleave(num_latents * (num_categories - 1))
+        size = rows.slice_size(len(numbers))
+        costs = [codes.new_empty(0, codes.shape[1])]  # with one category there are no neighbours
+        for part, neighbours in zip(numbers.split(size), hamming_neighbours(codes, size), strict=False):
+            costs.append(rows.costs_of_change(Change(name, neighbours, part)))
+        table = _by_latent(rows.costs, torch.cat(costs), weights.shape)
         # A code of weight 0 may be impossible, under guide or model or both, and must add 0, not NaN.
         return SiteEstimate((weights * finite(table.masked_fill(weights.detach() == 0, 0.0))).sum())
 

@@ -125,17 +125,22 @@ class Rows:
         log_q = drawn.q.log_prob(drawn.codes, {*without, *self.analytic})
         return sum(entropies, self.model_terms(drawn, model) - log_q)
 
-    @torch.no_grad()
     def costs_of(self, name: str, codes: Tensor) -> Tensor:
         """Return the costs (m, R, B) of m other codes (m, R, B, N, K) of a latent, slice by slice, without a graph."""
         count, num_rows = codes.shape[:2]
         numbers = torch.arange(num_rows, device=codes.device).repeat(count)
-        size = max(tuning(codes.device).decoded_rows // self.shape[1], -(-count * num_rows // MOST_SLICES), 1)
+        size = self.slice_size(count * num_rows)
         parts = zip(codes.flatten(0, 1).split(size), numbers.split(size), strict=True)
-        found = [self._cost(Change(name, part, rows)) for part, rows in parts]
+        found = [self.costs_of_change(Change(name, part, rows)) for part, rows in parts]
         return torch.cat(found).unflatten(0, (count, num_rows))
 
-    def _cost(self, change: Change) -> Tensor:
+    def slice_size(self, number: int) -> int:
+        """Return how many changed rows, of so many, are run at once."""
+        return max(tuning(self.costs.device).decoded_rows // self.shape[1], -(-number // MOST_SLICES), 1)
+
+    @torch.no_grad()
+    def costs_of_change(self, change: Change) -> Tensor:
+        """Return the costs (m, B) of the m rows of a change, without a graph."""
         drawn = self.target.changed(self.base, change, largest)
         terms = self._terms(drawn, self.target.read(drawn.values), self.entropic)
         return weighed(self.weights(drawn), terms).expand(len(change.codes), self.shape[1])

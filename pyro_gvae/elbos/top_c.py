@@ -126,7 +126,9 @@ class TopCGradient(SiteGradient):
         digits, weights = best.digits, best.log_q.exp()
         if len(digits) < num_categories**num_latents:
             other = draw_others(no_others(best, 1), best, of_cases)
-            digits, weights = torch.cat([digits, other.digits]), torch.cat([weights, best.mass_left()[-1:]])
+            left = best.mass_left()[-1:]
+            left = torch.where(left > torch.finfo(like.dtype).eps, left, 0.0)  # below rounding, codes are arbitrary
+            digits, weights = torch.cat([digits, other.digits]), torch.cat([weights, left])
         shared = rows.shared(name, _possible(digits, weights).reshape(-1, num_rows, batch_size, num_latents, 1))
         codes = torch.zeros(*shared.shape[:-1], num_categories).to(like).scatter_(-1, shared, 1.0)  # (m, R, B, N, K)
         weights = rows.shared(name, weights.reshape(-1, num_rows, batch_size, 1, 1)).flatten(2).to(like)  # (m, R, B)

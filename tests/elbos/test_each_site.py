@@ -10,6 +10,8 @@ import torch
 from pairs import DATA, concatenated, in_copies, linear, observe, one_hot, standard_errors, stock, with_gradients
 from pairs import Program as Pair
 
+from pyro_gvae import ExactELBO
+from pyro_gvae.elbos import rows
 from pyro_gvae.elbos.baselines import NeuralBaseline
 from pyro_gvae.estimators import Bias, Objective, estimator
 from pyro_gvae.handlers.sites import Kind
@@ -68,10 +70,10 @@ def estimates(chosen, program=CHAIN, calls=CALLS, copies=COPIES):
     pyro.set_rng_seed(0)
     copied = Pair(*(in_copies(run, copies, 1) for run in program[:2]))
     handled_model, handled_guide, elbo = chosen.bind(copied)
-    rows = [
+    found = [
         with_gradients(lambda: elbo.loss_and_grads(handled_model, handled_guide, X)) for _ in range(WARM_UP + calls)
     ]
-    return {name: torch.stack([row[name] for row in rows[WARM_UP:]]) / copies for name in rows[0]}
+    return {name: torch.stack([row[name] for row in found[WARM_UP:]]) / copies for name in found[0]}
 
 
 #: What one latent or two are, beside others that are summed, or have the default.
@@ -98,6 +100,39 @@ def test_the_mean_is_the_exact_elbo_and_its_gradient(sites, default, exact):
     assert standard_errors(found, exact) < LIMIT
     drawn = f"q({next(iter(sites), 'y')})"
     assert standard_errors(found, exact | {drawn: 0.5 * exact[drawn]}) > LIMIT  # the negative control
+
+
+def two_bits_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", bits(own("p(z)", 2)).to_event(1))
+        y = pyro.sample("y", one_hot(own("p(y)", 3) + z[..., :1] * z[..., 1:]))
+        observe(z, y, z[..., :1] * y, obs=x)
+
+
+def two_bits_guide(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", bits(x @ own("q(z)", 4, 2)).to_event(1))
+        pyro.sample("y", one_hot(x @ own("q(y)", 4, 3) + z @ own("q(y|z)", 2, 3)))
+
+
+@pytest.mark.parametrize("name", ["local-expectation", "top-c[num_codes=4]", "reinforce-baseline"])
+def test_the_average_over_all_codes_is_exact(name, monkeypatch):
+    """Of an estimate that is a function of the drawn code alone: each code, weighed by its probability."""
+    x = DATA[1:2]
+    pyro.clear_param_store()
+    with torch.no_grad():
+        on = torch.sigmoid(x @ own("q(z)", 4, 2))[0]  # (2,)
+    expected = with_gradients(lambda: ExactELBO().loss_and_grads(two_bits_model, two_bits_guide, x))
+    chosen = estimator({"z": name})
+    total = {}
+    for code in torch.cartesian_prod(torch.arange(2), torch.arange(2)):
+        probability = (code * on + (1 - code) * (1 - on)).prod()
+        digits = torch.nn.functional.one_hot(code, 2).double().expand(1, 1, 2, 2)
+        monkeypatch.setattr(rows, "by_gumbel_noise", lambda *_, digits=digits: (digits, torch.zeros_like(digits)))
+        elbo = chosen.elbo()  # a new one, whose baseline is 0
+        found = with_gradients(partial(elbo.loss_and_grads, two_bits_model, two_bits_guide, x))
+        total = {key: total.get(key, 0) + probability * value for key, value in found.items()}
+    torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dense", [linear, concatenated])
