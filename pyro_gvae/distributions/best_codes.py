@@ -1,6 +1,7 @@
 """The most probable joint codes of a factorized or autoregressive distribution, and samples of all others.
 
-Codes are built digit by digit, so that the probabilities of later digits may depend on earlier ones. Probabilities are
+Codes are built digit by digit, so that the probabilities of later digits may depend on earlier ones. The best codes are
+the leaves of a tree, and a sample is drawn by where it leaves the tree. Probabilities are
 in float64: what is left beside the most probable codes is a difference of numbers close to 1.
 """
 
@@ -12,9 +13,13 @@ from torch import Tensor
 
 @final
 class Best(NamedTuple):
-    """C codes of each datum, as far as they are built, and log q of these first digits."""
+    """C codes of each datum, as far as they are built, and log q of these first digits.
+
+    Before each digit, codes are at a node: two codes of a datum are at the same one if all digits before are the same.
+    """
 
     digits: Tensor  # (C, B, n), integers
+    nodes: Tensor  # (C, B, n), integers below C
     log_q: Tensor  # (C, B), float64
 
     def mass_left(self) -> Tensor:
@@ -32,7 +37,7 @@ class Best(NamedTuple):
 def no_digits(batch_size: int, device: torch.device) -> Best:
     """Return the code without digits, of each datum."""
     digits = torch.zeros(1, batch_size, 0, dtype=torch.long, device=device)
-    return Best(digits, torch.zeros(1, batch_size, dtype=torch.float64, device=device))
+    return Best(digits, digits, torch.zeros(1, batch_size, dtype=torch.float64, device=device))
 
 
 def extend(best: Best, log_probs: Tensor, count: int) -> Best:
@@ -56,29 +61,43 @@ def extend(best: Best, log_probs: Tensor, count: int) -> Best:
         >>> best.digits[:, 0].tolist(), best.log_q[:, 0].exp()
         ([[1, 0], [0, 0], [1, 1]], tensor([0.5400, 0.3600, 0.0600], dtype=torch.float64))
     """
-    _, batch_size, num_digits = best.digits.shape
     num_latents, num_categories = log_probs.shape[-2:]
     # The i-th best category of a digit can belong to the C best results only of the C / i best prefixes.
-    ranked = log_probs.double().sort(-1, descending=True)
-    rows = torch.arange(len(log_probs), device=log_probs.device).expand(batch_size, -1)  # of log_probs, (B, 1 or C)
-    log_q, rows = best.log_q.T, rows.expand(-1, len(best.digits))  # (B, C)
-    data = torch.arange(batch_size, device=log_probs.device).unsqueeze(-1)
-    columns = data if log_probs.shape[1] > 1 else torch.zeros_like(data)
+    ranked = log_probs.double().movedim(0, 1).sort(-1, descending=True)  # (B or 1, C or 1, N, K)
+    batch_size, starts = best.log_q.shape[1], len(best.log_q)
+    depends = ranked.values.shape[1] > 1
+    log_q = best.log_q.T  # (B, C)
+    origins = torch.arange(starts, device=log_q.device).expand(batch_size, -1)  # the code that each result goes on
     steps = []
     for n in range(num_latents):
-        prefix, rank = _few_pairs(log_q.shape[-1], num_categories, count, log_probs.device)
-        candidates = log_q[:, prefix] + ranked.values[rows[:, prefix], columns, n, rank]
+        values, categories = (_of_origins(part[:, :, n], origins if depends else None) for part in ranked)
+        prefix, rank = _few_pairs(log_q.shape[-1], num_categories, count, log_q.device)
+        pairs = prefix * num_categories + rank
+        candidates = (log_q.unsqueeze(-1) + values).flatten(1).index_select(1, pairs)
+        shape = batch_size, log_q.shape[-1], num_categories
         log_q, chosen = candidates.topk(min(count, candidates.shape[-1]), -1)  # (B, C')
         parents = prefix[chosen]
-        rows = rows.gather(-1, parents)
-        steps.append((parents, ranked.indices[rows, columns, n, rank[chosen]]))
-    found = []
-    places = torch.arange(log_q.shape[-1], device=log_probs.device).expand(batch_size, -1)
+        steps.append((parents, categories.expand(shape).flatten(1).gather(-1, pairs[chosen])))
+        if depends:
+            origins = origins.gather(-1, parents)
+    digits, nodes = [], []
+    places = torch.arange(log_q.shape[-1], device=log_q.device).expand(batch_size, -1)
     for parents, category in reversed(steps):  # which prefix was whose is known from the last digit to the first
-        found.append(category.gather(-1, places))
+        digits.append(category.gather(-1, places))
         places = parents.gather(-1, places)
-    first = best.digits.movedim(1, 0).gather(1, places.unsqueeze(-1).expand(-1, -1, num_digits))
-    return Best(torch.cat([first, torch.stack(found[::-1], -1)], -1).movedim(1, 0), log_q.T)
+        nodes.append(places)
+    parts = []
+    for before, added in ((best.digits, digits), (best.nodes, nodes)):
+        first = before.movedim(1, 0).gather(1, places.unsqueeze(-1).expand(-1, -1, before.shape[-1]))
+        parts.append(torch.cat([first, torch.stack(added[::-1], -1)], -1).movedim(1, 0))
+    return Best(parts[0], parts[1], log_q.T)
+
+
+def _of_origins(table: Tensor, origins: Tensor | None) -> Tensor:
+    """Take the row of each code's origin of a table (B or 1, C, K): (B, C', K); as it is if all codes share one."""
+    if origins is None:
+        return table
+    return table.expand(len(origins), -1, -1).gather(1, origins.unsqueeze(-1).expand(-1, -1, table.shape[-1]))
 
 
 def _few_pairs(num_prefixes: int, num_categories: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -89,91 +108,115 @@ def _few_pairs(num_prefixes: int, num_categories: int, count: int, device: torch
 
 
 @final
-class Others(NamedTuple):
-    """P samples for each datum of codes that are not among the best, as far as they are drawn."""
+class Exits(NamedTuple):
+    """Where codes leave the best ones, of as many digits as were looked at.
 
-    digits: Tensor  # (P, B, n), integers
-    log_q: Tensor  # (P, B): of these digits under q itself, float64
-    node: Tensor  # (P, B): the first of the best codes that begins with these digits; C if none does
+    Any other code agrees with some of the best ones up to a digit that none of these has: it leaves their node there.
+    Codes that are at one node have a part each of its probability.
+    """
 
-
-def no_others(best: Best, num_particles: int) -> Others:
-    """Return samples that have no digits yet."""
-    _, batch_size, _ = best.digits.shape
-    digits = best.digits.new_zeros(num_particles, batch_size, 0)
-    return Others(digits, best.log_q.new_zeros(num_particles, batch_size), digits.new_zeros(num_particles, batch_size))
+    log_q: Tensor  # (B, C): of the digits so far of each of the best codes, float64
+    probs: tuple[Tensor, ...]  # of each latent, (B, N, C): q of all codes that leave code c at the n-th digit
+    taken: tuple[Tensor, ...]  # of each latent, (B, N, C, K): how many of the best codes go on from a node with k
 
 
-def draw_others(others: Others, best: Best, log_probs: Tensor) -> Others:
-    r"""Draw N more digits of codes from q, given that the whole code is not among the best.
+def no_exits(best: Best) -> Exits:
+    """Return the exits of no digit."""
+    return Exits(torch.zeros_like(best.log_q.T), (), ())
 
-    A digit gets category k with a probability proportional to
 
-    .. math:: q(z_1 .. z_{n-1}, k) - \sum_{c \in \mathrm{best},\; c_{1..n} = (z_1 .. z_{n-1}, k)} q(c)
-
-    so nothing is drawn in vain. Where less is left than rounding, codes are arbitrary; they are to be given no weight.
+def add_exits(exits: Exits, best: Best, log_probs: Tensor) -> Exits:
+    """Look at N more digits.
 
     Args:
-        others: the samples so far.
-        best: the codes that are not drawn, with all their digits; those of probability 0 do not count.
+        exits: of the digits before.
+        best: the codes with all their digits; those of probability 0 do not count.
+        log_probs: log q of these digits given each of the best codes, (C or 1, B or 1, N, K).
+    """
+    num_latents, num_categories = log_probs.shape[-2:]
+    begun = sum(part.shape[1] for part in exits.probs)
+    digits, nodes = (part[..., begun : begun + num_latents].permute(1, 2, 0) for part in (best.digits, best.nodes))
+    batch_size, _, num_codes = digits.shape  # (B, N, C)
+    log_probs = log_probs.double().permute(1, 2, 0, 3)  # (B or 1, N, C or 1, K)
+    of_digits = log_probs.expand(*digits.shape, -1).gather(-1, digits.unsqueeze(-1)).squeeze(-1)
+    sums = torch.cat([exits.log_q.unsqueeze(1), of_digits], 1).cumsum(1)
+    counts = (best.log_q > -torch.inf).T.unsqueeze(1).expand(digits.shape)
+    places = nodes * num_categories + digits
+    zeros = torch.zeros(batch_size, num_latents, num_codes * num_categories, dtype=torch.int32, device=digits.device)
+    taken = zeros.scatter_add_(-1, places, counts.int())
+    shares = torch.where(counts, of_digits.exp() / taken.gather(-1, places), 0.0)  # codes that go on alike share q
+    kept = torch.zeros_like(shares).scatter_add_(-1, nodes, shares).gather(-1, nodes)
+    begins = torch.arange(begun, begun + num_latents, device=digits.device).unsqueeze(-1) == 0
+    stays = counts | begins  # all other codes leave at the first digit where none counts
+    at_node = torch.zeros_like(shares).scatter_add_(-1, nodes, stays.double()).gather(-1, nodes)
+    total = log_probs.exp().sum(-1)  # (B or 1, N, C or 1)
+    left = total - kept
+    is_left = stays & (left > num_categories * torch.finfo(left.dtype).eps * total)  # or all that is left is rounding
+    return Exits(
+        sums[:, -1],
+        (*exits.probs, torch.where(is_left, sums[:, :-1].exp() * left / at_node, 0.0)),
+        (*exits.taken, taken.unflatten(-1, (num_codes, num_categories))),
+    )
+
+
+@final
+class Leaving(NamedTuple):
+    """Where each of P codes of each datum leaves the best ones."""
+
+    digit: Tensor  # (P, B): the first digit that is another one
+    code: Tensor  # (P, B): one of the best codes that has the digits before
+
+
+def draw_exits(exits: Exits, count: int) -> Leaving:
+    """Draw where P codes leave the best ones. If no other code has any probability, it is anywhere."""
+    num_codes = exits.log_q.shape[-1]
+    chosen = _drawn(torch.cat(exits.probs, 1).flatten(1).unsqueeze(0), count)
+    return Leaving(chosen // num_codes, chosen % num_codes)
+
+
+def draw_others(digits: Tensor, best: Best, leaving: Leaving, taken: Tensor, log_probs: Tensor) -> Tensor:
+    """Draw N more digits of codes from q, given where they leave the best ones.
+
+    Digits before are those of the best code, that one is none that codes at the node have, and later ones are drawn
+    from q. So nothing is drawn in vain. Where no other code has probability, codes are arbitrary; they are to be given
+    no weight.
+
+    Args:
+        digits: of the samples so far, (P, B, n).
+        best: the codes that are not drawn, with all their digits.
+        leaving: where samples leave them.
+        taken: of these digits, (B, N, C, K).
         log_probs: log q of the next digits given each sample, (P or 1, B or 1, N, K).
 
     Example:
         >>> one = torch.tensor([[0.4, 0.6], [0.9, 0.1]]).log()[None, None]
         >>> best = extend(no_digits(1, one.device), one, 3)
-        >>> draw_others(no_others(best, 2), best, one).digits.squeeze(1)  # all that is left
+        >>> exits = add_exits(no_exits(best), best, one)
+        >>> begun = torch.zeros(2, 1, 0, dtype=torch.long)
+        >>> draw_others(begun, best, draw_exits(exits, 2), exits.taken[0], one).squeeze(1)  # all that is left
         tensor([[0, 1],
                 [0, 1]])
     """
-    log_probs = log_probs.double()
-    num_latents, num_categories = log_probs.shape[-2:]
-    begun, num_digits = others.digits.shape[-1], best.digits.shape[-1]
-    leaders = _leaders(best, begun)
-    digits, log_q, node = [others.digits], others.log_q, others.node
-    for n in range(num_latents):
-        branches = _branch(best, leaders, begun + n, num_categories)
-        leaders = branches.leaders
-        own = log_q.unsqueeze(-1) + log_probs[:, :, n]  # (P, B, K)
-        left = (own.exp() - _row(branches.taken, node)).clamp_min(0.0)
-        after = _row(branches.node, node)  # (P, B, K)
-        if begun + n == num_digits - 1:  # rounding must not let one of the best be drawn
-            left = left.masked_fill(_row(branches.taken, node) > 0, 0.0)
-        sums = left.cumsum(-1)
-        threshold = torch.rand_like(sums[..., :1]) * sums[..., -1:]
-        category = (sums <= threshold).sum(-1, keepdim=True).clamp_max(num_categories - 1)  # (P, B, 1)
-        digits.append(category)
-        log_q, node = own.gather(-1, category).squeeze(-1), after.gather(-1, category).squeeze(-1)
-    return Others(torch.cat(digits, -1), log_q, node)
+    num_samples, batch_size, begun = digits.shape
+    num_latents = log_probs.shape[-2]
+    probs = log_probs.double().exp()
+    later = _drawn(probs.expand(-1, batch_size, -1, -1), num_samples // len(probs))
+    rows = torch.arange(num_samples, device=digits.device).unsqueeze(-1)
+    data = torch.arange(batch_size, device=digits.device)
+    place = (leaving.digit - begun).clamp(0, num_latents - 1)  # (P, B)
+    there = probs.expand(num_samples, batch_size, -1, -1)[rows, data, place]  # (P, B, K)
+    node = best.nodes[leaving.code, data, begun + place]
+    other = _drawn(torch.where(taken[data, place, node] > 0, 0.0, there), 1)
+    same = best.digits[leaving.code, data, begun : begun + num_latents]
+    places, left = torch.arange(begun, begun + num_latents, device=digits.device), leaving.digit.unsqueeze(-1)
+    drawn = torch.where(places < left, same, torch.where(places > left, later, other.unsqueeze(-1)))
+    return torch.cat([digits, drawn], -1)
 
 
-class _Branches(NamedTuple):
-    """What follows the first digits of the best codes, of which the first code that has them is the leader."""
-
-    taken: Tensor  # (B, C + 1, K): the probability of the best codes that go on with a category; none in the last row
-    node: Tensor  # (B, C + 1, K): their leader; C if there are none
-    leaders: Tensor  # (B, C): of each code, by one digit more
-
-
-def _leaders(best: Best, num_digits: int) -> Tensor:
-    """Return for each code the first of the best that has the same first digits, (B, C)."""
-    first = best.digits[..., :num_digits].movedim(1, 0)  # (B, C, n)
-    is_same = (first.unsqueeze(1) == first.unsqueeze(2)).all(-1)  # (B, C, C)
-    return is_same.to(torch.uint8).argmax(-1)
-
-
-def _branch(best: Best, leaders: Tensor, n: int, num_categories: int) -> _Branches:
-    """Tell apart by their n-th digit the codes that have the same digits before it."""
-    batch_size, count = leaders.shape
-    places = leaders * num_categories + best.digits[..., n].T  # (B, C)
-    weights = best.log_q.exp().T
-    shape = batch_size, (count + 1) * num_categories
-    taken = weights.new_zeros(shape).scatter_add(-1, places, weights)
-    codes = torch.arange(count, device=leaders.device).expand(batch_size, -1)
-    node = leaders.new_full(shape, count).scatter_reduce(-1, places, codes, "amin")
-    rows = batch_size, count + 1, num_categories
-    return _Branches(taken.reshape(rows), node.reshape(rows), node.gather(-1, places))
-
-
-def _row(table: Tensor, node: Tensor) -> Tensor:
-    """Take the row of each sample's node of a table (B, C + 1, K): (P, B, K)."""
-    return table[torch.arange(len(table), device=table.device), node]
+def _drawn(weights: Tensor, count: int) -> Tensor:
+    """Draw so many categories with each of the weights (R, .., K): (R count, ..)."""
+    sums = weights.cumsum(-1)
+    shape = *sums.shape[:-1], count
+    thresholds = torch.rand(shape, dtype=sums.dtype, device=sums.device) * sums[..., -1:]
+    chosen = torch.searchsorted(sums.contiguous(), thresholds, right=True).clamp_max(sums.shape[-1] - 1)
+    return chosen.movedim(-1, 1).flatten(0, 1)

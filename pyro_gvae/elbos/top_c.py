@@ -174,7 +174,7 @@ def _choose(top: TopCodes, num_codes: int, num_particles: int) -> _Chosen:
     others = top.others(best.first(counts), num_rows)
     is_summed = rows < counts
     digits = torch.cat([best.digits, best.digits[:1].expand(num_particles, -1, -1)])
-    digits = torch.where(is_summed.unsqueeze(-1), digits, others.digits)
+    digits = torch.where(is_summed.unsqueeze(-1), digits, others)
     probs = torch.cat([best.log_q.exp(), best.log_q.new_zeros(num_particles, best.log_q.shape[-1])])
     weights = torch.where(is_summed, probs, of_sample)
     return _Chosen(_possible(digits, weights), weights, is_summed, False)

@@ -1,4 +1,4 @@
-"""The most probable joint codes of a guide, and samples of all others, digit by digit.
+"""The most probable joint codes of a guide, found digit by digit, and samples of all others.
 
 The discrete latents of each datum have joint codes whose probabilities under the guide are products, as long as no
 latent that is drawn stands between them. What data share is drawn first, and so is every continuous latent that the
@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..distributions.best_codes import Best, Others, draw_others, extend, no_digits, no_others
+from ..distributions.best_codes import Best, add_exits, draw_exits, draw_others, extend, no_digits, no_exits
 from .factors import Layout
 from .latents import Latent
 from .noise import independent
@@ -80,12 +80,17 @@ class TopCodes:
         return best
 
     @torch.no_grad()
-    def others(self, best: Best, count: int) -> Others:
-        """Draw codes of each case from the guide, given that they are not among the best: as many as `count`."""
-        others = no_others(best, count)
-        for i in range(len(self.names)):
-            others = draw_others(others, best, self._log_probs(i, others.digits))
-        return others
+    def others(self, best: Best, count: int) -> Tensor:
+        """Draw codes of each case from the guide, given that they are not among the best: (count, G B, n) digits."""
+        exits, begun = no_exits(best), 0
+        for i, latent in enumerate(self._latents):
+            exits = add_exits(exits, best, self._log_probs(i, best.digits[..., :begun]))
+            begun += latent.num_latents
+        leaving = draw_exits(exits, count)
+        digits = best.digits.new_zeros(count, best.digits.shape[1], 0)
+        for i, taken in enumerate(exits.taken):
+            digits = draw_others(digits, best, leaving, taken, self._log_probs(i, digits))
+        return digits
 
     def sample(self, digits: Tensor) -> Sample:
         """Return values of all latents beside codes of each case, (R, G B, n) digits.

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from pyro_gvae.distributions.best_codes import draw_others, extend, no_digits, no_others
+from pyro_gvae.distributions.best_codes import add_exits, draw_exits, draw_others, extend, no_digits, no_exits
 
 ANY, TIES, EXCLUDED = "any", "ties", "excluded"
 
@@ -65,16 +65,26 @@ def test_later_digits_may_depend_on_earlier_ones():
     torch.testing.assert_close(best.log_q, joint.double().sort(0, descending=True).values)
 
 
-@pytest.mark.parametrize("kind", [ANY, EXCLUDED])
-def test_the_others_are_drawn_as_often_as_they_are_probable(kind):
-    log_probs = log_probs_of(kind, 3, 3, batch_size=2)
-    best = extend(no_digits(2, log_probs.device), log_probs[None], 6)
-    best = best.first(torch.tensor([6, 2]))
+def drawn(best, count, latents):
+    """Draw others of latents that do not depend on each other, each (B, N, K)."""
+    exits = no_exits(best)
+    for log_probs in latents:
+        exits = add_exits(exits, best, log_probs[None])
+    leaving, digits = draw_exits(exits, count), best.digits.new_zeros(count, best.digits.shape[1], 0)
+    for taken, log_probs in zip(exits.taken, latents, strict=True):
+        digits = draw_others(digits, best, leaving, taken, log_probs[None])
+    return digits
+
+
+@pytest.mark.parametrize(("kind", "parts"), [(ANY, [3]), (EXCLUDED, [3]), (ANY, [1, 2])])
+def test_the_others_are_drawn_as_often_as_they_are_probable(kind, parts):
+    log_probs = log_probs_of(kind, 3, 3, batch_size=3)
+    best = extend(no_digits(3, log_probs.device), log_probs[None], 6)
+    best = best.first(torch.tensor([6, 2, 0]))
     num_samples = 20_000
-    others = draw_others(no_others(best, num_samples), best, log_probs[None])
+    numbers = (drawn(best, num_samples, log_probs.split(parts, 1)) * torch.tensor([9, 3, 1])).sum(-1)
     log_q = brute_force(log_probs)
-    numbers = (others.digits * torch.tensor([9, 3, 1])).sum(-1)
-    for b, count in enumerate((6, 2)):
+    for b, count in enumerate((6, 2, 0)):
         probs = log_q[:, b].exp()
         probs[log_q[:, b].sort(descending=True).indices[:count]] = 0
         if probs.sum() < 1e-9:
@@ -83,4 +93,3 @@ def test_the_others_are_drawn_as_often_as_they_are_probable(kind):
         found = torch.bincount(numbers[:, b], minlength=27) / num_samples
         errors = (probs * (1 - probs) / num_samples).sqrt()
         assert ((found - probs).abs() <= 5 * errors + 1e-12).all()
-        torch.testing.assert_close(others.log_q[:, b], log_q[numbers[:, b], b])

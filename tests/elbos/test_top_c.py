@@ -38,7 +38,8 @@ def test_with_all_codes_it_is_the_exact_elbo(name):
 def test_the_mean_is_the_exact_elbo_and_its_gradient(num_paths):
     """Of programs that are scaled and masked; of those as they are, in `tests/estimators/test_unbiased.py`."""
     case = draws.case(2, 3, scaled=True)
-    found = case.draws(TopC(num_codes=3, num_paths=num_paths), 200)
+    # With one path, a coordinate may differ in one call of 200 alone: its standard error is found from more.
+    found = case.draws(TopC(num_codes=3, num_paths=num_paths), 300)
     assert draws.z_scores(found, case.exact()).abs().max() < 5
     error = found.std(0).norm() / len(found) ** 0.5
     assert error < 0.05 * case.exact().norm()
