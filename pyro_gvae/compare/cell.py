@@ -6,15 +6,19 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import exact
+from ..config.models import MODELS
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.batches import epoch_batches
+from ..evaluate.code_statistics import guide_log_probs
+from ..evaluate.collapsed import collapsed_importance_weighted
 from ..evaluate.generate import digits_of, pictured
 from ..evaluate.metrics import code_usage, own_objective
 from ..runs.checkpoint import save_tensors
 from ..runs.config import write_config
 from ..runs.folder import PICTURES
 from ..runs.inside import make_folder, staying_inside
+from ..runs.tables import NUM_DRAWS
 from ..runtime.rng import derived_seed, own_randomness
 from ..train.fit import fit
 from ..train.monitor import NUM_TRAIN_WATCHED
@@ -46,18 +50,27 @@ def train_cell(job: Job) -> None:
         fit(vae, data, config, output=folder, resume=True, progress=False, measure=_measure)
         with own_randomness(derived_seed("pictures", config.seed)):
             arrays = pictured(vae, initial_model(config, data), data)
-            arrays["code_usage"] = digits_of(code_usage(vae, data.test, max_memory=in_bytes(config.max_memory)))
+            if MODELS[config.model].has_gaussian:  # given which the posterior of codes is no sum
+                arrays["code_usage"] = digits_of(guide_log_probs(vae, data.test)).exp().mean(0)
+            else:
+                arrays["code_usage"] = digits_of(code_usage(vae, data.test, max_memory=in_bytes(config.max_memory)))
         save_tensors(folder / PICTURES, arrays)
 
 
 @torch.no_grad()
 def _measure(training: Training) -> dict[str, Any]:
-    """Evaluate what a comparison reports in addition to the exact ELBO, which every training run reports."""
+    """Evaluate what a comparison reports in addition to the ELBO, which every training run reports."""
     vae, config, test = training.vae, training.config, training.test
     assert test is not None
     shown = next(epoch_batches(training.train, min(NUM_TRAIN_WATCHED, len(training.train)), seed=0, epoch=0))
     parts = {"train": shown, "test": test}
     found: dict[str, Any] = {"test_objective": own_objective(vae, training.estimator, test)}
+    max_memory = in_bytes(config.max_memory)
     for part, x in parts.items():
-        found[f"{part}_log_evidence"] = exact.log_evidence(vae, x, max_memory=in_bytes(config.max_memory)).mean().item()
+        if MODELS[config.model].has_gaussian:
+            with own_randomness(0):
+                bound = collapsed_importance_weighted(vae, x, NUM_DRAWS, max_memory=max_memory).bound
+            found[f"{part}_collapsed_iwae_bound"] = bound.mean().item()
+        else:
+            found[f"{part}_log_evidence"] = exact.log_evidence(vae, x, max_memory=max_memory).mean().item()
     return found

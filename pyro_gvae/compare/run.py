@@ -120,7 +120,7 @@ def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: Dataset) ->
         if cell.seed != cells[0].seed:
             continue
         vae = initial_model(cell.train, data)
-        cost = exact.cost(vae, data.test[: config.batch_size], max_memory=in_bytes(config.max_memory))
+        cost = exact.sum_cost(vae, data.test[: config.batch_size], max_memory=in_bytes(config.max_memory))
         if cost.operations > MOST_OPERATIONS:
             num_latents = cell.train.num_latents * cell.train.num_layers
             codes = codes_in_words(num_latents, cell.train.num_categories)

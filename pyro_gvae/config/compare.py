@@ -36,11 +36,14 @@ class CompareConfig:
             the relaxed and with that of the categorical distributions, exact, and gumbel-softmax followed by exact for
             the last sixth of the epochs, which one epoch does not have. (Layers have no KL of the second kind.)
         seeds: Each seed determines initial weights and an order of the data.
-        model: The program, whose latents are all discrete: N one-hots (categorical), N bits (bernoulli), or layers of N
-            one-hots (hierarchical). Its sizes have defaults of their own, which `--model NAME --help` shows.
-        num_latents: N, the number of one-hots, of each layer if there are several, or of bits.
-        num_categories: K, the number of categories of each one-hot; 2 of bits.
+        model: The program: N one-hots (categorical) or N bits (bernoulli); layers of N one-hots (hierarchical); N
+            one-hots beside a Gaussian (joint); or a component and a Gaussian that depends on it (gaussian-mixture),
+            both of which are compared by a bound of log p(x). Its sizes have defaults of their own, which
+            `--model NAME --help` shows.
+        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture.
+        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits.
         num_layers: The number of layers of hierarchical; 1 of other programs.
+        latent_dim: The dimension of the Gaussian of joint and gaussian-mixture; 0 of other programs.
         sizes: Several sizes K x N, such as 8x4 4x24, instead of num_categories and num_latents.
         temperatures: Several temperatures, for the estimators that have one; the others are trained once.
         learning_rates: Several learning rates, instead of learning_rate.
@@ -81,6 +84,7 @@ class CompareConfig:
     num_latents: int = 4
     num_categories: int = 8
     num_layers: int = 1
+    latent_dim: int = 0
     sizes: tuple[str, ...] = ()
     temperatures: tuple[float, ...] = ()
     learning_rates: tuple[float, ...] = ()
@@ -126,13 +130,6 @@ class CompareConfig:
             raise ValueError("Expected a scheduler with the backend dask, but found one without the other.")
         for estimator in self.each_estimator():
             self.plan(estimator)
-        if MODELS[self.model].has_gaussian:
-            raise ValueError(
-                "Expected a program whose latents are all discrete, since a comparison sums log p(x) over all codes, "
-                f"but found model='{self.model}', whose log p(x) is an integral over its Gaussian latent. Try "
-                "pyro-gvae train for each estimator, and pyro-gvae evaluate, whose collapsed_iwae_bound is a bound of "
-                "log p(x)."
-            )
         for num_categories, num_latents in self.each_size():
             for seed in self.seeds:
                 for learning_rate in self.each_learning_rate():

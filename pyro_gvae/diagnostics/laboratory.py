@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .. import exact
 from ..config.checks import MOST_OPERATIONS
 from ..config.gradients import GradientsConfig
 from ..config.json import plain_settings
@@ -31,7 +32,7 @@ from ..train.trained import load_model, trained_models
 from .candidates import Candidate, candidates
 from .gradient_report import Setup, make_setup, measure, unbiased_candidates
 from .probe import Probe, Wrt, make_problem
-from .references import exact_reference, sum_cost
+from .references import exact_reference
 from .reinmax import reinmax_row
 from .timing import make_clock
 
@@ -166,8 +167,8 @@ def _check_codes(config: GradientsConfig, data: Dataset | None) -> None:
     if data is None:
         _snapshots(config)
         return
-    problem = make_problem(initial_model(config.training(), data), data.train[: config.num_data])
-    cost = sum_cost(problem, in_bytes(config.max_memory))
+    vae, x = initial_model(config.training(), data), data.train[: config.num_data]
+    cost = exact.sum_cost(vae, x, max_memory=in_bytes(config.max_memory))
     if cost.operations > MOST_OPERATIONS:
         num_latents = config.num_latents * config.num_layers
         raise ValueError(
@@ -177,7 +178,7 @@ def _check_codes(config: GradientsConfig, data: Dataset | None) -> None:
             "fewer latents or categories, or pyro-gvae advise, which needs no exact gradient."
         )
     if config.protocol == "reinmax":
-        Probe(problem, estimator("exact"), term="reconstruction")  # which refuses it
+        Probe(make_problem(vae, x), estimator("exact"), term="reconstruction")  # which refuses it
 
 
 def _folder(config: GradientsConfig, check: Callable[[], None]) -> Path:

@@ -10,7 +10,6 @@ from .. import exact
 from ..config.names import EstimatorName
 from ..estimators import Estimator, with_free_bits, with_kl_weight, with_unimix, with_usage_entropy
 from ..estimators.claims import Detail, FreeNats, MixedGuide, RewardedUse, WeighedKL
-from ..programs.latents import TooManyCodesError
 from ..programs.runs import items
 from ..runtime.rng import seeded
 from .candidates import Candidate
@@ -36,23 +35,13 @@ def obstacle_to_sums(
     try:
         with seeded(seed):
             parameters(problem)  # those that Pyro's store lacks begin as the guide and then the model have them
-            cost = sum_cost(problem, max_memory)
+            with problem.opened():
+                cost = exact.sum_cost(problem.pair, *items(problem.x), max_memory=max_memory)
     except ValueError as refusal:
         return str(refusal).split("\n")[0]
     if cost.operations <= most_operations:
         return None
     return f"One exact gradient sums over {cost.num_codes:,} codes, which takes about {cost.seconds:.2g} seconds."
-
-
-def sum_cost(problem: Problem, max_memory: float | None) -> exact.Cost:
-    """Estimate the cost of one sum over all codes: of log p(x), or of the ELBO where something is continuous."""
-    with problem.opened():
-        try:
-            return exact.cost(problem.pair, *items(problem.x), max_memory=max_memory)
-        except TooManyCodesError:
-            raise
-        except ValueError:  # log p(x) of continuous latents is no sum over codes, but the ELBO has one
-            return exact.elbo_cost(problem.pair, *items(problem.x), max_memory=max_memory)
 
 
 def exact_reference(problem: Problem, chosen: Estimator, wrt: Wrt, *, term: Term = "elbo", seed: int = 0) -> Reference:

@@ -1,7 +1,7 @@
 """Exact sums over all K^N joint codes of the discrete model."""
 
 from ..programs.pair import HasPair, Pair
-from .costs import Cost, cost, elbo_cost
+from .costs import Cost, cost, elbo_cost, sum_cost
 from .factorized import MeanField, mean_field
 from .posteriors import Posterior, posterior, sample_posterior
 from .sums import Bounds, bounds, elbo, log_evidence
@@ -21,4 +21,5 @@ __all__ = [
     "mean_field",
     "posterior",
     "sample_posterior",
+    "sum_cost",
 ]

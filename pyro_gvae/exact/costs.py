@@ -12,6 +12,7 @@ from torch import Tensor
 from ..handlers.sites import Run
 from ..programs.chains import Chains
 from ..programs.joint import elbo_terms, pieces, read_guide_once
+from ..programs.latents import TooManyCodesError
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair
 from ..programs.statements import read
@@ -104,6 +105,29 @@ def elbo_cost(
     if isinstance(plan, Chains):
         return _cost_of_chains(plan, partial(elbo, runs, plan))
     return _cost(plan, partial(_terms, runs, plan))
+
+
+def sum_cost(pair: HasPair, *args: Any, max_memory: float | None = None, **kwargs: Any) -> Cost:
+    """Estimate the cost of a gradient of log p(x), or of the ELBO where log p(x) is no sum over codes.
+
+    Args:
+        pair: a `CategoricalVAE`, or a :class:`Pair`.
+        *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
+        max_memory: bytes that a slice may take; 4 GB if None.
+        **kwargs: keyword arguments of model and guide.
+
+    Returns:
+        As :func:`cost`.
+
+    Raises:
+        ValueError: if there is no sum of either kind.
+    """
+    try:
+        return cost(pair, *args, max_memory=max_memory, **kwargs)
+    except TooManyCodesError:
+        raise
+    except ValueError:  # log p(x) of continuous latents is no sum over codes, but the ELBO has one
+        return elbo_cost(pair, *args, max_memory=max_memory, **kwargs)
 
 
 def _cost(plan: Plan, total: Total) -> Cost:

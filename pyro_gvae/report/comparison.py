@@ -17,10 +17,12 @@ from ..config.units import codes_in_words
 from ..runs.contents import Run, read_run
 from ..runs.folder import check_writable
 from ..runs.tables import (
-    MEASURES,
-    PAIRED_MEASURES,
+    NUM_DRAWS,
     choose_baseline,
+    is_bounded,
+    measures_of,
     paired_differences,
+    paired_measures_of,
     summarize,
     table_text,
 )
@@ -60,7 +62,7 @@ def write_report(run: Path) -> Path:
         "report.html.j2",
         name=printable(run.resolve().name),
         config=contents.config,
-        code=code_in_words(model, *sizes, num_layers, 0),
+        code=code_in_words(model, *sizes, num_layers, contents.config.get("latent_dim") or 0),
         codes=codes_in_words(sizes[0] * num_layers, sizes[1]),
         estimators=estimators,
         finding=finding(contents.final),
@@ -68,9 +70,10 @@ def write_report(run: Path) -> Path:
         missing=contents.missing,
         explorer=link_to_explorer(run),
         summary=summary,
-        summary_text=table_text(summary),
-        measures=MEASURES,
-        paired_measures=PAIRED_MEASURES,
+        summary_text=table_text(summary, measures_of(summary)),
+        measures=measures_of(summary),
+        paired_measures=paired_measures_of(summary),
+        num_draws=NUM_DRAWS if is_bounded(summary) else None,
         **_paired(contents.final),
         figures={name: embedded(save_figure(figure, run / "figures", name)) for name, figure in figures.items()},
         colors={name: style.color for name, style in styles.items()},
@@ -83,7 +86,11 @@ def _paired(final: pd.DataFrame) -> dict[str, Any]:
         return {"paired": None}
     baseline = choose_baseline(final)
     paired = paired_differences(final, baseline)
-    return {"paired": paired, "baseline": baseline, "paired_text": table_text(paired, PAIRED_MEASURES, sign="+")}
+    return {
+        "paired": paired,
+        "baseline": baseline,
+        "paired_text": table_text(paired, paired_measures_of(paired), sign="+"),
+    }
 
 
 # -------------------------------------------------------------------------------------------- figures

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from ..runs.tables import BOUND, EVIDENCE, is_bounded
 from .style import INK, SMALL_PRINT, Style, in_house_style, panel_grid
 
 #: Letters that fit into a row of a legend 10 inches wide; a column needs six more than its longest label.
@@ -24,7 +25,7 @@ LEGEND_LETTERS = 115
 
 @in_house_style
 def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
-    """Draw the final values of each estimator: its own bound, the discrete ELBO and the log-evidence.
+    """Draw the final values of each estimator: its own bound, the discrete ELBO and the log-evidence, or its bound.
 
     Args:
         summary: From `tables.summarize`.
@@ -38,8 +39,9 @@ def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
     kinds = {  # column: label, marker, its size, its face; chosen so that all show where they overlap
         "test_objective": ("own bound", "o", 11, "white"),
         "test_elbo": ("discrete ELBO", "o", 6, None),
-        "test_log_evidence": ("log-evidence", "|", 20, None),
     }
+    evidence = {BOUND.name: "bound of log p(x)"} if is_bounded(summary) else {EVIDENCE.name: "log-evidence"}
+    kinds |= {column: (label, "|", 20, None) for column, label in evidence.items()}
     for row, (name, values) in enumerate(summary.iterrows()):
         style = styles[name]
         # A thick pale bar from the ELBO to the bound shows the gap.
@@ -64,7 +66,7 @@ def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
 
 @in_house_style
 def learning_curves(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
-    """Draw test ELBO and exact log-evidence of the discrete model against steps and seconds of training.
+    """Draw test ELBO and log-evidence, or its bound, of the discrete model against steps and seconds of training.
 
     Thin lines are seeds, bold lines their means; a star is the highest mean, if it lies before the end. The vertical
     scale fits the curves after a fifth of the training; a note says how far below it they began. Seconds are on a log
@@ -80,7 +82,8 @@ def learning_curves(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figur
     figure = Figure(figsize=(10, 7))
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
     any_best = False
-    measures = {"test_elbo": "test ELBO", "test_log_evidence": "test log-evidence log p(x)"}
+    measures = {"test_elbo": "test ELBO"}
+    measures |= {BOUND.name: BOUND.heading} if is_bounded(metrics) else {EVIDENCE.name: "test log-evidence log p(x)"}
     for row, (measure, label) in zip(panels, measures.items(), strict=True):
         for name, style in styles.items():
             runs = metrics[metrics["estimator"] == name]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from ..runs.tables import CELL, seed_differences
+from ..runs.tables import BOUND, CELL, is_bounded, seed_differences
 
 
 class Judged(NamedTuple):
@@ -19,6 +19,9 @@ class Judged(NamedTuple):
 
 EVIDENCE = Judged("test_log_evidence", "exact test log-evidence")
 ELBO = Judged("test_elbo", "exact test ELBO")
+#: The same two beside continuous latents, which are drawn.
+DRAWN_EVIDENCE = Judged(BOUND.name, "importance-weighted bound of the test log-evidence")
+DRAWN_ELBO = Judged("test_elbo", "estimated test ELBO")
 
 #: A best point before the end is worth a sentence from this many nats per datum on.
 LEAST_FALL = 0.1
@@ -26,7 +29,12 @@ LEAST_FALL = 0.1
 LEAST_FACTOR = 1.1
 
 
-def finding(rows: pd.DataFrame, judged: Judged = EVIDENCE, when: str = "At the end of training") -> Markup:
+def judged_by(table: pd.DataFrame) -> tuple[Judged, Judged]:
+    """Return the log-evidence and the ELBO that a table has."""
+    return (DRAWN_EVIDENCE, DRAWN_ELBO) if is_bounded(table) else (EVIDENCE, ELBO)
+
+
+def finding(rows: pd.DataFrame, judged: Judged | None = None, when: str = "At the end of training") -> Markup:
     """Say in one sentence which estimator is best, and by how much.
 
     The two best are compared on the seeds that every estimator has finished. They count as different if the mean of
@@ -34,12 +42,13 @@ def finding(rows: pd.DataFrame, judged: Judged = EVIDENCE, when: str = "At the e
 
     Args:
         rows: One row for each finished (estimator, seed).
-        judged: The column to compare.
+        judged: The column to compare; the log-evidence if None.
         when: The moment at which the rows were measured, which begins the sentence.
 
     Returns:
         Escaped HTML.
     """
+    judged = judged or judged_by(rows)[0]
     shared = _shared(rows, judged)
     ranking = shared.groupby("estimator")[judged.column].mean().sort_values(ascending=False)
     if ranking.empty:
@@ -81,9 +90,10 @@ def further_findings(metrics: pd.DataFrame, final: pd.DataFrame) -> list[Markup]
         Sentences of escaped HTML.
     """
     sentences = []
-    if _shared(final, ELBO)["estimator"].nunique() > 1:
-        sentences.append(finding(final, ELBO))
-    shared = _shared(final, EVIDENCE)
+    evidence, elbo = judged_by(final)
+    if _shared(final, elbo)["estimator"].nunique() > 1:
+        sentences.append(finding(final, elbo))
+    shared = _shared(final, evidence)
     durations = shared.groupby("estimator")["seconds"].mean()
     if len(durations) > 1 and durations.max() > LEAST_FACTOR * durations.min():
         seconds, fastest = durations.min(), durations.idxmin()
@@ -91,7 +101,7 @@ def further_findings(metrics: pd.DataFrame, final: pd.DataFrame) -> list[Markup]
         when = f"After equal time ({_few_digits(seconds)} s, which {fastest} took)"
         late = then.loc[~then["evaluated"] & (then["estimator"] != fastest), "estimator"].unique()
         if not len(late):
-            sentences += [finding(then, judged, when) for judged in (EVIDENCE, ELBO)]
+            sentences += [finding(then, judged, when) for judged in (evidence, elbo)]
         else:
             text = (
                 "{}, nothing is known of {}, which had not been evaluated by then: try more <code>--evaluations</code>."
@@ -120,7 +130,7 @@ def at_seconds(metrics: pd.DataFrame, seconds: float) -> pd.DataFrame:
     rows = []
     for (name, seed), run in metrics.groupby(CELL, sort=False):
         run = run.sort_values("step")
-        values = {one.column: np.interp(seconds, run["seconds"], run[one.column]) for one in (EVIDENCE, ELBO)}
+        values = {one.column: np.interp(seconds, run["seconds"], run[one.column]) for one in judged_by(metrics)}
         evaluated = bool((run["seconds"].iloc[1:] <= seconds).any()) or len(run) < 2
         rows.append({"estimator": name, "seed": seed, "seconds": seconds, "evaluated": evaluated} | values)
     return pd.DataFrame(rows)
@@ -142,12 +152,11 @@ def remarks(summary: pd.DataFrame) -> list[Markup]:
         side = "above" if gaps[name] > 0 else "below"
         text = "The bound that <b>{}</b> itself optimizes is {:.2f} nats per datum {} the ELBO of its discrete model"
         text = Markup(text).format(name, abs(gaps[name]), side)
-        excess = summary.loc[name, "test_objective"] - summary.loc[name, "test_log_evidence"]
-        beyond = (
-            f", and {excess:.2f} above its log-evidence, which no bound of that model can exceed"
-            if excess >= 0.01
-            else ""
-        )
+        beyond = ""
+        if not is_bounded(summary):
+            excess = summary.loc[name, "test_objective"] - summary.loc[name, EVIDENCE.column]
+            if excess >= 0.01:
+                beyond = f", and {excess:.2f} above its log-evidence, which no bound of that model can exceed"
         sentences.append(text + beyond + ".")
     speeds = summary["steps_per_second"].dropna()
     if len(speeds) > 1:
@@ -164,7 +173,7 @@ def _peaks(metrics: pd.DataFrame, final: pd.DataFrame) -> list[Markup]:
     """Name the estimators whose mean curve was significantly higher before the end."""
     sentences = []
     runs = metrics.merge(final[CELL])
-    for judged in (ELBO, EVIDENCE):
+    for judged in reversed(judged_by(runs)):
         for name in final["estimator"].unique():
             curves = runs[runs["estimator"] == name].pivot(index="step", columns="seed", values=judged.column).dropna()
             if curves.empty:

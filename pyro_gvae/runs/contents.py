@@ -11,17 +11,18 @@ from safetensors.numpy import load
 
 from ..config.checks import MOST_CELLS
 from ..config.json import fits
+from ..config.models import MODELS
 from .config import read_config
 from .folder import PICTURES, cell_error, cell_folder
 from .frames import read_json_lines
 from .records import CellRecord, CompareLine, CompareRecord
 from .sealed import check_memory, read_sealed
-from .tables import CELL, final_rows, label, labelled
+from .tables import BOUND, CELL, EVIDENCE, final_rows, is_bounded, label, labelled
 
 CONFIGURED = {"dataset", "cells", "seeds", "num_latents", "num_categories", "epochs", "image_shape"}
 MEASURED = [
     *("finished", "step", "epoch", "seconds", "train_objective", "train_elbo"),
-    *("test_objective", "test_elbo", "test_log_evidence"),
+    *("test_objective", "test_elbo"),
 ]
 GRID = ["estimator", "setting", "seed"]
 PICTURED = {"inputs", "reconstructions_start", "reconstructions_end", "samples", "code_usage"}
@@ -73,7 +74,9 @@ def read_run(run: Path) -> Run:
     torn = [f"Line {number} of metrics.jsonl is torn and was left out." for number in metrics.attrs["torn_lines"]]
     cells = [(label(cell["estimator"], cell["setting"]), cell["seed"]) for cell in config["cells"]]
     estimators = list(dict.fromkeys(name for name, _ in cells))
-    metrics = labelled(metrics.reindex(columns=[*GRID, *MEASURED])).drop_duplicates([*CELL, "step"], keep="last")
+    evidence = BOUND if MODELS[config.get("model") or "categorical"].has_gaussian else EVIDENCE
+    metrics = labelled(metrics.reindex(columns=[*GRID, *MEASURED, evidence.name]))
+    metrics = metrics.drop_duplicates([*CELL, "step"], keep="last")
     known = [cell in cells for cell in zip(metrics["estimator"], metrics["seed"], strict=True)]
     metrics = metrics[np.array(known, bool)]
     metrics = metrics.sort_values("estimator", key=lambda names: names.map(estimators.index), kind="stable")
@@ -100,6 +103,7 @@ def read_compared(run: Path) -> dict[str, Any]:
         and config["num_latents"] >= 1
         and config["num_categories"] >= 1
         and (config.get("num_layers") or 1) >= 1
+        and (config.get("latent_dim") or 0) >= 0
         and 1 <= len(cells) <= MOST_CELLS
         and all(fits(CellRecord, cell) and cell["seed"] >= 0 for cell in cells)
         and not any("$" in cell["estimator"] + cell["setting"] for cell in cells)  # figures would read formulas
@@ -115,6 +119,7 @@ def read_compared(run: Path) -> dict[str, Any]:
 def _unfinished(run: Path, cells: list[tuple[str, int]], last: pd.DataFrame) -> list[str]:
     """Write a sentence for each cell that did not end with a finite result."""
     sentences = []
+    evidence = BOUND if is_bounded(last) else EVIDENCE
     rows = {(row.estimator, row.seed): row for row in last.itertuples()}
     for cell in cells:
         name, row = f"{cell[0]}, seed {cell[1]}", rows.get(cell)
@@ -127,7 +132,7 @@ def _unfinished(run: Path, cells: list[tuple[str, int]], last: pd.DataFrame) -> 
             sentences.append(
                 f"{name}: not finished ({row.epoch:g} epochs); its curve is drawn, but the tables leave it out."
             )
-        elif not np.isfinite([row.test_elbo, row.test_log_evidence]).all():
+        elif not np.isfinite([row.test_elbo, getattr(row, evidence.name)]).all():
             sentences.append(f"{name}: the last evaluation is not finite, so {cell[0]} has no mean.")
     return sentences
 

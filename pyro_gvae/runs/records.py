@@ -64,6 +64,7 @@ class CompareLine(TypedDict):
     test_objective: float | None
     test_elbo: float | None
     test_log_evidence: float | None
+    test_collapsed_iwae_bound: float | None
 
 
 class CellRecord(TypedDict):
@@ -85,6 +86,7 @@ class CompareRecord(TypedDict):
     num_latents: int
     num_categories: int
     num_layers: int | None
+    latent_dim: int | None
     epochs: int
     image_shape: list  # type: ignore[type-arg]
     command: str | None

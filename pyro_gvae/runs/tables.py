@@ -16,16 +16,35 @@ class Measure(NamedTuple):
     decimals: int
 
 
+#: Draws of continuous latents behind a bound of log p(x).
+NUM_DRAWS = 50
+EVIDENCE = Measure("test_log_evidence", "test log p(x)", "nats", 2)
+#: What stands for it beside continuous latents: :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`.
+BOUND = Measure("test_collapsed_iwae_bound", "test bound of log p(x)", "nats", 2)
 MEASURES = (
     Measure("test_elbo", "test ELBO", "nats", 2),
-    Measure("test_log_evidence", "test log p(x)", "nats", 2),
+    EVIDENCE,
     Measure("test_objective", "own bound", "nats", 2),
     Measure("gap", "gap", "nats", 2),
     Measure("seconds", "seconds", "s", 1),
     Measure("steps_per_second", "steps/s", "1/s", 1),
 )
 CELL = ["estimator", "seed"]
-PAIRED_MEASURES = tuple(m for m in MEASURES if m.name in ("test_elbo", "test_log_evidence", "seconds"))
+
+
+def is_bounded(table: pd.DataFrame) -> bool:
+    """Tell whether a table has a bound of log p(x), since log p(x) is no sum."""
+    return BOUND.name in table
+
+
+def measures_of(table: pd.DataFrame) -> tuple[Measure, ...]:
+    """Return the measures that a table has."""
+    return tuple(BOUND if one is EVIDENCE and is_bounded(table) else one for one in MEASURES)
+
+
+def paired_measures_of(table: pd.DataFrame) -> tuple[Measure, ...]:
+    """Return those whose differences are compared."""
+    return tuple(one for one in measures_of(table) if one in (BOUND, EVIDENCE) or one.name in ("test_elbo", "seconds"))
 
 
 def label(estimator: str, setting: str) -> str:
@@ -81,9 +100,10 @@ def summarize(final: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Indexed by estimator, in order of appearance: `seeds` (their number) and, for each measure M, `M` (the
-        mean) and `M_se`. The measures are `test_elbo`, `test_log_evidence`, `test_objective` (the estimator's own
-        bound), `gap` = test_objective - test_elbo, by which that bound exceeds the discrete ELBO (all in nats per
-        datum), `seconds` and `steps_per_second`.
+        mean) and `M_se`. The measures are `test_elbo`, `test_log_evidence` (beside continuous latents
+        `test_collapsed_iwae_bound`, a bound of it), `test_objective` (the estimator's own bound), `gap` =
+        test_objective - test_elbo, by which that bound exceeds the discrete ELBO (all in nats per datum), `seconds` and
+        `steps_per_second`.
 
     Example:
         >>> final = pd.DataFrame({"estimator": ["exact"] * 2, "seed": [0, 1], "test_elbo": [-20.0, -22.0],
@@ -95,7 +115,7 @@ def summarize(final: pd.DataFrame) -> pd.DataFrame:
     final = final.assign(gap=final["test_objective"] - final["test_elbo"])
     by_estimator = final.groupby("estimator", sort=False)
     columns = {"seeds": by_estimator["seed"].nunique()}
-    for measure in MEASURES:
+    for measure in measures_of(final):
         by_measure = by_estimator[measure.name]
         columns[measure.name] = by_measure.agg(lambda values: values.mean(skipna=False))
         columns[f"{measure.name}_se"] = by_measure.agg(lambda values: values.sem(skipna=False))
@@ -111,9 +131,10 @@ def seed_differences(final: pd.DataFrame, estimator: str, baseline: str) -> pd.D
         baseline: The label of the subtrahend.
 
     Returns:
-        Indexed by seed: the differences of `test_elbo`, `test_log_evidence` (nats per datum) and `seconds`.
+        Indexed by seed: the differences of `test_elbo`, `test_log_evidence` or its bound (nats per datum) and
+        `seconds`.
     """
-    names = [measure.name for measure in PAIRED_MEASURES]
+    names = [measure.name for measure in paired_measures_of(final)]
     one, other = (final[final["estimator"] == name].set_index("seed")[names] for name in (estimator, baseline))
     seeds = one.index.intersection(other.index)
     return one.loc[seeds] - other.loc[seeds]
@@ -144,7 +165,7 @@ def paired_differences(final: pd.DataFrame, baseline: str = "exact") -> pd.DataF
 
     Returns:
         Indexed by every other estimator, or its label: `seeds` (those that both have) and the mean and `_se` of the
-        differences of `test_elbo`, `test_log_evidence` (nats per datum) and `seconds`.
+        differences of `test_elbo`, `test_log_evidence` or its bound (nats per datum) and `seconds`.
 
     Raises:
         ValueError: If `baseline` is not among the estimators.
@@ -181,7 +202,7 @@ def _parts(setting: str) -> list[str]:
     return setting.split(", ") if setting else []
 
 
-def table_text(summary: pd.DataFrame, measures: tuple[Measure, ...] = MEASURES, *, sign: str = "-") -> pd.DataFrame:
+def table_text(summary: pd.DataFrame, measures: tuple[Measure, ...], *, sign: str = "-") -> pd.DataFrame:
     """Format the numbers of a summary as "mean ± standard error", padded so that the columns align.
 
     Args:
@@ -221,23 +242,26 @@ def format_table(summary: pd.DataFrame) -> str:
     Returns:
         Lines of text, with a note that explains the columns.
     """
-    text = table_text(summary)
+    measures = measures_of(summary)
+    text = table_text(summary, measures)
     columns = [
         ["estimator", "", *map(str, summary.index)],
         ["seeds", "", *map(str, summary["seeds"])],
-        *([measure.heading, measure.unit, *text[measure.name]] for measure in MEASURES),
+        *([measure.heading, measure.unit, *text[measure.name]] for measure in measures),
     ]
     widths = [max(map(len, column)) for column in columns]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
         for row in zip(*columns, strict=True)
     ]
+    drawn = [f"bound of log p(x): {NUM_DRAWS} draws of continuous latents, codes summed."] if BOUND in measures else []
     spread = "mean ± standard error over seeds" if (summary["seeds"] > 1).any() else "one seed, so no standard error"
     return "\n".join(
         [
             *lines,
             f"Discrete model on the test set, nats per datum, higher is better; {spread}.",
             "own bound: what the estimator itself optimizes; gap: own bound - test ELBO.",
+            *drawn,
         ]
     )
 

@@ -82,7 +82,7 @@ def choose_judge(vae: Any, x: Data, *, max_memory: float | None = None) -> Judge
     """
     reason = None
     try:
-        if _operations(vae, x, max_memory) < MOST_OPERATIONS:
+        if exact.sum_cost(vae, x, max_memory=max_memory).operations < MOST_OPERATIONS:
             exact.elbo(vae, first(x, 1), max_memory=max_memory)
             return "exact"
     except TooManyCodesError:
@@ -97,16 +97,6 @@ def choose_judge(vae: Any, x: Data, *, max_memory: float | None = None) -> Judge
     if reason is not None:
         _warn("The discrete ELBO is sampled during training, since it cannot be summed", reason)
     return "sampled"
-
-
-def _operations(vae: Any, x: Data, max_memory: float | None) -> int:
-    """Count the operations of a sum over all codes."""
-    try:
-        return exact.cost(vae, x, max_memory=max_memory).operations
-    except TooManyCodesError:
-        raise
-    except ValueError:  # the evidence of continuous latents is no sum over codes, but the ELBO may be
-        return exact.elbo_cost(vae, x, max_memory=max_memory).operations
 
 
 def _warn(said: str, reason: Exception) -> None:
