@@ -14,7 +14,7 @@ import pytest
 import torch
 import tyro
 
-from pyro_gvae.cli.main import _parse
+from pyro_gvae.cli.arguments import parse
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,7 +82,7 @@ def check(words: list[str]) -> None:
     """Raise if there is no such command, or it does not take these words."""
     match words:
         case ["pyro-gvae", *arguments] | ["python", "-m", "pyro_gvae", *arguments]:
-            _parse(arguments)
+            parse(arguments)
         case ["torchrun", *launched]:
             module = launched.index("-m")
             assert all(word.startswith("--") or word.isdigit() for word in launched[:module])

@@ -1,5 +1,8 @@
 """Checks that several configurations share."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 #: The most operations (see `exact.cost`) that one exact sum may take: about a minute on two cores. An evaluation takes
@@ -9,6 +12,39 @@ MOST_OPERATIONS = 6e12
 MOST_UNITS = 1_000_000
 #: Cells of a comparison.
 MOST_CELLS = 10_000
+#: Where data sets that have files lie in the data folder, as torchvision lays them out.
+FOLDERS = {
+    "mnist": "MNIST/raw",
+    "fashion_mnist": "FashionMNIST/raw",
+    "kmnist": "KMNIST/raw",
+    "omniglot": "omniglot-py",
+}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a sentence that suggests the known name most like a wrong one; nothing if none is alike.
+
+    Example:
+        >>> nearest("mnits", ["digits", "mnist"]), nearest("xyz", ["digits"])
+        (" Try 'mnist'.", '')
+    """
+    by_letters = {one.lower().replace("_", "-"): one for one in known}
+    found = get_close_matches(name.lower().replace("_", "-"), by_letters, 1)
+    return f" Try '{by_letters[found[0]]}'." if found else ""
+
+
+def check_files(dataset: str, data_dir: Path) -> None:
+    """Refuse a data set whose files are absent.
+
+    Raises:
+        FileNotFoundError: if they are.
+    """
+    folder = data_dir / FOLDERS.get(dataset, "")
+    if dataset in FOLDERS and not folder.is_dir():
+        raise FileNotFoundError(
+            f"Expected the files of '{dataset}' in '{folder}', but found no such folder. "
+            "Try --download (download=True) to fetch them, or another --data-dir (data_dir)."
+        )
 
 
 def positive(name: str, value: float) -> None:

@@ -158,6 +158,32 @@ class SampleConfig(ModelConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class ListConfig:
+    """List the names that commands know: estimators, data sets, models, presets, and the runs of a folder.
+
+    Args:
+        what: What to list; by default all names.
+        data_dir: The folder of the data sets that have files.
+        runs: The folder of the runs.
+    """
+
+    what: tyro.conf.Positional[Literal["all", "estimators", "datasets", "models", "presets", "runs"]] = "all"
+    data_dir: Path = Path("data")
+    runs: Path = Path("runs")
+
+
+@dataclasses.dataclass(frozen=True)
+class DoctorConfig:
+    """Show what a report of a bug needs: versions, devices, threads, memory, data sets, write access, extras.
+
+    Args:
+        data_dir: The folder of the data sets that have files.
+    """
+
+    data_dir: Path = Path("data")
+
+
+@dataclasses.dataclass(frozen=True)
 class ResumeConfig:
     """Resume a run that was stopped or killed; the result is that of an uninterrupted run.
 

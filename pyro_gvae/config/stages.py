@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
+from .checks import nearest
 from .names import PER_SITE, EstimatorName
 
 Unit = Literal["epochs", "steps", "seconds"]
@@ -172,8 +173,10 @@ def _stage(part: str, text: str, default: Amount | None) -> Stage:
         raise ValueError(f"Expected estimators of sites, but found none in '{part}'. Try '{PER_SITE}[y=exact]'.")
     for one in stage.parts.values() or (Named(stage.estimator, stage.options),):
         if one.name not in get_args(EstimatorName):
-            known = ", ".join(get_args(EstimatorName))
-            raise ValueError(f"Expected an estimator among {known}, but found '{one.name}'.")
+            names = get_args(EstimatorName)
+            raise ValueError(
+                f"Expected an estimator among {', '.join(names)}, but found '{one.name}'.{nearest(one.name, names)}"
+            )
     return stage
 
 

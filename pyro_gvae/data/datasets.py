@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config.checks import FOLDERS, check_files, nearest
 from .dataset import Dataset, binarized, check_binarize
 from .teacher import teacher
 
@@ -47,7 +48,9 @@ def load(
         (torch.Size([1437, 64]), torch.Size([360, 64]), [0.0, 1.0])
     """
     if name not in DATASETS:
-        raise ValueError(f"Expected a data set among {', '.join(DATASETS)}, but found '{name}'.")
+        raise ValueError(
+            f"Expected a data set among {', '.join(DATASETS)}, but found '{name}'.{nearest(name, DATASETS)}"
+        )
     check_binarize(binarize)
     return binarized(DATASETS[name](Path(data_dir).expanduser(), download, seed), binarize, seed=seed)
 
@@ -75,7 +78,7 @@ def _mnist_like(name: str, class_name: str, data_dir: Path, download: bool) -> D
     from torchvision import datasets  # imported here, since no other data set needs it
 
     make = getattr(datasets, class_name)
-    with _files_of(name, data_dir / class_name / "raw", download):
+    with _files_of(name, data_dir, download):
         parts = [make(str(data_dir), train=train, download=download) for train in (True, False)]
     train, test = (part.data.flatten(1).to(torch.float32).div_(255) for part in parts)  # (M, 784)
     return Dataset(name, train, test, (28, 28), parts[0].targets, parts[1].targets)
@@ -88,7 +91,7 @@ def _omniglot(data_dir: Path, download: bool) -> Dataset:
     """
     from torchvision.datasets import Omniglot
 
-    with _files_of("omniglot", data_dir / "omniglot-py", download):
+    with _files_of("omniglot", data_dir, download):
         parts = [Omniglot(str(data_dir), background=train, download=download) for train in (True, False)]
         (train, train_labels), (test, test_labels) = (_drawings(Path(part.target_folder)) for part in parts)
     return Dataset("omniglot", train, test, (28, 28), train_labels, test_labels + train_labels.max() + 1)
@@ -109,13 +112,11 @@ def _drawings(folder: Path) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _files_of(name: str, folder: Path, download: bool) -> Iterator[None]:
+def _files_of(name: str, data_dir: Path, download: bool) -> Iterator[None]:
     """Turn any error that torchvision raises for absent, damaged or unreachable files into a one-sentence OSError."""
-    if not download and not folder.is_dir():
-        raise FileNotFoundError(
-            f"Expected the files of '{name}' in '{folder}', but found no such folder. "
-            "Try download=True (--download) to fetch them, or another data_dir (--data-dir)."
-        )
+    folder = data_dir / FOLDERS[name]
+    if not download:
+        check_files(name, data_dir)
     try:
         yield
     except Exception as error:  # RuntimeError, AssertionError, URLError, BadZipFile and more

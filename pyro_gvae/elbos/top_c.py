@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ..distributions.best_codes import draw_others, extend, no_digits, no_others
+from ..distributions.best_codes import add_exits, draw_exits, draw_others, extend, no_digits, no_exits
 from ..programs.draws import Score
 from ..programs.factors import summed_over
 from ..programs.noise import independent
@@ -125,10 +125,12 @@ class TopCGradient(SiteGradient):
         best = extend(no_digits(cases, like.device), of_cases, self.num_codes)
         digits, weights = best.digits, best.log_q.exp()
         if len(digits) < num_categories**num_latents:
-            other = draw_others(no_others(best, 1), best, of_cases)
+            exits = add_exits(no_exits(best), best, of_cases)
+            begun = digits.new_zeros(1, cases, 0)
+            other = draw_others(begun, best, draw_exits(exits, 1), exits.taken[0], of_cases)
             left = best.mass_left()[-1:]
             left = torch.where(left > torch.finfo(like.dtype).eps, left, 0.0)  # below rounding, codes are arbitrary
-            digits, weights = torch.cat([digits, other.digits]), torch.cat([weights, left])
+            digits, weights = torch.cat([digits, other]), torch.cat([weights, left])
         shared = rows.shared(name, _possible(digits, weights).reshape(-1, num_rows, batch_size, num_latents, 1))
         codes = torch.zeros(*shared.shape[:-1], num_categories).to(like).scatter_(-1, shared, 1.0)  # (m, R, B, N, K)
         weights = rows.shared(name, weights.reshape(-1, num_rows, batch_size, 1, 1)).flatten(2).to(like)  # (m, R, B)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..config.checks import nearest
 from ..config.names import DEFAULT, PER_SITE
 from ..config.stages import Named
 from .base import Estimator
@@ -92,7 +93,10 @@ def estimator(name: str | Mapping[str, str | Estimator], /, **options: Any) -> E
             {site: part for site, part in options.items() if site != DEFAULT}, options.get(DEFAULT, "exact")
         )
     if named.name not in ESTIMATORS:
-        raise ValueError(f"Expected an estimator among {', '.join(ESTIMATORS)}, but found '{named.name}'.")
+        raise ValueError(
+            f"Expected an estimator among {', '.join(ESTIMATORS)}, but found '{named.name}'."
+            f"{nearest(named.name, ESTIMATORS)}"
+        )
     return _constructed(f"'{named.name}'", ESTIMATORS[named.name], **options)
 
 
@@ -100,7 +104,10 @@ def _constructed(said: str, construct: Callable[..., Estimator], *args: Any, **o
     try:
         inspect.signature(construct).bind(*args, **options)
     except TypeError as error:
-        raise ValueError(f"Expected options that {said} has, but {error}.") from error
+        known = [name for name in inspect.signature(construct).parameters if args == ()]
+        tried = "".join(nearest(name, known) for name in options if name not in known)
+        listed = f" (it has {', '.join(known) or 'none'})" if args == () else ""
+        raise ValueError(f"Expected options that {said} has{listed}, but {error}.{tried}") from error
     return construct(*args, **options)
 
 

@@ -229,7 +229,7 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented, strict JSON, atomically; a number that is not finite becomes `null`."""
-    write_text_atomic(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+    write_text_atomic(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
@@ -246,7 +246,7 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
         ValueError: If there is a link of that name.
         OSError: If the file cannot be written.
     """
-    line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
+    line = json.dumps(plain(record), allow_nan=False).encode() + b"\n"
     size = None
     try:
         with _opened_to_change(path) as file:
@@ -281,12 +281,12 @@ def cut(path: Path, size: int) -> bool:
     return found >= size
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Convert a value to JSON's types."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "item"):
@@ -296,4 +296,4 @@ def _plain(value: Any) -> Any:
 
 def write_json_lines(path: Path, records: list[dict[str, Any]]) -> None:
     """Write one line of strict JSON for each record, atomically; `null` as in `append_json_line`."""
-    write_text_atomic(path, "".join(json.dumps(_plain(record), allow_nan=False) + "\n" for record in records))
+    write_text_atomic(path, "".join(json.dumps(plain(record), allow_nan=False) + "\n" for record in records))

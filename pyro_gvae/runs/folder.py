@@ -54,7 +54,22 @@ def new_run_folder(path: Path | None = None, *, prefix: str = "compare") -> Path
                 "Try another path."
             ) from error
         return candidate
-    raise ValueError(f"Expected a new run folder, but found that '{path}' exists. Try another name.")
+    raise _taken(Path(path))  # type: ignore[arg-type]
+
+
+def check_new(path: Path) -> None:
+    """Refuse the folder of a new run that another thing is in, before anything is loaded.
+
+    Raises:
+        ValueError: If `path` exists and is not an empty folder.
+    """
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        raise _taken(path)
+
+
+def _taken(path: Path) -> ValueError:
+    go_on = f", or pyro-gvae resume {path}" if (path / "config.json").exists() else ""
+    return ValueError(f"Expected a new run folder, but found that '{path}' exists. Try another name{go_on}.")
 
 
 def _fresh_names(prefix: str) -> Iterator[Path]:

@@ -11,7 +11,8 @@ import torch
 from strangers import command, compare_run, contents, rewrite, train_run
 
 from pyro_gvae.cli import main as main_module
-from pyro_gvae.cli.main import _parse, _resume_by
+from pyro_gvae.cli.arguments import parse
+from pyro_gvae.cli.main import _resume_by
 from pyro_gvae.compare import run as compare_module
 from pyro_gvae.config.train import TrainConfig
 from pyro_gvae.data.datasets import load
@@ -309,13 +310,13 @@ def test_a_file_of_a_terabyte_is_not_read(trained, tmp_path):
 
 def test_stopped_runs_are_resumed_by_what_reaches_out_of_them():
     """The command that is shown has the settings that the folder does not tell."""
-    config = _parse(["train", "--data-dir", "my data", "--device", "cuda:1", "--download"])
+    config = parse(["train", "--data-dir", "my data", "--device", "cuda:1", "--download"])
     shown = "pyro-gvae resume run --data-dir 'my data' --download --device cuda:1"
     assert _resume_by(config, Path("run")) == shown
-    assert _resume_by(_parse(["compare", "--workers", "2"]), Path("run")) == "pyro-gvae resume run --workers 2"
-    assert _resume_by(_parse(["train", "--max-memory", "2"]), Path("run")) == "pyro-gvae resume run"
+    assert _resume_by(parse(["compare", "--workers", "2"]), Path("run")) == "pyro-gvae resume run --workers 2"
+    assert _resume_by(parse(["train", "--max-memory", "2"]), Path("run")) == "pyro-gvae resume run"
     again = ["resume", "run", "--max-memory", "2.0", "--compile"]
-    assert _resume_by(_parse(again), Path("run")) == "pyro-gvae resume run --compile --max-memory 2.0"
+    assert _resume_by(parse(again), Path("run")) == "pyro-gvae resume run --compile --max-memory 2.0"
 
 
 def test_names_that_are_no_text(trained, tmp_path):

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from pyro_gvae.cli.main import _parse
+from pyro_gvae.cli.arguments import parse
 from pyro_gvae.config.compare import CompareConfig
 from pyro_gvae.config.gradients import AdviseConfig, GradientsConfig
 from pyro_gvae.config.models import MODELS, OF_BITS, OF_EVIDENCE, code_in_words
@@ -92,17 +92,17 @@ def test_estimators_that_a_program_can_have_are_not():
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("option", [["--model", "{}"], ["--model={}"]])
 def test_a_program_brings_its_sizes(model, option):
-    found = _parse(["train", *(word.format(model) for word in option)])
+    found = parse(["train", *(word.format(model) for word in option)])
     stages = f"{MODELS[model].soft}:100"
     assert found.model == model and found == TrainConfig(model=model, stages=stages, **MODELS[model].sizes)
-    changed = _parse(["train", "--hidden", "9", *(word.format(model) for word in option), "--learning-rate", "0.5"])
+    changed = parse(["train", "--hidden", "9", *(word.format(model) for word in option), "--learning-rate", "0.5"])
     assert changed.hidden == (9,) and changed.learning_rate == 0.5 and changed.num_latents == found.num_latents
     for command in ("gradients", "advise"):
-        measured = _parse([command, *(word.format(model) for word in option)])
+        measured = parse([command, *(word.format(model) for word in option)])
         assert all(getattr(measured, size) == getattr(found, size) for size in ("model", *MODELS[model].sizes))
         assert measured.training().model == model
         assert command == "advise" or measured.kl == MODELS[model].soft_kl
-    compared = _parse(["compare", *(word.format(model) for word in option)])
+    compared = parse(["compare", *(word.format(model) for word in option)])
     assert (compared.model, compared.num_layers, compared.latent_dim) == (model, found.num_layers, found.latent_dim)
     compared.check_estimators()
     assert compared.each_estimator()[-1] == f"{MODELS[model].soft}:50,exact:10"
@@ -110,11 +110,11 @@ def test_a_program_brings_its_sizes(model, option):
 
 def test_a_preset_keeps_what_another_program_can_have():
     article = PRESETS["article"]
-    found = _parse(["train", "--preset", "article", "--model", "hierarchical"])
+    found = parse(["train", "--preset", "article", "--model", "hierarchical"])
     assert (found.num_latents, found.num_categories, found.num_layers) == (20, 10, 2)
     assert article.relu_logits and not found.relu_logits and found.temperature == article.temperature
-    assert _parse(["train", "--model", "bernoulli", "--preset=article"]).num_categories == 2
-    assert _parse(["train", "--preset", "article", "--model", "categorical"]) == article
+    assert parse(["train", "--model", "bernoulli", "--preset=article"]).num_categories == 2
+    assert parse(["train", "--preset", "article", "--model", "categorical"]) == article
 
 
 @pytest.mark.parametrize(

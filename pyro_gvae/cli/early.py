@@ -1,0 +1,28 @@
+"""Checks that need no torch, so that a mistake is told before seconds of imports."""
+
+import os
+from typing import Any
+
+from ..config.checks import check_files
+from ..config.train import TrainConfig
+from ..runs.config import read_config
+from ..runs.folder import check_new
+
+#: What torchrun tells its processes, of which one makes the folder of all.
+OF_A_GROUP = "RANK"
+
+
+def check_early(config: Any) -> None:
+    """Refuse folders and data sets that are not there, or an output that is.
+
+    Raises:
+        ValueError: if a run folder is none, or that of a new run is taken.
+        FileNotFoundError: if a data set has no files.
+    """
+    run = getattr(config, "run", None)
+    if run is not None:
+        read_config(run)
+    elif hasattr(config, "dataset") and not config.download:
+        check_files(str(config.dataset), config.data_dir)
+    if isinstance(config, TrainConfig) and config.output is not None and OF_A_GROUP not in os.environ:
+        check_new(config.output)

@@ -1,0 +1,57 @@
+"""What help says: what each command is for, in groups, with examples; no torch."""
+
+import inspect
+from typing import Any
+
+#: Of all commands, above their list.
+TOP = """Categorical VAEs in Pyro: relaxed sampling and exact enumeration on one program.
+
+  Train:    train, compare, advise, resume
+  Look:     report, explore, encode, reconstruct, sample
+  Measure:  evaluate, gaps, gradients
+  Help:     list, doctor, and COMMAND --help
+
+  pyro-gvae train --epochs 20 -o runs/first      train one model, with a report
+  pyro-gvae explore runs/first --open            look at its codes
+  pyro-gvae compare                              compare estimators, a minute or two
+
+--json prints the results of any command as JSON, --version the version."""
+
+#: Command -> lines that can be typed.
+EXAMPLES = {
+    "train": [
+        "pyro-gvae train --epochs 20 -o runs/first",
+        "pyro-gvae train --stages gumbel-softmax:20,exact:3 --lr 1e-3 -o runs/staged",
+        "pyro-gvae train --config runs/first/config.json --seed 1 -o runs/second",
+    ],
+    "compare": [
+        "pyro-gvae compare --epochs 20 -o runs/compare",
+        "pyro-gvae compare --estimators exact reinmax --sizes 8x4 4x6 --json",
+    ],
+    "advise": ["pyro-gvae advise --num-latents 4 --num-categories 8 --seconds 30"],
+    "resume": ["pyro-gvae resume runs/first"],
+    "report": ["pyro-gvae report runs/first"],
+    "explore": ["pyro-gvae explore runs/first --open"],
+    "encode": ["pyro-gvae encode runs/first --kind exact --num-data 100"],
+    "reconstruct": ["pyro-gvae reconstruct runs/first"],
+    "sample": ["pyro-gvae sample runs/first --num-samples 64"],
+    "evaluate": ["pyro-gvae evaluate runs/first --json"],
+    "gaps": ["pyro-gvae gaps runs/first"],
+    "gradients": ["pyro-gvae gradients --estimators gumbel-softmax reinmax -o runs/gradients"],
+    "list": ["pyro-gvae list estimators", "pyro-gvae list runs --json"],
+    "doctor": ["pyro-gvae doctor"],
+}
+
+
+def described(name: str, config: type[Any], *, whole: bool) -> str:
+    """Return what help says of a command.
+
+    Args:
+        name: of the command.
+        config: its configuration, whose text without the arguments it is.
+        whole: with all paragraphs and examples, as in the command's own help.
+    """
+    text = (inspect.getdoc(config) or "").partition("\nArgs:")[0].strip()
+    if not whole:
+        return text.partition("\n\n")[0]
+    return "\n".join([text, "", "Examples:", *(f"  {line}" for line in EXAMPLES[name])])

@@ -1,0 +1,101 @@
+"""The commands on one trained model: each writes files and returns what to print."""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from ..config.commands import EncodeConfig, EvaluateConfig, ModelConfig, ReconstructConfig, SampleConfig
+from ..config.units import in_bytes
+from ..data.dataset import fixed_part
+from ..evaluate.generate import encode, numbers_of, reconstruct, sample
+from ..evaluate.metrics import evaluate
+from ..evaluate.tables import evaluation_table
+from ..runs.files import write_json
+from ..runs.folder import check_writable
+from ..runs.frames import write_csv
+from ..train.trained import Trained, load_model
+from .files import save, save_png
+from .said import Said
+
+
+def evaluate_command(config: EvaluateConfig) -> Said:
+    """Evaluate a model, write NAME.json, NAME-metrics.csv and NAME-latents.csv, and return the table to print."""
+    trained, folder = _load(config, "evaluation")
+    found = evaluate(
+        trained.vae,
+        trained.data,
+        num_data=config.num_data,
+        num_particles=config.particles,
+        evidence=config.evidence,
+        max_memory=in_bytes(config.max_memory),
+        seed=config.random_seed,
+    )
+    write_json(folder / f"{trained.name}.json", found.as_json())
+    write_csv(folder / f"{trained.name}-metrics.csv", found.metrics)
+    write_csv(folder / f"{trained.name}-latents.csv", found.latents)
+    text = f"{trained.name}\n{evaluation_table(found)}\n\nfiles: {folder / trained.name}*"
+    return Said(text, {"model": trained.name, "folder": folder} | found.as_json())
+
+
+def encode_command(config: EncodeConfig) -> Said:
+    """Write category numbers (M, N), and values (M, L) of continuous latents, as CSV and safetensors, with labels."""
+    trained, folder = _load(config, "codes")
+    part = fixed_part(trained.data, config.part, config.num_data)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.random_seed)
+        found = encode(trained.vae, part.x, config.kind, max_memory=in_bytes(config.max_memory))
+    numbers = numbers_of(found)
+    tensors = dict(numbers) if isinstance(found, dict) else {"codes": numbers["latent"]}
+    tensors |= {} if part.labels is None else {"labels": part.labels}
+    columns = {f"{name}_{n}": column for name, own in numbers.items() for n, column in enumerate(own.T.numpy())}
+    frame = pd.DataFrame(columns)
+    if part.labels is not None:
+        frame["label"] = part.labels.numpy()
+    path = folder / f"{trained.name}-{config.part}-{config.kind}"
+    save(path, tensors)
+    write_csv(path.with_name(f"{path.name}.csv"), frame)
+    codes = torch.cat([own for own in numbers.values() if not own.is_floating_point()], 1)
+    used = len(codes.unique(dim=0))
+    text = f"{frame.head().to_string()}\n{len(codes)} images, {used} different codes."
+    content = {"model": trained.name, "different_codes": used, "codes": frame.to_dict("records")}
+    return Said(f"{text}\n\nfiles: {path}.csv, .safetensors", content)
+
+
+def reconstruct_command(config: ReconstructConfig) -> Said:
+    """Write images and their reconstructions; in the picture, each row of images is followed by its reconstructions."""
+    trained, folder = _load(config, "reconstructions")
+    x = fixed_part(trained.data, config.part, config.num_data).x
+    with torch.random.fork_rng():
+        torch.manual_seed(config.random_seed)
+        found = reconstruct(trained.vae, x, config.kind, max_memory=in_bytes(config.max_memory))
+    path = folder / f"{trained.name}-{config.part}-{config.kind}"
+    save(path, {"inputs": x, "reconstructions": found})
+    shown = (trained.vae.observation.to_pixels(images).split(10) for images in (x, found))
+    rows = [row for pair in zip(*shown, strict=True) for row in pair]
+    save_png(path, rows, trained.data.image_shape)
+    error = (x - found).square().sum(-1).mean().item()
+    text = f"{len(x)} images, mean squared distance {error:.3f} per image.\n\nfiles: {path}.png, .safetensors"
+    return Said(
+        text, {"model": trained.name, "images": len(x), "mean_squared_distance": error, "picture": f"{path}.png"}
+    )
+
+
+def sample_command(config: SampleConfig) -> Said:
+    """Write images generated from codes that are sampled from the prior."""
+    trained, folder = _load(config, "samples")
+    with torch.random.fork_rng():
+        torch.manual_seed(config.random_seed)
+        found = sample(trained.vae, config.num_samples, pixels=config.pixels)
+    path = folder / f"{trained.name}-{'pixels' if config.pixels else 'means'}"
+    save(path, {"samples": found})
+    save_png(path, list(trained.vae.observation.to_pixels(found).split(10)), trained.data.image_shape)
+    text = f"{len(found)} samples.\n\nfiles: {path}.png, .safetensors"
+    return Said(text, {"model": trained.name, "samples": len(found), "picture": f"{path}.png"})
+
+
+def _load(config: ModelConfig, kind: str) -> tuple[Trained, Path]:
+    trained = load_model(config.run, config.estimator, config.seed, data_dir=config.data_dir)
+    folder = config.output or config.run / kind
+    check_writable(folder)
+    return trained, folder
