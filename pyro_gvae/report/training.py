@@ -58,6 +58,7 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
         name=printable(run.resolve().name),
         run=printable(str(run)),
         config=config,
+        data_name=printable(config.data_name),
         code=code_in_words(
             config.model, config.num_latents, config.num_categories, config.num_layers, config.latent_dim
         ),

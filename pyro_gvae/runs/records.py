@@ -19,6 +19,7 @@ class TrainLine(TypedDict):
     train_objective: float | None
     train_elbo: float | None
     test_elbo: float | None
+    validation_elbo: float | None
     learning_rate: float | None
     temperature: float | None
     prior_temperature: float | None
@@ -56,6 +57,7 @@ class CompareRecord(TypedDict):
     """What a report reads of a comparison's config.json."""
 
     dataset: str
+    data: str | None
     cells: list  # type: ignore[type-arg]
     seeds: list  # type: ignore[type-arg]
     sizes: list | None  # type: ignore[type-arg]

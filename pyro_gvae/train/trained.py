@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..config.train import TrainConfig
 from ..data.dataset import Dataset
 from ..models.base import VAE
 from ..runs.checkpoint import load_checkpoint, load_tensors
@@ -17,6 +18,7 @@ from ..runs.frames import read_json_lines
 from ..runs.records import TrainLine
 from .files import CHECKPOINT, METRICS, WEIGHTS
 from .setup import initial_model, load_data
+from .source import check_source
 
 
 class Which(NamedTuple):
@@ -46,12 +48,14 @@ class Trained(NamedTuple):
         vae: the model.
         data: its training data.
         finished: whether it was trained to its end.
+        config: the configuration of its training.
     """
 
     name: str
     vae: VAE
     data: Dataset
     finished: bool
+    config: TrainConfig
 
 
 def trained_models(run: Path) -> list[Which]:
@@ -104,13 +108,14 @@ def load_model(
     folder = run if is_train_run(run) else cell_folder(run, which.estimator, which.seed)
     config = replace(read_train_config(folder), data_dir=data_dir)
     weights, finished = _weights(folder)
+    check_source(folder, config)
     data = load_data(config)
     vae = initial_model(config, data)
     try:
         vae.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"Expected the weights in '{folder}' to fit its config.json, but found others.") from error
-    return Trained(which.name, vae, data, finished)
+    return Trained(which.name, vae, data, finished, config)
 
 
 def _weights(folder: Path) -> tuple[dict[str, Tensor], bool]:
