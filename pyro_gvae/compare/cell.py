@@ -23,6 +23,7 @@ from ..runtime.rng import derived_seed, own_randomness
 from ..train.fit import fit
 from ..train.monitor import NUM_TRAIN_WATCHED
 from ..train.setup import initial_model, load_data
+from ..train.source import source_of
 from ..train.training import Training
 
 
@@ -46,7 +47,7 @@ def train_cell(job: Job) -> None:
     run = folder.parents[1]
     make_folder(run)
     with staying_inside(run):
-        write_config(folder, {"train": config.as_json(), "image_shape": data.image_shape})
+        write_config(folder, {"train": config.as_json()} | source_of(config, data))
         fit(vae, data, config, output=folder, resume=True, progress=False, measure=_measure)
         with own_randomness(derived_seed("pictures", config.seed)):
             arrays = pictured(vae, initial_model(config, data), data)

@@ -1,6 +1,6 @@
 """Run a comparison: train one network with several estimators, from the same weights on the same batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from ..config.checks import MOST_OPERATIONS
 from ..config.compare import OUTSIDE, CompareConfig
 from ..config.units import codes_in_words, in_bytes
 from ..data.dataset import Dataset
+from ..data.splits import described
 from ..report.comparison import write_report
 from ..report.explorer import explorer_if_possible
 from ..runs.config import earlier_run, write_config
@@ -23,6 +24,7 @@ from ..runtime.signals import raise_on_signal
 from ..train.checks import check_training
 from ..train.result import Interrupted
 from ..train.setup import initial_model, load_data
+from ..train.source import check_source, source_of
 from . import jobs as sweep
 from .cell import Job, train_cell
 from .gather import gather, is_finished
@@ -32,7 +34,7 @@ from .grid import Cell, make_cells
 CHANGEABLE = OUTSIDE | {"checkpoint_every", "max_memory", "parquet"}
 
 
-def compare(config: CompareConfig) -> Path:
+def compare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text: None) -> Path:
     """Train the cells that the run folder of a comparison lacks, and write its results and its report.
 
     The run folder has config.json, the files of :func:`~pyro_gvae.compare.gather.gather`, report.html with figures/,
@@ -41,6 +43,7 @@ def compare(config: CompareConfig) -> Path:
 
     Args:
         config: what to compare; if `output` exists, it must be a folder of the same comparison, which is continued.
+        tell: a function that is told which data were read.
 
     Returns:
         The run folder.
@@ -55,16 +58,19 @@ def compare(config: CompareConfig) -> Path:
     if config.parquet:
         require_parquet()
     data = load_data(config.training())
+    tell(described(data))
     cells = make_cells(config, len(data.train))
     earlier = earlier_run(config.output, config.as_json(), free=CHANGEABLE, known_by="cells")
     if earlier is None:
         _check_cells(config, cells, data)
+    else:
+        check_source(earlier, config)
     with _run_on(config) as run_jobs:
         run = earlier or new_run_folder(config.output, prefix="compare")
         with staying_inside(run), sole_writer(run):
             if earlier is None:
                 listed = [{"estimator": cell.estimator, "setting": cell.setting, "seed": cell.seed} for cell in cells]
-                write_config(run, config.as_json() | {"image_shape": data.image_shape, "cells": listed})
+                write_config(run, config.as_json() | source_of(config, data) | {"cells": listed})
             try:
                 with raise_on_signal():
                     _train(run, config, cells, run_jobs)
@@ -83,10 +89,12 @@ def compare(config: CompareConfig) -> Path:
 def _train(run: Path, config: CompareConfig, cells: Sequence[Cell], run_jobs: sweep.RunJobs) -> None:
     """Train the cells that are not finished; write the error of a cell that fails into its folder."""
     left = [cell for cell in cells if not is_finished(run, cell)]
+    file = None if config.data is None else config.data.absolute()
     jobs = [
         # Workers may have other working directories.
         Job(
-            cell_folder(run, cell.label, cell.seed).absolute(), replace(cell.train, data_dir=config.data_dir.absolute())
+            cell_folder(run, cell.label, cell.seed).absolute(),
+            replace(cell.train, data_dir=config.data_dir.absolute(), data=file),
         )
         for cell in left
     ]

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from .checks import MOST_CELLS, all_different, at_least, at_most, positive
+from .data import DataConfig
 from .json import plain_settings, read_settings
 from .models import MODELS, RELAXED, check_stages
-from .names import Binarization, DatasetName, ModelName, NetworksName, ObservationName, PriorName
+from .names import Binarization, ModelName, NetworksName, ObservationName, PriorName
 from .stages import Amount, Stage, parse_stages
 from .train import TrainConfig
 
@@ -18,7 +19,7 @@ OUTSIDE = frozenset({"data_dir", "download", "workers", "backend", "scheduler", 
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(DataConfig):
     """Train the same network with several estimators and compare the resulting discrete models.
 
     Every estimator starts from the same initial weights and sees the same batches in the same order. If several sizes,
@@ -26,11 +27,10 @@ class CompareConfig:
     repeat the same command with the same `--output`.
 
     Args:
-        dataset: What to train on; digits and teacher need no files.
         data_dir: The folder of the data sets that have files, as torchvision lays them out.
         download: Fetch absent files into the data folder.
-        binarize: Keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them for every
-            batch (dynamic).
+        binarize: Of images: keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them
+            for every batch (dynamic).
         estimators: The estimators to compare, with options in brackets, or training plans of several stages:
             exact gumbel-softmax[kl=relaxed] gumbel-softmax:20,exact:3. By default four: gumbel-softmax with the KL of
             the relaxed and with that of the categorical distributions, exact, and gumbel-softmax followed by exact for
@@ -49,7 +49,7 @@ class CompareConfig:
         learning_rates: Several learning rates, instead of learning_rate.
         networks: Multilayer perceptrons (mlp), or convolutions followed by multilayer perceptrons (conv).
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
-        observation: Distribution of a pixel.
+        observation: Distribution of a pixel; the columns of a table have distributions of their own.
         num_levels: L, the number of levels of a categorical pixel; grey values are rounded to the levels 0 .. L - 1.
         prior: The prior of a categorical code: uniform or independent digits, or digits that depend on each other.
         learn_prior: The same as --prior independent.
@@ -74,7 +74,6 @@ class CompareConfig:
         output: The run folder, a new one or one of the same comparison; by default runs/compare-DATE-TIME.
     """
 
-    dataset: DatasetName = "digits"
     data_dir: Path = Path("data")
     download: bool = False
     binarize: Binarization = "threshold"
@@ -114,6 +113,7 @@ class CompareConfig:
     output: Path | None = None
 
     def __post_init__(self) -> None:
+        self.check_data()
         for name in ("epochs", "evaluations", "workers"):
             at_least(name, getattr(self, name), 1)
         all_different("seeds", self.seeds)

@@ -2,7 +2,9 @@
 
 from typing import Literal
 
-DatasetName = Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "teacher"]
+DatasetName = Literal[
+    "digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "teacher", "breast_cancer", "wine", "diabetes"
+]
 
 
 EstimatorName = Literal[

@@ -8,9 +8,10 @@ from typing import Any, Self
 
 from ..schedules import schedule
 from .checks import MOST_UNITS, at_most
+from .data import DataConfig
 from .json import plain_settings, read_settings
 from .models import check_model, check_stages
-from .names import Binarization, DatasetName, JudgeOrAuto, ModelName, NetworksName, ObservationName, PriorName, Shard
+from .names import Binarization, JudgeOrAuto, ModelName, NetworksName, ObservationName, PriorName, Shard
 from .stages import MOST, Amount, Named, Stage, parse_stages
 
 #: Settings that reach out of a run folder: each call is told them, and no folder says them.
@@ -25,7 +26,7 @@ OF_DATA_AND_PROGRAM = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(DataConfig):
     """Train one VAE with discrete latents by one or several estimators in turn, and save it in a run folder.
 
     Amounts of training are epochs (`20`), steps (`500steps`) or seconds (`60s`).
@@ -42,11 +43,10 @@ class TrainConfig:
     is 8x4, 4x24, 8x16, 16x12, 64x8 or 10x30. Other options override them.
 
     Args:
-        dataset: What to train on; digits and teacher need no files.
         data_dir: The folder of the data sets that have files, as torchvision lays them out.
         download: Fetch absent files into the data folder.
-        binarize: Keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them for every
-            batch (dynamic).
+        binarize: Of images: keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them
+            for every batch (dynamic).
         stages: The estimators to train with in turn, each with options in brackets and an amount of training:
             gumbel-softmax:20,exact:3. Estimators of single discrete sites:
             per-site[y=exact,z=gumbel-softmax,default=reinforce-loo]:20.
@@ -59,7 +59,7 @@ class TrainConfig:
         latent_dim: The dimension of the Gaussian of joint and gaussian-mixture; 0 of other programs.
         networks: Multilayer perceptrons (mlp), or convolutions followed by multilayer perceptrons (conv).
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
-        observation: Distribution of a pixel.
+        observation: Distribution of a pixel; the columns of a table have distributions of their own.
         num_levels: L, the number of levels of a categorical pixel; grey values are rounded to the levels 0 .. L - 1.
         prior: The prior of a categorical code: uniform or independent digits, or digits that depend on each other.
         learn_prior: The same as --prior independent.
@@ -82,7 +82,8 @@ class TrainConfig:
         seed: Seed of the initial weights, the order of the data and all random draws.
         steps: Stop after this many steps in total.
         seconds: Stop after this many seconds of training in total, not counting evaluations.
-        patience: End a stage after this many consecutive evaluations without a better discrete test ELBO.
+        patience: End a stage after this many consecutive evaluations without a better discrete ELBO of the
+            validation data, or of the test data if there are none.
         evaluate_every: Training between two evaluations of the discrete model, in epochs (1), steps (500steps) or
             seconds (60s).
         judge: How to compute the discrete ELBO during training: summed over all codes, with one draw of continuous
@@ -98,7 +99,6 @@ class TrainConfig:
         output: The run folder, which must not exist; by default runs/train-DATE-TIME.
     """
 
-    dataset: DatasetName = "digits"
     data_dir: Path = Path("data")
     download: bool = False
     binarize: Binarization = "threshold"
@@ -142,6 +142,7 @@ class TrainConfig:
     output: Path | None = None
 
     def __post_init__(self) -> None:
+        self.check_data()
         for name in ("num_latents", "batch_size", "steps", "patience", "max_skipped"):
             at_least(name, getattr(self, name), 1)
         for name in ("num_categories", "num_levels"):

@@ -1,4 +1,4 @@
-"""Data sets: images held in memory as one tensor, checked and binarized.
+"""Data sets: images or rows of a table held in memory as one tensor, checked and binarized.
 
 ``batches`` splits a ``Dataset`` into minibatches, and ``datasets`` loads those that have names. Nothing here changes
 the global random state, and nothing processes a loaded data set image by image.
@@ -6,8 +6,9 @@ the global random state, and nothing processes a loaded data set image by image.
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..models.categorical_vae import CategoricalVAE
+from ..models.table import Column, TableObservation
 from ..runtime.rng import derived_seed
 
 BINARIZATIONS = ("none", "threshold", "dynamic")
@@ -25,18 +27,25 @@ UNIT = (0.0, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test images as tensors; call it with your own images to make a data set of them.
+    """Training and test data as tensors; call it with your own images to make a data set of them.
+
+    :func:`~pyro_gvae.data.splits.dataset_of` makes one of tables, files and more, and splits it.
 
     Args:
         name: the name of the data in reports.
         train: training images (M, D) with values in `value_range`.
         test: test images (M', D) with values in `value_range`; none of them, (0, D), if there are only training images.
-        image_shape: (H, W) with H * W = D, for pictures.
+        image_shape: (H, W) with H * W = D, for pictures; (1, D) of tables, which have none.
         train_labels: integers (M,), or None.
         test_labels: integers (M',), or None.
         teacher: the model that the images were sampled from, if it is known.
         binarize: how ``binarized`` made the images; with "dynamic", ``epoch_batches`` samples ``train`` anew.
         value_range: the smallest and largest value that images may have; ``observed`` changes it.
+        columns: the columns of a table, whose cells are written as :class:`~pyro_gvae.models.table.Column` says, NaN if
+            they are missing; None of images.
+        validation: data (M'', D) that are held out besides, or None; their ELBO then stops stages in place of that of
+            the test data.
+        validation_labels: integers (M'',), or None.
 
     Raises:
         ValueError: if images are not finite or outside of their range, or do not match their shape or their labels.
@@ -57,16 +66,21 @@ class Dataset:
     teacher: CategoricalVAE | None = None
     binarize: str = "none"
     value_range: tuple[float, float] = UNIT
+    columns: tuple[Column, ...] | None = None
+    validation: Tensor | None = None
+    validation_labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_binarize(self.binarize)
         if self.binarize == "dynamic":
             check_grey(self.value_range)
         dim = math.prod(self.image_shape)
-        parts = ("train", self.train, self.train_labels), ("test", self.test, self.test_labels)
-        for part, x, labels in parts:
-            if len(x) or part == "train":  # there may be no test images
+        for part in self.parts:
+            x, labels = getattr(self, part), getattr(self, f"{part}_labels")
+            if self.columns is None:
                 check_images(x, f"{self.name} {part} images", self.value_range)
+            else:
+                TableObservation(self.columns).check(x, f"{self.name} {part} data")
             if x.shape[1] != dim:
                 raise ValueError(
                     f"Expected {self.name} {part} images of {dim} values, since image_shape={self.image_shape}, "
@@ -79,8 +93,25 @@ class Dataset:
                 )
 
     def __repr__(self) -> str:
-        (height, width), sizes = self.image_shape, f"train {len(self.train)} x {self.train.shape[1]}"
-        return f"Dataset('{self.name}', {sizes}, test {len(self.test)}, {height}x{width}, binarize='{self.binarize}')"
+        height, width = self.image_shape
+        sizes = ", ".join(f"{part} {len(getattr(self, part))}" for part in self.parts)
+        shape = f"{height}x{width}, binarize='{self.binarize}'" if self.columns is None else f"{width} columns"
+        return f"Dataset('{self.name}', {sizes}, {shape})"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts that it has."""
+        held = ("train", "validation", "test")
+        return tuple(part for part in held if part == "train" or self._has(part))
+
+    def _has(self, part: str) -> bool:
+        x = getattr(self, part)
+        return x is not None and len(x) > 0
+
+    def mapped(self, function: Callable[[Tensor], Tensor], **changed: Any) -> Self:
+        """Return a data set with a function applied to the data of each part, and other fields changed."""
+        new: dict[str, Any] = {part: function(getattr(self, part)) for part in self.parts}
+        return replace(self, **new, **changed)
 
 
 def as_tensor(data: Any) -> Tensor:
@@ -173,13 +204,16 @@ def binarized(data: Dataset, binarize: str, *, seed: int = 0) -> Dataset:
         [[1.0, 1.0, 1.0, 1.0]]
     """
     check_binarize(binarize)
+    if binarize != "none" and data.columns is not None:
+        raise ValueError(f"Expected images to binarize, but found a table. Try binarize='none', not '{binarize}'.")
     if binarize != "none":
         check_grey(data.value_range)
     if binarize == "threshold":
-        train, test = ((x > 0.5).to(x.dtype) for x in (data.train, data.test))
-        return replace(data, train=train, test=test, binarize=binarize)
+        return data.mapped(lambda x: (x > 0.5).to(x.dtype), binarize=binarize)
     if binarize == "dynamic":
-        return replace(data, test=bernoulli_draw(data.test, generator_for("test", seed)), binarize=binarize)
+        held = {name: getattr(data, name) for name in data.parts if name != "train"}
+        drawn: dict[str, Any] = {name: bernoulli_draw(x, generator_for(name, seed)) for name, x in held.items()}
+        return replace(data, **drawn, binarize=binarize)
     return data
 
 
@@ -213,7 +247,7 @@ def fixed_part(data: Dataset, name: str, num_data: int | None = None, *, seed: i
 
     Args:
         data: a data set.
-        name: "train" or "test".
+        name: "train", "test", or "validation" if there is such a part.
         num_data: how many images; all if None or if there are fewer.
         seed: seed with which dynamically binarized training images are sampled.
 
@@ -225,14 +259,11 @@ def fixed_part(data: Dataset, name: str, num_data: int | None = None, *, seed: i
         >>> fixed_part(data, "test", 5).x.shape
         torch.Size([5, 6])
     """
-    if name not in ("train", "test"):
-        raise ValueError(f"Expected the part 'train' or 'test', but found '{name}'.")
+    if name not in data.parts:
+        raise ValueError(f"Expected a part among {', '.join(data.parts)}, but found '{name}'.")
     if num_data is not None and num_data < 1:
         raise ValueError(f"Expected num_data of at least 1, but found {num_data}.")
-    x, labels = (data.train, data.train_labels) if name == "train" else (data.test, data.test_labels)
-    if not len(x):
-        raise ValueError(f"Expected {name} data of '{data.name}', but found none. Try the part 'train'.")
-    x = x[:num_data]
+    x, labels = getattr(data, name)[:num_data], getattr(data, f"{name}_labels")
     if name == "train" and data.binarize == "dynamic":
         x = bernoulli_draw(x, generator_for("fixed train", seed))
     return Part(x, None if labels is None else labels[:num_data])

@@ -1,11 +1,13 @@
 """Data sets by name: ``load(name)`` reads one of ``DATASETS`` into memory.
 
-digits and teacher need no files; the others are read from torchvision's files, which are downloaded only on request.
+digits, teacher and the tables of scikit-learn need no files; the others are read from torchvision's files, which are
+downloaded only on request.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from ..config.checks import FOLDERS, check_files, nearest
 from .dataset import Dataset, binarized, check_binarize
+from .splits import dataset_of
 from .teacher import teacher
 
 
@@ -28,10 +31,11 @@ def load(
 
     Args:
         name: "digits" (included in scikit-learn), "teacher" (sampled from a known model), or "mnist", "fashion_mnist",
-            "kmnist", "omniglot" (files in torchvision's layout).
+            "kmnist", "omniglot" (files in torchvision's layout); or the tables "breast_cancer", "wine", "diabetes"
+            (included in scikit-learn), of which a fifth are test rows.
         data_dir: the folder that torchvision calls root; "digits" and "teacher" need none.
         download: fetch absent files into ``data_dir``; without it the network is never used.
-        binarize: see ``binarized``.
+        binarize: see ``binarized``; of images.
         seed: seed of the data: of the samples of "teacher" and of the test set of "dynamic". Use the same one for runs
             to be compared; the order of batches depends on the seed given to ``epoch_batches``.
 
@@ -47,11 +51,13 @@ def load(
         >>> digits.train.shape, digits.test.shape, digits.train.unique().tolist()
         (torch.Size([1437, 64]), torch.Size([360, 64]), [0.0, 1.0])
     """
-    if name not in DATASETS:
-        raise ValueError(
-            f"Expected a data set among {', '.join(DATASETS)}, but found '{name}'.{nearest(name, DATASETS)}"
-        )
+    known = (*DATASETS, *TABLES)
+    if name not in known:
+        raise ValueError(f"Expected a data set among {', '.join(known)}, but found '{name}'.{nearest(name, known)}")
     check_binarize(binarize)
+    if name in TABLES:
+        frame, labels = table(name)
+        return dataset_of(frame, name=name, labels=labels)
     return binarized(DATASETS[name](Path(data_dir).expanduser(), download, seed), binarize, seed=seed)
 
 
@@ -87,6 +93,9 @@ def _mnist_like(name: str, class_name: str, data_dir: Path, download: bool) -> D
 def _omniglot(data_dir: Path, download: bool) -> Dataset:
     """Return Omniglot's 19,280 background and 13,180 evaluation drawings, averaged to 28 x 28 pixels; ink is 1.
 
+    This is torchvision's split by alphabets, not that of 24,345 and 8,070 drawings of Burda et al. 2016 (arXiv
+    1509.00519), with which its numbers do not compare.
+
     Labels number the characters; the two parts have no character in common.
     """
     from torchvision.datasets import Omniglot
@@ -109,6 +118,29 @@ def _drawings(folder: Path) -> tuple[Tensor, Tensor]:
     x = 1 - torch.from_numpy(np.stack(pixels)).flatten(1).to(torch.float32) / 255  # (M, 784)
     _, labels = np.unique([str(file.parent) for file in files], return_inverse=True)
     return x, torch.from_numpy(labels)
+
+
+#: Tables that scikit-learn includes, and whether they have classes.
+TABLES = {"breast_cancer": True, "wine": True, "diabetes": False}
+
+
+def table(name: str) -> tuple[Any, Any]:
+    """Return one of `TABLES` as a `pandas.DataFrame` in its own units, and labels (M,), or None.
+
+    The target of diabetes, how far the disease has progressed, is a column.
+
+    Example:
+        >>> frame, labels = table("wine")
+        >>> frame.shape, sorted(set(labels.tolist()))
+        ((178, 13), ['class_0', 'class_1', 'class_2'])
+    """
+    from sklearn import datasets  # imported here, since no other data set needs it
+
+    if not TABLES[name]:
+        found = datasets.load_diabetes(as_frame=True, scaled=False)
+        return found.data.assign(progression=found.target), None
+    found = getattr(datasets, f"load_{name}")(as_frame=True)
+    return found.data, found.target_names[found.target.to_numpy()]
 
 
 @contextmanager

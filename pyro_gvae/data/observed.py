@@ -1,7 +1,5 @@
 """Convert grey images to the data that an observation describes, which is what a program observes."""
 
-from dataclasses import replace
-
 import torch
 
 from ..models.observations import Observation
@@ -32,13 +30,13 @@ def observed(data: Dataset, observation: Observation) -> Dataset:
         ([[0.0, 2.0, 3.0]], (0.0, 3.0))
     """
     check_grey(data.value_range)
-    train, test = (observation.from_pixels(x) for x in (data.train, data.test))
     low, high = sorted(observation.from_pixels(torch.tensor(UNIT)).tolist())
-    if (low, high) == UNIT and torch.equal(train, data.train) and torch.equal(test, data.test):
+    new = data.mapped(observation.from_pixels, value_range=(low, high), teacher=None)
+    if (low, high) == UNIT and all(torch.equal(getattr(new, part), getattr(data, part)) for part in data.parts):
         return data
     if data.binarize == "dynamic":
         raise ValueError(
             f"Expected grey values as data of {type(observation).__name__}, but found those of dynamic "
             "binarization, which are probabilities of black and white. Try binarize='none' or 'threshold'."
         )
-    return replace(data, train=train, test=test, value_range=(low, high), teacher=None)
+    return new

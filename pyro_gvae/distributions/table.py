@@ -117,6 +117,10 @@ class TableRow(ExponentialFamily):
         row.natural = self.natural.expand(*shape, self.natural.shape[-1])
         return row._in_order(row._side_by_side(lambda block, natural: block.draw(natural)))
 
+    def by_block(self) -> list[tuple[Block, Tensor]]:
+        """Return each block with its natural parameters (..., width), in float64."""
+        return list(zip(self.blocks, self.natural.double().split(self._widths, -1), strict=True))
+
     def _side_by_side(self, function: Any) -> Tensor:
         parts = zip(self.blocks, self.natural.split(self._widths, -1), strict=True)
         return torch.cat([function(block, natural) for block, natural in parts], -1)

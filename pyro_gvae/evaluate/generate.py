@@ -108,6 +108,26 @@ def reconstruct(vae: VAE, x: Tensor, kind: CodeKind = "map", *, max_memory: floa
     return mean
 
 
+def given_codes(vae: VAE, codes: dict[str, Tensor]) -> Any:
+    """Return the distribution p(x | z) for each of S joint codes, of batch shape (S, 1).
+
+    Args:
+        vae: a ready program, whose latents are all discrete.
+        codes: one-hots (S, N, K) by the latent's name.
+    """
+
+    def place(name: str, site: Discrete) -> Tensor:
+        return latent_of(name, site).value(codes[name].unsqueeze(1))
+
+    return _observation(bind_pair(vae, _any_datum(vae)).model, place, lambda _, fn: fn.sample())
+
+
+def _any_datum(vae: VAE) -> Tensor:
+    """Return a datum (1, D) for models that take no more than the number of data from it."""
+    least, _ = vae.observation.data_range
+    return next(vae.parameters(), vae.temperature).new_full((1, vae.data_dim), least)
+
+
 def _observation(model: Run, place: Place, draw: Draw) -> Any:
     """Run a model with the values that `place` and `draw` give to its latents; return the distribution of its data."""
     reader = Reader(place, draw)
@@ -148,10 +168,9 @@ def sample(vae: VAE, num_samples: int, *, pixels: bool = False) -> Tensor:
     def place(name: str, site: Discrete) -> Tensor:
         return latent_of(name, site).value(site.sample(new_axis(site.batch_shape)))
 
-    least, _ = vae.observation.data_range
-    # Any datum: the model takes no more than their number from it.
-    datum = next(vae.parameters(), vae.temperature).new_full((1, vae.data_dim), least)
-    found = _observation(bind_pair(vae, datum).model, place, lambda _, fn: fn.sample(new_axis(fn.batch_shape)))
+    found = _observation(
+        bind_pair(vae, _any_datum(vae)).model, place, lambda _, fn: fn.sample(new_axis(fn.batch_shape))
+    )
     images: Tensor = found.sample() if pixels else found.mean  # (num_samples, 1, D)
     return images.squeeze(1)
 

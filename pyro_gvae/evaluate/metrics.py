@@ -176,8 +176,7 @@ def evaluate(
             f"Expected a Dataset with train and test images, but found {type(data).__name__}. Try Dataset(name, train, "
             "test, image_shape), or discrete_scores(pair, x) for some data."
         )
-    there = ("train", "test") if len(data.test) else ("train",)
-    parts = {name: fixed_part(data, name, num_data) for name in there}
+    parts = {name: fixed_part(data, name, num_data) for name in data.parts}
     seen = look(bind_pair(pair, parts["train"].x[:2]))
     apart = not is_shared(pair, parts["train"].x)
     samples = f"{num_particles} samples"

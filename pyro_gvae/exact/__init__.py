@@ -3,7 +3,7 @@
 from ..programs.pair import HasPair, Pair
 from .costs import Cost, cost, elbo_cost, sum_cost
 from .factorized import MeanField, mean_field
-from .posteriors import Posterior, posterior, sample_posterior
+from .posteriors import Posterior, posterior, posterior_mean, sample_posterior
 from .sums import Bounds, bounds, elbo, log_evidence
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "log_evidence",
     "mean_field",
     "posterior",
+    "posterior_mean",
     "sample_posterior",
     "sum_cost",
 ]

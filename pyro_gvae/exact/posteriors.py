@@ -1,5 +1,6 @@
 """The exact posterior p(z | x) over all joint codes: marginals, most probable codes, samples."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -160,6 +161,57 @@ def _best(best: Tensor, best_numbers: Tensor, joint: Tensor, numbers: Tensor, nu
     best, best_numbers = torch.cat([best, found]), torch.cat([best_numbers, numbers[where]])
     best, where = best.topk(min(num_codes, len(best)), 0)
     return best, best_numbers.gather(0, where)
+
+
+@torch.no_grad()
+def posterior_mean(
+    pair: HasPair,
+    *args: Any,
+    statistic: Callable[[dict[str, Tensor]], Tensor],
+    max_memory: float | None = None,
+    slice_size: int | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Compute the mean of a function of the codes under the exact posterior p(z | x), in one pass over all codes.
+
+    Args:
+        pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
+        *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
+        statistic: a function of the codes of a slice, one-hots (s, N, K) by the latent's name, that returns (s, F).
+        max_memory: bytes that a slice may take; 4 GB if None.
+        slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
+        **kwargs: keyword arguments of model and guide.
+
+    Returns:
+        The means (B, F), in float64.
+
+    Raises:
+        ValueError: as :func:`log_evidence`; also if data share a latent.
+
+    Example:
+        >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
+        >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
+        >>> means = posterior_mean(vae, torch.ones(4, 6), statistic=lambda codes: codes["z"].flatten(1))
+        >>> torch.allclose(means.float(), posterior(vae, torch.ones(4, 6)).marginals.flatten(1))
+        True
+    """
+    runs = bind_pair(pair, *args, **kwargs)
+    plan = plan_to_end(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    if isinstance(plan, Chains):
+        plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    check_latents(plan)
+    if plan.layout.is_shared:
+        raise ValueError("Expected latents of single data, but found one that data share. Try sample_posterior.")
+    highest = torch.full((plan.batch_shape.numel(),), -torch.inf, dtype=torch.float64, device=plan.device)
+    total, mean = torch.zeros_like(highest), torch.zeros((), dtype=torch.float64, device=plan.device)
+    for numbers in plan.numbers():
+        codes = plan.codes(numbers)
+        joint = joint_scores(runs.model, plan.layout, codes).joint.double()  # (s, B)
+        before, highest = highest, torch.maximum(highest, joint.amax(0))
+        shrunk, weights = (before - highest).exp(), (joint - highest).exp()
+        total = total * shrunk + weights.sum(0)
+        mean = mean * shrunk.unsqueeze(-1) + weights.T @ statistic(codes).double()
+    return mean / total.unsqueeze(-1)
 
 
 @torch.no_grad()

@@ -62,6 +62,7 @@ def write_report(run: Path) -> Path:
         "report.html.j2",
         name=printable(run.resolve().name),
         config=contents.config,
+        data_name=printable(Path(contents.config.get("data") or contents.config["dataset"]).name),
         code=code_in_words(model, *sizes, num_layers, contents.config.get("latent_dim") or 0),
         codes=codes_in_words(sizes[0] * num_layers, sizes[1]),
         estimators=estimators,

@@ -68,7 +68,7 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
         else code_in_words(
             config.model, config.num_latents, config.num_categories, config.num_layers, config.latent_dim
         ),
-        data=config.dataset if program is None else _data_name(written),
+        data_name=printable(config.data_name if program is None else _data_name(written)),
         part="test" if trained is None else shown_part(trained.data)[0],
         settings=_settings(written["train"], program),
         command=written.get("command"),

@@ -19,6 +19,7 @@ class TrainLine(TypedDict):
     train_objective: float | None
     train_elbo: float | None
     test_elbo: float | None
+    validation_elbo: float | None
     learning_rate: float | None
     temperature: float | None
     prior_temperature: float | None
@@ -36,7 +37,7 @@ class ProgramRecord(TypedDict):
 
 
 class DataRecord(TypedDict):
-    """The data of a run of `fit`; `columns` are the names of a dictionary, and the last four are of a `Dataset`."""
+    """The data of a run of `fit`; `columns` are the names of a dictionary, and the last five are of a `Dataset`."""
 
     kind: str
     file: str | None
@@ -47,6 +48,7 @@ class DataRecord(TypedDict):
     binarize: str | None
     image_shape: list | None  # type: ignore[type-arg]
     value_range: list | None  # type: ignore[type-arg]
+    table: list | None  # type: ignore[type-arg]
 
 
 class CompareLine(TypedDict):
@@ -79,6 +81,7 @@ class CompareRecord(TypedDict):
     """What a report reads of a comparison's config.json."""
 
     dataset: str
+    data: str | None
     cells: list  # type: ignore[type-arg]
     seeds: list  # type: ignore[type-arg]
     sizes: list | None  # type: ignore[type-arg]

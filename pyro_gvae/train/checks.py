@@ -107,7 +107,8 @@ def check_data(vae: Any, data: Dataset | Data, config: TrainConfig) -> None:
     if isinstance(observation, Observation) and x is not None:
         observation.check(x, "training data")
         if isinstance(data, Dataset):
-            observation.check(data.test, "test data")
+            for part in data.parts[1:]:
+                observation.check(getattr(data, part), f"{part} data")
     if config.patience is not None and not isinstance(data, Dataset):
         raise ValueError(
             "Expected a Dataset with test images for patience, but found training data alone. Try Dataset(..)."

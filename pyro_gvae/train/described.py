@@ -1,6 +1,5 @@
 """What `fit` writes of a program and its data into the run folder, and how both are made again from it."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..runs.records import ProgramRecord
 from ..runtime.distributed import own_device
 from .kept_data import keep_data, read_data
 from .setup import check_size, initial_model, load_data
+from .source import check_source
 
 #: The ready programs, by the names of their classes: those that a run folder's text may name.
 READY: dict[str, type[VAE]] = {
@@ -121,13 +121,14 @@ def untrained(run: Path, config: TrainConfig) -> tuple[VAE, Dataset | Data]:
     """
     program = program_of(run)
     if program is None:
+        check_source(run, config)
         data = load_data(config)
         return initial_model(config, data), data
     vae, read = _built(run, program), read_data(run, config.data_dir)
     device = own_device(config.device)
     try:
         if isinstance(read, Dataset):
-            return vae.to(device), replace(read, train=read.train.to(device), test=read.test.to(device))
+            return vae.to(device), read.mapped(lambda x: x.to(device))
         return vae.to(device), mapped(lambda column: column.to(device), read)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises AssertionError
         raise ValueError(f"Expected a device of this machine, but found '{config.device}'. Try 'cpu'.") from error

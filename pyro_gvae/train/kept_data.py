@@ -10,6 +10,7 @@ from ..config.json import fits
 from ..data.columns import Data, columns, digest_of, num_data
 from ..data.dataset import Dataset
 from ..data.datasets import DATASETS, load
+from ..models.table import Column
 from ..runs.checkpoint import load_tensors, save_tensors
 from ..runs.config import read_config
 from ..runs.records import DataRecord
@@ -35,6 +36,7 @@ def keep_data(folder: Path, data: Dataset | Data) -> dict[str, Any]:
     if isinstance(data, Dataset):
         record |= {"name": data.name, "binarize": data.binarize}
         record |= {"image_shape": list(data.image_shape), "value_range": list(data.value_range)}
+        record["table"] = None if data.columns is None else [column._asdict() for column in data.columns]
     small = {name: _as_bytes(tensor) for name, tensor in tensors.items()}
     if sum(tensor.numel() * tensor.itemsize for tensor in small.values()) > MOST_BYTES:
         return record | {"file": None}
@@ -103,9 +105,9 @@ def _kind(data: Dataset | Data) -> str:
 
 def _tensors(data: Dataset | Data) -> dict[str, Tensor]:
     if isinstance(data, Dataset):
-        labels = {"train_labels": data.train_labels, "test_labels": data.test_labels}
-        known = {name: own for name, own in labels.items() if own is not None}
-        return {"train": data.train, "test": data.test} | known
+        held = ("train_labels", "test", "test_labels", "validation", "validation_labels")
+        others = {name: getattr(data, name) for name in held}
+        return {"train": data.train} | {name: own for name, own in others.items() if own is not None}
     named = data if isinstance(data, dict) else dict(enumerate(columns(data)))
     return {f"column {name}": column for name, column in named.items()}
 
@@ -114,13 +116,24 @@ def _from_tensors(tensors: dict[str, Tensor], record: dict[str, Any]) -> Dataset
     if record["kind"] == "dataset":
         height, width = record["image_shape"]
         least, most = record["value_range"]
-        labels = tensors.get("train_labels"), tensors.get("test_labels")
-        options = {"binarize": record["binarize"], "value_range": (least, most)}
-        return Dataset(record["name"], tensors["train"], tensors["test"], (height, width), *labels, **options)
+        table = record.get("table")
+        parts: dict[str, Any] = dict(tensors)
+        return Dataset(
+            record["name"],
+            image_shape=(height, width),
+            binarize=record["binarize"],
+            value_range=(least, most),
+            columns=None if table is None else tuple(map(_column, table)),
+            **parts,
+        )
     named = {name.removeprefix("column "): column for name, column in tensors.items()}
     if record["kind"] == "dict":
         return {name: named[name] for name in record["columns"]}
     return named["0"] if record["kind"] == "tensor" else tuple(named[str(index)] for index in range(len(named)))
+
+
+def _column(written: dict[str, Any]) -> Column:
+    return Column(**written | {"levels": tuple(written["levels"])})
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

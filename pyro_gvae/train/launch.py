@@ -1,10 +1,12 @@
 """A training run from its configuration: data, networks, run folder, fit."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from ..config.train import OUTSIDE, TrainConfig
 from ..data.dataset import Dataset
+from ..data.splits import described
 from ..runs.config import CONFIG, allowed_memory, read_train_config, write_config
 from ..runs.folder import new_run_folder
 from ..runtime.distributed import from_main, may_restart, restarts
@@ -16,13 +18,18 @@ from .logs import board_writer
 from .monitor import judge_of
 from .result import Fit
 from .setup import initial_model, load_data
+from .source import source_of
 
 
-def train(config: TrainConfig) -> tuple[Path, Fit]:
+def train(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: None) -> tuple[Path, Fit]:
     """Train with a configuration in a new run folder.
 
     The processes of a group train together. If torchrun restarts them because one died, they continue in the run folder
     from its last checkpoint.
+
+    Args:
+        config: the configuration.
+        tell: a function that is told which data were read.
 
     Returns:
         The run folder, and the result of `fit`.
@@ -39,6 +46,7 @@ def train(config: TrainConfig) -> tuple[Path, Fit]:
     if config.tensorboard:
         board_writer()  # fails early if TensorBoard is missing
     data = load_data(config)
+    tell(described(data))
     vae = initial_model(config, data)
     check_training(vae, data, config)  # before a folder is created
     config = replace(config, judge=judge_of(vae, data, config))  # written into the folder, so that it is chosen once
@@ -57,7 +65,7 @@ def _run_folder(config: TrainConfig, data: Dataset, again: bool) -> tuple[str, b
             raise ValueError(f"Expected a run with this configuration, but found one with another in '{output}'.")
         return str(output), True
     run = new_run_folder(output, prefix="train")
-    write_config(run, {"train": config.as_json(), "image_shape": data.image_shape})
+    write_config(run, {"train": config.as_json()} | source_of(config, data))
     return str(run), False
 
 

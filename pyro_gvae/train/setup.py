@@ -1,16 +1,17 @@
 """The data and the initial networks of a configuration."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from typing import Any
 
 import psutil
 import torch
 
 from ..config.names import ModelName
 from ..config.train import TrainConfig
-from ..data.dataset import Dataset
-from ..data.datasets import load
+from ..data.dataset import Dataset, binarized
+from ..data.datasets import TABLES, load, table
 from ..data.observed import observed
+from ..data.splits import dataset_of, with_validation
 from ..models.base import VAE
 from ..models.bernoulli_vae import BernoulliVAE
 from ..models.categorical_vae import CategoricalVAE
@@ -19,6 +20,7 @@ from ..models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
 from ..models.joint_vae import JointVAE
 from ..models.networks import NETWORKS, relu_logits
 from ..models.observations import Observation, as_observation
+from ..models.table import TableObservation
 from ..runtime.distributed import from_main, own_device, share
 from ..runtime.memory import in_words
 
@@ -30,19 +32,37 @@ def load_data(config: TrainConfig) -> Dataset:
         ValueError: if the data or the device are unusable.
         OSError: if data files are missing.
     """
-    observation = _observation(config)
-
-    def loaded(download: bool) -> Dataset:
-        images = load(config.dataset, data_dir=config.data_dir, download=download, binarize=config.binarize)
-        return observed(images, observation)
-
     if config.download and share().world_size > 1:
-        from_main(lambda: bool(loaded(True)))  # download once
-    data, device = loaded(config.download), own_device(config.device)
+        from_main(lambda: bool(_loaded(config, download=True)))  # download once
+    data, device = _loaded(config, download=config.download), own_device(config.device)
     try:
-        return replace(data, train=data.train.to(device), test=data.test.to(device))
+        return data.mapped(lambda x: x.to(device))
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises AssertionError
         raise ValueError(f"Expected a device of this machine, but found '{config.device}'. Try 'cpu'.") from error
+
+
+def _loaded(config: TrainConfig, *, download: bool) -> Dataset:
+    split: dict[str, Any] = {
+        "columns": config.columns,
+        "test_share": config.test_share,
+        "validation_share": config.validation_share,
+        "seed": config.split_seed,
+    }
+    if config.data is not None:
+        data = dataset_of(config.data, labels=config.labels, **split)
+        data = data if data.columns is not None else binarized(data, config.binarize)
+    elif config.dataset in TABLES:
+        frame, labels = table(config.dataset)
+        data = dataset_of(frame, name=config.dataset, labels=config.labels or labels, **split)
+    else:
+        data = load(config.dataset, data_dir=config.data_dir, download=download, binarize=config.binarize)
+        data = with_validation(data, config.validation_share, seed=config.split_seed)
+    if data.columns is None and (config.columns or config.labels):
+        raise ValueError(
+            f"Expected a table for kinds of columns or a column of labels, but found the images of '{data.name}'. Try "
+            "without columns and labels."
+        )
+    return data if data.columns is not None else observed(data, _observation(config, data))
 
 
 def initial_model(config: TrainConfig, data: Dataset) -> VAE:
@@ -52,7 +72,7 @@ def initial_model(config: TrainConfig, data: Dataset) -> VAE:
         ValueError: if their weights do not fit into memory.
     """
     with torch.random.fork_rng():
-        observation = _observation(config)
+        observation = _observation(config, data)
         check_size(lambda: PROGRAMS[config.model](config, data, observation))
         torch.manual_seed(config.seed)
         vae = PROGRAMS[config.model](config, data, observation)
@@ -61,6 +81,12 @@ def initial_model(config: TrainConfig, data: Dataset) -> VAE:
 
 def _categorical(config: TrainConfig, data: Dataset, observation: Observation) -> CategoricalVAE:
     sizes = config.num_latents, config.num_categories
+    if data.columns is not None:
+        vae = CategoricalVAE(
+            len(data.columns), *sizes, config.hidden, observation=observation, learn_prior=config.learn_prior
+        )
+        vae.encoder = relu_logits(vae.encoder) if config.relu_logits else vae.encoder
+        return vae
     encoder, decoder = NETWORKS[config.networks](
         data.image_shape, *sizes, hidden=config.hidden, natural_per_pixel=observation.natural_per_pixel
     )
@@ -124,5 +150,14 @@ def check_size(make: Callable[[], VAE]) -> None:
         )
 
 
-def _observation(config: TrainConfig) -> Observation:
+def _observation(config: TrainConfig, data: Dataset) -> Observation:
+    if data.columns is not None:
+        for setting, plain in {"observation": "bernoulli", "networks": "mlp"}.items():
+            found = getattr(config, setting)
+            if found != plain:
+                raise ValueError(
+                    f"Expected no {setting} for the table '{data.name}', whose columns have families of their own and "
+                    f"no neighbours, but found '{found}'. Try without it."
+                )
+        return TableObservation(data.columns)
     return as_observation(config.observation, num_levels=config.num_levels)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..config.train import TrainConfig
 from ..data.dataset import Dataset
 from ..models.base import VAE
 from ..runs.checkpoint import load_checkpoint, load_tensors
@@ -47,12 +48,14 @@ class Trained(NamedTuple):
         vae: the model.
         data: its training data, and its test data if there are any.
         finished: whether it was trained to its end.
+        config: the configuration of its training.
     """
 
     name: str
     vae: VAE
     data: Dataset
     finished: bool
+    config: TrainConfig
 
 
 def trained_models(run: Path) -> list[Which]:
@@ -105,7 +108,7 @@ def load_model(
         vae.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"Expected the weights in '{folder}' to fit its config.json, but found others.") from error
-    return Trained(which.name, vae, as_dataset(data), finished)
+    return Trained(which.name, vae, as_dataset(data), finished, config)
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], bool]:

@@ -106,8 +106,7 @@ class Training:
     def judge(self) -> dict[str, Any]:
         """Evaluate the discrete model and return a line of the history. Weights and random states do not change."""
         state, seconds = self.state, self.state.seconds - self.state.judged_seconds
-        sample = next(epoch_batches(self.train, min(NUM_TRAIN_WATCHED, num_data(self.train)), seed=0, epoch=0))
-        train_elbo = self._elbo(sample)
+        watched = next(epoch_batches(self.train, min(NUM_TRAIN_WATCHED, num_data(self.train)), seed=0, epoch=0))
         test_elbo = None if self.test is None else self._elbo(self.test)
         line: dict[str, Any] = {
             "step": state.step,
@@ -117,16 +116,19 @@ class Training:
             "seconds": state.seconds,
             "steps_per_second": (state.step - state.judged_step) / seconds if seconds > 0 else None,
             "train_objective": self.objective,
-            "train_elbo": train_elbo,
+            "train_elbo": self._elbo(watched),
             "test_elbo": test_elbo,
             "elbo_is": state.judge,
             "learning_rate": self._learning_rate(state.step),
             "skipped": state.skipped,
         }
+        stopping = test_elbo
+        if isinstance(self.data, Dataset) and self.data.validation is not None:
+            stopping = line["validation_elbo"] = self._elbo(self.data.validation)
         line |= {name: annealed(state.step) for name, (_, annealed) in self._annealed.items()}
         state.judged_step, state.judged_seconds = state.step, state.seconds
-        if test_elbo is not None and (state.best is None or test_elbo > state.best):
-            state.best, state.stale = test_elbo, 0
+        if stopping is not None and (state.best is None or stopping > state.best):
+            state.best, state.stale = stopping, 0
         else:
             state.stale += 1
         return line

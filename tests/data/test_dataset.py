@@ -280,7 +280,7 @@ def test_digits_have_one_split() -> None:
 
 @pytest.mark.parametrize(("name", "binarize"), [("digit", "none"), ("digits", "grey")])
 def test_unknown_names_are_refused_with_the_known_ones(name: str, binarize: str) -> None:
-    known = "digits, mnist, .* teacher, but found 'digit'" if name == "digit" else "none, .* but found 'grey'"
+    known = "digits, mnist, .* diabetes, but found 'digit'" if name == "digit" else "none, .* but found 'grey'"
     with pytest.raises(ValueError, match=known):
         load(name, binarize=binarize)
 

@@ -1,0 +1,89 @@
+"""Which data a command reads, and how they are split: settings that commands share."""
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from .names import ColumnKind, DatasetName
+
+#: What may be asked of a column: its kind, or to leave it out.
+Wanted: TypeAlias = ColumnKind | Literal["ignore"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Choose data.
+
+    Args:
+        dataset: What to train on: images (digits and teacher need no files; omniglot in torchvision's split), or one of
+            the tables breast_cancer, wine and diabetes, which need no files.
+        data: A file of your own instead: a table as .csv or .parquet; .npy or .npz, where arrays of two dimensions are
+            tables and of three are grey images; or a folder of images, whose subfolders are labels.
+        columns: Kinds of the columns of a table, where the guess is wrong: age=real,sex=binary,name=ignore. Kinds are
+            binary, categorical, real, positive and count.
+        labels: The column of a table that has labels; it is not modelled.
+        test_share: Share of the rows of a table or of a file of your own that are held out for tests.
+        validation_share: Share of the rows that are held out besides, whose ELBO stops stages with --patience; of data
+            that have a split, a share of their training data.
+        split_seed: Seed of the split.
+    """
+
+    dataset: DatasetName = "digits"
+    data: Path | None = None
+    columns: str | None = None
+    labels: str | None = None
+    test_share: float = 0.2
+    validation_share: float = 0.0
+    split_seed: int = 0
+
+    @property
+    def data_name(self) -> str:
+        """The name of the data in reports."""
+        return self.dataset if self.data is None else self.data.name
+
+    def check_data(self) -> None:
+        """Refuse shares and kinds that cannot be.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        check_shares(self.test_share, self.validation_share)
+        if self.split_seed < 0:
+            raise ValueError(f"Expected split_seed of at least 0, but found {self.split_seed}.")
+        column_kinds(self.columns)
+
+
+def check_shares(test_share: float, validation_share: float) -> None:
+    """Refuse shares of held-out rows that leave nothing to test or to train on.
+
+    Raises:
+        ValueError: if the test share is not above 0, the other is negative, or both together are 1 or more.
+    """
+    if not (0 < test_share < 1 and 0 <= validation_share < 1 - test_share):
+        raise ValueError(
+            "Expected a test_share above 0 and a validation_share of at least 0 that leave training data, but found "
+            f"{test_share:g} and {validation_share:g}."
+        )
+
+
+def column_kinds(text: str | None) -> dict[str, Wanted]:
+    """Read kinds of columns.
+
+    Raises:
+        ValueError: if a kind is unknown or a column is named twice.
+
+    Example:
+        >>> column_kinds("age=real,sex=binary")
+        {'age': 'real', 'sex': 'binary'}
+    """
+    known = (*typing.get_args(ColumnKind), "ignore")
+    found: dict[str, Wanted] = {}
+    for part in filter(None, (text or "").split(",")):
+        name, equals, kind = (word.strip() for word in part.rpartition("="))
+        if not equals or not name or kind not in known:
+            raise ValueError(f"Expected a column and one of {', '.join(known)}, but found '{part}'. Try age=real.")
+        if name in found:
+            raise ValueError(f"Expected each column once, but found '{name}' twice.")
+        found[name] = typing.cast(Wanted, kind)
+    return found

@@ -1,0 +1,143 @@
+"""Read files of data: tables, arrays, folders of images. No file is run as code."""
+
+import hashlib
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..runtime.extras import import_extra
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Names of files in a folder of images.
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
+
+
+class Raw(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        data: a table; an array of two dimensions, which is one; or grey images (M, H, W).
+        labels: of each row (M,), if the file has any.
+    """
+
+    data: "pd.DataFrame | np.ndarray"
+    labels: np.ndarray | None = None
+
+
+def read_file(path: Path) -> Raw:
+    """Read a table from .csv or .parquet, arrays from .npy or .npz, or a folder of images.
+
+    A .npz file has data as `x` and perhaps labels as `y`, or one array, or the columns of a table, each an array of one
+    dimension.
+
+    Raises:
+        ValueError: if the file is of another kind or damaged.
+        OSError: if it cannot be read.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        return _images(path)
+    if path.suffix not in _READERS:
+        raise ValueError(f"Expected a folder of images, or a file {', '.join(_READERS)}, but found '{path}'.")
+    return _READERS[path.suffix](path)
+
+
+def file_digest(path: Path) -> str:
+    """Hash a file, or the names and contents of the images in a folder."""
+    path = path.expanduser()
+    if not path.is_dir():
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    whole = hashlib.sha256()
+    for file in _image_files(path):
+        whole.update(f"{file.relative_to(path).as_posix()}\n".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return whole.hexdigest()
+
+
+def _csv(path: Path) -> Raw:
+    import pandas as pd
+
+    try:
+        return Raw(pd.read_csv(path, skipinitialspace=True))
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
+        raise ValueError(f"Expected a table in '{path}', but found \"{reason}\". Try UTF-8, with commas.") from error
+
+
+def _parquet(path: Path) -> Raw:
+    import pandas as pd
+
+    arrow = import_extra("pyarrow", extra="parquet", purpose="Parquet files")
+    try:
+        return Raw(pd.read_parquet(path, engine="pyarrow"))
+    except arrow.ArrowException as error:
+        raise _damaged(path, error) from error
+
+
+def _npy(path: Path) -> Raw:
+    return Raw(_loaded(path))
+
+
+def _npz(path: Path) -> Raw:
+    import pandas as pd
+
+    arrays = _loaded(path)
+    if "x" in arrays:
+        return Raw(arrays["x"], arrays.get("y"))
+    if len(arrays) == 1:
+        return Raw(next(iter(arrays.values())))
+    if arrays and len({array.shape for array in arrays.values()}) == 1 and next(iter(arrays.values())).ndim == 1:
+        return Raw(pd.DataFrame(arrays))
+    shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "none"
+    raise ValueError(
+        f"Expected an array x in '{path}', or columns of one length, but found {shapes}. Try numpy.savez(path, x=..)."
+    )
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        with path.open("rb") as opened:
+            found = np.load(opened, allow_pickle=False)
+            return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"Expected arrays or a table in '{path}', but found \"{reason}\". Try a copy.")
+
+
+def _image_files(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
+    if not files:
+        raise ValueError(f"Expected images in '{folder}', but found none. Try PNG files.")
+    return files
+
+
+def _images(folder: Path) -> Raw:
+    from PIL import Image, UnidentifiedImageError
+
+    pixels: list[np.ndarray] = []
+    files = _image_files(folder)
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                pixels.append(np.asarray(image.convert("L")))
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise ValueError(f"Expected an image in '{file}', but found another or a damaged file.") from error
+        if pixels[-1].shape != pixels[0].shape:
+            sizes = ["{1} x {0}".format(*edges.shape) for edges in (pixels[0], pixels[-1])]
+            raise ValueError(
+                f"Expected images of one size, {sizes[0]} as that of '{files[0].name}', but found {sizes[1]} in "
+                f"'{file}'. Try resizing them."
+            )
+    folders = [file.parent.relative_to(folder).as_posix() for file in files]
+    return Raw(np.stack(pixels), np.array(folders) if len(set(folders)) > 1 else None)
+
+
+_READERS = {".csv": _csv, ".parquet": _parquet, ".npy": _npy, ".npz": _npz}

@@ -1,0 +1,213 @@
+"""Data sets from what people have: arrays, tables, torch data sets, files; split into training and held-out rows."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from ..config.data import Wanted, check_shares
+from .dataset import Dataset, generator_for
+from .files import read_file
+from .tables import columns_of, encoded
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def dataset_of(
+    data: Any,
+    *,
+    name: str | None = None,
+    columns: str | Mapping[str, Wanted] | None = None,
+    labels: Any = None,
+    test_share: float = 0.2,
+    validation_share: float = 0.0,
+    seed: int = 0,
+) -> Dataset:
+    """Make a data set, and split it.
+
+    Args:
+        data: the path of a file (see :func:`~pyro_gvae.data.files.read_file`); a `pandas.DataFrame`; a tensor or an
+            array, which is a table if it has rows (M, D), and grey images if it is (M, H, W) or (M, 1, H, W); a torch
+            data set or a `DataLoader`, of whose items the first element is used, and the second as a label. Flat images
+            are `x.unflatten(-1, (H, W))`.
+        name: the name of the data in reports.
+        columns: kinds of columns of a table, such as "age=real,sex=binary", where the guess is wrong.
+        labels: the column that has them, or labels (M,).
+        test_share: share of the rows that are held out for tests.
+        validation_share: share of the rows that are held out besides.
+        seed: seed of the split.
+
+    Raises:
+        ValueError: if the data cannot be read or split, or have no such columns.
+        OSError: if a file cannot be read.
+
+    Example:
+        >>> import pandas as pd
+        >>> found = dataset_of(pd.DataFrame({"age": [30.5, 50.0, None, 41.0, 70.0], "sex": list("fmmfm")}))
+        >>> [(column.name, column.kind) for column in found.columns], found.train.shape, found.test.shape
+        ([('age', 'real'), ('sex', 'binary')], torch.Size([4, 2]), torch.Size([1, 2]))
+    """
+    check_shares(test_share, validation_share)
+    if isinstance(data, str | Path):
+        path = Path(data)
+        data, known = read_file(path)
+        name = path.name if name is None else name
+    else:
+        data, known = _rows_of(data)
+    frame = _as_frame(data)
+    if frame is not None and isinstance(labels, str):
+        if labels not in frame:
+            raise ValueError(f"Expected labels in a column among {', '.join(map(str, frame))}, but found '{labels}'.")
+        frame, known = frame.drop(columns=labels), frame[labels].to_numpy()
+    elif isinstance(labels, str):
+        raise ValueError(f"Expected a table for labels in a column, but found images and labels='{labels}'.")
+    elif labels is not None:
+        known = np.asarray(labels)
+    num_rows = len(data)
+    numbers = None if known is None else label_numbers(known, num_rows)
+    test, validation, train = _split(num_rows, test_share, validation_share, seed)
+    if frame is None:
+        if columns:
+            raise ValueError("Expected a table for kinds of columns, but found images. Try without columns.")
+        x, described, shape = as_images(data), None, tuple(data.shape[-2:])
+    else:
+        described = columns_of(frame, columns, train=train.tolist())
+        x, shape = encoded(frame, described), (1, len(described))
+
+    def part(rows: Tensor) -> dict[str, Any]:
+        return {"x": x[rows].flatten(1), "labels": None if numbers is None else numbers[rows]}
+
+    parts = {"train": part(train), "test": part(test)} | ({"validation": part(validation)} if len(validation) else {})
+    named = {key: own["x"] for key, own in parts.items()}
+    named |= {f"{key}_labels": own["labels"] for key, own in parts.items()}
+    return Dataset(name or "data", image_shape=shape, columns=described, **named)
+
+
+def _rows_of(data: Any) -> tuple[Any, Any]:
+    """Return data and labels of what Python has."""
+    if isinstance(data, DataLoader):
+        data = data.dataset
+    if isinstance(data, TorchDataset):
+        items = [data[index] for index in range(len(data))]  # type: ignore[arg-type]
+        pairs = [item if isinstance(item, tuple | list) else (item,) for item in items]
+        x = torch.stack([torch.as_tensor(pair[0]) for pair in pairs])
+        has_labels = all(len(pair) > 1 and torch.as_tensor(pair[1]).dim() == 0 for pair in pairs)
+        return x, np.array([int(pair[1]) for pair in pairs]) if has_labels else None
+    return data, None
+
+
+def _as_frame(data: Any) -> "pd.DataFrame | None":
+    """Return a table; None if data are images."""
+    import pandas as pd
+
+    if isinstance(data, pd.DataFrame):
+        return data.reset_index(drop=True)
+    values = data.detach().cpu().numpy() if isinstance(data, Tensor) else data
+    if not isinstance(values, np.ndarray) or values.ndim not in (2, 3, 4):
+        found = f"shape {values.shape}" if isinstance(values, np.ndarray) else type(data).__name__
+        raise ValueError(f"Expected a table (M, D) or grey images (M, H, W), but found {found}.")
+    return pd.DataFrame(values, columns=[f"x{place}" for place in range(values.shape[1])]) if values.ndim == 2 else None
+
+
+def as_images(data: Any) -> Tensor:
+    """Convert grey images, of 8 bits or in [0, 1], to float32 (M, H, W).
+
+    Raises:
+        ValueError: if they have colours.
+    """
+    x = torch.as_tensor(data)
+    if x.dim() == 4 and x.shape[1] == 1:
+        x = x.squeeze(1)
+    if x.dim() != 3:
+        raise ValueError(f"Expected grey images (M, H, W), but found shape {tuple(x.shape)}. Try the mean of colours.")
+    return x.float() / 255 if x.dtype is torch.uint8 else x.float()
+
+
+def label_numbers(labels: Any, num_rows: int) -> Tensor:
+    """Number labels 0, 1, .. in their order; those that are missing are refused.
+
+    Raises:
+        ValueError: if there is not one for each row.
+    """
+    import pandas as pd
+
+    if np.shape(labels) != (num_rows,):
+        raise ValueError(f"Expected {num_rows} labels, one for each row, but found shape {np.shape(labels)}.")
+    numbers, _ = pd.factorize(pd.Series(labels), sort=True)
+    if (numbers < 0).any():
+        row = int(np.flatnonzero(numbers < 0)[0])
+        raise ValueError(f"Expected a label in each row, but found none in row {row + 1}. Try without such rows.")
+    return torch.from_numpy(np.asarray(numbers, np.int64))
+
+
+def _split(num_rows: int, test_share: float, validation_share: float, seed: int) -> list[Tensor]:
+    """Return the numbers of test, validation and training rows, each in order."""
+    order = torch.randperm(num_rows, generator=generator_for("split", seed), device="cpu")
+    sizes = [max(1, round(test_share * num_rows)), round(validation_share * num_rows)]
+    if num_rows - sum(sizes) < 1:
+        raise ValueError(f"Expected rows to train on and to test with, but found {num_rows} rows in all.")
+    return [part.sort().values for part in order.split([*sizes, num_rows - sum(sizes)])]
+
+
+def with_validation(data: Dataset, share: float, *, seed: int = 0) -> Dataset:
+    """Hold out a share of the training data for validation; the rest stays in order.
+
+    Raises:
+        ValueError: if nothing is left to train on.
+
+    Example:
+        >>> mine = Dataset("mine", torch.rand(10, 6), torch.rand(2, 6), (2, 3))
+        >>> [len(x) for x in (with_validation(mine, 0.2).train, with_validation(mine, 0.2).validation)]
+        [8, 2]
+    """
+    if share == 0 or data.validation is not None:
+        return data
+    check_shares(1e-9, share)
+    size, order = max(1, round(share * len(data.train))), generator_for("split", seed)
+    rows = torch.randperm(len(data.train), generator=order, device="cpu").to(data.train.device)
+    held, kept = (part.sort().values for part in rows.split([size, len(rows) - size]))
+    labels = data.train_labels
+    return replace(
+        data,
+        train=data.train[kept],
+        validation=data.train[held],
+        train_labels=None if labels is None else labels[kept],
+        validation_labels=None if labels is None else labels[held],
+    )
+
+
+def described(data: Dataset) -> str:
+    """Say what was read: rows, columns with their kinds, missing cells, and the split."""
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    sizes = {part: len(x) for part, x in parts.items() if x is not None}
+    split = ", ".join(f"{size:,} {part}" for part, size in sizes.items())
+    total = sum(sizes.values())
+    if data.columns is None:
+        height, width = data.image_shape
+        return f"{data.name}: {total:,} images of {height} x {width} pixels; {split}"
+    missing = torch.cat([x.isnan() for x in parts.values() if x is not None]).sum(0).tolist()
+    width = max(len(column.name) for column in data.columns)
+    lines = [
+        f"{data.name}: {total:,} rows, {len(data.columns)} columns, {sum(missing):,} missing cells; {split}",
+        *(
+            f"  {column.name:<{width}}  {column.kind:<11}  {_detail(column.levels)}{_missing(gaps)}".rstrip()
+            for column, gaps in zip(data.columns, missing, strict=True)
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _detail(levels: tuple[str, ...]) -> str:
+    shown = ", ".join(levels[:4]) + (", .." if len(levels) > 4 else "")
+    return f"{len(levels)} levels: {shown}  " if levels else ""
+
+
+def _missing(number: int) -> str:
+    return f"{number:,} missing" if number else ""
