@@ -17,6 +17,7 @@ from .monitor import NUM_TRAIN_WATCHED
 from .training import Training
 
 
+@torch.enable_grad()
 def fit_prior(
     vae: CategoricalVAE,
     x: Tensor,
