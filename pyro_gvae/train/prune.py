@@ -106,7 +106,7 @@ def _encoder(vae: CategoricalVAE, rows: Tensor, shape: tuple[int, int]) -> nn.Mo
     shapes = [one for one in network.modules() if isinstance(one, nn.Unflatten)]
     if not shapes or tuple(shapes[-1].unflattened_size) != before:
         raise ValueError(
-            f"Expected an encoder that ends in nn.Unflatten(-1, {before}), which gets another shape, but found none. Try "
+            f"Expected an encoder that ends in nn.Unflatten(-1, {before}), whose shape is changed, but found none. Try "
             "it as the last layer."
         )
     shapes[-1].unflattened_size = shape
