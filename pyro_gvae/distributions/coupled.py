@@ -25,8 +25,8 @@ NUMBERS_AT_A_TIME = 10**7
 class CodePrior(nn.Module, ABC):
     r"""Abstract base: a distribution p(z) over the joint codes of N one-hots of K categories.
 
-    A subclass says what log p(z) is, for soft codes, too, and draws codes. Of a prior with more than 65,536 codes,
-    :math:`\mathrm{E}_q[\log p(z)]` is known only if the subclass says how.
+    A subclass says what log p(z) is, for soft codes, too, in float32 at least, and draws codes. Of a prior with more than
+    65,536 codes, :math:`\mathrm{E}_q[\log p(z)]` is known only if the subclass says how.
 
     Args:
         num_latents: N.
@@ -89,7 +89,7 @@ class CodePrior(nn.Module, ABC):
     @final
     def coupling(self, codes: Tensor) -> Tensor:
         """Return log p(z) - log u(z) for the uniform u: what independent uniform digits lack; (..., N, K) -> (...)."""
-        return self.log_prob(codes.to(self.uniform)) + self.num_latents * math.log(self.num_categories)
+        return self.log_prob(codes) + self.num_latents * math.log(self.num_categories)
 
     @final
     def mean_coupling(self, probs: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..distributions.coupled import CodePrior
+from ..distributions.parameters import at_least_float32
 from .trees import Edges, chain, maximum_spanning_tree, mutual_information, pairwise_means
 
 #: The least probability that a tree takes over from data, so that no code becomes impossible.
@@ -60,9 +61,11 @@ class PairwisePrior(CodePrior):
     @override
     def log_prob(self, codes: Tensor) -> Tensor:
         root = self.sources[:1] if self.num_latents > 1 else self.sources.new_zeros(1)
-        own = codes.index_select(-2, root).squeeze(-2) @ self.root_logits.log_softmax(-1)  # (...)
+        of_root, of_edges = (at_least_float32(own).log_softmax(-1) for own in (self.root_logits, self.logits))
+        codes = codes.to(of_root)
+        own = codes.index_select(-2, root).squeeze(-2) @ of_root  # (...)
         parents, children = codes.index_select(-2, self.sources), codes.index_select(-2, self.targets)
-        given = torch.einsum("eij,...ei->...ej", self.logits.log_softmax(-1), parents)
+        given = torch.einsum("eij,...ei->...ej", of_edges, parents)
         return own + (given * children).sum((-2, -1))
 
     @override

@@ -12,6 +12,7 @@ from typing_extensions import override
 from ..config.names import PriorName
 from ..distributions.codes import numbered_codes
 from ..distributions.coupled import CodePrior
+from ..distributions.parameters import at_least_float32
 from .pairwise_priors import MarkovPrior, TreePrior
 
 #: The most joint codes over which a joint prior is normalized, in each step.
@@ -55,8 +56,8 @@ class JointPrior(CodePrior):
 
     @override
     def log_prob(self, codes: Tensor) -> Tensor:
-        logits: Tensor = self.module(codes)
-        return logits - self.module(self.all_codes()).logsumexp(0)
+        logits, of_all = (at_least_float32(self.module(own)) for own in (codes.to(self.uniform), self.all_codes()))
+        return logits - of_all.logsumexp(0)
 
     @override
     @torch.no_grad()
@@ -123,7 +124,8 @@ class AutoregressivePrior(CodePrior):
 
     @override
     def log_prob(self, codes: Tensor) -> Tensor:
-        return (codes * self._logits(codes).log_softmax(-1)).sum((-2, -1))
+        log_probs = at_least_float32(self._logits(codes.to(self.uniform))).log_softmax(-1)
+        return (codes.to(log_probs) * log_probs).sum((-2, -1))
 
     def _logits(self, codes: Tensor) -> Tensor:
         flat = codes.flatten(-2)
@@ -164,8 +166,9 @@ class MixturePrior(CodePrior):
 
     @override
     def log_prob(self, codes: Tensor) -> Tensor:
-        of_digits = codes.flatten(-2) @ self.logits.log_softmax(-1).flatten(1).T  # (..., M)
-        return (of_digits + self.weights.log_softmax(-1)).logsumexp(-1)
+        log_probs, log_weights = (at_least_float32(own).log_softmax(-1) for own in (self.logits, self.weights))
+        of_digits = codes.flatten(-2).to(log_probs) @ log_probs.flatten(1).T  # (..., M)
+        return (of_digits + log_weights).logsumexp(-1)
 
     @override
     @torch.no_grad()

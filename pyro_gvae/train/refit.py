@@ -17,6 +17,7 @@ from .monitor import NUM_TRAIN_WATCHED
 from .training import Training
 
 
+@torch.enable_grad()
 def fit_prior(
     vae: CategoricalVAE,
     x: Tensor,
@@ -81,7 +82,7 @@ def _logits(vae: CategoricalVAE, x: Tensor) -> Tensor:
 def _log_prior(prior: CodePrior, logits: Tensor) -> Tensor:
     """Return the mean of log p(z) under the guide of each datum, (B,), or that of a draw."""
     q = FactorizedOneHotCategorical(logits=logits)
-    return prior.mean_log_prob(q.probs) if prior.has_mean else prior.log_prob(q.sample().to(prior.uniform))
+    return prior.mean_log_prob(q.probs) if prior.has_mean else prior.log_prob(q.sample())
 
 
 def _refit(vae: CategoricalVAE, prior: TreePrior, x: Tensor) -> None:

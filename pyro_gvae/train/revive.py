@@ -33,8 +33,8 @@ def rows_of(vae: Any) -> Rows:
     """
     if isinstance(vae, CategoricalVAE) and vae.prior is not None:
         raise ValueError(
-            f"Expected a prior of independent digits, of which one category can be split in two, to revive categories, "
-            f"but found a {type(vae.prior).__name__}. Try revive=None, or prior='independent'."
+            f"Expected a prior of independent digits, one category of which can be split in two or left out, but found "
+            f"a {type(vae.prior).__name__}. Try revive=None, or prior='independent'."
         )
     if isinstance(vae, CategoricalVAE):
         of_encoder, of_decoder = (

@@ -14,6 +14,7 @@ import common
 import crossover
 import gradient_fidelity
 import pandas as pd
+import priors
 import pyro
 import pytest
 import reinmax_protocol
@@ -48,6 +49,7 @@ SMOKES = {
     "gradient_fidelity reinmax": partial(gradient_fidelity.main, "reinmax"),
     "crossover": crossover.main,
     "collapse": collapse.main,
+    "priors": priors.main,
     "article": article.main,
     "semi_supervised": semi_supervised.main,
     "certified_width": certified_width.main,

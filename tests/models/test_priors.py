@@ -96,6 +96,17 @@ def test_it_is_what_its_definition_says_and_normalized(vae):
     assert log_p.std() > 0.1  # not the uniform prior
 
 
+def test_low_precision_loses_no_nats(vae):
+    """A sum of logarithms in bfloat16 would."""
+    low = vae.prior.bfloat16()
+    log_p = low.log_prob(CODES.bfloat16())
+    assert log_p.dtype == torch.float32
+    assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-5)
+    assert low.mean_log_prob(torch.full((4, N, K), 1 / K)).tolist() == pytest.approx(
+        [log_p.mean().item()] * 4, abs=1e-5
+    )
+
+
 def test_the_mean_under_independent_digits_is_the_sum_over_codes(vae):
     logits = torch.randn(4, N, K).double().requires_grad_()
     log_q = torch.stack([(logits.log_softmax(-1) * code).sum((-2, -1)) for code in CODES])
@@ -123,8 +134,8 @@ def test_generated_data_are_those_of_its_codes(vae):
     log_p, *_ = brute(vae)
     means = vae.observation(vae.decoder(CODES)).mean
     mean, second = log_p.exp() @ means, log_p.exp() @ means.square()
-    found = sample(vae, 5000).mean(0)
-    assert ((found - mean).abs() < 5 * ((second - mean.square()) / 5000).sqrt() + 1e-9).all()
+    found = sample(vae, 2000).mean(0)
+    assert ((found - mean).abs() < 5 * ((second - mean.square()) / 2000).sqrt() + 1e-9).all()
 
 
 def test_elbo_and_evidence_are_those_of_stock_enumeration_of_one_integer(vae):
@@ -197,7 +208,7 @@ def test_estimators_that_sum_all_codes_are_exact(vae, name, options):
 def test_estimators_that_draw_have_the_right_mean(vae, name):
     """Loss and gradient of the prior: of a surrogate gradient, only that of the encoder is biased."""
     torch.manual_seed(3)
-    found = estimates(vae, name, 30)
+    found = estimates(vae, name, 20)
     error = found.std(0) / math.sqrt(len(found))
     assert ((found.mean(0) - exactly(vae)).abs() < 5 * error + 1e-8).all()
 

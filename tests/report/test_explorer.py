@@ -37,9 +37,9 @@ class Oblique(nn.Module):
         return 1.5 * self.network(x)
 
 
-def model(observation: str = "bernoulli", **options: Any) -> CategoricalVAE:
+def model(observation: str = "bernoulli", prior: str = "independent", **options: Any) -> CategoricalVAE:
     torch.manual_seed(3)
-    made = CategoricalVAE(D, N, K, (7,), observation, learn_prior=True, **options).double()
+    made = CategoricalVAE(D, N, K, (7,), observation, prior=prior, **options).double()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.mul_(3)
@@ -116,7 +116,8 @@ def expected(vae: CategoricalVAE, x: Tensor, code: list[int]) -> dict[str, float
     elbo, evidence = (value.item() for value in exact.bounds(vae, x))
     with torch.no_grad():
         likelihood = vae.observation(vae.decoder(z)).log_prob(x).item()
-        prior = (vae.prior_logits.log_softmax(-1) * z).sum().item()
+        independent = (vae.prior_logits.log_softmax(-1) * z).sum().item()
+        prior = independent if vae.prior is None else vae.prior.log_prob(z).item()
         guide = (vae.encoder(x).log_softmax(-1) * z).sum().exp().item()
     found = {"log p(x), exact": evidence, "ELBO, exact": elbo, "KL(q ‖ posterior)": evidence - elbo}
     found |= {"log p(x | z)": likelihood, "log p(z)": prior, "q(z | x)": guide}
@@ -134,6 +135,7 @@ def assert_shown(page: Any, vae: CategoricalVAE, x: Tensor) -> None:
     ("observation", "options"),
     [
         ("bernoulli", {}),
+        ("bernoulli", {"prior": "mixture"}),
         ("bernoulli", networks("convolutional")),
         ("bernoulli", networks("others")),
         ("continuous-bernoulli", {}),

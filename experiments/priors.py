@@ -1,0 +1,141 @@
+"""How much does a prior whose digits depend on each other buy, and at what cost?
+
+Question: samples of N independent digits are poor, and so is the prior of the ELBO. How much higher is log p(x) on test
+images with each prior, trained with the rest of the model, or fitted to the codes of a model that is trained already?
+
+Command: `python experiments/priors.py` (`--smoke` for a tiny size, in seconds); `--sizes`, `--priors` and `--seeds`
+make it shorter, and what has been measured is not measured again. It writes `experiments/results/priors.csv` and
+`docs/figures/priors.png` and `.svg`.
+
+Cost: one core, estimated from a few steps and not measured: 8x4 three minutes for each prior and seed, 10x30 as many,
+and half of it for each prior that is fitted alone; with all priors and three seeds some three hours.
+
+8x4 is trained by soft samples and then exactly, so that log p(x) is a sum over all codes. 10x30 is trained by ReinMax
+with a sampled KL, which all priors have; log p(x) is a lower bound by importance sampling. A joint prior of 10x30 is
+refused: nothing sums its 10^30 codes. Rows `after` begin with the uniform prior's model and change the prior alone.
+"""
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from typing import Annotated, get_args
+
+import pandas as pd
+import tyro
+from common import SETTINGS, Places, Row, check_names, command, mean_and_error, run_cells, scores_on_test, tiny, train
+from matplotlib.figure import Figure
+
+from pyro_gvae import CategoricalVAE, Dataset, TrainConfig
+from pyro_gvae.config.names import PriorName
+from pyro_gvae.models.priors import PRIORS
+from pyro_gvae.report.style import PALETTE, in_house_style
+from pyro_gvae.runs.tables import with_errors
+from pyro_gvae.train.refit import fit_prior
+
+NAME = "priors"
+UNIFORM = "uniform"
+TOGETHER, AFTER = "together", "after"
+
+
+def _config(num_categories: int, num_latents: int, stages: str) -> TrainConfig:
+    sizes = {"num_categories": num_categories, "num_latents": num_latents}
+    return TrainConfig(dataset="mnist", stages=stages, **sizes, **SETTINGS["mnist"])
+
+
+SIZES: dict[str, TrainConfig] = {
+    "8x4": _config(8, 4, "gumbel-softmax:10,exact:1"),
+    "10x30": _config(10, 30, "reinmax[kl=sampled]:10"),
+}
+#: Epochs of a prior that is fitted alone.
+FITTED = 10
+
+
+def main(
+    places: Annotated[Places, tyro.conf.arg(name="")],
+    *,
+    sizes: tuple[str, ...] = tuple(SIZES),
+    priors: tuple[str, ...] = get_args(PriorName),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    smoke: bool = False,
+) -> pd.DataFrame:
+    """Train each size with each prior, and print test ELBO and log p(x), and seconds of training.
+
+    Args:
+        places: where to read and write.
+        sizes: rows of `SIZES`.
+        priors: names of priors; with "uniform", others are fitted to its codes, too.
+        seeds: of initial weights, order of the data and samples.
+        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
+            and figures go to runs/experiments/smoke.
+    """
+    if smoke:
+        places, sizes, priors, seeds = places.apart(NAME), ("8x4",), (UNIFORM, "tree"), (0,)
+    check_names(sizes, SIZES)
+    check_names(priors, get_args(PriorName))
+    cells: list[Row] = [
+        {"size": size, "prior": prior, "way": TOGETHER, "seed": seed}
+        for size, seed, prior in product(sizes, seeds, priors)
+        if (size, prior) != ("10x30", "joint")
+    ]
+    table = run_cells(NAME, cells, partial(measure, places=places, smoke=smoke), places)
+    values = ["test_elbo", "test_log_evidence", "seconds"]
+    found = mean_and_error(table, ["size", "prior", "way"], values)
+    print(found[["size", "prior", "way", "seeds"]].join(with_errors(found, values)).to_string(index=False))
+    places.save(NAME, draw(found))
+    return table
+
+
+def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
+    """Train a cell and score it; of the uniform prior, also with other priors that are fitted to its codes."""
+    config = SIZES[cell["size"]]
+    if smoke:
+        config = replace(tiny(config), stages="gumbel-softmax:1,exact:1")
+    config = places.placed(config, prior=cell["prior"], seed=cell["seed"])
+    epochs = sum(int(stage.amount.number) for stage in config.plan)
+    scored = scores_with_priors if cell["prior"] == UNIFORM else scores_on_test
+    [row] = train(config, [str(epochs)], scored, places.folder(NAME, cell))
+    fitted = {name: row.pop(name) for name in PRIORS if name in row}
+    rows = [row]
+    for name, own in fitted.items():
+        later = {"prior": name, "way": AFTER, "seconds": row["seconds"] + own.pop("fitted_seconds")}
+        rows.append(row | own | later)
+    return rows
+
+
+def scores_with_priors(vae: CategoricalVAE, data: Dataset) -> Row:
+    """Test scores, and by the names of priors those with a prior that is fitted to the model's codes."""
+    found = scores_on_test(vae, data)
+    for name, new_prior in PRIORS.items():
+        if name == "joint" and vae.num_latents > 4:
+            continue
+        own = copy.deepcopy(vae)
+        own.prior = new_prior(vae.num_latents, vae.num_categories)
+        start = time.perf_counter()
+        fit_prior(own, data.train, epochs=FITTED)
+        found[name] = {"fitted_seconds": time.perf_counter() - start} | scores_on_test(own, data)
+    return found
+
+
+@in_house_style
+def draw(found: pd.DataFrame) -> Figure:
+    """-log p(x) of each prior, a panel for each size."""
+    sizes: Sequence[str] = list(dict.fromkeys(found["size"]))
+    names = [name for name in get_args(PriorName) if name in set(found["prior"])][::-1]
+    figure = Figure(figsize=(5.2 * len(sizes), 1.4 + 0.45 * len(names)))
+    for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
+        for way, color, marker in ((TOGETHER, PALETTE[0], "o"), (AFTER, PALETTE[1], "s")):
+            rows = found[(found["size"] == size) & (found["way"] == way)]
+            places = [names.index(name) for name in rows["prior"]]
+            error = rows["test_log_evidence_se"].fillna(0)
+            axes.errorbar(-rows["test_log_evidence"], places, xerr=error, fmt=marker, color=color, label=way)
+        axes.set(title=size, xlabel="test −log p(x), nats per datum")
+        axes.set_yticks(range(len(names)), names)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+if __name__ == "__main__":
+    command(main)
