@@ -15,11 +15,8 @@ from shown import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-#: The pages of which Sphinx runs the cells, and one whose code needs MNIST, with its output stored.
 CELL = re.compile(r"^```\{code-cell\}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN = [page for page in PAGES if "file_format: mystnb" in page.read_text(encoding="utf-8")]
-STORED = [DOCS / "tutorial" / "article.md"]
 
 
 def visible_cells(text: str) -> list[str]:
@@ -57,12 +54,6 @@ def name_of(page: Path) -> str:
 def test_the_visible_cells_define_every_name_that_they_use(page: Path) -> None:
     """A page whose imports were hidden could not be typed in."""
     assert not undefined(visible_cells(page.read_text(encoding="utf-8")))
-
-
-@pytest.mark.parametrize("page", STORED, ids=name_of)
-def test_the_blocks_of_a_page_whose_output_is_stored_define_every_name_that_they_use(page: Path) -> None:
-    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
-    assert blocks and not undefined(blocks)
 
 
 def test_a_hidden_import_is_found() -> None:
