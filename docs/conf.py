@@ -68,7 +68,10 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 120
 nitpick_ignore_regex = [
     # What annotations name and no page describes: type variables, private classes, and types of other packages.
-    ("py:.*", r"(.*\.)?(_\w+|Program|Run|Step|Guard|Signals|Self|optional|Annotated|Positional|ExpandedDistribution)"),
+    (
+        "py:.*",
+        r"(.*\.)?(_\w+|P|Program|Run|Step|Guard|Signals|Self|optional|Annotated|Positional|ExpandedDistribution)",
+    ),
     ("py:.*", r"(pandas|pd|matplotlib|pathlib|tyro|collections|torch\.(autograd|distributions))\..*"),
 ]
 
