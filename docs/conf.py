@@ -28,11 +28,13 @@ version = release = pyro_gvae.__version__
 
 extensions = [
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "myst_nb",
+    "commands",
     "notebooks",
     "pages",
 ]
@@ -41,7 +43,7 @@ nitpicky = True
 
 # Appearance
 html_theme = "furo"
-html_title = "pyro_gvae"
+html_title = f"pyro_gvae {release}"
 # Formulas are read without a network, too: MathJax whole in one file, glyphs included.
 MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / "tex-svg-full.js"
 mathjax_path = MATHJAX.name
@@ -52,6 +54,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 # Docstrings: Google style, and a single backtick is a name, linked where there is something to link to.
 default_role = "name"
+autosummary_generate = False  # tables of what the pages describe, which autodoc does
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -65,7 +68,10 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 120
 nitpick_ignore_regex = [
     # What annotations name and no page describes: type variables, private classes, and types of other packages.
-    ("py:.*", r"(.*\.)?(_\w+|Program|Run|Step|Guard|Signals|Self|optional|Annotated|Positional|ExpandedDistribution)"),
+    (
+        "py:.*",
+        r"(.*\.)?(_\w+|P|Program|Run|Step|Guard|Signals|Self|optional|Annotated|Positional|ExpandedDistribution)",
+    ),
     ("py:.*", r"(pandas|pd|matplotlib|pathlib|tyro|collections|torch\.(autograd|distributions))\..*"),
 ]
 

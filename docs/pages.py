@@ -1,12 +1,21 @@
-"""What these pages add to Sphinx: names in backticks become links, and a directive for all registered estimators."""
+"""What these pages add to Sphinx: names in backticks become links, and directives that list what there is.
 
+`estimators` describes all of the registry, `facade` is a table of the package's own names, and `contents-of-page` one
+of what a page describes.
+"""
+
+import inspect
 import re
+from importlib import import_module
+from pathlib import Path
+from typing import final
 
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.ext.autosummary import Autosummary
 from sphinx.roles import XRefRole
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
@@ -64,9 +73,69 @@ class EstimatorsDirective(SphinxDirective):
         return self.parse_text_to_nodes(StringList(lines, source="pyro_gvae.ESTIMATORS"))  # type: ignore[arg-type]
 
 
+class TableDirective(Autosummary):
+    """Names and the first lines of their docstrings."""
+
+    def names(self) -> list[str]:
+        raise NotImplementedError
+
+    def run(self) -> list[nodes.Node]:
+        self.options["nosignatures"] = True
+        self.content = StringList([f"~{name}" for name in self.names()], source="docstrings")  # type: ignore[arg-type]
+        return super().run()
+
+    def get_items(self, names: list[str]) -> list[tuple[str, str | None, str, str]]:
+        """Names of the object's own module, which `:func:` finds beside it, are found anywhere."""
+        return [
+            (name, signature, re.sub(r":\w+:`~?([^`]+)`", r"`\1`", said), full)
+            for name, signature, said, full in super().get_items(names)
+        ]
+
+
+@final
+class FacadeDirective(TableDirective):
+    """All names of `pyro_gvae`, in the order in which a program uses them."""
+
+    def names(self) -> list[str]:
+        return [f"pyro_gvae.{name}" for name in pyro_gvae._HOME if name not in ("exact", "ESTIMATORS")]
+
+
+@final
+class ContentsDirective(TableDirective):
+    """All functions and classes that the page describes."""
+
+    def names(self) -> list[str]:
+        text = Path(self.env.doc2path(self.env.docname)).read_text(encoding="utf-8")
+        return list(dict.fromkeys(name for found in DESCRIBED.finditer(text) for name in described(*found.groups())))
+
+
+#: `.. autofunction:: NAME`, `.. autoclass:: NAME` or `.. automodule:: NAME`, with the options below it.
+DESCRIBED = re.compile(r"^\.\. auto(function|class|module):: ([\w.]+).*\n((?:   :.*\n)*)", re.MULTILINE)
+
+
+def described(kind: str, name: str, options: str) -> list[str]:
+    """Return the full names that one directive of autodoc describes: of a module, those of its members."""
+    if kind != "module":
+        return [name]
+    module = import_module(name)
+    listed, left = (re.findall(rf":{option}: (.*)", options) for option in ("members", "exclude-members"))
+    if listed:
+        return [f"{name}.{member}" for member in listed[0].split(", ")]
+    own = [
+        member
+        for member, found in vars(module).items()
+        if inspect.getmodule(found) is module and (inspect.isfunction(found) or inspect.isclass(found))
+    ]
+    found = getattr(module, "__all__", own) if ":imported-members:" in options else own
+    hidden = set(", ".join(left).split(", "))
+    return [f"{name}.{member}" for member in found if not member.startswith("_") and member not in hidden]
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_role("name", NameRole())
     app.add_directive("estimators", EstimatorsDirective)
+    app.add_directive("facade", FacadeDirective)
+    app.add_directive("contents-of-page", ContentsDirective)
     app.connect("autodoc-process-docstring", keep_letters, priority=400)  # before napoleon
     app.connect("missing-reference", find_anywhere, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

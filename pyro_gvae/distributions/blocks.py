@@ -227,7 +227,7 @@ class CountBlock(Block):
     @override
     def draw(self, natural: Tensor) -> Tensor:
         dispersion = self.log_dispersion.exp().expand_as(natural)
-        rate = torch._standard_gamma(dispersion) * (natural.exp() / dispersion)
+        rate = Gamma(dispersion, dispersion / natural.exp()).sample()
         return torch.poisson(rate)
 
     @override

@@ -27,7 +27,7 @@ GAPS = {
     "amortization_gap": "amortization: ELBO of the best mean-field posterior - exact ELBO of the guide",
     "mean_field_gap": "mean field: log p(x) - ELBO of the best mean-field posterior",
 }
-#: A part of the mean KL of the ELBO, beside what codes tell of data: KL(aggregated posterior || prior).
+#: KL(aggregated posterior || prior), a part of the mean KL of the ELBO, beside what codes tell of data.
 PRIOR_GAP = "prior_gap"
 
 

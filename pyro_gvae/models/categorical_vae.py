@@ -170,8 +170,7 @@ class CategoricalVAE(VAE):
     def encode(self, x: Tensor) -> Tensor:
         """Return the most probable category of each latent under the guide, integers (B, N), for data x (B, D).
 
-        One-hots, samples and codes of the exact posterior are those of
-        :func:`pyro_gvae.encode <pyro_gvae.evaluate.generate.encode>`.
+        One-hots, samples and codes of the exact posterior are those of :func:`pyro_gvae.encode`.
         """
         self._check_data(x)
         code: Tensor = self.encoder(x).argmax(-1)

@@ -39,7 +39,7 @@ class Site(NamedTuple):
 
     @property
     def is_closed(self) -> bool:
-        """Whether its mean log-probability under independent digits is known: it depends on no other latent."""
+        """Whether its mean log-probability under independent digits is known, since it depends on no other latent."""
         return not self.depends and (self.prior is None or self.prior.has_mean)
 
     def score(self, codes: Codes) -> Tensor:

@@ -1,5 +1,6 @@
 """Every command that README and the documents show is one that exists, and the pages build without a warning."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from shown import ROOT, SHOWN, SHOWN_IN_THE_TEXT, Command, check, commands
+
+from pyro_gvae.cli.main import COMMANDS
 
 
 def test_the_documents_show_commands() -> None:
@@ -54,3 +57,7 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     formulas = (tmp_path / "html" / "math.html").read_text(encoding="utf-8")
     assert not re.findall(r'<script[^>]*src="https?:', formulas)  # read without a network, too
     assert (tmp_path / "html" / "_static" / "tex-svg-full.js").is_file()
+    notebook = json.loads((tmp_path / "html" / "notebooks" / "tutorial" / "vae.ipynb").read_text(encoding="utf-8"))
+    assert any("dist.Bernoulli" in "".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    options = (tmp_path / "html" / "reference" / "command_line.html").read_text(encoding="utf-8")
+    assert all(f'id="cmdoption-pyro-gvae-{name}-' in options for name in COMMANDS)
