@@ -7,6 +7,7 @@ from typing import Self, final
 
 import torch
 from torch import Tensor
+from torch.distributions import Gamma
 from torch.nn.functional import softplus
 from typing_extensions import override
 

@@ -97,12 +97,12 @@ class TableObservation(Observation):
         slopes = [one.spread if one.kind == "positive" else 0.0 for one in gaussian]
         counts = [self.columns[place] for place in self._numbers["count"]]
         for name, values in {
-            "_units": units,
-            "_slopes": slopes,
-            "_count_centres": [one.centre for one in counts],
-            "_count_spreads": [one.spread for one in counts],
+            "units": units,
+            "slopes": slopes,
+            "count_centres": [one.centre for one in counts],
+            "count_spreads": [one.spread for one in counts],
         }.items():
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float64), persistent=False)
+            self.register_buffer(f"_{name}", torch.tensor(values, dtype=torch.float64), persistent=False)
         if gaussian:
             self.log_scale = nn.Parameter(torch.zeros(len(gaussian)))
         if counts:
