@@ -25,7 +25,7 @@ NUMBERS_AT_A_TIME = 10**7
 class CodePrior(nn.Module, ABC):
     r"""Abstract base: a distribution p(z) over the joint codes of N one-hots of K categories.
 
-    A subclass says what log p(z) is, for soft codes, too, in float32 at least, and draws codes. Of a prior with more than
+    A subclass says what log p(z) is, for soft codes, too, in float32 at least, and draws codes. Of a prior of more than
     65,536 codes, :math:`\mathrm{E}_q[\log p(z)]` is known only if the subclass says how.
 
     Args:
