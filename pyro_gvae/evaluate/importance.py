@@ -264,8 +264,27 @@ def _log_neighbourhood(target: Target, size: int) -> Tensor:
 
 
 def _neighbours(codes: Codes, size: int) -> Iterator[Codes]:
-    """Yield, slice by slice, the joint codes that differ from one of each datum (1, B, N, K) in exactly one digit."""
+    """Yield the joint codes that differ from one of each datum (1, B, N, K) in exactly one digit, `size` at a time.
+
+    A slice has neighbours of many latents: one for each latent would run a chain of T as often as it has latents.
+    """
+    parts: list[tuple[str, Tensor]] = []
     for name, own in codes.items():
         for changed in hamming_neighbours(own, size):
-            same = {other: rest.expand(len(changed), -1, -1, -1) for other, rest in codes.items()}
-            yield {**same, name: changed}
+            if parts and len(changed) + sum(len(part) for _, part in parts) > size:
+                yield _stacked(codes, parts)
+                parts = []
+            parts.append((name, changed))
+    yield _stacked(codes, parts)
+
+
+def _stacked(codes: Codes, parts: list[tuple[str, Tensor]]) -> Codes:
+    """Return the changes of single latents one after another, with all other latents as they are."""
+    count = sum(len(changed) for _, changed in parts)
+    found = {name: own.expand(count, -1, -1, -1) for name, own in codes.items()}
+    start = 0
+    for name, changed in parts:
+        end = start + len(changed)
+        found[name] = torch.cat([found[name][:start], changed, found[name][end:]])
+        start = end
+    return found
