@@ -1,7 +1,7 @@
 """fit: trains a program through its stages, with evaluations, checkpoints and resumption."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from signal import Signals
@@ -26,6 +26,7 @@ from ..runtime.rng import derived_seed, own_randomness
 from ..runtime.signals import Stop, stop_on_signal
 from .described import keep_config
 from .files import CHECKPOINT, METRICS, WEIGHTS, check_unused, keep_weights, read_checkpoint
+from .loggers import Logger, TensorBoardLogger
 from .logs import Logs
 from .milestones import NO_MILESTONES, Measure, Milestones, measured
 from .non_finite import check_weights, first_non_finite
@@ -46,6 +47,7 @@ def fit(
     progress: bool = True,
     measure: Measure | None = None,
     milestones: Milestones = NO_MILESTONES,
+    loggers: Sequence[Logger] = (),
 ) -> Fit:
     """Train a program in stages of estimators with one optimizer, and evaluate the discrete model during training.
 
@@ -72,6 +74,7 @@ def fit(
             name -> number, is added to the history. It may draw random numbers, but must not change the run.
         milestones: where the run is measured besides. The call returns at the last of them, if training has not ended
             before, and a later call continues from there with the same result as an uninterrupted run.
+        loggers: what else is told of evaluations, such as a :class:`~pyro_gvae.train.loggers.WandbLogger`.
 
     Returns:
         The number of steps, the time, why training ended, and the history.
@@ -108,7 +111,8 @@ def fit(
             if output is not None:
                 from_main(lambda: keep_config(vae, known, config, output, restored=begun))
             milestones.check(training)
-            with _logs(training, output, milestones, progress=progress) as logs:
+            with _logs(training, output, milestones, loggers, progress=progress) as logs:
+                logs.begin(config)
                 over = training.state.done is not None
                 if not begun or (over and from_main(lambda: not logs.history)):  # a finished run has lost its history
                     _judge(training, logs, output, measure)
@@ -129,13 +133,16 @@ def _begun(training: Training, output: Path | None, *, resume: bool) -> bool:
     return resume and _restored(training, output)
 
 
-def _logs(training: Training, output: Path | None, milestones: Milestones, *, progress: bool) -> Logs:
-    options = {
-        "progress": progress and is_main(),
-        "tensorboard": training.config.tensorboard and output is not None and training.state.done is None,
-    }
-    folder = output if is_main() else None
-    return Logs(folder, total=milestones.total(training), step=training.state.step, **options)
+def _logs(
+    training: Training, output: Path | None, milestones: Milestones, loggers: Sequence[Logger], *, progress: bool
+) -> Logs:
+    state = training.state
+    if training.config.tensorboard and output is not None and state.done is None:
+        loggers = [TensorBoardLogger(output / "tensorboard"), *loggers]  # in every process, so that all raise alike
+    total = milestones.total(training)
+    if not is_main():
+        return Logs(None, total=total, step=state.step, progress=False)
+    return Logs(output, total=total, step=state.step, progress=progress, loggers=loggers)
 
 
 def _stop_if_asked(training: Training, stop: Stop, output: Path | None) -> None:

@@ -14,7 +14,7 @@ from .checks import check_training
 from .described import program_of, untrained
 from .files import CHECKPOINT
 from .fit import fit
-from .logs import board_writer
+from .loggers import board_writer
 from .monitor import judge_of
 from .result import Fit
 from .setup import initial_model, load_data

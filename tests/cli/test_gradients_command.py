@@ -13,7 +13,8 @@ import pytest
 import tyro
 
 from pyro_gvae.cli.advised import train_by
-from pyro_gvae.cli.main import _parse, main
+from pyro_gvae.cli.arguments import parse
+from pyro_gvae.cli.main import main
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
 from pyro_gvae.config.gradients import AdviseConfig, GradientsConfig
@@ -175,7 +176,7 @@ def test_the_command_that_follows_an_advice_is_one(tmp_path):
 
 def test_an_advice_for_a_program_trains_that_program():
     config = AdviseConfig(model="joint", num_latents=4, num_categories=10, latent_dim=3)
-    parsed = _parse(shlex.split(train_by(config, "exact:20"))[1:])
+    parsed = parse(shlex.split(train_by(config, "exact:20"))[1:])
     assert (parsed.model, parsed.num_latents, parsed.num_categories, parsed.latent_dim) == ("joint", 4, 10, 3)
 
 

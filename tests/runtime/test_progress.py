@@ -41,4 +41,25 @@ def test_a_bar_is_seen_and_leaves_no_thread(monkeypatch):
     monkeypatch.setattr(sys, "stderr", seen)
     before = threading.active_count()
     assert sum(Progress([1, 2, 3], desc="seen")) == 6
-    assert "seen: 100%" in seen.getvalue() and threading.active_count() == before
+    assert seen.getvalue().startswith("seen: 100%| 3/3 it, ") and threading.active_count() == before
+    assert "\r" not in seen.getvalue() and seen.getvalue().count("\n") == 1  # a line at the end
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_has_a_bar_and_a_log_a_line_every_so_often(monkeypatch):
+    clock = {"now": 0.0}
+    monkeypatch.setattr("pyro_gvae.runtime.progress.time.monotonic", lambda: clock["now"])
+    for seen, lines in ((Terminal(), 1), (io.StringIO(), 4)):
+        clock["now"] = 0.0
+        monkeypatch.setattr(sys, "stderr", seen)
+        with Progress(total=100, desc="work", unit="step") as bar:
+            for _ in range(100):
+                clock["now"] += 1.0
+                bar.set_postfix_str(f"at {clock['now']:g}")
+                bar.update()
+        assert ("\r" in seen.getvalue(), seen.getvalue().count("\n")) == (lines == 1, lines)
+    assert [line.split()[-1] for line in seen.getvalue().splitlines()] == ["30", "60", "90", "100"]

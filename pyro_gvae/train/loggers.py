@@ -1,0 +1,200 @@
+"""Loggers: what programs that show curves of many runs are told of one run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor
+
+from ..runs.inside import in_place
+from ..runtime.extras import import_extra
+
+#: Images in a row of a picture.
+IN_A_ROW = 8
+
+
+class Logger(Protocol):
+    """Takes the evaluations of a run. `fit` calls `begin` first and `end` last, also after an error."""
+
+    def begin(self, settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+        """Begin with the settings of the configuration, or go on after the evaluations in the history."""
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """Take an evaluation, a line of the history; `step` is its place."""
+
+    def show(self, images: Mapping[str, Tensor], codes: Tensor, step: int) -> None:
+        """Take pictures and codes, which runs of a ready program on a `Dataset` have.
+
+        Args:
+            images: pixels (M, 1, H, W) in [0, 1], by name.
+            codes: one-hots (M', N, K).
+            step: their place.
+        """
+
+    def end(self) -> None:
+        """Write what is left."""
+
+
+def numbers_in(line: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of an evaluation without its place.
+
+    Example:
+        >>> numbers_in({"step": 9, "estimator": "exact", "test_elbo": -2.5, "train_elbo": None})
+        {'test_elbo': -2.5}
+    """
+    return {
+        name: value for name, value in line.items() if isinstance(value, int | float) and name not in ("step", "epoch")
+    }
+
+
+def board_writer() -> Any:
+    """Import TensorBoard's writer of event files, which takes a second.
+
+    Returns:
+        torch's class `SummaryWriter`.
+
+    Raises:
+        ValueError: if TensorBoard is not installed.
+    """
+    import_extra("tensorboard", extra="tensorboard", purpose="event files")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter
+
+
+@final
+class TensorBoardLogger:
+    """Writes TensorBoard's event files, with pictures and histograms of codes; needs the extra tensorboard.
+
+    Args:
+        folder: the folder of the files.
+
+    Raises:
+        ValueError: if TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._writer = folder, board_writer()
+        self._board: Any = None
+        self._last: Mapping[str, Any] | None = None  # the last evaluation
+
+    def begin(self, settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+        """Open the files; those of a run that goes on lose what is after its checkpoint."""
+        self._last = history[-1] if history else None
+        # The writer opens its files by their names, again and again.
+        self._place = in_place(self._folder / "events", make=True)
+        self._board = self._writer(
+            str(self._place.__enter__().parent), purge_step=self._last["step"] + 1 if self._last else None
+        )
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """Add each number to its curve, and a text where a stage begins."""
+        # The first line of a stage is its first evaluation; the stage started where the last one ended.
+        if self._last is None or self._last["stage"] != line["stage"]:
+            begun = (self._last or line)["step"]
+            self._board.add_text("stage", f"{line['stage']}: {line['estimator']}, from step {begun}", begun)
+        self._last = line
+        for name, value in numbers_in(line).items():
+            self._board.add_scalar(name, value, line["step"])
+
+    def show(self, images: Mapping[str, Tensor], codes: Tensor, step: int) -> None:
+        """Add pictures, and how often each category is used."""
+        for name, pixels in images.items():
+            self._board.add_images(name, pixels, step)
+        edges = (torch.arange(codes.shape[-1] + 1) - 0.5).tolist()
+        for latent, categories in enumerate(codes.argmax(-1).T):
+            self._board.add_histogram(f"code usage/latent {latent}", categories, step, bins=edges)
+
+    def end(self) -> None:
+        """Close the files."""
+        if self._board is not None:
+            self._board.close()
+            self._place.__exit__(None, None, None)
+
+
+@final
+class WandbLogger:
+    """Sends evaluations and pictures to Weights & Biases; needs the extra wandb.
+
+    Args:
+        **options: of `wandb.init`, such as `project`, `name`, `mode="offline"`, or `id` and `resume` of a run to go on.
+
+    Raises:
+        ValueError: if wandb is not installed.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._wandb = import_extra("wandb", extra="wandb", purpose="Weights & Biases")
+        self._options = {"project": "pyro-gvae"} | options
+        self._run: Any = None
+
+    def begin(self, settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+        """Begin a run with the settings as its configuration."""
+        self._run = self._wandb.init(**{"config": dict(settings)} | self._options)
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """Log the numbers of an evaluation."""
+        self._run.log(numbers_in(line), step=line["step"])
+
+    def show(self, images: Mapping[str, Tensor], codes: Tensor, step: int) -> None:
+        """Log pictures."""
+        pictures = {name: self._wandb.Image(mosaic(pixels).numpy()) for name, pixels in images.items()}
+        self._run.log(pictures, step=step)
+
+    def end(self) -> None:
+        """Finish the run."""
+        if self._run is not None:
+            self._run.finish()
+
+
+@final
+class MlflowLogger:
+    """Sends evaluations and pictures to MLflow; needs the extra mlflow.
+
+    Args:
+        **options: of `mlflow.start_run`, such as `run_name`, or `run_id` of a run to go on.
+
+    Raises:
+        ValueError: if mlflow is not installed.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._mlflow = import_extra("mlflow", extra="mlflow", purpose="MLflow")
+        self._options = options
+        self._begun = False
+
+    def begin(self, settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+        """Start a run with the settings as its parameters, which a run that goes on has already."""
+        self._mlflow.start_run(**self._options)
+        self._begun = True
+        if not history:
+            self._mlflow.log_params({name: value for name, value in settings.items() if value is not None})
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """Log the numbers of an evaluation."""
+        self._mlflow.log_metrics(numbers_in(line), step=line["step"])
+
+    def show(self, images: Mapping[str, Tensor], codes: Tensor, step: int) -> None:
+        """Log pictures."""
+        for name, pixels in images.items():
+            self._mlflow.log_image(mosaic(pixels).numpy(), f"{name}/{step}.png")
+
+    def end(self) -> None:
+        """End the run."""
+        if self._begun:
+            self._mlflow.end_run()
+
+
+def mosaic(images: Tensor) -> Tensor:
+    """Return images (M, 1, H, W) in [0, 1] as one picture of bytes, in rows of eight.
+
+    Example:
+        >>> mosaic(torch.ones(10, 1, 2, 3)).shape
+        torch.Size([4, 24])
+    """
+    lacking = -len(images) % IN_A_ROW
+    full = torch.cat([images, images.new_zeros(lacking, *images.shape[1:])])
+    height, width = images.shape[-2:]
+    rows = full.reshape(-1, IN_A_ROW, height, width).transpose(1, 2).reshape(-1, IN_A_ROW * width)
+    return (rows * 255).round().to(torch.uint8).cpu()
