@@ -34,9 +34,9 @@ class Tuning:
 
 
 #: Measured on two cores of a server. Larger slices and calls were not faster. `decoded_rows` rows of images fit into a
-#: core's cache: with 2,048 a step of `top-c` took 1.1 to 1.25 times as long, and one of `local-expectation` 1.15 to 1.2
-#: times. `normalized_elements` terms of images fit into the caches. A softmax over 10 categories was five times as fast by
-#: elementary operations.
+#: core's cache: with 2,048 a step of `top-c` took 1.1 to 1.25 times as long, one of `local-expectation` 1.15 to 1.2
+#: times. `normalized_elements` terms of images fit into the caches. A softmax over 10 categories was five times as fast
+#: by elementary operations.
 CPU = Tuning(
     slice_bytes=96e6,
     few_codes=1024,
