@@ -10,8 +10,9 @@ for a tiny size, in seconds); `--epochs` says how many in all, `--plans` which r
 `experiments/results/stages.csv`, and as PNG and SVG `docs/figures/stages_SIZE` (how training goes) and
 `stages_SIZE_ends` (where it ends).
 
-Cost: one core, 20 epochs: a relaxed epoch takes 6 seconds, an exact one 40 to 100, an evaluation 4. All plans at 8x4:
-an hour a seed; 10x30 and 8x16: three quarters of an hour. `--workers 2` shares them out.
+Cost: one core, 20 epochs: a relaxed epoch takes 6 seconds, an exact one 40 to 100, one of `exact-wake` a tenth more and
+with an evidence weight twice that, an evaluation 4. All plans at 8x4: an hour and a half a seed; 10x30 and 8x16: three
+quarters of an hour. `--workers 2` shares them out.
 
 The ReinMax protocol (see `reinmax_protocol.py`) with one Adam, which goes through all stages. "soft" is Gumbel-Softmax
 with the categoricals' KL at temperature 0.67. Single estimators, "alone", are the rows of `reinmax_protocol.csv` that
@@ -69,6 +70,11 @@ SUMMABLE = {
     "soft, 1 exact": f"{SOFT}:{{E-1}},exact:1",
     BASELINE: f"{SOFT}:{{E-3}},exact:3",
     "soft, 5 exact": f"{SOFT}:{{E-5}},exact:5",
+    "soft, 1 exact-wake": f"{SOFT}:{{E-1}},exact-wake:1",
+    "soft, 3 exact-wake": f"{SOFT}:{{E-3}},exact-wake:3",
+    "soft, 3 exact-wake, inclusive": f"{SOFT}:{{E-3}},exact-wake[encoder=inclusive]:3",
+    "soft, 3 exact-wake, half": f"{SOFT}:{{E-3}},exact-wake[evidence_weight=0.5]:3",
+    "soft, 2 exact, 1 exact-wake": f"{SOFT}:{{E-3}},exact:2,exact-wake:1",
     "soft, 3 exact-evidence": f"{SOFT}:{{E-3}},exact-evidence:3",
     "soft t=0.3, 3 exact": "gumbel-softmax[kl=categorical,temperature=0.3]:{E-3},exact:3",
     "soft t=1, 3 exact": "gumbel-softmax[kl=categorical,temperature=1.0]:{E-3},exact:3",

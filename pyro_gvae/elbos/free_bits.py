@@ -19,6 +19,7 @@ from ..programs.look import Look, look
 from ..programs.modes import without_trace
 from ..programs.runs import Runs
 from .exact import ExactEvidence
+from .mixture import WakeMixture
 from .penalized import PenalizedELBO, Penalty, fits_one_slice
 from .wake import ExactWake
 
@@ -77,7 +78,7 @@ class FreeBits(PenalizedELBO):
         for value in nats.values() if isinstance(nats, Mapping) else (nats,):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"Expected a finite number of free nats of at least 0, but found {value:g}.")
-        if isinstance(elbo, ExactEvidence | ExactWake):
+        if isinstance(elbo, ExactEvidence | ExactWake | WakeMixture):
             raise ValueError("Expected a loss with a KL to leave free, but found the log-evidence. Try ExactELBO.")
         self.nats = dict(nats) if isinstance(nats, Mapping) else float(nats)
 

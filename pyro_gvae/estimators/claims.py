@@ -113,5 +113,16 @@ class RewardedUse:
         return ", with a reward for the entropy of the codes' use"
 
 
+@final
+@dataclass(frozen=True)
+class EvidenceShare:
+    """The weight of the log-evidence in a mean with the ELBO."""
+
+    weight: float
+
+    def __str__(self) -> str:
+        return f", with weight {self.weight:g}, and the ELBO with the rest"
+
+
 #: A detail of an objective, which its name in reports includes.
-Detail = Samples | WeighedKL | FreeNats | MixedGuide | RewardedUse
+Detail = Samples | WeighedKL | FreeNats | MixedGuide | RewardedUse | EvidenceShare

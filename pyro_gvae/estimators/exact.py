@@ -1,11 +1,14 @@
 """Estimators that sum over all K^N joint codes."""
 
+from typing import Any
+
 from ..elbos.exact import ExactELBO, ExactEvidence
+from ..elbos.mixture import WakeMixture
 from ..elbos.wake import ExactWake
 from ..exact.wake import Encoder, Exclusive, Inclusive
 from ..runtime.distributed import ALONE, Share
 from .base import Estimator, Summed
-from .claims import Bias, Objective
+from .claims import Bias, EvidenceShare, Objective
 
 
 def exact(*, max_memory: float | None = None, slice_size: int | None = None, share: Share = ALONE) -> Estimator:
@@ -74,6 +77,7 @@ def exact_evidence(
 def exact_wake(
     *,
     encoder: str = "exclusive",
+    evidence_weight: float = 1.0,
     max_memory: float | None = None,
     slice_size: int | None = None,
     share: Share = ALONE,
@@ -84,11 +88,13 @@ def exact_wake(
     guide, from the same table of codes, that of the ELBO, which is KL(q(z | x) || p(z | x)), or that of KL(p(z | x) ||
     q(z | x)), the exact wake phase of reweighted wake-sleep (Bornschein and Bengio 2015, arXiv 1406.2751; Le et al.
     2019, arXiv 1805.10469). The loss is -log p(x). *Requires* what `exact-evidence` requires, and is best as a last
-    stage: a model that is trained by log p(x) from the start has a posterior that is far from any factorized guide.
-    *Bias*: none, and no variance.
+    stage: a model that is trained by log p(x) from the start has a posterior that is far from any factorized guide. An
+    `evidence_weight` w below 1 keeps it nearer: model and guide get a mean of these gradients and of those of `exact`,
+    and the codes are summed twice (:class:`~pyro_gvae.elbos.mixture.WakeMixture`). *Bias*: none, and no variance.
 
     Args:
         encoder: the KL of the guide, "exclusive" or "inclusive".
+        evidence_weight: w; the ELBO has the weight 1 - w.
         max_memory: bytes that a slice of codes may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         share: which codes this process sums, if several divide them.
@@ -97,7 +103,7 @@ def exact_wake(
         The estimator, to be bound to a program by `bind`.
 
     Raises:
-        ValueError: if `encoder` is unknown.
+        ValueError: if `encoder` is unknown, or `evidence_weight` is not between 0 and 1.
 
     Example:
         >>> exact_wake(encoder="inclusive").approximates
@@ -110,10 +116,18 @@ def exact_wake(
     if encoder not in encoders:
         raise ValueError(f"Expected encoder to be one of {', '.join(encoders)}, but found '{encoder}'.")
     chosen, objective = encoders[encoder]
+
+    def loss() -> ExactWake | WakeMixture:
+        limits: dict[str, Any] = {"max_memory": max_memory, "slice_size": slice_size, "share": share}
+        wake = ExactWake(chosen, **limits)
+        return wake if evidence_weight == 1 else WakeMixture(wake, ExactELBO(**limits), evidence_weight)
+
+    loss()  # refuses a weight that is out of range
     return Estimator(
         name="exact-wake",
-        elbo=lambda: ExactWake(chosen, max_memory=max_memory, slice_size=slice_size, share=share),
+        elbo=loss,
         objective=objective,
+        details=() if evidence_weight == 1 else (EvidenceShare(evidence_weight),),
         bias=Bias.NONE,
         reference="enumeration; Bornschein and Bengio 2015, arXiv 1406.2751; Le et al. 2019, arXiv 1805.10469",
         is_exact=True,

@@ -106,3 +106,29 @@ def test_what_it_is_not_is_refused():
         estimator("exact-wake", encoder="both")
     with pytest.raises(ValueError, match="Expected a loss with a KL to leave free, but found the log-evidence"):
         FreeBits(ExactWake(), 0.1)
+
+
+@EACH_ENCODER
+@pytest.mark.parametrize("slice_size", [3, None])
+def test_a_mixture_has_the_gradients_of_a_loop_over_codes(encoder, slice_size):
+    """Of w log p(x) + (1 - w) ELBO for the model, and of both KLs for the guide."""
+    vae, x, weight = PROBLEM.vae(), PROBLEM.x(), 0.7
+    evidence, of_wake = in_a_loop(vae, x, encoder)
+    joint, log_q = problems.joint_in_a_loop(PROBLEM, vae, x), problems.log_q_in_a_loop(vae, x)
+    bound = -(log_q.exp() * (joint - log_q)).sum()
+    of_bound = problems.gradients(bound, vae)
+    name = {Exclusive: "exclusive", Inclusive: "inclusive"}[type(encoder)]
+    chosen = estimator("exact-wake", encoder=name, evidence_weight=weight, slice_size=slice_size)
+    elbo = chosen.elbo()
+    expected = weight * evidence + (1 - weight) * bound
+    vae.zero_grad()
+    assert elbo.loss_and_grads(vae.model, vae.guide, x) == pytest.approx(expected.item(), rel=1e-10)
+    found = {name: parameter.grad for name, parameter in vae.named_parameters()}
+    wanted = {name: weight * of_wake[name] + (1 - weight) * of_bound[name] for name in found}
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
+    assert "with weight 0.7" in chosen.approximates
+
+
+def test_a_weight_is_between_0_and_1():
+    with pytest.raises(ValueError, match=r"Expected an evidence_weight between 0 and 1, but found 1\.5"):
+        estimator("exact-wake", evidence_weight=1.5)
