@@ -7,7 +7,7 @@ import torch
 
 from ..config.commands import EncodeConfig, EvaluateConfig, ModelConfig, ReconstructConfig, SampleConfig
 from ..config.units import in_bytes
-from ..data.dataset import fixed_part
+from ..data.parts import fixed_part
 from ..evaluate.generate import encode, numbers_of, reconstruct, sample
 from ..evaluate.metrics import evaluate
 from ..evaluate.tables import evaluation_table

@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -233,45 +233,6 @@ def check_finite(x: Tensor) -> None:
         raise ValueError(
             f"Expected training data without NaN or infinity, but found them in {rows} of {len(x)}. Try removing them."
         )
-
-
-class Part(NamedTuple):
-    """The training or the test data of a data set, or the first of them."""
-
-    x: Tensor  # (M, D)
-    labels: Tensor | None  # (M,)
-
-
-def fixed_part(data: Dataset, name: str, num_data: int | None = None, *, seed: int = 0) -> Part:
-    """Return the first images of a part, the same in every call, for evaluation.
-
-    Args:
-        data: a data set.
-        name: "train", "test", or "validation" if there is such a part.
-        num_data: how many images; all if None or if there are fewer.
-        seed: seed with which dynamically binarized training images are sampled.
-
-    Raises:
-        ValueError: if there is no such part, or `num_data` is not positive.
-
-    Example:
-        >>> data = Dataset("mine", torch.zeros(100, 6), torch.ones(20, 6), (2, 3))
-        >>> fixed_part(data, "test", 5).x.shape
-        torch.Size([5, 6])
-    """
-    if name not in data.parts:
-        raise ValueError(f"Expected a part among {', '.join(data.parts)}, but found '{name}'.")
-    if num_data is not None and num_data < 1:
-        raise ValueError(f"Expected num_data of at least 1, but found {num_data}.")
-    x, labels = getattr(data, name)[:num_data], getattr(data, f"{name}_labels")
-    if name == "train" and data.binarize == "dynamic":
-        x = bernoulli_draw(x, generator_for("fixed train", seed))
-    return Part(x, None if labels is None else labels[:num_data])
-
-
-def shown_part(data: Dataset) -> tuple[str, Tensor]:
-    """Return the name and the data of the part on which models are shown: test, or train where there is no other."""
-    return ("test", data.test) if len(data.test) else ("train", fixed_part(data, "train").x)
 
 
 def check_binarize(binarize: str) -> None:

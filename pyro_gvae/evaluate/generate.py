@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import exact
-from ..data.dataset import Dataset, shown_part
+from ..data.dataset import Dataset
+from ..data.parts import shown_part
 from ..exact import HasPair
 from ..exact.backwards import best_given, sample_given
 from ..exact.plan import PerLatent, per_latent

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import exact
 from ..config.checks import MOST_OPERATIONS
-from ..data.dataset import Dataset, fixed_part
+from ..data.dataset import Dataset
+from ..data.parts import fixed_part
 from ..estimators import Estimator
 from ..exact import HasPair
 from ..exact.plan import PerLatent, per_latent

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import exact
-from ..data.dataset import shown_part
+from ..data.parts import shown_part
 from ..distributions.coupled import CodePrior
 from ..evaluate.code_statistics import guide_log_probs, latent_statistics
 from ..evaluate.importance import log_importance_weights

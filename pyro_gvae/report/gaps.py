@@ -8,7 +8,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..data.dataset import shown_part
+from ..data.parts import shown_part
 from ..evaluate.gaps import BOUNDS, GAPS, PRIOR_GAP, gaps, summarize_gaps
 from ..runs.config import read_config
 from ..runs.folder import check_writable

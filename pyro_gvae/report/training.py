@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ..config.models import code_in_words
 from ..config.train import OF_DATA_AND_PROGRAM, TrainConfig
-from ..data.dataset import shown_part
+from ..data.parts import shown_part
 from ..evaluate.code_statistics import guide_log_probs
 from ..evaluate.generate import digits_of, pictured
 from ..runs.config import read_config, read_train_config

@@ -10,7 +10,8 @@ import torch
 
 from ..config.train import TrainConfig
 from ..data.columns import Data
-from ..data.dataset import Dataset, shown_part
+from ..data.dataset import Dataset
+from ..data.parts import shown_part
 from ..evaluate.generate import digits_of, encode, reconstruct, sample
 from ..models.base import VAE
 from ..runs.files import append_json_line, read_records

@@ -14,7 +14,8 @@ from pairs import DATA, PROGRAMS, B, chain_guide, chain_model, linear, no_guide,
 from pyro import poutine
 
 from pyro_gvae import exact
-from pyro_gvae.data.dataset import Dataset, fixed_part
+from pyro_gvae.data.dataset import Dataset
+from pyro_gvae.data.parts import fixed_part
 from pyro_gvae.estimators import estimator
 from pyro_gvae.evaluate.bounds import is_summable
 from pyro_gvae.evaluate.code_statistics import guide_log_probs
