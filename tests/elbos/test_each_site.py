@@ -102,6 +102,17 @@ def test_the_mean_is_the_exact_elbo_and_its_gradient(sites, default, exact):
     assert standard_errors(found, exact | {drawn: 0.5 * exact[drawn]}) > LIMIT  # the negative control
 
 
+@pytest.mark.parametrize("name", ["rebar", "local-expectation"])
+def test_the_guide_has_the_gradient_of_the_whole_program_if_every_site_has_the_same(name):
+    found = []
+    for chosen in (estimator({}, default=name), estimator(name)):
+        elbo = chosen.elbo()
+        pyro.set_rng_seed(0)
+        gradients = with_gradients(partial(elbo.loss_and_grads, model, guide, X))
+        found.append({key: value for key, value in gradients.items() if key.startswith("q")})
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
 def two_bits_model(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", bits(own("p(z)", 2)).to_event(1))
