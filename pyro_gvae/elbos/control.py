@@ -1,7 +1,8 @@
 """What REBAR and RELAX learn, and the value of their control variate."""
 
+import itertools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, final
 
 import torch
@@ -23,7 +24,7 @@ class Network(nn.Module):
     """A network r(y) = v . tanh(W y + a) of soft codes y, with one hidden layer; v = 0 at first, as in REBAR.
 
     W is empty until the first codes show its width. It remains the same tensor, so an optimizer or a recording may hold
-    it, which `nn.LazyLinear` does not allow.
+    it, which `nn.LazyLinear` does not allow. Latents that a later batch observes are left out of W y.
     """
 
     def __init__(self, hidden: int) -> None:
@@ -31,24 +32,34 @@ class Network(nn.Module):
         self.weight = nn.Parameter(torch.empty(hidden, 0))
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.output = nn.Parameter(torch.zeros(hidden))
+        self.columns: dict[str, slice] = {}  # of W, for each latent of the first batch
 
-    def take_width(self, width: int) -> None:
-        """Initialize W for codes of this width, if that has not been done.
+    def take_widths(self, widths: Mapping[str, int]) -> None:
+        """Initialize W for latents with codes of these widths, if that has not been done.
 
         Raises:
-            ValueError: if W has another width.
+            ValueError: if W is not for these latents.
         """
+        width = sum(widths.values())
         if self.weight.numel() == 0:
             self.weight.data = nn.init.xavier_uniform_(self.bias.new_empty(len(self.bias), width))
-        elif self.weight.shape[1] != width:
+        if not self.columns and self.weight.shape[1] == width:
+            stops = itertools.accumulate(widths.values())
+            self.columns = {name: slice(stop - widths[name], stop) for name, stop in zip(widths, stops, strict=True)}
+        known = {name: own.stop - own.start for name, own in self.columns.items()}
+        if not widths.items() <= known.items():
             raise ValueError(
-                f"Expected codes of {self.weight.shape[1]} numbers N x K, as before, but found {width}. Try another "
-                "RELAX() for another model."
+                f"Expected codes of {self.weight.shape[1]} numbers N x K, as before, but found {width} of "
+                f"{', '.join(widths)}. Try another RELAX() for another model, and a first batch that observes none of "
+                "the latents if later ones observe some."
             )
 
-    def forward(self, soft: Tensor) -> Tensor:
-        """Return r of the codes of all latents (P, B, width), shape (P, B)."""
-        return torch.tanh(F.linear(soft.to(self.weight.dtype), self.weight, self.bias)) @ self.output
+    def forward(self, soft: Mapping[str, Tensor]) -> Tensor:
+        """Return r of the codes (P, B, N, K) of each latent, by name, shape (P, B)."""
+        codes = torch.cat([own.flatten(-2) for own in soft.values()], -1).to(self.weight.dtype)
+        is_whole = list(soft) == list(self.columns)
+        weight = self.weight if is_whole else torch.cat([self.weight[:, self.columns[name]] for name in soft], 1)
+        return torch.tanh(F.linear(codes, weight, self.bias)) @ self.output
 
 
 @final
@@ -66,7 +77,7 @@ class Control(nn.Module):
         """Take the dtype and device of a program's latents, and initialize the network for their width."""
         fit_to(self, layout)
         if self.network is not None and layout.space.latents:
-            self.network.take_width(sum(one.num_latents * one.num_categories for one in layout.space.latents))
+            self.network.take_widths({one.name: one.num_latents * one.num_categories for one in layout.space.latents})
 
     def forward(
         self, target: Target, base: Sample, name: str, perturbed: Tensor, cost: Callable[[Sample, Tensor], Tensor]
@@ -103,7 +114,7 @@ class Control(nn.Module):
         """Return r of the codes of all latents, weighed as the program does with this one; 0 without a network."""
         if self.network is None:
             return relaxed.codes[name].new_zeros(1, 1)
-        codes = torch.cat([relaxed.codes[latent.name].flatten(-2) for latent in target.layout.space.latents], -1)
+        codes = {latent.name: relaxed.codes[latent.name] for latent in target.layout.space.latents}
         return relaxed.q.sites[name].weigh(self.network(codes))
 
 

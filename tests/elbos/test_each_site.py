@@ -81,11 +81,8 @@ MIXED = [
     ({"a": "disarm"}, "exact"),  # before all that is summed
     ({"y": "disarm-iw"}, "exact"),  # between
     ({"c": "arms[num_particles=3]"}, "exact"),  # after
-    ({"a": "rebar"}, "exact"),
-    ({"y": "local-expectation"}, "exact"),
     ({"y": "top-c[num_codes=1]"}, "exact"),
     ({"y": "double-cv[num_particles=2]"}, "exact"),
-    ({"a": "reinforce-baseline"}, "exact"),
     ({"a": "arms[num_particles=3]", "y": "rebar"}, "reinforce-loo[num_particles=2]"),
     ({"y": "exact", "c": "local-expectation"}, "double-cv[num_particles=2]"),
     ({"a": "disarm"}, "relax"),
