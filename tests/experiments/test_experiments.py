@@ -111,7 +111,7 @@ def test_all_images_weigh_alike_and_labels_alone_see_no_other(row, monkeypatch):
         return (self.loc + 0.7 * self.scale).expand(self._extended_shape(sample_shape))
 
     monkeypatch.setattr(torch.distributions.Normal, "rsample", rsample)
-    vae = semi_supervised.m2((2, 3), 3, semi_supervised.Sizes(hidden=5, latent=2))
+    vae = semi_supervised.m2((2, 3), 3, semi_supervised.Sizes(hidden=5, latent=2), label_weight=7.0 * 10 / 2)
     x, images, labels = torch.rand(4, 6).round(), torch.rand(2, 6).round(), torch.tensor([0, 2])
     [stage] = parse_stages(f"{semi_supervised.ROWS.get(row, 'reinforce')}:1")
     chosen = estimator(stage.estimator, **stage.options)
@@ -122,10 +122,13 @@ def test_all_images_weigh_alike_and_labels_alone_see_no_other(row, monkeypatch):
         with pyro.get_param_store().scope(), pyro.validation_enabled(False):
             return elbo.loss(model, guide, x) / len(x)
 
-    program = semi_supervised.program(row, vae, semi_supervised.Labelled(images, labels), 7.0, data_size=10)
+    kind = semi_supervised.LabelsAlone if row == semi_supervised.ALONE else semi_supervised.WithLabelled
+    program = kind(vae, semi_supervised.Labelled(images, labels), data_size=10)
     expected = 7 * cross_entropy(vae.classifier(images), labels)
     if row != semi_supervised.ALONE:
-        expected = expected + loss(vae) - 2 / 10 * exact.elbo(vae, images, labels).mean()
+        without = semi_supervised.m2((2, 3), 3, semi_supervised.Sizes(hidden=5, latent=2), label_weight=0.0)
+        without.load_state_dict(vae.state_dict())
+        expected = expected + loss(vae) - 2 / 10 * exact.elbo(without, images, labels).mean()
     assert loss(program) == pytest.approx(expected.item(), rel=1e-5)
 
 
