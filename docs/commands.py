@@ -1,6 +1,5 @@
-"""The page of the command line: for each command a section from its configuration, with examples of other pages."""
+"""The page of the command line: for each command a section from its configuration, with the examples of its help."""
 
-import re
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -11,13 +10,11 @@ from docstring_parser import parse
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
-from pyro_gvae.cli.main import COMMANDS
+from pyro_gvae.cli.arguments import COMMANDS, SHORT
+from pyro_gvae.cli.examples import EXAMPLES
 
 PAGE = "reference/command_line"
-ROOT = Path(__file__).parents[1]
 WORDS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
-#: Of the commands that other pages show, a section repeats as many.
-MOST_EXAMPLES = 2
 
 
 def section(name: str) -> str:
@@ -28,10 +25,10 @@ def section(name: str) -> str:
     places = [field for field in fields(config) if is_place(kinds[field.name])]
     usage = " ".join(["pyro-gvae", name, *(field.name.upper() for field in places), "[options]"])
     lines = [f"## pyro-gvae {name}", said.short_description or "", said.long_description or "", f"    {usage}"]
-    if shown := examples(name):
-        lines.append("```sh\n" + "\n".join(shown) + "\n```")
+    lines.append("```sh\n" + "\n".join(EXAMPLES[name]) + "\n```")
     lines.append(f"```{{program}} pyro-gvae {name}\n```")
-    descriptions = {param.arg_name: param.description or "" for param in said.params}
+    texts = [one.__doc__ or "" for one in reversed(config.__mro__) if one is not object]  # bases describe their own
+    descriptions = {param.arg_name: param.description or "" for text in texts for param in parse(text).params}
     lines += [option(field, kinds[field.name], descriptions.get(field.name, "")) for field in fields(config)]
     return "\n\n".join(line for line in lines if line)
 
@@ -47,7 +44,8 @@ def option(field: Field[Any], kind: Any, description: str) -> str:
     elif kind is bool:
         names = f"--{hyphens(field.name)}, --no-{hyphens(field.name)}"
     else:
-        names = ", ".join(f"{one} {value(kind)}" for one in [f"--{hyphens(field.name)}", *aliases(kind)])
+        long = f"--{hyphens(field.name)}"
+        names = ", ".join(f"{one} {value(kind)}" for one in [long, *(one for one in SHORT if SHORT[one] == long)])
     return f"```{{option}} {names}\n{text}\n```"
 
 
@@ -58,12 +56,6 @@ def hyphens(name: str) -> str:
 def is_place(kind: Any) -> bool:
     """Whether an argument is known by its place, and has no name."""
     return any(mark is tyro.conf.Positional[int].__metadata__[0] for mark in getattr(kind, "__metadata__", ()))
-
-
-def aliases(kind: Any) -> list[str]:
-    """Return the other names of an option."""
-    marks = getattr(kind, "__metadata__", ())
-    return [name for mark in marks for name in getattr(mark, "aliases", None) or ()]
 
 
 def value(kind: Any) -> str:
@@ -77,18 +69,6 @@ def value(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return f"{value(get_args(kind)[0])} ..."
     return WORDS.get(kind, "VALUE")
-
-
-def examples(name: str) -> list[str]:
-    """Return lines of other pages that call a command, which tests run."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    blocks = [
-        block for page in pages for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
-    ]
-    lines = [line for block in blocks for line in block.splitlines() if line.split()[:2] == ["pyro-gvae", name]]
-    return list({re.sub(r"\s+#.*", "", line): re.sub(r"\s{2,}#", "  #", line) for line in lines}.values())[
-        :MOST_EXAMPLES
-    ]
 
 
 def add_sections(app: Sphinx, name: str, source: list[str]) -> None:

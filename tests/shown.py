@@ -82,7 +82,7 @@ def check(words: list[str]) -> None:
     """Raise if there is no such command, or it does not take these words."""
     match words:
         case ["pyro-gvae", *arguments] | ["python", "-m", "pyro_gvae", *arguments]:
-            parse(arguments)
+            parse([word for word in arguments if word != "--json"])  # any command takes it
         case ["torchrun", *launched]:
             module = launched.index("-m")
             assert all(word.startswith("--") or word.isdigit() for word in launched[:module])
