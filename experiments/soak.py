@@ -85,9 +85,9 @@ def soak(
         _evaluate(processes, killed)
         found["evaluations"] += 1
         if number % 3 == 0:
-            _compare(processes, folder / f"compare-{number}", epochs=1 if smoke else 3)
+            _compare(processes, folder / f"compare-{number}", seeds=1 if smoke else 2, epochs=1 if smoke else 3)
             found["comparisons"] += 1
-        for _ in range(3 if smoke else 10):
+        for _ in range(2 if smoke else 10):
             memory.append(_fit_here(found["fits"]))
             found["fits"] += 1
         for run in (undisturbed, killed, folder / f"compare-{number}"):
@@ -190,12 +190,12 @@ def _evaluate(processes: Any, run: Path) -> None:
         raise LostError(f"'{run}' was left with a test ELBO of {last}, and evaluated to have {elbo}")
 
 
-def _compare(processes: Any, run: Path, *, epochs: int) -> None:
-    words = ("--estimators", "gumbel-softmax", "exact", "--seeds", 0, 1, "--epochs", epochs, "--evaluations", 1)
-    _expect(0, _command(processes, "compare", *words, *SMALL, "--output", run))
+def _compare(processes: Any, run: Path, *, seeds: int, epochs: int) -> None:
+    words = ("--estimators", "gumbel-softmax", "exact", "--seeds", *range(seeds), "--epochs", epochs)
+    _expect(0, _command(processes, "compare", *words, "--evaluations", 1, *SMALL, "--output", run))
     cells = len(pd.read_csv(run / "results.csv"))
-    if cells != 4 or not (run / "report.html").exists():
-        raise LostError(f"'{run}' has {cells} of 4 cells, or no report")
+    if cells != 2 * seeds or not (run / "report.html").exists():
+        raise LostError(f"'{run}' has {cells} of {2 * seeds} cells, or no report")
 
 
 def _fit_here(seed: int) -> float:

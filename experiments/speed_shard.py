@@ -53,7 +53,9 @@ def shard(smoke: bool = False, results: Path | None = None) -> None:
         results: the JSON file to write, by default in experiments/results, or in runs for a smoke run.
     """
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_work, (SMOKE if smoke else FULL, folder), nprocs=PROCESSES)
+        multiprocessing.start_processes(
+            _work, (SMOKE if smoke else FULL, folder), nprocs=PROCESSES, start_method="fork"
+        )
         rows = json.loads((Path(folder) / "rows.json").read_text())
     found = {"machine": machine() | {"threads": 1}, "processes": PROCESSES, "rows": rows}
     write_json(results or results_of("speed_shard", smoke=smoke), found)

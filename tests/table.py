@@ -419,12 +419,14 @@ def refusal(column: str, program: str) -> str | None:
 
 
 def cell(column: str, program: str) -> tuple[Cell, Reason | None]:
-    """What a cell of the table holds, and the reason if it is refused."""
-    sentence = refusal(column, program)
-    if sentence is not None:
-        return Cell.REFUSED, next(
-            reason for reason in reasons_of(column, program) if re.search(reason.pattern, sentence)
-        )
+    """What a cell of the table holds, and the reason if it is refused; `test_table.py` holds that it is so."""
+    reasons = reasons_of(column, program)
+    if len(reasons) > 1:  # the one that the estimator gives
+        sentence = refusal(column, program)
+        assert sentence is not None
+        reasons = [reason for reason in reasons if re.search(reason.pattern, sentence)]
+    if reasons:
+        return Cell.REFUSED, reasons[0]
     chosen = COLUMNS[column].make()
     if chosen.bias is Bias.SURROGATE:
         return Cell.SURROGATE, None

@@ -1,7 +1,6 @@
 """The command line as a person meets it: help, one sentence for each mistake, exit code 2, no traceback."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -93,16 +92,16 @@ def test_a_folder_that_cannot_be_made_is_refused(capsys, tmp_path):
     assert code == 2 and str(tmp_path / "file") in said
 
 
-def process(*arguments, folder):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pyro_gvae", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+def test_the_process_ends_with_code_2_and_no_traceback(server, tmp_path):
+    done = server.run("compare", "--dataset", "mnist", "--data-dir", str(tmp_path))
+    assert done.code == 2
+    assert done.err.count("\n") == 1 and "mnist" in done.err.lower() and "--download" in done.err
 
 
-def test_the_process_ends_with_code_2_and_no_traceback(tmp_path):
-    done = process("compare", "--dataset", "mnist", folder=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and "mnist" in done.stderr.lower() and "--download" in done.stderr
+def test_the_program_ends_with_the_code_of_its_command():
+    """Found before torch is imported."""
+    done = subprocess.run([sys.executable, "-m", "pyro_gvae", "cmpare"], capture_output=True, text=True)
+    assert done.returncode == 2 and "Unrecognized options: cmpare" in done.stderr
 
 
 @pytest.mark.slow

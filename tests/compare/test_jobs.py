@@ -4,16 +4,17 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
+from processes import forking
+from small_jobs import add_a_line, die, die_once, refuse_second
 
 from pyro_gvae.cli.main import main
 from pyro_gvae.compare import cell as cells_module
@@ -202,27 +203,6 @@ def test_a_cell_that_fails_fails_alone(tmp_path, capsys):
 # ------------------------------------------------------------------------------------------ processes
 
 
-def add_a_line(path: Path) -> None:
-    with path.open("a") as file:
-        file.write(f"{os.getpid()}\n")
-
-
-def die_once(path: Path) -> None:
-    add_a_line(path)
-    if "dying" in path.name and len(path.read_text().splitlines()) == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def die(path: Path) -> None:
-    if "dying" in path.name:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def refuse_second(path: Path) -> None:
-    if "second" in path.name:
-        raise ValueError("Expected another.\nAnd more.")
-
-
 def test_one_worker_is_this_process(tmp_path):
     paths = [tmp_path / "first", tmp_path / "second"]
     outcomes = list(sweep.on_processes(1)(add_a_line, paths))
@@ -279,34 +259,33 @@ def alive(processes):
 
 
 @pytest.mark.slow
-def test_workers_end_with_the_comparison_which_goes_on_when_called_again(tmp_path):
+def test_workers_end_with_the_comparison_which_goes_on_when_called_again(server, tmp_path):
     """Killed at once, then ended by a signal. Its cells cannot end within the test."""
     run = tmp_path / "run"
     options = ["--workers", "2", "--seeds", "0", "--num-latents", "2", "--num-categories", "3", "--hidden", "8"]
     options += ["--estimators", "gumbel-softmax", "exact", "--batch-size", "479", "--evaluations", "2"]
     options += ["--checkpoint-every", "2steps", "--epochs", "100000"]
-    command = [sys.executable, "-m", "pyro_gvae", "compare", *options, "--output", str(run)]
 
     def steps():
         return {path: load_checkpoint(path)["state"]["step"] for path in run.glob("cells/*/checkpoint.safetensors")}
 
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)):
         before = steps()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            while len(found := steps()) < 2 or any(step <= before.get(path, 0) for path, step in found.items()):
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.05)
-            workers = psutil.Process(process.pid).children()
-            assert len(alive(workers)) >= 2  # the control
-            process.send_signal(number)
-            left = alive(psutil.wait_procs(workers, timeout=20)[1])
-            for worker in left:  # it would hold the streams, and keep on working
-                worker.kill()
-            _, said = process.communicate()
-        assert process.returncode == code and "Traceback" not in said and not left
+        process = psutil.Process(server.start("compare", *options, "--output", str(run)))
+        while len(found := steps()) < 2 or any(step <= before.get(path, 0) for path, step in found.items()):
+            assert process.is_running(), server.end()
+            time.sleep(0.05)
+        workers = process.children()
+        assert len(alive(workers)) >= 2  # the control
+        process.send_signal(number)
+        left = alive(psutil.wait_procs(workers, timeout=20)[1])
+        for worker in left:  # it would keep on working
+            worker.kill()
+        done = server.end()
+        assert done.code == code and "Traceback" not in done.err and not left
         assert not list(run.glob("cells/*/error.txt"))
         assert all(step >= found[path] for path, step in steps().items())
-    assert "stopped; resume with: pyro-gvae resume" in said
+    assert "stopped; resume with: pyro-gvae resume" in done.err
     assert set(by_cell(run)["status"]) == {"unfinished"} and (run / "report.html").exists()
 
 
@@ -341,7 +320,9 @@ def test_a_scheduler_that_does_not_answer_is_one_sentence(tmp_path, capsys, monk
 
 @pytest.mark.slow
 def test_a_dask_cluster_of_which_a_worker_is_killed(tmp_path, unreported):
+    import dask
     from distributed import LocalCluster
+    from distributed.utils import get_mp_context
 
     config = replace(SMALL, batch_size=479, epochs=9, seeds=(0, 1), checkpoint_every="1steps")
     run, killed = tmp_path / "run", []
@@ -352,7 +333,10 @@ def test_a_dask_cluster_of_which_a_worker_is_killed(tmp_path, unreported):
         killed.append(worker.pid)
         os.kill(worker.pid, signal.SIGKILL)
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}), ExitStack() as stack:
+        get_mp_context()  # which says what is imported beforehand; that is said again
+        forking()
+        cluster = stack.enter_context(LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0"))
         killer = threading.Thread(target=kill_when_a_cell_is_under_way, args=[cluster.workers[0]])
         killer.start()
         compare(replace(config, backend="dask", scheduler=cluster.scheduler_address, output=run))

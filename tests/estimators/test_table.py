@@ -61,10 +61,11 @@ def standard_errors_apart(found, other):
 
 
 def repeated(elbo, model, guide, calls=CALLS, scale=1.0):
-    """Rows of the loss and all gradients, one for each call after those that teach a loss its own state."""
+    """Rows of the loss and all gradients, one for each call after those that teach a loss its own state, if any."""
     pyro.set_rng_seed(0)
-    rows = [with_gradients(lambda: elbo.loss_and_grads(model, guide, DATA)) for _ in range(WARM_UP + calls)]
-    return {name: torch.stack([row[name] for row in rows[WARM_UP:]]) / scale for name in rows[0]}
+    warm_up = WARM_UP if hasattr(elbo, "own") else 0
+    rows = [with_gradients(lambda: elbo.loss_and_grads(model, guide, DATA)) for _ in range(warm_up + calls)]
+    return {name: torch.stack([row[name] for row in rows[warm_up:]]) / scale for name in rows[0]}
 
 
 def estimates(column, program):

@@ -24,6 +24,7 @@ import stages
 import torch
 from common import Places
 from matplotlib.figure import Figure
+from processes import forking
 from torch.nn.functional import cross_entropy
 
 from pyro_gvae import estimator, exact
@@ -60,7 +61,8 @@ SLOW = {"crossover", "relaxed_vs_exact", "reinmax_protocol"}
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SMOKES]
 )
-def test_a_smoke_run_writes_numbers_and_figures_apart_from_results(name, places):
+def test_a_smoke_run_writes_numbers_and_figures_apart_from_results(name, places, monkeypatch):
+    monkeypatch.setattr(crossover, "get_context", lambda method: forking())
     SMOKES[name](places, smoke=True)
     script = name.split()[0]
     folder = places.runs / "smoke" / script

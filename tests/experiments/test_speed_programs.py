@@ -9,7 +9,8 @@ import torch
 pytestmark = pytest.mark.slow  # many recordings, or processes
 
 
-def test_the_smoke_run_measures_everything(tmp_path):
+def test_the_smoke_run_measures_everything(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed_programs, "in_a_process", server.in_a_process)
     speed_programs.programs(smoke=True, results=tmp_path / "new" / "speed.json")
     found = json.loads((tmp_path / "new" / "speed.json").read_text())
     assert [row["program"] for row in found["programs"]] == ["M2", "Gaussian mixture", "two layers", "HMM"]

@@ -1,6 +1,8 @@
 """The benchmark of divided codes, on tiny sizes."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import speed_shard
@@ -8,9 +10,9 @@ import speed_shard
 pytestmark = pytest.mark.slow  # many recordings, or processes
 
 
-@pytest.mark.slow
-def test_the_smoke_run_measures_everything(tmp_path):
-    speed_shard.shard(smoke=True, results=tmp_path / "new" / "speed.json")
+def test_the_smoke_run_measures_everything(server, tmp_path):
+    done = server.run(str(tmp_path / "new" / "speed.json"), script=__file__)
+    assert done.code == 0, done.err
     found = json.loads((tmp_path / "new" / "speed.json").read_text())
     assert [(row["estimator"], row["num_codes"]) for row in found["rows"]] == [("exact", 9), ("exact-evidence", 9)]
     for row in found["rows"]:
@@ -19,3 +21,7 @@ def test_the_smoke_run_measures_everything(tmp_path):
         assert row["message_bytes"] == 4 * sum(
             inputs * outputs + outputs for inputs, outputs in [(16, 12), (12, 8), (8, 6), (6, 8), (8, 12), (12, 16)]
         )
+
+
+if __name__ == "__main__":  # in a process that has one thread, and forks
+    speed_shard.shard(smoke=True, results=Path(sys.argv[1]))

@@ -3,8 +3,6 @@
 import ast
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -45,16 +43,26 @@ def test_the_page_names_tests_that_exist():
     assert [f"{path}::{function}" for path, function in tests if not exists(path, function)] == []
 
 
+class Counted:
+    """Counts the cases of each test of a session of pytest."""
+
+    def __init__(self):
+        self.cases = Counter()
+
+    def pytest_collection_finish(self, session):
+        self.cases.update(tuple(item.nodeid.split("[")[0].split("::")) for item in session.items)
+
+
 @pytest.mark.slow
 def test_the_figures_on_the_page_are_those_of_the_tests():
     """A number in brackets is how many cases a test has; the last table says how many rows it has."""
     text = PAGE.read_text(encoding="utf-8")
     told = {(path, name): int(number) for path, name, number in re.findall(r"`(tests/\S+)::(\w+)` \((\d+)\)", text)}
     files = dict.fromkeys(path for path, _ in told)
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
-    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    counted = Counter(re.findall(r"^(tests/\S+?)::(\w+)", collected, re.MULTILINE))
-    assert len(told) > 30 and told == {test: counted[test] for test in told}
+    counted, paths = Counted(), [str(ROOT / path) for path in files]
+    quietly = ["--collect-only", "-qq", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
+    assert pytest.main([*quietly, *paths], plugins=[counted]) == 0
+    assert len(told) > 30 and told == {test: counted.cases[test] for test in told}
     last = text[text.index("| what a person did") :]
     assert f"Beyond that, {len(re.findall(r'^[|] ', last, re.MULTILINE)) - 1} programs" in text
     soak = json.loads((ROOT / "experiments" / "results" / "soak.json").read_text(encoding="utf-8"))

@@ -18,9 +18,11 @@ from typing import Any
 
 import pytest
 from mnist_like import write_mnist_like
-from shown import SHOWN
+from processes import Server
+from shown import ROOT, SHOWN
 
 from pyro_gvae.cli.main import main
+from pyro_gvae.compare import run as compare_module
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +35,7 @@ SMALLER = {
     "advise": f"{NETWORK} --seconds 0.2 --estimators gumbel-softmax reinmax reinforce-loo",
 }
 RUN = re.compile(r"runs/(compare|train|staged|layers)\S*")
+COMPARED = next(command for command in SHOWN if command.words[:2] == ["pyro-gvae", "compare"])
 OURS = [command for command in SHOWN if command.words[0] in ("pyro-gvae", "torchrun")]
 
 
@@ -89,16 +92,27 @@ def takes(words: list[str]) -> Iterator[Path]:
 
 @pytest.mark.parametrize("command", OURS, ids=str)
 def test_a_command_that_is_shown_runs_to_its_end(
-    command: Any, workplace: Path, finished_run: Callable[[str], Path]
+    command: Any,
+    workplace: Path,
+    finished_run: Callable[[str], Path],
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if command.words[1:2] == ["compare"] and command != COMPARED:  # one has its report
+        monkeypatch.setattr(compare_module, "write_report", lambda run: None)
     for run in takes(command.words):
         make = "compare" if "compare" in run.name else "train"
         shutil.copytree(finished_run(make), run)
     if command.words[0] == "torchrun":
         launcher, module = command.words.index("-m"), command.words.index("pyro_gvae") + 1
         options, words = command.words[1:launcher], smaller(command.words[module:])
-        if "--shard" not in words:
-            options += ["--nproc-per-node", "1"]  # two take part in `test_distributed.py`
+        if "--shard" in words:
+            words[words.index("--output") + 1] = str(workplace / "run")
+            launched = [*options, "-m", "pyro_gvae", *words]
+            done = server.run(*launched, script=ROOT / "tests" / "forked_torchrun.py")
+            assert done.code == 0, done.err
+            return
+        options += ["--nproc-per-node", "1"]  # two take part in `test_distributed.py`
         line = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "pyro_gvae", *words]
         done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]

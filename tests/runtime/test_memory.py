@@ -2,7 +2,6 @@
 
 import errno
 import json
-import subprocess
 import sys
 
 import pytest
@@ -70,6 +69,13 @@ def test_a_command_without_memory_is_one_sentence(monkeypatch, capsys):
     assert "Expected enough memory for this command, but found that there is no more. Try" in capsys.readouterr().err
 
 
+def written(folder, script):
+    """A file with a script."""
+    path = folder / "script.py"
+    path.write_text(script)
+    return path
+
+
 LIMITED = """
 import resource, sys, torch
 from pathlib import Path
@@ -93,12 +99,13 @@ print(len(load_checkpoint(path)["weights"]))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
-def test_memory_that_ends_with_a_checkpoint_leaves_the_last_one(tmp_path):
+def test_memory_that_ends_with_a_checkpoint_leaves_the_last_one(server, tmp_path):
     """As under `ulimit -v`, where safetensors by itself ends the process without an exception."""
-    command = [sys.executable, "-W", "ignore", "-c", LIMITED, tmp_path / "checkpoint.safetensors"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout.split() == ["refused", "refused", "25000000"], done.stderr
-    assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint.safetensors"]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    done = server.run(str(folder / "checkpoint.safetensors"), script=written(tmp_path, LIMITED))
+    assert done.out.split() == ["refused", "refused", "25000000"], done.err
+    assert list(folder.iterdir()) == [folder / "checkpoint.safetensors"]
 
 
 AMID = """
@@ -120,12 +127,11 @@ NO_MEMORY = "pyro-gvae: Expected enough memory for this command, but found that 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
-def test_memory_that_ends_amid_an_evaluation_is_one_sentence(tmp_path):
+def test_memory_that_ends_amid_an_evaluation_is_one_sentence(server, tmp_path):
     """As under `ulimit -v`."""
-    command = [sys.executable, "-W", "ignore", "-c", AMID, str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    sentence, status = done.stderr.partition("limited\n")[2].splitlines()[-2:]
-    assert sentence.startswith(NO_MEMORY) and status == "status 2" and "Traceback" not in done.stderr
+    done = server.run(str(tmp_path / "run"), script=written(tmp_path, AMID))
+    sentence, status = done.err.partition("limited\n")[2].splitlines()[-2:]
+    assert sentence.startswith(NO_MEMORY) and status == "status 2" and "Traceback" not in done.err
 
 
 def test_memory_that_ends_amid_a_stage_leaves_the_stages_before(tmp_path, capsys, monkeypatch):
@@ -161,10 +167,10 @@ print(peak() - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads kilobytes, as Linux has them")
-def test_many_slices_take_as_much_memory_as_few():
+def test_many_slices_take_as_much_memory_as_few(server, tmp_path):
     """Megabytes of the process, not of tensors: in these sizes it grew by more than 400 in place of 100."""
-    done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 300
+    done = server.run(script=written(tmp_path, GROWTH))
+    assert float(done.out) < 300, done.err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""`torchrun OPTIONS -m pyro_gvae ARGUMENTS` by torch's own launcher, whose processes are forked and import nothing."""
+
+import argparse
+import sys
+from typing import Any
+
+from torch.distributed import run as torchrun
+from torch.distributed.run import config_from_args
+
+from pyro_gvae.cli.main import main
+
+
+def command(*words: str) -> None:
+    """Run a command in a process of its own."""
+    if code := main(list(words)):
+        raise SystemExit(code)
+
+
+def forked(arguments: argparse.Namespace) -> tuple[Any, Any, list[str]]:
+    """Return what torchrun launches, and how: a function in forked processes instead of a new Python."""
+    config, _, _ = config_from_args(arguments)
+    config.start_method = "fork"
+    return config, command, arguments.training_script_args
+
+
+if __name__ == "__main__":
+    torchrun.config_from_args = forked
+    torchrun.main(sys.argv[1:])
