@@ -12,7 +12,7 @@ from typing import final
 
 from docutils import nodes
 from docutils.statemachine import StringList
-from sphinx.addnodes import pending_xref
+from sphinx.addnodes import desc_signature, pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.ext.autosummary import Autosummary
@@ -49,13 +49,24 @@ class NameRole(XRefRole):
 def find_anywhere(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Element
 ) -> nodes.Element | None:
-    """A name without its module leads to the one object of that name; else it stays code."""
+    """A name without its module leads to the one object of that name; else it stays code.
+
+    What a signature names need not be on a page; what a sentence refers to must be.
+    """
     python, target = env.domains.python_domain, node.get("reftarget", "")
     found = {obj.node_id: obj for name, obj in python.objects.items() if f".{name}".endswith(f".{target}") and target}
     if node.get("refdomain") == "py" and len(found) == 1:
         (obj,) = found.values()
         return make_refnode(app.builder, node["refdoc"], obj.docname, obj.node_id, contnode, target)
-    return contnode if node.get("optional") else None
+    return contnode if node.get("optional") or in_signature(node) else None
+
+
+def in_signature(node: nodes.Node) -> bool:
+    """Whether a reference is part of a signature."""
+    parent = node.parent
+    while parent is not None and not isinstance(parent, desc_signature):
+        parent = parent.parent
+    return parent is not None
 
 
 def keep_letters(app: Sphinx, kind: str, name: str, obj: object, options: object, lines: list[str]) -> None:
