@@ -32,6 +32,7 @@ from ..train.result import Fit, Interrupted
 from .advised import advice_page, train_by
 from .errors import PartlyFailedError
 from .said import Said
+from .terminal import say
 
 #: Training has diverged if the ELBO ends this part of its size below that of the untrained networks.
 DIVERGED = 0.1
@@ -43,7 +44,7 @@ def compare_command(config: CompareConfig) -> Said:
     Raises:
         PartlyFailedError: if a cell failed.
     """
-    run = compare(config)
+    run = compare(config, tell=_tell)
     results = read_results(run)
     content = {"run": run, "report": run / "report.html", "results": results.to_dict("records")}
     text = Said(f"{results_table(run)}\n\nreport: {run / 'report.html'}", content)
@@ -151,7 +152,7 @@ def explore_command(config: ExploreConfig) -> Said:
 def train_command(config: TrainConfig) -> Said:
     """Train a model and return a summary of the run."""
     with _process_group(config.device):
-        return _summary(*train(config), config.data_dir)
+        return _summary(*train(config, tell=_tell), config.data_dir)
 
 
 def resume_command(config: ResumeConfig) -> Said:
@@ -166,6 +167,12 @@ def resume_command(config: ResumeConfig) -> Said:
             max_memory=config.max_memory,
         )
         return _summary(*done, config.data_dir)
+
+
+def _tell(text: str) -> None:
+    """Say which data were read, once, and beside the results."""
+    if is_main():
+        say(text, sys.stderr)
 
 
 @contextmanager

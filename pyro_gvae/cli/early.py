@@ -22,7 +22,7 @@ def check_early(config: Any) -> None:
     run = getattr(config, "run", None)
     if run is not None:
         read_config(run)
-    elif hasattr(config, "dataset") and not config.download:
+    elif hasattr(config, "dataset") and getattr(config, "data", None) is None and not config.download:
         check_files(str(config.dataset), config.data_dir)
     if isinstance(config, TrainConfig) and config.output is not None and OF_A_GROUP not in os.environ:
         check_new(config.output)

@@ -7,7 +7,7 @@ from typing import Any
 TOP = """Categorical VAEs in Pyro: relaxed sampling and exact enumeration on one program.
 
   Train:    train, compare, advise, resume
-  Look:     report, explore, encode, reconstruct, sample
+  Look:     report, explore, encode, reconstruct, sample, impute
   Measure:  evaluate, gaps, gradients
   Help:     list, doctor, and COMMAND --help
 
@@ -22,6 +22,7 @@ EXAMPLES = {
     "train": [
         "pyro-gvae train --epochs 20 -o runs/first",
         "pyro-gvae train --stages gumbel-softmax:20,exact:3 --lr 1e-3 -o runs/staged",
+        "pyro-gvae train --data people.csv --columns age=real -o runs/table",
         "pyro-gvae train --config runs/first/config.json --seed 1 -o runs/second",
     ],
     "compare": [
@@ -35,6 +36,7 @@ EXAMPLES = {
     "encode": ["pyro-gvae encode runs/first --kind exact --num-data 100"],
     "reconstruct": ["pyro-gvae reconstruct runs/first"],
     "sample": ["pyro-gvae sample runs/first --num-samples 64"],
+    "impute": ["pyro-gvae impute runs/table people.csv"],
     "evaluate": ["pyro-gvae evaluate runs/first --json"],
     "gaps": ["pyro-gvae gaps runs/first"],
     "gradients": ["pyro-gvae gradients --estimators gumbel-softmax reinmax -o runs/gradients"],

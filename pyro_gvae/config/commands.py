@@ -91,6 +91,7 @@ class EvaluateConfig(ModelConfig):
         particles: P, the number of samples per image if there are too many codes to sum over.
         max_memory: Gigabytes that a sum may use.
         random_seed: Seed of the samples.
+        data: A file of data like those of the run, which take the place of the test data.
     """
 
     num_data: int = 10_000
@@ -98,6 +99,7 @@ class EvaluateConfig(ModelConfig):
     particles: int = 1000
     max_memory: float = 4.0
     random_seed: int = 0
+    data: Path | None = None
 
     def __post_init__(self) -> None:
         at_least("num_data", self.num_data, 2)
@@ -106,7 +108,7 @@ class EvaluateConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class EncodeConfig(ModelConfig):
-    """Encode images and write their codes: category numbers as CSV and as safetensors.
+    """Encode data and write their codes: category numbers as CSV and as safetensors.
 
     Args:
         part: The part of the data to encode.
@@ -115,22 +117,49 @@ class EncodeConfig(ModelConfig):
         num_data: Number of images, starting with the first; by default all.
         max_memory: Gigabytes that an exact sum may use.
         random_seed: Seed of the sampled codes.
+        data: A file of data like those of the run, which are encoded in place of its test data.
     """
 
-    part: Literal["train", "test"] = "test"
+    part: Literal["train", "validation", "test"] = "test"
     kind: Literal["map", "sample", "exact"] = "map"
     num_data: int | None = None
     max_memory: float = 4.0
     random_seed: int = 0
+    data: Path | None = None
 
     def __post_init__(self) -> None:
         if self.num_data is not None:
             at_least("num_data", self.num_data, 1)
+        if self.data is not None and self.part != "test":
+            raise ValueError(f"Expected a file or a part of the run's data, but found both, and part='{self.part}'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImputeConfig:
+    """Fill the missing cells of a table from the exact posterior of a trained model, with probabilities, as CSV.
+
+    Args:
+        run: A run folder of train or compare on a table.
+        file: A table (.csv, .parquet or .npz) with the same columns, some of whose cells are empty.
+        estimator: The estimator that trained the model, if the run has several.
+        seed: The seed of the model, if the run has several.
+        output: The folder to write to; by default a folder inside the run folder.
+        data_dir: The folder of the data sets that have files.
+        max_memory: Gigabytes that an exact sum may use.
+    """
+
+    run: tyro.conf.Positional[Path]
+    file: tyro.conf.Positional[Path]
+    estimator: str | None = None
+    seed: int | None = None
+    output: Path | None = None
+    data_dir: Path = Path("data")
+    max_memory: float = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructConfig(EncodeConfig):
-    """Reconstruct images as E[x | z] and write both, as PNG and as safetensors.
+    """Reconstruct data as E[x | z] and write both, as PNG (tables as CSV) and as safetensors.
 
     Args:
         num_data: Number of images, starting with the first.
@@ -141,11 +170,11 @@ class ReconstructConfig(EncodeConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig(ModelConfig):
-    """Generate images from codes sampled from the prior and write them, as PNG and as safetensors.
+    """Generate data from codes sampled from the prior and write them, as PNG (tables as CSV) and as safetensors.
 
     Args:
         num_samples: Number of images.
-        pixels: Sample the pixels too, instead of showing their means.
+        pixels: Sample the pixels (or cells) too, instead of showing their means.
         random_seed: Seed of the codes and pixels.
     """
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from .checks import all_different, at_least, positive
-from .names import Binarization, DatasetName, EstimatorName, ModelName
+from .names import Binarization, EstimatorName, ImagesName, ModelName
 from .train import TrainConfig
 
 
@@ -52,7 +52,7 @@ class GradientsConfig:
     """
 
     run: Path | None = None
-    dataset: DatasetName = "digits"
+    dataset: ImagesName = "digits"
     data_dir: Path = Path("data")
     download: bool = False
     binarize: Binarization = "threshold"
@@ -132,7 +132,7 @@ class AdviseConfig:
         output: A folder for the table; by default nothing is written.
     """
 
-    dataset: DatasetName = "digits"
+    dataset: ImagesName = "digits"
     data_dir: Path = Path("data")
     download: bool = False
     binarize: Binarization = "threshold"

@@ -2,9 +2,10 @@
 
 from typing import Literal
 
-DatasetName = Literal[
-    "digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "teacher", "breast_cancer", "wine", "diabetes"
-]
+#: Sets of images, and of tables.
+ImagesName = Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "teacher"]
+TableName = Literal["breast_cancer", "wine", "diabetes"]
+DatasetName = Literal[ImagesName, TableName]
 
 
 EstimatorName = Literal[

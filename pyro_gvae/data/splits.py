@@ -61,7 +61,7 @@ def dataset_of(
         name = path.name if name is None else name
     else:
         data, known = _rows_of(data)
-    frame = _as_frame(data)
+    frame = as_frame(data)
     if frame is not None and isinstance(labels, str):
         if labels not in frame:
             raise ValueError(f"Expected labels in a column among {', '.join(map(str, frame))}, but found '{labels}'.")
@@ -103,7 +103,7 @@ def _rows_of(data: Any) -> tuple[Any, Any]:
     return data, None
 
 
-def _as_frame(data: Any) -> "pd.DataFrame | None":
+def as_frame(data: Any) -> "pd.DataFrame | None":
     """Return a table; None if data are images."""
     import pandas as pd
 

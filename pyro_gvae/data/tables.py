@@ -99,7 +99,7 @@ def columns_of(
 
 def _column(name: str, kind: ColumnKind, cells: "pd.Series[Any]", train: Sequence[int] | None) -> Column:
     if kind in ("binary", "categorical"):
-        levels = tuple(_text(level) for level in _in_order(cells.dropna().unique()))
+        levels = tuple(text_of(level) for level in _in_order(cells.dropna().unique()))
         if not levels or (kind == "binary" and len(levels) != 2):
             raise ValueError(
                 f"Expected {'two levels' if levels else 'cells'} in the {kind} column '{name}', but found "
@@ -151,13 +151,13 @@ def encoded(frame: "pd.DataFrame", columns: Sequence[Column]) -> Tensor:
 def _encoded(column: Column, cells: "pd.Series[Any]") -> np.ndarray:
     if column.levels:
         number = {level: float(index) for index, level in enumerate(column.levels)}
-        known = {value: number.get(_text(value)) for value in cells.dropna().unique()}
+        known = {value: number.get(text_of(value)) for value in cells.dropna().unique()}
         for value, index in known.items():
             if index is None:
                 row = int(np.flatnonzero((cells == value).to_numpy())[0])
                 raise ValueError(
                     f"Expected one of {', '.join(column.levels[:10])} in column '{column.name}', but found "
-                    f"'{_text(value)}' in row {row + 1}. Try leaving the cell empty."
+                    f"'{text_of(value)}' in row {row + 1}. Try leaving the cell empty."
                 )
         return np.array([np.nan if found is None else found for found in map(known.get, cells)], np.float64)
     values = _numbers(column, cells)
@@ -198,6 +198,15 @@ def decoded(x: Tensor, columns: Sequence[Column]) -> "pd.DataFrame":
     return pd.DataFrame({column.name: _decoded(column, x[:, place]) for place, column in enumerate(columns)})
 
 
+def beside(found: "pd.DataFrame", reconstructed: "pd.DataFrame") -> "pd.DataFrame":
+    """Put each row of a table above its reconstruction; the first column tells which is which."""
+    import pandas as pd
+
+    rows = pd.concat([found.assign(**{"": "data"}), reconstructed.assign(**{"": "from its code"})])
+    rows = rows.sort_index(kind="stable").reset_index(drop=True)
+    return rows[["", *found.columns]]
+
+
 def _decoded(column: Column, x: Tensor) -> Any:
     values = x.detach().cpu().numpy().astype(np.float64)
     if column.levels:
@@ -215,7 +224,7 @@ def _in_order(levels: Iterable[Any]) -> list[Any]:
         return sorted(levels, key=str)
 
 
-def _text(level: Any) -> str:
+def text_of(level: Any) -> str:
     """Numbers are the same level whether a file has them as 1 or, beside a missing cell, as 1.0."""
     if isinstance(level, float | np.floating) and float(level).is_integer():
         return str(int(level))

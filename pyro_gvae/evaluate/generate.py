@@ -118,7 +118,7 @@ def given_codes(vae: VAE, codes: dict[str, Tensor]) -> Any:
     """
 
     def place(name: str, site: Discrete) -> Tensor:
-        return latent_of(name, site).value(codes[name].unsqueeze(1))
+        return latent_of(name, site).value(codes[name].to(site.logits.dtype).unsqueeze(1))
 
     return _observation(bind_pair(vae, _any_datum(vae)).model, place, lambda _, fn: fn.sample())
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import exact
-from ..data.tables import decoded, encoded
+from ..data.tables import decoded, encoded, text_of
 from ..distributions.blocks import BinaryBlock, CategoricalBlock, CountBlock, GaussianBlock
 from ..distributions.table import TableRow
 from ..models.base import VAE
@@ -77,7 +77,7 @@ def impute(vae: VAE, data: Any, *, max_memory: float | None = None) -> Imputed:
     x = encoded(data, columns) if isinstance(data, pd.DataFrame) else data
     x = x.to(next(vae.parameters()))
     means = torch.cat([predictive_means(vae, rows, max_memory) for rows in x.split(ROWS_AT_A_TIME)]).cpu().numpy()
-    filled = decoded(x, columns)
+    filled = data.copy() if isinstance(data, pd.DataFrame) else decoded(x, columns)
     cells: list[Any] = []
     levels: list[Any] = []
     start = 0
@@ -104,12 +104,31 @@ def impute(vae: VAE, data: Any, *, max_memory: float | None = None) -> Imputed:
                 (row + 1, column.name, value, None, sd) for row, value, sd in zip(rows, values, spreads, strict=True)
             ]
         if len(rows):
-            filled.loc[rows, column.name] = values
+            _fill(filled, column.name, rows, values)
     return Imputed(
         filled,
-        pd.DataFrame(cells, columns=["row", "column", "value", "probability", "standard_deviation"]),
-        pd.DataFrame(levels, columns=["row", "column", "level", "probability"]),
+        _by_row(cells, ["row", "column", "value", "probability", "standard_deviation"]),
+        _by_row(levels, ["row", "column", "level", "probability"]),
     )
+
+
+def _by_row(records: list[Any], names: list[str]) -> "pd.DataFrame":
+    import pandas as pd
+
+    numbers = {name: float for name in names if name in ("probability", "standard_deviation")}
+    return pd.DataFrame(records, columns=names).astype(numbers).sort_values("row", kind="stable", ignore_index=True)
+
+
+def _fill(table: "pd.DataFrame", name: str, rows: np.ndarray, values: np.ndarray) -> None:
+    """Put values into the cells of a column; levels as the column writes them, such as 1.0 where its text is 1."""
+    import pandas as pd
+
+    place = [str(column) for column in table.columns].index(name)
+    cells = table.iloc[:, place]
+    written = {text_of(level): level for level in cells.dropna().unique()}
+    new = cells.astype(object)
+    new.iloc[rows] = [written.get(value, value) for value in values]
+    table.isetitem(place, new if cells.dtype == object else pd.Series(new).infer_objects())
 
 
 @judging

@@ -106,8 +106,9 @@ def _draw(run: Run, summary: pd.DataFrame, styles: Mapping[str, Style]) -> dict[
         figures["learning-curves"] = plots.learning_curves(run.metrics, styles)
         figures["training-gap"] = plots.training_gap(run.metrics, styles)
     if run.pictures:
-        height, width = run.config["image_shape"]
-        figures["reconstructions"] = pictures.reconstructions(run.pictures, (height, width))
-        figures["prior-samples"] = pictures.prior_samples(run.pictures, (height, width))
+        if "columns_of_data" not in run.config:  # tables have no pictures
+            height, width = run.config["image_shape"]
+            figures["reconstructions"] = pictures.reconstructions(run.pictures, (height, width))
+            figures["prior-samples"] = pictures.prior_samples(run.pictures, (height, width))
         figures["code-usage"] = pictures.code_usage(run.pictures)
     return figures

@@ -9,12 +9,15 @@ import pandas as pd
 import torch
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ..config.models import code_in_words
 from ..config.train import OF_DATA_AND_PROGRAM, TrainConfig
+from ..data.dataset import Dataset
 from ..data.parts import shown_part
+from ..data.tables import beside, decoded
 from ..evaluate.code_statistics import guide_log_probs
-from ..evaluate.generate import digits_of, pictured
+from ..evaluate.generate import NUM_RECONSTRUCTIONS, digits_of, pictured
 from ..runs.config import read_config, read_train_config
 from ..runs.folder import check_writable
 from ..runs.frames import read_json_lines
@@ -54,7 +57,8 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
     is_known = program is None or program["arguments"] is not None
     trained = load_model(run, data_dir=data_dir) if is_known else None
     drawn = {"training-curves": training_curves(metrics), "speed": speed_and_schedules(metrics)}
-    drawn |= {} if trained is None else _draw(trained, config if program is None else None)
+    arrays = {} if trained is None else _arrays(trained, config if program is None else None)
+    drawn |= {} if trained is None else _draw(arrays, trained.data)
     stages = _stage_rows(metrics, stage_starts(metrics))
     return write_page(
         run / "report.html",
@@ -83,6 +87,7 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
         ),
         explorer=link_to_explorer(run),
         scheduled=[label for name, label in SCHEDULED.items() if name in metrics and metrics[name].nunique() > 1],
+        tables=[] if trained is None else _tables(arrays, trained.data),
         figures={name: embedded(save_figure(figure, run / "figures", name)) for name, figure in drawn.items()},
     )
 
@@ -176,16 +181,36 @@ def _known(value: Any) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
-def _draw(trained: Trained, config: TrainConfig | None) -> dict[str, Figure]:
-    """Draw images of a trained model; that of `fit` has no configuration, and its beginning is unknown."""
+def _arrays(trained: Trained, config: TrainConfig | None) -> dict[str, Tensor]:
+    """Compute what is shown of a trained model; that of `fit` has no configuration, and its beginning is unknown."""
     vae, data = trained.vae, trained.data
     initial = None if config is None else initial_model(config, data)
     with own_randomness(0), torch.no_grad():
         log_q = digits_of(guide_log_probs(vae, shown_part(data)[1]))
-        arrays = pictured(vae, initial, data) | {"code_usage": log_q.exp().mean(0)}
+        return pictured(vae, initial, data) | {"code_usage": log_q.exp().mean(0)}
+
+
+def _draw(arrays: dict[str, Tensor], data: Dataset) -> dict[str, Figure]:
     cells: dict[str, dict[str, np.ndarray]] = {"": {name: array.numpy() for name, array in arrays.items()}}
+    usage = {"code-usage": pictures.code_usage(cells)}
+    if data.columns is not None:  # tables have no pictures
+        return usage
     return {
         "reconstructions": pictures.reconstructions(cells, data.image_shape),
         "prior-samples": pictures.prior_samples(cells, data.image_shape),
-        "code-usage": pictures.code_usage(cells),
+    } | usage
+
+
+def _tables(arrays: dict[str, Tensor], data: Dataset) -> list[tuple[str, Markup]]:
+    """Show rows of a table where images would be pictures: test rows from their codes, and samples."""
+    if data.columns is None:
+        return []
+    found, reconstructed, samples = (
+        decoded(arrays[name], data.columns) for name in ("inputs", "reconstructions_end", "samples")
+    )
+    captions = {
+        "Test rows, each above what the decoder makes of the encoder\N{RIGHT SINGLE QUOTATION MARK}s most probable "
+        "code: means, medians of positive columns, most probable levels.": beside(found, reconstructed),
+        "The same of codes sampled from the prior.": samples.head(NUM_RECONSTRUCTIONS),
     }
+    return [(text, Markup(rows.to_html(index=False, float_format="%.4g", border=0))) for text, rows in captions.items()]

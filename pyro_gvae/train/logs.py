@@ -96,9 +96,11 @@ class Logs:
         with own_randomness(0):
             images = torch.stack([shown, reconstruct(vae, shown)], 1).flatten(0, 1)  # each next to its original
             samples = sample(vae, NUM_PICTURED)
+        drawn_as_images = data.columns is None
         pixels = {
             name: vae.observation.to_pixels(drawn).reshape(-1, *shape)
             for name, drawn in (("reconstructions", images), ("samples", samples))
+            if drawn_as_images
         }
         with torch.no_grad():
             found = encode(vae, x)

@@ -18,7 +18,7 @@ from ..models.categorical_vae import CategoricalVAE
 from ..models.gaussian_mixture_vae import GaussianMixtureVAE
 from ..models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
 from ..models.joint_vae import JointVAE
-from ..models.networks import NETWORKS, relu_logits
+from ..models.networks import NETWORKS, mlp_decoder, mlp_encoder, relu_logits
 from ..models.observations import Observation, as_observation
 from ..models.table import TableObservation
 from ..runtime.distributed import from_main, own_device, share
@@ -81,17 +81,16 @@ def initial_model(config: TrainConfig, data: Dataset) -> VAE:
 
 def _categorical(config: TrainConfig, data: Dataset, observation: Observation) -> CategoricalVAE:
     sizes = config.num_latents, config.num_categories
-    if data.columns is not None:
-        vae = CategoricalVAE(
-            len(data.columns), *sizes, config.hidden, observation=observation, learn_prior=config.learn_prior
+    data_dim = data.train.shape[1]
+    if data.columns is None:
+        encoder, decoder = NETWORKS[config.networks](
+            data.image_shape, *sizes, hidden=config.hidden, natural_per_pixel=observation.natural_per_pixel
         )
-        vae.encoder = relu_logits(vae.encoder) if config.relu_logits else vae.encoder
-        return vae
-    encoder, decoder = NETWORKS[config.networks](
-        data.image_shape, *sizes, hidden=config.hidden, natural_per_pixel=observation.natural_per_pixel
-    )
+    else:
+        encoder = mlp_encoder(observation.input_dim(data_dim), config.hidden, *sizes)
+        decoder = mlp_decoder(*sizes, config.hidden[::-1], observation.natural_dim(data_dim))
     return CategoricalVAE(
-        data.train.shape[1],
+        data_dim,
         *sizes,
         observation=observation,
         prior=config.prior,

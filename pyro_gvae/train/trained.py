@@ -8,7 +8,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..config.train import TrainConfig
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, binarized
+from ..data.files import read_file
+from ..data.observed import observed
+from ..data.splits import as_frame, as_images
+from ..data.tables import encoded
 from ..models.base import VAE
 from ..runs.checkpoint import load_checkpoint, load_tensors
 from ..runs.config import is_train_run, read_train_config
@@ -109,6 +113,32 @@ def load_model(
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"Expected the weights in '{folder}' to fit its config.json, but found others.") from error
     return Trained(which.name, vae, as_dataset(data), finished, config)
+
+
+def on_file(trained: Trained, path: Path | None) -> Trained:
+    """Return a trained model whose test data are those of a file, written as its training data are; None changes none.
+
+    Raises:
+        ValueError: if the file is damaged, or its data are unlike those of the run.
+        OSError: if it cannot be read.
+    """
+    if path is None:
+        return trained
+    data, found = trained.data, read_file(path).data
+    if data.columns is None:
+        x = as_images(found).flatten(1)
+        if tuple(found.shape[-2:]) != tuple(data.image_shape):
+            raise ValueError(
+                f"Expected images of shape {tuple(data.image_shape)} in '{path}', but found {tuple(found.shape[-2:])}."
+            )
+        own = Dataset(path.name, x, x, data.image_shape)
+        new = observed(binarized(own, trained.config.binarize), trained.vae.observation).test
+    else:
+        frame = as_frame(found)
+        if frame is None:
+            raise ValueError(f"Expected a table in '{path}', but found images.")
+        new = encoded(frame, data.columns)
+    return trained._replace(data=replace(data, test=new, test_labels=None))
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], bool]:

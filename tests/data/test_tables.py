@@ -162,7 +162,7 @@ def test_pickles_are_not_loaded(tmp_path):
 def test_images_of_different_sizes_are_refused(tmp_path):
     for width in (2, 3):
         Image.fromarray(np.zeros((2, width), np.uint8)).save(tmp_path / f"{width}.png")
-    with pytest.raises(ValueError, match=r"2 x 2 as that of '2.png', but found 3 x 2 in"):
+    with pytest.raises(ValueError, match=r"2 x 2 as that of '2\.png', but found 3 x 2 in"):
         read_file(tmp_path)
 
 
