@@ -110,7 +110,7 @@ def test_what_this_call_says_is_done(trained, compared, asked, tmp_path):
         run = shutil.copytree(original, tmp_path / str(number))
         is_unfinished(run)
         command("resume", run, data_dir=Path("/mine"), download=True)
-        assert set(asked) == {("mine", True, "cpu")}
+        assert ("mine", True, "cpu") in asked and {folder for folder, *_ in asked} == {"mine"}
     with pytest.raises(ValueError, match="connected to tcp://mine:1"):
         command("resume", run, scheduler="tcp://mine:1")
 
@@ -159,7 +159,9 @@ def test_no_command_follows_a_link_out_of_the_folder(name, trained, tmp_path):
     (outside / "mine").write_text("not yours")
     link = run / name
     link.parent.mkdir(parents=True, exist_ok=True)
-    if link.exists():
+    if link.is_dir():
+        shutil.rmtree(link)
+    elif link.exists():
         shutil.copy(link, outside / "mine")
         link.unlink()
     link.symlink_to(outside if "." not in name else outside / "mine")
