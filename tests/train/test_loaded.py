@@ -96,7 +96,7 @@ def test_training_data_alone_are_what_commands_show(tmp_path, capsys):
     for command in ("report", "explore"):
         assert main([command, str(tmp_path)]) == 0
     assert main(["encode", str(tmp_path)]) == 2
-    assert "Expected test data of 'own data', but found none. Try the part 'train'." in capsys.readouterr().err
+    assert "Expected a part among train, but found 'test'" in capsys.readouterr().err
 
 
 def test_a_command_resumes_what_fit_began(tmp_path):
@@ -240,7 +240,7 @@ def test_a_run_of_a_command_is_loaded_with_its_model(tmp_path):
 def test_objects_say_what_they_are(capsys):
     vae = CategoricalVAE(D, 2, 3, (5,))
     assert "num_latents=2, num_categories=3, codes=9, temperature=0.667, observation=Bernoulli" in repr(vae)
-    assert repr(images()) == "Dataset('small', train 12 x 6, test 4, 2x3, binarize='none')"
+    assert repr(images()) == "Dataset('small', train 12, test 4, 2x3, binarize='none')"
     assert "at 0x" not in repr(pyro_gvae.estimator("exact")) and "Estimator('exact'" in repr(
         pyro_gvae.estimator("exact")
     )
