@@ -8,12 +8,17 @@ Command: `python experiments/imputation.py` (`--smoke` for a tiny size, in secon
 shorter, and what has been measured is not measured again. It writes `experiments/results/imputation.csv`, and
 `docs/figures/imputation.png` and `.svg`.
 
-Cost: one core, three tables and three seeds: two to three minutes on an idle machine (eight beside other work).
+Cost: one core, three tables and three seeds: five minutes beside other work.
 
 The error is the root of the mean squared distance of hidden test cells, each column in units of its standard deviation
 over the training cells that are known. Every method sees the same training and test rows with the same hidden cells.
 The VAE has two latents of eight categories and kinds of columns as they are guessed; training sums over all codes, and
 stops when validation rows (a tenth) no longer gain; the best weights are taken. The others have those rows, too.
+
+Found (three seeds; mean and standard error): the VAE is better than column means everywhere, level with nearest
+neighbours on wine (0.90 +- 0.06 and 0.89 +- 0.06) and diabetes (0.77 +- 0.03 and 0.78 +- 0.01), and behind them on
+breast_cancer (0.62 +- 0.06 and 0.57 +- 0.07). Chained regressions are the best where columns are linear in each other:
+0.45 +- 0.05 on breast_cancer and 0.65 +- 0.02 on diabetes; on wine (0.91 +- 0.06) they are level with both.
 """
 
 from collections.abc import Sequence
@@ -145,7 +150,7 @@ def draw(found: pd.DataFrame) -> Figure:
         axes.plot(places, rows["error"], "o", color=color, label=method)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("error of hidden cells,\nstandard deviations of a column")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
