@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from .config.train import TrainConfig
     from .data.dataset import Dataset
     from .data.datasets import load
+    from .data.splits import dataset_of
     from .distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
     from .distributions.one_hot import FactorizedOneHotCategorical
     from .elbos.exact import ExactELBO, ExactEvidence
     from .estimators import ESTIMATORS, estimator
     from .evaluate.generate import encode, reconstruct, sample
+    from .evaluate.impute import impute
     from .handlers import discretize, enumerated, relax, straight_through
     from .jit.traced_elbo import TracedELBO
     from .models.categorical_vae import CategoricalVAE
@@ -47,8 +49,10 @@ _HOME = {
     "encode": "evaluate.generate",
     "reconstruct": "evaluate.generate",
     "sample": "evaluate.generate",
+    "impute": "evaluate.impute",
     "load": "data.datasets",
     "Dataset": "data.dataset",
+    "dataset_of": "data.splits",
     "RelaxedOneHotCategorical": "distributions.concrete",
     "ExpConcrete": "distributions.concrete",
     "FactorizedOneHotCategorical": "distributions.one_hot",
@@ -65,12 +69,14 @@ __all__ = [
     "RelaxedOneHotCategorical",
     "TracedELBO",
     "TrainConfig",
+    "dataset_of",
     "discretize",
     "encode",
     "enumerated",
     "estimator",
     "exact",
     "fit",
+    "impute",
     "load",
     "load_run",
     "make_step",

@@ -48,7 +48,7 @@ def cell(built, column, natural):
         case "income":
             normal = dist.LogNormal(1.0 + 0.5 * natural[..., 7], 0.5 * scale[1])
             return normal, lambda x: (1.0 + 0.5 * x).exp()
-    mean, dispersion = (1.0 + natural[..., 8]).exp(), built.log_dispersion.exp()
+    mean, dispersion = (1.0 + natural[..., 8]).exp(), built.log_dispersion[0].exp()
     return dist.NegativeBinomial(dispersion, probs=mean / (mean + dispersion)), lambda x: x
 
 

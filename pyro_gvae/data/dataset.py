@@ -133,6 +133,11 @@ def as_tensor(data: Any) -> Tensor:
     if isinstance(data, TorchDataset):
         items = [data[index] for index in range(len(data))]  # type: ignore[arg-type]
         data = torch.stack([torch.as_tensor(item[0] if isinstance(item, tuple | list) else item) for item in items])
+    if hasattr(data, "iloc"):  # its numbers are in units, and its texts none
+        raise ValueError(
+            f"Expected numbers as a program takes them, but found a {type(data).__name__}. Try dataset_of(data), or "
+            "data.to_numpy() of pixels."
+        )
     if not isinstance(data, Tensor):
         try:
             data = torch.as_tensor(np.asarray(data, dtype=np.float32))

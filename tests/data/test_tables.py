@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_gvae.config.data import DataConfig
+from pyro_gvae.data.columns import as_data
 from pyro_gvae.data.datasets import TABLES, load
 from pyro_gvae.data.files import file_digest, read_file
 from pyro_gvae.data.splits import dataset_of, described, with_validation
@@ -193,6 +194,8 @@ def test_python_data_and_labels():
         dataset_of(FRAME, labels="city")
     with pytest.raises(ValueError, match=r"labels in a column among age, .* but found 'town'"):
         dataset_of(FRAME, labels="town")
+    with pytest.raises(ValueError, match=r"but found a DataFrame. Try dataset_of\(data\)"):  # in units, and not cells
+        as_data(FRAME)
     with pytest.raises(ValueError, match=r"grey images .* but found shape"):
         dataset_of(torch.rand(10, 3, 2, 2))
 

@@ -13,6 +13,7 @@ import collapse
 import common
 import crossover
 import gradient_fidelity
+import imputation
 import pandas as pd
 import priors
 import pyro
@@ -51,6 +52,7 @@ SMOKES = {
     "crossover": crossover.main,
     "collapse": collapse.main,
     "priors": priors.main,
+    "imputation": imputation.main,
     "article": article.main,
     "semi_supervised": semi_supervised.main,
     "certified_width": certified_width.main,

@@ -94,3 +94,15 @@ def test_a_checkpoint_that_is_older_than_a_setting_is_gone_on_from():
     content["config"]["batch_size"] = 5
     with pytest.raises(ValueError, match="another batch_size"):
         Training(vae_of(2, 3), images(), PATIENT).restore(content)
+
+
+@pytest.mark.usefixtures("unrecorded")
+@pytest.mark.parametrize("has_validation", [True, False])
+def test_validation_data_stop_a_stage_in_place_of_test_data(has_validation):
+    """The ELBO of zeros falls while ones are learned; that of the test data, which are ones, rises."""
+    ones, zeros = torch.ones(8, 6), torch.zeros(4, 6)
+    data = Dataset("mine", ones, ones[:4], (2, 3), validation=zeros if has_validation else None)
+    config = TrainConfig(stages="exact:6", batch_size=8, learning_rate=0.1, patience=1)
+    done = fit(CategoricalVAE(6, 1, 2, (4,)), data, config, progress=False)
+    assert done.steps == (1 if has_validation else 6)
+    assert ("validation_elbo" in done.history[0]) == has_validation
