@@ -149,7 +149,7 @@ class CategoricalBlock(Block):
 class GaussianBlock(Block):
     """Numbers x with normal noise around the natural parameters, as densities of what they stand for.
 
-    A cell x stands for a value v with log |dv/dx| = log_unit + slope x: v = centre + spread x has log_unit = log
+    A cell x stands for a value v with log(dv / dx) = log_unit + slope x: v = centre + spread x has log_unit = log
     spread and slope 0; v = exp(centre + spread x), which is log-normal, has log_unit = centre + log spread and slope
     spread. Scores are densities of v, so that those of other models of the same table compare.
 
