@@ -74,7 +74,7 @@ def soak(
     found["fits"], memory, begun = 0, [], time.monotonic()
     while not found["rounds"] or (time.monotonic() < end and not smoke):
         number = found["rounds"]
-        plan = [word.format(n=40 if smoke else 300) for word in PLANS[number % len(PLANS)]]
+        plan = [word.format(n=20 if smoke else 300) for word in PLANS[number % len(PLANS)]]
         plan += [*SMALL, "--seed", str(number), "--evaluate-every", "10steps", "--checkpoint-every", "2steps"]
         undisturbed, killed = folder / f"undisturbed-{number}", folder / f"killed-{number}"
         _expect(0, _command(processes, "train", *plan, "--output", undisturbed))
