@@ -391,7 +391,7 @@ def sentence_of(name: str, data_dir: Path, download: bool = False) -> OSError:
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     assert "\n" not in str(caught.value)
     assert str(data_dir / FOLDERS[name]) in str(caught.value)
-    assert "download=True (--download)" in str(caught.value)
+    assert "--download (download=True)" in str(caught.value)
     return caught.value
 
 

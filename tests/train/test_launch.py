@@ -171,5 +171,5 @@ def test_a_run_that_was_not_judged_is_drawn_too(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     unknown = {"train_elbo": None, "test_elbo": None, "elbo_is": "none"}
     (run / "metrics.jsonl").write_text("".join(json.dumps(line | unknown) + "\n" for line in lines(run)[:1]))
-    assert "an unknown value" in write_train_report(run).read_text(encoding="utf-8")
+    assert "The discrete ELBO is unknown" in write_train_report(run).read_text(encoding="utf-8")
     assert read_train_config(run).beta == "linear:0,1,30"
