@@ -156,7 +156,7 @@ def _files_of(name: str, data_dir: Path, download: bool) -> Iterator[None]:
         raise OSError(
             f"Expected {'to fetch or read' if download else 'to read'} the files of '{name}' in '{folder}', "
             f'but found "{reason}". '
-            "Try deleting that folder, and then download=True (--download) with a network."
+            "Try deleting that folder, and then --download (download=True) with a network."
         ) from None
 
 

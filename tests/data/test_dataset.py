@@ -399,7 +399,7 @@ def sentence_of(name: str, data_dir: Path, download: bool = False) -> OSError:
 def test_absent_files_are_told_in_one_sentence(name: str, tmp_path: Path) -> None:
     error = sentence_of(name, tmp_path)
     assert isinstance(error, FileNotFoundError)
-    assert "another data_dir (--data-dir)" in str(error)
+    assert "another --data-dir (data_dir)" in str(error)
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
