@@ -31,12 +31,12 @@ def observed(data: Dataset, observation: Observation) -> Dataset:
     """
     check_grey(data.value_range)
     low, high = sorted(observation.from_pixels(torch.tensor(UNIT)).tolist())
-    new = data.mapped(observation.from_pixels, value_range=(low, high), teacher=None)
-    if (low, high) == UNIT and all(torch.equal(getattr(new, part), getattr(data, part)) for part in data.parts):
+    parts = [getattr(data, part) for part in data.parts]
+    if (low, high) == UNIT and all(torch.equal(observation.from_pixels(x), x) for x in parts):
         return data
     if data.binarize == "dynamic":
         raise ValueError(
             f"Expected grey values as data of {type(observation).__name__}, but found those of dynamic "
             "binarization, which are probabilities of black and white. Try binarize='none' or 'threshold'."
         )
-    return new
+    return data.mapped(observation.from_pixels, value_range=(low, high), teacher=None)

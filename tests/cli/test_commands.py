@@ -68,7 +68,7 @@ def test_evaluate_by_samples_into_another_folder(run, capsys, tmp_path):
 @pytest.mark.parametrize("kind", ["map", "sample", "exact"])
 def test_encode(run, capsys, kind):
     said = say(capsys, "encode", run, "--kind", kind, "--part", "train", "--num-data", 30)
-    assert "30 images" in said
+    assert "30 data" in said
     path = run / "codes" / f"exact-seed0-train-{kind}"
     arrays, table = load_file(f"{path}.safetensors"), pd.read_csv(f"{path}.csv")
     assert list(table) == ["latent_0", "latent_1", "label"]

@@ -84,7 +84,7 @@ def test_images_are_encoded(run, kind, capsys):
     if kind == "exact" and run.name in CONTINUOUS:
         assert "whose latents are all discrete, but found 'z'" in refused(capsys, *command)
         return
-    assert "5 images" in say(capsys, *command)
+    assert "5 data" in say(capsys, *command)
     path = run / "codes" / f"exact-seed0-test-{kind}"
     table, arrays = pd.read_csv(f"{path}.csv"), load_file(f"{path}.safetensors")
     assert list(table) == [*COLUMNS[run.name], "label"]
