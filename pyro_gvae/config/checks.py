@@ -21,6 +21,10 @@ FOLDERS = {
 }
 
 
+#: How much of a wrong name must agree with a known one to suggest it, from 0 to 1.
+LEAST_ALIKE = 0.7
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a sentence that suggests the known name most like a wrong one; nothing if none is alike.
 
@@ -29,7 +33,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
         (" Try 'mnist'.", '')
     """
     by_letters = {one.lower().replace("_", "-"): one for one in known}
-    found = get_close_matches(name.lower().replace("_", "-"), by_letters, 1)
+    found = get_close_matches(name.lower().replace("_", "-"), by_letters, 1, LEAST_ALIKE)
     return f" Try '{by_letters[found[0]]}'." if found else ""
 
 

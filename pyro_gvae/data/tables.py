@@ -42,7 +42,8 @@ def guess_kind(cells: "pd.Series[Any]") -> ColumnKind:
     different = found.nunique()
     if not different:
         raise ValueError(
-            f"Expected cells in column '{cells.name}', but found that all are missing. Try {cells.name}=ignore."
+            f"Expected cells in column '{cells.name}', but found that all are missing. "
+            f"Try --columns {cells.name}=ignore."
         )
     if different == 2 or is_bool_dtype(found):
         return "binary" if different == 2 else "categorical"
@@ -52,7 +53,7 @@ def guess_kind(cells: "pd.Series[Any]") -> ColumnKind:
         if different > max(MOST_LEVELS, len(found) // 2):
             raise ValueError(
                 f"Expected levels in column '{cells.name}', but found {different} different texts in {len(found)} "
-                f"cells. Try {cells.name}=ignore, or {cells.name}=categorical."
+                f"cells. Try --columns {cells.name}=ignore, or {cells.name}=categorical."
             )
         return "categorical"
     numbers = found.to_numpy(np.float64)
@@ -103,14 +104,15 @@ def _column(name: str, kind: ColumnKind, cells: "pd.Series[Any]", train: Sequenc
         if not levels or (kind == "binary" and len(levels) != 2):
             raise ValueError(
                 f"Expected {'two levels' if levels else 'cells'} in the {kind} column '{name}', but found "
-                f"{', '.join(levels[:5]) or 'that all are missing'}. Try {name}=categorical, or {name}=ignore."
+                f"{', '.join(levels[:5]) or 'that all are missing'}. "
+                f"Try --columns {name}=categorical, or {name}=ignore."
             )
         return Column(name, kind, levels)
     plain = _numbers(Column(name, kind), cells)
     values = _scaled(kind, plain if train is None else plain[np.asarray(train)])
     values = values[~np.isnan(values)]
     if not len(values):
-        raise ValueError(f"Expected training cells in column '{name}', but found none. Try {name}=ignore.")
+        raise ValueError(f"Expected training cells in column '{name}', but found none. Try --columns {name}=ignore.")
     spread = float(values.std())
     return Column(name, kind, (), float(values.mean()), spread if spread > 0 else 1.0)
 
