@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..programs.factors import Layout
+from ..programs.kept import Kept
 from ..programs.samples import Change, Sample
 from ..programs.target import Target
 from .own import fit_to, take_types_and_width
@@ -32,7 +33,8 @@ class Network(nn.Module):
         self.weight = nn.Parameter(torch.empty(hidden, 0))
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.output = nn.Parameter(torch.zeros(hidden))
-        self.columns: dict[str, slice] = {}  # of W, for each latent of the first batch
+        # Of the first batch. They are no state: a resumed loss finds them again, which must change no recording.
+        self._columns: Kept[dict[str, slice]] = Kept()
 
     def take_widths(self, widths: Mapping[str, int]) -> None:
         """Initialize W for latents with codes of these widths, if that has not been done.
@@ -40,25 +42,36 @@ class Network(nn.Module):
         Raises:
             ValueError: if W is not for these latents.
         """
-        width = sum(widths.values())
         if self.weight.numel() == 0:
-            self.weight.data = nn.init.xavier_uniform_(self.bias.new_empty(len(self.bias), width))
-        if not self.columns and self.weight.shape[1] == width:
-            stops = itertools.accumulate(widths.values())
-            self.columns = {name: slice(stop - widths[name], stop) for name, stop in zip(widths, stops, strict=True)}
-        known = {name: own.stop - own.start for name, own in self.columns.items()}
+            self.weight.data = nn.init.xavier_uniform_(self.bias.new_empty(len(self.bias), sum(widths.values())))
+        known = {name: own.stop - own.start for name, own in self._columns_of(widths).items()}
         if not widths.items() <= known.items():
-            raise ValueError(
-                f"Expected codes of {self.weight.shape[1]} numbers N x K, as before, but found {width} of "
-                f"{', '.join(widths)}. Try another RELAX() for another model, and a first batch that observes none of "
-                "the latents if later ones observe some."
-            )
+            raise ValueError(self._of_others(widths))
+
+    def _columns_of(self, widths: Mapping[str, int]) -> dict[str, slice]:
+        """Return the columns of W for each latent of the first batch, of which these are some or all."""
+
+        def of_first() -> dict[str, slice]:
+            if self.weight.shape[1] != sum(widths.values()):
+                raise ValueError(self._of_others(widths))
+            stops = itertools.accumulate(widths.values())
+            return {name: slice(stop - widths[name], stop) for name, stop in zip(widths, stops, strict=True)}
+
+        return self._columns.find(None, (), {}, of_first)
+
+    def _of_others(self, widths: Mapping[str, int]) -> str:
+        return (
+            f"Expected codes of {self.weight.shape[1]} numbers N x K, as before, but found {sum(widths.values())} of "
+            f"{', '.join(widths)}. Try another RELAX() for another model, and a first batch that observes none of "
+            "the latents if later ones observe some."
+        )
 
     def forward(self, soft: Mapping[str, Tensor]) -> Tensor:
         """Return r of the codes (P, B, N, K) of each latent, by name, shape (P, B)."""
         codes = torch.cat([own.flatten(-2) for own in soft.values()], -1).to(self.weight.dtype)
-        is_whole = list(soft) == list(self.columns)
-        weight = self.weight if is_whole else torch.cat([self.weight[:, self.columns[name]] for name in soft], 1)
+        columns = self._columns_of({name: own.shape[-2:].numel() for name, own in soft.items()})
+        is_whole = list(soft) == list(columns)
+        weight = self.weight if is_whole else torch.cat([self.weight[:, columns[name]] for name in soft], 1)
         return torch.tanh(F.linear(codes, weight, self.bias)) @ self.output
 
 
