@@ -8,8 +8,8 @@ from ..config.train import TrainConfig
 from ..runs.config import read_config
 from ..runs.folder import check_new
 
-#: What torchrun tells its processes, of which one makes the folder of all.
-OF_A_GROUP = "RANK"
+#: What torchrun tells its processes, of which one makes the folder of all, or goes on in it after a restart.
+OF_A_GROUP = {"RANK", "TORCHELASTIC_RESTART_COUNT"}
 
 
 def check_early(config: Any) -> None:
@@ -24,5 +24,5 @@ def check_early(config: Any) -> None:
         read_config(run)
     elif hasattr(config, "dataset") and getattr(config, "data", None) is None and not config.download:
         check_files(str(config.dataset), config.data_dir)
-    if isinstance(config, TrainConfig) and config.output is not None and OF_A_GROUP not in os.environ:
+    if isinstance(config, TrainConfig) and config.output is not None and not OF_A_GROUP & os.environ.keys():
         check_new(config.output)

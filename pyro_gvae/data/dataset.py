@@ -29,7 +29,7 @@ UNIT = (0.0, 1.0)
 class Dataset:
     """Training and test data as tensors; call it with your own images to make a data set of them.
 
-    :func:`~pyro_gvae.data.splits.dataset_of` makes one of tables, files and more, and splits it.
+    :func:`~pyro_gvae.dataset_of` makes one of tables, files and more, and splits it.
 
     Args:
         name: the name of the data in reports.

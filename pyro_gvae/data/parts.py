@@ -27,6 +27,7 @@ def fixed_part(data: Dataset, name: str, num_data: int | None = None, *, seed: i
         ValueError: if there is no such part, or `num_data` is not positive.
 
     Example:
+        >>> import torch
         >>> data = Dataset("mine", torch.zeros(100, 6), torch.ones(20, 6), (2, 3))
         >>> fixed_part(data, "test", 5).x.shape
         torch.Size([5, 6])

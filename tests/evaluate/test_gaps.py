@@ -154,8 +154,10 @@ def run(tmp_path_factory):
 def test_the_weights_of_a_run_come_back(run):
     final = read_json_lines(run / "metrics.jsonl").query("step > 0").set_index("estimator")
     for name in SMALL.estimators:
-        _, vae, data, _ = load_model(run, name, 0)
-        assert exact.elbo(vae, data.test).mean().item() == pytest.approx(final.loc[name, "test_elbo"], abs=1e-4)
+        found = load_model(run, name, 0)
+        assert exact.elbo(found.vae, found.data.test).mean().item() == pytest.approx(
+            final.loc[name, "test_elbo"], abs=1e-4
+        )
 
 
 def test_a_run_folder_is_decomposed(run):

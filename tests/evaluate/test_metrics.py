@@ -182,7 +182,7 @@ def test_what_cannot_be_evaluated_is_refused(vae):
         evaluate(vae, make_data(), evidence="both")
     with pytest.raises(ValueError, match=r"Expected num_data of at least 1, but found 0"):
         evaluate(vae, make_data(), num_data=0)
-    with pytest.raises(ValueError, match=r"Expected the part 'train' or 'test', but found 'valid'"):
+    with pytest.raises(ValueError, match=r"Expected a part among train, test, but found 'valid'"):
         fixed_part(make_data(), "valid")
     with pytest.raises(ValueError, match=r"Expected a metric among elbo, .*, but found 'nll' of 'test'"):
         evaluate(vae, make_data()).value("test", "nll")

@@ -23,6 +23,7 @@ from shown import ROOT, SHOWN
 
 from pyro_gvae.cli.main import main
 from pyro_gvae.compare import run as compare_module
+from pyro_gvae.data.datasets import table
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +35,7 @@ SMALLER = {
     "gradients": f"{NETWORK} --num-data 8 --num-samples 32 --epochs 0",
     "advise": f"{NETWORK} --seconds 0.2 --estimators gumbel-softmax reinmax reinforce-loo",
 }
-RUN = re.compile(r"runs/(compare|train|staged|layers)\S*")
+RUN = re.compile(r"runs/(compare|train|staged|layers|tree|wine)\S*")
 COMPARED = next(command for command in SHOWN if command.words[:2] == ["pyro-gvae", "compare"])
 OURS = [command for command in SHOWN if command.words[0] in ("pyro-gvae", "torchrun")]
 
@@ -50,12 +51,21 @@ def smaller(words: list[str]) -> list[str]:
     if "bernoulli" in words:  # bits have two categories
         at = options.index("--num-categories")
         del options[at : at + 2]
+    if "gaussian-mixture" in words:  # its code is one component
+        at = options.index("--num-latents")
+        del options[at : at + 2]
     return [*words, *options, *grid, *processes]
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_mnist_like(tmp_path / "data" / "MNIST" / "raw", num_train=100, num_test=20)
+    frame, labels = table("wine")
+    for name in ("wine.csv", "new.csv"):
+        frame.assign(cultivar=labels).to_csv(tmp_path / name, index=False)
+    frame[["ash", "proline"]].rename(columns={"ash": "age", "proline": "id"}).to_csv(
+        tmp_path / "people.csv", index=False
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -86,7 +96,7 @@ def dask_cluster(words: list[str]) -> Any:
 def takes(words: list[str]) -> Iterator[Path]:
     """The runs that a command takes, not those that it makes."""
     for before, word in pairwise(words):
-        if RUN.fullmatch(word) and before != "--output":
+        if RUN.fullmatch(word) and before not in ("--output", "-o"):
             yield Path(word)
 
 
@@ -101,8 +111,10 @@ def test_a_command_that_is_shown_runs_to_its_end(
     if command.words[1:2] == ["compare"] and command != COMPARED:  # one has its report
         monkeypatch.setattr(compare_module, "write_report", lambda run: None)
     for run in takes(command.words):
-        make = "compare" if "compare" in run.name else "train"
-        shutil.copytree(finished_run(make), run)
+        if run.name == "wine":
+            assert main(smaller(["train", "--data", "wine.csv", "--output", str(run)])) == 0
+        else:
+            shutil.copytree(finished_run("compare" if "compare" in run.name else "train"), run)
     if command.words[0] == "torchrun":
         launcher, module = command.words.index("-m"), command.words.index("pyro_gvae") + 1
         options, words = command.words[1:launcher], smaller(command.words[module:])

@@ -16,6 +16,7 @@ from pyro_gvae.config.train import TrainConfig
 from pyro_gvae.config.units import in_bytes
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.runs.checkpoint import load_checkpoint
+from pyro_gvae.runs.files import write_json
 from pyro_gvae.runtime import memory
 from pyro_gvae.runtime.memory import DEFAULT_MEMORY, in_words, is_out_of_memory, memory_limit, peak_memory
 from pyro_gvae.train.training import Training
@@ -60,12 +61,13 @@ def test_an_allocation_that_cannot_be_is_such_an_error():
     assert is_out_of_memory(error.value)
 
 
-def test_a_command_without_memory_is_one_sentence(monkeypatch, capsys):
+def test_a_command_without_memory_is_one_sentence(monkeypatch, capsys, tmp_path):
     def greedy(config):
         torch.empty(2**60, dtype=torch.uint8)
 
     monkeypatch.setattr(commands, "report_command", greedy)
-    assert main(["report", "run"]) == 2
+    write_json(tmp_path / "config.json", {})
+    assert main(["report", str(tmp_path)]) == 2
     assert "Expected enough memory for this command, but found that there is no more. Try" in capsys.readouterr().err
 
 
@@ -198,10 +200,11 @@ def test_the_peak_has_the_backward_pass():
     assert peak_memory(lambda: (x * 2).exp().sum()) < peak_memory(lambda: (x * 2).exp().sum().backward())
 
 
-def test_the_allocator_is_set_for_those_who_ask_alone(monkeypatch):
+def test_the_allocator_is_set_for_those_who_ask_alone(monkeypatch, tmp_path):
     """A block of 31 MiB is taken by the command line, and not by a sum."""
     asked = []
     vae, x = CategoricalVAE(6, 4, 3, (5,)), torch.ones(4, 6)
     assert peak_memory(lambda: exact.elbo(vae, x)) < 2**20 < 31 * 2**20 == peak_memory(memory.keep_freed_memory)
     monkeypatch.setattr(memory, "keep_freed_memory", lambda: asked.append(1))
-    assert main(["report", "no-such-run"]) == 2 and asked == [1]
+    write_json(tmp_path / "config.json", {})
+    assert main(["report", str(tmp_path)]) == 2 and asked == [1]
