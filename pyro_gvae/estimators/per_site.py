@@ -37,7 +37,8 @@ def per_site(sites: Mapping[str, Estimator], default: Estimator) -> Estimator:
         The estimator.
 
     Raises:
-        ValueError: if an estimator is not one of a single site.
+        ValueError: if an estimator is not one of a single site, or codes are to be summed in slices beside one that
+            draws its site.
 
     Example:
         >>> from pyro_gvae import estimator
@@ -50,12 +51,19 @@ def per_site(sites: Mapping[str, Estimator], default: Estimator) -> Estimator:
     groups = [(part, frozenset({name})) for name, part in treatments.items()]
     parts: list[tuple[AtSite, Sites]] = [*groups, (rest, AllBut(frozenset(sites)))]
     every = [*treatments.values(), rest]
+    has_rows = any(isinstance(part, Drawn) for part in every)
+    if has_rows and any(isinstance(part, Summed) and part.slice_size is not None for part in every):
+        raise ValueError(
+            "Expected exact without a slice_size beside an estimator that draws one site, since all codes of the "
+            "summed sites then share draws and are in memory at once, but found one. Try max_memory, which refuses too "
+            "many."
+        )
     named = [*sites.items(), (DEFAULT, default)]
     temperatures = {part.temperature for part in chosen} - {None}
     return Estimator(
         name=f"{PER_SITE}[{','.join(f'{name}={part.name}' for name, part in named)}]",
         handler=lambda program: reduce(_handled, parts, program),
-        elbo=partial(_of_each if any(isinstance(part, Drawn) for part in every) else _in_slices, treatments, rest),
+        elbo=partial(_of_each if has_rows else _in_slices, treatments, rest),
         objective=min((part.objective for part in chosen), key=_OBJECTIVES.index),
         bias=_bias({part.bias for part in chosen}),
         reference="; ".join(dict.fromkeys(part.reference for part in chosen)),

@@ -311,3 +311,10 @@ def test_what_cannot_be_put_together_is_refused():
             estimate(estimator({"z": part}), pair)
         with pytest.raises(ValueError, match=r"Expected the program to have a site 'w', but found 'y', 'z', 'x'"):
             estimate(estimator({"w": part}), pair)
+
+
+def test_slices_are_refused_beside_draws_that_all_codes_share():
+    """A setting without effect would be a silent one."""
+    with pytest.raises(ValueError, match="exact without a slice_size beside an estimator that draws one site"):
+        estimator("per-site[y=exact[slice_size=2],z=rebar,default=exact]")
+    assert estimator("per-site[y=exact[slice_size=2],z=reinforce-loo,default=exact]").is_unbiased
