@@ -23,8 +23,9 @@ improve on.
 
 Found (`--seeds 0 1 2 --workers 2`, a quarter of full length, which is the default, commit 048fce1): a relaxed step is
 1.5 times as fast for 10 classes and 10 times for 100 (published 2 and 9.9). After equally many steps ELBOs are level
-(0.13 +- 0.13 nats apart); the sum over the label has an accuracy of 82.1 +- 1.1 %, 3.0 +- 0.4 points above soft samples and
-5.9 +- 1.8 above the labels alone, 76.3 +- 0.9 %. Published accuracies are 92 to 94 %, within a point of each other.
+(0.13 +- 0.13 nats apart); the sum over the label has an accuracy of 82.1 +- 1.1 %, 3.0 +- 0.4 points above soft
+samples and 5.9 +- 1.8 above the labels alone, 76.3 +- 0.9 %. Published accuracies are 92 to 94 %, within a point of
+each other.
 """
 
 import math
