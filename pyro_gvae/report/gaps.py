@@ -1,5 +1,6 @@
 """Write the gaps of a run folder's models as a table, a figure and a page."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,10 @@ def _write_gaps_page(run: Path, table: pd.DataFrame, svg: Path, settings: dict[s
         ],
         table=gaps_text(table),
         note=UNIT,
-        reproduce=f"pyro-gvae gaps {run} --num-data {settings['num_data']} --num-particles {settings['num_particles']}",
+        reproduce=shlex.join(
+            ["pyro-gvae", "gaps", str(run)]
+            + [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        ),
         settings=settings,
         versions=written.get("versions"),
     )

@@ -14,6 +14,7 @@ from .style import save_figure
 #: The columns that identify a row.
 CELL = ["trained_by", "seed", "epoch", "estimator", "temperature", "wrt"]
 MEASURES = ("relative_bias", "relative_std", "cosine", "snr", "mse", "mse_at_budget", "progress")
+WRT = {"logits": "gradients of the guide's logits", "parameters": "gradients of all parameters"}
 FIGURES = {
     "temperature": (
         draw_against_temperature,
@@ -70,9 +71,6 @@ def write_gradients_report(folder: Path, table: pd.DataFrame) -> Path:
         settings=settings,
         versions=written.get("versions"),
     )
-
-
-WRT = {"logits": "gradients of the guide's logits", "parameters": "gradients of all parameters"}
 
 
 def gradients_finding(table: pd.DataFrame) -> Markup:

@@ -279,6 +279,7 @@ def test_a_model_that_diverged_is_left_out(tmp_path: Path) -> None:
         evaluations=1, output=tmp_path / "run",
     )  # fmt: skip
     run = compare(config)
+    assert (run / "explorer.html").exists() and 'href="explorer.html"' in (run / "report.html").read_text()
     path = run / "cells" / "exact-seed0" / "weights.safetensors"
     save_file({name: weight * torch.nan for name, weight in load_file(path).items()}, path)
     with pytest.warns(RuntimeWarning, match="Expected finite weights, but found others in exact-seed0"):
