@@ -5,6 +5,10 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
+# Where it is set, as in many containers, each of some thirty processes compiles all that it imports, torch included: 12
+# seconds a process.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Most tests are many operations on small tensors: their time is Python's, which a second thread does not
 # shorten and a second process nearly halves. So: worker processes with one torch thread each. What the tests of a file
 # share is made once; files are taken in the order of `tests/conftest.py`.
