@@ -110,12 +110,13 @@ def _known(name: str, words: list[str]) -> list[str]:
     """
     kinds = get_type_hints(COMMANDS[name].config)
     settings = {f"--{field.name.replace('_', '-')}": field.name for field in fields(COMMANDS[name].config)}
-    off = {f"--no-{option[2:]}" for option, field in settings.items() if kinds[field] is bool}
+    open_ = {option for option, field in settings.items() if kinds[field] == bool | None}  # None: as it is found best
+    off = {f"--no-{option[2:]}" for option, field in settings.items() if kinds[field] is bool or option in open_}
     known = {*settings, *off, *BEGIN.get(name, ()), "--help"}
     found: list[str] = []
     choices: tuple[str, ...] = ()
     current = ""
-    for word in words:
+    for word, following in zip(words, [*words[1:], ""], strict=True):
         option, equals, value = word.partition("=")
         option = SHORT.get(option, option) if SHORT.get(option) in known else option
         if option.startswith("--") and len(option) > 2:
@@ -123,6 +124,10 @@ def _known(name: str, words: list[str]) -> list[str]:
             if current not in known and not current.startswith("--tyro-"):
                 tried = nearest(current, [*known, "--json"]) or f" Try pyro-gvae {name} --help."
                 raise ValueError(f"Expected an option of {name}, but found '{option}'.{tried}")
+            if not equals and current in open_ and following not in ("True", "False", "None"):
+                current = f"{current}=True"
+            elif current.replace("--no-", "--") in open_ - {current}:
+                current = f"{current.replace('--no-', '--')}=False"
             choices = _choices(kinds[settings[current]]) if current in settings else ()
             found.append(current + equals + (_chosen(current, value, choices) if equals else ""))
         else:

@@ -223,7 +223,7 @@ class ResumeConfig:
         data_dir: The folder of the data sets that have files.
         download: Download missing files into the data folder.
         device: The device that continues a training run: cpu, cuda, cuda:1.
-        compile: Compile the recorded step of a training run, as it was if the run was begun so.
+        compile: Compile the recorded step of a training run; by default if the run itself chose so when it began.
         max_memory: Gigabytes that an exact sum may use; by default as many as when the run was begun, which a machine
             must have. Another number may round sums otherwise.
         workers: The number of processes of this machine that continue a comparison.
@@ -234,7 +234,7 @@ class ResumeConfig:
     data_dir: Path = Path("data")
     download: bool = False
     device: str = "cpu"
-    compile: bool = False
+    compile: bool | None = None
     max_memory: float | None = None
     workers: int = 1
     scheduler: str | None = None

@@ -93,7 +93,9 @@ class TrainConfig(DataConfig):
         max_skipped: Stop after this many consecutive steps with a loss or gradient that is not finite.
         max_memory: Gigabytes that an exact sum may use.
         device: Where to train: cpu, cuda, cuda:1.
-        compile: Compile the recorded step with Inductor; needs a C++ compiler and about half a minute.
+        compile: Compile the recorded step with Inductor; needs a C++ compiler and about half a minute. By default if
+            there is one, and the counted work outweighs that. The choice is in config.json, and holds when a run is
+            resumed.
         shard: What the processes of torchrun split: the data of each batch, or the codes of exact sums.
         tensorboard: Also write TensorBoard files into the run folder; needs the extra tensorboard.
         output: The run folder, which must not exist; by default runs/train-DATE-TIME.
@@ -136,7 +138,7 @@ class TrainConfig(DataConfig):
     max_skipped: int = 10
     max_memory: float = 4.0
     device: str = "cpu"
-    compile: bool = False
+    compile: bool | None = None
     shard: Shard = "data"
     tensorboard: bool = False
     output: Path | None = None

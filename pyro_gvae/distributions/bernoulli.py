@@ -1,5 +1,6 @@
 """Bernoulli and continuous Bernoulli distributions of pixels in [0, 1], with log-odds as natural parameters."""
 
+import math
 from abc import abstractmethod
 from typing import Any, ClassVar, final
 
@@ -121,15 +122,12 @@ class Bernoulli(_UnitInterval):
     """
 
     def _summed_remainder(self, natural: Tensor) -> Tensor:
-        # The sum of log(1 + e^-|eta|) is the logarithm of a product of factors between 1 and 2. A CPU multiplies in a
-        # tenth of the time that a logarithm takes, so take one logarithm of up to 64 factors, which cannot overflow.
-        factors = natural.abs().neg_().exp_().add_(1)
-        for _ in range(6):
-            half, odd = divmod(fixed(factors.shape[-1]), 2)
-            if odd:
-                break
-            factors = factors[..., :half] * factors[..., half:]
-        return factors.log().sum(-1)
+        # The sum of log(1 + e^-|eta|) = -log(max(p, 1 - p)) is the logarithm of a product of factors between 1/2 and 1.
+        # A CPU multiplies in a tenth of the time that a logarithm takes, so take one logarithm of up to 8 factors.
+        mean = self._mean_statistics(natural)
+        factors = torch.maximum(mean, 1 - mean)
+        together = math.gcd(fixed(natural.shape[-1]), 8)
+        return factors.unflatten(-1, (together, -1)).prod(-2).log().sum(-1).neg()
 
     def _mean_statistics(self, natural: Tensor) -> Tensor:
         return natural.sigmoid()

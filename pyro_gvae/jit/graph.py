@@ -1,5 +1,6 @@
 """Recorded graphs: their inputs, and the function that replays them."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ..runtime.compat.torch import compiled, flattened, is_operation, name_of_operation, nested
+from .in_place import with_writes
 from .passes import simplify
 
 aten = torch.ops.aten
@@ -21,15 +23,29 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         *(torch.cat, torch.clamp, torch.clamp_min, torch.div, torch.empty, torch.eq, torch.exp, torch.gather),
         *(torch.ge, torch.gt, torch.index_select, torch.le, torch.log, torch.log1p, torch.logsumexp, torch.lt),
         *(torch.mean, torch.mm, torch.mul, torch.multinomial, torch.ne, torch.neg, torch.pow, torch.rand),
-        *(torch.randn, torch.reciprocal, torch.relu, torch.remainder, torch.rsqrt, torch.scatter, torch.sigmoid),
+        *(torch.randn, torch.reciprocal, torch.relu, torch.remainder, torch.rsqrt, torch.rsub, torch.scatter),
+        *(torch.maximum, torch.prod, torch.sigmoid),
         *(torch.sqrt, torch.square, torch.stack, torch.sub, torch.sum, torch.tanh, torch.threshold, torch.where),
         *(torch.zeros, torch.zeros_like, F.linear, F.softplus),
     )
 }
 #: The same for methods.
 METHODS = {
-    *("add_", "addmm_", "copy_", "div_", "exp_", "expand", "fill_", "masked_fill", "mul_", "neg_", "permute"),
-    *("scatter_", "select", "squeeze", "sub_", "t", "transpose", "unsqueeze", "view"),
+    *(
+        "abs_",
+        "add_",
+        "addmm_",
+        "clamp_min_",
+        "copy_",
+        "div_",
+        "exp_",
+        "expand",
+        "fill_",
+        "log_",
+        "masked_fill",
+        "mul_",
+    ),
+    *("mul_", "neg_", "permute", "scatter_", "select", "squeeze", "sub_", "t", "transpose", "unsqueeze", "view"),
 }
 
 
@@ -68,7 +84,12 @@ def finished(graph_module: GraphModule, inputs: Sequence[Tensor], *, inductor: b
     """
     simplify(graph_module)
     if inductor:
-        return _compiled(graph_module, inputs)
+        try:
+            return _compiled(graph_module, inputs)
+        except Exception as error:  # of a compiler, which may raise anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            warnings.warn(f"A recorded step is not compiled: {reason}", RuntimeWarning, stacklevel=2)
+    with_writes(graph_module.graph)
     _call_by_name(graph_module.graph)
     graph_module.recompile()
     return graph_module.forward
@@ -78,12 +99,16 @@ def _compiled(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callable[.
     """Compile a graph with Inductor, which expects a flat tuple of tensors as the result."""
     output = graph_module.graph.output_node()
     results, nesting = flattened(output.args[0])
-    output.args = (tuple(result for result in results if isinstance(result, Node)),)
+    whole, output.args = output.args, (tuple(result for result in results if isinstance(result, Node)),)
     graph_module.recompile()
     # Draw random numbers by torch's own operations: they equal those of the plain ELBO under the same seed.
     options = {"fallback_random": True, "triton.cudagraphs": any(tensor.is_cuda for tensor in inputs)}
-    with torch.no_grad():
-        run = compiled(graph_module, inputs, options)
+    try:
+        with torch.no_grad():
+            run = compiled(graph_module, inputs, options)
+    except Exception:
+        output.args = whole  # so that the graph can be replayed as it is
+        raise
 
     def replay(*tensors: Tensor) -> Any:
         found = iter(run(*tensors))

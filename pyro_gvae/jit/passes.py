@@ -16,6 +16,8 @@ from torch.fx.node import map_arg
 from ..runtime.compat.torch import is_operation
 from ..runtime.tuning import tuning
 from .aliases import separate_outputs, written
+from .in_place import without_writes
+from .normalizations import NORMALIZATIONS
 
 Op = Any  # a Node; the declared type of its arguments is too wide to be useful
 aten = torch.ops.aten
@@ -35,6 +37,7 @@ NEUTRAL = {ADD: 0, SUB: 0, MUL: 1, DIV: 1, aten.mul.Scalar: 1, aten.div.Scalar: 
 
 def simplify(graph_module: GraphModule) -> None:
     """Rewrite a graph in place, until no rule applies."""
+    without_writes(graph_module.graph)
     rewriter = _Rewriter(graph_module)
     while rewriter.sweep():
         graph_module.graph.eliminate_dead_code()
@@ -214,7 +217,7 @@ def _signs_moved(graph: _Rewriter, node: Op) -> Op | None:
 
 def _numbers_taken(graph: _Rewriter, node: Op) -> Op | None:
     """Replace a constant whose elements all equal one number by that number, as the second operand."""
-    if node.kwargs or node.target not in (MUL, ADD, aten.mul.Scalar):
+    if node.kwargs or node.target not in (MUL, ADD, SUB, aten.mul.Scalar):
         return None
     for x, other in (node.args, node.args[::-1]):
         number = graph.number(other)
@@ -222,6 +225,8 @@ def _numbers_taken(graph: _Rewriter, node: Op) -> Op | None:
             continue
         if x.meta["like"].dtype != node.meta["like"].dtype:
             continue
+        if node.target is SUB:
+            return graph.new(SUB, x, number) if x is node.args[0] else graph.new(aten.rsub.Scalar, x, number)
         if node.target is not ADD and number == -1:
             return graph.new(NEG, x)
         if (x, number) != node.args:
@@ -249,35 +254,6 @@ def _normalized(graph: _Rewriter, node: Op) -> Op | None:
     return write(graph.new, *tensors)
 
 
-New = Callable[..., Op]
-
-
-def _log_softmax(new: New, x: Op) -> Op:
-    shifted = new(SUB, x, new(aten.amax.default, x, [-1], True))
-    return new(SUB, shifted, new(aten.log.default, new(SUM_ALONG, new(EXP, shifted), [-1], True)))
-
-
-def _softmax(new: New, x: Op) -> Op:
-    raised = new(EXP, new(SUB, x, new(aten.amax.default, x, [-1], True)))
-    return new(DIV, raised, new(SUM_ALONG, raised, [-1], True))
-
-
-def _log_softmax_backward(new: New, gradient: Op, y: Op) -> Op:
-    return new(SUB, gradient, new(MUL, new(EXP, y), new(SUM_ALONG, gradient, [-1], True)))
-
-
-def _softmax_backward(new: New, gradient: Op, y: Op) -> Op:
-    weighted = new(MUL, gradient, y)
-    return new(SUB, weighted, new(MUL, y, new(SUM_ALONG, weighted, [-1], True)))
-
-
-# Operation -> number of tensor arguments, which precede the dimension, and the function that rewrites it.
-NORMALIZATIONS: dict[Any, tuple[int, Callable[..., Op]]] = {
-    aten._log_softmax.default: (1, _log_softmax),
-    aten._softmax.default: (1, _softmax),
-    aten._log_softmax_backward_data.default: (2, _log_softmax_backward),
-    aten._softmax_backward_data.default: (2, _softmax_backward),
-}
 RULES: tuple[Callable[[_Rewriter, Op], Op | None], ...] = (
     _computed_once,
     _nothing_done,

@@ -18,8 +18,10 @@ from ..models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
 from ..models.joint_vae import JointVAE
 from ..models.semi_supervised_vae import SemiSupervisedVAE
 from ..runs.config import CONFIG, read_config, write_config
+from ..runs.files import write_json
 from ..runs.records import ProgramRecord
 from ..runtime.distributed import own_device
+from .compilation import Choice
 from .kept_data import keep_data, read_data
 from .setup import check_size, initial_model, load_data
 from .source import check_source
@@ -54,6 +56,11 @@ def keep_config(program: Any, data: Dataset | Data, config: TrainConfig, output:
     shape = data.image_shape if isinstance(data, Dataset) else None
     described = {"program": describe(program), "data": keep_data(output, data)}
     write_config(output, {"train": config.as_json(), "image_shape": shape, **described})
+
+
+def keep_choice(output: Path, compilation: Choice) -> None:
+    """Write into config.json whether the run compiles its steps, and why."""
+    write_json(output / CONFIG, read_config(output) | {"compilation": compilation._asdict()})
 
 
 def describe(program: Any) -> dict[str, Any]:

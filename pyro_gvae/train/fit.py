@@ -24,7 +24,7 @@ from ..runtime.distributed import from_main, is_main, largest, share
 from ..runtime.exclusive import only_thread
 from ..runtime.rng import derived_seed, own_randomness
 from ..runtime.signals import Stop, stop_on_signal
-from .described import keep_config
+from .described import keep_choice, keep_config
 from .files import CHECKPOINT, METRICS, WEIGHTS, check_unused, keep_weights, read_checkpoint
 from .loggers import Logger, TensorBoardLogger
 from .logs import Logs
@@ -110,6 +110,8 @@ def fit(
             begun = _begun(training, output, resume=resume)
             if output is not None:
                 from_main(lambda: keep_config(vae, known, config, output, restored=begun))
+                if not begun:
+                    from_main(lambda: keep_choice(output, training.compilation))
             milestones.check(training)
             with _logs(training, output, milestones, loggers, progress=progress) as logs:
                 logs.begin(config)

@@ -75,7 +75,7 @@ def resume(
     data_dir: Path = Path("data"),
     download: bool = False,
     device: str = "cpu",
-    compile: bool = False,
+    compile: bool | None = None,
     max_memory: float | None = None,
 ) -> tuple[Path, Fit]:
     """Resume an interrupted run; the result is the same as without the interruption.
@@ -85,7 +85,7 @@ def resume(
         data_dir: the folder of the data sets that have files.
         download: fetch absent files into it.
         device: where to go on.
-        compile: whether to compile the recorded step.
+        compile: whether to compile the recorded step; as the run itself chose when it began if None.
         max_memory: gigabytes that an exact sum may use; as many as when the run was begun if None.
 
     Raises:

@@ -22,6 +22,7 @@ class State:
     loss_sum: float = 0.0  # since the last evaluation before this step
     num_losses: int = 0
     judge: Judge = "none"
+    compiled: bool = False  # whether steps are compiled, which rounds otherwise
     judged_step: int = 0
     judged_seconds: float = 0.0
     kept_step: int = 0

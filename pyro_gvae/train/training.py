@@ -22,6 +22,7 @@ from ..runtime.distributed import copy_from_main, from_main, gathered, largest, 
 from ..runtime.rng import random_states, set_random_states
 from ..schedules import schedule
 from .checks import annealed_tensors, check_data, check_losses, stage_estimator, weights_on
+from .compilation import again, choose
 from .monitor import NUM_TRAIN_WATCHED, discrete_elbo, judge_of
 from .non_finite import first_non_finite, not_finite
 from .optimizers import check_optimizer_state, named_shapes, new_optimizer
@@ -43,6 +44,7 @@ class Training:
         refused: batch and random state of the last step, if it was skipped because it was not finite.
         not_finite: how many numbers of each parameter were not finite when the run began.
         share: the part of this process, if several train together.
+        compilation: whether steps are compiled, and why; what a checkpoint says of it is in the state.
     """
 
     def __init__(self, vae: Any, data: Dataset | Data, config: TrainConfig) -> None:
@@ -60,8 +62,10 @@ class Training:
         self._annealed = annealed_tensors(vae, config, weights)
         kind = config.named_optimizer
         self.optimizer = new_optimizer(kind.name, list(vae.parameters()), self._learning_rate(0), **kind.options)
-        check_losses(vae, self._estimators, first(self.train, config.batch_size))
-        self.state = State(judge=judge_of(vae, data, config))
+        batch = first(self.train, config.batch_size)
+        check_losses(vae, self._estimators, batch)
+        self.compilation = choose(vae, self._estimators, batch, config, self.per_epoch)
+        self.state = State(judge=judge_of(vae, data, config), compiled=self.compilation.is_compiled)
         self.refused: tuple[Data, Tensor] | None = None
         self._batches: Iterator[Data] = self._remaining_batches()
         self._begin_stage()
@@ -153,10 +157,8 @@ class Training:
     @property
     def stage_is_over(self) -> bool:
         """Whether the stage has used its steps or seconds, or has stopped improving."""
-        state = self.state
-        steps, seconds = state.step - state.stage_step, state.seconds - state.stage_seconds
-        stale = self.config.patience is not None and state.stale >= self.config.patience
-        return stale or self.stage.amount.is_over(steps, seconds, self.per_epoch)
+        stale = self.config.patience is not None and self.state.stale >= self.config.patience
+        return stale or self._is_over(self.stage.amount, self.state.stage_step, self.state.stage_seconds)
 
     def next_stage(self) -> None:
         """Go on to the next estimator, or finish. The optimizer keeps its state, but not that of the old loss."""
@@ -173,18 +175,15 @@ class Training:
     @property
     def evaluation_is_due(self) -> bool:
         """Whether an evaluation is due, by the steps or seconds since the last one."""
-        state = self.state
-        return self.config.between_evaluations.is_over(
-            state.step - state.judged_step, state.seconds - state.judged_seconds, self.per_epoch
-        )
+        return self._is_over(self.config.between_evaluations, self.state.judged_step, self.state.judged_seconds)
 
     @property
     def checkpoint_is_due(self) -> bool:
         """Whether a checkpoint is due, by the steps or seconds since the last one."""
-        state = self.state
-        return self.config.between_checkpoints.is_over(
-            state.step - state.kept_step, state.seconds - state.kept_seconds, self.per_epoch
-        )
+        return self._is_over(self.config.between_checkpoints, self.state.kept_step, self.state.kept_seconds)
+
+    def _is_over(self, amount: Amount, step: int, seconds: float) -> bool:
+        return amount.is_over(self.state.step - step, self.state.seconds - seconds, self.per_epoch)
 
     def content(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on, as plain data with tensors."""
@@ -239,6 +238,7 @@ class Training:
 
     def _take(self, state: State, content: dict[str, Any]) -> None:
         self._end_stage()
+        state.compiled = again(state.compiled, self.config, columns(self.train)[0].device)
         self.state = state
         self._begin_stage()
         self.vae.load_state_dict(from_parts(content["vae"], self.vae.state_dict()))
@@ -259,7 +259,7 @@ class Training:
             optimizer=self.optimizer,
             clip_norm=self.config.clip_norm,
             skip_non_finite=True,
-            compile=self.config.compile,
+            compile=self.state.compiled,
             shard=self.config.shard,
         )
         self.step.taken = self.state.step

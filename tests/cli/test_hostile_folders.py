@@ -135,7 +135,7 @@ def test_memory_and_a_compiler_are_what_this_call_says(trained, compared, tmp_pa
     command("resume", runs[0], max_memory=2.0)
     command("resume", runs[0], max_memory=3.0, compile=True)
     command("resume", runs[1], max_memory=2.0)
-    assert configs == [(2.0, False), (3.0, True), 2.0]
+    assert configs == [(2.0, None), (3.0, True), 2.0]
 
 
 @pytest.mark.parametrize(
@@ -319,6 +319,9 @@ def test_stopped_runs_are_resumed_by_what_reaches_out_of_them():
     assert _resume_by(parse(["train", "--max-memory", "2"]), Path("run")) == "pyro-gvae resume run"
     again = ["resume", "run", "--max-memory", "2.0", "--compile"]
     assert _resume_by(parse(again), Path("run")) == "pyro-gvae resume run --compile --max-memory 2.0"
+    never = parse(["train", "--no-compile", "--steps", "3"])
+    assert never.compile is False and parse(["train", "--compile", "--steps", "3"]).compile is True
+    assert _resume_by(never, Path("run")) == "pyro-gvae resume run --compile False"
 
 
 def test_names_that_are_no_text(trained, tmp_path):

@@ -792,11 +792,10 @@ def test_codes_of_negligible_probability_change_nothing(quantity, factor, slice_
     assert_same_with_gradients(ours(vae, x, slice_size=slice_size), in_a_loop(BERNOULLI, vae, x), vae)
 
 
-@pytest.mark.parametrize("slice_size", [3, None])
-def test_codes_of_negligible_probability_are_not_decoded(slice_size):
+def test_codes_of_negligible_probability_are_not_decoded():
     vae, x = _sharp(BERNOULLI.vae(), 100), BERNOULLI.x()
     runs = bind_pair(vae, x)
-    plan = make_plan(runs, slice_size=slice_size)
+    plan = make_plan(runs, slice_size=3)
     guide = read_guide_once(runs, plan.layout)
     decoded: list[int] = []
     vae.decoder.register_forward_hook(lambda module, inputs, output: decoded.append(len(output)))
