@@ -12,6 +12,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Independent, kl_divergence, register_kl
 from typing_extensions import override
 
+from ..runtime.arguments import KnowsArguments
 from .codes import joint_codes, num_codes
 from .one_hot import FactorizedOneHotCategorical
 from .parameters import gumbel_like
@@ -22,7 +23,7 @@ MOST_SUMMED = 2**16
 NUMBERS_AT_A_TIME = 10**7
 
 
-class CodePrior(nn.Module, ABC):
+class CodePrior(KnowsArguments, nn.Module, ABC):
     r"""Abstract base: a distribution p(z) over the joint codes of N one-hots of K categories.
 
     A subclass says what log p(z) is, for soft codes, too, in float32 at least, and draws codes. Of a prior of more than

@@ -1,9 +1,8 @@
 """The base of ready programs: what model and guide of data x (B, D) have in common."""
 
-import inspect
 import threading
 from abc import ABC, abstractmethod
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import pyro
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from ..distributions.parameters import check_temperature, scalar_temperature
 from ..handlers.parameters import announce
+from ..runtime.arguments import KnowsArguments
 from ..runtime.compat.pyro import forget_leaf
 from .observations import Observation, as_observation
 
@@ -20,7 +20,7 @@ from .observations import Observation, as_observation
 ONE_AT_A_TIME = threading.RLock()
 
 
-class VAE(nn.Module, ABC):
+class VAE(KnowsArguments, nn.Module, ABC):
     """Abstract base: a model and a guide of data x (B, D), whose parameters are those of the module.
 
     A subclass calls `_begin(x)` first in `model` and in `guide`, and gives its sites the temperatures below.
@@ -29,20 +29,11 @@ class VAE(nn.Module, ABC):
         data_dim: D.
         name: prefix of the parameters' names in Pyro's param store.
         observation: the module that builds p(x | z) from the natural parameters that a decoder returns.
-        arguments: what the constructor was given, by name, if numbers, texts and lists say all of it; else None.
     """
-
-    arguments: dict[str, Any] | None
 
     _temperature: Tensor
     _prior_temperature: Tensor
     observation: Observation
-
-    def __new__(cls, *args: Any, **options: Any) -> Self:
-        """Make a module that knows what its constructor is given, so that a run folder can say it."""
-        made = super().__new__(cls)
-        object.__setattr__(made, "arguments", _plain_arguments(cls, args, options))  # before the module has begun
-        return made
 
     def __init__(
         self,
@@ -148,18 +139,6 @@ class VAE(nn.Module, ABC):
             raise ValueError(
                 f"Expected data of shape (B, {self.data_dim}), but found {tuple(x.shape)}. Try x.flatten(1)."
             )
-
-
-def _plain_arguments(kind: type[VAE], args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any] | None:
-    """Name the arguments of a constructor, as JSON holds them; None if it cannot hold one, such as a network."""
-    try:
-        given = inspect.signature(kind).bind(*args, **options).arguments
-    except TypeError:
-        return None  # copies are made without arguments, and given those of their originals
-    given |= given.pop("options", {})
-    found = {name: list(value) if isinstance(value, list | tuple) else value for name, value in given.items()}
-    flat = [item for value in found.values() for item in (value if isinstance(value, list) else [value])]
-    return found if all(item is None or isinstance(item, bool | int | float | str) for item in flat) else None
 
 
 def check_sizes(**sizes: int) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from ..distributions.bernoulli import Bernoulli, ContinuousBernoulli
 from ..distributions.exponential_family import ExponentialFamily
 from ..distributions.observations import CategoricalPixels, Gaussian, Multinomial
+from ..runtime.arguments import KnowsArguments
 
 
-class Observation(nn.Module, ABC):
+class Observation(KnowsArguments, nn.Module, ABC):
     """Abstract base: builds the distribution of a datum, and describes the data.
 
     To add a family, write a class whose `forward` builds its distribution, and override what else differs from grey

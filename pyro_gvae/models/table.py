@@ -87,11 +87,13 @@ class TableObservation(Observation):
         }
         for name, numbers in self._numbers.items():
             self.register_buffer(f"_{name}", torch.tensor(numbers, dtype=torch.long), persistent=False)
-        widths = torch.tensor([len(self.columns[place].levels) for place in self._numbers["categorical"]])
-        most = int(widths.max()) if len(widths) else 0
-        is_level = torch.arange(most) < widths.unsqueeze(1)  # (number of categorical columns, largest L)
-        self.register_buffer("_is_level", is_level, persistent=False)
-        self.register_buffer("_levels", is_level.flatten().nonzero().squeeze(1), persistent=False)
+        # From lists, since sizes are asked on the device "meta", whose tensors have no values.
+        widths = [len(self.columns[place].levels) for place in self._numbers["categorical"]]
+        most = max(widths, default=0)
+        is_level = torch.tensor([[place < width for place in range(most)] for width in widths], dtype=torch.bool)
+        levels = [row * most + place for row, width in enumerate(widths) for place in range(width)]
+        self.register_buffer("_is_level", is_level.reshape(len(widths), most), persistent=False)
+        self.register_buffer("_levels", torch.tensor(levels, dtype=torch.long), persistent=False)
         gaussian = [self.columns[place] for place in self._numbers["gaussian"]]
         units = [math.log(one.spread) + (one.centre if one.kind == "positive" else 0.0) for one in gaussian]
         slopes = [one.spread if one.kind == "positive" else 0.0 for one in gaussian]

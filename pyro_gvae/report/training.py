@@ -168,7 +168,13 @@ def _settings(written: dict[str, Any], program: dict[str, Any] | None) -> dict[s
     if program is None:
         return {name: value for name, value in written.items() if value is not None}
     used = {name: value for name, value in written.items() if value is not None and name not in OF_DATA_AND_PROGRAM}
-    return {"program": printable(program["name"]), **(program["arguments"] or {}), **used}
+    parts = {name: _in_short(value) for name, value in (program["arguments"] or {}).items()}
+    return {"program": printable(program["name"]), **parts, **used}
+
+
+def _in_short(value: Any) -> Any:
+    """Return an argument of a program, a part of it by its name."""
+    return printable(str(value.get("name"))) if isinstance(value, dict) else value
 
 
 def _data_name(written: dict[str, Any]) -> str:

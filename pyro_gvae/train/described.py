@@ -16,10 +16,15 @@ from ..models.gaussian_mixture_vae import GaussianMixtureVAE
 from ..models.hidden_markov_model import HiddenMarkovModel
 from ..models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
 from ..models.joint_vae import JointVAE
+from ..models.observations import OBSERVATIONS
+from ..models.pairwise_priors import MarkovPrior, TreePrior
+from ..models.priors import AutoregressivePrior, JointPrior, MixturePrior
 from ..models.semi_supervised_vae import SemiSupervisedVAE
+from ..models.table import Column, TableObservation
 from ..runs.config import CONFIG, read_config, write_config
 from ..runs.files import write_json
 from ..runs.records import ProgramRecord
+from ..runtime.arguments import rebuilt
 from ..runtime.distributed import own_device
 from .compilation import Choice
 from .kept_data import keep_data, read_data
@@ -37,6 +42,22 @@ READY: dict[str, type[VAE]] = {
         GaussianMixtureVAE,
         HiddenMarkovModel,
         SemiSupervisedVAE,
+    )
+}
+
+
+#: What they may be made of, by the names of their classes.
+PARTS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        *OBSERVATIONS.values(),
+        TableObservation,
+        Column,
+        JointPrior,
+        MarkovPrior,
+        TreePrior,
+        AutoregressivePrior,
+        MixturePrior,
     )
 }
 
@@ -81,14 +102,23 @@ def describe(program: Any) -> dict[str, Any]:
     if len(kinds) != 1:
         return unknown
     with torch.device("meta"):
-        alike = READY[name](**arguments)
+        alike = _made(name, arguments)
     weights, others = program.state_dict(), alike.state_dict()
     shapes = [{key: tuple(weight.shape) for key, weight in state.items()} for state in (weights, others)]
     # Networks that were replaced after construction show in their shapes, or in what their modules say of themselves.
-    modules = [{key: repr(child) for key, child in one.named_children()} for one in (program, alike)]
+    modules = [{key: _said(child) for key, child in one.named_children()} for one in (program, alike)]
     if shapes[0] != shapes[1] or modules[0] != modules[1]:
         return unknown
     return {"name": name, "arguments": arguments, "dtype": str(kinds.pop()).removeprefix("torch.")}
+
+
+def _made(name: str, arguments: dict[str, Any]) -> VAE:
+    return READY[name](**{key: rebuilt(value, PARTS) for key, value in arguments.items()})
+
+
+def _said(module: torch.nn.Module) -> tuple[str, Any]:
+    """Return what a module says of itself, and what its constructor was given if it knows that."""
+    return repr(module), getattr(module, "arguments", None)
 
 
 def program_of(run: Path) -> dict[str, Any] | None:
@@ -155,8 +185,8 @@ def _built(run: Path, program: dict[str, Any]) -> VAE:
             f"Expected a program among {', '.join(READY)}, but found '{name}' in the config.json of '{run}'."
         )
     try:
-        check_size(lambda: READY[name](**arguments))
+        check_size(lambda: _made(name, arguments))
         with torch.random.fork_rng():
-            return READY[name](**arguments).to(dtype)
-    except (TypeError, AttributeError) as error:
+            return _made(name, arguments).to(dtype)
+    except (TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"Expected arguments of {name} in the config.json of '{run}', but found others.") from error

@@ -7,14 +7,19 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from rows import COLUMNS, rows
 from strangers import SMALL
 from torch import nn
 
 import pyro_gvae
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, encode, exact, fit, load_run
 from pyro_gvae.cli.main import main
+from pyro_gvae.data.tables import decoded
 from pyro_gvae.models.bernoulli_vae import BernoulliVAE
 from pyro_gvae.models.hidden_markov_model import HiddenMarkovModel
+from pyro_gvae.models.observations import GaussianObservation, Observation
+from pyro_gvae.models.priors import MixturePrior
+from pyro_gvae.models.table import Column, TableObservation
 from pyro_gvae.programs.pair import Pair
 from pyro_gvae.train import kept_data
 from pyro_gvae.train.described import describe
@@ -85,6 +90,41 @@ def test_commands_read_what_fit_wrote(tmp_path):
         assert main([word.replace("RUN", str(folder)) for word in arguments]) == 0, arguments
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "exact on small" in page and "CategoricalVAE" in page and "num_latents" in page and "digits" not in page
+
+
+def test_commands_read_a_program_with_a_table(tmp_path):
+    x = rows(16).float()
+    data = Dataset("rows", x[:12], x[12:], (1, len(COLUMNS)), columns=tuple(COLUMNS))
+    vae = CategoricalVAE(len(COLUMNS), 2, 3, (5,), TableObservation(COLUMNS), prior=MixturePrior(2, 3, 4))
+    trained(vae, data, tmp_path)
+    found = load_model(tmp_path).vae
+    assert same(found.state_dict(), vae.state_dict()) and found.observation.columns == tuple(COLUMNS)
+    torch.testing.assert_close(exact.log_evidence(found, data.test), exact.log_evidence(vae, data.test))
+    decoded(data.test, COLUMNS).to_csv(tmp_path / "cells.csv", index=False)
+    for arguments in (["evaluate", "RUN"], ["encode", "RUN"], ["sample", "RUN"], ["impute", "RUN", "RUN/cells.csv"]):
+        assert main([word.replace("RUN", str(tmp_path)) for word in arguments]) == 0, arguments
+    written = json.loads((tmp_path / "evaluation" / f"{load_model(tmp_path).name}.json").read_text())
+    assert written["test"]["elbo"]["value"] == pytest.approx(exact.elbo(vae, data.test).mean().item(), abs=1e-4)
+
+
+class GaussianObservationOfMine(Observation):
+    """An observation of the caller's."""
+
+    def forward(self, natural):
+        return GaussianObservation(0.5)(natural)
+
+
+def with_another_table():
+    vae = CategoricalVAE(1, 2, 3, (5,), TableObservation([Column("age", "real", (), 40.0, 10.0)]))
+    vae.observation = TableObservation([Column("age", "real", (), 50.0, 10.0)])
+    return vae
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: CategoricalVAE(D, 2, 3, (5,), GaussianObservationOfMine()), with_another_table]
+)
+def test_parts_of_the_callers_are_code(make):
+    assert describe(make())["arguments"] is None
 
 
 def test_training_data_alone_are_what_commands_show(tmp_path, capsys):
@@ -217,6 +257,11 @@ def test_what_describes_a_program_cannot_name_another_class(tmp_path, capsys):
             "dtype": "float32",
         },
         {"name": "CategoricalVAE", "arguments": [], "dtype": "float32"},
+        {
+            "name": "CategoricalVAE",
+            "arguments": {"data_dim": 6, "observation": {"name": "Linear", "arguments": {}}},
+            "dtype": "float32",
+        },
         {"name": "CategoricalVAE", "arguments": {"data_dim": 6}, "dtype": "load"},
         7,
     ):
