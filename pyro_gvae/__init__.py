@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .config.train import TrainConfig
     from .data.dataset import Dataset
     from .data.datasets import load
+    from .data.sliced import sliced_dataset
     from .data.splits import dataset_of
     from .distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
     from .distributions.one_hot import FactorizedOneHotCategorical
@@ -53,6 +54,7 @@ _HOME = {
     "load": "data.datasets",
     "Dataset": "data.dataset",
     "dataset_of": "data.splits",
+    "sliced_dataset": "data.sliced",
     "RelaxedOneHotCategorical": "distributions.concrete",
     "ExpConcrete": "distributions.concrete",
     "FactorizedOneHotCategorical": "distributions.one_hot",
@@ -83,6 +85,7 @@ __all__ = [
     "reconstruct",
     "relax",
     "sample",
+    "sliced_dataset",
     "straight_through",
 ]
 

@@ -15,7 +15,8 @@ from ..config.commands import (
 )
 from ..config.units import in_bytes
 from ..data.files import read_file
-from ..data.parts import fixed_part
+from ..data.parts import fixed_part, rows_of_part
+from ..data.sliced import large_table
 from ..data.tables import beside, decoded
 from ..evaluate.generate import encode, numbers_of, reconstruct, sample
 from ..evaluate.impute import impute
@@ -24,15 +25,16 @@ from ..evaluate.tables import evaluation_table
 from ..runs.files import write_json
 from ..runs.folder import check_writable
 from ..runs.frames import write_csv
-from ..train.trained import Trained, load_model, on_file
+from ..train.trained import Trained, load_model, on_file, rows_of_file
 from .files import save, save_png
 from .said import Said
+from .slices import code_table, encode_rows, impute_rows
 
 
 def evaluate_command(config: EvaluateConfig) -> Said:
     """Evaluate a model, write NAME.json, NAME-metrics.csv and NAME-latents.csv, and return the table to print."""
     trained, folder = _load(config, "evaluation")
-    trained = on_file(trained, config.data)
+    trained = on_file(trained, config.data, config.num_data)
     found = evaluate(
         trained.vae,
         trained.data,
@@ -52,7 +54,12 @@ def evaluate_command(config: EvaluateConfig) -> Said:
 def encode_command(config: EncodeConfig) -> Said:
     """Write category numbers (M, N), and values (M, L) of continuous latents, as CSV and safetensors, with labels."""
     trained, folder = _load(config, "codes")
-    trained = on_file(trained, config.data)
+    part_name = config.part if config.data is None else config.data.stem
+    path = folder / f"{trained.name}-{part_name}-{config.kind}"
+    rows = rows_of_part(trained.data, config.part) if config.data is None else rows_of_file(trained, config.data)
+    if rows is not None:
+        return encode_rows(trained, rows, config, path)
+    trained = on_file(trained, config.data, 1)
     part = fixed_part(trained.data, config.part, config.num_data)
     with torch.random.fork_rng():
         torch.manual_seed(config.random_seed)
@@ -60,15 +67,9 @@ def encode_command(config: EncodeConfig) -> Said:
     numbers = numbers_of(found)
     tensors = dict(numbers) if isinstance(found, dict) else {"codes": numbers["latent"]}
     tensors |= {} if part.labels is None else {"labels": part.labels}
-    columns = {f"{name}_{n}": column for name, own in numbers.items() for n, column in enumerate(own.T.numpy())}
-    frame = pd.DataFrame(columns)
-    if part.labels is not None:
-        frame["label"] = part.labels.numpy()
-    part_name = config.part if config.data is None else config.data.stem
-    path = folder / f"{trained.name}-{part_name}-{config.kind}"
+    frame, codes = code_table(numbers, part.labels)
     save(path, tensors)
     write_csv(path.with_name(f"{path.name}.csv"), frame)
-    codes = torch.cat([own for own in numbers.values() if not own.is_floating_point()], 1)
     used = len(codes.unique(dim=0))
     text = f"{frame.head().to_string()}\n{len(codes)} data, {used} different codes."
     content = {"model": trained.name, "different_codes": used, "codes": frame.to_dict("records")}
@@ -120,11 +121,14 @@ def sample_command(config: SampleConfig) -> Said:
 def impute_command(config: ImputeConfig) -> Said:
     """Fill the missing cells of a table; write the table, the cells with their certainty, and all levels."""
     trained, folder = _load(config, "imputed")
+    path = folder / f"{trained.name}-{config.file.stem}"
+    large = large_table(config.file, in_bytes(trained.config.data_memory))
+    if large is not None:
+        return impute_rows(trained, large, config, path)
     table = read_file(config.file).data
     if not isinstance(table, pd.DataFrame):
         raise ValueError(f"Expected a table with named columns in '{config.file}', but found arrays. Try a .csv file.")
     found = impute(trained.vae, table, max_memory=in_bytes(config.max_memory))
-    path = folder / f"{trained.name}-{config.file.stem}"
     for kind, frame in found._asdict().items():
         write_csv(path.with_name(f"{path.name}-{kind}.csv"), frame)
     shown = f"{found.cells.head(10).to_string(index=False)}\n{len(found.cells)} cells of {len(table)} rows filled."

@@ -9,7 +9,6 @@ from .. import exact
 from ..config.models import MODELS
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
-from ..data.batches import epoch_batches
 from ..evaluate.code_statistics import guide_log_probs
 from ..evaluate.collapsed import collapsed_importance_weighted
 from ..evaluate.generate import digits_of, pictured
@@ -21,7 +20,6 @@ from ..runs.inside import make_folder, staying_inside
 from ..runs.tables import NUM_DRAWS
 from ..runtime.rng import derived_seed, own_randomness
 from ..train.fit import fit
-from ..train.monitor import NUM_TRAIN_WATCHED
 from ..train.setup import initial_model, load_data
 from ..train.source import source_of
 from ..train.training import Training
@@ -63,8 +61,7 @@ def _measure(training: Training) -> dict[str, Any]:
     """Evaluate what a comparison reports in addition to the ELBO, which every training run reports."""
     vae, config, test = training.vae, training.config, training.test
     assert test is not None
-    shown = next(epoch_batches(training.train, min(NUM_TRAIN_WATCHED, len(training.train)), seed=0, epoch=0))
-    parts = {"train": shown, "test": test}
+    parts: dict[str, Any] = {"train": training.watched, "test": test}
     found: dict[str, Any] = {"test_objective": own_objective(vae, training.estimator, test)}
     max_memory = in_bytes(config.max_memory)
     for part, x in parts.items():

@@ -9,6 +9,8 @@ from .names import ColumnKind, DatasetName
 
 #: What may be asked of a column: its kind, or to leave it out.
 Wanted: TypeAlias = ColumnKind | Literal["ignore"]
+#: Gigabytes that the rows of a table take in memory, unless a command says otherwise.
+DATA_MEMORY = 0.032
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,39 +1,43 @@
 """Shuffled minibatches that depend only on seed and epoch."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import overload
 
 import torch
 from torch import Tensor
 
-from .columns import Data, columns, mapped
+from .columns import Data, columns, mapped, num_data
 from .dataset import Dataset, bernoulli_draw, generator_for
+from .rows import Rows
+from .sliced import AnyDataset, SlicedDataset
 
 
 @overload
 def epoch_batches(
-    data: Dataset | Tensor, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False
+    data: AnyDataset | Tensor | Rows, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False, skip: int = 0
 ) -> Iterator[Tensor]: ...
 @overload
 def epoch_batches(
-    data: Dataset | Data, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False
+    data: AnyDataset | Data | Rows, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False, skip: int = 0
 ) -> Iterator[Data]: ...
 def epoch_batches(
-    data: Dataset | Data, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False
+    data: AnyDataset | Data | Rows, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False, skip: int = 0
 ) -> Iterator[Data]:
     """Iterate over the shuffled minibatches of one epoch; they depend on seed and epoch, not on what ran before.
 
-    So a resumed run does not replay earlier epochs, and ``itertools.islice(batches, k, None)`` continues an epoch
-    after k batches. A separate CPU generator makes the order and the draws: they are the same on every device and in
-    every process.
+    So a resumed run does not replay earlier epochs, and `skip=k` continues an epoch after k batches. A separate CPU
+    generator makes the order and the draws: they are the same on every device and in every process.
 
     Args:
         data: a data set, whose ``train`` images are used, sampled anew if its binarization is "dynamic"; or a tensor
-            (M, D); or a tuple or a dictionary of tensors of M rows, whose batches are such, too.
+            (M, D); or a tuple or a dictionary of tensors of M rows, whose batches are such, too; or rows that are read
+            in slices, whose order is not uniform among all: see :class:`~pyro_gvae.data.blocks.ParquetRows`.
         batch_size: B, from 1 to M.
         seed: seed of the order, and of the draws of dynamic binarization.
         epoch: 0, 1, 2, ...; each has its own order.
         drop_last: leave out the last batch if it has fewer than B images.
+        skip: how many batches to leave out at the beginning.
 
     Returns:
         An iterator over batches (B, D) on the device of the data; the last one may be smaller.
@@ -46,6 +50,11 @@ def epoch_batches(
         >>> [batch.flatten().tolist() for batch in epoch_batches(x, 2, seed=0, epoch=0)]
         [[3.0, 4.0], [1.0, 2.0], [0.0]]
     """
+    data = data.train if isinstance(data, SlicedDataset) else data
+    if isinstance(data, Rows):
+        check_batch_size(batch_size, len(data))
+        most = len(data) // batch_size - skip if drop_last else None
+        return islice(data.batches(batch_size, seed=seed, epoch=epoch, skip=skip), most)
     whole, dynamic = (data.train, data.binarize == "dynamic") if isinstance(data, Dataset) else (data, False)
     x = columns(whole)[0]
     check_batch_size(batch_size, len(x))
@@ -54,7 +63,25 @@ def epoch_batches(
     if drop_last:
         order = order[: len(x) // batch_size * batch_size]
     batches = (_rows(whole, rows) for rows in order.split(batch_size))  # each (B, D)
-    return (mapped(lambda x: bernoulli_draw(x, generator), batch) for batch in batches) if dynamic else batches
+    if dynamic:  # a batch is drawn after those before it
+        batches = (mapped(lambda x: bernoulli_draw(x, generator), batch) for batch in batches)
+    return islice(batches, skip, None)
+
+
+@overload
+def sample_of(data: Tensor | Rows, count: int) -> Tensor: ...
+@overload
+def sample_of(data: Data | Rows, count: int) -> Data: ...
+def sample_of(data: Data | Rows, count: int) -> Data:
+    """Return some rows, the same ones in every call, or all where there are fewer; of slices, those of the first block.
+
+    Example:
+        >>> sample_of(torch.arange(5.0).unsqueeze(1), 3).flatten().tolist()
+        [3.0, 4.0, 1.0]
+    """
+    if isinstance(data, Rows):
+        return data.sample(count)
+    return next(epoch_batches(data, min(count, num_data(data)), seed=0, epoch=0))
 
 
 def _rows(data: Data, rows: Tensor) -> Data:

@@ -1,13 +1,14 @@
 """Data as programs take them: one tensor, a tuple of arguments, or a dictionary of keyword arguments, B rows each."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .dataset import as_tensor, check_finite, digest
+from .rows import Rows
 
 #: `model(x)`, `model(x, y)` or `model(x=x, y=y)`.
 Data: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -54,9 +55,14 @@ def columns(data: Data) -> list[Tensor]:
     return list(data.values()) if isinstance(data, dict) else list(data)
 
 
-def num_data(data: Data) -> int:
+def num_data(data: Data | Rows) -> int:
     """Return the number of rows."""
-    return len(columns(data)[0])
+    return len(data) if isinstance(data, Rows) else len(columns(data)[0])
+
+
+def device_of(data: Data | Rows) -> torch.device:
+    """Return the device of data."""
+    return data.device if isinstance(data, Rows) else columns(data)[0].device
 
 
 def mapped(function: Callable[[Tensor], Tensor], data: Data) -> Data:
@@ -73,13 +79,22 @@ def mapped(function: Callable[[Tensor], Tensor], data: Data) -> Data:
     return tuple(map(function, data))
 
 
-def first(data: Data, count: int) -> Data:
+@overload
+def first(data: Tensor | Rows, count: int) -> Tensor: ...
+@overload
+def first(data: Data | Rows, count: int) -> Data: ...
+def first(data: Data | Rows, count: int) -> Data:
     """Return the first rows."""
+    if isinstance(data, Rows):
+        return data.first(count).x
     return mapped(lambda column: column[:count], data)
 
 
-def chunks(data: Data, size: int) -> Iterator[Data]:
+def chunks(data: Data | Rows, size: int) -> Iterator[Data]:
     """Yield the data in parts of at most `size` rows."""
+    if isinstance(data, Rows):
+        yield from data.chunks(size)
+        return
     for start in range(0, num_data(data), size):
         yield mapped(lambda column, start=start: column[start : start + size], data)  # type: ignore[misc]
 
@@ -94,7 +109,9 @@ def check_all_finite(data: Data) -> None:
         check_finite(column)
 
 
-def digest_of(data: Data) -> str:
+def digest_of(data: Data | Rows) -> str:
     """Hash data, so that a resumed run can check that it has the data that it started with."""
+    if isinstance(data, Rows):
+        return data.digest()
     names = [f"{name}=" for name in data] if isinstance(data, dict) else [""] * len(columns(data))
     return ",".join(name + digest(column) for name, column in zip(names, columns(data), strict=True))

@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +13,10 @@ from ..runtime.extras import import_extra
 if TYPE_CHECKING:
     import pandas as pd
 
+#: The parts of a data set, in the order in which rows of a file are numbered.
+PARTS = ("train", "validation", "test")
+#: What arrays of a part are called, and its labels: here, and by Keras.
+SPLIT_NAMES = (("{}", "{}_labels"), ("x_{}", "y_{}"))
 #: Names of files in a folder of images.
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 
@@ -22,17 +27,25 @@ class Raw(NamedTuple):
     Attributes:
         data: a table; an array of two dimensions, which is one; or grey images (M, H, W).
         labels: of each row (M,), if the file has any.
+        sizes: the number of rows of each part, which follow each other in this order, if the file has a split.
     """
 
     data: "pd.DataFrame | np.ndarray"
     labels: np.ndarray | None = None
+    sizes: Mapping[str, int] | None = None
+
+    @property
+    def held_out(self) -> "pd.DataFrame | np.ndarray":
+        """The test data; all, if the file has no split."""
+        return self.data if self.sizes is None else self.data[-self.sizes["test"] :]
 
 
 def read_file(path: Path) -> Raw:
     """Read a table from .csv or .parquet, arrays from .npy or .npz, or a folder of images.
 
-    A .npz file has data as `x` and perhaps labels as `y`, or one array, or the columns of a table, each an array of one
-    dimension.
+    A .npz file has data as `x` and perhaps labels as `y`; or parts as `train`, `test` and perhaps `validation`, with
+    labels as `train_labels` and so on, or as Keras names them, `x_train`, `y_train`, `x_test`, `y_test`; or one array;
+    or the columns of a table, each an array of one dimension.
 
     Raises:
         ValueError: if the file is of another kind or damaged.
@@ -75,7 +88,7 @@ def _parquet(path: Path) -> Raw:
     try:
         return Raw(pd.read_parquet(path, engine="pyarrow"))
     except arrow.ArrowException as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def _npy(path: Path) -> Raw:
@@ -86,6 +99,9 @@ def _npz(path: Path) -> Raw:
     import pandas as pd
 
     arrays = _loaded(path)
+    split = _own_split(arrays)
+    if split is not None:
+        return split
     if "x" in arrays:
         return Raw(arrays["x"], arrays.get("y"))
     if len(arrays) == 1:
@@ -94,8 +110,26 @@ def _npz(path: Path) -> Raw:
         return Raw(pd.DataFrame(arrays))
     shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "none"
     raise ValueError(
-        f"Expected an array x in '{path}', or columns of one length, but found {shapes}. Try numpy.savez(path, x=..)."
+        f"Expected an array x in '{path}', or train and test with labels for both or none, or columns of one length, "
+        f"but found {shapes}. Try numpy.savez(path, x=..)."
     )
+
+
+def _own_split(arrays: dict[str, np.ndarray]) -> Raw | None:
+    """Return arrays that are the parts of a data set; None if they are not."""
+    for of_data, of_labels in SPLIT_NAMES:
+        parts = [part for part in PARTS if of_data.format(part) in arrays]
+        x = [arrays[of_data.format(part)] for part in parts]
+        labels = [arrays[name] for part in parts if (name := of_labels.format(part)) in arrays]
+        if not {"train", "test"} <= set(parts) or len(arrays) != len(x) + len(labels):
+            continue
+        if len({own.shape[1:] for own in x}) > 1 or len(labels) not in (0, len(x)):
+            continue
+        if labels and any(own.shape[:1] != others.shape for own, others in zip(x, labels, strict=True)):
+            continue
+        sizes = {part: len(own) for part, own in zip(parts, x, strict=True)}
+        return Raw(np.concatenate(x), np.concatenate(labels) if labels else None, sizes)
+    return None
 
 
 def _loaded(path: Path) -> Any:
@@ -104,10 +138,11 @@ def _loaded(path: Path) -> Any:
             found = np.load(opened, allow_pickle=False)
             return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
+def damaged(path: Path, error: Exception) -> ValueError:
+    """Return the error of a file that cannot be read as what its name says."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return ValueError(f"Expected arrays or a table in '{path}', but found \"{reason}\". Try a copy.")
 

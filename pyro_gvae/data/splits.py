@@ -14,6 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..config.data import Wanted, check_shares
 from .dataset import Dataset, generator_for
 from .files import read_file
+from .sliced import AnyDataset, SlicedDataset
 from .tables import columns_of, encoded
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def dataset_of(
         name: the name of the data in reports.
         columns: kinds of columns of a table, such as "age=real,sex=binary", where the guess is wrong.
         labels: the column that has them, or labels (M,).
-        test_share: share of the rows that are held out for tests.
-        validation_share: share of the rows that are held out besides.
+        test_share: share of the rows that are held out for tests, unless the file says which.
+        validation_share: share of the rows that are held out besides; of a file with a split, of its training rows.
         seed: seed of the split.
 
     Raises:
@@ -57,10 +58,11 @@ def dataset_of(
     check_shares(test_share, validation_share)
     if isinstance(data, str | Path):
         path = Path(data)
-        data, known = read_file(path)
+        data, known, sizes = read_file(path)
         name = path.name if name is None else name
     else:
         data, known = _rows_of(data)
+        sizes = None
     frame = as_frame(data)
     if frame is not None and isinstance(labels, str):
         if labels not in frame:
@@ -72,7 +74,10 @@ def dataset_of(
         known = np.asarray(labels)
     num_rows = len(data)
     numbers = None if known is None else label_numbers(known, num_rows)
-    test, validation, train = _split(num_rows, test_share, validation_share, seed)
+    if sizes is None:
+        test, validation, train = _split(num_rows, test_share, validation_share, seed)
+    else:
+        test, validation, train = _own_split(sizes, validation_share, seed)
     if frame is None:
         if columns:
             raise ValueError("Expected a table for kinds of columns, but found images. Try without columns.")
@@ -156,6 +161,18 @@ def _split(num_rows: int, test_share: float, validation_share: float, seed: int)
     return [part.sort().values for part in order.split([*sizes, num_rows - sum(sizes)])]
 
 
+def _own_split(sizes: Mapping[str, int], validation_share: float, seed: int) -> list[Tensor]:
+    """Return the same of rows that are in parts: training rows, then perhaps those for validation, then test rows."""
+    rows = torch.arange(sum(sizes.values())).split(list(sizes.values()))
+    parts = dict(zip(sizes, rows, strict=True))
+    validation = parts.get("validation", rows[0][:0])
+    if validation_share == 0 or len(validation):
+        return [parts["test"], validation, parts["train"]]
+    order = torch.randperm(sizes["train"], generator=generator_for("split", seed), device="cpu")
+    size = max(1, round(validation_share * len(order)))
+    return [parts["test"], order[:size].sort().values, order[size:].sort().values]
+
+
 def with_validation(data: Dataset, share: float, *, seed: int = 0) -> Dataset:
     """Hold out a share of the training data for validation; the rest stays in order.
 
@@ -183,7 +200,7 @@ def with_validation(data: Dataset, share: float, *, seed: int = 0) -> Dataset:
     )
 
 
-def described(data: Dataset) -> str:
+def described(data: AnyDataset) -> str:
     """Say what was read: rows, columns with their kinds, missing cells, and the split."""
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
     sizes = {part: len(x) for part, x in parts.items() if x is not None}
@@ -192,10 +209,14 @@ def described(data: Dataset) -> str:
     if data.columns is None:
         height, width = data.image_shape
         return f"{data.name}: {total:,} images of {height} x {width} pixels; {split}"
-    missing = torch.cat([x.isnan() for x in parts.values() if x is not None]).sum(0).tolist()
+    if isinstance(data, SlicedDataset):
+        missing, how = list(data.missing or ()), "; read in slices"
+    else:
+        held = [x for x in (data.train, data.validation, data.test) if x is not None]
+        missing, how = torch.cat([x.isnan() for x in held]).sum(0).tolist(), ""
     width = max(len(column.name) for column in data.columns)
     lines = [
-        f"{data.name}: {total:,} rows, {len(data.columns)} columns, {sum(missing):,} missing cells; {split}",
+        f"{data.name}: {total:,} rows, {len(data.columns)} columns, {sum(missing):,} missing cells; {split}{how}",
         *(
             f"  {column.name:<{width}}  {column.kind:<11}  {_detail(column.levels)}{_missing(gaps)}".rstrip()
             for column, gaps in zip(data.columns, missing, strict=True)

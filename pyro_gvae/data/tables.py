@@ -1,6 +1,7 @@
 """Tables of mixed columns as one matrix of floating-point numbers, and back; a missing cell is NaN."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,16 +11,11 @@ from torch import Tensor
 from ..config.data import Wanted, column_kinds
 from ..config.names import ColumnKind
 from ..models.table import Column
+from .cells import numbers_in, scaled, text_of
+from .summaries import Summary
 
 if TYPE_CHECKING:  # imported where used: it takes a second
     import pandas as pd
-
-#: More levels than this, most of which occur once, are names and not categories.
-MOST_LEVELS = 100
-#: Counts from here on are not exact as float32.
-MOST_COUNT = 2**24
-#: Whole numbers that begin above this are measured and not counted.
-LEAST_MEASURED = 20
 
 
 def guess_kind(cells: "pd.Series[Any]") -> ColumnKind:
@@ -36,30 +32,39 @@ def guess_kind(cells: "pd.Series[Any]") -> ColumnKind:
         >>> [guess_kind(pd.Series(cells)) for cells in (["a", "b", "c"], [True, False], [0, 3, 7], [0.1, 5.0, 2.5])]
         ['categorical', 'binary', 'count', 'positive']
     """
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+    summary = Summary(str(cells.name))
+    summary.add(cells)
+    return summary.kind()
 
-    found = cells.dropna()
-    different = found.nunique()
-    if not different:
-        raise ValueError(
-            f"Expected cells in column '{cells.name}', but found that all are missing. "
-            f"Try --columns {cells.name}=ignore."
-        )
-    if different == 2 or is_bool_dtype(found):
-        return "binary" if different == 2 else "categorical"
-    if different == 1:
-        return "categorical"
-    if not is_numeric_dtype(found):
-        if different > max(MOST_LEVELS, len(found) // 2):
-            raise ValueError(
-                f"Expected levels in column '{cells.name}', but found {different} different texts in {len(found)} "
-                f"cells. Try --columns {cells.name}=ignore, or {cells.name}=categorical."
-            )
-        return "categorical"
-    numbers = found.to_numpy(np.float64)
-    if (numbers == numbers.round()).all() and 0 <= numbers.min() <= LEAST_MEASURED and numbers.max() < MOST_COUNT:
-        return "count"
-    return "positive" if numbers.min() > 0 and numbers.max() >= 10 * numbers.min() else "real"
+
+def summaries_of(
+    names: Sequence[str], kinds: str | Mapping[str, Wanted] | None, *, most_levels: float = math.inf
+) -> list[Summary]:
+    """Return a summary without cells for each column that is not left out.
+
+    Args:
+        names: of all columns.
+        kinds: those of some, such as `{"age": "real"}` or "age=real,name=ignore"; others are guessed.
+        most_levels: the most levels of a column that are held in memory.
+
+    Raises:
+        ValueError: if a column is unknown, or no column is left.
+    """
+    wanted: Mapping[str, Wanted] = column_kinds(kinds) if isinstance(kinds, str) or kinds is None else kinds
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"Expected columns of different names, but found '{twice}' twice.")
+    for name in wanted:
+        if name not in names:
+            raise ValueError(f"Expected a column among {', '.join(names)}, but found '{name}'.")
+    found = []
+    for name in names:
+        kind = wanted.get(name)
+        if kind != "ignore":
+            found.append(Summary(name, kind, most_levels=most_levels))
+    if not found:
+        raise ValueError("Expected a table with columns, but found none.")
+    return found
 
 
 def columns_of(
@@ -80,51 +85,20 @@ def columns_of(
         >>> columns_of(pd.DataFrame({"age": [30.0, 50.0], "sex": ["f", "m"]}), "age=real")[0]
         Column(name='age', kind='real', levels=(), centre=40.0, spread=10.0)
     """
-    wanted: Mapping[str, Wanted] = column_kinds(kinds) if isinstance(kinds, str) or kinds is None else kinds
-    names = [str(name) for name in frame.columns]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"Expected columns of different names, but found '{twice}' twice.")
-    for name in wanted:
-        if name not in names:
-            raise ValueError(f"Expected a column among {', '.join(names)}, but found '{name}'.")
-    found = []
-    for name, (_, cells) in zip(names, frame.items(), strict=True):
-        kind = wanted.get(name)
-        if kind != "ignore":
-            found.append(_column(name, guess_kind(cells) if kind is None else kind, cells, train))
-    if not found:
-        raise ValueError("Expected a table with columns, but found none.")
-    return tuple(found)
+    summaries = summaries_of([str(name) for name in frame.columns], kinds)
+    cells = {str(name): own for name, own in frame.items()}
+    for summary in summaries:
+        summary.add(cells[summary.name], None if train is None else np.asarray(train))
+    return tuple(summary.column() for summary in summaries)
 
 
-def _column(name: str, kind: ColumnKind, cells: "pd.Series[Any]", train: Sequence[int] | None) -> Column:
-    if kind in ("binary", "categorical"):
-        levels = tuple(text_of(level) for level in _in_order(cells.dropna().unique()))
-        if not levels or (kind == "binary" and len(levels) != 2):
-            raise ValueError(
-                f"Expected {'two levels' if levels else 'cells'} in the {kind} column '{name}', but found "
-                f"{', '.join(levels[:5]) or 'that all are missing'}. "
-                f"Try --columns {name}=categorical, or {name}=ignore."
-            )
-        return Column(name, kind, levels)
-    plain = _numbers(Column(name, kind), cells)
-    values = _scaled(kind, plain if train is None else plain[np.asarray(train)])
-    values = values[~np.isnan(values)]
-    if not len(values):
-        raise ValueError(f"Expected training cells in column '{name}', but found none. Try --columns {name}=ignore.")
-    spread = float(values.std())
-    return Column(name, kind, (), float(values.mean()), spread if spread > 0 else 1.0)
-
-
-def _scaled(kind: ColumnKind, values: np.ndarray) -> np.ndarray:
-    if kind == "positive":
-        return np.log(values)
-    return np.log1p(values) if kind == "count" else values
-
-
-def encoded(frame: "pd.DataFrame", columns: Sequence[Column]) -> Tensor:
+def encoded(frame: "pd.DataFrame", columns: Sequence[Column], rows: np.ndarray | None = None) -> Tensor:
     """Write the cells of a table as numbers (M, D), float32, with NaN for missing ones.
+
+    Args:
+        frame: the table, or rows of it.
+        columns: what to write of it.
+        rows: the numbers of its rows, from 0, if there are others.
 
     Raises:
         ValueError: if a column is absent, or a cell is not of its kind or has a level that is unknown; the sentence
@@ -146,43 +120,28 @@ def encoded(frame: "pd.DataFrame", columns: Sequence[Column]) -> Tensor:
             )
     if not len(frame):
         raise ValueError("Expected a table with rows, but found none.")
-    cells = [_encoded(column, by_name[column.name]) for column in columns]
+    cells = [_encoded(column, by_name[column.name], rows) for column in columns]
     return torch.from_numpy(np.stack(cells, 1).astype(np.float32))
 
 
-def _encoded(column: Column, cells: "pd.Series[Any]") -> np.ndarray:
-    if column.levels:
-        number = {level: float(index) for index, level in enumerate(column.levels)}
-        known = {value: number.get(text_of(value)) for value in cells.dropna().unique()}
-        for value, index in known.items():
-            if index is None:
-                row = int(np.flatnonzero((cells == value).to_numpy())[0])
-                raise ValueError(
-                    f"Expected one of {', '.join(column.levels[:10])} in column '{column.name}', but found "
-                    f"'{text_of(value)}' in row {row + 1}. Try leaving the cell empty."
-                )
-        return np.array([np.nan if found is None else found for found in map(known.get, cells)], np.float64)
-    values = _numbers(column, cells)
-    return values if column.kind == "count" else (_scaled(column.kind, values) - column.centre) / column.spread
-
-
-def _numbers(column: Column, cells: "pd.Series[Any]") -> np.ndarray:
-    """Return the cells of a column of numbers, and refuse the first that it cannot have."""
+def _encoded(column: Column, cells: "pd.Series[Any]", rows: np.ndarray | None) -> np.ndarray:
     import pandas as pd
 
-    values = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    wrong = (np.isnan(values) & ~cells.isna().to_numpy()) | np.isinf(values)
-    if column.kind == "positive":
-        wrong |= values <= 0
-    if column.kind == "count":
-        wrong |= (values < 0) | (values >= MOST_COUNT) | (values != values.round()) & ~np.isnan(values)
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise ValueError(
-            f"Expected {column.kind} cells in column '{column.name}', but found '{cells.iloc[row]}' in row {row + 1}. "
-            "Try another kind for the column, or an empty cell."
-        )
-    return values
+    if column.levels:
+        number = {level: float(index) for index, level in enumerate(column.levels)}
+        places, values = pd.factorize(cells)  # -1 where a cell is missing
+        known = [number.get(text_of(value)) for value in values]
+        if None in known:
+            wrong = known.index(None)
+            place = int(np.flatnonzero(places == wrong)[0])
+            raise ValueError(
+                f"Expected one of {', '.join(column.levels[:10])} in column '{column.name}', but found "
+                f"'{text_of(values[wrong])}' in row {(place if rows is None else rows[place]) + 1}. Try leaving the "
+                "cell empty."
+            )
+        return np.array([*known, np.nan], np.float64)[places]
+    numbers = numbers_in(column.name, column.kind, cells, rows)
+    return numbers if column.kind == "count" else (scaled(column.kind, numbers) - column.centre) / column.spread
 
 
 def decoded(x: Tensor, columns: Sequence[Column]) -> "pd.DataFrame":
@@ -217,17 +176,3 @@ def _decoded(column: Column, x: Tensor) -> Any:
         return values
     values = column.centre + column.spread * values
     return np.exp(values) if column.kind == "positive" else values
-
-
-def _in_order(levels: Iterable[Any]) -> list[Any]:
-    try:
-        return sorted(levels)
-    except TypeError:  # of numbers and texts
-        return sorted(levels, key=str)
-
-
-def text_of(level: Any) -> str:
-    """Numbers are the same level whether a file has them as 1 or, beside a missing cell, as 1.0."""
-    if isinstance(level, float | np.floating) and float(level).is_integer():
-        return str(int(level))
-    return str(level)

@@ -16,6 +16,7 @@ from ..config.gradients import GradientsConfig
 from ..config.json import plain_settings
 from ..config.units import codes_in_words, in_bytes
 from ..data.batches import epoch_batches
+from ..data.columns import first
 from ..data.dataset import Dataset
 from ..estimators import estimator
 from ..models.base import VAE
@@ -131,7 +132,7 @@ def _models(
         assert config.run is not None
         for snapshot in snapshots:
             found = load_model(config.run, snapshot.trained_by, snapshot.seed, data_dir=config.data_dir)
-            yield snapshot, found.vae, found.data.test[: config.num_data]
+            yield snapshot, found.vae, first(found.data.test, config.num_data)
         return
     vae = initial_model(config.training(), data)
     [trainer] = candidates([config.train_by], **_options(config))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..data.parts import Part
+from ..data.rows import Part
 from ..programs.choices import most_probable
 from .bounds import BoundRows, Row
 from .code_statistics import (

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import exact
-from ..data.dataset import Dataset
 from ..data.parts import shown_part
+from ..data.sliced import AnyDataset
 from ..exact import HasPair
 from ..exact.backwards import best_given, sample_given
 from ..exact.plan import PerLatent, per_latent
@@ -177,7 +177,7 @@ def sample(vae: VAE, num_samples: int, *, pixels: bool = False) -> Tensor:
 
 
 @torch.no_grad()
-def pictured(vae: VAE, initial: VAE | None, data: Dataset) -> dict[str, Tensor]:
+def pictured(vae: VAE, initial: VAE | None, data: AnyDataset) -> dict[str, Tensor]:
     """Make the images of a report: test images, their reconstructions before and after training, prior samples.
 
     Args:
@@ -189,7 +189,7 @@ def pictured(vae: VAE, initial: VAE | None, data: Dataset) -> dict[str, Tensor]:
         `inputs`, `reconstructions_start` (where known), `reconstructions_end` (R, D) and `samples` (M, D), as pixels in
         [0, 1].
     """
-    shown = shown_part(data)[1][:NUM_RECONSTRUCTIONS]
+    shown = shown_part(data, NUM_RECONSTRUCTIONS)[1]
     start = {} if initial is None else {"reconstructions_start": reconstruct(initial, shown)}
     arrays = {
         "inputs": shown,

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from .. import exact
-from ..data.tables import decoded, encoded, text_of
+from ..data.cells import text_of
+from ..data.tables import decoded, encoded
 from ..distributions.blocks import BinaryBlock, CategoricalBlock, CountBlock, GaussianBlock
 from ..distributions.table import TableRow
 from ..models.base import VAE

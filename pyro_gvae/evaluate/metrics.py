@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import exact
 from ..config.checks import MOST_OPERATIONS
-from ..data.dataset import Dataset
 from ..data.parts import fixed_part
+from ..data.sliced import AnyDataset
 from ..estimators import Estimator
 from ..exact import HasPair
 from ..exact.plan import PerLatent, per_latent
@@ -116,7 +116,7 @@ class Evaluation(NamedTuple):
 @judging
 def evaluate(
     pair: HasPair,
-    data: Dataset,
+    data: AnyDataset,
     *,
     num_data: int | None = None,
     num_particles: int = 1000,
@@ -149,7 +149,8 @@ def evaluate(
     Args:
         pair: a `CategoricalVAE`, or a `Pair` of programs that accept any number of data.
         data: a data set.
-        num_data: how many data of each part to use, starting with the first; all if None.
+        num_data: how many data of each part to use, starting with the first; all if None. They are in memory, whatever
+            the data are read from.
         num_particles: P, the number of samples per datum if there are too many codes.
         evidence: "exact", "importance-weighted", or "auto": the exact sum if it takes at most `max_operations`.
         max_operations: limit for one sum over all codes and a part's data, as :func:`pyro_gvae.exact.cost` counts; by
@@ -172,7 +173,7 @@ def evaluate(
     """
     if evidence not in get_args(Evidence):
         raise ValueError(f"Expected evidence to be one of {', '.join(get_args(Evidence))}, but found '{evidence}'.")
-    if not isinstance(data, Dataset):
+    if not isinstance(data, AnyDataset):
         raise ValueError(
             f"Expected a Dataset with train and test images, but found {type(data).__name__}. Try Dataset(name, train, "
             "test, image_shape), or discrete_scores(pair, x) for some data."

@@ -102,7 +102,7 @@ def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | N
         )
     return explorer(
         models,
-        shown_part(data)[1][:NUM_USED],
+        shown_part(data, NUM_USED)[1],
         data.image_shape,
         title=f"{printable(run.resolve().name)}: {data.name}",
         path=output or run / EXPLORER,

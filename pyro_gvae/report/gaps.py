@@ -53,7 +53,7 @@ def run_gaps(
     check_writable(run)
     for which in Progress(models, desc="gaps", unit="model", disable=len(models) < 2):
         trained = load_model(run, which.estimator, which.seed, data_dir=data_dir)
-        x = shown_part(trained.data)[1][:num_data]
+        x = shown_part(trained.data, num_data)[1]
         found = gaps(trained.vae, x, num_particles=num_particles, max_memory=max_memory)
         row = {"estimator": which.estimator, "seed": which.seed, "data": len(found.elbo)}
         rows.append(row | summarize_gaps(found))

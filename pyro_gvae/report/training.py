@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..config.models import code_in_words
 from ..config.train import OF_DATA_AND_PROGRAM, TrainConfig
-from ..data.dataset import Dataset
 from ..data.parts import shown_part
+from ..data.sliced import AnyDataset
 from ..data.tables import beside, decoded
 from ..evaluate.code_statistics import guide_log_probs
 from ..evaluate.generate import NUM_RECONSTRUCTIONS, digits_of, pictured
@@ -73,7 +73,7 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
             config.model, config.num_latents, config.num_categories, config.num_layers, config.latent_dim
         ),
         data_name=printable(config.data_name if program is None else _data_name(written)),
-        part="test" if trained is None else shown_part(trained.data)[0],
+        part="test" if trained is None else shown_part(trained.data, 1)[0],
         settings=_settings(written["train"], program),
         command=written.get("command"),
         versions=written.get("versions"),
@@ -196,7 +196,7 @@ def _arrays(trained: Trained, config: TrainConfig | None) -> dict[str, Tensor]:
         return pictured(vae, initial, data) | {"code_usage": log_q.exp().mean(0)}
 
 
-def _draw(arrays: dict[str, Tensor], data: Dataset) -> dict[str, Figure]:
+def _draw(arrays: dict[str, Tensor], data: AnyDataset) -> dict[str, Figure]:
     cells: dict[str, dict[str, np.ndarray]] = {"": {name: array.numpy() for name, array in arrays.items()}}
     usage = {"code-usage": pictures.code_usage(cells)}
     if data.columns is not None:  # tables have no pictures
@@ -207,7 +207,7 @@ def _draw(arrays: dict[str, Tensor], data: Dataset) -> dict[str, Figure]:
     } | usage
 
 
-def _tables(arrays: dict[str, Tensor], data: Dataset) -> list[tuple[str, Markup]]:
+def _tables(arrays: dict[str, Tensor], data: AnyDataset) -> list[tuple[str, Markup]]:
     """Show rows of a table where images would be pictures: test rows from their codes, and samples."""
     if data.columns is None:
         return []

@@ -2,7 +2,7 @@
 
 from typing import TypedDict
 
-from ..config.names import ModelName
+from ..config.names import ColumnKind, ModelName
 
 
 class TrainLine(TypedDict):
@@ -34,6 +34,16 @@ class ProgramRecord(TypedDict):
     name: str
     arguments: dict | None  # type: ignore[type-arg]
     dtype: str | None
+
+
+class ColumnRecord(TypedDict):
+    """A column of a table."""
+
+    name: str
+    kind: ColumnKind
+    levels: list  # type: ignore[type-arg]
+    centre: float
+    spread: float
 
 
 class DataRecord(TypedDict):

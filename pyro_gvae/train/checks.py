@@ -12,8 +12,9 @@ from ..config.stages import Named, Stage
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.batches import check_batch_size
-from ..data.columns import Data, check_all_finite, first, num_data
-from ..data.dataset import Dataset
+from ..data.columns import Data, check_all_finite, chunks, first, num_data
+from ..data.rows import Rows
+from ..data.sliced import AnyDataset, SlicedDataset
 from ..estimators import (
     ESTIMATORS,
     Estimator,
@@ -24,6 +25,7 @@ from ..estimators import (
     with_usage_entropy,
 )
 from ..models.observations import Observation, takes_missing
+from ..models.table import TableObservation
 from ..programs.modes import judging
 from ..programs.runs import arguments
 from ..programs.tensor_elbo import TensorELBO
@@ -32,11 +34,14 @@ from ..runtime.rng import own_randomness
 from ..schedules import Schedule, schedule
 from .optimizers import new_optimizer
 
+#: Rows that are checked at a time, where they are read in slices.
+CHECKED_AT_A_TIME = 10_000
+
 #: Name in the configuration -> the tensor that follows a schedule, and the schedule.
 Annealed = dict[str, tuple[Tensor, Schedule]]
 
 
-def check_training(vae: Any, data: Dataset | Data, config: TrainConfig) -> None:
+def check_training(vae: Any, data: AnyDataset | Data, config: TrainConfig) -> None:
     """Refuse a configuration that cannot train this program on these data. Nothing is trained or written.
 
     Raises:
@@ -48,7 +53,7 @@ def check_training(vae: Any, data: Dataset | Data, config: TrainConfig) -> None:
     annealed_tensors(vae, config, weights)
     name, options = config.named_optimizer
     new_optimizer(name, list(vae.parameters()), **options)
-    train = data.train if isinstance(data, Dataset) else data
+    train = data.train if isinstance(data, AnyDataset) else data
     check_losses(vae, estimators, first(train, config.batch_size))
     _check_stock_losses(vae, estimators, first(train, 2))
 
@@ -93,23 +98,19 @@ def check_losses(vae: Any, estimators: Sequence[Estimator], batch: Data) -> None
                 )  # a sum cuts its codes into slices for that
 
 
-def check_data(vae: Any, data: Dataset | Data, config: TrainConfig) -> None:
+def check_data(vae: Any, data: AnyDataset | Data, config: TrainConfig) -> None:
     """Refuse data that do not fit the program, the batch size or the number of processes.
 
     Raises:
         ValueError: if values are out of the program's range, there are fewer data than in a batch, some batch has fewer
             data than there are processes, or `patience` is set without test data.
     """
-    train = data.train if isinstance(data, Dataset) else data
-    observation, x = getattr(vae, "observation", None), _observed(train)
-    if not takes_missing(vae):
-        check_all_finite(train)
-    if isinstance(observation, Observation) and x is not None:
-        observation.check(x, "training data")
-        if isinstance(data, Dataset):
-            for part in data.parts[1:]:
-                observation.check(getattr(data, part), f"{part} data")
-    if config.patience is not None and not isinstance(data, Dataset):
+    train: Data | Rows = data.train if isinstance(data, AnyDataset) else data
+    parts = {part: getattr(data, part) for part in data.parts} if isinstance(data, AnyDataset) else {"train": train}
+    if not _is_own_table(vae, data):
+        for part, own in parts.items():
+            _check_values(vae, own, part)
+    if config.patience is not None and not isinstance(data, AnyDataset):
         raise ValueError(
             "Expected a Dataset with test images for patience, but found training data alone. Try Dataset(..)."
         )
@@ -121,6 +122,25 @@ def check_data(vae: Any, data: Dataset | Data, config: TrainConfig) -> None:
             f"Expected data for each of {processes} processes in every batch, but found a last batch of {smallest} "
             "data. Try another batch_size."
         )
+
+
+def _is_own_table(vae: Any, data: AnyDataset | Data) -> bool:
+    """Whether rows in slices are of the columns that a program observes: their cells are checked when they are read."""
+    observation = getattr(vae, "observation", None)
+    if not isinstance(data, SlicedDataset) or not isinstance(observation, TableObservation):
+        return False
+    return observation.columns == data.columns
+
+
+def _check_values(vae: Any, data: Data | Rows, part: str) -> None:
+    """Refuse data that the program does not observe."""
+    observation = getattr(vae, "observation", None)
+    for some in chunks(data, CHECKED_AT_A_TIME) if isinstance(data, Rows) else (data,):
+        if part == "train" and not takes_missing(vae):
+            check_all_finite(some)
+        x = _observed(some)
+        if isinstance(observation, Observation) and x is not None:
+            observation.check(x, f"{'training' if part == 'train' else part} data")
 
 
 def _observed(data: Data) -> Tensor | None:

@@ -9,6 +9,7 @@ from ..config.json import fits
 from ..config.train import TrainConfig
 from ..data.columns import Data, mapped
 from ..data.dataset import Dataset
+from ..data.sliced import AnyDataset
 from ..models.base import VAE
 from ..models.bernoulli_vae import BernoulliVAE
 from ..models.categorical_vae import CategoricalVAE
@@ -28,8 +29,8 @@ from ..runtime.arguments import rebuilt
 from ..runtime.distributed import own_device
 from .compilation import Choice
 from .kept_data import keep_data, read_data
-from .setup import check_size, initial_model, load_data
-from .source import check_source
+from .setup import check_size, initial_model
+from .source import check_source, read_again
 
 #: The ready programs, by the names of their classes: those that a run folder's text may name.
 READY: dict[str, type[VAE]] = {
@@ -62,7 +63,7 @@ PARTS: dict[str, type] = {
 }
 
 
-def keep_config(program: Any, data: Dataset | Data, config: TrainConfig, output: Path, *, restored: bool) -> None:
+def keep_config(program: Any, data: AnyDataset | Data, config: TrainConfig, output: Path, *, restored: bool) -> None:
     """Write config.json and the data into a folder of `fit`, unless a command has written its own.
 
     Args:
@@ -74,7 +75,7 @@ def keep_config(program: Any, data: Dataset | Data, config: TrainConfig, output:
     """
     if (output / CONFIG).exists() and (restored or "program" not in read_config(output)):
         return
-    shape = data.image_shape if isinstance(data, Dataset) else None
+    shape = data.image_shape if isinstance(data, AnyDataset) else None
     described = {"program": describe(program), "data": keep_data(output, data)}
     write_config(output, {"train": config.as_json(), "image_shape": shape, **described})
 
@@ -145,7 +146,7 @@ def is_of_code(run: Path) -> bool:
     return program is not None and program.get("arguments") is None
 
 
-def untrained(run: Path, config: TrainConfig) -> tuple[VAE, Dataset | Data]:
+def untrained(run: Path, config: TrainConfig) -> tuple[VAE, AnyDataset | Data]:
     """Build the program of a run folder, without its weights, and read its data, both on the configured device.
 
     Args:
@@ -159,7 +160,7 @@ def untrained(run: Path, config: TrainConfig) -> tuple[VAE, Dataset | Data]:
     program = program_of(run)
     if program is None:
         check_source(run, config)
-        data = load_data(config)
+        data = read_again(run, config)
         return initial_model(config, data), data
     vae, read = _built(run, program), read_data(run, config.data_dir)
     device = own_device(config.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config.train import TrainConfig
 from ..data.columns import Data, as_data, first
-from ..data.dataset import Dataset
+from ..data.sliced import AnyDataset
 from ..models.base import VAE
 from ..programs.pair import HasPair
 from ..runs.checkpoint import save_checkpoint, save_tensors
@@ -62,10 +62,11 @@ def fit(
         vae: a `CategoricalVAE`, or any module with `.model(x)` and `.guide(x)`, or a `Pair` of functions, of which
             all parameters that `pyro.module` and `pyro.param` show are trained; it is trained in place. The
             configuration's settings of networks are ignored.
-        data: a `Dataset`. Training data alone (a tensor (M, ...), an array, a torch dataset, or a `DataLoader` for its
-            dataset, of whose items the first element is used) give no test ELBO. Each datum keeps its shape, but ready
-            programs of images take rows (M, D). A tuple `(x, y)` or a dictionary `{"x": x, "y": y}` of tensors of M
-            rows has all arguments of the programs; batches are such, too.
+        data: a `Dataset`, or a :class:`~pyro_gvae.data.sliced.SlicedDataset`. Training data alone (a tensor
+            (M, ...), an array, a torch dataset, or a `DataLoader` for its dataset, of whose items the first element is
+            used) give no test ELBO. Each datum keeps its shape, but ready programs of images take rows (M, D). A tuple
+            `(x, y)` or a dictionary `{"x": x, "y": y}` of tensors of M rows has all arguments of the programs; batches
+            are such, too.
         config: the configuration; the defaults if None.
         output: a folder for the run, which `load_run` and the commands read; nothing is written if None.
         resume: continue from the checkpoint in `output`, if there is one; a finished run remains finished.
@@ -96,11 +97,11 @@ def fit(
     output = None if output is None else Path(output)
     # Processes that divide the data need different random numbers; those that divide the codes need the same ones.
     rank = share().rank if config.shard == "data" else 0
-    known = data if isinstance(data, Dataset) else as_data(data)
+    known = data if isinstance(data, AnyDataset) else as_data(data)
     if isinstance(vae, VAE) and isinstance(known, Tensor):
         known = vae.as_taken(known)
     # In the caller's param store, whose values are trained.
-    program = trainable(vae, first(known.train if isinstance(known, Dataset) else known, config.batch_size))
+    program = trainable(vae, first(known.train if isinstance(known, AnyDataset) else known, config.batch_size))
     alone, own = only_thread("fit"), own_randomness(derived_seed("train", config.seed, rank))
     with alone, own, pyro.get_param_store().scope(), _signals_noted(output) as stop:
         training = Training(program, known, config)

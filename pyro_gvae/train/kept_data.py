@@ -10,18 +10,19 @@ from ..config.json import fits
 from ..data.columns import Data, columns, digest_of, num_data
 from ..data.dataset import Dataset
 from ..data.datasets import DATASETS, load
-from ..models.table import Column
+from ..data.sliced import AnyDataset, SlicedDataset
 from ..runs.checkpoint import load_tensors, save_tensors
 from ..runs.config import read_config
 from ..runs.records import DataRecord
 from ..runtime.memory import in_words
+from .source import column_of
 
 DATA = "data.safetensors"
 #: The most bytes of data that a run folder keeps a copy of.
 MOST_BYTES = 2**28
 
 
-def keep_data(folder: Path, data: Dataset | Data) -> dict[str, Any]:
+def keep_data(folder: Path, data: AnyDataset | Data) -> dict[str, Any]:
     """Write data into a run folder, and describe them. Whole numbers below 256 take one byte each.
 
     Example:
@@ -29,6 +30,10 @@ def keep_data(folder: Path, data: Dataset | Data) -> dict[str, Any]:
         >>> keep_data(Path(mkdtemp()), torch.ones(2, 3))["kind"]
         'tensor'
     """
+    if isinstance(data, SlicedDataset):
+        table = [column._asdict() for column in data.columns]
+        digest = digest_of(data.train)
+        return {"kind": "slices", "file": None, "bytes": {}, "digest": digest, "name": data.name, "table": table}
     tensors = _tensors(data)
     record: dict[str, Any] = {"kind": _kind(data), "file": DATA, "bytes": {}}
     record["columns"] = list(data) if isinstance(data, dict) else None
@@ -79,13 +84,13 @@ def read_data(run: Path, data_dir: Path = Path("data")) -> Dataset | Data:
     return found
 
 
-def as_dataset(data: Dataset | Data) -> Dataset:
+def as_dataset(data: AnyDataset | Data) -> AnyDataset:
     """Return data as a `Dataset`, which commands take. Training data alone have no test data.
 
     Raises:
         ValueError: if they are no rows (M, D) of numbers.
     """
-    if isinstance(data, Dataset):
+    if isinstance(data, AnyDataset):
         return data
     if not isinstance(data, Tensor) or data.dim() != 2 or not data.is_floating_point():
         shapes = ", ".join(str(tuple(column.shape)) for column in columns(data))
@@ -123,17 +128,13 @@ def _from_tensors(tensors: dict[str, Tensor], record: dict[str, Any]) -> Dataset
             image_shape=(height, width),
             binarize=record["binarize"],
             value_range=(least, most),
-            columns=None if table is None else tuple(map(_column, table)),
+            columns=None if table is None else tuple(map(column_of, table)),
             **parts,
         )
     named = {name.removeprefix("column "): column for name, column in tensors.items()}
     if record["kind"] == "dict":
         return {name: named[name] for name in record["columns"]}
     return named["0"] if record["kind"] == "tensor" else tuple(named[str(index)] for index in range(len(named)))
-
-
-def _column(written: dict[str, Any]) -> Column:
-    return Column(**written | {"levels": tuple(written["levels"])})
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config.train import OUTSIDE, TrainConfig
-from ..data.dataset import Dataset
+from ..data.sliced import AnyDataset
 from ..data.splits import described
 from ..runs.config import CONFIG, allowed_memory, read_train_config, write_config
 from ..runs.folder import new_run_folder
@@ -17,7 +17,7 @@ from .fit import fit
 from .loggers import board_writer
 from .monitor import judge_of
 from .result import Fit
-from .setup import initial_model, load_data
+from .setup import initial_model, load_or_slice
 from .source import source_of
 
 
@@ -45,7 +45,7 @@ def train(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: Non
         )
     if config.tensorboard:
         board_writer()  # fails early if TensorBoard is missing
-    data = load_data(config)
+    data = load_or_slice(config)
     tell(described(data))
     vae = initial_model(config, data)
     check_training(vae, data, config)  # before a folder is created
@@ -56,7 +56,7 @@ def train(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: Non
     return run, fit(vae, data, config, output=run, resume=begun)
 
 
-def _run_folder(config: TrainConfig, data: Dataset, again: bool) -> tuple[str, bool]:
+def _run_folder(config: TrainConfig, data: AnyDataset, again: bool) -> tuple[str, bool]:
     """Return the run folder, and whether the run started before torchrun restarted its processes."""
     output = config.output
     if again and output is not None and (output / CONFIG).exists():

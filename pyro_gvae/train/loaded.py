@@ -11,7 +11,7 @@ import pandas as pd
 from ..config.compare import CompareConfig
 from ..config.train import TrainConfig
 from ..data.columns import Data, first
-from ..data.dataset import Dataset
+from ..data.sliced import AnyDataset
 from ..models.base import VAE
 from ..programs.pair import HasPair
 from ..runs.config import read_compare_config, read_config, read_train_config
@@ -25,6 +25,7 @@ from .files import METRICS, WEIGHTS
 from .kept_data import read_data
 from .pairs import trainable
 from .setup import load_data
+from .source import read_again
 from .trained import load_model, read_weights, trained_models
 
 P = TypeVar("P", bound=HasPair)
@@ -83,7 +84,7 @@ class LoadedRun:
         return (self.folder / WEIGHTS).exists()
 
     @cached_property
-    def data(self) -> Dataset | Data:
+    def data(self) -> AnyDataset | Data:
         """The data, in the form that `fit` got, or as the configuration says."""
         if self.is_comparison:
             assert isinstance(self.config, CompareConfig)
@@ -91,7 +92,7 @@ class LoadedRun:
         if program_of(self.folder) is not None:
             return read_data(self.folder, self.data_dir)
         assert isinstance(self.config, TrainConfig)
-        return load_data(replace(self.config, data_dir=self.data_dir))
+        return read_again(self.folder, replace(self.config, data_dir=self.data_dir))
 
     @property
     def models(self) -> list[tuple[str, int]]:
@@ -143,7 +144,7 @@ class LoadedRun:
         module: Any = program
         if not hasattr(program, "parameters"):
             data = self.data
-            module = trainable(program, first(data.train if isinstance(data, Dataset) else data, 2))
+            module = trainable(program, first(data.train if isinstance(data, AnyDataset) else data, 2))
         try:
             module.load_state_dict(from_parts(weights, module.state_dict()))
         except (RuntimeError, KeyError, TypeError, AttributeError) as error:

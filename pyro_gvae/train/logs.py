@@ -10,8 +10,8 @@ import torch
 
 from ..config.train import TrainConfig
 from ..data.columns import Data
-from ..data.dataset import Dataset
 from ..data.parts import shown_part
+from ..data.sliced import AnyDataset
 from ..evaluate.generate import digits_of, encode, reconstruct, sample
 from ..models.base import VAE
 from ..runs.files import append_json_line, read_records
@@ -83,12 +83,12 @@ class Logs:
         for logger in self._loggers:
             logger.record(line)
 
-    def picture(self, vae: Any, data: Dataset | Data, step: int) -> None:
+    def picture(self, vae: Any, data: AnyDataset | Data, step: int) -> None:
         """Give loggers reconstructions, prior samples and codes. Random states do not change.
 
-        Only for a ready program and a `Dataset`, whose images have a shape.
+        Only for a ready program and a data set, whose images have a shape.
         """
-        if not self._loggers or not isinstance(vae, VAE) or not isinstance(data, Dataset):
+        if not self._loggers or not isinstance(vae, VAE) or not isinstance(data, AnyDataset):
             return
         shape = (1, *data.image_shape)
         _, x = shown_part(data)

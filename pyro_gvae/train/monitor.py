@@ -1,5 +1,6 @@
 """The monitor of a training run: the ELBO of the discrete model, whichever estimator trains it."""
 
+import math
 import warnings
 from typing import Any
 
@@ -12,7 +13,8 @@ from ..config.names import Judge
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.columns import Data, chunks, first, num_data
-from ..data.dataset import Dataset
+from ..data.rows import Rows
+from ..data.sliced import AnyDataset
 from ..exact.endless import plan_to_end
 from ..handlers import discretize
 from ..programs.latents import TooManyCodesError
@@ -27,17 +29,19 @@ MOST_OPERATIONS = 1e12
 NUM_TRAIN_WATCHED = 2000
 #: Number of data whose ELBO is sampled at once.
 CHUNK = 1000
+#: Number of rows whose ELBO is computed at once, where they are read in slices.
+AT_A_TIME = 10_000
 #: What programs raise that cannot be summed or sampled.
 _NOT_POSSIBLE = (ValueError, RuntimeError, NotImplementedError)
 
 
-def judge_of(vae: Any, data: Dataset | Data, config: TrainConfig) -> Judge:
+def judge_of(vae: Any, data: AnyDataset | Data, config: TrainConfig) -> Judge:
     """Return how a run evaluates the discrete ELBO: as configured, or as rank 0 chooses.
 
     Raises:
         ValueError: if the configured evaluation is impossible, or `patience` is set and no evaluation is possible.
     """
-    watched = data.test if isinstance(data, Dataset) else first(data, NUM_TRAIN_WATCHED)
+    watched = data.test if isinstance(data, AnyDataset) else first(data, NUM_TRAIN_WATCHED)
     max_memory = in_bytes(config.max_memory)
     if config.judge == "auto":
         found: Judge = from_main(lambda: choose_judge(vae, watched, max_memory=max_memory))
@@ -56,16 +60,16 @@ def judge_of(vae: Any, data: Dataset | Data, config: TrainConfig) -> Judge:
 
 @judging
 @own_randomness(0)
-def _check_sum(vae: Any, x: Data, max_memory: float | None) -> None:
+def _check_sum(vae: Any, x: Data | Rows, max_memory: float | None) -> None:
     """Refuse a sum over more codes than can be summed."""
     with pyro.get_param_store().scope():
-        given = arguments(x)
+        given = arguments(first(x, AT_A_TIME) if isinstance(x, Rows) else x)
         plan_to_end(bind_pair(vae, *given.args, **given.kwargs), max_memory=max_memory)
 
 
 @judging
 @own_randomness(0)
-def choose_judge(vae: Any, x: Data, *, max_memory: float | None = None) -> Judge:
+def choose_judge(vae: Any, x: Data | Rows, *, max_memory: float | None = None) -> Judge:
     """Choose how to evaluate the discrete ELBO: "exact" if the sum takes seconds. Warn if it cannot be evaluated so.
 
     The choice depends on counted operations and not on a clock: the evaluation ends stages by `patience`, and the same
@@ -82,7 +86,9 @@ def choose_judge(vae: Any, x: Data, *, max_memory: float | None = None) -> Judge
     """
     reason = None
     try:
-        if exact.sum_cost(vae, x, max_memory=max_memory).operations < MOST_OPERATIONS:
+        some = first(x, AT_A_TIME) if isinstance(x, Rows) else x
+        operations = exact.sum_cost(vae, some, max_memory=max_memory).operations
+        if operations * num_data(x) / num_data(some) < MOST_OPERATIONS:
             exact.elbo(vae, first(x, 1), max_memory=max_memory)
             return "exact"
     except TooManyCodesError:
@@ -105,12 +111,12 @@ def _warn(said: str, reason: Exception) -> None:
 
 @judging
 @torch.no_grad()
-def discrete_elbo(vae: Any, x: Data, judge: Judge, *, max_memory: float | None = None) -> float | None:
+def discrete_elbo(vae: Any, x: Data | Rows, judge: Judge, *, max_memory: float | None = None) -> float | None:
     """Compute the mean ELBO of the discrete model over B data, in nats per datum.
 
     Args:
         vae: a module with `.model(x)` and `.guide(x)`.
-        x: data (B, D), or all arguments of the programs.
+        x: data (B, D), or all arguments of the programs, or rows that are read in slices.
         judge: "exact" sums over all joint codes, with one draw of continuous latents for each. "sampled" draws one code
             for each datum. Both have the same random numbers each time, and are unbiased. "none" returns None.
         max_memory: bytes that a slice may take.
@@ -120,6 +126,9 @@ def discrete_elbo(vae: Any, x: Data, judge: Judge, *, max_memory: float | None =
     """
     if judge == "none":
         return None
+    if isinstance(x, Rows):
+        found = [(len(rows), discrete_elbo(vae, rows, judge, max_memory=max_memory)) for rows in x.chunks(AT_A_TIME)]
+        return math.fsum(count / len(x) * (elbo or 0.0) for count, elbo in found)
     with pyro.get_param_store().scope(), pyro.validation_enabled(False), own_randomness(0):
         if judge == "exact":
             return (exact.elbo(vae, x, max_memory=max_memory).sum() / num_data(x)).item()

@@ -6,14 +6,12 @@ import torch
 from torch import Tensor
 
 from ..data.batches import epoch_batches
-from ..data.columns import num_data
 from ..distributions.coupled import CodePrior
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..models.categorical_vae import CategoricalVAE
 from ..models.pairwise_priors import TreePrior
 from ..programs.modes import judging
 from ..runtime.rng import own_randomness
-from .monitor import NUM_TRAIN_WATCHED
 from .training import Training
 
 
@@ -98,6 +96,5 @@ def refit_if_due(training: Training) -> None:
     step = training.state.step
     if not isinstance(prior, TreePrior) or step == 0 or step % training.per_epoch:
         return
-    watched = min(NUM_TRAIN_WATCHED, num_data(training.train))
-    sample: Any = next(epoch_batches(training.train, watched, seed=0, epoch=0))
+    sample: Any = training.watched
     _refit(training.vae, prior, sample)

@@ -6,12 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import epoch_batches
-from ..data.columns import num_data
 from ..models.categorical_vae import CategoricalVAE
 from ..programs.modes import judging
 from ..runtime.rng import derived_seed
-from .monitor import NUM_TRAIN_WATCHED
 from .training import Training
 
 #: Of a copied row, relative to the root mean square of its elements: without noise, both would stay alike.
@@ -112,6 +109,5 @@ def revive_if_due(training: Training) -> None:
     config, step = training.config, training.state.step
     if config.revive is None or step == 0 or step % training.per_epoch:
         return
-    watched = min(NUM_TRAIN_WATCHED, num_data(training.train))
-    sample: Any = next(epoch_batches(training.train, watched, seed=0, epoch=0))
+    sample: Any = training.watched
     revive(training.vae, sample, config.revive, seed=derived_seed("revive", config.seed, step))

@@ -8,9 +8,11 @@ import torch
 
 from ..config.names import ModelName
 from ..config.train import TrainConfig
+from ..config.units import in_bytes
 from ..data.dataset import Dataset, binarized
 from ..data.datasets import TABLES, load, table
 from ..data.observed import observed
+from ..data.sliced import AnyDataset, large_table, sliced_dataset
 from ..data.splits import dataset_of, with_validation
 from ..models.base import VAE
 from ..models.bernoulli_vae import BernoulliVAE
@@ -41,6 +43,27 @@ def load_data(config: TrainConfig) -> Dataset:
         raise ValueError(f"Expected a device of this machine, but found '{config.device}'. Try 'cpu'.") from error
 
 
+def load_or_slice(config: TrainConfig) -> AnyDataset:
+    """Load the data set of a configuration, or describe a table that takes more than its `data_memory`.
+
+    Raises:
+        ValueError: if the data or the device are unusable.
+        OSError: if data files are missing.
+    """
+    if config.data is None or large_table(config.data, in_bytes(config.data_memory)) is None:
+        return load_data(config)
+    return sliced_dataset(
+        config.data,
+        columns=config.columns,
+        labels=config.labels,
+        test_share=config.test_share,
+        validation_share=config.validation_share,
+        seed=config.split_seed,
+        memory=in_bytes(config.data_memory),
+        device=own_device(config.device),
+    )
+
+
 def _loaded(config: TrainConfig, *, download: bool) -> Dataset:
     split: dict[str, Any] = {
         "columns": config.columns,
@@ -65,7 +88,7 @@ def _loaded(config: TrainConfig, *, download: bool) -> Dataset:
     return data if data.columns is not None else observed(data, _observation(config, data))
 
 
-def initial_model(config: TrainConfig, data: Dataset) -> VAE:
+def initial_model(config: TrainConfig, data: AnyDataset) -> VAE:
     """Build the program of a configuration, with the initial weights of its seed.
 
     Raises:
@@ -79,7 +102,7 @@ def initial_model(config: TrainConfig, data: Dataset) -> VAE:
     return vae.to(own_device(config.device))
 
 
-def _categorical(config: TrainConfig, data: Dataset, observation: Observation) -> CategoricalVAE:
+def _categorical(config: TrainConfig, data: AnyDataset, observation: Observation) -> CategoricalVAE:
     sizes = config.num_latents, config.num_categories
     data_dim = data.train.shape[1]
     if data.columns is None:
@@ -100,27 +123,27 @@ def _categorical(config: TrainConfig, data: Dataset, observation: Observation) -
     )
 
 
-def _bernoulli(config: TrainConfig, data: Dataset, observation: Observation) -> BernoulliVAE:
+def _bernoulli(config: TrainConfig, data: AnyDataset, observation: Observation) -> BernoulliVAE:
     return BernoulliVAE(data.train.shape[1], config.num_latents, config.hidden, observation=observation)
 
 
-def _hierarchical(config: TrainConfig, data: Dataset, observation: Observation) -> HierarchicalCategoricalVAE:
+def _hierarchical(config: TrainConfig, data: AnyDataset, observation: Observation) -> HierarchicalCategoricalVAE:
     sizes = config.num_layers, config.num_latents, config.num_categories
     return HierarchicalCategoricalVAE(data.train.shape[1], *sizes, config.hidden, observation=observation)
 
 
-def _joint(config: TrainConfig, data: Dataset, observation: Observation) -> JointVAE:
+def _joint(config: TrainConfig, data: AnyDataset, observation: Observation) -> JointVAE:
     sizes = config.num_latents, config.num_categories, config.latent_dim
     return JointVAE(data.train.shape[1], *sizes, config.hidden, observation=observation)
 
 
-def _gaussian_mixture(config: TrainConfig, data: Dataset, observation: Observation) -> GaussianMixtureVAE:
+def _gaussian_mixture(config: TrainConfig, data: AnyDataset, observation: Observation) -> GaussianMixtureVAE:
     sizes = config.num_categories, config.latent_dim
     return GaussianMixtureVAE(data.train.shape[1], *sizes, config.hidden, observation=observation)
 
 
 #: Name -> constructor of the program. `config/names.py` lists the names for the command line.
-PROGRAMS: dict[ModelName, Callable[[TrainConfig, Dataset, Observation], VAE]] = {
+PROGRAMS: dict[ModelName, Callable[[TrainConfig, AnyDataset, Observation], VAE]] = {
     "categorical": _categorical,
     "bernoulli": _bernoulli,
     "hierarchical": _hierarchical,
@@ -149,7 +172,7 @@ def check_size(make: Callable[[], VAE]) -> None:
         )
 
 
-def _observation(config: TrainConfig, data: Dataset) -> Observation:
+def _observation(config: TrainConfig, data: AnyDataset) -> Observation:
     if data.columns is not None:
         for setting, plain in {"observation": "bernoulli", "networks": "mlp"}.items():
             found = getattr(config, setting)

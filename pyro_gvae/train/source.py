@@ -1,21 +1,33 @@
-"""What a run folder says of its data: their shape, the columns of a table, the hash of a file."""
+"""What a run folder says of its data: their shape, the columns of a table, the hash of a file, how it was read."""
 
 from pathlib import Path
 from typing import Any
 
 from ..config.data import DataConfig
-from ..data.dataset import Dataset
+from ..config.json import fits
+from ..config.train import TrainConfig
+from ..config.units import in_bytes
 from ..data.files import file_digest
+from ..data.parquet import ParquetTable
+from ..data.shares import Shares
+from ..data.sliced import AnyDataset, SlicedDataset, split_rows
+from ..models.table import Column
 from ..runs.config import read_config
+from ..runs.records import ColumnRecord
+from ..runtime.distributed import own_device
+from .setup import load_data
 
 
-def source_of(config: DataConfig, data: Dataset) -> dict[str, Any]:
+def source_of(config: DataConfig, data: AnyDataset) -> dict[str, Any]:
     """Return the entries of a config.json that describe the data."""
     found: dict[str, Any] = {"image_shape": data.image_shape}
     if data.columns is not None:
         found["columns_of_data"] = [column._asdict() for column in data.columns]
     if config.data is not None:
         found["data_sha256"] = file_digest(config.data)
+        found["data_in_slices"] = isinstance(data, SlicedDataset)
+    if isinstance(data, SlicedDataset) and data.label is not None:
+        found["label_of_data"] = data.label._asdict()
     return found
 
 
@@ -31,3 +43,35 @@ def check_source(run: Path, config: DataConfig) -> None:
             f"Expected '{config.data}' as it was when '{run}' was begun, but found that it has changed. Try a copy of "
             "the file as it was, or a new run."
         )
+
+
+def read_again(run: Path, config: TrainConfig) -> AnyDataset:
+    """Read the data of a run folder of a command, as they were read when it was begun.
+
+    Raises:
+        ValueError: if data or device are unusable, or the folder does not say which columns they have.
+        OSError: if data files are missing.
+    """
+    written = read_config(run)
+    if config.data is None or written.get("data_in_slices") is not True:
+        return load_data(config)
+    columns, label = written.get("columns_of_data"), written.get("label_of_data")
+    return split_rows(
+        ParquetTable(config.data),
+        tuple(map(column_of, columns)) if isinstance(columns, list) else (),
+        None if label is None else column_of(label),
+        Shares(config.test_share, config.validation_share, config.split_seed),
+        memory=in_bytes(config.data_memory),
+        device=own_device(config.device),
+    )
+
+
+def column_of(written: Any) -> Column:
+    """Read a column that a run folder describes.
+
+    Raises:
+        ValueError: if it describes none.
+    """
+    if not fits(ColumnRecord, written) or not all(isinstance(level, str) for level in written["levels"]):
+        raise ValueError(f"Expected a column of a table in a config.json, but found {written!r:.60}. Try a copy of it.")
+    return Column(**{name: written[name] for name in Column._fields} | {"levels": tuple(written["levels"])})

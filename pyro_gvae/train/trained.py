@@ -8,9 +8,15 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..config.train import TrainConfig
+from ..config.units import in_bytes
+from ..data.blocks import ParquetRows
+from ..data.columns import first
 from ..data.dataset import Dataset, binarized
 from ..data.files import read_file
 from ..data.observed import observed
+from ..data.rows import Rows
+from ..data.shares import Shares
+from ..data.sliced import AnyDataset, SlicedDataset, large_table
 from ..data.splits import as_frame, as_images
 from ..data.tables import encoded
 from ..models.base import VAE
@@ -57,7 +63,7 @@ class Trained(NamedTuple):
 
     name: str
     vae: VAE
-    data: Dataset
+    data: AnyDataset
     finished: bool
     config: TrainConfig
 
@@ -115,8 +121,22 @@ def load_model(
     return Trained(which.name, vae, as_dataset(data), finished, config)
 
 
-def on_file(trained: Trained, path: Path | None) -> Trained:
+def rows_of_file(trained: Trained, path: Path | None) -> Rows | None:
+    """Return the rows of a table that takes more memory than the run allows its data; None of other files."""
+    table = large_table(path, in_bytes(trained.config.data_memory))
+    if table is None or trained.data.columns is None:
+        return None
+    memory = in_bytes(trained.config.data_memory)
+    return ParquetRows(table, trained.data.columns, None, Shares(1.0), "test", memory=memory)
+
+
+def on_file(trained: Trained, path: Path | None, num_data: int) -> Trained:
     """Return a trained model whose test data are those of a file, written as its training data are; None changes none.
+
+    Args:
+        trained: the model.
+        path: the file, of which the test data are taken if it has a split.
+        num_data: how many data there are at most, of a file or a run that is read in slices.
 
     Raises:
         ValueError: if the file is damaged, or its data are unlike those of the run.
@@ -124,21 +144,29 @@ def on_file(trained: Trained, path: Path | None) -> Trained:
     """
     if path is None:
         return trained
-    data, found = trained.data, read_file(path).data
-    if data.columns is None:
-        x = as_images(found).flatten(1)
-        if tuple(found.shape[-2:]) != tuple(data.image_shape):
-            raise ValueError(
-                f"Expected images of shape {tuple(data.image_shape)} in '{path}', but found {tuple(found.shape[-2:])}."
-            )
-        own = Dataset(path.name, x, x, data.image_shape)
-        new = observed(binarized(own, trained.config.binarize), trained.vae.observation).test
-    else:
+    data, rows = trained.data, rows_of_file(trained, path)
+    new = _test_data(trained, path) if rows is None else first(rows, num_data)
+    if not isinstance(data, SlicedDataset):
+        return trained._replace(data=replace(data, test=new, test_labels=None))
+    train = data.train.first(num_data)
+    own = Dataset(data.name, train.x, new, data.image_shape, train_labels=train.labels, columns=data.columns)
+    return trained._replace(data=own)
+
+
+def _test_data(trained: Trained, path: Path) -> Tensor:
+    data, found = trained.data, read_file(path).held_out
+    if data.columns is not None:
         frame = as_frame(found)
         if frame is None:
             raise ValueError(f"Expected a table in '{path}', but found images.")
-        new = encoded(frame, data.columns)
-    return trained._replace(data=replace(data, test=new, test_labels=None))
+        return encoded(frame, data.columns)
+    x = as_images(found).flatten(1)
+    if tuple(found.shape[-2:]) != tuple(data.image_shape):
+        raise ValueError(
+            f"Expected images of shape {tuple(data.image_shape)} in '{path}', but found {tuple(found.shape[-2:])}."
+        )
+    own = Dataset(path.name, x, x, data.image_shape)
+    return observed(binarized(own, trained.config.binarize), trained.vae.observation).test
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], bool]:

@@ -1,6 +1,5 @@
 """A training run in progress: its state, and how it takes steps, is evaluated, saved and restored."""
 
-import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -13,9 +12,10 @@ from torch import Tensor
 from ..config.stages import Amount, Stage
 from ..config.train import OUTSIDE, TrainConfig
 from ..config.units import in_bytes
-from ..data.batches import epoch_batches
-from ..data.columns import Data, columns, digest_of, first, mapped, num_data
-from ..data.dataset import Dataset
+from ..data.batches import epoch_batches, sample_of
+from ..data.columns import Data, device_of, digest_of, first, mapped, num_data
+from ..data.rows import Rows
+from ..data.sliced import AnyDataset
 from ..runs.config import different_settings
 from ..runs.weights import from_parts, in_parts
 from ..runtime.distributed import copy_from_main, from_main, gathered, largest, share
@@ -39,6 +39,7 @@ class Training:
 
     Attributes:
         vae: the program that is trained.
+        watched: some of the training data, on which the discrete model is evaluated.
         estimator: the estimator of the current stage.
         state: the progress of the run.
         refused: batch and random state of the last step, if it was skipped because it was not finite.
@@ -47,16 +48,16 @@ class Training:
         compilation: whether steps are compiled, and why; what a checkpoint says of it is in the state.
     """
 
-    def __init__(self, vae: Any, data: Dataset | Data, config: TrainConfig) -> None:
+    def __init__(self, vae: Any, data: AnyDataset | Data, config: TrainConfig) -> None:
         self.vae, self.data, self.config = vae, data, config
         check_data(vae, data, config)
-        self.train: Data = data.train if isinstance(data, Dataset) else data
-        self.test = data.test if isinstance(data, Dataset) and len(data.test) else None
+        self.train: Data | Rows = data.train if isinstance(data, AnyDataset) else data
+        self.test = data.test if isinstance(data, AnyDataset) and len(data.test) else None
+        self.watched = sample_of(self.train, NUM_TRAIN_WATCHED)
         self.share = share()
         copy_from_main([*vae.parameters(), *vae.buffers()])
         self.per_epoch = -(-num_data(self.train) // config.batch_size)
-        # Set before each step; a recorded step reads it.
-        weights = weights_on(columns(self.train)[0].device)
+        weights = weights_on(device_of(self.train))  # set before each step; a recorded step reads them
         self._estimators = [stage_estimator(stage, config, weights, self.share) for stage in config.plan]
         self._learning_rate = schedule(str(config.learning_rate))
         self._annealed = annealed_tensors(vae, config, weights)
@@ -91,9 +92,9 @@ class Training:
         if state.step == state.judged_step:
             state.loss_sum, state.num_losses = 0.0, 0
         self._anneal()
+        start = time.perf_counter()
         batch = next(self._batches)
         before = torch.get_rng_state()
-        start = time.perf_counter()
         loss = self._loss(batch)
         state.seconds += largest(time.perf_counter() - start)
         state.step += 1
@@ -110,7 +111,6 @@ class Training:
     def judge(self) -> dict[str, Any]:
         """Evaluate the discrete model and return a line of the history. Weights and random states do not change."""
         state, seconds = self.state, self.state.seconds - self.state.judged_seconds
-        watched = next(epoch_batches(self.train, min(NUM_TRAIN_WATCHED, num_data(self.train)), seed=0, epoch=0))
         test_elbo = None if self.test is None else self._elbo(self.test)
         line: dict[str, Any] = {
             "step": state.step,
@@ -120,14 +120,14 @@ class Training:
             "seconds": state.seconds,
             "steps_per_second": (state.step - state.judged_step) / seconds if seconds > 0 else None,
             "train_objective": self.objective,
-            "train_elbo": self._elbo(watched),
+            "train_elbo": self._elbo(self.watched),
             "test_elbo": test_elbo,
             "elbo_is": state.judge,
             "learning_rate": self._learning_rate(state.step),
             "skipped": state.skipped,
         }
         stopping = test_elbo
-        if isinstance(self.data, Dataset) and self.data.validation is not None:
+        if isinstance(self.data, AnyDataset) and self.data.validation is not None:
             stopping = line["validation_elbo"] = self._elbo(self.data.validation)
         line |= {name: annealed(state.step) for name, (_, annealed) in self._annealed.items()}
         state.judged_step, state.judged_seconds = state.step, state.seconds
@@ -290,11 +290,11 @@ class Training:
 
     def _remaining_batches(self) -> Iterator[Data]:
         """Yield the batches from the current step on. They depend only on seed and step."""
-        first_epoch, skip = divmod(self.state.step, self.per_epoch)
-        for epoch in itertools.count(first_epoch):
-            batches = epoch_batches(self.data, self.config.batch_size, seed=self.config.seed, epoch=epoch)
-            yield from itertools.islice(batches, skip if epoch == first_epoch else 0, None)
+        epoch, skip = divmod(self.state.step, self.per_epoch)
+        while True:
+            yield from epoch_batches(self.data, self.config.batch_size, seed=self.config.seed, epoch=epoch, skip=skip)
+            epoch, skip = epoch + 1, 0
 
-    def _elbo(self, x: Data) -> float | None:
+    def _elbo(self, x: Data | Rows) -> float | None:
         judge, limit = self.state.judge, in_bytes(self.config.max_memory)
         return from_main(lambda: discrete_elbo(self.vae, x, judge, max_memory=limit))

@@ -1,0 +1,105 @@
+"""Commands on data that are read in slices: what they write grows slice by slice."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ..config.commands import EncodeConfig, ImputeConfig
+from ..config.units import in_bytes
+from ..data.parquet import ParquetTable
+from ..data.rows import Rows
+from ..evaluate.generate import encode, numbers_of
+from ..evaluate.impute import impute
+from ..runs.files import replacing
+from ..train.trained import Trained
+from .said import Said
+
+#: Rows of a slice.
+ROWS_AT_A_TIME = 10_000
+
+
+def encode_rows(trained: Trained, rows: Rows, config: EncodeConfig, path: Path) -> Said:
+    """Write the codes of rows as CSV and as Parquet, both slice by slice."""
+    arrow: Any = import_module("pyarrow")
+    writer: Any = None
+    kinds: set[bytes] = set()
+    shown = None
+    with ExitStack() as stack, torch.random.fork_rng():
+        csv, parquet = (stack.enter_context(replacing(path.with_name(f"{path.name}.{end}"))) for end in ENDS)
+        torch.manual_seed(config.random_seed)
+        for frame, codes in _encoded(trained, rows, config):
+            kinds |= {code.tobytes() for code in codes.unique(dim=0).numpy()}
+            frame.to_csv(csv, mode="a", header=shown is None, index=False)
+            found = arrow.Table.from_pandas(frame, preserve_index=False)
+            if writer is None:
+                writer = stack.enter_context(import_module("pyarrow.parquet").ParquetWriter(parquet, found.schema))
+            writer.write_table(found)
+            shown = frame.head() if shown is None else shown
+    assert shown is not None
+    count = len(rows) if config.num_data is None else min(len(rows), config.num_data)
+    text = f"{shown.to_string()}\n{count} data, {len(kinds)} different codes."
+    content = {"model": trained.name, "different_codes": len(kinds), "data": count, "codes": f"{path}.csv"}
+    return Said(f"{text}\n\nfiles: {path}.csv, .parquet", content)
+
+
+#: Of the files that codes are written to.
+ENDS = ("csv", "parquet")
+
+
+def _encoded(trained: Trained, rows: Rows, config: EncodeConfig) -> Iterator[tuple[pd.DataFrame, torch.Tensor]]:
+    """Yield the columns of each slice, and its discrete codes."""
+    left = len(rows) if config.num_data is None else config.num_data
+    for x, labels in rows.parts(ROWS_AT_A_TIME):
+        found = encode(trained.vae, x[:left], config.kind, max_memory=in_bytes(config.max_memory))
+        frame, codes = code_table(numbers_of(found), None if labels is None else labels[:left])
+        yield frame, codes
+        left -= len(frame)
+        if left <= 0:
+            return
+
+
+def code_table(numbers: dict[str, torch.Tensor], labels: torch.Tensor | None) -> tuple[pd.DataFrame, torch.Tensor]:
+    """Return codes with their labels as a table, and the discrete ones side by side."""
+    columns = {f"{name}_{n}": column for name, own in numbers.items() for n, column in enumerate(own.T.numpy())}
+    frame = pd.DataFrame(columns)
+    if labels is not None:
+        frame["label"] = labels.numpy()
+    return frame, torch.cat([own for own in numbers.values() if not own.is_floating_point()], 1)
+
+
+def impute_rows(trained: Trained, table: ParquetTable, config: ImputeConfig, path: Path) -> Said:
+    """Fill the missing cells of a table slice by slice."""
+    count, shown = 0, None
+    with ExitStack() as stack:
+        kinds = ("table", "cells", "levels")
+        files = {kind: stack.enter_context(replacing(path.with_name(f"{path.name}-{kind}.csv"))) for kind in kinds}
+        lacking = [name for name in table.names if table.may_lack(name)]
+        for cells, rows in table.frames():
+            found = impute(trained.vae, _as_read_whole(cells, lacking), max_memory=in_bytes(config.max_memory))
+            for kind, frame in found._asdict().items():
+                if "row" in frame and kind != "table":
+                    frame["row"] += rows[0]
+                frame.to_csv(files[kind], mode="a", header=shown is None, index=False)
+            count += len(found.cells)
+            shown = found.cells.head(10) if shown is None else shown
+    assert shown is not None
+    text = f"{shown.to_string(index=False)}\n{count} cells of {table.num_rows} rows filled."
+    files_text = f"files: {path}-table.csv, -cells.csv, -levels.csv"
+    return Said(f"{text}\n\n{files_text}", {"model": trained.name, "filled": count, "table": f"{path}-table.csv"})
+
+
+def _as_read_whole(cells: pd.DataFrame, lacking: list[str]) -> pd.DataFrame:
+    """Return cells of the types that a table of all rows has: whole numbers of which some are missing are floats.
+
+    Args:
+        cells: some rows.
+        lacking: columns with missing cells.
+    """
+    types: dict[str, Any] = {name: object for name, kind in cells.dtypes.items() if kind == "category"}
+    types |= {name: float for name in lacking if pd.api.types.is_integer_dtype(cells[name].dtype)}
+    return cells.astype(types)

@@ -1,0 +1,204 @@
+"""Rows of a Parquet file in blocks of row groups, which are mixed while the next are read."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import NamedTuple, Self, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from ..models.table import Column
+from .dataset import generator_for
+from .parquet import BYTES_OF_A_CELL, ParquetTable
+from .rows import Part, Rows
+from .shares import Shares
+from .tables import encoded
+
+
+class Block(NamedTuple):
+    """Row groups whose rows are mixed: that of a number, in an epoch of a seed."""
+
+    seed: int
+    epoch: int
+    number: int
+
+
+@final
+class ParquetRows(Rows):
+    """The rows of one part of a Parquet file, as numbers.
+
+    The rows of an epoch come in blocks. A block is as many row groups as fit into half of the memory, one at least, and
+    its rows are mixed uniformly. Each epoch has another order of groups. So rows of groups that are in different blocks
+    are in no batch together, which is all that sets the order apart from one that is uniform among all rows. While a
+    block is trained on, a thread reads the next: two are in memory.
+
+    Args:
+        table: the file.
+        columns: its columns that are written as numbers.
+        label: the column of labels, if there is one.
+        shares: which rows are of which part.
+        part: "train", "validation" or "test".
+        memory: bytes that the blocks may take.
+        device: where batches are.
+    """
+
+    def __init__(
+        self,
+        table: ParquetTable,
+        columns: Sequence[Column],
+        label: Column | None,
+        shares: Shares,
+        part: str,
+        *,
+        memory: float,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self._table, self._columns, self._label = table, tuple(columns), label
+        self._shares, self._part, self._memory = shares, part, memory
+        self._device = torch.device(device)
+        self._sizes = np.array(
+            [
+                shares.of_part(part, int(start), int(size)).sum()
+                for start, size in zip(table.starts, table.sizes, strict=True)
+            ],
+            dtype=np.int64,
+        )
+        self._ahead: tuple[Block, Future[Tensor]] | None = None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="rows")
+
+    @property
+    @override
+    def shape(self) -> torch.Size:
+        return torch.Size([int(self._sizes.sum()), len(self._columns)])
+
+    @property
+    @override
+    def device(self) -> torch.device:
+        return self._device
+
+    @override
+    def to(self, device: str | torch.device) -> Self:
+        of_file = self._table, self._columns, self._label, self._shares, self._part
+        return type(self)(*of_file, memory=self._memory, device=device)
+
+    @override
+    def digest(self) -> str:
+        columns = [column._asdict() for column in self._columns]
+        said = [self._table.digest, columns, self._shares, self._part, self._memory]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    @override
+    def parts(self, size: int) -> Iterator[Part]:
+        held: list[Part] = []
+        for part in self._read(range(len(self._sizes))):
+            held.append(part)
+            while sum(len(one.x) for one in held) >= size:
+                whole = _joined(held)
+                yield whole.mapped(lambda own: own[:size].to(self._device))
+                held = [whole.mapped(lambda own: own[size:])]
+        if sum(len(one.x) for one in held):
+            yield _joined(held).mapped(lambda own: own.to(self._device))
+
+    @override
+    def batches(self, batch_size: int, *, seed: int, epoch: int, skip: int = 0) -> Iterator[Tensor]:
+        ends = np.cumsum([self._sizes[groups].sum() for groups in self._blocks(seed, epoch)])
+        if skip * batch_size >= len(self):
+            return
+        number = int(np.searchsorted(ends, skip * batch_size, side="right"))
+        start = skip * batch_size - (int(ends[number - 1]) if number else 0)
+        rest = torch.empty(0, len(self._columns))  # of the blocks before, less than a batch
+        for here in range(number, len(ends)):
+            block = self._block(Block(seed, epoch, here), is_last=here + 1 == len(ends))
+            if len(rest):
+                start = min(batch_size - len(rest), len(block))
+                rest = torch.cat([rest, block[:start]])
+                if len(rest) == batch_size:
+                    yield rest.to(self._device)
+                    rest = rest[:0]
+            whole = start + (len(block) - start) // batch_size * batch_size
+            for at in range(start, whole, batch_size):
+                yield block[at : at + batch_size].to(self._device, copy=True)
+            rest, start = torch.cat([rest, block[whole:]]), 0
+            del block  # so that two are in memory while the next but one is read
+        if len(rest):
+            yield rest.to(self._device)
+
+    @override
+    def sample(self, count: int) -> Tensor:
+        return self._mixed(Block(0, 0, 0))[:count].to(self._device, copy=True)
+
+    def _blocks(self, seed: int, epoch: int) -> list[list[int]]:
+        """Return the groups of each block of an epoch."""
+        most = self._memory / 2 / BYTES_OF_A_CELL / len(self._columns)
+        blocks: list[list[int]] = []
+        filled = 0
+        order = torch.randperm(len(self._sizes), generator=generator_for("row groups", seed, epoch), device="cpu")
+        for group in order.tolist():
+            size = int(self._sizes[group])
+            if not size:
+                continue
+            if not blocks or filled + size > most:
+                blocks.append([])
+                filled = 0
+            blocks[-1].append(group)
+            filled += size
+        return blocks
+
+    def _block(self, block: Block, *, is_last: bool) -> Tensor:
+        """Return a block, and begin to read the next: the first of the next epoch after the last one."""
+        ready, self._ahead = self._ahead, None
+        if ready is not None and ready[0] != block:
+            ready[1].cancel()
+            wait([ready[1]])
+            ready = None
+        found = self._mixed(block) if ready is None else ready[1].result()
+        after = Block(block.seed, block.epoch + 1, 0) if is_last else block._replace(number=block.number + 1)
+        self._ahead = after, self._reader.submit(self._mixed, after)
+        return found
+
+    def _mixed(self, block: Block) -> Tensor:
+        """Read the rows of a block, each into its place among the mixed ones."""
+        groups = self._blocks(block.seed, block.epoch)[block.number]
+        generator = generator_for(f"block {block.number}", block.seed, block.epoch)
+        places = torch.randperm(int(self._sizes[groups].sum()), generator=generator, device="cpu")
+        mixed = torch.empty(len(places), len(self._columns))
+        start = 0
+        for part in self._read(groups):
+            mixed[places[start : start + len(part.x)]] = part.x
+            start += len(part.x)
+        return mixed
+
+    def _read(self, groups: Iterable[int]) -> Iterator[Part]:
+        """Yield the rows of groups in their order, a few thousand at a time."""
+        columns = [*self._columns, *(() if self._label is None else (self._label,))]
+
+        def kept(start: int, count: int) -> np.ndarray:
+            return self._shares.of_part(self._part, start, count)
+
+        for cells, rows in self._table.frames(groups, [column.name for column in columns], kept):
+            x = encoded(cells, columns, rows)
+            if self._label is None:
+                yield Part(x, None)
+            else:
+                check_labelled(x[:, -1], rows)
+                yield Part(x[:, :-1], x[:, -1].long())
+
+
+def check_labelled(labels: Tensor, rows: np.ndarray) -> None:
+    """Refuse a row without a label.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if bool(labels.isnan().any()):
+        row = int(rows[int(labels.isnan().nonzero()[0])])
+        raise ValueError(f"Expected a label in each row, but found none in row {row + 1}. Try without such rows.")
+
+
+def _joined(parts: Sequence[Part]) -> Part:
+    labels = [part.labels for part in parts if part.labels is not None]
+    return Part(torch.cat([part.x for part in parts]), torch.cat(labels) if labels else None)

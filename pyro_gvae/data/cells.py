@@ -1,0 +1,75 @@
+"""Cells of a table as numbers, and levels as text."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config.names import ColumnKind
+
+if TYPE_CHECKING:  # imported where used: it takes a second
+    import pandas as pd
+
+#: Counts from here on are not exact as float32.
+MOST_COUNT = 2**24
+
+
+def as_numbers(cells: "pd.Series[Any]") -> np.ndarray:
+    """Return cells as float64, NaN where they are missing or no numbers."""
+    import pandas as pd
+
+    return pd.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+
+
+def numbers_in(name: str, kind: ColumnKind, cells: "pd.Series[Any]", rows: np.ndarray | None = None) -> np.ndarray:
+    """Return the cells of a column of numbers, and refuse the first that it cannot have.
+
+    Args:
+        name: of the column.
+        kind: of its numbers.
+        cells: some of its cells.
+        rows: their numbers in the table, from 0; None where these are all.
+
+    Raises:
+        ValueError: if a cell is not of the kind.
+    """
+    values = as_numbers(cells)
+    wrong = (np.isnan(values) & ~cells.isna().to_numpy()) | np.isinf(values)
+    if kind == "positive":
+        wrong |= values <= 0
+    if kind == "count":
+        wrong |= (values < 0) | (values >= MOST_COUNT) | (values != values.round()) & ~np.isnan(values)
+    if wrong.any():
+        place = int(np.flatnonzero(wrong)[0])
+        raise wrong_number(name, kind, cells.iloc[place], place if rows is None else int(rows[place]))
+    return values
+
+
+def wrong_number(name: str, kind: ColumnKind, cell: Any, row: int) -> ValueError:
+    """Return the error of a cell, in a row from 0, that its column cannot have."""
+    return ValueError(
+        f"Expected {kind} cells in column '{name}', but found '{cell}' in row {row + 1}. "
+        "Try another kind for the column, or an empty cell."
+    )
+
+
+def scaled(kind: ColumnKind, values: np.ndarray) -> np.ndarray:
+    """Return the numbers that are standardized: logarithms of positive cells, and log(1 + count)."""
+    if kind == "positive":
+        return np.log(values)
+    return np.log1p(values) if kind == "count" else values
+
+
+def in_order(levels: Iterable[Any]) -> list[Any]:
+    """Sort levels, by their text if they are numbers and texts."""
+    try:
+        return sorted(levels)
+    except TypeError:
+        return sorted(levels, key=str)
+
+
+def text_of(level: Any) -> str:
+    """Numbers are the same level whether a file has them as 1 or, beside a missing cell, as 1.0."""
+    if isinstance(level, float | np.floating) and float(level).is_integer():
+        return str(int(level))
+    return str(level)

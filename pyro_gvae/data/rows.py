@@ -1,0 +1,76 @@
+"""Rows that are read in slices: what takes the place of a tensor of data that memory does not hold."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Part(NamedTuple):
+    """The training or the test data of a data set, or some of them."""
+
+    x: Tensor  # (M, D)
+    labels: Tensor | None  # (M,)
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Part":
+        """Return data and labels with a function applied to both."""
+        return Part(function(self.x), None if self.labels is None else function(self.labels))
+
+
+class Rows(ABC):
+    """M rows of D numbers, which are read when they are needed.
+
+    Training asks the same of data in memory and of rows: their number, the first of them, all in chunks, the shuffled
+    batches of an epoch, and a hash. The functions of `columns` and :func:`~pyro_gvae.data.batches.epoch_batches` take
+    both.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """The size (M, D)."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the slices are."""
+
+    @abstractmethod
+    def parts(self, size: int) -> Iterator[Part]:
+        """Yield all rows in their order, `size` at a time, with their labels."""
+
+    @abstractmethod
+    def batches(self, batch_size: int, *, seed: int, epoch: int, skip: int = 0) -> Iterator[Tensor]:
+        """Iterate over the shuffled batches of an epoch, which depend on seed and epoch alone.
+
+        Args:
+            batch_size: B, from 1 to M.
+            seed: seed of the order.
+            epoch: 0, 1, 2, ...
+            skip: how many batches to leave out at the beginning, without reading what they alone need.
+        """
+
+    @abstractmethod
+    def sample(self, count: int) -> Tensor:
+        """Return up to so many rows, mixed, the same ones in every call."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Hash the rows, their order and how they are mixed."""
+
+    @abstractmethod
+    def to(self, device: str | torch.device) -> "Rows":
+        """Return the same rows with slices on another device."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """Yield all rows in their order, `size` at a time."""
+        return (part.x for part in self.parts(size))
+
+    def first(self, count: int) -> Part:
+        """Return the first rows, with their labels."""
+        return next(self.parts(count))

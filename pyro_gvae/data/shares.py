@@ -1,0 +1,51 @@
+"""Which part each row of a table belongs to, where not all rows are in memory."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..runtime.rng import derived_seed
+
+
+class Shares(NamedTuple):
+    """The part that each row of a table belongs to, which a hash of its number and of the seed says.
+
+    Attributes:
+        test: the share of the rows that are held out for tests; 1 takes all.
+        validation: the share of those that are held out besides.
+        seed: seed of the hash.
+    """
+
+    test: float
+    validation: float = 0.0
+    seed: int = 0
+
+    def of_part(self, part: str, start: int, count: int) -> np.ndarray:
+        """Return which of some rows belong to a part, as a mask.
+
+        Args:
+            part: "train", "validation" or "test".
+            start: the number of the first row.
+            count: how many rows.
+
+        Example:
+            >>> [int(Shares(0.2, 0.1).of_part(part, 0, 1000).sum()) for part in ("train", "validation", "test")]
+            [741, 85, 174]
+        """
+        uniform = _uniform(derived_seed("rows", self.seed), start, count)
+        least, most = {
+            "test": (0.0, self.test),
+            "validation": (self.test, self.test + self.validation),
+            "train": (self.test + self.validation, 1.0),
+        }[part]
+        found: np.ndarray = (uniform >= least) & (uniform < most)
+        return found
+
+
+def _uniform(key: int, start: int, count: int) -> np.ndarray:
+    """Return a number in [0, 1) for each row by SplitMix64 (Steele, Lea and Flood 2014), which needs no other row."""
+    z = np.arange(start + 1, start + count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z += np.uint64(key % 2**64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53

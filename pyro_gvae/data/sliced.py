@@ -1,0 +1,185 @@
+"""A data set whose parts are read in slices, and the one pass over the file that describes its columns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias, final
+
+import torch
+
+from ..config.data import DATA_MEMORY, Wanted, check_shares
+from ..models.table import Column
+from .blocks import ParquetRows
+from .dataset import Dataset
+from .parquet import ParquetTable
+from .rows import Rows
+from .shares import Shares
+from .summaries import Summary
+from .tables import summaries_of
+
+#: The most levels of a column of a table that is read in slices.
+MOST_SLICED_LEVELS = 2**16
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SlicedDataset:
+    """A table whose rows are read in slices: :func:`sliced_dataset` makes one.
+
+    Args:
+        name: the name of the data in reports.
+        train: training rows (M, D).
+        test: test rows (M', D).
+        columns: the columns, whose cells are written as :class:`~pyro_gvae.models.table.Column` says.
+        label: the column of labels, if there is one.
+        validation: rows (M'', D) that are held out besides, or None.
+        missing: the number of missing cells of each column, in all parts, if they were counted.
+    """
+
+    name: str
+    train: Rows
+    test: Rows
+    columns: tuple[Column, ...]
+    label: Column | None = None
+    validation: Rows | None = None
+    missing: tuple[int, ...] | None = None
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{part} {len(getattr(self, part))}" for part in self.parts)
+        return f"SlicedDataset('{self.name}', {sizes}, {len(self.columns)} columns)"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts that it has."""
+        return ("train", "test") if self.validation is None else ("train", "validation", "test")
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """The shape (1, D) of rows, which are no images."""
+        return 1, len(self.columns)
+
+
+#: A data set in memory, or one that is read in slices.
+AnyDataset: TypeAlias = Dataset | SlicedDataset
+
+
+def sliced_dataset(
+    path: Path | str,
+    *,
+    name: str | None = None,
+    columns: str | Mapping[str, Wanted] | None = None,
+    labels: str | None = None,
+    test_share: float = 0.2,
+    validation_share: float = 0.0,
+    seed: int = 0,
+    memory: float = DATA_MEMORY * 1e9,
+    device: str | torch.device = "cpu",
+) -> SlicedDataset:
+    """Make a data set of a Parquet file that is too large for memory.
+
+    One pass over the file finds the kinds of columns, their levels, means and standard deviations; the last two are
+    those of the training rows. A hash of its number says to which part a row belongs.
+
+    Args:
+        path: the file.
+        name: the name of the data in reports.
+        columns: kinds of columns, such as "age=real,sex=binary", where the guess is wrong.
+        labels: the column that has them.
+        test_share: share of the rows that are held out for tests.
+        validation_share: share of the rows that are held out besides.
+        seed: seed of the split.
+        memory: bytes of rows that are in memory while training; a row group is there as a whole.
+        device: where batches are.
+
+    Raises:
+        ValueError: if the file is damaged, has no such columns, or too few rows.
+        OSError: if it cannot be read.
+
+    Example:
+        >>> import pandas as pd
+        >>> from tempfile import mkdtemp
+        >>> file = Path(mkdtemp()) / "people.parquet"
+        >>> pd.DataFrame({"age": range(90), "sex": ["f", "m", None] * 30}).to_parquet(file, row_group_size=10)
+        >>> found = sliced_dataset(file, columns="age=real", validation_share=0.1)
+        >>> found, found.missing
+        (SlicedDataset('people.parquet', train 74, validation 5, test 11, 2 columns), (0, 30))
+    """
+    check_shares(test_share, validation_share)
+    table, shares = ParquetTable(Path(path)), Shares(test_share, validation_share, seed)
+    if labels is not None and labels not in table.names:
+        raise ValueError(f"Expected labels in a column among {', '.join(table.names)}, but found '{labels}'.")
+    names = [one for one in table.names if one != labels]
+    summaries = summaries_of(names, columns, most_levels=MOST_SLICED_LEVELS)
+    of_labels = [] if labels is None else [Summary(labels, "categorical", most_levels=MOST_SLICED_LEVELS)]
+    described = [*summaries, *of_labels]
+    for cells, rows in table.frames(names=[one.name for one in described]):
+        train = shares.of_part("train", int(rows[0]), len(rows))
+        for summary in described:
+            summary.add(cells[summary.name], train, rows)
+    label = of_labels[0].column() if of_labels else None
+    found = tuple(summary.column() for summary in summaries)
+    return split_rows(
+        table,
+        found,
+        label,
+        shares,
+        name=name,
+        memory=memory,
+        device=device,
+        missing=tuple(summary.missing for summary in summaries),
+    )
+
+
+def large_table(path: Path | None, memory: float) -> ParquetTable | None:
+    """Return the table of a Parquet file whose cells, as numbers, take more bytes than `memory`; None of others.
+
+    The bytes are counted from the sizes that the file states, so that every machine decides alike.
+    """
+    if path is None or path.suffix != ".parquet" or not path.expanduser().is_file():
+        return None
+    table = ParquetTable(path)
+    return table if table.num_bytes > memory else None
+
+
+def split_rows(
+    table: ParquetTable,
+    columns: tuple[Column, ...],
+    label: Column | None,
+    shares: Shares,
+    *,
+    name: str | None = None,
+    memory: float = DATA_MEMORY * 1e9,
+    device: str | torch.device = "cpu",
+    missing: tuple[int, ...] | None = None,
+) -> SlicedDataset:
+    """Make a data set of a file whose columns are known, without reading its rows.
+
+    Args:
+        table: the file.
+        columns: its columns.
+        label: the column of labels, if there is one.
+        shares: which rows are of which part.
+        name: the name of the data in reports.
+        memory: bytes of rows that are in memory while training.
+        device: where batches are.
+        missing: the number of missing cells of each column, if they were counted.
+
+    Raises:
+        ValueError: if there are no rows to train on, or to test with.
+    """
+
+    def rows(part: str) -> ParquetRows:
+        return ParquetRows(table, columns, label, shares, part, memory=memory, device=device)
+
+    train, validation, test = map(rows, ("train", "validation", "test"))
+    if not len(train) or not len(test):
+        raise ValueError(f"Expected rows to train on and to test with, but found {table.num_rows} rows in all.")
+    return SlicedDataset(
+        name or table.path.name,
+        train,
+        test,
+        columns,
+        label=label,
+        validation=validation if len(validation) else None,
+        missing=missing,
+    )

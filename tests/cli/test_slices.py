@@ -1,0 +1,96 @@
+"""Commands on a table that is read in slices."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pyro_gvae.cli.main import main
+from pyro_gvae.runs.checkpoint import load_tensors
+
+pytest.importorskip("pyarrow")
+SMALL = ["--num-latents", 1, "--num-categories", 3, "--hidden", 4, "--batch-size", 16]
+#: Gigabytes that hold two groups of five columns in each of two blocks.
+MEMORY = 2 * 2 * 16 * 5 * 4 / 1e9
+
+
+def people(number=200):
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "age": random.normal(40, 10, number).round(1),
+            "sex": random.choice(["f", "m"], number),
+            "visits": random.poisson(2, number),
+            "city": random.choice(["Oslo", "Paris", "Rome"], number),
+        }
+    )
+    return frame.mask(random.random(frame.shape) < 0.2).assign(group=random.choice(["x", "y"], number))
+
+
+@pytest.fixture
+def said(capsys):
+    def run(*arguments, status=0):
+        assert main(list(map(str, arguments))) == status, capsys.readouterr().err
+        written = capsys.readouterr()
+        return written.out + written.err
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path):
+    people().to_parquet(tmp_path / "people.parquet", row_group_size=16)
+    return tmp_path / "people.parquet"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unrecorded")
+def test_a_run_in_slices(file, tmp_path, said):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    options = ["--labels", "group", "--validation-share", 0.2, "--stages", "exact:2", *SMALL]
+    told = said("train", "--data", file, *options, "--data-memory", MEMORY, "--output", run)
+    assert "people.parquet: 200 rows, 4 columns" in told and "read in slices" in told
+    config = json.loads((run / "config.json").read_text())
+    assert config["data_in_slices"] and config["label_of_data"]["levels"] == ["x", "y"]
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["validation_elbo"] < 0 and line["test_elbo"] < 0 for line in metrics)
+    assert "read in slices" not in said("train", "--data", file, *options, "--output", whole)
+    assert json.loads((whole / "config.json").read_text())["data_in_slices"] is False
+    told = said("evaluate", run, "--num-data", 20)
+    assert "validation" in told and "linear probe accuracy" in told
+    told = said("encode", run, "--part", "train")
+    codes = pd.read_csv(run / "codes" / "exact-seed0-train-map.csv")
+    assert f"{len(codes)} data" in told and set(codes["label"]) == {0, 1}
+    assert codes.equals(pd.read_parquet(run / "codes" / "exact-seed0-train-map.parquet"))
+    for command in ("reconstruct", "report", "gaps"):
+        said(command, run)
+    file.write_bytes(file.read_bytes() + b" ")
+    assert "has changed" in said("evaluate", run, status=2)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unrecorded")
+def test_slices_are_encoded_and_imputed_as_the_whole_table(file, tmp_path, said, monkeypatch):
+    monkeypatch.setattr("pyro_gvae.data.parquet.DECODED_AT_A_TIME", 7)
+    monkeypatch.setattr("pyro_gvae.cli.slices.ROWS_AT_A_TIME", 9)
+    run, other = tmp_path / "run", tmp_path / "other"
+    options = ["--columns", "group=ignore", "--stages", "exact:2steps", *SMALL]
+    said("train", "--data", file, *options, "--output", run)
+    said("encode", run, "--data", file)
+    said("impute", run, file)
+    config = json.loads((run / "config.json").read_text())
+    config["train"]["data_memory"] = MEMORY
+    (run / "config.json").write_text(json.dumps(config))
+    said("encode", run, "--data", file, "--output", other)
+    said("impute", run, file, "--output", other)
+    [codes] = (run / "codes").glob("*.safetensors")
+    expected = torch.from_numpy(pd.read_csv(other / f"{codes.stem}.csv").to_numpy(copy=True))
+    assert torch.equal(load_tensors(codes)["codes"], expected) and len(expected) == 200
+    names = [path.name for path in (run / "imputed").glob("*.csv")]
+    assert len(names) == 3
+    for name in names:
+        pd.testing.assert_frame_equal(pd.read_csv(run / "imputed" / name), pd.read_csv(other / name), rtol=1e-5)
+    kept = said("evaluate", run, "--data", file, "--num-data", 10)
+    assert "evidence" in kept
