@@ -77,7 +77,7 @@ def _resume_by(config: Any, run: Path) -> str:
         is_told = field.name == "max_memory" and not isinstance(config, ResumeConfig)
         if value != field.default and not is_told:
             option = f"--{field.name.replace('_', '-')}"
-            words += [option] if value is True else [option, str(value)]
+            words += [option] if value is True else [option, *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
 
 

@@ -11,11 +11,11 @@ from .checks import MOST_UNITS, at_most
 from .data import DataConfig
 from .json import plain_settings, read_settings
 from .models import check_model, check_stages
-from .names import Binarization, JudgeOrAuto, ModelName, NetworksName, ObservationName, PriorName, Shard
+from .names import Binarization, JudgeOrAuto, LoggerName, ModelName, NetworksName, ObservationName, PriorName, Shard
 from .stages import MOST, Amount, Named, Stage, parse_stages
 
 #: Settings that reach out of a run folder: each call is told them, and no folder says them.
-OUTSIDE = frozenset({"data_dir", "download", "device", "compile", "output"})
+OUTSIDE = frozenset({"data_dir", "download", "device", "compile", "log", "output"})
 #: Settings that `fit` has no use for, since it is given data and program.
 OF_DATA_AND_PROGRAM = frozenset(
     {
@@ -95,7 +95,8 @@ class TrainConfig(DataConfig):
         device: Where to train: cpu, cuda, cuda:1.
         compile: Compile the recorded step with Inductor; needs a C++ compiler and about half a minute.
         shard: What the processes of torchrun split: the data of each batch, or the codes of exact sums.
-        tensorboard: Also write TensorBoard files into the run folder; needs the extra tensorboard.
+        log: Also tell TensorBoard (files in the run folder), Weights & Biases or MLflow of evaluations; each needs the
+            extra of its name.
         output: The run folder, which must not exist; by default runs/train-DATE-TIME.
     """
 
@@ -138,7 +139,7 @@ class TrainConfig(DataConfig):
     device: str = "cpu"
     compile: bool = False
     shard: Shard = "data"
-    tensorboard: bool = False
+    log: tuple[LoggerName, ...] = ()
     output: Path | None = None
 
     def __post_init__(self) -> None:
@@ -239,7 +240,8 @@ def _check_schedule(name: str, value: float | str, *, positive: bool = True) -> 
         schedule(str(value), positive=positive)
     except ValueError as error:
         kind = "a positive number" if positive else "a number of at least 0"
-        raise ValueError(f"Expected {kind} or a schedule as {name}, but found {value}. {error}") from error
+        tried = "Try 0.5, or a schedule such as linear:1,0.5,1000 or cosine:1e-3,1e-5,2000."
+        raise ValueError(f"Expected {kind} or a schedule as {name}, but found {value}. {tried}") from error
 
 
 def _check_ends_at_zero(name: str, value: float | str, most: float = math.inf) -> None:

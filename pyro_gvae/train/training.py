@@ -29,7 +29,7 @@ from .state import State, read_state
 from .step import Step, make_step
 
 #: Settings that may differ between a run and its continuation: they change what is learned by rounding, or not at all.
-FREE = OUTSIDE | {"tensorboard", "checkpoint_every", "max_memory"}
+FREE = OUTSIDE | {"checkpoint_every", "max_memory"}
 
 
 @final

@@ -253,7 +253,7 @@ def test_event_files_stay_in_the_folder(tmp_path, monkeypatch):
         return {}
 
     vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
-    config = TrainConfig(stages="exact:2steps", batch_size=8, tensorboard=True)
+    config = TrainConfig(stages="exact:2steps", batch_size=8, log=("tensorboard",))
     fit(vae, torch.ones(8, 6), config, output=run, progress=False, measure=measure)
     assert not contents(outside) and sum(path.stat().st_size for path in mine.iterdir()) > 200
 
