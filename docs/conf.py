@@ -35,6 +35,7 @@ extensions = [
     "sphinx_copybutton",
     "myst_nb",
     "commands",
+    "described",
     "notebooks",
     "pages",
 ]

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +15,12 @@ from ..config.commands import DoctorConfig, ListConfig
 from ..config.models import MODELS
 from ..config.names import DatasetName, EstimatorName
 from ..config.presets import PRESETS
-from ..config.train import TrainConfig
 from ..runs.config import CONFIG, read_config
 from .said import Said
 
 REQUIRED = ("torch", "pyro-ppl", "numpy", "pandas", "matplotlib", "tyro", "safetensors", "scikit-learn", "torchvision")
+#: Settings that tell presets apart.
+OF_PRESETS = ("dataset", "num_categories", "num_latents", "stages")
 #: Extra -> the module that it brings.
 EXTRAS = {
     "tensorboard": "tensorboard",
@@ -34,20 +36,13 @@ def list_command(config: ListConfig) -> Said:
     known = {
         "estimators": _estimators(with_claims=config.what == "estimators"),
         "datasets": _datasets(config.data_dir),
-        "models": [{"name": name, "sizes": _in_words(facts.sizes) or "as asked"} for name, facts in MODELS.items()],
-        "presets": [
-            {
-                "name": name,
-                "dataset": one.dataset,
-                "size": f"{one.num_categories}x{one.num_latents}",
-                "stages": one.stages,
-            }
-            for name, one in PRESETS.items()
-        ],
+        "models": [{"name": name, "sizes": facts.sizes} for name, facts in MODELS.items()],
+        "presets": [{"name": name} | {key: getattr(one, key) for key in OF_PRESETS} for name, one in PRESETS.items()],
         "runs": _runs(config.runs),
     }
     chosen: dict[str, Any] = {name: rows for name, rows in known.items() if config.what in ("all", name)}
-    text = "\n\n".join(f"{name}\n{_table(rows)}" for name, rows in chosen.items())
+    shown = {name: list(map(IN_WORDS.get(name, dict), rows)) for name, rows in chosen.items()}
+    text = "\n\n".join(f"{name}\n{_table(rows)}" for name, rows in shown.items())
     return Said(text, chosen)
 
 
@@ -58,19 +53,35 @@ def doctor_command(config: DoctorConfig) -> Said:
     memory = psutil.virtual_memory()
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     found = {
-        "python": platform.python_version(),
-        **{name: _version(name) for name in ("pyro-gvae", *REQUIRED)},
+        "versions": {name: _version(name) for name in ("pyro-gvae", *REQUIRED)} | {"python": platform.python_version()},
         "system": platform.platform(),
         "processors": os.cpu_count(),
-        "threads of torch": torch.get_num_threads(),
-        "memory": f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB available",
-        "devices": ", ".join(["cpu", *(f"cuda:{index} ({name})" for index, name in enumerate(cuda))]),
-        **{f"data set {row['name']}": row["files"] for row in _datasets(config.data_dir)},
-        "runs can be written": _writable(Path("runs")),
-        **{f"extra {extra}": "installed" if find_spec(name) else "absent" for extra, name in EXTRAS.items()},
+        "torch_threads": torch.get_num_threads(),
+        "memory_bytes": {"available": memory.available, "total": memory.total},
+        "devices": [{"name": "cpu"}, *({"name": f"cuda:{index}", "is": name} for index, name in enumerate(cuda))],
+        "datasets": _datasets(config.data_dir),
+        "runs": {"folder": Path("runs"), "is_writable": _is_writable(Path("runs"))},
+        "extras": {extra: find_spec(name) is not None for extra, name in EXTRAS.items()},
     }
-    width = max(map(len, found))
-    return Said("\n".join(f"{name.ljust(width)}  {value}" for name, value in found.items()), found)
+    return Said(_doctors_table(found), found)
+
+
+def _doctors_table(found: dict[str, Any]) -> str:
+    """Return what `doctor` found as lines of a name and words."""
+    memory, runs = found["memory_bytes"], found["runs"]
+    lines = {
+        **{name: number or "absent" for name, number in found["versions"].items()},
+        "system": found["system"],
+        "processors": found["processors"],
+        "threads of torch": found["torch_threads"],
+        "memory": f"{memory['available'] / 1e9:.1f} of {memory['total'] / 1e9:.1f} GB available",
+        "devices": ", ".join(" ".join(device.values()) for device in found["devices"]),
+        **{f"data set {row['name']}": _files_in_words(row)["files"] for row in found["datasets"]},
+        "runs": f"can {'' if runs['is_writable'] else 'not '}be written into {runs['folder']}",
+        **{f"extra {name}": "installed" if there else "absent" for name, there in found["extras"].items()},
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in lines.items())
 
 
 def _estimators(*, with_claims: bool) -> list[dict[str, Any]]:
@@ -90,11 +101,7 @@ def _datasets(data_dir: Path) -> list[dict[str, Any]]:
     rows = []
     for name in get_args(DatasetName):
         folder = data_dir / FOLDERS[name] if name in FOLDERS else None
-        there = folder is not None and folder.is_dir()
-        state = (
-            "needs none" if folder is None else f"in {folder}" if there else f"not in {folder}; --download fetches them"
-        )
-        rows.append({"name": name, "files": state})
+        rows.append({"name": name, "folder": folder, "is_there": folder is None or folder.is_dir()})
     return rows
 
 
@@ -105,16 +112,7 @@ def _runs(folder: Path) -> list[dict[str, Any]]:
             written = read_config(path.parent)
         except ValueError:
             continue  # a damaged one, which its commands say
-        kind = (
-            "compare"
-            if "cells" in written
-            else "fit"
-            if "program" in written
-            else "train"
-            if "train" in written
-            else "other"
-        )
-        rows.append({"name": str(path.parent), "kind": kind, "command": str(written.get("command", ""))[:80]})
+        rows.append({"name": str(path.parent), "kind": _kind(written), "command": str(written.get("command", ""))[:80]})
     return rows
 
 
@@ -123,25 +121,41 @@ def _kind(written: dict[str, Any]) -> str:
     return next((kind for key, kind in kinds.items() if key in written), "other")
 
 
-def _size(config: TrainConfig) -> str:
-    return f"{config.num_categories}x{config.num_latents}"
-
-
-def _version(name: str) -> str:
+def _version(name: str) -> str | None:
+    """Return the version of a package; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
-        return "absent"
+        return None
 
 
-def _writable(folder: Path) -> str:
-    """Say whether a folder can be written to, or made."""
+def _is_writable(folder: Path) -> bool:
+    """Tell whether a folder can be written to, or made."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return "yes" if os.access(there, os.W_OK) else f"no: {there} is read-only"
+    return os.access(there, os.W_OK)
 
 
-def _in_words(sizes: dict[str, int]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in sizes.items())
+def _files_in_words(row: dict[str, Any]) -> dict[str, Any]:
+    folder = row["folder"]
+    there = f"in {folder}" if row["is_there"] else f"not in {folder}; --download fetches them"
+    return {"name": row["name"], "files": "needs none" if folder is None else there}
+
+
+def _sizes_in_words(row: dict[str, Any]) -> dict[str, Any]:
+    return {"name": row["name"], "sizes": ", ".join(f"{size}={number}" for size, number in row["sizes"].items())}
+
+
+def _preset_in_words(row: dict[str, Any]) -> dict[str, Any]:
+    size = f"{row['num_categories']}x{row['num_latents']}"
+    return {"name": row["name"], "dataset": row["dataset"], "size": size, "stages": row["stages"]}
+
+
+#: Kinds of names whose rows a person reads in fewer words.
+IN_WORDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "datasets": _files_in_words,
+    "models": _sizes_in_words,
+    "presets": _preset_in_words,
+}
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -79,6 +79,10 @@ def resume_any_command(config: ResumeConfig) -> Said:
         raise ValueError(
             "Expected compile with a training run, but found it with a comparison, which compiles nothing."
         )
+    if config.log:
+        raise ValueError(
+            "Expected log with a training run, but found it with a comparison, of which no logger is told."
+        )
     read_compared(config.run)
     written = read_compare_config(config.run)
     here = replace(
@@ -165,6 +169,7 @@ def resume_command(config: ResumeConfig) -> Said:
             device=config.device,
             compile=config.compile,
             max_memory=config.max_memory,
+            log=config.log,
         )
         return _summary(*done, config.data_dir)
 

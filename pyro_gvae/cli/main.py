@@ -76,8 +76,11 @@ def _resume_by(config: Any, run: Path) -> str:
         value = getattr(config, field.name, field.default)
         is_told = field.name == "max_memory" and not isinstance(config, ResumeConfig)
         if value != field.default and not is_told:
-            option = f"--{field.name.replace('_', '-')}"
-            words += [option] if value is True else [option, str(value)]
+            name = field.name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no-{name}")
+            else:
+                words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
 
 

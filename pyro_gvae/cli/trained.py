@@ -48,7 +48,8 @@ def evaluate_command(config: EvaluateConfig) -> Said:
     write_csv(folder / f"{trained.name}-metrics.csv", found.metrics)
     write_csv(folder / f"{trained.name}-latents.csv", found.latents)
     text = f"{trained.name}\n{evaluation_table(found)}\n\nfiles: {folder / trained.name}*"
-    return Said(text, {"model": trained.name, "folder": folder} | found.as_json())
+    files = [folder / f"{trained.name}{end}" for end in (".json", "-metrics.csv", "-latents.csv")]
+    return Said(text, {"model": trained.name, "files": files} | found.as_json())
 
 
 def encode_command(config: EncodeConfig) -> Said:
@@ -72,7 +73,8 @@ def encode_command(config: EncodeConfig) -> Said:
     write_csv(path.with_name(f"{path.name}.csv"), frame)
     used = len(codes.unique(dim=0))
     text = f"{frame.head().to_string()}\n{len(codes)} data, {used} different codes."
-    content = {"model": trained.name, "different_codes": used, "codes": frame.to_dict("records")}
+    files = [f"{path}.csv", f"{path}.safetensors"]
+    content = {"model": trained.name, "files": files, "different_codes": used, "codes": frame.to_dict("records")}
     return Said(f"{text}\n\nfiles: {path}.csv, .safetensors", content)
 
 
@@ -89,15 +91,15 @@ def reconstruct_command(config: ReconstructConfig) -> Said:
         rows = beside(*(decoded(values, trained.data.columns) for values in (x, found)))
         write_csv(path.with_name(f"{path.name}.csv"), rows)
         text = f"{rows.head(6).to_string(index=False)}\n{len(x)} rows.\n\nfiles: {path}.csv, .safetensors"
-        return Said(text, {"model": trained.name, "rows": rows.to_dict("records")})
+        files = [f"{path}.csv", f"{path}.safetensors"]
+        return Said(text, {"model": trained.name, "files": files, "rows": rows.to_dict("records")})
     shown = (trained.vae.observation.to_pixels(images).split(10) for images in (x, found))
     rows = [row for pair in zip(*shown, strict=True) for row in pair]
     save_png(path, rows, trained.data.image_shape)
     error = (x - found).square().sum(-1).mean().item()
     text = f"{len(x)} images, mean squared distance {error:.3f} per image.\n\nfiles: {path}.png, .safetensors"
-    return Said(
-        text, {"model": trained.name, "images": len(x), "mean_squared_distance": error, "picture": f"{path}.png"}
-    )
+    files = [f"{path}.png", f"{path}.safetensors"]
+    return Said(text, {"model": trained.name, "files": files, "images": len(x), "mean_squared_distance": error})
 
 
 def sample_command(config: SampleConfig) -> Said:
@@ -112,10 +114,12 @@ def sample_command(config: SampleConfig) -> Said:
         rows = decoded(found, trained.data.columns)
         write_csv(path.with_name(f"{path.name}.csv"), rows)
         text = f"{rows.head().to_string(index=False)}\n{len(found)} samples.\n\nfiles: {path}.csv, .safetensors"
-        return Said(text, {"model": trained.name, "samples": rows.to_dict("records")})
+        files = [f"{path}.csv", f"{path}.safetensors"]
+        return Said(text, {"model": trained.name, "files": files, "rows": rows.to_dict("records")})
     save_png(path, list(trained.vae.observation.to_pixels(found).split(10)), trained.data.image_shape)
     text = f"{len(found)} samples.\n\nfiles: {path}.png, .safetensors"
-    return Said(text, {"model": trained.name, "samples": len(found), "picture": f"{path}.png"})
+    files = [f"{path}.png", f"{path}.safetensors"]
+    return Said(text, {"model": trained.name, "files": files, "images": len(found)})
 
 
 def impute_command(config: ImputeConfig) -> Said:
@@ -132,8 +136,9 @@ def impute_command(config: ImputeConfig) -> Said:
     for kind, frame in found._asdict().items():
         write_csv(path.with_name(f"{path.name}-{kind}.csv"), frame)
     shown = f"{found.cells.head(10).to_string(index=False)}\n{len(found.cells)} cells of {len(table)} rows filled."
-    files = f"files: {path}-table.csv, -cells.csv, -levels.csv"
-    return Said(f"{shown}\n\n{files}", {"model": trained.name, "cells": found.cells.to_dict("records")})
+    files = [f"{path}-{kind}.csv" for kind in found._fields]
+    content = {"model": trained.name, "files": files, "cells": found.cells.to_dict("records")}
+    return Said(f"{shown}\n\nfiles: {path}-table.csv, -cells.csv, -levels.csv", content)
 
 
 def _load(config: ModelConfig | ImputeConfig, kind: str) -> tuple[Trained, Path]:

@@ -7,6 +7,7 @@ from typing import Literal
 import tyro
 
 from .checks import at_least, positive
+from .names import LoggerName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +227,7 @@ class ResumeConfig:
         compile: Compile the recorded step of a training run; by default if the run itself chose so when it began.
         max_memory: Gigabytes that an exact sum may use; by default as many as when the run was begun, which a machine
             must have. Another number may round sums otherwise.
+        log: Tell TensorBoard, Weights & Biases or MLflow how a training run goes on.
         workers: The number of processes of this machine that continue a comparison.
         scheduler: The address of a Dask cluster that continues a comparison.
     """
@@ -236,6 +238,7 @@ class ResumeConfig:
     device: str = "cpu"
     compile: bool | None = None
     max_memory: float | None = None
+    log: tuple[LoggerName, ...] = ()
     workers: int = 1
     scheduler: str | None = None
 

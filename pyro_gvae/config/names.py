@@ -59,6 +59,10 @@ PriorName = Literal["uniform", "independent", "joint", "markov", "tree", "autore
 NetworksName = Literal["mlp", "conv"]
 
 
+#: Programs that show curves of many runs, which a run can tell of itself.
+LoggerName = Literal["tensorboard", "wandb", "mlflow"]
+
+
 #: What several processes split among themselves: the data of a batch, or the codes of an exact sum.
 Shard = Literal["data", "codes"]
 

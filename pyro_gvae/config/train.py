@@ -11,11 +11,11 @@ from .checks import MOST_UNITS, at_most
 from .data import DATA_MEMORY, DataConfig
 from .json import plain_settings, read_settings
 from .models import check_model, check_stages
-from .names import Binarization, JudgeOrAuto, ModelName, NetworksName, ObservationName, PriorName, Shard
+from .names import Binarization, JudgeOrAuto, LoggerName, ModelName, NetworksName, ObservationName, PriorName, Shard
 from .stages import MOST, Amount, Named, Stage, parse_stages
 
 #: Settings that reach out of a run folder: each call is told them, and no folder says them.
-OUTSIDE = frozenset({"data_dir", "download", "device", "compile", "output"})
+OUTSIDE = frozenset({"data_dir", "download", "device", "compile", "log", "output"})
 #: Settings that `fit` has no use for, since it is given data and program.
 OF_DATA_AND_PROGRAM = frozenset(
     {
@@ -99,7 +99,9 @@ class TrainConfig(DataConfig):
             there is one, and the counted work outweighs that. The choice is in config.json, and holds when a run is
             resumed.
         shard: What the processes of torchrun split: the data of each batch, or the codes of exact sums.
-        tensorboard: Also write TensorBoard files into the run folder; needs the extra tensorboard.
+        log: Also tell TensorBoard (files in the run folder), Weights & Biases or MLflow of evaluations; each needs the
+            extra of its name.
+        tensorboard: The same as --log tensorboard.
         output: The run folder, which must not exist; by default runs/train-DATE-TIME.
     """
 
@@ -143,6 +145,7 @@ class TrainConfig(DataConfig):
     device: str = "cpu"
     compile: bool | None = None
     shard: Shard = "data"
+    log: tuple[LoggerName, ...] = ()
     tensorboard: bool = False
     output: Path | None = None
 
@@ -184,6 +187,12 @@ class TrainConfig(DataConfig):
         check_model(self)
         # Parse the settings that are texts, so that errors show now.
         _ = self.plan, self.between_evaluations, self.between_checkpoints, self.named_optimizer
+
+    @property
+    def loggers(self) -> tuple[LoggerName, ...]:
+        """The names of all loggers."""
+        named = ("tensorboard", *self.log) if self.tensorboard else self.log
+        return tuple(dict.fromkeys(named))
 
     @cached_property
     def plan(self) -> tuple[Stage, ...]:
@@ -245,7 +254,8 @@ def _check_schedule(name: str, value: float | str, *, positive: bool = True) -> 
         schedule(str(value), positive=positive)
     except ValueError as error:
         kind = "a positive number" if positive else "a number of at least 0"
-        raise ValueError(f"Expected {kind} or a schedule as {name}, but found {value}. {error}") from error
+        tried = "Try 0.5, or a schedule such as linear:1,0.5,1000 or cosine:1e-3,1e-5,2000."
+        raise ValueError(f"Expected {kind} or a schedule as {name}, but found {value}. {tried}") from error
 
 
 def _check_ends_at_zero(name: str, value: float | str, most: float = math.inf) -> None:

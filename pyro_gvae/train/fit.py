@@ -26,7 +26,7 @@ from ..runtime.rng import derived_seed, own_randomness
 from ..runtime.signals import Stop, stop_on_signal
 from .described import keep_choice, keep_config
 from .files import CHECKPOINT, METRICS, WEIGHTS, check_unused, keep_weights, read_checkpoint
-from .loggers import Logger, TensorBoardLogger
+from .loggers import Logger, loggers_of
 from .logs import Logs
 from .milestones import NO_MILESTONES, Measure, Milestones, measured
 from .non_finite import check_weights, first_non_finite
@@ -140,8 +140,8 @@ def _logs(
     training: Training, output: Path | None, milestones: Milestones, loggers: Sequence[Logger], *, progress: bool
 ) -> Logs:
     state = training.state
-    if training.config.tensorboard and output is not None and state.done is None:
-        loggers = [TensorBoardLogger(output / "tensorboard"), *loggers]  # in every process, so that all raise alike
+    if state.done is None:
+        loggers = [*loggers_of(training.config.loggers, output), *loggers]  # in every process, so that all raise alike
     total = milestones.total(training)
     if not is_main():
         return Logs(None, total=total, step=state.step, progress=False)

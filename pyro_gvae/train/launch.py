@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from ..config.names import LoggerName
 from ..config.train import OUTSIDE, TrainConfig
 from ..data.sliced import AnyDataset
 from ..data.splits import described
@@ -14,7 +15,7 @@ from .checks import check_training
 from .described import program_of, untrained
 from .files import CHECKPOINT
 from .fit import fit
-from .loggers import board_writer
+from .loggers import loggers_of
 from .monitor import judge_of
 from .result import Fit
 from .setup import initial_model, load_or_slice
@@ -43,8 +44,7 @@ def train(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: Non
             "Expected an output folder, so that processes can find their run when torchrun restarts them, but found "
             "none. Try --output NAME."
         )
-    if config.tensorboard:
-        board_writer()  # fails early if TensorBoard is missing
+    loggers_of(config.loggers, Path())  # refuses one whose package is missing, before data are read
     data = load_or_slice(config)
     tell(described(data))
     vae = initial_model(config, data)
@@ -77,6 +77,7 @@ def resume(
     device: str = "cpu",
     compile: bool | None = None,
     max_memory: float | None = None,
+    log: tuple[LoggerName, ...] = (),
 ) -> tuple[Path, Fit]:
     """Resume an interrupted run; the result is the same as without the interruption.
 
@@ -87,6 +88,7 @@ def resume(
         device: where to go on.
         compile: whether to compile the recorded step; as the run itself chose when it began if None.
         max_memory: gigabytes that an exact sum may use; as many as when the run was begun if None.
+        log: names of loggers that are told how it goes on.
 
     Raises:
         ValueError: if there is no such run, or its checkpoint is unusable. The folder is unchanged in that case.
@@ -99,6 +101,7 @@ def resume(
         device=device,
         compile=compile,
         max_memory=allowed_memory(written.max_memory) if max_memory is None else max_memory,
+        log=log,
     )
     if program_of(run) is not None and not (run / CHECKPOINT).exists():  # its initial weights were the caller's
         raise ValueError(f"Expected a checkpoint of fit in '{run}', but found none. Try the same call of fit again.")

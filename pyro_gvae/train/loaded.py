@@ -12,6 +12,7 @@ from ..config.compare import CompareConfig
 from ..config.train import TrainConfig
 from ..data.columns import Data, first
 from ..data.sliced import AnyDataset
+from ..evaluate.metrics import Evaluation, evaluate
 from ..models.base import VAE
 from ..programs.pair import HasPair
 from ..runs.config import read_compare_config, read_config, read_train_config
@@ -116,6 +117,20 @@ class LoadedRun:
             return load_model(self.folder, estimator, seed, data_dir=self.data_dir).vae
         vae, _ = untrained(self.folder, replace(self.config, data_dir=self.data_dir))
         return self.load_into(vae)
+
+    def evaluate(self, estimator: str | None = None, seed: int | None = None, **options: Any) -> Evaluation:
+        """Evaluate one of the models as a discrete model, on the data of the run.
+
+        Args:
+            estimator: that trained it, if there are several; a name of :attr:`models`.
+            seed: of it, if there are several.
+            **options: of :func:`~pyro_gvae.evaluate.metrics.evaluate`.
+
+        Raises:
+            ValueError: if there is not exactly one such model, or the program is code of the caller's.
+        """
+        found = load_model(self.folder, estimator, seed, data_dir=self.data_dir)
+        return evaluate(found.vae, found.data, **options)
 
     def load_into(self, program: P, estimator: str | None = None, seed: int | None = None) -> P:
         """Give a program of the caller's the weights that the run has after training.

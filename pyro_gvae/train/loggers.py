@@ -1,12 +1,15 @@
 """Loggers: what programs that show curves of many runs are told of one run."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
 
+from ..config.checks import nearest
+from ..config.names import LoggerName
 from ..runs.inside import in_place
 from ..runtime.extras import import_extra
 
@@ -119,6 +122,7 @@ class WandbLogger:
 
     Args:
         **options: of `wandb.init`, such as `project`, `name`, `mode="offline"`, or `id` and `resume` of a run to go on.
+            Its environment variables, such as WANDB_PROJECT and WANDB_RUN_ID, stand for those that are not given.
 
     Raises:
         ValueError: if wandb is not installed.
@@ -126,7 +130,7 @@ class WandbLogger:
 
     def __init__(self, **options: Any) -> None:
         self._wandb = import_extra("wandb", extra="wandb", purpose="Weights & Biases")
-        self._options = {"project": "pyro-gvae"} | options
+        self._options = {"project": os.environ.get("WANDB_PROJECT", "pyro-gvae")} | options
         self._run: Any = None
 
     def begin(self, settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
@@ -153,7 +157,8 @@ class MlflowLogger:
     """Sends evaluations and pictures to MLflow; needs the extra mlflow.
 
     Args:
-        **options: of `mlflow.start_run`, such as `run_name`, or `run_id` of a run to go on.
+        **options: of `mlflow.start_run`, such as `run_name`, or `run_id` of a run to go on. Its environment variables,
+            such as MLFLOW_TRACKING_URI and MLFLOW_RUN_ID, stand for those that are not given.
 
     Raises:
         ValueError: if mlflow is not installed.
@@ -184,6 +189,36 @@ class MlflowLogger:
         """End the run."""
         if self._begun:
             self._mlflow.end_run()
+
+
+#: Loggers by name, each made for the folder of a run.
+LOGGERS: dict[LoggerName, Callable[[Path], Logger]] = {
+    "tensorboard": lambda run: TensorBoardLogger(run / "tensorboard"),
+    "wandb": lambda run: WandbLogger(name=os.environ.get("WANDB_NAME", run.name)),
+    "mlflow": lambda run: MlflowLogger(run_name=os.environ.get("MLFLOW_RUN_NAME", run.name)),
+}
+
+
+def loggers_of(names: Sequence[LoggerName], run: Path | None) -> list[Logger]:
+    """Make loggers by their names.
+
+    Args:
+        names: keys of `LOGGERS`.
+        run: the run folder, by whose name they call the run.
+
+    Raises:
+        ValueError: if there is no such logger, a package is missing, or there is no folder.
+    """
+    if names and run is None:
+        raise ValueError(
+            f"Expected an output folder for the loggers {', '.join(names)}, but found none. Try output=..."
+        )
+    for name in names:
+        if name not in LOGGERS:
+            raise ValueError(
+                f"Expected loggers among {', '.join(LOGGERS)}, but found '{name}'.{nearest(name, LOGGERS)}"
+            )
+    return [LOGGERS[name](run) for name in names if run is not None]
 
 
 def mosaic(images: Tensor) -> Tensor:

@@ -238,7 +238,7 @@ class Training:
 
     def _take(self, state: State, content: dict[str, Any]) -> None:
         self._end_stage()
-        state.compiled = again(state.compiled, self.config, columns(self.train)[0].device)
+        state.compiled = again(state.compiled, self.config, device_of(self.train))
         self.state = state
         self._begin_stage()
         self.vae.load_state_dict(from_parts(content["vae"], self.vae.state_dict()))

@@ -46,10 +46,12 @@ def test_the_main_job_and_training_need_no_extra(tmp_path):
     [
         (
             "tensorboard",
-            [*TRAIN, "--tensorboard"],
+            [*TRAIN, "--log", "tensorboard"],
             "Expected the package 'tensorboard' for event files, but found none. Try: pip install "
             "'pyro-gvae[tensorboard]'.",
         ),
+        ("wandb", [*TRAIN, "--log", "wandb"], "Try: pip install 'pyro-gvae[wandb]'."),
+        ("mlflow", [*TRAIN, "--log", "mlflow"], "Try: pip install 'pyro-gvae[mlflow]'."),
         (
             "pyarrow",
             [*COMPARE, "--parquet"],
@@ -68,7 +70,8 @@ def test_an_extra_that_is_missed_is_named_before_anything_is_written(
 ):
     monkeypatch.setitem(sys.modules, package, None)
     assert main([*command, "--output", str(tmp_path / "run")]) == 2
-    assert capsys.readouterr().err.endswith(f"pyro-gvae: {sentence}\n")
+    said = capsys.readouterr().err
+    assert said.endswith(f"{sentence}\n") and f"pyro-gvae: Expected the package '{package}'" in said
     assert not (tmp_path / "run").exists()
 
 

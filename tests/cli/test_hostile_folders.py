@@ -253,7 +253,7 @@ def test_event_files_stay_in_the_folder(tmp_path, monkeypatch):
         return {}
 
     vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
-    config = TrainConfig(stages="exact:2steps", batch_size=8, tensorboard=True)
+    config = TrainConfig(stages="exact:2steps", batch_size=8, log=("tensorboard",))
     fit(vae, torch.ones(8, 6), config, output=run, progress=False, measure=measure)
     assert not contents(outside) and sum(path.stat().st_size for path in mine.iterdir()) > 200
 
@@ -321,7 +321,7 @@ def test_stopped_runs_are_resumed_by_what_reaches_out_of_them():
     assert _resume_by(parse(again), Path("run")) == "pyro-gvae resume run --compile --max-memory 2.0"
     never = parse(["train", "--no-compile", "--steps", "3"])
     assert never.compile is False and parse(["train", "--compile", "--steps", "3"]).compile is True
-    assert _resume_by(never, Path("run")) == "pyro-gvae resume run --compile False"
+    assert _resume_by(never, Path("run")) == "pyro-gvae resume run --no-compile"
 
 
 def test_names_that_are_no_text(trained, tmp_path):

@@ -181,7 +181,7 @@ def test_estimators_are_compared(model, capsys, tmp_path, unrecorded):
 def test_pictures_of_tensorboard(tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    options = ["--stages", "reinforce-loo:1steps", "--hidden", 8, "--tensorboard", "--output", tmp_path / "run"]
+    options = ["--stages", "reinforce-loo:1steps", "--hidden", 8, "--log", "tensorboard", "--output", tmp_path / "run"]
     say(capsys, "train", "--model", "gaussian-mixture", *SIZES["gaussian-mixture"], *options)
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert {"reconstructions", "samples"} <= set(board.Tags()["images"])

@@ -24,16 +24,12 @@ from pyro_gvae.runs.checkpoint import load_checkpoint
 from pyro_gvae.train import setup
 from pyro_gvae.train.training import Training
 
-SMALL = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--no-tensorboard"]
+SMALL = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8"]
 
 
 def run(capsys, *arguments):
-    """(exit code, everything said on stderr with the box's drawing and line breaks taken out)"""
-    try:
-        code = main(list(arguments))
-    except SystemExit as stopped:
-        code = stopped.code
-    return code, " ".join(capsys.readouterr().err.replace("│", " ").split())
+    """(exit code, everything said on stderr)"""
+    return main(list(arguments)), capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -42,7 +38,7 @@ def run(capsys, *arguments):
         (["train", "--stages", "exat:3"], "Expected an estimator among gumbel-softmax,"),
         (["train", "--stages", "exact"], "Expected stages as estimator:amount, but found 'exact'"),
         (["train", "--preset", "artcle"], "Expected a preset among article, jang, maddison"),
-        (["train", "--preset"], "Expected a preset among"),
+        (["train", "--preset"], "Expected a value of --preset"),
         (["train", "--learning-rate", "fast"], "Expected a positive number or a schedule as learning_rate"),
         (["train", "--batch-size", "5000"], "Expected a batch size from 1 to the 1437 images, but found 5000"),
         (["train", "--optimizer", "Adamant"], "Expected the name of an optimizer in torch.optim"),
@@ -58,7 +54,7 @@ def run(capsys, *arguments):
         (["train", "--device", "qpu"], "Expected a device of this machine, but found 'qpu'"),
         (["train", "--preset", "article", "--data-dir", "nowhere"], "nowhere"),
         (["resume", "nowhere"], "Expected a run folder, but found that 'nowhere' is not one: it does not exist"),
-        (["resume"], "Missing from pyro-gvae resume: PATH"),
+        (["resume"], "Expected a value of RUN, but found none."),
     ],
 )
 def test_each_mistake_is_one_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):

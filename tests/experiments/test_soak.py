@@ -24,7 +24,7 @@ def test_the_smoke_run(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "first"
-    assert main(["train", *soak.SMALL, "--stages", "exact:2steps", "--no-tensorboard", "--output", str(run)]) == 0
+    assert main(["train", *soak.SMALL, "--stages", "exact:2steps", "--output", str(run)]) == 0
     return run
 
 

@@ -109,7 +109,7 @@ def plain_vae():
 def test_what_does_not_fit_is_told_as_it_is(make, data, sentence):
     """And not as a loss that is not finite, for which a lower learning rate would be the cure."""
     with pytest.raises(ValueError, match=sentence) as error:
-        fit(make(), data, TrainConfig(stages="exact:1", batch_size=8, tensorboard=False), progress=False)
+        fit(make(), data, TrainConfig(stages="exact:1", batch_size=8), progress=False)
     assert "finite" not in str(error.value) and "learning rate" not in str(error.value)
 
 

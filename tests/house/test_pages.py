@@ -74,10 +74,10 @@ def anchors(text: str) -> set[str]:
 
 
 def broken(page: Path, text: str) -> list[str]:
-    """Links to a file of this repository, or to a heading in it, that is not there."""
+    """Links to a file of this repository, or to a heading in it, that is not there; those of its host are left out."""
     found = []
     prose = re.sub(r"^(`{3,}).*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL)
-    for target in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", prose):
+    for target in re.findall(r"\]\((?!https?:|mailto:|\.\./\.\./(?:actions|issues))([^)\s]+)\)", prose):
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         in_heading = file.suffix != ".md" or not anchor or anchor in anchors(file.read_text(encoding="utf-8"))

@@ -54,6 +54,14 @@ def test_every_python_that_is_named_is_tested() -> None:
     assert matrix("checks", "tests")["python"] == matrix("weekly", "latest")["python"] == pythons
 
 
+def test_badges_of_the_readme_say_what_is_so() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pythons = "%20%7C%20".join(matrix("checks", "tests")["python"])
+    assert f"/Python-{pythons}-" in readme and f"/licence-{PROJECT['license']}-" in readme
+    assert set(re.findall(r"actions/workflows/(\w+)\.yml", readme)) == {"checks"}
+    assert readme.count("\n") < 120
+
+
 def steps(workflow: Any) -> list[dict[str, Any]]:
     return list(chain.from_iterable(job["steps"] for job in workflow["jobs"].values()))
 

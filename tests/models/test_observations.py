@@ -141,7 +141,6 @@ def test_a_new_family_is_one_class_and_one_row(monkeypatch):
         num_categories=5,
         hidden=(8,),
         learning_rate=0.02,
-        tensorboard=False,
     )
     data = load_data(config)
     assert (data.train.min(), data.train.max()) == data.value_range == (-1, 1)

@@ -162,7 +162,7 @@ def test_a_run_that_is_to_be_found_again_needs_a_name(monkeypatch, capsys):
 
 
 def test_a_restart_goes_on_only_with_its_own_configuration(monkeypatch, capsys, tmp_path):
-    arguments = ["train", "--stages", "exact:2steps", "--num-latents", "1", "--no-tensorboard"]
+    arguments = ["train", "--stages", "exact:2steps", "--num-latents", "1"]
     arguments += ["--output", str(tmp_path / "run")]
     assert main(arguments) == 0
     assert main(arguments) == 2  # no restart, and so no run writes over another
@@ -312,7 +312,7 @@ def not_finite():
 
 
 DIGITS = ["--stages", "gumbel-softmax:12", "--num-latents", "2", "--num-categories", "4", "--hidden", "16"]
-DIGITS += ["--batch-size", "100", "--no-tensorboard", "--checkpoint-every", "7steps", "--seed", "5"]
+DIGITS += ["--batch-size", "100", "--checkpoint-every", "7steps", "--seed", "5"]
 
 
 def undisturbed():
@@ -323,7 +323,6 @@ def undisturbed():
         num_categories=4,
         hidden=(16,),
         batch_size=100,
-        tensorboard=False,
         checkpoint_every="7steps",
         seed=5,
     )

@@ -116,7 +116,7 @@ from pyro_gvae.cli.main import main
 
 run = sys.argv[1]
 #: 16^5 codes, whose images alone take 268 MB, after steps that take hardly any memory.
-network = ["--num-latents", "5", "--num-categories", "16", "--hidden", "500", "--judge", "sampled", "--no-tensorboard"]
+network = ["--num-latents", "5", "--num-categories", "16", "--hidden", "500", "--judge", "sampled"]
 assert main(["train", *network, "--stages", "gumbel-softmax:1steps", "--output", run]) == 0
 assert main(["evaluate", run, "--num-data", "4", "--particles", "1", "--evidence", "importance-weighted"]) == 0
 print("limited", file=sys.stderr)
@@ -145,7 +145,7 @@ def test_memory_that_ends_amid_a_stage_leaves_the_stages_before(tmp_path, capsys
         advance(training)
 
     monkeypatch.setattr(Training, "advance", greedy)
-    network = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--no-tensorboard", "--judge", "none"]
+    network = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--judge", "none"]
     stages = ["--stages", "reinforce:3steps,exact:2steps"]
     assert main(["train", *network, *stages, "--output", str(tmp_path / "run")]) == 2
     assert NO_MEMORY in capsys.readouterr().err

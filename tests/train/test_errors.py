@@ -31,7 +31,7 @@ def images(count=16):
 
 
 def config(stages="exact:2", **options):
-    return TrainConfig(stages=stages, batch_size=8, tensorboard=False, **options)
+    return TrainConfig(stages=stages, batch_size=8, **options)
 
 
 class Mistaken(nn.Module):

@@ -56,7 +56,7 @@ def images(num=12):
 
 
 def config(stages="gumbel-softmax:2", **options):
-    return TrainConfig(**{"stages": stages, "batch_size": 4, "tensorboard": False} | options)
+    return TrainConfig(**{"stages": stages, "batch_size": 4} | options)
 
 
 def run(vae=None, data=None, chosen=None, **options):
@@ -614,7 +614,7 @@ def test_a_program_of_ones_own_is_judged_as_well_as_can_be(tmp_path, monkeypatch
 def test_tensorboard_holds_curves_and_pictures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(chosen=config("gumbel-softmax:1,exact:1", tensorboard=True), output=tmp_path)
+    run(chosen=config("gumbel-softmax:1,exact:1", log=("tensorboard",)), output=tmp_path)
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     tags = board.Tags()
     assert {"train_elbo", "test_elbo", "train_objective", "learning_rate"} <= set(tags["scalars"])

@@ -23,7 +23,7 @@ PLAN = ["--stages", "gumbel-softmax:1,exact:1", "--num-latents", "2", "--num-cat
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "run"
-    options = ["--beta", "linear:0,1,30", "--seed", "3", "--no-tensorboard"]
+    options = ["--beta", "linear:0,1,30", "--seed", "3"]
     assert main(["train", *PLAN, *options, "--output", str(run)]) == 0
     return run
 

@@ -88,6 +88,9 @@ def test_commands_read_what_fit_wrote(tmp_path):
         ["resume", "RUN"],
     ):
         assert main([word.replace("RUN", str(folder)) for word in arguments]) == 0, arguments
+    (evaluated,) = (folder / "evaluation").glob("*.json")
+    elbo = json.loads(evaluated.read_text())["test"]["elbo"]["value"]
+    assert load_run(folder).evaluate(num_particles=2).value("test", "elbo") == pytest.approx(elbo)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "exact on small" in page and "CategoricalVAE" in page and "num_latents" in page and "digits" not in page
 

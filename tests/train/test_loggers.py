@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, fit
-from pyro_gvae.train.loggers import MlflowLogger, WandbLogger, mosaic
+from pyro_gvae.train.loggers import MlflowLogger, WandbLogger, loggers_of, mosaic
 
 pytestmark = pytest.mark.usefixtures("unrecorded")
 
@@ -90,6 +90,27 @@ def test_a_logger_ends_also_after_an_error(wandb):
     with pytest.raises(RuntimeError, match="mine"):
         train(WandbLogger(), measure=fails)
     assert wandb.calls[-1][0] == "finish"
+
+
+def test_a_run_folder_names_the_loggers_of_a_configuration(wandb, mlflow, tmp_path, monkeypatch):
+    """And the environment goes before it, as with any program that uses these."""
+    monkeypatch.setenv("WANDB_PROJECT", "codes")
+    run = tmp_path / "mine"
+    train(loggers_of(["wandb"], run)[0])
+    ((_, options),) = wandb.named("init")
+    assert (options["project"], options["name"]) == ("codes", "mine")
+    monkeypatch.setenv("MLFLOW_RUN_NAME", "first")
+    train(loggers_of(["mlflow"], run)[0])
+    assert mlflow.named("start_run") == [((), {"run_name": "first"})]
+
+
+def test_loggers_that_cannot_be_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"among tensorboard, wandb, mlflow, but found 'tensorbord'. Try 'tensorboard'"
+    ):
+        loggers_of(["tensorbord"], tmp_path)
+    with pytest.raises(ValueError, match=r"Expected an output folder for the loggers tensorboard"):
+        loggers_of(["tensorboard"], None)
 
 
 @pytest.mark.parametrize(("make", "extra"), [(WandbLogger, "wandb"), (MlflowLogger, "mlflow")])

@@ -16,9 +16,7 @@ from pyro_gvae.train.monitor import choose_judge
 from pyro_gvae.train.training import Training
 
 D = 6
-PATIENT = TrainConfig(
-    stages="gumbel-softmax[kl=relaxed]:40", batch_size=4, patience=2, learning_rate=0.05, tensorboard=False
-)
+PATIENT = TrainConfig(stages="gumbel-softmax[kl=relaxed]:40", batch_size=4, patience=2, learning_rate=0.05)
 
 
 def vae_of(num_latents, num_categories):
@@ -75,7 +73,7 @@ def test_what_cannot_be_the_judge_is_refused():
 
 
 def test_a_run_keeps_the_judge_that_it_has_written(tmp_path):
-    config = TrainConfig(num_latents=2, num_categories=3, hidden=(5,), stages="exact:3steps", tensorboard=False)
+    config = TrainConfig(num_latents=2, num_categories=3, hidden=(5,), stages="exact:3steps")
     run, done = train(replace(config, output=tmp_path / "run"))
     written = json.loads((run / "config.json").read_text())
     assert written["train"]["judge"] == done.history[-1]["elbo_is"] == "exact"

@@ -196,7 +196,7 @@ def test_a_checkpoint_of_other_data_or_networks_is_refused():
 
 
 def test_a_run_that_was_over_stays_so(tmp_path):
-    chosen = config("gumbel-softmax:3steps", tensorboard=False)
+    chosen = config("gumbel-softmax:3steps")
     first = fit(new_vae(), data(), chosen, output=tmp_path, progress=False)
     again = new_vae()
     done = fit(again, data(), chosen, output=tmp_path, resume=True, progress=False)

@@ -1,0 +1,169 @@
+"""Words of a command line -> settings, by their types; a wrong one is told with the nearest right one; no torch."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from ..config.checks import nearest
+
+#: Short names of options.
+SHORT = {"-o": "--output", "--lr": "--learning-rate"}
+#: What marks the type of a setting that is known by its place.
+IS_PLACE = get_args(tyro.conf.Positional[Any])[1]
+
+
+class Told(NamedTuple):
+    """What the words of a command say.
+
+    Args:
+        settings: of its configuration, by their names.
+        others: words of options that are no settings, by option.
+    """
+
+    settings: dict[str, Any]
+    others: dict[str, str]
+
+
+def read_words(command: str, config: type[Any], words: Sequence[str], others: Collection[str] = ()) -> Told:
+    """Read the words that follow the name of a command.
+
+    Of an option that is given twice the last counts.
+
+    Args:
+        command: its name.
+        config: the dataclass of its settings.
+        words: what was typed.
+        others: options of one word each that are no settings.
+
+    Raises:
+        ValueError: if there is no such option or value, or one is missing.
+
+    Example:
+        >>> from ..config.compare import CompareConfig
+        >>> read_words("compare", CompareConfig, ["--seeds", "1", "2", "--lr=0.1", "--no-download"]).settings
+        {'seeds': (1, 2), 'learning_rate': 0.1, 'download': False}
+        >>> read_words("compare", CompareConfig, ["--seeds", "one"])
+        Traceback (most recent call last):
+            ...
+        ValueError: Expected a whole number as --seeds, but found 'one'.
+    """
+    kinds = get_type_hints(config)
+    places = places_of(config)
+    names = {option_of(name): name for name in kinds if name not in places}
+    of_options = {option: kinds[name] for option, name in names.items()} | dict.fromkeys(others, str)
+    given, left = _grouped(command, words, of_options)
+    if len(left) > len(places):
+        raise ValueError(
+            f"Expected {'no word more' if places else 'options'} after pyro-gvae {command}, but found "
+            f"'{left[len(places)]}'. Try pyro-gvae {command} --help."
+        )
+    needed = {field.name for field in fields(config) if field.default is MISSING}
+    missing = [place.upper() for place in places[len(left) :] if place in needed]
+    missing += [option for option, found in given.items() if not found and not _is_many(of_options[option])]
+    if missing:
+        raise ValueError(f"Expected a value of {missing[0]}, but found none. Try pyro-gvae {command} --help.")
+    read = {name: _one(name.upper(), kinds[name], word) for name, word in zip(places, left, strict=False)}
+    read |= {
+        names[option]: _value(option, of_options[option], found) for option, found in given.items() if option in names
+    }
+    return Told(read, {option: given[option][0] for option in given if option not in names})
+
+
+def option_of(name: str) -> str:
+    """Return the option of a setting.
+
+    Example:
+        >>> option_of("num_latents")
+        '--num-latents'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
+def places_of(config: type[Any]) -> list[str]:
+    """Return the settings of a configuration that are known by their place, and have no option."""
+    marks = {
+        name: getattr(kind, "__metadata__", ()) for name, kind in get_type_hints(config, include_extras=True).items()
+    }
+    return [name for name, own in marks.items() if IS_PLACE in own]
+
+
+def _grouped(command: str, words: Sequence[str], kinds: Mapping[str, Any]) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the words of each option that is given, those of a switch being its value, and the words of no option."""
+    given: dict[str, list[str]] = {}
+    left: list[str] = []
+    taking, most = left, math.inf  # which list the next words belong to, and how many it takes
+    switches = {f"--no-{option[2:]}": option for option, kind in kinds.items() if _is_switch(kind)}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name in SHORT or (name.startswith("--") and len(name) > 2)):
+            taking, most = (left, math.inf) if len(taking) >= most else (taking, most)
+            taking.append(word)
+            continue
+        option = SHORT[name] if SHORT.get(name) in kinds else name.replace("_", "-")
+        if option not in kinds and option not in switches:
+            tried = nearest(option, [*kinds, *switches, "--json", "--help"]) or f" Try pyro-gvae {command} --help."
+            raise ValueError(f"Expected an option of {command}, but found '{name}'.{tried}")
+        if option in switches or _is_switch(kinds[option]):
+            if equals:
+                raise ValueError(f"Expected {option} without a value, but found '{value}'.")
+            given[switches.get(option, option)] = [str(option not in switches)]
+            taking, most = left, math.inf
+        else:
+            taking = given[option] = [value] if equals else []
+            most = math.inf if _is_many(kinds[option]) and not equals else 1
+    return given, left
+
+
+def _value(option: str, kind: Any, words: list[str]) -> Any:
+    """Return what the words of an option mean."""
+    if not _is_many(kind):
+        return _one(option, kind, words[0])
+    (many,) = (part for part in _parts(kind) if get_origin(part) is tuple)
+    if words == ["None"] and NoneType in _parts(kind):
+        return None
+    return tuple(_one(option, get_args(many)[0], word) for word in words)
+
+
+def _one(option: str, kind: Any, word: str) -> Any:
+    """Return what a word means, as the first of the types that takes it."""
+    parts = _parts(kind)
+    if NoneType in parts and word == "None":
+        return None
+    for part in parts:
+        if get_origin(part) is Literal:
+            return _chosen(option, word, get_args(part))
+        if part is bool:
+            return word == "True"
+        try:
+            return part(word)
+        except (ValueError, TypeError):  # of numbers, and of None
+            continue
+    what = "a whole number" if int in parts else "a number"
+    raise ValueError(f"Expected {what} as {option}, but found '{word}'.")
+
+
+def _chosen(option: str, word: str, choices: tuple[str, ...]) -> str:
+    """Return a choice, whichever case its letters have."""
+    by_letters = {choice.lower(): choice for choice in choices}
+    if word.lower() in by_letters:
+        return by_letters[word.lower()]
+    raise ValueError(f"Expected {option} among {', '.join(choices)}, but found '{word}'.{nearest(word, choices)}")
+
+
+def _is_switch(kind: Any) -> bool:
+    """Tell whether an option takes no word; of a switch that may be None, that is what it is without it."""
+    return bool in _parts(kind)
+
+
+def _is_many(kind: Any) -> bool:
+    """Tell whether an option takes any number of words."""
+    return any(get_origin(part) is tuple for part in _parts(kind))
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or the one type."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)

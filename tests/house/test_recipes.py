@@ -1,0 +1,112 @@
+"""Code of pages that needs packages which the package does not: it runs as shown, with stand-ins for these packages."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from shown import ROOT
+
+from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, fit
+
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
+
+def code(page):
+    text = (ROOT / "docs" / "howto" / f"{page}.md").read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+class TrialPruned(Exception):  # noqa: N818 (a name of Optuna)
+    """Ends a trial."""
+
+
+class Trial:
+    """Takes the first choice and the lower bound, and is pruned at the second report if it is the second trial."""
+
+    def __init__(self, number):
+        self.number, self.params, self.reports = number, {}, []
+
+    def suggest_categorical(self, name, choices):
+        return self.params.setdefault(name, choices[0])
+
+    def suggest_float(self, name, low, high, *, log=False):
+        return self.params.setdefault(name, low)
+
+    def report(self, value, step):
+        self.reports.append((step, value))
+
+    def should_prune(self):
+        return self.number == 1 and len(self.reports) == 2
+
+
+class Study:
+    """Stands for a study: two trials, whatever is asked."""
+
+    def optimize(self, objective, n_trials=None):
+        self.trials, values = [Trial(0), Trial(1)], []
+        for trial in self.trials:
+            try:
+                values.append(objective(trial))
+            except TrialPruned:
+                values.append(None)
+        self.values, self.best_value, self.best_params = values, values[0], self.trials[0].params
+
+
+def test_a_search_with_optuna(monkeypatch, capsys):
+    """Short stages: the page's take seconds."""
+    fake = SimpleNamespace(
+        TrialPruned=TrialPruned,
+        create_study=lambda direction, **_: Study(),
+        pruners=SimpleNamespace(MedianPruner=lambda **_: None),
+        samplers=SimpleNamespace(GridSampler=lambda grid: grid),
+    )
+    monkeypatch.setitem(sys.modules, "optuna", fake)
+    search, grid = code("tune")
+    known = {}
+    shorter = re.sub(r"(gumbel-softmax|exact):\d+", r"\1:1", search)
+    shorter = shorter.replace("num_latents=4, num_categories=8", "num_latents=1, num_categories=3, hidden=(4,)")
+    assert "hidden" in shorter
+    exec(shorter, known)
+    study = known["study"]
+    assert study.values[0] < 0 and study.values[1] is None
+    assert [step for step, _ in study.trials[0].reports] == [0, 18] and len(study.trials[1].reports) == 2
+    exec(grid.replace("study.optimize(objective)", ""), known)
+    assert known["grid"].keys() == study.best_params.keys()
+
+
+def test_a_run_on_the_hub(monkeypatch, tmp_path):
+    """A folder stands for the hub; what its client adds to a fetched folder does not matter."""
+    monkeypatch.chdir(tmp_path)
+    hub = tmp_path / "hub"
+
+    class HfApi:
+        def create_repo(self, repo_id, *, private, exist_ok):
+            (hub / repo_id).mkdir(parents=True)
+
+        def upload_folder(self, *, repo_id, folder_path, ignore_patterns):
+            left_out = shutil.ignore_patterns(*ignore_patterns)
+            shutil.copytree(folder_path, hub / repo_id, ignore=left_out, dirs_exist_ok=True)
+
+    def snapshot_download(repo_id, *, local_dir):
+        shutil.copytree(hub / repo_id, local_dir)
+        (Path(local_dir) / ".gitattributes").write_text("*.safetensors filter=lfs")
+        metadata = Path(local_dir) / ".cache" / "huggingface" / "download" / "config.json.metadata"
+        metadata.parent.mkdir(parents=True)
+        metadata.write_text("0")
+        return str(Path(local_dir).resolve())
+
+    monkeypatch.setitem(
+        sys.modules, "huggingface_hub", SimpleNamespace(HfApi=HfApi, snapshot_download=snapshot_download)
+    )
+    data = Dataset("small", torch.rand(8, 6).round(), torch.rand(6, 6).round(), (2, 3))
+    config = TrainConfig(stages="exact:1steps", batch_size=4)
+    fit(CategoricalVAE(6, 2, 3, (5,)), data, config, output=tmp_path / "runs" / "first", progress=False)
+    known = {}
+    for block in code("share"):
+        exec(block, known)
+    assert known["codes"].shape == (5, 2) and known["codes"].dtype == torch.long
+    assert not (hub / "me" / "digits-codes" / "checkpoint.safetensors").exists()
