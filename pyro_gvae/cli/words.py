@@ -6,14 +6,13 @@ from dataclasses import MISSING, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-import tyro
-
 from ..config.checks import nearest
+from ..config.commands import EvaluateConfig
 
 #: Short names of options.
 SHORT = {"-o": "--output", "--lr": "--learning-rate"}
 #: What marks the type of a setting that is known by its place.
-IS_PLACE = get_args(tyro.conf.Positional[Any])[1]
+IS_PLACE = get_args(get_type_hints(EvaluateConfig, include_extras=True)["run"])[1]
 
 
 class Told(NamedTuple):

@@ -46,6 +46,7 @@ class Dataset:
         validation: data (M'', D) that are held out besides, or None; their ELBO then stops stages in place of that of
             the test data.
         validation_labels: integers (M'',), or None.
+        vocabulary: the D words that data count, or None.
 
     Raises:
         ValueError: if images are not finite or outside of their range, or do not match their shape or their labels.
@@ -69,12 +70,15 @@ class Dataset:
     columns: tuple[Column, ...] | None = None
     validation: Tensor | None = None
     validation_labels: Tensor | None = None
+    vocabulary: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_binarize(self.binarize)
         if self.binarize == "dynamic":
             check_grey(self.value_range)
         dim = math.prod(self.image_shape)
+        if self.vocabulary is not None and len(self.vocabulary) != dim:
+            raise ValueError(f"Expected {dim} words, one for each value of a datum, but found {len(self.vocabulary)}.")
         for part in self.parts:
             x, labels = getattr(self, part), getattr(self, f"{part}_labels")
             if self.columns is None:

@@ -29,6 +29,16 @@ class Arrays:
         self.size += flat.size
         return [self.size - flat.size, flat.size]
 
+    def mark(self) -> int:
+        """Return how many arrays there are."""
+        return len(self.parts)
+
+    def forget(self, mark: int) -> None:
+        """Remove the arrays that were added after a mark."""
+        self.parts = self.parts[:mark]
+        self.weights = [number for number in self.weights if number < mark]
+        self.size = sum(part.size for part in self.parts)
+
     def round_weights(self) -> float:
         """Round weights to half precision, which zip halves; return the largest change relative to the largest one."""
         change, largest = 0.0, 0.0

@@ -3,51 +3,46 @@
 import json
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import exact
+from ..data.dataset import Dataset
 from ..data.parts import shown_part
-from ..distributions.coupled import CodePrior
-from ..evaluate.code_statistics import guide_log_probs, latent_statistics
+from ..data.sliced import AnyDataset
+from ..distributions.codes import joint_codes
+from ..evaluate.code_statistics import latent_statistics
 from ..evaluate.importance import log_importance_weights
 from ..models.base import VAE
-from ..models.observations import (
-    BernoulliObservation,
-    CategoricalObservation,
-    ContinuousBernoulliObservation,
-    GaussianObservation,
-    Observation,
-)
 from ..programs.modes import judging
 from ..runs.folder import check_writable
 from ..runtime.rng import own_randomness
+from ..train.kept_data import as_dataset
+from ..train.loaded import load_run
 from ..train.trained import load_model, trained_models
 from .arrays import Arrays
-from .layers import Layer, read_layers
+from .graphs import read_graph
 from .pages import EXPLORER, printable, write_page
 from .tiles import Tiles, tiles
+from .views import View, view_of
 
-#: Test images that a page shows, and those from which the use of categories is computed.
-NUM_IMAGES, NUM_USED = 200, 2000
-#: The most codes that a page decodes, and the most numbers that it keeps of them.
+#: Test data that a page shows, and those from which the use of categories is computed.
+NUM_SHOWN, NUM_USED = 200, 2000
+#: The most codes that a page decodes, and the most natural parameters of all of them.
 MOST_CODES, MOST_NUMBERS = 2**14, 2**24
+#: The most natural parameters in a table that replaces a decoder: 4 MiB in half precision.
+MOST_IN_TABLE = 2**21
 #: The most bytes of a page's arrays, compressed and as text; above, weights are rounded to half precision.
 MOST_BYTES = 5_500_000
-#: The most categories of all latents together: each has a picture in the page, and a probability for each datum.
+#: The most categories of all latents together: each has a tile in the page, and a probability for each datum.
 MOST_TILES = 4096
+#: Codes that are drawn from a prior of too many codes.
+NUM_DRAWN = 256
 NUM_PARTICLES = 100
-
-_OBSERVATIONS: dict[type[Observation], str] = {
-    BernoulliObservation: "bernoulli",
-    ContinuousBernoulliObservation: "continuous_bernoulli",
-    GaussianObservation: "gaussian",
-    CategoricalObservation: "categorical",
-}
 
 
 class Shown(NamedTuple):
@@ -62,15 +57,18 @@ class Shown(NamedTuple):
     vae: VAE
 
 
-def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | None = None) -> Path:
-    """Write the explorer of a run folder of `train` or `compare`.
+def write_explorer(
+    run: Path, *, program: VAE | None = None, data_dir: Path = Path("data"), output: Path | None = None
+) -> Path:
+    """Write the explorer of a run folder of `train`, `compare` or `fit`.
 
-    The page shows test images, the code that the encoder gives each, the exact posterior where all codes can be summed,
-    and the decoder's picture of every code, with values that are computed in the page. Of several seeds it has the
+    The page shows test data, the code that the encoder gives each, the exact posterior where all codes can be summed,
+    and what the decoder makes of every code, with values that are computed in the page. Of several seeds it has the
     first, of several estimators all, with a switch.
 
     Args:
         run: the run folder, finished or not.
+        program: a program with networks of yours, which takes the weights of the run; by default the package builds it.
         data_dir: the folder of the data sets that have files.
         output: the page; by default explorer.html in the run folder.
 
@@ -85,6 +83,23 @@ def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | N
     check_writable(run if output is None else output.parent)
     if output is not None and output.is_dir():
         raise ValueError(f"Expected the name of a page, but found the folder '{output}'. Try {output / EXPLORER}.")
+    models, data = _trained(run, data_dir) if program is None else _of_code(run, program, data_dir)
+    return explorer(
+        models,
+        shown_part(data, NUM_USED)[1],
+        data.image_shape,
+        vocabulary=data.vocabulary if isinstance(data, Dataset) else None,
+        title=f"{printable(run.resolve().name)}: {data.name}",
+        path=output or run / EXPLORER,
+    )
+
+
+def _of_code(run: Path, program: VAE, data_dir: Path) -> tuple[list[Shown], AnyDataset]:
+    loaded = load_run(run, data_dir=data_dir)
+    return [Shown(type(program).__name__, loaded.load_into(program).eval())], as_dataset(loaded.data)
+
+
+def _trained(run: Path, data_dir: Path) -> tuple[list[Shown], AnyDataset]:
     first = {which.estimator: which for which in reversed(trained_models(run))}
     models, data = [], None
     for which in reversed(first.values()):
@@ -94,19 +109,13 @@ def write_explorer(run: Path, *, data_dir: Path = Path("data"), output: Path | N
             models.append(Shown(which.estimator if len(first) > 1 else trained.name, trained.vae))
         else:
             said = f"Expected finite weights, but found others in {trained.name}, which the page leaves out."
-            warnings.warn(said, RuntimeWarning, stacklevel=2)
+            warnings.warn(said, RuntimeWarning, stacklevel=3)
     if not models or data is None:
         raise ValueError(
             f"Expected a trained model of finite weights in '{run}', but found none. Try again when "
             "a cell has finished."
         )
-    return explorer(
-        models,
-        shown_part(data, NUM_USED)[1],
-        data.image_shape,
-        title=f"{printable(run.resolve().name)}: {data.name}",
-        path=output or run / EXPLORER,
-    )
+    return models, data
 
 
 def explorer_if_possible(run: Path, *, data_dir: Path = Path("data")) -> Path | None:
@@ -117,22 +126,31 @@ def explorer_if_possible(run: Path, *, data_dir: Path = Path("data")) -> Path | 
         return None
 
 
-def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, int], *, title: str, path: Path) -> Path:
+def explorer(
+    models: Iterable[Shown],
+    data: Tensor,
+    image_shape: tuple[int, int],
+    *,
+    title: str,
+    path: Path,
+    vocabulary: Sequence[str] | None = None,
+) -> Path:
     """Write the explorer of models of the same data.
 
     Args:
         models: one or more.
-        images: data (M, D); the page shows the first 200, and use of categories is that of all.
-        image_shape: (H, W) with H * W = D.
+        data: data (M, D); the page shows the first 200, and use of categories is that of all.
+        image_shape: (H, W) with H * W = D; (1, D) of tables and counts of words.
         title: of the page.
         path: of the page.
+        vocabulary: the D words that are counted in data of the observation "multinomial".
 
     Returns:
         The path.
 
     Raises:
-        ValueError: if there is no model, the data are no images of that shape, or a model's observation, networks or
-            numbers cannot be shown.
+        ValueError: if there is no model, the data are not of that shape, or a model's observation, networks or numbers
+            cannot be shown.
 
     Example:
         >>> import tempfile
@@ -145,15 +163,16 @@ def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, in
     models = list(models)
     if not models:
         raise ValueError("Expected one model or more, but found none.")
-    if images.dim() != 2 or not len(images) or images.shape[1] != math.prod(image_shape):
-        raise ValueError(f"Expected images (M, H * W) of shape {tuple(image_shape)}, but found {tuple(images.shape)}.")
-    store = Arrays()
-    images = images.detach()
-    described = [_described(shown.vae, shown.name, images.to(next(shown.vae.parameters())), store) for shown in models]
-    shown = store.put(images[:NUM_IMAGES])
+    if data.dim() != 2 or not len(data) or data.shape[1] != math.prod(image_shape):
+        raise ValueError(f"Expected images (M, H * W) of shape {tuple(image_shape)}, but found {tuple(data.shape)}.")
+    store, data = Arrays(), data.detach()
+    view = view_of(models[0].vae, image_shape, vocabulary)
+    described = [
+        _described(shown.vae, shown.name, data.to(next(shown.vae.parameters())), view, store) for shown in models
+    ]
+    payload = {"models": described, "view": {"kind": view.kind} | view.described, "width": data.shape[1]}
+    payload |= {"data": store.put(data[:NUM_SHOWN]), "count": min(len(data), NUM_SHOWN)}
     rounded = store.round_weights() if store.num_bytes() > MOST_BYTES else None
-    payload = {"models": described, "images": shown, "count": min(len(images), NUM_IMAGES)}
-    payload |= {"height": image_shape[0], "width": image_shape[1]}
     try:
         text = json.dumps(payload, allow_nan=False)
     except ValueError as error:
@@ -164,6 +183,7 @@ def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, in
         path,
         "explorer.html.j2",
         title=title,
+        view=view.kind,
         models=[shown.name for shown in models],
         # "<" could end the element that holds it.
         payload=text.replace("<", "\\u003c"),
@@ -174,78 +194,92 @@ def explorer(models: Iterable[Shown], images: Tensor, image_shape: tuple[int, in
 
 @judging
 @torch.no_grad()
-def _described(vae: VAE, name: str, images: Tensor, store: Arrays) -> dict[str, Any]:
+def _described(vae: VAE, name: str, data: Tensor, view: View, store: Arrays) -> dict[str, Any]:
     """Describe a model: its sizes, its networks or tables in their place, and what is known of its codes."""
-    kind = _OBSERVATIONS.get(type(vae.observation))
-    if kind is None:
-        raise ValueError(
-            f"Expected an observation among {', '.join(_OBSERVATIONS.values())}, but found a "
-            f"{type(vae.observation).__name__}, whose formula the page does not have."
-        )
     code = tiles(vae)
+    sizes = code.num_latents, code.num_categories
     if code.num_latents * code.num_categories > MOST_TILES:
         raise ValueError(
-            f"Expected at most {MOST_TILES} categories of all latents together, each of which has a picture in the "
+            f"Expected at most {MOST_TILES} categories of all latents together, each of which has a tile in the "
             f"page, but found {code.num_latents} latents of {code.num_categories}."
         )
     num_codes = code.num_categories**code.num_latents
     is_summed = num_codes <= MOST_CODES and num_codes * vae.natural_dim <= MOST_NUMBERS
-    first = images[:NUM_IMAGES]
-    log_q = guide_log_probs(vae, images)
-    assert isinstance(log_q, Tensor)  # of its one latent
+    first = data[:NUM_SHOWN]
+    log_q = torch.cat([code.guide(part) for part in data.split(1000)])
     statistics = latent_statistics(log_q)
-    decoder = read_layers(code.decoder, code.code(torch.zeros_like(code.log_prior).unsqueeze(0)))
-    encoder = read_layers(code.encoder, first[:1])
+    one_hots = joint_codes(*sizes, 0, 1, dtype=code.log_prior.dtype)
+    decoder, guide = read_graph(code.decoder, one_hots, store), read_graph(code.guide, first[:1], store)
     return {
         "name": name,
         "latents": code.num_latents,
         "categories": code.num_categories,
         "summed": is_summed,
-        "observation": kind,
-        "scale": vae.observation.log_scale.exp().item() if isinstance(vae.observation, GaussianObservation) else None,
-        "levels": vae.observation.natural_per_pixel,
         "temperature": vae.temperature.item(),
+        "natural": vae.natural_dim,
         "prior": code.log_prior.flatten().tolist(),
-        "joint_prior": None if code.prior is None else _joint_prior(code.prior, store, is_summed=is_summed),
-        "encoder": None if encoder is None else _placed([*encoder, *code.after_encoder], store),
-        "posteriors": store.put(log_q[:NUM_IMAGES]) if encoder is None else None,
-        "decoder": None if decoder is None else _placed([*code.before_decoder, *decoder], store),
-        "table": _table(vae, code, store, is_summed=is_summed) if decoder is None else None,
+        **_coupled_prior(code, store, is_summed=is_summed),
+        **_scores(vae, code.decoder(one_hots), first[:1], view, store),
+        "guide": guide,
+        "posteriors": store.put(log_q[:NUM_SHOWN]) if guide is None else None,
+        "decoder": decoder,
+        "table": _table(vae, code, store) if decoder is None else None,
         "usage": log_q.exp().mean(0).flatten().tolist(),
         "information": statistics.mutual_information.tolist(),
         "elbo": _elbos(vae, first, is_summed=is_summed).tolist(),
     }
 
 
-def _placed(layers: list[Layer], store: Arrays) -> list[dict[str, Any]]:
-    return [
-        {"kind": layer.kind} | layer.numbers | {name: store.put(w, is_weight=True) for name, w in layer.weights.items()}
-        for layer in layers
-    ]
+def _scores(vae: VAE, natural: Tensor, x: Tensor, view: View, store: Arrays) -> dict[str, Any]:
+    """Describe log p(x | z) = coefficients . T(x) - A + h(x), and what the page draws of it and of a datum."""
+    functions: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
+        "coefficients": (lambda eta: vae.observation(eta).coefficients, natural),
+        "normalizer": (lambda eta: vae.observation(eta).log_normalizer(), natural),
+        "statistics": (vae.observation(natural).sufficient_statistics, x),
+        "base": (vae.observation(natural).log_base_measure, x),
+        "shown": (view.of_natural(vae), natural),
+        "datum": (view.of_datum(vae), x),
+    }
+    found = {part: read_graph(function, example, store) for part, (function, example) in functions.items()}
+    for part, graph in found.items():
+        if graph is None:
+            raise ValueError(
+                f"Expected an observation made of operations that a page can compute, but found a "
+                f"{type(vae.observation).__name__}, whose {part} has others."
+            )
+    return found
 
 
-def _joint_prior(prior: CodePrior, store: Arrays, *, is_summed: bool) -> list[int]:
-    """Return log p(z) of all codes, since the page knows no prior but that of independent digits."""
-    if not is_summed:
+def _coupled_prior(code: Tiles, store: Arrays, *, is_summed: bool) -> dict[str, Any]:
+    """Describe a prior of dependent digits: log p(z) of all codes, or as a function with codes that are drawn here."""
+    if code.prior is None:
+        return {"joint_prior": None, "log_prior": None}
+    if is_summed:
+        return {"joint_prior": store.put(code.prior.log_prob(code.prior.all_codes())), "log_prior": None}
+    graph = read_graph(code.prior.log_prob, code.prior.draw(1), store)
+    if graph is None:
         raise ValueError(
-            f"Expected a prior of independent digits, or at most {MOST_CODES:,} codes, whose probabilities the page "
-            f"could hold, but found a {type(prior).__name__} of {prior.num_categories}^{prior.num_latents} codes."
+            f"Expected a prior made of operations that a page can compute, or at most {MOST_CODES:,} codes, whose "
+            f"probabilities it could hold, but found a {type(code.prior).__name__} of "
+            f"{code.num_categories}^{code.num_latents} codes."
         )
-    return store.put(prior.log_prob(prior.all_codes()))
+    with own_randomness(0):
+        drawn = code.prior.draw(NUM_DRAWN).argmax(-1)
+    return {"joint_prior": None, "log_prior": graph, "drawn": drawn.tolist()}
 
 
-def _table(vae: VAE, code: Tiles, store: Arrays, *, is_summed: bool) -> list[int]:
+def _table(vae: VAE, code: Tiles, store: Arrays) -> list[int]:
     """Decode all codes, since the page cannot run this decoder."""
-    if not is_summed:
-        most = min(MOST_CODES, MOST_NUMBERS // vae.natural_dim)
+    sizes = code.num_latents, code.num_categories
+    most = min(MOST_CODES, MOST_IN_TABLE // vae.natural_dim)
+    if code.num_categories**code.num_latents > most:
         raise ValueError(
-            f"Expected a decoder whose layers the page knows (linear, convolutions, norms, usual activations, one "
-            f"after another), or at most {most} codes, whose pictures it could hold, but found a "
-            f"{type(code.decoder).__name__} and {code.num_categories}^{code.num_latents} codes."
+            f"Expected a decoder made of operations that a page can compute, or at most {most} codes, for which a "
+            f"table would replace it, but found a {type(code.decoder).__name__} and "
+            f"{code.num_categories}^{code.num_latents} codes."
         )
-    codes = torch.cartesian_prod(*[torch.arange(code.num_categories)] * code.num_latents).reshape(-1, code.num_latents)
-    one_hots = nn.functional.one_hot(codes, code.num_categories).to(code.log_prior.dtype)
-    return store.put(torch.cat([code.decoder(code.code(part)) for part in one_hots.split(1024)]), is_weight=True)
+    one_hots = joint_codes(*sizes, dtype=code.log_prior.dtype)
+    return store.put(torch.cat([code.decoder(part) for part in one_hots.split(1024)]), is_weight=True)
 
 
 def _elbos(vae: VAE, x: Tensor, *, is_summed: bool) -> Tensor:

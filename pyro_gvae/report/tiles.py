@@ -4,63 +4,85 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..distributions.coupled import CodePrior
 from ..models.base import VAE
 from ..models.bernoulli_vae import BernoulliVAE
 from ..models.categorical_vae import CategoricalVAE
-from .layers import Layer
+from ..models.gaussian_mixture_vae import GaussianMixtureVAE
+from ..models.hidden_markov_model import HiddenMarkovModel
+from ..models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
+from ..models.joint_vae import JointVAE
+from ..models.semi_supervised_vae import SemiSupervisedVAE
 
 
 class Tiles(NamedTuple):
     """What a page must know of a model's codes, which it takes for N one-hots of K categories.
 
     Args:
-        encoder: the network from data (B, D).
-        decoder: the network from what `code` returns.
         num_latents: N.
         num_categories: K.
         log_prior: log p(z_n = k), (N, K), if digits are independent in the prior.
         prior: the prior, if they are not.
-        code: one-hots (S, N, K) -> what the decoder takes.
-        before_decoder: the same for the page.
-        after_encoder: what the encoder returns -> logits (N, K), for the page.
+        guide: data (B, D) -> log q(z_n = k | x), (B, N, K).
+        decoder: one-hots (B, N, K), or soft codes -> natural parameters (B, ..).
     """
 
-    encoder: nn.Module
-    decoder: nn.Module
     num_latents: int
     num_categories: int
     log_prior: Tensor
     prior: CodePrior | None
-    code: Callable[[Tensor], Tensor]
-    before_decoder: tuple[Layer, ...] = ()
-    after_encoder: tuple[Layer, ...] = ()
+    guide: Callable[[Tensor], Tensor]
+    decoder: Callable[[Tensor], Tensor]
 
 
 def tiles(vae: VAE) -> Tiles:
     """Describe the codes of a model.
 
     Raises:
-        ValueError: if its pictures do not depend on N one-hots or bits alone.
+        ValueError: if its pictures do not depend on N independent one-hots or bits alone.
 
     Example:
         >>> found = tiles(BernoulliVAE(data_dim=6, num_bits=3, hidden=(5,)))
-        >>> found.num_latents, found.num_categories, [layer.kind for layer in found.before_decoder]
-        (3, 2, ['bits'])
+        >>> found.num_latents, found.num_categories, found.guide(torch.ones(4, 6)).shape
+        (3, 2, torch.Size([4, 3, 2]))
     """
     if isinstance(vae, CategoricalVAE):
-        log_prior = vae.prior_logits.log_softmax(-1)
-        networks, sizes = (vae.encoder, vae.decoder), (vae.num_latents, vae.num_categories)
-        return Tiles(*networks, *sizes, log_prior, vae.prior, lambda one_hots: one_hots)
+        return Tiles(
+            vae.num_latents,
+            vae.num_categories,
+            vae.prior_logits.log_softmax(-1),
+            vae.prior,
+            lambda x: vae.encoder(vae.observation.inputs(x)).log_softmax(-1),
+            vae.decoder,
+        )
     if isinstance(vae, BernoulliVAE):
         # A bit is a one-hot of two categories, whose value is its second digit, and whose logits are 0 and the bit's.
-        log_prior = torch.stack([torch.zeros_like(vae.prior_logits), vae.prior_logits], -1).log_softmax(-1)
-        networks, ends = (vae.encoder, vae.decoder), ((Layer("bits", {}, {}),), (Layer("bit_logits", {}, {}),))
-        return Tiles(*networks, vae.num_bits, 2, log_prior, None, lambda one_hots: one_hots[..., 1], *ends)
+        return Tiles(
+            vae.num_bits,
+            2,
+            _of_bits(vae.prior_logits),
+            None,
+            lambda x: _of_bits(vae.encoder(vae.observation.inputs(x))),
+            lambda one_hots: vae.decoder(one_hots[..., 1]),
+        )
+    reason = REASONS.get(type(vae), "which no row of tiles can show")
     raise ValueError(
-        f"Expected a run of the model 'categorical' or 'bernoulli', whose code is all that its pictures depend on and "
-        f"has N rows of K tiles on the page, but found a {type(vae).__name__}. Try pyro-gvae report, encode or "
-        "reconstruct."
+        "Expected a run of the model 'categorical' or 'bernoulli', whose code is a row of tiles for each latent, but "
+        f"found a {type(vae).__name__}, {reason}. Try pyro-gvae report, encode or reconstruct."
     )
+
+
+def _of_bits(logits: Tensor) -> Tensor:
+    return torch.stack([torch.zeros_like(logits), logits], -1).log_softmax(-1)
+
+
+#: Why a ready program has no rows of tiles.
+REASONS: dict[type[VAE], str] = {
+    JointVAE: "whose pictures depend on a Gaussian beside the code",
+    GaussianMixtureVAE: "whose pictures depend on a Gaussian, and on its component only through that",
+    SemiSupervisedVAE: "whose pictures depend on a Gaussian style beside the class",
+    HiddenMarkovModel: "whose states, one for each step of a sequence, are not decoded together",
+    HierarchicalCategoricalVAE: "whose upper layers change no picture but through the layer below, which is drawn",
+}

@@ -47,7 +47,7 @@ class ColumnRecord(TypedDict):
 
 
 class DataRecord(TypedDict):
-    """The data of a run of `fit`; `columns` are the names of a dictionary, and the last five are of a `Dataset`."""
+    """The data of a run of `fit`; `columns` are the names of a dictionary, and the last six are of a `Dataset`."""
 
     kind: str
     file: str | None
@@ -59,6 +59,7 @@ class DataRecord(TypedDict):
     image_shape: list | None  # type: ignore[type-arg]
     value_range: list | None  # type: ignore[type-arg]
     table: list | None  # type: ignore[type-arg]
+    vocabulary: list | None  # type: ignore[type-arg]
 
 
 class CompareLine(TypedDict):

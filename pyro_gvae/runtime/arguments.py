@@ -64,6 +64,6 @@ def rebuilt(value: Any, kinds: Mapping[str, type]) -> Any:
     if not isinstance(value, dict):
         return value
     name, arguments = value.get("name"), value.get("arguments")
-    if name not in kinds or not isinstance(arguments, dict) or len(value) != 2:
+    if not isinstance(name, str) or name not in kinds or not isinstance(arguments, dict) or len(value) != 2:
         raise TypeError(f"Expected a part among {', '.join(kinds)}, but found '{name}'.")
     return kinds[name](**{key: rebuilt(own, kinds) for key, own in arguments.items()})

@@ -47,20 +47,18 @@ READY: dict[str, type[VAE]] = {
 }
 
 
+_KINDS: tuple[type, ...] = (
+    *OBSERVATIONS.values(),
+    TableObservation,
+    Column,
+    JointPrior,
+    MarkovPrior,
+    TreePrior,
+    AutoregressivePrior,
+    MixturePrior,
+)
 #: What they may be made of, by the names of their classes.
-PARTS: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (
-        *OBSERVATIONS.values(),
-        TableObservation,
-        Column,
-        JointPrior,
-        MarkovPrior,
-        TreePrior,
-        AutoregressivePrior,
-        MixturePrior,
-    )
-}
+PARTS = {kind.__name__: kind for kind in _KINDS}
 
 
 def keep_config(program: Any, data: AnyDataset | Data, config: TrainConfig, output: Path, *, restored: bool) -> None:

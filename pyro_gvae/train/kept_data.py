@@ -42,6 +42,7 @@ def keep_data(folder: Path, data: AnyDataset | Data) -> dict[str, Any]:
         record |= {"name": data.name, "binarize": data.binarize}
         record |= {"image_shape": list(data.image_shape), "value_range": list(data.value_range)}
         record["table"] = None if data.columns is None else [column._asdict() for column in data.columns]
+        record["vocabulary"] = data.vocabulary and list(data.vocabulary)
     small = {name: _as_bytes(tensor) for name, tensor in tensors.items()}
     if sum(tensor.numel() * tensor.itemsize for tensor in small.values()) > MOST_BYTES:
         return record | {"file": None}
@@ -121,7 +122,7 @@ def _from_tensors(tensors: dict[str, Tensor], record: dict[str, Any]) -> Dataset
     if record["kind"] == "dataset":
         height, width = record["image_shape"]
         least, most = record["value_range"]
-        table = record.get("table")
+        table, words = record.get("table"), record.get("vocabulary")
         parts: dict[str, Any] = dict(tensors)
         return Dataset(
             record["name"],
@@ -129,6 +130,7 @@ def _from_tensors(tensors: dict[str, Tensor], record: dict[str, Any]) -> Dataset
             binarize=record["binarize"],
             value_range=(least, most),
             columns=None if table is None else tuple(map(column_of, table)),
+            vocabulary=None if words is None else tuple(map(str, words)),
             **parts,
         )
     named = {name.removeprefix("column "): column for name, column in tensors.items()}

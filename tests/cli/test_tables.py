@@ -61,7 +61,7 @@ def test_a_run_on_a_table(tmp_path, said):
     said("report", run)
     page = (run / "report.html").read_text()
     assert "on people.csv" in page and "from its code" in page and "<h2>Images</h2>" not in page
-    assert "TableObservation, whose formula the page does not have" in said("explore", run, status=2)
+    assert "explorer:" in said("explore", run) and '"name": "visits"' in (run / "explorer.html").read_text()
 
     known.drop(index=0).to_csv(file, index=False)
     for command in ("resume", "evaluate"):

@@ -1,7 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from pyro_gvae.data.dataset import Dataset
 from pyro_gvae.data.words import count_words
+from pyro_gvae.runs.config import write_config
+from pyro_gvae.train.kept_data import keep_data, read_data
 
 TEXTS = ["tea and more tea", "coffee", "more coffee, please"]
 
@@ -27,3 +32,12 @@ def test_words_of_new_texts_are_counted_in_the_columns_of_the_old_ones():
 def test_what_has_no_words_is_refused(texts, sentence):
     with pytest.raises(ValueError, match=sentence):
         count_words(texts)
+
+
+def test_a_data_set_keeps_the_words_that_it_counts(tmp_path):
+    words = count_words(TEXTS, max_words=3)
+    data = Dataset("texts", words.counts, words.counts[:1], (1, 3), value_range=(0, 2), vocabulary=words.vocabulary)
+    write_config(tmp_path, {"data": keep_data(tmp_path, data)})
+    assert read_data(tmp_path).vocabulary == words.vocabulary
+    with pytest.raises(ValueError, match="Expected 3 words, one for each value of a datum, but found 2"):
+        replace(data, vocabulary=words.vocabulary[:2])

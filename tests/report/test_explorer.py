@@ -1,9 +1,10 @@
 """The explorer in a real browser: its numbers are torch's, and clicks, drawing and the switch of models work."""
 
+import copy
+import json
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,28 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pyro_gvae import CategoricalVAE, exact
+from pyro_gvae import CategoricalVAE, TrainConfig, exact, fit
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
+from pyro_gvae.evaluate.impute import predictive_means
 from pyro_gvae.models.bernoulli_vae import BernoulliVAE
-from pyro_gvae.models.networks import conv_networks
+from pyro_gvae.models.networks import conv_networks, mlp_decoder, mlp_encoder
+from pyro_gvae.models.table import Column, TableObservation
 from pyro_gvae.report.explorer import Shown, explorer, write_explorer
-from pyro_gvae.report.layers import read_layers
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 H, W, N, K = 4, 5, 2, 3
 D = H * W
 
 
 class Oblique(nn.Module):
-    """A network that is no chain of known layers."""
+    """A network with an operation that no page knows."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        return 1.5 * self.network(x)
+        return 1.5 * self.network(x).cumsum(-1)
 
 
 def model(observation: str = "bernoulli", prior: str = "independent", **options: Any) -> CategoricalVAE:
@@ -59,6 +59,7 @@ def networks(kind: str) -> dict[str, nn.Module]:
     return {"encoder": encoder}
 
 
+Opened = Callable[[Path], AbstractContextManager[Any]]
 DATA: dict[str, Callable[[Tensor], Tensor]] = {
     "bernoulli": torch.round,
     "continuous-bernoulli": lambda u: u,
@@ -69,35 +70,6 @@ DATA: dict[str, Callable[[Tensor], Tensor]] = {
 
 def images(observation: str = "bernoulli") -> Tensor:
     return DATA[observation](torch.rand(6, D, generator=torch.Generator().manual_seed(5)))
-
-
-Opened = Callable[[Path], AbstractContextManager[Any]]
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Opened]:
-    """Opens a page in a browser; at the end, it has asked for nothing and complained of nothing."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-
-        @contextmanager
-        def opened(path: Path) -> Iterator[Any]:
-            page = browser.new_page(viewport={"width": 1200, "height": 900})
-            asked: list[str] = []
-            said: list[str] = []
-            page.on("request", lambda request: asked.append(request.url))
-            page.on("console", lambda message: said.append(message.text))
-            page.on("pageerror", lambda error: said.append(str(error)))
-            page.goto(path.as_uri())
-            page.wait_for_function("document.body.dataset.ready === 'true'")
-            yield page
-            page.close()
-            assert asked == [path.as_uri()] and said == []
-
-        yield opened
-        browser.close()
 
 
 def shown(page: Any) -> dict[str, float]:
@@ -116,9 +88,10 @@ def expected(vae: CategoricalVAE, x: Tensor, code: list[int]) -> dict[str, float
     elbo, evidence = (value.item() for value in exact.bounds(vae, x))
     with torch.no_grad():
         likelihood = vae.observation(vae.decoder(z)).log_prob(x).item()
+        log_q = vae.encoder(vae.observation.inputs(x)).log_softmax(-1)
         independent = (vae.prior_logits.log_softmax(-1) * z).sum().item()
         prior = independent if vae.prior is None else vae.prior.log_prob(z).item()
-        guide = (vae.encoder(x).log_softmax(-1) * z).sum().exp().item()
+        guide = (log_q * z).sum().exp().item()
     found = {"log p(x), exact": evidence, "ELBO, exact": elbo, "KL(q ‖ posterior)": evidence - elbo}
     found |= {"log p(x | z)": likelihood, "log p(z)": prior, "q(z | x)": guide}
     return found | {"p(z | x), exact": torch.tensor(likelihood + prior - evidence).exp().item()}
@@ -222,15 +195,110 @@ def test_what_a_visitor_does(opened: Opened, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_page_of_too_many_codes_samples(opened: Opened, tmp_path: Path) -> None:
+@pytest.mark.parametrize("prior", ["independent", "autoregressive"])
+def test_a_page_of_too_many_codes_samples(prior: str, opened: Opened, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    vae = CategoricalVAE(D, 20, K, (7,)).eval()
+    vae = CategoricalVAE(D, 20, K, (7,), prior=prior).eval()
+    for parameter in vae.parameters():
+        nn.init.normal_(parameter, std=0.3)
     x = images()
     with opened(explorer([Shown("m", vae)], x, (H, W), title="t", path=tmp_path / "page.html")) as page:
         numbers = shown(page)
         assert "log p(x), exact" not in numbers and not page.locator("#atlas").is_visible()
+        page.keyboard.press("r")  # a code that was drawn from the prior
+        z = nn.functional.one_hot(torch.tensor([code_of(page)]), K).float()
+        with torch.no_grad():
+            log_p = (vae.prior_logits.log_softmax(-1) * z).sum() if vae.prior is None else vae.prior.log_prob(z)
+        assert shown(page)["log p(z)"] == pytest.approx(log_p.item(), abs=1e-4)
         elbo = torch.stack([-vae_loss(vae, x[:1]) for _ in range(400)])
         assert numbers["ELBO, 32 samples"] == pytest.approx(elbo.mean().item(), abs=5 * elbo.std().item() / 32**0.5)
+
+
+TABLE = TableObservation(
+    [
+        Column("<b>sex", "binary", ("f", "m")),
+        Column("city", "categorical", ("Oslo", "Paris", "Rome")),
+        Column("height", "real", (), 170.0, 9.0),
+        Column("wage", "positive", (), 3.0, 0.5),
+        Column("visits", "count", (), 1.0, 0.7),
+    ]
+)
+NAN = torch.nan
+ROWS = torch.tensor([[1.0, 2.0, 0.5, -0.4, 3.0], [0.0, NAN, NAN, 1.2, NAN], [1.0, 0.0, -1.0, 0.0, 0.0]])
+
+
+@pytest.mark.slow
+def test_a_table_has_a_distribution_of_each_column_and_missing_cells_are_imputed(
+    opened: Opened, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    vae = CategoricalVAE(5, N, K, (7,), TABLE, prior="independent").double().eval()
+    for parameter in vae.parameters():
+        nn.init.normal_(parameter, std=0.7)
+
+    def assert_imputed(x: Tensor) -> None:
+        assert_shown(page, vae, x)
+        means = predictive_means(vae, x.double().unsqueeze(0))[0].split([2, 3, 2, 2, 2])
+        for place, own in enumerate(means):
+            said = page.locator(f"#datum .cell >> nth={place} >> output").get_attribute("data-values")
+            found = torch.tensor([float(value) for value in said.split()], dtype=torch.float64)
+            torch.testing.assert_close(found, own if x[place].isnan() else own[:0], rtol=1e-5, atol=1e-4)
+
+    path = explorer([Shown("m", vae)], ROWS, (1, 5), title="t", path=tmp_path / "page.html")
+    with opened(path) as page:
+        assert page.locator("#datum label").all_inner_texts() == ["<b>sex", "city", "height", "wage", "visits"]
+        assert_imputed(ROWS[0])
+        page.keyboard.press("n")
+        assert_imputed(ROWS[1])
+        assert page.input_value("#cell-2") == "" and "probably" in page.inner_text("#datum .cell >> nth=1")
+        page.fill("#cell-2", "179")
+        page.select_option("#cell-1", label="Paris")
+        page.fill("#cell-3", "-1")  # no wage: the row stays
+        changed = torch.tensor([0.0, 1.0, 1.0, 1.2, NAN])
+        assert_imputed(changed)
+        page.focus("[aria-label^='latent 1, category 1']")
+        page.keyboard.press("ArrowRight")
+        assert code_of(page)[0] == 1
+        assert_shown(page, vae, changed)
+        page.click("#clear")
+        assert_imputed(torch.full((5,), NAN))
+        assert shown(page)["log p(x), exact"] == pytest.approx(0.0, abs=1e-6)
+        assert page.locator("#gallery button").count() == 3
+
+
+@pytest.mark.slow
+def test_words_stand_where_pictures_would(opened: Opened, tmp_path: Path) -> None:
+    words = ("tea", "rose", "moon", "rain")
+    torch.manual_seed(1)
+    vae = CategoricalVAE(4, N, K, (7,), "multinomial").double().eval()
+    for parameter in vae.parameters():
+        nn.init.normal_(parameter)
+    x = torch.tensor([[2.0, 0.0, 1.0, 0.0], [0.0, 3.0, 0.0, 1.0]])
+    path = explorer([Shown("m", vae)], x, (1, 4), vocabulary=words, title="t", path=tmp_path / "page.html")
+    with opened(path) as page:
+        assert_shown(page, vae, x[0])
+        assert page.locator("#datum span").all_inner_texts() == ["tea × 2", "moon"]
+        z = nn.functional.one_hot(torch.tensor(code_of(page)), K).double().unsqueeze(0)
+        best = vae.decoder(z)[0].argsort(descending=True)
+        assert page.locator("#picture .level > span:first-child").all_inner_texts() == [words[d] for d in best]
+        page.fill("#own-text", "Rain, rain: a ROSE.")
+        assert_shown(page, vae, torch.tensor([0.0, 1.0, 0.0, 2.0]))
+    with pytest.raises(ValueError, match="Expected 4 words, one for each count of a datum, but found 3"):
+        explorer([Shown("m", vae)], x, (1, 4), vocabulary=words[:3], title="t", path=path)
+
+
+def test_a_program_of_ones_own_takes_the_weights_of_its_run(tmp_path: Path) -> None:
+    networks = {"encoder": Oblique(mlp_encoder(D, (7,), N, K)), "decoder": Oblique(mlp_decoder(N, K, (7,), D))}
+    vae = CategoricalVAE(D, N, K, **networks)
+    config = TrainConfig(stages="exact:1steps", batch_size=6)
+    fit(vae, images(), config, output=tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="which is code of yours"):
+        write_explorer(tmp_path / "run")
+    page = write_explorer(tmp_path / "run", program=CategoricalVAE(D, N, K, **copy.deepcopy(networks)))
+    [described] = json.loads(re.search(r'id="payload">(.*?)</script>', page.read_text())[1])["models"]
+    assert (
+        described["decoder"] is None and described["table"][1] == K**N * D and described["posteriors"][1] == 6 * N * K
+    )
 
 
 def vae_loss(vae: CategoricalVAE, x: Tensor) -> Tensor:
@@ -243,9 +311,7 @@ def vae_loss(vae: CategoricalVAE, x: Tensor) -> Tensor:
 def test_what_a_page_cannot_hold_is_refused(tmp_path: Path) -> None:
     vae = CategoricalVAE(D, 20, K, (7,))
     vae.decoder = Oblique(vae.decoder)
-    with pytest.raises(
-        ValueError, match=r"Expected a decoder whose layers the page knows .* found a Oblique and 3\^20"
-    ):
+    with pytest.raises(ValueError, match=r"Expected a decoder made of operations .* found a Oblique and 3\^20"):
         explorer([Shown("m", vae)], images(), (H, W), title="t", path=tmp_path / "page.html")
 
 
@@ -307,44 +373,3 @@ def test_large_networks_are_rounded_and_the_page_says_so(tmp_path: Path, monkeyp
     monkeypatch.setattr("pyro_gvae.report.explorer.MOST_BYTES", 1000)
     path = explorer([Shown("m", model())], images(), (H, W), title="t", path=tmp_path / "page.html")
     assert "rounded to half precision" in path.read_text()
-
-
-@pytest.mark.parametrize("network", [Oblique(nn.Linear(3, 2)), nn.Sequential(nn.Linear(3, 2), nn.Softmax(-1))])
-def test_a_network_that_is_no_chain_of_known_layers_is_not_read(network: nn.Module) -> None:
-    assert read_layers(network, torch.zeros(1, 3)) is None
-
-
-class InPlace(nn.Module):
-    """A network that changes what a layer returned, at its place in memory, between layers or at the end."""
-
-    def __init__(self, *, between: bool) -> None:
-        super().__init__()
-        self.first, self.last, self.between = nn.Linear(3, 4), nn.Linear(4, 2), between
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.first(input=x)
-        if self.between:
-            return self.last(nn.functional.relu(hidden, inplace=True))
-        return self.last(hidden).mul_(2)
-
-
-@pytest.mark.parametrize("between", [True, False])
-def test_a_network_that_changes_values_in_place_is_not_read(between: bool) -> None:
-    assert read_layers(InPlace(between=between), torch.ones(1, 3)) is None
-    with torch.inference_mode():
-        assert read_layers(InPlace(between=between), torch.ones(1, 3)) is None
-
-
-def test_a_network_whose_layer_returns_no_tensor_is_not_read() -> None:
-    class Recurrent(nn.GRU):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x)[0]
-
-    assert read_layers(nn.Sequential(nn.GRU(3, 2)), torch.ones(1, 3)) is None
-    assert read_layers(Recurrent(3, 2), torch.ones(1, 3)) is None
-
-
-def test_layers_that_work_in_place_are_read() -> None:
-    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Unflatten(1, (2, 2)), nn.Flatten())
-    layers = read_layers(network, torch.ones(1, 3))
-    assert layers is not None and [layer.kind for layer in layers] == ["linear", "relu"]
