@@ -14,7 +14,7 @@ from ..programs.chains import Chains
 from ..programs.joint import read_guide_once
 from ..programs.runs import bind
 from ..runtime.autograd import all_or_nothing
-from .summing import ExactLoss, climb
+from .summing import ExactLoss, climb, why_searched
 
 
 @final
@@ -26,9 +26,9 @@ class ExactELBO(ExactLoss):
         \mathrm{loss} = -\sum_b \Big( \sum_{z} q(z | x_b) \log p(x_b | z) - \mathrm{KL}(q(z | x_b) \,\|\, p(z)) \Big)
 
     The sum over all K^N joint codes is that of stock `TraceEnum_ELBO`, but decodes each code only once. It goes slice
-    by slice: the backward pass of a slice is finished before the next slice starts. With several slices, codes with
-    negligible q for all data (see :func:`pyro_gvae.exact.elbo`) are not decoded, so steps become cheaper as posteriors
-    sharpen.
+    by slice: the backward pass of a slice is finished before the next slice starts. Where there are more than 1,024
+    codes, those with negligible q for all data (see :func:`pyro_gvae.exact.elbo`) are not decoded, so steps become
+    cheaper as posteriors sharpen.
 
     Several discrete latents (one-hots, bits, integers) are summed jointly: there are as many codes as the product of
     their K^N. Continuous latents beside them are drawn by `rsample`, for each code if they depend on it; the loss is
@@ -64,6 +64,11 @@ class ExactELBO(ExactLoss):
     with_guide = True
 
     @override
+    def why_not_recordable(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str | None:
+        plan = self._plan(bind(model, guide, *args, **kwargs), model, guide, args, kwargs)
+        return why_searched(plan) or super().why_not_recordable(model, guide, *args, **kwargs)
+
+    @override
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         runs = bind(model, guide, *args, **kwargs)
         plan = self._plan(runs, model, guide, args, kwargs)
@@ -75,7 +80,7 @@ class ExactELBO(ExactLoss):
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         runs = bind(model, guide, *args, **kwargs)
         plan = self._plan(runs, model, guide, args, kwargs)
-        if isinstance(plan, Chains) or plan.num_slices == 1:
+        if isinstance(plan, Chains) or (plan.num_slices == 1 and not plan.is_searched):
             return self._step(model, guide, *args, **kwargs)
         found = read_guide_once(runs, plan.layout)
         return -impossible_as_infinite(climb(found, lambda cut: elbo_parts(runs, plan, cut)))

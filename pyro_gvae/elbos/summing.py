@@ -94,6 +94,16 @@ class ExactLoss(TensorELBO):
         )
 
 
+def why_searched(plan: Plan | Chains) -> str | None:
+    """Return why a sum that leaves out codes by their probabilities cannot be recorded, or None if it takes all."""
+    if isinstance(plan, Chains) or not plan.is_searched:
+        return None
+    return (
+        f"Expected few codes, but found {plan.num_codes}. Those with a negligible posterior are left out, and a "
+        "recording cannot hold such a decision. Try the plain ELBO, which is hardly slower at first and faster later."
+    )
+
+
 def climb(guide: Guide, parts: Callable[[Guide], Iterable[Part]]) -> Tensor:
     """Add the gradients of minus a sum to `.grad`, one part after another, and return the sum.
 

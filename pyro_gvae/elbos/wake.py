@@ -15,7 +15,7 @@ from ..handlers.sites import Program
 from ..programs.chains import Chains
 from ..programs.joint import read_guide_once
 from ..programs.runs import bind
-from .summing import ExactLoss, climb
+from .summing import ExactLoss, climb, why_searched
 
 
 @final
@@ -62,7 +62,9 @@ class ExactWake(ExactLoss):
 
     @override
     def why_not_recordable(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str | None:
-        return self.why_not_together() or super().why_not_recordable(model, guide, *args, **kwargs)
+        plan = self._plan(bind(model, guide, *args, **kwargs), model, guide, args, kwargs)
+        searched = None if isinstance(plan, Chains) or not plan.layout.is_shared else why_searched(plan)
+        return self.why_not_together() or searched or super().why_not_recordable(model, guide, *args, **kwargs)
 
     @override
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:

@@ -72,6 +72,11 @@ class Plan(NamedTuple):
         return -(-self.num_shared // self.slice_size)
 
     @property
+    def is_searched(self) -> bool:
+        """Whether codes with a negligible posterior are looked for: the search costs less than it saves for many."""
+        return self.num_codes > tuning(self.device).few_codes
+
+    @property
     def num_shared(self) -> int:
         """The number of codes in this share. Shares differ by at most one code."""
         full, rest = divmod(self.num_codes, self.share.world_size)

@@ -17,7 +17,6 @@ from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair
 from ..runtime.compat.torch import is_transformed
 from ..runtime.distributed import log_sum_exp
-from ..runtime.tuning import tuning
 from . import elimination
 from .endless import plan_to_end
 from .expectation import expected, finite
@@ -38,8 +37,8 @@ def elbo(
         \mathrm{ELBO}_b = \sum_{z} q(z | x_b) \log p(x_b | z) - \mathrm{KL}(q(z | x_b) \,\|\, p(z))
 
     The model runs once for each of the K^N joint codes, not once for each code and datum, on slices of codes that fit
-    into memory. A code with q below eps / (16 K^N) gets weight exactly 0. In several slices, codes for which this
-    holds for all data are not decoded: together they are less than a sixteenth of the rounding error of the sum.
+    into memory. A code with q below eps / (16 K^N) gets weight exactly 0. Of more than 1,024 codes, those for which
+    this holds for all data are not decoded: together they are less than a sixteenth of the rounding error of the sum.
     Continuous latents are drawn by `rsample`, which makes the result an unbiased estimate.
 
     Discrete latents inside of `pyro.markov` are summed one after another, in time and memory linear in the length of
@@ -217,10 +216,7 @@ def elbo_parts(runs: Runs, plan: Plan, guide: Guide) -> Iterator[Part]:
 def _likely(plan: Plan, guide: Guide) -> Iterator[Tensor]:
     """Yield in slices the numbers of all codes, except those that q of independent latents neglects for every datum."""
     sites = guide.sites.values()
-    few = (
-        plan.num_slices == 1 or plan.num_codes <= tuning(plan.device).few_codes
-    )  # a recording of one slice reads no value
-    if not sites or few or is_transformed():
+    if not (sites and plan.is_searched) or is_transformed():  # torch.func does not allow reading values
         return plan.numbers()
     least = functools.reduce(torch.add, (site.log_probs.amin(-1).sum(-1) for site in sites))  # of the least probable
     if not plan.negligible(least.unsqueeze(0)).item():

@@ -50,8 +50,8 @@ def make_step(
     The first step runs model and guide with Pyro's validation on, and records their computation
     (:class:`~pyro_gvae.jit.traced_elbo.TracedELBO`). Later steps replay the recording without Pyro. Data whose values
     are smaller, larger or less whole than in all steps before are validated first, by one more run. A program that
-    cannot be recorded runs as it is, with a warning; sums over several slices of codes do so without a warning, since
-    they gain nothing. Pyro's param store is not used, and Pyro's validation setting is restored after each step.
+    cannot be recorded runs as it is, with a warning; sums over many codes do so without a warning, since they gain
+    nothing. Pyro's param store is not used, and Pyro's validation setting is restored after each step.
 
     Args:
         vae: a module with `.model(x)` and `.guide(x)`, such as `CategoricalVAE`. If the step is called under

@@ -255,3 +255,12 @@ def test_a_loss_with_another_slice_size_makes_another_plan():
     assert loss.num_slices(vae.model, vae.guide, x) == 1
     loss.slice_size = 3
     assert loss.num_slices(vae.model, vae.guide, x) == 3
+
+
+@pytest.mark.parametrize("few_codes", [NUM_CODES - 1, NUM_CODES])
+def test_a_sum_that_leaves_codes_out_is_not_recorded(few_codes, monkeypatch):
+    monkeypatch.setattr(tuning, "CPU", replace(tuning.CPU, few_codes=few_codes))
+    vae, x = BERNOULLI.vae(), BERNOULLI.x()
+    found = ExactELBO().why_not_recordable(vae.model, vae.guide, x)
+    assert found is None if few_codes == NUM_CODES else f"found {NUM_CODES}" in found
+    assert ExactEvidence().why_not_recordable(vae.model, vae.guide, x) is None

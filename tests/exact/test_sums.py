@@ -792,10 +792,11 @@ def test_codes_of_negligible_probability_change_nothing(quantity, factor, slice_
     assert_same_with_gradients(ours(vae, x, slice_size=slice_size), in_a_loop(BERNOULLI, vae, x), vae)
 
 
-def test_codes_of_negligible_probability_are_not_decoded():
+@pytest.mark.parametrize("slice_size", [3, None])
+def test_codes_of_negligible_probability_are_not_decoded(slice_size):
     vae, x = _sharp(BERNOULLI.vae(), 100), BERNOULLI.x()
     runs = bind_pair(vae, x)
-    plan = make_plan(runs, slice_size=3)
+    plan = make_plan(runs, slice_size=slice_size)
     guide = read_guide_once(runs, plan.layout)
     decoded: list[int] = []
     vae.decoder.register_forward_hook(lambda module, inputs, output: decoded.append(len(output)))
