@@ -10,7 +10,8 @@ Cost: about five minutes on two cores, and MNIST in torchvision's layout.
 
 N = 20, K = 10, MLP 784-512-256-200 and back, B = 100, dynamically binarized MNIST, drawn beforehand; a small model on
 the embedded digits; and an epoch with its data loading. Every contender takes the same batches, in short blocks that
-alternate; a block gives a mean, and reported are the medians over blocks.
+alternate; a block gives a mean, and reported are the medians over blocks. "As fit runs by default" is the compiled
+step: `fit` compiles a run of 100 epochs of this size by its counted work, where there is a compiler.
 
 Found (2 cores of an AMD EPYC, torch 2.14; in brackets an Intel Xeon): 6.5 ms a step (4.5); stock Pyro takes 2.0 (2.5)
 times as long, JitTrace_ELBO 1.6 (1.9), hand-written PyTorch 1.3 (1.5), JAX 0.95 (1.2), and the networks alone with
@@ -392,14 +393,16 @@ def ratios(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "stock Pyro": 1.9,
             "JitTrace_ELBO": 1.6,
             "hand-written PyTorch": 1.4,
-            "hand-written JAX": 1.0,
         }.items()
         if name in large
     }
-    rows["ours / networks and fused Adam"] = large["ours"] / large["networks and fused Adam"], "at most 1.2"
+    by_default = large.get("ours, compiled", large["ours"])  # what `fit` chooses for a long run where it can compile
+    if "hand-written JAX" in large:
+        rows["hand-written JAX / ours, as fit runs by default"] = large["hand-written JAX"] / by_default, "at least 1.0"
+    rows["ours / networks and fused Adam"] = large["ours"] / large["networks and fused Adam"], "at most 1.1"
     rows["small: stock Pyro / ours"] = small["stock Pyro"] / small["ours"], "at least 3"
     if "ours, compiled" in small:
-        rows["small: stock Pyro / ours, compiled"] = small["stock Pyro"] / small["ours, compiled"], "at least 5"
+        rows["small: stock Pyro / ours, compiled"] = small["stock Pyro"] / small["ours, compiled"], "at least 7"
     if "epoch" in found:
         theirs, our = found["epoch"].values()
         rows["epoch: DataLoader and hand-written PyTorch / ours"] = theirs / our, "at least 2"

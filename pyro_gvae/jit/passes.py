@@ -225,9 +225,9 @@ def _numbers_taken(graph: _Rewriter, node: Op) -> Op | None:
             continue
         if x.meta["like"].dtype != node.meta["like"].dtype:
             continue
-        if node.target is SUB:
-            return graph.new(SUB, x, number) if x is node.args[0] else graph.new(aten.rsub.Scalar, x, number)
-        if node.target is not ADD and number == -1:
+        if node.target is SUB and x is node.args[1]:
+            return graph.new(aten.rsub.Scalar, x, number)
+        if node.target not in (ADD, SUB) and number == -1:
             return graph.new(NEG, x)
         if (x, number) != node.args:
             return graph.new(node.target, x, number)
