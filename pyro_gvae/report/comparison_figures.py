@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ..runs.tables import BOUND, EVIDENCE, is_bounded
-from .style import INK, SMALL_PRINT, Style, in_house_style, panel_grid
+from .style import INK, SMALL_PRINT, Style, in_house_style, panel_grid, wrapped
 
 #: Letters that fit into a row of a legend 10 inches wide; a column needs six more than its longest label.
 LEGEND_LETTERS = 115
@@ -119,8 +119,10 @@ def training_gap(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
         One panel for each estimator with both curves against steps; the gap between their means is shaded.
     """
     columns = min(3, len(styles))
-    figure, panels = panel_grid(len(styles), columns, size=(min(7.0, 10.5 / columns), 3.3), share_axes=True)
-    for axes, (name, style) in zip(panels, styles.items(), strict=True):
+    width = min(7.0, 10.5 / columns)
+    titles, more = wrapped(list(styles), width)
+    figure, panels = panel_grid(len(styles), columns, size=(width, 3.3 + more), share_axes=True)
+    for axes, title, (name, style) in zip(panels, titles, styles.items(), strict=True):
         runs = metrics[(metrics["estimator"] == name) & metrics["train_objective"].notna()]
         for measure, dashes in (("train_objective", "--"), ("train_elbo", "-")):
             _draw_seeds(axes, runs, "step", measure, color=style.color, linestyle=dashes)
@@ -128,7 +130,7 @@ def training_gap(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
         axes.fill_between(
             mean["step"], mean["train_elbo"], mean["train_objective"], color=style.color, alpha=0.18, lw=0
         )
-        axes.set_title(f"{name}\n{_gap_in_words(mean)}")
+        axes.set_title(f"{title}\n{_gap_in_words(mean)}")
     for axes in panels[::columns]:
         axes.set_ylabel("train set (nats per datum)")
     for axes in panels[-columns:]:

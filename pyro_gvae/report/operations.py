@@ -238,6 +238,7 @@ RULES: dict[str, Rule] = {
     "to_copy": _copy,
     "sum": _reduction("sum"),
     "mean": _reduction("mean"),
+    "prod": _reduction("product"),
     "amax": _reduction("largest"),
     "amin": _reduction("smallest"),
     "linalg_vector_norm": _norm,

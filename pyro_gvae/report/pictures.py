@@ -9,7 +9,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from .style import in_house_style, panel_grid
+from .style import in_house_style, panel_grid, wrapped
 
 
 @in_house_style
@@ -31,12 +31,13 @@ def reconstructions(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: 
     columns = 1 if len(cells) <= 2 else 2
     width = 10 / columns
     height = len(rows) * (width - 0.6) / count * image_shape[0] / image_shape[1] + 0.4
-    figure, panels = panel_grid(len(cells), columns, size=(width, height))
-    for axes, (label, arrays) in zip(panels, cells.items(), strict=True):
+    titles, more = wrapped(list(cells), width)
+    figure, panels = panel_grid(len(cells), columns, size=(width, height + more))
+    for axes, title, arrays in zip(panels, titles, cells.values(), strict=True):
         _draw_mosaic(axes, np.concatenate([arrays[name] for name in rows.values()]), image_shape, columns=count)
         top, bottom = sorted(axes.get_ylim())
         axes.set_yticks(np.linspace(top, bottom, 2 * len(rows) + 1)[1::2], list(rows))
-        axes.set_title(label)
+        axes.set_title(title)
     return figure
 
 
@@ -53,11 +54,12 @@ def prior_samples(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: tu
     """
     columns = min(4, len(cells))
     width = 10 / max(2, columns)
-    figure, panels = panel_grid(len(cells), columns, size=(width, width + 0.2))
-    for axes, (label, arrays) in zip(panels, cells.items(), strict=True):
+    titles, more = wrapped(list(cells), width)
+    figure, panels = panel_grid(len(cells), columns, size=(width, width + 0.2 + more))
+    for axes, title, arrays in zip(panels, titles, cells.values(), strict=True):
         _draw_mosaic(axes, arrays["samples"], image_shape, columns=math.ceil(math.sqrt(len(arrays["samples"]))))
         axes.spines[:].set(visible=True, color="#dddddd")
-        axes.set_title(label)
+        axes.set_title(title)
     return figure
 
 
@@ -76,12 +78,13 @@ def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         One heat map for each label, on one colour scale, with the perplexities as bars.
     """
     latents, categories = next(iter(cells.values()))["code_usage"].shape
-    size = (5.0, float(np.clip(1.0 + 0.28 * latents, 2.2, 7.0)))
+    titles, more = wrapped(list(cells), 4.5)  # of 5 inches, beside the colour scale
+    size = (5.0, float(np.clip(1.0 + 0.28 * latents, 2.2, 7.0)) + more)
     figure, panels = panel_grid(len(cells), columns=min(2, len(cells)), size=size)
-    for axes, (label, arrays) in zip(panels, cells.items(), strict=True):
+    for axes, title, arrays in zip(panels, titles, cells.values(), strict=True):
         usage = arrays["code_usage"]
         image = axes.imshow(-np.sort(-usage, axis=1), aspect="auto", cmap="Blues", norm=PowerNorm(0.5, 0.0, 1.0))
-        axes.set(title=label, xlabel="category, most used first", ylabel="latent")
+        axes.set(title=title, xlabel="category, most used first", ylabel="latent")
         axes.grid(visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(12, integer=True))

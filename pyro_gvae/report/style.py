@@ -1,6 +1,7 @@
 """Colours, markers and fonts that all figures share; saving figures."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +78,36 @@ def panel_grid(
     for axes in grid[:count][-columns:]:
         axes.tick_params(labelbottom=True)
     return figure, list(grid[:count])
+
+
+#: Letters of a title in an inch, and inches that another line of it takes.
+LETTERS_AN_INCH, LINE = 10.5, 0.18
+
+
+def wrapped(titles: Sequence[str], inches: float) -> tuple[list[str], float]:
+    r"""Break titles of panels, behind spaces and punctuation, so that they are as narrow as their panels.
+
+    Args:
+        titles: the titles.
+        inches: the width of a panel.
+
+    Returns:
+        The titles, and the inches by which they make a row of panels higher.
+
+    Example:
+        >>> wrapped(["exact", "gumbel-softmax[kl=relaxed]:6,exact:2"], 2.5)
+        (['exact', 'gumbel-softmax\n[kl=relaxed]:6,exact:2'], 0.18)
+    """
+    letters = int(LETTERS_AN_INCH * (inches - 0.3))
+    found = []
+    for title in titles:
+        lines = [""]
+        for part in re.findall(r".[^\s,:\[\n-]*(?:[\s,:-]|(?=\[)|$)", title):
+            if lines[-1] and len(lines[-1] + part.rstrip()) > letters:
+                lines.append("")
+            lines[-1] += part
+        found.append("\n".join(line.rstrip() for line in lines))
+    return found, LINE * max((title.count("\n") for title in found), default=0)
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Path:
