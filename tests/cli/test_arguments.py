@@ -171,7 +171,16 @@ def test_examples_of_help_can_be_typed():
 
 
 def test_help_shows_groups_and_examples(capsys):
-    for words, expected in (([], "Measure:"), (["train"], EXAMPLES["train"][0])):
+    in_words = "\n\nModel:\n  --model categorical | bernoulli |"
+    for words, expected in (
+        ([], "Measure:"),
+        (["train"], EXAMPLES["train"][0]),
+        (["train"], in_words),
+        (["train", "--model", "joint"], "0 of other programs. Default: `10`."),
+        (["train"], "--preset NAME\n"),
+        (["evaluate"], "Usage: pyro-gvae evaluate RUN [options]"),
+        (["compare"], "--seeds INT ...\n"),
+    ):
         with pytest.raises(SystemExit) as stopped:
             main([*words, "--help"])
         assert stopped.value.code == 0 and expected in capsys.readouterr().out
