@@ -11,7 +11,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .examples import TOP, described
-from .words import SHORT, option_of, places_of, types_of
+from .words import SHORT, is_switch, option_of, places_of, types_of
 
 #: What an option takes, in a word.
 WORDS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
@@ -97,7 +97,7 @@ def spelling(name: str, kind: Any) -> str:
         ('--learning-rate, --lr NUMBER|TEXT', '--seeds INT ...', '--download, --no-download')
     """
     long = option_of(name)
-    if kind is bool:
+    if is_switch(kind):
         return f"{long}, --no-{long[2:]}"
     short = [one for one in SHORT if SHORT[one] == long]
     return f"{', '.join([long, *short])} {value_of(kind)}"

@@ -98,7 +98,7 @@ def _grouped(command: str, words: Sequence[str], kinds: Mapping[str, Any]) -> tu
     given: dict[str, list[str]] = {}
     left: list[str] = []
     taking, most = left, math.inf  # which list the next words belong to, and how many it takes
-    switches = {f"--no-{option[2:]}": option for option, kind in kinds.items() if _is_switch(kind)}
+    switches = {f"--no-{option[2:]}": option for option, kind in kinds.items() if is_switch(kind)}
     for word in words:
         name, equals, value = word.partition("=")
         if not (name in SHORT or (name.startswith("--") and len(name) > 2)):
@@ -109,7 +109,7 @@ def _grouped(command: str, words: Sequence[str], kinds: Mapping[str, Any]) -> tu
         if option not in kinds and option not in switches:
             tried = nearest(option, [*kinds, *switches, "--json", "--help"]) or f" Try pyro-gvae {command} --help."
             raise ValueError(f"Expected an option of {command}, but found '{name}'.{tried}")
-        if option in switches or _is_switch(kinds[option]):
+        if option in switches or is_switch(kinds[option]):
             if equals:
                 raise ValueError(f"Expected {option} without a value, but found '{value}'.")
             given[switches.get(option, option)] = [str(option not in switches)]
@@ -156,9 +156,9 @@ def _chosen(option: str, word: str, choices: tuple[str, ...]) -> str:
     raise ValueError(f"Expected {option} among {', '.join(choices)}, but found '{word}'.{nearest(word, choices)}")
 
 
-def _is_switch(kind: Any) -> bool:
+def is_switch(kind: Any) -> bool:
     """Tell whether an option takes no word; of a switch that may be None, that is what it is without it."""
-    return bool in _parts(kind)
+    return bool in types_of(kind)
 
 
 def _is_many(kind: Any) -> bool:
