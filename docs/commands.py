@@ -1,66 +1,37 @@
 """The page of the command line: for each command a section from its configuration, with the examples of its help."""
 
-from dataclasses import MISSING, Field, fields
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+import inspect
+from dataclasses import fields
+from typing import get_type_hints
 
-from docstring_parser import parse
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
-from pyro_gvae.cli.arguments import COMMANDS
+from pyro_gvae.cli.arguments import BEGIN, COMMANDS
 from pyro_gvae.cli.examples import EXAMPLES
-from pyro_gvae.cli.words import SHORT, option_of, places_of
+from pyro_gvae.cli.help import said_of, spelling, with_default
+from pyro_gvae.cli.words import places_of
 
 PAGE = "reference/command_line"
-WORDS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 
 def section(name: str) -> str:
     """Return what a command does, how it is called, and its options, as Markdown."""
     config = COMMANDS[name].config
-    said = parse(config.__doc__ or "")
-    kinds = get_type_hints(config)
-    places = places_of(config)
+    kinds, places, texts = get_type_hints(config), places_of(config), said_of(config)
     usage = " ".join(["pyro-gvae", name, *map(str.upper, places), "[options]"])
-    lines = [f"## pyro-gvae {name}", said.short_description or "", said.long_description or "", f"    {usage}"]
+    lines = [f"## pyro-gvae {name}", (inspect.getdoc(config) or "").partition("\nArgs:")[0], f"    {usage}"]
     lines.append("```sh\n" + "\n".join(EXAMPLES[name]) + "\n```")
     lines.append(f"```{{program}} pyro-gvae {name}\n```")
-    texts = [one.__doc__ or "" for one in reversed(config.__mro__) if one is not object]  # bases describe their own
-    descriptions = {param.arg_name: param.description or "" for text in texts for param in parse(text).params}
     for field in fields(config):
-        names = field.name.upper() if field.name in places else spelled(field, kinds[field.name])
-        lines.append(option(field, names, descriptions.get(field.name, "")))
+        names = field.name.upper() if field.name in places else spelling(field.name, kinds[field.name])
+        lines.append(option(names, with_default(texts.get(field.name, ""), field.default)))
+    lines += [option(names, text) for names, text in BEGIN.get(name, {}).items()]
     return "\n\n".join(line for line in lines if line)
 
 
-def option(field: Field[Any], names: str, description: str) -> str:
-    """Return one option with its default."""
-    text = " ".join(description.split())
-    if field.default not in (MISSING, None, False):
-        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
-        text += f" Default: `{default}`." if default else ""
+def option(names: str, text: str) -> str:
     return f"```{{option}} {names}\n{text}\n```"
-
-
-def spelled(field: Field[Any], kind: Any) -> str:
-    """Return an option in all of its spellings, with what it takes."""
-    long = option_of(field.name)
-    if kind is bool:
-        return f"{long}, --no-{long[2:]}"
-    return ", ".join(f"{one} {value(kind)}" for one in [long, *(one for one in SHORT if SHORT[one] == long)])
-
-
-def value(kind: Any) -> str:
-    """Return what an option takes, in a word."""
-    if get_origin(kind) in (Union, UnionType):
-        return "|".join(dict.fromkeys(value(one) for one in get_args(kind) if one is not NoneType))
-    if get_origin(kind) is Literal:
-        return "|".join(map(str, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return f"{value(get_args(kind)[0])} ..."
-    return WORDS.get(kind, "VALUE")
 
 
 def add_sections(app: Sphinx, name: str, source: list[str]) -> None:

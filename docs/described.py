@@ -14,7 +14,10 @@ PAGE = "index"
 def line(version: str) -> str:
     """Return a sentence with the version, and the commit if the pages are built in a checkout."""
     asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty= with changes", "--exclude=*"]
-    found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # without git
+        found = ""
     commit = f", commit {found}" if found else ""
     return f"*These pages describe version {version}{commit}, and were built on {datetime.now(UTC):%-d %B %Y}.*"
 

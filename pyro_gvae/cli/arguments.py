@@ -3,7 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Union
+from typing import Annotated, Any, NamedTuple, NoReturn, Union
 
 import tyro
 
@@ -28,9 +28,9 @@ from ..config.names import ModelName
 from ..config.presets import PRESETS
 from ..config.stages import Amount, parse_stages
 from ..config.train import TrainConfig
-from .examples import TOP, described
+from .help import help_on, help_on_all
 from .settings import settings_of
-from .terminal import check_letters, discard
+from .terminal import check_letters, discard, say
 from .words import Told, read_words
 
 
@@ -61,10 +61,19 @@ COMMANDS = {
     "list": Command(ListConfig, "about", "list_command", needs_torch=False),
     "doctor": Command(DoctorConfig, "about", "doctor_command", needs_torch=False),
 }
-#: Options that change what a command begins with, and are no settings.
-BEGIN: dict[str, tuple[str, ...]] = {
-    "train": ("--preset", "--config", "--epochs"),
-    **dict.fromkeys(("compare", "gradients", "advise"), ("--config",)),
+#: Options that change what a command begins with, and are no settings -> what they do.
+CONFIG = {
+    "--config FILE": "Begin with the settings of a JSON or TOML file, such as the config.json of a run; other options "
+    "override them."
+}
+BEGIN: dict[str, dict[str, str]] = {
+    "train": {
+        "--epochs N": "The amount of the one stage, or of the stages that have none, as in --stages exact --epochs 5.",
+        "--preset NAME": "Begin with published settings: article, jang, maddison, or reinmax-KxN, where KxN is 8x4, "
+        "4x24, 8x16, 16x12, 64x8 or 10x30.",
+        **CONFIG,
+    },
+    **dict.fromkeys(("compare", "gradients", "advise"), CONFIG),
 }
 
 
@@ -77,42 +86,42 @@ def parse(arguments: list[str]) -> Any:
     """
     check_letters(arguments)
     name, *words = arguments or [""]
-    if name in ("-h", "--help") or name.startswith("--tyro-"):
-        return _help(arguments, {})
+    if name in ("-h", "--help"):
+        _show(help_on_all({one: command.config for one, command in COMMANDS.items()}))
+    if name.startswith("--tyro-"):
+        _complete(arguments)
     if name not in COMMANDS:
         found = f"'{name}'" if name else "none"
         raise ValueError(
             f"Expected a command among {', '.join(COMMANDS)}, but found {found}."
             + (nearest(name, COMMANDS) or " Try pyro-gvae --help.")
         )
-    is_help = not {"-h", "--help"}.isdisjoint(words)
-    told = read_words(
-        name, COMMANDS[name].config, [word for word in words if word not in ("-h", "--help")], BEGIN.get(name, ())
-    )
+    config, others = COMMANDS[name].config, BEGIN.get(name, {})
+    asked = [word for word in words if word not in ("-h", "--help")]
+    is_help = len(asked) < len(words)
+    told = read_words(name, config, asked, [option.split()[0] for option in others], all_places=not is_help)
     begun = _begun(name, told)
     if is_help:
-        return _help([name, "--help"], {name: begun} if begun else {})
-    return COMMANDS[name].config(**told.settings) if begun is None else replace(begun, **told.settings)
+        _show(help_on(name, config, begun, others))
+    return config(**told.settings) if begun is None else replace(begun, **told.settings)
 
 
-def _help(arguments: list[str], defaults: dict[str, Any]) -> Any:
-    """Show help, or what completes words in a shell."""
-    asked = arguments[:1]
+def _show(text: str) -> NoReturn:
+    say(text, sys.stdout)
+    sys.exit(0)
+
+
+def _complete(arguments: list[str]) -> NoReturn:
+    """Write what completes words in a shell."""
     kinds = (
-        Annotated[command.config, tyro.conf.subcommand(one, **_options(one, defaults, is_asked=[one] == asked))]
-        for one, command in COMMANDS.items()
+        Annotated[command.config, tyro.conf.subcommand(one, prefix_name=False)] for one, command in COMMANDS.items()
     )
     union: Any = Union[tuple(kinds)]  # noqa: UP007 (of as many as there are)
     try:
-        return tyro.cli(union, args=arguments, prog="pyro-gvae", description=TOP)
-    except BrokenPipeError:  # of help that goes on where its reader has read enough
+        tyro.cli(union, args=arguments, prog="pyro-gvae")
+    except BrokenPipeError:  # where its reader has read enough
         discard(sys.stdout)
-        sys.exit(0)
-
-
-def _options(name: str, defaults: dict[str, Any], *, is_asked: bool) -> dict[str, Any]:
-    default = {"default": defaults[name]} if name in defaults else {}
-    return {"prefix_name": False, "description": described(name, COMMANDS[name].config, whole=is_asked)} | default
+    sys.exit(0)
 
 
 def _begun(name: str, told: Told) -> Any:

@@ -204,7 +204,7 @@ def _summary(run: Path, done: Fit, data_dir: Path) -> Said:
     elbos = (f"{part} {last[f'{part}_elbo']:.2f}" for part in ("train", "test") if last[f"{part}_elbo"] is not None)
     text = (
         f"discrete ELBO ({last['elbo_is']}, nats per datum): {', '.join(elbos) or 'unknown'}\n"
-        f"{done.steps} steps in {done.seconds:.1f} s, the end of {done.reason}\n\nrun: {run}\n"
+        f"{done.steps} step{'s' * (done.steps != 1)} in {done.seconds:.1f} s, the end of {done.reason}\n\nrun: {run}\n"
     )
     said = {"run": run, "steps": done.steps, "seconds": done.seconds, "ended_by": done.reason, "last": last}
     try:

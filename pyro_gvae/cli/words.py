@@ -27,7 +27,9 @@ class Told(NamedTuple):
     others: dict[str, str]
 
 
-def read_words(command: str, config: type[Any], words: Sequence[str], others: Collection[str] = ()) -> Told:
+def read_words(
+    command: str, config: type[Any], words: Sequence[str], others: Collection[str] = (), *, all_places: bool = True
+) -> Told:
     """Read the words that follow the name of a command.
 
     Of an option that is given twice the last counts.
@@ -37,6 +39,7 @@ def read_words(command: str, config: type[Any], words: Sequence[str], others: Co
         config: the dataclass of its settings.
         words: what was typed.
         others: options of one word each that are no settings.
+        all_places: refuse words that lack a place.
 
     Raises:
         ValueError: if there is no such option or value, or one is missing.
@@ -61,7 +64,7 @@ def read_words(command: str, config: type[Any], words: Sequence[str], others: Co
             f"'{left[len(places)]}'. Try pyro-gvae {command} --help."
         )
     needed = {field.name for field in fields(config) if field.default is MISSING}
-    missing = [place.upper() for place in places[len(left) :] if place in needed]
+    missing = [place.upper() for place in places[len(left) :] if place in needed and all_places]
     missing += [option for option, found in given.items() if not found and not _is_many(of_options[option])]
     if missing:
         raise ValueError(f"Expected a value of {missing[0]}, but found none. Try pyro-gvae {command} --help.")
@@ -95,7 +98,7 @@ def _grouped(command: str, words: Sequence[str], kinds: Mapping[str, Any]) -> tu
     given: dict[str, list[str]] = {}
     left: list[str] = []
     taking, most = left, math.inf  # which list the next words belong to, and how many it takes
-    switches = {f"--no-{option[2:]}": option for option, kind in kinds.items() if _is_switch(kind)}
+    switches = {f"--no-{option[2:]}": option for option, kind in kinds.items() if is_switch(kind)}
     for word in words:
         name, equals, value = word.partition("=")
         if not (name in SHORT or (name.startswith("--") and len(name) > 2)):
@@ -106,7 +109,7 @@ def _grouped(command: str, words: Sequence[str], kinds: Mapping[str, Any]) -> tu
         if option not in kinds and option not in switches:
             tried = nearest(option, [*kinds, *switches, "--json", "--help"]) or f" Try pyro-gvae {command} --help."
             raise ValueError(f"Expected an option of {command}, but found '{name}'.{tried}")
-        if option in switches or _is_switch(kinds[option]):
+        if option in switches or is_switch(kinds[option]):
             if equals:
                 raise ValueError(f"Expected {option} without a value, but found '{value}'.")
             given[switches.get(option, option)] = [str(option not in switches)]
@@ -121,15 +124,15 @@ def _value(option: str, kind: Any, words: list[str]) -> Any:
     """Return what the words of an option mean."""
     if not _is_many(kind):
         return _one(option, kind, words[0])
-    (many,) = (part for part in _parts(kind) if get_origin(part) is tuple)
-    if words == ["None"] and NoneType in _parts(kind):
+    (many,) = (part for part in types_of(kind) if get_origin(part) is tuple)
+    if words == ["None"] and NoneType in types_of(kind):
         return None
     return tuple(_one(option, get_args(many)[0], word) for word in words)
 
 
 def _one(option: str, kind: Any, word: str) -> Any:
     """Return what a word means, as the first of the types that takes it."""
-    parts = _parts(kind)
+    parts = types_of(kind)
     if NoneType in parts and word == "None":
         return None
     for part in parts:
@@ -153,16 +156,16 @@ def _chosen(option: str, word: str, choices: tuple[str, ...]) -> str:
     raise ValueError(f"Expected {option} among {', '.join(choices)}, but found '{word}'.{nearest(word, choices)}")
 
 
-def _is_switch(kind: Any) -> bool:
+def is_switch(kind: Any) -> bool:
     """Tell whether an option takes no word; of a switch that may be None, that is what it is without it."""
-    return bool in _parts(kind)
+    return bool in types_of(kind)
 
 
 def _is_many(kind: Any) -> bool:
     """Tell whether an option takes any number of words."""
-    return any(get_origin(part) is tuple for part in _parts(kind))
+    return any(get_origin(part) is tuple for part in types_of(kind))
 
 
-def _parts(kind: Any) -> tuple[Any, ...]:
+def types_of(kind: Any) -> tuple[Any, ...]:
     """Return the types of a union, or the one type."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)

@@ -34,14 +34,6 @@ class TrainConfig(DataConfig):
     A schedule is a function of the step: a number, `exponential:initial,rate,floor`, `linear:initial,final,steps` or
     `cosine:initial,final,steps`.
 
-    `--epochs N` is the amount of the one stage, or of the stages that have none: `--stages exact --epochs 5`. `--lr` is
-    short for `--learning-rate`, and `-o` for `--output`.
-
-    `--config FILE` begins with the settings of a JSON or TOML file, such as the config.json of a run.
-
-    `--preset NAME` uses published settings instead of the defaults: article, jang, maddison, or reinmax-KxN, where KxN
-    is 8x4, 4x24, 8x16, 16x12, 64x8 or 10x30. Other options override them.
-
     Args:
         data_dir: The folder of the data sets that have files, as torchvision lays them out.
         download: Fetch absent files into the data folder.

@@ -25,8 +25,11 @@ class TrustRegion(nn.Module):
 class DAPS(SampledELBO):
     r"""The ELBO of P codes for the model, and for the guide the likelihood of the same codes, weighted.
 
-    The guide is moved towards :math:`q^* \propto \exp((\log p(x, z) + \eta \log q(z | x)) / (\eta + \beta))`, which
-    maximizes :math:`E_{q^*} \log p(x, z) + \beta H(q^*)` in a trust region KL(q* || q) around q:
+    The guide is moved towards
+
+    .. math:: q^* \propto \exp((\log p(x, z) + \eta \log q(z | x)) / (\eta + \beta)),
+
+    which maximizes :math:`E_{q^*} \log p(x, z) + \beta H(q^*)` in a trust region KL(q* || q) around q:
 
     .. math::
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -48,6 +49,7 @@ def fit(
     measure: Measure | None = None,
     milestones: Milestones = NO_MILESTONES,
     loggers: Sequence[Logger] = (),
+    **settings: Any,
 ) -> Fit:
     """Train a program in stages of estimators with one optimizer, and evaluate the discrete model during training.
 
@@ -76,6 +78,7 @@ def fit(
         milestones: where the run is measured besides. The call returns at the last of them, if training has not ended
             before, and a later call continues from there with the same result as an uninterrupted run.
         loggers: what else is told of evaluations, such as a :class:`~pyro_gvae.train.loggers.WandbLogger`.
+        **settings: of the configuration, in place of those that it has: `fit(vae, x, stages="exact:5")`.
 
     Returns:
         The number of steps, the time, why training ended, and the history.
@@ -88,12 +91,12 @@ def fit(
     Example:
         >>> from pyro_gvae import CategoricalVAE
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
-        >>> config = TrainConfig(stages="gumbel-softmax:30steps,exact:30steps", batch_size=4)
-        >>> done = fit(vae, torch.ones(8, 6), config, progress=False)
+        >>> stages = "gumbel-softmax:30steps,exact:30steps"
+        >>> done = fit(vae, torch.ones(8, 6), stages=stages, batch_size=4, progress=False)
         >>> done.steps, done.history[-1]["train_elbo"] > done.history[0]["train_elbo"]
         (60, True)
     """
-    config = TrainConfig() if config is None else config
+    config = replace(TrainConfig() if config is None else config, **settings)
     output = None if output is None else Path(output)
     # Processes that divide the data need different random numbers; those that divide the codes need the same ones.
     rank = share().rank if config.shard == "data" else 0

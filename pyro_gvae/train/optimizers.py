@@ -59,8 +59,12 @@ def new_optimizer(
     kind = getattr(torch.optim, name, None)
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise ValueError(f"Expected the name of an optimizer in torch.optim, but found '{name}'. Try 'Adam'.")
+    known = inspect.signature(kind).parameters
+    for option, value in options.items():
+        if isinstance(value, str) and option in known and not isinstance(known[option].default, str):
+            raise ValueError(f"Expected a number as {option} of {name}, but found '{value}'.")
     # One fused optimizer steps all parameters at once; Pyro has one optimizer per tensor.
-    fused: dict[str, Any] = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
+    fused: dict[str, Any] = {"fused": True} if "fused" in known else {}
 
     def make(moved: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         try:

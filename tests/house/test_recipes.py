@@ -15,9 +15,27 @@ from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, fit
 pytestmark = pytest.mark.usefixtures("unrecorded")
 
 
+DOCS = ROOT / "docs"
+#: Pages with such code, all of which runs below.
+SHOWN = {"howto/tune", "howto/share", "howto/command_line", "reference/training"}
+
+
 def code(page):
-    text = (ROOT / "docs" / "howto" / f"{page}.md").read_text(encoding="utf-8")
+    """The blocks of a page that Sphinx does not run."""
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def small():
+    """What code on a page takes from the reader's program."""
+    data = Dataset("small", torch.rand(8, 6).round(), torch.rand(6, 6).round(), (2, 3))
+    config = TrainConfig(stages="exact:3steps", batch_size=4)
+    return {"vae": CategoricalVAE(6, 2, 3, (5,)), "data": data, "config": config, "fit": fit}
+
+
+def test_no_page_has_code_that_nothing_runs():
+    names = {str(path.relative_to(DOCS).with_suffix("")) for path in DOCS.rglob("*.md")}
+    assert {name for name in names if code(name)} == SHOWN
 
 
 class TrialPruned(Exception):  # noqa: N818 (a name of Optuna)
@@ -65,7 +83,7 @@ def test_a_search_with_optuna(monkeypatch, capsys):
         samplers=SimpleNamespace(GridSampler=lambda grid: grid),
     )
     monkeypatch.setitem(sys.modules, "optuna", fake)
-    search, grid = code("tune")
+    search, grid = code("howto/tune")
     known = {}
     shorter = re.sub(r"(gumbel-softmax|exact):\d+", r"\1:1", search)
     shorter = shorter.replace("num_latents=4, num_categories=8", "num_latents=1, num_categories=3, hidden=(4,)")
@@ -102,11 +120,32 @@ def test_a_run_on_the_hub(monkeypatch, tmp_path):
     monkeypatch.setitem(
         sys.modules, "huggingface_hub", SimpleNamespace(HfApi=HfApi, snapshot_download=snapshot_download)
     )
-    data = Dataset("small", torch.rand(8, 6).round(), torch.rand(6, 6).round(), (2, 3))
-    config = TrainConfig(stages="exact:1steps", batch_size=4)
-    fit(CategoricalVAE(6, 2, 3, (5,)), data, config, output=tmp_path / "runs" / "first", progress=False)
+    own = small()
+    fit(own["vae"], own["data"], own["config"], output=tmp_path / "runs" / "first", progress=False)
     known = {}
-    for block in code("share"):
+    for block in code("howto/share"):
         exec(block, known)
     assert known["codes"].shape == (5, 2) and known["codes"].dtype == torch.long
     assert not (hub / "me" / "digits-codes" / "checkpoint.safetensors").exists()
+
+
+def test_loggers_with_options(monkeypatch, tmp_path):
+    begun = []
+    run = SimpleNamespace(log=lambda *_, **__: None, finish=lambda: begun.append("finished"))
+    wandb = SimpleNamespace(init=lambda **options: begun.append(options["name"]) or run, Image=lambda pixels: pixels)
+    names = ("log_params", "log_metrics", "log_image", "end_run")
+    mlflow = SimpleNamespace(**{name: lambda *_, **__: None for name in names})
+    mlflow.start_run = lambda run_name: begun.append(run_name)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    (block,) = code("howto/command_line")
+    exec(block.replace("runs/mine", str(tmp_path / "run"), 1).replace("runs/mine", str(tmp_path / "other")), small())
+    assert begun == ["first", "finished", "first"]
+
+
+def test_milestones(tmp_path):
+    (block,) = code("reference/training")
+    block = block.replace("100,", "1,").replace("1000,", "2,")
+    known = small() | {"folder": tmp_path / "run"}
+    exec(block, known)
+    assert len(known["done"].milestones) == 2 and known["done"].steps == 2

@@ -1,0 +1,124 @@
+"""Help: what commands do and what their options are, in plain words; no torch."""
+
+import inspect
+import re
+import shutil
+import textwrap
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from .examples import TOP, described
+from .words import SHORT, is_switch, option_of, places_of, types_of
+
+#: What an option takes, in a word.
+WORDS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
+#: Settings of commands that have many, by subject; all others come under the last one.
+DATA = ("dataset", "data", "columns", "labels", "test_share", "validation_share", "split_seed", "data_dir", "download")
+MODEL = ("model", "num_latents", "num_categories", "num_layers", "latent_dim", "sizes", "networks", "hidden")
+OF_DISTRIBUTIONS = ("observation", "num_levels", "prior", "learn_prior", "relu_logits")
+MACHINE = ("max_memory", "device", "compile", "shard", "workers", "backend", "scheduler", "checkpoint_every")
+SUBJECTS = {
+    "Data": (*DATA, "binarize", "num_data"),
+    "Model": (*MODEL, *OF_DISTRIBUTIONS),
+    "Machine and output": (*MACHINE, "judge", "max_skipped", "log", "parquet", "output"),
+}
+#: So many options need no subjects.
+FEW = 12
+WIDTH = 100
+
+
+def help_on_all(commands: Mapping[str, type[Any]]) -> str:
+    """Return the help of the program: what it is for, and its commands.
+
+    Args:
+        commands: name -> configuration.
+    """
+    lines = [_option(name, described(name, config, whole=False)) for name, config in commands.items()]
+    return "\n".join([TOP, "", "Commands:", *lines])
+
+
+def help_on(name: str, config: type[Any], default: Any, others: Mapping[str, str]) -> str:
+    """Return the help of a command.
+
+    Args:
+        name: its name.
+        config: the dataclass of its settings.
+        default: settings that it begins with; None if they are those of the dataclass.
+        others: options that are no settings -> what they do.
+    """
+    places, texts = places_of(config), said_of(config)
+    usage = " ".join(["pyro-gvae", name, *map(str.upper, places), "[options]"])
+    parts = [f"Usage: {usage}", described(name, config, whole=True)]
+    kinds = get_type_hints(config)
+    groups: dict[str, list[str]] = {}
+    for field in fields(config):
+        value = field.default if default is None else getattr(default, field.name)
+        spelled = field.name.upper() if field.name in places else spelling(field.name, kinds[field.name])
+        subject = next((subject for subject, names in SUBJECTS.items() if field.name in names), "Training")
+        entry = _option(spelled, with_default(texts.get(field.name, ""), value))
+        groups.setdefault(subject if len(kinds) > FEW else "Options", []).append(entry)
+    general = {**others, "--json": "Print results as JSON.", "-h, --help": "Show this help."}
+    groups["General"] = [_option(option, text) for option, text in general.items()]
+    return "\n\n".join([*parts, *("\n".join([f"{subject}:", *entries]) for subject, entries in groups.items())])
+
+
+def said_of(config: type[Any]) -> dict[str, str]:
+    """Return what a configuration says of its settings, and its bases of theirs.
+
+    Example:
+        >>> from ..config.commands import ReconstructConfig
+        >>> said_of(ReconstructConfig)["num_data"], said_of(ReconstructConfig)["seed"]
+        ('Number of images, starting with the first.', 'The seed of the model, if the run has several.')
+    """
+    found: dict[str, str] = {}
+    for one in reversed(config.__mro__):
+        _, _, listed = (inspect.getdoc(one) or "").partition("\nArgs:\n")
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n     .*)*)", listed, re.MULTILINE):
+            found[name] = " ".join(text.split())
+    return found
+
+
+def with_default(text: str, default: Any) -> str:
+    """Return what is said of a setting, with its default where that is a value."""
+    if default is MISSING or default is None or default is False or default == ():
+        return text
+    words = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return f"{text} Default: `{words}`."
+
+
+def spelling(name: str, kind: Any) -> str:
+    """Return the option of a setting in all of its spellings, with what it takes.
+
+    Example:
+        >>> spelling("learning_rate", float | str), spelling("seeds", tuple[int, ...]), spelling("download", bool)
+        ('--learning-rate, --lr NUMBER|TEXT', '--seeds INT ...', '--download, --no-download')
+    """
+    long = option_of(name)
+    if is_switch(kind):
+        return f"{long}, --no-{long[2:]}"
+    short = [one for one in SHORT if SHORT[one] == long]
+    return f"{', '.join([long, *short])} {value_of(kind)}"
+
+
+def value_of(kind: Any) -> str:
+    """Return what an option takes, in a word."""
+    return "|".join(dict.fromkeys(_word(one) for one in types_of(kind) if one is not NoneType))
+
+
+def _word(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"{value_of(get_args(kind)[0])} ..."
+    return WORDS.get(kind, "VALUE")
+
+
+def _option(name: str, text: str) -> str:
+    """Return an entry of a list: a name, and below it what it does."""
+    width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+    head = textwrap.fill(name.replace("|", " | "), width, initial_indent="  ", subsequent_indent="    ")
+    said = textwrap.fill(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
+    return f"{head}\n{said}"
