@@ -1,4 +1,4 @@
-"""Statistics of codes: use, information and activity of each latent, from q(z|x) of some data; a linear probe."""
+"""Statistics of codes: use, information and activity of each latent, from q(z|x) of some data."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ..exact.plan import PerLatent, per_latent
 from ..handlers.sites import Kind
@@ -182,38 +181,3 @@ def _cross_entropy(table: Callable[[Tensor], Tensor], num_codes: int, like: Tens
 def _entropy(q: Tensor, log_q: Tensor) -> Tensor:
     """Return the entropy of each latent for each datum, (B, N)."""
     return -(q * log_q).sum(-1)
-
-
-def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> Measured | None:
-    """Fit a logistic regression from codes to labels on training data, and return its accuracy on test data.
-
-    The regression is scikit-learn's, multinomial, with its default L2 penalty C = 1, on one-hots of all latents
-    (Alain and Bengio 2017, arXiv 1610.01644, for the idea).
-
-    Args:
-        train: codes of training data as category numbers, shape (M, N), or one-hots, shape (M, N, K); of several
-            latents, one-hots (M, F, 1) of all of them.
-        train_labels: integers (M,).
-        test: codes of test data, in the same form.
-        test_labels: integers (M',).
-
-    Returns:
-        The accuracy and its binomial standard error; None if the training data have only one class, or the test data
-        have classes that the training data lack.
-
-    Example:
-        >>> codes = torch.tensor([[0], [1]] * 20)
-        >>> linear_probe(codes, codes[:, 0], codes, codes[:, 0]).value
-        1.0
-    """
-    from sklearn.linear_model import LogisticRegression  # imported here, since few evaluations have labels
-
-    classes = train_labels.unique()
-    if len(classes) < 2 or not torch.isin(test_labels, classes).all():
-        return None
-    if train.dim() == 2:
-        num_categories = int(max(train.max(), test.max())) + 1
-        train, test = one_hot(train, num_categories), one_hot(test, num_categories)
-    probe = LogisticRegression(max_iter=1000).fit(train.flatten(1).cpu().numpy(), train_labels.cpu().numpy())
-    accuracy = float(probe.score(test.flatten(1).cpu().numpy(), test_labels.cpu().numpy()))
-    return Measured(accuracy, math.sqrt(accuracy * (1 - accuracy) / len(test)))
