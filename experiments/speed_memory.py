@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pyro
-import torch
 from bench import FULL_SIZE, SMOKE_SIZE, Size, machine, results_of
 from pyro.infer import Trace_ELBO
 from speed_exact import stock_svi
