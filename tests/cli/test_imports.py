@@ -16,8 +16,7 @@ COMMANDS = [
     (["sample", "RUN"], {"torch", "pyro", "PIL"}),
     (["evaluate", "RUN"], {"scipy"}),  # for the linear probe
     (["encode", "RUN"], {"pandas"}),
-    (["explore", "RUN"], {"jinja2"}),
-    (["gaps", "RUN", "--num-particles", "1", "--num-data", "2"], {"matplotlib"}),
+    (["gaps", "RUN", "--num-particles", "1", "--num-data", "2"], {"jinja2", "matplotlib"}),
 ]
 WATCHED = SLOW.union(*(more for _, more in COMMANDS))
 
