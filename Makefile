@@ -14,10 +14,10 @@ unexport PYTHONDONTWRITEBYTECODE
 # share is made once; files are taken in the order of `tests/conftest.py`.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=30
 
-.PHONY: help install demo test check coverage lint types oldest latest bench docs dist
+.PHONY: help install demo test check coverage lint types oldest latest bench bench-tag docs dist
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 install: $(INSTALLED) ## create .venv with the pinned set; instant when nothing changed
 
@@ -65,6 +65,9 @@ bench: install ## how fast, side by side in one run; the JAX row needs the extra
 	$(BIN)/python experiments/speed.py exact
 	$(BIN)/python experiments/speed.py step
 	$(BIN)/python experiments/speed.py programs
+
+bench-tag: install ## steps over those of the last tag, or of REF=COMMIT, as ratios
+	$(BIN)/python experiments/bench_tag.py $(REF)
 
 docs: install ## the documents, into build/docs; their code is run, warnings are errors, no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -j $(WORKERS) docs build/docs

@@ -5,21 +5,36 @@
     python experiments/speed.py estimators
     python experiments/speed.py programs
     OMP_NUM_THREADS=1 python experiments/speed.py shard
+    python experiments/speed.py commands
+    python experiments/speed.py memory
+    OMP_NUM_THREADS=1 python experiments/speed.py processes
     python experiments/speed.py exact --smoke
 
 Each subcommand is a module of its own, whose docstring says what it measures, what it costs and what was found.
 """
 
 import tyro
+from speed_commands import commands
 from speed_estimators import estimators
 from speed_exact import exact
+from speed_memory import memory
+from speed_processes import processes
 from speed_programs import programs
 from speed_shard import shard
 from speed_step import step
 
 from pyro_gvae.runtime.memory import keep_freed_memory
 
-COMMANDS = {"exact": exact, "step": step, "estimators": estimators, "programs": programs, "shard": shard}
+COMMANDS = {
+    "exact": exact,
+    "step": step,
+    "estimators": estimators,
+    "programs": programs,
+    "shard": shard,
+    "commands": commands,
+    "memory": memory,
+    "processes": processes,
+}
 
 if __name__ == "__main__":
     keep_freed_memory()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 #: Each line of its input asks for one process. A child ends as Python does, so that what waits for its end is called.
 SERVER = """
 import json, os, runpy, sys
-from pyro_gvae.cli import commands, main  # everything that a run imports
+from pyro_gvae.cli import commands, main, pages, trained  # everything that a run imports
 import torch._inductor, torch.distributed.run, torch.fx.experimental.proxy_tensor, sklearn.datasets
 sys.path[:0] = sys.argv[1:]
 from faults import FAULTS

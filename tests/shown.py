@@ -91,7 +91,7 @@ def check(words: list[str]) -> None:
             assert (ROOT / script).is_file(), f"there is no {script}"
             parse_experiment(ROOT / script, arguments)
         case ["make", *targets]:
-            known = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+            known = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
             assert {word for word in targets if "=" not in word} <= {*known}
         case ["pip", "install", *options]:
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

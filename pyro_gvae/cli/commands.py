@@ -3,7 +3,6 @@
 import math
 import shlex
 import sys
-import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,18 +10,14 @@ from pathlib import Path
 
 from ..compare.gather import read_results
 from ..compare.run import compare
-from ..config.commands import ExploreConfig, GapsConfig, ReportConfig, ResumeConfig
+from ..config.commands import ResumeConfig
 from ..config.compare import CompareConfig
 from ..config.gradients import AdviseConfig, GradientsConfig
 from ..config.train import TrainConfig
-from ..config.units import in_bytes
 from ..diagnostics.advise import advice_table, advise
 from ..diagnostics.laboratory import gradients, gradients_table
-from ..report.comparison import write_report
-from ..report.explorer import explorer_if_possible, write_explorer
-from ..report.gaps import gaps_table, run_gaps
 from ..report.training import write_train_report
-from ..runs.config import allowed_memory, is_train_run, read_compare_config, read_config
+from ..runs.config import allowed_memory, read_compare_config, read_config
 from ..runs.contents import read_compared
 from ..runs.frames import read_json_lines
 from ..runs.tables import format_table, labelled, summarize
@@ -121,36 +116,6 @@ def gradients_command(config: GradientsConfig) -> Said:
     rows = read_json_lines(folder / "gradients.jsonl").to_dict("records")
     content = {"folder": folder, "report": folder / "report.html", "rows": rows}
     return Said(f"{gradients_table(folder)}\n\nreport: {folder / 'report.html'}", content)
-
-
-def gaps_command(config: GapsConfig) -> Said:
-    """Measure the gaps of a run and return the table and the figure's path."""
-    max_memory = in_bytes(config.max_memory)
-    table = run_gaps(
-        config.run,
-        num_data=config.num_data,
-        num_particles=config.num_particles,
-        max_memory=max_memory,
-        data_dir=config.data_dir,
-    )
-    page = config.run / "gaps.html"
-    return Said(f"{gaps_table(table)}\n\nreport: {page}", {"report": page, "rows": table.to_dict("records")})
-
-
-def report_command(config: ReportConfig) -> Said:
-    """Write the report of a run folder of train or compare, and the explorer that it links to."""
-    explorer_if_possible(config.run, data_dir=config.data_dir)
-    is_one = is_train_run(config.run)
-    page = write_train_report(config.run, data_dir=config.data_dir) if is_one else write_report(config.run)
-    return Said(f"report: {page}", {"report": page})
-
-
-def explore_command(config: ExploreConfig) -> Said:
-    """Write the explorer of a run folder, and open it if asked."""
-    page = write_explorer(config.run, data_dir=config.data_dir, output=config.output)
-    if config.open:
-        webbrowser.open(page.absolute().as_uri())
-    return Said(f"explorer: {page}", {"explorer": page})
 
 
 def train_command(config: TrainConfig) -> Said:

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
 from ..config.commands import EncodeConfig, ImputeConfig
@@ -18,6 +17,9 @@ from ..evaluate.impute import impute
 from ..runs.files import replacing
 from ..train.trained import Trained
 from .said import Said
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Rows of a slice.
 ROWS_AT_A_TIME = 10_000
@@ -51,7 +53,7 @@ def encode_rows(trained: Trained, rows: Rows, config: EncodeConfig, path: Path) 
 ENDS = ("csv", "parquet")
 
 
-def _encoded(trained: Trained, rows: Rows, config: EncodeConfig) -> Iterator[tuple[pd.DataFrame, torch.Tensor]]:
+def _encoded(trained: Trained, rows: Rows, config: EncodeConfig) -> "Iterator[tuple[pd.DataFrame, torch.Tensor]]":
     """Yield the columns of each slice, and its discrete codes."""
     left = len(rows) if config.num_data is None else config.num_data
     for x, labels in rows.parts(ROWS_AT_A_TIME):
@@ -63,9 +65,11 @@ def _encoded(trained: Trained, rows: Rows, config: EncodeConfig) -> Iterator[tup
             return
 
 
-def code_table(numbers: dict[str, torch.Tensor], labels: torch.Tensor | None) -> tuple[pd.DataFrame, torch.Tensor]:
+def code_table(numbers: dict[str, torch.Tensor], labels: torch.Tensor | None) -> "tuple[pd.DataFrame, torch.Tensor]":
     """Return codes with their labels as a table, and the discrete ones side by side."""
     columns = {f"{name}_{n}": column for name, own in numbers.items() for n, column in enumerate(own.T.numpy())}
+    import pandas as pd  # imported here, since most commands on a model need none
+
     frame = pd.DataFrame(columns)
     if labels is not None:
         frame["label"] = labels.numpy()
@@ -93,7 +97,7 @@ def impute_rows(trained: Trained, table: ParquetTable, config: ImputeConfig, pat
     return Said(f"{text}\n\n{files_text}", {"model": trained.name, "filled": count, "table": f"{path}-table.csv"})
 
 
-def _as_read_whole(cells: pd.DataFrame, lacking: list[str]) -> pd.DataFrame:
+def _as_read_whole(cells: "pd.DataFrame", lacking: list[str]) -> "pd.DataFrame":
     """Return cells of the types that a table of all rows has: whole numbers of which some are missing are floats.
 
     Args:
@@ -101,5 +105,7 @@ def _as_read_whole(cells: pd.DataFrame, lacking: list[str]) -> pd.DataFrame:
         lacking: columns with missing cells.
     """
     types: dict[str, Any] = {name: object for name, kind in cells.dtypes.items() if kind == "category"}
+    import pandas as pd
+
     types |= {name: float for name in lacking if pd.api.types.is_integer_dtype(cells[name].dtype)}
     return cells.astype(types)

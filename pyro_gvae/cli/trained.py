@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import torch
 
 from ..config.commands import (
@@ -24,7 +24,7 @@ from ..evaluate.metrics import evaluate
 from ..evaluate.tables import evaluation_table
 from ..runs.files import write_json
 from ..runs.folder import check_writable
-from ..runs.frames import write_csv
+from ..runs.frames import write_csv, write_records
 from ..train.trained import Trained, load_model, on_file, rows_of_file
 from .files import save, save_png
 from .said import Said
@@ -45,8 +45,8 @@ def evaluate_command(config: EvaluateConfig) -> Said:
         seed=config.random_seed,
     )
     write_json(folder / f"{trained.name}.json", found.as_json())
-    write_csv(folder / f"{trained.name}-metrics.csv", found.metrics)
-    write_csv(folder / f"{trained.name}-latents.csv", found.latents)
+    write_records(folder / f"{trained.name}-metrics.csv", found.rows)
+    write_records(folder / f"{trained.name}-latents.csv", found.latent_rows)
     text = f"{trained.name}\n{evaluation_table(found)}\n\nfiles: {folder / trained.name}*"
     files = [folder / f"{trained.name}{end}" for end in (".json", "-metrics.csv", "-latents.csv")]
     return Said(text, {"model": trained.name, "files": files} | found.as_json())
@@ -130,7 +130,7 @@ def impute_command(config: ImputeConfig) -> Said:
     if large is not None:
         return impute_rows(trained, large, config, path)
     table = read_file(config.file).data
-    if not isinstance(table, pd.DataFrame):
+    if isinstance(table, np.ndarray):
         raise ValueError(f"Expected a table with named columns in '{config.file}', but found arrays. Try a .csv file.")
     found = impute(trained.vae, table, max_memory=in_bytes(config.max_memory))
     for kind, frame in found._asdict().items():

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ..config.checks import FOLDERS, check_files, nearest
 from .dataset import Dataset, binarized, check_binarize
+from .digits import digits
+from .idx import read_idx
 from .splits import dataset_of
 from .teacher import teacher
 
@@ -61,33 +63,22 @@ def load(
     return binarized(DATASETS[name](Path(data_dir).expanduser(), download, seed), binarize, seed=seed)
 
 
-def digits() -> Dataset:
-    """Return the 1797 handwritten digits that scikit-learn includes, 8 x 8 pixels of 17 grey levels.
-
-    The split, 1437 for training and 360 for testing, is stratified by digit and always the same.
-
-    Example:
-        >>> digits().test_labels.bincount().tolist()
-        [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
-    """
-    from sklearn.datasets import load_digits  # imported here, since no other data set needs it
-    from sklearn.model_selection import train_test_split
-
-    images, labels = load_digits(return_X_y=True)
-    split = train_test_split(images / 16, labels, test_size=360, stratify=labels, random_state=0)
-    train, test, train_labels, test_labels = (torch.from_numpy(part) for part in split)
-    return Dataset("digits", train.float(), test.float(), (8, 8), train_labels.long(), test_labels.long())
-
-
 def _mnist_like(name: str, class_name: str, data_dir: Path, download: bool) -> Dataset:
     """Return MNIST or a data set of its format: 60,000 and 10,000 images of 28 x 28 pixels."""
-    from torchvision import datasets  # imported here, since no other data set needs it
+    if download:
+        from torchvision import datasets  # imported here, since files that are there are read without it
 
-    make = getattr(datasets, class_name)
+        with _files_of(name, data_dir, download):
+            for train in (True, False):
+                getattr(datasets, class_name)(str(data_dir), train=train, download=True)
+    folder = data_dir / FOLDERS[name]
     with _files_of(name, data_dir, download):
-        parts = [make(str(data_dir), train=train, download=download) for train in (True, False)]
-    train, test = (part.data.flatten(1).to(torch.float32).div_(255) for part in parts)  # (M, 784)
-    return Dataset(name, train, test, (28, 28), parts[0].targets, parts[1].targets)
+        (train, train_labels), (test, test_labels) = (
+            (read_idx(folder / f"{part}-images-idx3-ubyte"), read_idx(folder / f"{part}-labels-idx1-ubyte").long())
+            for part in ("train", "t10k")
+        )
+        train, test = (images.flatten(1).to(torch.float32).div_(255) for images in (train, test))  # (M, 784)
+        return Dataset(name, train, test, (28, 28), train_labels, test_labels)
 
 
 def _omniglot(data_dir: Path, download: bool) -> Dataset:

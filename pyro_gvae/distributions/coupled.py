@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Self, final
 import torch
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Size, Tensor, nn
 from torch.distributions import Independent, kl_divergence, register_kl
 from typing_extensions import override
@@ -199,7 +200,7 @@ class Coupled(TorchDistribution):
     def coupling(self, value: Tensor) -> Tensor:
         """Return what the prior adds to independent digits, with the batch shape of both: (..., N, K) -> (...)."""
         added = self.prior.coupling(self.form.codes_of(value))
-        return added.expand(torch.broadcast_shapes(added.shape, self.batch_shape))
+        return added.expand(broadcast_shape(added.shape, self.batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw values without a gradient, of shape sample_shape + (..., N, K)."""

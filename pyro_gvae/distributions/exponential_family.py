@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.util import broadcast_shape
 from pyro.ops.provenance import ProvenanceTensor, extract_provenance, track_provenance
 from pyro.util import ignore_jit_warnings
 from torch import Size, Tensor
@@ -290,11 +291,9 @@ def score_dtype(natural: Tensor) -> torch.dtype:
 
 
 def _broadcast(own: Size, other: Size) -> Size:
-    if own == other:  # the common case, on which torch's function would spend as long as on scoring a small datum
-        return own
     try:
-        return torch.broadcast_shapes(own, other)
-    except RuntimeError:
+        return own if own == other else Size(broadcast_shape(own, other))
+    except ValueError:
         raise ValueError(
             f"Expected a batch shape that broadcasts with {tuple(own)}, but found {tuple(other)}."
         ) from None

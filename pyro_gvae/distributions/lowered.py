@@ -79,17 +79,17 @@ def _product(fn: Any, value: Any) -> Tensor | None:
     rank, given = len(fn.batch_shape), Size(value.shape[: value.dim() - fn.event_dim])
     known = [tensor.shape[:rank] for tensor in (statement.counts, statement.kept) if tensor is not None]
     try:
-        own = torch.broadcast_shapes(*(parameter.shape[:rank] for parameter in statement.parameters.values()))
-        data = torch.broadcast_shapes(given, *known)
-        rows = torch.broadcast_shapes(own, data).numel()
-    except RuntimeError:  # the distribution says what does not fit
+        own = dist.util.broadcast_shape(*(parameter.shape[:rank] for parameter in statement.parameters.values()))
+        data = dist.util.broadcast_shape(given, *known)
+        rows = math.prod(dist.util.broadcast_shape(own, data))
+    except ValueError:  # the distribution says what does not fit
         return None
-    if rows <= max(own.numel(), data.numel()):  # each datum has its own parameters, or all share the same
+    if rows <= max(math.prod(own), math.prod(data)):  # each datum has its own parameters, or all share the same
         return None
     if validates(statement.family) and not _in_support(statement, value, given):
         return None
     scores = _scores(statement, value.reshape(*given, -1, *statement.family.event_shape))
-    scores = scores.expand(torch.broadcast_shapes(fn.batch_shape, given))
+    scores = scores.expand(dist.util.broadcast_shape(fn.batch_shape, given))
     for mask in statement.masks:
         scores = torch.where(mask, scores, scores.new_zeros(()))
     return scores
@@ -158,7 +158,7 @@ def _summed(terms: _Terms) -> Tensor:
 
 
 def _side_by_side(parts: tuple[Tensor, ...]) -> Tensor:
-    shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    shape = dist.util.broadcast_shape(*(part.shape[:-1] for part in parts))
     return torch.cat([part.expand(*shape, -1) for part in parts], -1) if len(parts) > 1 else parts[0]
 
 

@@ -5,6 +5,7 @@ import math
 from typing import Any, ClassVar, Self, final
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Categorical, constraints
 from torch.distributions import Multinomial as TorchMultinomial
@@ -144,7 +145,7 @@ class CategoricalPixels(CanonicalFamily):
     def _paired_log_prob(self, x: Tensor) -> Tensor:
         # Gather the logits of the observed levels: T(x) would be L times as large as x.
         logits = self._by_pixel(self.natural)
-        shape = torch.broadcast_shapes(logits.shape[:-1], x.shape)
+        shape = broadcast_shape(logits.shape[:-1], x.shape)
         index = x.long().expand(shape).unsqueeze(-1)
         chosen = logits.expand(*shape, -1).gather(-1, index).squeeze(-1)
         return (chosen - logits.logsumexp(-1)).sum(-1)

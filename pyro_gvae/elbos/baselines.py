@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from pyro.infer import TraceGraph_ELBO
 from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
@@ -246,7 +247,7 @@ class _BaselineMessenger(Messenger):
         Raises:
             ValueError: if the baseline has not one number for each datum.
         """
-        together = torch.broadcast_shapes(*(site.batch_shape for site in self.sites))
+        together = Size(broadcast_shape(*(site.batch_shape for site in self.sites)))
         of_each = _of_each(baseline, together)
         for site in self.sites:
             # Costs of data that share a latent add up, and so do their baselines.

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -15,14 +15,11 @@ from .code_statistics import (
     Measured,
     joint_mutual_information,
     latent_statistics,
-    linear_probe,
     mean_perplexity,
     table_mutual_information,
 )
 from .guides import Guided
-
-if TYPE_CHECKING:
-    import pandas as pd
+from .probe import linear_probe
 
 #: The mean over data of one number for each.
 Mean = Callable[[Tensor], Measured]
@@ -117,18 +114,24 @@ def _digits(said: Guided, num_data: int) -> Tensor | None:
     return torch.cat([most_probable(log_q).flatten(1) for log_q in own], 1).unsqueeze(-1) if own else None
 
 
-def latent_frames(part: str, said: Guided) -> "list[pd.DataFrame]":
-    """Return a row for each digit: its number, or its latent's name and number if there are several latents."""
-    import pandas as pd  # imported here, since encoding and scoring do not need it
+class LatentRow(TypedDict):
+    """The numbers of one digit: its number, or its latent's name and number if there are several latents."""
 
-    frames = []
+    part: str
+    latent: int | str
+    variance: float
+    perplexity: float
+    mutual_information: float
+    entropy: float
+    active: bool
+
+
+def latent_rows(part: str, said: Guided) -> Iterator[LatentRow]:
+    """Yield a row for each digit."""
     for name, log_q in said.log_probs.items():
         statistics = latent_statistics(log_q)
-        columns = {column: getattr(statistics, column).tolist() for column in (*statistics._fields, "active")}
-        frame = pd.DataFrame(columns)
-        numbers = range(len(frame))
-        of_site = [name] if len(frame) == 1 else [f"{name}[{number}]" for number in numbers]
-        frame.insert(0, "part", part)
-        frame.insert(1, "latent", numbers if len(said.log_probs) == 1 else of_site)
-        frames.append(frame)
-    return frames
+        columns = [getattr(statistics, column).tolist() for column in (*statistics._fields, "active")]
+        for number, row in enumerate(zip(*columns, strict=True)):
+            of_site = name if len(statistics.entropy) == 1 else f"{name}[{number}]"
+            values = dict(zip((*statistics._fields, "active"), row, strict=True))
+            yield LatentRow(part=part, latent=number if len(said.log_probs) == 1 else of_site, **values)  # type: ignore[typeddict-item]

@@ -1,16 +1,14 @@
-"""Statistics of codes: use, information and activity of each latent, from q(z|x) of some data; a linear probe."""
+"""Statistics of codes: use, information and activity of each latent, from q(z|x) of some data."""
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ..exact.plan import PerLatent, per_latent
-from ..handlers.sites import Kind
-from ..programs.latents import Latent, Space
 from ..programs.pair import HasPair
 from .guides import read_guide
 
@@ -134,19 +132,33 @@ def information_of_each(log_q: PerLatent) -> Tensor | None:
     Args:
         log_q: log q(z_n = k | x_b), shape (B, N, K), of independent latents; of several sites, by name.
     """
-    named = {name: own.double() for name, own in (log_q if isinstance(log_q, dict) else {"": log_q}).items()}
-    space = Space(tuple(Latent(name, Kind.ONE_HOT, q.shape[1:2], q.shape[2], q.dtype) for name, q in named.items()))
-    if space.num_codes * len(next(iter(named.values()))) > MOST_ENTRIES:
+    named = log_q if isinstance(log_q, dict) else {"": log_q}
+    digits = [digit for own in named.values() for digit in own.double().unbind(1)]  # (B, K) each
+    sizes, num_data = [digit.shape[1] for digit in digits], len(digits[0])
+    if math.prod(sizes) * num_data > MOST_ENTRIES:
         return None
-    # Of all digits together, one after another.
-    columns = torch.cat([own.flatten(1) for own in named.values()], 1).T  # (F, B)
+    # q of a joint code is q of its first digits times q of the others, so that sums over codes are matrix products.
+    middle = min(range(1, len(sizes) + 1), key=lambda n: math.prod(sizes[:n]) + math.prod(sizes[n:]))
+    at_a_time = max(1, ENTRIES_AT_A_TIME // (math.prod(sizes[:middle]) + math.prod(sizes[middle:])))
+    rows = [slice(start, start + at_a_time) for start in range(0, num_data, at_a_time)]
 
-    def table(numbers: Tensor) -> Tensor:
-        codes = space.codes(numbers, columns.dtype)
-        return torch.cat([own.flatten(1) for own in codes.values()], 1) @ columns  # (s, B)
+    def halves() -> Iterator[tuple[Tensor, Tensor]]:
+        for some in rows:
+            whole = digits[0].new_ones(len(digits[0][some]), 1)
+            yield _together(whole, digits[:middle], some), _together(whole, digits[middle:], some)
 
-    entropy = sum((_entropy(own.exp(), own).sum(-1) for own in named.values()), columns.new_zeros(()))
-    return -entropy - _cross_entropy(table, space.num_codes, columns)
+    aggregate = functools.reduce(torch.add, (first.T @ second for first, second in halves())) / num_data
+    surprise = aggregate.clamp_min(torch.finfo(aggregate.dtype).tiny).log()  # of codes that no datum has, finite
+    cross = torch.cat([((first @ surprise) * second).sum(1) for first, second in halves()])
+    entropy = functools.reduce(torch.add, [_entropy(digit.exp(), digit) for digit in digits])
+    return -entropy - cross
+
+
+def _together(whole: Tensor, digits: list[Tensor], rows: slice) -> Tensor:
+    """Return q of all codes of some digits, (B, S), from log q (B, K) of each."""
+    for digit in digits:
+        whole = (whole.unsqueeze(-1) * digit[rows].exp().unsqueeze(1)).flatten(1)
+    return whole
 
 
 def table_mutual_information(log_q: Tensor) -> Measured:
@@ -182,38 +194,3 @@ def _cross_entropy(table: Callable[[Tensor], Tensor], num_codes: int, like: Tens
 def _entropy(q: Tensor, log_q: Tensor) -> Tensor:
     """Return the entropy of each latent for each datum, (B, N)."""
     return -(q * log_q).sum(-1)
-
-
-def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> Measured | None:
-    """Fit a logistic regression from codes to labels on training data, and return its accuracy on test data.
-
-    The regression is scikit-learn's, multinomial, with its default L2 penalty C = 1, on one-hots of all latents
-    (Alain and Bengio 2017, arXiv 1610.01644, for the idea).
-
-    Args:
-        train: codes of training data as category numbers, shape (M, N), or one-hots, shape (M, N, K); of several
-            latents, one-hots (M, F, 1) of all of them.
-        train_labels: integers (M,).
-        test: codes of test data, in the same form.
-        test_labels: integers (M',).
-
-    Returns:
-        The accuracy and its binomial standard error; None if the training data have only one class, or the test data
-        have classes that the training data lack.
-
-    Example:
-        >>> codes = torch.tensor([[0], [1]] * 20)
-        >>> linear_probe(codes, codes[:, 0], codes, codes[:, 0]).value
-        1.0
-    """
-    from sklearn.linear_model import LogisticRegression  # imported here, since few evaluations have labels
-
-    classes = train_labels.unique()
-    if len(classes) < 2 or not torch.isin(test_labels, classes).all():
-        return None
-    if train.dim() == 2:
-        num_categories = int(max(train.max(), test.max())) + 1
-        train, test = one_hot(train, num_categories), one_hot(test, num_categories)
-    probe = LogisticRegression(max_iter=1000).fit(train.flatten(1).cpu().numpy(), train_labels.cpu().numpy())
-    accuracy = float(probe.score(test.flatten(1).cpu().numpy(), test_labels.cpu().numpy()))
-    return Measured(accuracy, math.sqrt(accuracy * (1 - accuracy) / len(test)))

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
 
 from .. import exact
@@ -131,14 +133,19 @@ def relaxed_bound(pair: HasPair, x: Tensor, *, num_particles: int = 100, tempera
         The mean over P samples, shape (B,), in nats; of data that share a latent, one number for each of its values.
     """
     given = items(x)
-    levels = lay_out(bind_pair(pair, *given)).levels
-    shape = levels[0].shape
+    layout = lay_out(bind_pair(pair, *given))
+    shape = layout.levels[0].shape
+    is_one = not (layout.guide_depends or layout.has_continuous)  # all latents are drawn beside each other
     model, guide = (relax(program, temperature=temperature) for program in (pair.model, pair.guide))
     total = torch.zeros(shape, dtype=given[0].dtype, device=given[0].device)
     store = pyro.get_param_store()
     with store.scope(store.get_state()), OwnParameters():
+        guide_trace: Trace | None = None
         for _ in range(num_particles):
-            guide_trace = poutine.trace(guide).get_trace(*given)
+            if guide_trace is not None and is_one and not _has_minibatch(guide_trace):
+                guide_trace = _drawn_again(guide_trace)
+            else:
+                guide_trace = poutine.trace(guide).get_trace(*given)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*given)
             for trace, sign in ((model_trace, 1), (guide_trace, -1)):
                 trace.compute_log_prob()
@@ -146,6 +153,23 @@ def relaxed_bound(pair: HasPair, x: Tensor, *, num_particles: int = 100, tempera
                     if "log_prob" in site:
                         total += sign * _in_shape(site["log_prob"], shape)
     return total.reshape([size for size in shape if size > 1] or ()) / num_particles
+
+
+def _has_minibatch(trace: Trace) -> bool:
+    plates = [site for site in trace.nodes.values() if site_is_subsample(site)]
+    return any(len(site["value"]) < site["fn"].size for site in plates)
+
+
+def _drawn_again(trace: Trace) -> Trace:
+    """Draw all latents of a guide anew, none of which depends on another, without a run of its networks."""
+    drawn = trace.copy()
+    for name in trace.stochastic_nodes:
+        site = trace.nodes[name]
+        if site_is_subsample(site):
+            continue
+        kept = {key: value for key, value in site.items() if "log_prob" not in key}
+        drawn.nodes[name] = kept | {"value": site["fn"](*site["args"], **site["kwargs"])}
+    return drawn
 
 
 def _in_shape(log_prob: Tensor, shape: Size) -> Tensor:

@@ -1,7 +1,8 @@
 """Evaluate a trained model as a discrete model, whichever estimator trained it."""
 
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, final, get_args
 
 import pyro
 import torch
@@ -11,7 +12,6 @@ from .. import exact
 from ..config.checks import MOST_OPERATIONS
 from ..data.parts import fixed_part
 from ..data.sliced import AnyDataset
-from ..estimators import Estimator
 from ..exact import HasPair
 from ..exact.plan import PerLatent, per_latent
 from ..handlers.parameters import OwnParameters
@@ -19,12 +19,14 @@ from ..programs.look import look
 from ..programs.modes import judging
 from ..programs.runs import bind_pair, items, split
 from .bounds import Evidence, is_summable, per_datum, sampled_bounds, summed_bounds
-from .code_rows import code_rows, latent_frames, probe_rows, term_rows
+from .code_rows import LatentRow, code_rows, latent_rows, probe_rows, term_rows
 from .guides import Guided, joined, read_guide
 from .importance import is_shared
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ..estimators import Estimator
 
 #: Number of data points in one exact sum.
 DATA_AT_A_TIME = 10_000
@@ -62,7 +64,7 @@ def discrete_scores(pair: HasPair, x: Tensor, *, max_memory: float | None = None
 
 @judging
 @torch.no_grad()
-def own_objective(pair: HasPair, estimator: Estimator, x: Tensor) -> float:
+def own_objective(pair: HasPair, estimator: "Estimator", x: Tensor) -> float:
     """Compute the estimator's own objective for data x (B, D): minus its loss, in nats per datum.
 
     For a relaxed estimator this is a bound for the *relaxed* model (with the categorical KL, no bound at all),
@@ -83,34 +85,62 @@ def code_usage(pair: HasPair, x: Tensor, *, max_memory: float | None = None) -> 
     return per_latent({name: own.reshape(-1, *own.shape[-2:]).mean(0) for name, own in named.items()})
 
 
-class Evaluation(NamedTuple):
+class MetricRow(TypedDict):
+    """One number of a part of the data; see :class:`Evaluation`."""
+
+    part: str
+    metric: str
+    value: float
+    standard_error: float | None
+    unit: str
+    method: str
+
+
+@final
+@dataclass(frozen=True)
+class Evaluation:
     """The evaluation of a model as a discrete model.
 
-    Args:
-        metrics: one row per number: part, metric, value, standard_error (over data, NaN if there is none), unit, method
+    Attributes:
+        rows: one for each number: part, metric, value, standard_error (over data, None if there is none), unit, method
             ("exact", or how it was sampled).
-        latents: one row per part and latent: variance, active, perplexity, mutual_information, entropy.
+        latent_rows: one for each part and latent: variance, active, perplexity, mutual_information, entropy.
         warnings: sentences that name unreliable numbers.
     """
 
-    metrics: "pd.DataFrame"
-    latents: "pd.DataFrame"
+    rows: list[MetricRow]
+    latent_rows: list[LatentRow]
     warnings: list[str]
+
+    @cached_property
+    def metrics(self) -> "pd.DataFrame":
+        """The numbers as a table, in which a standard error that there is not is NaN."""
+        import pandas as pd  # imported here, since neither encoding nor the command line needs it
+
+        return pd.DataFrame(self.rows).astype({"standard_error": float})
+
+    @cached_property
+    def latents(self) -> "pd.DataFrame":
+        """The numbers of latents as a table."""
+        import pandas as pd
+
+        return pd.DataFrame(self.latent_rows)
 
     def value(self, part: str, metric: str) -> float:
         """Return the value of one metric."""
-        rows = self.metrics.query("part == @part and metric == @metric")
-        if len(rows) != 1:
-            found = ", ".join(self.metrics["metric"].unique())
-            raise ValueError(f"Expected a metric among {found}, but found '{metric}' of '{part}'.")
-        return float(rows["value"].item())
+        found = [row["value"] for row in self.rows if (row["part"], row["metric"]) == (part, metric)]
+        if len(found) != 1:
+            known = ", ".join(dict.fromkeys(row["metric"] for row in self.rows))
+            raise ValueError(f"Expected a metric among {known}, but found '{metric}' of '{part}'.")
+        return found[0]
 
     def as_json(self) -> dict[str, Any]:
         """Convert to nested dictionaries: part -> metric -> value, standard_error, unit, method."""
         parts: dict[str, Any] = {}
-        for row in self.metrics.to_dict("records"):
-            parts.setdefault(row.pop("part"), {})[row.pop("metric")] = row
-        return parts | {"latents": self.latents.to_dict("records"), "warnings": self.warnings}
+        for row in self.rows:
+            rest: dict[str, Any] = {name: value for name, value in row.items() if name not in ("part", "metric")}
+            parts.setdefault(row["part"], {})[row["metric"]] = rest
+        return parts | {"latents": self.latent_rows, "warnings": self.warnings}
 
 
 @judging
@@ -183,7 +213,9 @@ def evaluate(
     apart = not is_shared(pair, parts["train"].x)
     samples = f"{num_particles} samples"
     said: dict[str, Guided] = {}
-    metrics, latents, warnings = [], [], []
+    metrics: list[MetricRow] = []
+    latents: list[LatentRow] = []
+    warnings: list[str] = []
     for name, part in parts.items():
         x = part.x
         mean = partial(per_datum, num_data=len(x), apart=apart)
@@ -204,11 +236,10 @@ def evaluate(
         rows += code_rows(said[name], mean, method, apart=apart)
         if name == "test":
             rows += probe_rows(parts, said)
-        metrics += [(name, row.metric, *row.measured, row.unit, row.method) for row in rows]
-        latents += latent_frames(name, said[name])
+        metrics += [
+            MetricRow(part=name, metric=row.metric, **row.measured._asdict(), unit=row.unit, method=row.method)
+            for row in rows
+        ]
+        latents += latent_rows(name, said[name])
         warnings += [f"{name}: {warning}" for warning in bounds.warnings]
-    import pandas as pd  # imported here, since encoding and scoring do not need it
-
-    columns = ["part", "metric", "value", "standard_error", "unit", "method"]
-    frame = pd.DataFrame(metrics, columns=columns).astype({"standard_error": float})
-    return Evaluation(frame, pd.concat(latents, ignore_index=True), warnings)
+    return Evaluation(metrics, latents, warnings)

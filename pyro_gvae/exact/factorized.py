@@ -1,8 +1,9 @@
 """The best factorized posterior of each datum, by coordinate ascent on the enumerated joint distribution."""
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from ..programs.runs import Runs, bind_pair
 from ..programs.statements import read
 from ..runtime.memory import in_words, memory_limit
 from . import factorized_chains
+from .ascent import ascend
 from .nested import nested_marginals
 from .plan import PerLatent, Plan, per_latent, plan_sum
 from .posteriors import check_latents
@@ -207,53 +209,31 @@ def _logs(probs: Iterable[Tensor]) -> tuple[Tensor, ...]:
     return tuple(digit.clamp_min(torch.finfo(digit.dtype).tiny).log() for digit in probs)
 
 
-class Swept(Protocol):
-    """What a sweep gives: the logits of all digits, and their ELBO."""
-
-    @property
-    def logits(self) -> Any:
-        """The logits of all digits."""
-
-    @property
-    def elbo(self) -> Tensor:
-        """The ELBO of each datum."""
-
-
-S = TypeVar("S", bound=Swept)
-
-
-def ascend(update: Callable[[Any], S], log_q: Any, *, max_sweeps: int, tolerance: float) -> S:
-    """Sweep over the digits until no datum gains more than the tolerance.
-
-    Args:
-        update: one sweep, from logits to others.
-        log_q: the logits to start from.
-        max_sweeps: most sweeps over all digits, at least one.
-        tolerance: the largest gain that counts as none, in nats.
-    """
-    found = update(log_q)
-    for _ in range(max_sweeps - 1):
-        before, found = found, update(found.logits)
-        if not bool((found.elbo - before.elbo > tolerance).any()):
-            break
-    return found
-
-
 def sweep(log_q: tuple[Tensor, ...], joint: Tensor, plan: Plan) -> Digits:
     """Update every digit once: log q_n(k) = E_q[log p(x, z) | z_n = k] + constant."""
-    after = [joint.new_zeros(len(joint), 1)]  # log q of the last m digits together, (B, K_(n+1) .. K_N)
-    for own in log_q[:0:-1]:
-        after.append((own[:, :, None] + after[-1][:, None, :]).flatten(1))
-    before = joint.new_zeros(len(joint), 1)  # log q of the first n digits together, (B, K_1 .. K_n)
-    updated: list[Tensor] = []
-    for count in _categories(plan):
-        rest = plan.weights(after.pop()).unsqueeze(-1)  # (B, K_(n+1) .. K_N, 1)
-        scores = (joint.unflatten(1, (-1, rest.shape[1])) @ rest).squeeze(-1)  # (B, K_1 .. K_n)
-        scores = (plan.weights(before).unsqueeze(1) @ scores.unflatten(1, (-1, count))).squeeze(1)  # (B, K_n)
-        updated.append(scores.log_softmax(-1))
-        before = (before.unsqueeze(-1) + updated[-1].unsqueeze(1)).flatten(1)
+    updated, scores = _updated(log_q, joint, plan)
     entropy = torch.special.entr(torch.cat(updated, -1).exp()).sum(-1)
-    return Digits(tuple(updated), (updated[-1].exp() * scores).sum(-1) + entropy)
+    return Digits(updated, (updated[-1].exp() * scores).sum(-1) + entropy)
+
+
+def _updated(log_q: tuple[Tensor, ...], joint: Tensor, plan: Plan) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Update digits by scores of their joint codes (B, S), and return the scores (B, K) of the last one.
+
+    While the first half of the digits is updated, the others stay as they are, and are averaged over once.
+    """
+    if len(log_q) == 1:
+        return (joint.log_softmax(-1),), joint
+    first, second = log_q[: len(log_q) // 2], log_q[len(log_q) // 2 :]
+    others = plan.weights(_together(second)).unsqueeze(-1)  # (B, S'', 1)
+    table = joint.unflatten(1, (-1, others.shape[1]))  # (B, S', S'')
+    first, _ = _updated(first, (table @ others).squeeze(-1), plan)
+    second, scores = _updated(second, (plan.weights(_together(first)).unsqueeze(1) @ table).squeeze(1), plan)
+    return first + second, scores
+
+
+def _together(log_q: tuple[Tensor, ...]) -> Tensor:
+    """Return log q of the joint codes of some digits, (B, S)."""
+    return functools.reduce(lambda one, other: (one.unsqueeze(-1) + other.unsqueeze(1)).flatten(1), log_q)
 
 
 def shared_sweep(log_q: tuple[Tensor, ...], tables: list[Tensor], plan: Plan) -> Digits:

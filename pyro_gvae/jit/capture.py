@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..runtime.compat.pyro import answer_without_value, looks_for_nan
 from ..runtime.compat.torch import (
-    TorchDispatchMode,
+    Watching,
     one_mode_for_shapes,
     outside_of_recordings,
     storage_id,
@@ -151,7 +151,7 @@ OPERATIONS = {aten._local_scalar_dense.default: "a number taken from a tensor", 
 
 
 @final
-class _NoDataDependence(TorchDispatchMode):
+class _NoDataDependence(Watching):
     """Refuses operations that depend on values. `make_fx` allows them on tensors that are not its inputs."""
 
     def __init__(self, last_site: _LastSite, constants: _Constants) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import broadcast_shape
 from pyro.infer.inspect import get_dependencies
 from torch import Size, Tensor
 
@@ -87,8 +88,8 @@ def _lay_out(runs: Runs, seen: Look) -> Layout:
 
 def _broadcast(shapes: list[Size]) -> Size:
     try:
-        return torch.broadcast_shapes(*shapes)
-    except RuntimeError:
+        return Size(broadcast_shape(*shapes))
+    except ValueError:
         found = ", ".join(str(tuple(shape)) for shape in shapes)
         raise ValueError(
             f"Expected batch shapes of the discrete latents that broadcast, but found {found}. Try plates that are not "

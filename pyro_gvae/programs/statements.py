@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import torch
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import broadcast_shape, scale_and_mask
 from torch import Size, Tensor
 from typing_extensions import override
 
@@ -197,7 +197,7 @@ def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Sit
 def _coupling(name: str, prior: CodePrior, found: Discrete, msg: Messages, layout: Layout) -> Factor:
     """Return what a prior adds to the log-probability of uniform digits."""
     scores = prior.coupling(msg["value"])
-    scores = scores.expand(torch.broadcast_shapes(scores.shape, found.batch_shape))
+    scores = scores.expand(broadcast_shape(scores.shape, found.batch_shape))
     return _weighed(name, msg, scale_and_mask(scores, 1.0, found.mask), layout)
 
 

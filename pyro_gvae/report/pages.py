@@ -37,7 +37,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
         The path of the page.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pyro_gvae.report.comparison"),
+        loader=jinja2.PackageLoader("pyro_gvae.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

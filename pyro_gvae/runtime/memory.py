@@ -10,7 +10,7 @@ from typing import Any, final
 
 import torch
 
-from .compat.torch import TorchDispatchMode, storage_id, tensors_in
+from .compat.torch import Watching, storage_id, tensors_in
 
 #: Bytes that a computation takes unless its caller says otherwise: the same on every machine, be its memory free or
 #: not, since a sum that is cut into other slices is rounded otherwise.
@@ -106,7 +106,7 @@ def peak_memory(run: Callable[[], Any]) -> int:
 
 
 @final
-class _PeakMemory(TorchDispatchMode):
+class _PeakMemory(Watching):
     """Follows every new storage from the operation that makes it to its end."""
 
     def __init__(self) -> None:

@@ -3,15 +3,20 @@
 from collections.abc import Callable
 from typing import Any, final
 
-from torch.utils.flop_counter import FlopCounterMode
+import torch
+from torch import Tensor
 
-from .compat.torch import TorchDispatchMode, storage_id, tensors_in
+from .compat.torch import Watching, storage_id, tensors_in
 
 #: Writing one element takes about as long as this many floating-point operations of a matrix product.
 OPERATIONS_PER_ELEMENT = 64
 #: Operations per second of two server cores (of 2026), within a factor of two. It converts limits that people state in
 #: seconds to counted operations. No clock is read, so decisions are the same on every machine.
 OPERATIONS_PER_SECOND = 1e11
+#: Products of matrices, whose last factor is their last argument.
+PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm}
+#: What is in the names of other operations that torch counts.
+OTHERS = ("conv", "attention", "_mm")
 
 
 def count_operations(run: Callable[[], Any]) -> int:
@@ -31,21 +36,47 @@ def count_operations(run: Callable[[], Any]) -> int:
         >>> count_operations(lambda: a @ b) == 2 * 2 * 3 * 4 + 64 * 2 * 4
         True
     """
-    with FlopCounterMode(display=False) as products, _Written() as written:
+    with _Counted() as counted:
         run()
-    return int(products.get_total_flops()) + OPERATIONS_PER_ELEMENT * written.num_elements
+    return counted.products + OPERATIONS_PER_ELEMENT * counted.num_elements
+
+
+def _formula(operation: Any) -> Callable[..., int] | None:
+    """Return torch's formula of a product's or a convolution's operations; None of any other operation."""
+    if operation.overloadpacket in PRODUCTS:
+        return _of_matrices
+    if not any(word in operation.overloadpacket.__name__ for word in OTHERS):
+        return None
+    from torch.utils.flop_counter import flop_registry  # imported here, since it imports triton
+
+    found: Callable[..., int] | None = flop_registry.get(operation.overloadpacket)
+    return found
+
+
+def _of_matrices(*factors: Tensor, out_val: Tensor, **_: Any) -> int:
+    return 2 * out_val.numel() * factors[-1].shape[-2]
 
 
 @final
-class _Written(TorchDispatchMode):
-    """Counts the elements of new tensors; views of existing tensors are not counted."""
+class _Counted(Watching):
+    """Counts operations of products, and the elements of new tensors; views of existing tensors are not counted."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.products = 0
         self.num_elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        formula = _formula(func)
+        if formula is None:
+            with self:  # in inference mode an operation may be one of several others
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        if formula is not None:
+            self.products += int(formula(*args, **kwargs, out_val=result))
         known = {storage_id(tensor) for tensor in tensors_in((args, kwargs))}
         for tensor in tensors_in(result):
             if storage_id(tensor) not in known:

@@ -22,9 +22,8 @@ from ..data.tables import encoded
 from ..models.base import VAE
 from ..runs.checkpoint import load_checkpoint, load_tensors
 from ..runs.config import is_train_run, read_train_config
-from ..runs.contents import read_run
 from ..runs.folder import cell_folder
-from ..runs.frames import read_json_lines
+from ..runs.frames import read_lines
 from ..runs.records import TrainLine
 from .described import untrained
 from .files import CHECKPOINT, METRICS, WEIGHTS
@@ -76,10 +75,12 @@ def trained_models(run: Path) -> list[Which]:
     """
     if is_train_run(run):
         try:
-            last = read_json_lines(run / METRICS, TrainLine).iloc[-1]
+            last = read_lines(run / METRICS, TrainLine)[0][-1]
         except (OSError, IndexError) as error:
             raise ValueError(f"Expected a run with evaluations, but found none in '{run}'. Try resume.") from error
         return [Which(str(last["estimator"]), read_train_config(run).seed, float(last["epoch"]))]
+    from ..runs.contents import read_run  # imported here, since a single run needs no pandas
+
     contents = read_run(run)
     return [Which(str(row.estimator), int(row.seed), float(row.epoch)) for row in contents.final.itertuples()]
 

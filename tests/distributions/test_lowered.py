@@ -15,7 +15,7 @@ from pyro_gvae.distributions.lowered import log_prob
 from pyro_gvae.distributions.observations import CategoricalPixels, Gaussian
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.jit.traced_elbo import TracedELBO
-from pyro_gvae.runtime.compat.torch import TorchDispatchMode, tensors_in
+from pyro_gvae.runtime.compat.torch import Watching, tensors_in
 
 S, B, D, K = 5, 7, 6, 3
 KEPT = torch.arange(B * D).reshape(B, D) % 4 > 0
@@ -82,7 +82,7 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-class LargestTensor(TorchDispatchMode):
+class LargestTensor(Watching):
     """The number of elements of the largest tensor that an operation makes, forward or backward."""
 
     def __init__(self) -> None:

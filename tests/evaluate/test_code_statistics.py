@@ -11,7 +11,6 @@ from pyro_gvae.evaluate.code_statistics import (
     guide_log_probs,
     joint_mutual_information,
     latent_statistics,
-    linear_probe,
     mean_over_data,
     mean_perplexity,
 )
@@ -106,26 +105,3 @@ def test_guides_of_all_kinds_are_read():
     for problem in PROBLEMS:
         vae, x = problem.vae(), problem.x()
         torch.testing.assert_close(guide_log_probs(vae, x), vae.encoder(x).log_softmax(-1))
-
-
-def test_a_linear_probe_learns_what_codes_say_and_no_more():
-    labels = torch.randint(3, (400,))
-    codes = torch.stack([labels, torch.randint(4, (400,))], 1)
-    assert linear_probe(codes[:200], labels[:200], codes[200:], labels[200:]).value == 1.0
-    noise = torch.randint(4, (400, 2))
-    found = linear_probe(noise[:150], labels[:150], noise[150:], labels[150:])
-    assert abs(found.value - 1 / 3) < 5 * found.standard_error
-    assert found.standard_error == pytest.approx(math.sqrt(found.value * (1 - found.value) / 250))
-    one_hots = torch.nn.functional.one_hot(codes, 4)
-    assert linear_probe(one_hots[:200], labels[:200], one_hots[200:], labels[200:]).value == 1.0
-
-
-def test_categories_that_train_data_lack_are_no_obstacle():
-    codes, labels = torch.tensor([[0], [1]] * 10), torch.tensor([0, 1] * 10)
-    assert linear_probe(codes, labels, torch.tensor([[1], [4]]), torch.tensor([1, 0])).value in (0.5, 1.0)
-
-
-@pytest.mark.parametrize(("train_labels", "test_labels"), [([1, 1, 1, 1], [1, 1]), ([0, 1, 0, 1], [0, 2])])
-def test_labels_that_ask_nothing(train_labels, test_labels):
-    codes = torch.zeros(4, 2, dtype=torch.long)
-    assert linear_probe(codes, torch.tensor(train_labels), codes[:2], torch.tensor(test_labels)) is None

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_gvae import exact
 from pyro_gvae.distributions.codes import joint_codes
@@ -14,7 +15,7 @@ from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.programs.layout import lay_out
 from pyro_gvae.programs.runs import bind_pair
 from pyro_gvae.programs.statements import read
-from pyro_gvae.runtime.work import OPERATIONS_PER_ELEMENT, count_operations
+from pyro_gvae.runtime.work import OPERATIONS_PER_ELEMENT, _Counted, count_operations
 
 A, B = torch.ones(2, 3), torch.ones(3, 4)
 #: name -> a computation, its operations in products, and the elements that it writes.
@@ -69,3 +70,19 @@ def test_seconds_are_those_of_all_codes(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", itertools.count().__next__)
     found = exact.cost(CategoricalVAE(6, 7, 3, (5,)), torch.ones(4, 6))
     assert found.seconds == 3**7 / MEASURED_CODES
+
+
+def test_the_operations_of_products_are_those_that_torch_counts():
+    gru = nn.GRU(3, 5, batch_first=True)
+    x, y = torch.ones(2, 4, 3), torch.ones(2, 3, 6)
+
+    def run():
+        loss = gru(x)[0].sum() + torch.baddbmm(torch.ones(2, 4, 6), x, y).sum() + (x @ y).sum() + (x @ y[0]).sum()
+        return loss + nn.functional.conv1d(x, gru.weight_hh_l0[:2, :4].unsqueeze(-1)).sum()
+
+    with FlopCounterMode(display=False) as theirs, _Counted() as ours:
+        run().backward()
+    with torch.inference_mode(), FlopCounterMode(display=False) as inferred, _Counted() as our_inferred:
+        run()
+    assert ours.products == theirs.get_total_flops() > 0
+    assert our_inferred.products == inferred.get_total_flops() > 0

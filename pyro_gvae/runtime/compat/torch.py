@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 __all__ = [
     "Nesting",
     "Results",
-    "TorchDispatchMode",  # a mode whose `__torch_dispatch__` sees every operation, those of backward passes included
+    "Watching",
     "acts_when_graded",
     "compiled",
     "flattened",
@@ -181,13 +181,17 @@ def outside_of_transforms() -> Iterator[None]:
         yield
 
 
-@final
-class Results(TorchDispatchMode):
-    """Counts the bytes of what operations return.
+class Watching(TorchDispatchMode):
+    """A mode whose `__torch_dispatch__` sees every operation, those of backward passes included."""
 
-    Attributes:
-        num_bytes: so far.
-    """
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # otherwise torch imports its compiler, to tell it so, which takes longer than to import torch
+
+
+@final
+class Results(Watching):
+    """Counts the bytes of what operations return, in `num_bytes`."""
 
     num_bytes = 0
 
