@@ -4,6 +4,7 @@
     python experiments/speed.py step
     python experiments/speed.py estimators
     python experiments/speed.py programs
+    python experiments/speed.py rows
     OMP_NUM_THREADS=1 python experiments/speed.py shard
     python experiments/speed.py exact --smoke
 
@@ -14,12 +15,20 @@ import tyro
 from speed_estimators import estimators
 from speed_exact import exact
 from speed_programs import programs
+from speed_rows import rows
 from speed_shard import shard
 from speed_step import step
 
 from pyro_gvae.runtime.memory import keep_freed_memory
 
-COMMANDS = {"exact": exact, "step": step, "estimators": estimators, "programs": programs, "shard": shard}
+COMMANDS = {
+    "exact": exact,
+    "step": step,
+    "estimators": estimators,
+    "programs": programs,
+    "shard": shard,
+    "rows": rows,
+}
 
 if __name__ == "__main__":
     keep_freed_memory()
