@@ -4,6 +4,7 @@
     python experiments/speed.py step
     python experiments/speed.py estimators
     python experiments/speed.py programs
+    python experiments/speed.py rows
     OMP_NUM_THREADS=1 python experiments/speed.py shard
     python experiments/speed.py commands
     python experiments/speed.py memory
@@ -20,6 +21,7 @@ from speed_exact import exact
 from speed_memory import memory
 from speed_processes import processes
 from speed_programs import programs
+from speed_rows import rows
 from speed_shard import shard
 from speed_step import step
 
@@ -34,6 +36,7 @@ COMMANDS = {
     "commands": commands,
     "memory": memory,
     "processes": processes,
+    "rows": rows,
 }
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ class DataConfig:
         dataset: What to train on: images (digits and teacher need no files; omniglot in torchvision's split), or one of
             the tables breast_cancer, wine and diabetes, which need no files.
         data: A file of your own instead: a table as .csv or .parquet; .npy or .npz, where arrays of two dimensions are
-            tables and of three are grey images; or a folder of images, whose subfolders are labels.
+            tables and of three are grey images; or a folder of images, whose subfolders are labels. A .npz file with
+            arrays train and test has a split of its own.
         columns: Kinds of the columns of a table, where the guess is wrong: age=real,sex=binary,name=ignore. Kinds are
             binary, categorical, real, positive and count.
         labels: The column of a table that has labels; it is not modelled.

@@ -1,5 +1,6 @@
 """A data set whose parts are read in slices, and the one pass over the file that describes its columns."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ import torch
 
 from ..config.data import DATA_MEMORY, Wanted, check_shares
 from ..models.table import Column
+from ..runtime.memory import in_words
 from .blocks import ParquetRows
 from .dataset import Dataset
-from .parquet import ParquetTable
+from .parquet import BYTES_OF_A_CELL, ParquetTable
 from .rows import Rows
 from .shares import Shares
 from .summaries import Summary
@@ -95,6 +97,9 @@ def sliced_dataset(
         ValueError: if the file is damaged, has no such columns, or too few rows.
         OSError: if it cannot be read.
 
+    Warns:
+        RuntimeWarning: if two row groups take more than the memory.
+
     Example:
         >>> import pandas as pd
         >>> from tempfile import mkdtemp
@@ -174,6 +179,15 @@ def split_rows(
     train, validation, test = map(rows, ("train", "validation", "test"))
     if not len(train) or not len(test):
         raise ValueError(f"Expected rows to train on and to test with, but found {table.num_rows} rows in all.")
+    largest = int(table.sizes.max()) * len(columns) * BYTES_OF_A_CELL
+    if 2 * largest > memory:
+        rows_each = max(1, int(memory / 8 / BYTES_OF_A_CELL / len(columns)))
+        warnings.warn(
+            f"A row group of '{table.path.name}' takes {in_words(largest)}, and two are in memory: more than the "
+            f"{in_words(memory)} that its rows may take. Try writing the file with row_group_size={rows_each}.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     return SlicedDataset(
         name or table.path.name,
         train,

@@ -172,6 +172,11 @@ def test_what_cannot_be_is_refused_by_row_and_column(tmp_path, change, options, 
             list(getattr(data, part).parts(50))
 
 
+def test_groups_that_are_too_large_are_told(file):
+    with pytest.warns(RuntimeWarning, match=r"of 'people.parquet' takes 384 bytes, .* Try .* row_group_size=3\."):
+        sliced_dataset(file, memory=4 * GROUP * 6 * 2 - 1)
+
+
 def test_names_are_no_levels(tmp_path, monkeypatch):
     frame = pd.DataFrame({"name": [f"n{row}" for row in range(300)]})
     with pytest.raises(ValueError, match="300 different texts in 300 cells"):

@@ -72,7 +72,7 @@ def test_a_program_of_other_columns_is_told_before_it_is_trained(data):
 def test_the_order_is_part_of_what_a_checkpoint_is_held_against(data, tmp_path):
     config = TrainConfig(stages="exact:2steps", batch_size=7)
     fit(program(data), data, config, output=tmp_path / "run", progress=False)
-    other = sliced_dataset(tmp_path / "people.parquet", memory=1)
+    other = sliced_dataset(tmp_path / "people.parquet", memory=2 * 16 * 2 * 4)
     with pytest.raises(ValueError, match="the training data of the checkpoint, but found other"):
         fit(program(data), other, config, output=tmp_path / "run", resume=True, progress=False)
     in_memory = Dataset(
