@@ -27,7 +27,8 @@ def class_names(data: AnyDataset) -> tuple[str, ...]:
         ValueError: if no datum has a label, or nearly all labels differ, as those of a measurement do.
 
     Example:
-        >>> class_names(Dataset("mine", torch.zeros(3, 2), torch.zeros(1, 2), (1, 2), torch.tensor([0, 2, -1])))
+        >>> y = torch.tensor([0, 2, -1, 0, -1])
+        >>> class_names(Dataset("mine", torch.zeros(5, 2), torch.zeros(1, 2), (1, 2), y))
         ('0', '1', '2')
     """
     if isinstance(data, SlicedDataset):
@@ -37,10 +38,11 @@ def class_names(data: AnyDataset) -> tuple[str, ...]:
     if not len(known):
         raise ValueError(f"Expected data with labels, but found none in '{data.name}'. Try labels=COLUMN.")
     names = tuple(map(str, range(int(known.max()) + 1))) if data.classes is None else data.classes
-    if len(names) < 2 or 2 * len(names) > len(known):
+    num_rows = sum(len(getattr(data, part)) for part in data.parts)
+    if len(names) < 2 or 2 * len(names) > num_rows:
         raise ValueError(
             f"Expected labels of two classes or more, each of several rows, but found {len(names)} different labels of "
-            f"{len(known)} rows in '{data.name}', such as '{names[0]}'. Try another column."
+            f"{num_rows} rows in '{data.name}', such as '{names[0]}'. Try another column."
         )
     return names
 
