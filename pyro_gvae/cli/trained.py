@@ -13,8 +13,10 @@ from ..config.commands import (
     ReconstructConfig,
     SampleConfig,
 )
+from ..config.models import Labels
 from ..config.units import in_bytes
 from ..data.files import read_file
+from ..data.labels import class_names, judged, use_of_labels
 from ..data.parts import fixed_part, rows_of_part
 from ..data.sliced import large_table
 from ..data.tables import beside, decoded
@@ -64,11 +66,13 @@ def encode_command(config: EncodeConfig) -> Said:
     part = fixed_part(trained.data, config.part, config.num_data)
     with torch.random.fork_rng():
         torch.manual_seed(config.random_seed)
-        found = encode(trained.vae, part.x, config.kind, max_memory=in_bytes(config.max_memory))
+        found = encode(trained.vae, judged(trained.vae, *part), config.kind, max_memory=in_bytes(config.max_memory))
     numbers = numbers_of(found)
     tensors = dict(numbers) if isinstance(found, dict) else {"codes": numbers["latent"]}
     tensors |= {} if part.labels is None else {"labels": part.labels}
     frame, codes = code_table(numbers, part.labels)
+    if part.labels is not None and (part.labels < 0).any():
+        frame["label"] = [None if label < 0 else label for label in part.labels.tolist()]
     save(path, tensors)
     write_csv(path.with_name(f"{path.name}.csv"), frame)
     used = len(codes.unique(dim=0))
@@ -81,10 +85,11 @@ def encode_command(config: EncodeConfig) -> Said:
 def reconstruct_command(config: ReconstructConfig) -> Said:
     """Write data and their reconstructions; a picture has rows of images, each followed by its reconstructions."""
     trained, folder = _load(config, "reconstructions")
-    x = fixed_part(trained.data, config.part, config.num_data).x
+    x, labels = fixed_part(trained.data, config.part, config.num_data)
     with torch.random.fork_rng():
         torch.manual_seed(config.random_seed)
-        found = reconstruct(trained.vae, x, config.kind, max_memory=in_bytes(config.max_memory))
+        given = judged(trained.vae, x, labels)
+        found = reconstruct(trained.vae, given, config.kind, max_memory=in_bytes(config.max_memory))
     path = folder / f"{trained.name}-{config.part}-{config.kind}"
     save(path, {"inputs": x, "reconstructions": found})
     if trained.data.columns is not None:
@@ -105,10 +110,11 @@ def reconstruct_command(config: ReconstructConfig) -> Said:
 def sample_command(config: SampleConfig) -> Said:
     """Write data generated from codes that are sampled from the prior."""
     trained, folder = _load(config, "samples")
+    number = _number_of(config.label, trained)
     with torch.random.fork_rng():
         torch.manual_seed(config.random_seed)
-        found = sample(trained.vae, config.num_samples, pixels=config.pixels)
-    path = folder / f"{trained.name}-{'pixels' if config.pixels else 'means'}"
+        found = sample(trained.vae, config.num_samples, pixels=config.pixels, label=number)
+    path = folder / f"{trained.name}-{'pixels' if config.pixels else 'means'}{'' if number is None else f'-{number}'}"
     save(path, {"samples": found})
     if trained.data.columns is not None:
         rows = decoded(found, trained.data.columns)
@@ -132,13 +138,25 @@ def impute_command(config: ImputeConfig) -> Said:
     table = read_file(config.file).data
     if isinstance(table, np.ndarray):
         raise ValueError(f"Expected a table with named columns in '{config.file}', but found arrays. Try a .csv file.")
-    found = impute(trained.vae, table, max_memory=in_bytes(config.max_memory))
+    is_given = use_of_labels(trained.vae) is Labels.GIVEN
+    labels = getattr(on_file(trained, config.file, 1).data, "test_labels", None) if is_given else None
+    found = impute(trained.vae, table, labels=labels, max_memory=in_bytes(config.max_memory))
     for kind, frame in found._asdict().items():
         write_csv(path.with_name(f"{path.name}-{kind}.csv"), frame)
     shown = f"{found.cells.head(10).to_string(index=False)}\n{len(found.cells)} cells of {len(table)} rows filled."
     files = [f"{path}-{kind}.csv" for kind in found._fields]
     content = {"model": trained.name, "files": files, "cells": found.cells.to_dict("records")}
     return Said(f"{shown}\n\nfiles: {path}-table.csv, -cells.csv, -levels.csv", content)
+
+
+def _number_of(label: str | None, trained: Trained) -> int | None:
+    """Return the number of the class that a label names."""
+    if label is None:
+        return None
+    known = class_names(trained.data)
+    if label not in known:
+        raise ValueError(f"Expected a label among {', '.join(known[:20])}, but found '{label}'.")
+    return known.index(label)
 
 
 def _load(config: ModelConfig | ImputeConfig, kind: str) -> tuple[Trained, Path]:

@@ -9,6 +9,7 @@ from .. import exact
 from ..config.models import MODELS
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
+from ..data.labels import judged
 from ..evaluate.code_statistics import guide_log_probs
 from ..evaluate.collapsed import collapsed_importance_weighted
 from ..evaluate.generate import digits_of, pictured
@@ -49,17 +50,19 @@ def train_cell(job: Job) -> None:
         fit(vae, data, config, output=folder, resume=True, progress=False, measure=_measure)
         with own_randomness(derived_seed("pictures", config.seed)):
             arrays = pictured(vae, initial_model(config, data), data)
+            test: Any = judged(vae, data.test, data.test_labels)
             if MODELS[config.model].has_gaussian:  # given which the posterior of codes is no sum
-                arrays["code_usage"] = digits_of(guide_log_probs(vae, data.test)).exp().mean(0)
+                arrays["code_usage"] = digits_of(guide_log_probs(vae, test)).exp().mean(0)
             else:
-                arrays["code_usage"] = digits_of(code_usage(vae, data.test, max_memory=in_bytes(config.max_memory)))
+                arrays["code_usage"] = digits_of(code_usage(vae, test, max_memory=in_bytes(config.max_memory)))
         save_tensors(folder / PICTURES, arrays)
 
 
 @torch.no_grad()
 def _measure(training: Training) -> dict[str, Any]:
     """Evaluate what a comparison reports in addition to the ELBO, which every training run reports."""
-    vae, config, test = training.vae, training.config, training.test
+    vae, config = training.vae, training.config
+    test: Any = training.given.test
     assert test is not None
     parts: dict[str, Any] = {"train": training.watched, "test": test}
     found: dict[str, Any] = {"test_objective": own_objective(vae, training.estimator, test)}

@@ -10,8 +10,9 @@ from .. import exact
 from ..config.checks import MOST_OPERATIONS
 from ..config.compare import OUTSIDE, CompareConfig
 from ..config.units import codes_in_words, in_bytes
+from ..data.columns import first
 from ..data.dataset import Dataset
-from ..data.splits import described
+from ..data.labels import judged
 from ..report.comparison import write_report
 from ..report.explorer import explorer_if_possible
 from ..runs.config import earlier_run, write_config
@@ -23,7 +24,7 @@ from ..runtime.progress import Progress
 from ..runtime.signals import raise_on_signal
 from ..train.checks import check_training
 from ..train.result import Interrupted
-from ..train.setup import initial_model, load_data
+from ..train.setup import initial_model, load_data, read_in_words, with_classes
 from ..train.source import check_source, source_of
 from . import jobs as sweep
 from .cell import Job, train_cell
@@ -58,7 +59,8 @@ def compare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text:
     if config.parquet:
         require_parquet()
     data = load_data(config.training())
-    tell(described(data))
+    tell(read_in_words(config, data))
+    config = with_classes(config, data)
     cells = make_cells(config, len(data.train))
     earlier = earlier_run(config.output, config.as_json(), free=CHANGEABLE, known_by="cells")
     if earlier is None:
@@ -128,7 +130,8 @@ def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: Dataset) ->
         if cell.seed != cells[0].seed:
             continue
         vae = initial_model(cell.train, data)
-        cost = exact.sum_cost(vae, data.test[: config.batch_size], max_memory=in_bytes(config.max_memory))
+        x = judged(vae, data.test, data.test_labels)
+        cost = exact.sum_cost(vae, first(x, config.batch_size), max_memory=in_bytes(config.max_memory))
         if cost.operations > MOST_OPERATIONS:
             num_latents = cell.train.num_latents * cell.train.num_layers
             codes = codes_in_words(num_latents, cell.train.num_categories)

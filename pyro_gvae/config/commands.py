@@ -175,11 +175,13 @@ class SampleConfig(ModelConfig):
 
     Args:
         num_samples: Number of images.
+        label: The class of the samples, of a model that takes labels; by default, conditional gives each class in turn.
         pixels: Sample the pixels (or cells) too, instead of showing their means.
         random_seed: Seed of the codes and pixels.
     """
 
     num_samples: int = 100
+    label: str | None = None
     pixels: bool = False
     random_seed: int = 0
 

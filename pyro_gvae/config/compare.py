@@ -37,16 +37,21 @@ class CompareConfig(DataConfig):
             the last sixth of the epochs, which one epoch does not have. (Layers have no KL of the second kind.)
         seeds: Each seed determines initial weights and an order of the data.
         model: The program: N one-hots (categorical) or N bits (bernoulli); layers of N one-hots (hierarchical); N
-            one-hots beside a Gaussian (joint); or a component and a Gaussian that depends on it (gaussian-mixture),
-            both of which are compared by a bound of log p(x). Its sizes have defaults of their own, which
-            `--model NAME --help` shows.
-        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture.
-        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits.
+            one-hots beside a Gaussian (joint); a component and a Gaussian that depends on it (gaussian-mixture); a
+            class that some labels tell, beside a Gaussian (semi-supervised); or N one-hots of data whose labels are
+            given (conditional). Those with a Gaussian are compared by a bound of log p(x). Its sizes have defaults of
+            their own, which `--model NAME --help` shows.
+        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture
+            and semi-supervised.
+        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits; of
+            semi-supervised that of the classes of the labels, by default.
         num_layers: The number of layers of hierarchical; 1 of other programs.
-        latent_dim: The dimension of the Gaussian of joint and gaussian-mixture; 0 of other programs.
+        latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 of other programs.
         sizes: Several sizes K x N, such as 8x4 4x24, instead of num_categories and num_latents.
         temperatures: Several temperatures, for the estimators that have one; the others are trained once.
         learning_rates: Several learning rates, instead of learning_rate.
+        label_weight: Of semi-supervised: weight of the mean cross-entropy of the labelled rows, which teaches the
+            classifier, in nats per row.
         networks: Multilayer perceptrons (mlp), or convolutions followed by multilayer perceptrons (conv).
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         observation: Distribution of a pixel; the columns of a table have distributions of their own.
@@ -84,6 +89,7 @@ class CompareConfig(DataConfig):
     num_categories: int = 8
     num_layers: int = 1
     latent_dim: int = 0
+    label_weight: float = 10.0
     sizes: tuple[str, ...] = ()
     temperatures: tuple[float, ...] = ()
     learning_rates: tuple[float, ...] = ()

@@ -25,7 +25,9 @@ class DataConfig:
             arrays train and test has a split of its own.
         columns: Kinds of the columns of a table, where the guess is wrong: age=real,sex=binary,name=ignore. Kinds are
             binary, categorical, real, positive and count.
-        labels: The column of a table that has labels; it is not modelled.
+        labels: The column of a table that has labels, of some rows or of all; it is not modelled.
+        labelled_share: Share of the training labels of each class that semi-supervised learns from, chosen by
+            `--split-seed`; the other rows are taken for rows without a label.
         test_share: Share of the rows of a table or of a file of your own that are held out for tests.
         validation_share: Share of the rows that are held out besides, whose ELBO stops stages with --patience; of data
             that have a split, a share of their training data.
@@ -36,6 +38,7 @@ class DataConfig:
     data: Path | None = None
     columns: str | None = None
     labels: str | None = None
+    labelled_share: float = 1.0
     test_share: float = 0.2
     validation_share: float = 0.0
     split_seed: int = 0
@@ -52,6 +55,8 @@ class DataConfig:
             ValueError: if there is one.
         """
         check_shares(self.test_share, self.validation_share)
+        if not 0 < self.labelled_share <= 1:
+            raise ValueError(f"Expected a labelled_share above 0 and of at most 1, but found {self.labelled_share:g}.")
         if self.split_seed < 0:
             raise ValueError(f"Expected split_seed of at least 0, but found {self.split_seed}.")
         column_kinds(self.columns)

@@ -25,12 +25,15 @@ class GradientsConfig:
         binarize: Keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them for every
             batch (dynamic).
         model: The program: N one-hots (categorical) or N bits (bernoulli); layers of N one-hots (hierarchical); N
-            one-hots beside a Gaussian (joint); or a component and a Gaussian that depends on it (gaussian-mixture). Its
-            sizes have defaults of their own, which `--model NAME --help` shows.
-        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture.
-        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits.
+            one-hots beside a Gaussian (joint); a component and a Gaussian that depends on it (gaussian-mixture); a
+            class that some labels tell, beside a Gaussian (semi-supervised); or N one-hots of data whose labels are
+            given (conditional). Its sizes have defaults of their own, which `--model NAME --help` shows.
+        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture
+            and semi-supervised.
+        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits; of
+            semi-supervised that of the classes of the labels, by default.
         num_layers: The number of layers of hierarchical; 1 of other programs.
-        latent_dim: The dimension of the Gaussian of joint and gaussian-mixture; 0 of other programs.
+        latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 of other programs.
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         estimators: The estimators to measure.
         temperatures: Temperatures at which to measure the estimators that have one.
@@ -115,12 +118,15 @@ class AdviseConfig:
         binarize: Keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them for every
             batch (dynamic).
         model: The program: N one-hots (categorical) or N bits (bernoulli); layers of N one-hots (hierarchical); N
-            one-hots beside a Gaussian (joint); or a component and a Gaussian that depends on it (gaussian-mixture). Its
-            sizes have defaults of their own, which `--model NAME --help` shows.
-        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture.
-        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits.
+            one-hots beside a Gaussian (joint); a component and a Gaussian that depends on it (gaussian-mixture); a
+            class that some labels tell, beside a Gaussian (semi-supervised); or N one-hots of data whose labels are
+            given (conditional). Its sizes have defaults of their own, which `--model NAME --help` shows.
+        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture
+            and semi-supervised.
+        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits; of
+            semi-supervised that of the classes of the labels, by default.
         num_layers: The number of layers of hierarchical; 1 of other programs.
-        latent_dim: The dimension of the Gaussian of joint and gaussian-mixture; 0 of other programs.
+        latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 of other programs.
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         batch_size: B, the number of images in a batch.
         learning_rate: Learning rate of the short training that precedes the measurements.

@@ -1,6 +1,7 @@
-"""The ready programs that learn from images alone: their sizes, and what cannot be asked of them; no torch."""
+"""The ready programs that commands train: their sizes, and what cannot be asked of them; no torch."""
 
 from collections.abc import Iterable
+from enum import Enum
 from typing import Any, Literal, NamedTuple, Protocol
 
 from .checks import at_least, at_most
@@ -13,8 +14,21 @@ OF_EVIDENCE, OF_BITS = frozenset({"exact-evidence"}), frozenset({"disarm", "arms
 RELAXED = "gumbel-softmax[kl=relaxed]"
 #: Settings that `categorical` alone has, with their values in the others, whose networks and priors are their own.
 OF_CATEGORICAL = {"networks": "mlp", "prior": "uniform", "learn_prior": False, "relu_logits": False}
+#: Settings that programs which learn from labels have, with their values in the others.
+OF_LABELS = {"labelled_share": 1.0, "label_weight": 10.0}
 #: Layers of a hierarchy.
 MOST_LAYERS = 100
+
+
+class Labels(Enum):
+    """What a program does with labels y beside its data x."""
+
+    #: It is given data alone.
+    UNUSED = "unused"
+    #: It learns from the labels that are known, and is judged by data alone; its latent "y" is the class.
+    LEARNED = "learned"
+    #: It models data given their labels.
+    GIVEN = "given"
 
 
 class HasModel(Protocol):
@@ -55,6 +69,7 @@ class Facts(NamedTuple):
         has_gaussian: whether a Gaussian latent stands beside the discrete ones.
         soft_kl: the KL of soft samples: that of the categorical distributions where it is a term of the ELBO, which it
             is not where model and guide go through the layers in opposite orders.
+        labels: what it does with labels.
     """
 
     sizes: dict[str, int]
@@ -62,6 +77,7 @@ class Facts(NamedTuple):
     has_layers: bool = False
     has_gaussian: bool = False
     soft_kl: Literal["relaxed", "categorical"] = "categorical"
+    labels: Labels = Labels.UNUSED
 
     @property
     def soft(self) -> str:
@@ -79,6 +95,13 @@ MODELS: dict[ModelName, Facts] = {
         {"num_latents": "whose one discrete latent is the component"},
         has_gaussian=True,
     ),
+    "semi-supervised": Facts(
+        {"num_latents": 1, "num_categories": 0, "latent_dim": 10},
+        {"num_latents": "whose one discrete latent is the class"},
+        has_gaussian=True,
+        labels=Labels.LEARNED,
+    ),
+    "conditional": Facts({"num_latents": 2}, {}, labels=Labels.GIVEN),
 }
 
 
@@ -95,6 +118,8 @@ def check_model(config: HasModel) -> None:
                 f"Expected {size}={facts.sizes[size]} with model='{name}', {reason}, but found "
                 f"{getattr(config, size)}. Try {size}={facts.sizes[size]}."
             )
+    if not (facts.labels is Labels.LEARNED and config.num_categories == 0):  # as many as the labels have classes
+        at_least("num_categories", config.num_categories, 2)
     at_least("num_layers", config.num_layers, 1)
     at_most("num_layers", config.num_layers, MOST_LAYERS)
     if config.num_layers > 1 and not facts.has_layers:
@@ -105,7 +130,7 @@ def check_model(config: HasModel) -> None:
     if config.latent_dim and not facts.has_gaussian:
         raise ValueError(
             f"Expected no Gaussian latent with model='{name}', but found latent_dim={config.latent_dim}. Try "
-            "model='joint' or 'gaussian-mixture'."
+            "model='joint', 'gaussian-mixture' or 'semi-supervised'."
         )
     if config.latent_dim < 1 and facts.has_gaussian:
         raise ValueError(
@@ -123,6 +148,14 @@ def check_model(config: HasModel) -> None:
                 f"found {found!r}. Try model='categorical', or without {setting}."
             )
 
+    for setting, plain in OF_LABELS.items():
+        found = getattr(config, setting, plain)
+        if found != plain and facts.labels is not Labels.LEARNED:
+            raise ValueError(
+                f"Expected {setting}={plain!r} with model='{name}', which does not learn from labels, but found "
+                f"{found!r}. Try model='semi-supervised', or without {setting}."
+            )
+
 
 def check_stages(config: HasModel, stages: Iterable[Stage]) -> None:
     """Refuse estimators that are not made for the latents of the program.
@@ -132,7 +165,7 @@ def check_stages(config: HasModel, stages: Iterable[Stage]) -> None:
     """
     for stage in stages:
         for one in stage.parts.values() or (Named(stage.estimator, stage.options),):
-            if one.name in OF_BITS and config.num_categories != 2:
+            if one.name in OF_BITS and config.num_categories not in (0, 2):  # 0 is found out from data
                 raise ValueError(
                     f"Expected latents of K=2 categories for '{one.name}', but found K={config.num_categories}."
                 )
@@ -155,6 +188,10 @@ def code_in_words(model: ModelName, num_latents: int, num_categories: int, num_l
         return f"{num_latents} bits"
     if model == "gaussian-mixture":
         return f"one of {num_categories} components and a Gaussian of dimension {latent_dim} that depends on it"
+    if model == "semi-supervised":
+        return f"one of {num_categories} classes and a Gaussian of dimension {latent_dim}"
     one_layer = f"{num_latents} categorical latent{'s' * (num_latents > 1)} of {num_categories} categories"
     layers = f"{num_layers} layers of {one_layer}" if model == "hierarchical" else one_layer
+    if model == "conditional":
+        return f"{one_layer}, beside the class that is given"
     return f"{layers} and a Gaussian of dimension {latent_dim}" if model == "joint" else layers

@@ -48,8 +48,10 @@ PER_SITE, DEFAULT = "per-site", "default"
 Binarization = Literal["none", "threshold", "dynamic"]
 
 
-#: Ready programs that learn from images alone.
-ModelName = Literal["categorical", "bernoulli", "hierarchical", "joint", "gaussian-mixture"]
+#: Ready programs that commands train; the last two take labels beside data.
+ModelName = Literal[
+    "categorical", "bernoulli", "hierarchical", "joint", "gaussian-mixture", "semi-supervised", "conditional"
+]
 
 
 #: Priors of codes: independent digits of equal or of learned probabilities, and digits that depend on each other.

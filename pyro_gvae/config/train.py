@@ -21,6 +21,7 @@ OF_DATA_AND_PROGRAM = frozenset(
     {
         *("dataset", "data_dir", "download", "binarize", "model", "num_latents", "num_categories", "num_layers"),
         *("latent_dim", "networks", "hidden", "observation", "num_levels", "learn_prior", "relu_logits"),
+        *("label_weight", "labelled_share"),
     }
 )
 
@@ -43,12 +44,17 @@ class TrainConfig(DataConfig):
             gumbel-softmax:20,exact:3. Estimators of single discrete sites:
             per-site[y=exact,z=gumbel-softmax,default=reinforce-loo]:20.
         model: The program: N one-hots (categorical) or N bits (bernoulli); layers of N one-hots (hierarchical); N
-            one-hots beside a Gaussian (joint); or a component and a Gaussian that depends on it (gaussian-mixture). Its
-            sizes have defaults of their own, which `--model NAME --help` shows.
-        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture.
-        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits.
+            one-hots beside a Gaussian (joint); a component and a Gaussian that depends on it (gaussian-mixture); a
+            class that some labels tell, beside a Gaussian (semi-supervised); or N one-hots of data whose labels are
+            given (conditional). Its sizes have defaults of their own, which `--model NAME --help` shows.
+        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture
+            and semi-supervised.
+        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits; of
+            semi-supervised that of the classes of the labels, by default.
         num_layers: The number of layers of hierarchical; 1 of other programs.
-        latent_dim: The dimension of the Gaussian of joint and gaussian-mixture; 0 of other programs.
+        latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 of other programs.
+        label_weight: Of semi-supervised: weight of the mean cross-entropy of the labelled rows, which teaches the
+            classifier, in nats per row.
         networks: Multilayer perceptrons (mlp), or convolutions followed by multilayer perceptrons (conv).
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         observation: Distribution of a pixel; the columns of a table have distributions of their own.
@@ -106,6 +112,7 @@ class TrainConfig(DataConfig):
     num_categories: int = 8
     num_layers: int = 1
     latent_dim: int = 0
+    label_weight: float = 10.0
     networks: NetworksName = "mlp"
     hidden: tuple[int, ...] = (128,)
     observation: ObservationName = "bernoulli"
@@ -145,8 +152,9 @@ class TrainConfig(DataConfig):
         self.check_data()
         for name in ("num_latents", "batch_size", "steps", "patience", "max_skipped"):
             at_least(name, getattr(self, name), 1)
-        for name in ("num_categories", "num_levels"):
-            at_least(name, getattr(self, name), 2)
+        at_least("num_levels", self.num_levels, 2)
+        if not 0 <= self.label_weight < math.inf:
+            raise ValueError(f"Expected a finite label_weight of at least 0, but found {self.label_weight}.")
         for name in ("num_latents", "num_categories", "latent_dim"):
             at_most(name, getattr(self, name), MOST_UNITS)
         at_most("num_levels", self.num_levels, 2**16)

@@ -15,14 +15,35 @@ from .sliced import AnyDataset, SlicedDataset
 
 @overload
 def epoch_batches(
-    data: AnyDataset | Tensor | Rows, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False, skip: int = 0
+    data: AnyDataset | Tensor | Rows,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    drop_last: bool = False,
+    skip: int = 0,
+    labels: None = None,
 ) -> Iterator[Tensor]: ...
 @overload
 def epoch_batches(
-    data: AnyDataset | Data | Rows, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False, skip: int = 0
+    data: AnyDataset | Data | Rows,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    drop_last: bool = False,
+    skip: int = 0,
+    labels: Tensor | None = None,
 ) -> Iterator[Data]: ...
 def epoch_batches(
-    data: AnyDataset | Data | Rows, batch_size: int, *, seed: int, epoch: int, drop_last: bool = False, skip: int = 0
+    data: AnyDataset | Data | Rows,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    drop_last: bool = False,
+    skip: int = 0,
+    labels: Tensor | None = None,
 ) -> Iterator[Data]:
     """Iterate over the shuffled minibatches of one epoch; they depend on seed and epoch, not on what ran before.
 
@@ -38,6 +59,7 @@ def epoch_batches(
         epoch: 0, 1, 2, ...; each has its own order.
         drop_last: leave out the last batch if it has fewer than B images.
         skip: how many batches to leave out at the beginning.
+        labels: of a data set (M,), which batches `(x, y)` then have, too.
 
     Returns:
         An iterator over batches (B, D) on the device of the data; the last one may be smaller.
@@ -62,10 +84,13 @@ def epoch_batches(
     order = torch.randperm(len(x), generator=generator, device="cpu").to(x.device)  # (M,)
     if drop_last:
         order = order[: len(x) // batch_size * batch_size]
-    batches = (_rows(whole, rows) for rows in order.split(batch_size))  # each (B, D)
-    if dynamic:  # a batch is drawn after those before it
-        batches = (mapped(lambda x: bernoulli_draw(x, generator), batch) for batch in batches)
-    return islice(batches, skip, None)
+
+    def batch(rows: Tensor) -> Data:
+        own = mapped(lambda column: column.index_select(0, rows), whole)
+        own = mapped(lambda x: bernoulli_draw(x, generator), own) if dynamic else own  # after those before it
+        return own if labels is None else (*columns(own), labels[rows])
+
+    return islice(map(batch, order.split(batch_size)), skip, None)  # each (B, D)
 
 
 @overload
@@ -82,10 +107,6 @@ def sample_of(data: Data | Rows, count: int) -> Data:
     if isinstance(data, Rows):
         return data.sample(count)
     return next(epoch_batches(data, min(count, num_data(data)), seed=0, epoch=0))
-
-
-def _rows(data: Data, rows: Tensor) -> Data:
-    return mapped(lambda column: column.index_select(0, rows), data)
 
 
 def check_batch_size(batch_size: int, num_data: int) -> None:

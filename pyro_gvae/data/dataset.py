@@ -47,6 +47,7 @@ class Dataset:
             the test data.
         validation_labels: integers (M'',), or None.
         vocabulary: the D words that data count, or None.
+        classes: the names of labels 0, 1, ..; None if they have none. A label of -1 is unknown.
 
     Raises:
         ValueError: if images are not finite or outside of their range, or do not match their shape or their labels.
@@ -71,6 +72,7 @@ class Dataset:
     validation: Tensor | None = None
     validation_labels: Tensor | None = None
     vocabulary: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_binarize(self.binarize)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..config.data import Wanted, check_shares
+from .cells import text_of
 from .dataset import Dataset, generator_for
 from .files import read_file
 from .sliced import AnyDataset, SlicedDataset
@@ -27,6 +28,7 @@ def dataset_of(
     name: str | None = None,
     columns: str | Mapping[str, Wanted] | None = None,
     labels: Any = None,
+    every_label: bool = False,
     test_share: float = 0.2,
     validation_share: float = 0.0,
     seed: int = 0,
@@ -40,7 +42,8 @@ def dataset_of(
             are `x.unflatten(-1, (H, W))`.
         name: the name of the data in reports.
         columns: kinds of columns of a table, such as "age=real,sex=binary", where the guess is wrong.
-        labels: the column that has them, or labels (M,).
+        labels: the column that has them, or labels (M,); a missing one becomes -1.
+        every_label: refuse rows without a label.
         test_share: share of the rows that are held out for tests, unless the file says which.
         validation_share: share of the rows that are held out besides; of a file with a split, of its training rows.
         seed: seed of the split.
@@ -73,7 +76,7 @@ def dataset_of(
     elif labels is not None:
         known = np.asarray(labels)
     num_rows = len(data)
-    numbers = None if known is None else label_numbers(known, num_rows)
+    numbers, classes = (None, None) if known is None else label_numbers(known, num_rows, every_label=every_label)
     if sizes is None:
         test, validation, train = _split(num_rows, test_share, validation_share, seed)
     else:
@@ -92,7 +95,7 @@ def dataset_of(
     parts = {"train": part(train), "test": part(test)} | ({"validation": part(validation)} if len(validation) else {})
     named = {key: own["x"] for key, own in parts.items()}
     named |= {f"{key}_labels": own["labels"] for key, own in parts.items()}
-    return Dataset(name or "data", image_shape=shape, columns=described, **named)
+    return Dataset(name or "data", image_shape=shape, columns=described, classes=classes, **named)
 
 
 def _rows_of(data: Any) -> tuple[Any, Any]:
@@ -135,21 +138,59 @@ def as_images(data: Any) -> Tensor:
     return x.float() / 255 if x.dtype is torch.uint8 else x.float()
 
 
-def label_numbers(labels: Any, num_rows: int) -> Tensor:
-    """Number labels 0, 1, .. in their order; those that are missing are refused.
+def label_numbers(labels: Any, num_rows: int, *, every_label: bool = False) -> tuple[Tensor, tuple[str, ...]]:
+    """Number labels 0, 1, .. in their order, and -1 where one is missing; return the numbers and the names.
 
     Raises:
         ValueError: if there is not one for each row.
+
+    Example:
+        >>> label_numbers(["b", "a", None, "b"], 4)
+        (tensor([ 1,  0, -1,  1]), ('a', 'b'))
     """
     import pandas as pd
 
     if np.shape(labels) != (num_rows,):
         raise ValueError(f"Expected {num_rows} labels, one for each row, but found shape {np.shape(labels)}.")
-    numbers, _ = pd.factorize(pd.Series(labels), sort=True)
+    numbers, names = pd.factorize(pd.Series(labels), sort=True)
+    if every_label:
+        _check_every_label(numbers)
+    return torch.from_numpy(np.asarray(numbers, np.int64)), tuple(map(text_of, names))
+
+
+def numbers_among(labels: Any, classes: tuple[str, ...], *, every_label: bool = False) -> Tensor:
+    """Return the numbers of labels among classes that are known, and -1 where one is missing.
+
+    Raises:
+        ValueError: if one is of another class.
+
+    Example:
+        >>> numbers_among(["b", "a", None], ("a", "b"))
+        tensor([ 1,  0, -1])
+    """
+    import pandas as pd
+
+    series, place = pd.Series(labels), {name: number for number, name in enumerate(classes)}
+    missing = series.isna().to_numpy()
+    found = zip(series, missing, strict=True)
+    numbers = np.array([-1 if gap else place.get(text_of(label), -2) for label, gap in found])
+    if (numbers == -2).any():
+        row = int(np.flatnonzero(numbers == -2)[0])
+        raise ValueError(
+            f"Expected a label among {', '.join(classes[:10])}, but found '{text_of(series[row])}' in row {row + 1}."
+        )
+    if every_label:
+        _check_every_label(numbers)
+    return torch.from_numpy(numbers.astype(np.int64))
+
+
+def _check_every_label(numbers: np.ndarray) -> None:
     if (numbers < 0).any():
         row = int(np.flatnonzero(numbers < 0)[0])
-        raise ValueError(f"Expected a label in each row, but found none in row {row + 1}. Try without such rows.")
-    return torch.from_numpy(np.asarray(numbers, np.int64))
+        raise ValueError(
+            f"Expected a label in each row, since the model is of data given their labels, but found none in row "
+            f"{row + 1}. Try without such rows, or a semi-supervised model."
+        )
 
 
 def _split(num_rows: int, test_share: float, validation_share: float, seed: int) -> list[Tensor]:

@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 
 from ..config.gradients import AdviseConfig
-from ..config.models import MODELS
+from ..config.models import MODELS, Labels
 from ..config.units import in_bytes
 from ..data.batches import epoch_batches
 from ..data.dataset import Dataset
+from ..data.labels import given, use_of_labels
 from ..estimators import ESTIMATORS, Estimator, estimator
 from ..exact import HasPair
 from ..models.base import VAE
@@ -60,7 +61,8 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
     with seeded(config.seed):
         vae = initial_model(training, data)
         _train(vae, data, config)
-    x = next(epoch_batches(data, config.batch_size, seed=config.seed, epoch=0))
+    labels = data.train_labels if use_of_labels(vae) is Labels.GIVEN else None
+    x = next(epoch_batches(data, config.batch_size, seed=config.seed, epoch=0, labels=labels))
     soft = MODELS[config.model].soft
     table, found = advise_on(
         vae,
@@ -156,9 +158,10 @@ def _num_affordable(probe: Probe, share: float) -> int:
 def _train(vae: VAE, data: Dataset, config: AdviseConfig) -> None:
     """Train for up to five epochs, since gradients at initialization differ from those of the rest of a training."""
     step = make_step(vae, estimator(MODELS[config.model].soft), lr=config.learning_rate)
+    labels = given(vae, data).labels
     end = time.perf_counter() + config.seconds / 5
     for epoch in range(5):
-        for x in epoch_batches(data, config.batch_size, seed=config.seed, epoch=epoch):
+        for x in epoch_batches(data, config.batch_size, seed=config.seed, epoch=epoch, labels=labels):
             if time.perf_counter() > end:
                 return
             step(x)

@@ -16,8 +16,9 @@ from ..config.gradients import GradientsConfig
 from ..config.json import plain_settings
 from ..config.units import codes_in_words, in_bytes
 from ..data.batches import epoch_batches
-from ..data.columns import first
+from ..data.columns import Data, first
 from ..data.dataset import Dataset
+from ..data.labels import given
 from ..estimators import estimator
 from ..models.base import VAE
 from ..report.gradients import CELL, gradients_text, refusals, replacements, write_gradients_report
@@ -97,7 +98,7 @@ def gradients(config: GradientsConfig) -> Path:
     return folder
 
 
-def _rows(config: GradientsConfig, vae: VAE, x: Tensor, cells: list[tuple[Wrt, Candidate]]) -> Iterator[dict[str, Any]]:
+def _rows(config: GradientsConfig, vae: VAE, x: Any, cells: list[tuple[Wrt, Candidate]]) -> Iterator[dict[str, Any]]:
     problem = make_problem(vae, x, dtype=torch.float64 if config.double else None)
     if config.protocol == "reinmax":
         truth = estimator("exact", max_memory=in_bytes(config.max_memory))
@@ -126,27 +127,30 @@ def _snapshots(config: GradientsConfig) -> list[Snapshot]:
 
 def _models(
     config: GradientsConfig, data: Dataset | None, snapshots: list[Snapshot]
-) -> Iterator[tuple[Snapshot, VAE, Tensor]]:
+) -> Iterator[tuple[Snapshot, VAE, Data]]:
     """Yield the models in order; train a new model only to the last epoch that is needed."""
     if data is None:
         assert config.run is not None
         for snapshot in snapshots:
             found = load_model(config.run, snapshot.trained_by, snapshot.seed, data_dir=config.data_dir)
-            yield snapshot, found.vae, first(found.data.test, config.num_data)
+            held = given(found.vae, found.data)
+            yield snapshot, found.vae, first(held.watched if held.test is None else held.test, config.num_data)
         return
     vae = initial_model(config.training(), data)
+    held = given(vae, data)
     [trainer] = candidates([config.train_by], **_options(config))
-    step: Callable[[Tensor], Tensor] | None = None
+    step: Callable[[Any], Tensor] | None = None
     trained = 0
     for snapshot in snapshots:
         for epoch in range(trained, snapshot.epoch):
             step = step or make_step(vae, trainer.make(), lr=config.learning_rate)
-            batches = list(epoch_batches(data, config.batch_size, seed=config.seed, epoch=epoch))
+            order: Any = {"seed": config.seed, "epoch": epoch, "labels": held.labels}
+            batches = list(epoch_batches(data, config.batch_size, **order))
             with seeded(config.seed + epoch):
                 for x in Progress(batches, desc=f"epoch {epoch + 1}", unit="step", leave=False):
                     step(x)
         trained = snapshot.epoch
-        yield snapshot, copy.deepcopy(vae), data.train[: config.num_data]
+        yield snapshot, copy.deepcopy(vae), first(held.watched, config.num_data)
 
 
 def _dataset(config: GradientsConfig) -> Dataset | None:
@@ -168,7 +172,8 @@ def _check_codes(config: GradientsConfig, data: Dataset | None) -> None:
     if data is None:
         _snapshots(config)
         return
-    vae, x = initial_model(config.training(), data), data.train[: config.num_data]
+    vae = initial_model(config.training(), data)
+    x = first(given(vae, data).watched, config.num_data)
     cost = exact.sum_cost(vae, x, max_memory=in_bytes(config.max_memory))
     if cost.operations > MOST_OPERATIONS:
         num_latents = config.num_latents * config.num_layers

@@ -2,11 +2,13 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
+from ..config.models import Labels
+from ..data.labels import use_of_labels
 from ..data.rows import Part
 from ..programs.choices import most_probable
 from .bounds import BoundRows, Row
@@ -15,6 +17,7 @@ from .code_statistics import (
     Measured,
     joint_mutual_information,
     latent_statistics,
+    mean_over_data,
     mean_perplexity,
     table_mutual_information,
 )
@@ -95,15 +98,32 @@ def _with_parts(metric: str, parts: dict[str, Measured], total: Measured, unit: 
         yield from (Row(f"{metric}[{name}]", part, unit, method) for name, part in parts.items())
 
 
-def probe_rows(parts: dict[str, Part], said: dict[str, Guided]) -> Iterator[Row]:
-    """Yield the accuracy of a linear classifier of codes, if there are labels to learn."""
-    train_labels, test_labels = parts["train"].labels, parts["test"].labels
-    if train_labels is None or test_labels is None:
+def class_rows(program: Any, part: Part, said: Guided) -> Iterator[Row]:
+    """Yield the accuracy of the guide's class, of a program that learns from labels, where these are known."""
+    if use_of_labels(program) is not Labels.LEARNED or part.labels is None or not (part.labels >= 0).any():
         return
-    train, test = (_digits(said[name], len(parts[name].x)) for name in ("train", "test"))
-    accuracy = None if train is None or test is None else linear_probe(train, train_labels, test, test_labels)
+    known = part.labels >= 0
+    right = said.log_probs["y"].flatten(1)[known].argmax(-1) == part.labels[known]
+    yield Row("accuracy", mean_over_data(right.double()), "", "most probable class")
+
+
+def probe_rows(program: Any, parts: dict[str, Part], said: dict[str, Guided]) -> Iterator[Row]:
+    """Yield the accuracy of a linear classifier of codes, if there are labels to learn that no code was given."""
+    if use_of_labels(program) is Labels.GIVEN:
+        return
+    train, test = (_with_labels(parts[name], said[name]) for name in ("train", "test"))
+    accuracy = None if train is None or test is None else linear_probe(*train, *test)
     if accuracy is not None:
         yield Row("linear_probe_accuracy", accuracy, "", "logistic regression")
+
+
+def _with_labels(part: Part, said: Guided) -> tuple[Tensor, Tensor] | None:
+    """Return the codes of data with known labels, and these; None if there are none, or no codes of single data."""
+    codes = None if part.labels is None else _digits(said, len(part.x))
+    if codes is None or part.labels is None:
+        return None
+    known = part.labels >= 0
+    return (codes[known], part.labels[known]) if known.any() else None
 
 
 def _digits(said: Guided, num_data: int) -> Tensor | None:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import exact
-from ..data.parts import shown_part
+from ..config.models import Labels
+from ..data.columns import Data, columns
+from ..data.labels import shown, use_of_labels
 from ..data.sliced import AnyDataset
 from ..exact import HasPair
 from ..exact.backwards import best_given, sample_given
@@ -28,7 +30,7 @@ NUM_RECONSTRUCTIONS, NUM_SAMPLES = 10, 25
 
 @judging
 @torch.no_grad()
-def encode(pair: HasPair, x: Tensor, kind: CodeKind = "map", *, max_memory: float | None = None) -> PerLatent:
+def encode(pair: HasPair, x: Data, kind: CodeKind = "map", *, max_memory: float | None = None) -> PerLatent:
     """Encode each datum as one hard code, beside a value of each continuous latent.
 
     Args:
@@ -88,12 +90,12 @@ def _mean(name: str, fn: Any) -> Tensor:
 
 @judging
 @torch.no_grad()
-def reconstruct(vae: VAE, x: Tensor, kind: CodeKind = "map", *, max_memory: float | None = None) -> Tensor:
+def reconstruct(vae: VAE, x: Data, kind: CodeKind = "map", *, max_memory: float | None = None) -> Tensor:
     """Reconstruct data x (B, D) as E[x | z], shape (B, D), from the latents of each datum.
 
     Args:
         vae: a ready program of such data.
-        x: data (B, D).
+        x: data (B, D), or a tuple of data and labels for a program of both.
         kind: how the latents are chosen, as for :func:`encode`.
         max_memory: bytes that the exact sum may use.
     """
@@ -105,52 +107,56 @@ def reconstruct(vae: VAE, x: Tensor, kind: CodeKind = "map", *, max_memory: floa
     def place(name: str, site: Discrete) -> Tensor:
         return latent_of(name, site).value(value(name))
 
-    mean: Tensor = _observation(bind_pair(vae, x).model, place, lambda name, _: value(name)).mean
+    mean: Tensor = _observation(bind_pair(vae, *items(x)).model, place, lambda name, _: value(name)).mean
     return mean
 
 
-def given_codes(vae: VAE, codes: dict[str, Tensor]) -> Any:
+def given_codes(vae: VAE, codes: dict[str, Tensor], *, label: int | None = None) -> Any:
     """Return the distribution p(x | z) for each of S joint codes, of batch shape (S, 1).
 
     Args:
         vae: a ready program, whose latents are all discrete.
         codes: one-hots (S, N, K) by the latent's name.
+        label: the class y in p(x | z, y), of a program of data given their labels.
     """
 
     def place(name: str, site: Discrete) -> Tensor:
         return latent_of(name, site).value(codes[name].to(site.logits.dtype).unsqueeze(1))
 
-    return _observation(bind_pair(vae, _any_datum(vae)).model, place, lambda _, fn: fn.sample())
+    return _observation(bind_pair(vae, *_any_datum(vae, label)).model, place, lambda _, fn: fn.sample())
 
 
-def _any_datum(vae: VAE) -> Tensor:
-    """Return a datum (1, D) for models that take no more than the number of data from it."""
+def _any_datum(vae: VAE, label: int | None) -> tuple[Tensor, ...]:
+    """Return a datum (1, D), perhaps with a label, for models that take no more than the number of data from it."""
     least, _ = vae.observation.data_range
-    return next(vae.parameters(), vae.temperature).new_full((1, vae.data_dim), least)
+    x = next(vae.parameters(), vae.temperature).new_full((1, vae.data_dim), least)
+    return (x,) if label is None else (x, torch.tensor([label], device=x.device))
 
 
 def _observation(model: Run, place: Place, draw: Draw) -> Any:
     """Run a model with the values that `place` and `draw` give to its latents; return the distribution of its data."""
     reader = Reader(place, draw)
     reader.run(model)
-    observed = [msg["fn"] for name, msg in reader.messages.items() if msg["is_observed"]]
-    if len(observed) != 1:
+    observed = {name: msg["fn"] for name, msg in reader.messages.items() if msg["is_observed"]}
+    if len(observed) != 1 and "x" not in observed:  # labels may stand beside x
         raise ValueError(f"Expected a model that observes x in one statement, but found {len(observed)}. Try Pyro.")
-    return observed[0]
+    return observed["x"] if "x" in observed else next(iter(observed.values()))
 
 
 @judging
 @torch.no_grad()
-def sample(vae: VAE, num_samples: int, *, pixels: bool = False) -> Tensor:
+def sample(vae: VAE, num_samples: int, *, pixels: bool = False, label: int | None = None) -> Tensor:
     """Generate images, shape (num_samples, D), from latents sampled from the prior.
 
     Args:
         vae: a ready program of images.
         num_samples: how many images.
         pixels: sample the pixels from p(x|z), which gives samples of p(x); otherwise return their means E[x|z].
+        label: the class y of samples of p(x | y), for a program that takes labels. If None, a conditional program
+            gives equally many of each class, in their order.
 
     Raises:
-        ValueError: if `num_samples` is not positive.
+        ValueError: if `num_samples` is not positive, or there is no such class.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE
@@ -160,6 +166,19 @@ def sample(vae: VAE, num_samples: int, *, pixels: bool = False) -> Tensor:
     """
     if num_samples < 1:
         raise ValueError(f"Expected num_samples of at least 1, but found {num_samples}.")
+    use, num_classes = use_of_labels(vae), getattr(vae, "num_classes", 0)
+    if label is None and use is Labels.GIVEN:
+        ends = [num_samples * (one + 1) // num_classes for one in range(num_classes)]
+        counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        parts = [_samples(vae, count, pixels, one) for one, count in enumerate(counts) if count]
+        return torch.cat(parts)
+    if label is not None and (use is Labels.UNUSED or not 0 <= label < num_classes):
+        known = f"a label of 0 to {num_classes - 1}" if num_classes else "no label, since the program is of data alone"
+        raise ValueError(f"Expected {known}, but found {label}.")
+    return _samples(vae, num_samples, pixels, label)
+
+
+def _samples(vae: VAE, num_samples: int, pixels: bool, label: int | None) -> Tensor:
     rows = torch.Size([num_samples])
 
     def new_axis(batch_shape: torch.Size) -> torch.Size:
@@ -170,7 +189,7 @@ def sample(vae: VAE, num_samples: int, *, pixels: bool = False) -> Tensor:
         return latent_of(name, site).value(site.sample(new_axis(site.batch_shape)))
 
     found = _observation(
-        bind_pair(vae, _any_datum(vae)).model, place, lambda _, fn: fn.sample(new_axis(fn.batch_shape))
+        bind_pair(vae, *_any_datum(vae, label)).model, place, lambda _, fn: fn.sample(new_axis(fn.batch_shape))
     )
     images: Tensor = found.sample() if pixels else found.mean  # (num_samples, 1, D)
     return images.squeeze(1)
@@ -189,12 +208,12 @@ def pictured(vae: VAE, initial: VAE | None, data: AnyDataset) -> dict[str, Tenso
         `inputs`, `reconstructions_start` (where known), `reconstructions_end` (R, D) and `samples` (M, D), as pixels in
         [0, 1].
     """
-    shown = shown_part(data, NUM_RECONSTRUCTIONS)[1]
-    start = {} if initial is None else {"reconstructions_start": reconstruct(initial, shown)}
+    rows = shown(vae, data, NUM_RECONSTRUCTIONS)
+    start = {} if initial is None else {"reconstructions_start": reconstruct(initial, rows)}
     arrays = {
-        "inputs": shown,
+        "inputs": columns(rows)[0],
         **start,
-        "reconstructions_end": reconstruct(vae, shown),
+        "reconstructions_end": reconstruct(vae, rows),
         "samples": sample(vae, NUM_SAMPLES),
     }
     return {name: vae.observation.to_pixels(x) for name, x in arrays.items()}

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from .. import exact
+from ..config.models import Labels
 from ..data.cells import text_of
+from ..data.labels import judged, use_of_labels
 from ..data.tables import decoded, encoded
 from ..distributions.blocks import BinaryBlock, CategoricalBlock, CountBlock, GaussianBlock
 from ..distributions.table import TableRow
@@ -38,7 +40,7 @@ class Imputed(NamedTuple):
     levels: "pd.DataFrame"
 
 
-def impute(vae: VAE, data: Any, *, max_memory: float | None = None) -> Imputed:
+def impute(vae: VAE, data: Any, *, labels: Tensor | None = None, max_memory: float | None = None) -> Imputed:
     r"""Fill the missing cells of each row from the known ones.
 
     Given the code, cells are independent, so a missing cell v of a row whose known cells are x has
@@ -51,6 +53,7 @@ def impute(vae: VAE, data: Any, *, max_memory: float | None = None) -> Imputed:
     Args:
         vae: a ready program of a table, whose latents are all discrete.
         data: a `pandas.DataFrame` with the columns of the table, or rows (M, D) as the program takes them.
+        labels: integers (M,), of a program of data given their labels, which all probabilities are then given.
         max_memory: bytes that the exact sum may use.
 
     Raises:
@@ -77,7 +80,7 @@ def impute(vae: VAE, data: Any, *, max_memory: float | None = None) -> Imputed:
     columns = observation.columns
     x = encoded(data, columns) if isinstance(data, pd.DataFrame) else data
     x = x.to(next(vae.parameters()))
-    means = torch.cat([predictive_means(vae, rows, max_memory) for rows in x.split(ROWS_AT_A_TIME)]).cpu().numpy()
+    means = _means(vae, x, labels, max_memory).cpu().numpy()
     filled = data.copy() if isinstance(data, pd.DataFrame) else decoded(x, columns)
     cells: list[Any] = []
     levels: list[Any] = []
@@ -113,6 +116,17 @@ def impute(vae: VAE, data: Any, *, max_memory: float | None = None) -> Imputed:
     )
 
 
+def _means(vae: VAE, x: Tensor, labels: Tensor | None, max_memory: float | None) -> Tensor:
+    """Return :func:`predictive_means` of all rows; those of one label at a time, if the program is given labels."""
+    judged(vae, x, labels)  # refuses rows without the label that they need
+    if use_of_labels(vae) is not Labels.GIVEN or labels is None:
+        return torch.cat([predictive_means(vae, rows, max_memory) for rows in x.split(ROWS_AT_A_TIME)])
+    places = [(labels == label).nonzero().squeeze(1) for label in labels.unique()]
+    parts = [(int(labels[rows[0]]), part) for rows in places for part in rows.split(ROWS_AT_A_TIME)]
+    found = [predictive_means(vae, x[rows], max_memory, label=label) for label, rows in parts]
+    return torch.cat(found)[torch.cat([rows for _, rows in parts]).argsort()]
+
+
 def _by_row(records: list[Any], names: list[str]) -> "pd.DataFrame":
     import pandas as pd
 
@@ -134,7 +148,7 @@ def _fill(table: "pd.DataFrame", name: str, rows: np.ndarray, values: np.ndarray
 
 @judging
 @torch.no_grad()
-def predictive_means(vae: VAE, x: Tensor, max_memory: float | None = None) -> Tensor:
+def predictive_means(vae: VAE, x: Tensor, max_memory: float | None = None, *, label: int | None = None) -> Tensor:
     """Compute moments of each column under the posterior predictive, given the cells of x (B, D) that are there.
 
     Returns:
@@ -145,11 +159,12 @@ def predictive_means(vae: VAE, x: Tensor, max_memory: float | None = None) -> Te
     columns = vae.observation.columns
 
     def statistic(codes: dict[str, Tensor]) -> Tensor:
-        row = given_codes(vae, codes)
+        row = given_codes(vae, codes, label=label)
         assert isinstance(row, TableRow)
         return moments(row, columns).flatten(0, -2)
 
-    return exact.posterior_mean(vae, x, statistic=statistic, max_memory=max_memory)
+    given = (x,) if label is None else (x, torch.full((len(x),), label, device=x.device))
+    return exact.posterior_mean(vae, *given, statistic=statistic, max_memory=max_memory)
 
 
 def moments(row: TableRow, columns: tuple[Column, ...]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import exact
 from ..config.checks import MOST_OPERATIONS
+from ..data.labels import judged
 from ..data.parts import fixed_part
 from ..data.sliced import AnyDataset
 from ..exact import HasPair
@@ -19,7 +20,7 @@ from ..programs.look import look
 from ..programs.modes import judging
 from ..programs.runs import bind_pair, items, split
 from .bounds import Evidence, is_summable, per_datum, sampled_bounds, summed_bounds
-from .code_rows import LatentRow, code_rows, latent_rows, probe_rows, term_rows
+from .code_rows import LatentRow, class_rows, code_rows, latent_rows, probe_rows, term_rows
 from .guides import Guided, joined, read_guide
 from .importance import is_shared
 
@@ -169,8 +170,10 @@ def evaluate(
     - posterior_entropy: H(q(z|x)); mutual_information: I(x; z) of the whole code, if K^N is small enough;
       latent_information: the sum of I(x; z_n); code_perplexity: the effective number of categories in use, averaged
       over latents; active_units: see :func:`~pyro_gvae.evaluate.code_statistics.latent_statistics`.
+    - accuracy, of a semi-supervised program and labelled data: how often the most probable class under q(y | x) is
+      that of the label.
     - linear_probe_accuracy, for labelled data: the accuracy on test data of a linear classifier of the guide's most
-      probable codes, fitted on train data.
+      probable codes, fitted on train data; not of a program that is given the labels.
 
     Of several latents, `kl[NAME]` and its like are the numbers of each, `kl` that of all. A latent that the guide lacks
     is summed, as if the guide had its exact posterior given the latents that it has: its numbers are those of this
@@ -209,17 +212,17 @@ def evaluate(
             "test, image_shape), or discrete_scores(pair, x) for some data."
         )
     parts = {name: fixed_part(data, name, num_data) for name in data.parts}
-    seen = look(bind_pair(pair, parts["train"].x[:2]))
-    apart = not is_shared(pair, parts["train"].x)
+    given: dict[str, Any] = {name: judged(pair, *part) for name, part in parts.items()}
+    seen = look(bind_pair(pair, *next(split(given["train"], 2))))
+    apart = not is_shared(pair, given["train"])
     samples = f"{num_particles} samples"
     said: dict[str, Guided] = {}
     metrics: list[MetricRow] = []
     latents: list[LatentRow] = []
     warnings: list[str] = []
-    for name, part in parts.items():
-        x = part.x
-        mean = partial(per_datum, num_data=len(x), apart=apart)
-        chunks = list(split(x, DATA_AT_A_TIME)) if apart else [(x,)]
+    for name, x in given.items():
+        mean = partial(per_datum, num_data=len(parts[name].x), apart=apart)
+        chunks = list(split(x, DATA_AT_A_TIME)) if apart else [items(x)]
         by_sum = evidence == "exact" or (
             evidence == "auto" and is_summable(pair, chunks, seen, max_operations, max_memory)
         )
@@ -234,8 +237,9 @@ def evaluate(
         method = "exact" if said[name].is_exact else samples
         rows = [*bounds.rows, *term_rows(bounds, said[name], mean, method)]
         rows += code_rows(said[name], mean, method, apart=apart)
+        rows += class_rows(pair, parts[name], said[name])
         if name == "test":
-            rows += probe_rows(parts, said)
+            rows += probe_rows(pair, parts, said)
         metrics += [
             MetricRow(part=name, metric=row.metric, **row.measured._asdict(), unit=row.unit, method=row.method)
             for row in rows

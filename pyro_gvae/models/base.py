@@ -2,7 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import pyro
 import torch
@@ -10,6 +10,7 @@ from pyro.infer.util import is_validation_enabled
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
+from ..config.models import Labels
 from ..distributions.parameters import check_temperature, scalar_temperature
 from ..handlers.parameters import announce
 from ..runtime.arguments import KnowsArguments
@@ -29,7 +30,10 @@ class VAE(KnowsArguments, nn.Module, ABC):
         data_dim: D.
         name: prefix of the parameters' names in Pyro's param store.
         observation: the module that builds p(x | z) from the natural parameters that a decoder returns.
+        labels: what it does with labels.
     """
+
+    labels: ClassVar[Labels] = Labels.UNUSED
 
     _temperature: Tensor
     _prior_temperature: Tensor
@@ -151,6 +155,20 @@ def check_sizes(**sizes: int) -> None:
         least = 2 if name in ("num_categories", "num_components", "num_classes", "num_states") else 1
         if size < least:
             raise ValueError(f"Expected {name} of at least {least}, but found {size}.")
+
+
+def one_hot_labels(x: Tensor, y: Tensor, num_classes: int) -> Tensor:
+    """Return labels y (B,) of data x (B, D) as one-hots (B, C), zeros where there is no such class.
+
+    Raises:
+        ValueError: if there is not an integer for each datum.
+    """
+    if y.shape != x.shape[:1] or y.is_floating_point():
+        raise ValueError(
+            f"Expected labels as {len(x)} integers, one for each datum, but found {y.dtype} of shape {tuple(y.shape)}. "
+            "Try -1 for data without a label, if the program takes them."
+        )
+    return (y.unsqueeze(-1) == torch.arange(num_classes, device=x.device)).to(x.dtype)
 
 
 def widths_by_name(hidden: Any) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """The semi-supervised VAE M2, a Pyro model and guide."""
 
 from collections.abc import Sequence
-from typing import Any, Final, final
+from typing import Any, ClassVar, Final, final
 
 import pyro
 import pyro.distributions as dist
@@ -10,8 +10,9 @@ from pyro import poutine
 from torch import Tensor, nn
 from typing_extensions import override
 
+from ..config.models import Labels
 from ..handlers.sites import at_temperature
-from .base import VAE, check_sizes, widths_by_name
+from .base import VAE, check_sizes, one_hot_labels, widths_by_name
 from .networks import BroadcastMLP, mlp
 from .observations import Observation
 
@@ -53,6 +54,8 @@ class SemiSupervisedVAE(VAE):
         >>> fit(vae, (x, y), TrainConfig(stages="exact:2steps", batch_size=4), progress=False).steps
         2
     """
+
+    labels: ClassVar[Labels] = Labels.LEARNED
 
     def __init__(
         self,
@@ -136,14 +139,8 @@ class SemiSupervisedVAE(VAE):
         """Return labels as one-hots (B, K), and which of them are known, a tensor (B,)."""
         if y is None:
             return x.new_zeros(len(x), self.num_classes), torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        if y.shape != x.shape[:1] or y.is_floating_point():
-            raise ValueError(
-                f"Expected labels as {len(x)} integers, one for each datum, but found {y.dtype} of shape "
-                f"{tuple(y.shape)}. Try -1 for data without a label."
-            )
         # With Pyro's validation, a label of K or more is refused where it is observed: it is no one-hot.
-        classes = torch.arange(self.num_classes, device=x.device)
-        return (y.clamp_min(0).unsqueeze(-1) == classes).to(x.dtype), y >= 0
+        return one_hot_labels(x, y.clamp_min(0), self.num_classes), y >= 0
 
 
 def _chosen(y: Tensor | None, is_known: Tensor, label: Tensor, drawn: Tensor) -> Tensor:

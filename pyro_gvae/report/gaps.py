@@ -9,7 +9,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..data.parts import shown_part
+from ..data.labels import shown
 from ..evaluate.gaps import BOUNDS, GAPS, PRIOR_GAP, gaps, summarize_gaps
 from ..runs.config import read_config
 from ..runs.folder import check_writable
@@ -53,7 +53,7 @@ def run_gaps(
     check_writable(run)
     for which in Progress(models, desc="gaps", unit="model", disable=len(models) < 2):
         trained = load_model(run, which.estimator, which.seed, data_dir=data_dir)
-        x = shown_part(trained.data, num_data)[1]
+        x = shown(trained.vae, trained.data, num_data)
         found = gaps(trained.vae, x, num_particles=num_particles, max_memory=max_memory)
         row = {"estimator": which.estimator, "seed": which.seed, "data": len(found.elbo)}
         rows.append(row | summarize_gaps(found))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config.models import code_in_words
 from ..config.train import OF_DATA_AND_PROGRAM, TrainConfig
+from ..data.labels import shown
 from ..data.parts import shown_part
 from ..data.sliced import AnyDataset
 from ..data.tables import beside, decoded
@@ -192,7 +193,8 @@ def _arrays(trained: Trained, config: TrainConfig | None) -> dict[str, Tensor]:
     vae, data = trained.vae, trained.data
     initial = None if config is None else initial_model(config, data)
     with own_randomness(0), torch.no_grad():
-        log_q = digits_of(guide_log_probs(vae, shown_part(data)[1]))
+        rows: Any = shown(vae, data)
+        log_q = digits_of(guide_log_probs(vae, rows))
         return pictured(vae, initial, data) | {"code_usage": log_q.exp().mean(0)}
 
 

@@ -47,7 +47,7 @@ class ColumnRecord(TypedDict):
 
 
 class DataRecord(TypedDict):
-    """The data of a run of `fit`; `columns` are the names of a dictionary, and the last six are of a `Dataset`."""
+    """The data of a run of `fit`; `columns` are the names of a dictionary, and the last seven are of a `Dataset`."""
 
     kind: str
     file: str | None
@@ -60,6 +60,7 @@ class DataRecord(TypedDict):
     value_range: list | None  # type: ignore[type-arg]
     table: list | None  # type: ignore[type-arg]
     vocabulary: list | None  # type: ignore[type-arg]
+    classes: list | None  # type: ignore[type-arg]
 
 
 class CompareLine(TypedDict):

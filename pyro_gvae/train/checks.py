@@ -13,6 +13,7 @@ from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.batches import check_batch_size
 from ..data.columns import Data, check_all_finite, chunks, first, num_data
+from ..data.labels import given
 from ..data.rows import Rows
 from ..data.sliced import AnyDataset, SlicedDataset
 from ..estimators import (
@@ -53,7 +54,7 @@ def check_training(vae: Any, data: AnyDataset | Data, config: TrainConfig) -> No
     annealed_tensors(vae, config, weights)
     name, options = config.named_optimizer
     new_optimizer(name, list(vae.parameters()), **options)
-    train = data.train if isinstance(data, AnyDataset) else data
+    train = given(vae, data).train
     check_losses(vae, estimators, first(train, config.batch_size))
     _check_stock_losses(vae, estimators, first(train, 2))
 
@@ -105,7 +106,7 @@ def check_data(vae: Any, data: AnyDataset | Data, config: TrainConfig) -> None:
         ValueError: if values are out of the program's range, there are fewer data than in a batch, some batch has fewer
             data than there are processes, or `patience` is set without test data.
     """
-    train: Data | Rows = data.train if isinstance(data, AnyDataset) else data
+    train = given(vae, data).train
     parts = {part: getattr(data, part) for part in data.parts} if isinstance(data, AnyDataset) else {"train": train}
     if not _is_own_table(vae, data):
         for part, own in parts.items():

@@ -13,6 +13,7 @@ from ..data.sliced import AnyDataset
 from ..models.base import VAE
 from ..models.bernoulli_vae import BernoulliVAE
 from ..models.categorical_vae import CategoricalVAE
+from ..models.conditional_vae import ConditionalVAE
 from ..models.gaussian_mixture_vae import GaussianMixtureVAE
 from ..models.hidden_markov_model import HiddenMarkovModel
 from ..models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
@@ -43,6 +44,7 @@ READY: dict[str, type[VAE]] = {
         GaussianMixtureVAE,
         HiddenMarkovModel,
         SemiSupervisedVAE,
+        ConditionalVAE,
     )
 }
 

@@ -41,6 +41,7 @@ def keep_data(folder: Path, data: AnyDataset | Data) -> dict[str, Any]:
     if isinstance(data, Dataset):
         record |= {"name": data.name, "binarize": data.binarize}
         record |= {"image_shape": list(data.image_shape), "value_range": list(data.value_range)}
+        record["classes"] = None if data.classes is None else list(data.classes)
         record["table"] = None if data.columns is None else [column._asdict() for column in data.columns]
         record["vocabulary"] = data.vocabulary and list(data.vocabulary)
     small = {name: _as_bytes(tensor) for name, tensor in tensors.items()}
@@ -86,13 +87,14 @@ def read_data(run: Path, data_dir: Path = Path("data")) -> Dataset | Data:
 
 
 def as_dataset(data: AnyDataset | Data) -> AnyDataset:
-    """Return data as a `Dataset`, which commands take. Training data alone have no test data.
+    """Return data as a `Dataset`, which commands take. Training data alone, perhaps with labels, have no test data.
 
     Raises:
         ValueError: if they are no rows (M, D) of numbers.
     """
     if isinstance(data, AnyDataset):
         return data
+    data, labels = _without_labels(data)
     if not isinstance(data, Tensor) or data.dim() != 2 or not data.is_floating_point():
         shapes = ", ".join(str(tuple(column.shape)) for column in columns(data))
         raise ValueError(
@@ -100,7 +102,17 @@ def as_dataset(data: AnyDataset | Data) -> AnyDataset:
             "take. Try Python: pyro_gvae.load_run(run) has the model and the data."
         )
     least, most = (bound.item() for bound in data.aminmax())
-    return Dataset("own data", data, data[:0], (1, data.shape[1]), value_range=(least, most))
+    return Dataset("own data", data, data[:0], (1, data.shape[1]), train_labels=labels, value_range=(least, most))
+
+
+def _without_labels(data: Data) -> tuple[Data, Tensor | None]:
+    """Return data x and labels y of a tuple `(x, y)` or a dictionary of both; other data as they are."""
+    named = data if isinstance(data, dict) else dict(zip(("x", "y"), columns(data), strict=False))
+    if len(columns(data)) != 2 or named.keys() != {"x", "y"}:
+        return data, None
+    y = named["y"]
+    is_labels = y.dim() == 1 and not (y.is_floating_point() or y.is_complex())
+    return (named["x"], y) if is_labels else (data, None)
 
 
 def _kind(data: Dataset | Data) -> str:
@@ -122,7 +134,7 @@ def _from_tensors(tensors: dict[str, Tensor], record: dict[str, Any]) -> Dataset
     if record["kind"] == "dataset":
         height, width = record["image_shape"]
         least, most = record["value_range"]
-        table, words = record.get("table"), record.get("vocabulary")
+        table, words, classes = (record.get(name) for name in ("table", "vocabulary", "classes"))
         parts: dict[str, Any] = dict(tensors)
         return Dataset(
             record["name"],
@@ -131,6 +143,7 @@ def _from_tensors(tensors: dict[str, Tensor], record: dict[str, Any]) -> Dataset
             value_range=(least, most),
             columns=None if table is None else tuple(map(column_of, table)),
             vocabulary=None if words is None else tuple(map(str, words)),
+            classes=None if classes is None else tuple(map(str, classes)),
             **parts,
         )
     named = {name.removeprefix("column "): column for name, column in tensors.items()}

@@ -7,7 +7,6 @@ from pathlib import Path
 from ..config.names import LoggerName
 from ..config.train import OUTSIDE, TrainConfig
 from ..data.sliced import AnyDataset
-from ..data.splits import described
 from ..runs.config import CONFIG, allowed_memory, read_train_config, write_config
 from ..runs.folder import new_run_folder
 from ..runtime.distributed import from_main, may_restart, restarts
@@ -18,7 +17,7 @@ from .fit import fit
 from .loggers import loggers_of
 from .monitor import judge_of
 from .result import Fit
-from .setup import initial_model, load_or_slice
+from .setup import initial_model, load_or_slice, read_in_words, with_classes
 from .source import source_of
 
 
@@ -46,7 +45,8 @@ def train(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: Non
         )
     loggers_of(config.loggers, Path())  # refuses one whose package is missing, before data are read
     data = load_or_slice(config)
-    tell(described(data))
+    tell(read_in_words(config, data))
+    config = with_classes(config, data)
     vae = initial_model(config, data)
     check_training(vae, data, config)  # before a folder is created
     config = replace(config, judge=judge_of(vae, data, config))  # written into the folder, so that it is chosen once

@@ -9,8 +9,8 @@ from typing import Any, final
 import torch
 
 from ..config.train import TrainConfig
-from ..data.columns import Data
-from ..data.parts import shown_part
+from ..data.columns import Data, columns, first
+from ..data.labels import shown
 from ..data.sliced import AnyDataset
 from ..evaluate.generate import digits_of, encode, reconstruct, sample
 from ..models.base import VAE
@@ -91,10 +91,11 @@ class Logs:
         if not self._loggers or not isinstance(vae, VAE) or not isinstance(data, AnyDataset):
             return
         shape = (1, *data.image_shape)
-        _, x = shown_part(data)
-        shown = x[:NUM_PICTURED]
+        rows: Any = shown(vae, data)
+        pictured = first(rows, NUM_PICTURED)
         with own_randomness(0):
-            images = torch.stack([shown, reconstruct(vae, shown)], 1).flatten(0, 1)  # each next to its original
+            pairs = [columns(pictured)[0], reconstruct(vae, pictured)]
+            images = torch.stack(pairs, 1).flatten(0, 1)  # each next to its original
             samples = sample(vae, NUM_PICTURED)
         drawn_as_images = data.columns is None
         pixels = {
@@ -103,7 +104,7 @@ class Logs:
             if drawn_as_images
         }
         with torch.no_grad():
-            found = encode(vae, x)
+            found = encode(vae, rows)
             named = found if isinstance(found, dict) else {"": found}
             codes = digits_of({name: own for name, own in named.items() if own.dim() == 3})  # (M', N, K) of all digits
         for logger in self._loggers:

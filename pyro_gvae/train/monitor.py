@@ -13,6 +13,7 @@ from ..config.names import Judge
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.columns import Data, chunks, first, num_data
+from ..data.labels import given
 from ..data.rows import Rows
 from ..data.sliced import AnyDataset
 from ..exact.endless import plan_to_end
@@ -41,14 +42,15 @@ def judge_of(vae: Any, data: AnyDataset | Data, config: TrainConfig) -> Judge:
     Raises:
         ValueError: if the configured evaluation is impossible, or `patience` is set and no evaluation is possible.
     """
-    watched = data.test if isinstance(data, AnyDataset) else first(data, NUM_TRAIN_WATCHED)
+    held = given(vae, data)
+    x: Data | Rows = first(held.watched, NUM_TRAIN_WATCHED) if held.test is None else held.test
     max_memory = in_bytes(config.max_memory)
     if config.judge == "auto":
-        found: Judge = from_main(lambda: choose_judge(vae, watched, max_memory=max_memory))
+        found: Judge = from_main(lambda: choose_judge(vae, x, max_memory=max_memory))
     else:
         if config.judge == "exact":
-            _check_sum(vae, watched, max_memory)
-        discrete_elbo(vae, first(watched, 1), config.judge, max_memory=max_memory)
+            _check_sum(vae, x, max_memory)
+        discrete_elbo(vae, first(x, 1), config.judge, max_memory=max_memory)
         found = config.judge
     if found == "none" and config.patience is not None:
         raise ValueError(

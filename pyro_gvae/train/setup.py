@@ -1,30 +1,38 @@
 """The data and the initial networks of a configuration."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import psutil
 import torch
 
+from ..config.compare import CompareConfig
+from ..config.models import MODELS, Labels
 from ..config.names import ModelName
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.dataset import Dataset, binarized
 from ..data.datasets import TABLES, load, table
+from ..data.labels import class_names, labels_in_words, with_labelled_share
 from ..data.observed import observed
 from ..data.sliced import AnyDataset, large_table, sliced_dataset
-from ..data.splits import dataset_of, with_validation
+from ..data.splits import dataset_of, described, with_validation
 from ..models.base import VAE
 from ..models.bernoulli_vae import BernoulliVAE
 from ..models.categorical_vae import CategoricalVAE
+from ..models.conditional_vae import ConditionalVAE
 from ..models.gaussian_mixture_vae import GaussianMixtureVAE
 from ..models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
 from ..models.joint_vae import JointVAE
 from ..models.networks import NETWORKS, mlp_decoder, mlp_encoder, relu_logits
 from ..models.observations import Observation, as_observation
+from ..models.semi_supervised_vae import SemiSupervisedVAE
 from ..models.table import TableObservation
 from ..runtime.distributed import from_main, own_device, share
 from ..runtime.memory import in_words
+
+C = TypeVar("C", TrainConfig, CompareConfig)
 
 
 def load_data(config: TrainConfig) -> Dataset:
@@ -70,6 +78,7 @@ def _loaded(config: TrainConfig, *, download: bool) -> Dataset:
         "test_share": config.test_share,
         "validation_share": config.validation_share,
         "seed": config.split_seed,
+        "every_label": MODELS[config.model].labels is Labels.GIVEN,
     }
     if config.data is not None:
         data = dataset_of(config.data, labels=config.labels, **split)
@@ -85,7 +94,32 @@ def _loaded(config: TrainConfig, *, download: bool) -> Dataset:
             f"Expected a table for kinds of columns or a column of labels, but found the images of '{data.name}'. Try "
             "without columns and labels."
         )
+    if config.labelled_share != 1:
+        data = with_labelled_share(data, config.labelled_share, seed=config.split_seed)
     return data if data.columns is not None else observed(data, _observation(config, data))
+
+
+def read_in_words(config: TrainConfig | CompareConfig, data: AnyDataset) -> str:
+    """Say what was read, and which labels if the program takes any."""
+    of_labels = "" if MODELS[config.model].labels is Labels.UNUSED else f"\n{labels_in_words(data)}"
+    return described(data) + of_labels
+
+
+def with_classes(config: C, data: AnyDataset) -> C:
+    """Return a configuration with the number of classes of the data, if a class is what the program's latent is.
+
+    Raises:
+        ValueError: if it has another number, or the data have no labels.
+    """
+    if MODELS[config.model].labels is not Labels.LEARNED:
+        return config
+    found = len(class_names(data))
+    if config.num_categories not in (0, found):
+        raise ValueError(
+            f"Expected num_categories={found}, the number of classes of '{data.name}', but found "
+            f"{config.num_categories}. Try without num_categories."
+        )
+    return replace(config, num_categories=found)
 
 
 def initial_model(config: TrainConfig, data: AnyDataset) -> VAE:
@@ -142,6 +176,19 @@ def _gaussian_mixture(config: TrainConfig, data: AnyDataset, observation: Observ
     return GaussianMixtureVAE(data.train.shape[1], *sizes, config.hidden, observation=observation)
 
 
+def _semi_supervised(config: TrainConfig, data: AnyDataset, observation: Observation) -> SemiSupervisedVAE:
+    sizes = with_classes(config, data).num_categories, config.latent_dim
+    labels = getattr(data, "train_labels", None)
+    known = 0 if labels is None else int((labels >= 0).sum())
+    weight = config.label_weight * len(data.train) / max(1, known)  # of a row, for a mean over those with labels
+    return SemiSupervisedVAE(data.train.shape[1], *sizes, config.hidden, observation=observation, label_weight=weight)
+
+
+def _conditional(config: TrainConfig, data: AnyDataset, observation: Observation) -> ConditionalVAE:
+    sizes = len(class_names(data)), config.num_latents, config.num_categories
+    return ConditionalVAE(data.train.shape[1], *sizes, config.hidden, observation=observation)
+
+
 #: Name -> constructor of the program. `config/names.py` lists the names for the command line.
 PROGRAMS: dict[ModelName, Callable[[TrainConfig, AnyDataset, Observation], VAE]] = {
     "categorical": _categorical,
@@ -149,6 +196,8 @@ PROGRAMS: dict[ModelName, Callable[[TrainConfig, AnyDataset, Observation], VAE]]
     "hierarchical": _hierarchical,
     "joint": _joint,
     "gaussian-mixture": _gaussian_mixture,
+    "semi-supervised": _semi_supervised,
+    "conditional": _conditional,
 }
 
 

@@ -7,17 +7,19 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..config.models import Labels
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.blocks import ParquetRows
 from ..data.columns import first
 from ..data.dataset import Dataset, binarized
 from ..data.files import read_file
+from ..data.labels import class_names, use_of_labels
 from ..data.observed import observed
 from ..data.rows import Rows
 from ..data.shares import Shares
 from ..data.sliced import AnyDataset, SlicedDataset, large_table
-from ..data.splits import as_frame, as_images
+from ..data.splits import as_frame, as_images, numbers_among
 from ..data.tables import encoded
 from ..models.base import VAE
 from ..runs.checkpoint import load_checkpoint, load_tensors
@@ -146,28 +148,35 @@ def on_file(trained: Trained, path: Path | None, num_data: int) -> Trained:
     if path is None:
         return trained
     data, rows = trained.data, rows_of_file(trained, path)
-    new = _test_data(trained, path) if rows is None else first(rows, num_data)
+    new, labels = _test_data(trained, path) if rows is None else (first(rows, num_data), None)
     if not isinstance(data, SlicedDataset):
-        return trained._replace(data=replace(data, test=new, test_labels=None))
+        return trained._replace(data=replace(data, test=new, test_labels=labels))
     train = data.train.first(num_data)
     own = Dataset(data.name, train.x, new, data.image_shape, train_labels=train.labels, columns=data.columns)
     return trained._replace(data=own)
 
 
-def _test_data(trained: Trained, path: Path) -> Tensor:
-    data, found = trained.data, read_file(path).held_out
-    if data.columns is not None:
+def _test_data(trained: Trained, path: Path) -> tuple[Tensor, Tensor | None]:
+    data, file = trained.data, read_file(path)
+    found = file.held_out
+    labels = None if file.labels is None else file.labels[-len(found) :]
+    if data.columns is None:
+        x = as_images(found).flatten(1)
+        if tuple(found.shape[-2:]) != tuple(data.image_shape):
+            raise ValueError(
+                f"Expected images of shape {tuple(data.image_shape)} in '{path}', but found {tuple(found.shape[-2:])}."
+            )
+        own = Dataset(path.name, x, x, data.image_shape)
+        new = observed(binarized(own, trained.config.binarize), trained.vae.observation).test
+    else:
         frame = as_frame(found)
         if frame is None:
             raise ValueError(f"Expected a table in '{path}', but found images.")
-        return encoded(frame, data.columns)
-    x = as_images(found).flatten(1)
-    if tuple(found.shape[-2:]) != tuple(data.image_shape):
-        raise ValueError(
-            f"Expected images of shape {tuple(data.image_shape)} in '{path}', but found {tuple(found.shape[-2:])}."
-        )
-    own = Dataset(path.name, x, x, data.image_shape)
-    return observed(binarized(own, trained.config.binarize), trained.vae.observation).test
+        new, labels = encoded(frame, data.columns), frame.get(trained.config.labels, labels)
+    use = use_of_labels(trained.vae)
+    if labels is None or use is Labels.UNUSED or isinstance(data, SlicedDataset):
+        return new, None
+    return new, numbers_among(labels, class_names(data), every_label=use is Labels.GIVEN)
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], bool]:

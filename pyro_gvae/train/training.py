@@ -14,6 +14,7 @@ from ..config.train import OUTSIDE, TrainConfig
 from ..config.units import in_bytes
 from ..data.batches import epoch_batches, sample_of
 from ..data.columns import Data, device_of, digest_of, first, mapped, num_data
+from ..data.labels import given
 from ..data.rows import Rows
 from ..data.sliced import AnyDataset
 from ..runs.config import different_settings
@@ -38,7 +39,7 @@ class Training:
     """A program, its data and an optimizer, on their way through the stages of a configuration.
 
     Attributes:
-        vae: the program that is trained.
+        vae, given: the program that is trained, and the data as it takes them.
         watched: some of the training data, on which the discrete model is evaluated.
         estimator: the estimator of the current stage.
         state: the progress of the run.
@@ -51,9 +52,8 @@ class Training:
     def __init__(self, vae: Any, data: AnyDataset | Data, config: TrainConfig) -> None:
         self.vae, self.data, self.config = vae, data, config
         check_data(vae, data, config)
-        self.train: Data | Rows = data.train if isinstance(data, AnyDataset) else data
-        self.test = data.test if isinstance(data, AnyDataset) and len(data.test) else None
-        self.watched = sample_of(self.train, NUM_TRAIN_WATCHED)
+        self.given = given(vae, data)
+        self.train, self.watched = self.given.train, sample_of(self.given.watched, NUM_TRAIN_WATCHED)
         self.share = share()
         copy_from_main([*vae.parameters(), *vae.buffers()])
         self.per_epoch = -(-num_data(self.train) // config.batch_size)
@@ -111,7 +111,6 @@ class Training:
     def judge(self) -> dict[str, Any]:
         """Evaluate the discrete model and return a line of the history. Weights and random states do not change."""
         state, seconds = self.state, self.state.seconds - self.state.judged_seconds
-        test_elbo = None if self.test is None else self._elbo(self.test)
         line: dict[str, Any] = {
             "step": state.step,
             "epoch": state.step / self.per_epoch,
@@ -121,14 +120,14 @@ class Training:
             "steps_per_second": (state.step - state.judged_step) / seconds if seconds > 0 else None,
             "train_objective": self.objective,
             "train_elbo": self._elbo(self.watched),
-            "test_elbo": test_elbo,
+            "test_elbo": self._elbo(self.given.test),
             "elbo_is": state.judge,
             "learning_rate": self._learning_rate(state.step),
             "skipped": state.skipped,
         }
-        stopping = test_elbo
-        if isinstance(self.data, AnyDataset) and self.data.validation is not None:
-            stopping = line["validation_elbo"] = self._elbo(self.data.validation)
+        stopping = line["test_elbo"]
+        if self.given.validation is not None:
+            stopping = line["validation_elbo"] = self._elbo(self.given.validation)
         line |= {name: annealed(state.step) for name, (_, annealed) in self._annealed.items()}
         state.judged_step, state.judged_seconds = state.step, state.seconds
         if stopping is not None and (state.best is None or stopping > state.best):
@@ -291,10 +290,11 @@ class Training:
     def _remaining_batches(self) -> Iterator[Data]:
         """Yield the batches from the current step on. They depend only on seed and step."""
         epoch, skip = divmod(self.state.step, self.per_epoch)
+        order: Any = {"seed": self.config.seed, "labels": self.given.labels}
         while True:
-            yield from epoch_batches(self.data, self.config.batch_size, seed=self.config.seed, epoch=epoch, skip=skip)
+            yield from epoch_batches(self.data, self.config.batch_size, epoch=epoch, skip=skip, **order)
             epoch, skip = epoch + 1, 0
 
-    def _elbo(self, x: Data | Rows) -> float | None:
+    def _elbo(self, x: Data | Rows | None) -> float | None:
         judge, limit = self.state.judge, in_bytes(self.config.max_memory)
-        return from_main(lambda: discrete_elbo(self.vae, x, judge, max_memory=limit))
+        return None if x is None else from_main(lambda: discrete_elbo(self.vae, x, judge, max_memory=limit))

@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from pyro_gvae import exact
 from pyro_gvae.cli.main import main
-from pyro_gvae.evaluate.generate import encode, reconstruct
+from pyro_gvae.data.labels import judged
+from pyro_gvae.data.parts import fixed_part
+from pyro_gvae.evaluate.generate import encode, reconstruct, sample
 from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.train.trained import load_model
@@ -21,13 +23,17 @@ SIZES = {
     "hierarchical": ["--num-latents", 1, "--num-categories", 3],
     "joint": ["--num-categories", 3, "--latent-dim", 2],
     "gaussian-mixture": ["--num-categories", 3, "--latent-dim", 2],
+    "semi-supervised": ["--latent-dim", 2, "--labelled-share", 0.1],
+    "conditional": ["--num-categories", 3],
 }
-CONTINUOUS = {"joint", "gaussian-mixture"}
+CONTINUOUS = {"joint", "gaussian-mixture", "semi-supervised"}
 COLUMNS = {
     "bernoulli": ["latent_0", "latent_1", "latent_2"],
     "hierarchical": ["z1_0", "z2_0"],
     "joint": ["y_0", "z_0", "z_1"],
     "gaussian-mixture": ["y_0", "z_0", "z_1"],
+    "semi-supervised": ["y_0", "z_0", "z_1"],
+    "conditional": ["latent_0", "latent_1"],
 }
 #: A number of data or samples, so that no command takes long.
 FEW = {
@@ -56,6 +62,11 @@ def run(runs, request):
     return runs / request.param
 
 
+def shown_to(trained, count):
+    """The first test data as the program takes them."""
+    return judged(trained.vae, *fixed_part(trained.data, "test", count))
+
+
 def say(capsys, *arguments):
     assert main(list(map(str, arguments))) == 0, capsys.readouterr().err
     return capsys.readouterr().out
@@ -74,7 +85,7 @@ def test_a_model_is_evaluated(run, capsys):
         assert math.isfinite(written["collapsed_iwae_bound"]["value"]) and "log_evidence" not in written
         assert "collapsed importance-weighted bound" in refused(capsys, "evaluate", run, "--evidence", "exact")
     else:
-        evidence = exact.log_evidence(trained.vae, trained.data.test[:10]).mean().item()
+        evidence = exact.log_evidence(trained.vae, shown_to(trained, 10)).mean().item()
         assert written["log_evidence"]["value"] == pytest.approx(evidence, abs=1e-3)
 
 
@@ -90,7 +101,7 @@ def test_images_are_encoded(run, kind, capsys):
     assert list(table) == [*COLUMNS[run.name], "label"]
     trained = load_model(run)
     if kind != "sample":
-        found = encode(trained.vae, trained.data.test[:5], kind)
+        found = encode(trained.vae, shown_to(trained, 5), kind)
         named = found if isinstance(found, dict) else {"codes": found}
         assert arrays.keys() == named.keys() | {"labels"}
         for name, values in named.items():
@@ -103,10 +114,21 @@ def test_images_are_reconstructed_and_sampled(run, capsys):
     assert "3 images" in say(capsys, "reconstruct", run, *FEW["reconstruct"])
     arrays = load_file(run / "reconstructions" / "exact-seed0-test-map.safetensors")
     trained = load_model(run)
-    torch.testing.assert_close(arrays["reconstructions"], reconstruct(trained.vae, trained.data.test[:3]))
+    torch.testing.assert_close(arrays["reconstructions"], reconstruct(trained.vae, shown_to(trained, 3)))
     assert "3 samples" in say(capsys, "sample", run, *FEW["sample"], "--pixels")
     drawn = load_file(run / "samples" / "exact-seed0-pixels.safetensors")["samples"]
     assert drawn.shape == (3, 64) and set(drawn.unique().tolist()) == {0.0, 1.0}
+
+
+def test_samples_of_a_class_are_asked_by_its_name(runs, capsys):
+    for model in ("semi-supervised", "conditional"):
+        assert "3 samples" in say(capsys, "sample", runs / model, *FEW["sample"], "--label", 7)
+        found = load_file(runs / model / "samples" / "exact-seed0-means-7.safetensors")["samples"]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            torch.testing.assert_close(found, sample(load_model(runs / model).vae, 3, label=7))
+        assert "Expected a label among 0, 1, 2" in refused(capsys, "sample", runs / model, "--label", "x")
+    assert "Expected no label, since the program" in refused(capsys, "sample", runs / "joint", "--label", 7)
 
 
 def test_gaps_are_measured_or_refused(run, capsys):
@@ -142,6 +164,8 @@ def test_a_run_is_reported(run, capsys):
         "hierarchical": "2 layers of 1 categorical latent of 3 categories",
         "joint": "1 categorical latent of 3 categories and a Gaussian of dimension 2",
         "gaussian-mixture": "one of 3 components and a Gaussian of dimension 2 that depends on it",
+        "semi-supervised": "one of 10 classes and a Gaussian of dimension 2",
+        "conditional": "2 categorical latents of 3 categories, beside the class that is given",
     }
     assert words[run.name] in page and page.count("<img") == 5
 
@@ -165,6 +189,8 @@ def test_estimators_are_compared(model, capsys, tmp_path, unrecorded):
         "hierarchical": "of 3 categories (9 joint codes)",
         "joint": "a Gaussian of dimension 2 (3 joint codes)",
         "gaussian-mixture": "a Gaussian of dimension 2 that depends on it (3 joint codes)",
+        "semi-supervised": "a Gaussian of dimension 2 (10 joint codes)",
+        "conditional": "beside the class that is given (9 joint codes)",
     }
     assert joint[model] in (run / "report.html").read_text()
     say(capsys, "evaluate", run, "--estimator", "exact:2steps", "--num-data", 5)

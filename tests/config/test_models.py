@@ -40,6 +40,8 @@ def test_estimators_of_bits_and_of_the_evidence_are_those_of_the_registry():
             {"model": "gaussian-mixture", "latent_dim": 2},
             "Expected num_latents=1 .* one discrete latent is the component",
         ),
+        ({"model": "semi-supervised", "latent_dim": 2}, "Expected num_latents=1 .* discrete latent is the class"),
+        ({"num_categories": 0}, "Expected num_categories of at least 2, but found 0"),
         ({"num_layers": 2}, "Expected one layer of codes with model='categorical', but found num_layers=2"),
         ({"model": "hierarchical", "num_layers": 101}, "Expected num_layers of at most 100, but found 101"),
         ({"model": "hierarchical", "num_layers": 0}, "Expected num_layers of at least 1, but found 0"),
@@ -61,6 +63,9 @@ def test_sizes_that_a_program_lacks_are_refused(kind, settings, sentence):
         ({**JOINT, "networks": "conv"}, "Expected networks='mlp' with model='joint', .* but found 'conv'"),
         ({**JOINT, "prior": "tree"}, "Expected prior='uniform' with model='joint', .* but found 'tree'"),
         ({"prior": "tree", "learn_prior": True}, "Expected learn_prior=False with prior='tree'"),
+        ({"labelled_share": 0.1}, "Expected labelled_share=1.0 with model='categorical', .* but found 0.1"),
+        ({"labelled_share": 1.5}, "Expected a labelled_share above 0 and of at most 1, but found 1.5"),
+        ({"label_weight": 2.0, "model": "conditional"}, "Expected label_weight=10.0 with model='conditional'"),
         ({**JOINT, "learn_prior": True}, "Expected learn_prior=False with model='joint', .* but found True"),
     ],
 )
@@ -124,6 +129,8 @@ def test_a_preset_keeps_what_another_program_can_have():
         (("bernoulli", 12, 2, 1, 0), "12 bits"),
         (("hierarchical", 2, 8, 3, 0), "3 layers of 2 categorical latents of 8 categories"),
         (("joint", 1, 10, 1, 5), "1 categorical latent of 10 categories and a Gaussian of dimension 5"),
+        (("semi-supervised", 1, 3, 1, 5), "one of 3 classes and a Gaussian of dimension 5"),
+        (("conditional", 2, 3, 1, 0), "2 categorical latents of 3 categories, beside the class that is given"),
         (("gaussian-mixture", 1, 10, 1, 5), "one of 10 components and a Gaussian of dimension 5 that depends on it"),
     ],
 )

@@ -10,6 +10,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 from pyro_gvae import ExactELBO, TrainConfig, estimator, exact, fit, load, make_step
 from pyro_gvae.models.bernoulli_vae import BernoulliVAE
+from pyro_gvae.models.conditional_vae import ConditionalVAE
 from pyro_gvae.models.gaussian_mixture_vae import GaussianMixtureVAE
 from pyro_gvae.models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
 from pyro_gvae.models.joint_vae import JointVAE
@@ -24,6 +25,7 @@ PROGRAMS = {
     "mixture": (lambda d: GaussianMixtureVAE(d, 3, 2, (5,)), ()),
     "M2": (lambda d: SemiSupervisedVAE(d, 3, 2, (5,)), ()),
     "M2 with labels": (lambda d: SemiSupervisedVAE(d, 3, 2, (5,), label_weight=2.0), (LABELS,)),
+    "given labels": (lambda d: ConditionalVAE(d, 3, 2, 3, (5,)), (LABELS.clamp_min(0),)),
     "three layers": (lambda d: HierarchicalCategoricalVAE(d, 3, 1, 3, (5,)), ()),
     "two layers of two": (lambda d: HierarchicalCategoricalVAE(d, 2, 2, 2, (5,)), ()),
     "side by side": (lambda d: JointVAE(d, 2, 3, 2, (5,)), ()),

@@ -1,5 +1,7 @@
 """The program of a configuration: the class and the sizes that it names, the weights of its seed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,10 +10,12 @@ from pyro_gvae.config.train import TrainConfig
 from pyro_gvae.data.datasets import load
 from pyro_gvae.models.bernoulli_vae import BernoulliVAE
 from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.models.conditional_vae import ConditionalVAE
 from pyro_gvae.models.gaussian_mixture_vae import GaussianMixtureVAE
 from pyro_gvae.models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
 from pyro_gvae.models.joint_vae import JointVAE
-from pyro_gvae.train.setup import initial_model, load_data
+from pyro_gvae.models.semi_supervised_vae import SemiSupervisedVAE
+from pyro_gvae.train.setup import initial_model, load_data, with_classes
 
 SIZES = {
     "categorical": ({"num_latents": 3, "num_categories": 5}, lambda: CategoricalVAE(64, 3, 5, (7,))),
@@ -24,6 +28,14 @@ SIZES = {
     "gaussian-mixture": (
         {"num_latents": 1, "num_categories": 5, "latent_dim": 4},
         lambda: GaussianMixtureVAE(64, 5, 4, (7,)),
+    ),
+    "semi-supervised": (
+        {"num_categories": 0, "num_latents": 1, "latent_dim": 4},
+        lambda: SemiSupervisedVAE(64, 10, 4, (7,)),
+    ),
+    "conditional": (
+        {"num_latents": 2, "num_categories": 3},
+        lambda: ConditionalVAE(64, 10, 2, 3, (7,)),
     ),
 }
 
@@ -53,3 +65,14 @@ def test_programs_that_no_memory_holds_are_refused(model):
     config = TrainConfig(model=model, hidden=(1_000_000, 1_000_000), **SIZES[model][0])
     with pytest.raises(ValueError, match="Expected networks whose weights fit into half of"):
         initial_model(config, load("digits"))
+
+
+def test_the_weight_of_labels_is_that_of_their_mean():
+    config = TrainConfig(model="semi-supervised", num_latents=1, num_categories=0, latent_dim=2, labelled_share=0.25)
+    data = load_data(config)
+    known = int((data.train_labels >= 0).sum())
+    assert known == pytest.approx(0.25 * len(data.train), rel=0.02) and (data.test_labels >= 0).all()
+    assert initial_model(config, data).label_weight == pytest.approx(10 * len(data.train) / known)
+    assert with_classes(config, data).num_categories == 10
+    with pytest.raises(ValueError, match="Expected num_categories=10, the number of classes of 'digits', but found 3"):
+        with_classes(replace(config, num_categories=3), data)

@@ -1,0 +1,199 @@
+"""Labels of data: which classes there are, how many labels are known, and which of them a program is given."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config.models import Labels
+from .columns import Data
+from .dataset import Dataset, generator_for
+from .parts import shown_part
+from .rows import Rows
+from .sliced import AnyDataset, SlicedDataset
+
+
+def use_of_labels(program: Any) -> Labels:
+    """Return what a program does with labels; one of the caller's is given its data alone, or a tuple `(x, y)`."""
+    found: Labels = getattr(program, "labels", Labels.UNUSED)
+    return found
+
+
+def class_names(data: AnyDataset) -> tuple[str, ...]:
+    """Return the names of the classes, or their numbers.
+
+    Raises:
+        ValueError: if no datum has a label, or nearly all labels differ, as those of a measurement do.
+
+    Example:
+        >>> y = torch.tensor([0, 2, -1, 0, -1])
+        >>> class_names(Dataset("mine", torch.zeros(5, 2), torch.zeros(1, 2), (1, 2), y))
+        ('0', '1', '2')
+    """
+    if isinstance(data, SlicedDataset):
+        raise _too_large(data)
+    parts = [getattr(data, f"{part}_labels") for part in data.parts]
+    known = torch.cat([own[own >= 0] for own in parts if own is not None] or [torch.zeros(0, dtype=torch.long)])
+    if not len(known):
+        raise ValueError(f"Expected data with labels, but found none in '{data.name}'. Try labels=COLUMN.")
+    names = tuple(map(str, range(int(known.max()) + 1))) if data.classes is None else data.classes
+    num_rows = sum(len(getattr(data, part)) for part in data.parts)
+    if len(names) < 2 or 2 * len(names) > num_rows:
+        raise ValueError(
+            f"Expected labels of two classes or more, each of several rows, but found {len(names)} different labels of "
+            f"{num_rows} rows in '{data.name}', such as '{names[0]}'. Try another column."
+        )
+    return names
+
+
+def labels_in_words(data: AnyDataset) -> str:
+    """Say how many training rows have labels, and of which classes.
+
+    Example:
+        >>> labels_in_words(Dataset("mine", torch.zeros(4, 2), torch.zeros(1, 2), (1, 2), torch.tensor([0, 1, 1, -1])))
+        'labels: 3 of 4 training rows, 2 classes: 0, 1'
+    """
+    names = class_names(data)
+    assert isinstance(data, Dataset)
+    labels = data.train_labels
+    known = 0 if labels is None else int((labels >= 0).sum())
+    shown = ", ".join(names[:10]) + (", .." if len(names) > 10 else "")
+    return f"labels: {known:,} of {len(data.train):,} training rows, {len(names)} classes: {shown}"
+
+
+def with_labelled_share(data: Dataset, share: float, *, seed: int = 0) -> Dataset:
+    """Forget training labels, but for a share of those of each class, and one of each at least.
+
+    Labels of other parts, which only evaluations read, stay.
+
+    Args:
+        data: a data set with labels.
+        share: of the labels that stay.
+        seed: of the choice.
+
+    Raises:
+        ValueError: if there are no labels.
+
+    Example:
+        >>> mine = Dataset("mine", torch.zeros(8, 2), torch.zeros(1, 2), (1, 2), torch.arange(8) % 2)
+        >>> (with_labelled_share(mine, 0.5).train_labels >= 0).sum()
+        tensor(4)
+    """
+    labels = data.train_labels
+    if labels is None:
+        raise ValueError(f"Expected training data with labels, but found none in '{data.name}'. Try labels=COLUMN.")
+    order = torch.randperm(len(labels), generator=generator_for("labelled", seed), device="cpu").to(labels.device)
+    kept = torch.full_like(labels, -1)
+    for label in labels[labels >= 0].unique():
+        rows = order[labels[order] == label]
+        kept[rows[: max(1, round(share * len(rows)))]] = label
+    return replace(data, train_labels=kept)
+
+
+class Given(NamedTuple):
+    """Data as a program takes them: x (M, D), or x beside labels (M,).
+
+    Attributes:
+        train: training data with the labels that the program learns from.
+        watched: training data as the program is judged by them.
+        validation: the same of the validation data, if there are any.
+        test: the same of the test data, if there are any.
+        labels: those in `train`.
+    """
+
+    train: Data | Rows
+    watched: Data | Rows
+    validation: Data | Rows | None
+    test: Data | Rows | None
+    labels: Tensor | None
+
+
+def given(program: Any, data: AnyDataset | Data) -> Given:
+    """Return data as a program is trained by them and judged.
+
+    Raises:
+        ValueError: if labels are absent or of other classes than the program has.
+    """
+    if isinstance(data, SlicedDataset):
+        if use_of_labels(program) is not Labels.UNUSED:
+            raise _too_large(data)
+        return Given(data.train, data.train, data.validation, data.test, None)
+    if not isinstance(data, Dataset):
+        if use_of_labels(program) is Labels.GIVEN and isinstance(data, Tensor):
+            raise _absent(program, "data alone")
+        return Given(data, data, None, None, None)
+    check_labels(program, data)
+    held: dict[str, Any] = {
+        part: judged(program, getattr(data, part), getattr(data, f"{part}_labels")) for part in data.parts
+    }
+    labels = None if use_of_labels(program) is Labels.UNUSED else data.train_labels
+    train = data.train if labels is None else (data.train, labels)
+    return Given(train, held["train"], held.get("validation"), held.get("test"), labels)
+
+
+def judged(program: Any, x: Tensor, labels: Tensor | None) -> Data:
+    """Return data x (M, D) as a program is judged by them: beside labels (M,) if it models data given their labels.
+
+    Raises:
+        ValueError: if these are absent.
+    """
+    if use_of_labels(program) is not Labels.GIVEN:
+        return x
+    if labels is None:
+        raise _absent(program, "data without labels")
+    if (labels < 0).any():
+        raise _absent(program, f"none in row {int((labels < 0).nonzero()[0]) + 1} of {len(labels)}")
+    return x, labels
+
+
+def shown(program: Any, data: AnyDataset, count: int | None = None) -> Data:
+    """Return the first data of the part on which models are shown, as :func:`judged` does."""
+    name, x = shown_part(data, count)
+    labels = getattr(data, f"{name}_labels", None)
+    return judged(program, x, None if labels is None else labels[: len(x)])
+
+
+def check_labels(program: Any, data: Dataset) -> None:
+    """Refuse labels of classes that a program does not have, or has not seen.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    use = use_of_labels(program)
+    if use is Labels.UNUSED:
+        return
+    seen = None if data.train_labels is None else data.train_labels.unique()
+    for part in data.parts:
+        labels = getattr(data, f"{part}_labels")
+        if labels is None:
+            continue
+        if labels.is_floating_point():
+            raise ValueError(f"Expected labels as integers, but found {labels.dtype} in '{data.name}'.")
+        high = labels >= program.num_classes
+        if high.any():
+            row = int(high.nonzero()[0])
+            raise ValueError(
+                f"Expected labels 0 to {program.num_classes - 1}, but found {int(labels[row])} in row {row + 1} of the "
+                f"{part} data. Try a program of more classes."
+            )
+        if use is Labels.GIVEN and seen is not None and not torch.isin(labels, seen).all():
+            row = int((~torch.isin(labels, seen)).nonzero()[0])
+            raise ValueError(
+                f"Expected classes of which there are training data, without which p(x | y) is unknown, but found the "
+                f"label {int(labels[row])} in row {row + 1} of the {part} data. Try another split."
+            )
+
+
+def _too_large(data: SlicedDataset) -> ValueError:
+    return ValueError(
+        f"Expected a table in memory for a program that takes labels, but found '{data.name}', which is read in "
+        "slices. Try a larger data_memory, or some of its rows."
+    )
+
+
+def _absent(program: Any, found: str) -> ValueError:
+    return ValueError(
+        f"Expected a label of each datum for a {type(program).__name__}, which models data given their labels, but "
+        f"found {found}. Try a Dataset with labels, a tuple (x, y), or a semi-supervised model."
+    )
