@@ -69,8 +69,8 @@ def _mnist_like(name: str, class_name: str, data_dir: Path, download: bool) -> D
         from torchvision import datasets  # imported here, since files that are there are read without it
 
         with _files_of(name, data_dir, download):
-            for train in (True, False):
-                getattr(datasets, class_name)(str(data_dir), train=train, download=True)
+            for is_train in (True, False):
+                getattr(datasets, class_name)(str(data_dir), train=is_train, download=True)
     folder = data_dir / FOLDERS[name]
     with _files_of(name, data_dir, download):
         (train, train_labels), (test, test_labels) = (

@@ -28,7 +28,8 @@ def digits() -> Dataset:
     images, labels = table[:, :-1] / 16, table[:, -1].astype(int)
     rows = _split(labels)
     train, test = (torch.from_numpy(images[own]).float() for own in rows)
-    return Dataset("digits", train, test, (8, 8), *(torch.from_numpy(labels[own]) for own in rows))
+    train_labels, test_labels = (torch.from_numpy(labels[own]) for own in rows)
+    return Dataset("digits", train, test, (8, 8), train_labels, test_labels)
 
 
 def _split(labels: Any) -> tuple[Any, Any]:

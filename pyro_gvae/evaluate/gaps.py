@@ -1,7 +1,7 @@
 """Split the distance from the training objective to log p(x) into relaxation, amortization and mean-field gap."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -157,7 +157,7 @@ def relaxed_bound(pair: HasPair, x: Tensor, *, num_particles: int = 100, tempera
 
 def _has_minibatch(trace: Trace) -> bool:
     plates = [site for site in trace.nodes.values() if site_is_subsample(site)]
-    return any(len(site["value"]) < site["fn"].size for site in plates)
+    return any(len(site["value"]) < site["fn"].size for site in plates)  # type: ignore[arg-type,attr-defined]
 
 
 def _drawn_again(trace: Trace) -> Trace:
@@ -167,7 +167,7 @@ def _drawn_again(trace: Trace) -> Trace:
         site = trace.nodes[name]
         if site_is_subsample(site):
             continue
-        kept = {key: value for key, value in site.items() if "log_prob" not in key}
+        kept: Any = {key: value for key, value in site.items() if "log_prob" not in key}
         drawn.nodes[name] = kept | {"value": site["fn"](*site["args"], **site["kwargs"])}
     return drawn
 

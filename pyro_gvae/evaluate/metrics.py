@@ -241,7 +241,14 @@ def evaluate(
         if name == "test":
             rows += probe_rows(pair, parts, said)
         metrics += [
-            MetricRow(part=name, metric=row.metric, **row.measured._asdict(), unit=row.unit, method=row.method)
+            MetricRow(
+                part=name,
+                metric=row.metric,
+                value=row.measured.value,
+                standard_error=row.measured.standard_error,
+                unit=row.unit,
+                method=row.method,
+            )
             for row in rows
         ]
         latents += latent_rows(name, said[name])
