@@ -182,7 +182,9 @@ def _agrees(row: Row, cell: Row) -> bool:
     return all(str(row.get(name)) == str(value) for name, value in cell.items())
 
 
-def train(config: TrainConfig, moments: Sequence[str], measure: Measure, folder: Path) -> list[Row]:
+def train(
+    config: TrainConfig, moments: Sequence[str], measure: Measure, folder: Path, *, vae: CategoricalVAE | None = None
+) -> list[Row]:
     """Train a model as `pyro-gvae train` does, and measure it at some moments of its training.
 
     `fit` judges every model alike; here it is measured by what the experiment asks for, where it asks for it. The
@@ -193,6 +195,7 @@ def train(config: TrainConfig, moments: Sequence[str], measure: Measure, folder:
         moments: amounts of training in their order: "5" (epochs), "500steps", "60s".
         measure: columns of a row, from the model and its data.
         folder: for the checkpoint, from which an interrupted call, and one with later moments, go on.
+        vae: a program with initial weights, by default that of the configuration.
 
     Returns:
         A row for each moment: `moment`, `step`, `epoch`, `seconds` of training, `stage`, and `train_objective`, the
@@ -207,7 +210,7 @@ def train(config: TrainConfig, moments: Sequence[str], measure: Measure, folder:
     config = replace(config, judge="none", evaluate_every="1")  # the objective is that of the epoch
     amounts = [Amount.parse(moment) for moment in moments]
     milestones = Milestones(amounts, measured)
-    done = fit(initial_model(config, data), data, config, output=folder, resume=True, milestones=milestones)
+    done = fit(vae or initial_model(config, data), data, config, output=folder, resume=True, milestones=milestones)
     lines = {line.pop("milestone"): line for line in done.milestones}
     return [{"moment": moment} | lines[str(amount)] for moment, amount in zip(moments, amounts, strict=True)]
 
