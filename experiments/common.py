@@ -222,7 +222,7 @@ def _load(config: TrainConfig) -> Dataset:
 
 def dataset(config: TrainConfig) -> Dataset:
     """The data of a configuration, read once in a process."""
-    names = ("dataset", "data_dir", "binarize", "device")
+    names = ("dataset", "data_dir", "binarize", "validation_share", "split_seed", "device")
     return _load(TrainConfig(**{name: getattr(config, name) for name in names}))
 
 
