@@ -32,6 +32,7 @@ from pyro_gvae.config.stages import Amount
 from pyro_gvae.evaluate.code_statistics import guide_log_probs, mean_perplexity
 from pyro_gvae.evaluate.importance import log_importance_weights
 from pyro_gvae.evaluate.metrics import discrete_scores
+from pyro_gvae.programs.pair import HasPair
 from pyro_gvae.report.style import PALETTE, save_figure
 from pyro_gvae.runs.folder import sole_writer
 from pyro_gvae.runs.frames import write_csv
@@ -44,7 +45,7 @@ from pyro_gvae.train.setup import initial_model, load_data
 from pyro_gvae.train.training import Training
 
 Row = dict[str, Any]
-Measure = Callable[[CategoricalVAE, Dataset], Row]
+Measure = Callable[[Any, Dataset], Row]
 
 #: Networks, batches and learning rate for a data set.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -183,7 +184,7 @@ def _agrees(row: Row, cell: Row) -> bool:
 
 
 def train(
-    config: TrainConfig, moments: Sequence[str], measure: Measure, folder: Path, *, vae: CategoricalVAE | None = None
+    config: TrainConfig, moments: Sequence[str], measure: Measure, folder: Path, *, vae: HasPair | None = None
 ) -> list[Row]:
     """Train a model as `pyro-gvae train` does, and measure it at some moments of its training.
 

@@ -14,6 +14,7 @@ import collapse
 import common
 import crossover
 import gradient_fidelity
+import hierarchy
 import imputation
 import kool
 import pandas as pd
@@ -62,6 +63,7 @@ SMOKES = {
     "second_stage": second_stage.main,
     "kool": kool.main,
     "bits": bits.main,
+    "hierarchy": hierarchy.main,
 }
 SLOW = {"crossover", "relaxed_vs_exact", "reinmax_protocol"}
 
