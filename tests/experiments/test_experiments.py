@@ -19,6 +19,7 @@ import imputation
 import kool
 import pandas as pd
 import priors
+import programs
 import pyro
 import pytest
 import reinmax_protocol
@@ -64,6 +65,7 @@ SMOKES = {
     "kool": kool.main,
     "bits": bits.main,
     "hierarchy": hierarchy.main,
+    "programs": programs.main,
 }
 SLOW = {"crossover", "relaxed_vs_exact", "reinmax_protocol"}
 
