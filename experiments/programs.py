@@ -16,7 +16,8 @@ drawn from such a mixture; a network guesses the component where a guide is need
 sequence from its end. Topics: the same text in documents of 48 words out of the 400 most frequent, eight topics,
 Dirichlet proportions with a network as their guide; a topic for each word, summed in the model, or drawn from a guide
 that has a table of words. All are trained with Adam 1e-2 on batches, and judged on held-out data by the exact log p(x),
-or, of topics, by the ELBO in which topics are summed and proportions drawn: nats per point, sequence and word. Seconds are those of steps.
+or, of topics, by the ELBO in which topics are summed and proportions drawn: nats per point, sequence and word.
+Seconds are those of steps.
 """
 
 import re
