@@ -32,6 +32,7 @@ from pyro_gvae.config.stages import Amount
 from pyro_gvae.evaluate.code_statistics import guide_log_probs, mean_perplexity
 from pyro_gvae.evaluate.importance import log_importance_weights
 from pyro_gvae.evaluate.metrics import discrete_scores
+from pyro_gvae.programs.pair import HasPair
 from pyro_gvae.report.style import PALETTE, save_figure
 from pyro_gvae.runs.folder import sole_writer
 from pyro_gvae.runs.frames import write_csv
@@ -44,7 +45,7 @@ from pyro_gvae.train.setup import initial_model, load_data
 from pyro_gvae.train.training import Training
 
 Row = dict[str, Any]
-Measure = Callable[[CategoricalVAE, Dataset], Row]
+Measure = Callable[[Any, Dataset], Row]
 
 #: Networks, batches and learning rate for a data set.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -182,7 +183,9 @@ def _agrees(row: Row, cell: Row) -> bool:
     return all(str(row.get(name)) == str(value) for name, value in cell.items())
 
 
-def train(config: TrainConfig, moments: Sequence[str], measure: Measure, folder: Path) -> list[Row]:
+def train(
+    config: TrainConfig, moments: Sequence[str], measure: Measure, folder: Path, *, vae: HasPair | None = None
+) -> list[Row]:
     """Train a model as `pyro-gvae train` does, and measure it at some moments of its training.
 
     `fit` judges every model alike; here it is measured by what the experiment asks for, where it asks for it. The
@@ -193,6 +196,7 @@ def train(config: TrainConfig, moments: Sequence[str], measure: Measure, folder:
         moments: amounts of training in their order: "5" (epochs), "500steps", "60s".
         measure: columns of a row, from the model and its data.
         folder: for the checkpoint, from which an interrupted call, and one with later moments, go on.
+        vae: a program with initial weights, by default that of the configuration.
 
     Returns:
         A row for each moment: `moment`, `step`, `epoch`, `seconds` of training, `stage`, and `train_objective`, the
@@ -207,7 +211,7 @@ def train(config: TrainConfig, moments: Sequence[str], measure: Measure, folder:
     config = replace(config, judge="none", evaluate_every="1")  # the objective is that of the epoch
     amounts = [Amount.parse(moment) for moment in moments]
     milestones = Milestones(amounts, measured)
-    done = fit(initial_model(config, data), data, config, output=folder, resume=True, milestones=milestones)
+    done = fit(vae or initial_model(config, data), data, config, output=folder, resume=True, milestones=milestones)
     lines = {line.pop("milestone"): line for line in done.milestones}
     return [{"moment": moment} | lines[str(amount)] for moment, amount in zip(moments, amounts, strict=True)]
 
@@ -219,7 +223,7 @@ def _load(config: TrainConfig) -> Dataset:
 
 def dataset(config: TrainConfig) -> Dataset:
     """The data of a configuration, read once in a process."""
-    names = ("dataset", "data_dir", "binarize", "device")
+    names = ("dataset", "data_dir", "binarize", "validation_share", "split_seed", "device")
     return _load(TrainConfig(**{name: getattr(config, name) for name in names}))
 
 

@@ -7,19 +7,24 @@ from functools import partial
 from pathlib import Path
 
 import article
+import bits
 import bound_gaps
 import certified_width
 import collapse
 import common
 import crossover
 import gradient_fidelity
+import hierarchy
 import imputation
+import kool
 import pandas as pd
 import priors
+import programs
 import pyro
 import pytest
 import reinmax_protocol
 import relaxed_vs_exact
+import second_stage
 import semi_supervised
 import stages
 import torch
@@ -56,6 +61,11 @@ SMOKES = {
     "article": article.main,
     "semi_supervised": semi_supervised.main,
     "certified_width": certified_width.main,
+    "second_stage": second_stage.main,
+    "kool": kool.main,
+    "bits": bits.main,
+    "hierarchy": hierarchy.main,
+    "programs": programs.main,
 }
 SLOW = {"crossover", "relaxed_vs_exact", "reinmax_protocol"}
 

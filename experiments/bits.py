@@ -1,0 +1,179 @@
+"""Two hundred bits: what a soft start buys where the field compares unbiased estimators.
+
+Question: in the protocol of DisARM and RODEO (Dong et al. 2020, arXiv 2006.10680; Shi et al. 2022, arXiv 2202.09497),
+how far do unbiased estimators for bits come in so many steps, and how far if the first part of the training samples
+soft bits?
+
+Command: `python experiments/bits.py --seeds 0 1 2 --steps 10000` (`--smoke` for a tiny size, in seconds); `--plans`
+makes it shorter, what has been measured is not measured again, and a later call with more steps begins anew, since the
+soft part is a share of all steps. It writes `experiments/results/bits.csv` and `docs/figures/bits.png` and `.svg`.
+
+Cost: one core, 10,000 steps: one to three minutes a row and seed. Full length is `--steps 1000000`, some three hours.
+
+200 bits, encoder 784-200-200-200 and decoder 200-200-200-784 with LeakyReLU of slope 0.3, uniform prior, MNIST
+binarized anew for each batch, 50,000 training images (here chosen by a seed, there the first), batches of 100, Adam
+1e-3. Reported are the train -ELBO, by one sample for each training image, as published, and the test -ELBO, by ten.
+Published, after 10^6 steps, means of five seeds: DisARM 102.75 and double CV 102.14 with two evaluations of log p(x, z)
+a step, ARMS 100.84 and RODEO 100.46 with three.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from typing import Annotated
+
+import pandas as pd
+import torch
+import tyro
+from common import (
+    Places,
+    Row,
+    check_names,
+    command,
+    dataset,
+    draw_curve,
+    log_axis,
+    mean_and_error,
+    print_paired,
+    run_cells,
+    train,
+)
+from matplotlib.figure import Figure
+from torch import nn
+
+from pyro_gvae import Dataset, TrainConfig
+from pyro_gvae.evaluate.importance import log_importance_weights
+from pyro_gvae.models.bernoulli_vae import BernoulliVAE
+from pyro_gvae.report.style import MARKERS, PALETTE, SMALL_PRINT, in_house_style
+from pyro_gvae.runs.tables import with_errors
+
+NAME = "bits"
+BASELINE = "disarm"
+SOFT = "gumbel-softmax[kl=categorical,temperature=0.5]"
+#: Row -> stages; {all}, {half} and {rest} are numbers of steps.
+PLANS = {
+    BASELINE: "disarm:{all}steps",
+    "double-cv": "double-cv:{all}steps",
+    "arms": "arms:{all}steps",
+    "reinforce-loo": "reinforce-loo[num_particles=2]:{all}steps",
+    "soft": f"{SOFT}:{{all}}steps",
+    "soft, then disarm": f"{SOFT}:{{half}}steps,disarm:{{rest}}steps",
+    "soft, then arms": f"{SOFT}:{{half}}steps,arms:{{rest}}steps",
+}
+#: When a row is judged, as parts of the training.
+PARTS = (0.1, 0.2, 0.5, 0.6, 0.8, 1.0)
+#: Train -ELBO after 10^6 steps, three evaluations a step.
+RODEO = 100.46
+CONFIG = TrainConfig(
+    dataset="mnist",
+    binarize="dynamic",
+    validation_share=1 / 6,
+    model="bernoulli",
+    num_latents=200,
+    num_categories=2,
+    hidden=(200, 200),
+    batch_size=100,
+    learning_rate=1e-3,
+)
+
+
+def main(
+    places: Annotated[Places, tyro.conf.arg(name="")],
+    *,
+    plans: tuple[str, ...] = tuple(PLANS),
+    steps: int = 10_000,
+    seeds: tuple[int, ...] = (0,),
+    smoke: bool = False,
+) -> pd.DataFrame:
+    """Train each plan, and print where it ends and how far from DisARM.
+
+    Args:
+        places: where to read and write.
+        plans: rows.
+        steps: in all; half of them are soft where a plan begins so.
+        seeds: of initial weights, order of the data and samples.
+        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
+            and figures go to runs/experiments/smoke.
+    """
+    if smoke:
+        places, plans, steps, seeds = places.apart(NAME), (BASELINE, "soft, then disarm"), 20, (0,)
+    if steps < 10:
+        raise ValueError(f"Expected at least 10 steps, but found {steps}.")
+    check_names(plans, PLANS)
+    cells: list[Row] = [
+        {"steps": steps, "estimator": plan, "seed": seed, "moment": "1"} for seed, plan in product(seeds, plans)
+    ]
+    table = run_cells(NAME, cells, partial(measure, places=places, smoke=smoke), places)
+    table = table[table["steps"] == steps]
+    ends = table[table["moment"].astype(float) == 1]
+    values = ["train_elbo", "test_elbo", "seconds"]
+    found = mean_and_error(ends, ["estimator"], values)
+    print(found[["estimator", "seeds"]].join(with_errors(found, values)).to_string(index=False))
+    print_paired(ends, ["steps"], ["train_elbo", "test_elbo"], BASELINE)
+    places.save(NAME, draw(table))
+    return table
+
+
+def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
+    """Train a cell and judge it at its moments; `moment` is the part of its training."""
+    half = cell["steps"] // 2
+    stages = PLANS[cell["estimator"]].format(all=cell["steps"], half=half, rest=cell["steps"] - half)
+    config = replace(places.placed(CONFIG, seed=cell["seed"]), stages=stages)
+    if smoke:
+        config = replace(config, dataset="digits", hidden=(16, 16), num_latents=6)
+    moments = [f"{round(part * cell['steps'])}steps" for part in PARTS]
+    rows = train(config, moments, scores, places.folder(NAME, cell), vae=leaky_vae(config))
+    return [row | {"moment": f"{part:g}"} for part, row in zip(PARTS, rows, strict=True)]
+
+
+def leaky_vae(config: TrainConfig) -> BernoulliVAE:
+    """Their networks and their uniform prior, with the initial weights of the seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        vae = BernoulliVAE(dataset(config).train.shape[1], config.num_latents, config.hidden)
+    vae.encoder, vae.decoder = leaky(vae.encoder), leaky(vae.decoder)
+    vae.prior_logits.requires_grad_(False)
+    return vae.to(config.device)
+
+
+def leaky(layers: Sequence[nn.Module]) -> nn.Sequential:
+    """The same layers with LeakyReLU for ReLU."""
+    return nn.Sequential(*(nn.LeakyReLU(0.3) if isinstance(layer, nn.ReLU) else layer for layer in layers))
+
+
+def scores(vae: BernoulliVAE, data: Dataset) -> Row:
+    """ELBOs of the discrete model, nats per datum: train images binarized anew, and ten samples of each test image."""
+    train_elbo = log_importance_weights(vae, torch.bernoulli(data.train), 1).mean()
+    test_elbo = log_importance_weights(vae, data.test, 10).mean()
+    return {"train_elbo": train_elbo.item(), "test_elbo": test_elbo.item()}
+
+
+@in_house_style
+def draw(table: pd.DataFrame) -> Figure:
+    """Train -ELBO against steps and against seconds: means over seeds with standard errors."""
+    figure = Figure(figsize=(11, 4.6))
+    panels = dict(zip(("step", "seconds"), figure.subplots(1, 2, sharey=True), strict=True))
+    names = [name for name in PLANS if name in set(table["estimator"])]
+    for name, color, marker in zip(names, PALETTE, MARKERS, strict=False):
+        rows = table[table["estimator"] == name]
+        mean = mean_and_error(rows, ["moment"], ["train_elbo", "step", "seconds"])
+        for clock, axes in panels.items():
+            look = {"color": color, "marker": marker, "ms": 4, "lw": 1.5, "label": f"{name} ({rows['seed'].nunique()})"}
+            draw_curve(axes, mean[clock], -mean["train_elbo"], mean["train_elbo_se"], **look)
+    for clock, axes in panels.items():
+        axes.axhline(RODEO, color="#888888", ls="--", lw=1)
+        axes.set(xscale="log", xlabel="steps" if clock == "step" else "seconds of training (means over seeds)")
+        log_axis(axes.xaxis)
+    panels["step"].set_ylabel("train −ELBO, nats per datum")
+    note = panels["step"].annotate(
+        "best published, 10⁶ steps", (0.01, RODEO), (0, 3), ("axes fraction", "data"), "offset points", **SMALL_PRINT
+    )
+    note.set_in_layout(False)
+    figure.legend(*panels["step"].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    figure.suptitle("in brackets: seeds; bands: standard error over seeds", x=0.01, ha="left", **SMALL_PRINT)
+    return figure
+
+
+if __name__ == "__main__":
+    command(main)

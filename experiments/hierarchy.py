@@ -1,0 +1,184 @@
+"""Three layers of bits, as anyone writes them in Pyro: score functions with fifty particles, and a soft start.
+
+Question: a sigmoid belief network of three linear layers of 200 bits on binarized MNIST, the model by which OVIS
+(Liévin et al. 2020, arXiv 2008.01998) is compared with VIMCO: which bound of log p(x) does each estimator reach in so
+many steps and seconds, and does a start with soft bits help here as well?
+
+Command: `python experiments/hierarchy.py --seeds 0 1 2 --steps 10000` (`--smoke` for a tiny size, in seconds);
+`--plans` makes it shorter, and what has been measured is not measured again. It writes
+`experiments/results/hierarchy.csv` and `docs/figures/hierarchy.png` and `.svg`.
+
+Cost: one core, 10,000 steps: five to fifteen minutes a row and seed.
+
+The program is a plain Pyro model and guide: layers of 200 bits with linear maps between them, the guide bottom-up, the
+model top-down, MNIST black where grey is at most 0.5, batches of 24, Adam 3e-4, 50 particles. Theirs is binarized by
+chance and trained for millions of steps, so that levels are not comparable, and rows are. The bound is that of the
+discrete model, by 200 samples for each of 2,000 test images; the ELBO is by the same samples.
+"""
+
+import math
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise, product
+from typing import Annotated, final
+
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import torch
+import tyro
+from common import (
+    Places,
+    Row,
+    check_names,
+    command,
+    dataset,
+    draw_curve,
+    log_axis,
+    mean_and_error,
+    print_paired,
+    run_cells,
+    train,
+)
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from pyro_gvae import Dataset, TrainConfig
+from pyro_gvae.evaluate.importance import log_importance_weights
+from pyro_gvae.report.style import MARKERS, PALETTE, SMALL_PRINT, in_house_style
+from pyro_gvae.runs.tables import with_errors
+
+NAME = "hierarchy"
+BASELINE = "vimco"
+SOFT = "gumbel-softmax[kl=relaxed,temperature=0.5]"  # the categorical KL of a lower layer has no closed form
+#: Row -> stages; {all}, {half} and {rest} are numbers of steps.
+PLANS = {
+    BASELINE: "vimco[num_particles=50]:{all}steps",
+    "ovis": "ovis[num_particles=50]:{all}steps",
+    "reinforce-loo": "reinforce-loo[num_particles=50]:{all}steps",
+    "soft": f"{SOFT}:{{all}}steps",
+    "soft, then vimco": f"{SOFT}:{{half}}steps,vimco[num_particles=50]:{{rest}}steps",
+}
+#: When a row is judged, as parts of the training.
+PARTS = (0.1, 0.2, 0.5, 0.6, 0.8, 1.0)
+NUM_SAMPLES = 200
+CONFIG = TrainConfig(dataset="mnist", binarize="threshold", batch_size=24, learning_rate=3e-4, judge="none")
+
+
+@final
+class SigmoidBeliefNetwork(nn.Module):
+    """Layers of bits with linear maps between them, a Pyro model and guide.
+
+    Args:
+        data_dim: D.
+        num_bits: N, of each layer.
+        num_layers: L.
+    """
+
+    def __init__(self, data_dim: int, num_bits: int, num_layers: int) -> None:
+        super().__init__()
+        widths = [data_dim, *[num_bits] * num_layers]
+        self.up = nn.ModuleList(nn.Linear(below, above) for below, above in pairwise(widths))
+        self.down = nn.ModuleList(nn.Linear(above, below) for below, above in pairwise(widths))
+        self.top = nn.Parameter(torch.zeros(num_bits))
+
+    def model(self, x: Tensor) -> None:
+        """p(z_L) ... p(z_1 | z_2) p(x | z_1) of images (B, D)."""
+        pyro.module("network", self)
+        with pyro.plate("data", len(x)):
+            logits = self.top
+            for layer in range(len(self.down), 0, -1):
+                z = pyro.sample(f"z{layer}", dist.Bernoulli(logits=logits).to_event(1))
+                logits = self.down[layer - 1](z)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """q(z_1 | x) ... q(z_L | z_{L-1}) of images (B, D)."""
+        pyro.module("network", self)
+        with pyro.plate("data", len(x)):
+            z = x
+            for layer, network in enumerate(self.up, 1):
+                z = pyro.sample(f"z{layer}", dist.Bernoulli(logits=network(z)).to_event(1))
+
+
+def main(
+    places: Annotated[Places, tyro.conf.arg(name="")],
+    *,
+    plans: tuple[str, ...] = tuple(PLANS),
+    steps: int = 10_000,
+    seeds: tuple[int, ...] = (0,),
+    smoke: bool = False,
+) -> pd.DataFrame:
+    """Train each plan, and print where it ends and how far from VIMCO.
+
+    Args:
+        places: where to read and write.
+        plans: rows.
+        steps: in all; half of them are soft where a plan begins so.
+        seeds: of initial weights, order of the data and samples.
+        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
+            and figures go to runs/experiments/smoke.
+    """
+    if smoke:
+        places, plans, steps, seeds = places.apart(NAME), (BASELINE, "soft, then vimco"), 20, (0,)
+    if steps < 10:
+        raise ValueError(f"Expected at least 10 steps, but found {steps}.")
+    check_names(plans, PLANS)
+    cells: list[Row] = [
+        {"steps": steps, "estimator": plan, "seed": seed, "moment": "1"} for seed, plan in product(seeds, plans)
+    ]
+    table = run_cells(NAME, cells, partial(measure, places=places, smoke=smoke), places)
+    table = table[table["steps"] == steps]
+    ends = table[table["moment"].astype(float) == 1]
+    values = ["test_bound", "test_elbo", "seconds"]
+    found = mean_and_error(ends, ["estimator"], values)
+    print(found[["estimator", "seeds"]].join(with_errors(found, values)).to_string(index=False))
+    print_paired(ends, ["steps"], ["test_bound", "test_elbo"], BASELINE)
+    places.save(NAME, draw(table))
+    return table
+
+
+def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
+    """Train a cell and judge it at its moments; `moment` is the part of its training."""
+    half = cell["steps"] // 2
+    stages = PLANS[cell["estimator"]].format(all=cell["steps"], half=half, rest=cell["steps"] - half)
+    config = replace(places.placed(CONFIG, seed=cell["seed"]), stages=stages)
+    config = replace(config, dataset="digits") if smoke else config
+    with torch.random.fork_rng():
+        torch.manual_seed(cell["seed"])
+        network = SigmoidBeliefNetwork(dataset(config).train.shape[1], 6 if smoke else 200, 3).to(config.device)
+    moments = [f"{round(part * cell['steps'])}steps" for part in PARTS]
+    rows = train(config, moments, scores, places.folder(NAME, cell), vae=network)
+    return [row | {"moment": f"{part:g}"} for part, row in zip(PARTS, rows, strict=True)]
+
+
+def scores(network: SigmoidBeliefNetwork, data: Dataset) -> Row:
+    """A lower bound of log p(x) and the ELBO on test images, nats per datum, by the same samples."""
+    log_weights = log_importance_weights(network, data.test[:2000], NUM_SAMPLES)
+    bound = log_weights.logsumexp(0).mean().item() - math.log(NUM_SAMPLES)
+    return {"test_bound": bound, "test_elbo": log_weights.mean().item()}
+
+
+@in_house_style
+def draw(table: pd.DataFrame) -> Figure:
+    """Minus the bound of log p(x) against steps and seconds: means over seeds with standard errors."""
+    figure = Figure(figsize=(11, 4.4))
+    panels = dict(zip(("step", "seconds"), figure.subplots(1, 2, sharey=True), strict=True))
+    names = [name for name in PLANS if name in set(table["estimator"])]
+    for name, color, marker in zip(names, PALETTE, MARKERS, strict=False):
+        rows = table[table["estimator"] == name]
+        mean = mean_and_error(rows, ["moment"], ["test_bound", "step", "seconds"])
+        for clock, axes in panels.items():
+            look = {"color": color, "marker": marker, "ms": 4, "lw": 1.5, "label": f"{name} ({rows['seed'].nunique()})"}
+            draw_curve(axes, mean[clock], -mean["test_bound"], mean["test_bound_se"], **look)
+    for clock, axes in panels.items():
+        axes.set(xscale="log", xlabel="steps" if clock == "step" else "seconds of training (means over seeds)")
+        log_axis(axes.xaxis)
+    panels["step"].set_ylabel(f"−bound of log p(x) by {NUM_SAMPLES} samples, nats per datum")
+    figure.legend(*panels["step"].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
+    figure.suptitle("in brackets: seeds; bands: standard error over seeds", x=0.01, ha="left", **SMALL_PRINT)
+    return figure
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,178 @@
+"""Sampling without replacement in its authors' protocol, and the exact line under their curves.
+
+Question: Kool, van Hoof and Welling (2020, arXiv 2002.06043) train a VAE with N = 2 and N = 20 latents of 10 categories
+by estimators that sample codes without replacement. Two latents have 100 codes, which can be summed: how far from the
+exact sum is each estimator, and is it the gradient's noise that keeps it there? And at N = 20, where nothing can be
+summed?
+
+Command: `python experiments/kool.py --seeds 0 1 2` (`--smoke` for a tiny size, in seconds); `--latents`,
+`--estimators` and `--epochs` make it shorter, what has been measured is not measured again, and a later call with more
+epochs goes on where this one stopped. It writes `experiments/results/kool.csv`, `docs/figures/kool.png` and `.svg`.
+
+Cost: one core, 20 epochs: one to five minutes a row and seed, `local-expectation` at N = 20 half an hour.
+
+Encoder 784-512-256-10 N and back with LeakyReLU of slope 0.01, MNIST black where grey is at most 0.5, batches of 200,
+Adam 1e-3, no annealing: theirs, but for 1,000 epochs, and but for the last 10,000 training images, which they use for
+validation. Estimators that sample take four codes, as theirs do. Test -ELBO and -log p(x) are those of the discrete
+model; at N = 20 they are sampled, 100 codes for each image.
+"""
+
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+from common import (
+    Places,
+    Row,
+    check_names,
+    command,
+    dataset,
+    draw_curve,
+    draw_dots,
+    log_axis,
+    mean_and_error,
+    print_paired,
+    run_cells,
+    scores_on_test,
+    tiny,
+    train,
+)
+from matplotlib.figure import Figure
+from torch import nn
+
+from pyro_gvae import CategoricalVAE, TrainConfig
+from pyro_gvae.models.networks import mlp_decoder, mlp_encoder
+from pyro_gvae.report.style import MARKERS, PALETTE, SMALL_PRINT, in_house_style
+from pyro_gvae.runs.tables import with_errors
+
+NAME = "kool"
+EXACT = "exact"
+LOO = "reinforce-loo"
+MOMENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+#: Row -> stages, in epochs; E is their number in all.
+SAMPLED = {
+    LOO: "reinforce-loo[num_particles=4]:{E}",
+    "reinforce-wor": "reinforce-wor[num_particles=4]:{E}",
+    "unordered-set": "unordered-set[num_particles=4]:{E}",
+    "relax": "relax:{E}",
+    "st-gumbel-softmax": "st-gumbel-softmax:{E}",
+    "gumbel-softmax": "gumbel-softmax:{E}",
+    "top-c": "top-c:{E}",
+}
+#: N -> its rows.
+ROWS = {
+    2: SAMPLED | {"local-expectation": "local-expectation:{E}", EXACT: "exact:{E}"},
+    20: SAMPLED,
+}
+CONFIG = TrainConfig(
+    dataset="mnist",
+    binarize="threshold",
+    num_categories=10,
+    hidden=(512, 256),
+    batch_size=200,
+    learning_rate=1e-3,
+)
+
+
+def main(
+    places: Annotated[Places, tyro.conf.arg(name="")],
+    *,
+    latents: tuple[int, ...] = tuple(ROWS),
+    estimators: tuple[str, ...] = (),
+    epochs: int = 20,
+    seeds: tuple[int, ...] = (0,),
+    smoke: bool = False,
+) -> pd.DataFrame:
+    """Train each row, and print where it ends and how far from the first of its rows.
+
+    Args:
+        places: where to read and write.
+        latents: N: 2 or 20.
+        estimators: rows; all of the N if none are named.
+        epochs: how many of the 1,000.
+        seeds: of initial weights, order of the data and samples.
+        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
+            and figures go to runs/experiments/smoke.
+    """
+    if smoke:
+        places, latents, epochs, seeds, estimators = places.apart(NAME), (2,), 2, (0,), (LOO, EXACT)
+    check_names([str(number) for number in latents], [str(number) for number in ROWS])
+    for number in latents:
+        check_names(estimators, ROWS[number])
+    moments = [str(epoch) for epoch in sorted({epoch for epoch in MOMENTS if epoch < epochs} | {epochs})]
+    cells: list[Row] = [
+        {"latents": number, "estimator": name, "seed": seed, "moment": moments[-1]}
+        for number, seed in product(latents, seeds)
+        for name in (estimators or ROWS[number])
+    ]
+    table = run_cells(NAME, cells, partial(measure, moments=moments, places=places, smoke=smoke), places)
+    table = table[table["latents"].isin(latents) & (table["epoch"] <= epochs)]
+    ends = table[table["epoch"] == epochs]
+    values = ["test_elbo", "test_log_evidence", "categories_used", "seconds"]
+    found = mean_and_error(ends, ["latents", "estimator"], values)
+    print(found[["latents", "estimator", "seeds"]].join(with_errors(found, values)).to_string(index=False))
+    print_paired(ends, ["latents"], ["test_elbo", "test_log_evidence"], LOO)
+    places.save(NAME, draw(table))
+    return table
+
+
+def measure(cell: Row, *, moments: list[str], places: Places, smoke: bool) -> list[Row]:
+    """Train a cell and judge it at its moments."""
+    stages = ROWS[cell["latents"]][cell["estimator"]].format(E=moments[-1])
+    config = replace(places.placed(CONFIG, seed=cell["seed"]), num_latents=cell["latents"], stages=stages)
+    config = tiny(config) if smoke else config
+    key = {name: cell[name] for name in ("latents", "estimator", "seed")}
+    return train(config, moments, scores_on_test, places.folder(NAME, key), vae=leaky_vae(config))
+
+
+def leaky_vae(config: TrainConfig) -> CategoricalVAE:
+    """Their networks, with the initial weights of the seed."""
+    sizes, data_dim = (config.num_latents, config.num_categories), dataset(config).train.shape[1]
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        encoder = mlp_encoder(data_dim, config.hidden, *sizes)
+        decoder = mlp_decoder(*sizes, config.hidden[::-1], data_dim)
+        vae = CategoricalVAE(data_dim, *sizes, encoder=leaky(encoder), decoder=leaky(decoder))
+    return vae.to(config.device)
+
+
+def leaky(network: nn.Sequential) -> nn.Sequential:
+    """The same layers with LeakyReLU for ReLU."""
+    return nn.Sequential(*(nn.LeakyReLU() if isinstance(layer, nn.ReLU) else layer for layer in network))
+
+
+@in_house_style
+def draw(table: pd.DataFrame) -> Figure:
+    """A row of panels for each N: how the test -ELBO falls with the epochs, and where each row ends."""
+    numbers = list(dict.fromkeys(table["latents"]))
+    figure = Figure(figsize=(11, 4.6 * len(numbers)))
+    for (curves, dots), number in zip(figure.subplots(len(numbers), 2, squeeze=False), numbers, strict=True):
+        of_size = table[table["latents"] == number]
+        names = [name for name in ROWS[number] if name in set(of_size["estimator"])]
+        looks = zip(names, (*PALETTE, "#7A4A1D"), (*MARKERS, "<"), strict=False)
+        for name, color, marker in looks:
+            rows = of_size[of_size["estimator"] == name]
+            mean = mean_and_error(rows, ["epoch"], ["test_elbo"]).sort_values("epoch")
+            look = {"color": color, "marker": marker, "ms": 4, "lw": 2.4 if name == EXACT else 1.4, "label": name}
+            draw_curve(curves, mean["epoch"], -mean["test_elbo"], mean["test_elbo_se"], **look)
+        curves.set(xscale="log", xlabel="epochs", ylabel="test −ELBO, nats per datum")
+        curves.set_title(f"{number} latents × 10 categories")
+        losses = -of_size["test_elbo"]
+        curves.set_ylim(losses.min() - 1, np.quantile(losses, 0.97) + 1)
+        log_axis(curves.xaxis)
+        curves.legend(fontsize=8)
+        draw_dots(dots, of_size.groupby(["estimator", "seed"], sort=False).tail(1))
+        dots.set_xlabel("nats per datum on test images, last epoch")
+        dots.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0)
+    note = "in brackets: seeds; bands and bars: standard error over seeds"
+    figure.supxlabel(note, x=0.99, ha="right", **SMALL_PRINT)
+    return figure
+
+
+if __name__ == "__main__":
+    command(main)
