@@ -123,13 +123,22 @@ def impute_command(config: ImputeConfig) -> Said:
     table = read_file(config.file).data
     if not isinstance(table, pd.DataFrame):
         raise ValueError(f"Expected a table with named columns in '{config.file}', but found arrays. Try a .csv file.")
-    found = impute(trained.vae, table, max_memory=in_bytes(config.max_memory))
+    found = impute(
+        trained.vae,
+        table,
+        averaging=config.averaging,
+        num_particles=config.particles,
+        max_memory=in_bytes(config.max_memory),
+        seed=config.random_seed,
+    )
     path = folder / f"{trained.name}-{config.file.stem}"
-    for kind, frame in found._asdict().items():
-        write_csv(path.with_name(f"{path.name}-{kind}.csv"), frame)
-    shown = f"{found.cells.head(10).to_string(index=False)}\n{len(found.cells)} cells of {len(table)} rows filled."
+    for kind in ("table", "cells", "levels"):
+        write_csv(path.with_name(f"{path.name}-{kind}.csv"), getattr(found, kind))
+    told = [f"{len(found.cells)} cells of {len(table)} rows filled", *found.notes()]
+    shown = "\n".join([found.cells.head(10).to_string(index=False), *told])
     files = f"files: {path}-table.csv, -cells.csv, -levels.csv"
-    return Said(f"{shown}\n\n{files}", {"model": trained.name, "cells": found.cells.to_dict("records")})
+    content = {"model": trained.name, "cells": found.cells.to_dict("records"), "notes": found.notes()}
+    return Said(f"{shown}\n\n{files}", content)
 
 
 def _load(config: ModelConfig | ImputeConfig, kind: str) -> tuple[Trained, Path]:
