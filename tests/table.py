@@ -21,6 +21,7 @@ from pyro import poutine
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
+from pyro_gvae.distributions.coupled import CodePrior, coupled
 from pyro_gvae.estimators import ESTIMATORS, Estimator, estimator
 from pyro_gvae.estimators.claims import Bias
 from pyro_gvae.exact import Pair
@@ -53,6 +54,37 @@ def one_hots_model(x, *, site=joint_site):
 def one_hots_guide(x, *, site=joint_site):
     with pyro.plate("data", len(x)):
         site("z", one_hot, linear(6, x).unflatten(-1, (2, 3)))
+
+
+class Chain(CodePrior):
+    """Two digits, the second of which depends on the first, by tensors that a program has."""
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        super().__init__(2, len(first))
+        self.double()
+        self.logits = first, second
+
+    def log_prob(self, codes: Tensor) -> Tensor:
+        first, second = (logits.log_softmax(-1) for logits in self.logits)
+        return codes[..., 0, :] @ first + ((codes[..., 0, :] @ second) * codes[..., 1, :]).sum(-1)
+
+    def draw(self, count: int) -> Tensor:
+        return self.all_codes()[torch.multinomial(self.log_prob(self.all_codes()).exp(), count, replacement=True)]
+
+
+def coupled_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", coupled(Chain(weights(3), weights(3, 3))))
+        observe(z.flatten(-2), z[..., 0, :] * z[..., 1, :], obs=x)
+
+
+def coupled_apart(x):
+    """The same, digit by digit."""
+    with pyro.plate("data", len(x)):
+        first = pyro.sample("z0", one_hot(weights(3)))
+        second = pyro.sample("z1", one_hot(linear(3, first)))
+        z = torch.stack(torch.broadcast_tensors(first, second), -2)
+        observe(z.flatten(-2), first * second, obs=x)
 
 
 def bit(log_odds: Tensor) -> Any:
@@ -221,6 +253,9 @@ def of_digits(model: Callable[..., Any], guide: Callable[..., Any], *, crosses: 
 
 PROGRAMS = {
     "one-hots in one site": of_digits(one_hots_model, one_hots_guide),
+    "one-hots that a prior couples": Program(
+        coupled_model, one_hots_guide, Pair(coupled_apart, partial(one_hots_guide, site=separate_sites))
+    ),
     "bits": of_digits(bits_model, bits_guide, crosses=True),
     "integers beside bits": Program(pairs.bits_model, pairs.bits_guide, crosses=True),
     "two layers, bottom-up": Program(pairs.two_layers_model, pairs.bottom_up_guide, crosses=True),

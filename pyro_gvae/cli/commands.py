@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..compare.gather import read_results
 from ..compare.run import compare
@@ -157,6 +158,13 @@ def _process_group(device: str) -> Iterator[None]:
             sys.exit(128 + interrupt.signal)
 
 
+def _left(last: dict[str, Any]) -> str:
+    """Say what pruning has left, in a line; nothing if none was asked for."""
+    if last.get("num_latents") is None:
+        return ""
+    return f"pruning left {last['num_latents']} latents of {last['num_categories']} categories\n"
+
+
 def _summary(run: Path, done: Fit, data_dir: Path) -> Said:
     """Write the report of a run, and return what to print.
 
@@ -169,7 +177,8 @@ def _summary(run: Path, done: Fit, data_dir: Path) -> Said:
     elbos = (f"{part} {last[f'{part}_elbo']:.2f}" for part in ("train", "test") if last[f"{part}_elbo"] is not None)
     text = (
         f"discrete ELBO ({last['elbo_is']}, nats per datum): {', '.join(elbos) or 'unknown'}\n"
-        f"{done.steps} step{'s' * (done.steps != 1)} in {done.seconds:.1f} s, the end of {done.reason}\n\nrun: {run}\n"
+        f"{done.steps} step{'s' * (done.steps != 1)} in {done.seconds:.1f} s, the end of {done.reason}\n{_left(last)}\n"
+        f"run: {run}\n"
     )
     said = {"run": run, "steps": done.steps, "seconds": done.seconds, "ended_by": done.reason, "last": last}
     try:

@@ -79,22 +79,35 @@ def code_table(numbers: dict[str, torch.Tensor], labels: torch.Tensor | None) ->
 def impute_rows(trained: Trained, table: ParquetTable, config: ImputeConfig, path: Path) -> Said:
     """Fill the missing cells of a table slice by slice."""
     count, shown = 0, None
+    notes: dict[str, None] = {}
     with ExitStack() as stack:
         kinds = ("table", "cells", "levels")
         files = {kind: stack.enter_context(replacing(path.with_name(f"{path.name}-{kind}.csv"))) for kind in kinds}
         lacking = [name for name in table.names if table.may_lack(name)]
         for cells, rows in table.frames():
-            found = impute(trained.vae, _as_read_whole(cells, lacking), max_memory=in_bytes(config.max_memory))
-            for kind, frame in found._asdict().items():
+            found = impute(
+                trained.vae,
+                _as_read_whole(cells, lacking),
+                averaging=config.averaging,
+                num_particles=config.particles,
+                max_memory=in_bytes(config.max_memory),
+                seed=config.random_seed + count,  # other samples in each slice
+            )
+            notes |= dict.fromkeys(found.notes())
+            for kind, frame in found.frames().items():
                 if "row" in frame and kind != "table":
                     frame["row"] += rows[0]
                 frame.to_csv(files[kind], mode="a", header=shown is None, index=False)
             count += len(found.cells)
             shown = found.cells.head(10) if shown is None else shown
     assert shown is not None
-    text = f"{shown.to_string(index=False)}\n{count} cells of {table.num_rows} rows filled."
+    told = [f"{count} cells of {table.num_rows} rows filled.", *notes]
+    text = "\n".join([shown.to_string(index=False), *told])
     files_text = f"files: {path}-table.csv, -cells.csv, -levels.csv"
-    return Said(f"{text}\n\n{files_text}", {"model": trained.name, "filled": count, "table": f"{path}-table.csv"})
+    return Said(
+        f"{text}\n\n{files_text}",
+        {"model": trained.name, "filled": count, "table": f"{path}-table.csv", "notes": list(notes)},
+    )
 
 
 def _as_read_whole(cells: "pd.DataFrame", lacking: list[str]) -> "pd.DataFrame":

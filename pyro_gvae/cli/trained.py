@@ -140,12 +140,21 @@ def impute_command(config: ImputeConfig) -> Said:
         raise ValueError(f"Expected a table with named columns in '{config.file}', but found arrays. Try a .csv file.")
     is_given = use_of_labels(trained.vae) is Labels.GIVEN
     labels = getattr(on_file(trained, config.file, 1).data, "test_labels", None) if is_given else None
-    found = impute(trained.vae, table, labels=labels, max_memory=in_bytes(config.max_memory))
-    for kind, frame in found._asdict().items():
+    found = impute(
+        trained.vae,
+        table,
+        labels=labels,
+        averaging=config.averaging,
+        num_particles=config.particles,
+        max_memory=in_bytes(config.max_memory),
+        seed=config.random_seed,
+    )
+    for kind, frame in found.frames().items():
         write_csv(path.with_name(f"{path.name}-{kind}.csv"), frame)
-    shown = f"{found.cells.head(10).to_string(index=False)}\n{len(found.cells)} cells of {len(table)} rows filled."
-    files = [f"{path}-{kind}.csv" for kind in found._fields]
-    content = {"model": trained.name, "files": files, "cells": found.cells.to_dict("records")}
+    told = [f"{len(found.cells)} cells of {len(table)} rows filled.", *found.notes()]
+    shown = "\n".join([found.cells.head(10).to_string(index=False), *told])
+    files = [f"{path}-{kind}.csv" for kind in found.frames()]
+    content = {"model": trained.name, "files": files, "cells": found.cells.to_dict("records"), "notes": found.notes()}
     return Said(f"{shown}\n\nfiles: {path}-table.csv, -cells.csv, -levels.csv", content)
 
 

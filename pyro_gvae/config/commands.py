@@ -137,7 +137,7 @@ class EncodeConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ImputeConfig:
-    """Fill the missing cells of a table from the exact posterior of a trained model, with probabilities, as CSV.
+    """Fill the missing cells of a table from the posterior of a trained model, with probabilities, as CSV.
 
     Args:
         run: A run folder of train or compare on a table.
@@ -146,7 +146,11 @@ class ImputeConfig:
         seed: The seed of the model, if the run has several.
         output: The folder to write to; by default a folder inside the run folder.
         data_dir: The folder of the data sets that have files.
+        averaging: How latents are averaged over: a sum over all codes (exact), or weighted samples of the guide
+            (sampled), which is approximate; auto sums if that takes less than about a minute.
+        particles: P, the number of samples of each row, if they are used.
         max_memory: Gigabytes that an exact sum may use.
+        random_seed: Seed of the samples.
     """
 
     run: tyro.conf.Positional[Path]
@@ -155,7 +159,13 @@ class ImputeConfig:
     seed: int | None = None
     output: Path | None = None
     data_dir: Path = Path("data")
+    averaging: Literal["auto", "exact", "sampled"] = "auto"
+    particles: int = 1000
     max_memory: float = 4.0
+    random_seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least("particles", self.particles, 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from .checks import MOST_CELLS, all_different, at_least, at_most, positive
 from .data import DataConfig
 from .json import plain_settings, read_settings
 from .models import MODELS, RELAXED, check_stages
-from .names import Binarization, ModelName, NetworksName, ObservationName, PriorName
+from .names import Binarization, ModelName, NetworksName, ObservationName
 from .stages import Amount, Stage, parse_stages
 from .train import TrainConfig
 
@@ -56,7 +56,9 @@ class CompareConfig(DataConfig):
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         observation: Distribution of a pixel; the columns of a table have distributions of their own.
         num_levels: L, the number of levels of a categorical pixel; grey values are rounded to the levels 0 .. L - 1.
-        prior: The prior of a categorical code: uniform or independent digits, or digits that depend on each other.
+        prior: The prior of a categorical code: uniform or independent digits, or digits that depend on each other by a
+            joint, markov, tree, autoregressive or mixture prior, with options in brackets:
+            autoregressive[network=transformer], mixture[num_components=32].
         learn_prior: The same as --prior independent.
         epochs: Passes over the training data, for estimators given without an amount of training.
         batch_size: B, the number of images in a batch.
@@ -97,7 +99,7 @@ class CompareConfig(DataConfig):
     hidden: tuple[int, ...] = (128,)
     observation: ObservationName = "bernoulli"
     num_levels: int = 256
-    prior: PriorName = "uniform"
+    prior: str = "uniform"
     learn_prior: bool = False
     epochs: int = 60
     batch_size: int = 64

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 from enum import Enum
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
 
-from .checks import at_least, at_most
-from .names import ModelName, NetworksName
+from .checks import at_least, at_most, nearest
+from .names import ModelName, NetworksName, PriorName
 from .stages import Named, Stage
 
 #: Estimators of log p(x) itself, and those of latents of two categories.
@@ -16,6 +16,8 @@ RELAXED = "gumbel-softmax[kl=relaxed]"
 OF_CATEGORICAL = {"networks": "mlp", "prior": "uniform", "learn_prior": False, "relu_logits": False}
 #: Settings that programs which learn from labels have, with their values in the others.
 OF_LABELS = {"labelled_share": 1.0, "label_weight": 10.0}
+#: Priors whose digits are independent.
+INDEPENDENT = ("uniform", "independent")
 #: Layers of a hierarchy.
 MOST_LAYERS = 100
 
@@ -29,6 +31,13 @@ class Labels(Enum):
     LEARNED = "learned"
     #: It models data given their labels.
     GIVEN = "given"
+
+
+class NamedPrior(NamedTuple):
+    """The name of a prior, and options of its constructor."""
+
+    name: PriorName
+    options: dict[str, Any]
 
 
 class HasModel(Protocol):
@@ -138,7 +147,7 @@ def check_model(config: HasModel) -> None:
             f"latent_dim={facts.sizes['latent_dim']}."
         )
     prior = getattr(config, "prior", "uniform")
-    if getattr(config, "learn_prior", False) and prior not in ("uniform", "independent"):
+    if named_prior(prior).name not in INDEPENDENT and getattr(config, "learn_prior", False):
         raise ValueError(f"Expected learn_prior=False with prior='{prior}', which is learned, but found True.")
     for setting, plain in OF_CATEGORICAL.items():
         found: Any = getattr(config, setting, plain)
@@ -155,6 +164,26 @@ def check_model(config: HasModel) -> None:
                 f"Expected {setting}={plain!r} with model='{name}', which does not learn from labels, but found "
                 f"{found!r}. Try model='semi-supervised', or without {setting}."
             )
+
+
+def named_prior(text: str) -> NamedPrior:
+    """Parse the name of a prior, with options in brackets if any.
+
+    Raises:
+        ValueError: if there is no such prior, or independent digits are given options.
+
+    Example:
+        >>> named_prior("autoregressive[network=transformer]")
+        NamedPrior(name='autoregressive', options={'network': 'transformer'})
+    """
+    found, known = Named.parse(text), get_args(PriorName)
+    if found.name not in known:
+        raise ValueError(
+            f"Expected a prior among {', '.join(known)}, but found '{found.name}'.{nearest(found.name, known)}"
+        )
+    if found.options and found.name in INDEPENDENT:
+        raise ValueError(f"Expected no options of the prior '{found.name}', but found '{text}'.")
+    return NamedPrior(cast(PriorName, found.name), found.options)
 
 
 def check_stages(config: HasModel, stages: Iterable[Stage]) -> None:

@@ -11,7 +11,8 @@ from .checks import MOST_UNITS, at_most
 from .data import DATA_MEMORY, DataConfig
 from .json import plain_settings, read_settings
 from .models import check_model, check_stages
-from .names import Binarization, JudgeOrAuto, LoggerName, ModelName, NetworksName, ObservationName, PriorName, Shard
+from .names import Binarization, JudgeOrAuto, LoggerName, ModelName, NetworksName, ObservationName, Shard
+from .pruning import Pruning
 from .stages import MOST, Amount, Named, Stage, parse_stages
 
 #: Settings that reach out of a run folder: each call is told them, and no folder says them.
@@ -59,7 +60,9 @@ class TrainConfig(DataConfig):
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         observation: Distribution of a pixel; the columns of a table have distributions of their own.
         num_levels: L, the number of levels of a categorical pixel; grey values are rounded to the levels 0 .. L - 1.
-        prior: The prior of a categorical code: uniform or independent digits, or digits that depend on each other.
+        prior: The prior of a categorical code: uniform or independent digits, or digits that depend on each other by a
+            joint, markov, tree, autoregressive or mixture prior, with options in brackets:
+            autoregressive[network=transformer], mixture[num_components=32].
         learn_prior: The same as --prior independent.
         relu_logits: Apply a ReLU to the encoder's logits, as in the preset article.
         batch_size: B, the number of images in a batch.
@@ -76,6 +79,10 @@ class TrainConfig(DataConfig):
             schedule that ends at 0, such as linear:1,0,2000.
         revive: Share of the training data below which a category counts as unused. At the beginning of each epoch but
             the first it gets the rows of the most used category of its latent, with a little noise.
+        prune: When latents that tell nothing of the data, and categories that these do not use, are removed: every so
+            many epochs (5) or steps (500steps), or where a stage follows another one (stages). On the codes that are
+            left, the networks remain what they were, and training goes on with the smaller program. Thresholds in
+            brackets: stages[information=0.01,usage=0.001], nats of mutual information and share of the data.
         free_bits: Nats of KL per latent, averaged over a batch, below which the objective does not penalize the KL.
         seed: Seed of the initial weights, the order of the data and all random draws.
         steps: Stop after this many steps in total.
@@ -117,7 +124,7 @@ class TrainConfig(DataConfig):
     hidden: tuple[int, ...] = (128,)
     observation: ObservationName = "bernoulli"
     num_levels: int = 256
-    prior: PriorName = "uniform"
+    prior: str = "uniform"
     learn_prior: bool = False
     relu_logits: bool = False
     batch_size: int = 64
@@ -130,6 +137,7 @@ class TrainConfig(DataConfig):
     unimix: float | str | None = None
     usage_entropy: float | str | None = None
     revive: float | None = None
+    prune: str | None = None
     free_bits: float | None = None
     seed: int = 0
     steps: int | None = None
@@ -182,6 +190,11 @@ class TrainConfig(DataConfig):
             _check_ends_at_zero("usage_entropy", self.usage_entropy)
         if self.revive is not None and not 0 < self.revive < 1:
             raise ValueError(f"Expected a share of the data between 0 and 1 as revive, but found {self.revive}.")
+        if self.pruning is not None and self.pruning.every is None and len(self.plan) < 2:
+            raise ValueError(
+                f"Expected several stages with prune='stages', since training goes on after it, but found "
+                f"'{self.stages}'. Try prune='5', which is every five epochs."
+            )
         if self.free_bits is not None and not 0 <= self.free_bits < math.inf:
             raise ValueError(f"Expected free_bits of at least 0 nats, but found {self.free_bits}.")
         check_model(self)
@@ -198,6 +211,11 @@ class TrainConfig(DataConfig):
     def plan(self) -> tuple[Stage, ...]:
         """The stages, parsed."""
         return parse_stages(self.stages)
+
+    @cached_property
+    def pruning(self) -> Pruning | None:
+        """When latents and categories are removed, and which; None if none are."""
+        return None if self.prune is None else Pruning.parse(self.prune)
 
     @cached_property
     def between_evaluations(self) -> Amount:

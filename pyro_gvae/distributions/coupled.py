@@ -83,6 +83,25 @@ class CodePrior(KnowsArguments, nn.Module, ABC):
             )
         return mean_over_codes(self.log_prob(self.all_codes()), probs)
 
+    def split(self, digit: int, source: int, to: int) -> None:
+        """Split a category of a digit in two, whatever the other digits are; the prior is changed in place.
+
+        Codes with `to` get the same probability as those with `source`, at least half of what the latter had; no other
+        code becomes less probable. What codes with `to` had is lost.
+
+        Args:
+            digit: n.
+            source: the category that is split.
+            to: the category that gets half of it.
+
+        Raises:
+            ValueError: if the prior does not say how.
+        """
+        raise ValueError(
+            f"Expected a prior that says how one of its categories is split in two, but found a {type(self).__name__}, "
+            "of which nothing is known but the log-probabilities of codes. Try a split method, or revive=None."
+        )
+
     def all_codes(self) -> Tensor:
         """Return all S joint codes in lexicographic order, shape (S, N, K)."""
         like = self.uniform

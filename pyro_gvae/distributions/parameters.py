@@ -77,6 +77,19 @@ def logits_of(probs: Tensor | None, logits: Tensor | None) -> Tensor:
     return found
 
 
+def halve(logits: Tensor, source: int, to: int) -> None:
+    """Give one category the probability of another, and both half of it, in place; logits (..., K).
+
+    Example:
+        >>> logits = torch.tensor([0.8, 0.2, 0.0]).log()
+        >>> halve(logits, 0, 2)
+        >>> [round(p, 2) for p in logits.softmax(-1).tolist()]
+        [0.4, 0.2, 0.4]
+    """
+    logits[..., source] -= math.log(2)
+    logits[..., to] = logits[..., source]
+
+
 def at_least_float32(logits: Tensor) -> Tensor:
     """Convert to float32 if the precision is lower: noise and log-probabilities would be off by whole nats."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..exact.plan import PerLatent, per_latent
 from ..programs.pair import HasPair
-from .guides import read_guide
+from .guides import closed_log_probs, read_guide
 
 #: A latent is active if the mean of its posterior varies over data by more than this (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
@@ -65,7 +65,10 @@ def guide_log_probs(pair: HasPair, x: Tensor, *, is_summed: bool = True, num_par
         is_summed: whether the codes are few enough to sum over.
         num_particles: P, the number of draws for each datum.
     """
-    return per_latent(read_guide(pair, x, is_summed=is_summed, num_particles=num_particles).log_probs)
+    found = closed_log_probs(pair, x)
+    if found is None:
+        found = read_guide(pair, x, is_summed=is_summed, num_particles=num_particles).log_probs
+    return per_latent(found)
 
 
 def latent_statistics(log_q: Tensor) -> LatentStatistics:

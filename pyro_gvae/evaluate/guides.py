@@ -100,6 +100,28 @@ def read_guide(
     return _expected(layout, guide, prior, found, is_exact=is_summed)
 
 
+@judging
+@torch.no_grad()
+def closed_log_probs(pair: HasPair, x: Tensor) -> dict[str, Tensor] | None:
+    """Return log q(z_n = k | x), (B, N, K), if no discrete latent depends on another one in the guide; else None.
+
+    No code is drawn or summed, whatever the prior is.
+
+    Args:
+        pair: model and guide.
+        x: data (B, ...), or all arguments of the programs.
+    """
+    runs = bind_pair(pair, *items(x))
+    seen = look(runs)
+    if seen.alone or seen.needs_axes:
+        return None
+    layout = lay_out_draws(runs)
+    guide, _ = closed_sites(runs, layout)
+    if len(guide) < len(layout.space.latents):
+        return None
+    return {name: site.log_probs.expand(layout.batch_size, -1, -1) for name, site in guide.items()}
+
+
 def _chains(runs: Runs, chains: Chains) -> Guided:
     """Compute the same of latents that have an axis each, none of which is continuous."""
     found = Averages.read(runs, chains)

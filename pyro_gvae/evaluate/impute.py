@@ -1,28 +1,36 @@
-"""Fill the missing cells of a table from the exact posterior predictive p(missing cells | known cells)."""
+"""Fill the missing cells of a table from the posterior predictive p(missing cells | known cells)."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import exact
+from ..config.checks import MOST_OPERATIONS
 from ..config.models import Labels
 from ..data.cells import text_of
 from ..data.labels import judged, use_of_labels
 from ..data.tables import decoded, encoded
-from ..distributions.blocks import BinaryBlock, CategoricalBlock, CountBlock, GaussianBlock
-from ..distributions.table import TableRow
 from ..models.base import VAE
-from ..models.table import Column, TableObservation
-from ..programs.modes import judging
-from .generate import given_codes
+from ..models.table import TableObservation
+from ..programs.look import look
+from ..programs.runs import bind_pair, split
+from ..runtime.rng import own_randomness
+from .bounds import is_summable
+from .importance import FEW_EFFECTIVE_SAMPLES, WARNING_FRACTION, check_particles
+from .predictive import Predictive, predictive_means, sampled_predictive_means
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: Rows in one exact sum.
 ROWS_AT_A_TIME = 10_000
+#: Columns of what is returned.
+OF_CELLS = ["row", "column", "value", "probability", "standard_deviation"]
+OF_LEVELS = ["row", "column", "level", "probability"]
+#: How latents are averaged over: by a sum over all codes, by weighted samples of the guide, or (auto) by the sum if it
+#: is feasible.
+Averaging = Literal["auto", "exact", "sampled"]
 
 
 class Imputed(NamedTuple):
@@ -33,36 +41,80 @@ class Imputed(NamedTuple):
         cells: a row for each cell that was missing: `row` (from 1), `column`, `value`, the `probability` of a level, or
             the `standard_deviation` of a number.
         levels: the probability of each level of such a cell: `row`, `column`, `level`, `probability`.
+        effective_sample_size: of the weighted samples of each row that lacks a cell, as a column of `cells`, too; None
+            if all of it is exact.
+        num_particles: samples of each row; None if all of it is exact.
     """
 
     table: "pd.DataFrame"
     cells: "pd.DataFrame"
     levels: "pd.DataFrame"
+    effective_sample_size: np.ndarray | None = None
+    num_particles: int | None = None
+
+    def frames(self) -> "dict[str, pd.DataFrame]":
+        """Return the tables by their names."""
+        return {"table": self.table, "cells": self.cells, "levels": self.levels}
+
+    def notes(self) -> list[str]:
+        """List what must be known of approximate values; nothing of exact ones.
+
+        The second sentence is that more than one row in a hundred has fewer than 10 effective samples.
+        """
+        sizes = self.effective_sample_size
+        if sizes is None:
+            return []
+        found = [
+            f"approximate: {self.num_particles:,} weighted samples of the guide for each row, of which "
+            f"{sizes.mean():,.0f} are effective on average and {sizes.min():,.1f} at least"
+        ]
+        few = int((sizes < FEW_EFFECTIVE_SAMPLES).sum())
+        if few > WARNING_FRACTION * len(sizes):
+            found.append(
+                f"{few} of {len(sizes)} rows have fewer than {FEW_EFFECTIVE_SAMPLES} effective samples: their values "
+                "may be far from the posterior's. Try more particles."
+            )
+        return found
 
 
-def impute(vae: VAE, data: Any, *, labels: Tensor | None = None, max_memory: float | None = None) -> Imputed:
+def impute(
+    vae: VAE,
+    data: Any,
+    *,
+    labels: Tensor | None = None,
+    averaging: Averaging = "auto",
+    num_particles: int = 1000,
+    max_memory: float | None = None,
+    seed: int = 0,
+) -> Imputed:
     r"""Fill the missing cells of each row from the known ones.
 
     Given the code, cells are independent, so a missing cell v of a row whose known cells are x has
 
     .. math:: p(v | x) = \sum_z p(z | x) \, p(v | z)
 
-    with the exact posterior of all codes. The guide is not used. The mean of a number is its prediction of least
-    squared error, and the most probable level that of fewest errors.
+    with the exact posterior of all codes. The guide is not used. Where there are too many codes to sum over, or
+    continuous latents, samples of the guide stand for the posterior, weighted by p(x, z) / q(z | x): see
+    :func:`~pyro_gvae.evaluate.predictive.sampled_predictive_means`. The result then says that it is approximate. The
+    mean of a number is its prediction of least squared error, and the most probable level that of fewest errors.
 
     Args:
-        vae: a ready program of a table, whose latents are all discrete.
+        vae: a ready program of a table.
         data: a `pandas.DataFrame` with the columns of the table, or rows (M, D) as the program takes them.
         labels: integers (M,), of a program of data given their labels, which all probabilities are then given.
+        averaging: "exact", "sampled", or "auto": the exact sum if it takes about a minute at most.
+        num_particles: P, the number of samples of each row that lacks a cell, if they are used.
         max_memory: bytes that the exact sum may use.
+        seed: of the samples; the random state of the caller is not changed.
 
     Raises:
         ValueError: if the program is not one of a table, the table has other columns or levels, or there are too many
-            codes.
+            codes for the sum that is asked for.
 
     Example:
         >>> import pandas as pd
         >>> from pyro_gvae import CategoricalVAE
+        >>> from pyro_gvae.models.table import Column
         >>> columns = Column("sex", "binary", ("f", "m")), Column("age", "real", (), 40.0, 10.0)
         >>> vae = CategoricalVAE(2, 2, 3, (5,), TableObservation(columns))
         >>> found = impute(vae, pd.DataFrame({"sex": ["f", None], "age": [30.0, 51.0]}))
@@ -80,8 +132,14 @@ def impute(vae: VAE, data: Any, *, labels: Tensor | None = None, max_memory: flo
     columns = observation.columns
     x = encoded(data, columns) if isinstance(data, pd.DataFrame) else data
     x = x.to(next(vae.parameters()))
-    means = _means(vae, x, labels, max_memory).cpu().numpy()
     filled = data.copy() if isinstance(data, pd.DataFrame) else decoded(x, columns)
+    lacking = x.isnan().any(-1).nonzero().squeeze(-1)
+    if not len(lacking):
+        return Imputed(filled, _by_row([], OF_CELLS), _by_row([], OF_LEVELS))
+    own = None if labels is None else labels[lacking]
+    found = _predictive(vae, x[lacking], own, averaging, num_particles, max_memory, seed)
+    means, places = found.means.cpu().numpy(), np.full(len(x), -1)
+    places[lacking.cpu().numpy()] = np.arange(len(lacking))
     cells: list[Any] = []
     levels: list[Any] = []
     start = 0
@@ -89,42 +147,61 @@ def impute(vae: VAE, data: Any, *, labels: Tensor | None = None, max_memory: flo
         width = len(column.levels) or 2
         of_column, start = means[:, start : start + width], start + width
         rows = np.flatnonzero(x[:, place].isnan().cpu().numpy())
+        of_rows = of_column[places[rows]]
         if column.levels:
-            best = of_column[rows].argmax(1)
+            best = of_rows.argmax(1)
             values: Any = np.array(column.levels, object)[best]
-            probabilities = of_column[rows, best]
+            probabilities = of_rows[np.arange(len(rows)), best]
             cells += [
                 (row + 1, column.name, *rest, None) for row, *rest in zip(rows, values, probabilities, strict=True)
             ]
             levels += [
-                (row + 1, column.name, level, of_column[row, number])
-                for row in rows
-                for number, level in enumerate(column.levels)
+                (row + 1, column.name, level, probability)
+                for row, probs in zip(rows, of_rows, strict=True)
+                for level, probability in zip(column.levels, probs, strict=True)
             ]
         else:
-            values = of_column[rows, 0]
-            spreads = np.sqrt(np.maximum(of_column[rows, 1] - values**2, 0.0))
+            values = of_rows[:, 0]
+            spreads = np.sqrt(np.maximum(of_rows[:, 1] - values**2, 0.0))
             cells += [
                 (row + 1, column.name, value, None, sd) for row, value, sd in zip(rows, values, spreads, strict=True)
             ]
         if len(rows):
             _fill(filled, column.name, rows, values)
-    return Imputed(
-        filled,
-        _by_row(cells, ["row", "column", "value", "probability", "standard_deviation"]),
-        _by_row(levels, ["row", "column", "level", "probability"]),
-    )
+    of_cells = _by_row(cells, OF_CELLS)
+    of_levels = _by_row(levels, OF_LEVELS)
+    if found.effective_sample_size is None:
+        return Imputed(filled, of_cells, of_levels)
+    sizes = found.effective_sample_size.cpu().numpy()
+    of_cells["effective_sample_size"] = sizes[places[of_cells["row"].to_numpy(int) - 1]]
+    return Imputed(filled, of_cells, of_levels, sizes, num_particles)
 
 
-def _means(vae: VAE, x: Tensor, labels: Tensor | None, max_memory: float | None) -> Tensor:
-    """Return :func:`predictive_means` of all rows; those of one label at a time, if the program is given labels."""
-    judged(vae, x, labels)  # refuses rows without the label that they need
-    if use_of_labels(vae) is not Labels.GIVEN or labels is None:
-        return torch.cat([predictive_means(vae, rows, max_memory) for rows in x.split(ROWS_AT_A_TIME)])
-    places = [(labels == label).nonzero().squeeze(1) for label in labels.unique()]
-    parts = [(int(labels[rows[0]]), part) for rows in places for part in rows.split(ROWS_AT_A_TIME)]
-    found = [predictive_means(vae, x[rows], max_memory, label=label) for label, rows in parts]
-    return torch.cat(found)[torch.cat([rows for _, rows in parts]).argsort()]
+def _predictive(
+    vae: VAE,
+    x: Tensor,
+    labels: Tensor | None,
+    averaging: Averaging,
+    num_particles: int,
+    max_memory: float | None,
+    seed: int,
+) -> Predictive:
+    """Return the moments of rows that lack cells, by the way that is asked for."""
+    check_particles(num_particles)
+    chunks = list(split(judged(vae, x, labels), ROWS_AT_A_TIME))
+    if averaging == "auto":
+        seen = look(bind_pair(vae, *next(split(chunks[0], 1))))
+        averaging = "exact" if is_summable(vae, chunks, seen, MOST_OPERATIONS, max_memory) else "sampled"
+    own = labels if use_of_labels(vae) is Labels.GIVEN else None
+    if averaging == "sampled":
+        with own_randomness(seed):
+            return sampled_predictive_means(vae, x, num_particles, labels=own)
+    if own is None:
+        return Predictive(torch.cat([predictive_means(vae, rows, max_memory).means for (rows,) in chunks]), None)
+    places = [(own == label).nonzero().squeeze(1) for label in own.unique()]  # one label at a time
+    parts = [(int(own[rows[0]]), part) for rows in places for part in rows.split(ROWS_AT_A_TIME)]
+    found = [predictive_means(vae, x[rows], max_memory, label=label).means for label, rows in parts]
+    return Predictive(torch.cat(found)[torch.cat([rows for _, rows in parts]).argsort()], None)
 
 
 def _by_row(records: list[Any], names: list[str]) -> "pd.DataFrame":
@@ -144,54 +221,3 @@ def _fill(table: "pd.DataFrame", name: str, rows: np.ndarray, values: np.ndarray
     new = cells.astype(object)
     new.iloc[rows] = [written.get(value, value) for value in values]
     table.isetitem(place, new if cells.dtype == object else pd.Series(new).infer_objects())
-
-
-@judging
-@torch.no_grad()
-def predictive_means(vae: VAE, x: Tensor, max_memory: float | None = None, *, label: int | None = None) -> Tensor:
-    """Compute moments of each column under the posterior predictive, given the cells of x (B, D) that are there.
-
-    Returns:
-        Side by side, in float64, for each column: the probabilities of its levels, or the mean and the mean square of
-        its values in their own units.
-    """
-    assert isinstance(vae.observation, TableObservation)
-    columns = vae.observation.columns
-
-    def statistic(codes: dict[str, Tensor]) -> Tensor:
-        row = given_codes(vae, codes, label=label)
-        assert isinstance(row, TableRow)
-        return moments(row, columns).flatten(0, -2)
-
-    given = (x,) if label is None else (x, torch.full((len(x),), label, device=x.device))
-    return exact.posterior_mean(vae, *given, statistic=statistic, max_memory=max_memory)
-
-
-def moments(row: TableRow, columns: tuple[Column, ...]) -> Tensor:
-    """Return the probabilities of levels, or the mean and the mean square of values, of each column side by side."""
-    found: dict[int, Tensor] = {}
-    for block, natural in row.by_block():
-        block = block.double()
-        places = block.places.tolist()
-        match block:
-            case BinaryBlock():
-                p = natural.sigmoid()
-                found |= {place: torch.stack([1 - p[..., i], p[..., i]], -1) for i, place in enumerate(places)}
-            case CategoricalBlock():
-                probs = block.log_probs(natural).exp()
-                found |= {place: probs[..., i, : len(columns[place].levels)] for i, place in enumerate(places)}
-            case CountBlock():
-                mean = natural.exp()
-                square = mean.square() * (1 + (-block.log_dispersion).exp()) + mean
-                found |= {place: torch.stack([mean[..., i], square[..., i]], -1) for i, place in enumerate(places)}
-            case GaussianBlock():
-                for i, place in enumerate(places):
-                    found[place] = _of_numbers(columns[place], natural[..., i], block.scale[i])
-    return torch.cat([found[place] for place in range(len(columns))], -1)
-
-
-def _of_numbers(column: Column, loc: Tensor, scale: Tensor) -> Tensor:
-    mean, variance = column.centre + column.spread * loc, (column.spread * scale).square()
-    if column.kind == "positive":  # log-normal
-        return torch.stack([(mean + variance / 2).exp(), (2 * mean + 2 * variance).exp()], -1)
-    return torch.stack([mean, mean.square() + variance], -1)

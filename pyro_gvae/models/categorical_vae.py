@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import pyro
 import torch
@@ -104,8 +104,8 @@ class CategoricalVAE(VAE):
             prior_temperature=prior_temperature,
             name=name,
         )
-        self.num_latents: Final = num_latents
-        self.num_categories: Final = num_categories
+        self.num_latents = num_latents  # pruning makes them smaller
+        self.num_categories = num_categories
         self.encoder = encoder or mlp_encoder(self.input_dim, hidden, num_latents, num_categories)
         self.decoder = decoder or mlp_decoder(num_latents, num_categories, tuple(hidden)[::-1], self.natural_dim)
         self.prior: CodePrior | None = as_prior(prior, num_latents, num_categories)
@@ -155,7 +155,7 @@ class CategoricalVAE(VAE):
         """
         self._begin(x)
         with pyro.plate("data", len(x)):
-            logits = self.encoder(self.observation.inputs(x))  # (B, N, K)
+            logits = self.guide_logits(x)
             if logits.shape != (len(x), *self.prior_logits.shape):
                 raise ValueError(
                     f"Expected the encoder to return logits of shape {(len(x), *self.prior_logits.shape)}, but found "
@@ -173,8 +173,12 @@ class CategoricalVAE(VAE):
         One-hots, samples and codes of the exact posterior are those of :func:`pyro_gvae.encode`.
         """
         self._check_data(x)
-        code: Tensor = self.encoder(x).argmax(-1)
-        return code
+        return self.guide_logits(x).argmax(-1)
+
+    def guide_logits(self, x: Tensor) -> Tensor:
+        """Return the logits of the guide, (B, N, K), for data x (B, D)."""
+        logits: Tensor = self.encoder(self.observation.inputs(x))
+        return logits
 
     def extra_repr(self) -> str:
         """Return sizes and temperatures, which `repr` shows."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..distributions.coupled import CodePrior
-from ..distributions.parameters import at_least_float32
+from ..distributions.parameters import at_least_float32, halve
 from .trees import Edges, chain, maximum_spanning_tree, mutual_information, pairwise_means
 
 #: The least probability that a tree takes over from data, so that no code becomes impossible.
@@ -77,6 +77,17 @@ class PairwisePrior(CodePrior):
         for (parent, child), given in zip(edges, self.logits.softmax(-1), strict=True):
             digits[:, child] = torch.multinomial(given[digits[:, parent]], 1).squeeze(-1)
         return F.one_hot(digits, self.num_categories).to(self.uniform)
+
+    @override
+    @torch.no_grad()
+    def split(self, digit: int, source: int, to: int) -> None:
+        for (parent, child), given in zip(self.edges, self.logits, strict=True):
+            if parent == digit:
+                given[to] = given[source]
+            if child == digit:
+                halve(given, source, to)
+        if not self.edges or self.edges[0][0] == digit:
+            halve(self.root_logits, source, to)
 
 
 @final

@@ -1,19 +1,24 @@
 """Priors over the joint codes of N one-hots of K categories, by name."""
 
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Any, TypeVar, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from ..config.models import INDEPENDENT, named_prior
 from ..config.names import PriorName
 from ..distributions.codes import numbered_codes
 from ..distributions.coupled import CodePrior
-from ..distributions.parameters import at_least_float32
+from ..distributions.parameters import at_least_float32, halve
+from .causal import CAUSAL_NETWORKS, CausalNetwork
 from .pairwise_priors import MarkovPrior, TreePrior
+
+P = TypeVar("P", bound=nn.Module)
 
 #: The most joint codes over which a joint prior is normalized, in each step.
 MOST_NORMALIZED = 2**18
@@ -29,6 +34,9 @@ class JointPrior(CodePrior):
         module: f, from codes (..., N, K) to logits (...); an MLP if None, which begins as the uniform prior.
         hidden: widths of the MLP.
 
+    Attributes:
+        shares: what :meth:`split` adds to f for each category, (N, K); it is not trained.
+
     Raises:
         ValueError: if there are more than 2^18 codes.
 
@@ -37,6 +45,8 @@ class JointPrior(CodePrior):
         >>> round(prior.log_prob(prior.all_codes()).exp().sum().item(), 4)
         1.0
     """
+
+    shares: Tensor
 
     def __init__(
         self,
@@ -53,17 +63,31 @@ class JointPrior(CodePrior):
                 "or 'autoregressive', which are normalized as they are."
             )
         self.module = module or _mlp(num_latents * num_categories, hidden)
+        self.register_buffer("shares", torch.zeros(num_latents, num_categories))
 
     @override
     def log_prob(self, codes: Tensor) -> Tensor:
-        logits, of_all = (at_least_float32(self.module(own)) for own in (codes.to(self.uniform), self.all_codes()))
-        return logits - of_all.logsumexp(0)
+        return self._logits(codes.to(self.uniform)) - self._logits(self.all_codes()).logsumexp(0)
+
+    def _logits(self, codes: Tensor) -> Tensor:
+        return at_least_float32(self.module(codes)) + (codes * self.shares).sum((-2, -1))
 
     @override
     @torch.no_grad()
     def draw(self, count: int) -> Tensor:
-        numbers = torch.multinomial(self.module(self.all_codes()).softmax(0), count, replacement=True)
+        numbers = torch.multinomial(self._logits(self.all_codes()).softmax(0), count, replacement=True)
         return numbered_codes(numbers, self.num_latents, self.num_categories, dtype=self.uniform.dtype)
+
+    @override
+    @torch.no_grad()
+    def split(self, digit: int, source: int, to: int) -> None:
+        match [*self.module.children()][:2]:
+            case [nn.Flatten(), nn.Linear() as first]:
+                columns = first.weight.unflatten(1, self.uniform.shape)[:, digit]
+                columns[:, to] = columns[:, source]
+                halve(self.shares[digit], source, to)
+            case _:
+                super().split(digit, source, to)
 
 
 def _mlp(num_inputs: int, hidden: Sequence[int]) -> nn.Module:
@@ -71,7 +95,10 @@ def _mlp(num_inputs: int, hidden: Sequence[int]) -> nn.Module:
     layers: list[nn.Module] = [nn.Flatten(-2)]
     for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers, _zero(nn.Linear(widths[-1], 1)), _Squeezed())
+    last = nn.Linear(widths[-1], 1)
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
+    return nn.Sequential(*layers, last, _Squeezed())
 
 
 @final
@@ -82,65 +109,57 @@ class _Squeezed(nn.Module):
         return x.squeeze(-1)
 
 
-def _zero(linear: nn.Linear) -> nn.Linear:
-    """Set weights and biases to 0."""
-    for parameter in linear.parameters():
-        nn.init.zeros_(parameter)
-    return linear
-
-
 @final
 class AutoregressivePrior(CodePrior):
     """The digits in their order, each given all before: p(z_1) p(z_2 | z_1) .. p(z_N | z_1, .., z_(N - 1)).
 
-    One masked network returns the logits of all digits (MADE: Germain et al. 2015, arXiv 1502.03509). It begins as the
-    uniform prior.
+    One causal network returns the logits of all digits. It begins as the uniform prior.
 
     Args:
         num_latents: N.
         num_categories: K.
-        hidden: width of the hidden layer.
+        network: "mlp", a masked MLP, or "transformer", a small causal one; or a
+            :class:`~pyro_gvae.models.causal.CausalNetwork` of your own.
+        **options: of a network that is given by its name: `hidden`; or `width`, `num_heads` and `num_layers`.
+
+    Raises:
+        ValueError: if there is no such network or option.
 
     Example:
-        >>> prior = AutoregressivePrior(3, 4)
+        >>> prior = AutoregressivePrior(3, 4, "transformer", width=8, num_heads=2)
         >>> round(prior.log_prob(prior.all_codes()).exp().sum().item(), 4)
         1.0
     """
 
-    reads: Tensor
-    writes: Tensor
-    skips: Tensor
-
-    def __init__(self, num_latents: int, num_categories: int, hidden: int = 128) -> None:
+    def __init__(
+        self, num_latents: int, num_categories: int, network: str | CausalNetwork = "mlp", **options: Any
+    ) -> None:
         super().__init__(num_latents, num_categories)
-        size = num_latents * num_categories
-        self.first = nn.Linear(size, hidden)
-        self.last, self.direct = _zero(nn.Linear(hidden, size)), _zero(nn.Linear(size, size, bias=False))
-        digit = torch.arange(num_latents).repeat_interleave(num_categories)  # of each input and output
-        before = torch.arange(hidden) % max(1, num_latents - 1) + 1  # a hidden unit reads so many digits
-        self.register_buffer("reads", (digit < before[:, None]).float(), persistent=False)  # (H, NK)
-        self.register_buffer("writes", (before <= digit[:, None]).float(), persistent=False)  # (NK, H)
-        self.register_buffer("skips", (digit < digit[:, None]).float(), persistent=False)  # (NK, NK)
+        if isinstance(network, str):
+            if network not in CAUSAL_NETWORKS:
+                raise ValueError(
+                    f"Expected a network among {', '.join(CAUSAL_NETWORKS)}, or a CausalNetwork, but found '{network}'."
+                )
+            network = _made(f"the network '{network}'", CAUSAL_NETWORKS[network], num_latents, num_categories, options)
+        self.network = network
 
     @override
     def log_prob(self, codes: Tensor) -> Tensor:
-        log_probs = at_least_float32(self._logits(codes.to(self.uniform))).log_softmax(-1)
+        log_probs = at_least_float32(self.network(codes.to(self.uniform))).log_softmax(-1)
         return (codes.to(log_probs) * log_probs).sum((-2, -1))
-
-    def _logits(self, codes: Tensor) -> Tensor:
-        flat = codes.flatten(-2)
-        hidden = F.linear(flat, self.first.weight * self.reads, self.first.bias).relu()
-        logits = F.linear(hidden, self.last.weight * self.writes, self.last.bias)
-        return (logits + F.linear(flat, self.direct.weight * self.skips)).unflatten(-1, codes.shape[-2:])
 
     @override
     @torch.no_grad()
     def draw(self, count: int) -> Tensor:
         codes = self.uniform.new_zeros(count, self.num_latents, self.num_categories)
         for n in range(self.num_latents):
-            drawn = torch.multinomial(self._logits(codes)[:, n].softmax(-1), 1).squeeze(-1)
+            drawn = torch.multinomial(self.network(codes)[:, n].softmax(-1), 1).squeeze(-1)
             codes[:, n] = F.one_hot(drawn, self.num_categories).to(codes)
         return codes
+
+    @override
+    def split(self, digit: int, source: int, to: int) -> None:
+        self.network.split(digit, source, to)
 
 
 @final
@@ -178,9 +197,14 @@ class MixturePrior(CodePrior):
         digits = torch.multinomial(probs.flatten(0, 1), 1).reshape(count, self.num_latents)
         return F.one_hot(digits, self.num_categories).to(self.uniform)
 
+    @override
+    @torch.no_grad()
+    def split(self, digit: int, source: int, to: int) -> None:
+        halve(self.logits[:, digit], source, to)
+
 
 #: Name -> constructor from N and K. `config/names.py` lists the names, and the two of independent digits besides.
-PRIORS: dict[PriorName, Callable[[int, int], CodePrior]] = {
+PRIORS: dict[PriorName, Callable[..., CodePrior]] = {
     "joint": JointPrior,
     "markov": MarkovPrior,
     "tree": TreePrior,
@@ -190,19 +214,29 @@ PRIORS: dict[PriorName, Callable[[int, int], CodePrior]] = {
 
 
 def as_prior(prior: str | CodePrior, num_latents: int, num_categories: int) -> CodePrior | None:
-    """Return a prior by its name, None for independent digits, or a given one.
+    """Return a prior by its name, with options in brackets if any; None for independent digits; or a given one.
 
     Raises:
-        ValueError: if the name is unknown, or a given prior is one of other codes.
+        ValueError: if name or options are unknown, or a given prior is one of other codes.
+
+    Example:
+        >>> as_prior("mixture[num_components=3]", 2, 4).logits.shape
+        torch.Size([3, 2, 4])
     """
     if isinstance(prior, CodePrior):
         own, expected = (prior.num_latents, prior.num_categories), (num_latents, num_categories)
         if own != expected:
             raise ValueError(f"Expected a prior of codes of shape (N, K) = {expected}, but found one of {own}.")
         return prior
-    if prior in ("uniform", "independent"):
+    if prior in INDEPENDENT:
         return None
-    if prior not in PRIORS:
-        names = ", ".join(("uniform", "independent", *PRIORS))
-        raise ValueError(f"Expected a prior among {names}, or a CodePrior, but found '{prior}'.")
-    return PRIORS[prior](num_latents, num_categories)
+    name, options = named_prior(prior)
+    return _made(f"the prior '{name}'", PRIORS[name], num_latents, num_categories, options)
+
+
+def _made(said: str, construct: Callable[..., P], num_latents: int, num_categories: int, options: dict[str, Any]) -> P:
+    try:
+        inspect.signature(construct).bind(num_latents, num_categories, **options)
+    except TypeError as error:
+        raise ValueError(f"Expected options that {said} has, but {error}.") from error
+    return construct(num_latents, num_categories, **options)

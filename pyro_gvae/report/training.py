@@ -137,6 +137,9 @@ def _to_know(last: Mapping[str, Any], *, finished: bool, go_on: str) -> list[str
     sentences = []
     if not finished:
         sentences.append(f"It is not finished; the pictures are of its checkpoint. Go on with: {go_on}")
+    if _known(last.get("num_latents")) is not None:
+        sizes = f"{last['num_latents']:.0f} latents of {last['num_categories']:.0f} categories"
+        sentences.append(f"Pruning left {sizes}; the pictures are of these.")
     if last["skipped"] > 0:
         sentences.append(f"{last['skipped']:.0f} steps were left out, since their loss or gradient was not finite.")
     return sentences

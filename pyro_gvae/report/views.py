@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..evaluate.impute import moments
+from ..evaluate.predictive import moments
 from ..models.base import VAE
 from ..models.observations import MultinomialObservation
 from ..models.table import TableObservation

@@ -26,6 +26,8 @@ class TrainLine(TypedDict):
     beta: float | None
     unimix: float | None
     usage_entropy: float | None
+    num_latents: int | None
+    num_categories: int | None
 
 
 class ProgramRecord(TypedDict):

@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from ..config.train import OUTSIDE
 from ..runs.checkpoint import load_checkpoint, load_tensors, save_tensors
+from ..runs.config import different_settings
 from ..runs.files import read_records, remove
 
 CHECKPOINT, WEIGHTS, METRICS = "checkpoint.safetensors", "weights.safetensors", "metrics.jsonl"
+#: Settings that may differ between a run and its continuation: they change what is learned by rounding, or not at all.
+FREE = OUTSIDE | {"tensorboard", "checkpoint_every", "max_memory"}
 
 
 def read_checkpoint(output: Path) -> Any:
@@ -46,3 +50,30 @@ def keep_weights(vae: Any, path: Path) -> None:
         load_tensors(path)
     except ValueError:
         save_tensors(path, vae.state_dict())
+
+
+def check_same_run(content: dict[str, Any], own: dict[str, Any]) -> None:
+    """Refuse the content of a checkpoint that is not of the run that goes on.
+
+    Args:
+        content: of the checkpoint.
+        own: what the run would write now.
+
+    Raises:
+        ValueError: if parts are absent, or configuration, data or number of processes are others.
+    """
+    absent = own.keys() - content.keys()
+    if absent:
+        raise ValueError(f"Expected a complete checkpoint, but found one without {', '.join(sorted(absent))}.")
+    different = different_settings(own["config"], content["config"], free=FREE)
+    if different:
+        raise ValueError(
+            f"Expected a checkpoint of this configuration, but found one with another {', '.join(different)}."
+        )
+    if content["data"] != own["data"]:
+        raise ValueError("Expected the training data of the checkpoint, but found other data.")
+    here, there = (len(one["random_of_others"]) + 1 for one in (own, content))
+    if there != here:
+        raise ValueError(
+            f"Expected a checkpoint of {here} process(es), but found one of {there}. Try torchrun --nproc-per-node."
+        )

@@ -32,9 +32,10 @@ from .logs import Logs
 from .milestones import NO_MILESTONES, Measure, Milestones, measured
 from .non_finite import check_weights, first_non_finite
 from .pairs import trainable
+from .prune import check_prunable, prune_if_due, shrink_to
 from .refit import refit_if_due
 from .result import Fit, Interrupted
-from .revive import revive_if_due, rows_of
+from .revive import check_revivable, revive_if_due
 from .training import Training
 
 
@@ -109,7 +110,9 @@ def fit(
     with alone, own, pyro.get_param_store().scope(), _signals_noted(output) as stop:
         training = Training(program, known, config)
         if config.revive is not None:
-            rows_of(program)
+            check_revivable(program)
+        if config.pruning is not None:
+            check_prunable(program)
         with _locked(output):
             begun = _begun(training, output, resume=resume)
             if output is not None:
@@ -165,6 +168,7 @@ def _advance(
 ) -> None:
     """Take a step and do what is due after it. A checkpoint is written last, so that the next step starts from it."""
     state, ahead = training.state, milestones.ahead(training)
+    prune_if_due(training)
     revive_if_due(training)
     refit_if_due(training)
     training.advance()
@@ -214,6 +218,8 @@ def _restored(training: Training, output: Path | None) -> bool:
     content = from_main(lambda: read_checkpoint(output))
     if content is None:
         return False
+    if training.config.pruning is not None:
+        shrink_to(training.vae, content.get("vae"))
     training.restore(content)
     # Drop lines after the checkpoint; they will be written again.
     if not from_main(lambda: cut(output / METRICS, content["metrics_bytes"])):

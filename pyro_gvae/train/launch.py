@@ -16,7 +16,9 @@ from .files import CHECKPOINT
 from .fit import fit
 from .loggers import loggers_of
 from .monitor import judge_of
+from .prune import check_prunable
 from .result import Fit
+from .revive import check_revivable
 from .setup import initial_model, load_or_slice, read_in_words, with_classes
 from .source import source_of
 
@@ -49,6 +51,10 @@ def train(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: Non
     config = with_classes(config, data)
     vae = initial_model(config, data)
     check_training(vae, data, config)  # before a folder is created
+    if config.revive is not None:
+        check_revivable(vae)
+    if config.pruning is not None:
+        check_prunable(vae)
     config = replace(config, judge=judge_of(vae, data, config))  # written into the folder, so that it is chosen once
     again = restarts() > 0
     folder, begun = from_main(lambda: _run_folder(config, data, again))

@@ -25,6 +25,7 @@ from .described import program_of, untrained
 from .files import METRICS, WEIGHTS
 from .kept_data import read_data
 from .pairs import trainable
+from .prune import shrink_to
 from .setup import load_data
 from .source import read_again
 from .trained import load_model, read_weights, trained_models
@@ -160,6 +161,8 @@ class LoadedRun:
         if not hasattr(program, "parameters"):
             data = self.data
             module = trainable(program, first(data.train if isinstance(data, AnyDataset) else data, 2))
+        if isinstance(self.config, TrainConfig) and self.config.pruning is not None:
+            shrink_to(module, weights)
         try:
             module.load_state_dict(from_parts(weights, module.state_dict()))
         except (RuntimeError, KeyError, TypeError, AttributeError) as error:

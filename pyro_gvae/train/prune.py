@@ -1,28 +1,33 @@
-"""Latents that tell nothing of data, and categories that data do not use, removed from a trained program."""
+"""Latents that tell nothing of data, and categories that data do not use, removed from a program."""
 
 import copy
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
+from ..data.batches import sample_of
 from ..evaluate.code_statistics import latent_statistics
 from ..models.categorical_vae import CategoricalVAE
 from ..programs.modes import judging
+from .monitor import NUM_TRAIN_WATCHED
 from .revive import rows_of
+from .training import Training
+
+#: What is left of a tensor.
+Cut = Callable[[Tensor], Tensor]
 
 
-class Pruned(NamedTuple):
-    """A smaller program, and what is left of the codes of the one that it was made of.
+class Left(NamedTuple):
+    """The codes that are left.
 
     Attributes:
-        vae: the smaller program, of N' latents of K' categories.
         latents: the latents that are left, (N',).
         categories: the categories that are left of each, (N', K').
         fixed: the category that each latent of the larger program has where it is removed, (N,).
     """
 
-    vae: CategoricalVAE
     latents: Tensor
     categories: Tensor
     fixed: Tensor
@@ -35,10 +40,15 @@ class Pruned(NamedTuple):
         return numbers
 
 
-@judging
-@torch.no_grad()
+class Pruned(NamedTuple):
+    """A smaller program, and what is left of the codes of the one that it was made of."""
+
+    vae: CategoricalVAE
+    left: Left
+
+
 def prune(vae: CategoricalVAE, x: Tensor, *, information: float = 0.01, usage: float = 0.001) -> Pruned:
-    r"""Remove latents of little mutual information with data, and categories that data hardly use.
+    r"""Copy a program without latents of little mutual information with data, and categories that data hardly use.
 
     A latent is removed where :math:`\mathrm{I}(x; z_n)` under the guide is below a threshold; for the decoder, it then
     has its most used category. All latents that are left have K' categories, the most that one of them uses, and each
@@ -64,64 +74,153 @@ def prune(vae: CategoricalVAE, x: Tensor, *, information: float = 0.01, usage: f
         >>> found.vae.num_latents, found.vae.num_categories
         (3, 2)
     """
-    rows_of(vae)
-    log_q = vae.encoder(x).log_softmax(-1)  # (B, N, K)
-    use = log_q.exp().mean(0)
-    latents = (latent_statistics(log_q).mutual_information >= information).nonzero().squeeze(-1)
-    if not len(latents):
+    check_prunable(vae)
+    left = what_is_left(vae, x, information, usage)
+    if left is None:
         raise ValueError(
             f"Expected a latent of {information:g} nats of information on data or more, but found none. Try a lower "
             "threshold, or a program that has learned more."
         )
-    size = max(2, int((use[latents] >= usage).sum(-1).max()))
-    categories = use[latents].topk(size, -1).indices.sort(-1).values  # (N', K')
-    columns = (latents.unsqueeze(-1) * vae.num_categories + categories).flatten()
-    fixed = use.argmax(-1)
-    removed = [n for n in range(vae.num_latents) if n not in latents.tolist()]
-    constant = torch.tensor([n * vae.num_categories + int(fixed[n]) for n in removed], dtype=torch.long).to(x.device)
-    smaller = CategoricalVAE(
-        vae.data_dim,
-        len(latents),
-        size,
-        observation=copy.deepcopy(vae.observation),
-        learn_prior=isinstance(vae.prior_logits, nn.Parameter),
-        temperature=vae.temperature.item(),
-        prior_temperature=vae.prior_temperature.item(),
-        encoder=_encoder(vae, columns, (len(latents), size)),
-        decoder=_decoder(vae, columns, constant),
-        name=vae.name,
-    ).to(vae.prior_logits)
-    smaller.prior_logits.copy_(vae.prior_logits[latents].gather(-1, categories))
-    return Pruned(smaller.train(vae.training), latents, categories, fixed)
+    smaller = copy.deepcopy(vae)
+    shrink(smaller, left)
+    return Pruned(smaller, left)
 
 
-def _encoder(vae: CategoricalVAE, rows: Tensor, shape: tuple[int, int]) -> nn.Module:
-    """Return the encoder with some of its last layer's rows."""
-    last = rows_of(vae).encoder
-    fewer = nn.Linear(last.in_features, len(rows)).to(last.weight)
-    fewer.weight.copy_(last.weight[rows])
-    fewer.bias.copy_(last.bias[rows])
+def check_prunable(vae: Any) -> None:
+    """Refuse a program without which a smaller one has not the same function.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    rows = rows_of(vae)
+    if vae.prior is not None:
+        raise ValueError(
+            f"Expected a prior of independent digits, which has one of each latent, but found a "
+            f"{type(vae.prior).__name__}: given that a later digit has one of some categories, an earlier one has "
+            "another prior. Try prior='independent', and fit_prior after pruning."
+        )
+    if rows.decoder.bias is None:
+        raise ValueError(
+            "Expected a first layer of the decoder with a bias, to which the part of removed latents is added, but "
+            "found none. Try nn.Linear(.., bias=True)."
+        )
     before = vae.num_latents, vae.num_categories
-    network = _replaced(vae.encoder, {id(last): fewer})
-    shapes = [one for one in network.modules() if isinstance(one, nn.Unflatten)]
-    if not shapes or tuple(shapes[-1].unflattened_size) != before:
+    if _last_shape(vae) is None:
         raise ValueError(
             f"Expected an encoder that ends in nn.Unflatten(-1, {before}), whose shape is changed, but found none. Try "
             "it as the last layer."
         )
-    shapes[-1].unflattened_size = shape
-    return network
 
 
-def _decoder(vae: CategoricalVAE, columns: Tensor, constant: Tensor) -> nn.Module:
-    """Return the decoder with some of its first layer's columns; constant ones are added to its bias."""
-    first = rows_of(vae).decoder
-    fewer = nn.Linear(len(columns), first.out_features).to(first.weight)
-    fewer.weight.copy_(first.weight[:, columns])
-    fewer.bias.copy_(first.weight[:, constant].sum(-1) + (0.0 if first.bias is None else first.bias))
-    return _replaced(vae.decoder, {id(first): fewer})
+def _last_shape(vae: CategoricalVAE) -> nn.Unflatten | None:
+    shapes = [one for one in vae.encoder.modules() if isinstance(one, nn.Unflatten)]
+    own = vae.num_latents, vae.num_categories
+    return shapes[-1] if shapes and tuple(shapes[-1].unflattened_size) == own else None
 
 
-def _replaced(network: nn.Module, layers: dict[int, nn.Module]) -> nn.Module:
-    """Return a copy of a network with other layers, by the identity of those that they replace."""
-    return copy.deepcopy(network, dict(layers))
+@judging
+@torch.no_grad()
+def what_is_left(vae: CategoricalVAE, x: Tensor, information: float, usage: float) -> Left | None:
+    """Choose latents and categories as :func:`prune` does; None if no latent has so much information."""
+    log_q = vae.guide_logits(x).log_softmax(-1)  # (B, N, K)
+    use = log_q.exp().mean(0)
+    latents = (latent_statistics(log_q).mutual_information >= information).nonzero().squeeze(-1)
+    if not len(latents):
+        return None
+    size = max(2, int((use[latents] >= usage).sum(-1).max()))
+    return Left(latents, use[latents].topk(size, -1).indices.sort(-1).values, use.argmax(-1))
+
+
+@torch.no_grad()
+def shrink(vae: CategoricalVAE, left: Left) -> None:
+    """Remove all latents and categories but some, in place: parameters stay the same objects, with fewer numbers.
+
+    Args:
+        vae: a program that :func:`check_prunable` accepts.
+        left: what stays.
+    """
+    layers, shape = rows_of(vae), _last_shape(vae)
+    assert shape is not None
+    removed = torch.ones(vae.num_latents, dtype=torch.bool, device=left.fixed.device)
+    removed[left.latents] = False
+    numbers = removed.nonzero().squeeze(-1)
+    constant = numbers * vae.num_categories + left.fixed[numbers]
+    layers.decoder.bias.add_(layers.decoder.weight[:, constant].sum(-1))
+    for parameter, cut in cuts(vae, left).items():
+        parameter.data = cut(parameter.data)
+    if not isinstance(vae.prior_logits, nn.Parameter):
+        vae.prior_logits = _of_prior(left)(vae.prior_logits)
+    vae.num_latents, vae.num_categories = left.categories.shape
+    layers.encoder.out_features = layers.decoder.in_features = left.categories.numel()
+    shape.unflattened_size = Size(left.categories.shape)
+    if vae.arguments is not None:
+        vae.arguments |= {"num_latents": vae.num_latents, "num_categories": vae.num_categories}
+
+
+def cuts(vae: CategoricalVAE, left: Left) -> dict[Tensor, Cut]:
+    """Return what is left of each parameter that has a row or a column for each category."""
+    rows, layers = (left.latents.unsqueeze(-1) * vae.num_categories + left.categories).flatten(), rows_of(vae)
+    found: dict[Tensor, Cut] = {
+        layers.encoder.weight: lambda weight: weight[rows],
+        layers.encoder.bias: lambda bias: bias[rows],
+        layers.decoder.weight: lambda weight: weight[:, rows],
+    }
+    if isinstance(vae.prior_logits, nn.Parameter):
+        found[vae.prior_logits] = _of_prior(left)
+    return found
+
+
+def _of_prior(left: Left) -> Cut:
+    return lambda logits: logits[left.latents].gather(-1, left.categories)
+
+
+def shrink_to(vae: Any, weights: Mapping[str, Any]) -> None:
+    """Give a program the sizes of weights that pruning has left; the weights themselves are not taken over.
+
+    Sizes that pruning cannot have left are ignored: the weights do not fit then, which is told where they are loaded.
+    """
+    logits = weights.get("prior_logits") if isinstance(weights, Mapping) else None
+    if not isinstance(vae, CategoricalVAE) or not isinstance(logits, Tensor) or logits.dim() != 2:
+        return
+    (num_latents, num_categories), before = logits.shape, vae.prior_logits.shape
+    if (num_latents, num_categories) != before and 1 <= num_latents <= before[0] and 2 <= num_categories <= before[1]:
+        check_prunable(vae)
+        device = vae.prior_logits.device
+        latents, categories = (torch.arange(size, device=device) for size in logits.shape)
+        fixed = torch.zeros(before[0], dtype=torch.long, device=device)
+        shrink(vae, Left(latents, categories.expand(num_latents, -1), fixed))
+
+
+def prune_if_due(training: Training) -> None:
+    """Prune the program at the beginning of an epoch or a stage, if the configuration says so.
+
+    What is done depends on weights, data and step alone, so that a resumed run and all processes do the same. The
+    optimizer keeps its averages of what is left; the loss's own parameters begin anew. A program none of whose latents
+    has enough information stays as it is.
+    """
+    config, state, vae = training.config, training.state, training.vae
+    pruning = config.pruning
+    if pruning is None or not pruning.is_due(state.step, state.stage_step, training.per_epoch):
+        return
+    sample: Any = sample_of(training.train, NUM_TRAIN_WATCHED)
+    left = what_is_left(vae, sample, pruning.information, pruning.usage)
+    if left is None or left.categories.shape == vae.prior_logits.shape:
+        return
+    cut_averages(training.optimizer, cuts(vae, left))
+    shrink(vae, left)
+    training.begin_stage_again()
+
+
+def cut_averages(optimizer: torch.optim.Optimizer, cut_of: Mapping[Tensor, Cut]) -> None:
+    """Cut what an optimizer has of each number of a parameter; it forgets a parameter of which it has anything else."""
+    for parameter, cut in cut_of.items():
+        averages = {
+            name: value
+            for name, value in optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor) and value.dim()
+        }
+        if any(value.shape != parameter.shape for value in averages.values()):
+            del optimizer.state[parameter]
+        else:
+            for name, value in averages.items():
+                optimizer.state[parameter][name] = cut(value)

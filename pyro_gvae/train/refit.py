@@ -73,8 +73,7 @@ def fit_prior(
 @judging
 @torch.no_grad()
 def _logits(vae: CategoricalVAE, x: Tensor) -> Tensor:
-    logits: Tensor = vae.encoder(x)
-    return logits
+    return vae.guide_logits(x)
 
 
 def _log_prior(prior: CodePrior, logits: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """New rows for the categories that data do not use, so that training does not go on without them."""
 
-import math
+import copy
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..distributions.parameters import halve
 from ..models.categorical_vae import CategoricalVAE
 from ..programs.modes import judging
 from ..runtime.rng import derived_seed
@@ -28,11 +29,6 @@ def rows_of(vae: Any) -> Rows:
     Raises:
         ValueError: if the program has none with a row for each category.
     """
-    if isinstance(vae, CategoricalVAE) and vae.prior is not None:
-        raise ValueError(
-            f"Expected a prior of independent digits, one category of which can be split in two or left out, but found "
-            f"a {type(vae.prior).__name__}. Try revive=None, or prior='independent'."
-        )
     if isinstance(vae, CategoricalVAE):
         of_encoder, of_decoder = (
             [one for one in network.modules() if isinstance(one, nn.Linear)] for network in (vae.encoder, vae.decoder)
@@ -43,8 +39,20 @@ def rows_of(vae: Any) -> Rows:
                 return Rows(last, first)
     raise ValueError(
         "Expected a CategoricalVAE whose encoder ends in a linear layer with a bias and whose decoder begins with one, "
-        f"to revive categories, but found {type(vae).__name__} without them. Try revive=None, or unimix."
+        f"whose rows are those of categories, but found {type(vae).__name__} without them. Try revive=None and "
+        "prune=None, or unimix."
     )
+
+
+def check_revivable(vae: Any) -> None:
+    """Refuse a program whose categories cannot be split.
+
+    Raises:
+        ValueError: if its networks have no row for each category, or its prior does not say how.
+    """
+    rows_of(vae)
+    if vae.prior is not None:
+        copy.deepcopy(vae.prior).split(0, 0, 1)
 
 
 @judging
@@ -55,6 +63,8 @@ def revive(vae: CategoricalVAE, x: Tensor, threshold: float, *, seed: int = 0, n
     The unused category k gets the encoder's row, the decoder's column and the prior's probability of the most used
     category j, with a little noise, and both get half of j's probability. Without the noise the decoder says what it
     said, and the ELBO is not lower, but for what k had; under a uniform prior it is log 2 higher for each datum of j.
+    A prior of dependent digits is split whatever the other digits are: see
+    :meth:`~pyro_gvae.distributions.coupled.CodePrior.split`.
 
     Args:
         vae: the program, which is changed in place.
@@ -67,7 +77,8 @@ def revive(vae: CategoricalVAE, x: Tensor, threshold: float, *, seed: int = 0, n
         The number of categories that got new rows.
 
     Raises:
-        ValueError: if the encoder does not end in a linear layer, or the decoder does not begin with one.
+        ValueError: if the encoder does not end in a linear layer, or the decoder does not begin with one, or a prior of
+            your own does not say how its categories are split.
 
     Example:
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
@@ -75,7 +86,7 @@ def revive(vae: CategoricalVAE, x: Tensor, threshold: float, *, seed: int = 0, n
         0
     """
     encoder, decoder = rows_of(vae)
-    use = vae.encoder(x).softmax(-1).mean(0)  # (N, K)
+    use = vae.guide_logits(x).softmax(-1).mean(0)  # (N, K)
     generator = torch.Generator().manual_seed(seed)
 
     def copy(rows: Tensor, source: int, to: int) -> None:
@@ -83,18 +94,16 @@ def revive(vae: CategoricalVAE, x: Tensor, threshold: float, *, seed: int = 0, n
         random = torch.randn(row.shape, generator=generator).to(row)
         rows[to] = row + noise * row.square().mean().sqrt() * random
 
-    def halve(logits: Tensor, source: int, to: int) -> None:
-        logits[source] -= math.log(2)
-        logits[to] = logits[source]
-
     unused = (use < threshold).nonzero().tolist()
-    for n, k in (use < threshold).nonzero().tolist():
+    for n, k in unused:
         j = int(use[n].argmax())
         source, to = n * vae.num_categories + j, n * vae.num_categories + k
         copy(encoder.weight, source, to)
         copy(decoder.weight.T, source, to)
         halve(encoder.bias, source, to)
-        if isinstance(vae.prior_logits, nn.Parameter):
+        if vae.prior is not None:
+            vae.prior.split(n, j, k)
+        elif isinstance(vae.prior_logits, nn.Parameter):
             halve(vae.prior_logits[n], j, k)
         use[n, j] /= 2
         use[n, k] = use[n, j]

@@ -30,6 +30,7 @@ from ..runs.records import TrainLine
 from .described import untrained
 from .files import CHECKPOINT, METRICS, WEIGHTS
 from .kept_data import as_dataset
+from .prune import shrink_to
 
 
 class Which(NamedTuple):
@@ -117,6 +118,8 @@ def load_model(
     config = replace(read_train_config(folder), data_dir=data_dir)
     weights, finished = read_weights(folder)
     vae, data = untrained(folder, config)
+    if config.pruning is not None:
+        shrink_to(vae, weights)
     try:
         vae.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -10,28 +10,25 @@ import torch
 from torch import Tensor
 
 from ..config.stages import Amount, Stage
-from ..config.train import OUTSIDE, TrainConfig
+from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.batches import epoch_batches, sample_of
 from ..data.columns import Data, device_of, digest_of, first, mapped, num_data
 from ..data.labels import given
 from ..data.rows import Rows
 from ..data.sliced import AnyDataset
-from ..runs.config import different_settings
 from ..runs.weights import from_parts, in_parts
 from ..runtime.distributed import copy_from_main, from_main, gathered, largest, share
 from ..runtime.rng import random_states, set_random_states
 from ..schedules import schedule
 from .checks import annealed_tensors, check_data, check_losses, stage_estimator, weights_on
 from .compilation import again, choose
+from .files import check_same_run
 from .monitor import NUM_TRAIN_WATCHED, discrete_elbo, judge_of
 from .non_finite import first_non_finite, not_finite
 from .optimizers import check_optimizer_state, named_shapes, new_optimizer
 from .state import State, read_state
 from .step import Step, make_step
-
-#: Settings that may differ between a run and its continuation: they change what is learned by rounding, or not at all.
-FREE = OUTSIDE | {"tensorboard", "checkpoint_every", "max_memory"}
 
 
 @final
@@ -128,6 +125,8 @@ class Training:
         stopping = line["test_elbo"]
         if self.given.validation is not None:
             stopping = line["validation_elbo"] = self._elbo(self.given.validation)
+        if self.config.pruning is not None:
+            line |= {"num_latents": self.vae.num_latents, "num_categories": self.vae.num_categories}
         line |= {name: annealed(state.step) for name, (_, annealed) in self._annealed.items()}
         state.judged_step, state.judged_seconds = state.step, state.seconds
         if stopping is not None and (state.best is None or stopping > state.best):
@@ -169,6 +168,11 @@ class Training:
         state.stage += 1
         state.stage_step, state.stage_seconds = state.step, state.seconds
         state.best, state.stale = None, 0
+        self._begin_stage()
+
+    def begin_stage_again(self) -> None:
+        """Make the step again, since the program's parameters have other shapes."""
+        self._end_stage()
         self._begin_stage()
 
     @property
@@ -218,21 +222,7 @@ class Training:
 
     def _checked(self, content: dict[str, Any]) -> State:
         """Return the state in a checkpoint of this run."""
-        absent = self.content().keys() - content.keys()
-        if absent:
-            raise ValueError(f"Expected a complete checkpoint, but found one without {', '.join(sorted(absent))}.")
-        different = different_settings(self.config.as_json(), content["config"], free=FREE)
-        if different:
-            raise ValueError(
-                f"Expected a checkpoint of this configuration, but found one with another {', '.join(different)}."
-            )
-        if content["data"] != digest_of(self.train):
-            raise ValueError("Expected the training data of the checkpoint, but found other data.")
-        if len(content["random_of_others"]) + 1 != self.share.world_size:
-            raise ValueError(
-                f"Expected a checkpoint of {self.share.world_size} process(es), but found one of "
-                f"{len(content['random_of_others']) + 1}. Try torchrun --nproc-per-node."
-            )
+        check_same_run(content, self.content())
         return read_state(content["state"], len(self.config.plan))
 
     def _take(self, state: State, content: dict[str, Any]) -> None:

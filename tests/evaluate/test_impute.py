@@ -9,8 +9,10 @@ from rows import COLUMNS, D, brute_force, cell, observation, rows
 
 from pyro_gvae import CategoricalVAE
 from pyro_gvae.data.tables import encoded
-from pyro_gvae.evaluate.impute import impute, predictive_means
+from pyro_gvae.evaluate.impute import impute
+from pyro_gvae.evaluate.predictive import moments, predictive_means, sampled_predictive_means
 from pyro_gvae.models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
+from pyro_gvae.models.joint_vae import JointVAE
 from pyro_gvae.models.table import Column, TableObservation
 
 
@@ -35,8 +37,70 @@ def test_moments_are_those_of_the_posterior_predictive_code_by_code():
                 probs = torch.stack([family.mean, family.mean.square() + family.variance], 1)
             parts.append(weights @ probs)
         expected.append(torch.cat(parts))
-    found = predictive_means(vae, x)
+    found = predictive_means(vae, x).means
     torch.testing.assert_close(found, torch.stack(expected).detach(), atol=1e-8, rtol=1e-8)
+
+
+def repeated(vae, x, repeats=20, num_particles=400):
+    """Estimates of the same moments, and their mean with its standard error."""
+    torch.manual_seed(3)
+    found = [sampled_predictive_means(vae, x, num_particles).means for _ in range(repeats)]
+    means = torch.stack(found)
+    return means.mean(0), means.std(0) / math.sqrt(repeats)
+
+
+@pytest.mark.parametrize("prior", ["independent", "mixture"])
+def test_weighted_samples_converge_to_the_exact_moments(prior, monkeypatch):
+    monkeypatch.setattr("pyro_gvae.evaluate.predictive.PAIRS_AT_A_TIME", 300)  # several chunks of one row
+    vae, x = CategoricalVAE(D, 2, 3, (5,), observation(), prior=prior).double(), rows(4)
+    with torch.no_grad():
+        vae.encoder[-2].weight.mul_(3)
+        vae.decoder[-1].weight.mul_(3)
+    mean, error = repeated(vae, x)
+    expected = predictive_means(vae, x).means
+    assert ((mean - expected).abs() < 5 * error + 1e-3 * (1 + expected.abs())).all()
+    assert ((mean - predictive_means(vae, torch.full_like(x, math.nan)).means).abs() > 10 * error).any()
+
+
+def test_continuous_latents_are_drawn():
+    """The oracle is an integral on a grid, for each category."""
+    torch.manual_seed(0)
+    vae, x = JointVAE(D, 1, 2, 1, (5,), observation=observation()).double(), rows(3)
+    z = torch.linspace(-7, 7, 1001).double().reshape(-1, 1)
+    log_p, values = [], []
+    for y in torch.eye(2).double():
+        row = vae.observation(vae.decoder(y.expand(len(z), -1), z))
+        log_p.append(torch.stack([row.log_prob(one) for one in x], 1) - z.square() / 2)
+        values.append(moments(row, vae.observation.columns))
+    weights = torch.cat(log_p).softmax(0)  # (2 * 1001, rows)
+    mean, error = repeated(vae, x)
+    expected = (weights.T @ torch.cat(values)).detach()
+    assert ((mean - expected).abs() < 5 * error + 1e-3 * (1 + expected.abs())).all()
+    with pytest.raises(ValueError, match=r"are all discrete, but found 'z', over which no sum"):
+        impute(vae, x, averaging="exact")
+
+
+def test_what_is_approximate_says_so():
+    vae, x = CategoricalVAE(D, 2, 3, (5,), observation(torch.float32)), rows(40).float()
+    exactly, sampled = impute(vae, x), impute(vae, x, averaging="sampled", num_particles=50)
+    assert exactly.notes() == [] and exactly.effective_sample_size is None
+    assert sampled.notes()[0].startswith("approximate: 50 weighted samples of the guide for each row, of which ")
+    assert exactly.cells[["row", "column"]].equals(sampled.cells[["row", "column"]])
+    assert sampled.cells["effective_sample_size"].between(1, 50).all()
+    assert sampled.cells.equals(impute(vae, x, averaging="sampled", num_particles=50).cells)  # by its seed
+    few = impute(vae, x, averaging="sampled", num_particles=5).notes()
+    assert few[1].endswith("their values may be far from the posterior's. Try more particles.")
+    large = CategoricalVAE(D, 40, 10, (5,), observation(torch.float32))
+    assert impute(large, x[:2], num_particles=7).num_particles == 7  # there are too many codes for a sum
+
+
+def test_equal_weights_are_all_effective():
+    vae = CategoricalVAE(D, 2, 3, (5,), observation())
+    for parameter in vae.encoder.parameters():
+        torch.nn.init.zeros_(parameter)
+    vae, nothing = vae.double(), torch.full((2, D), math.nan).double()  # the posterior is the prior, and the guide, too
+    sizes = sampled_predictive_means(vae, nothing, 30).effective_sample_size
+    torch.testing.assert_close(sizes, torch.full((2,), 30.0).double())
 
 
 def test_missing_cells_are_filled_and_known_ones_kept():

@@ -26,6 +26,7 @@ import reinmax_protocol
 import relaxed_vs_exact
 import second_stage
 import semi_supervised
+import sizes
 import stages
 import torch
 from common import Places
@@ -58,6 +59,7 @@ SMOKES = {
     "collapse": collapse.main,
     "priors": priors.main,
     "imputation": imputation.main,
+    "sizes": sizes.main,
     "article": article.main,
     "semi_supervised": semi_supervised.main,
     "certified_width": certified_width.main,

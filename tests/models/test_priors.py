@@ -17,12 +17,14 @@ from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.elbos.free_bits import FreeBits
 from pyro_gvae.estimators.registry import estimator
 from pyro_gvae.evaluate.certified import certified_bounds
+from pyro_gvae.evaluate.code_statistics import guide_log_probs
 from pyro_gvae.evaluate.generate import sample
 from pyro_gvae.evaluate.guides import read_guide
 from pyro_gvae.handlers import discretize, enumerated, relax, straight_through, unimix
 from pyro_gvae.models.categorical_vae import CategoricalVAE
+from pyro_gvae.models.causal import CausalTransformer, MaskedMLP
 from pyro_gvae.models.pairwise_priors import TreePrior
-from pyro_gvae.models.priors import PRIORS, AutoregressivePrior, JointPrior, MixturePrior
+from pyro_gvae.models.priors import PRIORS, AutoregressivePrior, JointPrior, MixturePrior, as_prior
 
 B, N, K, D = 3, 3, 2, 5
 CODES = one_hot(torch.tensor(list(itertools.product(range(K), repeat=N))), K).double()
@@ -42,6 +44,39 @@ def new_vae(prior, seed=0):
     return vae
 
 
+def logits_of(network, code):
+    """The logits of a causal network for one code, (NK,), from its weights."""
+    if isinstance(network, MaskedMLP):
+        hidden = (network.first.weight * network.reads) @ code.flatten() + network.first.bias
+        last = (network.last.weight * network.writes) @ hidden.relu() + network.last.bias
+        return last + network.direct.weight @ code.flatten()
+    tokens = torch.stack([code[n] @ network.embedding[n] for n in range(len(code))])
+    tokens = torch.cat([torch.zeros_like(tokens[:1]), tokens[:-1]]) + network.position
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(len(code), dtype=tokens.dtype)
+    for block in network.blocks:
+        width = tokens.shape[-1]
+        layer = torch.nn.TransformerEncoderLayer(
+            width, block.num_heads, 4 * width, 0.0, norm_first=True, batch_first=True, dtype=tokens.dtype
+        )
+        parts = {
+            "self_attn.in_proj_weight": block.project.weight,
+            "self_attn.in_proj_bias": block.project.bias,
+            "self_attn.out_proj.weight": block.gather.weight,
+            "self_attn.out_proj.bias": block.gather.bias,
+            "linear1.weight": block.layer[0].weight,
+            "linear1.bias": block.layer[0].bias,
+            "linear2.weight": block.layer[2].weight,
+            "linear2.bias": block.layer[2].bias,
+            "norm1.weight": block.before_attention.weight,
+            "norm1.bias": block.before_attention.bias,
+            "norm2.weight": block.before_layer.weight,
+            "norm2.bias": block.before_layer.bias,
+        }
+        tokens = torch.func.functional_call(layer, parts, (tokens[None],), {"src_mask": mask})[0]
+    tokens = network.norm(tokens)
+    return torch.cat([network.readout[n] @ tokens[n] + network.bias[n] for n in range(len(code))])
+
+
 def by_definition(prior, code):
     """log p of one code (N, K), from the definition of each prior."""
     digits = code.argmax(-1).tolist()
@@ -52,11 +87,7 @@ def by_definition(prior, code):
         return (prior.weights.softmax(0) @ torch.stack(parts).exp()).log()
     if isinstance(prior, AutoregressivePrior):  # by chopped codes, so that no later digit can be read
         chopped = [torch.cat([code[:n], torch.zeros(N - n, K)]) for n in range(N)]
-        hidden = [(prior.first.weight * prior.reads) @ one.flatten() + prior.first.bias for one in chopped]
-        logits = [
-            (prior.last.weight * prior.writes) @ h.relu() + prior.last.bias + (prior.direct.weight @ one.flatten())
-            for h, one in zip(hidden, chopped, strict=True)
-        ]
+        logits = [logits_of(prior.network, one) for one in chopped]
         return sum(logits[n].unflatten(0, (N, K))[n].log_softmax(-1)[digits[n]] for n in range(N))
     root = prior.edges[0][0]
     total = prior.root_logits.log_softmax(-1)[digits[root]]
@@ -83,7 +114,10 @@ def assert_equal(found, expected, tolerance=1e-8):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
-@pytest.fixture(params=PRIORS)
+NAMES = (*PRIORS, "autoregressive[network=transformer,width=4,num_heads=2,num_layers=1]")
+
+
+@pytest.fixture(params=NAMES)
 def vae(request):
     return new_vae(request.param)
 
@@ -252,6 +286,41 @@ def test_evaluations_know_it(vae):
     torch.testing.assert_close(bounds.lower, log_evidence, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("network", [MaskedMLP, CausalTransformer])
+def test_logits_depend_on_earlier_digits_alone(network):
+    torch.manual_seed(5)
+    made = network(4, 3).double()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    codes = torch.rand(2, 4, 3).double().softmax(-1)
+    slopes = torch.autograd.functional.jacobian(made, codes[0]).abs().sum((1, 3))  # (logits of n, digit m)
+    assert (slopes.tril(-1) + torch.ones(4, 4).triu() > 0).all() and (slopes.triu() == 0).all()
+    torch.testing.assert_close(made(codes), torch.stack([made(code) for code in codes]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_category_is_split_in_two_whatever_the_other_digits_are(name):
+    torch.manual_seed(6)
+    prior = as_prior(name, 3, 3).double()
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        if isinstance(prior, TreePrior):
+            prior.sources.copy_(torch.tensor([1, 1]))
+            prior.targets.copy_(torch.tensor([2, 0]))
+    codes = prior.all_codes()
+    for digit, source, to in ((0, 2, 1), (1, 0, 2), (2, 1, 0)):
+        before = prior.log_prob(codes).exp().detach()
+        prior.split(digit, source, to)
+        after = prior.log_prob(codes).exp().detach()
+        assert after.sum().item() == pytest.approx(1.0)
+        digits = codes[:, digit].argmax(-1)
+        torch.testing.assert_close(after[digits == to], after[digits == source])
+        least = torch.where(digits == to, 0.0, torch.where(digits == source, before / 2, before))
+        assert (after >= least - 1e-12).all() and (after > least + 1e-6).any()
+
+
 def test_a_tree_is_the_best_of_all_trees():
     """Chow and Liu: no other tree is closer to the aggregated posterior."""
     torch.manual_seed(4)
@@ -292,7 +361,17 @@ def test_what_is_refused():
         CategoricalVAE(D, N, K, prior=MixturePrior(2, 2))
     with pytest.raises(ValueError, match="Expected learn_prior=False with the prior 'tree'"):
         CategoricalVAE(D, N, K, prior="tree", learn_prior=True)
+    with pytest.raises(ValueError, match=r"Expected a network among mlp, transformer, .* but found 'conv'"):
+        CategoricalVAE(D, N, K, prior="autoregressive[network=conv]")
+    with pytest.raises(ValueError, match=r"Expected options that the network 'mlp' has, but got an .* 'width'"):
+        CategoricalVAE(D, N, K, prior="autoregressive[width=8]")
+    with pytest.raises(ValueError, match=r"Expected a width that num_heads divides, .* width=8, num_heads=3"):
+        CategoricalVAE(D, N, K, prior="autoregressive[network=transformer,width=8,num_heads=3]")
+    with pytest.raises(ValueError, match="Expected no options of the prior 'uniform'"):
+        CategoricalVAE(D, N, K, prior="uniform[network=mlp]")
     large = CategoricalVAE(D, 30, 10, (4,), prior="mixture").double()
+    expected = large.guide_logits(DATA).log_softmax(-1)
+    torch.testing.assert_close(guide_log_probs(large, DATA), expected)  # no sum and no draw is needed
     with pytest.raises(ValueError, match="so that its KL has to be sampled"):
         model, guide, elbo = estimator("gumbel-softmax").bind(large)
         elbo.loss(model, guide, DATA)

@@ -1,15 +1,21 @@
 """Smaller programs: on the codes that are left, they are the function that they were."""
 
+import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from pyro_gvae import CategoricalVAE, TrainConfig, exact, fit
+from pyro_gvae import CategoricalVAE, TrainConfig, exact, fit, load_run
+from pyro_gvae.config.pruning import Pruning
+from pyro_gvae.config.stages import Amount
 from pyro_gvae.distributions.codes import joint_codes
 from pyro_gvae.models.networks import conv_networks
-from pyro_gvae.train.prune import prune
+from pyro_gvae.train.milestones import Milestones
+from pyro_gvae.train.prune import cut_averages, cuts, prune, shrink, what_is_left
+from pyro_gvae.train.trained import load_model
 
 H, W = 4, 4
 X = torch.rand(30, H * W, generator=torch.Generator().manual_seed(0)).round().double()
@@ -37,14 +43,14 @@ def new_vae(*, learn_prior=False, conv=False):
 def test_the_function_of_the_networks_is_preserved(learn_prior, conv):
     vae = new_vae(learn_prior=learn_prior, conv=conv)
     found = prune(vae, X, information=1e-6, usage=1e-6)
-    assert found.latents.tolist() == [0, 2] and found.categories.tolist() == [[0, 2, 3], [0, 1, 2]]
+    assert found.left.latents.tolist() == [0, 2] and found.left.categories.tolist() == [[0, 2, 3], [0, 1, 2]]
     codes = joint_codes(2, 3).double()
-    larger = one_hot(found.larger(codes), K).double()
+    larger = one_hot(found.left.larger(codes), K).double()
     torch.testing.assert_close(found.vae.decoder(codes), vae.decoder(larger), rtol=1e-12, atol=1e-12)
-    logits = vae.encoder(X)[:, found.latents].gather(-1, found.categories.expand(len(X), -1, -1))
+    logits = vae.encoder(X)[:, found.left.latents].gather(-1, found.left.categories.expand(len(X), -1, -1))
     torch.testing.assert_close(found.vae.encoder(X), logits, rtol=1e-12, atol=1e-12)
     # The guide never had the other codes, so that the ELBO grows by minus the prior's log-probability of those left.
-    kept = vae.prior_logits.softmax(-1)[found.latents].gather(-1, found.categories).sum(-1).log().sum()
+    kept = vae.prior_logits.softmax(-1)[found.left.latents].gather(-1, found.left.categories).sum(-1).log().sum()
     kept = kept + vae.prior_logits.log_softmax(-1)[CONSTANT]
     torch.testing.assert_close(exact.elbo(found.vae, X), exact.elbo(vae, X) - kept)
     if not learn_prior:
@@ -72,5 +78,84 @@ def test_what_cannot_be_pruned_is_refused():
     with pytest.raises(ValueError, match=r"Expected a prior of independent digits, .* but found a TreePrior"):
         prune(CategoricalVAE(H * W, N, K, (7,), prior="tree").double(), X)
     plain = torch.nn.Sequential(torch.nn.Linear(H * W, N * K), torch.nn.Unflatten(-1, (N, 2, 2)), torch.nn.Flatten(-2))
+    no_bias = torch.nn.Sequential(torch.nn.Flatten(-2), torch.nn.Linear(N * K, H * W, bias=False))
+    with pytest.raises(ValueError, match="Expected a first layer of the decoder with a bias"):
+        prune(CategoricalVAE(H * W, N, K, (7,), decoder=no_bias).double(), X)
     with pytest.raises(ValueError, match=r"Expected an encoder that ends in nn.Unflatten\(-1, \(3, 4\)\)"):
         prune(CategoricalVAE(H * W, N, K, (7,), encoder=plain).double(), X, information=0.0)
+
+
+PRUNING = TrainConfig(stages="exact:3", batch_size=10, learning_rate=1e-3, prune="1[information=1e-6,usage=1e-6]")
+
+
+def sizes(history):
+    return [(line["step"], line["num_latents"], line["num_categories"]) for line in history]
+
+
+@pytest.mark.usefixtures("unrecorded")
+@pytest.mark.parametrize("learn_prior", [False, True])
+def test_a_run_that_prunes_goes_on_from_what_is_left(learn_prior, tmp_path):
+    """By hand: an epoch, prune, and Adam goes on with the averages of what is left."""
+    vae = new_vae(learn_prior=learn_prior).float()
+    x = X.float()
+    fit(by_hand := copy.deepcopy(vae), x, replace(PRUNING, stages="exact:1", prune=None), progress=False)
+    expected = prune(by_hand, x, information=1e-6, usage=1e-6).vae
+    done = fit(vae, x, PRUNING, output=tmp_path, progress=False)
+    assert sizes(done.history) == [(0, 3, 4), (3, 3, 4), (6, 2, 3), (9, 2, 3)]
+    fit(expected, x, replace(PRUNING, stages="exact:2", prune=None), progress=False)
+    # Another order of data, and averages that begin anew, so that weights are near each other.
+    for name, weight in vae.state_dict().items():
+        torch.testing.assert_close(weight, expected.state_dict()[name], rtol=0, atol=0.02)
+    for again in (load_run(tmp_path).model(), load_model(tmp_path).vae):
+        torch.testing.assert_close(again.state_dict(), vae.state_dict(), rtol=0, atol=0)
+        assert (again.num_latents, again.num_categories) == (2, 3)
+
+
+@pytest.mark.usefixtures("unrecorded")
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_that_is_continued_prunes_as_one_that_is_not(epochs, tmp_path):
+    whole, cut, fresh = (new_vae().float() for _ in range(3))
+    history = fit(whole, X.float(), PRUNING, progress=False).history
+    at_the_seam = Milestones([Amount(epochs, "epochs")], lambda _: {})
+    fit(cut, X.float(), PRUNING, output=tmp_path, progress=False, milestones=at_the_seam)
+    found = fit(fresh, X.float(), PRUNING, output=tmp_path, progress=False, resume=True).history
+    torch.testing.assert_close(fresh.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    assert sizes(found) == sizes(history)
+
+
+def test_averages_of_what_is_left_are_kept():
+    vae = new_vae().float()
+    optimizer = torch.optim.Adam(vae.parameters())
+    exact.elbo(vae, X.float()).sum().backward()
+    optimizer.step()
+    vae.zero_grad()
+    rows = torch.tensor([0, 2, 3, 8, 9, 10])
+    weight = vae.decoder[1].weight
+    expected = optimizer.state[weight]["exp_avg"][:, rows].clone()
+    left = what_is_left(vae, X.float(), 1e-6, 1e-6)
+    cut_averages(optimizer, cuts(vae, left))
+    shrink(vae, left)
+    torch.testing.assert_close(optimizer.state[weight]["exp_avg"], expected, rtol=0, atol=0)
+    exact.elbo(vae, X.float()).sum().backward()
+    optimizer.step()
+    assert vae.decoder[1].weight is weight and weight.shape == (7, 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("60s", "Expected epochs or steps between two prunings, but found '60s'"),
+        ("5[usage=2]", "Expected information and usage between 0 and 1 .* but found usage=2"),
+        ("5[nats=0.1]", "Expected information and usage .* but found nats=0.1"),
+        ("stages", "Expected several stages with prune='stages'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(text, told):
+    with pytest.raises(ValueError, match=told):
+        TrainConfig(prune=text)
+
+
+def test_it_is_time_where_an_epoch_or_a_stage_begins():
+    by_epochs, by_stages = Pruning.parse("2"), Pruning.parse("stages")
+    assert [step for step in range(13) if by_epochs.is_due(step, 0, 3)] == [6, 12]
+    assert [step for step in range(13) if by_stages.is_due(step, 9 if step >= 9 else 0, 3)] == [9]

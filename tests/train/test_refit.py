@@ -61,8 +61,3 @@ def test_fit_finds_the_tree_at_the_beginning_of_epochs(tmp_path):
     fit(cut, X, config, output=tmp_path, progress=False, milestones=at_the_seam)
     fit(cut, X, config, output=tmp_path, progress=False, resume=True)
     torch.testing.assert_close(cut.state_dict(), whole.state_dict(), rtol=0, atol=0)
-
-
-def test_a_category_of_a_coupled_prior_is_not_split():
-    with pytest.raises(ValueError, match=r"Expected a prior of independent digits, .* but found a TreePrior"):
-        fit(new_vae("tree"), X, TrainConfig(stages="exact:1", batch_size=20, revive=0.1), progress=False)

@@ -8,16 +8,17 @@ import torch
 from pyro_gvae import CategoricalVAE, TrainConfig, exact, fit
 from pyro_gvae.config.stages import Amount
 from pyro_gvae.models.bernoulli_vae import BernoulliVAE
+from pyro_gvae.models.priors import PRIORS, JointPrior
 from pyro_gvae.train.milestones import Milestones
 from pyro_gvae.train.revive import revive
 
 X = torch.rand(20, 6, generator=torch.Generator().manual_seed(0)).round()
 
 
-def new_vae(*, learn_prior=False, dead=((0, 2),)):
+def new_vae(*, learn_prior=False, prior="uniform", dead=((0, 2),)):
     """A VAE some of whose categories no datum uses."""
     torch.manual_seed(0)
-    vae = CategoricalVAE(6, 2, 4, hidden=(5,), learn_prior=learn_prior).double()
+    vae = CategoricalVAE(6, 2, 4, hidden=(5,), learn_prior=learn_prior, prior=prior).double()
     with torch.no_grad():
         for n, k in dead:
             vae.encoder[-2].bias.view(2, 4)[n, k] = -60.0
@@ -49,6 +50,29 @@ def test_a_learned_prior_is_split_as_well():
     assert revive(vae, X.double(), 0.01, noise=0.0) == 1
     torch.testing.assert_close(exact.elbo(vae, X.double()), elbo)
     assert vae.prior_logits.softmax(-1)[0, 2] > 0.05
+
+
+@pytest.mark.parametrize("prior", [*PRIORS, "autoregressive[network=transformer]"])
+def test_a_prior_of_dependent_digits_is_split_as_well(prior):
+    vae = new_vae(prior=prior, dead=((0, 2), (1, 1)))
+    with torch.no_grad():
+        for parameter in vae.prior.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    elbo, before = exact.elbo(vae, X.double()), use(vae)
+    assert revive(vae, X.double(), 0.01, noise=0.0) == 2
+    assert (exact.elbo(vae, X.double()) >= elbo - 1e-9).all()
+    assert use(vae)[:, 0, 2].min() > 1e-3 > before[:, 0, 2].max()
+
+
+def test_a_prior_of_ones_own_that_cannot_be_split_is_refused():
+    class Equal(torch.nn.Module):
+        def forward(self, codes):
+            return codes.prod(-2).sum(-1)
+
+    joint = JointPrior(2, 4, Equal())
+    vae = CategoricalVAE(6, 2, 4, hidden=(5,), prior=joint)
+    with pytest.raises(ValueError, match=r"Expected a prior that says how .* is split in two, but found a JointPrior"):
+        fit(vae, X, TrainConfig(stages="exact:1", batch_size=10, revive=0.1), progress=False)
 
 
 def test_several_unused_categories_share_the_used_ones():
