@@ -1,5 +1,6 @@
 """What tests share: their order, the examples of hypothesis, MNIST beside the repository, processes, quick runs."""
 
+import gc
 import signal
 import time
 from collections import Counter
@@ -18,6 +19,11 @@ MNIST_ROOT = Path(__file__).parents[2] / "shared" / "mnist"
 # The same examples in every run, and no limit of time on one: torch's first call is slow.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+# Half a million objects of torch and of the tests themselves live for ever. To go through them at Python's own pace
+# takes a tenth of the tests' time.
+gc.set_threshold(50_000, 20, 100)
 
 
 # A shell starts background jobs with SIGINT ignored, as `make test &` would, and what tests start would inherit that.
