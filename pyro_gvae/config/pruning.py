@@ -35,7 +35,8 @@ class Pruning(NamedTuple):
         every = None if name == STAGES else Amount.parse(name)
         if every is not None and every.unit == "seconds":
             raise ValueError(f"Expected epochs or steps between two prunings, but found '{name}'. Try 5 or 500steps.")
-        known = {"information": cls._field_defaults["information"], "usage": cls._field_defaults["usage"]}
+        plain = cls(every)
+        known = {"information": plain.information, "usage": plain.usage}
         for option, value in options.items():
             if option not in known or not isinstance(value, int | float) or not 0 <= value < 1:
                 raise ValueError(

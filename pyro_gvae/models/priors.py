@@ -35,7 +35,8 @@ class JointPrior(CodePrior):
         hidden: widths of the MLP.
 
     Attributes:
-        shares: what :meth:`split` adds to f for each category, (N, K); it is not trained.
+        shares: what :meth:`~pyro_gvae.distributions.coupled.CodePrior.split` adds to f for each category, (N, K); it is
+            not trained.
 
     Raises:
         ValueError: if there are more than 2^18 codes.

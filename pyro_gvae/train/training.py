@@ -36,7 +36,8 @@ class Training:
     """A program, its data and an optimizer, on their way through the stages of a configuration.
 
     Attributes:
-        vae, given: the program that is trained, and the data as it takes them.
+        vae: the program that is trained.
+        given: the data as it takes them.
         watched: some of the training data, on which the discrete model is evaluated.
         estimator: the estimator of the current stage.
         state: the progress of the run.

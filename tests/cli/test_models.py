@@ -225,7 +225,7 @@ def test_a_run_of_before_there_were_programs_is_categorical(tmp_path, capsys):
         del written["train"][name]
     (run / "config.json").write_text(json.dumps(written))
     assert type(load_model(run).vae) is CategoricalVAE
-    assert "1 steps" in say(capsys, "resume", run)
+    assert "1 step " in say(capsys, "resume", run)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "encode", "sample", "gaps", "report", "resume"])

@@ -35,7 +35,14 @@ SMALLER = {
     "gradients": f"{NETWORK} --num-data 8 --num-samples 32 --epochs 0",
     "advise": f"{NETWORK} --seconds 0.2 --estimators gumbel-softmax reinmax reinforce-loo",
 }
-RUN = re.compile(r"runs/(compare|train|staged|layers|tree|wine)\S*")
+RUN = re.compile(r"runs/(compare|train|staged|layers|tree|wine|some-labels|by-class|people)\S*")
+#: Runs that are not those of `finished_run`, and how they begin.
+OTHERS = {
+    "wine": ["--data", "wine.csv"],
+    "some-labels": ["--model", "semi-supervised", "--labelled-share", "0.05"],
+    "by-class": ["--model", "conditional", "--dataset", "wine"],
+    "people": ["--data", "people.parquet"],
+}
 COMPARED = next(command for command in SHOWN if command.words[:2] == ["pyro-gvae", "compare"])
 OURS = [command for command in SHOWN if command.words[0] in ("pyro-gvae", "torchrun")]
 
@@ -54,6 +61,8 @@ def smaller(words: list[str]) -> list[str]:
     if "gaussian-mixture" in words:  # its code is one component
         at = options.index("--num-latents")
         del options[at : at + 2]
+    if "semi-supervised" in words:  # its code is the class
+        del options[options.index("--num-latents") : options.index("--num-categories") + 2]
     return [*words, *options, *grid, *processes]
 
 
@@ -63,9 +72,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     frame, labels = table("wine")
     for name in ("wine.csv", "new.csv"):
         frame.assign(cultivar=labels).to_csv(tmp_path / name, index=False)
-    frame[["ash", "proline"]].rename(columns={"ash": "age", "proline": "id"}).to_csv(
-        tmp_path / "people.csv", index=False
-    )
+    people = frame[["ash", "proline"]].rename(columns={"ash": "age", "proline": "id"})
+    people.to_csv(tmp_path / "people.csv", index=False)
+    people.mask(people > 1500).to_parquet(tmp_path / "people.parquet")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -111,8 +120,8 @@ def test_a_command_that_is_shown_runs_to_its_end(
     if command.words[1:2] == ["compare"] and command != COMPARED:  # one has its report
         monkeypatch.setattr(compare_module, "write_report", lambda run: None)
     for run in takes(command.words):
-        if run.name == "wine":
-            assert main(smaller(["train", "--data", "wine.csv", "--output", str(run)])) == 0
+        if run.name in OTHERS:
+            assert main(smaller(["train", *OTHERS[run.name], "--output", str(run)])) == 0
         else:
             shutil.copytree(finished_run("compare" if "compare" in run.name else "train"), run)
     if command.words[0] == "torchrun":

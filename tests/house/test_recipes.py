@@ -6,18 +6,20 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from shown import ROOT
 
-from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, fit
+from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, fit, sliced_dataset
+from pyro_gvae.models.table import TableObservation
 
 pytestmark = pytest.mark.usefixtures("unrecorded")
 
 
 DOCS = ROOT / "docs"
 #: Pages with such code, all of which runs below.
-SHOWN = {"howto/tune", "howto/share", "howto/command_line", "reference/training"}
+SHOWN = {"howto/tune", "howto/share", "howto/tables", "howto/command_line", "reference/training"}
 
 
 def code(page):
@@ -149,3 +151,13 @@ def test_milestones(tmp_path):
     known = small() | {"folder": tmp_path / "run"}
     exec(block, known)
     assert len(known["done"].milestones) == 2 and known["done"].steps == 2
+
+
+def test_a_table_is_read_in_slices(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = {"age": torch.randn(40).tolist(), "height": torch.randn(40).tolist(), "group": ["a", "b"] * 20}
+    pd.DataFrame(rows).to_parquet("people.parquet", row_group_size=10)
+    columns = sliced_dataset("people.parquet", columns="age=real", labels="group").columns
+    [block] = code("howto/tables")
+    exec(block, {"vae": CategoricalVAE(len(columns), 2, 3, (5,), TableObservation(columns))})
+    assert (tmp_path / "runs" / "people" / "weights.safetensors").exists()

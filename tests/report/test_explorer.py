@@ -238,7 +238,7 @@ def test_a_table_has_a_distribution_of_each_column_and_missing_cells_are_imputed
 
     def assert_imputed(x: Tensor) -> None:
         assert_shown(page, vae, x)
-        means = predictive_means(vae, x.double().unsqueeze(0))[0].split([2, 3, 2, 2, 2])
+        means = predictive_means(vae, x.double().unsqueeze(0)).means[0].split([2, 3, 2, 2, 2])
         for place, own in enumerate(means):
             said = page.locator(f"#datum .cell >> nth={place} >> output").get_attribute("data-values")
             found = torch.tensor([float(value) for value in said.split()], dtype=torch.float64)

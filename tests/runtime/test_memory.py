@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyro_gvae import exact
-from pyro_gvae.cli import commands
+from pyro_gvae.cli import pages
 from pyro_gvae.cli.main import main
 from pyro_gvae.config.compare import CompareConfig
 from pyro_gvae.config.gradients import AdviseConfig, GradientsConfig
@@ -65,7 +65,7 @@ def test_a_command_without_memory_is_one_sentence(monkeypatch, capsys, tmp_path)
     def greedy(config):
         torch.empty(2**60, dtype=torch.uint8)
 
-    monkeypatch.setattr(commands, "report_command", greedy)
+    monkeypatch.setattr(pages, "report_command", greedy)
     write_json(tmp_path / "config.json", {})
     assert main(["report", str(tmp_path)]) == 2
     assert "Expected enough memory for this command, but found that there is no more. Try" in capsys.readouterr().err

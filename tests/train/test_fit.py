@@ -314,7 +314,7 @@ def test_beta_is_annealed_in_one_recording_and_reported_elbos_are_not_weighed(mo
             kl = FreeBits(ExactELBO(), 0.05).loss(model, guide, x) / 4 - reconstruction
         assert -line["train_objective"] == pytest.approx(reconstruction + min(step / 4, 1) * kl, rel=1e-5)
         assert line["beta"] == min((step + 1) / 4, 1)
-        assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.test).mean().item(), rel=1e-5)
+        assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.given.test).mean().item(), rel=1e-5)
     assert len(recordings) == 1 and kl > 0.05
 
 
@@ -331,7 +331,7 @@ def test_a_guide_is_mixed_in_steps_and_in_no_evaluation():
             expected = ExactELBO().loss(discretize(before.model), guide, x) / 4
         assert -line["train_objective"] == pytest.approx(expected, rel=1e-5)
         assert line["unimix"] == max(0.5 - (step + 1) / 4, 0)  # of the next step
-        assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.test).mean().item(), rel=1e-5)
+        assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.given.test).mean().item(), rel=1e-5)
 
 
 def test_the_use_of_codes_is_rewarded_in_steps_and_in_no_evaluation():
@@ -343,7 +343,7 @@ def test_the_use_of_codes_is_rewarded_in_steps_and_in_no_evaluation():
         probs = before.encoder(x).softmax(-1).mean(0)
         reward = max(1 - step / 2, 0) * -(probs * probs.log()).sum().item()
         assert line["train_objective"] == pytest.approx(exact.elbo(before, x).mean().item() + reward, rel=1e-5)
-        assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.test).mean().item(), rel=1e-5)
+        assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.given.test).mean().item(), rel=1e-5)
 
 
 @unrecorded
