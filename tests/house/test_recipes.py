@@ -155,7 +155,7 @@ def test_milestones(tmp_path):
 
 def test_a_table_is_read_in_slices(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = {"age": torch.randn(40).tolist(), "height": torch.randn(40).tolist(), "group": ["a", "b"] * 20}
+    rows = {"age": torch.randn(400).tolist(), "height": torch.randn(400).tolist(), "group": ["a", "b"] * 200}
     pd.DataFrame(rows).to_csv("people.csv", index=False)
     train, convert = code("howto/tables")
     exec(convert, {})
