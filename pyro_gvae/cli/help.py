@@ -17,13 +17,14 @@ from .words import SHORT, is_switch, option_of, places_of, types_of
 WORDS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 #: Settings of commands that have many, by subject; all others come under the last one.
 DATA = ("dataset", "data", "columns", "labels", "test_share", "validation_share", "split_seed", "data_dir", "download")
+OF_ROWS = ("data_memory", "labelled_share")
 MODEL = ("model", "num_latents", "num_categories", "num_layers", "latent_dim", "sizes", "networks", "hidden")
 OF_DISTRIBUTIONS = ("observation", "num_levels", "prior", "learn_prior", "relu_logits")
 MACHINE = ("max_memory", "device", "compile", "shard", "workers", "backend", "scheduler", "checkpoint_every")
 SUBJECTS = {
-    "Data": (*DATA, "binarize", "num_data"),
+    "Data": (*DATA, *OF_ROWS, "binarize", "num_data"),
     "Model": (*MODEL, *OF_DISTRIBUTIONS),
-    "Machine and output": (*MACHINE, "judge", "max_skipped", "log", "parquet", "output"),
+    "Machine and output": (*MACHINE, "judge", "max_skipped", "log", "tensorboard", "parquet", "output"),
 }
 #: So many options need no subjects.
 FEW = 12
