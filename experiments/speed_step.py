@@ -13,11 +13,11 @@ the embedded digits; and an epoch with its data loading. Every contender takes t
 alternate; a block gives a mean, and reported are the medians over blocks. "As fit runs by default" is the compiled
 step: `fit` compiles a run of 100 epochs of this size by its counted work, where there is a compiler.
 
-Found (2 cores of an AMD EPYC, torch 2.14; in brackets an Intel Xeon): 6.5 ms a step (4.5); stock Pyro takes 2.0 (2.5)
-times as long, JitTrace_ELBO 1.6 (1.9), hand-written PyTorch 1.3 (1.5), JAX 0.95 (1.2), and the networks alone with
-fused Adam 5.6 ms (3.9). Averages of Adam become denormal after some epochs, which slows a step that does not prevent
-it, on the Xeon by 1.4 (stock Pyro) and 1.6 (hand-written PyTorch). The parts of a step are measured in a round of their
-own, whose whole steps are the sums of the parts.
+Found (2 cores of an Intel Xeon, torch 2.14.1; in brackets an AMD EPYC, earlier): 5.2 ms a step (6.5); stock Pyro
+takes 2.5 (2.0) times as long, JitTrace_ELBO 1.8 (1.6), hand-written PyTorch 1.4 (1.3), JAX 1.09 (0.95), and
+the networks alone with fused Adam 4.3 ms (5.6). Compiled, 4.6 ms (5.9). Averages of Adam become denormal after
+some epochs, which slows a step that does not prevent it by 1.5 (stock Pyro) and 1.6 (hand-written PyTorch). The parts
+of a step are measured in a round of their own, whose whole steps are the sums of the parts.
 """
 
 import json
