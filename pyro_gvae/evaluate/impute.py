@@ -12,7 +12,7 @@ from ..data.cells import text_of
 from ..data.labels import judged, use_of_labels
 from ..data.tables import decoded, encoded
 from ..models.base import VAE
-from ..models.table import TableObservation
+from ..models.table import Column, TableObservation
 from ..programs.look import look
 from ..programs.runs import bind_pair, split
 from ..runtime.rng import own_randomness
@@ -137,7 +137,7 @@ def impute(
     if not len(lacking):
         return Imputed(filled, _by_row([], OF_CELLS), _by_row([], OF_LEVELS))
     own = None if labels is None else labels[lacking]
-    found = _predictive(vae, x[lacking], own, averaging, num_particles, max_memory, seed)
+    found = _predictive(vae, x[lacking], own, averaging, num_particles=num_particles, max_memory=max_memory, seed=seed)
     means, places = found.means.cpu().numpy(), np.full(len(x), -1)
     places[lacking.cpu().numpy()] = np.arange(len(lacking))
     cells: list[Any] = []
@@ -145,31 +145,14 @@ def impute(
     start = 0
     for place, column in enumerate(columns):
         width = len(column.levels) or 2
-        of_column, start = means[:, start : start + width], start + width
         rows = np.flatnonzero(x[:, place].isnan().cpu().numpy())
-        of_rows = of_column[places[rows]]
-        if column.levels:
-            best = of_rows.argmax(1)
-            values: Any = np.array(column.levels, object)[best]
-            probabilities = of_rows[np.arange(len(rows)), best]
-            cells += [
-                (row + 1, column.name, *rest, None) for row, *rest in zip(rows, values, probabilities, strict=True)
-            ]
-            levels += [
-                (row + 1, column.name, level, probability)
-                for row, probs in zip(rows, of_rows, strict=True)
-                for level, probability in zip(column.levels, probs, strict=True)
-            ]
-        else:
-            values = of_rows[:, 0]
-            spreads = np.sqrt(np.maximum(of_rows[:, 1] - values**2, 0.0))
-            cells += [
-                (row + 1, column.name, value, None, sd) for row, value, sd in zip(rows, values, spreads, strict=True)
-            ]
+        told = _told(column, rows, means[places[rows], start : start + width])
+        start += width
+        cells += told.cells
+        levels += told.levels
         if len(rows):
-            _fill(filled, column.name, rows, values)
-    of_cells = _by_row(cells, OF_CELLS)
-    of_levels = _by_row(levels, OF_LEVELS)
+            _fill(filled, column.name, rows, told.values)
+    of_cells, of_levels = _by_row(cells, OF_CELLS), _by_row(levels, OF_LEVELS)
     if found.effective_sample_size is None:
         return Imputed(filled, of_cells, of_levels)
     sizes = found.effective_sample_size.cpu().numpy()
@@ -177,11 +160,45 @@ def impute(
     return Imputed(filled, of_cells, of_levels, sizes, num_particles)
 
 
+class _Told(NamedTuple):
+    """The missing cells of a column: what is filled in, and the rows of both lists."""
+
+    values: np.ndarray
+    cells: list[tuple[Any, ...]]
+    levels: list[tuple[Any, ...]]
+
+
+def _told(column: Column, rows: np.ndarray, means: np.ndarray) -> _Told:
+    """Choose the most probable level, or the mean, of each row.
+
+    Args:
+        column: of the table.
+        rows: numbers of the rows (R,) whose cell is missing.
+        means: the probabilities of levels, or the mean and the mean square, (R, L) or (R, 2).
+    """
+    if not column.levels:
+        values, squares = means.T
+        spreads = np.sqrt(np.maximum(squares - values**2, 0.0))
+        cells = [(row + 1, column.name, value, None, sd) for row, value, sd in zip(rows, values, spreads, strict=True)]
+        return _Told(values, cells, [])
+    best = means.argmax(1)
+    values = np.array(column.levels, object)[best]
+    probabilities = means[np.arange(len(rows)), best]
+    cells = [(row + 1, column.name, *rest, None) for row, *rest in zip(rows, values, probabilities, strict=True)]
+    levels = [
+        (row + 1, column.name, level, probability)
+        for row, probs in zip(rows, means, strict=True)
+        for level, probability in zip(column.levels, probs, strict=True)
+    ]
+    return _Told(values, cells, levels)
+
+
 def _predictive(
     vae: VAE,
     x: Tensor,
     labels: Tensor | None,
     averaging: Averaging,
+    *,
     num_particles: int,
     max_memory: float | None,
     seed: int,

@@ -94,6 +94,14 @@ def test_missing_cells_are_those_of_the_class():
     x[:, place] = math.nan
     levels = impute(vae, x, labels=LABELS).levels.query("column == 'sex' and level == 'm'")
     torch.testing.assert_close(torch.tensor(levels["probability"].to_numpy()), expected, atol=1e-8, rtol=0)
+    sampled = impute(vae, x, labels=LABELS, averaging="sampled", num_particles=20_000)
+    found = torch.tensor(sampled.levels.query("column == 'sex' and level == 'm'")["probability"].to_numpy())
+    limits = 5 * 0.5 / torch.tensor(sampled.effective_sample_size).sqrt()  # a probability has at most 0.5 as s.d.
+    assert ((found - expected).abs() < limits).all()
+    others = torch.tensor(
+        impute(vae, x, labels=(LABELS + 1) % C).levels.query("level == 'm'")["probability"].to_numpy()
+    )
+    assert ((others - expected).abs() > limits).any()  # or labels may not matter
     with pytest.raises(ValueError, match="Expected a label of each datum for a ConditionalVAE"):
         impute(vae, x)
 
