@@ -20,33 +20,20 @@ a step, ARMS 100.84 and RODEO 100.46 with three.
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from typing import Annotated
 
 import pandas as pd
 import torch
 import tyro
-from common import (
-    Places,
-    Row,
-    check_names,
-    command,
-    dataset,
-    draw_curve,
-    log_axis,
-    mean_and_error,
-    print_paired,
-    run_cells,
-    train,
-)
+from common import Places, Row, command, dataset
 from matplotlib.figure import Figure
+from plans import draw_plans, run_plans, train_plan
 from torch import nn
 
 from pyro_gvae import Dataset, TrainConfig
 from pyro_gvae.evaluate.importance import log_importance_weights
 from pyro_gvae.models.bernoulli_vae import BernoulliVAE
-from pyro_gvae.report.style import MARKERS, PALETTE, SMALL_PRINT, in_house_style
-from pyro_gvae.runs.tables import with_errors
+from pyro_gvae.report.style import SMALL_PRINT
 
 NAME = "bits"
 BASELINE = "disarm"
@@ -61,8 +48,6 @@ PLANS = {
     "soft, then disarm": f"{SOFT}:{{half}}steps,disarm:{{rest}}steps",
     "soft, then arms": f"{SOFT}:{{half}}steps,arms:{{rest}}steps",
 }
-#: When a row is judged, as parts of the training.
-PARTS = (0.1, 0.2, 0.5, 0.6, 0.8, 1.0)
 #: Train -ELBO after 10^6 steps, three evaluations a step.
 RODEO = 100.46
 CONFIG = TrainConfig(
@@ -98,33 +83,27 @@ def main(
     """
     if smoke:
         places, plans, steps, seeds = places.apart(NAME), (BASELINE, "soft, then disarm"), 20, (0,)
-    if steps < 10:
-        raise ValueError(f"Expected at least 10 steps, but found {steps}.")
-    check_names(plans, PLANS)
-    cells: list[Row] = [
-        {"steps": steps, "estimator": plan, "seed": seed, "moment": "1"} for seed, plan in product(seeds, plans)
-    ]
-    table = run_cells(NAME, cells, partial(measure, places=places, smoke=smoke), places)
-    table = table[table["steps"] == steps]
-    ends = table[table["moment"].astype(float) == 1]
-    values = ["train_elbo", "test_elbo", "seconds"]
-    found = mean_and_error(ends, ["estimator"], values)
-    print(found[["estimator", "seeds"]].join(with_errors(found, values)).to_string(index=False))
-    print_paired(ends, ["steps"], ["train_elbo", "test_elbo"], BASELINE)
+    table = run_plans(
+        NAME,
+        plans,
+        PLANS,
+        steps,
+        seeds,
+        partial(measure, places=places, smoke=smoke),
+        places,
+        ("train_elbo", "test_elbo"),
+    )
     places.save(NAME, draw(table))
     return table
 
 
 def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
-    """Train a cell and judge it at its moments; `moment` is the part of its training."""
-    half = cell["steps"] // 2
-    stages = PLANS[cell["estimator"]].format(all=cell["steps"], half=half, rest=cell["steps"] - half)
-    config = replace(places.placed(CONFIG, seed=cell["seed"]), stages=stages)
+    """Train a cell and judge it at parts of its training."""
+    config = places.placed(CONFIG, seed=cell["seed"])
     if smoke:
         config = replace(config, dataset="digits", hidden=(16, 16), num_latents=6)
-    moments = [f"{round(part * cell['steps'])}steps" for part in PARTS]
-    rows = train(config, moments, scores, places.folder(NAME, cell), vae=leaky_vae(config))
-    return [row | {"moment": f"{part:g}"} for part, row in zip(PARTS, rows, strict=True)]
+    stages, folder = PLANS[cell["estimator"]], places.folder(NAME, cell)
+    return train_plan(cell, stages, config, leaky_vae(config), scores, folder)
 
 
 def leaky_vae(config: TrainConfig) -> BernoulliVAE:
@@ -149,29 +128,15 @@ def scores(vae: BernoulliVAE, data: Dataset) -> Row:
     return {"train_elbo": train_elbo.item(), "test_elbo": test_elbo.item()}
 
 
-@in_house_style
 def draw(table: pd.DataFrame) -> Figure:
-    """Train -ELBO against steps and against seconds: means over seeds with standard errors."""
-    figure = Figure(figsize=(11, 4.6))
-    panels = dict(zip(("step", "seconds"), figure.subplots(1, 2, sharey=True), strict=True))
-    names = [name for name in PLANS if name in set(table["estimator"])]
-    for name, color, marker in zip(names, PALETTE, MARKERS, strict=False):
-        rows = table[table["estimator"] == name]
-        mean = mean_and_error(rows, ["moment"], ["train_elbo", "step", "seconds"])
-        for clock, axes in panels.items():
-            look = {"color": color, "marker": marker, "ms": 4, "lw": 1.5, "label": f"{name} ({rows['seed'].nunique()})"}
-            draw_curve(axes, mean[clock], -mean["train_elbo"], mean["train_elbo_se"], **look)
-    for clock, axes in panels.items():
+    """The train -ELBO of the plans, and the best published one."""
+    figure = draw_plans(table, list(PLANS), "train_elbo", "train −ELBO, nats per datum")
+    for axes in figure.axes:
         axes.axhline(RODEO, color="#888888", ls="--", lw=1)
-        axes.set(xscale="log", xlabel="steps" if clock == "step" else "seconds of training (means over seeds)")
-        log_axis(axes.xaxis)
-    panels["step"].set_ylabel("train −ELBO, nats per datum")
-    note = panels["step"].annotate(
+    note = figure.axes[0].annotate(
         "best published, 10⁶ steps", (0.01, RODEO), (0, 3), ("axes fraction", "data"), "offset points", **SMALL_PRINT
     )
     note.set_in_layout(False)
-    figure.legend(*panels["step"].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
-    figure.suptitle("in brackets: seeds; bands: standard error over seeds", x=0.01, ha="left", **SMALL_PRINT)
     return figure
 
 

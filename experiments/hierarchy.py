@@ -19,7 +19,7 @@ discrete model, by 200 samples for each of 2,000 test images; the ELBO is by the
 import math
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Annotated, final
 
 import pandas as pd
@@ -27,26 +27,12 @@ import pyro
 import pyro.distributions as dist
 import torch
 import tyro
-from common import (
-    Places,
-    Row,
-    check_names,
-    command,
-    dataset,
-    draw_curve,
-    log_axis,
-    mean_and_error,
-    print_paired,
-    run_cells,
-    train,
-)
-from matplotlib.figure import Figure
+from common import Places, Row, command, dataset
+from plans import draw_plans, run_plans, train_plan
 from torch import Tensor, nn
 
 from pyro_gvae import Dataset, TrainConfig
 from pyro_gvae.evaluate.importance import log_importance_weights
-from pyro_gvae.report.style import MARKERS, PALETTE, SMALL_PRINT, in_house_style
-from pyro_gvae.runs.tables import with_errors
 
 NAME = "hierarchy"
 BASELINE = "vimco"
@@ -59,8 +45,6 @@ PLANS = {
     "soft": f"{SOFT}:{{all}}steps",
     "soft, then vimco": f"{SOFT}:{{half}}steps,vimco[num_particles=50]:{{rest}}steps",
 }
-#: When a row is judged, as parts of the training.
-PARTS = (0.1, 0.2, 0.5, 0.6, 0.8, 1.0)
 NUM_SAMPLES = 200
 CONFIG = TrainConfig(dataset="mnist", binarize="threshold", batch_size=24, learning_rate=3e-4, judge="none")
 
@@ -121,35 +105,29 @@ def main(
     """
     if smoke:
         places, plans, steps, seeds = places.apart(NAME), (BASELINE, "soft, then vimco"), 20, (0,)
-    if steps < 10:
-        raise ValueError(f"Expected at least 10 steps, but found {steps}.")
-    check_names(plans, PLANS)
-    cells: list[Row] = [
-        {"steps": steps, "estimator": plan, "seed": seed, "moment": "1"} for seed, plan in product(seeds, plans)
-    ]
-    table = run_cells(NAME, cells, partial(measure, places=places, smoke=smoke), places)
-    table = table[table["steps"] == steps]
-    ends = table[table["moment"].astype(float) == 1]
-    values = ["test_bound", "test_elbo", "seconds"]
-    found = mean_and_error(ends, ["estimator"], values)
-    print(found[["estimator", "seeds"]].join(with_errors(found, values)).to_string(index=False))
-    print_paired(ends, ["steps"], ["test_bound", "test_elbo"], BASELINE)
-    places.save(NAME, draw(table))
+    table = run_plans(
+        NAME,
+        plans,
+        PLANS,
+        steps,
+        seeds,
+        partial(measure, places=places, smoke=smoke),
+        places,
+        ("test_bound", "test_elbo"),
+    )
+    label = f"−bound of log p(x) by {NUM_SAMPLES} samples, nats per datum"
+    places.save(NAME, draw_plans(table, list(PLANS), "test_bound", label))
     return table
 
 
 def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
-    """Train a cell and judge it at its moments; `moment` is the part of its training."""
-    half = cell["steps"] // 2
-    stages = PLANS[cell["estimator"]].format(all=cell["steps"], half=half, rest=cell["steps"] - half)
-    config = replace(places.placed(CONFIG, seed=cell["seed"]), stages=stages)
+    """Train a cell and judge it at parts of its training."""
+    config = places.placed(CONFIG, seed=cell["seed"])
     config = replace(config, dataset="digits") if smoke else config
     with torch.random.fork_rng():
         torch.manual_seed(cell["seed"])
         network = SigmoidBeliefNetwork(dataset(config).train.shape[1], 6 if smoke else 200, 3).to(config.device)
-    moments = [f"{round(part * cell['steps'])}steps" for part in PARTS]
-    rows = train(config, moments, scores, places.folder(NAME, cell), vae=network)
-    return [row | {"moment": f"{part:g}"} for part, row in zip(PARTS, rows, strict=True)]
+    return train_plan(cell, PLANS[cell["estimator"]], config, network, scores, places.folder(NAME, cell))
 
 
 def scores(network: SigmoidBeliefNetwork, data: Dataset) -> Row:
@@ -157,27 +135,6 @@ def scores(network: SigmoidBeliefNetwork, data: Dataset) -> Row:
     log_weights = log_importance_weights(network, data.test[:2000], NUM_SAMPLES)
     bound = log_weights.logsumexp(0).mean().item() - math.log(NUM_SAMPLES)
     return {"test_bound": bound, "test_elbo": log_weights.mean().item()}
-
-
-@in_house_style
-def draw(table: pd.DataFrame) -> Figure:
-    """Minus the bound of log p(x) against steps and seconds: means over seeds with standard errors."""
-    figure = Figure(figsize=(11, 4.4))
-    panels = dict(zip(("step", "seconds"), figure.subplots(1, 2, sharey=True), strict=True))
-    names = [name for name in PLANS if name in set(table["estimator"])]
-    for name, color, marker in zip(names, PALETTE, MARKERS, strict=False):
-        rows = table[table["estimator"] == name]
-        mean = mean_and_error(rows, ["moment"], ["test_bound", "step", "seconds"])
-        for clock, axes in panels.items():
-            look = {"color": color, "marker": marker, "ms": 4, "lw": 1.5, "label": f"{name} ({rows['seed'].nunique()})"}
-            draw_curve(axes, mean[clock], -mean["test_bound"], mean["test_bound_se"], **look)
-    for clock, axes in panels.items():
-        axes.set(xscale="log", xlabel="steps" if clock == "step" else "seconds of training (means over seeds)")
-        log_axis(axes.xaxis)
-    panels["step"].set_ylabel(f"−bound of log p(x) by {NUM_SAMPLES} samples, nats per datum")
-    figure.legend(*panels["step"].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
-    figure.suptitle("in brackets: seeds; bands: standard error over seeds", x=0.01, ha="left", **SMALL_PRINT)
-    return figure
 
 
 if __name__ == "__main__":

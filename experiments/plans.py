@@ -1,0 +1,106 @@
+"""What the experiments share that compare plans of training after equally many steps, of which half may be soft."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from common import Places, Row, check_names, draw_curve, log_axis, mean_and_error, print_paired, run_cells, train
+from matplotlib.figure import Figure
+
+from pyro_gvae import Dataset, TrainConfig
+from pyro_gvae.programs.pair import HasPair
+from pyro_gvae.report.style import MARKERS, PALETTE, SMALL_PRINT, in_house_style
+from pyro_gvae.runs.tables import with_errors
+
+#: When a row is judged, as parts of the training.
+PARTS = (0.1, 0.2, 0.5, 0.6, 0.8, 1.0)
+
+
+def run_plans(
+    experiment: str,
+    plans: Sequence[str],
+    known: Mapping[str, str],
+    steps: int,
+    seeds: Sequence[int],
+    measure: Callable[[Row], list[Row]],
+    places: Places,
+    values: tuple[str, str],
+) -> pd.DataFrame:
+    """Measure the plans, and print where each ends and how far from the first one known.
+
+    Args:
+        experiment: its name.
+        plans: rows.
+        known: row -> stages, in which {all}, {half} and {rest} are numbers of steps.
+        steps: in all.
+        seeds: of initial weights, order of the data and samples.
+        measure: the rows of a cell.
+        places: where.
+        values: columns that are compared.
+
+    Returns:
+        The rows of so many steps.
+    """
+    if steps < 10:
+        raise ValueError(f"Expected at least 10 steps, but found {steps}.")
+    check_names(plans, known)
+    cells: list[Row] = [
+        {"steps": steps, "estimator": plan, "seed": seed, "moment": "1"} for seed, plan in product(seeds, plans)
+    ]
+    table = run_cells(experiment, cells, measure, places)
+    table = table[table["steps"] == steps]
+    ends = table[table["moment"].astype(float) == 1]
+    found = mean_and_error(ends, ["estimator"], [*values, "seconds"])
+    text = with_errors(found, [*values, "seconds"])
+    print(found[["estimator", "seeds"]].join(text).to_string(index=False))
+    print_paired(ends, ["steps"], values, next(iter(known)))
+    return table
+
+
+def train_plan(
+    cell: Row,
+    stages: str,
+    config: TrainConfig,
+    program: HasPair,
+    scores: Callable[[Any, Dataset], Row],
+    folder: Path,
+) -> list[Row]:
+    """Train a program by the stages of a cell, and judge it at `PARTS`; `moment` is the part of the training.
+
+    Args:
+        cell: its settings.
+        stages: of its plan, as in `run_plans`.
+        config: all else.
+        program: with initial weights.
+        scores: columns, from the program and its data.
+        folder: of its checkpoint.
+    """
+    steps, half = cell["steps"], cell["steps"] // 2
+    config = replace(config, stages=stages.format(all=steps, half=half, rest=steps - half))
+    moments = [f"{round(part * steps)}steps" for part in PARTS]
+    rows = train(config, moments, scores, folder, vae=program)
+    return [row | {"moment": f"{part:g}"} for part, row in zip(PARTS, rows, strict=True)]
+
+
+@in_house_style
+def draw_plans(table: pd.DataFrame, names: Sequence[str], value: str, label: str) -> Figure:
+    """Minus a value against steps and against seconds: means over seeds with standard errors."""
+    figure = Figure(figsize=(11, 4.6))
+    panels = dict(zip(("step", "seconds"), figure.subplots(1, 2, sharey=True), strict=True))
+    present = [name for name in names if name in set(table["estimator"])]
+    for name, color, marker in zip(present, PALETTE, MARKERS, strict=False):
+        rows = table[table["estimator"] == name]
+        mean = mean_and_error(rows, ["moment"], [value, "step", "seconds"])
+        for clock, axes in panels.items():
+            look = {"color": color, "marker": marker, "ms": 4, "lw": 1.5, "label": f"{name} ({rows['seed'].nunique()})"}
+            draw_curve(axes, mean[clock], -mean[value], mean[f"{value}_se"], **look)
+    for clock, axes in panels.items():
+        axes.set(xscale="log", xlabel="steps" if clock == "step" else "seconds of training (means over seeds)")
+        log_axis(axes.xaxis)
+    panels["step"].set_ylabel(label)
+    figure.legend(*panels["step"].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    figure.suptitle("in brackets: seeds; bands: standard error over seeds", x=0.01, ha="left", **SMALL_PRINT)
+    return figure
