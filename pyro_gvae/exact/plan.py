@@ -74,7 +74,8 @@ class Plan(NamedTuple):
     @property
     def is_searched(self) -> bool:
         """Whether codes with a negligible posterior are looked for: the search costs less than it saves for many."""
-        return self.num_codes > tuning(self.device).few_codes
+        few, least = tuning(self.device).few_codes, tuning(self.device).searched_bytes
+        return self.num_codes > few and (self.num_slices > 1 or self.num_codes * self.bytes_per_code >= least)
 
     @property
     def num_shared(self) -> int:

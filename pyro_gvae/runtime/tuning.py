@@ -19,6 +19,7 @@ class Tuning:
         slice_bytes: bytes of a slice of an exact sum, or of samples that are scored, forward and backward.
         few_codes: a sum over at most this many codes does not look for negligible ones, since the search would cost as
             much as it saves.
+        searched_bytes: nor does a sum in one slice of fewer bytes, since its recording saves more.
         decoded_rows: codes times data that are decoded at once, without a graph.
         normalized_elements: pixels whose log-normalizers are computed before they are summed.
         repeated_bytes: bytes of a call on repeated data, by which the laboratory draws several estimates at once.
@@ -27,6 +28,7 @@ class Tuning:
 
     slice_bytes: float
     few_codes: int
+    searched_bytes: float
     decoded_rows: int
     normalized_elements: int
     repeated_bytes: float
@@ -40,6 +42,7 @@ class Tuning:
 CPU = Tuning(
     slice_bytes=96e6,
     few_codes=1024,
+    searched_bytes=24e6,
     decoded_rows=2**9,
     normalized_elements=2**19,
     repeated_bytes=128e6,
@@ -50,6 +53,7 @@ CPU = Tuning(
 ACCELERATOR = Tuning(
     slice_bytes=inf,
     few_codes=1024,
+    searched_bytes=24e6,
     decoded_rows=2**17,
     normalized_elements=2**19,
     repeated_bytes=128e6,

@@ -27,7 +27,7 @@ BERNOULLI = PROBLEMS[0]
 @pytest.fixture(autouse=True)
 def negligible_codes_are_looked_for(monkeypatch):
     """Also among as few codes as these."""
-    monkeypatch.setattr(tuning, "CPU", replace(tuning.CPU, few_codes=0))
+    monkeypatch.setattr(tuning, "CPU", replace(tuning.CPU, few_codes=0, searched_bytes=0))
 
 
 def no_guide(x: Tensor) -> None:
@@ -259,7 +259,7 @@ def test_a_loss_with_another_slice_size_makes_another_plan():
 
 @pytest.mark.parametrize("few_codes", [NUM_CODES - 1, NUM_CODES])
 def test_a_sum_that_leaves_codes_out_is_not_recorded(few_codes, monkeypatch):
-    monkeypatch.setattr(tuning, "CPU", replace(tuning.CPU, few_codes=few_codes))
+    monkeypatch.setattr(tuning, "CPU", replace(tuning.CPU, few_codes=few_codes, searched_bytes=0))
     vae, x = BERNOULLI.vae(), BERNOULLI.x()
     found = ExactELBO().why_not_recordable(vae.model, vae.guide, x)
     assert found is None if few_codes == NUM_CODES else f"found {NUM_CODES}" in found

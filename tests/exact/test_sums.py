@@ -47,7 +47,7 @@ BERNOULLI = PROBLEMS[0]
 @pytest.fixture(autouse=True)
 def negligible_codes_are_looked_for(monkeypatch):
     """Also among as few codes as these."""
-    monkeypatch.setattr(tuning, "CPU", replace(tuning.CPU, few_codes=0))
+    monkeypatch.setattr(tuning, "CPU", replace(tuning.CPU, few_codes=0, searched_bytes=0))
 
 
 def assert_same_with_gradients(

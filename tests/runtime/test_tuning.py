@@ -17,7 +17,13 @@ from pyro_gvae.train.step import make_step
 
 #: A device that does a little at a time, and does not look for negligible codes.
 SMALL = tuning.Tuning(
-    slice_bytes=5e4, few_codes=0, decoded_rows=8, normalized_elements=30, repeated_bytes=1e4, many_categories=2
+    slice_bytes=5e4,
+    few_codes=0,
+    searched_bytes=float("inf"),
+    decoded_rows=8,
+    normalized_elements=30,
+    repeated_bytes=1e4,
+    many_categories=2,
 )
 
 
