@@ -26,7 +26,7 @@ class ExactELBO(ExactLoss):
         \mathrm{loss} = -\sum_b \Big( \sum_{z} q(z | x_b) \log p(x_b | z) - \mathrm{KL}(q(z | x_b) \,\|\, p(z)) \Big)
 
     The sum over all K^N joint codes is that of stock `TraceEnum_ELBO`, but decodes each code only once. It goes slice
-    by slice: the backward pass of a slice is finished before the next slice starts. Where there are more than 1,024
+    by slice: the backward pass of a slice is finished before the next slice starts. Where there are many
     codes, those with negligible q for all data (see :func:`pyro_gvae.exact.elbo`) are not decoded, so steps become
     cheaper as posteriors sharpen.
 

@@ -37,7 +37,7 @@ def elbo(
         \mathrm{ELBO}_b = \sum_{z} q(z | x_b) \log p(x_b | z) - \mathrm{KL}(q(z | x_b) \,\|\, p(z))
 
     The model runs once for each of the K^N joint codes, not once for each code and datum, on slices of codes that fit
-    into memory. A code with q below eps / (16 K^N) gets weight exactly 0. Of more than 1,024 codes, those for which
+    into memory. A code with q below eps / (16 K^N) gets weight exactly 0. Of many codes, those for which
     this holds for all data are not decoded: together they are less than a sixteenth of the rounding error of the sum.
     Continuous latents are drawn by `rsample`, which makes the result an unbiased estimate.
 
