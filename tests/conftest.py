@@ -13,6 +13,7 @@ from processes import Server
 
 from pyro_gvae.compare import run as compare_module
 from pyro_gvae.jit.traced_elbo import TracedELBO
+from pyro_gvae.report import style
 
 MNIST_ROOT = Path(__file__).parents[2] / "shared" / "mnist"
 
@@ -51,6 +52,14 @@ def server() -> Iterator[Server]:
     running = Server()
     yield running
     running.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coarse_pictures() -> Iterator[None]:
+    """Figures have few pixels: to compress them takes as long as to draw them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "DPI", 30)
+        yield
 
 
 @pytest.fixture

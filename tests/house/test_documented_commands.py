@@ -25,7 +25,7 @@ from pyro_gvae.cli.main import main
 from pyro_gvae.compare import run as compare_module
 from pyro_gvae.data.datasets import table
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unrecorded")]
 
 NETWORK = "--hidden 8 --num-latents 2 --num-categories 3"
 #: Command -> options that make it small; the last of an option that is given twice counts.
@@ -33,6 +33,7 @@ SMALLER = {
     "train": f"{NETWORK} --steps 4 --batch-size 50",
     "compare": f"{NETWORK} --epochs 1 --evaluations 1 --seeds 0",
     "gradients": f"{NETWORK} --num-data 8 --num-samples 32 --epochs 0",
+    "evaluate": "--particles 5",
     "advise": f"{NETWORK} --seconds 0.2 --estimators gumbel-softmax reinmax reinforce-loo",
 }
 RUN = re.compile(r"runs/(compare|train|staged|layers|tree|wine|some-labels|by-class|people)\S*")
