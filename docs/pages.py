@@ -6,9 +6,10 @@ of what a page describes.
 
 import inspect
 import re
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -142,6 +143,27 @@ def described(kind: str, name: str, options: str) -> list[str]:
     return [f"{name}.{member}" for member in found if not member.startswith("_") and member not in hidden]
 
 
+def share_trees(
+    app: Sphinx,
+    pagename: str,
+    templatename: str,
+    context: dict[str, Any],
+    doctree: nodes.document | None,
+    *,
+    trees: dict[int, str],
+) -> None:
+    """All source pages of one depth share a navigation tree, in which none of them stands: making it takes longest."""
+    if pagename.startswith("_modules/"):
+        toctree, depth = context["toctree"], pagename.count("/")
+
+        def shared(**options: Any) -> str:
+            if depth not in trees:
+                trees[depth] = toctree(**options)
+            return trees[depth]
+
+        context["toctree"] = shared
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_role("name", NameRole())
     app.add_directive("estimators", EstimatorsDirective)
@@ -149,4 +171,5 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_directive("contents-of-page", ContentsDirective)
     app.connect("autodoc-process-docstring", keep_letters, priority=400)  # before napoleon
     app.connect("missing-reference", find_anywhere, priority=900)
+    app.connect("html-page-context", partial(share_trees, trees={}), priority=400)  # before the theme takes it
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -178,7 +178,7 @@ def test_another_comparison_is_refused(grid, capsys):
 
 
 @pytest.mark.slow
-def test_a_cell_that_fails_fails_alone(tmp_path, capsys):
+def test_a_cell_that_fails_fails_alone(tmp_path, capsys, unrecorded):
     size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--epochs", "1", "--evaluations", "1"]
     arguments = ["compare", *size, "--estimators", "exact", "--seeds", "0", "--learning-rates", "1e30", "0.003"]
     arguments += ["--output", str(tmp_path / "run")]
@@ -290,7 +290,7 @@ def test_workers_end_with_the_comparison_which_goes_on_when_called_again(server,
 
 
 @pytest.mark.slow
-def test_a_cell_that_another_process_holds_is_unfinished(tmp_path, capsys, unreported):
+def test_a_cell_that_another_process_holds_is_unfinished(tmp_path, capsys, unreported, unrecorded):
     size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--epochs", "1", "--evaluations", "1"]
     size += ["--estimators", "gumbel-softmax", "exact", "--batch-size", "479"]
     arguments = ["compare", *size, "--seeds", "0", "--output", str(tmp_path / "run")]

@@ -140,7 +140,7 @@ def test_every_estimator_sees_the_same_batches_in_the_same_order(noted):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monkeypatch, unrecorded):
     config = replace(SMALL, epochs=1, evaluations=1, seeds=(0,), output=tmp_path / "run")
 
     def interrupted(job):

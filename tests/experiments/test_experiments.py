@@ -72,6 +72,7 @@ SMOKES = {
 SLOW = {"crossover", "relaxed_vs_exact", "reinmax_protocol"}
 
 
+@pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SMOKES]
 )
