@@ -28,6 +28,7 @@ def run_plans(
     measure: Callable[[Row], list[Row]],
     places: Places,
     values: tuple[str, str],
+    settings: Row | None = None,
 ) -> pd.DataFrame:
     """Measure the plans, and print where each ends and how far from the first one known.
 
@@ -40,18 +41,20 @@ def run_plans(
         measure: the rows of a cell.
         places: where.
         values: columns that are compared.
+        settings: further columns, with the values that all cells of this call have.
 
     Returns:
-        The rows of so many steps.
+        The rows with these steps and settings.
     """
     if steps < 10:
         raise ValueError(f"Expected at least 10 steps, but found {steps}.")
     check_names(plans, known)
+    settings = {"steps": steps} | (settings or {})
     cells: list[Row] = [
-        {"steps": steps, "estimator": plan, "seed": seed, "moment": "1"} for seed, plan in product(seeds, plans)
+        settings | {"estimator": plan, "seed": seed, "moment": "1"} for seed, plan in product(seeds, plans)
     ]
     table = run_cells(experiment, cells, measure, places)
-    table = table[table["steps"] == steps]
+    table = table[(table[list(settings)] == pd.Series(settings)).all(axis=1)]
     ends = table[table["moment"].astype(float) == 1]
     found = mean_and_error(ends, ["estimator"], [*values, "seconds"])
     text = with_errors(found, [*values, "seconds"])

@@ -13,6 +13,7 @@ import certified_width
 import collapse
 import common
 import crossover
+import gflownet_em
 import gradient_fidelity
 import hierarchy
 import imputation
@@ -66,6 +67,7 @@ SMOKES = {
     "second_stage": second_stage.main,
     "kool": kool.main,
     "bits": bits.main,
+    "gflownet_em": gflownet_em.main,
     "hierarchy": hierarchy.main,
     "programs": programs.main,
 }
