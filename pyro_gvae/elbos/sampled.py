@@ -41,7 +41,7 @@ class Estimate(NamedTuple):
 
 
 class EstimatedELBO(TensorELBO):
-    """Abstract base: a loss whose gradient is that of a surrogate of it.
+    """Abstract base: a loss whose gradient is that of a surrogate.
 
     Attributes:
         own: a module that the loss itself trains or updates, if any; see :func:`pyro_gvae.estimators.own_state`.
@@ -71,7 +71,7 @@ class EstimatedELBO(TensorELBO):
         return found.loss
 
     def learn(self, found: Estimate) -> None:
-        """Take note of an estimate that trains; most losses learn by gradients alone."""
+        """Update the loss's own state after an estimate in training; most losses learn by gradients alone."""
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss as a tensor whose gradient is the estimate. It does not train the loss's own parameters."""
