@@ -44,7 +44,7 @@ class Problem(NamedTuple):
 
     @property
     def num_data(self) -> int:
-        """B."""
+        """The number of data, B."""
         return len(items(self.x)[0])
 
     @contextmanager

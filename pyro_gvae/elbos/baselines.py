@@ -139,7 +139,7 @@ class BaselineELBO(LossOnlyELBO):
         return loss
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the same, and add gradients to `.grad` of all parameters, including the baseline's."""
+        """Return the loss, and add gradients to `.grad` of all parameters, including the baseline's."""
         for name, parameter in self.own.named_parameters():
             announce(param_with_module_name(type(self).__name__, name), parameter)
         baseline = self.own(args[0] if args else None)

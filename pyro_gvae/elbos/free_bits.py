@@ -43,8 +43,8 @@ class FreeBits(PenalizedELBO):
     discrete latents, and each continuous latent as a whole; z'_n and z''_n are the latents that z_n depends on in the
     guide and in the model. If these are the same, KL_n is the expected conditional KL; if there are none, it is
     KL(q(z_n|x_b) || p(z_n)). No latent gains by carrying less than lambda nats, averaged over the batch, so latents do
-    not collapse to the prior early in training. The negative loss is at most the ELBO and *is no longer the
-    ELBO*: evaluate the model without free bits.
+    not collapse to the prior early in training. The negative loss is at most the ELBO and *is no longer the ELBO*:
+    evaluate the model without free bits.
 
     The term added to the other loss is B sum_n max(lambda_n - KL_n, 0). KL_n is in closed form if the latents do not
     depend on each other. Otherwise it is summed over all joint codes if these fit into one slice of memory, with a

@@ -50,7 +50,7 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         return loss
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the same; gradients are added to `.grad` of the parameters."""
+        """Return the loss, and add gradients to `.grad` of the parameters."""
         self._check(model, guide, args, kwargs)
         loss: float = super().loss_and_grads(model, guide, *args, **kwargs)
         return loss

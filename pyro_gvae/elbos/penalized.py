@@ -52,7 +52,7 @@ class PenalizedELBO(TensorELBO):
         return recordable(self.elbo, "loss")(model, guide, *args, **kwargs) + penalty
 
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the same, and add gradients to `.grad` of the parameters."""
+        """Return the loss, and add gradients to `.grad` of the parameters."""
         loss = recordable(self.elbo, "loss_and_grads")(model, guide, *args, **kwargs)
         return loss + self._penalty_and_grads(model, guide, args, kwargs)
 
@@ -63,7 +63,7 @@ class PenalizedELBO(TensorELBO):
         return self.elbo.loss(model, guide, *args, **kwargs) + penalty
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the same, and add gradients to `.grad` of the parameters."""
+        """Return the loss, and add gradients to `.grad` of the parameters."""
         loss: float = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
         return loss + self._penalty_and_grads(model, guide, args, kwargs).item()
 

@@ -99,7 +99,7 @@ class Rows:
 
     @property
     def num_particles(self) -> int:
-        """P."""
+        """The number of draws for each code, P."""
         return self.crossed.num_particles
 
     def weights(self, drawn: Sample) -> Tensor:

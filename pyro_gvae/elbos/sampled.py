@@ -58,7 +58,7 @@ class EstimatedELBO(TensorELBO):
         return self._estimate(model, guide, args, kwargs).loss
 
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the same, and add gradients to `.grad` of all parameters, including the loss's own."""
+        """Return the loss, and add gradients to `.grad` of all parameters, including the loss's own."""
         found = self._estimate(model, guide, args, kwargs)
         own = [] if self.own is None else [leaf for leaf in self.own.parameters() if leaf.requires_grad]
         if own and found.own_loss is not None:

@@ -10,7 +10,7 @@ from .sampled import Estimate, SampledELBO
 
 @final
 class ThermodynamicObjective(SampledELBO):
-    r"""The left Riemann sum of log p(x) as an integral over temperatures, from P codes.
+    r"""The left Riemann sum of the integral over temperatures that equals log p(x), from P codes.
 
     With log w_p = log p(x, z_p) - log q(z_p | x) and :math:`\pi_\beta \propto q w^\beta`, log p(x) is the integral of
     :math:`E_{\pi_\beta} \log w` over beta from 0 to 1, and this integrand does not decrease with beta. So

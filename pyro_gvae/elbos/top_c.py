@@ -203,7 +203,7 @@ def _log_joint(target: Target, sample: Sample, num_rows: int) -> Tensor:
 
 @torch.no_grad()
 def _without_graph(target: Target, sample: Sample, num_rows: int) -> Tensor:
-    """Return the same without a graph, slice by slice."""
+    """Return log p(x, z) of all rows without a graph, slice by slice."""
     layout = target.layout
     size = max(tuning(layout.device).decoded_rows // layout.batch_size, -(-num_rows // MOST_SLICES), 1)
     rows = [slice(i, min(i + size, num_rows)) for i in range(0, num_rows, size)]

@@ -20,7 +20,7 @@ class Loss(Protocol):
         """Return the loss in nats, summed over the data."""
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the same, and add gradients to `.grad` of the parameters."""
+        """Return the loss, and add gradients to `.grad` of the parameters."""
 
 
 class Bound(NamedTuple):

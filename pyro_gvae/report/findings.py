@@ -183,7 +183,7 @@ def _peaks(metrics: pd.DataFrame, final: pd.DataFrame) -> list[Markup]:
             if fall.mean() > max(LEAST_FALL, 2 * fall.sem() if len(fall) > 1 else 0.0):
                 text = (
                     "The {} of <b>{}</b> was highest at step {}, and then fell by {} nats per datum: train for fewer "
-                    "epochs, or by <code>pyro-gvae train --patience</code>."
+                    "epochs, or use <code>pyro-gvae train --patience</code>."
                 )
                 sentences.append(Markup(text).format(judged.words, name, f"{step:,}", _mean(fall)))
     return sentences

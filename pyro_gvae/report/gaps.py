@@ -88,7 +88,7 @@ def gaps_table(table: pd.DataFrame) -> str:
 
 @in_house_style
 def draw_gaps(table: pd.DataFrame) -> Figure:
-    """Draw the steps from the relaxed bound up to log p(x) of each estimator, twice: all of them, and the last two.
+    """Draw each estimator's gaps from the relaxed bound up to log p(x): all on the left, the last two on the right.
 
     The relaxation gap may be a hundred times larger than the others, so the right panel shows those alone, from the
     ELBO up to log p(x), on an axis of its own. Both axes are linear.
@@ -181,7 +181,7 @@ def gaps_finding(table: pd.DataFrame) -> Markup:
 
 
 def gaps_remarks(table: pd.DataFrame) -> list[Markup]:
-    """Say of each estimator how far its relaxed bound is from the ELBO of the discrete model.
+    """Say for each estimator how far its relaxed bound is from the ELBO of the discrete model.
 
     Args:
         table: from `run_gaps`.

@@ -19,8 +19,8 @@ class View(NamedTuple):
     Args:
         kind: "image", "table" or "words".
         described: further settings for the page.
-        of_natural: a model -> the function from natural parameters (B, ..) to what the page draws of a distribution.
-        of_datum: a model -> the function from data (B, D) to what the page draws of a datum.
+        of_natural: a model -> the function from natural parameters (B, ..) to what the page draws for a distribution.
+        of_datum: a model -> the function from data (B, D) to what the page draws for a datum.
     """
 
     kind: str
