@@ -61,5 +61,5 @@ def test_parts_that_do_not_divide_the_integral_are_refused():
         estimator("tvo", num_partitions=0)
     with pytest.raises(ValueError, match=r"Expected the first beta to be in \(0, 1\], but found first=0"):
         estimator("tvo", first=0.0)
-    with pytest.raises(ValueError, match="Expected gamma from 0 to 1"):
+    with pytest.raises(ValueError, match="Expected gamma between 0 and 1"):
         estimator("ovis", gamma=2.0)

@@ -348,7 +348,7 @@ def test_a_model_that_diverged_is_left_out(tmp_path: Path) -> None:
     assert (run / "explorer.html").exists() and 'href="explorer.html"' in (run / "report.html").read_text()
     path = run / "cells" / "exact-seed0" / "weights.safetensors"
     save_file({name: weight * torch.nan for name, weight in load_file(path).items()}, path)
-    with pytest.warns(RuntimeWarning, match="Expected finite weights, but found others in exact-seed0"):
+    with pytest.warns(RuntimeWarning, match="Expected finite weights, but found NaN or infinity in exact-seed0"):
         page = write_explorer(run)
     assert '"name": "gumbel-softmax"' in page.read_text() and '"name": "exact"' not in page.read_text()
     with pytest.raises(ValueError, match=r"Expected the name of a page, but found the folder .* Try .*explorer.html"):
