@@ -175,8 +175,8 @@ def _without(terms: _Terms, kept: Tensor) -> _Terms:
     )
 
 
-# The families. Where parameters and data are close to the mean of the data, the factors of the product are small,
-# because a score is rounded in proportion to its terms. Terms of the data alone are few, and are computed in float64.
+# The families. The factors of the product are kept small for parameters and data close to the mean of the data, because
+# a score is rounded in proportion to its terms. Terms of the data have few elements, and are computed in float64.
 
 
 def _centre(x: Tensor) -> Tensor:

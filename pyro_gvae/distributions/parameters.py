@@ -96,7 +96,7 @@ def at_least_float32(logits: Tensor) -> Tensor:
 
 
 def impossible_as_infinite(log_probs: Tensor) -> Tensor:
-    """Replace values that are so low that an impossible code must have contributed by -inf, without a gradient.
+    """Set values to -inf that are so low that an impossible code must be part of them, without a gradient.
 
     In sums, an impossible code has the lowest finite number as its log-probability, which times a probability of 0 is 0
     and not NaN. Times any other probability in these sums, at least 1e-18, it is below all log-probabilities of data.

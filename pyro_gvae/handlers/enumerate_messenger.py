@@ -151,7 +151,7 @@ def pairs_codes(name: str, other: str, num_codes: int) -> ValueError:
     return ValueError(
         f"Expected site '{other}', which depends on the enumerated site '{name}', to have an axis for its {num_codes} "
         "codes left of its plates, but found none: the program pairs code number s with datum number s. Try operations "
-        "on the last two dimensions of z (..., N, K) alone, such as z.flatten(-2) in place of z.reshape(-1, N * K)."
+        "on only the last two dimensions of z (..., N, K), such as z.flatten(-2) instead of z.reshape(-1, N * K)."
     )
 
 

@@ -37,7 +37,7 @@ class Chains(NamedTuple):
         shared: the plates that all discrete latents are in; there is one result for each of their cells.
         nesting: the number of batch dimensions that plates take.
         with_guide: whether the guide is read.
-        reach: the latents that statements reach in addition to those that `pyro.markov` lets them.
+        reach: the latents that statements reach in addition to what `pyro.markov` allows.
     """
 
     latents: dict[str, Latent]
@@ -119,8 +119,8 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
                 raise
             raise ValueError(
                 "Expected programs that take values of discrete latents in dimensions left of the plates, but found: "
-                f"{str(error).splitlines()[0].rstrip('.')}. Try operations on the last dimensions alone, such as "
-                "z.flatten(-2) in place of z.reshape(len(x), -1), and broadcast tensors before concatenating them."
+                f"{str(error).splitlines()[0].rstrip('.')}. Try operations on the last dimensions only, such as "
+                "z.flatten(-2) instead of z.reshape(len(x), -1), and broadcast tensors before concatenating them."
             ) from error
     check_reach(both[1])
     for dependence in dependent:

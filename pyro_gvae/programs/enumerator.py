@@ -170,7 +170,7 @@ def read_axes(model: Run, guide: Run | None, nesting: int, draw: Draw, reach: Re
         guide: the guide, or None if all latents of the model are to be enumerated.
         nesting: the number of batch dimensions that plates take.
         draw: draws a continuous latent of the guide.
-        reach: the latents that statements reach in addition to those that `pyro.markov` lets them.
+        reach: the latents that statements reach in addition to what `pyro.markov` allows.
 
     Raises:
         ValueError: if a latent of the guide has the dimension of another one that the model reaches, or if a dimension
@@ -190,7 +190,7 @@ def read_given(program: Run, nesting: int, values: Mapping[str, Tensor], reach: 
         program: the program with its data bound.
         nesting: the number of batch dimensions that plates take.
         values: one value of each latent that is not enumerated, with no dimensions but those of plates.
-        reach: the latents that statements reach in addition to those that `pyro.markov` lets them.
+        reach: the latents that statements reach in addition to what `pyro.markov` allows.
 
     Raises:
         ValueError: as :func:`read_axes`.

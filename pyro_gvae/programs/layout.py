@@ -175,7 +175,7 @@ def warn_of(layout: Layout) -> None:
         warnings.warn(
             "Expected programs that accept codes in one more dimension left of the plates, but found: "
             f"{layout.obstacle.rstrip('.')}. They are run for one joint code after another, which gives the same "
-            "numbers but takes longer. Try operations on the last dimensions alone, such as z.flatten(-2) in place of "
+            "numbers but takes longer. Try operations on the last dimensions only, such as z.flatten(-2) instead of "
             "z.reshape(len(x), -1), and broadcast tensors before concatenating them.",
             stacklevel=2,
         )

@@ -16,7 +16,7 @@ from ..runtime.compat.enumeration import (
 
 
 class Reach(NamedTuple):
-    """The latents that statements reach in addition to those that `pyro.markov` lets them.
+    """The latents that statements reach in addition to what `pyro.markov` allows.
 
     Attributes:
         beside: for a latent of the guide, those that the model reaches together with it.
