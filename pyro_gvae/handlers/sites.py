@@ -65,7 +65,7 @@ def as_names(sites: Sites) -> Sites:
 
 
 class Kind(Enum):
-    """What the values of a discrete latent are."""
+    """The kind of values of a discrete latent."""
 
     ONE_HOT = "one-hots"
     BIT = "bits"

@@ -167,7 +167,7 @@ class _Beam:
         self._follow(rows.unsqueeze(-1).expand(-1, self.shape.numel()))
 
     def _follow(self, parents: Tensor) -> None:
-        """Give each new prefix the values of its parent: the number (R', cells) of the prefix that it extends."""
+        """Give each new prefix the values of its parent, the prefix (R', cells) that it extends."""
         layout = self.layout
         of_data = _spread(parents, layout.batch_shape, self.shape)
         self.codes = {name: _taken(codes, of_data) for name, codes in self.codes.items()}
@@ -220,7 +220,7 @@ class _Beam:
 
 
 class _Cells(NamedTuple):
-    """Where the values of a site are in each cell.
+    """The positions of a site's values in each cell.
 
     Attributes:
         batch_shape: of all discrete latents together.

@@ -36,7 +36,7 @@ def axes_in_reach(msg: Any) -> dict[int, int]:
 
 
 def give_axes(msg: Any, axes: Mapping[int, int]) -> None:
-    """Tell Pyro's `EnumMessenger` which latents the dimensions of a value belong to that it has not enumerated."""
+    """Tell Pyro's `EnumMessenger` which latents the dimensions of a value belong to, if it has not enumerated it."""
     msg["infer"]["_dim_to_id"] = dict(axes)
 
 
