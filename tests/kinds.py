@@ -54,7 +54,7 @@ class Row(NamedTuple):
 
 
 INTEGER = Refused("an integer has no relaxation. Try OneHotCategorical")
-VECTOR = Refused("stock Pyro enumerates no vector of integers")
+VECTOR = Refused("stock Pyro does not enumerate a vector of integers")
 BOTH = Refused("which is both. Try Bernoulli")
 
 

@@ -133,7 +133,7 @@ def test_posteriors_of_labels_are_refused(function):
 def test_a_guide_that_draws_what_the_model_observes_is_refused():
     for name in ("exact", "reinforce-loo"):
         model, guide, elbo = COLUMNS[name].make().bind(Pair(lambda x: style_model(x, LABELS), style_guide))
-        with pytest.raises(ValueError, match=r"guide to draw latents of the model alone, but found 'y'"):
+        with pytest.raises(ValueError, match=r"guide to draw only latents of the model, but found 'y'"):
             elbo.loss(model, guide, DATA)
 
 

@@ -146,7 +146,7 @@ def test_a_weighted_kl_has_no_evidence():
     vae, x = fair(PROBLEM), PROBLEM.x()
     with pytest.raises(ValueError, match=r"Expected all sites of the model to share one scale"):
         importance_weighted(Pair(weigh_kl(vae.model, beta=0.5), weigh_kl(vae.guide, beta=0.5)), x, 10)
-    with pytest.raises(ValueError, match=r"share one scale, which a guide that is read has, too, but found several"):
+    with pytest.raises(ValueError, match=r"share one scale, .* but found several: log p\(x\) is not defined"):
         importance_weighted(Pair(vae.model, weigh_kl(vae.guide, beta=2.0)), x, 10)
 
 

@@ -65,7 +65,7 @@ def test_names_without_a_discrete_latent_are_refused():
     ):
         with pytest.raises(ValueError, match=r"at 'loc', but found a Normal"):
             handled()
-    with pytest.raises(ValueError, match=r"found one text, 'z'\. Try sites=\['z'\]"):
+    with pytest.raises(ValueError, match=r"found a string, 'z'\. Try sites=\['z'\]"):
         relax(program, sites="z")
 
 

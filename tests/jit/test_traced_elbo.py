@@ -343,7 +343,7 @@ def test_a_number_that_changes_in_each_step_ends_the_recordings(where, monkeypat
 
     traced = TracedELBO(Trace_ELBO(), max_recordings=3)
     numbers = [0.5 * i for i in range(13)]
-    what = r"the argument 1\.5 in place of 1\.0" if where == "argument" else r"\[1\.5\] among what model"
+    what = r"the argument 1\.5 in place of 1\.0" if where == "argument" else r"\[1\.5\] among the objects of model"
     with pytest.warns(UserWarning, match=f"found 3 recordings, and now {what}.* Try a tensor") as said:
         losses = [run(traced, beta) for beta in numbers]
     assert len(said) == 1 and traced.num_recordings == 3
@@ -614,7 +614,7 @@ def test_running_baselines_of_pyro_run_as_they_are():
             options = {"baseline": {"use_decaying_avg_baseline": True}}
             pyro.sample("z", dist.OneHotCategorical(logits=logits), infer=options)
 
-    sentence = "puts a new tensor in the place of one"
+    sentence = "replaces a tensor by a new one"
     assert_runs_unrecorded(
         TraceGraph_ELBO(), lambda: (model, guide), [torch.arange(float(B))], sentence, "loss_and_grads"
     )

@@ -384,10 +384,10 @@ def test_what_is_refused():
         with pyro.plate("data", len(x)):
             pyro.sample("z", coupled(vae.prior), infer={"temperature": 0.5})
 
-    with pytest.raises(ValueError, match="digits of the guide that are drawn one by one"):
+    with pytest.raises(ValueError, match="a guide whose digits are drawn one by one"):
         ExactELBO().loss(vae.model, guide, DATA)
     for handler in (relax, straight_through):
-        with pytest.raises(ValueError, match="digits of the guide that are drawn one by one"):
+        with pytest.raises(ValueError, match="a guide whose digits are drawn one by one"):
             Trace_ELBO().loss(handler(vae.model), handler(guide), DATA)
 
 

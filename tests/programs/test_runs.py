@@ -163,5 +163,5 @@ def test_plates_of_one_name_have_one_size(loss, drawn):
         with plate(5):
             pyro.sample("z", dist.OneHotCategorical(torch.ones(3)))
 
-    with pytest.raises(ValueError, match=r"to have one size, .* but found 'data' of 5 data and of 2"):
+    with pytest.raises(ValueError, match=r"to have the same size, .* but found 'data' with 5 and with 2 data"):
         loss.loss(model, guide, torch.zeros(5))

@@ -71,7 +71,7 @@ def test_a_prior_of_ones_own_that_cannot_be_split_is_refused():
 
     joint = JointPrior(2, 4, Equal())
     vae = CategoricalVAE(6, 2, 4, hidden=(5,), prior=joint)
-    with pytest.raises(ValueError, match=r"Expected a prior that says how .* is split in two, but found a JointPrior"):
+    with pytest.raises(ValueError, match=r"Expected a prior that can split .* in two, but found a JointPrior"):
         fit(vae, X, TrainConfig(stages="exact:1", batch_size=10, revive=0.1), progress=False)
 
 
