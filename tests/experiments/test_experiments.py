@@ -172,7 +172,7 @@ def test_what_cannot_be_is_one_sentence_and_exit_code_2(capsys, monkeypatch):
         common.command(stages.main)
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
-        "stages.py: Expected at least 6 epochs, of which up to 5 are the last stage's, but found 3.\n"
+        "stages.py: Expected at least 6 epochs, because the last stage takes up to 5, but found 3.\n"
     )
 
 
