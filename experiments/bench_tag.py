@@ -1,4 +1,4 @@
-"""Is a training step as fast as at the last tag?
+"""Compare the speed of training steps with the last tag.
 
 Command: `make bench-tag`, or `make bench-tag REF=COMMIT` for another commit. It prints ratios, and never fails.
 

@@ -110,7 +110,7 @@ def command(main: Callable[..., Any]) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt as interrupt:  # `fit` has written its checkpoint
         number = getattr(interrupt, "signal", SIGINT)
-        print(f"{Path(sys.argv[0]).name}: stopped by {number.name}; the same command goes on", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: stopped by {number.name}; repeat the command to continue", file=sys.stderr)
         raise SystemExit(128 + number) from None
 
 

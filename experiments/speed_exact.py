@@ -70,7 +70,7 @@ Step = Callable[[], float]
 
 
 class Protocol(NamedTuple):
-    """The amount of measuring: sizes and repetitions."""
+    """Sizes and numbers of repetitions."""
 
     size: Size
     compared: list[tuple[int, int, int]]  # K, N, blocks

@@ -65,7 +65,7 @@ class Chain(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """The amount of measuring: sizes and repetitions."""
+    """Sizes and numbers of repetitions."""
 
     size: Size
     num_classes: int  # of M2 and of the mixture

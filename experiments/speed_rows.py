@@ -42,7 +42,7 @@ MISSING = 0.05
 
 
 class Protocol(NamedTuple):
-    """The amount of measuring: sizes and repetitions."""
+    """Sizes and numbers of repetitions."""
 
     num_rows: int
     rows_of_memory: list[int]

@@ -34,7 +34,7 @@ PROCESSES = 2
 
 
 class Protocol(NamedTuple):
-    """The amount of measuring: sizes and repetitions."""
+    """Sizes and numbers of repetitions."""
 
     size: Size
     codes: list[tuple[int, int, int]]  # K, N, steps in a block

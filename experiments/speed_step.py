@@ -85,7 +85,7 @@ class Size(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """The amount of measuring: sizes and repetitions."""
+    """Sizes and numbers of repetitions."""
 
     blocks: int
     steps: int  # of a block

@@ -95,7 +95,7 @@ NOT_SUMMABLE = {
     "soft, 5 reinforce-loo": f"{SOFT}:{{E-5}},reinforce-loo:5",
     "soft, 1 local-expectation": f"{SOFT}:{{E-1}},local-expectation:1",
 }
-#: Rows whose curves are drawn, of the many there are.
+#: Rows whose curves are drawn; there are too many to draw all of them.
 SHOWN = (
     BASELINE,
     "soft, 5 reinforce-loo",
@@ -229,7 +229,7 @@ def at_equal_epochs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_equal_seconds(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Interpolate curves at the total seconds of the baseline with the same seed; shorter ones keep their last value."""
+    """Interpolate curves at the total seconds of the baseline with their seed; shorter ones keep their last value."""
     limits = at_equal_epochs(table).query("estimator == @baseline").set_index("seed")["seconds"]
     rows = []
     for (name, seed), curve in table.groupby(["estimator", "seed"], sort=False):

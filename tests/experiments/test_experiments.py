@@ -184,7 +184,7 @@ def test_who_stops_an_experiment_is_told_that_it_goes_on(capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         common.command(stopped)
     assert ended.value.code == 128 + signal.SIGTERM
-    assert capsys.readouterr().err == "stages.py: stopped by SIGTERM; the same command goes on\n"
+    assert capsys.readouterr().err == "stages.py: stopped by SIGTERM; repeat the command to continue\n"
 
 
 def test_a_row_that_there_is_none_of_is_named_before_anything_is_trained(places):
