@@ -67,7 +67,7 @@ def test_what_is_cheap_imports_no_torch(tmp_path):
     assert done.stdout.splitlines()[0] == f"pyro-gvae {pyro_gvae.__version__}"
 
 
-def test_an_option_of_an_estimator_that_there_is_not_is_told_with_those_that_there_are():
+def test_an_unknown_option_of_an_estimator_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"has \(it has .*temperature.*Try 'temperature'\."):
         pyro_gvae.estimator("gumbel-softmax", temperatur=1)
 

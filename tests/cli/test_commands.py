@@ -185,7 +185,7 @@ def test_levels_are_compared(capsys, tmp_path):
     ],
 )
 @pytest.mark.parametrize("command", ["train", "compare"])
-def test_levels_that_cannot_be_are_refused(command, options, sentence, capsys, tmp_path):
+def test_invalid_levels_are_refused(command, options, sentence, capsys, tmp_path):
     assert main([command, *map(str, options), "--output", str(tmp_path / "run")]) == 2
     assert sentence in capsys.readouterr().err and not (tmp_path / "run").exists()
 
@@ -195,7 +195,7 @@ def test_few_images_are_one_short_row(run, capsys, tmp_path):
     assert imread(tmp_path / "exact-seed0-means.png").shape == (68, 200, 3)
 
 
-def test_which_model_is_asked_where_there_are_several(run, tmp_path, capsys):
+def test_one_of_several_models_must_be_named(run, tmp_path, capsys):
     several = shutil.copytree(run, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     cells = [cell | {"seed": seed} for cell in config["cells"] for seed in (0, 1)]

@@ -324,7 +324,7 @@ def test_stopped_runs_are_resumed_by_what_reaches_out_of_them():
     assert _resume_by(never, Path("run")) == "pyro-gvae resume run --no-compile"
 
 
-def test_names_that_are_no_text(trained, tmp_path):
+def test_names_that_are_not_text(trained, tmp_path):
     """A folder's name is bytes."""
     run = shutil.copytree(trained, os.fsdecode(os.fsencode(tmp_path) + b"/run-\xff"))
     for name in ("resume", "evaluate", "report"):

@@ -214,7 +214,7 @@ def test_pictures_of_tensorboard(tmp_path, capsys):
     assert board.Tags()["histograms"] == ["code usage/latent 0"]
 
 
-def test_a_run_of_before_there_were_programs_is_categorical(tmp_path, capsys):
+def test_a_run_without_a_named_program_is_categorical(tmp_path, capsys):
     run = tmp_path / "run"
     options = ["--num-latents", 1, "--hidden", 8, "--stages", "exact:1steps", "--judge", "none", "--output", run]
     with pytest.MonkeyPatch.context() as patch:
@@ -237,7 +237,7 @@ def test_a_run_of_before_there_were_programs_is_categorical(tmp_path, capsys):
         ({"model": "categorical"}, "Expected the weights in"),
     ],
 )
-def test_a_program_that_is_not_is_one_sentence(runs, command, changed, sentence, tmp_path, capsys):
+def test_an_unknown_program_is_one_sentence(runs, command, changed, sentence, tmp_path, capsys):
     folder = shutil.copytree(runs / "bernoulli", tmp_path / "run")
     written = json.loads((folder / "config.json").read_text())
     written["train"] |= changed

@@ -135,6 +135,6 @@ def test_labels_of_a_column_have_names():
         (lambda: given(conditional(), images(LABELS % 2)), "found the label 2 in row 3 of the test data"),
     ],
 )
-def test_labels_that_cannot_be_are_refused(call, sentence):
+def test_invalid_labels_are_refused(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()

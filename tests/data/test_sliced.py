@@ -161,7 +161,7 @@ def test_a_table_is_large_by_the_bytes_that_the_file_states(file, tmp_path):
         ({"city": None}, {"labels": "city"}, "a label in each row, but found none in row"),
     ],
 )
-def test_what_cannot_be_is_refused_by_row_and_column(tmp_path, change, options, said):
+def test_invalid_cells_are_refused_by_row_and_column(tmp_path, change, options, said):
     frame = people()
     frame["city"] = frame["city"].fillna("Paris").where(frame.index > 0, "Paris")
     for name, cell in change.items():

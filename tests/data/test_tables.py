@@ -81,7 +81,7 @@ def test_bad_cells_are_refused_by_row_and_column(name, row, cell, kind, said):
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), None, "different names, but found 'a' twice"),
     ],
 )
-def test_columns_that_cannot_be_are_refused(frame, kinds, said):
+def test_invalid_columns_are_refused(frame, kinds, said):
     with pytest.raises(ValueError, match=said):
         columns_of(frame, kinds)
 

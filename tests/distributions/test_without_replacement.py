@@ -69,7 +69,7 @@ def test_all_codes_are_drawn_once_where_there_are_no_more():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_codes_that_cannot_be_come_last_and_weigh_nothing(dtype):
+def test_impossible_codes_come_last_and_weigh_nothing(dtype):
     excluding = LOG_PROBS.to(dtype).clone()
     excluding[0, 1:] = torch.finfo(dtype).min
     excluding[0, 0] = 0.0

@@ -188,7 +188,7 @@ def test_a_pair_has_less_variance_than_two_samples(elbo, num_latents, num_catego
     assert pair < 0.3 * reinforce
 
 
-def test_categories_that_cannot_be_are_not_drawn():
+def test_excluded_categories_are_not_drawn():
     case = draws.case(2, 3)
     with torch.no_grad():
         case.parameters[0][..., 1] = -torch.inf

@@ -125,7 +125,7 @@ def test_slices_change_nothing_and_bound_what_is_decoded_at_once(rows, monkeypat
     assert max(decoded) == at_once
 
 
-def test_categories_that_cannot_be_add_nothing():
+def test_impossible_categories_add_nothing():
     logits = torch.tensor([[[0.3, 0.1, -torch.inf]]] * 2, dtype=torch.float64, requires_grad=True)
 
     def model(x):

@@ -23,7 +23,7 @@ def scores(elbo, model, guide, expected):
 
 
 @pytest.mark.parametrize("kind", ["gumbel-softmax[kl=categorical]", *OPTIONS])
-def test_where_it_is_not_it_is_refused(kind):
+def test_an_analytic_kl_that_is_no_term_of_the_elbo_is_refused(kind):
     pair = Pair(*PROGRAMS["two layers, bottom-up"][:2])
     if kind == "gumbel-softmax[kl=categorical]":
         bound = estimator("gumbel-softmax", kl="categorical", temperature=0.5).bind(pair)
@@ -35,7 +35,7 @@ def test_where_it_is_not_it_is_refused(kind):
 
 
 @pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction:UserWarning")
-def test_there_the_stock_loss_is_no_elbo():
+def test_the_stock_loss_of_the_refused_program_is_no_elbo():
     """The negative control."""
     pyro.set_rng_seed(0)
     pair = Pair(*PROGRAMS["two layers, bottom-up"][:2])

@@ -113,7 +113,7 @@ def test_codes_are_scored_without_a_graph_and_few_are_differentiated():
     assert shapes == [(6, False), (3, True)]
 
 
-def test_codes_that_cannot_be_add_nothing():
+def test_impossible_codes_add_nothing():
     logits = torch.tensor([[[0.3, 0.1, -torch.inf]]] * 2, dtype=torch.float64, requires_grad=True)
 
     def model(x):

@@ -101,7 +101,7 @@ def test_a_recording_has_the_same_gradients(encoder):
         torch.testing.assert_close(found, wanted[1], rtol=1e-8, atol=1e-8)
 
 
-def test_what_it_is_not_is_refused():
+def test_unknown_encoders_and_free_bits_are_refused():
     with pytest.raises(ValueError, match="Expected encoder to be one of exclusive, inclusive, but found 'both'"):
         estimator("exact-wake", encoder="both")
     with pytest.raises(ValueError, match="Expected a loss with a KL to leave free, but found the log-evidence"):

@@ -166,7 +166,7 @@ def test_a_label_that_was_interrupted_ends_as_it_would_have(places, monkeypatch)
     assert (resumed["elbo"], resumed["accuracy"]) == (whole["elbo"], whole["accuracy"])  # bit for bit
 
 
-def test_what_cannot_be_is_one_sentence_and_exit_code_2(capsys, monkeypatch):
+def test_bad_input_is_one_sentence_and_exit_code_2(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["stages.py", "--epochs", "3"])
     with pytest.raises(SystemExit) as ended:
         common.command(stages.main)
@@ -176,7 +176,7 @@ def test_what_cannot_be_is_one_sentence_and_exit_code_2(capsys, monkeypatch):
     )
 
 
-def test_who_stops_an_experiment_is_told_that_it_goes_on(capsys, monkeypatch):
+def test_a_stopped_experiment_says_how_to_continue(capsys, monkeypatch):
     def stopped() -> None:
         raise Interrupted(Path("runs"), signal.SIGTERM)
 
@@ -187,7 +187,7 @@ def test_who_stops_an_experiment_is_told_that_it_goes_on(capsys, monkeypatch):
     assert capsys.readouterr().err == "stages.py: stopped by SIGTERM; repeat the command to continue\n"
 
 
-def test_a_row_that_there_is_none_of_is_named_before_anything_is_trained(places):
+def test_unknown_rows_and_sizes_are_refused_before_training(places):
     with pytest.raises(ValueError, match=r"Expected names among 'soft', .*, but found 'exact', 'soft, 3 exact'\."):
         stages.main(places, sizes=("10x30",), plans=("exact", "soft", "soft, 3 exact"))
     for run in (stages.main, reinmax_protocol.main):
@@ -277,7 +277,7 @@ def test_a_curve_is_a_mean_over_the_seeds_that_reached_its_end():
     assert list(short["epoch"]) == [1.0, 5.0]
 
 
-def test_rows_are_compared_at_the_last_epoch_that_all_have_and_those_far_off_are_told_at_the_edge():
+def test_rows_are_compared_at_the_last_common_epoch_and_far_ones_are_written_at_the_edge():
     rows = curves_of("reinmax", 0, [150.0, 140.0, 130.0], [5.0, 10.0, 20.0]) + curves_of("exact", 0, [138.0], [10.0])
     rows += curves_of("exact", 1, [139.0], [10.0]) + curves_of("reinforce", 0, [400.0], [10.0])
     ends = reinmax_protocol.at_last_common_epoch(pd.DataFrame(rows))

@@ -617,7 +617,7 @@ def test_guessing_the_plate_nesting_is_no_sampling():
         ),
     ],
 )
-def test_nor_are_they_sampled_behind_other_handlers(run):
+def test_enumerated_programs_are_not_sampled_behind_other_handlers(run):
     with pytest.raises(ValueError, match=r"was sampled|found none"):
         run(User("one-hot"))
 

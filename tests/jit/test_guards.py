@@ -30,7 +30,7 @@ def test_guards_follow_what_a_program_refers_to():
     assert guard.changes()
 
 
-def test_what_was_found_out_is_no_state():
+def test_cached_findings_are_no_state():
     class Loss:
         def __init__(self):
             self.kept = Kept()

@@ -223,7 +223,7 @@ def test_pyro_may_look_at_the_relations_of_the_pair():
         ({"prior_temperature": -2.0}, "positive temperature, but found -2.0"),
     ],
 )
-def test_what_cannot_be_is_refused(options, sentence):
+def test_invalid_arguments_are_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         CategoricalVAE(**options)
 

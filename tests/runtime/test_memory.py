@@ -55,7 +55,7 @@ def test_errors_that_say_that_memory_has_ended(error, is_one):
     assert is_out_of_memory(error) is is_one
 
 
-def test_an_allocation_that_cannot_be_is_such_an_error():
+def test_an_impossible_allocation_is_such_an_error():
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(error.value)
@@ -200,7 +200,7 @@ def test_the_peak_has_the_backward_pass():
     assert peak_memory(lambda: (x * 2).exp().sum()) < peak_memory(lambda: (x * 2).exp().sum().backward())
 
 
-def test_the_allocator_is_set_for_those_who_ask_alone(monkeypatch, tmp_path):
+def test_the_allocator_is_set_only_on_request(monkeypatch, tmp_path):
     """A block of 31 MiB is taken by the command line, and not by a sum."""
     asked = []
     vae, x = CategoricalVAE(6, 4, 3, (5,)), torch.ones(4, 6)

@@ -102,7 +102,7 @@ def test_stages(text, expected):
         ("exact[:3", r"Expected a name or name\[option=value,...\]"),
     ],
 )
-def test_stages_that_cannot_be(text, sentence):
+def test_invalid_stages_are_refused(text, sentence):
     with pytest.raises(ValueError, match=sentence):
         parse_stages(text)
 
@@ -156,7 +156,7 @@ def test_amounts_end(amount, steps, seconds, is_over):
         ({"stages": "exact"}, "Expected stages as estimator:amount"),
     ],
 )
-def test_settings_that_cannot_be(setting, sentence):
+def test_invalid_settings_are_refused(setting, sentence):
     with pytest.raises(ValueError, match=sentence):
         TrainConfig(**setting)
 
@@ -180,7 +180,7 @@ def test_a_configuration_comes_back_from_json(name):
         ({"output": 3}, "Expected 'output' to be .*Path.*, but found 3"),
     ],
 )
-def test_json_that_cannot_be(written, sentence):
+def test_invalid_json_is_refused(written, sentence):
     with pytest.raises(ValueError, match=sentence):
         TrainConfig.from_json(written)
 
@@ -264,7 +264,7 @@ def test_a_fit_leaves_no_tensors_and_no_sources_behind():
     assert alive() == alive()
 
 
-def test_what_is_judged_first_is_what_takes_the_first_step():
+def test_the_temperature_is_set_before_the_first_step():
     assert Training(new_vae(), images(), config(temperature="0.3")).vae.temperature.item() == pytest.approx(0.3)
 
 
@@ -397,7 +397,7 @@ def test_patience_needs_test_images():
         (torch.ones(3, D), "Expected a batch size from 1 to the 3 images, but found 4"),
     ],
 )
-def test_data_that_cannot_be_are_refused(x, sentence, tmp_path):
+def test_invalid_data_are_refused(x, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence):
         run(data=x, output=tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -414,7 +414,7 @@ def test_data_that_cannot_be_are_refused(x, sentence, tmp_path):
         ({"stages": "reweighted-wake-sleep:1", "free_bits": 0.1}, "Expected an objective with a KL to leave free"),
     ],
 )
-def test_what_cannot_be_is_refused_before_training(options, sentence):
+def test_invalid_arguments_are_refused_before_training(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         run(chosen=config(**options))
 

@@ -118,7 +118,7 @@ def damage(run, how):
     ],
 )
 @pytest.mark.parametrize("command", ["evaluate", "report"])
-def test_what_cannot_be_read_is_one_sentence(command, how, sentence, finished, tmp_path, capsys):
+def test_an_unreadable_run_is_one_sentence(command, how, sentence, finished, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
     damage(run, how)
     assert main([command, str(run)]) == 2

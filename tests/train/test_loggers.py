@@ -104,7 +104,7 @@ def test_a_run_folder_names_the_loggers_of_a_configuration(wandb, mlflow, tmp_pa
     assert mlflow.named("start_run") == [((), {"run_name": "first"})]
 
 
-def test_loggers_that_cannot_be_are_refused(tmp_path):
+def test_invalid_loggers_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"among tensorboard, wandb, mlflow, but found 'tensorbord'. Try 'tensorboard'"
     ):

@@ -150,7 +150,7 @@ def test_averages_of_what_is_left_are_kept():
         ("stages", "Expected several stages with prune='stages'"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(text, told):
+def test_invalid_settings_are_refused(text, told):
     with pytest.raises(ValueError, match=told):
         TrainConfig(prune=text)
 
