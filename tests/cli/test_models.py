@@ -1,4 +1,4 @@
-"""Every command on a run of every ready program that learns from images: what it writes, or why it refuses."""
+"""Every command on a run of every ready program for images: what it writes, or why it refuses."""
 
 import json
 import math
@@ -35,7 +35,7 @@ COLUMNS = {
     "semi-supervised": ["y_0", "z_0", "z_1"],
     "conditional": ["latent_0", "latent_1"],
 }
-#: A number of data or samples, so that no command takes long.
+#: A small number of data or samples, so that no command takes long.
 FEW = {
     "encode": ["--num-data", 5],
     "reconstruct": ["--num-data", 3],
@@ -46,7 +46,7 @@ FEW = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run of each program, trained for two steps that are not recorded."""
+    """Return a run of each program, trained for two unrecorded steps."""
     top = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TracedELBO, "outcome", lambda *_, **__: None)
@@ -63,7 +63,7 @@ def run(runs, request):
 
 
 def shown_to(trained, count):
-    """The first test data as the program takes them."""
+    """Return the first test data in the form that the program takes."""
     return judged(trained.vae, *fixed_part(trained.data, "test", count))
 
 
@@ -242,7 +242,7 @@ def test_an_unknown_program_is_one_sentence(runs, command, changed, sentence, tm
     written = json.loads((folder / "config.json").read_text())
     written["train"] |= changed
     (folder / "config.json").write_text(json.dumps(written))
-    said = refused(capsys, command, folder).splitlines()[-1]  # behind a bar of its progress
+    said = refused(capsys, command, folder).splitlines()[-1]  # after a progress bar
     assert said.startswith("pyro-gvae: Expected") and (sentence in said or command == "resume")
 
 

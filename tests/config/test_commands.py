@@ -1,4 +1,4 @@
-"""The configuration: what cannot be is refused when it is made, and JSON keeps the rest."""
+"""Configurations: invalid settings are refused on construction, and JSON keeps valid ones."""
 
 import json
 from dataclasses import FrozenInstanceError, replace

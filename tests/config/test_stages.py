@@ -1,4 +1,4 @@
-"""Texts of training plans: estimators of single sites, and their options."""
+"""Training plans as text: estimators for single sites, and their options."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The experiments, each of them whole on a tiny size, and what they share."""
+"""The experiments, each as a whole at a tiny size, and their shared code."""
 
 import dataclasses
 import signal
@@ -201,7 +201,7 @@ def test_codes_that_cannot_be_summed_are_judged_by_samples(places, monkeypatch):
     monkeypatch.setattr(common, "MOST_OPERATIONS", 0)
     cell = {"size": "8x16", "epochs": 6, "learning_rate": 1e-3, "estimator": "soft, 5 reinforce-loo", "seed": 0}
     rows = stages.measure(cell | {"moment": "6"}, places=places, smoke=True)
-    assert [row["epoch"] for row in rows] == [1, 2, 5, 6]  # in the last stage at its start and its end
+    assert [row["epoch"] for row in rows] == [1, 2, 5, 6]  # at the start and the end of the last stage
     assert {row["evidence_is"] for row in rows} == {"100 samples"}
     assert all(row["test_elbo"] < row["test_log_evidence"] < 0 for row in rows)
     table = pd.DataFrame(cell | row for row in rows)
@@ -236,7 +236,7 @@ def test_gradients_are_means_over_seeds_with_the_errors_of_seeds_where_there_are
 
 def test_a_level_is_passed_on_a_straight_line():
     curves = pd.DataFrame({"seconds": [1.0, 2.0, 4.0], "test_elbo": [-200.0, -130.0, -120.0]})
-    assert stages.passes(curves, 125.0) == 4.0  # at the evaluation that shows it
+    assert stages.passes(curves, 125.0) == 4.0  # the first evaluation that has reached it
     assert crossover.passes(curves["seconds"].to_numpy(), curves["test_elbo"].to_numpy(), -125.0) == 3.0
 
 
@@ -284,7 +284,7 @@ def test_rows_are_compared_at_the_last_common_epoch_and_far_ones_are_written_at_
     assert set(ends["epoch"]) == {10.0}
     axes = Figure().subplots()
     found = common.draw_dots(axes, ends)
-    assert list(found["estimator"]) == ["reinforce", "reinmax", "exact"]  # from below
+    assert list(found["estimator"]) == ["reinforce", "reinmax", "exact"]  # from bottom to top
     assert [label.get_text() for label in axes.get_yticklabels()] == ["reinforce (1)", "reinmax (1)", "exact (2)"]
     assert axes.get_xlim()[1] < 150 and [text.get_text() for text in axes.texts] == ["−ELBO 400, −log p(x) 395 →"]
 

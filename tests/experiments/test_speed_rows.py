@@ -1,4 +1,4 @@
-"""The benchmark of tables that are read in slices, whole on a tiny size."""
+"""The benchmark of tables that are read in slices, as a whole at a tiny size."""
 
 import json
 

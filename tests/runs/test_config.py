@@ -1,4 +1,4 @@
-"""The config.json of a run folder: read, or refused with one sentence that says what was expected."""
+"""The config.json of a run folder: it is read, or refused with one sentence."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Smaller programs: on the codes that are left, they are the function that they were."""
+"""Pruned programs: on the remaining codes, they compute the same function as before."""
 
 import copy
 import math
@@ -20,7 +20,7 @@ from pyro_gvae.train.trained import load_model
 H, W = 4, 4
 X = torch.rand(30, H * W, generator=torch.Generator().manual_seed(0)).round().double()
 N, K = 3, 4
-#: Categories that no datum has, and the one that all have of the latent that tells nothing.
+#: Categories that no datum has, and the only category of the latent that carries no information.
 DEAD, CONSTANT = ((0, 1), (2, 3)), (1, 2)
 
 
@@ -49,7 +49,7 @@ def test_the_function_of_the_networks_is_preserved(learn_prior, conv):
     torch.testing.assert_close(found.vae.decoder(codes), vae.decoder(larger), rtol=1e-12, atol=1e-12)
     logits = vae.encoder(X)[:, found.left.latents].gather(-1, found.left.categories.expand(len(X), -1, -1))
     torch.testing.assert_close(found.vae.encoder(X), logits, rtol=1e-12, atol=1e-12)
-    # The guide never had the other codes, so that the ELBO grows by minus the prior's log-probability of those left.
+    # The guide never used the other codes, so the ELBO rises by minus the prior's log-probability of those that remain.
     kept = vae.prior_logits.softmax(-1)[found.left.latents].gather(-1, found.left.categories).sum(-1).log().sum()
     kept = kept + vae.prior_logits.log_softmax(-1)[CONSTANT]
     torch.testing.assert_close(exact.elbo(found.vae, X), exact.elbo(vae, X) - kept)
@@ -95,7 +95,7 @@ def sizes(history):
 @pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize("learn_prior", [False, True])
 def test_a_run_that_prunes_goes_on_from_what_is_left(learn_prior, tmp_path):
-    """By hand: an epoch, prune, and Adam goes on with the averages of what is left."""
+    """By hand: train an epoch, prune, and continue Adam with the averages of the remaining weights."""
     vae = new_vae(learn_prior=learn_prior).float()
     x = X.float()
     fit(by_hand := copy.deepcopy(vae), x, replace(PRUNING, stages="exact:1", prune=None), progress=False)
@@ -103,7 +103,7 @@ def test_a_run_that_prunes_goes_on_from_what_is_left(learn_prior, tmp_path):
     done = fit(vae, x, PRUNING, output=tmp_path, progress=False)
     assert sizes(done.history) == [(0, 3, 4), (3, 3, 4), (6, 2, 3), (9, 2, 3)]
     fit(expected, x, replace(PRUNING, stages="exact:2", prune=None), progress=False)
-    # Another order of data, and averages that begin anew, so that weights are near each other.
+    # The data have another order, and averages restart, so weights are only close to each other.
     for name, weight in vae.state_dict().items():
         torch.testing.assert_close(weight, expected.state_dict()[name], rtol=0, atol=0.02)
     for again in (load_run(tmp_path).model(), load_model(tmp_path).vae):
