@@ -390,20 +390,19 @@ REASONS = (
     ),
     Reason(
         "analytic KL of .* is then no term of the ELBO",
-        "The prior of a latent depends on another one that depends on it in the guide, so that its KL in closed form "
+        "The prior of a latent depends on another latent that depends on it in the guide, so its KL in closed form "
         "is no term of the ELBO. The sampled KL is.",
         lambda column, name: _has_analytic_kl(column) and PROGRAMS[name].crosses,
     ),
     Reason(
         "over which no sum can be taken",
-        "No sum can be taken over the values of a continuous latent. The collapsed importance-weighted bound draws "
-        "them.",
+        "The values of a continuous latent cannot be summed over. The collapsed importance-weighted bound draws them.",
         lambda column, name: column.name in OF_EVIDENCE and facts(name).has_continuous,
     ),
     Reason(
         "plates of discrete latents to be nested",
-        "Where plates cross, the codes of all rows and columns depend on each other, so that no sum over some of them "
-        "can be taken before the others.",
+        "With crossed plates, the codes of all rows and columns depend on each other, so no sum over some of them can "
+        "be taken before the others.",
         lambda column, name: column.name in OF_EVIDENCE and not PROGRAMS[name].is_nested,
     ),
     Reason(
