@@ -116,7 +116,7 @@ def test_what_this_call_says_is_done(trained, compared, asked, tmp_path):
 
 
 def test_memory_and_a_compiler_are_what_this_call_says(trained, compared, tmp_path, monkeypatch):
-    """A folder that asks for more memory than there is does not determine any other number either."""
+    """A folder that asks for too much memory is refused unless the call says how much; its `compile` is ignored."""
     configs, line = [], {"train_elbo": None, "test_elbo": None, "elbo_is": "sampled"}
 
     def fitted(vae, data, config, **options):
