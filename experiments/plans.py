@@ -39,10 +39,10 @@ def run_plans(
         seeds: seeds of the initial weights, the order of the data and the samples.
         measure: returns the rows of a cell.
         places: the folders, and the number of processes.
-        values: the columns to compare.
+        values: columns that are compared.
 
     Returns:
-        The rows of the table with this number of steps.
+        The rows of so many steps.
     """
     if steps < 10:
         raise ValueError(f"Expected at least 10 steps, but found {steps}.")

@@ -49,7 +49,7 @@ def test_the_function_of_the_networks_is_preserved(learn_prior, conv):
     torch.testing.assert_close(found.vae.decoder(codes), vae.decoder(larger), rtol=1e-12, atol=1e-12)
     logits = vae.encoder(X)[:, found.left.latents].gather(-1, found.left.categories.expand(len(X), -1, -1))
     torch.testing.assert_close(found.vae.encoder(X), logits, rtol=1e-12, atol=1e-12)
-    # The guide never used the other codes, so the ELBO rises by minus the prior's log-probability of those that remain.
+    # The guide never had the other codes, so that the ELBO grows by minus the prior's log-probability of those left.
     kept = vae.prior_logits.softmax(-1)[found.left.latents].gather(-1, found.left.categories).sum(-1).log().sum()
     kept = kept + vae.prior_logits.log_softmax(-1)[CONSTANT]
     torch.testing.assert_close(exact.elbo(found.vae, X), exact.elbo(vae, X) - kept)
@@ -95,7 +95,7 @@ def sizes(history):
 @pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize("learn_prior", [False, True])
 def test_a_run_that_prunes_goes_on_from_what_is_left(learn_prior, tmp_path):
-    """By hand: train an epoch, prune, and continue Adam with the averages of the remaining weights."""
+    """By hand: an epoch, prune, and Adam goes on with the averages of what is left."""
     vae = new_vae(learn_prior=learn_prior).float()
     x = X.float()
     fit(by_hand := copy.deepcopy(vae), x, replace(PRUNING, stages="exact:1", prune=None), progress=False)
