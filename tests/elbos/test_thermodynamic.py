@@ -1,4 +1,4 @@
-"""The thermodynamic objective: one part is the ELBO, many codes the exact sum, which is a bound."""
+"""The thermodynamic objective: the ELBO for one part, and the exact left Riemann sum, a bound, for many codes."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from pyro_gvae.estimators import estimator
 
 
 def exact(rows, num_partitions, first):
-    """The left Riemann sum over all codes of one datum, whose gradient autograd takes."""
+    """Compute the left Riemann sum over all codes of one datum, to be differentiated by autograd."""
     log_p, log_q = log_densities(rows, joint_codes(2, 3, dtype=torch.float64), 0)
     betas = partition(num_partitions, first)
     total = torch.zeros(()).double()
