@@ -61,12 +61,12 @@ def main(
 
     Args:
         places: where to read and write.
-        categories: K: 4, 8 or 10.
-        plans: rows.
+        categories: values of K: 4, 8 or 10.
+        plans: the rows to train.
         steps: the number of steps in all; plans with two stages spend half of them on the first.
-        seeds: of initial weights, order of the data and samples.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, categories, plans, steps, seeds = places.apart(NAME), (4,), (BASELINE, "soft, then top-c"), 20, (0,)
@@ -91,7 +91,7 @@ def main(
 
 
 def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
-    """Train a cell and judge it at parts of its training."""
+    """Train a cell and score it at given fractions of its training."""
     config = replace(places.placed(CONFIG, seed=cell["seed"]), num_categories=cell["num_categories"])
     config = tiny(config) if smoke else config
     vae = initial_model(config, dataset(config))

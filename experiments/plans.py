@@ -41,7 +41,7 @@ def run_plans(
         measure: returns the rows of a cell.
         places: the folders, and the number of processes.
         values: columns that are compared.
-        settings: further columns, with the values that all cells of this call have.
+        settings: more columns, with the value that they have in all cells of this call.
 
     Returns:
         The rows with these steps and settings.
