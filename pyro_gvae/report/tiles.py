@@ -58,7 +58,7 @@ def tiles(vae: VAE) -> Tiles:
             vae.decoder,
         )
     if isinstance(vae, BernoulliVAE):
-        # A bit is a one-hot of two categories, whose value is its second component, and whose logits are 0 and the bit's.
+        # A bit is a one-hot of two categories: its value is the second component, its logits are 0 and the bit's.
         return Tiles(
             vae.num_bits,
             2,
