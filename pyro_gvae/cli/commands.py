@@ -23,6 +23,7 @@ from ..runs.contents import read_compared
 from ..runs.frames import read_json_lines
 from ..runs.tables import format_table, labelled, summarize
 from ..runtime.distributed import is_main, processes
+from ..train.files import WEIGHTS
 from ..train.launch import resume, train
 from ..train.result import Fit, Interrupted
 from .advised import advice_page, train_by
@@ -79,6 +80,11 @@ def resume_any_command(config: ResumeConfig) -> Said:
         raise ValueError(
             "Expected log with a training run, but found it with a comparison, of which no logger is told."
         )
+    if (config.more, config.steps, config.seconds) != (None, None, None):
+        raise ValueError(
+            "Expected more, steps and seconds with a training run, but found them with a comparison, whose estimators are "
+            "compared after equal training. Try compare with more epochs."
+        )
     read_compared(config.run)
     written = read_compare_config(config.run)
     here = replace(
@@ -127,6 +133,7 @@ def train_command(config: TrainConfig) -> Said:
 
 def resume_command(config: ResumeConfig) -> Said:
     """Resume a training run and return a summary of it."""
+    was_finished = (config.run / WEIGHTS).exists()
     with _process_group(config.device):
         done = resume(
             config.run,
@@ -136,8 +143,15 @@ def resume_command(config: ResumeConfig) -> Said:
             compile=config.compile,
             max_memory=config.max_memory,
             log=config.log,
+            more=config.more,
+            steps=config.steps,
+            seconds=config.seconds,
         )
-        return _summary(*done, config.data_dir)
+        said = _summary(*done, config.data_dir)
+        if was_finished and said.text and (config.more, config.steps, config.seconds) == (None, None, None):
+            further = shlex.join(["pyro-gvae", "resume", str(config.run), "--more", "10"])
+            return said._replace(text=f"{said.text}\nIt was finished before; to train for longer: {further}")
+        return said
 
 
 def _tell(text: str) -> None:

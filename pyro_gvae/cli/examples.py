@@ -30,7 +30,7 @@ EXAMPLES = {
         "pyro-gvae compare --estimators exact reinmax --sizes 8x4 4x6 --json",
     ],
     "advise": ["pyro-gvae advise --num-latents 4 --num-categories 8 --seconds 30"],
-    "resume": ["pyro-gvae resume runs/first"],
+    "resume": ["pyro-gvae resume runs/first", "pyro-gvae resume runs/first --more exact:5"],
     "report": ["pyro-gvae report runs/first"],
     "explore": ["pyro-gvae explore runs/first --open"],
     "encode": ["pyro-gvae encode runs/first --kind exact --num-data 100"],

@@ -23,6 +23,10 @@ from .said import Said
 from .terminal import open_streams, say
 
 
+#: Settings of `resume` of how long the run is.
+LENGTH = {"more", "steps", "seconds"}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status.
 
@@ -69,10 +73,10 @@ def _print(said: Said, *, as_json: bool) -> None:
 def _resume_by(config: Any, run: Path) -> str:
     """The command that goes on, with what reaches out of the folder, which says nothing of that.
 
-    The folder does say how much memory sums may use, unless a resumption has changed that.
+    The folder does say how much memory sums may use, unless a resumption has changed that, and how long the run is.
     """
     words = ["pyro-gvae", "resume", str(run)]
-    for field in fields(ResumeConfig)[1:]:
+    for field in (field for field in fields(ResumeConfig)[1:] if field.name not in LENGTH):
         value = getattr(config, field.name, field.default)
         is_told = field.name == "max_memory" and not isinstance(config, ResumeConfig)
         if value != field.default and not is_told:

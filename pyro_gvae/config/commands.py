@@ -227,12 +227,17 @@ class DoctorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ResumeConfig:
-    """Resume a run that was stopped or killed; the result is that of an uninterrupted run.
+    """Resume a run that was stopped or killed, or train a finished one further.
 
-    What reaches out of the folder is what this call says, whatever the run was begun with.
+    The result is that of an uninterrupted run, and with --more that of a run that was begun with all of its stages. What
+    reaches out of the folder is what this call says, whatever the run was begun with.
 
     Args:
         run: A run folder of train or compare.
+        more: Train for longer, by further stages (exact:5), or by an amount of the last estimator: epochs (30), steps
+            (500steps) or seconds (60s).
+        steps: End a training run after so many steps in total, whatever it was begun with.
+        seconds: End a training run after so many seconds of training in total, whatever it was begun with.
         data_dir: The folder of the data sets that have files.
         download: Download missing files into the data folder.
         device: The device that continues a training run: cpu, cuda, cuda:1.
@@ -245,6 +250,9 @@ class ResumeConfig:
     """
 
     run: tyro.conf.Positional[Path]
+    more: str | None = None
+    steps: int | None = None
+    seconds: float | None = None
     data_dir: Path = Path("data")
     download: bool = False
     device: str = "cpu"
@@ -255,5 +263,8 @@ class ResumeConfig:
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_memory is not None:
-            positive("max_memory", self.max_memory)
+        for name in ("seconds", "max_memory"):
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name))
+        if self.steps is not None:
+            at_least("steps", self.steps, 1)

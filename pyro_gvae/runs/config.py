@@ -33,6 +33,14 @@ def typed() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
+def commands_of(written: dict[str, Any]) -> str | None:
+    """Return the command that began a run, and those by which it went on for longer, a line each; None if unknown."""
+    extended = written.get("extended")
+    further = extended if isinstance(extended, list) else []
+    commands = [written.get("command"), *(one.get("command") for one in further if isinstance(one, dict))]
+    return "\n".join(filter(lambda command: isinstance(command, str), commands)) or None
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """Read the config.json of a run folder of any command.
 

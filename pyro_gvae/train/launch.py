@@ -5,14 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config.names import LoggerName
+from ..config.stages import with_more
 from ..config.train import OUTSIDE, TrainConfig
 from ..data.sliced import AnyDataset
 from ..runs.config import CONFIG, allowed_memory, read_train_config, write_config
 from ..runs.folder import new_run_folder
+from ..runs.frames import read_lines
+from ..runs.records import TrainLine
 from ..runtime.distributed import from_main, may_restart, restarts
 from .checks import check_training
 from .described import program_of, untrained
-from .files import CHECKPOINT
+from .files import CHECKPOINT, METRICS
 from .fit import fit
 from .loggers import loggers_of
 from .monitor import judge_of
@@ -84,8 +87,13 @@ def resume(
     compile: bool | None = None,
     max_memory: float | None = None,
     log: tuple[LoggerName, ...] = (),
+    more: str | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
 ) -> tuple[Path, Fit]:
     """Resume an interrupted run; the result is the same as without the interruption.
+
+    A run that has ended goes on if it is given more: the result is that of a run that was begun with all stages.
 
     Args:
         run: its folder, which says nothing of what lies outside of it.
@@ -95,6 +103,9 @@ def resume(
         compile: whether to compile the recorded step; as the run itself chose when it began if None.
         max_memory: gigabytes that an exact sum may use; as many as when the run was begun if None.
         log: names of loggers that are told how it goes on.
+        more: stages that follow those of the run, or an amount alone, of its last estimator.
+        steps: steps of training in total, in place of the run's own bound.
+        seconds: seconds of training in total, in place of the run's own bound.
 
     Raises:
         ValueError: if there is no such run, or its checkpoint is unusable. The folder is unchanged in that case.
@@ -108,8 +119,29 @@ def resume(
         compile=compile,
         max_memory=allowed_memory(written.max_memory) if max_memory is None else max_memory,
         log=log,
+        stages=written.stages if more is None else with_more(written.stages, more),
+        steps=written.steps if steps is None else steps,
+        seconds=written.seconds if seconds is None else seconds,
     )
+    if more is not None:
+        config.check_estimators()
+        _check_budget(run, config)
     if program_of(run) is not None and not (run / CHECKPOINT).exists():  # its initial weights were the caller's
         raise ValueError(f"Expected a checkpoint of fit in '{run}', but found none. Try the same call of fit again.")
     vae, data = untrained(run, config)
+    if more is not None:
+        check_training(vae, data, config)  # before config.json is changed
     return run, fit(vae, data, config, output=run, resume=True)
+
+
+def _check_budget(run: Path, config: TrainConfig) -> None:
+    """Refuse further stages of a run that would end before them, since it has used its steps or seconds."""
+    lines = read_lines(run / METRICS, TrainLine)[0] if (run / METRICS).exists() else []
+    last = lines[-1] if lines else {"step": 0, "seconds": 0.0}
+    for name, used in (("steps", last["step"]), ("seconds", last["seconds"])):
+        bound = getattr(config, name)
+        if bound is not None and used >= bound:
+            raise ValueError(
+                f"Expected {name} left for more stages, but found that '{run}' has used all of its {bound:g}. Try "
+                f"--{name} {2 * bound:g} besides, the {name} of the whole run."
+            )
