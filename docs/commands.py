@@ -7,7 +7,7 @@ from typing import get_type_hints
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
-from pyro_gvae.cli.arguments import BEGIN, COMMANDS
+from pyro_gvae.cli.arguments import COMMANDS, others_of
 from pyro_gvae.cli.examples import EXAMPLES
 from pyro_gvae.cli.help import said_of, spelling, with_default
 from pyro_gvae.cli.words import places_of
@@ -26,7 +26,7 @@ def section(name: str) -> str:
     for field in fields(config):
         names = field.name.upper() if field.name in places else spelling(field.name, kinds[field.name])
         lines.append(option(names, with_default(texts.get(field.name, ""), field.default)))
-    lines += [option(names, text) for names, text in BEGIN.get(name, {}).items()]
+    lines += [option(names, text) for names, text in others_of(name).items()]
     return "\n\n".join(line for line in lines if line)
 
 

@@ -29,7 +29,7 @@ from ..train.result import Fit, Interrupted
 from .advised import advice_page, train_by
 from .errors import PartlyFailedError
 from .said import Said
-from .terminal import say
+from .terminal import tell
 
 #: Training has diverged if the ELBO ends this part of its size below that of the untrained networks.
 DIVERGED = 0.1
@@ -41,7 +41,7 @@ def compare_command(config: CompareConfig) -> Said:
     Raises:
         PartlyFailedError: if a cell failed.
     """
-    run = compare(config, tell=_tell)
+    run = compare(config, tell=tell)
     results = read_results(run)
     content = {"run": run, "report": run / "report.html", "results": results.to_dict("records")}
     text = Said(f"{results_table(run)}\n\nreport: {run / 'report.html'}", content)
@@ -82,8 +82,8 @@ def resume_any_command(config: ResumeConfig) -> Said:
         )
     if (config.more, config.steps, config.seconds) != (None, None, None):
         raise ValueError(
-            "Expected more, steps and seconds with a training run, but found them with a comparison, whose estimators are "
-            "compared after equal training. Try compare with more epochs."
+            "Expected more, steps and seconds with a training run, but found them with a comparison, whose estimators "
+            "are compared after equal training. Try compare with more epochs."
         )
     read_compared(config.run)
     written = read_compare_config(config.run)
@@ -128,7 +128,7 @@ def gradients_command(config: GradientsConfig) -> Said:
 def train_command(config: TrainConfig) -> Said:
     """Train a model and return a summary of the run."""
     with _process_group(config.device):
-        return _summary(*train(config, tell=_tell), config.data_dir)
+        return _summary(*train(config, tell=tell), config.data_dir)
 
 
 def resume_command(config: ResumeConfig) -> Said:
@@ -152,12 +152,6 @@ def resume_command(config: ResumeConfig) -> Said:
             further = shlex.join(["pyro-gvae", "resume", str(config.run), "--more", "10"])
             return said._replace(text=f"{said.text}\nIt was finished before; to train for longer: {further}")
         return said
-
-
-def _tell(text: str) -> None:
-    """Say which data were read, once, and beside the results."""
-    if is_main():
-        say(text, sys.stderr)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ TOP = """Categorical VAEs in Pyro: relaxed sampling and exact enumeration on one
   pyro-gvae explore runs/first --open            look at its codes
   pyro-gvae compare                              compare estimators, a minute or two
 
---json prints the results of any command as JSON, --version the version."""
+--json prints the results of any command as JSON, --quiet shows no progress, --version the version."""
 
 #: Command -> lines that can be typed.
 EXAMPLES = {
@@ -24,6 +24,7 @@ EXAMPLES = {
         "pyro-gvae train --stages gumbel-softmax:20,exact:3 --lr 1e-3 -o runs/staged",
         "pyro-gvae train --data people.csv --columns age=real -o runs/table",
         "pyro-gvae train --config runs/first/config.json --seed 1 -o runs/second",
+        "pyro-gvae train --stages exact:100 --num-latents 6 --dry-run",
     ],
     "compare": [
         "pyro-gvae compare --epochs 20 -o runs/compare",

@@ -61,7 +61,7 @@ def help_on(name: str, config: type[Any], default: Any, others: Mapping[str, str
         subject = next((subject for subject, names in SUBJECTS.items() if field.name in names), "Training")
         entry = _option(spelled, with_default(texts.get(field.name, ""), value))
         groups.setdefault(subject if len(kinds) > FEW else "Options", []).append(entry)
-    general = {**others, "--json": "Print results as JSON.", "-h, --help": "Show this help."}
+    general = {**others, "-h, --help": "Show this help."}
     groups["General"] = [_option(option, text) for option, text in general.items()]
     return "\n\n".join([*parts, *("\n".join([f"{subject}:", *entries]) for subject, entries in groups.items())])
 

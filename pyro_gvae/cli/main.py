@@ -4,7 +4,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import version
@@ -16,12 +16,13 @@ from ..config.compare import CompareConfig
 from ..config.train import TrainConfig
 from ..runs.files import remove_unfinished
 from ..runs.inside import staying_inside
-from .arguments import COMMANDS, parse
+from ..runtime.progress import hidden_progress
+from .arguments import COMMANDS, PLANS, parse
 from .early import check_early
 from .errors import PartlyFailedError
 from .said import Said
-from .terminal import open_streams, say
-
+from .terminal import open_streams, say, warnings_as_sentences
+from .words import DRY_RUN, GENERAL
 
 #: Settings of `resume` of how long the run is.
 LENGTH = {"more", "steps", "seconds"}
@@ -37,13 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
     open_streams()
     config = None
     words = list(sys.argv[1:] if arguments is None else arguments)
+    manner = {word for word in words if word in (*GENERAL, DRY_RUN)}
     if words in (["--version"], ["-V"]):
         say(f"pyro-gvae {version('pyro-gvae')}", sys.stdout)
         return 0
-    as_json = "--json" in words
+    as_json = "--json" in manner
     try:
-        config = parse([word for word in words if word != "--json"])
-        _print(_run(config), as_json=as_json)
+        config = parse([word for word in words if word not in manner])
+        with warnings_as_sentences(), hidden_progress() if "--quiet" in manner else nullcontext():
+            said = _run(config, is_dry=DRY_RUN in manner)
+        _print(said, as_json=as_json)
     except PartlyFailedError as failed:
         _print(failed.report, as_json=as_json)
         say(f"pyro-gvae: {failed}", sys.stderr)
@@ -88,7 +92,13 @@ def _resume_by(config: Any, run: Path) -> str:
     return shlex.join(words)
 
 
-def _run(config: Any) -> Said:
+def _run(config: Any, *, is_dry: bool) -> Said:
+    """Run the command of a configuration, or say what it would do."""
+    name, command = next((name, command) for name, command in COMMANDS.items() if command.config is type(config))
+    function_name = command.plan if is_dry else command.function
+    if function_name is None:
+        planned = " and ".join(name for name, command in COMMANDS.items() if command.plan is not None)
+        raise ValueError(f"Expected {DRY_RUN} with {planned}, but found it with {name}. Try {name} without it.")
     if isinstance(config, TrainConfig | CompareConfig):
         config.check_estimators()
     with ExitStack() as until_the_end:
@@ -98,9 +108,8 @@ def _run(config: Any) -> Said:
                 until_the_end.enter_context(staying_inside(folder))
                 remove_unfinished(folder)
         check_early(config)
-        command = next(command for command in COMMANDS.values() if command.config is type(config))
-        commands = import_module(f".{command.module}", __package__)
-        function: Callable[[Any], Said] = getattr(commands, command.function)
+        commands = import_module(f".{PLANS if is_dry else command.module}", __package__)
+        function: Callable[[Any], Said] = getattr(commands, function_name)
         if not command.needs_torch:
             return function(config)
         import_module("..runtime.memory", __package__).keep_freed_memory()

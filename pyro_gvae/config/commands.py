@@ -229,8 +229,8 @@ class DoctorConfig:
 class ResumeConfig:
     """Resume a run that was stopped or killed, or train a finished one further.
 
-    The result is that of an uninterrupted run, and with --more that of a run that was begun with all of its stages. What
-    reaches out of the folder is what this call says, whatever the run was begun with.
+    The result is that of an uninterrupted run, and with `--more` that of a run that was begun with all of its stages.
+    What reaches out of the folder is what this call says, whatever the run was begun with.
 
     Args:
         run: A run folder of train or compare.

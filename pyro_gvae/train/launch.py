@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ..config.names import LoggerName
 from ..config.stages import with_more
 from ..config.train import OUTSIDE, TrainConfig
 from ..data.sliced import AnyDataset
+from ..models.base import VAE
 from ..runs.config import CONFIG, allowed_memory, read_train_config, write_config
 from ..runs.folder import new_run_folder
 from ..runs.frames import read_lines
@@ -24,6 +26,44 @@ from .result import Fit
 from .revive import check_revivable
 from .setup import initial_model, load_or_slice, read_in_words, with_classes
 from .source import source_of
+
+
+class Prepared(NamedTuple):
+    """What a run is made of, before it is begun.
+
+    Attributes:
+        config: the configuration, with what follows from data and program.
+        vae: the program, with its initial weights.
+        data: its data.
+    """
+
+    config: TrainConfig
+    vae: VAE
+    data: AnyDataset
+
+
+def prepare(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: None) -> Prepared:
+    """Read the data of a configuration, build its program, and check that they can be trained. Nothing is written.
+
+    Args:
+        config: the configuration.
+        tell: a function that is told which data were read.
+
+    Raises:
+        ValueError: if a setting or the data are unusable.
+        OSError: if data files are missing.
+    """
+    loggers_of(config.loggers, Path())  # refuses one whose package is missing, before data are read
+    data = load_or_slice(config)
+    tell(read_in_words(config, data))
+    config = with_classes(config, data)
+    vae = initial_model(config, data)
+    check_training(vae, data, config)
+    if config.revive is not None:
+        check_revivable(vae)
+    if config.pruning is not None:
+        check_prunable(vae)
+    return Prepared(replace(config, judge=judge_of(vae, data, config)), vae, data)
 
 
 def train(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: None) -> tuple[Path, Fit]:
@@ -48,17 +88,7 @@ def train(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: Non
             "Expected an output folder, so that processes can find their run when torchrun restarts them, but found "
             "none. Try --output NAME."
         )
-    loggers_of(config.loggers, Path())  # refuses one whose package is missing, before data are read
-    data = load_or_slice(config)
-    tell(read_in_words(config, data))
-    config = with_classes(config, data)
-    vae = initial_model(config, data)
-    check_training(vae, data, config)  # before a folder is created
-    if config.revive is not None:
-        check_revivable(vae)
-    if config.pruning is not None:
-        check_prunable(vae)
-    config = replace(config, judge=judge_of(vae, data, config))  # written into the folder, so that it is chosen once
+    config, vae, data = prepare(config, tell=tell)  # its `judge` is written into the folder, so that it is chosen once
     again = restarts() > 0
     folder, begun = from_main(lambda: _run_folder(config, data, again))
     run = Path(folder)

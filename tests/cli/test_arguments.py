@@ -166,7 +166,7 @@ def test_examples_of_help_can_be_typed():
             program, *words = shlex.split(line)
             if "--config" in words:  # whose file is that of a run
                 del words[(at := words.index("--config")) : at + 2]
-            found = parse([word for word in words if word != "--json"])
+            found = parse([word for word in words if word not in ("--json", "--dry-run")])
             assert program == "pyro-gvae" and isinstance(found, COMMANDS[name].config)
 
 
