@@ -72,7 +72,7 @@ def said_of(config: type[Any]) -> dict[str, str]:
     Example:
         >>> from ..config.commands import ReconstructConfig
         >>> said_of(ReconstructConfig)["num_data"], said_of(ReconstructConfig)["seed"]
-        ('Number of images, starting with the first.', 'The seed of the model, if the run has several.')
+        ('Number of images, starting with the first.', 'Seed of the sampled codes.')
     """
     found: dict[str, str] = {}
     for one in reversed(config.__mro__):

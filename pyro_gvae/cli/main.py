@@ -19,7 +19,7 @@ from ..runs.inside import staying_inside
 from ..runtime.progress import hidden_progress
 from .arguments import COMMANDS, PLANS, parse
 from .early import check_early
-from .errors import PartlyFailedError
+from .errors import PartlyFailedError, as_typed
 from .said import Said
 from .terminal import open_streams, say, warnings_as_sentences
 from .words import DRY_RUN, GENERAL
@@ -55,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if (sentence := _sentence(error)) is None:
             raise
+        if _is_of_too_many_codes(error):
+            sentence = as_typed(sentence, config)
         say(f"pyro-gvae: {sentence}", sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
@@ -92,7 +94,7 @@ def _resume_by(config: Any, run: Path) -> str:
     return shlex.join(words)
 
 
-def _run(config: Any, *, is_dry: bool) -> Said:
+def _run(config: Any, *, is_dry: bool = False) -> Said:
     """Run the command of a configuration, or say what it would do."""
     name, command = next((name, command) for name, command in COMMANDS.items() if command.config is type(config))
     function_name = command.plan if is_dry else command.function
@@ -130,6 +132,12 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"Expected a usable file, but found that '{error.filename}' cannot be used: {error.strerror}."
     return str(error).split("\n")[0] or type(error).__name__
+
+
+def _is_of_too_many_codes(error: Exception) -> bool:
+    """Tell whether a sum over all codes was refused, by a module that is imported where sums are."""
+    latents = sys.modules.get("pyro_gvae.programs.latents")
+    return latents is not None and isinstance(error, latents.TooManyCodesError) and "K^N" in str(error)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -70,14 +70,14 @@ class ModelConfig:
     Args:
         run: A run folder of compare or train; a training run may be unfinished.
         estimator: The estimator that trained the model, if the run has several.
-        seed: The seed of the model, if the run has several.
+        model_seed: The seed that the model was trained with, if the run has several.
         output: The folder to write to; by default a folder inside the run folder.
         data_dir: The folder of the data sets that have files.
     """
 
     run: tyro.conf.Positional[Path]
     estimator: str | None = None
-    seed: int | None = None
+    model_seed: int | None = None
     output: Path | None = None
     data_dir: Path = Path("data")
 
@@ -89,22 +89,22 @@ class EvaluateConfig(ModelConfig):
     Args:
         num_data: Number of images of each part, starting with the first.
         evidence: How to compute log p(x); auto sums over all codes if that takes less than about a minute.
-        particles: P, the number of samples per image if there are too many codes to sum over.
+        num_particles: P, the number of samples per image if there are too many codes to sum over.
         max_memory: Gigabytes that a sum may use.
-        random_seed: Seed of the samples.
+        seed: Seed of the samples.
         data: A file of data like those of the run, which take the place of the test data.
     """
 
     num_data: int = 10_000
     evidence: Literal["auto", "exact", "importance-weighted"] = "auto"
-    particles: int = 1000
+    num_particles: int = 1000
     max_memory: float = 4.0
-    random_seed: int = 0
+    seed: int = 0
     data: Path | None = None
 
     def __post_init__(self) -> None:
         at_least("num_data", self.num_data, 2)
-        at_least("particles", self.particles, 1)
+        at_least("num_particles", self.num_particles, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ class EncodeConfig(ModelConfig):
             under the exact posterior (exact).
         num_data: Number of images, starting with the first; by default all.
         max_memory: Gigabytes that an exact sum may use.
-        random_seed: Seed of the sampled codes.
+        seed: Seed of the sampled codes.
         data: A file of data like those of the run, which are encoded in place of its test data.
     """
 
@@ -125,7 +125,7 @@ class EncodeConfig(ModelConfig):
     kind: Literal["map", "sample", "exact"] = "map"
     num_data: int | None = None
     max_memory: float = 4.0
-    random_seed: int = 0
+    seed: int = 0
     data: Path | None = None
 
     def __post_init__(self) -> None:
@@ -143,29 +143,29 @@ class ImputeConfig:
         run: A run folder of train or compare on a table.
         file: A table (.csv, .parquet or .npz) with the same columns, some of whose cells are empty.
         estimator: The estimator that trained the model, if the run has several.
-        seed: The seed of the model, if the run has several.
+        model_seed: The seed that the model was trained with, if the run has several.
         output: The folder to write to; by default a folder inside the run folder.
         data_dir: The folder of the data sets that have files.
         averaging: How latents are averaged over: a sum over all codes (exact), or weighted samples of the guide
             (sampled), which is approximate; auto sums if that takes less than about a minute.
-        particles: P, the number of samples of each row, if they are used.
+        num_particles: P, the number of samples of each row, if they are used.
         max_memory: Gigabytes that an exact sum may use.
-        random_seed: Seed of the samples.
+        seed: Seed of the samples.
     """
 
     run: tyro.conf.Positional[Path]
     file: tyro.conf.Positional[Path]
     estimator: str | None = None
-    seed: int | None = None
+    model_seed: int | None = None
     output: Path | None = None
     data_dir: Path = Path("data")
     averaging: Literal["auto", "exact", "sampled"] = "auto"
-    particles: int = 1000
+    num_particles: int = 1000
     max_memory: float = 4.0
-    random_seed: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least("particles", self.particles, 1)
+        at_least("num_particles", self.num_particles, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,13 +187,13 @@ class SampleConfig(ModelConfig):
         num_samples: Number of images.
         label: The class of the samples, of a model that takes labels; by default, conditional gives each class in turn.
         pixels: Sample the pixels (or cells) too, instead of showing their means.
-        random_seed: Seed of the codes and pixels.
+        seed: Seed of the codes and pixels.
     """
 
     num_samples: int = 100
     label: str | None = None
     pixels: bool = False
-    random_seed: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         at_least("num_samples", self.num_samples, 1)

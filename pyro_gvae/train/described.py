@@ -197,8 +197,9 @@ def _built(run: Path, program: dict[str, Any]) -> VAE:
     if arguments is None:
         raise ValueError(
             f"Expected a program that the package can build, but found that of '{run}' is '{name}', which is code of "
-            f"yours. Try Python: pyro_gvae.load_run('{run}').load_into(program) gives yours its weights, and report "
-            "shows its curves."
+            f"yours. Try Python: pyro_gvae.load_run('{run}').load_into(program) gives yours its weights, and "
+            f"pyro_gvae.report.explorer.write_explorer('{run}', program=program) writes its explorer; report shows its "
+            "curves."
         )
     dtype = getattr(torch, str(program["dtype"]), None)
     if name not in READY or not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

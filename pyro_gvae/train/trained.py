@@ -111,7 +111,8 @@ def load_model(
     if len(found) != 1:
         known = ", ".join(f"{which.estimator} with seed {which.seed}" for which in models) or "none"
         raise ValueError(
-            f"Expected one matching model in '{run}', but found {len(found)} among {known}. Try --estimator and --seed."
+            f"Expected one matching model in '{run}', but found {len(found)} among {known}. Try --estimator and "
+            "--model-seed."
         )
     [which] = found
     folder = run if is_train_run(run) else cell_folder(run, which.estimator, which.seed)
@@ -124,6 +125,9 @@ def load_model(
         vae.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"Expected the weights in '{folder}' to fit its config.json, but found others.") from error
+    if not finished:
+        said = f"'{folder}' is not finished: the weights are those of its last checkpoint."
+        warnings.warn(said, RuntimeWarning, stacklevel=2)
     return Trained(which.name, vae, as_dataset(data), finished, config)
 
 
@@ -198,6 +202,8 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], bool]:
         raise damaged or error from error
     except (TypeError, KeyError) as error:
         raise ValueError(f"Expected the checkpoint of a run, but found none in '{folder}'. Try a copy.") from error
+    if damaged is None and done is not None:
+        damaged = ValueError(f"Expected the weights of a finished run in '{path}', but found no such file.")
     if damaged is not None:
         warnings.warn(f"{damaged} The weights of the checkpoint are taken.", RuntimeWarning, stacklevel=2)
     return weights, done is not None

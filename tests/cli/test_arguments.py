@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from strangers import train_run
 import pyro_gvae
 from pyro_gvae.cli.arguments import COMMANDS, parse
 from pyro_gvae.cli.examples import EXAMPLES
+from pyro_gvae.cli.help import said_of
 from pyro_gvae.cli.main import main
 from pyro_gvae.config.compare import CompareConfig
 from pyro_gvae.config.train import TrainConfig
@@ -127,6 +129,14 @@ def test_a_run_is_repeated_from_its_config_and_said_as_json(tmp_path, capsys):
         assert all(Path(file).exists() for file in said["files"])
     assert main(["list", "runs", "--runs", str(tmp_path), "--json"]) == 0
     assert {row["kind"] for row in json.loads(capsys.readouterr().out)["runs"]} == {"train"}
+
+
+def test_there_is_one_word_for_one_thing():
+    names = {field.name for command in COMMANDS.values() for field in fields(command.config)}
+    assert {name for name in names if "seed" in name} == {"seed", "seeds", "split_seed", "model_seed"}
+    assert {name for name in names if "particles" in name} == {"num_particles"}
+    of_seeds = {said_of(command.config).get("seed", "Seed of") for command in COMMANDS.values()}
+    assert all(text.startswith("Seed of") for text in of_seeds)
 
 
 def documented_keys(command):

@@ -38,7 +38,7 @@ FEW = {
     "resume": {},
     "report": {},
     "explore": {},
-    "evaluate": {"num_data": 4, "particles": 4},
+    "evaluate": {"num_data": 4, "num_particles": 4},
     "encode": {"num_data": 4},
     "reconstruct": {"num_data": 4},
     "sample": {"num_samples": 4},

@@ -78,7 +78,7 @@ def refused(capsys, *arguments):
 
 
 def test_a_model_is_evaluated(run, capsys):
-    say(capsys, "evaluate", run, "--num-data", 10, "--particles", 5)
+    say(capsys, "evaluate", run, "--num-data", 10, "--num-particles", 5)
     written = json.loads((run / "evaluation" / "exact-seed0.json").read_text())["test"]
     trained = load_model(run)
     if run.name in CONTINUOUS:

@@ -181,6 +181,7 @@ def test_a_program_of_ones_own_has_a_report_and_takes_its_weights_back(make, tmp
         assert main([command, str(tmp_path)]) == 2
         said = capsys.readouterr().err
         assert "which is code of yours. Try Python: pyro_gvae.load_run(" in said and said.count("\n") == 1
+        assert f"write_explorer('{tmp_path}', program=program)" in said
     with pytest.raises(ValueError, match=r"Expected a program with the parameters of the run"):
         load_run(tmp_path).load_into(CategoricalVAE(D, 2, 4, (5,)))
 
