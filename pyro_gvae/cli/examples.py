@@ -32,7 +32,7 @@ EXAMPLES = {
     ],
     "advise": ["pyro-gvae advise --num-latents 4 --num-categories 8 --seconds 30"],
     "resume": ["pyro-gvae resume runs/first", "pyro-gvae resume runs/first --more exact:5"],
-    "report": ["pyro-gvae report runs/first"],
+    "report": ["pyro-gvae report runs/first --open"],
     "explore": ["pyro-gvae explore runs/first --open"],
     "encode": ["pyro-gvae encode runs/first --kind exact --num-data 100"],
     "reconstruct": ["pyro-gvae reconstruct runs/first"],

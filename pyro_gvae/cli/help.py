@@ -51,7 +51,7 @@ def help_on(name: str, config: type[Any], default: Any, others: Mapping[str, str
         others: options that are no settings -> what they do.
     """
     places, texts = places_of(config), said_of(config)
-    usage = " ".join(["pyro-gvae", name, *map(str.upper, places), "[options]"])
+    usage = usage_of(name, config)
     parts = [f"Usage: {usage}", described(name, config, whole=True)]
     kinds = get_type_hints(config)
     groups: dict[str, list[str]] = {}
@@ -64,6 +64,19 @@ def help_on(name: str, config: type[Any], default: Any, others: Mapping[str, str
     general = {**others, "-h, --help": "Show this help."}
     groups["General"] = [_option(option, text) for option, text in general.items()]
     return "\n\n".join([*parts, *("\n".join([f"{subject}:", *entries]) for subject, entries in groups.items())])
+
+
+def usage_of(name: str, config: type[Any]) -> str:
+    """Return how a command is typed, with brackets around what may be left out.
+
+    Example:
+        >>> from ..config.gradients import GradientsConfig
+        >>> usage_of("gradients", GradientsConfig)
+        'pyro-gvae gradients [RUN] [options]'
+    """
+    needed = {field.name for field in fields(config) if field.default is MISSING}
+    places = (place.upper() if place in needed else f"[{place.upper()}]" for place in places_of(config))
+    return " ".join(["pyro-gvae", name, *places, "[options]"])
 
 
 def said_of(config: type[Any]) -> dict[str, str]:

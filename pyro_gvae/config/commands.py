@@ -31,6 +31,7 @@ class GapsConfig:
     def __post_init__(self) -> None:
         at_least("num_data", self.num_data, 2)
         at_least("num_particles", self.num_particles, 1)
+        positive("max_memory", self.max_memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +41,12 @@ class ReportConfig:
     Args:
         run: A run folder of compare or train, finished or not.
         data_dir: The folder of the data sets that have files; a run of train shows some of its data.
+        open: Open the page in the browser.
     """
 
     run: tyro.conf.Positional[Path]
     data_dir: Path = Path("data")
+    open: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +108,12 @@ class EvaluateConfig(ModelConfig):
     def __post_init__(self) -> None:
         at_least("num_data", self.num_data, 2)
         at_least("num_particles", self.num_particles, 1)
+        positive("max_memory", self.max_memory)
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodeConfig(ModelConfig):
-    """Encode data and write their codes: category numbers as CSV and as safetensors.
+    """Encode data and write their codes: category numbers as CSV and as safetensors, from 0 on (pages count from 1).
 
     Args:
         part: The part of the data to encode.
@@ -129,6 +133,7 @@ class EncodeConfig(ModelConfig):
     data: Path | None = None
 
     def __post_init__(self) -> None:
+        positive("max_memory", self.max_memory)
         if self.num_data is not None:
             at_least("num_data", self.num_data, 1)
         if self.data is not None and self.part != "test":
@@ -166,6 +171,7 @@ class ImputeConfig:
 
     def __post_init__(self) -> None:
         at_least("num_particles", self.num_particles, 1)
+        positive("max_memory", self.max_memory)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,6 +57,21 @@ def read_config(run: Path) -> dict[str, Any]:
     return written
 
 
+def read_config_of_models(run: Path) -> dict[str, Any]:
+    """Read the config.json of a run folder that has trained models, of `train`, `compare` or `fit`.
+
+    Raises:
+        ValueError: if it is absent or damaged, or of another command.
+    """
+    written = read_config(run)
+    if not {"cells", "train"} & written.keys():
+        raise ValueError(
+            f"Expected a run folder of train, compare or fit, but found one of another command in '{run}'. Try its "
+            "report.html, or its tables, which are CSV files."
+        )
+    return written
+
+
 def _why(run: Path, error: Exception) -> str:
     """Say why a path is no run folder, and what to try."""
     tried = "Try what --output named."

@@ -150,8 +150,12 @@ class Training:
         """The budget of the whole run that is spent, in words; None if none is."""
         config, state = self.config, self.state
         if config.steps is not None and state.step >= config.steps:
-            return f"{config.steps} steps"
-        return f"{config.seconds:g} seconds" if config.seconds and state.seconds >= config.seconds else None
+            return f"{config.steps} step{'s' * (config.steps != 1)}"
+        return (
+            f"{config.seconds:g} second{'s' * (config.seconds != 1)}"
+            if config.seconds and state.seconds >= config.seconds
+            else None
+        )
 
     @property
     def stage_is_over(self) -> bool:

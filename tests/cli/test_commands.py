@@ -173,7 +173,7 @@ def test_levels_are_reported(levels, capsys):
 @pytest.mark.slow
 def test_gradients_of_levels_are_measured(levels, capsys):
     options = ["--estimators", "exact", "gumbel-softmax", "--temperatures", 1, "--num-data", 5, "--num-samples", 32]
-    assert "gumbel-softmax" in say(capsys, "gradients", "--run", levels, *options, "--output", levels / "gradients")
+    assert "gumbel-softmax" in say(capsys, "gradients", levels, *options, "--output", levels / "gradients")
 
 
 @pytest.mark.slow

@@ -70,8 +70,8 @@ def run(capsys, *arguments):
         (["gradients", "--temperatures", "0"], "Expected a positive temperatures, but found 0.0"),
         (["gradients", "--num-samples", "8"], "Expected num_samples of at least 32, but found 8"),
         (["gradients", "--num-latents", "20"], "pyro-gvae advise, which needs no exact gradient"),
-        (["gradients", "--run", "nowhere"], "nowhere"),
-        (["gradients", "--run", "nowhere", "--epochs", "0", "1"], "Expected epochs only for a new model"),
+        (["gradients", "nowhere"], "nowhere"),
+        (["gradients", "nowhere", "--epochs", "0", "1"], "Expected epochs only for a new model"),
         (
             ["gradients", "--protocol", "reinmax", "--wrt", "parameters"],
             "Expected the ReinMax protocol with wrt=logits alone",

@@ -173,7 +173,7 @@ def test_a_run_is_reported(run, capsys):
 @pytest.mark.slow
 def test_gradients_are_measured(run, capsys, tmp_path):
     options = ["--estimators", "exact", "reinforce-loo", "--num-data", 3, "--num-samples", 32]
-    assert "reinforce-loo" in say(capsys, "gradients", "--run", run, *options, "--output", tmp_path / "gradients")
+    assert "reinforce-loo" in say(capsys, "gradients", run, *options, "--output", tmp_path / "gradients")
 
 
 @pytest.mark.slow

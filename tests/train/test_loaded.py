@@ -279,7 +279,9 @@ def test_a_run_of_a_command_is_loaded_with_its_model(tmp_path):
     run = tmp_path / "run"
     assert main(["train", *SMALL, "--stages", "gumbel-softmax:2steps,exact:2steps", "--output", str(run)]) == 0
     loaded = load_run(run)
-    assert loaded.results["estimator"].tolist() == ["gumbel-softmax", "exact"] and loaded.models == [("exact", 0)]
+    assert loaded.results["estimator"].tolist() == ["gumbel-softmax", "exact"] and loaded.models == [
+        ("gumbel-softmax:2steps,exact:2steps", 0)
+    ]
     elbo = exact.elbo(loaded.model(), loaded.data.test).mean().item()
     assert elbo == pytest.approx(loaded.results["test_elbo"].iloc[-1])
     with pytest.raises(ValueError, match=rf"it does not exist. Try {run}\."):
