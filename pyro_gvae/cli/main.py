@@ -55,8 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if (sentence := _sentence(error)) is None:
             raise
-        if _is_of_too_many_codes(error):
-            sentence = as_typed(sentence, config)
+        if words and words[0] in COMMANDS:
+            is_of_codes = _is_of_too_many_codes(error)
+            sentence = as_typed(sentence, COMMANDS[words[0]].config, is_of_too_many_codes=is_of_codes)
         say(f"pyro-gvae: {sentence}", sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:

@@ -39,6 +39,13 @@ def run(capsys, *arguments):
         (["gradients", "--num-latents", "30"], "or pyro-gvae advise, which needs no exact gradient."),
         (["compare", "--max-memory", "1e-9"], "Try"),
         (["compare", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere"),
+        (["train", "--model", "gaussian-mixture", "--num-latents", "4"], "but found 4. Try --num-latents 1."),
+        (["train", "--latent-dim", "3"], "Try --model joint, 'gaussian-mixture' or 'semi-supervised'."),
+        (
+            ["train", "--dataset", "mnist", "--data-dir", "nowhere"],
+            "Try --download to fetch them, or another --data-dir.",
+        ),
+        (["train", "--prior", "joint", "--learn-prior", "--prune", "5"], "Expected learn_prior=False"),
         (["cmpare"], "but found 'cmpare'. Try 'compare'."),
         (["gaps", "nowhere"], "nowhere"),
         (["gaps", "nowhere", "--num-data", "1"], "Expected num_data of at least 2, but found 1"),

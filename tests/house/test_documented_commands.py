@@ -48,7 +48,9 @@ OURS = [command for command in SHOWN if command.words[0] in ("pyro-gvae", "torch
 
 
 def smaller(words: list[str]) -> list[str]:
-    options = SMALLER.get(words[0], "").split() if words[1:2] != ["runs/compare"] else ["--num-samples", "32"]
+    options = (
+        SMALLER.get(words[0], "").split() if words[:2] != ["gradients", "runs/compare"] else ["--num-samples", "32"]
+    )
     grid = ["--sizes", "3x2"] if "--sizes" in words else []
     processes = ["--workers", "1"] if "--workers" in words else []  # more give the same: `test_jobs.py`
     if words[0] == "compare":
