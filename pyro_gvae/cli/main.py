@@ -19,9 +19,10 @@ from ..runs.inside import staying_inside
 from ..runtime.progress import hidden_progress
 from .arguments import COMMANDS, PLANS, parse
 from .early import check_early
-from .errors import PartlyFailedError, as_typed
+from .errors import PartlyFailedError
 from .said import Said
 from .terminal import open_streams, say, warnings_as_sentences
+from .typed import as_typed
 from .words import DRY_RUN, GENERAL
 
 #: Settings of `resume` of how long the run is.

@@ -79,10 +79,12 @@ def warnings_as_sentences() -> Iterator[None]:
     """Let warnings of this package be a sentence, as its errors are; those of others say where they come from."""
     before = warnings.formatwarning
 
-    def formatted(message: Warning | str, kind: type[Warning], file: str, number: int, line: str | None = None) -> str:
-        if Path(file).is_relative_to(PACKAGE):
+    def formatted(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if Path(filename).is_relative_to(PACKAGE):
             return f"pyro-gvae: warning: {message}\n"
-        return before(message, kind, file, number, line)
+        return before(message, category, filename, lineno, line)
 
     warnings.formatwarning = formatted
     try:

@@ -38,7 +38,7 @@ def commands_of(written: dict[str, Any]) -> str | None:
     extended = written.get("extended")
     further = extended if isinstance(extended, list) else []
     commands = [written.get("command"), *(one.get("command") for one in further if isinstance(one, dict))]
-    return "\n".join(filter(lambda command: isinstance(command, str), commands)) or None
+    return "\n".join(command for command in commands if isinstance(command, str)) or None
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -51,6 +51,8 @@ def smaller(words: list[str]) -> list[str]:
     options = (
         SMALLER.get(words[0], "").split() if words[:2] != ["gradients", "runs/compare"] else ["--num-samples", "32"]
     )
+    if "--more" in words:  # of a run whose steps were bounded above
+        options = ["--steps", "6"]
     grid = ["--sizes", "3x2"] if "--sizes" in words else []
     processes = ["--workers", "1"] if "--workers" in words else []  # more give the same: `test_jobs.py`
     if words[0] == "compare":
