@@ -1,17 +1,17 @@
-# Everything that a contributor types; `make` alone lists it.
+# The commands for contributors; `make` alone lists them.
 PYTHON ?= python3
 WORKERS ?= 2
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-# Where it is set, as in many containers, each of some thirty processes compiles all that it imports, torch included: 12
-# seconds a process.
+# Many containers set this variable. Then each of some thirty processes would compile everything that it imports,
+# including torch, which takes 12 seconds per process.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Most tests are many operations on small tensors: their time is Python's, which a second thread does not
-# shorten and a second process nearly halves. So: worker processes with one torch thread each. What the tests of a file
-# share is made once; files are taken in the order of `tests/conftest.py`.
+# Most tests run many operations on small tensors, and spend their time in Python: a second thread does not help, and a
+# second process nearly halves the time. So there are worker processes with one torch thread each. All tests of a file
+# run in one worker, which makes shared fixtures once; `tests/conftest.py` sets the order of the files.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=30
 
 .PHONY: help install demo test check coverage lint types oldest latest bench bench-tag docs dist
@@ -19,25 +19,25 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-install: $(INSTALLED) ## create .venv with the pinned set; instant when nothing changed
+install: $(INSTALLED) ## create .venv with the pinned versions; instant if nothing has changed
 
-# Python compiles what it imports; to compile all else that is installed would take most of a minute.
+# Python compiles modules when it imports them; compiling all installed modules here would take most of a minute.
 $(INSTALLED): pyproject.toml constraints.txt
-	@echo "Installing the pinned set into .venv (minutes the first time) ..."
+	@echo "Installing the pinned versions into .venv (takes minutes the first time) ..."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[test,dev,docs]'
 	@touch $@
 
-demo: install ## the main job on the embedded digits: relaxed against exact training, with a report
+demo: install ## compare relaxed and exact training on the embedded digits, with a report
 	$(BIN)/pyro-gvae compare --workers $(WORKERS)
 
-test: install ## all tests: the slow ones, the documented examples and the pages' build included
+test: install ## all tests, including slow ones, documented examples and the build of the pages
 	$(PYTEST)
 
 check: lint types ## lint, format, types and the fast tests
 	$(PYTEST) -m "not slow"
 
-coverage: install ## which lines the fast tests reach, as a table and in build/coverage
+coverage: install ## coverage of the fast tests, as a table and in build/coverage
 	$(PYTEST) -m "not slow" --cov=pyro_gvae --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 lint: install
@@ -47,10 +47,10 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-oldest: ## the fast tests with the lowest versions that pyproject.toml allows, in an environment of their own
+oldest: ## fast tests with the lowest versions that pyproject.toml allows, in a separate environment
 	$(call fast_tests_with,lowest-direct)
 
-latest: ## the fast tests with the newest versions that there are, in an environment of their own
+latest: ## fast tests with the newest versions, in a separate environment
 	$(call fast_tests_with,highest)
 
 # pip cannot choose the lowest versions; uv can.
@@ -61,18 +61,18 @@ define fast_tests_with
 	OMP_NUM_THREADS=1 build/$@/bin/pytest -q -n $(WORKERS) --dist worksteal -m "not slow"
 endef
 
-bench: install ## how fast, side by side in one run; the JAX row needs the extra `bench`
+bench: install ## benchmarks, side by side in one run; the JAX row needs the extra `bench`
 	$(BIN)/python experiments/speed.py exact
 	$(BIN)/python experiments/speed.py step
 	$(BIN)/python experiments/speed.py programs
 
-bench-tag: install ## steps over those of the last tag, or of REF=COMMIT, as ratios
+bench-tag: install ## speed of training steps relative to the last tag, or to REF=COMMIT
 	$(BIN)/python experiments/bench_tag.py $(REF)
 
-docs: install ## the documents, into build/docs; their code is run, warnings are errors, no network
+docs: install ## build the documents in build/docs: runs their code, warnings are errors, needs no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -j $(WORKERS) docs build/docs
 	@echo "Open build/docs/index.html"
 
-dist: install ## wheel and sdist, into dist; with TAG=v1.2.3 only if that is the version
+dist: install ## build wheel and sdist in dist; TAG=v1.2.3 checks that this is the version
 	@test -z "$(TAG)" || $(BIN)/python -c 'from pyro_gvae import __version__; assert "$(TAG)" == f"v{__version__}", __version__'
 	$(BIN)/python -m build

@@ -1,4 +1,4 @@
-"""What tests and doctests share: nothing global, and a seed."""
+"""Setup shared by tests and doctests: isolated global state and a fixed seed."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def isolated() -> Iterator[None]:
-    """Start with an empty param store and seed 0; put back dtype, settings and random state."""
+    """Start with an empty param store and seed 0; restore dtype, settings and random state afterwards."""
     dtype = torch.get_default_dtype()
     random_state = pyro.util.get_rng_state()
     settings = pyro.settings.get()

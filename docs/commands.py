@@ -1,4 +1,4 @@
-"""The page of the command line: for each command a section from its configuration, with the examples of its help."""
+"""Write the command line's page: a section for each command from its configuration, with the examples of its help."""
 
 import inspect
 from dataclasses import fields
@@ -31,6 +31,7 @@ def section(name: str) -> str:
 
 
 def option(names: str, text: str) -> str:
+    """Return the description of an option as a directive."""
     return f"```{{option}} {names}\n{text}\n```"
 
 

@@ -1,4 +1,4 @@
-"""The line of the front page that says which version and commit the pages describe."""
+"""Add a line to the front page that says which version and commit the pages describe."""
 
 import subprocess
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ def line(version: str) -> str:
 
 
 def add(app: Sphinx, name: str, source: list[str]) -> None:
-    """Put the line below the page's own text."""
+    """Insert the line below the page's own text."""
     if name == PAGE:
         source[0] = source[0].replace("\n```{toctree}", f"\n{line(app.config.release)}\n\n```{{toctree}}", 1)
 

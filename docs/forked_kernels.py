@@ -1,7 +1,7 @@
-"""Kernels that start at once: each is forked from a process that has imported what pages use, which takes seconds.
+"""Start Jupyter kernels at once: fork each from a process that has already imported what pages use.
 
 `start` opens a socket. `python -m forked_kernels FILE`, the command of `kernels/python3`, asks there for a kernel with
-that connection file, and lasts as long as the kernel does.
+that connection file, and runs as long as the kernel does.
 """
 
 import json
@@ -19,12 +19,12 @@ from threading import Thread
 from typing import final
 
 ADDRESS = "FORKED_KERNELS"
-#: What most pages use. The package is first: where ipykernel is there already, Pyro's progress bar looks for widgets.
+#: Modules that most pages use. The package comes first: after ipykernel, Pyro's progress bar would look for widgets.
 IMPORTED = (
     "pyro_gvae.cli.commands",
     "matplotlib.pyplot",
     "sklearn.datasets",
-    "torch._inductor",  # by a recording, as the next
+    "torch._inductor",  # used by recordings, like the next
     "torch.fx.experimental.proxy_tensor",
     "IPython",
     "ipykernel.kernelapp",
@@ -32,9 +32,9 @@ IMPORTED = (
 
 
 def start() -> None:
-    """Start the process that is forked. It ends with the present one."""
+    """Start the process from which kernels are forked. It ends with the current process."""
     os.environ[ADDRESS] = str(Path(tempfile.mkdtemp(prefix="kernels")) / "socket")
-    with socket.socket(socket.AF_UNIX) as listening:  # from here on: who asks too early waits
+    with socket.socket(socket.AF_UNIX) as listening:  # requests wait from here on
         listening.bind(os.environ[ADDRESS])
         listening.listen()
         environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
@@ -43,7 +43,7 @@ def start() -> None:
 
 @final
 class Kernel(StreamRequestHandler):
-    """A connection of which a kernel is made: in a process of its own."""
+    """Handle a connection by becoming a kernel, in a process of its own."""
 
     def handle(self) -> None:
         from ipykernel.kernelapp import launch_new_instance
@@ -60,7 +60,7 @@ class Kernel(StreamRequestHandler):
 
 @final
 class Kernels(ForkingMixIn, UnixStreamServer):
-    """Forks a kernel for each connection."""
+    """Fork a kernel for each connection."""
 
     def __init__(self) -> None:
         super().__init__("", Kernel, bind_and_activate=False)
@@ -76,9 +76,9 @@ class Kernels(ForkingMixIn, UnixStreamServer):
 
 
 def main(arguments: list[str]) -> None:
-    """Serve, or ask for one kernel if there is a connection file."""
+    """Serve kernels, or ask for one if a connection file is given."""
     if not arguments:
-        os.environ["JPY_PARENT_PID"] = str(os.getpid())  # kernels of nobody say how to connect to them
+        os.environ["JPY_PARENT_PID"] = str(os.getpid())  # kernels without a parent print how to connect to them
         for name in IMPORTED:
             import_module(name)
         Kernels().serve_forever()
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> None:
     with socket.socket(socket.AF_UNIX) as kernel:
         kernel.connect(os.environ[ADDRESS])
         kernel.sendall(json.dumps([arguments[0], os.getcwd()]).encode() + b"\n")
-        kernel.recv(1)  # nothing, when it has ended
+        kernel.recv(1)  # returns when the kernel has ended
 
 
 if __name__ == "__main__":

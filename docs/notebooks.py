@@ -1,4 +1,4 @@
-"""Every page with code as a notebook to download: all of its cells, none hidden, in `notebooks/` of the build."""
+"""Write every page with code as a notebook to download, with all cells visible, to `notebooks/` of the build."""
 
 import re
 from pathlib import Path
@@ -10,12 +10,12 @@ from myst_nb.core.read import read_myst_markdown_notebook
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
-#: A page that Sphinx runs says so in its first lines.
+#: The front matter of pages that Sphinx runs.
 RUN = "file_format: mystnb"
 
 
 def notebook(text: str) -> Any:
-    """Return a page as a notebook. Links to other pages, which lie elsewhere, become their words."""
+    """Return a page as a notebook. Links to other pages would not work there, so they are replaced by their text."""
     made = read_myst_markdown_notebook(text)
     for cell in made.cells:
         cell.metadata = {}
@@ -26,7 +26,7 @@ def notebook(text: str) -> Any:
 
 
 def link(app: Sphinx, doctree: nodes.document) -> None:
-    """Put a link to the notebook below a page's title."""
+    """Insert a link to the notebook below a page's title."""
     name = app.env.docname
     title = next(iter(doctree.findall(nodes.title)), None)
     if title is not None and RUN in Path(app.env.doc2path(name)).read_text(encoding="utf-8"):

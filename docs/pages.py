@@ -1,14 +1,15 @@
-"""What these pages add to Sphinx: names in backticks become links, and directives that list what there is.
+"""Extend Sphinx: turn names in backticks into links, and add three directives.
 
-`estimators` describes all of the registry, `facade` is a table of the package's own names, and `contents-of-page` one
-of what a page describes.
+`estimators` describes every estimator in the registry, `facade` makes a table of the package's own names, and
+`contents-of-page` a table of the objects that a page describes.
 """
 
 import inspect
 import re
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -24,7 +25,7 @@ from sphinx.util.typing import ExtensionMetadata
 import pyro_gvae
 from pyro_gvae import ESTIMATORS
 
-#: Names of others' that docstrings use bare, as they are imported in every Pyro program.
+#: Names that docstrings use without their module, as Pyro programs do.
 FULL_NAMES = {
     "SVI": "pyro.infer.svi.SVI",
     "Trace_ELBO": "pyro.infer.trace_elbo.Trace_ELBO",
@@ -37,7 +38,7 @@ FULL_NAMES = {
 
 
 class NameRole(XRefRole):
-    """`Name` in a docstring: a link if it is one that is documented, code in any case."""
+    """Render `Name` in a docstring as code, and as a link if the name is documented."""
 
     def process_link(
         self, env: BuildEnvironment, refnode: nodes.Element, has_explicit_title: bool, title: str, target: str
@@ -49,9 +50,9 @@ class NameRole(XRefRole):
 def find_anywhere(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Element
 ) -> nodes.Element | None:
-    """A name without its module leads to the one object of that name; else it stays code.
+    """Link a name without its module to the only object of that name; otherwise leave it as code.
 
-    What a signature names need not be on a page; what a sentence refers to must be.
+    Names in signatures need not be on a page; names in sentences must be.
     """
     python, target = env.domains.python_domain, node.get("reftarget", "")
     found = {obj.node_id: obj for name, obj in python.objects.items() if f".{name}".endswith(f".{target}") and target}
@@ -62,7 +63,7 @@ def find_anywhere(
 
 
 def in_signature(node: nodes.Node) -> bool:
-    """Whether a reference is part of a signature."""
+    """Return whether a reference is part of a signature."""
     parent = node.parent
     while parent is not None and not isinstance(parent, desc_signature):
         parent = parent.parent
@@ -70,12 +71,12 @@ def in_signature(node: nodes.Node) -> bool:
 
 
 def keep_letters(app: Sphinx, kind: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """`num_latents: N.` is no list whose first item has the letter N."""
+    """Escape the `N.` of `num_latents: N.`, which would otherwise become a list item."""
     lines[:] = [re.sub(r"^(\s*\w+: )(?=[A-Z]\.$)", r"\1\\", line) for line in lines]
 
 
 class EstimatorsDirective(SphinxDirective):
-    """The docstring of every constructor in the registry, in its order."""
+    """Insert the docstring of every constructor in the registry, in its order."""
 
     def run(self) -> list[nodes.Node]:
         lines = []
@@ -85,7 +86,7 @@ class EstimatorsDirective(SphinxDirective):
 
 
 class TableDirective(Autosummary):
-    """Names and the first lines of their docstrings."""
+    """Make a table of names and the first lines of their docstrings."""
 
     def names(self) -> list[str]:
         raise NotImplementedError
@@ -96,7 +97,7 @@ class TableDirective(Autosummary):
         return super().run()
 
     def get_items(self, names: list[str]) -> list[tuple[str, str | None, str, str]]:
-        """Names of the object's own module, which `:func:` finds beside it, are found anywhere."""
+        """Replace roles such as `:func:`, which search the object's own module, by names that are found anywhere."""
         return [
             (name, signature, re.sub(r":\w+:`~?([^`]+)`", r"`\1`", said), full)
             for name, signature, said, full in super().get_items(names)
@@ -105,7 +106,7 @@ class TableDirective(Autosummary):
 
 @final
 class FacadeDirective(TableDirective):
-    """All names of `pyro_gvae`, in the order in which a program uses them."""
+    """List all names of `pyro_gvae`, in the order in which a program uses them."""
 
     def names(self) -> list[str]:
         return [f"pyro_gvae.{name}" for name in pyro_gvae._HOME if name not in ("exact", "ESTIMATORS")]
@@ -113,7 +114,7 @@ class FacadeDirective(TableDirective):
 
 @final
 class ContentsDirective(TableDirective):
-    """All functions and classes that the page describes."""
+    """List all functions and classes that the page describes."""
 
     def names(self) -> list[str]:
         text = Path(self.env.doc2path(self.env.docname)).read_text(encoding="utf-8")
@@ -125,7 +126,7 @@ DESCRIBED = re.compile(r"^\.\. auto(function|class|module):: ([\w.]+).*\n((?:   
 
 
 def described(kind: str, name: str, options: str) -> list[str]:
-    """Return the full names that one directive of autodoc describes: of a module, those of its members."""
+    """Return the full names that one autodoc directive describes; for a module, those of its members."""
     if kind != "module":
         return [name]
     module = import_module(name)
@@ -142,6 +143,27 @@ def described(kind: str, name: str, options: str) -> list[str]:
     return [f"{name}.{member}" for member in found if not member.startswith("_") and member not in hidden]
 
 
+def share_trees(
+    app: Sphinx,
+    pagename: str,
+    templatename: str,
+    context: dict[str, Any],
+    doctree: nodes.document | None,
+    *,
+    trees: dict[int, str],
+) -> None:
+    """All source pages of one depth share a navigation tree, in which none of them stands: making it takes longest."""
+    if pagename.startswith("_modules/"):
+        toctree, depth = context["toctree"], pagename.count("/")
+
+        def shared(**options: Any) -> str:
+            if depth not in trees:
+                trees[depth] = toctree(**options)
+            return trees[depth]
+
+        context["toctree"] = shared
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_role("name", NameRole())
     app.add_directive("estimators", EstimatorsDirective)
@@ -149,4 +171,5 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_directive("contents-of-page", ContentsDirective)
     app.connect("autodoc-process-docstring", keep_letters, priority=400)  # before napoleon
     app.connect("missing-reference", find_anywhere, priority=900)
+    app.connect("html-page-context", partial(share_trees, trees={}), priority=400)  # before the theme takes it
     return {"parallel_read_safe": True, "parallel_write_safe": True}

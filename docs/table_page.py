@@ -1,4 +1,4 @@
-"""The tables of what works with what as HTML, from the data of the tests that hold every cell."""
+"""Make the HTML tables of what works with what, from the data of the tests that check every cell."""
 
 import re
 from html import escape
@@ -18,12 +18,12 @@ HANDLERS = ("relax", "straight_through", "discretize", "enumerated")
 
 
 def programs() -> str:
-    """The letters of the programs, and their names."""
+    """Return the list of program letters and names."""
     return "<ol class='cells'>" + "".join(f"<li>{escape(name)}</li>" for name in PROGRAMS) + "</ol>"
 
 
 def estimators() -> str:
-    """A row for each estimator, a column for each program, and below them what the signs mean."""
+    """Return a table with a row for each estimator and a column for each program, and a legend of the signs."""
     found = {(column, program): cell(column, program) for column in COLUMNS for program in PROGRAMS}
     rows = []
     for column in COLUMNS:
@@ -42,7 +42,7 @@ def estimators() -> str:
 
 
 def objectives() -> str:
-    """What each estimator estimates, and its bias."""
+    """Return a table of what each estimator estimates, and of its bias."""
     rows = ""
     for name, column in COLUMNS.items():
         made = column.make()
@@ -51,7 +51,7 @@ def objectives() -> str:
 
 
 def sites() -> str:
-    """A row for each kind of site, a column for each handler, and below them why some refuse."""
+    """Return a table with a row for each kind of site and a column for each handler, and the reasons for refusals."""
     reasons: list[Refused] = []
     rows = ""
     for kind, row in BECOMES.items():
@@ -79,5 +79,5 @@ def _row_head(name: str) -> str:
 
 
 def _breakable(name: str) -> str:
-    """Return a name that may be broken where its words end."""
+    """Return a name that browsers may break between its words."""
     return re.sub(r"(?<=[a-z])(?=[A-Z.\[])|(?<=[-_.])", "<wbr>", escape(name))

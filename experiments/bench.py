@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, what is trained on, where numbers go, how seconds and bytes are read."""
+"""Shared code of the benchmarks: sizes, result folders, a description of the machine, clocks and memory readings."""
 
 import json
 import os
@@ -18,13 +18,13 @@ from torch import Tensor
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 
 ROOT = Path(__file__).resolve().parents[1]
-#: The folder that torchvision calls root.
+#: The MNIST folder (torchvision's `root`).
 MNIST_FOLDER = ROOT.parent / "shared" / "mnist"
 SMOKE_FOLDER = ROOT / "runs" / "experiments" / "smoke"
 
 
 class Size(NamedTuple):
-    """What is trained on."""
+    """The size of the networks and of the batch that a step is measured on."""
 
     data_dim: int = 784
     hidden: tuple[int, ...] = (512, 256)
@@ -44,17 +44,17 @@ SMOKE_SIZE = Size(16, (12, 8), 5)
 
 
 def results_of(name: str, *, smoke: bool) -> Path:
-    """The file of a benchmark's numbers; those of a smoke run never lie among the results."""
+    """Return the file for a benchmark's numbers; smoke runs have a folder of their own."""
     return (SMOKE_FOLDER if smoke else ROOT / "experiments" / "results") / f"{name}.json"
 
 
 def figures_folder(*, smoke: bool) -> Path:
-    """The folder of its figures, likewise."""
+    """Return the folder for figures; smoke runs have a folder of their own."""
     return SMOKE_FOLDER if smoke else ROOT / "docs" / "figures"
 
 
 def machine() -> dict[str, Any]:
-    """On what the figures were found."""
+    """Describe the machine, the versions and the commit of a measurement."""
     cpu = next(
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
@@ -72,21 +72,21 @@ def machine() -> dict[str, Any]:
 
 
 def seconds_of(job: Callable[[], Any]) -> float:
-    """How long a call takes."""
+    """Return the seconds that a call takes."""
     start = time.perf_counter()
     job()
     return time.perf_counter() - start
 
 
 def peak_bytes() -> int:
-    """Of resident memory; Linux's own figure, because that of getrusage starts at the peak of the parent."""
+    """Return the peak resident memory; from /proc, because getrusage starts at the peak of the parent process."""
     found = [int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmHWM")]
     return 1024 * (found[0] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def in_a_process(script: str, **arguments: Any) -> dict[str, Any]:
-    """What a script prints as its last line, JSON, when it is called with arguments as JSON, or why it died."""
-    # Children see the package and the scripts, installed or not.
+    """Run a script with arguments as JSON; return its last line of output, parsed as JSON, or why it died."""
+    # The child process finds the package and the scripts even if they are not installed.
     paths = [str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, script, json.dumps(arguments)],
@@ -95,7 +95,7 @@ def in_a_process(script: str, **arguments: Any) -> dict[str, Any]:
         text=True,
         check=False,
     )
-    if done.returncode:  # out of memory, in one of the ways that a process is
+    if done.returncode:  # most likely out of memory, by an exception or a signal
         reason = done.stderr.strip().rpartition("\n")[2] or f"signal {-done.returncode}"
         return {"died": True, "reason": reason}
     return {"died": False, **json.loads(done.stdout.splitlines()[-1])}

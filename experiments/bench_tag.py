@@ -1,12 +1,12 @@
-"""Is a training step as fast as at the last tag?
+"""Compare the speed of training steps with the last tag.
 
 Command: `make bench-tag`, or `make bench-tag REF=COMMIT` for another commit. It prints ratios, and never fails.
 
 Cost: about a minute.
 
-The other commit is checked out below `build/`. One process has its package, one has this one; blocks of both alternate,
-and printed are medians of milliseconds a step and their ratios. Sizes are those of `speed.py`: relaxed 20x10, and exact
-8^4 and 10^2 codes.
+The other commit is checked out below `build/`. One process imports the package from there, another one from here, and
+they run blocks of steps in turn. Printed are median milliseconds per step and their ratios. Sizes are those of
+`speed.py`: relaxed 20x10, and exact 8^4 and 10^2 codes.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Name -> estimator, its options, N, K, and steps of a block.
+#: Name -> estimator, its options, N, K, and steps per block.
 SIZES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
     "relaxed 20x10": ("gumbel-softmax", {"kl": "relaxed"}, 20, 10, 20),
     "exact 8^4": ("exact", {}, 4, 8, 3),
@@ -29,7 +29,7 @@ BLOCKS = 9
 
 
 def main(ref: str | None) -> None:
-    """Print how long steps of this working tree take, over those of a commit."""
+    """Print how long steps take in this working tree, relative to a commit."""
     found = ref or _git("describe", "--tags", "--abbrev=0")
     if found is None:
         print("There is no tag to compare with. Try make bench-tag REF=COMMIT.")
@@ -41,14 +41,14 @@ def main(ref: str | None) -> None:
         return
     try:
         compare(tree, found)
-    except (OSError, ValueError) as error:  # the package of another commit may lack what is asked of it
+    except (OSError, ValueError) as error:  # the other commit may lack what is measured
         print(f"The package of '{found}' could not be measured: {error}")
     finally:
         _git("worktree", "remove", "--force", str(tree))
 
 
 def compare(tree: Path, ref: str, blocks: int = BLOCKS) -> None:
-    """Print medians of both trees, and their ratios."""
+    """Print the medians of both trees and their ratios."""
     workers = {"tag": _worker(tree), "here": _worker(ROOT)}
     try:
         for name in SIZES:
@@ -64,7 +64,7 @@ def compare(tree: Path, ref: str, blocks: int = BLOCKS) -> None:
 
 
 def work() -> None:
-    """For each size that is asked for, take a block of steps and print the seconds of one."""
+    """Read size names from standard input; for each, run a block of steps and print the seconds per step."""
     import torch
 
     from pyro_gvae import CategoricalVAE, estimator, make_step

@@ -1,20 +1,20 @@
-"""Two hundred bits: what a soft start buys where the field compares unbiased estimators.
+"""Measure what a soft start gains with 200 bits, in the benchmark by which unbiased estimators are compared.
 
 Question: in the protocol of DisARM and RODEO (Dong et al. 2020, arXiv 2006.10680; Shi et al. 2022, arXiv 2202.09497),
-how far do unbiased estimators for bits come in so many steps, and how far if the first part of the training samples
-soft bits?
+which ELBO do unbiased estimators for bits reach in a given number of steps, and which if training starts with soft
+(relaxed) bits?
 
 Command: `python experiments/bits.py --seeds 0 1 2 --steps 10000` (`--smoke` for a tiny size, in seconds); `--plans`
-makes it shorter, what has been measured is not measured again, and a later call with more steps begins anew, since the
-soft part is a share of all steps. It writes `experiments/results/bits.csv` and `docs/figures/bits.png` and `.svg`.
+selects rows. Finished cells are not run again; a call with more steps starts from scratch, since the soft part is a
+share of all steps. It writes `experiments/results/bits.csv` and `docs/figures/bits.png` and `.svg`.
 
-Cost: one core, 10,000 steps: one to three minutes a row and seed. Full length is `--steps 1000000`, some three hours.
+Cost: one core, 10,000 steps: one to three minutes per row and seed. Full length is `--steps 1000000`: some three hours.
 
 200 bits, encoder 784-200-200-200 and decoder 200-200-200-784 with LeakyReLU of slope 0.3, uniform prior, MNIST
-binarized anew for each batch, 50,000 training images (here chosen by a seed, there the first), batches of 100, Adam
-1e-3. Reported are the train -ELBO, by one sample for each training image, as published, and the test -ELBO, by ten.
-Published, after 10^6 steps, means of five seeds: DisARM 102.75 and double CV 102.14 with two evaluations of log p(x, z)
-a step, ARMS 100.84 and RODEO 100.46 with three.
+binarized anew for each batch, 50,000 training images (ours are chosen by a seed, theirs are the first), batches of 100,
+Adam 1e-3. Reported are the train -ELBO with one sample per training image, as published, and the test -ELBO with ten.
+Published after 10^6 steps, means of five seeds: DisARM 102.75 and double CV 102.14 with two evaluations of log p(x, z)
+per step, ARMS 100.84 and RODEO 100.46 with three.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ from pyro_gvae.report.style import SMALL_PRINT
 NAME = "bits"
 BASELINE = "disarm"
 SOFT = "gumbel-softmax[kl=categorical,temperature=0.5]"
-#: Row -> stages; {all}, {half} and {rest} are numbers of steps.
+#: Row -> stages; {all}, {half} and {rest} stand for numbers of steps.
 PLANS = {
     BASELINE: "disarm:{all}steps",
     "double-cv": "double-cv:{all}steps",
@@ -48,7 +48,7 @@ PLANS = {
     "soft, then disarm": f"{SOFT}:{{half}}steps,disarm:{{rest}}steps",
     "soft, then arms": f"{SOFT}:{{half}}steps,arms:{{rest}}steps",
 }
-#: Train -ELBO after 10^6 steps, three evaluations a step.
+#: Train -ELBO of RODEO after 10^6 steps with three evaluations per step.
 RODEO = 100.46
 CONFIG = TrainConfig(
     dataset="mnist",
@@ -71,15 +71,15 @@ def main(
     seeds: tuple[int, ...] = (0,),
     smoke: bool = False,
 ) -> pd.DataFrame:
-    """Train each plan, and print where it ends and how far from DisARM.
+    """Train each plan, and print its final scores and their differences from DisARM.
 
     Args:
         places: where to read and write.
-        plans: rows.
-        steps: in all; half of them are soft where a plan begins so.
-        seeds: of initial weights, order of the data and samples.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        plans: rows to train.
+        steps: total number of training steps; plans with a soft start spend half of them on it.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, plans, steps, seeds = places.apart(NAME), (BASELINE, "soft, then disarm"), 20, (0,)
@@ -98,7 +98,7 @@ def main(
 
 
 def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
-    """Train a cell and judge it at parts of its training."""
+    """Train a cell and score it at given fractions of its training."""
     config = places.placed(CONFIG, seed=cell["seed"])
     if smoke:
         config = replace(config, dataset="digits", hidden=(16, 16), num_latents=6)
@@ -107,7 +107,7 @@ def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
 
 
 def leaky_vae(config: TrainConfig) -> BernoulliVAE:
-    """Their networks and their uniform prior, with the initial weights of the seed."""
+    """Build the published networks with the uniform prior; the seed sets the initial weights."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         vae = BernoulliVAE(dataset(config).train.shape[1], config.num_latents, config.hidden)
@@ -117,19 +117,19 @@ def leaky_vae(config: TrainConfig) -> BernoulliVAE:
 
 
 def leaky(layers: Sequence[nn.Module]) -> nn.Sequential:
-    """The same layers with LeakyReLU for ReLU."""
+    """Return the same layers with LeakyReLU in place of ReLU."""
     return nn.Sequential(*(nn.LeakyReLU(0.3) if isinstance(layer, nn.ReLU) else layer for layer in layers))
 
 
 def scores(vae: BernoulliVAE, data: Dataset) -> Row:
-    """ELBOs of the discrete model, nats per datum: train images binarized anew, and ten samples of each test image."""
+    """Compute ELBOs of the discrete model in nats per datum: one sample per train image, ten per test image."""
     train_elbo = log_importance_weights(vae, torch.bernoulli(data.train), 1).mean()
     test_elbo = log_importance_weights(vae, data.test, 10).mean()
     return {"train_elbo": train_elbo.item(), "test_elbo": test_elbo.item()}
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """The train -ELBO of the plans, and the best published one."""
+    """Draw the train -ELBO of the plans, and the best published one."""
     figure = draw_plans(table, list(PLANS), "train_elbo", "train −ELBO, nats per datum")
     for axes in figure.axes:
         axes.axhline(RODEO, color="#888888", ls="--", lw=1)

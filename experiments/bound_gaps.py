@@ -1,24 +1,25 @@
-"""How much does a relaxed training curve lie?
+"""Measure how misleading a relaxed training curve is.
 
-Question: what lies between the number that relaxed training reports and log p(x) of the discrete model, gap by gap
-(relaxation, amortization, mean field), along training and against the temperature?
+Question: how does the difference between the loss that relaxed training reports and log p(x) of the discrete model
+split into gaps (relaxation, amortization, mean field), during training and as a function of the temperature?
 
 Command: `python experiments/bound_gaps.py` (`--smoke` for a tiny size, in seconds); `--dataset digits` is quick. It
 writes `experiments/results/bound_gaps.csv`, `docs/figures/bound_gaps_DATASET.png` and `.svg`.
 
-Cost: two cores, MNIST: two minutes for each relaxed cell, five for each exact one, so an hour with three seeds, half of
+Cost: two cores, MNIST: two minutes for each relaxed cell and five for each exact one: an hour with three seeds, half of
 that with `--workers 2`. The digits: ten minutes.
 
-8 categories, 4 latents, so that everything can be summed; Adam. Relaxed training has the relaxed KL, whose loss is a
-bound of a relaxed model (the prior's temperature is 3/5 of the guide's), or that of the categoricals, whose loss is no
-bound. `claim` is what the loss says on the test images, with 20 samples for each; gaps are those of `pyro-gvae gaps`:
+8 categories, 4 latents, so that everything can be summed; Adam. Relaxed training uses either the relaxed KL, whose loss
+is a bound for a relaxed model (the prior's temperature is 3/5 of the guide's), or the categorical KL, whose loss is no
+bound. `claim` is minus the loss on the test images, with 20 samples per image; the gaps are those of `pyro-gvae gaps`:
 
     relaxed bound -> ELBO of the guide -> ELBO of the best mean-field posterior -> log p(x)
 
-Found (MNIST, 20 epochs, three seeds): the loss with the categoricals' KL claims 0.62 +- 0.05 nats (t = 0.2), 3.5 +- 0.1
-(0.4), 19.0 +- 0.5 (0.67) and 47.9 +- 0.5 (1) more than the discrete ELBO that it trains, at t = 1 even 24.8 +- 0.7 more
-than log p(x); the relaxed bound 6.9 +- 0.2 less (t = 0.2) to 25.5 +- 0.2 more (1). Digits, 100 epochs, three seeds:
-0.51 +- 0.01 (t = 0.2) to 4.80 +- 0.08 (t = 1) more; the relaxed bound 2.2 to 4.5 less.
+Found (MNIST, 20 epochs, three seeds): the loss with the categorical KL claims 0.62 +- 0.05 nats (t = 0.2), 3.5 +- 0.1
+(0.4), 19.0 +- 0.5 (0.67) and 47.9 +- 0.5 (1) more than the discrete ELBO of the model it trains; at t = 1 it claims
+even 24.8 +- 0.7 more than log p(x). The relaxed bound is between 6.9 +- 0.2 below (t = 0.2) and 25.5 +- 0.2 above (t =
+1) that ELBO. Digits, 100 epochs, three seeds: the categorical KL claims 0.51 +- 0.01 (t = 0.2) to 4.80 +- 0.08 (t = 1)
+more; the relaxed bound is 2.2 to 4.5 below.
 """
 
 from functools import partial
@@ -51,15 +52,15 @@ from pyro_gvae.runs.tables import with_errors
 
 NAME = "bound_gaps"
 EPOCHS = (1, 2, 5, 10, 20, 50, 100)
-#: Relaxed samples for each datum.
+#: Relaxed samples per datum.
 NUM_PARTICLES = 20
-#: Row -> estimator; temperatures are the model's own.
+#: Row -> estimator and options; the temperatures are the model's own.
 ROWS = {
     "relaxed KL": ("gumbel-softmax", {"kl": "relaxed"}),
     "categorical KL": ("gumbel-softmax", {"kl": "categorical"}),
     "exact": ("exact", {}),
 }
-#: Bars and lines of the figures: what lies between the claim and log p(x).
+#: Lines in the figure: the gaps between the claim and log p(x).
 SHOWN = {
     "lie": "claim − ELBO of the discrete model",
     "amortization_gap": "amortization gap",
@@ -78,18 +79,18 @@ def main(
     num_test: int = 500,
     smoke: bool = False,
 ) -> pd.DataFrame:
-    """Train, and measure the gaps along training.
+    """Train models, and measure the gaps during training.
 
     Args:
         places: where to read and write.
-        dataset: what to train on.
-        epochs: of relaxed training.
-        seeds: of initial weights, order of the data and samples.
-        temperatures: of the relaxation.
-        exact_epochs: of exact training, which shows the gaps that relaxation has no part in.
-        num_test: images on which the gaps are measured.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        dataset: the data set to train on.
+        epochs: number of epochs of relaxed training.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        temperatures: temperatures of the relaxation.
+        exact_epochs: number of epochs of exact training, which shows the gaps that do not come from relaxation.
+        num_test: number of test images on which the gaps are measured.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, dataset, epochs, exact_epochs = places.apart(NAME), "digits", 2, 1
@@ -114,7 +115,7 @@ def main(
 
 
 def measure(cell: Row, *, places: Places, num_test: int, smoke: bool) -> list[Row]:
-    """Train a cell and decompose its claim at its moments."""
+    """Train a cell and decompose the claim of its loss at each moment."""
     last, heat = int(cell["moment"]), cell["temperature"]
     moments = [str(epoch) for epoch in sorted({epoch for epoch in EPOCHS if epoch < last} | {last})]
     name, options = ROWS[cell["estimator"]]
@@ -130,7 +131,7 @@ def measure(cell: Row, *, places: Places, num_test: int, smoke: bool) -> list[Ro
 
 
 def decomposed(vae: CategoricalVAE, data: Dataset, *, row: str, num_test: int) -> Row:
-    """The claim of the loss, the bounds and the gaps on test images, nats per datum, and errors over data as `_se`."""
+    """Compute the claim, bounds and gaps on test images in nats per datum, with standard errors over data as `_se`."""
     x = data.test[:num_test]
     name, options = ROWS[row]
     chosen = estimator(name, **options)
@@ -141,9 +142,9 @@ def decomposed(vae: CategoricalVAE, data: Dataset, *, row: str, num_test: int) -
 
 @in_house_style
 def draw(table: pd.DataFrame) -> Figure:
-    """Above: claim, discrete ELBO and log p(x) along training, a panel for each temperature. Below: the gaps.
+    """Draw claim, discrete ELBO and log p(x) during training (above) and the gaps (below), one column per temperature.
 
-    Means over seeds, and one standard error to either side as a band.
+    Lines are means over seeds; bands are one standard error to either side.
     """
     heats = sorted(heat for heat in table["temperature"].unique() if heat > 0)
     figure = Figure(figsize=(max(9, 2.0 + 2.7 * len(heats)), 7.5))

@@ -1,20 +1,20 @@
-"""How many codes does a certain interval of log p(x) need?
+"""Measure how many codes a certified interval for log p(x) needs.
 
-Question: how wide is the interval that `certified_bounds` gives, against the number of codes that it scores, and where
-does the importance-weighted bound with as many samples lie?
+Question: how wide is the interval of `certified_bounds` as a function of the number of codes that it scores, and where
+is the importance-weighted bound with equally many samples?
 
 Command: `python experiments/certified_width.py` (`--smoke` for a tiny size, in seconds). It writes
 `experiments/results/certified_width.csv`, `docs/figures/certified_width.png` and `.svg`.
 
 Cost: five minutes on one core.
 
-Digits in black and white, 30 soft epochs; 8 categories and 4 latents, where log p(x) is the sum over all 4,096 codes,
-and 10 latents, where it is not known. Means over 100 test images.
+Black-and-white digits, 30 soft epochs, 8 categories; 4 latents, where log p(x) is a sum over all 4,096 codes, and 10
+latents, where it is unknown. Means over 100 test images.
 
-Found (three seeds; log p(x) = -18.62 +- 0.01 at 8x4): the certain lower bound is 3.55 nats below with one code, 0.47
-with 64, 0.11 with 256, 0.01 with 1,024; the importance-weighted one 1.66, 0.06, 0.02 and 0.01. With ten latents it is
--25.49 +- 0.04 with 4,096 codes where the importance-weighted bound is -19.10 +- 0.03: posteriors are spread over more
-codes than that. The upper bound is above -1 until all codes are summed.
+Found (three seeds; log p(x) = -18.62 +- 0.01 at 8x4): the certified lower bound is 3.55 nats below log p(x) with one
+code, 0.47 with 64, 0.11 with 256 and 0.01 with 1,024; the importance-weighted bound is 1.66, 0.06, 0.02 and 0.01 below.
+With ten latents and 4,096 codes the certified bound is -25.49 +- 0.04 where the importance-weighted one is -19.10 +-
+0.03: the posteriors are spread over more codes than that. The upper bound is above -1 until all codes are summed.
 """
 
 from functools import partial
@@ -44,9 +44,9 @@ from pyro_gvae.report.style import PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.runs.tables import with_errors
 
 NAME = "certified_width"
-#: Test images.
+#: Number of test images.
 NUM_TEST = 100
-#: Sums over more codes than these are not taken.
+#: log p(x) is not summed if there are more codes than this.
 MOST_CODES = 100_000
 BOUNDS = {
     "lower": "certain lower bound",
@@ -64,16 +64,16 @@ def main(
     epochs: int = 30,
     smoke: bool = False,
 ) -> pd.DataFrame:
-    """Train, and bound log p(x) with more and more codes.
+    """Train models, and bound log p(x) with more and more codes.
 
     Args:
         places: where to read and write.
-        latents: N of 8 categories each.
-        num_codes: C.
-        seeds: of initial weights, order of the data and samples.
-        epochs: of soft training.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        latents: numbers of latents N, of 8 categories each.
+        num_codes: numbers of scored codes C.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        epochs: number of epochs of soft training.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, latents, num_codes, seeds, epochs = places.apart(NAME), (2,), (1, 4, 9), (0,), 1
@@ -110,7 +110,7 @@ def measure(cell: Row, *, places: Places, num_codes: tuple[int, ...], epochs: in
 
 
 def bounds(vae: CategoricalVAE, data: Dataset, *, num_codes: tuple[int, ...]) -> Row:
-    """The bounds of test images with each number of codes, nats per datum, and log p(x) where it can be summed."""
+    """Compute the bounds on test images for each number of codes, and log p(x) if it can be summed, nats per datum."""
     x = data.test[:NUM_TEST]
     found: Row = {"log_evidence": float("nan")}
     if exact.cost(vae, x).num_codes <= MOST_CODES:
@@ -125,7 +125,7 @@ def bounds(vae: CategoricalVAE, data: Dataset, *, num_codes: tuple[int, ...]) ->
 
 @in_house_style
 def draw(found: pd.DataFrame) -> Figure:
-    """A panel for each number of latents: the bounds against the number of codes, and log p(x) where it is known."""
+    """Draw the bounds against the number of codes, and log p(x) where it is known; one panel per number of latents."""
     sizes = list(found["latents"].unique())
     figure = Figure(figsize=(5.2 * len(sizes), 4.0))
     for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):

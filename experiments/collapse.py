@@ -1,21 +1,22 @@
-"""How often does training settle on few categories, and what does each cure cost where nothing was wrong?
+"""Count how often training settles on a few categories, and measure what each cure costs where it is not needed.
 
-Question: an exact gradient has no noise that would look again, and a score function may have too much of it. Of ten
-seeds, how many use few of their categories, with and without the guide mixed with the uniform (`unimix`), a reward for
-the entropy of the codes' use (`usage_entropy`), and new rows for unused categories (`revive`)?
+Question: an exact gradient has no noise, so training may settle on a few categories and stay there; a score function
+may have too much noise. Of ten seeds, how many use only few categories, without a cure, with a guide mixed with the
+uniform distribution (`unimix`), with a reward for the entropy of the use of categories (`usage_entropy`), and with new
+weights for unused categories (`revive`)?
 
 Command: `python experiments/collapse.py` (`--smoke` for a tiny size, in seconds); `--cases`, `--cures` and `--seeds`
-make it shorter, and what has been measured is not measured again. It writes `experiments/results/collapse.csv` and
+make it shorter, and finished cells are not run again. It writes `experiments/results/collapse.csv` and
 `docs/figures/collapse.png` and `.svg`.
 
 Cost: one core, a seed with all four rows: 10x2 five minutes; estimated and not measured, `exact` at 8x4 ten,
 `reinforce-loo` at 8x4 fifteen.
 
-The cases are runs of other experiments that have failed: exact training of 10x2 on black-and-white MNIST, of which seed
-2 ends with one category of ten (`relaxed_vs_exact.py`); `reinforce-loo` at 8x4 in the ReinMax protocol, of which seed 1
-ends with half of its categories (`reinmax_protocol.py`); and the first epochs of `exact` there. Schedules fall to 0 at
-half of the training, so that the end is trained by the objective itself. A run has settled if exp of the entropy of
-q(z_n) over test images, a mean over latents, is below 0.6 K.
+The cases are runs that failed in other experiments: exact training of 10x2 on black-and-white MNIST, where seed 2 ends
+with one category of ten (`relaxed_vs_exact.py`); `reinforce-loo` at 8x4 in the ReinMax protocol, where seed 1 ends with
+half of its categories (`reinmax_protocol.py`); and the first epochs of `exact` in the same protocol. Schedules reach 0
+after half of the training, so that the second half optimizes the objective itself. A run counts as settled if exp of
+the entropy of the aggregate posterior q(z_n) of the test images, a mean over latents, is below 0.6 K.
 
 Found (`--cases "exact 10x2"`, ten seeds, commit fce6db7; seconds were measured beside other work): exact training of
 10x2 settles on 9 seeds of 10, with 4.3 +- 0.6 of 10 categories in use on average and a test -ELBO of 169.0 +- 5.5.
@@ -57,12 +58,12 @@ from pyro_gvae.runs.tables import with_errors
 
 NAME = "collapse"
 NONE = "none"
-#: A run that uses a smaller part of its categories has settled.
+#: A run has settled if it uses a smaller fraction of its categories than this.
 SETTLED = 0.6
 
 
 class Case(NamedTuple):
-    """A configuration, and the moments at which it is measured."""
+    """A configuration, and the moments at which it is scored."""
 
     config: TrainConfig
     moments: tuple[str, ...]
@@ -75,7 +76,7 @@ CASES = {
     ),
     "exact 8x4": Case(replace(reinmax_protocol.configuration("exact", "8x4"), stages="exact:3"), ("1", "3")),
 }
-#: Cure -> settings, in which {half} is half of the steps.
+#: Cure -> settings, in which {half} stands for half of the steps.
 CURES: dict[str, dict[str, Any]] = {
     NONE: {},
     "unimix": {"unimix": "linear:0.01,0,{half}"},
@@ -92,15 +93,15 @@ def main(
     seeds: tuple[int, ...] = tuple(range(10)),
     smoke: bool = False,
 ) -> pd.DataFrame:
-    """Train each case with each cure, and print how many runs have settled, and paired differences of the ELBO.
+    """Train each case with each cure; print how many runs settled, and paired differences of the ELBO.
 
     Args:
         places: where to read and write.
-        cases: rows of `CASES`.
-        cures: rows of `CURES`.
-        seeds: of initial weights, order of the data and samples.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        cases: keys of `CASES`.
+        cures: keys of `CURES`.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, cases, cures, seeds = places.apart(NAME), ("exact 10x2",), (NONE, "revive"), (0,)
@@ -119,7 +120,7 @@ def main(
 
 
 def configuration(cell: Row, config: TrainConfig) -> TrainConfig:
-    """A case's configuration with the settings of a cure."""
+    """Return the configuration of a case with the settings of a cure."""
     [stage] = config.plan
     half = (stage.amount.steps(-(-num_data(dataset(config).train) // config.batch_size)) or 0) // 2
     settings = CURES[cell["estimator"]]
@@ -128,7 +129,7 @@ def configuration(cell: Row, config: TrainConfig) -> TrainConfig:
 
 
 def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
-    """Train a cell and judge it at its moments: its scores, and the part of its categories that it uses."""
+    """Train a cell and score it at each moment, including the fraction of categories in use."""
     config, moments = CASES[cell["case"]]
     placed = places.placed(tiny(config) if smoke else config)
     rows = train(configuration(cell, placed), moments, scores_on_test, places.folder(NAME, cell))
@@ -136,13 +137,13 @@ def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
 
 
 def ends(table: pd.DataFrame) -> pd.DataFrame:
-    """The last rows of cells."""
+    """Return the last row of each cell."""
     last = {case: Amount.parse(moments[-1]).number for case, (_, moments) in CASES.items()}
     return table[table["moment"].astype(float) == table["case"].map(last)]
 
 
 def report(final: pd.DataFrame) -> pd.DataFrame:
-    """How many runs of each case and cure have settled, and means over seeds."""
+    """Tabulate how many runs of each case and cure settled, and means over seeds."""
     values = ["categories_used", "test_elbo", "test_log_evidence", "seconds"]
     found = mean_and_error(final, ["case", "estimator"], values)
     settled = (final["part_used"] < SETTLED).groupby([final["case"], final["estimator"]], sort=False).sum()
@@ -151,7 +152,7 @@ def report(final: pd.DataFrame) -> pd.DataFrame:
 
 @in_house_style
 def draw(final: pd.DataFrame) -> Figure:
-    """Each run's ELBO against the part of its categories that it uses, a panel for each case."""
+    """Draw each run's ELBO against the fraction of categories in use, one panel per case."""
     cases: Sequence[str] = list(dict.fromkeys(final["case"]))
     figure = Figure(figsize=(max(6.0, 4.2 * len(cases)), 4.2))
     for axes, case in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases, strict=True):

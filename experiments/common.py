@@ -1,7 +1,7 @@
-"""What the experiments share: tables of cells that resume, models that are measured while they train, figures.
+"""Shared code of the experiments: resumable tables of cells, models that are measured while they train, and figures.
 
-A cell is what is run at once, such as one estimator with one seed: a dictionary of its settings, which are columns of
-the table. A row is what was measured of it, once or at several moments of its training.
+A cell is one run, such as one estimator with one seed: a dictionary of its settings, which are columns of the table. A
+row holds what was measured in that run, once or at several moments of its training.
 """
 
 import functools
@@ -47,30 +47,31 @@ from pyro_gvae.train.training import Training
 Row = dict[str, Any]
 Measure = Callable[[Any, Dataset], Row]
 
-#: Networks, batches and learning rate for a data set.
+#: Hidden layers, batch size and learning rate of each data set.
 SETTINGS: dict[str, dict[str, Any]] = {
     "mnist": {"hidden": (512, 256), "batch_size": 100, "learning_rate": 1e-3},
     "digits": {"hidden": (128,), "batch_size": 64, "learning_rate": 3e-3},
 }
-#: A sum over all codes of the test set that takes more operations, about two minutes on two cores, is sampled instead.
+#: A sum over all codes of the test set is sampled instead if it needs more operations (about two minutes on two cores).
 MOST_OPERATIONS = 1.2e13
-#: Samples for each datum, where codes are too many for a sum.
+#: Samples per datum where there are too many codes to sum over.
 NUM_PARTICLES = 100
-#: A -ELBO is drawn at the edge where it exceeds the median by more than so many times what the best is below it.
+#: A -ELBO is drawn at the edge of the figure if it is more than this many times as far above the median as the best one
+#: is below it.
 FAR = 3.0
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where an experiment reads and writes, and on how many processors.
+    """The folders that an experiment reads and writes, its number of processes, and its device.
 
     Args:
-        mnist: The folder that torchvision calls root.
-        results: The folder for raw numbers, a CSV file for each experiment; cells that it has are not run again.
+        mnist: The MNIST folder (torchvision's `root`).
+        results: The folder for raw numbers, one CSV file for each experiment; cells already in it are not run again.
         figures: The folder for figures.
-        runs: The folder for checkpoints, from which interrupted cells go on.
-        workers: Processes that share the cells; seconds are comparable between cells with the same number.
-        device: Where to train: cpu, cuda.
+        runs: The folder for checkpoints, from which interrupted cells resume.
+        workers: Number of processes that share the cells; compare seconds only between runs with the same number.
+        device: Device to train on: cpu or cuda.
     """
 
     mnist: Path = MNIST_FOLDER
@@ -81,26 +82,26 @@ class Places:
     device: str = "cpu"
 
     def placed(self, config: TrainConfig, **changes: Any) -> TrainConfig:
-        """A configuration with these places, and other changes."""
+        """Return a configuration with this data folder and device, and with other changes."""
         return replace(config, data_dir=self.mnist, device=self.device, **changes)
 
     def folder(self, experiment: str, cell: Row) -> Path:
-        """Where a cell keeps its checkpoint; settings are in its name."""
+        """Return the folder of a cell's checkpoint, which is named after the settings of the cell."""
         return self.runs / experiment / "-".join(re.sub(r"[^\w.]+", "_", str(value)) for value in cell.values())
 
     def apart(self, experiment: str) -> "Places":
-        """Empty places for a smoke run, whose numbers must never lie among the results."""
+        """Return separate, empty folders for a smoke run, whose numbers must never mix with the results."""
         folder = self.runs / "smoke" / experiment
         shutil.rmtree(folder, ignore_errors=True)
         return replace(self, results=folder / "results", figures=folder / "figures", runs=folder)
 
     def save(self, name: str, figure: Figure) -> None:
-        """A figure as PNG and SVG."""
+        """Save a figure as PNG and SVG."""
         save_figure(figure, self.figures, name)
 
 
 def command(main: Callable[..., Any]) -> None:
-    """Call a script's function with the options of the command line; what cannot be is one sentence and exit code 2."""
+    """Call a script's main function with the command-line options; bad input is one sentence and exit code 2."""
     keep_freed_memory()
     try:
         tyro.cli(main)
@@ -109,12 +110,12 @@ def command(main: Callable[..., Any]) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt as interrupt:  # `fit` has written its checkpoint
         number = getattr(interrupt, "signal", SIGINT)
-        print(f"{Path(sys.argv[0]).name}: stopped by {number.name}; the same command goes on", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: stopped by {number.name}; repeat the command to continue", file=sys.stderr)
         raise SystemExit(128 + number) from None
 
 
 def check_names(found: Sequence[str], known: Collection[str]) -> None:
-    """Raise ValueError if a row or a size is asked for that there is none of, before anything is trained."""
+    """Raise ValueError if an unknown row or size is requested, before anything is trained."""
     unknown = ", ".join(f"'{name}'" for name in found if name not in known)
     if unknown:
         names = ", ".join(f"'{name}'" for name in known)
@@ -124,24 +125,24 @@ def check_names(found: Sequence[str], known: Collection[str]) -> None:
 def run_cells(
     experiment: str, cells: Sequence[Row], measure: Callable[[Row], list[Row]], places: Places
 ) -> pd.DataFrame:
-    """Measure the cells that the experiment's CSV file lacks; it is written after each of them.
+    """Measure the cells that the experiment's CSV file lacks, and write the file after each of them.
 
     Args:
         experiment: the name of the file.
-        cells: a cell is done if the table has a row that agrees with it in all of its columns.
-        measure: the rows of a cell, whose columns are added to the cell's or replace them.
-        places: where.
+        cells: the cells to measure; a cell counts as done if a row of the table agrees with all of its settings.
+        measure: returns the rows of a cell; their columns are added to those of the cell or replace them.
+        places: the folders, and the number of processes.
 
     Returns:
-        The whole table: also what earlier calls measured.
+        The whole table, including what earlier calls measured.
 
     Raises:
-        ValueError: if another process works on the experiment in the same folder of runs.
-        Exception: after all cells, the one that the first of the failed cells raised.
+        ValueError: if another process is working on the same experiment in the same folder of runs.
+        Exception: the error of the first cell that failed, raised once all cells have been tried.
     """
     folder = places.runs / experiment
     folder.mkdir(parents=True, exist_ok=True)
-    with sole_writer(folder):  # two would write over each other's rows
+    with sole_writer(folder):  # two processes would overwrite each other's rows
         return _run_cells(experiment, cells, measure, places)
 
 
@@ -169,38 +170,38 @@ def _run_cells(
 
 
 def _measured(measure: Callable[[Row], list[Row]], cell: Row) -> tuple[Row, list[Row] | Exception]:
-    keep_freed_memory()  # in whichever process this is
+    keep_freed_memory()  # this may be a worker process
     try:
         return cell, [cell | row for row in measure(cell)]
-    except OSError:  # data that are absent are absent for all
+    except OSError:  # missing data are missing for all cells
         raise
-    except Exception as error:  # of this cell: the others go on
+    except Exception as error:  # only this cell has failed: continue with the others
         return cell, error
 
 
 def _agrees(row: Row, cell: Row) -> bool:
-    """As texts, since that is what a file holds."""
+    """Compare as text, because that is what the file holds."""
     return all(str(row.get(name)) == str(value) for name, value in cell.items())
 
 
 def train(
     config: TrainConfig, moments: Sequence[str], measure: Measure, folder: Path, *, vae: HasPair | None = None
 ) -> list[Row]:
-    """Train a model as `pyro-gvae train` does, and measure it at some moments of its training.
+    """Train a model as `pyro-gvae train` does, and measure it at given moments of its training.
 
-    `fit` judges every model alike; here it is measured by what the experiment asks for, where it asks for it. The
-    random numbers of the training are the same, whatever is measured.
+    `fit` evaluates every model in the same way; here the experiment decides what is measured and when. Measuring does
+    not change the random numbers of the training.
 
     Args:
         config: what to train.
-        moments: amounts of training in their order: "5" (epochs), "500steps", "60s".
-        measure: columns of a row, from the model and its data.
-        folder: for the checkpoint, from which an interrupted call, and one with later moments, go on.
+        moments: amounts of training in ascending order: "5" (epochs), "500steps", "60s".
+        measure: computes the columns of a row from the model and its data.
+        folder: for the checkpoint, from which an interrupted call, or one with later moments, continues.
         vae: a program with initial weights, by default that of the configuration.
 
     Returns:
-        A row for each moment: `moment`, `step`, `epoch`, `seconds` of training, `stage`, and `train_objective`, the
-        mean of minus the losses of the current epoch up to now, in nats per datum; and what `measure` returned.
+        A row for each moment: `moment`, `step`, `epoch`, `seconds` of training, `stage`, and `train_objective`, minus
+        the mean loss of the current epoch so far, in nats per datum; and what `measure` returned.
     """
 
     def measured(training: Training) -> Row:
@@ -208,7 +209,7 @@ def train(
             return measure(training.vae, data)
 
     data = dataset(config)
-    config = replace(config, judge="none", evaluate_every="1")  # the objective is that of the epoch
+    config = replace(config, judge="none", evaluate_every="1")  # so that the objective is a mean over the epoch
     amounts = [Amount.parse(moment) for moment in moments]
     milestones = Milestones(amounts, measured)
     done = fit(vae or initial_model(config, data), data, config, output=folder, resume=True, milestones=milestones)
@@ -222,23 +223,23 @@ def _load(config: TrainConfig) -> Dataset:
 
 
 def dataset(config: TrainConfig) -> Dataset:
-    """The data of a configuration, read once in a process."""
+    """Return the data set of a configuration, which each process loads only once."""
     names = ("dataset", "data_dir", "binarize", "validation_share", "split_seed", "device")
     return _load(TrainConfig(**{name: getattr(config, name) for name in names}))
 
 
 def scores_on_test(vae: CategoricalVAE, data: Dataset, *, most: int | None = None) -> Row:
-    """ELBO and log p(x) of the discrete model on test data: summed over all codes, or else by importance sampling.
+    """Compute ELBO and log p(x) of the discrete model on test data: by a sum over all codes, or by importance sampling.
 
     Args:
         vae: the model.
-        data: its test images are taken.
-        most: so many of them.
+        data: the data set, of which the test images are used.
+        most: use at most this many test images; by default all.
 
     Returns:
-        `test_elbo` and `test_log_evidence`, nats per datum; `evidence_is`, "exact" or the number of samples with which
-        the latter is a lower bound; and `categories_used`, exp of the entropy of q(z_n) over these images, a mean over
-        latents.
+        `test_elbo` and `test_log_evidence`, nats per datum; `evidence_is`, which is "exact", or the number of samples
+        where the evidence is only a lower bound; and `categories_used`, exp of the entropy of the aggregate posterior
+        q(z_n) of these images, a mean over latents.
     """
     x = data.test[:most]
     used = {"categories_used": mean_perplexity(guide_log_probs(vae, x)).value}
@@ -249,24 +250,24 @@ def scores_on_test(vae: CategoricalVAE, data: Dataset, *, most: int | None = Non
     if summable:
         found = discrete_scores(vae, x)
         return {"test_elbo": found.elbo, "test_log_evidence": found.log_evidence, "evidence_is": "exact"} | used
-    log_weights = log_importance_weights(vae, x, NUM_PARTICLES)  # without the neighbourhoods, a great part of the cost
+    log_weights = log_importance_weights(vae, x, NUM_PARTICLES)  # without the neighbourhoods, which cost a lot
     elbo = log_weights.mean().item()
     bound = log_weights.logsumexp(0).mean().item() - math.log(NUM_PARTICLES)
     return {"test_elbo": elbo, "test_log_evidence": bound, "evidence_is": f"{NUM_PARTICLES} samples"} | used
 
 
 def tiny(config: TrainConfig) -> TrainConfig:
-    """The same on the digits, with networks and codes of smoke's size."""
+    """Return the configuration on the digits, with the tiny networks and codes of a smoke run."""
     return replace(config, dataset="digits", hidden=(16,), num_latents=2, num_categories=3)
 
 
 def paired(table: pd.DataFrame, by: Sequence[str], values: Sequence[str], baseline: str = "exact") -> pd.DataFrame:
-    """Values minus those of the baseline with the same seed, in each group of `by`: means and standard errors.
+    """Compare estimators with a baseline of the same seed, in each group of `by`: means and errors of the differences.
 
     Args:
-        table: a row for each group, estimator and seed.
-        by: what rows have in common with the baseline that they are compared with.
-        values: columns.
+        table: one row for each group, estimator and seed.
+        by: the columns in which a row must agree with the baseline row that it is compared with.
+        values: the columns to compare.
         baseline: an estimator; groups without it are left out.
     """
     keys = [*by, "seed"]
@@ -278,7 +279,7 @@ def paired(table: pd.DataFrame, by: Sequence[str], values: Sequence[str], baseli
 
 
 def print_paired(table: pd.DataFrame, by: Sequence[str], values: Sequence[str], baseline: str = "exact") -> None:
-    """The same as text, if there is anything to compare with."""
+    """Print the paired differences, if there is a baseline to compare with."""
     found = paired(table, by, values, baseline)
     if len(found):
         text = found[[*by, "estimator", "seeds"]].join(with_errors(found, values))
@@ -286,14 +287,14 @@ def print_paired(table: pd.DataFrame, by: Sequence[str], values: Sequence[str], 
 
 
 def log_axis(axis: Axis) -> None:
-    """Put a logarithmic axis in plain numbers, at 1, 2 and 5 times the powers of ten."""
+    """Label a logarithmic axis with plain numbers, at 1, 2 and 5 times the powers of ten."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(lambda value, _: f"{value:,g}")
     axis.set_minor_formatter(NullFormatter())
 
 
 def mean_and_error(table: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
-    """Mean over seeds of each value, and its standard error `VALUE_se`, NaN with one seed, in order of appearance."""
+    """Compute means over seeds and standard errors (`VALUE_se`, NaN for one seed); groups keep their order."""
     grouped = table.groupby(list(by), sort=False)
     columns = {"seeds": grouped["seed"].nunique()}
     for value in values:
@@ -302,7 +303,7 @@ def mean_and_error(table: pd.DataFrame, by: Sequence[str], values: Sequence[str]
 
 
 def in_words(seeds: pd.Series) -> str:
-    """Numbers of seeds, for a title.
+    """Put numbers of seeds into words, for a title.
 
     >>> in_words(pd.Series([1, 3, 3])), in_words(pd.Series([1]))
     ('1 to 3 seeds', '1 seed')
@@ -312,28 +313,28 @@ def in_words(seeds: pd.Series) -> str:
 
 
 def draw_curve(axes: Axes, x: pd.Series, y: pd.Series, error: pd.Series, look: str = "-", **more: Any) -> None:
-    """A curve, with one standard error to either side of it as a pale band where there are several seeds."""
+    """Draw a curve, with a pale band of one standard error to either side if there are several seeds."""
     [line] = axes.plot(x, y, look, **more)
     axes.fill_between(x, y - error, y + error, color=line.get_color(), alpha=0.15, lw=0, zorder=1.6)  # over the grid
 
 
 def evidence_of(table: pd.DataFrame) -> str:
-    """What stands for log p(x) in the table."""
+    """Describe the table's log p(x): exact, or a bound."""
     exact = (table["evidence_is"] == "exact").all()
     return "log p(x)" if exact else f"bound of log p(x) by {NUM_PARTICLES} samples"
 
 
 def draw_dots(axes: Axes, ends: pd.DataFrame) -> pd.DataFrame:
-    """A row of dots for each estimator, test -ELBO and -log p(x), the best ELBO at the top.
+    """Draw a row of dots for each estimator: test -ELBO and -log p(x), with the best ELBO at the top.
 
-    They are means over seeds with standard errors; in brackets is how many seeds there are.
+    The dots are means over seeds with standard errors; the number of seeds is in brackets.
 
     Args:
-        axes: where to draw.
-        ends: a row for each estimator and seed.
+        axes: the axes to draw on.
+        ends: one row for each estimator and seed.
 
     Returns:
-        The means, in the order of the rows from below.
+        The means, in the order of the rows from bottom to top.
     """
     labels = {"test_elbo": "−ELBO", "test_log_evidence": f"−{evidence_of(ends)}"}
     found = mean_and_error(ends, ["estimator"], list(labels)).sort_values("test_elbo", ignore_index=True)
@@ -347,7 +348,7 @@ def draw_dots(axes: Axes, ends: pd.DataFrame) -> pd.DataFrame:
         axes.errorbar(inside, found.index, xerr=errors[value], fmt=marker, ms=5, color=color, label=label)
     margin = 0.04 * (high - low) + 0.1
     axes.set_xlim(low - margin, high + margin)
-    for place in np.flatnonzero(far):  # at the edge, in place of a scale on which the others are one point
+    for place in np.flatnonzero(far):  # at the edge, because on a scale that reaches them all others would be one point
         beyond = [
             f"{label.partition(' by ')[0]} {losses.at[place, value]:.0f}"
             for value, label in labels.items()

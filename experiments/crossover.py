@@ -1,22 +1,22 @@
-"""Below which size is enumeration simply better?
+"""Find the size of code below which enumeration is simply better.
 
-Question: how do seconds and memory of a training step, and seconds until a given log-likelihood, grow with the number
-of codes K^N, by exact sums, by soft Gumbel-Softmax and by sampled estimators, and where do they cross?
+Question: how do time and memory of a training step, and the seconds until a given log-likelihood, grow with the number
+of codes K^N for exact sums, soft Gumbel-Softmax and sampled estimators, and where do the curves cross?
 
 Command: `python experiments/crossover.py` (`--smoke` for tiny sizes, in seconds); `--datasets digits` is quick. It
 writes `experiments/results/crossover_steps.csv` and `crossover_training.csv`, `docs/figures/crossover.png` and `.svg`.
 
-Cost: two cores: steps take ten minutes, most of it at 262,144 codes; training takes `--seconds` for each of 50 cells
-and seed, and half as much again for evaluations: an hour and a quarter with the defaults, alone on the machine.
+Cost: two cores: timing the steps takes ten minutes, most of it at 262,144 codes; training takes `--seconds` for each of
+50 cells and seed, and half as much again for evaluations: an hour and a quarter with the defaults on an idle machine.
 
-Black-and-white images, MLPs 784-512-256 (MNIST) and 64-128 (digits), Adam. A step is timed in a process of its own: the
-median of some, after two that are not timed; memory is the most that the process ever had in excess of what it had
-before the first step. Training is judged by the exact log p(x) of the discrete model on the first 1,000 test images;
-the level is the one that all rows of a size reach in the end, crossed on a straight line between two evaluations.
+Black-and-white images, MLPs 784-512-256 (MNIST) and 64-128 (digits), Adam. Each step is timed in its own process: the
+median of several steps, after two untimed ones. Memory is the peak of that process minus its peak before the first
+step. Training is scored by the exact log p(x) of the discrete model on the first 1,000 test images. The common level is
+the highest that all rows of a size reach; the time to reach it is interpolated linearly between two evaluations.
 
 Found (one core, digits, three seeds, 15 seconds): at 100 codes enumeration reaches the common level 1.86 +- 0.87 s
-before soft samples and 0.71 +- 0.54 before `reinforce-loo`, ties with both at 512, and is 10.6 +- 1.0 s behind at
-4,096. A step at 262,144 codes takes 195 MB (MNIST: 215 MB, 11.8 s).
+before soft samples and 0.71 +- 0.54 s before `reinforce-loo`; at 512 it ties with both, and at 4,096 it is 10.6 +- 1.0
+s behind. A step at 262,144 codes takes 195 MB (MNIST: 215 MB, 11.8 s).
 """
 
 import statistics
@@ -65,15 +65,15 @@ ROWS = {
     "reinforce-loo": "reinforce-loo",
     "local-expectation": "local-expectation",
 }
-#: K, N of steps, from 10 to 262,144 codes; training leaves the last out.
+#: K and N of the timed steps, from 10 to 262,144 codes; models of the last size are not trained.
 SIZES = ((10, 1), (10, 2), (8, 3), (8, 4), (8, 5), (8, 6))
-#: Parts of the seconds at which models are judged.
+#: Fractions of the training time at which models are scored.
 PARTS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 NUM_TEST = 1000
 
 
 class Plan(NamedTuple):
-    """What is measured at which sizes."""
+    """The sizes to measure, and the number of timed steps."""
 
     sizes: tuple[tuple[int, int], ...]
     steps: int
@@ -91,13 +91,13 @@ def main(
     """Time steps and training against the number of codes.
 
     Args:
-        places: where to read and write; steps are timed one after the other, whatever its workers.
+        places: where to read and write; steps are timed one after another, regardless of the number of workers.
         datasets: digits, mnist.
-        seconds: of training.
-        seeds: of initial weights, order of the data and samples.
-        estimators: rows.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        seconds: seconds of training.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        estimators: rows to run.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, datasets, seconds, seeds = places.apart(NAME), ("digits",), 0.2, (0,)
@@ -131,7 +131,7 @@ def main(
 
 
 def configuration(cell: Row, places: Places, smoke: bool, amount: str = "1", seed: int = 0) -> TrainConfig:
-    """Networks and estimator of a cell."""
+    """Return the training configuration of a cell."""
     sizes = {name: cell[name] for name in ("num_categories", "num_latents")}
     config = TrainConfig(
         dataset=cell["dataset"], stages=f"{ROWS[cell['estimator']]}:{amount}", **SETTINGS[cell["dataset"]]
@@ -140,9 +140,9 @@ def configuration(cell: Row, places: Places, smoke: bool, amount: str = "1", see
 
 
 def step_cost(cell: Row, *, places: Places, steps: int, smoke: bool) -> list[Row]:
-    """Milliseconds and megabytes of a step, in a new process: memory is the most that a process ever had.
+    """Measure milliseconds and megabytes of a step in a new process, whose peak memory is that of the step.
 
-    So it is given one batch: reading the data would take more than many a step.
+    The process is given one batch only: loading the data would often take more memory than a step.
     """
     config = configuration(cell, places, smoke)
     data = dataset(config)
@@ -169,7 +169,7 @@ def _step_cost(config: TrainConfig, data: Dataset, steps: int) -> Row:
 
 
 def measure(cell: Row, *, places: Places, seconds: float, smoke: bool) -> list[Row]:
-    """Train a cell and judge it at its moments."""
+    """Train a cell and score it at each moment."""
     config = configuration(cell, places, smoke, cell["moment"], cell["seed"])
     moments = [f"{seconds * part:g}s" for part in PARTS]
     rows = train(config, moments, partial(scores_on_test, most=NUM_TEST), places.folder(NAME, cell))
@@ -177,7 +177,7 @@ def measure(cell: Row, *, places: Places, seconds: float, smoke: bool) -> list[R
 
 
 def seconds_to_level(training: pd.DataFrame) -> pd.DataFrame:
-    """When each curve passes the log p(x) that all rows of its data set, size and seed reach in the end."""
+    """Compute when each curve reaches the highest log p(x) that all rows of its data set, size and seed reach."""
     rows = []
     for (data, codes, seed), curves in training.groupby(["dataset", "codes", "seed"], sort=False):
         by_row = {name: rows_.sort_values("seconds") for name, rows_ in curves.groupby("estimator", sort=False)}
@@ -191,7 +191,7 @@ def seconds_to_level(training: pd.DataFrame) -> pd.DataFrame:
 
 
 def passes(seconds: np.ndarray, values: np.ndarray, level: float) -> float:
-    """The first time at which a curve is at a level, on straight lines between its points.
+    """Return the first time at which a curve reaches a level, interpolated linearly between its points.
 
     >>> passes(np.array([1.0, 2.0, 4.0]), np.array([-9.0, -5.0, -3.0]), -4.0)
     3.0
@@ -205,9 +205,9 @@ def passes(seconds: np.ndarray, values: np.ndarray, level: float) -> float:
 
 @in_house_style
 def draw(steps: pd.DataFrame, reached: pd.DataFrame) -> Figure:
-    """Seconds and memory of a step, and seconds until a level, against the number of codes; a row for each data set.
+    """Draw time and memory of a step, and seconds to the common level, against the number of codes, by data set.
 
-    Seconds until a level are means over seeds with standard errors; a step is timed once.
+    Seconds to the level are means over seeds with standard errors; steps are timed once, not for each seed.
     """
     datasets = list(steps["dataset"].unique())
     figure = Figure(figsize=(12, 1.0 + 3.2 * len(datasets)))

@@ -1,25 +1,26 @@
-"""How good are the gradients: bias, variance and cosine of every estimator, against temperature and along training?
+"""Measure bias, variance and cosine of every estimator's gradient, against temperature and during training.
 
 Question: on MNIST with 4 latents of 8 categories, how far is each estimator's gradient from the exact one, at
-initialization and after some epochs, and what temperature is best? And in the ReinMax protocol (Liu et al. 2023, arXiv
-2304.08612): are the published cosines found again?
+initialization and after some epochs, and which temperature is best? And are the published cosines of the ReinMax
+protocol (Liu et al. 2023, arXiv 2304.08612) reproduced?
 
 Command: `python experiments/gradient_fidelity.py elbo` and `python experiments/gradient_fidelity.py reinmax` (with
-`--smoke` for a tiny size, in seconds); called again, or with other `--seeds`, each goes on where it stopped. They write
-`experiments/results/gradient_fidelity_elbo.csv` and `.._reinmax.csv`, and the laboratory's figures as
-`docs/figures/gradient_fidelity_..`.
+`--smoke` for a tiny size, in seconds); a later call, also one with other `--seeds`, continues where the last one
+stopped. They write `experiments/results/gradient_fidelity_elbo.csv` and `.._reinmax.csv`, and the figures of `pyro-gvae
+gradients` as `docs/figures/gradient_fidelity_..`.
 
 Cost: two cores: "elbo" about 40 minutes, a third of it `gumbel-rao` and `reinmax-rao`; "reinmax" six minutes.
 
-This is `pyro-gvae gradients` with its settings written down. "elbo": the gradient of the ELBO with respect to the
-guide's logits on the first 100 train images, black and white, along training by soft Gumbel-Softmax. "reinmax": that of
-the reconstruction term on grey images at temperature 1, 1024 single-sample estimates, along training by ReinMax.
+The experiment runs `pyro-gvae gradients` with fixed settings. "elbo": the gradient of the ELBO with respect to the
+guide's logits on the first 100 train images, black and white, while soft Gumbel-Softmax trains the model. "reinmax":
+the gradient of the reconstruction term on grey images at temperature 1, 1024 single-sample estimates, while ReinMax
+trains it.
 
 Found ("reinmax", three seeds, epoch 5): cosines of 0.940 +- 0.008 for ReinMax (published 0.90), 0.653 +- 0.029 for
 ReinMax-Rao (0.61), 0.779 +- 0.037 for soft Gumbel-Softmax, and 0.36 to 0.48 for the others (0.47 to 0.55). "elbo" (256
-estimates, one seed): at initialization all point along the exact gradient (cosine 0.90 and above); after 20 epochs of
-the biased ones only soft samples at t = 0.2 do (0.96 +- 0.01; ReinMax 0.79 +- 0.02), and the least squared errors at
-equal seconds are those of `local-expectation` and `reinforce-loo`, 0.22 and 0.27.
+estimates, one seed): at initialization all point along the exact gradient (cosine at least 0.90); after 20 epochs, soft
+samples at t = 0.2 are the only biased estimator that still does (0.96 +- 0.01; ReinMax 0.79 +- 0.02). The smallest
+squared errors at equal seconds are those of `local-expectation` and `reinforce-loo`, 0.22 and 0.27.
 """
 
 from dataclasses import replace
@@ -68,7 +69,7 @@ PROTOCOLS = {
         train_by="reinmax",
     ),
 }
-#: Cosine at epoch 5 along a run that ReinMax trained, all at temperature 1: Wang and Bui 2026, arXiv 2603.08257.
+#: Cosines at epoch 5 of a run trained by ReinMax, all at temperature 1: Wang and Bui 2026, arXiv 2603.08257.
 PUBLISHED_COSINES = {
     "reinmax": 0.90,
     "reinmax-rao": 0.61,
@@ -89,17 +90,17 @@ def main(
     num_samples: int = 1024,
     smoke: bool = False,
 ) -> pd.DataFrame:
-    """Measure gradients in one of two ways.
+    """Measure gradients in one of the two protocols.
 
     Args:
         protocol: elbo or reinmax.
         places: where to read and write.
-        epochs: when; those of the protocol if none are named.
-        estimators: which; those of the protocol if none are named.
-        seeds: of the model and of the samples.
-        num_samples: estimates of each gradient.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        epochs: epochs at which gradients are measured, by default those of the protocol.
+        estimators: estimators to measure, by default those of the protocol.
+        seeds: seeds of the model and of the samples.
+        num_samples: number of estimates of each gradient.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, epochs, seeds, num_samples = places.apart(NAME), (0,), (0,), 32
@@ -130,7 +131,7 @@ def main(
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, with their standard errors; with one seed, those of its estimates."""
+    """Compute means over seeds and their standard errors; for a single seed, the standard errors over its estimates."""
     measured = table[table["refused"].isna()] if "refused" in table else table
     by = [name for name in CELL if name != "seed"]
     cells = measured.groupby(by, sort=False, dropna=False)
@@ -144,7 +145,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def report(means: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """The measures by estimator, temperature and epoch; in the ReinMax protocol with the published cosines."""
+    """Tabulate the measures by estimator, temperature and epoch; add the published cosines in the ReinMax protocol."""
     found = means[["estimator", "temperature", "epoch", "seeds"]].join(with_errors(means, MEASURES))
     if protocol == "reinmax":
         theirs = means["estimator"].map(PUBLISHED_COSINES).where(means["epoch"] == 5)

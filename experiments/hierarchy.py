@@ -1,19 +1,20 @@
-"""Three layers of bits, as anyone writes them in Pyro: score functions with fifty particles, and a soft start.
+"""Compare score functions with 50 particles, and a soft start, on three layers of bits written in plain Pyro.
 
-Question: a sigmoid belief network of three linear layers of 200 bits on binarized MNIST, the model by which OVIS
-(Liévin et al. 2020, arXiv 2008.01998) is compared with VIMCO: which bound of log p(x) does each estimator reach in so
-many steps and seconds, and does a start with soft bits help here as well?
+Question: for a sigmoid belief network of three linear layers of 200 bits on binarized MNIST, the model on which OVIS
+(Liévin et al. 2020, arXiv 2008.01998) is compared with VIMCO, which bound of log p(x) does each estimator reach in a
+given number of steps and seconds, and does starting with soft bits help here as well?
 
 Command: `python experiments/hierarchy.py --seeds 0 1 2 --steps 10000` (`--smoke` for a tiny size, in seconds);
-`--plans` makes it shorter, and what has been measured is not measured again. It writes
-`experiments/results/hierarchy.csv` and `docs/figures/hierarchy.png` and `.svg`.
+`--plans` selects rows, and finished cells are not run again. It writes `experiments/results/hierarchy.csv` and
+`docs/figures/hierarchy.png` and `.svg`.
 
-Cost: one core, 10,000 steps: five to fifteen minutes a row and seed.
+Cost: one core, 10,000 steps: five to fifteen minutes per row and seed.
 
 The program is a plain Pyro model and guide: layers of 200 bits with linear maps between them, the guide bottom-up, the
-model top-down, MNIST black where grey is at most 0.5, batches of 24, Adam 3e-4, 50 particles. Theirs is binarized by
-chance and trained for millions of steps, so that levels are not comparable, and rows are. The bound is that of the
-discrete model, by 200 samples for each of 2,000 test images; the ELBO is by the same samples.
+model top-down, MNIST binarized at a grey level of 0.5, batches of 24, Adam 3e-4, 50 particles. The published runs
+binarize MNIST at random and train for millions of steps, so compare rows with each other, not with the published
+values. The bound is that of the discrete model, with 200 samples for each of 2,000 test images; the ELBO uses the same
+samples.
 """
 
 import math
@@ -36,8 +37,8 @@ from pyro_gvae.evaluate.importance import log_importance_weights
 
 NAME = "hierarchy"
 BASELINE = "vimco"
-SOFT = "gumbel-softmax[kl=relaxed,temperature=0.5]"  # the categorical KL of a lower layer has no closed form
-#: Row -> stages; {all}, {half} and {rest} are numbers of steps.
+SOFT = "gumbel-softmax[kl=relaxed,temperature=0.5]"  # the categorical KL of the lower layers has no closed form
+#: Row -> stages; {all}, {half} and {rest} stand for numbers of steps.
 PLANS = {
     BASELINE: "vimco[num_particles=50]:{all}steps",
     "ovis": "ovis[num_particles=50]:{all}steps",
@@ -51,11 +52,11 @@ CONFIG = TrainConfig(dataset="mnist", binarize="threshold", batch_size=24, learn
 
 @final
 class SigmoidBeliefNetwork(nn.Module):
-    """Layers of bits with linear maps between them, a Pyro model and guide.
+    """A Pyro model and guide of layers of bits with linear maps between them.
 
     Args:
         data_dim: D.
-        num_bits: N, of each layer.
+        num_bits: N, bits per layer.
         num_layers: L.
     """
 
@@ -93,15 +94,15 @@ def main(
     seeds: tuple[int, ...] = (0,),
     smoke: bool = False,
 ) -> pd.DataFrame:
-    """Train each plan, and print where it ends and how far from VIMCO.
+    """Train each plan, and print its final scores and their differences from VIMCO.
 
     Args:
         places: where to read and write.
-        plans: rows.
-        steps: in all; half of them are soft where a plan begins so.
-        seeds: of initial weights, order of the data and samples.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        plans: rows to train.
+        steps: total number of training steps; plans with a soft start spend half of them on it.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, plans, steps, seeds = places.apart(NAME), (BASELINE, "soft, then vimco"), 20, (0,)
@@ -121,7 +122,7 @@ def main(
 
 
 def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
-    """Train a cell and judge it at parts of its training."""
+    """Train a cell and score it at given fractions of its training."""
     config = places.placed(CONFIG, seed=cell["seed"])
     config = replace(config, dataset="digits") if smoke else config
     with torch.random.fork_rng():
@@ -131,7 +132,7 @@ def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
 
 
 def scores(network: SigmoidBeliefNetwork, data: Dataset) -> Row:
-    """A lower bound of log p(x) and the ELBO on test images, nats per datum, by the same samples."""
+    """Compute a lower bound of log p(x) and the ELBO on test images from the same samples, nats per datum."""
     log_weights = log_importance_weights(network, data.test[:2000], NUM_SAMPLES)
     bound = log_weights.logsumexp(0).mean().item() - math.log(NUM_SAMPLES)
     return {"test_bound": bound, "test_elbo": log_weights.mean().item()}

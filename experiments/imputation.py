@@ -1,27 +1,28 @@
-"""How well are missing cells of tables filled, and how probable are new rows, beside other methods?
+"""Compare a discrete VAE with other methods at filling missing cells of tables, and by the likelihood of new rows.
 
-Question: of three small tables a fifth of the cells are hidden at random. A discrete VAE is trained on the rest, and
-fills the hidden cells of test rows by the exact posterior predictive. How far off is it, beside the column's mean, the
-five nearest neighbours (`KNNImputer`) and chained Bayesian ridge regressions (`IterativeImputer`) of scikit-learn? And
-trained on whole rows, how high is its log p(x) of test rows, beside independent columns, a tree of columns and latent
-classes?
+Question: a fifth of the cells of three small tables are hidden at random. A discrete VAE is trained on the rest, and
+fills the hidden cells of test rows by the exact posterior predictive. How large is its error compared with the column
+mean, the five nearest neighbours (`KNNImputer`) and chained Bayesian ridge regressions (`IterativeImputer`) of
+scikit-learn? And when it is trained on complete rows, how high is log p(x) of test rows compared with independent
+columns, a tree of columns and latent classes?
 
 Command: `python experiments/imputation.py` (`--smoke` for a tiny size, in seconds); `--tables` and `--seeds` make it
-shorter, and what has been measured is not measured again. It writes `experiments/results/imputation.csv` and
+shorter, and finished cells are not run again. It writes `experiments/results/imputation.csv` and
 `imputation_likelihood.csv`, and `docs/figures/imputation.png` and `.svg`.
 
-Cost: one core, three tables and three seeds: some ten minutes beside other work.
+Cost: one core, three tables and three seeds: about ten minutes on a busy machine.
 
-The error is the root of the mean squared distance of hidden test cells, each column in units of its standard deviation
-over the training cells that are known. Every method sees the same training and test rows with the same hidden cells.
-The VAE has kinds of columns as they are guessed; training sums over all codes, and stops when validation rows (a tenth)
-no longer gain; the best weights are taken. Its number of latents and its weight decay are those of the best validation
-ELBO, chosen anew for each table and seed: no test row is looked at. The others have the validation rows, too.
+The error is the root mean squared error of hidden test cells, each column in units of its standard deviation over the
+known training cells. Every method sees the same training and test rows with the same hidden cells. The VAE guesses the
+kinds of columns; training sums over all codes, stops when the ELBO of the validation rows (a tenth) no longer rises,
+and keeps the best weights. The number of latents and the weight decay with the best validation ELBO are chosen for each
+table and seed, so no test row is used for it. The other methods are given the validation rows, too.
 
-log p(x) is in nats a row, of the values in their own units, so that all models have densities of the same numbers. They
-have the same families of columns. Independent columns have one distribution each. In the tree (Chow and Liu 1968, by
-the correlations of columns) the natural parameters of a column are linear in its parent. Latent classes are a mixture
-of independent columns with as many parameters as the VAE's prior and decoder. All stop by the same validation rows.
+log p(x) is in nats per row, of the values in their own units, so that all models are densities of the same numbers. All
+use the same families of distributions for the columns. "Independent columns" has one distribution per column. In the
+tree (Chow and Liu 1968, by the correlations of columns) the natural parameters of a column are linear in its parent.
+"Latent classes" is a mixture of independent columns with as many parameters as the VAE's prior and decoder. All stop
+early by the same validation rows.
 """
 
 from dataclasses import replace
@@ -63,7 +64,7 @@ OTHERS = {
     "chained regressions": partial(IterativeImputer, max_iter=20, random_state=0),
 }
 CONFIG = TrainConfig(stages="exact:60", batch_size=32, learning_rate=1e-2, evaluate_every="2", patience=8)
-#: N of K = 8 categories, and weight decay: the grid of which validation rows choose.
+#: Grid of N (with K = 8 categories) and weight decay, from which the validation rows choose.
 LATENTS, DECAYS = (1, 2), (0.1, 1.0)
 CATEGORIES, HIDDEN_UNITS = 8, 32
 LIKELIHOOD = f"{NAME}_likelihood"
@@ -77,14 +78,14 @@ def main(
     seeds: tuple[int, ...] = (0, 1, 2),
     smoke: bool = False,
 ) -> pd.DataFrame:
-    """Fill the hidden cells of each table by each method, and print errors.
+    """Fill the hidden cells of each table by each method, and compare likelihoods; print both.
 
     Args:
         places: where to read and write.
         tables: names of tables.
-        seeds: of hidden cells, splits, initial weights and order of the data.
-        smoke: one table for a few steps, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        seeds: seeds of the hidden cells, the splits, the initial weights and the order of the data.
+        smoke: run one table for a few steps, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, tables, seeds = places.apart(NAME), ("wine",), (0,)
@@ -124,13 +125,13 @@ def measure(cell: Row, *, smoke: bool) -> list[Row]:
 
 
 def numbers(x: Tensor, data: Dataset) -> pd.DataFrame:
-    """Rows in their own units; the levels of these tables are numbers."""
+    """Convert rows to their own units, as numbers, which the levels of these tables are too."""
     assert data.columns is not None
     return decoded(x, data.columns).apply(pd.to_numeric)
 
 
 def trained(data: Dataset, seed: int, *, smoke: bool) -> tuple[CategoricalVAE, Row]:
-    """Train with each setting until the validation rows no longer gain; return the best of these, and its setting."""
+    """Train with each setting until the validation ELBO no longer rises; return the best model and its setting."""
     assert data.columns is not None
     found: list[tuple[float, CategoricalVAE, Row]] = []
     for latents, decay in ((1, 0.1),) if smoke else product(LATENTS, DECAYS):
@@ -149,7 +150,7 @@ def trained(data: Dataset, seed: int, *, smoke: bool) -> tuple[CategoricalVAE, R
 
 
 def measure_likelihood(cell: Row, *, smoke: bool) -> list[Row]:
-    """Compute log p(x) of test rows of one table under each model, in nats a row."""
+    """Compute log p(x) of test rows of one table under each model, in nats per row."""
     frame, _ = table(cell["table"])
     data = dataset_of(frame, validation_share=0.1, seed=cell["seed"])
     assert data.columns is not None and data.validation is not None
@@ -174,7 +175,7 @@ def measure_likelihood(cell: Row, *, smoke: bool) -> list[Row]:
 
 @final
 class OfParents(nn.Module):
-    """Columns that are independent, or each of which depends on one other: natural parameters linear in its parent."""
+    """A model of columns that are independent, or form a tree: natural parameters are linear in the parent column."""
 
     def __init__(self, data: Dataset, *, tree: bool) -> None:
         super().__init__()
@@ -184,13 +185,13 @@ class OfParents(nn.Module):
         self.linear = nn.Linear(self.observation.input_dim(number), self.observation.natural_dim(number))
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-        columns_of = [place for block in self.observation.blocks() for place in _places(block)]  # of each natural
+        columns_of = [place for block in self.observation.blocks() for place in _places(block)]  # (natural,)
         is_parent = torch.zeros(number, number, dtype=torch.bool)  # (column, its parent)
         if tree:
             correlation = torch.corrcoef(data.train.T).nan_to_num(0.0).clamp(-0.9999, 0.9999)
             for parent, child in maximum_spanning_tree(-0.5 * (1 - correlation.square()).log()):
                 is_parent[child, parent] = True
-        # Inputs are those of the columns in the order of blocks, and then which cells are missing.
+        # The inputs are the columns in the order of the blocks, followed by the indicators of missing cells.
         of_input = [*columns_of, *[None] * number]
         self.is_read = torch.tensor([[q is not None and bool(is_parent[p, q]) for q in of_input] for p in columns_of])
 
@@ -226,7 +227,7 @@ class LatentClasses(nn.Module):
 
 
 def _places(block: Block) -> list[int]:
-    """The column of each natural parameter of a block."""
+    """Return the column of each natural parameter of a block."""
     places: list[int] = block.places.tolist()
     if isinstance(block, CategoricalBlock):
         return [place for place, levels in zip(places, block.is_level, strict=True) for _ in range(int(levels.sum()))]
@@ -234,7 +235,7 @@ def _places(block: Block) -> list[int]:
 
 
 def fitted(model: OfParents | LatentClasses, data: Dataset, most: int) -> tuple[float, int]:
-    """Climb log p(x) of the training rows until the validation rows no longer gain; log p(x) of test rows, and size."""
+    """Fit a model to training rows with early stopping; return log p(x) of test rows and the number of parameters."""
     assert data.validation is not None
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     best, test, stale = -torch.inf, -torch.inf, 0
@@ -256,7 +257,7 @@ def fitted(model: OfParents | LatentClasses, data: Dataset, most: int) -> tuple[
 
 @in_house_style
 def draw(errors: pd.DataFrame, likelihoods: pd.DataFrame) -> Figure:
-    """The error of each method on each table, and what log p(x) gains on independent columns, a point for each seed."""
+    """Draw each method's error, and its gain in log p(x) over independent columns, by table; one point per seed."""
     figure = Figure(figsize=(9, 4))
     left, right = figure.subplots(1, 2)
     known = likelihoods[likelihoods["method"] == INDEPENDENT].set_index(["table", "seed"])["log_likelihood"]

@@ -1,20 +1,20 @@
-"""Sampling without replacement in its authors' protocol, and the exact line under their curves.
+"""Compare sampling without replacement with exact sums, in the protocol of its authors.
 
 Question: Kool, van Hoof and Welling (2020, arXiv 2002.06043) train a VAE with N = 2 and N = 20 latents of 10 categories
-by estimators that sample codes without replacement. Two latents have 100 codes, which can be summed: how far from the
-exact sum is each estimator, and is it the gradient's noise that keeps it there? And at N = 20, where nothing can be
-summed?
+by estimators that sample codes without replacement. Two latents have only 100 codes, which can be summed: how far is
+each estimator from the exact sum, and is gradient noise the reason? And how do the estimators compare at N = 20, where
+nothing can be summed?
 
-Command: `python experiments/kool.py --seeds 0 1 2` (`--smoke` for a tiny size, in seconds); `--latents`,
-`--estimators` and `--epochs` make it shorter, what has been measured is not measured again, and a later call with more
-epochs goes on where this one stopped. It writes `experiments/results/kool.csv`, `docs/figures/kool.png` and `.svg`.
+Command: `python experiments/kool.py --seeds 0 1 2` (`--smoke` for a tiny size, in seconds); `--latents`, `--estimators`
+and `--epochs` make it shorter. Finished cells are not run again, and a later call with more epochs continues where this
+one stopped. It writes `experiments/results/kool.csv`, `docs/figures/kool.png` and `.svg`.
 
-Cost: one core, 20 epochs: one to five minutes a row and seed, `local-expectation` at N = 20 half an hour.
+Cost: one core, 20 epochs: one to five minutes per row and seed; half an hour for `local-expectation` at N = 20.
 
-Encoder 784-512-256-10 N and back with LeakyReLU of slope 0.01, MNIST black where grey is at most 0.5, batches of 200,
-Adam 1e-3, no annealing: theirs, but for 1,000 epochs, and but for the last 10,000 training images, which they use for
-validation. Estimators that sample take four codes, as theirs do. Test -ELBO and -log p(x) are those of the discrete
-model; at N = 20 they are sampled, 100 codes for each image.
+Encoder 784-512-256-10 N and back with LeakyReLU of slope 0.01, MNIST binarized at a grey level of 0.5, batches of 200,
+Adam 1e-3, no annealing, as published, with two differences: they train for 1,000 epochs, and keep the last 10,000
+training images for validation. Estimators that sample take four codes, as published. Test -ELBO and -log p(x) are those
+of the discrete model; at N = 20 they are estimated with 100 codes per image.
 """
 
 from dataclasses import replace
@@ -54,7 +54,7 @@ NAME = "kool"
 EXACT = "exact"
 LOO = "reinforce-loo"
 MOMENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-#: Row -> stages, in epochs; E is their number in all.
+#: Row -> stages, in epochs; E stands for the total number of epochs.
 SAMPLED = {
     LOO: "reinforce-loo[num_particles=4]:{E}",
     "reinforce-wor": "reinforce-wor[num_particles=4]:{E}",
@@ -64,7 +64,7 @@ SAMPLED = {
     "gumbel-softmax": "gumbel-softmax:{E}",
     "top-c": "top-c:{E}",
 }
-#: N -> its rows.
+#: N -> rows.
 ROWS = {
     2: SAMPLED | {"local-expectation": "local-expectation:{E}", EXACT: "exact:{E}"},
     20: SAMPLED,
@@ -88,16 +88,16 @@ def main(
     seeds: tuple[int, ...] = (0,),
     smoke: bool = False,
 ) -> pd.DataFrame:
-    """Train each row, and print where it ends and how far from the first of its rows.
+    """Train each row, and print its final scores and their differences from `reinforce-loo`.
 
     Args:
         places: where to read and write.
-        latents: N: 2 or 20.
-        estimators: rows; all of the N if none are named.
-        epochs: how many of the 1,000.
-        seeds: of initial weights, order of the data and samples.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        latents: numbers of latents N: 2 or 20.
+        estimators: rows to train, by default all rows of each N.
+        epochs: number of epochs to train; published are 1,000.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, latents, epochs, seeds, estimators = places.apart(NAME), (2,), 2, (0,), (LOO, EXACT)
@@ -122,7 +122,7 @@ def main(
 
 
 def measure(cell: Row, *, moments: list[str], places: Places, smoke: bool) -> list[Row]:
-    """Train a cell and judge it at its moments."""
+    """Train a cell and score it at each moment."""
     stages = ROWS[cell["latents"]][cell["estimator"]].format(E=moments[-1])
     config = replace(places.placed(CONFIG, seed=cell["seed"]), num_latents=cell["latents"], stages=stages)
     config = tiny(config) if smoke else config
@@ -131,7 +131,7 @@ def measure(cell: Row, *, moments: list[str], places: Places, smoke: bool) -> li
 
 
 def leaky_vae(config: TrainConfig) -> CategoricalVAE:
-    """Their networks, with the initial weights of the seed."""
+    """Build the published networks; the seed sets the initial weights."""
     sizes, data_dim = (config.num_latents, config.num_categories), dataset(config).train.shape[1]
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -142,13 +142,13 @@ def leaky_vae(config: TrainConfig) -> CategoricalVAE:
 
 
 def leaky(network: nn.Sequential) -> nn.Sequential:
-    """The same layers with LeakyReLU for ReLU."""
+    """Return the same layers with LeakyReLU in place of ReLU."""
     return nn.Sequential(*(nn.LeakyReLU() if isinstance(layer, nn.ReLU) else layer for layer in network))
 
 
 @in_house_style
 def draw(table: pd.DataFrame) -> Figure:
-    """A row of panels for each N: how the test -ELBO falls with the epochs, and where each row ends."""
+    """Draw, for each N, the test -ELBO against the epochs, and the final scores of each row."""
     numbers = list(dict.fromkeys(table["latents"]))
     figure = Figure(figsize=(11, 4.6 * len(numbers)))
     for (curves, dots), number in zip(figure.subplots(len(numbers), 2, squeeze=False), numbers, strict=True):

@@ -1,4 +1,4 @@
-"""What the experiments share that compare plans of training after equally many steps, of which half may be soft."""
+"""Shared code of the experiments that compare training plans of equally many steps, half of which may be soft."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from pyro_gvae.programs.pair import HasPair
 from pyro_gvae.report.style import MARKERS, PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.runs.tables import with_errors
 
-#: When a row is judged, as parts of the training.
+#: Fractions of the training at which a row is scored.
 PARTS = (0.1, 0.2, 0.5, 0.6, 0.8, 1.0)
 
 
@@ -28,30 +28,33 @@ def run_plans(
     measure: Callable[[Row], list[Row]],
     places: Places,
     values: tuple[str, str],
+    settings: Row | None = None,
 ) -> pd.DataFrame:
-    """Measure the plans, and print where each ends and how far from the first one known.
+    """Measure the plans, and print their final scores and the differences from the first known plan.
 
     Args:
-        experiment: its name.
-        plans: rows.
-        known: row -> stages, in which {all}, {half} and {rest} are numbers of steps.
-        steps: in all.
-        seeds: of initial weights, order of the data and samples.
-        measure: the rows of a cell.
-        places: where.
+        experiment: the name of the experiment.
+        plans: the rows to train.
+        known: row -> stages, in which {all}, {half} and {rest} stand for numbers of steps.
+        steps: the total number of steps.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        measure: returns the rows of a cell.
+        places: the folders, and the number of processes.
         values: columns that are compared.
+        settings: more columns, with the value that they have in all cells of this call.
 
     Returns:
-        The rows of so many steps.
+        The rows with these steps and settings.
     """
     if steps < 10:
         raise ValueError(f"Expected at least 10 steps, but found {steps}.")
     check_names(plans, known)
+    settings = {"steps": steps} | (settings or {})
     cells: list[Row] = [
-        {"steps": steps, "estimator": plan, "seed": seed, "moment": "1"} for seed, plan in product(seeds, plans)
+        settings | {"estimator": plan, "seed": seed, "moment": "1"} for seed, plan in product(seeds, plans)
     ]
     table = run_cells(experiment, cells, measure, places)
-    table = table[table["steps"] == steps]
+    table = table[(table[list(settings)] == pd.Series(settings)).all(axis=1)]
     ends = table[table["moment"].astype(float) == 1]
     found = mean_and_error(ends, ["estimator"], [*values, "seconds"])
     text = with_errors(found, [*values, "seconds"])
@@ -68,15 +71,15 @@ def train_plan(
     scores: Callable[[Any, Dataset], Row],
     folder: Path,
 ) -> list[Row]:
-    """Train a program by the stages of a cell, and judge it at `PARTS`; `moment` is the part of the training.
+    """Train a program by the stages of a cell, and score it at `PARTS`; `moment` is the fraction of the training.
 
     Args:
-        cell: its settings.
-        stages: of its plan, as in `run_plans`.
-        config: all else.
-        program: with initial weights.
-        scores: columns, from the program and its data.
-        folder: of its checkpoint.
+        cell: the settings of the cell.
+        stages: the stages of its plan, as in `run_plans`.
+        config: all other settings.
+        program: the program with its initial weights.
+        scores: computes the columns of a row from the program and its data.
+        folder: the folder of the checkpoint.
     """
     steps, half = cell["steps"], cell["steps"] // 2
     config = replace(config, stages=stages.format(all=steps, half=half, rest=steps - half))
@@ -87,7 +90,7 @@ def train_plan(
 
 @in_house_style
 def draw_plans(table: pd.DataFrame, names: Sequence[str], value: str, label: str) -> Figure:
-    """Minus a value against steps and against seconds: means over seeds with standard errors."""
+    """Draw minus a value against steps and against seconds: means over seeds with standard errors."""
     figure = Figure(figsize=(11, 4.6))
     panels = dict(zip(("step", "seconds"), figure.subplots(1, 2, sharey=True), strict=True))
     present = [name for name in names if name in set(table["estimator"])]

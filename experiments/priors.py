@@ -1,22 +1,22 @@
-"""How much does a prior whose digits depend on each other buy, and at what cost?
+"""Measure the gain, and the cost, of priors whose latents depend on each other.
 
-Question: samples of N independent digits are poor, and so is the prior of the ELBO. How much higher is log p(x) on test
-images, and on test rows of a table, with each prior, trained with the rest of the model, or fitted to the codes of a
-model that is trained already?
+Question: a prior of N independent latents gives poor samples and a poor ELBO. How much higher is log p(x) on test
+images, and on test rows of a table, with each other prior, trained together with the rest of the model or fitted to the
+codes of a model that is already trained?
 
 Command: `python experiments/priors.py` (`--smoke` for a tiny size, in seconds); `--sizes`, `--priors` and `--seeds`
-make it shorter, and what has been measured is not measured again. It writes `experiments/results/priors.csv` and
+make it shorter, and finished cells are not run again. It writes `experiments/results/priors.csv` and
 `docs/figures/priors.png` and `.svg`.
 
-Cost: one core, estimated from a few steps and not measured: 8x4 three minutes for each prior and seed, 10x30 as many,
-and half of it for each prior that is fitted alone; with all priors and three seeds some three hours. The table takes
+Cost: one core, estimated from a few steps, not measured: 8x4 and 10x30 three minutes each per prior and seed, and half
+of that for each prior that is fitted afterwards; about three hours for all priors and three seeds. The table takes
 minutes.
 
-The table is scikit-learn's breast_cancer: 569 rows of 30 columns. 8x4 is trained by soft samples and then exactly, so
-that log p(x) is a sum over all codes. 10x30 is trained by ReinMax with a sampled KL, which all priors have; log p(x) is
-a lower bound by importance sampling. A joint prior of 10x30 is refused: nothing sums its 10^30 codes. Rows `after`
-begin with the uniform prior's model and change the prior alone. The prior `autoregressive` is a masked MLP, and
-`transformer` the same with a small causal transformer.
+The table is scikit-learn's breast_cancer: 569 rows of 30 columns. 8x4 is trained with soft samples and then exactly,
+and log p(x) is a sum over all codes. 10x30 is trained by ReinMax with a sampled KL, which works with every prior; log
+p(x) is a lower bound by importance sampling. 10x30 has no joint prior, since its 10^30 codes cannot be summed. Rows
+`after` start from the model with the uniform prior and replace only the prior. The prior `autoregressive` is a masked
+MLP; `transformer` is the same with a small causal transformer.
 """
 
 import copy
@@ -45,7 +45,7 @@ UNIFORM = "uniform"
 TOGETHER, AFTER = "together", "after"
 
 
-#: Networks, batches and the optimizer for the table, of whose few rows models soon know too much.
+#: Network, batch size and optimizer for the table, on whose few rows models soon overfit.
 OF_TABLE: dict[str, Any] = {
     "hidden": (32,),
     "batch_size": 32,
@@ -65,10 +65,10 @@ SIZES: dict[str, TrainConfig] = {
     "table 8x4": _config("breast_cancer", 8, 4, "gumbel-softmax:40,exact:5"),
     "table 10x30": _config("breast_cancer", 10, 30, "reinmax[kl=sampled]:45"),
 }
-#: Names of priors -> what `--prior` takes, where that is not the name.
+#: Name of a prior -> value of `--prior`, where they differ.
 WITH_OPTIONS = {"transformer": "autoregressive[network=transformer]"}
 NAMES: tuple[str, ...] = (*get_args(PriorName), *WITH_OPTIONS)
-#: Epochs of a prior that is fitted alone.
+#: Epochs of fitting a prior to the codes of a trained model.
 FITTED = 10
 
 
@@ -80,15 +80,15 @@ def main(
     seeds: tuple[int, ...] = (0, 1, 2),
     smoke: bool = False,
 ) -> pd.DataFrame:
-    """Train each size with each prior, and print test ELBO and log p(x), and seconds of training.
+    """Train each size with each prior; print test ELBO, log p(x) and seconds of training.
 
     Args:
         places: where to read and write.
         sizes: rows of `SIZES`.
-        priors: names of priors; with "uniform", others are fitted to its codes, too.
-        seeds: of initial weights, order of the data and samples.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        priors: names of priors; "uniform" also fits the other priors to the codes of its model.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, sizes, priors, seeds = places.apart(NAME), ("8x4",), (UNIFORM, "tree"), (0,)
@@ -108,7 +108,7 @@ def main(
 
 
 def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
-    """Train a cell and score it; of the uniform prior, also with other priors that are fitted to its codes."""
+    """Train a cell and score it; for the uniform prior, also with other priors fitted to its codes."""
     config = SIZES[cell["size"]]
     if smoke:
         config = replace(tiny(config), stages="gumbel-softmax:1,exact:1")
@@ -126,7 +126,7 @@ def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
 
 
 def scores_with_priors(vae: CategoricalVAE, data: Dataset) -> Row:
-    """Test scores, and by the names of priors those with a prior that is fitted to the model's codes."""
+    """Compute test scores; and, under the name of each other prior, those with that prior fitted to the codes."""
     found = scores_on_test(vae, data)
     for name in NAMES:
         if name in INDEPENDENT or (name == "joint" and vae.num_latents > 4):
@@ -141,7 +141,7 @@ def scores_with_priors(vae: CategoricalVAE, data: Dataset) -> Row:
 
 @in_house_style
 def draw(found: pd.DataFrame) -> Figure:
-    """-log p(x) of each prior, a panel for each size and data set."""
+    """Draw -log p(x) of each prior, one panel for each size and data set."""
     sizes: Sequence[str] = list(dict.fromkeys(found["size"]))
     names = [name for name in NAMES if name in set(found["prior"])][::-1]
     rows_of_panels, columns = -(-len(sizes) // 2), min(2, len(sizes))

@@ -1,23 +1,23 @@
-"""Programs that are no VAEs: relaxed, scored, summed, and stock Pyro, by seconds to the same likelihood.
+"""Compare estimators with stock Pyro on programs that are not VAEs, by seconds to the same likelihood.
 
-Question: a mixture of 100,000 points, a hidden Markov model of letters and topics of documents (LDA) are trained by
-relaxed samples, a score function and exact sums, and by stock Pyro's `TraceEnum_ELBO` and `TraceGraph_ELBO` on the same
-programs. Which is first at the level that the slowest of the summed rows reaches, and who never comes there?
+Question: a mixture of 100,000 points, a hidden Markov model of letters and a topic model (LDA) are trained with relaxed
+samples, a score function and exact sums, and with stock Pyro's `TraceEnum_ELBO` and `TraceGraph_ELBO` on the same
+programs. Take the lower of the two final levels of the summed rows: which method reaches it first, and which never do?
 
 Command: `python experiments/programs.py --seeds 0 1 2` (`--smoke` for a tiny size, in seconds); `--problems`, `--rows`
-and `--seconds` make it shorter, and what has been measured is not measured again. It writes
-`experiments/results/programs.csv` and `docs/figures/programs.png` and `.svg`.
+and `--seconds` make it shorter, and finished cells are not run again. It writes `experiments/results/programs.csv` and
+`docs/figures/programs.png` and `.svg`.
 
-Cost: one core, a minute for each problem, row and seed, and recordings besides.
+Cost: one core, a minute for each problem, row and seed, plus the time of recordings.
 
-All programs are plain Pyro. The mixture: ten Gaussians in eight dimensions with learned weights, means and scales, data
-drawn from such a mixture; a network guesses the component where a guide is needed. Letters: sequences of fifty of the
-27 letters of the language reference that Python brings along (`pydoc_data.topics`), eight states, a guide that reads a
-sequence from its end. Topics: the same text in documents of 48 words out of the 400 most frequent, eight topics,
-Dirichlet proportions with a network as their guide; a topic for each word, summed in the model, or drawn from a guide
-that has a table of words. All are trained with Adam 1e-2 on batches, and judged on held-out data by the exact log p(x),
-or, of topics, by the ELBO in which topics are summed and proportions drawn: nats per point, sequence and word.
-Seconds are those of steps.
+All programs are plain Pyro. The mixture: ten Gaussians in eight dimensions with learned weights, means and scales; the
+data come from such a mixture; where a guide is needed, a network predicts the component. Letters: sequences of 50
+characters, out of 27, of the language reference that ships with Python (`pydoc_data.topics`), eight states, and a guide
+that reads a sequence from its end. Topics: the same text as documents of 48 words, out of the 400 most frequent ones,
+eight topics, Dirichlet proportions with a network as their guide; the topic of each word is summed in the model, or
+drawn from a guide with a table of words. All are trained with Adam 1e-2 on batches, and scored on held-out data by the
+exact log p(x), or, for topics, by the ELBO in which topics are summed and proportions drawn: nats per point, sequence
+and word. Seconds are those of the steps alone.
 """
 
 import re
@@ -57,7 +57,7 @@ Step = Callable[[Tensor], Any]
 
 
 class Sizes(NamedTuple):
-    """How large a problem is."""
+    """Numbers of training data and held-out data, and the batch size."""
 
     data: int
     held_out: int
@@ -68,10 +68,10 @@ class Problem(nn.Module):
     """Abstract base: a program with its data.
 
     Attributes:
-        train_data: (M, ...).
-        test_data: what is held out.
-        nesting: of its plates.
-        unit: what a level is for one of.
+        train_data: training data, (M, ...).
+        test_data: held-out data.
+        nesting: the maximum nesting of its plates.
+        unit: the unit to which levels (nats) refer.
     """
 
     train_data: Tensor
@@ -81,18 +81,18 @@ class Problem(nn.Module):
 
     @abstractmethod
     def model(self, x: Tensor) -> None:
-        """The model, whose discrete latents may be summed in it."""
+        """The model, in which the discrete latents may be summed."""
 
     @abstractmethod
     def guide(self, x: Tensor) -> None:
-        """A guide of all latents, for relaxed samples and score functions."""
+        """The guide for all latents, for relaxed samples and score functions."""
 
     @abstractmethod
     def summed_guide(self, x: Tensor) -> None:
-        """A guide of those latents that are not summed in the model."""
+        """The guide for the latents that are not summed in the model."""
 
     def level(self) -> float:
-        """log p(x) of held-out data, or the ELBO in which all discrete latents are summed, nats per `unit`."""
+        """Compute log p(x) of held-out data, or the ELBO in which all discrete latents are summed, nats per `unit`."""
         with own_randomness(0), torch.no_grad(), pyro.get_param_store().scope():
             found = exact.elbo(exact.Pair(self.model, self.summed_guide), self.test_data)
         return found.mean().item()
@@ -100,10 +100,10 @@ class Problem(nn.Module):
 
 @final
 class Mixture(Problem):
-    """A mixture of Gaussians, and points from another one.
+    """A mixture of Gaussians, with data from another such mixture.
 
     Args:
-        sizes: of the data.
+        sizes: the sizes of the data.
         num_components: K.
         dim: D.
     """
@@ -206,14 +206,14 @@ class Topics(Problem):
             self.sample_portions(x)
 
     def sample_portions(self, x: Tensor) -> None:
-        """The portions of topics, from the counts of words."""
+        """Sample the topic proportions, whose distribution depends on the word counts."""
         counts = one_hot(x, self.num_words).sum(-2, keepdim=True).float()  # (B, 1, V)
         pyro.sample("portions", dist.Dirichlet(self.network(counts).exp() + 0.1))
 
 
 @cache
 def reference_text() -> str:
-    """Python's language reference, about 460,000 letters."""
+    """Return Python's language reference, about 460,000 letters."""
     from pydoc_data.topics import topics
 
     return " ".join(topics[name] for name in sorted(topics))
@@ -235,7 +235,7 @@ BATCHES = {"mixture": 500, "letters": 20, "topics": 50}
 
 @final
 class Seen(nn.Module):
-    """A problem with one of its guides, as `make_step` takes a program."""
+    """A problem with one of its guides, in the form that `make_step` takes."""
 
     def __init__(self, problem: Problem, guide: Callable[[Tensor], None]) -> None:
         super().__init__()
@@ -251,13 +251,13 @@ class Seen(nn.Module):
 
 
 def ours(name: str, problem: Problem, *, summed: bool) -> Step:
-    """A step of this package."""
+    """Make a training step of this package."""
     seen = Seen(problem, problem.summed_guide if summed else problem.guide)
     return make_step(seen, estimator(name), lr=LEARNING_RATE)
 
 
 def stock(problem: Problem, elbo: Any, *, summed: bool) -> Step:
-    """A step of stock Pyro."""
+    """Make a training step of stock Pyro."""
     seen = Seen(problem, problem.summed_guide if summed else problem.guide)
     model = config_enumerate(seen.model, "parallel") if summed else seen.model
     step: Step = SVI(model, seen.guide, pyro.optim.Adam({"lr": LEARNING_RATE}), elbo).step
@@ -283,16 +283,16 @@ def main(
     seeds: tuple[int, ...] = (0,),
     smoke: bool = False,
 ) -> pd.DataFrame:
-    """Train each row on each problem, and print where it ends and when it reaches the common level.
+    """Train each row on each problem; print its final level, and the seconds until it reaches the common level.
 
     Args:
         places: where to read and write.
-        problems: rows of `PROBLEMS`.
-        rows: rows of `ROWS`.
-        seconds: of training.
-        seeds: of initial weights, order of the data and samples.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        problems: keys of `PROBLEMS`.
+        rows: keys of `ROWS`.
+        seconds: seconds of training.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, problems, rows, seconds, seeds = places.apart(NAME), ("mixture", "topics"), tuple(ROWS), 0.02, (0,)
@@ -314,7 +314,7 @@ def main(
 
 
 def measure(cell: Row, *, problems: dict[str, Callable[[], Problem]]) -> list[Row]:
-    """Train a cell for its seconds, and judge it at moments that grow by a factor."""
+    """Train a cell for its seconds, and score it at geometrically spaced moments."""
     torch.manual_seed(cell["seed"])
     pyro.clear_param_store()
     problem = problems[cell["problem"]]()
@@ -324,7 +324,7 @@ def measure(cell: Row, *, problems: dict[str, Callable[[], Problem]]) -> list[Ro
     found: list[Row] = [{"seconds": 0.0, "steps": 0, "level": problem.level()}]
     taken, steps = 0.0, 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # stock's, of sites that a score function draws
+        warnings.simplefilter("ignore")  # stock Pyro warns of sites that a score function draws
         while moments:
             x = problem.train_data[torch.randint(len(problem.train_data), (size,))]
             start = time.perf_counter()
@@ -340,7 +340,7 @@ def measure(cell: Row, *, problems: dict[str, Callable[[], Problem]]) -> list[Ro
 
 
 def reached(table: pd.DataFrame, end: Any) -> float:
-    """Seconds until the lowest final level of the two summed rows of the same problem and seed; NaN if never."""
+    """Return the seconds until the lower final level of the two summed rows (same problem, same seed); NaN if never."""
     same = table[(table["problem"] == end.problem) & (table["seed"] == end.seed)]
     summed = same[same["estimator"].isin([SUMMED, STOCK_SUMMED])]
     common = summed.groupby("estimator")["level"].last().min()
@@ -351,7 +351,7 @@ def reached(table: pd.DataFrame, end: Any) -> float:
 
 @in_house_style
 def draw(table: pd.DataFrame) -> Figure:
-    """The level against seconds, a panel for each problem: means over seeds with standard errors."""
+    """Draw the level against seconds, one panel per problem: means over seeds with standard errors."""
     problems: Sequence[str] = list(dict.fromkeys(table["problem"]))
     figure = Figure(figsize=(max(6.0, 4.4 * len(problems)), 4.4))
     for axes, problem in zip(figure.subplots(1, len(problems), squeeze=False)[0], problems, strict=True):

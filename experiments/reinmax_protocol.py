@@ -1,31 +1,33 @@
-"""The benchmark of record for categorical VAEs, and the rows that nobody has published: exact, soft Gumbel-Softmax.
+"""Run the ReinMax benchmark for categorical VAEs, and add unpublished rows: exact sums, soft Gumbel-Softmax and others.
 
-Question: does each estimator learn as its authors say it does (Liu et al. 2023, arXiv 2304.08612; Wang and Bui 2026,
-arXiv 2603.08257), and where do exact enumeration and soft Gumbel-Softmax stand in their protocol?
+Question: does each estimator learn as its authors report (Liu et al. 2023, arXiv 2304.08612; Wang and Bui 2026, arXiv
+2603.08257), and how do exact enumeration and soft Gumbel-Softmax compare in their protocol?
 
 Command: `python experiments/reinmax_protocol.py --size 8x4 --epochs 20 --seeds 0 1 2` (`--smoke` for a tiny size, in
-seconds). A later call with more epochs goes on where this one stopped; full length is `--epochs 160` and ten seeds.
+seconds). A later call with more epochs continues where this one stopped; full length is `--epochs 160` and ten seeds.
 It writes `experiments/results/reinmax_protocol.csv` and `docs/figures/reinmax_protocol_SIZE.png` and `.svg`.
 
-Cost: two cores, 8x4: an epoch takes 4 to 8 seconds of most estimators, about a minute of the exact ones, and half a
-minute of `gumbel-rao`; an evaluation 10 seconds. 20 epochs of all 20 rows: about two hours a seed, of the five
-published ones and soft Gumbel-Softmax half an hour. One core, another size, five epochs: one to two minutes a row,
-three of the averaged ones at 10x30; `local-expectation` 18 to 107 (an older core). `--workers 2` shares the cells out.
+Cost: two cores, 8x4: an epoch takes 4 to 8 seconds for most estimators, about a minute for the exact ones, and half a
+minute for `gumbel-rao`; an evaluation takes 10 seconds. 20 epochs of all 20 rows: about two hours per seed; of the five
+published ones and soft Gumbel-Softmax: half an hour. One core, another size, five epochs: one to two minutes per row,
+three for the Rao-Blackwellized ones at 10x30; `local-expectation` 18 to 107 (on an older core). `--workers 2` runs two
+cells at a time.
 
 Encoder 784-512-256-NK and back, ReLU, grey MNIST, batches of 100, constant learning rate and temperature. Reported are,
-as published, the train -ELBO, the mean of the 1-sample minibatch losses over the epoch, and the test -ELBO, here exact
-where codes can be summed (there one sample for each image, which is the same in the mean) with the exact -log p(x)
-beside it. The train figure of `gumbel-softmax` is no ELBO, and those of `vimco` and `reweighted-wake-sleep` are other
-bounds. Settings are the searched ones; estimators that were not searched have ReinMax's optimizer and learning rate,
-`gumbel-softmax`, `rebar`, `relax`, `reinforce` and `reinforce-baseline` Adam 5e-4, and exact ones Adam 1e-3.
+as published, the train -ELBO, which is the mean of the 1-sample minibatch losses over the epoch, and the test -ELBO,
+which is exact here where codes can be summed (theirs uses one sample per image, with the same expectation), and next to
+it the exact -log p(x). The train figure of `gumbel-softmax` is no ELBO, and those of `vimco` and
+`reweighted-wake-sleep` are other bounds. Settings are those of the published search; estimators outside of it use
+ReinMax's optimizer and learning rate, except that `gumbel-softmax`, `rebar`, `relax`, `reinforce` and
+`reinforce-baseline` use Adam 5e-4, and exact ones Adam 1e-3.
 
-Found (8x4, 20 epochs, three seeds): four of the five published curves are found again within 0.5 nats; straight-through
-is 7.2 +- 0.5 below its published test curve (docs/results/reinmax_protocol.md says why that may be). Of what was not
-published, exact sums have the best test -ELBO, 127.8 +- 1.2, which is 5.2 +- 1.4 below ReinMax; `reweighted-wake-sleep`
-is 2.90 +- 0.54 below, `local-expectation` 1.83 +- 0.95, soft Gumbel-Softmax 1.53 +- 0.43. One of three runs of
-`reinforce-loo` settles on 4.2 of 8 categories. Larger sizes (5 epochs, one seed): `local-expectation` has the best ELBO
-at all five (by 1.4 to 6.2 nats), in seconds in which ReinMax would come further; of the others, soft samples at 4x24
-and 64x8, ReinMax at 8x16, 16x12 and 10x30. Soft samples have a better log p(x) than ReinMax at all.
+Found (8x4, 20 epochs, three seeds): four of the five published curves are reproduced within 0.5 nats; straight-through
+is 7.2 +- 0.5 below its published test curve (docs/results/reinmax_protocol.md discusses why). Of the unpublished rows,
+exact sums have the best test -ELBO, 127.8 +- 1.2, which is 5.2 +- 1.4 below ReinMax; `reweighted-wake-sleep` is 2.90 +-
+0.54 below, `local-expectation` 1.83 +- 0.95, soft Gumbel-Softmax 1.53 +- 0.43. One of three runs of `reinforce-loo`
+settles on 4.2 of 8 categories. Larger sizes (5 epochs, one seed): `local-expectation` has the best ELBO at all five (by
+1.4 to 6.2 nats), but in the same seconds ReinMax would get further; of the others, soft samples are best at 4x24 and
+64x8, ReinMax at 8x16, 16x12 and 10x30. Soft samples have a better log p(x) than ReinMax at all sizes.
 """
 
 from collections.abc import Sequence
@@ -59,7 +61,7 @@ from pyro_gvae.report.style import INK, MARKERS, PALETTE, SMALL_PRINT, in_house_
 NAME = "reinmax_protocol"
 EPOCHS = (1, 5, 10, 20, 40, 80, 160)
 
-#: Row -> the stage, of estimators that were not searched.
+#: Row -> stage, for estimators without published settings.
 OTHERS = {
     "exact": "exact",
     "exact-evidence": "exact-evidence",
@@ -77,10 +79,10 @@ OTHERS = {
     "rebar": "rebar",
     "relax": "relax",
 }
-#: Rows with Adam at every size, and its learning rate; exact ones have that of `stages.py`, which reads them. RAdam,
-#: which the search chose for ReinMax at five sizes, begins with five plain gradient steps: those of `reinforce`, and of
-#: control variates that are not learnt yet, are hundreds of nats times the score, and end with an encoder that is sure
-#: of one code.
+#: Row -> learning rate, for rows with Adam at every size; exact ones have that of `stages.py`, which reads them. RAdam,
+#: which the search chose for ReinMax at five sizes, begins with five plain gradient steps. For `reinforce`, and for
+#: control variates that are not learnt yet, such a step is hundreds of nats times the score, and leaves an encoder that
+#: always chooses the same code.
 WITH_ADAM = {
     "exact": 1e-3,
     "exact-evidence": 1e-3,
@@ -91,10 +93,10 @@ WITH_ADAM = {
     "rebar": 5e-4,
     "relax": 5e-4,
 }
-#: Rows whose sums over all codes fit into one size only. DisARM takes two categories and has none.
+#: Rows that sum over all codes, which is feasible at this size only. DisARM needs two categories and fits no size.
 ONLY_8X4 = {"exact", "exact-evidence"}
 ESTIMATORS = (*SEARCHED, *OTHERS)
-#: Rows whose learning curves are drawn: those with published ones, and what they are compared with.
+#: Rows whose learning curves are drawn: those with published curves, and those to compare them with.
 CURVES = (
     "reinmax",
     "reinmax-rao",
@@ -110,13 +112,13 @@ BROWN = "#7A4A1D"  # a ninth colour
 
 
 class Curve(NamedTuple):
-    """Published means of ten seeds of one estimator, train and test -ELBO at `EPOCHS`."""
+    """Published train and test -ELBO of one estimator at `EPOCHS`, means of ten seeds."""
 
     train: Sequence[float]
     test: Sequence[float]
 
 
-#: size -> estimator -> learning curve: averages of the raw logs of Wang and Bui 2026.
+#: Size -> estimator -> learning curve: averages of the raw logs of Wang and Bui 2026.
 PUBLISHED = {
     "8x4": {
         "reinmax": Curve(
@@ -144,7 +146,7 @@ PUBLISHED = {
         ),
     },
 }
-#: size -> estimator -> train -ELBO after 160 epochs, where the curve was not averaged.
+#: Estimator -> size -> train -ELBO after 160 epochs, where there is no curve in `PUBLISHED`.
 PUBLISHED_TRAIN = {
     "straight-through": {"4x24": 112.21, "8x16": 113.32, "16x12": 113.31, "64x8": 113.97, "10x30": 136.73},
     "st-gumbel-softmax": {"4x24": 101.49, "8x16": 99.20, "16x12": 100.42, "64x8": 103.87},
@@ -160,7 +162,7 @@ PUBLISHED_TRAIN = {
     "reinmax": {"4x24": 99.88, "8x16": 97.80, "16x12": 97.98, "64x8": 101.09},
     "reinmax-rao": {"4x24": 100.41, "8x16": 98.03, "16x12": 97.62, "64x8": 100.24, "10x30": 98.61},
 }
-#: The same of the test -ELBO.
+#: The same for the test -ELBO.
 PUBLISHED_TEST = {"gapped-straight-through": {"8x4": 129.15}}
 
 
@@ -178,11 +180,11 @@ def main(
     Args:
         places: where to read and write.
         size: K x N: 8x4, 4x24, 8x16, 16x12, 64x8 or 10x30.
-        epochs: how many of the 160.
-        seeds: of initial weights, order of the data and samples.
-        estimators: rows.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        epochs: number of epochs to train; published are 160.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        estimators: rows to train.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, size, epochs, seeds = places.apart(NAME), "8x4", 2, (0,)
@@ -213,7 +215,7 @@ def main(
 
 
 def configuration(estimator: str, size: str) -> TrainConfig:
-    """The protocol with a row's stage and its optimizer."""
+    """Return the configuration of the protocol with a row's stage and optimizer."""
     if estimator in SEARCHED:
         return reinmax_protocol(estimator, size)
     base = replace(reinmax_protocol("reinmax", size), stages=f"{OTHERS[estimator]}:160")
@@ -223,7 +225,7 @@ def configuration(estimator: str, size: str) -> TrainConfig:
 
 
 def published(size: str, estimator: str, part: str, epoch: float) -> float | None:
-    """The published -ELBO, if there is one."""
+    """Return the published -ELBO, or None."""
     curve = PUBLISHED.get(size, {}).get(estimator)
     if curve is not None:
         return getattr(curve, part)[EPOCHS.index(int(epoch))] if epoch in EPOCHS else None
@@ -232,7 +234,7 @@ def published(size: str, estimator: str, part: str, epoch: float) -> float | Non
 
 
 def compared(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for each estimator and epoch: means over seeds, nats per datum, lower is better; ours minus published."""
+    """Tabulate means over seeds by estimator and epoch (nats per datum, lower is better), and ours minus published."""
     losses = table.assign(train=-table["train_objective"], test=-table["test_elbo"], log_px=-table["test_log_evidence"])
     values = ["train", "test", "log_px", "seconds", "categories_used"]
     found = mean_and_error(losses, ["size", "estimator", "epoch"], values)
@@ -249,10 +251,10 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
 
 @in_house_style
 def draw(table: pd.DataFrame) -> Figure:
-    """Left, how some learn: test -ELBO against epochs and seconds; right, where all are at the last epoch in common.
+    """Draw test -ELBO against epochs and seconds (left), and all estimators at the last epoch in common (right).
 
-    Means over seeds with standard errors. A curve is a mean over the seeds that were trained to its end alone, since
-    one over changing seeds would jump; its seconds are means too. Published is dashed, and a cross.
+    Means over seeds with standard errors. A curve averages only the seeds that were trained to its end, since it would
+    jump where the set of seeds changes; its seconds are means too. Published values are dashed lines and crosses.
     """
     size, present = table["size"].iloc[0], set(table["estimator"])
     ends = at_last_common_epoch(table)
@@ -273,7 +275,7 @@ def draw(table: pd.DataFrame) -> Figure:
         panels[clock].set(xscale="log", xlabel=label, ylabel="test −ELBO, nats per datum")
         log_axis(panels[clock].xaxis)
         means = np.concatenate([line.get_ydata() for line in panels[clock].lines] or [[0.0]])
-        panels[clock].set_ylim(means.min() - 1, means.max() + 1)  # the band of two seeds may be wider than all the rest
+        panels[clock].set_ylim(means.min() - 1, means.max() + 1)  # leave out bands, which may be wide
     panels["epoch"].set_title(f"ReinMax protocol, {size.replace('x', ' categories x ')} latents")
     found = draw_dots(panels["ends"], ends)
     [last] = ends["epoch"].unique()
@@ -290,13 +292,13 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 def at_last_common_epoch(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows at the last epoch that every estimator has."""
+    """Return the rows at the last epoch that all estimators have reached."""
     epochs = table.groupby("estimator")["epoch"].agg(set)
     return table[table["epoch"] == max(set.intersection(*epochs))]
 
 
 def settled(rows: pd.DataFrame) -> pd.DataFrame:
-    """The mean curve of one estimator's seeds that reached its last epoch, from epoch 5 on if there are later ones."""
+    """Average the seeds of one estimator that reached its last epoch; start at epoch 5 if the curve goes further."""
     last = rows["epoch"].max()
     whole = rows[rows.groupby("seed")["epoch"].transform("max") == last]
     return mean_and_error(whole[whole["epoch"] >= (5 if last > 5 else 0)], ["epoch"], ["test_elbo", "seconds"])

@@ -1,29 +1,29 @@
-"""Relaxed or exact training: who wins, when?
+"""Compare relaxed and exact training at equal numbers of steps and at equal time.
 
-Question: which gives the discrete model with the higher log-likelihood, training by Gumbel-Softmax samples or by exact
+Question: which gives the discrete model with the higher log-likelihood, training with Gumbel-Softmax samples or exact
 enumeration, after equally many steps and after equally many seconds, on digits and MNIST, from 100 to 32,768 codes?
 
 Command: `python experiments/relaxed_vs_exact.py` (`--smoke` for tiny sizes, in seconds). `--problems`, `--seeds`,
-`--temperatures` and `--scale`, which shortens all budgets, make it shorter; what has been measured is not measured
-again. It writes `experiments/results/relaxed_vs_exact.csv`, and as PNG and SVG `docs/figures/relaxed_vs_exact` (how
-training goes) and `relaxed_vs_exact_ends` (where it ends, against the temperature).
+`--temperatures` and `--scale`, which shortens all budgets, make it shorter; finished cells are not run again. It writes
+`experiments/results/relaxed_vs_exact.csv`, and as PNG and SVG `docs/figures/relaxed_vs_exact` (learning curves) and
+`relaxed_vs_exact_ends` (final scores against the temperature).
 
 Cost: one core: the digits (`--problems "digits 10x2" "digits 8x4" "digits 8x5"`) forty minutes, MNIST 10x2 and 8x4 an
 hour, MNIST 8x5 two hours; `--workers 2` halves that.
 
-Black-and-white images (thresholds at 1/2), the networks of `PROBLEMS`, one Adam. Relaxed training has the relaxed KL
-(Maddison et al. 2017; the prior's temperature is 3/5 of the guide's, as theirs is) or that of the categoricals (Jang et
-al. 2017). Exact training is also done with a KL whose weight grows from 0 to 1 in the first 300 steps, but for MNIST
-8x5, which has fewer. All begin with the same weights and see the same batches. Judged are ELBO and log p(x) of the
-discrete model, summed over all codes, on the first 1,000 test images, and how many categories of a latent are in use:
-exp of the entropy of q(z_n) over these images, a mean over latents.
+Black-and-white images (thresholds at 1/2), the networks of `PROBLEMS`, one Adam. Relaxed training uses the relaxed KL
+(Maddison et al. 2017; the prior's temperature is 3/5 of the guide's, as in the paper) or the categorical KL (Jang et
+al. 2017). Exact training also has a variant whose KL weight grows from 0 to 1 in the first 300 steps, except on MNIST
+8x5, which has fewer steps. All runs of a seed start from the same weights and see the same batches. Reported are ELBO
+and log p(x) of the discrete model, summed over all codes, on the first 1,000 test images, and the number of categories
+in use: exp of the entropy of the aggregate posterior q(z_n) of these images, a mean over latents.
 
-Found (three seeds; MNIST 8x5 at a temperature of 0.67 alone): with the categoricals' KL at a temperature of 0.3 or
-0.67, soft samples cost 0.12 +- 0.07 to 0.43 +- 0.09 nats of log p(x) at equal steps on digits, the relaxed KL 2.5 to
-3.2. At equal seconds soft samples win from 4,096 codes on: on MNIST by 19.0 +- 3.9 to 91.9 +- 2.1 nats, on digits by
-0.43 +- 0.11 to 1.80 +- 0.05 if each run is taken at the best of its six evaluations, chosen on the test images.
-On MNIST exact training may settle on one category of ten, as one seed of three did; with the relaxed KL none of nine
-runs did.
+Found (three seeds; MNIST 8x5 only at temperature 0.67): at equal steps on digits, with the categorical KL at a
+temperature of 0.3 or 0.67, soft samples cost 0.12 +- 0.07 to 0.43 +- 0.09 nats of log p(x), and with the relaxed KL 2.5
+to 3.2. At equal seconds soft samples win from 4,096 codes on: on MNIST by 19.0 +- 3.9 to 91.9 +- 2.1 nats, on digits by
+0.43 +- 0.11 to 1.80 +- 0.05 if the best of the six evaluations of each run, chosen on the test images, is compared. On
+MNIST exact training may settle on one category of ten, as one seed of three did; with the relaxed KL none of nine runs
+did.
 """
 
 import math
@@ -60,22 +60,22 @@ from pyro_gvae.runs.tables import with_errors
 
 NAME = "relaxed_vs_exact"
 WARM = "exact, KL warm-up"
-#: Steps until the KL has its full weight.
+#: Number of steps until the KL has its full weight.
 WARM_UP = 300
-#: Parts of the budget at which models are judged.
+#: Fractions of the budget at which models are scored.
 PARTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 NUM_TEST = 1000
 
 
 class Problem(NamedTuple):
-    """A data set with a size of code, and how long it is trained: steps in the one comparison, seconds in the other."""
+    """A data set with a size of code, and the budgets of the two comparisons: steps and seconds."""
 
     config: TrainConfig
     steps: int
     seconds: float
 
 
-#: "data set KxN" -> problem: 100, 4,096 and 32,768 codes.
+#: "DATASET KxN" -> problem: 100, 4,096 and 32,768 codes.
 PROBLEMS = {
     f"{data} {k}x{n}": Problem(
         TrainConfig(dataset=data, **SETTINGS[data], num_categories=k, num_latents=n), steps, seconds
@@ -100,16 +100,16 @@ def main(
     scale: float = 1.0,
     smoke: bool = False,
 ) -> pd.DataFrame:
-    """Train by relaxation and exactly, and print the paired differences.
+    """Train with relaxed samples and exactly, and print the paired differences.
 
     Args:
         places: where to read and write.
-        problems: data sets and sizes of codes.
-        seeds: of initial weights, order of the data and samples.
-        temperatures: of the relaxation.
-        scale: of all budgets.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        problems: keys of `PROBLEMS`: data sets with sizes of codes.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        temperatures: temperatures of the relaxation.
+        scale: factor of all budgets.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, problems, seeds = places.apart(NAME), ("digits 8x4",), (0,)
@@ -153,7 +153,7 @@ CELL = ["problem", "budget", "estimator", "temperature", "seed"]
 
 
 def complete(table: pd.DataFrame, scale: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The last rows of all cells of this scale that the file has, and all rows of theirs."""
+    """Select the finished cells of this scale: return their last rows, and all of their rows."""
     ends = [
         {"problem": name, "budget": budget, "moment": moments[-1]}
         for name, problem in PROBLEMS.items()
@@ -164,7 +164,7 @@ def complete(table: pd.DataFrame, scale: float) -> tuple[pd.DataFrame, pd.DataFr
 
 
 def budgets(problem: Problem, scale: float) -> dict[str, list[str]]:
-    """The two comparisons, and the moments at which models are judged in them."""
+    """Return the moments at which models are scored, for each of the two comparisons."""
     return {
         "steps": [f"{max(1, round(problem.steps * scale * part))}steps" for part in PARTS],
         "seconds": [f"{problem.seconds * scale * part:g}s" for part in PARTS],
@@ -172,7 +172,7 @@ def budgets(problem: Problem, scale: float) -> dict[str, list[str]]:
 
 
 def measure(cell: Row, *, places: Places, scale: float, smoke: bool) -> list[Row]:
-    """Train a cell and judge it at its moments: its scores, and how many categories it uses."""
+    """Train a cell and score it at each moment, including the number of categories in use."""
     problem = PROBLEMS[cell["problem"]]
     moments = budgets(problem, scale)[cell["budget"]]
     stage = {
@@ -191,7 +191,7 @@ def measure(cell: Row, *, places: Places, scale: float, smoke: bool) -> list[Row
 
 
 def differences(final: pd.DataFrame) -> pd.DataFrame:
-    """Relaxed minus exact on the same seeds: test ELBO, log p(x) (nats per datum, higher is better), seconds."""
+    """Compute relaxed minus exact for equal seeds: test ELBO, log p(x) (nats per datum, higher is better), seconds."""
     named = final.assign(estimator=[_name(*row) for row in final[["estimator", "temperature"]].itertuples(index=False)])
     return paired(named, ["problem", "budget"], ["test_elbo", "test_log_evidence", "seconds"])
 
@@ -200,17 +200,17 @@ def _name(estimator: str, temperature: float) -> str:
     return estimator if estimator in ("exact", WARM) else f"{estimator}, t={temperature:g}"
 
 
-#: Colours of the kinds of training, line styles of the temperatures.
+#: Colours for the kinds of training, line styles for the temperatures.
 COLORS = {"exact": PALETTE[1], WARM: PALETTE[6], "relaxed KL": PALETTE[0], "categorical KL": PALETTE[2]}
 STYLES = ("o:", "s-", "^--")
 
 
-#: Problems beside each other in a figure.
+#: Number of problems next to each other in a figure.
 COLUMNS = 3
 
 
 def panels_of(problems: Sequence[str], **shared: Any) -> tuple[Figure, np.ndarray]:
-    """A figure with a panel for each problem and budget, (problem, budget): equal steps above equal seconds."""
+    """Make a figure with a panel for each problem and budget, (problem, budget): equal steps above equal seconds."""
     columns = min(COLUMNS, len(problems))
     blocks = math.ceil(len(problems) / columns)
     figure = Figure(figsize=(max(7.0, 1.5 + 3.2 * columns), 1.0 + 5.0 * blocks))
@@ -223,9 +223,9 @@ def panels_of(problems: Sequence[str], **shared: Any) -> tuple[Figure, np.ndarra
 
 @in_house_style
 def draw_curves(table: pd.DataFrame) -> Figure:
-    """Test log p(x) along training: for each problem, against steps above seconds.
+    """Draw test log p(x) during training, against steps (above) and seconds (below), for each problem.
 
-    Means over seeds of both, and one standard error to either side as a band.
+    Both are means over seeds; bands are one standard error to either side.
     """
     problems = list(table["problem"].unique())
     heats = sorted(set(table["temperature"]) - {0.0})
@@ -247,7 +247,7 @@ def draw_curves(table: pd.DataFrame) -> Figure:
                 label = f"{kind}, t = {heat:g}" if heat else name
                 drawn = {"color": COLORS[kind], "ms": 4, "lw": 1.4, "label": label}
                 draw_curve(axes, curve[clock], curve["test_log_evidence"], curve["test_log_evidence_se"], look, **drawn)
-        # What comes before a tenth of the budget would leave the rest no room.
+        # Values from the first tenth of the budget would squeeze the rest.
         late = means.loc[means[clock] > 0.1 * means[clock].max(), "test_log_evidence"]
         margin = 0.06 * (means["test_log_evidence"].max() - late.min())
         axes.set(xscale="log", ylim=(late.min() - margin, means["test_log_evidence"].max() + margin))
@@ -264,16 +264,16 @@ def draw_curves(table: pd.DataFrame) -> Figure:
     return figure
 
 
-#: Marks of an axis that is linear between the least of them.
+#: Ticks of the symmetric logarithmic axis.
 MARKS = (-100, -30, -10, -3, -1, -0.3, 0, 0.3, 1, 3, 10, 30, 100)
 
 
 @in_house_style
 def draw_ends(found: pd.DataFrame) -> Figure:
-    """Relaxed minus exact against the temperature: for each problem, at equal steps above equal seconds.
+    """Draw relaxed minus exact against the temperature, at equal steps (above) and equal seconds (below), by problem.
 
-    Lines lie beside each other, so that their standard errors do not hide one another; that of the exact training with
-    a warm-up, which has no temperature, is at the left edge.
+    Lines are shifted a little, so that their error bars do not hide each other; exact training with a warm-up, which
+    has no temperature, is at the left edge.
     """
     problems = list(found["problem"].unique())
     found[["kl", "temperature"]] = found["estimator"].str.extract(r", (\w+) KL, t=([\d.]+)")
@@ -305,7 +305,7 @@ def draw_ends(found: pd.DataFrame) -> Figure:
         axes.tick_params(labelbottom=True)
         if place % COLUMNS == 0:
             axes.set_ylabel(f"relaxed − exact, nats per datum\nat equal {budget}")
-    for axes in panels[::COLUMNS].ravel():  # when all of a row is drawn
+    for axes in panels[::COLUMNS].ravel():  # once a whole row is drawn
         low, high = axes.get_ylim()
         axes.set_yticks([mark for mark in MARKS if low <= mark <= high])
         axes.set_ylim(low, high)

@@ -1,18 +1,18 @@
-"""Where codes are too many to sum: what should follow a soft stage, second by second?
+"""Compare estimators for a second stage, after a soft one, where there are too many codes to sum.
 
 Question: after fifteen soft epochs at 8x16 and 10x30, does `top-c`, which sums over the 32 most probable codes of each
-datum and samples the rest, lower the test -ELBO faster in seconds than `local-expectation` and than ReinMax?
+datum and samples the rest, lower the test -ELBO in fewer seconds than `local-expectation` and ReinMax?
 
 Command: `OMP_NUM_THREADS=1 python experiments/second_stage.py --seeds 0 1 2` (`--smoke` for a tiny size, in seconds);
-`--sizes` makes it shorter, and what has been measured is not measured again. It writes
-`experiments/results/second_stage.csv` and `docs/figures/second_stage.png` and `.svg`.
+`--sizes` makes it shorter, and finished cells are not run again. It writes `experiments/results/second_stage.csv` and
+`docs/figures/second_stage.png` and `.svg`.
 
 Cost: one core, a quarter of an hour for each size and seed.
 
-The ReinMax protocol (see `reinmax_protocol.py`) with one Adam, which goes through both stages. All rows of a seed have
-the same weights at the switch. Each second stage is so long that all take about the same seconds, some 150 on one core,
-and is judged at six moments; between two of them curves are read off on a straight line, at seconds since the switch.
-The ELBO is that of the discrete model, by ten samples for each of the 10,000 test images.
+The ReinMax protocol (see `reinmax_protocol.py`) with a single Adam for both stages. All rows of a seed have the same
+weights at the switch. The lengths of the second stages are chosen so that all take about the same time, some 150
+seconds on one core. Each is scored at six moments; curves are interpolated linearly between them, at seconds since the
+switch. The ELBO is that of the discrete model, with ten samples for each of the 10,000 test images.
 """
 
 import math
@@ -51,12 +51,12 @@ BASELINE = "top-c"
 SOFT = "gumbel-softmax[kl=categorical,temperature=0.67]"
 SOFT_EPOCHS = 15
 LEARNING_RATES = {"8x16": 5e-4, "10x30": 1e-3}  # those of `stages.py`
-#: Size -> estimator -> steps of the second stage, which take about the same seconds.
+#: Size -> estimator -> steps of the second stage; all take about the same time.
 STEPS = {
     "8x16": {BASELINE: 2000, "local-expectation": 600, "reinmax": 12600},
     "10x30": {BASELINE: 2000, "local-expectation": 200, "reinmax": 12600},
 }
-#: When a second stage is judged, as parts of it.
+#: Fractions of the second stage at which it is scored.
 PARTS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 NUM_SAMPLES = 10
 #: Seconds since the switch at which curves are compared.
@@ -70,14 +70,14 @@ def main(
     seeds: tuple[int, ...] = (0,),
     smoke: bool = False,
 ) -> pd.DataFrame:
-    """Train each second stage after the same soft one, and print differences of the ELBO at common seconds.
+    """Train each second stage after the same soft one; print differences of the ELBO at equal seconds.
 
     Args:
         places: where to read and write.
         sizes: K x N: 8x16 or 10x30.
-        seeds: of initial weights, order of the data and samples.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, sizes, seeds = places.apart(NAME), ("8x16",), (0,)
@@ -98,7 +98,7 @@ def main(
 
 
 def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
-    """Train a cell and judge it at the switch and at parts of its second stage; `moment` is the part."""
+    """Train a cell and score it at the switch and at fractions of its second stage, which are its `moment`s."""
     size, name = cell["size"], cell["estimator"]
     steps = STEPS[size][name] // (100 if smoke else 1)
     written = f"reinmax[temperature={SEARCHED['reinmax'][size].temperature}]" if name == "reinmax" else name
@@ -116,20 +116,20 @@ def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
 
 
 def sampled_scores(vae: CategoricalVAE, data: Dataset) -> Row:
-    """ELBO of the discrete model and a lower bound of log p(x) on test images, nats per datum, by the same samples."""
+    """Compute the discrete ELBO and a lower bound of log p(x) on test images from the same samples, nats per datum."""
     log_weights = log_importance_weights(vae, data.test, NUM_SAMPLES)
     bound = log_weights.logsumexp(0).mean().item() - math.log(NUM_SAMPLES)
     return {"test_elbo": log_weights.mean().item(), "test_bound": bound}
 
 
 def since_the_switch(table: pd.DataFrame) -> pd.DataFrame:
-    """The same with `after`, seconds of training since the soft stage ended."""
+    """Add the column `after`: seconds of training since the end of the soft stage."""
     switched = table.groupby(["size", "estimator", "seed"], sort=False)["seconds"].transform("first")
     return table.assign(after=table["seconds"] - switched)
 
 
 def at_common_seconds(curves: pd.DataFrame) -> pd.DataFrame:
-    """Each curve at `COMMON`, as far as it goes."""
+    """Interpolate each curve at `COMMON`, as far as it reaches."""
     rows = []
     for (size, name, seed), curve in curves.groupby(["size", "estimator", "seed"], sort=False):
         for at in COMMON:
@@ -141,7 +141,7 @@ def at_common_seconds(curves: pd.DataFrame) -> pd.DataFrame:
 
 @in_house_style
 def draw(curves: pd.DataFrame) -> Figure:
-    """Test -ELBO against seconds since the switch, a panel for each size: means over seeds with standard errors."""
+    """Draw test -ELBO against seconds since the switch, one panel per size: means over seeds with standard errors."""
     sizes = list(dict.fromkeys(curves["size"]))
     figure = Figure(figsize=(5.4 * len(sizes), 4.4))
     for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):

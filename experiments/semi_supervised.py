@@ -1,8 +1,8 @@
-"""One class label, relaxed or summed over: Table 2 of Jang, Gu and Poole (2017).
+"""Reproduce Table 2 of Jang, Gu and Poole (2017): a class label that is relaxed or summed over.
 
 Question: in a semi-supervised VAE with one ten-way label and 100 labelled images, how do exact marginalization over the
-label, Gumbel-Softmax and straight-through Gumbel-Softmax compare in ELBO, accuracy and seconds a step, for 10 classes
-and for 100? Published (arXiv 1611.01144): ELBO -106.8, -109.6, -110.7; accuracy 92.6, 92.4, 93.6 %; Gumbel-Softmax 2
+label, Gumbel-Softmax and straight-through Gumbel-Softmax compare in ELBO, accuracy and seconds per step, for 10 and for
+100 classes? Published (arXiv 1611.01144): ELBO -106.8, -109.6, -110.7; accuracy 92.6, 92.4, 93.6 %; Gumbel-Softmax 2
 times as fast as marginalization for 10 classes and 9.9 times for 100.
 
 Command: `python experiments/semi_supervised.py --seeds 0 1 2` (`--smoke` for a tiny size, in seconds); `--steps` makes
@@ -10,22 +10,22 @@ it longer: full length is 12,000. It writes `experiments/results/semi_supervised
 `docs/figures/semi_supervised.png` and `.svg`.
 
 Cost: one core, 3,000 steps (5 epochs): seven minutes for a marginalized model, three for each of the others, one for
-the labels alone, a quarter of an hour a seed; the 20 steps of 100 classes take seconds. The 12,000 steps of full length
-take four times as long.
+the labels alone: a quarter of an hour per seed. The 20 steps with 100 classes take seconds. The 12,000 steps of full
+length take four times as long.
 
-The M2 model of Kingma et al. (2014, arXiv 1406.5298): y ~ Categorical(1/K), z ~ Normal(0, I), x ~ Bernoulli(decoder(y,
-z)), q(y|x) and q(z|x, y), is the ready program `SemiSupervisedVAE`; the rows are estimators by which `fit` trains it.
-In a step, all images have the ELBO, the labelled ones that of image and label besides, an image weighing as much as any
-other, and `--weight` times the mean cross-entropy of q(y|x), which is the program's `label_weight`. All rows are judged
-alike: the ELBO of the discrete model on the test set, summed over the label, and the accuracy of q(y|x). The classifier
-is convolutional; that of "labels alone" has the cross-entropy and nothing else, which is what unlabelled images have to
-improve on.
+The M2 model of Kingma et al. (2014, arXiv 1406.5298) has y ~ Categorical(1/K), z ~ Normal(0, I), x ~
+Bernoulli(decoder(y, z)), q(y|x) and q(z|x, y); here it is `SemiSupervisedVAE`, and the rows are estimators with which
+`fit` trains it. The loss of a step has the ELBO of all images of the batch; the ELBO of image and label of the labelled
+images, with the same weight per image; and `--weight` times the mean cross-entropy of q(y|x), which is the program's
+`label_weight`. All rows are scored in the same way: the ELBO of the discrete model on the test set, summed over the
+label, and the accuracy of q(y|x). The classifier is convolutional; that of "labels alone" is trained only by the
+cross-entropy, and is the baseline that unlabelled images have to improve on.
 
 Found (`--seeds 0 1 2 --workers 2`, a quarter of full length, which is the default, commit 048fce1): a relaxed step is
-1.5 times as fast for 10 classes and 10 times for 100 (published 2 and 9.9). After equally many steps ELBOs are level
-(0.13 +- 0.13 nats apart); the sum over the label has an accuracy of 82.1 +- 1.1 %, 3.0 +- 0.4 points above soft
-samples and 5.9 +- 1.8 above the labels alone, 76.3 +- 0.9 %. Published accuracies are 92 to 94 %, within a point of
-each other.
+1.5 times as fast for 10 classes and 10 times for 100 (published 2 and 9.9). After equally many steps the ELBOs are
+equal within errors (0.13 +- 0.13 nats apart). The sum over the label has an accuracy of 82.1 +- 1.1 %, which is 3.0 +-
+0.4 points above soft samples and 5.9 +- 1.8 above the labels alone, 76.3 +- 0.9 %. Published accuracies are 92 to 94 %,
+within about a point of each other.
 """
 
 import math
@@ -67,13 +67,13 @@ from pyro_gvae.runtime.rng import own_randomness
 from pyro_gvae.train.fit import fit
 
 NAME = "semi_supervised"
-#: Row -> estimator of unlabelled images.
+#: Row -> estimator for unlabelled images.
 ROWS = {
     "marginalized": "exact",
     "gumbel-softmax": "gumbel-softmax[kl=categorical,temperature=0.67]",
     "st-gumbel-softmax": "st-gumbel-softmax[temperature=0.67]",
 }
-#: The row whose classifier sees no unlabelled image.
+#: The row whose classifier sees only labelled images.
 ALONE = "labels alone"
 #: Jang et al., Table 2: ELBO and accuracy.
 PUBLISHED = {
@@ -81,12 +81,12 @@ PUBLISHED = {
     "gumbel-softmax": (-109.6, 0.924),
     "st-gumbel-softmax": (-110.7, 0.936),
 }
-#: A run's steps are timed in so many parts, of which the median is reported.
+#: The steps of a run are timed in this many parts; the median is reported.
 PARTS = 100
 
 
 class Sizes(NamedTuple):
-    """Of a model and its training."""
+    """Sizes of a model and its training."""
 
     hidden: int = 500
     latent: int = 50
@@ -95,14 +95,14 @@ class Sizes(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """Images with labels, which every step has besides its batch."""
+    """Labelled images, which every step uses in addition to its batch."""
 
     images: Tensor  # (M, D)
     labels: Tensor  # (M,), integers
 
 
 def m2(image_shape: ImageShape, num_classes: int, sizes: Sizes, label_weight: float) -> SemiSupervisedVAE:
-    """The program of images of height and width, with a convolutional classifier."""
+    """Build the M2 program for images of a shape, with a convolutional classifier."""
     data_dim = math.prod(image_shape)
     vae = SemiSupervisedVAE(data_dim, num_classes, sizes.latent, (sizes.hidden,), label_weight=label_weight)
     vae.classifier = nn.Sequential(conv_encoder(image_shape, 1, num_classes), nn.Flatten(-2))
@@ -111,12 +111,12 @@ def m2(image_shape: ImageShape, num_classes: int, sizes: Sizes, label_weight: fl
 
 @final
 class WithLabelled(nn.Module):
-    """M2 of images without labels, with those that have labels beside them.
+    """M2 for unlabelled images, plus a term for all labelled images.
 
     Args:
         vae: the program.
         labelled: images with labels.
-        data_size: of how many images a labelled one is worth one.
+        data_size: size of the training set; a labelled image weighs as much as one of its images.
     """
 
     def __init__(self, vae: SemiSupervisedVAE, labelled: Labelled, data_size: int) -> None:
@@ -124,9 +124,9 @@ class WithLabelled(nn.Module):
         self.vae, self.labelled, self.data_size = vae, labelled, data_size
 
     def model(self, x: Tensor) -> None:
-        """p(x, y, z) of images (B, D), and a share of the objective of those with labels."""
+        """p(x, y, z) of images (B, D), and the batch's share of the objective of labelled images."""
         self.vae.model(x)
-        with poutine.block():  # it has its own draws
+        with poutine.block():  # hide its sample sites
             loss: Tensor = Trace_ELBO().differentiable_loss(self.vae.model, self.vae.guide, *self.labelled)
         pyro.factor("labels", -len(x) / self.data_size * loss)
 
@@ -137,12 +137,12 @@ class WithLabelled(nn.Module):
 
 @final
 class LabelsAlone(nn.Module):
-    """A classifier and its cross-entropy, which weighs as much as it does in `WithLabelled`.
+    """The classifier and its cross-entropy, with the same weight as in `WithLabelled`.
 
     Args:
-        vae: whose classifier it is.
+        vae: the program that the classifier belongs to.
         labelled: images with labels.
-        data_size: as there.
+        data_size: as in `WithLabelled`.
     """
 
     def __init__(self, vae: SemiSupervisedVAE, labelled: Labelled, data_size: int) -> None:
@@ -157,7 +157,7 @@ class LabelsAlone(nn.Module):
         pyro.factor("labels", -len(x) / self.data_size * loss)
 
     def guide(self, x: Tensor) -> None:
-        """Nothing is latent."""
+        """The guide is empty: there are no latents."""
 
 
 def main(
@@ -170,17 +170,17 @@ def main(
     weight: float = 50.0,
     smoke: bool = False,
 ) -> pd.DataFrame:
-    """Train with ten classes; time steps with ten and with a hundred.
+    """Train with 10 classes; time steps with 10 and 100 classes.
 
     Args:
         places: where to read and write.
-        steps: of training.
-        seeds: of initial weights, order of the data, labelled images and samples.
-        classes: K of steps that are timed; models with other than 10 are not trained.
-        estimators: rows.
-        weight: of the mean cross-entropy of the labelled images, in nats per datum.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        steps: number of training steps.
+        seeds: seeds of the initial weights, the order of the data, the labelled images and the samples.
+        classes: numbers of classes K for which steps are timed; models are trained only for K = 10.
+        estimators: rows to run.
+        weight: weight of the mean cross-entropy of the labelled images, in nats per datum.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, steps, seeds = places.apart(NAME), 3, (0,)
@@ -210,13 +210,13 @@ def main(
 
 
 def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
-    """Train and judge a model of ten classes; time its steps, or those of another number."""
+    """Train, time and score a model with 10 classes; for other numbers of classes, time a few steps."""
     sizes = Sizes(8, 3, 10, 20) if smoke else Sizes()
     trains = cell["classes"] == 10
     steps = cell["steps"] if trains else 20
     config = places.placed(
         TrainConfig(dataset="digits" if smoke else "mnist", binarize="threshold"),
-        stages=f"{ROWS.get(cell['estimator'], 'reinforce')}:{steps}steps",  # without latents, all are alike
+        stages=f"{ROWS.get(cell['estimator'], 'reinforce')}:{steps}steps",  # without latents, any will do
         batch_size=sizes.batch,
         learning_rate=1e-3,
         seed=cell["seed"],
@@ -235,12 +235,12 @@ def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
     if trains:
         row |= judge(vae, data)
     if cell["estimator"] == ALONE:
-        row["elbo"] = math.nan  # of networks that nothing trains
+        row["elbo"] = math.nan  # its networks are not trained
     return [row]
 
 
 def labelled_images(data: Dataset, number: int, seed: int) -> Labelled:
-    """So many train images with their labels, equally many of each of ten classes."""
+    """Choose train images with their labels, equally many from each of the ten classes."""
     assert data.train_labels is not None
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
     labels = data.train_labels[order]
@@ -250,7 +250,7 @@ def labelled_images(data: Dataset, number: int, seed: int) -> Labelled:
 
 @torch.no_grad()
 def judge(vae: SemiSupervisedVAE, data: Dataset) -> Row:
-    """ELBO on test data, summed over the label, one z for each (nats per datum), and the classifier's accuracy."""
+    """Compute the test ELBO (nats per datum; summed over labels, one z per label), and the classifier's accuracy."""
     assert data.test_labels is not None
     with own_randomness(0), pyro.get_param_store().scope():
         elbo = exact.elbo(vae, data.test).mean().item()
@@ -260,9 +260,9 @@ def judge(vae: SemiSupervisedVAE, data: Dataset) -> Row:
 
 @in_house_style
 def draw(found: pd.DataFrame) -> Figure:
-    """ELBO, accuracy and milliseconds of a step, a line for each row; crosses are published.
+    """Draw ELBO, accuracy and milliseconds per step, one line for each row; crosses are published values.
 
-    The published ELBO is left out: its images are binarized otherwise, so that its nats are others.
+    The published ELBO is left out, because its images are binarized differently and its nats are not comparable.
     """
     figure = Figure(figsize=(11, 3.4))
     panels = figure.subplots(1, 3, sharey=True)

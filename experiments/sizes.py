@@ -1,17 +1,17 @@
-"""How many latents of how many categories does a data set need, and where does pruning end?
+"""Measure how many latents and categories a data set needs, and the sizes at which pruning ends.
 
-Question: of models of N latents of K categories, how does log p(x) of test images grow with N and with K? And does a
-run that begins large and prunes (`--prune`) end at a size, and at a log p(x), that one would choose from this grid?
+Question: how does log p(x) of test images grow with the number of latents N and of categories K? And does a run that
+starts large and prunes (`--prune`) end with a size and a log p(x) that one would choose from this grid?
 
 Command: `python experiments/sizes.py` (`--smoke` for a tiny size, in seconds); `--datasets`, `--seeds` and `--epochs`
-change its length, and what has been measured is not measured again. `--datasets mnist` is an option. It writes
+change its length, and finished cells are not run again. `--datasets mnist` also works. It writes
 `experiments/results/sizes.csv`, and `docs/figures/sizes_DATASET.png` and `.svg`.
 
 Cost: one core, digits with three seeds: about ten minutes.
 
-All sizes have the same networks, and are trained by soft samples with the categorical KL for as many epochs. None of
-the grid has more than 65,536 codes, so that log p(x) is a sum over all of them. Runs that prune do so at a third
-and at two thirds of their epochs, by the default thresholds or by another one of information.
+All sizes have the same networks, and are trained with soft samples and the categorical KL for equally many epochs. No
+size of the grid has more than 65,536 codes, so log p(x) is a sum over all of them. Runs that prune do so after a third
+and two thirds of their epochs, with the default thresholds or a higher threshold of information.
 """
 
 from functools import partial
@@ -31,7 +31,7 @@ from pyro_gvae.runs.tables import with_errors
 NAME = "sizes"
 CATEGORIES, LATENTS = (2, 4, 8, 16), (1, 2, 3, 4, 8)
 MOST_CODES = 2**16
-#: Where runs that prune begin, (K, N), and their thresholds: the default, and one of more nats.
+#: (K, N) at which runs with pruning start, and their thresholds: the default, and a higher one, in nats.
 LARGE = (
     (4, 8, "information=0.01"),
     (4, 8, "information=0.5"),
@@ -49,15 +49,15 @@ def main(
     seeds: tuple[int, ...] = (0, 1, 2),
     smoke: bool = False,
 ) -> pd.DataFrame:
-    """Train each size, and from the largest with pruning; print test ELBO and log p(x), and what is left.
+    """Train each size, and large sizes with pruning; print test ELBO, log p(x) and the final sizes.
 
     Args:
         places: where to read and write.
         datasets: names of data sets.
-        epochs: of each model.
-        seeds: of initial weights, order of the data and samples.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        epochs: epochs of each run.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, datasets, epochs, seeds = places.apart(NAME), ("digits",), 2, (0,)
@@ -78,7 +78,7 @@ def main(
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds with their standard errors."""
+    """Compute means over seeds and their standard errors."""
     values = ["test_elbo", "test_log_evidence", "latents_left", "categories_left"]
     return mean_and_error(table, ["categories", "latents", "prune"], values)
 
@@ -97,13 +97,13 @@ def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
 
 
 def scored(vae: CategoricalVAE, data: Dataset) -> Row:
-    """Test scores, and what is left of latents and categories."""
+    """Compute test scores, and the final numbers of latents and categories."""
     return scores_on_test(vae, data) | {"latents_left": vae.num_latents, "categories_left": vae.num_categories}
 
 
 @in_house_style
 def draw(found: pd.DataFrame) -> Figure:
-    """-log p(x) against N, a curve for each K; stars are where runs end that prune."""
+    """Draw -log p(x) against N, one curve for each K; stars are the final sizes of runs that prune."""
     figure = Figure(figsize=(7, 4.2))
     axes = figure.subplots()
     grid, pruned = found[found["prune"] == NOT], found[found["prune"] != NOT]

@@ -1,8 +1,8 @@
-"""The soak test: train, kill, resume, evaluate, compare and fit for a given time; nothing may be lost, nothing grow.
+"""Soak test: train, kill, resume, evaluate, compare and fit for a given time, and check for lost results and leaks.
 
-In each round a run is trained undisturbed, and once more, killed by SIGKILL at random moments and resumed: weights and
-evaluations must be the same. The model is evaluated, some rounds compare estimators, and the soak test's own process
-fits models again and again, while its memory is watched.
+Each round trains a run undisturbed, and trains it again while killing it with SIGKILL at random moments and resuming
+it: weights and evaluations must be the same. The round evaluates the model, every third round compares estimators, and
+the process of the soak test itself fits models again and again while its memory is watched.
 
     python experiments/soak.py --minutes 30
 """
@@ -43,26 +43,26 @@ PLANS = (
     ["--stages", "vimco:{n}steps,exact-evidence:{n}steps", "--optimizer", "RAdam"],
     ["--stages", "reinforce-baseline:{n}steps,rebar:{n}steps", "--temperature", "linear:1,0.5,{n}", "--clip-norm", "5"],
 )
-#: Megabytes by which a process may grow with each fit, once so many fits have warmed caches: seen were 0.3.
+#: Megabytes by which a process may grow per fit (0.3 were observed), and the number of fits that warm up caches.
 MOST_GROWTH, WARM = 1.0, 20
 CLOCKS = ("seconds", "steps_per_second")
 
 
 class LostError(AssertionError):
-    """Something was lost, differs, or grew."""
+    """A result was lost or differs, or memory grew."""
 
 
 def soak(
     minutes: float = 30.0, smoke: bool = False, seed: int = 0, results: Path | None = None, folder: Path | None = None
 ) -> None:
-    """Soak the commands of training.
+    """Run the soak test.
 
     Args:
-        minutes: How long, about; a round that was begun is finished.
-        smoke: One short round, to see that the soak test itself runs.
-        seed: Of the moments of the kills.
-        results: Where the summary goes; experiments/results/soak.json if not given, or in runs for a smoke run.
-        folder: Where the runs go, a temporary one if not given; each is removed when it was found to be whole.
+        minutes: Approximate duration; the last round is always finished.
+        smoke: Run one short round, to check that the soak test itself works.
+        seed: Seed of the moments of the kills.
+        results: File for the summary, by default experiments/results/soak.json; in runs for a smoke run.
+        folder: Folder for the runs, by default a temporary one; each run is removed once it has passed the checks.
     """
     folder = Path(tempfile.mkdtemp(prefix="soak")) if folder is None else folder
     processes = multiprocessing.get_context("forkserver")
@@ -103,9 +103,10 @@ def soak(
 
 
 def _command(processes: Any, *words: Any, kill: Callable[[Callable[[], bool]], None] | None = None) -> int:
-    """The exit code of `pyro-gvae WORDS` in a process of its own; minus 9 if it was killed.
+    """Run `pyro-gvae WORDS` in a new process and return its exit code, which is -9 if it was killed.
 
-    It is killed when `kill`, which is told how to see whether it still runs, returns.
+    If `kill` is given, the process is killed when `kill` returns; it is called with a function that says whether the
+    process is still alive.
     """
     process = processes.Process(target=_run, args=([str(word) for word in words],))
     process.start()
@@ -128,11 +129,11 @@ def _run(words: list[str]) -> None:
 def _train_killed(
     processes: Any, plan: list[str], run: Path, choose: random.Random, took: float, found: dict[str, Any], *, most: int
 ) -> None:
-    """Train as planned, killed so many times at most."""
+    """Train as planned, but kill and resume the run up to `most` times."""
     kills, code = 0, -9
 
     def at_a_random_moment(is_alive: Callable[[], bool]) -> None:
-        """Mostly after its first checkpoint, so that each process gets on."""
+        """Wait, mostly until after the first checkpoint of the process, so that the run makes progress."""
         checkpoint = run / CHECKPOINT
         before = _modified(checkpoint)
         if choose.random() < 0.2 and kills:
@@ -146,7 +147,7 @@ def _train_killed(
         if (run / CONFIG).exists():
             words: tuple[Any, ...] = ("resume", run)
             found["resumes"] += 1
-        else:  # killed before there was anything to be lost
+        else:  # killed before there was anything to resume
             shutil.rmtree(run, ignore_errors=True)
             words = ("train", *plan, "--output", run)
         code = _command(processes, *words, kill=at_a_random_moment if kills < most else None)
@@ -156,13 +157,13 @@ def _train_killed(
 
 
 def _seconds(run: Path) -> float:
-    """What a run's steps took from its second evaluation on; after as long as its start takes, it would have ended."""
+    """Return the seconds from a run's second evaluation to its last, without the slow start."""
     seconds = read_json_lines(run / "metrics.jsonl")["seconds"]
     return float(seconds.iloc[-1] - seconds[1])
 
 
 def _modified(path: Path) -> int:
-    """When, in nanoseconds; 0 if it does not exist."""
+    """Return the modification time in nanoseconds, or 0 if the file does not exist."""
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
@@ -175,7 +176,7 @@ def _check_same(expected: Path, found: Path) -> None:
     if weights[0].keys() != weights[1].keys() or any(not torch.equal(weights[0][n], weights[1][n]) for n in weights[0]):
         raise LostError(f"the weights in '{found}' are not those in '{expected}'")
     if list(found.glob(".*.tmp")):
-        raise LostError(f"halves of files are left in '{found}'")
+        raise LostError(f"unfinished temporary files are left in '{found}'")
 
 
 def _lines(run: Path) -> pd.DataFrame:
@@ -187,7 +188,7 @@ def _evaluate(processes: Any, run: Path) -> None:
     [path] = (run / "evaluation").glob("*.json")
     elbo, last = json.loads(path.read_text())["test"]["elbo"]["value"], _lines(run)["test_elbo"].iloc[-1]
     if abs(elbo - last) > 1e-3:
-        raise LostError(f"'{run}' was left with a test ELBO of {last}, and evaluated to have {elbo}")
+        raise LostError(f"'{run}' ended with a test ELBO of {last}, but `evaluate` found {elbo}")
 
 
 def _compare(processes: Any, run: Path, *, seeds: int, epochs: int) -> None:
@@ -199,7 +200,7 @@ def _compare(processes: Any, run: Path, *, seeds: int, epochs: int) -> None:
 
 
 def _fit_here(seed: int) -> float:
-    """Fit a model in this process, and say how many megabytes the process has after that."""
+    """Fit a model in this process, and return the resident memory of the process afterwards, in megabytes."""
     torch.manual_seed(seed)
     vae = CategoricalVAE(data_dim=64, num_latents=2, num_categories=4, hidden=(16,))
     x = torch.rand(256, 64).round()
@@ -208,7 +209,7 @@ def _fit_here(seed: int) -> float:
 
 
 def _growth(memory: list[float]) -> float:
-    """From the second quarter of the fits to the last one, in megabytes a fit: the first ones warm caches."""
+    """Return the growth from the second quarter of the fits to the last, in MB per fit; the first warms caches."""
     quarter = max(1, len(memory) // 4)
     grown = statistics.median(memory[-quarter:]) - statistics.median(memory[quarter : 2 * quarter])
     return grown / max(1, len(memory) - 2 * quarter)
@@ -216,7 +217,7 @@ def _growth(memory: list[float]) -> float:
 
 def _expect(code: int, found: int) -> None:
     if found != code:
-        raise LostError(f"a command ended with {found} in place of {code}")
+        raise LostError(f"a command ended with exit code {found} instead of {code}")
 
 
 if __name__ == "__main__":

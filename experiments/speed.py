@@ -1,4 +1,4 @@
-"""How fast: exact sums and training steps against their alternatives, measured side by side in one run.
+"""Measure the speed of exact sums and training steps against alternatives, side by side in one run.
 
     python experiments/speed.py exact
     python experiments/speed.py step
@@ -11,7 +11,7 @@
     OMP_NUM_THREADS=1 python experiments/speed.py processes
     python experiments/speed.py exact --smoke
 
-Each subcommand is a module of its own, whose docstring says what it measures, what it costs and what was found.
+Each subcommand is a module; its docstring says what it measures, how long it takes and what was found.
 """
 
 import tyro

@@ -1,14 +1,14 @@
-"""How long does a command take, from the shell?
+"""Measure how long commands take from the shell.
 
-Question: how many times as long as `python -c "import torch, pyro"` does each command take on a tiny run?
+Question: how long does each command take on a tiny run, relative to `python -c "import torch, pyro"`?
 
-Command: `python experiments/speed.py commands` (`--smoke` for two of them, once). It writes
+Command: `python experiments/speed.py commands` (`--smoke` runs two commands, once each). It writes
 `experiments/results/speed_commands.json`.
 
 Cost: about three minutes on two cores.
 
-The run is of digits, 2 one-hots of 4 categories, trained for two steps. Each command is a new process; processes of all
-commands and of the imports alternate, and reported are medians of wall seconds and their ratios to the imports.
+The run is a model of digits with 2 one-hots of 4 categories, trained for two steps. Each command is a new process; all
+commands and the bare imports run in turn. Reported are median wall times and their ratios to the imports.
 
 Found: see `docs/results/speed_commands.md`.
 """
@@ -28,7 +28,7 @@ from pyro_gvae.runs.files import write_json
 
 TINY = ["--num-latents", "2", "--num-categories", "4", "--hidden", "16", "--stages", "exact:2steps"]
 IMPORTS = "import torch, pyro"
-#: Name -> its words; RUN stands for the run folder.
+#: Name -> arguments; RUN stands for the run folder.
 COMMANDS = {
     "--help": ["--help"],
     "evaluate": ["evaluate", "RUN"],
@@ -41,16 +41,16 @@ COMMANDS = {
     "explore": ["explore", "RUN"],
     "report": ["report", "RUN"],
 }
-#: Name -> how often the time of the imports it may take at most; `--help` has half a second.
+#: Name -> upper limit for the ratio to the imports; the limit of `--help` is half a second.
 BARS = {"evaluate": 1.5}
 
 
 def commands(*, smoke: bool = False, results: Path | None = None) -> None:
-    """Commands from the shell on a tiny run, against the imports of torch and Pyro.
+    """Time commands from the shell on a tiny run, and compare with the imports of torch and Pyro.
 
     Args:
-        smoke: two commands, once each.
-        results: the JSON file to write, by default in experiments/results, or in runs for a smoke run.
+        smoke: run two commands, once each.
+        results: the JSON file to write, by default in experiments/results; in runs/experiments/smoke for a smoke run.
     """
     chosen = dict(list(COMMANDS.items())[:2]) if smoke else COMMANDS
     taken: dict[str, list[float]] = {name: [] for name in (IMPORTS, *chosen)}
@@ -72,7 +72,7 @@ def commands(*, smoke: bool = False, results: Path | None = None) -> None:
 
 
 def row(name: str, seconds: dict[str, float]) -> dict[str, Any]:
-    """The seconds of a command, beside the bar that it has."""
+    """Return the seconds of a command, its ratio to the imports, and its limit."""
     over = seconds[name] / seconds[IMPORTS]
     return {"command": name, "seconds": seconds[name], "over_imports": over, "bar": BARS.get(name)}
 

@@ -1,16 +1,16 @@
-"""What does a training step cost, estimator by estimator?
+"""Measure the cost of a training step for every estimator.
 
-Question: how long is a step of `make_step` with each estimator of the registry, next to one with `gumbel-softmax`?
+Question: how long does a step of `make_step` take with each estimator of the registry, relative to `gumbel-softmax`?
 
 Command: `python experiments/speed.py estimators` (`--smoke` for tiny sizes, in seconds). It writes
 `experiments/results/speed_estimators.json` and `docs/figures/estimator_cost.png` and `.svg`.
 
-Cost: about five minutes on two cores, and MNIST in torchvision's layout.
+Cost: about five minutes on two cores; needs MNIST in torchvision's layout.
 
 MLP 784-512-256-NK and back, B = 100, grey MNIST, at two sizes of code: 4 one-hots of 8 categories, where all 4,096
-codes can be summed, and 20 of 10, where nothing can. Options are the registry's defaults but for those in `OPTIONS`.
-Blocks of all estimators alternate; a block gives a mean, and reported are the medians over blocks and their ratio to
-`gumbel-softmax`. An estimator that refuses a size is listed with its reason.
+codes can be summed, and 20 of 10, where they cannot. Options are the registry's defaults except for those in `OPTIONS`.
+The estimators run blocks of steps in turn. Reported are the medians over blocks of the mean time per step, and their
+ratios to `gumbel-softmax`. An estimator that refuses a size is listed with its reason.
 """
 
 from itertools import cycle
@@ -26,12 +26,12 @@ from pyro_gvae.report.style import INK, PALETTE, in_house_style, save_figure
 from pyro_gvae.runs.files import write_json
 
 REFERENCE = "gumbel-softmax"
-#: Row -> estimator and options; every other estimator of the registry is a row of its own name.
+#: Row -> estimator and options; every other estimator of the registry is a row with its own name and default options.
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     REFERENCE: ("gumbel-softmax", {"kl": "relaxed"}),
     "gumbel-softmax, categorical KL": ("gumbel-softmax", {"kl": "categorical"}),
 }
-#: A sum that takes longer than this many codes is no step to wait for.
+#: Exact estimators are not timed if there are more codes than this.
 MOST_CODES = 100_000
 FULL = Protocol(blocks=30, steps=5, batches=100, epochs=1, late=1)
 SMOKE = Protocol(blocks=2, steps=1, batches=2, epochs=1, late=1)
@@ -47,10 +47,10 @@ def estimators(
     """Measure a training step of every estimator.
 
     Args:
-        smoke: tiny sizes, to see that it runs.
-        mnist: the folder that torchvision calls root.
-        results: the JSON file to write, by default in experiments/results, or in runs for a smoke run.
-        figures: the folder for the chart, by default docs/figures, or in runs for a smoke run.
+        smoke: use tiny sizes, to check that it works.
+        mnist: the MNIST folder (torchvision's `root`).
+        results: the JSON file to write, by default in experiments/results; in runs/experiments/smoke for a smoke run.
+        figures: the folder for the chart, by default docs/figures; runs/experiments/smoke for a smoke run.
     """
     protocol = SMOKE if smoke else FULL
     data = load("digits") if smoke else load("mnist", data_dir=mnist)
@@ -65,7 +65,7 @@ def estimators(
 
 
 def measured_size(size: Size, protocol: Protocol) -> dict[str, Any]:
-    """Milliseconds of a step, by row, their ratios to the reference, and why rows are missing."""
+    """Measure milliseconds per step by row and their ratios to the reference; give the reasons of refused rows."""
     steps, refused = contenders(size)
     milliseconds = measured(steps, size, protocol)
     ratios = {name: value / milliseconds[REFERENCE] for name, value in milliseconds.items()}
@@ -82,7 +82,7 @@ def measured_size(size: Size, protocol: Protocol) -> dict[str, Any]:
 
 
 def contenders(size: Size) -> tuple[dict[str, Step], dict[str, str]]:
-    """A step of each row that takes this size, and the reason of each that does not."""
+    """Make a step for each row that accepts this size, and list the reasons of those that refuse it."""
     steps: dict[str, Step] = {}
     refused: dict[str, str] = {}
     rows = {name: (name, {}) for name in ESTIMATORS} | OPTIONS
@@ -103,7 +103,7 @@ def contenders(size: Size) -> tuple[dict[str, Step], dict[str, str]]:
 
 @in_house_style
 def draw(sizes: list[dict[str, Any]], folder: Path) -> None:
-    """The ratios as distances from 1 on a logarithmic axis, a panel for each size of code."""
+    """Draw the ratios as distances from 1 on a logarithmic axis, one panel for each size of code."""
     rows = max(len(size["over_gumbel_softmax"]) for size in sizes)
     figure = Figure(figsize=(5.2 * len(sizes), 1.2 + 0.25 * rows))
     panels = figure.subplots(1, len(sizes), squeeze=False)[0]

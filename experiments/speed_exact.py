@@ -1,28 +1,29 @@
-"""How fast is the exact sum over all K^N codes, and how does it grow?
+"""Measure the speed of the exact sum over all K^N codes, and its growth with the number of codes.
 
 Question: how much faster than stock Pyro (N `OneHotCategorical` sites, parallel `TraceEnum_ELBO`) is a training step
-with `exact`, what share of the rate of a plain matrix product does it reach, do time and memory grow as promised
-with S = K^N, and does a step stay as fast while posteriors sharpen?
+with `exact`, what share of the rate of a plain matrix product does it reach, do time and memory grow with S = K^N as
+promised, and does a step stay as fast while posteriors sharpen?
 
-Command: `python experiments/speed.py exact` (`--smoke` for all of it on tiny sizes, in seconds). It writes
+Command: `python experiments/speed.py exact` (`--smoke` for tiny sizes, in seconds). It writes
 `experiments/results/speed_exact.json` and `docs/figures/exact_scaling.png` and `.svg`.
 
-Cost: about ten minutes on two cores; 12 GB, which stock Pyro takes before it dies.
+Cost: about ten minutes on two cores; 12 GB, which stock Pyro fills before it dies.
 
 A step is loss, gradients and optimizer: MLP 784-512-256-NK and back, B = 100. Ours uses one fused Adam, stock Pyro its
-own. Blocks of both are interleaved, medians are reported. Both are checked to give the same loss to 1e-5 first.
+own. Blocks of both are interleaved, and medians are reported. A check before the measurement ensures that both give the
+same loss to 1e-5.
 
-Found (2 cores of an Intel Xeon, torch 2.14.1; stock / ours in ms; in brackets an AMD EPYC):
+Found (2 cores of an Intel Xeon, torch 2.14.1; stock / ours in ms; an AMD EPYC in brackets):
 
-- 8^4 codes: 3170 / 66.1 = 48 times, where 70 were asked for: the full rate of a plain product would give 66. 10^3: 47
-  times. 10^2: 17 times.
+- 8^4 codes: 3170 / 66.1 = 48 times as fast, where the goal was 70: the full rate of a plain product would give 66.
+  10^3: 47 times. 10^2: 17 times.
 - 73 % (79 %) of the rate of a plain product at 8^4 codes, 70 % (82 %) at 8^5, 44 % at 10^2.
-- 2^20 codes: 17.7 s and 1.2 GB, and from 2^14 on time is linear in S to 2 %. Stock dies at 2^14 with 12 GB.
-- 3000 steps on MNIST: the last take 0.38 (0.33) of the time of the first, because neglected codes are not decoded. (The
-  file has 1.04: they were decoded, a fault that is mended.)
-- The decoder's first layer takes 1.5 % of the arithmetic, so that codes are not treated apart from other inputs there.
+- 2^20 codes: 17.7 s and 1.2 GB; from 2^14 on, time is linear in S to 2 %. Stock dies at 2^14 with 12 GB.
+- 3000 steps on MNIST: the last ones take 0.38 (0.33) of the time of the first, because negligible codes are not
+  decoded. (The file has 1.04, from before a fault was fixed: those codes were decoded.)
+- The decoder's first layer takes 1.5 % of the arithmetic, so it does not treat codes differently from other inputs.
 - On two cores of an Intel Xeon (`speed_exact_xeon.json`), before Bernoulli's log-normalizer was made cheap: 51, 39 and
-  12 times, 65 % and 68 % of the rate.
+  12 times as fast, 65 % and 68 % of the rate.
 """
 
 import copy
@@ -69,13 +70,13 @@ Step = Callable[[], float]
 
 
 class Protocol(NamedTuple):
-    """How much is measured."""
+    """Sizes and numbers of repetitions."""
 
     size: Size
     compared: list[tuple[int, int, int]]  # K, N, blocks
     alone: list[tuple[int, int, int]]  # the same, without stock Pyro
     ours_scaled: list[int]  # N at K = 2
-    stock_scaled: list[int]
+    stock_scaled: list[int]  # the same
     steps: int  # of the long run
     window: int  # of its first and last steps
 
@@ -107,14 +108,14 @@ def exact(
     mnist: Path = MNIST_FOLDER,
     memory_cap: float = 12e9,
 ) -> None:
-    """Exact sums over all codes: speed against stock Pyro, growth with K^N, and a long run.
+    """Measure exact sums over all codes: speed against stock Pyro, growth with K^N, and a long run.
 
     Args:
-        smoke: everything, on tiny sizes.
-        results: the JSON file to write, by default in experiments/results, or in runs for a smoke run.
-        figures: the folder for the figure, by default docs/figures, or in runs for a smoke run.
-        mnist: where MNIST lies, for the long run; the small digits are used where it does not.
-        memory_cap: bytes of address space at which stock Pyro is stopped.
+        smoke: run everything on tiny sizes.
+        results: the JSON file to write, by default in experiments/results; in runs/experiments/smoke for a smoke run.
+        figures: the folder for the figure, by default docs/figures; runs/experiments/smoke for a smoke run.
+        mnist: the MNIST folder for the long run, which uses the small digits if it does not exist.
+        memory_cap: limit of the address space of stock Pyro, in bytes.
     """
     protocol = SMOKE if smoke else FULL
     found: dict[str, Any] = {"machine": machine(), "compared": [], "scaling": []}
@@ -137,7 +138,7 @@ def exact(
     draw(found["scaling"], figures or figures_folder(smoke=smoke))
 
 
-# A step of each.
+# A step of ours and of stock Pyro.
 
 
 def our_step(vae: CategoricalVAE, x: Tensor) -> Step:
@@ -146,7 +147,7 @@ def our_step(vae: CategoricalVAE, x: Tensor) -> Step:
 
 
 def stock_svi(vae: CategoricalVAE) -> SVI:
-    """N one-hot sites in a plate, enumerated in parallel in the guide: what stock Pyro has for this model."""
+    """Make stock Pyro's SVI for this model: N one-hot sites in a plate, enumerated in parallel in the guide."""
 
     def model(x: Tensor) -> None:
         pyro.module("decoder", vae.decoder)
@@ -172,7 +173,7 @@ def stock_svi(vae: CategoricalVAE) -> SVI:
 
 
 def compare(size: Size, num_categories: int, num_latents: int, blocks: int, *, with_stock: bool) -> dict[str, Any]:
-    """Median seconds of a step, ours, stock and of a plain matrix product, in interleaved blocks."""
+    """Compare a step of ours, of stock Pyro and a plain matrix product: median times over interleaved blocks."""
     vae, x = size.vae(num_latents, num_categories), size.x()
     num_codes = num_categories**num_latents
     left, right = torch.randn(min(num_codes, 4096), size.hidden[0]), torch.randn(size.hidden[0], size.data_dim)
@@ -208,7 +209,7 @@ def compare(size: Size, num_categories: int, num_latents: int, blocks: int, *, w
 
 
 def interleaved(jobs: dict[str, tuple[Callable[[], Any], int]], blocks: int) -> dict[str, float]:
-    """The median seconds of each job, run in turn, so many calls in a block."""
+    """Return the median seconds of each job; the jobs run blocks of calls in turn."""
     taken: dict[str, list[float]] = {name: [] for name in jobs}
     for job, _ in jobs.values():
         job()  # the first calls allocate and compile
@@ -220,9 +221,9 @@ def interleaved(jobs: dict[str, tuple[Callable[[], Any], int]], blocks: int) -> 
 
 
 def step_flops(size: Size, num_codes: int, code_dim: int) -> int:
-    """Of the layers and of the two products with the data: forward 2 for each weight and row, backward 4.
+    """Count the operations of a step: layers and two products with the data, per weight and row 2 forward, 4 backward.
 
-    The first layers need no gradient of their input.
+    The first layers need no gradient with respect to their input.
     """
 
     def layers(widths: list[int], rows: int) -> int:
@@ -234,7 +235,7 @@ def step_flops(size: Size, num_codes: int, code_dim: int) -> int:
     return decoder + encoder + 4 * num_codes * size.data_dim * size.batch_size
 
 
-# Growth with S, at K = 2: each point in a process of its own, for its peak of memory.
+# Growth with S, at K = 2: each point has its own process, because its peak memory is measured.
 
 
 def scaled(method: str, num_latents: int, size: Size, memory_cap: float) -> dict[str, Any]:
@@ -243,7 +244,7 @@ def scaled(method: str, num_latents: int, size: Size, memory_cap: float) -> dict
 
 
 def point(method: str, num_latents: int, size: list[Any], memory_cap: float) -> dict[str, float]:
-    """Seconds of one gradient step, the fastest of a few if it is short, and the peak of resident memory."""
+    """Measure the seconds of one gradient step (the fastest of a few if it is short), and the peak resident memory."""
     size_ = Size(size[0], tuple(size[1]), size[2])
     vae, x = size_.vae(num_latents, 2), size_.x()
     before = peak_bytes()
@@ -264,7 +265,7 @@ def point(method: str, num_latents: int, size: list[Any], memory_cap: float) -> 
 
 
 def linearity(points: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds for each code at the largest S over those at 2^14, or at the smallest S where all are smaller."""
+    """Compute seconds per code at the largest S relative to 2^14 codes, or to the smallest S if all have fewer."""
     ours = [point for point in points if point["method"] == "ours"]
     large = [point for point in ours if point["num_codes"] >= 2**14] or ours
     per_code = [point["seconds"] / point["num_codes"] for point in large]
@@ -276,11 +277,11 @@ def linearity(points: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-# The long run: posteriors sharpen.
+# The long run, in which posteriors sharpen.
 
 
 def long_run(protocol: Protocol, mnist: Path | None) -> dict[str, Any]:
-    """Seconds of the first and of the last steps of training on images at 8^4 codes, and where denormals are."""
+    """Time the first and last steps of training on images with 8^4 codes, and count denormal numbers at the end."""
     data, name = _images(mnist)
     num_latents, num_categories = (2, 3) if mnist is None else (4, 8)
     torch.manual_seed(0)
@@ -314,7 +315,7 @@ def long_run(protocol: Protocol, mnist: Path | None) -> dict[str, Any]:
 
 
 def _images(mnist: Path | None) -> tuple[Tensor, str]:
-    from sklearn.datasets import load_digits  # here, because every point of the scaling imports this module
+    from sklearn.datasets import load_digits  # imported here, because every process of the scaling imports this module
     from torchvision.datasets import MNIST
 
     if mnist is not None and mnist.is_dir():
@@ -328,7 +329,7 @@ def _denormals(tensor: Tensor) -> int:
 
 @in_house_style
 def draw(points: list[dict[str, Any]], folder: Path) -> None:
-    """Time and memory of a gradient step against S, on logarithmic axes; stock Pyro until it dies."""
+    """Draw time and memory of a gradient step against S, on logarithmic axes; stock Pyro until it dies."""
     figure = Figure(figsize=(9, 3.6))
     quantities = {"seconds": ("seconds a gradient step", 1.0), "peak_bytes": ("peak resident memory, GB", 1e9)}
     for axes, (quantity, (label, unit)) in zip(figure.subplots(1, 2), quantities.items(), strict=True):

@@ -1,15 +1,16 @@
-"""How much memory does a training step take?
+"""Measure the peak memory of a training step.
 
-Question: how many times the memory of the networks does a step take at its peak, relaxed at 20x10 and exact at 8^4
-codes, with ours and with stock Pyro?
+Question: how much memory does a step need at its peak, relative to the networks alone, relaxed at 20x10 and exact at
+8^4 codes, with ours and with stock Pyro?
 
 Command: `python experiments/speed.py memory` (`--smoke` for tiny sizes). It writes
 `experiments/results/speed_memory.json`.
 
-Cost: half a minute; no clock is read, so that other work on the machine changes nothing.
+Cost: half a minute; nothing is timed, so other work on the machine does not matter.
 
-The networks hold weights and Adam's two averages; their own step, forward and backward with fused Adam and an arbitrary
-gradient at its end, adds gradients and activations. Counted are tensors, at the peak of a step after two others.
+"The networks alone" hold weights and Adam's two averages; their step, forward and backward with fused Adam and an
+arbitrary gradient at the output, adds gradients and activations. Memory is that of tensors at the peak of the third
+step.
 
 Found: see `docs/results/speed_commands.md`.
 """
@@ -36,11 +37,11 @@ Step = Callable[[Tensor], Any]
 
 
 def memory(*, smoke: bool = False, results: Path | None = None) -> None:
-    """Peak memory of a training step against that of the networks alone.
+    """Measure the peak memory of a training step relative to the networks alone.
 
     Args:
-        smoke: tiny sizes.
-        results: the JSON file to write, by default in experiments/results, or in runs for a smoke run.
+        smoke: use tiny sizes.
+        results: the JSON file to write, by default in experiments/results; in runs/experiments/smoke for a smoke run.
     """
     size = SMOKE_SIZE if smoke else FULL_SIZE
     rows = []
@@ -53,7 +54,7 @@ def memory(*, smoke: bool = False, results: Path | None = None) -> None:
 
 
 def measured(size: Size, name: str, num_latents: int, num_categories: int) -> list[dict[str, Any]]:
-    """Peak bytes of a step of each, and how often those of the networks alone they are."""
+    """Measure peak bytes of a step of each method, and their ratios to the networks alone."""
     x = size.x()
     trained = StepSize(Dataset("drawn", x, x, (1, size.data_dim)), num_latents, num_categories, size.hidden, len(x))
     vaes = [trained.vae() for _ in range(2)]

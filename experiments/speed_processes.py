@@ -1,16 +1,16 @@
-"""How well do two processes share a training step?
+"""Measure how efficiently two processes share a training step.
 
-Question: what is the efficiency of two processes with one thread each on MNIST, over gloo as `torchrun` starts them,
-of a relaxed step that divides the data, and of an exact one that divides data or codes?
+Question: what is the efficiency of two processes with one thread each on MNIST, connected by gloo as under `torchrun`,
+for a relaxed step that divides the data, and for an exact one that divides data or codes?
 
 Command: `OMP_NUM_THREADS=1 python experiments/speed.py processes` (`--smoke` for tiny sizes). It writes
 `experiments/results/speed_processes.json`.
 
-Cost: about a minute on two cores that do nothing else, and MNIST in torchvision's layout.
+Cost: about a minute on two idle cores; needs MNIST in torchvision's layout.
 
 MLP 784-512-256-NK and back, B = 100, fused Adam: N = 20, K = 10 relaxed, and N = 4, K = 8 exact. Efficiency is the time
-of one process over twice that of two; steps of both are interleaved, and medians are reported. "Talk" is the message
-of gradients alone, 4.9 MB relaxed and 4.3 MB exact.
+of one process divided by twice the time of two; steps of both are interleaved, and medians are reported. "Talk" is the
+exchange of gradients alone, 4.9 MB relaxed and 4.3 MB exact.
 
 Found: see `docs/results/speed_commands.md`.
 """
@@ -37,12 +37,12 @@ ROWS = [("gumbel-softmax", "data", 20, 10), ("exact", "data", 4, 8), ("exact", "
 
 
 def processes(*, smoke: bool = False, mnist: Path = MNIST_FOLDER, results: Path | None = None) -> None:
-    """A step divided between two processes, against one, each with one thread.
+    """Compare a step divided between two processes with a step of one, each with one thread.
 
     Args:
-        smoke: everything, on tiny sizes.
-        mnist: the folder that torchvision calls root.
-        results: the JSON file to write, by default in experiments/results, or in runs for a smoke run.
+        smoke: run everything on tiny sizes.
+        mnist: the MNIST folder (torchvision's `root`).
+        results: the JSON file to write, by default in experiments/results; in runs/experiments/smoke for a smoke run.
     """
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.start_processes(_work, (smoke, mnist, folder), nprocs=PROCESSES, start_method="fork")
@@ -68,7 +68,7 @@ def _work(rank: int, smoke: bool, mnist: Path, folder: str) -> None:
 
 
 def measure(size: Size, name: str, divided: Any, steps: int) -> dict[str, Any]:
-    """Median seconds of a step of one process and of all together; the others rest while one works."""
+    """Measure a step of one process, while the others wait, and of all together: median times."""
     batches, vae = size.batches(steps), size.vae()
     one = make_step(size.vae(), estimator(name))
     parts = {"share": share()} if divided == "codes" else {}

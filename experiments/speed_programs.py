@@ -1,18 +1,19 @@
-"""How fast is an exact step of programs with several latents?
+"""Measure the speed of exact steps of programs with several latents.
 
-Question: how much faster than stock `TraceEnum_ELBO` is a training step with `exact` of M2, of a Gaussian mixture, of
-two layers of two one-hots of 8 categories and of a hidden Markov model of 100 steps and 16 states; does the memory of
-the latter grow linearly with the steps; and does an observation that is written with stock Pyro take as long as ours?
+Question: how much faster than stock `TraceEnum_ELBO` is a training step with `exact` for M2, a Gaussian mixture, two
+layers of two one-hots of 8 categories, and a hidden Markov model with 100 steps and 16 states? Does the memory of the
+last grow linearly with the number of steps? And is an observation that is written with stock Pyro as fast as ours?
 
-Command: `python experiments/speed.py programs` (`--smoke` for all of it on tiny sizes, in seconds). It writes
+Command: `python experiments/speed.py programs` (`--smoke` for tiny sizes, in seconds). It writes
 `experiments/results/speed_programs.json`.
 
 Cost: about five minutes on two cores, most of them for the recordings of chains.
 
-A step is loss, gradients and optimizer on B = 100 images of 784 pixels, or on 20 sequences of 88 bits a step. Ours is
-`make_step` with one fused Adam. Stock is `SVI` with Pyro's own Adam and observation on the same networks; of the two
-layers, each one-hot is a site. "Stock at its best" has our observation, and Pyro's validation is off. Steps of all are
-interleaved, medians are reported. Where nothing is continuous, the losses are checked to be the same to 1e-4 first.
+A step is loss, gradients and optimizer on B = 100 images of 784 pixels, or on 20 sequences of 88 bits per step. Ours is
+`make_step` with one fused Adam. Stock is `SVI` with Pyro's own Adam and observation on the same networks; in the two
+layers, each one-hot is a site. "Stock at its best" has our observation, and Pyro's validation switched off. Steps of
+all are interleaved, and medians are reported. For programs without continuous latents, a check before the measurement
+ensures that the losses agree to 1e-4.
 """
 
 import json
@@ -48,7 +49,7 @@ Program = Callable[[Tensor], Any]
 
 
 class Chain(NamedTuple):
-    """A hidden Markov model and its data."""
+    """Sizes of a hidden Markov model and its data."""
 
     num_states: int
     batch_size: int
@@ -64,11 +65,11 @@ class Chain(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """How much is measured."""
+    """Sizes and numbers of repetitions."""
 
     size: Size
     num_classes: int  # of M2 and of the mixture
-    latent_dims: tuple[int, int]  # likewise
+    latent_dims: tuple[int, int]  # of M2, of the mixture
     layers: tuple[int, int]  # N, K
     chain: Chain
     num_steps: int  # T
@@ -105,18 +106,18 @@ SMOKE = Protocol(
 
 
 class Pair(NamedTuple):
-    """A program for stock Pyro."""
+    """A model and a guide for stock Pyro."""
 
     model: Program
     guide: Program
 
 
 def programs(*, smoke: bool = False, results: Path | None = None) -> None:
-    """Exact steps of programs with several latents, against stock Pyro on the same ones.
+    """Compare exact steps of programs with several latents with stock Pyro on the same programs.
 
     Args:
-        smoke: everything, on tiny sizes.
-        results: the JSON file to write, by default in experiments/results, or in runs for a smoke run.
+        smoke: run everything on tiny sizes.
+        results: the JSON file to write, by default in experiments/results; in runs/experiments/smoke for a smoke run.
     """
     protocol = SMOKE if smoke else FULL
     found: dict[str, Any] = {"machine": machine(), "command": COMMAND, "programs": [], "memory": [], "observations": []}
@@ -132,7 +133,7 @@ def programs(*, smoke: bool = False, results: Path | None = None) -> None:
 
 
 def said(row: dict[str, Any]) -> dict[str, Any]:
-    """The row, printed."""
+    """Print a row and return it."""
     print(json.dumps(row), flush=True)
     return row
 
@@ -141,7 +142,7 @@ def said(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows(protocol: Protocol) -> Iterator[dict[str, Any]]:
-    """Yield a row for each program, with what is asked of its ratio."""
+    """Yield a row for each program, with the goal for its ratio."""
     size, x, chain = protocol.size, protocol.size.x(), protocol.chain
     (m2_dim, mixture_dim), num_classes = protocol.latent_dims, protocol.num_classes
 
@@ -163,19 +164,19 @@ def rows(protocol: Protocol) -> Iterator[dict[str, Any]]:
 
 @final
 class StockBernoulli(Observation):
-    """Black and white pixels, as one writes them with stock Pyro."""
+    """Black-and-white pixels, as written with stock Pyro."""
 
     def forward(self, natural: Tensor) -> Any:
         return dist.Bernoulli(logits=natural).to_event(1)
 
 
 def enumerated_in_guide(vae: VAE) -> Pair:
-    """The same program, with its discrete sites enumerated in parallel."""
+    """Return the same program with its discrete sites enumerated in parallel."""
     return Pair(vae.model, config_enumerate(vae.guide, "parallel"))
 
 
 def site_by_site(vae: VAE) -> Pair:
-    """Two layers with a site for each one-hot, since stock Pyro enumerates no site with several."""
+    """Write the two layers with one site per one-hot, because stock Pyro cannot enumerate a site of several."""
     assert isinstance(vae, HierarchicalCategoricalVAE)
 
     def layer(name: str, logits: Tensor) -> Tensor:
@@ -216,7 +217,7 @@ def compare(
     *,
     goal: float | None = None,
 ) -> dict[str, Any]:
-    """Median milliseconds of a step of each, in turn."""
+    """Measure median milliseconds of a step of each method, which run in turn."""
     vaes = {}
     for of in ("ours", "stock", "stock at its best"):
         torch.manual_seed(0)
@@ -225,7 +226,7 @@ def compare(
     stock, best = as_stock(vaes["stock"]), as_stock(vaes["stock at its best"])
     with pyro.get_param_store().scope():
         difference = None
-        if not isinstance(vaes["ours"], SemiSupervisedVAE | GaussianMixtureVAE):  # whose losses are draws
+        if not isinstance(vaes["ours"], SemiSupervisedVAE | GaussianMixtureVAE):  # their losses are random
             theirs = TraceEnum_ELBO(max_plate_nesting=1).loss(stock.model, stock.guide, x)
             difference = abs(ExactELBO().loss(vaes["ours"].model, vaes["ours"].guide, x) / theirs - 1)
             if difference > 1e-4:
@@ -246,11 +247,11 @@ def compare(
     }
 
 
-# Memory of chains: each point in a process of its own, for its peak.
+# Memory of chains: each point has its own process, because its peak memory is measured.
 
 
 def point(method: str, num_steps: int, chain: list[int]) -> dict[str, float]:
-    """Seconds of one step, the fastest of three, and the peak of resident memory."""
+    """Measure the seconds of one step (the fastest of three), and the peak resident memory."""
     keep_freed_memory()
     sizes = Chain(*chain)
     hmm, x = sizes.hmm(), sizes.x(num_steps)
@@ -262,7 +263,7 @@ def point(method: str, num_steps: int, chain: list[int]) -> dict[str, float]:
 
 # Observations.
 
-#: Ours and stock Pyro's, from what a decoder returns. There is no Poisson of ours: its reference is another product.
+#: Our family and stock Pyro's, as functions of the decoder's output. We have no Poisson: it is compared with Bernoulli.
 OBSERVATIONS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]] = {
     "Bernoulli": (Bernoulli, lambda natural: dist.Bernoulli(logits=natural).to_event(1)),
     "Normal": (lambda natural: Gaussian(natural, 1.0), lambda natural: dist.Normal(natural, 1.0).to_event(1)),
@@ -271,7 +272,7 @@ OBSERVATIONS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]]
 
 
 def observed(name: str, protocol: Protocol) -> dict[str, Any]:
-    """Median milliseconds of an exact gradient of a program that observes our family, and of one with stock Pyro's."""
+    """Measure median milliseconds of an exact gradient, with our family as the observation and with stock Pyro's."""
     num_latents, num_categories = protocol.observed
     vae, x, elbo = protocol.size.vae(num_latents, num_categories), protocol.size.x(), ExactELBO()
 

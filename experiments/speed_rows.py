@@ -1,19 +1,20 @@
-"""How much memory and time does an epoch over a Parquet file take that is read in slices?
+"""Measure memory and time of an epoch over a Parquet file that is read in slices.
 
-Question: what is the peak of resident memory of an epoch over a table of ten columns that is read in slices, and of
-the same table in memory, as the number of rows grows; and how many rows a second do both train on?
+Question: as the number of rows grows, what is the peak resident memory of an epoch over a table of ten columns that is
+read in slices, and of the same table in memory? And how many rows per second does training process in both cases?
 
-Command: `python experiments/speed.py rows` (`--smoke` for all of it on tiny sizes, in seconds). It writes
+Command: `python experiments/speed.py rows` (`--smoke` for tiny sizes, in seconds). It writes
 `experiments/results/speed_rows.json`.
 
 Cost: about five minutes on two cores, half of them for the memory of the largest file.
 
-The table has three real columns, two positive ones, two counts, a binary and two categorical ones of 5 and 20 levels,
-a twentieth of whose cells are missing, in row groups of 65,536 rows. The program is the default of `train`, with 4
+The table has three real columns, two positive ones, two counts, a binary one and two categorical ones with 5 and 20
+levels. One cell in twenty is missing; row groups have 65,536 rows. The program is the default of `train`, with 4
 one-hots of 8 categories and one hidden layer of 128 units; a step is `make_step` with `gumbel-softmax`, the cheapest
-there is, so that reading counts most. Epochs from memory and in slices are interleaved, medians are reported. Seconds
-are those of the whole epoch, reading included; the system has the file in its cache. Memory is that of a process of
-its own, from its start to the end of the first epoch: description of the columns, first recording and training.
+estimator, so that reading weighs most. Epochs from memory and in slices are interleaved, and medians are reported.
+Times are those of the whole epoch, including reading; the file is in the system's cache. Memory is that of a separate
+process from its start to the end of the first epoch, which includes describing the columns, the first recording and
+training.
 """
 
 import json
@@ -41,7 +42,7 @@ MISSING = 0.05
 
 
 class Protocol(NamedTuple):
-    """How much is measured."""
+    """Sizes and numbers of repetitions."""
 
     num_rows: int
     rows_of_memory: list[int]
@@ -56,11 +57,11 @@ SMOKE = Protocol(600, [600], 64, [64], 64, 1)
 
 
 def rows(*, smoke: bool = False, results: Path | None = None) -> None:
-    """Memory and time of an epoch over a Parquet file, in slices and in memory.
+    """Measure memory and time of an epoch over a Parquet file, read in slices and held in memory.
 
     Args:
-        smoke: everything, on tiny sizes.
-        results: the JSON file to write, by default in experiments/results, or in runs for a smoke run.
+        smoke: run everything on tiny sizes.
+        results: the JSON file to write, by default in experiments/results; in runs/experiments/smoke for a smoke run.
     """
     protocol = SMOKE if smoke else FULL
     found: dict[str, Any] = {"machine": machine(), "command": COMMAND, "memory": [], "rate": []}
@@ -81,7 +82,7 @@ def rows(*, smoke: bool = False, results: Path | None = None) -> None:
 
 
 def write_table(folder: Path, num_rows: int, group: int) -> Path:
-    """Write a table of mixed columns, one group of rows after another."""
+    """Write a table of mixed columns, one row group at a time."""
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
@@ -96,7 +97,7 @@ def write_table(folder: Path, num_rows: int, group: int) -> Path:
 
 
 def mixed(num_rows: int, seed: int) -> pd.DataFrame:
-    """Rows of four hidden groups, so that there is something to learn."""
+    """Draw rows from four hidden groups, so that there is something to learn."""
     random = np.random.default_rng(seed)
     group = random.integers(0, 4, num_rows)
     columns: dict[str, Any] = {f"real{n}": random.normal(group - n, 1.0) for n in range(3)}
@@ -111,7 +112,7 @@ def mixed(num_rows: int, seed: int) -> pd.DataFrame:
     return frame.mask(random.random(frame.shape) < MISSING)
 
 
-#: How the table is read.
+#: Ways to read the table.
 METHODS = {"in memory": dataset_of, "in slices": sliced_dataset}
 
 
@@ -127,7 +128,7 @@ def epoch(step: Any, data: AnyDataset, batch_size: int, number: int) -> None:
 
 
 def point(file: str, method: str, num_rows: int, batch_size: int) -> dict[str, float]:
-    """Peaks of resident memory, before anything is read and after one epoch, and the bytes of the rows as numbers."""
+    """Measure peak resident memory before reading, after it and after an epoch; and the bytes of the rows."""
     keep_freed_memory()
     before = peak_bytes()
     data = METHODS[method](file)
@@ -138,10 +139,10 @@ def point(file: str, method: str, num_rows: int, batch_size: int) -> dict[str, f
 
 
 def rate(file: Path, batch_size: int, blocks: int) -> dict[str, Any]:
-    """Rows a second of epochs of both, in turn, and of reading the batches alone."""
+    """Measure rows per second of epochs of both methods, in turn, and of reading the batches without training."""
     data = {name: read(file) for name, read in METHODS.items()}
     steps = {name: trainer(own) for name, own in data.items()}
-    for name, step in steps.items():  # recorded
+    for name, step in steps.items():  # the first step records
         step(next(epoch_batches(data[name], batch_size, seed=0, epoch=0)))
     seconds: dict[str, list[float]] = {name: [] for name in data}
     for number in range(blocks):

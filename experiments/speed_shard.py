@@ -1,17 +1,17 @@
-"""How well do several processes divide the codes of an exact sum?
+"""Measure how efficiently two processes divide the codes of an exact sum.
 
 Question: how much faster is a training step of `exact` and `exact-evidence` when two processes divide its codes
-(`--shard codes`) than in one of them, each with one thread?
+(`--shard codes`) than when one process does all the work, with one thread per process?
 
-Command: `OMP_NUM_THREADS=1 python experiments/speed.py shard` (`--smoke` for all of it on tiny sizes). It writes
+Command: `OMP_NUM_THREADS=1 python experiments/speed.py shard` (`--smoke` for tiny sizes). It writes
 `experiments/results/speed_shard.json`.
 
-Cost: about three minutes on two cores that do nothing else.
+Cost: about three minutes on two idle cores.
 
 A step is loss, gradients, their sum over the processes, and optimizer: MLP 784-512-256-NK and back, B = 100, fused Adam
-with learning rate 0, so that the code space stays what it is. Efficiency is the time of one process over twice that of
-two; blocks of both are interleaved, and medians are reported. Both are checked to give the same loss to 1e-5. "Talk" is
-the sum of gradients alone.
+with learning rate 0, so that the same codes are decoded in each step. Efficiency is the time of one process divided by
+twice the time of two; blocks of both are interleaved, and medians are reported. A check ensures that both give the same
+loss to 1e-5. "Talk" is the sum of the gradients alone.
 """
 
 import json
@@ -34,7 +34,7 @@ PROCESSES = 2
 
 
 class Protocol(NamedTuple):
-    """How much is measured."""
+    """Sizes and numbers of repetitions."""
 
     size: Size
     codes: list[tuple[int, int, int]]  # K, N, steps in a block
@@ -46,11 +46,11 @@ SMOKE = Protocol(SMOKE_SIZE, [(3, 2, 2)], blocks=2)
 
 
 def shard(smoke: bool = False, results: Path | None = None) -> None:
-    """Codes divided between two processes: speed against one, each with one thread.
+    """Compare two processes that divide the codes with one process, each with one thread.
 
     Args:
-        smoke: everything, on tiny sizes.
-        results: the JSON file to write, by default in experiments/results, or in runs for a smoke run.
+        smoke: run everything on tiny sizes.
+        results: the JSON file to write, by default in experiments/results; in runs/experiments/smoke for a smoke run.
     """
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.start_processes(
@@ -77,7 +77,7 @@ def _work(rank: int, protocol: Protocol, folder: str) -> None:
 
 
 def measure(protocol: Protocol, name: str, num_categories: int, num_latents: int, steps: int) -> dict[str, Any]:
-    """Median seconds of a step of one process and of all together; the others rest while one works."""
+    """Measure a step of one process, while the others wait, and of all together: median times."""
     x = protocol.size.x()
     one = _step(protocol.size.vae(num_latents, num_categories), name, ALONE)
     vae = protocol.size.vae(num_latents, num_categories)

@@ -1,23 +1,23 @@
-"""How long does a training step take, and where does its time go?
+"""Measure how long a training step takes, and where its time goes.
 
 Question: how much faster is `make_step` than stock Pyro, `JitTrace_ELBO`, a hand-written PyTorch loop and a
-hand-written jitted JAX step, and how far is it from the networks alone?
+hand-written jitted JAX step, and how close is it to the networks alone?
 
-Command: `python experiments/speed.py step` (`--smoke` for all of it on tiny sizes, in seconds). It writes
+Command: `python experiments/speed.py step` (`--smoke` for tiny sizes, in seconds). It writes
 `experiments/results/speed_step.json` and `docs/figures/step_time.png` and `.svg`. The JAX row needs the extra `bench`.
 
-Cost: about five minutes on two cores, and MNIST in torchvision's layout.
+Cost: about five minutes on two cores; needs MNIST in torchvision's layout.
 
-N = 20, K = 10, MLP 784-512-256-200 and back, B = 100, dynamically binarized MNIST, drawn beforehand; a small model on
-the embedded digits; and an epoch with its data loading. Every contender takes the same batches, in short blocks that
-alternate; a block gives a mean, and reported are the medians over blocks. "As fit runs by default" is the compiled
-step: `fit` compiles a run of 100 epochs of this size by its counted work, where there is a compiler.
+N = 20, K = 10, MLP 784-512-256-200 and back, B = 100, dynamically binarized MNIST with batches drawn beforehand; a
+small model on the embedded digits; and an epoch with its data loading. Every contender takes the same batches, in short
+blocks that alternate. Reported are the medians over blocks of the mean time per step. "As fit runs by default" is the
+compiled step: for 100 epochs of this size, `fit` decides from the counted work to compile, if there is a compiler.
 
-Found (2 cores of an Intel Xeon, torch 2.14.1; in brackets an AMD EPYC, earlier): 5.2 ms a step (6.5); stock Pyro
-takes 2.5 (2.0) times as long, JitTrace_ELBO 1.8 (1.6), hand-written PyTorch 1.4 (1.3), JAX 1.09 (0.95), and
-the networks alone with fused Adam 4.3 ms (5.6). Compiled, 4.6 ms (5.9). Averages of Adam become denormal after
-some epochs, which slows a step that does not prevent it by 1.5 (stock Pyro) and 1.6 (hand-written PyTorch). The parts
-of a step are measured in a round of their own, whose whole steps are the sums of the parts.
+Found (2 cores of an Intel Xeon, torch 2.14.1; in brackets an AMD EPYC, earlier): 5.2 ms per step (6.5); stock Pyro
+takes 2.5 (2.0) times as long, JitTrace_ELBO 1.8 (1.6), hand-written PyTorch 1.4 (1.3), JAX 1.09 (0.95), and the
+networks alone with fused Adam 4.3 ms (5.6). Compiled, 4.6 ms (5.9). Adam's averages become denormal after some epochs,
+which makes steps that do not prevent it 1.5 (stock Pyro) and 1.6 (hand-written PyTorch) times as long. The parts of a
+step are measured in a separate round, in which the whole step is the sum of its parts.
 """
 
 import json
@@ -51,7 +51,7 @@ Step = Callable[[Tensor], Any]
 
 
 class Size(NamedTuple):
-    """What is trained, on what."""
+    """The model and the data of a measurement."""
 
     data: Dataset
     num_latents: int
@@ -75,7 +75,7 @@ class Size(NamedTuple):
         )
 
     def batches(self, count: int) -> list[Tensor]:
-        """Whole batches, drawn beforehand."""
+        """Draw whole batches beforehand."""
         found: list[Tensor] = []
         for epoch in range(count):
             found += epoch_batches(self.data, self.batch_size, seed=0, epoch=epoch, drop_last=True)
@@ -85,13 +85,13 @@ class Size(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """How much is measured."""
+    """Sizes and numbers of repetitions."""
 
     blocks: int
     steps: int  # of a block
     batches: int
     epochs: int
-    late: int  # steps before the late ones
+    late: int  # number of steps before the late ones
 
 
 FULL = Protocol(blocks=60, steps=10, batches=200, epochs=3, late=1800)
@@ -105,13 +105,13 @@ def step(
     results: Path | None = None,
     figures: Path | None = None,
 ) -> None:
-    """Measure a training step against everything that it is compared with.
+    """Measure a training step and all its contenders.
 
     Args:
-        smoke: tiny sizes, to see that it runs.
-        mnist: the folder that torchvision calls root.
-        results: the JSON file to write, by default in experiments/results, or in runs for a smoke run.
-        figures: the folder for the chart, by default docs/figures, or in runs for a smoke run.
+        smoke: use tiny sizes, to check that it works.
+        mnist: the MNIST folder (torchvision's `root`).
+        results: the JSON file to write, by default in experiments/results; in runs/experiments/smoke for a smoke run.
+        figures: the folder for the chart, by default docs/figures; runs/experiments/smoke for a smoke run.
     """
     protocol = SMOKE if smoke else FULL
     digits = load("digits", binarize="threshold")
@@ -131,7 +131,7 @@ def step(
     draw(found["parts"], figures or figures_folder(smoke=smoke))
 
 
-# The contenders: what each does in a step with a batch x (B, D).
+# The contenders: each is a function that takes one step on a batch x (B, D).
 
 
 def ours(size: Size, *, compile: bool = False) -> Step:
@@ -139,7 +139,7 @@ def ours(size: Size, *, compile: bool = False) -> Step:
 
 
 class Stock(nn.Module):
-    """The same model as one writes it with stock Pyro."""
+    """The same model written with stock Pyro."""
 
     def __init__(self, size: Size, name: str) -> None:
         super().__init__()
@@ -172,14 +172,14 @@ def stock(size: Size, elbo: Any, name: str) -> Step:
 def without_validation(run: Step) -> Step:
     def quiet(x: Tensor) -> Any:
         with pyro.validation_enabled(False), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # JitTrace_ELBO's, of a deprecated tracer
+            warnings.simplefilter("ignore")  # JitTrace_ELBO uses a deprecated tracer
             return run(x)
 
     return quiet
 
 
 def hand_written(size: Size) -> Step:
-    """A loop without Pyro, as most code has it: categorical KL, binary cross-entropy, default settings of Adam."""
+    """Write a typical loop without Pyro: categorical KL, binary cross-entropy, Adam with default settings."""
     vae = size.vae()
     encoder, decoder = vae.encoder, vae.decoder
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=LEARNING_RATE)
@@ -200,7 +200,7 @@ def hand_written(size: Size) -> Step:
 
 
 def networks(size: Size, *, optimize: bool) -> Step:
-    """The networks alone, forward and backward, with an arbitrary gradient at the end; the floor of every step."""
+    """Run the networks alone, forward and backward, with an arbitrary output gradient: a lower bound for any step."""
     vae = size.vae()
     optimizer = torch.optim.Adam(vae.parameters(), lr=LEARNING_RATE, fused=True)
     torch.manual_seed(0)
@@ -216,7 +216,7 @@ def networks(size: Size, *, optimize: bool) -> Step:
 
 
 def jax_step(size: Size) -> Step | None:
-    """The relaxed ELBO of `ours` by hand in JAX, jitted whole, with optax; None where they are not installed."""
+    """Write the step of `ours` by hand in JAX with optax, jitted as a whole; None if they are not installed."""
     try:
         import jax
         import jax.numpy as jnp
@@ -235,7 +235,7 @@ def jax_step(size: Size) -> Step | None:
             x = jax.nn.relu(x @ w + b)
         return x @ weight + bias
 
-    def log_density(logits: Any, y: Any) -> Any:  # but for a constant
+    def log_density(logits: Any, y: Any) -> Any:  # up to a constant
         return jax.nn.log_softmax(logits - t * y, -1).sum()
 
     def loss(params: Any, key: Any, x: Any) -> Any:
@@ -256,7 +256,7 @@ def jax_step(size: Size) -> Step | None:
     converted: dict[int, Any] = {}
 
     def step(x: Tensor) -> None:
-        if id(x) not in converted:  # batches are drawn beforehand for JAX too
+        if id(x) not in converted:  # JAX, too, gets batches that are drawn beforehand
             converted[id(x)] = jnp.asarray(x.numpy())
         *memory[:], value = update(*memory, converted[id(x)])
         value.block_until_ready()
@@ -289,17 +289,17 @@ def small_contenders(size: Size, *, compiled: bool) -> dict[str, Step]:
     return {name: step for name, step in found.items() if step is not None}
 
 
-# Measuring.
+# Measurements.
 
 
 def measured(contenders: dict[str, Step], size: Size, protocol: Protocol) -> dict[str, float]:
-    """Milliseconds a step: the median over blocks that alternate, each the mean of some steps after one untimed."""
+    """Measure milliseconds per step: medians over alternating blocks, each a mean of steps after an untimed one."""
     batches = size.batches(protocol.batches)
     streams: dict[str, Iterator[Tensor]] = {name: cycle(batches) for name in contenders}
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for name, run in contenders.items():
         for _ in range(3):
-            run(next(streams[name]))  # recordings and compilers
+            run(next(streams[name]))  # record and compile
     for _ in range(protocol.blocks):
         for name, run in contenders.items():
             run(next(streams[name]))
@@ -314,10 +314,10 @@ def measured(contenders: dict[str, Step], size: Size, protocol: Protocol) -> dic
 
 
 def late(size: Size, protocol: Protocol) -> dict[str, float]:
-    """Milliseconds a step after some epochs: by then averages of Adam are denormal, unless that is prevented."""
+    """Measure milliseconds per step after some epochs, when Adam's averages are denormal unless that is prevented."""
     contenders = {
         "ours": ours(size),
-        # Validated, it ends sooner or later: a relaxed sample's sum is off by more than the 1e-6 that torch allows.
+        # With validation it fails sooner or later: the sum of a relaxed sample is off by more than torch's 1e-6.
         "stock Pyro": without_validation(stock(size, Trace_ELBO(), "late")),
         "hand-written": hand_written(size),
     }
@@ -328,7 +328,7 @@ def late(size: Size, protocol: Protocol) -> dict[str, float]:
 
 
 def parts(size: Size, protocol: Protocol) -> dict[str, dict[str, float]]:
-    """Where a step's time goes, in milliseconds: each part is a difference of two measured contenders."""
+    """Split the milliseconds of a step into parts, each the difference of two measured contenders."""
     program, vae = Stock(size, "parts"), size.vae()
     model, guide, elbo = estimator("gumbel-softmax", kl="relaxed").bind(vae)
     plain, traced_stock, traced = Trace_ELBO(), TracedELBO(Trace_ELBO()), TracedELBO(elbo)
@@ -362,7 +362,7 @@ def parts(size: Size, protocol: Protocol) -> dict[str, dict[str, float]]:
 
 
 def epochs(size: Size, mnist: Path, protocol: Protocol) -> dict[str, float]:
-    """Seconds of an epoch on grey MNIST with its data loading, medians of runs that alternate."""
+    """Measure the seconds of an epoch on grey MNIST including data loading: medians of alternating runs."""
     from torch.utils.data import DataLoader
     from torchvision.datasets import MNIST
     from torchvision.transforms import ToTensor
@@ -385,7 +385,7 @@ def epochs(size: Size, mnist: Path, protocol: Protocol) -> dict[str, float]:
 
 
 def ratios(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The table: what was found, next to what is to be reached."""
+    """Tabulate the measured ratios next to their goals."""
     large, small = found["large"], found["small"]
     rows = {
         f"{name} / ours": (large[name] / large["ours"], f"at least {bar}")
@@ -396,7 +396,7 @@ def ratios(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
         }.items()
         if name in large
     }
-    by_default = large.get("ours, compiled", large["ours"])  # what `fit` chooses for a long run where it can compile
+    by_default = large.get("ours, compiled", large["ours"])  # as `fit` does in a long run if it can compile
     if "hand-written JAX" in large:
         rows["hand-written JAX / ours, as fit runs by default"] = large["hand-written JAX"] / by_default, "at least 1.0"
     rows["ours / networks and fused Adam"] = large["ours"] / large["networks and fused Adam"], "at most 1.1"
@@ -411,7 +411,7 @@ def ratios(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @in_house_style
 def draw(found: dict[str, dict[str, float]], folder: Path) -> None:
-    """Where the time of a step goes: a bar each, in parts, with what each part takes written into it."""
+    """Draw where the time of a step goes: a bar for each contender, split into labelled parts."""
     names = list(dict.fromkeys(part for row in found.values() for part in row))
     colors = dict(zip(names, PALETTE, strict=False))
     figure = Figure(figsize=(9, 2.8))
@@ -419,7 +419,7 @@ def draw(found: dict[str, dict[str, float]], folder: Path) -> None:
     for height, (contender, row) in enumerate(reversed(found.items())):
         left = 0.0
         for part, taken in row.items():
-            width = max(taken, 0.0)  # a difference of two medians may be below zero by chance
+            width = max(taken, 0.0)  # a difference of two medians may be negative by chance
             axes.barh(height, width, left=left, color=colors[part], label=part if contender == "stock Pyro" else None)
             if width > 0.045 * sum(found["stock Pyro"].values()):
                 axes.text(left + width / 2, height, f"{taken:.1f}", ha="center", va="center", color="white")

@@ -1,32 +1,32 @@
-"""Relax first, then sum exactly: how much of each?
+"""Measure how to divide training into a relaxed stage and an exact one.
 
-Question: at 8x4 on MNIST, how many relaxed epochs and how many exact ones, by which relaxation and at which temperature
-first, next to exact training alone and to single estimators, after equally many epochs and after equally many seconds?
-Does it beat the published figures after 160 epochs (train -ELBO 125.08, test 126.60), and when? And where nothing can
-be summed, at 10x30 and 8x16: what should follow a soft stage?
+Question: at 8x4 on MNIST, how many relaxed epochs and how many exact ones are best, with which relaxation and which
+temperature, compared with exact training alone and with single estimators, after equally many epochs and equally many
+seconds? Does this beat the published figures after 160 epochs (train -ELBO 125.08, test 126.60), and when? And where
+codes cannot be summed, at 10x30 and 8x16: what should follow a soft stage?
 
 Command: `python experiments/stages.py --seeds 0 1 2` and `python experiments/stages.py --sizes 10x30 8x16` (`--smoke`
-for a tiny size, in seconds); `--epochs` says how many in all, `--plans` which rows. It writes
-`experiments/results/stages.csv`, and as PNG and SVG `docs/figures/stages_SIZE` (how training goes) and
-`stages_SIZE_ends` (where it ends).
+for a tiny size, in seconds); `--epochs` is the total number of epochs, and `--plans` selects rows. It writes
+`experiments/results/stages.csv`, and as PNG and SVG `docs/figures/stages_SIZE` (learning curves) and `stages_SIZE_ends`
+(final scores).
 
-Cost: one core, 20 epochs: a relaxed epoch takes 6 seconds, an exact one 40 to 100, one of `exact-wake` a tenth more and
-with an evidence weight twice that, an evaluation 4. All plans at 8x4: an hour and a half a seed; 10x30 and 8x16: three
-quarters of an hour. `--workers 2` shares them out.
+Cost: one core, 20 epochs: a relaxed epoch takes 6 seconds, an exact one 40 to 100, one of `exact-wake` a tenth more
+(with an evidence weight, twice that), and an evaluation 4. All plans at 8x4: an hour and a half per seed; 10x30 and
+8x16: three quarters of an hour. `--workers 2` runs two cells at a time.
 
-The ReinMax protocol (see `reinmax_protocol.py`) with one Adam, which goes through all stages. "soft" is Gumbel-Softmax
-with the categoricals' KL at temperature 0.67. Single estimators, "alone", are the rows of `reinmax_protocol.csv` that
-were trained for as many epochs, each with the settings that were searched for it. Seconds are those of training,
-without evaluations; equal seconds are those of the baseline, `soft, 3 exact`, and curves are read off between two
-evaluations on a straight line.
+The ReinMax protocol (see `reinmax_protocol.py`) with a single Adam for all stages. "soft" is Gumbel-Softmax with the
+categorical KL at temperature 0.67. Single estimators, "alone", are the rows of `reinmax_protocol.csv` that were trained
+for equally many epochs, each with the settings found by the search. Seconds are those of training, without evaluations.
+Comparisons at equal seconds use the time of the baseline, `soft, 3 exact`, and interpolate curves linearly between two
+evaluations.
 
 Found (8x4, three seeds): 17 soft epochs and 3 exact ones reach a test -ELBO of 125.40 +- 0.55 and a train -ELBO of
-124.39 +- 0.58, below the published figures, and pass 126.60 after 230 +- 22 seconds on one core; 15 soft epochs and 5
-of `local-expectation`, which sums over one latent at a time, reach 125.61 +- 0.51 in 270 +- 4 seconds, and with 5 of
+124.39 +- 0.58, below the published figures, and pass 126.60 after 230 +- 22 seconds on one core. 15 soft epochs and 5
+of `local-expectation`, which sums over one latent at a time, reach 125.61 +- 0.51 in 270 +- 4 seconds; with 5 of
 `reinforce-loo`, which sums over nothing, 125.98 +- 0.47 in 169 +- 11. A soft stage at temperature 1 is as good as at
-0.67 (0.07 +- 0.73), at 0.3 worse by 3.6 +- 1.1. Exact sums alone reach 127.8 +- 1.2, ReinMax after soft samples 138.4
-+- 1.4, and ReinMax for 60 epochs 132.53 +- 0.61. At 10x30 and 8x16 (one seed) one epoch of `local-expectation` after 19
-soft ones has the best ELBO, by 1.6 and 1.2 nats.
+0.67 (0.07 +- 0.73 apart); at 0.3 it is worse by 3.6 +- 1.1. Exact sums alone reach 127.8 +- 1.2, ReinMax after soft
+samples 138.4 +- 1.4, and ReinMax for 60 epochs 132.53 +- 0.61. At 10x30 and 8x16 (one seed) one epoch of
+`local-expectation` after 19 soft ones has the best ELBO, by 1.6 and 1.2 nats.
 """
 
 from dataclasses import replace
@@ -64,7 +64,7 @@ NAME = "stages"
 BASELINE = "soft, 3 exact"
 SOFT = "gumbel-softmax[kl=categorical,temperature=0.67]"
 
-#: Row -> stages, in epochs; E is the number in all, but for one that takes the seconds of those that end exactly.
+#: Row -> stages, in epochs. E is the total; one row trains for 3 E, about as long as rows with exact stages take.
 SUMMABLE = {
     "soft": f"{SOFT}:{{E}}",
     "soft, 1 exact": f"{SOFT}:{{E-1}},exact:1",
@@ -87,7 +87,7 @@ SUMMABLE = {
     "reinmax": "reinmax[temperature=1.3]:{E}",
     "reinmax, 3 times as long": "reinmax[temperature=1.3]:{3E}",
 }
-#: The same where codes are too many; temperatures of ReinMax are those that were searched for the size.
+#: The same where there are too many codes to sum; ReinMax's temperature is the one found by the search for the size.
 NOT_SUMMABLE = {
     "soft": f"{SOFT}:{{E}}",
     "reinmax": "reinmax[temperature={t}]:{E}",
@@ -95,7 +95,7 @@ NOT_SUMMABLE = {
     "soft, 5 reinforce-loo": f"{SOFT}:{{E-5}},reinforce-loo:5",
     "soft, 1 local-expectation": f"{SOFT}:{{E-1}},local-expectation:1",
 }
-#: Rows whose curves are drawn where there are many.
+#: Rows whose curves are drawn; there are too many to draw all of them.
 SHOWN = (
     BASELINE,
     "soft, 5 reinforce-loo",
@@ -105,7 +105,7 @@ SHOWN = (
     "reinmax-rao alone",
     "exact alone",
 )
-#: Train and test -ELBO of the best estimators after 160 epochs, 8x4: ReinMax and ReinMax-Rao.
+#: Best published train and test -ELBO at 8x4 after 160 epochs: ReinMax and ReinMax-Rao.
 PUBLISHED = {"train": 125.08, "test": 126.60}
 
 
@@ -119,23 +119,23 @@ def main(
     learning_rate: float = 1e-3,
     smoke: bool = False,
 ) -> pd.DataFrame:
-    """Train in stages, and print where each plan ends and when it passes the published figures.
+    """Train in stages; print the final scores of each plan, and when it passes the published figures.
 
     Args:
         places: where to read and write.
         sizes: K x N: 8x4, 4x24, 8x16, 16x12, 64x8 or 10x30.
-        epochs: in all; 6 at least.
-        seeds: of initial weights, order of the data and samples.
-        plans: rows; all of the size if none are named.
-        learning_rate: of Adam.
-        smoke: all of it on a tiny problem, in seconds, to see that it runs; no other setting is looked at, and numbers
-            and figures go to runs/experiments/smoke.
+        epochs: total number of epochs, at least 6.
+        seeds: seeds of the initial weights, the order of the data and the samples.
+        plans: rows to train, by default all rows of the size.
+        learning_rate: learning rate of Adam.
+        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
     if smoke:
         places, sizes, epochs, seeds = places.apart(NAME), ("8x4",), 6, (0,)
         plans = ("soft", BASELINE)
     if epochs < 6:
-        raise ValueError(f"Expected at least 6 epochs, of which up to 5 are the last stage's, but found {epochs}.")
+        raise ValueError(f"Expected at least 6 epochs, because the last stage takes up to 5, but found {epochs}.")
     check_names(sizes, SEARCHED["reinmax"])
     for size in sizes:
         check_names(plans, plans_of(size))
@@ -169,7 +169,7 @@ def plans_of(size: str) -> dict[str, str]:
 
 
 def configuration(cell: Row) -> TrainConfig:
-    """The protocol with a plan's stages."""
+    """Return the configuration of the protocol with a plan's stages."""
     size, epochs = cell["size"], cell["epochs"]
     text = plans_of(size)[cell["estimator"]].replace("{t}", str(SEARCHED["reinmax"][size].temperature))
     amounts = {"E": epochs, "E-1": epochs - 1, "E-3": epochs - 3, "E-5": epochs - 5, "3E": 3 * epochs}
@@ -181,18 +181,18 @@ def configuration(cell: Row) -> TrainConfig:
 
 
 def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
-    """Train a cell; it is judged ever more seldom, at the end of its first stage, and more often in its last."""
+    """Train a cell; score it more and more rarely, at the end of its first stage, and more often in its last one."""
     config = places.placed(configuration(cell), seed=cell["seed"])
     first, *others = [int(stage.amount.number) for stage in config.plan]
     epochs = first + sum(others)
-    every = 1 if cell["size"] == "8x4" else 5  # elsewhere a judgement, by samples, takes as long as some epochs
+    every = 1 if cell["size"] == "8x4" else 5  # at other sizes scoring needs samples, and takes as long as a few epochs
     chosen = {1, 2, 5, *range(10, epochs, 10), *range(first, epochs, every), epochs}
     moments = [str(epoch) for epoch in sorted(chosen) if epoch <= epochs]
     return train(tiny(config) if smoke else config, moments, scores_on_test, places.folder(NAME, cell))
 
 
 def single_estimators(places: Places, size: str, epochs: int) -> pd.DataFrame:
-    """What `reinmax_protocol.py` has of estimators that were trained as long, each with its own settings."""
+    """Read the single estimators of `reinmax_protocol.py` that were trained for equally many epochs."""
     path = places.results / "reinmax_protocol.csv"
     if not path.exists():
         return pd.DataFrame()
@@ -203,7 +203,7 @@ def single_estimators(places: Places, size: str, epochs: int) -> pd.DataFrame:
 
 
 def report(table: pd.DataFrame) -> pd.DataFrame:
-    """Where each plan ends, -ELBO and -log p(x), means over seeds; and when it passes the best published figure."""
+    """Tabulate final -ELBO and -log p(x), means over seeds, and when each plan passes the best published figure."""
     cells = table.groupby(["estimator", "seed"], sort=False)
     final = cells.tail(1).assign(
         train=lambda rows: -rows["train_objective"],
@@ -218,7 +218,7 @@ def report(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def passes(curve: pd.DataFrame, level: float) -> float:
-    """Seconds of training at the first evaluation with a test -ELBO of that level; NaN if there is none."""
+    """Return the seconds of training at the first evaluation with a test -ELBO of at most `level`, or NaN."""
     reached = curve[-curve["test_elbo"] <= level]
     return float(reached["seconds"].iloc[0]) if len(reached) else float("nan")
 
@@ -229,7 +229,7 @@ def at_equal_epochs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_equal_seconds(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Each curve at the seconds that the baseline takes with that seed; a curve that ends before stays as it ended."""
+    """Interpolate curves at the total seconds of the baseline with their seed; shorter ones keep their last value."""
     limits = at_equal_epochs(table).query("estimator == @baseline").set_index("seed")["seconds"]
     rows = []
     for (name, seed), curve in table.groupby(["estimator", "seed"], sort=False):
@@ -244,10 +244,9 @@ def at_equal_seconds(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
 @in_house_style
 def draw(table: pd.DataFrame) -> Figure:
-    """Test -ELBO and -log p(x) against seconds of training; the dashed line is the best published.
+    """Draw test -ELBO and -log p(x) against seconds of training; the dashed line is the best published value.
 
-    Both are means over seeds at each evaluation, the seconds as well as the nats; bands are standard errors of the
-    latter.
+    Seconds and nats are means over seeds at each evaluation; bands are standard errors of the nats.
     """
     size = table["size"].iloc[0]
     names = SHOWN if size == "8x4" else tuple(dict.fromkeys((*SHOWN, *NOT_SUMMABLE)))
@@ -268,7 +267,7 @@ def draw(table: pd.DataFrame) -> Figure:
             "best published, 160 epochs", (0.01, PUBLISHED["test"]), (0, 3), ("axes fraction", "data"), "offset points",
             **SMALL_PRINT,
         )  # fmt: skip
-        note.set_in_layout(False)  # it may lie outside of the axes
+        note.set_in_layout(False)  # it may be outside of the axes
     for axes, label in zip(panels, ("test −ELBO", f"test −{evidence_of(table)}"), strict=True):
         settled = -table.loc[table["epoch"] >= 5, list(values)].to_numpy()
         axes.set(xscale="log", xlabel="seconds of training, one core (means over seeds)")
@@ -282,7 +281,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 def settings_in_words(table: pd.DataFrame) -> str:
-    """How the plans were trained, and how the single estimators, which have no learning rate in the table."""
+    """Describe how plans, and single estimators (which have no learning rate in the table), were trained."""
     plans = f"one Adam at {table['learning_rate'].max():g}"
     single = table["estimator"].str.endswith(" alone").any()
     return f"alone: each with its own settings in the ReinMax protocol; others: {plans}" if single else plans
@@ -290,7 +289,7 @@ def settings_in_words(table: pd.DataFrame) -> str:
 
 @in_house_style
 def draw_ends(table: pd.DataFrame) -> Figure:
-    """Where each plan ends, means over seeds with standard errors, the best ELBO at the top."""
+    """Draw the final scores of each plan, means over seeds with standard errors, with the best ELBO at the top."""
     ends = table.groupby(["estimator", "seed"], sort=False).tail(1)
     figure = Figure(figsize=(8.5, 2.0 + 0.24 * ends["estimator"].nunique()))
     axes = figure.subplots()

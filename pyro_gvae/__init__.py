@@ -1,4 +1,4 @@
-"""Categorical VAEs in Pyro: Gumbel-Softmax relaxation and exact enumeration on one program.
+"""Categorical VAEs in Pyro: train one program by Gumbel-Softmax relaxation or by exact enumeration.
 
 Shape letters, everywhere: B batch, P particles (samples per datum), N latents, K categories, D data dimensions, S = K^N
 joint codes. `elbo` is maximized, `loss = -elbo` is minimized; values are in nats per datum unless the name says

@@ -46,7 +46,7 @@ def exponential(initial: float, rate: float, floor: float, every: int = 1, *, po
         initial: the value at step 0, positive.
         rate: the decay per step, not negative.
         floor: the lowest value, positive and at most ``initial``.
-        every: recompute at the multiples of this number of steps and hold the value in between.
+        every: recompute the value once in this number of steps and hold it in between.
         positive: whether values must be positive; if False, they may be 0.
 
     Returns:
@@ -177,7 +177,7 @@ def schedule(text: str, *, positive: bool = True) -> Schedule:
         The schedule, a pure function from the step to the value.
 
     Raises:
-        ValueError: if the text has another form, or the factory refuses its arguments.
+        ValueError: if the text cannot be parsed, or the factory refuses its arguments.
 
     Example:
         >>> schedule("0.67")(0), schedule("linear:1.0,0.5,100")(50)

@@ -1,4 +1,4 @@
-"""What both programs of a pair say of every joint code, by stock Pyro alone: the oracle of sums over codes."""
+"""Enumerate the joint codes of a pair with stock Pyro alone: the oracle for sums over codes."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from pyro_gvae.exact import Pair
 
 
 class Said(NamedTuple):
-    """What one joint code has: the category of each latent, and log-densities by site, scaled and masked."""
+    """One joint code: the category of each latent, and log-densities by site, scaled and masked."""
 
     digits: dict[str, int]
     log_w: Tensor  # log q of the code, neither scaled nor masked
@@ -24,7 +24,7 @@ class Said(NamedTuple):
 
 
 def sharp(name: str, factor: float = 3.0) -> Pair:
-    """A pair of `pairs.PROGRAMS` with larger parameters, so that its latents have some KL."""
+    """Return a pair of `pairs.PROGRAMS` with larger parameters, so that the KLs of its latents are not small."""
     pyro.clear_param_store()
     program = PROGRAMS[name]
     store = pyro.get_param_store()
@@ -36,7 +36,7 @@ def sharp(name: str, factor: float = 3.0) -> Pair:
 
 
 def values_of(fn: Any) -> list[Tensor]:
-    """All values of a one-hot, a bit or an integer, in their order."""
+    """Return all values of a one-hot, a bit or an integer, in order."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     count = fn.event_shape[0] if fn.event_shape else 2 if isinstance(fn, torch.distributions.Bernoulli) else 0
@@ -47,7 +47,7 @@ def values_of(fn: Any) -> list[Tensor]:
 
 
 def is_discrete(fn: Any) -> bool:
-    """Whether a distribution is one of those that are summed."""
+    """Return whether a distribution is discrete, and therefore summed."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     kinds = torch.distributions.OneHotCategorical, torch.distributions.Bernoulli, torch.distributions.Categorical
@@ -55,13 +55,13 @@ def is_discrete(fn: Any) -> bool:
 
 
 def latents_of(pair: Any, x: Tensor) -> dict[str, Any]:
-    """The latents of the guide in their order, as stock Pyro traces them."""
+    """Return the latents of the guide in order, as stock Pyro traces them."""
     nodes: dict[str, Any] = poutine.trace(pair.guide).get_trace(x).nodes
     return {name: site for name, site in nodes.items() if site["type"] == "sample" and not site_is_subsample(site)}
 
 
 def every_code(pair: Any, x: Tensor) -> list[Said]:
-    """Run both programs once for each joint code, which all data have; continuous latents are drawn."""
+    """Run both programs once for each joint code, the same for all data; draw continuous latents."""
     sites = latents_of(pair, x)
     values = {name: values_of(site["fn"]) for name, site in sites.items() if is_discrete(site["fn"])}
     found = []
@@ -82,18 +82,18 @@ def every_code(pair: Any, x: Tensor) -> list[Said]:
 
 
 def weights_of(said: list[Said]) -> Tensor:
-    """q(z | x) of every code, (S, B)."""
+    """Return q(z | x) of every code, (S, B)."""
     return torch.stack([one.log_w for one in said]).exp()
 
 
 def expected(said: list[Said], values: list[Tensor]) -> Tensor:
-    """E_q of one value for each code, (B,); values that are the same for all codes keep their shape."""
+    """Return E_q of values, one for each code, (B,); values that are the same for all codes keep their shape."""
     if all(torch.equal(value, values[0]) for value in values):
         return values[0]
     return sum(weight * value for weight, value in zip(weights_of(said), values, strict=True))
 
 
 def kls(said: list[Said]) -> dict[str, Tensor]:
-    """E_q[log q - log p] of each latent, (B,)."""
+    """Return E_q[log q - log p] of each latent, (B,)."""
     ratios = {name: [one.log_q[name] - one.log_p[name] for one in said] for name in said[0].log_q}
     return {name: expected(said, own) for name, own in ratios.items()}

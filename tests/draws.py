@@ -1,4 +1,4 @@
-"""Programs with known gradients, and repeated draws of a sampled loss on them."""
+"""Programs with known gradients, and repeated draws of sampled losses on them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ B, D = 3, 4
 
 
 class Case(NamedTuple):
-    """A model and a guide with data, and what gradients are taken of: q's logits (B, N, K) come first."""
+    """A model and a guide with data, and the parameters: q's logits (B, N, K) come first."""
 
     model: Callable[[Tensor], Any]
     guide: Callable[[Tensor], Any]
@@ -27,7 +27,7 @@ class Case(NamedTuple):
     parameters: list[Tensor]
 
     def gradient(self, elbo: Any) -> Tensor:
-        """One draw of the loss and its gradient, as one vector."""
+        """Return one draw of the loss and its gradient, as one vector."""
         loss = elbo.differentiable_loss(self.model, self.guide, self.x)
         found = torch.autograd.grad(loss, self.parameters)
         return torch.cat([loss.detach().reshape(1), *(part.flatten() for part in found)])
@@ -36,21 +36,21 @@ class Case(NamedTuple):
         return self.gradient(ExactELBO())
 
     def draws(self, elbo: Any, count: int) -> Tensor:
-        """Independent draws (count, 1 + the number of parameters)."""
+        """Return independent draws (count, 1 + number of parameters)."""
         return torch.stack([self.gradient(elbo) for _ in range(count)])
 
 
 def case(
     num_latents: int, num_categories: int, *, scaled: bool = False, copies: int = 1, sharpness: float = 1.0
 ) -> Case:
-    """A decoder that mixes the latents, a learned prior, free logits; all in float64.
+    """Build a case with a decoder that mixes the latents, a learned prior and free logits, all in float64.
 
     Args:
         num_latents: N.
         num_categories: K.
         scaled: whether prior, likelihood and guide are scaled by different numbers, and the last datum is masked.
-        copies: how often every datum is there, with logits of its own.
-        sharpness: by what q's logits are multiplied.
+        copies: number of copies of each datum, each with its own logits.
+        sharpness: factor of q's logits.
     """
     torch.manual_seed(1)
     real = {"dtype": torch.float64}
@@ -82,7 +82,7 @@ def case(
 
 
 def z_scores(draws: Tensor, expected: Tensor) -> Tensor:
-    """How many standard errors the mean is off, coordinate by coordinate; 0 where nothing varies and nothing is off."""
+    """Return how many standard errors the mean is off, by coordinate; 0 where nothing varies and nothing is off."""
     off = draws.mean(0) - expected
     error = draws.std(0) / len(draws) ** 0.5
     rounding = 1e-10 * (1 + expected.abs())
@@ -90,7 +90,7 @@ def z_scores(draws: Tensor, expected: Tensor) -> Tensor:
 
 
 def variance(elbo: Any, num_latents: int, num_categories: int, *, copies: int = 4000, sharpness: float = 1.0) -> float:
-    """Of the gradient for q's logits, summed over logits, from one draw for each copy of the data."""
+    """Estimate the variance of the gradient of q's logits, summed over logits, from one draw per copy of the data."""
     several = case(num_latents, num_categories, copies=copies, sharpness=sharpness)
     loss = elbo.differentiable_loss(several.model, several.guide, several.x)
     (gradient,) = torch.autograd.grad(loss, several.parameters[:1])
@@ -98,7 +98,7 @@ def variance(elbo: Any, num_latents: int, num_categories: int, *, copies: int = 
 
 
 def exact_gradient(*problem: Any) -> Tensor:
-    """Of the loss: (coordinates,)."""
+    """Return the exact gradient of the loss: (coordinates,)."""
     rows = Rows(*problem)
     model, guide, elbo = estimator("exact").bind(rows)
     elbo.loss_and_grads(model, guide, rows.x)
@@ -106,7 +106,7 @@ def exact_gradient(*problem: Any) -> Tensor:
 
 
 def log_densities(rows: Rows, codes: Tensor, row: int) -> tuple[Tensor, Tensor]:
-    """log p(x, z) and log q(z | x) of one row's codes (P, N, K), in torch's own words: (P,) each."""
+    """Compute log p(x, z) and log q(z | x) of one row's codes (P, N, K) with plain torch: (P,) each."""
     natural = codes.flatten(-2) @ rows.first[row]
     if hasattr(rows, "second"):
         natural = natural.tanh() @ rows.second[row]
@@ -117,17 +117,17 @@ def log_densities(rows: Rows, codes: Tensor, row: int) -> tuple[Tensor, Tensor]:
 
 
 def standard_scores(samples: Tensor, expected: Tensor, num_latents: int, num_categories: int) -> Tensor:
-    """How many standard errors the mean of samples is off: (coordinates,); also holds those errors to be small."""
+    """Return how many standard errors the mean is off: (coordinates,); also assert that these errors are small."""
     standard_errors = samples.std(0) / len(samples) ** 0.5
     size = num_latents * num_categories
     for part in (slice(size), slice(size, None)):  # the guide's and the model's
         assert standard_errors[part].norm() < 0.08 * expected[part].norm()
-    # Where an estimate has no variance, it may still round.
+    # An estimate without variance may still be off by rounding.
     return (samples.mean(0) - expected).abs() / (standard_errors + 1e-12 * expected.abs().max())
 
 
 class LeaveOneOut(SampledELBO):
-    """REINFORCE whose baseline of a sample is the mean of the others (Kool et al. 2019), as simple as it can be."""
+    """REINFORCE with the mean of the other samples as baseline (Kool et al. 2019), in its simplest form."""
 
     def estimate(self, target):
         draws = target.draw(self.num_particles)

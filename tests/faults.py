@@ -1,4 +1,4 @@
-"""Named points at which a process under test dies: what is on the disk then is what a kill leaves there."""
+"""Named points at which a process under test dies, so that the disk is in the state in which a kill leaves it."""
 
 import os
 import signal
@@ -10,12 +10,12 @@ import pytest
 
 
 def die() -> None:
-    """As `kill -9` ends a process: nothing is cleaned up, nothing is flushed."""
+    """End the process as `kill -9` does: nothing is cleaned up, nothing is flushed."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def at_call(number: int, function: Callable[..., Any], *, after: bool = False) -> Callable[..., Any]:
-    """The function, whose call of that number (from 1) ends the process: before it does its work, or after."""
+    """Wrap a function so that a given call of it (counted from 1) ends the process, before or after doing its work."""
     calls = 0
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -44,7 +44,7 @@ def in_an_evaluation(number: int) -> None:
 
 
 def inside_a_checkpoint_write(number: int) -> None:
-    """Half of the temporary file is on the disk."""
+    """Die when half of the temporary file is on the disk."""
     from pyro_gvae.runs import checkpoint
 
     save, calls = checkpoint.save, 0
@@ -68,7 +68,7 @@ def inside_a_checkpoint_write(number: int) -> None:
 
 
 def before_a_checkpoint_has_its_name(number: int) -> None:
-    """The temporary file is whole."""
+    """Die when the temporary file is complete, but not yet renamed."""
     replace, calls = Path.replace, 0
 
     def unnamed(path: Path, target: Path) -> Path:
@@ -82,7 +82,7 @@ def before_a_checkpoint_has_its_name(number: int) -> None:
 
 
 def inside_a_json_line(number: int) -> None:
-    """Half of the line is on the disk."""
+    """Die when half of the line is on the disk."""
     from pyro_gvae.train import logs
 
     append, calls = logs.append_json_line, 0
@@ -106,7 +106,7 @@ def between_stages(number: int) -> None:
 
 
 def _patch(target: Any, name: str, value: Any) -> None:
-    """For good: the process dies of it."""
+    """Patch a function permanently, since the process dies anyway."""
     pytest.MonkeyPatch().setattr(target, name, value)
 
 

@@ -1,4 +1,4 @@
-"""`torchrun OPTIONS -m pyro_gvae ARGUMENTS` by torch's own launcher, whose processes are forked and import nothing."""
+"""Run `torchrun OPTIONS -m pyro_gvae ARGUMENTS` with torch's launcher, but fork its processes, which saves imports."""
 
 import argparse
 import sys
@@ -11,13 +11,13 @@ from pyro_gvae.cli.main import main
 
 
 def command(*words: str) -> None:
-    """Run a command in a process of its own."""
+    """Run a command, in a process that torchrun has started."""
     if code := main(list(words)):
         raise SystemExit(code)
 
 
 def forked(arguments: argparse.Namespace) -> tuple[Any, Any, list[str]]:
-    """Return what torchrun launches, and how: a function in forked processes instead of a new Python."""
+    """Return torchrun's launch settings, changed to run a function in forked processes instead of a new Python."""
     config, _, _ = config_from_args(arguments)
     config.start_method = "fork"
     return config, command, arguments.training_script_args

@@ -1,6 +1,6 @@
-"""The table of handlers and kinds of discrete latents: what each handler makes of each.
+"""The table of handlers and kinds of discrete latents: the effect of each handler on each kind.
 
-The tests hold every cell (`tests/handlers/test_sites.py`), and the documents show it (`docs/table_page.py`).
+`tests/handlers/test_sites.py` tests every cell, and `docs/table_page.py` shows the table in the documents.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from pyro_gvae.distributions.straight_through import StraightThroughOneHotCatego
 
 N, K = 2, 3
 HALF = torch.tensor(0.5)
-#: Kind of site -> its distribution, from logits (..., K), of which one is the log-odds of a bit.
+#: Kind of site -> its distribution from logits (..., K); a bit takes one of them as its log-odds.
 SITES: dict[str, Callable[[Tensor], Any]] = {
     "one-hot": lambda logits: dist.OneHotCategorical(logits=logits),
     "one-hots": lambda logits: dist.OneHotCategorical(logits=logits.expand(N, K)).to_event(1),
@@ -39,13 +39,13 @@ SITES: dict[str, Callable[[Tensor], Any]] = {
 
 
 class Refused(NamedTuple):
-    """A cell that is refused: what the sentence says."""
+    """A cell that is refused, with a pattern of the message."""
 
     sentence: str
 
 
 class Row(NamedTuple):
-    """The distribution that each handler makes of a kind, and the number of codes that are enumerated."""
+    """The distribution that each handler gives to a kind, and the number of enumerated codes."""
 
     relax: str | Refused
     straight_through: str | Refused
@@ -54,7 +54,7 @@ class Row(NamedTuple):
 
 
 INTEGER = Refused("an integer has no relaxation. Try OneHotCategorical")
-VECTOR = Refused("stock Pyro enumerates no vector of integers")
+VECTOR = Refused("stock Pyro does not enumerate a vector of integers")
 BOTH = Refused("which is both. Try Bernoulli")
 
 
@@ -88,14 +88,14 @@ BECOMES = {
 
 
 def family_of(fn: Any) -> str:
-    """The class of a distribution, without event dimensions and masks."""
+    """Return the class of a distribution, without event dimensions and masks."""
     while isinstance(fn, dist.Independent | dist.MaskedDistribution):
         fn = fn.base_dist
     return type(fn).__name__
 
 
 def as_written(kind: str) -> str:
-    """How a program writes a kind of site."""
+    """Say how a program writes a kind of site."""
     fn = SITES[kind](torch.zeros(K))
     event_dim, mask = 0, ""
     while isinstance(fn, dist.Independent | dist.MaskedDistribution):

@@ -1,4 +1,4 @@
-"""Files as MNIST has them, of a few random images."""
+"""Files in MNIST's format with a few random images."""
 
 import struct
 from pathlib import Path
@@ -11,7 +11,7 @@ def idx(values: np.ndarray) -> bytes:
 
 
 def write_mnist_like(folder: Path, num_train: int = 7, num_test: int = 3) -> dict[str, np.ndarray]:
-    """The four files of a tiny data set; returns what they hold."""
+    """Write the four files of a tiny data set, and return their contents."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     arrays = {}

@@ -1,6 +1,6 @@
-"""Programs with several discrete latents of every kind, continuous ones beside them, and what stock Pyro says of them.
+"""Programs with several discrete latents of every kind and continuous ones, and their losses in stock Pyro.
 
-Continuous latents have a fixed noise, so that a loss that sums over codes is a function.
+The noise of continuous latents is fixed, so that losses that sum over codes are deterministic.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ COLUMNS = torch.linspace(-60.0, 60.0, 400, dtype=torch.float64).cos()
 
 
 class FixedNormal(dist.Normal):
-    """A normal whose every sample lies 0.7 standard deviations above its mean."""
+    """A normal whose samples are always 0.7 standard deviations above its mean."""
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return (self.loc + 0.7 * self.scale).expand(self._extended_shape(sample_shape))
@@ -30,7 +30,7 @@ class FixedNormal(dist.Normal):
 
 
 class FixedDirichlet(dist.Dirichlet):
-    """A Dirichlet whose every sample is its mean."""
+    """A Dirichlet whose samples are always its mean."""
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.mean.expand(self._extended_shape(sample_shape))
@@ -40,19 +40,19 @@ class FixedDirichlet(dist.Dirichlet):
 
 
 def weights(*shape: int) -> Tensor:
-    """Parameters, another draw for each shape."""
+    """Return parameters, a different draw for each shape."""
     numel = torch.Size(shape).numel()
     name = "w" + "x".join(map(str, shape))
     return pyro.param(name, COLUMNS[: 3 * numel : 3].roll(len(shape)).reshape(shape).clone())
 
 
 def linear(out: int, *inputs: Tensor) -> Tensor:
-    """Each input (..., in) times its own matrix, summed: it broadcasts."""
+    """Multiply each input (..., in) with its own matrix and add up; this broadcasts."""
     return sum(value @ weights(value.shape[-1], out) + i for i, value in enumerate(inputs))
 
 
 def concatenated(out: int, *inputs: Tensor) -> Tensor:
-    """The same as one matrix of what is concatenated, which does not broadcast."""
+    """Compute the same as a product of the concatenated inputs with one matrix, which does not broadcast."""
     matrix = torch.cat([weights(value.shape[-1], out) for value in inputs])
     return torch.cat(inputs, -1) @ matrix + sum(range(len(inputs)))
 
@@ -154,7 +154,7 @@ def mixture_guide(x):
 
 
 def tutorial_model(x):
-    """The mixture of Pyro's tutorial, whose components are in a plate of their own at the data's dimension."""
+    """The mixture of Pyro's tutorial, whose components are in their own plate at the dimension of the data."""
     portions = pyro.sample("portions", dist.Dirichlet(torch.ones(3).double()))
     with pyro.plate("components", 3):
         centres = pyro.sample("centres", dist.Normal(torch.zeros(3).double(), 2.0))
@@ -255,7 +255,7 @@ def factorial_model(x):
 
 
 def sparse_model(x):
-    """A plate of components beside a subsampled one, with a mask; the code of each datum is summed."""
+    """A plate of components next to a subsampled one, with a mask; the code of each datum is summed."""
     portions = pyro.sample("portions", dist.Dirichlet(torch.ones(3).double()))
     with pyro.plate("components", 3):
         centres = pyro.sample("centres", dist.Normal(torch.zeros(3).double(), 2.0))
@@ -314,7 +314,7 @@ def no_guide(x):
 
 
 def without_markov(program):
-    """The same program with a plain loop in place of `pyro.markov`: joint codes are summed."""
+    """Return the same program with a plain loop instead of `pyro.markov`, so that joint codes are summed."""
 
     def run(x):
         with mock.patch.object(pyro, "markov", lambda steps, **_: steps):
@@ -324,7 +324,7 @@ def without_markov(program):
 
 
 def in_copies(program: Callable[..., Any], number: int, nesting: int) -> Callable[..., Any]:
-    """Independent runs of a program in a plate of copies: the price is that of one run."""
+    """Run independent copies of a program in a plate, at the cost of one run."""
 
     def copied(x: Tensor) -> None:
         with pyro.plate("copies", number, dim=-nesting - 1):
@@ -355,7 +355,7 @@ PROGRAMS = {
     "nested plates": Program(nested_model, nested_guide, 2),
 }
 
-#: Of latents that have an axis each: in `pyro.markov`, or in the model alone.
+#: Programs whose latents have one axis each: in `pyro.markov`, or in the model alone.
 CHAINS = {
     "a chain": Program(chain_model, chain_guide),
     "a chain of the model alone": Program(chain_model, no_guide),
@@ -372,7 +372,7 @@ CHAINS = {
 
 
 def with_gradients(loss: Callable[[], Any]) -> dict[str, Tensor]:
-    """The loss, and its gradient for each parameter."""
+    """Return the loss, and its gradient for each parameter."""
     pyro.clear_param_store()
     value = loss()
     gradients = {name: value.unconstrained().grad for name, value in pyro.get_param_store().items()}
@@ -386,7 +386,7 @@ def stock(program: Program) -> dict[str, Tensor]:
 
 
 def standard_errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """By how many standard errors the means of rows are off, the largest of all coordinates."""
+    """Return how many standard errors the means of rows are off, the maximum over coordinates."""
     worst = 0.0
     for name, right in expected.items():
         rows = found[name]

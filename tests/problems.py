@@ -1,4 +1,4 @@
-"""Small models whose sums over codes can be taken in a loop, and the loops: the oracles of exact enumeration."""
+"""Small models whose codes can be enumerated in a loop, and these loops: the oracles for exact enumeration."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ NUM_CODES = K**N
 
 
 class Problem(NamedTuple):
-    """A row of the table: what the VAE is made of, and the likelihood in torch's own words."""
+    """A row of the table: the parts of the VAE, and the likelihood written with torch."""
 
     name: str
     options: dict[str, Any]
@@ -27,7 +27,7 @@ class Problem(NamedTuple):
     data: Callable[[], Tensor]
 
     def vae(self, dtype: torch.dtype = torch.float64) -> CategoricalVAE:
-        """The model, with weights large enough that codes differ."""
+        """Return the model, with weights large enough for codes to differ."""
         torch.manual_seed(1)
         vae = CategoricalVAE(D, N, K, hidden=(7,), **self.options).to(dtype)
         with torch.no_grad():
@@ -71,13 +71,13 @@ PROBLEMS = [
 
 
 def codes(dtype: torch.dtype = torch.float64) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """All joint codes in lexicographic order: categories, and one-hot (N, K)."""
+    """List all joint codes in lexicographic order, as categories and as one-hots (N, K)."""
     for categories in itertools.product(range(K), repeat=N):
         yield categories, F.one_hot(torch.tensor(categories), K).to(dtype)
 
 
 def joint_in_a_loop(problem: Problem, vae: CategoricalVAE, x: Tensor) -> Tensor:
-    """log p(x, z) of every code: (S, B), one code and one datum at a time."""
+    """Compute log p(x, z) of every code, (S, B), one code and one datum at a time."""
     rows = []
     for categories, code in codes(x.dtype):
         log_prior = sum(F.log_softmax(vae.prior_logits[n], -1)[k] for n, k in enumerate(categories))
@@ -87,7 +87,7 @@ def joint_in_a_loop(problem: Problem, vae: CategoricalVAE, x: Tensor) -> Tensor:
 
 
 def log_q_in_a_loop(vae: CategoricalVAE, x: Tensor) -> Tensor:
-    """log q(z | x) of every code: (S, B)."""
+    """Compute log q(z | x) of every code, (S, B)."""
     log_q = F.log_softmax(vae.encoder(x), -1)  # (B, N, K)
     return torch.stack([sum(log_q[:, n, k] for n, k in enumerate(categories)) for categories, _ in codes()])
 
@@ -102,7 +102,7 @@ def evidence_in_a_loop(problem: Problem, vae: CategoricalVAE, x: Tensor) -> Tens
 
 
 def separate_sites(vae: CategoricalVAE, likelihood: Callable[[Tensor], Any]) -> Pair:
-    """The same pair as stock Pyro has it: N one-hot sites, enumerated in the guide."""
+    """Return the same pair for stock Pyro: N one-hot sites, enumerated in the guide."""
 
     def model(x: Tensor) -> None:
         pyro.module("vae", vae)
@@ -123,14 +123,14 @@ def separate_sites(vae: CategoricalVAE, likelihood: Callable[[Tensor], Any]) -> 
 
 
 def gradients(value: Tensor, vae: CategoricalVAE) -> dict[str, Tensor]:
-    """d value / d parameter by name; zero where there is none."""
+    """Return d value / d parameter by name, or zeros where there is none."""
     named = dict(vae.named_parameters())
     found = torch.autograd.grad(value, list(named.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(named, found, strict=True))
 
 
 class Rows(torch.nn.Module):
-    """R copies of one datum, each with parameters of its own: one backward pass gives R independent gradients.
+    """R copies of one datum, each with its own parameters, so that one backward pass gives R independent gradients.
 
     Guide: logits (R, N, K). Model: learned prior, and a decoder of one matrix, or of two with a tanh between.
     """
@@ -171,6 +171,6 @@ class Rows(torch.nn.Module):
             announce(name, parameter)
 
     def gradients(self) -> Tensor:
-        """What all parameters have in `.grad`: (R, coordinates)."""
+        """Return the `.grad` of all parameters: (R, coordinates)."""
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters()]
         return torch.cat([grad.flatten(1) for grad in grads], -1)

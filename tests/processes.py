@@ -1,4 +1,4 @@
-"""Processes that begin with everything imported: a server has imported it and forks, which saves seconds each time."""
+"""Processes with all imports done: a server has imported everything and forks, which saves seconds each time."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-#: Each line of its input asks for one process. A child ends as Python does, so that what waits for its end is called.
+#: The server starts one process per line of input. A child ends as Python does, so that exit handlers are called.
 SERVER = """
 import json, os, runpy, sys
 from pyro_gvae.cli import commands, main, pages, trained  # everything that a run imports
@@ -41,7 +41,7 @@ HERE = Path(__file__).parent
 
 
 def forking() -> ForkServerContext:
-    """Return a context of multiprocessing whose processes have imported most of what a run imports."""
+    """Return a multiprocessing context whose processes have already imported most of what a run needs."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["pyro_gvae.train.launch", "pyro_gvae.report.training", "torch.fx.experimental.proxy_tensor"]
@@ -64,7 +64,7 @@ class Done(NamedTuple):
 
 
 class Server:
-    """Runs `pyro-gvae ARGUMENTS`, or a script, in a process of its own, one after another."""
+    """Run `pyro-gvae ARGUMENTS`, or a script, in new processes, one after another."""
 
     def __init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
@@ -84,7 +84,7 @@ class Server:
         Args:
             words: the arguments.
             script: a file of Python that is run instead of `pyro-gvae`.
-            fault: one of `faults.FAULTS`, and a number, say at which call the process ends itself.
+            fault: one of `faults.FAULTS`, and the number of the call at which the process ends itself.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         for path in self._said:
@@ -96,7 +96,7 @@ class Server:
         return int(self.process.stdout.readline())
 
     def end(self) -> Done:
-        """Wait for the process that was started."""
+        """Wait for the started process, and return it."""
         assert self.process.stdout is not None
         code = int(self.process.stdout.readline())
         return Done(code, *(path.read_text() for path in self._said))
@@ -107,7 +107,7 @@ class Server:
         return self.end()
 
     def in_a_process(self, script: str, **arguments: Any) -> dict[str, Any]:
-        """Do what `bench.in_a_process` does where the script does not die."""
+        """Replace `bench.in_a_process` by a forked process, for scripts that do not die."""
         done = self.run(json.dumps(arguments), script=script)
         assert done.code == 0, done.err
         return {"died": False, **json.loads(done.out.splitlines()[-1])}
@@ -119,11 +119,11 @@ class Server:
         number: int = signal.SIGKILL,
         fault: tuple[str, int] = ("none", 0),
     ) -> int:
-        """The exit code, negative if a signal ended it; `kill` is called when the process has begun."""
+        """Return the exit code of a command, negative if a signal ended it; kill the process when `kill` returns."""
         child = self.start(*words, fault=fault)
         if kill is not None:
             kill()
-            with contextlib.suppress(ProcessLookupError):  # it was faster
+            with contextlib.suppress(ProcessLookupError):  # the process has already ended
                 os.kill(child, number)
         return self.end().code
 

@@ -1,4 +1,4 @@
-"""The straight-through estimators as published, each written once more: the oracle of their gradients."""
+"""A second implementation of each published straight-through estimator: the oracle for gradients."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from pyro_gvae.distributions.surrogates import (
 
 M = 7
 
-# On noise that is given: u (..., K) draws D, v (..., K, M) is the noise given D.
+# With given noise: u (..., K) draws D, v (..., K, M) is the noise conditional on D.
 
 
 def drawn_by(u, logits):
@@ -59,7 +59,7 @@ def rao(logits, t, u, v, gradient, constant_noise=True):
 
 
 def gapped(logits, t, u, v, gradient):
-    """As in the authors' code: D is raised to the maximum, the others are lowered by what they lack of the gap."""
+    """As in the authors' code: raise D to the maximum, and lower the others until they are the gap below it."""
     hard, largest = drawn_by(u, logits), logits.detach().amax(-1, keepdim=True)
     raised = (largest - logits.detach()) * hard
     lowered = (logits.detach() - largest + 1.0).clamp(min=0.0) * (1 - hard)

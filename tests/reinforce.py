@@ -1,4 +1,4 @@
-"""The plain score-function estimator, as simple as it can be, as a row like those of the registry."""
+"""The plain score-function estimator in its simplest form, as a row like those of the registry."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from pyro_gvae.estimators import estimator
 
 
 class Reinforce(SampledELBO):
-    """The plain score-function estimator, from one code."""
+    """The plain score-function estimator with one sample."""
 
     def estimate(self, target):
         draws = target.draw(self.num_particles)

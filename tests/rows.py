@@ -1,4 +1,4 @@
-"""A table with a column of each kind, and its scores cell by cell by torch's distributions."""
+"""A table with a column of each kind, and its scores cell by cell with torch's distributions."""
 
 import math
 
@@ -34,7 +34,7 @@ def rows(number, *, share_missing=0.3):
 
 
 def cell(built, column, natural):
-    """The distribution of a column's values, and how they follow from cells; `natural` in the order of blocks."""
+    """Return the distribution of a column's values, and the map from cells to values; `natural` is in block order."""
     scale = (built.log_scale.mul(2).exp() + 1e-4).sqrt()
     match column.name:
         case "sex":
@@ -57,6 +57,6 @@ def brute_force(built, natural, x):
     for place, column in enumerate(COLUMNS):
         values = x[..., place]
         family, value = cell(built, column, natural)
-        there = torch.where(values.isnan(), 1.0, value(values))  # 1 is a value of all of them
+        there = torch.where(values.isnan(), 1.0, value(values))  # 1 is a valid value for all of them
         total = total + torch.where(values.isnan(), 0.0, family.log_prob(there))
     return total

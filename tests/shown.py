@@ -1,4 +1,4 @@
-"""The commands that README, the documents and the experiments show."""
+"""The commands shown in README, the documents and the experiments."""
 
 import functools
 import re
@@ -29,7 +29,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 
 class Command(NamedTuple):
-    """A line of a block that is marked as a shell's, without its comment."""
+    """A line of a shell block, without its comment."""
 
     page: str
     words: list[str]
@@ -49,7 +49,7 @@ def commands(page: str, text: str) -> Iterator[Command]:
 
 
 def in_the_text(page: str, text: str) -> Iterator[Command]:
-    """Experiments between backticks, or on a line of their own, as docstrings do; and pyro-gvae with its options."""
+    """Find commands in text: experiments in backticks or on their own lines, and pyro-gvae with options."""
     for line in re.findall(
         r"`(?:\w+=\w+ )?(python experiments/[^`]+)`|`(pyro-gvae \w+ --[^\s`]+ [^`]+)`|^    (python experiments/.*)$",
         text,
@@ -59,7 +59,7 @@ def in_the_text(page: str, text: str) -> Iterator[Command]:
 
 
 def parse_experiment(script: Path, arguments: list[str]) -> None:
-    """Run a script up to where its function would be called: SystemExit if it does not take these arguments."""
+    """Run a script up to the call of its function; raise SystemExit if it does not accept the arguments."""
 
     def only_parsed(function: Callable[..., object]) -> Callable[..., object]:
         return functools.wraps(function)(lambda *_, **__: None)
@@ -79,10 +79,10 @@ def parse_experiment(script: Path, arguments: list[str]) -> None:
 
 
 def check(words: list[str]) -> None:
-    """Raise if there is no such command, or it does not take these words."""
+    """Raise if the command does not exist, or does not accept these words."""
     match words:
         case ["pyro-gvae", *arguments] | ["python", "-m", "pyro_gvae", *arguments]:
-            parse([word for word in arguments if word != "--json"])  # any command takes it
+            parse([word for word in arguments if word != "--json"])  # any command accepts it
         case ["torchrun", *launched]:
             module = launched.index("-m")
             assert all(word.startswith("--") or word.isdigit() for word in launched[:module])

@@ -1,4 +1,4 @@
-"""Jobs of worker processes, which import this module alone, and so hardly anything."""
+"""Jobs for worker processes, which only import this module, and so start fast."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Small runs of train and compare, and what a stranger, a crash or a bad disk may have made of them."""
+"""Small runs of train and compare, and helpers to change them as a stranger, a crash or a bad disk might."""
 
 import json
 from collections.abc import Callable
@@ -23,16 +23,16 @@ def compare_run(folder: Path) -> Path:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change the config.json of a run folder by a function of what it says."""
+    """Change the config.json of a run folder by a function of its contents."""
     path = folder / "config.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
 
 
 def command(name: str, run: Path, **options: Any) -> str:
-    """What a command says; the command line is not read again, which takes a second."""
+    """Run a command and return its output, without parsing a command line, which takes a second."""
     return _run(COMMANDS[name].config(run=run, **options))
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """The bytes of all files of a folder."""
+    """Return the bytes of all files of a folder."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

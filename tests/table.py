@@ -1,8 +1,7 @@
-"""The table of programs and estimators: what each estimator is for each program, or why it refuses.
+"""The table of programs and estimators: the claim of each estimator for each program, or why it refuses.
 
-The tests hold every cell to stock Pyro (`tests/estimators/test_table.py`); the documents show it
-(`docs/table_page.py`). Continuous latents have a fixed noise, as in `pairs`, so that an oracle that sums over codes is
-exact.
+`tests/estimators/test_table.py` compares every cell with stock Pyro, and `docs/table_page.py` shows the table in the
+documents. The noise of continuous latents is fixed, as in `pairs`, so that oracles that sum over codes are exact.
 """
 
 import re
@@ -31,12 +30,12 @@ from pyro_gvae.handlers.sites import discrete
 
 
 def joint_site(name: str, digit: Callable[[Tensor], Any], logits: Tensor) -> Tensor:
-    """N digits as one site of an event dimension, which stock Pyro cannot enumerate."""
+    """Sample N digits as one site with an event dimension, which stock Pyro cannot enumerate."""
     return pyro.sample(name, digit(logits).to_event(1))
 
 
 def separate_sites(name: str, digit: Callable[[Tensor], Any], logits: Tensor) -> Tensor:
-    """The same N digits, each a site of its own, which it can."""
+    """Sample the same N digits as N sites, which stock Pyro can enumerate."""
     event_dim = len(digit(logits).event_shape)
     digits = [
         pyro.sample(f"{name}{n}", digit(logits[(..., n) + (slice(None),) * event_dim]))
@@ -57,7 +56,7 @@ def one_hots_guide(x, *, site=joint_site):
 
 
 class Chain(CodePrior):
-    """Two digits, the second of which depends on the first, by tensors that a program has."""
+    """Two digits; the second depends on the first, through tensors that the program owns."""
 
     def __init__(self, first: Tensor, second: Tensor) -> None:
         super().__init__(2, len(first))
@@ -79,7 +78,7 @@ def coupled_model(x):
 
 
 def coupled_apart(x):
-    """The same, digit by digit."""
+    """The same model, digit by digit."""
     with pyro.plate("data", len(x)):
         first = pyro.sample("z0", one_hot(weights(3)))
         second = pyro.sample("z1", one_hot(linear(3, first)))
@@ -114,7 +113,7 @@ LABELS = torch.tensor([0, -1, 2, -1, -1])
 
 
 def labelled_model(x):
-    """M2, of some data whose class is known: it is observed, and the drawn one is masked."""
+    """M2 with known classes for some data: these are observed, and the drawn class is masked."""
     known, label = LABELS >= 0, torch.eye(3).double()[LABELS.clamp_min(0)]
     with pyro.plate("data", len(x)):
         with poutine.mask(mask=~known):
@@ -142,7 +141,7 @@ def mixture_model(x):
 
 
 def crossed_model(x):
-    """A code of each row and a code of each column, whose plates cross."""
+    """A code for each row and a code for each column, in crossed plates."""
     rows, columns = pyro.plate("rows", len(x), dim=-2), pyro.plate("columns", D, dim=-1)
     with rows:
         row = pyro.sample("row", one_hot(weights(2)))
@@ -201,7 +200,7 @@ def hmm_guide(x):
 
 
 def switching_model(x):
-    """A linear model of a Gaussian state whose regime is a chain."""
+    """A linear Gaussian state-space model whose regimes form a chain."""
     with pyro.plate("data", len(x)):
         regime, state = torch.eye(2).double()[0], torch.zeros(1).double()
         for step in pyro.markov(range(STEPS)):
@@ -219,14 +218,14 @@ def switching_guide(x):
 
 
 class Program(NamedTuple):
-    """A row of the table: a pair, and what the tests know of it besides.
+    """A row of the table: a pair, and facts about it for the tests.
 
     Attributes:
-        separately: the same pair as stock Pyro can enumerate it, where it cannot enumerate the pair itself.
+        separately: the same pair in a form that stock Pyro can enumerate, if it cannot enumerate the pair itself.
         is_shared: whether data share latents, so that all of them have one importance weight.
         nesting: the number of its plates.
         crosses: whether a prior depends on a latent that depends on its own in the guide.
-        is_nested: whether of two plates one is inside of the other.
+        is_nested: whether one of two plates is inside of the other.
     """
 
     model: Callable[..., Any]
@@ -280,7 +279,7 @@ def site_is_random(node: dict[str, Any]) -> bool:
 
 
 class Facts(NamedTuple):
-    """What a guide's statements are, read with Pyro alone."""
+    """Facts about a guide's statements, found with Pyro alone."""
 
     first: str  # the name of the first discrete latent
     first_is_integer: bool
@@ -317,10 +316,10 @@ def facts(name: str) -> Facts:
 
 
 class Column(NamedTuple):
-    """A column of the table: an entry of the registry with options, for all latents or for one of them alone.
+    """A column of the table: an entry of the registry with options, for all latents or only one of them.
 
     Attributes:
-        beside: the estimator of all latents but the first of the guide; None if all have the same.
+        beside: the estimator of all latents except the guide's first one; None if all have the same.
     """
 
     name: str
@@ -328,12 +327,12 @@ class Column(NamedTuple):
     beside: str | None = None
 
     def make(self, first: str = "first", **options: Any) -> Estimator:
-        """Return the estimator of a program with the name of its first discrete latent."""
+        """Return the estimator for a program whose first discrete latent has this name."""
         chosen = estimator(self.name, **self.options | options)
         return chosen if self.beside is None else estimator({first: chosen}, default=self.beside)
 
 
-#: Options without which an entry has no temperature, or nothing is sampled, and those that make it cheap.
+#: Options that give an entry a temperature, let it sample something, or make it cheap.
 NEEDED = {"gumbel-softmax": {"temperature": 0.6}, "gumbel-rao": {"num_draws": 2}, "reinmax-rao": {"num_draws": 2}}
 NEEDED |= {"top-c": {"num_codes": 2}}
 COLUMNS = {name: Column(name, NEEDED.get(name, {})) for name in ESTIMATORS}
@@ -342,14 +341,14 @@ COLUMNS |= {
     "st-gumbel-softmax[kl=sampled]": Column("st-gumbel-softmax", {"kl": "sampled"}),
     "exact-wake[encoder=inclusive]": Column("exact-wake", {"encoder": "inclusive"}),
 }
-#: One latent is scored, and all others are summed.
+#: The column that scores one latent and sums all others.
 PER_SITE = "per-site[z=reinforce-loo,default=exact]"
 COLUMNS[PER_SITE] = Column("reinforce-loo", {"num_particles": 2}, beside="exact")
-#: The same with a control variate.
+#: The same column with a control variate.
 CONTROLLED = "per-site[z=rebar,default=exact]"
 COLUMNS[CONTROLLED] = Column("rebar", {}, beside="exact")
 WEIGHING = ("vimco", "ovis", "tvo", "reweighted-wake-sleep")
-#: Those that draw different codes, and how many of them the tests draw, so that some programs have more.
+#: Estimators that draw different codes -> the number that tests draw, so that some programs have more codes.
 DIFFERENT = {"unordered-set": 2, "reinforce-wor": 8}
 OF_EVIDENCE = ("exact-evidence", "exact-wake")
 WAKES = ("exact-wake", "exact-wake[encoder=inclusive]")
@@ -362,9 +361,9 @@ class Reason(NamedTuple):
     """A mathematical reason for which an estimator refuses a program.
 
     Attributes:
-        pattern: what the sentence says.
-        because: the reason, as the documents give it.
-        applies: whether it holds for a column and a program.
+        pattern: a pattern of the message.
+        because: the reason, as shown in the documents.
+        applies: returns whether it applies to a column and a program.
     """
 
     pattern: str
@@ -391,20 +390,19 @@ REASONS = (
     ),
     Reason(
         "analytic KL of .* is then no term of the ELBO",
-        "The prior of a latent depends on another one that depends on it in the guide, so that its KL in closed form "
+        "The prior of a latent depends on another latent that depends on it in the guide, so its KL in closed form "
         "is no term of the ELBO. The sampled KL is.",
         lambda column, name: _has_analytic_kl(column) and PROGRAMS[name].crosses,
     ),
     Reason(
         "over which no sum can be taken",
-        "No sum can be taken over the values of a continuous latent. The collapsed importance-weighted bound draws "
-        "them.",
+        "The values of a continuous latent cannot be summed over. The collapsed importance-weighted bound draws them.",
         lambda column, name: column.name in OF_EVIDENCE and facts(name).has_continuous,
     ),
     Reason(
         "plates of discrete latents to be nested",
-        "Where plates cross, the codes of all rows and columns depend on each other, so that no sum over some of them "
-        "can be taken before the others.",
+        "With crossed plates, the codes of all rows and columns depend on each other, so no sum over some of them can "
+        "be taken before the others.",
         lambda column, name: column.name in OF_EVIDENCE and not PROGRAMS[name].is_nested,
     ),
     Reason(
@@ -421,7 +419,7 @@ REASONS = (
 
 
 def reasons_of(column: str, program: str) -> list[Reason]:
-    """The reasons that apply to a cell; where there is none, it must run."""
+    """Return the reasons that apply to a cell; without one, the cell must run."""
     return [reason for reason in REASONS if reason.applies(COLUMNS[column], program)]
 
 
@@ -430,7 +428,7 @@ def reasons_of(column: str, program: str) -> list[Reason]:
 
 @unique
 class Cell(Enum):
-    """What an estimator is for a program, in words."""
+    """The claim of an estimator for a program, in words."""
 
     EXACT = "exact, value and gradient"
     UNBIASED = "unbiased, value and gradient"
@@ -440,7 +438,7 @@ class Cell(Enum):
 
 
 def refusal(column: str, program: str) -> str | None:
-    """The sentence with which an estimator refuses a program, or None if it runs."""
+    """Return the sentence with which an estimator refuses a program, or None if it runs."""
     chosen = COLUMNS[column].make(facts(program).first)
     with pyro.get_param_store().scope(), torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -454,7 +452,7 @@ def refusal(column: str, program: str) -> str | None:
 
 
 def cell(column: str, program: str) -> tuple[Cell, Reason | None]:
-    """What a cell of the table holds, and the reason if it is refused; `test_table.py` holds that it is so."""
+    """Return the content of a cell of the table, and the reason if it is refused; `test_table.py` tests both."""
     reasons = reasons_of(column, program)
     if len(reasons) > 1:  # the one that the estimator gives
         sentence = refusal(column, program)

@@ -1,4 +1,4 @@
-"""Schedules: each against the published loop or formula, at its ends, and in the texts that name it."""
+"""Schedules: each against the published loop or formula, at its ends, and as text."""
 
 import math
 from collections.abc import Callable

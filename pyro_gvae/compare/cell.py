@@ -51,7 +51,7 @@ def train_cell(job: Job) -> None:
         with own_randomness(derived_seed("pictures", config.seed)):
             arrays = pictured(vae, initial_model(config, data), data)
             test: Any = judged(vae, data.test, data.test_labels)
-            if MODELS[config.model].has_gaussian:  # given which the posterior of codes is no sum
+            if MODELS[config.model].has_gaussian:  # their exact posterior would be an integral
                 arrays["code_usage"] = digits_of(guide_log_probs(vae, test)).exp().mean(0)
             else:
                 arrays["code_usage"] = digits_of(code_usage(vae, test, max_memory=in_bytes(config.max_memory)))

@@ -13,7 +13,7 @@ from ..runs.records import TrainLine
 from ..runs.tables import choose_baseline, labelled, paired_differences, summarize
 from .grid import Cell
 
-#: Columns of an evaluation that describe its moment in the training, and are no results of the whole run.
+#: Columns of an evaluation that describe a moment of the training, not the result of the run.
 MOMENTARY = {"stage", "elbo_is", "finished", "prior_temperature"}
 
 

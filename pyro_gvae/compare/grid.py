@@ -108,7 +108,7 @@ def _at_temperature(stage: Stage, temperature: float | None) -> Stage:
 
 
 def _evaluate_every(stages: tuple[Stage, ...], config: CompareConfig, num_data: int) -> str:
-    """Divide the whole plan by the number of evaluations, in steps or in seconds; one epoch if the plan has both."""
+    """Divide the length of the plan, in steps or in seconds, by the number of evaluations; one epoch if it has both."""
     steps = [stage.amount.steps(-(-num_data // config.batch_size)) for stage in stages]
     known = [number for number in steps if number is not None]
     if len(known) == len(steps):

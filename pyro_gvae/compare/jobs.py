@@ -1,4 +1,4 @@
-"""Run a function on many jobs, in joblib processes or on a Dask cluster; the failure of a job stops no other."""
+"""Run a function on many jobs, in joblib processes or on a Dask cluster; a failed job does not stop the others."""
 
 import multiprocessing
 import os
@@ -40,12 +40,12 @@ RunJobs = Callable[[Callable[[Any], None], Sequence[Any]], Generator[Outcome, No
 
 
 def on_processes(workers: int) -> RunJobs:
-    """Run jobs on processes of this machine, which share the threads of this one; with one worker, in this process.
+    """Run jobs in processes on this machine, which divide the threads of this one; one worker runs in this process.
 
     Jobs of a process that died are started again. The processes end when this one does.
 
     Raises:
-        ValueError: if this machine has no semaphores, by which processes wait for each other.
+        ValueError: if this machine has no semaphores, with which processes wait for each other.
     """
     if workers == 1:
         return _one_after_another
@@ -61,7 +61,7 @@ def on_processes(workers: int) -> RunJobs:
                 with parallel_config("loky", inner_max_num_threads=max(1, torch.get_num_threads() // workers)):
                     parallel = Parallel(workers, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
                     outcomes = parallel(delayed(attempt)(function, index, job) for index, job in list(left.items()))
-                with closing(outcomes):  # at once where the loop is left early, and with it the processes
+                with closing(outcomes):  # if the loop is left early, end the processes at once
                     for outcome in outcomes:
                         del left[outcome.number]
                         yield outcome
@@ -138,8 +138,8 @@ def _check_semaphores() -> None:
         multiprocessing.get_context("spawn").Semaphore()
     except (ImportError, OSError) as error:
         raise ValueError(
-            f"Expected a machine whose processes can wait for each other, but found no semaphores ({error}). Try a "
-            "/dev/shm that can be written, or one worker."
+            f"Expected a machine whose processes can wait for each other, but found no semaphores ({error}). Try to "
+            "make /dev/shm writable, or one worker."
         ) from error
 
 

@@ -32,7 +32,7 @@ from .cell import Job, train_cell
 from .gather import gather, is_finished
 from .grid import Cell, make_cells
 
-#: Settings that may change when a comparison is continued: where files are, which workers train, what sums may take.
+#: Settings that may change when a comparison is continued: where files are, which workers train, limits of memory.
 CHANGEABLE = OUTSIDE | {"checkpoint_every", "max_memory", "parquet"}
 
 
@@ -86,7 +86,7 @@ def compare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text:
 
     Args:
         config: what to compare; if `output` exists, it must be a folder of the same comparison, which is continued.
-        tell: a function that is told which data were read.
+        tell: a function that is called with a sentence about the data that were read.
 
     Returns:
         The run folder.

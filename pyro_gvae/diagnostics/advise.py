@@ -39,15 +39,15 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
     """Train for a fifth of the time, measure all feasible estimators on one batch, and recommend one.
 
     Gradients are with respect to all parameters. They are compared with the exact gradient if the sum over all codes
-    fits into the time; otherwise, or beside continuous latents, with the mean over many estimates by an unbiased
-    estimator, corrected for its noise. If neither is available, only noise and speed are compared.
+    fits into the time. Otherwise, or if there are continuous latents, they are compared with the mean of many unbiased
+    estimates, corrected for its noise. If neither is available, only noise and speed are compared.
 
     Args:
         config: model, data and time.
 
     Returns:
         The measured table (a row of :func:`~pyro_gvae.diagnostics.gradient_report.gradient_report` for each estimator
-        and temperature, with the additional column `memory`, the bytes of a step), and the advice.
+        and temperature, with the additional column `memory`, the bytes that a step uses), and the advice.
 
     Raises:
         ValueError: if a setting or the data are invalid, or nothing could be measured.
@@ -95,7 +95,7 @@ def advise_on(
         x: a batch, (B, ...), or a tuple of all arguments of the programs.
         estimators: names in the registry, which may have options in brackets, or estimators; all if empty.
         temperatures: temperatures for the named estimators that have one.
-        seconds: of which the measurements take about three quarters.
+        seconds: the time budget, of which the measurements take about three quarters.
         max_memory: bytes that an exact sum may use.
         seed: seed of the samples.
 
@@ -156,7 +156,7 @@ def _num_affordable(probe: Probe, share: float) -> int:
 
 
 def _train(vae: VAE, data: Dataset, config: AdviseConfig) -> None:
-    """Train for up to five epochs, since gradients at initialization differ from those of the rest of a training."""
+    """Train for up to five epochs, since gradients at initialization are not typical of training."""
     step = make_step(vae, estimator(MODELS[config.model].soft), lr=config.learning_rate)
     labels = given(vae, data).labels
     end = time.perf_counter() + config.seconds / 5
@@ -168,7 +168,7 @@ def _train(vae: VAE, data: Dataset, config: AdviseConfig) -> None:
 
 
 def _unbiased(grid: list[Candidate]) -> list[Candidate]:
-    """Return those that sample without bias, from the least noisy to the most; those that are unknown come last."""
+    """Return the unbiased sampling estimators, from the least to the most noisy; those of unknown noise come last."""
     ranks: dict[str, int] = {name: rank for rank, name in enumerate(LEAST_NOISY)}
     found = []
     for one in sorted(grid, key=lambda one: ranks.get(one.name, len(ranks))):

@@ -10,7 +10,7 @@ from ..estimators import ESTIMATORS, Estimator, estimator
 
 
 class Candidate(NamedTuple):
-    """An estimator that has not been created yet, since creating it may fail, which is a result to report too.
+    """An estimator that has not been created yet: creating it may fail, and that is reported too.
 
     Attributes:
         name: its name in the registry, with the options that were given with it.
@@ -33,11 +33,11 @@ def candidates(
 
     Args:
         estimators: names in the registry, which may have options in brackets, or estimators.
-        temperatures: temperatures for each named estimator that has one and is given without; if empty, its default.
+        temperatures: temperatures for each named estimator that has one and is given without; if empty, the default.
         **options: options passed to those named estimators that accept them.
 
     Raises:
-        ValueError: if a name is unknown, or a text is no name.
+        ValueError: if a name is unknown or cannot be parsed.
 
     Example:
         >>> [(c.name, c.temperature) for c in candidates(["gumbel-softmax", "exact"], temperatures=(0.5, 1.0))]
@@ -50,7 +50,7 @@ def candidates(
             continue
         named = Named.parse(given)
         if named.name not in ESTIMATORS:
-            found.append(_made(estimator(given)))  # of single sites, or an error that lists the known names
+            found.append(_made(estimator(given)))  # for single sites, or an error that lists the known names
             continue
         known = inspect.signature(ESTIMATORS[named.name]).parameters
         kept = {name: value for name, value in options.items() if name in known} | named.options

@@ -1,4 +1,4 @@
-"""Compare estimators' gradients with the exact one, or with a long mean: bias, variance, direction and cost."""
+"""Compare estimators' gradients with the exact one, or the mean of many: bias, variance, direction and cost."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from .timing import Clock, make_clock
 
 #: Number of independent groups of samples, for the jackknife's standard errors.
 NUM_GROUPS = 16
-#: A sampled reference is the mean of so many times the estimates of a row.
+#: A sampled reference is the mean of this many times as many estimates as a row has.
 REFERENCE_SAMPLES = 4
 #: The columns that compare with the exact gradient.
 COMPARED = tuple(
@@ -49,7 +49,7 @@ def gradient_report(
     r"""Measure bias, variance, direction and cost of estimators' gradients against the exact gradient of the ELBO.
 
     g is one estimate of the gradient of the loss (-ELBO in nats, summed over the data), from one call of the estimator
-    with its own number of samples; G is the exact gradient (`ExactELBO`), or what replaces it, see below. Means and
+    with its own number of samples; G is the exact gradient (`ExactELBO`), or its replacement (see below). Means and
     variances are over estimates, norms over all coordinates. The squared norm of a mean of n estimates is too large by
     tr Var g / n. This is subtracted below wherever such norms occur, so that only the standard errors depend on n. The
     columns:
@@ -67,15 +67,15 @@ def gradient_report(
 
     Each has a standard error `_se` from a jackknife over 16 groups of estimates: exact for means, conservative for a
     squared bias near 0; errors of the times and of a sampled reference are not included. `approximates` says what the
-    estimator estimates, and `unbiased` whether it claims to be unbiased. An estimator whose KL is weighed, or partly
-    free, is held against the gradient of that objective. If an estimator does not estimate an ELBO (exact-evidence,
+    estimator estimates, and `unbiased` whether it claims to be unbiased. An estimator whose KL is weighted, or partly
+    free, is compared with the gradient of that objective. If an estimator does not estimate an ELBO (exact-evidence,
     vimco, reweighted-wake-sleep), the columns that compare with G are empty. If it cannot be created, or refuses the
     problem, `refused` has the error message.
 
     `reference` says what G is. If there are too many codes to sum over, or continuous latents, it is the mean of four
     times as many estimates by an unbiased estimator: the exact sum over codes given draws of continuous latents if that
-    is possible, else the least noisy one that accepts the problem. Its noise is subtracted from biases and norms, and
-    `reference_error` is its size relative to G. If there is none with a smaller error than G, columns are empty, too.
+    is possible, otherwise the least noisy one that accepts the problem. Its noise is subtracted from biases and norms,
+    and `reference_error` is its size relative to G. If none has an error smaller than G, these columns are empty too.
 
     Args:
         vae: a `CategoricalVAE`, or a pair of programs with any latents; it is not changed.
@@ -88,9 +88,10 @@ def gradient_report(
             :class:`~pyro_gvae.diagnostics.probe.Probe`; "parameters": all of model and guide.
         dtype: the type to compute in, for example torch.float64; None keeps the program's.
         seed: seed of the samples, the same for all estimators; the caller's random state is not changed.
-        budget: t in seconds; None is the time of a step of the exact ELBO, or of the first estimator that replaces it.
+        budget: t in seconds; None takes the time of a step of the exact ELBO, or of the first estimator that replaces
+            it.
         vectorize: see :class:`~pyro_gvae.diagnostics.probe.Probe`.
-        max_operations: most operations of one exact gradient, as :func:`pyro_gvae.exact.cost` counts.
+        max_operations: the most operations that one exact gradient may take, as :func:`pyro_gvae.exact.cost` counts.
         **options: options passed to those named estimators that accept them, such as `kl` or `max_memory`.
 
     Returns:
@@ -120,11 +121,11 @@ def gradient_report(
 
 
 def unbiased_candidates(problem: Problem, max_operations: float, *, seed: int = 0, **options: Any) -> list[Candidate]:
-    """List the estimators whose gradient, or its mean, others are held against, from the best to the worst.
+    """List the estimators that can provide the reference gradient, from the best to the worst.
 
     Args:
         problem: the program and its data.
-        max_operations: most operations of one sum over all codes, beyond which codes are not summed.
+        max_operations: the most operations that a sum over all codes may take; beyond it, codes are not summed.
         seed: seed of the samples.
         **options: options passed to those estimators that accept them.
     """
@@ -143,7 +144,7 @@ def make_setup(
     seed: int = 0,
     vectorize: bool = True,
 ) -> "Setup":
-    """Return what the rows of one kind of gradient share; arguments are those of :func:`gradient_report`."""
+    """Return the setup that the rows of one kind of gradient share; arguments are those of :func:`gradient_report`."""
     references = References(
         problem, wrt, truths, count=lambda _: REFERENCE_SAMPLES * num_samples, seed=seed, vectorize=vectorize
     )
@@ -152,7 +153,7 @@ def make_setup(
 
 
 def _seconds(clock: Clock, truths: Sequence[Candidate]) -> float:
-    """Return the time of a step of the first that accepts the problem."""
+    """Return the time of a step of the first candidate that accepts the problem."""
     for truth in truths:
         try:
             return clock(truth)

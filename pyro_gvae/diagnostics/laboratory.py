@@ -1,4 +1,4 @@
-"""The gradient laboratory: measure (model, epoch, estimator, temperature) cells into a folder of tables and figures."""
+"""The gradient laboratory: measure (model, epoch, estimator, temperature) cells, and write tables and figures."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ CHANGEABLE = {"estimators", "temperatures", "wrt", "epochs", "data_dir", "downlo
 
 
 class Line(TypedDict):
-    """The names by which a line of gradients.jsonl is identified."""
+    """The fields that identify a line of gradients.jsonl."""
 
     trained_by: str
     seed: int
@@ -154,7 +154,7 @@ def _models(
 
 
 def _dataset(config: GradientsConfig) -> Dataset | None:
-    """Load the data of a new model; None for a run, which has its own."""
+    """Load the data of a new model; return None for a run, which has its own data."""
     if config.run is not None:
         return None
     data = load_data(config.training())
@@ -164,10 +164,11 @@ def _dataset(config: GradientsConfig) -> Dataset | None:
 
 
 def _check_codes(config: GradientsConfig, data: Dataset | None) -> None:
-    """Refuse, before a folder is created, more codes than the exact gradient can sum over, and other terms than it has.
+    """Check, before a folder is created, that the exact gradient can be computed.
 
     Raises:
-        ValueError: if there are too many codes, or the reconstruction term is asked of latents that depend on others.
+        ValueError: if there are too many codes, or the reconstruction term is requested for latents that depend on each
+            other.
     """
     if data is None:
         _snapshots(config)
@@ -184,7 +185,7 @@ def _check_codes(config: GradientsConfig, data: Dataset | None) -> None:
             "fewer latents or categories, or pyro-gvae advise, which needs no exact gradient."
         )
     if config.protocol == "reinmax":
-        Probe(make_problem(vae, x), estimator("exact"), term="reconstruction")  # which refuses it
+        Probe(make_problem(vae, x), estimator("exact"), term="reconstruction")  # raises the error
 
 
 def _folder(config: GradientsConfig, check: Callable[[], None]) -> Path:

@@ -23,7 +23,7 @@ class Reference(NamedTuple):
 
     @property
     def squared_norm(self) -> float:
-        """The squared norm of the true gradient: that of this one without the contribution of its noise."""
+        """An estimate of the squared norm of the true gradient: that of this one minus its noise."""
         return float(self.gradient.double().square().sum()) - self.squared_error
 
 
@@ -106,7 +106,7 @@ def summarize(sums: Moments, reference: Reference, *, samples_per_budget: float)
         row[name] = value
         row[f"{name}_se"] = jackknife_error([other[name] for other in others]) if others else 0.0
     row["cosine"] = min(row["cosine"], 1.0)  # noise can make it larger; its error is that of the unclipped number
-    # A root has no derivative at 0: its error is the distance to the root of the square one standard error higher.
+    # A root has no derivative at 0, so its error is the distance to the root of the square plus one standard error.
     bias = math.sqrt(max(row["squared_bias"], 0.0))
     row["relative_bias"] = bias
     row["relative_bias_se"] = math.sqrt(bias**2 + row["squared_bias_se"]) - bias

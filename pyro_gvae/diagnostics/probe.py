@@ -44,18 +44,18 @@ class Problem(NamedTuple):
 
     @property
     def num_data(self) -> int:
-        """B."""
+        """The number of data, B."""
         return len(items(self.x)[0])
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Run with the parameters of the modules, and with the copied param store and what was added to it since."""
+        """Run with the modules' own parameters and the copied param store, which keeps what is added to it."""
         with pyro.get_param_store().scope(self.store), OwnParameters(), torch.enable_grad():  # type: ignore[arg-type]
             yield
 
 
 def make_problem(pair: HasPair, x: Any, *, dtype: torch.dtype | None = None) -> Problem:
-    """Make a problem of a program and its data; a module is copied.
+    """Make a problem from a program and its data; a module is copied.
 
     Args:
         pair: a `CategoricalVAE`, another module with a model and a guide, or a :class:`~pyro_gvae.exact.Pair`.
@@ -114,13 +114,13 @@ class Probe:
         estimator: the estimator; it is bound once, and its own state, if any, is warmed up by `WARMUP` steps.
         wrt: "logits" or "parameters".
         term: "elbo", or "reconstruction" (logits only).
-        vectorize: set to False, so that each estimate takes a call, for programs whose rows depend on each other or
-            have another weight in a larger batch.
+        vectorize: set it to False, so that each estimate takes a call, for programs whose rows depend on each other or
+            are weighted differently in a larger batch.
 
     Raises:
         ValueError: if the guide has no discrete latent; for the reconstruction term, if latents depend on each other or
-            are continuous, since q is then no prior; or if the estimator refuses the program or gives the logits no
-            gradient.
+            are continuous, since q cannot then be used as a prior; or if the estimator refuses the program or gives the
+            logits no gradient.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Probe:
         self._problem = problem._replace(pair=pair)
         self._others = parameters(self._problem)  # leaves that are not offsets of the guide's logits
         self._offsets: dict[str, Tensor] = {}
-        self._fixed: dict[str, Tensor] = {}  # logits of q, the prior's if the KL is left out
+        self._fixed: dict[str, Tensor] = {}  # logits of q, which replace the prior's if the KL is left out
         self._guide = pair.guide
         is_sampled = not is_deterministic(problem, estimator)
         if wrt == "logits":
@@ -203,7 +203,7 @@ class Probe:
         x = self._problem.x
         try:
             once, twice = (_read(self._problem, self._guide, _repeated(x, repeats)) for repeats in (1, 2))
-        except (ValueError, RuntimeError):  # a guide for as many data as there are
+        except (ValueError, RuntimeError):  # the guide accepts only this number of data
             return False
         shapes = [{name: fn.batch_shape for name, fn in _latents(reader).items()} for reader in (once, twice)]
         size = self._problem.num_data
@@ -218,7 +218,7 @@ class Probe:
         if layout.guide_depends or layout.has_continuous:
             raise ValueError(
                 "Expected discrete latents that are independent in the guide for the reconstruction term, but found "
-                "some that depend on others, or continuous ones: q is then no prior. Try the whole ELBO."
+                "some that depend on others, or continuous ones: q cannot then be used as a prior. Try the whole ELBO."
             )
 
     def _call(self, x: Any) -> None:
@@ -281,7 +281,7 @@ def parameters(problem: Problem) -> list[Tensor]:
 
 @final
 class _LogitsMessenger(Messenger):
-    """Gives the discrete latents of a program other logits, before an outer handler changes them.
+    """Replaces the logits of a program's discrete latents, before an outer handler changes these.
 
     Args:
         logits: the logits of a latent, from its name and distribution; None if it keeps its own.

@@ -160,8 +160,8 @@ def _tie_rule(ties: pd.DataFrame) -> str | None:
     if len(ties) < 2:
         return None
     return (
-        f"{len(ties)} measurements tie with the fastest: within a tenth, or two standard errors. Of these an unbiased "
-        "estimator is taken, then the exact one, then the one with the smallest bias, then the fastest."
+        f"{len(ties)} measurements tie with the fastest: within a tenth, or two standard errors. Of these, an unbiased "
+        "estimator is preferred, then the exact one, then the one with the smallest bias, then the fastest."
     )
 
 

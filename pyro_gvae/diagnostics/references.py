@@ -1,4 +1,4 @@
-"""The gradient that estimates are held against: exact, or the mean of many unbiased estimates, with its error."""
+"""The gradient that estimates are compared with: exact, or the mean of many unbiased estimates, with its error."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ def obstacle_to_sums(
     """Return why the codes cannot be summed over, or None if they can."""
     try:
         with seeded(seed):
-            parameters(problem)  # those that Pyro's store lacks begin as the guide and then the model have them
+            parameters(problem)  # creates those that Pyro's store lacks, the guide's first
             with problem.opened():
                 cost = exact.sum_cost(problem.pair, *items(problem.x), max_memory=max_memory)
     except ValueError as refusal:
@@ -75,15 +75,15 @@ def sample_moments(
 class References:
     """The reference of each estimator: the gradient of the ELBO with the same weight of its KL and the same free bits.
 
-    Each is computed once, when it is first asked for: by the first of several unbiased estimators that accepts the
-    problem, and whose error is smaller than the gradient. It is exact if that estimator is deterministic, and else the
-    mean of many of its estimates, of which `name` and `squared_error` of the reference tell.
+    Each is computed once, when it is first needed, by the first unbiased estimator that accepts the problem and has an
+    error smaller than the gradient. It is exact if that estimator is deterministic, and otherwise the mean of many of
+    its estimates; `name` and `squared_error` of the reference tell which.
 
     Args:
         problem: the program and its data.
         wrt: "logits" or "parameters".
         truths: unbiased estimators of the ELBO, from the best to the worst.
-        count: how many estimates to take from a probe of one that samples.
+        count: returns how many estimates to take from the probe of an estimator that samples.
         seed: seed of the samples.
         vectorize: see :class:`~pyro_gvae.diagnostics.probe.Probe`.
     """
@@ -107,7 +107,7 @@ class References:
         self._known: list[tuple[tuple[Detail, ...], Reference | None]] = []
 
     def __call__(self, chosen: Estimator) -> Reference | None:
-        """Return the reference of an estimator, or None if no truth is known."""
+        """Return the reference of an estimator, or None if there is none."""
         details = tuple(
             one for one in chosen.details if isinstance(one, WeighedKL | FreeNats | MixedGuide | RewardedUse)
         )
@@ -144,7 +144,7 @@ class References:
             seed=self._seed + 1,
             vectorize=self._vectorize,
         )
-        error = float(found.variance.sum()) / count  # with more noise than gradient, its direction is unknown
+        error = float(found.variance.sum()) / count  # if noise exceeds the gradient, its direction is unknown
         return Reference(found.mean.to(found.total.dtype), error, f"the mean of {count} estimates by {truth.name}")
 
 

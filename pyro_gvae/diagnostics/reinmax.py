@@ -51,7 +51,7 @@ def reinmax_protocol(
 
     Returns:
         One row for each (estimator, temperature): relative bias, relative s.d., cosine; or the error in `refused`.
-        Estimators of another objective than the ELBO have only their relative s.d.
+        Estimators of an objective other than the ELBO have only their relative s.d.
 
     Raises:
         ValueError: if the exact gradient cannot be computed.

@@ -97,7 +97,7 @@ class _PairedScores(torch.autograd.Function):
         for_eta = None
         if ctx.needs_input_grad[0] and (torch.is_grad_enabled() or eta.numel() < statistics.numel()):
             for_eta = ((statistics - ctx.mean(eta)) * grad).sum_to_size(eta.shape)
-        elif ctx.needs_input_grad[0]:  # these are the largest tensors of codes with parameters of their own
+        elif ctx.needs_input_grad[0]:  # in place: these tensors are the largest where each code has its own parameters
             for_eta = ctx.mean(eta).sub_(statistics).mul_(-grad)
         for_statistics = (eta * grad).sum_to_size(statistics.shape) if ctx.needs_input_grad[1] else None
         return for_eta, for_statistics, None, None
@@ -167,7 +167,7 @@ class ContinuousBernoulli(_UnitInterval):
         """Draw pixels in [0, 1] by inverting the distribution function: ``sample_shape + batch_shape + (D,)``."""
         uniform = self.natural.new_empty(self._extended_shape(sample_shape)).uniform_()
         # Draw for a negative parameter, where nothing overflows, and mirror the draw for a positive one. Below the
-        # rounding unit the distribution is uniform up to rounding; the clamp keeps 0 / 0 away.
+        # rounding unit the distribution is uniform up to rounding; the clamp avoids 0 / 0.
         rate = -self.natural.abs().clamp(min=torch.finfo(uniform.dtype).eps)
         draw = (torch.log1p(uniform * torch.expm1(rate)) / rate).clamp(0, 1)
         return torch.where(self.natural > 0, 1 - draw, draw)
@@ -184,5 +184,5 @@ def _continuous_bernoulli_mean(eta: Tensor) -> Tensor:
     series = torch.full_like(eta, _MEAN_SERIES[-1])
     for coefficient in reversed(_MEAN_SERIES[:-1]):
         series = series * square + coefficient
-    far = eta + near  # away from 0: if the branch that is not taken were infinite, the derivative would be NaN
+    far = eta + near  # away from 0: an infinite value in the branch not taken would make the derivative NaN
     return 0.5 + torch.where(near, eta * series, 0.5 / torch.tanh(far / 2) - 1 / far)

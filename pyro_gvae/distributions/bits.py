@@ -1,4 +1,4 @@
-"""Bits as second digits of one-hots of two categories: N of them as one variable, or with surrogate gradients."""
+"""Bits, built from one-hots of two categories: N bits as one variable, or bits with surrogate gradients."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from .surrogates import Kind
 
 
 def digit_logits(log_odds: Tensor) -> Tensor:
-    """Return the log-probabilities of 0 and 1, shape (..., 2), in float32 at least, of bits with these log-odds (...).
+    """Return the log-probabilities of 0 and 1, shape (..., 2), in at least float32, for bits with log-odds (...).
 
     Log-odds of minus or plus infinity exclude a value, as a logit of minus infinity excludes a category.
 
@@ -32,12 +32,12 @@ def digit_logits(log_odds: Tensor) -> Tensor:
 
 
 class Bits(TorchDistribution):
-    """Abstract base: bits that are the second digits of one-hot codes, from which they have every property.
+    """Abstract base: bits as the second components of one-hot codes, whose distribution does all the work.
 
     Args:
         codes: the distribution of codes, of event shape (2,) or (N, 2).
-        event_shape: that of the bits, with as many elements as there are digits.
-        dtype: of the bits.
+        event_shape: the event shape of the bits, with 1 or N elements.
+        dtype: the dtype of the bits.
     """
 
     arg_constraints: ClassVar = {}
@@ -80,7 +80,7 @@ class Bits(TorchDistribution):
             return self._bits(self.codes.sample(Size(sample_shape))).to(self.sample_dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p in nats, differentiable in the bits (..., event_shape) if the codes' is: shape (...)."""
+        """Return log p in nats, shape (...), differentiable in the bits (..., event_shape) if the codes' log p is."""
         own = value.reshape(value.shape[: value.dim() - len(self.event_shape)] + self.codes.event_shape[:-1])
         log_prob: Tensor = self.codes.log_prob(torch.stack([1 - own, own], -1))
         return log_prob
@@ -103,8 +103,8 @@ class Bits(TorchDistribution):
 class FactorizedBernoulli(Bits):
     r"""N independent bits as *one* random variable, whose support is all 2^N joint values.
 
-    It is to `Bernoulli(...).to_event(n)` what :class:`FactorizedOneHotCategorical` is to one-hots: no ELBO can
-    enumerate the former, and `TraceEnum_ELBO` silently samples it.
+    No ELBO can enumerate `Bernoulli(...).to_event(n)`: `TraceEnum_ELBO` silently samples it. Use this distribution
+    instead, as you would use :class:`FactorizedOneHotCategorical` for one-hots.
 
     Args:
         probs: probabilities of 1, shape (..., event_shape). Give either probs or logits.
@@ -143,8 +143,8 @@ class FactorizedBernoulli(Bits):
 class StraightThroughBernoulli(Bits):
     r"""A bit whose draws are exact and have a straight-through surrogate gradient.
 
-    The kinds act on the one-hot of two categories, of which the bit is the second digit; see
-    :class:`StraightThroughOneHotCategorical`. The score is the Bernoulli's, and linear in the bit.
+    The surrogate acts on a one-hot of two categories, whose second component is the bit; see
+    :class:`StraightThroughOneHotCategorical`. log p is that of the Bernoulli, and is linear in the bit.
 
     Args:
         temperature: t > 0 of the surrogate, one number for the whole batch.
@@ -200,7 +200,7 @@ def _log_odds(codes: Any) -> Tensor:
 def joint_bits(event_shape: Size, dtype: torch.dtype = torch.float32) -> Callable[..., Bits]:
     """Return the class of distributions over all joint values of bits, with a probability for each.
 
-    Stock Pyro builds a posterior by `type(prior)(logits=...)`, as it does from the class of `joint_one_hot`.
+    As for :func:`joint_one_hot`, stock Pyro builds a posterior by `type(prior)(logits=...)`.
 
     Example:
         >>> joint_bits(torch.Size([2]))(probs=torch.eye(4)[1]).mode.tolist()

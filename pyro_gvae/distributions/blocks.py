@@ -1,4 +1,4 @@
-"""Blocks of a table's row: one exponential family over the columns of a kind, whose cells may be missing."""
+"""Blocks of a table row: an exponential family for all columns of one kind, whose cells may be missing."""
 
 import copy
 import math
@@ -15,10 +15,10 @@ from typing_extensions import override
 class Block(ABC):
     """Abstract base: one family over D_k columns, whose cells are independent given the natural parameters.
 
-    In all methods, x are the cells (..., D_k), 0 where one is missing, and `kept` tells which are there.
+    In all methods, x holds the cells (..., D_k), 0 where a cell is missing, and `kept` is True where a cell is present.
 
     Args:
-        places: numbers of the columns (D_k,) in a row.
+        places: positions (D_k,) of the columns in a row.
     """
 
     def __init__(self, places: Tensor) -> None:
@@ -35,7 +35,7 @@ class Block(ABC):
 
     @abstractmethod
     def coefficients(self, natural: Tensor) -> Tensor:
-        """Return the factors of T(x), of shape (..., M_k)."""
+        """Return the coefficients of T(x), of shape (..., M_k)."""
 
     @abstractmethod
     def mean(self, natural: Tensor) -> Tensor:
@@ -47,10 +47,10 @@ class Block(ABC):
 
     @abstractmethod
     def holds(self, x: Tensor) -> Tensor:
-        """Tell which cells (..., D_k) the family has."""
+        """Return which cells (..., D_k) lie in the family's support."""
 
     def base(self, x: Tensor, kept: Tensor) -> Tensor:
-        """Return h(x) of each cell, of shape (..., D_k), or what broadcasts to it."""
+        """Return the log base measure h(x) of each cell, of shape (..., D_k), or a shape that broadcasts to it."""
         return x.new_zeros(())
 
     def double(self) -> Self:
@@ -93,18 +93,18 @@ class BinaryBlock(Block):
 
 @final
 class CategoricalBlock(Block):
-    """Levels 0 to L - 1, where L differs from column to column; the natural parameters are logits, column by column.
+    """Levels 0 to L - 1, where L may differ between columns; the natural parameters are logits, column by column.
 
     Args:
-        places: as of :class:`Block`.
-        is_level: (D_k, largest L), which levels each column has: its first ones.
-        levels: (width,), where those are in `is_level`, flattened.
+        places: see :class:`Block`.
+        is_level: (D_k, largest L), True for the first L entries of each column: the levels that it has.
+        levels: (width,), the positions of these entries in the flattened `is_level`.
     """
 
     def __init__(self, places: Tensor, is_level: Tensor, levels: Tensor) -> None:
         super().__init__(places)
         self.is_level, self.levels = is_level, levels
-        # Into a table (D_k, L), whose short rows end with what belongs to no level.
+        # Indices that spread logits into a table (D_k, L); the entries of missing levels are arbitrary, and masked.
         self._into = (is_level.flatten().cumsum(0) - 1).clamp_min(0)
 
     @property
@@ -113,7 +113,7 @@ class CategoricalBlock(Block):
         return len(self.levels)
 
     def log_probs(self, natural: Tensor) -> Tensor:
-        """Return log-probabilities (..., D_k, L) of levels, -inf of those that a column does not have."""
+        """Return log-probabilities (..., D_k, L) of levels, -inf for levels that a column does not have."""
         padded = natural.index_select(-1, self._into).unflatten(-1, self.is_level.shape)
         return padded.masked_fill(~self.is_level, -math.inf).log_softmax(-1)
 
@@ -147,17 +147,17 @@ class CategoricalBlock(Block):
 
 @final
 class GaussianBlock(Block):
-    """Numbers x with normal noise around the natural parameters, as densities of what they stand for.
+    """Numbers x with normal noise around the natural parameters, scored in the units of the original table.
 
     A cell x stands for a value v with log(dv / dx) = log_unit + slope x: v = centre + spread x has log_unit = log
     spread and slope 0; v = exp(centre + spread x), which is log-normal, has log_unit = centre + log spread and slope
-    spread. Scores are densities of v, so that those of other models of the same table compare.
+    spread. Scores are densities of v, so they can be compared with those of other models of the same table.
 
     Args:
-        places: as of :class:`Block`.
+        places: see :class:`Block`.
         scale: standard deviations of x (D_k,).
-        log_unit: (D_k,).
-        slope: (D_k,).
+        log_unit: as above, (D_k,).
+        slope: as above, (D_k,).
     """
 
     def __init__(self, places: Tensor, scale: Tensor, log_unit: Tensor, slope: Tensor) -> None:
@@ -195,11 +195,11 @@ class GaussianBlock(Block):
 class CountBlock(Block):
     """Counts 0, 1, .. with negative binomial noise; the natural parameters are logarithms of means.
 
-    A mean of m has the variance m + m^2 / dispersion: with a large dispersion these are Poisson counts.
+    A count of mean m has variance m + m^2 / dispersion. With a large dispersion, counts are nearly Poisson.
 
     Args:
-        places: as of :class:`Block`.
-        log_dispersion: (D_k,).
+        places: see :class:`Block`.
+        log_dispersion: logarithms of the dispersions (D_k,).
     """
 
     def __init__(self, places: Tensor, log_dispersion: Tensor) -> None:

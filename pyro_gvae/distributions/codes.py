@@ -83,7 +83,7 @@ def code_numbers(codes: Tensor) -> Tensor:
 
 
 def _places(num_latents: int, num_categories: int, device: torch.device) -> Tensor:
-    """What a category of each latent adds to the number of a code, shape (N,)."""
+    """Return the place value K^(N - 1 - n) of each latent in the number of a code, shape (N,)."""
     return torch.tensor([num_categories ** (num_latents - 1 - n) for n in range(num_latents)], device=device)
 
 

@@ -208,7 +208,7 @@ class RelaxedOneHotCategorical(PyroRelaxedOneHotCategorical):
 
 @register_kl(ExpConcrete, ExpConcrete)
 def _kl_concrete(q: ExpConcrete, p: ExpConcrete) -> Tensor:
-    """Return the KL of the categoricals (Jang et al. 2017), which is the discrete model's, *not* the densities'."""
+    """Return the KL of the categoricals (Jang et al. 2017): that of the discrete model, *not* of the densities."""
     return categorical_kl(q.logits, p.logits)
 
 

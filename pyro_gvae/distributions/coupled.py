@@ -18,17 +18,17 @@ from .codes import joint_codes, num_codes
 from .one_hot import FactorizedOneHotCategorical
 from .parameters import gumbel_like
 
-#: The most joint codes over which an expectation is summed that has no other closed form.
+#: The largest number of joint codes to sum over, where an expectation has no other closed form.
 MOST_SUMMED = 2**16
-#: The most numbers that such a sum holds at a time.
+#: The largest number of elements that such a sum holds in memory at a time.
 NUMBERS_AT_A_TIME = 10**7
 
 
 class CodePrior(KnowsArguments, nn.Module, ABC):
     r"""Abstract base: a distribution p(z) over the joint codes of N one-hots of K categories.
 
-    A subclass says what log p(z) is, for soft codes, too, in float32 at least, and draws codes. Of a prior of more than
-    65,536 codes, :math:`\mathrm{E}_q[\log p(z)]` is known only if the subclass says how.
+    A subclass computes log p(z), also for soft codes, in at least float32, and draws codes. For a prior of more than
+    65,536 codes, :math:`\mathrm{E}_q[\log p(z)]` is available only if the subclass computes it.
 
     Args:
         num_latents: N.
@@ -50,12 +50,12 @@ class CodePrior(KnowsArguments, nn.Module, ABC):
 
     @property
     def has_mean(self) -> bool:
-        """Whether :meth:`mean_log_prob` is known."""
+        """Whether :meth:`mean_log_prob` can be computed."""
         return self.num_codes <= MOST_SUMMED
 
     @abstractmethod
     def log_prob(self, codes: Tensor) -> Tensor:
-        """Return log p(z) in nats of codes (..., N, K), shape (...): normalized for one-hots, defined for soft ones."""
+        """Return log p(z) in nats, (..., N, K) -> (...): normalized over one-hot codes, and defined for soft ones."""
 
     @abstractmethod
     def draw(self, count: int) -> Tensor:
@@ -75,7 +75,7 @@ class CodePrior(KnowsArguments, nn.Module, ABC):
         """
         if not self.has_mean:
             raise ValueError(
-                f"Expected a prior whose mean log-probability under the guide is in closed form, or at most "
+                f"Expected a prior whose mean log-probability under the guide has a closed form, or at most "
                 f"{MOST_SUMMED:,} joint codes to sum over, but found a {type(self).__name__} of "
                 f"{self.num_categories}^{self.num_latents} codes, so that its KL has to be sampled. Try "
                 "straight-through[kl=sampled], gumbel-softmax[kl=relaxed], an estimator that scores or sums codes, or "
@@ -84,10 +84,10 @@ class CodePrior(KnowsArguments, nn.Module, ABC):
         return mean_over_codes(self.log_prob(self.all_codes()), probs)
 
     def split(self, digit: int, source: int, to: int) -> None:
-        """Split a category of a digit in two, whatever the other digits are; the prior is changed in place.
+        """Split a category of a digit in two, for all values of the other digits; the prior is changed in place.
 
-        Codes with `to` get the same probability as those with `source`, at least half of what the latter had; no other
-        code becomes less probable. What codes with `to` had is lost.
+        Codes with `to` get the same probability as those with `source`: at least half of what the latter had. No other
+        code becomes less probable. The old probability of codes with `to` is lost.
 
         Args:
             digit: n.
@@ -95,11 +95,11 @@ class CodePrior(KnowsArguments, nn.Module, ABC):
             to: the category that gets half of it.
 
         Raises:
-            ValueError: if the prior does not say how.
+            ValueError: if the prior does not override this method.
         """
         raise ValueError(
-            f"Expected a prior that says how one of its categories is split in two, but found a {type(self).__name__}, "
-            "of which nothing is known but the log-probabilities of codes. Try a split method, or revive=None."
+            f"Expected a prior that can split one of its categories in two, but found a {type(self).__name__}, "
+            "which has no split method. Try adding one, or revive=None."
         )
 
     def all_codes(self) -> Tensor:
@@ -109,7 +109,7 @@ class CodePrior(KnowsArguments, nn.Module, ABC):
 
     @final
     def coupling(self, codes: Tensor) -> Tensor:
-        """Return log p(z) - log u(z) for the uniform u: what independent uniform digits lack; (..., N, K) -> (...)."""
+        """Return log p(z) - log u(z), where u is uniform over the joint codes; (..., N, K) -> (...)."""
         return self.log_prob(codes) + self.num_latents * math.log(self.num_categories)
 
     @final
@@ -121,7 +121,7 @@ class CodePrior(KnowsArguments, nn.Module, ABC):
 def mean_over_codes(table: Tensor, probs: Tensor) -> Tensor:
     """Return the mean of a table of all joint codes (S,) under independent digits of probabilities (..., N, K): (...).
 
-    One digit after another is summed, so that B data take B S operations and B S / K numbers.
+    Digits are summed out one after another, so B data take B S operations and memory for B S / K numbers.
 
     Example:
         >>> mean_over_codes(torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.full((5, 2, 2), 0.5)).tolist()
@@ -139,11 +139,11 @@ def mean_over_codes(table: Tensor, probs: Tensor) -> Tensor:
 
 
 class Form(NamedTuple):
-    """How values stand for codes.
+    """How the values of a site represent codes.
 
     Attributes:
-        codes_of: the codes of values, possibly soft, (..., N, K) -> (..., N, K).
-        drawn: values that stand for drawn codes, from the distribution of independent digits and the codes.
+        codes_of: maps values to codes, possibly soft, (..., N, K) -> (..., N, K).
+        drawn: maps the distribution of independent digits and drawn codes to values that represent these codes.
     """
 
     codes_of: Callable[[Tensor], Tensor]
@@ -152,7 +152,7 @@ class Form(NamedTuple):
 
 @torch.no_grad()
 def _relaxed_given(digits: Any, codes: Tensor) -> Tensor:
-    """Draw log z of Concrete variables whose largest components are those of the codes."""
+    """Draw log z of Concrete variables, given that their largest components are those of the codes."""
     logits, temperature = digits.base_dist.logits, digits.base_dist.temperature
     # With E ~ Exp(1)^K, perturbed logits given the largest one D are -log E_D at D, -log(E_k / pi_k + E_D) elsewhere.
     exponential = (-gumbel_like(logits, codes.shape)).exp()
@@ -167,18 +167,18 @@ IN_LOGS = Form(torch.exp, _relaxed_given)
 
 @final
 class Coupled(TorchDistribution):
-    r"""Digits that a prior couples: the log-probability of independent uniform digits, and what the prior adds to it.
+    r"""Digits coupled by a prior, scored in two parts: independent uniform digits, and what the prior adds.
 
     .. math:: \log p(z) = \log u(z) + (\log p(z) - \log u(z))
 
-    Of one-hots, this is log p(z) of the prior. Of relaxed ones, the first term is their density, and the second the
-    prior's value at soft codes: a weight, so that the whole is no normalized density. A draw is one of the prior's;
-    relaxed, it is Concrete given that its largest components are those of the prior's code.
+    For one-hots, this is log p(z) of the prior. For relaxed digits, the first term is their density. The second is the
+    prior's value at soft codes, a weight, so the sum is not a normalized log-density. Samples are drawn from the prior;
+    relaxed samples are Concrete, given that their largest components are those of a code drawn from the prior.
 
     Args:
         base_dist: the uniform digits, of event shape (N, K).
-        prior: what couples them.
-        form: how values stand for codes.
+        prior: the prior that couples them.
+        form: how values represent codes.
 
     Example:
         >>> from pyro_gvae.models.priors import MixturePrior
@@ -203,7 +203,7 @@ class Coupled(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """The values of the digits."""
+        """The support of the digits."""
         return self.base_dist.support
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
@@ -217,7 +217,7 @@ class Coupled(TorchDistribution):
         return log_prob + self.coupling(value)
 
     def coupling(self, value: Tensor) -> Tensor:
-        """Return what the prior adds to independent digits, with the batch shape of both: (..., N, K) -> (...)."""
+        """Return what the prior adds to log p of independent digits, in the batch shape: (..., N, K) -> (...)."""
         added = self.prior.coupling(self.form.codes_of(value))
         return added.expand(broadcast_shape(added.shape, self.batch_shape))
 
@@ -229,7 +229,7 @@ class Coupled(TorchDistribution):
 
 
 def coupled(prior: CodePrior) -> Coupled:
-    """Make a prior the distribution of one site of one-hots, of event shape (N, K)."""
+    """Return a prior as the distribution of one site of one-hots, of event shape (N, K)."""
     return Coupled(FactorizedOneHotCategorical(logits=prior.uniform), prior)
 
 
@@ -240,5 +240,5 @@ def _kl_factorized(q: FactorizedOneHotCategorical, p: Coupled) -> Tensor:
 
 @register_kl(Independent, Coupled)
 def _kl_digits(q: Any, p: Coupled) -> Tensor:
-    """Return the KL of the categoricals, which that of relaxed digits is, too (Jang et al. 2017)."""
+    """Return the KL of the categoricals, which is also used for relaxed digits (Jang et al. 2017)."""
     return kl_divergence(q, p.base_dist) - p.prior.mean_coupling(q.base_dist.logits.softmax(-1))

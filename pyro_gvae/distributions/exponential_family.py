@@ -66,7 +66,7 @@ class ExponentialFamily(TorchDistribution):
     @property
     @abstractmethod
     def coefficients(self) -> Tensor:
-        """The factors of T(x), of natural's shape."""
+        """The coefficients of T(x), with the shape of ``natural``."""
 
     @abstractmethod
     def sufficient_statistics(self, x: Tensor) -> Tensor:
@@ -125,15 +125,15 @@ class ExponentialFamily(TorchDistribution):
             ValueError: if value has the wrong shape or, with validation, lies outside the support.
         """
         self._validate_sample(value)
-        own, given = Size(self.natural.shape[:-1]), Size(value.shape[:-1])  # a wrapped tensor of Pyro's has a tuple
+        own, given = Size(self.natural.shape[:-1]), Size(value.shape[:-1])  # the shape of Pyro's wrapper is a tuple
         shape, rows = _broadcast(self.batch_shape, given), _broadcast(own, given)
         if rows.numel() <= max(own.numel(), given.numel()):
             log_prob = self._paired_log_prob(value)
         elif value.dim() == 2 and own[-1] == 1:
             log_prob = self._outer_log_prob(value).squeeze(-2)
         else:
-            # In einsum, a batch dimension of only one operand becomes rows or columns of a matrix product, and one of
-            # both operands becomes its batch.
+            # In einsum, a batch dimension that only one operand has becomes rows or columns of a matrix product, and
+            # one that both have becomes its batch.
             family, value = self._centred(value)
             with full_precision(value):
                 products = torch.einsum("...d,...d->...", family.coefficients, family.sufficient_statistics(value))
@@ -170,7 +170,7 @@ class ExponentialFamily(TorchDistribution):
         return (scores + family.log_base_measure(x)).to(self.natural.dtype)
 
     def _centred(self, x: Tensor) -> tuple[Self, Tensor]:
-        """Return family and data whose products are taken: shifted by the same amount, in the precision needed."""
+        """Return the family and data to multiply: both shifted by the same amount, in the precision needed."""
         return self, x
 
     def _validate_sample(self, x: Tensor) -> None:

@@ -26,7 +26,7 @@ class JointOneHotCategorical(TorchDistribution):
         logits: unnormalized log-probabilities, shape (..., S).
 
     Raises:
-        ValueError: if both or neither are given, or there are not S of them.
+        ValueError: if both or neither are given, or if there are not S entries.
 
     Example:
         >>> p = joint_one_hot(2, 3)(probs=torch.eye(9)[5])  # all mass on one of nine codes

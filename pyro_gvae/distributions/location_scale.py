@@ -1,4 +1,4 @@
-"""Values of location-scale families as their noise, and back: two distributions can so share their randomness."""
+"""Convert values of location-scale families to noise and back, so that distributions can share their randomness."""
 
 from typing import Any
 
@@ -19,11 +19,11 @@ from torch.distributions.transforms import AffineTransform, ExpTransform
 def noise_of(fn: Any, value: Tensor) -> Tensor | None:
     """Return the standardized noise of a value, without a gradient, or None if the family has none.
 
-    A normal, Laplace or Cauchy variable is its location plus its scale times noise, a multivariate normal one times a
-    triangular matrix, and a log-normal one the exponential of such a variable.
+    A normal, Laplace or Cauchy variable is its location plus its scale times noise. For a multivariate normal the scale
+    is a triangular matrix, and a log-normal variable is the exponential of a normal one.
 
     Args:
-        fn: a distribution, also within `.to_event` and `.mask`.
+        fn: a distribution, possibly wrapped by `.to_event` and `.mask`.
         value: one of its values.
 
     Example:
@@ -45,11 +45,11 @@ def noise_of(fn: Any, value: Tensor) -> Tensor | None:
 
 
 def value_of(fn: Any, noise: Tensor) -> Tensor:
-    """Return the value of a distribution that has the given noise, with its pathwise derivative.
+    """Return the value of a distribution at the given noise, with its pathwise derivative.
 
     Args:
-        fn: a distribution of the family that the noise is from.
-        noise: what :func:`noise_of` has returned.
+        fn: a distribution of the same family as the one that the noise is from.
+        noise: the result of :func:`noise_of`.
     """
     if isinstance(fn, Independent | MaskedDistribution):
         return value_of(fn.base_dist, noise)
@@ -65,7 +65,7 @@ def value_of(fn: Any, noise: Tensor) -> Tensor:
 
 
 def _is_affine_or_exp(fn: Any) -> bool:
-    """Return whether a distribution is transformed by nothing else, of which the inverse only rounds."""
+    """Return whether all transforms are affine or exp: their inverses are exact up to rounding."""
     return isinstance(fn, TransformedDistribution) and all(
         isinstance(transform, AffineTransform | ExpTransform) for transform in fn.transforms
     )

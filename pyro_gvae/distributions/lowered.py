@@ -1,4 +1,4 @@
-"""Stock distributions scored by one matrix product, as our own families are.
+"""Score stock distributions by one matrix product, as our own families do.
 
 A stock family scores each element x of an event under parameters theta by
 
@@ -27,41 +27,41 @@ from .exponential_family import full_precision, score_dtype
 from .observations import Gaussian
 from .poisson import base_score, centre_of, poisson_scores
 
-#: By their names, each (*batch, D) or, of D categoricals, (*batch, D, K).
+#: Parameters by name, each (*batch, D), or (*batch, D, K) for D categoricals.
 Parameters = dict[str, Tensor]
 
 
 class _Statement(NamedTuple):
-    """A stock family of D elements in an event, taken out of its wrappers and expansions."""
+    """A stock family of D elements per event, without its wrappers and expansions."""
 
     family: Any
     parameters: Parameters
-    counts: Tensor | None  # (*batch, D), of a binomial: known, as data are
-    kept: Tensor | None  # (*batch, D): the elements that count
-    masks: list[Tensor]  # of whole events
+    counts: Tensor | None  # (*batch, D), the numbers of trials of a binomial: known, like data
+    kept: Tensor | None  # (*batch, D): the elements that are not masked
+    masks: list[Tensor]  # masks over whole events
 
 
 class _Terms(NamedTuple):
     """The scores of D elements: coefficients . statistics + offset + base."""
 
-    coefficients: tuple[Tensor, ...]  # (*batch of parameters, D) or, K for each element, (.., D * K)
+    coefficients: tuple[Tensor, ...]  # (*batch of parameters, D), or (.., D * K) with K for each element
     statistics: tuple[Tensor, ...]  # (*batch of data, D) or (.., D * K)
     offset: Tensor  # (*batch of parameters, D)
     base: Tensor  # (*batch of data, D)
 
 
 def log_prob(fn: Any, value: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """Return `fn.log_prob(value)`, by a matrix product where that saves a tensor of parameters x data.
+    """Return `fn.log_prob(value)`, by a matrix product where that avoids a tensor of size parameters x data.
 
-    The product is taken of stock exponential families with event dimensions, independent, masked and expanded as they
-    may be, whose parameters and data share no batch dimension. It is rounded as those of our own families are, see
-    :class:`~.observations.Gaussian`. Data outside of the support are left to the distribution, which refuses them.
+    The product is used for stock exponential families with event dimensions, also if wrapped by `.to_event`, `.mask`
+    and `.expand`, whose parameters and data share no batch dimension. It is rounded like those of our own families, see
+    :class:`~.observations.Gaussian`. If data lie outside the support, the distribution itself raises its error.
 
     Args:
         fn: any distribution.
         value: data, whose batch dimensions broadcast with those of `fn`.
-        args: what else `fn.log_prob` takes; with any of it, there is no product.
-        kwargs: the same.
+        args: other arguments of `fn.log_prob`; if there are any, no product is used.
+        kwargs: other keyword arguments, likewise.
     """
     product = None if args or kwargs else _product(fn, value)
     scores: Tensor = fn.log_prob(value, *args, **kwargs) if product is None else product
@@ -82,7 +82,7 @@ def _product(fn: Any, value: Any) -> Tensor | None:
         own = dist.util.broadcast_shape(*(parameter.shape[:rank] for parameter in statement.parameters.values()))
         data = dist.util.broadcast_shape(given, *known)
         rows = math.prod(dist.util.broadcast_shape(own, data))
-    except ValueError:  # the distribution says what does not fit
+    except ValueError:  # shapes do not match: let the distribution raise its error
         return None
     if rows <= max(math.prod(own), math.prod(data)):  # each datum has its own parameters, or all share the same
         return None
@@ -96,7 +96,7 @@ def _product(fn: Any, value: Any) -> Tensor | None:
 
 
 def _read(fn: Any) -> _Statement | None:
-    """Take a stock family out of what wraps it."""
+    """Remove the wrappers of a stock family; return None if there is none, or it has no event dimension."""
     family, num_inside, masks = fn, 0, []
     while type(family) not in _TERMS:
         if type(family) is dist.Independent:
@@ -136,7 +136,7 @@ def _in_support(statement: _Statement, value: Tensor, given: Size) -> bool:
 
 
 def _scores(statement: _Statement, value: Tensor) -> Tensor:
-    """The scores of data (*batch, D) or, of categoricals that hold one-hots or counts, (.., D, K)."""
+    """Return the scores of data (*batch, D), or (.., D, K) if they are one-hots or multinomial counts."""
     family = type(statement.family)
     dtype = torch.promote_types(score_dtype(next(iter(statement.parameters.values()))), value.dtype)
     parameters = {name: parameter.to(dtype) for name, parameter in statement.parameters.items()}
@@ -147,7 +147,7 @@ def _scores(statement: _Statement, value: Tensor) -> Tensor:
             ours = _OURS[family](parameters, x) if family in _OURS else None
             return _summed(_TERMS[family](parameters, x, counts)).to(dtype) if ours is None else ours
         is_kept = kept.unsqueeze(-1) if statement.family.event_shape else kept
-        present = torch.where(is_kept, x, x.new_zeros(()))  # what is missing may be no number
+        present = torch.where(is_kept, x, x.new_zeros(()))  # masked elements may be NaN
         return _summed(_without(_TERMS[family](parameters, present, counts), kept)).to(dtype)
 
 
@@ -163,7 +163,7 @@ def _side_by_side(parts: tuple[Tensor, ...]) -> Tensor:
 
 
 def _without(terms: _Terms, kept: Tensor) -> _Terms:
-    """Only the elements that count, each of which takes its offset with it."""
+    """Drop masked elements, together with their offsets."""
     num_elements = kept.shape[-1]
     wide = [kept.repeat_interleave(part.shape[-1] // num_elements, -1) for part in terms.statistics]
     present = [torch.where(mask, part, part.new_zeros(())) for mask, part in zip(wide, terms.statistics, strict=True)]
@@ -175,8 +175,8 @@ def _without(terms: _Terms, kept: Tensor) -> _Terms:
     )
 
 
-# The families. What is multiplied is small where parameters and data are near the mean of the data: a score is rounded
-# in proportion to its terms. What depends on the data alone has few elements, and is computed in float64.
+# The families. The factors of the product are kept small for parameters and data close to the mean of the data, because
+# a score is rounded in proportion to its terms. Terms of the data have few elements, and are computed in float64.
 
 
 def _centre(x: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def _centre(x: Tensor) -> Tensor:
 
 def _logits(parameters: Parameters, *, is_binary: bool = True) -> Tensor:
     logits = parameters["logits"] if "logits" in parameters else probs_to_logits(parameters["probs"], is_binary)
-    # A category that is excluded is infinitely improbable: 0 times infinity would be no number.
+    # The logit of an excluded category is -inf, and 0 times infinity would be NaN.
     return logits if is_binary else logits.clamp_min(torch.finfo(logits.dtype).min)
 
 
@@ -241,13 +241,13 @@ def _exponential(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _T
 
 def _poisson(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
     rate, centre = parameters["rate"], centre_of(x)
-    positive = torch.where(rate > 0, rate, 1.0)  # the derivative of a logarithm at 0 is no number, if multiplied by 0
+    positive = torch.where(rate > 0, rate, 1.0)  # the derivative of log at 0 is infinite, and times 0 it is NaN
     log_rate = torch.where(rate > 0, positive.log(), torch.finfo(rate.dtype).min)
     return _Terms((log_rate - centre.log(),), (x,), centre - rate, base_score(x, centre))
 
 
 def _normal(parameters: Parameters, x: Tensor, counts: Tensor | None) -> _Terms:
-    # Squares are subtracted from each other, however near data and means are: see `Gaussian`.
+    # In float64: large squares are subtracted from each other even where data and means are close, see `Gaussian`.
     loc, scale, x = parameters["loc"].double(), parameters["scale"].double(), x.double()
     centre = _centre(x)
     loc, x = loc - centre, x - centre
@@ -270,7 +270,7 @@ _TERMS: dict[type, Callable[[Parameters, Tensor, Tensor | None], _Terms]] = {
 
 
 def _our_normal(parameters: Parameters, x: Tensor) -> Tensor | None:
-    """With one scale for all codes."""
+    """Return the scores if there is one scale for all codes."""
     scale = parameters["scale"]
     if scale.shape[:-1].numel() > 1:
         return None
@@ -278,7 +278,7 @@ def _our_normal(parameters: Parameters, x: Tensor) -> Tensor | None:
 
 
 def _our_poisson(parameters: Parameters, x: Tensor) -> Tensor | None:
-    """With codes and data in one dimension each."""
+    """Return the scores if codes and data have one batch dimension each."""
     rate = parameters["rate"]
     return poisson_scores(rate.squeeze(-2), x) if x.dim() == 2 and rate.dim() > 1 and rate.shape[-2] == 1 else None
 
@@ -291,7 +291,7 @@ def _our_continuous_bernoulli(parameters: Parameters, x: Tensor) -> Tensor:
     return ContinuousBernoulli(_logits(parameters), validate_args=False).log_prob(x)
 
 
-#: Scores with a derivative that takes fewer operations; None where the terms have other dimensions.
+#: Scores with a derivative that takes fewer operations; None where the shapes do not allow it.
 _OURS: dict[type, Callable[[Parameters, Tensor], Tensor | None]] = {
     dist.Bernoulli: _our_bernoulli,
     dist.ContinuousBernoulli: _our_continuous_bernoulli,

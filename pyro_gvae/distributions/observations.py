@@ -1,4 +1,4 @@
-"""Gaussian pixels, categorical pixels of L levels, and counts of words; all distributions of pixels are found here."""
+"""Gaussian pixels, categorical pixels of L levels, and word counts; import all distributions of pixels from here."""
 
 import copy
 import math
@@ -25,7 +25,7 @@ class Gaussian(ExponentialFamily):
     h(x) = -x . x / (2 scale^2) - sum(log scale) - D/2 log(2 pi).
 
     A score depends only on x - mu, so the matrix product is taken of x - c and mu - c, where c is the mean of the data.
-    It still subtracts numbers of size (x - c) . (x - c) / scale^2 from each other, however near x and mu are. In
+    It still subtracts numbers of size (x - c) . (x - c) / scale^2 from each other, even where x and mu are close. In
     float32 that would lose 0.8 nats for 784 pixels in [0, 1] at scale 0.01, so the product is taken in float64, and
     the score is rounded once.
 
@@ -164,16 +164,16 @@ class CategoricalPixels(CanonicalFamily):
 
 @final
 class Multinomial(ExponentialFamily):
-    """Counts x of D words, of which each is drawn from softmax(natural): a bag of words.
+    """Counts x of the D words of a vocabulary, where each word is drawn from softmax(natural): a bag of words.
 
-    log p(x) = x . log softmax(natural) + log(n!) - sum_d log(x_d!), where n = sum(x) is the length of the document,
-    which is given. So T(x) = x, the coefficients are log softmax(natural), and A = 0.
+    log p(x) = x . log softmax(natural) + log(n!) - sum_d log(x_d!), where the length n = sum(x) of the document is
+    given. So T(x) = x, the coefficients are log softmax(natural), and A = 0.
 
-    This is ``torch.distributions.Multinomial(n, logits=natural)``, with a length for each datum.
+    This is ``torch.distributions.Multinomial(n, logits=natural)``, with a length n for each datum.
 
     Args:
         natural: unnormalized log-probabilities of the words, (..., D).
-        total_count: n of documents that are drawn; scores take the length of the datum.
+        total_count: n of sampled documents; scores use the length of each datum.
         validate_args: see :class:`ExponentialFamily`, which also lists the errors.
 
     Example:

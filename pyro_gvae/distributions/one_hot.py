@@ -110,10 +110,10 @@ class FactorizedOneHotCategorical(TorchDistribution):
             return found.to(self.sample_dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(z) in nats, shape (...). Codes (S, 1, N, K) under logits (B, N, K) are one matrix product."""
+        """Return log p(z) in nats, shape (...). Codes (S, 1, N, K) under logits (B, N, K) take one matrix product."""
         if self._validate_args:
             self._validate_sample(value)
-        # In einsum, a batch dimension of only one operand becomes rows or columns of a matrix product.
+        # In einsum, a batch dimension that only one operand has becomes rows or columns of a matrix product.
         return torch.einsum("...m,...m->...", value.flatten(-2).to(self.logits), self.log_probs.flatten(-2))
 
     def log_prob_table(self, start: int = 0, stop: int | None = None) -> Tensor:
@@ -141,7 +141,7 @@ class FactorizedOneHotCategorical(TorchDistribution):
         return codes.expand((-1, *self.batch_shape, *self.event_shape)) if expand else codes
 
     def code_slices(self, size: int) -> Iterator[Tensor]:
-        """Yield the joint codes in slices (s, N, K) of s <= `size` codes, each made when it is asked for.
+        """Yield the joint codes in slices (s, N, K) of s <= `size` codes, each created on demand.
 
         Raises:
             ValueError: if `size` is below 1.

@@ -78,7 +78,7 @@ def logits_of(probs: Tensor | None, logits: Tensor | None) -> Tensor:
 
 
 def halve(logits: Tensor, source: int, to: int) -> None:
-    """Give one category the probability of another, and both half of it, in place; logits (..., K).
+    """Divide the probability of category `source` equally between `source` and `to`, in place; logits (..., K).
 
     Example:
         >>> logits = torch.tensor([0.8, 0.2, 0.0]).log()
@@ -91,14 +91,14 @@ def halve(logits: Tensor, source: int, to: int) -> None:
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Convert to float32 if the precision is lower: noise and log-probabilities would be off by whole nats."""
+    """Convert half precision to float32: noise and log-probabilities in half precision are off by whole nats."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def impossible_as_infinite(log_probs: Tensor) -> Tensor:
-    """Replace values so low that only an impossible code can have a part in them by -inf, without a gradient.
+    """Set values to -inf that are so low that an impossible code must be part of them, without a gradient.
 
-    Sums count an impossible code as the lowest finite number, which times a probability of 0 is 0 and not NaN. Any
-    other probability, which is above 1e-18 in them, leaves a number that no log-probability of data reaches.
+    In sums, an impossible code has the lowest finite number as its log-probability, which times a probability of 0 is 0
+    and not NaN. Times any other probability in these sums, at least 1e-18, it is below all log-probabilities of data.
     """
     return log_probs.masked_fill(log_probs < 1e-18 * torch.finfo(log_probs.dtype).min, -math.inf)

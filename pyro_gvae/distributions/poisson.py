@@ -1,4 +1,4 @@
-"""Counts: the score of every code under every datum is one matrix product, with a derivative of few operations."""
+"""Poisson counts: one matrix product scores every datum under every code, with a derivative of few operations."""
 
 import math
 from typing import Any
@@ -18,8 +18,8 @@ def poisson_scores(rate: Tensor, x: Tensor) -> Tensor:
         x: counts (B, D).
 
     Returns:
-        Scores in nats, (*codes, B). They are computed as differences from those of the mean of the data, which float32
-        rounds less.
+        Scores in nats, (*codes, B). They are computed as differences from the scores at the mean of the data, which
+        reduces rounding in float32.
 
     Example:
         >>> rate, x = torch.tensor([[1.0, 2.0], [3.0, 0.5]]), torch.tensor([[0.0, 2.0]])
@@ -46,7 +46,7 @@ def base_score(x: Tensor, centre: Tensor) -> Tensor:
 def log_rates(rate: Tensor) -> Tensor:
     """Return the logarithm of rates as a new tensor.
 
-    A rate of 0 makes 0 certain and the rest infinitely improbable: 0 times infinity would be no number.
+    At a rate of 0 it is the lowest finite number and not -inf, because 0 times infinity would be NaN.
     """
     return rate.log().clamp_min_(torch.finfo(rate.dtype).min)
 
@@ -63,8 +63,8 @@ def _part(rate: Tensor, x: Tensor, centre: Tensor) -> Tensor:
 class _Scores(torch.autograd.Function):
     """Compute (log rate - log centre) @ x.T + sum(centre - rate); its derivative is x / rate - 1, or -1 at rate 0.
 
-    These are the largest tensors of a sum over codes. Autograd would make six more of them; here a few codes at a time
-    stay in a processor's cache.
+    These are the largest tensors of a sum over codes. Autograd would make six more of them. Here a few codes are
+    computed at a time, which stay in the processor's cache.
     """
 
     generate_vmap_rule = True

@@ -23,7 +23,7 @@ class StraightThroughOneHotCategorical(TorchDistribution):
 
     Draws are scored by the plain categorical: log p(z) = sum_k z_k log pi_k with pi = softmax(logits). This is linear
     in z, so gradients flow through z. Samples are ordinary tensors. Those of Pyro's straight-through distributions
-    carry a hidden attribute, which `clone()`, indexing or a decoder loses.
+    carry a hidden attribute, which is lost in `clone()`, indexing or a decoder.
 
     Args:
         temperature: t > 0 of the surrogate, one number for the whole batch; values and scores do not depend on it.

@@ -116,7 +116,7 @@ class GappedStraightThrough:
     (Fan et al. 2022, arXiv 2206.07235).
 
     Attributes:
-        gap: the least lead of D, in nats; 1 in the paper.
+        gap: the minimum lead of D, in nats; 1 in the paper.
     """
 
     gap: float = 1.0

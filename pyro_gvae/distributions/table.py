@@ -1,11 +1,11 @@
-"""Rows of tables: columns of several kinds and missing cells, scored by one matrix product.
+"""Table rows with columns of several kinds and missing cells, scored by one matrix product.
 
-Columns of one kind are a block, an exponential family over its cells. A cell that is missing (NaN) has statistics of
-zero, and so drops out of the product: it is integrated out. Of all blocks side by side,
+Columns of one kind form a block: an exponential family over its cells. The statistics of a missing cell (NaN) are zero,
+so it drops out of the product: it is integrated out. With all blocks side by side,
 
     log p(x | eta) = coefficients(eta) . T(x) + h(x),
 
-where T(x) holds for each cell that is there what its family needs, and a 1 whose coefficient is minus its normalizer.
+where T(x) holds, for each cell present, the statistics of its family and a 1 whose coefficient is minus the normalizer.
 """
 
 import copy
@@ -22,7 +22,7 @@ from .exponential_family import ExponentialFamily, no_nan
 
 
 class _Rows(constraints.Constraint):
-    """Rows each of whose cells is missing, or one that its block has."""
+    """Rows in which each cell is missing or in the support of its block."""
 
     event_dim = 1
 
@@ -45,7 +45,7 @@ class TableRow(ExponentialFamily):
 
     Args:
         natural: natural parameters (..., sum of the widths of blocks), block by block.
-        blocks: the blocks, which have each column once.
+        blocks: the blocks, which together contain each column once.
         validate_args: see :class:`ExponentialFamily`, which also lists the errors.
 
     Example:
@@ -57,7 +57,7 @@ class TableRow(ExponentialFamily):
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {"natural": no_nan}
-    _domain = "of cells that are missing or of their columns' kinds"
+    _domain = "whose cells are missing (NaN) or valid for their columns' kinds"
 
     def __init__(self, natural: Tensor, blocks: Sequence[Block], validate_args: bool | None = None) -> None:
         self.blocks = blocks
@@ -86,7 +86,7 @@ class TableRow(ExponentialFamily):
 
     @override
     def log_normalizer(self) -> Tensor:
-        return self.natural.new_zeros(self.natural.shape[:-1])  # a part of the product
+        return self.natural.new_zeros(self.natural.shape[:-1])  # it is part of the product
 
     @override
     def log_base_measure(self, x: Tensor) -> Tensor:

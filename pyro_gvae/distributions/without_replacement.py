@@ -1,9 +1,9 @@
-"""Joint codes drawn without replacement, digit by digit, and what each of them weighs.
+"""Draw joint codes without replacement, digit by digit, and compute their weights.
 
-A joint code is a sequence of digits. Of each prefix the sum of the probabilities of all codes that begin with it is
-known, and so is the distribution of the largest perturbed log-probability of these codes: a Gumbel variable. The P
-prefixes whose variables are largest are kept at every digit (stochastic beam search). The codes at the end are P draws
-without replacement, in the order of their variables (Kool, van Hoof and Welling 2019, arXiv 1903.06059).
+A joint code is a sequence of digits. For each prefix, the total probability of the codes that begin with it is known.
+So is the distribution of the largest perturbed log-probability of these codes: a Gumbel variable. At every digit, the P
+prefixes with the largest variables are kept (stochastic beam search). The final codes are P draws without replacement,
+in the order of their variables (Kool, van Hoof and Welling 2019, arXiv 1903.06059).
 """
 
 import math
@@ -14,15 +14,15 @@ from torch import Size, Tensor
 
 from .parameters import gumbel_like
 
-#: Stands for the log-probability of what cannot be, but is finite, so that sums and differences are no NaN.
+#: The log-probability of impossible codes. It is finite, so that sums and differences are not NaN.
 IMPOSSIBLE = -1e30
 
 
 class Prefixes(NamedTuple):
-    """R different prefixes of joint codes, for each of several distributions, the largest perturbed ones first.
+    """R distinct prefixes of joint codes, for each of U distributions, in descending order of `perturbed`.
 
     Attributes:
-        log_probs: of the codes that begin so, together, in nats: (R, U).
+        log_probs: log of the total probability of the codes that begin with each prefix, in nats: (R, U).
         perturbed: the largest perturbed log-probability of these codes: (R, U).
     """
 
@@ -30,7 +30,7 @@ class Prefixes(NamedTuple):
     perturbed: Tensor
 
     def first(self, count: int) -> "Prefixes":
-        """Keep as many."""
+        """Return the first `count` prefixes."""
         return Prefixes(self.log_probs[:count], self.perturbed[:count])
 
 
@@ -38,9 +38,9 @@ class Extended(NamedTuple):
     """Prefixes with one more digit.
 
     Attributes:
-        prefixes: R' of them.
+        prefixes: the R' extended prefixes.
         parents: which of the R prefixes each extends, (R', U).
-        digits: the category that each adds, (R', U).
+        digits: the category that each appends, (R', U).
     """
 
     prefixes: Prefixes
@@ -49,23 +49,23 @@ class Extended(NamedTuple):
 
 
 def no_digits(like: Tensor, num_distributions: int) -> Prefixes:
-    """Return the one prefix of all codes, with its noise: (1, U), of the dtype and on the device of `like`."""
+    """Return the empty prefix, with its noise: (1, U), with the dtype and device of `like`."""
     log_probs = torch.zeros(1, num_distributions, dtype=like.dtype, device=like.device)
     return Prefixes(log_probs, gumbel_like(log_probs, log_probs.shape))
 
 
 def extend(prefixes: Prefixes, log_probs: Tensor, most: int) -> Extended:
-    """Add a digit to prefixes, and keep those that are largest.
+    """Append a digit to prefixes, and keep those with the largest perturbed log-probabilities.
 
     The noise of the K extensions of a prefix is drawn given that the largest of them is the prefix's own.
 
     Args:
-        prefixes: R of them.
-        log_probs: of the digit given each prefix, (R or 1, U, K), without a gradient.
-        most: the largest number that is kept.
+        prefixes: R prefixes.
+        log_probs: log-probabilities of the digit given each prefix, (R or 1, U, K), without a gradient.
+        most: the largest number of prefixes to keep.
 
     Returns:
-        The extended prefixes, as many as there are and not more than `most`.
+        The extended prefixes; all are kept if there are not more than `most`.
 
     Example:
         >>> probs = torch.tensor([[[0.5, 0.5, 0.0]]])
@@ -75,7 +75,7 @@ def extend(prefixes: Prefixes, log_probs: Tensor, most: int) -> Extended:
     extended = prefixes.log_probs.unsqueeze(-1) + log_probs.clamp_min(IMPOSSIBLE)  # (R, U, K)
     free = extended + gumbel_like(extended, Size(extended.shape))
     largest = prefixes.perturbed.unsqueeze(-1)
-    # -log(exp(-largest) - exp(-max free) + exp(-free)), which moves the maximum of the free ones to the largest.
+    # -log(exp(-largest) - exp(-max free) + exp(-free)), which moves the maximum of `free` to `largest`.
     below = largest - free + (-torch.expm1(free - free.amax(-1, keepdim=True))).log()
     perturbed = largest - below.clamp_min(0) - (-below.abs()).exp().log1p()
     rows, distributions, num_categories = extended.shape
@@ -90,7 +90,7 @@ def extend(prefixes: Prefixes, log_probs: Tensor, most: int) -> Extended:
 
 
 def inclusion_weights(log_probs: Tensor, threshold: Tensor | None) -> Tensor:
-    r"""Return what each code weighs that was drawn without replacement, so that weighted sums are unbiased.
+    r"""Return weights of codes drawn without replacement, which make weighted sums unbiased.
 
     .. math:: w_s = \frac{q(s)}{P(\text{its variable} > \kappa)} = \frac{q(s)}{1 - \exp(-\exp(\log q(s) - \kappa))}
 
@@ -99,7 +99,7 @@ def inclusion_weights(log_probs: Tensor, threshold: Tensor | None) -> Tensor:
 
     Args:
         log_probs: log q(s) of P codes, (P, U).
-        threshold: kappa, (U,); None if all codes were drawn, so that each weighs its probability.
+        threshold: kappa, (U,); None if all codes were drawn: the weights are then their probabilities.
 
     Example:
         >>> inclusion_weights(torch.tensor([[0.5], [0.1]]).log(), torch.tensor([-1.0])).squeeze(-1)
@@ -111,12 +111,12 @@ def inclusion_weights(log_probs: Tensor, threshold: Tensor | None) -> Tensor:
 
 
 class SetWeights(NamedTuple):
-    """What the codes of a set weigh, whatever the order in which they were drawn.
+    """Weights of the codes in a set, independent of the order in which they were drawn.
 
     Attributes:
         first: q(s) R(S, s), (P, U), which add to 1: the probability that s was drawn first, given the set.
-        second: q(s') R(S, s, s'), (P, P, U), and q(s) for s' = s, which add to 1 for each s: the same of s' in the set
-            without s, times the probability 1 - q(s) of another code than s.
+        second: q(s') R(S, s, s'), (P, P, U), and q(s) for s' = s, which add to 1 for each s: the same for s' in the set
+            without s, times 1 - q(s), the probability of a code other than s.
     """
 
     first: Tensor
@@ -127,8 +127,8 @@ def set_weights(log_probs: Tensor, *, is_complete: bool = False) -> SetWeights:
     r"""Return the weights of the unordered-set estimator, for a set S of P codes drawn without replacement.
 
     With the leave-one-out ratios :math:`R(S, s) = p^{D \setminus s}(S \setminus s) / p(S)`, where p(S) is the
-    probability of drawing the set, and :math:`p^{D \setminus s}` draws from the codes without s. Each such probability
-    is that all perturbed log-probabilities of the set exceed those of all other codes,
+    probability of drawing the set, and :math:`p^{D \setminus s}` draws from the codes without s. A set is drawn if all
+    its perturbed log-probabilities exceed those of all other codes, so
 
     .. math:: p(S) = \int \phi(\kappa) \prod_{s \in S} (1 - \exp(-\exp(\log q(s) - \kappa))) \, d\kappa,
 
@@ -138,7 +138,7 @@ def set_weights(log_probs: Tensor, *, is_complete: bool = False) -> SetWeights:
 
     Args:
         log_probs: log q(s), (P, U), P >= 1.
-        is_complete: whether these are all codes that there are.
+        is_complete: whether the set contains all codes.
 
     Example:
         >>> weights = set_weights(torch.tensor([[0.5], [0.1]]).log())
@@ -151,10 +151,10 @@ def set_weights(log_probs: Tensor, *, is_complete: bool = False) -> SetWeights:
     points = _points(len(log_probs)).to(log_probs)
     shifted = log_probs - rest.clamp_min(precision.tiny).log()  # log q(s) minus that of all other codes together
     never = ~is_possible(log_probs)
-    # Without their size, which drops out of the weights, these sum to numbers of the size of 1.
+    # Divide out the order of magnitude, which cancels in the weights, so that the sums are of order 1.
     size = shifted.clamp_max(0).masked_fill(never, 0.0)
     exceeds = log_exceeds(shifted.T.unsqueeze(-1) - points) - size.T.unsqueeze(-1)  # (U, P, points)
-    # What cannot be has no place in the order: where it was drawn, nothing else was left.
+    # Impossible codes do not affect the order: they are drawn only when nothing else is left.
     exceeds = exceeds.masked_fill(never.T.unsqueeze(-1), 0.0)
     whole = exceeds.sum(1, keepdim=True) - points - (-points).exp()  # (U, 1, points)
     log_one = (whole - exceeds).logsumexp(-1)  # (U, P), of the sets without one code
@@ -169,20 +169,20 @@ def set_weights(log_probs: Tensor, *, is_complete: bool = False) -> SetWeights:
 
 
 def is_possible(log_probs: Tensor) -> Tensor:
-    """Return whether codes of these log-probabilities can be drawn."""
+    """Return whether codes with these log-probabilities can be drawn."""
     return log_probs > 0.1 * IMPOSSIBLE
 
 
 def log_exceeds(log_ratio: Tensor) -> Tensor:
-    """Return log(1 - exp(-exp(x))): that a Gumbel variable exceeds a threshold which lies x below its location."""
+    """Return log(1 - exp(-exp(x))), the log-probability that a Gumbel variable exceeds its location minus x."""
     ratio = log_ratio.exp()
     return torch.where(log_ratio < -8, log_ratio - ratio / 2 + ratio.square() / 24, (-torch.expm1(-ratio)).log())
 
 
 def _points(count: int) -> Tensor:
-    """Return where the integrand of P codes is not below 1e-11 of its largest value, counted from its location.
+    """Return equidistant points, relative to the location, where the integrand of P codes exceeds 1e-11 of its maximum.
 
-    The integrand is at its narrowest the density of the logarithm of a gamma variable of shape P + 1. The sum is off by
-    its Fourier transform at 2 pi / step, which is then below 1e-10.
+    At its narrowest, the integrand is the density of the logarithm of a gamma variable of shape P + 1. The error of the
+    sum is its Fourier transform at 2 pi / step, which is then below 1e-10.
     """
     return torch.arange(-math.log(25 + 3 * count), 25, 2 * math.pi / (18 + 1.5 * count), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""ARMS: P codes of bits, coupled so that they differ as much as they can, each a baseline of the others."""
+"""ARMS: P binary codes, coupled so that they differ as much as possible; each is a baseline for the others."""
 
 from typing import final
 
@@ -17,12 +17,12 @@ from .sampled import Estimate, SampledELBO
 
 @final
 class ARMS(SampledELBO):
-    r"""The ELBO's gradient from P antithetic codes of bits.
+    r"""The ELBO's gradient from P antithetic binary codes.
 
-    Each bit of P codes has P uniform numbers :math:`u_i = (1 - d_i)^{P - 1}`, d a draw of a flat Dirichlet
-    distribution, which are as negatively correlated as P numbers can be. With s the probability of the rarer value,
-    code i has it where :math:`u_i < s`. The leave-one-out gradient of such codes is too small by one minus their
-    correlation, so that
+    For each bit, P uniform numbers :math:`u_i = (1 - d_i)^{P - 1}` are drawn, where d is a draw from a flat Dirichlet
+    distribution. They are as negatively correlated as P uniform numbers can be. Let s be the probability of the rarer
+    value; code i has this value where :math:`u_i < s`. The leave-one-out gradient of such codes is too small by a
+    factor of one minus their correlation, so
 
     .. math::
 
@@ -33,16 +33,16 @@ class ARMS(SampledELBO):
     2021, "ARMS: Antithetic-REINFORCE-Multi-Sample gradient for binary variables", arXiv 2105.14141, with the Dirichlet
     copula.)
 
-    Of several latents, each has such a gradient, given the latents that the guide declares before it: all codes but
-    the first are codes of that latent, and later latents are drawn again with the noise of the first. The model's
-    parameters get the mean gradient of log p(x, z) over all codes. Continuous latents are reparameterized, or scored
-    where they cannot be.
+    With several latents, each has such a gradient, given the latents that the guide declares before it: the other P - 1
+    codes change this latent, and later latents are drawn again with the noise of the first code. The model's parameters
+    get the mean gradient of log p(x, z) over all codes. Continuous latents are reparameterized, or scored where they
+    cannot be.
 
     *Approximates* the ELBO of the discrete model. *With* 1 + M (P - 1) decoded codes for M discrete latents.
-    *Requires* K = 2 of each, and P >= 2. *Bias*: none.
+    *Requires* K = 2 for each, and P >= 2. *Bias*: none.
 
     Args:
-        num_particles: P, the number of coupled codes of each latent.
+        num_particles: P, the number of coupled codes per latent.
 
     Raises:
         ValueError: when called, if K is not 2 for a latent.
@@ -86,10 +86,10 @@ class ARMS(SampledELBO):
 
 @final
 class ARMSGradient(SiteGradient):
-    """The gradient of one latent by several coupled codes, the others treated in any way.
+    """The gradient of one latent from several coupled codes; the other latents may be treated in any way.
 
     Args:
-        num_codes: coupled codes of each draw.
+        num_codes: P, the number of coupled codes per draw.
     """
 
     def __init__(self, num_codes: int) -> None:
@@ -119,13 +119,13 @@ class ARMSGradient(SiteGradient):
 
 
 def _draw(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, Tensor]:
-    """Draw the first codes, and the noise that later codes of the same latent share."""
+    """Draw the first codes, and the noise that other codes of the same latent share."""
     noise = torch.rand(*sample_shape, *log_probs.shape, dtype=log_probs.dtype, device=log_probs.device)
     return _codes_of(log_probs, noise), noise
 
 
 def _codes_of(log_probs: Tensor, noise: Tensor) -> Tensor:
-    """Return codes (..., N, 2) that have the rarer value where the first number of the noise is below its share."""
+    """Return codes (..., N, 2): the rarer value where the first number of the noise is below its probability."""
     probs = log_probs.detach().exp()
     rarer = (probs[..., 1:] < 0.5).to(probs.dtype)  # whether it is the second
     is_rarer = (noise[..., :1] < probs.amin(-1, keepdim=True)).to(probs.dtype)
@@ -139,7 +139,7 @@ def _others(site: Site, noise: Tensor, count: int) -> Tensor:
     left = noise[..., 0] ** (1 / count)  # 1 - d of the first
     uniform = torch.rand(count, *site.own_shape, *shape, dtype=noise.dtype, device=noise.device)
     parts = -uniform.clamp_min(torch.finfo(noise.dtype).tiny).log()
-    parts = parts.expand(count, *site.batch_shape, *shape).reshape(count, -1, *shape)  # data that share it have one
+    parts = parts.expand(count, *site.batch_shape, *shape).reshape(count, -1, *shape)  # shared by data
     numbers = (1 - left * parts / parts.sum(0)) ** count
     return _codes_of(site.rows(), numbers.unsqueeze(-1))
 
@@ -147,5 +147,5 @@ def _others(site: Site, noise: Tensor, count: int) -> Tensor:
 def _corrections(probs: Tensor, num_codes: int) -> Tensor:
     """Return 1 / (1 - rho) of each digit (..., N), from the probabilities (..., N, 2)."""
     rarer, power = probs.amin(-1), num_codes - 1
-    both = (2 - rarer ** (-1 / power)).clamp_min(0) ** power  # the probability that both of a pair have it, over s
+    both = (2 - rarer ** (-1 / power)).clamp_min(0) ** power  # P(both codes of a pair have the rarer value) / s
     return (1 - rarer) / (1 - both)

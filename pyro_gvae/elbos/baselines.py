@@ -53,12 +53,12 @@ class RunningBaseline(nn.Module):
 
 @final
 class NeuralBaseline(nn.Module):
-    """The running mean plus a network of the data, which learns the rest of the cost (Mnih and Gregor 2014).
+    """The running mean plus a network of the data that learns the rest of the cost (Mnih and Gregor 2014).
 
     Args:
         data_dim: D.
         hidden: widths of the network's hidden layers.
-        beta: of the running mean; see :class:`RunningBaseline`.
+        beta: the decay of the running mean; see :class:`RunningBaseline`.
     """
 
     def __init__(self, data_dim: int, hidden: Sequence[int] = (100,), beta: float = 0.9) -> None:
@@ -98,21 +98,21 @@ class BaselineELBO(LossOnlyELBO):
         \nabla \approx \nabla \log p(x, z) + (\log p(x, z) - \log q(z | x) - c(x)) \nabla \log q(z | x)
 
     The baseline does not depend on z, so the gradient has the same mean as REINFORCE's. It is passed to Pyro as each
-    latent's `baseline_value`, and replaces one that the guide may have set; a latent that several data share has the
-    sum of theirs. If it has a network, the same step trains the network on the squared difference between baseline and
-    cost. (Mnih and Gregor 2014, arXiv 1402.0030.)
+    latent's `baseline_value`, and replaces any that the guide has set; a latent that several data share gets the sum of
+    their baselines. If the baseline has a network, the same step trains it on the squared difference between baseline
+    and cost. (Mnih and Gregor 2014, arXiv 1402.0030.)
 
     *Approximates* the ELBO of the discrete model. *With* P codes for each datum, and a baseline that earlier steps have
-    trained. *Requires* a discrete site. *Bias*: none. A batch in which all of them are observed needs no baseline, and
-    leaves it as it is.
+    trained. *Requires* a discrete site. *Bias*: none. A batch that observes all discrete sites neither uses nor updates
+    the baseline.
 
     Args:
-        own: the baseline, whose state lasts from step to step.
+        own: the baseline, which keeps its state from step to step.
         num_particles: P, samples per datum.
 
     Raises:
-        ValueError: when called, if the model has no discrete site, latent or observed, or the baseline not one number
-            for each datum.
+        ValueError: when called, if the model has no discrete site, latent or observed, or the baseline does not have
+            one number for each datum.
 
     Example:
         >>> import pyro
@@ -139,7 +139,7 @@ class BaselineELBO(LossOnlyELBO):
         return loss
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the same, and add gradients to `.grad` of all parameters, including the baseline's."""
+        """Return the loss, and add gradients to `.grad` of all parameters, including the baseline's."""
         for name, parameter in self.own.named_parameters():
             announce(param_with_module_name(type(self).__name__, name), parameter)
         baseline = self.own(args[0] if args else None)
@@ -163,7 +163,7 @@ class BaselineELBO(LossOnlyELBO):
 
 @final
 class BaselineGradient(SiteGradient):
-    """The gradient of one latent by its score, with a baseline that is learned, the others treated in any way.
+    """The score-function gradient of one latent with a learned baseline; the other latents may be treated in any way.
 
     Args:
         baseline: the baseline.
@@ -191,7 +191,7 @@ def _of_each(baseline: Tensor, shape: Size) -> Tensor:
     """Return the baseline of each datum.
 
     Raises:
-        ValueError: if it has not one number for each.
+        ValueError: if the baseline does not have one number for each datum.
     """
     try:
         return baseline.expand(shape)
@@ -212,7 +212,7 @@ class _Baselined(NamedTuple):
 
 @final
 class _Labels(Messenger):
-    """Sees whether a model observes a discrete site."""
+    """Records whether a model observes a discrete site."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,10 +242,10 @@ class _BaselineMessenger(Messenger):
             self.sites.append(_Baselined(Size(msg["fn"].batch_shape), dtype, msg["infer"]))
 
     def give(self, baseline: Tensor) -> int:
-        """Give each of one or more sites the baseline of its data, and return their number.
+        """Set the baseline of each site, of which there is at least one, and return the number of data.
 
         Raises:
-            ValueError: if the baseline has not one number for each datum.
+            ValueError: if the baseline does not have one number for each datum.
         """
         together = Size(broadcast_shape(*(site.batch_shape for site in self.sites)))
         of_each = _of_each(baseline, together)

@@ -1,4 +1,4 @@
-"""What REBAR and RELAX learn, and the value of their control variate."""
+"""The learned parameters of REBAR and RELAX, and the value of their control variate."""
 
 import itertools
 import math
@@ -15,17 +15,17 @@ from ..programs.samples import Change, Sample
 from ..programs.target import Target
 from .own import fit_to, take_types_and_width
 
-#: Relative perturbed logits are clamped here. Lower ones are zero in any softmax; those of excluded categories are
-#: -inf, which would give 0 * inf.
+#: Relative perturbed logits are clamped to at least this value. Lower ones have probability 0 in any softmax; excluded
+#: categories have -inf, which would give 0 * inf.
 LOWEST = -1e4
 
 
 @final
 class Network(nn.Module):
-    """A network r(y) = v . tanh(W y + a) of soft codes y, with one hidden layer; v = 0 at first, as in REBAR.
+    """A network r(y) = v . tanh(W y + a) of soft codes y, with one hidden layer; initially v = 0, as in REBAR.
 
-    W is empty until the first codes show its width. It remains the same tensor, so an optimizer or a recording may hold
-    it, which `nn.LazyLinear` does not allow. Latents that a later batch observes are left out of W y.
+    W is empty until the first codes determine its width. It remains the same tensor object, so an optimizer or a
+    recording may keep it, which `nn.LazyLinear` does not allow. W y leaves out latents that a later batch observes.
     """
 
     def __init__(self, hidden: int) -> None:
@@ -33,14 +33,15 @@ class Network(nn.Module):
         self.weight = nn.Parameter(torch.empty(hidden, 0))
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.output = nn.Parameter(torch.zeros(hidden))
-        # Of the first batch. They are no state: a resumed loss finds them again, which must change no recording.
+        # The columns of the first batch. They are not part of the state: a resumed loss finds them again, which must
+        # not invalidate a recording.
         self._columns: Kept[dict[str, slice]] = Kept()
 
     def take_widths(self, widths: Mapping[str, int]) -> None:
         """Initialize W for latents with codes of these widths, if that has not been done.
 
         Raises:
-            ValueError: if W is not for these latents.
+            ValueError: if W was made for other latents.
         """
         if self.weight.numel() == 0:
             self.weight.data = nn.init.xavier_uniform_(self.bias.new_empty(len(self.bias), sum(widths.values())))
@@ -49,7 +50,7 @@ class Network(nn.Module):
             raise ValueError(self._of_others(widths))
 
     def _columns_of(self, widths: Mapping[str, int]) -> dict[str, slice]:
-        """Return the columns of W for each latent of the first batch, of which these are some or all."""
+        """Return the columns of W for each latent of the first batch; `widths` may be those of only some of them."""
 
         def of_first() -> dict[str, slice]:
             if self.weight.shape[1] != sum(widths.values()):
@@ -61,13 +62,13 @@ class Network(nn.Module):
 
     def _of_others(self, widths: Mapping[str, int]) -> str:
         return (
-            f"Expected codes of {self.weight.shape[1]} numbers N x K, as before, but found {sum(widths.values())} of "
-            f"{', '.join(widths)}. Try another RELAX() for another model, and a first batch that observes none of "
-            "the latents if later ones observe some."
+            f"Expected codes of {self.weight.shape[1]} numbers N x K, as before, but found {sum(widths.values())} for "
+            f"{', '.join(widths)}. Try a new RELAX() for another model; if some batches observe latents, start with "
+            "one that observes none."
         )
 
     def forward(self, soft: Mapping[str, Tensor]) -> Tensor:
-        """Return r of the codes (P, B, N, K) of each latent, by name, shape (P, B)."""
+        """Return r, shape (P, B), from the codes (P, B, N, K) of each latent, by name."""
         codes = torch.cat([own.flatten(-2) for own in soft.values()], -1).to(self.weight.dtype)
         columns = self._columns_of({name: own.shape[-2:].numel() for name, own in soft.items()})
         is_whole = list(soft) == list(columns)
@@ -77,7 +78,7 @@ class Network(nn.Module):
 
 @final
 class Control(nn.Module):
-    """What REBAR and RELAX learn: the scale eta, the temperature t and, for RELAX, the network r."""
+    """The parameters that REBAR and RELAX learn: the scale eta, the temperature t and, for RELAX, the network r."""
 
     def __init__(self, temperature: float, network: Network | None = None) -> None:
         super().__init__()
@@ -95,14 +96,14 @@ class Control(nn.Module):
     def forward(
         self, target: Target, base: Sample, name: str, perturbed: Tensor, cost: Callable[[Sample, Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Return c(z), shape (P, B), of perturbed logits z (P, B, N, K) of one latent, and what has its slope.
+        """Return c(z), shape (P, B), for perturbed logits z (P, B, N, K) of one latent, and a surrogate with its slope.
 
         Args:
             target: both programs.
             base: the sample in which the latent is made soft.
-            name: of the latent.
+            name: the name of the latent.
             perturbed: its perturbed logits.
-            cost: the cost of a soft sample, to which it adds what is learned.
+            cost: returns the cost of a soft sample plus the given value of r.
         """
         temperature = self.log_temperature.exp()
         drawn_anew: list[str] = []
@@ -124,7 +125,7 @@ class Control(nn.Module):
         return value, sloping
 
     def _learned(self, target: Target, relaxed: Sample, name: str) -> Tensor:
-        """Return r of the codes of all latents, weighed as the program does with this one; 0 without a network."""
+        """Return r of the codes of all latents, scaled and masked like this latent's terms; 0 without a network."""
         if self.network is None:
             return relaxed.codes[name].new_zeros(1, 1)
         codes = {latent.name: relaxed.codes[latent.name] for latent in target.layout.space.latents}
@@ -132,7 +133,7 @@ class Control(nn.Module):
 
 
 def later_terms(drawn: Sample, name: str, without: Collection[str] = ()) -> Tensor:
-    """Return what the guide adds to the costs of a latent: entropies or -log q of later ones, (R or 1, B or 1)."""
+    """Return the guide's part of a latent's cost: the entropies or -log q of later latents, (R or 1, B or 1)."""
     later = [other for other in drawn.later(name) if other not in without]
     entropies = [site.entropy() for other, site in drawn.q.sites.items() if other in later]
     log_probs = [factor.log_prob for other, factor in drawn.q.factors.items() if other in later]

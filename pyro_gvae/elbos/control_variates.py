@@ -21,11 +21,12 @@ so eta (grad c(z) - grad c(z~)) is the gradient of eta sum_k s_k (dc/dz_k) log s
 dc/dz_k held constant. No noise has to be inverted, and nothing underflows. (An independent z~ would take one more run
 of the model; its variance was 2 to 10 % lower where we measured it.)
 
-Of several latents, each has such a gradient, given the latents that the guide declares before it: f(b) is the cost of
-the whole sample, and c(z) that of a sample with the latent soft, those before it as they are, and those after it drawn
-again with the noise of f, soft as well, since a code would have no derivative in z. The identity holds for every value
-of that noise, because it depends on neither b, z nor z~. A later continuous latent that is no location plus scale times
-noise is drawn anew, from q(x | z); then c(z) is a mean over x, whose derivative has the term c grad log q(x | z).
+With several latents, each has such a gradient, given the latents that the guide declares before it. f(b) is the cost of
+the whole sample. c(z) is the cost of a sample in which this latent is soft, earlier latents are unchanged, and later
+ones are drawn again with the noise of f. These are soft too, since a one-hot code would have no derivative in z. The
+identity holds for every value of that noise, because the noise depends on neither b, z nor z~. A later continuous
+latent that is not a location plus a scale times noise is drawn anew, from q(x | z); then c(z) is a mean over x, whose
+derivative includes the term c grad log q(x | z).
 """
 
 from collections.abc import Iterable
@@ -59,15 +60,15 @@ class REBAR(SampledELBO):
     eta and t are learned; gradients are unbiased for any values of them. Let S be the squared norm of g with respect to
     the logits, averaged over codes and summed over data and latents; its mean is the variance of g plus a constant. Let
     R be the same with eta = 0. The paper descends the gradient of S. That gradient grows with the square of log p, so
-    the first steps of RAdam, or any step of SGD, move eta away for good. Here it is divided by S + R, which makes it
-    the gradient of log(S + R); its component for eta is at most 2.5 / eta.
+    the first steps of RAdam, or any step of SGD, move eta so far that it does not return. Here it is divided by S + R,
+    which makes it the gradient of log(S + R); its component for eta is at most 2.5 / eta.
 
     *Approximates* the ELBO of the discrete model. *With* P samples for each datum and (1 + M) P runs of the decoder for
     M discrete latents. *Requires* one-hots or bits, and networks that take points of the simplex and can be
     differentiated twice. *Bias*: none.
 
     Args:
-        num_particles: P, samples for each datum, each hard, and soft once for each discrete latent.
+        num_particles: P, samples per datum; each is run once hard, and once soft for each discrete latent.
         temperature: the initial t.
 
     Attributes:
@@ -109,7 +110,7 @@ class RELAX(SampledELBO):
     differentiated twice. *Bias*: none.
 
     Args:
-        num_particles: P, samples for each datum, each hard, and soft once for each discrete latent.
+        num_particles: P, samples per datum; each is run once hard, and once soft for each discrete latent.
         temperature: the initial t.
         hidden: units of the network's hidden layer.
 
@@ -170,7 +171,7 @@ def controlled(target: Target, control: Control, num_particles: int) -> Estimate
 
 @final
 class ControlledGradient(SiteGradient):
-    """The gradient of one latent by REBAR or RELAX, the others treated in any way.
+    """The gradient of one latent by REBAR or RELAX; the other latents may be treated in any way.
 
     Args:
         temperature: the initial t.
@@ -223,7 +224,7 @@ def check_relaxable(latents: Iterable[Latent]) -> None:
     """Refuse latents that have no values between their codes.
 
     Raises:
-        ValueError: if there is an integer.
+        ValueError: if a latent is an integer.
     """
     for latent in latents:
         if latent.kind is Kind.INTEGER:
@@ -234,7 +235,7 @@ def check_relaxable(latents: Iterable[Latent]) -> None:
 
 
 def _slope(variate: Tensor, perturbed: Tensor) -> Tensor:
-    """Return the derivative of c(z) (P, B, N, K), zero if the program masks out all that depends on z."""
+    """Return the derivative of c(z) (P, B, N, K), zero if the program masks out everything that depends on z."""
     if not variate.requires_grad:
         return torch.zeros_like(perturbed)
     [slope] = torch.autograd.grad(

@@ -32,14 +32,14 @@ class DisARM(SampledELBO):
     .. math:: g_n = \frac{1}{2} (f(z) - f(z')) \, (-1)^{z'_n} \, 1[z_n \neq z'_n] \, \sigma(|\phi_n|)
 
     (Dong, Mnih, Tucker 2020, arXiv 2006.10680; independently Yin et al. 2020, as U2G). The model's parameters get the
-    mean gradient of log p(x, z) over both codes. This is :class:`DisARMIW` for K = 2, and is computed as such, also for
-    several latents.
+    mean gradient of log p(x, z) over both codes. This is :class:`DisARMIW` for K = 2, and is computed in the same way,
+    also with several latents.
 
     *Approximates* the ELBO of the discrete model. *With* 1 + M decoder calls for M discrete latents. *Requires* K = 2
-    of each. *Bias*: none.
+    for each. *Bias*: none.
 
     Args:
-        num_particles: P, the number of pairs of each latent; M pairs take 1 + M decoder calls.
+        num_particles: P, the number of pairs per latent.
 
     Raises:
         ValueError: when called, if K is not 2 for a latent.
@@ -72,21 +72,21 @@ class DisARMIW(SampledELBO):
             = (1 - p_m) \prod_{i < m} \frac{(1 - p_i)^2}{1 - 2 p_i}, \quad m = \min(z_n, z'_n)
 
     and w_n = 0 where z_n = z'_n (Dong, Mnih, Tucker 2021, "Coupled Gradient Estimators for Discrete Latent Variables",
-    arXiv 2106.08056: DisARM-IW). This is the leave-one-out estimator of two independent codes, with each latent
-    importance-weighted to coupled codes. In ascending order every pair of different categories can occur, so the
-    estimator is unbiased, and no weight exceeds 2. The model's parameters get the mean gradient of log p(x, z) over
-    both codes.
+    arXiv 2106.08056: DisARM-IW). This is the leave-one-out estimator of two independent codes, with an importance
+    weight for each latent that accounts for the coupling. In ascending order every pair of different categories can
+    occur, so the estimator is unbiased, and no weight exceeds 2. The model's parameters get the mean gradient of log
+    p(x, z) over both codes.
 
-    Of several latents, each has such a gradient, given the latents that the guide declares before it. The second code
-    of a pair is that of one latent; later ones are drawn again, from the same u. Pairs of different latents share their
-    first codes, so M latents take 1 + M runs of the model, whose parameters get the mean over all. Continuous latents
-    are reparameterized, or scored where they cannot be.
+    With several latents, each has such a gradient, given the latents that the guide declares before it. The second code
+    of a pair changes one latent; later ones are drawn again, from the same u. Pairs of different latents share their
+    first codes, so M latents take 1 + M runs of the model, whose parameters get the mean gradient over all of them.
+    Continuous latents are reparameterized, or scored where they cannot be.
 
     *Approximates* the ELBO of the discrete model. *With* 1 + M decoder calls for M discrete latents. *Requires* nothing
     more. *Bias*: none.
 
     Args:
-        num_particles: P, the number of pairs of each latent; M pairs take 1 + M decoder calls.
+        num_particles: P, the number of pairs per latent.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -102,10 +102,10 @@ class DisARMIW(SampledELBO):
 
 @final
 class CoupledGradient(SiteGradient):
-    """The gradient of one latent by pairs of codes, the others treated in any way.
+    """The gradient of one latent from pairs of codes; the other latents may be treated in any way.
 
     Args:
-        bits: how errors name an estimator that is for K = 2 alone; None for any K.
+        bits: the name, in error messages, of an estimator that requires K = 2; None accepts any K.
     """
 
     def __init__(self, bits: str | None = None) -> None:
@@ -175,7 +175,7 @@ def couple(probs: Tensor, noise: Tensor) -> Pairs:
         The pairs, and the importance weight of each latent.
 
     Example:
-        >>> pairs = couple(torch.tensor([[[0.5, 0.5]]]), torch.rand(100, 1, 1, 2))  # never the same of two equal ones
+        >>> pairs = couple(torch.tensor([[[0.5, 0.5]]]), torch.rand(100, 1, 1, 2))  # always differ if q = 1/2
         >>> int((pairs.first * pairs.second).sum()), pairs.weights.unique()
         (0, tensor([0.5000]))
     """
@@ -190,7 +190,7 @@ def couple(probs: Tensor, noise: Tensor) -> Pairs:
 
 
 def partners(probs: Tensor, codes: Tensor, uniform: Tensor) -> Pairs:
-    """Return pairs whose first codes (R, B, N, K) are given, by :func:`couple` with noise that gives these."""
+    """Return pairs with given first codes (R, B, N, K): draw noise that produces these, and apply :func:`couple`."""
     flips, order = _flips(probs)
     flips = flips.expand_as(codes)
     succeeds = codes.gather(-1, order.expand_as(codes))
@@ -200,25 +200,25 @@ def partners(probs: Tensor, codes: Tensor, uniform: Tensor) -> Pairs:
 
 
 def _draw(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, Tensor]:
-    """Draw the first codes of pairs, and the noise that both of a pair share."""
+    """Draw the first codes of pairs, and the noise that both codes of a pair share."""
     noise = torch.rand(*sample_shape, *log_probs.shape, dtype=log_probs.dtype, device=log_probs.device)
     return _codes_of(log_probs, noise), noise
 
 
 def _codes_of(log_probs: Tensor, noise: Tensor) -> Tensor:
-    """Return the first codes of pairs."""
+    """Return the first codes of pairs, from their noise."""
     flips, order = _flips(log_probs.detach().exp())
     return _one_hot(_first_of(noise < flips), order, noise)
 
 
 def _flips(probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the probability p_i of each flip, in ascending order of the categories' own, and that order."""
+    """Return the probability p_i that each flip succeeds, and the ascending order of categories by probability."""
     probs, order = probs.sort(-1)
     return probs / probs.flip(-1).cumsum(-1).flip(-1), order  # the last is 1
 
 
 def _one_hot(chosen: Tensor, order: Tensor, like: Tensor) -> Tensor:
-    """Return codes (P, ..., N, K) in the order of the program, of flags in ascending order of probability."""
+    """Return codes (P, ..., N, K) in the program's order, from flags in ascending order of probability."""
     return torch.zeros_like(like).scatter_(-1, order.expand_as(like), chosen.to(like.dtype))
 
 

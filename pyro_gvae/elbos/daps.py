@@ -1,4 +1,4 @@
-"""DAPS: the guide by weighted maximum likelihood, with weights as even as a target of their effective number says."""
+"""DAPS: train the guide by weighted maximum likelihood, with weights held to a target effective number of codes."""
 
 from typing import final
 
@@ -13,7 +13,7 @@ from .sampled import Estimate, SampledELBO
 
 @final
 class TrustRegion(nn.Module):
-    """The multiplier eta of the trust region, which is learned; the larger it is, the more even are the weights."""
+    """The learned multiplier eta of the trust region; the larger it is, the more even are the weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class TrustRegion(nn.Module):
 
 @final
 class DAPS(SampledELBO):
-    r"""The ELBO of P codes for the model, and for the guide the likelihood of the same codes, weighted.
+    r"""The ELBO of P codes for the model, and the weighted likelihood of the same codes for the guide.
 
     The guide is moved towards
 
@@ -37,19 +37,19 @@ class DAPS(SampledELBO):
         \nabla_\phi \approx \sum_p \tilde w_p \nabla \log q(z_p | x), \qquad
         \tilde w_p \propto \exp \frac{\log p(x, z_p) - \beta \log q(z_p | x)}{\eta + \beta}
 
-    with weights normalized for each datum. One :math:`\eta` for all data is learned, by the square of the mean
-    effective number of codes :math:`1 / \sum_p \tilde w_p^2` minus its target. For :math:`\eta = 0` and :math:`\beta =
-    1` these are the weights of :class:`~.score.ReweightedWakeSleep`. (Drolet et al. 2025, "Discrete Variational
-    Autoencoding via Policy Search", arXiv 2509.24716, whose encoder may be autoregressive; with log p(x, z) in place of
-    log p(x | z), which is the same for the uniform prior of the paper.)
+    with weights normalized for each datum. A single :math:`\eta` for all data is learned by minimizing the squared
+    difference between the mean effective number of codes :math:`1 / \sum_p \tilde w_p^2` and its target. For
+    :math:`\eta = 0` and :math:`\beta = 1` these are the weights of :class:`~.score.ReweightedWakeSleep`. (Drolet et al.
+    2025, "Discrete Variational Autoencoding via Policy Search", arXiv 2509.24716, whose encoder may be autoregressive;
+    with log p(x, z) in place of log p(x | z), which is the same for the uniform prior of the paper.)
 
     *Approximates* the ELBO of the discrete model. *With* P codes for each datum in one decoder call. *Requires* P >= 2,
-    one scale for all sites, and a guide that shares no parameters with the model. *Bias*: none of the loss; the guide's
+    one scale for all sites, and a guide that shares no parameters with the model. *Bias*: none in the loss; the guide's
     gradient is not the gradient of this loss.
 
     Args:
         num_particles: P, samples per datum.
-        target: of the effective number of codes, as a share of P, in (1 / P, 1).
+        target: the target effective number of codes, as a share of P, in (1 / P, 1).
         beta: the weight of the entropy, at least 0.
 
     Attributes:

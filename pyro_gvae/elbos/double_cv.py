@@ -1,4 +1,4 @@
-"""Double control variates: a leave-one-out baseline of costs from which their Taylor expansions were subtracted.
+"""Double control variates: a leave-one-out baseline, applied to costs minus their Taylor expansions.
 
 Shapes: codes b_p (P, B, N, K) of a latent, drawn from q; costs f(b_p) = log p(x, b_p) - log q(b_p | x), (P, B).
 """
@@ -21,7 +21,7 @@ from .sampled import Estimate, SampledELBO
 
 @final
 class Scale(nn.Module):
-    """The scale alpha of the expansions, which is learned; 1 where the costs are linear in the codes."""
+    """The learned scale alpha of the expansions; its best value is 1 if the costs are linear in the codes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,13 +45,13 @@ class DoubleCV(SampledELBO):
 
     The last term is the mean of what was subtracted: :math:`g_p` does not depend on :math:`b_p`. (Titsias and Shi 2021,
     "Double Control Variates for Gradient Estimation in Discrete Latent Variable Models", arXiv 2111.05300, for bits.
-    The same holds for one-hots of any K.) Of several latents the expansion is a sum over all, each around its
-    probabilities given the latents before it; the derivative of f leaves out that later latents of the guide depend on
+    The same holds for one-hots of any K.) With several latents, the expansion is a sum over all of them, each around
+    its probabilities given the latents before it; the derivative of f ignores that later latents of the guide depend on
     a code.
 
     :math:`\alpha` is learned; gradients are unbiased for any value. As in :class:`~.control_variates.REBAR`, its loss
-    is log(S + R), S the squared norm of the gradient with respect to the logits and R the same with :math:`\alpha = 0`,
-    which is `reinforce-loo`.
+    is log(S + R), where S is the squared norm of the gradient with respect to the logits and R is the same for
+    :math:`\alpha = 0`, which is `reinforce-loo`.
 
     *Approximates* the ELBO of the discrete model. *With* P codes in one decoder call, which is differentiated with
     respect to the codes too. *Requires* P >= 2, one-hots or bits, and networks that are differentiable in their codes.
@@ -100,7 +100,7 @@ class DoubleCV(SampledELBO):
             own_scale = alpha.detach()
             weight = (plain - own_scale * expanded)[..., None, None] * codes  # (P, B, N, K)
             surrogate = surrogate + (weight * log_probs).sum() + own_scale * (slope * log_probs.exp()).sum()
-            # The same gradients with respect to the logits: without alpha, and what alpha multiplies.
+            # The same gradients with respect to the logits: the part without alpha, and the part that alpha multiplies.
             probs = log_probs.detach().exp()
             without = site.by_cell(plain[..., None, None] * (codes - probs)).sum(0)
             mean = probs * (slope - (probs * slope).sum(-1, keepdim=True))
@@ -112,7 +112,7 @@ class DoubleCV(SampledELBO):
 
 @final
 class DoubleCVGradient(SiteGradient):
-    """The gradient of one latent by double control variates, the others treated in any way."""
+    """The gradient of one latent by double control variates; the other latents may be treated in any way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class DoubleCVGradient(SiteGradient):
 
     @staticmethod
     def _slopes(rows: Rows, name: str) -> Tensor:
-        """Return the derivative of the cost of each row for the codes (R, B, N, K) of a latent."""
+        """Return the derivative of each row's cost with respect to the codes (R, B, N, K) of a latent."""
         base, site = rows.base, rows.base.q.sites[name]
         soft = base.codes[name].detach().requires_grad_()
         codes = base.codes | {name: soft}
@@ -162,7 +162,7 @@ def _advantages(costs: Tensor) -> Tensor:
 
 
 def _slopes(log_joint: Tensor, base: Sample, soft: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the derivative of log p - log q for the codes (P, B, N, K) of each latent, 0 where it cannot be."""
+    """Return the derivative of log p - log q in the codes (P, B, N, K) of each latent, 0 for impossible categories."""
     if log_joint.requires_grad and soft:
         found = torch.autograd.grad(
             log_joint.sum(), list(soft.values()), retain_graph=True, allow_unused=True, materialize_grads=True

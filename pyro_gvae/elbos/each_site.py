@@ -1,4 +1,4 @@
-"""A loss in which each latent that is drawn has a gradient estimator of its own, beside others that are summed."""
+"""A loss that sums over some latents and gives each of the others its own gradient estimator."""
 
 from collections.abc import Sequence
 from typing import Any, final
@@ -33,27 +33,29 @@ class EachSiteELBO(EstimatedELBO):
 
         F = \sum_y q(y | z, x) \Big(\log p(x, y, z, u) - \log q(y, z, u | x)\Big)
 
-    For each z, the cost of a draw is F with the other latents u as they are drawn; those that the guide declares after
-    z have common noise where z is changed. The model's parameters get the gradient of F at the draws. A latent that a
-    handler relaxes or draws with a surrogate gradient is one of u, drawn by `rsample`. Latents u without `rsample` are
-    scored, with the mean of the other P - 1 draws as a baseline.
+    For each z, the cost of a draw is F at the drawn values of the other latents u. Where z is changed, latents that the
+    guide declares after it are drawn again with the same noise. The model's parameters get the gradient of F at the
+    draws. A latent that a handler relaxes or draws with a surrogate gradient is one of u, drawn by `rsample`. Latents u
+    without `rsample` are scored, with the mean of the other P - 1 draws as a baseline.
 
-    *Approximates* the ELBO of the programs as their handlers leave them. *With* P draws for each joint code of what is
-    summed, all at once. *Requires* of each latent what its estimator does. *Bias*: none, for those programs.
+    *Approximates* the ELBO of the programs as changed by their handlers. *With* P draws for each joint code of the
+    summed latents, all at once. *Requires* for each latent what its estimator requires. *Bias*: none, for those
+    programs.
 
     Args:
         read: names of the discrete latents that are summed, or drawn with a gradient estimator.
         summed: names of those that are summed.
-        drawn: names of the others, and the gradient estimators of these.
-        analytic: names of discrete latents with `rsample` whose KL is that of the categoricals, in closed form.
+        drawn: names of the others, with their gradient estimators.
+        analytic: names of discrete latents with `rsample` whose KL is taken in closed form, as that of the
+            categoricals.
         num_particles: P, draws per datum.
         max_memory: bytes that all codes of the summed latents may take; 4 GB if None.
 
     Attributes:
-        own: the gradient estimators, as a module with what they learn.
+        own: the gradient estimators, as a module with their learned parameters.
 
     Raises:
-        ValueError: when called, if an estimator is not for its latent, or the codes do not fit into `max_memory`.
+        ValueError: when called, if an estimator does not accept its latent, or the codes do not fit into `max_memory`.
 
     Example:
         >>> from pyro_gvae.elbos.coupled import CoupledGradient
@@ -116,7 +118,7 @@ class EachSiteELBO(EstimatedELBO):
             gradient.learn(found.bound.mean())
 
     def _check_scored(self, name: str) -> None:
-        """Refuse an estimator for codes that was named for a latent whose values are none."""
+        """Refuse an estimator of discrete codes that was chosen for a latent with other values."""
         for sites, gradient in self.drawn:
             if isinstance(sites, frozenset) and name in sites and not isinstance(gradient, ScoreGradient):
                 raise ValueError(
@@ -130,7 +132,7 @@ class EachSiteELBO(EstimatedELBO):
     def _lay_out(
         self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Layout:
-        """Return what a few small runs tell, after the checks of what each estimator needs."""
+        """Find the layout by a few small runs, and check the requirements of each estimator."""
         layout = lay_out_draws(runs, Roles(read=self.read))
         latents = layout.space.latents
         for latent in latents:
@@ -142,8 +144,8 @@ class EachSiteELBO(EstimatedELBO):
             check_analytic(model, guide, args, kwargs, self.analytic)
             if layout.obstacle is not None:
                 raise ValueError(
-                    "Expected programs that take codes in one more dimension left of the plates, where a KL is in "
-                    f'closed form, but found: {layout.obstacle.rstrip(".")}. Try kl="sampled".'
+                    "Expected programs that accept codes in an additional dimension left of the plates, which a KL in "
+                    f'closed form needs, but found: {layout.obstacle.rstrip(".")}. Try kl="sampled".'
                 )
         return layout._replace(analytic=analytic)
 
@@ -156,6 +158,6 @@ class EachSiteELBO(EstimatedELBO):
         if needed > limit:
             raise ValueError(
                 f"Expected the {plan.num_codes:,} joint codes of {', '.join(summed)} to fit into {in_words(limit)} at "
-                f"once, but found that they take about {in_words(needed)}. Try a larger max_memory, to sum fewer "
-                "sites, or reinforce-loo for the sites that are drawn, beside which codes are summed in slices."
+                f"once, but found that they take about {in_words(needed)}. Try a larger max_memory, fewer summed "
+                "sites, or reinforce-loo for the drawn sites, which lets the codes be summed in slices."
             )

@@ -25,14 +25,14 @@ class ExactELBO(ExactLoss):
 
         \mathrm{loss} = -\sum_b \Big( \sum_{z} q(z | x_b) \log p(x_b | z) - \mathrm{KL}(q(z | x_b) \,\|\, p(z)) \Big)
 
-    The sum over all K^N joint codes is that of stock `TraceEnum_ELBO`, but decodes each code only once. It goes slice
-    by slice: the backward pass of a slice is finished before the next slice starts. Where there are many
-    codes, those with negligible q for all data (see :func:`pyro_gvae.exact.elbo`) are not decoded, so steps become
-    cheaper as posteriors sharpen.
+    The sum over all K^N joint codes is that of stock `TraceEnum_ELBO`, but decodes each code only once. It runs slice
+    by slice: the backward pass of a slice is finished before the next slice starts. If there are many codes, those with
+    negligible q for all data (see :func:`pyro_gvae.exact.elbo`) are not decoded, so steps become cheaper as posteriors
+    sharpen.
 
     Several discrete latents (one-hots, bits, integers) are summed jointly: there are as many codes as the product of
-    their K^N. Continuous latents beside them are drawn by `rsample`, for each code if they depend on it; the loss is
-    then an unbiased estimate.
+    their K^N. Continuous latents beside them are drawn by `rsample`, once for each code if they depend on it; the loss
+    is then an unbiased estimate.
 
     Latents inside of `pyro.markov`, and those that only the model has, are summed one after another; see
     :func:`pyro_gvae.exact.elbo`.
@@ -40,7 +40,7 @@ class ExactELBO(ExactLoss):
     Args:
         max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        share: which codes this process sums, if several divide them; their losses and gradients add up.
+        share: which codes this process sums, if several processes divide them; their losses and gradients add up.
 
     Raises:
         ValueError: when called, if the guide has latents that the model lacks or lacks continuous ones of the model, if
@@ -100,7 +100,7 @@ class ExactEvidence(ExactLoss):
     Args:
         max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        share: which codes this process sums, if several divide them; their losses and gradients add up.
+        share: which codes this process sums, if several processes divide them; their losses and gradients add up.
 
     Raises:
         ValueError: when called, if the model has a continuous latent, if the plates of its discrete latents are not

@@ -25,13 +25,13 @@ from .wake import ExactWake
 
 #: Computes the KL of each latent.
 Way = Callable[[Runs], dict[str, LatentKL]]
-#: Draws of each datum where the codes are too many to sum over.
+#: Draws per datum if there are too many codes to sum over.
 NUM_PARTICLES = 8
 
 
 @final
 class FreeBits(PenalizedELBO):
-    r"""Another ELBO as a loss, in which the KL of each latent counts only where it exceeds a threshold.
+    r"""Another ELBO, in which the KL of each latent counts only where it exceeds a threshold.
 
     .. math::
 
@@ -40,28 +40,29 @@ class FreeBits(PenalizedELBO):
         \Big[\log \frac{q(z_n | z'_n, x_b)}{p(z_n | z''_n)}\Big]
 
     (Kingma et al. 2016, arXiv 1606.04934, with each latent as a group of its own.) The latents n are the digits of
-    discrete latents, and each continuous latent as a whole; z'_n and z''_n are those that z_n depends on in the guide
-    and in the model. Where both are the same ancestors, KL_n is the expectation of the conditional KL, and without any
-    it is KL(q(z_n|x_b) || p(z_n)). No latent gains by carrying less than lambda nats, averaged over the batch, so
-    latents do not collapse to the prior early in training. The negative loss is at most the ELBO and *is no longer the
-    ELBO*: evaluate the model without it.
+    discrete latents, and each continuous latent as a whole; z'_n and z''_n are the latents that z_n depends on in the
+    guide and in the model. If these are the same, KL_n is the expected conditional KL; if there are none, it is
+    KL(q(z_n|x_b) || p(z_n)). No latent gains by carrying less than lambda nats, averaged over the batch, so latents do
+    not collapse to the prior early in training. The negative loss is at most the ELBO and *is no longer the ELBO*:
+    evaluate the model without free bits.
 
-    The term added to the other loss is B sum_n max(lambda_n - KL_n, 0). KL_n is in closed form if latents depend on no
-    other. Else it is summed over all joint codes if these fit into one slice of memory, with a pathwise draw of
-    continuous latents, or estimated from 8 draws; by Jensen's inequality, the maximum of an estimate is too large on
-    average. Latents inside of `pyro.markov` are summed one after another. So are those that the guide lacks, as if it
-    had their exact posterior given the latents that it has, each as one group. If the other loss samples its KL,
-    gradients below the threshold cancel only on average. If its KL is the relaxed one of Concrete densities, they do
-    not cancel, because that is a different KL. Scale and mask of the guide's sites apply to this KL too: masked data do
-    not count, a latent that data share counts once, and under `weigh_kl` a latent costs beta max(lambda, KL_n).
+    The term added to the other loss is B sum_n max(lambda_n - KL_n, 0). KL_n is in closed form if the latents do not
+    depend on each other. Otherwise it is summed over all joint codes if these fit into one slice of memory, with a
+    pathwise draw of continuous latents, or else estimated from 8 draws; by Jensen's inequality, the maximum of an
+    estimate is too large on average. Latents inside of `pyro.markov` are summed one after another. So are latents that
+    the guide lacks: each is one group, as if the guide had its exact posterior given the latents that it has. If the
+    other loss samples its KL, gradients below the threshold cancel only on average. If its KL is the relaxed one of
+    Concrete densities, they do not cancel, because that is a different KL. Scale and mask of the guide's sites apply to
+    this KL too: masked data do not count, a latent that data share counts once, and under `weigh_kl` a latent costs
+    beta max(lambda, KL_n).
 
     Args:
-        elbo: the loss to add to, any of Pyro's or of this package that has a KL.
-        nats: lambda, in nats per latent: one for all, or by the latent's name; of latents without a name here it is 0.
+        elbo: the loss to add the term to: any loss of Pyro or of this package that has a KL.
+        nats: lambda, in nats per latent: one number for all, or one for each name; 0 for latents that are not named.
 
     Raises:
-        ValueError: if a threshold is negative or not finite, or the loss has no KL; when called, if a name is that of
-            no latent.
+        ValueError: if a threshold is negative or not finite, or the loss has no KL; when called, if there is no latent
+            of a given name.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE, ExactELBO, discretize
@@ -84,7 +85,7 @@ class FreeBits(PenalizedELBO):
 
     @override
     def plan_penalty(self, runs: Runs) -> Penalty:
-        """Find out how KLs are computed; the penalty is the sum of B max(lambda - KL_n, 0) over all latents."""
+        """Choose how KLs are computed; the penalty is the sum of B max(lambda - KL_n, 0) over all latents."""
         seen = look(runs)
         way, labels = _find(runs, seen), frozenset(seen.labels)
         return lambda bound: self._of(way(bound), labels)
@@ -98,7 +99,7 @@ class FreeBits(PenalizedELBO):
         return functools.reduce(torch.add, terms) if terms else torch.zeros(())
 
     def _check_names(self, known: Iterable[str], labels: frozenset[str]) -> None:
-        """Refuse names of no latent; one that this batch observes is a latent of another one."""
+        """Refuse names of no latent; a latent that this batch observes may be latent in another batch."""
         names = [] if isinstance(self.nats, float) else self.nats.keys() - labels
         unknown = [name for name in names if name not in known]
         if unknown:
@@ -112,14 +113,14 @@ class FreeBits(PenalizedELBO):
 
 
 def _find(runs: Runs, seen: Look) -> Way:
-    """Find out how the KLs of a pair are computed."""
+    """Choose how the KLs of a pair are computed."""
     if seen.needs_axes:
         try:
             chains = lay_out_chains(runs, seen)
             return lambda runs: Averages.read(runs, chains).kls_of_digits()
         except TooManyCodesError:
             if seen.alone:
-                raise  # else they can be drawn
+                raise  # latents of the model alone cannot be drawn
     layout, with_particles, probed = lay_out(runs, seen=seen), lay_out_draws(runs), runs.again()
     with torch.no_grad(), without_trace():
         if not layout.has_continuous:

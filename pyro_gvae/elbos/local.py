@@ -31,10 +31,10 @@ class LocalExpectation(SampledELBO):
 
     is the gradient for the parameters of q (Titsias, Lázaro-Gredilla 2015, arXiv 1503.01494; for independent
     categoricals, De Smet, Sansone, Zuidberg Dos Martires 2023, arXiv 2311.12569). The sum over k is a conditional
-    expectation given the other digits and all latents before, so it is unbiased. Later latents are drawn with the noise
-    that they had in z, so that costs that do not depend on the digit are equal and cancel. The model's parameters get
-    the gradient of log p(x, z) at z itself, and continuous latents are reparameterized there; those that cannot be are
-    scored.
+    expectation given the other digits and all earlier latents, so it is unbiased. Later latents are drawn with the
+    noise that they had in z, so that costs that do not depend on the digit are equal and cancel. The model's parameters
+    get the gradient of log p(x, z) at z itself, and continuous latents are reparameterized there; those that cannot be
+    are scored.
 
     A latent whose distribution depends on no other latent, in model and guide, has its KL in closed form in place of
     log p(z) - log q(z). That makes no difference to g, because terms that do not depend on z_n cancel. With a single
@@ -46,7 +46,8 @@ class LocalExpectation(SampledELBO):
     (Batch normalization in train mode normalizes over one slice at a time.)
 
     *Approximates* the ELBO of the discrete model. *With* 1 + N (K - 1) runs of the model for each of P samples per
-    datum, N (K - 1) added over the discrete latents. *Requires* memory for the decoder's outputs, not for their graph.
+    datum, with N (K - 1) summed over the discrete latents. *Requires* memory for the decoder's outputs, not for their
+    graph.
     *Bias*: none.
 
     Args:
@@ -61,7 +62,7 @@ class LocalExpectation(SampledELBO):
 
     @override
     def estimate(self, target: Target) -> Estimate:
-        # Where nothing is drawn again, no noise is kept.
+        # If nothing is drawn again, the noise need not be kept.
         base = target.drawn(self.num_particles, by_gumbel_noise if target.layout.guide_depends else independent)
         p, q, rows = target.read(base.values), base.q, (self.num_particles, target.layout.batch_size)
         analytic = {name for name, site in q.sites.items() if not (site.depends or p.sites[name].depends)}
@@ -69,7 +70,7 @@ class LocalExpectation(SampledELBO):
         paths = (joint - q.log_prob(base.codes, base.without_path)).expand(rows)
         cost = (joint - q.log_prob(base.codes, analytic)).detach().expand(rows)  # (P, B)
         negative_kl = sum((_negative_kl(q.sites[name], p.sites[name]) for name in analytic), cost.new_zeros(1))  # (B,)
-        # (P, N of all, B); without a digit it is the cost itself.
+        # (P, total N, B); if there is no digit, it is the cost itself.
         expected = torch.cat([*_expected_costs(target, base, cost, analytic)] or [cost.unsqueeze(1)], 1)
         surrogate = (paths + expected.sum(1)).mean(0) + negative_kl
         return Estimate(
@@ -79,7 +80,7 @@ class LocalExpectation(SampledELBO):
 
 @final
 class LocalGradient(SiteGradient):
-    """The gradient of one latent, each of its digits summed in turn, the others treated in any way."""
+    """The gradient of one latent, summing over each of its digits in turn; the others may be treated in any way."""
 
     @override
     def forward(self, rows: Rows, name: str) -> SiteEstimate:
@@ -100,7 +101,7 @@ class LocalGradient(SiteGradient):
 def _expected_costs(target: Target, base: Sample, cost: Tensor, analytic: set[str]) -> Iterator[Tensor]:
     """Yield the expected cost (P, N, B) under each digit of each latent, given the others and all earlier latents.
 
-    Data that share a latent have its probabilities times their own costs, whose sum is the gradient of the latent.
+    Data that share a latent multiply its probabilities by their own costs; the sum over them gives its gradient.
     """
     slice_size = _slice_size(base) if base.codes else 1
     for name, site in base.q.sites.items():
@@ -114,7 +115,7 @@ def _expected_costs(target: Target, base: Sample, cost: Tensor, analytic: set[st
 
 
 def _negative_kl(q: Site, p: Site) -> Tensor:
-    """Compute -KL(q || p) of a latent that depends on no other, in nats (B,), each weighed as its program says."""
+    """Compute -KL(q || p) of a latent that depends on no other, in nats (B,), scaled and masked as in the programs."""
     return p.weigh((q.log_probs.exp() * p.log_probs).sum((-2, -1))) + q.entropy()
 
 

@@ -1,4 +1,4 @@
-"""Stock `TraceMeanField_ELBO`, where its analytic KL terms are right, and an error where they are not."""
+"""Stock `TraceMeanField_ELBO`, with an error where its analytic KL terms would be wrong."""
 
 from collections.abc import Mapping
 from typing import Any, final
@@ -20,13 +20,13 @@ Upstream = Mapping[str, set[str]]
 
 @final
 class MeanFieldELBO(TraceMeanField_ELBO):
-    r"""An ELBO with the analytic KL of each latent, of a pair for which it is the ELBO.
+    r"""The ELBO with the analytic KL of each latent, for pairs of programs for which it is valid.
 
     .. math:: \mathrm{E}_q \Big[\log p(x | z) - \sum_n \mathrm{KL}(q(z_n | z_{<n}, x) \,\|\, p(z_n | z_{<n}))\Big]
 
-    The KL of a latent is taken given the drawn latents that its prior depends on. So these must not depend on it in the
-    guide, as they do where the model goes from the top down and the guide from the bottom up: there the stock loss is
-    no ELBO, and warns. The order of statements does not matter, only what depends on what.
+    The KL of a latent is taken given the drawn latents that its prior depends on, so these must not depend on it in the
+    guide. They do if the model goes from the top down and the guide from the bottom up: the stock loss is then not an
+    ELBO, and only warns. The order of statements does not matter, only their dependences.
 
     Raises:
         ValueError: when called, if a latent's prior depends on another latent that depends on it in the guide, or if a
@@ -50,7 +50,7 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         return loss
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the same; gradients are added to `.grad` of the parameters."""
+        """Return the loss, and add gradients to `.grad` of the parameters."""
         self._check(model, guide, args, kwargs)
         loss: float = super().loss_and_grads(model, guide, *args, **kwargs)
         return loss
@@ -66,7 +66,7 @@ class MeanFieldELBO(TraceMeanField_ELBO):
             check_analytic(model, guide, args, kwargs)
             return True
 
-        # What depends on what does not depend on sizes, and a recording of another batch size cannot hold a check.
+        # Dependences are the same for all sizes, and a recording of another batch size cannot contain a check.
         kinds = [type(value) for value in (*args, *kwargs.values())]
         self._checked.find((model, guide, kinds, list(kwargs)), (), {}, check)
 
@@ -75,7 +75,7 @@ class MeanFieldELBO(TraceMeanField_ELBO):
 def check_analytic(
     model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], sites: Sites = EVERY_SITE
 ) -> None:
-    """Refuse analytic KL terms of latents that are no terms of the ELBO.
+    """Refuse latents whose analytic KL is not a term of the ELBO.
 
     Args:
         model: the model.
@@ -87,11 +87,11 @@ def check_analytic(
     Raises:
         ValueError: if the prior of one of them depends on another latent that depends on it in the guide.
     """
-    # Relaxed latents hide what they depend on.
+    # Relaxed latents hide their dependences.
     with without_trace(), poutine.block(), DiscretizeMessenger():
         below = _upstream(get_dependencies(guide, args, kwargs))
         if not any(own - {name} for name, own in below.items()):
-            return  # independent latents, of whose model nothing need be known
+            return  # latents are independent in the guide: the model does not matter
         above = _upstream(get_dependencies(model, args, kwargs))
     for name in below:
         for other in above.get(name, set()) - {name}:
@@ -99,29 +99,28 @@ def check_analytic(
                 raise ValueError(
                     f"Expected a prior of '{name}' that depends on no latent below it in the guide, but found "
                     f"that it depends on '{other}', which depends on '{name}' in the guide: the analytic KL of "
-                    f"'{name}' is then no term of the ELBO. Try the sampled KL, by kl=\"sampled\" or "
-                    'kl="relaxed", or Trace_ELBO.'
+                    f"'{name}' is then no term of the ELBO. Try the sampled KL (kl=\"sampled\" or "
+                    'kl="relaxed"), or Trace_ELBO.'
                 )
 
 
 @torch.no_grad()
 def _check_pathwise(guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse latents without a pathwise derivative: a loss without scores has no gradient of their draws."""
+    """Refuse latents without `rsample`: this loss has no score terms, so their draws would have no gradient."""
     with without_trace(), poutine.block():
         trace = poutine.trace(guide).get_trace(*args, **kwargs)
     nodes: Any = trace.nodes
     for name, msg in nodes.items():
         if msg["type"] == "sample" and is_random(msg) and not msg["is_observed"] and not msg["fn"].has_rsample:
             raise ValueError(
-                f"Expected latents of the guide that are reparameterized, but found '{name}', a "
-                f"{type(innermost(msg['fn'])).__name__} without rsample: its draw has no gradient without a score, "
-                'which a loss with analytic KL terms lacks. Try the sampled KL, by kl="sampled" or kl="relaxed", whose '
-                "loss scores it."
+                f"Expected reparameterized latents in the guide, but found '{name}', a "
+                f"{type(innermost(msg['fn'])).__name__} without rsample: its gradient needs a score term, which a loss "
+                'with analytic KL terms lacks. Try the sampled KL (kl="sampled" or kl="relaxed"), whose loss has one.'
             )
 
 
 def _upstream(found: Any) -> Upstream:
-    """Return for each site those that it depends on, directly or by others."""
+    """Return for each site the sites that it depends on, directly or through others."""
     direct = {name: set(own) for name, own in found["prior_dependencies"].items()}
     while True:
         further = {name: own.union(*(direct.get(other, set()) for other in own)) for name, own in direct.items()}

@@ -14,16 +14,16 @@ from .wake import ExactWake
 
 @final
 class WakeMixture(TensorELBO):
-    r"""The exact wake loss with a weight, and the exact ELBO with the rest of it.
+    r"""The exact wake loss with weight w, plus the exact ELBO with weight 1 - w.
 
     .. math::
 
         \mathrm{loss} = -\sum_b \big( w \log p(x_b) + (1 - w) \mathrm{ELBO}_b \big)
 
-    Its gradient is the same mean of those of :class:`~pyro_gvae.elbos.wake.ExactWake` and of
-    :class:`~pyro_gvae.ExactELBO`. With the exclusive encoder the model climbs log p(x) - (1 - w) KL(q(z | x) || p(z |
-    x)), so that its posterior stays near what the guide can say, and the guide climbs the ELBO. With the inclusive one
-    the guide's gradient is a mean of those of both KLs.
+    Its gradient is the same weighted mean of the gradients of :class:`~pyro_gvae.elbos.wake.ExactWake` and of
+    :class:`~pyro_gvae.ExactELBO`. With the exclusive encoder, the model maximizes log p(x) - (1 - w) KL(q(z | x) || p(z
+    | x)), which keeps its posterior near the distributions that the guide can represent, and the guide maximizes the
+    ELBO. With the inclusive encoder, the guide's gradient is a weighted mean of those of both KLs.
 
     The codes are summed twice, once for each part.
 
@@ -33,7 +33,7 @@ class WakeMixture(TensorELBO):
         evidence_weight: w, between 0 and 1.
 
     Raises:
-        ValueError: if w is out of range; when called, as both parts.
+        ValueError: if w is out of range; when called, if one of the two parts raises it.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE

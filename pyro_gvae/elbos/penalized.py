@@ -16,12 +16,12 @@ from ..programs.tensor_elbo import TensorELBO, recordable
 from ..runtime.memory import memory_limit
 from ..runtime.tuning import tuning
 
-#: The term, of shape (), of a pair with its data bound.
+#: Computes the term, of shape (), for a pair with its data bound.
 Penalty = Callable[[Runs], Tensor]
 
 
 class PenalizedELBO(TensorELBO):
-    """Abstract base: another loss, and a term that is added to it."""
+    """Abstract base: another loss plus a term."""
 
     def __init__(self, elbo: Any) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class PenalizedELBO(TensorELBO):
 
     @abstractmethod
     def plan_penalty(self, runs: Runs) -> Penalty:
-        """Find out by a few small runs how the term is computed. This is kept for arguments of equal shapes."""
+        """Choose by a few small runs how to compute the term. The result is kept for arguments of equal shapes."""
 
     @property
     def own(self) -> nn.Module | None:
@@ -40,7 +40,7 @@ class PenalizedELBO(TensorELBO):
 
     def why_not_recordable(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str | None:
         """Return the other loss's reason, if it has one."""
-        self._planned(bind(model, guide, *args, **kwargs), model, guide, args, kwargs)  # not while it is recorded
+        self._planned(bind(model, guide, *args, **kwargs), model, guide, args, kwargs)  # plan now, not in a recording
         return (
             self.elbo.why_not_recordable(model, guide, *args, **kwargs) if isinstance(self.elbo, TensorELBO) else None
         )
@@ -52,7 +52,7 @@ class PenalizedELBO(TensorELBO):
         return recordable(self.elbo, "loss")(model, guide, *args, **kwargs) + penalty
 
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the same, and add gradients to `.grad` of the parameters."""
+        """Return the loss, and add gradients to `.grad` of the parameters."""
         loss = recordable(self.elbo, "loss_and_grads")(model, guide, *args, **kwargs)
         return loss + self._penalty_and_grads(model, guide, args, kwargs)
 
@@ -63,7 +63,7 @@ class PenalizedELBO(TensorELBO):
         return self.elbo.loss(model, guide, *args, **kwargs) + penalty
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the same, and add gradients to `.grad` of the parameters."""
+        """Return the loss, and add gradients to `.grad` of the parameters."""
         loss: float = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
         return loss + self._penalty_and_grads(model, guide, args, kwargs).item()
 

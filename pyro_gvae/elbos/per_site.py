@@ -27,30 +27,31 @@ from .sampled import Estimate, EstimatedELBO
 
 @final
 class PerSiteELBO(EstimatedELBO):
-    r"""The ELBO, summed over the codes of some latents y, with others drawn: c with a score, z by `rsample`.
+    r"""The ELBO, summed over the codes of some latents y; others are drawn, c with a score and z by `rsample`.
 
     .. math::
 
         F = \sum_y q(y | c, z, x) \Big(\log p(x, y, c, z) - \log q(y, c, z | x)\Big), \qquad
         \nabla \approx \nabla F + (F - \bar F) \nabla \log q(c | x)
 
-    A latent that depends on y in the guide is drawn for each code of y, and scored by this code's part of the sum.
-    :math:`\bar F` is the mean of the other P - 1 draws of everything. The score of a latent weighs the costs of the
-    data that share it, and of no others. For this loss, a latent that a handler relaxes or draws with a surrogate
-    gradient is one with `rsample`, as a Gaussian is.
+    A latent that depends on y in the guide is drawn for each code of y, and its score is weighted by this code's part
+    of the sum. :math:`\bar F` is the mean of F over the other P - 1 draws. The score of a latent is weighted by the
+    costs of the data that share it, and of no others. For this loss, a latent that a handler relaxes or draws with a
+    surrogate gradient is one with `rsample`, like a Gaussian.
 
-    *Approximates* the ELBO of the programs as their handlers leave them. *With* P runs, each on all codes of what is
-    summed. *Requires* `rsample` of all latents that are neither summed nor scored. *Bias*: none, for those programs.
+    *Approximates* the ELBO of the programs as changed by their handlers. *With* P runs, each on all codes of the summed
+    latents. *Requires* `rsample` of all latents that are neither summed nor scored. *Bias*: none, for those programs.
 
     Args:
-        roles: which latents are summed, `read`, and which are scored.
-        analytic: names of discrete latents with `rsample` whose KL is that of the categoricals, in closed form.
-        num_particles: P, samples per datum; a single one has no baseline.
+        roles: which latents are summed (`read`) and which are scored.
+        analytic: names of discrete latents with `rsample` whose KL is taken in closed form, as that of the
+            categoricals.
+        num_particles: P, samples per datum; there is no baseline if P = 1.
         max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
 
     Raises:
-        ValueError: when called, as :class:`~pyro_gvae.ExactELBO`; also if an analytic KL is no term of the ELBO.
+        ValueError: when called, as :class:`~pyro_gvae.ExactELBO`; also if an analytic KL is not a term of the ELBO.
 
     Example:
         >>> from pyro_gvae import relax
@@ -105,7 +106,7 @@ class PerSiteELBO(EstimatedELBO):
         return Estimate(impossible_as_infinite(bound).mean(0), values.mean(0).sum() + scores)
 
     def _plan(self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
-        """Return how codes are cut. It takes a few small runs, so it is kept for arguments of equal shapes."""
+        """Return how codes are cut into slices. This takes a few small runs, so it is kept for equal shapes."""
 
         def new_plan() -> Plan:
             memory = memory_limit(self.max_memory) / self.num_particles
@@ -120,7 +121,7 @@ class PerSiteELBO(EstimatedELBO):
 
 @torch.no_grad()
 def statements_of(guide: Run, sites: Sites) -> frozenset[str]:
-    """Return the statements that draw those of a guide's discrete latents that have the given names."""
+    """Return the names of the statements that draw the given discrete latents of a guide."""
     with without_trace(), poutine.block():
         with DiscretizeMessenger() as found:
             guide()
@@ -130,7 +131,7 @@ def statements_of(guide: Run, sites: Sites) -> frozenset[str]:
 
 
 def _part(runs: Runs, plan: Plan, guides: list[Guide], numbers: Tensor, *, first: bool) -> tuple[Tensor, Tensor]:
-    """Return what a slice of codes adds to the sums (P, B), and the scores of what is drawn for each code."""
+    """Return what a slice of codes adds to the sums (P, B), and the scores of the latents drawn for each code."""
     codes = plan.codes(numbers)
     terms = [elbo_terms(runs, plan.layout, guide, codes) for guide in guides]
     values = torch.stack([expected(plan, one, first=first) for one in terms])
@@ -139,7 +140,7 @@ def _part(runs: Runs, plan: Plan, guides: list[Guide], numbers: Tensor, *, first
 
 
 def _scored(plan: Plan, costs: list[Tensor], scores: list[tuple[Score, ...]]) -> Tensor:
-    """Return scores of P draws, each weighed by its costs (s, B) minus the mean of the others, as a mean over draws."""
+    """Return the mean over P draws of the scores, each weighted by its costs (s, B) minus the mean of the others."""
     total = costs[0].new_zeros(())
     for of_latent in zip(*scores, strict=True):
         shape = of_latent[0].own_shape
@@ -152,7 +153,7 @@ def _scored(plan: Plan, costs: list[Tensor], scores: list[tuple[Score, ...]]) ->
 
 
 def _scores(plan: Plan, guide: Guide) -> tuple[Score, ...]:
-    """Return the scores of what is drawn once for all codes."""
+    """Return the scores of the latents that are drawn once for all codes."""
     rows = 1, plan.layout.batch_size
     scored = (factor for factor in guide.factors.values() if factor.is_scored)
     return tuple(Score(factor.unweighed().expand(rows), plan.batch_shape, factor.own_shape) for factor in scored)

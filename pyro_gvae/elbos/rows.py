@@ -1,14 +1,14 @@
-"""What one latent's gradient needs of a loss in which other latents are treated in other ways.
+"""The base of gradient estimators for a single latent, and the rows that a loss gives them.
 
-Some latents are summed: each of their S joint codes has P draws of all others. A row is one code with one draw, R = S P
-rows in all, and its cost is
+Some latents y are summed: for each of their S joint codes, all other latents are drawn P times. A row is one code with
+one draw, so there are R = S P rows. The cost of a row is
 
     w f,    w = q(y | ..),    f = log p(x, y, z, ..) - log q(y, z, .. | x),
 
-w the probability of its codes y, given what the guide declares before them. The ELBO is the mean over draws of the sum
-of costs over codes. A draw z that comes before a code is the same in all rows that differ in that code alone. So for
-each latent z that is drawn, the costs of rows are one function of its value, summed over rows, and any estimator of the
-gradient of E[f(z)] applies to it that is linear in f, with w f in place of f.
+where w is the probability of its code y given the latents that the guide declares before it. The ELBO is the sum of
+costs over codes, averaged over draws. A latent z that is drawn before y has the same value in all rows that differ in y
+alone. So the sum of costs over these rows is a function of z, and any estimator of the gradient of E[f(z)] that is
+linear in f applies to it, with w f in place of f.
 """
 
 from abc import abstractmethod
@@ -28,7 +28,7 @@ from ..programs.samples import Change, Sample
 from ..programs.target import Target
 from ..runtime.tuning import tuning
 
-#: Most slices of changed rows: a recording holds the operations of every slice, and takes longer with each.
+#: The most slices of changed rows: a recording contains the operations of every slice, and takes longer with each.
 MOST_SLICES = 32
 
 
@@ -37,7 +37,7 @@ class SiteEstimate(NamedTuple):
 
     Attributes:
         surrogate: a scalar whose gradient is that of the costs, summed over rows and data.
-        own_loss: a scalar whose gradient trains what the estimator learns itself; None if it learns nothing.
+        own_loss: a scalar whose gradient trains the estimator's own parameters; None if it has none.
     """
 
     surrogate: Tensor
@@ -45,34 +45,34 @@ class SiteEstimate(NamedTuple):
 
 
 class SiteGradient(nn.Module):
-    """Abstract base: an estimator of the gradient of one latent's distribution, whatever happens to the others.
+    """Abstract base: an estimator of the gradient of one latent's distribution, however the others are treated.
 
     Attributes:
-        sums_entropy: whether the entropy of the latent, given those before, is summed in place of -log q of its codes.
+        sums_entropy: whether the latent's entropy, given earlier latents, is used in place of -log q of its codes.
     """
 
     sums_entropy = False
 
     def check(self, latent: Latent) -> None:
-        """Refuse a latent that this estimator is not for."""
+        """Refuse a latent that this estimator cannot handle."""
 
     @abstractmethod
     def forward(self, rows: "Rows", name: str) -> SiteEstimate:
         """Return the gradient of a latent."""
 
     def learn(self, mean: Tensor) -> None:
-        """Take note of the mean bound of a step."""
+        """Update the estimator from the mean bound of a step."""
 
 
 @final
 class Rows:
-    """The rows of a loss, and what they cost.
+    """The rows of a loss and their costs.
 
     Args:
         target: both programs.
-        crossed: the codes that are summed, with P draws of each.
-        entropic: latents whose entropy is summed.
-        arguments: of the programs.
+        crossed: the codes that are summed, with P draws for each.
+        entropic: latents whose entropy is used in place of -log q.
+        arguments: the arguments of the programs.
     """
 
     def __init__(
@@ -92,18 +92,18 @@ class Rows:
         self.model = target.read(self.base.values)
         self.log_weights = self._log_weights(self.base).expand(self.shape)
         weights = self.log_weights.detach().exp()
-        #: What has a pathwise derivative, weighed: (R, B).
+        #: The terms with a pathwise derivative, times w: (R, B).
         self.paths = weighed(weights, self._terms(self.base, self.model, self.base.without_path).expand(self.shape))
         #: w f, (R, B), without a gradient.
         self.costs = weighed(weights, self._terms(self.base, self.model, entropic).expand(self.shape)).detach()
 
     @property
     def num_particles(self) -> int:
-        """P."""
+        """The number of draws for each code, P."""
         return self.crossed.num_particles
 
     def weights(self, drawn: Sample) -> Tensor:
-        """Return the probability w of the codes that are summed, given what was drawn before: (R or 1, B or 1)."""
+        """Return the probability w of the summed codes, given the latents drawn before: (R or 1, B or 1)."""
         return self._log_weights(drawn).exp()
 
     def _log_weights(self, drawn: Sample) -> Tensor:
@@ -112,7 +112,7 @@ class Rows:
         return sum(scores, torch.zeros(1, 1, dtype=layout.dtype, device=layout.device))
 
     def model_terms(self, drawn: Sample, model: Reading) -> Tensor:
-        """Return log p, with minus the KLs that are in closed form in place of the log-densities of their latents."""
+        """Return log p, in which latents with a KL in closed form have -KL in place of their log-densities."""
         terms = model.log_prob(drawn.codes, self.analytic)
         for name in sorted(self.analytic):
             prior = model.factors[name]
@@ -120,7 +120,7 @@ class Rows:
         return terms
 
     def _terms(self, drawn: Sample, model: Reading, without: Collection[str]) -> Tensor:
-        """Return log p - log q without that of some latents, with the entropies that are summed: (R or 1, B or 1)."""
+        """Return log p - log q without the log q of some latents, plus the entropies: (R or 1, B or 1)."""
         entropies = [drawn.q.sites[name].entropy() for name in sorted(self.entropic & drawn.q.sites.keys())]
         log_q = drawn.q.log_prob(drawn.codes, {*without, *self.analytic})
         return sum(entropies, self.model_terms(drawn, model) - log_q)
@@ -135,7 +135,7 @@ class Rows:
         return torch.cat(found).unflatten(0, (count, num_rows))
 
     def slice_size(self, number: int) -> int:
-        """Return how many changed rows, of so many, are run at once."""
+        """Return how many of this number of changed rows are run at once."""
         return max(tuning(self.costs.device).decoded_rows // self.shape[1], -(-number // MOST_SLICES), 1)
 
     @torch.no_grad()
@@ -154,7 +154,7 @@ class Rows:
         return values.sum(0) / self.num_particles
 
     def shared(self, name: str, values: Tensor) -> Tensor:
-        """Give data and rows that share a latent's draw the value of the first of them: (.., R, B, N, ..)."""
+        """Give all data and rows that share a latent's draw the value of the first: (.., R, B, N, ..)."""
         site, layout = self.base.q.sites[name], self.target.layout
         cells = values.movedim(-3, 0)  # (B, ...)
         cells = cells.reshape(*layout.batch_shape, *cells.shape[1:])

@@ -41,7 +41,7 @@ class Estimate(NamedTuple):
 
 
 class EstimatedELBO(TensorELBO):
-    """Abstract base: a loss whose gradient is that of a surrogate of it.
+    """Abstract base: a loss whose gradient is that of a surrogate.
 
     Attributes:
         own: a module that the loss itself trains or updates, if any; see :func:`pyro_gvae.estimators.own_state`.
@@ -58,7 +58,7 @@ class EstimatedELBO(TensorELBO):
         return self._estimate(model, guide, args, kwargs).loss
 
     def tensor_loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the same, and add gradients to `.grad` of all parameters, including the loss's own."""
+        """Return the loss, and add gradients to `.grad` of all parameters, including the loss's own."""
         found = self._estimate(model, guide, args, kwargs)
         own = [] if self.own is None else [leaf for leaf in self.own.parameters() if leaf.requires_grad]
         if own and found.own_loss is not None:
@@ -71,7 +71,7 @@ class EstimatedELBO(TensorELBO):
         return found.loss
 
     def learn(self, found: Estimate) -> None:
-        """Take note of an estimate that trains; most losses learn by gradients alone."""
+        """Update the loss's own state after an estimate in training; most losses learn by gradients alone."""
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss as a tensor whose gradient is the estimate. It does not train the loss's own parameters."""

@@ -1,4 +1,4 @@
-"""Score-function losses of several codes per datum, which share one decoder call and are each other's baselines.
+"""Score-function losses with several codes per datum, which share one decoder call and are each other's baselines.
 
 Shapes: codes z_p (P, B, N, K), drawn from q(z | x); log w_p = log p(x, z_p) - log q(z_p | x), shape (P, B).
 """
@@ -57,7 +57,7 @@ class ReinforceLOO(SampledELBO):
 
 @final
 class ScoreGradient(SiteGradient):
-    """The gradient of one latent by its score, with the mean of the other draws as a baseline, if there are others."""
+    """The score-function gradient of one latent; the mean cost of the other draws, if any, is the baseline."""
 
     @override
     def forward(self, rows: Rows, name: str) -> SiteEstimate:
@@ -67,7 +67,7 @@ class ScoreGradient(SiteGradient):
 
 @final
 class VIMCO(SampledELBO):
-    r"""The importance-weighted bound of P codes; the learning signal of a code is what it adds to the bound.
+    r"""The importance-weighted bound of P codes; the learning signal of a code is its contribution to the bound.
 
     .. math::
 
@@ -110,7 +110,7 @@ class VIMCO(SampledELBO):
 
 @final
 class OVIS(SampledELBO):
-    r"""The importance-weighted bound of P codes, with the control variate of least variance for many codes.
+    r"""The importance-weighted bound of P codes, with the control variate that minimizes the variance for large P.
 
     .. math::
 
@@ -119,19 +119,19 @@ class OVIS(SampledELBO):
         + \sum_p (L - \tilde w_p - c_p) \nabla \log q(z_p | x), \qquad
         c_p = \log \frac{1}{P - 1} \sum_{j \ne p} w_j - \gamma \tilde w_p + (1 - \gamma) \log \Big(1 - \frac{1}{P}\Big)
 
-    where :math:`\tilde w` are the normalized weights. With gamma = 0 the control variate depends on the other codes
-    alone. It is best where one weight outweighs the others. With gamma = 1, which is best where weights are equal, it
-    contains the weight of its own code, and the guide's gradient tends to that of the inclusive KL. (Liévin et al.
-    2020, "Optimal Variance Control of the Score Function Gradient Estimator for Importance Weighted Bounds", arXiv
+    where :math:`\tilde w` are the normalized weights. With gamma = 0, which is best if one weight dominates, the
+    control variate depends on the other codes alone. With gamma = 1, which is best if weights are equal, it contains
+    the weight of its own code, and the guide's gradient tends to that of the inclusive KL. (Liévin et al. 2020,
+    "Optimal Variance Control of the Score Function Gradient Estimator for Importance Weighted Bounds", arXiv
     2008.01998, equation 17.)
 
     *Approximates* log p(x) of the discrete model by its importance-weighted lower bound. *With* P codes for each datum
     and P^2 numbers for the control variates. *Requires* P >= 2 and one scale for all sites. *Bias*: none with gamma =
-    0, as the gradient of that bound; else that of the guide's gradient.
+    0, as the gradient of that bound; otherwise in the guide's gradient.
 
     Args:
         num_particles: P, samples per datum.
-        gamma: from 0 to 1.
+        gamma: a number between 0 and 1.
 
     Raises:
         ValueError: when called, if sites are scaled differently.
@@ -155,8 +155,8 @@ class OVIS(SampledELBO):
         log_weights = difference.detach() / scale
         bound, weights = _log_mean_exp(log_weights), log_weights.softmax(0)
         signals = scale * (bound - _of_the_others(log_weights))
-        # What of the signal is left where all weights are equal scores log q as it is scaled and masked, so that masked
-        # data have no gradient.
+        # The part of the signal that remains if all weights are equal multiplies log q with its scale and mask, so that
+        # masked data have no gradient.
         own = self.gamma * weights - (1 - self.gamma) * math.log1p(-1 / self.num_particles)
         scored = draws.together(draws.log_q if draws.pathwise is None else draws.log_q - draws.pathwise)
         surrogate = (weights * difference + own * scored).sum() + (signals * draws.score_function()).sum()
@@ -179,8 +179,8 @@ class ReweightedWakeSleep(SampledELBO):
 
     *Approximates* log p(x) of the discrete model and, for the guide, the inclusive KL. *With* P codes for each datum.
     *Requires* P >= 2, one scale for all sites, and a guide that shares no parameters with the model. *Bias*: that of
-    normalized weights, of order 1/P. The loss is minus the importance-weighted bound, which is below log p(x); the
-    guide's gradient is not the gradient of this loss.
+    normalized weights, which is of order 1/P. The loss is minus the importance-weighted bound, which is below log p(x);
+    the guide's gradient is not the gradient of this loss.
 
     Args:
         num_particles: P, samples per datum.

@@ -24,7 +24,7 @@ class ExactLoss(TensorELBO):
     """Abstract base: a loss that sums over the codes of the discrete latents instead of sampling them.
 
     Attributes:
-        with_guide: whether the guide is read.
+        with_guide: whether the loss uses the guide.
     """
 
     with_guide: bool
@@ -63,24 +63,24 @@ class ExactLoss(TensorELBO):
             return None
         return (
             f"Expected a sum over one slice of codes, but found {num_slices} slices. Codes with a negligible posterior "
-            "are left out, and a recording cannot hold such a decision. Try the plain ELBO, which is hardly slower, or "
+            "are left out, and a recording cannot make such a decision. Try the plain ELBO, which is hardly slower, or "
             "a larger slice_size."
         )
 
     def why_not_together(self) -> str | None:
-        """Return why a loss that all processes know cannot be recorded while they divide the codes."""
+        """Return why the loss cannot be recorded while several processes divide the codes, or None."""
         if self.share.world_size == 1:
             return None
         return "Expected one process that sums all codes, but found several that divide them. Try the plain ELBO."
 
     def counted_once(self, loss: Tensor) -> Tensor:
-        """Return the loss in one process and zero in the others, which all know it."""
+        """Return the loss in the first process and zero in the others, so that their sum counts it once."""
         return loss if self.share.rank == 0 else torch.zeros_like(loss)
 
     def _plan(
         self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Plan | Chains:
-        """Return how the sum is taken, which takes a few small runs, so it is kept for arguments of equal shapes."""
+        """Return the plan of the sum. Making it takes a few small runs, so it is kept for arguments of equal shapes."""
         owner = model, guide, self.max_memory, self.slice_size, self.share
         return self._plans.find(owner, args, kwargs, lambda: self._new_plan(runs))
 
@@ -95,12 +95,12 @@ class ExactLoss(TensorELBO):
 
 
 def why_searched(plan: Plan | Chains) -> str | None:
-    """Return why a sum that leaves out codes by their probabilities cannot be recorded, or None if it takes all."""
+    """Return why a sum that leaves out improbable codes cannot be recorded, or None if it includes all codes."""
     if isinstance(plan, Chains) or not plan.is_searched:
         return None
     return (
         f"Expected few codes, but found {plan.num_codes}. Those with a negligible posterior are left out, and a "
-        "recording cannot hold such a decision. Try the plain ELBO, which is hardly slower at first and faster later."
+        "recording cannot make such a decision. Try the plain ELBO, which is hardly slower at first and faster later."
     )
 
 
@@ -108,8 +108,9 @@ def climb(guide: Guide, parts: Callable[[Guide], Iterable[Part]]) -> Tensor:
     """Add the gradients of minus a sum to `.grad`, one part after another, and return the sum.
 
     Args:
-        guide: what the guide says once. All parts add their gradients to it, and its own backward pass runs at the end.
-        parts: the parts, from the guide.
+        guide: the guide's values, computed once. All parts add their gradients to them, and the guide's own backward
+            pass runs at the end.
+        parts: returns the parts of the sum, from the guide's values.
     """
     tensors = guide.tensors()
     cuts = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]

@@ -10,25 +10,25 @@ from .sampled import Estimate, SampledELBO
 
 @final
 class ThermodynamicObjective(SampledELBO):
-    r"""The left Riemann sum of log p(x) as an integral over temperatures, from P codes.
+    r"""The left Riemann sum of the integral over temperatures that equals log p(x), from P codes.
 
     With log w_p = log p(x, z_p) - log q(z_p | x) and :math:`\pi_\beta \propto q w^\beta`, log p(x) is the integral of
-    :math:`E_{\pi_\beta} \log w` over beta from 0 to 1, which does not decrease with beta. So
+    :math:`E_{\pi_\beta} \log w` over beta from 0 to 1, and this integrand does not decrease with beta. So
 
     .. math:: T = \sum_{k=0}^{D-1} (\beta_{k+1} - \beta_k) E_{\pi_{\beta_k}} \log w \le \log p(x)
 
-    is a bound, which for D = 1 is the ELBO; :math:`\beta_0 = 0`, and the others lie from :math:`\beta_1` to 1 at equal
-    distances of their logarithms. Averages are estimated by the weights :math:`\bar w_p = w_p^\beta / \sum_j w_j^\beta`
-    of the same P codes, and their gradients by
+    is a lower bound, which for D = 1 is the ELBO; :math:`\beta_0 = 0`, and the others are evenly spaced on a log scale
+    from :math:`\beta_1` to 1. Expectations are estimated with the weights :math:`\bar w_p = w_p^\beta / \sum_j
+    w_j^\beta` of the same P codes, and their gradients by
 
     .. math::
 
         \sum_p \bar w_p \nabla \log w_p + \frac{P}{P - 1} \sum_p \bar w_p \Big(\log w_p - \sum_j \bar w_j \log w_j\Big)
         \nabla \log \pi_\beta(z_p), \quad \log \pi_\beta = \beta \log p(x, z) + (1 - \beta) \log q(z | x),
 
-    a covariance, which needs no gradient of the sampling. (Masrani, Le and Wood 2019, "The Thermodynamic Variational
-    Objective", arXiv 1907.00031, equations 11 to 13.) The first term's gradient of -log q is left out at beta = 0,
-    where its mean is zero.
+    a covariance, so no gradient through the sampling is needed. (Masrani, Le and Wood 2019, "The Thermodynamic
+    Variational Objective", arXiv 1907.00031, equations 11 to 13.) The first term's gradient of -log q is left out at
+    beta = 0, where its mean is zero.
 
     *Approximates* the left Riemann sum, a bound of log p(x) of the discrete model. *With* P codes for each datum in one
     decoder call. *Requires* P >= 2, and one scale for all sites. *Bias*: that of normalized weights, of order 1/P.
@@ -36,7 +36,7 @@ class ThermodynamicObjective(SampledELBO):
     Args:
         num_particles: P, samples per datum.
         num_partitions: D >= 1, parts of the integral.
-        first: beta_1, in (0, 1]; it is 1 if D is 1.
+        first: beta_1, in (0, 1]; not used if D is 1.
 
     Raises:
         ValueError: when called, if sites are scaled differently.
@@ -74,7 +74,7 @@ class ThermodynamicObjective(SampledELBO):
 
 
 def partition(num_partitions: int, first: float) -> tuple[float, ...]:
-    """Return 0 and D numbers from the first to 1 at equal distances of their logarithms.
+    """Return 0, and D numbers from the first to 1 that are evenly spaced on a log scale.
 
     Raises:
         ValueError: if there are no parts, or the first is not in (0, 1].

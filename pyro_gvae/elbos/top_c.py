@@ -1,4 +1,4 @@
-"""The sum over the most probable codes of each datum, and samples of all others."""
+"""Sum over the most probable codes of each datum, and sample the others."""
 
 from typing import NamedTuple, final
 
@@ -20,7 +20,7 @@ from .sampled import Estimate, SampledELBO
 
 @final
 class TopC(SampledELBO):
-    r"""The ELBO, summed over the C most probable codes of each datum; codes that are left are sampled.
+    r"""The ELBO, summed over the C most probable codes of each datum; the other codes are sampled.
 
     With a set T of the most probable codes under q(z | x), :math:`m = 1 - \sum_{z \in T} q(z | x)`, codes
     :math:`z_1 .. z_M` drawn from q outside of T, and f(z) = log p(x, z) - log q(z | x),
@@ -30,33 +30,33 @@ class TopC(SampledELBO):
         \nabla \approx \sum_{z \in T} q(z | x) \big[(f(z) - \bar f) \nabla \log q(z | x) + \nabla \log p(x, z)\big]
         + \frac{m}{M} \sum_i \big[(f(z_i) - f_{-i}) \nabla \log q(z_i | x) + \nabla \log p(x, z_i)\big]
 
-    where :math:`\bar f` is the mean of f over the M samples and :math:`f_{-i}` that over the others than i (Liu,
-    Regier, Tripuraneni, Jordan, McAuliffe 2019, "Rao-Blackwellized Stochastic Gradients for Discrete Distributions",
-    arXiv 1810.04777; the baseline: Kool et al. 2019). Both baselines have the same mean, so that they cancel in the sum
-    over all codes.
+    where :math:`\bar f` is the mean of f over the M samples and :math:`f_{-i}` the mean over the samples other than i
+    (Liu, Regier, Tripuraneni, Jordan, McAuliffe 2019, "Rao-Blackwellized Stochastic Gradients for Discrete
+    Distributions", arXiv 1810.04777; the baseline: Kool et al. 2019). Both baselines have the same mean, so they cancel
+    in the sum over all codes.
 
-    Each datum has C + P codes. How many of them are summed is chosen for each datum: the number c <= C with the least
-    m / M, M = C + P - c, by which each sample is weighed. A code is summed, then, if it would be expected more than
-    once among the samples. Where q is nearly uniform nothing is summed, and the estimate is that of
-    :class:`~pyro_gvae.elbos.score.ReinforceLOO` with C + P samples, whose variance is never less. If C is the number of
-    all codes, or more, this is the exact ELBO. Where m is below rounding, samples have weight 0.
+    Each datum has C + P codes. The number c <= C of codes to sum is chosen for each datum: it minimizes m / M, the
+    weight of each of the M = C + P - c samples. So a code is summed if more than one copy of it would be expected among
+    the samples. If q is nearly uniform, nothing is summed, and the estimate is that of
+    :class:`~pyro_gvae.elbos.score.ReinforceLOO` with C + P samples, whose variance is never less. If C is at least the
+    number of all codes, this is the exact ELBO. If m is below rounding, samples have weight 0.
 
-    The gradient of log p(x, z) is not taken at all C + P codes, which would be most of the cost, but at L of them,
-    drawn by systematic sampling with the weights of the sums above as probabilities. The C + P codes are scored without
-    a graph. If all codes are summed, all are differentiated.
+    The gradient of log p(x, z) is taken only at L of the C + P codes, since all of them would be most of the cost. They
+    are drawn by systematic sampling with the weights of the sums above as probabilities. The C + P codes are scored
+    without a graph. If all codes are summed, all are differentiated.
 
-    Codes are found by `distributions.best_codes`, in latents that depend on each other by a
-    beam of C codes. Latents that data share, and continuous ones that the guide declares before codes, are drawn first;
-    where one of them needs a score, P times, and the scores have leave-one-out baselines. Latents that may depend on
-    codes and are no codes, and codes that may depend on them, are drawn for each code.
+    Codes are found by `distributions.best_codes`, with a beam of C codes if latents depend on each other. Latents that
+    data share, and continuous ones that the guide declares before codes, are drawn first; if one of them needs a score,
+    they are drawn P times, and the scores have leave-one-out baselines. Other latents that may depend on codes, and
+    codes that may depend on those latents, are drawn for each code.
 
     *Approximates* the ELBO of the discrete model. *With* C + P decoder calls for each datum, of which L are
     differentiated. *Requires* P >= 2. *Bias*: none.
 
     Args:
-        num_codes: C, the most codes that are summed for each datum.
-        num_particles: P, the fewest samples of the other codes.
-        num_paths: L, codes of each datum at which log p(x, z) is differentiated; as if all were if it is C + P or more.
+        num_codes: C, the largest number of codes to sum for each datum.
+        num_particles: P, the smallest number of samples of the other codes.
+        num_paths: L, the number of codes of each datum at which log p(x, z) is differentiated; all if L >= C + P.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -103,12 +103,12 @@ class TopC(SampledELBO):
 
 @final
 class TopCGradient(SiteGradient):
-    """The gradient of one latent, its most probable codes summed and one other sampled, the others in any way.
+    """The gradient of one latent: its most probable codes are summed, and one other is sampled.
 
-    What it subtracts from all costs is the mean cost of the codes that are summed.
+    The baseline is the mean cost of the summed codes. The other latents may be treated in any way.
 
     Args:
-        num_codes: C, the most codes that are summed for each datum.
+        num_codes: C, the largest number of codes to sum for each datum.
     """
 
     def __init__(self, num_codes: int) -> None:
@@ -151,9 +151,10 @@ class _Chosen(NamedTuple):
 
     @torch.no_grad()
     def picked(self, number: int) -> Tensor:
-        """Draw some of the codes of each case with their weights as probabilities, by systematic sampling: (L, G B, n).
+        """Draw L codes of each case by systematic sampling, with their weights as probabilities: (L, G B, n).
 
-        One number of [0, 1) decides for all of a case: the l-th is the code at (u + l) / L of the summed weights.
+        One number u in [0, 1) determines all draws of a case: the l-th is the code at (u + l) / L of the cumulative
+        weights.
         """
         sums = self.weights.cumsum(0)
         places = torch.arange(number, dtype=sums.dtype, device=sums.device).unsqueeze(-1)
@@ -183,12 +184,12 @@ def _choose(top: TopCodes, num_codes: int, num_particles: int) -> _Chosen:
 
 
 def _possible(digits: Tensor, weights: Tensor) -> Tensor:
-    """Put the most probable code in place of codes of weight 0, which may be impossible: their cost is not finite."""
+    """Replace codes of weight 0, whose cost may be infinite, by the most probable code."""
     return torch.where((weights > 0).unsqueeze(-1), digits, digits[:1])
 
 
 def _baselines(costs: Tensor, is_summed: Tensor) -> Tensor:
-    """Return the mean of f over samples, (R, G B); for a sample, over the others."""
+    """Return the mean of f over samples, (R, G B); for a sample, over the other samples."""
     samples = torch.where(is_summed, 0.0, costs)
     number = (~is_summed).sum(0)
     total = samples.sum(0)
@@ -202,7 +203,7 @@ def _log_joint(target: Target, sample: Sample, num_rows: int) -> Tensor:
 
 @torch.no_grad()
 def _without_graph(target: Target, sample: Sample, num_rows: int) -> Tensor:
-    """Return the same without a graph, slice by slice."""
+    """Return log p(x, z) of all rows without a graph, slice by slice."""
     layout = target.layout
     size = max(tuning(layout.device).decoded_rows // layout.batch_size, -(-num_rows // MOST_SLICES), 1)
     rows = [slice(i, min(i + size, num_rows)) for i in range(0, num_rows, size)]
@@ -217,14 +218,14 @@ def _path(sample: Sample, log_p: Tensor) -> Tensor:
 
 
 def _score_function(top: TopCodes, sample: Sample) -> Tensor:
-    """Return log q of the codes, and of all that is drawn for each of them and not reparameterized, or rows of 1."""
+    """Return log q of the codes and of what is drawn for each without `rsample`; (1, 1) if there is nothing."""
     sites = [site.score(sample.codes) for name, site in sample.q.sites.items() if name not in top.kept]
     factors = [sample.q.factors[name].unweighed() for name in sample.scored - top.kept]
     return sum([*sites, *factors], torch.zeros((1, 1), dtype=top.layout.dtype, device=top.layout.device))
 
 
 def _scores(top: TopCodes) -> list[Score]:
-    """Return the scores of what is drawn before the codes, (G, B) each."""
+    """Return the scores of the latents that are drawn before the codes, (G, B) each."""
     sample, shape = top.base, top.layout.batch_shape
     rows = top.num_rows, top.layout.batch_size
     sites = [site for name, site in sample.q.sites.items() if name in top.kept]

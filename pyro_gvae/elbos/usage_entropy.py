@@ -1,4 +1,4 @@
-"""An ELBO with the entropy of the codes' use in a batch, so that training does not settle on few categories."""
+"""An ELBO plus a reward for using many categories in a batch, so that training does not settle on a few."""
 
 import functools
 from typing import Any, final
@@ -15,30 +15,30 @@ from ..programs.runs import Runs
 from ..programs.usage import Usage, closed_usage, drawn_usage, summed_usage
 from .penalized import PenalizedELBO, Penalty, fits_one_slice
 
-#: Draws of each datum where the codes are too many to sum over.
+#: Draws per datum if there are too many codes to sum over.
 NUM_PARTICLES = 8
 
 
 @final
 class UsageEntropy(PenalizedELBO):
-    r"""Another loss with a reward for using all categories of each discrete latent in a batch.
+    r"""Another loss plus a reward for using all categories of each discrete latent in a batch.
 
     .. math::
 
         \mathrm{loss} = \mathrm{loss}_\mathrm{other} - w B \sum_n \mathrm{H}(\bar q_n), \quad
         \bar q_n(k) = \frac{1}{B} \sum_b q(z_n = k | x_b)
 
-    The entropy is that of the mean posterior of the batch, not of each posterior: a datum may have a sharp posterior,
-    but data must differ. The mutual information of datum and digit is H(q_n) minus the mean entropy, of which
-    this rewards the first term. *The loss is no longer minus an ELBO*: let w end at 0, and evaluate without it.
+    The entropy is that of the mean posterior of the batch, not of each posterior: each posterior may be sharp, as long
+    as data use different categories. The mutual information of datum and digit is H(q_n) minus the mean entropy; this
+    rewards the first term. *The loss is no longer minus an ELBO*: anneal w to 0, and evaluate without this term.
 
-    Probabilities are in closed form where latents depend on no other in the guide. Else they are summed over all joint
-    codes if these fit into one slice of memory, or estimated from 8 draws, of whose mean the entropy is too small on
+    Probabilities are in closed form if latents do not depend on each other in the guide. Otherwise they are summed over
+    all joint codes if these fit into one slice of memory, or else estimated from 8 draws, whose entropy is too small on
     average. Masked data do not count, a latent that data share counts once, and the scale of the guide's sites does not
-    apply, so that this term stays where `weigh_kl` leaves out the KL.
+    apply, so this term remains where `weigh_kl` removes the KL.
 
     Args:
-        elbo: the loss to add to, any of Pyro's or of this package that trains a guide.
+        elbo: the loss to add the term to: any loss of Pyro or of this package that trains a guide.
         weight: w, in nats per datum and nat of entropy: at least 0, a number or a tensor of shape (), such as a buffer.
             A recorded step reads the tensor's current value.
 
@@ -62,7 +62,7 @@ class UsageEntropy(PenalizedELBO):
 
     @override
     def plan_penalty(self, runs: Runs) -> Penalty:
-        """Find out how probabilities are computed."""
+        """Choose how probabilities are computed."""
         layout, probed = lay_out(runs), runs.again()
         with torch.no_grad(), without_trace():
             independent = closed_sites(probed, layout)[0].keys()

@@ -32,17 +32,18 @@ class ExactWake(ExactLoss):
     The first gradient of the guide's log-probabilities is that of KL(q(z | x) || p(z | x)); the second is that of
     KL(p(z | x) || q(z | x)), the wake phase of reweighted wake-sleep (Bornschein and Bengio 2015, arXiv 1406.2751;
     named so by Le et al. 2019, arXiv 1805.10469), with the posterior itself in place of importance weights. Parameters
-    that model and guide share get both gradients. The loss is -log p(x) in both cases: gradients are not its own.
+    that model and guide share get both gradients. The loss is -log p(x) in both cases; the gradients are not those of
+    this loss.
 
-    If all codes fit into one slice, they are decoded once. In several slices, a first pass without gradients computes
-    log p(x), and a second one decodes the codes that are probable in the posterior, or under the guide if it needs
-    them.
+    If all codes fit into one slice, they are decoded once. With several slices, a first pass without gradients computes
+    log p(x), and a second pass decodes the codes that are probable under the posterior, or under the guide if its
+    gradient needs them.
 
     Args:
-        encoder: what the guide learns, :class:`~pyro_gvae.exact.wake.Exclusive` or `Inclusive`; the first if None.
+        encoder: the objective of the guide, :class:`~pyro_gvae.exact.wake.Exclusive` or `Inclusive`; the first if None.
         max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        share: which codes this process sums, if several divide them; their losses and gradients add up.
+        share: which codes this process sums, if several processes divide them; their losses and gradients add up.
 
     Raises:
         ValueError: when called, as :class:`~pyro_gvae.ExactELBO` and :class:`~pyro_gvae.ExactEvidence`.

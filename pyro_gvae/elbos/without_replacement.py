@@ -1,6 +1,6 @@
-"""Score-function losses of several different joint codes per datum, drawn without replacement.
+"""Score-function losses with several different joint codes per datum, drawn without replacement.
 
-Shapes: codes s of P different ones; their weights (P, cells), where a cell is a datum, or the data that share a latent.
+Shapes: the weights of P different codes s are (P, cells), where a cell is a datum, or the data that share a latent.
 """
 
 from typing import final
@@ -16,7 +16,7 @@ from .sampled import Estimate, SampledELBO
 
 @final
 class UnorderedSet(SampledELBO):
-    r"""The ELBO's gradient from a set of P different joint codes, whatever the order in which they were drawn.
+    r"""The ELBO's gradient from a set of P different joint codes, averaged over the orders of drawing them.
 
     .. math::
 
@@ -29,8 +29,8 @@ class UnorderedSet(SampledELBO):
     first code over all orders in which the set may have been drawn, with a baseline from the other codes. (Kool, van
     Hoof and Welling 2020, arXiv 2002.06043.)
 
-    A joint code is of all digits that depend on each other: of all discrete latents of a datum, or of all data that
-    share a latent. Continuous latents that depend on no code are drawn once for all codes of the set.
+    A joint code comprises all digits that depend on each other: those of all discrete latents of a datum, or of all
+    data that share a latent. Continuous latents that depend on no code are drawn once for all codes of the set.
 
     *Approximates* the ELBO of the discrete model. *With* P different codes for each datum, drawn digit by digit by
     stochastic beam search, and M + 1 runs of the guide where M latents depend on each other. *Requires* P >= 2. *Bias*:
@@ -58,7 +58,7 @@ class UnorderedSet(SampledELBO):
 
 @final
 class ReinforceWOR(SampledELBO):
-    r"""REINFORCE with P different joint codes, weighted by one over the probability of being among them.
+    r"""REINFORCE with P different joint codes, weighted by their inverse inclusion probabilities.
 
     With the weights :math:`w_s = q(s) / P(s \text{ is drawn} | \kappa)` of
     :func:`~pyro_gvae.distributions.without_replacement.inclusion_weights`,
@@ -68,13 +68,14 @@ class ReinforceWOR(SampledELBO):
         \nabla \approx \sum_s w_s \nabla \log p(x, s)
         + \sum_s w_s \Big((1 - q(s) + w_s) f(s) - \sum_{s'} w_{s'} f(s')\Big) \nabla \log q(s | x)
 
-    with f(s) = log p(x, s) - log q(s | x). The factor of f(s) makes up for the baseline, which contains f(s) too.
-    (Kool, van Hoof and Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free!", equation 10; the draws:
-    arXiv 1903.06059.) Joint codes and continuous latents are as in :class:`UnorderedSet`.
+    with f(s) = log p(x, s) - log q(s | x). The factor of f(s) corrects for the baseline, which contains f(s) too.
+    (Kool, van Hoof and Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free!", equation 10; the draws: arXiv
+    1903.06059.) Joint codes and continuous latents are as in :class:`UnorderedSet`.
 
-    *Approximates* the ELBO of the discrete model. *With* P different codes for each datum, drawn with one more by
-    stochastic beam search. *Requires* P >= 2; the variance is finite from P = 4, since weights above t have a
-    probability of order t^-(P+1). *Bias*: none; exact if there are not more than P codes and nothing is continuous.
+    *Approximates* the ELBO of the discrete model. *With* P different codes for each datum, and one more for the
+    threshold, drawn by stochastic beam search. *Requires* P >= 2; the variance is finite from P = 4, since weights
+    above t have a probability of order t^-(P+1). *Bias*: none; exact if there are not more than P codes and nothing is
+    continuous.
 
     Args:
         num_particles: P, different codes per datum.
@@ -98,7 +99,7 @@ class ReinforceWOR(SampledELBO):
 
 @final
 class NormalizedReinforceWOR(SampledELBO):
-    r"""The same with normalized weights, which have less variance and a bias.
+    r""":class:`ReinforceWOR` with normalized weights, which have less variance and a bias.
 
     With w_s as in :class:`ReinforceWOR`, their sum W, and :math:`W_s = W - w_s + q(s)`,
 
@@ -107,7 +108,7 @@ class NormalizedReinforceWOR(SampledELBO):
         \nabla \approx \sum_s \frac{w_s}{W} \nabla \log p(x, s)
         + \sum_s \frac{w_s}{W_s} \Big(f(s) - \sum_{s'} \frac{w_{s'}}{W} f(s')\Big) \nabla \log q(s | x).
 
-    (The same, equation 11.)
+    (The same paper, equation 11.)
 
     *Approximates* the ELBO of the discrete model. *With* and *Requires*: as :class:`ReinforceWOR`. *Bias*: that of
     normalized weights, of order 1/P.
@@ -138,8 +139,8 @@ def _estimate(drawn: Distinct, weights: Tensor, signals: Tensor) -> Estimate:
 
     Args:
         drawn: P codes.
-        weights: of each code, whose weighted sums estimate means, (P, cells).
-        signals: by what the score of each code is multiplied, (P, cells).
+        weights: the weight of each code, (P, cells); weighted sums estimate means.
+        signals: the factor of each code's score, (P, cells).
     """
     of_data = drawn.spread(weights)  # (P, B)
     weighed = of_data * drawn.costs

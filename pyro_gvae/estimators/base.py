@@ -20,7 +20,7 @@ class Loss(Protocol):
         """Return the loss in nats, summed over the data."""
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the same, and add gradients to `.grad` of the parameters."""
+        """Return the loss, and add gradients to `.grad` of the parameters."""
 
 
 class Bound(NamedTuple):
@@ -41,7 +41,7 @@ class HandlesSites(Protocol):
 @final
 @dataclass(frozen=True)
 class Summed:
-    """A site whose codes are summed, with these limits of memory."""
+    """A site whose codes are summed within these limits of memory."""
 
     max_memory: float | None = None
     slice_size: int | None = None
@@ -59,7 +59,7 @@ class Scored:
 @final
 @dataclass(frozen=True)
 class Drawn:
-    """A site that is drawn exactly, with a gradient estimator of its own: what constructs that, and its draws."""
+    """A site that is drawn exactly, with its own gradient estimator, given by its constructor, and number of draws."""
 
     gradient: Callable[[], SiteGradient]
     num_particles: int = 1
@@ -68,7 +68,7 @@ class Drawn:
 @final
 @dataclass(frozen=True)
 class Pathwise:
-    """A site that a handler relaxes, or draws with a surrogate gradient; its KL may be that of the categoricals."""
+    """A site that a handler relaxes or draws with a surrogate gradient; its KL may be that of the categoricals."""
 
     handler: HandlesSites
     has_analytic_kl: bool
@@ -90,9 +90,8 @@ class Estimator:
         bias: the bias of loss and gradient as estimates of that objective, for the *discrete* model.
         reference: where it was published.
         handler: turns the one-hot sites of model and guide into what the ELBO expects; None if the ELBO reads the
-            programs
-            and sums or draws their codes itself.
-        of_guide: a handler of the guide alone, inside of the other; None if there is none.
+            programs and sums or draws their codes itself.
+        of_guide: a handler of the guide alone, applied before `handler`; None if there is none.
         details: details of the objective, such as the number of samples of a bound or the weight of its KL.
         is_exact: whether nothing is sampled.
         temperature: the handler's temperature; None if nothing is relaxed or the program's own temperature is used.
@@ -137,7 +136,7 @@ class Estimator:
             pair: a `CategoricalVAE`, or any object with `.model` and `.guide`.
 
         Returns:
-            The three as a :class:`Bound`. What the ELBO trains itself lies on the device of the pair's parameters.
+            The three as a :class:`Bound`. The ELBO's own parameters are moved to the device of the pair's.
 
         Example:
             >>> import torch

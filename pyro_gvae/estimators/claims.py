@@ -35,7 +35,7 @@ class Objective(Enum):
 
     @property
     def is_elbo(self) -> bool:
-        """Whether it is an ELBO of any kind, so that it has a KL(q || p) that can be weighed or partly free.
+        """Whether it is an ELBO of any kind, so that it has a KL(q || p) that can be weighted or partly free.
 
         log p(x) and its multi-sample bounds have no such KL. That their gradients differ from the ELBO's is not a bias.
         """
@@ -81,7 +81,7 @@ class WeighedKL:
 @final
 @dataclass(frozen=True)
 class FreeNats:
-    """The threshold below which the KL of each latent is free: one for all, or of each by its name."""
+    """The threshold below which the KL of each latent is free: one number for all, or one for each name."""
 
     nats: float | tuple[tuple[str, float], ...]
 

@@ -80,7 +80,7 @@ def relax_with_network(*, temperature: float = 0.5, num_particles: int = 1, hidd
 
 
 def double_cv(*, num_particles: int = 4) -> Estimator:
-    """Double CV: REINFORCE with a leave-one-out baseline, of costs without their Taylor expansions.
+    """Double CV: REINFORCE with a leave-one-out baseline, applied to costs minus their Taylor expansions.
 
     *Approximates* the ELBO of the discrete model. *With* P codes in one decoder call, which is differentiated with
     respect to the codes; each code's expansion has the mean derivative at the others, and a scale that is trained to

@@ -1,4 +1,4 @@
-"""Estimators that sample codes in antithetic pairs, or in more that are coupled."""
+"""Estimators that sample codes in antithetic pairs or larger coupled sets."""
 
 from ..elbos.arms import ARMS, ARMSGradient
 from ..elbos.coupled import CoupledGradient, DisARM, DisARMIW
@@ -10,7 +10,7 @@ def disarm(*, num_particles: int = 1) -> Estimator:
     """DisARM: the leave-one-out score function of antithetic pairs of binary codes.
 
     *Approximates* the ELBO of the discrete model. *With* 1 + M decoder calls for M discrete latents (Dong, Mnih, Tucker
-    2020, arXiv 2006.10680). *Requires* discrete latents of two categories. *Bias*: none.
+    2020, arXiv 2006.10680). *Requires* discrete latents with two categories. *Bias*: none.
 
     Args:
         num_particles: P, *pairs* per datum and latent.
@@ -68,10 +68,10 @@ def disarm_iw(*, num_particles: int = 1) -> Estimator:
 
 
 def arms(*, num_particles: int = 4) -> Estimator:
-    """ARMS: the leave-one-out score function of P antithetic codes of bits.
+    """ARMS: the leave-one-out score function of P antithetic binary codes.
 
     *Approximates* the ELBO of the discrete model. *With* 1 + M (P - 1) decoded codes for M discrete latents (Dimitriev
-    and Zhou 2021, arXiv 2105.14141). *Requires* discrete latents of two categories, and P >= 2. For P = 2 it is
+    and Zhou 2021, arXiv 2105.14141). *Requires* discrete latents with two categories, and P >= 2. For P = 2 it is
     `disarm`. *Bias*: none.
 
     Args:

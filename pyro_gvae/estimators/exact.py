@@ -23,7 +23,7 @@ def exact(*, max_memory: float | None = None, slice_size: int | None = None, sha
     Args:
         max_memory: bytes that a slice of codes may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        share: which codes this process sums, if several divide them.
+        share: which codes this process sums, if several processes divide them.
 
     Returns:
         The estimator, to be bound to a program by `bind`.
@@ -55,7 +55,7 @@ def exact_evidence(
     Args:
         max_memory: bytes that a slice of codes may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        share: which codes this process sums, if several divide them.
+        share: which codes this process sums, if several processes divide them.
 
     Returns:
         The estimator, to be bound to a program by `bind`.
@@ -89,15 +89,16 @@ def exact_wake(
     q(z | x)), the exact wake phase of reweighted wake-sleep (Bornschein and Bengio 2015, arXiv 1406.2751; Le et al.
     2019, arXiv 1805.10469). The loss is -log p(x). *Requires* what `exact-evidence` requires, and is best as a last
     stage: a model that is trained by log p(x) from the start has a posterior that is far from any factorized guide. An
-    `evidence_weight` w below 1 keeps it nearer: model and guide get a mean of these gradients and of those of `exact`,
-    and the codes are summed twice (:class:`~pyro_gvae.elbos.mixture.WakeMixture`). *Bias*: none, and no variance.
+    `evidence_weight` w below 1 keeps it nearer: model and guide get a weighted mean of these gradients and those of
+    `exact`, and the codes are summed twice (:class:`~pyro_gvae.elbos.mixture.WakeMixture`). *Bias*: none, and no
+    variance.
 
     Args:
         encoder: the KL of the guide, "exclusive" or "inclusive".
         evidence_weight: w; the ELBO has the weight 1 - w.
         max_memory: bytes that a slice of codes may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
-        share: which codes this process sums, if several divide them.
+        share: which codes this process sums, if several processes divide them.
 
     Returns:
         The estimator, to be bound to a program by `bind`.

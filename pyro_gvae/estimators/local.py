@@ -8,8 +8,8 @@ from .claims import Bias, Objective
 def local_expectation(*, num_particles: int = 1) -> Estimator:
     """Local expectation gradients: each latent is summed over its K categories while the others are sampled.
 
-    *Approximates* the ELBO of the discrete model. *With* 1 + N (K - 1) decoder calls for each sample, N (K - 1) added
-    over the discrete latents; one of them is differentiated, and the others are scored in slices (Titsias,
+    *Approximates* the ELBO of the discrete model. *With* 1 + N (K - 1) decoder calls for each sample, with N (K - 1)
+    summed over the discrete latents; one of them is differentiated, and the others are scored in slices (Titsias,
     Lázaro-Gredilla 2015, arXiv 1503.01494). *Requires* memory for a slice of decoder outputs, but not for their graph.
     *Bias*: none; with a single digit and nothing continuous, only the decoder's gradient has variance.
 

@@ -1,4 +1,4 @@
-"""Variants of an estimator with another objective: a weighted KL, free bits, a mixed guide, rewarded use."""
+"""Variants of an estimator with another objective: a weighted KL, free bits, a mixed guide, a reward for code use."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def with_free_bits(chosen: Estimator, nats: float | Mapping[str, float]) -> Esti
 
     Args:
         chosen: an estimator of an ELBO.
-        nats: the KL per latent, averaged over a batch, that is free, in nats: one number for all, or by their names.
+        nats: the free KL per latent, averaged over a batch, in nats: one number for all, or one for each name.
 
     Returns:
         An estimator for the same programs.
@@ -78,14 +78,14 @@ def with_unimix(chosen: Estimator, share: float | Tensor) -> Estimator:
 
     Args:
         chosen: an estimator that trains a guide.
-        share: u, from 0 to 1, or a tensor of shape (), such as a buffer, that is annealed between steps. Let it end at
-            0: the objective is that of the mixed guide, and nothing mixes the guide that is evaluated.
+        share: u, from 0 to 1, or a tensor of shape (), such as a buffer, that is annealed between steps. Anneal it to
+            0: training uses the mixed guide, but evaluation uses the guide itself.
 
     Returns:
         An estimator for the same programs.
 
     Raises:
-        ValueError: if the share is out of range, or the estimator reads no guide.
+        ValueError: if the share is out of range, or the estimator does not use the guide.
 
     Example:
         >>> from pyro_gvae import estimator
@@ -103,14 +103,14 @@ def with_usage_entropy(chosen: Estimator, weight: float | Tensor) -> Estimator:
 
     Args:
         chosen: an estimator that trains a guide.
-        weight: w, at least 0, or a tensor of shape (), such as a buffer, that is annealed between steps. Let it end at
-            0: the objective is no ELBO before.
+        weight: w, at least 0, or a tensor of shape (), such as a buffer, that is annealed between steps. Anneal it to
+            0: until then, the objective is not an ELBO.
 
     Returns:
         An estimator for the same programs.
 
     Raises:
-        ValueError: if the weight is negative or not finite, or the estimator reads no guide.
+        ValueError: if the weight is negative or not finite, or the estimator does not use the guide.
 
     Example:
         >>> from pyro_gvae import estimator

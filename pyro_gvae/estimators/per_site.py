@@ -1,4 +1,4 @@
-"""Another estimator for each discrete site of a program."""
+"""Combine different estimators for the discrete sites of a program."""
 
 from collections.abc import Mapping
 from functools import partial, reduce
@@ -15,30 +15,30 @@ from ..programs.latents import Roles
 from .base import AtSite, Drawn, Estimator, Pathwise, Scored, Summed
 from .claims import Bias, Objective
 
-#: From what holds of a loss that has it at any site, to what holds only if all sites have it.
+#: From the weakest objective, which a loss has if any site has it, to the strongest, which all sites must have.
 _OBJECTIVES = (Objective.SOFT_ELBO, Objective.RELAXED_ELBO, Objective.SURROGATE_ELBO, Objective.ELBO)
 _RELAXED = {Bias.RELAXATION, Bias.RELAXATION_AND_SURROGATE}
 _SURROGATE = {Bias.SURROGATE, Bias.OTHER_TEMPERATURE, Bias.RELAXATION_AND_SURROGATE}
 
 
 def per_site(sites: Mapping[str, Estimator], default: Estimator) -> Estimator:
-    """Put together an estimator for each discrete site: summed, scored, relaxed, or drawn with a surrogate gradient.
+    """Combine an estimator for each discrete site: summed, scored, relaxed, or drawn with a surrogate gradient.
 
-    *Approximates* what the least of its parts does: the discrete ELBO of exact and scored sites, and a bound of the
+    *Approximates* the weakest objective of its parts: the discrete ELBO of exact and scored sites, and a bound of the
     relaxed model if a site is relaxed. *With* :class:`~pyro_gvae.elbos.per_site.PerSiteELBO`, or
-    :class:`~pyro_gvae.elbos.each_site.EachSiteELBO` if a site has a gradient estimator of its own, and the largest P
-    of the parts. *Requires* of each site what its estimator does. *Bias*: that of the relaxations and surrogates.
+    :class:`~pyro_gvae.elbos.each_site.EachSiteELBO` if a site has a gradient estimator of its own, and the largest P of
+    the parts. *Requires* for each site what its estimator requires. *Bias*: that of the relaxations and surrogates.
 
     Args:
-        sites: estimators of sites, by the names of these.
+        sites: estimators, by the names of their sites.
         default: the estimator of all other discrete sites, and of latents without `rsample`.
 
     Returns:
         The estimator.
 
     Raises:
-        ValueError: if an estimator is not one of a single site, or codes are to be summed in slices beside one that
-            draws its site.
+        ValueError: if an estimator cannot act on a single site, or codes are to be summed in slices beside an estimator
+            that draws its site.
 
     Example:
         >>> from pyro_gvae import estimator
@@ -54,9 +54,8 @@ def per_site(sites: Mapping[str, Estimator], default: Estimator) -> Estimator:
     has_rows = any(isinstance(part, Drawn) for part in every)
     if has_rows and any(isinstance(part, Summed) and part.slice_size is not None for part in every):
         raise ValueError(
-            "Expected exact without a slice_size beside an estimator that draws one site, since all codes of the "
-            "summed sites then share draws and are in memory at once, but found one. Try max_memory, which refuses too "
-            "many."
+            "Expected exact without a slice_size beside an estimator that draws one site, since all summed codes then "
+            "share draws and are in memory at once, but found a slice_size. Try max_memory, which limits their number."
         )
     named = [*sites.items(), (DEFAULT, default)]
     temperatures = {part.temperature for part in chosen} - {None}
@@ -78,13 +77,13 @@ def _treatment(part: Estimator, where: str) -> AtSite:
     if not part.objective.is_elbo:
         raise ValueError(
             f"Expected estimators of the ELBO, a sum of one term for each site, but found '{part.name}' for {where}: "
-            f"{part.approximates} is the logarithm of a sum over all latents together, of which no part belongs to one "
+            f"{part.approximates} is the logarithm of a sum over all latents together, which has no part for a single "
             f"site. Try exact or reinforce-loo, or '{part.name}' for the whole program."
         )
     if part.details:
         raise ValueError(
             f"Expected estimators of the plain ELBO, but found '{part.name}' for {where}, of {part.approximates}. Try "
-            "to weigh the whole: with_kl_weight(estimator({..}), beta)."
+            "the same change for the whole: with_kl_weight(estimator({..}), beta)."
         )
     raise ValueError(
         f"Expected estimators that sum, score or draw one site, but found '{part.name}' for {where}, whose codes are "
@@ -94,7 +93,7 @@ def _treatment(part: Estimator, where: str) -> AtSite:
 
 
 def _in_slices(treatments: Mapping[str, AtSite], rest: AtSite) -> PerSiteELBO:
-    """Return the loss of sites that are summed, scored or pathwise: codes are summed slice by slice."""
+    """Return the loss if all sites are summed, scored or pathwise: codes are summed slice by slice."""
     every = [*treatments.values(), rest]
     limits = [part for part in every if isinstance(part, Summed)]
     return PerSiteELBO(
@@ -107,7 +106,7 @@ def _in_slices(treatments: Mapping[str, AtSite], rest: AtSite) -> PerSiteELBO:
 
 
 def _of_each(treatments: Mapping[str, AtSite], rest: AtSite) -> EachSiteELBO:
-    """Return the loss of sites some of which have a gradient estimator of their own."""
+    """Return the loss if some sites have a gradient estimator of their own."""
     every = [*treatments.values(), rest]
     limits = [part.max_memory for part in every if isinstance(part, Summed) and part.max_memory is not None]
     sites: list[tuple[AtSite, Sites]] = [(part, frozenset({name})) for name, part in treatments.items()]
@@ -135,7 +134,7 @@ def _handled(program: Program, part: tuple[AtSite, Sites]) -> Program:
 def _those(
     named: Mapping[str, AtSite], rest: AtSite, kind: type[AtSite] | UnionType, *, with_analytic_kl: bool = False
 ) -> Sites:
-    """Return the names of the sites that are treated so."""
+    """Return the sites that are treated in this way."""
 
     def is_so(part: AtSite) -> bool:
         return isinstance(part, kind) and (

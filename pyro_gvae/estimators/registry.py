@@ -64,19 +64,19 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
 
 
 def estimator(name: str | Mapping[str, str | Estimator], /, **options: Any) -> Estimator:
-    """Construct the estimator with this name, or put one together from estimators of single sites.
+    """Construct the estimator with this name, or combine estimators of single sites.
 
     Args:
-        name: a key of `ESTIMATORS`, which may have options in brackets; or the estimators of discrete sites, by the
-            names of these: see :func:`~pyro_gvae.estimators.per_site.per_site`.
-        **options: keyword arguments of the constructor. For sites there is one, `default`: the estimator of all
-            other discrete sites, "exact" if none is given.
+        name: a key of `ESTIMATORS`, which may have options in brackets; or estimators of single discrete sites, by the
+            names of the sites: see :func:`~pyro_gvae.estimators.per_site.per_site`.
+        **options: keyword arguments of the constructor. For single sites, the only option is `default`: the estimator
+            of all other discrete sites, "exact" if none is given.
 
     Returns:
         The estimator, to be bound to a program by `bind`.
 
     Raises:
-        ValueError: if there is no such estimator or option, or an estimator is not one of a single site.
+        ValueError: if there is no such estimator or option, or an estimator cannot act on a single site.
 
     Example:
         >>> estimator("gumbel-softmax", kl="categorical").approximates

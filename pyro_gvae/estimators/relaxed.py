@@ -11,7 +11,7 @@ from ..handlers import relax
 from .base import Estimator, Loss, Pathwise, check_particles
 from .claims import Bias, Objective
 
-#: Of sites that have none: that of Maddison et al. 2017 for guides.
+#: The temperature of sites that have none: that of Maddison et al. 2017 for guides.
 TEMPERATURE = 2 / 3
 
 
@@ -26,7 +26,7 @@ def gumbel_softmax(*, kl: str = "categorical", temperature: float | None = None,
 
     Args:
         kl: "categorical" or "relaxed".
-        temperature: t > 0 of guide and model; None keeps the program's own, and takes 2/3 at sites that have none.
+        temperature: t > 0 of guide and model; None keeps the program's own, and uses 2/3 at sites that have none.
         num_particles: P, samples per datum.
 
     Returns:

@@ -160,22 +160,22 @@ def vimco(*, num_particles: int = 5) -> Estimator:
 
 
 def ovis(*, num_particles: int = 5, gamma: float = 0.0) -> Estimator:
-    """OVIS: the importance-weighted bound of P codes, with the control variate of least variance for many codes.
+    """OVIS: the importance-weighted bound of P codes, with the control variate that minimizes the variance for large P.
 
     *Approximates* the log-evidence of the discrete model from below, more tightly with larger P. *With* P codes in one
     decoder call (Liévin et al. 2020, arXiv 2008.01998). *Requires* P >= 2, and `rsample` of continuous latents beside
-    the discrete ones. *Bias*: none with gamma = 0, as the gradient of that bound, which is not the ELBO; else that of
+    the discrete ones. *Bias*: none with gamma = 0, as the gradient of that bound, which is not the ELBO; otherwise in
     the guide's gradient, which tends to that of the inclusive KL.
 
     Args:
         num_particles: P, samples per datum.
-        gamma: 0 where one code outweighs the others, 1 where all weigh the same, or between.
+        gamma: between 0, which is best if one code dominates, and 1, which is best if all have equal weights.
 
     Returns:
         The estimator, to be bound to a program by `bind`.
 
     Raises:
-        ValueError: if `num_particles` is below 2, or gamma not from 0 to 1.
+        ValueError: if `num_particles` is below 2, or gamma is not between 0 and 1.
 
     Example:
         >>> ovis().is_unbiased, ovis(gamma=1.0).is_unbiased
@@ -183,7 +183,7 @@ def ovis(*, num_particles: int = 5, gamma: float = 0.0) -> Estimator:
     """
     check_particles(num_particles, least=2)
     if not 0 <= gamma <= 1:
-        raise ValueError(f"Expected gamma from 0 to 1, but found {gamma}. Try 0, which is unbiased.")
+        raise ValueError(f"Expected gamma between 0 and 1, but found {gamma}. Try 0, which is unbiased.")
     return Estimator(
         name="ovis",
         elbo=lambda: OVIS(num_particles=num_particles, gamma=gamma),

@@ -25,7 +25,7 @@ from .claims import Bias, Objective
 def straight_through(
     *, temperature: float | Tensor | None = 1.3, kl: str = "categorical", num_particles: int = 1
 ) -> Estimator:
-    """Straight-through: one-hots that have the gradient of the softmax.
+    """Straight-through: one-hots with the gradient of the softmax.
 
     *Approximates* the discrete ELBO, without bias in its value. *With* z = D + s - stop_gradient(s), D ~
     softmax(logits) and s = softmax(logits / t) (Bengio et al. 2013, arXiv 1308.3432). *Requires* a decoder that is
@@ -33,7 +33,7 @@ def straight_through(
     for functions that are linear in z.
 
     Args:
-        temperature: of the surrogate; None keeps the program's own.
+        temperature: the surrogate's temperature; None keeps the program's own.
         kl: "categorical" for the analytic KL of `TraceMeanField_ELBO`; "sampled" for log q(z) - log p(z), as in
             `Trace_ELBO`.
         num_particles: P, samples per datum.
@@ -56,14 +56,14 @@ def straight_through(
 def st_gumbel_softmax(
     *, temperature: float | Tensor | None = 0.5, kl: str = "categorical", num_particles: int = 1
 ) -> Estimator:
-    """ST-Gumbel-Softmax: one-hots that have the gradient of the soft Gumbel-Softmax sample.
+    """ST-Gumbel-Softmax: one-hots with the gradient of the soft Gumbel-Softmax sample.
 
     *Approximates* the discrete ELBO, without bias in its value. *With* D = one_hot(argmax(logits + g)) and s =
     softmax((logits + g) / t) (Jang et al. 2017, arXiv 1611.01144). *Requires* a decoder that is differentiable in its
     codes. *Bias*: that of the surrogate gradient; a lower temperature reduces it and increases the variance.
 
     Args:
-        temperature: of the surrogate; None keeps the program's own.
+        temperature: the surrogate's temperature; None keeps the program's own.
         kl: "categorical" or "sampled", as in :func:`straight_through`.
         num_particles: P, samples per datum.
 
@@ -95,9 +95,9 @@ def decoupled_st_gumbel_softmax(
     the q that scores them, so the loss is biased too.
 
     Args:
-        temperature: t of the surrogate, for the backward pass; None keeps the program's own. The paper has no tuned
-            value for this model.
-        forward_temperature: f > 0 of the draw.
+        temperature: t, the surrogate's temperature in the backward pass; None keeps the program's own. The paper has no
+            tuned value for this model.
+        forward_temperature: f > 0, the temperature of the draw.
         kl: "categorical" or "sampled", as in :func:`straight_through`.
         num_particles: P, samples per datum.
 
@@ -136,7 +136,7 @@ def gumbel_rao(
     differentiable in its codes; it runs once. *Bias*: that of `st-gumbel-softmax`, with less variance.
 
     Args:
-        temperature: of the surrogate; None keeps the program's own.
+        temperature: the surrogate's temperature; None keeps the program's own.
         num_draws: M, draws of the conditional noise.
         kl: "categorical" or "sampled", as in :func:`straight_through`.
         num_particles: P, samples per datum.
@@ -158,7 +158,7 @@ def gumbel_rao(
 def gapped_straight_through(
     *, temperature: float | Tensor | None = 1.0, gap: float = 1.0, kl: str = "categorical", num_particles: int = 1
 ) -> Estimator:
-    """Gapped straight-through: one-hots that have the gradient of a softmax in which D leads by a gap.
+    """Gapped straight-through: one-hots with the gradient of a softmax in which D leads by a gap.
 
     *Approximates* the discrete ELBO, without bias in its value. *With* D ~ softmax(logits) and s = softmax(u / t), u_D
     = max_k logits_k and u_k = min(logits_k, u_D - gap) (Fan et al. 2022, arXiv 2206.07235): it has the properties of
@@ -166,8 +166,8 @@ def gapped_straight_through(
     surrogate gradient.
 
     Args:
-        temperature: of the surrogate; None keeps the program's own.
-        gap: the least lead of D, in nats.
+        temperature: the surrogate's temperature; None keeps the program's own.
+        gap: the smallest lead of D, in nats.
         kl: "categorical" or "sampled", as in :func:`straight_through`.
         num_particles: P, samples per datum.
 
@@ -187,15 +187,15 @@ def gapped_straight_through(
 
 
 def reinmax(*, temperature: float | Tensor | None = 1.3, kl: str = "categorical", num_particles: int = 1) -> Estimator:
-    """ReinMax: one-hots that have a gradient of second-order accuracy.
+    """ReinMax: one-hots with a gradient of second-order accuracy.
 
     *Approximates* the discrete ELBO, without bias in its value. *With* D ~ softmax(logits) and the derivative 2 J((D +
-    softmax(logits / t)) / 2) - J(softmax(logits)) / 2, J that of softmax (Liu et al. 2023, arXiv 2304.08612).
-    *Requires* a decoder that is differentiable in its codes. *Bias*: that of the surrogate gradient, which at t = 1 is
-    exact for functions that are quadratic in each z_n.
+    softmax(logits / t)) / 2) - J(softmax(logits)) / 2, where J is the derivative of softmax (Liu et al. 2023, arXiv
+    2304.08612). *Requires* a decoder that is differentiable in its codes. *Bias*: that of the surrogate gradient, which
+    at t = 1 is exact for functions that are quadratic in each z_n.
 
     Args:
-        temperature: of the surrogate, at least 1 in the paper; None keeps the program's own.
+        temperature: the surrogate's temperature, at least 1 in the paper; None keeps the program's own.
         kl: "categorical" or "sampled", as in :func:`straight_through`.
         num_particles: P, samples per datum.
 
@@ -222,12 +222,12 @@ def reinmax_rao(
     """ReinMax-Rao: ReinMax with Gumbel-Rao's mean derivative at the midpoint, which has less variance.
 
     *Approximates* the discrete ELBO, without bias in its value. *With* D ~ softmax(logits) and 2 J' -
-    J(softmax(logits)) / 2, J' the mean derivative of Gumbel-Rao at logits log((D + softmax(logits)) / 2) (Wang and Bui
-    2026, arXiv 2603.08257; their temperature is 1). *Requires* a decoder that is differentiable in its codes; it runs
-    once. *Bias*: that of the surrogate gradient.
+    J(softmax(logits)) / 2, where J' is the mean derivative of Gumbel-Rao at logits log((D + softmax(logits)) / 2) (Wang
+    and Bui 2026, arXiv 2603.08257; their temperature is 1). *Requires* a decoder that is differentiable in its codes;
+    it runs once. *Bias*: that of the surrogate gradient.
 
     Args:
-        temperature: of the surrogate; None keeps the program's own.
+        temperature: the surrogate's temperature; None keeps the program's own.
         num_draws: M, draws of the conditional noise.
         kl: "categorical" or "sampled", as in :func:`straight_through`.
         num_particles: P, samples per datum.
@@ -259,7 +259,7 @@ def _estimator(
     kind: Kind | None = None,
     bias: Bias = Bias.SURROGATE,
 ) -> Estimator:
-    """Construct any of the seven, from what differs between them."""
+    """Construct any of the seven estimators from what differs between them."""
     if kl not in ELBOS:
         raise ValueError(f"Expected kl to be one of {', '.join(ELBOS)}, but found '{kl}'.")
     check_particles(num_particles)

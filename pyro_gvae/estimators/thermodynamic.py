@@ -6,7 +6,7 @@ from .claims import Bias, Objective
 
 
 def tvo(*, num_particles: int = 5, num_partitions: int = 2, first: float = 0.05) -> Estimator:
-    """TVO: a bound of log p(x) by a sum over temperatures between guide and posterior.
+    """TVO: a lower bound of log p(x), a sum over temperatures between guide and posterior.
 
     *Approximates* a bound of the log-evidence of the discrete model that lies above the ELBO. *With* P codes in one
     decoder call, weighted for each temperature, and a covariance for the gradient (Masrani et al. 2019, arXiv
@@ -14,8 +14,8 @@ def tvo(*, num_particles: int = 5, num_partitions: int = 2, first: float = 0.05)
 
     Args:
         num_particles: P, samples per datum.
-        num_partitions: D, parts of the integral; 1 is the ELBO.
-        first: beta_1, where the first part ends; the others have equal widths of log beta.
+        num_partitions: D, parts of the integral; 1 gives the ELBO.
+        first: beta_1, where the first part ends; the others have equal widths in log beta.
 
     Returns:
         The estimator, to be bound to a program by `bind`.

@@ -13,9 +13,9 @@ def top_c(*, num_codes: int = 32, num_particles: int = 2, num_paths: int = 2) ->
     codes and nothing is continuous.
 
     Args:
-        num_codes: C, the most codes that are summed for each datum.
-        num_particles: P, the fewest samples of the other codes.
-        num_paths: L, the codes of each datum at which log p(x, z) is differentiated.
+        num_codes: C, the largest number of codes to sum for each datum.
+        num_particles: P, the smallest number of samples of the other codes.
+        num_paths: L, the number of codes of each datum at which log p(x, z) is differentiated.
 
     Returns:
         The estimator, to be bound to a program by `bind`.

@@ -36,12 +36,12 @@ def unordered_set(*, num_particles: int = 4) -> Estimator:
 
 
 def reinforce_wor(*, num_particles: int = 4, normalized: bool = False) -> Estimator:
-    """REINFORCE without replacement: P different joint codes, weighted by one over their inclusion probabilities.
+    """REINFORCE without replacement: P different joint codes, weighted by their inverse inclusion probabilities.
 
     *Approximates* the ELBO of the discrete model. *With* P different codes in one decoder call, drawn by stochastic
     beam search (Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; arXiv 1903.06059). *Requires*
-    P >= 2, and P >= 4 for a finite variance if weights are not normalized. *Bias*: none; that of normalized weights if
-    they are. `unordered-set` has less variance.
+    P >= 2, and P >= 4 for a finite variance if weights are not normalized. *Bias*: none; if weights are normalized,
+    that of normalized weights. `unordered-set` has less variance.
 
     Args:
         num_particles: P, different codes per datum.

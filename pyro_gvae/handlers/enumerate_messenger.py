@@ -103,7 +103,7 @@ class EnumeratedMessenger(OneHotMessenger):
                 recorded.update(code)
 
     def _check(self, msg: Messages) -> None:
-        """Refuse a site that mixes latents of a plate; note it as a suspect if its shape does not tell."""
+        """Refuse a site that mixes latents of a plate; note it as a suspect if its shape does not show that."""
         batch_shape = getattr(msg["fn"], "batch_shape", ())
         for name, found in self.enumerated.items():
             has_axis = self.at_dim[found.dim] == name
@@ -117,7 +117,7 @@ class EnumeratedMessenger(OneHotMessenger):
                 self.suspects[name, msg["name"]] = pairs_codes(name, msg["name"], found.size)
 
     def check(self, program: Program, args: Any, kwargs: Any) -> None:
-        """Refuse suspects that depend on an enumerated site, which their shapes did not tell."""
+        """Refuse suspects that do depend on an enumerated site, which their shapes did not show."""
         super().check(program, args, kwargs)
         if self.suspects:
             with poutine.block(), DiscretizeMessenger():
@@ -134,7 +134,7 @@ def _code(number: Tensor, site: Discrete) -> Tensor:
 
 
 def _with_all_plates(fn: TorchDistribution) -> TorchDistribution:
-    """Give a site the batch dimensions of all plates that the ELBO counts, with size 1 for those that it is not in.
+    """Give a site the batch dimensions of all plates that the ELBO counts, with size 1 for plates that it is not in.
 
     Stock Pyro compares the batch shapes of model and guide by counting plates from the right. With two event dimensions
     and fewer plates, it would start at a negative index, inside the event shape.
@@ -147,11 +147,11 @@ def _with_all_plates(fn: TorchDistribution) -> TorchDistribution:
 
 
 def pairs_codes(name: str, other: str, num_codes: int) -> ValueError:
-    """Return the error of a statement that pairs the codes of a latent with data."""
+    """Return the error for a statement that pairs the codes of a latent with data."""
     return ValueError(
         f"Expected site '{other}', which depends on the enumerated site '{name}', to have an axis for its {num_codes} "
         "codes left of its plates, but found none: the program pairs code number s with datum number s. Try operations "
-        "on the last two dimensions of z (..., N, K) alone, such as z.flatten(-2) in place of z.reshape(-1, N * K)."
+        "on only the last two dimensions of z (..., N, K), such as z.flatten(-2) instead of z.reshape(-1, N * K)."
     )
 
 
@@ -179,8 +179,8 @@ def _check_enumerator(name: str) -> None:
 def _check_shape(name: str, site: Discrete) -> None:
     if site.kind is Kind.INTEGER and site.num_event_dims:
         raise ValueError(
-            f"Expected an integer to enumerate at each datum, but found '{name}' of event shape "
-            f"{tuple(site.event_shape)}: stock Pyro enumerates no vector of integers, but samples it. Try "
+            f"Expected one integer to enumerate for each datum, but found '{name}' of event shape "
+            f"{tuple(site.event_shape)}: stock Pyro does not enumerate a vector of integers, but samples it. Try "
             "OneHotCategorical(...).to_event(1), or ExactELBO, which sums over either."
         )
 

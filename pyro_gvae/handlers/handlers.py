@@ -2,10 +2,10 @@
 
 A program is written once, with latents that are one-hots (`OneHotCategorical`, `OneHotCategorical(...).to_event(1)`,
 `RelaxedOneHotCategorical`, `FactorizedOneHotCategorical`), bits (`Bernoulli`, `Bernoulli(...).to_event(n)`,
-`RelaxedBernoulli`) or integers (`Categorical`). A bit is a one-hot of two categories, of which its value is the second
-digit. An integer has no relaxation: `relax` and `straight_through` refuse it. If handlers are nested, the outermost
-decides: `discretize(relax(program))` is discrete. A handled module is a module with the same parameters. A handled
-program can be copied and pickled if the program can.
+`RelaxedBernoulli`) or integers (`Categorical`). A bit is the second component of a one-hot of two categories. An
+integer has no relaxation: `relax` and `straight_through` refuse it. If handlers are nested, the outermost decides:
+`discretize(relax(program))` is discrete. A handled module is a module with the same parameters. A handled program can
+be copied and pickled if the program can.
 """
 
 from functools import partial
@@ -49,7 +49,7 @@ def relax(
     """Replace each latent one-hot or bit of a program by a Concrete (Gumbel-Softmax) sample with a pathwise gradient.
 
     A site "z" is sampled and scored in log space, as the auxiliary site "z_log", which does not underflow at any
-    temperature; "z" = exp("z_log") is a deterministic site, of which a bit is the second digit. Relax both model and
+    temperature; "z" = exp("z_log"), or its second component for bits, is a deterministic site. Relax both model and
     guide, at different temperatures if you like. They then train with stock `Trace_ELBO` (the relaxed bound: Maddison
     et al. 2017, arXiv 1611.00712) or `TraceMeanField_ELBO` (the categorical KL: Jang et al. 2017, arXiv 1611.01144;
     with soft samples this is not a bound).
@@ -58,9 +58,9 @@ def relax(
         program: a model or guide; if None, the result is a decorator and context manager.
         temperature: t > 0 for all sites. None keeps each site's own: that of its relaxed distribution, or for a
             discrete site the one in its settings, `pyro.sample(.., infer={"temperature": t})`.
-        otherwise: t of sites that have none of their own, where `temperature` is None.
-        sites: the names of the sites to relax, all by default. Others remain for other handlers: of several handlers
-            that act on a site, the outermost decides.
+        otherwise: t of sites without a temperature of their own, if `temperature` is None.
+        sites: the names of the sites to relax, all by default. Others are left to other handlers. If several handlers
+            act on a site, the outermost decides.
 
     Returns:
         The relaxed program.
@@ -117,7 +117,7 @@ def straight_through(
             such as `GumbelRao(num_draws=10)`; or your own function of logits (..., K) and temperature () that returns
             one-hots.
         temperature: t > 0 of the surrogate, for all sites; None keeps that of each site, as in :func:`relax`.
-        sites: the names of the sites to draw so, all by default, as in :func:`relax`.
+        sites: the names of the sites to replace, all by default, as in :func:`relax`.
 
     Returns:
         The straight-through program.
@@ -225,7 +225,7 @@ def weigh_kl(program: Program | None = None, *, beta: float | Tensor) -> Any:
 
     .. math:: \mathrm{E}_{q(z|x)}[\log p(x | z)] - \beta \, \mathrm{KL}(q(z|x) \,\|\, p(z))
 
-    is the objective of every ELBO of `weigh_kl(model)` and `weigh_kl(guide)`, whatever other handlers there are. A
+    is the objective of every ELBO of `weigh_kl(model)` and `weigh_kl(guide)`, with any other handlers. A
     constant beta gives the beta-VAE (Higgins et al. 2017, openreview.net/forum?id=Sy2fzU9gl). A beta that grows during
     training is KL annealing or warm-up (Bowman et al. 2016, arXiv 1511.06349; Soenderby et al. 2016, arXiv 1602.02282).
     Weigh both programs. For beta below 1 the objective is not a bound of log p(x). A weighed model has no log p(x), so

@@ -32,8 +32,8 @@ def unimix(program: Program | None = None, *, share: float | Tensor, sites: Site
     not settle on few categories (Hafner et al. 2023, arXiv 2301.04104, take u = 0.01). The ELBO is that of the mixed
     guide: let u end at 0, and evaluate the guide itself.
 
-    This handler changes the parameters of sites, and leaves to others what the sites are: it stands inside of `relax`,
-    `straight_through`, `discretize` and `enumerated`, as in `relax(unimix(guide, share=0.01))`.
+    This handler changes only the parameters of sites; other handlers decide what the sites are. Put it inside of
+    `relax`, `straight_through`, `discretize` or `enumerated`, as in `relax(unimix(guide, share=0.01))`.
 
     Args:
         program: a guide, or a model, whose prior is then mixed; if None, the result is a decorator and context manager.
@@ -89,8 +89,8 @@ class UnimixMessenger(ProgramMessenger):
         site = None if msg["is_observed"] or not is_random(msg) else discrete(msg["fn"])
         if site is not None and site.prior is not None:
             raise ValueError(
-                f"Expected independent digits to mix with the uniform, but found those of '{msg['name']}', which a "
-                "prior couples. Try unimix(guide, ..), or the names of other sites."
+                f"Expected independent digits to mix with the uniform distribution, but found a prior that couples "
+                f"those of '{msg['name']}'. Try unimix(guide, ..), or the names of other sites."
             )
         if site is not None:
             msg["fn"] = _rewritten(msg["fn"], site.with_logits(mixed(site.logits, self.share)))
@@ -114,7 +114,7 @@ def mixed(logits: Tensor, share: float | Tensor) -> Tensor:
 
 
 def _rewritten(fn: Any, site: Discrete) -> Any:
-    """Return a distribution of the same kind as another, with what a site says."""
+    """Return a distribution of the same kind as another, with the parameters of a site."""
     written = innermost(fn)
     codes = written.codes if isinstance(written, StraightThroughBernoulli) else written
     if isinstance(codes, StraightThroughOneHotCategorical):

@@ -29,11 +29,10 @@ def temperature_of(
 
     Args:
         msg: the site's message.
-        site: what its distribution says.
-        given: the temperature for all sites, if there is one; or else the site's own, from its distribution or its
-            settings.
-        otherwise: the temperature of sites that have none of their own.
-        attempt: what an error advises.
+        site: its distribution as digits.
+        given: the temperature for all sites; if None, the site's own is used, from its distribution or its settings.
+        otherwise: the temperature of sites without one of their own.
+        attempt: what the error suggests to try.
 
     Raises:
         ValueError: if there is none.
@@ -69,7 +68,7 @@ def has_relaxation(msg: Messages, site: Discrete) -> bool:
 
 
 def in_model_alone(name: str) -> ValueError:
-    """Return the error of a loss that draws latents from the guide, of a latent that the guide lacks."""
+    """Return the error for a latent that the guide lacks, under a loss that draws latents from the guide."""
     return ValueError(
         f"Expected the guide to have all discrete latents of the model, but found '{name}' in the model alone, so that "
         'no value of it can be drawn from the guide. Try ExactELBO or estimator("exact"), which sum such latents, or '
@@ -78,7 +77,7 @@ def in_model_alone(name: str) -> ValueError:
 
 
 def no_discrete_site() -> ValueError:
-    """Return the error of a handler or a loss of discrete latents, of a model that has no discrete site at all."""
+    """Return the error for a model without any discrete site, under a handler or a loss of discrete latents."""
     return ValueError(
         "Expected the model to have a discrete site, latent or observed, but found none. Try OneHotCategorical, "
         "Bernoulli or Categorical latents, or Trace_ELBO without a handler."
@@ -86,10 +85,10 @@ def no_discrete_site() -> ValueError:
 
 
 def coupled_guide(name: str) -> ValueError:
-    """Return the error of a guide whose digits a prior couples."""
+    """Return the error for a guide whose digits a prior couples."""
     return ValueError(
-        f"Expected digits of the guide that are drawn one by one, but found those of '{name}', which a prior couples. "
-        "Try FactorizedOneHotCategorical, or a site for each digit, whose logits depend on those before."
+        f"Expected a guide whose digits are drawn one by one, but found a prior that couples those of '{name}'. "
+        "Try FactorizedOneHotCategorical, or a site for each digit, whose logits depend on earlier digits."
     )
 
 
@@ -97,7 +96,7 @@ class ProgramMessenger(Messenger):
     """A messenger for a single run of a program."""
 
     def check(self, program: Program, args: Any, kwargs: Any) -> None:
-        """Check the program by another run, if the messenger's own run left a doubt."""
+        """Check the program, by another run if the messenger's own run left doubts."""
 
 
 class OneHotMessenger(ProgramMessenger):
@@ -164,21 +163,21 @@ class OneHotMessenger(ProgramMessenger):
         """Edit the message of a discrete latent so that it is what this handler wants."""
 
     def refuse(self, msg: Messages) -> None:
-        """Refuse a latent that this handler is to act on by name, and that is not discrete.
+        """Refuse a latent that was named for this handler but is not discrete.
 
         Raises:
-            ValueError: if this handler can do nothing with it.
+            ValueError: if this handler cannot act on it.
         """
         raise ValueError(
             f"Expected a latent of one-hots, bits or integers at '{msg['name']}', but found a "
-            f"{type(innermost(msg['fn'])).__name__}. Try the names of discrete latents alone."
+            f"{type(innermost(msg['fn'])).__name__}. Try only the names of discrete latents."
         )
 
     @override
     def check(self, program: Program, args: Any, kwargs: Any) -> None:
-        """Refuse names that a model does not have, and a model without any discrete site, on which nothing acts.
+        """Refuse names that a model does not have, and a model without any discrete site.
 
-        A guide need not have what is observed, and all discrete sites of a model may be.
+        A guide need not have the observed sites, and all discrete sites of a model may be observed.
 
         Raises:
             ValueError: if there is no such site.
@@ -192,7 +191,7 @@ class OneHotMessenger(ProgramMessenger):
 
 
 def innermost(fn: Any) -> Any:
-    """Return what a distribution masks, expands or makes independent."""
+    """Return the distribution inside `.mask`, `.expand` and `.to_event`."""
     while isinstance(fn, MaskedDistribution | ExpandedDistribution | Independent):
         fn = fn.base_dist
     return fn
@@ -201,8 +200,8 @@ def innermost(fn: Any) -> Any:
 class DrawingMessenger(OneHotMessenger):
     """Abstract base: draws discrete latents, and refuses those of a model whose guide lacks them.
 
-    An ELBO would draw them from the prior, and what they add is no bound of log p(x). Losses that compare samples, such
-    as `Trace_MMD`, do so rightly, and a latent that stock Pyro enumerates is summed.
+    An ELBO would draw them from the prior, and would then not be a bound of log p(x). Losses that compare samples, such
+    as `Trace_MMD`, may draw from the prior. A latent that stock Pyro enumerates is summed out.
     """
 
     def __enter__(self) -> Any:
@@ -229,7 +228,7 @@ def refuse_coupled_guide(msg: Messages, site: Discrete) -> None:
     """Refuse a guide whose digits a prior couples: they have no surrogate and no relaxed density.
 
     Raises:
-        ValueError: if an ELBO runs a program without values of another one.
+        ValueError: if an ELBO runs the program as its guide, without values to replay.
     """
     if site.prior is not None and not list(_traces_that_reach(msg)):
         request = running_elbo()
@@ -238,7 +237,7 @@ def refuse_coupled_guide(msg: Messages, site: Discrete) -> None:
 
 
 def _is_alone(msg: Messages) -> bool:
-    """Return whether an ELBO runs a model with the values of a guide, none of which is this site's."""
+    """Return whether an ELBO runs a model with the values of a guide that lacks this site."""
     traces = list(_traces_that_reach(msg))
     if not traces or any(msg["name"] in trace for trace in traces):
         return False

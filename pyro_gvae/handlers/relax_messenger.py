@@ -35,11 +35,11 @@ class RelaxMessenger(DrawingMessenger):
 
     def __enter__(self) -> Any:
         self.samples: dict[str, Tensor] = {}
-        self.logs: dict[str, str] = {}  # the site of the logarithm -> the relaxed site, inside of which it is
+        self.logs: dict[str, str] = {}  # name of the site of log z -> name of the relaxed site around it
         return super().__enter__()
 
     def draws(self, name: str) -> bool:
-        """Return whether a site is the logarithm of a relaxed one, which is a function of it."""
+        """Return whether a site is log z of a relaxed site z, which is a function of it."""
         return name in self.logs
 
     def _pyro_sample(self, msg: Messages) -> None:

@@ -1,6 +1,6 @@
-"""What a discrete distribution says, whichever class writes it: N digits of K categories, as one-hots, bits, integers.
+"""One form for all discrete distributions: N digits of K categories, whose values are one-hots, bits or integers.
 
-A bit is a one-hot of two categories whose value is its second digit; an integer is the place of the one.
+A bit is the second component of a one-hot of two categories; an integer is the position of the one.
 """
 
 from collections.abc import Callable, Container, Iterable
@@ -40,7 +40,7 @@ Messages = Any  # Pyro's messages are dictionaries that handlers edit in place.
 @final
 @dataclass(frozen=True)
 class AllBut(Container[str]):
-    """The names of all sites but some."""
+    """All names of sites except some."""
 
     names: frozenset[str] = frozenset()
 
@@ -54,40 +54,40 @@ Sites = Container[str]
 
 
 def as_names(sites: Sites) -> Sites:
-    """Return names of sites as a set, which does not change; `AllBut` some is returned as it is.
+    """Return names of sites as a frozen set; an `AllBut` is returned as it is.
 
     Raises:
-        ValueError: if it is one text and not a collection of names.
+        ValueError: if it is a string and not a collection of names.
     """
     if isinstance(sites, str):
-        raise ValueError(f"Expected names of sites, but found one text, '{sites}'. Try sites=['{sites}'].")
+        raise ValueError(f"Expected names of sites, but found a string, '{sites}'. Try sites=['{sites}'].")
     return frozenset(sites) if isinstance(sites, Iterable) else sites
 
 
 class Kind(Enum):
-    """What the values of a discrete latent are."""
+    """The kind of values of a discrete latent."""
 
     ONE_HOT = "one-hots"
     BIT = "bits"
     INTEGER = "integers"
 
     def values_of(self, codes: Tensor) -> Tensor:
-        """Return the values that one-hots (..., K) stand for, soft ones included, except for integers."""
+        """Convert one-hots (..., K) to the values that they stand for; they may be soft, except for integers."""
         if self is Kind.BIT:
             return codes[..., 1]
         return codes if self is Kind.ONE_HOT else codes.argmax(-1)
 
 
 class Discrete(NamedTuple):
-    """What a discrete distribution says, whichever class says it."""
+    """The parameters of a discrete distribution of any class."""
 
     kind: Kind
-    natural: Tensor  # logits (*batch_shape, *shape, K), but log-odds of 1 (*batch_shape, *shape) of bits
+    natural: Tensor  # logits (*batch_shape, *shape, K), or log-odds of 1 (*batch_shape, *shape) for bits
     num_event_dims: int  # of `shape`, the shape of the N digits
     temperature: Tensor | None  # of a relaxed or straight-through distribution
     mask: bool | Tensor | None
     dtype: torch.dtype  # of its values
-    prior: CodePrior | None = None  # what couples its digits, whose logits are then uniform
+    prior: CodePrior | None = None  # the prior that couples its digits, whose logits are then uniform
 
     @property
     def logits(self) -> Tensor:
@@ -95,7 +95,7 @@ class Discrete(NamedTuple):
         return digit_logits(self.natural) if self.kind is Kind.BIT else self.natural
 
     def with_logits(self, logits: Tensor) -> Self:
-        """Return the same with other logits (*batch_shape, *shape, K) of the digits, which nothing couples then."""
+        """Return the same with other logits (*batch_shape, *shape, K) of the digits, and without a coupling prior."""
         natural = logits[..., 1] - logits[..., 0] if self.kind is Kind.BIT else logits
         return self._replace(natural=natural, prior=None)
 
@@ -127,11 +127,11 @@ class Discrete(NamedTuple):
         return self.shape.numel(), self.num_categories
 
     def values_of(self, codes: Tensor) -> Tensor:
-        """Return the values that one-hots (..., *shape, K) stand for, in the dtype of the program's samples."""
+        """Convert one-hots (..., *shape, K) to values, in the dtype of the program's samples."""
         return self.kind.values_of(codes).to(self.dtype)
 
     def code_logits(self) -> Tensor:
-        """Return log p of each joint code, shape (..., S); 0 if the site is masked, which weighs all codes alike."""
+        """Return log p of each joint code, shape (..., S); 0 where the site is masked, so that all codes are equal."""
         factorized = FactorizedOneHotCategorical(logits=self.logits.reshape(*self.batch_shape, *self.code_shape))
         logits = factorized.log_prob_table().T.reshape(*self.batch_shape, -1)  # (..., S)
         if self.prior is not None:
@@ -141,7 +141,7 @@ class Discrete(NamedTuple):
         return torch.where(torch.as_tensor(self.mask, device=logits.device).unsqueeze(-1), logits, 0.0)
 
     def joint(self) -> TorchDistribution:
-        """Return exact values, of a class that Pyro can turn into a posterior over joint codes."""
+        """Return the distribution of exact values, of a class that Pyro can turn into a posterior over joint codes."""
         logits = self.code_logits()
         if self.kind is Kind.INTEGER:
             return Categorical(logits=logits)
@@ -153,7 +153,7 @@ class Discrete(NamedTuple):
         return joint_one_hot(*self.code_shape, self.dtype)(logits=logits)
 
     def discrete(self) -> TorchDistribution:
-        """Return exact values. One-hots and bits of a shape are one random variable, whose codes can be enumerated."""
+        """Return the distribution of exact values; N one-hots or bits are one variable, which can be enumerated."""
         natural = self.natural.to(self.dtype) if self.kind is not Kind.INTEGER else self.natural
         if self.kind is Kind.INTEGER:
             return self._shaped(Categorical(logits=natural))
@@ -178,7 +178,7 @@ class Discrete(NamedTuple):
         return independent._shaped(RelaxedOneHotCategorical(temperature, logits=self.natural, validate_args=False))
 
     def straight_through(self, kind: surrogates.Kind, temperature: float | Tensor) -> TorchDistribution:
-        """Return exact one-hots or bits with a surrogate gradient."""
+        """Return the distribution of exact one-hots or bits with a surrogate gradient."""
         family = StraightThroughBernoulli if self.kind is Kind.BIT else StraightThroughOneHotCategorical
         return self._shaped(family(temperature, logits=self.natural.to(self.dtype), kind=kind))
 
@@ -191,7 +191,7 @@ class Discrete(NamedTuple):
         return FactorizedOneHotCategorical(logits=logits, validate_args=False).sample(sample_shape)
 
     def _shaped(self, fn: TorchDistribution, event_dim: int | None = None, form: Form = AS_CODES) -> TorchDistribution:
-        """Give a distribution the event dimensions, what couples its digits, and the mask."""
+        """Give a distribution the site's event dimensions, coupling prior and mask."""
         event_dim = len(self.event_shape) if event_dim is None else event_dim
         shaped: TorchDistribution = fn.to_event(event_dim - len(fn.event_shape))
         if self.prior is not None:

@@ -18,7 +18,7 @@ from .state import Loss
 
 Key = Any  # equal for calls that may share a recording
 
-#: Largest size in bytes of arrays that are settings of a call; larger ones are data, with another array for each batch.
+#: Largest size in bytes of arrays that count as settings of a call; larger ones are data, a new array for each batch.
 MOST_BYTES = 4096
 
 

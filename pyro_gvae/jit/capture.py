@@ -97,7 +97,7 @@ class _Constants:
         return all(_place(tensor) in self._storages for tensor in tensors_in(args))
 
     def take(self, func: Any, args: Any, results: Any) -> None:
-        """Take note of an operation. A constant that data are written into is no constant any more."""
+        """Register an operation. A constant that data are written into is no longer a constant."""
         places = {place for tensor in tensors_in(results) if (place := _place(tensor)) is not None}
         is_constant = torch.Tag.nondeterministic_seeded not in func.tags and (
             func in LIFTS or (self.holds(args) and not func.name().startswith("aten::empty"))

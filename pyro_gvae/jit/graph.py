@@ -86,7 +86,7 @@ def finished(graph_module: GraphModule, inputs: Sequence[Tensor], *, inductor: b
     if inductor:
         try:
             return _compiled(graph_module, inputs)
-        except Exception as error:  # of a compiler, which may raise anything
+        except Exception as error:  # a compiler may raise anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             warnings.warn(f"A recorded step is not compiled: {reason}", RuntimeWarning, stacklevel=2)
     with_writes(graph_module.graph)

@@ -1,8 +1,8 @@
 """Guards: what a Pyro program reads besides its arguments, and whether that has changed.
 
 A recorded graph refers to parameters and buffers as tensor objects, so their values may change in place. It becomes
-stale if another tensor takes the place of one, or another number the place of a number. A `Guard` walks over everything
-that can be reached from a program, and remembers which object is where.
+stale if a tensor is replaced by another one, or a number by another number. A `Guard` walks over everything that can be
+reached from a program, and remembers which object is where.
 """
 
 import sys
@@ -24,13 +24,13 @@ from ..runtime.compat.torch import hooks_of, hooks_of_all_modules
 
 # Packages whose classes and functions are not followed; instances of their classes are.
 LIBRARIES = {"numpy", "pyro", "pyro_gvae", "torch", "torchvision", *sys.stdlib_module_names} - {"__main__"}
-# Packages whose objects change without any meaning for a program.
+# Packages whose objects change without any effect on a program.
 RESTLESS = {"logging", "threading", "weakref"}
 KIND = attrgetter("requires_grad", "dtype", "device", "shape")
 _PARTS_OF_FUNCTION = attrgetter("__code__", "__defaults__", "__kwdefaults__", "__dict__")
 _PARTS_OF_PARTIAL = attrgetter("func", "args", "keywords")
 _VALUES = methodcaller("values")
-#: Largest size in bytes of arrays whose elements are compared before each run, in some 20 microseconds.
+#: Largest size in bytes of arrays whose elements are compared before each run, which takes about 20 microseconds.
 MOST_BYTES = 2**18
 #: How many levels of new objects are compared with the old ones.
 MOST_DEPTH = 8
@@ -42,25 +42,25 @@ Reader = Callable[[], Iterable[Any]]
 class Guard:
     """The state that functions, methods, modules and objects refer to, directly or indirectly.
 
-    Followed are: a module's parameters, buffers, children, `training` and other attributes; the instance behind a bound
+    It follows a module's parameters, buffers, children, `training` and other attributes; the instance behind a bound
     method; closures, defaults, `functools.partial` and `functools.wraps`; global variables that are used by functions
     outside libraries, and attributes of Python modules (`config.beta`); attributes and slots of objects, and attributes
     of their classes; lists, tuples, sets, deques and dictionaries; small arrays; hooks of tensors and of all modules.
-    Not followed are elements of larger arrays that can be written, and :class:`~pyro_gvae.programs.kept.Kept`.
+    It does not follow elements of larger, writable arrays, and :class:`~pyro_gvae.programs.kept.Kept`.
 
     Args:
         roots: where to start: model, guide, ELBO.
 
     Attributes:
-        unguarded: such arrays, whose changes would not be noticed.
+        unguarded: the larger, writable arrays, whose changes would not be noticed.
     """
 
     def __init__(self, roots: Iterable[Any]) -> None:
         self.tensors: dict[int, Tensor] = {}  # by id: the tensors that a graph may read
         self.modules: list[nn.Module] = []
         self.unguarded: list[np.ndarray] = []
-        # What has places that may change, by the way they are read: then the loops over it run in C. A guard is
-        # checked in each step, and a step may be short.
+        # Objects whose places may change, grouped by the way they are read, so that the loops over them run in C: a
+        # guard is checked in each step, and a step may be short.
         self._objects: list[Any] = []
         self._functions: list[types.FunctionType] = []
         self._partials: list[partial[Any]] = []
@@ -75,7 +75,7 @@ class Guard:
         self._kinds = list(map(KIND, self.tensors.values()))
 
     def holds(self) -> bool:
-        """Return whether places are the same, and tensors of the same kind."""
+        """Return whether each place is unchanged, and tensors are of the same kind."""
         # module.double() and requires_grad_() change a parameter in place.
         return self.places_hold() and list(map(KIND, self.tensors.values())) == self._kinds
 
@@ -98,7 +98,7 @@ class Guard:
         return list(chain.from_iterable(self._dictionaries))
 
     def _read(self) -> Iterator[Any]:
-        """Read all places, which are as many as ever where the lengths are."""
+        """Read all places, whose number is unchanged if the lengths are."""
         every = chain.from_iterable
         return chain(
             map(type, self._objects),
@@ -131,7 +131,7 @@ class Guard:
             waiting.extend(self._follow(thing))
 
     def _follow(self, thing: Any) -> Iterable[Any]:
-        """Remember how to read what a thing refers to, unless that cannot change, and return it."""
+        """Return what an object refers to, and remember how to read it again, unless it cannot change."""
         if isinstance(thing, types.ModuleType | types.GenericAlias | Tensor | Kept) or _root(type(thing)) in RESTLESS:
             return ()
         if isinstance(thing, tuple | frozenset):

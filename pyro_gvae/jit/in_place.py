@@ -1,4 +1,4 @@
-"""Results that are written over an operand which nothing reads afterwards, or not."""
+"""Write results over operands that nothing reads afterwards, by in-place operations, and undo this."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ..runtime.compat.torch import is_operation, shares_memory
 
 aten = torch.ops.aten
 
-#: Elementwise operations, and the same that write their result over the first operand.
+#: Elementwise operations, and their in-place versions, which write the result over the first operand.
 WRITTEN_OVER: dict[Any, Any] = {
     aten.abs.default: aten.abs_.default,
     aten.add.Tensor: aten.add_.Tensor,
@@ -25,9 +25,9 @@ PLAIN = {in_place: plain for plain, in_place in WRITTEN_OVER.items()}
 
 
 def without_writes(graph: Graph) -> None:
-    """Replace operations that write over an operand of their own, such as `mean.sub_(x)`, by plain ones.
+    """Replace in-place operations on temporary results, such as `mean.sub_(x)`, by plain ones.
 
-    The rules of a simplification leave memory alone that is written to.
+    Otherwise no rule would simplify them, since rules leave memory alone that is written to.
     """
     for node in graph.nodes:
         if node.target in PLAIN and _is_last_use(node, set()):
@@ -36,7 +36,7 @@ def without_writes(graph: Graph) -> None:
 
 def with_writes(graph: Graph) -> None:
     """Write results over operands that nothing reads afterwards: this takes less memory, and a fifth less time."""
-    owners: set[Node] = set()  # of the memory that they have taken over
+    owners: set[Node] = set()  # nodes that own the memory that they have written over
     for node in graph.nodes:
         if node.target in WRITTEN_OVER and _is_last_use(node, owners) and _lies_like(node, node.args[0]):
             node.target = WRITTEN_OVER[node.target]

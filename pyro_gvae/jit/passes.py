@@ -27,7 +27,7 @@ EXP, SUM, SUM_ALONG, VIEW = aten.exp.default, aten.sum.default, aten.sum.dim_Int
 #: Largest size in bytes of constants that are computed once, when the graph is made.
 MAX_CONSTANT = 2**20
 
-TRANSPOSED = {aten.t.default: (), aten.permute.default: ([1, 0],)}  # the same matrix, said in two ways
+TRANSPOSED = {aten.t.default: (), aten.permute.default: ([1, 0],)}  # two ways to transpose a matrix
 RENAMES = {aten.alias.default, aten.detach.default, aten.lift_fresh.default}
 COPIES = {aten.clone.default, aten.lift_fresh_copy.default}
 RESHAPES = {VIEW, aten._unsafe_view.default, aten.unsqueeze.default}
@@ -47,7 +47,7 @@ def simplify(graph_module: GraphModule) -> None:
 
 @final
 class _Rewriter:
-    """A graph with what rules need to know about its nodes, and with methods to add nodes."""
+    """A graph with the properties of its nodes that rules need, and with methods to add nodes."""
 
     def __init__(self, graph_module: GraphModule) -> None:
         self.module = graph_module

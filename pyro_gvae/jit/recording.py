@@ -71,8 +71,8 @@ class FirstRun(NamedTuple):
         leaves: the tensors that the gradients belong to.
         stored: the content of Pyro's param store after the run.
         before: random states and buffers before the run.
-        found: the recording, or the reason why there is none; None if the program has changed its Python state, as one
-            does that sets itself up, so that the next run may be recorded.
+        found: the recording, or the reason why there is none; None if the program has changed its Python state, for
+            example by lazy initialization, so that the next run may be recorded.
     """
 
     outcome: Outcome
@@ -174,7 +174,7 @@ def _recorded(
 def differentiable_gradients(
     loss: Callable[[], Tensor], before: Values, leaves: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """Return the gradients of a plain loss, such that they can be differentiated again.
+    """Return gradients of a plain loss that can be differentiated again.
 
     Args:
         loss: computes the loss.
@@ -220,7 +220,7 @@ def _check_first_run(before: State, after: State) -> None:
 def _changes_itself(state: State) -> NotRecordableError:
     return NotRecordableError(
         "Expected a program that does the same in each run, but found that it changes its own Python state, or "
-        f"puts a new tensor in the place of one: {reprlib.repr(state.guard.changes())}. Try a buffer that is "
+        f"replaces a tensor by a new one: {reprlib.repr(state.guard.changes())}. Try a buffer that is "
         "changed in place, or the plain ELBO."
     )
 

@@ -23,7 +23,7 @@ class Job(NamedTuple):
     Attributes:
         run: a function of the tensors that returns a loss and adds to the gradients of parameters.
         tensors: its arguments.
-        roots: what it reads besides: model, guide, ELBO.
+        roots: what else it reads: model, guide, ELBO.
     """
 
     run: Callable[..., Loss]
@@ -50,10 +50,10 @@ class Values:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Restore them."""
+        """Restore the values and the states."""
         set_generators_of_torch(self._generators)
         for tensor, value in self._values:
-            # A buffer whose shape has changed since was initialized lazily, and remains so.
+            # A buffer whose shape has changed since was initialized lazily, and stays initialized.
             is_sparse = tensor.layout is not torch.strided  # these cannot be compared
             if tensor.shape == value.shape and (is_sparse or not torch.equal(tensor, value)):
                 tensor.copy_(value)

@@ -24,7 +24,7 @@ from .graph import finished
 from .recording import Outcome, Recording, differentiable_gradients, first_run
 from .state import Job, Values, stored_parameters
 
-#: A recording takes as long as a hundred runs or more. After so many replays, or unrecorded runs, one more is allowed.
+#: A recording takes as long as a hundred runs or more. After so many replays or unrecorded runs, one more is allowed.
 REPLAYS_PER_RECORDING, RUNS_PER_RECORDING = 50, 1000
 #: Number of runs in succession that may change a program's Python state, as lazy initialization does.
 MOST_SETTING_UP = 3
@@ -79,7 +79,7 @@ class TracedELBO(LossOnlyELBO):
     remain random: they take the same numbers from torch's generator as the plain ELBO, in the same order, so the same
     seed gives the same losses.
 
-    A recording is used again only if nothing that it depends on has changed; otherwise a new one is made. Guarded are
+    A recording is used again only if nothing that it depends on has changed; otherwise a new one is made. It depends on
 
     - the arguments: nesting, shape, stride, dtype and device of tensors, and the values of everything else;
     - everything that model, guide and ELBO refer to, see :class:`~pyro_gvae.jit.guards.Guard`: parameters and buffers
@@ -88,13 +88,14 @@ class TracedELBO(LossOnlyELBO):
     - torch's default dtype and device, gradient mode and autocast;
     - the entries of Pyro's param store that the program uses.
 
-    Not guarded are elements of large NumPy arrays, and files. Calls inside another Pyro handler, or with arguments that
-    require gradients, are passed to the plain ELBO.
+    Changes of elements of large NumPy arrays, and of files, are not noticed. Calls inside another Pyro handler, or with
+    arguments that require gradients, are passed to the plain ELBO.
 
     A program that a recording cannot hold is run by the plain ELBO, with one warning that gives the reason: control
     flow or shapes that depend on data, values read from tensors (`.item()`), Python state that changes in each run,
-    random numbers from outside torch, tensors whose replacement could not be noticed. So are calls whose Python numbers
-    or shapes are new each time, after `max_recordings` recordings: making one is worth it only if it is replayed.
+    random numbers from outside torch, tensors whose replacement could not be noticed. After `max_recordings` recordings
+    this also happens to calls whose Python numbers or shapes are new each time: a recording is worth it only if it is
+    replayed.
 
     Args:
         elbo: the loss to record, any of Pyro's or of this package. Your own must convert its loss to a number by
@@ -180,7 +181,7 @@ class TracedELBO(LossOnlyELBO):
         return numbers
 
     def _found(self, call: Call, *, apart: bool = False) -> Found | None:
-        """Return the result of a recording, or of the run that was to become one; None if there is neither.
+        """Return the result of a recording, or of the run that was meant to become one; None if there is neither.
 
         Args:
             call: the call.
@@ -211,7 +212,7 @@ class TracedELBO(LossOnlyELBO):
         return None
 
     def _may_record(self, call: Call, key: Key) -> bool:
-        """Return whether to try a recording. A sum over slices needs none, and there is no warning for it."""
+        """Return whether to try a recording. A sum over slices needs none, and gives no warning."""
         args, kwargs = call.arguments(call.tensors)
         if isinstance(self.elbo, TensorELBO) and self.elbo.why_not_recordable(call.model, call.guide, *args, **kwargs):
             self._unrecorded = [*self._unrecorded, key][-self.max_recordings :]
@@ -219,7 +220,7 @@ class TracedELBO(LossOnlyELBO):
         if call.has_arrays():
             self._warn(
                 call,
-                "Expected data as tensors, but found a large array, which a recording would hold as it is. Try "
+                "Expected data as tensors, but found a large array, which a recording would treat as a constant. Try "
                 "torch.from_numpy(x).",
             )
             return False
@@ -233,7 +234,7 @@ class TracedELBO(LossOnlyELBO):
         last = next((entry for entry in reversed(self._entries) if entry.key[0] == key[0]), None)
         what = "other calls" if last is None else difference(key, last.key)
         if what is None and last is not None:
-            what = f"{reprlib.repr(last.recording.guard.changes())} among what model, guide and loss refer to"
+            what = f"{reprlib.repr(last.recording.guard.changes())} among the objects of model, guide and loss"
         return (
             f"Expected recordings that can be replayed, but found {self.num_recordings} recordings, and now {what}. "
             "Try a tensor, as an argument or a buffer, instead of a number that changes, batches of one shape, or a "

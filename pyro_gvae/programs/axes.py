@@ -1,4 +1,4 @@
-"""Log-probabilities whose dimensions have names: those of plates, and of discrete latents that have an axis each."""
+"""Log-probabilities with named dimensions: one for each plate, and one for each discrete latent."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,23 +11,23 @@ from ..runtime.compat.enumeration import axes_in_reach
 
 
 class Axis(NamedTuple):
-    """A dimension with a name; sorted, latents stand left of plates, each in the order of the programs."""
+    """A named dimension; in sorted order, latents stand left of plates, each in the order of the programs."""
 
     is_plate: bool
-    place: int  # of a latent its number, of a plate its dimension
+    place: int  # the number of a latent, or the dimension of a plate
     name: str
 
 
 class Term(NamedTuple):
-    """What a statement says, or what is left of several of them."""
+    """The log-probability of a statement, or the result of summing several of them."""
 
     values: Tensor  # one dimension for each axis
     axes: tuple[Axis, ...]  # sorted; without plates along which the values are the same
-    plates: frozenset[Axis]  # that it is in
+    plates: frozenset[Axis]  # the plates that it is in
     scale: float | Tensor = 1.0  # to multiply values by: a number, or a tensor of their shape
 
     def weighed(self) -> "Term":
-        """Multiply the values by the scale."""
+        """Return the term with its values multiplied by the scale."""
         is_one = not isinstance(self.scale, Tensor) and self.scale == 1
         return self if is_one else self._replace(values=self.values * self.scale, scale=1.0)
 
@@ -45,7 +45,7 @@ def term_of(
     nesting: int,
     variable: Axis | None = None,
 ) -> Term:
-    """Give the dimensions of values their names; the last one is that of a variable, if there is one."""
+    """Name the dimensions of values. The last one belongs to `variable`, if it is given."""
     scale = msg["scale"]
     if isinstance(scale, Tensor) and scale.numel() == 1:
         scale = scale.reshape(())
@@ -73,7 +73,7 @@ def _names(
         axis = plates.get(dim) if -dim <= nesting else axes.get(reach.get(dim, -1))
         if axis is None and size > 1:
             raise ValueError(
-                f"Expected every batch dimension of '{name}' to be that of a plate or of a latent in reach, but found "
+                f"Expected every batch dimension of '{name}' to belong to a plate or to a latent in reach, but found "
                 f"{tuple(shape)}, whose dimension {dim} is neither. Try .to_event(1), or a plate around it."
             )
         found.append(axis if size > 1 else None)

@@ -1,4 +1,4 @@
-"""What is known of a pair whose discrete latents have an axis each, before anything is summed; what is refused."""
+"""Describe and check a pair whose discrete latents have an axis each, before anything is summed."""
 
 import itertools
 from collections.abc import Iterator
@@ -28,16 +28,16 @@ MOST_DIMENSIONS = 60
 
 
 class Chains(NamedTuple):
-    """Discrete latents that have an axis each.
+    """A pair whose discrete latents have an axis each.
 
     Attributes:
-        latents: the discrete ones, by name.
-        plates: the plates of each latent, also of the continuous ones of the guide, from the left.
-        sizes: of all plates.
+        latents: the discrete latents, by name.
+        plates: the plates of each latent from left to right, including the guide's continuous latents.
+        sizes: the sizes of all plates.
         shared: the plates that all discrete latents are in; there is one result for each of their cells.
         nesting: the number of batch dimensions that plates take.
         with_guide: whether the guide is read.
-        reach: what statements reach beyond what `pyro.markov` says.
+        reach: the latents that statements reach in addition to what `pyro.markov` allows.
     """
 
     latents: dict[str, Latent]
@@ -50,12 +50,12 @@ class Chains(NamedTuple):
 
     @property
     def num_slices(self) -> int:
-        """Nothing is cut into slices."""
+        """1, because nothing is cut into slices."""
         return 1
 
     @property
     def result_shape(self) -> Size:
-        """Of the ELBO and the log-evidence."""
+        """The shape of the ELBO and of the log-evidence."""
         return Size(self.sizes[plate] for plate in self.shared)
 
     def read(self, runs: Runs) -> Both:
@@ -65,20 +65,20 @@ class Chains(NamedTuple):
 
     @property
     def cells(self) -> tuple[Axis, ...]:
-        """The plates that all latents are in, so that data in different cells share none."""
+        """The plates that all latents are in: data in different cells share no latent."""
         return tuple(plate for plate in self.shared if all(plate in plates for plates in self.plates.values()))
 
     def of_model(self) -> Self:
-        """Return the same for the model alone."""
+        """Return the same description for the model alone."""
         return self._replace(with_guide=False)
 
 
 def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> Chains:
-    """Check a pair whose discrete latents have an axis each, by one more run of each program.
+    """Describe and check a pair whose discrete latents have an axis each, by one more run of each program.
 
     Args:
         runs: the pair with its data bound.
-        seen: what a first look has shown.
+        seen: the result of a first look.
         max_memory: bytes that the log-probabilities of a latent may take; 4 GB if None.
 
     Raises:
@@ -119,8 +119,8 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
                 raise
             raise ValueError(
                 "Expected programs that take values of discrete latents in dimensions left of the plates, but found: "
-                f"{str(error).splitlines()[0].rstrip('.')}. Try operations on the last dimensions alone, such as "
-                "z.flatten(-2) in place of z.reshape(len(x), -1), and to broadcast what is concatenated."
+                f"{str(error).splitlines()[0].rstrip('.')}. Try operations on the last dimensions only, such as "
+                "z.flatten(-2) instead of z.reshape(len(x), -1), and broadcast tensors before concatenating them."
             ) from error
     check_reach(both[1])
     for dependence in dependent:
@@ -129,19 +129,19 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
 
 
 class Particles(NamedTuple):
-    """Programs that run for several particles at once, in a plate of theirs, or for one without a plate."""
+    """Programs that run for several particles at once, in an outer plate, or for one particle without that plate."""
 
     runs: Runs
     chains: Chains
-    size: int | None  # of the plate
+    size: int | None  # the size of the plate, if there is one
 
     def rows(self, values: Tensor) -> Tensor:
-        """Return numbers (P, ..), which lack the first dimension if there is no plate."""
+        """Return values as (P, ..): add the first dimension if there is no plate."""
         return values.unsqueeze(0) if self.size is None else values
 
 
 def in_particles(runs: Runs, chains: Chains, count: int) -> Particles:
-    """Put a plate of particles around both programs, left of theirs; results have it as their first dimension."""
+    """Put a plate of particles around both programs, left of all others; it is the first dimension of results."""
     dim = -1 - chains.nesting
     axis = Axis(True, dim, "particles of pyro_gvae")
 
@@ -232,7 +232,7 @@ def _directly_upstream(
 
 
 def _check_dependence(found: Dependence) -> None:
-    """Refuse what shapes do not tell: data that are mixed, and a dimension that already belongs to another latent."""
+    """Refuse errors that shapes do not show: mixed data, or a dimension that now belongs to another latent."""
     program, name, other, shape = found
     msg, source = program.messages[name], program.messages[other]
     left = plates_of(source) - plates_of(msg)
@@ -241,9 +241,9 @@ def _check_dependence(found: Dependence) -> None:
     reach = axes_in_reach(msg)
     if any(reach.get(dim) != number for dim, number in program.value_axes(other).items()):
         raise ValueError(
-            f"Expected every statement to depend on latents in the reach of pyro.markov alone, but found '{name}', "
-            f"which depends on '{other}'. Try pyro.markov(.., history=2), or more, and to move '{name}' into the loop "
-            "if it is not."
+            f"Expected every statement to depend only on latents in the reach of pyro.markov, but found '{name}', "
+            f"which depends on '{other}'. Try pyro.markov(.., history=2), or more, and move '{name}' into the loop "
+            "if it is outside."
         )
     if other in program.discrete:
         dim, num_codes = program.own_dim(other), latent_of(other, program.discrete[other]).num_codes
@@ -253,7 +253,7 @@ def _check_dependence(found: Dependence) -> None:
 
 
 def _beside(seen: Look) -> dict[str, frozenset[str]]:
-    """Return, for each latent of the guide in pyro.markov, those that some statement of the model reaches with it."""
+    """Return, for each discrete latent of the guide, the others that a statement of the model reaches with it."""
     found: dict[str, frozenset[str]] = {}
     for name, msg in seen.model.messages.items():
         together = (sites_in_reach(msg) | {name}) & seen.guide.discrete.keys()
@@ -263,7 +263,7 @@ def _beside(seen: Look) -> dict[str, frozenset[str]]:
 
 
 def _behind(runs: Runs, seen: Look) -> frozenset[str]:
-    """Return the latents in `pyro.markov` on which a statement depends that it does not let reach them."""
+    """Return the latents in `pyro.markov` that a statement depends on although they are out of its reach."""
     found: set[str] = set()
     for reader, program in ((seen.guide, runs.again().guide), (seen.model, runs.again().model)):
         if _may_reach_behind(list(reader.messages.values())):
@@ -285,6 +285,6 @@ def _of(values: dict[str, Tensor], name: str, _: Discrete) -> Tensor:
 
 
 def _may_reach_behind(messages: list[Messages]) -> bool:
-    """Return whether there is a statement behind a loop, or another loop, which begins with nothing in reach."""
+    """Return whether a statement with nothing in reach follows a loop: one after it, or the first of another loop."""
     places = [i for i, msg in enumerate(messages) if in_markov(msg)]
     return any(not sites_in_reach(msg) for msg in messages[places[0] + 1 :]) if places else False

@@ -14,10 +14,10 @@ from .statements import Draw, Reader, flat, latent_of
 
 
 class Choice(NamedTuple):
-    """A value of each latent of a guide, in its order."""
+    """A value of each latent of a guide, in the guide's order."""
 
-    codes: dict[str, Tensor]  # one-hots (*batch, N, K) of the discrete ones
-    values: dict[str, Tensor]  # of all, as programs take them
+    codes: dict[str, Tensor]  # one-hots (*batch, N, K) of the discrete latents
+    values: dict[str, Tensor]  # values of all latents, as programs take them
 
 
 def choose(guide: Run, code: Callable[[Tensor], Tensor], draw: Draw) -> Choice:

@@ -1,7 +1,7 @@
-"""Draws from a guide, scored by guide and model: what losses that sample are made of.
+"""Draw latents from a guide, and score them by guide and model, for losses that sample.
 
-Particles share one axis, left of the plates, as codes do in sums. Programs that do not take it are run for one particle
-after another.
+Particles share one axis, left of the plates, as codes do in sums. Programs that do not accept it are run for one
+particle after another.
 """
 
 import functools
@@ -22,19 +22,19 @@ from .shared import apart, common_scale
 
 
 class Score(NamedTuple):
-    """The log-probability of what was drawn at one site; its gradient is the score function, which weighs a cost."""
+    """The log-probability of the values drawn at one site; its gradient is the score function."""
 
-    log_q: Tensor  # (P, B), neither scaled nor masked; where data share the site, all of them have it
-    batch_shape: Size  # of all discrete latents together, of B data
+    log_q: Tensor  # (P, B), neither scaled nor masked; repeated for all data that share the site
+    batch_shape: Size  # of all discrete latents together, with B elements
     own_shape: Size  # the same with 1 where data share the site
 
     def of_each(self) -> Tensor:
-        """Return one of the values that the data of a cell have in common: (P, cells of the site)."""
+        """Return the value of each cell of the site, which all data of the cell have in common: (P, cells)."""
         return first_of(self.log_q, self.batch_shape, self.own_shape)
 
 
 def joint_score(scores: Sequence[Score], shape: Size) -> Tensor:
-    """Add the log q of several sites over the data that share anything, for a batch shape with 1 where they do."""
+    """Add the log q of several sites, summed to `shape`: the batch shape with 1 where data share anything."""
     parts = []
     for score in scores:
         own = score.of_each().reshape(-1, *score.own_shape)
@@ -48,12 +48,12 @@ class Draws(NamedTuple):
     Attributes:
         log_joint: log p(x, z), (P, B), scaled and masked.
         log_q: log q(z | x) of all latents, (P, B), scaled and masked.
-        pathwise: the part of it of latents that are reparameterized, None if there are none.
-        scores: of latents that are not.
-        batch_shape: of all discrete latents together, of B data.
+        pathwise: the part of log_q that belongs to reparameterized latents, None if there are none.
+        scores: of each latent that is not reparameterized.
+        batch_shape: of all discrete latents together, with B elements.
         apart: the same with 1 where data share a latent or another statement.
         cells: the same with 1 where data share a latent, so that they have one weight together.
-        scales: of all statements.
+        scales: the scales of all statements.
     """
 
     log_joint: Tensor
@@ -66,9 +66,9 @@ class Draws(NamedTuple):
     scales: tuple[float | Tensor, ...]
 
     def signal(self, costs: Tensor, score: Score) -> tuple[Tensor, Tensor]:
-        """Return the costs that a site's draw has a part in, and its log q: both (P, M), for M draws of the site.
+        """Return the costs that a site's draw affects, and its log q: both (P, M), for M cells of the site.
 
-        Costs (P, B) of data that share the site are added. Those of other data are no part of the signal.
+        Costs (P, B) of data that share the site are added. Costs of other data are left out.
         """
         return summed_over(costs, self.batch_shape, score.own_shape), score.of_each()
 
@@ -94,7 +94,7 @@ class Draws(NamedTuple):
 
 
 def lay_out_draws(runs: Runs, roles: Roles = READ_ALL) -> Layout:
-    """Find a pair's latents as `lay_out` does, and whether it takes particles of continuous latents, too.
+    """Find a pair's latents as `lay_out` does, and whether its programs also accept particles of continuous latents.
 
     Args:
         runs: the pair with its data bound.
@@ -112,19 +112,19 @@ def lay_out_draws(runs: Runs, roles: Roles = READ_ALL) -> Layout:
 
 
 def draw(runs: Runs, layout: Layout, num_particles: int, *, pathwise: bool = True) -> Draws:
-    """Draw from the guide, and score by both programs.
+    """Draw latents from the guide, and score them by both programs.
 
     Args:
         runs: the pair with its data bound.
-        layout: what is known of it.
+        layout: its latents and plates.
         num_particles: P.
-        pathwise: whether continuous latents are reparameterized where they can be, or scored as discrete ones are.
+        pathwise: whether continuous latents are reparameterized where possible, or all scored like discrete ones.
     """
     return scored(layout, read_draws(runs, layout, num_particles, pathwise=pathwise))
 
 
 class Drawn(NamedTuple):
-    """What both programs say of P values of every latent, drawn from the guide."""
+    """P values of every latent, drawn from the guide, with the log-probabilities of both programs."""
 
     codes: Codes  # (P, B, N, K) of each discrete latent
     q: Reading
@@ -134,13 +134,13 @@ class Drawn(NamedTuple):
 
 
 def read_draws(runs: Runs, layout: Layout, num_particles: int, *, pathwise: bool = True) -> Drawn:
-    """Draw as :func:`draw` does, and return what each statement says."""
+    """Draw as :func:`draw` does, and return the log-probability of each statement."""
     drawn = sample(runs, layout, num_particles, independent, pathwise=pathwise)
     return Drawn(drawn.codes, drawn.q, read_values(runs, layout, drawn.values), drawn.scored, num_particles)
 
 
 def scored(layout: Layout, drawn: Drawn) -> Draws:
-    """Return the log-densities of what was drawn."""
+    """Return the log-densities of drawn values."""
     codes, q, p, without_path, num_particles = drawn
     rows = num_particles, layout.batch_size
     others = {name: factor for name, factor in q.factors.items() if name in without_path}
@@ -161,12 +161,12 @@ def scored(layout: Layout, drawn: Drawn) -> Draws:
 
 
 def draw_continuous(runs: Runs, layout: Layout, num_particles: int) -> dict[str, Tensor]:
-    """Draw P values of the continuous latents from the guide; the codes beside them are dropped.
+    """Draw P values of the continuous latents from the guide; the codes drawn with them are dropped.
 
     Args:
         runs: the pair with its data bound.
-        layout: what is known of it.
-        num_particles: P; 1 where the layout has an obstacle, since a draw has then no axis of particles.
+        layout: its latents and plates.
+        num_particles: P; 1 if the layout has an obstacle, since draws then have no axis of particles.
     """
     drawn = sample(runs, layout, num_particles, independent)
     continuous = {name: value for name, value in drawn.values.items() if name not in drawn.codes}

@@ -1,7 +1,7 @@
-"""One run of each program with an axis for every discrete latent, which `pyro.markov` recycles: what statements say.
+"""Run each program once, with an axis for every discrete latent, and read the log-probabilities of its statements.
 
 A chain of T latents has K^T joint codes, but each of its statements depends on few latents. Stock `EnumMessenger` gives
-every latent its own dimension while it is in reach. Here the dimensions get names that no other latent has.
+every latent its own dimension while it is in reach, and reuses it later. Here each dimension is named by its latent.
 """
 
 from collections.abc import Mapping
@@ -28,21 +28,21 @@ from .reach import Behind, Reach
 from .statements import Draw, drawn_once, latent_of
 from .terms import Reading, mask_of_site, score, site_of, weight_of
 
-#: Numbers that a draw of a continuous latent may take.
+#: The largest number of elements that a draw of a continuous latent may have.
 MOST_DRAWN = 2**24
 
 
 class Given(NamedTuple):
-    """The value of a latent that the guide has, for the model."""
+    """The value that the guide gives a latent, for the model."""
 
     value: Tensor
     axes: dict[int, int]  # dimension -> number of the discrete latent that it belongs to
-    dim: int | None  # in which all of its own values are; None if it has one
+    dim: int | None  # the dimension of all its own values; None if it has one value
 
 
 @final
 class Enumerator(OneHotMessenger):
-    """Gives the discrete latents of a program all of their values, and the continuous ones a draw or a given value."""
+    """Gives each discrete latent of a program all of its values, and each continuous one a draw or a given value."""
 
     def __init__(self, draw: Draw, given: Mapping[str, Given], reach: Reach) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Enumerator(OneHotMessenger):
         self.reach = reach
         self.discrete: dict[str, Discrete] = {}
         self.messages: dict[str, Messages] = {}
-        self._values: dict[Any, Tensor] = {}  # of latents of a shape, (S, *event_shape)
+        self._values: dict[Any, Tensor] = {}  # all values of latents of the same form, (S, *event_shape)
         self._behind = Behind(reach.behind, self.all_axes)
 
     @override
@@ -71,7 +71,7 @@ class Enumerator(OneHotMessenger):
         is_latent = not msg["is_observed"] and msg["value"] is None and is_random(msg) and not is_intervened_on(msg)
         if msg["done"] or not is_latent or not self.decides(msg["name"]):
             return
-        # Settings for an enumeration by stock Pyro ask for something else.
+        # Drop settings that ask stock Pyro to enumerate.
         kept = {key: value for key, value in msg["infer"].items() if key not in ("enumerate", "expand", "num_samples")}
         name, msg["infer"] = msg["name"], kept
         found = discrete(msg["fn"])
@@ -99,7 +99,7 @@ class Enumerator(OneHotMessenger):
         self._behind.done(msg)
 
     def _value(self, latent: Latent, dim: int | None) -> Tensor:
-        """Return all values of a latent along a dimension, in place of their numbers."""
+        """Return all values of a latent along a dimension, to replace their numbers."""
         assert dim is not None
         key = latent._replace(name="")
         if key not in self._values:
@@ -113,13 +113,13 @@ class Enumerator(OneHotMessenger):
         return self.discrete[latent.name].natural.device
 
     def value_axes(self, name: str) -> dict[int, int]:
-        """Return the dimensions that a latent's value has, and the numbers of the latents that they belong to."""
+        """Return the dimensions of a latent's value, each with the number of the latent that it belongs to."""
         msg = self.messages[name]
         batch = msg["value"].shape[: msg["value"].dim() - self._event_dim(name)]
         return {dim: one for dim, one in axes_in_reach(msg).items() if -dim <= len(batch) and batch[dim] > 1}
 
     def all_axes(self, name: str) -> dict[int, int]:
-        """Return the same, with a discrete latent's own dimension also if it has one value."""
+        """Return :meth:`value_axes`, always with a discrete latent's own dimension, even if it has only one value."""
         axes = self.value_axes(name)
         if name in self.discrete:
             axes[self.own_dim(name)] = axes_in_reach(self.messages[name])[self.own_dim(name)]
@@ -145,18 +145,18 @@ class Enumerator(OneHotMessenger):
 
 
 def _check_draw(name: str, fn: Any) -> None:
-    """Refuse a continuous latent that depends on the discrete ones of all steps before, through those before it."""
+    """Refuse a continuous latent that depends on too many joint codes, as in a chain of continuous latents."""
     numel = fn.batch_shape.numel() * fn.event_shape.numel()
     if numel > MOST_DRAWN:
         raise TooManyCodesError(
             f"Expected continuous latents that depend on few discrete ones, but found '{name}', which takes {numel:,} "
-            "numbers, since it has a value for each joint code of all that it depends on: in a chain of continuous "
-            "latents, these are K^T. Try an estimator that draws, such as reinforce-loo."
+            "numbers, because it has a value for each joint code of the latents that it depends on: K^T in a chain of "
+            "continuous latents. Try an estimator that samples, such as reinforce-loo."
         )
 
 
 class Both(NamedTuple):
-    """What guide and model say."""
+    """The readings of guide and model."""
 
     q: Reading
     p: Reading
@@ -169,12 +169,12 @@ def read_axes(model: Run, guide: Run | None, nesting: int, draw: Draw, reach: Re
         model: the model with its data bound.
         guide: the guide, or None if all latents of the model are to be enumerated.
         nesting: the number of batch dimensions that plates take.
-        draw: the value of a continuous latent of the guide.
-        reach: what statements reach beyond what `pyro.markov` says.
+        draw: draws a continuous latent of the guide.
+        reach: the latents that statements reach in addition to what `pyro.markov` allows.
 
     Raises:
-        ValueError: if a latent of the guide has the dimension of another that the model reaches, or a statement a
-            dimension that is neither that of a plate nor of a latent in reach.
+        ValueError: if a latent of the guide has the dimension of another one that the model reaches, or if a dimension
+            of a statement belongs neither to a plate nor to a latent in reach.
     """
     q, p = enumerate_both(model, guide, nesting, draw, reach)
     check_reach(p)
@@ -189,8 +189,8 @@ def read_given(program: Run, nesting: int, values: Mapping[str, Tensor], reach: 
     Args:
         program: the program with its data bound.
         nesting: the number of batch dimensions that plates take.
-        values: one value of each of the other latents, which has the dimensions of plates alone.
-        reach: what statements reach beyond what `pyro.markov` says.
+        values: one value of each latent that is not enumerated, with no dimensions but those of plates.
+        reach: the latents that statements reach in addition to what `pyro.markov` allows.
 
     Raises:
         ValueError: as :func:`read_axes`.
@@ -205,7 +205,7 @@ def read_given(program: Run, nesting: int, values: Mapping[str, Tensor], reach: 
 def enumerate_both(
     model: Run, guide: Run | None, nesting: int, draw: Draw, reach: Reach, inside: Messenger | None = None
 ) -> tuple[Enumerator, Enumerator]:
-    """Run both programs as :func:`read_axes`; `inside` is one more handler, the innermost."""
+    """Run both programs as :func:`read_axes` does; `inside` is an additional, innermost handler."""
     q = Enumerator(draw, {}, reach)
     with EnumMessenger(first_available_dim=-1 - nesting):
         if guide is not None:
@@ -216,7 +216,7 @@ def enumerate_both(
         given[name] = Given(msg["value"], axes, q.own_dim(name) if name in q.discrete else None)
         leave_dims(min(axes, default=0))
     p = Enumerator(draw, given, reach._replace(beside={}))
-    with EnumMessenger():  # goes on where the guide's has ended
+    with EnumMessenger():  # continues with the dimensions left of the guide's
         _run(p, model, inside)
     return q, p
 
@@ -227,14 +227,14 @@ def _run(enumerator: Enumerator, program: Run, inside: Messenger | None) -> None
 
 
 def check_reach(p: Enumerator) -> None:
-    """Refuse a model in which a latent of the guide is still in reach when the guide has given its dimension away."""
+    """Refuse a model that still reaches a latent whose dimension the guide has given to another one."""
     for name, given in p.given.items():
         msg = p.messages.get(name)
         found = given.axes if msg is None or msg["is_observed"] else axes_in_reach(msg)
         if any(found[dim] != number for dim, number in given.axes.items()):
             raise ValueError(
-                f"Expected pyro.markov to reach as far in the guide as in the model, but found '{name}', before which "
-                "the model reaches latents that the guide no longer does. Try the same pyro.markov(.., history=..) in "
+                f"Expected pyro.markov to reach as far in the guide as in the model, but found '{name}', where the "
+                "model reaches latents that are out of the guide's reach. Try the same pyro.markov(.., history=..) in "
                 "both."
             )
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of a program's statements under joint codes, each with the axes that it has."""
+"""Log-probabilities of a program's statements at given joint codes, each with the axes that it depends on."""
 
 import functools
 import itertools
@@ -12,20 +12,20 @@ from torch import Size, Tensor
 from ..distributions.coupled import CodePrior
 from .latents import READ_ALL, Latent, Roles, Space
 
-#: One-hots of each latent, by its name: (s, N, K), the same for all data, or (P, B, N, K).
+#: One-hots of each latent, by its name: (s, N, K) if all data have the same codes, else (P, B, N, K).
 Codes = Mapping[str, Tensor]
 
 
 class Site(NamedTuple):
-    """A discrete latent under given codes."""
+    """The log-probabilities of a discrete latent's categories."""
 
     latent: Latent
-    log_probs: Tensor  # (B or 1, N, K), or (s, B or 1, N, K) where they depend on the codes of other latents
+    log_probs: Tensor  # (B or 1, N, K), or (s, B or 1, N, K) if they depend on the codes of other latents
     batch_shape: Size  # of all discrete latents together
-    own_shape: Size  # of these, with 1 where data share the latent
+    own_shape: Size  # the same with 1 where data share the latent
     scale: float | Tensor
     mask: bool | Tensor | None
-    prior: CodePrior | None = None  # what couples its digits: uniform ones, beside the factor `coupling_of` its name
+    prior: CodePrior | None = None  # couples digits: `log_probs` are uniform, a factor `coupling_of(name)` the rest
 
     @property
     def depends(self) -> bool:
@@ -34,16 +34,16 @@ class Site(NamedTuple):
 
     @property
     def share(self) -> float:
-        """The share of one datum in the latent, which is less than 1 where several data share it."""
+        """The fraction of the latent that counts for each datum: less than 1 if several data share it."""
         return self.own_shape.numel() / self.batch_shape.numel()
 
     @property
     def is_closed(self) -> bool:
-        """Whether its mean log-probability under independent digits is known, since it depends on no other latent."""
+        """Whether it depends on no other latent, and its mean log-probability under independent digits is known."""
         return not self.depends and (self.prior is None or self.prior.has_mean)
 
     def score(self, codes: Codes) -> Tensor:
-        """Return the log-probability (s, B or 1) of codes, neither coupled, scaled nor masked, in nats."""
+        """Return the log-probability (s, B or 1) of codes in nats, without coupling, scale and mask."""
         own = codes[self.latent.name]
         if own.dim() == 4:
             return (own * self.log_probs).sum((-2, -1))
@@ -57,7 +57,7 @@ class Site(NamedTuple):
         return ((own if own.dim() == 4 else own.unsqueeze(1)) * self.log_probs).sum(-1)
 
     def weigh(self, per_datum: Tensor) -> Tensor:
-        """Scale and mask (..., B) as the program does with the latent."""
+        """Apply the latent's scale and mask to values (..., B), and divide them among the data that share it."""
         others = per_datum.shape[:-1]
         per_datum = per_datum.expand(*others, self.batch_shape.numel()).reshape((*others, *self.batch_shape))
         weighed: Tensor = scale_and_mask(per_datum, self.scale, self.mask)
@@ -65,7 +65,7 @@ class Site(NamedTuple):
 
     @property
     def weight(self) -> Tensor:
-        """By what the latent is scaled, masked and divided among data that share it, (B,)."""
+        """The weight of the latent for each datum: scale times mask, divided among data that share it, (B,)."""
         return self.weigh(self.log_probs.new_ones(self.batch_shape.numel()))
 
     def entropy(self) -> Tensor:
@@ -89,9 +89,9 @@ def coupling_of(name: str) -> str:
 
 
 class Factor(NamedTuple):
-    """The log-probability of any other statement, scaled and masked as the program says."""
+    """The log-probability of any other statement, scaled and masked as in the program."""
 
-    log_prob: Tensor  # (s, B) where it depends on the codes, else (1, B)
+    log_prob: Tensor  # (s, B) if it depends on the codes, else (1, B)
     own_shape: Size  # the batch shape of all discrete latents, with 1 where data share the statement
     scale: float | Tensor
     unweighed: Callable[[], Tensor]  # neither scaled nor masked, nor divided among the data that share it
@@ -106,7 +106,7 @@ class Factor(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a program says about given codes."""
+    """A program's log-probabilities at given codes."""
 
     sites: dict[str, Site]
     factors: dict[str, Factor]
@@ -117,35 +117,35 @@ class Reading(NamedTuple):
         return [*self.sites.values(), *self.factors.values()]
 
     def score_of(self, name: str, codes: Codes) -> Tensor:
-        """Return the log-probability (s, B or 1) of a discrete latent's codes, neither scaled nor masked, in nats."""
+        """Return the log-probability (s, B or 1) of a discrete latent's codes in nats, neither scaled nor masked."""
         site = self.sites[name]
         own = site.score(codes)
         return own if site.prior is None else own + self.factors[coupling_of(name)].unweighed()
 
     def others(self) -> dict[str, Factor]:
-        """Return the factors that are no part of a discrete latent's log-probability."""
+        """Return the factors that are not part of a discrete latent's log-probability."""
         couplings = {coupling_of(name) for name in self.sites}
         return {name: factor for name, factor in self.factors.items() if name not in couplings}
 
     def log_prob(self, codes: Codes, without: Collection[str] = ()) -> Tensor:
-        """Return the log-probability (s or 1, B or 1) of codes (s, B, N, K) and of all else, scaled and masked.
+        """Return the log-probability (s or 1, B or 1) of codes and all other statements, scaled and masked.
 
         Args:
-            codes: of the discrete latents.
-            without: names of statements that are left out.
+            codes: codes (s, B, N, K) of the discrete latents.
+            without: names of statements to leave out.
         """
         parts = [factor.log_prob for name, factor in self.factors.items() if name not in without]
         parts += [site.weigh(site.score(codes)) for name, site in self.sites.items() if name not in without]
         return functools.reduce(torch.add, parts) if parts else torch.zeros(1, 1)
 
     def detached(self) -> Self:
-        """Return what it says of codes without its gradient."""
+        """Return the same log-probabilities without gradients."""
         sites = {name: site._replace(log_probs=site.log_probs.detach()) for name, site in self.sites.items()}
         factors = {name: factor._replace(log_prob=factor.log_prob.detach()) for name, factor in self.factors.items()}
         return self._replace(sites=sites, factors=factors)
 
     def at(self, rows: Tensor) -> Self:
-        """Take rows (r,) of what depends on the codes, possibly one several times."""
+        """Select rows (r,), possibly repeated, of everything that depends on the codes."""
         return self._replace(
             sites={
                 name: site._replace(log_probs=site.log_probs.index_select(0, rows)) if site.depends else site
@@ -161,7 +161,7 @@ class Reading(NamedTuple):
 
     @classmethod
     def stacked(cls, readings: Sequence["Reading"]) -> "Reading":
-        """Put readings of one row each below each other, as if all had been read at once."""
+        """Concatenate readings of one row each, as if all rows had been read at once."""
         first = readings[0]
 
         def stack(name: str, factor: Factor) -> Factor:
@@ -182,7 +182,7 @@ class Reading(NamedTuple):
 
     @property
     def depends(self) -> bool:
-        """Whether anything that it says depends on the codes, beyond which of them a site has."""
+        """Whether any log-probability depends on codes, apart from those of a site's own codes."""
         return any(site.depends for site in self.sites.values()) or any(
             len(factor.log_prob) > 1 for factor in self.factors.values()
         )
@@ -192,7 +192,7 @@ class Level(NamedTuple):
     """Discrete latents that the same data share.
 
     Attributes:
-        names: of the latents.
+        names: the names of the latents.
         num_codes: the number of their joint codes.
         shape: the batch shape of all discrete latents, with 1 where data share these.
     """
@@ -202,16 +202,16 @@ class Level(NamedTuple):
     shape: Size
 
     def holds(self, shape: Size) -> bool:
-        """Whether each cell of another such shape has one value of these latents' statements, or several share it."""
+        """Return whether another such shape is this one with some dimensions set to 1: its cells contain those here."""
         return all(other in (1, own) for own, other in zip(self.shape, shape, strict=True))
 
     def spread(self, values: Tensor, inner: Self) -> Tensor:
-        """Give each cell of an inner level the value of its own here: (s, cells) -> (s, inner cells)."""
+        """Give each cell of an inner level the value of the cell that contains it: (s, cells) -> (s, inner cells)."""
         return values.reshape(-1, *self.shape).expand(-1, *inner.shape).reshape(len(values), -1)
 
 
 def summed_over(values: Tensor, batch_shape: Size, shape: Size) -> Tensor:
-    """Sum values (s, B or 1) over the data that share a cell: (s, cells), for a batch shape with 1 where they do."""
+    """Sum values (s, B or 1) over the data that share a cell, where `shape` has 1 in a batch dimension: (s, cells)."""
     if shape == batch_shape:
         return values
     rows = values.expand(-1, batch_shape.numel()).reshape(-1, *batch_shape)
@@ -219,7 +219,7 @@ def summed_over(values: Tensor, batch_shape: Size, shape: Size) -> Tensor:
 
 
 def first_of(values: Tensor, batch_shape: Size, shape: Size) -> Tensor:
-    """Take one of the values (s, B or 1) that the data of a cell have in common: (s, cells)."""
+    """Return the value of each cell, which all its data have in common: (s, B or 1) -> (s, cells)."""
     if shape == batch_shape:
         return values
     rows = values.expand(-1, batch_shape.numel()).reshape(-1, *batch_shape)
@@ -227,22 +227,22 @@ def first_of(values: Tensor, batch_shape: Size, shape: Size) -> Tensor:
 
 
 class Layout(NamedTuple):
-    """What a few small runs tell about a pair: its discrete latents, and where their codes are.
+    """The latents and plates of a pair, found by a few small runs.
 
     Attributes:
-        space: the discrete latents, those that more data share first, else in the order of the model.
-        levels: the same, from those that most data share to those of the least; one where no latent is shared.
+        space: the discrete latents, those that more data share first, otherwise in the order of the model.
+        levels: the same, grouped by the data that share them, the most shared first; one level if none is shared.
         site_shapes: the sizes of the batch dimensions that each discrete latent has.
         nesting: the number of batch dimensions that plates take.
         batch_shape: of all discrete latents together.
-        plates: those that a discrete latent is in.
-        sizes: of the batch dimensions.
-        obstacle: why the programs do not take codes in one more dimension, or None if they do.
-        guide_depends: whether what the guide says of one latent depends on the codes of another.
+        plates: names of the plates that a discrete latent is in.
+        sizes: the sizes of all batch dimensions and plates.
+        obstacle: why the programs do not accept codes in an additional dimension, or None if they do.
+        guide_depends: whether the guide's probabilities of one latent depend on the codes of another.
         has_continuous: whether the guide has continuous latents.
         roles: which latents are read or scored.
         labels: the discrete statements that the model observes.
-        analytic: the latents besides whose KL is in closed form.
+        analytic: other latents whose KL is in closed form.
     """
 
     space: Space
@@ -273,7 +273,7 @@ class Layout(NamedTuple):
 
     @property
     def evidence_shape(self) -> Size:
-        """Of log p(x): one number for each value of the latents that most data share."""
+        """The shape of log p(x): one number for each cell of the latents that most data share."""
         return min(self.site_shapes.values(), key=len, default=self.batch_shape)
 
     @property
@@ -282,7 +282,7 @@ class Layout(NamedTuple):
         return len(self.levels) > 1
 
     def few(self) -> tuple[int, int]:
-        """Return two small numbers of codes that are no plate's size, so that what pairs codes with data fails."""
+        """Return two small numbers of codes that no plate has as its size, so that pairing codes with data fails."""
         numbers = (number for number in itertools.chain((2, 4), itertools.count(5)) if number not in self.sizes)
         return next(numbers), next(numbers)
 
@@ -291,7 +291,7 @@ class Layout(NamedTuple):
         found = {}
         rows = torch.arange(count, device=self.device)
         for latent in self.space.latents:
-            # Without writing in place, so that a recording can leave out what a guide does not use.
+            # Without writing in place, so that a recording can drop what a guide does not use.
             first = rows.new_zeros(count, latent.num_latents - 1)
             digits = torch.cat([first, (rows % latent.num_categories).unsqueeze(-1)], 1)  # (count, N)
             found[latent.name] = torch.eye(latent.num_categories, dtype=self.dtype, device=self.device)[digits]

@@ -1,6 +1,6 @@
-"""What a pair says about joint codes: the weight of each under the guide, and what is weighted.
+"""Score joint codes by model and guide: the weight of each code under the guide, and the terms that it weights.
 
-A factor that lacks the axis of the codes is counted once, and the KL of latents that depend on no other is closed form.
+A factor without the axis of the codes is counted once. Latents that depend on no other have a KL in closed form.
 """
 
 import functools
@@ -21,14 +21,14 @@ from .statements import read
 
 
 class Guide(NamedTuple):
-    """What the guide says once, whatever the codes.
+    """The part of the guide that does not depend on codes.
 
     Attributes:
-        sites: discrete latents that do not depend on the codes of others; their part of a KL is closed form.
-        values: continuous latents that do not depend on codes: one draw for all of them.
-        log_q: the log-density (1, B) of these, scaled and masked, or None if there are none. That of scored latents has
-            no gradient, and that of latents whose KL is in closed form is left out.
-        factors: of these.
+        sites: discrete latents that do not depend on the codes of others; their part of a KL is in closed form.
+        values: one draw, for all codes, of continuous latents that do not depend on codes.
+        log_q: the log-density (1, B) of these values, scaled and masked, or None if there are none. It has no gradient
+            for scored latents, and omits latents whose KL is in closed form.
+        factors: the factors of these values.
     """
 
     sites: dict[str, Site]
@@ -42,7 +42,7 @@ class Guide(NamedTuple):
         return [*(site.log_probs for site in self.sites.values()), *self.values.values(), *log_q]
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> Self:
-        """Return the same guide with other tensors in their place."""
+        """Return the same guide with :meth:`tensors` replaced by others."""
         rest = iter(tensors)
         return self._replace(
             sites={name: site._replace(log_probs=next(rest)) for name, site in self.sites.items()},
@@ -73,13 +73,13 @@ def _log_q(factor: Factor) -> Tensor:
 
 
 class Terms(NamedTuple):
-    """What a slice of codes adds to the ELBO.
+    """The terms that a slice of codes adds to the ELBO.
 
     Attributes:
         log_weights: log q of the codes (s, B or 1), neither scaled nor masked.
-        table: what is to be weighted (s, B), scaled and masked.
-        constant: what is not, (B,): the same in every slice, to be counted once.
-        scores: of scored latents that are drawn for each code.
+        table: the terms to weight by q (s, B), scaled and masked.
+        constant: the other terms, (B,): the same in every slice, to be counted once.
+        scores: the scores of scored latents that are drawn for each code.
     """
 
     log_weights: Tensor
@@ -89,7 +89,7 @@ class Terms(NamedTuple):
 
 
 class JointScores(NamedTuple):
-    """What a slice of codes says about log p(x, z)."""
+    """The values of log p(x, z) and log p(z) for a slice of codes."""
 
     joint: Tensor  # (s, B): log p(x, z), masked, not scaled
     scale: float | Tensor  # of all statements, outside of a sum over codes
@@ -97,7 +97,7 @@ class JointScores(NamedTuple):
 
 
 def elbo_terms(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> Terms:
-    """Run both programs on joint codes, and return what these add to the ELBO."""
+    """Run both programs on joint codes, and return the terms that these add to the ELBO."""
     return _stacked([_elbo_terms(layout, guide, *found) for found in read_both(runs, layout, guide, codes)])
 
 
@@ -107,7 +107,7 @@ def joint_scores(model: Run, layout: Layout, codes: Codes) -> JointScores:
 
 
 class PairScores(NamedTuple):
-    """What a pair says of codes beside values of its continuous latents c that are given."""
+    """The log-densities of codes z at given values of the continuous latents c."""
 
     log_p: Tensor  # (s, B): log p(x, z, c), masked, not scaled
     log_q: Tensor  # (s, B): log q(z, c | x), likewise
@@ -149,15 +149,15 @@ def log_q_and_scores(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> 
 
 
 class Both(NamedTuple):
-    """What guide and model say about the same codes."""
+    """The readings of guide and model at the same codes."""
 
     codes: Codes
-    q: Reading  # without what is the same for all codes, if nothing else is left
+    q: Reading  # empty if the guide does not depend on codes
     p: Reading
 
 
 def read_both(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> list[Both]:
-    """Run both programs on joint codes: on all at once, or on one after another where there is an obstacle."""
+    """Run both programs on joint codes: on all at once, or on one after another if there is an obstacle."""
     found = []
     for part in pieces(layout, codes):
         q = read(runs.guide, layout, part, guide.values) if layout.guide_depends else Reading({}, {}, {})
@@ -166,7 +166,7 @@ def read_both(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> list[Bo
 
 
 def pieces(layout: Layout, codes: Codes) -> list[Codes]:
-    """Return codes as programs take them: all at once, or one after another where there is an obstacle."""
+    """Return codes as programs take them: all at once, or one after another if there is an obstacle."""
     if layout.obstacle is None:
         return [codes]
     return [{name: own[row : row + 1] for name, own in codes.items()} for row in range(count(codes))]
@@ -174,13 +174,13 @@ def pieces(layout: Layout, codes: Codes) -> list[Codes]:
 
 def count(codes: Codes) -> int:
     """Return the number of rows of codes."""
-    return len(next(iter(codes.values()))) if codes else 1  # of no latent there is one code
+    return len(next(iter(codes.values()))) if codes else 1  # without latents there is one code
 
 
 def _stacked(parts: list[Terms]) -> Terms:
     if len(parts) == 1:
         return parts[0]
-    weights, table, _, scores = zip(*parts, strict=True)  # of several parts nothing is constant
+    weights, table, _, scores = zip(*parts, strict=True)  # with several parts, no term is constant
     return Terms(torch.cat(weights), torch.cat(table), None, tuple(map(_one_score, zip(*scores, strict=True))))
 
 
@@ -237,13 +237,13 @@ def _joint_scores(layout: Layout, codes: Codes, found: Reading) -> JointScores:
 
 
 def _log_densities(layout: Layout, codes: Codes, found: Reading, scale: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Return what a reading says of codes and of all else, and of codes alone, (s, B), masked, not scaled."""
+    """Return the log-density of codes and all other statements, and that of codes alone: (s, B), masked, not scaled."""
     for name, site in found.sites.items():
         if site.share != 1:
             raise ValueError(
                 f"Expected every discrete latent to be inside of the plate(s) {sorted(layout.plates)}, but found "
-                f"'{name}', which several data share, so that no datum has a table of codes of its own. Try "
-                "exact.log_evidence, which sums nested plates from the innermost, or importance_weighted."
+                f"'{name}', which several data share, so that no datum has its own table of codes. Try "
+                "exact.log_evidence, which sums nested plates from the innermost one, or importance_weighted."
             )
     of_codes = [found.score_of(name, codes) for name in found.sites]
     priors = add(of_codes) if of_codes else torch.zeros((1, 1), dtype=layout.dtype, device=layout.device)

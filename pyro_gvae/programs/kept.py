@@ -1,4 +1,4 @@
-"""A small cache of what test runs of a program have shown, for arguments of equal shapes."""
+"""A small cache of what trial runs of a program have found, for arguments of equal shapes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, final
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 @final
 class Kept(Generic[T]):
-    """A cache of results for the last few programs and shapes, such as those of full and of last batches.
+    """A cache of results for the last few programs and shapes, such as those of full batches and the last batch.
 
     The results follow from a program and its arguments, so they are not state of the loss that holds the cache. Guards
     therefore skip this class (:class:`~pyro_gvae.jit.guards.Guard`): a recording for one shape remains valid when a
@@ -23,7 +23,7 @@ class Kept(Generic[T]):
         self._found: list[tuple[Any, T]] = []
 
     def find(self, owner: Any, args: Sequence[Any], kwargs: Mapping[str, Any], make: Callable[[], T]) -> T:
-        """Return the result of `make` for this owner and such arguments, from the cache if it is there.
+        """Return the result of `make` for this owner and arguments like these, from the cache if it is there.
 
         Args:
             owner: the program and everything else that the result depends on, compared by equality.

@@ -2,7 +2,8 @@ r"""The KL of each latent of a pair, digit by digit: in closed form, summed over
 
 .. math:: \mathrm{KL}_n = \mathrm{E}_q[\log q(z_n | z', x) - \log p(z_n | z'')]
 
-for z' and z'' the latents that z_n depends on in the guide and in the model. They add up to KL(q(z | x) || p(z)).
+where z' and z'' are the latents that z_n depends on in the guide and in the model. These KLs add up to
+KL(q(z | x) || p(z)).
 """
 
 import functools
@@ -25,9 +26,9 @@ class LatentKL(NamedTuple):
     """The KL of a latent, summed over data.
 
     Attributes:
-        value: of each of its N digits, (N,), or as a whole, (1,), of a continuous latent and of one whose digits the
-            prior couples: scaled and masked as the guide says, and counted once where data share the latent.
-        weight: the sum of these weights, (); the number of data if nothing is scaled, masked or shared.
+        value: the KL of each of its N digits, (N,), or of the whole latent, (1,), if it is continuous or the prior
+            couples its digits. Scaled and masked as in the guide, and counted once where data share the latent.
+        weight: the sum of the weights of data, (): their number if nothing is scaled, masked or shared.
     """
 
     value: Tensor
@@ -36,7 +37,7 @@ class LatentKL(NamedTuple):
 
 def closed_sites(runs: Runs, layout: Layout) -> tuple[dict[str, Site], dict[str, Site]]:
     """Return the discrete latents of the guide, and those of the model, that depend on no other latent."""
-    if layout.obstacle is not None:  # no axis shows what depends on what
+    if layout.obstacle is not None:  # without an axis, shapes do not show what depends on what
         if len(layout.space.latents) > 1 or layout.has_continuous:
             return {}, {}
         codes = layout.some_codes(1)
@@ -55,7 +56,7 @@ def _independent(found: Reading) -> dict[str, Site]:
 
 
 def closed_kls(runs: Runs, layout: Layout) -> dict[str, LatentKL]:
-    """Compute the KL of latents of which none depends on another, from one run of each program."""
+    """Compute the KL of latents that do not depend on each other, from one run of each program."""
     codes = layout.some_codes(1)
     q, p = (read(program, layout, codes, {}).sites for program in (runs.guide, runs.model))
     return {name: _closed_kl(site, p[name]) for name, site in q.items()}
@@ -80,7 +81,7 @@ def summed_kls(runs: Runs, layout: Layout) -> dict[str, LatentKL]:
 def drawn_kls(runs: Runs, layout: Layout, num_particles: int) -> dict[str, LatentKL]:
     """Estimate the KL of each latent from P draws, with an unbiased gradient.
 
-    Discrete latents are scored, with the mean of the other draws as baseline; continuous ones have a path.
+    Discrete latents are scored, with the mean of the other draws as baseline; continuous ones are reparameterized.
     """
     drawn = read_draws(runs, layout, num_particles)
     closed = {} if layout.obstacle is not None else _both_independent(drawn.q, drawn.p)

@@ -10,7 +10,7 @@ from ..handlers.sites import EVERY_SITE, Kind, Sites
 
 
 class Roles(NamedTuple):
-    """What a loss does with the latents of a program; those that have no role here are drawn by `rsample`.
+    """What a loss does with the latents of a program; latents without a role are drawn by `rsample`.
 
     Attributes:
         read: discrete latents whose codes the loss gives to the programs.
@@ -25,11 +25,11 @@ READ_ALL = Roles()
 
 
 class TooManyCodesError(ValueError):
-    """More joint codes than can be numbered, or held."""
+    """There are more joint codes than can be numbered or held in memory."""
 
 
 class Latent(NamedTuple):
-    """How the values of a discrete latent are written."""
+    """The name of a discrete latent, and the form of its values."""
 
     name: str
     kind: Kind
@@ -48,7 +48,7 @@ class Latent(NamedTuple):
         return num_codes(self.num_latents, self.num_categories)
 
     def value(self, codes: Tensor) -> Tensor:
-        """Codes (..., N, K) as values of the latent, (..., *event_shape)."""
+        """Convert codes (..., N, K) to values of the latent, (..., *event_shape)."""
         codes = codes.reshape(*codes.shape[:-2], *self.shape, self.num_categories)
         return self.kind.values_of(codes).to(self.dtype)
 
@@ -67,7 +67,7 @@ class Space(NamedTuple):
         return total
 
     def codes(self, numbers: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        """One-hot codes (..., N, K) of each latent, by name, of joint codes of the given numbers (...)."""
+        """Return one-hot codes (..., N, K) of each latent, by name, for joint codes with the given numbers (...)."""
         found = {}
         for latent in reversed(self.latents):
             own = numbers % latent.num_codes if len(self.latents) > 1 else numbers

@@ -1,4 +1,4 @@
-"""What a few small runs tell about a pair, before anything is summed: its latents and plates, and what they refuse."""
+"""Find the latents and plates of a pair by a few small runs, before anything is summed, and refuse invalid pairs."""
 
 import itertools
 import warnings
@@ -22,13 +22,13 @@ from .statements import Reader, given_codes, latent_of, read_with
 
 
 def lay_out(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL, seen: Look | None = None) -> Layout:
-    """Find a pair's discrete latents, from a few runs that leave random numbers as they were.
+    """Find a pair's discrete latents by a few runs, which leave random states as they were.
 
     Args:
         runs: the pair with its data bound.
-        with_guide: whether the guide is read; the evidence is the model's alone.
+        with_guide: whether the guide is read; the evidence needs only the model.
         roles: which latents are read as codes, and which are scored.
-        seen: what a first look has shown, where there was one.
+        seen: the result of a first look, if there was one.
 
     Raises:
         ValueError: if the model has no discrete site, latent or observed, or observes nothing, if the guide's latents
@@ -44,8 +44,8 @@ def _lay_out(runs: Runs, seen: Look) -> Layout:
     check(seen, alone=frozenset())
     for name in guide.discrete.keys() & seen.labels.keys():
         raise ValueError(
-            f"Expected the guide to draw latents of the model alone, but found '{name}', which the model observes. Try "
-            "to leave it out of the guide where the model observes it."
+            f"Expected the guide to draw only latents of the model, but found '{name}', which the model observes. Try "
+            "leaving it out of the guide where the model observes it."
         )
     drawn = [name for name, msg in guide.continuous().items() if _is_scored(name, msg, roles)]
     messages = [*model.messages.values(), *guide.messages.values()]
@@ -92,8 +92,8 @@ def _broadcast(shapes: list[Size]) -> Size:
     except ValueError:
         found = ", ".join(str(tuple(shape)) for shape in shapes)
         raise ValueError(
-            f"Expected batch shapes of the discrete latents that broadcast, but found {found}. Try plates that are not "
-            "one inside of the other at different dimensions: pyro.plate(.., dim=-1) and dim=-2."
+            f"Expected batch shapes of the discrete latents that broadcast, but found {found}. Try plates at different "
+            "dimensions if they are not nested: pyro.plate(.., dim=-1) and dim=-2."
         ) from None
 
 
@@ -110,7 +110,7 @@ def _levels(model: Reader, batch_shape: Size) -> tuple[Level, ...]:
 
 
 def _site_shapes(model: Reader, batch_shape: Size) -> dict[str, Size]:
-    """Return the sizes of each discrete latent's batch dimensions; a plate of size 1 is one, another's is none."""
+    """Return the sizes of each discrete latent's batch dimensions, with its own plates of size 1, without others."""
     dims = {}
     for name, found in model.discrete.items():
         plates = {frame.dim for frame in model.messages[name]["cond_indep_stack"] if frame.vectorized}
@@ -124,7 +124,7 @@ def _site_shapes(model: Reader, batch_shape: Size) -> dict[str, Size]:
 
 
 def obstacle_of(run: Callable[[], Any]) -> str | None:
-    """Return the error that shows that programs do not take an axis left of their plates, or None if they do."""
+    """Return the error of programs that do not accept an axis left of their plates, or None if they do."""
     try:
         run()
     except (RuntimeError, ValueError, IndexError) as error:
@@ -139,7 +139,7 @@ def _is_scored(name: str, msg: Messages, roles: Roles) -> bool:
 
 
 def _first_tensor(model: Reader) -> Tensor:
-    """Return a tensor of the dtype and on the device of what a model computes."""
+    """Return a tensor with the dtype and device of the model's computations."""
     observed = [msg for msg in model.messages.values() if msg["is_observed"]]
     values = (msg["value"] for msg in observed if msg["value"].is_floating_point())
     scores = (msg["fn"].log_prob(msg["value"]) for msg in observed)
@@ -155,7 +155,7 @@ def _read_both(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> 
 
 
 def _check_mixing(program: Run, read_before: Reader, layout: Layout, scored: Sequence[str]) -> None:
-    """Refuse a statement outside of the plates of a latent that it depends on; shapes do not tell which do."""
+    """Refuse a statement outside of the plates of a latent that it depends on, which shapes do not show."""
     outside = {name: left for name, msg in read_before.messages.items() if (left := layout.plates - plates_of(msg))}
     found = [*read_before.discrete, *scored]
     if not (outside and found):
@@ -170,12 +170,12 @@ def _check_mixing(program: Run, read_before: Reader, layout: Layout, scored: Seq
 
 
 def warn_of(layout: Layout) -> None:
-    """Warn once of programs that are run for one joint code after another."""
+    """Warn if programs have to be run for one joint code after another."""
     if layout.obstacle is not None:
         warnings.warn(
-            "Expected programs that take codes in one more dimension left of the plates, but found: "
+            "Expected programs that accept codes in one more dimension left of the plates, but found: "
             f"{layout.obstacle.rstrip('.')}. They are run for one joint code after another, which gives the same "
-            "numbers and takes longer. Try operations on the last dimensions alone, such as z.flatten(-2) in place of "
-            "z.reshape(len(x), -1), and to broadcast what is concatenated.",
+            "numbers but takes longer. Try operations on the last dimensions only, such as z.flatten(-2) instead of "
+            "z.reshape(len(x), -1), and broadcast tensors before concatenating them.",
             stacklevel=2,
         )

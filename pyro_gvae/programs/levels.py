@@ -1,4 +1,4 @@
-"""What a slice of codes says about log p(x, z), level by level, for latents of nested plates."""
+"""Compute log p(x, z) of a slice of codes, level by level, for latents in nested plates."""
 
 import itertools
 from typing import NamedTuple
@@ -14,24 +14,24 @@ from .statements import read
 
 
 class LevelScores(NamedTuple):
-    """What a slice of codes says about log p(x, z), level by level."""
+    """The parts of log p(x, z) of a slice of codes, level by level."""
 
-    tables: tuple[Tensor, ...]  # (s, cells) of each level, whose sum over cells and levels is log p(x, z)
+    tables: tuple[Tensor, ...]  # (s, cells) of each level; the sum over cells and levels is log p(x, z)
     scale: float | Tensor  # of all statements, outside of a sum over codes
 
 
 def level_scores(model: Run, layout: Layout, codes: Codes) -> LevelScores:
-    """Run the model on joint codes, for latents of nested plates.
+    """Run the model on joint codes, for latents in nested plates.
 
     Raises:
-        ValueError: if neither of the plates of two discrete latents is inside of the other, or a latent is continuous.
+        ValueError: if the plates of two discrete latents are not nested, or if a latent is continuous.
     """
     for outer, inner in itertools.pairwise(layout.levels):
         if not inner.holds(outer.shape):
             raise ValueError(
                 f"Expected plates of discrete latents to be nested, but found '{outer.names[0]}' and "
-                f"'{inner.names[0]}', neither of which is inside of the other's, so that no codes can be summed "
-                "before others. Try exact.elbo, a bound of it."
+                f"'{inner.names[0]}', neither of which is inside the plates of the other, so that neither can be "
+                "summed first. Try exact.elbo, which is a lower bound of log p(x)."
             )
     parts = [_level_scores(layout, part, read(model, layout, part, {})) for part in pieces(layout, codes)]
     tables = zip(*(part.tables for part in parts), strict=True)
@@ -46,7 +46,7 @@ def _level_scores(layout: Layout, codes: Codes, found: Reading) -> LevelScores:
         sites = [found.score_of(name, codes) for name in level.names]
         terms.append([first_of(site, layout.batch_shape, level.shape) for site in sites])
     for factor in found.others().values():
-        # Those that it depends on have no plates but its own, so that they are of this level or of one further out.
+        # The latents that it depends on are in no other plates, so they belong to this level or one further out.
         i = next(i for i, level in enumerate(layout.levels) if level.holds(factor.own_shape))
         terms[i].append(summed_over(factor.log_prob, layout.batch_shape, layout.levels[i].shape) / scale)
     return LevelScores(tuple(add(term).expand(count(codes), -1) for term in terms), scale)

@@ -1,4 +1,4 @@
-"""A first look at a pair, by one run of each program on one code: its latents, how they are summed, and refusals."""
+"""Take a first look at a pair, by one run of each program on one code: find its latents, and refuse invalid pairs."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -17,9 +17,9 @@ from .statements import Draw, Reader, first_shared_value, first_value, latent_of
 
 
 class Look(NamedTuple):
-    """What one run of each program on one code shows."""
+    """The result of one run of each program on one code."""
 
-    guide: Reader  # which has read nothing where the guide is not asked
+    guide: Reader  # has read nothing if the guide is not used
     model: Reader
     given: dict[str, Tensor]  # continuous latents of the guide
     with_guide: bool
@@ -33,13 +33,13 @@ class Look(NamedTuple):
 
     @property
     def needs_axes(self) -> bool:
-        """Whether each discrete latent needs an axis of its own: those of a chain, and those of the model alone."""
+        """Whether each discrete latent needs its own axis, because some are in a chain or in the model alone."""
         found = [reader.messages[name] for reader in (self.guide, self.model) for name in reader.discrete]
         return bool(self.alone) or any(map(in_markov, found))
 
     @property
     def alone(self) -> frozenset[str]:
-        """The discrete latents that the model has, and the guide lacks; none if the guide is not asked."""
+        """The discrete latents that the model has and the guide lacks; none if the guide is not used."""
         names = self.model.discrete.keys() - self.guide.discrete.keys()
         return frozenset(names) if self.with_guide else frozenset()
 
@@ -57,11 +57,11 @@ class Look(NamedTuple):
 
 
 def look(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL) -> Look:
-    """Run each program once, on one code, and leave random numbers as they were.
+    """Run each program once, on one code, and leave random states as they were.
 
     Args:
         runs: the pair with its data bound.
-        with_guide: whether the guide is read; the evidence is the model's alone.
+        with_guide: whether the guide is read; the evidence needs only the model.
         roles: which latents are read as codes, and which are scored.
     """
     with torch.no_grad(), without_trace():
@@ -74,7 +74,7 @@ def look(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL) -> Loo
 
 
 def _run_on_one_code(model: Run, given: Mapping[str, Tensor], read: Sites) -> Reader:
-    """Run the model on a code that all data share, which it decodes once, or else on one in the shape of a sample."""
+    """Run the model on one code that all data share, so that it is decoded once; if that fails, on one per datum."""
     try:
         reader = Reader(first_shared_value, any_draw(given), read)
         reader.run(model)
@@ -85,7 +85,7 @@ def _run_on_one_code(model: Run, given: Mapping[str, Tensor], read: Sites) -> Re
 
 
 def any_draw(given: Mapping[str, Tensor]) -> Draw:
-    """Return values of continuous latents as they are given, or else any draw of them."""
+    """Return a function that gives a continuous latent its given value, or else any draw."""
 
     def draw(name: str, fn: Any) -> Tensor:
         value: Tensor = given[name] if name in given else fn.sample()
@@ -98,8 +98,8 @@ def check(seen: Look, alone: Collection[str]) -> None:
     """Refuse pairs whose latents do not fit together.
 
     Args:
-        seen: what a first look has shown.
-        alone: discrete latents that the guide need not have.
+        seen: the result of a first look.
+        alone: discrete latents that the guide may lack.
     """
     if seen.with_guide:
         _check_pair(seen.guide, seen.model, alone)
@@ -124,7 +124,7 @@ def _check_pair(guide: Reader, model: Reader, alone: Collection[str]) -> None:
         if name not in model.messages and not msg["infer"].get("is_auxiliary"):
             raise ValueError(
                 f"Expected the latents of the guide to have the same name in the model, but found '{name}' in the "
-                'guide alone. Try infer={"is_auxiliary": True} if it is meant to be.'
+                'guide alone. Try infer={"is_auxiliary": True} if this is intended.'
             )
     for name, found in guide.discrete.items():
         if found.prior is not None:
@@ -153,25 +153,25 @@ def _check_model(model: Reader, given: Mapping[str, Tensor], with_guide: bool) -
     if drawn and with_guide:
         raise ValueError(
             f"Expected the guide to have all continuous latents of the model, but found '{drawn[0]}' in the model "
-            "alone. Try to add it to the guide, or to condition on it."
+            "alone. Try adding it to the guide, or conditioning on it."
         )
     if drawn:
         raise is_continuous(drawn[0])
 
 
 def is_continuous(name: str) -> ValueError:
-    """Return the error of an evidence that is asked of a model with a continuous latent."""
+    """Return the error for computing the evidence of a model with a continuous latent."""
     return ValueError(
         f"Expected a model whose latents are all discrete, but found '{name}', over which no sum can be taken. Try "
         "exact.elbo, which draws it, the collapsed importance-weighted bound "
-        "(pyro_gvae.evaluate.collapsed.collapsed_importance_weighted), or to condition on it."
+        "(pyro_gvae.evaluate.collapsed.collapsed_importance_weighted), or conditioning on it."
     )
 
 
 def mixes_data(name: str, other: str, plates: frozenset[str]) -> ValueError:
-    """Return the error of a statement outside of the plates of a latent that it depends on."""
+    """Return the error for a statement outside of the plates of a latent that it depends on."""
     return ValueError(
         f"Expected every statement that depends on '{other}' to be inside of its plate(s) {sorted(plates)}, but found "
         f"'{name}' outside of them: it belongs to no single datum, and the sum would be over the codes of all data at "
-        "once. Try to move it into the plate, or, for a plate of latents, one site with .to_event(1)."
+        "once. Try moving it into the plate, or, for a plate of latents, one site with .to_event(1)."
     )

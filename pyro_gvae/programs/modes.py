@@ -1,4 +1,4 @@
-"""Networks that a look at a program leaves as they were: in eval mode while it is evaluated, or with their buffers."""
+"""Run programs without changing their networks: in eval mode, or with random states and buffers restored."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -35,9 +35,9 @@ def eval_mode(pair: HasPair) -> Iterator[None]:
 
 @contextmanager
 def without_trace() -> Iterator[None]:
-    """Run programs to see what they are: random states, and buffers of the modules that are called, are kept.
+    """Run programs for a trial: random states, and buffers of the modules that are called, are restored afterwards.
 
-    Batch normalization in train mode, say, would learn from what a program is only probed with.
+    Otherwise batch normalization in train mode, for example, would learn from the trial.
     """
     states = random_states()
     before: dict[Tensor, Tensor] = {}
@@ -47,7 +47,7 @@ def without_trace() -> Iterator[None]:
             if buffer not in before:
                 before[buffer] = buffer.clone()
 
-    # A hook of all modules, since programs may be functions that find theirs in a closure.
+    # A hook for all modules, because programs may be functions with modules in their closures.
     hook = register_module_forward_pre_hook(keep)
     try:
         yield
@@ -56,7 +56,7 @@ def without_trace() -> Iterator[None]:
         set_random_states(states)
         with torch.no_grad():
             for buffer, value in before.items():
-                if buffer.layout is not torch.strided or not torch.equal(buffer, value):  # that of sparse ones fails
+                if buffer.layout is not torch.strided or not torch.equal(buffer, value):  # equal fails if sparse
                     buffer.copy_(value)
 
 
@@ -72,7 +72,7 @@ def judging(function: Callable[Concatenate[P, ...], R]) -> Callable[Concatenate[
 
 
 def _roots(pair: HasPair) -> Iterator[nn.Module]:
-    """Yield the pair, and the objects whose methods its programs are, also below handlers."""
+    """Yield the modules among the pair, its programs, and the objects whose methods they are, also inside handlers."""
     for candidate in (pair, pair.model, pair.guide):
         layer: Any = candidate
         while layer is not None:

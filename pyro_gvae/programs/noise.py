@@ -1,4 +1,4 @@
-"""How codes and continuous latents are drawn, and codes drawn again with the noise that they had."""
+"""Draw codes and continuous latents, and draw codes again with the same noise."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,9 @@ from torch import Size, Tensor
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.parameters import gumbel_like
 
-#: Draws as many codes of log pi (*batch, N, K) as a sample shape says: they, and their noise if it may be used again.
+#: Draws codes from log pi (*batch, N, K), as many as a sample shape has; returns them, and their noise if it is kept.
 DrawCodes = Callable[[Tensor, Size], tuple[Tensor, Tensor | None]]
-#: The codes of log pi (R, *plates, N, K) with noise of the same shape.
+#: Computes codes from log pi (R, *plates, N, K) and noise of the same shape.
 CodesOf = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -27,12 +27,12 @@ def by_gumbel_noise(log_probs: Tensor, sample_shape: Size) -> tuple[Tensor, Tens
 
 
 def largest(log_probs: Tensor, noise: Tensor) -> Tensor:
-    """Return the codes of Gumbel noise: the largest perturbed log-probability is the one."""
+    """Return the codes for Gumbel noise: the category with the largest perturbed log-probability."""
     perturbed = (log_probs + noise).detach()
     return torch.zeros_like(perturbed).scatter(-1, perturbed.argmax(-1, keepdim=True), 1.0)
 
 
 def anew(name: str, fn: Any) -> Tensor:
-    """Draw a continuous latent that shares no noise, reparameterized if it can be."""
+    """Draw a continuous latent with new noise, reparameterized if possible."""
     value: Tensor = fn.rsample() if fn.has_rsample else fn.sample().detach()
     return value

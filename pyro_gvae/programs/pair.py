@@ -10,8 +10,8 @@ class Pair(NamedTuple):
 
     Latents have the same names in both. Discrete ones are one-hots (`OneHotCategorical`, with `.to_event(1)` for N of
     them, `RelaxedOneHotCategorical` or `FactorizedOneHotCategorical`), bits (`Bernoulli`, `RelaxedBernoulli`) or
-    integers (`Categorical`). The guide may lack discrete ones, which exact losses sum. Each estimator says how many of
-    them it accepts, and which latents beside them.
+    integers (`Categorical`). The guide may lack discrete ones, which exact losses sum out. Each estimator says how many
+    of them it accepts, and which other latents.
     """
 
     model: Program

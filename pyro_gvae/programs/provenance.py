@@ -1,6 +1,7 @@
-"""Which latents a tensor of a program comes from, directly, whatever its shape.
+"""Track which latents the tensors of a program directly depend on.
 
-Stock `TrackProvenance` answers the same, and takes some ten times as long, which a chain of a thousand latents feels.
+Stock `TrackProvenance` does the same, but takes about ten times as long, which matters for a chain of a thousand
+latents.
 """
 
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ _NOTHING: frozenset[str] = frozenset()
 
 @final
 class Provenance(Messenger):
-    """Follows the values of all sites of a program through the functions of torch; to be the innermost handler."""
+    """Tracks the values of all sites of a program through torch functions; must be the innermost handler."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class Provenance(Messenger):
 
     def _pyro_post_sample(self, msg: Messages) -> None:
         if is_random(msg) and isinstance(msg["value"], Tensor):
-            msg["value"] = msg["value"].view_as(msg["value"])  # a tensor of its own: a guide may give a parameter
+            msg["value"] = msg["value"].view_as(msg["value"])  # a new tensor: the value may be a parameter
             self._mode.sources[id(msg["value"])] = msg["value"], frozenset({msg["name"]})
 
 
@@ -46,7 +47,7 @@ class Provenance(Messenger):
 class _Following(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
-        self.sources: dict[int, tuple[Tensor, frozenset[str]]] = {}  # tensors are kept, so that numbers stay theirs
+        self.sources: dict[int, tuple[Tensor, frozenset[str]]] = {}  # tensors are kept, so that ids stay unique
 
     def of(self, value: Any) -> frozenset[str]:
         return self.sources[id(value)][1] if id(value) in self.sources else _NOTHING
@@ -56,7 +57,7 @@ class _Following(TorchFunctionMode):
         if self.sources:
             inputs = [*_tensors(args), *_tensors((kwargs or {}).values())]
             found = _NOTHING.union(*map(self.of, inputs))
-            # What is written in place is the first argument.
+            # A function that returns None writes into its first argument.
             for value in _tensors((args[:1] if result is None else result,)) if found else ():
                 self.sources[id(value)] = value, found
         return result

@@ -1,4 +1,4 @@
-"""What statements reach beyond what `pyro.markov` says: latents of loops that have ended."""
+"""Let statements reach latents that `pyro.markov` would not let them: those of loops that have ended."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, final
@@ -16,11 +16,11 @@ from ..runtime.compat.enumeration import (
 
 
 class Reach(NamedTuple):
-    """What statements reach beyond what `pyro.markov` says.
+    """The latents that statements reach in addition to what `pyro.markov` allows.
 
     Attributes:
         beside: for a latent of the guide, those that the model reaches together with it.
-        behind: latents in `pyro.markov` on which a statement behind the loop, or in another one, depends.
+        behind: latents in `pyro.markov` that a statement after the loop, or in another loop, depends on.
     """
 
     beside: Mapping[str, frozenset[str]]
@@ -29,11 +29,11 @@ class Reach(NamedTuple):
 
 @final
 class Behind:
-    """Lets statements behind a loop reach what its last statement could, whose dimensions no other latent gets.
+    """Lets statements after a loop reach what its last statement could; no other latent gets those dimensions.
 
     Args:
-        names: the latents that are read so.
-        axes_of: returns the dimensions of a latent's value, and the numbers of the latents that they belong to.
+        names: the latents that are read after their loop.
+        axes_of: returns the dimensions of a latent's value, each with the number of the latent that it belongs to.
     """
 
     def __init__(self, names: frozenset[str], axes_of: Callable[[str], dict[int, int]]) -> None:
@@ -45,7 +45,7 @@ class Behind:
         self._axes: dict[int, int] = {}
 
     def begin(self, msg: Messages, messages: Mapping[str, Messages]) -> None:
-        """Take notice of a statement before it has a value, after others."""
+        """Register a statement before it has a value; `messages` are those before it."""
         if not self._names:
             return
         loop = loop_around()
@@ -63,6 +63,6 @@ class Behind:
         leave_dims(min(self._axes, default=0))
 
     def done(self, msg: Messages) -> None:
-        """Let a statement outside of all loops reach what is behind it."""
+        """Let a statement outside of all loops reach the latents of loops before it."""
         if self._axes and not in_markov(msg):
             give_axes(msg, self._axes | axes_in_reach(msg))

@@ -18,8 +18,8 @@ class Runs(NamedTuple):
     Attributes:
         model: the model.
         guide: the guide.
-        again: returns the same with a minibatch of its own, for runs that only find out what the programs are. They
-            leave random states as they were: a minibatch that they drew would be the same for every loss.
+        again: returns the same with its own minibatch, for trial runs. Trial runs restore the random states, so a
+            minibatch that one of them drew would be the same for every loss.
     """
 
     model: Run
@@ -53,10 +53,10 @@ class _Minibatch(Messenger):
 
 
 def two_plates(name: str, size: int, other: int) -> ValueError:
-    """Return the error of plates of one name that have two sizes."""
+    """Return the error for plates with the same name and different sizes."""
     return ValueError(
-        f"Expected plates of one name to have one size, in model and guide, but found '{name}' of {size} data and of "
-        f"{other}. Try another name for one of them."
+        f"Expected plates with the same name to have the same size, in model and guide, but found '{name}' with {size} "
+        f"and with {other} data. Try another name for one of them."
     )
 
 
@@ -94,11 +94,11 @@ class Arguments(NamedTuple):
 
 
 def arguments(*batch: Any, **others: Any) -> Arguments:
-    """Return a batch, or what a program is called with, as its arguments.
+    """Return a batch as the arguments of a program.
 
     Args:
         *batch: the arguments; a single tuple or list, as `DataLoader` yields them, is unpacked, and a single dictionary
-            has keyword arguments.
+            is taken as keyword arguments.
         **others: keyword arguments.
 
     Example:
@@ -118,7 +118,7 @@ def items(batch: Any) -> tuple[Any, ...]:
 def split(batch: Any, size: int) -> Iterator[tuple[Any, ...]]:
     """Yield a batch in parts of at most `size` data, as arguments of a program.
 
-    Tensors as long as the first argument are cut along their first dimension. Other arguments go with each part.
+    Tensors as long as the first argument are cut along their first dimension. Each part gets all other arguments.
     """
     arguments = items(batch)
     length = len(arguments[0])

@@ -1,11 +1,11 @@
-"""Values of all latents drawn from the guide, and the same with one of them changed.
+"""Draw values of all latents from the guide, and draw them again with one latent changed.
 
-A sample keeps its noise. Where a discrete latent gets another code, latents that the guide declares before it keep
-their values, and later ones are drawn again with the same noise. What does not depend on the changed latent so stays as
-it is, and no analysis has to tell what does. Given the latents before it, the later ones still have the guide's
+A sample keeps its noise. If a discrete latent gets another code, latents that the guide declares before it keep their
+values, and later ones are drawn again with the same noise. So latents that do not depend on the changed one stay as
+they are, without any analysis of dependence. Given the latents before them, the later ones still have the guide's
 distribution, whatever noise they share with the sample.
 
-Particles share one axis, left of the plates. Programs that do not take it are run for one row after another.
+Particles share one axis, left of the plates. Programs that do not accept it are run for one row after another.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -27,11 +27,11 @@ class Sample(NamedTuple):
     """R values of every latent of each datum, in the order of the guide.
 
     Attributes:
-        codes: of each discrete latent, (R, B, N, K).
-        values: of each latent, as programs take it, ``(R, *plates, *event_shape)``.
-        noise: of the latents that have any: like the codes of discrete ones, like the values of others.
+        codes: codes of each discrete latent, (R, B, N, K).
+        values: values of each latent, as programs take them, ``(R, *plates, *event_shape)``.
+        noise: noise of the latents that have any, in the shape of codes if discrete, otherwise of values.
         scored: continuous latents that are not reparameterized.
-        q: what the guide says.
+        q: the guide's log-probabilities.
         given: latents whose values were not drawn.
     """
 
@@ -48,7 +48,7 @@ class Sample(NamedTuple):
         return names[names.index(name) + 1 :]
 
     def part(self, rows: slice) -> Self:
-        """Return some rows of what was drawn; what the guide says is that of all."""
+        """Return some rows of the drawn values; `q` still has all rows."""
         codes, values, noise = (
             {name: own[rows] for name, own in mapping.items()} for mapping in (self.codes, self.values, self.noise)
         )
@@ -62,7 +62,7 @@ class Sample(NamedTuple):
     def score_function(self, costs: Tensor) -> Tensor:
         """Return the surrogate of the scored continuous latents, for costs (R, B) of this sample: ().
 
-        Rows are independent draws, and the mean cost of the others is each one's baseline.
+        Rows are independent draws; the baseline of each is the mean cost of the others.
         """
         advantages = above_others(costs.detach())
         scores = [self.q.factors[name].unweighed() for name in self.values if name in self.scored]
@@ -70,7 +70,7 @@ class Sample(NamedTuple):
 
 
 def above_others(costs: Tensor) -> Tensor:
-    """Subtract from the costs (P, ...) of each draw the mean of those of the others; a single one has no others."""
+    """Subtract from the costs (P, ...) of each draw the mean costs of the other draws, if there are any."""
     return costs if len(costs) == 1 else (costs - costs.mean(0)) * (len(costs) / (len(costs) - 1))
 
 
@@ -78,10 +78,10 @@ class Given(NamedTuple):
     """Values of some latents, which are not drawn.
 
     Attributes:
-        codes: of discrete ones, (R, B, N, K).
-        values: of others, ``(R, *plates, *event_shape)``.
-        sources: for the given latents that the guide has declared so far, the row from which each row takes what is
-            drawn next, (R,); None if each row draws its own.
+        codes: codes of discrete ones, (R, B, N, K).
+        values: values of others, ``(R, *plates, *event_shape)``.
+        sources: maps the given latents declared so far to the row from which each row takes its next draw, (R,); None
+            if each row draws its own.
     """
 
     codes: Mapping[str, Tensor]
@@ -89,7 +89,7 @@ class Given(NamedTuple):
     sources: Callable[[Collection[str]], Tensor] | None = None
 
     def row(self, row: int) -> "Given":
-        """Return one row, with its axis."""
+        """Return one row, keeping the axis."""
         codes, values = ({name: own[row : row + 1] for name, own in mapping.items()} for mapping in self[:2])
         return Given(codes, values)
 
@@ -110,10 +110,10 @@ def sample(
 
     Args:
         runs: the pair with its data bound.
-        layout: what is known of it.
+        layout: its latents and plates.
         num_particles: P.
         draw_codes: draws the discrete ones.
-        pathwise: whether continuous latents are reparameterized where they can be, or scored as discrete ones are.
+        pathwise: whether continuous latents are reparameterized where possible, or all scored like discrete ones.
         given: P values of latents that are not drawn.
     """
     if layout.obstacle is not None and num_particles > 1:
@@ -140,7 +140,7 @@ def sample(
     def place(name: str, found: Discrete) -> Tensor:
         if name in given.codes:
             return values.keep_code(name, found, cells_of(layout, given.codes[name], found.batch_shape))
-        # Without the axis of particles the same distribution is drawn from P times.
+        # Without the axis of particles, draw P times from the same distribution.
         sample_shape = Size() if has_rows(layout, found.batch_shape) else Size((num_particles,))
         codes, noise = draw_codes(log_probs_of(found).detach(), sample_shape)
         noise = noise if noise is None else from_sources(noise)
@@ -165,7 +165,7 @@ def sample(
 
 
 def _taken(given: Given, row: int, done: list[Sample]) -> dict[str, Sample]:
-    """Return the earlier rows from which this one takes what it would draw, by the names of latents."""
+    """Return the earlier rows whose draws this row takes instead of its own, by the names of latents."""
     if given.sources is None or not done:
         return {}
     declared: list[str] = []
@@ -180,18 +180,18 @@ def _taken(given: Given, row: int, done: list[Sample]) -> dict[str, Sample]:
 
 
 def _sampled(values: Values, q: Reading, scored: frozenset[str], given: frozenset[str]) -> Sample:
-    """Return what a run has kept as a sample."""
+    """Return the values of a run as a sample."""
     said = q if values.layout.obstacle is None else Reading.stacked([q])
     return Sample(values.codes, values.values, values.noise, scored, said, given)
 
 
 class Change(NamedTuple):
-    """Other codes of one discrete latent.
+    """New codes for one discrete latent.
 
     Attributes:
-        name: of the latent.
-        codes: (R, B, N, K).
-        rows: which of the P rows of a sample each code belongs to, (R,); None for all in their order.
+        name: the name of the latent.
+        codes: its new codes, (R, B, N, K).
+        rows: which of the P rows of a sample each code belongs to, (R,); None for all rows in their order.
     """
 
     name: str
@@ -212,21 +212,21 @@ class Change(NamedTuple):
 def changed(
     runs: Runs, layout: Layout, base: Sample, change: Change, codes_of: CodesOf, draw_anew: Draw = anew
 ) -> Sample:
-    """Give a discrete latent other codes, and draw later latents of the guide again with the noise that they had.
+    """Give a discrete latent other codes, and draw later latents of the guide again with the same noise.
 
-    Later latents that depend on no row keep their values. Continuous ones that are of no location-scale family are
-    drawn anew.
+    Later latents without an axis of rows keep their values. Continuous ones outside of the location-scale families are
+    drawn with new noise.
 
     Args:
         runs: the pair with its data bound.
-        layout: what is known of it.
+        layout: its latents and plates.
         base: the sample.
         change: the latent and its codes.
-        codes_of: the codes of later latents, from their log-probabilities and noise.
+        codes_of: computes the codes of later latents from their log-probabilities and noise.
         draw_anew: draws continuous latents without noise.
     """
     name = change.name
-    # A KL in closed form needs the distributions of the rows, which only a run has.
+    # A KL in closed form needs the distributions of these rows, which only a run gives.
     needs_rows = bool(layout.analytic) and change.rows is not None
     if not needs_rows and (not layout.guide_depends or not base.later(name)):
         return _replaced(layout, base, change)
@@ -259,7 +259,7 @@ def changed(
 
 
 def _replaced(layout: Layout, base: Sample, change: Change) -> Sample:
-    """Give a latent other codes, where no other is drawn again."""
+    """Give a latent other codes, when no other latent has to be drawn again."""
     name, taken = change.name, change.of_base
     value = value_of_codes(layout, base.q.sites[name].latent, base.values[name], change.codes)
     return Sample(
@@ -284,7 +284,7 @@ def read_values(runs: Runs, layout: Layout, values: dict[str, Tensor]) -> Readin
 
 
 def _stacked(samples: list[Sample]) -> Sample:
-    """Put samples of one row each below each other."""
+    """Concatenate samples of one row each."""
     codes, values, noise = (
         {name: torch.cat([mapping[name] for mapping in mappings]) for name in mappings[0]}
         for mappings in zip(*((one.codes, one.values, one.noise) for one in samples), strict=True)

@@ -1,7 +1,8 @@
-"""One run of a program on joint codes: what each of its statements says, with the axes that it has.
+"""Run a program once on joint codes, and read the log-probability of each statement, with the axes that it has.
 
 Codes of all discrete latents share one axis, left of the plates: row s has the s-th value of each of them. Programs are
-run on rows of codes as if these were samples, and continuous latents are drawn. What has the axis depends on the codes.
+run on rows of codes as if these were samples, and continuous latents are drawn. A log-probability that has the axis
+depends on the codes.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,15 +22,15 @@ from ..runtime.compat.pyro import is_intervened_on, is_random
 from .factors import Codes, Factor, Layout, Reading, Site, coupling_of
 from .latents import Latent
 
-#: The value of a discrete latent, by its name and what its distribution says.
+#: Returns the value of a discrete latent, from its name and its distribution.
 Place = Callable[[str, Discrete], Tensor]
-#: The value of a continuous latent, by its name and its distribution.
+#: Returns the value of a continuous latent, from its name and its distribution.
 Draw = Callable[[str, Any], Tensor]
 
 
 @final
 class Reader(OneHotMessenger):
-    """Gives the latents of a program their values, and keeps what all statements say."""
+    """Gives the latents of a program their values, and records all statements."""
 
     def __init__(self, place: Place, draw: Draw, on: Sites = EVERY_SITE) -> None:
         super().__init__(on)
@@ -71,7 +72,7 @@ class Reader(OneHotMessenger):
 
 
 def drawn_once(given: Mapping[str, Tensor], scored: Sites) -> Draw:
-    """Return values of latents that are not read as they are given, or else one draw, pathwise if it is not scored."""
+    """Return a function that gives other latents their given values, or else one draw, pathwise if possible."""
 
     def draw(name: str, fn: Any) -> Tensor:
         if name in given:
@@ -79,7 +80,7 @@ def drawn_once(given: Mapping[str, Tensor], scored: Sites) -> Draw:
         if not fn.has_rsample and name not in scored:
             raise ValueError(
                 f"Expected latents that can be summed over or reparameterized, but found '{name}', a "
-                f"{type(innermost(fn)).__name__} without rsample. Try to condition on it, or an estimator that scores, "
+                f"{type(innermost(fn)).__name__} without rsample. Try conditioning on it, or an estimator that scores, "
                 f"such as reinforce-loo, for all latents or by estimator({{'{name}': 'reinforce-loo'}})."
             )
         value: Tensor = fn.rsample() if fn.has_rsample else fn.sample().detach()
@@ -107,7 +108,7 @@ def flat(values: Tensor, found: Discrete) -> Tensor:
 
 
 def latent_of(name: str, found: Discrete) -> Latent:
-    """Return how the values of a discrete latent are written."""
+    """Return the name of a discrete latent, and the form of its values."""
     return Latent(name, found.kind, found.shape, found.num_categories, found.dtype)
 
 
@@ -117,8 +118,8 @@ def read(program: Run, layout: Layout, codes: Codes, given: Mapping[str, Tensor]
     Args:
         program: the program with its data bound.
         layout: its latents and plates.
-        codes: one-hots (s, N, K) of each latent, by name, which all data share, or (s, B, N, K), for each datum its
-            own; a single code where the layout has an obstacle.
+        codes: one-hots (s, N, K) of each latent, by name, which all data share, or (s, B, N, K) with separate codes for
+            each datum; a single code if the layout has an obstacle.
         given: values of other latents, which are not drawn.
 
     Raises:
@@ -128,12 +129,12 @@ def read(program: Run, layout: Layout, codes: Codes, given: Mapping[str, Tensor]
 
 
 def given_codes(layout: Layout, codes: Codes) -> Place:
-    """Return joint codes (s, N, K) by name, which all data share, or (s, B, N, K), as values of latents."""
+    """Return a function that gives latents the values of joint codes (s, N, K), shared by all data, or (s, B, N, K)."""
     shapes = {name: level.shape for level in layout.levels for name in level.names}
 
     def place(name: str, found: Discrete) -> Tensor:
         own = codes[name]
-        # In the type that the program's samples have, which its networks take; scores are computed in float32 at least.
+        # In the dtype of the program's samples, which its networks expect; scores are computed in at least float32.
         latent = latent_of(name, found)
         if own.dim() == 4:
             own = own.reshape(len(own), *layout.batch_shape, *own.shape[-2:])
@@ -207,7 +208,7 @@ def _factor(name: str, msg: Messages, layout: Layout) -> Factor:
 
 
 def _weighed(name: str, msg: Messages, scores: Tensor, layout: Layout) -> Factor:
-    """Return the scores of a statement as its factor."""
+    """Return the scores of a statement as a factor, scaled and masked."""
     weighed = scale_and_mask(scores, msg["scale"], msg["mask"])
     weighed = weighed.reshape((1,) * (layout.nesting + 1 - weighed.dim()) + weighed.shape)  # (s or 1, *plates)
     own, found = layout.padded_shape, weighed.shape[1:]
@@ -217,7 +218,7 @@ def _weighed(name: str, msg: Messages, scores: Tensor, layout: Layout) -> Factor
         expected, plate = own[dim] if -dim <= layout.nesting else 0, plates.get(dim)
         is_shared = found[dim] == 1 and layout.plates - plates_of(msg)
         if plate is not None and plate.name not in layout.plates and found[dim] in (1, plate.size):
-            kept[dim] = 1  # a plate of its own, over which it is summed
+            kept[dim] = 1  # sum over a plate that contains no discrete latent
         elif found[dim] != expected and not is_shared:
             raise ValueError(
                 f"Expected every statement to have the batch shape {tuple(layout.batch_shape)} of the discrete "

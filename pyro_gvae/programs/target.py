@@ -1,4 +1,4 @@
-"""A model and its guide with their data bound, as losses that sample need them."""
+"""A model and its guide with their data bound, for losses that sample."""
 
 from typing import Any, final
 
@@ -16,7 +16,7 @@ from .without_replacement import Distinct, draw_distinct
 
 @final
 class Target:
-    """A model and a guide with their data bound: draws from the guide, and what both say of them.
+    """A model and a guide with their data bound: draws from the guide, scored by both.
 
     A pair may have any number of latents. :meth:`draw` gives values of all of them and their log-densities. Losses that
     make codes of their own take the values themselves (:meth:`drawn`), change one latent (:meth:`changed`), and run the
@@ -37,7 +37,7 @@ class Target:
 
         Args:
             num_particles: P.
-            pathwise: whether continuous latents are reparameterized where they can be, or scored as discrete ones are.
+            pathwise: whether continuous latents are reparameterized where possible, or all scored like discrete ones.
         """
         warn_of(self.layout)
         return draw(self.runs, self.layout, num_particles, pathwise=pathwise)
@@ -46,7 +46,7 @@ class Target:
         """Draw P different joint codes of each datum from the guide, without replacement.
 
         Args:
-            num_codes: P; all codes are taken if there are not as many.
+            num_codes: P; all codes are taken if there are fewer.
         """
         warn_of(self.layout)
         return draw_distinct(self.runs, self.layout, num_codes)
@@ -56,14 +56,14 @@ class Target:
 
         Args:
             num_particles: P.
-            draw_codes: draws the discrete ones.
+            draw_codes: draws the codes of discrete latents.
             given: values of latents that are not drawn.
         """
         warn_of(self.layout)
         return sample(self.runs, self.layout, num_particles, draw_codes, given=given)
 
     def changed(self, base: Sample, change: Change, codes_of: CodesOf, draw_anew: Draw = anew) -> Sample:
-        """Give a latent other codes, as ``programs.samples.changed``."""
+        """Give a latent other codes, as ``programs.samples.changed`` does."""
         return changed(self.runs, self.layout, base, change, codes_of, draw_anew)
 
     def read_codes(self, base: Sample, codes: Codes) -> Reading:

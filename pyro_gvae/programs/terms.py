@@ -1,4 +1,4 @@
-"""What a run on all values of all latents says: log-probabilities of latents and of other statements, by their axes."""
+"""Log-probabilities of latents and other statements, with named axes, from a run on all values of all latents."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,7 +17,7 @@ from .axes import Axis, Term, term_of
 from .latents import Latent
 from .statements import flat, latent_of
 
-#: Elements below which the scores of a statement take less time than to find out whether they are a matrix product.
+#: Statements with fewer elements are scored directly, which is faster than checking for a matrix product.
 SMALL = 2**14
 
 
@@ -27,12 +27,12 @@ class Site(NamedTuple):
     latent: Latent
     variable: Axis
     log_probs: Term  # not masked
-    masked: Term  # what it adds to log p or log q
+    masked: Term  # its part of log p or log q
     of_digits: Callable[[Tensor], Term]  # the same, with a weight (N,) for each digit
 
 
 class Reading(NamedTuple):
-    """What a program says of all values of its discrete latents."""
+    """A program's log-probabilities for all values of its discrete latents."""
 
     sites: dict[str, Site]
     others: dict[str, Term]  # by the name of the statement, masked
@@ -57,13 +57,13 @@ def weight_of(msg: Messages, mask: Any, like: Tensor) -> Tensor:
 
 
 def mask_of_site(found: Discrete, msg: Messages) -> Any:
-    """Return what masks a discrete latent, in its distribution and around it."""
+    """Return the mask of a discrete latent: that of its distribution and that around it, combined."""
     masks = [mask for mask in (found.mask, msg["mask"]) if mask is not None]
     return masks[0] & masks[-1] if masks else None
 
 
 def site_of(name: str, found: Discrete, msg: Messages, axes: Mapping[int, Axis], variable: Axis, nesting: int) -> Site:
-    """Return what a statement of a discrete latent says, with the axis `variable` of its own values."""
+    """Return the log-probabilities of a discrete latent, with the axis `variable` of its own values."""
     latent = latent_of(name, found)
     logits = flat(at_least_float32(found.logits), found)  # (*batch, N, K)
     digits = torch.log_softmax(without_repeats(logits, logits.dim() - 2), -1)
@@ -90,7 +90,7 @@ def site_of(name: str, found: Discrete, msg: Messages, axes: Mapping[int, Axis],
     def of_digits(weights: Tensor) -> Term:
         if found.prior is not None:
             raise ValueError(
-                f"Expected independent digits, whose KL is asked for one by one, but found those of '{name}', which a "
+                f"Expected independent digits, because the KL of each is needed, but found those of '{name}', which a "
                 "prior couples. Try free_bits=None, or a prior of independent digits."
             )
         return masked(table(digits.clamp_min(lowest) * weights.unsqueeze(-1)))

@@ -1,9 +1,9 @@
 """The most probable joint codes of a guide, found digit by digit, and samples of all others.
 
-The discrete latents of each datum have joint codes whose probabilities under the guide are products, as long as no
-latent that is drawn stands between them. What data share is drawn first, and so is every continuous latent that the
-guide declares before all codes: each joint code has a probability given these. Latents that are declared later, and may
-depend on codes, are drawn for each code.
+The probability of a datum's joint code under the guide is a product, as long as no latent that has to be drawn stands
+between its discrete latents. Latents that data share are drawn first, and so are continuous latents that the guide
+declares before all codes: the probabilities of joint codes are conditional on these. Latents that are declared later,
+and may depend on codes, are drawn for each code.
 """
 
 from typing import final
@@ -22,18 +22,18 @@ from .values import value_of_codes
 
 @final
 class TopCodes:
-    """The joint codes of each datum, beside each of G rows of a sample of the guide.
+    """The joint codes of each datum, given each of G rows of a sample from the guide.
 
-    Datum b beside row g is case (g, b), of G B cases in all. A code of a case is written as the digits of its latents,
+    Datum b with row g is case (g, b), of G B cases in all. The code of a case is written as the digits of its latents,
     one after another.
 
     Attributes:
         names: the latents whose joint codes have a probability, in the order of the guide.
-        kept: latents that depend on none of them, which have the sample's values.
+        kept: latents that depend on none of these, and keep the sample's values.
 
     Args:
         runs: the pair with its data bound.
-        layout: what is known of it.
+        layout: its latents and plates.
         base: the sample, (G, B).
     """
 
@@ -69,9 +69,9 @@ class TopCodes:
 
     @torch.no_grad()
     def most_probable(self, count: int) -> Best:
-        """Return the C most probable codes of each case, or all if there are not more.
+        """Return the C most probable codes of each case, or all if there are fewer.
 
-        Where probabilities of a latent depend on codes of others, this is a beam search over these (see
+        If the probabilities of a latent depend on the codes of others, this is a beam search (see
         `distributions.best_codes`).
         """
         best = no_digits(self.num_rows * self.layout.batch_size, self.layout.device)
@@ -93,10 +93,10 @@ class TopCodes:
         return digits
 
     def sample(self, digits: Tensor) -> Sample:
-        """Return values of all latents beside codes of each case, (R, G B, n) digits.
+        """Return values of all latents for given codes of each case, (R, G B, n) digits.
 
-        The latents of the base that depend on no code are kept, the others are drawn. Rows are ordered by those of the
-        base: (G R, B).
+        Latents of the base sample that depend on no code are kept, and the others are drawn. Rows are ordered by those
+        of the base: (G R, B).
         """
         codes = self.codes(digits)
         rows = torch.arange(self.num_rows, device=digits.device).repeat_interleave(len(digits))  # (G R,)
@@ -136,7 +136,7 @@ class TopCodes:
         return {latent.name: self._one_hots(latent, part) for latent, part in zip(self._latents, parts, strict=True)}
 
     def by_case(self, values: Tensor) -> Tensor:
-        """Arrange what is said of rows of a sample, (G R, B), as codes of each case: (R, G B)."""
+        """Rearrange values of the rows of a sample, (G R, B), by the codes of each case: (R, G B)."""
         rows = values.reshape(self.num_rows, -1, self.layout.batch_size).movedim(1, 0)
         return rows.reshape(len(rows), -1)
 
@@ -156,10 +156,10 @@ class TopCodes:
 
 
 def _names(layout: Layout, base: Sample) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return the latents that have joint codes with a probability, and those that depend on no code of them.
+    """Return the latents whose joint codes have a probability, and the latents that depend on none of these codes.
 
-    A continuous latent that is declared after a code may depend on it, and a code after such a latent may depend on
-    that one: it has no probability before this is drawn.
+    A continuous latent declared after a code may depend on it. A code declared after such a latent may depend on that
+    latent in turn, and has no probability before it is drawn.
     """
     names: list[str] = []
     kept: set[str] = set()

@@ -2,7 +2,7 @@ r"""How much a batch uses the categories of each discrete latent: q(z_n = k | x)
 
 .. math:: \bar q_n(k) = \frac{1}{B} \sum_b \mathrm{E}_{q(z' | x_b)}[q(z_n = k | z', x_b)]
 
-for z' the latents that z_n depends on in the guide.
+where z' are the latents that z_n depends on in the guide.
 """
 
 import functools
@@ -23,7 +23,7 @@ class Usage(NamedTuple):
     """The use of a latent's categories."""
 
     probs: Tensor  # (N, K): the mean of q(z_n = k | x) over data
-    num_data: Tensor  # (): that have the latent, without those that are masked; data that share it count once
+    num_data: Tensor  # (): the data that have the latent and are not masked; data that share it count once
 
     def entropy(self) -> Tensor:
         """Return the entropy of the use of all digits, times the number of data: ()."""
@@ -52,7 +52,7 @@ def summed_usage(runs: Runs, layout: Layout) -> list[Usage]:
 def drawn_usage(runs: Runs, layout: Layout, num_particles: int) -> list[Usage]:
     """Estimate the use from P draws, with an unbiased gradient of the means.
 
-    Discrete latents are scored, with the mean of the other draws as baseline; continuous ones have a path.
+    Discrete latents are scored, with the mean of the other draws as baseline; continuous ones are reparameterized.
     """
     drawn = sample(runs, layout, num_particles, independent)
     rows = num_particles, layout.batch_size

@@ -14,7 +14,7 @@ from .statements import flat, latent_of
 
 @final
 class Values:
-    """The values that a run of the guide gives its latents; of a single row where programs do not take an axis."""
+    """The values that a run of the guide gives its latents; a single row if programs do not accept an axis of rows."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -23,11 +23,11 @@ class Values:
         self.noise: dict[str, Tensor] = {}
 
     def in_a_run(self, value: Tensor) -> Tensor:
-        """Return a value (R, ...) as a run takes it."""
+        """Return a value (R, ...) in the form that a run takes."""
         return value if self.layout.obstacle is None else value.squeeze(0)
 
     def keep(self, name: str, value: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Keep the value of a continuous latent, as a run has it, and return it."""
+        """Keep the value of a continuous latent in a run, and return it."""
         self.values[name] = value if self.layout.obstacle is None else value.unsqueeze(0)
         if noise is not None:
             self.noise[name] = noise if self.layout.obstacle is None else noise.unsqueeze(0)
@@ -52,19 +52,19 @@ def log_probs_of(found: Discrete) -> Tensor:
 
 
 def value_of_codes(layout: Layout, latent: Latent, like: Tensor, codes: Tensor) -> Tensor:
-    """Return codes (R, B, N, K) of a latent as another value of it is written, ``(.., *plates, *event_shape)``."""
+    """Convert codes (R, B, N, K) to values of a latent, in the form of the value `like` (.., *plates, *event_shape)."""
     plates = like.shape[1 : like.dim() - len(latent.shape) - (latent.kind is Kind.ONE_HOT)]
     cells = cells_of(layout, codes, plates)
     return latent.value(cells.reshape(len(codes), *plates, *codes.shape[-2:]))
 
 
 def has_rows(layout: Layout, batch_shape: Size) -> bool:
-    """Whether a batch shape has the axis of rows."""
+    """Return whether a batch shape has the axis of rows."""
     return len(batch_shape) > layout.nesting
 
 
 def _plates(layout: Layout, batch_shape: Size) -> tuple[int, ...]:
-    """Return the batch dimensions of a site without that of its rows, as many as plates take."""
+    """Return the batch dimensions of a site without its axis of rows, as many as plates take."""
     own = batch_shape[len(batch_shape) - layout.nesting :] if has_rows(layout, batch_shape) else batch_shape
     return (1,) * (layout.nesting - len(own)) + tuple(own)
 

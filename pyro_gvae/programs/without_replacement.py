@@ -1,9 +1,9 @@
-"""Different joint codes of all discrete latents, drawn from a guide without replacement.
+"""Draw different joint codes of all discrete latents from a guide, without replacement.
 
-A joint code is of all digits that depend on each other: those of a datum, or of all data that share a latent. They are
-drawn site by site in the order of the guide, which is run again for each site that depends on earlier ones, on the
-prefixes that were kept. Continuous latents that depend on no code are drawn once, and all codes share them; else an
-earlier one belongs to its prefix.
+A joint code has all digits that may depend on each other: those of a datum, or of all data that share a latent. Codes
+are drawn site by site in the order of the guide, which is run again, on the prefixes kept so far, for each site that
+depends on earlier ones. Continuous latents that depend on no code are drawn once and shared by all codes. Others belong
+to a prefix.
 """
 
 from functools import partial
@@ -22,20 +22,20 @@ from .statements import given_codes, read_with
 
 
 class Distinct(NamedTuple):
-    """P different joint codes, or all if there are fewer, and what model and guide say of them.
+    """P different joint codes, or all if there are fewer, with their log-densities under model and guide.
 
-    A cell is a datum, or the data that share a discrete latent: each has joint codes of its own. Of codes that cannot
-    be, all that is said is 0.
+    A cell is a datum, or the data that share a discrete latent: each cell has its own joint codes. Costs, paths and
+    scores of impossible codes are 0.
 
     Attributes:
         log_probs: log q of each joint code, (P, cells), neither scaled nor masked, without a gradient.
         threshold: the largest perturbed log-probability of the codes that are left out, (cells,); None if none are.
         costs: log p(x, z) - log q(z | x), (P, B), scaled and masked, without a gradient.
-        paths: the same without log q of what is not reparameterized, (P, B).
+        paths: the same with a gradient, and without log q of latents that are not reparameterized, (P, B).
         score: log q of each joint code, whose gradient is the score function, (P, cells).
-        others: the same of continuous latents that are not reparameterized.
-        batch_shape: of all discrete latents together, of B data.
-        shape: the same with 1 where data share a discrete latent: of the cells.
+        others: the scores of continuous latents that are not reparameterized.
+        batch_shape: of all discrete latents together, with B elements.
+        shape: the same with 1 where data share a discrete latent: the shape of the cells.
     """
 
     log_probs: Tensor
@@ -65,13 +65,13 @@ def draw_distinct(runs: Runs, layout: Layout, num_codes: int) -> Distinct:
 
     Args:
         runs: the pair with its data bound.
-        layout: what is known of it.
+        layout: its latents and plates.
         num_codes: P.
     """
     beam = _Beam(layout, num_codes)
     q = beam.read(runs.guide)
     while beam.pending:
-        # Where nothing that the guide says depends on a code, one run has said all.
+        # If no log-probability of the guide depends on codes, one run is enough.
         names = beam.pending[:1] if layout.guide_depends else beam.pending
         for name in names:
             beam.extend(q.sites[name])
@@ -107,7 +107,7 @@ class _Continuous(NamedTuple):
 
     Attributes:
         value: (R, *plates, *event_shape), or without rows where all codes share it.
-        num_plates: the number of its dimensions of plates; None where it has no rows.
+        num_plates: the number of its plate dimensions; None if it has no rows.
     """
 
     value: Tensor
@@ -116,7 +116,7 @@ class _Continuous(NamedTuple):
 
 @final
 class _Beam:
-    """The prefixes that are kept, and the values that they give to the latents of a guide."""
+    """The prefixes kept so far, and the values that latents of the guide have for each of them."""
 
     def __init__(self, layout: Layout, num_codes: int) -> None:
         self.layout = layout
@@ -158,7 +158,7 @@ class _Beam:
         self.codes[latent.name] = cells.to_data(one_hots.unflatten(2, (-1, latent.num_latents)))
 
     def finish(self) -> None:
-        """Leave out the last of P + 1 codes, which says how large the variables of others are."""
+        """Leave out the last of P + 1 codes, whose perturbed log-probability is the threshold."""
         if len(self.prefixes.log_probs) <= self.num_codes:
             return
         self.threshold = self.prefixes.perturbed[self.num_codes]
@@ -167,7 +167,7 @@ class _Beam:
         self._follow(rows.unsqueeze(-1).expand(-1, self.shape.numel()))
 
     def _follow(self, parents: Tensor) -> None:
-        """Give each prefix the values of the one (R', cells) that it extends."""
+        """Give each new prefix the values of its parent, the prefix (R', cells) that it extends."""
         layout = self.layout
         of_data = _spread(parents, layout.batch_shape, self.shape)
         self.codes = {name: _taken(codes, of_data) for name, codes in self.codes.items()}
@@ -212,7 +212,7 @@ class _Beam:
         nesting = self.layout.nesting
         if self.layout.obstacle is None:
             return nesting if len(batch_shape) > nesting else None
-        # Without an axis of rows nothing shows what depends on codes, but what several cells share cannot.
+        # Without an axis of rows, shapes do not show what depends on codes, but values that several cells share do not.
         own = (1,) * (nesting - len(batch_shape)) + tuple(batch_shape)
         cells = (1,) * (nesting - len(self.shape)) + tuple(self.shape)
         is_shared = any(size == 1 < number for size, number in zip(own, cells, strict=True))
@@ -220,7 +220,7 @@ class _Beam:
 
 
 class _Cells(NamedTuple):
-    """Where the values of a site lie in each cell.
+    """The positions of a site's values in each cell.
 
     Attributes:
         batch_shape: of all discrete latents together.
@@ -233,14 +233,14 @@ class _Cells(NamedTuple):
     shape: Size
 
     def of_data(self, values: Tensor) -> Tensor:
-        """Take the site's values (R, B, ..) in each cell: (R, cells, those of the site in a cell, ..)."""
+        """Group the site's values (R, B, ..) by cell: (R, cells, values of the site in a cell, ..)."""
         rows, event = len(values), values.shape[2:]
         values = values.reshape(rows, *self.batch_shape, *event)[(slice(None), *map(slice, self.own_shape))]
         values = values.permute(0, *(1 + dim for dim in self._order), *range(1 + len(self.shape), values.dim()))
         return values.reshape(rows, self.shape.numel(), -1, *event)
 
     def to_data(self, values: Tensor) -> Tensor:
-        """Give each datum those that it has: the inverse."""
+        """Give each datum its values: the inverse of :meth:`of_data`."""
         rows, event = len(values), values.shape[3:]
         values = values.reshape(rows, *(self.own_shape[dim] for dim in self._order), *event)
         back = sorted(range(len(self.shape)), key=self._order.__getitem__)
@@ -249,13 +249,13 @@ class _Cells(NamedTuple):
 
     @property
     def _order(self) -> list[int]:
-        """The dimensions of cells, then those inside of cells."""
+        """The dimensions of cells, followed by those inside of cells."""
         is_inside = [own != cell for own, cell in zip(self.own_shape, self.shape, strict=True)]
         return sorted(range(len(self.shape)), key=is_inside.__getitem__)
 
 
 def _taken(values: Tensor, rows: Tensor) -> Tensor:
-    """Take of values (R, *batch, ..) the rows (R', *batch): (R', *batch, ..)."""
+    """Select rows (R', *batch) of values (R, *batch, ..): (R', *batch, ..)."""
     event = values.shape[rows.dim() :]
     return values.gather(0, rows.reshape(*rows.shape, *(1 for _ in event)).expand(*rows.shape, *event))
 

@@ -1,4 +1,4 @@
-"""Write an advice and its measurements as one self-contained page."""
+"""Write a recommendation and its measurements as one self-contained page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def write_advice_report(
     settings: dict[str, Any],
     command: str,
 ) -> Path:
-    """Write report.html of an advice: what to train with, why, what to type, and what was measured.
+    """Write report.html of a recommendation: what to train with, why, what to type, and what was measured.
 
     Args:
         folder: where the page goes, with its figure.
@@ -35,8 +35,8 @@ def write_advice_report(
         finding: the recommendation, one sentence.
         reasons: sentences with the measured numbers.
         train_by: the command that follows the advice.
-        settings: of the measurement.
-        command: that measured.
+        settings: the settings of the measurement.
+        command: the command that measured.
 
     Returns:
         The path of the page.
@@ -46,7 +46,7 @@ def write_advice_report(
     if figure is not None:
         svg = save_figure(figure, folder / "figures", "speeds")
         caption = (
-            "How much of the progress of an exact step each estimator makes per second, which is what the advice "
+            "Progress per second of each estimator, in units of one exact step: this is what the recommendation "
             "compares. Whiskers: two standard errors of the progress; the time of a step is a median."
         )
         figures.append(Shown("speeds", embedded(svg), "Progress per second", caption))

@@ -1,4 +1,4 @@
-"""The arrays of a page, as one text."""
+"""The arrays of a page, encoded as one text."""
 
 import base64
 import gzip
@@ -13,7 +13,7 @@ MOST_HALF = float(np.finfo(np.float16).max)
 
 @final
 class Arrays:
-    """All arrays of a page, one after another, as numbers of four bytes."""
+    """All arrays of a page, one after another, in single precision."""
 
     def __init__(self) -> None:
         self.parts: list[np.ndarray[Any, np.dtype[np.float32]]] = []
@@ -40,7 +40,7 @@ class Arrays:
         self.size = sum(part.size for part in self.parts)
 
     def round_weights(self) -> float:
-        """Round weights to half precision, which zip halves; return the largest change relative to the largest one."""
+        """Round weights to half precision, to halve the text; return the largest change over the largest weight."""
         change, largest = 0.0, 0.0
         for index in self.weights:
             exactly = self.parts[index]
@@ -54,6 +54,6 @@ class Arrays:
         return len(self.as_text())
 
     def as_text(self) -> str:
-        """Compress all arrays, and write them in letters."""
+        """Compress all arrays, and encode them in base64."""
         packed = gzip.compress(np.concatenate(self.parts).astype("<f4").tobytes(), mtime=0)
         return base64.b64encode(packed).decode()

@@ -1,7 +1,7 @@
 """Write the report of a comparison, one self-contained HTML page.
 
-The page shows only the results in the run folder. It lists unfinished, torn and absent results, and leaves them out of
-the finding and the tables.
+The page shows only the results in the run folder. It lists unfinished, damaged and missing results, and leaves them out
+of the finding and the tables.
 """
 
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ def write_report(run: Path) -> Path:
     figures = _draw(contents, summary, styles)
     sizes = contents.config["num_latents"], contents.config["num_categories"]
     model: ModelName = contents.config["model"] if contents.config.get("model") else "categorical"
-    num_layers = contents.config.get("num_layers") or 1  # folders of before there were layers have none
+    num_layers = contents.config.get("num_layers") or 1  # older folders lack it
     return write_page(
         run / "report.html",
         "report.html.j2",

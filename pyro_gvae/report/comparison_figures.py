@@ -36,7 +36,7 @@ def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
     """
     figure = Figure(figsize=(10, 1.5 + 0.5 * len(summary)))
     axes = figure.subplots()
-    kinds = {  # column: label, marker, its size, its face; chosen so that all show where they overlap
+    kinds = {  # column: label, marker, its size, its face; chosen so that all remain visible where they overlap
         "test_objective": ("own objective", "o", 11, "white"),
         "test_elbo": ("discrete ELBO", "o", 6, None),
     }

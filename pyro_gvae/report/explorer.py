@@ -1,4 +1,4 @@
-"""Write the explorer of a run: one page that runs the trained networks, and needs neither network nor server."""
+"""Write the explorer of a run: one page that runs the trained networks, and needs neither internet nor server."""
 
 import json
 import math
@@ -30,17 +30,17 @@ from .pages import EXPLORER, printable, write_page
 from .tiles import Tiles, tiles
 from .views import View, view_of
 
-#: Test data that a page shows, and those from which the use of categories is computed.
+#: The numbers of test data that a page shows, and from which the use of categories is computed.
 NUM_SHOWN, NUM_USED = 200, 2000
 #: The most codes that a page decodes, and the most natural parameters of all of them.
 MOST_CODES, MOST_NUMBERS = 2**14, 2**24
 #: The most natural parameters in a table that replaces a decoder: 4 MiB in half precision.
 MOST_IN_TABLE = 2**21
-#: The most bytes of a page's arrays, compressed and as text; above, weights are rounded to half precision.
+#: The most bytes of a page's arrays, compressed and as text; beyond it, weights are rounded to half precision.
 MOST_BYTES = 5_500_000
 #: The most categories of all latents together: each has a tile in the page, and a probability for each datum.
 MOST_TILES = 4096
-#: Codes that are drawn from a prior of too many codes.
+#: Codes that are drawn from a prior that has too many codes to list.
 NUM_DRAWN = 256
 NUM_PARTICLES = 100
 
@@ -49,7 +49,7 @@ class Shown(NamedTuple):
     """A model of a page.
 
     Args:
-        name: as the page lists it.
+        name: its name in the page.
         vae: the model, on the CPU.
     """
 
@@ -62,13 +62,14 @@ def write_explorer(
 ) -> Path:
     """Write the explorer of a run folder of `train`, `compare` or `fit`.
 
-    The page shows test data, the code that the encoder gives each, the exact posterior where all codes can be summed,
-    and what the decoder makes of every code, with values that are computed in the page. Of several seeds it has the
-    first, of several estimators all, with a switch.
+    The page shows test data, the code that the encoder gives each, the exact posterior if all codes can be summed, and
+    the decoder's output for every code; the page itself computes all values. It contains the first seed of each
+    estimator, with a switch between estimators.
 
     Args:
         run: the run folder, finished or not.
-        program: a program with networks of yours, which takes the weights of the run; by default the package builds it.
+        program: a program with your networks, into which the run's weights are loaded; by default the package builds
+            it.
         data_dir: the folder of the data sets that have files.
         output: the page; by default explorer.html in the run folder.
 
@@ -76,8 +77,8 @@ def write_explorer(
         The path of the page.
 
     Raises:
-        ValueError: if it is not a run folder of `CategoricalVAE` or `BernoulliVAE`, or a network can neither be read
-            nor be replaced by a table.
+        ValueError: if it is not a run folder of `CategoricalVAE` or `BernoulliVAE`, or a network can neither be
+            recorded nor replaced by a table.
         OSError: if the data files are absent.
     """
     run = Path(run)
@@ -105,15 +106,15 @@ def _trained(run: Path, data_dir: Path) -> tuple[list[Shown], AnyDataset]:
     models, data = [], None
     for which in reversed(first.values()):
         trained = load_model(run, which.estimator, which.seed, data_dir=data_dir)
-        data = data or trained.data  # all have the same, of which one is kept
+        data = data or trained.data  # all models have the same data
         if all(bool(weight.isfinite().all()) for weight in trained.vae.state_dict().values()):
             models.append(Shown(which.estimator if len(first) > 1 else trained.name, trained.vae))
         else:
-            said = f"Expected finite weights, but found others in {trained.name}, which the page leaves out."
+            said = f"Expected finite weights, but found NaN or infinity in {trained.name}, which is left out."
             warnings.warn(said, RuntimeWarning, stacklevel=3)
     if not models or data is None:
         raise ValueError(
-            f"Expected a trained model of finite weights in '{run}', but found none. Try again when "
+            f"Expected a trained model with finite weights in '{run}', but found none. Try again when "
             "a cell has finished."
         )
     return models, data
@@ -140,10 +141,10 @@ def explorer(
 
     Args:
         models: one or more.
-        data: data (M, D); the page shows the first 200, and use of categories is that of all.
+        data: data (M, D); the page shows the first 200, and computes the use of categories from all.
         image_shape: (H, W) with H * W = D; (1, D) of tables and counts of words.
-        title: of the page.
-        path: of the page.
+        title: the title of the page.
+        path: the path of the page.
         vocabulary: the D words that are counted in data of the observation "multinomial".
 
     Returns:
@@ -178,7 +179,7 @@ def explorer(
         text = json.dumps(payload, allow_nan=False)
     except ValueError as error:
         raise ValueError(
-            "Expected models of finite numbers, but found others, as after training that diverged."
+            "Expected models of finite numbers, but found NaN or infinity, as after diverged training."
         ) from error
     return write_page(
         path,
@@ -196,13 +197,13 @@ def explorer(
 @judging
 @torch.no_grad()
 def _described(vae: VAE, name: str, data: Tensor, view: View, store: Arrays) -> dict[str, Any]:
-    """Describe a model: its sizes, its networks or tables in their place, and what is known of its codes."""
+    """Describe a model: its sizes, its networks or the tables that replace them, and statistics of its codes."""
     code = tiles(vae)
     sizes = code.num_latents, code.num_categories
     if code.num_latents * code.num_categories > MOST_TILES:
         raise ValueError(
-            f"Expected at most {MOST_TILES} categories of all latents together, each of which has a tile in the "
-            f"page, but found {code.num_latents} latents of {code.num_categories}."
+            f"Expected at most {MOST_TILES} categories in all latents together, since each has a tile in the page, "
+            f"but found {code.num_latents} latents of {code.num_categories}."
         )
     num_codes = code.num_categories**code.num_latents
     is_summed = num_codes <= MOST_CODES and num_codes * vae.natural_dim <= MOST_NUMBERS
@@ -232,7 +233,7 @@ def _described(vae: VAE, name: str, data: Tensor, view: View, store: Arrays) -> 
 
 
 def _scores(vae: VAE, natural: Tensor, x: Tensor, view: View, store: Arrays) -> dict[str, Any]:
-    """Describe log p(x | z) = coefficients . T(x) - A + h(x), and what the page draws of it and of a datum."""
+    """Describe log p(x | z) = coefficients . T(x) - A + h(x), and what the page draws from it and from a datum."""
     functions: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
         "coefficients": (lambda eta: vae.observation(eta).coefficients, natural),
         "normalizer": (lambda eta: vae.observation(eta).log_normalizer(), natural),
@@ -246,13 +247,13 @@ def _scores(vae: VAE, natural: Tensor, x: Tensor, view: View, store: Arrays) -> 
         if graph is None:
             raise ValueError(
                 f"Expected an observation made of operations that a page can compute, but found a "
-                f"{type(vae.observation).__name__}, whose {part} has others."
+                f"{type(vae.observation).__name__}, whose {part} uses others."
             )
     return found
 
 
 def _coupled_prior(code: Tiles, store: Arrays, *, is_summed: bool) -> dict[str, Any]:
-    """Describe a prior of dependent digits: log p(z) of all codes, or as a function with codes that are drawn here."""
+    """Describe a prior of dependent digits: log p(z) of all codes, or as a function, with codes that are drawn here."""
     if code.prior is None:
         return {"joint_prior": None, "log_prior": None}
     if is_summed:

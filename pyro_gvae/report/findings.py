@@ -1,4 +1,4 @@
-"""What the tables of a comparison show, as sentences of escaped HTML."""
+"""Describe what the tables of a comparison show, in sentences of escaped HTML."""
 
 import math
 from typing import NamedTuple
@@ -19,13 +19,13 @@ class Judged(NamedTuple):
 
 EVIDENCE = Judged("test_log_evidence", "exact test log-evidence")
 ELBO = Judged("test_elbo", "exact test ELBO")
-#: The same two beside continuous latents, which are drawn.
+#: The same two if there are continuous latents, which are drawn.
 DRAWN_EVIDENCE = Judged(BOUND.name, "importance-weighted bound of the test log-evidence")
 DRAWN_ELBO = Judged("test_elbo", "estimated test ELBO")
 
-#: A best point before the end is worth a sentence from this many nats per datum on.
+#: A fall after the best point is mentioned if it exceeds this many nats per datum.
 LEAST_FALL = 0.1
-#: Durations that differ by less than this factor are the same for a reader.
+#: Durations that differ by less than this factor count as equal.
 LEAST_FACTOR = 1.1
 
 
@@ -80,7 +80,7 @@ def finding(rows: pd.DataFrame, judged: Judged | None = None, when: str = "At th
 
 
 def further_findings(metrics: pd.DataFrame, final: pd.DataFrame) -> list[Markup]:
-    """Say who has the best ELBO, who is ahead after equal seconds, and whose best point lies before the end.
+    """Say which estimator has the best ELBO, which is ahead after equal time, and which peaked before the end.
 
     Args:
         metrics: One row for each evaluation.
@@ -115,11 +115,11 @@ def at_seconds(metrics: pd.DataFrame, seconds: float) -> pd.DataFrame:
 
     Args:
         metrics: One row for each evaluation.
-        seconds: The moment; after a run's end it has its last values.
+        seconds: The moment; after its end, a run keeps its last values.
 
     Returns:
-        One row for each (estimator, seed); `evaluated` tells whether the run was evaluated in training by then, without
-        which its numbers are mostly those of the untrained networks.
+        One row for each (estimator, seed); `evaluated` tells whether the run had been evaluated in training by then; if
+        not, its numbers are mostly those of the untrained networks.
 
     Example:
         >>> rows = pd.DataFrame({"estimator": "exact", "seed": 0, "step": [0, 10], "seconds": [0.0, 4.0],
@@ -183,7 +183,7 @@ def _peaks(metrics: pd.DataFrame, final: pd.DataFrame) -> list[Markup]:
             if fall.mean() > max(LEAST_FALL, 2 * fall.sem() if len(fall) > 1 else 0.0):
                 text = (
                     "The {} of <b>{}</b> was highest at step {}, and then fell by {} nats per datum: train for fewer "
-                    "epochs, or by <code>pyro-gvae train --patience</code>."
+                    "epochs, or use <code>pyro-gvae train --patience</code>."
                 )
                 sentences.append(Markup(text).format(judged.words, name, f"{step:,}", _mean(fall)))
     return sentences

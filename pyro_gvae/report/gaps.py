@@ -88,10 +88,10 @@ def gaps_table(table: pd.DataFrame) -> str:
 
 @in_house_style
 def draw_gaps(table: pd.DataFrame) -> Figure:
-    """Draw the steps from the relaxed bound up to log p(x) of each estimator, twice: all of them, and the last two.
+    """Draw each estimator's gaps from the relaxed bound up to log p(x): all on the left, the last two on the right.
 
-    The relaxation gap may be a hundred times the others. So the right panel shows those alone, as what the ELBO lacks
-    of log p(x), on an axis of its own. Both axes are linear.
+    The relaxation gap may be a hundred times larger than the others, so the right panel shows those alone, from the
+    ELBO up to log p(x), on an axis of its own. Both axes are linear.
 
     Args:
         table: from `run_gaps`; bars are means over seeds, error bars the largest standard error over data of any seed.
@@ -108,7 +108,7 @@ def draw_gaps(table: pd.DataFrame) -> Figure:
         _draw_steps(whole, height, means.loc[name], errors.loc[name])
         _draw_lacks(close, height, means.loc[name], errors.loc[name])
     whole.set(title="From the relaxed bound to log p(x)", xlabel="nats per datum, test set")
-    close.set(title="What the ELBO lacks of log p(x)", xlabel="nats per datum, another scale")
+    close.set(title="From the ELBO to log p(x)", xlabel="nats per datum, different scale")
     whole.set_yticks(heights, means.index)
     whole.set_ylim(-0.6, len(means) - 0.4)
     whole.margins(x=0.06)
@@ -130,7 +130,7 @@ def _draw_steps(axes: Axes, height: float, means: pd.Series, errors: pd.Series) 
     for number, (low, high, gap) in enumerate(zip(BOUNDS[:-1], BOUNDS[1:], GAPS, strict=True)):
         if pd.isna(means.get(low)):
             continue
-        error = errors[f"{gap}_se"] if number == 0 else None  # the others are seen on the right
+        error = errors[f"{gap}_se"] if number == 0 else None  # the right panel shows the others
         axes.barh(height, means[high] - means[low], 0.5, left=means[low], color=PALETTE[number])
         if error is not None:
             axes.errorbar(means[low], height, xerr=error, color=INK, capsize=2, lw=1)
@@ -140,7 +140,7 @@ def _draw_steps(axes: Axes, height: float, means: pd.Series, errors: pd.Series) 
 
 
 def _draw_lacks(axes: Axes, height: float, means: pd.Series, errors: pd.Series) -> None:
-    """Draw the amortization and the mean-field gap after one another, from 0."""
+    """Draw the amortization gap and then the mean-field gap, from 0."""
     start = 0.0
     for number, gap in list(enumerate(GAPS))[1:]:
         axes.barh(height, means[gap], 0.5, left=start, color=PALETTE[number])
@@ -153,7 +153,7 @@ def _draw_lacks(axes: Axes, height: float, means: pd.Series, errors: pd.Series) 
 
 
 def gaps_finding(table: pd.DataFrame) -> Markup:
-    """Say in one sentence what keeps the ELBO of the best model from its log p(x).
+    """Say in a sentence why the ELBO of the best model is below its log p(x).
 
     Args:
         table: from `run_gaps`.
@@ -181,7 +181,7 @@ def gaps_finding(table: pd.DataFrame) -> Markup:
 
 
 def gaps_remarks(table: pd.DataFrame) -> list[Markup]:
-    """Say of each estimator how far its relaxed bound is from the ELBO of the discrete model.
+    """Say for each estimator how far its relaxed bound is from the ELBO of the discrete model.
 
     Args:
         table: from `run_gaps`.
@@ -219,7 +219,7 @@ def _write_gaps_page(run: Path, table: pd.DataFrame, svg: Path, settings: dict[s
         "measured.html.j2",
         title=f"From the training objective to log p(x): {printable(run.resolve().name)}",
         kicker="pyro-gvae gaps",
-        lead="The distance from the relaxed bound to log p(x), exactly summed, in three parts with different causes.",
+        lead="The distance from the relaxed bound to the exact log p(x), in three parts with different causes.",
         finding=gaps_finding(table),
         remarks=gaps_remarks(table),
         left_out=[],
@@ -230,8 +230,8 @@ def _write_gaps_page(run: Path, table: pd.DataFrame, svg: Path, settings: dict[s
                 embedded(svg),
                 "The gaps of each estimator",
                 "Each bar goes from one bound to the next, up to log p(x). The relaxed bound belongs to another model, "
-                "whose codes are soft, so it may lie on either side. Of a model that was never relaxed in training it "
-                "says how its decoder treats soft codes that it has not seen.",
+                "whose codes are soft, so it may lie on either side. For a model that was never relaxed in training, "
+                "it shows how the decoder treats soft codes, which it has never seen.",
             )
         ],
         table=gaps_text(table),

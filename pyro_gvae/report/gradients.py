@@ -34,7 +34,7 @@ def write_gradients_report(folder: Path, table: pd.DataFrame) -> Path:
     """Draw the figures of measured gradients, and write report.html.
 
     Args:
-        folder: of the laboratory, with its config.json.
+        folder: the laboratory's folder, with its config.json.
         table: the rows of gradients.jsonl.
 
     Returns:
@@ -58,7 +58,7 @@ def write_gradients_report(folder: Path, table: pd.DataFrame) -> Path:
         "measured.html.j2",
         title=f"Gradients of estimators: {printable(folder.resolve().name)}",
         kicker="pyro-gvae gradients",
-        lead="Each estimator's gradient against the exact one, a sum over all codes.",
+        lead="Each estimator's gradient compared with the exact one, a sum over all codes.",
         finding=gradients_finding(table),
         remarks=replacements(table),
         left_out=refusals(table),
@@ -85,7 +85,7 @@ def gradients_finding(table: pd.DataFrame) -> Markup:
     judged = "mse_at_budget" if "mse_at_budget" in table else "relative_bias"
     rows = table[(table["estimator"] != "exact") & table.get(judged, pd.Series(dtype=float)).notna()]
     if rows.empty:
-        return Markup("No estimator beside the exact one has been measured.")
+        return Markup("No estimator except the exact one has been measured.")
     last = rows[rows["epoch"] == rows["epoch"].max()]
     last = last[last["wrt"] == last["wrt"].iloc[0]]
     best = last.loc[last[judged].idxmin()]
@@ -109,7 +109,7 @@ def gradients_text(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def replacements(table: pd.DataFrame) -> list[str]:
-    """Say what the exact gradient was replaced by, where it cannot be summed."""
+    """Say what replaces the exact gradient if it cannot be summed."""
     names = table.get("reference", pd.Series(dtype=str)).dropna().unique()
     return [f"The exact gradient is replaced by {name}." for name in sorted(names) if name != "exact"]
 

@@ -1,4 +1,4 @@
-"""Record a function of torch as steps that a page computes without torch."""
+"""Record a torch function as steps that a page computes without torch."""
 
 from collections.abc import Callable
 from operator import getitem
@@ -18,16 +18,16 @@ from .steps import NotInAPageError, Steps, Value
 def read_graph(function: Callable[[Tensor], Tensor], example: Tensor, store: Arrays) -> dict[str, Any] | None:
     """Record a function as steps for a page.
 
-    The function runs once, and each operation on tensors becomes one or two steps. What does not depend on the input is
-    computed here, and is a constant of the page.
+    The function runs once, and each operation on tensors becomes one or two steps. Whatever does not depend on the
+    input is computed here, and becomes a constant of the page.
 
     Args:
-        function: of one tensor; networks in it are in eval mode.
+        function: a function of one tensor, with its networks in eval mode.
         example: an input, whose shape is that of all inputs. Its values do not matter.
         store: the arrays of the page, to which the constants are added.
 
     Returns:
-        The steps and the number of their result, or None if the function does anything that is not in `operations`.
+        The steps and the number of their result, or None if the function uses an operation that is not in `operations`.
 
     Example:
         >>> from torch import nn
@@ -40,7 +40,7 @@ def read_graph(function: Callable[[Tensor], Tensor], example: Tensor, store: Arr
     before = store.mark()
     try:
         with torch.inference_mode(False), torch.no_grad(), pyro.validation_enabled(False):
-            recorded = make_fx(lambda x: function(x))(example.clone())  # of one argument, even of a method
+            recorded = make_fx(lambda x: function(x))(example.clone())  # one argument, even for a method
         return _read(recorded, example, store)
     except (NotInAPageError, RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
         store.forget(before)
@@ -93,17 +93,17 @@ def _depends(args: list[Any]) -> bool:
 
 
 def _shape(result: Any) -> Any:
-    """The shape of a result, or those of several."""
+    """Return the shape of a result, or the shapes of several."""
     if isinstance(result, list | tuple):
         return [own.shape if isinstance(own, Tensor) else None for own in result]
     return result.shape
 
 
 def _check_unseen(node: Node) -> None:
-    """Refuse an operation in place if anything could see that its tensor is changed, and not only its result.
+    """Refuse an in-place operation if anything but its own result could see the change.
 
     Raises:
-        NotInAPageError: if the tensor is the input, a constant, a view or has another use.
+        NotInAPageError: if the tensor is the input, a constant or a view, or is used elsewhere.
     """
     [changed, *_] = node.args
     if not isinstance(changed, Node) or changed.op != "call_function" or len(changed.users) != 1:

@@ -1,4 +1,4 @@
-"""What a page computes for each operation of torch that it knows."""
+"""Translate operations of torch into steps of a page."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,10 +8,11 @@ from torch import Tensor
 
 from .steps import NotInAPageError, Operand, Steps, Value
 
-#: Computes one operation: from the steps so far, the shape of the result, the operation, its arguments and options.
+#: Adds the steps of one operation, given the steps so far, the result's shape, the operation, its arguments and
+#: options.
 Rule = Callable[[Steps, Any, Any, tuple[Any, ...], dict[str, Any]], Any]
 
-#: Each number from those at its place; the page has a formula of the same name.
+#: Elementwise operations; the page has a formula of the same name for each.
 POINTWISE = {
     *("abs", "add", "addcmul", "bitwise_and", "bitwise_not", "bitwise_or", "ceil", "clamp", "clamp_max", "clamp_min"),
     *("cos", "div", "elu", "eq", "erf", "exp", "expm1", "floor", "ge", "gelu", "gt", "hardsigmoid", "hardswish"),
@@ -20,19 +21,19 @@ POINTWISE = {
     *("relu", "round", "rsqrt", "rsub", "sigmoid", "sign", "silu", "sin", "sinh", "softplus", "sqrt", "square", "sub"),
     *("tanh", "threshold", "trunc", "where"),
 }
-#: Numbers are only moved.
+#: Operations that only move numbers.
 MOVES = {
     *("alias", "cat", "clone", "constant_pad_nd", "detach", "diagonal", "expand", "flip", "gather"),
     *("index", "index_select", "lift_fresh", "lift_fresh_copy", "permute", "pixel_shuffle", "pixel_unshuffle"),
     *("repeat", "roll", "select", "slice", "split", "split_with_sizes", "squeeze", "stack", "t", "transpose"),
     *("unbind", "unfold", "unsafe_view", "unsqueeze", "upsample_nearest2d", "view"),
 }
-#: Options of operations that do not change numbers.
+#: Options that do not affect the numbers of a result.
 IDLE = {"device", "layout", "memory_format", "non_blocking", "pin_memory"}
 
 
 def name_of(func: Any) -> str:
-    """Return the name of an operation, the same for those that work in place or are internal."""
+    """Return the name of an operation, without the underscores of in-place or internal variants."""
     return str(func.overloadpacket.__name__.strip("_"))
 
 
@@ -60,7 +61,7 @@ def _moves(steps: Steps, shape: Any, func: Any, args: tuple[Any, ...], options: 
     moved, *rest = args
     sources = list(moved) if isinstance(moved, list | tuple) else [moved]
     if any(isinstance(arg, Value) for arg in _flat(rest)):
-        raise NotInAPageError  # it depends on values where numbers go
+        raise NotInAPageError  # where numbers go depends on values
     options = {name: value for name, value in options.items() if name not in IDLE}
     fill = 0.0
     if name_of(func) == "constant_pad_nd":
@@ -159,7 +160,7 @@ def _group_norm(steps: Steps, shape: Any, func: Any, args: tuple[Any, ...], opti
 def _batch_norm(steps: Steps, shape: Any, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     x, weight, bias, mean, variance, *rest = args
     if len(rest) == 3 and rest[0]:
-        raise NotInAPageError  # of this batch
+        raise NotInAPageError  # normalizes by the statistics of the batch
     scale = (variance + rest[-1]).rsqrt() * (1.0 if weight is None else weight)
     shift = (0.0 if bias is None else bias) - mean * scale
     scaled = steps.pointwise("mul", [x, _by_channel(x, scale)], x.shape)

@@ -1,4 +1,4 @@
-"""Write a page from templates and figures that needs no network, no script and no other file."""
+"""Write self-contained pages from templates and figures: they need no internet and no other file."""
 
 import base64
 import os
@@ -10,7 +10,7 @@ import jinja2
 
 from ..runs.files import read_bytes, write_text_atomic
 
-#: The page of a run folder that runs its networks; the report links to it.
+#: The file name of a run's explorer; the report links to it.
 EXPLORER = "explorer.html"
 
 
@@ -21,7 +21,7 @@ class Shown(NamedTuple):
         name: its anchor.
         source: a data URI; see :func:`embedded`.
         title: the heading.
-        caption: what to see in it, which is its text for screen readers too.
+        caption: what it shows; screen readers read this too.
     """
 
     name: str
@@ -49,7 +49,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
 
 
 def printable(name: str) -> str:
-    """The name of a file, whose bytes may be no UTF-8, as text."""
+    """Return the name of a file as text, even if its bytes are not UTF-8."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 

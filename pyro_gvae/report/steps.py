@@ -1,4 +1,4 @@
-"""The steps by which a page computes a function: arrays without shapes, and what each is computed from."""
+"""The steps in which a page computes a function, each of which makes one flat array."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .arrays import Arrays
 
-#: The most numbers of one value: a page keeps places as numbers of four bytes, which are exact up to here.
+#: The most numbers of one value: a page stores positions in single precision, which is exact up to here.
 MOST_PLACES = 2**24
 
 
@@ -28,7 +28,7 @@ class Value:
 
     @property
     def size(self) -> int:
-        """The number of its numbers."""
+        """The number of its elements."""
         return self.shape.numel()
 
 
@@ -37,11 +37,11 @@ Operand = Value | Tensor | float | int | bool
 
 @final
 class Steps:
-    """Steps, each of which computes one array from those before it.
+    """A list of steps, each of which computes one array from earlier ones.
 
     Args:
         store: the arrays of the page, to which constants are added.
-        shape: of the input.
+        shape: the shape of the input.
     """
 
     def __init__(self, store: Arrays, shape: torch.Size) -> None:
@@ -71,12 +71,12 @@ class Steps:
         return self._constants[id(operand)][1]
 
     def pointwise(self, op: str, operands: Sequence[Operand], shape: torch.Size) -> Value:
-        """Append a step that computes each number from those at its place, operands broadcast to the shape."""
+        """Append an elementwise step, with its operands broadcast to the shape."""
         return self.emit(op, [self._spread(operand, shape) for operand in operands], shape)
 
     def _spread(self, operand: Operand, shape: torch.Size) -> Value:
         size = operand.size if isinstance(operand, Value) else operand.numel() if isinstance(operand, Tensor) else 1
-        if size in (1, shape.numel()):  # equal sizes mean equal places, since shapes broadcast
+        if size in (1, shape.numel()):  # equal sizes mean equal positions, since shapes broadcast
             return self.place(operand)
         if isinstance(operand, Tensor):
             return self.place(operand.expand(shape))
@@ -84,12 +84,12 @@ class Steps:
         return self.move(lambda places: places.expand(shape), [operand])
 
     def move(self, function: Callable[..., Tensor], sources: Sequence[Operand], fill: float = 0.0) -> Value:
-        """Append a step that only moves numbers. Which one goes where, the function itself shows on their places.
+        """Append a step that only moves numbers; running the function on their positions shows where each one goes.
 
         Args:
-            function: of as many tensors as there are sources; -1 in its result stands for `fill`.
-            sources: what is moved.
-            fill: the number in places that no source fills.
+            function: takes one tensor for each source; -1 in its result stands for `fill`.
+            sources: the arrays to move.
+            fill: the number at positions that no source fills.
         """
         values = [self.place(source) for source in sources]
         places, start = [], 0

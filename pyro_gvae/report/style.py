@@ -80,12 +80,12 @@ def panel_grid(
     return figure, list(grid[:count])
 
 
-#: Letters of a title in an inch, and inches that another line of it takes.
+#: Letters of a title per inch, and inches that each further line takes.
 LETTERS_AN_INCH, LINE = 10.5, 0.18
 
 
 def wrapped(titles: Sequence[str], inches: float) -> tuple[list[str], float]:
-    r"""Break titles of panels, behind spaces and punctuation, so that they are as narrow as their panels.
+    r"""Break titles of panels, after spaces and punctuation, so that they are as narrow as their panels.
 
     Args:
         titles: the titles.
@@ -118,7 +118,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> Path:
     """
     with replacing(folder / f"{name}.png") as path:
         figure.savefig(path, format="png", dpi=DPI)
-    figure.set_layout_engine("none")  # it has one now, and finding it took as long as drawing
+    figure.set_layout_engine("none")  # keep the layout: finding it again takes as long as drawing
     with replacing(folder / f"{name}.svg") as path, matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(path, format="svg", dpi=DPI, metadata={"Date": None})
     return folder / f"{name}.svg"

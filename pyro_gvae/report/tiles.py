@@ -18,7 +18,7 @@ from ..models.semi_supervised_vae import SemiSupervisedVAE
 
 
 class Tiles(NamedTuple):
-    """What a page must know of a model's codes, which it takes for N one-hots of K categories.
+    """What a page needs to know of a model's codes, which it treats as N one-hots of K categories.
 
     Args:
         num_latents: N.
@@ -58,7 +58,7 @@ def tiles(vae: VAE) -> Tiles:
             vae.decoder,
         )
     if isinstance(vae, BernoulliVAE):
-        # A bit is a one-hot of two categories, whose value is its second digit, and whose logits are 0 and the bit's.
+        # A bit is a one-hot of two categories, whose value is its second component, and whose logits are 0 and the bit's.
         return Tiles(
             vae.num_bits,
             2,
@@ -80,9 +80,9 @@ def _of_bits(logits: Tensor) -> Tensor:
 
 #: Why a ready program has no rows of tiles.
 REASONS: dict[type[VAE], str] = {
-    JointVAE: "whose pictures depend on a Gaussian beside the code",
+    JointVAE: "whose pictures depend on a Gaussian besides the code",
     GaussianMixtureVAE: "whose pictures depend on a Gaussian, and on its component only through that",
-    SemiSupervisedVAE: "whose pictures depend on a Gaussian style beside the class",
+    SemiSupervisedVAE: "whose pictures depend on a Gaussian style besides the class",
     HiddenMarkovModel: "whose states, one for each step of a sequence, are not decoded together",
-    HierarchicalCategoricalVAE: "whose upper layers change no picture but through the layer below, which is drawn",
+    HierarchicalCategoricalVAE: "whose upper layers change pictures only through the layer below, which is drawn",
 }

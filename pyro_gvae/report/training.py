@@ -108,7 +108,7 @@ def _read_metrics(run: Path) -> pd.DataFrame:
 
 
 def training_finding(last: Mapping[str, Any]) -> Markup:
-    """Say in one sentence where a run's discrete ELBO stands.
+    """Say in one sentence where a run's discrete ELBO ends.
 
     Args:
         last: the run's last evaluation.
@@ -121,7 +121,7 @@ def training_finding(last: Mapping[str, Any]) -> Markup:
         The discrete ELBO ends at <b>−17.25</b> nats per datum on test and −16.50 on train.
     """
     if last["elbo_is"] == "none":
-        return Markup("The discrete ELBO is unknown: the program has no discrete model that could be judged.")
+        return Markup("The discrete ELBO is unknown: the program has no discrete model that could be evaluated.")
     test, train = (_two_decimals(_known(last[f"{part}_elbo"])) for part in ("test", "train"))
     sampled = "" if last["elbo_is"] == "exact" else ", from one sample for each datum"
     text = Markup("The discrete ELBO ends at <b>{}</b> nats per datum on test and {} on train{}.")
@@ -133,15 +133,15 @@ def _two_decimals(value: float | None) -> str:
 
 
 def _to_know(last: Mapping[str, Any], *, finished: bool, go_on: str) -> list[str]:
-    """List what a reader must know of a run that is not whole."""
+    """List what a reader must know of an incomplete run."""
     sentences = []
     if not finished:
-        sentences.append(f"It is not finished; the pictures are of its checkpoint. Go on with: {go_on}")
+        sentences.append(f"It is not finished; the pictures show its checkpoint. Go on with: {go_on}")
     if _known(last.get("num_latents")) is not None:
         sizes = f"{last['num_latents']:.0f} latents of {last['num_categories']:.0f} categories"
-        sentences.append(f"Pruning left {sizes}; the pictures are of these.")
+        sentences.append(f"Pruning left {sizes}; the pictures show these.")
     if last["skipped"] > 0:
-        sentences.append(f"{last['skipped']:.0f} steps were left out, since their loss or gradient was not finite.")
+        sentences.append(f"{last['skipped']:.0f} steps were skipped, since their loss or gradient was not finite.")
     return sentences
 
 
@@ -168,7 +168,7 @@ def _stage_rows(metrics: pd.DataFrame, stages: list[StageStart]) -> list[dict[st
 
 
 def _settings(written: dict[str, Any], program: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the settings that a run had; `fit` is given data and program, and has no use for theirs."""
+    """Return the settings of a run; a run of `fit` is given its data and program, and has no settings of them."""
     if program is None:
         return {name: value for name, value in written.items() if value is not None}
     used = {name: value for name, value in written.items() if value is not None and name not in OF_DATA_AND_PROGRAM}
@@ -177,7 +177,7 @@ def _settings(written: dict[str, Any], program: dict[str, Any] | None) -> dict[s
 
 
 def _in_short(value: Any) -> Any:
-    """Return an argument of a program, a part of it by its name."""
+    """Return an argument of a program; a part of a program is given by its name."""
     return printable(str(value.get("name"))) if isinstance(value, dict) else value
 
 
@@ -192,7 +192,7 @@ def _known(value: Any) -> float | None:
 
 
 def _arrays(trained: Trained, config: TrainConfig | None) -> dict[str, Tensor]:
-    """Compute what is shown of a trained model; that of `fit` has no configuration, and its beginning is unknown."""
+    """Compute the arrays that are shown; without a configuration, as for `fit`, the initial model is unknown."""
     vae, data = trained.vae, trained.data
     initial = None if config is None else initial_model(config, data)
     with own_randomness(0), torch.no_grad():
@@ -213,15 +213,15 @@ def _draw(arrays: dict[str, Tensor], data: AnyDataset) -> dict[str, Figure]:
 
 
 def _tables(arrays: dict[str, Tensor], data: AnyDataset) -> list[tuple[str, Markup]]:
-    """Show rows of a table where images would be pictures: test rows from their codes, and samples."""
+    """Return rows of a table with captions, which replace pictures: test rows with reconstructions, and samples."""
     if data.columns is None:
         return []
     found, reconstructed, samples = (
         decoded(arrays[name], data.columns) for name in ("inputs", "reconstructions_end", "samples")
     )
     captions = {
-        "Test rows, each above what the decoder makes of the encoder\N{RIGHT SINGLE QUOTATION MARK}s most probable "
+        "Test rows, each above its reconstruction from the encoder\N{RIGHT SINGLE QUOTATION MARK}s most probable "
         "code: means, medians of positive columns, most probable levels.": beside(found, reconstructed),
-        "The same of codes sampled from the prior.": samples.head(NUM_RECONSTRUCTIONS),
+        "The same for codes sampled from the prior.": samples.head(NUM_RECONSTRUCTIONS),
     }
     return [(text, Markup(rows.to_html(index=False, float_format="%.4g", border=0))) for text, rows in captions.items()]

@@ -1,4 +1,4 @@
-"""What a page shows of data and of their distributions: pictures, the columns of a table, or words."""
+"""How a page shows data and their distributions: as pictures, the columns of a table, or words."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ class View(NamedTuple):
 
     Args:
         kind: "image", "table" or "words".
-        described: what the page must know besides.
-        of_natural: a model -> the function from natural parameters (B, ..) to what the page draws of a distribution.
-        of_datum: a model -> the function from data (B, D) to what the page draws of a datum.
+        described: further settings for the page.
+        of_natural: a model -> the function from natural parameters (B, ..) to what the page draws for a distribution.
+        of_datum: a model -> the function from data (B, D) to what the page draws for a datum.
     """
 
     kind: str
@@ -30,11 +30,11 @@ class View(NamedTuple):
 
 
 def view_of(vae: VAE, image_shape: tuple[int, int], vocabulary: Sequence[str] | None) -> View:
-    """Choose how the data of a model are shown: by its observation.
+    """Choose how to show the data of a model, by its observation.
 
     Args:
         vae: the model.
-        image_shape: (H, W); counts of a height above 1 are shown as pictures.
+        image_shape: (H, W); counts are shown as pictures if H > 1.
         vocabulary: the words that are counted; without them, words are numbered.
 
     Raises:

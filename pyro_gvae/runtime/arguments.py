@@ -1,4 +1,4 @@
-"""What a constructor was given, as JSON holds it, so that a run folder can say of which parts a program is made."""
+"""Record the arguments of a constructor as JSON, so that a run folder can describe the parts of a program."""
 
 import inspect
 from collections.abc import Mapping
@@ -6,16 +6,16 @@ from typing import Any, Self
 
 
 class KnowsArguments:
-    """Mix into a module: it knows what its constructor is given.
+    """Mixin for modules that records the arguments of their constructor.
 
     Attributes:
-        arguments: the arguments by name, if numbers, texts, lists and parts of this package say all of it; else None.
+        arguments: the arguments by name, if all are numbers, strings, lists or parts of this package; else None.
     """
 
     arguments: dict[str, Any] | None
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
-        """Make an object that knows its arguments before its constructor begins."""
+        """Create an object, and record its arguments before its constructor runs."""
         made = super().__new__(cls)
         object.__setattr__(made, "arguments", _by_name(cls, args, options))
         return made
@@ -31,7 +31,7 @@ def _by_name(kind: type, args: tuple[Any, ...], options: dict[str, Any]) -> dict
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON holds it: a part of this package as its class and its arguments.
+    """Return a value in a form that JSON can hold: a part of this package as its class and its arguments.
 
     Raises:
         TypeError: if it is anything else, such as a network.
@@ -46,18 +46,18 @@ def _plain(value: Any) -> Any:
     arguments = getattr(value, "arguments", None)
     if is_ours and isinstance(value, KnowsArguments) and arguments is not None:
         return {"name": type(value).__name__, "arguments": arguments}
-    raise TypeError(f"Expected an argument that JSON holds, but found a {type(value).__name__}.")
+    raise TypeError(f"Expected an argument that JSON can hold, but found a {type(value).__name__}.")
 
 
 def rebuilt(value: Any, kinds: Mapping[str, type]) -> Any:
-    """Return the arguments that :class:`KnowsArguments` knows as a constructor takes them; lists become tuples.
+    """Convert arguments that :class:`KnowsArguments` recorded to those that a constructor takes; lists become tuples.
 
     Args:
-        value: what JSON holds.
-        kinds: the classes that it may name.
+        value: the recorded arguments.
+        kinds: the classes that they may name.
 
     Raises:
-        TypeError: if it names another one, or another one's arguments.
+        TypeError: if they name another class, or arguments that a class does not have.
     """
     if isinstance(value, list):
         return tuple(rebuilt(item, kinds) for item in value)

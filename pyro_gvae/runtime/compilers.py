@@ -11,9 +11,9 @@ import torch
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Return whether there is what Inductor needs: a C++ compiler and Python's headers, and Triton on a GPU.
+    """Return whether this machine has what Inductor needs: a C++ compiler and Python's headers, and Triton on a GPU.
 
-    The compiler is that of the environment variable CXX, if it is set.
+    If the environment variable CXX is set, it names the compiler.
     """
     if sys.platform == "win32":
         default = "cl"

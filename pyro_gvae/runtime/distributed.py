@@ -140,7 +140,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def _as_tensor(data: bytes) -> Tensor:
-    """Bytes as they travel: torch would tell objects as pickles, which run code where they are read."""
+    """Return bytes as a tensor to send: torch would send objects as pickles, which run code when they are read."""
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""What only one thread of a process may do at a time."""
+"""Restrict work to one thread of a process at a time."""
 
 import threading
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def only_thread(work: str) -> Iterator[None]:
     if not _LOCK.acquire(blocking=False):
         raise ValueError(
             f"Expected {work} in one thread of a process, whose random states and Pyro handlers all threads share, but "
-            "found another one at it. Try processes."
+            "found that another thread is using them. Try processes."
         )
     try:
         yield

@@ -1,4 +1,4 @@
-"""How much memory there is, what a computation takes of it, and what a request for more is answered."""
+"""Limit and measure the memory of computations, and recognize errors that report a lack of it."""
 
 import ctypes
 import errno
@@ -12,25 +12,25 @@ import torch
 
 from .compat.torch import Watching, storage_id, tensors_in
 
-#: Bytes that a computation takes unless its caller says otherwise: the same on every machine, be its memory free or
-#: not, since a sum that is cut into other slices is rounded otherwise.
+#: Bytes that a computation may take unless its caller says otherwise. It is the same on every machine, however much
+#: memory is free, because a sum that is cut into other slices is rounded differently.
 DEFAULT_MEMORY = 4e9
 
 
 def memory_limit(max_memory: float | None) -> int:
-    """Bytes that a computation may take: `max_memory` (bytes) if given, else 4 GB.
+    """Return the bytes that a computation may take: `max_memory` (bytes) if given, else 4 GB.
 
     Raises:
         ValueError: if `max_memory` is not positive.
     """
     limit = DEFAULT_MEMORY if max_memory is None else max_memory
-    if not isinstance(limit, int | float) or not limit > 0:  # a stage may say anything
+    if not isinstance(limit, int | float) or not limit > 0:  # a stage may set it to anything
         raise ValueError(f"Expected max_memory in bytes, a positive number, but found {max_memory}. Try 2e9.")
     return int(min(limit, sys.maxsize))  # an infinite one, too
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the system, or a device, has no memory left."""
+    """Return whether an error says that the system, or a device, has no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
@@ -38,7 +38,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(isinstance(error, kind) and any(words in str(error) for words in said) for kind, said in _SAID.items())
 
 
-#: By which words torch says so, and the system where it loads no more of a library.
+#: The words by which torch says so, and by which the system says that it cannot load a library.
 _SAID: dict[type[BaseException], tuple[str, ...]] = {
     RuntimeError: ("allocate memory", "bad_alloc"),
     ImportError: ("allocate memory", "failed to map segment"),
@@ -46,11 +46,11 @@ _SAID: dict[type[BaseException], tuple[str, ...]] = {
 
 
 def return_freed_memory() -> None:
-    """Return memory that was freed to the system, which the C library of Linux (glibc) keeps from 32 MiB downwards.
+    """Return freed memory to the system; the C library of Linux (glibc) keeps blocks of up to 32 MiB.
 
-    Until glibc 2.38 a block that was freed is often too small, by its alignment, for the next one of its size. So where
-    large tensors and small ones that stay are made in turns, a process grows by a large tensor each time. Elsewhere
-    than on glibc this does nothing.
+    Until glibc 2.38, a freed block is often too small, because of its alignment, for the next one of the same size. So
+    if large tensors and small, lasting ones are created in turn, a process grows by a large tensor each time. Without
+    glibc this does nothing.
     """
     trim = getattr(_this_process(), "malloc_trim", None)
     if trim is not None:
@@ -59,26 +59,26 @@ def return_freed_memory() -> None:
 
 @cache
 def _this_process() -> Any:
-    """What this process has loaded of the C library; None where there is no such thing."""
+    """Return the C library that this process has loaded; None on systems other than Linux."""
     return ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep blocks of up to 31 MiB that it frees, for the next step to use again.
+    """Let this process keep freed blocks of up to 31 MiB, so that the next step can use them again.
 
-    The C library of Linux (glibc) returns large blocks to the system when they are freed; a step that takes them anew
-    faults their pages in, one by one. Once a block has been freed, it keeps those of that size, up to 32 MiB (the
-    "dynamic mmap threshold" of mallopt(3)), and this function allocates and frees one. Exact steps at 8x4 had 0 page
-    faults in place of up to 6,900 a step on two cores; what that is worth in time depends on the machine.
+    The C library of Linux (glibc) returns large blocks to the system when they are freed; a step that allocates them
+    again faults their pages in, one by one. Once a block of up to 32 MiB has been freed, glibc keeps blocks of that
+    size (the "dynamic mmap threshold" of mallopt(3)), so this function allocates and frees one. Exact steps at 8x4 had
+    0 page faults instead of up to 6,900 a step on two cores; the time that this saves depends on the machine.
 
-    The setting is the whole process's, so nothing in this package calls it for you but the command line, in its own
-    processes. Elsewhere than on glibc it does nothing.
+    The setting applies to the whole process, so in this package only the command line calls this function, in its own
+    processes. Without glibc it does nothing.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def in_words(num_bytes: float) -> str:
-    """A number of bytes as a person reads it.
+    """Return a number of bytes in readable units.
 
     Example:
         >>> in_words(3.2e9), in_words(512)
@@ -91,10 +91,10 @@ def in_words(num_bytes: float) -> str:
 
 
 def peak_memory(run: Callable[[], Any]) -> int:
-    """Bytes of tensors that a computation holds at its peak, beyond those that were there before it.
+    """Return the bytes of tensors that a computation holds at its peak, beyond those that existed before.
 
-    Counted are the results of torch's operations, backward passes included, on every device, for as long as they live;
-    not what a kernel takes and gives back inside of one operation.
+    This counts the results of torch's operations for as long as they live, backward passes included, on every device.
+    It does not count memory that a kernel allocates and frees inside of one operation.
 
     Example:
         >>> peak_memory(lambda: [torch.zeros(1000).exp().sum() for _ in range(5)]) // 1000
@@ -107,7 +107,7 @@ def peak_memory(run: Callable[[], Any]) -> int:
 
 @final
 class _PeakMemory(Watching):
-    """Follows every new storage from the operation that makes it to its end."""
+    """Follows every new storage from the operation that creates it until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()

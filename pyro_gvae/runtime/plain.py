@@ -1,4 +1,4 @@
-"""Plain data with tensors as bytes, and back: JSON, and the tensors beside it. Reading them runs no code."""
+"""Convert plain data with tensors to bytes, and back: JSON, and the tensors beside it. Reading runs no code."""
 
 import json
 from collections.abc import Mapping
@@ -14,26 +14,26 @@ _CONTENT = "content"
 
 
 def pack(value: Any) -> bytes:
-    """Plain data as bytes: dictionaries, lists, numbers, texts, None and tensors; tuples come back as lists.
+    """Convert plain data to bytes: dictionaries, lists, numbers, strings, None and tensors; tuples come back as lists.
 
     Raises:
-        ValueError: where there is something else in the data.
+        ValueError: if there is anything else in the data.
 
     Example:
         >>> unpack(pack({"step": 3, "weights": [torch.ones(2)]}))
         {'step': 3, 'weights': [tensor([1., 1.])]}
     """
     rest, tensors = flat(value)
-    # Beside the tensors rather than in the metadata, which takes a file to be read.
+    # The JSON is stored as a tensor and not as metadata, which can be read only from a file.
     text = torch.frombuffer(bytearray(rest.encode()), dtype=torch.uint8)
     return save({f"{_TENSOR}/{name}": tensor for name, tensor in tensors.items()} | {_CONTENT: text})
 
 
 def unpack(data: bytes) -> Any:
-    """What :func:`pack` was given; tensors are on the CPU.
+    """Return the data that :func:`pack` was given, with tensors on the CPU.
 
     Raises:
-        ValueError: where the bytes are something else.
+        ValueError: if the bytes are anything else.
     """
     try:
         tensors = load(data)
@@ -44,20 +44,20 @@ def unpack(data: bytes) -> Any:
 
 
 def flat(value: Any) -> tuple[str, dict[str, Tensor]]:
-    """Plain data as JSON, its tensors put aside under names that say where they belong.
+    """Convert plain data to JSON, and return its tensors separately, under names that say where they belong.
 
     Raises:
-        ValueError: where there is something else in the data.
+        ValueError: if there is anything else in the data.
     """
     tensors: dict[str, Tensor] = {}
     return json.dumps(_flat(value, "", tensors)), tensors
 
 
 def nested(rest: str, tensors: Mapping[str, Tensor]) -> Any:
-    """What :func:`flat` was given.
+    """Return the data that :func:`flat` was given.
 
     Raises:
-        ValueError: where the text is something else.
+        ValueError: if the text is anything else.
     """
     try:
         return _nested(json.loads(rest), tensors)
@@ -79,7 +79,7 @@ def _flat(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ValueError(
-        f"Expected plain data: tensors, numbers and texts, but found {type(value).__name__} at '{name}', which could "
+        f"Expected plain data: tensors, numbers and strings, but found {type(value).__name__} at '{name}', which could "
         "only be read back by running code."
     )
 

@@ -1,4 +1,4 @@
-"""Progress, of which no work ever fails: a bar on a terminal, and a line every so often in a log."""
+"""Show progress without ever failing the work: as a bar on a terminal, or as a line from time to time in a log."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 #: Seconds between two lines where there is no terminal.
 EVERY = 30.0
-#: What a terminal makes of a bar: the beginning of the line, and moves of the cursor.
+#: The control characters of a bar, which return to the beginning of the line or move the cursor.
 CONTROL = re.compile(r"[\r\n]|\x1b\[\w")
 
 
@@ -43,15 +43,15 @@ def is_progress_hidden() -> bool:
 
 @final
 class Progress(tqdm):  # type: ignore[type-arg]
-    """A bar of tqdm's on stderr, if there is one; lines in place of a bar if it is no terminal.
+    """A tqdm bar on stderr, or lines instead of a bar if stderr is not a terminal.
 
-    It starts no thread, and where stderr is closed, full, or without the bar's letters, the bar is not seen and the
-    work goes on.
+    It starts no thread. If stderr is closed, full, or cannot encode the characters of the bar, the bar is not shown and
+    the work goes on.
 
     Args:
-        iterable: what to walk through; None if `update` is called.
+        iterable: what to iterate over; None if `update` is called.
         disable: show nothing.
-        **options: others of tqdm's.
+        **options: other options of tqdm.
 
     Example:
         >>> sum(Progress([1, 2, 3], disable=True))
@@ -62,7 +62,7 @@ class Progress(tqdm):  # type: ignore[type-arg]
 
     def __init__(self, iterable: Iterable[Any] | None = None, *, disable: bool = False, **options: Any) -> None:
         disable = disable or is_progress_hidden()
-        nobody = sys.stderr is None  # as `2>&-` and windows without a terminal have it
+        nobody = sys.stderr is None  # after `2>&-`, or in a program without a console on Windows
         stream = _Patient(sys.stderr)
         self._lines = None if nobody or disable or stream.is_terminal() else _Lines(stream)
         if self._lines is not None:
@@ -71,7 +71,7 @@ class Progress(tqdm):  # type: ignore[type-arg]
         super().__init__(iterable, disable=disable or nobody, file=self._lines or stream, **options)
 
     def close(self) -> None:
-        """Show where the work stands, and no more."""
+        """Show the bar for the last time."""
         super().close()
         if self._lines is not None and self.leave is not False:
             self._lines.end()
@@ -79,7 +79,7 @@ class Progress(tqdm):  # type: ignore[type-arg]
 
 @final
 class _Patient:
-    """A stream that can be written to, whatever has become of it."""
+    """A stream that can always be written to, even if it is closed, full or missing."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -88,19 +88,19 @@ class _Patient:
         return getattr(self._stream, name)
 
     def is_terminal(self) -> bool:
-        """Tell whether a person sees what is written at once; not of a stream that is closed."""
+        """Return whether the stream is a terminal; False if it is closed."""
         with suppress(OSError, ValueError, AttributeError):
             return self._stream is not None and self._stream.isatty()
         return False
 
     def write(self, text: str) -> None:
-        """Write, or do not."""
-        with suppress(OSError, ValueError):  # letters that cannot be written, and closed files, are a ValueError
+        """Write text if possible."""
+        with suppress(OSError, ValueError):  # closed files, and characters that cannot be encoded, are a ValueError
             if self._stream is not None:
                 self._stream.write(text)
 
     def flush(self) -> None:
-        """Flush, or do not."""
+        """Flush if possible."""
         with suppress(OSError, ValueError):
             if self._stream is not None:
                 self._stream.flush()
@@ -108,7 +108,7 @@ class _Patient:
 
 @final
 class _Lines:
-    """A stream that writes what a bar shows as a line, every so often, and at the end."""
+    """A stream that writes the text of a bar as a line, every 30 seconds and at the end."""
 
     def __init__(self, stream: _Patient) -> None:
         self._stream = stream
@@ -119,7 +119,7 @@ class _Lines:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> None:
-        """Take what the bar shows now."""
+        """Keep the text of the bar, and write it if the last line was long ago."""
         shown = CONTROL.sub("", text).strip()
         if shown:
             self._waiting = shown
@@ -127,7 +127,7 @@ class _Lines:
             self.end()
 
     def end(self) -> None:
-        """Write what has not been written yet."""
+        """Write the text that has not been written yet, as a line."""
         if self._waiting:
             self._stream.write(f"{self._waiting}\n")
             self._stream.flush()

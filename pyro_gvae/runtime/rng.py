@@ -86,7 +86,7 @@ def own_randomness(seed: int) -> Iterator[None]:
 
 
 def derived_seed(purpose: str, seed: int, epoch: int = 0) -> int:
-    """Derive a seed from purpose, seed and epoch, so that no two share random numbers, as seed + epoch would."""
+    """Derive a seed from purpose, seed and epoch, so that no two of them share random numbers as seed + epoch would."""
     digest = hashlib.sha256(f"{purpose}/{seed:d}/{epoch:d}".encode()).digest()
     return int.from_bytes(digest[:4], "big")  # torch's CPU generator uses 32 bits of a seed
 

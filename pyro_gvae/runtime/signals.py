@@ -1,4 +1,4 @@
-"""What ends a process: signals, noted or raised as exceptions, and the end of the process that started this one."""
+"""Stop a process: note signals or raise them as exceptions, and end together with the parent process."""
 
 import os
 import signal
@@ -12,25 +12,25 @@ from signal import Signals
 from types import FrameType
 from typing import Any, final
 
-#: Ctrl-C, the end of a service or a job, and, where the system has it, the end of a terminal.
+#: The signals of Ctrl-C, of the end of a service or a job, and, if the system has it, of the end of a terminal.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-#: Seconds between two looks at whether the parent still lives.
+#: Seconds between two checks that the parent is alive.
 WATCH_EVERY = 0.5
 
 
 @dataclass
 class Stop:
-    """Which signal asked to stop; None as long as there was none."""
+    """The signal that asked to stop; None if there was none so far."""
 
     asked: Signals | None = None
 
 
 @final
 class StoppedError(KeyboardInterrupt):
-    """A signal ended what the main thread was doing.
+    """A signal stopped the work of the main thread.
 
     Attributes:
-        signal: which one it was.
+        signal: the signal.
     """
 
     def __init__(self, number: Signals) -> None:
@@ -38,20 +38,20 @@ class StoppedError(KeyboardInterrupt):
         self.signal = number
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoppedError, (self.signal,)  # from one process to another
+        return StoppedError, (self.signal,)  # for pickles between processes
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Inside of the block, the first signal that asks to stop is noted; a second one does what it did before.
+    """Note the first signal inside of the block that asks to stop; a second one acts as it would without the block.
 
-    Handlers are as before after the block. A signal that was noted and not heeded, by an exception such as
-    `KeyboardInterrupt`, is sent again then: it came too late for the block, and not for what is around it. Signals that
-    the process ignores, as `nohup` has it do, stay ignored. Only a process's main thread hears signals; elsewhere
-    nothing is noted.
+    Handlers are restored after the block. If a signal was noted, but the block did not react to it by an exception such
+    as `KeyboardInterrupt`, it is raised again then: it came too late for the block, but not for the code around it.
+    Signals that the process ignores, as under `nohup`, stay ignored. Only a process's main thread receives signals; in
+    other threads nothing is noted.
 
     Yields:
-        What says which signal has come.
+        An object that holds the signal once it has come.
     """
     stop, is_heeded = Stop(), False
 
@@ -71,10 +71,10 @@ def stop_on_signal() -> Iterator[Stop]:
 
 @contextmanager
 def raise_on_signal() -> Iterator[None]:
-    """Inside of the block, the first signal that asks to stop ends it by an exception, as Ctrl-C does.
+    """End the block by an exception, as Ctrl-C does, at the first signal that asks to stop.
 
-    So files that are half written are removed, and what was finished can be reported. Handlers are as before from then
-    on. Signals that the process ignores stay ignored, and only the main thread hears any.
+    So partly written files are removed, and finished work can be reported. Handlers are restored when the signal comes.
+    Signals that the process ignores stay ignored, and only the main thread receives any.
 
     Raises:
         StoppedError: when a signal comes.
@@ -89,12 +89,12 @@ def raise_on_signal() -> Iterator[None]:
 
 @contextmanager
 def _heard(hear: Callable[[Signals], None]) -> Iterator[None]:
-    """Call a function at the first signal that asks to stop and is not ignored; handlers are as before by then."""
+    """Restore all handlers and call a function at the first signal that asks to stop and is not ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     handlers: dict[Signals, Any] = {number: signal.getsignal(number) for number in STOPPING}
-    # None is a handler of another language, which Python could not put back.
+    # None is a handler that was not installed from Python, which Python could not restore.
     before = {number: found for number, found in handlers.items() if found not in (signal.SIG_IGN, None)}
 
     def restore() -> None:
@@ -115,10 +115,10 @@ def _heard(hear: Callable[[Signals], None]) -> Iterator[None]:
 
 @cache
 def end_with(parent: int) -> None:
-    """End this process at once when its parent has ended, however that did: nobody waits for its work any more.
+    """End this process at once when its parent has ended, for any reason: nobody waits for its work any more.
 
     Args:
-        parent: the number of the process that has started this one.
+        parent: the id of the process that has started this one.
     """
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""The operations of a computation, counted and not timed: the same number on every machine, busy or not."""
+"""Count the operations of a computation instead of its time: the same number on every machine, busy or not."""
 
 from collections.abc import Callable
 from typing import Any, final
@@ -15,14 +15,14 @@ OPERATIONS_PER_ELEMENT = 64
 OPERATIONS_PER_SECOND = 1e11
 #: Products of matrices, whose last factor is their last argument.
 PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm}
-#: What is in the names of other operations that torch counts.
+#: Parts of the names of other operations that torch counts.
 OTHERS = ("conv", "attention", "_mm")
 
 
 def count_operations(run: Callable[[], Any]) -> int:
     """Count the operations of a computation: those of products and convolutions, plus 64 per element written.
 
-    Backward passes count if `run` performs them. What an operation writes into its arguments does not count.
+    Backward passes count if `run` performs them. Elements that an operation writes into its arguments do not count.
 
     Args:
         run: the computation; it is called once.
@@ -42,7 +42,7 @@ def count_operations(run: Callable[[], Any]) -> int:
 
 
 def _formula(operation: Any) -> Callable[..., int] | None:
-    """Return torch's formula of a product's or a convolution's operations; None of any other operation."""
+    """Return torch's formula for the operations of a product or a convolution; None for any other operation."""
     if operation.overloadpacket in PRODUCTS:
         return _of_matrices
     if not any(word in operation.overloadpacket.__name__ for word in OTHERS):
@@ -70,7 +70,7 @@ class _Counted(Watching):
         kwargs = kwargs or {}
         formula = _formula(func)
         if formula is None:
-            with self:  # in inference mode an operation may be one of several others
+            with self:  # in inference mode an operation may be composed of others
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result

@@ -1,4 +1,4 @@
-"""What may be typed: short names, files of settings, epochs; and the nearest right name for each wrong one."""
+"""Arguments: short names, settings files, epochs, and the closest valid name for each wrong one."""
 
 import json
 import re
@@ -51,7 +51,7 @@ from pyro_gvae.config.train import TrainConfig
     ],
 )
 def test_a_mistake_is_told_before_torch_is_imported(words, sentence, tmp_path, monkeypatch, capsys):
-    """In this process torch is there already, but not what commands import."""
+    """This process has imported torch, but not the modules that commands import."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
@@ -72,7 +72,7 @@ def test_what_is_cheap_imports_no_torch(tmp_path):
     assert done.stdout.splitlines()[0] == f"pyro-gvae {pyro_gvae.__version__}"
 
 
-def test_an_option_of_an_estimator_that_there_is_not_is_told_with_those_that_there_are():
+def test_an_unknown_option_of_an_estimator_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"has \(it has .*temperature.*Try 'temperature'\."):
         pyro_gvae.estimator("gumbel-softmax", temperatur=1)
 
@@ -143,7 +143,7 @@ def test_there_is_one_word_for_one_thing():
 
 
 def documented_keys(command):
-    """The keys of `--json` in the table of its page."""
+    """Return the keys of `--json` in the table of its page."""
     page = (Path(__file__).parents[2] / "docs" / "howto" / "command_line.md").read_text(encoding="utf-8")
     (row,) = re.findall(rf"^\| .*`{command}`.* \| (.*) \|$", page, re.MULTILINE)
     return set(re.findall(r"`(\w+)`", row))
@@ -177,7 +177,7 @@ def test_examples_of_help_can_be_typed():
     for name, lines in EXAMPLES.items():
         for line in lines:
             program, *words = shlex.split(line)
-            if "--config" in words:  # whose file is that of a run
+            if "--config" in words:  # its file is that of a run
                 del words[(at := words.index("--config")) : at + 2]
             found = parse([word for word in words if word not in ("--json", "--dry-run")])
             assert program == "pyro-gvae" and isinstance(found, COMMANDS[name].config)

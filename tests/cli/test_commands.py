@@ -1,4 +1,4 @@
-"""The commands on a trained model: what they write, what they say, what they refuse."""
+"""Commands on a trained model: what they write, print and refuse."""
 
 import json
 import math
@@ -120,7 +120,7 @@ SMALL = ["--num-latents", 1, "--num-categories", 6, "--hidden", 16, "--learning-
 
 @pytest.fixture(scope="module")
 def levels(tmp_path_factory):
-    """A run of pixels of 16 levels, resumed once."""
+    """A run on pixels with 16 levels, resumed once."""
     run = tmp_path_factory.mktemp("levels") / "run"
     stages = ["--stages", "gumbel-softmax:10steps,exact:30steps", "--output", run]
     assert main([str(word) for word in ["train", *LEVELS, *SMALL, *stages]]) == 0
@@ -133,7 +133,7 @@ def test_levels_are_trained_and_evaluated(levels, capsys):
     assert lines[-1]["test_elbo"] > lines[0]["test_elbo"] + 20
     assert lines[0]["test_elbo"] == pytest.approx(-64 * math.log(16), rel=0.03)  # nearly uniform levels
     trained = load_model(levels)
-    digits = load("digits")  # 17 levels of their own
+    digits = load("digits")  # they have 17 levels
     assert torch.equal(trained.data.test, (digits.test * 15).round())
     say(capsys, "evaluate", levels, "--num-data", 50)
     written = json.loads((levels / "evaluation" / "exact-seed0.json").read_text())
@@ -194,7 +194,7 @@ def test_levels_are_compared(capsys, tmp_path):
     ],
 )
 @pytest.mark.parametrize("command", ["train", "compare"])
-def test_levels_that_cannot_be_are_refused(command, options, sentence, capsys, tmp_path):
+def test_invalid_levels_are_refused(command, options, sentence, capsys, tmp_path):
     assert main([command, *map(str, options), "--output", str(tmp_path / "run")]) == 2
     assert sentence in capsys.readouterr().err and not (tmp_path / "run").exists()
 
@@ -204,7 +204,7 @@ def test_few_images_are_one_short_row(run, capsys, tmp_path):
     assert imread(tmp_path / "exact-seed0-means.png").shape == (68, 200, 3)
 
 
-def test_which_model_is_asked_where_there_are_several(run, tmp_path, capsys):
+def test_one_of_several_models_must_be_named(run, tmp_path, capsys):
     several = shutil.copytree(run, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     cells = [cell | {"seed": seed} for cell in config["cells"] for seed in (0, 1)]

@@ -1,4 +1,4 @@
-"""Damage, table by table: every command ends with 0 or 2 and one sentence, and uses what is whole."""
+"""Damaged run folders: every command ends with code 0 or with 2 and one sentence, and uses the undamaged parts."""
 
 import json
 import math
@@ -22,13 +22,13 @@ from pyro_gvae.train.training import Training
 
 DEEP = "[" * 100_000
 
-#: What config.json may hold in place of settings.
+#: Invalid contents of config.json.
 TEXTS = [
     *("", "5", "null", "[]", '"train"', "{", DEEP, '{"train": ' + DEEP, '{"train": []}', '{"train": null}', "\x00"),
     *('{"train": {"seed": NaN}}', '{"train": {"learning_rate": Infinity}}', '{"train": {"learning_rate": 1e999}}'),
     *('{"cells": 3}', '{"cells": [], "train": 3}', '{"train": {"seed": ' + "9" * 5000 + "}}"),
 ]
-#: Settings of train that cannot be: most of them once ended in a traceback, or in no end.
+#: Invalid settings of train, most of which once led to a traceback or an endless run.
 SETTINGS = [
     {"num_categories": 10**12},
     {"num_latents": 10**8},
@@ -69,7 +69,7 @@ SETTINGS = [
     {"judge": ["exact"]},
     {"speed": 1},
 ]
-#: The same of a comparison, for its report.
+#: Invalid settings of a comparison, for its report.
 COMPARED = [
     {"cells": []},
     {"cells": [3]},
@@ -95,7 +95,7 @@ COMPARED = [
     {"versions": []},
     {"command": ["rm"]},
 ]
-#: Lines of metrics.jsonl that are none.
+#: Invalid lines of metrics.jsonl.
 LINES = [
     *("5", "null", "[1]", "{", "NaN", DEEP, '{"step": 1}', '{"a": {"b": 1}}', "\x00\xff", '{"step": 1e999}'),
 ]
@@ -122,7 +122,7 @@ def comparison(compared, tmp_path):
 
 
 def refused(name, run):
-    """What a command said that was refused: the exceptions of which `main` makes one sentence and code 2."""
+    """Run a command that must be refused; return the message, which `main` prints before it ends with code 2."""
     with pytest.raises((ValueError, OSError)) as caught:
         command(name, run)
     said = str(caught.value)
@@ -176,7 +176,7 @@ def optimizer_of(change):
     return harmed
 
 
-#: What a checkpoint with a right checksum may hold.
+#: Invalid checkpoints with a valid checksum.
 CONTENTS = [
     *(
         lambda content, name=name: {key: value for key, value in content.items() if key != name}
@@ -246,7 +246,7 @@ def test_the_tables_are_as_long_as_they_were():
     assert sum(counts) >= 135, counts
 
 
-#: Lines that are whole one by one, and what no run has written.
+#: Lines that are valid one by one, but that no run writes together.
 HISTORIES = {
     "begins late": (lambda lines: lines[1:], None),
     "out of order": (lambda lines: lines[::-1], "in order"),
@@ -269,7 +269,7 @@ def test_a_history_of_nobodys_is_drawn_or_refused(change, sentence, run):
         assert sentence in refused("report", run)
 
 
-# What is whole beside a damaged part.
+# Undamaged parts next to a damaged one.
 
 
 def flip(path, place=-30):
@@ -313,7 +313,7 @@ def test_weights_of_a_run_whose_checkpoint_is_damaged_are_used(run):
 
 
 def test_a_history_that_is_lost(run):
-    """A run that is over is judged again; its weights are as they were."""
+    """A finished run is evaluated again; its weights stay the same."""
     weights, last = (run / "weights.safetensors").read_bytes(), (run / "metrics.jsonl").read_text().splitlines()[-1]
     (run / "metrics.jsonl").unlink()
     assert "Try resume" in refused("report", run)
@@ -335,7 +335,7 @@ def test_a_cell_whose_history_is_lost_is_judged_again(comparison):
     assert line["finished"] and line["test_elbo"] == last["test_elbo"]
 
 
-# By hypothesis: anything in place of anything.
+# With hypothesis: any value in any place.
 
 JUNK = st.one_of(
     st.none(),
@@ -351,7 +351,7 @@ BY_CHANCE = settings(max_examples=150, suppress_health_check=[HealthCheck.functi
 
 
 def places(value, path=()):
-    """Where there is something, in dictionaries and lists."""
+    """Return the paths of all values in nested dictionaries and lists."""
     items = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
     return [path] + [place for key, item in items for place in places(item, (*path, key))]
 

@@ -1,4 +1,4 @@
-"""What the extras bring is missed only by who asks for it, and then in one sentence."""
+"""Packages of extras: they are needed only where a feature asks for them, and a missing one is one sentence."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ TRAIN = ["train", *SMALL, "--stages", "exact:2steps"]
 COMPARE = ["compare", *SMALL, "--estimators", "exact", "--seeds", "0", "--epochs", "1", "--evaluations", "1"]
 COMPARE += ["--batch-size", "479"]
 
-#: Commands in one process that has none of the packages named first.
+#: Run commands in a process in which the packages named first cannot be imported.
 COMMANDS = """
 import importlib.abc, json, sys
 absent, commands = json.loads(sys.argv[1])

@@ -1,4 +1,4 @@
-"""The laboratory's commands end to end: a folder that can be continued, and advice."""
+"""The commands `gradients` and `advise` end to end: folders that can be continued, and advice."""
 
 import itertools
 import json
@@ -155,7 +155,7 @@ def test_what_is_far_above_the_others_is_told_over_the_panel():
         told = [axes.get_title("right").replace("\N{NO-BREAK SPACE}", " ") for axes in figure.axes]
         assert set(told) == {"", "above: estimator 9 4,400,000"}
         assert min(axes.get_ylim()[1] for axes in figure.axes if axes.get_title("right")) < 20
-        assert "standard error" not in figure.get_supxlabel()  # there are none
+        assert "standard error" not in figure.get_supxlabel()  # it has no standard errors
         lines = figure.legends[0].get_lines()
         looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
         assert len(looks) == len(names)
@@ -184,7 +184,7 @@ def test_advice_is_measured(tmp_path, capsys):
     arguments = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--seconds", "0.03"]
     assert main(["advise", *arguments, "--output", str(tmp_path / "advice")]) == 0
     said = capsys.readouterr().out
-    assert said.strip().startswith("Train with '")  # the answer comes first
+    assert said.strip().startswith("Train with '")  # the recommendation comes first
     assert re.search(r"\nTry: pyro-gvae train --stages \S+ --hidden 8 --num-categories 3 --num-latents 2\n", said)
     assert "ms per step" in said and "of a step along the exact gradient" in said
     table = pd.read_csv(tmp_path / "advice" / "advice.csv")
@@ -200,7 +200,7 @@ def test_advice_without_an_exact_gradient_does_not_pretend():
 
 
 def test_an_unbiased_mean_stands_in_for_the_exact_gradient(monkeypatch):
-    ticks = itertools.count()  # a millisecond a look: what fits into the seconds is the same on every machine
+    ticks = itertools.count()  # a millisecond per reading, so that every machine fits the same work into the seconds
     monkeypatch.setattr(advice_module, "time", SimpleNamespace(perf_counter=lambda: 1e-3 * next(ticks)))
     made = advice_module.candidates(["gumbel-softmax", "reinforce-loo"], temperatures=(1.0,))
     monkeypatch.setattr(advice_module, "obstacle_to_sums", lambda *_, **__: "Too many codes.")

@@ -1,4 +1,4 @@
-"""Folders that a stranger made: nothing is run, reached, read or written outside of them that nobody asked for."""
+"""Run folders from a stranger: commands run none of their code, and touch nothing outside unless the call asks."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from pyro_gvae.runs.folder import check_own
 from pyro_gvae.train import launch, setup
 from pyro_gvae.train.fit import Fit, fit
 
-#: Settings that reach out of a folder, as a stranger would have them.
+#: Settings of a stranger that refer to things outside of the folder.
 OUTSIDE = {
     "data_dir": "/stranger/data",
     "download": True,
@@ -44,7 +44,7 @@ FEW = {
     "sample": {"num_samples": 4},
     "gaps": {"num_data": 4, "num_particles": 2},
 }
-#: What a link may stand in place of, in a folder of train.
+#: Files and folders of a run of train that a link may replace.
 LINKED = [
     *("config.json", "metrics.jsonl", "checkpoint.safetensors", "weights.safetensors", ".lock", "report.html"),
     *("figures", "evaluation", "codes", "reconstructions", "samples", "tensorboard", "gaps.csv", "best.safetensors"),
@@ -64,7 +64,7 @@ def compared(tmp_path_factory):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What is asked of the data, of each cell that is to be trained, and of a cluster."""
+    """Record the requests for data, for the training of each cell, and for a cluster."""
     calls = []
 
     def loaded(name, **options):
@@ -84,7 +84,7 @@ def asked(monkeypatch):
 
 
 def is_unfinished(run):
-    """A comparison has a cell to train."""
+    """Make a comparison unfinished, so that it has a cell to train."""
     for pictures in run.glob("cells/*/pictures.safetensors"):
         pictures.unlink()
 
@@ -99,13 +99,13 @@ def test_settings_that_reach_outside_are_those_of_this_call(kind, name, trained,
     if name == "resume":
         is_unfinished(run)
     command(name, run, **FEW[name])
-    assert asked or (kind, name) == ("compared", "report")  # which draws what the folder has
+    assert asked or (kind, name) == ("compared", "report")  # it only draws the results in the folder
     assert set(asked) <= {("data", False, "cpu")}
     assert kind == "compared" or not read_train_config(run).compile
 
 
 def test_what_this_call_says_is_done(trained, compared, asked, tmp_path):
-    """The negative control: the same settings of the call itself are followed."""
+    """The negative control: the same settings are followed if the call itself has them."""
     for number, original in enumerate((trained, compared)):
         run = shutil.copytree(original, tmp_path / str(number))
         is_unfinished(run)
@@ -116,7 +116,7 @@ def test_what_this_call_says_is_done(trained, compared, asked, tmp_path):
 
 
 def test_memory_and_a_compiler_are_what_this_call_says(trained, compared, tmp_path, monkeypatch):
-    """A folder that asks for more memory than there is names no number that could be taken instead."""
+    """A folder that asks for too much memory is refused unless the call says how much; its `compile` is ignored."""
     configs, line = [], {"train_elbo": None, "test_elbo": None, "elbo_is": "sampled"}
 
     def fitted(vae, data, config, **options):
@@ -173,7 +173,7 @@ def test_no_command_follows_a_link_out_of_the_folder(name, trained, tmp_path):
     assert contents(outside) == before and link.is_symlink()
 
 
-#: What each command writes into, or reads from.
+#: Command -> the folder that it reads or writes.
 INNER = {
     **{"evaluate": "evaluation", "encode": "codes", "reconstruct": "reconstructions", "sample": "samples"},
     **{"report": "figures", "gaps": "figures"},
@@ -181,7 +181,7 @@ INNER = {
 
 
 def after_the_last_look(monkeypatch, original, folder, name, change):
-    """Let a command look at a copy of a folder as often as it does, and change the folder then; return the folder."""
+    """Return a copy of a folder that changes right after the command's last check of it."""
     looks = 0
 
     def look(run):
@@ -199,7 +199,7 @@ def after_the_last_look(monkeypatch, original, folder, name, change):
 
 
 def swap(inner, outside):
-    """Make a folder of a run a link to another one."""
+    """Replace a folder of a run by a link to another folder."""
 
     def change(run):
         if (run / inner).exists():
@@ -243,7 +243,7 @@ def test_cells_that_become_a_link_meanwhile_are_neither_read_nor_trained(name, c
 
 
 def test_event_files_stay_in_the_folder(tmp_path, monkeypatch):
-    """TensorBoard opens them by their names, again and again."""
+    """TensorBoard opens them by name, repeatedly."""
     run, outside, mine = tmp_path / "run", tmp_path / "outside", tmp_path / "mine"
     outside.mkdir()
 
@@ -262,7 +262,7 @@ def test_event_files_stay_in_the_folder(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:.* has lost evaluations of the run")
 @pytest.mark.parametrize("harm", ["finished", "lost history", "lost weights"])
 def test_no_command_writes_through_hard_links(harm, trained, tmp_path):
-    """Nor does a stranger's folder change what it shares with mine, as a backup that is made of links may."""
+    """Files that a stranger's folder shares with mine, as in a backup made of hard links, do not change either."""
     mine = shutil.copytree(trained, tmp_path / "mine")
     run = shutil.copytree(mine, tmp_path / "run", copy_function=os.link)
     for name in {"lost history": ["metrics.jsonl"], "lost weights": ["weights.safetensors"]}.get(harm, []):
@@ -306,13 +306,13 @@ def test_sizes_cost_a_report_nothing(size, compared, tmp_path):
 def test_a_file_of_a_terabyte_is_not_read(trained, tmp_path):
     for name, reader in (("config.json", "report"), ("metrics.jsonl", "report"), ("checkpoint.safetensors", "resume")):
         run = shutil.copytree(trained, tmp_path / name)
-        os.truncate(run / name, 2**40)  # no disk has to hold it
+        os.truncate(run / name, 2**40)  # a sparse file, which takes no space
         with pytest.raises(ValueError, match="Expected"):
             command(reader, run)
 
 
 def test_stopped_runs_are_resumed_by_what_reaches_out_of_them():
-    """The command that is shown has the settings that the folder does not tell."""
+    """The command that is printed has the settings that the folder does not contain."""
     config = parse(["train", "--data-dir", "my data", "--device", "cuda:1", "--download"])
     shown = "pyro-gvae resume run --data-dir 'my data' --download --device cuda:1"
     assert _resume_by(config, Path("run")) == shown
@@ -325,8 +325,8 @@ def test_stopped_runs_are_resumed_by_what_reaches_out_of_them():
     assert _resume_by(never, Path("run")) == "pyro-gvae resume run --no-compile"
 
 
-def test_names_that_are_no_text(trained, tmp_path):
-    """A folder's name is bytes."""
+def test_names_that_are_not_text(trained, tmp_path):
+    """The name of a folder is bytes, not text."""
     run = shutil.copytree(trained, os.fsdecode(os.fsencode(tmp_path) + b"/run-\xff"))
     for name in ("resume", "evaluate", "report"):
         command(name, Path(run), **FEW[name])

@@ -1,4 +1,4 @@
-"""What a command imports: the libraries that it uses, and no others, so that it answers soon."""
+"""Imports of commands: only the libraries that a command uses, so that it starts fast."""
 
 import json
 import subprocess
@@ -8,9 +8,9 @@ import pytest
 
 from pyro_gvae.cli.main import main
 
-#: What takes as long to import as torch, and no command needs that does not train.
+#: Modules that take as long to import as torch, and that only training needs.
 SLOW = {"torch._dynamo", "torch.fx.experimental.symbolic_shapes", "sympy", "triton", "sklearn", "torchvision", "joblib"}
-#: Commands, and what they may import besides those before them.
+#: Commands, and what they may import in addition to the commands before them.
 COMMANDS = [
     (["list"], set()),
     (["sample", "RUN"], {"torch", "pyro", "PIL"}),
@@ -20,7 +20,7 @@ COMMANDS = [
 ]
 WATCHED = SLOW.union(*(more for _, more in COMMANDS))
 
-#: One command after another in one process, and what it has imported after each.
+#: Run commands one after another in one process, and list its imports after each.
 ONE_AFTER_ANOTHER = """
 import json, sys
 from pyro_gvae.cli.main import main
@@ -31,7 +31,7 @@ for words in commands:
 """
 
 
-@pytest.mark.slow  # a process of its own
+@pytest.mark.slow  # starts a process
 @pytest.mark.usefixtures("unrecorded")
 def test_a_command_imports_what_it_uses(tmp_path):
     run = str(tmp_path / "run")
@@ -45,4 +45,4 @@ def test_a_command_imports_what_it_uses(tmp_path):
     allowed: set[str] = set()
     for (command, more), found in zip(COMMANDS, imported, strict=True):
         allowed |= more
-        assert found == allowed, command  # what is allowed is there: the watch sees it
+        assert found == allowed, command  # all allowed modules are found, so the check can see them

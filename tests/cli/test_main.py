@@ -1,4 +1,4 @@
-"""The command line as a person meets it: help, one sentence for each mistake, exit code 2, no traceback."""
+"""The command line as users see it: help, one sentence for each mistake, exit code 2, no traceback."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from pyro_gvae.cli.main import main
 
 
 def run(capsys, *arguments):
-    """(exit code, everything said on stderr)"""
+    """Return the exit code and everything printed to stderr."""
     return main(list(arguments)), capsys.readouterr().err
 
 
@@ -93,9 +93,9 @@ def test_each_mistake_is_one_sentence(arguments, sentence, capsys, tmp_path, mon
     code, said = run(capsys, *arguments)
     assert code == 2
     assert sentence in said
-    own = [line for line in said.splitlines() if not line.startswith("digits:")]  # which data were read
+    own = [line for line in said.splitlines() if not line.startswith("digits:")]  # this line says which data were read
     assert len(own) == 1 and own[0].startswith("pyro-gvae: ")
-    assert list(tmp_path.iterdir()) == []  # nothing was begun
+    assert list(tmp_path.iterdir()) == []  # nothing was started
 
 
 def test_a_run_folder_that_exists_is_refused(capsys, tmp_path):
@@ -116,7 +116,7 @@ def test_the_process_ends_with_code_2_and_no_traceback(server, tmp_path):
 
 
 def test_the_program_ends_with_the_code_of_its_command():
-    """Found before torch is imported."""
+    """The mistake is found before torch is imported."""
     done = subprocess.run([sys.executable, "-m", "pyro_gvae", "cmpare"], capture_output=True, text=True)
     assert done.returncode == 2 and "found 'cmpare'" in done.stderr
 

@@ -1,4 +1,4 @@
-"""Every command on a run of every ready program that learns from images: what it writes, or why it refuses."""
+"""Every command on a run of every ready program for images: what it writes, or why it refuses."""
 
 import json
 import math
@@ -35,7 +35,7 @@ COLUMNS = {
     "semi-supervised": ["y_0", "z_0", "z_1"],
     "conditional": ["latent_0", "latent_1"],
 }
-#: A number of data or samples, so that no command takes long.
+#: A small number of data or samples, so that no command takes long.
 FEW = {
     "encode": ["--num-data", 5],
     "reconstruct": ["--num-data", 3],
@@ -46,7 +46,7 @@ FEW = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run of each program, trained for two steps that are not recorded."""
+    """Return a run of each program, trained for two unrecorded steps."""
     top = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TracedELBO, "outcome", lambda *_, **__: None)
@@ -63,7 +63,7 @@ def run(runs, request):
 
 
 def shown_to(trained, count):
-    """The first test data as the program takes them."""
+    """Return the first test data in the form that the program takes."""
     return judged(trained.vae, *fixed_part(trained.data, "test", count))
 
 
@@ -214,7 +214,7 @@ def test_pictures_of_tensorboard(tmp_path, capsys):
     assert board.Tags()["histograms"] == ["code usage/latent 0"]
 
 
-def test_a_run_of_before_there_were_programs_is_categorical(tmp_path, capsys):
+def test_a_run_without_a_named_program_is_categorical(tmp_path, capsys):
     run = tmp_path / "run"
     options = ["--num-latents", 1, "--hidden", 8, "--stages", "exact:1steps", "--judge", "none", "--output", run]
     with pytest.MonkeyPatch.context() as patch:
@@ -237,12 +237,12 @@ def test_a_run_of_before_there_were_programs_is_categorical(tmp_path, capsys):
         ({"model": "categorical"}, "Expected the weights in"),
     ],
 )
-def test_a_program_that_is_not_is_one_sentence(runs, command, changed, sentence, tmp_path, capsys):
+def test_an_unknown_program_is_one_sentence(runs, command, changed, sentence, tmp_path, capsys):
     folder = shutil.copytree(runs / "bernoulli", tmp_path / "run")
     written = json.loads((folder / "config.json").read_text())
     written["train"] |= changed
     (folder / "config.json").write_text(json.dumps(written))
-    said = refused(capsys, command, folder).splitlines()[-1]  # behind a bar of its progress
+    said = refused(capsys, command, folder).splitlines()[-1]  # after a progress bar
     assert said.startswith("pyro-gvae: Expected") and (sentence in said or command == "resume")
 
 

@@ -12,7 +12,7 @@ from pyro_gvae.runs.checkpoint import load_tensors
 
 pytest.importorskip("pyarrow")
 SMALL = ["--num-latents", 1, "--num-categories", 3, "--hidden", 4, "--batch-size", 16]
-#: Gigabytes that hold two groups of five columns in each of two blocks.
+#: Gigabytes for two blocks of two row groups of five columns each.
 MEMORY = 2 * 2 * 16 * 5 * 4 / 1e9
 
 

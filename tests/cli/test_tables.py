@@ -1,4 +1,4 @@
-"""Every command on a table: values of columns stand where pictures of images would."""
+"""Every command on a table: values of columns take the place of pictures."""
 
 import json
 

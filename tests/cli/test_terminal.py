@@ -1,4 +1,4 @@
-"""What is said reaches whoever can read it, and ends nothing where nobody can."""
+"""Output to terminals, pipes and closed streams: it arrives if it can, and stops no command if it cannot."""
 
 import io
 import os
@@ -30,7 +30,7 @@ def test_a_pipe_that_nobody_reads_is_no_error_and_a_full_disk_is():
     os.close(read)
     with os.fdopen(write, "w") as out:
         say("nobody", out)
-        say("listens", out)  # nor when the stream is closed
+        say("listens", out)  # a closed stream is no error either
     with pytest.raises(OSError, match="No space left"), open("/dev/full", "w") as out:
         say("too much", out)
 

@@ -1,4 +1,4 @@
-"""`pyro-gvae train` and `resume` as processes: one sentence for each mistake, and nothing lost when they are killed."""
+"""`pyro-gvae train` and `resume` as processes: one sentence for each mistake, and no loss when they are killed."""
 
 import json
 import os
@@ -29,7 +29,7 @@ SMALL = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8"]
 
 
 def run(capsys, *arguments):
-    """(exit code, everything said on stderr)"""
+    """Return the exit code and everything printed to stderr."""
     return main(list(arguments)), capsys.readouterr().err
 
 
@@ -63,10 +63,10 @@ def test_each_mistake_is_one_sentence(arguments, sentence, capsys, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     code, said = run(capsys, *arguments)
     assert code == 2 and sentence in said and "Traceback" not in said
-    assert list(tmp_path.iterdir()) == []  # nothing was begun
+    assert list(tmp_path.iterdir()) == []  # nothing was started
 
 
-@pytest.mark.parametrize("rate", ["1e6", "1e36"])  # of which the second ends with NaN
+@pytest.mark.parametrize("rate", ["1e6", "1e36"])  # the second one leads to NaN
 def test_a_run_that_diverges_says_so(rate, capsys, tmp_path):
     diverging = ["train", "--stages", "exact:3steps", "--learning-rate", rate, "--output", str(tmp_path / "run")]
     code, said = run(capsys, *diverging, *SMALL)
@@ -201,7 +201,7 @@ def test_what_cannot_be_resumed_is_one_sentence_and_the_folder_as_it_was(how, se
 
 
 def test_steps_that_are_not_finite_end_a_run_with_a_sentence(capsys, tmp_path, recwarn):
-    """A learning rate that makes the first step's weights infinite for the second one."""
+    """The learning rate is so large that the weights are infinite after the first step."""
     arguments = ["--stages", "exact:9steps", "--optimizer", "SGD", "--learning-rate", "1e30", "--max-skipped", "2"]
     code, said = run(capsys, "train", *SMALL, *arguments, "--output", str(tmp_path / "run"))
     assert code == 2 and "Traceback" not in said
@@ -226,7 +226,7 @@ def test_data_out_of_range_are_refused_with_a_sentence(value, capsys, tmp_path, 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_with_the_command_that_resumes(number, capsys, tmp_path, monkeypatch):
-    """A folder with a space in its name: the command can be pasted as it stands."""
+    """The name of the folder has a space, and the printed command can be pasted as it is."""
     folder, advance = tmp_path / "my run", Training.advance
 
     def signalled(training):
@@ -243,7 +243,7 @@ def test_a_signal_ends_with_the_command_that_resumes(number, capsys, tmp_path, m
 
 
 def test_a_read_only_folder(folder, capsys):
-    """By a read-only mount, since root may write everywhere else."""
+    """Use a read-only mount, because root may write everywhere else."""
     mount = shutil.which("mount")
     if mount is None or subprocess.run([mount, "--bind", folder, folder], capture_output=True).returncode:
         pytest.skip("needs the right to mount")
@@ -269,7 +269,7 @@ def test_a_full_disk_while_training(tmp_path, capsys):
     try:
         code, said = run(capsys, "train", *SMALL, "--stages", "exact:3steps", "--output", str(disk / "run"))
         assert code == 2 and "No space left on device" in said and "Traceback" not in said
-        assert not list((disk / "run").glob(".*.tmp"))  # no half of a file
+        assert not list((disk / "run").glob(".*.tmp"))  # no unfinished file
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -285,7 +285,7 @@ def lines(folder):
 
 @pytest.mark.slow
 def test_kills_at_every_point_lose_nothing_and_change_nothing(server, tmp_path):
-    """One run, killed twice at each fault point, early and late in its process, is the run that was left in peace."""
+    """A run that is killed twice at each fault point, early and late, equals an undisturbed run."""
     plan = [*SMALL, "--stages", ",".join(["gumbel-softmax:25steps,exact:25steps"] * 3), "--checkpoint-every", "1steps"]
     plan += ["--evaluate-every", "5steps"]
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
@@ -299,8 +299,8 @@ def test_kills_at_every_point_lose_nothing_and_change_nothing(server, tmp_path):
             step = load_checkpoint(killed / "checkpoint.safetensors")["state"]["step"]
             steps.append(step)
             command = ("resume", str(killed))
-    assert steps == sorted(steps) and steps[-1] > 60  # processes got on
-    assert torn == 4  # those that died in a write left what they had written
+    assert steps == sorted(steps) and steps[-1] > 60  # the processes made progress
+    assert torn == 4  # processes that died while writing left partial files
     assert server("resume", str(killed)) == 0
     assert lines(killed) == lines(undisturbed)
     found, expected = (load_file(folder / "weights.safetensors") for folder in (killed, undisturbed))

@@ -1,4 +1,4 @@
-"""A comparison as a grid of cells: what they are, where they run, how they fail, die and go on."""
+"""A comparison as a grid of cells: which cells there are, where they run, and how they fail, die and resume."""
 
 import json
 import multiprocessing
@@ -31,7 +31,7 @@ from pyro_gvae.train.trained import load_model
 SMALL = CompareConfig(
     num_latents=2, num_categories=3, hidden=(8,), epochs=1, evaluations=2, seeds=(0,), estimators=("exact",)
 )
-#: What a cell says of the model; its seconds differ from one time to another.
+#: Results of a cell that depend on the model alone; seconds vary from run to run.
 NUMBERS = ["train_objective", "train_elbo", "test_objective", "test_elbo", "test_log_evidence"]
 
 
@@ -51,7 +51,7 @@ def test_the_grid_is_every_combination_and_nothing_twice():
         learning_rates=(1e-3, 3e-3),
     )
     cells = make_cells(config, num_data=640)
-    # Two seeds, sizes and rates; two temperatures for those that have one and do not set it.
+    # Two seeds, sizes and rates; two temperatures for estimators that have one and do not set it.
     assert len(cells) == 2 * 2 * 2 * (2 + 1 + 2 + 1)
     assert len({(cell.label, cell.seed) for cell in cells}) == len(cells)
     assert len({cell.train for cell in cells}) == len(cells)
@@ -141,7 +141,7 @@ def test_each_model_of_a_grid_comes_back(grid):
     assert trained.name == "gumbel-softmax-temperature-0.5-seed1" and trained.vae.num_latents == 2
 
 
-# ------------------------------------------------------------------------------- what goes on, and not
+# -------------------------------------------------------------------------------------------- resuming
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_another_comparison_is_refused(grid, capsys):
 
 
 @pytest.mark.slow
-def test_a_cell_that_fails_fails_alone(tmp_path, capsys):
+def test_a_cell_that_fails_fails_alone(tmp_path, capsys, unrecorded):
     size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--epochs", "1", "--evaluations", "1"]
     arguments = ["compare", *size, "--estimators", "exact", "--seeds", "0", "--learning-rates", "1e30", "0.003"]
     arguments += ["--output", str(tmp_path / "run")]
@@ -194,7 +194,7 @@ def test_a_cell_that_fails_fails_alone(tmp_path, capsys):
     assert results["status"].to_dict() == {1e30: "failed", 0.003: "finished"}
     assert results.loc[1e30, "error"].startswith("Expected finite losses and gradients, but found 10 steps in a row")
     assert "exact, learning rate 1e+30, seed 0: failed. Expected finite" in (tmp_path / "run/report.html").read_text()
-    # Called again, it is tried again, and the other one is not.
+    # A second call tries this cell again, but not the other one.
     failed = cell_folder(tmp_path / "run", "exact, learning rate 1e+30", 0) / ERROR
     failed.write_text("of old")
     assert main(arguments) == 1 and failed.read_text().startswith("Expected finite")
@@ -241,7 +241,7 @@ def test_two_processes_give_the_same_numbers_as_one(grid, tmp_path, unreported):
 
 
 def test_a_machine_without_semaphores_is_one_sentence(tmp_path, capsys, monkeypatch):
-    """As where /dev/shm cannot be written; one worker needs none."""
+    """This happens if /dev/shm is not writable; a single worker needs no semaphores."""
 
     def absent(self):
         raise OSError(30, "Read-only file system")
@@ -260,7 +260,7 @@ def alive(processes):
 
 @pytest.mark.slow
 def test_workers_end_with_the_comparison_which_goes_on_when_called_again(server, tmp_path):
-    """Killed at once, then ended by a signal. Its cells cannot end within the test."""
+    """The comparison is killed, then ended by a signal. Its cells are too long to finish within the test."""
     run = tmp_path / "run"
     options = ["--workers", "2", "--seeds", "0", "--num-latents", "2", "--num-categories", "3", "--hidden", "8"]
     options += ["--estimators", "gumbel-softmax", "exact", "--batch-size", "479", "--evaluations", "2"]
@@ -279,7 +279,7 @@ def test_workers_end_with_the_comparison_which_goes_on_when_called_again(server,
         assert len(alive(workers)) >= 2  # the control
         process.send_signal(number)
         left = alive(psutil.wait_procs(workers, timeout=20)[1])
-        for worker in left:  # it would keep on working
+        for worker in left:  # they would keep on working
             worker.kill()
         done = server.end()
         assert done.code == code and "Traceback" not in done.err and not left
@@ -290,13 +290,13 @@ def test_workers_end_with_the_comparison_which_goes_on_when_called_again(server,
 
 
 @pytest.mark.slow
-def test_a_cell_that_another_process_holds_is_unfinished(tmp_path, capsys, unreported):
+def test_a_cell_that_another_process_holds_is_unfinished(tmp_path, capsys, unreported, unrecorded):
     size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--epochs", "1", "--evaluations", "1"]
     size += ["--estimators", "gumbel-softmax", "exact", "--batch-size", "479"]
     arguments = ["compare", *size, "--seeds", "0", "--output", str(tmp_path / "run")]
     cell = cell_folder(tmp_path / "run", "exact", 0)
     assert main(arguments) == 0
-    (cell / PICTURES).unlink()  # of a cell that was not finished
+    (cell / PICTURES).unlink()  # makes the cell unfinished
     with sole_writer(cell):
         assert main(arguments) == 1
     said = capsys.readouterr().err
@@ -334,7 +334,7 @@ def test_a_dask_cluster_of_which_a_worker_is_killed(tmp_path, unreported):
         os.kill(worker.pid, signal.SIGKILL)
 
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}), ExitStack() as stack:
-        get_mp_context()  # which says what is imported beforehand; that is said again
+        get_mp_context()  # it sets the preloaded modules, which are set again below
         forking()
         cluster = stack.enter_context(LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0"))
         killer = threading.Thread(target=kill_when_a_cell_is_under_way, args=[cluster.workers[0]])

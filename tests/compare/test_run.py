@@ -1,4 +1,4 @@
-"""The main job end to end: what is compared starts equal, the numbers are the discrete model's, the folder is whole."""
+"""A comparison end to end: equal starts, scores of the discrete model, and a complete run folder."""
 
 import json
 from contextlib import nullcontext
@@ -93,7 +93,7 @@ def test_results_are_the_last_evaluations(run, metrics):
 
 @pytest.fixture(scope="module")
 def noted(tmp_path_factory):
-    """A run of one epoch, and the batches that each estimator saw in it."""
+    """Return a run of one epoch, and the batches that each estimator saw."""
     seen = {}
 
     def noting(vae, estimator, **options):
@@ -136,11 +136,11 @@ def test_every_estimator_sees_the_same_batches_in_the_same_order(noted):
     _, seen = noted
     first, second = (torch.cat(seen[name]) for name in SMALL.estimators)
     assert len(first) == 1437 and torch.equal(first, second)
-    assert not torch.equal(first, torch.cat(seen["exact"][::-1]))  # the order is a part of it
+    assert not torch.equal(first, torch.cat(seen["exact"][::-1]))  # the control: another order is noticed
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monkeypatch, unrecorded):
     config = replace(SMALL, epochs=1, evaluations=1, seeds=(0,), output=tmp_path / "run")
 
     def interrupted(job):
@@ -158,7 +158,7 @@ def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monke
     finished = cell_folder(tmp_path / "run", "gumbel-softmax", 0) / PICTURES
     written = finished.stat().st_mtime_ns
     assert main(["resume", str(tmp_path / "run")]) == 0
-    assert finished.stat().st_mtime_ns == written  # what was finished is not done again
+    assert finished.stat().st_mtime_ns == written  # finished cells are not run again
     assert set(pd.read_csv(tmp_path / "run" / "results.csv")["status"]) == {"finished"}
 
 
@@ -186,6 +186,6 @@ def test_what_is_refused_does_not_depend_on_the_clock(slow_clock):
     large = replace(SMALL, num_latents=40, num_categories=2)
     for config, sentence in ((SMALL, None), (large, "Expected codes that can be summed in 6e")):
         cells = make_cells(config, len(data.train))
-        assert {cell.train.judge for cell in cells} == {"exact"}  # as each cell's config.json says
+        assert {cell.train.judge for cell in cells} == {"exact"}  # as in the config.json of each cell
         with nullcontext() if sentence is None else pytest.raises(ValueError, match=sentence):
             compare_module._check_cells(config, cells, data)

@@ -1,4 +1,4 @@
-"""The configuration: what cannot be is refused when it is made, and JSON keeps the rest."""
+"""Configurations: invalid settings are refused on construction, and JSON keeps valid ones."""
 
 import json
 from dataclasses import FrozenInstanceError, replace
@@ -41,7 +41,7 @@ from pyro_gvae.config.compare import CompareConfig
         ({"max_memory": -1.0}, "Expected a positive max_memory, but found -1.0"),
     ],
 )
-def test_what_cannot_be_is_refused(setting, sentence):
+def test_invalid_settings_are_refused(setting, sentence):
     with pytest.raises(ValueError, match=sentence):
         CompareConfig(**setting)
 

@@ -1,4 +1,4 @@
-"""What the commands' programs are: sizes, what cannot be asked of them, the same names everywhere."""
+"""The programs of the commands: their sizes, the settings that they refuse, and the same names everywhere."""
 
 from typing import get_args
 
@@ -91,7 +91,7 @@ def test_estimators_that_a_program_cannot_have_are_refused(config, sentence):
 def test_estimators_that_a_program_can_have_are_not():
     TrainConfig(stages="disarm:1,exact-evidence:1", num_categories=2).check_estimators()
     TrainConfig(stages="exact:1,gumbel-softmax:1", **JOINT).check_estimators()
-    TrainConfig(stages="disarm:1")  # for a program of one's own, which `fit` is given
+    TrainConfig(stages="disarm:1")  # allowed, because `fit` may be given a program of one's own
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -1,4 +1,4 @@
-"""Texts of training plans: estimators of single sites, and their options."""
+"""Training plans as text: estimators for single sites, and their options."""
 
 import json
 
@@ -40,6 +40,6 @@ def test_json_keeps_them():
         ("per-site[y=exact,y=exact]:1", r"Expected a name or name\[option=value"),
     ],
 )
-def test_what_is_no_plan_is_refused(text, sentence):
+def test_invalid_plans_are_refused(text, sentence):
     with pytest.raises(ValueError, match=sentence):
         TrainConfig(stages=text)

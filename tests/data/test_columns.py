@@ -1,4 +1,4 @@
-"""Data as all arguments of a program."""
+"""Data with several columns, which are the arguments of a program."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
-"""Data: what is loaded is what the files hold, batches depend on (seed, epoch) alone, bad data are refused.
+"""Data sets: loading returns what the files hold, batches depend on (seed, epoch) alone, and bad data are refused.
 
-The loaders of files that no test machine has are run on tiny files in torchvision's own layout, and downloads
-on file: addresses, so that no test needs the network.
+Loaders are tested on tiny files in torchvision's layout, and downloads with file: addresses, so that no test needs the
+network.
 """
 
 import gzip
@@ -82,7 +82,7 @@ def grey(num_train: int = 50, num_test: int = 20, dim: int = 6) -> Dataset:
 def test_bad_images_are_refused(x: Tensor, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         check_images(x)
-    for train, test in ((x, torch.zeros(2, 3)), (torch.zeros(2, 3), x))[: min(len(x), 1) + 1]:  # none for tests is fine
+    for train, test in ((x, torch.zeros(2, 3)), (torch.zeros(2, 3), x))[: min(len(x), 1) + 1]:  # no test data is fine
         with pytest.raises(ValueError, match="mine"):
             Dataset("mine", train, test, (1, 3))
 
@@ -207,7 +207,7 @@ def test_grey_values_become_the_nearest_level(num_levels: int) -> None:
 
 
 def test_levels_of_files_are_what_the_files_hold() -> None:
-    """Scikit-learn's digits have 17 levels, and other images 256: none is off by a rounding error."""
+    """Scikit-learn's digits have 17 levels, other images 256; no level is off by rounding."""
     assert torch.equal(observed(load("digits"), CategoricalObservation(17)).train, load("digits").train * 16)
     bytes_ = torch.arange(256.0).unsqueeze(0)
     images = Dataset("bytes", bytes_ / 255, bytes_ / 255, (16, 16))
@@ -218,7 +218,7 @@ def test_images_that_are_data_as_they_stand_stay_the_same() -> None:
     drawn = teacher(sizes=(10, 10))
     assert observed(drawn, BernoulliObservation()) is drawn
     assert observed(binarized(grey(), "dynamic"), BernoulliObservation()).binarize == "dynamic"
-    assert observed(drawn, CategoricalObservation(3)).teacher is None  # which drew other data
+    assert observed(drawn, CategoricalObservation(3)).teacher is None  # the teacher drew other data
 
 
 def test_probabilities_are_no_levels() -> None:
@@ -327,7 +327,7 @@ def test_real_mnist() -> None:
 
 
 def write_omniglot(folder: Path) -> None:
-    """Two zip files with drawings 105 x 105 whose share of ink, in columns, tells which drawing it is."""
+    """Write two zip files with drawings of 105 x 105 pixels; the number of black columns identifies the drawing."""
     folder.mkdir(parents=True)
     background = {"A/c1/d2": 20, "A/c1/d3": 60, "A/c1/d1": 105, "B/c2/d1": 40, "B/c1/d2": 0, "B/c1/d1": 30}
     evaluation = {"C/c1/d1": 50, "C/c2/d1": 0}
@@ -346,7 +346,7 @@ def md5(file: Path) -> str:
 
 @pytest.fixture
 def omniglot_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that torchvision takes for Omniglot's download address."""
+    """Return a folder that replaces Omniglot's download address in torchvision."""
     server = tmp_path / "server"
     write_omniglot(server)
     monkeypatch.setattr(datasets.Omniglot, "download_url_prefix", server.as_uri())
@@ -386,7 +386,7 @@ def test_mnist_like_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def sentence_of(name: str, data_dir: Path, download: bool = False) -> OSError:
     with pytest.raises(OSError) as caught:
         load(name, data_dir=data_dir, download=download)
-    # No traceback of torchvision's is shown with it.
+    # The message comes without a traceback of torchvision.
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     assert "\n" not in str(caught.value)
@@ -443,7 +443,7 @@ def test_a_failed_download_is_told_in_one_sentence(name: str, tmp_path: Path, mo
 
 
 def true_log_evidence(images: Dataset, x: Tensor) -> Tensor:
-    """log p(x) = logsumexp over all codes, by the definition, in float64."""
+    """Return log p(x) by its definition, a logsumexp over all codes, in float64."""
     vae = images.teacher
     assert vae is not None
     codes = itertools.product(range(vae.num_categories), repeat=vae.num_latents)
@@ -471,7 +471,7 @@ def test_teacher_is_a_function_of_its_seed() -> None:
 
 
 def frequencies_deviate(drawn: Dataset, truth: Dataset) -> float:
-    """The largest distance, in standard errors, of the share of one of all 64 images from its probability."""
+    """Return the largest deviation of the frequency of one of the 64 images from its probability in standard errors."""
     every = torch.tensor(list(itertools.product((0.0, 1.0), repeat=6)))
     probability = true_log_evidence(truth, every).exp()
     assert probability.sum().item() == pytest.approx(1.0)
@@ -501,7 +501,7 @@ def test_teacher_has_the_contrast_asked_for(contrast: float, hidden: tuple[int, 
 
 
 def test_teachers_codes_matter() -> None:
-    """The truth beats the best model without a code by several nats, on images that neither has seen."""
+    """The true model beats the best model without a code by several nats on new images."""
     images = teacher(sizes=(2000, 100))
     pixel = images.train.mean(0)
     without_code = (images.test * pixel.log() + (1 - images.test) * (1 - pixel).log()).sum(1)

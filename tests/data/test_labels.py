@@ -1,4 +1,4 @@
-"""Labels: which are known, which a program is given, and what is refused."""
+"""Labels: which ones are known, which ones a program is given, and what is refused."""
 
 from dataclasses import replace
 
@@ -65,7 +65,7 @@ def test_a_data_set_and_a_tuple_train_alike(make, labels):
         found.append((vae, fit(vae, data, config, progress=False).history[-1]["test_elbo"]))
     first, second, other = (weights(vae) for vae, _ in found)
     assert torch.equal(first, second) and not torch.equal(first, other)
-    if make is conditional:  # whose bound is exact, and has no draws
+    if make is conditional:  # its bound is exact and draws nothing
         vae, data = found[0][0], images()
         assert found[0][1] == pytest.approx(exact.elbo(vae, data.test, data.test_labels).mean().item(), abs=1e-5)
 
@@ -135,6 +135,6 @@ def test_labels_of_a_column_have_names():
         (lambda: given(conditional(), images(LABELS % 2)), "found the label 2 in row 3 of the test data"),
     ],
 )
-def test_labels_that_cannot_be_are_refused(call, sentence):
+def test_invalid_labels_are_refused(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()

@@ -1,4 +1,4 @@
-"""A table that is read in slices: the same columns as in memory, each row once, few blocks at a time."""
+"""Tables that are read in slices: the same columns as in memory, each row once, few blocks at a time."""
 
 import weakref
 from concurrent.futures import wait
@@ -20,7 +20,7 @@ from pyro_gvae.data.tables import columns_of, encoded
 
 pytest.importorskip("pyarrow")
 NUMBER, GROUP = 230, 16
-#: Two groups of training rows are a block.
+#: Bytes for which a block has two groups of training rows.
 MEMORY = 2 * (2 * GROUP) * 4 * 6
 
 
@@ -54,7 +54,7 @@ def in_slices(file, **options):
 
 
 def rows_of(batches):
-    """Rows as sets of texts, so that missing cells compare."""
+    """Return rows as sets of texts, so that missing cells compare equal."""
     return [str(row) for batch in batches for row in batch.tolist()]
 
 
@@ -126,7 +126,7 @@ def test_two_blocks_are_in_memory_and_no_more(file, monkeypatch):
     train = in_slices(file).train
     for epoch in range(3):
         for _ in epoch_batches(train, 10, seed=0, epoch=epoch):
-            wait([train._ahead[1]])  # as if the step took longer than the next block
+            wait([train._ahead[1]])  # as if the step took longer than reading the next block
     assert len(sizes) > 12 and max(sizes) <= MEMORY / 2
     assert max(most) == 2
 
@@ -161,7 +161,7 @@ def test_a_table_is_large_by_the_bytes_that_the_file_states(file, tmp_path):
         ({"city": None}, {"labels": "city"}, "a label in each row, but found none in row"),
     ],
 )
-def test_what_cannot_be_is_refused_by_row_and_column(tmp_path, change, options, said):
+def test_invalid_cells_are_refused_by_row_and_column(tmp_path, change, options, said):
     frame = people()
     frame["city"] = frame["city"].fillna("Paris").where(frame.index > 0, "Paris")
     for name, cell in change.items():

@@ -1,4 +1,4 @@
-"""Tables, files and splits: what is guessed, written as numbers, read back, and refused by row and column."""
+"""Tables, files and splits: guessed kinds of columns, conversion to numbers and back, refusals by row and column."""
 
 import dataclasses
 
@@ -81,7 +81,7 @@ def test_bad_cells_are_refused_by_row_and_column(name, row, cell, kind, said):
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), None, "different names, but found 'a' twice"),
     ],
 )
-def test_columns_that_cannot_be_are_refused(frame, kinds, said):
+def test_invalid_columns_are_refused(frame, kinds, said):
     with pytest.raises(ValueError, match=said):
         columns_of(frame, kinds)
 
@@ -194,7 +194,7 @@ def test_python_data_and_labels():
         dataset_of(FRAME, labels="city", every_label=True)
     with pytest.raises(ValueError, match=r"labels in a column among age, .* but found 'town'"):
         dataset_of(FRAME, labels="town")
-    with pytest.raises(ValueError, match=r"but found a DataFrame. Try dataset_of\(data\)"):  # in units, and not cells
+    with pytest.raises(ValueError, match=r"but found a DataFrame. Try dataset_of\(data\)"):  # cells, not numbers
         as_data(FRAME)
     with pytest.raises(ValueError, match=r"grey images .* but found shape"):
         dataset_of(torch.rand(10, 3, 2, 2))

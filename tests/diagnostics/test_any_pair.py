@@ -1,4 +1,4 @@
-"""Gradients of programs with several latents: the reference against a loop over codes, and every estimator as a row."""
+"""Gradients of programs with several latents: the reference against a loop over codes, and a row per estimator."""
 
 import pyro
 import pytest
@@ -26,7 +26,7 @@ def no_clock(monkeypatch):
 
 
 class Offset(Messenger):
-    """Adds a leaf to the logits of some one-hots: what the probe says that it does, in stock Pyro."""
+    """Add a leaf to the logits of some one-hots, in stock Pyro; the probe claims to do the same."""
 
     def __init__(self, offsets):
         super().__init__()
@@ -64,7 +64,7 @@ def test_unbiased_estimators_are_found_unbiased(name):
     assert found["relative_bias"][0] < 1e-9 and found["samples"].tolist() == [1, 256]
     assert abs(found["squared_bias"][1]) < 5 * found["squared_bias_se"][1] < found["mse"][1]
     repeats = Probe(make_problem(pair, DATA), estimator("reinforce-loo")).most_repeats
-    assert (repeats == 1) == (name == "a global code")  # repeated data would share it
+    assert (repeats == 1) == (name == "a global code")  # repeated data would share the code
 
 
 @pytest.mark.parametrize("wrt", ["logits", "parameters"])
@@ -84,7 +84,7 @@ def test_without_sums_another_unbiased_estimator_is_the_reference():
     assert found["reference"][0].startswith("the mean of 4096 estimates by ") and "exact" not in found["reference"][0]
     assert 0 < found["reference_error"][0] < 1
     assert abs(found["squared_bias"][0]) < 5 * found["squared_bias_se"][0] + found["reference_error"][0] ** 2
-    # With more noise than gradient there is none.
+    # There is no reference if the noise exceeds the gradient.
     noisy, _ = candidates(["reinforce", "exact"])
     problem = make_problem(sharp("two layers, top-down", 0.1), DATA)
     assert References(problem, "logits", [noisy], count=lambda _: 2)(estimator("exact")) is None

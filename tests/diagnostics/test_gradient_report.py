@@ -1,4 +1,4 @@
-"""The gradient laboratory, held against estimators whose mean and variance can be summed over all codes."""
+"""The gradient report, tested with estimators whose mean and variance are sums over all codes."""
 
 import math
 from dataclasses import replace
@@ -31,7 +31,7 @@ PROBLEM = PROBLEMS[0]
 
 
 class Counting(SampledELBO):
-    """REINFORCE around a learned constant, that counts its calls."""
+    """REINFORCE with a learned constant as its baseline; it counts its calls."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ def report(*arguments, wrt=("logits",), **options):
 
 
 def enumerated_reinforce(vae, x):
-    """The gradient -(f - 1) (z - pi) of each code z (S, B, N * K), and its probability (S, B)."""
+    """Return the gradient -(f - 1) (z - pi) of each code z (S, B, N * K), and the probability of the code (S, B)."""
     log_q = log_q_in_a_loop(vae, x)
     f = joint_in_a_loop(PROBLEM, vae, x) - log_q  # (S, B)
     codes = nn.functional.one_hot(torch.cartesian_prod(*[torch.arange(K)] * N), K).double()  # (S, N, K)
@@ -194,7 +194,7 @@ def test_a_users_pair_is_measured_as_it_stands():
     found = report(user_pair(), x, ["exact", "gumbel-softmax", REINFORCE], wrt=("logits", "parameters"), **options)
     assert found["refused"].isna().all()
     assert (found["relative_bias"][found["estimator"] == "exact"] < 1e-6).all()  # the same random parameters throughout
-    # Its rows of logits are of fixed number, so that data cannot be repeated.
+    # Its logits have a fixed number of rows, so the data cannot be repeated.
     assert report(user_pair(), x, ["gumbel-softmax"], temperatures=(0.5,), num_samples=64)["refused"].isna().all()
 
 
@@ -287,7 +287,7 @@ def test_every_estimator_has_its_own_time_and_temperatures_share_one(monkeypatch
     grid = [few, many, "gumbel-softmax", with_kl_weight(many, 0.5)]
     found = report(PROBLEM.vae(), PROBLEM.x(), grid, temperatures=(0.5, 1.0), num_samples=64, budget=None)
     assert found["seconds"].tolist() == [2, 64, 1, 1, 64] and (found["budget"] == 1).all()
-    # At equal seconds, the noise of 64 particles counts 32 times as much as it would if they took the time of two.
+    # At equal seconds, the noise with 64 particles counts 32 times as much as it would at the time of two particles.
     rows = found[:2]
     noise = (rows["mse"] * rows["seconds"]).tolist()
     assert rows["mse_at_budget"].tolist() == pytest.approx(noise, rel=0.2)
@@ -297,7 +297,7 @@ def test_every_estimator_has_its_own_time_and_temperatures_share_one(monkeypatch
 def test_what_differs_in_more_than_a_temperature_is_another_family():
     cool, warm = candidates(["gumbel-softmax"], temperatures=(0.5, 1.0), kl="categorical")
     [other] = candidates(["gumbel-softmax"], temperatures=(0.5,))
-    [unknown] = candidates(["reinforce-baseline"], hidden=[3])  # a list may change
+    [unknown] = candidates(["reinforce-baseline"], hidden=[3])  # an option may be a list
     assert cool.family == warm.family != other.family
     assert unknown.family != candidates(["reinforce-baseline"], hidden=[3])[0].family
 

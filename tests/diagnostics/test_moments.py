@@ -1,4 +1,4 @@
-"""Statistics of gradients from sums: right on average, with standard errors of the right size."""
+"""Statistics of gradients from sums: unbiased, with standard errors of the right size."""
 
 import math
 
@@ -13,7 +13,7 @@ STD = torch.tensor([4.0, 1.0, 2.0, 3.0, 0.5], dtype=torch.float64)
 
 
 def repeated(bias, reference=None):
-    """Many reports on Gaussian estimates of mean TRUTH + bias, as tensors by name."""
+    """Return many reports on Gaussian estimates with mean TRUTH + bias, as tensors by name."""
     generator = torch.Generator().manual_seed(0)
     rows = []
     for _ in range(REPEATS):
@@ -44,8 +44,8 @@ def test_statistics_are_right_on_average_and_know_their_errors(bias):
     found = repeated(bias)
     for name, value in expected(bias).items():
         spread = found[name].std()
-        if not (name == "cosine" and bias == 0):  # at most 1, where it is 1
-            # A ratio's own bias is of second order: a fifth of its standard error.
+        if not (name == "cosine" and bias == 0):  # it is 1, and can be no larger
+            # The bias of a ratio is of second order: a fifth of its standard error.
             assert abs(found[name].mean() - value) < 5 * spread / math.sqrt(REPEATS) + 0.2 * spread, name
             assert 0.75 < found[f"{name}_se"].mean() / spread < 1.6, name
         covered = (found[name] - value).abs() < 3 * found[f"{name}_se"]
@@ -56,7 +56,7 @@ def test_the_squared_bias_of_the_plain_mean_is_inflated():
     noise = float(STD.square().sum() / TRUTH.square().sum()) / SAMPLES
     found = repeated(0.0)["squared_bias"]
     assert abs(found.mean()) < 5 * found.std() / math.sqrt(REPEATS)
-    assert noise > 10 * found.std() / math.sqrt(REPEATS)  # what would have been added is seen at this size
+    assert noise > 10 * found.std() / math.sqrt(REPEATS)  # the inflation is visible at this size
 
 
 def test_a_sampled_reference_is_known_to_be_one():
@@ -101,7 +101,7 @@ def test_blocks_do_not_matter(blocks):
 
 
 def test_noise_of_the_mean_is_no_signal():
-    """By hand: the signal of a coordinate is what its squared mean exceeds that of noise by; one does not vary."""
+    """By hand: the signal of a coordinate is its squared mean minus that of the noise; one coordinate does not vary."""
     g = torch.randn(64, 40, dtype=torch.float64) + torch.linspace(0, 1, 40)
     g[:, 0] = 1.0
     sums = gather([g], torch.ones(40).double(), num_samples=64, num_groups=4)

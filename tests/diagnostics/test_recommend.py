@@ -1,4 +1,4 @@
-"""What a measured table says: the rule on literals, ties and tables with gaps included."""
+"""The recommendation from a table of measurements: the rule on literal tables, with ties and gaps."""
 
 import math
 
@@ -53,9 +53,9 @@ def test_without_the_exact_gradient_an_unbiased_one_finishes():
 @pytest.mark.parametrize(
     ("rows", "winner"),
     [
-        ((WARM, EXACT | {"seconds": 0.0026}), ("exact", None)),  # speeds 400 and 385: no bias goes first
+        ((WARM, EXACT | {"seconds": 0.0026}), ("exact", None)),  # speeds 400 and 385: the unbiased one is preferred
         ((SCORE | {"progress": 1.0, "seconds": 0.1}, EXACT), ("exact", None)),
-        ((WARM | {"progress": 0.21}, COOL), ("gumbel-softmax", 0.5)),  # of two temperatures the less biased
+        ((WARM | {"progress": 0.21}, COOL), ("gumbel-softmax", 0.5)),  # the less biased of two temperatures
         ((WARM, SCORE | {"progress": 0.5, "progress_se": 0.2}), ("reinforce-loo", None)),  # within two errors
         ((WARM, SCORE | {"progress": 0.5, "progress_se": 0.1}), ("gumbel-softmax", 1.0)),
         ((SCORE, SCORE | {"estimator": "vanilla", "progress": 0.05, "seconds": 0.001}), ("vanilla", None)),

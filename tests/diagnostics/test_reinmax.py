@@ -1,4 +1,4 @@
-"""The ReinMax protocol: its definitions on literals, and its numbers by an independent loop."""
+"""The ReinMax protocol: its definitions on literals, and its numbers against an independent loop."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The most probable codes against all of them, sorted; and samples of the others against their probabilities."""
+"""The most probable codes against a sorted list of all; samples of the other codes against their probabilities."""
 
 import itertools
 
@@ -11,7 +11,7 @@ ANY, TIES, EXCLUDED = "any", "ties", "excluded"
 
 
 def log_probs_of(kind, num_latents, num_categories, batch_size=6):
-    """log q of each digit (B, N, K)."""
+    """Return log q of each digit (B, N, K)."""
     torch.manual_seed(3)
     logits = 2 * torch.randn(batch_size, num_latents, num_categories, dtype=torch.float64)
     if kind == TIES:
@@ -23,7 +23,7 @@ def log_probs_of(kind, num_latents, num_categories, batch_size=6):
 
 
 def brute_force(log_probs):
-    """log q of all codes in the order of their numbers, (S, B)."""
+    """Return log q of all codes in the order of their numbers, (S, B)."""
     _, num_latents, num_categories = log_probs.shape
     codes = itertools.product(range(num_categories), repeat=num_latents)
     return torch.stack([sum(log_probs[:, n, k] for n, k in enumerate(code)) for code in codes])
@@ -55,7 +55,7 @@ def test_digits_may_be_added_in_parts():
 
 
 def test_later_digits_may_depend_on_earlier_ones():
-    """With a beam of all codes nothing is lost."""
+    """A beam as wide as the number of codes loses nothing."""
     torch.manual_seed(0)
     first, second = torch.randn(2, 3).log_softmax(-1), torch.randn(3, 2, 4).log_softmax(-1)  # (B, K), (3, B, 4)
     best = extend(no_digits(2, first.device), first[None, :, None], 12)
@@ -66,7 +66,7 @@ def test_later_digits_may_depend_on_earlier_ones():
 
 
 def drawn(best, count, latents):
-    """Draw others of latents that do not depend on each other, each (B, N, K)."""
+    """Draw codes other than the best ones, of independent latents, each (B, N, K)."""
     exits = no_exits(best)
     for log_probs in latents:
         exits = add_exits(exits, best, log_probs[None])

@@ -1,4 +1,4 @@
-"""Distributions of bits, against Bernoullis and loops over all values."""
+"""Distributions of bits, against Bernoulli distributions and loops over all values."""
 
 import itertools
 import pickle

@@ -10,7 +10,7 @@ from pyro_gvae.distributions.codes import hamming_neighbours, joint_codes
 
 
 def in_a_loop(z):
-    """Of one code, a list of categories."""
+    """Return the neighbours of one code, given as a list of categories."""
     num_categories = 4
     return [
         [(k + j) % num_categories if n == m else k for m, k in enumerate(z)]
@@ -36,7 +36,7 @@ def test_one_category_has_no_neighbours():
 
 
 class Largest(TorchDispatchMode):
-    """The most elements that a result has."""
+    """Record the number of elements of the largest result."""
 
     most = 0
 

@@ -20,7 +20,7 @@ TEMPERATURES = [1.0, 0.5, 0.1, 0.05, 0.01]
 
 
 def reference_elbo(logits, prior_logits, temperature, prior_temperature, noise, weight):
-    """The relaxed ELBO of `pair` in float64, by hand: Maddison et al. 2017, eq. 20 and 22."""
+    """Compute the relaxed ELBO of `pair` in float64 by hand: Maddison et al. 2017, eq. 20 and 22."""
     scores = (logits + noise) / temperature
     y = scores - scores.logsumexp(-1, keepdim=True)
     num_categories = logits.shape[-1]
@@ -82,7 +82,7 @@ def test_elbo_and_gradients_in_float32_match_a_float64_reference(temperature, nu
 
 
 def test_the_simplex_is_not_enough_at_low_temperature():
-    """The negative control: scored through z, as stock Pyro does, the same ELBO is lost."""
+    """The negative control: scored through z, as in stock Pyro, the same ELBO is lost."""
     torch.manual_seed(0)
     q = dist.RelaxedOneHotCategorical(torch.tensor(0.05), logits=3 * torch.randn(500, 10), validate_args=False)
     p = dist.RelaxedOneHotCategorical(torch.tensor(0.05), logits=torch.zeros(500, 10), validate_args=False)
@@ -140,7 +140,7 @@ def test_a_tensor_temperature_must_be_positive_too(cls):
 
 
 def test_log_ratios_are_coordinates_of_the_density():
-    """The transform to the log-simplex is a bijection, and its inverse image has the density that log_prob says."""
+    """The transform to the log-simplex is a bijection, and the density of its inverse image is that of log_prob."""
     transform = torch.distributions.biject_to(ExpConcrete(1.0, logits=torch.zeros(4)).support)
     u = torch.randn(7, 3, dtype=torch.float64)
     y = transform(u)
@@ -196,7 +196,7 @@ def test_expand(cls):
 
 
 def test_a_sample_may_be_copied_and_moved():
-    """Nothing is hidden in a sample: copies have the same density and gradient."""
+    """Samples have no hidden state: copies have the same density and gradient."""
     logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     q = ExpConcrete(0.2, logits=logits)
     y = q.rsample()
@@ -246,7 +246,7 @@ def test_relaxed_elbo_equals_numerical_integration():
     y = torch.stack([-torch.nn.functional.softplus(-odds), -torch.nn.functional.softplus(odds)], -1)
     log_q = ExpConcrete(0.6, logits=logits[0, 0]).log_prob(y)
     log_p = ExpConcrete(0.4, logits=prior_logits[0]).log_prob(y)
-    # y lives on the curve sum exp y = 1, and its density is with respect to the log-odds.
+    # y lies on the curve sum exp y = 1, and its density is with respect to the log-odds.
     log_likelihood = dist.Normal((y.exp() * weight[0]).sum(-1), 1.0).log_prob(torch.tensor(1.0).double())
     expected = torch.trapezoid(log_q.exp() * (log_likelihood + log_p - log_q), odds)
     standard_error = losses.std() / math.sqrt(len(losses))
@@ -255,7 +255,7 @@ def test_relaxed_elbo_equals_numerical_integration():
 
 
 def discrete_elbo(logits, prior_logits, weight):
-    """Brute force over all codes of one datum, K^2 codes of two latents."""
+    """Compute the ELBO of one datum by brute force over the K^2 codes of two latents."""
     log_q, log_p = logits[0].log_softmax(-1), prior_logits.log_softmax(-1)
     total = torch.zeros((), dtype=logits.dtype)
     for i in range(logits.shape[-1]):
@@ -267,7 +267,7 @@ def discrete_elbo(logits, prior_logits, weight):
 
 
 def logistic_kl(a, b):
-    """KL between logistics of locations a and b, the log-odds of K = 2 Concretes at any common temperature."""
+    """Compute the KL of logistics at a and b, the log-odds of two Concretes with K = 2 at any common temperature."""
     grid = torch.linspace(-80, 80, 80001, dtype=torch.float64)
 
     def log_density(location):
@@ -279,10 +279,10 @@ def logistic_kl(a, b):
 
 @pytest.mark.parametrize("elbo", [TraceMeanField_ELBO, Trace_ELBO])
 def test_at_temperature_zero_the_relaxed_objective_is_discrete_but_for_the_relaxed_kl(elbo):
-    """With the categorical KL the objective approaches the discrete ELBO. With the relaxed KL a gap stays.
+    """With the categorical KL the objective tends to the discrete ELBO; with the relaxed KL a gap remains.
 
     At equal temperatures a Concrete sample is a bijection of differences of shifted Gumbels that does not depend on
-    t, so neither does the relaxed KL: for K = 2 it is that between two logistics, larger than the categoricals'.
+    t, so neither does the relaxed KL: for K = 2 it is that of two logistics, which is larger than the categorical one.
     """
     logits = torch.tensor([[[1.2, -0.4], [0.3, -0.8]]]).double()  # (1, N, K)
     prior_logits = torch.zeros(2, 2).double()

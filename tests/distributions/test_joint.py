@@ -18,7 +18,7 @@ CODES = torch.stack([one_hot(torch.tensor(code), K).double() for code in itertoo
 
 
 def dependent(batch_shape=(B,)):
-    """No product of categoricals."""
+    """Return logits of a joint distribution that is no product of categoricals."""
     generator = torch.Generator().manual_seed(0)
     return joint_one_hot(N, K, torch.float64)(logits=2 * torch.randn(*batch_shape, S, generator=generator).double())
 

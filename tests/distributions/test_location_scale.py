@@ -1,4 +1,4 @@
-"""Noise of location-scale families: it is that of the sample, and gives another distribution's sample."""
+"""The noise of samples of location-scale families, and samples of other distributions with the same noise."""
 
 import pyro.distributions as dist
 import pytest

@@ -22,7 +22,7 @@ KEPT = torch.arange(B * D).reshape(B, D) % 4 > 0
 
 
 class Family(NamedTuple):
-    """A stock distribution of elements from free parameters, and data in its support."""
+    """A stock distribution of the elements, as a function of free parameters, and data in its support."""
 
     make: Callable[[Tensor, Tensor], Any]  # of (.., D) or (.., D, K), and of (D,)
     data: Callable[..., Tensor]
@@ -83,7 +83,7 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 
 
 class LargestTensor(Watching):
-    """The number of elements of the largest tensor that an operation makes, forward or backward."""
+    """Record the number of elements of the largest tensor that an operation makes, forward or backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class LargestTensor(Watching):
 
 
 def scored(score: Callable[..., Tensor], fn: Any, x: Tensor, *parameters: Tensor) -> tuple[list[Tensor], int]:
-    """Scores and gradients, and the largest tensor that they took."""
+    """Return scores and gradients, and the size of the largest tensor that they needed."""
     with LargestTensor() as largest:
         scores = score(fn, x)
         weights = torch.linspace(-1.0, 2.0, scores.numel(), dtype=scores.dtype).reshape(scores.shape)
@@ -126,7 +126,7 @@ def test_product_equals_the_stock_score_and_its_gradients(family: Family, wrappe
     actual, size = scored(log_prob, fn, x, *free)
     for found, wanted in zip(actual, expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
-    assert size < S * B * D <= stock_size  # it is a product, and its derivative is one
+    assert size < S * B * D <= stock_size  # forward and backward are products
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
@@ -157,7 +157,7 @@ def spread(low: float, high: float, *shape: int) -> Tensor:
 
 
 def of_codes(x: Tensor) -> Tensor:
-    """Parameters of codes that each have a datum of their own, which they explain well."""
+    """Return parameters of codes, each of which explains a datum of its own well."""
     return x[torch.arange(S) % len(x)].unsqueeze(1)
 
 
@@ -207,7 +207,7 @@ def exponentials(mean: Tensor) -> Extreme:
 
 
 def categoricals(logits: Tensor, make: Callable[[Tensor], Any], *, as_one_hot: bool = False) -> Extreme:
-    """Of one-hots, of levels and of pixels: each datum has the most probable levels of a code."""
+    """Cover one-hots, levels and pixels: each datum has the most probable levels of one code."""
     x = logits[torch.arange(B) % S, 0].argmax(-1)
     one_hot = F.one_hot(x, K)
     logits64 = logits.double()
@@ -229,7 +229,7 @@ def bits(*shape: int) -> Tensor:
 
 
 def signed(size: float, x: Tensor) -> Tensor:
-    """Log-odds of that size, each code's of the signs that its datum has."""
+    """Return log-odds of this size; their signs for each code are those of its datum."""
     return size * (2 * of_codes(x) - 1) * spread(0.5, 1.5, S, 1, W)
 
 
@@ -283,12 +283,12 @@ EXTREMES: dict[str, Callable[[], Extreme]] = {
     ),
     "multinomial": lambda: multinomials(1000, torch.randn(S, 1, W, K)),
 }
-#: Rounding steps of float32 by which a score may be wrong, of the sum of the sizes of its terms and one nat an element.
+#: Allowed error of a score, in float32 rounding steps of the summed sizes of its terms plus one nat per element.
 MOST_STEPS = 4
 
 
 def steps_off(scores: Tensor, case: Extreme) -> float:
-    """The greatest error of float32 scores (S, B), in rounding steps of the sizes of its terms."""
+    """Return the greatest error of float32 scores (S, B), in rounding steps of the sizes of their terms."""
     exact, sizes = (
         sum(part.expand(S, B, part.shape[-1] if part.dim() else W).sum(-1) for part in parts)
         for parts in (case.terms, [term.abs() for term in case.terms])
@@ -298,7 +298,7 @@ def steps_off(scores: Tensor, case: Extreme) -> float:
 
 @pytest.mark.parametrize("case", EXTREMES.values(), ids=EXTREMES.keys())
 def test_a_score_is_rounded_no_more_than_the_terms_of_its_formula(case: Callable[[], Extreme]) -> None:
-    """Whatever is multiplied, and however far from zero: as if each term were rounded to float32, then added."""
+    """The error is at most that of rounding each term to float32 and adding up, however large the factors are."""
     torch.manual_seed(0)
     found = case()
     scores = log_prob(found.fn, found.x)
@@ -308,7 +308,7 @@ def test_a_score_is_rounded_no_more_than_the_terms_of_its_formula(case: Callable
 
 @pytest.mark.parametrize("name", ["normal, far", "normal, far from each other", "normal, narrow"])
 def test_the_bound_notices_what_cancels(name: str) -> None:
-    """The negative control: the same product as one writes it down."""
+    """The negative control: the naive form of the same product."""
     torch.manual_seed(0)
     found = EXTREMES[name]()
     loc, scale = found.fn.base_dist.loc.squeeze(1), found.fn.base_dist.scale.squeeze()[0, 0]
@@ -320,7 +320,7 @@ def test_the_bound_notices_what_cancels(name: str) -> None:
 
 SHAPES = [
     ((S, 1, 1), (2, B), True),  # two plates
-    ((S, 2, 1), (2, B), True),  # a product for each of two
+    ((S, 2, 1), (2, B), True),  # two products
     ((B,), (S, 1), True),  # codes in the data
     ((S, B), (B,), False),  # each datum has its own parameters
     ((B,), (S, B), False),
@@ -397,7 +397,7 @@ def test_missing_elements_may_be_no_number() -> None:
 
 
 def losses(likelihood: Callable[[Tensor], Any], elbo: Any) -> tuple[list[Tensor], int]:
-    """The loss and its gradient of a program that is scaled, masked and in a plate."""
+    """Return the loss and its gradient for a program that is scaled, masked and in a plate."""
     pyro.clear_param_store()
     x = (torch.arange(B * 40).reshape(B, 40) % 3 == 0).float()
 

@@ -31,7 +31,7 @@ SCALES = torch.linspace(0.2, 1.5, D, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class Family:
-    """One row: the family, the torch distribution that it stands for, and data in its support."""
+    """One row: the family, the torch distribution that it replaces, and data in its support."""
 
     make: Callable[..., ExponentialFamily]
     reference: Callable[[Tensor], td.Distribution]
@@ -54,7 +54,7 @@ def grey(shape: Any) -> Tensor:
 
 
 class CrossEntropy(td.Bernoulli):
-    """What Bernoulli stands for with grey targets, which torch's own refuses."""
+    """The reference for Bernoulli with grey targets, which torch's own refuses."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         logits, value = torch.broadcast_tensors(self.logits, value)
@@ -62,7 +62,7 @@ class CrossEntropy(td.Bernoulli):
 
 
 class AnyLength(td.Multinomial):
-    """What Multinomial stands for with data of several lengths; its score is that of a datum, in place of a pixel."""
+    """The reference for Multinomial with data of several lengths; it scores a datum, not a pixel."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__(1, logits=logits)
@@ -122,7 +122,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 
 class LargestTensor(TorchDispatchMode):
-    """The number of elements of the largest storage that any operation returns, forward or backward."""
+    """Record the number of elements of the largest storage that any operation returns, forward or backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-# The distribution that it stands for
+# Against the reference distribution
 
 
 @pytest.mark.parametrize(("own", "given"), SHAPES)
@@ -246,7 +246,7 @@ def test_nothing_of_codes_times_data_times_pixels_is_allocated(family: Family, f
         table = forms[form]()
         table.sum().backward()
     assert table.shape == (codes, batch)
-    if form == "reference":  # the check is able to fail
+    if form == "reference":  # the control: the check can fail
         assert largest.numel >= codes * batch * D
     else:
         assert largest.numel <= codes * max(family.natural_dim, batch)
@@ -312,7 +312,7 @@ EXTREME = [0.0, 1e-30, 1e-8, 1e-4, 0.01, 0.1, 0.399999, 0.4, 0.400001, 1.0, 5.0,
 
 
 def exact_log_normalizer_and_mean(eta: float) -> tuple[float, float]:
-    """Of the continuous Bernoulli, in 120 decimal digits (1e6 keeps all, 1e30 overflows into its limit)."""
+    """Compute both for the continuous Bernoulli in 120 decimal digits (1e6 keeps all, 1e30 overflows to its limit)."""
     if eta == 0:
         return 0.0, 0.5
     with localcontext() as context:
@@ -357,7 +357,7 @@ def test_a_certain_and_right_bernoulli_scores_zero_pixel_by_pixel() -> None:
     log_prob = Bernoulli(natural).log_prob(torch.tensor([[0.0, 1.0, 1.0]]))
     assert log_prob.item() == 0
     assert torch.autograd.grad(log_prob.sum(), natural)[0].abs().max() == 0
-    exact = -math.log1p(math.exp(-41.0))  # softplus, at its threshold, leaves out no more than rounding
+    exact = -math.log1p(math.exp(-41.0))  # what softplus drops at its threshold is below rounding
     wrong = Bernoulli(torch.tensor([41.0], dtype=torch.float64)).log_prob(torch.zeros(1)).item()
     assert wrong == pytest.approx(exact - 41.0, rel=1e-15)
 
@@ -387,7 +387,7 @@ def test_mean_equals_the_reference(family: Family) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_samples_have_the_moments_of_the_scores(family: Family, dtype: torch.dtype) -> None:
-    """5 standard errors in 36 seeded comparisons a family: a correct sampler fails below 1 in 10,000 seeds."""
+    """5 standard errors in 36 comparisons per family: a correct sampler fails for fewer than 1 seed in 10,000."""
     natural = family.natural(3, dtype=dtype)
     observation = family.make(natural)
     draws = observation.sample((20_000,))  # (P, 3, D)
@@ -575,7 +575,7 @@ def test_derivatives_survive_the_provenance_that_stock_tracegraph_tracks(family,
 
 @pytest.mark.parametrize("offset", [0.0, 300.0, 1000.0])
 def test_data_far_from_zero_lose_nothing(offset: float) -> None:
-    """Inner products of numbers of the size of the offset would round by up to 27 nats; scores depend on x - mu."""
+    """Inner products of numbers as large as the offset would round by up to 27 nats; scores depend on x - mu."""
     mean = (offset + torch.randn(30, 1, 64)).requires_grad_()
     x = offset + torch.randn(20, 64)
     found = Gaussian(mean, 1.0).log_prob(x)

@@ -155,7 +155,7 @@ def test_codes_against_data_hold_nothing_of_their_product():
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that an operation returned."""
+    """Record the number of elements of the largest tensor that an operation returned."""
 
     size = 0
 

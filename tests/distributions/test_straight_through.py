@@ -1,4 +1,4 @@
-"""Straight-through one-hots: each kind against its published formula, written once more; and in programs."""
+"""Straight-through one-hots: each kind against a second implementation of its published formula, and in programs."""
 
 import pickle
 
@@ -109,7 +109,7 @@ def test_shapes_and_copies():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_nothing_is_hidden_in_samples(name):
-    """Pyro's straight-through samples lose their gradient, or their score, where they are copied."""
+    """Pyro's straight-through samples lose their gradient, or their score, if they are copied."""
     logits, weight = random(N, K).requires_grad_(), random(N, K, seed=1)
     gradients = []
     for copy in (lambda z: z, lambda z: z.clone().flatten().unflatten(0, (N, K)) * 1.0):
@@ -121,11 +121,11 @@ def test_nothing_is_hidden_in_samples(name):
     torch.testing.assert_close(*gradients)
 
 
-# Means of gradients: the batch holds one datum many times, so that one backward pass gives as many estimates.
+# Means of gradients: the batch repeats one datum, so that one backward pass gives many estimates.
 
 
 def repeated(name, function, repeats=40_000, temperature=1.0):
-    """Single-sample gradients of function(z) by the logits, (repeats, N, K); and the exact one."""
+    """Return single-sample gradients of function(z) with respect to the logits, (repeats, N, K), and the exact one."""
     logits = random(N, K).expand(repeats, N, K).clone().requires_grad_()
     z = (KINDS[name] if isinstance(name, str) else name)(logits, torch.tensor(temperature, dtype=torch.float64))
     (found,) = torch.autograd.grad(function(z).sum(), logits)
@@ -142,7 +142,7 @@ def exact_codes():
 
 
 def z_scores(found, expected):
-    """How many standard errors the means are away from what is expected; zero where both are certain."""
+    """Return the deviation of the means in standard errors, which is zero where nothing varies and nothing is off."""
     error = found.std(0) / len(found) ** 0.5
     return ((found.mean(0) - expected).abs() / error).max().item()
 
@@ -165,7 +165,7 @@ def test_every_kind_is_biased_on_a_nonlinear_function(name):
 
 
 def test_reinmax_is_exact_to_second_order_and_straight_through_to_first():
-    found, expected = repeated("straight-through", linear)  # it does not vary at all
+    found, expected = repeated("straight-through", linear)  # it has no variance
     torch.testing.assert_close(found, expected.expand_as(found))
     assert z_scores(*repeated("straight-through", quadratic)) > STANDARD_ERRORS
     assert z_scores(*repeated("reinmax", quadratic)) <= STANDARD_ERRORS
@@ -198,7 +198,7 @@ def test_with_noise_that_depends_on_logits_the_means_would_differ():
 
 
 def user_pair(repeats=3, sites=("z",)):
-    """Sites of one-hots that an MLP mixes; the guide's logits are the same for all data."""
+    """Build a pair with sites of one-hots that an MLP mixes; the guide's logits are the same for all data."""
     weights = [random(N * K, 6, seed=7 + i) for i in range(len(sites))]
     out, x = random(6, D, seed=20), random(1, D, seed=21).sign().add(1).div(2).expand(repeats, D)
     values = (random(N, K, seed=30 + i).expand(repeats, N, K).clone() for i in range(len(sites)))
@@ -231,7 +231,7 @@ def test_the_loss_has_no_bias_and_the_gradient_fails_the_test_of_those_that_have
     one, of_one = user_pair(1)
     expected = ExactELBO().differentiable_loss(*one)
     assert z_scores(found, torch.autograd.grad(expected, of_one["z"])[0]) > STANDARD_ERRORS
-    # The spread of one datum's loss is that of log p(x | z) at codes of q, and less than its range.
+    # The standard deviation of the loss of a datum is that of log p(x | z) under q, and below its range.
     trace = pyro.poutine.trace(guide).get_trace()
     log_probs = pyro.poutine.trace(pyro.poutine.replay(model, trace)).get_trace()
     log_probs.compute_log_prob()
@@ -239,7 +239,7 @@ def test_the_loss_has_no_bias_and_the_gradient_fails_the_test_of_those_that_have
     assert abs(loss.item() / repeats - expected.item()) <= STANDARD_ERRORS * spread / repeats**0.5
 
 
-# That each kind is recorded with its temperature is the next test's claim; here, that sites do not mix.
+# This test checks that sites do not mix; the next one, that each kind is recorded with its temperature.
 @pytest.mark.parametrize(("name", "elbo"), [("reinmax", Trace_ELBO), ("st-gumbel-softmax", TraceMeanField_ELBO)])
 def test_two_sites_in_one_program_plain_and_recorded(name, elbo):
     found = []
@@ -350,7 +350,7 @@ def test_refusals():
 
 
 def test_excluded_categories_have_no_gradient():
-    """A logit of -inf in both distributions: the KL and its gradient are those of the other categories alone."""
+    """With a logit of -inf in both distributions, the KL and its gradient are those of the other categories alone."""
     q, p = torch.randn(4, 3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
     full = torch.cat([q, torch.full((4, 1), -torch.inf).double()], -1).requires_grad_()
     prior = torch.cat([p, torch.tensor([-torch.inf]).double()]).requires_grad_()

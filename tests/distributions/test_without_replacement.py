@@ -1,4 +1,4 @@
-"""Codes drawn without replacement: their order, their inclusion, and what sets weigh, against sums over all orders."""
+"""Codes drawn without replacement: order, inclusion and weights of sets, against sums over all orders."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ MANY = 20_000
 
 
 def drawn(log_probs, most, count):
-    """Numbers of joint codes in the order of their draws, and the prefixes at the end: (codes, count)."""
+    """Return the numbers of joint codes in the order of their draws, and the final prefixes: (codes, count)."""
     prefixes, numbers = no_digits(log_probs, count), torch.zeros(1, count, dtype=torch.long)
     for digit in log_probs:
         prefixes, parents, digits = extend(prefixes, digit.expand(1, count, -1), most)
@@ -26,7 +26,7 @@ def drawn(log_probs, most, count):
 
 
 def ordered_probability(order, probs):
-    """Of drawing these, one after another."""
+    """Return the probability of drawing these codes, in this order."""
     found, left = 1.0, 1.0
     for s in order:
         found, left = found * probs[s] / left, left - probs[s]
@@ -50,7 +50,7 @@ def test_codes_are_drawn_in_order_with_the_probabilities_of_draws_without_replac
 
 
 def test_the_largest_variables_are_gumbel_variables():
-    """Of all codes together: location 0, so that thresholds have their distribution too."""
+    """The largest variable of all codes has location 0, so thresholds have the right distribution, too."""
     torch.manual_seed(0)
     _, prefixes = drawn(LOG_PROBS, 4, MANY)
     for location, row in ((0.0, prefixes.perturbed[0]),):
@@ -69,7 +69,7 @@ def test_all_codes_are_drawn_once_where_there_are_no_more():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_codes_that_cannot_be_come_last_and_weigh_nothing(dtype):
+def test_impossible_codes_come_last_and_weigh_nothing(dtype):
     excluding = LOG_PROBS.to(dtype).clone()
     excluding[0, 1:] = torch.finfo(dtype).min
     excluding[0, 0] = 0.0

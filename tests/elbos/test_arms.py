@@ -1,4 +1,4 @@
-"""ARMS: the copula of its codes, DisARM for two, and less variance than independent codes."""
+"""ARMS: the copula of its codes, equality with DisARM for two codes, and less variance than independent codes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What RELAX learns, where some batches observe what is latent in others."""
+"""The network of RELAX, where some batches observe a site that is latent in others."""
 
 import math
 

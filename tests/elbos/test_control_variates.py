@@ -1,4 +1,4 @@
-"""REBAR and RELAX: the published formulas under shared noise, the exact gradient in the mean, and what they learn."""
+"""REBAR and RELAX: the published formulas with the same noise, unbiasedness, and the learning of control variates."""
 
 import copy
 import dataclasses
@@ -30,7 +30,7 @@ TYPES = {"dtype": torch.float64}
 
 
 class Rows:
-    """One datum B times: the gradients of the rows of `logits` are B independent estimates of the same gradient."""
+    """One datum, B times: the rows of `logits` get B independent estimates of the same gradient."""
 
     def __init__(self, num_latents, num_categories, batch_size):
         torch.manual_seed(3)
@@ -55,7 +55,7 @@ class Rows:
             pyro.sample("z", dist.OneHotCategorical(logits=self.logits).to_event(1))
 
     def log_joint(self, codes):
-        """log p(x, z), in torch's own words."""
+        """Compute log p(x, z) with plain torch."""
         likelihood = -F.binary_cross_entropy_with_logits(
             self.decoder(codes), self.x.expand(*codes.shape[:-2], D), reduction="none"
         )
@@ -65,7 +65,7 @@ class Rows:
         return [self.logits, self.prior, *self.decoder.parameters()]
 
     def gradients(self, elbo, seed=0):
-        """Of the ELBO, with respect to all parameters."""
+        """Return the gradients of the ELBO with respect to all parameters."""
         own = list(own_state(elbo).parameters())
         for parameter in [*self.parameters(), *own]:
             parameter.grad = None
@@ -75,7 +75,7 @@ class Rows:
 
 
 def new_loss(name, rows, **options):
-    """A loss with a network that says something, at another scale and temperature than it begins with."""
+    """Return a loss with a nonzero network, and a scale and a temperature that differ from the initial ones."""
     elbo = LOSSES[name](**options)
     rows.gradients(elbo)  # its type and width
     with torch.no_grad():
@@ -85,7 +85,7 @@ def new_loss(name, rows, **options):
 
 
 def standard_errors(samples, expected):
-    """How many of them the mean of samples (B, ...) is off, and how long one is next to the largest entry."""
+    """Return how many standard errors the mean of samples (B, ...) is off, and their largest relative size."""
     error = samples.std(0) / len(samples) ** 0.5
     return ((samples.mean(0) - expected).abs() / error).max(), (error / expected.abs().max()).max()
 
@@ -94,7 +94,7 @@ def standard_errors(samples, expected):
 
 
 def conditional_heights(log_pi, codes, exponentials):
-    """z~ given b (Tucker et al. 2017, appendix B; Grathwohl et al. 2018, appendix B), in terms of E ~ Exp(1)^K."""
+    """Compute z~ given b (Tucker et al. 2017, appendix B; Grathwohl et al. 2018, appendix B) from E ~ Exp(1)^K."""
     total = log_pi.exp().sum(-1, keepdim=True)
     first = (exponentials * codes).sum(-1, keepdim=True)
     winner = -(first / total).log()
@@ -103,7 +103,7 @@ def conditional_heights(log_pi, codes, exponentials):
 
 
 def tied_exponentials(log_pi, codes, perturbed):
-    """The E for which z~ is z."""
+    """Return the E for which z~ equals z."""
     total = log_pi.exp().sum(-1, keepdim=True)
     top = (perturbed * codes).sum(-1, keepdim=True)
     others = ((-perturbed).exp() - (-top).exp()) * log_pi.exp()
@@ -111,7 +111,7 @@ def tied_exponentials(log_pi, codes, perturbed):
 
 
 def published(rows, noise, f, c, eta, *, tied=True, whole=True):
-    """g of Tucker et al. 2017, eq. 7, with respect to logits (B, N, K), by autograd; noise (P, B, N, K)."""
+    """Compute g of Tucker et al. 2017, eq. 7, for logits (B, N, K) by autograd; noise (P, B, N, K)."""
     logits = rows.logits.detach().expand_as(noise).clone().requires_grad_()
     log_pi = torch.log_softmax(logits, -1)
     z = log_pi + noise
@@ -156,7 +156,7 @@ def noise_of(rows, num_particles, seed=0):
 
 @torch.no_grad()
 def reinforce(rows):
-    """f(b) grad log q(b), with respect to logits, for one code."""
+    """Compute f(b) grad log q(b) for one code, with respect to logits."""
     z = torch.log_softmax(rows.logits, -1) + noise_of(rows, 1)
     codes = F.one_hot(z.argmax(-1), z.shape[-1]).to(z)
     return (rows.log_joint(codes)[..., None, None] * (codes - rows.logits.softmax(-1)))[0]
@@ -249,12 +249,12 @@ def test_perturbed_logits_choose_categories_as_often_as_they_should():
     assert stats.chisquare(counts.numpy(), 20_000 * log_pi.exp().flatten().numpy()).pvalue > 1e-6
 
 
-# In the mean.
+# Means of estimates.
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_rows_are_unbiased_whatever_was_learned(name):
-    """With the state of a loss as it begins, at several N and K, in `tests/estimators/test_unbiased.py`."""
+    """Losses in their initial state are tested at several N and K in `tests/estimators/test_unbiased.py`."""
     num_latents, num_categories = 3, 3
     rows = Rows(num_latents, num_categories, batch_size=40_000)
     found = rows.gradients(new_loss(name, rows))
@@ -300,7 +300,7 @@ def test_gradients_of_all_parameters_are_unbiased(name):
     torch.testing.assert_close(samples[:, ~moves].mean(0), expected[~moves], rtol=1e-9, atol=1e-9)
 
 
-# What they learn.
+# Learning of the control variates.
 
 
 def total_variance(rows, elbo):
@@ -353,7 +353,7 @@ def test_stock_svi_trains_what_a_loss_learns(name, traced):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_our_step_trains_what_a_loss_learns(name):
-    """In the type of the program, which is another than that in which the loss was made."""
+    """The loss learns in the type of the program, which differs from the type that it was created with."""
     dtype = torch.float64
     vae, elbo = CategoricalVAE(D, 2, 3, (4,)).to(dtype), LOSSES[name]()
     step = make_step(vae, dataclasses.replace(estimator(name), elbo=lambda: elbo), lr=1e-2)
@@ -433,7 +433,7 @@ def test_a_network_of_another_width_is_refused():
         RELAX(hidden=5).own.load_state_dict(elbo.own.state_dict())
 
 
-# What programs say besides.
+# Scales, masks and excluded categories.
 
 
 @pytest.mark.parametrize("name", LOSSES)

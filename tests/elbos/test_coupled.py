@@ -28,7 +28,7 @@ EACH_PROBS = pytest.mark.parametrize("probs", PROBS.values(), ids=PROBS)
 
 
 class Reinforce(SampledELBO):
-    """Without a baseline."""
+    """The score-function estimator without a baseline."""
 
     def estimate(self, target):
         draws = target.draw(self.num_particles)
@@ -37,13 +37,13 @@ class Reinforce(SampledELBO):
 
 
 def pairs_of(probs, count):
-    """Of q (K,) or (B, N, K)."""
+    """Draw pairs of codes from q, (K,) or (B, N, K)."""
     q = probs if probs.dim() == 3 else probs[None, None]
     return couple(q, torch.rand(count, *q.shape, dtype=q.dtype))
 
 
 def joint_table(probs, *, descending=False):
-    """p(z, z') of the stick-breaking coupling, by enumerating all pairs of flips: (K, K)."""
+    """Compute p(z, z') of the stick-breaking coupling, (K, K), by enumerating all pairs of flips."""
     order = sorted(range(len(probs)), key=lambda k: probs[k], reverse=descending)
     table = torch.zeros(len(probs), len(probs), dtype=torch.float64)
     for outcome in itertools.product([(0, 0), (0, 1), (1, 0), (1, 1)], repeat=len(probs) - 1):
@@ -81,7 +81,7 @@ def test_weights_are_ratios_to_independent_pairs(probs):
 
 
 def test_only_in_ascending_order_can_all_differ():
-    """Why categories are sorted: else importance weights miss pairs, and the estimator is biased."""
+    """This is why categories are sorted: otherwise some pairs cannot be drawn, and importance weighting is biased."""
     probs = PROBS["sharp"]
     off_diagonal = ~torch.eye(3, dtype=torch.bool)
     assert (joint_table(probs)[off_diagonal] > 0).all()
@@ -90,7 +90,7 @@ def test_only_in_ascending_order_can_all_differ():
 
 @pytest.mark.parametrize(("elbo", "num_latents", "num_categories"), [(DisARM, 3, 2), (DisARMIW, 3, 3)])
 def test_the_mean_is_the_exact_elbo_and_its_gradient(elbo, num_latents, num_categories):
-    """Of programs that are scaled and masked; of those as they are, in `tests/estimators/test_unbiased.py`."""
+    """Programs are scaled and masked here; plain ones are tested in `tests/estimators/test_unbiased.py`."""
     case = draws.case(num_latents, num_categories, scaled=True)
     found = case.draws(elbo(num_particles=40), 400)
     assert draws.z_scores(found, case.exact()).abs().max() < 5
@@ -121,13 +121,13 @@ def log_joint(case, z):
 
 
 def test_disarm_is_the_published_formula():
-    """In bits and logits, as Dong, Mnih and Tucker (2020) write it."""
+    """The formula is in terms of bits and logits, as in Dong, Mnih and Tucker (2020)."""
     case = draws.case(3, 2)
     log_q = torch.log_softmax(case.parameters[0].detach(), -1)
     phi = log_q[..., 1] - log_q[..., 0]  # (B, N)
     torch.manual_seed(4)
     u = torch.rand(5, draws.B, 3, 2, dtype=torch.float64)[..., 0]
-    u = torch.where(phi < 0, 1 - u, u)  # our coins show the rarer of two categories, theirs the second
+    u = torch.where(phi < 0, 1 - u, u)  # our coins stand for the rarer of two categories, theirs for the second
     expected = torch.zeros_like(phi)
     for noise in u:
         bits = [(1 - noise < phi.sigmoid()).double(), (noise < phi.sigmoid()).double()]
@@ -142,7 +142,7 @@ def test_disarm_is_the_published_formula():
 
 
 def test_disarm_iw_is_the_published_formula():
-    """Flip by flip, with importance weights from the enumerated coupling."""
+    """The formula is written flip by flip, with importance weights from the enumerated coupling."""
     case = draws.case(2, 4)
     logits, _, first, second = case.parameters
     log_q = torch.log_softmax(logits, -1)
@@ -179,7 +179,7 @@ def test_disarm_iw_is_the_published_formula():
 
 @pytest.mark.parametrize(("elbo", "num_latents", "num_categories"), CASES)
 def test_a_pair_has_less_variance_than_two_samples(elbo, num_latents, num_categories):
-    """With a baseline, and far less than without."""
+    """The variance is below that of samples with a baseline, and far below that without one."""
     pair, leave_one_out, reinforce = (
         draws.variance(loss, num_latents, num_categories, copies=20_000)
         for loss in (elbo(), LeaveOneOut(num_particles=2), Reinforce(num_particles=2))
@@ -188,7 +188,7 @@ def test_a_pair_has_less_variance_than_two_samples(elbo, num_latents, num_catego
     assert pair < 0.3 * reinforce
 
 
-def test_categories_that_cannot_be_are_not_drawn():
+def test_excluded_categories_are_not_drawn():
     case = draws.case(2, 3)
     with torch.no_grad():
         case.parameters[0][..., 1] = -torch.inf

@@ -1,4 +1,4 @@
-"""DAPS: the published formula written again, the trust region that is learned, and what it tends to."""
+"""DAPS: a second implementation of the published formula, and the learned trust region."""
 
 import math
 
@@ -45,7 +45,7 @@ def test_the_trust_region_learns_to_meet_its_target():
     optimizer = torch.optim.Adam(elbo.own.parameters(), lr=0.1)
     with torch.no_grad():
         elbo.own.log_eta.fill_(-3.0)
-    misses = []  # of the target, as shares of P
+    misses = []  # deviations from the target, as shares of P
     for _ in range(80):
         optimizer.zero_grad()
         found = elbo.estimate_of(rows.model, rows.guide, (rows.x,), {})

@@ -1,4 +1,4 @@
-"""Double control variates: the published formula for bits, leave-one-out without expansions, and what is learned."""
+"""Double control variates: the published formula for bits, leave-one-out without expansions, and the learned scale."""
 
 import pyro
 import pytest
@@ -22,7 +22,7 @@ def gradients(loss, rows):
 
 @pytest.mark.parametrize("num_codes", [2, 3, 5])
 def test_the_gradient_for_bits_is_the_published_formula(num_codes):
-    """Of the log-odds, one code at a time; alpha has the other sign in the paper."""
+    """The gradient is that of the log-odds, one code at a time; alpha has the opposite sign in the paper."""
     rows, alpha, elbo = Rows("mlp", 3, 2), 0.7, DoubleCV(num_particles=num_codes)
     with torch.no_grad():
         elbo.own.alpha.fill_(alpha)
@@ -77,7 +77,7 @@ def test_it_has_less_variance_with_an_equal_mean(num_categories):
 
 
 def test_the_scale_learns_to_lower_the_variance():
-    """Of costs that are linear in the codes the scale is 1."""
+    """For costs that are linear in the codes the best scale is 1."""
     rows, elbo = Rows("mlp", 3, 2, 100), DoubleCV(num_particles=2)
     with torch.no_grad():
         elbo.own.alpha.fill_(-1.0)

@@ -1,4 +1,4 @@
-"""An estimator for one latent beside others that are summed or drawn in other ways: stock Pyro is the oracle."""
+"""One estimator per latent, next to latents that are summed or drawn in other ways: stock Pyro is the oracle."""
 
 from functools import partial
 from typing import NamedTuple
@@ -19,12 +19,12 @@ from pyro_gvae.programs.crossed import Crossed
 from pyro_gvae.programs.latents import Latent, Space
 
 CALLS, WARM_UP, COPIES = 16, 1, 40
-#: Of Student's t with 15 degrees of freedom, as rare as 5 of a normal variable.
+#: Student's t with 15 degrees of freedom exceeds this as rarely as a normal variable exceeds 5.
 LIMIT = 8.3
 
 
 def own(name, *shape):
-    """Parameters of one statement alone."""
+    """Return parameters that only one statement uses."""
     start = torch.linspace(-1, 1, torch.Size(shape).numel(), dtype=torch.float64) + len(name)
     return pyro.param(name, (7 * start).sin().reshape(shape))
 
@@ -42,7 +42,7 @@ def model(x, *, dense=linear):
 
 
 def guide(x, *, dense=linear):
-    """Each latent depends on all before it."""
+    """Each latent depends on all earlier ones."""
     with pyro.plate("data", len(x)):
         a = pyro.sample("a", bits((x @ own("q(a)", 4, 1)).squeeze(-1))).unsqueeze(-1)
         y = pyro.sample("y", one_hot(x @ own("q(y)", 4, 3) + a * own("q(y|a)", 3)))
@@ -76,9 +76,9 @@ def estimates(chosen, program=CHAIN, calls=CALLS, copies=COPIES):
     return {name: torch.stack([row[name] for row in found[WARM_UP:]]) / copies for name in found[0]}
 
 
-#: What one latent or two are, beside others that are summed, or have the default.
+#: Estimators of one or two latents, and the default for the others.
 MIXED = [
-    ({"a": "disarm"}, "exact"),  # before all that is summed
+    ({"a": "disarm"}, "exact"),  # before all summed latents
     ({"y": "disarm-iw"}, "exact"),  # between
     ({"c": "arms[num_particles=3]"}, "exact"),  # after
     ({"y": "top-c[num_codes=1]"}, "exact"),
@@ -125,7 +125,7 @@ def two_bits_guide(x):
 
 @pytest.mark.parametrize("name", ["local-expectation", "top-c[num_codes=4]", "reinforce-baseline"])
 def test_the_average_over_all_codes_is_exact(name, monkeypatch):
-    """Of an estimate that is a function of the drawn code alone: each code, weighed by its probability."""
+    """The estimate is a function of the drawn code alone, and is averaged over codes with their probabilities."""
     x = DATA[1:2]
     pyro.clear_param_store()
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_the_average_over_all_codes_is_exact(name, monkeypatch):
 @pytest.mark.parametrize("dense", [linear, concatenated])
 @pytest.mark.parametrize(("site", "summed"), [("y", "local-expectation"), ("y", "top-c[num_codes=3]")])
 def test_a_sum_over_the_first_digit_beside_sums_is_exact(site, summed, dense, exact):
-    """Also where programs do not take codes in one more dimension: rows that share a draw have the same one."""
+    """This includes programs that do not take codes in one more dimension: rows that share a draw get the same one."""
 
     def reordered(x):
         with pyro.plate("data", len(x)):
@@ -199,7 +199,7 @@ def test_a_baseline_may_be_a_network_of_the_data():
     [network] = elbo.own
     assert isinstance(network.baseline, NeuralBaseline)
     pyro.set_rng_seed(0)
-    for _ in range(2):  # the last layer is 0 at first
+    for _ in range(2):  # the last layer is initially 0
         elbo.loss_and_grads(model, guide, X)
     assert all(parameter.grad is not None for parameter in network.parameters())
     before = network.baseline.running.total.clone()

@@ -1,4 +1,4 @@
-"""The exact losses for SVI: the same steps as stock Pyro's, in slices, with nothing left behind by an interrupt."""
+"""Exact losses for SVI: the same steps as stock Pyro, in slices, and a clean state after an interrupt."""
 
 from dataclasses import replace
 from typing import Any
@@ -26,16 +26,16 @@ BERNOULLI = PROBLEMS[0]
 
 @pytest.fixture(autouse=True)
 def negligible_codes_are_looked_for(monkeypatch):
-    """Also among as few codes as these."""
+    """Look for negligible codes even among as few codes as here."""
     monkeypatch.setattr(tuning, "CPU", replace(tuning.CPU, few_codes=0, searched_bytes=0))
 
 
 def no_guide(x: Tensor) -> None:
-    """What the evidence needs."""
+    """The guide of the evidence, which needs none."""
 
 
 def collected(vae: CategoricalVAE) -> dict[str, Tensor]:
-    """The parameters' `.grad`, zero where there is none."""
+    """Return the parameters' `.grad`, or zeros where there is none."""
     named = vae.named_parameters()
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in named}
 

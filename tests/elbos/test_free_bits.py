@@ -37,7 +37,7 @@ from pyro_gvae.programs.runs import bind_pair
 from pyro_gvae.train.step import make_step
 
 KEPT = int((DATA[:, 0] > 0).sum())
-#: How often each latent counts: in how many plates it is, scaled and masked.
+#: How often each latent counts, through plates, scales and masks.
 COUNTS = {
     "a mixture with Dirichlet weights": {"portions": 1, "centres": 1, "k": B},
     "a mixture with a plate of components": {"portions": 1, "centres": 3, "k": B},
@@ -48,11 +48,11 @@ COUNTS = {
 
 
 def formula(name: str, said: list[Said], nats: float | Mapping[str, float]) -> Tensor:
-    """-E_q[log p(x | z)] + the sum over latents of their count times max(nats, KL per count)."""
+    """Compute -E_q[log p(x | z)] + the sum over latents of their count times max(nats, KL per count)."""
     loss = -expected(said, [one.log_p["x"] for one in said]).sum()
     for latent, kl in kls(said).items():
         numel = said[0].log_q[latent].numel()
-        total = kl.sum() * numel / kl.numel()  # of all data that share it once
+        total = kl.sum() * numel / kl.numel()  # data that share the latent count it once
         count = COUNTS.get(name, {}).get(latent, B)
         loss = loss + count * (total / count).clamp_min(nats if isinstance(nats, float) else nats.get(latent, 0.0))
     return loss
@@ -81,7 +81,7 @@ def test_the_loss_is_its_formula(name):
 
 @pytest.mark.parametrize("name", ["two layers, bottom-up", "bits and an integer", "a global code"])
 def test_the_table_has_latents_above_and_below_their_thresholds(name):
-    """The control of the test above."""
+    """The control for the test above."""
     said = every_code(sharp(name, 1.0), DATA)
     losses = [formula(name, said, nats).item() for nats in (0.0, 0.02, 0.4, 3.0)]
     assert losses == sorted(losses) and losses[0] < losses[2] - 0.1 < losses[3] - 1
@@ -128,7 +128,7 @@ def test_draws_have_the_mean_and_the_gradient_of_the_sum(name):
 
 
 def test_drawn_kls_have_a_baseline(monkeypatch):
-    """Without it the variance of the guide's gradients is larger: here the KL is far from 0."""
+    """Without a baseline the guide's gradients have a larger variance, since the KL is far from 0 here."""
     runs = bind_pair(sharp("two layers, bottom-up", 4.0), DATA)
     layout = lay_out_draws(runs)
 

@@ -1,4 +1,4 @@
-"""Partial enumeration: q's exact gradient where there is one latent, unbiased and calmer than samples elsewhere."""
+"""Partial enumeration: an exact gradient of q for one latent; otherwise unbiased, with less variance than samples."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ BERNOULLI = PROBLEMS[0]
 def test_one_latent_is_exact_but_for_the_decoder(num_categories, scaled, num_particles):
     case = draws.case(1, num_categories, scaled=scaled)
     found = case.gradient(LocalExpectation(num_particles=num_particles))
-    theirs = 1 + sum(parameter.numel() for parameter in case.parameters[:2])  # the bound, q's logits, the prior's
+    theirs = 1 + sum(parameter.numel() for parameter in case.parameters[:2])  # the bound, logits of q and prior
     if num_categories == 1:  # z is the only code
         theirs = len(found)
     torch.testing.assert_close(found[:theirs], case.exact()[:theirs], rtol=1e-10, atol=1e-10)
@@ -36,7 +36,7 @@ def test_one_latent_is_exact_but_for_the_decoder(num_categories, scaled, num_par
 
 @pytest.mark.parametrize(("num_latents", "num_categories"), [(2, 2), (3, 3)])
 def test_the_mean_is_the_exact_elbo_and_its_gradient(num_latents, num_categories):
-    """Of programs that are scaled and masked; of those as they are, in `tests/estimators/test_unbiased.py`."""
+    """Programs are scaled and masked here; plain ones are tested in `tests/estimators/test_unbiased.py`."""
     case = draws.case(num_latents, num_categories, scaled=True)
     found = case.draws(LocalExpectation(num_particles=4), 400)
     assert draws.z_scores(found, case.exact()).abs().max() < 5
@@ -45,7 +45,7 @@ def test_the_mean_is_the_exact_elbo_and_its_gradient(num_latents, num_categories
 
 
 def test_the_check_finds_a_wrong_weight(monkeypatch):
-    """The negative control: neighbours in another order than their probabilities."""
+    """The negative control: neighbours and their probabilities are in different orders."""
     case = draws.case(2, 3)
     in_order = local._by_latent
     monkeypatch.setattr(local, "_by_latent", lambda *args: in_order(*args).flip(2))
@@ -54,7 +54,7 @@ def test_the_check_finds_a_wrong_weight(monkeypatch):
 
 
 def test_gradients_are_those_of_the_published_sum():
-    """In a loop, with log p(x, z) - log q(z) in place of the analytic KL."""
+    """The sum is a loop, with log p(x, z) - log q(z) instead of the analytic KL."""
     vae, x = BERNOULLI.vae(), BERNOULLI.x()
     log_q = torch.log_softmax(vae.encoder(x), -1)
     torch.manual_seed(4)
@@ -89,7 +89,7 @@ def test_its_variance_is_below_that_of_as_many_samples(num_latents, num_categori
 def test_the_decoder_is_differentiated_at_the_samples_only_and_called_once_for_each_distinct_code():
     vae, x = BERNOULLI.vae(), BERNOULLI.x()
     elbo = LocalExpectation(num_particles=5)
-    elbo.loss(vae.model, vae.guide, x)  # finds out how plates are nested
+    elbo.loss(vae.model, vae.guide, x)  # finds the nesting of plates
     shapes = []
     vae.decoder.register_forward_hook(
         lambda module, args, output: shapes.append((*args[0].shape, output.requires_grad))
@@ -125,7 +125,7 @@ def test_slices_change_nothing_and_bound_what_is_decoded_at_once(rows, monkeypat
     assert max(decoded) == at_once
 
 
-def test_categories_that_cannot_be_add_nothing():
+def test_impossible_categories_add_nothing():
     logits = torch.tensor([[[0.3, 0.1, -torch.inf]]] * 2, dtype=torch.float64, requires_grad=True)
 
     def model(x):

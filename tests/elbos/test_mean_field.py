@@ -1,4 +1,4 @@
-"""Analytic KL terms: the ELBO where a guide's dependences allow them, else an error. The exact sum is the oracle."""
+"""Analytic KL terms: correct where the guide's dependences allow them, else refused. The exact sum is the oracle."""
 
 import pyro
 import pyro.distributions as dist
@@ -17,13 +17,13 @@ OPTIONS = {"st-gumbel-softmax": {"num_particles": 200}, "reinmax": {"num_particl
 
 
 def scores(elbo, model, guide, expected):
-    """How many standard errors a mean loss is off."""
+    """Return how many standard errors a mean loss is off."""
     losses = torch.tensor([elbo.loss(model, guide, DATA) for _ in range(30)])
     return abs(losses.mean() - expected) / (losses.std() / 30**0.5)
 
 
 @pytest.mark.parametrize("kind", ["gumbel-softmax[kl=categorical]", *OPTIONS])
-def test_where_it_is_not_it_is_refused(kind):
+def test_an_analytic_kl_that_is_no_term_of_the_elbo_is_refused(kind):
     pair = Pair(*PROGRAMS["two layers, bottom-up"][:2])
     if kind == "gumbel-softmax[kl=categorical]":
         bound = estimator("gumbel-softmax", kl="categorical", temperature=0.5).bind(pair)
@@ -35,7 +35,7 @@ def test_where_it_is_not_it_is_refused(kind):
 
 
 @pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction:UserWarning")
-def test_there_the_stock_loss_is_no_elbo():
+def test_the_stock_loss_of_the_refused_program_is_no_elbo():
     """The negative control."""
     pyro.set_rng_seed(0)
     pair = Pair(*PROGRAMS["two layers, bottom-up"][:2])
@@ -55,7 +55,7 @@ def test_random_numbers_are_those_of_the_stock_loss():
 
 
 def test_it_is_recorded_for_batches_of_any_size():
-    """Warnings are errors, and steps that run without a recording warn."""
+    """An unrecorded step would warn, and warnings are errors."""
     vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
     step = make_step(vae, estimator("gumbel-softmax", kl="categorical"))
     for batch_size in (8, 8, 5, 5, 3, 8):
@@ -76,9 +76,7 @@ def test_a_latent_without_rsample_is_refused_or_scored():
 
     model_and_guide = Pair(model, guide)
     bound = estimator("st-gumbel-softmax").bind(model_and_guide)
-    with pytest.raises(
-        ValueError, match=r"found 'n', a Poisson without rsample: .*Try the sampled KL, by kl=\"sampled"
-    ):
+    with pytest.raises(ValueError, match=r"found 'n', a Poisson without rsample: .*Try the sampled KL \(kl=\"sampled"):
         bound.elbo.loss_and_grads(bound.model, bound.guide, DATA)
     bound = estimator("st-gumbel-softmax", kl="sampled").bind(model_and_guide)
     bound.elbo.loss_and_grads(bound.model, bound.guide, DATA)

@@ -1,4 +1,4 @@
-"""What a sampled loss keeps of a program: for arguments of the same shapes, and no others."""
+"""Findings about a program that sampled losses keep: for arguments of the same shapes only."""
 
 from functools import partial
 
@@ -15,13 +15,13 @@ from pyro_gvae.jit.traced_elbo import TracedELBO
 LOCS = torch.tensor([-2.0, 0.0, 1.0], dtype=torch.float64)
 ONCE = torch.tensor([-2.1, 0.3, 1.2, 0.5], dtype=torch.float64)
 REPEATED = torch.stack([ONCE, ONCE + 0.1, ONCE - 0.2])
-#: By sampled losses, with as many particles as there are repetitions, where tensors of a wrong nesting still fit.
+#: As many particles as repetitions, so that tensors of a wrong nesting still have matching shapes.
 THREE = {"num_particles": 3}
 ESTIMATORS = {"reinforce-loo": THREE, "vimco": THREE, "local-expectation": {}, "rebar": {}}
 
 
 def model(x, missing=None):
-    """One measurement x (B,) of each datum, or repeated ones (R, B)."""
+    """Observe one measurement x (B,) of each datum, or repeated ones (R, B)."""
     with pyro.plate("data", x.shape[-1], dim=-1):
         z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(3, dtype=torch.float64)))
         if x.dim() == 1:

@@ -1,4 +1,4 @@
-"""Score-function losses: the published formulas written out, exact oracles of other bounds, and what is refused."""
+"""Score-function losses: the published formulas written out, exact oracles for other bounds, and refusals."""
 
 import itertools
 import math
@@ -40,7 +40,7 @@ LOSSES = [ReinforceLOO, VIMCO, OVIS, ReweightedWakeSleep]
 EACH_LOSS = pytest.mark.parametrize("loss", LOSSES)
 
 
-# The published formulas, one datum and one code at a time: a bound, and a sum of (number, what it weighs).
+# The published formulas, one datum and one code at a time: a bound, and a sum of (weight, term).
 
 
 def leave_one_out(log_p, log_q):
@@ -127,7 +127,7 @@ def test_the_three_forms_of_the_loss_agree(loss):
 
 
 def renyi_gradient(size, num_particles, alpha=0.0):
-    """Of minus the bound's mean over all K^(N P) combinations of codes, which is also returned; alpha 0 is IWAE."""
+    """Return minus the mean of the bound over all K^(N P) combinations of codes, and its gradient; alpha 0 is IWAE."""
     one = Rows("mlp", *size)
     log_p, log_q = log_densities(one, joint_codes(*size, dtype=torch.float64), 0)
     expected = 0.0
@@ -147,7 +147,7 @@ def test_gradients_of_the_importance_weighted_bound_are_unbiased(elbo, size, num
     loss = elbo(num_particles=num_particles).loss_and_grads(rows.model, rows.guide, rows.x)
     assert loss / 20_000 == pytest.approx(expected, rel=0.02)
     assert standard_scores(rows.gradients(), gradient, *size).max() < 5
-    # The negative control: of the ELBO, it is not the gradient.
+    # The negative control: it is not the gradient of the ELBO.
     assert standard_scores(rows.gradients(), exact_gradient("mlp", *size), *size).max() > 5
 
 
@@ -165,7 +165,7 @@ def test_reweighted_wake_sleep_tends_to_the_posterior():
 
 
 def test_weights_belong_to_a_datum_and_not_to_a_batch():
-    """Beside a datum that has a gradient anyway, another one changes nothing."""
+    """Another datum changes nothing about the gradient of a datum."""
     rows = Rows("mlp", 3, 2, 2)
     pair = [rows.model, rows.guide, rows.x]
     for loss in (VIMCO, ReweightedWakeSleep):
@@ -320,7 +320,7 @@ def test_a_baseline_is_subtracted_from_the_cost():
         torch.manual_seed(1)
         loss = engine.loss_and_grads(model, guide, rows.x)
         gradients.append(rows.gradients())
-    torch.testing.assert_close(gradients[1], gradients[0])  # the first step has no mean yet
+    torch.testing.assert_close(gradients[1], gradients[0])  # in the first step there is no mean yet
     torch.manual_seed(1)
     z = FactorizedOneHotCategorical(logits=rows.logits.detach()).sample()
     difference = (gradients[2] - gradients[0])[:, :6].unflatten(-1, (2, 3))
@@ -374,7 +374,7 @@ def test_make_step_trains_a_neural_baseline():
     chosen = estimator("reinforce-baseline", baseline="neural", data_dim=4)
     elbos = []
     remembering = type(chosen)(
-        **{**vars(chosen), "elbo": lambda: elbos.append(chosen.elbo()) or elbos[-1]}  # the one that the step has
+        **{**vars(chosen), "elbo": lambda: elbos.append(chosen.elbo()) or elbos[-1]}  # the ELBO that the step uses
     )
     step = make_step(vae, remembering, lr=0.01)
     before = {name: value.clone() for name, value in own_state(elbos[0]).state_dict().items()}
@@ -420,7 +420,7 @@ def test_baselines_refuse_what_they_cannot_do():
             estimator(name, num_particles=1)
 
 
-# Stock ELBOs on discrete programs: right, or refused.
+# Stock ELBOs on discrete programs: correct, or refused.
 
 PARTICLES = {"num_particles": 3, "vectorize_particles": True, "max_plate_nesting": 1}
 RIGHT = {
@@ -449,7 +449,7 @@ def test_stock_elbos_that_are_right(name):
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 def test_every_observation_passes_its_gradient_to_stock_tracegraph(problem):
-    """Of one site it is REINFORCE, gradient by gradient; its tensors are of a class that hides derivatives."""
+    """For one site it is REINFORCE, with equal gradients; it uses a tensor class that hides derivatives."""
     found = []
     for elbo in (Trace_ELBO(), TraceGraph_ELBO()):
         vae, x = problem.vae(), problem.x()
@@ -468,7 +468,7 @@ def test_stock_elbos_that_are_wrong_are_refused(name):
 
 
 def test_the_energy_distance_refuses_discrete_sites_without_validation_too():
-    """It would leave out the gradient of the guide, which it has of relaxed sites."""
+    """It would omit the guide's gradient of discrete sites; that of relaxed sites it has."""
     logits = torch.zeros(4, 3, requires_grad=True)
 
     def model(x):
@@ -490,7 +490,7 @@ def test_the_energy_distance_refuses_discrete_sites_without_validation_too():
 
 @pytest.mark.parametrize("name", ["RenyiELBO, alpha 0", "RenyiELBO, one particle", "TraceTMC_ELBO"])
 def test_why_they_are_refused_no_gradient_at_all(name):
-    """A plain program, which nothing refuses: its guide gets zeros."""
+    """The program is plain Pyro, so nothing refuses it, and the guide's gradient is zero."""
     rows = Rows("mlp", 2, 3, 4)
     with pyro.validation_enabled(False):
         WRONG[name]().loss_and_grads(rows.model, rows.guide, rows.x)
@@ -506,13 +506,13 @@ def test_why_they_are_refused_another_gradient(name):
         WRONG[name]().loss_and_grads(rows.model, rows.guide, rows.x)
     right = renyi_gradient(size, 3, alpha=0.5)[1] if "Renyi" in name else exact_gradient("mlp", *size)
     found = rows.gradients()
-    # The model's part is right, the guide's is not.
+    # The gradient of the model is right, that of the guide is not.
     scores = (found.mean(0) - right).abs() / (found.std(0) / len(found) ** 0.5 + 1e-12)
     assert scores[3:].max() < 5 < scores[:3].max()
 
 
 def test_what_needs_no_score_is_not_refused():
-    """A value, what is relaxed, and the model's gradient, which is right: first and last are the plain pair's."""
+    """Allowed: values, relaxed sites, and the model's gradient; values and gradient are those of the plain pair."""
     rows = Rows("mlp", 2, 3, 4)
     elbo = RenyiELBO(alpha=0.0, **PARTICLES)
     elbo.loss_and_grads(*(relax(program, temperature=0.5) for program in (rows.model, rows.guide)), rows.x)
@@ -532,11 +532,11 @@ def test_what_needs_no_score_is_not_refused():
     torch.testing.assert_close(*gradients)
 
 
-# Any program: `tests/estimators/test_table.py` holds these losses on many.
+# Any program: `tests/estimators/test_table.py` tests these losses on many programs.
 
 
 def _standard_scores(loss, program, expected, repeats=600):
-    """How many standard errors the mean loss and gradients are off what is expected."""
+    """Return how many standard errors the mean loss and gradients are off."""
     pyro.set_rng_seed(1)
     found = [
         pairs.with_gradients(lambda: loss.loss_and_grads(program.model, program.guide, pairs.DATA))
@@ -552,7 +552,7 @@ def _standard_scores(loss, program, expected, repeats=600):
 
 
 def test_a_latent_without_a_pathwise_derivative_is_scored():
-    """A binomial of one trial is a bit, which no reader takes for a discrete latent; as a bit it can be summed."""
+    """A binomial of one trial is not read as a discrete latent; written as a bit, it can be summed."""
 
     def pair(bit):
         def program(x, observe):

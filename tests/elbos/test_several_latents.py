@@ -33,19 +33,19 @@ from pyro_gvae.exact import Pair
 from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.programs import samples
 
-#: With as many particles as have about the same standard errors. RELAX adds a network to REBAR, and is held to less.
+#: Numbers of particles for about equal standard errors. RELAX is REBAR plus a network, and is tested less.
 LOSSES = {"local-expectation": 10, "disarm-iw": 60, "rebar": 60}
 ALL_LOSSES = LOSSES | {"relax": 60}
 
 
 def strong(out, *inputs):
-    """Each input times a matrix of large entries of both signs."""
+    """Multiply each input with a matrix of large entries of both signs."""
     return sum(value @ (3 * torch.sin(50 * weights(value.shape[-1], out))) for value in inputs)
 
 
 PAIRS = PROGRAMS | {"strong layers": Program(two_layers_model, functools.partial(bottom_up_guide, dense=strong))}
-#: Latents that depend on a changed one or do not; continuous ones before and after; scales and masks; shared latents;
-#: two dimensions of plates.
+#: Latents that do or do not depend on the changed one; continuous ones before and after it; scales and masks; shared
+#: latents; two dimensions of plates.
 TAKEN = [
     "strong layers",
     "a normal given a code",
@@ -58,7 +58,7 @@ NUM_CALLS = 25
 
 
 def estimates(name, pair, **options):
-    """Loss and gradients of several calls, (calls, ...) each, after one that a loss may learn from."""
+    """Return loss and gradients of several calls, (calls, ...) each, after one call from which a loss may learn."""
     model, guide, elbo = estimator(name, **options).bind(Pair(*pair[:2]))
     pyro.set_rng_seed(0)
     rows = [with_gradients(lambda: elbo.loss_and_grads(model, guide, DATA)) for _ in range(1 + NUM_CALLS)][1:]
@@ -66,7 +66,7 @@ def estimates(name, pair, **options):
 
 
 def distance(found, expected):
-    """The largest distance of a mean from what is expected, in standard errors; 0 where both are rounding."""
+    """Return the largest deviation of a mean in standard errors; 0 where both are rounding errors."""
     largest = 0.0
     for key, values in found.items():
         error = values.std(0) / NUM_CALLS**0.5
@@ -124,7 +124,7 @@ def test_disarm_takes_latents_of_two_categories():
         estimates("disarm", PROGRAMS["bits and an integer"])
 
 
-# Continuous latents of every family below a code.
+# Continuous latents of every family that depend on a code.
 
 
 def families_model(x, *, count):
@@ -156,7 +156,7 @@ def families(*, count):
 
 
 def two_sample(found, other):
-    """The largest difference of two means in standard errors."""
+    """Return the largest difference of two means in standard errors."""
     largest = 0.0
     for key, values in found.items():
         error = ((values.var(0) + other[key].var(0)) / NUM_CALLS).sqrt()
@@ -172,7 +172,7 @@ def reference(count):
 @pytest.mark.parametrize("count", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
 def test_continuous_latents_below_a_code(name, count):
-    """Location-scale families, others with a pathwise derivative, and one without."""
+    """Test location-scale families, other families with a pathwise derivative, and one without."""
     found = estimates(name, families(count=count), num_particles=LOSSES[name])
     assert two_sample(found, reference(count)) < 5
 
@@ -188,7 +188,7 @@ def spread_model(x):
 
 
 def spread_guide(x):
-    """The lower codes are uniform under one value of the upper one, and not under the other."""
+    """The lower codes are uniform for one value of the upper code, and not for the other."""
     with pyro.plate("data", len(x)):
         top = pyro.sample("top", one_hot(linear(2, x)))
         sharpness = top[..., :1, None] * torch.arange(4.0).double()
@@ -196,7 +196,7 @@ def spread_guide(x):
 
 
 def test_the_control_of_rebar_has_the_entropies_of_later_latents(monkeypatch):
-    """They are all that costs differ by here."""
+    """Here, costs differ by these entropies alone."""
     pair, later_terms = (spread_model, spread_guide), control_variates.later_terms
     found = estimates("rebar", pair)["w4x2"].var(0).sum()
 
@@ -208,7 +208,7 @@ def test_the_control_of_rebar_has_the_entropies_of_later_latents(monkeypatch):
     assert estimates("rebar", pair)["w4x2"].var(0).sum() > 5 * found
 
 
-# What is exact besides the mean.
+# Exact properties.
 
 
 @pytest.mark.parametrize("name", [*ALL_LOSSES, "unordered-set", "reinforce-wor"])
@@ -256,7 +256,7 @@ def test_control_variates_of_several_latents_learn(name):
         return torch.stack([gradients() for _ in range(15)]).var(0).sum()
 
     pyro.set_rng_seed(0)
-    gradients()  # the network's width
+    gradients()  # sets the width of the network
     optimizer = torch.optim.Adam(own, lr=0.1)
     for _ in range(15):
         gradients()
@@ -271,7 +271,7 @@ def test_control_variates_of_several_latents_learn(name):
 def test_a_recording_gives_the_same(name):
     found = []
     model, guide, plain = estimator(name, num_particles=2).bind(Pair(m2_model, m2_guide))
-    plain.loss(model, guide, DATA)  # draws the network's weights
+    plain.loss(model, guide, DATA)  # draws the weights of the network
     for elbo in (plain, TracedELBO(plain)):
         pyro.set_rng_seed(0)
         for _ in range(2):

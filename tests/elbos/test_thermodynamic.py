@@ -1,4 +1,4 @@
-"""The thermodynamic objective: one part is the ELBO, many codes the exact sum, which is a bound."""
+"""The thermodynamic objective: the ELBO for one part, and the exact left Riemann sum, a bound, for many codes."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from pyro_gvae.estimators import estimator
 
 
 def exact(rows, num_partitions, first):
-    """The left Riemann sum over all codes of one datum, whose gradient autograd takes."""
+    """Compute the left Riemann sum over all codes of one datum, to be differentiated by autograd."""
     log_p, log_q = log_densities(rows, joint_codes(2, 3, dtype=torch.float64), 0)
     betas = partition(num_partitions, first)
     total = torch.zeros(()).double()
@@ -61,5 +61,5 @@ def test_parts_that_do_not_divide_the_integral_are_refused():
         estimator("tvo", num_partitions=0)
     with pytest.raises(ValueError, match=r"Expected the first beta to be in \(0, 1\], but found first=0"):
         estimator("tvo", first=0.0)
-    with pytest.raises(ValueError, match="Expected gamma from 0 to 1"):
+    with pytest.raises(ValueError, match="Expected gamma between 0 and 1"):
         estimator("ovis", gamma=2.0)

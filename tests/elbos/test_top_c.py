@@ -1,4 +1,4 @@
-"""Top-C sums: exact with all codes, unbiased with fewer, and never noisier than as many samples."""
+"""Top-C sums: exact with all codes, unbiased with fewer, and with no more variance than equally many samples."""
 
 import draws
 import problems
@@ -19,7 +19,7 @@ from pyro_gvae.jit.traced_elbo import TracedELBO
 BERNOULLI = PROBLEMS[0]
 ALL = 10_000
 
-#: Programs whose data share no latent: all codes of each datum can be summed.
+#: Programs whose data share no latent, so that all codes of each datum can be summed.
 WITHOUT_SHARED = [name for name in PROGRAMS if name not in ("a global code", "nested plates")]
 
 
@@ -36,9 +36,9 @@ def test_with_all_codes_it_is_the_exact_elbo(name):
 
 @pytest.mark.parametrize("num_paths", [1, 100])
 def test_the_mean_is_the_exact_elbo_and_its_gradient(num_paths):
-    """Of programs that are scaled and masked; of those as they are, in `tests/estimators/test_unbiased.py`."""
+    """Programs are scaled and masked here; plain ones are tested in `tests/estimators/test_unbiased.py`."""
     case = draws.case(2, 3, scaled=True)
-    # With one path, a coordinate may differ in one call of 200 alone: its standard error is found from more.
+    # With one path, a coordinate may vary in only one of 200 calls, so more calls are needed for its standard error.
     found = case.draws(TopC(num_codes=3, num_paths=num_paths), 300)
     assert draws.z_scores(found, case.exact()).abs().max() < 5
     error = found.std(0).norm() / len(found) ** 0.5
@@ -46,7 +46,7 @@ def test_the_mean_is_the_exact_elbo_and_its_gradient(num_paths):
 
 
 def test_the_check_finds_samples_without_their_weight(monkeypatch):
-    """The negative control: as if the codes that are left had no probability."""
+    """The negative control: the remaining codes are treated as if they had no probability."""
     case = draws.case(2, 3)
     choose = top_c._choose
 
@@ -58,7 +58,7 @@ def test_the_check_finds_samples_without_their_weight(monkeypatch):
     assert draws.z_scores(case.draws(TopC(num_codes=3), 50), case.exact()).abs().max() > 10
 
 
-# A code that depends on a draw that depends on another code, and a draw without a pathwise derivative.
+# A code depends on a draw that depends on another code; another draw has no pathwise derivative.
 
 
 def mixed_model(x):
@@ -94,7 +94,7 @@ def test_latents_before_and_after_codes_are_drawn_and_scored():
 @pytest.mark.parametrize("sharpness", [0.3, 1.0, 3.0])
 @pytest.mark.parametrize(("num_latents", "num_categories"), [(3, 3), (2, 8)])
 def test_its_variance_is_not_above_that_of_as_many_samples(num_latents, num_categories, sharpness):
-    """Of the gradient for q, whatever q is like: with nothing to sum they are one estimator."""
+    """The variance is that of the gradient of q, for any q; with nothing to sum the two estimators are the same."""
     num_codes = 5
     found, samples = (
         draws.variance(elbo, num_latents, num_categories, sharpness=sharpness)
@@ -106,14 +106,14 @@ def test_its_variance_is_not_above_that_of_as_many_samples(num_latents, num_cate
 def test_codes_are_scored_without_a_graph_and_few_are_differentiated():
     vae, x = BERNOULLI.vae(), BERNOULLI.x()
     elbo = TopC(num_codes=4, num_particles=2, num_paths=3)
-    elbo.loss(vae.model, vae.guide, x)  # finds out how plates are nested
+    elbo.loss(vae.model, vae.guide, x)  # finds the nesting of plates
     shapes = []
     vae.decoder.register_forward_hook(lambda module, args, output: shapes.append((len(args[0]), output.requires_grad)))
     elbo.loss(vae.model, vae.guide, x)
     assert shapes == [(6, False), (3, True)]
 
 
-def test_codes_that_cannot_be_add_nothing():
+def test_impossible_codes_add_nothing():
     logits = torch.tensor([[[0.3, 0.1, -torch.inf]]] * 2, dtype=torch.float64, requires_grad=True)
 
     def model(x):
@@ -127,7 +127,7 @@ def test_codes_that_cannot_be_add_nothing():
             pyro.sample("z", dist.OneHotCategorical(logits=logits).to_event(1))
 
     case = draws.Case(model, guide, torch.tensor([0.7, 0.9]).double(), [logits])
-    for num_codes in (2, 3):  # all that can be, and all
+    for num_codes in (2, 3):  # all possible codes, and all
         torch.testing.assert_close(case.gradient(TopC(num_codes=num_codes)), case.exact())
 
 

@@ -1,4 +1,4 @@
-"""The reward for using all categories, against its formula over all joint codes, and its estimates against its sums."""
+"""The reward for using all categories: sums against the formula over all joint codes, and estimates against sums."""
 
 import problems
 import pyro
@@ -17,7 +17,7 @@ from pyro_gvae.programs.runs import bind_pair
 from pyro_gvae.programs.usage import drawn_usage, summed_usage
 
 PROBLEM = next(problem for problem in PROBLEMS if problem.name == "bernoulli-learned")
-#: How many data have each latent, where it is not all of them.
+#: Number of data that have each latent, where it is not all of them.
 COUNTS = {"a global code": {"style": 1}}
 
 
@@ -62,7 +62,7 @@ def test_estimates_of_the_use_and_their_gradients_have_the_mean_of_the_sums(name
     layouts = lay_out(runs), lay_out_draws(runs)
 
     def climbed(use):
-        """Any linear function of the probabilities."""
+        """Add an arbitrary linear function of the probabilities."""
         values = torch.stack([(one.probs * torch.arange(one.probs.numel()).view_as(one.probs)).sum() for one in use])
         values.sum().backward()
         return values.sum().detach()
@@ -70,7 +70,7 @@ def test_estimates_of_the_use_and_their_gradients_have_the_mean_of_the_sums(name
     expected = with_gradients(lambda: climbed(summed_usage(runs, layouts[0])))
     rows = [with_gradients(lambda: climbed(drawn_usage(runs, layouts[1], 500))) for _ in range(16)]
     found = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-    assert standard_errors(found, expected) < 8.3  # Student's t, 15 degrees of freedom: as 5 of a normal variable
+    assert standard_errors(found, expected) < 8.3  # Student's t, 15 degrees of freedom: like 5 of a normal variable
     wrong = {key: value + 0.1 * (key != "loss") for key, value in expected.items()}
     assert standard_errors(found, wrong) > 8.3
 

@@ -1,4 +1,4 @@
-"""The exact wake phases: gradients of two objectives from one table of codes, in slices, levels and chains."""
+"""Exact wake phases: gradients of two objectives from one table of codes, in slices, nested plates and chains."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ PROBLEM = next(problem for problem in PROBLEMS if problem.name == "bernoulli-lea
 
 
 def in_a_loop(vae, x, encoder):
-    """-log p(x), and its gradient but for the encoder's, one code and one datum at a time."""
+    """Compute -log p(x) and its gradient, except the encoder's, one code and one datum at a time."""
     joint, log_q = problems.joint_in_a_loop(PROBLEM, vae, x), problems.log_q_in_a_loop(vae, x)
     posterior = joint.softmax(0).detach()
     of_guide = posterior * log_q if isinstance(encoder, Inclusive) else log_q.exp() * (joint.detach() - log_q)
@@ -38,7 +38,7 @@ def test_slices_have_the_gradients_of_a_loop_over_codes(monkeypatch, encoder, sl
     monkeypatch.setattr(tuning, "CPU", replace(tuning.CPU, few_codes=0))
     vae, x = PROBLEM.vae(), PROBLEM.x()
     with torch.no_grad():
-        vae.encoder[-2].weight.mul_(sharpness)  # so that codes that the posterior needs have no q
+        vae.encoder[-2].weight.mul_(sharpness)  # so that q vanishes for codes that the posterior needs
     expected, wanted = in_a_loop(vae, x, encoder)
     elbo = ExactWake(encoder, slice_size=slice_size)
     assert elbo.loss_and_grads(vae.model, vae.guide, x) == pytest.approx(expected.item(), rel=1e-10)
@@ -101,7 +101,7 @@ def test_a_recording_has_the_same_gradients(encoder):
         torch.testing.assert_close(found, wanted[1], rtol=1e-8, atol=1e-8)
 
 
-def test_what_it_is_not_is_refused():
+def test_unknown_encoders_and_free_bits_are_refused():
     with pytest.raises(ValueError, match="Expected encoder to be one of exclusive, inclusive, but found 'both'"):
         estimator("exact-wake", encoder="both")
     with pytest.raises(ValueError, match="Expected a loss with a KL to leave free, but found the log-evidence"):
@@ -111,7 +111,7 @@ def test_what_it_is_not_is_refused():
 @EACH_ENCODER
 @pytest.mark.parametrize("slice_size", [3, None])
 def test_a_mixture_has_the_gradients_of_a_loop_over_codes(encoder, slice_size):
-    """Of w log p(x) + (1 - w) ELBO for the model, and of both KLs for the guide."""
+    """The model has the gradient of w log p(x) + (1 - w) ELBO, and the guide that of both KLs."""
     vae, x, weight = PROBLEM.vae(), PROBLEM.x(), 0.7
     evidence, of_wake = in_a_loop(vae, x, encoder)
     joint, log_q = problems.joint_in_a_loop(PROBLEM, vae, x), problems.log_q_in_a_loop(vae, x)

@@ -1,4 +1,4 @@
-"""Losses of different codes: brute force over all sets, exact gradients, and programs of several latents."""
+"""Losses with codes drawn without replacement: brute force over all sets, exact gradients, and several latents."""
 
 import functools
 import itertools
@@ -24,7 +24,7 @@ LOSSES = [UnorderedSet, ReinforceWOR, NormalizedReinforceWOR]
 
 @pytest.fixture
 def given(monkeypatch):
-    """Lets a test say which codes each datum draws, and how large the variables of all others are."""
+    """Fix the codes that each datum draws, and the variables of all other codes."""
 
     def give(codes, thresholds):
         def extend(beam, site):
@@ -39,7 +39,7 @@ def given(monkeypatch):
 
 
 def all_sets(size, num_codes, log_q):
-    """All sets of P codes as numbers, and a probability of each: (sets, P), (sets,)."""
+    """Return all sets of P codes as numbers, and the probability of each: (sets, P), (sets,)."""
     sets = list(itertools.combinations(range(len(log_q)), num_codes))
     probs = log_q.exp().tolist()
 
@@ -61,7 +61,7 @@ def gradients(loss, rows, num_codes):
 
 @pytest.mark.parametrize(("size", "num_codes"), [((2, 3), 2), ((2, 3), 4), ((3, 2), 3), ((3, 3), 2), ((3, 3), 3)])
 def test_the_mean_over_all_sets_is_the_exact_gradient(size, num_codes, given):
-    """Each datum draws another set: their mean, weighed by the probabilities of the sets, is the exact gradient."""
+    """Each datum draws a different set; the mean, weighted by the probabilities of the sets, is the exact gradient."""
     one, codes = Rows("mlp", *size), joint_codes(*size, dtype=torch.float64)
     log_q = (codes * one.logits.detach()[0].log_softmax(-1)).sum((-2, -1))
     sets, probs = all_sets(size, num_codes, log_q)
@@ -71,12 +71,12 @@ def test_the_mean_over_all_sets_is_the_exact_gradient(size, num_codes, given):
     _, found = gradients(UnorderedSet, rows, num_codes)
     expected = exact_gradient("mlp", *size)
     torch.testing.assert_close(probs @ found, expected, rtol=1e-8, atol=1e-8)
-    assert ((found - expected).abs() > 0.01).any(-1).all()  # of no set alone
+    assert ((found - expected).abs() > 0.01).any(-1).all()  # no single set has it
 
 
 @pytest.mark.parametrize(("size", "num_codes"), [((2, 3), 2), ((3, 2), 3)])
 def test_the_mean_over_all_sets_and_thresholds_is_the_exact_gradient(size, num_codes, given):
-    """The density of a set and a threshold: that of the others' largest variable, below those of the set."""
+    """The density of a set and a threshold is that of the largest other variable, if it is below those of the set."""
     one, codes = Rows("mlp", *size), joint_codes(*size, dtype=torch.float64)
     log_q = (codes * one.logits.detach()[0].log_softmax(-1)).sum((-2, -1))
     sets = torch.tensor(list(itertools.combinations(range(len(log_q)), num_codes)))
@@ -156,7 +156,7 @@ def counts_guide(x):
 
 
 def test_latents_without_a_path_are_scored():
-    """One that the codes depend on, which all codes share, and one that depends on the code."""
+    """Test a latent that the codes depend on, which all codes share, and one that depends on the code."""
 
     def repeated(name, copies=150, **options):
         def copied(program):

@@ -1,4 +1,4 @@
-"""Pyro's autoguides for the continuous latents of a program, beside a written guide for the discrete ones."""
+"""Pyro's autoguides for the continuous latents of a program, next to a hand-written guide for the discrete ones."""
 
 import pyro
 import pyro.distributions as dist
@@ -15,7 +15,7 @@ D = DATA.shape[-1]
 
 
 def model(x):
-    """A global latent that is positive, and a code and a normal of each datum."""
+    """A positive global latent, and a code and a normal for each datum."""
     width = pyro.sample("width", dist.Gamma(torch.tensor(3.0).double(), 2.0))
     with pyro.plate("data", len(x)):
         y = pyro.sample("y", one_hot(weights(3)))
@@ -24,7 +24,7 @@ def model(x):
 
 
 def guide_of(family, parts, wrap=lambda program: program):
-    """An autoguide of each part of the continuous latents, and a written one of the code, in the same plate."""
+    """Return an autoguide for each part of the continuous latents, and a written guide for the code, in one plate."""
     guide = AutoGuideList(model)
 
     def written(x):
@@ -41,11 +41,11 @@ PARTS = {"one for all": [["width", "z"]], "one for each": [["width"], ["z"]]}
 
 
 def losses_of(elbo, family, parts, wrap=lambda program: program, calls=1):
-    """Rows of the loss and all gradients, on the same noise for each loss."""
+    """Return rows of the loss and all gradients, with the same noise for each loss."""
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
     guide = guide_of(family, PARTS[parts], wrap=wrap)
-    guide(DATA)  # builds the autoguides, which draw their first values
+    guide(DATA)  # builds the autoguides, which draw initial values
     guide.double()
     pyro.set_rng_seed(1)
     rows = []

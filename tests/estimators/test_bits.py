@@ -1,4 +1,4 @@
-"""Bits are one-hots of two categories to every loss that reads a program."""
+"""Losses that read programs treat bits as one-hots of two categories."""
 
 import pyro
 import pyro.distributions as dist
@@ -11,7 +11,7 @@ from pyro_gvae.exact import Pair
 
 
 def one_latent(site):
-    """Three digits of each datum, written by `site` from log-odds (..., 3)."""
+    """Build a pair with three digits per datum, which `site` writes from log-odds (..., 3)."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -33,13 +33,13 @@ def as_one_hots(log_odds):
     return pyro.sample("z", dist.OneHotCategorical(logits=logits).to_event(1))[..., 1]
 
 
-#: Those that read a program, and draw its digits themselves.
+#: Estimators that read a program and draw its digits themselves.
 READING = [name for name in ESTIMATORS if estimator(name).handler is None]
 
 
 @pytest.mark.parametrize("name", READING)
 def test_losses_that_read_programs_take_bits_for_one_hots(name):
-    """Same noise, same loss, same gradients."""
+    """With the same noise, loss and gradients are the same."""
     found = []
     for site in (as_bits, as_one_hots):
         model, guide, elbo = estimator(name).bind(one_latent(site))

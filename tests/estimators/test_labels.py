@@ -1,4 +1,4 @@
-"""Batches whose discrete sites are all observed: there is one joint code, and stock Pyro agrees."""
+"""Batches whose discrete sites are all observed: there is one joint code. Stock Pyro is the oracle."""
 
 import pyro
 import pyro.distributions as dist
@@ -19,7 +19,7 @@ INTEGERS = torch.arange(B) % 4
 
 
 def style_model(x, y=None):
-    """M2 as in Pyro's tutorial: labels are observed, or there are none."""
+    """M2 as in Pyro's tutorial, with all labels or none."""
     with pyro.plate("data", len(x)):
         y = pyro.sample("y", one_hot(weights(2)), obs=y)
         z = pyro.sample("z", normal(torch.zeros(L).double()))
@@ -57,12 +57,12 @@ def with_loss(elbo, pair, *batch):
 
 
 def stock_of_labels(made):
-    """Stock Pyro on the labelled batch: with the KL of the normal in closed form, where the loss has it so."""
+    """Compute the loss of stock Pyro on the labelled batch, with the normal's KL in closed form if the loss has it."""
     stock = TraceMeanField_ELBO() if isinstance(made.elbo(), MeanFieldELBO) else Trace_ELBO()
     return with_loss(stock, STYLE, DATA, LABELS)
 
 
-#: Those whose guide has another gradient than the ELBO's.
+#: Estimators whose guide has another gradient than that of the ELBO.
 OTHER_GUIDES = ("reweighted-wake-sleep", "tvo", "daps")
 
 
@@ -102,7 +102,7 @@ def test_sums_over_labelled_data_have_a_value_for_each_datum():
     assert exact.cost(NOTHING, DATA, LABELS, INTEGERS).num_codes == 1
 
 
-@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites:UserWarning")  # stock Pyro says so, too
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites:UserWarning")  # stock Pyro warns, too
 def test_stock_sums_take_labelled_batches_of_enumerated_programs():
     pair = [enumerated(program) for program in STYLE]
     found, expected = (with_loss(TraceEnum_ELBO(max_plate_nesting=1), one, DATA, LABELS) for one in (pair, STYLE))
@@ -133,7 +133,7 @@ def test_posteriors_of_labels_are_refused(function):
 def test_a_guide_that_draws_what_the_model_observes_is_refused():
     for name in ("exact", "reinforce-loo"):
         model, guide, elbo = COLUMNS[name].make().bind(Pair(lambda x: style_model(x, LABELS), style_guide))
-        with pytest.raises(ValueError, match=r"guide to draw latents of the model alone, but found 'y'"):
+        with pytest.raises(ValueError, match=r"guide to draw only latents of the model, but found 'y'"):
             elbo.loss(model, guide, DATA)
 
 
@@ -149,7 +149,7 @@ def no_discrete_guide(x):
 
 @pytest.mark.parametrize("name", [name for name in COLUMNS if not name.startswith("per-site")])  # which name a site
 def test_programs_without_any_discrete_site_are_refused(name):
-    """No estimator silently does nothing."""
+    """An estimator that does nothing must say so."""
     model, guide, elbo = COLUMNS[name].make("y").bind(Pair(no_discrete_model, no_discrete_guide))
     with pytest.raises(ValueError, match="to have a discrete site, latent or observed, but found none"):
         elbo.loss_and_grads(model, guide, DATA)

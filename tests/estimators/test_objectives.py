@@ -26,7 +26,7 @@ ELBOS_OF_THE_MODEL = [
 
 
 def formula(vae, x, beta=1.0, nats=0.0):
-    """-sum_b E_q[log p(x|z)] + beta B sum_n max(nats, mean KL_n), one code and one latent at a time."""
+    """Compute -sum_b E_q[log p(x|z)] + beta B sum_n max(nats, mean KL_n), one code and one latent at a time."""
     log_q = log_q_in_a_loop(vae, x)  # (S, B)
     log_prior = vae.prior_logits.log_softmax(-1)
     prior = torch.stack([sum(log_prior[n, k] for n, k in enumerate(code)) for code in torch.cartesian_prod(*CODES)])
@@ -41,7 +41,7 @@ WITHOUT_KL = ["exact-evidence", "exact-wake", "vimco", "ovis", "tvo", "daps", "r
 
 
 class ScoreFunction(SampledELBO):
-    """The plainest sampled loss: f is scaled as the programs say, log q in the score is not."""
+    """The simplest sampled loss: f has the scales of the programs, log q in the score has not."""
 
     def estimate(self, target):
         draws = target.draw(self.num_particles)
@@ -105,7 +105,7 @@ def test_the_relaxed_kl_is_weighed_as_its_sampled_density_ratio():
 
 
 def fair_vae():
-    """A model whose guide draws each of its codes in a few hundred draws, which is what these tests can afford."""
+    """Return a model whose guide draws every code within a few hundred draws, which is what these tests can afford."""
     vae = PROBLEM.vae()
     with torch.no_grad():
         vae.encoder[-2].weight.mul_(0.3)
@@ -114,7 +114,7 @@ def fair_vae():
 
 
 def mean_gradients(chosen, pair, vae, x, repeats=400):
-    """Mean and standard error of a loss and of its gradient, flat."""
+    """Return mean and standard error of a loss and its gradient, flattened."""
     model, guide, elbo = chosen.bind(pair) if hasattr(chosen, "bind") else (*pair, chosen)
     rows = []
     for _ in range(repeats):
@@ -127,7 +127,7 @@ def mean_gradients(chosen, pair, vae, x, repeats=400):
 
 
 def off(found, vae, x, beta, nats=0.0):
-    """By how many standard errors the worst coordinate is off the formula."""
+    """Return how many standard errors the worst coordinate is off the formula."""
     mean, error = found
     expected = formula(vae, x, beta, nats)
     wanted = torch.cat([expected.detach().reshape(1), *(g.flatten() for g in gradients(expected, vae).values())])
@@ -143,7 +143,7 @@ def test_sampled_losses_weigh_their_kl():
 
 
 def tenfold():
-    """Ten estimates in one call, for their price is that of the call: 40 calls are 400 estimates."""
+    """Average ten estimates in one call, since a call costs the same: 40 calls are 400 estimates."""
     return PROBLEM.x().repeat(10, 1)
 
 
@@ -201,7 +201,7 @@ def test_objectives_without_a_kl_refuse_a_weight_and_free_bits(name):
 @pytest.mark.parametrize("beta", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
 @pytest.mark.parametrize("name", WITHOUT_KL)
 def test_their_losses_refuse_programs_that_are_weighed(name, beta):
-    """Whoever weighs the programs himself is told by the loss, in stock SVI and in a recording alike."""
+    """The loss also refuses programs that a user weights, both in stock SVI and in a recording."""
     vae, x = PROBLEM.vae(), PROBLEM.x()
     model, guide, elbo = estimator(name).bind(Pair(weigh_kl(vae.model, beta=beta), weigh_kl(vae.guide, beta=beta)))
     for loss in (elbo.loss, elbo.loss_and_grads, TracedELBO(elbo).loss_and_grads):
@@ -256,7 +256,7 @@ def test_free_bits_of_an_exact_loss(elbo, nats):
 
 
 def test_thresholds_of_the_table_matter():
-    """The control of the table above: some latents are below, some above."""
+    """The control for the table above: some latents are below the threshold, some above."""
     vae, x = PROBLEM.vae(), PROBLEM.x()
     losses = [formula(vae, x, nats=nats).item() for nats in (0.0, 0.3, 1.0, 5.0)]
     assert losses[0] == losses[1] < losses[2] < losses[3]
@@ -298,7 +298,7 @@ def test_steps_with_free_bits_are_recorded_and_train(name, options, recwarn):
     losses = torch.stack([step(x) for _ in range(60)])
     assert losses[-10:].mean() < losses[:10].mean() and not recwarn
     kl = (formula(vae, x, 1.0) - formula(vae, x, 0.0)) / B
-    assert kl > 0.3 * N * 0.9  # used, as it is free
+    assert kl > 0.3 * N * 0.9  # the KL is used, since it is free
 
 
 def test_free_bits_in_stock_svi():

@@ -1,4 +1,4 @@
-"""Another estimator for each site: stock TraceEnum_ELBO, stock Trace_ELBO and a sum by hand are the oracles."""
+"""A different estimator for each site: stock TraceEnum_ELBO, stock Trace_ELBO and sums by hand are the oracles."""
 
 import pyro
 import pyro.distributions as dist
@@ -28,9 +28,9 @@ def estimate(chosen, pair, x=DATA):
 
 
 def worst_score(chosen, program, expected, *, copies=COPIES, only_loss=False):
-    """How many standard errors the mean of a loss and its gradients is off, the most of all coordinates."""
+    """Return how many standard errors the mean of a loss and its gradients is off, the maximum over coordinates."""
     pyro.set_rng_seed(0)
-    x = DATA.repeat(copies, 1)  # independent rows: one call is so many estimates
+    x = DATA.repeat(copies, 1)  # independent rows: one call gives many estimates
     model, guide, elbo = chosen.bind(Pair(*program[:2]))
     rows = [with_gradients(lambda: elbo.loss_and_grads(model, guide, x)) for _ in range(NUM_CALLS)]
     worst = 0.0
@@ -58,10 +58,10 @@ def truncated(rate):
     return dist.Categorical(logits=dist.Poisson(rate.unsqueeze(-1)).log_prob(torch.arange(40.0).double()))
 
 
-#: Programs, what is scored in them beside what is summed, and copies of their data; global latents allow of none.
+#: Programs, the site that is scored while others are summed, and copies of the data; global latents allow no copies.
 SCORED = [
-    ("two layers, top-down", "below", COPIES),  # drawn for each code of the other
-    ("two layers, top-down", "top", COPIES),  # drawn before the other
+    ("two layers, top-down", "below", COPIES),  # drawn for each code of the other layer
+    ("two layers, top-down", "top", COPIES),  # drawn before the other layer
     ("two layers, bottom-up", "below", COPIES),
     ("two layers, bottom-up", "top", COPIES),
     ("bits and an integer", "a", COPIES),  # after one bit, and before an integer
@@ -111,7 +111,7 @@ COUNTED = ["local-expectation", "disarm-iw", "rebar", "reinforce-baseline"]
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_counts_beside_a_code_are_scored_with_a_baseline(name, monkeypatch):
-    """The mean is exact with it, and the variance is far larger without."""
+    """The mean is exact with the baseline; without it, the variance is far larger."""
     enumerable = Program(lambda x: poisson_model(x, count=truncated), lambda x: poisson_guide(x, count=truncated))
     pair, chosen = Program(poisson_model, poisson_guide), estimator(name, num_particles=2)
     assert worst_score(chosen, pair, stock(enumerable)) < 5
@@ -122,7 +122,7 @@ def test_counts_beside_a_code_are_scored_with_a_baseline(name, monkeypatch):
 
 
 def variance(chosen, pair):
-    """Of the gradient of the parameters of the rate, after a call that teaches a baseline."""
+    """Return the variance of the gradient of the rate's parameters, after a call from which a baseline learns."""
     pyro.set_rng_seed(0)
     model, guide, elbo = chosen.bind(Pair(*pair[:2]))
     rows = [with_gradients(lambda: elbo.loss_and_grads(model, guide, DATA))["w4x1"] for _ in range(33)]
@@ -145,7 +145,7 @@ def fixed(self, sample_shape=()):
 
 
 def by_hand(pair, summed, relaxed, kl, temperature=0.5):
-    """Minus the sum over the codes of one site of q times log p - log q, with the other relaxed."""
+    """Compute minus the sum over the codes of one site of q times log p - log q, with the other site relaxed."""
     model, guide = (relax(program, temperature=temperature, sites=[relaxed]) for program in pair)
     size, total = {"top": 3, "below": 4}[summed], 0.0
     for code in torch.eye(size).double():
@@ -284,7 +284,7 @@ def test_a_step_is_recorded(sites):
     vae = JointVAE(data_dim=4, num_latents=1, num_categories=3, latent_dim=2, hidden=(5,))
     step = make_step(vae, estimator(sites), lr=0.05)
     x = DATA.float().round().clamp(0, 1)
-    losses = [step(x).item() for _ in range(30)]  # a warning that it is not recorded would be an error
+    losses = [step(x).item() for _ in range(30)]  # an unrecorded step would warn, and warnings are errors
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
@@ -301,7 +301,7 @@ def test_losses_of_joint_codes_are_refused(name):
 
 
 def test_what_cannot_be_put_together_is_refused():
-    with pytest.raises(ValueError, match=r"found 'exact' for z, of .* its KL weighed by beta\. Try to weigh the whole"):
+    with pytest.raises(ValueError, match=r"found 'exact' for z, of .* its KL weighed by beta\. Try the same"):
         estimator({"z": with_kl_weight(estimator("exact"), 0.5)})
     with pytest.raises(ValueError, match=r"Expected options that estimator\({..}\) has, but .*'kl'"):
         estimator({"z": "gumbel-softmax"}, kl="categorical")
@@ -314,7 +314,7 @@ def test_what_cannot_be_put_together_is_refused():
 
 
 def test_slices_are_refused_beside_draws_that_all_codes_share():
-    """A setting without effect would be a silent one."""
+    """The setting would have no effect, so it must not be accepted silently."""
     with pytest.raises(ValueError, match="exact without a slice_size beside an estimator that draws one site"):
         estimator("per-site[y=exact[slice_size=2],z=rebar,default=exact]")
     assert estimator("per-site[y=exact[slice_size=2],z=reinforce-loo,default=exact]").is_unbiased

@@ -1,4 +1,4 @@
-"""The registry: every entry binds to our VAE and to a user's pair, and does what its row says."""
+"""The registry: every entry works with our VAE and with a user's pair, and does what its row says."""
 
 import dataclasses
 from typing import get_args
@@ -53,7 +53,7 @@ def test_every_estimator_trains_our_pair_in_stock_svi(name, options):
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_every_estimator_trains_a_users_pair_in_stock_svi(name, options):
-    """Whose parameters are in the param store, in no module."""
+    """The pair's parameters are in the param store, not in a module."""
     chosen = estimator(name, **options)
     pair = user_pair(chosen.num_categories or 3)
     before = ExactEvidence().loss(*pair, X)
@@ -71,7 +71,7 @@ def test_rows_say_what_they_are(name):
 
 
 def outcome(chosen, pair):
-    """The loss of a step, or the sentence in which it is refused."""
+    """Return the loss of a step, or the sentence that refuses it."""
     torch.manual_seed(0)
     model, guide, elbo = chosen.bind(pair)
     with pyro.get_param_store().scope():
@@ -82,7 +82,7 @@ def outcome(chosen, pair):
 
 
 def is_inert(chosen):
-    """Whether the handler of an estimator changes nothing, neither for a relaxed program nor for a discrete one."""
+    """Return whether an estimator's handler changes neither relaxed nor discrete programs."""
     num_categories = chosen.num_categories or 3
     pairs = CategoricalVAE(6, 2, num_categories, (16,)), user_pair(num_categories)
     without = dataclasses.replace(chosen, handler=None)
@@ -91,13 +91,13 @@ def is_inert(chosen):
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_a_handler_is_declared_where_it_acts(name, options):
-    """Of losses that read the programs themselves it would not: they declare none, and are the negative control."""
+    """Losses that read programs declare no handler, since it would not act: they are the negative control."""
     chosen = estimator(name, **options)
     declared = chosen.handler or discretize
     assert is_inert(dataclasses.replace(chosen, handler=declared)) == (chosen.handler is None)
 
 
-#: Of which a small pair leaves something to be sampled.
+#: Options with which estimators still sample something of a small pair.
 FEW_CODES = {"top-c": {"num_codes": 4}}
 
 

@@ -1,7 +1,7 @@
-"""Every estimator on every program of `table`: each cell is what it says, and stock Pyro is the oracle.
+"""Every estimator on every program of `table`: each cell keeps its claim. Stock Pyro is the oracle.
 
-The mean of 16 calls is held to LIMIT standard errors, which Student's t with 15 degrees of freedom exceeds as rarely as
-a normal variable exceeds 5: once in 1.7 million, for each coordinate.
+The mean of 16 calls must be within LIMIT standard errors, which Student's t with 15 degrees of freedom exceeds as
+rarely as a normal variable exceeds 5: once in 1.7 million, for each coordinate.
 """
 
 import itertools
@@ -37,7 +37,7 @@ from pyro_gvae.estimators.claims import Bias
 from pyro_gvae.exact import Pair
 
 CALLS, PARTICLES, COPIES, WARM_UP = 16, 250, 50, 2
-#: Where fewer samples suffice: of the codes that are left, beside each of as many samples of what data share.
+#: Estimators that need fewer samples: top-c draws some of the remaining codes for each sample of what data share.
 FEWER = {"top-c": 60}
 LIMIT = 8.3
 TEMPERATURE = 0.6
@@ -51,7 +51,7 @@ def those(names, *columns):
 
 
 def standard_errors_apart(found, other):
-    """The same for the difference of two means."""
+    """Return how many standard errors two means are apart."""
     worst = 0.0
     for name, rows in found.items():
         error = ((rows.var(0) + other[name].var(0)) / len(rows)).sqrt()
@@ -61,7 +61,7 @@ def standard_errors_apart(found, other):
 
 
 def repeated(elbo, model, guide, calls=CALLS, scale=1.0):
-    """Rows of the loss and all gradients, one for each call after those that teach a loss its own state, if any."""
+    """Return rows of the loss and all gradients, one per call, after calls in which a loss learns its state, if any."""
     pyro.set_rng_seed(0)
     warm_up = WARM_UP if hasattr(elbo, "own") else 0
     rows = [with_gradients(lambda: elbo.loss_and_grads(model, guide, DATA)) for _ in range(warm_up + calls)]
@@ -76,7 +76,7 @@ def estimates(column, program):
 
 @cache
 def stock(name):
-    """The exact loss and gradients, by stock Pyro."""
+    """Compute the exact loss and gradients with stock Pyro."""
     program = PROGRAMS[name]
     elbo = TraceEnum_ELBO(max_plate_nesting=program.nesting)
     model, guide = program.enumerable
@@ -115,14 +115,14 @@ def test_the_evidence_is_that_of_stock_pyro(column, program):
     assert found["loss"] < stock(program)["loss"] - 1e-3
 
 
-# ------------------------------------------------------------------------- all joint codes, without the package
+# ------------------------------------------------------------------------- all joint codes, with stock Pyro alone
 
 
 def codes_of(program):
-    """Values of the discrete latents, for all joint codes of a datum, or of all data if they share latents.
+    """List the values of the discrete latents for all joint codes of a datum, or of all data if they share latents.
 
     Returns:
-        The values by name, shape (S, *plates, ..), and the dimension whose data have codes of their own; None if none.
+        The values by name, shape (S, *plates, ..), and the dimension whose data have their own codes, or None.
     """
     nodes = filter(site_is_random, poutine.trace(program.enumerable.guide).get_trace(DATA).nodes.values())
     apart = None if program.is_shared else -program.nesting
@@ -146,7 +146,7 @@ def codes_of(program):
 
 
 def tables(name, is_pathwise):
-    """log p(x, z), log q(z | x), and the latter neither scaled nor masked, of each joint code: (S, data)."""
+    """Compute log p(x, z), log q(z | x), and the latter without scales and masks, of each joint code: (S, data)."""
     program = PROGRAMS[name]
     model, guide = program.enumerable
     codes, apart = codes_of(program)
@@ -159,7 +159,7 @@ def tables(name, is_pathwise):
         return [node for node in trace.nodes.values() if site_is_random(node)]
 
     def summed(parts):
-        """Each over the plates that it has: what lacks the axis of codes counts once for each of them."""
+        """Sum each term over its plates; a term without the axis of codes counts once for each code."""
         padded = [part.reshape((1,) * (program.nesting + 1 - part.ndim) + part.shape) for part in parts]
         return sum(part.sum_to_size([size if i in kept else 1 for i, size in enumerate(part.shape)]) for part in padded)
 
@@ -172,7 +172,7 @@ def tables(name, is_pathwise):
 
 
 def elbo_of_tables(name, *, with_scores):
-    """The ELBO and its gradient; without the scores, as a loss would have it that samples codes and forgets them."""
+    """Compute the ELBO and its gradient; without scores, as in a loss that samples codes and omits their scores."""
 
     def loss():
         joint, log_q, own = tables(name, is_pathwise=True)
@@ -190,7 +190,7 @@ def test_tables_of_all_codes_are_those_of_stock_pyro(program):
 
 
 def wakes(column, name):
-    """-log p(x), and the gradients of the model and of the guide, each with the other held constant."""
+    """Compute -log p(x), and the gradients of the model and of the guide, each with the other held constant."""
 
     def loss():
         joint, log_q, own = tables(name, is_pathwise=True)
@@ -234,7 +234,7 @@ def test_the_mean_is_the_exact_elbo_and_its_gradient(column, program):
 
 @pytest.mark.parametrize(("column", "program"), those(RUNNING, *DIFFERENT))
 def test_the_mean_of_few_different_codes_is_the_exact_elbo_and_its_gradient(column, program):
-    """In many copies: as many different codes as there are particles elsewhere would be all codes."""
+    """The data are copied, because as many different codes as particles elsewhere would be all codes."""
     row = PROGRAMS[program]
     copied = Pair(*(in_copies(run, COPIES, row.nesting) for run in row.pair))
     found = repeated(COLUMNS[column].make(num_particles=DIFFERENT[column]).elbo(), *copied, scale=COPIES)
@@ -246,7 +246,7 @@ def test_the_mean_of_few_different_codes_is_the_exact_elbo_and_its_gradient(colu
 
 
 def bound_of_two(name):
-    """The bound's mean over all pairs of codes, and its gradient."""
+    """Compute the mean of the bound over all pairs of codes, and its gradient."""
 
     def loss():
         joint, log_q, own = tables(name, is_pathwise=True)
@@ -261,7 +261,7 @@ def bound_of_two(name):
 
 
 def wake_phases(name):
-    """The same bound, and the mean of reweighted wake-sleep's gradient."""
+    """Compute the same bound, and the mean gradient of reweighted wake-sleep."""
 
     def loss():
         joint, log_q, own = tables(name, is_pathwise=False)
@@ -276,7 +276,7 @@ def wake_phases(name):
 
 
 def thermodynamic(name, first=0.05):
-    """The mean of the bound that two samples estimate, and of its covariance gradient."""
+    """Compute the means of the bound that two samples estimate, and of its covariance gradient."""
 
     def loss():
         joint, log_q, own = tables(name, is_pathwise=False)
@@ -285,7 +285,7 @@ def thermodynamic(name, first=0.05):
         for beta, width in ((0.0, first), (first, 1 - first)):
             share = torch.sigmoid(beta * (log_w.unsqueeze(1) - log_w.unsqueeze(0)))  # of the first
             mean = share * log_w.unsqueeze(1) + (1 - share) * log_w.unsqueeze(0)
-            # Twice the first of the pair, which has the mean of both.
+            # Twice the first sample of the pair, which has the same mean as the sum of both.
             covariance = 2 * share * (log_w.unsqueeze(1) - mean)
             score = beta * joint + (1 - beta) * log_q
             log_ratio = joint - log_q if beta else joint  # the gradient of log q has mean zero under q
@@ -305,7 +305,7 @@ OF_TWO = {
 }
 
 
-#: Of each latent that is drawn beside summed ones, the copies of a program.
+#: Columns that draw one latent and sum the others -> number of copies of a program.
 DRAWN = {PER_SITE: PARTICLES, CONTROLLED: COPIES}
 
 
@@ -329,7 +329,7 @@ def test_bounds_of_two_samples_are_what_they_are_on_average(column, program):
 
 
 def weighted_likelihoods(name, temperature=2.0):
-    """The ELBO, its gradient for the model, and that of the weighted likelihood of two samples for the guide."""
+    """Compute the ELBO and its gradient of the model; for the guide, that of the weighted likelihood of two samples."""
 
     def loss():
         joint, log_q, own = tables(name, is_pathwise=False)
@@ -357,7 +357,7 @@ SURROGATES = [name for name, column in COLUMNS.items() if column.make().bias is 
 
 @pytest.fixture
 def noise(monkeypatch):
-    """Continuous latents that are drawn, since their KL in closed form is no function of one draw."""
+    """Draw the continuous latents, because their KL in closed form is no function of one draw."""
     for fixed, drawn in ((FixedNormal, dist.Normal), (FixedDirichlet, dist.Dirichlet)):
         monkeypatch.setattr(fixed, "rsample", drawn.rsample)
         monkeypatch.setattr(fixed, "sample", drawn.sample)
@@ -365,7 +365,7 @@ def noise(monkeypatch):
 
 @cache
 def stock_of_noise(name):
-    """Rows of losses by stock Pyro, of programs whose continuous latents are drawn."""
+    """Return rows of stock Pyro's losses, for programs whose continuous latents are drawn."""
     program = PROGRAMS[name]
     elbo = TraceEnum_ELBO(max_plate_nesting=program.nesting, num_particles=PARTICLES, vectorize_particles=True)
     model, guide = program.enumerable
@@ -386,7 +386,7 @@ def test_the_mean_loss_of_surrogates_is_the_exact_elbo(column, program):
 
 
 class Written(Messenger):
-    """Writes one-hots and bits of a program in another way."""
+    """Write the one-hots and bits of a program in another way."""
 
     def __init__(self, one_hot, bit):
         super().__init__()
@@ -419,7 +419,7 @@ RELAXED = [name for name, column in COLUMNS.items() if column.make().bias is Bia
 @pytest.mark.parametrize(("column", "program"), those(RUNNING, *RELAXED))
 @pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction:UserWarning")
 def test_relaxations_run(column, program):
-    """What they are is held on some programs below."""
+    """Their values are tested on some programs below."""
     model, guide, elbo = COLUMNS[column].make().bind(PROGRAMS[program].pair)
     pyro.set_rng_seed(0)
     found = with_gradients(lambda: elbo.loss_and_grads(model, guide, DATA))
@@ -443,7 +443,7 @@ def test_relaxed_losses_are_those_of_stock_relaxed_distributions(program):
 
 
 class Soft(dist.OneHotCategorical):
-    """Jang et al. 2017: the Kullback-Leibler divergence is the categoricals', the samples are soft."""
+    """Jang et al. 2017: soft samples, with the Kullback-Leibler divergence of the categoricals."""
 
     has_rsample = True
 
@@ -463,7 +463,7 @@ def test_soft_samples_with_the_kl_of_categoricals(program):
 
 
 def published(name):
-    """One-hots that have the gradient of the published formula, on noise of their own."""
+    """Make one-hots with the gradient of the published formula, from their own noise."""
     formula = FORMULAS[name][1]
 
     class Function(torch.autograd.Function):
@@ -492,7 +492,7 @@ def published(name):
     return Published
 
 
-#: Options with which an estimator is the formula.
+#: Options with which an estimator equals the formula.
 AS_PUBLISHED = {"decoupled-st-gumbel-softmax": {"forward_temperature": 0.7}}
 AS_PUBLISHED |= {"gumbel-rao": {"num_draws": M}, "reinmax-rao": {"num_draws": M}}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_gvae.estimators import ESTIMATORS, Estimator, Objective, estimator
 
-#: Options besides the defaults that are held to the same.
+#: Options other than the defaults to test.
 MORE_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("reinforce", {"num_particles": 3}),
     ("reinforce-baseline", {"num_particles": 3}),
@@ -18,18 +18,18 @@ MORE_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("reinforce-loo", {"num_particles": 2}),
     ("top-c", {"num_codes": 3}),
 ]
-#: Gradients of other objectives than the ELBO have oracles of their own elsewhere.
+#: Gradients of objectives other than the ELBO are tested elsewhere.
 UNBIASED = [
     (name, options)
     for name, options in [*((name, {}) for name in ESTIMATORS), *MORE_OPTIONS]
     if (row := estimator(name, **options)).is_unbiased and not row.is_exact and row.objective is Objective.ELBO
 ]
 NUM_ROWS, NUM_CALLS = 4000, 4
-WARM_UP = 3  # steps that teach what an ELBO learns by itself, such as a baseline
+WARM_UP = 3  # steps in which an ELBO learns its own state, such as a baseline
 
 
 def sampled_gradients(chosen: Estimator, *problem: Any) -> Tensor:
-    """Independent estimates: (samples, coordinates)."""
+    """Return independent estimates: (samples, coordinates)."""
     rows = Rows(*problem, NUM_ROWS)
     model, guide, elbo = chosen.bind(rows)
     torch.manual_seed(5)
@@ -42,8 +42,8 @@ def sampled_gradients(chosen: Estimator, *problem: Any) -> Tensor:
     return torch.cat(found[warm_up:])
 
 
-#: Decoder, N and K: bits and more, one latent and several, few categories and many, a decoder that mixes the latents
-#: and one that does not. What an estimator distinguishes, it meets in one of them.
+#: Decoder, N and K: two categories and more, one latent and several, a decoder that mixes the latents and one that does
+#: not. They cover every case that an estimator distinguishes.
 PROBLEMS = [
     pytest.param("linear", 1, 2, id="linear-N1-K2", marks=pytest.mark.slow),
     pytest.param("mlp", 3, 2, id="mlp-N3-K2"),
@@ -67,7 +67,7 @@ def test_the_mean_gradient_is_the_exact_one(name, options, decoder, num_latents,
 @pytest.mark.parametrize("kl", ["relaxed", "categorical"])
 @pytest.mark.parametrize("num_categories", [2, 3])
 def test_a_relaxation_fails(kl, num_categories):
-    """The negative control: what is known to be biased."""
+    """The negative control: a relaxation is known to be biased."""
     problem = "mlp", 3, num_categories
     relaxed = estimator("gumbel-softmax", kl=kl, temperature=0.5)
     samples = sampled_gradients(relaxed, *problem)

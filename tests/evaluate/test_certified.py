@@ -1,4 +1,4 @@
-"""Certain bounds of log p(x): the interval contains the sum over all codes, whatever the model."""
+"""Certified bounds of log p(x): the interval contains the sum over all codes, for every model."""
 
 import pyro.distributions as dist
 import pytest
@@ -16,7 +16,7 @@ from pyro_gvae.exact import Pair
 
 ROUNDING = 1e-9
 COUNTS = (1, 2, 3, 5, 7, 8)
-#: Of a continuous density without a scale of its own, nothing is known.
+#: Problems with an upper bound: all but continuous densities without a scale of their own.
 BOUNDED = [problem for problem in PROBLEMS if not problem.name.startswith("continuous")]
 
 
@@ -29,7 +29,7 @@ def test_the_interval_contains_the_sum_over_all_codes(problem, seed):
         for parameter in vae.parameters():
             parameter.mul_(3 * torch.rand(()))
     expected = evidence_in_a_loop(problem, vae, x)
-    # torch has a Taylor series for continuous Bernoullis near 1 / 2.
+    # torch uses a Taylor series for continuous Bernoullis near 1 / 2.
     rounding = ROUNDING if problem in BOUNDED else 1e-4
     for count in COUNTS:
         found = certified_bounds(vae, x, count)
@@ -98,7 +98,7 @@ def test_latents_that_depend_on_each_other(name):
 
 
 class Thresholded(poutine.messenger.Messenger):
-    """Normal observations as bits of which one knows the odds."""
+    """Replace normal observations by bits with given log-odds."""
 
     def _pyro_sample(self, msg):
         if msg["name"] == "x":

@@ -1,4 +1,4 @@
-"""Statistics of codes against their definitions on paper, loops over all codes, and repeated draws of the data."""
+"""Statistics of codes against their definitions, loops over all codes, and repeated draws of the data."""
 
 import itertools
 import math
@@ -48,7 +48,7 @@ def test_extremes():
     assert found.perplexity.tolist() == pytest.approx([4.0, 4.0])
     assert found.mutual_information.tolist() == pytest.approx([0.0, 0.0]) and not found.active.any()
     assert joint_mutual_information(same).value == pytest.approx(0.0, abs=1e-6)
-    lowest = torch.finfo(torch.float32).min  # what excluded categories have
+    lowest = torch.finfo(torch.float32).min  # the logit of excluded categories
     one_each = torch.full((4, 1, 4), lowest).masked_fill(torch.eye(4).bool().unsqueeze(1), 0.0)
     found = latent_statistics(one_each)
     assert found.perplexity.item() == pytest.approx(4.0) and found.entropy.item() == 0
@@ -79,7 +79,7 @@ def test_the_joint_information_in_slices(monkeypatch):
 @pytest.mark.parametrize("statistic", [mean_perplexity, joint_mutual_information])
 def test_standard_errors_are_those_of_other_data(statistic):
     everything = random_posteriors(size=200_000, num_latents=2, sharpness=1.5)
-    everything = (everything + torch.tensor([1.0, 0.5, 0.0, -1.0])).log_softmax(-1)  # some are used more than others
+    everything = (everything + torch.tensor([1.0, 0.5, 0.0, -1.0])).log_softmax(-1)  # unequal use
     found = [statistic(rows) for rows in everything.split(1000)]
     spread = torch.tensor([one.value for one in found]).std().item()
     claimed = sum(one.standard_error for one in found) / len(found)

@@ -18,7 +18,7 @@ PRIOR = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
 
 
 def model(x: Tensor) -> None:
-    """Data x = centre of a code + a normal latent + noise."""
+    """Model data as x = centre of a code + a normal latent + noise."""
     with pyro.plate("data", len(x)):
         k = pyro.sample("k", dist.Categorical(PRIOR))
         c = pyro.sample("c", dist.Normal(CENTRES[k], 1.0))
@@ -26,14 +26,14 @@ def model(x: Tensor) -> None:
 
 
 def guide(x: Tensor) -> None:
-    """A bad one, whose code and normal depend on each other."""
+    """A poor guide, in which the normal depends on the code."""
     with pyro.plate("data", len(x)):
         k = pyro.sample("k", dist.Categorical(logits=torch.zeros(3).double()))
         pyro.sample("c", dist.Normal(x / 2 + k / 2, 1.2))
 
 
 def other_guide(x: Tensor) -> None:
-    """The code is drawn given the normal."""
+    """A guide that draws the code given the normal."""
     with pyro.plate("data", len(x)):
         c = pyro.sample("c", dist.Normal(x, 1.0))
         pyro.sample("k", dist.Categorical(logits=c.unsqueeze(-1) * CENTRES / 3))
@@ -52,7 +52,7 @@ def test_the_collapsed_bound_is_between_the_plain_one_and_the_evidence(name, max
     plain = importance_weighted(pair, x, particles, max_memory=max_memory)
     found = collapsed_importance_weighted(pair, x, particles, max_memory=max_memory)
     assert found.bound.shape == x.shape and plain.neighbourhood is None
-    bounds = [own.bound.reshape(-1, len(X)).mean(1) for own in (plain, found)]  # a mean over X for each repetition
+    bounds = [own.bound.reshape(-1, len(X)).mean(1) for own in (plain, found)]  # means over X, one per repetition
     low, high = (own.mean() for own in bounds)
     errors = [own.std() / len(own) ** 0.5 for own in bounds]
     assert high < LOG_P.mean() + 5 * errors[1]
@@ -71,7 +71,7 @@ def test_both_bounds_tend_to_the_evidence(name):
 
 
 def test_a_collapsed_weight_is_the_mean_of_the_plain_weights_given_the_continuous_latents():
-    """A guide whose code is drawn exactly given the normal has equal plain and collapsed weights, draw for draw."""
+    """If the guide draws the code from its exact posterior given the normal, plain and collapsed weights are equal."""
 
     def exact_codes(x):
         with pyro.plate("data", len(x)):

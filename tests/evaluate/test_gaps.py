@@ -1,4 +1,4 @@
-"""The gap decomposition: bounds in their order, the relaxed one against stock Trace_ELBO, a run folder end to end."""
+"""The gap decomposition: the order of bounds, the relaxed one against stock Trace_ELBO, a run folder end to end."""
 
 import json
 import math
@@ -130,7 +130,7 @@ def test_latents_that_the_guide_lacks_are_not_relaxed():
     found = gaps(Pair(chain_model, no_guide), DATA)
     assert found.relaxed_bound is None
     torch.testing.assert_close(found.elbo, found.log_evidence)
-    assert (found.mean_field_elbo < found.elbo).all()  # factorized, which the exact posterior is not
+    assert (found.mean_field_elbo < found.elbo).all()  # the exact posterior is not factorized
 
 
 @pytest.mark.slow

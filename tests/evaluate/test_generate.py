@@ -1,4 +1,4 @@
-"""Codes, reconstructions and samples against the distributions that they are of."""
+"""Codes, reconstructions and samples against their distributions."""
 
 import math
 
@@ -25,7 +25,7 @@ PROBLEM = next(problem for problem in PROBLEMS if problem.name == "bernoulli-lea
 
 
 def best(scores):
-    """The code of the highest score (S, B) for each datum: (B, N, K)."""
+    """Return the code with the highest score (S, B) for each datum: (B, N, K)."""
     return torch.stack([code for _, code in codes()])[scores.argmax(0)]
 
 
@@ -64,7 +64,7 @@ def test_codes_of_several_latents_by_name(name):
         }
         assert digits["exact"] == said[joint[:, b].argmax()].digits
         given = said
-        for latent in latents_of(pair, DATA):  # of each the most probable, given those before it
+        for latent in latents_of(pair, DATA):  # the most probable value of each, given the earlier ones
             best = max(given, key=lambda one: one.log_q[latent][b].item())
             assert best.digits[latent] == digits["map"][latent]
             given = [one for one in given if one.digits[latent] == digits["map"][latent]]
@@ -108,7 +108,7 @@ def test_samples_have_the_models_mean():
 
 
 def test_samples_are_those_of_the_factorized_prior():
-    """The numbers that a seed has always given."""
+    """A seed gives the same numbers as in earlier versions."""
     vae = PROBLEM.vae()
     torch.manual_seed(1)
     found = sample(vae, 7, pixels=True)
@@ -136,7 +136,7 @@ def ready(name):
 
 @pytest.mark.parametrize("name", READY)
 def test_samples_of_ready_programs_are_those_of_stock_pyro(name):
-    """A z-test of each pixel's mean and of each pair's product."""
+    """A z-test for the mean of each pixel and for the product of each pair of pixels."""
     vae, _ = ready(name)
     found = sample(vae, 4000, pixels=True)
     model = pyro.poutine.uncondition(discretize(vae.model))
@@ -187,7 +187,7 @@ def test_no_samples_are_refused(count):
 
 
 def test_latents_that_the_guide_lacks_are_encoded_given_the_others():
-    """Without any in the guide, by the most probable path; beside others, by the most probable code given theirs."""
+    """If the guide has none, they get the most probable path; otherwise the most probable code given the guide's."""
     pyro.clear_param_store()
     for model in (chain_model, second_order_model):
         pair = Pair(model, no_guide)

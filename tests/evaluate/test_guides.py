@@ -1,4 +1,4 @@
-"""What a guide says of several latents, against a loop over all joint codes in stock Pyro."""
+"""Statistics of guides with several latents, against a loop over all joint codes in stock Pyro."""
 
 from functools import partial
 
@@ -63,7 +63,7 @@ def test_the_information_in_codes_of_latents_that_depend_on_each_other():
     expected_information = (q * (q.log() - q.mean(1, keepdim=True).log())).sum(0)
     found = read_guide(pair, DATA)
     assert table_mutual_information(found.table).value == pytest.approx(expected_information.mean().item())
-    # With independent latents the table and the factors say the same.
+    # With independent latents the table and the factors give the same numbers.
     independent = sharp("two layers, independent")
     q = weights_of(every_code(independent, DATA))
     said = read_guide(independent, DATA)
@@ -87,7 +87,7 @@ def test_latents_that_data_share_have_one_value_and_one_kl():
     style = torch.stack([one.log_q["style"] for one in said]).exp()
     local = torch.stack([one.log_q["y"] for one in said]).exp()
     kl = {name: [one.log_q[name] - one.log_p[name] for one in said] for name in ("style", "y")}
-    # Each code of y stands beside each of style: a sum over all of them counts style once for each of y's.
+    # Each code of y occurs with each code of style, so a sum over all of them counts style once for each code of y.
     torch.testing.assert_close(found.kls["style"].sum(), sum(style * local[:, 0] * torch.stack(kl["style"])))
     torch.testing.assert_close(found.kls["y"], (style.unsqueeze(-1) * local * torch.stack(kl["y"])).sum(0))
     likelihood = sum(style[s] * local[s] * said[s].log_p["x"] for s in range(len(said))).sum()
@@ -118,7 +118,7 @@ def _logits_of_y(pair: Pair) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("first", [False, True], ids=["after the code", "before the code"])
 def test_continuous_latents_are_drawn(first):
-    """A bit and a normal that depend on each other: the marginal probability and both KLs by integration."""
+    """A bit and a normal that depend on each other: the marginal probability and both KLs come from integration."""
     grid = torch.linspace(-9, 9, 4001, dtype=torch.float64)
     x = torch.tensor([-1.0, 0.5], dtype=torch.float64)
 
@@ -169,7 +169,7 @@ def test_continuous_latents_are_drawn(first):
 
 @pytest.mark.parametrize("name", DISCRETE)
 def test_the_neighbourhood_of_the_guides_mode(name):
-    """The mode is that of each latent given those before it, and neighbours differ in one digit."""
+    """The mode takes the most probable value of each latent given the earlier ones; neighbours differ in one digit."""
     pair = sharp(name)
     said = every_code(pair, DATA)
     joint = torch.stack([sum(one.log_p.values()) for one in said])  # (S, B)
@@ -219,7 +219,7 @@ def test_programs_that_take_one_code_at_a_time_have_the_same_numbers():
     store = pyro.get_param_store()
     matrices = {tuple(value.shape): value for _, value in store.items()}
     pair = Pair(partial(two_layers_model, dense=concatenated), partial(bottom_up_guide, dense=concatenated))
-    for inputs, out in (((D, 4), 3), ((3, 4), D)):  # what is concatenated has one matrix of the two
+    for inputs, out in (((D, 4), 3), ((3, 4), D)):  # one matrix for the concatenated inputs
         pyro.param(f"w{sum(inputs)}x{out}", torch.cat([matrices[size, out] for size in inputs]))
     expected = read_guide(plain, DATA)
     found = read_guide(pair, DATA)

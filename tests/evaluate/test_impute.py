@@ -1,4 +1,4 @@
-"""Imputation: moments of missing cells against loops over codes, columns and torch's distributions."""
+"""Imputation: moments of missing cells against loops over codes and columns with torch's distributions."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_moments_are_those_of_the_posterior_predictive_code_by_code():
 
 
 def repeated(vae, x, repeats=20, num_particles=400):
-    """Estimates of the same moments, and their mean with its standard error."""
+    """Return repeated estimates of the same moments, and their mean with its standard error."""
     torch.manual_seed(3)
     found = [sampled_predictive_means(vae, x, num_particles).means for _ in range(repeats)]
     means = torch.stack(found)
@@ -63,7 +63,7 @@ def test_weighted_samples_converge_to_the_exact_moments(prior, monkeypatch):
 
 
 def test_continuous_latents_are_drawn():
-    """The oracle is an integral on a grid, for each category."""
+    """The oracle is an integral on a grid for each category."""
     torch.manual_seed(0)
     vae, x = JointVAE(D, 1, 2, 1, (5,), observation=observation()).double(), rows(3)
     z = torch.linspace(-7, 7, 1001).double().reshape(-1, 1)
@@ -87,7 +87,7 @@ def test_what_is_approximate_says_so():
     assert sampled.notes()[0].startswith("approximate: 50 weighted samples of the guide for each row, of which ")
     assert exactly.cells[["row", "column"]].equals(sampled.cells[["row", "column"]])
     assert sampled.cells["effective_sample_size"].between(1, 50).all()
-    assert sampled.cells.equals(impute(vae, x, averaging="sampled", num_particles=50).cells)  # by its seed
+    assert sampled.cells.equals(impute(vae, x, averaging="sampled", num_particles=50).cells)  # the seed decides
     few = impute(vae, x, averaging="sampled", num_particles=5).notes()
     assert few[1].endswith("their values may be far from the posterior's. Try more particles.")
     large = CategoricalVAE(D, 40, 10, (5,), observation(torch.float32))
@@ -98,7 +98,7 @@ def test_equal_weights_are_all_effective():
     vae = CategoricalVAE(D, 2, 3, (5,), observation())
     for parameter in vae.encoder.parameters():
         torch.nn.init.zeros_(parameter)
-    vae, nothing = vae.double(), torch.full((2, D), math.nan).double()  # the posterior is the prior, and the guide, too
+    vae, nothing = vae.double(), torch.full((2, D), math.nan).double()  # posterior and guide equal the prior
     sizes = sampled_predictive_means(vae, nothing, 30).effective_sample_size
     torch.testing.assert_close(sizes, torch.full((2,), 30.0).double())
 

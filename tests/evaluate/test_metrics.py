@@ -1,4 +1,4 @@
-"""The discrete model's metrics: exact against sampled, parts, warnings, and nothing relaxed among them."""
+"""Metrics of the discrete model: exact against sampled, parts of the data, warnings, and no relaxed metrics."""
 
 import json
 import math
@@ -209,7 +209,7 @@ def test_a_slow_clock_changes_no_method(vae, slow_clock):
 
 
 def test_what_a_sum_takes_is_that_of_all_data():
-    """Of which the first are measured."""
+    """The cost is measured on the first of them."""
     vae, x = CategoricalVAE(6, 2, 3, hidden=(5,)), torch.ones(20, 6)
     operations = exact.cost(vae, x[:5]).operations
     chunks, seen = [(rows,) for rows in x.split(5)], look(bind_pair(vae, x[:2]))
@@ -223,7 +223,7 @@ def test_data_without_parts_are_refused():
 
 
 def _layered(x, *, observe, continuous):
-    """Two discrete latents, and a normal one beside them or none."""
+    """Build a program with two discrete latents, with or without a normal one."""
     with pyro.plate("data", len(x)):
         k = pyro.sample("k", dist.Categorical(logits=torch.tensor([0.0, 1.0, 2.0])))
         bit = pyro.sample("bit", dist.Bernoulli(logits=k - 1.0))
@@ -243,7 +243,7 @@ def test_any_latents_have_all_numbers(continuous):
         [name, f"{name}[k]", f"{name}[bit]"]
         for name in ("posterior_entropy", "latent_information", "code_perplexity", "active_units")
     )
-    use = [*information, *perplexity[1:], *active]  # no mean of perplexities of different numbers of categories
+    use = [*information, *perplexity[1:], *active]  # no mean perplexity: the numbers of categories differ
     table = evaluation_table(found)
     assert "kl[bit]" in table and list(found.latents["latent"]) == ["k", "bit"] * 2
     assert found.value("test", "kl") == pytest.approx(sum(found.value("test", name) for name in kls[1:]))
@@ -272,7 +272,7 @@ def test_any_latents_have_all_numbers(continuous):
 @pytest.mark.filterwarnings("ignore:Expected programs that take codes")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_program_is_evaluated(name):
-    """Against the bounds of all data together; no program is refused but that which has no log p(x)."""
+    """Compare with the bounds of all data together; only a program without log p(x) is refused."""
     pyro.clear_param_store()
     pair = Pair(*PROGRAMS[name][:2])
     x = (DATA - DATA.min()) / (DATA.max() - DATA.min())
@@ -293,7 +293,7 @@ def test_every_program_is_evaluated(name):
 
 @pytest.mark.parametrize("name", ["two layers, top-down", "a normal given a code", "nested plates"])
 def test_scores_of_a_loss_are_those_of_the_pair(name):
-    pair = sharp(name)  # whose parameters in Pyro's store are not those that it begins with
+    pair = sharp(name)  # its parameters in Pyro's store differ from the initial ones
     own = own_objective(pair, estimator("exact"), DATA)
     assert own == pytest.approx(exact.elbo(pair, DATA).sum().item() / B)
     if name == "a normal given a code":

@@ -1,4 +1,4 @@
-"""The linear probe: what codes say of labels, against scikit-learn's regression on the same codes."""
+"""The linear probe: information on labels in codes, against scikit-learn's regression on the same codes."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Importance weights of draws beside latents that are summed: the guide lacks them, or they are a chain."""
+"""Importance weights of draws, with other latents summed because the guide lacks them or they are a chain."""
 
 import pyro
 import pyro.distributions as dist
@@ -74,14 +74,14 @@ def test_a_chain_without_continuous_latents_has_the_evidence():
 
 
 def normals(x):
-    """The continuous latents of a switching model."""
+    """The guide of the continuous latents of a switching model."""
     with pyro.plate("data", len(x)):
         for t in range(x.shape[1]):
             pyro.sample(f"z{t}", normal(linear(2, x[:, t:])))
 
 
 def test_a_chain_beside_normals_is_summed_given_them():
-    """The normals have a fixed noise, so that a weight is that of a model of codes alone."""
+    """The noise of the normals is fixed, so a weight is that of a model with codes alone."""
     pyro.clear_param_store()
     found = importance_weighted(Pair(switching_model, normals), DATA, 2)
     with torch.no_grad():
@@ -109,7 +109,7 @@ def shared(x, observed):
 
 
 def test_programs_that_take_one_particle_at_a_time_have_the_same_numbers():
-    """Values are indexed at their first dimension, which is that of particles; and data share a latent."""
+    """The program indexes values at the first dimension, which is that of particles; data share a latent."""
     pair = Pair(lambda x: shared(x, True), lambda x: shared(x, False))
     pyro.set_rng_seed(0)
     with pytest.warns(UserWarning, match=r"one particle after another.*such as Vindex"):

@@ -1,4 +1,4 @@
-"""Averages under a guide whose latents have an axis each, against loops over all joint codes in stock Pyro."""
+"""Averages under guides whose latents have one axis each, against loops over all joint codes in stock Pyro."""
 
 from functools import partial
 
@@ -37,7 +37,7 @@ def averages(pair, x=DATA):
 
 
 def uniform_guide(x):
-    """The codes of a chain, all of the same probability."""
+    """A guide under which all codes of a chain are equally probable."""
     with pyro.plate("data", len(x)):
         for t in range(x.shape[1]):
             pyro.sample(f"z{t}", one_hot(torch.zeros(3).double()))
@@ -79,7 +79,7 @@ def test_latents_that_the_guide_lacks_have_their_exact_posterior():
 
 
 def test_latents_of_inner_plates_that_the_guide_lacks():
-    """By hand: a bit of each word given the topic of its document, which the guide has."""
+    """By hand: each word has a bit that depends on the topic of its document; the guide has only the topic."""
     pyro.clear_param_store()
 
     def guide(x):

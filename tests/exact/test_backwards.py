@@ -1,4 +1,4 @@
-"""Posteriors of latents that have an axis each, by derivatives of their sums."""
+"""Posteriors of latents with one axis each, as derivatives of sums."""
 
 import pyro
 import pyro.distributions as dist
@@ -34,7 +34,7 @@ def test_marginals_are_those_of_stock_pyro(name):
 
 
 def test_marginals_are_those_of_the_forward_backward_algorithm():
-    """By hand: forward messages of the first steps times backward ones of the rest."""
+    """By hand: forward messages of the first steps times backward messages of the others."""
     initial, transition = torch.tensor([0.5, 0.5]).double(), torch.tensor([[0.9, 0.1], [0.3, 0.7]]).double()
 
     def model(x):
@@ -66,7 +66,7 @@ def test_the_most_probable_codes_are_those_of_the_joint_table():
 
 
 def test_samples_are_those_of_the_posterior():
-    """Frequencies of pairs of neighbours, which marginals do not tell."""
+    """Frequencies of pairs of neighbours, which marginals do not determine."""
 
     def sticky(x):
         z = torch.zeros(3).double()

@@ -1,4 +1,4 @@
-"""Sums over latents that have an axis each: chains in `pyro.markov`, and latents of the model alone."""
+"""Sums over latents with one axis each: chains in `pyro.markov`, and latents of the model alone."""
 
 import pyro
 import pyro.distributions as dist
@@ -41,7 +41,7 @@ def test_loss_and_gradients_are_those_of_stock_pyro(name):
 
 
 def test_a_term_that_is_the_same_for_all_data_counts_for_each():
-    """The KL of `y` lacks the axis of the data, in whose plate it is; a global chain beside it makes one sum of all."""
+    """The KL of `y` lacks the axis of its data plate; a global chain next to it makes the sum one for all data."""
 
     def chain(x: torch.Tensor, more: torch.Tensor, of_y: torch.Tensor, last) -> None:
         style = weights(2) + more
@@ -86,7 +86,7 @@ def test_bounds_have_both():
 
 
 def test_a_chain_has_the_sum_over_its_joint_codes():
-    """Against the other engine, which takes the joint codes of a loop without `pyro.markov`."""
+    """Compare with the other engine, which enumerates the joint codes of a loop without `pyro.markov`."""
     plain = map(without_markov, (chain_model, chain_guide))
     expected = with_gradients(lambda: ExactELBO().loss_and_grads(*plain, DATA))
     torch.testing.assert_close(sums(ExactELBO(), CHAINS["a chain"]), expected, rtol=1e-9, atol=1e-9)
@@ -108,7 +108,7 @@ def test_the_guide_need_not_reach_as_far_as_the_model():
 
 
 def long_chain(steps, num_states, batch):
-    """A model alone, and its log p(x) by the forward algorithm."""
+    """Return a chain without a guide, and its log p(x) by the forward algorithm."""
     x = torch.linspace(0.0, 40.0, batch * steps).double().sin().reshape(batch, steps)
 
     def parameters():
@@ -147,7 +147,7 @@ def test_a_chain_is_summed_by_the_forward_algorithm(steps, num_states):
 
 
 def test_impossible_states_add_nothing():
-    """From state k only k and k + 1 are reached: other paths have probability 0, and derivatives stay finite."""
+    """State k is followed only by k and k + 1: other paths have probability 0, and derivatives stay finite."""
     allowed = torch.ones(4, 4).triu().tril(1).bool()
 
     def model(x):
@@ -166,7 +166,7 @@ def test_impossible_states_add_nothing():
 
 
 def test_a_path_that_is_improbable_at_every_other_step():
-    """Two states that never change: stock Pyro subtracts each factor's own maximum, and its sum is 0, its loss inf."""
+    """Two states never change: stock Pyro subtracts the maximum of each factor, so its sum is 0 and its loss inf."""
     x = torch.tensor([[0.0, 50.0, 0.0, 50.0]]).double()
 
     def model(x):
@@ -178,7 +178,7 @@ def test_a_path_that_is_improbable_at_every_other_step():
                 z = pyro.sample(f"z{t}", dist.Categorical(logits=logits, validate_args=False))
                 pyro.sample(f"x{t}", dist.Normal(50.0 * z, 1.0), obs=x[:, t])
 
-    expected = dist.Normal(0.0, 1.0).log_prob(x).sum()  # of either state, each of probability 1/2
+    expected = dist.Normal(0.0, 1.0).log_prob(x).sum()  # under either state, each with probability 1/2
     torch.testing.assert_close(exact.log_evidence(Pair(model, no_guide), x).sum(), expected)
 
 
@@ -213,7 +213,7 @@ def test_an_autoguide_has_the_continuous_latents(kind):
 
 @pytest.mark.filterwarnings("ignore:Found non-auxiliary vars in guide:UserWarning")
 def test_a_state_that_is_observed():
-    """The guide still draws it, as in stock Pyro, which counts its entropy; the model has its value."""
+    """As in stock Pyro, the guide still draws it and its entropy counts; the model has the observed value."""
     state = torch.eye(3).double()[[0, 1, 2, 0, 1]]
     program = Program(poutine.condition(chain_model, {"z2": state}), chain_guide)
     torch.testing.assert_close(sums(ExactELBO(), program), stock(program), rtol=1e-9, atol=1e-9)
@@ -227,7 +227,7 @@ def test_a_scale_of_one_element():
 
 
 def test_each_datum_may_have_a_scale_of_its_own():
-    """Where averages are taken; inside of a logarithm it would weigh no density."""
+    """This holds for averages; inside of a logarithm, a scaled density would be no density."""
     scale = torch.linspace(0.5, 2.0, B).double()
     model, guide = (poutine.scale(program, scale=scale) for program in (chain_model, chain_guide))
     found = exact.elbo(Pair(model, guide), DATA)
@@ -255,7 +255,7 @@ def test_the_cost_of_a_chain_grows_with_its_length():
 
 
 def test_what_data_share_without_an_end_is_refused():
-    """A latent outside of a plate beside one of the guide inside of it: all data have their codes summed at once."""
+    """With a latent outside of a plate and one of the guide inside of it, the codes of all data are summed together."""
 
     def model(x):
         g = pyro.sample("g", dist.Bernoulli(logits=weights(2)[0]))

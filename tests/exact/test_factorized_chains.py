@@ -1,4 +1,4 @@
-"""The best factorized posterior of chains, against the ascent on the table of all joint codes."""
+"""The best factorized posterior of chains, against coordinate ascent on the table of all joint codes."""
 
 from functools import partial
 
@@ -23,12 +23,12 @@ def test_the_best_posterior_of_a_chain_is_that_of_its_joint_codes():
     pair = Pair(chain_model, chain_guide)
     found, expected = mean_field(pair, DATA), mean_field(Pair(*map(without_markov, pair)), DATA)
     close(found.elbo, expected.elbo)
-    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)  # flat at the optimum
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)  # the ELBO is flat at the optimum
     assert (found.elbo < exact.log_evidence(pair, DATA) - 1e-4).all()
 
 
 def two_bits(x, observed):
-    """A chain whose state is two bits."""
+    """A chain whose states are two bits."""
     z = torch.zeros(2).double()
     with pyro.plate("data", len(x)):
         for t in pyro.markov(range(3)):
@@ -45,7 +45,7 @@ def words_guide(x):
 
 
 def test_a_sweep_is_that_over_the_table_of_joint_codes():
-    """Of a chain of pairs of digits, and of plates in plates; from the same start."""
+    """Test a chain of pairs of digits, and nested plates, from the same start."""
     chain = Pair(partial(two_bits, observed=True), partial(two_bits, observed=False))
     for ours, joint in (
         (chain, Pair(*map(without_markov, chain))),
@@ -87,7 +87,7 @@ def test_latents_that_the_guide_lacks_are_factorized_too():
     assert found.elbo.shape == (B,) and found.logits["z2"].shape == (B, 1, 3)
     evidence = exact.log_evidence(Pair(chain_model, no_guide), DATA)
     assert (found.elbo < evidence).all() and (evidence - found.elbo).max() < 1.0
-    # Its ELBO is that of the guide that it is.
+    # Its ELBO is that of a guide with these probabilities.
     logits = found.logits
 
     def guide(x):

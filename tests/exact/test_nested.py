@@ -1,4 +1,4 @@
-"""Latents that data share, in nested plates: a loop over the codes of all data together, and stock Pyro."""
+"""Latents that data share, in nested plates, against a loop over the codes of all data together and stock Pyro."""
 
 import itertools
 from typing import NamedTuple
@@ -49,7 +49,7 @@ SHARED |= {"three levels": Program(three_levels_model, three_levels_guide, 2)}
 
 
 class Table(NamedTuple):
-    """log p(x, z) of all codes of all data together."""
+    """The table of log p(x, z) of all codes of all data together."""
 
     joint: Tensor  # (S,)
     codes: dict[str, Tensor]  # (S, *plates, N = 1, K)
@@ -74,7 +74,7 @@ def table() -> Table:
         "on": digits["on"].double(),
     }
     trace = poutine.trace(poutine.condition(three_levels_model, data=data)).get_trace(X)
-    trace.compute_log_prob()  # of all codes in one dimension more
+    trace.compute_log_prob()  # all codes have one more dimension
     terms = [trace.nodes[name]["log_prob"] for name in (*codes, "x", "global")]
     return Table(sum(term.reshape(len(every), -1).sum(1) for term in terms).detach(), codes)
 
@@ -85,7 +85,7 @@ def _parameters():
 
 
 def nothing(x: Tensor) -> None:
-    """The guide of an evidence, which is that of the model alone."""
+    """The guide of the evidence, which needs none."""
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -132,14 +132,14 @@ def test_samples_have_the_frequencies_of_joint_codes(table, slice_size):
         torch.cat([own.double().flatten(1) for own in codes.values()], 1)
         for codes in (table.codes, {name: found[name] for name in table.codes})
     )
-    # All pairs of categories, also of several data and levels; each fails once in 1.7 million seeds.
+    # Test all pairs of categories, also across data and levels; each fails for one seed in 1.7 million.
     share = torch.einsum("s,si,sj->ij", table.joint.softmax(0), digits, digits)
     error = (share * (1 - share) / num_samples).clamp_min(0).sqrt()
     assert ((drawn.T @ drawn / num_samples - share).abs() <= 5 * error + 1e-12).all()
 
 
 def _elbo(table: Table, logits: dict[str, Tensor]) -> Tensor:
-    """The ELBO of a factorized posterior in a loop over all codes."""
+    """Compute the ELBO of a factorized posterior in a loop over all codes."""
     log_q = sum((table.codes[name] * own.log_softmax(-1)).flatten(1).sum(-1) for name, own in logits.items())
     return (log_q.exp() * (table.joint - log_q)).sum()
 

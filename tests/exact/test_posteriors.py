@@ -29,7 +29,7 @@ def _parameters():
 
 
 def in_a_loop(name: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """log p(x, z) of all codes (S, B), and the codes (S, 1, K) of each latent."""
+    """Return log p(x, z) of all codes (S, B), and the codes (S, 1, K) of each latent."""
     joint, codes = [], []
     types = {Kind.INTEGER: torch.long}
     latents = [Latent(site, kind, Size(), count, types.get(kind, torch.float64)) for site, kind, count in SITES[name]]
@@ -86,12 +86,12 @@ def test_the_best_factorized_posterior_is_a_stationary_point(name):
     assert all(gradient.abs().max() < 1e-6 for gradient in gradients)
     elsewhere = elbo({site: own + own.sin() for site, own in logits.items()}).sum()
     assert any(gradient.abs().max() > 1e-3 for gradient in torch.autograd.grad(elsewhere, list(logits.values())))
-    if name == "two layers, independent":  # the one guide of these that is factorized
+    if name == "two layers, independent":  # the only factorized guide here
         assert (exact.elbo(pair, DATA) < best.elbo).all()
 
 
 def test_a_model_that_takes_no_axis_of_codes_has_a_best_factorized_posterior():
-    """Its guide, of one latent, is a start there, too."""
+    """Its guide, which has one latent, is a starting point there, too."""
 
     def guide(x):
         with pyro.plate("data", len(x)):

@@ -1,4 +1,4 @@
-"""Exact sums against loops over codes, against stock Pyro, and against what must hold of any exact posterior."""
+"""Exact sums against loops over codes, stock Pyro, and properties of every exact posterior."""
 
 import itertools
 import math
@@ -46,14 +46,14 @@ BERNOULLI = PROBLEMS[0]
 
 @pytest.fixture(autouse=True)
 def negligible_codes_are_looked_for(monkeypatch):
-    """Also among as few codes as these."""
+    """Look for negligible codes even among as few codes as here."""
     monkeypatch.setattr(tuning, "CPU", replace(tuning.CPU, few_codes=0, searched_bytes=0))
 
 
 def assert_same_with_gradients(
     found: Tensor, expected: Tensor, vae: CategoricalVAE, *, tolerance: float = 1e-8
 ) -> None:
-    """Equal values, and equal gradients of a weighted sum, for every parameter; relative to the largest of each."""
+    """Assert equal values and equal gradients of a weighted sum, relative to the largest of each parameter."""
     weights = torch.linspace(0.5, 2.0, len(found), dtype=found.dtype)
     pairs = {"value": (found, expected)}
     theirs = gradients(expected @ weights, vae)
@@ -159,7 +159,7 @@ def test_the_mean_evidence_of_a_models_own_samples_is_its_negative_entropy():
         every_x = torch.tensor(list(itertools.product([0.0, 1.0], repeat=6)))
         entropy = -(exact.log_evidence(teacher, every_x).exp() * exact.log_evidence(teacher, every_x)).sum()
         standard_error = log_evidence.std() / len(log_evidence) ** 0.5
-        # Another model's likelihood of the same data is lower: the check can fail.
+        # The control: another model has a lower likelihood of the same data.
         student = exact.log_evidence(
             CategoricalVAE(6, 3, 3, hidden=(8,)), teacher.observation(teacher.decoder(z)).sample()
         )
@@ -210,7 +210,7 @@ def test_mean_field_lies_between_the_guides_elbo_and_the_evidence(problem):
     best = exact.mean_field(vae, x, slice_size=3)
     assert (exact.elbo(vae, x) <= best.elbo).all()
     assert (best.elbo <= exact.log_evidence(vae, x)).all()
-    # Its logits have the ELBO that it reports, in a loop, and no single-latent change of a finer optimizer improves it.
+    # Its logits have the reported ELBO in a loop, and no change of a single latent by a finer optimizer improves it.
     vae.encoder = _Constant(best.logits)
     torch.testing.assert_close(problems.elbo_in_a_loop(problem, vae, x), best.elbo)
 
@@ -235,7 +235,7 @@ def test_mean_field_is_a_stationary_point():
 
 
 def test_mean_field_of_a_factorized_posterior_is_the_posterior():
-    """A linear decoder with one pixel for each latent has independent latents in its posterior."""
+    """With a linear decoder and one pixel per latent, the latents are independent under the posterior."""
     torch.manual_seed(0)
     natural = torch.randn(3, 2, dtype=torch.float64)
 
@@ -253,7 +253,7 @@ def test_mean_field_of_a_factorized_posterior_is_the_posterior():
 
 
 def test_the_best_of_three_ascents_is_returned():
-    """From the guide, from the posterior's marginals and from its mode: for some data each is the best."""
+    """Ascents start from the guide, the marginals and the mode of the posterior; each is the best for some data."""
     torch.manual_seed(3)
     joint = 2 * torch.randn(300, 27).double()  # log p(x, z) of three latents, far from factorized
     log_q = (3 * torch.randn(300, 3, 3).double()).log_softmax(-1)
@@ -298,17 +298,17 @@ def test_coordinate_ascent_never_descends():
     torch.testing.assert_close(ends.elbo, found.elbo, rtol=0, atol=1e-4)
 
 
-# Programs of other people.
+# Users' programs.
 
 
 def _score(z: Tensor) -> Tensor:
-    """A function of a code (..., N, K) that mixes its latents: (...)."""
+    """Compute a function of codes (..., N, K) that mixes their latents: (...)."""
     weights = torch.arange(1.0, z.shape[-1] * z.shape[-2] + 1).sin().to(z).reshape(z.shape[-2:])
     return 2 * (z * weights).sum((-2, -1)).square() - 1
 
 
 def _evidence_of(x: Tensor, prior: Tensor, log_likelihood: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """log sum_z p(z) p(x | z) in a loop, for prior logits (N, K) and log_likelihood(code, datum)."""
+    """Compute log sum_z p(z) p(x | z) in a loop, for prior logits (N, K) and log_likelihood(code, datum)."""
     num_latents, num_categories = prior.shape
     terms = []
     for categories in itertools.product(range(num_categories), repeat=num_latents):
@@ -327,7 +327,7 @@ def _normal(code: Tensor, datum: Tensor) -> Tensor:
 
 
 def test_unlikely_data_have_a_gradient_too():
-    """A code that matters to the evidence is one that has a share of it, however small that is."""
+    """A code matters to the evidence by its share of it, however small the evidence is."""
     prior = PRIOR.clone().requires_grad_()
 
     def program(x: Tensor, observe: bool) -> None:
@@ -678,7 +678,7 @@ def test_more_codes_than_can_be_numbered_are_refused():
 
 
 def test_codes_whose_sum_would_not_end_are_refused():
-    """They can be numbered, and fit into memory slice by slice. Their cost can be asked for."""
+    """The codes can be numbered, and their slices fit into memory, but the sum would not end. Its cost is known."""
     vae, x = CategoricalVAE(6, num_latents=20, num_categories=8, hidden=(5,)), torch.ones(2, 6)
     functions = exact.elbo, exact.log_evidence, exact.bounds, exact.posterior, exact.sample_posterior
     for function in (*functions, partial(ExactELBO().loss, vae.model, vae.guide)):
@@ -701,7 +701,7 @@ def test_negative_numbers_are_refused(function, argument):
         function(BERNOULLI.vae(), BERNOULLI.x(), **{argument: -1})
 
 
-# What a user expects to stay as it was.
+# State that must not change.
 
 
 @pytest.mark.parametrize(
@@ -825,7 +825,7 @@ def test_weights_hold_no_denormal_number_and_lose_less_than_rounding(dtype):
 def test_the_cost_is_known_before_the_sum():
     vae, x = CategoricalVAE(12, 5, 4, hidden=(16,)), torch.ones(3, 12)
     cost = exact.cost(vae, x, slice_size=100)
-    assert (cost.num_codes, cost.slice_size, cost.num_slices) == (1024, 94, 11)  # 11 slices of nearly one size
+    assert (cost.num_codes, cost.slice_size, cost.num_slices) == (1024, 94, 11)  # 11 slices of nearly equal size
     assert 0 < cost.seconds < 60
     assert cost.bytes == pytest.approx(exact.cost(vae, x, slice_size=50).bytes * 94 / 50, rel=0.1)
     assert exact.cost(vae, x, max_memory=50_000).bytes <= 50_000
@@ -860,7 +860,7 @@ def test_the_model_runs_once_for_each_slice_after_the_plan():
 @pytest.mark.parametrize("quantity", ["elbo", "log_evidence"])
 @pytest.mark.parametrize("observation", ["bernoulli", "gaussian"])
 def test_gradients_of_each_datum_by_torch_func(observation, quantity, slice_size):
-    """As for differential privacy: `vmap` over `grad`, where no value may be looked at."""
+    """As for differential privacy: `vmap` over `grad`, which does not allow looking at values."""
 
     class Bound(torch.nn.Module):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""The experiments, each of them whole on a tiny size, and what they share."""
+"""The experiments, each as a whole at a tiny size, and their shared code."""
 
 import dataclasses
 import signal
@@ -13,6 +13,7 @@ import certified_width
 import collapse
 import common
 import crossover
+import gflownet_em
 import gradient_fidelity
 import hierarchy
 import imputation
@@ -66,12 +67,14 @@ SMOKES = {
     "second_stage": second_stage.main,
     "kool": kool.main,
     "bits": bits.main,
+    "gflownet_em": gflownet_em.main,
     "hierarchy": hierarchy.main,
     "programs": programs.main,
 }
 SLOW = {"crossover", "relaxed_vs_exact", "reinmax_protocol"}
 
 
+@pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SMOKES]
 )
@@ -166,17 +169,17 @@ def test_a_label_that_was_interrupted_ends_as_it_would_have(places, monkeypatch)
     assert (resumed["elbo"], resumed["accuracy"]) == (whole["elbo"], whole["accuracy"])  # bit for bit
 
 
-def test_what_cannot_be_is_one_sentence_and_exit_code_2(capsys, monkeypatch):
+def test_bad_input_is_one_sentence_and_exit_code_2(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["stages.py", "--epochs", "3"])
     with pytest.raises(SystemExit) as ended:
         common.command(stages.main)
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
-        "stages.py: Expected at least 6 epochs, of which up to 5 are the last stage's, but found 3.\n"
+        "stages.py: Expected at least 6 epochs, because the last stage takes up to 5, but found 3.\n"
     )
 
 
-def test_who_stops_an_experiment_is_told_that_it_goes_on(capsys, monkeypatch):
+def test_a_stopped_experiment_says_how_to_continue(capsys, monkeypatch):
     def stopped() -> None:
         raise Interrupted(Path("runs"), signal.SIGTERM)
 
@@ -184,10 +187,10 @@ def test_who_stops_an_experiment_is_told_that_it_goes_on(capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         common.command(stopped)
     assert ended.value.code == 128 + signal.SIGTERM
-    assert capsys.readouterr().err == "stages.py: stopped by SIGTERM; the same command goes on\n"
+    assert capsys.readouterr().err == "stages.py: stopped by SIGTERM; repeat the command to continue\n"
 
 
-def test_a_row_that_there_is_none_of_is_named_before_anything_is_trained(places):
+def test_unknown_rows_and_sizes_are_refused_before_training(places):
     with pytest.raises(ValueError, match=r"Expected names among 'soft', .*, but found 'exact', 'soft, 3 exact'\."):
         stages.main(places, sizes=("10x30",), plans=("exact", "soft", "soft, 3 exact"))
     for run in (stages.main, reinmax_protocol.main):
@@ -201,7 +204,7 @@ def test_codes_that_cannot_be_summed_are_judged_by_samples(places, monkeypatch):
     monkeypatch.setattr(common, "MOST_OPERATIONS", 0)
     cell = {"size": "8x16", "epochs": 6, "learning_rate": 1e-3, "estimator": "soft, 5 reinforce-loo", "seed": 0}
     rows = stages.measure(cell | {"moment": "6"}, places=places, smoke=True)
-    assert [row["epoch"] for row in rows] == [1, 2, 5, 6]  # in the last stage at its start and its end
+    assert [row["epoch"] for row in rows] == [1, 2, 5, 6]  # at the start and the end of the last stage
     assert {row["evidence_is"] for row in rows} == {"100 samples"}
     assert all(row["test_elbo"] < row["test_log_evidence"] < 0 for row in rows)
     table = pd.DataFrame(cell | row for row in rows)
@@ -236,7 +239,7 @@ def test_gradients_are_means_over_seeds_with_the_errors_of_seeds_where_there_are
 
 def test_a_level_is_passed_on_a_straight_line():
     curves = pd.DataFrame({"seconds": [1.0, 2.0, 4.0], "test_elbo": [-200.0, -130.0, -120.0]})
-    assert stages.passes(curves, 125.0) == 4.0  # at the evaluation that shows it
+    assert stages.passes(curves, 125.0) == 4.0  # the first evaluation that has reached it
     assert crossover.passes(curves["seconds"].to_numpy(), curves["test_elbo"].to_numpy(), -125.0) == 3.0
 
 
@@ -277,14 +280,14 @@ def test_a_curve_is_a_mean_over_the_seeds_that_reached_its_end():
     assert list(short["epoch"]) == [1.0, 5.0]
 
 
-def test_rows_are_compared_at_the_last_epoch_that_all_have_and_those_far_off_are_told_at_the_edge():
+def test_rows_are_compared_at_the_last_common_epoch_and_far_ones_are_written_at_the_edge():
     rows = curves_of("reinmax", 0, [150.0, 140.0, 130.0], [5.0, 10.0, 20.0]) + curves_of("exact", 0, [138.0], [10.0])
     rows += curves_of("exact", 1, [139.0], [10.0]) + curves_of("reinforce", 0, [400.0], [10.0])
     ends = reinmax_protocol.at_last_common_epoch(pd.DataFrame(rows))
     assert set(ends["epoch"]) == {10.0}
     axes = Figure().subplots()
     found = common.draw_dots(axes, ends)
-    assert list(found["estimator"]) == ["reinforce", "reinmax", "exact"]  # from below
+    assert list(found["estimator"]) == ["reinforce", "reinmax", "exact"]  # from bottom to top
     assert [label.get_text() for label in axes.get_yticklabels()] == ["reinforce (1)", "reinmax (1)", "exact (2)"]
     assert axes.get_xlim()[1] < 150 and [text.get_text() for text in axes.texts] == ["−ELBO 400, −log p(x) 395 →"]
 

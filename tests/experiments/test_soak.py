@@ -1,4 +1,4 @@
-"""The soak test: a short round of all of it, and its checks notice what they are there for."""
+"""The soak test: a short round of everything, and negative controls of its checks."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def first(tmp_path_factory):
 
 @pytest.fixture
 def pair(first, tmp_path):
-    """Two runs that are the same."""
+    """Return two identical runs."""
     second = tmp_path / "second"
     shutil.copytree(first, second)
     soak._check_same(first, second)

@@ -53,5 +53,5 @@ def test_a_tree_is_as_fast_as_itself(capsys, monkeypatch):
     assert "exact 10^2     itself" in capsys.readouterr().out
 
 
-if __name__ == "__main__":  # in a process that has one thread, and forks
+if __name__ == "__main__":  # in a process with one thread, which forks
     speed_processes.processes(smoke=True, results=Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""The benchmark of estimators: all of it on a tiny size, and what it does with estimators that refuse."""
+"""The benchmark of estimators as a whole at a tiny size, and its handling of estimators that refuse."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The benchmark of exact sums: all of it on tiny sizes, and the parts that its conclusions stand on."""
+"""The benchmark of exact sums as a whole at tiny sizes, and the parts that its conclusions rely on."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The benchmark of programs with several latents: all of it on tiny sizes."""
+"""The benchmark of programs with several latents, as a whole at tiny sizes."""
 
 import json
 

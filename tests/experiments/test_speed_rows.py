@@ -1,4 +1,4 @@
-"""The benchmark of tables that are read in slices, whole on a tiny size."""
+"""The benchmark of tables that are read in slices, as a whole at a tiny size."""
 
 import json
 
@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("pyarrow")
 
 
-def test_the_table_has_the_kinds_that_are_said(tmp_path):
+def test_the_table_has_the_stated_kinds_of_columns(tmp_path):
     file = speed_rows.write_table(tmp_path, 500, 128)
     assert len(pd.read_parquet(file)) == 500
     kinds = [column.kind for column in speed_rows.sliced_dataset(file).columns]

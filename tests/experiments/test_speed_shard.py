@@ -23,5 +23,5 @@ def test_the_smoke_run_measures_everything(server, tmp_path):
         )
 
 
-if __name__ == "__main__":  # in a process that has one thread, and forks
+if __name__ == "__main__":  # in a process with one thread, which forks
     speed_shard.shard(smoke=True, results=Path(sys.argv[1]))

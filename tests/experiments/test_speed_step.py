@@ -1,4 +1,4 @@
-"""The benchmark of training steps: all of it on tiny sizes, and the parts that its conclusions stand on."""
+"""The benchmark of training steps as a whole at tiny sizes, and the parts that its conclusions rely on."""
 
 import json
 
@@ -18,7 +18,7 @@ def tiny():
     return Size(Dataset("tiny", x, x, (2, 3)), num_latents=2, num_categories=3, hidden=(5, 4), batch_size=4)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # JitTrace_ELBO stands on torch.jit
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # JitTrace_ELBO uses torch.jit
 def test_the_smoke_run_measures_everything(tmp_path):
     speed_step.step(smoke=True, results=tmp_path / "new" / "speed.json", figures=tmp_path / "figures")
     found = json.loads((tmp_path / "new" / "speed.json").read_text())
@@ -30,7 +30,7 @@ def test_the_smoke_run_measures_everything(tmp_path):
 
 
 def test_stock_pyro_and_ours_have_the_same_loss(tiny):
-    """The mean over many draws: stock Pyro scores z, ours log z, and the densities differ by a Jacobian alone."""
+    """Compare means over many draws: stock Pyro scores z, ours log z, and the densities differ only by a Jacobian."""
     x = tiny.batches(1)[0]
     program, vae = speed_step.Stock(tiny, "stock"), tiny.vae()
     elbo = speed_step.Trace_ELBO(num_particles=400, vectorize_particles=True, max_plate_nesting=1)

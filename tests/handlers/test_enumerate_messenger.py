@@ -1,4 +1,4 @@
-"""What stock Pyro makes of enumerated sites besides a loss: posteriors, samples of them, graphs, potentials."""
+"""Uses of enumerated sites in stock Pyro other than losses: posteriors, their samples, graphs, potentials."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ KEEP = torch.tensor([True, False, True, True, True])
 
 
 class Mixing:
-    """(N, K) one-hots that a model mixes; the prior may be masked for some data."""
+    """A pair with (N, K) one-hots that the model mixes; the prior may be masked for some data."""
 
     def __init__(self, mask=None):
         generator = torch.Generator().manual_seed(0)
@@ -31,7 +31,7 @@ class Mixing:
         self.x = 2 * torch.randn(B, generator=generator).double()
 
     def repeated(self, times):
-        """Hold the data as often as that."""
+        """Repeat the data."""
         self.x = self.x.repeat(times)
         self.mask = None if self.mask is None else self.mask.repeat(times)
 
@@ -50,7 +50,7 @@ class Mixing:
             pyro.sample("z", dist.OneHotCategorical(logits=self.logits.cumsum(-1).expand(B, N, K)).to_event(1))
 
     def posterior(self):
-        """p(z | x) (B, S) by a loop over the codes (S, N, K)."""
+        """Compute p(z | x) (B, S) by a loop over the codes (S, N, K)."""
         codes = torch.stack([one_hot(torch.tensor(code), K).double() for code in itertools.product(range(K), repeat=N)])
         log_joint = []
         for z in codes:
@@ -67,7 +67,7 @@ def exact_elbo():
 @pytest.mark.parametrize("mask", [None, KEEP])
 @pytest.mark.parametrize("handled", [enumerated, lambda model: enumerated(relax(model, temperature=0.5))])
 def test_marginals_are_posteriors_of_joint_codes(mask, handled):
-    """They are no products: the sum over codes of a product of marginals would be another distribution."""
+    """A posterior over joint codes is not the product of the marginals of its digits."""
     program = Mixing(mask)
     found = exact_elbo().compute_marginals(handled(program.model), lambda: None)["z"]
     probs, codes = program.posterior()
@@ -91,7 +91,7 @@ def test_most_probable_and_drawn_codes_of_a_posterior(mask):
     ):
         drawn = sample().unflatten(0, (draws, B))  # (draws, B, N, K)
         frequency = (drawn.unsqueeze(2) == codes).all(-1).all(-1).double().mean(0)  # (B, S)
-        standard_error = (probs * (1 - probs) / draws).sqrt() + 1 / draws  # for codes that are seldom drawn
+        standard_error = (probs * (1 - probs) / draws).sqrt() + 1 / draws  # for codes that are rarely drawn
         assert ((frequency - probs).abs() < 5 * standard_error).all()
 
 
@@ -123,7 +123,7 @@ def test_samples_that_are_kept_do_not_change_the_loss():
 
 
 def chain(is_one_hot):
-    """A hidden Markov model, written with one-hots or with stock Pyro's integers."""
+    """Build a hidden Markov model, written with one-hots or with stock Pyro's integers."""
     generator = torch.Generator().manual_seed(1)
     transition, x = torch.randn(K, K, generator=generator).softmax(-1), 2 * torch.randn(6, generator=generator)
 
@@ -154,7 +154,7 @@ def test_chains_have_the_posterior_of_stock_integers():
 
 @pytest.mark.parametrize("validate", [False, True])
 def test_layers_in_the_inner_of_two_plates(validate):
-    """Where a site is in fewer plates than there are, stock Pyro compares shapes from the middle of (N, K) on."""
+    """For a site in fewer plates than there are, stock Pyro compares shapes from the middle of (N, K) on."""
     weight, x = torch.randn(K, N, K).double(), torch.randn(4, 2).double()
 
     def model():
@@ -186,7 +186,7 @@ def test_a_graph_of_the_program_names_its_sites():
 
 
 def test_mcmc_sums_over_joint_codes():
-    """The potential of a global latent, against that of stock Pyro with one integer for each latent."""
+    """Compare the potential of a global latent with that of stock Pyro with one integer per latent."""
     x = torch.tensor([-1.0, 0.2, 3.0, 2.5])
 
     def model(is_joint):

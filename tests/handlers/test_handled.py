@@ -1,4 +1,4 @@
-"""Handled programs are called, copied and pickled, and hold their parameters, as the programs do."""
+"""Handled programs can be called, copied and pickled, and have their parameters, like the programs themselves."""
 
 import copy
 import functools
@@ -74,7 +74,7 @@ def pickled(thing):
 
 def seeded(handled, *args):
     pyro.set_rng_seed(1)
-    pyro.clear_param_store()  # where a copy would find the tensors of another one
+    pyro.clear_param_store()  # otherwise a copy would find the tensors of another one
     return handled(*args)
 
 
@@ -86,7 +86,7 @@ def test_copies_do_the_same(handler, same):
     vae, x = CategoricalVAE(D, N, K, hidden=(3,)), torch.ones(B, D)
     for thing, args in ((program, ()), (Model(), (x,)), (vae.guide, (x,)), (handler(program), ()), (vae, (x,))):
         if isinstance(thing, CategoricalVAE) and handler in (discretize, enumerated):
-            continue  # whose calls are refused where gradients are on
+            continue  # its calls are refused while gradients are enabled
         handled = handler(thing)
         assert torch.equal(seeded(same(handled), *args), seeded(handled, *args))
 

@@ -1,4 +1,4 @@
-"""Handlers on programs that are not ours, against brute force and stock Pyro with separate sites."""
+"""Handlers on users' programs, against brute force and stock Pyro with separate sites."""
 
 import itertools
 import math
@@ -59,7 +59,7 @@ KINDS = {
 
 
 def brute_force(user):
-    """(elbo, log_evidence) of the discrete program, summed over data, by a loop over all K^N codes."""
+    """Compute (elbo, log_evidence) of the discrete program, summed over data, by a loop over all K^N codes."""
     log_joint, log_q = [], []
     for code in itertools.product(range(K), repeat=N):
         z = one_hot(torch.tensor(code), K).double()
@@ -117,7 +117,7 @@ def test_enumerated_equals_stock_pyro_with_separate_sites():
 
 
 def test_stock_pyro_samples_the_same_program_silently():
-    """The negative control: what `enumerated` is for."""
+    """The negative control: this is why `enumerated` is needed."""
     user = User("one-hot")
     elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
     guide = config_enumerate(user.guide, default="parallel")
@@ -138,7 +138,7 @@ def test_discretized_program_is_unbiased_for_the_exact_elbo(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
 def test_relaxed_gradients_of_every_parameter_are_slopes(kind, elbo):
-    """With the same noise, along a random direction of each parameter."""
+    """Compare with slopes along a random direction of each parameter, with the same noise."""
     user = User(kind)
 
     def loss():
@@ -270,7 +270,7 @@ def test_predictive_with_a_relaxed_guide(parallel):
 
 
 def test_autoguides_move_on_the_log_simplex():
-    """Stock AutoNormal on a relaxed program: a proper bound, with z on the simplex."""
+    """Stock AutoNormal on a relaxed program gives a proper bound, with z on the simplex."""
 
     def model():
         z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(3)))
@@ -280,7 +280,7 @@ def test_autoguides_move_on_the_log_simplex():
     guide = pyro.infer.autoguide.AutoNormal(relaxed)
     svi = SVI(relaxed, guide, pyro.optim.Adam({"lr": 0.02}), loss=Trace_ELBO())
     losses = [svi.step() for _ in range(600)]
-    assert sum(losses[-200:]) / 200 > 0.5 * math.log(2 * math.pi)  # -log p(x) is at least the largest density's
+    assert sum(losses[-200:]) / 200 > 0.5 * math.log(2 * math.pi)  # the least that -log p(x) can be
     assert guide()["z_log"].exp().sum().item() == pytest.approx(1.0, abs=1e-4)
 
 
@@ -288,7 +288,7 @@ def test_autoguides_move_on_the_log_simplex():
 
 
 def test_mixture_model():
-    """One latent of K clusters for each datum, event shape (K,): both exact sums against brute force."""
+    """A latent with K clusters for each datum, event shape (K,): both exact sums against brute force."""
     x = torch.tensor([-1.0, 0.2, 3.0, 2.5]).double()
     means = torch.tensor([-1.0, 0.0, 3.0]).double().requires_grad_()
     weights = torch.tensor([0.5, -0.2, 0.1]).double().requires_grad_()
@@ -348,11 +348,11 @@ def test_two_layers_of_one_hots():
     assert -exact.loss(enumerated(model), lambda: None) == pytest.approx(expected, rel=1e-9)
     for program in (model, guide):
         nodes = pyro.poutine.trace(relax(program, temperature=0.4)).get_trace().nodes
-        assert all(nodes[name]["value"].max() < 1 for name in ("z1", "z2"))  # neither is left one-hot
+        assert all(nodes[name]["value"].max() < 1 for name in ("z1", "z2"))  # neither is still one-hot
 
 
 class SemiSupervised:
-    """Kingma et al.'s M2 in small: a one-hot label y, observed or not, and a Gaussian h; the guide has both."""
+    """A small M2 (Kingma et al.): a one-hot label y, observed or not, and a Gaussian h; the guide has both."""
 
     x = torch.tensor([-1.0, 0.5, 2.0])
 
@@ -371,7 +371,7 @@ class SemiSupervised:
 
 @pytest.mark.parametrize("label", [None, one_hot(torch.tensor([0, 1, 2]), 3).float()])
 def test_semi_supervised_programs(label):
-    """Labelled, nothing is latent but h, and nothing is wrong; unlabelled, y is summed: as stock Pyro does."""
+    """With labels only h is latent, which is allowed; without labels y is summed, as in stock Pyro."""
     m2 = SemiSupervised()
     stock = (
         (m2.model, m2.guide)
@@ -403,7 +403,7 @@ def test_conditioning_outside_of_enumerated_is_observing():
 
 
 def test_masked_data_count_as_the_mask_says():
-    """Site and likelihood masked for some data: those add nothing, the others what they add alone."""
+    """Site and likelihood are masked for some data: these add nothing, and the others add what they add alone."""
     keep = torch.tensor([True, False, True, True, False])
     user = User("one-hot")
 
@@ -443,7 +443,7 @@ def test_sites_outside_of_the_plate_that_do_not_depend_on_it_are_fine():
         pyro.sample("other", dist.Normal(0.0, 1.0), obs=torch.tensor(0.3))
 
     plain = TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(user.model), enumerated(user.guide))
-    with pytest.warns(RuntimeWarning, match="possibly invalid dependency"):  # Pyro cannot know, and says so
+    with pytest.warns(RuntimeWarning, match="possibly invalid dependency"):  # Pyro cannot know, and warns
         found = TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(model), enumerated(user.guide))
     assert found == pytest.approx(plain - dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.3)).item(), rel=1e-6)
 
@@ -530,7 +530,7 @@ def test_a_plate_of_latents_with_a_mixing_decoder_is_refused():
 
 
 def test_mixing_that_shapes_do_not_tell_is_refused():
-    """K data and K categories: the sum over latents moves the enumerated dimension to the place of the data."""
+    """With K data and K categories, the sum over latents moves the enumerated dimension to the place of the data."""
 
     def model():
         with pyro.plate("latents", N):
@@ -617,13 +617,13 @@ def test_guessing_the_plate_nesting_is_no_sampling():
         ),
     ],
 )
-def test_nor_are_they_sampled_behind_other_handlers(run):
+def test_enumerated_programs_are_not_sampled_behind_other_handlers(run):
     with pytest.raises(ValueError, match=r"was sampled|found none"):
         run(User("one-hot"))
 
 
 def test_where_no_loss_asks_for_a_sum_they_are_drawn():
-    """As stock Pyro's config_enumerate does: traces, Predictive and autoguides' prototypes run a program once."""
+    """As with stock Pyro's config_enumerate: traces, Predictive and prototypes of autoguides run a program once."""
     user = User("one-hot")
     enumerated(user.model)()
     traced = pyro.poutine.trace(enumerated(user.guide)).get_trace()
@@ -632,7 +632,7 @@ def test_where_no_loss_asks_for_a_sum_they_are_drawn():
 
 
 def test_a_recycled_axis_belongs_to_its_last_site():
-    """Chains in a plate, then a global site that stock Pyro enumerates on an axis of theirs."""
+    """There are chains in a plate, and then a global site that stock Pyro enumerates on one of their axes."""
     transition, x = torch.tensor([[0.7, 0.3], [0.2, 0.8]]), torch.tensor([[0.1, 1.0, -1.0], [0.3, 0.2, -2.0]])
 
     def model(one_hot):
@@ -654,7 +654,7 @@ def test_a_recycled_axis_belongs_to_its_last_site():
 
 
 def test_a_labelled_batch_has_nothing_to_enumerate():
-    """The guide has a `pyro.factor` alone then, and an empty guide leaves its one-hot to the model."""
+    """The guide then has only a `pyro.factor`; an empty guide leaves its one-hot to the model."""
     x, labels = torch.tensor([0.5, -0.2, 1.0]), torch.eye(2)[torch.tensor([0, 1, 1])]
 
     def model(x, y=None):
@@ -681,7 +681,7 @@ def test_a_labelled_batch_has_nothing_to_enumerate():
 
 @pytest.mark.parametrize("batch_size", [4, 5])
 def test_codes_that_are_paired_with_data_are_refused(batch_size):
-    """With 4 codes and 4 data every size agrees; with 5 data it does not, and Pyro says so."""
+    """With 4 codes and 4 data all sizes agree; with 5 data they do not, and Pyro reports it."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -722,7 +722,7 @@ def test_more_than_one_event_dimension_of_latents_is_refused():
 
 @pytest.mark.parametrize("handler", [relax(temperature=0.5), straight_through(temperature=0.5)])
 def test_integers_have_no_relaxation(handler):
-    """They would be sampled and scored without a word; observed ones, and those that stock Pyro sums, may stand."""
+    """They would be sampled and scored silently; observed ones, and those that stock Pyro sums, are allowed."""
 
     def model(obs=None, infer=None):
         with pyro.plate("data", 3):

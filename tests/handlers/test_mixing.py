@@ -1,4 +1,4 @@
-"""Guides mixed with the uniform: the formula at every kind of site, and under handlers that decide what sites are."""
+"""Guides mixed with the uniform distribution: the formula at every kind of site, and under handlers."""
 
 import problems
 import pyro
@@ -15,7 +15,7 @@ from pyro_gvae.handlers.one_hot_messenger import innermost
 from pyro_gvae.handlers.sites import discrete
 
 PROBLEM = next(problem for problem in PROBLEMS if problem.name == "bernoulli-learned")
-KINDS = [kind for kind in SITES if kind != "both at once"]  # which every handler refuses
+KINDS = [kind for kind in SITES if kind != "both at once"]  # every handler refuses this one
 LOGITS = torch.tensor([0.1, -2.0, 0.3])
 
 
@@ -47,7 +47,7 @@ def test_no_share_is_the_program_itself_also_where_a_category_has_no_probability
 
 
 def mixed_log_q(vae, x, share):
-    """The guide of the loops of `problems`, mixed."""
+    """Compute log q of the mixed guide, for the loops of `problems`."""
     probs = (1 - share) * vae.encoder(x).softmax(-1) + share / K
     return torch.stack([sum(probs[:, n, k].log() for n, k in enumerate(code)) for code, _ in problems.codes()])
 

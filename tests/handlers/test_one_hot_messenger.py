@@ -1,4 +1,4 @@
-"""Handlers that act on sites of given names: the others remain for other handlers, and no name is without a site."""
+"""Handlers for named sites: other sites are left to other handlers, and names without a site are refused."""
 
 import pyro
 import pyro.distributions as dist
@@ -56,7 +56,7 @@ def test_stock_enumeration_of_some_sites_is_the_elbo_with_the_others_drawn():
 def test_names_without_a_discrete_latent_are_refused():
     with pytest.raises(ValueError, match=r"Expected the program to have a site 'w', but found 'y', 'z', 'loc', 'x'"):
         relax(program, temperature=0.5, sites=["w"])()
-    relax(program, temperature=0.5, sites=["w"])(observed=False)  # a guide, which may lack what is observed
+    relax(program, temperature=0.5, sites=["w"])(observed=False)  # a guide may lack an observed site
     for handled in (
         discretize(program, sites=["loc"]),
         relax(program, temperature=0.5, sites=["loc"]),
@@ -65,7 +65,7 @@ def test_names_without_a_discrete_latent_are_refused():
     ):
         with pytest.raises(ValueError, match=r"at 'loc', but found a Normal"):
             handled()
-    with pytest.raises(ValueError, match=r"found one text, 'z'\. Try sites=\['z'\]"):
+    with pytest.raises(ValueError, match=r"found a string, 'z'\. Try sites=\['z'\]"):
         relax(program, sites="z")
 
 

@@ -1,4 +1,4 @@
-"""Relaxed programs whose observations are drawn again."""
+"""Relaxed programs whose observations are drawn."""
 
 import pyro
 import pyro.distributions as dist
@@ -49,7 +49,7 @@ def test_the_code_of_an_unconditioned_program_is_the_one_that_was_drawn():
 
 @pytest.mark.parametrize("prior_scale", [0.0, 0.1])
 def test_the_energy_distance_is_that_of_observations_alone(prior_scale):
-    """Against the program written in log space; were the code taken for data, its own distance would count."""
+    """Compare with the program written in log space; the code is no datum, so its own distance does not count."""
     found = []
     for site, handle in ((written, relax(temperature=0.5)), (by_hand, lambda program: program)):
         pyro.clear_param_store()
@@ -63,7 +63,7 @@ def test_the_energy_distance_is_that_of_observations_alone(prior_scale):
 
 
 def test_stock_enumeration_takes_relaxed_chains():
-    """`EnumMessenger` asks for the depth of each site that pyro.markov lets another one reach."""
+    """`EnumMessenger` asks for the depth of each site that another one can reach in pyro.markov."""
 
     def model(observed=True):
         z = torch.eye(K)[0]

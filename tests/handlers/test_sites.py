@@ -1,4 +1,4 @@
-"""Every handler on every kind of discrete latent: it acts, or it refuses with a sentence."""
+"""Every handler on every kind of discrete latent: it acts, or refuses in one sentence."""
 
 import itertools
 import math
@@ -103,7 +103,7 @@ def test_a_discrete_bit_needs_its_score():
 @pytest.mark.parametrize("handler", [relax, straight_through])
 @pytest.mark.parametrize("kind", ["bit", "relaxed bit"])
 def test_temperatures_of_bits(handler, kind):
-    """Of the handler, else of the distribution, else of the site's settings; else none."""
+    """The temperature is that of the handler, else of the distribution, else of the site's settings, else none."""
 
     def program(**settings):
         return pyro.sample("z", SITES[kind](torch.zeros(K)), infer=settings)
@@ -124,7 +124,7 @@ def test_temperatures_of_bits(handler, kind):
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 def test_the_density_of_a_relaxed_bit_is_that_of_pyro(temperature):
-    """With respect to the bit itself: the log-ratio of its digits is its log-odds."""
+    """The density is that of the bit itself; the log-ratio of its digits is its log-odds."""
     log_odds = torch.linspace(-3, 3, 50, dtype=torch.float64)
     torch.manual_seed(0)
     trace = poutine.trace(relax(lambda: pyro.sample("z", dist.Bernoulli(logits=log_odds)), temperature=temperature))
@@ -133,7 +133,7 @@ def test_the_density_of_a_relaxed_bit_is_that_of_pyro(temperature):
     assert (z > 0.5).any() and (z < 0.5).any()
     found = log_site["fn"].log_prob(log_site["value"]) - z.log() - (1 - z).log()
     expected = dist.RelaxedBernoulli(torch.tensor(temperature, dtype=torch.float64), logits=log_odds).log_prob(z)
-    finite = expected.isfinite() & ((z - 0.5).abs() < 0.5 - 1e-9)  # where 1 - z is not lost
+    finite = expected.isfinite() & ((z - 0.5).abs() < 0.5 - 1e-9)  # where 1 - z does not round to 0
     assert finite.sum() > 40
     torch.testing.assert_close(found[finite], expected[finite], rtol=1e-6, atol=1e-6)
     trace.trace.compute_log_prob()
@@ -175,7 +175,7 @@ def test_mean_field_takes_the_kl_of_bernoullis(handler):
 
 
 class TwoWays:
-    """Bits written as such, and as one-hots of two categories: scalars and vectors that depend on each other."""
+    """Bits, and the same as one-hots of two categories: scalars and vectors that depend on each other."""
 
     def __init__(self, is_one_hot):
         generator = torch.Generator().manual_seed(0)
@@ -217,7 +217,7 @@ SAME = {kind: straight_through(kind=kind, temperature=0.7) for kind in KINDS} | 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
 @pytest.mark.parametrize("name", SAME)
 def test_bits_are_one_hots_of_two_categories(name, elbo):
-    """Same noise, same loss, same gradients."""
+    """With the same noise, loss and gradients are the same."""
     found, expected = (TwoWays(is_one_hot).losses(SAME[name], elbo()) for is_one_hot in (False, True))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert all(gradient.abs().max() > 1e-3 for gradient in found[1:])
@@ -243,7 +243,7 @@ POSTERIORS = ["bit", "bits", "bits of two dimensions", "masked bits", "integer"]
 
 @pytest.mark.parametrize("kind", POSTERIORS)
 def test_posteriors_of_bits_and_integers(kind):
-    """Marginals, most probable values and samples, against a loop over all values."""
+    """Compare marginals, most probable values and samples with a loop over all values."""
     logits = torch.tensor([0.1, -1.2, 0.5], dtype=torch.float64)
     x = torch.tensor([-1.0, 0.2, 3.0], dtype=torch.float64)
 

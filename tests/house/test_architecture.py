@@ -1,8 +1,8 @@
-"""The picture in docs/design.md, held against the code.
+"""Check the picture in docs/design.md against the code.
 
 Imports only go down the list of "The house", there is no cycle, no module is too long, and picture and code
 name the same modules. A check takes the package's folder and the text of the design and returns one sentence
-for each violation, so that the negative controls can show it a house that is wrong on purpose.
+for each violation, so that negative controls can apply it to a house with deliberate faults.
 
 A module is named by its path below the package, as in the picture: `train.py`, `elbos/exact.py`.
 """
@@ -25,11 +25,11 @@ MAX_LINES = 300
 
 
 def floors(package: Path, design: str) -> list[str]:
-    """The package's modules and folders ("rooms/") in the picture under "## The house", from the top down."""
+    """Return the modules and folders ("rooms/") in the picture under "## The house", from the top down."""
     picture = re.search(rf"^## The house$.*?^```.*?^{package.name}/[^\n]*\n(.*?)^\S", design, re.MULTILINE | re.DOTALL)
     if picture is None:
         raise ValueError(f"Expected a fenced block with {package.name}/ under '## The house', found none.")
-    found, folders = [], [""]  # those that a line stands in, from the outermost
+    found, folders = [], [""]  # the folders that contain a line, from the outermost
     for indent, name in re.findall(r"^((?:  ){1,3})(\w+(?:\.py|/))(?: |$)", picture[1], re.MULTILINE):
         del folders[len(indent) // 2 :]
         found.append(folders[-1] + name)
@@ -38,20 +38,20 @@ def floors(package: Path, design: str) -> list[str]:
 
 
 def modules(package: Path) -> dict[str, str]:
-    """Name -> source of every module."""
+    """Return name -> source of every module."""
     paths = sorted(package.rglob("*.py"))
     return {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in paths}
 
 
 def heights(package: Path, design: str) -> dict[str, int]:
-    """Module -> its line of the picture, 0 is the top; a folder's `__init__.py` stands where the folder does."""
+    """Return module -> line of the picture, 0 at the top; a folder's `__init__.py` has the line of the folder."""
     height = {name: line for line, name in enumerate(floors(package, design))}
     found = {module: height.get(module.replace("/__init__.py", "/")) for module in modules(package)}
     return {module: line for module, line in found.items() if line is not None}
 
 
 def imports(package: Path) -> dict[str, list[str]]:
-    """Module -> the package's modules that its import statements name, wherever in the module they stand."""
+    """Return module -> modules of the package that its import statements name, anywhere in the module."""
     sources = modules(package)
     found: dict[str, set[str]] = {module: set() for module in sources}
     for module, source in sources.items():
@@ -64,7 +64,7 @@ def imports(package: Path) -> dict[str, list[str]]:
 
 
 def dotted_names(node: ast.AST, home: list[str]) -> list[list[str]]:
-    """What an import statement names: `from a import b` is a.b, and a leading dot is `home`, its folder."""
+    """Return the names in an import statement: `from a import b` is a.b, and a leading dot is `home`, its folder."""
     match node:
         case ast.Import():
             return [alias.name.split(".") for alias in node.names]
@@ -76,7 +76,7 @@ def dotted_names(node: ast.AST, home: list[str]) -> list[list[str]]:
 
 
 def resolve(names: list[str], known: Container[str]) -> str:
-    """The longest beginning of the names that is a module: the rest are attributes of it."""
+    """Return the longest prefix of the names that is a module; the rest are its attributes."""
     if not names:
         return "__init__.py"
     path = "/".join(names)
@@ -118,7 +118,7 @@ def missing_from_code(package: Path, design: str) -> list[str]:
 
 
 def shadowed_modules(package: Path, _design: str) -> list[str]:
-    """A package that exports a function under the name of one of its modules hides the module, or the function."""
+    """Find packages that export a function under the name of one of their modules, which hides one of the two."""
     known = modules(package)
     return [
         f"{folder}{name} is both a module and a name that {folder}__init__.py exports"
@@ -138,7 +138,7 @@ def exported(source: str) -> list[str]:
 
 
 def is_the_package(source: str, name: str) -> bool:
-    """Whether what is exported is the folder itself, as in `from . import exact`."""
+    """Return whether the folder itself is exported, as in `from . import exact`."""
     return any(
         isinstance(node, ast.ImportFrom) and node.module is None and name in {alias.name for alias in node.names}
         for node in ast.walk(ast.parse(source))
@@ -153,7 +153,7 @@ def test_picture_and_code_agree(check):
     assert check(PACKAGE, DESIGN.read_text(encoding="utf-8")) == []
 
 
-# Negative controls: a small house that stands, and the same with one thing wrong.
+# Negative controls: a small house without faults, and the same house with one fault.
 
 SMALL_DESIGN = """
 ## What it is for
@@ -191,7 +191,7 @@ SMALL_HOUSE = {
 
 
 def build(folder: Path, changes: dict[str, str | None]) -> Path:
-    """The small house with these modules changed; None leaves one out."""
+    """Build the small house with these modules changed; None leaves a module out."""
     house = folder / "house"
     for name, source in (SMALL_HOUSE | changes).items():
         if source is not None:
@@ -269,7 +269,7 @@ def test_every_form_of_import_is_seen(tmp_path, statement, target):
     ],
 )
 def test_a_cycle_is_found(tmp_path, changes, sentence):
-    """One of its imports goes up, too."""
+    """One of the imports of the cycle also goes up."""
     house = build(tmp_path, changes)
     assert import_cycles(house, SMALL_DESIGN) == [sentence]
     assert len(upward_imports(house, SMALL_DESIGN)) == 1
@@ -280,7 +280,7 @@ def test_a_design_without_the_picture_is_an_error():
         floors(PACKAGE, "## Another house\n```\npyro_gvae/\n  cli.py\n```\n")
 
 
-# What importing does, seen from outside in a new process.
+# Effects of importing, observed in a new process.
 
 IMPORT_EVERYTHING = """
 import importlib, json, os, pkgutil, random, signal, sys, threading, warnings
@@ -316,14 +316,14 @@ print(json.dumps({"names": names, "changed": [key for key in before if before[ke
 
 
 def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A new Python in `folder`, which must not fail."""
+    """Run Python in `folder`; it must not fail."""
     done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
 
 
 def import_everything(package: Path) -> tuple[list[str], list[str]]:
-    """The names of the submodules, and what importing them all changed in the process."""
+    """Return the names of the submodules, and the changes in the process after importing all of them."""
     report = json.loads(python("-c", IMPORT_EVERYTHING, package.name, folder=package.parent).stdout)
     return report["names"], report["changed"]
 
@@ -349,7 +349,7 @@ pyro.param("left_behind", torch.zeros(1))
     assert expected | {"pyro setting validate_poutine"} <= set(changed)
 
 
-#: Libraries of the application, which none of a library user's imports may bring along.
+#: Libraries of the application, which imports of library users must not load.
 APPLICATION = ("pandas", "matplotlib", "tyro", "jinja2", "joblib", "sklearn", "torchvision")
 LIBRARY = (
     "distributions",
@@ -366,7 +366,7 @@ LIBRARY = (
 
 
 def imported_by(modules_: list[str], watched: tuple[str, ...], folder: Path) -> list[str]:
-    """Which of the watched libraries a new process has imported after these modules."""
+    """Return which of the watched libraries a new process has loaded after importing these modules."""
     code = "import importlib, sys\nfor name in sys.argv[2:]: importlib.import_module(name)\n"
     code += "print(*sorted(set(sys.argv[1].split(',')) & set(sys.modules)))"
     return python("-c", code, ",".join(watched), *modules_, folder=folder).stdout.split()
@@ -386,7 +386,7 @@ def test_what_has_one_use_is_imported_where_it_is_used() -> None:
     names = [module.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for module in modules(PACKAGE)]
     everything = [f"pyro_gvae.{name}" for name in names if name not in ("__init__", "__main__")]
     watched = ("joblib", "sklearn", "torchvision", "tensorboard", "distributed", "pandas")
-    assert imported_by(everything, watched, ROOT) == ["pandas"]  # the last one shows that the application was there
+    assert imported_by(everything, watched, ROOT) == ["pandas"]  # pandas shows that the application was imported
 
 
 def test_an_application_library_is_noticed(tmp_path):

@@ -1,4 +1,4 @@
-"""Programs and data of public bug reports that no other test has, and the tests that `docs/reliability.md` names."""
+"""Programs and data from public bug reports that no other test covers, and the test names in `docs/reliability.md`."""
 
 import ast
 import json
@@ -27,7 +27,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 
 
 def named(text):
-    """(file, function) of each test that a text names, as `tests/FILE.py::FUNCTION`."""
+    """Return (file, function) of each test that a text names, as `tests/FILE.py::FUNCTION`."""
     return re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
 
 
@@ -44,7 +44,7 @@ def test_the_page_names_tests_that_exist():
 
 
 class Counted:
-    """Counts the cases of each test of a session of pytest."""
+    """A pytest plugin that counts the cases of each test."""
 
     def __init__(self):
         self.cases = Counter()
@@ -107,7 +107,7 @@ def plain_vae():
     ],
 )
 def test_what_does_not_fit_is_told_as_it_is(make, data, sentence):
-    """And not as a loss that is not finite, for which a lower learning rate would be the cure."""
+    """The error must not look like a loss that is not finite, which a lower learning rate would cure."""
     with pytest.raises(ValueError, match=sentence) as error:
         fit(make(), data, TrainConfig(stages="exact:1", batch_size=8), progress=False)
     assert "finite" not in str(error.value) and "learning rate" not in str(error.value)
@@ -133,7 +133,7 @@ ROWS = torch.linspace(-2.0, 1.0, 20).cos().reshape(5, 4)
 
 
 def excluding(allowed=ALLOWED):
-    """Two latents, of which the first may not have its last category."""
+    """Build a pair with two latents, where the last category of the first is excluded."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -149,7 +149,7 @@ def excluding(allowed=ALLOWED):
     return Pair(model, guide)
 
 
-#: Without a guide's gradient; with K = 2 alone; with soft samples, which refuse what they cannot exclude.
+#: Estimators without a gradient of the guide, with K = 2 only, or with soft samples, which cannot exclude categories.
 REFUSING = ("exact-evidence", "disarm", "arms", "gumbel-softmax")
 
 
@@ -176,7 +176,7 @@ def test_a_scale_of_each_datum_has_no_evidence(name):
 
 
 def test_autoguides_beside_summed_one_hots():
-    """Pyro's tutorial on mixtures: its `config_enumerate` of the same program is the oracle."""
+    """From Pyro's tutorial on mixtures: its `config_enumerate` of the same program is the oracle."""
     x = torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0])
 
     def program(x):
@@ -197,7 +197,7 @@ def test_autoguides_beside_summed_one_hots():
 
 
 def test_a_recorded_loss_of_modules_with_parameters_of_their_own():
-    """Pyro's example svi_torch: the loss is called as a module, and torch's own optimizer trains its parameters."""
+    """From Pyro's example svi_torch: the loss is called as a module, and a torch optimizer trains its parameters."""
 
     class Model(PyroModule):
         def __init__(self):
@@ -222,7 +222,7 @@ def test_a_recorded_loss_of_modules_with_parameters_of_their_own():
 
 
 def test_subsampled_documents_have_the_gradient_of_all_on_average():
-    """Topics of words in documents, of which two of three are drawn: the mean over all three choices is exact."""
+    """Two of three documents are subsampled in a topic model: the mean over all three choices is the exact gradient."""
     words = torch.tensor([[0, 1, 3], [2, 3, 0]])  # (words, documents)
     start = torch.linspace(-1.0, 2.0, 12).double().sin().reshape(2, 3, 2)
 

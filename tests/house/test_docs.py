@@ -1,4 +1,4 @@
-"""Every command that README and the documents show is one that exists, and the pages build without a warning."""
+"""Every command in README and the documents exists, and the pages build without a warning."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def test_a_command_that_does_not_exist_is_found(line: str, capsys: pytest.Captur
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("sphinx") is None or find_spec("myst_nb") is None, reason="needs the extra `docs`")
 def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
-    """As `make docs` does, all code run; a proxy that is not there stands for no network."""
+    """Build them as `make docs` does, running all code; a missing proxy simulates the absence of a network."""
     environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     options = ["-q", "-W", "--keep-going", "-j", "2", "-d", tmp_path / "trees"]
     build = [sys.executable, "-m", "sphinx", *options, "docs", tmp_path / "html"]
@@ -55,7 +55,7 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "html" / "index.html").is_file()
     formulas = (tmp_path / "html" / "math.html").read_text(encoding="utf-8")
-    assert not re.findall(r'<script[^>]*src="https?:', formulas)  # read without a network, too
+    assert not re.findall(r'<script[^>]*src="https?:', formulas)  # formulas are shown without a network, too
     assert (tmp_path / "html" / "_static" / "tex-svg-full.js").is_file()
     notebook = json.loads((tmp_path / "html" / "notebooks" / "tutorial" / "vae.ipynb").read_text(encoding="utf-8"))
     assert any("dist.Bernoulli" in "".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")

@@ -1,8 +1,8 @@
-"""Every command of the package that README and the documents show runs to its end, at a size of seconds.
+"""Run every command of the package in README and the documents to its end, at a tiny size.
 
-They run as they are shown, with further options that make them small, in a folder that holds what they name: data in
-`data`, a finished run where they take one. `make`, `pip` and `pytest` lines are what `.ci/run` itself runs; experiments
-run in `test_experiments.py`.
+Commands run as shown, with additional options that make them small, in a folder with the files that they name: data in
+`data`, and a finished run if they need one. `.ci/run` itself runs the `make`, `pip` and `pytest` lines;
+`test_experiments.py` runs the experiments.
 """
 
 import os
@@ -25,18 +25,19 @@ from pyro_gvae.cli.main import main
 from pyro_gvae.compare import run as compare_module
 from pyro_gvae.data.datasets import table
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unrecorded")]
 
 NETWORK = "--hidden 8 --num-latents 2 --num-categories 3"
-#: Command -> options that make it small; the last of an option that is given twice counts.
+#: Command -> options that make it small; if an option is given twice, the last one counts.
 SMALLER = {
     "train": f"{NETWORK} --steps 4 --batch-size 50",
     "compare": f"{NETWORK} --epochs 1 --evaluations 1 --seeds 0",
     "gradients": f"{NETWORK} --num-data 8 --num-samples 32 --epochs 0",
+    "evaluate": "--particles 5",
     "advise": f"{NETWORK} --seconds 0.2 --estimators gumbel-softmax reinmax reinforce-loo",
 }
 RUN = re.compile(r"runs/(compare|train|staged|layers|tree|wine|some-labels|by-class|people)\S*")
-#: Runs that are not those of `finished_run`, and how they begin.
+#: Runs other than those of `finished_run` -> options of `train` that make them.
 OTHERS = {
     "wine": ["--data", "wine.csv"],
     "some-labels": ["--model", "semi-supervised", "--labelled-share", "0.05"],
@@ -54,10 +55,10 @@ def smaller(words: list[str]) -> list[str]:
     if "--more" in words:  # of a run whose steps were bounded above
         options = ["--steps", "6"]
     grid = ["--sizes", "3x2"] if "--sizes" in words else []
-    processes = ["--workers", "1"] if "--workers" in words else []  # more give the same: `test_jobs.py`
+    processes = ["--workers", "1"] if "--workers" in words else []  # `test_jobs.py` shows that more give the same
     if words[0] == "compare":
         options += ["--batch-size", "50" if "mnist" in words else "479"]  # batches of one size
-        if len(words) > 1 and "--estimators" not in words:  # the shortest line has all that there are by default
+        if len(words) > 1 and "--estimators" not in words:  # only the shortest command keeps the default
             options += ["--estimators", "gumbel-softmax", "exact"]
     if "bernoulli" in words:  # bits have two categories
         at = options.index("--num-categories")
@@ -85,7 +86,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A run that `train` or `compare` left, made once; take a copy, for commands write into it."""
+    """Return a run of `train` or `compare`, made once; use a copy, because commands write into it."""
     made: dict[str, Path] = {}
 
     def find(command: str) -> Path:
@@ -102,12 +103,12 @@ def dask_cluster(words: list[str]) -> Any:
     if "dask" not in words:
         return nullcontext()
     distributed = pytest.importorskip("distributed")
-    # Any free port: without an address it takes one port, which another worker of these tests may have.
+    # Use any free port: without an address the cluster takes a fixed one, which another test worker may be using.
     return distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0")
 
 
 def takes(words: list[str]) -> Iterator[Path]:
-    """The runs that a command takes, not those that it makes."""
+    """Return the runs that a command reads, not those that it makes."""
     for before, word in pairwise(words):
         if RUN.fullmatch(word) and before not in ("--output", "-o"):
             yield Path(word)
@@ -121,7 +122,7 @@ def test_a_command_that_is_shown_runs_to_its_end(
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if command.words[1:2] == ["compare"] and command != COMPARED:  # one has its report
+    if command.words[1:2] == ["compare"] and command != COMPARED:  # a report of one is enough
         monkeypatch.setattr(compare_module, "write_report", lambda run: None)
     for run in takes(command.words):
         if run.name in OTHERS:
@@ -137,7 +138,7 @@ def test_a_command_that_is_shown_runs_to_its_end(
             done = server.run(*launched, script=ROOT / "tests" / "forked_torchrun.py")
             assert done.code == 0, done.err
             return
-        options += ["--nproc-per-node", "1"]  # two take part in `test_distributed.py`
+        options += ["--nproc-per-node", "1"]  # `test_distributed.py` tests two
         line = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "pyro_gvae", *words]
         done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -150,7 +151,7 @@ def test_a_command_that_is_shown_runs_to_its_end(
 
 
 def test_the_commands_that_are_shown_are_all_that_there_are() -> None:
-    """A new command without a line in the documents is found."""
+    """The test fails for a new command that the documents do not show."""
     from pyro_gvae.cli.main import COMMANDS
 
     assert {command.words[1] for command in OURS if command.words[0] == "pyro-gvae"} == {*COMMANDS}

@@ -1,6 +1,6 @@
-"""What the pages show runs as shown, their links lead somewhere, and each of them is in a table of contents.
+"""Pages: visible code defines its names, links have targets, and each page is in a table of contents.
 
-Sphinx runs the pages' code and checks their links too, in minutes; these look at the text alone.
+Sphinx also runs the pages' code and checks links, but takes minutes; these tests only look at the text.
 """
 
 import ast
@@ -20,13 +20,13 @@ RUN = [page for page in PAGES if "file_format: mystnb" in page.read_text(encodin
 
 
 def visible_cells(text: str) -> list[str]:
-    """The code that a reader sees or can unfold, without IPython's own lines."""
+    """Return the code that a reader sees or can unfold, without IPython's magic lines."""
     cells = [cell for cell in CELL.findall(text) if not re.search(r"^:tags:.*remove-(input|cell)", cell, re.MULTILINE)]
     return [re.sub(r"^(:tags:|%).*$", "", cell, flags=re.MULTILINE) for cell in cells]
 
 
 def undefined(cells: list[str]) -> set[str]:
-    """Names that a cell uses although no cell up to it defines them."""
+    """Return names that a cell uses although neither it nor an earlier cell defines them."""
     known, missing = {*dir(builtins)}, set[str]()
     for cell in cells:
         tree = ast.parse(cell)
@@ -52,7 +52,7 @@ def name_of(page: Path) -> str:
 
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_the_visible_cells_define_every_name_that_they_use(page: Path) -> None:
-    """A page whose imports were hidden could not be typed in."""
+    """Readers could not retype a page with hidden imports."""
     assert not undefined(visible_cells(page.read_text(encoding="utf-8")))
 
 
@@ -67,14 +67,14 @@ def test_a_name_that_is_defined_later_is_found() -> None:
 
 
 def anchors(text: str) -> set[str]:
-    """Of headings, as the pages and GitHub make them, and of figures and terms that have one of their own."""
+    """Return the anchors of headings, as the pages and GitHub make them, and the explicit ones of figures and terms."""
     prose = re.sub(r"^(`{3,}).*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w\s-]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 def broken(page: Path, text: str) -> list[str]:
-    """Links to a file of this repository, or to a heading in it, that is not there; those of its host are left out."""
+    """Return links to missing files of this repository, or to missing headings in them; ignore links to its host."""
     found = []
     prose = re.sub(r"^(`{3,}).*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\((?!https?:|mailto:|\.\./\.\./(?:actions|issues))([^)\s]+)\)", prose):
@@ -116,6 +116,6 @@ def test_each_figure_says_in_words_what_it_shows() -> None:
 
 @pytest.mark.parametrize("module", ["pyro_gvae", "pyro_gvae.estimators", "pyro_gvae.handlers", "pyro_gvae.evaluate"])
 def test_each_public_name_is_on_a_page_of_the_reference(module: str) -> None:
-    """`pyro_gvae.exact` is described as a whole."""
+    """`pyro_gvae.exact` is documented as a whole."""
     text = "\n".join(page.read_text(encoding="utf-8") for page in DOCS.glob("reference/*.md"))
     assert not [name for name in import_module(module).__all__ if not re.search(rf"[.\s,]{name}\b", text)]

@@ -1,8 +1,8 @@
-"""Private names of torch and Pyro stand in `pyro_gvae/runtime/compat/` alone, where a new release is read first.
+"""Private names of torch and Pyro are used only in `pyro_gvae/runtime/compat/`, the place to check for a new release.
 
-Found is, by the syntax tree of each module: an import with a part that begins with an underscore; an attribute that
-begins with one and that nothing in the package defines; known names without one; keys of a site's settings that begin
-with one; the divider in names of Pyro's parameters; a private method that is overridden.
+In the syntax tree of each module, the tests look for: an import with a part that begins with an underscore; an
+attribute that begins with one and that nothing in the package defines; known private names without one; keys of a
+site's settings that begin with one; the divider in names of Pyro's parameters; and overridden private methods.
 """
 
 import ast
@@ -15,26 +15,26 @@ PACKAGE = Path(__file__).parents[2] / "pyro_gvae"
 COMPAT = "runtime/compat/"
 LIBRARIES = ("torch", "pyro")
 
-#: By these, torch and Pyro let others derive from `Distribution` and `Messenger`: their own subclasses do.
+#: Names for subclasses of `Distribution` and `Messenger`, which torch's and Pyro's own subclasses use.
 HOOKS = {
     *("_batch_shape", "_extended_shape", "_get_checked_instance", "_validate_args", "_validate_sample"),
     *("_pyro_param", "_pyro_post_sample", "_pyro_sample"),
 }
-#: Of named tuples.
+#: Methods of named tuples.
 PUBLIC = {"_asdict", "_fields", "_make", "_replace"}
-#: Private by what they are: frames of Python's stack, and what Pyro and torch hang on objects for themselves.
+#: Private despite their names: frames of Python's stack, and attributes that Pyro and torch set for their own use.
 KNOWN = {"currentframe", "f_back", "f_code", "f_locals", "unconstrained", "param_only", "eval_cache"}
-#: Methods of Pyro's that a subclass of ours would override.
+#: Private methods of Pyro that a subclass could override.
 OVERRIDDEN = {"_get_trace", "_get_traces", "_guess_max_plate_nesting"}
 
 
 def sources(package: Path) -> dict[str, str]:
-    """The text of each module by its path in the package."""
+    """Return the text of each module by its path in the package."""
     return {path.relative_to(package).as_posix(): path.read_text("utf-8") for path in sorted(package.rglob("*.py"))}
 
 
 def private_uses(modules: dict[str, str]) -> list[str]:
-    """One sentence for each private name in these modules."""
+    """Return one sentence for each private name in these modules."""
     trees = {module: ast.parse(source) for module, source in modules.items()}
     own = {name for tree in trees.values() for node in ast.walk(tree) for name in defined(node)}
     return [
@@ -47,7 +47,7 @@ def private_uses(modules: dict[str, str]) -> list[str]:
 
 
 def defined(node: ast.AST) -> Iterator[str]:
-    """Names that a node gives to a class or an object: methods, annotated attributes, `self.name = ..`, buffers."""
+    """Return names that a node gives a class or an object: methods, annotated attributes, `self.name = ..`, buffers."""
     match node:
         case ast.FunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
             yield name
@@ -56,7 +56,7 @@ def defined(node: ast.AST) -> Iterator[str]:
 
 
 def names_of_libraries(tree: ast.AST) -> Iterator[str]:
-    """What a module calls that which it imports from torch or Pyro."""
+    """Return the names under which a module imports things from torch or Pyro."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.asname or alias.name for alias in node.names if alias.name.split(".")[0] in LIBRARIES)
@@ -65,7 +65,7 @@ def names_of_libraries(tree: ast.AST) -> Iterator[str]:
 
 
 def uses(node: ast.AST, own: set[str], imported: set[str]) -> Iterator[str]:
-    """What a node uses of torch and Pyro that is private; `own` are names that the package defines."""
+    """Return the private names of torch and Pyro that a node uses; `own` are names that the package defines."""
     match node:
         case ast.Import(names=names):
             yield from (f"imports {alias.name}" for alias in names if is_private_path(alias.name))
@@ -107,7 +107,7 @@ def is_private_attribute(node: ast.Attribute, own: set[str], imported: set[str])
     name = root.id if isinstance(root, ast.Name) else ""
     if node.attr in KNOWN or (node.attr == "__code__" and name in imported):
         return True
-    # A graph consists of torch's operations, those with an underscore included: one that is gone is an error at import.
+    # A graph consists of torch's operations, including those with an underscore: a missing one is an error at import.
     if not is_private(node.attr) or node.attr in HOOKS | PUBLIC or name == "aten":
         return False
     return node.attr not in own or name in imported
@@ -120,7 +120,7 @@ def test_private_names_stand_in_one_place() -> None:
 
 
 def test_the_one_place_has_some() -> None:
-    """The negative control: what is looked for is there to be found."""
+    """The negative control: the check finds the private names of `compat`."""
     inside = {module: source for module, source in sources(PACKAGE).items() if module.startswith(COMPAT)}
     found = {use.partition(":")[0] for use in private_uses(inside)}
     assert found == {f"{COMPAT}{name}.py" for name in ("enumeration", "pyro", "torch")}

@@ -1,4 +1,4 @@
-"""What surrounds the code says what is so: one version, tested Pythons, workflows that only call the Makefile."""
+"""Project files agree with the code: one version, tested Pythons, and workflows that only call the Makefile."""
 
 import re
 import tomllib

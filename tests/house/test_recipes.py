@@ -1,4 +1,4 @@
-"""Code of pages that needs packages which the package does not: it runs as shown, with stand-ins for these packages."""
+"""Run code of pages that needs other packages, as shown, with stand-ins for these packages."""
 
 import re
 import shutil
@@ -18,18 +18,18 @@ pytestmark = pytest.mark.usefixtures("unrecorded")
 
 
 DOCS = ROOT / "docs"
-#: Pages with such code, all of which runs below.
+#: Pages with such code, all of which is run below.
 SHOWN = {"howto/tune", "howto/share", "howto/tables", "howto/command_line", "reference/training"}
 
 
 def code(page):
-    """The blocks of a page that Sphinx does not run."""
+    """Return the code blocks of a page that Sphinx does not run."""
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def small():
-    """What code on a page takes from the reader's program."""
+    """Return what code on a page uses of the reader's program."""
     data = Dataset("small", torch.rand(8, 6).round(), torch.rand(6, 6).round(), (2, 3))
     config = TrainConfig(stages="exact:3steps", batch_size=4)
     return {"vae": CategoricalVAE(6, 2, 3, (5,)), "data": data, "config": config, "fit": fit}
@@ -41,11 +41,11 @@ def test_no_page_has_code_that_nothing_runs():
 
 
 class TrialPruned(Exception):  # noqa: N818 (a name of Optuna)
-    """Ends a trial."""
+    """Stand-in for optuna's exception that ends a trial."""
 
 
 class Trial:
-    """Takes the first choice and the lower bound, and is pruned at the second report if it is the second trial."""
+    """Stand-in for a trial: takes first choices and lower bounds; the second one is pruned at its second report."""
 
     def __init__(self, number):
         self.number, self.params, self.reports = number, {}, []
@@ -64,7 +64,7 @@ class Trial:
 
 
 class Study:
-    """Stands for a study: two trials, whatever is asked."""
+    """Stand-in for a study, which always runs two trials."""
 
     def optimize(self, objective, n_trials=None):
         self.trials, values = [Trial(0), Trial(1)], []
@@ -77,7 +77,7 @@ class Study:
 
 
 def test_a_search_with_optuna(monkeypatch, capsys):
-    """Short stages: the page's take seconds."""
+    """Use shorter stages than the page, which take seconds."""
     fake = SimpleNamespace(
         TrialPruned=TrialPruned,
         create_study=lambda direction, **_: Study(),
@@ -99,7 +99,7 @@ def test_a_search_with_optuna(monkeypatch, capsys):
 
 
 def test_a_run_on_the_hub(monkeypatch, tmp_path):
-    """A folder stands for the hub; what its client adds to a fetched folder does not matter."""
+    """A folder replaces the hub; additions of the client to a fetched folder do not matter."""
     monkeypatch.chdir(tmp_path)
     hub = tmp_path / "hub"
 

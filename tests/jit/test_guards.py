@@ -1,4 +1,4 @@
-"""A guard notices every change of what a program refers to, and nothing else."""
+"""Guards notice every change of the objects that a program refers to, and nothing else."""
 
 import array
 import types
@@ -30,7 +30,7 @@ def test_guards_follow_what_a_program_refers_to():
     assert guard.changes()
 
 
-def test_what_was_found_out_is_no_state():
+def test_cached_findings_are_no_state():
     class Loss:
         def __init__(self):
             self.kept = Kept()
@@ -73,7 +73,7 @@ def rename(thing):
 
 
 def move(thing):
-    """What is read is the same, in the same order; only the border between two lists is another."""
+    """All values stay the same and in order, but one moves from one list to the next."""
     thing[1].insert(0, thing[0].pop())
 
 
@@ -85,7 +85,7 @@ def closure():
     return program
 
 
-#: Name: a new thing, and a change of it.
+#: Name -> a function that makes an object, and a change of it.
 CHANGES = {
     "a deque": (lambda: deque([1.0]), lambda thing: thing.append(2.0)),
     "an empty deque": (deque, lambda thing: thing.append(2.0)),
@@ -128,7 +128,7 @@ def test_a_change_is_noticed(name):
 
 
 def test_large_arrays_that_can_be_written_are_unguarded():
-    """Also through a view of them, and of what is not an array."""
+    """This includes views of arrays, and views of objects that are not arrays."""
     small, large = np.zeros(9), np.zeros(2**16)
     kept, view = np.zeros(2**16), large.view()
     kept.flags.writeable = view.flags.writeable = False

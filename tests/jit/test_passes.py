@@ -1,4 +1,4 @@
-"""A simplified graph computes what the graph computed."""
+"""Simplified graphs compute the same as the original ones."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def operations(graph_module):
         (lambda x: x * -1 * torch.ones_like(x), ["aten::neg"]),
         (lambda x: x.sigmoid().mul_(torch.ones_like(x)), ["aten::sigmoid"]),
         (lambda x: x.exp().log() - x, ["aten::exp", "aten::log_", "aten::sub_.Tensor"]),
-        (lambda x: (y := x.exp(), y.log()), ["aten::exp", "aten::log"]),  # both are results
+        (lambda x: (y := x.exp(), y.log()), ["aten::exp", "aten::log"]),  # both values are results
         (lambda x: x.exp().view(-1).log(), ["aten::exp", "aten::view", "aten::log"]),  # a view
         (lambda x: x.exp()[:, :1] - x, ["aten::exp", "aten::slice.Tensor", "aten::sub.Tensor"]),  # another shape
     ],

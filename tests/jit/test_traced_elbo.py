@@ -1,4 +1,4 @@
-"""A traced ELBO gives what the plain one gives, notices every change, and runs what it cannot hold as it is."""
+"""A traced ELBO equals the plain one, notices every change, and runs programs that it cannot record as they are."""
 
 import itertools
 import random
@@ -36,7 +36,7 @@ def same(program):
     return program
 
 
-# Name: the plain ELBO, and the handler of model and guide.
+# Name -> the plain ELBO, and the handler of model and guide.
 ELBOS = {
     "trace": (Trace_ELBO, same),
     "mean-field": (TraceMeanField_ELBO, same),
@@ -55,7 +55,7 @@ def new_vae(dtype=torch.float64, **options):
 
 
 def train(elbo, handler, num_steps=30):
-    """Losses, weights and torch's random state at the end."""
+    """Train, and return losses, final weights and torch's final random state."""
     with pyro.get_param_store().scope():
         vae = new_vae()
         svi = SVI(handler(vae.model), handler(vae.guide), pyro.optim.Adam({"lr": 1e-2}), loss=elbo)
@@ -76,7 +76,7 @@ def assert_same_training(traced, plain, tolerance):
 
 @pytest.mark.parametrize("name", ELBOS)
 def test_30_steps_are_those_of_the_plain_elbo(name):
-    """Of stock SVI; those of our own step, by every estimator and in both types, are in `tests/train/test_step.py`."""
+    """Here, steps of stock SVI; `tests/train/test_step.py` tests our own step with every estimator and both types."""
     make_elbo, handler = ELBOS[name]
     traced = TracedELBO(make_elbo())
     found, expected = train(traced, handler), train(make_elbo(), handler)
@@ -85,7 +85,7 @@ def test_30_steps_are_those_of_the_plain_elbo(name):
 
 
 def test_sums_over_slices_run_as_they_are():
-    """Without a warning: Pyro's share in their time is small."""
+    """There is no warning, since Pyro takes only a small part of their time."""
     traced = TracedELBO(ExactELBO(slice_size=3))
     found, expected = train(traced, discretize, num_steps=3), train(ExactELBO(slice_size=3), discretize, num_steps=3)
     assert_same_training(found, expected, 1e-10)
@@ -93,7 +93,7 @@ def test_sums_over_slices_run_as_they_are():
 
 
 def test_the_comparison_notices_other_random_numbers():
-    """The negative control: one more draw, and nothing is the same."""
+    """The negative control: with one more draw, everything differs."""
 
     def draws_more(program):
         def drawing(x):
@@ -197,11 +197,11 @@ def test_equal_gradients_do_not_share_memory():
     assert torch.equal(second, torch.tensor([-1.0, -1.0]))
 
 
-# A stale graph is impossible: each change is seen, whether it takes a new recording or not.
+# A graph is never stale: each change is noticed, whether or not it needs a new recording.
 
 
 class Scaled(nn.Module):
-    """A decoder with all kinds of state."""
+    """A decoder with every kind of state."""
 
     def __init__(self):
         super().__init__()
@@ -233,7 +233,7 @@ def shift(vae):
     vae.decoder.options["shift"][0] = 2.0
 
 
-# Name: the change, and how many recordings there are after it.
+# Name -> the change, and the number of recordings after it.
 CHANGES = {
     "temperature": (lambda vae: setattr(vae, "temperature", 0.3), 1),
     "prior in its place": (lambda vae: vae.prior_logits.normal_(), 1),
@@ -311,7 +311,7 @@ def test_old_recordings_are_used_again():
 
 
 def test_recordings_are_bounded(monkeypatch):
-    """A recording pays where it is replayed: replays earn others."""
+    """A recording pays off only if it is replayed, so the number allowed grows with the replays."""
     monkeypatch.setattr(traced_elbo, "REPLAYS_PER_RECORDING", 4)
     vae, x = new_vae(), torch.ones(B, D, dtype=torch.float64)
     traced = TracedELBO(Trace_ELBO(), max_recordings=2)
@@ -343,7 +343,7 @@ def test_a_number_that_changes_in_each_step_ends_the_recordings(where, monkeypat
 
     traced = TracedELBO(Trace_ELBO(), max_recordings=3)
     numbers = [0.5 * i for i in range(13)]
-    what = r"the argument 1\.5 in place of 1\.0" if where == "argument" else r"\[1\.5\] among what model"
+    what = r"the argument 1\.5 in place of 1\.0" if where == "argument" else r"\[1\.5\] among the objects of model"
     with pytest.warns(UserWarning, match=f"found 3 recordings, and now {what}.* Try a tensor") as said:
         losses = [run(traced, beta) for beta in numbers]
     assert len(said) == 1 and traced.num_recordings == 3
@@ -479,11 +479,11 @@ def test_calls_in_other_handlers_go_to_the_plain_elbo():
         assert traced.loss_and_grads(vae.model, vae.guide, x) == pytest.approx(loss / 2)
 
 
-# Programs that a recording cannot hold: they run as they are, and it is said once.
+# Programs that cannot be recorded: they run unrecorded, with one warning.
 
 
 def assert_runs_unrecorded(elbo, new_pair, args, sentence, method="loss", **options):
-    """The plain numbers under the same seed, one warning, no recording, and the same random states at the end."""
+    """Assert the numbers of the plain ELBO with the same seed, one warning, no recording, and equal random states."""
     found = []
     traced = TracedELBO(elbo, **options)
     with warnings.catch_warnings(record=True) as said:
@@ -548,7 +548,7 @@ def test_what_depends_on_data_runs_as_it_is(name):
 
 
 def observing(mean):
-    """A pair whose model has the mean that a function gives in each run."""
+    """Build a pair in whose model a function gives the mean in each run."""
 
     def model(x):
         pyro.sample("x", dist.Normal(mean(), 1.0).expand([3]).to_event(1), obs=x)
@@ -567,13 +567,13 @@ def with_a_memory():
 
 
 def reading_unseen():
-    """A tensor that no guard can see: an iterator keeps it."""
+    """Read a tensor that no guard can see, because an iterator holds it."""
     tensors = itertools.cycle([torch.tensor(2.0)])
     return observing(lambda: next(tensors))
 
 
 PAIRS = {
-    # `make_fx` alone would bake the number in, as the tensor is not one of its inputs.
+    # `make_fx` alone would make the number a constant, because the tensor is not one of its inputs.
     "a number of a buffer": (
         lambda: observing(torch.tensor(2.0).item),
         r"found \.item\(\) before the first site",
@@ -588,7 +588,7 @@ PAIRS = {
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_programs_that_no_recording_can_stand_for_run_as_they_are(name):
-    """Each as often as the plain ELBO runs it."""
+    """Each program runs exactly as often as with the plain ELBO."""
     new_pair, sentence = PAIRS[name]
     assert_runs_unrecorded(Trace_ELBO(), new_pair, [torch.ones(3)], sentence)
 
@@ -601,7 +601,7 @@ def test_large_arrays_run_as_they_are():
 
 
 def test_running_baselines_of_pyro_run_as_they_are():
-    """They replace an entry of the param store at each step."""
+    """These baselines replace an entry of the param store at each step."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -614,7 +614,7 @@ def test_running_baselines_of_pyro_run_as_they_are():
             options = {"baseline": {"use_decaying_avg_baseline": True}}
             pyro.sample("z", dist.OneHotCategorical(logits=logits), infer=options)
 
-    sentence = "puts a new tensor in the place of one"
+    sentence = "replaces a tensor by a new one"
     assert_runs_unrecorded(
         TraceGraph_ELBO(), lambda: (model, guide), [torch.arange(float(B))], sentence, "loss_and_grads"
     )
@@ -622,7 +622,7 @@ def test_running_baselines_of_pyro_run_as_they_are():
 
 @pytest.mark.parametrize("check", [True, False])
 def test_the_self_check_finds_what_nothing_else_finds(check, monkeypatch):
-    """A graph that is wrong on purpose: the rewriting turns a sum into a product."""
+    """The graph is wrong on purpose: the rewriting turns a sum into a product."""
     from pyro_gvae.jit import graph
 
     def spoil(graph_module):
@@ -643,7 +643,7 @@ def test_the_self_check_finds_what_nothing_else_finds(check, monkeypatch):
 
 
 def test_the_self_check_counts_random_draws(monkeypatch):
-    """A graph with the right loss that takes one more number from the generator."""
+    """The graph has the right loss, but draws one more random number."""
     from pyro_gvae.jit import graph
 
     def spoil(graph_module):
@@ -686,7 +686,7 @@ def test_a_loss_that_is_not_a_number_warns_as_in_pyro():
 
 
 class Squares(ELBO):
-    """The sum of squares of a program's result, and three ways to make a number of it."""
+    """The sum of squares of a program's result; the classes below turn it into a number in three ways."""
 
     def _get_trace(self, *_):
         raise TypeError
@@ -729,11 +729,11 @@ def test_a_number_in_a_loss_of_ones_own_runs_as_it_is():
     )
 
 
-# Programs that people have.
+# Typical programs of users.
 
 
 def assert_same_steps(elbo, new_pair, args, num_steps=4, num_recordings=1):
-    """Losses and parameters of stock SVI, recorded and not."""
+    """Assert equal losses and parameters of stock SVI, recorded and not."""
     found = []
     traced = TracedELBO(elbo)
     for loss in (elbo, traced):
@@ -746,7 +746,7 @@ def assert_same_steps(elbo, new_pair, args, num_steps=4, num_recordings=1):
 
 
 def test_sequential_plates_are_recorded():
-    """Pyro takes their indices from a tensor that depends on nothing."""
+    """Pyro takes their indices from a constant tensor."""
 
     def model(x):
         for i in pyro.plate("data", len(x)):
@@ -786,7 +786,7 @@ HANDLED = {
 
 @pytest.mark.parametrize("name", HANDLED)
 def test_data_in_a_closure_and_transposed_logits_are_recorded(name):
-    """Without arguments the first operation reads tensors found outside; (B, K, N) transposed is not contiguous."""
+    """Without arguments the first operation reads tensors from outside; (B, K, N) transposed is not contiguous."""
     make_elbo, handler = HANDLED[name]
     x = torch.randn(B)
 
@@ -807,7 +807,7 @@ def test_data_in_a_closure_and_transposed_logits_are_recorded(name):
 @pytest.mark.parametrize("kind", [AutoDelta, AutoNormal, AutoDiagonalNormal])
 @pytest.mark.parametrize("name", ["relaxed", "enumerated"])
 def test_autoguides_of_plates_are_recorded(kind, name):
-    """They make their plates anew in each call."""
+    """Autoguides create their plates anew in each call."""
     make_elbo, handler = HANDLED[name]
 
     def model(x):
@@ -864,7 +864,7 @@ def test_a_loss_that_is_recorded_for_training_is_recorded_for_evaluation(name):
 
 
 def test_second_derivatives_are_those_of_the_plain_elbo():
-    """Newton's method asks for them; a recording has none. Running statistics change once."""
+    """Newton's method needs them, but a recording has none. Running statistics change once."""
     vae = new_vae(decoder=nn.Sequential(nn.Flatten(-2), nn.Linear(N * K, D), nn.BatchNorm1d(D)))
     weight, x, found = vae.decoder[1].weight, torch.rand(B, D, dtype=torch.float64).round(), []
     for elbo in (Trace_ELBO(), TracedELBO(Trace_ELBO())):

@@ -42,7 +42,7 @@ def made(name, *, data_dim=D):
 
 @pytest.fixture
 def fixed_noise(monkeypatch):
-    """Every normal's sample lies 0.7 standard deviations above its mean, so that a sum over codes is a function."""
+    """Put every normal's sample 0.7 standard deviations above its mean, so that sums over codes are deterministic."""
 
     def rsample(self, sample_shape=()):
         return (self.loc + 0.7 * self.scale).expand(self._extended_shape(sample_shape))
@@ -51,7 +51,7 @@ def fixed_noise(monkeypatch):
 
 
 def of_bits(vae, x):
-    """Minus the ELBO of a `BernoulliVAE`, by a loop: stock Pyro does not enumerate several bits of one site."""
+    """Compute minus the ELBO of a `BernoulliVAE` by a loop, as stock Pyro cannot enumerate a site of several bits."""
     p, q = dist.Bernoulli(logits=vae.prior_logits), dist.Bernoulli(logits=vae.encoder(x))
     loss = x.new_zeros(())
     for bits in itertools.product((0.0, 1.0), repeat=vae.num_bits):
@@ -83,7 +83,7 @@ def test_bound_and_gradients_are_those_of_stock_pyro(name, fixed_noise):
 @pytest.mark.parametrize("method", ["reinforce-loo", "vimco", "reweighted-wake-sleep", "gumbel-softmax"])
 def test_estimators_reach_every_parameter(name, method):
     vae, labels = made(name)
-    options = {"kl": "relaxed"} if method == "gumbel-softmax" else {}  # the other is no bound where layers cross
+    options = {"kl": "relaxed"} if method == "gumbel-softmax" else {}  # the default KL is no bound where layers cross
     model, guide, elbo = estimator(method, **options).bind(vae)
     with pyro.get_param_store().scope():
         elbo.loss_and_grads(model, guide, X, *labels)

@@ -1,4 +1,4 @@
-"""The shipped pair in stock Pyro: relaxed, mean-field, enumerated; its parameters, temperatures and data checks."""
+"""`CategoricalVAE` in stock Pyro: relaxed, mean-field, enumerated; its parameters, temperatures and data checks."""
 
 import copy
 import inspect
@@ -43,7 +43,7 @@ def data(observation="bernoulli", seed=0):
 
 
 def brute_force(vae, x):
-    """(elbo, log_evidence), summed over data, by a loop over all codes."""
+    """Compute (elbo, log_evidence), summed over data, by a loop over all codes."""
     log_joint, log_q = [], []
     posterior, prior = vae.encoder(x).log_softmax(-1), vae.prior_logits.log_softmax(-1)
     for code in itertools.product(range(K), repeat=N):
@@ -124,7 +124,7 @@ def test_the_programs_are_written_with_the_discrete_site():
 
 
 def test_a_discrete_pair_may_exclude_categories():
-    """Which a relaxed sample cannot: only `relax` refuses it."""
+    """Relaxed samples cannot exclude categories, so `relax` refuses them."""
     vae, x = make(), data()
     with torch.no_grad():
         vae.prior_logits[:, 0] = -math.inf
@@ -223,7 +223,7 @@ def test_pyro_may_look_at_the_relations_of_the_pair():
         ({"prior_temperature": -2.0}, "positive temperature, but found -2.0"),
     ],
 )
-def test_what_cannot_be_is_refused(options, sentence):
+def test_invalid_arguments_are_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         CategoricalVAE(**options)
 
@@ -277,7 +277,7 @@ def check_same_gradients(vae, *losses):
 
 
 def test_a_call_gives_the_loss_of_each_datum():
-    """One sample of Trace_ELBO's, parameters and gradients included; nothing is put into Pyro's param store."""
+    """The call is one sample of Trace_ELBO, with parameters and gradients; Pyro's param store stays empty."""
     vae, x = make(learn_prior=True), data()
     pyro.set_rng_seed(0)
     each = vae(x)
@@ -292,7 +292,7 @@ def test_what_trains_by_calling_a_module_takes_it():
     vae, x = make(), data()
     pyro.set_rng_seed(0)
     found = vae(x)
-    replica = vae._replicate_for_data_parallel()  # without parameters of its own
+    replica = vae._replicate_for_data_parallel()  # it has no parameters of its own
     for module in (vae, nn.DataParallel(vae), replica, copy.deepcopy(vae)):
         pyro.set_rng_seed(0)
         assert torch.equal(module(x), found) and found.shape == (B,)
@@ -315,7 +315,7 @@ def test_the_outermost_handler_says_what_a_call_draws():
 
 
 def test_calls_in_threads_do_not_meet_in_pyros_handlers():
-    """As DataParallel makes them, one for each device."""
+    """DataParallel makes such threads, one for each device."""
     vae, x = make(), data()
     with ThreadPoolExecutor(3) as pool:
         losses = list(pool.map(lambda _: vae(x).sum().item(), range(60)))

@@ -42,7 +42,7 @@ def codes():
 
 
 def by_loops(vae, x, y):
-    """log p(x | y) and the ELBO of each datum, one datum and one code after another."""
+    """Compute log p(x | y) and the ELBO of each datum, one datum and one code at a time."""
     evidence, elbo = [], []
     for datum, label in zip(x, y, strict=True):
         one = torch.eye(C, dtype=x.dtype)[label]
@@ -65,7 +65,7 @@ def test_evidence_and_bound_are_those_of_loops(make):
     evidence, elbo = by_loops(vae, x, LABELS)
     torch.testing.assert_close(exact.log_evidence(vae, x, LABELS), evidence, atol=1e-8, rtol=0)
     torch.testing.assert_close(exact.elbo(vae, x, LABELS), elbo, atol=1e-8, rtol=0)
-    assert (exact.log_evidence(vae, x, (LABELS + 1) % C) - evidence).abs().min() > 1e-3  # of other classes
+    assert (exact.log_evidence(vae, x, (LABELS + 1) % C) - evidence).abs().min() > 1e-3  # the control: other classes
 
 
 def test_samples_have_the_means_of_their_class():
@@ -96,12 +96,12 @@ def test_missing_cells_are_those_of_the_class():
     torch.testing.assert_close(torch.tensor(levels["probability"].to_numpy()), expected, atol=1e-8, rtol=0)
     sampled = impute(vae, x, labels=LABELS, averaging="sampled", num_particles=20_000)
     found = torch.tensor(sampled.levels.query("column == 'sex' and level == 'm'")["probability"].to_numpy())
-    limits = 5 * 0.5 / torch.tensor(sampled.effective_sample_size).sqrt()  # a probability has at most 0.5 as s.d.
+    limits = 5 * 0.5 / torch.tensor(sampled.effective_sample_size).sqrt()  # the s.d. of a probability is at most 0.5
     assert ((found - expected).abs() < limits).all()
     others = torch.tensor(
         impute(vae, x, labels=(LABELS + 1) % C).levels.query("level == 'm'")["probability"].to_numpy()
     )
-    assert ((others - expected).abs() > limits).any()  # or labels may not matter
+    assert ((others - expected).abs() > limits).any()  # the control: labels matter
     with pytest.raises(ValueError, match="Expected a label of each datum for a ConditionalVAE"):
         impute(vae, x)
 

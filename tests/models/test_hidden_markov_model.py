@@ -30,12 +30,12 @@ def made(dtype=torch.float64):
 
 
 def log_likelihoods(hmm, x):
-    """log p(x_t | z_t), shape (B, T, K)."""
+    """Compute log p(x_t | z_t), shape (B, T, K)."""
     return torch.distributions.Normal(hmm.natural, hmm.observation.log_scale.exp()).log_prob(x.unsqueeze(2)).sum(-1)
 
 
 def by_forward_algorithm(hmm, x, lengths):
-    """log p(x) of each sequence, by a loop over its own steps."""
+    """Compute log p(x) of each sequence by a loop over its own steps."""
     likelihoods, transition = log_likelihoods(hmm, x), hmm.transition_logits.log_softmax(-1)
     found = []
     for row, length in zip(likelihoods, lengths, strict=True):
@@ -74,7 +74,7 @@ def test_the_guide_has_the_form_of_the_exact_posterior(monkeypatch):
     for t in reversed(range(T - 1)):
         from_here.insert(0, likelihoods[:, t] + (transition + from_here[0].unsqueeze(1)).logsumexp(-1))
     evidence = exact.log_evidence(hmm, x)
-    assert (evidence - exact.elbo(hmm, x)).min() > 0.1  # of a GRU that has learned nothing
+    assert (evidence - exact.elbo(hmm, x)).min() > 0.1  # the control: an untrained GRU
     monkeypatch.setattr(hmm, "encoder", lambda *_: torch.stack(from_here, 1))
     with torch.no_grad():
         hmm.guide_initial_logits.copy_(hmm.initial_logits)
@@ -84,7 +84,7 @@ def test_the_guide_has_the_form_of_the_exact_posterior(monkeypatch):
 
 @GIVEN
 def test_what_is_said_of_its_states_is_what_their_joint_codes_say(lengths):
-    """Against a plain loop in place of `pyro.markov`, where all codes are summed together."""
+    """Compare with a plain loop instead of `pyro.markov`, where all codes are summed together."""
     hmm, x = made()
     given = (x[:, :3], *(own.clamp_max(3) for own in lengths))
 
@@ -129,7 +129,7 @@ def test_a_short_training_improves_the_bound():
 
 @pytest.mark.parametrize("given", [lambda x: x, lambda x: x.numpy(), lambda x: DataLoader(TensorDataset(x))])
 def test_sequences_alone_keep_their_shape(given, monkeypatch):
-    """As the only data of a program or of a pair, as in a tuple: weights are the same, bit for bit."""
+    """Sequences as the only data of a program, alone or in a tuple, give the same weights, bit for bit."""
     monkeypatch.setattr(TracedELBO, "outcome", lambda *_, **__: None)  # a recording takes seconds
     config = TrainConfig(stages="reinforce-loo:1steps", batch_size=B, judge="none")
     trained = []

@@ -1,4 +1,4 @@
-"""Encoders and decoders of every shape: in CategoricalVAE, over any leading dimensions, under every kind of loss."""
+"""Encoders and decoders of every shape: in CategoricalVAE, with any leading dimensions, under every kind of loss."""
 
 import itertools
 
@@ -37,7 +37,7 @@ def test_leading_dimensions_are_only_more_rows(name):
 
 
 def test_parameters_of_one_pixel_lie_beside_each_other():
-    """A bias of the last layer belongs to one of a pixel's parameters, in all pixels."""
+    """Each bias of the last layer belongs to one parameter of a pixel, the same in all pixels."""
     decoder = conv_decoder((4, 6), N, K, natural_per_pixel=3)
     last = [module for module in decoder.modules() if isinstance(module, nn.ConvTranspose2d)][-1]
     nn.init.zeros_(last.weight)
@@ -48,9 +48,9 @@ def test_parameters_of_one_pixel_lie_beside_each_other():
 
 
 def test_a_pixel_is_where_it_was():
-    """Images are neither transposed nor flipped on their way in or out."""
+    """Images are neither transposed nor flipped on input or output."""
     encoder = conv_encoder((6, 8), N, K, channels=(3,), hidden=())
-    nn.init.constant_(encoder[1].layers[0].bias, 10.0)  # so that the ReLU lets all of it pass
+    nn.init.constant_(encoder[1].layers[0].bias, 10.0)  # so that the ReLU passes everything
     x = torch.randn(48, requires_grad=True)
     encoder[1](encoder[0](x))[:, 0, 3].sum().backward()  # (C, 3, 4), the upper right
     seen = x.grad.reshape(6, 8) != 0

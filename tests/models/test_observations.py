@@ -1,4 +1,4 @@
-"""Observations: what each says of data and pixels, and that a new one is one class and one row."""
+"""Observations: their checks of data and their pixels; a new one needs one class and one row."""
 
 import math
 from typing import final
@@ -30,7 +30,7 @@ PIXELS = torch.linspace(0, 1, D).expand(3, D)
 
 @pytest.mark.parametrize("name", OBSERVATIONS)
 def test_data_of_a_family_are_those_that_its_distribution_scores(name):
-    """The check of a module and the support of what it builds are two statements of one fact."""
+    """The check of a module must agree with the support of the distribution that it builds."""
     observation = as_observation(name)
     distribution = observation(torch.zeros(D * observation.natural_per_pixel))
     assert distribution.event_shape == (D,)
@@ -75,7 +75,7 @@ def test_a_model_takes_a_module_as_it_takes_a_name():
 
 
 def test_a_scale_is_learned_before_the_networks_weights():
-    """The order of parameters is that of an optimizer's state."""
+    """The order of the parameters is that of the optimizer's state, so it must not change."""
     names = [name for name, _ in CategoricalVAE(D, 2, 3, (7,), "gaussian", learn_prior=True).named_parameters()]
     assert names[:3] == ["prior_logits", "observation.log_scale", "encoder.0.weight"]
     fixed = CategoricalVAE(D, 2, 3, (7,), "gaussian", scale=0.5)
@@ -112,7 +112,7 @@ def test_the_base_is_abstract():
 
 @final
 class Centred(Observation):
-    """Pixels in [-1, 1] with normal noise around the tangent of the decoder's output: a family of this test."""
+    """A family for this test: pixels in [-1, 1] with normal noise around the tanh of the decoder's output."""
 
     data_range = (-1.0, 1.0)
     expected = "in [-1, 1]"
@@ -147,7 +147,7 @@ def test_a_new_family_is_one_class_and_one_row(monkeypatch):
     vae = initial_model(config, data)
     history = fit(vae, data, config, progress=False).history
     assert history[-1]["test_elbo"] > history[0]["test_elbo"] + 10
-    assert vae.observation.log_noise.exp() != 0.5  # it was trained, too
+    assert vae.observation.log_noise.exp() != 0.5  # the noise was trained, too
 
     x, codes = data.test[:7], torch.eye(5).unsqueeze(-2)  # (K, 1, K)
     scores = torch.distributions.Normal(vae.decoder(codes).tanh().unsqueeze(1), vae.observation.log_noise.exp())

@@ -1,4 +1,4 @@
-"""Priors whose digits depend on each other: brute force over all codes, stock Pyro, and estimators of every family."""
+"""Priors of dependent digits: brute force over all codes, stock Pyro, and estimators of every family."""
 
 import itertools
 import math
@@ -32,20 +32,20 @@ DATA = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 0, 0, 0], [1, 0, 0, 1, 1]]).double(
 
 
 def new_vae(prior, seed=0):
-    """A VAE in double precision whose prior is far from uniform."""
+    """Return a VAE in double precision whose prior is far from uniform."""
     torch.manual_seed(seed)
     vae = CategoricalVAE(D, N, K, (4,), prior=prior).double()
     with torch.no_grad():
         for parameter in vae.prior.parameters():
             parameter.add_(torch.randn_like(parameter))
-        if isinstance(vae.prior, TreePrior):  # a tree that is no chain
+        if isinstance(vae.prior, TreePrior):  # a tree that is not a chain
             vae.prior.sources.copy_(torch.tensor([1, 1]))
             vae.prior.targets.copy_(torch.tensor([2, 0]))
     return vae
 
 
 def logits_of(network, code):
-    """The logits of a causal network for one code, (NK,), from its weights."""
+    """Compute the logits of a causal network for one code, (NK,), from its weights."""
     if isinstance(network, MaskedMLP):
         hidden = (network.first.weight * network.reads) @ code.flatten() + network.first.bias
         last = (network.last.weight * network.writes) @ hidden.relu() + network.last.bias
@@ -78,14 +78,14 @@ def logits_of(network, code):
 
 
 def by_definition(prior, code):
-    """log p of one code (N, K), from the definition of each prior."""
+    """Compute log p of one code (N, K) from the definition of each prior."""
     digits = code.argmax(-1).tolist()
     if isinstance(prior, JointPrior):
         return prior.module(CODES).log_softmax(0)[int("".join(map(str, digits)), K)]
     if isinstance(prior, MixturePrior):
         parts = [logits.log_softmax(-1)[range(N), digits].sum() for logits in prior.logits]
         return (prior.weights.softmax(0) @ torch.stack(parts).exp()).log()
-    if isinstance(prior, AutoregressivePrior):  # by chopped codes, so that no later digit can be read
+    if isinstance(prior, AutoregressivePrior):  # from truncated codes, so that later digits cannot be read
         chopped = [torch.cat([code[:n], torch.zeros(N - n, K)]) for n in range(N)]
         logits = [logits_of(prior.network, one) for one in chopped]
         return sum(logits[n].unflatten(0, (N, K))[n].log_softmax(-1)[digits[n]] for n in range(N))
@@ -97,7 +97,7 @@ def by_definition(prior, code):
 
 
 def brute(vae, x=DATA):
-    """log p(z) (S,), log p(x, z) and log q(z | x) (S, B), by a loop over all codes."""
+    """Compute log p(z) (S,), log p(x, z) and log q(z | x) (S, B) by a loop over all codes."""
     log_p = torch.stack([by_definition(vae.prior, code) for code in CODES])
     log_q = torch.stack([(vae.encoder(x).log_softmax(-1) * code).sum((-2, -1)) for code in CODES])
     log_x = torch.stack([vae.observation(vae.decoder(code).expand(len(x), -1)).log_prob(x) for code in CODES])
@@ -131,7 +131,7 @@ def test_it_is_what_its_definition_says_and_normalized(vae):
 
 
 def test_low_precision_loses_no_nats(vae):
-    """A sum of logarithms in bfloat16 would."""
+    """A sum of logarithms in bfloat16 would lose them."""
     low = vae.prior.bfloat16()
     log_p = low.log_prob(CODES.bfloat16())
     assert log_p.dtype == torch.float32
@@ -173,7 +173,7 @@ def test_generated_data_are_those_of_its_codes(vae):
 
 
 def test_elbo_and_evidence_are_those_of_stock_enumeration_of_one_integer(vae):
-    """The oracle is a program of stock Pyro that knows nothing of priors: an integer with S probabilities."""
+    """The oracle is a program of stock Pyro with a single integer latent of S probabilities."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -197,7 +197,7 @@ def test_elbo_and_evidence_are_those_of_stock_enumeration_of_one_integer(vae):
         (ExactELBO().differentiable_loss(vae.model, vae.guide, DATA), stock),
         (ExactELBO(slice_size=3).differentiable_loss(vae.model, vae.guide, DATA), stock),
         (-exact.log_evidence(vae, DATA).sum(), -log_evidence.sum()),
-        # The guide lacks the latent: it has its exact posterior.
+        # The guide lacks the latent, which then has its exact posterior.
         (-exact.elbo(exact.Pair(vae.model, lambda x: None), DATA).sum(), -log_evidence.sum()),
     ]
     for found, expected in pairs:
@@ -209,7 +209,7 @@ def test_elbo_and_evidence_are_those_of_stock_enumeration_of_one_integer(vae):
 
 
 def estimates(vae, name, repeats, **options):
-    """The loss and the gradient of the prior, of one estimator, several times."""
+    """Return repeated estimates of the loss and of the prior's gradient, by one estimator."""
     model, guide, elbo = estimator(name, **options).bind(vae)
     rows = []
     with pyro.settings.context(module_local_params=True):
@@ -222,7 +222,7 @@ def estimates(vae, name, repeats, **options):
 
 
 def exactly(vae):
-    """The exact loss and its gradient of the prior."""
+    """Return the exact loss and the exact gradient of the prior."""
     _, joint, log_q = brute(vae)
     loss = -(log_q.exp() * (joint - log_q)).sum()
     own = torch.autograd.grad(loss, list(vae.prior.parameters()))
@@ -240,7 +240,7 @@ def test_estimators_that_sum_all_codes_are_exact(vae, name, options):
 
 @pytest.mark.parametrize("name", ["reinforce-loo", "local-expectation", "disarm", "rebar", "reinmax"])
 def test_estimators_that_draw_have_the_right_mean(vae, name):
-    """Loss and gradient of the prior: of a surrogate gradient, only that of the encoder is biased."""
+    """Test the loss and the prior's gradient: with a surrogate gradient, only that of the encoder is biased."""
     torch.manual_seed(3)
     found = estimates(vae, name, 20)
     error = found.std(0) / math.sqrt(len(found))
@@ -249,7 +249,7 @@ def test_estimators_that_draw_have_the_right_mean(vae, name):
 
 @pytest.mark.parametrize("name", ["gumbel-softmax", "straight-through"])
 def test_the_categorical_kl_is_in_closed_form(vae, name):
-    """The KL has no noise: its gradient of the prior is the exact one, from a single draw."""
+    """The KL has no noise, so a single draw gives the exact gradient of the prior."""
     [found] = estimates(vae, name, 1)
     torch.testing.assert_close(found[1:], exactly(vae)[1:], rtol=1e-8, atol=1e-8)
     model, guide, elbo = estimator({"z": name}).bind(vae)
@@ -322,7 +322,7 @@ def test_a_category_is_split_in_two_whatever_the_other_digits_are(name):
 
 
 def test_a_tree_is_the_best_of_all_trees():
-    """Chow and Liu: no other tree is closer to the aggregated posterior."""
+    """Chow and Liu: no other tree is closer to the aggregate posterior."""
     torch.manual_seed(4)
     probs = (2 * torch.randn(40, 4, 3)).double().softmax(-1)
     codes = one_hot(torch.tensor(list(itertools.product(range(3), repeat=4))), 3).double()
@@ -384,16 +384,16 @@ def test_what_is_refused():
         with pyro.plate("data", len(x)):
             pyro.sample("z", coupled(vae.prior), infer={"temperature": 0.5})
 
-    with pytest.raises(ValueError, match="digits of the guide that are drawn one by one"):
+    with pytest.raises(ValueError, match="a guide whose digits are drawn one by one"):
         ExactELBO().loss(vae.model, guide, DATA)
     for handler in (relax, straight_through):
-        with pytest.raises(ValueError, match="digits of the guide that are drawn one by one"):
+        with pytest.raises(ValueError, match="a guide whose digits are drawn one by one"):
             Trace_ELBO().loss(handler(vae.model), handler(guide), DATA)
 
 
 def test_a_prior_of_ones_own_and_one_that_replaces_another():
     class Equal(CodePrior):
-        """All digits are the same."""
+        """A prior under which all digits are equal."""
 
         def log_prob(self, codes):
             return codes.prod(-2).sum(-1).clamp_min(1e-30).log() - math.log(K)

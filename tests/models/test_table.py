@@ -1,4 +1,4 @@
-"""Tables: scores against torch's distributions cell by cell and stock Pyro, in the units of the values."""
+"""Tables: scores in the units of the values, against torch's distributions cell by cell and stock Pyro."""
 
 import math
 
@@ -125,7 +125,7 @@ def test_every_ready_program_takes_tables_with_missing_cells(program):
 
 
 def test_steps_on_missing_cells_are_recorded_and_validated():
-    """A recorded step runs without Pyro; one whose data may lie beyond those before is checked first."""
+    """Recorded steps run without Pyro; a step whose data may exceed the previous range is checked first."""
     vae = CategoricalVAE(D, 2, 3, (5,), observation(torch.float32))
     step, x = make_step(vae, estimator("exact")), rows(8).float()
     losses = [step(x).item() for _ in range(60)]

@@ -1,4 +1,4 @@
-"""What is refused of latents that have an axis each, before anything is summed."""
+"""Refusals of programs whose latents have one axis each, before anything is summed."""
 
 from functools import partial
 
@@ -30,7 +30,7 @@ from pyro_gvae.runtime.distributed import Share
 
 
 def chain(state, obs=None, steps=range, markov=pyro.markov):
-    """A model of states of three values, whose `state` gives logits from the states before."""
+    """Build a model of three-valued states; `state` gives logits from the previous states."""
 
     def model(x):
         z = []
@@ -51,7 +51,7 @@ def refused(match, model, guide=no_guide, loss=ExactELBO):
 
 
 def test_a_latent_out_of_reach():
-    """Its dimension is already that of the latent itself."""
+    """Its dimension has already been given to the latent itself."""
     model = chain(lambda z: linear(3, z[max(0, len(z) - 2)]))
     refused(r"'z2', which depends on 'z0'\. Try pyro\.markov\(\.\., history=2\)", model)
 
@@ -71,7 +71,7 @@ def read_behind_model(x, *, lag, history, again):
             z.append(pyro.sample(f"z{t}", one_hot(linear(3, z[-1], z[-history])), infer=PARALLEL))
             pyro.sample(f"x{t}", dist.Normal(linear(1, z[-1]).squeeze(-1), 1.0), obs=x[:, t])
         w, u = pyro.sample("w", one_hot(linear(2, z[-lag]))), z[-1]
-        for t in pyro.markov(range(3)) if again else ():  # a second chain, which all of the first one's end is read by
+        for t in pyro.markov(range(3)) if again else ():  # a second chain, which reads the end of the first one
             u = pyro.sample(f"u{t}", one_hot(linear(3, u, z[-1])))
             pyro.sample(f"y{t}", dist.Normal(linear(1, u).squeeze(-1), 1.0), obs=x[:, t] + 1)
         pyro.sample("end", dist.Normal(linear(1, w, u, z[-lag]).squeeze(-1), 1.0), obs=x[:, 1])
@@ -90,7 +90,7 @@ def read_behind_guide(x, *, lag, history, again):
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize(("lag", "history"), [(1, 1), (2, 2)])
 def test_statements_behind_a_loop_read_what_its_last_one_could_reach(lag, history, again):
-    """The oracle is the sum over all joint codes of a plain loop."""
+    """The oracle is a plain loop, whose joint codes are summed."""
     options = {"lag": lag, "history": history, "again": again}
     model, guide = partial(read_behind_model, **options), partial(read_behind_guide, **options)
     for programs, loss in (((model, guide), ExactELBO()), ((model, no_guide), ExactEvidence())):
@@ -121,7 +121,7 @@ def test_a_program_that_takes_no_more_dimensions():
 
 
 def test_codes_that_are_paired_with_data():
-    """There are as many values as data, so that shapes fit."""
+    """There are as many values as data, so that the shapes match."""
 
     def model(x):
         with pyro.plate("data", 3):
@@ -162,7 +162,7 @@ def test_too_many_values():
 
 
 def test_a_chain_of_normals_that_each_depend_on_all_codes_before():
-    """There are 3^T values of the last one."""
+    """The last normal has 3^T values."""
 
     def program(x, observed):
         y, z = torch.zeros(3).double(), torch.zeros(len(x)).double()
@@ -206,7 +206,7 @@ def test_several_processes_divide_no_chain():
 
 
 def test_the_origin_of_tensors_is_followed():
-    """Through functions of lists, in-place writing and modules; and constants come from nowhere."""
+    """The origin is followed through functions of lists, in-place writes and modules; constants have none."""
     provenance, found = Provenance(), {}
 
     def program():
@@ -228,7 +228,7 @@ def test_the_origin_of_tensors_is_followed():
     [("reinforce", {}), ("reinforce-baseline", {}), ("gumbel-softmax", {"temperature": 0.5}), ("reinmax", {})],
 )
 def test_estimators_that_draw_name_one_that_sums(name, options):
-    """Stock losses draw such a latent from the prior, with a warning alone, and their values are no bound."""
+    """Stock losses draw such a latent from the prior, with only a warning, and their values are no bound."""
     model, guide, elbo = estimator(name, **options).bind(Pair(chain_model, no_guide))
     with pytest.raises(ValueError, match=r"in the model alone.*Try ExactELBO"):
         elbo.loss(model, guide, DATA)

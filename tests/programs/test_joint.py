@@ -34,7 +34,7 @@ from pyro_gvae import ExactELBO, exact
 from pyro_gvae.exact import Pair
 
 EACH_PROGRAM = pytest.mark.parametrize("name", PROGRAMS)
-#: Those whose latents are all discrete, and of one datum each.
+#: Programs with discrete latents only, each of one datum.
 SUMMED = ["two layers, independent", "bits and an integer"]
 
 
@@ -47,7 +47,7 @@ def test_loss_and_gradients_are_those_of_stock_pyro(name, slice_size):
 
 
 def test_the_comparison_notices_what_is_counted_twice():
-    """The negative control: a global latent inside of the plate is another for each datum."""
+    """The negative control: a global latent inside of the plate differs for each datum."""
     model, guide, _ = PROGRAMS["a mixture with Dirichlet weights"]
     found = ExactELBO().loss(poutine.scale(model, scale=1.001), guide, DATA)
     assert abs(found - stock(PROGRAMS["a mixture with Dirichlet weights"])["loss"].item()) > 1e-3
@@ -83,7 +83,7 @@ CONCATENATED = {
 
 @pytest.mark.parametrize("name", CONCATENATED)
 def test_programs_need_not_broadcast(name):
-    """What is concatenated with the data has the shape of a sample, in one run for each code."""
+    """Codes that are concatenated with the data have the shape of a sample, in one run per code."""
     model, guide = CONCATENATED[name]
 
     def dense(program: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,7 +161,7 @@ def test_a_program_of_no_plates_and_no_event_dimensions():
 
 @pytest.mark.parametrize("intervened", ["top", "below"])
 def test_an_intervention_cuts_a_latent_off(intervened):
-    """The value in its place has no density; what was there before explains nothing."""
+    """The value of the intervention has no density, and the latent itself no longer affects the data."""
     code = torch.eye(3 if intervened == "top" else 4).double()[1]
     model = poutine.do(two_layers_model, data={intervened: code})
     other = "below" if intervened == "top" else "top"

@@ -1,4 +1,4 @@
-"""What was found out about a program is kept for the same kind of arguments, and for no others."""
+"""Findings about a program are kept for arguments of the same kind, and for no others."""
 
 import torch
 
@@ -17,4 +17,4 @@ def test_what_was_found_out_is_kept_for_the_same_kind_of_arguments():
     assert [find(*args, **kwargs) for args, kwargs in others] == [2, 3, 4, 5, 6, 7]
     assert [find(*args, **kwargs) for args, kwargs in others] == [2, 3, 4, 5, 6, 7]
     assert find(x, program=torch.abs) == 8
-    assert find([x]) == 9 and find([x]) == 10  # of what a list holds nothing is known
+    assert find([x]) == 9 and find([x]) == 10  # the contents of a list are unknown

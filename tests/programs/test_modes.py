@@ -1,4 +1,4 @@
-"""Judgements in eval mode: nothing is dropped, nothing is learned, and every module is afterwards as it was."""
+"""Evaluations run in eval mode: without dropout and learning, and every module keeps its mode."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def test_modes_come_back_after_an_error():
 
 
 def test_fit_judges_in_eval_mode():
-    """What it reports is what the returned model says in eval mode; with dropout on, it would be noise."""
+    """It reports the scores of the returned model in eval mode; dropout would add noise to them."""
     train, test, vae = images(20), images(10), new_vae()
     config = TrainConfig(stages="exact:3", batch_size=10)
     done = fit(vae, Dataset("mine", train, test, (3, 4)), config, progress=False)

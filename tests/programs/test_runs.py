@@ -13,7 +13,7 @@ from pyro_gvae.evaluate.importance import importance_weighted
 from pyro_gvae.exact import Pair
 from pyro_gvae.programs.runs import split
 
-# Two clusters, alike by symmetry: every datum has the same ELBO and the same log p(x), under its own posterior.
+# Two symmetric clusters: every datum has the same ELBO and, with its own posterior, the same log p(x).
 CENTERS = torch.tensor([-5.0, 5.0])
 X = CENTERS.repeat(20)
 
@@ -43,7 +43,7 @@ def right_elbo():
     "name", ["exact", "reinforce-loo", "local-expectation", "disarm-iw", "vimco", "rebar", "reinmax"]
 )
 def test_model_and_guide_see_the_same_rows(name):
-    """Against the closed form; on rows of their own the loss is more than ten times as large."""
+    """Compare with the closed form; if each program drew its own rows, the loss would be over ten times as large."""
     model, guide, elbo = estimator(name).bind(subsampled([]))
     assert -elbo.loss(model, guide, X) == pytest.approx(right_elbo()[0], abs=0.5)
 
@@ -65,7 +65,7 @@ LOSSES = {
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_each_loss_draws_new_rows(loss):
-    """It finds out what the programs are first, from runs that leave random states as they were."""
+    """The first runs only analyse the programs, and restore the random states."""
     seen = []
     pair = subsampled(seen)
     drawn = []
@@ -147,7 +147,7 @@ def test_a_step_without_data_says_so():
 @pytest.mark.parametrize("drawn", [True, False])
 @pytest.mark.parametrize("loss", [ExactELBO(), ReinforceLOO(num_particles=2)])
 def test_plates_of_one_name_have_one_size(loss, drawn):
-    """Rows of the first would be those of the second."""
+    """Otherwise the second plate would get the rows of the first."""
 
     def plate(size):
         return pyro.plate("data", size) if drawn else pyro.plate("data", 20, subsample=torch.arange(size))
@@ -163,5 +163,5 @@ def test_plates_of_one_name_have_one_size(loss, drawn):
         with plate(5):
             pyro.sample("z", dist.OneHotCategorical(torch.ones(3)))
 
-    with pytest.raises(ValueError, match=r"to have one size, .* but found 'data' of 5 data and of 2"):
+    with pytest.raises(ValueError, match=r"to have the same size, .* but found 'data' with 5 and with 2 data"):
         loss.loss(model, guide, torch.zeros(5))

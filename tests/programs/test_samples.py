@@ -1,4 +1,4 @@
-"""A sample with one latent changed: what comes before it, what depends on it, and what does not."""
+"""Samples with one latent changed: earlier latents, latents that depend on it, and others."""
 
 import pyro
 import pytest
@@ -56,13 +56,13 @@ def test_earlier_latents_are_kept_and_later_ones_follow(monkeypatch):
     other = base.codes["below"].roll(1, -1)
     found = changed(runs, layout, base, Change("below", other), largest)
     assert torch.equal(found.codes["below"], other)
-    assert 0 < (found.codes["top"] != base.codes["top"]).any(-1).sum() < P * B  # some of them, with the same noise
+    assert 0 < (found.codes["top"] != base.codes["top"]).any(-1).sum() < P * B  # some change, with the same noise
     last = changed(runs, layout, base, Change("top", base.codes["top"].roll(1, -1)), largest)
     assert torch.equal(last.codes["below"], base.codes["below"])
     assert not torch.equal(last.q.log_prob(last.codes), base.q.log_prob(base.codes))
 
 
 def test_what_does_not_depend_on_the_changed_latent_stays():
-    runs, layout, base = drawn("two layers, independent", independent)  # without noise, as nothing is drawn again
+    runs, layout, base = drawn("two layers, independent", independent)  # no noise is needed, as nothing is drawn again
     found = changed(runs, layout, base, Change("below", base.codes["below"].roll(1, -1)), largest)
     assert torch.equal(found.codes["top"], base.codes["top"])

@@ -1,4 +1,4 @@
-"""What is read of a program: sites without a plate, constants outside of it, decoders that pair codes with data."""
+"""Reading of programs: sites without a plate, constants outside of it, decoders that pair codes with data."""
 
 import warnings
 
@@ -31,7 +31,7 @@ def assignments(x):
 
 
 def test_an_observed_site_outside_of_the_plate_is_a_constant():
-    """A mixture with its parameters given, as after a MAP fit; stock Pyro is the oracle."""
+    """A mixture with given parameters, as after a MAP fit; stock Pyro is the oracle."""
     model = poutine.condition(mixture, data=GLOBALS)
     stock = TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated(model), enumerated(assignments), DATA)
     assert ExactELBO().loss(model, assignments, DATA) == pytest.approx(stock, abs=1e-9)
@@ -42,7 +42,7 @@ def test_an_observed_site_outside_of_the_plate_is_a_constant():
 
 @pytest.mark.parametrize("slice_size", [1, None])
 def test_a_site_outside_of_the_plate_that_mixes_codes_is_refused(slice_size):
-    """Its shape does not tell: the sum over data takes the axis of the codes away."""
+    """The shape does not show it: the sum over data removes the axis of the codes."""
 
     def model(x):
         with pyro.plate("data", 5):
@@ -79,7 +79,7 @@ FLAT = [nn.Flatten(), nn.Linear(6, 12)]
 @pytest.mark.parametrize(("name", "sizes"), [("local-expectation", (1, 6)), ("disarm-iw", (2, 3)), ("rebar", (2, 3))])
 @pytest.mark.parametrize("batch_size", [8, 9])  # 9 is the number of codes
 def test_a_decoder_that_pairs_codes_with_data_gets_one_sample_at_a_time(name, sizes, batch_size):
-    """With the same noise; of a single digit, local expectation is exact whatever it draws."""
+    """The noise is the same; for a single digit, local expectation is exact whatever it draws."""
     vae, x = CategoricalVAE(12, *sizes, hidden=(8,), decoder=nn.Sequential(*FLAT)), torch.rand(batch_size, 12).round()
     model, guide, elbo = estimator(name).bind(vae)
     losses = []
@@ -96,7 +96,7 @@ def test_a_decoder_that_pairs_codes_with_data_gets_one_sample_at_a_time(name, si
 @pytest.mark.parametrize("validation", [True, False])
 @pytest.mark.parametrize("function", [exact.elbo, exact.log_evidence])
 def test_a_decoder_that_pairs_codes_with_data_gets_one_code_at_a_time(function, validation):
-    """With 9 data and codes sizes agree, so that no operation fails; programs are probed with other sizes."""
+    """With 9 data and 9 codes the sizes agree and no operation fails, so programs are probed with other sizes."""
     vae, x = CategoricalVAE(12, 2, 3, hidden=(8,), decoder=nn.Sequential(*FLAT)), torch.rand(9, 12).round()
     with pyro.validation_enabled(validation), pytest.warns(UserWarning, match="one joint code after another"):
         found = function(vae, x)
@@ -119,7 +119,7 @@ def test_an_error_of_the_program_itself_stays_as_it_is():
     "name", ["exact", "exact-evidence", "reinforce-loo", "local-expectation", "rebar", "disarm-iw"]
 )
 def test_half_precision_networks_get_codes_of_their_own_type(name, dtype):
-    """Scores are summed in float32: the loss is that of the rounded weights, but for the networks' own rounding."""
+    """Scores are summed in float32, so the loss is that of the rounded weights, up to rounding in the networks."""
     vae, x = CategoricalVAE(12, 2, 3, hidden=(16,)), (torch.rand(10, 12) > 0.5).float()
     right = estimator(name).bind(vae.to(dtype).float())
     torch.manual_seed(3)

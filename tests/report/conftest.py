@@ -1,4 +1,4 @@
-"""A real browser, one for all tests of pages."""
+"""A real browser, shared by all tests of pages."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ Opened = Callable[[Path], AbstractContextManager[Any]]
 
 @pytest.fixture(scope="session")
 def opened() -> Iterator[Opened]:
-    """Opens a page in a browser; at the end, it has asked for nothing and complained of nothing."""
+    """Open a page in a browser; in the end, assert that it made no request and logged no error."""
     if CHROMIUM is None:
         pytest.skip("needs Debian's chromium")
     from playwright.sync_api import sync_playwright

@@ -1,4 +1,4 @@
-"""The figures and the page: made from a synthetic run folder, and true when pieces of it are missing."""
+"""Figures and page of a comparison: made from a synthetic run folder, also with missing parts."""
 
 import json
 import math
@@ -32,7 +32,7 @@ SPEED = {"gumbel-softmax": 220.0, "exact": 11.0}  # steps a second
 
 
 def make_run(run: Path, estimators: tuple[str, ...] = ("gumbel-softmax", "exact"), seeds: int = 3) -> Path:
-    """A run folder with curves as they look: a noisy, far start, fast learning, then slow."""
+    """Make a run folder with realistic curves: a noisy start far off, fast learning, then slow."""
     run.mkdir()
     config = {
         "cells": [{"estimator": name, "setting": "", "seed": seed} for name in estimators for seed in range(seeds)],
@@ -86,7 +86,7 @@ def _make_cell(run: Path, name: str, seed: int, index: int) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run and its report; not to be changed."""
+    """Return a finished run with its report; tests must not change it."""
     run = make_run(tmp_path_factory.mktemp("runs") / "whole")
     write_report(run)
     return run
@@ -94,7 +94,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(whole: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run that a test may damage."""
+    """Return a copy of the finished run that a test may damage."""
     return shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("figures", "report.html"))
 
 
@@ -105,7 +105,7 @@ def keep_lines(run: Path, keep) -> None:
 
 
 def words(run: Path) -> str:
-    """The text of a fresh report, without markup and line breaks."""
+    """Return the text of a new report, without markup and line breaks."""
     page = write_report(run).read_text(encoding="utf-8")
     body = re.sub(r"<[^>]+>", "", page[page.index("<main>") :])
     return re.sub(r"\s+", " ", body)
@@ -115,7 +115,7 @@ def words(run: Path) -> str:
 
 
 class References(HTMLParser):
-    """What a browser would fetch or run for a page, and whether its elements are closed in order."""
+    """Collect what a browser would fetch or run for a page, and check that its elements are closed in order."""
 
     ADDRESSES = frozenset({"src", "href", "srcset", "data", "poster", "action", "background"})
     VOID = frozenset({"meta", "img", "br", "hr", "link", "input"})
@@ -309,7 +309,7 @@ def test_folder_that_is_no_run(run: Path, damage, message: str) -> None:
 
 
 def evidence(**seeds_of: dict[int, float]) -> pd.DataFrame:
-    """Final rows with the given log-evidence by estimator and seed."""
+    """Return final rows with the given log-evidence by estimator and seed."""
     rows = [(name, seed, value) for name, values in seeds_of.items() for seed, value in values.items()]
     frame = pd.DataFrame(rows, columns=["estimator", "seed", "test_log_evidence"])
     return frame.assign(test_elbo=frame["test_log_evidence"] - 1, seconds=1.0)
@@ -336,7 +336,7 @@ END = "At the end of training, "
             END + "on the only finished seed, <b>exact</b> has the higher exact test log-evidence, "
             "2.00 nats per datum above <b>gs</b>; one seed has no standard error.",
         ),
-        (  # the runner-up is second by its mean, on the seeds that all share
+        (  # the runner-up has the second-best mean over the common seeds
             evidence(a={0: -9.0, 1: -9.0}, b={0: -5.0, 1: -6.0, 2: -99.0}, c={0: -3.0, 1: -3.0}),
             END + "<b>c</b> has the highest exact test log-evidence, 2.50 ± 0.50 nats per datum above <b>b</b> "
             "(paired over 2 seeds, ahead on 2).",
@@ -362,7 +362,7 @@ def test_finding(final: pd.DataFrame, sentence: str) -> None:
 
 
 def curves(**points_of: list[tuple[int, float, float]]) -> pd.DataFrame:
-    """Evaluations of two seeds, a nat apart, at (step, seconds, ELBO); the log-evidence is a nat above the ELBO."""
+    """Return evaluations of two seeds, one nat apart, at (step, seconds, ELBO); log-evidences are one nat higher."""
     columns = ["estimator", "seed", "step", "seconds", "test_elbo"]
     rows = [
         (name, seed, step, seconds, elbo + seed)
@@ -406,7 +406,7 @@ def test_a_best_point_before_the_end_is_told() -> None:
     rows = curves(soft=[(0, 0.0, -50.0), (8, 2.0, -20.0)], exact=[(0, 0.0, -50.0), (4, 1.0, -9.0), (8, 2.0, -10.0)])
     told = further_findings(rows, final_rows(rows))
     assert told[1].startswith("The exact test ELBO of <b>exact</b> was highest at step 4, and then fell by 1.00 ± 0.00")
-    assert len(told) == 3  # of the ELBO, and of the log-evidence; nothing of `soft`, which took as long
+    assert len(told) == 3  # ELBO and log-evidence; nothing about `soft`, which took as long
 
 
 def test_remarks_tell_a_bound_above_the_evidence() -> None:
@@ -459,7 +459,7 @@ LONG = (
 
 
 def titles(figure: Figure) -> list[Bbox]:
-    """Where the titles of panels are, in whichever of their three places."""
+    """Return the positions of panel titles, in any of their three places."""
     texts = [text for axes in figure.axes for text in axes.get_children() if isinstance(text, Text)]
     named = {axes.get_title(loc) for axes in figure.axes for loc in ("left", "center", "right")} - {""}
     return [text.get_window_extent() for text in texts if text.get_text() in named]

@@ -1,4 +1,4 @@
-"""The explorer in a real browser: its numbers are torch's, and clicks, drawing and the switch of models work."""
+"""The explorer in a real browser: its numbers are those of torch; clicks, drawing and switching models work."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ D = H * W
 
 
 class Oblique(nn.Module):
-    """A network with an operation that no page knows."""
+    """A network with an operation that pages do not know."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def images(observation: str = "bernoulli") -> Tensor:
 
 
 def shown(page: Any) -> dict[str, float]:
-    """Every number of the page by its name, unrounded."""
+    """Return every number of the page by name, unrounded."""
     pairs = page.eval_on_selector_all("dl dt", "all => all.map(dt => [dt.textContent, dt.nextSibling.dataset.value])")
     return {name: float(value) for name, value in pairs if name != "code"}
 
@@ -155,7 +155,7 @@ def test_bits_are_tiles_too(opened: Opened, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_a_visitor_does(opened: Opened, tmp_path: Path) -> None:
     first, x = model(), images()
-    second = model(encoder=Oblique(first.encoder), decoder=Oblique(first.decoder))  # tables take their place
+    second = model(encoder=Oblique(first.encoder), decoder=Oblique(first.decoder))  # tables replace them
     shown_models = [Shown("one", first), Shown("other", second)]
     path = explorer(shown_models, x, (H, W), title="</script><b>t", path=tmp_path / "page.html")
     with opened(path) as page:
@@ -348,7 +348,7 @@ def test_a_model_that_diverged_is_left_out(tmp_path: Path) -> None:
     assert (run / "explorer.html").exists() and 'href="explorer.html"' in (run / "report.html").read_text()
     path = run / "cells" / "exact-seed0" / "weights.safetensors"
     save_file({name: weight * torch.nan for name, weight in load_file(path).items()}, path)
-    with pytest.warns(RuntimeWarning, match="Expected finite weights, but found others in exact-seed0"):
+    with pytest.warns(RuntimeWarning, match="Expected finite weights, but found NaN or infinity in exact-seed0"):
         page = write_explorer(run)
     assert '"name": "gumbel-softmax"' in page.read_text() and '"name": "exact"' not in page.read_text()
     with pytest.raises(ValueError, match=r"Expected the name of a page, but found the folder .* Try .*explorer.html"):
@@ -362,7 +362,7 @@ def test_a_drawn_datum_does_not_go_to_a_model_without_an_encoder(opened: Opened,
     path = explorer([Shown("one", first), Shown("other", second)], x, (H, W), title="t", path=tmp_path / "page.html")
     with opened(path) as page:
         page.click("#clear")
-        assert "image=" not in page.url  # no address can name what was drawn
+        assert "image=" not in page.url  # an address cannot describe a drawing
         page.select_option("#model", "1")
         page.wait_for_function("document.body.dataset.ready === 'true'")
         assert_shown(page, second, x[0])

@@ -1,4 +1,4 @@
-"""Functions recorded for a page: what its script computes is what torch computes, and all else is refused."""
+"""Functions recorded for a page: its script computes what torch computes; other operations are refused."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,7 +20,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 class Gated(nn.Module):
-    """What networks of people have between their layers."""
+    """A network with common operations between its layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ ACTIVATIONS = [
 
 
 def functions() -> list[tuple[Function, tuple[int, ...]]]:
-    """Functions with the shape of their input."""
+    """Return functions with the shape of their input."""
     torch.manual_seed(0)
     norms = nn.Sequential(nn.BatchNorm1d(6), nn.LayerNorm(6), nn.GroupNorm(2, 6), nn.Dropout())
     nn.init.uniform_(norms[0].running_mean), nn.init.uniform_(norms[0].running_var, 0.5, 2.0)
@@ -90,7 +90,7 @@ def test_a_page_computes_what_torch_computes(
 
 
 class InPlace(nn.Module):
-    """A network that changes values where something else could see it."""
+    """A network that changes tensors in place where something else could notice."""
 
     def __init__(self, *, view: bool) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class InPlace(nn.Module):
 
 
 def filled(y: Tensor) -> Tensor:
-    """Change a constant by a view of it."""
+    """Change a constant through a view of it."""
     y[1] = 2.0
     return y
 

@@ -1,4 +1,4 @@
-"""The pages of measurements: their finding is that of the numbers, and no name is changed."""
+"""Pages of measurements: their findings agree with the numbers, and names stay unchanged."""
 
 import pandas as pd
 import pytest
@@ -10,7 +10,7 @@ from pyro_gvae.runs.files import write_json
 
 
 def gradients() -> pd.DataFrame:
-    """Two estimators, of which the second is nearer to the exact gradient after training, and the first before."""
+    """Two estimators: the first is closer to the exact gradient before training, the second after it."""
     rows = [
         {"estimator": name, "temperature": temperature, "epoch": epoch, "relative_bias": bias, "mse_at_budget": error}
         for name, temperature, epoch, bias, error in (

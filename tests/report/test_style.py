@@ -1,4 +1,4 @@
-"""How a figure is written."""
+"""Writing of figures."""
 
 from matplotlib.figure import Figure
 

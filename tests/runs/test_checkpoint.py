@@ -1,4 +1,4 @@
-"""Checkpoints: what is written comes back, what is damaged or foreign is refused, what was there stays."""
+"""Checkpoints: contents come back, damaged and foreign files are refused, and the last checkpoint survives failures."""
 
 import json
 import os
@@ -141,7 +141,7 @@ def test_an_absent_file(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 256 kB, where one may be mounted."""
+    """Return a disk of 256 kB; skip the test if none can be mounted."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = shutil.which("mount")
@@ -161,7 +161,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(small_disk):
 
 
 def test_a_file_that_may_not_grow_leaves_the_last_checkpoint(path):
-    """A full disk where nothing may be mounted: the process may write no more than 20 kB to a file."""
+    """Simulate a full disk without a mount: the process may write at most 20 kB to a file."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     heard = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -184,7 +184,7 @@ def draws():
 
 
 def test_random_states_go_through_a_checkpoint(path):
-    np.random.randn(1)  # half of a pair: the other half is part of the state
+    np.random.randn(1)  # one number of a pair; the other one is part of the state
     random.gauss(0, 1)
     save_checkpoint(path, random_states())
     expected = draws()

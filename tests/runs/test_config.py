@@ -1,4 +1,4 @@
-"""The config.json of a run folder: read, or refused with one sentence that says what was expected."""
+"""The config.json of a run folder: it is read, or refused with one sentence."""
 
 import re
 
@@ -11,7 +11,7 @@ from pyro_gvae.runs.config import earlier_run, is_train_run, read_config, read_t
 
 @pytest.mark.parametrize("text", [None, "{", "5", "null", "[" * 100_000])
 @pytest.mark.parametrize("command", ["report", "resume", "evaluate", "gaps"])
-def test_a_folder_without_a_whole_one_is_refused_by_each_command(command, text, tmp_path, capsys):
+def test_a_missing_or_damaged_config_is_refused_by_each_command(command, text, tmp_path, capsys):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     assert main([command, str(tmp_path)]) == 2
@@ -21,7 +21,7 @@ def test_a_folder_without_a_whole_one_is_refused_by_each_command(command, text, 
 
 
 @pytest.mark.parametrize("train", [[], 3, None])
-def test_settings_of_a_training_run_that_are_none_are_refused(train, tmp_path):
+def test_invalid_settings_of_a_training_run_are_refused(train, tmp_path):
     write_config(tmp_path, {"train": train})
     with pytest.raises(ValueError, match=r"Expected a run folder of pyro-gvae train, but found that .* is not one"):
         read_train_config(tmp_path)

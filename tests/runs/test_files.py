@@ -1,4 +1,4 @@
-"""Run folders that survive a crash, and tables against numbers computed by hand."""
+"""Files of run folders: they survive crashes, and come back as written."""
 
 import errno
 import json
@@ -47,7 +47,7 @@ def test_given_run_folder_is_made_with_its_parents(tmp_path: Path) -> None:
 
 
 def test_a_named_folder_may_be_there_if_it_is_empty(tmp_path: Path) -> None:
-    """As a kill in the first milliseconds leaves it: the same command begins again."""
+    """A kill in the first milliseconds leaves an empty folder, and the same command starts again."""
     assert new_run_folder(tmp_path) == tmp_path
 
 
@@ -153,7 +153,7 @@ def test_json_lines_come_back(tmp_path: Path) -> None:
     assert frame["step"].tolist() == [0, 5]
     assert frame["test_elbo"].iloc[1] == -2.5
     assert math.isnan(frame["test_elbo"].iloc[0])
-    assert frame["train_objective"].dtype == float  # though it holds nothing but null
+    assert frame["train_objective"].dtype == float  # although it only holds nulls
     assert frame.attrs["torn_lines"] == []
 
 
@@ -170,7 +170,7 @@ def test_a_line_torn_anywhere_costs_that_line_only(tmp_path: Path, kept: int) ->
         frame = read_json_lines(path)
     assert frame["step"].tolist() == [0]
     assert frame.attrs["torn_lines"] == [2]
-    # A resumed run goes on after it.
+    # A resumed run continues after it.
     append_json_line(path, {"estimator": "exact", "step": 46, "test_elbo": -18.0})
     with pytest.warns(RuntimeWarning, match="left out torn line 2"):
         assert read_json_lines(path)["step"].tolist() == [0, 46]
@@ -183,7 +183,7 @@ def test_a_last_line_without_its_newline_is_whole(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_lines_that_there_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk is full when the line is in the file already."""
+    """The disk is found to be full after the line has been written."""
     path = tmp_path / "metrics.jsonl"
     append_json_line(path, {"step": 1})
 
@@ -207,7 +207,7 @@ def test_nobody_else_reads_a_file_before_it_has_its_name(tmp_path: Path) -> None
         assert stat.S_IMODE((tmp_path / "table.csv").stat().st_mode) == 0o644
     finally:
         os.umask(mask)
-    assert len(names) == 3  # which nobody can foresee
+    assert len(names) == 3  # nobody can predict the names
 
 
 def test_what_the_killed_left_is_removed_and_what_the_living_write_stays(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_what_is_no_file_is_neither_read_nor_written(tmp_path: Path, use, make: 
     ],
 )
 def test_what_a_hard_link_shares_is_never_changed(tmp_path: Path, name, use, kept) -> None:
-    """A stranger's folder may have another name of a file of mine, and a backup may share files with its original."""
+    """A stranger's folder may hold a hard link to a file of mine, and a backup may share files with its original."""
     mine, run = tmp_path / "mine", tmp_path / "run"
     run.mkdir()
     mine.write_text('{"step": 0}\n')
@@ -264,7 +264,7 @@ def lock(folder: Path) -> None:
 
 
 def test_a_lock_that_has_two_names_is_one_lock(tmp_path: Path) -> None:
-    """As where a backup by hard links is made of a folder in use."""
+    """A backup by hard links of a folder in use has such a lock."""
     with sole_writer(tmp_path):
         os.link(tmp_path / ".lock", tmp_path / "backup")
         with pytest.raises(ValueError, match="one works in"), sole_writer(tmp_path):

@@ -1,4 +1,4 @@
-"""Paths that stay inside of a folder which somebody else changes."""
+"""Paths that stay inside of a folder while somebody else changes it."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="open
 
 @pytest.fixture
 def run(tmp_path):
-    """A folder reached by a link, as runs/latest may be, with folders in it of which one is a link to another place."""
+    """Return a folder behind a link, like runs/latest, that contains folders, one of them a link to another place."""
     (tmp_path / "outside" / "deep").mkdir(parents=True)
     (tmp_path / "outside" / "deep" / "mine").write_text("not yours")
     (tmp_path / "real" / "cells" / "deep").mkdir(parents=True)
@@ -43,7 +43,7 @@ def test_no_link_is_followed_inside(use, run):
             use(run / "link" / "deep" / "mine")
         use(run / "cells" / "deep" / "mine")
     assert (outside / "deep" / "mine").read_text() == "not yours" and len(list(outside.rglob("*"))) == 2
-    use(run / "link" / "deep" / "mine")  # the negative control: nobody asked for it to be kept
+    use(run / "link" / "deep" / "mine")  # the negative control: unprotected access follows the link
 
 
 @ON_LINUX
@@ -66,11 +66,11 @@ def test_the_folder_itself_is_the_same_to_the_end(run):
 
 
 def test_a_cell_is_a_folder_in_a_folder(run):
-    """As where a cell of a comparison is trained, which is a run folder itself."""
+    """The cell of a comparison, for example, is a run folder itself."""
     with staying_inside(run):
         with staying_inside(run / "cells" / "deep"):
             assert read_bytes(run / "cells" / "deep" / "mine") == b"its own"
-            assert read_bytes(run.parent / "outside" / "deep" / "mine") == b"not yours"  # another folder is no matter
+            assert read_bytes(run.parent / "outside" / "deep" / "mine") == b"not yours"  # other folders do not matter
         with pytest.raises(ValueError, match="is a link"), staying_inside(run / "link" / "deep"):
             pass
 
@@ -84,7 +84,7 @@ def test_errors_name_the_path_that_was_asked_for(run):
             assert (
                 error.value.filename in (str(path), os.path.abspath(path.parent)) and error.value.errno == errno.ENOENT
             )
-        remove(absent)  # what is not there need not be removed
+        remove(absent)  # removing an absent file is no error
 
 
 def test_what_the_killed_left_elsewhere_stays(run):

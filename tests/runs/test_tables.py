@@ -1,4 +1,4 @@
-"""The numbers of a run against literals computed by hand."""
+"""Tables of a run against numbers computed by hand."""
 
 import math
 
@@ -9,7 +9,7 @@ from pyro_gvae.runs.tables import final_rows, format_table, labelled, paired_dif
 
 
 def make_final() -> pd.DataFrame:
-    """Two estimators whose seeds move together, so that pairing matters."""
+    """Return results of two estimators whose seeds are correlated, so that pairing matters."""
     return pd.DataFrame(
         {
             "estimator": ["relaxed", "relaxed", "relaxed", "exact", "exact", "exact", "lonely"],
@@ -36,7 +36,7 @@ def test_final_rows_takes_the_last_step_of_each_cell() -> None:
     )
     final = final_rows(metrics)
     assert final[["estimator", "seed", "step"]].values.tolist() == [["b", 0, 20], ["a", 0, 10], ["b", 1, 0]]
-    assert final["test_elbo"].tolist() == [-5.5, -4.0, -9.5]  # of two lines at step 20 the later
+    assert final["test_elbo"].tolist() == [-5.5, -4.0, -9.5]  # the later of two lines at step 20
     assert final["steps_per_second"].tolist()[:2] == [4.0, 2.0]
     assert math.isnan(final["steps_per_second"][2])
 
@@ -81,11 +81,11 @@ def test_paired_differences_by_hand() -> None:
     assert list(paired.index) == ["relaxed", "lonely"]
     relaxed = paired.loc["relaxed"]
     assert relaxed["seeds"] == 3
-    assert relaxed["test_elbo"] == pytest.approx(-1.3333333)  # -2, -1, -1: the rows of exact are in another order
+    assert relaxed["test_elbo"] == pytest.approx(-1.3333333)  # -2, -1, -1: the rows of `exact` are in another order
     assert relaxed["test_elbo_se"] == pytest.approx(0.3333333)
     assert relaxed[["test_log_evidence", "test_log_evidence_se"]].tolist() == [-1.0, 0.0]
     assert relaxed["seconds"] == pytest.approx(-18.0)
-    # Pairing is what makes the error small: that of the two means is 1.86.
+    # Pairing makes the error small: the error of the difference of means is 1.86.
     assert relaxed["test_elbo_se"] < math.hypot(1.1547, 1.4530)
     assert paired.loc["lonely", "seeds"] == 1
     assert paired.loc["lonely", "test_elbo"] == 8.0
@@ -101,7 +101,7 @@ def test_paired_differences_without_a_common_seed() -> None:
 
 
 def test_a_grid_is_paired_within_its_settings() -> None:
-    """With the baseline of the same setting, or with the one that lacks a part of it."""
+    """Cells are paired with the baseline of the same setting, or with one that lacks a part of the setting."""
     names = ["relaxed", "relaxed", "exact", "exact", "relaxed"]
     settings = ["8x4, temperature 1", "6x5, temperature 1", "8x4", "6x5", "6x5, temperature 2"]
     rows = pd.DataFrame({"estimator": names, "setting": settings, "seed": 0, "test_log_evidence": -1.0, "seconds": 1.0})

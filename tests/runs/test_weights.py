@@ -1,4 +1,4 @@
-"""Weights in parts are the same weights."""
+"""Weights that are stored in parts come back unchanged."""
 
 import pytest
 import torch

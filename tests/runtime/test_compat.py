@@ -1,6 +1,6 @@
-"""A canary for each question that the package asks of private names: a small program of stock Pyro or torch.
+"""A canary for each function of `compat` that uses private names: a small program of stock Pyro or torch.
 
-One fails where a new release has changed a name. Its message says which name, and with which release it was tested.
+A canary fails if a new release has changed a name. The message tells the name and the release it was tested with.
 """
 
 import inspect
@@ -31,12 +31,12 @@ from pyro_gvae.runtime.compat import torch as of_torch
 aten = torch.ops.aten
 #: Library -> the release that the canaries were written for, and the installed one.
 TESTED = {"pyro": ("pyro-ppl 1.9.2", pyro), "torch": ("torch 2.14.1", torch)}
-#: The function that asks -> the private names, and the canary.
+#: Function of `compat` -> its private names, and the canary.
 CANARIES: dict[str, tuple[str, Callable[[], None]]] = {}
 
 
 def canary(private: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Enter a check under the name of the function that asks; `private` is the name that may change."""
+    """Register a canary under the name of the function that it tests; `private` is the name that may change."""
 
     def enter(check: Callable[[], None]) -> Callable[[], None]:
         CANARIES[check.__name__] = private, check
@@ -47,7 +47,7 @@ def canary(private: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
 
 @contextmanager
 def failure_names(private: str) -> Iterator[None]:
-    """Turn any failure into one that names the private name, the release that was tested and the installed one."""
+    """Turn any failure into one that tells the private name, the tested release and the installed one."""
     library = private.partition(".")[0]
     tested, installed = TESTED[library]
     try:
@@ -188,7 +188,7 @@ def normal() -> None:
         pyro.sample("z", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 1.0))
 
 
-#: Stock ELBOs on a program that they can take.
+#: Stock ELBOs, on a program that they accept.
 STOCK = [
     infer.Trace_ELBO(),
     infer.Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1),
@@ -214,7 +214,7 @@ def running_elbo() -> None:
             requests.clear()
             getattr(elbo, method)(normal, guide)
             assert requests and set(requests) == {(elbo, wants_gradient)}, f"{type(elbo).__name__}.{method}"
-    distance = infer.EnergyDistance(max_plate_nesting=1)  # no ELBO, but asked in the same way
+    distance = infer.EnergyDistance(max_plate_nesting=1)  # no ELBO, but called in the same way
     with pytest.raises(ValueError, match="no observations"):
         distance(normal, guide)
     assert requests[-1] == (distance, True)
@@ -243,7 +243,7 @@ def mixture() -> None:
 
 
 def answers_of(question: Callable[[], object]) -> list[object]:
-    """What a question returns in each run of a program for: marginals, samples of two kinds, later ones, a loss."""
+    """Return a function's answer in each run of a program: for marginals, two kinds of samples, later ones, a loss."""
     found = []
 
     def model() -> None:
@@ -284,7 +284,7 @@ def outside_of_backward_sampling() -> None:
 
 
 class Answers(TorchFunctionMode):
-    """Answers what Pyro asks as a recording does, and keeps the questions."""
+    """Answer Pyro's questions as a recording does, and keep the questions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -546,7 +546,7 @@ def without_repeats() -> None:
 def parameters_of() -> None:
     for family in (dist.Bernoulli, dist.OneHotCategorical):
         fn = family(logits=torch.ones(2))
-        assert fn.probs.shape == (2,)  # computed, and held from here on
+        assert fn.probs.shape == (2,)  # computed, and kept from now on
         assert list(of_torch.parameters_of(fn.expand([3, *fn.batch_shape]))) == ["logits"]
     fn = dist.Binomial(4, torch.full((2,), 0.5)).expand([3, 2])
     assert fn.logits.shape == (3, 2) and set(of_torch.parameters_of(fn)) == {"total_count", "probs"}
@@ -717,7 +717,7 @@ def test_each_question_has_a_canary() -> None:
         found = inspect.getmembers(module, lambda thing: inspect.isfunction(thing) or inspect.isclass(thing))
         return {name for name, thing in found if thing.__module__ == module.__name__ and not name.startswith("_")}
 
-    answers = {"Request"}  # what a question returns
+    answers = {"Request"}  # a return type, not a function
     assert CANARIES.keys() == (questions(of_pyro) | questions(of_enumeration) | questions(of_torch)) - answers
 
 

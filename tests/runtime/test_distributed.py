@@ -1,4 +1,4 @@
-"""Several processes train as one: two real ones, over gloo, against one process."""
+"""Training in several processes: two real ones, over gloo, against one process."""
 
 import contextlib
 import json
@@ -60,7 +60,7 @@ def new_vae(num_latents=2, num_categories=3, sharpness=1.0):
 
 
 def data():
-    """13 images in batches of 5: shares of 3 and 2, at the end of an epoch of 2 and 1."""
+    """Return 13 images for batches of 5: shares of 3 and 2, and of 2 and 1 at the end of an epoch."""
     return torch.rand(13, D, generator=torch.Generator().manual_seed(1)).round()
 
 
@@ -68,7 +68,7 @@ def config(stages="gumbel-softmax:100", **options):
     return TrainConfig(stages=stages, batch_size=5, learning_rate=1e-2, **options)
 
 
-# Alone.
+# Without a group.
 
 
 def test_a_process_without_a_group_is_alone():
@@ -102,12 +102,12 @@ def test_shares_have_every_code_once_and_are_of_one_size(num_latents, num_catego
 
 
 def test_codes_that_are_alike_go_to_different_processes():
-    """Of the codes that share a category of one latent, each of two processes has about a half."""
+    """Each of two processes has about half of the codes that share a category of one latent."""
     vae = new_vae(10, 2)
     plan = make_plan(bind_pair(vae, data()), share=Share(0, 2))
     codes = plan.codes(torch.cat([*plan.numbers()]))["z"]  # (512, 10, 2)
     assert (codes.mean(0) - 0.5).abs().max() < 0.06  # one standard error of a random half is 0.016
-    assert torch.arange(0, 1024, 2).remainder(2).float().mean() == 0  # which every second code would fail
+    assert torch.arange(0, 1024, 2).remainder(2).float().mean() == 0  # the control: taking every second code would fail
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 300.0])
@@ -165,7 +165,7 @@ def test_a_restart_goes_on_only_with_its_own_configuration(monkeypatch, capsys, 
     arguments = ["train", "--stages", "exact:2steps", "--num-latents", "1"]
     arguments += ["--output", str(tmp_path / "run")]
     assert main(arguments) == 0
-    assert main(arguments) == 2  # no restart, and so no run writes over another
+    assert main(arguments) == 2  # there is no restart, so no run overwrites another
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert main(arguments) == 0
     assert main([*arguments, "--seed", "1"]) == 2
@@ -173,7 +173,7 @@ def test_a_restart_goes_on_only_with_its_own_configuration(monkeypatch, capsys, 
 
 
 class Bomb:
-    """Leaves a file where it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -183,7 +183,7 @@ class Bomb:
 
 
 def test_what_another_process_tells_is_never_unpickled(tmp_path):
-    """By hand: bytes of a pickle are refused, and no function of torch that sends objects is called."""
+    """Bytes of a pickle are refused, and no function of torch that sends objects is called."""
     mark = tmp_path / "exploded"
     with pytest.raises(ValueError, match="Expected plain data with tensors, but found other bytes"):
         unpack(pickle.dumps(Bomb(str(mark))))
@@ -200,11 +200,11 @@ def test_plain_data_come_back(value):
     assert str(found) == str(value)
 
 
-# Two processes: each job is one that both do; its results, by rank, are looked at by a test.
+# Two processes: both run each job, and a test checks the results by rank.
 
 
 def outcome(vae, chosen, x, *, shard, steps=1, optimizer="SGD"):
-    """Losses of steps that change nothing, and the last gradients."""
+    """Return the losses of steps that change no weights, and the last gradients."""
     step = make_step(vae, chosen, lr=0.0, optimizer=optimizer, shard=shard)
     losses = [step(x).item() for _ in range(steps)]
     return losses, [parameter.grad for parameter in vae.parameters()]
@@ -218,7 +218,7 @@ CODES = {
 }
 
 
-#: Sums over all cases; evidence and wake, of which the others differ from it, where processes have several slices.
+#: `exact` in all cases; evidence and wake, which differ from it only with several slices, in those cases.
 DIVIDED = [("exact", case) for case in CODES]
 DIVIDED += [
     (name, case)
@@ -260,7 +260,7 @@ def unbiased():
 
 
 def averages():
-    """What a moving average has learned in ten steps."""
+    """Return what a moving average has learned in ten steps."""
     training = Training(
         new_vae(), data(), TrainConfig(stages="reinforce-baseline:100", batch_size=13, learning_rate=1e-2)
     )
@@ -271,7 +271,7 @@ def averages():
 
 
 def resumed(folder):
-    """2k steps, and k + k through a checkpoint."""
+    """Train for 2k steps, and for k + k steps with a checkpoint between them."""
 
     def begun():
         training = Training(new_vae(), data(), config())
@@ -295,7 +295,7 @@ def resumed(folder):
 
 
 def not_finite():
-    """Rank 1 has a NaN in its data; then it fails altogether."""
+    """Train with a NaN in the data of rank 1; then let rank 1 fail."""
     vae = new_vae()
     step = make_step(vae, estimator("exact"), skip_non_finite=True, shard="data")
     weights = next(vae.parameters())
@@ -316,7 +316,7 @@ DIGITS += ["--batch-size", "100", "--checkpoint-every", "7steps", "--seed", "5"]
 
 
 def undisturbed():
-    """What two processes train that nobody kills."""
+    """Return the weights that two undisturbed processes train."""
     chosen = TrainConfig(
         stages="gumbel-softmax:12",
         num_latents=2,
@@ -356,7 +356,7 @@ def work(rank, folder):
 
 @pytest.fixture(scope="module")
 def both(server, tmp_path_factory):
-    """The results of two processes, by name of the job: [of rank 0, of rank 1]."""
+    """Return the results of two processes by the name of the job: [rank 0, rank 1]."""
     folder = tmp_path_factory.mktemp("both")
     done = server.run(str(folder), script=__file__)
     assert done.code == 0, done.err
@@ -420,7 +420,7 @@ def test_summed_estimates_have_the_mean_of_one_process(both):
         return ((found.mean(0) - exact).abs() / error.clamp_min(1e-12))[exact.abs() > 1e-6].max()
 
     assert errors(estimates) < 5
-    assert errors(own) > 5  # negative control: a part is not the sum
+    assert errors(own) > 5  # the negative control: one part is not the sum
 
 
 @pytest.mark.slow
@@ -442,13 +442,13 @@ def test_two_processes_resume_bit_for_bit(both):
 def test_a_step_that_is_not_finite_in_one_process_is_left_out_in_all(both):
     for moved, stayed, of_nan, _ in both["not finite"]:
         assert moved and stayed and math.isnan(of_nan)
-    assert math.isnan(both["not finite"][0][3])  # where the other one failed
+    assert math.isnan(both["not finite"][0][3])  # at the step in which the other one failed
     assert both["not finite"][1][3] == "ValueError"
 
 
 @pytest.mark.slow
 def test_a_killed_process_is_started_again_and_nothing_is_lost(both, server, tmp_path):
-    """In the midst of training; weights are bit for bit those of a run that nobody disturbed."""
+    """The kill is in the middle of training; the weights equal those of an undisturbed run, bit for bit."""
     words = ["--standalone", "--nproc-per-node=2", "--max-restarts=2", "-m", "pyro_gvae", "train", *DIGITS]
     launcher = server.start(*words, "--output", str(tmp_path / "run"), script=ROOT / "tests" / "forked_torchrun.py")
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -458,7 +458,7 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(both, server, tmp
             time.sleep(0.01)
         ranks = sorted(psutil.Process(launcher).children(), key=lambda process: process.create_time())
         assert len(ranks) == 2
-        # In the midst, so that without a restart it would not end.
+        # In the middle of training, so that the run would not end without a restart.
         assert len(metrics.read_text().splitlines()) < 10
         ranks[1].send_signal(signal.SIGKILL)
         done = server.end()
@@ -470,8 +470,8 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(both, server, tmp
     assert_equal(weights, both["digits"][0])
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == 12 * steps[1]
-    assert (done.out + done.err).count("discrete ELBO (exact") == 1  # rank 0 alone speaks
+    assert (done.out + done.err).count("discrete ELBO (exact") == 1  # only rank 0 prints
 
 
-if __name__ == "__main__":  # in a process that has one thread, and forks
+if __name__ == "__main__":  # in a process with one thread, which forks
     multiprocessing.start_processes(work, (sys.argv[1],), nprocs=2, start_method="fork")

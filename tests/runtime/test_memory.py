@@ -1,4 +1,4 @@
-"""How much memory a computation may take."""
+"""Limits of memory, and the behaviour when memory ends."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ from pyro_gvae.train.training import Training
 
 
 def test_the_limit_is_the_callers_or_the_same_on_every_machine(monkeypatch):
-    """Slices, and with them the rounding of sums, follow from it: free memory is not asked for."""
+    """The limit determines slices, and with them the rounding of sums, so it does not depend on free memory."""
     monkeypatch.setattr("psutil.virtual_memory", lambda: pytest.fail("Expected no look at the machine."))
     assert memory_limit(2e9) == 2_000_000_000
     assert memory_limit(None) == DEFAULT_MEMORY == in_bytes(TrainConfig().max_memory)
@@ -55,7 +55,7 @@ def test_errors_that_say_that_memory_has_ended(error, is_one):
     assert is_out_of_memory(error) is is_one
 
 
-def test_an_allocation_that_cannot_be_is_such_an_error():
+def test_an_impossible_allocation_is_such_an_error():
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(error.value)
@@ -72,7 +72,7 @@ def test_a_command_without_memory_is_one_sentence(monkeypatch, capsys, tmp_path)
 
 
 def written(folder, script):
-    """A file with a script."""
+    """Write a script to a file."""
     path = folder / "script.py"
     path.write_text(script)
     return path
@@ -102,7 +102,7 @@ print(len(load_checkpoint(path)["weights"]))
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
 def test_memory_that_ends_with_a_checkpoint_leaves_the_last_one(server, tmp_path):
-    """As under `ulimit -v`, where safetensors by itself ends the process without an exception."""
+    """Under `ulimit -v`, safetensors by itself would end the process without an exception."""
     folder = tmp_path / "folder"
     folder.mkdir()
     done = server.run(str(folder / "checkpoint.safetensors"), script=written(tmp_path, LIMITED))
@@ -130,7 +130,7 @@ NO_MEMORY = "pyro-gvae: Expected enough memory for this command, but found that 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
 def test_memory_that_ends_amid_an_evaluation_is_one_sentence(server, tmp_path):
-    """As under `ulimit -v`."""
+    """The limit is like that of `ulimit -v`."""
     done = server.run(str(tmp_path / "run"), script=written(tmp_path, AMID))
     sentence, status = done.err.partition("limited\n")[2].splitlines()[-2:]
     assert sentence.startswith(NO_MEMORY) and status == "status 2" and "Traceback" not in done.err
@@ -170,7 +170,7 @@ print(peak() - before)
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads kilobytes, as Linux has them")
 def test_many_slices_take_as_much_memory_as_few(server, tmp_path):
-    """Megabytes of the process, not of tensors: in these sizes it grew by more than 400 in place of 100."""
+    """Memory is that of the process, not of tensors: at these sizes it once grew by more than 400 MB, not by 100."""
     done = server.run(script=written(tmp_path, GROWTH))
     assert float(done.out) < 300, done.err
 
@@ -192,7 +192,7 @@ def test_the_peak_is_what_lived_at_once():
 
     assert peak_memory(run) == 12_000
     before = torch.zeros(5000)
-    assert peak_memory(lambda: before.add_(1).sum()) == 4  # what was there is not counted, nor what is written to
+    assert peak_memory(lambda: before.add_(1).sum()) == 4  # existing tensors are not counted, nor is writing to them
 
 
 def test_the_peak_has_the_backward_pass():
@@ -200,8 +200,8 @@ def test_the_peak_has_the_backward_pass():
     assert peak_memory(lambda: (x * 2).exp().sum()) < peak_memory(lambda: (x * 2).exp().sum().backward())
 
 
-def test_the_allocator_is_set_for_those_who_ask_alone(monkeypatch, tmp_path):
-    """A block of 31 MiB is taken by the command line, and not by a sum."""
+def test_the_allocator_is_set_only_on_request(monkeypatch, tmp_path):
+    """The command line allocates a block of 31 MiB to set it; a sum does not."""
     asked = []
     vae, x = CategoricalVAE(6, 4, 3, (5,)), torch.ones(4, 6)
     assert peak_memory(lambda: exact.elbo(vae, x)) < 2**20 < 31 * 2**20 == peak_memory(memory.keep_freed_memory)

@@ -1,4 +1,4 @@
-"""No work fails of its progress bar."""
+"""A progress bar never stops the work that it shows."""
 
 import io
 import sys
@@ -42,7 +42,7 @@ def test_a_bar_is_seen_and_leaves_no_thread(monkeypatch):
     before = threading.active_count()
     assert sum(Progress([1, 2, 3], desc="seen")) == 6
     assert seen.getvalue().startswith("seen: 100%| 3/3 it, ") and threading.active_count() == before
-    assert "\r" not in seen.getvalue() and seen.getvalue().count("\n") == 1  # a line at the end
+    assert "\r" not in seen.getvalue() and seen.getvalue().count("\n") == 1  # one line at the end
 
 
 class Terminal(io.StringIO):

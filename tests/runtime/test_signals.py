@@ -1,4 +1,4 @@
-"""Signals noted and raised, those that are ignored, those that come late; processes that end with their parent."""
+"""Signals: noted, raised, ignored and late ones; and processes that end with their parent."""
 
 import pickle
 import signal
@@ -14,7 +14,7 @@ from pyro_gvae.runtime.signals import STOPPING, StoppedError, raise_on_signal, s
 
 @pytest.fixture(params=STOPPING, ids=lambda number: number.name)
 def number(request):
-    """One of the signals, raised as an exception where nobody else hears it, and not ignored."""
+    """Provide a signal that raises an exception if nothing else handles it, and that is not ignored."""
 
     def hear(number, frame):
         raise StoppedError(signal.Signals(number))
@@ -32,7 +32,7 @@ def test_the_first_signal_is_noted_and_a_second_one_is_not(number):
 
 
 def test_a_signal_that_nobody_heeds_is_sent_again_at_the_end(number):
-    """It is not swallowed: what comes after the block would never know of it."""
+    """It is not swallowed, because the code after the block must learn of it."""
     ended = []
     with pytest.raises(StoppedError) as stopped:
         with stop_on_signal():
@@ -62,7 +62,7 @@ def test_a_signal_is_raised_once_and_handlers_are_as_before(number):
 
 @pytest.mark.parametrize("hear", [stop_on_signal, raise_on_signal])
 def test_an_ignored_signal_stays_ignored(number, hear):
-    """As after `nohup`, and in the background of a script."""
+    """This is the case after `nohup`, and in background jobs of a script."""
     signal.signal(number, signal.SIG_IGN)
     with hear() as stop:
         signal.raise_signal(number)

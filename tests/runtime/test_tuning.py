@@ -1,4 +1,4 @@
-"""The sizes of another device change how long a computation takes, and its result by rounding alone."""
+"""The sizes for another device change the speed of a computation, and its result only by rounding."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from pyro_gvae.programs.runs import bind_pair
 from pyro_gvae.runtime import tuning
 from pyro_gvae.train.step import make_step
 
-#: A device that does a little at a time, and does not look for negligible codes.
+#: A device with small slices that does not look for negligible codes.
 SMALL = tuning.Tuning(
     slice_bytes=5e4,
     few_codes=0,

@@ -1,4 +1,4 @@
-"""Counted work depends on shapes alone."""
+"""Counted work: it depends on shapes alone."""
 
 import itertools
 import time
@@ -18,7 +18,7 @@ from pyro_gvae.programs.statements import read
 from pyro_gvae.runtime.work import OPERATIONS_PER_ELEMENT, _Counted, count_operations
 
 A, B = torch.ones(2, 3), torch.ones(3, 4)
-#: name -> a computation, its operations in products, and the elements that it writes.
+#: Name -> a computation, its number of operations in products, and of written elements.
 COMPUTATIONS = {
     "product": (lambda: A @ B, 2 * 2 * 3 * 4, 2 * 4),
     "element by element": (lambda: (A + 1).exp(), 0, 2 * 6),
@@ -57,7 +57,7 @@ def test_codes_that_are_fewer_than_are_measured_are_counted():
 
 
 def test_the_work_is_that_of_one_pass_forward_and_backward():
-    """What does not depend on the codes is a few percent of it, and not counted."""
+    """Operations that do not depend on the codes are a few percent, and are not counted."""
     vae, x = CategoricalVAE(100, 5, 3, (64,)), torch.ones(7, 100)
     runs = bind_pair(vae, x)
     layout, codes = lay_out(runs), {"z": joint_codes(5, 3)}
@@ -66,7 +66,7 @@ def test_the_work_is_that_of_one_pass_forward_and_backward():
 
 
 def test_seconds_are_those_of_all_codes(monkeypatch):
-    """A clock that goes by one second each time that it is looked at."""
+    """The clock advances by one second per reading."""
     monkeypatch.setattr(time, "perf_counter", itertools.count().__next__)
     found = exact.cost(CategoricalVAE(6, 7, 3, (5,)), torch.ones(4, 6))
     assert found.seconds == 3**7 / MEASURED_CODES

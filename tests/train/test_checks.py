@@ -1,4 +1,4 @@
-"""What cannot be trained is refused without anything being built, by the same sentence as when it is."""
+"""Checks before training: they refuse what cannot be trained without building anything, with the same sentences."""
 
 import pytest
 import torch

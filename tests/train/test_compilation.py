@@ -1,4 +1,4 @@
-"""A run compiles its steps where its counted work outweighs a compilation, and keeps that choice."""
+"""A run compiles its steps if its counted work outweighs a compilation, and keeps this choice."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ def compiler(monkeypatch):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Whether each step was to be compiled; none is."""
+    """Record for each step whether it should be compiled, without compiling it."""
     found, make_step = [], training.make_step
 
     def noted(*args, compile, **options):
@@ -47,7 +47,7 @@ def asked(monkeypatch):
         ({"stages": "gumbel-softmax:1e12s"}, True),
         ({"stages": "gumbel-softmax:9"}, False),
         ({"stages": "gumbel-softmax:60s"}, False),
-        ({"steps": 100_000}, False),  # worth as many steps of large networks, but not of these
+        ({"steps": 100_000}, False),  # enough steps for large networks, but not for these
         ({"seconds": 60.0}, False),
         ({"compile": False}, False),
         ({"stages": "gumbel-softmax:9", "compile": True}, True),
@@ -75,7 +75,7 @@ def test_a_resumed_run_compiles_as_it_did(asked, tmp_path, monkeypatch):
     assert written["compilation"]["is_compiled"] and written["train"]["compile"] is None
     assert asked == [True]
     fit(new_vae(), torch.ones(8, 6), short, output=tmp_path, resume=True, progress=False)
-    assert asked[-1] is True  # although it would not be worth it
+    assert asked[-1] is True  # although it does not pay off any more
     for never in (False, True):  # a finished run takes no step
         fit(new_vae(), torch.ones(8, 6), replace(short, compile=never), output=tmp_path, resume=True, progress=False)
         assert asked[-1] is never

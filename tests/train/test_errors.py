@@ -1,4 +1,4 @@
-"""What a program raises in a step is raised as it is; what a run has left is never written over."""
+"""Errors of programs in a step are raised unchanged, and existing runs are never overwritten."""
 
 from functools import partial
 
@@ -35,7 +35,7 @@ def config(stages="exact:2", **options):
 
 
 class Mistaken(nn.Module):
-    """Works for whole batches of 8 and for what is judged, and fails for the last batch, of 4."""
+    """A decoder that works for batches of 8 and for evaluations, and fails for the last batch, of 4."""
 
     def __init__(self, error):
         super().__init__()
@@ -65,7 +65,7 @@ def test_batch_normalization_of_one_datum_is_no_number_that_is_not_finite():
 
 @pytest.mark.parametrize("stages", STAGES)
 def test_a_step_that_is_not_finite_is_still_left_out(stages):
-    """The other side: logits that are NaN for one batch, from which torch cannot draw."""
+    """The control: the logits are NaN for one batch, and torch cannot draw from them."""
 
     class NotANumber(Mistaken):
         def forward(self, x):
@@ -115,7 +115,7 @@ def test_a_run_whose_checkpoint_is_lost_keeps_what_it_has(lost, tmp_path):
 
 
 class Swapped(CategoricalVAE):
-    """The same names with the same numbers of parameters, in another order."""
+    """Parameters with the same names and sizes, in another order."""
 
     def __init__(self):
         super().__init__(12, 2, 3, hidden=(8,))
@@ -135,7 +135,7 @@ def without(name):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """The checkpoint of a run of one step, as a function that reads it."""
+    """Return a function that reads the checkpoint of a run of one step."""
     path = tmp_path_factory.mktemp("kept") / "checkpoint.safetensors"
     training = Training(new_vae(), images(), config())
     training.advance()
@@ -160,7 +160,7 @@ def test_a_resumed_run_tidies_up_at_the_same_steps(kept):
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written(make, harm, sentence, kept):
-    """A fused optimizer would read and write past the end of averages of another shape."""
+    """With averages of another shape, a fused optimizer would read and write out of bounds."""
     resumed = Training(make(), images(), config())
     with pytest.raises(ValueError, match=sentence):
         resumed.restore(harm(kept()))
@@ -219,7 +219,7 @@ def test_a_temperature_that_a_stage_reads_acts(stages):
 
 @unrecorded
 def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path):
-    """The first step has a finite loss and ends in infinite weights; before ten more it would have been written."""
+    """The first step has a finite loss but gives infinite weights, which would be written before ten more steps."""
     with pytest.raises(ValueError, match=r"Expected finite weights, but found others in '.*' at step 1\. The last ch"):
         fit(
             new_vae(), images(), config(learning_rate=1e300, checkpoint_every="1steps"), output=tmp_path, progress=False
@@ -237,7 +237,7 @@ def test_weights_that_are_not_finite_are_no_result(tmp_path):
 
 @unrecorded
 def test_what_was_not_finite_before_is_as_it_should_be(tmp_path):
-    """As logits of -inf, which exclude a category."""
+    """Examples are logits of -inf, which exclude a category."""
     vae = new_vae()
     vae.excluded = nn.Parameter(torch.tensor([-torch.inf, 0.0]))
     done = fit(vae, images(), config(checkpoint_every="1steps"), output=tmp_path, progress=False)

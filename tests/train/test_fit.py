@@ -1,4 +1,4 @@
-"""fit: stages, budgets, schedules, early stopping, signals, what is not finite, programs of one's own."""
+"""fit: stages, budgets, schedules, early stopping, signals, steps that are not finite, and users' programs."""
 
 import copy
 import gc
@@ -63,7 +63,7 @@ def run(vae=None, data=None, chosen=None, **options):
     return fit(vae or new_vae(), images() if data is None else data, chosen or config(), progress=False, **options)
 
 
-# What a plan's text means.
+# Training plans as text.
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_stages(text, expected):
         ("exact[:3", r"Expected a name or name\[option=value,...\]"),
     ],
 )
-def test_stages_that_cannot_be(text, sentence):
+def test_invalid_stages_are_refused(text, sentence):
     with pytest.raises(ValueError, match=sentence):
         parse_stages(text)
 
@@ -156,7 +156,7 @@ def test_amounts_end(amount, steps, seconds, is_over):
         ({"stages": "exact"}, "Expected stages as estimator:amount"),
     ],
 )
-def test_settings_that_cannot_be(setting, sentence):
+def test_invalid_settings_are_refused(setting, sentence):
     with pytest.raises(ValueError, match=sentence):
         TrainConfig(**setting)
 
@@ -180,7 +180,7 @@ def test_a_configuration_comes_back_from_json(name):
         ({"output": 3}, "Expected 'output' to be .*Path.*, but found 3"),
     ],
 )
-def test_json_that_cannot_be(written, sentence):
+def test_invalid_json_is_refused(written, sentence):
     with pytest.raises(ValueError, match=sentence):
         TrainConfig.from_json(written)
 
@@ -196,7 +196,7 @@ def test_the_articles_setting():
 
 
 def test_the_searched_settings():
-    """Every size for every estimator; the presets are those of the estimators that there are."""
+    """There is a preset for every size and estimator, and every preset is of a known estimator."""
     assert {len(sizes) for sizes in SEARCHED.values()} == {6}
     names = {name for name in PRESETS if name.startswith("reinmax")}
     assert len(names) == 6 * len(set(SEARCHED) & set(EstimatorName.__args__))
@@ -253,18 +253,18 @@ def test_a_folder_in_which_another_process_works_is_left_alone(resume, tmp_path)
 
 
 def test_a_fit_leaves_no_tensors_and_no_sources_behind():
-    """torch keeps what a hook on saved tensors returns, and the source of each graph, unless somebody sees to it."""
+    """By itself, torch keeps the results of hooks on saved tensors, and the source of each graph."""
 
     def alive():
         run(chosen=config("gumbel-softmax:2steps,exact:2steps"))
         gc.collect()
         return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()), len(_loader.eval_cache)
 
-    alive()  # what is made once
+    alive()  # first, create what is only created once
     assert alive() == alive()
 
 
-def test_what_is_judged_first_is_what_takes_the_first_step():
+def test_the_temperature_is_set_before_the_first_step():
     assert Training(new_vae(), images(), config(temperature="0.3")).vae.temperature.item() == pytest.approx(0.3)
 
 
@@ -298,7 +298,7 @@ def test_schedules_are_followed():
 
 
 def test_beta_is_annealed_in_one_recording_and_reported_elbos_are_not_weighed(monkeypatch):
-    """The exact objective of each step is E[log p(x|z)] - beta KL of the weights before it."""
+    """The exact objective of each step is E[log p(x|z)] - beta KL with the weights before the step."""
     recordings = []
     new = TracedELBO._new
     monkeypatch.setattr(TracedELBO, "_new", lambda *args, **options: recordings.append(1) or new(*args, **options))
@@ -359,7 +359,7 @@ def test_budgets(options, steps, reason):
 
 @unrecorded
 def test_patience_ends_a_stage(tmp_path):
-    """With a learning rate that ruins what it touches, no evaluation is better than the first."""
+    """The learning rate is so large that no evaluation is better than the first one."""
     done = run(chosen=config("exact:50,exact-evidence:1", learning_rate=50.0, patience=2), output=tmp_path)
     assert [(line["estimator"], line["step"]) for line in done.history][-2:] == [("exact", 6), ("exact-evidence", 9)]
     assert (tmp_path / "best.safetensors").exists()
@@ -397,7 +397,7 @@ def test_patience_needs_test_images():
         (torch.ones(3, D), "Expected a batch size from 1 to the 3 images, but found 4"),
     ],
 )
-def test_data_that_cannot_be_are_refused(x, sentence, tmp_path):
+def test_invalid_data_are_refused(x, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence):
         run(data=x, output=tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -414,12 +414,12 @@ def test_data_that_cannot_be_are_refused(x, sentence, tmp_path):
         ({"stages": "reweighted-wake-sleep:1", "free_bits": 0.1}, "Expected an objective with a KL to leave free"),
     ],
 )
-def test_what_cannot_be_is_refused_before_training(options, sentence):
+def test_invalid_arguments_are_refused_before_training(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         run(chosen=config(**options))
 
 
-# What is not finite.
+# Losses and weights that are not finite.
 
 
 class Exploding(nn.Module):
@@ -483,7 +483,7 @@ def test_after_some_in_a_row_the_run_stops_and_says_where(tmp_path):
 )
 def test_the_first_site_is_named(networks, found):
     class Log(nn.Module):
-        """log of a negative number: NaN in what comes out, in no parameter."""
+        """A decoder that takes the log of a negative number: its output is NaN, its parameters are finite."""
 
         def __init__(self, inner):
             super().__init__()
@@ -530,7 +530,7 @@ def test_a_signal_ends_a_run_after_a_step_and_the_rest_can_be_resumed(number, tm
 
 @pytest.mark.parametrize("late", ["in the last step", "in the last evaluation", "after it"])
 def test_a_signal_at_the_end_is_not_swallowed(late, tmp_path, monkeypatch):
-    """The run is whole, and whoever trains several runs learns that there is to be no other."""
+    """The run is complete, and a caller that trains several runs learns that it should stop."""
 
     def signalled(function, comes):
         def run(training, *rest):
@@ -553,11 +553,11 @@ def test_a_signal_at_the_end_is_not_swallowed(late, tmp_path, monkeypatch):
     assert run(output=tmp_path, resume=True).steps == 6
 
 
-# Programs of one's own.
+# Users' programs.
 
 
 class Mixture(nn.Module):
-    """No temperature, no encoder: a mixture of K normal distributions."""
+    """A mixture of K normal distributions, without temperature and encoder."""
 
     def __init__(self):
         super().__init__()
@@ -576,10 +576,10 @@ class Mixture(nn.Module):
 
 
 class Regression(Mixture):
-    """A label that is observed, and a continuous latent."""
+    """A program with an observed label and a continuous latent."""
 
     def model(self, x):
-        pyro.module("regression", self)  # which stock ELBOs look for
+        pyro.module("regression", self)  # stock ELBOs look for the module
         scale = pyro.sample("z", dist.LogNormal(0.0, 1.0))
         with pyro.plate("data", len(x)):
             pyro.sample("label", dist.Bernoulli(0.5), obs=(x.squeeze(-1) > 0).float())
@@ -620,7 +620,7 @@ def test_tensorboard_holds_curves_and_pictures(tmp_path):
     assert {"train_elbo", "test_elbo", "train_objective", "learning_rate"} <= set(tags["scalars"])
     assert [event.step for event in board.Scalars("test_elbo")] == [0, 3, 6]
     assert {tag.split("/")[0] for tag in tags["images"]} == {"reconstructions", "samples"}
-    assert tags["tensors"] == ["stage/text_summary"]  # where a stage begins, as a text
+    assert tags["tensors"] == ["stage/text_summary"]  # the start of a stage, as a text
     texts = [(event.step, event.tensor_proto.string_val[0].decode()) for event in board.Tensors("stage/text_summary")]
     assert texts == [(0, "0: gumbel-softmax, from step 0"), (3, "1: exact, from step 3")]
     assert tags["histograms"] == ["code usage/latent 0", "code usage/latent 1"]

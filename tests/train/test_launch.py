@@ -1,4 +1,4 @@
-"""A run folder of train, finished or not, under every command that takes a run folder; and its report."""
+"""Run folders of train, finished or not, with every command that takes one; and their reports."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def unfinished(finished, tmp_path):
-    """As a kill leaves it: a checkpoint, and no weights yet."""
+    """Return a run as a kill leaves it, with a checkpoint but without weights."""
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "weights.safetensors").unlink()
     content = load_checkpoint(run / "checkpoint.safetensors")
@@ -131,7 +131,7 @@ def damage(run, how):
     ],
 )
 @pytest.mark.parametrize("command", ["evaluate", "report"])
-def test_what_cannot_be_read_is_one_sentence(command, how, sentence, finished, tmp_path, capsys):
+def test_an_unreadable_run_is_one_sentence(command, how, sentence, finished, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
     damage(run, how)
     assert main([command, str(run)]) == 2
@@ -160,7 +160,7 @@ def test_the_report_of_an_unfinished_run_says_so(unfinished):
 
 
 def vertical_lines(figure: Figure):
-    """Where they are in each panel."""
+    """Return the positions of vertical lines in each panel."""
     return [[line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] for axes in figure.axes]
 
 
@@ -181,7 +181,7 @@ def test_a_run_of_one_stage_has_no_marks(finished):
 
 
 def test_a_run_that_was_not_judged_is_drawn_too(finished, tmp_path):
-    """Of a program without a discrete model no ELBO is known: all its curves but the objective are absent."""
+    """A program without a discrete model has no ELBO: of its curves, only the objective is drawn."""
     run = shutil.copytree(finished, tmp_path / "run")
     unknown = {"train_elbo": None, "test_elbo": None, "elbo_is": "none"}
     (run / "metrics.jsonl").write_text("".join(json.dumps(line | unknown) + "\n" for line in lines(run)[:1]))

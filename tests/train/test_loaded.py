@@ -1,4 +1,4 @@
-"""What `fit` writes is a run folder: `load_run` and the commands read it, or say in one sentence why they cannot."""
+"""Run folders of `fit`: `load_run` and the commands read them, or say in one sentence why they cannot."""
 
 import copy
 import json
@@ -111,7 +111,7 @@ def test_commands_read_a_program_with_a_table(tmp_path):
 
 
 class GaussianObservationOfMine(Observation):
-    """An observation of the caller's."""
+    """A caller's own observation."""
 
     def forward(self, natural):
         return GaussianObservation(0.5)(natural)
@@ -157,12 +157,12 @@ def test_a_command_resumes_what_fit_began(tmp_path):
 
 
 class Mine(CategoricalVAE):
-    """Code of the caller's, though its base is known."""
+    """A caller's own class, although its base is known."""
 
 
 def replaced():
     vae = CategoricalVAE(D, 2, 3, (5,))
-    vae.encoder[1] = nn.Tanh()  # was a ReLU: neither names nor shapes of weights tell
+    vae.encoder[1] = nn.Tanh()  # was a ReLU: names and shapes of weights do not show it
     return vae
 
 

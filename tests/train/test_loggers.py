@@ -1,4 +1,4 @@
-"""Loggers are told of every evaluation once, in order, and end whatever happens."""
+"""Loggers get every evaluation once, in order, and are always closed."""
 
 import sys
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("unrecorded")
 
 
 class Recorder:
-    """Stands for a module that is not installed: notes what is called, with what."""
+    """Stand-in for a module that is not installed: it records calls and their arguments."""
 
     def __init__(self):
         self.calls = []
@@ -78,7 +78,7 @@ def test_mlflow_is_told_of_a_run_and_of_its_continuation(mlflow, tmp_path):
     assert [options["step"] for _, options in mlflow.named("log_metrics")] == [0, 2, 4]
     assert all(isinstance(value, int | float) for args, _ in mlflow.named("log_metrics") for value in args[0].values())
     assert {args[1] for args, _ in mlflow.named("log_image")} >= {"samples/0.png", "reconstructions/4.png"}
-    train(MlflowLogger(run_id="7"), tmp_path, resume=True)  # which is over: nothing is logged again
+    train(MlflowLogger(run_id="7"), tmp_path, resume=True)  # the run is finished: nothing is logged again
     assert len(mlflow.named("log_params")) == 1 and len(mlflow.named("log_metrics")) == 3
     assert len(mlflow.named("end_run")) == 2
 
@@ -93,7 +93,7 @@ def test_a_logger_ends_also_after_an_error(wandb):
 
 
 def test_a_run_folder_names_the_loggers_of_a_configuration(wandb, mlflow, tmp_path, monkeypatch):
-    """And the environment goes before it, as with any program that uses these."""
+    """The environment takes precedence, as in any program that uses these loggers."""
     monkeypatch.setenv("WANDB_PROJECT", "codes")
     run = tmp_path / "mine"
     train(loggers_of(["wandb"], run)[0])
@@ -104,7 +104,7 @@ def test_a_run_folder_names_the_loggers_of_a_configuration(wandb, mlflow, tmp_pa
     assert mlflow.named("start_run") == [((), {"run_name": "first"})]
 
 
-def test_loggers_that_cannot_be_are_refused(tmp_path):
+def test_invalid_loggers_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"among tensorboard, wandb, mlflow, but found 'tensorbord'. Try 'tensorboard'"
     ):

@@ -1,4 +1,4 @@
-"""Milestones: a run is measured where it is asked to be, returns at the last of them, and is the same run."""
+"""Milestones: a run is measured at each of them, returns at the last one, and is otherwise unchanged."""
 
 import re
 
@@ -20,7 +20,7 @@ def drawn(training):
 
 
 def trained(*amounts, every="1", **options):
-    """What `fit` did, and the weights, after so much training or all of it; an epoch is three steps."""
+    """Return what `fit` did, and the weights, after part of the training or all of it; an epoch is three steps."""
     torch.manual_seed(0)
     vae = CategoricalVAE(D, 2, 3, (5,))
     x = torch.rand(12, D, generator=torch.Generator().manual_seed(1)).round()
@@ -32,7 +32,7 @@ def trained(*amounts, every="1", **options):
 
 @pytest.fixture(scope="module")
 def in_parts(tmp_path_factory):
-    """A run of two calls: what the first of them did, what the second did, the weights, and the folder."""
+    """Train in two calls; return what each of them did, the weights, and the folder."""
     folder = tmp_path_factory.mktemp("parts")
     first, _ = trained("2steps", "1", output=folder)
     assert not (folder / "weights.safetensors").exists()
@@ -64,7 +64,7 @@ def test_it_is_measured_once_at_each_with_random_numbers_of_its_own(in_parts):
         ("9steps", 9, 9, 3, 1),
     ]
     assert first.milestones == done.milestones[:2] and len({line["draw"] for line in done.milestones}) == 6
-    assert trained("4steps", "1", output=folder, resume=True)[0] == done  # nothing is left to be done
+    assert trained("4steps", "1", output=folder, resume=True)[0] == done  # there is nothing left to do
 
 
 def test_the_objective_at_a_milestone_is_the_mean_since_the_evaluation_before(in_parts):

@@ -1,4 +1,4 @@
-"""The judge of a run: chosen by counted work, written down, and the same on a machine of any speed."""
+"""The judge of a run: it is chosen by counted work, stored, and independent of the machine's speed."""
 
 import json
 from dataclasses import replace
@@ -40,7 +40,7 @@ def test_small_sums_are_taken_and_large_ones_sampled(size, judge):
 @SIZES
 def test_a_busier_machine_has_the_same_judge(size, judge, slow_clock):
     vae = vae_of(*size)
-    assert exact.cost(vae, images().test).seconds > 10  # by the clock, all of them are large
+    assert exact.cost(vae, images().test).seconds > 10  # by this clock, all sums are large
     assert choose_judge(vae, images().test) == judge
 
 
@@ -77,7 +77,7 @@ def test_a_run_keeps_the_judge_that_it_has_written(tmp_path):
     run, done = train(replace(config, output=tmp_path / "run"))
     written = json.loads((run / "config.json").read_text())
     assert written["train"]["judge"] == done.history[-1]["elbo_is"] == "exact"
-    # Where it was stopped before its first checkpoint, nothing but config.json says what its judge was.
+    # For a run that was stopped before its first checkpoint, only config.json tells the judge.
     (tmp_path / "begun").mkdir()
     written["train"]["judge"] = "sampled"
     (tmp_path / "begun" / "config.json").write_text(json.dumps(written))
@@ -97,7 +97,7 @@ def test_a_checkpoint_that_is_older_than_a_setting_is_gone_on_from():
 @pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize("has_validation", [True, False])
 def test_validation_data_stop_a_stage_in_place_of_test_data(has_validation):
-    """The ELBO of zeros falls while ones are learned; that of the test data, which are ones, rises."""
+    """While the model learns ones, the ELBO of the validation zeros falls, and that of the test ones rises."""
     ones, zeros = torch.ones(8, 6), torch.zeros(4, 6)
     data = Dataset("mine", ones, ones[:4], (2, 3), validation=zeros if has_validation else None)
     config = TrainConfig(stages="exact:6", batch_size=8, learning_rate=0.1, patience=1)

@@ -1,4 +1,4 @@
-"""Optimizers by name: their states are known, and what cannot step is refused before anything is trained."""
+"""Optimizers by name: their states are known, and unsuitable ones are refused before training."""
 
 import pytest
 import torch
@@ -6,14 +6,14 @@ from torch import nn
 
 from pyro_gvae.train.optimizers import check_optimizer_state, new_optimizer
 
-#: Those that need a closure, or sparse gradients.
+#: Optimizers that need a closure, or sparse gradients.
 OTHERS = {"LBFGS", "SparseAdam"}
 NAMES = sorted(
     name
     for name, kind in vars(torch.optim).items()
     if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
 )
-#: Of several shapes; Muon moves matrices only.
+#: Parameters of several shapes; Muon only takes matrices.
 SHAPES = {"Muon": [(3, 2)]}
 
 

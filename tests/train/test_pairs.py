@@ -1,4 +1,4 @@
-"""fit on a pair of plain functions, whose parameters Pyro's store and a network in a closure hold."""
+"""fit on pairs of plain functions, with parameters in Pyro's store and in a network of a closure."""
 
 import pyro
 import pyro.distributions as dist
@@ -42,7 +42,7 @@ def test_a_pair_of_functions_is_trained_where_its_parameters_are(tmp_path):
     network.eval()
     assert exact.elbo(pair, X).mean().item() == pytest.approx(done.history[-1]["train_elbo"], abs=1e-5)
     assert done.history[-1]["train_elbo"] > done.history[0]["train_elbo"] + 0.1
-    # A later call continues the same run, from other values in the store.
+    # A later call continues the same run, even if the store has other values.
     before = {name: value.detach().clone() for name, value in store.items()}
     with torch.no_grad():
         for _, leaf in store.named_parameters():

@@ -1,4 +1,4 @@
-"""What fit needs of its process, and what it leaves there."""
+"""The requirements of fit on its process, and the traces that it leaves there."""
 
 import os
 import threading
@@ -40,17 +40,17 @@ def test_a_second_thread_is_refused():
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()
-        fit(new_vae(), images(), config(), progress=False)  # of the same thread
+        fit(new_vae(), images(), config(), progress=False)  # in the same thread
     (refusal,) = refusals
     assert refusal.startswith("Expected fit in one thread of a process, whose random states and Pyro handlers all")
-    thread = threading.Thread(target=second)  # the control: alone, another thread may fit
+    thread = threading.Thread(target=second)  # the control: on its own, another thread may fit
     thread.start()
     thread.join()
     assert len(refusals) == 1
 
 
 def test_nothing_is_left_in_the_process():
-    fit(new_vae(), images(), config("gumbel-softmax:1"), progress=False)  # what others import, they change at import
+    fit(new_vae(), images(), config("gumbel-softmax:1"), progress=False)  # do imports first, which change state
     pyro.clear_param_store()
     filters, environment = list(warnings.filters), dict(os.environ)
     threads = threading.enumerate()
@@ -61,7 +61,7 @@ def test_nothing_is_left_in_the_process():
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_torchs_default_type_changes_no_number(name, monkeypatch):
-    """Of a network and data of float32: not by float64 constants in the middle of it, recorded or not."""
+    """A float32 network on float32 data gives the same numbers, recorded or not: no float64 constants interfere."""
     if name not in {"gumbel-softmax", "exact"}:
         monkeypatch.setattr(TracedELBO, "outcome", lambda *_, **__: None)
     weights = []

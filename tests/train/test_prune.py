@@ -1,4 +1,4 @@
-"""Smaller programs: on the codes that are left, they are the function that they were."""
+"""Pruned programs: on the remaining codes, they compute the same function as before."""
 
 import copy
 import math
@@ -20,7 +20,7 @@ from pyro_gvae.train.trained import load_model
 H, W = 4, 4
 X = torch.rand(30, H * W, generator=torch.Generator().manual_seed(0)).round().double()
 N, K = 3, 4
-#: Categories that no datum has, and the one that all have of the latent that tells nothing.
+#: Categories that no datum has, and the only category of the latent that carries no information.
 DEAD, CONSTANT = ((0, 1), (2, 3)), (1, 2)
 
 
@@ -103,7 +103,7 @@ def test_a_run_that_prunes_goes_on_from_what_is_left(learn_prior, tmp_path):
     done = fit(vae, x, PRUNING, output=tmp_path, progress=False)
     assert sizes(done.history) == [(0, 3, 4), (3, 3, 4), (6, 2, 3), (9, 2, 3)]
     fit(expected, x, replace(PRUNING, stages="exact:2", prune=None), progress=False)
-    # Another order of data, and averages that begin anew, so that weights are near each other.
+    # The data have another order, and averages restart, so weights are only close to each other.
     for name, weight in vae.state_dict().items():
         torch.testing.assert_close(weight, expected.state_dict()[name], rtol=0, atol=0.02)
     for again in (load_run(tmp_path).model(), load_model(tmp_path).vae):
@@ -150,7 +150,7 @@ def test_averages_of_what_is_left_are_kept():
         ("stages", "Expected several stages with prune='stages'"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(text, told):
+def test_invalid_settings_are_refused(text, told):
     with pytest.raises(ValueError, match=told):
         TrainConfig(prune=text)
 

@@ -1,4 +1,4 @@
-"""Priors that are fitted to codes of data: alone, and their tree at each epoch."""
+"""Priors fitted to the codes of data: a prior alone, and the tree of a prior at each epoch."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from pyro_gvae.models.priors import PRIORS, MixturePrior
 from pyro_gvae.train.milestones import Milestones
 from pyro_gvae.train.refit import fit_prior
 
-#: The first and the last pixels are equal: so are digits that see them.
+#: The first and the last pixels are equal, and so are digits that depend on them.
 X = torch.rand(40, 6, generator=torch.Generator().manual_seed(0)).round()
 X[:, 3:] = X[:, :3].flip(-1)
 

@@ -28,7 +28,7 @@ def new_vae(num_categories=K, **options):
 
 
 def data(size=15):
-    """Images in batches of 5: an epoch is 3 steps, so that a checkpoint after 7 is within one."""
+    """Return images for batches of 5: an epoch is 3 steps, so a checkpoint after 7 steps is within an epoch."""
     return torch.rand(size, D, generator=torch.Generator().manual_seed(1)).round()
 
 
@@ -51,7 +51,7 @@ def advanced(training, steps):
 
 
 def flat(content, name=""):
-    """(name, value) of everything in a checkpoint but the time that it took."""
+    """Yield (name, value) of everything in a checkpoint except times."""
     if isinstance(content, dict):
         return [pair for key, item in content.items() for pair in flat(item, f"{name}/{key}")]
     if isinstance(content, list):
@@ -68,10 +68,10 @@ def assert_the_same(found, expected):
 
 
 def assert_resumed_is_uninterrupted(config, path, make=new_vae, *, forget=(), x=None):
-    """k steps, a checkpoint, and k steps of the same process; and those k steps of another process, as it were.
+    """Compare k steps, a checkpoint and k more steps with the same k steps of a resumed run.
 
     Returns:
-        What the first of them is at its end.
+        The final state of the first run.
     """
     training = advanced(begun(config, make, x), HALF)
     save_checkpoint(path, training.content())
@@ -84,7 +84,7 @@ def assert_resumed_is_uninterrupted(config, path, make=new_vae, *, forget=(), x=
     return training
 
 
-# A resumed run records again; what else a checkpoint needs of an estimator shows without recordings too.
+# A resumed run records again; other needs of estimators for a checkpoint show without recordings, too.
 RECORDED = {"gumbel-softmax", "exact", "reinforce-baseline", "relax"}
 
 
@@ -97,7 +97,7 @@ def test_k_and_k_steps_are_2k_steps(name, tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_changes_nothing_in_the_run_that_writes_it(tmp_path):
-    """The last batch of an epoch is smaller here, and so is another recording."""
+    """The last batch of an epoch is smaller, and needs another recording."""
     chosen, x = config("relax:100"), data(13)
     training = assert_resumed_is_uninterrupted(chosen, tmp_path / "checkpoint", x=x)
     assert_the_same(training.content(), advanced(begun(chosen, x=x), 2 * HALF).content())
@@ -105,7 +105,7 @@ def test_a_checkpoint_changes_nothing_in_the_run_that_writes_it(tmp_path):
 
 @pytest.mark.parametrize("forgotten", ["random", "optimizer", "vae"])
 def test_negative_control(forgotten, tmp_path):
-    """A checkpoint without one of its parts is noticed."""
+    """The test notices a checkpoint that lacks one of its parts."""
     with pytest.raises(AssertionError):
         assert_resumed_is_uninterrupted(config("gumbel-softmax:100"), tmp_path / "checkpoint", forget=[forgotten])
 
@@ -205,7 +205,7 @@ def test_a_run_that_was_over_stays_so(tmp_path):
 
 
 class WithBaseline(SampledELBO):
-    """The score function with a baseline that the loss learns itself, and a count that it keeps."""
+    """The score function with a baseline that the loss learns, and a counter."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""New rows for unused categories: what they leave as it is, and what they change."""
+"""New rows for unused categories: what they change, and what they keep."""
 
 import math
 
@@ -16,7 +16,7 @@ X = torch.rand(20, 6, generator=torch.Generator().manual_seed(0)).round()
 
 
 def new_vae(*, learn_prior=False, prior="uniform", dead=((0, 2),)):
-    """A VAE some of whose categories no datum uses."""
+    """Return a VAE with categories that no datum uses."""
     torch.manual_seed(0)
     vae = CategoricalVAE(6, 2, 4, hidden=(5,), learn_prior=learn_prior, prior=prior).double()
     with torch.no_grad():
@@ -38,7 +38,7 @@ def test_the_most_used_category_is_split_in_two():
     expected[:, 0, most] /= 2
     expected[:, 0, 2] = expected[:, 0, most]
     torch.testing.assert_close(use(vae), expected)
-    gained = before[:, 0, most].mean() * math.log(2)  # a KL from a uniform prior that is so much smaller
+    gained = before[:, 0, most].mean() * math.log(2)  # the KL from a uniform prior falls by this much
     torch.testing.assert_close(exact.elbo(vae, X.double()).mean(), elbo + gained)
 
 
@@ -71,7 +71,7 @@ def test_a_prior_of_ones_own_that_cannot_be_split_is_refused():
 
     joint = JointPrior(2, 4, Equal())
     vae = CategoricalVAE(6, 2, 4, hidden=(5,), prior=joint)
-    with pytest.raises(ValueError, match=r"Expected a prior that says how .* is split in two, but found a JointPrior"):
+    with pytest.raises(ValueError, match=r"Expected a prior that can split .* in two, but found a JointPrior"):
         fit(vae, X, TrainConfig(stages="exact:1", batch_size=10, revive=0.1), progress=False)
 
 
@@ -80,7 +80,7 @@ def test_several_unused_categories_share_the_used_ones():
     assert revive(vae, X.double(), 0.01) == 4
     assert use(vae).mean(0).min() > 0.1
     rows = vae.encoder[-2].weight.view(2, 4, -1)[0]
-    assert torch.pdist(rows).min() > 1e-3  # the noise, without which they would stay alike
+    assert torch.pdist(rows).min() > 1e-3  # by noise, without which they would stay equal
 
 
 def test_used_categories_stay_as_they_are():
@@ -91,7 +91,7 @@ def test_used_categories_stay_as_they_are():
 
 @pytest.mark.parametrize("share", [None, 0.01])
 def test_fit_revives_at_the_beginning_of_epochs(share):
-    """A category with so low a logit has no gradient by itself."""
+    """A category with such a low logit has no gradient."""
     vae = new_vae().float()
     fit(vae, X, TrainConfig(stages="exact:2", batch_size=10, learning_rate=1e-3, revive=share), progress=False)
     assert (vae.encoder(X).softmax(-1).mean(0)[0, 2] > 0.05) == (share is not None)

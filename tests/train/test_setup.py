@@ -1,4 +1,4 @@
-"""The program of a configuration: the class and the sizes that it names, the weights of its seed."""
+"""The program of a configuration: its class and sizes, and the initial weights of its seed."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Training on rows that are read in slices: resumed to the bit, judged on all test rows."""
+"""Training on rows that are read in slices: resuming is exact to the bit, and evaluations use all test rows."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The training step: the plain ELBO's losses and weights, one optimizer, and nothing else changed."""
+"""The training step: losses and weights of the plain ELBO, one optimizer, and no other side effects."""
 
 import logging
 import warnings
@@ -42,7 +42,7 @@ def weights(vae):
 
 
 def plainly(vae, chosen, xs, lr=1e-2, optimizer="Adam"):
-    """The same steps as one writes them with Pyro's ELBO and torch's optimizer."""
+    """Take the same steps, written with Pyro's ELBO and torch's optimizer."""
     model, guide, elbo = chosen.bind(vae)
     parameters = [*vae.parameters(), *own_state(elbo).parameters()]
     chosen_optimizer = getattr(torch.optim, optimizer)(parameters, lr=lr)
@@ -55,9 +55,9 @@ def plainly(vae, chosen, xs, lr=1e-2, optimizer="Adam"):
     return torch.tensor(losses, dtype=torch.float64)
 
 
-# The one sweep of the registry by recorded steps; what differs, differs by step 30. In single precision Adam makes
-# whole steps of gradients that are zero but for rounding, as where all particles are the same code: SGD there, and one
-# row of each family.
+# This is the one sweep over the registry with recorded steps; any difference shows by step 30. In single precision,
+# Adam makes full steps from gradients that are only rounding errors, as where all particles are the same code: use SGD
+# there, and one row of each family.
 FAMILIES = ["gumbel-softmax", "gumbel-rao", "reinforce-baseline", "vimco", "disarm", "rebar", "local-expectation"]
 
 
@@ -65,7 +65,7 @@ FAMILIES = ["gumbel-softmax", "gumbel-rao", "reinforce-baseline", "vimco", "disa
     ("name", "options", "dtype", "optimizer", "lr"),
     [
         *((name, options, torch.float64, "Adam", 1e-2) for name, options in OPTIONS),
-        # Signals of the score function are large.
+        # Signals of score functions are large.
         *((name, {}, torch.float32, "SGD", 1e-3) for name in [*FAMILIES, "exact"]),
     ],
     ids=str,
@@ -89,7 +89,7 @@ def test_30_steps_are_those_of_the_plain_elbo(name, options, dtype, optimizer, l
 
 @pytest.mark.parametrize("name", ["gumbel-softmax", "exact", "exact-evidence"])
 def test_two_sizes_that_take_turns_are_recorded_once_each(name):
-    """As the last batch of every epoch does: a recording takes as long as hundreds of steps."""
+    """The last batch of each epoch has another size, and a recording takes as long as hundreds of steps."""
     xs = [batches(1, size=size)[0] for size in (B, 1) * 3]
     expected_vae, step = new_vae(), make_step(new_vae(), estimator(name), lr=1e-2)
     torch.manual_seed(2)
@@ -111,7 +111,7 @@ def test_nothing_else_changes():
 
 @pytest.mark.parametrize("slice_size", [None, 4], ids=["recorded", "not recorded"])
 def test_pyros_validation_is_on_in_the_first_step_alone(slice_size, caplog):
-    log = logging.getLogger("validation")  # no guard reads it: else it would be state that changes
+    log = logging.getLogger("validation")  # guards do not read a logger, so it is no changing state
     caplog.set_level(logging.INFO)
 
     class Watching(nn.Module):
@@ -145,7 +145,7 @@ def test_each_argument_has_a_range():
     known = widened({}, [x], {"y": y, "rate": torch.tensor(0.5), "other": "text"})
     assert known == {0: (0, 1, True), "y": (3, 4, True)}
     assert widened(known, [x[:1]], {"y": y}) is known
-    assert widened(known, [torch.tensor([torch.nan, 5.0])], {"y": y}) is known  # the loss tells that
+    assert widened(known, [torch.tensor([torch.nan, 5.0])], {"y": y}) is known  # the loss shows NaN
     assert widened(known, [x / 2], {"y": y + 1}) == {0: (0, 1, False), "y": (3, 5, True)}
 
 
@@ -180,7 +180,7 @@ def stock_pair(likelihood):
     ids=["too large", "too small", "not whole", "negative counts"],
 )
 def test_data_out_of_range_are_refused_in_any_step(new, name, wrong, sentence):
-    """Their loss would be finite. The program is checked with each new range once, and draws as without."""
+    """Their loss would be finite. The program is checked once for each new range, without affecting its draws."""
     torch.manual_seed(0)
     program, (x, y) = new(), batches(2, torch.float32)
     step = make_step(program, estimator(name))
@@ -219,7 +219,7 @@ def test_gradients_are_clipped_at_their_norm_per_datum():
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_a_step_that_is_left_out_changes_nothing():
-    """Neither weights nor what the loss averages."""
+    """Neither weights nor the averages of the loss change."""
     vae = new_vae()
     step, [x] = make_step(vae, estimator("reinforce-baseline"), skip_non_finite=True), batches(1)
     step(x)
@@ -234,9 +234,9 @@ def test_a_step_that_is_left_out_changes_nothing():
     assert not torch.equal(weights(vae), before[0])
 
 
-@pytest.mark.parametrize("name", ["exact", "gumbel-softmax"])  # others cannot draw codes then
+@pytest.mark.parametrize("name", ["exact", "gumbel-softmax"])  # others cannot draw codes in this case
 def test_a_loss_that_is_not_finite_is_an_error_before_the_step(name):
-    """In a later step, too, where data are no longer checked."""
+    """This holds in later steps, too, where data are no longer checked."""
     vae = new_vae()
     step = make_step(vae, estimator(name))
     (x,) = batches(1)
@@ -261,7 +261,7 @@ def test_a_batch_without_data_is_refused():
 @unrecorded
 @pytest.mark.parametrize("name", ["AdamW", "RAdam"])
 def test_optimizers_by_name(name):
-    """Adam and SGD have their turn above."""
+    """Adam and SGD are tested above."""
     expected_vae, vae, xs = new_vae(), new_vae(), batches(10)
     plainly(expected_vae, estimator("exact"), xs, optimizer=name)
     step = make_step(vae, estimator("exact"), optimizer=name, lr=1e-2)
@@ -295,7 +295,7 @@ def test_two_steps_may_share_an_optimizer():
     ],
 )
 def test_an_optimizer_that_lacks_what_the_loss_trains_is_refused(name, options, absent):
-    """A control variate that nothing trains would stay as it is without a word."""
+    """Otherwise, a control variate would silently remain untrained."""
     vae, x = new_vae(), batches(1)[0]
     before = weights(vae)
     step = make_step(vae, estimator(name, **options), optimizer=torch.optim.SGD(vae.parameters(), lr=1.0))
@@ -330,7 +330,7 @@ def test_an_optimizer_of_something_else_is_refused(optimizer, sentence):
 
 @pytest.mark.parametrize("flush_every", [100, 10**9], ids=["ours", "negative control"])
 def test_averages_do_not_become_denormal(flush_every, monkeypatch):
-    """A pixel that is on in the first batch alone leaves averages that go to zero and never get there."""
+    """A pixel that is on only in the first batch leaves averages that decay to zero without reaching it."""
     monkeypatch.setattr(steps, "FLUSH_EVERY", flush_every)
     vae = new_vae(torch.float32)
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-5)
@@ -397,7 +397,7 @@ def test_parameters_outside_of_the_module_are_refused():
 
 @pytest.mark.parametrize("recordable", [True, False])
 def test_a_program_that_does_not_show_its_parameters_is_refused(recordable):
-    """A stock ELBO forms no gradient then, and says nothing."""
+    """A stock ELBO would silently form no gradient."""
 
     class Hidden(nn.Module):
         def __init__(self):
@@ -414,14 +414,14 @@ def test_a_program_that_does_not_show_its_parameters_is_refused(recordable):
     step = make_step(Hidden(), estimator("gumbel-softmax", temperature=0.5))
     refused = pytest.raises(ValueError, match=r"Expected a gradient for some parameter .* Try pyro\.module")
     with warnings.catch_warnings(), refused:
-        warnings.simplefilter("ignore")  # that it runs as it is
+        warnings.simplefilter("ignore")  # it warns that it runs unrecorded
         step(torch.ones(B, D))
 
 
-# torch 2.8 rounds the gradients of a recording otherwise, so that the step runs unrecorded there, and says so.
+# torch 2.8 rounds the gradients of a recording differently, so the step runs unrecorded there, with a warning.
 @pytest.mark.filterwarnings("ignore:Steps run without a recording:UserWarning")
 def test_networks_in_bfloat16_score_in_float32():
-    """Networks in 8 bits change a loss by tenths of a nat at most; log-probabilities in 8 bits, by whole nats."""
+    """Networks with 8 bits of precision change a loss by at most tenths of a nat; log-probabilities, by whole nats."""
     losses = {}
     for dtype in (torch.float32, torch.bfloat16):
         vae = new_vae(torch.float32)
@@ -438,7 +438,7 @@ def test_networks_in_bfloat16_score_in_float32():
 
 @pytest.mark.slow
 def test_a_compiled_step_is_the_same():
-    """Inductor, with torch's own random numbers."""
+    """Inductor is set to use torch's own random numbers."""
     xs, losses = batches(4, torch.float32), []
     for compile in (False, True):
         vae = new_vae(torch.float32)

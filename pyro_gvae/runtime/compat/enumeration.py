@@ -23,25 +23,25 @@ def enumerated_dim(msg: Any) -> int | None:
 
 
 def in_markov(msg: Any) -> bool:
-    """Return whether a site is inside of `pyro.markov`, which notes how deep."""
+    """Return whether a site is inside of `pyro.markov`, which stores the depth in the site's settings."""
     return bool(msg["infer"].get("_markov_depth"))
 
 
 def axes_in_reach(msg: Any) -> dict[int, int]:
     """Return the dimensions that a site may use, and the number of the enumerated latent that each belongs to here.
 
-    `pyro.markov` gives a dimension to another latent as soon as the first is out of reach. Numbers are not given twice.
+    `pyro.markov` gives a dimension to another latent as soon as the first is out of reach. Numbers are not reused.
     """
     return dict(msg["infer"].get("_dim_to_id", {}))
 
 
 def give_axes(msg: Any, axes: Mapping[int, int]) -> None:
-    """Tell Pyro's `EnumMessenger` which latents the dimensions of a value belong to that it has not enumerated."""
+    """Tell Pyro's `EnumMessenger` which latents the dimensions of a value belong to, if it has not enumerated it."""
     msg["infer"]["_dim_to_id"] = dict(axes)
 
 
 def leave_dims(lowest: int) -> None:
-    """Let the next program enumerate left of a dimension, so that none of its own is one that a value already has."""
+    """Let the next program enumerate only left of a dimension, so that it uses none that a value already has."""
     _ENUM_ALLOCATOR.next_available_dim = min(_ENUM_ALLOCATOR.next_available_dim, lowest - 1)
 
 
@@ -51,7 +51,7 @@ def sites_in_reach(msg: Any) -> frozenset[str]:
 
 
 def is_in_reach(msg: Any, other: Any) -> bool:
-    """Return whether `pyro.markov` lets a site inside of it reach another one: no loop around both is out of reach."""
+    """Return whether `pyro.markov` lets a site inside of it reach another one, in every loop around that one."""
     depth = msg["infer"].get("_markov_scope", {}).get(other["name"])
     return depth is not None and bool(depth == other["infer"].get("_markov_depth"))
 
@@ -68,7 +68,7 @@ def bring_into_reach(msg: Any, other: Any) -> None:
 
 
 def take_out_of_reach(msg: Any, name: str) -> None:
-    """Take a site out of those that `pyro.markov` lets another one reach.
+    """Remove a site from those that `pyro.markov` lets another one reach.
 
     A handler that samples a site inside of another one does this: `pyro.markov` has already noted the outer site, which
     has no value yet, and `EnumMessenger` would ask for its dimensions.
@@ -77,7 +77,7 @@ def take_out_of_reach(msg: Any, name: str) -> None:
 
 
 def markov_settings(infer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `pyro.markov` has noted in a site's settings: `EnumMessenger` looks for it at each site in reach.
+    """Return the entries of `pyro.markov` in a site's settings, which `EnumMessenger` reads at each site in reach.
 
     A handler that replaces a site's settings keeps these, and leaves them out of a site that it samples inside of it.
     """

@@ -1,4 +1,4 @@
-"""Questions that Pyro's public interface does not answer, one function for each, with names that no release promises.
+"""Questions that Pyro's public interface does not answer, one function for each, by names that any release may change.
 
 `tests/runtime/test_compat.py` asks each question about a small stock program.
 """
@@ -78,10 +78,10 @@ def settings_of_deterministic_site() -> dict[str, Any]:
 
 
 def state_of_plate(thing: Any) -> tuple[Any, ...] | None:
-    """Return what a plate does, or None if it is none.
+    """Return the settings of a plate, or None for any other object.
 
-    Autoguides make their plates anew in each call. Plates count the times that they are entered, and keep the indices
-    that they drew; two that agree in what is returned here do the same.
+    Autoguides make new plates in each call. Plates also count how often they are entered, and keep the indices that
+    they drew, but two plates with the same settings do the same.
     """
     if not isinstance(thing, SubsampleMessenger):
         return None
@@ -89,7 +89,7 @@ def state_of_plate(thing: Any) -> tuple[Any, ...] | None:
 
 
 def indices_of_full_plate(thing: Any) -> Tensor | None:
-    """Return all indices, 0, 1, .., where a thing is a plate that draws none of them; None if not."""
+    """Return the indices 0, 1, .. of a plate that does not subsample; None for any other object."""
     is_full = isinstance(thing, SubsampleMessenger) and thing.size == thing.subsample_size
     return thing._indices if is_full and isinstance(thing._indices, Tensor) else None
 
@@ -148,7 +148,7 @@ class Request(NamedTuple):
     """The ELBO that is running a program.
 
     Attributes:
-        elbo: the stock ELBO, or stock `EnergyDistance`, which is none.
+        elbo: the stock ELBO, or stock `EnergyDistance`, which is not an ELBO.
         wants_gradient: whether a loss with gradients is computed, and not only its value.
     """
 
@@ -159,7 +159,7 @@ class Request(NamedTuple):
 def running_elbo() -> Request | None:
     """Return the stock ELBO that is running the current program to trace it, or None if there is none.
 
-    Pyro does not tell a handler. So look for the ELBO's methods on Python's stack, by their names: `_get_trace` or
+    Pyro does not tell handlers. So look for the ELBO's methods on Python's stack, by their names: `_get_trace` or
     `_get_traces`, called by `loss` if no gradient is computed. `discretize` refuses ELBOs that leave out the score of a
     discrete site.
     """
@@ -179,7 +179,7 @@ def _elbo_that_runs(frame: FrameType, *methods: str) -> ELBO | EnergyDistance | 
 def runs_for_a_loss() -> bool:
     """Return whether an ELBO is running the current program for its loss, and not only to see its shapes.
 
-    Only Python's stack tells. `TraceEnum_ELBO` counts nested plates in `_guess_max_plate_nesting`, and an autoguide
+    Only Python's stack shows it. `TraceEnum_ELBO` counts nested plates in `_guess_max_plate_nesting`, and an autoguide
     reads its model in `_setup_prototype`; both sample sites that will be enumerated later. `enumerated` refuses a loss
     that samples them.
     """

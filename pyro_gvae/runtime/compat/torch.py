@@ -97,7 +97,7 @@ def name_of_operation(operation: Any) -> str:
 def shares_memory(operation: Any) -> bool:
     """Return whether a result of an operation shares memory with an argument, as a view does.
 
-    Schemas tell, except that of `_unsafe_view`, whose argument must not be used afterwards.
+    Schemas show this, except that of `_unsafe_view`, whose argument must not be used afterwards.
     """
     is_view = any(result.alias_info is not None for result in operation._schema.returns)
     return is_view or operation is torch.ops.aten._unsafe_view.default
@@ -126,10 +126,10 @@ def one_mode_for_shapes() -> Iterator[None]:
 
 @contextmanager
 def without_mkldnn() -> Iterator[None]:
-    """Let recurrent layers on a CPU be elementary operations.
+    """Run recurrent layers on a CPU as elementary operations.
 
-    `make_fx` cannot record the backward pass of mkldnn's. Convolutions and products are recorded as they are, and use
-    it when they are replayed.
+    `make_fx` cannot record the backward pass of mkldnn's layers. Convolutions and products are recorded as single
+    operations, and use mkldnn when they are replayed.
     """
     before = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
@@ -141,7 +141,7 @@ def without_mkldnn() -> Iterator[None]:
 
 @contextmanager
 def outside_of_recordings() -> Iterator[None]:
-    """Let no mode see the operations in here, so that those of `make_fx` do not record them."""
+    """Hide the operations in this block from all modes, so that those of `make_fx` do not record them."""
     with _disable_current_modes():
         yield
 
@@ -159,7 +159,7 @@ def no_sources_kept() -> Iterator[None]:
 
 
 def compiled(graph_module: GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
-    """Compile a graph with flat inputs and outputs by Inductor, which `torch.compile` would trace once more."""
+    """Compile a graph with flat inputs and outputs by Inductor; `torch.compile` would trace it once more."""
     return torch._inductor.compile(graph_module, list(inputs), options=options)
 
 
@@ -167,16 +167,16 @@ def compiled(graph_module: GraphModule, inputs: Sequence[Tensor], options: dict[
 
 
 def is_transformed() -> bool:
-    """Tell whether a transform of torch.func runs, such as `vmap` or `grad`.
+    """Return whether a transform of torch.func is running, such as `vmap` or `grad`.
 
-    Inside, no value can be looked at, and neither hooks of saved tensors nor checkpoints work.
+    Inside it, values cannot be read, and neither hooks of saved tensors nor checkpoints work.
     """
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @contextmanager
 def outside_of_transforms() -> Iterator[None]:
-    """Let torch.func take no part in the operations in here: under it no tensor becomes a NumPy array."""
+    """Disable torch.func in this block: under it, tensors cannot be converted to NumPy arrays."""
     with torch._C._DisableFuncTorch():
         yield
 
@@ -186,12 +186,12 @@ class Watching(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # otherwise torch imports its compiler, to tell it so, which takes longer than to import torch
+        return False  # otherwise torch imports its compiler, which takes longer than importing torch itself
 
 
 @final
 class Results(Watching):
-    """Counts the bytes of what operations return, in `num_bytes`."""
+    """Counts the bytes of the results of operations, in `num_bytes`."""
 
     num_bytes = 0
 
@@ -206,7 +206,7 @@ class Results(Watching):
 
 
 def hooks_of(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what was given to a tensor's `register_hook`, which sees or changes its gradient."""
+    """Return the hooks of a tensor, which see or change its gradient, and whether it has hooks that act afterwards."""
     return (*(tensor._backward_hooks or {}).values(), acts_when_graded(tensor))
 
 
@@ -221,7 +221,7 @@ _BACKWARD_HOOKS, _GRADED_HOOKS = attrgetter("_backward_hooks"), attrgetter("_pos
 
 
 def acts_when_graded(tensor: Tensor) -> bool:
-    """Tell whether something was given to `register_post_accumulate_grad_hook`, as by optimizers that need no step."""
+    """Return whether a tensor has post-accumulate-grad hooks, as from optimizers that update in the backward pass."""
     return bool(tensor._post_accumulate_grad_hooks)
 
 
@@ -248,7 +248,7 @@ def storage_id(tensor: Tensor) -> int:
 
 
 def without_repeats(tensor: Tensor, rank: int) -> Tensor:
-    """Return a tensor with the size 1 in those of its first `rank` dimensions along which it was expanded.
+    """Return a tensor with size 1 in those of its first `rank` dimensions along which it was expanded.
 
     The derivative of a plain slice would be a tensor of the expanded size. So, where a derivative is needed, read the
     memory of the tensor that was expanded.
@@ -283,7 +283,7 @@ def _is_view_for_autograd(tensor: Tensor, base: Tensor) -> bool:
 
 
 def parameters_of(distribution: Distribution) -> dict[str, Tensor]:
-    """Return the parameters that a distribution was given: of probabilities and logits, not those that it computed."""
+    """Return the parameters that a distribution was given: of probabilities and logits, only the given ones."""
     held = vars(getattr(distribution, "_categorical", distribution))
     computed = {"probs", "logits"} if "_param" in held else set()
     return {
