@@ -7,9 +7,9 @@ from typing import get_type_hints
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
-from pyro_gvae.cli.arguments import BEGIN, COMMANDS
+from pyro_gvae.cli.arguments import COMMANDS, others_of
 from pyro_gvae.cli.examples import EXAMPLES
-from pyro_gvae.cli.help import said_of, spelling, with_default
+from pyro_gvae.cli.help import said_of, spelling, usage_of, with_default
 from pyro_gvae.cli.words import places_of
 
 PAGE = "reference/command_line"
@@ -19,14 +19,14 @@ def section(name: str) -> str:
     """Return what a command does, how it is called, and its options, as Markdown."""
     config = COMMANDS[name].config
     kinds, places, texts = get_type_hints(config), places_of(config), said_of(config)
-    usage = " ".join(["pyro-gvae", name, *map(str.upper, places), "[options]"])
-    lines = [f"## pyro-gvae {name}", (inspect.getdoc(config) or "").partition("\nArgs:")[0], f"    {usage}"]
+    lines = [f"## pyro-gvae {name}", (inspect.getdoc(config) or "").partition("\nArgs:")[0]]
+    lines.append(f"    {usage_of(name, config)}")
     lines.append("```sh\n" + "\n".join(EXAMPLES[name]) + "\n```")
     lines.append(f"```{{program}} pyro-gvae {name}\n```")
     for field in fields(config):
         names = field.name.upper() if field.name in places else spelling(field.name, kinds[field.name])
         lines.append(option(names, with_default(texts.get(field.name, ""), field.default)))
-    lines += [option(names, text) for names, text in BEGIN.get(name, {}).items()]
+    lines += [option(names, text) for names, text in others_of(name).items()]
     return "\n\n".join(line for line in lines if line)
 
 

@@ -17,6 +17,7 @@ from ..config.names import DatasetName, EstimatorName
 from ..config.presets import PRESETS
 from ..runs.config import CONFIG, read_config
 from .said import Said
+from .terminal import listed
 
 REQUIRED = ("torch", "pyro-ppl", "numpy", "pandas", "matplotlib", "tyro", "safetensors", "scikit-learn", "torchvision")
 #: Settings that tell presets apart.
@@ -80,8 +81,7 @@ def _doctors_table(found: dict[str, Any]) -> str:
         "runs": f"can {'' if runs['is_writable'] else 'not '}be written into {runs['folder']}",
         **{f"extra {name}": "installed" if there else "absent" for name, there in found["extras"].items()},
     }
-    width = max(map(len, lines))
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in lines.items())
+    return listed(lines)
 
 
 def _estimators(*, with_claims: bool) -> list[dict[str, Any]]:

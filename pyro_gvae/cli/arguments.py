@@ -31,22 +31,35 @@ from ..config.train import TrainConfig
 from .help import help_on, help_on_all
 from .settings import settings_of
 from .terminal import check_letters, discard, say
-from .words import Told, read_words
+from .words import DRY_RUN, GENERAL, Told, read_words
 
 
 class Command(NamedTuple):
-    """A configuration, and the module of `cli/` and its function that takes it and returns what to print."""
+    """A configuration, and the module of `cli/` and its function that takes it and returns what to print.
+
+    Attributes:
+        config: the configuration.
+        module: of its function.
+        function: its name.
+        needs_torch: whether it imports torch.
+        plan: the function of `PLANS` that says what the command would do, of those that have `--dry-run`.
+    """
 
     config: type[Any]
     module: str
     function: str
     needs_torch: bool = True
+    plan: str | None = None
+
+
+#: The module of functions that say what commands would do.
+PLANS = "planned"
 
 
 #: In the order of the help.
 COMMANDS = {
-    "train": Command(TrainConfig, "commands", "train_command"),
-    "compare": Command(CompareConfig, "commands", "compare_command"),
+    "train": Command(TrainConfig, "commands", "train_command", plan="plan_train_command"),
+    "compare": Command(CompareConfig, "commands", "compare_command", plan="plan_compare_command"),
     "advise": Command(AdviseConfig, "commands", "advise_command"),
     "resume": Command(ResumeConfig, "commands", "resume_any_command"),
     "report": Command(ReportConfig, "pages", "report_command"),
@@ -102,8 +115,16 @@ def parse(arguments: list[str]) -> Any:
     told = read_words(name, config, asked, [option.split()[0] for option in others], all_places=not is_help)
     begun = _begun(name, told)
     if is_help:
-        _show(help_on(name, config, begun, others))
+        _show(help_on(name, config, begun, others_of(name)))
     return config(**told.settings) if begun is None else replace(begun, **told.settings)
+
+
+def others_of(name: str) -> dict[str, str]:
+    """Return the options of a command that are no settings -> what they do."""
+    planned = (
+        {} if COMMANDS[name].plan is None else {DRY_RUN: "Check everything, say what would be done, and do nothing."}
+    )
+    return BEGIN.get(name, {}) | planned | GENERAL
 
 
 def _show(text: str) -> NoReturn:

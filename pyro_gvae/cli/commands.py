@@ -23,12 +23,13 @@ from ..runs.contents import read_compared
 from ..runs.frames import read_json_lines
 from ..runs.tables import format_table, labelled, summarize
 from ..runtime.distributed import is_main, processes
+from ..train.files import WEIGHTS
 from ..train.launch import resume, train
 from ..train.result import Fit, Interrupted
 from .advised import advice_page, train_by
 from .errors import PartlyFailedError
 from .said import Said
-from .terminal import say
+from .terminal import tell
 
 #: Training has diverged if the ELBO ends this part of its size below that of the untrained networks.
 DIVERGED = 0.1
@@ -40,7 +41,7 @@ def compare_command(config: CompareConfig) -> Said:
     Raises:
         PartlyFailedError: if a cell failed.
     """
-    run = compare(config, tell=_tell)
+    run = compare(config, tell=tell)
     results = read_results(run)
     content = {"run": run, "report": run / "report.html", "results": results.to_dict("records")}
     text = Said(f"{results_table(run)}\n\nreport: {run / 'report.html'}", content)
@@ -78,6 +79,11 @@ def resume_any_command(config: ResumeConfig) -> Said:
     if config.log:
         raise ValueError(
             "Expected log with a training run, but found it with a comparison, of which no logger is told."
+        )
+    if (config.more, config.steps, config.seconds) != (None, None, None):
+        raise ValueError(
+            "Expected more, steps and seconds with a training run, but found them with a comparison, whose estimators "
+            "are compared after equal training. Try compare with more epochs."
         )
     read_compared(config.run)
     written = read_compare_config(config.run)
@@ -122,11 +128,12 @@ def gradients_command(config: GradientsConfig) -> Said:
 def train_command(config: TrainConfig) -> Said:
     """Train a model and return a summary of the run."""
     with _process_group(config.device):
-        return _summary(*train(config, tell=_tell), config.data_dir)
+        return _summary(*train(config, tell=tell), config.data_dir)
 
 
 def resume_command(config: ResumeConfig) -> Said:
     """Resume a training run and return a summary of it."""
+    was_finished = (config.run / WEIGHTS).exists()
     with _process_group(config.device):
         done = resume(
             config.run,
@@ -136,14 +143,15 @@ def resume_command(config: ResumeConfig) -> Said:
             compile=config.compile,
             max_memory=config.max_memory,
             log=config.log,
+            more=config.more,
+            steps=config.steps,
+            seconds=config.seconds,
         )
-        return _summary(*done, config.data_dir)
-
-
-def _tell(text: str) -> None:
-    """Say which data were read, once, and beside the results."""
-    if is_main():
-        say(text, sys.stderr)
+        said = _summary(*done, config.data_dir)
+        if was_finished and said.text and (config.more, config.steps, config.seconds) == (None, None, None):
+            further = shlex.join(["pyro-gvae", "resume", str(config.run), "--more", "10"])
+            return said._replace(text=f"{said.text}\nIt was finished before; to train for longer: {further}")
+        return said
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..config.checks import check_files
 from ..config.train import TrainConfig
-from ..runs.config import read_config
+from ..runs.config import read_config_of_models
 from ..runs.folder import check_new
 
 #: What torchrun tells its processes, of which one makes the folder of all, or goes on in it after a restart.
@@ -21,7 +21,7 @@ def check_early(config: Any) -> None:
     """
     run = getattr(config, "run", None)
     if run is not None:
-        read_config(run)
+        read_config_of_models(run)
     elif hasattr(config, "dataset") and getattr(config, "data", None) is None and not config.download:
         check_files(str(config.dataset), config.data_dir)
     if isinstance(config, TrainConfig) and config.output is not None and not OF_A_GROUP & os.environ.keys():

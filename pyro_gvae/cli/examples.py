@@ -15,7 +15,7 @@ TOP = """Categorical VAEs in Pyro: relaxed sampling and exact enumeration on one
   pyro-gvae explore runs/first --open            look at its codes
   pyro-gvae compare                              compare estimators, a minute or two
 
---json prints the results of any command as JSON, --version the version."""
+--json prints the results of any command as JSON, --quiet shows no progress, --version the version."""
 
 #: Command -> lines that can be typed.
 EXAMPLES = {
@@ -24,14 +24,15 @@ EXAMPLES = {
         "pyro-gvae train --stages gumbel-softmax:20,exact:3 --lr 1e-3 -o runs/staged",
         "pyro-gvae train --data people.csv --columns age=real -o runs/table",
         "pyro-gvae train --config runs/first/config.json --seed 1 -o runs/second",
+        "pyro-gvae train --stages exact:100 --num-latents 6 --dry-run",
     ],
     "compare": [
         "pyro-gvae compare --epochs 20 -o runs/compare",
         "pyro-gvae compare --estimators exact reinmax --sizes 8x4 4x6 --json",
     ],
     "advise": ["pyro-gvae advise --num-latents 4 --num-categories 8 --seconds 30"],
-    "resume": ["pyro-gvae resume runs/first"],
-    "report": ["pyro-gvae report runs/first"],
+    "resume": ["pyro-gvae resume runs/first", "pyro-gvae resume runs/first --more exact:5"],
+    "report": ["pyro-gvae report runs/first --open"],
     "explore": ["pyro-gvae explore runs/first --open"],
     "encode": ["pyro-gvae encode runs/first --kind exact --num-data 100"],
     "reconstruct": ["pyro-gvae reconstruct runs/first"],

@@ -51,7 +51,7 @@ def help_on(name: str, config: type[Any], default: Any, others: Mapping[str, str
         others: options that are no settings -> what they do.
     """
     places, texts = places_of(config), said_of(config)
-    usage = " ".join(["pyro-gvae", name, *map(str.upper, places), "[options]"])
+    usage = usage_of(name, config)
     parts = [f"Usage: {usage}", described(name, config, whole=True)]
     kinds = get_type_hints(config)
     groups: dict[str, list[str]] = {}
@@ -61,9 +61,22 @@ def help_on(name: str, config: type[Any], default: Any, others: Mapping[str, str
         subject = next((subject for subject, names in SUBJECTS.items() if field.name in names), "Training")
         entry = _option(spelled, with_default(texts.get(field.name, ""), value))
         groups.setdefault(subject if len(kinds) > FEW else "Options", []).append(entry)
-    general = {**others, "--json": "Print results as JSON.", "-h, --help": "Show this help."}
+    general = {**others, "-h, --help": "Show this help."}
     groups["General"] = [_option(option, text) for option, text in general.items()]
     return "\n\n".join([*parts, *("\n".join([f"{subject}:", *entries]) for subject, entries in groups.items())])
+
+
+def usage_of(name: str, config: type[Any]) -> str:
+    """Return how a command is typed, with brackets around what may be left out.
+
+    Example:
+        >>> from ..config.gradients import GradientsConfig
+        >>> usage_of("gradients", GradientsConfig)
+        'pyro-gvae gradients [RUN] [options]'
+    """
+    needed = {field.name for field in fields(config) if field.default is MISSING}
+    places = (place.upper() if place in needed else f"[{place.upper()}]" for place in places_of(config))
+    return " ".join(["pyro-gvae", name, *places, "[options]"])
 
 
 def said_of(config: type[Any]) -> dict[str, str]:
@@ -72,7 +85,7 @@ def said_of(config: type[Any]) -> dict[str, str]:
     Example:
         >>> from ..config.commands import ReconstructConfig
         >>> said_of(ReconstructConfig)["num_data"], said_of(ReconstructConfig)["seed"]
-        ('Number of images, starting with the first.', 'The seed of the model, if the run has several.')
+        ('Number of images, starting with the first.', 'Seed of the sampled codes.')
     """
     found: dict[str, str] = {}
     for one in reversed(config.__mro__):

@@ -4,7 +4,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import version
@@ -16,11 +16,17 @@ from ..config.compare import CompareConfig
 from ..config.train import TrainConfig
 from ..runs.files import remove_unfinished
 from ..runs.inside import staying_inside
-from .arguments import COMMANDS, parse
+from ..runtime.progress import hidden_progress
+from .arguments import COMMANDS, PLANS, parse
 from .early import check_early
 from .errors import PartlyFailedError
 from .said import Said
-from .terminal import open_streams, say
+from .terminal import open_streams, say, warnings_as_sentences
+from .typed import as_typed
+from .words import DRY_RUN, GENERAL
+
+#: Settings of `resume` of how long the run is.
+LENGTH = {"more", "steps", "seconds"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,13 +39,16 @@ def main(arguments: list[str] | None = None) -> int:
     open_streams()
     config = None
     words = list(sys.argv[1:] if arguments is None else arguments)
+    manner = {word for word in words if word in (*GENERAL, DRY_RUN)}
     if words in (["--version"], ["-V"]):
         say(f"pyro-gvae {version('pyro-gvae')}", sys.stdout)
         return 0
-    as_json = "--json" in words
+    as_json = "--json" in manner
     try:
-        config = parse([word for word in words if word != "--json"])
-        _print(_run(config), as_json=as_json)
+        config = parse([word for word in words if word not in manner])
+        with warnings_as_sentences(), hidden_progress() if "--quiet" in manner else nullcontext():
+            said = _run(config, is_dry=DRY_RUN in manner)
+        _print(said, as_json=as_json)
     except PartlyFailedError as failed:
         _print(failed.report, as_json=as_json)
         say(f"pyro-gvae: {failed}", sys.stderr)
@@ -47,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if (sentence := _sentence(error)) is None:
             raise
+        if words and words[0] in COMMANDS:
+            is_of_codes = _is_of_too_many_codes(error)
+            sentence = as_typed(sentence, COMMANDS[words[0]].config, is_of_too_many_codes=is_of_codes)
         say(f"pyro-gvae: {sentence}", sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
@@ -69,10 +81,10 @@ def _print(said: Said, *, as_json: bool) -> None:
 def _resume_by(config: Any, run: Path) -> str:
     """The command that goes on, with what reaches out of the folder, which says nothing of that.
 
-    The folder does say how much memory sums may use, unless a resumption has changed that.
+    The folder does say how much memory sums may use, unless a resumption has changed that, and how long the run is.
     """
     words = ["pyro-gvae", "resume", str(run)]
-    for field in fields(ResumeConfig)[1:]:
+    for field in (field for field in fields(ResumeConfig)[1:] if field.name not in LENGTH):
         value = getattr(config, field.name, field.default)
         is_told = field.name == "max_memory" and not isinstance(config, ResumeConfig)
         if value != field.default and not is_told:
@@ -84,7 +96,13 @@ def _resume_by(config: Any, run: Path) -> str:
     return shlex.join(words)
 
 
-def _run(config: Any) -> Said:
+def _run(config: Any, *, is_dry: bool = False) -> Said:
+    """Run the command of a configuration, or say what it would do."""
+    name, command = next((name, command) for name, command in COMMANDS.items() if command.config is type(config))
+    function_name = command.plan if is_dry else command.function
+    if function_name is None:
+        planned = " and ".join(name for name, command in COMMANDS.items() if command.plan is not None)
+        raise ValueError(f"Expected {DRY_RUN} with {planned}, but found it with {name}. Try {name} without it.")
     if isinstance(config, TrainConfig | CompareConfig):
         config.check_estimators()
     with ExitStack() as until_the_end:
@@ -94,9 +112,8 @@ def _run(config: Any) -> Said:
                 until_the_end.enter_context(staying_inside(folder))
                 remove_unfinished(folder)
         check_early(config)
-        command = next(command for command in COMMANDS.values() if command.config is type(config))
-        commands = import_module(f".{command.module}", __package__)
-        function: Callable[[Any], Said] = getattr(commands, command.function)
+        commands = import_module(f".{PLANS if is_dry else command.module}", __package__)
+        function: Callable[[Any], Said] = getattr(commands, function_name)
         if not command.needs_torch:
             return function(config)
         import_module("..runtime.memory", __package__).keep_freed_memory()
@@ -117,6 +134,12 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"Expected a usable file, but found that '{error.filename}' cannot be used: {error.strerror}."
     return str(error).split("\n")[0] or type(error).__name__
+
+
+def _is_of_too_many_codes(error: Exception) -> bool:
+    """Tell whether a sum over all codes was refused, by a module that is imported where sums are."""
+    latents = sys.modules.get("pyro_gvae.programs.latents")
+    return latents is not None and isinstance(error, latents.TooManyCodesError) and "K^N" in str(error)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

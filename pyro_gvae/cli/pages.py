@@ -32,6 +32,8 @@ def report_command(config: ReportConfig) -> Said:
     explorer_if_possible(config.run, data_dir=config.data_dir)
     is_one = is_train_run(config.run)
     page = write_train_report(config.run, data_dir=config.data_dir) if is_one else write_report(config.run)
+    if config.open:
+        webbrowser.open(page.absolute().as_uri())
     return Said(f"report: {page}", {"report": page})
 
 

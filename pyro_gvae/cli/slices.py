@@ -33,7 +33,7 @@ def encode_rows(trained: Trained, rows: Rows, config: EncodeConfig, path: Path) 
     shown = None
     with ExitStack() as stack, torch.random.fork_rng():
         csv, parquet = (stack.enter_context(replacing(path.with_name(f"{path.name}.{end}"))) for end in ENDS)
-        torch.manual_seed(config.random_seed)
+        torch.manual_seed(config.seed)
         for frame, codes in _encoded(trained, rows, config):
             kinds |= {code.tobytes() for code in codes.unique(dim=0).numpy()}
             frame.to_csv(csv, mode="a", header=shown is None, index=False)
@@ -89,9 +89,9 @@ def impute_rows(trained: Trained, table: ParquetTable, config: ImputeConfig, pat
                 trained.vae,
                 _as_read_whole(cells, lacking),
                 averaging=config.averaging,
-                num_particles=config.particles,
+                num_particles=config.num_particles,
                 max_memory=in_bytes(config.max_memory),
-                seed=config.random_seed + count,  # other samples in each slice
+                seed=config.seed + count,  # other samples in each slice
             )
             notes |= dict.fromkeys(found.notes())
             for kind, frame in found.frames().items():

@@ -4,10 +4,19 @@ import errno
 import io
 import os
 import sys
-from typing import TextIO
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..runtime.progress import is_progress_hidden
 
 #: Letters that tables have, for streams that cannot write them.
 PLAIN = str.maketrans({"±": "+/-", "–": "-"})
+
+#: The folder of this package.
+PACKAGE = Path(__file__).parents[1]
 
 
 def open_streams() -> None:
@@ -43,6 +52,45 @@ def say(text: str, stream: TextIO) -> None:
         if error.errno not in (errno.EPIPE, errno.EIO):  # a pipe, and a terminal, without another end
             raise
         discard(stream)
+
+
+def tell(text: str) -> None:
+    """Say on stderr, once and beside the results, which data were read; not with --quiet."""
+    from ..runtime.distributed import is_main  # imported here, since it imports torch
+
+    if is_main() and not is_progress_hidden():
+        say(text, sys.stderr)
+
+
+def listed(lines: Mapping[str, Any]) -> str:
+    """Return names and values as lines, the values below one another.
+
+    Example:
+        >>> print(listed({"seed": 0, "epochs": 20}))
+        seed    0
+        epochs  20
+    """
+    width = max(map(len, lines))
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in lines.items())
+
+
+@contextmanager
+def warnings_as_sentences() -> Iterator[None]:
+    """Let warnings of this package be a sentence, as its errors are; those of others say where they come from."""
+    before = warnings.formatwarning
+
+    def formatted(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if Path(filename).is_relative_to(PACKAGE):
+            return f"pyro-gvae: warning: {message}\n"
+        return before(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def discard(stream: TextIO) -> None:

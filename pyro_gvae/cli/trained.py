@@ -41,10 +41,10 @@ def evaluate_command(config: EvaluateConfig) -> Said:
         trained.vae,
         trained.data,
         num_data=config.num_data,
-        num_particles=config.particles,
+        num_particles=config.num_particles,
         evidence=config.evidence,
         max_memory=in_bytes(config.max_memory),
-        seed=config.random_seed,
+        seed=config.seed,
     )
     write_json(folder / f"{trained.name}.json", found.as_json())
     write_records(folder / f"{trained.name}-metrics.csv", found.rows)
@@ -65,7 +65,7 @@ def encode_command(config: EncodeConfig) -> Said:
     trained = on_file(trained, config.data, 1)
     part = fixed_part(trained.data, config.part, config.num_data)
     with torch.random.fork_rng():
-        torch.manual_seed(config.random_seed)
+        torch.manual_seed(config.seed)
         found = encode(trained.vae, judged(trained.vae, *part), config.kind, max_memory=in_bytes(config.max_memory))
     numbers = numbers_of(found)
     tensors = dict(numbers) if isinstance(found, dict) else {"codes": numbers["latent"]}
@@ -87,7 +87,7 @@ def reconstruct_command(config: ReconstructConfig) -> Said:
     trained, folder = _load(config, "reconstructions")
     x, labels = fixed_part(trained.data, config.part, config.num_data)
     with torch.random.fork_rng():
-        torch.manual_seed(config.random_seed)
+        torch.manual_seed(config.seed)
         given = judged(trained.vae, x, labels)
         found = reconstruct(trained.vae, given, config.kind, max_memory=in_bytes(config.max_memory))
     path = folder / f"{trained.name}-{config.part}-{config.kind}"
@@ -112,7 +112,7 @@ def sample_command(config: SampleConfig) -> Said:
     trained, folder = _load(config, "samples")
     number = _number_of(config.label, trained)
     with torch.random.fork_rng():
-        torch.manual_seed(config.random_seed)
+        torch.manual_seed(config.seed)
         found = sample(trained.vae, config.num_samples, pixels=config.pixels, label=number)
     path = folder / f"{trained.name}-{'pixels' if config.pixels else 'means'}{'' if number is None else f'-{number}'}"
     save(path, {"samples": found})
@@ -145,9 +145,9 @@ def impute_command(config: ImputeConfig) -> Said:
         table,
         labels=labels,
         averaging=config.averaging,
-        num_particles=config.particles,
+        num_particles=config.num_particles,
         max_memory=in_bytes(config.max_memory),
-        seed=config.random_seed,
+        seed=config.seed,
     )
     for kind, frame in found.frames().items():
         write_csv(path.with_name(f"{path.name}-{kind}.csv"), frame)
@@ -169,7 +169,7 @@ def _number_of(label: str | None, trained: Trained) -> int | None:
 
 
 def _load(config: ModelConfig | ImputeConfig, kind: str) -> tuple[Trained, Path]:
-    trained = load_model(config.run, config.estimator, config.seed, data_dir=config.data_dir)
+    trained = load_model(config.run, config.estimator, config.model_seed, data_dir=config.data_dir)
     folder = config.output or config.run / kind
     check_writable(folder)
     return trained, folder

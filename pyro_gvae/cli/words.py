@@ -11,6 +11,13 @@ from ..config.commands import EvaluateConfig
 
 #: Short names of options.
 SHORT = {"-o": "--output", "--lr": "--learning-rate"}
+#: Options of all commands, which say how they speak -> what they do.
+GENERAL = {
+    "--json": "Print results as JSON.",
+    "--quiet": "Show no progress, nor which data were read; results, warnings and errors remain.",
+}
+#: The option of those commands that can say what they would do.
+DRY_RUN = "--dry-run"
 #: What marks the type of a setting that is known by its place.
 IS_PLACE = get_args(get_type_hints(EvaluateConfig, include_extras=True)["run"])[1]
 
@@ -107,7 +114,7 @@ def _grouped(command: str, words: Sequence[str], kinds: Mapping[str, Any]) -> tu
             continue
         option = SHORT[name] if SHORT.get(name) in kinds else name.replace("_", "-")
         if option not in kinds and option not in switches:
-            tried = nearest(option, [*kinds, *switches, "--json", "--help"]) or f" Try pyro-gvae {command} --help."
+            tried = nearest(option, [*kinds, *switches, *GENERAL, "--help"]) or f" Try pyro-gvae {command} --help."
             raise ValueError(f"Expected an option of {command}, but found '{name}'.{tried}")
         if option in switches or is_switch(kinds[option]):
             if equals:

@@ -5,6 +5,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT
+from typing import NamedTuple
 
 from .. import exact
 from ..config.checks import MOST_OPERATIONS
@@ -35,6 +36,47 @@ from .grid import Cell, make_cells
 CHANGEABLE = OUTSIDE | {"checkpoint_every", "max_memory", "parquet"}
 
 
+class Prepared(NamedTuple):
+    """What a comparison is made of, before it is begun.
+
+    Attributes:
+        config: what to compare, with what follows from the data.
+        data: of all cells.
+        cells: the training runs.
+        earlier: the folder of an earlier call, which is continued; None if there is none.
+    """
+
+    config: CompareConfig
+    data: Dataset
+    cells: list[Cell]
+    earlier: Path | None
+
+
+def prepare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text: None) -> Prepared:
+    """Read the data of a comparison and check that all of its cells can be trained. Nothing is written.
+
+    Args:
+        config: what to compare.
+        tell: a function that is told which data were read.
+
+    Raises:
+        ValueError: if a setting, the data or the run folder is invalid.
+        OSError: if data files are absent.
+    """
+    if config.parquet:
+        require_parquet()
+    data = load_data(config.training())
+    tell(read_in_words(config, data))
+    config = with_classes(config, data)
+    cells = make_cells(config, len(data.train))
+    earlier = earlier_run(config.output, config.as_json(), free=CHANGEABLE, known_by="cells")
+    if earlier is None:
+        _check_cells(config, cells, data)
+    else:
+        check_source(earlier, config)
+    return Prepared(config, data, cells, earlier)
+
+
 def compare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text: None) -> Path:
     """Train the cells that the run folder of a comparison lacks, and write its results and its report.
 
@@ -56,17 +98,7 @@ def compare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text:
         Interrupted: after a SIGINT, SIGTERM or SIGHUP; finished cells are reported, and the same call continues the
             rest.
     """
-    if config.parquet:
-        require_parquet()
-    data = load_data(config.training())
-    tell(read_in_words(config, data))
-    config = with_classes(config, data)
-    cells = make_cells(config, len(data.train))
-    earlier = earlier_run(config.output, config.as_json(), free=CHANGEABLE, known_by="cells")
-    if earlier is None:
-        _check_cells(config, cells, data)
-    else:
-        check_source(earlier, config)
+    config, data, cells, earlier = prepare(config, tell=tell)
     with _run_on(config) as run_jobs:
         run = earlier or new_run_folder(config.output, prefix="compare")
         with staying_inside(run), sole_writer(run):

@@ -32,9 +32,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
         >>> nearest("mnits", ["digits", "mnist"]), nearest("xyz", ["digits"])
         (" Try 'mnist'.", '')
     """
-    by_letters = {one.lower().replace("_", "-"): one for one in known}
-    found = get_close_matches(name.lower().replace("_", "-"), by_letters, 1, LEAST_ALIKE)
+    by_letters = {_letters(one): one for one in known}
+    found = get_close_matches(_letters(name), by_letters, 1, LEAST_ALIKE)
     return f" Try '{by_letters[found[0]]}'." if found else ""
+
+
+def _letters(name: str) -> str:
+    """Return what tells names apart: neither their case nor the dashes of options."""
+    return name.lower().replace("_", "-").lstrip("-")
 
 
 def check_files(dataset: str, data_dir: Path) -> None:

@@ -31,6 +31,7 @@ class GapsConfig:
     def __post_init__(self) -> None:
         at_least("num_data", self.num_data, 2)
         at_least("num_particles", self.num_particles, 1)
+        positive("max_memory", self.max_memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +41,12 @@ class ReportConfig:
     Args:
         run: A run folder of compare or train, finished or not.
         data_dir: The folder of the data sets that have files; a run of train shows some of its data.
+        open: Open the page in the browser.
     """
 
     run: tyro.conf.Positional[Path]
     data_dir: Path = Path("data")
+    open: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +73,14 @@ class ModelConfig:
     Args:
         run: A run folder of compare or train; a training run may be unfinished.
         estimator: The estimator that trained the model, if the run has several.
-        seed: The seed of the model, if the run has several.
+        model_seed: The seed that the model was trained with, if the run has several.
         output: The folder to write to; by default a folder inside the run folder.
         data_dir: The folder of the data sets that have files.
     """
 
     run: tyro.conf.Positional[Path]
     estimator: str | None = None
-    seed: int | None = None
+    model_seed: int | None = None
     output: Path | None = None
     data_dir: Path = Path("data")
 
@@ -89,27 +92,28 @@ class EvaluateConfig(ModelConfig):
     Args:
         num_data: Number of images of each part, starting with the first.
         evidence: How to compute log p(x); auto sums over all codes if that takes less than about a minute.
-        particles: P, the number of samples per image if there are too many codes to sum over.
+        num_particles: P, the number of samples per image if there are too many codes to sum over.
         max_memory: Gigabytes that a sum may use.
-        random_seed: Seed of the samples.
+        seed: Seed of the samples.
         data: A file of data like those of the run, which take the place of the test data.
     """
 
     num_data: int = 10_000
     evidence: Literal["auto", "exact", "importance-weighted"] = "auto"
-    particles: int = 1000
+    num_particles: int = 1000
     max_memory: float = 4.0
-    random_seed: int = 0
+    seed: int = 0
     data: Path | None = None
 
     def __post_init__(self) -> None:
         at_least("num_data", self.num_data, 2)
-        at_least("particles", self.particles, 1)
+        at_least("num_particles", self.num_particles, 1)
+        positive("max_memory", self.max_memory)
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodeConfig(ModelConfig):
-    """Encode data and write their codes: category numbers as CSV and as safetensors.
+    """Encode data and write their codes: category numbers as CSV and as safetensors, from 0 on (pages count from 1).
 
     Args:
         part: The part of the data to encode.
@@ -117,7 +121,7 @@ class EncodeConfig(ModelConfig):
             under the exact posterior (exact).
         num_data: Number of images, starting with the first; by default all.
         max_memory: Gigabytes that an exact sum may use.
-        random_seed: Seed of the sampled codes.
+        seed: Seed of the sampled codes.
         data: A file of data like those of the run, which are encoded in place of its test data.
     """
 
@@ -125,10 +129,11 @@ class EncodeConfig(ModelConfig):
     kind: Literal["map", "sample", "exact"] = "map"
     num_data: int | None = None
     max_memory: float = 4.0
-    random_seed: int = 0
+    seed: int = 0
     data: Path | None = None
 
     def __post_init__(self) -> None:
+        positive("max_memory", self.max_memory)
         if self.num_data is not None:
             at_least("num_data", self.num_data, 1)
         if self.data is not None and self.part != "test":
@@ -143,29 +148,30 @@ class ImputeConfig:
         run: A run folder of train or compare on a table.
         file: A table (.csv, .parquet or .npz) with the same columns, some of whose cells are empty.
         estimator: The estimator that trained the model, if the run has several.
-        seed: The seed of the model, if the run has several.
+        model_seed: The seed that the model was trained with, if the run has several.
         output: The folder to write to; by default a folder inside the run folder.
         data_dir: The folder of the data sets that have files.
         averaging: How latents are averaged over: a sum over all codes (exact), or weighted samples of the guide
             (sampled), which is approximate; auto sums if that takes less than about a minute.
-        particles: P, the number of samples of each row, if they are used.
+        num_particles: P, the number of samples of each row, if they are used.
         max_memory: Gigabytes that an exact sum may use.
-        random_seed: Seed of the samples.
+        seed: Seed of the samples.
     """
 
     run: tyro.conf.Positional[Path]
     file: tyro.conf.Positional[Path]
     estimator: str | None = None
-    seed: int | None = None
+    model_seed: int | None = None
     output: Path | None = None
     data_dir: Path = Path("data")
     averaging: Literal["auto", "exact", "sampled"] = "auto"
-    particles: int = 1000
+    num_particles: int = 1000
     max_memory: float = 4.0
-    random_seed: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least("particles", self.particles, 1)
+        at_least("num_particles", self.num_particles, 1)
+        positive("max_memory", self.max_memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,13 +193,13 @@ class SampleConfig(ModelConfig):
         num_samples: Number of images.
         label: The class of the samples, of a model that takes labels; by default, conditional gives each class in turn.
         pixels: Sample the pixels (or cells) too, instead of showing their means.
-        random_seed: Seed of the codes and pixels.
+        seed: Seed of the codes and pixels.
     """
 
     num_samples: int = 100
     label: str | None = None
     pixels: bool = False
-    random_seed: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         at_least("num_samples", self.num_samples, 1)
@@ -227,12 +233,17 @@ class DoctorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ResumeConfig:
-    """Resume a run that was stopped or killed; the result is that of an uninterrupted run.
+    """Resume a run that was stopped or killed, or train a finished one further.
 
+    The result is that of an uninterrupted run, and with `--more` that of a run that was begun with all of its stages.
     What reaches out of the folder is what this call says, whatever the run was begun with.
 
     Args:
         run: A run folder of train or compare.
+        more: Train for longer, by further stages (exact:5), or by an amount of the last estimator: epochs (30), steps
+            (500steps) or seconds (60s).
+        steps: End a training run after so many steps in total, whatever it was begun with.
+        seconds: End a training run after so many seconds of training in total, whatever it was begun with.
         data_dir: The folder of the data sets that have files.
         download: Download missing files into the data folder.
         device: The device that continues a training run: cpu, cuda, cuda:1.
@@ -245,6 +256,9 @@ class ResumeConfig:
     """
 
     run: tyro.conf.Positional[Path]
+    more: str | None = None
+    steps: int | None = None
+    seconds: float | None = None
     data_dir: Path = Path("data")
     download: bool = False
     device: str = "cpu"
@@ -255,5 +269,8 @@ class ResumeConfig:
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_memory is not None:
-            positive("max_memory", self.max_memory)
+        for name in ("seconds", "max_memory"):
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name))
+        if self.steps is not None:
+            at_least("steps", self.steps, 1)

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from .checks import all_different, at_least, positive
 from .names import Binarization, EstimatorName, ImagesName, ModelName
 from .train import TrainConfig
@@ -54,7 +56,7 @@ class GradientsConfig:
         output: The folder, a new one or one to continue; by default runs/gradients-DATE-TIME.
     """
 
-    run: Path | None = None
+    run: tyro.conf.Positional[Path | None] = None
     dataset: ImagesName = "digits"
     data_dir: Path = Path("data")
     download: bool = False

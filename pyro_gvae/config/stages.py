@@ -150,6 +150,25 @@ def parse_stages(text: str, default: Amount | None = None) -> tuple[Stage, ...]:
     return tuple(_stage(part, text, default) for part in _split(text))
 
 
+def with_more(text: str, more: str) -> str:
+    """Return the stages of a run that goes on after them.
+
+    Args:
+        text: its stages.
+        more: further stages; or an amount alone, of the last estimator.
+
+    Raises:
+        ValueError: if these are no stages.
+
+    Example:
+        >>> with_more("gumbel-softmax:20", "exact:3"), with_more("exact[max_memory=1e9]:3", "60s")
+        ('gumbel-softmax:20,exact:3epochs', 'exact[max_memory=1e9]:3,exact[max_memory=1000000000.0]:60s')
+    """
+    last = parse_stages(text)[-1]
+    further = (last._replace(amount=Amount.parse(more)),) if more[:1].isdigit() else parse_stages(more)
+    return ",".join([text, *map(str, further)])
+
+
 def _split(text: str) -> list[str]:
     """Split a text at commas outside of brackets."""
     depth, parts = 0, [""]

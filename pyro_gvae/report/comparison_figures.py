@@ -25,7 +25,7 @@ LEGEND_LETTERS = 115
 
 @in_house_style
 def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
-    """Draw the final values of each estimator: its own bound, the discrete ELBO and the log-evidence, or its bound.
+    """Draw the final values of each estimator: its own objective, the discrete ELBO and the log-evidence, or its bound.
 
     Args:
         summary: From `tables.summarize`.
@@ -37,7 +37,7 @@ def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
     figure = Figure(figsize=(10, 1.5 + 0.5 * len(summary)))
     axes = figure.subplots()
     kinds = {  # column: label, marker, its size, its face; chosen so that all remain visible where they overlap
-        "test_objective": ("own bound", "o", 11, "white"),
+        "test_objective": ("own objective", "o", 11, "white"),
         "test_elbo": ("discrete ELBO", "o", 6, None),
     }
     evidence = {BOUND.name: "bound of log p(x)"} if is_bounded(summary) else {EVIDENCE.name: "log-evidence"}

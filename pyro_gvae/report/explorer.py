@@ -58,7 +58,7 @@ class Shown(NamedTuple):
 
 
 def write_explorer(
-    run: Path, *, program: VAE | None = None, data_dir: Path = Path("data"), output: Path | None = None
+    run: Path | str, *, program: VAE | None = None, data_dir: Path = Path("data"), output: Path | None = None
 ) -> Path:
     """Write the explorer of a run folder of `train`, `compare` or `fit`.
 
@@ -81,6 +81,7 @@ def write_explorer(
             recorded nor replaced by a table.
         OSError: if the data files are absent.
     """
+    run = Path(run)
     check_writable(run if output is None else output.parent)
     if output is not None and output.is_dir():
         raise ValueError(f"Expected the name of a page, but found the folder '{output}'. Try {output / EXPLORER}.")

@@ -19,7 +19,7 @@ from ..data.sliced import AnyDataset
 from ..data.tables import beside, decoded
 from ..evaluate.code_statistics import guide_log_probs
 from ..evaluate.generate import NUM_RECONSTRUCTIONS, digits_of, pictured
-from ..runs.config import read_config, read_train_config
+from ..runs.config import commands_of, read_config, read_train_config
 from ..runs.folder import check_writable
 from ..runs.frames import read_json_lines
 from ..runs.records import TrainLine
@@ -76,7 +76,7 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
         data_name=printable(config.data_name if program is None else _data_name(written)),
         part="test" if trained is None else shown_part(trained.data, 1)[0],
         settings=_settings(written["train"], program),
-        command=written.get("command"),
+        command=commands_of(written),
         versions=written.get("versions"),
         last=metrics.iloc[-1].to_dict(),
         stages=stages,

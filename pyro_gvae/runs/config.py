@@ -33,6 +33,14 @@ def typed() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
+def commands_of(written: dict[str, Any]) -> str | None:
+    """Return the command that began a run, and those by which it went on for longer, a line each; None if unknown."""
+    extended = written.get("extended")
+    further = extended if isinstance(extended, list) else []
+    commands = [written.get("command"), *(one.get("command") for one in further if isinstance(one, dict))]
+    return "\n".join(command for command in commands if isinstance(command, str)) or None
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """Read the config.json of a run folder of any command.
 
@@ -46,6 +54,21 @@ def read_config(run: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"Expected a run folder, but found that '{run}' is not one: {_why(run, error)}") from error
     check_own(run)
+    return written
+
+
+def read_config_of_models(run: Path) -> dict[str, Any]:
+    """Read the config.json of a run folder that has trained models, of `train`, `compare` or `fit`.
+
+    Raises:
+        ValueError: if it is absent or damaged, or of another command.
+    """
+    written = read_config(run)
+    if not {"cells", "train"} & written.keys():
+        raise ValueError(
+            f"Expected a run folder of train, compare or fit, but found one of another command in '{run}'. Try its "
+            "report.html, or its tables, which are CSV files."
+        )
     return written
 
 

@@ -24,7 +24,7 @@ BOUND = Measure("test_collapsed_iwae_bound", "test bound of log p(x)", "nats", 2
 MEASURES = (
     Measure("test_elbo", "test ELBO", "nats", 2),
     EVIDENCE,
-    Measure("test_objective", "own bound", "nats", 2),
+    Measure("test_objective", "own objective", "nats", 2),
     Measure("gap", "gap", "nats", 2),
     Measure("seconds", "seconds", "s", 1),
     Measure("steps_per_second", "steps/s", "1/s", 1),
@@ -101,7 +101,7 @@ def summarize(final: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Indexed by estimator, in order of appearance: `seeds` (their number) and, for each measure M, `M` (the
         mean) and `M_se`. The measures are `test_elbo`, `test_log_evidence` (beside continuous latents
-        `test_collapsed_iwae_bound`, a bound of it), `test_objective` (the estimator's own bound), `gap` =
+        `test_collapsed_iwae_bound`, a bound of it), `test_objective` (the estimator's own objective), `gap` =
         test_objective - test_elbo, by which that bound exceeds the discrete ELBO (all in nats per datum), `seconds` and
         `steps_per_second`.
 
@@ -260,7 +260,7 @@ def format_table(summary: pd.DataFrame) -> str:
         [
             *lines,
             f"Discrete model on the test set, nats per datum, higher is better; {spread}.",
-            "own bound: what the estimator itself optimizes; gap: own bound - test ELBO.",
+            "own objective: what the estimator itself maximizes; gap: own objective - test ELBO.",
             *drawn,
         ]
     )

@@ -3,8 +3,9 @@
 import re
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, TextIO, final
 
 from tqdm import tqdm
@@ -13,6 +14,31 @@ from tqdm import tqdm
 EVERY = 30.0
 #: The control characters of a bar, which return to the beginning of the line or move the cursor.
 CONTROL = re.compile(r"[\r\n]|\x1b\[\w")
+
+
+#: Whether progress is hidden.
+_HIDDEN = ContextVar("hidden", default=False)
+
+
+@contextmanager
+def hidden_progress() -> Iterator[None]:
+    """Show no progress inside the block.
+
+    Example:
+        >>> with hidden_progress():
+        ...     sum(Progress([1, 2, 3]))
+        6
+    """
+    token = _HIDDEN.set(True)
+    try:
+        yield
+    finally:
+        _HIDDEN.reset(token)
+
+
+def is_progress_hidden() -> bool:
+    """Tell whether progress is hidden here."""
+    return _HIDDEN.get()
 
 
 @final
@@ -35,6 +61,7 @@ class Progress(tqdm):  # type: ignore[type-arg]
     monitor_interval = 0
 
     def __init__(self, iterable: Iterable[Any] | None = None, *, disable: bool = False, **options: Any) -> None:
+        disable = disable or is_progress_hidden()
         nobody = sys.stderr is None  # after `2>&-`, or in a program without a console on Windows
         stream = _Patient(sys.stderr)
         self._lines = None if nobody or disable or stream.is_terminal() else _Lines(stream)

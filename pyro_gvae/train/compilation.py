@@ -69,7 +69,7 @@ def _chosen(
     if not has_compiler(columns(batch)[0].device):
         return False, "there is no compiler"
     try:
-        operations = [_operations(vae, chosen, batch) for chosen in estimators]
+        operations = [operations_of_step(vae, chosen, batch) for chosen in estimators]
     except (ValueError, RuntimeError, NotImplementedError):
         return False, "the program's operations could not be counted"
     saved = _worth(amounts, operations, config, per_epoch)
@@ -97,7 +97,7 @@ def _worth(amounts: Sequence[Amount], operations: Sequence[float], config: Train
 @judging
 @own_randomness(0)
 @torch.no_grad()
-def _operations(vae: Any, chosen: Estimator, batch: Data) -> float:
+def operations_of_step(vae: Any, chosen: Estimator, batch: Data) -> float:
     """Return the operations of a step by an estimator; 0 if it is not recorded, as of sums in slices."""
     model, guide, elbo = chosen.bind(vae)
     given = arguments(batch)

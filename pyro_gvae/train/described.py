@@ -23,12 +23,13 @@ from ..models.pairwise_priors import MarkovPrior, TreePrior
 from ..models.priors import AutoregressivePrior, JointPrior, MixturePrior
 from ..models.semi_supervised_vae import SemiSupervisedVAE
 from ..models.table import Column, TableObservation
-from ..runs.config import CONFIG, read_config, write_config
+from ..runs.config import CONFIG, read_config, typed, write_config
 from ..runs.files import write_json
 from ..runs.records import ProgramRecord
 from ..runtime.arguments import rebuilt
 from ..runtime.distributed import own_device
 from .compilation import Choice
+from .files import LENGTH
 from .kept_data import keep_data, read_data
 from .setup import check_size, initial_model
 from .source import check_source, read_again
@@ -78,6 +79,25 @@ def keep_config(program: Any, data: AnyDataset | Data, config: TrainConfig, outp
     shape = data.image_shape if isinstance(data, AnyDataset) else None
     described = {"program": describe(program), "data": keep_data(output, data)}
     write_config(output, {"train": config.as_json(), "image_shape": shape, **described})
+
+
+def keep_length(output: Path, config: TrainConfig, step: int) -> None:
+    """Write into config.json how long a run that goes on is now, what was asked of it before, and by which command.
+
+    Args:
+        output: the folder.
+        config: how it goes on.
+        step: where it stands.
+    """
+    written = read_config(output)
+    own, now = written.get("train"), config.as_json()
+    if not isinstance(own, dict):  # of another command
+        return
+    new = {name: now[name] for name in sorted(LENGTH) if own.get(name) != now[name]}
+    if new:
+        before = {name: own.get(name) for name in new}
+        extended = [*written.get("extended", []), {"at_step": step, "before": before, "command": typed()}]
+        write_json(output / CONFIG, written | {"train": own | new, "extended": extended})
 
 
 def keep_choice(output: Path, compilation: Choice) -> None:
@@ -177,8 +197,9 @@ def _built(run: Path, program: dict[str, Any]) -> VAE:
     if arguments is None:
         raise ValueError(
             f"Expected a program that the package can build, but found that of '{run}' is '{name}', which is code of "
-            f"yours. Try Python: pyro_gvae.load_run('{run}').load_into(program) gives yours its weights, and report "
-            "shows its curves."
+            f"yours. Try Python: pyro_gvae.load_run('{run}').load_into(program) gives yours its weights, and "
+            f"pyro_gvae.report.explorer.write_explorer('{run}', program=program) writes its explorer; report shows its "
+            "curves."
         )
     dtype = getattr(torch, str(program["dtype"]), None)
     if name not in READY or not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from ..config.stages import parse_stages
 from ..config.train import OUTSIDE
 from ..runs.checkpoint import load_checkpoint, load_tensors, save_tensors
 from ..runs.config import different_settings
@@ -11,6 +12,8 @@ from ..runs.files import read_records, remove
 CHECKPOINT, WEIGHTS, METRICS = "checkpoint.safetensors", "weights.safetensors", "metrics.jsonl"
 #: Settings that may differ between a run and its continuation: they change what is learned by rounding, or not at all.
 FREE = OUTSIDE | {"tensorboard", "checkpoint_every", "max_memory"}
+#: Settings of how long a run is: it may go on for longer than it was begun for.
+LENGTH = frozenset({"stages", "steps", "seconds"})
 
 
 def read_checkpoint(output: Path) -> Any:
@@ -53,7 +56,7 @@ def keep_weights(vae: Any, path: Path) -> None:
 
 
 def check_same_run(content: dict[str, Any], own: dict[str, Any]) -> None:
-    """Refuse the content of a checkpoint that is not of the run that goes on.
+    """Refuse the content of a checkpoint that is not of the run that goes on, perhaps by stages that follow its own.
 
     Args:
         content: of the checkpoint.
@@ -65,7 +68,10 @@ def check_same_run(content: dict[str, Any], own: dict[str, Any]) -> None:
     absent = own.keys() - content.keys()
     if absent:
         raise ValueError(f"Expected a complete checkpoint, but found one without {', '.join(sorted(absent))}.")
-    different = different_settings(own["config"], content["config"], free=FREE)
+    plan, before = (parse_stages(one["config"]["stages"]) for one in (own, content))
+    is_longer = plan[: len(before)] == before
+    free = FREE | (LENGTH if is_longer else LENGTH - {"stages"})
+    different = different_settings(own["config"], content["config"], free=free)
     if different:
         raise ValueError(
             f"Expected a checkpoint of this configuration, but found one with another {', '.join(different)}."

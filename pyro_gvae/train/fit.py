@@ -25,7 +25,7 @@ from ..runtime.distributed import from_main, is_main, largest, share
 from ..runtime.exclusive import only_thread
 from ..runtime.rng import derived_seed, own_randomness
 from ..runtime.signals import Stop, stop_on_signal
-from .described import keep_choice, keep_config
+from .described import keep_choice, keep_config, keep_length
 from .files import CHECKPOINT, METRICS, WEIGHTS, check_unused, keep_weights, read_checkpoint
 from .loggers import Logger, loggers_of
 from .logs import Logs
@@ -72,7 +72,8 @@ def fit(
             are such, too.
         config: the configuration; the defaults if None.
         output: a folder for the run, which `load_run` and the commands read; nothing is written if None.
-        resume: continue from the checkpoint in `output`, if there is one; a finished run remains finished.
+        resume: continue from the checkpoint in `output`, if there is one. A finished run remains finished, unless the
+            configuration has further stages or a larger budget: then it goes on.
         progress: show a progress bar.
         measure: a function called with the :class:`~pyro_gvae.train.training.Training` at each evaluation; its result,
             name -> number, is added to the history. It may draw random numbers, but must not change the run.
@@ -117,7 +118,9 @@ def fit(
             begun = _begun(training, output, resume=resume)
             if output is not None:
                 from_main(lambda: keep_config(vae, known, config, output, restored=begun))
-                if not begun:
+                if begun:
+                    _keep_length(training, output)
+                else:
                     from_main(lambda: keep_choice(output, training.compilation))
             milestones.check(training)
             with _logs(training, output, milestones, loggers, progress=progress) as logs:
@@ -140,6 +143,15 @@ def _begun(training: Training, output: Path | None, *, resume: bool) -> bool:
     if output is not None and not resume:
         from_main(lambda: check_unused(output))
     return resume and _restored(training, output)
+
+
+def _keep_length(training: Training, output: Path) -> None:
+    """Write how long a run is that goes on; where it had ended before, its weights are no longer those of its end."""
+    from_main(lambda: keep_length(output, training.config, training.state.step))
+    if training.state.done is None and from_main((output / WEIGHTS).exists):
+        _keep(training, output)
+        if is_main():
+            remove(output / WEIGHTS)
 
 
 def _logs(

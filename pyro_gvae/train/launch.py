@@ -3,16 +3,21 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ..config.names import LoggerName
+from ..config.stages import with_more
 from ..config.train import OUTSIDE, TrainConfig
 from ..data.sliced import AnyDataset
+from ..models.base import VAE
 from ..runs.config import CONFIG, allowed_memory, read_train_config, write_config
 from ..runs.folder import new_run_folder
+from ..runs.frames import read_lines
+from ..runs.records import TrainLine
 from ..runtime.distributed import from_main, may_restart, restarts
 from .checks import check_training
 from .described import program_of, untrained
-from .files import CHECKPOINT
+from .files import CHECKPOINT, METRICS
 from .fit import fit
 from .loggers import loggers_of
 from .monitor import judge_of
@@ -21,6 +26,44 @@ from .result import Fit
 from .revive import check_revivable
 from .setup import initial_model, load_or_slice, read_in_words, with_classes
 from .source import source_of
+
+
+class Prepared(NamedTuple):
+    """What a run is made of, before it is begun.
+
+    Attributes:
+        config: the configuration, with what follows from data and program.
+        vae: the program, with its initial weights.
+        data: its data.
+    """
+
+    config: TrainConfig
+    vae: VAE
+    data: AnyDataset
+
+
+def prepare(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: None) -> Prepared:
+    """Read the data of a configuration, build its program, and check that they can be trained. Nothing is written.
+
+    Args:
+        config: the configuration.
+        tell: a function that is told which data were read.
+
+    Raises:
+        ValueError: if a setting or the data are unusable.
+        OSError: if data files are missing.
+    """
+    loggers_of(config.loggers, Path())  # refuses one whose package is missing, before data are read
+    data = load_or_slice(config)
+    tell(read_in_words(config, data))
+    config = with_classes(config, data)
+    vae = initial_model(config, data)
+    check_training(vae, data, config)
+    if config.revive is not None:
+        check_revivable(vae)
+    if config.pruning is not None:
+        check_prunable(vae)
+    return Prepared(replace(config, judge=judge_of(vae, data, config)), vae, data)
 
 
 def train(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: None) -> tuple[Path, Fit]:
@@ -45,17 +88,7 @@ def train(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: Non
             "Expected an output folder, so that processes can find their run when torchrun restarts them, but found "
             "none. Try --output NAME."
         )
-    loggers_of(config.loggers, Path())  # refuses one whose package is missing, before data are read
-    data = load_or_slice(config)
-    tell(read_in_words(config, data))
-    config = with_classes(config, data)
-    vae = initial_model(config, data)
-    check_training(vae, data, config)  # before a folder is created
-    if config.revive is not None:
-        check_revivable(vae)
-    if config.pruning is not None:
-        check_prunable(vae)
-    config = replace(config, judge=judge_of(vae, data, config))  # written into the folder, so that it is chosen once
+    config, vae, data = prepare(config, tell=tell)  # its `judge` is written into the folder, so that it is chosen once
     again = restarts() > 0
     folder, begun = from_main(lambda: _run_folder(config, data, again))
     run = Path(folder)
@@ -84,8 +117,13 @@ def resume(
     compile: bool | None = None,
     max_memory: float | None = None,
     log: tuple[LoggerName, ...] = (),
+    more: str | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
 ) -> tuple[Path, Fit]:
     """Resume an interrupted run; the result is the same as without the interruption.
+
+    A run that has ended goes on if it is given more: the result is that of a run that was begun with all stages.
 
     Args:
         run: its folder, which says nothing of what lies outside of it.
@@ -95,6 +133,9 @@ def resume(
         compile: whether to compile the recorded step; as the run itself chose when it began if None.
         max_memory: gigabytes that an exact sum may use; as many as when the run was begun if None.
         log: names of loggers that are told how it goes on.
+        more: stages that follow those of the run, or an amount alone, of its last estimator.
+        steps: steps of training in total, in place of the run's own bound.
+        seconds: seconds of training in total, in place of the run's own bound.
 
     Raises:
         ValueError: if there is no such run, or its checkpoint is unusable. The folder is unchanged in that case.
@@ -108,8 +149,29 @@ def resume(
         compile=compile,
         max_memory=allowed_memory(written.max_memory) if max_memory is None else max_memory,
         log=log,
+        stages=written.stages if more is None else with_more(written.stages, more),
+        steps=written.steps if steps is None else steps,
+        seconds=written.seconds if seconds is None else seconds,
     )
+    if more is not None:
+        config.check_estimators()
+        _check_budget(run, config)
     if program_of(run) is not None and not (run / CHECKPOINT).exists():  # its initial weights were the caller's
         raise ValueError(f"Expected a checkpoint of fit in '{run}', but found none. Try the same call of fit again.")
     vae, data = untrained(run, config)
+    if more is not None:
+        check_training(vae, data, config)  # before config.json is changed
     return run, fit(vae, data, config, output=run, resume=True)
+
+
+def _check_budget(run: Path, config: TrainConfig) -> None:
+    """Refuse further stages of a run that would end before them, since it has used its steps or seconds."""
+    lines = read_lines(run / METRICS, TrainLine)[0] if (run / METRICS).exists() else []
+    last = lines[-1] if lines else {"step": 0, "seconds": 0.0}
+    for name, used in (("steps", last["step"]), ("seconds", last["seconds"])):
+        bound = getattr(config, name)
+        if bound is not None and used >= bound:
+            raise ValueError(
+                f"Expected {name} left for more stages, but found that '{run}' has used all of its {bound:g}. Try "
+                f"--{name} {2 * bound:g} besides, the {name} of the whole run."
+            )

@@ -15,7 +15,7 @@ from ..data.sliced import AnyDataset
 from ..evaluate.metrics import Evaluation, evaluate
 from ..models.base import VAE
 from ..programs.pair import HasPair
-from ..runs.config import read_compare_config, read_config, read_train_config
+from ..runs.config import read_compare_config, read_config_of_models, read_train_config
 from ..runs.contents import read_run
 from ..runs.folder import cell_folder
 from ..runs.frames import read_json_lines
@@ -220,10 +220,4 @@ def load_run(folder: Path | str, *, data_dir: Path | str = "data") -> LoadedRun:
         ([0, 2], 2, (8, 6))
     """
     folder = Path(folder)
-    settings = read_config(folder)
-    if not {"cells", "train"} & settings.keys():
-        raise ValueError(
-            f"Expected a run folder of train, compare or fit, but found one of another command in '{folder}'. Try its "
-            "tables, which are CSV files."
-        )
-    return LoadedRun(folder, settings, Path(data_dir))
+    return LoadedRun(folder, read_config_of_models(folder), Path(data_dir))

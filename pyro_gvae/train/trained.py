@@ -37,7 +37,7 @@ class Which(NamedTuple):
     """The identity of a trained model in a run folder.
 
     Attributes:
-        estimator: the estimator that trained it; of several stages, the last.
+        estimator: the estimator that trained it, or the text of all stages if there were several.
         seed: the seed of its initial weights and order of data.
         epoch: number of epochs that it was trained.
     """
@@ -81,7 +81,9 @@ def trained_models(run: Path) -> list[Which]:
             last = read_lines(run / METRICS, TrainLine)[0][-1]
         except (OSError, IndexError) as error:
             raise ValueError(f"Expected a run with evaluations, but found none in '{run}'. Try resume.") from error
-        return [Which(str(last["estimator"]), read_train_config(run).seed, float(last["epoch"]))]
+        config = read_train_config(run)
+        estimator = str(last["estimator"]) if len(config.plan) == 1 else config.stages  # as `compare` names its cells
+        return [Which(estimator, config.seed, float(last["epoch"]))]
     from ..runs.contents import read_run  # imported here, since a single run needs no pandas
 
     contents = read_run(run)
@@ -109,10 +111,9 @@ def load_model(
     models = trained_models(run)
     found = [which for which in models if estimator in (None, which.estimator) and seed in (None, which.seed)]
     if len(found) != 1:
+        tried = "without --estimator and --model-seed" if len(models) == 1 else "--estimator and --model-seed"
         known = ", ".join(f"{which.estimator} with seed {which.seed}" for which in models) or "none"
-        raise ValueError(
-            f"Expected one matching model in '{run}', but found {len(found)} among {known}. Try --estimator and --seed."
-        )
+        raise ValueError(f"Expected one matching model in '{run}', but found {len(found)} among {known}. Try {tried}.")
     [which] = found
     folder = run if is_train_run(run) else cell_folder(run, which.estimator, which.seed)
     config = replace(read_train_config(folder), data_dir=data_dir)
@@ -124,6 +125,9 @@ def load_model(
         vae.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"Expected the weights in '{folder}' to fit its config.json, but found others.") from error
+    if not finished:
+        said = f"'{folder}' is not finished: the weights are those of its last checkpoint."
+        warnings.warn(said, RuntimeWarning, stacklevel=2)
     return Trained(which.name, vae, as_dataset(data), finished, config)
 
 
@@ -198,6 +202,8 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], bool]:
         raise damaged or error from error
     except (TypeError, KeyError) as error:
         raise ValueError(f"Expected the checkpoint of a run, but found none in '{folder}'. Try a copy.") from error
+    if damaged is None and done is not None:
+        damaged = ValueError(f"Expected the weights of a finished run in '{path}', but found no such file.")
     if damaged is not None:
         warnings.warn(f"{damaged} The weights of the checkpoint are taken.", RuntimeWarning, stacklevel=2)
     return weights, done is not None

@@ -150,8 +150,12 @@ class Training:
         """The budget of the whole run that is spent, in words; None if none is."""
         config, state = self.config, self.state
         if config.steps is not None and state.step >= config.steps:
-            return f"{config.steps} steps"
-        return f"{config.seconds:g} seconds" if config.seconds and state.seconds >= config.seconds else None
+            return f"{config.steps} step{'s' * (config.steps != 1)}"
+        return (
+            f"{config.seconds:g} second{'s' * (config.seconds != 1)}"
+            if config.seconds and state.seconds >= config.seconds
+            else None
+        )
 
     @property
     def stage_is_over(self) -> bool:
@@ -205,7 +209,7 @@ class Training:
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Restore the state that :meth:`content` returned.
+        """Restore the state that :meth:`content` returned; the run may now have further stages, or another budget.
 
         Raises:
             ValueError: if it belongs to another program, configuration or data, or is damaged.
@@ -220,6 +224,10 @@ class Training:
             self._take(state, content)
         except (ValueError, *damage) as error:
             raise ValueError(of_another) from error
+        if state.done is not None:  # unless plan or budget have grown since
+            state.done = self.budget_is_spent
+            if state.done is None and self.stage_is_over:
+                self.next_stage()
 
     def _checked(self, content: dict[str, Any]) -> State:
         """Return the state in a checkpoint of this run."""

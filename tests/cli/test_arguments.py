@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from strangers import train_run
 import pyro_gvae
 from pyro_gvae.cli.arguments import COMMANDS, parse
 from pyro_gvae.cli.examples import EXAMPLES
+from pyro_gvae.cli.help import said_of
 from pyro_gvae.cli.main import main
 from pyro_gvae.config.compare import CompareConfig
 from pyro_gvae.config.train import TrainConfig
@@ -29,6 +31,9 @@ from pyro_gvae.config.train import TrainConfig
         (["evaluate", "x", "--num-dat", "1"], "Try '--num-data'."),
         (["compare", "--epoch", "3"], "Try '--epochs'."),
         (["train", "--zzzzzz"], "Try pyro-gvae train --help."),
+        (["train", "--resume"], "Try pyro-gvae train --help."),
+        (["train", "--quite"], "Try '--quiet'."),
+        (["evaluate", "x", "--max-memory", "0"], "Expected a positive max_memory, but found 0.0."),
         (["train", "--dataset", "mnits"], "Expected --dataset among digits, mnist"),
         (["train", "--dataset", "mnits"], "but found 'mnits'. Try 'mnist'."),
         (["gradients", "--estimators", "exact", "reinmx"], "Try 'reinmax'."),
@@ -129,6 +134,14 @@ def test_a_run_is_repeated_from_its_config_and_said_as_json(tmp_path, capsys):
     assert {row["kind"] for row in json.loads(capsys.readouterr().out)["runs"]} == {"train"}
 
 
+def test_there_is_one_word_for_one_thing():
+    names = {field.name for command in COMMANDS.values() for field in fields(command.config)}
+    assert {name for name in names if "seed" in name} == {"seed", "seeds", "split_seed", "model_seed"}
+    assert {name for name in names if "particles" in name} == {"num_particles"}
+    of_seeds = {said_of(command.config).get("seed", "Seed of") for command in COMMANDS.values()}
+    assert all(text.startswith("Seed of") for text in of_seeds)
+
+
 def documented_keys(command):
     """Return the keys of `--json` in the table of its page."""
     page = (Path(__file__).parents[2] / "docs" / "howto" / "command_line.md").read_text(encoding="utf-8")
@@ -166,7 +179,7 @@ def test_examples_of_help_can_be_typed():
             program, *words = shlex.split(line)
             if "--config" in words:  # its file is that of a run
                 del words[(at := words.index("--config")) : at + 2]
-            found = parse([word for word in words if word != "--json"])
+            found = parse([word for word in words if word not in ("--json", "--dry-run")])
             assert program == "pyro-gvae" and isinstance(found, COMMANDS[name].config)
 
 

@@ -57,7 +57,16 @@ def test_evaluate(run, capsys):
 
 
 def test_evaluate_by_samples_into_another_folder(run, capsys, tmp_path):
-    options = ["--num-data", 20, "--evidence", "importance-weighted", "--particles", 3, "--output", tmp_path / "here"]
+    options = [
+        "--num-data",
+        20,
+        "--evidence",
+        "importance-weighted",
+        "--num-particles",
+        3,
+        "--output",
+        tmp_path / "here",
+    ]
     said = say(capsys, "evaluate", run, *options)
     assert "iwae bound" in said and "3 samples" in said and "Warning: test: " in said
     first = (tmp_path / "here" / "exact-seed0.json").read_text()
@@ -101,7 +110,7 @@ def test_sample(run, capsys, pixels):
     samples = load_file(f"{path}.safetensors")["samples"]
     assert samples.shape == (25, 64) and (set(samples.unique().tolist()) == {0.0, 1.0}) == pixels
     assert imread(f"{path}.png").shape[0] == 2 + math.ceil(25 / 10) * 66
-    say(capsys, "sample", run, "--num-samples", 25, *options, "--random-seed", 1)
+    say(capsys, "sample", run, "--num-samples", 25, *options, "--seed", 1)
     assert not torch.equal(samples, load_file(f"{path}.safetensors")["samples"])
 
 
@@ -164,7 +173,7 @@ def test_levels_are_reported(levels, capsys):
 @pytest.mark.slow
 def test_gradients_of_levels_are_measured(levels, capsys):
     options = ["--estimators", "exact", "gumbel-softmax", "--temperatures", 1, "--num-data", 5, "--num-samples", 32]
-    assert "gumbel-softmax" in say(capsys, "gradients", "--run", levels, *options, "--output", levels / "gradients")
+    assert "gumbel-softmax" in say(capsys, "gradients", levels, *options, "--output", levels / "gradients")
 
 
 @pytest.mark.slow
@@ -206,7 +215,7 @@ def test_one_of_several_models_must_be_named(run, tmp_path, capsys):
     assert main(["sample", str(several)]) == 2
     said = capsys.readouterr().err
     assert "Expected one matching model in" in said
-    assert "but found 2 among exact with seed 0, exact with seed 1. Try --estimator and --seed." in said
+    assert "but found 2 among exact with seed 0, exact with seed 1. Try --estimator and --model-seed." in said
     assert load_model(several, seed=1).name == "exact-seed1"
     with pytest.raises(ValueError, match=r"but found 0 among"):
         load_model(several, "rebar", 0)

@@ -38,7 +38,7 @@ FEW = {
     "resume": {},
     "report": {},
     "explore": {},
-    "evaluate": {"num_data": 4, "particles": 4},
+    "evaluate": {"num_data": 4, "num_particles": 4},
     "encode": {"num_data": 4},
     "reconstruct": {"num_data": 4},
     "sample": {"num_samples": 4},
@@ -143,6 +143,7 @@ def test_memory_and_a_compiler_are_what_this_call_says(trained, compared, tmp_pa
     [
         ("compared", {"compile": True}, "Expected compile with a training run"),
         ("trained", {"workers": 2}, "Expected workers and scheduler with a comparison"),
+        ("compared", {"more": "3"}, "Expected more, steps and seconds with a training run"),
         ("trained", {"scheduler": "tcp://mine:1"}, "Expected workers and scheduler with a comparison"),
         ("compared", {"device": "cuda"}, "Expected a device with a training run"),
     ],

@@ -78,7 +78,7 @@ def refused(capsys, *arguments):
 
 
 def test_a_model_is_evaluated(run, capsys):
-    say(capsys, "evaluate", run, "--num-data", 10, "--particles", 5)
+    say(capsys, "evaluate", run, "--num-data", 10, "--num-particles", 5)
     written = json.loads((run / "evaluation" / "exact-seed0.json").read_text())["test"]
     trained = load_model(run)
     if run.name in CONTINUOUS:
@@ -173,7 +173,7 @@ def test_a_run_is_reported(run, capsys):
 @pytest.mark.slow
 def test_gradients_are_measured(run, capsys, tmp_path):
     options = ["--estimators", "exact", "reinforce-loo", "--num-data", 3, "--num-samples", 32]
-    assert "reinforce-loo" in say(capsys, "gradients", "--run", run, *options, "--output", tmp_path / "gradients")
+    assert "reinforce-loo" in say(capsys, "gradients", run, *options, "--output", tmp_path / "gradients")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pyro_gvae.cli.arguments import parse
-from pyro_gvae.cli.main import main
+from pyro_gvae.cli.main import _resume_by, main
 from pyro_gvae.config.commands import ResumeConfig
 from pyro_gvae.config.presets import PRESETS
 from pyro_gvae.config.train import TrainConfig
@@ -129,7 +130,22 @@ def test_a_run_folder_holds_what_was_asked_for_and_what_came_of_it(folder):
 def test_a_finished_run_is_left_as_it_is(folder, capsys):
     before = contents(folder)
     assert main(["resume", str(folder)]) == 0
-    assert "15 steps" in capsys.readouterr().out and contents(folder) == before
+    said = capsys.readouterr().out
+    assert "15 steps" in said and contents(folder) == before
+    assert f"It was finished before; to train for longer: pyro-gvae resume {folder} --more 10" in said
+
+
+def test_a_finished_run_is_trained_for_longer(folder, capsys):
+    words = ["resume", str(folder), "--more"]
+    assert run(capsys, *words, "exat:5") == (2, ANY) and run(capsys, *words, "disarm:5") == (2, ANY)
+    assert "extended" not in json.loads((folder / "config.json").read_text())
+    assert main([*words, "3steps"]) == 0
+    said = capsys.readouterr().out
+    assert "18 steps" in said and "finished before" not in said
+    assert TrainConfig.from_json(json.loads((folder / "config.json").read_text())["train"]).stages.endswith(
+        "exact:5steps,exact:3steps"
+    )
+    assert "--more" not in _resume_by(parse([*words, "3steps"]), folder)
 
 
 def damage(folder, how):

@@ -49,7 +49,11 @@ OURS = [command for command in SHOWN if command.words[0] in ("pyro-gvae", "torch
 
 
 def smaller(words: list[str]) -> list[str]:
-    options = SMALLER.get(words[0], "").split() if "--run" not in words else ["--num-samples", "32"]
+    options = (
+        SMALLER.get(words[0], "").split() if words[:2] != ["gradients", "runs/compare"] else ["--num-samples", "32"]
+    )
+    if "--more" in words:  # of a run whose steps were bounded above
+        options = ["--steps", "6"]
     grid = ["--sizes", "3x2"] if "--sizes" in words else []
     processes = ["--workers", "1"] if "--workers" in words else []  # `test_jobs.py` shows that more give the same
     if words[0] == "compare":

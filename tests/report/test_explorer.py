@@ -294,7 +294,7 @@ def test_a_program_of_ones_own_takes_the_weights_of_its_run(tmp_path: Path) -> N
     fit(vae, images(), config, output=tmp_path / "run", progress=False)
     with pytest.raises(ValueError, match="which is code of yours"):
         write_explorer(tmp_path / "run")
-    page = write_explorer(tmp_path / "run", program=CategoricalVAE(D, N, K, **copy.deepcopy(networks)))
+    page = write_explorer(str(tmp_path / "run"), program=CategoricalVAE(D, N, K, **copy.deepcopy(networks)))
     [described] = json.loads(re.search(r'id="payload">(.*?)</script>', page.read_text())[1])["models"]
     assert (
         described["decoder"] is None and described["table"][1] == K**N * D and described["posteriors"][1] == 6 * N * K

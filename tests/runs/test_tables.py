@@ -124,7 +124,7 @@ def test_paired_differences_need_their_baseline() -> None:
 def test_table_for_the_terminal() -> None:
     lines = format_table(summarize(make_final())).splitlines()
     assert lines[:5] == [
-        "estimator  seeds       test ELBO  test log p(x)       own bound          gap     seconds       steps/s",
+        "estimator  seeds       test ELBO  test log p(x)   own objective          gap     seconds       steps/s",
         "                            nats           nats            nats         nats           s           1/s",
         "relaxed        3  -102.00 ± 1.15  -99.00 ± 0.58   -97.33 ± 1.45  4.67 ± 0.33   2.0 ± 0.6  100.0 ± 28.9",
         "exact          3  -100.67 ± 1.45  -98.00 ± 0.58  -100.67 ± 1.45  0.00 ± 0.00  20.0 ± 0.0    5.0 ±  0.0",

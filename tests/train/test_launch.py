@@ -43,31 +43,34 @@ def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.filterwarnings("ignore:.* is not finished:RuntimeWarning")
 @pytest.mark.parametrize("state", ["finished", "unfinished"])
 def test_the_model_comes_back(state, request):
     run = request.getfixturevalue(state)
     trained = load_model(run)
-    assert trained.name == "exact-seed3" and [which.epoch for which in trained_models(run)] == [2]
+    assert trained.name == "gumbel-softmax-1-exact-1-seed3" and [which.epoch for which in trained_models(run)] == [2]
     assert exact.elbo(trained.vae, trained.data.test).mean().item() == pytest.approx(lines(run)[-1]["test_elbo"])
-    assert load_model(run, "exact", 3).name == "exact-seed3"
-    with pytest.raises(ValueError, match="but found 0 among exact with seed 3"):
+    assert load_model(run, PLAN[1], 3).name == "gumbel-softmax-1-exact-1-seed3"
+    with pytest.raises(ValueError, match=f"but found 0 among {PLAN[1]} with seed 3. Try without"):
         load_model(run, "gumbel-softmax")
 
 
+@pytest.mark.filterwarnings("ignore:.* is not finished:RuntimeWarning")
 def test_an_unfinished_model_is_that_of_the_checkpoint(unfinished):
     kept = load_checkpoint(unfinished / "checkpoint.safetensors")["vae"]
     state = load_model(unfinished).vae.state_dict()
     assert state.keys() == kept.keys() and all(torch.equal(state[name], kept[name]) for name in kept)
 
 
+@pytest.mark.filterwarnings("ignore:.* is not finished:RuntimeWarning")
 @pytest.mark.parametrize("state", ["finished", "unfinished"])
 @pytest.mark.parametrize(
     ("arguments", "written"),
     [
-        (["evaluate", "RUN", "--num-data", "20"], "evaluation/exact-seed3.json"),
-        (["encode", "RUN", "--num-data", "20"], "codes/exact-seed3-test-map.csv"),
-        (["reconstruct", "RUN", "--num-data", "3"], "reconstructions/exact-seed3-test-map.png"),
-        (["sample", "RUN", "--num-samples", "3"], "samples/exact-seed3-means.png"),
+        (["evaluate", "RUN", "--num-data", "20"], "evaluation/gumbel-softmax-1-exact-1-seed3.json"),
+        (["encode", "RUN", "--num-data", "20"], "codes/gumbel-softmax-1-exact-1-seed3-test-map.csv"),
+        (["reconstruct", "RUN", "--num-data", "3"], "reconstructions/gumbel-softmax-1-exact-1-seed3-test-map.png"),
+        (["sample", "RUN", "--num-samples", "3"], "samples/gumbel-softmax-1-exact-1-seed3-means.png"),
         (["gaps", "RUN", "--num-data", "9", "--num-particles", "2"], "gaps.csv"),
         (["report", "RUN"], "report.html"),
     ],
@@ -81,9 +84,19 @@ def test_every_command_takes_it(arguments, written, state, request, tmp_path):
 
 def test_gradients_of_it(finished, tmp_path):
     options = ["--num-samples", "32", "--num-data", "4", "--estimators", "exact", "--output", str(tmp_path / "out")]
-    assert main(["gradients", "--run", str(finished), *options]) == 0
+    assert main(["gradients", str(finished), *options]) == 0
     table = pd.read_csv(tmp_path / "out" / "gradients.csv")
-    assert set(table["trained_by"]) == {"exact"} and set(table["epoch"]) == {2} and set(table["seed"]) == {3}
+    assert set(table["trained_by"]) == {PLAN[1]} and set(table["epoch"]) == {2} and set(table["seed"]) == {3}
+
+
+def test_where_weights_come_from_is_said_unless_they_are_those_of_the_end(finished, unfinished, tmp_path):
+    assert load_model(finished).finished  # without a warning, which would be an error
+    with pytest.warns(RuntimeWarning, match=r"is not finished: the weights are those of its last checkpoint"):
+        assert not load_model(unfinished).finished
+    lost = shutil.copytree(finished, tmp_path / "lost")
+    (lost / "weights.safetensors").unlink()
+    with pytest.warns(RuntimeWarning, match=r"but found no such file\. The weights of the checkpoint are taken\."):
+        assert load_model(lost).finished
 
 
 def damage(run, how):
@@ -140,6 +153,7 @@ def test_the_report_is_one_page_that_says_what_the_run_says(finished):
     assert {path.suffix for path in (finished / "figures").iterdir()} == {".png", ".svg"}
 
 
+@pytest.mark.filterwarnings("ignore:.* is not finished:RuntimeWarning")
 def test_the_report_of_an_unfinished_run_says_so(unfinished):
     page = write_train_report(unfinished).read_text(encoding="utf-8")
     assert f"Go on with: pyro-gvae resume {unfinished}" in page

@@ -181,6 +181,7 @@ def test_a_program_of_ones_own_has_a_report_and_takes_its_weights_back(make, tmp
         assert main([command, str(tmp_path)]) == 2
         said = capsys.readouterr().err
         assert "which is code of yours. Try Python: pyro_gvae.load_run(" in said and said.count("\n") == 1
+        assert f"write_explorer('{tmp_path}', program=program)" in said
     with pytest.raises(ValueError, match=r"Expected a program with the parameters of the run"):
         load_run(tmp_path).load_into(CategoricalVAE(D, 2, 4, (5,)))
 
@@ -278,7 +279,9 @@ def test_a_run_of_a_command_is_loaded_with_its_model(tmp_path):
     run = tmp_path / "run"
     assert main(["train", *SMALL, "--stages", "gumbel-softmax:2steps,exact:2steps", "--output", str(run)]) == 0
     loaded = load_run(run)
-    assert loaded.results["estimator"].tolist() == ["gumbel-softmax", "exact"] and loaded.models == [("exact", 0)]
+    assert loaded.results["estimator"].tolist() == ["gumbel-softmax", "exact"] and loaded.models == [
+        ("gumbel-softmax:2steps,exact:2steps", 0)
+    ]
     elbo = exact.elbo(loaded.model(), loaded.data.test).mean().item()
     assert elbo == pytest.approx(loaded.results["test_elbo"].iloc[-1])
     with pytest.raises(ValueError, match=rf"it does not exist. Try {run}\."):
