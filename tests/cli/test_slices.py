@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
+from pyro_gvae import exact, load_run
 from pyro_gvae.cli.main import main
+from pyro_gvae.evaluate.metrics import code_usage
 from pyro_gvae.runs.checkpoint import load_tensors
 
 pytest.importorskip("pyarrow")
@@ -68,6 +70,23 @@ def test_a_run_in_slices(file, tmp_path, said):
         said(command, run)
     file.write_bytes(file.read_bytes() + b" ")
     assert "has changed" in said("evaluate", run, status=2)
+
+
+@pytest.mark.usefixtures("unrecorded", "unreported")
+def test_a_comparison_in_slices(file, tmp_path, said, monkeypatch):
+    monkeypatch.setattr("pyro_gvae.compare.cell.AT_A_TIME", 7)
+    monkeypatch.setattr("pyro_gvae.train.setup.dataset_of", lambda *_, **__: pytest.fail("read as a whole"))
+    run = tmp_path / "run"
+    options = ["--columns", "group=ignore", "--estimators", "exact", "--seeds", 0, "--epochs", 1, *SMALL]
+    told = said("compare", "--data", file, *options, "--data-memory", MEMORY, "--output", run)
+    assert "people.parquet: 200 rows, 4 columns" in told and "read in slices" in told
+    result, read = pd.read_csv(run / "results.csv").iloc[0], load_run(run)
+    test = torch.cat(list(read.data.test.chunks(1000)))
+    expected = exact.log_evidence(read.model(), test).mean().item()
+    assert result["test_log_evidence"] == pytest.approx(expected, rel=1e-5)
+    usage = load_tensors(run / "cells" / "exact-seed0" / "pictures.safetensors")["code_usage"]
+    torch.testing.assert_close(usage, code_usage(read.model(), test), atol=1e-5, rtol=1e-5)
+    assert "200 rows" in said("compare", "--data", file, *options, "--data-memory", MEMORY, "--output", run)
 
 
 @pytest.mark.slow
