@@ -82,13 +82,13 @@ def mapped(function: Callable[[Tensor], Tensor], data: Data) -> Data:
 
 
 @overload
-def first(data: Tensor | Rows, count: int) -> Tensor: ...
+def first(data: Tensor, count: int) -> Tensor: ...
 @overload
 def first(data: Data | Rows, count: int) -> Data: ...
 def first(data: Data | Rows, count: int) -> Data:
     """Return the first rows."""
     if isinstance(data, Rows):
-        return data.first(count).x
+        return next(data.chunks(count))
     return mapped(lambda column: column[:count], data)
 
 
@@ -115,7 +115,7 @@ def mean_of(mean: Callable[[Any], M], data: Data | Rows, size: int) -> M:
     """
     if not isinstance(data, Rows):
         return mean(data)
-    total: Any = sum(len(rows) / len(data) * mean(rows) for rows in data.chunks(size))
+    total: Any = sum(num_data(rows) / len(data) * mean(rows) for rows in data.chunks(size))
     found: M = total
     return found
 
