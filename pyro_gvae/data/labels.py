@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config.models import Labels
 from .columns import Data, first
 from .dataset import Dataset, generator_for
-from .parts import shown_part
+from .parts import MOST_SHOWN, shown_part
 from .rows import Rows
 from .sliced import AnyDataset, SlicedDataset
 
@@ -186,9 +186,11 @@ def judged(program: Any, x: Tensor, labels: Tensor | None) -> Data:
 
 def shown(program: Any, data: AnyDataset, count: int | None = None) -> Data:
     """Return the first data of the part on which models are shown, as :func:`judged` does."""
+    if isinstance(data, SlicedDataset):
+        rows = given(program, data).test
+        assert rows is not None
+        return first(rows, MOST_SHOWN if count is None else count)
     name, x = shown_part(data, count)
-    if isinstance(data, SlicedDataset) and use_of_labels(program) is Labels.GIVEN:
-        return first(_given_in_slices(program, data).test or data.test, len(x))
     labels = getattr(data, f"{name}_labels", None)
     return judged(program, x, None if labels is None else labels[: len(x)])
 
