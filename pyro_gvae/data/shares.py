@@ -44,7 +44,7 @@ class Shares(NamedTuple):
         return found
 
     def keeps_labels(self, part: str, rows: np.ndarray) -> np.ndarray:
-        """Return which rows of a part, of these numbers, may have a label, as a mask: all, or a share of the training rows.
+        """Return which rows of a part, of these numbers, may have a label: all, or a share of the training ones.
 
         Example:
             >>> int(Shares(0.2, labelled=0.3).keeps_labels("train", np.arange(1000)).sum())
