@@ -111,9 +111,11 @@ class Plan(NamedTuple):
     def weights(self, log_weights: Tensor) -> Tensor:
         """Compute exp(log_weights), with negligible weights set to exactly 0.
 
-        Under a sharp posterior most codes have a denormal probability, and CPUs compute slowly with denormal numbers.
+        Under a sharp posterior most codes have a denormal probability, and CPUs compute slowly with denormal numbers,
+        and the exponential of numbers whose exponential is denormal or 0, so that it is taken of none.
         """
-        return torch.threshold(log_weights, self.log_negligible, -math.inf).exp()
+        least = math.exp(self.log_negligible) * (1 + 8 * torch.finfo(self.dtype).eps)  # beyond what exp rounds
+        return torch.threshold(log_weights.clamp_min(self.log_negligible).exp(), least, 0.0)
 
     def log_sum(self, log_weights: Tensor) -> Tensor:
         """Compute logsumexp over the first dimension without denormal numbers."""
