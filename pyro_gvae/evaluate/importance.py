@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..distributions.codes import hamming_neighbours
-from ..exact.plan import bytes_of_code
+from ..exact.sizes import bytes_of_code
 from ..programs.choices import latent_values, most_probable
 from ..programs.draws import draw, lay_out_draws
 from ..programs.factors import Codes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ..runtime.rng import random_states, set_random_states
+from ..runtime.rng import are_same, random_states, set_random_states
 from .pair import HasPair
 
 P = TypeVar("P", bound=HasPair)
@@ -34,10 +34,13 @@ def eval_mode(pair: HasPair) -> Iterator[None]:
 
 
 @contextmanager
-def without_trace() -> Iterator[None]:
+def without_trace() -> Iterator[Callable[[], bool]]:
     """Run programs to see what they are: random states, and buffers of the modules that are called, are kept.
 
     Batch normalization in train mode, say, would learn from what a program is only probed with.
+
+    Yields:
+        A function that returns whether there is nothing to undo so far: the same runs would then say the same again.
     """
     states = random_states()
     before: dict[Tensor, Tensor] = {}
@@ -49,15 +52,20 @@ def without_trace() -> Iterator[None]:
 
     # A hook of all modules, since programs may be functions that find theirs in a closure.
     hook = register_module_forward_pre_hook(keep)
+
+    def changed() -> list[Tensor]:
+        """Return the buffers that may have changed; `torch.equal` of sparse ones fails."""
+        found = before.items()
+        return [one for one, value in found if one.layout is not torch.strided or not torch.equal(one, value)]
+
     try:
-        yield
+        yield lambda: not changed() and are_same(states, random_states())
     finally:
         hook.remove()
         set_random_states(states)
         with torch.no_grad():
-            for buffer, value in before.items():
-                if buffer.layout is not torch.strided or not torch.equal(buffer, value):  # that of sparse ones fails
-                    buffer.copy_(value)
+            for buffer in changed():
+                buffer.copy_(before[buffer])
 
 
 def judging(function: Callable[Concatenate[P, ...], R]) -> Callable[Concatenate[P, ...], R]:
