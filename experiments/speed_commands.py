@@ -12,8 +12,8 @@ The run is a model of digits with 2 one-hots of 4 categories, trained for two st
 commands and the bare imports run in turn. Reported are median wall times and their ratios to the imports.
 
 The sums are over the 8x4 codes of MNIST's test set, after 100 exact steps. The products are those of the encoder on all
-data, of the decoder on all codes, and of the two results, each run once with random factors of the same shapes. Calls and
-products alternate. Reported are medians of processor seconds, which change little on a busy core.
+data, of the decoder on all codes, and of the two results, each run once with random factors of the same shapes. Calls
+and products alternate. Reported are medians of processor seconds, which change little on a busy core.
 
 Found: see `docs/results/speed_commands.md`.
 """
