@@ -1,4 +1,4 @@
-"""A VAE with a discrete code of data whose class is given, a Pyro model and guide."""
+"""Define a conditional VAE: a discrete code for data whose class is given, as a Pyro model and guide."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final, final
@@ -27,9 +27,9 @@ class ConditionalVAE(VAE):
         x | z, y &\sim \mathrm{Observation}(\mathrm{decoder}(z, y)) \\
         q(z | x, y) &= \prod_n q(z_n | x, y)
 
-    So :math:`p(x | y) = \sum_z p(z) \, p(x | z, y)`: the prior of z does not depend on y, and the code says what the
-    class does not. The conditional model of Sohn, Lee and Yan 2015 (*Learning Structured Output Representation using
-    Deep Conditional Generative Models*), with a discrete code and this prior. All bounds are those of log p(x | y). The
+    So :math:`p(x | y) = \sum_z p(z) \, p(x | z, y)`: the prior of z does not depend on y, and the code describes what
+    the class leaves open. The model is that of Sohn, Lee and Yan 2015 (*Learning Structured Output Representation using
+    Deep Conditional Generative Models*), with a discrete code and this prior. All bounds are on log p(x | y). The
     sites are "z", one-hots (N, K), and "x", in the plate "data"; y is an argument.
 
     Args:
@@ -95,7 +95,7 @@ class ConditionalVAE(VAE):
             The code z (B, N, K).
 
         Raises:
-            ValueError: if labels are absent, do not have shape (B,), are no integers or, with Pyro's validation, are
+            ValueError: if labels are absent, do not have shape (B,), are not integers or, with Pyro's validation, are
                 out of range.
         """
         self._begin(x)
@@ -131,7 +131,7 @@ class ConditionalVAE(VAE):
     def _label(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Return labels as one-hots (B, C)."""
         if y is None:
-            raise ValueError("Expected labels y beside data x, since the model is p(x | y), but found none.")
+            raise ValueError("Expected labels y with data x, since the model is p(x | y), but found none.")
         label = one_hot_labels(x, y, self.num_classes)
         if is_validation_enabled() and not bool(label.any(-1).all()):
             raise ValueError(
