@@ -145,5 +145,5 @@ class SemiSupervisedVAE(VAE):
 
 
 def _chosen(y: Tensor | None, is_known: Tensor, label: Tensor, drawn: Tensor) -> Tensor:
-    """Return labels where they are known, and drawn classes elsewhere; without labels, the drawn ones are not expanded."""
+    """Return labels where known, and drawn classes elsewhere; without any labels, the drawn ones are not expanded."""
     return drawn if y is None else torch.where(is_known.unsqueeze(-1), label, drawn)
