@@ -1,4 +1,4 @@
-"""The best factorized posterior of each datum, by coordinate ascent on the enumerated joint distribution."""
+"""Find the best factorized posterior of each datum, by coordinate ascent on the enumerated joint distribution."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ from .posteriors import check_latents
 class MeanField(NamedTuple):
     """The best factorized posterior found for each datum."""
 
-    logits: PerLatent  # (B, N, K): log q_n(k), normalized; of several discrete latents a dictionary by their names
+    logits: PerLatent  # (B, N, K): log q_n(k), normalized; for several discrete latents a dictionary by their names
     elbo: Tensor  # (B,): its ELBO in nats
 
 
@@ -59,15 +59,15 @@ def mean_field(
     which is held in memory. The ELBO has several local optima, so the ascent starts from the guide, from the marginals
     of the exact posterior and from its mode, and the best result is returned. Up to rounding, it lies between the
     guide's ELBO and log p(x), so the difference to the guide's ELBO is the amortization gap. A guide whose latents
-    depend on each other is no start: it is not factorized, and its ELBO may be higher. So may be that of a guide which
-    lacks latents of the model: the pair's ELBO sums them as if the guide had their exact posterior, and here they are
-    factorized as all others. Latents inside of `pyro.markov` are updated one after another, in time linear in their
-    number.
+    depend on each other cannot be a start: it is not factorized, and its ELBO may be higher than the result. So may the
+    ELBO of a guide that lacks latents of the model: it sums them as if the guide had their exact posterior, whereas
+    here they are factorized like all others. Latents inside of `pyro.markov` are updated one after another, in time
+    linear in their number.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`.
         *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
-        max_sweeps: most sweeps over all digits.
+        max_sweeps: the largest number of sweeps over all digits.
         tolerance: stop when a sweep gains no more than this for any datum, in nats.
         max_memory: bytes that the table or a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
@@ -114,7 +114,7 @@ def mean_field(
 
 
 def _of_chains(runs: Runs, chains: Chains, *, max_sweeps: int, tolerance: float) -> MeanField:
-    """Find the same latent by latent."""
+    """Find the best factorized posterior of latents that are summed one after another."""
     statements = factorized_chains.Statements(runs, chains)
     ends = [
         ascend(statements.sweep, start, max_sweeps=max_sweeps, tolerance=tolerance)
@@ -151,7 +151,7 @@ def _tables(model: Run, plan: Plan, max_memory: float | None) -> tuple[list[Tens
     lowest = torch.finfo(plan.dtype).min / (plan.num_codes * (plan.layout.batch_size if plan.layout.is_shared else 1))
     tables, step = [], plan.num_codes
     for level, table in zip(plan.layout.levels, zip(*parts, strict=True), strict=True):
-        step //= level.num_codes  # codes of inner levels, on which this one does not depend
+        step //= level.num_codes  # the number of joint codes of the inner levels, on which this level does not depend
         tables.append(torch.cat(table)[::step].T.contiguous().clamp_min(lowest))
     return tables, scale
 
@@ -168,11 +168,11 @@ def _categories(plan: Plan) -> list[int]:
 
 
 def _guide_starts(runs: Runs, plan: Plan) -> list[tuple[Tensor, ...]]:
-    """Return log q (cells, K) of each digit, or nothing if the guide is not known to be factorized."""
+    """Return log q (cells, K) of each digit, or an empty list if the guide is not known to be factorized."""
     latents = plan.layout.space.latents
     if plan.layout.obstacle is None:
         sites = read_guide_once(runs, plan.layout).sites
-    else:  # one latent depends on no other
+    else:  # a single latent depends on no other
         sites = read(runs.guide, plan.layout, plan.layout.some_codes(1), {}).sites if len(latents) == 1 else {}
     if any(latent.name not in sites for latent in latents):
         return []
@@ -201,7 +201,7 @@ def _posterior_starts(joint: Tensor, plan: Plan) -> list[tuple[Tensor, ...]]:
 
 
 def _marginal_start(model: Run, plan: Plan) -> tuple[Tensor, ...]:
-    """Return the marginals of the exact posterior, log q (cells, K), where data share latents."""
+    """Return the marginals of the exact posterior as log q (cells, K), for latents that data share."""
     return _logs(digit for own in nested_marginals(model, plan).values() for digit in own.unbind(1))
 
 
@@ -237,10 +237,10 @@ def _together(log_q: tuple[Tensor, ...]) -> Tensor:
 
 
 def shared_sweep(log_q: tuple[Tensor, ...], tables: list[Tensor], plan: Plan) -> Digits:
-    """Update every digit once, where data share latents.
+    """Update every digit once, for latents that data share.
 
-    The expectation of log p(x, z) is linear in the probabilities of each digit, so that its derivative by these is the
-    conditional expectation: log q_n(k) = d E_q[log p(x, z)] / d q_n(k) + constant.
+    The expectation of log p(x, z) is linear in the probabilities of each digit, so its derivative with respect to them
+    is the conditional expectation: log q_n(k) = d E_q[log p(x, z)] / d q_n(k) + constant.
     """
     logits = list(log_q)
     for n in range(len(logits)):
@@ -266,7 +266,7 @@ def _expected(tables: list[Tensor], probs: list[Tensor], plan: Plan) -> Tensor:
     digits = list(zip(probs, _levels_of_digits(plan), strict=True))
     total = tables[0].new_zeros(plan.layout.levels[0].shape.numel())
     for table, level in zip(tables, plan.layout.levels, strict=True):
-        # The digits of this level and of those further out, from the last to the first.
+        # The digits of this level and of the levels outside it, from the last to the first.
         for own, outer in reversed([digit for digit in digits if level.holds(digit[1].shape)]):
             rows = outer.spread(own.T, level).T  # (cells, K)
             table = (table.unflatten(1, (-1, rows.shape[1])) @ rows.unsqueeze(-1)).squeeze(-1)
