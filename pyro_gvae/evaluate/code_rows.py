@@ -1,4 +1,4 @@
-"""The numbers of an evaluation that are about the latents: KL, entropy, information and use of each."""
+"""Compute the rows of an evaluation that describe the latents: KL, entropy, information and use of each."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -24,16 +24,16 @@ from .code_statistics import (
 from .guides import Guided
 from .probe import linear_probe
 
-#: The mean over data of one number for each.
+#: A function that computes the mean over data of one number per datum.
 Mean = Callable[[Tensor], Measured]
 
 
 def term_rows(bounds: BoundRows, said: Guided, mean: Mean, method: str) -> Iterator[Row]:
-    """Yield the ELBO's two terms, and the KL of each of several latents.
+    """Yield the ELBO's two terms and, if there are several latents, the KL of each.
 
     Args:
         bounds: the bounds of these data.
-        said: what the guide says of them.
+        said: the guide's probabilities, entropies and KLs for these data.
         mean: the mean over data.
         method: how expectations under the guide were computed.
     """
@@ -47,13 +47,13 @@ def term_rows(bounds: BoundRows, said: Guided, mean: Mean, method: str) -> Itera
 
 
 def code_rows(said: Guided, mean: Mean, method: str, *, apart: bool) -> Iterator[Row]:
-    """Yield entropies, information and use of the discrete latents, together and of each of several.
+    """Yield entropies, information and use of the discrete latents: of all together and, if several, of each.
 
     Args:
-        said: what the guide says of some data.
+        said: the guide's probabilities and entropies for some data.
         mean: the mean over data.
         method: how expectations under the guide were computed.
-        apart: whether no data share a latent, so that each has a joint code of its own.
+        apart: whether data share no latent, so that each datum has its own joint code.
     """
     method = "exact" if said.is_factorized else method
     statistics = {name: latent_statistics(log_q) for name, log_q in said.log_probs.items()}
@@ -92,14 +92,14 @@ def _summed(
 
 
 def _with_parts(metric: str, parts: dict[str, Measured], total: Measured, unit: str, method: str) -> Iterator[Row]:
-    """Yield the number of all latents, and that of each of several by its name."""
+    """Yield the number of all latents and, if there are several, the number of each by its name."""
     yield Row(metric, total, unit, method)
     if len(parts) > 1:
         yield from (Row(f"{metric}[{name}]", part, unit, method) for name, part in parts.items())
 
 
 def class_rows(program: Any, part: Part, said: Guided) -> Iterator[Row]:
-    """Yield the accuracy of the guide's class, of a program that learns from labels, where these are known."""
+    """Yield the accuracy of the guide's class on data with known labels, if the program learns from labels."""
     if use_of_labels(program) is not Labels.LEARNED or part.labels is None or not (part.labels >= 0).any():
         return
     known = part.labels >= 0
@@ -108,7 +108,7 @@ def class_rows(program: Any, part: Part, said: Guided) -> Iterator[Row]:
 
 
 def probe_rows(program: Any, parts: dict[str, Part], said: dict[str, Guided]) -> Iterator[Row]:
-    """Yield the accuracy of a linear classifier of codes, if there are labels to learn that no code was given."""
+    """Yield the accuracy of a linear classifier of codes, if there are labels and the guide was not given them."""
     if use_of_labels(program) is Labels.GIVEN:
         return
     train, test = (_with_labels(parts[name], said[name]) for name in ("train", "test"))
@@ -118,7 +118,7 @@ def probe_rows(program: Any, parts: dict[str, Part], said: dict[str, Guided]) ->
 
 
 def _with_labels(part: Part, said: Guided) -> tuple[Tensor, Tensor] | None:
-    """Return the codes of data with known labels, and these; None if there are none, or no codes of single data."""
+    """Return the codes and labels of data with known labels; None if there are none, or a datum has no own code."""
     codes = None if part.labels is None else _digits(said, len(part.x))
     if codes is None or part.labels is None:
         return None
@@ -127,7 +127,7 @@ def _with_labels(part: Part, said: Guided) -> tuple[Tensor, Tensor] | None:
 
 
 def _digits(said: Guided, num_data: int) -> Tensor | None:
-    """Return the most probable category of each digit: numbers (M, N), or one-hots (M, F, 1) of several latents."""
+    """Return the most probable category of each digit: numbers (M, N), or for several latents one-hots (M, F, 1)."""
     own = [log_q for log_q in said.log_probs.values() if len(log_q) == num_data]
     if len(said.log_probs) == 1:
         return own[0].argmax(-1) if own else None

@@ -16,8 +16,8 @@ from ..programs.factors import Codes
 from ..programs.levels import level_scores
 from .plan import Plan, computed
 
-#: A function of codes and of the scale of the model that returns numbers (s, cells) by the names of latents, to be added
-#: to the log-probabilities of the codes before scaling.
+#: A function of codes and the model's scale that returns numbers (s, cells) by the names of latents; they are added to
+#: the log-probabilities of the codes before scaling.
 Added = Callable[[Codes, float | Tensor], Mapping[str, Tensor]]
 
 
