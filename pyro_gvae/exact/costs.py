@@ -131,7 +131,7 @@ def sum_cost(pair: HasPair, *args: Any, max_memory: float | None = None, **kwarg
 
 
 def _cost(plan: Plan, total: Total) -> Cost:
-    # The difference cancels operations that do not depend on the number of codes.
+    # The difference leaves out operations that do not depend on the number of codes.
     two, four = (count_operations(partial(_gradient, total, _some_numbers(plan, count))) for count in (2, 4))
     numbers = _some_numbers(plan, min(plan.slice_size, MEASURED_CODES))
     seconds = min(_seconds(total, numbers) for _ in range(2))

@@ -168,11 +168,11 @@ def _categories(plan: Plan) -> list[int]:
 
 
 def _guide_starts(runs: Runs, plan: Plan) -> list[tuple[Tensor, ...]]:
-    """Return log q (cells, K) of each digit, or an empty list if the guide is not known to be factorized."""
+    """Return log q (cells, K) of each digit, or nothing if the guide is not known to be factorized."""
     latents = plan.layout.space.latents
     if plan.layout.obstacle is None:
         sites = read_guide_once(runs, plan.layout).sites
-    else:  # a single latent depends on no other
+    else:  # one latent depends on no other
         sites = read(runs.guide, plan.layout, plan.layout.some_codes(1), {}).sites if len(latents) == 1 else {}
     if any(latent.name not in sites for latent in latents):
         return []
@@ -201,7 +201,7 @@ def _posterior_starts(joint: Tensor, plan: Plan) -> list[tuple[Tensor, ...]]:
 
 
 def _marginal_start(model: Run, plan: Plan) -> tuple[Tensor, ...]:
-    """Return the marginals of the exact posterior as log q (cells, K), for latents that data share."""
+    """Return the marginals of the exact posterior, log q (cells, K), where data share latents."""
     return _logs(digit for own in nested_marginals(model, plan).values() for digit in own.unbind(1))
 
 

@@ -69,7 +69,7 @@ def posterior(
         raise ValueError(f"Expected num_codes of at least 0, but found {num_codes}.")
     runs = bind_pair(pair, *args, **kwargs)
     plan = plan_to_end(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
-    if isinstance(plan, Chains) and num_codes > 1:  # one pass over a chain finds only the most probable code
+    if isinstance(plan, Chains) and num_codes > 1:  # which do not follow from one pass over a chain, as the first does
         plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains):
         found = _posterior_of_chains(runs, plan)
@@ -283,5 +283,5 @@ def _in_cells(plan: Plan, numbers: Tensor) -> dict[str, Tensor]:
 
 
 def _in_plates(plan: Plan, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Reshape values (cells, ...) of each latent to its own batch dimensions."""
+    """Give values (cells, ...) of each latent the batch dimensions that it has."""
     return {name: own.reshape(*plan.layout.site_shapes[name], *own.shape[1:]) for name, own in values.items()}

@@ -27,9 +27,9 @@ class ConditionalVAE(VAE):
         x | z, y &\sim \mathrm{Observation}(\mathrm{decoder}(z, y)) \\
         q(z | x, y) &= \prod_n q(z_n | x, y)
 
-    So :math:`p(x | y) = \sum_z p(z) \, p(x | z, y)`: the prior of z does not depend on y, and the code describes what
-    the class leaves open. The model is that of Sohn, Lee and Yan 2015 (*Learning Structured Output Representation using
-    Deep Conditional Generative Models*), with a discrete code and this prior. All bounds are on log p(x | y). The
+    So :math:`p(x | y) = \sum_z p(z) \, p(x | z, y)`: the prior of z does not depend on y, and the code says what the
+    class does not. The conditional model of Sohn, Lee and Yan 2015 (*Learning Structured Output Representation using
+    Deep Conditional Generative Models*), with a discrete code and this prior. All bounds are those of log p(x | y). The
     sites are "z", one-hots (N, K), and "x", in the plate "data"; y is an argument.
 
     Args:

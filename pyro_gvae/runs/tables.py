@@ -100,10 +100,10 @@ def summarize(final: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Indexed by estimator, in order of appearance: `seeds` (their number) and, for each measure M, `M` (the
-        mean) and `M_se`. The measures are `test_elbo`, `test_log_evidence` (for models with continuous latents
-        `test_collapsed_iwae_bound`, a bound on it), `test_objective` (the estimator's own bound), `gap` =
-        test_objective - test_elbo, the excess of that bound over the discrete ELBO (all in nats per datum), `seconds`
-        and `steps_per_second`.
+        mean) and `M_se`. The measures are `test_elbo`, `test_log_evidence` (beside continuous latents
+        `test_collapsed_iwae_bound`, a bound of it), `test_objective` (the estimator's own bound), `gap` =
+        test_objective - test_elbo, by which that bound exceeds the discrete ELBO (all in nats per datum), `seconds` and
+        `steps_per_second`.
 
     Example:
         >>> final = pd.DataFrame({"estimator": ["exact"] * 2, "seed": [0, 1], "test_elbo": [-20.0, -22.0],
