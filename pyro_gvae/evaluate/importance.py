@@ -196,7 +196,7 @@ def _all_of_guide(seen: Look) -> Collection[str]:
 
 
 def is_shared(pair: HasPair, x: Tensor) -> bool:
-    """Return whether data share a latent, judged by one draw for two data."""
+    """Return whether data share a latent, from one draw for two of them."""
     seen = look(bind_pair(pair, *items(x)))
     if seen.needs_axes:
         try:

@@ -67,7 +67,7 @@ def mean_field(
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`.
         *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
-        max_sweeps: the largest number of sweeps over all digits.
+        max_sweeps: most sweeps over all digits.
         tolerance: stop when a sweep gains no more than this for any datum, in nats.
         max_memory: bytes that the table or a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
