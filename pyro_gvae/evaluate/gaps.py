@@ -111,11 +111,11 @@ def prior_gap(pair: HasPair, x: Tensor) -> Tensor | None:
     Returns:
         Shape (B,), in nats; None if data share a latent, or there are too many codes to sum over.
     """
-    said = read_guide(pair, x)
-    kl = functools.reduce(torch.add, said.kls.values())  # (B,)
-    if not said.is_exact or any(len(own) < len(kl) for own in said.log_probs.values()):
+    guided = read_guide(pair, x)
+    kl = functools.reduce(torch.add, guided.kls.values())  # (B,)
+    if not guided.is_exact or any(len(own) < len(kl) for own in guided.log_probs.values()):
         return None
-    of_each = information_of_each(said.log_probs) if said.is_factorized else table_of_each(said.table)
+    of_each = information_of_each(guided.log_probs) if guided.is_factorized else table_of_each(guided.table)
     return None if of_each is None else kl - of_each
 
 

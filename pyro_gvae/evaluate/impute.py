@@ -146,12 +146,12 @@ def impute(
     for place, column in enumerate(columns):
         width = len(column.levels) or 2
         rows = np.flatnonzero(x[:, place].isnan().cpu().numpy())
-        told = _told(column, rows, means[places[rows], start : start + width])
+        choices = _choices(column, rows, means[places[rows], start : start + width])
         start += width
-        cells += told.cells
-        levels += told.levels
+        cells += choices.cells
+        levels += choices.levels
         if len(rows):
-            _fill(filled, column.name, rows, told.values)
+            _fill(filled, column.name, rows, choices.values)
     of_cells, of_levels = _by_row(cells, OF_CELLS), _by_row(levels, OF_LEVELS)
     if found.effective_sample_size is None:
         return Imputed(filled, of_cells, of_levels)
@@ -160,7 +160,7 @@ def impute(
     return Imputed(filled, of_cells, of_levels, sizes, num_particles)
 
 
-class _Told(NamedTuple):
+class _Choices(NamedTuple):
     """The missing cells of a column: the values to fill in, and the rows of both lists."""
 
     values: np.ndarray
@@ -168,7 +168,7 @@ class _Told(NamedTuple):
     levels: list[tuple[Any, ...]]
 
 
-def _told(column: Column, rows: np.ndarray, means: np.ndarray) -> _Told:
+def _choices(column: Column, rows: np.ndarray, means: np.ndarray) -> _Choices:
     """Choose the most probable level, or the mean, of each row.
 
     Args:
@@ -180,7 +180,7 @@ def _told(column: Column, rows: np.ndarray, means: np.ndarray) -> _Told:
         values, squares = means.T
         spreads = np.sqrt(np.maximum(squares - values**2, 0.0))
         cells = [(row + 1, column.name, value, None, sd) for row, value, sd in zip(rows, values, spreads, strict=True)]
-        return _Told(values, cells, [])
+        return _Choices(values, cells, [])
     best = means.argmax(1)
     values = np.array(column.levels, object)[best]
     probabilities = means[np.arange(len(rows)), best]
@@ -190,7 +190,7 @@ def _told(column: Column, rows: np.ndarray, means: np.ndarray) -> _Told:
         for row, probs in zip(rows, means, strict=True)
         for level, probability in zip(column.levels, probs, strict=True)
     ]
-    return _Told(values, cells, levels)
+    return _Choices(values, cells, levels)
 
 
 def _predictive(

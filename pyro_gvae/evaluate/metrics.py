@@ -217,7 +217,7 @@ def evaluate(
     seen = look(bind_pair(pair, *next(split(given["train"], 2))))
     apart = not is_shared(pair, given["train"])
     samples = f"{num_particles} samples"
-    said: dict[str, Guided] = {}
+    guided: dict[str, Guided] = {}
     metrics: list[MetricRow] = []
     latents: list[LatentRow] = []
     warnings: list[str] = []
@@ -234,13 +234,13 @@ def evaluate(
             else:
                 bounds = sampled_bounds(pair, x, seen, mean, num_particles, max_memory)
             options = {"is_summed": by_sum, "num_particles": num_particles, "max_memory": max_memory}
-            said[name] = joined([read_guide(pair, rows, **options) for rows in chunks])
-        method = "exact" if said[name].is_exact else samples
-        rows = [*bounds.rows, *term_rows(bounds, said[name], mean, method)]
-        rows += code_rows(said[name], mean, method, apart=apart)
-        rows += class_rows(pair, parts[name], said[name])
+            guided[name] = joined([read_guide(pair, rows, **options) for rows in chunks])
+        method = "exact" if guided[name].is_exact else samples
+        rows = [*bounds.rows, *term_rows(bounds, guided[name], mean, method)]
+        rows += code_rows(guided[name], mean, method, apart=apart)
+        rows += class_rows(pair, parts[name], guided[name])
         if name == "test":
-            rows += probe_rows(pair, parts, said)
+            rows += probe_rows(pair, parts, guided)
         metrics += [
             MetricRow(
                 part=name,
@@ -252,6 +252,6 @@ def evaluate(
             )
             for row in rows
         ]
-        latents += latent_rows(name, said[name])
+        latents += latent_rows(name, guided[name])
         warnings += [f"{name}: {warning}" for warning in bounds.warnings]
     return Evaluation(metrics, latents, warnings)

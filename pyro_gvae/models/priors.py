@@ -235,9 +235,9 @@ def as_prior(prior: str | CodePrior, num_latents: int, num_categories: int) -> C
     return _made(f"the prior '{name}'", PRIORS[name], num_latents, num_categories, options)
 
 
-def _made(said: str, construct: Callable[..., P], num_latents: int, num_categories: int, options: dict[str, Any]) -> P:
+def _made(owner: str, construct: Callable[..., P], num_latents: int, num_categories: int, options: dict[str, Any]) -> P:
     try:
         inspect.signature(construct).bind(num_latents, num_categories, **options)
     except TypeError as error:
-        raise ValueError(f"Expected options that {said} has, but {error}.") from error
+        raise ValueError(f"Expected options that {owner} has, but {error}.") from error
     return construct(num_latents, num_categories, **options)
