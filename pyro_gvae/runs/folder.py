@@ -115,8 +115,8 @@ def check_own(folder: Path) -> None:
                 check_own(Path(entry))
             elif not entry.is_file(follow_symlinks=False) and os.path.lexists(entry):  # a temporary file may be gone
                 raise ValueError(
-                    f"Expected a folder of files and folders alone, but found that '{entry.path}' is a link, a pipe "
-                    "or a device. Try a copy without it."
+                    f"Expected a folder of files and folders alone, but found that '{entry.path}' is a link or not a "
+                    "regular file. Try a copy without it."
                 )
 
 
