@@ -73,7 +73,7 @@ CASES = {
     "reinforce-loo 8x4": Case(
         replace(reinmax_protocol.configuration("reinforce-loo", "8x4"), stages="reinforce-loo:20"), ("1", "5", "20")
     ),
-    "exact 8x4": Case(replace(reinmax_protocol.configuration("exact", "8x4"), stages="exact:3"), ("1", "3")),
+    "exact 8x4": Case(replace(reinmax_protocol.configuration("exact", "8x4"), stages="exact:1"), ("1",)),
 }
 #: Cure -> settings, in which {half} is half of the steps.
 CURES: dict[str, dict[str, Any]] = {
