@@ -116,13 +116,15 @@ def test_sample(run, capsys, pixels):
 
 LEVELS = ["--observation", "categorical", "--num-levels", 16, "--binarize", "none"]
 SMALL = ["--num-latents", 1, "--num-categories", 6, "--hidden", 16, "--learning-rate", 0.02]
+#: Two stages, and the name of the files of the model that they train.
+STAGES, STAGED = "gumbel-softmax:10steps,exact:30steps", "gumbel-softmax-10steps-exact-30steps-seed0"
 
 
 @pytest.fixture(scope="module")
 def levels(tmp_path_factory):
     """A run on pixels with 16 levels, resumed once."""
     run = tmp_path_factory.mktemp("levels") / "run"
-    stages = ["--stages", "gumbel-softmax:10steps,exact:30steps", "--output", run]
+    stages = ["--stages", STAGES, "--output", run]
     assert main([str(word) for word in ["train", *LEVELS, *SMALL, *stages]]) == 0
     assert main(["resume", str(run)]) == 0
     return run
@@ -136,7 +138,7 @@ def test_levels_are_trained_and_evaluated(levels, capsys):
     digits = load("digits")  # they have 17 levels
     assert torch.equal(trained.data.test, (digits.test * 15).round())
     say(capsys, "evaluate", levels, "--num-data", 50)
-    written = json.loads((levels / "evaluation" / "exact-seed0.json").read_text())
+    written = json.loads((levels / "evaluation" / f"{STAGED}.json").read_text())
     z = torch.eye(6).unsqueeze(-2)
     scores = torch.distributions.Categorical(logits=trained.vae.decoder(z).unflatten(-1, (64, 16)).unsqueeze(1))
     evidence = (scores.log_prob(trained.data.test[:50]).sum(-1) - math.log(6)).logsumexp(0).mean()
@@ -146,11 +148,11 @@ def test_levels_are_trained_and_evaluated(levels, capsys):
 def test_levels_are_encoded_reconstructed_and_sampled(levels, capsys):
     trained = load_model(levels)
     say(capsys, "encode", levels, "--kind", "exact", "--num-data", 30)
-    codes = load_file(levels / "codes" / "exact-seed0-test-exact.safetensors")["codes"]
+    codes = load_file(levels / "codes" / f"{STAGED}-test-exact.safetensors")["codes"]
     assert torch.equal(codes, encode(trained.vae, trained.data.test[:30], "exact").argmax(-1))
 
     say(capsys, "reconstruct", levels, "--num-data", 10)
-    path = levels / "reconstructions" / "exact-seed0-test-map"
+    path = levels / "reconstructions" / f"{STAGED}-test-map"
     arrays = load_file(f"{path}.safetensors")
     assert torch.equal(arrays["inputs"], trained.data.test[:10]) and arrays["inputs"].max() == 15
     for row, name in enumerate(("inputs", "reconstructions")):
@@ -158,7 +160,7 @@ def test_levels_are_encoded_reconstructed_and_sampled(levels, capsys):
         torch.testing.assert_close(pixels, arrays[name][0].reshape(8, 8) / 15, atol=0.01, rtol=0)
 
     say(capsys, "sample", levels, "--pixels", "--num-samples", 20)
-    path = levels / "samples" / "exact-seed0-pixels"
+    path = levels / "samples" / f"{STAGED}-pixels"
     drawn = load_file(f"{path}.safetensors")["samples"]
     assert set(drawn.unique().tolist()) == set(range(16))
     pixels = torch.from_numpy(imread(f"{path}.png")[2:66:8, 2:66:8, 0])

@@ -330,4 +330,4 @@ def test_names_that_are_not_text(trained, tmp_path):
     run = shutil.copytree(trained, os.fsdecode(os.fsencode(tmp_path) + b"/run-\xff"))
     for name in ("resume", "evaluate", "report"):
         command(name, Path(run), **FEW[name])
-    assert json.loads((Path(run) / "evaluation" / "exact-seed0.json").read_text())["test"]
+    assert json.loads((Path(run) / "evaluation" / "gumbel-softmax-4steps-exact-2steps-seed0.json").read_text())["test"]

@@ -26,6 +26,8 @@ SIZES = {
     "semi-supervised": ["--latent-dim", 2, "--labelled-share", 0.1],
     "conditional": ["--num-categories", 3],
 }
+#: The files of a model trained by these stages.
+STAGES, NAME = "reinforce-loo:1steps,exact:1steps", "reinforce-loo-1steps-exact-1steps-seed0"
 CONTINUOUS = {"joint", "gaussian-mixture", "semi-supervised"}
 COLUMNS = {
     "bernoulli": ["latent_0", "latent_1", "latent_2"],
@@ -51,7 +53,7 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TracedELBO, "outcome", lambda *_, **__: None)
         for model in SIZES:
-            stages = ["--stages", "reinforce-loo:1steps,exact:1steps", "--judge", "none", "--hidden", 8]
+            stages = ["--stages", STAGES, "--judge", "none", "--hidden", 8]
             arguments = ["train", "--model", model, *SIZES[model], *stages, "--output", top / model]
             assert main([str(word) for word in arguments]) == 0
     return top
@@ -79,7 +81,7 @@ def refused(capsys, *arguments):
 
 def test_a_model_is_evaluated(run, capsys):
     say(capsys, "evaluate", run, "--num-data", 10, "--num-particles", 5)
-    written = json.loads((run / "evaluation" / "exact-seed0.json").read_text())["test"]
+    written = json.loads((run / "evaluation" / f"{NAME}.json").read_text())["test"]
     trained = load_model(run)
     if run.name in CONTINUOUS:
         assert math.isfinite(written["collapsed_iwae_bound"]["value"]) and "log_evidence" not in written
@@ -96,7 +98,7 @@ def test_images_are_encoded(run, kind, capsys):
         assert "whose latents are all discrete, but found 'z'" in refused(capsys, *command)
         return
     assert "5 data" in say(capsys, *command)
-    path = run / "codes" / f"exact-seed0-test-{kind}"
+    path = run / "codes" / f"{NAME}-test-{kind}"
     table, arrays = pd.read_csv(f"{path}.csv"), load_file(f"{path}.safetensors")
     assert list(table) == [*COLUMNS[run.name], "label"]
     trained = load_model(run)
@@ -112,18 +114,18 @@ def test_images_are_encoded(run, kind, capsys):
 
 def test_images_are_reconstructed_and_sampled(run, capsys):
     assert "3 images" in say(capsys, "reconstruct", run, *FEW["reconstruct"])
-    arrays = load_file(run / "reconstructions" / "exact-seed0-test-map.safetensors")
+    arrays = load_file(run / "reconstructions" / f"{NAME}-test-map.safetensors")
     trained = load_model(run)
     torch.testing.assert_close(arrays["reconstructions"], reconstruct(trained.vae, shown_to(trained, 3)))
     assert "3 samples" in say(capsys, "sample", run, *FEW["sample"], "--pixels")
-    drawn = load_file(run / "samples" / "exact-seed0-pixels.safetensors")["samples"]
+    drawn = load_file(run / "samples" / f"{NAME}-pixels.safetensors")["samples"]
     assert drawn.shape == (3, 64) and set(drawn.unique().tolist()) == {0.0, 1.0}
 
 
 def test_samples_of_a_class_are_asked_by_its_name(runs, capsys):
     for model in ("semi-supervised", "conditional"):
         assert "3 samples" in say(capsys, "sample", runs / model, *FEW["sample"], "--label", 7)
-        found = load_file(runs / model / "samples" / "exact-seed0-means-7.safetensors")["samples"]
+        found = load_file(runs / model / "samples" / f"{NAME}-means-7.safetensors")["samples"]
         with torch.random.fork_rng():
             torch.manual_seed(0)
             torch.testing.assert_close(found, sample(load_model(runs / model).vae, 3, label=7))
