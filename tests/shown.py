@@ -15,6 +15,7 @@ import torch
 import tyro
 
 from pyro_gvae.cli.arguments import parse
+from pyro_gvae.cli.words import DRY_RUN, GENERAL
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,7 +83,7 @@ def check(words: list[str]) -> None:
     """Raise if the command does not exist, or does not accept these words."""
     match words:
         case ["pyro-gvae", *arguments] | ["python", "-m", "pyro_gvae", *arguments]:
-            parse([word for word in arguments if word != "--json"])  # any command accepts it
+            parse([word for word in arguments if word not in (*GENERAL, DRY_RUN)])
         case ["torchrun", *launched]:
             module = launched.index("-m")
             assert all(word.startswith("--") or word.isdigit() for word in launched[:module])

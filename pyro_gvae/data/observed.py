@@ -37,6 +37,6 @@ def observed(data: Dataset, observation: Observation) -> Dataset:
     if data.binarize == "dynamic":
         raise ValueError(
             f"Expected grey values as data of {type(observation).__name__}, but found those of dynamic "
-            "binarization, which are probabilities of black and white. Try binarize='none' or 'threshold'."
+            "binarization, which are probabilities of black and white. Try binarize='none' or binarize='threshold'."
         )
     return data.mapped(observation.from_pixels, value_range=(low, high), teacher=None)

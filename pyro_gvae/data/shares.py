@@ -48,7 +48,7 @@ class Shares(NamedTuple):
 
         Example:
             >>> int(Shares(0.2, labelled=0.3).keeps_labels("train", np.arange(1000)).sum())
-            302
+            306
         """
         share = self.labelled if part == "train" else 1.0
         found: np.ndarray = _uniform(derived_seed("labelled", self.seed), rows) < share

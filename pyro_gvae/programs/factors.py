@@ -34,7 +34,7 @@ class Site(NamedTuple):
 
     @property
     def share(self) -> float:
-        """The fraction of the latent that counts for each datum: less than 1 if several data share it."""
+        """The fraction of the latent that counts for each datum, less than 1 if several data share it."""
         return self.own_shape.numel() / self.batch_shape.numel()
 
     @property
@@ -65,7 +65,7 @@ class Site(NamedTuple):
 
     @property
     def weight(self) -> Tensor:
-        """The weight of the latent for each datum: scale times mask, divided among data that share it, (B,)."""
+        """The weight of the latent for each datum (B,), which is scale times mask, divided among data that share it."""
         return self.weigh(self.log_probs.new_ones(self.batch_shape.numel()))
 
     def entropy(self) -> Tensor:

@@ -192,7 +192,7 @@ def test_levels_are_compared(capsys, tmp_path):
     ("options", "sentence"),
     [
         (["--num-levels", 16], "Expected no num_levels for the observation 'bernoulli', but found num_levels=16"),
-        ([*LEVELS, "--binarize", "dynamic"], "which are probabilities of black and white. Try binarize='none'"),
+        ([*LEVELS, "--binarize", "dynamic"], "which are probabilities of black and white. Try --binarize none"),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "compare"])

@@ -206,7 +206,7 @@ def test_steps_that_are_not_finite_end_a_run_with_a_sentence(capsys, tmp_path, r
     code, said = run(capsys, "train", *SMALL, *arguments, "--output", str(tmp_path / "run"))
     assert code == 2 and "Traceback" not in said
     assert "Expected finite losses and gradients, but found 2 steps in a row that were not. In the last, step" in said
-    assert "the first value that is not finite is" in said and "Try a lower learning rate, or clip_norm." in said
+    assert "the first value that is not finite is" in said and "Try a lower learning rate, or --clip-norm." in said
     assert list((tmp_path / "run").glob("non-finite-step*.safetensors"))
 
 

@@ -104,7 +104,7 @@ def test_another_objective_is_held_against_its_own_gradient(wrt):
     assert (gradients[1] - gradients[3]).abs().max() > 0.1
 
 
-@pytest.mark.filterwarnings("ignore:Expected programs that take codes")
+@pytest.mark.filterwarnings("ignore:Expected programs that accept codes")
 @pytest.mark.parametrize("name", ["bits and an integer", "a mixture with Dirichlet weights"])
 def test_every_estimator_is_a_row(name):
     pyro.clear_param_store()

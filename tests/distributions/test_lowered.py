@@ -91,7 +91,8 @@ class LargestTensor(Watching):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        storages = [(tensor.untyped_storage().nbytes() // tensor.element_size()) for tensor in tensors_in(out)]
+        floats = [tensor for tensor in tensors_in(out) if tensor.is_floating_point()]  # no states of random numbers
+        storages = [tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in floats]
         self.numel = max([self.numel, *storages])
         return out
 

@@ -161,7 +161,7 @@ def test_a_sum_over_the_first_digit_beside_sums_is_exact(site, summed, dense, ex
     handled_model, handled_guide, elbo = estimator({site: summed}).bind(pair)
     pyro.set_rng_seed(0)
     if dense is concatenated:
-        with pytest.warns(UserWarning, match="Expected programs that take codes"):
+        with pytest.warns(UserWarning, match="Expected programs that accept codes"):
             found = with_gradients(lambda: elbo.loss_and_grads(handled_model, handled_guide, X))
     else:
         found = with_gradients(lambda: elbo.loss_and_grads(handled_model, handled_guide, X))

@@ -28,7 +28,7 @@ def of(elbo, program):
 
 
 @pytest.mark.parametrize("name", WITHOUT_SHARED)
-@pytest.mark.filterwarnings("ignore:Expected programs that take codes:UserWarning")
+@pytest.mark.filterwarnings("ignore:Expected programs that accept codes:UserWarning")
 def test_with_all_codes_it_is_the_exact_elbo(name):
     program = PROGRAMS[name]
     torch.testing.assert_close(of(TopC(num_codes=ALL), program), of(ExactELBO(), program), rtol=1e-10, atol=1e-10)

@@ -225,7 +225,7 @@ UNBIASED = [
 
 
 @pytest.mark.parametrize(("column", "program"), those(RUNNING, *UNBIASED))
-@pytest.mark.filterwarnings("ignore:Expected programs that take codes:UserWarning")
+@pytest.mark.filterwarnings("ignore:Expected programs that accept codes:UserWarning")
 def test_the_mean_is_the_exact_elbo_and_its_gradient(column, program):
     found = estimates(column, program)
     assert standard_errors(found, stock(program)) < LIMIT

@@ -213,7 +213,7 @@ def test_the_kls_of_ready_programs_are_those_of_the_elbo(name):
         torch.testing.assert_close(closed_kls(runs, layout), digits)
 
 
-@pytest.mark.filterwarnings("ignore:Expected programs that take codes")
+@pytest.mark.filterwarnings("ignore:Expected programs that accept codes")
 def test_programs_that_take_one_code_at_a_time_have_the_same_numbers():
     plain = sharp("two layers, bottom-up")
     store = pyro.get_param_store()

@@ -269,7 +269,7 @@ def test_any_latents_have_all_numbers(continuous):
         evaluate(pair, data, evidence="exact")
 
 
-@pytest.mark.filterwarnings("ignore:Expected programs that take codes")
+@pytest.mark.filterwarnings("ignore:Expected programs that accept codes")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_program_is_evaluated(name):
     """Compare with the bounds of all data together; only a program without log p(x) is refused."""

@@ -33,7 +33,7 @@ SMALLER = {
     "train": f"{NETWORK} --steps 4 --batch-size 50",
     "compare": f"{NETWORK} --epochs 1 --evaluations 1 --seeds 0",
     "gradients": f"{NETWORK} --num-data 8 --num-samples 32 --epochs 0",
-    "evaluate": "--particles 5",
+    "evaluate": "--num-particles 5",
     "advise": f"{NETWORK} --seconds 0.2 --estimators gumbel-softmax reinmax reinforce-loo",
 }
 RUN = re.compile(r"runs/(compare|train|staged|layers|tree|wine|some-labels|by-class|people)\S*")

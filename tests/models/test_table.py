@@ -106,7 +106,7 @@ def test_cells_of_another_kind_are_refused_by_row_and_column(place, value, kind)
     x[1, place] = value
     with pytest.raises(ValueError, match=f"with {kind} cells in column '{COLUMNS[place].name}', but found .* in row 2"):
         built.check(x)
-    with pytest.raises(ValueError, match="Expected x of cells"):
+    with pytest.raises(ValueError, match="Expected x whose cells are missing"):
         built(torch.zeros(built.natural_dim(D))).log_prob(x)
 
 

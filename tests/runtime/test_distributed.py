@@ -191,7 +191,7 @@ def test_what_another_process_tells_is_never_unpickled(tmp_path):
     pickle.loads(pickle.dumps(Bomb(str(mark)))).close()  # the negative control
     assert mark.exists()
     source = (ROOT / "pyro_gvae" / "runtime" / "distributed.py").read_text()
-    assert "object" not in source.replace("would tell objects as pickles", "")
+    assert "object" not in source.replace("would send objects as pickles", "")
 
 
 @pytest.mark.parametrize("value", [None, 3, [1, True], {"a": torch.ones(2), 3: [torch.zeros(0), "x"]}, float("inf")])

@@ -66,7 +66,7 @@ def test_a_command_without_memory_is_one_sentence(monkeypatch, capsys, tmp_path)
         torch.empty(2**60, dtype=torch.uint8)
 
     monkeypatch.setattr(pages, "report_command", greedy)
-    write_json(tmp_path / "config.json", {})
+    write_json(tmp_path / "config.json", {"train": {}})
     assert main(["report", str(tmp_path)]) == 2
     assert "Expected enough memory for this command, but found that there is no more. Try" in capsys.readouterr().err
 
@@ -206,5 +206,5 @@ def test_the_allocator_is_set_only_on_request(monkeypatch, tmp_path):
     vae, x = CategoricalVAE(6, 4, 3, (5,)), torch.ones(4, 6)
     assert peak_memory(lambda: exact.elbo(vae, x)) < 2**20 < 31 * 2**20 == peak_memory(memory.keep_freed_memory)
     monkeypatch.setattr(memory, "keep_freed_memory", lambda: asked.append(1))
-    write_json(tmp_path / "config.json", {})
+    write_json(tmp_path / "config.json", {"train": {}})
     assert main(["report", str(tmp_path)]) == 2 and asked == [1]
