@@ -41,5 +41,5 @@ def test_a_latent_that_a_batch_observes_is_left_out_of_the_network():
 def test_a_latent_that_the_first_batch_observes_is_refused_later():
     elbo = estimator("relax").elbo()
     elbo.loss(model, guide, DATA, LABELS)
-    with pytest.raises(ValueError, match=r"found 5 for z, y. Try .* a first batch that observes none"):
+    with pytest.raises(ValueError, match=r"found 5 for z, y. Try .* start with one that observes none"):
         elbo.loss(model, guide, DATA)
