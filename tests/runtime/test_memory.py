@@ -68,7 +68,7 @@ def test_a_command_without_memory_is_one_sentence(monkeypatch, capsys, tmp_path)
     monkeypatch.setattr(pages, "report_command", greedy)
     write_json(tmp_path / "config.json", {})
     assert main(["report", str(tmp_path)]) == 2
-    assert "Expected enough memory for this command, but found that there is no more. Try" in capsys.readouterr().err
+    assert "Expected enough memory for this command, but found that it ran out. Try" in capsys.readouterr().err
 
 
 def written(folder, script):
