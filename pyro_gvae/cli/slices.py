@@ -6,16 +6,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..config.commands import EncodeConfig, ImputeConfig
+from ..config.models import Labels
 from ..config.units import in_bytes
+from ..data.cells import check_labelled
+from ..data.labels import judged, use_of_labels
 from ..data.parquet import ParquetTable
 from ..data.rows import Rows
+from ..data.tables import encoded
 from ..evaluate.generate import encode, numbers_of
 from ..evaluate.impute import impute
+from ..models.table import Column
 from ..runs.files import replacing
-from ..train.trained import Trained
+from ..train.trained import Trained, label_among
 from .said import Said
 
 if TYPE_CHECKING:
@@ -34,10 +40,12 @@ def encode_rows(trained: Trained, rows: Rows, config: EncodeConfig, path: Path) 
     with ExitStack() as stack, torch.random.fork_rng():
         csv, parquet = (stack.enter_context(replacing(path.with_name(f"{path.name}.{end}"))) for end in ENDS)
         torch.manual_seed(config.seed)
+        if use_of_labels(trained.vae) is Labels.GIVEN:
+            rows = rows.labelled(every=True)  # of which one without a label is refused
         for frame, codes in _encoded(trained, rows, config):
             kinds |= {code.tobytes() for code in codes.unique(dim=0).numpy()}
             frame.to_csv(csv, mode="a", header=shown is None, index=False)
-            found = arrow.Table.from_pandas(frame, preserve_index=False)
+            found = arrow.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
             if writer is None:
                 writer = stack.enter_context(import_module("pyarrow.parquet").ParquetWriter(parquet, found.schema))
             writer.write_table(found)
@@ -57,8 +65,12 @@ def _encoded(trained: Trained, rows: Rows, config: EncodeConfig) -> "Iterator[tu
     """Yield the table of codes of each slice, and its discrete codes."""
     left = len(rows) if config.num_data is None else config.num_data
     for x, labels in rows.parts(ROWS_AT_A_TIME):
-        found = encode(trained.vae, x[:left], config.kind, max_memory=in_bytes(config.max_memory))
-        frame, codes = code_table(numbers_of(found), None if labels is None else labels[:left])
+        x, labels = x[:left], None if labels is None else labels[:left]
+        given: Any = judged(trained.vae, x, labels)
+        found = encode(trained.vae, given, config.kind, max_memory=in_bytes(config.max_memory))
+        frame, codes = code_table(numbers_of(found), labels)
+        if labels is not None:  # of one type in all slices
+            frame["label"] = frame["label"].astype("Int64").mask(frame["label"] < 0)
         yield frame, codes
         left -= len(frame)
         if left <= 0:
@@ -83,11 +95,13 @@ def impute_rows(trained: Trained, table: ParquetTable, config: ImputeConfig, pat
     with ExitStack() as stack:
         kinds = ("table", "cells", "levels")
         files = {kind: stack.enter_context(replacing(path.with_name(f"{path.name}-{kind}.csv"))) for kind in kinds}
+        label = label_among(trained, table.names) if use_of_labels(trained.vae) is Labels.GIVEN else None
         lacking = [name for name in table.names if table.may_lack(name)]
         for cells, rows in table.frames():
             found = impute(
                 trained.vae,
                 _as_read_whole(cells, lacking),
+                labels=None if label is None else _labels_of(cells, label, rows),
                 averaging=config.averaging,
                 num_particles=config.num_particles,
                 max_memory=in_bytes(config.max_memory),
@@ -108,6 +122,12 @@ def impute_rows(trained: Trained, table: ParquetTable, config: ImputeConfig, pat
         f"{text}\n\n{files_text}",
         {"model": trained.name, "filled": count, "table": f"{path}-table.csv", "notes": list(notes)},
     )
+
+
+def _labels_of(cells: "pd.DataFrame", label: Column, rows: np.ndarray) -> torch.Tensor:
+    labels = encoded(cells, [label], rows)[:, 0]
+    check_labelled(labels.isnan().numpy(), rows)
+    return labels.long()
 
 
 def _as_read_whole(cells: "pd.DataFrame", lacking: list[str]) -> "pd.DataFrame":

@@ -5,15 +5,15 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import exact
 from ..config.checks import MOST_OPERATIONS
 from ..config.compare import OUTSIDE, CompareConfig
 from ..config.units import codes_in_words, in_bytes
 from ..data.columns import first
-from ..data.dataset import Dataset
-from ..data.labels import judged
+from ..data.labels import given
+from ..data.sliced import AnyDataset
 from ..report.comparison import write_report
 from ..report.explorer import explorer_if_possible
 from ..runs.config import earlier_run, write_config
@@ -25,7 +25,7 @@ from ..runtime.progress import Progress
 from ..runtime.signals import raise_on_signal
 from ..train.checks import check_training
 from ..train.result import Interrupted
-from ..train.setup import initial_model, load_data, read_in_words, with_classes
+from ..train.setup import initial_model, load_or_slice, read_in_words, with_classes
 from ..train.source import check_source, source_of
 from . import jobs as sweep
 from .cell import Job, train_cell
@@ -47,7 +47,7 @@ class Prepared(NamedTuple):
     """
 
     config: CompareConfig
-    data: Dataset
+    data: AnyDataset
     cells: list[Cell]
     earlier: Path | None
 
@@ -65,7 +65,7 @@ def prepare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text:
     """
     if config.parquet:
         require_parquet()
-    data = load_data(config.training())
+    data = load_or_slice(config.training())
     tell(read_in_words(config, data))
     config = with_classes(config, data)
     cells = make_cells(config, len(data.train))
@@ -154,7 +154,7 @@ def _run_on(config: CompareConfig) -> Iterator[sweep.RunJobs]:
             yield run
 
 
-def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: Dataset) -> None:
+def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: AnyDataset) -> None:
     """Refuse, before a folder is created, cells that cannot be trained or have too many codes for an exact sum."""
     if config.batch_size > len(data.train):
         raise ValueError(f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}.")
@@ -162,8 +162,8 @@ def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: Dataset) ->
         if cell.seed != cells[0].seed:
             continue
         vae = initial_model(cell.train, data)
-        x = judged(vae, data.test, data.test_labels)
-        cost = exact.sum_cost(vae, first(x, config.batch_size), max_memory=in_bytes(config.max_memory))
+        test: Any = given(vae, data).test
+        cost = exact.sum_cost(vae, first(test, config.batch_size), max_memory=in_bytes(config.max_memory))
         if cost.operations > MOST_OPERATIONS:
             num_latents = cell.train.num_latents * cell.train.num_layers
             codes = codes_in_words(num_latents, cell.train.num_categories)

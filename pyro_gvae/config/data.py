@@ -5,6 +5,7 @@ import typing
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from .checks import at_most, positive
 from .names import ColumnKind, DatasetName
 
 #: How to treat a column: its kind, or leave it out.
@@ -32,6 +33,8 @@ class DataConfig:
         validation_share: Share of the rows held out for validation, whose ELBO stops stages with --patience; if the
             data have a split, a share of their training data.
         split_seed: Seed of the split.
+        data_memory: Gigabytes that the rows of a table may take, four bytes a cell. A .parquet file with more is read
+            in slices, of which so many are in memory, and config.json says so.
     """
 
     dataset: DatasetName = "digits"
@@ -42,6 +45,7 @@ class DataConfig:
     test_share: float = 0.2
     validation_share: float = 0.0
     split_seed: int = 0
+    data_memory: float = DATA_MEMORY
 
     @property
     def data_name(self) -> str:
@@ -59,6 +63,8 @@ class DataConfig:
             raise ValueError(f"Expected a labelled_share above 0 and of at most 1, but found {self.labelled_share:g}.")
         if self.split_seed < 0:
             raise ValueError(f"Expected split_seed of at least 0, but found {self.split_seed}.")
+        positive("data_memory", self.data_memory)
+        at_most("data_memory", self.data_memory, 1e9)
         column_kinds(self.columns)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from ..schedules import schedule
 from .checks import MOST_UNITS, at_most
-from .data import DATA_MEMORY, DataConfig
+from .data import DataConfig
 from .json import plain_settings, read_settings
 from .models import check_model, check_stages
 from .names import Binarization, JudgeOrAuto, LoggerName, ModelName, NetworksName, ObservationName, Shard
@@ -98,8 +98,6 @@ class TrainConfig(DataConfig):
         checkpoint_every: Training between two checkpoints, in epochs, steps or seconds.
         max_skipped: Stop after this many consecutive steps with a loss or gradient that is not finite.
         max_memory: Gigabytes that an exact sum may use.
-        data_memory: Gigabytes that the rows of a table may take, four bytes a cell. A .parquet file with more is read
-            in slices, of which so many are in memory, and config.json says so.
         device: Where to train: cpu, cuda, cuda:1.
         compile: Compile the recorded step with Inductor; needs a C++ compiler and about half a minute. By default if
             there is a compiler and the run is long enough to gain from it. The choice is written into config.json
@@ -149,7 +147,6 @@ class TrainConfig(DataConfig):
     checkpoint_every: str = "30s"
     max_skipped: int = 10
     max_memory: float = 4.0
-    data_memory: float = DATA_MEMORY
     device: str = "cpu"
     compile: bool | None = None
     shard: Shard = "data"
@@ -174,12 +171,11 @@ class TrainConfig(DataConfig):
         for width in self.hidden:
             at_least("hidden", width, 1)
             at_most("hidden", width, MOST_UNITS)
-        for name in ("clip_norm", "seconds", "max_memory", "data_memory"):
+        for name in ("clip_norm", "seconds", "max_memory"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"Expected a positive {name}, but found {value}.")
-        for name in ("max_memory", "data_memory"):
-            at_most(name, getattr(self, name) or 0, 1e9)
+        at_most("max_memory", self.max_memory, 1e9)
         for name in ("learning_rate", "temperature", "prior_temperature"):
             if getattr(self, name) is not None:
                 _check_schedule(name, getattr(self, name))

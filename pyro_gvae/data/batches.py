@@ -15,7 +15,7 @@ from .sliced import AnyDataset, SlicedDataset
 
 @overload
 def epoch_batches(
-    data: AnyDataset | Tensor | Rows,
+    data: AnyDataset | Tensor,
     batch_size: int,
     *,
     seed: int,
@@ -94,7 +94,7 @@ def epoch_batches(
 
 
 @overload
-def sample_of(data: Tensor | Rows, count: int) -> Tensor: ...
+def sample_of(data: Tensor, count: int) -> Tensor: ...
 @overload
 def sample_of(data: Data | Rows, count: int) -> Data: ...
 def sample_of(data: Data | Rows, count: int) -> Data:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import NamedTuple, Self, final
+from typing import Literal, NamedTuple, Self, final
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..models.table import Column
+from .cells import check_labelled
 from .dataset import generator_for
 from .parquet import BYTES_OF_A_CELL, ParquetTable
-from .rows import Part, Rows
+from .rows import Part, Rows, Slice
 from .shares import Shares
 from .tables import encoded
 
@@ -44,6 +45,7 @@ class ParquetRows(Rows):
         part: "train", "validation" or "test".
         memory: bytes that the blocks may take.
         device: where batches are.
+        labels: whether slices are data beside labels: of some rows, or of every one.
     """
 
     def __init__(
@@ -56,10 +58,12 @@ class ParquetRows(Rows):
         *,
         memory: float,
         device: str | torch.device = "cpu",
+        labels: Literal["none", "some", "every"] = "none",
     ) -> None:
         self._table, self._columns, self._label = table, tuple(columns), label
         self._shares, self._part, self._memory = shares, part, memory
-        self._device = torch.device(device)
+        self._device, self._labels = torch.device(device), labels
+        self._width = len(self._columns) + self.is_labelled  # in memory, labels are the last column
         self._sizes = np.array(
             [
                 shares.of_part(part, int(start), int(size)).sum()
@@ -83,12 +87,28 @@ class ParquetRows(Rows):
     @override
     def to(self, device: str | torch.device) -> Self:
         of_file = self._table, self._columns, self._label, self._shares, self._part
-        return type(self)(*of_file, memory=self._memory, device=device)
+        return type(self)(*of_file, memory=self._memory, device=device, labels=self._labels)
+
+    @override
+    def labelled(self, *, every: bool) -> Self:
+        if self._label is None:
+            raise ValueError(
+                f"Expected rows with labels, but found none in '{self._table.path.name}'. Try labels=COLUMN."
+            )
+        of_file = self._table, self._columns, self._label, self._shares, self._part
+        labels: Literal["some", "every"] = "every" if every else "some"
+        return type(self)(*of_file, memory=self._memory, device=self._device, labels=labels)
+
+    @property
+    @override
+    def is_labelled(self) -> bool:
+        return self._labels != "none"
 
     @override
     def digest(self) -> str:
         columns = [column._asdict() for column in self._columns]
-        said = [self._table.digest, columns, self._shares, self._part, self._memory]
+        label = self._label._asdict() if self._label is not None and self.is_labelled else None
+        said = [self._table.digest, columns, self._shares, self._part, self._memory, label]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     @override
@@ -104,36 +124,41 @@ class ParquetRows(Rows):
             yield _joined(held).mapped(lambda own: own.to(self._device))
 
     @override
-    def batches(self, batch_size: int, *, seed: int, epoch: int, skip: int = 0) -> Iterator[Tensor]:
+    def batches(self, batch_size: int, *, seed: int, epoch: int, skip: int = 0) -> Iterator[Slice]:
         ends = np.cumsum([self._sizes[groups].sum() for groups in self._blocks(seed, epoch)])
         if skip * batch_size >= len(self):
             return
         number = int(np.searchsorted(ends, skip * batch_size, side="right"))
         start = skip * batch_size - (int(ends[number - 1]) if number else 0)
-        rest = torch.empty(0, len(self._columns))  # of the blocks before, less than a batch
+        rest = torch.empty(0, self._width)  # of the blocks before, less than a batch
         for here in range(number, len(ends)):
             block = self._block(Block(seed, epoch, here), is_last=here + 1 == len(ends))
             if len(rest):
                 start = min(batch_size - len(rest), len(block))
                 rest = torch.cat([rest, block[:start]])
                 if len(rest) == batch_size:
-                    yield rest.to(self._device)
+                    yield self._given(rest)
                     rest = rest[:0]
             whole = start + (len(block) - start) // batch_size * batch_size
             for at in range(start, whole, batch_size):
-                yield block[at : at + batch_size].to(self._device, copy=True)
+                yield self._given(block[at : at + batch_size])
             rest, start = torch.cat([rest, block[whole:]]), 0
             del block  # so that two are in memory while the next but one is read
         if len(rest):
-            yield rest.to(self._device)
+            yield self._given(rest)
 
     @override
-    def sample(self, count: int) -> Tensor:
-        return self._mixed(Block(0, 0, 0))[:count].to(self._device, copy=True)
+    def sample(self, count: int) -> Slice:
+        return self._given(self._mixed(Block(0, 0, 0))[:count])
+
+    def _given(self, rows: Tensor) -> Slice:
+        """Return a copy of rows of a block as a slice."""
+        copied = rows.to(self._device, copy=True)
+        return (copied[:, :-1].contiguous(), copied[:, -1].long()) if self.is_labelled else copied
 
     def _blocks(self, seed: int, epoch: int) -> list[list[int]]:
         """Return the groups of each block of an epoch."""
-        most = self._memory / 2 / BYTES_OF_A_CELL / len(self._columns)
+        most = self._memory / 2 / BYTES_OF_A_CELL / self._width
         blocks: list[list[int]] = []
         filled = 0
         order = torch.randperm(len(self._sizes), generator=generator_for("row groups", seed, epoch), device="cpu")
@@ -165,11 +190,14 @@ class ParquetRows(Rows):
         groups = self._blocks(block.seed, block.epoch)[block.number]
         generator = generator_for(f"block {block.number}", block.seed, block.epoch)
         places = torch.randperm(int(self._sizes[groups].sum()), generator=generator, device="cpu")
-        mixed = torch.empty(len(places), len(self._columns))
+        mixed = torch.empty(len(places), self._width)
         start = 0
-        for part in self._read(groups):
-            mixed[places[start : start + len(part.x)]] = part.x
-            start += len(part.x)
+        for x, labels in self._read(groups):
+            own = places[start : start + len(x)]
+            mixed[own, : len(self._columns)] = x
+            if self.is_labelled and labels is not None:
+                mixed[own, -1] = labels.to(mixed.dtype)
+            start += len(x)
         return mixed
 
     def _read(self, groups: Iterable[int]) -> Iterator[Part]:
@@ -184,19 +212,10 @@ class ParquetRows(Rows):
             if self._label is None:
                 yield Part(x, None)
             else:
-                check_labelled(x[:, -1], rows)
-                yield Part(x[:, :-1], x[:, -1].long())
-
-
-def check_labelled(labels: Tensor, rows: np.ndarray) -> None:
-    """Refuse a row without a label.
-
-    Raises:
-        ValueError: if there is one.
-    """
-    if bool(labels.isnan().any()):
-        row = int(rows[int(labels.isnan().nonzero()[0])])
-        raise ValueError(f"Expected a label in each row, but found none in row {row + 1}. Try without such rows.")
+                labels = torch.where(torch.from_numpy(self._shares.keeps_labels(self._part, rows)), x[:, -1], torch.nan)
+                if self._labels == "every":
+                    check_labelled(labels.isnan().numpy(), rows)
+                yield Part(x[:, :-1], labels.nan_to_num(-1.0).long())
 
 
 def _joined(parts: Sequence[Part]) -> Part:

@@ -73,3 +73,20 @@ def text_of(level: Any) -> str:
     if isinstance(level, float | np.floating) and float(level).is_integer():
         return str(int(level))
     return str(level)
+
+
+def check_labelled(missing: np.ndarray, rows: np.ndarray) -> None:
+    """Refuse a row without a label.
+
+    Args:
+        missing: which rows have none, a mask.
+        rows: their numbers, from 0.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if missing.any():
+        raise ValueError(
+            f"Expected a label in each row, since the model is of data given their labels, but found none in row "
+            f"{int(rows[missing.argmax()]) + 1}. Try without such rows, or a semi-supervised model."
+        )

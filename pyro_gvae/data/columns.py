@@ -1,7 +1,7 @@
 """Data as programs take them: one tensor, a tuple of arguments, or a dictionary of keyword arguments, B rows each."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .dataset import as_tensor, check_finite, digest
 from .rows import Rows
+
+M = TypeVar("M", float, Tensor)
 
 #: `model(x)`, `model(x, y)` or `model(x=x, y=y)`.
 Data: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -80,13 +82,13 @@ def mapped(function: Callable[[Tensor], Tensor], data: Data) -> Data:
 
 
 @overload
-def first(data: Tensor | Rows, count: int) -> Tensor: ...
+def first(data: Tensor, count: int) -> Tensor: ...
 @overload
 def first(data: Data | Rows, count: int) -> Data: ...
 def first(data: Data | Rows, count: int) -> Data:
     """Return the first rows."""
     if isinstance(data, Rows):
-        return data.first(count).x
+        return next(data.chunks(count))
     return mapped(lambda column: column[:count], data)
 
 
@@ -97,6 +99,25 @@ def chunks(data: Data | Rows, size: int) -> Iterator[Data]:
         return
     for start in range(0, num_data(data), size):
         yield mapped(lambda column, start=start: column[start : start + size], data)  # type: ignore[misc]
+
+
+def mean_of(mean: Callable[[Any], M], data: Data | Rows, size: int) -> M:
+    """Return the mean of a number, or of numbers, over all data: of rows in slices from the means of so many at a time.
+
+    Args:
+        mean: means over data that are in memory.
+        data: the data.
+        size: rows of a slice.
+
+    Example:
+        >>> mean_of(lambda x: x.mean(0), torch.tensor([[1.0, 2.0], [3.0, 6.0]]), size=1)
+        tensor([2., 4.])
+    """
+    if not isinstance(data, Rows):
+        return mean(data)
+    total: Any = sum(num_data(rows) / len(data) * mean(rows) for rows in data.chunks(size))
+    found: M = total
+    return found
 
 
 def check_all_finite(data: Data) -> None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ..config.models import Labels
-from .columns import Data
+from .columns import Data, first
 from .dataset import Dataset, generator_for
-from .parts import shown_part
+from .parts import MOST_SHOWN, shown_part
 from .rows import Rows
 from .sliced import AnyDataset, SlicedDataset
 
@@ -31,13 +31,9 @@ def class_names(data: AnyDataset) -> tuple[str, ...]:
         >>> class_names(Dataset("mine", torch.zeros(5, 2), torch.zeros(1, 2), (1, 2), y))
         ('0', '1', '2')
     """
-    if isinstance(data, SlicedDataset):
-        raise _too_large(data)
-    parts = [getattr(data, f"{part}_labels") for part in data.parts]
-    known = torch.cat([own[own >= 0] for own in parts if own is not None] or [torch.zeros(0, dtype=torch.long)])
-    if not len(known):
+    names = _names(data)
+    if not names:
         raise ValueError(f"Expected data with labels, but found none in '{data.name}'. Try labels=COLUMN.")
-    names = tuple(map(str, range(int(known.max()) + 1))) if data.classes is None else data.classes
     num_rows = sum(len(getattr(data, part)) for part in data.parts)
     if len(names) < 2 or 2 * len(names) > num_rows:
         raise ValueError(
@@ -45,6 +41,23 @@ def class_names(data: AnyDataset) -> tuple[str, ...]:
             f"{num_rows} rows in '{data.name}', such as '{names[0]}'. Try another column."
         )
     return names
+
+
+def _names(data: AnyDataset) -> tuple[str, ...]:
+    if isinstance(data, SlicedDataset):
+        return () if data.label is None else data.label.levels
+    parts = [getattr(data, f"{part}_labels") for part in data.parts]
+    known = torch.cat([own[own >= 0] for own in parts if own is not None] or [torch.zeros(0, dtype=torch.long)])
+    if not len(known):
+        return ()
+    return tuple(map(str, range(int(known.max()) + 1))) if data.classes is None else data.classes
+
+
+def num_labelled(data: AnyDataset) -> int:
+    """Return the number of training rows with a label."""
+    if isinstance(data, SlicedDataset):
+        return sum(data.labelled or ())
+    return 0 if data.train_labels is None else int((data.train_labels >= 0).sum())
 
 
 def labels_in_words(data: AnyDataset) -> str:
@@ -55,11 +68,8 @@ def labels_in_words(data: AnyDataset) -> str:
         'labels: 3 of 4 training rows, 2 classes: 0, 1'
     """
     names = class_names(data)
-    assert isinstance(data, Dataset)
-    labels = data.train_labels
-    known = 0 if labels is None else int((labels >= 0).sum())
     shown = ", ".join(names[:10]) + (", .." if len(names) > 10 else "")
-    return f"labels: {known:,} of {len(data.train):,} training rows, {len(names)} classes: {shown}"
+    return f"labels: {num_labelled(data):,} of {len(data.train):,} training rows, {len(names)} classes: {shown}"
 
 
 def with_labelled_share(data: Dataset, share: float, *, seed: int = 0) -> Dataset:
@@ -99,7 +109,7 @@ class Given(NamedTuple):
         watched: training data as the program is judged by them.
         validation: the same of the validation data, if there are any.
         test: the same of the test data, if there are any.
-        labels: those in `train`.
+        labels: those in `train`, of data in memory.
     """
 
     train: Data | Rows
@@ -116,9 +126,7 @@ def given(program: Any, data: AnyDataset | Data) -> Given:
         ValueError: if labels are absent or of other classes than the program has.
     """
     if isinstance(data, SlicedDataset):
-        if use_of_labels(program) is not Labels.UNUSED:
-            raise _too_large(data)
-        return Given(data.train, data.train, data.validation, data.test, None)
+        return _given_in_slices(program, data)
     if not isinstance(data, Dataset):
         if use_of_labels(program) is Labels.GIVEN and isinstance(data, Tensor):
             raise _absent(program, "data alone")
@@ -130,6 +138,35 @@ def given(program: Any, data: AnyDataset | Data) -> Given:
     labels = None if use_of_labels(program) is Labels.UNUSED else data.train_labels
     train = data.train if labels is None else (data.train, labels)
     return Given(train, held["train"], held.get("validation"), held.get("test"), labels)
+
+
+def _given_in_slices(program: Any, data: SlicedDataset) -> Given:
+    use = use_of_labels(program)
+    parts = {part: getattr(data, part) for part in data.parts}
+    if use is Labels.UNUSED or (data.label is None and use is Labels.LEARNED):
+        return Given(data.train, data.train, data.validation, data.test, None)
+    if data.label is None:
+        raise _absent(program, "data without labels")
+    _check_classes(program, data)
+    if use is Labels.LEARNED:
+        return Given(data.train.labelled(every=False), data.train, data.validation, data.test, None)
+    held = {part: rows.labelled(every=True) for part, rows in parts.items()}
+    return Given(held["train"], held["train"], held.get("validation"), held["test"], None)
+
+
+def _check_classes(program: Any, data: SlicedDataset) -> None:
+    names, counts = class_names(data), data.labelled or ()
+    if len(names) > program.num_classes:
+        raise ValueError(
+            f"Expected labels of {program.num_classes} classes, but found {len(names)} in '{data.name}': "
+            f"{', '.join(names[:10])}. Try a program of more classes."
+        )
+    for name, count in zip(names, counts, strict=False):
+        if not count and use_of_labels(program) is Labels.GIVEN:
+            raise ValueError(
+                f"Expected classes of which there are training data, without which p(x | y) is unknown, but found none "
+                f"of '{name}' in '{data.name}'. Try another split."
+            )
 
 
 def judged(program: Any, x: Tensor, labels: Tensor | None) -> Data:
@@ -149,6 +186,10 @@ def judged(program: Any, x: Tensor, labels: Tensor | None) -> Data:
 
 def shown(program: Any, data: AnyDataset, count: int | None = None) -> Data:
     """Return the first data of the part on which models are shown, as :func:`judged` does."""
+    if isinstance(data, SlicedDataset):
+        rows = given(program, data).test
+        assert rows is not None
+        return first(rows, MOST_SHOWN if count is None else count)
     name, x = shown_part(data, count)
     labels = getattr(data, f"{name}_labels", None)
     return judged(program, x, None if labels is None else labels[: len(x)])
@@ -183,13 +224,6 @@ def check_labels(program: Any, data: Dataset) -> None:
                 f"Expected classes of which there are training data, without which p(x | y) is unknown, but found the "
                 f"label {int(labels[row])} in row {row + 1} of the {part} data. Try another split."
             )
-
-
-def _too_large(data: SlicedDataset) -> ValueError:
-    return ValueError(
-        f"Expected a table in memory for a program that takes labels, but found '{data.name}', which is read in "
-        "slices. Try a larger data_memory, or some of its rows."
-    )
 
 
 def _absent(program: Any, found: str) -> ValueError:

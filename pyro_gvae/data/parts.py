@@ -2,7 +2,6 @@
 
 from torch import Tensor
 
-from .columns import first
 from .dataset import bernoulli_draw, generator_for
 from .rows import Part, Rows
 from .sliced import AnyDataset, SlicedDataset
@@ -65,6 +64,6 @@ def shown_part(data: AnyDataset, num_data: int | None = None) -> tuple[str, Tens
         num_data: how many data; all if None, or the first 10,000 of those that are read in slices.
     """
     if isinstance(data, SlicedDataset):
-        return "test", first(data.test, MOST_SHOWN if num_data is None else num_data)
+        return "test", data.test.first(MOST_SHOWN if num_data is None else num_data).x
     name, x = ("test", data.test) if len(data.test) else ("train", fixed_part(data, "train").x)
     return name, x[:num_data]

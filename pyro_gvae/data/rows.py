@@ -2,10 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self, TypeAlias
 
 import torch
 from torch import Tensor
+
+#: Some rows: data x (B, D), or data beside their labels (B,).
+Slice: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 
 class Part(NamedTuple):
@@ -24,7 +27,7 @@ class Rows(ABC):
 
     Training asks the same of data in memory and of rows: their number, the first of them, all in chunks, the shuffled
     batches of an epoch, and a hash. The functions of `columns` and :func:`~pyro_gvae.data.batches.epoch_batches` take
-    both.
+    both. Of rows that :meth:`labelled` returns, slices are data beside labels, -1 where there is none.
     """
 
     @property
@@ -38,11 +41,27 @@ class Rows(ABC):
         """Where the slices are."""
 
     @abstractmethod
+    def labelled(self, *, every: bool) -> Self:
+        """Return the same rows beside their labels.
+
+        Args:
+            every: refuse a row without a label when it is read.
+
+        Raises:
+            ValueError: if the rows have no labels.
+        """
+
+    @property
+    @abstractmethod
+    def is_labelled(self) -> bool:
+        """Whether slices are data beside labels."""
+
+    @abstractmethod
     def parts(self, size: int) -> Iterator[Part]:
         """Yield all rows in their order, `size` at a time, with their labels."""
 
     @abstractmethod
-    def batches(self, batch_size: int, *, seed: int, epoch: int, skip: int = 0) -> Iterator[Tensor]:
+    def batches(self, batch_size: int, *, seed: int, epoch: int, skip: int = 0) -> Iterator[Slice]:
         """Iterate over the shuffled batches of an epoch, which depend on seed and epoch alone.
 
         Args:
@@ -53,7 +72,7 @@ class Rows(ABC):
         """
 
     @abstractmethod
-    def sample(self, count: int) -> Tensor:
+    def sample(self, count: int) -> Slice:
         """Return up to so many rows, mixed, the same ones in every call."""
 
     @abstractmethod
@@ -67,9 +86,10 @@ class Rows(ABC):
     def __len__(self) -> int:
         return self.shape[0]
 
-    def chunks(self, size: int) -> Iterator[Tensor]:
+    def chunks(self, size: int) -> Iterator[Slice]:
         """Yield all rows in their order, `size` at a time."""
-        return (part.x for part in self.parts(size))
+        for x, labels in self.parts(size):
+            yield (x, labels) if self.is_labelled and labels is not None else x
 
     def first(self, count: int) -> Part:
         """Return the first rows, with their labels."""

@@ -14,11 +14,13 @@ class Shares(NamedTuple):
         test: the share of the rows that are held out for tests; 1 takes all.
         validation: the share of those that are held out besides.
         seed: seed of the hash.
+        labelled: the share of the training rows whose labels are taken.
     """
 
     test: float
     validation: float = 0.0
     seed: int = 0
+    labelled: float = 1.0
 
     def of_part(self, part: str, start: int, count: int) -> np.ndarray:
         """Return which of some rows belong to a part, as a mask.
@@ -32,7 +34,7 @@ class Shares(NamedTuple):
             >>> [int(Shares(0.2, 0.1).of_part(part, 0, 1000).sum()) for part in ("train", "validation", "test")]
             [741, 85, 174]
         """
-        uniform = _uniform(derived_seed("rows", self.seed), start, count)
+        uniform = _uniform(derived_seed("rows", self.seed), np.arange(start, start + count))
         least, most = {
             "test": (0.0, self.test),
             "validation": (self.test, self.test + self.validation),
@@ -41,10 +43,21 @@ class Shares(NamedTuple):
         found: np.ndarray = (uniform >= least) & (uniform < most)
         return found
 
+    def keeps_labels(self, part: str, rows: np.ndarray) -> np.ndarray:
+        """Return which rows of a part, of these numbers, may have a label: all, or a share of the training ones.
 
-def _uniform(key: int, start: int, count: int) -> np.ndarray:
+        Example:
+            >>> int(Shares(0.2, labelled=0.3).keeps_labels("train", np.arange(1000)).sum())
+            302
+        """
+        share = self.labelled if part == "train" else 1.0
+        found: np.ndarray = _uniform(derived_seed("labelled", self.seed), rows) < share
+        return found
+
+
+def _uniform(key: int, rows: np.ndarray) -> np.ndarray:
     """Return a number in [0, 1) for each row by SplitMix64 (Steele, Lea and Flood 2014), which needs no other row."""
-    z = np.arange(start + 1, start + count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (rows + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z += np.uint64(key % 2**64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

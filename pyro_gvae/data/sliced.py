@@ -1,10 +1,11 @@
 """A data set whose parts are read in slices, and the one pass over the file that describes its columns."""
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import torch
 
@@ -12,6 +13,7 @@ from ..config.data import DATA_MEMORY, Wanted, check_shares
 from ..models.table import Column
 from ..runtime.memory import in_words
 from .blocks import ParquetRows
+from .cells import check_labelled, text_of
 from .dataset import Dataset
 from .parquet import BYTES_OF_A_CELL, ParquetTable
 from .rows import Rows
@@ -36,6 +38,7 @@ class SlicedDataset:
         label: the column of labels, if there is one.
         validation: rows (M'', D) that are held out besides, or None.
         missing: the number of missing cells of each column, in all parts, if they were counted.
+        labelled: the number of training rows that have a label of each class, if there is a column of labels.
     """
 
     name: str
@@ -45,6 +48,7 @@ class SlicedDataset:
     label: Column | None = None
     validation: Rows | None = None
     missing: tuple[int, ...] | None = None
+    labelled: tuple[int, ...] | None = None
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{part} {len(getattr(self, part))}" for part in self.parts)
@@ -71,6 +75,8 @@ def sliced_dataset(
     name: str | None = None,
     columns: str | Mapping[str, Wanted] | None = None,
     labels: str | None = None,
+    every_label: bool = False,
+    labelled_share: float = 1.0,
     test_share: float = 0.2,
     validation_share: float = 0.0,
     seed: int = 0,
@@ -86,7 +92,9 @@ def sliced_dataset(
         path: the file.
         name: the name of the data in reports.
         columns: kinds of columns, such as "age=real,sex=binary", where the guess is wrong.
-        labels: the column that has them.
+        labels: the column that has them; a missing one becomes -1.
+        every_label: refuse rows without a label.
+        labelled_share: share of the training labels that are taken, as a hash of the rows' numbers says.
         test_share: share of the rows that are held out for tests.
         validation_share: share of the rows that are held out besides.
         seed: seed of the split.
@@ -110,17 +118,31 @@ def sliced_dataset(
         (SlicedDataset('people.parquet', train 74, validation 5, test 11, 2 columns), (0, 30))
     """
     check_shares(test_share, validation_share)
-    table, shares = ParquetTable(Path(path)), Shares(test_share, validation_share, seed)
+    table, shares = ParquetTable(Path(path)), Shares(test_share, validation_share, seed, labelled_share)
     if labels is not None and labels not in table.names:
         raise ValueError(f"Expected labels in a column among {', '.join(table.names)}, but found '{labels}'.")
     names = [one for one in table.names if one != labels]
     summaries = summaries_of(names, columns, most_levels=MOST_SLICED_LEVELS)
     of_labels = [] if labels is None else [Summary(labels, "categorical", most_levels=MOST_SLICED_LEVELS)]
     described = [*summaries, *of_labels]
+    labelled: Counter[str] = Counter()  # of training rows, those whose labels are not taken included as 0
     for cells, rows in table.frames(names=[one.name for one in described]):
         train = shares.of_part("train", int(rows[0]), len(rows))
         for summary in described:
             summary.add(cells[summary.name], train, rows)
+        if labels is not None:
+            lacking = cells[labels].isna().to_numpy()
+            if every_label:
+                check_labelled(lacking, rows)
+            known = cells[labels][train & ~lacking]
+            labelled.update(_counts(known[shares.keeps_labels("train", rows)[train & ~lacking]]))
+            labelled.update(dict.fromkeys(_counts(known), 0))
+    for level, count in labelled.items():
+        if not count:
+            raise ValueError(
+                f"Expected a training row with a label of each class, but found that none of '{level}' is among "
+                f"labelled_share={labelled_share:g} of them. Try a larger share, or another seed."
+            )
     label = of_labels[0].column() if of_labels else None
     found = tuple(summary.column() for summary in summaries)
     return split_rows(
@@ -132,7 +154,13 @@ def sliced_dataset(
         memory=memory,
         device=device,
         missing=tuple(summary.missing for summary in summaries),
+        labelled=None if label is None else tuple(labelled[level] for level in label.levels),
     )
+
+
+def _counts(labels: Any) -> dict[str, int]:
+    """Count the labels of some rows, none of which is missing."""
+    return {text_of(level): int(count) for level, count in labels.value_counts().items() if count}
 
 
 def large_table(path: Path | None, memory: float) -> ParquetTable | None:
@@ -156,6 +184,7 @@ def split_rows(
     memory: float = DATA_MEMORY * 1e9,
     device: str | torch.device = "cpu",
     missing: tuple[int, ...] | None = None,
+    labelled: tuple[int, ...] | None = None,
 ) -> SlicedDataset:
     """Make a data set of a file whose columns are known, without reading its rows.
 
@@ -168,6 +197,7 @@ def split_rows(
         memory: bytes of rows that are in memory while training.
         device: where batches are.
         missing: the number of missing cells of each column, if they were counted.
+        labelled: the number of training rows that have a label of each class, if there is a column of labels.
 
     Raises:
         ValueError: if there are no rows to train on, or to test with.
@@ -196,4 +226,5 @@ def split_rows(
         label=label,
         validation=validation if len(validation) else None,
         missing=missing,
+        labelled=labelled,
     )

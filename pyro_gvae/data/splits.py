@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..config.data import Wanted, check_shares
-from .cells import text_of
+from .cells import check_labelled, text_of
 from .dataset import Dataset, generator_for
 from .files import read_file
 from .sliced import AnyDataset, SlicedDataset
@@ -154,7 +154,7 @@ def label_numbers(labels: Any, num_rows: int, *, every_label: bool = False) -> t
         raise ValueError(f"Expected {num_rows} labels, one for each row, but found shape {np.shape(labels)}.")
     numbers, names = pd.factorize(pd.Series(labels), sort=True)
     if every_label:
-        _check_every_label(numbers)
+        check_labelled(numbers < 0, np.arange(len(numbers)))
     return torch.from_numpy(np.asarray(numbers, np.int64)), tuple(map(text_of, names))
 
 
@@ -180,17 +180,8 @@ def numbers_among(labels: Any, classes: tuple[str, ...], *, every_label: bool = 
             f"Expected a label among {', '.join(classes[:10])}, but found '{text_of(series[row])}' in row {row + 1}."
         )
     if every_label:
-        _check_every_label(numbers)
+        check_labelled(numbers < 0, np.arange(len(numbers)))
     return torch.from_numpy(numbers.astype(np.int64))
-
-
-def _check_every_label(numbers: np.ndarray) -> None:
-    if (numbers < 0).any():
-        row = int(np.flatnonzero(numbers < 0)[0])
-        raise ValueError(
-            f"Expected a label in each row, since the model is of data given their labels, but found none in row "
-            f"{row + 1}. Try without such rows, or a semi-supervised model."
-        )
 
 
 def _split(num_rows: int, test_share: float, validation_share: float, seed: int) -> list[Tensor]:

@@ -10,7 +10,8 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from ..runtime.tuning import tuning
-from .exponential_family import CanonicalFamily, Function, applied, fixed, no_nan
+from .exponential_family import CanonicalFamily, Function, applied, fixed
+from .parameters import no_nan
 
 
 class _UnitInterval(CanonicalFamily):
@@ -45,6 +46,12 @@ class _UnitInterval(CanonicalFamily):
 
     def _pixel_mean(self) -> Tensor:
         return self._mean_statistics(self.natural)
+
+    def _supports(self, x: Tensor) -> bool:
+        if x.numel() == 0:
+            return True
+        lowest, highest = x.aminmax()  # one pass, where a check of each pixel takes four
+        return bool((lowest >= 0) & (highest <= 1))  # False if there is a NaN
 
 
 class _LogNormalizer(torch.autograd.Function):

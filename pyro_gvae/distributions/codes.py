@@ -1,6 +1,7 @@
-"""Joint codes: how many there are, the codes themselves, and their Hamming neighbours."""
+"""Joint codes: how many there are, the codes themselves, their Hamming neighbours, and those that pruning leaves."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,3 +118,42 @@ def hamming_neighbours(codes: Tensor, slice_size: int) -> Iterator[Tensor]:
         one_hot = (changed.unsqueeze(-1) == categories).to(codes)  # (s, B, K)
         is_changed = latents == latent.unsqueeze(-1)  # (s, N)
         yield torch.where(is_changed[:, None, :, None], one_hot.unsqueeze(-2), codes.index_select(0, code))
+
+
+class Left(NamedTuple):
+    """The codes that are left of a larger program.
+
+    Attributes:
+        latents: the latents that are left, (N',).
+        categories: the categories that are left of each, (N', K').
+        fixed: the category that each latent of the larger program has where it is removed, (N,).
+
+    Example:
+        >>> left = Left(torch.tensor([1]), torch.tensor([[0, 2]]), torch.tensor([2, 0]))
+        >>> left.larger(torch.eye(2).unsqueeze(-2)).tolist()
+        [[2, 0], [2, 2]]
+        >>> left.among(3).int().tolist()
+        [[0, 0, 1], [1, 0, 1]]
+    """
+
+    latents: Tensor
+    categories: Tensor
+    fixed: Tensor
+
+    def larger(self, codes: Tensor) -> Tensor:
+        """Return the digits (..., N) in the larger program that codes (..., N', K') stand for."""
+        numbers = self.fixed.expand(*codes.shape[:-2], -1).clone()
+        own = self.categories.expand(*codes.shape[:-2], -1, -1).gather(-1, codes.argmax(-1, keepdim=True)).squeeze(-1)
+        numbers[..., self.latents] = own
+        return numbers
+
+    def of_each(self, rows: Tensor) -> Tensor:
+        """Return what is left of numbers for each category of each latent, (..., N, K) -> (..., N', K')."""
+        own = rows.index_select(-2, self.latents)
+        return own.gather(-1, self.categories.expand(*own.shape[:-2], -1, -1))
+
+    def among(self, num_categories: int) -> Tensor:
+        """Tell which categories a digit of the larger program has in the codes that are left, (N, K)."""
+        is_left = torch.nn.functional.one_hot(self.fixed, num_categories).bool()
+        is_left[self.latents] = False
+        return is_left.index_put((self.latents.unsqueeze(-1), self.categories), is_left.new_ones(()))

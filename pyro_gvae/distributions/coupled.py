@@ -14,7 +14,7 @@ from torch.distributions import Independent, kl_divergence, register_kl
 from typing_extensions import override
 
 from ..runtime.arguments import KnowsArguments
-from .codes import joint_codes, num_codes
+from .codes import Left, joint_codes, num_codes
 from .one_hot import FactorizedOneHotCategorical
 from .parameters import gumbel_like
 
@@ -100,6 +100,35 @@ class CodePrior(KnowsArguments, nn.Module, ABC):
         raise ValueError(
             f"Expected a prior that can split one of its categories in two, but found a {type(self).__name__}, "
             "which has no split method. Try adding one, or revive=None."
+        )
+
+    @final
+    @torch.no_grad()
+    def keep(self, left: Left) -> None:
+        """Make it the prior of a code given that this is one of those left, in place: parameters stay the same objects.
+
+        Args:
+            left: latents and categories of the smaller prior.
+
+        Raises:
+            ValueError: if the conditional prior is not of this kind.
+        """
+        self.condition(left)
+        self.uniform = left.of_each(self.uniform)
+        self.num_latents, self.num_categories = left.categories.shape
+        if self.arguments is not None:
+            self.arguments |= {"num_latents": self.num_latents, "num_categories": self.num_categories}
+
+    def condition(self, left: Left) -> None:
+        """Give parameters and buffers the values of the prior given the codes left; sizes are still those before.
+
+        Raises:
+            ValueError: if the conditional prior is not of this kind.
+        """
+        raise ValueError(
+            f"Expected a prior that says what it is given that the code is one of some, but found a "
+            f"{type(self).__name__}, of which nothing is known but the log-probabilities of codes. Try a condition "
+            "method, or prune=None."
         )
 
     def all_codes(self) -> Tensor:

@@ -24,7 +24,6 @@ from pyro.distributions.util import broadcast_shape
 from pyro.ops.provenance import ProvenanceTensor, extract_provenance, track_provenance
 from pyro.util import ignore_jit_warnings
 from torch import Size, Tensor
-from torch.distributions import constraints
 from typing_extensions import override
 
 Function = Callable[[Tensor], Tensor]
@@ -81,8 +80,8 @@ class ExponentialFamily(TorchDistribution):
         """Return h(x) summed over pixels, of shape ``x.shape[:-1]``."""
 
     @abstractmethod
-    def _outer_scores(self, statistics: Tensor) -> Tensor:
-        """Return coefficients . T - A for every row of T (B, D * natural_per_pixel): ``natural.shape[:-1] + (B,)``."""
+    def _outer_scores(self, x: Tensor) -> Tensor:
+        """Return coefficients . T - A + h for every row of x (B, D): ``natural.shape[:-1] + (B,)``."""
 
     @abstractmethod
     def _paired_log_prob(self, x: Tensor) -> Tensor:
@@ -166,8 +165,7 @@ class ExponentialFamily(TorchDistribution):
     def _outer_log_prob(self, x: Tensor) -> Tensor:
         family, x = self._centred(x)
         with full_precision(x):
-            scores = family._outer_scores(family.sufficient_statistics(x))
-        return (scores + family.log_base_measure(x)).to(self.natural.dtype)
+            return family._outer_scores(x).to(self.natural.dtype)
 
     def _centred(self, x: Tensor) -> tuple[Self, Tensor]:
         """Return the family and data to multiply: both shifted by the same amount, in the precision needed."""
@@ -178,9 +176,13 @@ class ExponentialFamily(TorchDistribution):
             raise ValueError(f"Expected x to be a tensor, but found {type(x)}. Try torch.as_tensor(x).")
         if x.shape[-1:] != self.event_shape:
             raise ValueError(f"Expected x of shape (..., {self.event_shape[0]}), but found {tuple(x.shape)}.")
-        support: Any = self.support
-        if self._validate_args and not support.check(x).all():
+        if self._validate_args and not self._supports(x):
             raise ValueError(f"Expected x {self._domain}, but found values from {x.min():g} to {x.max():g}.")
+
+    def _supports(self, x: Tensor) -> bool:
+        """Return whether all data lie in the support. Each slice of a sum asks this of all of its data."""
+        support: Any = self.support
+        return bool(support.check(x).all())
 
 
 class CanonicalFamily(ExponentialFamily):
@@ -203,8 +205,9 @@ class CanonicalFamily(ExponentialFamily):
     def log_base_measure(self, x: Tensor) -> Tensor:
         return self.natural.new_zeros(x.shape[:-1])
 
-    def _outer_scores(self, statistics: Tensor) -> Tensor:
+    def _outer_scores(self, x: Tensor) -> Tensor:  # h = 0 is not added to what is the largest tensor of a sum
         rows = self.natural.flatten(0, -2) if self.natural.dim() > 1 else self.natural.unsqueeze(0)  # (S, M)
+        statistics = self.sufficient_statistics(x)
         scores = applied(_CanonicalScores, rows, statistics, self._summed_log_normalizer, self._mean_statistics)
         return scores.reshape(*self.natural.shape[:-1], -1)  # (..., B)
 
@@ -269,20 +272,6 @@ class _CanonicalScores(torch.autograd.Function):
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Disable autocast, which would round the terms of a score to half precision."""
     return torch.autocast(x.device.type, enabled=False)
-
-
-class _NoNaN(constraints.Constraint):
-    """Check for NaN by one sum: cheaper than `constraints.real_vector` on the parameters of all codes."""
-
-    event_dim = 1
-
-    def check(self, value: Tensor) -> Tensor:
-        total = value.sum()
-        # A sum is NaN if one of its terms is, but also if it adds inf and -inf.
-        return (value == value).all(-1) if total.isnan() else total == total
-
-
-no_nan = _NoNaN()
 
 
 def score_dtype(natural: Tensor) -> torch.dtype:

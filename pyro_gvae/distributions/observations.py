@@ -12,7 +12,8 @@ from torch.distributions import Multinomial as TorchMultinomial
 from typing_extensions import override
 
 from .bernoulli import Bernoulli, ContinuousBernoulli
-from .exponential_family import CanonicalFamily, ExponentialFamily, fixed, no_nan, score_dtype
+from .exponential_family import CanonicalFamily, ExponentialFamily, fixed, score_dtype
+from .parameters import no_nan
 
 __all__ = ["Bernoulli", "CategoricalPixels", "ContinuousBernoulli", "Gaussian", "Multinomial"]
 
@@ -79,8 +80,9 @@ class Gaussian(ExponentialFamily):
         family.natural, family.scale = self.natural.double() - centre, self.scale.double()
         return family, x - centre
 
-    def _outer_scores(self, statistics: Tensor) -> Tensor:
-        return self.coefficients @ statistics.mT - self.log_normalizer().unsqueeze(-1)
+    def _outer_scores(self, x: Tensor) -> Tensor:
+        products = self.coefficients @ self.sufficient_statistics(x).mT
+        return products - self.log_normalizer().unsqueeze(-1) + self.log_base_measure(x)
 
     def _paired_log_prob(self, x: Tensor) -> Tensor:
         # A normal score depends only on x - mu, and h(x) is the score under mu = 0.
@@ -207,8 +209,8 @@ class Multinomial(ExponentialFamily):
         x = x.to(self.natural.dtype)
         return (x.sum(-1) + 1).lgamma() - (x + 1).lgamma().sum(-1)
 
-    def _outer_scores(self, statistics: Tensor) -> Tensor:
-        return self.coefficients @ statistics.mT
+    def _outer_scores(self, x: Tensor) -> Tensor:
+        return self.coefficients @ self.sufficient_statistics(x).mT + self.log_base_measure(x)
 
     def _paired_log_prob(self, x: Tensor) -> Tensor:
         return (self.coefficients * self.sufficient_statistics(x)).sum(-1) + self.log_base_measure(x)

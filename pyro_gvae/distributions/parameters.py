@@ -1,11 +1,26 @@
-"""Checks and formulas that the one-hot distributions share: logits, temperatures, Gumbel noise, the KL."""
+"""Checks and formulas that distributions share: parameters, logits, temperatures, Gumbel noise, the KL."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import constraints
 from torch.distributions.utils import probs_to_logits
+
+
+class _NoNaN(constraints.Constraint):
+    """Check for NaN by one sum: cheaper than `constraints.real_vector` on the parameters of all codes."""
+
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        total = value.sum()
+        # A sum is NaN if one of its terms is, but also if it adds inf and -inf.
+        return (value == value).all(-1) if total.isnan() else total == total
+
+
+no_nan = _NoNaN()
 
 
 def gumbel_like(logits: Tensor, shape: torch.Size) -> Tensor:

@@ -18,7 +18,8 @@ from torch.distributions import constraints
 from typing_extensions import override
 
 from .blocks import Block
-from .exponential_family import ExponentialFamily, no_nan
+from .exponential_family import ExponentialFamily
+from .parameters import no_nan
 
 
 class _Rows(constraints.Constraint):
@@ -98,8 +99,8 @@ class TableRow(ExponentialFamily):
         family.natural, family.blocks = self.natural.double(), [block.double() for block in self.blocks]
         return family, x.double()
 
-    def _outer_scores(self, statistics: Tensor) -> Tensor:
-        return self.coefficients @ statistics.mT
+    def _outer_scores(self, x: Tensor) -> Tensor:
+        return self.coefficients @ self.sufficient_statistics(x).mT + self.log_base_measure(x)
 
     def _paired_log_prob(self, x: Tensor) -> Tensor:
         family, x = self._centred(x)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..exact.plan import bytes_of_code
+from ..exact.sizes import bytes_of_code
 from ..handlers.sites import Program
 from ..programs.factors import Layout
 from ..programs.kept import Kept

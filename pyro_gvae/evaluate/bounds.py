@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import exact
 from ..exact import HasPair
+from ..exact.costs import operations
 from ..exact.plan import MOST_CODES
 from ..programs.look import Look
 from .certified import certified_bounds
@@ -66,12 +67,12 @@ def is_summable(
         return False
     sizes = [len(chunk[0]) for chunk in chunks]
     try:
-        operations = exact.cost(pair, *chunks[0], max_memory=max_memory).operations
+        taken = operations(pair, *chunks[0], max_memory=max_memory)
     except ValueError:
         if seen.alone or not seen.needs_axes:
             raise
         return False  # a chain that cannot be summed can be drawn
-    return operations * sum(sizes) / sizes[0] <= max_operations
+    return taken * sum(sizes) / sizes[0] <= max_operations
 
 
 def summed_bounds(

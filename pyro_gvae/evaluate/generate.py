@@ -5,13 +5,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from .. import exact
 from ..config.models import Labels
 from ..data.columns import Data, columns
 from ..data.labels import shown, use_of_labels
 from ..data.sliced import AnyDataset
 from ..exact import HasPair
 from ..exact.backwards import best_given, sample_given
+from ..exact.best import best_codes
 from ..exact.plan import PerLatent, per_latent
 from ..handlers.sites import Discrete, Run
 from ..models.base import VAE
@@ -61,16 +61,14 @@ def encode(pair: HasPair, x: Data, kind: CodeKind = "map", *, max_memory: float 
         raise ValueError(f"Expected a kind of code among {', '.join(get_args(CodeKind))}, but found '{kind}'.")
     runs = bind_pair(pair, *items(x))
     if kind == "exact":
-        exactly = exact.posterior(pair, *items(x), num_codes=1, max_memory=max_memory).codes
-        named = exactly if isinstance(exactly, dict) else {"": exactly}
-        return per_latent({name: own.select(-3, 0) for name, own in named.items()})
-    seen = look(runs)
+        return best_codes(pair, *items(x), max_memory=max_memory)
     if kind == "sample":
         found = choose(runs.guide, one_draw, lambda _, fn: fn.sample())
     else:
         found = choose(runs.guide, most_probable, _mean)
     codes = found.values | found.codes
-    if seen.alone:
+    if look(runs, with_guide=False).model.discrete.keys() - found.codes.keys():  # the guide lacks some
+        seen = look(runs)
         chains = lay_out_chains(runs, seen, max_memory)
         given = {name: found.values[name] for name in (*found.codes, *seen.given)}
         codes |= (sample_given if kind == "sample" else best_given)(runs, chains, given)

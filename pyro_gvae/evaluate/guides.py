@@ -87,8 +87,8 @@ def read_guide(
     if seen.alone or (seen.needs_axes and is_summed and not seen.given):
         chains = lay_out_chains(runs, seen, max_memory)
         return _drawn_chains(runs, chains, num_particles, max_memory) if seen.given else _chains(runs, chains)
-    layout = lay_out_draws(runs)
-    guide, prior = closed_sites(runs, layout)
+    layout = lay_out_draws(runs, with_guide=not seen.says_all, seen=seen)
+    guide, prior = closed_sites(runs, layout, seen)
     if len(guide) == len(prior) == len(layout.space.latents) and not layout.has_continuous:
         is_summed = True
         found: Iterable[_Weighted] = ()
@@ -96,6 +96,7 @@ def read_guide(
         found = _all_codes(runs, layout, max_memory)
     else:
         is_summed = False
+        layout = lay_out_draws(runs, seen=seen)
         found = _draws(runs, layout, num_particles, max(1, most_pairs(pair, x, max_memory) // layout.batch_size))
     return _expected(layout, guide, prior, found, is_exact=is_summed)
 
@@ -115,8 +116,8 @@ def closed_log_probs(pair: HasPair, x: Tensor) -> dict[str, Tensor] | None:
     seen = look(runs)
     if seen.alone or seen.needs_axes:
         return None
-    layout = lay_out_draws(runs)
-    guide, _ = closed_sites(runs, layout)
+    layout = lay_out_draws(runs, with_guide=not seen.says_all, seen=seen)
+    guide, _ = closed_sites(runs, layout, seen)
     if len(guide) < len(layout.space.latents):
         return None
     return {name: site.log_probs.expand(layout.batch_size, -1, -1) for name, site in guide.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..distributions.codes import hamming_neighbours
-from ..exact.plan import bytes_of_code
+from ..exact.sizes import bytes_of_code
 from ..programs.choices import latent_values, most_probable
 from ..programs.draws import draw, lay_out_draws
 from ..programs.factors import Codes
@@ -197,7 +197,10 @@ def _all_of_guide(seen: Look) -> Collection[str]:
 
 def is_shared(pair: HasPair, x: Tensor) -> bool:
     """Return whether data share a latent, from one draw for two of them."""
-    seen = look(bind_pair(pair, *items(x)))
+    try:
+        seen = look(bind_pair(pair, *next(split(x, 2))))
+    except (ValueError, RuntimeError):  # the program accepts only all of its data at once
+        seen = look(bind_pair(pair, *items(x)))
     if seen.needs_axes:
         try:
             return not has_cells(pair, x)
@@ -206,7 +209,7 @@ def is_shared(pair: HasPair, x: Tensor) -> bool:
                 raise  # else they can be drawn
     try:
         return _is_shared(pair, *next(split(x, 2)))
-    except (ValueError, RuntimeError):  # the program accepts only all of its data at once
+    except (ValueError, RuntimeError):
         return _is_shared(pair, *items(x))
 
 

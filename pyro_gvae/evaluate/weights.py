@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..exact.elimination import collected, log_summed
-from ..exact.plan import WORK_PER_SAVED_BYTE
+from ..exact.sizes import WORK_PER_SAVED_BYTE
 from ..programs.axes import Term
 from ..programs.chains import Chains, Particles, in_particles, lay_out_chains
 from ..programs.choices import choose, one_draw

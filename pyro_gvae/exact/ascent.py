@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
+
+#: A gain of so many roundings of an ELBO counts as none: its sums over codes are off by about as much.
+ROUNDINGS = 4
 
 
 class Swept(Protocol):
@@ -33,6 +37,18 @@ def ascend(update: Callable[[Any], S], log_q: Any, *, max_sweeps: int, tolerance
     found = update(log_q)
     for _ in range(max_sweeps - 1):
         before, found = found, update(found.logits)
-        if not bool((found.elbo - before.elbo > tolerance).any()):
+        if not bool(gains(found.elbo, before.elbo, tolerance).any()):
             break
     return found
+
+
+def gains(elbo: Tensor, before: Tensor, tolerance: float) -> Tensor:
+    """Return whether each ELBO has grown by more than the tolerance, and by more than it is rounded.
+
+    Args:
+        elbo: of each datum, in nats.
+        before: the same before a sweep.
+        tolerance: the largest gain that counts as none, in nats.
+    """
+    rounding = ROUNDINGS * torch.finfo(elbo.dtype).eps * elbo.abs()
+    return elbo - before > rounding.clamp_min(tolerance)

@@ -19,7 +19,8 @@ from ..programs.statements import read
 from ..runtime.autograd import leaves
 from ..runtime.work import count_operations
 from .elimination import elbo, log_evidence
-from .plan import WORK_PER_SAVED_BYTE, Plan, plan_sum, saved_bytes
+from .plan import Plan, plan_sum
+from .sizes import WORK_PER_SAVED_BYTE, saved_bytes
 
 #: Number of codes that are timed to estimate the time of all.
 MEASURED_CODES = 256
@@ -82,6 +83,24 @@ def cost(
     return _cost(plan, partial(_joint, runs.model, plan))
 
 
+def operations(pair: HasPair, *args: Any, max_memory: float | None = None) -> int:
+    """Count the operations that :func:`cost` estimates, without a look at the clock, which takes as long as 512 codes.
+
+    Args:
+        pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
+        *args: arguments of model and guide, as :func:`cost` takes them.
+        max_memory: bytes that a slice may take; 4 GB if None.
+
+    Raises:
+        ValueError: as :func:`cost`.
+    """
+    runs = bind_pair(pair, *args)
+    plan = plan_sum(runs, with_guide=False, max_memory=max_memory)
+    if isinstance(plan, Chains):
+        return _operations_of_chains(partial(log_evidence, runs, plan))
+    return _operations(plan, partial(_joint, runs.model, plan))
+
+
 def elbo_cost(
     pair: HasPair, *args: Any, max_memory: float | None = None, slice_size: int | None = None, **kwargs: Any
 ) -> Cost:
@@ -130,9 +149,14 @@ def sum_cost(pair: HasPair, *args: Any, max_memory: float | None = None, **kwarg
         return elbo_cost(pair, *args, max_memory=max_memory, **kwargs)
 
 
-def _cost(plan: Plan, total: Total) -> Cost:
+def _operations(plan: Plan, total: Total) -> int:
     # The difference leaves out operations that do not depend on the number of codes.
     two, four = (count_operations(partial(_gradient, total, _some_numbers(plan, count))) for count in (2, 4))
+    return (four - two) * plan.num_codes // 2
+
+
+def _cost(plan: Plan, total: Total) -> Cost:
+    counted = _operations(plan, total)
     numbers = _some_numbers(plan, min(plan.slice_size, MEASURED_CODES))
     seconds = min(_seconds(total, numbers) for _ in range(2))
     return Cost(
@@ -140,23 +164,24 @@ def _cost(plan: Plan, total: Total) -> Cost:
         slice_size=plan.slice_size,
         num_slices=plan.num_slices,
         bytes=plan.slice_size * plan.bytes_per_code,
-        operations=(four - two) * plan.num_codes // 2,
+        operations=counted,
         seconds=seconds * plan.num_codes / len(numbers),
     )
 
 
-def _cost_of_chains(chains: Chains, total: Callable[[], Tensor]) -> Cost:
-    def once(_: Tensor) -> Tensor:
-        return total().sum()
+def _operations_of_chains(total: Callable[[], Tensor]) -> int:
+    return count_operations(lambda: _gradient(lambda _: total().sum(), torch.empty(0)))
 
+
+def _cost_of_chains(chains: Chains, total: Callable[[], Tensor]) -> Cost:
     num_codes = math.prod(latent.num_codes for latent in chains.latents.values())
     return Cost(
         num_codes=num_codes,
         slice_size=num_codes,
         num_slices=1,
         bytes=WORK_PER_SAVED_BYTE * saved_bytes(total),
-        operations=count_operations(lambda: _gradient(once, torch.empty(0))),
-        seconds=_seconds(once, torch.empty(0)),  # which has run before
+        operations=_operations_of_chains(total),
+        seconds=_seconds(lambda _: total().sum(), torch.empty(0)),  # which has run before
     )
 
 

@@ -5,12 +5,15 @@ from typing import Any
 import torch
 
 from ..programs.chains import Chains
+from ..programs.joint import NOTHING_SAID, Guide, read_guide_once
 from ..programs.latents import TooManyCodesError
+from ..programs.look import look
 from ..programs.modes import without_trace
 from ..programs.runs import Runs
 from ..runtime.compat.torch import is_transformed
 from ..runtime.work import count_operations
-from .plan import Plan, plan_sum, read_codes
+from .plan import Plan, plan_sum
+from .sizes import read_codes
 
 #: The most operations of one sum: three hours on two cores, or a minute on a large GPU.
 MOST_OPERATIONS = 1e15
@@ -35,6 +38,21 @@ def plan_to_end(runs: Runs, *, with_guide: bool = True, **options: Any) -> Plan 
                 "categories, or what samples: another estimator, importance-weighted evidence."
             )
     return plan
+
+
+def plan_and_guide(runs: Runs, **options: Any) -> tuple[Plan | Chains, Guide]:
+    """Plan a sum that is taken once, and read the guide.
+
+    Where no gradient is asked for, and a first look at the guide says all, this is the only run of it. Nothing is said
+    where latents are summed one after another.
+
+    Raises:
+        ValueError: as :func:`plan_to_end`.
+    """
+    with_gradient, seen = torch.is_grad_enabled(), look(runs)
+    with_guide = with_gradient or not seen.says_all
+    plan = plan_to_end(runs, with_guide=with_guide, with_gradient=with_gradient, seen=seen, **options)
+    return plan, NOTHING_SAID if isinstance(plan, Chains) else read_guide_once(runs, plan.layout, seen)
 
 
 @torch.no_grad()

@@ -1,18 +1,16 @@
 """The best factorized posterior of each datum, by coordinate ascent on the enumerated joint distribution."""
 
-import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ..handlers.sites import Run
 from ..programs.chains import Chains
 from ..programs.factors import Level, first_of, summed_over
-from ..programs.joint import joint_scores, read_guide_once
+from ..programs.joint import Guide, joint_scores
 from ..programs.latents import Latent
 from ..programs.levels import level_scores
 from ..programs.pair import HasPair
@@ -21,8 +19,10 @@ from ..programs.statements import read
 from ..runtime.memory import in_words, memory_limit
 from . import factorized_chains
 from .ascent import ascend
+from .endless import plan_and_guide
+from .factorized_apart import Digits, ascend_apart, logs
 from .nested import nested_marginals
-from .plan import PerLatent, Plan, per_latent, plan_sum
+from .plan import PerLatent, Plan, per_latent
 from .posteriors import check_latents
 
 
@@ -31,13 +31,6 @@ class MeanField(NamedTuple):
 
     logits: PerLatent  # (B, N, K): log q_n(k), normalized; of several discrete latents a dictionary by their names
     elbo: Tensor  # (B,): its ELBO in nats
-
-
-class Digits(NamedTuple):
-    """A factorized posterior over the digits of all discrete latents, each with its own number of categories."""
-
-    logits: tuple[Tensor, ...]  # (B, K) of each digit, or fewer where data share it: log q_n(k), normalized
-    elbo: Tensor  # (B,), or fewer where data share the outermost latents: its ELBO in nats, not scaled
 
 
 @torch.no_grad()
@@ -68,7 +61,9 @@ def mean_field(
         pair: a `CategoricalVAE`, or a :class:`Pair`.
         *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
         max_sweeps: most sweeps over all digits.
-        tolerance: stop when a sweep gains no more than this for any datum, in nats.
+        tolerance: a datum is swept no more when a sweep gains no more than this for it, in nats, or than four roundings
+            of its ELBO, such as 5e-5 for -100 nats in float32. Its ELBO may still be lower than that of further sweeps,
+            by about as much. Data that share a latent, and those of chains, are swept until none gains more.
         max_memory: bytes that the table or a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         **kwargs: keyword arguments of model and guide.
@@ -89,18 +84,18 @@ def mean_field(
         True
     """
     runs = bind_pair(pair, *args, **kwargs)
-    plan = plan_sum(runs, max_memory=max_memory, slice_size=slice_size)
+    plan, guide = plan_and_guide(runs, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains):
         return _of_chains(runs, plan, max_sweeps=max_sweeps, tolerance=tolerance)
     check_latents(plan)
     tables, scale = _tables(runs.model, plan, max_memory)
     if plan.layout.is_shared:
         update = partial(shared_sweep, tables=tables, plan=plan)
-        starts = [*_guide_starts(runs, plan), _marginal_start(runs.model, plan)]
+        starts = [*_guide_starts(runs, plan, guide), _marginal_start(runs.model, plan)]
+        ends = [ascend(update, start, max_sweeps=max_sweeps, tolerance=tolerance) for start in starts]
     else:
-        update = partial(sweep, joint=tables[0], plan=plan)
-        starts = [*_guide_starts(runs, plan), *_posterior_starts(tables[0], plan)]
-    ends = [ascend(update, start, max_sweeps=max_sweeps, tolerance=tolerance) for start in starts]
+        starts = _guide_starts(runs, plan, guide)
+        ends = ascend_apart(tables[0], starts, plan, max_sweeps=max_sweeps, tolerance=tolerance)
     elbos = torch.stack([end.elbo for end in ends])  # (starts, cells of the outermost latents)
     best = elbos.argmax(0, keepdim=True)
     outermost = plan.layout.levels[0]
@@ -141,14 +136,16 @@ def _tables(model: Run, plan: Plan, max_memory: float | None) -> tuple[list[Tens
             f"Expected the table of {plan.num_codes:,} codes and {plan.layout.batch_size} data to fit into "
             f"{in_words(limit)}, but found {in_words(needed)}. Try fewer data at once, or a larger max_memory."
         )
-    if plan.layout.is_shared:
-        levels = [level_scores(model, plan.layout, plan.codes(numbers)) for numbers in plan.numbers()]
-        parts, scale = [part.tables for part in levels], levels[0].scale
-    else:
-        joint = [joint_scores(model, plan.layout, plan.codes(numbers)) for numbers in plan.numbers()]
-        parts, scale = [(part.joint,) for part in joint], joint[0].scale
     # An impossible code must add 0 times a finite number, not 0 * -inf.
     lowest = torch.finfo(plan.dtype).min / (plan.num_codes * (plan.layout.batch_size if plan.layout.is_shared else 1))
+    if not plan.layout.is_shared:
+        joint = torch.empty(plan.layout.batch_size, plan.num_codes, dtype=plan.dtype, device=plan.device)
+        for numbers in plan.numbers():
+            found = joint_scores(model, plan.layout, plan.codes(numbers))
+            joint[:, numbers[0] : numbers[-1] + 1] = found.joint.clamp_min(lowest).T
+        return [joint], found.scale
+    levels = [level_scores(model, plan.layout, plan.codes(numbers)) for numbers in plan.numbers()]
+    parts, scale = [part.tables for part in levels], levels[0].scale
     tables, step = [], plan.num_codes
     for level, table in zip(plan.layout.levels, zip(*parts, strict=True), strict=True):
         step //= level.num_codes  # codes of inner levels, on which this one does not depend
@@ -162,16 +159,11 @@ def _levels(plan: Plan) -> Iterator[tuple[Latent, Level]]:
     return ((latent, levels[latent.name]) for latent in plan.layout.space.latents)
 
 
-def _categories(plan: Plan) -> list[int]:
-    """Return the number of categories of each digit of a joint code, from the first to the last."""
-    return [latent.num_categories for latent in plan.layout.space.latents for _ in range(latent.num_latents)]
-
-
-def _guide_starts(runs: Runs, plan: Plan) -> list[tuple[Tensor, ...]]:
+def _guide_starts(runs: Runs, plan: Plan, guide: Guide) -> list[tuple[Tensor, ...]]:
     """Return log q (cells, K) of each digit, or nothing if the guide is not known to be factorized."""
     latents = plan.layout.space.latents
     if plan.layout.obstacle is None:
-        sites = read_guide_once(runs, plan.layout).sites
+        sites = guide.sites
     else:  # one latent depends on no other
         sites = read(runs.guide, plan.layout, plan.layout.some_codes(1), {}).sites if len(latents) == 1 else {}
     if any(latent.name not in sites for latent in latents):
@@ -185,55 +177,9 @@ def _guide_starts(runs: Runs, plan: Plan) -> list[tuple[Tensor, ...]]:
     return [tuple(start)]
 
 
-def _posterior_starts(joint: Tensor, plan: Plan) -> list[tuple[Tensor, ...]]:
-    """Return two starts log q (B, K): the marginals of the exact posterior, and its mode, slightly smoothed."""
-    probs = joint.softmax(1)  # (B, S)
-    modes = probs.argmax(1)
-    marginals, smoothed = [], []
-    before, after = 1, plan.num_codes
-    for count in _categories(plan):
-        after //= count
-        marginals.append(probs.reshape(len(joint), before, count, after).sum((1, 3)))
-        mode = one_hot(modes.div(after, rounding_mode="floor") % count, count)
-        smoothed.append(0.9 * mode.to(joint.dtype) + 0.1 / count)
-        before *= count
-    return [_logs(start) for start in (marginals, smoothed)]
-
-
 def _marginal_start(model: Run, plan: Plan) -> tuple[Tensor, ...]:
     """Return the marginals of the exact posterior, log q (cells, K), where data share latents."""
-    return _logs(digit for own in nested_marginals(model, plan).values() for digit in own.unbind(1))
-
-
-def _logs(probs: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(digit.clamp_min(torch.finfo(digit.dtype).tiny).log() for digit in probs)
-
-
-def sweep(log_q: tuple[Tensor, ...], joint: Tensor, plan: Plan) -> Digits:
-    """Update every digit once: log q_n(k) = E_q[log p(x, z) | z_n = k] + constant."""
-    updated, scores = _updated(log_q, joint, plan)
-    entropy = torch.special.entr(torch.cat(updated, -1).exp()).sum(-1)
-    return Digits(updated, (updated[-1].exp() * scores).sum(-1) + entropy)
-
-
-def _updated(log_q: tuple[Tensor, ...], joint: Tensor, plan: Plan) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Update digits by scores of their joint codes (B, S), and return the scores (B, K) of the last one.
-
-    While the first half of the digits is updated, the others stay as they are, and are averaged over once.
-    """
-    if len(log_q) == 1:
-        return (joint.log_softmax(-1),), joint
-    first, second = log_q[: len(log_q) // 2], log_q[len(log_q) // 2 :]
-    others = plan.weights(_together(second)).unsqueeze(-1)  # (B, S'', 1)
-    table = joint.unflatten(1, (-1, others.shape[1]))  # (B, S', S'')
-    first, _ = _updated(first, (table @ others).squeeze(-1), plan)
-    second, scores = _updated(second, (plan.weights(_together(first)).unsqueeze(1) @ table).squeeze(1), plan)
-    return first + second, scores
-
-
-def _together(log_q: tuple[Tensor, ...]) -> Tensor:
-    """Return log q of the joint codes of some digits, (B, S)."""
-    return functools.reduce(lambda one, other: (one.unsqueeze(-1) + other.unsqueeze(1)).flatten(1), log_q)
+    return logs(digit for own in nested_marginals(model, plan).values() for digit in own.unbind(1))
 
 
 def shared_sweep(log_q: tuple[Tensor, ...], tables: list[Tensor], plan: Plan) -> Digits:

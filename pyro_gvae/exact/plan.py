@@ -11,20 +11,16 @@ from torch.utils.checkpoint import checkpoint
 
 from ..programs.chains import Chains, lay_out_chains
 from ..programs.factors import Layout
-from ..programs.joint import read_both, read_guide_once
 from ..programs.latents import READ_ALL, Roles, TooManyCodesError
 from ..programs.layout import lay_out, warn_of
 from ..programs.look import Look, look
-from ..programs.modes import without_trace
 from ..programs.runs import Runs
-from ..programs.statements import read
-from ..runtime.compat.torch import Results, is_transformed
+from ..runtime.compat.torch import is_transformed
 from ..runtime.distributed import ALONE, Share
 from ..runtime.memory import in_words, memory_limit
 from ..runtime.tuning import tuning
+from .sizes import bytes_of_code
 
-#: The peak memory of a slice, forward and backward, is about this many times what autograd saves for the backward pass.
-WORK_PER_SAVED_BYTE = 3
 #: Code numbers are 64-bit integers.
 MOST_CODES = 2**62
 
@@ -111,14 +107,25 @@ class Plan(NamedTuple):
     def weights(self, log_weights: Tensor) -> Tensor:
         """Compute exp(log_weights), with negligible weights set to exactly 0.
 
-        Under a sharp posterior most codes have a denormal probability, and CPUs compute slowly with denormal numbers.
+        Under a sharp posterior most codes have a denormal probability, and CPUs compute slowly with denormal numbers,
+        and the exponential of numbers whose exponential is denormal or 0, so that it is taken of none.
         """
-        return torch.threshold(log_weights, self.log_negligible, -math.inf).exp()
+        return self._exponentials(log_weights.clamp_min(self.log_negligible))
+
+    def _exponentials(self, clamped: Tensor) -> Tensor:
+        """Compute the exponential of new numbers of at least `log_negligible`, and 0 for this one, in their place."""
+        least = math.exp(self.log_negligible) * (1 + 8 * torch.finfo(self.dtype).eps)  # beyond what exp rounds
+        if clamped.requires_grad or is_transformed():
+            return torch.threshold(clamped.exp(), least, 0.0)
+        return torch.threshold_(clamped.exp_(), least, 0.0)
 
     def log_sum(self, log_weights: Tensor) -> Tensor:
         """Compute logsumexp over the first dimension without denormal numbers."""
         highest = log_weights.detach().amax(0).clamp_min(torch.finfo(log_weights.dtype).min)
-        return highest + self.weights(log_weights - highest).sum(0).log()
+        below = log_weights - highest
+        can_write = not (below.requires_grad or is_transformed())
+        clamped = (below.clamp_min_ if can_write else below.clamp_min)(self.log_negligible)
+        return highest + self._exponentials(clamped).sum(0).log()
 
     def negligible(self, log_weights: Tensor) -> Tensor:
         """Return which codes (s,) have a negligible weight for every datum, given log-weights (s, B)."""
@@ -146,6 +153,8 @@ def plan_sum(
     max_memory: float | None = None,
     slice_size: int | None = None,
     share: Share = ALONE,
+    seen: Look | None = None,
+    with_gradient: bool = True,
 ) -> Plan | Chains:
     """Plan a sum over joint codes, or over one latent after another: of chains, and of latents of the model alone.
 
@@ -155,15 +164,23 @@ def plan_sum(
         max_memory: bytes that a slice may take, or the log-probabilities of a latent; 4 GB if None.
         slice_size: codes of a slice, as :func:`make_plan`.
         share: which codes this process sums, if several processes divide them.
+        seen: what a first look at the pair has shown, where there was one.
+        with_gradient: whether a gradient may be taken, as :func:`make_plan`.
 
     Raises:
         ValueError: as :func:`make_plan` and :func:`~pyro_gvae.programs.chains.lay_out_chains`; also if several
             processes divide the codes of latents that are summed one after another.
     """
-    seen = look(runs, with_guide=with_guide)
+    seen = look(runs, with_guide=with_guide) if seen is None else seen
     if not seen.needs_axes:
         return make_plan(
-            runs, with_guide=with_guide, max_memory=max_memory, slice_size=slice_size, share=share, seen=seen
+            runs,
+            with_guide=with_guide,
+            max_memory=max_memory,
+            slice_size=slice_size,
+            share=share,
+            seen=seen,
+            with_gradient=with_gradient,
         )
     if share.world_size > 1:
         raise ValueError(
@@ -182,6 +199,7 @@ def make_plan(
     share: Share = ALONE,
     seen: Look | None = None,
     roles: Roles = READ_ALL,
+    with_gradient: bool = True,
 ) -> Plan:
     """Cut the joint codes of a pair into slices, after a few runs on few codes.
 
@@ -193,6 +211,7 @@ def make_plan(
         share: which codes this process sums, if several processes divide them.
         seen: what a first look at the pair has shown, where there was one.
         roles: which discrete latents are summed, all by default, and which latents are scored.
+        with_gradient: whether a gradient may be taken. Where none is, smaller slices are faster.
 
     Returns:
         The plan, with the largest slices that are fast and fit.
@@ -220,7 +239,8 @@ def make_plan(
     limit = memory_limit(max_memory)
     largest = limit // bytes_per_code
     if slice_size is None:
-        fast = tuning(layout.device).slice_bytes / bytes_per_code  # infinite if larger slices are always faster
+        sizes = tuning(layout.device)
+        fast = (sizes.slice_bytes if with_gradient else sizes.forward_bytes) / bytes_per_code  # may be infinite
         slice_size = int(min(max(fast, 1), largest, total))
     total = -(-total // share.world_size)  # codes that this process sums
     slice_size = min(slice_size, total)
@@ -253,48 +273,3 @@ def _check_slice(slice_size: int, largest: int, bytes_per_code: int, limit: int)
             f"Expected a slice to fit into {in_words(limit)}, but found {slice_size:,} codes of "
             f"{in_words(bytes_per_code)} each. Try slice_size={largest}, a larger max_memory, or relax()."
         )
-
-
-def bytes_of_code(runs: Runs, layout: Layout, *, with_guide: bool = True) -> int:
-    """Measure the bytes that one more code takes, forward and backward, on a few codes."""
-    few, more = layout.few()
-    grown = _saved_bytes(runs, layout, more, with_guide) - _saved_bytes(runs, layout, few, with_guide)
-    saved = WORK_PER_SAVED_BYTE * max(grown, 0) // (more - few)
-    digits = sum(latent.num_latents * latent.num_categories for latent in layout.space.latents)
-    return saved + (digits + layout.batch_size) * layout.dtype.itemsize
-
-
-def _saved_bytes(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> int:
-    """Return the bytes that autograd saves for the backward pass of some codes, constant parts included."""
-    if is_transformed():
-        return _bytes_of_results(runs, layout, num_codes, with_guide)
-    # Codes require gradients so that frozen models are measured too.
-    codes = {name: own.requires_grad_() for name, own in layout.some_codes(num_codes).items()}
-    return saved_bytes(lambda: read_codes(runs, layout, codes, with_guide))
-
-
-def saved_bytes(run: Callable[[], Any]) -> int:
-    """Return the bytes that autograd saves for the backward pass of a run."""
-    saved: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor.detach()  # the tensor itself would make a reference cycle with its graph
-
-    with without_trace(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _found = run()  # the name keeps the graph alive
-    return sum(saved.values())
-
-
-def _bytes_of_results(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> int:
-    """Return the bytes of all results of operations, an upper bound: torch.func does not show what it saves."""
-    with without_trace(), Results() as results:
-        read_codes(runs, layout, layout.some_codes(num_codes), with_guide)
-    return results.num_bytes
-
-
-def read_codes(runs: Runs, layout: Layout, codes: dict[str, Tensor], with_guide: bool) -> Any:
-    """Read both programs, or the model alone, on some codes."""
-    if with_guide:
-        return read_both(runs, layout, read_guide_once(runs, layout), codes)
-    return read(runs.model, layout, codes, {})

@@ -68,9 +68,9 @@ def posterior(
     if num_codes < 0:
         raise ValueError(f"Expected num_codes of at least 0, but found {num_codes}.")
     runs = bind_pair(pair, *args, **kwargs)
-    plan = plan_to_end(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_to_end(runs, with_guide=False, with_gradient=False, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains) and num_codes > 1:  # which do not follow from one pass over a chain, as the first does
-        plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+        plan = make_plan(runs, with_guide=False, with_gradient=False, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains):
         found = _posterior_of_chains(runs, plan)
         return _with_best(found, runs, plan) if num_codes else found
@@ -119,8 +119,8 @@ def _joint_posterior(model: Run, plan: Plan, num_codes: int) -> Posterior:
     total = next(iter(marginals.values()))[..., :1, :].sum(-1, keepdim=True)
     probs = (best - highest).exp() / total.reshape(-1)
     return Posterior(
-        marginals=per_latent(_in_plates(plan, {name: marginal / total for name, marginal in marginals.items()})),
-        codes=per_latent(_in_plates(plan, plan.codes(best_numbers.T))),
+        marginals=per_latent(in_plates(plan, {name: marginal / total for name, marginal in marginals.items()})),
+        codes=per_latent(in_plates(plan, plan.codes(best_numbers.T))),
         probs=probs.T.reshape(*plan.layout.evidence_shape, num_codes),
     )
 
@@ -142,16 +142,21 @@ def _with_best(found: Posterior, runs: Runs, chains: Chains) -> Posterior:
 
 def _shared_posterior(model: Run, plan: Plan, num_codes: int) -> Posterior:
     if num_codes:
-        raise ValueError(
-            f"Expected num_codes=0 where data share a discrete latent, but found {num_codes}: a most probable code is "
-            "then one of all data together, and no datum has one of its own. Try the marginals, or sample_posterior."
-        )
-    marginals = _in_plates(plan, nested_marginals(model, plan))
+        raise no_own_code(num_codes)
+    marginals = in_plates(plan, nested_marginals(model, plan))
     codes = {name: own.new_zeros(*own.shape[:-2], 0, *own.shape[-2:]) for name, own in marginals.items()}
     return Posterior(
         per_latent(marginals),
         per_latent(codes),
         probs=torch.zeros(*plan.layout.evidence_shape, 0).to(plan.device, plan.dtype),
+    )
+
+
+def no_own_code(num_codes: int) -> ValueError:
+    """Return the error of most probable codes that are asked for where data share a latent."""
+    return ValueError(
+        f"Expected num_codes=0 where data share a discrete latent, but found {num_codes}: a most probable code is "
+        "then one of all data together, and no datum has one of its own. Try the marginals, or sample_posterior."
     )
 
 
@@ -196,9 +201,9 @@ def posterior_mean(
         True
     """
     runs = bind_pair(pair, *args, **kwargs)
-    plan = plan_to_end(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_to_end(runs, with_guide=False, with_gradient=False, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains):
-        plan = make_plan(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+        plan = make_plan(runs, with_guide=False, with_gradient=False, max_memory=max_memory, slice_size=slice_size)
     check_latents(plan)
     if plan.layout.is_shared:
         raise ValueError("Expected latents of single data, but found one that data share. Try sample_posterior.")
@@ -252,7 +257,7 @@ def sample_posterior(
     if num_samples < 1:
         raise ValueError(f"Expected num_samples of at least 1, but found {num_samples}.")
     runs = bind_pair(pair, *args, **kwargs)
-    plan = plan_to_end(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    plan = plan_to_end(runs, with_guide=False, with_gradient=False, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains):
         return per_latent(backwards.samples(runs, plan, num_samples))
     check_latents(plan)
@@ -282,6 +287,6 @@ def _in_cells(plan: Plan, numbers: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def _in_plates(plan: Plan, values: dict[str, Tensor]) -> dict[str, Tensor]:
+def in_plates(plan: Plan, values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Give values (cells, ...) of each latent the batch dimensions that it has."""
     return {name: own.reshape(*plan.layout.site_shapes[name], *own.shape[1:]) for name, own in values.items()}

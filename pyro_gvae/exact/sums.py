@@ -12,13 +12,13 @@ from ..distributions.parameters import impossible_as_infinite
 from ..handlers.sites import Run
 from ..programs.chains import Chains
 from ..programs.factors import summed_over
-from ..programs.joint import Guide, JointScores, elbo_terms, joint_scores, read_guide_once, terms_and_scores
+from ..programs.joint import Guide, JointScores, elbo_terms, joint_scores, terms_and_scores
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair
 from ..runtime.compat.torch import is_transformed
 from ..runtime.distributed import log_sum_exp
 from . import elimination
-from .endless import plan_to_end
+from .endless import plan_and_guide, plan_to_end
 from .expectation import expected, finite
 from .nested import nested_evidence
 from .plan import Plan, computed
@@ -69,10 +69,10 @@ def elbo(
         True
     """
     runs = bind_pair(pair, *args, **kwargs)
-    plan = plan_to_end(runs, max_memory=max_memory, slice_size=slice_size)
+    plan, guide = plan_and_guide(runs, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains):
         return elimination.elbo(runs, plan)
-    return summed(plan, elbo_parts(runs, plan, read_guide_once(runs, plan.layout)))
+    return summed(plan, elbo_parts(runs, plan, guide))
 
 
 def log_evidence(
@@ -115,7 +115,8 @@ def log_evidence(
         tensor([0.2500, 0.7500])
     """
     runs = bind_pair(pair, *args, **kwargs)
-    plan = plan_to_end(runs, with_guide=False, max_memory=max_memory, slice_size=slice_size)
+    sizes = {"max_memory": max_memory, "slice_size": slice_size}
+    plan = plan_to_end(runs, with_guide=False, with_gradient=torch.is_grad_enabled(), **sizes)
     return elimination.log_evidence(runs, plan) if isinstance(plan, Chains) else evidence(runs.model, plan)
 
 
@@ -154,10 +155,9 @@ def bounds(
         True
     """
     runs = bind_pair(pair, *args, **kwargs)
-    plan = plan_to_end(runs, max_memory=max_memory, slice_size=slice_size)
+    plan, guide = plan_and_guide(runs, max_memory=max_memory, slice_size=slice_size)
     if isinstance(plan, Chains):
         return Bounds(elimination.elbo(runs, plan), elimination.log_evidence(runs, plan))
-    guide = read_guide_once(runs, plan.layout)
     if plan.layout.is_shared:
         each = summed(plan, elbo_parts(runs, plan, guide)).reshape(1, -1)
         total = summed_over(each, plan.batch_shape, plan.layout.levels[0].shape)

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..config.models import Labels
+from ..distributions.of_class import OfClass
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..handlers.sites import at_temperature
 from .base import VAE, check_sizes, one_hot_labels, widths_by_name
@@ -30,7 +31,8 @@ class ConditionalVAE(VAE):
     So :math:`p(x | y) = \sum_z p(z) \, p(x | z, y)`: the prior of z does not depend on y, and the code says what the
     class does not. The conditional model of Sohn, Lee and Yan 2015 (*Learning Structured Output Representation using
     Deep Conditional Generative Models*), with a discrete code and this prior. All bounds are those of log p(x | y). The
-    sites are "z", one-hots (N, K), and "x", in the plate "data"; y is an argument.
+    sites are "z", one-hots (N, K), and "x", in the plate "data"; y is an argument. A sum over S codes decodes each once
+    for each class, S C pairs in all, however many data there are.
 
     Args:
         data_dim: D.
@@ -103,8 +105,21 @@ class ConditionalVAE(VAE):
         with pyro.plate("data", len(x)):
             prior = FactorizedOneHotCategorical(logits=self.prior_logits)
             z: Tensor = pyro.sample("z", prior, infer=at_temperature(self.prior_temperature))  # (B, N, K)
-            pyro.sample("x", self.observation(self.decoder(z.flatten(-2), label)), obs=x)
+            pyro.sample("x", self._observed(z.flatten(-2), label, y), obs=x)
         return z
+
+    def _observed(self, z: Tensor, label: Tensor, y: Any) -> Any:
+        """Return p(x | z, y): of codes that all data share, decoded once for each class if these are fewer than data.
+
+        Args:
+            z: codes (..., B or 1, NK).
+            label: one-hots (B, C).
+            y: their numbers (B,).
+        """
+        if z.dim() > 2 and z.shape[-2] == 1 and self.num_classes < len(label):
+            classes = torch.eye(self.num_classes, dtype=label.dtype, device=label.device)
+            return OfClass(self.observation(self.decoder(z, classes)), y)  # (S, B), from (S, C)
+        return self.observation(self.decoder(z, label))
 
     @override
     def guide(self, x: Tensor, y: Tensor | None = None) -> Tensor:

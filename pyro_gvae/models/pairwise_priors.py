@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from ..distributions.codes import Left
 from ..distributions.coupled import CodePrior
 from ..distributions.parameters import at_least_float32, halve
 from .trees import Edges, chain, maximum_spanning_tree, mutual_information, pairwise_means
@@ -50,6 +51,10 @@ class PairwisePrior(CodePrior):
         return list(zip(self.sources.tolist(), self.targets.tolist(), strict=True))
 
     @property
+    def _root(self) -> int:
+        return self.edges[0][0] if self.num_latents > 1 else 0
+
+    @property
     @override
     def has_mean(self) -> bool:
         return True
@@ -60,7 +65,7 @@ class PairwisePrior(CodePrior):
 
     @override
     def log_prob(self, codes: Tensor) -> Tensor:
-        root = self.sources[:1] if self.num_latents > 1 else self.sources.new_zeros(1)
+        root = self.sources[:1] if self.num_latents > 1 else self.sources.new_zeros(1)  # without a copy to the host
         of_root, of_edges = (at_least_float32(own).log_softmax(-1) for own in (self.root_logits, self.logits))
         codes = codes.to(of_root)
         own = codes.index_select(-2, root).squeeze(-2) @ of_root  # (...)
@@ -72,9 +77,8 @@ class PairwisePrior(CodePrior):
     @torch.no_grad()
     def draw(self, count: int) -> Tensor:
         digits = torch.zeros(count, self.num_latents, dtype=torch.long, device=self.uniform.device)
-        edges = self.edges
-        digits[:, edges[0][0] if edges else 0] = torch.multinomial(self.root_logits.softmax(-1), count, True)
-        for (parent, child), given in zip(edges, self.logits.softmax(-1), strict=True):
+        digits[:, self._root] = torch.multinomial(self.root_logits.softmax(-1), count, True)
+        for (parent, child), given in zip(self.edges, self.logits.softmax(-1), strict=True):
             digits[:, child] = torch.multinomial(given[digits[:, parent]], 1).squeeze(-1)
         return F.one_hot(digits, self.num_categories).to(self.uniform)
 
@@ -86,8 +90,42 @@ class PairwisePrior(CodePrior):
                 given[to] = given[source]
             if child == digit:
                 halve(given, source, to)
-        if not self.edges or self.edges[0][0] == digit:
+        if self._root == digit:
             halve(self.root_logits, source, to)
+
+    @override
+    def condition(self, left: Left) -> None:
+        r"""Give it the conditional prior, which is a tree again.
+
+        With :math:`m_n(i) = \sum_j p(z_n = j | z_m = i) \prod_c m_c(j)` over the categories j left of n and the
+        children c of n, the summands are proportional to the conditional p(z_n = j | z_m = i). A digit whose parent is
+        removed does not depend on digits beyond it, since it has one category: the edge comes from the next digit above
+        that is left, or else from the root, and has equal rows.
+        """
+        tables = torch.cat([self.root_logits.expand(1, self.num_categories, -1), self.logits])
+        tables = at_least_float32(tables).log_softmax(-1)  # (N, K, K): the root has the same one for all parents
+        edges = [(self._root, self._root), *self.edges]
+        is_left = left.among(self.num_categories)
+        beneath = torch.zeros_like(is_left, dtype=tables.dtype).masked_fill_(~is_left, -torch.inf)  # (N, K)
+        for (parent, child), table in reversed([*zip(edges, tables, strict=True)]):
+            table += beneath[child]
+            beneath[parent] += table.logsumexp(-1)
+        rows = left.fixed.unsqueeze(-1).repeat(1, left.categories.shape[-1])  # of each digit as a parent, (N, K')
+        rows[left.latents] = left.categories
+        numbers = {latent: number for number, latent in enumerate(left.latents.tolist())}
+        above: dict[int, int] = {}  # of each digit, the number of the first that is left, from itself upwards
+        found: list[tuple[tuple[int, int], Tensor]] = []
+        for (parent, child), table in zip(edges, tables, strict=True):
+            if child in numbers:
+                source = above.get(parent, found[0][0][1] if found else -1)
+                found.append(((source, numbers[child]), table[rows[parent]][:, rows[child]]))
+                above[child] = numbers[child]
+            elif parent in above:
+                above[child] = above[parent]
+        kept = torch.stack([table for _, table in found]).to(self.logits)  # (N', K', K')
+        self.root_logits.data, self.logits.data = kept[0, 0].clone(), kept[1:].clone()
+        sources, targets = self.sources.new_tensor([edge for edge, _ in found[1:]]).reshape(-1, 2).T
+        self.sources, self.targets = sources.contiguous(), targets.contiguous()
 
 
 @final

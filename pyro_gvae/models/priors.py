@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ..config.models import INDEPENDENT, named_prior
 from ..config.names import PriorName
-from ..distributions.codes import numbered_codes
+from ..distributions.codes import Left, numbered_codes
 from ..distributions.coupled import CodePrior
 from ..distributions.parameters import at_least_float32, halve
 from .causal import CAUSAL_NETWORKS, CausalNetwork
@@ -82,13 +82,35 @@ class JointPrior(CodePrior):
     @override
     @torch.no_grad()
     def split(self, digit: int, source: int, to: int) -> None:
+        first = self._first
+        if first is None:
+            super().split(digit, source, to)
+            return
+        columns = first.weight.unflatten(1, self.uniform.shape)[:, digit]
+        columns[:, to] = columns[:, source]
+        halve(self.shares[digit], source, to)
+
+    @override
+    def condition(self, left: Left) -> None:
+        first = self._first
+        if first is None or first.bias is None:  # to which the part of removed digits is added
+            super().condition(left)
+            return
+        columns = first.weight.unflatten(1, self.uniform.shape)  # (H, N, K)
+        is_removed = torch.ones_like(left.fixed, dtype=torch.bool).index_fill(0, left.latents, False)
+        numbers = is_removed.nonzero().squeeze(-1)
+        first.bias.add_(columns[:, numbers, left.fixed[numbers]].sum(-1))
+        first.weight.data = left.of_each(columns).flatten(1)
+        first.in_features = left.categories.numel()
+        self.shares = left.of_each(self.shares)
+
+    @property
+    def _first(self) -> nn.Linear | None:
+        """The layer with a column for each category of each digit, if it is known to have them."""
         match [*self.module.children()][:2]:
-            case [nn.Flatten(), nn.Linear() as first]:
-                columns = first.weight.unflatten(1, self.uniform.shape)[:, digit]
-                columns[:, to] = columns[:, source]
-                halve(self.shares[digit], source, to)
-            case _:
-                super().split(digit, source, to)
+            case [nn.Flatten(), nn.Linear(in_features=size) as first] if size == self.uniform.numel():
+                return first
+        return None
 
 
 def _mlp(num_inputs: int, hidden: Sequence[int]) -> nn.Module:
@@ -162,6 +184,14 @@ class AutoregressivePrior(CodePrior):
     def split(self, digit: int, source: int, to: int) -> None:
         self.network.split(digit, source, to)
 
+    @override
+    def condition(self, left: Left) -> None:
+        raise ValueError(
+            "Expected a prior whose digits given a removed one are of the same kind, but found an AutoregressivePrior: "
+            "given that a later digit has one of some categories, the prior of an earlier one is a sum over all digits "
+            "between them, which its network cannot say. Try prior='tree' or 'mixture', or fit_prior after pruning."
+        )
+
 
 @final
 class MixturePrior(CodePrior):
@@ -202,6 +232,14 @@ class MixturePrior(CodePrior):
     @torch.no_grad()
     def split(self, digit: int, source: int, to: int) -> None:
         halve(self.logits[:, digit], source, to)
+
+    @override
+    def condition(self, left: Left) -> None:
+        log_probs = at_least_float32(self.logits).log_softmax(-1)
+        of_digits = log_probs.masked_fill(~left.among(self.num_categories), -torch.inf).logsumexp(-1)  # (M, N)
+        log_weights = at_least_float32(self.weights).log_softmax(-1) + of_digits.sum(-1)
+        self.weights.data = log_weights.log_softmax(-1).to(self.weights)
+        self.logits.data = left.of_each(self.logits)
 
 
 #: Name -> constructor from N and K. `config/names.py` lists the names, and the two of independent digits besides.

@@ -14,6 +14,7 @@ from torch import Size, Tensor
 from .factors import Codes, Layout, Reading, first_of, summed_over
 from .latents import READ_ALL, Roles
 from .layout import lay_out, obstacle_of
+from .look import Look
 from .modes import without_trace
 from .noise import independent
 from .runs import Runs
@@ -93,17 +94,19 @@ class Draws(NamedTuple):
         return common_scale(self.scales)
 
 
-def lay_out_draws(runs: Runs, roles: Roles = READ_ALL) -> Layout:
+def lay_out_draws(runs: Runs, roles: Roles = READ_ALL, *, with_guide: bool = True, seen: Look | None = None) -> Layout:
     """Find a pair's latents as `lay_out` does, and whether its programs also accept particles of continuous latents.
 
     Args:
         runs: the pair with its data bound.
         roles: which latents are read as codes.
+        with_guide: whether the guide is read on codes, which is needed before any are drawn.
+        seen: what a first look has shown, where there was one.
 
     Raises:
         ValueError: as :func:`~pyro_gvae.programs.layout.lay_out`.
     """
-    layout = lay_out(runs, roles=roles)
+    layout = lay_out(runs, with_guide=with_guide, roles=roles, seen=seen)
     if layout.obstacle is not None or not layout.has_continuous:
         return layout
     probed = runs.again()

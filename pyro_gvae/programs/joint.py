@@ -14,10 +14,10 @@ from torch.distributions import kl_divergence
 from ..handlers.sites import Run
 from .draws import Score
 from .factors import Codes, Factor, Layout, Reading, Site
-from .look import is_continuous
+from .look import Look, is_continuous
 from .runs import Runs
 from .shared import apart, common_scale
-from .statements import read
+from .statements import read, sites_of
 
 
 class Guide(NamedTuple):
@@ -51,10 +51,22 @@ class Guide(NamedTuple):
         )
 
 
-def read_guide_once(runs: Runs, layout: Layout) -> Guide:
-    """Run the guide once, and keep what does not depend on codes."""
+#: What it says where it is not asked.
+NOTHING_SAID = Guide({}, {}, None, {})
+
+
+def read_guide_once(runs: Runs, layout: Layout, seen: Look | None = None) -> Guide:
+    """Run the guide once, and keep what does not depend on codes.
+
+    Args:
+        runs: the pair with its data bound.
+        layout: what is known of it.
+        seen: a first look at it. If this has said all, and no gradient is asked for, the guide is not run again.
+    """
     if layout.obstacle is not None:
-        return Guide({}, {}, None, {})
+        return NOTHING_SAID
+    if seen is not None and seen.says_all and not torch.is_grad_enabled():
+        return Guide(sites_of(seen.guide, layout), {}, None, {})
     codes = layout.some_codes(layout.few()[0] if layout.guide_depends else 1)
     found = read(runs.guide, layout, codes, {})
     constant = {name: factor for name, factor in found.factors.items() if len(factor.log_prob) == 1}
@@ -248,7 +260,10 @@ def _log_densities(layout: Layout, codes: Codes, found: Reading, scale: float | 
     of_codes = [found.score_of(name, codes) for name in found.sites]
     priors = add(of_codes) if of_codes else torch.zeros((1, 1), dtype=layout.dtype, device=layout.device)
     others = [factor.log_prob for factor in found.others().values()]
-    joint = add(others) / scale + priors if others else priors
+    likelihoods = add(others) if others else None
+    if likelihoods is not None and not (isinstance(scale, float | int) and scale == 1):
+        likelihoods = likelihoods / scale
+    joint = priors if likelihoods is None else likelihoods + priors
     return joint.expand(count(codes), layout.batch_size), priors
 
 

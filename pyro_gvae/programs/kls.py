@@ -16,6 +16,7 @@ from torch import Tensor
 from .draws import read_draws, scored
 from .factors import Codes, Layout, Reading, Site, coupling_of, summed_over
 from .joint import pieces, read_both, read_guide_once
+from .look import Look
 from .modes import without_trace
 from .runs import Runs
 from .samples import above_others
@@ -35,8 +36,14 @@ class LatentKL(NamedTuple):
     weight: Tensor
 
 
-def closed_sites(runs: Runs, layout: Layout) -> tuple[dict[str, Site], dict[str, Site]]:
-    """Return the discrete latents of the guide, and those of the model, that depend on no other latent."""
+def closed_sites(runs: Runs, layout: Layout, seen: Look | None = None) -> tuple[dict[str, Site], dict[str, Site]]:
+    """Return the discrete latents of the guide, and those of the model, that depend on no other latent.
+
+    Args:
+        runs: the pair with its data bound.
+        layout: the latents and plates of the pair.
+        seen: the result of a first look, used instead of another run of the guide, see :func:`~.joint.read_guide_once`.
+    """
     if layout.obstacle is not None:  # without an axis, shapes do not show what depends on what
         if len(layout.space.latents) > 1 or layout.has_continuous:
             return {}, {}
@@ -46,7 +53,7 @@ def closed_sites(runs: Runs, layout: Layout) -> tuple[dict[str, Site], dict[str,
         with without_trace():
             drawn = read_draws(runs, layout, layout.few()[0])
         return _independent(drawn.q), _independent(drawn.p)
-    guide = read_guide_once(runs, layout)
+    guide = read_guide_once(runs, layout, seen)
     [both] = read_both(runs, layout, guide, layout.some_codes(layout.few()[0]))
     return guide.sites, _independent(both.p)
 

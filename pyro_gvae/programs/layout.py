@@ -26,7 +26,8 @@ def lay_out(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL, see
 
     Args:
         runs: the pair with its data bound.
-        with_guide: whether the guide is read; the evidence needs only the model.
+        with_guide: whether the guide is read on codes. The evidence needs only the model, and a first look at the guide
+            may have been enough.
         roles: which latents are read as codes, and which are scored.
         seen: the result of a first look, if there was one.
 
@@ -36,11 +37,11 @@ def lay_out(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL, see
     """
     found = look(runs, with_guide=with_guide, roles=roles) if seen is None else seen
     with torch.no_grad(), without_trace():
-        return _lay_out(runs.again(), found)
+        return _lay_out(runs.again(), found, with_guide and found.with_guide)
 
 
-def _lay_out(runs: Runs, seen: Look) -> Layout:
-    guide, model, given, with_guide, roles = seen
+def _lay_out(runs: Runs, seen: Look, with_guide: bool) -> Layout:
+    guide, model, given, roles = seen.guide, seen.model, seen.given, seen.roles
     check(seen, alone=frozenset())
     for name in guide.discrete.keys() & seen.labels.keys():
         raise ValueError(

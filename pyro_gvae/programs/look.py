@@ -24,6 +24,15 @@ class Look(NamedTuple):
     given: dict[str, Tensor]  # continuous latents of the guide
     with_guide: bool
     roles: Roles
+    repeats: bool = False  # whether the guide drew nothing and changed nothing: another run would say the same
+
+    @property
+    def says_all(self) -> bool:
+        """Whether this run of the guide has shown what any run of it says, without its gradient.
+
+        So it is where the guide has no latent but a discrete one, since no other value can then depend on its code.
+        """
+        return self.repeats and len(self.guide.messages) == len(self.guide.discrete) == 1
 
     @property
     def labels(self) -> dict[str, Messages]:
@@ -64,13 +73,14 @@ def look(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL) -> Loo
         with_guide: whether the guide is read; the evidence needs only the model.
         roles: which latents are read as codes, and which are scored.
     """
-    with torch.no_grad(), without_trace():
+    with torch.no_grad(), without_trace() as is_untouched:
         runs = runs.again()
         guide = Reader(first_value, any_draw({}), roles.read)
         if with_guide:
             guide.run(runs.guide)
+        repeats = with_guide and is_untouched()
         given = {name: msg["value"] for name, msg in guide.continuous().items()}
-        return Look(guide, _run_on_one_code(runs.model, given, roles.read), given, with_guide, roles)
+        return Look(guide, _run_on_one_code(runs.model, given, roles.read), given, with_guide, roles, repeats)
 
 
 def _run_on_one_code(model: Run, given: Mapping[str, Tensor], read: Sites) -> Reader:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ..runtime.rng import random_states, set_random_states
+from ..runtime.rng import are_same, random_states, set_random_states
 from .pair import HasPair
 
 P = TypeVar("P", bound=HasPair)
@@ -34,10 +34,13 @@ def eval_mode(pair: HasPair) -> Iterator[None]:
 
 
 @contextmanager
-def without_trace() -> Iterator[None]:
+def without_trace() -> Iterator[Callable[[], bool]]:
     """Run programs for a trial: random states, and buffers of the modules that are called, are restored afterwards.
 
     Otherwise batch normalization in train mode, for example, would learn from the trial.
+
+    Yields:
+        A function that returns whether nothing has to be restored so far: then the same runs would give the same again.
     """
     states = random_states()
     before: dict[Tensor, Tensor] = {}
@@ -49,15 +52,20 @@ def without_trace() -> Iterator[None]:
 
     # A hook for all modules, because programs may be functions with modules in their closures.
     hook = register_module_forward_pre_hook(keep)
+
+    def changed() -> list[Tensor]:
+        """Return the buffers that may have changed; `torch.equal` of sparse ones fails."""
+        found = before.items()
+        return [one for one, value in found if one.layout is not torch.strided or not torch.equal(one, value)]
+
     try:
-        yield
+        yield lambda: not changed() and are_same(states, random_states())
     finally:
         hook.remove()
         set_random_states(states)
         with torch.no_grad():
-            for buffer, value in before.items():
-                if buffer.layout is not torch.strided or not torch.equal(buffer, value):  # equal fails if sparse
-                    buffer.copy_(value)
+            for buffer in changed():
+                buffer.copy_(before[buffer])
 
 
 def judging(function: Callable[Concatenate[P, ...], R]) -> Callable[Concatenate[P, ...], R]:

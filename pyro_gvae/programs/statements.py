@@ -152,7 +152,6 @@ def given_codes(layout: Layout, codes: Codes) -> Place:
 
 def read_with(program: Run, layout: Layout, place: Place, draw: Draw) -> Reading:
     """Run a program with the values that `place` and `draw` give to its latents."""
-    latents = {latent.name: latent for latent in layout.space.latents}
     reader = Reader(place, draw, layout.roles.read)
     reader.run(program)
     messages = reader.messages
@@ -161,10 +160,16 @@ def read_with(program: Run, layout: Layout, place: Place, draw: Draw) -> Reading
         if found.prior is not None:
             factors[coupling_of(name)] = _coupling(name, found.prior, found, messages[name], layout)
     return Reading(
-        sites={name: _site(latents[name], found, messages[name], layout) for name, found in reader.discrete.items()},
+        sites=sites_of(reader, layout),
         factors=factors,
         values={name: msg["value"] for name, msg in reader.continuous().items()},
     )
+
+
+def sites_of(reader: Reader, layout: Layout) -> dict[str, Site]:
+    """Return what a run has said of the discrete latents."""
+    latents, messages = {latent.name: latent for latent in layout.space.latents}, reader.messages
+    return {name: _site(latents[name], found, messages[name], layout) for name, found in reader.discrete.items()}
 
 
 def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Site:

@@ -64,6 +64,23 @@ def set_random_states(states: dict[str, Any]) -> None:
     random.setstate((python["version"], tuple(python["numbers"]), python["gauss"]))
 
 
+def are_same(states: Any, others: Any) -> bool:
+    """Return whether states that :func:`random_states` returned are the same, so that nothing was drawn in between.
+
+    Example:
+        >>> before = random_states()
+        >>> are_same(before, random_states()), bool(torch.rand(()) > 2), are_same(before, random_states())
+        (True, False, False)
+    """
+    if isinstance(states, Tensor):
+        return torch.equal(states.view(torch.uint8), others.view(torch.uint8))  # there is no `equal` of uint32
+    if isinstance(states, dict):
+        return all(are_same(state, others[name]) for name, state in states.items())
+    if isinstance(states, list) and states and isinstance(states[0], Tensor):
+        return len(states) == len(others) and all(map(are_same, states, others))
+    return bool(states == others)
+
+
 @contextmanager
 def own_randomness(seed: int) -> Iterator[None]:
     """Seed all generators inside the block, and restore their states afterwards.

@@ -17,6 +17,7 @@ class Tuning:
 
     Attributes:
         slice_bytes: bytes of a slice of an exact sum, or of samples that are scored, forward and backward.
+        forward_bytes: the same of a sum of which no gradient is taken, counted as if it were.
         few_codes: a sum over at most this many codes does not look for negligible ones, since the search would cost as
             much as it saves.
         searched_bytes: nor does a sum in one slice of fewer bytes, since its recording saves more.
@@ -27,6 +28,7 @@ class Tuning:
     """
 
     slice_bytes: float
+    forward_bytes: float
     few_codes: int
     searched_bytes: float
     decoded_rows: int
@@ -41,6 +43,7 @@ class Tuning:
 #: by elementary operations.
 CPU = Tuning(
     slice_bytes=96e6,
+    forward_bytes=32e6,
     few_codes=1024,
     searched_bytes=24e6,
     decoded_rows=2**9,
@@ -52,6 +55,7 @@ CPU = Tuning(
 #: were not measured.
 ACCELERATOR = Tuning(
     slice_bytes=inf,
+    forward_bytes=inf,
     few_codes=1024,
     searched_bytes=24e6,
     decoded_rows=2**17,

@@ -26,7 +26,6 @@ from .files import METRICS, WEIGHTS
 from .kept_data import read_data
 from .pairs import trainable
 from .prune import shrink_to
-from .setup import load_data
 from .source import read_again
 from .trained import load_model, read_weights, trained_models
 
@@ -90,7 +89,7 @@ class LoadedRun:
         """The data, in the form that `fit` got, or as the configuration says."""
         if self.is_comparison:
             assert isinstance(self.config, CompareConfig)
-            return load_data(replace(self.config.training(), data_dir=self.data_dir))
+            return read_again(self.folder, replace(self.config.training(), data_dir=self.data_dir))
         if program_of(self.folder) is not None:
             return read_data(self.folder, self.data_dir)
         assert isinstance(self.config, TrainConfig)

@@ -1,6 +1,5 @@
 """The monitor of a training run: the ELBO of the discrete model, whichever estimator trains it."""
 
-import math
 import warnings
 from typing import Any
 
@@ -12,7 +11,7 @@ from .. import exact
 from ..config.names import Judge
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
-from ..data.columns import Data, chunks, first, num_data
+from ..data.columns import Data, chunks, first, mean_of, num_data
 from ..data.labels import given
 from ..data.rows import Rows
 from ..data.sliced import AnyDataset
@@ -129,8 +128,7 @@ def discrete_elbo(vae: Any, x: Data | Rows, judge: Judge, *, max_memory: float |
     if judge == "none":
         return None
     if isinstance(x, Rows):
-        found = [(len(rows), discrete_elbo(vae, rows, judge, max_memory=max_memory)) for rows in x.chunks(AT_A_TIME)]
-        return math.fsum(count / len(x) * (elbo or 0.0) for count, elbo in found)
+        return mean_of(lambda rows: discrete_elbo(vae, rows, judge, max_memory=max_memory) or 0.0, x, AT_A_TIME)
     with pyro.get_param_store().scope(), pyro.validation_enabled(False), own_randomness(0):
         if judge == "exact":
             return (exact.elbo(vae, x, max_memory=max_memory).sum() / num_data(x)).item()

@@ -8,6 +8,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from ..data.batches import sample_of
+from ..distributions.codes import Left
 from ..evaluate.code_statistics import latent_statistics
 from ..models.categorical_vae import CategoricalVAE
 from ..programs.modes import judging
@@ -17,27 +18,6 @@ from .training import Training
 
 #: What is left of a tensor.
 Cut = Callable[[Tensor], Tensor]
-
-
-class Left(NamedTuple):
-    """The codes that are left.
-
-    Attributes:
-        latents: the latents that are left, (N',).
-        categories: the categories that are left of each, (N', K').
-        fixed: the category that each latent of the larger program has where it is removed, (N,).
-    """
-
-    latents: Tensor
-    categories: Tensor
-    fixed: Tensor
-
-    def larger(self, codes: Tensor) -> Tensor:
-        """Return the digits (..., N) in the larger program that codes (..., N', K') stand for."""
-        numbers = self.fixed.expand(*codes.shape[:-2], -1).clone()
-        own = self.categories.expand(*codes.shape[:-2], -1, -1).gather(-1, codes.argmax(-1, keepdim=True)).squeeze(-1)
-        numbers[..., self.latents] = own
-        return numbers
 
 
 class Pruned(NamedTuple):
@@ -53,7 +33,8 @@ def prune(vae: CategoricalVAE, x: Tensor, *, information: float = 0.01, usage: f
     A latent is removed where :math:`\mathrm{I}(x; z_n)` under the guide is below a threshold; for the decoder, it then
     has its most used category. All latents that are left have K' categories, the most that one of them uses, and each
     keeps those that it uses most. On the codes that are left, decoder and logits of the encoder are what they were, and
-    the prior is that given that the code is one of these. Training can go on with the smaller program.
+    the prior is that given that the code is one of these, removed latents included. Training can go on with the smaller
+    program.
 
     Args:
         vae: the program, which is not changed.
@@ -65,8 +46,8 @@ def prune(vae: CategoricalVAE, x: Tensor, *, information: float = 0.01, usage: f
         The smaller program, and which latents and categories it has.
 
     Raises:
-        ValueError: if no latent is left, the prior is not one of independent digits, or the networks have no rows for
-            categories.
+        ValueError: if no latent is left, the prior given the codes left is not one of its kind, as of an autoregressive
+            one, or the networks have no rows for categories.
 
     Example:
         >>> vae = CategoricalVAE(data_dim=6, num_latents=3, num_categories=4, hidden=(5,))
@@ -94,11 +75,7 @@ def check_prunable(vae: Any) -> None:
     """
     rows = rows_of(vae)
     if vae.prior is not None:
-        raise ValueError(
-            f"Expected a prior of independent digits, which has one of each latent, but found a "
-            f"{type(vae.prior).__name__}: given that a later digit has one of some categories, an earlier one has "
-            "another prior. Try prior='independent', and fit_prior after pruning."
-        )
+        copy.deepcopy(vae.prior).keep(_first_codes(vae, vae.num_latents, vae.num_categories))
     if rows.decoder.bias is None:
         raise ValueError(
             "Expected a first layer of the decoder with a bias, to which the part of removed latents is added, but "
@@ -149,7 +126,9 @@ def shrink(vae: CategoricalVAE, left: Left) -> None:
     for parameter, cut in cuts(vae, left).items():
         parameter.data = cut(parameter.data)
     if not isinstance(vae.prior_logits, nn.Parameter):
-        vae.prior_logits = _of_prior(left)(vae.prior_logits)
+        vae.prior_logits = left.of_each(vae.prior_logits)
+    if vae.prior is not None:
+        vae.prior.keep(left)
     vae.num_latents, vae.num_categories = left.categories.shape
     layers.encoder.out_features = layers.decoder.in_features = left.categories.numel()
     shape.unflattened_size = Size(left.categories.shape)
@@ -158,7 +137,7 @@ def shrink(vae: CategoricalVAE, left: Left) -> None:
 
 
 def cuts(vae: CategoricalVAE, left: Left) -> dict[Tensor, Cut]:
-    """Return what is left of each parameter that has a row or a column for each category."""
+    """Return what is left of each parameter of the networks and of `prior_logits` that has a row for each category."""
     rows, layers = (left.latents.unsqueeze(-1) * vae.num_categories + left.categories).flatten(), rows_of(vae)
     found: dict[Tensor, Cut] = {
         layers.encoder.weight: lambda weight: weight[rows],
@@ -166,12 +145,8 @@ def cuts(vae: CategoricalVAE, left: Left) -> dict[Tensor, Cut]:
         layers.decoder.weight: lambda weight: weight[:, rows],
     }
     if isinstance(vae.prior_logits, nn.Parameter):
-        found[vae.prior_logits] = _of_prior(left)
+        found[vae.prior_logits] = left.of_each
     return found
-
-
-def _of_prior(left: Left) -> Cut:
-    return lambda logits: logits[left.latents].gather(-1, left.categories)
 
 
 def shrink_to(vae: Any, weights: Mapping[str, Any]) -> None:
@@ -185,18 +160,24 @@ def shrink_to(vae: Any, weights: Mapping[str, Any]) -> None:
     (num_latents, num_categories), before = logits.shape, vae.prior_logits.shape
     if (num_latents, num_categories) != before and 1 <= num_latents <= before[0] and 2 <= num_categories <= before[1]:
         check_prunable(vae)
-        device = vae.prior_logits.device
-        latents, categories = (torch.arange(size, device=device) for size in logits.shape)
-        fixed = torch.zeros(before[0], dtype=torch.long, device=device)
-        shrink(vae, Left(latents, categories.expand(num_latents, -1), fixed))
+        shrink(vae, _first_codes(vae, num_latents, num_categories))
+
+
+def _first_codes(vae: CategoricalVAE, num_latents: int, num_categories: int) -> Left:
+    """Return the codes of the first latents and categories, the same for all latents."""
+    device = vae.prior_logits.device
+    latents, categories = (torch.arange(size, device=device) for size in (num_latents, num_categories))
+    fixed = torch.zeros(vae.num_latents, dtype=torch.long, device=device)
+    return Left(latents, categories.expand(num_latents, -1), fixed)
 
 
 def prune_if_due(training: Training) -> None:
     """Prune the program at the beginning of an epoch or a stage, if the configuration says so.
 
     What is done depends on weights, data and step alone, so that a resumed run and all processes do the same. The
-    optimizer keeps its averages of what is left; the loss's own parameters begin anew. A program none of whose latents
-    has enough information stays as it is.
+    optimizer keeps its averages of what is left of the networks and of independent digits; a prior of dependent digits,
+    whose parameters get other values, and the loss's own parameters begin anew. A program none of whose latents has
+    enough information stays as it is.
     """
     config, state, vae = training.config, training.state, training.vae
     pruning = config.pruning
@@ -207,6 +188,8 @@ def prune_if_due(training: Training) -> None:
     if left is None or left.categories.shape == vae.prior_logits.shape:
         return
     cut_averages(training.optimizer, cuts(vae, left))
+    for parameter in vae.prior.parameters() if vae.prior is not None else ():
+        training.optimizer.state.pop(parameter, None)
     shrink(vae, left)
     training.begin_stage_again()
 

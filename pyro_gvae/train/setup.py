@@ -14,7 +14,7 @@ from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.dataset import Dataset, binarized
 from ..data.datasets import TABLES, load, table
-from ..data.labels import class_names, labels_in_words, with_labelled_share
+from ..data.labels import class_names, labels_in_words, num_labelled, with_labelled_share
 from ..data.observed import observed
 from ..data.sliced import AnyDataset, large_table, sliced_dataset
 from ..data.splits import dataset_of, described, with_validation
@@ -64,6 +64,8 @@ def load_or_slice(config: TrainConfig) -> AnyDataset:
         config.data,
         columns=config.columns,
         labels=config.labels,
+        every_label=MODELS[config.model].labels is Labels.GIVEN,
+        labelled_share=config.labelled_share,
         test_share=config.test_share,
         validation_share=config.validation_share,
         seed=config.split_seed,
@@ -178,9 +180,9 @@ def _gaussian_mixture(config: TrainConfig, data: AnyDataset, observation: Observ
 
 def _semi_supervised(config: TrainConfig, data: AnyDataset, observation: Observation) -> SemiSupervisedVAE:
     sizes = with_classes(config, data).num_categories, config.latent_dim
-    labels = getattr(data, "train_labels", None)
-    known = 0 if labels is None else int((labels >= 0).sum())
-    weight = config.label_weight * len(data.train) / max(1, known)  # of a row, for a mean over those with labels
+    weight = (
+        config.label_weight * len(data.train) / max(1, num_labelled(data))
+    )  # of a row, for a mean over those with labels
     return SemiSupervisedVAE(data.train.shape[1], *sizes, config.hidden, observation=observation, label_weight=weight)
 
 

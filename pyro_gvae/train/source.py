@@ -27,7 +27,7 @@ def source_of(config: DataConfig, data: AnyDataset) -> dict[str, Any]:
         found["data_sha256"] = file_digest(config.data)
         found["data_in_slices"] = isinstance(data, SlicedDataset)
     if isinstance(data, SlicedDataset) and data.label is not None:
-        found["label_of_data"] = data.label._asdict()
+        found |= {"label_of_data": data.label._asdict(), "labelled_rows": list(data.labelled or ())}
     return found
 
 
@@ -55,14 +55,15 @@ def read_again(run: Path, config: TrainConfig) -> AnyDataset:
     written = read_config(run)
     if config.data is None or written.get("data_in_slices") is not True:
         return load_data(config)
-    columns, label = written.get("columns_of_data"), written.get("label_of_data")
+    columns, label, counts = (written.get(name) for name in ("columns_of_data", "label_of_data", "labelled_rows"))
     return split_rows(
         ParquetTable(config.data),
         tuple(map(column_of, columns)) if isinstance(columns, list) else (),
         None if label is None else column_of(label),
-        Shares(config.test_share, config.validation_share, config.split_seed),
+        Shares(config.test_share, config.validation_share, config.split_seed, config.labelled_share),
         memory=in_bytes(config.data_memory),
         device=own_device(config.device),
+        labelled=tuple(counts) if isinstance(counts, list) and all(type(count) is int for count in counts) else None,
     )
 
 

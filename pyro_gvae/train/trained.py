@@ -1,6 +1,7 @@
 """The trained models of a run folder, whichever command wrote it."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,6 @@ from ..config.models import Labels
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.blocks import ParquetRows
-from ..data.columns import first
 from ..data.dataset import Dataset, binarized
 from ..data.files import read_file
 from ..data.labels import class_names, use_of_labels
@@ -22,6 +22,7 @@ from ..data.sliced import AnyDataset, SlicedDataset, large_table
 from ..data.splits import as_frame, as_images, numbers_among
 from ..data.tables import encoded
 from ..models.base import VAE
+from ..models.table import Column
 from ..runs.checkpoint import load_checkpoint, load_tensors
 from ..runs.config import is_train_run, read_train_config
 from ..runs.folder import cell_folder
@@ -136,8 +137,18 @@ def rows_of_file(trained: Trained, path: Path | None) -> Rows | None:
     table = large_table(path, in_bytes(trained.config.data_memory))
     if table is None or trained.data.columns is None:
         return None
-    memory = in_bytes(trained.config.data_memory)
-    return ParquetRows(table, trained.data.columns, None, Shares(1.0), "test", memory=memory)
+    memory, label = in_bytes(trained.config.data_memory), label_among(trained, table.names)
+    return ParquetRows(table, trained.data.columns, label, Shares(1.0), "test", memory=memory)
+
+
+def label_among(trained: Trained, names: Sequence[str]) -> Column | None:
+    """Return the column of a run's labels, with the run's classes, if a table has it and the program takes labels."""
+    data = trained.data
+    own = data.label if isinstance(data, SlicedDataset) else None
+    name = trained.config.labels if own is None else own.name
+    if name is None or name not in names or use_of_labels(trained.vae) is Labels.UNUSED:
+        return None
+    return Column(name, "categorical", class_names(data))
 
 
 def on_file(trained: Trained, path: Path | None, num_data: int) -> Trained:
@@ -155,11 +166,20 @@ def on_file(trained: Trained, path: Path | None, num_data: int) -> Trained:
     if path is None:
         return trained
     data, rows = trained.data, rows_of_file(trained, path)
-    new, labels = _test_data(trained, path) if rows is None else (first(rows, num_data), None)
+    new, labels = _test_data(trained, path) if rows is None else rows.first(num_data)
     if not isinstance(data, SlicedDataset):
         return trained._replace(data=replace(data, test=new, test_labels=labels))
     train = data.train.first(num_data)
-    own = Dataset(data.name, train.x, new, data.image_shape, train_labels=train.labels, columns=data.columns)
+    own = Dataset(
+        data.name,
+        train.x,
+        new,
+        data.image_shape,
+        train_labels=train.labels,
+        test_labels=labels,
+        columns=data.columns,
+        classes=None if data.label is None else data.label.levels,
+    )
     return trained._replace(data=own)
 
 
@@ -181,7 +201,7 @@ def _test_data(trained: Trained, path: Path) -> tuple[Tensor, Tensor | None]:
             raise ValueError(f"Expected a table in '{path}', but found images.")
         new, labels = encoded(frame, data.columns), frame.get(trained.config.labels, labels)
     use = use_of_labels(trained.vae)
-    if labels is None or use is Labels.UNUSED or isinstance(data, SlicedDataset):
+    if labels is None or use is Labels.UNUSED:
         return new, None
     return new, numbers_among(labels, class_names(data), every_label=use is Labels.GIVEN)
 

@@ -291,7 +291,8 @@ class Training:
         epoch, skip = divmod(self.state.step, self.per_epoch)
         order: Any = {"seed": self.config.seed, "labels": self.given.labels}
         while True:
-            yield from epoch_batches(self.data, self.config.batch_size, epoch=epoch, skip=skip, **order)
+            data = self.train if isinstance(self.train, Rows) else self.data  # whose images may be sampled anew
+            yield from epoch_batches(data, self.config.batch_size, epoch=epoch, skip=skip, **order)
             epoch, skip = epoch + 1, 0
 
     def _elbo(self, x: Data | Rows | None) -> float | None:

@@ -7,7 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
+from pyro_gvae import exact, load_run
 from pyro_gvae.cli.main import main
+from pyro_gvae.data.columns import first
+from pyro_gvae.data.labels import given
+from pyro_gvae.evaluate.metrics import code_usage
 from pyro_gvae.runs.checkpoint import load_tensors
 
 pytest.importorskip("pyarrow")
@@ -68,6 +72,64 @@ def test_a_run_in_slices(file, tmp_path, said):
         said(command, run)
     file.write_bytes(file.read_bytes() + b" ")
     assert "has changed" in said("evaluate", run, status=2)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unrecorded")
+@pytest.mark.parametrize("model", ["conditional", "semi-supervised"])
+def test_labels_in_slices(model, file, tmp_path, said):
+    """All commands; of the same rows, codes in memory and in slices are the same."""
+    run, sizes = tmp_path / "run", SMALL if model == "conditional" else ["--latent-dim", 2, "--hidden", 4, *SMALL[-2:]]
+    frame = pd.read_parquet(file)
+    if model == "semi-supervised":
+        frame.loc[::3, "group"] = None
+        frame.to_parquet(file, row_group_size=16)
+        sizes += ["--labelled-share", 0.5]
+    options = ["--model", model, "--labels", "group", "--stages", "exact:2", *sizes]
+    told = said("train", "--data", file, *options, "--data-memory", MEMORY, "--output", run)
+    assert "read in slices" in told and "classes: x, y" in told
+    config = json.loads((run / "config.json").read_text())
+    assert config["data_in_slices"] and sum(config["labelled_rows"]) > 10
+    assert ("accuracy" in said("evaluate", run)) == (model == "semi-supervised")
+    said("encode", run, "--data", file)
+    in_slices = pd.read_csv(run / "codes" / "exact-seed0-people-map.csv")
+    assert in_slices["label"].isna().tolist() == frame["group"].isna().tolist()
+    frame.to_csv(tmp_path / "people.csv", index=False)
+    said("encode", run, "--data", tmp_path / "people.csv", "--output", tmp_path / "whole")
+    whole = pd.read_csv(tmp_path / "whole" / "exact-seed0-people-map.csv")
+    pd.testing.assert_frame_equal(in_slices, whole, check_dtype=False, rtol=1e-4)
+    said("impute", run, file)
+    said("impute", run, tmp_path / "people.csv", "--output", tmp_path / "whole")
+    if model == "conditional":  # whose probabilities are sums
+        cells = [
+            pd.read_csv(folder / "exact-seed0-people-cells.csv") for folder in (run / "imputed", tmp_path / "whole")
+        ]
+        pd.testing.assert_frame_equal(*cells, rtol=1e-4)
+        frame.loc[120, "group"] = None
+        frame.to_parquet(tmp_path / "some.parquet", row_group_size=16)
+        for command in (["encode", run, "--data"], ["impute", run]):
+            assert "none in row 121" in said(*command, tmp_path / "some.parquet", status=2)
+        said("gaps", run)  # of discrete latents alone
+    for command in ("reconstruct", "report", "sample", "resume"):
+        said(command, run)
+
+
+@pytest.mark.usefixtures("unrecorded", "unreported")
+@pytest.mark.parametrize("options", [["--columns", "group=ignore"], ["--model", "conditional", "--labels", "group"]])
+def test_a_comparison_in_slices(options, file, tmp_path, said, monkeypatch):
+    monkeypatch.setattr("pyro_gvae.compare.cell.AT_A_TIME", 7)
+    monkeypatch.setattr("pyro_gvae.train.setup.dataset_of", lambda *_, **__: pytest.fail("read as a whole"))
+    run = tmp_path / "run"
+    options = [*options, "--estimators", "exact", "--seeds", 0, "--epochs", 1, *SMALL]
+    told = said("compare", "--data", file, *options, "--data-memory", MEMORY, "--output", run)
+    assert "people.parquet: 200 rows, 4 columns" in told and "read in slices" in told
+    result, read = pd.read_csv(run / "results.csv").iloc[0], load_run(run)
+    test = first(given(read.model(), read.data).test, 1000)
+    expected = exact.log_evidence(read.model(), test).mean().item()
+    assert result["test_log_evidence"] == pytest.approx(expected, rel=1e-5)
+    usage = load_tensors(run / "cells" / "exact-seed0" / "pictures.safetensors")["code_usage"]
+    torch.testing.assert_close(usage, code_usage(read.model(), test), atol=1e-5, rtol=1e-5)
+    assert "200 rows" in said("compare", "--data", file, *options, "--data-memory", MEMORY, "--output", run)
 
 
 @pytest.mark.slow

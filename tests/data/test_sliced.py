@@ -158,7 +158,7 @@ def test_a_table_is_large_by_the_bytes_that_the_file_states(file, tmp_path):
         ({"city": "none"}, {"columns": "city=count"}, "count cells in column 'city', but found 'Paris' in row 1"),
         ({}, {"columns": "agee=real"}, "Expected a column among age, .* but found 'agee'"),
         ({}, {"labels": "town"}, "labels in a column among age, .* but found 'town'"),
-        ({"city": None}, {"labels": "city"}, "a label in each row, but found none in row"),
+        ({"city": None}, {"labels": "city", "every_label": True}, "a label in each row, .* but found none in row 101"),
     ],
 )
 def test_invalid_cells_are_refused_by_row_and_column(tmp_path, change, options, said):

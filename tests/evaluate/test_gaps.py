@@ -122,7 +122,11 @@ def test_a_chain_has_the_gaps_of_its_joint_codes():
     for model, guide in ((chain_model, chain_guide), (without_markov(chain_model), without_markov(chain_guide))):
         pyro.set_rng_seed(0)
         found.append(gaps(Pair(model, guide), DATA, num_particles=2, temperature=0.5))
-    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+    one, other = found
+    torch.testing.assert_close(one.mean_field_elbo, other.mean_field_elbo, rtol=0, atol=1e-6)  # the ascent's tolerance
+    torch.testing.assert_close(
+        one._replace(mean_field_elbo=None), other._replace(mean_field_elbo=None), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_latents_that_the_guide_lacks_are_not_relaxed():

@@ -19,6 +19,7 @@ def test_commands_are_held_against_the_imports(tmp_path):
     assert [row["command"] for row in found["rows"]] == ["--help", "evaluate"]
     for row in found["rows"]:
         assert row["over_imports"] == pytest.approx(row["seconds"] / found["imports_seconds"])
+    assert [row["command"] for row in found["sums"]] == ["evaluate", "encode", "encode --kind exact", "gaps"]
 
 
 def test_memory_is_that_of_the_networks_and_more(tmp_path):

@@ -68,6 +68,21 @@ def test_evidence_and_bound_are_those_of_loops(make):
     assert (exact.log_evidence(vae, x, (LABELS + 1) % C) - evidence).abs().min() > 1e-3  # the control: other classes
 
 
+@pytest.mark.parametrize("make", [images, table])
+def test_codes_that_data_share_are_decoded_once_for_each_class(make):
+    vae, x = make()
+    strong(vae)
+    sizes = []
+    vae.decoder.register_forward_hook(lambda *given: sizes.append(given[-1].shape[:-1].numel()))
+    for loss in (exact.elbo, exact.log_evidence):
+        found, expected = loss(vae, x, LABELS), by_loops(vae, x, LABELS)[loss is exact.elbo]
+        own, by_hand = (torch.autograd.grad(each.sum(), [*vae.decoder.parameters()]) for each in (found, expected))
+        torch.testing.assert_close(own, by_hand, atol=1e-8, rtol=1e-8)
+    assert max(sizes) == K**N * C < K**N * B
+    few, many = (exact.cost(vae, x.repeat(count, 1), LABELS.repeat(count)).operations for count in (1, 4))
+    assert many < 2 * few  # of pairs of codes and data, it would be 4 times as many
+
+
 def test_samples_have_the_means_of_their_class():
     vae = strong(images()[0])
     for label in range(C):

@@ -12,6 +12,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch.nn.functional import one_hot
 
 from pyro_gvae import exact
+from pyro_gvae.distributions.codes import Left, joint_codes
 from pyro_gvae.distributions.coupled import CodePrior, coupled
 from pyro_gvae.elbos.exact import ExactELBO
 from pyro_gvae.elbos.free_bits import FreeBits
@@ -319,6 +320,42 @@ def test_a_category_is_split_in_two_whatever_the_other_digits_are(name):
         torch.testing.assert_close(after[digits == to], after[digits == source])
         least = torch.where(digits == to, 0.0, torch.where(digits == source, before / 2, before))
         assert (after >= least - 1e-12).all() and (after > least + 1e-6).any()
+
+
+#: Latents left and their categories: without the first digit, the inner ones, the root of the tree, its inner digit,
+#: all but a leaf, none.
+LEFT = [
+    ([1, 2, 3], [[0, 2], [1, 2], [0, 1]]),
+    ([0, 3], [[0, 1, 2], [0, 1, 2]]),
+    ([0, 2, 3], [[0, 1], [0, 2], [1, 2]]),
+    ([0, 1, 3], [[0, 1], [0, 2], [1, 2]]),
+    ([3], [[1, 2]]),
+    ([0, 1, 2, 3], [[0, 2], [0, 1], [1, 2], [0, 1]]),
+]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("autoregressive")])
+@pytest.mark.parametrize(("latents", "categories"), LEFT)
+def test_what_is_left_of_a_prior_is_that_given_the_codes_left(name, latents, categories):
+    torch.manual_seed(7)
+    prior = as_prior(name, 4, 3).double()
+    with torch.no_grad():
+        for parameter in [*prior.parameters(), *([prior.shares] if name == "joint" else [])]:
+            parameter.add_(torch.randn_like(parameter))
+        if isinstance(prior, TreePrior):  # 1 -> 2 -> 0 and 2 -> 3
+            prior.sources.copy_(torch.tensor([1, 2, 2]))
+            prior.targets.copy_(torch.tensor([2, 0, 3]))
+    left = Left(torch.tensor(latents), torch.tensor(categories), torch.tensor([2, 0, 1, 2]))
+    larger = left.larger(joint_codes(*left.categories.shape).double())
+    before = prior.log_prob(one_hot(larger, 3).double()).log_softmax(0).detach()
+    same = list(prior.parameters())
+    prior.keep(left)
+    torch.testing.assert_close(prior.log_prob(prior.all_codes()).detach(), before, rtol=1e-8, atol=1e-8)
+    assert all(one is other for one, other in zip(same, prior.parameters(), strict=True))
+    assert prior.all_codes().shape[1:] == prior.draw(2).shape[1:] == left.categories.shape
+    fresh = as_prior(name, *left.categories.shape)
+    shapes = [{key: tuple(value.shape) for key, value in one.state_dict().items()} for one in (prior, fresh)]
+    assert shapes[0] == shapes[1] and repr(prior) == repr(fresh) and prior.arguments == fresh.arguments
 
 
 def test_a_tree_is_the_best_of_all_trees():

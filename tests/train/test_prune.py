@@ -13,6 +13,7 @@ from pyro_gvae.config.pruning import Pruning
 from pyro_gvae.config.stages import Amount
 from pyro_gvae.distributions.codes import joint_codes
 from pyro_gvae.models.networks import conv_networks
+from pyro_gvae.models.priors import JointPrior
 from pyro_gvae.train.milestones import Milestones
 from pyro_gvae.train.prune import cut_averages, cuts, prune, shrink, what_is_left
 from pyro_gvae.train.trained import load_model
@@ -22,26 +23,35 @@ X = torch.rand(30, H * W, generator=torch.Generator().manual_seed(0)).round().do
 N, K = 3, 4
 #: Categories that no datum has, and the only category of the latent that carries no information.
 DEAD, CONSTANT = ((0, 1), (2, 3)), (1, 2)
+#: Priors of dependent digits that are of the same kind given some of the codes.
+COUPLED = ("joint", "markov", "tree", "mixture[num_components=3]")
 
 
-def new_vae(*, learn_prior=False, conv=False):
+def new_vae(*, prior="uniform", conv=False):
     torch.manual_seed(0)
     encoder, decoder = conv_networks((H, W), N, K, hidden=(7,)) if conv else (None, None)
-    vae = CategoricalVAE(H * W, N, K, (7,), learn_prior=learn_prior, encoder=encoder, decoder=decoder).double()
+    vae = CategoricalVAE(H * W, N, K, (7,), prior=prior, encoder=encoder, decoder=decoder).double()
     with torch.no_grad():
         last = [one for one in vae.encoder.modules() if isinstance(one, torch.nn.Linear)][-1]
         last.weight.mul_(6)
         for n, k in DEAD:
             last.bias.view(N, K)[n, k] = -900.0
         last.bias.view(N, K)[CONSTANT] = 900.0
-        vae.prior_logits.add_(torch.randn(N, K) if learn_prior else 0.0)
+        for parameter in vae.prior.parameters() if vae.prior else [vae.prior_logits] * (prior == "independent"):
+            parameter.add_(torch.randn_like(parameter))
     return vae
 
 
-@pytest.mark.parametrize("learn_prior", [False, True])
-@pytest.mark.parametrize("conv", [False, True])
-def test_the_function_of_the_networks_is_preserved(learn_prior, conv):
-    vae = new_vae(learn_prior=learn_prior, conv=conv)
+def log_prior(vae, codes):
+    return vae.prior.log_prob(codes) if vae.prior else (vae.prior_logits.log_softmax(-1) * codes).sum((-2, -1))
+
+
+@pytest.mark.parametrize(
+    ("prior", "conv"),
+    [("uniform", False), ("uniform", True), ("independent", False), *((own, False) for own in COUPLED)],
+)
+def test_the_function_of_the_networks_is_preserved(prior, conv):
+    vae = new_vae(prior=prior, conv=conv)
     found = prune(vae, X, information=1e-6, usage=1e-6)
     assert found.left.latents.tolist() == [0, 2] and found.left.categories.tolist() == [[0, 2, 3], [0, 1, 2]]
     codes = joint_codes(2, 3).double()
@@ -50,10 +60,10 @@ def test_the_function_of_the_networks_is_preserved(learn_prior, conv):
     logits = vae.encoder(X)[:, found.left.latents].gather(-1, found.left.categories.expand(len(X), -1, -1))
     torch.testing.assert_close(found.vae.encoder(X), logits, rtol=1e-12, atol=1e-12)
     # The guide never had the other codes, so that the ELBO grows by minus the prior's log-probability of those left.
-    kept = vae.prior_logits.softmax(-1)[found.left.latents].gather(-1, found.left.categories).sum(-1).log().sum()
-    kept = kept + vae.prior_logits.log_softmax(-1)[CONSTANT]
-    torch.testing.assert_close(exact.elbo(found.vae, X), exact.elbo(vae, X) - kept)
-    if not learn_prior:
+    kept = log_prior(vae, larger).logsumexp(0)
+    torch.testing.assert_close(log_prior(found.vae, codes), log_prior(vae, larger) - kept, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(exact.elbo(found.vae, X), exact.elbo(vae, X) - kept, rtol=1e-8, atol=1e-8)
+    if prior == "uniform":
         assert kept.item() == pytest.approx(2 * math.log(3 / 4) - math.log(4))
 
 
@@ -75,8 +85,13 @@ def test_training_goes_on():
 def test_what_cannot_be_pruned_is_refused():
     with pytest.raises(ValueError, match=r"Expected a latent of 99 nats of information .* but found none"):
         prune(new_vae(), X, information=99.0)
-    with pytest.raises(ValueError, match=r"Expected a prior of independent digits, .* but found a TreePrior"):
-        prune(CategoricalVAE(H * W, N, K, (7,), prior="tree").double(), X)
+    with pytest.raises(
+        ValueError, match=r"Expected a prior whose .* but found an AutoregressivePrior: given that a later"
+    ):
+        prune(CategoricalVAE(H * W, N, K, (7,), prior="autoregressive").double(), X)
+    of_ones_own = JointPrior(N, K, torch.nn.Sequential(torch.nn.Flatten(-2), torch.nn.ReLU())).double()
+    with pytest.raises(ValueError, match=r"Expected a prior that says what it is given .* but found a JointPrior"):
+        prune(CategoricalVAE(H * W, N, K, (7,), prior=of_ones_own).double(), X)
     plain = torch.nn.Sequential(torch.nn.Linear(H * W, N * K), torch.nn.Unflatten(-1, (N, 2, 2)), torch.nn.Flatten(-2))
     no_bias = torch.nn.Sequential(torch.nn.Flatten(-2), torch.nn.Linear(N * K, H * W, bias=False))
     with pytest.raises(ValueError, match="Expected a first layer of the decoder with a bias"):
@@ -93,10 +108,10 @@ def sizes(history):
 
 
 @pytest.mark.usefixtures("unrecorded")
-@pytest.mark.parametrize("learn_prior", [False, True])
-def test_a_run_that_prunes_goes_on_from_what_is_left(learn_prior, tmp_path):
+@pytest.mark.parametrize("prior", ["uniform", "independent", *COUPLED])
+def test_a_run_that_prunes_goes_on_from_what_is_left(prior, tmp_path):
     """By hand: an epoch, prune, and Adam goes on with the averages of what is left."""
-    vae = new_vae(learn_prior=learn_prior).float()
+    vae = new_vae(prior=prior).float()
     x = X.float()
     fit(by_hand := copy.deepcopy(vae), x, replace(PRUNING, stages="exact:1", prune=None), progress=False)
     expected = prune(by_hand, x, information=1e-6, usage=1e-6).vae
@@ -112,9 +127,9 @@ def test_a_run_that_prunes_goes_on_from_what_is_left(learn_prior, tmp_path):
 
 
 @pytest.mark.usefixtures("unrecorded")
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_a_run_that_is_continued_prunes_as_one_that_is_not(epochs, tmp_path):
-    whole, cut, fresh = (new_vae().float() for _ in range(3))
+@pytest.mark.parametrize(("epochs", "prior"), [(1, "uniform"), (2, "uniform"), *((2, own) for own in COUPLED)])
+def test_a_run_that_is_continued_prunes_as_one_that_is_not(epochs, prior, tmp_path):
+    whole, cut, fresh = (new_vae(prior=prior).float() for _ in range(3))
     history = fit(whole, X.float(), PRUNING, progress=False).history
     at_the_seam = Milestones([Amount(epochs, "epochs")], lambda _: {})
     fit(cut, X.float(), PRUNING, output=tmp_path, progress=False, milestones=at_the_seam)
