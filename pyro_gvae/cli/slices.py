@@ -41,7 +41,7 @@ def encode_rows(trained: Trained, rows: Rows, config: EncodeConfig, path: Path) 
         csv, parquet = (stack.enter_context(replacing(path.with_name(f"{path.name}.{end}"))) for end in ENDS)
         torch.manual_seed(config.seed)
         if use_of_labels(trained.vae) is Labels.GIVEN:
-            rows = rows.labelled(every=True)  # of which one without a label is refused
+            rows = rows.labelled(every=True)  # refuses a row without a label
         for frame, codes in _encoded(trained, rows, config):
             kinds |= {code.tobytes() for code in codes.unique(dim=0).numpy()}
             frame.to_csv(csv, mode="a", header=shown is None, index=False)
@@ -69,7 +69,7 @@ def _encoded(trained: Trained, rows: Rows, config: EncodeConfig) -> "Iterator[tu
         given: Any = judged(trained.vae, x, labels)
         found = encode(trained.vae, given, config.kind, max_memory=in_bytes(config.max_memory))
         frame, codes = code_table(numbers_of(found), labels)
-        if labels is not None:  # of one type in all slices
+        if labels is not None:  # the same type in all slices
             frame["label"] = frame["label"].astype("Int64").mask(frame["label"] < 0)
         yield frame, codes
         left -= len(frame)

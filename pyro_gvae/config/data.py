@@ -33,8 +33,8 @@ class DataConfig:
         validation_share: Share of the rows held out for validation, whose ELBO stops stages with --patience; if the
             data have a split, a share of their training data.
         split_seed: Seed of the split.
-        data_memory: Gigabytes that the rows of a table may take, four bytes a cell. A .parquet file with more is read
-            in slices, of which so many are in memory, and config.json says so.
+        data_memory: Gigabytes that the rows of a table may take, at four bytes a cell. A larger .parquet file is read
+            in slices that together take at most this much memory; config.json records that.
     """
 
     dataset: DatasetName = "digits"
