@@ -72,9 +72,9 @@ class Case(NamedTuple):
 CASES = {
     "exact 10x2": Case(replace(relaxed_vs_exact.PROBLEMS["mnist 10x2"].config, stages="exact:2"), ("1", "2")),
     "reinforce-loo 8x4": Case(
-        replace(reinmax_protocol.configuration("reinforce-loo", "8x4"), stages="reinforce-loo:20"), ("1", "5", "20")
+        replace(reinmax_protocol.configuration("reinforce-loo", "8x4"), stages="reinforce-loo:5"), ("1", "5")
     ),
-    "exact 8x4": Case(replace(reinmax_protocol.configuration("exact", "8x4"), stages="exact:3"), ("1", "3")),
+    "exact 8x4": Case(replace(reinmax_protocol.configuration("exact", "8x4"), stages="exact:1"), ("1",)),
 }
 #: Cure -> settings, in which {half} stands for half of the steps.
 CURES: dict[str, dict[str, Any]] = {

@@ -13,6 +13,11 @@ The ReinMax protocol (see `reinmax_protocol.py`) with a single Adam for both sta
 weights at the switch. The lengths of the second stages are chosen so that all take about the same time, some 150
 seconds on one core. Each is scored at six moments; curves are interpolated linearly between them, at seconds since the
 switch. The ELBO is that of the discrete model, with ten samples for each of the 10,000 test images.
+
+Found (three seeds, commit f7707ae, alone on one core): `top-c` is ahead of `local-expectation` at every common second,
+by 0.6 to 1.5 nats, and behind ReinMax from 30 seconds on (at 10x30 always): by 3.31 +- 0.15 and 3.38 +- 0.04 nats after
+120 seconds. After 200 steps `top-c` has gained 3.5 and 3.6 nats and ReinMax 0.5 and 0.6, but ReinMax takes seven steps
+in the time of one.
 """
 
 import math

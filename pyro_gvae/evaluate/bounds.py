@@ -1,4 +1,4 @@
-"""ELBO and log p(x), or bounds of it, of a pair on some data."""
+"""Compute the ELBO and log p(x) of a pair on some data, or bounds on log p(x)."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ from .importance import importance_weighted
 
 #: How to compute log p(x): as the sum over all codes, by importance sampling, or (auto) as the sum if it is feasible.
 Evidence = Literal["auto", "exact", "importance-weighted"]
-#: The most joint codes that are summed for each draw of continuous latents.
+#: The largest number of joint codes that are summed for each draw of continuous latents.
 MOST_COLLAPSED_CODES = 1024
 
 
@@ -36,11 +36,11 @@ class BoundRows(NamedTuple):
 
     Attributes:
         rows: `elbo` and `log_evidence` if the codes are summed; else `elbo`, `iwae_bound` and its effective sample
-            size, and also those of `collapsed_iwae_bound` if at most 1024 codes stand beside continuous latents: see
-            :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`. Where all latents are discrete, in
-            no chain, and no data share one, `lower_bound` and `upper_bound` are certain, from as many codes as samples:
-            see :func:`~pyro_gvae.evaluate.certified.certified_bounds`.
-        elbo: of each datum, (B,); data that share latents have fewer numbers together.
+            size. For continuous latents with at most 1024 codes, also `collapsed_iwae_bound` and its effective sample
+            size: see :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`. If all latents are discrete,
+            none is in a chain, and data share none, also `lower_bound` and `upper_bound`, which are certain and use as
+            many codes as samples: see :func:`~pyro_gvae.evaluate.certified.certified_bounds`.
+        elbo: the ELBO of each datum, (B,); fewer numbers if data share latents.
         method: how the ELBO was computed.
         warnings: sentences that name unreliable bounds.
     """
@@ -54,13 +54,13 @@ class BoundRows(NamedTuple):
 def is_summable(
     pair: HasPair, chunks: list[tuple[Any, ...]], seen: Look, max_operations: float, max_memory: float | None
 ) -> bool:
-    """Return whether an exact sum over the codes of all data takes at most so many operations.
+    """Return whether an exact sum over the codes of all data takes at most `max_operations` operations.
 
     Args:
         pair: model and guide.
-        chunks: the data; the first of them tells what all take.
-        seen: what a first look at the programs has shown.
-        max_operations: the most operations.
+        chunks: the data; the operations of all are extrapolated from the first chunk.
+        seen: the result of a first look at the programs.
+        max_operations: the largest number of operations.
         max_memory: bytes that a slice may use.
     """
     if seen.given or (seen.num_codes > MOST_CODES and not seen.needs_axes):
@@ -82,8 +82,8 @@ def summed_bounds(
 
     Args:
         pair: model and guide.
-        chunks: the data, of which those of different chunks share no latent.
-        mean: the mean over data.
+        chunks: the data; data of different chunks share no latent.
+        mean: a function that computes the mean over data.
         max_memory: bytes that sums may use.
     """
     with torch.no_grad():
@@ -106,8 +106,8 @@ def sampled_bounds(
     Args:
         pair: model and guide.
         x: the data.
-        seen: what a first look at the programs has shown.
-        mean: the mean over data.
+        seen: the result of a first look at the programs.
+        mean: a function that computes the mean over data.
         num_particles: P, the number of samples of each datum.
         max_memory: bytes that samples may use.
     """
@@ -133,14 +133,14 @@ def sampled_bounds(
 
 
 def _has_collapsed(seen: Look) -> bool:
-    """Return whether codes of the guide beside continuous latents are few enough to be summed for each draw."""
+    """Return whether the pair has continuous latents, and few enough codes to sum over for each draw of them."""
     if not seen.given or not seen.guide.discrete:
         return False
     return seen.needs_axes or (not seen.is_shared and seen.num_codes <= MOST_COLLAPSED_CODES)
 
 
 def per_datum(values: Tensor, *, num_data: int, apart: bool) -> Measured:
-    """Return the mean over data; those that share latents have one number together, without a standard error."""
+    """Return the mean over data; if data share latents, without a standard error."""
     if apart and values.numel() == num_data:
         return mean_over_data(values.flatten())
     return Measured(values.double().sum().item() / num_data)

@@ -1,4 +1,4 @@
-"""An interval that contains log p(x), from a sum over some codes: nothing is sampled."""
+"""Compute an interval that is certain to contain log p(x), from a sum over some codes, without sampling."""
 
 import math
 from typing import Any, NamedTuple
@@ -20,21 +20,21 @@ from ..programs.target import Target
 from ..programs.top_codes import TopCodes
 from .importance import targets
 
-#: Digits of a code that are compared as one integer have fewer values together than this.
+#: Digits of a code are compared as one integer as long as they have at most this many joint values.
 _MOST_VALUES = 2**62
-#: In about so many rounds the codes are grown: more would be greedier, and take longer.
+#: The approximate number of rounds in which codes are added: more rounds would be greedier, and take longer.
 _MOST_ROUNDS = 16
 
 
 class Certified(NamedTuple):
-    """Bounds of log p(x) of each datum, in nats. Both are certain, up to the rounding of log p(x, z).
+    """Bounds on log p(x) of each datum, in nats. Both are certain, up to rounding of log p(x, z).
 
     Attributes:
         lower: log of the sum of p(x, z) over a set of codes, (B,).
-        upper: log of that sum and of the most that all other codes can add, (B,); None if codes are left and a density
-            of the data may be as large as one likes, for all that is known of its family.
+        upper: log of that sum plus the most that all other codes can add, (B,); None if codes are left and no upper
+            limit is known for the density of the data.
         num_codes: C, the number of codes that were scored for each datum.
-        is_complete: whether these are all codes, so that both bounds are log p(x).
+        is_complete: whether these are all codes, so that both bounds equal log p(x).
     """
 
     lower: Tensor
@@ -46,7 +46,7 @@ class Certified(NamedTuple):
 @judging
 @torch.no_grad()
 def certified_bounds(pair: HasPair, x: Tensor, num_codes: int = 1000, *, max_memory: float | None = None) -> Certified:
-    r"""Compute a lower and an upper bound of log p(x) of each datum that are certain, unlike those of samples.
+    r"""Compute a lower and an upper bound on log p(x) of each datum that are certain, unlike sampled bounds.
 
     For a set T of codes, and m the largest log p(x | z) that any parameters can give,
 
@@ -55,17 +55,17 @@ def certified_bounds(pair: HasPair, x: Tensor, num_codes: int = 1000, *, max_mem
         \log \sum_{z \in T} p(x, z) \;\le\; \log p(x) \;\le\;
         \log \Big( \sum_{z \in T} p(x, z) + e^m \big(1 - \sum_{z \in T} p(z)\big) \Big).
 
-    The importance-weighted bound is below log p(x) only on average, and no sample says by how much. Here T holds the C
-    / 2 most probable codes of the guide, and the rest are found greedily: of the codes in T whose neighbours were not
-    added yet, those with the largest p(x, z) add all codes that differ from them in one digit. The lower bound is
-    close to log p(x) where few codes explain the data. The upper bound is loose until T holds almost all of the prior:
-    for binary images m is 0, and log p(x | z) is far below it even for their best code.
+    The importance-weighted bound is below log p(x) only on average, and the samples do not tell by how much. Here T
+    contains the C / 2 codes that are most probable under the guide, and the rest are found greedily: of the codes in T
+    whose neighbours were not added yet, take those with the largest p(x, z), and add all codes that differ from them in
+    one digit. The lower bound is close to log p(x) if few codes explain the data. The upper bound is loose until T
+    contains almost all of the prior: for binary images m is 0, and log p(x | z) is far below it even for the best code.
 
-    Where a pixel is Bernoulli, m is the sum of x log x + (1 - x) log(1 - x), which is 0 if x is 0 or 1. It is 0 for all
-    other discrete data, and that of the mean for Gaussian pixels, whose scale is that of the model.
+    For Bernoulli pixels, m is the sum of x log x + (1 - x) log(1 - x), which is 0 if x is 0 or 1. It is 0 for all other
+    discrete data. For Gaussian pixels it is the log-density at the mean, with the scale of the model.
 
     Args:
-        pair: a `CategoricalVAE`, or a `Pair` of programs with discrete latents alone, which may depend on each other.
+        pair: a `CategoricalVAE`, or a `Pair` of programs whose latents are all discrete; they may depend on each other.
         x: data (B, D), or all arguments of the programs.
         num_codes: C, the number of codes that are scored for each datum.
         max_memory: bytes that scoring may use; 4 GB if None.
@@ -95,12 +95,12 @@ def certified_bounds(pair: HasPair, x: Tensor, num_codes: int = 1000, *, max_mem
 
 def _bounds(target: Target, num_codes: int, size: int) -> Certified:
     layout = target.layout
-    with without_trace():  # which is drawn, and not looked at
+    with without_trace():  # this draw changes no random states or buffers
         top = TopCodes(target.runs, layout, target.drawn(1, independent))
     for name in sorted(top.kept & top.base.codes.keys()):
         raise ValueError(
             f"Expected every discrete latent to be in the plate(s) {sorted(layout.plates)}, but found '{name}', which "
-            "several data share, so that no datum has codes of its own. Try exact.log_evidence or importance_weighted."
+            "several data share, so a datum has no code of its own. Try exact.log_evidence or importance_weighted."
         )
     num_codes = min(num_codes, layout.space.num_codes)
     is_complete = num_codes == layout.space.num_codes
@@ -137,7 +137,7 @@ def _bounds(target: Target, num_codes: int, size: int) -> Certified:
 
 
 class _Scored(NamedTuple):
-    """Codes of each datum; those that are there twice have probability 0 the second time."""
+    """Codes of each datum and their scores; a code that appears twice has probability 0 the second time."""
 
     digits: Tensor  # (c, B, n)
     joint: Tensor  # (c, B): log p(x, z), not scaled
@@ -146,7 +146,7 @@ class _Scored(NamedTuple):
 
 
 def _score(target: Target, top: TopCodes, digits: Tensor, size: int) -> _Scored:
-    """Score codes (c, B, n), so many at once."""
+    """Score codes (c, B, n), `size` at a time."""
     parts = [joint_scores(target.runs.model, target.layout, top.codes(part)) for part in digits.split(size)]
     joint = torch.cat([part.joint for part in parts])
     prior = torch.cat([part.prior.expand(part.joint.shape) for part in parts])
@@ -164,7 +164,7 @@ def _neighbours(codes: Tensor, num_categories: list[int]) -> Tensor:
 
 
 def _is_known(new: Tensor, others: Tensor, num_categories: list[int]) -> Tensor:
-    """Return which new codes of a datum (c, B, n) are among others, or among the new ones before: (c, B)."""
+    """Return which new codes of a datum (c, B, n) are among the others, or among earlier new codes: (c, B)."""
     numbers = _numbers(torch.cat([others, new]), num_categories)
     found = torch.ones(len(new), len(numbers[0]), new.shape[1], dtype=torch.bool, device=new.device)
     for number in numbers:
@@ -175,7 +175,7 @@ def _is_known(new: Tensor, others: Tensor, num_categories: list[int]) -> Tensor:
 
 
 def _numbers(digits: Tensor, num_categories: list[int]) -> list[Tensor]:
-    """Return codes (c, B, n) as integers (c, B), several where one could not hold all digits."""
+    """Return codes (c, B, n) as integers (c, B); several for each code if one cannot represent all digits."""
     numbers, values = [torch.zeros_like(digits[..., 0])], 1
     for n, number in enumerate(num_categories):
         if values * number > _MOST_VALUES:
@@ -187,7 +187,7 @@ def _numbers(digits: Tensor, num_categories: list[int]) -> list[Tensor]:
 
 
 def _largest(target: Target, top: TopCodes, scored: _Scored) -> Tensor | None:
-    """Return the largest log p(x | z) of each datum, (B,), not scaled, or None if none is known."""
+    """Return the largest possible log p(x | z) of each datum, (B,), not scaled; None if no limit is known."""
     layout = target.layout
     p = read(target.runs.model, layout, top.codes(scored.digits[:1]), {})
     factors = p.others().values()
@@ -201,7 +201,7 @@ def _largest(target: Target, top: TopCodes, scored: _Scored) -> Tensor | None:
 
 
 def _largest_of(factor: Factor) -> Tensor | None:
-    """Return the largest log-probability that a family gives a value, whatever its parameters, or None."""
+    """Return the largest log-probability that a family can give a value with any parameters; None if not known."""
     family, value = innermost(factor.fn), factor.value.to(factor.log_prob.dtype)
     if isinstance(family, Bernoulli | dist.Bernoulli):
         each = torch.xlogy(value, value) + torch.xlogy(1 - value, 1 - value)
@@ -212,7 +212,7 @@ def _largest_of(factor: Factor) -> Tensor | None:
     else:
         return None
     found = each.sum(tuple(range(-factor.fn.event_dim, 0))) if factor.fn.event_dim else each
-    return found.clamp_min(0.0) if _is_masked(factor.fn) else found  # what is masked adds 0
+    return found.clamp_min(0.0) if _is_masked(factor.fn) else found  # masked values add 0
 
 
 def _is_masked(fn: Any) -> bool:

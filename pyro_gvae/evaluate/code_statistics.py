@@ -1,4 +1,4 @@
-"""Statistics of codes: use, information and activity of each latent, from q(z|x) of some data."""
+"""Compute statistics of codes: use, information and activity of each latent, from q(z|x) of some data."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from .guides import closed_log_probs, read_guide
 ACTIVE_VARIANCE = 0.01
 #: The mutual information is not computed if the table of joint codes and data has more entries than this.
 MOST_ENTRIES = 10**9
-#: Number of entries of that table to hold at a time.
+#: Number of entries of that table to keep in memory at a time.
 ENTRIES_AT_A_TIME = 10**7
 
 
@@ -54,10 +54,10 @@ class LatentStatistics(NamedTuple):
 
 
 def guide_log_probs(pair: HasPair, x: Tensor, *, is_summed: bool = True, num_particles: int = 1000) -> PerLatent:
-    """Return log q(z_n = k | x) of data x (B, ...), shape (B, N, K); of several discrete latents, by name.
+    """Return log q(z_n = k | x) of data x (B, ...), shape (B, N, K); for several discrete latents, by name.
 
-    These are the guide's own probabilities where a latent depends on no other in it. Else they are marginal: the other
-    latents are summed over, or drawn if they are continuous or if there are too many codes.
+    These are the guide's own probabilities if a latent depends on no other latent in the guide. Otherwise they are
+    marginal: the other latents are summed over, or drawn if they are continuous or if there are too many codes.
 
     Args:
         pair: model and guide.
@@ -77,7 +77,7 @@ def latent_statistics(log_q: Tensor) -> LatentStatistics:
     With the aggregated posterior :math:`\bar q_n(k) = \frac{1}{B} \sum_b q(z_n = k | x_b)`:
 
     - variance: :math:`\sum_k \mathrm{Var}_b[q(z_n = k | x_b)]`, the trace of the covariance over data of the posterior
-      mean of the one-hot z_n. A latent is *active* where it exceeds 0.01: the definition of Burda et al. 2016 (arXiv
+      mean of the one-hot z_n. A latent is *active* if it exceeds 0.01: the definition of Burda et al. 2016 (arXiv
       1509.00519, section 5.2) with a one-hot in place of a real latent.
     - perplexity: :math:`\exp \mathrm{H}(\bar q_n)`, the effective number of used categories, from 1 to K.
     - entropy: :math:`\frac{1}{B} \sum_b \mathrm{H}(q(z_n | x_b))`.
@@ -109,7 +109,7 @@ def mean_perplexity(log_q: Tensor) -> Measured:
     """
     q = log_q.double().exp()
     aggregate = q.mean(0).clamp_min(torch.finfo(q.dtype).tiny)  # (N, K); means may underflow to 0
-    surprise = -torch.xlogy(q, aggregate).sum(-1)  # (B, N): its mean is the entropy of the aggregate
+    surprise = -torch.xlogy(q, aggregate).sum(-1)  # (B, N): its mean is the entropy of the aggregated posterior
     perplexity = surprise.mean(0).exp()
     influence = (perplexity * surprise).mean(-1)  # (B,)
     return Measured(perplexity.mean().item(), mean_over_data(influence).standard_error)
@@ -123,17 +123,17 @@ def joint_mutual_information(log_q: PerLatent) -> Measured | None:
     (Hoffman and Johnson 2016, *ELBO surgery*.) It is at most log B, and at most the sum over latents of I(x; z_n).
 
     Args:
-        log_q: log q(z_n = k | x_b), shape (B, N, K), of independent latents; of several sites, by name.
+        log_q: log q(z_n = k | x_b) of independent latents, shape (B, N, K); for several sites, by name.
     """
     found = information_of_each(log_q)
     return None if found is None else mean_over_data(found)
 
 
 def information_of_each(log_q: PerLatent) -> Tensor | None:
-    """Compute what each datum adds to it, KL(q(z|x_b) || aggregated posterior), (B,); None if there are too many codes.
+    """Compute the information of each datum, KL(q(z|x_b) || aggregated posterior), (B,); None for too many codes.
 
     Args:
-        log_q: log q(z_n = k | x_b), shape (B, N, K), of independent latents; of several sites, by name.
+        log_q: log q(z_n = k | x_b) of independent latents, shape (B, N, K); for several sites, by name.
     """
     named = log_q if isinstance(log_q, dict) else {"": log_q}
     digits = [digit for own in named.values() for digit in own.double().unbind(1)]  # (B, K) each
@@ -151,7 +151,7 @@ def information_of_each(log_q: PerLatent) -> Tensor | None:
             yield _together(whole, digits[:middle], some), _together(whole, digits[middle:], some)
 
     aggregate = functools.reduce(torch.add, (first.T @ second for first, second in halves())) / num_data
-    surprise = aggregate.clamp_min(torch.finfo(aggregate.dtype).tiny).log()  # of codes that no datum has, finite
+    surprise = aggregate.clamp_min(torch.finfo(aggregate.dtype).tiny).log()  # finite even for codes that no datum has
     cross = torch.cat([((first @ surprise) * second).sum(1) for first, second in halves()])
     entropy = functools.reduce(torch.add, [_entropy(digit.exp(), digit) for digit in digits])
     return -entropy - cross
@@ -165,7 +165,7 @@ def _together(whole: Tensor, digits: list[Tensor], rows: slice) -> Tensor:
 
 
 def table_mutual_information(log_q: Tensor) -> Measured:
-    """Compute the same of latents that depend on each other, from log q(z | x_b) of all joint codes, (S, B)."""
+    """Compute I(x; z) of latents that may depend on each other, from log q(z | x_b) of all joint codes, (S, B)."""
     return mean_over_data(table_of_each(log_q))
 
 
@@ -174,7 +174,7 @@ def table_of_each(log_q: None) -> None: ...
 @overload
 def table_of_each(log_q: Tensor) -> Tensor: ...
 def table_of_each(log_q: Tensor | None) -> Tensor | None:
-    """Compute what each datum adds to it, (B,); None without a table."""
+    """Compute the information of each datum, (B,), from log q(z | x_b) of all joint codes; None without a table."""
     if log_q is None:
         return None
     log_q = log_q.double()

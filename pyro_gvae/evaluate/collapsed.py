@@ -1,4 +1,4 @@
-"""The collapsed importance-weighted bound: continuous latents are drawn, and all codes beside them are summed."""
+"""Compute the collapsed importance-weighted bound: draw the continuous latents, and sum over all codes given them."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from ..programs.runs import Runs, bind_pair, items
 from .importance import check_particles, summary, targets
 from .weights import summed_weights
 
-#: Slices of more codes than this are cut.
+#: The largest number of codes in a slice.
 CODES_AT_A_TIME = 1024
 
 
@@ -33,7 +33,7 @@ class Collapsed(NamedTuple):
 def collapsed_importance_weighted(
     pair: HasPair, x: Tensor, num_particles: int = 1000, *, max_memory: float | None = None
 ) -> Collapsed:
-    r"""Compute the collapsed importance-weighted bound of log p(x) for each datum: exact over the codes z.
+    r"""Compute the collapsed importance-weighted bound on log p(x) for each datum: exact over the codes z.
 
     .. math::
 
@@ -43,17 +43,17 @@ def collapsed_importance_weighted(
     The weight is the mean of p(x, z, c) / q(z, c | x) over the codes given the continuous latents c, so by Jensen's
     inequality this bound lies between :func:`~pyro_gvae.evaluate.importance.importance_weighted` and log p(x), in
     expectation and at equal P. Without continuous latents it is log p(x), see :func:`pyro_gvae.exact.log_evidence`.
-    Latents inside of `pyro.markov`, and those that only the model has, are summed one after another.
+    Latents inside of `pyro.markov`, and latents that only the model has, are summed one after another.
 
     Args:
         pair: a `Pair` of programs that accept any number of data, with discrete and continuous latents.
         x: data (B, D).
-        num_particles: P, the number of draws for each datum. Each takes a sum over all codes.
+        num_particles: P, the number of draws for each datum. Each needs a sum over all codes.
         max_memory: bytes that scoring may use; 4 GB if None.
 
     Returns:
         Bound and effective sample size, each (B,), with the programs' scale and mask applied. Data that share a
-        continuous latent have one number together: (1,) for a global latent. No gradient.
+        continuous latent have a single joint number: (1,) for a global latent. No gradient.
 
     Raises:
         ValueError: if `num_particles` is below 1, data share a discrete latent, or the programs scale prior, likelihood
@@ -88,7 +88,7 @@ def collapsed_importance_weighted(
 
 
 def _log_weights(runs: Runs, layout: Layout, num_particles: int, size: int) -> tuple[Tensor, float]:
-    """Return log w (P, M), not scaled, and the scale of the programs, of M data apart from each other."""
+    """Return log w (P, M) of M groups of data that share no latents, not scaled, and the scale of the programs."""
     slice_size = min(layout.space.num_codes, size, CODES_AT_A_TIME)
     at_once = 1 if layout.obstacle is not None else max(1, size // slice_size)
     parts: list[Tensor] = []
@@ -109,12 +109,12 @@ def _log_weights(runs: Runs, layout: Layout, num_particles: int, size: int) -> t
 
 
 def _slices(layout: Layout, count: int, size: int) -> Iterator[tuple[Codes, int]]:
-    """Yield slices of all joint codes, each of them once for every particle, and the codes of a slice."""
+    """Yield slices of all joint codes, each slice repeated for every particle, and the number of codes in it."""
     for start in range(0, layout.space.num_codes, size):
         numbers = torch.arange(start, min(start + size, layout.space.num_codes), device=layout.device)
         yield layout.space.codes(numbers.repeat(count), layout.dtype), len(numbers)
 
 
 def _repeated(value: Tensor, layout: Layout, num_codes: int) -> Tensor:
-    """Repeat the value of each particle for each code; with an obstacle there is one of both."""
+    """Repeat the value of each particle for each code; with an obstacle, there is only one particle and one code."""
     return value if layout.obstacle is not None else value.repeat_interleave(num_codes, 0)

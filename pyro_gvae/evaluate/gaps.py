@@ -22,26 +22,26 @@ from ..programs.runs import bind_pair, items
 from .code_statistics import information_of_each, table_of_each
 from .guides import read_guide
 
-#: From the relaxed bound to log p(x); each gap is the difference of two neighbours.
+#: The bounds from the relaxed bound to log p(x); each gap is the difference of two neighbours.
 BOUNDS = ("relaxed_bound", "elbo", "mean_field_elbo", "log_evidence")
 GAPS = {
     "relaxation_gap": "relaxation: exact ELBO of the guide - relaxed bound",
     "amortization_gap": "amortization: ELBO of the best mean-field posterior - exact ELBO of the guide",
     "mean_field_gap": "mean field: log p(x) - ELBO of the best mean-field posterior",
 }
-#: KL(aggregated posterior || prior), a part of the mean KL of the ELBO, beside what codes tell of data.
+#: KL(aggregated posterior || prior), a part of the mean KL of the ELBO; the other part is I(x; z).
 PRIOR_GAP = "prior_gap"
 
 
 class Gaps(NamedTuple):
-    """Bounds of log p(x) for each datum, all (B,), in nats; of data that share a latent, fewer numbers together."""
+    """Bounds on log p(x) for each datum, all (B,), in nats; fewer numbers if data share a latent."""
 
     #: None if there are integers, which have no relaxation, or latents that the guide lacks and so cannot draw
     relaxed_bound: Tensor | None
     elbo: Tensor
     mean_field_elbo: Tensor
     log_evidence: Tensor
-    #: What each datum adds to KL(aggregated posterior || prior); None if latents are shared or codes are too many.
+    #: Each datum's term of KL(aggregated posterior || prior); None if data share latents or codes are too many.
     prior_gap: Tensor | None = None
 
 
@@ -55,29 +55,30 @@ def gaps(
     temperature: float | None = None,
     max_memory: float | None = None,
 ) -> Gaps:
-    """Compute the bounds of log p(x) of one trained pair, from the objective of relaxed training to the exact evidence.
+    """Compute bounds on log p(x) of one trained pair, from the objective of relaxed training to the exact evidence.
 
     relaxed bound -> exact ELBO of the guide -> ELBO of the best mean-field posterior -> log p(x). The differences are
     the relaxation gap (of either sign, because the relaxed bound is a bound for another, relaxed model), the
     amortization gap (lost because the encoder does not optimize each datum separately; Cremer et al. 2018, arXiv
     1801.03558) and the mean-field gap (lost because the latents are independent). In the best mean-field posterior all
-    digits of all latents are independent. The latents of a guide may depend on each other; its amortization gap is then
-    that to a posterior of another family, and negative if what they gain by that is more than what the encoder loses.
-    Latents that the guide lacks are such, too: the ELBO sums them as if it had their exact posterior given the others.
+    digits of all latents are independent. If the latents of the guide depend on each other, its amortization gap
+    compares it with a posterior of another family, and is negative if the dependence gains more than the encoder loses.
+    The same holds for latents that the guide lacks: the ELBO sums them as if it had their exact posterior given the
+    others.
 
     Args:
         pair: a `CategoricalVAE`, or a pair of programs with discrete latents.
         x: data (B, D), or all arguments of the programs.
         num_particles: P, the number of relaxed samples per datum; nothing else is sampled.
-        temperature: of the relaxed samples; None is that of each site.
+        temperature: the temperature of the relaxed samples; if None, each site has its own.
         max_memory: bytes that the exact sums may use.
 
-    The *prior gap* is no distance of two bounds, but a part of the ELBO's KL, the mean of which over data is I(x; z) +
+    The *prior gap* is not a difference of two bounds, but a part of the ELBO's KL, whose mean over data is I(x; z) +
     KL(aggregated posterior || prior) (Hoffman and Johnson 2016, *ELBO surgery*), for the aggregated posterior of these
     data. A better prior closes it, without any change of encoder and decoder.
 
     Returns:
-        The four bounds, and the prior gap, each (B,), in nats.
+        The four bounds and the prior gap, each (B,), in nats.
 
     Raises:
         ValueError: if there are too many codes, a latent is continuous, or no temperature is known.
@@ -101,7 +102,7 @@ def gaps(
 def prior_gap(pair: HasPair, x: Tensor) -> Tensor | None:
     r"""Compute :math:`\mathrm{E}_{q(z | x_b)}[\log \bar q(z) - \log p(z)]` of each datum for the aggregated posterior.
 
-    Its mean over data is KL(aggregated posterior || prior), of the guide and these data.
+    Its mean over data is KL(aggregated posterior || prior) for the guide and these data.
 
     Args:
         pair: model and guide, whose latents are all discrete.
@@ -110,32 +111,32 @@ def prior_gap(pair: HasPair, x: Tensor) -> Tensor | None:
     Returns:
         Shape (B,), in nats; None if data share a latent, or there are too many codes to sum over.
     """
-    said = read_guide(pair, x)
-    kl = functools.reduce(torch.add, said.kls.values())  # (B,)
-    if not said.is_exact or any(len(own) < len(kl) for own in said.log_probs.values()):
+    guided = read_guide(pair, x)
+    kl = functools.reduce(torch.add, guided.kls.values())  # (B,)
+    if not guided.is_exact or any(len(own) < len(kl) for own in guided.log_probs.values()):
         return None
-    of_each = information_of_each(said.log_probs) if said.is_factorized else table_of_each(said.table)
+    of_each = information_of_each(guided.log_probs) if guided.is_factorized else table_of_each(guided.table)
     return None if of_each is None else kl - of_each
 
 
 @judging
 @torch.no_grad()
 def relaxed_bound(pair: HasPair, x: Tensor, *, num_particles: int = 100, temperature: float | None = None) -> Tensor:
-    """Estimate E_q[log p(x | z) + log p(z) - log q(z | x)] of each datum by relaxed samples: minus `Trace_ELBO`'s loss.
+    """Estimate E_q[log p(x | z) + log p(z) - log q(z | x)] of each datum, which is minus the loss of `Trace_ELBO`.
 
     Args:
         pair: model and guide, whose discrete latents are one-hots and bits.
         x: data (B, D), or all arguments of the programs.
         num_particles: P, the number of samples per datum.
-        temperature: of the samples; None is that of each site, which then needs one.
+        temperature: the temperature of the samples; if None, each site must have its own.
 
     Returns:
-        The mean over P samples, shape (B,), in nats; of data that share a latent, one number for each of its values.
+        The mean over P samples, shape (B,), in nats; if data share a latent, one number for each cell of its plates.
     """
     given = items(x)
     layout = lay_out(bind_pair(pair, *given))
     shape = layout.levels[0].shape
-    is_one = not (layout.guide_depends or layout.has_continuous)  # all latents are drawn beside each other
+    is_one = not (layout.guide_depends or layout.has_continuous)  # all latents are drawn independently
     model, guide = (relax(program, temperature=temperature) for program in (pair.model, pair.guide))
     total = torch.zeros(shape, dtype=given[0].dtype, device=given[0].device)
     store = pyro.get_param_store()
@@ -161,7 +162,7 @@ def _has_minibatch(trace: Trace) -> bool:
 
 
 def _drawn_again(trace: Trace) -> Trace:
-    """Draw all latents of a guide anew, none of which depends on another, without a run of its networks."""
+    """Draw the independent latents of a guide again, without running its networks."""
     drawn = trace.copy()
     for name in trace.stochastic_nodes:
         site = trace.nodes[name]
@@ -173,7 +174,7 @@ def _drawn_again(trace: Trace) -> Trace:
 
 
 def _in_shape(log_prob: Tensor, shape: Size) -> Tensor:
-    """Sum a log-probability over plates of its own, and divide it among all if they share it."""
+    """Sum a log-probability over plates that the shape lacks, and divide it among all cells that share it."""
     padded = log_prob.reshape((1,) * (len(shape) - log_prob.dim()) + log_prob.shape)
     own = padded.shape[padded.dim() - len(shape) :]
     summed = padded.sum_to_size([size if size == wanted else 1 for size, wanted in zip(own, shape, strict=True)])
@@ -183,7 +184,7 @@ def _in_shape(log_prob: Tensor, shape: Size) -> Tensor:
 def summarize_gaps(found: Gaps) -> dict[str, float]:
     """Compute the mean over data and its standard error of each bound and each gap, in nats per datum.
 
-    Without a relaxed bound there is no relaxation gap, and without a sum over codes no prior gap.
+    Without a relaxed bound there is no relaxation gap, and without a sum over codes there is no prior gap.
 
     Example:
         >>> two = torch.tensor([-3.0, -5.0])

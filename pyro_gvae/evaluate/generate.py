@@ -31,21 +31,21 @@ NUM_RECONSTRUCTIONS, NUM_SAMPLES = 10, 25
 @judging
 @torch.no_grad()
 def encode(pair: HasPair, x: Data, kind: CodeKind = "map", *, max_memory: float | None = None) -> PerLatent:
-    """Encode each datum as one hard code, beside a value of each continuous latent.
+    """Encode each datum as one hard code, and a value of each continuous latent.
 
     Args:
         pair: a `CategoricalVAE`, or a `Pair` of programs.
         x: data (B, D), or all arguments of the programs.
-        kind: "map" is the most probable code under the guide q(z|x), of a latent that depends on others the most
-            probable one given theirs, and the mean of a continuous latent; "sample" is a sample of the guide; "exact"
-            is the most probable of all joint codes under the exact posterior p(z|x). Latents that the guide lacks have
-            the most probable joint code, or a sample, of their exact posterior given the values of the others.
+        kind: "map" is the most probable code of each latent under the guide q(z|x), given the codes of the latents that
+            it depends on, and the mean of a continuous latent; "sample" is a sample of the guide; "exact" is the most
+            probable joint code under the exact posterior p(z|x). Latents that the guide lacks get the most probable
+            joint code, or a sample, of their exact posterior given the values of the others.
         max_memory: bytes that the exact sum may use.
 
     Returns:
-        One-hot codes (B, N, K), whatever the values are; of several latents, by name, with the values of continuous
-        ones. B stands for the plates of a latent. Probabilities of codes are
-        :func:`~pyro_gvae.evaluate.code_statistics.guide_log_probs`, or :func:`pyro_gvae.exact.posterior`.
+        One-hot codes (B, N, K), also for bits and integers; for several latents, by name, with the values of continuous
+        latents. B stands for the plates of a latent. For the probabilities of codes, see
+        :func:`~pyro_gvae.evaluate.code_statistics.guide_log_probs` and :func:`pyro_gvae.exact.posterior`.
 
     Raises:
         ValueError: if the kind is unknown; for "exact", if there are too many codes or continuous latents, or if data
@@ -92,8 +92,8 @@ def reconstruct(vae: VAE, x: Data, kind: CodeKind = "map", *, max_memory: float 
     """Reconstruct data x (B, D) as E[x | z], shape (B, D), from the latents of each datum.
 
     Args:
-        vae: a ready program of such data.
-        x: data (B, D), or a tuple of data and labels for a program of both.
+        vae: a ready-made program for such data.
+        x: data (B, D), or a tuple of data and labels for a program that takes labels.
         kind: how the latents are chosen, as for :func:`encode`.
         max_memory: bytes that the exact sum may use.
     """
@@ -110,12 +110,12 @@ def reconstruct(vae: VAE, x: Data, kind: CodeKind = "map", *, max_memory: float 
 
 
 def given_codes(vae: VAE, codes: dict[str, Tensor], *, label: int | None = None) -> Any:
-    """Return the distribution p(x | z) for each of S joint codes, of batch shape (S, 1).
+    """Return the distribution p(x | z) for each of S joint codes, with batch shape (S, 1).
 
     Args:
-        vae: a ready program, whose latents are all discrete.
+        vae: a ready-made program whose latents are all discrete.
         codes: one-hots (S, N, K) by the latent's name.
-        label: the class y in p(x | z, y), of a program of data given their labels.
+        label: the class y in p(x | z, y), for a program of data given their labels.
     """
 
     def place(name: str, site: Discrete) -> Tensor:
@@ -125,18 +125,18 @@ def given_codes(vae: VAE, codes: dict[str, Tensor], *, label: int | None = None)
 
 
 def _any_datum(vae: VAE, label: int | None) -> tuple[Tensor, ...]:
-    """Return a datum (1, D), perhaps with a label, for models that take no more than the number of data from it."""
+    """Return an arbitrary datum (1, D), perhaps with a label, for models that only need the number of data."""
     least, _ = vae.observation.data_range
     x = next(vae.parameters(), vae.temperature).new_full((1, vae.data_dim), least)
     return (x,) if label is None else (x, torch.tensor([label], device=x.device))
 
 
 def _observation(model: Run, place: Place, draw: Draw) -> Any:
-    """Run a model with the values that `place` and `draw` give to its latents; return the distribution of its data."""
+    """Run a model with latents from `place` (discrete) and `draw` (continuous); return the distribution of its data."""
     reader = Reader(place, draw)
     reader.run(model)
     observed = {name: msg["fn"] for name, msg in reader.messages.items() if msg["is_observed"]}
-    if len(observed) != 1 and "x" not in observed:  # labels may stand beside x
+    if len(observed) != 1 and "x" not in observed:  # labels may be observed as well as x
         raise ValueError(f"Expected a model that observes x in one statement, but found {len(observed)}. Try Pyro.")
     return observed["x"] if "x" in observed else next(iter(observed.values()))
 
@@ -147,14 +147,14 @@ def sample(vae: VAE, num_samples: int, *, pixels: bool = False, label: int | Non
     """Generate images, shape (num_samples, D), from latents sampled from the prior.
 
     Args:
-        vae: a ready program of images.
+        vae: a ready-made program of images.
         num_samples: how many images.
         pixels: sample the pixels from p(x|z), which gives samples of p(x); otherwise return their means E[x|z].
-        label: the class y of samples of p(x | y), for a program that takes labels. If None, a conditional program
-            gives equally many of each class, in their order.
+        label: the class y of samples from p(x | y), for a program that takes labels. If None, a conditional program
+            generates equally many images of each class, in the order of the classes.
 
     Raises:
-        ValueError: if `num_samples` is not positive, or there is no such class.
+        ValueError: if `num_samples` is not positive, or the label is not a class.
 
     Example:
         >>> from pyro_gvae import CategoricalVAE
@@ -171,7 +171,7 @@ def sample(vae: VAE, num_samples: int, *, pixels: bool = False, label: int | Non
         parts = [_samples(vae, count, pixels, one) for one, count in enumerate(counts) if count]
         return torch.cat(parts)
     if label is not None and (use is Labels.UNUSED or not 0 <= label < num_classes):
-        known = f"a label of 0 to {num_classes - 1}" if num_classes else "no label, since the program is of data alone"
+        known = f"a label of 0 to {num_classes - 1}" if num_classes else "no label, since the program takes none"
         raise ValueError(f"Expected {known}, but found {label}.")
     return _samples(vae, num_samples, pixels, label)
 
@@ -180,7 +180,7 @@ def _samples(vae: VAE, num_samples: int, pixels: bool, label: int | None) -> Ten
     rows = torch.Size([num_samples])
 
     def new_axis(batch_shape: torch.Size) -> torch.Size:
-        """Samples have an axis left of the plate "data", unless latents have it by which these are sampled."""
+        """Return the axis of samples, left of the plate "data", unless a site has it from the latents already."""
         return rows if len(batch_shape) == 1 else torch.Size()
 
     def place(name: str, site: Discrete) -> Tensor:
@@ -199,11 +199,11 @@ def pictured(vae: VAE, initial: VAE | None, data: AnyDataset) -> dict[str, Tenso
 
     Args:
         vae: the trained model.
-        initial: the same model with its initial weights, if these are known.
-        data: the data that it was trained on.
+        initial: the same model with its initial weights, if they are known.
+        data: the data set that it was trained on.
 
     Returns:
-        `inputs`, `reconstructions_start` (where known), `reconstructions_end` (R, D) and `samples` (M, D), as pixels in
+        `inputs`, `reconstructions_start` (if known), `reconstructions_end` (R, D) and `samples` (M, D), as pixels in
         [0, 1].
     """
     rows = shown(vae, data, NUM_RECONSTRUCTIONS)
@@ -218,7 +218,7 @@ def pictured(vae: VAE, initial: VAE | None, data: AnyDataset) -> dict[str, Tenso
 
 
 def digits_of(values: PerLatent) -> Tensor:
-    """Return values (..., N, K) of several latents of K categories as those of one with all their digits, by name.
+    """Concatenate the digits (..., N, K) of several latents of K categories, in the order of their names.
 
     Example:
         >>> digits_of({"z2": torch.ones(1, 2, 3), "z1": torch.zeros(1, 1, 3)}).shape
@@ -230,9 +230,9 @@ def digits_of(values: PerLatent) -> Tensor:
 
 
 def numbers_of(found: PerLatent) -> dict[str, Tensor]:
-    """Return what :func:`encode` found of images as numbers: categories (B, N), and continuous values (B, L), by name.
+    """Convert the result of :func:`encode` to numbers by name: categories (B, N), and continuous values (B, L).
 
-    The name of a lone latent is "latent".
+    A single latent is named "latent".
 
     Example:
         >>> numbers_of({"y": torch.eye(3).unsqueeze(1), "z": torch.ones(3, 2)})["y"].tolist()
@@ -244,5 +244,5 @@ def numbers_of(found: PerLatent) -> dict[str, Tensor]:
 
 
 def _in_order(name: str) -> tuple[int, str]:
-    """Layers by their numbers: z2 before z10."""
+    """Return a key that sorts layers by their numbers: z2 before z10."""
     return len(name), name

@@ -1,4 +1,4 @@
-"""What a guide says of the latents of data: the probability of each category, entropies, and the KL of each latent."""
+"""Compute a guide's probability of each category, its entropies, and the KL of each latent, for given data."""
 
 import functools
 import math
@@ -28,19 +28,19 @@ MOST_KEPT = 10**7
 
 
 class Guided(NamedTuple):
-    r"""What the guide says of the latents of B data, in nats.
+    r"""The guide's probabilities, entropies and KLs for the latents of B data, in nats.
 
     Attributes:
         log_probs: log q(z_n = k | x) of each discrete latent, (M, N, K) for its M values; M = B if no data share it.
-            What it depends on in the guide is summed over, or drawn.
-        entropies: :math:`\mathrm{E}_q[\mathrm{H}(q(z | z', x))]` of each discrete latent, given those z' that it
+            Latents that it depends on in the guide are summed over, or drawn.
+        entropies: :math:`\mathrm{E}_q[\mathrm{H}(q(z | z', x))]` of each discrete latent, given the latents z' that it
             depends on, (B,), divided among data that share it. By the chain rule, they add up to the entropy of all
-            where nothing is continuous.
-        kls: :math:`\mathrm{E}_q[\log q(z | z', x) - \log p(z | z'')]` of each latent, given those that it depends on in
-            the guide and in the model, (B,), scaled and masked as in the programs, and divided among data that share
-            it. They add up to KL(q || p).
+            latents if none is continuous.
+        kls: :math:`\mathrm{E}_q[\log q(z | z', x) - \log p(z | z'')]` of each latent, given the latents that it depends
+            on in the guide and in the model, (B,), scaled and masked as in the programs, and divided among data that
+            share it. They add up to KL(q || p).
         table: log q(z | x) of all joint codes, (S, B), if they were summed over and are few enough.
-        is_factorized: whether each discrete latent depends on no other, and no continuous one, in the guide.
+        is_factorized: whether no discrete latent depends on another latent in the guide, discrete or continuous.
         closed: the latents whose KL is in closed form.
         is_exact: whether nothing was drawn.
     """
@@ -55,7 +55,7 @@ class Guided(NamedTuple):
 
 
 class _Weighted(NamedTuple):
-    """Codes with weights that add up to one for each datum, and what the programs say of them."""
+    """Codes with weights that add up to one for each datum, and the terms of both programs given these codes."""
 
     codes: Codes
     weights: Tensor  # (s, B)
@@ -68,17 +68,17 @@ class _Weighted(NamedTuple):
 def read_guide(
     pair: HasPair, x: Tensor, *, is_summed: bool = True, num_particles: int = 1000, max_memory: float | None = None
 ) -> Guided:
-    """Compute what the guide says of the latents of data.
+    """Compute the guide's probabilities, entropies and KLs for the latents of data.
 
-    Discrete latents that depend on no other, in guide and model, are computed in closed form. For others, expectations
-    under the guide are sums over all joint codes, or means over draws. Latents inside of `pyro.markov` are summed one
-    after another. A latent that the guide lacks has its exact posterior given those that the guide has, since this is
-    the guide whose ELBO :func:`pyro_gvae.exact.elbo` computes.
+    Discrete latents that depend on no other latent, in guide and model, are computed in closed form. For others,
+    expectations under the guide are sums over all joint codes, or means over draws. Latents inside of `pyro.markov` are
+    summed one after another. A latent that the guide lacks gets its exact posterior given the latents that the guide
+    has, since this is the guide whose ELBO :func:`pyro_gvae.exact.elbo` computes.
 
     Args:
         pair: model and guide.
         x: data (B, ...), or all arguments of the programs.
-        is_summed: whether the codes are few enough to sum over. Beside continuous latents they are drawn anyway.
+        is_summed: whether the codes are few enough to sum over. With continuous latents they are drawn in any case.
         num_particles: P, the number of draws for each datum.
         max_memory: bytes that a slice of codes or draws may use; 4 GB if None.
     """
@@ -106,7 +106,7 @@ def read_guide(
 def closed_log_probs(pair: HasPair, x: Tensor) -> dict[str, Tensor] | None:
     """Return log q(z_n = k | x), (B, N, K), if no discrete latent depends on another one in the guide; else None.
 
-    No code is drawn or summed, whatever the prior is.
+    No code is drawn or summed over, whatever the prior is.
 
     Args:
         pair: model and guide.
@@ -124,7 +124,7 @@ def closed_log_probs(pair: HasPair, x: Tensor) -> dict[str, Tensor] | None:
 
 
 def _chains(runs: Runs, chains: Chains) -> Guided:
-    """Compute the same of latents that have an axis each, none of which is continuous."""
+    """Compute the result for latents that have an axis each, none of which is continuous."""
     found = Averages.read(runs, chains)
     log_probs = {name: _flat(chains, name, own) for name, own in found.marginals().items()}
     is_apart = all(plates == chains.shared for plates in chains.plates.values())
@@ -141,7 +141,7 @@ def _chains(runs: Runs, chains: Chains) -> Guided:
 
 
 def _drawn_chains(runs: Runs, chains: Chains, num_particles: int, max_memory: float | None) -> Guided:
-    """Compute the same with continuous latents beside them, which are drawn."""
+    """Compute the result for latents that have an axis each and continuous latents, which are drawn."""
     totals: dict[tuple[str, str], Tensor] = {}
     for many in all_particles(runs, chains, num_particles, most_particles(runs, chains, max_memory)):
         found = Averages.read(many.runs, many.chains)
@@ -164,7 +164,7 @@ def _drawn_chains(runs: Runs, chains: Chains, num_particles: int, max_memory: fl
 
 
 def _flat(chains: Chains, name: str, values: Tensor) -> Tensor:
-    """Return numbers (*plates, N, K) as (M, N, K)."""
+    """Reshape numbers (*plates, N, K) to (M, N, K)."""
     return values.reshape(-1, *values.shape[len(chains.plates[name]) :])
 
 
@@ -173,13 +173,13 @@ def _log(probs: Tensor) -> Tensor:
 
 
 def _by_datum(values: dict[str, Tensor], chains: Chains) -> dict[str, Tensor]:
-    """Return numbers in the shape of results as (B,), the discrete latents in the order of the model."""
+    """Flatten numbers in the shape of results to (B,), with the discrete latents in the order of the model."""
     order = [*(name for name in chains.latents if name in values), *(set(values) - set(chains.latents))]
     return {name: values[name].flatten() for name in order}
 
 
 def joined(parts: list[Guided]) -> Guided:
-    """Return what the guide says of several chunks of data, none of which share a latent."""
+    """Join the results of several chunks of data that share no latent."""
     tables = [part.table for part in parts if part.table is not None]
     return parts[0]._replace(
         log_probs={name: torch.cat([part.log_probs[name] for part in parts]) for name in parts[0].log_probs},
@@ -201,7 +201,7 @@ def _all_codes(runs: Runs, layout: Layout, max_memory: float | None) -> Iterator
 
 
 def _draws(runs: Runs, layout: Layout, num_particles: int, at_once: int) -> Iterator[_Weighted]:
-    """Yield draws of all latents, each of the same weight."""
+    """Yield draws of all latents, all with the same weight."""
     weights = torch.full((1, layout.batch_size), 1 / num_particles, dtype=layout.dtype, device=layout.device)
     for start in range(0, num_particles, at_once):
         rows = min(at_once, num_particles - start)
@@ -212,7 +212,7 @@ def _draws(runs: Runs, layout: Layout, num_particles: int, at_once: int) -> Iter
 def _expected(
     layout: Layout, guide: dict[str, Site], prior: dict[str, Site], found: Iterable[_Weighted], *, is_exact: bool
 ) -> Guided:
-    """Take expectations over weighted codes of what is not known in closed form."""
+    """Compute the result from closed forms, and from expectations over weighted codes for everything else."""
     zero = torch.zeros((), dtype=layout.dtype, device=layout.device)
     totals: dict[tuple[str, str], Tensor] = defaultdict(lambda: zero)
     shapes: dict[str, Size] = {name: site.own_shape for name, site in guide.items()}
@@ -269,7 +269,7 @@ def _mean_probs(weights: Tensor, site: Site) -> Tensor:
 
 
 def _entropy(site: Site) -> Tensor:
-    """Return the part of a datum in a latent's entropy given those that it depends on, (B or 1,) or (s, B or 1)."""
+    """Return a datum's share of a latent's entropy given the latents it depends on, (B or 1,) or (s, B or 1)."""
     entropy = -(site.log_probs.exp() * site.log_probs).sum((-2, -1))
     return entropy if site.share == 1 else entropy * site.share
 
@@ -280,14 +280,14 @@ def _weighed(site: Site, codes: Codes) -> Tensor:
 
 
 def _kl(q: Site, p: Site) -> Tensor:
-    """Return KL(q || p) of a latent that depends on no other, (B,)."""
+    """Return KL(q || p) of a latent that depends on no other latent, (B,)."""
     probs = q.log_probs.exp()
     kl = (probs * (q.log_probs - p.log_probs)).sum((-2, -1))
     return q.weigh(kl if p.prior is None else kl - p.prior.mean_coupling(probs))
 
 
 def _of_each(values: Tensor, batch_shape: Size, own_shape: Size) -> Tensor:
-    """Return one of the values (B, N, K) that the data of a latent have in common, (M, N, K)."""
+    """Return values (B, N, K), which are equal for data that share the latent, once for each of its M values."""
     if own_shape == batch_shape:
         return values
     return first_of(values.flatten(1).T, batch_shape, own_shape).T.unflatten(1, values.shape[1:])

@@ -30,7 +30,7 @@ FEW_EFFECTIVE_SAMPLES = 10
 MISSED_NATS = 0.1
 #: Warn if more than this fraction of the data have an unreliable bound.
 WARNING_FRACTION = 0.01
-#: Slices of neighbours that are scored between two returns of freed memory, which take time.
+#: Slices of neighbours to score before freed memory is returned to the system, which takes time.
 SLICES_PER_RETURN = 8
 
 
@@ -40,9 +40,9 @@ class ImportanceWeighted(NamedTuple):
     elbo: Tensor  # (B,): the mean of log w, an unbiased estimate of the ELBO
     bound: Tensor  # (B,): the log of the mean of w, at most log p(x) in expectation
     effective_sample_size: Tensor  # (B,): between 1 and P
-    #: log of the sum of p(x, z) over the guide's mode and all codes that differ in one digit, (B,). None beside
-    #: continuous latents, which have no neighbours, where data share a latent, whose change is no datum's own, and
-    #: where the guide lacks latents, which are summed.
+    #: log of the sum of p(x, z) over the guide's mode and all codes that differ in one digit, (B,). None for continuous
+    #: latents, which have no neighbours, if data share a latent, whose change affects several data, and if the guide
+    #: lacks latents, which are summed.
     neighbourhood: Tensor | None
     num_particles: int
 
@@ -56,7 +56,7 @@ class ImportanceWeighted(NamedTuple):
 
         - Fewer than 10 effective samples: the bias of the bound, -(1 / ESS - 1 / P) / 2 to first order (Domke and
           Sheldon 2018, arXiv 1808.09034), is no longer small.
-        - The neighbourhood, a lower bound of log p(x), exceeds the bound by 0.1 nats: the samples have missed important
+        - The neighbourhood, a lower bound on log p(x), exceeds the bound by 0.1 nats: the samples have missed important
           codes. The weights cannot show this (Chatterjee and Diaconis 2018, arXiv 1511.01437): if the guide is certain
           of one code, all weights are equal, and all samples count as effective.
         """
@@ -81,7 +81,7 @@ class ImportanceWeighted(NamedTuple):
 def importance_weighted(
     pair: HasPair, x: Tensor, num_particles: int = 1000, *, max_memory: float | None = None
 ) -> ImportanceWeighted:
-    r"""Compute the importance-weighted bound of log p(x) of the discrete model, for each datum.
+    r"""Compute the importance-weighted bound on log p(x) of the discrete model, for each datum.
 
     .. math::
 
@@ -94,7 +94,7 @@ def importance_weighted(
 
     Args:
         pair: a `CategoricalVAE`, or a `Pair` of programs that accept any number of data, with discrete and continuous
-            latents; they may be relaxed. Weights are those of all latents of a datum together.
+            latents; they may be relaxed. Each weight covers all latents of a datum.
         x: data (B, D).
         num_particles: P, the number of samples of each datum.
         max_memory: bytes that scoring may use; 4 GB if None. Samples and data are scored in
@@ -102,8 +102,8 @@ def importance_weighted(
 
     Returns:
         ELBO estimate, bound, effective sample size, and the log of the joint density of the guide's mode and its
-        neighbours, each (B,), with the programs' scale and mask applied. Data that share a latent have one number
-        together: (1,) for a global latent. No gradient.
+        neighbours, each (B,), with the programs' scale and mask applied. Data that share a latent have a single joint
+        number: (1,) for a global latent. No gradient.
 
     Raises:
         ValueError: if `num_particles` is below 1, or the programs scale prior, likelihood and guide differently.
@@ -138,8 +138,8 @@ def log_importance_weights(
     r"""Sample the log-weights behind :func:`importance_weighted`: log p(x, z) - log q(z | x), z ~ q(z | x).
 
     Their mean estimates the ELBO, and their log-mean-exp bounds log p(x). Unlike :func:`importance_weighted`, this does
-    not score the guide's mode and its N (K - 1) neighbours, which show whether the samples have missed something: with
-    many categories they outnumber the samples.
+    not score the guide's mode and its N (K - 1) neighbours, which show whether the samples have missed important codes:
+    with many categories, they outnumber the samples.
 
     Args:
         pair: see :func:`importance_weighted`.
@@ -168,9 +168,9 @@ def log_importance_weights(
 
 
 def targets(pair: HasPair, x: Tensor, num_particles: int, max_memory: float | None) -> Iterator[tuple[Target, int]]:
-    """Yield chunks of the data bound to the programs, and how many codes per datum to score at once.
+    """Yield the programs bound to chunks of the data, and how many codes per datum to score at once.
 
-    Data that share a latent are in one chunk.
+    Data that share a latent are in the same chunk.
     """
     most = most_pairs(pair, x, max_memory)
     every = items(x)
@@ -181,7 +181,7 @@ def targets(pair: HasPair, x: Tensor, num_particles: int, max_memory: float | No
 
 
 def check_particles(num_particles: int) -> None:
-    """Refuse a bound of no sample."""
+    """Refuse a number of particles below one."""
     if num_particles < 1:
         raise ValueError(f"Expected at least one particle, but found num_particles={num_particles}.")
 
@@ -206,7 +206,7 @@ def is_shared(pair: HasPair, x: Tensor) -> bool:
             return not has_cells(pair, x)
         except ValueError:
             if seen.alone:
-                raise  # else they can be drawn
+                raise  # otherwise the latents can be drawn
     try:
         return _is_shared(pair, *next(split(x, 2)))
     except (ValueError, RuntimeError):
@@ -238,7 +238,7 @@ def most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
 
 
 def _log_weights(target: Target, num_particles: int, size: int) -> tuple[Tensor, float]:
-    """Return log w (P, M), not scaled, and the scale that guide and model share, of M data apart from each other."""
+    """Return log w (P, M) of M groups of data that share no latents, not scaled, and the scale of guide and model."""
     draws = [target.draw(min(size, num_particles - start)) for start in range(0, num_particles, size)]
     scale = float(draws[0].common_scale())
     return torch.cat([drawn.log_weights() for drawn in draws]) / scale, scale
@@ -267,9 +267,9 @@ def _log_neighbourhood(target: Target, size: int) -> Tensor:
 
 
 def _neighbours(codes: Codes, size: int) -> Iterator[Codes]:
-    """Yield the joint codes that differ from one of each datum (1, B, N, K) in exactly one digit, `size` at a time.
+    """Yield the joint codes that differ from each datum's code (1, B, N, K) in exactly one digit, `size` at a time.
 
-    A slice has neighbours of many latents: one for each latent would run a chain of T as often as it has latents.
+    A slice contains changes of many latents: with one slice for each latent, a chain of T latents would run T times.
     """
     parts: list[tuple[str, Tensor]] = []
     for name, own in codes.items():
@@ -282,7 +282,7 @@ def _neighbours(codes: Codes, size: int) -> Iterator[Codes]:
 
 
 def _stacked(codes: Codes, parts: list[tuple[str, Tensor]]) -> Codes:
-    """Return the changes of single latents one after another, with all other latents as they are."""
+    """Concatenate the changes of single latents, with all other latents unchanged in each."""
     count = sum(len(changed) for _, changed in parts)
     found = {name: own.expand(count, -1, -1, -1) for name, own in codes.items()}
     start = 0

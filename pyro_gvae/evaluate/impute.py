@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Rows in one exact sum.
 ROWS_AT_A_TIME = 10_000
-#: Columns of what is returned.
+#: Columns of the returned tables.
 OF_CELLS = ["row", "column", "value", "probability", "standard_deviation"]
 OF_LEVELS = ["row", "column", "level", "probability"]
 #: How latents are averaged over: by a sum over all codes, by weighted samples of the guide, or (auto) by the sum if it
@@ -34,16 +34,16 @@ Averaging = Literal["auto", "exact", "sampled"]
 
 
 class Imputed(NamedTuple):
-    """A table whose missing cells are filled, and how certain that is.
+    """A table whose missing cells are filled, and the uncertainty of the filled values.
 
     Attributes:
-        table: all cells in the units of the table; a missing one has its most probable level, or its mean.
+        table: all cells in the units of the table; a missing cell has its most probable level, or its mean.
         cells: a row for each cell that was missing: `row` (from 1), `column`, `value`, the `probability` of a level, or
             the `standard_deviation` of a number.
         levels: the probability of each level of such a cell: `row`, `column`, `level`, `probability`.
-        effective_sample_size: of the weighted samples of each row that lacks a cell, as a column of `cells`, too; None
-            if all of it is exact.
-        num_particles: samples of each row; None if all of it is exact.
+        effective_sample_size: that of the weighted samples of each row with a missing cell, also a column of `cells`;
+            None if the result is exact.
+        num_particles: the number of samples of each row; None if the result is exact.
     """
 
     table: "pd.DataFrame"
@@ -57,9 +57,9 @@ class Imputed(NamedTuple):
         return {"table": self.table, "cells": self.cells, "levels": self.levels}
 
     def notes(self) -> list[str]:
-        """List what must be known of approximate values; nothing of exact ones.
+        """List notes on the accuracy of approximate values; there are none for exact values.
 
-        The second sentence is that more than one row in a hundred has fewer than 10 effective samples.
+        The second note appears if more than one row in a hundred has fewer than 10 effective samples.
         """
         sizes = self.effective_sample_size
         if sizes is None:
@@ -93,23 +93,23 @@ def impute(
 
     .. math:: p(v | x) = \sum_z p(z | x) \, p(v | z)
 
-    with the exact posterior of all codes. The guide is not used. Where there are too many codes to sum over, or
-    continuous latents, samples of the guide stand for the posterior, weighted by p(x, z) / q(z | x): see
+    with the exact posterior of all codes. The guide is not used. If there are too many codes to sum over, or continuous
+    latents, samples of the guide replace the posterior, weighted by p(x, z) / q(z | x): see
     :func:`~pyro_gvae.evaluate.predictive.sampled_predictive_means`. The result then says that it is approximate. The
-    mean of a number is its prediction of least squared error, and the most probable level that of fewest errors.
+    mean of a number minimizes the expected squared error, and the most probable level the probability of an error.
 
     Args:
-        vae: a ready program of a table.
+        vae: a ready-made program of a table.
         data: a `pandas.DataFrame` with the columns of the table, or rows (M, D) as the program takes them.
-        labels: integers (M,), of a program of data given their labels, which all probabilities are then given.
+        labels: integers (M,), for a program of data given their labels; all probabilities are then given the labels.
         averaging: "exact", "sampled", or "auto": the exact sum if it takes about a minute at most.
-        num_particles: P, the number of samples of each row that lacks a cell, if they are used.
+        num_particles: P, the number of samples of each row with a missing cell, if samples are used.
         max_memory: bytes that the exact sum may use.
-        seed: of the samples; the random state of the caller is not changed.
+        seed: seed of the samples; the random state of the caller is not changed.
 
     Raises:
         ValueError: if the program is not one of a table, the table has other columns or levels, or there are too many
-            codes for the sum that is asked for.
+            codes for the requested sum.
 
     Example:
         >>> import pandas as pd
@@ -146,12 +146,12 @@ def impute(
     for place, column in enumerate(columns):
         width = len(column.levels) or 2
         rows = np.flatnonzero(x[:, place].isnan().cpu().numpy())
-        told = _told(column, rows, means[places[rows], start : start + width])
+        choices = _choices(column, rows, means[places[rows], start : start + width])
         start += width
-        cells += told.cells
-        levels += told.levels
+        cells += choices.cells
+        levels += choices.levels
         if len(rows):
-            _fill(filled, column.name, rows, told.values)
+            _fill(filled, column.name, rows, choices.values)
     of_cells, of_levels = _by_row(cells, OF_CELLS), _by_row(levels, OF_LEVELS)
     if found.effective_sample_size is None:
         return Imputed(filled, of_cells, of_levels)
@@ -160,27 +160,27 @@ def impute(
     return Imputed(filled, of_cells, of_levels, sizes, num_particles)
 
 
-class _Told(NamedTuple):
-    """The missing cells of a column: what is filled in, and the rows of both lists."""
+class _Choices(NamedTuple):
+    """The missing cells of a column: the values to fill in, and the rows of both lists."""
 
     values: np.ndarray
     cells: list[tuple[Any, ...]]
     levels: list[tuple[Any, ...]]
 
 
-def _told(column: Column, rows: np.ndarray, means: np.ndarray) -> _Told:
+def _choices(column: Column, rows: np.ndarray, means: np.ndarray) -> _Choices:
     """Choose the most probable level, or the mean, of each row.
 
     Args:
-        column: of the table.
+        column: a column of the table.
         rows: numbers of the rows (R,) whose cell is missing.
-        means: the probabilities of levels, or the mean and the mean square, (R, L) or (R, 2).
+        means: the probabilities of levels, (R, L), or the mean and the mean square, (R, 2).
     """
     if not column.levels:
         values, squares = means.T
         spreads = np.sqrt(np.maximum(squares - values**2, 0.0))
         cells = [(row + 1, column.name, value, None, sd) for row, value, sd in zip(rows, values, spreads, strict=True)]
-        return _Told(values, cells, [])
+        return _Choices(values, cells, [])
     best = means.argmax(1)
     values = np.array(column.levels, object)[best]
     probabilities = means[np.arange(len(rows)), best]
@@ -190,7 +190,7 @@ def _told(column: Column, rows: np.ndarray, means: np.ndarray) -> _Told:
         for row, probs in zip(rows, means, strict=True)
         for level, probability in zip(column.levels, probs, strict=True)
     ]
-    return _Told(values, cells, levels)
+    return _Choices(values, cells, levels)
 
 
 def _predictive(
@@ -203,7 +203,7 @@ def _predictive(
     max_memory: float | None,
     seed: int,
 ) -> Predictive:
-    """Return the moments of rows that lack cells, by the way that is asked for."""
+    """Return the moments of rows with missing cells, by the requested kind of averaging."""
     check_particles(num_particles)
     chunks = list(split(judged(vae, x, labels), ROWS_AT_A_TIME))
     if averaging == "auto":
@@ -229,7 +229,7 @@ def _by_row(records: list[Any], names: list[str]) -> "pd.DataFrame":
 
 
 def _fill(table: "pd.DataFrame", name: str, rows: np.ndarray, values: np.ndarray) -> None:
-    """Put values into the cells of a column; levels as the column writes them, such as 1.0 where its text is 1."""
+    """Put values into the cells of a column; write levels as the column does, such as 1.0 for the level "1"."""
     import pandas as pd
 
     place = [str(column) for column in table.columns].index(name)

@@ -53,10 +53,10 @@ def discrete_scores(pair: HasPair, x: Tensor, *, max_memory: float | None = None
         max_memory: bytes that the sum may use.
 
     Returns:
-        Means over the B data, in nats per datum; of data that share a latent, a B-th of what they have together.
+        Means over the B data, in nats per datum; if data share a latent, 1 / B of their joint numbers.
 
     Raises:
-        ValueError: if there are too many codes, or latents that are continuous.
+        ValueError: if there are too many codes, or a latent is continuous.
     """
     found = exact.bounds(pair, *items(x), max_memory=max_memory)  # each (B,), or fewer where data share a latent
     part = found.elbo.numel() / len(items(x)[0])
@@ -68,7 +68,7 @@ def discrete_scores(pair: HasPair, x: Tensor, *, max_memory: float | None = None
 def own_objective(pair: HasPair, estimator: "Estimator", x: Tensor) -> float:
     """Compute the estimator's own objective for data x (B, D): minus its loss, in nats per datum.
 
-    For a relaxed estimator this is a bound for the *relaxed* model (with the categorical KL, no bound at all),
+    For a relaxed estimator this is a bound for the *relaxed* model (with the categorical KL, it is not a bound at all),
     estimated with one new sample per datum. It is not the ELBO of the discrete model.
     """
     model, guide, elbo = estimator.bind(pair)
@@ -103,9 +103,9 @@ class Evaluation:
     """The evaluation of a model as a discrete model.
 
     Attributes:
-        rows: one for each number: part, metric, value, standard_error (over data, None if there is none), unit, method
-            ("exact", or how it was sampled).
-        latent_rows: one for each part and latent: variance, active, perplexity, mutual_information, entropy.
+        rows: a row for each number: part, metric, value, standard_error (over data, None if there is none), unit, and
+            method ("exact", or how it was sampled).
+        latent_rows: a row for each part and latent: variance, active, perplexity, mutual_information, entropy.
         warnings: sentences that name unreliable numbers.
     """
 
@@ -115,14 +115,14 @@ class Evaluation:
 
     @cached_property
     def metrics(self) -> "pd.DataFrame":
-        """The numbers as a table, in which a standard error that there is not is NaN."""
+        """The numbers as a table, in which a missing standard error is NaN."""
         import pandas as pd  # imported here, since neither encoding nor the command line needs it
 
         return pd.DataFrame(self.rows).astype({"standard_error": float})
 
     @cached_property
     def latents(self) -> "pd.DataFrame":
-        """The numbers of latents as a table."""
+        """The numbers of the latents as a table."""
         import pandas as pd
 
         return pd.DataFrame(self.latent_rows)
@@ -156,34 +156,35 @@ def evaluate(
     max_memory: float | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Evaluate the discrete model on train and test data; no number is that of a relaxed model.
+    """Evaluate the discrete model on train and test data; no number refers to a relaxed model.
 
     - elbo: E_q[log p(x|z)] - KL, summed over all codes, or the mean over P samples if there are too many codes or
-      latents that are continuous.
-    - log_evidence: log p(x), summed over all codes. If it is not, iwae_bound (at most log p(x) in expectation) and
-      effective_sample_size replace it: see :func:`~pyro_gvae.evaluate.importance.importance_weighted`. Beside at most
-      1024 codes of continuous latents, collapsed_iwae_bound is tighter: see
-      :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`. Of discrete latents alone, lower_bound and
+      continuous latents.
+    - log_evidence: log p(x), summed over all codes. If there is no such sum, iwae_bound (at most log p(x) in
+      expectation) and effective_sample_size replace it: see
+      :func:`~pyro_gvae.evaluate.importance.importance_weighted`. For continuous latents with at most 1024 codes,
+      collapsed_iwae_bound is tighter: see
+      :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`. If all latents are discrete, lower_bound and
       upper_bound are certain: see :func:`~pyro_gvae.evaluate.certified.certified_bounds`.
     - reconstruction = elbo + kl, where kl = KL(q(z|x) || p(z)) is in closed form, or summed, or sampled, as the
       dependence of latents allows: see :class:`~pyro_gvae.evaluate.guides.Guided`.
     - posterior_entropy: H(q(z|x)); mutual_information: I(x; z) of the whole code, if K^N is small enough;
       latent_information: the sum of I(x; z_n); code_perplexity: the effective number of categories in use, averaged
       over latents; active_units: see :func:`~pyro_gvae.evaluate.code_statistics.latent_statistics`.
-    - accuracy, of a semi-supervised program and labelled data: how often the most probable class under q(y | x) is
-      that of the label.
+    - accuracy, for a semi-supervised program and labelled data: how often the most probable class under q(y | x) is
+      the label.
     - linear_probe_accuracy, for labelled data: the accuracy on test data of a linear classifier of the guide's most
-      probable codes, fitted on train data; not of a program that is given the labels.
+      probable codes, fitted on train data; not computed for a program that is given the labels.
 
-    Of several latents, `kl[NAME]` and its like are the numbers of each, `kl` that of all. A latent that the guide lacks
-    is summed, as if the guide had its exact posterior given the latents that it has: its numbers are those of this
-    posterior.
+    With several latents, `kl` is the number of all together, and `kl[NAME]` that of each; other metrics are named in
+    the same way. A latent that the guide lacks is summed, as if the guide had its exact posterior given the latents
+    that it has: its numbers describe this posterior.
 
     Args:
         pair: a `CategoricalVAE`, or a `Pair` of programs that accept any number of data.
         data: a data set.
-        num_data: how many data of each part to use, starting with the first; all if None. They are in memory, whatever
-            the data are read from.
+        num_data: how many data of each part to use, starting with the first; all if None. They are held in memory, even
+            if the data are read from files.
         num_particles: P, the number of samples per datum if there are too many codes.
         evidence: "exact", "importance-weighted", or "auto": the exact sum if it takes at most `max_operations`.
         max_operations: limit for one sum over all codes and a part's data, as :func:`pyro_gvae.exact.cost` counts; by
@@ -216,7 +217,7 @@ def evaluate(
     seen = look(bind_pair(pair, *next(split(given["train"], 2))))
     apart = not is_shared(pair, given["train"])
     samples = f"{num_particles} samples"
-    said: dict[str, Guided] = {}
+    guided: dict[str, Guided] = {}
     metrics: list[MetricRow] = []
     latents: list[LatentRow] = []
     warnings: list[str] = []
@@ -233,13 +234,13 @@ def evaluate(
             else:
                 bounds = sampled_bounds(pair, x, seen, mean, num_particles, max_memory)
             options = {"is_summed": by_sum, "num_particles": num_particles, "max_memory": max_memory}
-            said[name] = joined([read_guide(pair, rows, **options) for rows in chunks])
-        method = "exact" if said[name].is_exact else samples
-        rows = [*bounds.rows, *term_rows(bounds, said[name], mean, method)]
-        rows += code_rows(said[name], mean, method, apart=apart)
-        rows += class_rows(pair, parts[name], said[name])
+            guided[name] = joined([read_guide(pair, rows, **options) for rows in chunks])
+        method = "exact" if guided[name].is_exact else samples
+        rows = [*bounds.rows, *term_rows(bounds, guided[name], mean, method)]
+        rows += code_rows(guided[name], mean, method, apart=apart)
+        rows += class_rows(pair, parts[name], guided[name])
         if name == "test":
-            rows += probe_rows(pair, parts, said)
+            rows += probe_rows(pair, parts, guided)
         metrics += [
             MetricRow(
                 part=name,
@@ -251,6 +252,6 @@ def evaluate(
             )
             for row in rows
         ]
-        latents += latent_rows(name, said[name])
+        latents += latent_rows(name, guided[name])
         warnings += [f"{name}: {warning}" for warning in bounds.warnings]
     return Evaluation(metrics, latents, warnings)

@@ -1,4 +1,4 @@
-"""Moments of the cells of a table under the posterior predictive: exact, or from weighted samples of the guide."""
+"""Compute moments of a table's cells under the posterior predictive, exactly or from weighted samples of the guide."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from ..programs.runs import split
 from ..runtime.compat.pyro import is_random
 from .generate import given_codes
 
-#: Pairs of a sample and a row that are scored together.
+#: The number of pairs (sample, row) to score at once.
 PAIRS_AT_A_TIME = 2**15
 
 
@@ -27,7 +27,7 @@ class Predictive(NamedTuple):
 
     Attributes:
         means: the probabilities of a column's levels, or the mean and the mean square of its values, (B, F).
-        effective_sample_size: of the weighted samples of each row, (B,); None of an exact sum.
+        effective_sample_size: that of the weighted samples of each row, (B,); None for an exact sum.
     """
 
     means: Tensor
@@ -37,16 +37,16 @@ class Predictive(NamedTuple):
 @judging
 @torch.no_grad()
 def predictive_means(vae: VAE, x: Tensor, max_memory: float | None = None, *, label: int | None = None) -> Predictive:
-    """Compute moments of each column under the posterior predictive, given the cells of x (B, D) that are there.
+    """Compute moments of each column under the posterior predictive, given the known cells of x (B, D).
 
     Args:
-        vae: a ready program of a table, whose latents are all discrete.
+        vae: a ready-made program of a table whose latents are all discrete.
         x: rows (B, D).
         max_memory: bytes that the sum over all codes may use.
-        label: the number of the class of all rows, of a program of data given their labels.
+        label: the class of all rows, for a program of data given their labels.
 
     Raises:
-        ValueError: if there are too many codes, or latents that are continuous.
+        ValueError: if there are too many codes, or a latent is continuous.
     """
     assert isinstance(vae.observation, TableObservation)
     columns = vae.observation.columns
@@ -72,13 +72,14 @@ def sampled_predictive_means(
         \frac{\sum_p w_p \, \mathrm{E}[f(v) | z_p]}{\sum_p w_p}, \quad w_p = \frac{p(x, z_p)}{q(z_p | x)}, \quad
         z_p \sim q(z | x)
 
-    The bias is of order 1 / P, and the error that of as many samples of the posterior as are effective.
+    The bias is of order 1 / P. The sampling error is about that of as many posterior samples as the effective sample
+    size.
 
     Args:
-        vae: a ready program of a table.
+        vae: a ready-made program of a table.
         x: rows (B, D).
-        num_particles: P, samples of the guide for each row.
-        labels: integers (B,), of a program of data given their labels.
+        num_particles: P, the number of samples of the guide for each row.
+        labels: integers (B,), for a program of data given their labels.
     """
     assert isinstance(vae.observation, TableObservation)
     columns = vae.observation.columns
@@ -114,7 +115,7 @@ def _weighted(vae: VAE, given: tuple[Tensor, ...], count: int, columns: tuple[Co
 
 
 def _log_density(trace: poutine.Trace, num_data: int) -> Tensor:
-    """Return the log-density of all values of each datum, (B,), in float64."""
+    """Return the log-density of all sampled and observed values of each datum, (B,), in float64."""
     trace.compute_log_prob()
     parts = [site["log_prob"] for site in trace.nodes.values() if site["type"] == "sample" and is_random(site)]
     return sum((part.double().expand(num_data) for part in parts), torch.zeros(num_data, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""A linear classifier of codes, which tells how much of the labels they say."""
+"""Fit a linear classifier to codes, to measure how much they tell about the labels."""
 
 import math
 from typing import Any
@@ -16,11 +16,11 @@ OPTIONS = {"maxiter": 1000, "maxls": 50, "gtol": 1e-4, "ftol": 64 * torch.finfo(
 def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> Measured | None:
     """Fit a logistic regression from codes to labels on training data, and return its accuracy on test data.
 
-    The regression is that of scikit-learn, multinomial, with its default L2 penalty C = 1, on one-hots of all latents
-    (Alain and Bengio 2017, arXiv 1610.01644, for the idea).
+    It is multinomial with an L2 penalty C = 1, as scikit-learn's default, on one-hots of all latents (the idea is that
+    of Alain and Bengio 2017, arXiv 1610.01644).
 
     Args:
-        train: codes of training data as category numbers, shape (M, N), or one-hots, shape (M, N, K); of several
+        train: codes of training data as category numbers, shape (M, N), or one-hots, shape (M, N, K); for several
             latents, one-hots (M, F, 1) of all of them.
         train_labels: integers (M,).
         test: codes of test data, in the same form.
@@ -41,7 +41,7 @@ def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
     if train.dim() == 2:
         num_categories = int(max(train.max(), test.max())) + 1
         train, test = one_hot(train, num_categories), one_hot(test, num_categories)
-    # Data with the same code differ in their labels alone, which are counted.
+    # Data with the same code differ only in their labels, so it is enough to count the labels of each code.
     codes, code = train.flatten(1).cpu().unique(dim=0, return_inverse=True)
     counts = torch.zeros(len(codes), len(classes), dtype=torch.float64)
     counts.index_put_((code, train_labels.cpu()), torch.ones((), dtype=torch.float64), accumulate=True)
@@ -52,7 +52,7 @@ def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
 
 
 def _scores(codes: Tensor, weights: Tensor) -> Tensor:
-    """Return unnormalized log-probabilities (M, C) by weights (C, F + 1); of two classes, by (1, F + 1)."""
+    """Return unnormalized log-probabilities (M, C) from weights (C, F + 1), or (1, F + 1) for two classes."""
     scores = codes @ weights[:, :-1].T + weights[:, -1]
     return scores if len(weights) > 1 else torch.cat([torch.zeros_like(scores), scores], 1)
 

@@ -1,9 +1,9 @@
-r"""Importance weights of latents that are drawn, beside others that are summed one after another.
+r"""Compute importance weights of drawn latents, with all other latents summed one after another.
 
 .. math:: w = \frac{\sum_z p(x, z, c)}{\sum_z q(z, c | x)}, \quad c \sim q(c | x)
 
-The latents c are drawn. The other latents z of the guide are dropped from a draw and summed, and so are those that only
-the model has, over which there is no sum below.
+The latents c are drawn. Draws of the guide's other latents z are discarded, and these latents are summed. So are the
+latents that only the model has, which appear in the numerator alone.
 """
 
 import warnings
@@ -29,7 +29,7 @@ from ..programs.terms import Reading
 from ..runtime.memory import memory_limit
 from ..runtime.tuning import tuning
 
-#: Which latents of a guide are drawn.
+#: A function that returns which latents of a guide are drawn.
 Drawn = Callable[[Look], Collection[str]]
 
 
@@ -37,7 +37,7 @@ class Weights(NamedTuple):
     """Log-weights of P draws."""
 
     log_weights: Tensor  # (P, M), not scaled, of M cells that share no latent
-    scale: float  # that both programs have
+    scale: float  # the scale of both programs
 
 
 def summed_weights(
@@ -49,8 +49,8 @@ def summed_weights(
         pair: a pair whose discrete latents have an axis each.
         x: data (B, ...), or all arguments of the programs.
         num_particles: P, the number of draws.
-        max_memory: bytes that they may use.
-        drawn: which latents of the guide are drawn.
+        max_memory: bytes that the draws may use.
+        drawn: a function that returns which latents of the guide are drawn.
     """
     most = _most_pairs(pair, x, max_memory)
     every = items(x)
@@ -67,7 +67,7 @@ def summed_weights(
 
 
 def has_cells(pair: HasPair, x: Any) -> bool:
-    """Return whether data are in cells of plates that share no latent."""
+    """Return whether the data are in cells of plates that share no latent."""
     try:
         chains = _chains(pair, *next(split(x, 2)))
     except (ValueError, RuntimeError):  # the program accepts only all of its data at once
@@ -76,21 +76,21 @@ def has_cells(pair: HasPair, x: Any) -> bool:
 
 
 def all_particles(runs: Runs, chains: Chains, num_particles: int, at_once: int) -> Iterator[Particles]:
-    """Yield programs for all particles: for several at once, or for one after another if they do not take that.
+    """Yield programs for all particles: for several at once, or for one at a time if the programs require it.
 
     Args:
         runs: the pair with its data bound.
         chains: its layout.
         num_particles: P.
-        at_once: the most particles at once.
+        at_once: the largest number of particles at once.
     """
     with torch.no_grad(), without_trace():
         obstacle = obstacle_of(lambda: _read_all(in_particles(runs.again(), chains, 2)))
     if obstacle is not None:
         warnings.warn(
             "Expected programs that take particles in one more dimension left of the plates, but found: "
-            f"{obstacle.rstrip('.')}. They are run for one particle after another, which gives the same numbers and "
-            "takes longer. Try operations on the last dimensions alone, such as Vindex(values)[..., k] in place of "
+            f"{obstacle.rstrip('.')}. They run for one particle at a time, which gives the same numbers but takes "
+            "longer. Try operations on the last dimensions alone, such as Vindex(values)[..., k] in place of "
             "values[k].",
             stacklevel=2,
         )
@@ -101,7 +101,7 @@ def all_particles(runs: Runs, chains: Chains, num_particles: int, at_once: int) 
 
 
 def _read_all(particles: Particles) -> None:
-    """Run both programs with one draw of all latents of the guide, and with one for each code."""
+    """Run both programs with one draw of all latents of the guide, and once with every discrete latent enumerated."""
     values = _draw(particles.runs)
     read_given(particles.runs.model, particles.chains.nesting, values, particles.chains.reach)
     particles.chains.read(particles.runs)
@@ -112,7 +112,7 @@ def _draw(runs: Runs) -> dict[str, Tensor]:
 
 
 def most_particles(runs: Runs, chains: Chains, max_memory: float | None) -> int:
-    """Return how many particles of data to read at once."""
+    """Return how many particles to read at once for all of the data."""
     with torch.no_grad(), without_trace():
         terms = _terms(*chains.read(runs.again()))
     needed = WORK_PER_SAVED_BYTE * sum(term.values.numel() * term.values.element_size() for term in terms)
@@ -157,6 +157,6 @@ def _weights(particles: Particles, drawn: Collection[str]) -> Weights:
 
 
 def _log_sum(found: Reading, cells: Chains) -> Tensor:
-    """Return the log of the sum over all latents that have an axis, not scaled."""
+    """Return the log of the sum over all latents that have an axis each, not scaled."""
     left = log_summed(found.others.values(), found.sites.values(), cells)
     return collected([term._replace(scale=1.0) for term in left], cells)

@@ -1,4 +1,4 @@
-"""Exact sums over all K^N joint codes of the discrete model."""
+"""Compute exact sums over all K^N joint codes of the discrete model."""
 
 from ..programs.pair import HasPair, Pair
 from .costs import Cost, cost, elbo_cost, sum_cost

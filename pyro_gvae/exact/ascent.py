@@ -1,4 +1,4 @@
-"""Coordinate ascent: sweeps over all digits, until no datum gains by one."""
+"""Run coordinate ascent: sweep over all digits until no datum's ELBO increases."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -11,7 +11,7 @@ ROUNDINGS = 4
 
 
 class Swept(Protocol):
-    """What a sweep gives: the logits of all digits, and their ELBO."""
+    """The result of a sweep: the logits of all digits, and their ELBO."""
 
     @property
     def logits(self) -> Any:
@@ -29,9 +29,9 @@ def ascend(update: Callable[[Any], S], log_q: Any, *, max_sweeps: int, tolerance
     """Sweep over the digits until no datum gains more than the tolerance.
 
     Args:
-        update: one sweep, from logits to others.
-        log_q: the logits to start from.
-        max_sweeps: most sweeps over all digits, at least one.
+        update: one sweep, from the current logits to new logits and their ELBO.
+        log_q: the initial logits.
+        max_sweeps: the largest number of sweeps over all digits, at least one.
         tolerance: the largest gain that counts as none, in nats.
     """
     found = update(log_q)

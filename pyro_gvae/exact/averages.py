@@ -1,12 +1,12 @@
-r"""What a guide says on average of latents that have an axis each: marginals, entropies and KLs, by derivatives.
+r"""Compute a guide's marginals, entropies and KLs, for latents that have an axis each, as derivatives of averages.
 
 A latent that the guide lacks is summed exactly, as if the guide had its exact posterior given the latents that it has:
 
 .. math:: q(z, c) = q(c | x) \, p(z | c, x)
 
-The derivative of an average by a number that is added to the cost of a value is the probability of the value; that by a
-weight of a cost is the average of the cost. So one average and its derivative have the numbers of all latents, in time
-linear in the length of a chain.
+The derivative of an average with respect to a number added to the cost of a value is the probability of that value; the
+derivative with respect to the weight of a cost is the average of that cost. So one average and its derivatives give the
+numbers of all latents, in time linear in the length of a chain.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,12 +25,13 @@ from .elimination import aligned, averaged, collected, conditionals, joined, log
 
 
 class Averages(NamedTuple):
-    """The distribution over which is averaged, and what both programs say.
+    """The distribution that averages are taken over, and the terms of both programs.
 
     Attributes:
-        both: what they say.
+        both: the terms of guide and model.
         chains: the layout.
-        log_probs: of each discrete latent given others that come after it here, not masked.
+        log_probs: log-probabilities of each discrete latent given latents that come later in this dictionary, not
+            masked.
     """
 
     both: Both
@@ -39,7 +40,7 @@ class Averages(NamedTuple):
 
     @classmethod
     def read(cls, runs: Runs, chains: Chains) -> Self:
-        """Run both programs."""
+        """Run both programs, and compute the posterior of the latents that the guide lacks."""
         both = chains.read(runs)
         q, p = both
         shared = [site.masked for name, site in p.sites.items() if name in q.sites]
@@ -48,7 +49,7 @@ class Averages(NamedTuple):
 
     @property
     def is_factorized(self) -> bool:
-        """Whether each discrete latent depends on no other."""
+        """Whether the discrete latents are independent of each other."""
         return all(sum(not axis.is_plate for axis in term.axes) == 1 for term in self.log_probs.values())
 
     def marginals(self) -> dict[str, Tensor]:
@@ -71,19 +72,20 @@ class Averages(NamedTuple):
     def entropies(self) -> dict[str, Tensor]:
         r"""Compute :math:`\mathrm{E}_q[\mathrm{H}(q(z | z', x))]` of each discrete latent, in the shape of results.
 
-        z' are the latents that it depends on. They add up to the entropy of all; neither scaled nor masked.
+        Here z' are the latents that z depends on. The values add up to the entropy of all latents; they are neither
+        scaled nor masked.
         """
         return self._per_cell({axis.name: negative(term) for axis, term in self.log_probs.items()})
 
     def kls(self) -> dict[str, Tensor]:
-        """Compute the KL of each latent in the shape of results, scaled and masked; they add up to KL(q || p)."""
+        """Compute the KL of each latent in the shape of results, scaled and masked; the values add up to KL(q || p)."""
         q = self.both.q
         auxiliary = {name: term for name, term in q.others.items() if name not in self.both.p.others}
         observed = {name: site.masked for name, site in q.sites.items() if name not in self.both.p.sites}
         return self._per_cell(self._ratios() | auxiliary | observed)
 
     def kls_of_digits(self) -> dict[str, LatentKL]:
-        """Compute the KL of each digit, summed over data; differentiable. Latents that the guide lacks have one."""
+        """Compute the KL of each digit, summed over data; differentiable. A latent that the guide lacks has one KL."""
         q, p = self.both
         create_graph = torch.is_grad_enabled()
         weights: dict[str, Tensor] = {}
@@ -104,7 +106,7 @@ class Averages(NamedTuple):
         return {name: LatentKL(value, totals[name]()) for name, value in zip(weights, found, strict=True)}
 
     def table(self) -> Tensor:
-        """Return log q(z | x) of all joint codes, (S, B), of latents that all are in the plates of results."""
+        """Return log q(z | x) of all joint codes, (S, B); all latents must be in the plates of the results."""
         whole = joined([*self.log_probs.values()])
         sizes = dict(zip(whole.axes, whole.values.shape, strict=True))
         shape = self.chains.result_shape
@@ -112,7 +114,7 @@ class Averages(NamedTuple):
         return values.expand(-1, *shape).reshape(len(values), -1)
 
     def _ratios(self) -> dict[str, Term]:
-        """Return log q - log p of each latent of both programs, given those that it depends on."""
+        """Return log q - log p of each latent of both programs, given the latents that it depends on."""
         q, p = self.both
         own = {name: site.masked for name, site in q.sites.items() if name in p.sites} | {
             name: term for name, term in q.others.items() if name in p.others
@@ -142,7 +144,7 @@ class Averages(NamedTuple):
         return {name: own.reshape(self.chains.result_shape) for name, own in zip(costs, found, strict=True)}
 
     def _wide(self, plates: Iterable[Axis]) -> tuple[Axis, ...]:
-        """Leave out plates of one cell, which no term has an axis for."""
+        """Leave out plates of size one, for which no term has an axis."""
         return tuple(plate for plate in plates if self.chains.sizes[plate] > 1)
 
 
@@ -152,6 +154,6 @@ def _difference(one: Term, other: Term) -> Term:
 
 
 def _finite(term: Term) -> tuple[float, float]:
-    """Return the lowest and the highest finite number, since an impossible value costs nothing."""
+    """Return the lowest and the highest finite number; clamped to them, an impossible value adds 0 to an average."""
     lowest = torch.finfo(term.values.dtype).min
     return lowest, -lowest

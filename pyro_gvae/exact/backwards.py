@@ -1,8 +1,8 @@
-"""What follows from a sum over latents that have an axis each, by its derivatives: marginals, best codes, samples.
+"""Compute marginals, most probable codes and samples as derivatives of a sum over latents that have an axis each.
 
-The derivative of log p(x) by the log-probability of a latent's value is the posterior probability of the value. With
-the greatest in place of the sum of probabilities, it is 1 at the most probable values and 0 elsewhere; with the
-derivative at one value that is drawn, it is 1 at a sample of the posterior.
+The derivative of log p(x) with respect to the log-probability of a latent's value is the posterior probability of that
+value. If maxima replace the sums of probabilities, the derivative is 1 at the most probable values and 0 elsewhere; if
+each sum passes its derivative to one value drawn at random, the derivative is 1 at a sample of the posterior.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from ..programs.runs import Runs
 from ..programs.terms import Reading
 from .elimination import LogSum, collected, log_sum_exp, log_summed
 
-#: Samples have an axis of their own, between latents and plates.
+#: The axis of samples, between latents and plates.
 _SAMPLES = Axis(True, -(10**6), "samples")
 
 
@@ -29,7 +29,7 @@ class Best(NamedTuple):
     """The most probable joint code of all latents."""
 
     codes: dict[str, Tensor]  # (*plates, N, K) of each latent, by its name
-    probs: Tensor  # p(z | x) of it, for each cell of the shared plates
+    probs: Tensor  # p(z | x) of this code, for each cell of the shared plates
 
 
 def marginals(runs: Runs, chains: Chains) -> dict[str, Tensor]:
@@ -51,19 +51,19 @@ def samples(runs: Runs, chains: Chains, num_samples: int) -> dict[str, Tensor]:
 
 
 def best_given(runs: Runs, chains: Chains, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the most probable codes of latents that the guide lacks, given values of the others."""
+    """Return the most probable codes of the latents that the guide lacks, given values of the other latents."""
     p = read_given(runs.model, chains.nesting, values, chains.reach)
     return _codes(chains, _derivatives(p, chains, _highest).chosen)
 
 
 def sample_given(runs: Runs, chains: Chains, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Draw codes of latents that the guide lacks, given values of the others."""
+    """Draw codes of the latents that the guide lacks, given values of the other latents."""
     p = read_given(runs.model, chains.nesting, values, chains.reach)
     return _codes(chains, _derivatives(p, chains, _drawn).chosen)
 
 
 class _Derivatives(NamedTuple):
-    value: Tensor  # of the sum, in the shape of results
+    value: Tensor  # the value of the sum, in the shape of results
     chosen: dict[str, Tensor]  # (P or nothing, *plates, S) of each latent
 
 
@@ -86,7 +86,7 @@ def _derivatives(p: Reading, chains: Chains, log_sum: LogSum, num_samples: int |
 
 
 def in_plates(values: Tensor, name: str, chains: Chains, rows: Sequence[int] = ()) -> Tensor:
-    """Give numbers (S, ..) for each value of a latent the dimensions of its plates: (*rows, *plates, S)."""
+    """Reshape numbers (S, ..), one for each value of a latent, to the dimensions of its plates: (*rows, *plates, S)."""
     sizes = [*rows, *(chains.sizes[axis] for axis in chains.plates[name]), len(values)]
     return values.movedim(0, -1).reshape(sizes)
 
@@ -108,7 +108,7 @@ def _highest(values: Tensor, dim: int) -> Tensor:
 
 
 def _drawn(values: Tensor, dim: int) -> Tensor:
-    """Sum probabilities, with the derivative of the one value that is drawn in proportion to them."""
+    """Sum probabilities, but pass the derivative to a single value, drawn in proportion to them."""
     values = values.clamp_min(torch.finfo(values.dtype).min)
     with torch.no_grad():
         where = (values + gumbel_like(values, values.shape)).argmax(dim, keepdim=True)

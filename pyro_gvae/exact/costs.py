@@ -1,4 +1,4 @@
-"""The cost of a sum over all joint codes, estimated before the sum starts."""
+"""Estimate the cost of a sum over all joint codes, before the sum starts."""
 
 import math
 import time
@@ -24,12 +24,12 @@ from .sizes import WORK_PER_SAVED_BYTE, saved_bytes
 
 #: Number of codes that are timed to estimate the time of all.
 MEASURED_CODES = 256
-#: A sum over the codes of the given numbers.
+#: A function of code numbers that returns a sum over these codes.
 Total = Callable[[Tensor], Tensor]
 
 
 class Cost(NamedTuple):
-    """The cost of one gradient of a sum over all joint codes; latents that are summed one after another are one slice.
+    """The cost of one gradient of a sum over all joint codes; a sum over one latent after another has one slice.
 
     Attributes:
         num_codes: S = K^N.
@@ -127,7 +127,7 @@ def elbo_cost(
 
 
 def sum_cost(pair: HasPair, *args: Any, max_memory: float | None = None, **kwargs: Any) -> Cost:
-    """Estimate the cost of a gradient of log p(x), or of the ELBO where log p(x) is no sum over codes.
+    """Estimate the cost of a gradient of log p(x), or of the ELBO if log p(x) is not a sum over codes.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`.
@@ -139,13 +139,13 @@ def sum_cost(pair: HasPair, *args: Any, max_memory: float | None = None, **kwarg
         As :func:`cost`.
 
     Raises:
-        ValueError: if there is no sum of either kind.
+        ValueError: if neither is a sum over codes.
     """
     try:
         return cost(pair, *args, max_memory=max_memory, **kwargs)
     except TooManyCodesError:
         raise
-    except ValueError:  # log p(x) of continuous latents is no sum over codes, but the ELBO has one
+    except ValueError:  # with continuous latents, only the ELBO can be estimated by a sum over codes
         return elbo_cost(pair, *args, max_memory=max_memory, **kwargs)
 
 
@@ -196,7 +196,7 @@ def _terms(runs: Runs, plan: Plan, numbers: Tensor) -> Tensor:
 
 
 def _some_numbers(plan: Plan, count: int) -> Tensor:
-    """Return the first `count` code numbers, starting over where there are fewer codes."""
+    """Return the first `count` code numbers, starting over if there are fewer codes."""
     return torch.arange(count, device=plan.device) % plan.num_codes
 
 

@@ -1,7 +1,7 @@
-"""Sums over latents that have an axis each, one latent after another: chains, and latents of the model alone.
+"""Sum over latents that have an axis each, one latent after another: chains, and latents of the model alone.
 
-Latents of the model alone are summed in the logarithm, inner plates first. Latents of the guide are averaged over, from
-the last one drawn to the first: E_q[f] = E[.. E[f | all but the last] ..]. Both take time and memory linear in the
+Latents of the model alone are summed inside the logarithm, inner plates first. Latents of the guide are averaged over,
+from the last one drawn to the first: E_q[f] = E[.. E[f | all but the last] ..]. Both take time and memory linear in the
 number of statements of a chain.
 """
 
@@ -20,14 +20,14 @@ from ..programs.shared import common_scale
 from ..programs.terms import Reading, Site
 from ..runtime.compat.torch import is_transformed
 
-#: What is left of all terms that have an axis, without it.
+#: A function that sums an axis out of all terms that have it, and returns the resulting terms.
 Step = Callable[[Axis, list[Term]], list[Term]]
 #: A sum of log-probabilities over one dimension.
 LogSum = Callable[[Tensor, int], Tensor]
 
 
 def eliminated(terms: Iterable[Term], order: Sequence[Axis], step: Step) -> list[Term]:
-    """Remove axes in their order: a step takes all terms that have the axis, and returns some that have not."""
+    """Remove axes in the given order: a step takes all terms that have the axis, and returns terms without it."""
     rank = {axis: i for i, axis in enumerate(order)}
     waiting: list[list[Term]] = [[] for _ in order]
     rest: list[Term] = []
@@ -58,7 +58,7 @@ def elbo(runs: Runs, chains: Chains) -> Tensor:
 
 
 def log_probs_of(q: Reading) -> dict[Axis, Term]:
-    """Return the log-probabilities of a guide's latents given those before them, the last one drawn first."""
+    """Return the log-probabilities of a guide's latents given those before them, starting with the last one drawn."""
     sites = {site.variable: site.log_probs for site in q.sites.values()}
     return {axis: sites[axis] for axis in sorted(sites, reverse=True)}
 
@@ -67,8 +67,9 @@ def averaged(costs: Iterable[Term], log_probs: Mapping[Axis, Term], chains: Chai
     """Average costs over latents.
 
     Args:
-        costs: terms that add up to what is averaged.
-        log_probs: of each latent given others that come after it here; in the order in which they are averaged over.
+        costs: terms whose sum is averaged.
+        log_probs: log-probabilities of each latent given latents that come later in this mapping; its order is the
+            order in which the latents are averaged over.
         chains: the layout.
     """
 
@@ -84,9 +85,9 @@ def log_evidence(runs: Runs, chains: Chains) -> Tensor:
 
 
 def evidence_of(p: Reading, chains: Chains, added: Iterable[Term] = ()) -> Tensor:
-    """Return log p(x) of what a model says, with more terms added to it; differentiable.
+    """Return log p(x) from the terms of a model and further terms added to them; differentiable.
 
-    The derivatives by these terms are the posterior probabilities of their values.
+    The derivatives with respect to the added terms are the posterior probabilities of their values.
     """
     left = log_summed([*p.others.values(), *added], p.sites.values(), chains)
     return impossible_as_infinite(collected([term.weighed() for term in left], chains))
@@ -98,10 +99,10 @@ def log_summed(
     """Sum the product of terms and priors over the latents of these sites, from the innermost plates to the outermost.
 
     Args:
-        terms: log-probabilities, masked; others than those that depend on the latents are left as they are.
+        terms: log-probabilities, masked; terms that do not depend on the latents are returned unchanged.
         sites: the latents.
         chains: the layout.
-        log_sum: the sum; another one gives other marginals as derivatives.
+        log_sum: the function that sums probabilities; its derivatives determine what derivatives of the result mean.
     """
     priors = {site.variable: site.log_probs for site in sites}
 
@@ -112,7 +113,7 @@ def log_summed(
 
 
 def conditionals(terms: Iterable[Term], sites: Iterable[Site], chains: Chains) -> dict[Axis, Term]:
-    """Return the posterior of latents as log p(z | those that are summed after it, data), in the order of the sums.
+    """Return the posterior of latents as log p(z | latents summed after it, data), in the order of the sums.
 
     Args:
         terms: log-probabilities, masked.
@@ -134,12 +135,12 @@ def conditionals(terms: Iterable[Term], sites: Iterable[Site], chains: Chains) -
 
 
 def _inner_first(priors: Mapping[Axis, Term]) -> list[Axis]:
-    """Return the order in which latents are summed: those of inner plates first, then the later ones."""
+    """Return the order in which latents are summed: inner plates first, and in each plate the last latent first."""
     return sorted(priors, key=lambda axis: (-len(priors[axis].plates), -axis.place))
 
 
 def _product(axis: Axis, terms: list[Term], own: frozenset[Axis], chains: Chains) -> Term:
-    """Multiply terms that have a latent's axis, over plates that the latent is outside of."""
+    """Multiply the factors that have a latent's axis, also over the cells of plates inside which the latent is not."""
     return joined([_within(term, own, axis, chains) for term in terms])._replace(plates=own)
 
 
@@ -149,14 +150,14 @@ def _sum(term: Term, axis: Axis, log_sum: LogSum) -> Term:
 
 
 def log_sum_exp(values: Tensor, dim: int) -> Tensor:
-    """Sum probabilities; where all of them are 0, the result is the lowest finite number, whose derivative is 0."""
+    """Sum probabilities; if all of them are 0, the result is the lowest finite number, with derivative 0."""
     if is_transformed():
         return values.clamp_min(torch.finfo(values.dtype).min).logsumexp(dim)
     return cast(Tensor, _LogSumExp.apply(values, dim))
 
 
 class _LogSumExp(torch.autograd.Function):
-    """Save the values once, and not once more without those that are infinite."""
+    """The same sum, which saves the values only once: logsumexp of clamped values would also save the clamped ones."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, dim: int) -> Tensor:
@@ -174,7 +175,7 @@ class _LogSumExp(torch.autograd.Function):
 
 
 def _within(term: Term, own: frozenset[Axis], axis: Axis, chains: Chains) -> Term:
-    """Multiply a term over the plates that a latent is outside of."""
+    """Multiply a factor over the cells of plates inside which a latent is not."""
     extra = term.plates - own
     if not extra:
         return term
@@ -182,15 +183,16 @@ def _within(term: Term, own: frozenset[Axis], axis: Axis, chains: Chains) -> Ter
         if not other.is_plate and other != axis and (inside := chains.plates[other.name]) and extra & set(inside):
             names = sorted(plate.name for plate in extra & set(inside))
             raise ValueError(
-                f"Expected latents that can be summed one after another, but found '{axis.name}', outside of the "
-                f"plate(s) {names}, beside '{other.name}' inside of them, which is not summed before it: the sum would "
-                f"be over the values of '{other.name}' of all data at once. Try '{axis.name}' in the guide as well."
+                f"Expected latents that can be summed one after another, but found '{axis.name}' outside of the "
+                f"plate(s) {names} in one term with '{other.name}' inside of them, which is not summed before it: the "
+                f"sum would be over the values of '{other.name}' of all data at once. Try '{axis.name}' in the guide "
+                "as well."
             )
     return over(term, extra, chains.sizes)
 
 
 def over(term: Term, plates: frozenset[Axis], sizes: Mapping[Axis, int]) -> Term:
-    """Add the log-probabilities of all cells of some plates."""
+    """Add up the log-probabilities over all cells of some plates."""
     if not plates:
         return term
     dims = [i for i, axis in enumerate(term.axes) if axis in plates]
@@ -201,7 +203,7 @@ def over(term: Term, plates: frozenset[Axis], sizes: Mapping[Axis, int]) -> Term
 
 
 def joined(terms: Sequence[Term]) -> Term:
-    """Add terms, with the axes of all of them."""
+    """Add terms by broadcasting; the result has the axes of all of them."""
     if len(terms) == 1:
         return terms[0]
     axes = tuple(sorted(frozenset().union(*(term.axes for term in terms))))
@@ -213,7 +215,7 @@ def joined(terms: Sequence[Term]) -> Term:
 
 
 def aligned(term: Term, axes: tuple[Axis, ...]) -> Tensor:
-    """Return values that broadcast with others of these axes."""
+    """Reshape a term's values so that they broadcast with values that have these axes."""
     if term.axes == axes[len(axes) - len(term.axes) :]:
         return term.values
     sizes = dict(zip(term.axes, term.values.shape, strict=True))
@@ -221,7 +223,7 @@ def aligned(term: Term, axes: tuple[Axis, ...]) -> Tensor:
 
 
 def _averages(axis: Axis, terms: list[Term], log_probs: Term, chains: Chains) -> list[Term]:
-    """Average costs over a latent, given those that it depends on: one for each set of plates that costs are in."""
+    """Average costs over a latent, given the latents that it depends on; group costs by the plates that they are in."""
     groups: dict[frozenset[Axis], list[Term]] = {}
     for term in terms:
         latents = (chains.plates[other.name] for other in term.axes if not other.is_plate)
@@ -231,7 +233,7 @@ def _averages(axis: Axis, terms: list[Term], log_probs: Term, chains: Chains) ->
 
 
 def _average(axis: Axis, costs: Term, log_probs: Term) -> Term:
-    """Average costs over a latent. A value that has no probability costs nothing."""
+    """Average costs over a latent. A value of probability 0 adds 0, even if its cost is infinite."""
     axes = tuple(sorted({*costs.axes, *log_probs.axes}))
     lowest = torch.finfo(costs.values.dtype).min
     weighted = aligned(log_probs, axes).exp() * aligned(costs, axes).clamp(lowest, -lowest)
@@ -240,12 +242,12 @@ def _average(axis: Axis, costs: Term, log_probs: Term) -> Term:
 
 
 def negative(term: Term) -> Term:
-    """Return minus a term. A value that has no probability costs the greatest finite number: times 0 it is 0."""
+    """Return minus a term. An impossible value costs the largest finite number, which its probability 0 turns to 0."""
     return term._replace(values=-term.values.clamp_min(torch.finfo(term.values.dtype).min))
 
 
 def collected(terms: Sequence[Term], chains: Chains) -> Tensor:
-    """Add terms for each cell of the shared plates; what several cells share is divided among them."""
+    """Add up terms for each cell of the shared plates; a term that several cells share is divided evenly among them."""
     shared = frozenset(chains.shared)
     parts = []
     for term in terms:

@@ -1,4 +1,4 @@
-"""Sums over so many codes that nobody could wait for their end, refused before they are begun."""
+"""Refuse sums over so many codes that they would not end within hours, before they start."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ from ..runtime.work import count_operations
 from .plan import Plan, plan_sum
 from .sizes import read_codes
 
-#: The most operations of one sum: three hours on two cores, or a minute on a large GPU.
+#: The largest number of operations of one sum: three hours on two cores, or a minute on a large GPU.
 MOST_OPERATIONS = 1e15
-#: So many codes take no more than that, whatever decodes them; operations are counted where there are more.
+#: Up to this many codes never take more than that, whatever the decoder; beyond it, operations are counted.
 FEW_CODES = 2**20
 
 
 def plan_to_end(runs: Runs, *, with_guide: bool = True, **options: Any) -> Plan | Chains:
-    """Plan a sum as :func:`~pyro_gvae.exact.plan.plan_sum` does, which is then taken.
+    """Plan a sum as :func:`~pyro_gvae.exact.plan.plan_sum` does, and refuse one that takes too long.
 
     Raises:
         ValueError: as `plan_sum`; also if the sum over joint codes would not end within hours.
@@ -35,7 +35,7 @@ def plan_to_end(runs: Runs, *, with_guide: bool = True, **options: Any) -> Plan 
             raise TooManyCodesError(
                 f"Expected codes that can be summed in {MOST_OPERATIONS:g} operations, some hours on two cores, but "
                 f"found K^N = {found} = {plan.num_codes:,}, which take {operations:.2g} per sum. Try fewer latents or "
-                "categories, or what samples: another estimator, importance-weighted evidence."
+                "categories, or sampling: another estimator, or the importance-weighted evidence."
             )
     return plan
 
@@ -57,7 +57,7 @@ def plan_and_guide(runs: Runs, **options: Any) -> tuple[Plan | Chains, Guide]:
 
 @torch.no_grad()
 def _operations_of_code(runs: Runs, plan: Plan, *, with_guide: bool) -> int:
-    """Count the operations that one more code takes, without its gradient, on a few codes."""
+    """Count the operations that one more code takes, without gradients, by runs on a few codes."""
     few, more = plan.layout.few()
 
     def counted(num_codes: int) -> int:

@@ -1,4 +1,4 @@
-"""The average of what a slice of codes says, weighted by q, and its derivatives."""
+"""Compute a slice of codes' contribution to the ELBO, an expectation under q, and its derivatives."""
 
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ def finite(table: Tensor) -> Tensor:
 
 
 def expected(plan: Plan, terms: Terms, *, first: bool) -> Tensor:
-    """Return what a slice adds to the ELBO, (B,); the first slice also adds what is constant."""
+    """Return what a slice adds to the ELBO, (B,); the first slice also adds the constant terms."""
     if is_transformed():
         part = (plan.weights(terms.log_weights) * finite(terms.table)).sum(0)
     else:

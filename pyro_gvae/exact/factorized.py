@@ -1,4 +1,4 @@
-"""The best factorized posterior of each datum, by coordinate ascent on the enumerated joint distribution."""
+"""Find the best factorized posterior of each datum, by coordinate ascent on the enumerated joint distribution."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -29,7 +29,7 @@ from .posteriors import check_latents
 class MeanField(NamedTuple):
     """The best factorized posterior found for each datum."""
 
-    logits: PerLatent  # (B, N, K): log q_n(k), normalized; of several discrete latents a dictionary by their names
+    logits: PerLatent  # (B, N, K): log q_n(k), normalized; for several discrete latents a dictionary by their names
     elbo: Tensor  # (B,): its ELBO in nats
 
 
@@ -52,10 +52,10 @@ def mean_field(
     which is held in memory. The ELBO has several local optima, so the ascent starts from the guide, from the marginals
     of the exact posterior and from its mode, and the best result is returned. Up to rounding, it lies between the
     guide's ELBO and log p(x), so the difference to the guide's ELBO is the amortization gap. A guide whose latents
-    depend on each other is no start: it is not factorized, and its ELBO may be higher. So may be that of a guide which
-    lacks latents of the model: the pair's ELBO sums them as if the guide had their exact posterior, and here they are
-    factorized as all others. Latents inside of `pyro.markov` are updated one after another, in time linear in their
-    number.
+    depend on each other cannot be a start: it is not factorized, and its ELBO may be higher than the result. So may the
+    ELBO of a guide that lacks latents of the model: it sums them as if the guide had their exact posterior, whereas
+    here they are factorized like all others. Latents inside of `pyro.markov` are updated one after another, in time
+    linear in their number.
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`.
@@ -109,7 +109,7 @@ def mean_field(
 
 
 def _of_chains(runs: Runs, chains: Chains, *, max_sweeps: int, tolerance: float) -> MeanField:
-    """Find the same latent by latent."""
+    """Find the best factorized posterior of latents that are summed one after another."""
     statements = factorized_chains.Statements(runs, chains)
     ends = [
         ascend(statements.sweep, start, max_sweeps=max_sweeps, tolerance=tolerance)
@@ -148,7 +148,7 @@ def _tables(model: Run, plan: Plan, max_memory: float | None) -> tuple[list[Tens
     parts, scale = [part.tables for part in levels], levels[0].scale
     tables, step = [], plan.num_codes
     for level, table in zip(plan.layout.levels, zip(*parts, strict=True), strict=True):
-        step //= level.num_codes  # codes of inner levels, on which this one does not depend
+        step //= level.num_codes  # the number of joint codes of the inner levels, on which this level does not depend
         tables.append(torch.cat(table)[::step].T.contiguous().clamp_min(lowest))
     return tables, scale
 
@@ -183,10 +183,10 @@ def _marginal_start(model: Run, plan: Plan) -> tuple[Tensor, ...]:
 
 
 def shared_sweep(log_q: tuple[Tensor, ...], tables: list[Tensor], plan: Plan) -> Digits:
-    """Update every digit once, where data share latents.
+    """Update every digit once, for latents that data share.
 
-    The expectation of log p(x, z) is linear in the probabilities of each digit, so that its derivative by these is the
-    conditional expectation: log q_n(k) = d E_q[log p(x, z)] / d q_n(k) + constant.
+    The expectation of log p(x, z) is linear in the probabilities of each digit, so its derivative with respect to them
+    is the conditional expectation: log q_n(k) = d E_q[log p(x, z)] / d q_n(k) + constant.
     """
     logits = list(log_q)
     for n in range(len(logits)):
@@ -212,7 +212,7 @@ def _expected(tables: list[Tensor], probs: list[Tensor], plan: Plan) -> Tensor:
     digits = list(zip(probs, _levels_of_digits(plan), strict=True))
     total = tables[0].new_zeros(plan.layout.levels[0].shape.numel())
     for table, level in zip(tables, plan.layout.levels, strict=True):
-        # The digits of this level and of those further out, from the last to the first.
+        # The digits of this level and of the levels outside it, from the last to the first.
         for own, outer in reversed([digit for digit in digits if level.holds(digit[1].shape)]):
             rows = outer.spread(own.T, level).T  # (cells, K)
             table = (table.unflatten(1, (-1, rows.shape[1])) @ rows.unsqueeze(-1)).squeeze(-1)

@@ -1,7 +1,7 @@
-"""The best factorized posterior of latents that have an axis each, by coordinate ascent on what each statement says.
+"""Find the best factorized posterior of latents that have an axis each, by coordinate ascent on the terms of the model.
 
-Under a factorized posterior the average of log p(x, z) is a sum over statements, each of which has few latents. So a
-sweep takes time linear in the length of a chain.
+Under a factorized posterior, the average of log p(x, z) is a sum over the model's statements, each with few latents. So
+a sweep takes time linear in the length of a chain.
 """
 
 from collections.abc import Iterable
@@ -31,14 +31,14 @@ class Sweep(NamedTuple):
 
 @final
 class Statements:
-    """What the model says: terms whose sum is log p(x, z), masked and not scaled."""
+    """The terms of the model, whose sum is log p(x, z), masked and not scaled."""
 
     def __init__(self, runs: Runs, chains: Chains) -> None:
         p = chains.of_model().read(runs).p
         terms = [*p.others.values(), *(site.log_probs for site in p.sites.values())]
         self.chains = chains
         self.scale = common_scale([term.scale for term in terms])
-        # An impossible value must add 0 times a finite number, and so must all of them together.
+        # An impossible value must add 0 times a finite number, and the sum of all terms must stay finite, too.
         times = len(terms) * Size(chains.sizes.values()).numel()
         self.terms = [
             term._replace(values=term.values.clamp_min(torch.finfo(term.values.dtype).min / (2 * times)), scale=1.0)
@@ -70,14 +70,14 @@ class Statements:
         return in_plates(values, name, self.chains)
 
     def _values(self, name: str, logits: Tensor) -> Term:
-        """Return the probability of each value of a latent."""
+        """Return the probability of each value of a latent, as a term."""
         table = logits[..., 0, :]
         for digit in logits.unbind(-2)[1:]:
             table = (table.unsqueeze(-1) + digit.unsqueeze(-2)).flatten(-2)
         return self._term(name, table.exp(), (self.variables[name],))
 
     def _term(self, name: str, values: Tensor, variable: tuple[Axis, ...]) -> Term:
-        """Return numbers (*plates, S) of a latent as a term, with S = 1 where there is no variable."""
+        """Return numbers (*plates, S) of a latent as a term, with S = 1 if the term does not depend on its value."""
         plates = self._wide(name)
         sizes = [*values.shape[-1:][: len(variable)], *(self.chains.sizes[plate] for plate in plates)]
         return Term(values.movedim(-1, 0).reshape(sizes), (*variable, *plates), frozenset(self.chains.plates[name]))
@@ -87,7 +87,7 @@ class Statements:
 
 
 def starts(runs: Runs, chains: Chains) -> list[Logits]:
-    """Return where to start: the guide if it is factorized, the marginals of the posterior, and its smoothed mode."""
+    """Return the starts of the ascent: the guide if factorized, the posterior's marginals, and its smoothed mode."""
     found = [_logs(marginals(runs, chains.of_model()))]
     modes = best(runs, chains.of_model()).codes
     found.append(_logs({name: 0.9 * mode + 0.1 / mode.shape[-1] for name, mode in modes.items()}))
@@ -117,7 +117,7 @@ def _logs(probs: dict[str, Tensor]) -> Logits:
 
 
 def _averaged(term: Term, probs: dict[Axis, Term], kept: Axis | None) -> Term:
-    """Average over all latents of a term, but one that is kept."""
+    """Average a term over all its latents except for one that is kept."""
     for axis in [axis for axis in term.axes if not axis.is_plate and axis != kept]:
         axes = _union(term.axes, probs[axis].axes)
         dim = axes.index(axis)

@@ -1,4 +1,4 @@
-"""Sums over the codes of latents that data share: inner plates first, from the leaves, then outer ones.
+"""Sum over the codes of latents that data share, from the innermost plates to the outermost.
 
 With a latent g of all data, p(x) = sum_g p(g) prod_b sum_z p(z | g) p(x_b | z, g), and so on for plates in plates.
 """
@@ -16,8 +16,8 @@ from ..programs.factors import Codes
 from ..programs.levels import level_scores
 from .plan import Plan, computed
 
-#: Returns of codes, and of the scale of the model, what is added to their log-probability before scaling, (s, cells),
-#: by the names of latents.
+#: A function of codes and the model's scale that returns numbers (s, cells) by the names of latents; they are added to
+#: the log-probabilities of the codes before scaling.
 Added = Callable[[Codes, float | Tensor], Mapping[str, Tensor]]
 
 
@@ -34,10 +34,10 @@ class Evidence(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Sums over the codes of the innermost latents; S' is the number of joint codes of the others."""
+    """Sums over the codes of the innermost latents; S' is the number of joint codes of the other latents."""
 
     log_sums: Tensor  # (S', cells)
-    tables: list[Tensor]  # of the outer levels, from the outermost: (S', cells)
+    tables: list[Tensor]  # log-probabilities of the outer levels, from the outermost: (S', cells)
     scale: float | Tensor
 
 
@@ -45,13 +45,14 @@ def nested_evidence(model: Run, plan: Plan, added: Added = nothing) -> Evidence:
     """Compute log p(x); differentiable.
 
     Args:
-        model: with its data bound.
-        plan: how its codes are cut.
-        added: what is added to log-probabilities. The derivatives of log p(x) are the posterior probabilities of codes.
+        model: the model with its data bound.
+        plan: how its codes are cut into slices.
+        added: numbers to add to log-probabilities. The derivatives of log p(x) with respect to them are the posterior
+            probabilities of codes.
 
     Raises:
-        ValueError: if several processes divide the codes: sums of one process are factors of products over data, which
-            no sum over processes has.
+        ValueError: if several processes divide the codes: log p(x) contains products over data of sums over codes, so
+            it is not a sum over processes.
     """
     if plan.share.world_size > 1:
         raise ValueError(
@@ -65,7 +66,7 @@ def nested_evidence(model: Run, plan: Plan, added: Added = nothing) -> Evidence:
 
 
 def nested_marginals(model: Run, plan: Plan) -> dict[str, Tensor]:
-    """Compute p(z_n = k | x) of each latent, (cells, N, K) by its name, all data given."""
+    """Compute p(z_n = k | x) of each latent given all data, (cells, N, K) by its name."""
     cells = {name: level.shape.numel() for level in plan.layout.levels for name in level.names}
     potentials = {
         latent.name: torch.zeros(
@@ -86,7 +87,7 @@ def nested_marginals(model: Run, plan: Plan) -> dict[str, Tensor]:
 def nested_samples(model: Run, plan: Plan, num_samples: int) -> Tensor:
     """Draw the numbers of joint codes from their posterior given all data, (P, cells of the innermost latents).
 
-    Outer codes are drawn first, each given those further out; then the innermost, slice by slice, given these.
+    Outer codes are drawn first, each given the codes outside it; then the innermost codes, slice by slice, given these.
     """
     found = _inner_sums(model, plan, nothing)
     levels = plan.layout.levels
@@ -106,7 +107,7 @@ def nested_samples(model: Run, plan: Plan, num_samples: int) -> Tensor:
         for group in range(start // inner, (start + len(numbers) - 1) // inner + 1):
             rows = slice(max(group * inner - start, 0), (group + 1) * inner - start)
             here, own = table[rows], numbers[rows]
-            if group * inner >= start:  # it begins here
+            if group * inner >= start:  # the codes of this outer code begin in this slice
                 so_far = torch.full_like(so_far, -torch.inf)
             log_sum = here.logsumexp(0)
             so_far = torch.logaddexp(so_far, log_sum)
@@ -138,9 +139,9 @@ def _inner_sums(model: Run, plan: Plan, added: Added) -> _Sums:
 
 
 def _slice(model: Run, plan: Plan, numbers: Tensor, start: int, added: Added) -> _Sums:
-    """Sum the codes numbered from `start` over the innermost latents that they have.
+    """Sum the codes numbered from `start` over their innermost latents.
 
-    The tables are those of the outer codes that begin among them.
+    The tables returned are those of the outer codes that begin in this slice.
     """
     tables, scale = _tables(model, plan, numbers, added)
     inner = plan.layout.levels[-1].num_codes
@@ -159,7 +160,7 @@ def _tables(model: Run, plan: Plan, numbers: Tensor, added: Added) -> tuple[list
         for name in level.names:
             if name in more:
                 table = table + more[name]
-        # An impossible code must not make its outer code's sum NaN; sums of these over the data stay finite.
+        # An impossible code must not make its outer code's sum NaN; sums of the clamped numbers over data are finite.
         tables.append(table.clamp_min(torch.finfo(plan.dtype).min / (16 * plan.layout.batch_size)))
     return tables, found.scale
 
@@ -170,7 +171,7 @@ def _log_sum(plan: Plan, table: Tensor, count: int) -> Tensor:
 
 
 def _upwards(plan: Plan, found: _Sums) -> list[Tensor]:
-    """Return log p of all that is inside of each outer level, from the outermost: (codes up to it, its cells)."""
+    """Return log p of everything inside each outer level, from the outermost: (codes up to that level, its cells)."""
     levels = plan.layout.levels
     message, step = found.log_sums, 1
     values = []

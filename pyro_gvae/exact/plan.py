@@ -1,4 +1,4 @@
-"""The space of joint codes, cut into slices that fit into memory."""
+"""Cut the space of joint codes into slices that fit into memory."""
 
 import math
 from collections import Counter
@@ -25,7 +25,7 @@ from .sizes import bytes_of_code
 MOST_CODES = 2**62
 
 
-#: What is known of each discrete latent, by its name; of the only one, where there is one, without a name.
+#: A value for each discrete latent, by its name; if there is only one, the value itself.
 PerLatent = Tensor | dict[str, Tensor]
 
 
@@ -44,22 +44,22 @@ class Plan(NamedTuple):
 
     @property
     def num_codes(self) -> int:
-        """S, which is K^N where there is one latent site."""
+        """S, the number of joint codes: K^N if there is one latent site."""
         return self.layout.space.num_codes
 
     @property
     def batch_shape(self) -> torch.Size:
-        """Of the results."""
+        """The batch shape of the results."""
         return self.layout.batch_shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the scores."""
+        """The type of the scores."""
         return self.layout.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the sum is taken."""
+        """The device on which the sum is computed."""
         return self.layout.device
 
     @property
@@ -69,7 +69,7 @@ class Plan(NamedTuple):
 
     @property
     def is_searched(self) -> bool:
-        """Whether codes with a negligible posterior are looked for: the search costs less than it saves for many."""
+        """Whether to search for codes of negligible probability, which saves time only if there are many codes."""
         few, least = tuning(self.device).few_codes, tuning(self.device).searched_bytes
         return self.num_codes > few and (self.num_slices > 1 or self.num_codes * self.bytes_per_code >= least)
 
@@ -81,7 +81,7 @@ class Plan(NamedTuple):
 
     @property
     def log_negligible(self) -> float:
-        """log(eps / 16 S): S codes with this probability are lost in the rounding error of one sum."""
+        """log(eps / 16 S): S codes of this probability vanish in the rounding error of one sum."""
         return math.log(torch.finfo(self.dtype).eps / 16) - math.log(self.num_codes)
 
     def numbers(self) -> Iterator[Tensor]:
@@ -142,7 +142,7 @@ class Plan(NamedTuple):
                 waiting, none_yet = waiting[self.slice_size :], False
         if len(waiting):
             yield waiting
-        elif none_yet:  # all codes of this share are negligible, but a program cannot run on none
+        elif none_yet:  # all codes of this share are negligible, but a program cannot run on no codes
             yield next(self.numbers())[:1]
 
 
@@ -156,13 +156,13 @@ def plan_sum(
     seen: Look | None = None,
     with_gradient: bool = True,
 ) -> Plan | Chains:
-    """Plan a sum over joint codes, or over one latent after another: of chains, and of latents of the model alone.
+    """Plan a sum over joint codes, or over one latent after another for chains and for latents of the model alone.
 
     Args:
         runs: the pair with its data bound.
-        with_guide: whether the guide is read, as for the ELBO; the evidence is the model's alone.
+        with_guide: whether the guide is read, as for the ELBO; the evidence needs the model alone.
         max_memory: bytes that a slice may take, or the log-probabilities of a latent; 4 GB if None.
-        slice_size: codes of a slice, as :func:`make_plan`.
+        slice_size: codes of a slice, as for :func:`make_plan`.
         share: which codes this process sums, if several processes divide them.
         seen: what a first look at the pair has shown, where there was one.
         with_gradient: whether a gradient may be taken, as :func:`make_plan`.
@@ -185,7 +185,7 @@ def plan_sum(
     if share.world_size > 1:
         raise ValueError(
             f"Expected one process, but found {share.world_size} that divide the joint codes of latents that are "
-            "summed one after another, which need no table of joint codes. Try to divide the data."
+            "summed one after another, which need no table of joint codes. Try dividing the data."
         )
     return lay_out_chains(runs, seen, max_memory)
 
@@ -201,15 +201,15 @@ def make_plan(
     roles: Roles = READ_ALL,
     with_gradient: bool = True,
 ) -> Plan:
-    """Cut the joint codes of a pair into slices, after a few runs on few codes.
+    """Cut the joint codes of a pair into slices, after a few runs on a few codes.
 
     Args:
         runs: the pair with its data bound.
-        with_guide: whether the guide is read, as for the ELBO; the evidence is the model's alone.
+        with_guide: whether the guide is read, as for the ELBO; the evidence needs the model alone.
         max_memory: bytes that a slice may take, forward and backward; 4 GB if None.
         slice_size: codes of a slice; the largest that is fast and fits into `max_memory` if None.
         share: which codes this process sums, if several processes divide them.
-        seen: what a first look at the pair has shown, where there was one.
+        seen: the result of a first look at the pair, if there was one.
         roles: which discrete latents are summed, all by default, and which latents are scored.
         with_gradient: whether a gradient may be taken. Where none is, smaller slices are faster.
 
@@ -218,7 +218,7 @@ def make_plan(
 
     Raises:
         ValueError: if there are fewer codes than processes, or more than 2^62, or if slices of that size, or of
-            one code, do not fit.
+            one code, do not fit into memory.
     """
     layout = lay_out(runs, with_guide=with_guide, roles=roles, seen=seen)
     total = layout.space.num_codes
@@ -229,8 +229,8 @@ def make_plan(
         found = " x ".join(f"{num_categories}^{number}" for num_categories, number in digits.items())
         raise TooManyCodesError(
             f"Expected at most 2^62 joint codes, but found K^N = {found}, too many to sum. Try `for t in "
-            "pyro.markov(range(T))` for a chain in model and guide, whose latents exact.elbo, exact.log_evidence and "
-            "their losses sum one after another, or an estimator that samples, such as relax() with Trace_ELBO."
+            "pyro.markov(range(T))` for a chain in model and guide: exact.elbo, exact.log_evidence and their losses "
+            "sum its latents one after another. Or try an estimator that samples, such as relax() with Trace_ELBO."
         )
     if total < share.world_size:
         raise ValueError(f"Expected a code for each process, but found {share.world_size} processes for {total} codes.")
@@ -254,7 +254,7 @@ def make_plan(
 
 
 def computed(plan: Plan, part: Callable[[], Any]) -> Any:
-    """Compute a part. If there are several, the backward pass computes it again, so that graphs exist one at a time."""
+    """Compute a part. If there are several, the backward pass recomputes each, so only one graph exists at a time."""
     if plan.num_slices == 1 or not torch.is_grad_enabled() or is_transformed():
         return part()
     return checkpoint(part, use_reentrant=False)

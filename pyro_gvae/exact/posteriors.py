@@ -1,4 +1,4 @@
-"""The exact posterior p(z | x) over all joint codes: marginals, most probable codes, samples."""
+"""Compute the exact posterior p(z | x) over all joint codes: marginals, most probable codes, samples."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,9 +20,9 @@ from .plan import PerLatent, Plan, make_plan, per_latent
 class Posterior(NamedTuple):
     """The exact posterior of each datum.
 
-    Codes and marginals of a program with one discrete latent are tensors; those of several latents are dictionaries
-    by the latent's name. A latent has N digits of K categories, whatever its values are: bits have two categories, and
-    integers one digit.
+    Codes and marginals of a program with one discrete latent are tensors; with several latents, they are dictionaries
+    by the latent's name. Every latent is treated as N digits of K categories: bits have two categories, and integers
+    one digit.
     """
 
     marginals: PerLatent  # (B, N, K): p(z_n = k | x)
@@ -44,19 +44,19 @@ def posterior(
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
         *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
-        num_codes: C, how many of the most probable codes of all latents together to return; at most all. The first
-            follows from one pass over a chain; more are looked for among all K^T joint codes.
+        num_codes: C, how many of the most probable joint codes of all latents to return; at most all. In a chain, the
+            first takes one pass; for more, all K^T joint codes are searched.
         max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         **kwargs: keyword arguments of model and guide.
 
     Returns:
-        Marginals (B, N, K), the C most probable joint codes (B, C, N, K), and the probabilities (B, C) of these; of
-        several latents, marginals and codes by the latent's name. Where data share a latent, B stands for the plates
-        that it is in, and marginals are those given all data.
+        Marginals (B, N, K), the C most probable joint codes (B, C, N, K), and their probabilities (B, C); for several
+        latents, marginals and codes by the latent's name. If data share a latent, B stands for the plates that it is
+        in, and marginals are given all data.
 
     Raises:
-        ValueError: as :func:`log_evidence`; also if `num_codes` is negative, or positive where data share a latent.
+        ValueError: as :func:`log_evidence`; also if `num_codes` is negative, or positive if data share a latent.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -81,14 +81,14 @@ def posterior(
 
 
 def check_latents(plan: Plan) -> None:
-    """Refuse to look for posteriors of discrete latents where all of them are observed.
+    """Refuse to compute a posterior if the program has no discrete latent, or all of them are observed.
 
     Raises:
         ValueError: if there is no discrete latent.
     """
     if not plan.layout.space.latents:
         raise ValueError(
-            f"Expected a discrete latent, whose posterior is asked for, but found {sorted(plan.layout.labels)} "
+            f"Expected a discrete latent to compute its posterior, but found {sorted(plan.layout.labels)} "
             "observed. Try data without labels."
         )
 
@@ -126,7 +126,7 @@ def _joint_posterior(model: Run, plan: Plan, num_codes: int) -> Posterior:
 
 
 def _posterior_of_chains(runs: Runs, chains: Chains) -> Posterior:
-    """Return marginals, and no codes."""
+    """Return the marginals, without any codes."""
     marginals = backwards.marginals(runs, chains)
     codes = {name: own.new_zeros(*own.shape[:-2], 0, *own.shape[-2:]) for name, own in marginals.items()}
     some = next(iter(marginals.values()))
@@ -206,7 +206,7 @@ def posterior_mean(
         plan = make_plan(runs, with_guide=False, with_gradient=False, max_memory=max_memory, slice_size=slice_size)
     check_latents(plan)
     if plan.layout.is_shared:
-        raise ValueError("Expected latents of single data, but found one that data share. Try sample_posterior.")
+        raise ValueError("Expected a latent for each datum, but found one that data share. Try sample_posterior.")
     highest = torch.full((plan.batch_shape.numel(),), -torch.inf, dtype=torch.float64, device=plan.device)
     total, mean = torch.zeros_like(highest), torch.zeros((), dtype=torch.float64, device=plan.device)
     for numbers in plan.numbers():
@@ -230,7 +230,7 @@ def sample_posterior(
 ) -> PerLatent:
     """Draw independent samples from the exact posterior p(z | x) of the discrete model, in one pass over all codes.
 
-    This is reservoir sampling: each slice replaces an earlier draw by one of its own codes, with probability equal to
+    This is reservoir sampling: each slice replaces an earlier draw with one of its own codes, with probability equal to
     the slice's share of the evidence so far.
 
     Args:
@@ -242,8 +242,8 @@ def sample_posterior(
         **kwargs: keyword arguments of model and guide.
 
     Returns:
-        One-hot codes (P, B, N, K); of several discrete latents a dictionary by their names, drawn jointly. B stands for
-        the plates that a latent is in. No gradient.
+        One-hot codes (P, B, N, K); for several discrete latents, drawn jointly, a dictionary by their names. B stands
+        for the plates that a latent is in. No gradient.
 
     Raises:
         ValueError: as :func:`log_evidence`; also if `num_samples` is not positive.
@@ -277,7 +277,7 @@ def sample_posterior(
 
 
 def _in_cells(plan: Plan, numbers: Tensor) -> dict[str, Tensor]:
-    """Return the codes of joint numbers (P, B), of each latent with the batch dimensions that it has."""
+    """Return the codes with these joint numbers (P, B), each latent with its own batch dimensions."""
     shapes = {name: level.shape for level in plan.layout.levels for name in level.names}
     found = {}
     for name, own in plan.codes(numbers).items():

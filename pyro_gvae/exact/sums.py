@@ -1,4 +1,4 @@
-"""The exact ELBO and log-evidence of each datum: differentiable sums over all joint codes, in bounded memory."""
+"""Compute the exact ELBO and log-evidence of each datum: differentiable sums over all codes, in bounded memory."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -37,25 +37,25 @@ def elbo(
         \mathrm{ELBO}_b = \sum_{z} q(z | x_b) \log p(x_b | z) - \mathrm{KL}(q(z | x_b) \,\|\, p(z))
 
     The model runs once for each of the K^N joint codes, not once for each code and datum, on slices of codes that fit
-    into memory. A code with q below eps / (16 K^N) gets weight exactly 0. Of many codes, those for which
+    into memory. A code with q below eps / (16 K^N) gets weight exactly 0. If there are many codes, those for which
     this holds for all data are not decoded: together they are less than a sixteenth of the rounding error of the sum.
     Continuous latents are drawn by `rsample`, which makes the result an unbiased estimate.
 
     Discrete latents inside of `pyro.markov` are summed one after another, in time and memory linear in the length of
-    the chain. So are latents that only the model has, inside of the logarithm:
+    the chain. Latents that only the model has are also summed one after another, inside the logarithm:
 
     .. math:: \mathrm{E}_{q(c | x)} \Big[ \log \sum_z p(x, z, c) - \log q(c | x) \Big]
 
     Args:
-        pair: a `CategoricalVAE`, or a :class:`Pair` of a model and a guide of your own; they may be relaxed.
+        pair: a `CategoricalVAE`, or a :class:`Pair` of your own model and guide; they may be relaxed.
         *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
         max_memory: bytes that a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         **kwargs: keyword arguments of model and guide.
 
     Returns:
-        The ELBO (B,) in nats per datum, scaled and masked; differentiable. The backward pass recomputes slices. Of
-        chains, and of latents of the model alone, one number for each cell of the plates that all discrete latents are
+        The ELBO (B,) in nats per datum, scaled and masked; differentiable. The backward pass recomputes slices. For
+        chains, and for latents of the model alone, one number for each cell of the plates that all discrete latents are
         in.
 
     Raises:
@@ -96,9 +96,9 @@ def log_evidence(
         **kwargs: keyword arguments of model and guide.
 
     Returns:
-        log p(x) (B,) in nats per datum; where data share a discrete latent, one number for each value of the latents
-        that most data share, so a scalar if there is a global one. Differentiable. If there are several slices,
-        gradients take a second pass, over the codes whose posterior probability is not negligible for some datum.
+        log p(x) (B,) in nats per datum; if data share discrete latents, one number for each cell of the outermost
+        latents, so a scalar if a latent is global. Differentiable. If there are several slices, gradients take a second
+        pass, over the codes whose posterior probability is not negligible for some datum.
 
     Raises:
         ValueError: as :func:`elbo`; also if prior and likelihood are scaled differently, if a latent is continuous, or
@@ -201,12 +201,12 @@ def _scores(model: Run, plan: Plan, numbers: Tensor) -> JointScores:
 
 
 def elbo_parts(runs: Runs, plan: Plan, guide: Guide) -> Iterator[Part]:
-    """Yield one function per slice of codes; their values add up to the ELBO. The first also adds what is constant.
+    """Yield one function per slice of codes; their values add up to the ELBO. The first also adds the constant terms.
 
     Args:
         runs: the pair with its data bound.
-        plan: how its codes are cut.
-        guide: what the guide says once.
+        plan: how its codes are cut into slices.
+        guide: the guide's terms that do not depend on the codes of a slice.
     """
     for i, numbers in enumerate(_likely(plan, guide)):
         yield partial(_elbo_part, runs, plan, guide, numbers, first=i == 0 and plan.share.rank == 0)
@@ -214,18 +214,18 @@ def elbo_parts(runs: Runs, plan: Plan, guide: Guide) -> Iterator[Part]:
 
 @torch.no_grad()
 def _likely(plan: Plan, guide: Guide) -> Iterator[Tensor]:
-    """Yield in slices the numbers of all codes, except those that q of independent latents neglects for every datum."""
+    """Yield the numbers of all codes in slices, but leave out codes whose q is negligible for every datum."""
     sites = guide.sites.values()
     if not (sites and plan.is_searched) or is_transformed():  # torch.func does not allow reading values
         return plan.numbers()
-    least = functools.reduce(torch.add, (site.log_probs.amin(-1).sum(-1) for site in sites))  # of the least probable
+    least = functools.reduce(torch.add, (site.log_probs.amin(-1).sum(-1) for site in sites))  # the least probable code
     if not plan.negligible(least.unsqueeze(0)).item():
         return plan.numbers()
     return plan.repacked(numbers[~neglected(plan, guide, numbers)] for numbers in plan.numbers())
 
 
 def neglected(plan: Plan, guide: Guide, numbers: Tensor) -> Tensor:
-    """Return which codes (s,) have a negligible q for every datum, by latents that depend on no other."""
+    """Return which codes (s,) have a negligible q for every datum, judged by latents that depend on no other latent."""
     if not guide.sites:
         return torch.zeros_like(numbers, dtype=torch.bool)
     codes = plan.codes(numbers)
@@ -241,7 +241,7 @@ class Evidence(NamedTuple):
 
     log_evidence: Tensor  # (B,), before scaling
     scale: float | Tensor
-    likely: list[Tensor]  # numbers of the codes that are not negligible in some datum's posterior, or kept anyway
+    likely: list[Tensor]  # numbers of the codes that are not negligible in some datum's posterior, or are kept
 
 
 @torch.no_grad()
@@ -249,9 +249,9 @@ def find_evidence(model: Run, plan: Plan, kept: Callable[[Tensor], Tensor] | Non
     """Compute log p(x) in one pass over all codes, including those of other processes.
 
     Args:
-        model: with its data bound.
-        plan: how its codes are cut.
-        kept: returns of the numbers of codes (s,) which are kept among those that contribute, whether they do or not.
+        model: the model with its data bound.
+        plan: how its codes are cut into slices.
+        kept: a function of code numbers (s,) that returns which codes to keep even if they do not contribute.
     """
     so_far = torch.full((plan.batch_shape.numel(),), -torch.inf, dtype=plan.dtype, device=plan.device)
     log_sums, likely = [], []
@@ -268,7 +268,7 @@ def find_evidence(model: Run, plan: Plan, kept: Callable[[Tensor], Tensor] | Non
 
 
 def evidence_parts(model: Run, plan: Plan, found: Evidence) -> Iterator[Part]:
-    """Yield functions whose values add up to E[log p(x, z)] under the posterior, which is held constant.
+    """Yield functions whose values add up to E[log p(x, z)] under the posterior, which is treated as constant.
 
     The gradient of this sum is the gradient of the log-evidence (Fisher's identity).
     """

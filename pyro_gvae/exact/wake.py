@@ -1,4 +1,4 @@
-"""Two objectives from one table of codes: log p(x) for the model, and a KL from or to its posterior for the guide."""
+"""Compute two objectives from one table of codes: log p(x) for the model, and a KL from or to its posterior for q."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -20,35 +20,35 @@ from .nested import nested_evidence
 from .plan import Plan
 from .sums import Evidence, Part, elbo_parts, evidence, neglected, summed
 
-#: Returns the part of the guide, (B,), from the posterior probabilities (s, B) of the codes of a slice.
+#: A function of the posterior probabilities (s, B) of a slice's codes that returns the guide's objective, (B,).
 ForGuide = Callable[[Tensor], Tensor]
 
 
 class Encoder(ABC):
-    """Abstract base: what the guide learns from the table of codes. The model learns log p(x) in any case."""
+    """Abstract base: the objective of the guide on the table of codes. The model's objective is always log p(x)."""
 
     @abstractmethod
     def keeps(self, plan: Plan, guide: Guide, numbers: Tensor) -> Tensor:
-        """Return which codes (s,) it needs besides those that are probable in the model's posterior."""
+        """Return which codes (s,) the guide needs besides those that are probable in the model's posterior."""
 
     @abstractmethod
     def of_codes(
         self, runs: Runs, plan: Plan, guide: Guide, codes: Codes, *, first: bool
     ) -> tuple[JointScores, ForGuide]:
-        """Run both programs once on joint codes of each datum."""
+        """Run both programs once on joint codes; return the model's scores and the objective of the guide."""
 
     @abstractmethod
     def of_levels(self, runs: Runs, plan: Plan, guide: Guide) -> Tensor:
-        """Return log p(x), with both gradients, where data share latents."""
+        """Return log p(x) with the gradients of both objectives, for latents that data share."""
 
     @abstractmethod
     def of_chains(self, runs: Runs, chains: Chains) -> Tensor:
-        """Return log p(x), with both gradients, where each latent has an axis of its own."""
+        """Return log p(x) with the gradients of both objectives, for latents that have an axis each."""
 
 
 @final
 class Exclusive(Encoder):
-    """The guide climbs the ELBO, and so minimizes KL(q(z | x) || p(z | x))."""
+    """The guide maximizes the ELBO, and so minimizes KL(q(z | x) || p(z | x))."""
 
     def keeps(self, plan: Plan, guide: Guide, numbers: Tensor) -> Tensor:
         """Return which codes are probable under the guide."""
@@ -57,47 +57,47 @@ class Exclusive(Encoder):
     def of_codes(
         self, runs: Runs, plan: Plan, guide: Guide, codes: Codes, *, first: bool
     ) -> tuple[JointScores, ForGuide]:
-        """Take the ELBO of the slice."""
+        """Use the slice's contribution to the ELBO."""
         terms, scores = terms_and_scores(runs, plan.layout, guide, codes)
         return scores, lambda _: expected(plan, terms, first=first)
 
     def of_levels(self, runs: Runs, plan: Plan, guide: Guide) -> Tensor:
-        """Take the ELBO from one more run of the model, without a graph."""
+        """Compute the ELBO with one more run of the model, without a graph."""
         elbo = summed(plan, elbo_parts(_frozen(runs), plan, guide)).sum()
         return with_gradient_of(evidence(runs.model, plan).sum(), elbo)
 
     def of_chains(self, runs: Runs, chains: Chains) -> Tensor:
-        """Take the ELBO from one more run of the model, without a graph."""
+        """Compute the ELBO with one more run of the model, without a graph."""
         elbo = elimination.elbo(_frozen(runs), chains).sum()
         return with_gradient_of(elimination.log_evidence(runs, chains).sum(), elbo)
 
 
 @final
 class Inclusive(Encoder):
-    """The guide climbs E[log q(z | x)] under the posterior, and so minimizes KL(p(z | x) || q(z | x)).
+    """The guide maximizes E[log q(z | x)] under the posterior, and so minimizes KL(p(z | x) || q(z | x)).
 
-    Where data share latents, and in chains, log q is added to the log-probabilities of the model with the value 0: the
-    derivative of log p(x) by it is the posterior probability.
+    For latents that data share, and in chains, log q is added to the model's log-probabilities with the value 0: the
+    derivative of log p(x) with respect to it is the posterior probability.
     """
 
     def keeps(self, plan: Plan, guide: Guide, numbers: Tensor) -> Tensor:
-        """Return that it needs no others."""
+        """Return that no further codes are needed."""
         return torch.zeros_like(numbers, dtype=torch.bool)
 
     def of_codes(
         self, runs: Runs, plan: Plan, guide: Guide, codes: Codes, *, first: bool
     ) -> tuple[JointScores, ForGuide]:
-        """Take the average of log q under the posterior."""
+        """Use the average of log q under the posterior."""
         log_q, scores = log_q_and_scores(runs, plan.layout, guide, codes)
         return scores, lambda posterior: (posterior * _change(log_q)).sum(0)
 
     def of_levels(self, runs: Runs, plan: Plan, guide: Guide) -> Tensor:
-        """Add log q to the level of its latent."""
+        """Add log q of each latent, with the value 0, to the level of the latent."""
         found = nested_evidence(runs.model, plan, partial(_changes, runs, plan, guide))
         return (found.scale * found.log_evidence).sum()
 
     def of_chains(self, runs: Runs, chains: Chains) -> Tensor:
-        """Add log q to the terms of the model."""
+        """Add log q, with the value 0, to the terms of the model."""
         q, p = chains.read(runs)
         for name in q.others:
             raise is_continuous(name)
@@ -112,7 +112,7 @@ def with_gradient_of(value: Tensor, other: Tensor) -> Tensor:
 
 
 def whole(runs: Runs, plan: Plan, guide: Guide, encoder: Encoder) -> Tensor:
-    """Return log p(x), summed over data, with both gradients, from one slice of all codes."""
+    """Return log p(x), summed over data, with the gradients of both objectives, from one slice of all codes."""
     [numbers] = plan.numbers()
     scores, for_guide = encoder.of_codes(runs, plan, guide, plan.codes(numbers), first=True)
     joint = scores.joint.detach()
@@ -124,7 +124,7 @@ def whole(runs: Runs, plan: Plan, guide: Guide, encoder: Encoder) -> Tensor:
 
 
 def wake_parts(runs: Runs, plan: Plan, found: Evidence, encoder: Encoder, guide: Guide) -> Iterator[Part]:
-    """Yield one function per slice of the codes that contribute; their sum has both gradients, and another value."""
+    """Yield one function per slice of the codes that contribute; only the gradients of their sum have a meaning."""
     for i, numbers in enumerate(plan.repacked(found.likely)):
         yield partial(_part, runs, plan, found, encoder, guide, numbers, first=i == 0 and plan.share.rank == 0)
 
@@ -137,12 +137,12 @@ def _part(
 
 
 def _climbed(scores: JointScores, posterior: Tensor, for_guide: ForGuide) -> Tensor:
-    """Return what has both gradients, (B,): that of the evidence is an average under the posterior."""
+    """Return (B,) with the gradients of both objectives: that of the evidence is an average under the posterior."""
     return scores.scale * (posterior * finite(scores.joint)).sum(0) + for_guide(posterior)
 
 
 def _changes(runs: Runs, plan: Plan, guide: Guide, codes: Codes, scale: float | Tensor) -> Mapping[str, Tensor]:
-    """Return log q of each latent in its level, (s, cells), with the value 0."""
+    """Return log q of each latent in the cells of its level, (s, cells), with the value 0."""
     found: dict[str, list[Tensor]] = {}
     levels = {name: level for level in plan.layout.levels for name in level.names}
     for part in pieces(plan.layout, codes):
@@ -154,11 +154,11 @@ def _changes(runs: Runs, plan: Plan, guide: Guide, codes: Codes, scale: float | 
 
 
 def _change(log_q: Tensor) -> Tensor:
-    """Return log q with the value 0, which no code that the guide never draws makes infinite."""
+    """Return log q with the value 0; finite also for codes that the guide never draws."""
     log_q = finite(log_q)
     return log_q - log_q.detach()
 
 
 def _frozen(runs: Runs) -> Runs:
-    """Return the same without gradients of the model."""
+    """Return the same runs, but without gradients of the model."""
     return runs._replace(model=torch.no_grad()(runs.model))

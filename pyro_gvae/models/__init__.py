@@ -1,1 +1,1 @@
-"""Ready-made programs and the networks that they use."""
+"""Define ready-made programs and the networks that they use."""

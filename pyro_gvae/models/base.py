@@ -1,4 +1,4 @@
-"""The base of ready programs: what model and guide of data x (B, D) have in common."""
+"""Define the base class of the ready-made programs: a model and a guide of data x (B, D)."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ ONE_AT_A_TIME = threading.RLock()
 
 
 class VAE(KnowsArguments, nn.Module, ABC):
-    """Abstract base: a model and a guide of data x (B, D), whose parameters are those of the module.
+    """Abstract base: a model and a guide of data x (B, D), whose parameters are the parameters of the module.
 
     A subclass calls `_begin(x)` first in `model` and in `guide`, and gives its sites the temperatures below.
 
@@ -30,7 +30,7 @@ class VAE(KnowsArguments, nn.Module, ABC):
         data_dim: D.
         name: prefix of the parameters' names in Pyro's param store.
         observation: the module that builds p(x | z) from the natural parameters that a decoder returns.
-        labels: what it does with labels.
+        labels: how the program uses labels.
     """
 
     labels: ClassVar[Labels] = Labels.UNUSED
@@ -67,7 +67,7 @@ class VAE(KnowsArguments, nn.Module, ABC):
         """Run the guide given data x (B, D)."""
 
     def as_taken(self, x: Tensor) -> Tensor:
-        """Return data (M, ...) in the shape that model and guide take: rows (M, D), such as those of images."""
+        """Return data (M, ...) in the shape that model and guide take; images become rows (M, D)."""
         return x.flatten(1) if x.dim() > 2 else x
 
     @property
@@ -77,7 +77,7 @@ class VAE(KnowsArguments, nn.Module, ABC):
 
     @property
     def input_dim(self) -> int:
-        """The number of inputs of an encoder, D but for data of which it sees more, such as missing cells."""
+        """The number of inputs of an encoder: D, or more if it also sees which cells are missing."""
         return self.observation.input_dim(self.data_dim)
 
     @property
@@ -146,10 +146,10 @@ class VAE(KnowsArguments, nn.Module, ABC):
 
 
 def check_sizes(**sizes: int) -> None:
-    """Refuse sizes of networks and codes that are too small: a category needs another, and all else one.
+    """Refuse sizes of networks and codes that are too small: below 2 for numbers of categories, below 1 for others.
 
     Raises:
-        ValueError: if there is one.
+        ValueError: if a size is too small.
     """
     for name, size in sizes.items():
         least = 2 if name in ("num_categories", "num_components", "num_classes", "num_states") else 1
@@ -158,10 +158,10 @@ def check_sizes(**sizes: int) -> None:
 
 
 def one_hot_labels(x: Tensor, y: Tensor, num_classes: int) -> Tensor:
-    """Return labels y (B,) of data x (B, D) as one-hots (B, C), zeros where there is no such class.
+    """Return labels y (B,) of data x (B, D) as one-hots (B, C), with zeros where a label is not one of the C classes.
 
     Raises:
-        ValueError: if there is not an integer for each datum.
+        ValueError: if y does not have one integer for each datum.
     """
     if y.shape != x.shape[:1] or y.is_floating_point():
         raise ValueError(
@@ -172,5 +172,5 @@ def one_hot_labels(x: Tensor, y: Tensor, num_classes: int) -> Tensor:
 
 
 def widths_by_name(hidden: Any) -> dict[str, int]:
-    """Name the widths of hidden layers, for :func:`check_sizes`."""
+    """Give the widths of hidden layers names, for :func:`check_sizes`."""
     return {f"hidden[{i}]": width for i, width in enumerate(hidden)}

@@ -1,4 +1,4 @@
-"""A VAE whose code is bits, a Pyro model and guide."""
+"""Define a VAE whose code is bits, as a Pyro model and guide."""
 
 from collections.abc import Sequence
 from typing import Any, Final, final
@@ -25,9 +25,9 @@ class BernoulliVAE(VAE):
         x | z &\sim \mathrm{Observation}(\mathrm{decoder}(z)) \\
         q(z_n | x) &= \mathrm{Bernoulli}(\mathrm{sigmoid}(\mathrm{encoder}(x)_n))
 
-    The model with one stochastic layer of Mnih and Gregor 2014 (arXiv 1402.0030) and of Dong et al. 2020 (*DisARM*,
-    arXiv 2006.10680). The sites are "z" (N,), numbers 0 and 1, and "x", in the plate "data". Exact sums go over all 2^N
-    joint codes.
+    This is the model with one stochastic layer of Mnih and Gregor 2014 (arXiv 1402.0030) and of Dong et al. 2020
+    (*DisARM*, arXiv 2006.10680). The sites are "z" (N,), numbers 0 and 1, and "x", in the plate "data". Exact sums go
+    over all 2^N joint codes.
 
     Args:
         data_dim: D.

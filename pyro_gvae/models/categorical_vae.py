@@ -1,4 +1,4 @@
-"""The categorical VAE, a Pyro model and guide."""
+"""Define the categorical VAE, as a Pyro model and guide."""
 
 import functools
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ class CategoricalVAE(VAE):
 
     Model and guide have one discrete site "z" in the plate "data", and the model observes "x". Both are decorated with
     :func:`relax` (Jang et al. 2017, arXiv 1611.01144; Maddison et al. 2017, arXiv 1611.00712), so that "z" is a
-    `RelaxedOneHotCategorical`, scored in log space at "z_log". As they are, `model` and `guide` train in stock `SVI`
-    with `Trace_ELBO`. :func:`discretize` and :func:`enumerated` make them discrete.
+    `RelaxedOneHotCategorical`, scored in log space at "z_log". Without further changes, `model` and `guide` train in
+    stock `SVI` with `Trace_ELBO`. :func:`discretize` and :func:`enumerated` make them discrete.
 
     Args:
         data_dim: D.
@@ -46,22 +46,22 @@ class CategoricalVAE(VAE):
             your own :class:`~pyro_gvae.models.observations.Observation`.
         scale: standard deviation of the "gaussian" observation; None learns one scale for all pixels.
         num_levels: levels of the "categorical" observation, whose pixels are whole numbers 0 .. num_levels - 1.
-        prior: "uniform", or "independent" digits of learned probabilities, `prior_logits`; digits that depend on each
+        prior: "uniform"; "independent" digits with learned probabilities, `prior_logits`; digits that depend on each
             other, "joint", "markov", "tree", "autoregressive" or "mixture"; or your own
             :class:`~pyro_gvae.distributions.coupled.CodePrior`.
         learn_prior: the same as the prior "independent".
         temperature: temperature of the guide's relaxation.
         prior_temperature: temperature of the model's relaxation. The defaults 2/3 and 2/5 are those of Maddison et al.
             for 8 categories.
-        encoder: a module x (B, D) -> logits (B, N, K) that replaces the MLP; of tables, x are the observation's
-            `inputs`.
+        encoder: a module x (B, D) -> logits (B, N, K) that replaces the MLP; for tables, x is what the observation's
+            `inputs` returns.
         decoder: a module z (..., N, K) -> natural parameters (..., D) that replaces the MLP.
         name: prefix of the parameters' names in Pyro's param store.
 
     Attributes:
         observation: the module that builds p(x | z): `observation(decoder(z))`.
         prior: the module of a prior whose digits depend on each other, or None. It can be replaced after training, and
-            trained alone by :func:`~pyro_gvae.train.refit.fit_prior`.
+            :func:`~pyro_gvae.train.refit.fit_prior` trains it alone.
 
     Raises:
         ValueError: if a size or a temperature is out of range, or the observation or one of its options is unknown.
@@ -104,7 +104,7 @@ class CategoricalVAE(VAE):
             prior_temperature=prior_temperature,
             name=name,
         )
-        self.num_latents = num_latents  # pruning makes them smaller
+        self.num_latents = num_latents  # not Final: pruning makes the sizes smaller
         self.num_categories = num_categories
         self.encoder = encoder or mlp_encoder(self.input_dim, hidden, num_latents, num_categories)
         self.decoder = decoder or mlp_decoder(num_latents, num_categories, tuple(hidden)[::-1], self.natural_dim)
@@ -170,7 +170,7 @@ class CategoricalVAE(VAE):
     def encode(self, x: Tensor) -> Tensor:
         """Return the most probable category of each latent under the guide, integers (B, N), for data x (B, D).
 
-        One-hots, samples and codes of the exact posterior are those of :func:`pyro_gvae.encode`.
+        For one-hots, samples and codes of the exact posterior, use :func:`pyro_gvae.encode`.
         """
         self._check_data(x)
         return self.guide_logits(x).argmax(-1)
@@ -181,7 +181,7 @@ class CategoricalVAE(VAE):
         return logits
 
     def extra_repr(self) -> str:
-        """Return sizes and temperatures, which `repr` shows."""
+        """Return the sizes and the temperature that `repr` shows."""
         code = f"num_latents={self.num_latents}, num_categories={self.num_categories}"
         codes = codes_in_words(self.num_latents, self.num_categories)
         kind = type(self.observation).__name__
@@ -191,9 +191,10 @@ class CategoricalVAE(VAE):
     def forward(self, x: Tensor) -> Tensor:
         """Return the loss of each datum of x (B, D), from one sample of its code: shape (B,), in nats.
 
-        It is minus the ELBO of `model` and `guide`, as a function of tensors and of the module's own parameters. This
-        serves `DistributedDataParallel` and other tools that train by calling a module, `vae(x).mean().backward()`. The
-        outermost handler decides what the code is, as it does for the pair: `straight_through(vae)(x)`.
+        The loss is minus the ELBO of `model` and `guide`, computed from tensors and the module's own parameters alone.
+        This serves `DistributedDataParallel` and other tools that train by calling a module,
+        `vae(x).mean().backward()`. As for `model` and `guide`, the outermost handler decides how the code is drawn:
+        `straight_through(vae)(x)`.
 
         Raises:
             ValueError: if a handler makes the code discrete and gradients are enabled.
@@ -212,7 +213,7 @@ class CategoricalVAE(VAE):
 
 
 def _drawn(trace: poutine.Trace) -> poutine.Trace:
-    """Return the trace without functions of other sites, which a handler computes again from those sites."""
+    """Return the trace without deterministic sites, which a handler computes again from the drawn ones."""
     drawn = trace.copy()
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not is_random(site):

@@ -1,4 +1,4 @@
-"""Causal networks of digits: the logits of each digit are functions of the digits before it."""
+"""Define causal networks of digits: the logits of each digit depend only on the digits before it."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from ..distributions.parameters import halve
 
 
 class CausalNetwork(nn.Module, ABC):
-    """Abstract base: codes (..., N, K), possibly soft, -> logits (..., N, K), of which digit n's see those before n.
+    """Abstract base: codes (..., N, K), possibly soft, -> logits (..., N, K); those of a digit depend on earlier ones.
 
     Args:
         num_latents: N.
@@ -33,12 +33,12 @@ class CausalNetwork(nn.Module, ABC):
 
     @abstractmethod
     def split(self, digit: int, source: int, to: int) -> None:
-        """Let a category of a digit be read as `source` is, and give it half of the probability of `source`."""
+        """Treat category `to` of a digit as `source` on input, and give it half of the probability of `source`."""
 
 
 @final
 class MaskedMLP(CausalNetwork):
-    """One hidden layer with masked weights (MADE: Germain et al. 2015, arXiv 1502.03509). It begins with logits of 0.
+    """One hidden layer with masked weights (MADE: Germain et al. 2015, arXiv 1502.03509). The initial logits are 0.
 
     Args:
         num_latents: N.
@@ -57,8 +57,8 @@ class MaskedMLP(CausalNetwork):
         self.last, self.direct = nn.Linear(hidden, size), nn.Linear(size, size, bias=False)
         for parameter in (self.last.weight, self.last.bias, self.direct.weight):
             nn.init.zeros_(parameter)
-        digit = torch.arange(num_latents).repeat_interleave(num_categories)  # of each input and output
-        before = torch.arange(hidden) % max(1, num_latents - 1) + 1  # a hidden unit reads so many digits
+        digit = torch.arange(num_latents).repeat_interleave(num_categories)  # the digit of each input and output
+        before = torch.arange(hidden) % max(1, num_latents - 1) + 1  # how many digits each hidden unit reads
         self.register_buffer("reads", (digit < before[:, None]).float(), persistent=False)  # (H, NK)
         self.register_buffer("writes", (before <= digit[:, None]).float(), persistent=False)  # (NK, H)
         self.register_buffer("skips", (digit < digit[:, None]).float(), persistent=False)  # (NK, NK)
@@ -83,20 +83,20 @@ class MaskedMLP(CausalNetwork):
 
 @final
 class CausalTransformer(CausalNetwork):
-    """A small transformer over the digits, each a token with an embedding of its own. It begins with logits of 0.
+    """A small transformer with one token for each digit and an embedding for each category. The initial logits are 0.
 
-    Token n stands for digit n - 1, so that no digit sees itself, and attends to the tokens up to itself (Vaswani et al.
+    Token n embeds digit n - 1, so that no digit sees itself, and attends to the tokens up to itself (Vaswani et al.
     2017, arXiv 1706.03762); layers are normalized before attention.
 
     Args:
         num_latents: N.
         num_categories: K.
-        width: of the tokens.
-        num_heads: of attention, which divide the width.
-        num_layers: blocks of attention and a hidden layer of four times the width.
+        width: the dimension of the tokens.
+        num_heads: the number of attention heads, which must divide the width.
+        num_layers: the number of blocks, each of attention and a hidden layer of four times the width.
 
     Raises:
-        ValueError: if the heads do not divide the width.
+        ValueError: if the number of heads does not divide the width.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class CausalTransformer(CausalNetwork):
         super().__init__(num_latents, num_categories)
         if min(width, num_heads, num_layers) < 1 or width % num_heads:
             raise ValueError(
-                f"Expected a width that num_heads divides, and layers, but found width={width}, num_heads={num_heads} "
-                f"and num_layers={num_layers}. Try width=32, num_heads=4, num_layers=2."
+                f"Expected a width that num_heads divides, and at least one layer, but found width={width}, "
+                f"num_heads={num_heads} and num_layers={num_layers}. Try width=32, num_heads=4, num_layers=2."
             )
         sizes = num_latents, num_categories, width
         self.embedding = nn.Parameter(torch.randn(sizes) / math.sqrt(width))
@@ -132,7 +132,7 @@ class CausalTransformer(CausalNetwork):
 
 @final
 class _Block(nn.Module):
-    """Attention to the tokens up to each, and a hidden layer."""
+    """A transformer block: causal attention and a hidden layer."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()

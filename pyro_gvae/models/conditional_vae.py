@@ -1,4 +1,4 @@
-"""A VAE with a discrete code of data whose class is given, a Pyro model and guide."""
+"""Define a conditional VAE: a discrete code for data whose class is given, as a Pyro model and guide."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final, final
@@ -97,7 +97,7 @@ class ConditionalVAE(VAE):
             The code z (B, N, K).
 
         Raises:
-            ValueError: if labels are absent, do not have shape (B,), are no integers or, with Pyro's validation, are
+            ValueError: if labels are absent, do not have shape (B,), are not integers or, with Pyro's validation, are
                 out of range.
         """
         self._begin(x)
@@ -146,7 +146,7 @@ class ConditionalVAE(VAE):
     def _label(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Return labels as one-hots (B, C)."""
         if y is None:
-            raise ValueError("Expected labels y beside data x, since the model is p(x | y), but found none.")
+            raise ValueError("Expected labels y with data x, since the model is p(x | y), but found none.")
         label = one_hot_labels(x, y, self.num_classes)
         if is_validation_enabled() and not bool(label.any(-1).all()):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A VAE whose prior is a mixture of Gaussians, a Pyro model and guide."""
+"""Define a VAE whose prior is a mixture of Gaussians, as a Pyro model and guide."""
 
 from collections.abc import Sequence
 from typing import Any, Final, final
@@ -26,9 +26,9 @@ class GaussianMixtureVAE(VAE):
         x | z &\sim \mathrm{Observation}(\mathrm{decoder}(z)) \\
         q(y, z | x) &= q(y | x) \, q(z | x, y)
 
-    The model is that of Jiang et al. 2017 (*Variational Deep Embedding*, arXiv 1611.05148); the guide of z knows the
-    component. The sites are "y", a one-hot (K,), "z" (L,) and "x", in the plate "data". Estimators sum, score or relax
-    "y" as they do any discrete latent; "z" has a pathwise gradient.
+    The model is that of Jiang et al. 2017 (*Variational Deep Embedding*, arXiv 1611.05148); the guide of z depends on
+    the component. The sites are "y", a one-hot (K,), "z" (L,) and "x", in the plate "data". Estimators sum, score or
+    relax "y" like any discrete latent; "z" has a pathwise gradient.
 
     Args:
         data_dim: D.
@@ -68,7 +68,7 @@ class GaussianMixtureVAE(VAE):
         self.encoder = BroadcastMLP([self.input_dim, num_components], [*hidden, 2 * latent_dim])
         self.decoder = nn.Sequential(*mlp([latent_dim, *reversed(hidden), self.natural_dim]))
         self.prior_logits = nn.Parameter(torch.zeros(num_components))
-        self.means = nn.Parameter(torch.randn(num_components, latent_dim))  # apart, or components would stay alike
+        self.means = nn.Parameter(torch.randn(num_components, latent_dim))  # equal components would stay equal
         self.log_scales = nn.Parameter(torch.zeros(num_components, latent_dim))
 
     @override

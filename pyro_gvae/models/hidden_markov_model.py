@@ -1,4 +1,4 @@
-"""A hidden Markov model with an amortized guide, a Pyro model and guide."""
+"""Define a hidden Markov model with an amortized guide, as a Pyro model and guide."""
 
 from typing import Any, Final, final
 
@@ -18,7 +18,7 @@ from .observations import Observation
 
 @final
 class HiddenMarkovModel(VAE):
-    r"""A hidden Markov model of sequences, with a guide that reads them from their end.
+    r"""A hidden Markov model of sequences, with a guide that reads each sequence from its end.
 
     .. math::
 
@@ -30,10 +30,10 @@ class HiddenMarkovModel(VAE):
         \quad h_t = \mathrm{encoder}(x_t, \ldots, x_{T-1})
 
     The guide has the form of the exact posterior, in which h_t is log p(x_t, ..., x_{T-1} | z_t) (Rabiner 1989, *A
-    Tutorial on Hidden Markov Models*). Here a GRU computes it, which is why the bound is below the evidence.
+    Tutorial on Hidden Markov Models*). Here a GRU approximates h_t, which is why the bound is below the evidence.
 
     The sites are "z0", "x0", "z1", "x1" and so on, one-hots (K,) and data (D,), in the plate "data" and in
-    `pyro.markov`: exact sums take time linear in T. Sites beyond the end of a sequence are masked.
+    `pyro.markov`, so exact sums take time linear in T. Sites beyond the end of a sequence are masked.
 
     Args:
         data_dim: D.
@@ -68,7 +68,7 @@ class HiddenMarkovModel(VAE):
         self.num_states: Final = num_states
         self.initial_logits = nn.Parameter(torch.zeros(num_states))
         self.transition_logits = nn.Parameter(torch.zeros(num_states, num_states))  # rows are from, columns to
-        self.natural = nn.Parameter(torch.randn(num_states, self.natural_dim))  # apart, or states would stay alike
+        self.natural = nn.Parameter(torch.randn(num_states, self.natural_dim))  # equal states would stay equal
         self.gru = nn.GRU(data_dim, hidden, batch_first=True)
         self.messages = nn.Linear(hidden, num_states)
         self.guide_initial_logits = nn.Parameter(torch.zeros(num_states))
@@ -80,13 +80,13 @@ class HiddenMarkovModel(VAE):
 
         Args:
             x: sequences (B, T, D).
-            lengths: how many steps of each are data (B,), integers 1 to T; None if all are.
+            lengths: the number of steps of each sequence (B,), integers 1 to T; None if all have T steps.
 
         Returns:
             The states z_0 to z_{T-1}, each (B, K), one-hots.
 
         Raises:
-            ValueError: if lengths do not have shape (B,), are no integers or, with Pyro's validation, are out of range.
+            ValueError: if lengths do not have shape (B,), are not integers or, under Pyro's validation, out of range.
         """
         self._begin(x)
         _check_lengths(x, lengths)
@@ -125,10 +125,10 @@ class HiddenMarkovModel(VAE):
         return states
 
     def encoder(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return h, which reads each sequence (B, T, D) from its end; shape (B, T, K)."""
+        """Return h, computed from each sequence (B, T, D) by reading it from its end; shape (B, T, K)."""
         steps = torch.arange(x.shape[1], device=x.device)
         ends = torch.full((len(x),), x.shape[1], device=x.device) if lengths is None else lengths
-        # Backwards up to the end, and padding after it: what lies beyond the end changes nothing before it.
+        # Each sequence backwards from its end, then its padding, which so does not affect the steps before the end.
         backwards = (ends.unsqueeze(-1) - 1 - steps) % x.shape[1]  # (B, T)
         rows = torch.arange(len(x), device=x.device).unsqueeze(-1)
         outputs, _ = self.gru(x[rows, backwards])
@@ -166,7 +166,7 @@ def _check_lengths(x: Tensor, lengths: Tensor | None) -> None:
     if lengths.shape != x.shape[:1] or lengths.is_floating_point():
         raise ValueError(
             f"Expected lengths as {len(x)} integers, one for each sequence, but found {lengths.dtype} of shape "
-            f"{tuple(lengths.shape)}. Try lengths=None where all have {x.shape[1]} steps."
+            f"{tuple(lengths.shape)}. Try lengths=None if all have {x.shape[1]} steps."
         )
     if is_validation_enabled():
         least, most = (bound.item() for bound in lengths.aminmax())

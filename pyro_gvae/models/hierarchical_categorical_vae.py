@@ -1,4 +1,4 @@
-"""A VAE with several layers of one-hots, a Pyro model and guide."""
+"""Define a VAE with several layers of one-hots, as a Pyro model and guide."""
 
 from collections.abc import Sequence
 from typing import Any, Final, final
@@ -17,7 +17,7 @@ from .observations import Observation
 
 @final
 class HierarchicalCategoricalVAE(VAE):
-    r"""A variational autoencoder whose code has L layers of N one-hots of K categories, the data below the first.
+    r"""A variational autoencoder whose code has L layers of N one-hots of K categories; layer 1 is next to the data.
 
     .. math::
 
@@ -26,10 +26,10 @@ class HierarchicalCategoricalVAE(VAE):
         x | z_1 &\sim \mathrm{Observation}(\mathrm{decoder}(z_1)) \\
         q(z_1, \ldots, z_L | x) &= q(z_1 | x) \prod_l q(z_{l+1} | z_l)
 
-    The guide goes bottom-up, as that of deep sigmoid belief networks does (Mnih and Gregor 2014, *Neural Variational
+    The guide goes bottom-up, as in deep sigmoid belief networks (Mnih and Gregor 2014, *Neural Variational
     Inference and Learning in Belief Networks*, arXiv 1402.0030). The sites are "z1" to "zL", one-hots (N, K), and "x",
-    in the plate "data" and in `pyro.markov`: exact sums go layer by layer, over the K^(2N) codes of two at a time. All
-    layers are in reach of each other, since guide and model go through them in opposite orders.
+    in the plate "data" and in `pyro.markov`: exact sums go layer by layer, over the K^(2N) codes of two layers at a
+    time. The history of `pyro.markov` spans all layers, since guide and model go through them in opposite orders.
 
     Args:
         data_dim: D.
@@ -84,11 +84,11 @@ class HierarchicalCategoricalVAE(VAE):
 
         self.up = nn.ModuleList(from_codes() for _ in range(num_layers - 1))  # z_l -> logits of z_(l+1)
         self.down = nn.ModuleList(from_codes() for _ in range(num_layers - 1))  # z_(l+1) -> logits of z_l
-        self.prior_logits = nn.Parameter(torch.zeros(*codes))  # of the top layer
+        self.prior_logits = nn.Parameter(torch.zeros(*codes))  # the prior of the top layer
 
     @property
     def sites(self) -> list[str]:
-        """The names of the layers' sites, from the data up."""
+        """The names of the layers' sites, starting next to the data."""
         return [f"z{layer}" for layer in range(1, self.num_layers + 1)]
 
     @override
@@ -107,7 +107,7 @@ class HierarchicalCategoricalVAE(VAE):
             for layer in pyro.markov(reversed(range(self.num_layers)), history=self.num_layers):
                 logits = self.down[layer](codes[-1]) if codes else self.prior_logits
                 codes.append(self._sample(self.sites[layer], logits, self.prior_temperature))
-                if layer == 0:  # in the loop, after which no code is in reach
+                if layer == 0:  # inside the loop: after it, no code is in the scope of pyro.markov
                     pyro.sample("x", self.observation(self.decoder(codes[-1])), obs=x)
         return codes[::-1]
 

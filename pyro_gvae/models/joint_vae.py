@@ -1,4 +1,4 @@
-"""A VAE with a discrete and a continuous code side by side, a Pyro model and guide."""
+"""Define a VAE with both a discrete and a continuous code, as a Pyro model and guide."""
 
 from collections.abc import Sequence
 from typing import Any, Final, final
@@ -18,7 +18,7 @@ from .observations import Observation
 
 @final
 class JointVAE(VAE):
-    r"""A variational autoencoder whose code is N one-hots of K categories beside a Gaussian of dimension L.
+    r"""A variational autoencoder whose code is N one-hots of K categories and a Gaussian of dimension L.
 
     .. math::
 
@@ -26,8 +26,9 @@ class JointVAE(VAE):
         x | y, z &\sim \mathrm{Observation}(\mathrm{decoder}(y, z)) \\
         q(y, z | x) &= q(z | x) \prod_n q(y_n | x)
 
-    The model of Dupont 2018 (*Learning Disentangled Joint Continuous and Discrete Representations*, arXiv 1804.00104),
-    without the capacities of its objective. The sites are "y", one-hots (N, K), "z" (L,) and "x", in the plate "data".
+    This is the model of Dupont 2018 (*Learning Disentangled Joint Continuous and Discrete Representations*, arXiv
+    1804.00104), without the capacity terms of its objective. The sites are "y", one-hots (N, K), "z" (L,) and "x", in
+    the plate "data".
 
     Args:
         data_dim: D.

@@ -1,4 +1,4 @@
-"""Encoders x -> logits (..., N, K), and decoders z (..., N, K) -> natural parameters of the observation."""
+"""Build encoders x -> logits (..., N, K), and decoders z (..., N, K) -> natural parameters of the observation."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -62,14 +62,14 @@ def mlp_decoder(num_latents: int, num_categories: int, hidden: Sequence[int], ou
 
 @final
 class BroadcastMLP(nn.Module):
-    """Apply an MLP to several inputs side by side, whose batch dimensions broadcast.
+    """Apply an MLP to several inputs whose batch dimensions broadcast.
 
-    It is the MLP of the concatenated inputs. But its first layer is computed as a sum of one linear map per input, so
-    that data (B, D) and codes (S, 1, K) meet only behind it: neither is repeated for the other.
+    The result is that of an MLP on the concatenated inputs. But its first layer is computed as a sum of one linear map
+    per input, so data (B, D) and codes (S, 1, K) are combined only after it, and neither is repeated for the other.
 
     Args:
         inputs: the last dimension of each input.
-        widths: of the hidden layers and of the output.
+        widths: widths of the hidden layers and of the output.
 
     Example:
         >>> import torch
@@ -95,7 +95,7 @@ class BroadcastMLP(nn.Module):
 
 
 def relu_logits(encoder: nn.Module) -> nn.Sequential:
-    """Append a ReLU to an encoder's logits, so that each category has at least 1 / (1 + (K - 1) exp(largest logit)).
+    """Append a ReLU to an encoder's logits: each probability is then at least 1 / (1 + (K - 1) exp(largest logit)).
 
     This is the encoder of Kravets 2023 (*Variational Autoencoder with Discrete Distribution using Gumbel Softmax*,
     Towards Data Science). Other encoders here have unconstrained logits.
@@ -192,7 +192,7 @@ def conv_decoder(
     sizes = _sizes(image_shape, len(channels))[::-1]
     layers: list[nn.Module] = []
     for (inner, outer), size in zip(pairwise([*channels, natural_per_pixel]), sizes[1:], strict=True):
-        # h pixels become 2 h - 1 or 2 h, so that odd and even sizes are those of the encoder.
+        # h pixels become 2 h - 1 or 2 h, so that odd and even sizes match those of the encoder.
         odd = (1 - size[0] % 2, 1 - size[1] % 2)
         layers += [nn.ReLU(), nn.ConvTranspose2d(inner, outer, 3, stride=2, padding=1, output_padding=odd)]
     smallest = ([*channels, natural_per_pixel][0], *sizes[0])
@@ -214,7 +214,7 @@ class ChannelsLast(nn.Module):
 
 
 def _sizes(image_shape: ImageShape, halvings: int) -> list[ImageShape]:
-    """Return height and width of the image, and after each halving, rounded up."""
+    """Return the height and width of the image at first and after each halving, rounded up."""
     height, width = image_shape
     if min(image_shape) < 1:
         raise ValueError(f"Expected an image_shape of at least (1, 1), but found {image_shape}.")
@@ -263,7 +263,7 @@ def conv_networks(
     hidden: Sequence[int] = (256,),
     natural_per_pixel: int = 1,
 ) -> Networks:
-    """Build two convolutions of 32 and 64 channels with an MLP, and the mirrored decoder.
+    """Build an encoder of two convolutions with 32 and 64 channels and an MLP, and the mirrored decoder.
 
     Args:
         image_shape: height and width of an image, D = H * W.

@@ -1,4 +1,4 @@
-"""Observations: modules that build p(x | z) from the decoder's output, one class for each family."""
+"""Define observations: modules that build p(x | z) from the decoder's output, one class for each family."""
 
 import inspect
 import math
@@ -17,9 +17,9 @@ from ..runtime.arguments import KnowsArguments
 class Observation(KnowsArguments, nn.Module, ABC):
     """Abstract base: builds the distribution of a datum, and describes the data.
 
-    To add a family, write a class whose `forward` builds its distribution, and override what else differs from grey
-    pixels in [0, 1]. Its options are the arguments of its constructor, all with defaults. `CategoricalVAE` takes an
-    instance, or the name of a row in `OBSERVATIONS`.
+    To add a family, write a class whose `forward` builds its distribution, and override the other members that differ
+    from those for grey pixels in [0, 1]. Its options are the arguments of its constructor, all with defaults.
+    `CategoricalVAE` takes an instance, or the name of a row in `OBSERVATIONS`.
 
     Attributes:
         natural_per_pixel: natural parameters per pixel.
@@ -68,13 +68,13 @@ class Observation(KnowsArguments, nn.Module, ABC):
             )
 
     def _holds(self, x: Tensor) -> Tensor:
-        """Return whether x are data of the family, as a boolean tensor of shape ()."""
+        """Return whether all of x are in the family's support, as a boolean tensor of shape ()."""
         low, high = self.data_range
         lowest, highest = x.aminmax()
         return (lowest >= low) & (highest <= high)  # False if there is a NaN
 
     def natural_dim(self, data_dim: int) -> int:
-        """Return the number of natural parameters of a datum of D values: what a decoder returns."""
+        """Return the number of natural parameters of a datum of D values, which a decoder returns."""
         return data_dim * self.natural_per_pixel
 
     def input_dim(self, data_dim: int) -> int:
@@ -82,11 +82,11 @@ class Observation(KnowsArguments, nn.Module, ABC):
         return data_dim
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Convert data (..., D) to what encoders see of them. Here they are the same."""
+        """Convert data (..., D) to the input of encoders. By default they are the same."""
         return x
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
-        """Convert grey pixels in [0, 1] (0 black, 1 white) to data of the family. Here they are the same."""
+        """Convert grey pixels in [0, 1] (0 black, 1 white) to data of the family. By default they are the same."""
         return pixels
 
     def to_pixels(self, x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class ContinuousBernoulliObservation(Observation):
 
 @final
 class GaussianObservation(Observation):
-    """Real numbers with Gaussian noise of one scale around the decoder's output.
+    """Real numbers with Gaussian noise of a single scale around the decoder's output.
 
     See :class:`~pyro_gvae.distributions.observations.Gaussian`. As pixels, values below 0 are black and values above 1
     are white.
@@ -202,10 +202,10 @@ class CategoricalObservation(Observation):
 
 @final
 class MultinomialObservation(Observation):
-    """Counts of D words, a bag of words of any length.
+    """Counts of D words: bags of words of any length.
 
-    See :class:`~pyro_gvae.distributions.observations.Multinomial`. Grey pixels become counts from 0 to 255. As pixels,
-    a datum's most frequent word is white.
+    See :class:`~pyro_gvae.distributions.observations.Multinomial`. Grey pixels become counts from 0 to 255. Shown as
+    pixels, a datum's most frequent word is white.
     """
 
     data_range = (0.0, torch.finfo(torch.float32).max)
@@ -223,7 +223,7 @@ class MultinomialObservation(Observation):
         return (255 * pixels).round()
 
     def to_pixels(self, x: Tensor) -> Tensor:
-        """Divide counts, or probabilities of words, by the largest of each datum."""
+        """Divide counts, or probabilities of words, by the largest value of each datum."""
         return x / x.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
 
@@ -238,7 +238,7 @@ OBSERVATIONS: dict[str, type[Observation]] = {
 
 
 def takes_missing(program: Any) -> bool:
-    """Tell whether data of a program may have missing values, NaN."""
+    """Tell whether a program's data may have missing values, NaN."""
     observation = getattr(program, "observation", None)
     return isinstance(observation, Observation) and observation.takes_missing
 
@@ -248,7 +248,7 @@ def as_observation(observation: str | Observation, **options: Any) -> Observatio
 
     Args:
         observation: one of `OBSERVATIONS`, or a module.
-        **options: options of any family. Those of other families are allowed at their defaults, so that a caller can
+        **options: options of any family. An option of another family is allowed at its default, so that a caller can
             pass the options of all families.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Priors with pairwise terms along the edges of a tree of digits: a chain, or the tree that fits the codes of data."""
+"""Define priors with pairwise terms along the edges of a tree of digits: a chain, or the tree that fits data best."""
 
 from typing import final
 
@@ -12,25 +12,25 @@ from ..distributions.coupled import CodePrior
 from ..distributions.parameters import at_least_float32, halve
 from .trees import Edges, chain, maximum_spanning_tree, mutual_information, pairwise_means
 
-#: The least probability that a tree takes over from data, so that no code becomes impossible.
+#: The smallest probability that a tree learns from data, so that no code becomes impossible.
 LEAST = 1e-6
 
 
 class PairwisePrior(CodePrior):
-    r"""Abstract base: a tree of digits, the product of p(z_r) and of p(z_n | z_m) for its edges (m, n).
+    r"""Abstract base: a tree of digits, with p(z) the product of p(z_r) and of p(z_n | z_m) for its edges (m, n).
 
-    Every distribution with pairwise terms along the edges of a tree can be written in this way, in which its normalizer
-    is 1. Its log-probability is linear in each digit, so that the mean under independent digits is its value at their
+    Every distribution with pairwise terms along the edges of a tree can be written in this form, whose normalizer is 1.
+    Its log-probability is linear in each digit, so its mean under independent digits is its value at their
     probabilities.
 
     Args:
         num_latents: N.
         num_categories: K.
-        edges: pairs (parent, child) from the root on, each parent before its children.
+        edges: pairs (parent, child), starting at the root, each parent before its children.
 
     Attributes:
-        root_logits: of p(z_r), (K,).
-        logits: of p(z_n | z_m) of each edge, (N - 1, K, K): rows are the categories of the parent.
+        root_logits: logits of p(z_r), (K,).
+        logits: logits of p(z_n | z_m) for each edge, (N - 1, K, K): rows are the categories of the parent.
         sources: the parents of the edges, (N - 1,).
         targets: their children, (N - 1,).
     """
@@ -130,7 +130,7 @@ class PairwisePrior(CodePrior):
 
 @final
 class MarkovPrior(PairwisePrior):
-    """A chain of digits in their order: p(z_1) p(z_2 | z_1) .. p(z_N | z_(N - 1)).
+    """A Markov chain of the digits in their order: p(z_1) p(z_2 | z_1) .. p(z_N | z_(N - 1)).
 
     Example:
         >>> prior = MarkovPrior(3, 4)
@@ -144,10 +144,10 @@ class MarkovPrior(PairwisePrior):
 
 @final
 class TreePrior(PairwisePrior):
-    r"""The tree of digits that is closest to the codes of data (Chow and Liu 1968).
+    r"""The tree of digits that is closest to the aggregated posterior of the data (Chow and Liu 1968).
 
-    It begins as a chain. Of all trees, the one of :meth:`refit` has the lowest divergence from the aggregated posterior
-    :math:`\bar q(z) = \frac{1}{B} \sum_b q(z | x_b)`: its edges have the largest sum of mutual information.
+    It begins as a chain. Of all trees, :meth:`refit` finds the one with the lowest divergence from the aggregated
+    posterior :math:`\bar q(z) = \frac{1}{B} \sum_b q(z | x_b)`: the one with the largest sum of mutual information.
 
     Example:
         >>> probs = torch.eye(2)[torch.tensor([[0, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 1]])]  # digits 0 and 2 are equal
@@ -163,13 +163,13 @@ class TreePrior(PairwisePrior):
 
     @torch.no_grad()
     def refit(self, probs: Tensor) -> bool:
-        """Take over the best tree for the codes of data, and its probabilities if that is another tree.
+        """Replace the tree and its probabilities by the best tree for the codes of data, if that is a different tree.
 
         Args:
             probs: q(z_n = k | x), shape (B, N, K).
 
         Returns:
-            Whether it is another tree.
+            Whether the tree has changed.
         """
         pairs = pairwise_means(probs.to(self.uniform))
         edges = maximum_spanning_tree(mutual_information(pairs))

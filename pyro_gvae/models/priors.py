@@ -1,4 +1,4 @@
-"""Priors over the joint codes of N one-hots of K categories, by name."""
+"""Define priors over the joint codes of N one-hots of K categories, and construct them by name."""
 
 import inspect
 import itertools
@@ -20,13 +20,13 @@ from .pairwise_priors import MarkovPrior, TreePrior
 
 P = TypeVar("P", bound=nn.Module)
 
-#: The most joint codes over which a joint prior is normalized, in each step.
+#: The largest number of joint codes over which a joint prior is normalized in each step.
 MOST_NORMALIZED = 2**18
 
 
 @final
 class JointPrior(CodePrior):
-    r"""Any probabilities of the S joint codes: p(z) = exp f(z) / sum_z' exp f(z').
+    r"""An arbitrary distribution over the S joint codes: p(z) = exp f(z) / sum_z' exp f(z').
 
     Args:
         num_latents: N.
@@ -35,8 +35,8 @@ class JointPrior(CodePrior):
         hidden: widths of the MLP.
 
     Attributes:
-        shares: what :meth:`~pyro_gvae.distributions.coupled.CodePrior.split` adds to f for each category, (N, K); it is
-            not trained.
+        shares: the terms that :meth:`~pyro_gvae.distributions.coupled.CodePrior.split` adds to f for each category,
+            (N, K); they are not trained.
 
     Raises:
         ValueError: if there are more than 2^18 codes.
@@ -61,7 +61,7 @@ class JointPrior(CodePrior):
             raise ValueError(
                 f"Expected at most {MOST_NORMALIZED:,} joint codes, over which a joint prior is normalized in each "
                 f"step, but found {num_categories}^{num_latents} = {self.num_codes:,}. Try the prior 'tree', 'mixture' "
-                "or 'autoregressive', which are normalized as they are."
+                "or 'autoregressive', which need no such sum."
             )
         self.module = module or _mlp(num_latents * num_categories, hidden)
         self.register_buffer("shares", torch.zeros(num_latents, num_categories))
@@ -126,7 +126,7 @@ def _mlp(num_inputs: int, hidden: Sequence[int]) -> nn.Module:
 
 @final
 class _Squeezed(nn.Module):
-    """Drops the last dimension, of size 1."""
+    """Drop the last dimension, of size 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.squeeze(-1)
@@ -134,16 +134,16 @@ class _Squeezed(nn.Module):
 
 @final
 class AutoregressivePrior(CodePrior):
-    """The digits in their order, each given all before: p(z_1) p(z_2 | z_1) .. p(z_N | z_1, .., z_(N - 1)).
+    """An autoregressive prior, each digit given all before it: p(z_1) p(z_2 | z_1) .. p(z_N | z_1, .., z_(N - 1)).
 
     One causal network returns the logits of all digits. It begins as the uniform prior.
 
     Args:
         num_latents: N.
         num_categories: K.
-        network: "mlp", a masked MLP, or "transformer", a small causal one; or a
-            :class:`~pyro_gvae.models.causal.CausalNetwork` of your own.
-        **options: of a network that is given by its name: `hidden`; or `width`, `num_heads` and `num_layers`.
+        network: "mlp", a masked MLP, or "transformer", a small causal transformer; or your own
+            :class:`~pyro_gvae.models.causal.CausalNetwork`.
+        **options: options of a network given by name: `hidden`; or `width`, `num_heads` and `num_layers`.
 
     Raises:
         ValueError: if there is no such network or option.
@@ -211,7 +211,7 @@ class MixturePrior(CodePrior):
     def __init__(self, num_latents: int, num_categories: int, num_components: int = 20) -> None:
         super().__init__(num_latents, num_categories)
         self.weights = nn.Parameter(torch.zeros(num_components))
-        # Not all alike, or they would stay so.
+        # Random, since equal components would stay equal.
         self.logits = nn.Parameter(0.5 * torch.randn(num_components, num_latents, num_categories))
 
     @override
@@ -242,7 +242,7 @@ class MixturePrior(CodePrior):
         self.logits.data = left.of_each(self.logits)
 
 
-#: Name -> constructor from N and K. `config/names.py` lists the names, and the two of independent digits besides.
+#: Name -> constructor from N and K. `config/names.py` lists these names and the two priors of independent digits.
 PRIORS: dict[PriorName, Callable[..., CodePrior]] = {
     "joint": JointPrior,
     "markov": MarkovPrior,
@@ -253,10 +253,10 @@ PRIORS: dict[PriorName, Callable[..., CodePrior]] = {
 
 
 def as_prior(prior: str | CodePrior, num_latents: int, num_categories: int) -> CodePrior | None:
-    """Return a prior by its name, with options in brackets if any; None for independent digits; or a given one.
+    """Construct a prior from its name and any options in brackets (None for independent digits), or return a given one.
 
     Raises:
-        ValueError: if name or options are unknown, or a given prior is one of other codes.
+        ValueError: if name or options are unknown, or a given prior is for codes of another shape.
 
     Example:
         >>> as_prior("mixture[num_components=3]", 2, 4).logits.shape
@@ -273,9 +273,9 @@ def as_prior(prior: str | CodePrior, num_latents: int, num_categories: int) -> C
     return _made(f"the prior '{name}'", PRIORS[name], num_latents, num_categories, options)
 
 
-def _made(said: str, construct: Callable[..., P], num_latents: int, num_categories: int, options: dict[str, Any]) -> P:
+def _made(owner: str, construct: Callable[..., P], num_latents: int, num_categories: int, options: dict[str, Any]) -> P:
     try:
         inspect.signature(construct).bind(num_latents, num_categories, **options)
     except TypeError as error:
-        raise ValueError(f"Expected options that {said} has, but {error}.") from error
+        raise ValueError(f"Expected options that {owner} has, but {error}.") from error
     return construct(num_latents, num_categories, **options)

@@ -1,4 +1,4 @@
-"""The semi-supervised VAE M2, a Pyro model and guide."""
+"""Define the semi-supervised VAE M2, as a Pyro model and guide."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final, final
@@ -19,7 +19,7 @@ from .observations import Observation
 
 @final
 class SemiSupervisedVAE(VAE):
-    r"""A variational autoencoder of data with a class y, which is known for some of them, and a style z.
+    r"""A variational autoencoder of data with a class y, which is known for some of the data, and a style z.
 
     .. math::
 
@@ -27,9 +27,10 @@ class SemiSupervisedVAE(VAE):
         x | y, z &\sim \mathrm{Observation}(\mathrm{decoder}(y, z)) \\
         q(y, z | x) &= q(y | x) \, q(z | x, y)
 
-    The model M2 of Kingma et al. 2014 (*Semi-supervised Learning with Deep Generative Models*, arXiv 1406.5298). The
-    sites are "y", a one-hot (K,), "z" (L,) and "x", in the plate "data". Where a label is given, it is observed at
-    "label" and "y" is masked: the objective of such a datum is a bound of log p(x, y), and of log p(x) for the others.
+    This is the model M2 of Kingma et al. 2014 (*Semi-supervised Learning with Deep Generative Models*, arXiv
+    1406.5298). The sites are "y", a one-hot (K,), "z" (L,) and "x", in the plate "data". Where a label is given, it is
+    observed at "label" and "y" is masked: the objective of that datum is a bound on log p(x, y), and on log p(x) for
+    the others.
 
     Args:
         data_dim: D.
@@ -38,8 +39,8 @@ class SemiSupervisedVAE(VAE):
         hidden: widths of the encoders' hidden layers; the decoder uses them in reverse order.
         observation: a name or a module, as for :class:`~pyro_gvae.CategoricalVAE`.
         label_weight: alpha of the paper's eq. 9: `alpha * log q(y | x)` is added to the objective of each datum with a
-            label, which teaches the classifier q(y | x). The objective is then no bound. At 0, only data without labels
-            train the classifier.
+            label, which trains the classifier q(y | x). The objective is then not a bound. At 0, only data without
+            labels train the classifier.
         **options: `scale`, `num_levels`, `temperature`, `prior_temperature` and `name`, as for
             :class:`~pyro_gvae.CategoricalVAE`.
 
@@ -91,7 +92,7 @@ class SemiSupervisedVAE(VAE):
             The class y (B, K), a one-hot, and the style z (B, L).
 
         Raises:
-            ValueError: if labels do not have shape (B,), are no integers or, with Pyro's validation, are out of range.
+            ValueError: if labels do not have shape (B,), are not integers or, with Pyro's validation, are out of range.
         """
         self._begin(x)
         label, is_known = self._labels(x, y)
@@ -139,10 +140,10 @@ class SemiSupervisedVAE(VAE):
         """Return labels as one-hots (B, K), and which of them are known, a tensor (B,)."""
         if y is None:
             return x.new_zeros(len(x), self.num_classes), torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        # With Pyro's validation, a label of K or more is refused where it is observed: it is no one-hot.
+        # A label of K or more has zeros in place of a one-hot, which Pyro's validation refuses at the site "label".
         return one_hot_labels(x, y.clamp_min(0), self.num_classes), y >= 0
 
 
 def _chosen(y: Tensor | None, is_known: Tensor, label: Tensor, drawn: Tensor) -> Tensor:
-    """Return labels where they are known, and what was drawn elsewhere; without any labels, codes meet no data here."""
+    """Return labels where known, and drawn classes elsewhere; without any labels, the drawn ones are not expanded."""
     return drawn if y is None else torch.where(is_known.unsqueeze(-1), label, drawn)

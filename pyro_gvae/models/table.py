@@ -1,4 +1,4 @@
-"""The observation of tables: a family for each kind of column, and what networks see of cells."""
+"""Define the observation of tables: a family for each kind of column, and the networks' view of the cells."""
 
 import math
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ from ..distributions.exponential_family import ExponentialFamily
 from ..distributions.table import TableRow
 from .observations import Observation
 
-#: The smallest standard deviation of a column given the code, in units of that of the column. A column that repeats
-#: one number would else have a density without bound.
+#: The smallest standard deviation of a column given the code, in units of the column's standard deviation. Without it,
+#: a column that repeats one number would have an unbounded density.
 LEAST_SCALE = 0.01
 
 
 class Column(NamedTuple):
-    """A column of a table, and how its cells are written as numbers.
+    """A column of a table, and how its cells are encoded as numbers.
 
     A binary or categorical cell is the number of its level. A real cell is (value - centre) / spread, and a positive
-    one (log value - centre) / spread. A count is itself; its centre and spread are those of log(1 + count).
+    cell is (log value - centre) / spread. A count is not changed; its centre and spread are those of log(1 + count).
 
     Attributes:
         name: its name.
         kind: the kind of its cells.
         levels: the levels of a binary or categorical column, as text.
         centre: the mean of its training cells.
-        spread: their standard deviation.
+        spread: the standard deviation of its training cells.
     """
 
     name: str
@@ -44,9 +44,9 @@ class Column(NamedTuple):
 class TableObservation(Observation):
     """Rows of a table: each column has a family of its kind, and NaN marks a missing cell.
 
-    Binary cells are Bernoulli and categorical ones categorical. Real cells are normal, positive ones log-normal, each
-    column with a standard deviation that is learned. Counts are negative binomial, each column with a dispersion that
-    is learned. Scores are densities of the values in their own units: see
+    Binary cells are Bernoulli and categorical cells categorical. Real cells are normal and positive cells log-normal,
+    with a learned standard deviation for each column. Counts are negative binomial, with a learned dispersion for each
+    column. Log-densities are those of the values in their original units: see
     :class:`~pyro_gvae.distributions.blocks.GaussianBlock`. A missing cell is integrated out of the likelihood.
 
     Networks see one-hots, standardized numbers and, for each column, whether its cell is missing.
@@ -55,7 +55,7 @@ class TableObservation(Observation):
         columns: the columns.
 
     Raises:
-        ValueError: if there are none, or a binary or categorical one has too few levels.
+        ValueError: if there are no columns, or a binary or categorical column has too few levels.
 
     Example:
         >>> table = TableObservation([Column("sex", "binary", ("f", "m")), Column("age", "positive", (), 3.6, 0.4)])
@@ -64,7 +64,7 @@ class TableObservation(Observation):
     """
 
     takes_missing = True
-    data_range = (0.0, 0.0)  # of a row that every table may have
+    data_range = (0.0, 0.0)  # a row of zeros is possible in every table
     expected = "of cells of their columns' kinds, or NaN"
 
     def __init__(self, columns: Sequence[Column]) -> None:
@@ -87,7 +87,7 @@ class TableObservation(Observation):
         }
         for name, numbers in self._numbers.items():
             self.register_buffer(f"_{name}", torch.tensor(numbers, dtype=torch.long), persistent=False)
-        # From lists, since sizes are asked on the device "meta", whose tensors have no values.
+        # From lists, since sizes are also computed on the device "meta", whose tensors have no values.
         widths = [len(self.columns[place].levels) for place in self._numbers["categorical"]]
         most = max(widths, default=0)
         is_level = torch.tensor([[place < width for place in range(most)] for width in widths], dtype=torch.bool)
@@ -112,11 +112,11 @@ class TableObservation(Observation):
 
     @property
     def scale(self) -> Tensor:
-        """Standard deviations of real and positive columns, in units of those of the columns."""
+        """Standard deviations of real and positive columns given the code, in units of the columns' own."""
         return (self.log_scale.mul(2).exp() + LEAST_SCALE**2).sqrt()
 
     def blocks(self) -> list[Block]:
-        """Return the families, each with the columns of its kinds."""
+        """Return one block for each family that the table has, with the columns of its kinds."""
         found: list[Block] = []
         if self._numbers["binary"]:
             found.append(BinaryBlock(self._buffer("_binary")))
@@ -138,7 +138,7 @@ class TableObservation(Observation):
     def forward(self, natural: Tensor) -> ExponentialFamily:
         """Build the distribution of rows from natural parameters, block by block."""
         blocks = self.blocks()
-        if self._numbers["count"]:  # of which the decoder says how they differ from the mean of the column
+        if self._numbers["count"]:  # the decoder returns the difference from the mean of the column
             centres = self._buffer("_count_centres").to(natural.dtype)
             natural = torch.cat([natural[..., : -len(centres)], natural[..., -len(centres) :] + centres], -1)
         return TableRow(natural, blocks)
@@ -168,10 +168,10 @@ class TableObservation(Observation):
 
     @override
     def check(self, x: Tensor, name: str = "data") -> None:
-        """Refuse cells that their columns cannot have; the first of them is named.
+        """Refuse cells that are impossible in their columns; the message names the first.
 
         Raises:
-            ValueError: if there is one.
+            ValueError: if a cell is impossible.
         """
         self._check_width(x.shape[-1])
         for block in self.blocks():

@@ -1,16 +1,16 @@
-"""Trees over digits: pairwise probabilities under the aggregated posterior, mutual information, the best tree."""
+"""Find trees over digits: pairwise probabilities under the aggregated posterior, mutual information, the best tree."""
 
 import math
 
 import torch
 from torch import Tensor
 
-#: (parent, child) from the root on, each parent before its children.
+#: Pairs (parent, child), starting at the root, each parent before its children.
 Edges = list[tuple[int, int]]
 
 
 def chain(num_latents: int) -> Edges:
-    """Return the digits in their order, each the child of the one before.
+    """Return the edges of a chain: each digit is the child of the digit before it.
 
     Example:
         >>> chain(3)
@@ -28,7 +28,7 @@ def pairwise_means(probs: Tensor) -> Tensor:
         probs: q(z_n = k | x_b) of independent digits, shape (B, N, K).
 
     Returns:
-        Shape (N, N, K, K); that of a digit with itself is diagonal.
+        Shape (N, N, K, K); the block of a digit with itself is diagonal.
     """
     pairs = torch.einsum("bni,bmj->nmij", probs, probs) / len(probs)
     own = torch.diag_embed(probs.mean(0))  # (N, K, K)
@@ -49,7 +49,7 @@ def mutual_information(pairs: Tensor) -> Tensor:
 
 
 def maximum_spanning_tree(weights: Tensor) -> Edges:
-    """Return the tree of the largest sum of weights (N, N), by Prim's algorithm from the first digit on.
+    """Return the spanning tree with the largest sum of weights (N, N), by Prim's algorithm from the first digit.
 
     Example:
         >>> maximum_spanning_tree(torch.tensor([[0.0, 1.0, 3.0], [1.0, 0.0, 2.0], [3.0, 2.0, 0.0]]))

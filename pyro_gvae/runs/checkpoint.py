@@ -1,7 +1,7 @@
-"""Checkpoints: plain data with tensors in one file, written atomically and verified when read.
+"""Save and load checkpoints: plain data and tensors in one file, written atomically and verified when read.
 
-The file format is safetensors. Its metadata hold everything that is not a tensor as JSON, a format version and a
-checksum. Reading a checkpoint runs no code from it. Weights and other tensors have a checksum, too.
+The file format is safetensors. Its metadata contain everything that is not a tensor as JSON, a format version and a
+checksum. Reading a checkpoint never runs code from it. Files of tensors alone, such as weights, have a checksum, too.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ VERSION = 1
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors with a checksum, atomically; sparse ones as :func:`~pyro_gvae.runs.weights.in_parts` divides them.
+    """Write tensors with a checksum, atomically; :func:`~pyro_gvae.runs.weights.in_parts` splits the sparse ones.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -39,7 +39,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read tensors onto the CPU: those of :func:`save_tensors`, or of any safetensors file without metadata.
+    """Read tensors onto the CPU from a file of :func:`save_tensors`, or from any safetensors file without metadata.
 
     Raises:
         ValueError: if the file is absent or damaged.
@@ -53,15 +53,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def save_checkpoint(path: Path, content: Any) -> None:
-    """Write plain data with tensors; an old file stays until the new one is complete on the disk.
+    """Write plain data with tensors; an existing file is kept until the new one is complete on the disk.
 
     Args:
         path: the file to write or to replace.
-        content: nested dictionaries, lists, numbers, texts, None and tensors; tuples are read back as lists.
+        content: nested dictionaries, lists, numbers, strings, None and tensors; tuples are read back as lists.
 
     Raises:
         ValueError: if the content has a value of another type.
-        OSError: if the file cannot be written; an old file is then unchanged.
+        OSError: if the file cannot be written; an existing file is then unchanged.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -81,7 +81,7 @@ def load_checkpoint(path: Path) -> Any:
     """Read a checkpoint that :func:`save_checkpoint` wrote; tensors are on the CPU.
 
     Raises:
-        ValueError: if the file is absent, damaged, of another format version, or no checkpoint.
+        ValueError: if the file is absent, damaged, of another format version, or not a checkpoint.
     """
     try:
         data = read_bytes(path)
@@ -120,7 +120,7 @@ def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _digest(rest: str, tensors: Mapping[str, Tensor]) -> str:
-    """Compute the SHA-256 of all content of a checkpoint."""
+    """Compute the SHA-256 of everything in a checkpoint."""
     digest = hashlib.sha256(rest.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

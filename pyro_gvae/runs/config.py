@@ -1,4 +1,4 @@
-"""The config.json of a run folder: the command that creates the folder writes it, all commands read it."""
+"""Write and read the config.json of a run folder: the command that creates the folder writes it, all others read it."""
 
 import os
 import platform
@@ -23,13 +23,13 @@ PACKAGES = ("pyro-gvae", "torch", "pyro-ppl", "numpy")
 
 
 def write_config(run: Path, settings: dict[str, Any]) -> None:
-    """Write the settings of a command, with its command line and the versions of packages."""
+    """Write the settings of a command to config.json, with its command line and the versions of the packages."""
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     write_json(run / CONFIG, settings | {"command": typed(), "versions": versions})
 
 
 def typed() -> str:
-    """Return the command line of this process, as it can be typed again."""
+    """Return the command line of this process, quoted so that it can be typed again."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
@@ -73,54 +73,55 @@ def read_config_of_models(run: Path) -> dict[str, Any]:
 
 
 def _why(run: Path, error: Exception) -> str:
-    """Say why a path is no run folder, and what to try."""
-    tried = "Try what --output named."
+    """Explain why a path is not a run folder, and what to try."""
+    tried = "Try the folder that was given to --output."
     if not isinstance(error, OSError):
         return f"{error}. {tried}"
     if not os.path.lexists(run):
         near = sorted(path.parent.name for path in run.parent.glob(f"*/{CONFIG}"))
         found = get_close_matches(run.name, near, 1) or near[-1:]
-        return f"it does not exist. Try {run.parent / found[0] if found else 'what --output named'}."
+        return f"it does not exist. Try {run.parent / found[0] if found else 'the folder that was given to --output'}."
     if not run.is_dir():
         return f"it is a file. {tried}"
     if isinstance(error, FileNotFoundError):
         if (run / "weights.safetensors").exists():
-            return f"it has weights, but no {CONFIG}, as runs of fit had before. Try fit again, with resume=True."
+            return f"it has weights, but no {CONFIG}: an older release of fit made it. Try fit again, with resume=True."
         return f"it has no {CONFIG}. {tried}"
     return f"{CONFIG} cannot be read: {error.strerror or error}. {tried}"
 
 
 def read_train_config(run: Path) -> TrainConfig:
-    """Read the configuration of a run folder of `train`, or of a cell of `compare`, which is such a folder.
+    """Read the configuration of a run folder of `train`, or of a cell of `compare`, which has the same form.
 
-    What reaches out of the folder (`config.train.OUTSIDE`) has its default, whatever the folder says: it may be
-    somebody else's.
+    Settings that concern things outside the folder (`config.train.OUTSIDE`) get their defaults, whatever the file
+    says, because the folder may come from somebody else.
 
     Raises:
-        ValueError: if it is neither, or a setting is unknown, has the wrong type, or has an invalid value.
+        ValueError: if the folder is neither, or a setting is unknown, has the wrong type, or has an invalid value.
     """
     settings = read_config(run).get("train")
     if not isinstance(settings, dict):
         raise ValueError(
-            f"Expected a run folder of pyro-gvae train, but found that '{run}' is not one. Try what its --output named."
+            f"Expected a run folder of pyro-gvae train, but found that '{run}' is not one. Try the folder that was "
+            "given to its --output."
         )
     return TrainConfig.from_json(_inside(settings, train.OUTSIDE))
 
 
 def read_compare_config(run: Path) -> CompareConfig:
-    """Reads the configuration of a run folder of `compare`; what reaches out of the folder has its default.
+    """Read the configuration of a run folder of `compare`; settings outside the folder get their defaults.
 
     Raises:
-        ValueError: if a setting is of the wrong type, or cannot be.
+        ValueError: if a setting has the wrong type or an invalid value.
     """
     return CompareConfig.from_json(_inside(read_config(run), compare.OUTSIDE))
 
 
 def allowed_memory(written: float) -> float:
-    """Return the gigabytes that a run folder asks for, if this machine has them.
+    """Return the memory limit written in a run folder (in GB), if this machine has that much memory.
 
     Raises:
-        ValueError: if it has less: the folder may be somebody else's, or of another machine.
+        ValueError: if it has less; the folder may come from somebody else or from another machine.
     """
     there = psutil.virtual_memory().total / 1e9
     if written > there:
@@ -149,7 +150,7 @@ def earlier_run(output: Path | None, settings: dict[str, Any], *, free: Set[str]
 
     Args:
         output: the folder that was given to the command, if any.
-        settings: the settings of the command, as JSON.
+        settings: the settings of the command, as JSON values.
         free: names of settings that may differ between the calls.
         known_by: a key that only folders of this command have in their config.json.
 
@@ -177,5 +178,5 @@ def earlier_run(output: Path | None, settings: dict[str, Any], *, free: Set[str]
 
 
 def different_settings(settings: dict[str, Any], before: dict[str, Any], *, free: Set[str]) -> list[str]:
-    """List the settings whose values differ from those before, except for free settings."""
+    """List the settings whose values differ from those before, except for the free ones."""
     return [name for name, value in settings.items() if name not in free and before.get(name, value) != value]

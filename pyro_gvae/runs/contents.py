@@ -26,9 +26,9 @@ MEASURED = [
 ]
 GRID = ["estimator", "setting", "seed"]
 PICTURED = {"inputs", "reconstructions_start", "reconstructions_end", "samples", "code_usage"}
-#: Edges of an image, images of a kind, labels of a figure: beyond them a page could not be drawn.
+#: Limits for drawing a page: the edge of an image in pixels, images of one kind, labels of a figure.
 MOST_PIXELS, MOST_IMAGES, MOST_LABELS = 1024, 64, 500
-OTHER = "Try one that pyro-gvae compare or train made."
+OTHER = "Try a folder that pyro-gvae compare or train made."
 
 
 class Run(NamedTuple):
@@ -38,9 +38,9 @@ class Run(NamedTuple):
         config: The contents of `config.json`.
         estimators: The labels (estimator and setting) that are compared, in order.
         metrics: Every evaluation, one for each (estimator, seed, step); `estimator` is the label.
-        final: The last evaluation of each (estimator, seed) that was trained to its end.
-        pictures: Label to the arrays of one seed, for each estimator with a readable pictures file.
-        missing: A sentence for everything that is missing or unreadable.
+        final: The last evaluation of each (estimator, seed) whose training finished.
+        pictures: For each estimator with a readable pictures file, its label and the arrays of one seed.
+        missing: One sentence for each thing that is missing or unreadable.
     """
 
     config: dict[str, Any]
@@ -88,10 +88,10 @@ def read_run(run: Path) -> Run:
 
 
 def read_compared(run: Path) -> dict[str, Any]:
-    """Reads the config.json of a comparison, and checks its types and sizes.
+    """Read the config.json of a comparison, and check its types and sizes.
 
     Raises:
-        ValueError: If it lacks what every one has, or has something else there.
+        ValueError: If an entry that every comparison has is missing, or has the wrong type or size.
     """
     config = read_config(run)
     lacking = CONFIGURED - set(config)
@@ -106,7 +106,7 @@ def read_compared(run: Path) -> dict[str, Any]:
         and (config.get("latent_dim") or 0) >= 0
         and 1 <= len(cells) <= MOST_CELLS
         and all(fits(CellRecord, cell) and cell["seed"] >= 0 for cell in cells)
-        and not any("$" in cell["estimator"] + cell["setting"] for cell in cells)  # figures would read formulas
+        and not any("$" in cell["estimator"] + cell["setting"] for cell in cells)  # figures would typeset it as math
         and len(edges) == 2
         and all(isinstance(edge, int) and 1 <= edge <= MOST_PIXELS for edge in edges)
         and len({(cell["estimator"], cell["setting"]) for cell in cells}) <= MOST_LABELS
@@ -117,7 +117,7 @@ def read_compared(run: Path) -> dict[str, Any]:
 
 
 def _unfinished(run: Path, cells: list[tuple[str, int]], last: pd.DataFrame) -> list[str]:
-    """Write a sentence for each cell that did not end with a finite result."""
+    """Return one sentence for each cell that failed, is not finished, or whose last result is not finite."""
     sentences = []
     evidence = BOUND if is_bounded(last) else EVIDENCE
     rows = {(row.estimator, row.seed): row for row in last.itertuples()}
@@ -155,7 +155,7 @@ def _can_be_drawn(arrays: dict[str, np.ndarray], image_shape: list[int]) -> bool
 def _read_pictures(
     run: Path, config: dict[str, Any], final: pd.DataFrame
 ) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
-    """Read the arrays of each estimator's first readable seed; return a sentence for each unreadable file."""
+    """Read the arrays of each estimator's first readable seed, and return a sentence for each unreadable file."""
     pictures: dict[str, tuple[str, dict[str, np.ndarray]]] = {}
     missing = []
     for estimator, seed in zip(final["estimator"], final["seed"], strict=True):

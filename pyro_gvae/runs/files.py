@@ -1,9 +1,9 @@
 """Read the files of a run folder, write them atomically, and append JSON lines.
 
-So a run folder survives a crash at any moment: files are replaced atomically, and `metrics.jsonl` is only appended to,
-so that at worst its last line is torn. Whoever made the folder, or changes it meanwhile (see `staying_inside`), nothing
-here follows a link, changes what a hard link shares with other folders, waits for a pipe, or reads a file that is too
-large for the memory.
+A run folder survives a crash at any moment: files are replaced atomically, and `metrics.jsonl` is only appended to, so
+at worst its last line is torn. A folder from somebody else is safe to use, even if it is changed meanwhile (see
+`staying_inside`): nothing here follows a link, changes a file that a hard link shares with another folder, waits for a
+pipe, or reads a file that is too large for the memory.
 """
 
 import errno
@@ -28,15 +28,15 @@ try:
 except ImportError:  # Windows, where nobody can remove a file that is open
     fcntl = None  # type: ignore[assignment]
 
-#: Of a file that is being written: the beginning of its name to be, and 16 digits that nobody can foresee.
+#: The name of a temporary file: the beginning of the final name, and 16 digits that nobody can predict.
 UNFINISHED = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")
-#: The part of the machine's memory that a file may have that is read at once.
+#: The largest file that is read at once, as a share of the machine's memory.
 MOST_MEMORY = 0.25
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def _opened(path: Path, flags: int) -> IO[bytes]:
-    """A file of this name, which is no link, and no pipe or device that one would wait for."""
+    """Open a regular file; refuse a link, and a pipe or a device, on which reading could block."""
     try:
         with in_place(path) as place:
             descriptor = os.open(place, flags | _NO_LINK, 0o666)
@@ -51,7 +51,7 @@ def _opened(path: Path, flags: int) -> IO[bytes]:
 
 
 def _opened_to_change(path: Path) -> IO[bytes]:
-    """A file of this name alone: one that has other names, by hard links, is copied first, and they keep the old."""
+    """Open a file for reading and writing; copy it first if it has hard links, whose other names keep the old file."""
     file = _opened(path, os.O_RDWR | os.O_CREAT)
     if os.fstat(file.fileno()).st_nlink == 1:
         return file
@@ -61,14 +61,14 @@ def _opened_to_change(path: Path) -> IO[bytes]:
 
 
 def _no_file(path: Path) -> ValueError:
-    return ValueError(f"Expected a file, but found that '{path}' is a link or no file. Try without it.")
+    return ValueError(f"Expected a file, but found that '{path}' is a link or not a regular file. Try removing it.")
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file at once.
+    """Read a whole file.
 
     Raises:
-        ValueError: If it is a link or no file, or too large for the memory of this machine.
+        ValueError: If it is a link, not a regular file, or too large for the memory of this machine.
         OSError: If it is absent or cannot be read.
     """
     with _opened(path, os.O_RDONLY) as file:
@@ -79,15 +79,15 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """Read a file of text as `read_bytes` does; bytes that are no UTF-8 are read as the replacement character."""
+    """Read a text file as `read_bytes` does; bytes that are not valid UTF-8 become the replacement character."""
     return read_bytes(path).decode("utf-8", "replace")
 
 
 def parse_json(text: str) -> Any:
-    """Read strict JSON: no NaN, and no number that a machine does not hold.
+    """Parse strict JSON: no NaN or infinity, and no integer of more than 64 bits.
 
     Raises:
-        ValueError: If it is something else; the sentence goes on after "..., but found that".
+        ValueError: If the text is anything else; the message continues the sentence "..., but found that".
 
     Example:
         >>> parse_json('{"a": 1}')
@@ -96,29 +96,29 @@ def parse_json(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_whole_number)
     except json.JSONDecodeError as error:
-        raise ValueError(f"it is no JSON from line {error.lineno}, column {error.colno} on") from None
+        raise ValueError(f"it is not valid JSON at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
 def _number(text: str) -> float:
     if not math.isfinite(value := float(text)):
-        raise ValueError(f"it holds {text[:20]}, which is no finite number")
+        raise ValueError(f"it contains {text[:20]}, which is not a finite number")
     return value
 
 
 def _whole_number(text: str) -> int:
     if len(text) > 20 or abs(value := int(text)) >= 2**63:
-        raise ValueError(f"it holds {text[:20]}.., which has more than 64 bits")
+        raise ValueError(f"it contains {text[:20]}.., which has more than 64 bits")
     return value
 
 
 def read_records(path: Path, kind: type[Any] | None = None) -> tuple[list[dict[str, Any]], list[int]]:
-    """Read JSON lines, and the numbers (from 1) of those that a crash tore, or that say something else.
+    """Read JSON lines; also return the numbers (from 1) of the lines that are torn or do not have the given names.
 
     Args:
         path: A file that `append_json_line` wrote.
-        kind: The names that a line has at least, with their types; any if None.
+        kind: The names that every line must have, with their types; any names if None.
     """
     records, torn = [], []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -142,7 +142,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     If the block raises, the temporary file is removed and the old file is unchanged. The data are on the disk before
     the file is renamed, so a reader sees either the old or the new file, never a part of one. Only its writer can read
-    the temporary file; `remove_unfinished` removes it if the process is killed. The folder is made if it is absent.
+    the temporary file; `remove_unfinished` removes it if the process is killed. The folder is created if it is absent.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -152,7 +152,7 @@ def replacing(path: Path) -> Iterator[Path]:
         >>> target.read_text()
         'whole'
     """
-    mask = os.umask(0o77)  # there is no other way to ask for it
+    mask = os.umask(0o77)  # setting the mask is the only way to read it
     os.umask(mask)
     with in_place(path, make=True) as place:
         temporary, descriptor = _new_file(place)
@@ -162,7 +162,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(descriptor)
             temporary.chmod(0o666 & ~mask)
             if fcntl is None:
-                held = os.close(descriptor)  # Windows renames no file that is open
+                held = os.close(descriptor)  # Windows cannot rename an open file
             temporary.replace(place)
         finally:
             if held is not None:
@@ -172,23 +172,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _new_file(path: Path) -> tuple[Path, int]:
-    """A file that was not there, held by this process for as long as the descriptor is open."""
+    """Create a new file, which this process locks for as long as the descriptor is open."""
     while True:
         temporary = path.with_name(f".{path.name[:100]}.{token_hex(8)}.tmp")
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | _NO_LINK, 0o600)
         if fcntl is None:
             return temporary, descriptor
-        with suppress(OSError):  # a file system without locks, where nothing unfinished is removed
+        with suppress(OSError):  # a file system without locks: remove_unfinished then removes nothing
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return temporary, descriptor
-        os.close(descriptor)  # taken for a dead one's before it was held
+        os.close(descriptor)  # another process removed it as a leftover before it was locked
 
 
 def remove_unfinished(folder: Path, depth: int = 2) -> None:
-    """Remove the temporary files that killed processes left in a folder, and in folders so deep inside of it.
+    """Remove the temporary files that killed processes left in a folder, and in its subfolders down to this depth.
 
-    Those that a living process writes stay, and so does what cannot be removed.
+    Files that a living process is writing stay, and so do those that cannot be removed.
     """
     with suppress(OSError, ValueError), in_place(folder / "file") as place, os.scandir(place.parent) as entries:
         for entry in entries:
@@ -201,7 +201,7 @@ def remove_unfinished(folder: Path, depth: int = 2) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or the link of that name, if it is there."""
+    """Remove a file, or the link of that name, if there is one."""
     with suppress(FileNotFoundError), in_place(path) as place:
         place.unlink()
 
@@ -210,7 +210,7 @@ def remove_unless_held(path: Path) -> None:
     """Remove a file that no process has locked.
 
     Raises:
-        OSError: If one has, or the file is absent or cannot be removed.
+        OSError: If a process has locked it, or the file is absent or cannot be removed.
     """
     with in_place(path) as place:
         if fcntl is None:
@@ -233,17 +233,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Append `record` as one line of strict JSON; it is on the disk when this returns.
+    """Append `record` as one line of strict JSON; the line is on the disk when this returns.
 
     A number that is not finite becomes `null`. If a crash has torn the last line, the record starts a new line, so
     that only the torn line is lost. If the disk is full, the file is unchanged.
 
     Args:
-        path: The file, made if it is absent.
+        path: The file, created if it is absent.
         record: Names to numbers, strings, `None`, or NumPy and torch scalars.
 
     Raises:
-        ValueError: If there is a link of that name.
+        ValueError: If `path` is a link.
         OSError: If the file cannot be written.
     """
     line = json.dumps(plain(record), allow_nan=False).encode() + b"\n"
@@ -267,13 +267,13 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def cut(path: Path, size: int) -> bool:
-    """Leave the first bytes of a file; an absent one is made.
+    """Truncate a file to its first `size` bytes; create it if it is absent.
 
     Returns:
-        Whether it had so many.
+        Whether the file had that many bytes.
 
     Raises:
-        ValueError: If there is a link of that name.
+        ValueError: If `path` is a link.
     """
     with _opened_to_change(path) as file:
         found = os.fstat(file.fileno()).st_size

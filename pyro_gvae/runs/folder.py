@@ -15,11 +15,11 @@ from filelock import FileLock, Timeout
 from .files import read_text, remove_unless_held
 from .inside import in_place
 
-#: Files of a cell of a comparison: its pictures, which are written last and mark it as finished; its error message.
+#: Files of a comparison's cell: its pictures, which are written last and so mark it as finished, and its error message.
 PICTURES, ERROR = "pictures.safetensors", "error.txt"
-#: Letters of a label in the name of a cell's folder.
+#: The most letters of a label that the name of a cell's folder keeps.
 LONGEST = 120
-#: The file by which a process locks a folder; it holds the number of that process.
+#: The file by which a process locks a folder; it contains the number of that process.
 LOCK = ".lock"
 
 
@@ -47,7 +47,7 @@ def new_run_folder(path: Path | None = None, *, prefix: str = "compare") -> Path
             candidate.mkdir(parents=True)
         except FileExistsError:
             if path is None or any(candidate.iterdir() if candidate.is_dir() else [candidate]):
-                continue  # an empty folder with the given name is left by a kill in the first milliseconds, and is used
+                continue  # an empty folder of the given name is used: a run killed in its first milliseconds leaves one
         except OSError as error:
             raise ValueError(
                 f"Expected a folder that can be created, but found that '{candidate}' cannot: {error.strerror}. "
@@ -58,7 +58,7 @@ def new_run_folder(path: Path | None = None, *, prefix: str = "compare") -> Path
 
 
 def check_new(path: Path) -> None:
-    """Refuse the folder of a new run that another thing is in, before anything is loaded.
+    """Refuse a folder for a new run that already has something in it, before anything is loaded.
 
     Raises:
         ValueError: If `path` exists and is not an empty folder.
@@ -92,7 +92,7 @@ def cell_folder(run: Path, label: str, seed: int) -> Path:
         'run/cells/gumbel-softmax-20-exact-3-8x4-seed0'
     """
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", label).strip("-")
-    if len(name) > LONGEST:  # systems have names of up to 255 bytes, and files are called by it, too
+    if len(name) > LONGEST:  # file systems allow names of up to 255 bytes, and files are named after the cell, too
         name = f"{name[:LONGEST]}-{hashlib.sha256(label.encode()).hexdigest()[:16]}"
     return run / "cells" / f"{name}-seed{seed}"
 
@@ -104,10 +104,10 @@ def cell_error(run: Path, label: str, seed: int) -> str | None:
 
 
 def check_own(folder: Path) -> None:
-    """Refuse a folder that leads out of itself: whatever is read and written in it then lies inside of it.
+    """Refuse a folder with links in it, so that everything read and written through it lies inside it.
 
     Raises:
-        ValueError: if it holds a link, a pipe or a device, however deep.
+        ValueError: if it contains a link, a pipe or a device, at any depth.
     """
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -115,16 +115,16 @@ def check_own(folder: Path) -> None:
                 check_own(Path(entry))
             elif not entry.is_file(follow_symlinks=False) and os.path.lexists(entry):  # a temporary file may be gone
                 raise ValueError(
-                    f"Expected a folder of files and folders alone, but found that '{entry.path}' is a link or "
-                    "neither. Try a copy without it."
+                    f"Expected a folder of files and folders alone, but found that '{entry.path}' is a link or not a "
+                    "regular file. Try a copy without it."
                 )
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that nothing can be written into, before the work is done; one that is not there can be made.
+    """Refuse a folder that cannot be written to, before any work is done; an absent one must be possible to create.
 
     Raises:
-        ValueError: if it, or the nearest folder above it that exists, cannot be written.
+        ValueError: if the folder, or the nearest existing folder above it, is not writable.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(there, os.W_OK):
@@ -142,13 +142,13 @@ class HeldError(ValueError):
     def __init__(self, folder: Path, by: str) -> None:
         super().__init__(
             f"Expected a folder that no other process writes to, but found that one works in '{folder}', {by}. Try "
-            "waiting for its end, or another folder."
+            "waiting until it ends, or another folder."
         )
         self.by = by
 
 
 def holder(folder: Path) -> str | None:
-    """Return the process that has locked a folder, in words; None if none has."""
+    """Return a description of the process that has locked a folder; None if no process has."""
     if not (folder / LOCK).exists():
         return None
     try:
@@ -160,13 +160,13 @@ def holder(folder: Path) -> str | None:
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Lock a folder against other processes until the block or this process ends, however it ends.
+    """Lock a folder against other processes until the block or this process ends, in whatever way.
 
     Args:
-        folder: the folder, in which a file ".lock" is created, which says which process has locked it.
+        folder: the folder; a file ".lock" is created in it and names the process that has locked it.
 
     Raises:
-        HeldError: if another process has.
+        HeldError: if another process has locked it.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -176,7 +176,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     with in_place(folder / LOCK) as path:
         lock, by = FileLock(path, timeout=0), _writer(path)
         with suppress(OSError):
-            if path.lstat().st_nlink > 1:  # a hard link, through which a number would be written into another file
+            if path.lstat().st_nlink > 1:  # writing the number would change the other file of a hard link
                 remove_unless_held(path)
         try:
             lock.acquire()
@@ -192,7 +192,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def _writer(lock: Path) -> str:
-    """Return the process that a lock file names, in words."""
+    """Return a description of the process that a lock file names."""
     try:
         return f"process {int(lock.read_bytes()[:20])}"
     except (OSError, ValueError):

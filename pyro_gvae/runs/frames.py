@@ -1,4 +1,4 @@
-"""Tables as files: CSV and JSON lines, which commands read back, and Parquet for other programs."""
+"""Write tables as CSV, JSON lines, and Parquet for other programs; read JSON lines back."""
 
 import csv
 import io

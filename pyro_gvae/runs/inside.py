@@ -1,8 +1,8 @@
-"""Paths inside of a folder that somebody else may change: no folder on the way is a link, nor becomes one.
+"""Use paths inside a folder safely while somebody else may change it: no folder on the path is a link, or becomes one.
 
-A folder is opened from the one above it, so that no link is followed, and stays open while its name is used. Linux
-shows an open folder under `/proc/self/fd`: a path that begins there leads into that very folder, whatever its own name
-leads to meanwhile. Elsewhere the way is only looked at before it is gone.
+Each folder is opened from the one above it, so no link is followed, and it stays open while the path is used. Linux
+shows an open folder under `/proc/self/fd`: a path that begins there leads into that very folder, even if its own name
+is replaced meanwhile. On other systems the path is only checked before it is used.
 """
 
 import errno
@@ -19,7 +19,7 @@ _HAS_HANDLES = hasattr(os, "O_DIRECTORY") and os.open in os.supports_dir_fd  # n
 
 
 class _Root(NamedTuple):
-    """A folder that is open."""
+    """An open folder."""
 
     path: Path
     handle: int
@@ -30,13 +30,13 @@ _ROOTS: ContextVar[tuple[_Root, ...]] = ContextVar("roots", default=())
 
 @contextmanager
 def staying_inside(folder: Path) -> Iterator[None]:
-    """Let no path of :func:`in_place` leave a folder by a link inside of it, until the block ends.
+    """Until the block ends, keep every path of :func:`in_place` from leaving a folder through a link inside it.
 
     Args:
-        folder: a folder that exists. Its own path may go through links, unless it lies in such a folder itself.
+        folder: a folder that exists. Its own path may contain links, unless it lies inside another such folder.
 
     Raises:
-        ValueError: if it lies in such a folder, and a link is on the way.
+        ValueError: if it lies inside another such folder, and its path contains a link.
         OSError: if it cannot be opened.
     """
     if not _HAS_HANDLES:
@@ -53,17 +53,17 @@ def staying_inside(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def in_place(path: Path, *, make: bool = False) -> Iterator[Path]:
-    """Yield a path of the same file or folder that leads to it for as long as the block runs.
+    """Yield a path to the same file or folder that stays valid while the block runs, even if a folder is replaced.
 
-    Inside of a folder of :func:`staying_inside`, no folder on the way may be a link; elsewhere it is the path itself.
+    Inside a folder of :func:`staying_inside`, no folder on the path may be a link; elsewhere, yield the path itself.
 
     Args:
-        path: where it is, or will be.
-        make: whether to make the folders on the way that are absent.
+        path: the file or folder, which need not exist yet.
+        make: whether to create the absent folders above it.
 
     Raises:
-        ValueError: if a folder on the way is a link, or no folder.
-        OSError: if one cannot be opened. It names the path that was asked for, as errors in the block do.
+        ValueError: if a folder on the path is a link, or not a folder.
+        OSError: if one cannot be opened. It names the path that was given, and so do errors raised in the block.
     """
     if _root_of(path.parent) is None:
         if make:
@@ -84,18 +84,18 @@ def in_place(path: Path, *, make: bool = False) -> Iterator[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, with those above it that are absent, where there is none.
+    """Create a folder and the absent folders above it, unless it exists.
 
     Raises:
-        ValueError: if a folder on the way is a link that may not be followed, see :func:`in_place`.
-        OSError: if it cannot be made.
+        ValueError: if a folder on the path is a link that may not be followed, see :func:`in_place`.
+        OSError: if it cannot be created.
     """
     with in_place(folder / "file", make=True):
         pass
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names of a folder on the disk, where the system can."""
+    """Flush the names of a folder's files to the disk, where the system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -109,7 +109,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _root_of(folder: Path) -> _Root | None:
-    """Return the innermost folder that may not be left and has this one in it."""
+    """Return the innermost folder of :func:`staying_inside` that contains this one."""
     path = _absolute(folder)
     return next((root for root in reversed(_ROOTS.get()) if path.is_relative_to(root.path)), None)
 
@@ -130,7 +130,7 @@ def _opened_folder(folder: Path, *, make: bool = False) -> int:
 
 
 def _opened_inner(name: str, handle: int, path: Path, *, make: bool) -> int:
-    """Open a folder in an open one; it is no link."""
+    """Open a folder inside an open one; refuse a link."""
     try:
         if make:
             with suppress(FileExistsError):
@@ -139,7 +139,7 @@ def _opened_inner(name: str, handle: int, path: Path, *, make: bool) -> int:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise ValueError(
-                f"Expected a folder, but found that '{path}' is a link or no folder. Try without it."
+                f"Expected a folder, but found that '{path}' is a link or not a folder. Try removing it."
             ) from error
         error.filename = str(path)
         raise

@@ -1,4 +1,4 @@
-"""What files of a run folder say, as far as it is read again: names and types, whoever wrote them."""
+"""Declare the entries of a run folder's files that are read back: their names and types, checked when they are read."""
 
 from typing import TypedDict
 
@@ -6,7 +6,7 @@ from ..config.names import ColumnKind, ModelName
 
 
 class TrainLine(TypedDict):
-    """An evaluation of a training run, in its metrics.jsonl; what may be None may be absent."""
+    """An evaluation of a training run, in its metrics.jsonl; entries that may be None may be absent."""
 
     step: int
     epoch: float
@@ -31,7 +31,7 @@ class TrainLine(TypedDict):
 
 
 class ProgramRecord(TypedDict):
-    """A program, as the config.json of a run of `fit` describes it; without arguments it is code of the caller's."""
+    """A program in the config.json of a run of `fit`; the arguments are None if it is the caller's own code."""
 
     name: str
     arguments: dict | None  # type: ignore[type-arg]
@@ -49,7 +49,7 @@ class ColumnRecord(TypedDict):
 
 
 class DataRecord(TypedDict):
-    """The data of a run of `fit`; `columns` are the names of a dictionary, and the last seven are of a `Dataset`."""
+    """The data of a run of `fit`; `columns` are the keys of a dictionary, and only a `Dataset` has the last seven."""
 
     kind: str
     file: str | None
@@ -92,7 +92,7 @@ class CellRecord(TypedDict):
 
 
 class CompareRecord(TypedDict):
-    """What a report reads of a comparison's config.json."""
+    """The entries of a comparison's config.json that a report reads."""
 
     dataset: str
     data: str | None

@@ -1,4 +1,4 @@
-"""Files of tensors with a checksum of all of their bytes; needs no torch."""
+"""Read and write files of tensors with a checksum of all their bytes, without torch."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .files import parse_json, read_bytes, replacing
 
-#: The name in a file's metadata, and what stands there while the checksum is computed.
+#: The name of the checksum in a file's metadata, and its placeholder while the checksum is computed.
 SEAL, BLANK = "sha256", "0" * 64
 
 
@@ -22,10 +22,10 @@ def write_sealed(path: Path, unsealed: bytes) -> None:
 
 
 def read_sealed(path: Path) -> bytes:
-    """Read a safetensors file, and hold it against its checksum; one without any metadata has none.
+    """Read a safetensors file, and verify its checksum; a file without any metadata has none.
 
     Raises:
-        ValueError: if the checksum is wrong, or it is no file of tensors.
+        ValueError: if the checksum is wrong, or the file is not a safetensors file.
         OSError: if the file is absent or cannot be read.
     """
     data = read_bytes(path)
@@ -42,21 +42,21 @@ def read_sealed(path: Path) -> bytes:
 
 
 def check_memory(num_bytes: int) -> None:
-    """Refuse to write or read tensors of that size where memory ends within it.
+    """Refuse to write or read tensors of this size if there is not enough memory.
 
-    safetensors copies them up to three times, and ends the process, without an exception, if it gets no memory.
+    safetensors makes up to three copies, and ends the process without an exception if an allocation fails.
 
     Raises:
-        MemoryError: if there is no memory for that.
+        MemoryError: if there is no memory for three copies.
     """
-    bytearray(3 * num_bytes)  # never written to, so that it costs no time
+    bytearray(3 * num_bytes)  # the memory is never written to, so this costs no time
 
 
 def metadata_of(data: bytes) -> Mapping[str, str]:
-    """The metadata in the bytes of a safetensors file.
+    """Return the metadata in the bytes of a safetensors file.
 
     Raises:
-        ValueError: if they are those of another file.
+        ValueError: if the bytes are not those of a safetensors file.
     """
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 + length:

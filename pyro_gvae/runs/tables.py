@@ -1,4 +1,4 @@
-"""Tables of a run: final rows, means and standard errors over seeds, paired differences, and their text."""
+"""Compute a run's tables: final rows, means and standard errors over seeds, paired differences, and their text."""
 
 import math
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ class Measure(NamedTuple):
     decimals: int
 
 
-#: Draws of continuous latents behind a bound of log p(x).
+#: The number of draws of continuous latents for a bound on log p(x).
 NUM_DRAWS = 50
 EVIDENCE = Measure("test_log_evidence", "test log p(x)", "nats", 2)
-#: What stands for it beside continuous latents: :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`.
+#: It replaces log p(x) for continuous latents: :func:`~pyro_gvae.evaluate.collapsed.collapsed_importance_weighted`.
 BOUND = Measure("test_collapsed_iwae_bound", "test bound of log p(x)", "nats", 2)
 MEASURES = (
     Measure("test_elbo", "test ELBO", "nats", 2),
@@ -33,7 +33,7 @@ CELL = ["estimator", "seed"]
 
 
 def is_bounded(table: pd.DataFrame) -> bool:
-    """Tell whether a table has a bound of log p(x), since log p(x) is no sum."""
+    """Tell whether a table has a bound in place of log p(x), as for models whose log p(x) is not a finite sum."""
     return BOUND.name in table
 
 
@@ -43,7 +43,7 @@ def measures_of(table: pd.DataFrame) -> tuple[Measure, ...]:
 
 
 def paired_measures_of(table: pd.DataFrame) -> tuple[Measure, ...]:
-    """Return those whose differences are compared."""
+    """Return the measures whose differences between estimators are reported."""
     return tuple(one for one in measures_of(table) if one in (BOUND, EVIDENCE) or one.name in ("test_elbo", "seconds"))
 
 
@@ -75,7 +75,7 @@ def final_rows(metrics: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row for each (estimator, seed) in order of appearance, with the same columns;
-        `steps_per_second` is that of the whole training, step / seconds (NaN if there was none).
+        `steps_per_second` is the mean over the whole training, step / seconds (NaN if there was none).
 
     Example:
         >>> rows = [{"estimator": "exact", "seed": 0, "step": s, "seconds": s / 8, "steps_per_second": None}
@@ -131,7 +131,7 @@ def seed_differences(final: pd.DataFrame, estimator: str, baseline: str) -> pd.D
         baseline: The label of the subtrahend.
 
     Returns:
-        Indexed by seed: the differences of `test_elbo`, `test_log_evidence` or its bound (nats per datum) and
+        Indexed by seed: the differences in `test_elbo`, `test_log_evidence` or its bound (nats per datum) and
         `seconds`.
     """
     names = [measure.name for measure in paired_measures_of(final)]
@@ -153,8 +153,8 @@ def choose_baseline(final: pd.DataFrame) -> str:
 def paired_differences(final: pd.DataFrame, baseline: str = "exact") -> pd.DataFrame:
     """Compute mean and standard error of each estimator's differences from `baseline` on the same seeds.
 
-    In a grid, each is compared with the baseline of the same setting; a part of the setting that the baseline lacks,
-    such as a temperature, is ignored.
+    In a grid, each estimator is compared with the baseline in the same setting; a part of the setting that the baseline
+    lacks, such as a temperature, is ignored.
 
     The same seed means the same initial weights and batches, whose effect cancels in the difference. Its standard error
     is therefore usually much smaller than those of the two means.
@@ -164,8 +164,8 @@ def paired_differences(final: pd.DataFrame, baseline: str = "exact") -> pd.DataF
         baseline: The estimator that the others are compared with.
 
     Returns:
-        Indexed by every other estimator, or its label: `seeds` (those that both have) and the mean and `_se` of the
-        differences of `test_elbo`, `test_log_evidence` or its bound (nats per datum) and `seconds`.
+        Indexed by every other estimator, or its label: `seeds` (how many both have) and the mean and `_se` of the
+        differences in `test_elbo`, `test_log_evidence` or its bound (nats per datum) and `seconds`.
 
     Raises:
         ValueError: If `baseline` is not among the estimators.
@@ -189,7 +189,7 @@ def paired_differences(final: pd.DataFrame, baseline: str = "exact") -> pd.DataF
     for one in contenders[contenders["plan"] != baseline].itertuples():
         for other in contenders[contenders["plan"] == baseline].itertuples():
             if not set(_parts(other.setting)) <= set(_parts(one.setting)):
-                continue  # of another setting
+                continue  # a different setting
             difference = seed_differences(final, one.estimator, other.estimator)
             rows[one.estimator] = {"seeds": len(difference)}
             for name in difference:
@@ -269,11 +269,12 @@ def format_table(summary: pd.DataFrame) -> str:
 def with_errors(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Format numbers with their standard errors, from the columns `M` and `M_se`; empty if there is no number.
 
-    An error has two significant digits, and a number the decimals of its error; a number without error has four digits.
+    An error is shown with two significant digits, and its number with the same decimals; a number without an error has
+    four significant digits.
 
     Args:
         table: any table.
-        names: the columns to show; those that the table lacks are left out.
+        names: the columns to show; columns that the table lacks are skipped.
 
     Example:
         >>> found = pd.DataFrame({"elbo": [-125.4012, -1.23456, None], "elbo_se": [0.5512, None, None]})

@@ -1,4 +1,4 @@
-"""A module's weights as plain tensors, which files take, and back: sparse buffers in dense parts."""
+"""Convert a module's weights to dense tensors, which can be saved, and back: sparse buffers are split into parts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: What each sparse layout consists of, besides its shape.
+#: The dense parts of each sparse layout, besides its shape.
 PARTS: dict[Any, tuple[str, ...]] = {
     torch.sparse_coo: ("indices", "values"),
     **dict.fromkeys((torch.sparse_csr, torch.sparse_bsr), ("crow_indices", "col_indices", "values")),
@@ -15,7 +15,7 @@ PARTS: dict[Any, tuple[str, ...]] = {
 
 
 def in_parts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights whose sparse tensors are dense parts, such as "graph/indices" and "graph/values" for "graph".
+    """Split sparse tensors into dense parts, such as "graph/indices" and "graph/values" for "graph".
 
     Example:
         >>> sorted(in_parts({"graph": torch.eye(2).to_sparse(), "bias": torch.ones(2)}))
@@ -32,15 +32,15 @@ def in_parts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_parts(parts: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what :func:`in_parts` was given.
+    """Rebuild the sparse tensors that :func:`in_parts` split.
 
     Args:
-        parts: what it returned.
-        like: weights of the same names, layouts and shapes.
+        parts: the tensors that it returned.
+        like: weights with the original names, layouts and shapes.
 
     Raises:
         KeyError: if a part is absent.
-        RuntimeError: if parts do not fit together.
+        RuntimeError: if the parts of a tensor do not fit together.
     """
     found = dict(parts)
     for name, tensor in like.items():

@@ -223,7 +223,7 @@ def test_a_folder_that_becomes_a_link_meanwhile_is_not_written_into(name, is_gua
     if not is_guarded:
         monkeypatch.setattr(main_module, "staying_inside", nullcontext)
     run = after_the_last_look(monkeypatch, trained, tmp_path, name, swap(INNER[name], outside))
-    with pytest.raises(ValueError, match="is a link or no folder") if is_guarded else nullcontext():
+    with pytest.raises(ValueError, match="is a link or not a folder") if is_guarded else nullcontext():
         command(name, run, **FEW[name])
     assert (run / INNER[name]).is_symlink() and bool(contents(outside)) is not is_guarded
 
@@ -237,7 +237,7 @@ def test_cells_that_become_a_link_meanwhile_are_neither_read_nor_trained(name, c
         (cell / "pictures.safetensors").unlink()
     before = contents(outside)
     run = after_the_last_look(monkeypatch, compared, tmp_path, name, swap("cells", outside))
-    with pytest.raises(ValueError, match="is a link or no folder"):
+    with pytest.raises(ValueError, match="is a link or not a folder"):
         command(name, run, **FEW[name])
     assert contents(outside) == before and "secret" not in (run / "report.html").read_text()
 

@@ -126,7 +126,7 @@ def test_free_bits_leave_out_labels(by_name):
 
 @pytest.mark.parametrize("function", [exact.posterior, exact.sample_posterior, exact.mean_field])
 def test_posteriors_of_labels_are_refused(function):
-    with pytest.raises(ValueError, match=r"whose posterior is asked for, but found \['k', 'y'\] observed"):
+    with pytest.raises(ValueError, match=r"to compute its posterior, but found \['k', 'y'\] observed"):
         function(NOTHING, DATA, LABELS, INTEGERS)
 
 

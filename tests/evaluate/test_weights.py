@@ -112,7 +112,7 @@ def test_programs_that_take_one_particle_at_a_time_have_the_same_numbers():
     """The program indexes values at the first dimension, which is that of particles; data share a latent."""
     pair = Pair(lambda x: shared(x, True), lambda x: shared(x, False))
     pyro.set_rng_seed(0)
-    with pytest.warns(UserWarning, match=r"one particle after another.*such as Vindex"):
+    with pytest.warns(UserWarning, match=r"one particle at a time.*such as Vindex"):
         found = log_importance_weights(pair, X, 3)
     pyro.set_rng_seed(0)
     c = torch.stack([dist.Normal(torch.full((3,), 0.5).double(), 1.0).sample() for _ in range(3)])

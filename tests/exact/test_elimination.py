@@ -267,7 +267,7 @@ def test_what_data_share_without_an_end_is_refused():
         with pyro.plate("data", len(x)):
             pyro.sample("y", one_hot(x[:, :3]))
 
-    with pytest.raises(ValueError, match=r"'g', outside of the plate\(s\) \['data'\], beside 'y' inside"):
+    with pytest.raises(ValueError, match=r"'g' outside of the plate\(s\) \['data'\] in one term with 'y' inside"):
         ExactELBO().loss(model, guide, DATA)
 
 

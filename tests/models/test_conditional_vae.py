@@ -124,7 +124,7 @@ def test_missing_cells_are_those_of_the_class():
 @pytest.mark.parametrize(
     ("labels", "sentence"),
     [
-        (None, r"Expected labels y beside data x, since the model is p\(x \| y\)"),
+        (None, r"Expected labels y with data x, since the model is p\(x \| y\)"),
         (LABELS[:2], r"Expected labels as 6 integers, one for each datum, but found torch.int64 of shape \(2,\)"),
         (LABELS + 1, "Expected labels 0 to 2, but found values from 1 to 3"),
         (LABELS - 1, "Expected labels 0 to 2, but found values from -1 to 1"),

@@ -287,7 +287,7 @@ def test_run_that_did_not_stay_finite_is_told(run: Path) -> None:
     [
         (lambda run: shutil.rmtree(run), "is not one: it does not exist"),
         (lambda run: (run / "metrics.jsonl").unlink(), "is not one: .*metrics.jsonl"),
-        (lambda run: (run / "config.json").write_text("{"), "is not one: it is no JSON from line 1"),
+        (lambda run: (run / "config.json").write_text("{"), "is not one: it is not valid JSON at line 1"),
         (
             lambda run: (run / "config.json").write_text('{"dataset": "digits"}'),
             "lacks cells, epochs, image_shape",

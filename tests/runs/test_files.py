@@ -233,7 +233,7 @@ def test_what_is_no_file_is_neither_read_nor_written(tmp_path: Path, use, make: 
     path, mine = tmp_path / "metrics.jsonl", tmp_path / "mine"
     mine.write_text("not yours")
     {"link": lambda: path.symlink_to(mine), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[make]()
-    with pytest.raises((ValueError, OSError), match=r"is a link or no file|directory"):
+    with pytest.raises((ValueError, OSError), match=r"is a link or not a regular file|directory"):
         use(path)
     assert mine.read_text() == "not yours"
 

@@ -39,7 +39,7 @@ USES = {
 def test_no_link_is_followed_inside(use, run):
     outside = run.parent / "outside"
     with staying_inside(run):
-        with pytest.raises(ValueError, match="link' is a link or no folder"):
+        with pytest.raises(ValueError, match="link' is a link or not a folder"):
             use(run / "link" / "deep" / "mine")
         use(run / "cells" / "deep" / "mine")
     assert (outside / "deep" / "mine").read_text() == "not yours" and len(list(outside.rglob("*"))) == 2
