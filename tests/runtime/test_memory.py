@@ -124,7 +124,7 @@ used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if
 resource.setrlimit(resource.RLIMIT_AS, (used + 60_000_000, resource.RLIM_INFINITY))
 print("status", main(["evaluate", run, "--evidence", "exact", "--max-memory", "8"]), file=sys.stderr)
 """
-NO_MEMORY = "pyro-gvae: Expected enough memory for this command, but found that there is no"
+NO_MEMORY = "pyro-gvae: Expected enough memory for this command, but found that it ran out"
 
 
 @pytest.mark.slow
