@@ -1,4 +1,4 @@
-"""`list` and `doctor`: what there is, in the package and on this machine."""
+"""`list` and `doctor`: what the package offers, and what this machine has."""
 
 import os
 import platform
@@ -20,9 +20,9 @@ from .said import Said
 from .terminal import listed
 
 REQUIRED = ("torch", "pyro-ppl", "numpy", "pandas", "matplotlib", "tyro", "safetensors", "scikit-learn", "torchvision")
-#: Settings that tell presets apart.
+#: Settings by which the list of presets describes them.
 OF_PRESETS = ("dataset", "num_categories", "num_latents", "stages")
-#: Extra -> the module that it brings.
+#: Extra -> the module that it installs.
 EXTRAS = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
@@ -49,7 +49,7 @@ def list_command(config: ListConfig) -> Said:
 
 def doctor_command(config: DoctorConfig) -> Said:
     """Show versions, devices, threads, memory, data sets, write access and extras."""
-    import torch  # imported here, since `list` does without
+    import torch  # imported here, since `list` does not need it
 
     memory = psutil.virtual_memory()
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -68,7 +68,7 @@ def doctor_command(config: DoctorConfig) -> Said:
 
 
 def _doctors_table(found: dict[str, Any]) -> str:
-    """Return what `doctor` found as lines of a name and words."""
+    """Format the findings of `doctor`, one per line."""
     memory, runs = found["memory_bytes"], found["runs"]
     lines = {
         **{name: number or "absent" for name, number in found["versions"].items()},
@@ -111,7 +111,7 @@ def _runs(folder: Path) -> list[dict[str, Any]]:
         try:
             written = read_config(path.parent)
         except ValueError:
-            continue  # a damaged one, which its commands say
+            continue  # damaged: other commands report it
         rows.append({"name": str(path.parent), "kind": _kind(written), "command": str(written.get("command", ""))[:80]})
     return rows
 
@@ -150,7 +150,7 @@ def _preset_in_words(row: dict[str, Any]) -> dict[str, Any]:
     return {"name": row["name"], "dataset": row["dataset"], "size": size, "stages": row["stages"]}
 
 
-#: Kinds of names whose rows a person reads in fewer words.
+#: Kinds of names whose rows are shortened for people.
 IN_WORDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "datasets": _files_in_words,
     "models": _sizes_in_words,

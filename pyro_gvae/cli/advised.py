@@ -1,4 +1,4 @@
-"""The command that follows an advice, and the page that shows both."""
+"""The training command that an advice suggests, and the page that shows both."""
 
 import shlex
 from dataclasses import fields
@@ -16,7 +16,7 @@ from ..runs.config import typed
 
 
 def train_by(config: AdviseConfig, stages: str) -> str:
-    """Return the command that trains in these stages, with the settings of the advice that `train` has too."""
+    """Return the command that trains with these stages and the advice's settings, as far as `train` has them."""
     words = ["pyro-gvae", "train", "--stages", stages]
     ours = {field.name: field.default for field in fields(TrainConfig)} | MODELS[config.model].sizes
     shared = {field.name for field in fields(config)} & ours.keys() - {"seed", "seconds", "output"}

@@ -1,4 +1,4 @@
-"""Command-line arguments -> the configuration of a command, or its help; no torch."""
+"""Parse command-line arguments into the configuration of a command, or show help; no torch."""
 
 import sys
 from dataclasses import replace
@@ -35,14 +35,14 @@ from .words import DRY_RUN, GENERAL, Told, read_words
 
 
 class Command(NamedTuple):
-    """A configuration, and the module of `cli/` and its function that takes it and returns what to print.
+    """A command: its configuration, and the function of `cli/` that takes it and returns the output.
 
     Attributes:
-        config: the configuration.
-        module: of its function.
-        function: its name.
+        config: the class of its configuration.
+        module: the module of its function.
+        function: the name of its function.
         needs_torch: whether it imports torch.
-        plan: the function of `PLANS` that says what the command would do, of those that have `--dry-run`.
+        plan: the name of the function in `PLANS` for `--dry-run`; None if the command does not have it.
     """
 
     config: type[Any]
@@ -52,7 +52,7 @@ class Command(NamedTuple):
     plan: str | None = None
 
 
-#: The module of functions that say what commands would do.
+#: The module with the functions for `--dry-run`.
 PLANS = "planned"
 
 
@@ -74,14 +74,14 @@ COMMANDS = {
     "list": Command(ListConfig, "about", "list_command", needs_torch=False),
     "doctor": Command(DoctorConfig, "about", "doctor_command", needs_torch=False),
 }
-#: Options that change what a command begins with, and are no settings -> what they do.
+#: Options that change a command's defaults, and are not settings -> what they do.
 CONFIG = {
     "--config FILE": "Begin with the settings of a JSON or TOML file, such as the config.json of a run; other options "
     "override them."
 }
 BEGIN: dict[str, dict[str, str]] = {
     "train": {
-        "--epochs N": "The amount of the one stage, or of the stages that have none, as in --stages exact --epochs 5.",
+        "--epochs N": "Epochs of the only stage, or of stages without an amount, as in --stages exact --epochs 5.",
         "--preset NAME": "Begin with published settings: article, jang, maddison, or reinmax-KxN, where KxN is 8x4, "
         "4x24, 8x16, 16x12, 64x8 or 10x30.",
         **CONFIG,
@@ -95,7 +95,7 @@ def parse(arguments: list[str]) -> Any:
 
     Raises:
         ValueError: if a name, a value or a file is wrong.
-        SystemExit: after help.
+        SystemExit: after showing help.
     """
     check_letters(arguments)
     name, *words = arguments or [""]
@@ -120,10 +120,8 @@ def parse(arguments: list[str]) -> Any:
 
 
 def others_of(name: str) -> dict[str, str]:
-    """Return the options of a command that are no settings -> what they do."""
-    planned = (
-        {} if COMMANDS[name].plan is None else {DRY_RUN: "Check everything, say what would be done, and do nothing."}
-    )
+    """Return the options of a command that are not settings -> what they do."""
+    planned = {} if COMMANDS[name].plan is None else {DRY_RUN: "Check everything, and show what would be done."}
     return BEGIN.get(name, {}) | planned | GENERAL
 
 
@@ -133,20 +131,20 @@ def _show(text: str) -> NoReturn:
 
 
 def _complete(arguments: list[str]) -> NoReturn:
-    """Write what completes words in a shell."""
+    """Write a shell's completion script."""
     kinds = (
         Annotated[command.config, tyro.conf.subcommand(one, prefix_name=False)] for one, command in COMMANDS.items()
     )
-    union: Any = Union[tuple(kinds)]  # noqa: UP007 (of as many as there are)
+    union: Any = Union[tuple(kinds)]  # noqa: UP007 (a union of any number of types)
     try:
         tyro.cli(union, args=arguments, prog="pyro-gvae")
-    except BrokenPipeError:  # where its reader has read enough
+    except BrokenPipeError:  # the reader has closed the pipe
         discard(sys.stdout)
     sys.exit(0)
 
 
 def _begun(name: str, told: Told) -> Any:
-    """Return the settings that a command begins with; None if they are its defaults."""
+    """Return the settings that a command starts from; None for the defaults of its configuration."""
     if name not in BEGIN:
         return None
     preset, file = told.others.get("--preset"), told.others.get("--config")
@@ -165,14 +163,14 @@ def _begun(name: str, told: Told) -> Any:
 
 
 def _for_epochs(config: TrainConfig, told: Told) -> TrainConfig:
-    """Return a configuration whose stages, also those that are told, take the epochs of `--epochs N`."""
+    """Apply `--epochs N` to the only stage, or to the stages without an amount."""
     amount = Amount.parse(told.others["--epochs"])
     is_given = "stages" in told.settings
     text = told.settings.pop("stages", config.stages)
     try:
         stages = parse_stages(text)
     except ValueError:
-        stages = parse_stages(text, amount)  # some have no amount of their own
+        stages = parse_stages(text, amount)  # some have no amount
     else:
         if is_given or len(stages) > 1:
             raise ValueError(
@@ -184,9 +182,9 @@ def _for_epochs(config: TrainConfig, told: Told) -> TrainConfig:
 
 
 def _of_model(config: Any, name: ModelName, *, is_preset: bool) -> Any:
-    """Return a configuration with the model of `--model NAME` and the sizes that it begins with.
+    """Return a configuration with the model of `--model NAME` and its default sizes.
 
-    Of a preset, only that changes which the model cannot have.
+    In a preset, only settings that the model cannot have are changed.
     """
     facts = MODELS[name]
     kept = {"num_latents", "num_categories"} - facts.fixed.keys() if is_preset else set()

@@ -1,4 +1,4 @@
-"""The functions behind most commands: each takes a configuration, writes files and returns what to print."""
+"""The functions behind most commands: each takes a configuration, writes files and returns the text to print."""
 
 import math
 import shlex
@@ -31,7 +31,7 @@ from .errors import PartlyFailedError
 from .said import Said
 from .terminal import tell
 
-#: Training has diverged if the ELBO ends this part of its size below that of the untrained networks.
+#: Training has diverged if the final ELBO is lower than the initial one by this share of its absolute value.
 DIVERGED = 0.1
 
 
@@ -51,7 +51,7 @@ def compare_command(config: CompareConfig) -> Said:
         first = labelled(held).iloc[0]
         raise PartlyFailedError(
             f"Expected {len(results)} finished cells, but found {len(held)} that other processes work on: "
-            f"{first['estimator']}, seed {first['seed']}, {first['error']}. Try the same command when they have ended.",
+            f"{first['estimator']}, seed {first['seed']}, {first['error']}. Try the same command after they end.",
             text,
         )
     if len(failed):
@@ -71,19 +71,17 @@ def resume_any_command(config: ResumeConfig) -> Said:
             raise ValueError("Expected workers and scheduler with a comparison, but found them with a training run.")
         return resume_command(config)
     if config.device != "cpu":
-        raise ValueError("Expected a device with a training run, but found one with a comparison, which has the CPU.")
+        raise ValueError("Expected a device with a training run, but found one with a comparison, which uses the CPU.")
     if config.compile:
         raise ValueError(
             "Expected compile with a training run, but found it with a comparison, which compiles nothing."
         )
     if config.log:
-        raise ValueError(
-            "Expected log with a training run, but found it with a comparison, of which no logger is told."
-        )
+        raise ValueError("Expected log with a training run, but found it with a comparison, which uses no loggers.")
     if (config.more, config.steps, config.seconds) != (None, None, None):
         raise ValueError(
             "Expected more, steps and seconds with a training run, but found them with a comparison, whose estimators "
-            "are compared after equal training. Try compare with more epochs."
+            "train equally long. Try compare with more epochs."
         )
     read_compared(config.run)
     written = read_compare_config(config.run)
@@ -107,7 +105,7 @@ def results_table(run: Path) -> str:
 
 
 def advise_command(config: AdviseConfig) -> Said:
-    """Measure estimators and return the advice, the command that follows it, and the table."""
+    """Measure estimators and return the advice, the command to train accordingly, and the table."""
     table, advice = advise(config)
     text = f"{advice.in_words()}\n\nTry: {train_by(config, advice.stages)}\n\n{advice_table(table)}"
     content = {"stages": advice.stages, "command": train_by(config, advice.stages), "rows": table.to_dict("records")}
@@ -167,14 +165,14 @@ def _process_group(device: str) -> Iterator[None]:
 
 
 def _left(last: dict[str, Any]) -> str:
-    """Say what pruning has left, in a line; nothing if none was asked for."""
+    """Return a line with the sizes after pruning; empty for a run without pruning."""
     if last.get("num_latents") is None:
         return ""
     return f"pruning left {last['num_latents']} latents of {last['num_categories']} categories\n"
 
 
 def _summary(run: Path, done: Fit, data_dir: Path) -> Said:
-    """Write the report of a run, and return what to print.
+    """Write the report of a run and return the text to print.
 
     Raises:
         PartlyFailedError: if training diverged.
@@ -192,11 +190,11 @@ def _summary(run: Path, done: Fit, data_dir: Path) -> Said:
     try:
         page = write_train_report(run, data_dir=data_dir)
         text, said = f"{text}report: {page}\n", said | {"report": page}
-    except (OSError, ValueError) as error:  # training is done and kept, whatever becomes of its page
-        text += f"report: none, since {str(error).splitlines()[0]}\n"
+    except (OSError, ValueError) as error:  # training is done and saved, even if its page fails
+        text += f"report: none: {str(error).splitlines()[0]}\n"
     before, after = done.history[0]["train_elbo"], last["train_elbo"]
     is_judged = before is not None and after is not None and math.isfinite(before)
-    if is_judged and not after >= before - DIVERGED * abs(before):  # nor is it NaN
+    if is_judged and not after >= before - DIVERGED * abs(before):  # also true if it is NaN
         raise PartlyFailedError(
             f"Expected training to raise the ELBO of the training data, but found that it fell from {before:.2f} to "
             f"{after:.2f}: training diverged. Try a lower learning rate, or --clip-norm.",

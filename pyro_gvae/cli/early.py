@@ -1,4 +1,4 @@
-"""Checks that need no torch, so that a mistake is told before seconds of imports."""
+"""Checks that need no torch, so that mistakes show before its import, which takes seconds."""
 
 import os
 from typing import Any
@@ -8,16 +8,16 @@ from ..config.train import TrainConfig
 from ..runs.config import read_config_of_models
 from ..runs.folder import check_new
 
-#: What torchrun tells its processes, of which one makes the folder of all, or goes on in it after a restart.
+#: Variables that torchrun sets in its processes; one of them creates or continues the common run folder.
 OF_A_GROUP = {"RANK", "TORCHELASTIC_RESTART_COUNT"}
 
 
 def check_early(config: Any) -> None:
-    """Refuse folders and data sets that are not there, or an output that is.
+    """Refuse a run folder or data set that does not exist, and an output folder that does.
 
     Raises:
-        ValueError: if a run folder is none, or that of a new run is taken.
-        FileNotFoundError: if a data set has no files.
+        ValueError: if the folder is not a run folder, or that of a new run exists already.
+        FileNotFoundError: if the files of a data set are missing.
     """
     run = getattr(config, "run", None)
     if run is not None:

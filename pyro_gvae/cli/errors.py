@@ -1,4 +1,4 @@
-"""Errors that a command reports in addition to its result."""
+"""An error that a command reports in addition to its result."""
 
 from typing import final
 
@@ -7,10 +7,10 @@ from .said import Said
 
 @final
 class PartlyFailedError(Exception):
-    """A command came to its end, but not all of its work succeeded: cells failed, or training diverged.
+    """A command ran to its end, but not all of its work succeeded: cells failed, or training diverged.
 
     Attributes:
-        report: what to print about what was done.
+        report: the output of the work that was done.
     """
 
     def __init__(self, message: str, report: Said) -> None:

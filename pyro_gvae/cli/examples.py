@@ -1,9 +1,9 @@
-"""What help says: what each command is for, in groups, with examples; no torch."""
+"""Texts of the help: what each command is for, in groups, with examples; no torch."""
 
 import inspect
 from typing import Any
 
-#: Of all commands, above their list.
+#: The text above the list of all commands.
 TOP = """Categorical VAEs in Pyro: relaxed sampling and exact enumeration on one program.
 
   Train:    train, compare, advise, resume
@@ -17,7 +17,7 @@ TOP = """Categorical VAEs in Pyro: relaxed sampling and exact enumeration on one
 
 --json prints the results of any command as JSON, --quiet shows no progress, --version the version."""
 
-#: Command -> lines that can be typed.
+#: Command -> example command lines.
 EXAMPLES = {
     "train": [
         "pyro-gvae train --epochs 20 -o runs/first",
@@ -47,12 +47,12 @@ EXAMPLES = {
 
 
 def described(name: str, config: type[Any], *, whole: bool) -> str:
-    """Return what help says of a command.
+    """Return the description of a command in the help.
 
     Args:
-        name: of the command.
-        config: its configuration, whose text without the arguments it is.
-        whole: with all paragraphs and examples, as in the command's own help.
+        name: the command's name.
+        config: its configuration, whose docstring without the arguments is the description.
+        whole: include all paragraphs and the examples, as in the command's own help.
     """
     text = (inspect.getdoc(config) or "").partition("\nArgs:")[0].strip()
     if not whole:

@@ -1,4 +1,4 @@
-"""Write what a command computed: tensors and pictures."""
+"""Write the results of a command: tensors and pictures."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Help: what commands do and what their options are, in plain words; no torch."""
+"""The help: what commands do, and their options; no torch."""
 
 import inspect
 import re
@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from .examples import TOP, described
 from .words import SHORT, is_switch, option_of, places_of, types_of
 
-#: What an option takes, in a word.
+#: Type of an option's value -> its name in the help.
 WORDS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
-#: Settings of commands that have many, by subject; all others come under the last one.
+#: Settings by subject, for commands that have many; all others are listed under "Training".
 DATA = ("dataset", "data", "columns", "labels", "test_share", "validation_share", "split_seed", "data_dir", "download")
 OF_ROWS = ("data_memory", "labelled_share")
 MODEL = ("model", "num_latents", "num_categories", "num_layers", "latent_dim", "sizes", "networks", "hidden")
@@ -26,13 +26,13 @@ SUBJECTS = {
     "Model": (*MODEL, *OF_DISTRIBUTIONS),
     "Machine and output": (*MACHINE, "judge", "max_skipped", "log", "tensorboard", "parquet", "output"),
 }
-#: So many options need no subjects.
+#: Commands with at most this many options list them without subjects.
 FEW = 12
 WIDTH = 100
 
 
 def help_on_all(commands: Mapping[str, type[Any]]) -> str:
-    """Return the help of the program: what it is for, and its commands.
+    """Return the help of the program: its purpose and its commands.
 
     Args:
         commands: name -> configuration.
@@ -47,8 +47,8 @@ def help_on(name: str, config: type[Any], default: Any, others: Mapping[str, str
     Args:
         name: its name.
         config: the dataclass of its settings.
-        default: settings that it begins with; None if they are those of the dataclass.
-        others: options that are no settings -> what they do.
+        default: its default settings; None for those of the dataclass.
+        others: options that are not settings -> what they do.
     """
     places, texts = places_of(config), said_of(config)
     usage = usage_of(name, config)
@@ -67,7 +67,7 @@ def help_on(name: str, config: type[Any], default: Any, others: Mapping[str, str
 
 
 def usage_of(name: str, config: type[Any]) -> str:
-    """Return how a command is typed, with brackets around what may be left out.
+    """Return the usage line of a command, with brackets around optional parts.
 
     Example:
         >>> from ..config.gradients import GradientsConfig
@@ -80,7 +80,7 @@ def usage_of(name: str, config: type[Any]) -> str:
 
 
 def said_of(config: type[Any]) -> dict[str, str]:
-    """Return what a configuration says of its settings, and its bases of theirs.
+    """Return the descriptions of a configuration's settings, including inherited ones.
 
     Example:
         >>> from ..config.commands import ReconstructConfig
@@ -96,7 +96,7 @@ def said_of(config: type[Any]) -> dict[str, str]:
 
 
 def with_default(text: str, default: Any) -> str:
-    """Return what is said of a setting, with its default where that is a value."""
+    """Return the description of a setting with its default, unless that is None, False or empty."""
     if default is MISSING or default is None or default is False or default == ():
         return text
     words = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
@@ -104,7 +104,7 @@ def with_default(text: str, default: Any) -> str:
 
 
 def spelling(name: str, kind: Any) -> str:
-    """Return the option of a setting in all of its spellings, with what it takes.
+    """Return all spellings of a setting's option, with the kind of its value.
 
     Example:
         >>> spelling("learning_rate", float | str), spelling("seeds", tuple[int, ...]), spelling("download", bool)
@@ -118,7 +118,7 @@ def spelling(name: str, kind: Any) -> str:
 
 
 def value_of(kind: Any) -> str:
-    """Return what an option takes, in a word."""
+    """Return the kind of an option's value for the help."""
     return "|".join(dict.fromkeys(_word(one) for one in types_of(kind) if one is not NoneType))
 
 
@@ -131,7 +131,7 @@ def _word(kind: Any) -> str:
 
 
 def _option(name: str, text: str) -> str:
-    """Return an entry of a list: a name, and below it what it does."""
+    """Return an entry of the help: a name, and its description on the lines below."""
     width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
     head = textwrap.fill(name.replace("|", " | "), width, initial_indent="  ", subsequent_indent="    ")
     said = textwrap.fill(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)

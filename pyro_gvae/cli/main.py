@@ -25,7 +25,7 @@ from .terminal import open_streams, say, warnings_as_sentences
 from .typed import as_typed
 from .words import DRY_RUN, GENERAL
 
-#: Settings of `resume` of how long the run is.
+#: Settings of `resume` that set the length of the run.
 LENGTH = {"more", "steps", "seconds"}
 
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     0: it succeeded. 1: training diverged, or cells of a comparison failed, or other processes train them. 2: an
-    argument or a file was invalid, or there was no more memory; one sentence says which. 130 (Ctrl-C), 143 (SIGTERM)
+    argument or a file was invalid, or memory ran out; one sentence says which. 130 (Ctrl-C), 143 (SIGTERM)
     or 129 (SIGHUP): a signal stopped the command.
     """
     open_streams()
@@ -79,15 +79,15 @@ def _print(said: Said, *, as_json: bool) -> None:
 
 
 def _resume_by(config: Any, run: Path) -> str:
-    """The command that goes on, with what reaches out of the folder, which says nothing of that.
+    """Return the command that resumes a run, with the settings that the run folder does not keep.
 
-    The folder does say how much memory sums may use, unless a resumption has changed that, and how long the run is.
+    The folder keeps the memory limit, unless a resumption has changed it, and the length of the run.
     """
     words = ["pyro-gvae", "resume", str(run)]
     for field in (field for field in fields(ResumeConfig)[1:] if field.name not in LENGTH):
         value = getattr(config, field.name, field.default)
-        is_told = field.name == "max_memory" and not isinstance(config, ResumeConfig)
-        if value != field.default and not is_told:
+        is_kept = field.name == "max_memory" and not isinstance(config, ResumeConfig)
+        if value != field.default and not is_kept:
             name = field.name.replace("_", "-")
             if isinstance(value, bool):
                 words.append(f"--{name}" if value else f"--no-{name}")
@@ -122,13 +122,13 @@ def _run(config: Any, *, is_dry: bool = False) -> Said:
 
 
 def _sentence(error: Exception) -> str | None:
-    """Return what to tell of an error that the caller can mend; None of any other.
+    """Return a sentence for an error that the user can fix; None for any other error.
 
     It is the first line of the message: Pyro appends the shapes of its trace on further lines.
     """
     if not isinstance(error, ValueError | FileNotFoundError) and _is_out_of_memory(error):
         tried = "Try a smaller max_memory, fewer data at once, or fewer workers."
-        return f"Expected enough memory for this command, but found that there is no more. {tried}"
+        return f"Expected enough memory for this command, but found that it ran out. {tried}"
     if not isinstance(error, ValueError | OSError):
         return None
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
@@ -137,13 +137,13 @@ def _sentence(error: Exception) -> str | None:
 
 
 def _is_of_too_many_codes(error: Exception) -> bool:
-    """Tell whether a sum over all codes was refused, by a module that is imported where sums are."""
+    """Tell whether a sum over too many codes was refused; the module of that error may not be imported yet."""
     latents = sys.modules.get("pyro_gvae.programs.latents")
     return latents is not None and isinstance(error, latents.TooManyCodesError) and "K^N" in str(error)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Tell whether there is no memory left; perhaps not even for the module that knows, with torch."""
+    """Tell whether memory ran out; there may not even be enough to import the check, which needs torch."""
     try:
         return bool(import_module("..runtime.memory", __package__).is_out_of_memory(error))
     except (ImportError, MemoryError):

@@ -1,4 +1,4 @@
-"""The commands that write a page of a run folder: each imports what its own page needs."""
+"""The commands that write a page of a run folder; each imports only what its page needs."""
 
 import webbrowser
 

@@ -1,4 +1,4 @@
-"""`--dry-run`: what `train` and `compare` would do, after all of their checks. Nothing is written."""
+"""`--dry-run`: run the checks of `train` or `compare`, and show what the command would do. Nothing is written."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ NOTHING = "Dry run: nothing was trained or written."
 
 
 def plan_train_command(config: TrainConfig) -> Said:
-    """Say what `train` would do."""
+    """Return what `train` would do."""
     config, vae, data = prepare(config, tell=tell)
     output = _checked(config.output, "train")
     plan = plan_run(vae, data, config)
@@ -36,7 +36,7 @@ def plan_train_command(config: TrainConfig) -> Said:
 
 
 def plan_compare_command(config: CompareConfig) -> Said:
-    """Say what `compare` would do; the cells of all seeds take the same."""
+    """Return what `compare` would do; cells that differ only in the seed take equally long."""
     config, data, cells, earlier = comparison.prepare(config, tell=tell)
     output = _checked(config.output, "compare")
     of_one_seed = [cell for cell in cells if cell.seed == cells[0].seed]
@@ -58,7 +58,7 @@ def plan_compare_command(config: CompareConfig) -> Said:
 
 
 def _checked(output: Path | None, prefix: str) -> Path:
-    """Return where a command would write, if it can."""
+    """Return the folder that a command would write to; refuse one that it cannot write to."""
     folder = output or Path("runs") / f"{prefix}-DATE-TIME"
     check_writable(folder)
     return folder
@@ -89,7 +89,7 @@ def _evaluations_in_words(plan: RunPlan) -> str:
 
 
 def _seconds_in_words(seconds: float | None) -> str:
-    """Say how long counted work takes two cores, which it does within a factor of two."""
+    """Format the estimated time on two cores, from counted operations; it is accurate to a factor of two."""
     if seconds is None:
         return "of unknown length"
     size, unit = next(

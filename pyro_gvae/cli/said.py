@@ -1,4 +1,4 @@
-"""What a command has to say: text for a person, and the same as JSON for a program."""
+"""The output of a command: text for people, and the same as JSON for programs."""
 
 import json
 from typing import Any, NamedTuple
@@ -7,10 +7,10 @@ from ..runs.files import plain
 
 
 class Said(NamedTuple):
-    """What a command has to say.
+    """The output of a command.
 
     Args:
-        text: to print.
+        text: the text to print.
         content: the same for `--json`: names, numbers, texts, paths, and lists and dictionaries of them.
     """
 
@@ -18,7 +18,7 @@ class Said(NamedTuple):
     content: dict[str, Any]
 
     def as_json(self) -> str:
-        """Return the content as indented JSON; a number that is not finite is null.
+        """Return the content as indented JSON; numbers that are not finite become null.
 
         Example:
             >>> print(Said("one", {"elbo": float("nan")}).as_json())

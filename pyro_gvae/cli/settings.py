@@ -10,7 +10,7 @@ from ..config.json import read_settings
 from ..runs.config import CONFIG
 from ..runs.files import parse_json, read_text
 
-#: Settings that reach out of a run folder, which no folder says.
+#: Settings of the machine, not of the run, which are never read from a run folder.
 OUTSIDE = train.OUTSIDE | compare.OUTSIDE
 
 
@@ -18,9 +18,9 @@ def settings_of(path: Path, kind: type[Any]) -> dict[str, Any]:
     """Read the settings of a configuration from a file.
 
     Args:
-        path: a file of names and values, whose name ends in .toml or .json; or a run folder, or its config.json, of
-            which what reaches out of the folder is left out.
-        kind: the configuration.
+        path: a .toml or .json file of names and values; or a run folder or its config.json, whose settings of the
+            machine are left out.
+        kind: the class of the configuration.
 
     Raises:
         ValueError: if the file cannot be read, or a name or a value is wrong.
@@ -34,7 +34,7 @@ def settings_of(path: Path, kind: type[Any]) -> dict[str, Any]:
         raise ValueError(f"Expected a file of settings, but found that '{path}' cannot be read: {why}.") from error
     except ValueError as error:
         raise ValueError(
-            f"Expected settings as JSON, or as TOML in a file that ends in .toml, but found that '{path}' has none: "
+            f"Expected settings as JSON, or as TOML in a file that ends in .toml, but found that '{path}' is neither: "
             f"{error}."
         ) from error
     if not isinstance(written, dict):

@@ -1,4 +1,4 @@
-"""Commands on data that are read in slices: what they write grows slice by slice."""
+"""Commands on data that are read in slices; they write their files slice by slice."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -41,7 +41,7 @@ def encode_rows(trained: Trained, rows: Rows, config: EncodeConfig, path: Path) 
         csv, parquet = (stack.enter_context(replacing(path.with_name(f"{path.name}.{end}"))) for end in ENDS)
         torch.manual_seed(config.seed)
         if use_of_labels(trained.vae) is Labels.GIVEN:
-            rows = rows.labelled(every=True)  # of which one without a label is refused
+            rows = rows.labelled(every=True)  # refuses a row without a label
         for frame, codes in _encoded(trained, rows, config):
             kinds |= {code.tobytes() for code in codes.unique(dim=0).numpy()}
             frame.to_csv(csv, mode="a", header=shown is None, index=False)
@@ -57,19 +57,19 @@ def encode_rows(trained: Trained, rows: Rows, config: EncodeConfig, path: Path) 
     return Said(f"{text}\n\nfiles: {path}.csv, .parquet", content)
 
 
-#: Of the files that codes are written to.
+#: Name endings of the files that codes are written to.
 ENDS = ("csv", "parquet")
 
 
 def _encoded(trained: Trained, rows: Rows, config: EncodeConfig) -> "Iterator[tuple[pd.DataFrame, torch.Tensor]]":
-    """Yield the columns of each slice, and its discrete codes."""
+    """Yield the table of codes of each slice, and its discrete codes."""
     left = len(rows) if config.num_data is None else config.num_data
     for x, labels in rows.parts(ROWS_AT_A_TIME):
         x, labels = x[:left], None if labels is None else labels[:left]
         given: Any = judged(trained.vae, x, labels)
         found = encode(trained.vae, given, config.kind, max_memory=in_bytes(config.max_memory))
         frame, codes = code_table(numbers_of(found), labels)
-        if labels is not None:  # of one type in all slices
+        if labels is not None:  # the same type in all slices
             frame["label"] = frame["label"].astype("Int64").mask(frame["label"] < 0)
         yield frame, codes
         left -= len(frame)
@@ -78,7 +78,7 @@ def _encoded(trained: Trained, rows: Rows, config: EncodeConfig) -> "Iterator[tu
 
 
 def code_table(numbers: dict[str, torch.Tensor], labels: torch.Tensor | None) -> "tuple[pd.DataFrame, torch.Tensor]":
-    """Return codes with their labels as a table, and the discrete ones side by side."""
+    """Return codes with their labels as a table, and the discrete codes as one tensor."""
     columns = {f"{name}_{n}": column for name, own in numbers.items() for n, column in enumerate(own.T.numpy())}
     import pandas as pd  # imported here, since most commands on a model need none
 
@@ -131,7 +131,7 @@ def _labels_of(cells: "pd.DataFrame", label: Column, rows: np.ndarray) -> torch.
 
 
 def _as_read_whole(cells: "pd.DataFrame", lacking: list[str]) -> "pd.DataFrame":
-    """Return cells of the types that a table of all rows has: whole numbers of which some are missing are floats.
+    """Convert a slice to the types of the whole table: a column of whole numbers with missing cells has floats.
 
     Args:
         cells: some rows.

@@ -1,4 +1,4 @@
-"""What a command says, whoever listens: a terminal, a pipe, a file, or nobody."""
+"""Write a command's output to a terminal, a pipe, a file, or a stream that has been closed."""
 
 import errno
 import io
@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from ..runtime.progress import is_progress_hidden
 
-#: Letters that tables have, for streams that cannot write them.
+#: Replacements for characters in tables that a stream's encoding cannot write.
 PLAIN = str.maketrans({"±": "+/-", "–": "-"})
 
 #: The folder of this package.
@@ -20,9 +20,9 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def open_streams() -> None:
-    """Open the standard streams that this process was started without, and let none fail of a letter.
+    """Open the standard streams that this process was started without, and let none fail on a character.
 
-    Else the next file that is opened would have the number of a closed stream, and hold what libraries write there.
+    Otherwise the next file to be opened would get the number of a closed stream, and libraries would write into it.
     """
     for number in range(3):
         try:
@@ -33,13 +33,13 @@ def open_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for as long as the process)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # stderr does likewise
+        sys.stdout.reconfigure(errors="replace")  # as stderr does
 
 
 def say(text: str, stream: TextIO) -> None:
-    """Write a text and the end of its line; if nobody listens any more, that is the listener's choice and no error.
+    """Write a line of text; it is no error if the reader has closed the stream.
 
-    Letters that the stream's encoding does not have are replaced by others.
+    Characters that the stream's encoding does not have are replaced.
     """
     encoding = stream.encoding or "utf-8"
     try:
@@ -49,13 +49,13 @@ def say(text: str, stream: TextIO) -> None:
     try:
         print(text, file=stream, flush=True)
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):  # a pipe, and a terminal, without another end
+        if error.errno not in (errno.EPIPE, errno.EIO):  # the other end of a pipe or a terminal is closed
             raise
         discard(stream)
 
 
 def tell(text: str) -> None:
-    """Say on stderr, once and beside the results, which data were read; not with --quiet."""
+    """Write on stderr which data were read, from the main process only; not with --quiet."""
     from ..runtime.distributed import is_main  # imported here, since it imports torch
 
     if is_main() and not is_progress_hidden():
@@ -63,7 +63,7 @@ def tell(text: str) -> None:
 
 
 def listed(lines: Mapping[str, Any]) -> str:
-    """Return names and values as lines, the values below one another.
+    """Return names and values as lines, with the values aligned.
 
     Example:
         >>> print(listed({"seed": 0, "epochs": 20}))
@@ -76,7 +76,7 @@ def listed(lines: Mapping[str, Any]) -> str:
 
 @contextmanager
 def warnings_as_sentences() -> Iterator[None]:
-    """Let warnings of this package be a sentence, as its errors are; those of others say where they come from."""
+    """Print this package's warnings as one sentence, like its errors; other packages' warnings as usual."""
     before = warnings.formatwarning
 
     def formatted(
@@ -94,15 +94,15 @@ def warnings_as_sentences() -> Iterator[None]:
 
 
 def discard(stream: TextIO) -> None:
-    """Write to nobody, from now on, what a stream is given, and what waits in it until the process ends."""
+    """Send the stream's further output, and what is still in its buffer, to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def check_letters(arguments: list[str]) -> None:
-    """Refuse arguments that are no text: results name them in files that are.
+    """Refuse arguments that are not text, since they are written into text files.
 
     Raises:
-        ValueError: if one has bytes that the system's encoding does not know.
+        ValueError: if one has bytes that are invalid in the system's encoding.
     """
     for word in arguments:
         try:

@@ -1,4 +1,4 @@
-"""The commands on one trained model: each writes files and returns what to print."""
+"""The commands on one trained model: each writes files and returns the text to print."""
 
 from pathlib import Path
 

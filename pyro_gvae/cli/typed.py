@@ -1,4 +1,4 @@
-"""What an error says to try, as it is typed in place of as it is written in Python; no torch."""
+"""Rewrite an error's advice from Python arguments to command-line options; no torch."""
 
 import re
 from dataclasses import fields
@@ -11,11 +11,11 @@ from ..config.train import TrainConfig
 from .words import option_of
 
 QUOTE = "'"
-#: A setting as Python has it, with a value or without; and an option that is said twice.
+#: A setting as written in Python, with or without a value; and an option that is named twice.
 SETTING = re.compile(r"(?<![\w.'-])(?P<name>[a-z]+(?:_[a-z]+)*)(?:=(?P<value>'[^']*'|[\w.:+-]*\w))?(?![\w(=])")
 REPEATED = re.compile(r"(--[\w-]+) \(\1\)")
 _SMALLER = "smaller --num-latents or --num-categories"
-#: What to type where there are too many codes for a sum, by the configuration of the command.
+#: Configuration of a command -> what to try if there are too many codes for a sum.
 OF_TOO_MANY: dict[type[Any], str] = {
     TrainConfig: f"--stages gumbel-softmax:20 with --judge auto, which sample, or {_SMALLER}",
     CompareConfig: f"{_SMALLER}; or pyro-gvae train --stages gumbel-softmax:20, which needs no sum over codes",
@@ -30,12 +30,12 @@ OF_TOO_MANY: dict[type[Any], str] = {
 
 
 def as_typed(sentence: str, config: type[Any], *, is_of_too_many_codes: bool = False) -> str:
-    """Return an error with what to type in place of what to write in Python, where it says what to try.
+    """Return an error message whose advice names command-line options instead of Python arguments.
 
     Args:
-        sentence: of the error.
+        sentence: the message.
         config: the configuration of the command.
-        is_of_too_many_codes: whether a sum over codes was refused, for which each command has another way.
+        is_of_too_many_codes: whether a sum over codes was refused; each command has its own advice for that.
 
     Example:
         >>> as_typed("Expected x, but found y. Try model='joint', or a larger max_memory.", TrainConfig)
@@ -52,7 +52,7 @@ def as_typed(sentence: str, config: type[Any], *, is_of_too_many_codes: bool = F
 
     def typed(match: re.Match[str]) -> str:
         name, value = match["name"], match["value"]
-        if name not in names or (value is None and "_" not in name):  # a word of the sentence
+        if name not in names or (value is None and "_" not in name):  # an ordinary word
             return match[0]
         switches = {None: option_of(name), "True": option_of(name), "False": f"--no-{option_of(name)[2:]}"}
         switches["None"] = f"no {option_of(name)}"

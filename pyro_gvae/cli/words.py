@@ -1,4 +1,4 @@
-"""Words of a command line -> settings, by their types; a wrong one is told with the nearest right one; no torch."""
+"""Parse the words of a command line into typed settings, with a suggestion for a misspelled word; no torch."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -11,23 +11,23 @@ from ..config.commands import EvaluateConfig
 
 #: Short names of options.
 SHORT = {"-o": "--output", "--lr": "--learning-rate"}
-#: Options of all commands, which say how they speak -> what they do.
+#: Options of all commands, which change their output -> what they do.
 GENERAL = {
     "--json": "Print results as JSON.",
-    "--quiet": "Show no progress, nor which data were read; results, warnings and errors remain.",
+    "--quiet": "Do not show progress or which data were read; still show results, warnings and errors.",
 }
-#: The option of those commands that can say what they would do.
+#: The option that shows what a command would do, for commands that have it.
 DRY_RUN = "--dry-run"
-#: What marks the type of a setting that is known by its place.
+#: The mark in the type of a positional setting.
 IS_PLACE = get_args(get_type_hints(EvaluateConfig, include_extras=True)["run"])[1]
 
 
 class Told(NamedTuple):
-    """What the words of a command say.
+    """The parsed words of a command.
 
     Args:
-        settings: of its configuration, by their names.
-        others: words of options that are no settings, by option.
+        settings: settings of its configuration, by name.
+        others: values of options that are not settings, by option.
     """
 
     settings: dict[str, Any]
@@ -39,14 +39,14 @@ def read_words(
 ) -> Told:
     """Read the words that follow the name of a command.
 
-    Of an option that is given twice the last counts.
+    If an option is given twice, the last one counts.
 
     Args:
         command: its name.
         config: the dataclass of its settings.
         words: what was typed.
-        others: options of one word each that are no settings.
-        all_places: refuse words that lack a place.
+        others: options with one word each that are not settings.
+        all_places: refuse words without all required positional settings.
 
     Raises:
         ValueError: if there is no such option or value, or one is missing.
@@ -67,7 +67,7 @@ def read_words(
     given, left = _grouped(command, words, of_options)
     if len(left) > len(places):
         raise ValueError(
-            f"Expected {'no word more' if places else 'options'} after pyro-gvae {command}, but found "
+            f"Expected {'no more words' if places else 'options'} after pyro-gvae {command}, but found "
             f"'{left[len(places)]}'. Try pyro-gvae {command} --help."
         )
     needed = {field.name for field in fields(config) if field.default is MISSING}
@@ -93,7 +93,7 @@ def option_of(name: str) -> str:
 
 
 def places_of(config: type[Any]) -> list[str]:
-    """Return the settings of a configuration that are known by their place, and have no option."""
+    """Return the positional settings of a configuration, which have no option."""
     marks = {
         name: getattr(kind, "__metadata__", ()) for name, kind in get_type_hints(config, include_extras=True).items()
     }
@@ -101,10 +101,10 @@ def places_of(config: type[Any]) -> list[str]:
 
 
 def _grouped(command: str, words: Sequence[str], kinds: Mapping[str, Any]) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the words of each option that is given, those of a switch being its value, and the words of no option."""
+    """Return the words of each option (of a switch, its value), and the words that belong to no option."""
     given: dict[str, list[str]] = {}
     left: list[str] = []
-    taking, most = left, math.inf  # which list the next words belong to, and how many it takes
+    taking, most = left, math.inf  # the list for the next words, and how many it takes
     switches = {f"--no-{option[2:]}": option for option, kind in kinds.items() if is_switch(kind)}
     for word in words:
         name, equals, value = word.partition("=")
@@ -128,7 +128,7 @@ def _grouped(command: str, words: Sequence[str], kinds: Mapping[str, Any]) -> tu
 
 
 def _value(option: str, kind: Any, words: list[str]) -> Any:
-    """Return what the words of an option mean."""
+    """Return the value of an option from its words."""
     if not _is_many(kind):
         return _one(option, kind, words[0])
     (many,) = (part for part in types_of(kind) if get_origin(part) is tuple)
@@ -138,7 +138,7 @@ def _value(option: str, kind: Any, words: list[str]) -> Any:
 
 
 def _one(option: str, kind: Any, word: str) -> Any:
-    """Return what a word means, as the first of the types that takes it."""
+    """Return the value of a word, as the first type that accepts it."""
     parts = types_of(kind)
     if NoneType in parts and word == "None":
         return None
@@ -149,14 +149,14 @@ def _one(option: str, kind: Any, word: str) -> Any:
             return word == "True"
         try:
             return part(word)
-        except (ValueError, TypeError):  # of numbers, and of None
+        except (ValueError, TypeError):  # raised by number types and by None's
             continue
     what = "a whole number" if int in parts else "a number"
     raise ValueError(f"Expected {what} as {option}, but found '{word}'.")
 
 
 def _chosen(option: str, word: str, choices: tuple[str, ...]) -> str:
-    """Return a choice, whichever case its letters have."""
+    """Return the choice that a word names, ignoring case."""
     by_letters = {choice.lower(): choice for choice in choices}
     if word.lower() in by_letters:
         return by_letters[word.lower()]
@@ -164,7 +164,7 @@ def _chosen(option: str, word: str, choices: tuple[str, ...]) -> str:
 
 
 def is_switch(kind: Any) -> bool:
-    """Tell whether an option takes no word; of a switch that may be None, that is what it is without it."""
+    """Tell whether an option is a switch, which takes no word. A switch may be None by default."""
     return bool in types_of(kind)
 
 

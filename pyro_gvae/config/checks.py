@@ -8,11 +8,11 @@ from typing import Any
 #: The most operations (see `exact.cost`) that one exact sum may take: about a minute on two cores. An evaluation takes
 #: several sums; with larger ones it would take longer than the training.
 MOST_OPERATIONS = 6e12
-#: Of latents, of categories and of a layer's units: what would not fit into any memory is refused in a sentence.
+#: The most latents, categories or units of a layer: larger models would not fit into any memory.
 MOST_UNITS = 1_000_000
-#: Cells of a comparison.
+#: The most cells of a comparison.
 MOST_CELLS = 10_000
-#: Where data sets that have files lie in the data folder, as torchvision lays them out.
+#: The subfolder of the data folder with the files of each data set, as torchvision lays them out.
 FOLDERS = {
     "mnist": "MNIST/raw",
     "fashion_mnist": "FashionMNIST/raw",
@@ -21,12 +21,12 @@ FOLDERS = {
 }
 
 
-#: How much of a wrong name must agree with a known one to suggest it, from 0 to 1.
+#: Suggest a known name if its similarity to the wrong one, from 0 to 1, is at least this.
 LEAST_ALIKE = 0.7
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a sentence that suggests the known name most like a wrong one; nothing if none is alike.
+    """Return a sentence that suggests the known name most similar to a wrong one; empty if none is similar.
 
     Example:
         >>> nearest("mnits", ["digits", "mnist"]), nearest("xyz", ["digits"])
@@ -38,12 +38,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _letters(name: str) -> str:
-    """Return what tells names apart: neither their case nor the dashes of options."""
+    """Normalize a name for comparison: lower case, dashes for underscores, no leading dashes."""
     return name.lower().replace("_", "-").lstrip("-")
 
 
 def check_files(dataset: str, data_dir: Path) -> None:
-    """Refuse a data set whose files are absent.
+    """Refuse a data set whose files are missing.
 
     Raises:
         FileNotFoundError: if they are.
@@ -69,7 +69,7 @@ def all_different(name: str, values: tuple[Any, ...]) -> None:
 
 
 def at_most(name: str, value: float, most: float) -> None:
-    """Refuse a setting above the most that it may be."""
+    """Refuse a setting that is above its maximum."""
     if not value <= most:
         raise ValueError(f"Expected {name} of at most {most:,}, but found {value}.")
 

@@ -95,7 +95,7 @@ class EvaluateConfig(ModelConfig):
         num_particles: P, the number of samples per image if there are too many codes to sum over.
         max_memory: Gigabytes that a sum may use.
         seed: Seed of the samples.
-        data: A file of data like those of the run, which take the place of the test data.
+        data: A file of data like those of the run, used instead of the test data.
     """
 
     num_data: int = 10_000
@@ -113,7 +113,7 @@ class EvaluateConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class EncodeConfig(ModelConfig):
-    """Encode data and write their codes: category numbers as CSV and as safetensors, from 0 on (pages count from 1).
+    """Encode data and write their codes as CSV and safetensors: category numbers from 0 (pages count from 1).
 
     Args:
         part: The part of the data to encode.
@@ -122,7 +122,7 @@ class EncodeConfig(ModelConfig):
         num_data: Number of images, starting with the first; by default all.
         max_memory: Gigabytes that an exact sum may use.
         seed: Seed of the sampled codes.
-        data: A file of data like those of the run, which are encoded in place of its test data.
+        data: A file of data like those of the run, encoded instead of its test data.
     """
 
     part: Literal["train", "validation", "test"] = "test"
@@ -137,7 +137,7 @@ class EncodeConfig(ModelConfig):
         if self.num_data is not None:
             at_least("num_data", self.num_data, 1)
         if self.data is not None and self.part != "test":
-            raise ValueError(f"Expected a file or a part of the run's data, but found both, and part='{self.part}'.")
+            raise ValueError(f"Expected a file or a part of the run's data, but found a file and part='{self.part}'.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +151,9 @@ class ImputeConfig:
         model_seed: The seed that the model was trained with, if the run has several.
         output: The folder to write to; by default a folder inside the run folder.
         data_dir: The folder of the data sets that have files.
-        averaging: How latents are averaged over: a sum over all codes (exact), or weighted samples of the guide
+        averaging: How to average over latents: a sum over all codes (exact), or weighted samples of the guide
             (sampled), which is approximate; auto sums if that takes less than about a minute.
-        num_particles: P, the number of samples of each row, if they are used.
+        num_particles: P, the number of samples per row, if samples are used.
         max_memory: Gigabytes that an exact sum may use.
         seed: Seed of the samples.
     """
@@ -191,7 +191,7 @@ class SampleConfig(ModelConfig):
 
     Args:
         num_samples: Number of images.
-        label: The class of the samples, of a model that takes labels; by default, conditional gives each class in turn.
+        label: The class of the samples, for a model with labels; by default, conditional generates each class in turn.
         pixels: Sample the pixels (or cells) too, instead of showing their means.
         seed: Seed of the codes and pixels.
     """
@@ -222,7 +222,7 @@ class ListConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DoctorConfig:
-    """Show what a report of a bug needs: versions, devices, threads, memory, data sets, write access, extras.
+    """Show what a bug report needs: versions, devices, threads, memory, data sets, write access, extras.
 
     Args:
         data_dir: The folder of the data sets that have files.
@@ -236,21 +236,21 @@ class ResumeConfig:
     """Resume a run that was stopped or killed, or train a finished one further.
 
     The result is that of an uninterrupted run, and with `--more` that of a run that was begun with all of its stages.
-    What reaches out of the folder is what this call says, whatever the run was begun with.
+    Data folder, device and loggers are those of this call, whatever the run was begun with.
 
     Args:
         run: A run folder of train or compare.
-        more: Train for longer, by further stages (exact:5), or by an amount of the last estimator: epochs (30), steps
+        more: Train for longer: further stages (exact:5), or an amount for the last estimator in epochs (30), steps
             (500steps) or seconds (60s).
-        steps: End a training run after so many steps in total, whatever it was begun with.
-        seconds: End a training run after so many seconds of training in total, whatever it was begun with.
+        steps: Stop a training run after this many steps in total, instead of its own limit.
+        seconds: Stop a training run after this many seconds of training in total, instead of its own limit.
         data_dir: The folder of the data sets that have files.
         download: Download missing files into the data folder.
-        device: The device that continues a training run: cpu, cuda, cuda:1.
-        compile: Compile the recorded step of a training run; by default if the run itself chose so when it began.
-        max_memory: Gigabytes that an exact sum may use; by default as many as when the run was begun, which a machine
-            must have. Another number may round sums otherwise.
-        log: Tell TensorBoard, Weights & Biases or MLflow how a training run goes on.
+        device: Where to continue a training run: cpu, cuda, cuda:1.
+        compile: Compile the recorded step of a training run; by default as chosen when the run began.
+        max_memory: Gigabytes that an exact sum may use; by default those of the run, which this machine must have.
+            Another number may change how sums round.
+        log: Send further evaluations of a training run to TensorBoard, Weights & Biases or MLflow.
         workers: The number of processes of this machine that continue a comparison.
         scheduler: The address of a Dask cluster that continues a comparison.
     """

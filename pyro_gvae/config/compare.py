@@ -14,7 +14,7 @@ from .names import Binarization, ModelName, NetworksName, ObservationName
 from .stages import Amount, Stage, parse_stages
 from .train import TrainConfig
 
-#: Settings that reach out of a run folder: each call is told them, and no folder says them.
+#: Settings of the machine, not of the run: each call gives them, and they are never read from a run folder.
 OUTSIDE = frozenset({"data_dir", "download", "workers", "backend", "scheduler", "output"})
 
 
@@ -28,29 +28,29 @@ class CompareConfig(DataConfig):
 
     Args:
         data_dir: The folder of the data sets that have files, as torchvision lays them out.
-        download: Fetch absent files into the data folder.
-        binarize: Of images: keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them
+        download: Download missing files into the data folder.
+        binarize: For images: keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them
             for every batch (dynamic).
         estimators: The estimators to compare, with options in brackets, or training plans of several stages:
-            exact gumbel-softmax[kl=relaxed] gumbel-softmax:20,exact:3. By default four: gumbel-softmax with the KL of
-            the relaxed and with that of the categorical distributions, exact, and gumbel-softmax followed by exact for
-            the last sixth of the epochs, which one epoch does not have. (Layers have no KL of the second kind.)
+            exact gumbel-softmax[kl=relaxed] gumbel-softmax:20,exact:3. The default is gumbel-softmax with the KL of
+            the relaxed distributions, and with that of the categorical distributions (not for hierarchical), exact, and
+            gumbel-softmax followed by exact for the last sixth of the epochs (not for a single epoch).
         seeds: Each seed determines initial weights and an order of the data.
         model: The program: N one-hots (categorical) or N bits (bernoulli); layers of N one-hots (hierarchical); N
-            one-hots beside a Gaussian (joint); a component and a Gaussian that depends on it (gaussian-mixture); a
-            class that some labels tell, beside a Gaussian (semi-supervised); or N one-hots of data whose labels are
-            given (conditional). Those with a Gaussian are compared by a bound of log p(x). Its sizes have defaults of
-            their own, which `--model NAME --help` shows.
-        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture
+            one-hots and a Gaussian (joint); a component and a Gaussian that depends on it (gaussian-mixture); a
+            class, known for labelled rows, and a Gaussian (semi-supervised); or N one-hots given the label
+            (conditional). Programs with a Gaussian are compared by a bound of log p(x). Each program has its own
+            default sizes; `--model NAME --help` shows them.
+        num_latents: N, the number of one-hots (per layer, if there are several) or of bits; 1 for gaussian-mixture
             and semi-supervised.
-        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits; of
-            semi-supervised that of the classes of the labels, by default.
-        num_layers: The number of layers of hierarchical; 1 of other programs.
-        latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 of other programs.
+        num_categories: K, the number of categories of each one-hot, or of components; 2 for bits; for
+            semi-supervised, by default the number of classes of the labels.
+        num_layers: The number of layers of hierarchical; 1 for other programs.
+        latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 for other programs.
         sizes: Several sizes K x N, such as 8x4 4x24, instead of num_categories and num_latents.
         temperatures: Several temperatures, for the estimators that have one; the others are trained once.
         learning_rates: Several learning rates, instead of learning_rate.
-        label_weight: Of semi-supervised: weight of the mean cross-entropy of the labelled rows, which teaches the
+        label_weight: For semi-supervised: weight of the mean cross-entropy of the labelled rows, which trains the
             classifier, in nats per row.
         networks: Multilayer perceptrons (mlp), or convolutions followed by multilayer perceptrons (conv).
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
@@ -70,7 +70,7 @@ class CompareConfig(DataConfig):
         unimix: Share of the uniform distribution that is mixed into the guide: a schedule that ends at 0, such as
             linear:0.01,0,2000.
         usage_entropy: Weight of a reward for using all categories: a schedule that ends at 0, such as linear:1,0,2000.
-        revive: Share of the training data below which a category counts as unused, and gets new rows after an epoch.
+        revive: Share of the training data below which a category counts as unused, and gets new weights after an epoch.
         evaluations: Number of times to evaluate the discrete model during training.
         checkpoint_every: How often a cell (one estimator with one seed) writes a checkpoint.
         max_memory: Gigabytes that an exact sum may use.
@@ -146,12 +146,12 @@ class CompareConfig(DataConfig):
                     )
 
     def each_estimator(self) -> tuple[str, ...]:
-        """Return the estimators to compare: `estimators`, or relaxed, exact, and relaxed and then exact training."""
+        """Return the estimators to compare: `estimators`, or relaxed, exact, and relaxed followed by exact training."""
         if self.estimators is not None:
             return self.estimators
         last = -(-self.epochs // 6)
         soft = MODELS[self.model].soft
-        # One epoch cannot be divided, and two would be compared with one.
+        # A single epoch cannot be divided, and a plan of two epochs would train for longer than the others.
         staged = (f"{soft}:{self.epochs - last},exact:{last}",) if self.epochs > 1 else ()
         return tuple(dict.fromkeys((RELAXED, soft, "exact", *staged)))
 
@@ -160,7 +160,7 @@ class CompareConfig(DataConfig):
         return parse_stages(estimator, Amount.parse(self.epochs))
 
     def check_estimators(self) -> None:
-        """Refuse estimators that are not made for the program.
+        """Refuse estimators that do not work with the program.
 
         Raises:
             ValueError: if there is one.
@@ -181,7 +181,7 @@ class CompareConfig(DataConfig):
     def training(self, **changed: Any) -> TrainConfig:
         """Return the configuration of a training run: this comparison's settings, with some changed."""
         names = set(TrainConfig.__dataclass_fields__) & set(self.__dataclass_fields__) - {"output"}
-        own = {"judge": "exact"}  # too many codes to sum over are refused
+        own = {"judge": "exact"}  # refuses models with too many codes to sum over
         return TrainConfig(**{name: getattr(self, name) for name in names} | own | changed)
 
     @classmethod
@@ -202,4 +202,4 @@ def _size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if found is None:
         raise ValueError(f"Expected a size KxN, but found '{text}'. Try 8x4, which means K = 8 and N = 4.")
-    return int(found[1][:9]), int(found[2][:9])  # longer numbers are refused whatever follows
+    return int(found[1][:9]), int(found[2][:9])  # longer numbers are refused anyway

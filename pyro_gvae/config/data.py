@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from .checks import at_most, positive
 from .names import ColumnKind, DatasetName
 
-#: What may be asked of a column: its kind, or to leave it out.
+#: How to treat a column: its kind, or leave it out.
 Wanted: TypeAlias = ColumnKind | Literal["ignore"]
 #: Gigabytes that the rows of a table take in memory, unless a command says otherwise.
 DATA_MEMORY = 0.032
@@ -26,15 +26,15 @@ class DataConfig:
             arrays train and test has a split of its own.
         columns: Kinds of the columns of a table, where the guess is wrong: age=real,sex=binary,name=ignore. Kinds are
             binary, categorical, real, positive and count.
-        labels: The column of a table that has labels, of some rows or of all; it is not modelled.
+        labels: The column of a table with the labels of some or all rows; it is not modelled.
         labelled_share: Share of the training labels of each class that semi-supervised learns from, chosen by
-            `--split-seed`; the other rows are taken for rows without a label.
+            `--split-seed`; the other labels are hidden.
         test_share: Share of the rows of a table or of a file of your own that are held out for tests.
-        validation_share: Share of the rows that are held out besides, whose ELBO stops stages with --patience; of data
-            that have a split, a share of their training data.
+        validation_share: Share of the rows held out for validation, whose ELBO stops stages with --patience; if the
+            data have a split, a share of their training data.
         split_seed: Seed of the split.
-        data_memory: Gigabytes that the rows of a table may take, four bytes a cell. A .parquet file with more is read
-            in slices, of which so many are in memory, and config.json says so.
+        data_memory: Gigabytes that the rows of a table may take, at four bytes a cell. A larger .parquet file is read
+            in slices that together take at most this much memory; config.json records that.
     """
 
     dataset: DatasetName = "digits"
@@ -53,7 +53,7 @@ class DataConfig:
         return self.dataset if self.data is None else self.data.name
 
     def check_data(self) -> None:
-        """Refuse shares and kinds that cannot be.
+        """Refuse invalid shares, seeds and kinds of columns.
 
         Raises:
             ValueError: if there is one.

@@ -16,34 +16,34 @@ class GradientsConfig:
     """Measure bias, variance and direction of estimators' gradients against the exact one; write a table and figures.
 
     Gradients are measured on a new model at given epochs of its training, or on the trained models of a run folder.
-    A second call with the same output measures only what is missing there. Where there is no exact gradient, as beside
+    A second call with the same output measures only what is missing there. Where there is no exact gradient, as with
     a Gaussian latent, the mean of many unbiased estimates replaces it.
 
     Args:
         run: A run folder of compare or train, whose models are measured on their test sets; by default a new model.
         dataset: What to measure on; digits and teacher need no files.
         data_dir: The folder of the data sets that have files, as torchvision lays them out.
-        download: Fetch absent files into the data folder.
+        download: Download missing files into the data folder.
         binarize: Keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them for every
             batch (dynamic).
         model: The program: N one-hots (categorical) or N bits (bernoulli); layers of N one-hots (hierarchical); N
-            one-hots beside a Gaussian (joint); a component and a Gaussian that depends on it (gaussian-mixture); a
-            class that some labels tell, beside a Gaussian (semi-supervised); or N one-hots of data whose labels are
-            given (conditional). Its sizes have defaults of their own, which `--model NAME --help` shows.
-        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture
+            one-hots and a Gaussian (joint); a component and a Gaussian that depends on it (gaussian-mixture); a
+            class, known for labelled rows, and a Gaussian (semi-supervised); or N one-hots given the label
+            (conditional). Each program has its own default sizes; `--model NAME --help` shows them.
+        num_latents: N, the number of one-hots (per layer, if there are several) or of bits; 1 for gaussian-mixture
             and semi-supervised.
-        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits; of
-            semi-supervised that of the classes of the labels, by default.
-        num_layers: The number of layers of hierarchical; 1 of other programs.
-        latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 of other programs.
+        num_categories: K, the number of categories of each one-hot, or of components; 2 for bits; for
+            semi-supervised, by default the number of classes of the labels.
+        num_layers: The number of layers of hierarchical; 1 for other programs.
+        latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 for other programs.
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         estimators: The estimators to measure.
         temperatures: Temperatures at which to measure the estimators that have one.
-        kl: The KL of gumbel-softmax: that of the relaxed or of the categorical distributions, which layers do not have.
+        kl: The KL of gumbel-softmax: of the relaxed or of the categorical distributions (not for hierarchical).
         wrt: Measure gradients with respect to the guide's logits, to all parameters, or both.
         protocol: Measure the gradient of the ELBO, with standard errors (elbo), or that of the reconstruction term, as
             in the ReinMax paper (reinmax).
-        epochs: The epochs of the training after which to measure; 0 is the initialization.
+        epochs: Epochs of training after which to measure; 0 is the initialization.
         train_by: The estimator that trains the new model.
         batch_size: B, the number of images in a training batch.
         learning_rate: Learning rate of Adam.
@@ -98,7 +98,7 @@ class GradientsConfig:
             all_different(name, getattr(self, name))
         if self.run is not None and self.epochs != (0,):
             raise ValueError(
-                "Expected epochs only for a new model, but found them for a run, whose models are trained."
+                "Expected epochs only for a new model, but found them for a run, whose models are trained already."
             )
         if self.protocol == "reinmax" and self.wrt != ("logits",):
             raise ValueError("Expected the ReinMax protocol with wrt=logits alone, but found others. Try --wrt logits.")
@@ -111,24 +111,24 @@ class GradientsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AdviseConfig:
-    """Recommend an estimator after measuring the possible ones for a short time on a model of your size and data.
+    """Recommend an estimator: measure the candidates for a short time on a model of your size and data.
 
     Args:
         dataset: What you train on; digits and teacher need no files.
         data_dir: The folder of the data sets that have files, as torchvision lays them out.
-        download: Fetch absent files into the data folder.
+        download: Download missing files into the data folder.
         binarize: Keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them for every
             batch (dynamic).
         model: The program: N one-hots (categorical) or N bits (bernoulli); layers of N one-hots (hierarchical); N
-            one-hots beside a Gaussian (joint); a component and a Gaussian that depends on it (gaussian-mixture); a
-            class that some labels tell, beside a Gaussian (semi-supervised); or N one-hots of data whose labels are
-            given (conditional). Its sizes have defaults of their own, which `--model NAME --help` shows.
-        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture
+            one-hots and a Gaussian (joint); a component and a Gaussian that depends on it (gaussian-mixture); a
+            class, known for labelled rows, and a Gaussian (semi-supervised); or N one-hots given the label
+            (conditional). Each program has its own default sizes; `--model NAME --help` shows them.
+        num_latents: N, the number of one-hots (per layer, if there are several) or of bits; 1 for gaussian-mixture
             and semi-supervised.
-        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits; of
-            semi-supervised that of the classes of the labels, by default.
-        num_layers: The number of layers of hierarchical; 1 of other programs.
-        latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 of other programs.
+        num_categories: K, the number of categories of each one-hot, or of components; 2 for bits; for
+            semi-supervised, by default the number of classes of the labels.
+        num_layers: The number of layers of hierarchical; 1 for other programs.
+        latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 for other programs.
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         batch_size: B, the number of images in a batch.
         learning_rate: Learning rate of the short training that precedes the measurements.
@@ -174,7 +174,7 @@ class AdviseConfig:
 
 
 def _training(config: GradientsConfig | AdviseConfig) -> TrainConfig:
-    """Return the settings that a training run has too; seconds and folders are of the command alone.
+    """Return the settings shared with a training run; seconds and folders belong to the command alone.
 
     Raises:
         ValueError: if there is no such program.

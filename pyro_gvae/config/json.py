@@ -25,11 +25,11 @@ def read_settings(kind: type[Any], written: dict[str, Any]) -> dict[str, Any]:
 
 
 def fits(kind: type[Any], record: Any) -> bool:
-    """Whether JSON has what a kind of record says, each of its type; what may be None may be absent.
+    """Tell whether JSON has all entries of a record, with their types; an entry that may be None may be absent.
 
     Args:
-        kind: a class with annotations.
-        record: what JSON had.
+        kind: the class of the record, with annotations.
+        record: the value read from JSON.
     """
     if not isinstance(record, dict):
         return False
@@ -66,7 +66,7 @@ def _read(name: str, value: Any, kind: Any) -> Any:
 def _is_a(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is Literal:
         return value in typing.get_args(kind)
-    if isinstance(value, bool):  # which is an int to Python
+    if isinstance(value, bool):  # a bool is an int to Python
         return kind is bool
     return isinstance(value, int | float) if kind is float else isinstance(value, typing.get_origin(kind) or kind)
 

@@ -1,4 +1,4 @@
-"""The ready programs that commands train: their sizes, and what cannot be asked of them; no torch."""
+"""The ready programs that commands train: their sizes, and the settings they do not have; no torch."""
 
 from collections.abc import Iterable
 from enum import Enum
@@ -8,26 +8,26 @@ from .checks import at_least, at_most, nearest
 from .names import ModelName, NetworksName, PriorName
 from .stages import Named, Stage
 
-#: Estimators of log p(x) itself, and those of latents of two categories.
+#: Estimators of log p(x) itself, and estimators for latents of two categories.
 OF_EVIDENCE, OF_BITS = frozenset({"exact-evidence"}), frozenset({"disarm", "arms"})
 #: Soft samples with the KL of the relaxed distributions.
 RELAXED = "gumbel-softmax[kl=relaxed]"
-#: Settings that `categorical` alone has, with their values in the others, whose networks and priors are their own.
+#: Settings of `categorical` alone, and their values in other programs, which have their own networks and priors.
 OF_CATEGORICAL = {"networks": "mlp", "prior": "uniform", "learn_prior": False, "relu_logits": False}
-#: Settings that programs which learn from labels have, with their values in the others.
+#: Settings of programs that learn from labels, and their values in other programs.
 OF_LABELS = {"labelled_share": 1.0, "label_weight": 10.0}
 #: Priors whose digits are independent.
 INDEPENDENT = ("uniform", "independent")
-#: Layers of a hierarchy.
+#: The most layers of a hierarchy.
 MOST_LAYERS = 100
 
 
 class Labels(Enum):
-    """What a program does with labels y beside its data x."""
+    """How a program uses labels y of its data x."""
 
-    #: It is given data alone.
+    #: It takes data alone.
     UNUSED = "unused"
-    #: It learns from the labels that are known, and is judged by data alone; its latent "y" is the class.
+    #: It learns from the known labels, and is evaluated on data alone; its latent "y" is the class.
     LEARNED = "learned"
     #: It models data given their labels.
     GIVEN = "given"
@@ -57,11 +57,11 @@ class HasModel(Protocol):
 
     @property
     def num_layers(self) -> int:
-        """The layers of one-hots, one above the other."""
+        """The number of layers of one-hots."""
 
     @property
     def latent_dim(self) -> int:
-        """The dimension of the Gaussian beside them."""
+        """The dimension of the Gaussian latent; 0 if there is none."""
 
     @property
     def networks(self) -> NetworksName:
@@ -69,16 +69,16 @@ class HasModel(Protocol):
 
 
 class Facts(NamedTuple):
-    """What a program is.
+    """Properties of a program.
 
     Attributes:
-        sizes: the sizes that the command line begins with, where they are not those of `categorical`.
-        fixed: those of them that cannot be otherwise, and why.
+        sizes: default sizes on the command line, where they differ from those of `categorical`.
+        fixed: sizes that cannot be changed, and why.
         has_layers: whether there may be several layers of one-hots.
-        has_gaussian: whether a Gaussian latent stands beside the discrete ones.
-        soft_kl: the KL of soft samples: that of the categorical distributions where it is a term of the ELBO, which it
-            is not where model and guide go through the layers in opposite orders.
-        labels: what it does with labels.
+        has_gaussian: whether there is a Gaussian latent besides the discrete ones.
+        soft_kl: the KL used with soft samples: that of the categorical distributions if it is a term of the ELBO. It is
+            not if model and guide go through the layers in opposite orders.
+        labels: how it uses labels.
     """
 
     sizes: dict[str, int]
@@ -127,7 +127,7 @@ def check_model(config: HasModel) -> None:
                 f"Expected {size}={facts.sizes[size]} with model='{name}', {reason}, but found "
                 f"{getattr(config, size)}. Try {size}={facts.sizes[size]}."
             )
-    if not (facts.labels is Labels.LEARNED and config.num_categories == 0):  # as many as the labels have classes
+    if not (facts.labels is Labels.LEARNED and config.num_categories == 0):  # 0: the number of classes of the labels
         at_least("num_categories", config.num_categories, 2)
     at_least("num_layers", config.num_layers, 1)
     at_most("num_layers", config.num_layers, MOST_LAYERS)
@@ -187,21 +187,21 @@ def named_prior(text: str) -> NamedPrior:
 
 
 def check_stages(config: HasModel, stages: Iterable[Stage]) -> None:
-    """Refuse estimators that are not made for the latents of the program.
+    """Refuse estimators that do not work with the program's latents.
 
     Raises:
         ValueError: if there is one.
     """
     for stage in stages:
         for one in stage.parts.values() or (Named(stage.estimator, stage.options),):
-            if one.name in OF_BITS and config.num_categories not in (0, 2):  # 0 is found out from data
+            if one.name in OF_BITS and config.num_categories not in (0, 2):  # 0 is replaced by the number of classes
                 raise ValueError(
                     f"Expected latents of K=2 categories for '{one.name}', but found K={config.num_categories}."
                 )
             if one.name in OF_EVIDENCE and MODELS[config.model].has_gaussian:
                 raise ValueError(
                     f"Expected latents that are all discrete for '{one.name}', but found model='{config.model}', whose "
-                    "log p(x) is an integral over its Gaussian latent, and no sum. Try exact, and pyro-gvae evaluate, "
+                    "log p(x) is an integral over its Gaussian latent, not a sum. Try exact, and pyro-gvae evaluate, "
                     "whose collapsed_iwae_bound is a bound of log p(x)."
                 )
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-#: Sets of images, and of tables.
+#: Data sets of images, and tables.
 ImagesName = Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "teacher"]
 TableName = Literal["breast_cancer", "wine", "diabetes"]
 DatasetName = Literal[ImagesName, TableName]
@@ -41,14 +41,14 @@ EstimatorName = Literal[
 ]
 
 
-#: Estimators of single sites, as in per-site[y=exact,z=gumbel-softmax,default=reinforce-loo], and that of the others.
+#: One estimator per site, as in per-site[y=exact,z=gumbel-softmax,default=reinforce-loo], and the one for other sites.
 PER_SITE, DEFAULT = "per-site", "default"
 
 
 Binarization = Literal["none", "threshold", "dynamic"]
 
 
-#: Ready programs that commands train; the last two take labels beside data.
+#: Ready programs that commands train; the last two also take labels.
 ModelName = Literal[
     "categorical", "bernoulli", "hierarchical", "joint", "gaussian-mixture", "semi-supervised", "conditional"
 ]
@@ -61,7 +61,7 @@ PriorName = Literal["uniform", "independent", "joint", "markov", "tree", "autore
 NetworksName = Literal["mlp", "conv"]
 
 
-#: Programs that show curves of many runs, which a run can tell of itself.
+#: Programs that show curves of many runs, to which a run can send its evaluations.
 LoggerName = Literal["tensorboard", "wandb", "mlflow"]
 
 

@@ -1,4 +1,4 @@
-"""The text that says when latents and categories are removed in training, and which; no torch."""
+"""The setting that says when to prune during training, and with which thresholds; no torch."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ STAGES = "stages"
 
 
 class Pruning(NamedTuple):
-    """When latents and categories are removed, and which.
+    """When to remove latents and categories during training, and the thresholds.
 
     Attributes:
-        every: the training between two times, in epochs or steps; None removes them where a stage begins.
-        information: in nats of mutual information with the data, below which a latent is removed.
+        every: training between two prunings, in epochs or steps; None prunes at the start of every stage but the first.
+        information: the mutual information with the data, in nats, below which a latent is removed.
         usage: share of the data below which a category counts as unused.
 
     Example:
@@ -46,12 +46,12 @@ class Pruning(NamedTuple):
         return cls(every, **(known | options))
 
     def is_due(self, step: int, stage_step: int, per_epoch: int) -> bool:
-        """Tell whether it is time, before a step that is the first of its stage or of an epoch.
+        """Tell whether to prune before the next step.
 
         Args:
             step: steps taken.
-            stage_step: those taken when the current stage began.
-            per_epoch: steps of an epoch.
+            stage_step: steps taken when the current stage began.
+            per_epoch: steps per epoch.
         """
         between = None if self.every is None else self.every.steps(per_epoch)
         return step > 0 and (step == stage_step if between is None else step % between == 0)

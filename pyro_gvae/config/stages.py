@@ -11,7 +11,7 @@ from .names import PER_SITE, EstimatorName
 Unit = Literal["epochs", "steps", "seconds"]
 _UNITS: dict[str, Unit] = {"": "epochs", "epochs": "epochs", "steps": "steps", "s": "seconds"}
 EXAMPLE = "gumbel-softmax:20,exact:3"
-#: The largest amount, beyond which floating-point numbers do not count steps, and the longest text.
+#: The largest amount (beyond it, floating-point numbers cannot count steps), and the longest text.
 MOST, LONGEST = 1e15, 10_000
 
 
@@ -111,13 +111,13 @@ class Stage(NamedTuple):
 
     @property
     def parts(self) -> dict[str, Named]:
-        """The estimators of single sites, by the names of these; none if there is one for all."""
+        """The estimator of each site, by the site's name; empty if there is one for all sites."""
         if self.estimator != PER_SITE:
             return {}
         return {site: Named.parse(str(part)) for site, part in self.options.items()}
 
     def with_options(self, add: Callable[[Named], dict[str, Any]]) -> "Stage":
-        """Return the stage with more options, which are found for its estimator or for those of its sites."""
+        """Return the stage with more options, which `add` chooses for its estimator, or for that of each site."""
         if self.estimator != PER_SITE:
             return self._replace(options=self.options | add(Named(self.estimator, self.options)))
         parts = {site: str(part._replace(options=part.options | add(part))) for site, part in self.parts.items()}
@@ -151,14 +151,14 @@ def parse_stages(text: str, default: Amount | None = None) -> tuple[Stage, ...]:
 
 
 def with_more(text: str, more: str) -> str:
-    """Return the stages of a run that goes on after them.
+    """Append further stages to those of a run.
 
     Args:
-        text: its stages.
-        more: further stages; or an amount alone, of the last estimator.
+        text: the stages of the run.
+        more: further stages, or only an amount, for the last estimator.
 
     Raises:
-        ValueError: if these are no stages.
+        ValueError: if these are not stages.
 
     Example:
         >>> with_more("gumbel-softmax:20", "exact:3"), with_more("exact[max_memory=1e9]:3", "60s")

@@ -15,9 +15,9 @@ from .names import Binarization, JudgeOrAuto, LoggerName, ModelName, NetworksNam
 from .pruning import Pruning
 from .stages import MOST, Amount, Named, Stage, parse_stages
 
-#: Settings that reach out of a run folder: each call is told them, and no folder says them.
+#: Settings of the machine, not of the run: each call gives them, and they are never read from a run folder.
 OUTSIDE = frozenset({"data_dir", "download", "device", "compile", "log", "output"})
-#: Settings that `fit` has no use for, since it is given data and program.
+#: Settings that `fit` ignores, since it is given the data and the program.
 OF_DATA_AND_PROGRAM = frozenset(
     {
         *("dataset", "data_dir", "download", "binarize", "model", "num_latents", "num_categories", "num_layers"),
@@ -38,23 +38,23 @@ class TrainConfig(DataConfig):
 
     Args:
         data_dir: The folder of the data sets that have files, as torchvision lays them out.
-        download: Fetch absent files into the data folder.
-        binarize: Of images: keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them
+        download: Download missing files into the data folder.
+        binarize: For images: keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them
             for every batch (dynamic).
         stages: The estimators to train with in turn, each with options in brackets and an amount of training:
             gumbel-softmax:20,exact:3. Estimators of single discrete sites:
             per-site[y=exact,z=gumbel-softmax,default=reinforce-loo]:20.
         model: The program: N one-hots (categorical) or N bits (bernoulli); layers of N one-hots (hierarchical); N
-            one-hots beside a Gaussian (joint); a component and a Gaussian that depends on it (gaussian-mixture); a
-            class that some labels tell, beside a Gaussian (semi-supervised); or N one-hots of data whose labels are
-            given (conditional). Its sizes have defaults of their own, which `--model NAME --help` shows.
-        num_latents: N, the number of one-hots, of each layer if there are several, or of bits; 1 of gaussian-mixture
+            one-hots and a Gaussian (joint); a component and a Gaussian that depends on it (gaussian-mixture); a
+            class, known for labelled rows, and a Gaussian (semi-supervised); or N one-hots given the label
+            (conditional). Each program has its own default sizes; `--model NAME --help` shows them.
+        num_latents: N, the number of one-hots (per layer, if there are several) or of bits; 1 for gaussian-mixture
             and semi-supervised.
-        num_categories: K, the number of categories of each one-hot, or of components; 2 of bits; of
-            semi-supervised that of the classes of the labels, by default.
-        num_layers: The number of layers of hierarchical; 1 of other programs.
-        latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 of other programs.
-        label_weight: Of semi-supervised: weight of the mean cross-entropy of the labelled rows, which teaches the
+        num_categories: K, the number of categories of each one-hot, or of components; 2 for bits; for
+            semi-supervised, by default the number of classes of the labels.
+        num_layers: The number of layers of hierarchical; 1 for other programs.
+        latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 for other programs.
+        label_weight: For semi-supervised: weight of the mean cross-entropy of the labelled rows, which trains the
             classifier, in nats per row.
         networks: Multilayer perceptrons (mlp), or convolutions followed by multilayer perceptrons (conv).
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
@@ -78,11 +78,12 @@ class TrainConfig(DataConfig):
         usage_entropy: Weight of a reward for using all categories, the entropy of the mean posterior of a batch: a
             schedule that ends at 0, such as linear:1,0,2000.
         revive: Share of the training data below which a category counts as unused. At the beginning of each epoch but
-            the first it gets the rows of the most used category of its latent, with a little noise.
-        prune: When latents that tell nothing of the data, and categories that these do not use, are removed: every so
-            many epochs (5) or steps (500steps), or where a stage follows another one (stages). On the codes that are
-            left, the networks remain what they were, and training goes on with the smaller program. Thresholds in
-            brackets: stages[information=0.01,usage=0.001], nats of mutual information and share of the data.
+            the first, it gets a copy of the weights of its latent's most used category, with a little noise.
+        prune: When to remove latents that carry no information about the data, and categories that are not used: every
+            so many epochs (5) or steps (500steps), or at the start of each stage but the first (stages). For the codes
+            that remain, the networks compute the same as before, and training continues with the smaller program.
+            Thresholds in brackets: stages[information=0.01,usage=0.001], nats of mutual information and share of the
+            data.
         free_bits: Nats of KL per latent, averaged over a batch, below which the objective does not penalize the KL.
         seed: Seed of the initial weights, the order of the data and all random draws.
         steps: Stop after this many steps in total.
@@ -99,11 +100,11 @@ class TrainConfig(DataConfig):
         max_memory: Gigabytes that an exact sum may use.
         device: Where to train: cpu, cuda, cuda:1.
         compile: Compile the recorded step with Inductor; needs a C++ compiler and about half a minute. By default if
-            there is one, and the counted work outweighs that. The choice is in config.json, and holds when a run is
-            resumed.
+            there is a compiler and the run is long enough to gain from it. The choice is written into config.json
+            and kept when the run is resumed.
         shard: What the processes of torchrun split: the data of each batch, or the codes of exact sums.
-        log: Also tell TensorBoard (files in the run folder), Weights & Biases or MLflow of evaluations; each needs the
-            extra of its name.
+        log: Also send evaluations to TensorBoard (files in the run folder), Weights & Biases or MLflow; each needs the
+            extra of the same name.
         tensorboard: The same as --log tensorboard.
         output: The run folder, which must not exist; by default runs/train-DATE-TIME.
     """
@@ -188,13 +189,13 @@ class TrainConfig(DataConfig):
             raise ValueError(f"Expected a share of the data between 0 and 1 as revive, but found {self.revive}.")
         if self.pruning is not None and self.pruning.every is None and len(self.plan) < 2:
             raise ValueError(
-                f"Expected several stages with prune='stages', since training goes on after it, but found "
+                f"Expected several stages with prune='stages', which prunes between stages, but found "
                 f"'{self.stages}'. Try prune='5', which is every five epochs."
             )
         if self.free_bits is not None and not 0 <= self.free_bits < math.inf:
             raise ValueError(f"Expected free_bits of at least 0 nats, but found {self.free_bits}.")
         check_model(self)
-        # Parse the settings that are texts, so that errors show now.
+        # Parse the text settings now, so that errors show early.
         _ = self.plan, self.between_evaluations, self.between_checkpoints, self.named_optimizer
 
     @property
@@ -210,7 +211,7 @@ class TrainConfig(DataConfig):
 
     @cached_property
     def pruning(self) -> Pruning | None:
-        """When latents and categories are removed, and which; None if none are."""
+        """When to prune, and the thresholds; None without pruning."""
         return None if self.prune is None else Pruning.parse(self.prune)
 
     @cached_property
@@ -228,7 +229,7 @@ class TrainConfig(DataConfig):
         """The optimizer's name and options."""
         if not isinstance(self.optimizer, str):
             raise ValueError(
-                f"Expected the name of an optimizer, since a run has one of its own, but found "
+                f"Expected the name of an optimizer, since a run makes its own, but found "
                 f"{type(self.optimizer).__name__}. Try 'Adam', or make_step for an optimizer object."
             )
         named = Named.parse(self.optimizer)
@@ -239,7 +240,7 @@ class TrainConfig(DataConfig):
         return named
 
     def check_estimators(self) -> None:
-        """Refuse estimators that are not made for the configured program; `fit` may be given another.
+        """Refuse estimators that do not work with the configured program; `fit` may be given another program.
 
         Raises:
             ValueError: if there is one.
@@ -273,12 +274,12 @@ def _check_schedule(name: str, value: float | str, *, positive: bool = True) -> 
 
 
 def _check_ends_at_zero(name: str, value: float | str, most: float = math.inf) -> None:
-    """Refuse a schedule of what evaluations leave out, if the training does not leave it out in the end."""
+    """Refuse a schedule that does not end at 0, for a setting that evaluations leave out."""
     _check_schedule(name, value, positive=False)
     values = schedule(str(value), positive=False)
     if values(int(MOST)) != 0:
         raise ValueError(
-            f"Expected a schedule that ends at 0 as {name}, since evaluations are without it, but found {value}. Try "
+            f"Expected a schedule that ends at 0 as {name}, since evaluations leave it out, but found {value}. Try "
             "linear:0.01,0,2000."
         )
     if values(0) > most:

@@ -14,7 +14,7 @@ def in_bytes(gigabytes: float) -> float:
 
 
 def codes_in_words(num_latents: int, num_categories: int) -> str:
-    """S = K^N as a person reads it; numbers of more than 30 digits are not computed.
+    """Format S = K^N for a reader; numbers of more than 30 digits are not computed.
 
     Example:
         >>> codes_in_words(4, 8), codes_in_words(10**8, 10)

@@ -45,21 +45,21 @@ def epoch_batches(
     skip: int = 0,
     labels: Tensor | None = None,
 ) -> Iterator[Data]:
-    """Iterate over the shuffled minibatches of one epoch; they depend on seed and epoch, not on what ran before.
+    """Iterate over the shuffled minibatches of one epoch, which depend only on seed and epoch.
 
     So a resumed run does not replay earlier epochs, and `skip=k` continues an epoch after k batches. A separate CPU
     generator makes the order and the draws: they are the same on every device and in every process.
 
     Args:
         data: a data set, whose ``train`` images are used, sampled anew if its binarization is "dynamic"; or a tensor
-            (M, D); or a tuple or a dictionary of tensors of M rows, whose batches are such, too; or rows that are read
-            in slices, whose order is not uniform among all: see :class:`~pyro_gvae.data.blocks.ParquetRows`.
+            (M, D); or a tuple or a dictionary of tensors of M rows, with batches of the same form; or rows that are
+            read in slices, whose order is only partly random: see :class:`~pyro_gvae.data.blocks.ParquetRows`.
         batch_size: B, from 1 to M.
         seed: seed of the order, and of the draws of dynamic binarization.
         epoch: 0, 1, 2, ...; each has its own order.
         drop_last: leave out the last batch if it has fewer than B images.
         skip: how many batches to leave out at the beginning.
-        labels: of a data set (M,), which batches `(x, y)` then have, too.
+        labels: labels (M,) of a data set; batches are then `(x, y)`.
 
     Returns:
         An iterator over batches (B, D) on the device of the data; the last one may be smaller.
@@ -87,7 +87,7 @@ def epoch_batches(
 
     def batch(rows: Tensor) -> Data:
         own = mapped(lambda column: column.index_select(0, rows), whole)
-        own = mapped(lambda x: bernoulli_draw(x, generator), own) if dynamic else own  # after those before it
+        own = mapped(lambda x: bernoulli_draw(x, generator), own) if dynamic else own  # in batch order
         return own if labels is None else (*columns(own), labels[rows])
 
     return islice(map(batch, order.split(batch_size)), skip, None)  # each (B, D)
@@ -98,7 +98,7 @@ def sample_of(data: Tensor, count: int) -> Tensor: ...
 @overload
 def sample_of(data: Data | Rows, count: int) -> Data: ...
 def sample_of(data: Data | Rows, count: int) -> Data:
-    """Return some rows, the same ones in every call, or all where there are fewer; of slices, those of the first block.
+    """Return up to `count` random rows, the same in every call; for rows in slices, from the first block.
 
     Example:
         >>> sample_of(torch.arange(5.0).unsqueeze(1), 3).flatten().tolist()

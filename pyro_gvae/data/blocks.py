@@ -1,4 +1,4 @@
-"""Rows of a Parquet file in blocks of row groups, which are mixed while the next are read."""
+"""Rows of a Parquet file in blocks of row groups, shuffled within a block while the next one is read."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from .tables import encoded
 
 
 class Block(NamedTuple):
-    """Row groups whose rows are mixed: that of a number, in an epoch of a seed."""
+    """A block of row groups, whose rows are shuffled: its number, in an epoch of a seed."""
 
     seed: int
     epoch: int
@@ -32,20 +32,20 @@ class Block(NamedTuple):
 class ParquetRows(Rows):
     """The rows of one part of a Parquet file, as numbers.
 
-    The rows of an epoch come in blocks. A block is as many row groups as fit into half of the memory, one at least, and
-    its rows are mixed uniformly. Each epoch has another order of groups. So rows of groups that are in different blocks
-    are in no batch together, which is all that sets the order apart from one that is uniform among all rows. While a
-    block is trained on, a thread reads the next: two are in memory.
+    The rows of an epoch come in blocks. A block has as many row groups as fit into half of the memory, at least one,
+    and its rows are shuffled uniformly. Each epoch has another order of groups. The order differs from a uniform one
+    over all rows only in that rows of different blocks share a batch only where one block ends and the next begins.
+    While one block is used for training, a thread reads the next: two are in memory.
 
     Args:
         table: the file.
-        columns: its columns that are written as numbers.
+        columns: the columns to encode as numbers.
         label: the column of labels, if there is one.
-        shares: which rows are of which part.
+        shares: the assignment of rows to parts.
         part: "train", "validation" or "test".
         memory: bytes that the blocks may take.
-        device: where batches are.
-        labels: whether slices are data beside labels: of some rows, or of every one.
+        device: the device of batches.
+        labels: whether slices have labels: none, of some rows, or of every row.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ParquetRows(Rows):
             return
         number = int(np.searchsorted(ends, skip * batch_size, side="right"))
         start = skip * batch_size - (int(ends[number - 1]) if number else 0)
-        rest = torch.empty(0, self._width)  # of the blocks before, less than a batch
+        rest = torch.empty(0, self._width)  # rows left over from earlier blocks, less than a batch
         for here in range(number, len(ends)):
             block = self._block(Block(seed, epoch, here), is_last=here + 1 == len(ends))
             if len(rest):
@@ -143,7 +143,7 @@ class ParquetRows(Rows):
             for at in range(start, whole, batch_size):
                 yield self._given(block[at : at + batch_size])
             rest, start = torch.cat([rest, block[whole:]]), 0
-            del block  # so that two are in memory while the next but one is read
+            del block  # so that at most two are in memory while the next but one is read
         if len(rest):
             yield self._given(rest)
 
@@ -152,7 +152,7 @@ class ParquetRows(Rows):
         return self._given(self._mixed(Block(0, 0, 0))[:count])
 
     def _given(self, rows: Tensor) -> Slice:
-        """Return a copy of rows of a block as a slice."""
+        """Return a copy of some rows of a block as a slice."""
         copied = rows.to(self._device, copy=True)
         return (copied[:, :-1].contiguous(), copied[:, -1].long()) if self.is_labelled else copied
 
@@ -174,7 +174,7 @@ class ParquetRows(Rows):
         return blocks
 
     def _block(self, block: Block, *, is_last: bool) -> Tensor:
-        """Return a block, and begin to read the next: the first of the next epoch after the last one."""
+        """Return a block, and begin to read the next one; after the last, the first of the next epoch."""
         ready, self._ahead = self._ahead, None
         if ready is not None and ready[0] != block:
             ready[1].cancel()
@@ -186,7 +186,7 @@ class ParquetRows(Rows):
         return found
 
     def _mixed(self, block: Block) -> Tensor:
-        """Read the rows of a block, each into its place among the mixed ones."""
+        """Read the rows of a block, each into its place in the shuffled order."""
         groups = self._blocks(block.seed, block.epoch)[block.number]
         generator = generator_for(f"block {block.number}", block.seed, block.epoch)
         places = torch.randperm(int(self._sizes[groups].sum()), generator=generator, device="cpu")
@@ -201,7 +201,7 @@ class ParquetRows(Rows):
         return mixed
 
     def _read(self, groups: Iterable[int]) -> Iterator[Part]:
-        """Yield the rows of groups in their order, a few thousand at a time."""
+        """Yield the rows of groups in order, a few thousand at a time."""
         columns = [*self._columns, *(() if self._label is None else (self._label,))]
 
         def kept(start: int, count: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Cells of a table as numbers, and levels as text."""
+"""Convert the cells of a table to numbers, and levels to text."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -10,25 +10,25 @@ from ..config.names import ColumnKind
 if TYPE_CHECKING:  # imported where used: it takes a second
     import pandas as pd
 
-#: Counts from here on are not exact as float32.
+#: Counts of at least this are not exact in float32.
 MOST_COUNT = 2**24
 
 
 def as_numbers(cells: "pd.Series[Any]") -> np.ndarray:
-    """Return cells as float64, NaN where they are missing or no numbers."""
+    """Return cells as float64, with NaN where they are missing or not numbers."""
     import pandas as pd
 
     return pd.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan)
 
 
 def numbers_in(name: str, kind: ColumnKind, cells: "pd.Series[Any]", rows: np.ndarray | None = None) -> np.ndarray:
-    """Return the cells of a column of numbers, and refuse the first that it cannot have.
+    """Return the cells of a numeric column as numbers; refuse invalid ones.
 
     Args:
-        name: of the column.
-        kind: of its numbers.
+        name: the name of the column.
+        kind: its kind.
         cells: some of its cells.
-        rows: their numbers in the table, from 0; None where these are all.
+        rows: their row numbers in the table, from 0; None if these are all rows.
 
     Raises:
         ValueError: if a cell is not of the kind.
@@ -46,7 +46,7 @@ def numbers_in(name: str, kind: ColumnKind, cells: "pd.Series[Any]", rows: np.nd
 
 
 def wrong_number(name: str, kind: ColumnKind, cell: Any, row: int) -> ValueError:
-    """Return the error of a cell, in a row from 0, that its column cannot have."""
+    """Return the error for an invalid cell; `row` counts from 0."""
     return ValueError(
         f"Expected {kind} cells in column '{name}', but found '{cell}' in row {row + 1}. "
         "Try another kind for the column, or an empty cell."
@@ -54,7 +54,7 @@ def wrong_number(name: str, kind: ColumnKind, cell: Any, row: int) -> ValueError
 
 
 def scaled(kind: ColumnKind, values: np.ndarray) -> np.ndarray:
-    """Return the numbers that are standardized: logarithms of positive cells, and log(1 + count)."""
+    """Transform numbers before they are standardized: logarithms of positive cells, and log(1 + count)."""
     if kind == "positive":
         return np.log(values)
     return np.log1p(values) if kind == "count" else values
@@ -69,7 +69,7 @@ def in_order(levels: Iterable[Any]) -> list[Any]:
 
 
 def text_of(level: Any) -> str:
-    """Numbers are the same level whether a file has them as 1 or, beside a missing cell, as 1.0."""
+    """Return a level as text; whole floats as integers, since missing cells turn a column of 1 into 1.0."""
     if isinstance(level, float | np.floating) and float(level).is_integer():
         return str(int(level))
     return str(level)
@@ -79,8 +79,8 @@ def check_labelled(missing: np.ndarray, rows: np.ndarray) -> None:
     """Refuse a row without a label.
 
     Args:
-        missing: which rows have none, a mask.
-        rows: their numbers, from 0.
+        missing: a mask of the rows without a label.
+        rows: the numbers of the rows, from 0.
 
     Raises:
         ValueError: if there is one.

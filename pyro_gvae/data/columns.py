@@ -1,4 +1,4 @@
-"""Data as programs take them: one tensor, a tuple of arguments, or a dictionary of keyword arguments, B rows each."""
+"""Data as arguments of programs: a tensor, a tuple, or a dictionary of keyword arguments, with B rows each."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar, overload
@@ -17,15 +17,15 @@ Data: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 
 def as_data(data: Any) -> Data:
-    """Convert data to what a program takes.
+    """Convert data to arguments of a program.
 
     Args:
-        data: a tuple or a dictionary of tensors or arrays, as long as each other, whose integers stay integers, such as
-            labels; or data x alone, in any form that :func:`~pyro_gvae.data.dataset.as_tensor` takes. Shapes stay, such
-            as those of sequences (M, T, D).
+        data: a tuple or a dictionary of tensors or arrays of the same length, whose integers, such as labels, stay
+            integers; or data x alone, in any form that :func:`~pyro_gvae.data.dataset.as_tensor` takes. Shapes, such as
+            those of sequences (M, T, D), do not change.
 
     Raises:
-        ValueError: if there are no data, they have another type, or their numbers differ.
+        ValueError: if there are no data, they have another type, or their lengths differ.
 
     Example:
         >>> x, y = as_data((torch.ones(3, 2), np.array([0, 1, 1])))
@@ -51,7 +51,7 @@ def _column(value: Any) -> Tensor:
 
 
 def columns(data: Data) -> list[Tensor]:
-    """Return the tensors that data consist of."""
+    """Return the tensors of the data."""
     if isinstance(data, Tensor):
         return [data]
     return list(data.values()) if isinstance(data, dict) else list(data)
@@ -102,12 +102,12 @@ def chunks(data: Data | Rows, size: int) -> Iterator[Data]:
 
 
 def mean_of(mean: Callable[[Any], M], data: Data | Rows, size: int) -> M:
-    """Return the mean of a number, or of numbers, over all data: of rows in slices from the means of so many at a time.
+    """Return a mean over all data; for rows in slices, combine the means of the slices.
 
     Args:
-        mean: means over data that are in memory.
+        mean: a function that computes the mean over data in memory.
         data: the data.
-        size: rows of a slice.
+        size: the number of rows in a slice.
 
     Example:
         >>> mean_of(lambda x: x.mean(0), torch.tensor([[1.0, 2.0], [3.0, 6.0]]), size=1)
@@ -131,7 +131,7 @@ def check_all_finite(data: Data) -> None:
 
 
 def digest_of(data: Data | Rows) -> str:
-    """Hash data, so that a resumed run can check that it has the data that it started with."""
+    """Hash data, so that a resumed run can check that its data are the same."""
     if isinstance(data, Rows):
         return data.digest()
     names = [f"{name}=" for name in data] if isinstance(data, dict) else [""] * len(columns(data))

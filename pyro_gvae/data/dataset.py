@@ -1,7 +1,7 @@
 """Data sets: images or rows of a table held in memory as one tensor, checked and binarized.
 
-``batches`` splits a ``Dataset`` into minibatches, and ``datasets`` loads those that have names. Nothing here changes
-the global random state, and nothing processes a loaded data set image by image.
+``batches`` splits a ``Dataset`` into minibatches, and ``datasets`` loads named data sets. Nothing here changes the
+global random state, and nothing processes a loaded data set image by image.
 """
 
 import hashlib
@@ -27,26 +27,25 @@ UNIT = (0.0, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test data as tensors; call it with your own images to make a data set of them.
+    """Training and test data as tensors; call it with your own images to make a data set.
 
-    :func:`~pyro_gvae.dataset_of` makes one of tables, files and more, and splits it.
+    :func:`~pyro_gvae.dataset_of` makes and splits a data set from tables, files and more.
 
     Args:
         name: the name of the data in reports.
         train: training images (M, D) with values in `value_range`.
-        test: test images (M', D) with values in `value_range`; none of them, (0, D), if there are only training images.
-        image_shape: (H, W) with H * W = D, for pictures; (1, D) of tables, which have none.
+        test: test images (M', D) with values in `value_range`; (0, D) if there are only training images.
+        image_shape: (H, W) with H * W = D, for pictures; (1, D) for tables.
         train_labels: integers (M,), or None.
         test_labels: integers (M',), or None.
         teacher: the model that the images were sampled from, if it is known.
         binarize: how ``binarized`` made the images; with "dynamic", ``epoch_batches`` samples ``train`` anew.
         value_range: the smallest and largest value that images may have; ``observed`` changes it.
-        columns: the columns of a table, whose cells are written as :class:`~pyro_gvae.models.table.Column` says, NaN if
-            they are missing; None of images.
-        validation: data (M'', D) that are held out besides, or None; their ELBO then stops stages in place of that of
-            the test data.
+        columns: the columns of a table, whose cells are encoded as :class:`~pyro_gvae.models.table.Column` says, NaN if
+            they are missing; None for images.
+        validation: held-out data (M'', D), or None; their ELBO then stops stages, instead of that of the test data.
         validation_labels: integers (M'',), or None.
-        vocabulary: the D words that data count, or None.
+        vocabulary: the D words whose counts the data are, or None.
         classes: the names of labels 0, 1, ..; None if they have none. A label of -1 is unknown.
 
     Raises:
@@ -106,7 +105,7 @@ class Dataset:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names of the parts that it has."""
+        """The names of its parts."""
         held = ("train", "validation", "test")
         return tuple(part for part in held if part == "train" or self._has(part))
 
@@ -124,8 +123,8 @@ def as_tensor(data: Any) -> Tensor:
     """Convert data to one tensor (M, ...); each datum keeps its shape.
 
     Args:
-        data: a tensor, which keeps its type; an array or nested lists, converted to float32; a torch dataset, of whose
-            items only the first element is used; or a `DataLoader`, whose dataset is used.
+        data: a tensor, which keeps its type; an array or nested lists, converted to float32; a torch dataset, where
+            only the first element of each item is used; or a `DataLoader`, whose dataset is used.
 
     Raises:
         ValueError: if there are no data, or they have another type.
@@ -139,7 +138,7 @@ def as_tensor(data: Any) -> Tensor:
     if isinstance(data, TorchDataset):
         items = [data[index] for index in range(len(data))]  # type: ignore[arg-type]
         data = torch.stack([torch.as_tensor(item[0] if isinstance(item, tuple | list) else item) for item in items])
-    if hasattr(data, "iloc"):  # its numbers are in units, and its texts none
+    if hasattr(data, "iloc"):  # its numbers have units, and its texts are not numbers
         raise ValueError(
             f"Expected numbers as a program takes them, but found a {type(data).__name__}. Try dataset_of(data), or "
             "data.to_numpy() of pixels."
@@ -277,5 +276,5 @@ def generator_for(purpose: str, seed: int, epoch: int = 0) -> torch.Generator:
 
 
 def digest(x: Tensor) -> str:
-    """Hash data, so that a resumed run can check that it has the data that it started with."""
+    """Hash data, so that a resumed run can check that its data are the same."""
     return hashlib.sha256(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()

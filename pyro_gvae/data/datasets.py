@@ -34,19 +34,19 @@ def load(
     Args:
         name: "digits" (included in scikit-learn), "teacher" (sampled from a known model), or "mnist", "fashion_mnist",
             "kmnist", "omniglot" (files in torchvision's layout); or the tables "breast_cancer", "wine", "diabetes"
-            (included in scikit-learn), of which a fifth are test rows.
+            (included in scikit-learn), with a fifth of the rows for tests.
         data_dir: the folder that torchvision calls root; "digits" and "teacher" need none.
-        download: fetch absent files into ``data_dir``; without it the network is never used.
-        binarize: see ``binarized``; of images.
-        seed: seed of the data: of the samples of "teacher" and of the test set of "dynamic". Use the same one for runs
-            to be compared; the order of batches depends on the seed given to ``epoch_batches``.
+        download: download missing files into ``data_dir``; without it the network is never used.
+        binarize: see ``binarized``; for images.
+        seed: seed of the data: of the samples of "teacher" and of the test set of "dynamic". Use the same seed for runs
+            that you compare; the order of batches depends on the seed given to ``epoch_batches``.
 
     Returns:
         The data set, on the CPU in float32.
 
     Raises:
         ValueError: if a name is unknown.
-        OSError: if files are absent (``FileNotFoundError``), damaged or cannot be downloaded.
+        OSError: if files are missing (``FileNotFoundError``), damaged or cannot be downloaded.
 
     Example:
         >>> digits = load("digits", binarize="threshold")
@@ -66,7 +66,7 @@ def load(
 def _mnist_like(name: str, class_name: str, data_dir: Path, download: bool) -> Dataset:
     """Return MNIST or a data set of its format: 60,000 and 10,000 images of 28 x 28 pixels."""
     if download:
-        from torchvision import datasets  # imported here, since files that are there are read without it
+        from torchvision import datasets  # imported here, since reading existing files does not need it
 
         with _files_of(name, data_dir, download):
             for is_train in (True, False):
@@ -84,8 +84,8 @@ def _mnist_like(name: str, class_name: str, data_dir: Path, download: bool) -> D
 def _omniglot(data_dir: Path, download: bool) -> Dataset:
     """Return Omniglot's 19,280 background and 13,180 evaluation drawings, averaged to 28 x 28 pixels; ink is 1.
 
-    This is torchvision's split by alphabets, not that of 24,345 and 8,070 drawings of Burda et al. 2016 (arXiv
-    1509.00519), with which its numbers do not compare.
+    This is torchvision's split by alphabets, not the split into 24,345 and 8,070 drawings of Burda et al. 2016 (arXiv
+    1509.00519), so results cannot be compared with theirs.
 
     Labels number the characters; the two parts have no character in common.
     """
@@ -136,7 +136,7 @@ def table(name: str) -> tuple[Any, Any]:
 
 @contextmanager
 def _files_of(name: str, data_dir: Path, download: bool) -> Iterator[None]:
-    """Turn any error that torchvision raises for absent, damaged or unreachable files into a one-sentence OSError."""
+    """Turn any error that torchvision raises for missing, damaged or unreachable files into a one-sentence OSError."""
     folder = data_dir / FOLDERS[name]
     if not download:
         check_files(name, data_dir)

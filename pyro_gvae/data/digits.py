@@ -1,4 +1,4 @@
-"""The handwritten digits of scikit-learn, read and split as it does, without its slow import."""
+"""The handwritten digits of scikit-learn, read and split as scikit-learn does, without its slow import."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,7 +48,7 @@ def _split(labels: Any) -> tuple[Any, Any]:
 
 
 def _proportional(counts: Any, total: int, rng: np.random.RandomState) -> Any:
-    """Divide a total in proportion to counts; what is left goes to the largest remainders, and ties are drawn."""
+    """Divide a total in proportion to counts; the rest goes to the largest remainders, with ties broken at random."""
     shares = counts / counts.sum() * total
     found = np.floor(shares)
     left = int(total - found.sum())

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 #: The parts of a data set, in the order in which rows of a file are numbered.
 PARTS = ("train", "validation", "test")
-#: What arrays of a part are called, and its labels: here, and by Keras.
+#: Names of the arrays of a part and of its labels: our own, and those of Keras.
 SPLIT_NAMES = (("{}", "{}_labels"), ("x_{}", "y_{}"))
-#: Names of files in a folder of images.
+#: Name endings of the files in a folder of images.
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 
 
 class Raw(NamedTuple):
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
-        data: a table; an array of two dimensions, which is one; or grey images (M, H, W).
-        labels: of each row (M,), if the file has any.
-        sizes: the number of rows of each part, which follow each other in this order, if the file has a split.
+        data: a table; an array of two dimensions, treated as a table; or grey images (M, H, W).
+        labels: the labels (M,), if the file has any.
+        sizes: the number of rows of each part, in the order of the rows, if the file has a split.
     """
 
     data: "pd.DataFrame | np.ndarray"
@@ -36,16 +36,16 @@ class Raw(NamedTuple):
 
     @property
     def held_out(self) -> "pd.DataFrame | np.ndarray":
-        """The test data; all, if the file has no split."""
+        """The test data; all data if the file has no split."""
         return self.data if self.sizes is None else self.data[-self.sizes["test"] :]
 
 
 def read_file(path: Path) -> Raw:
     """Read a table from .csv or .parquet, arrays from .npy or .npz, or a folder of images.
 
-    A .npz file has data as `x` and perhaps labels as `y`; or parts as `train`, `test` and perhaps `validation`, with
-    labels as `train_labels` and so on, or as Keras names them, `x_train`, `y_train`, `x_test`, `y_test`; or one array;
-    or the columns of a table, each an array of one dimension.
+    A .npz file has data as `x` and optional labels as `y`; or parts as `train`, `test` and optionally `validation`,
+    with labels as `train_labels` and so on, or with Keras's names `x_train`, `y_train`, `x_test`, `y_test`; or a single
+    array; or the columns of a table, each an array of one dimension.
 
     Raises:
         ValueError: if the file is of another kind or damaged.
@@ -116,7 +116,7 @@ def _npz(path: Path) -> Raw:
 
 
 def _own_split(arrays: dict[str, np.ndarray]) -> Raw | None:
-    """Return arrays that are the parts of a data set; None if they are not."""
+    """Return arrays that are named as the parts of a data set; None if they are not."""
     for of_data, of_labels in SPLIT_NAMES:
         parts = [part for part in PARTS if of_data.format(part) in arrays]
         x = [arrays[of_data.format(part)] for part in parts]
@@ -142,7 +142,7 @@ def _loaded(path: Path) -> Any:
 
 
 def damaged(path: Path, error: Exception) -> ValueError:
-    """Return the error of a file that cannot be read as what its name says."""
+    """Return the error for a file that does not contain what its name says."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return ValueError(f"Expected arrays or a table in '{path}', but found \"{reason}\". Try a copy.")
 

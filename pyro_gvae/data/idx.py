@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-#: Bytes from 0 to 255, by the third byte of a file.
+#: The code, in the third byte of a file, of values from 0 to 255.
 BYTES = 8
 
 

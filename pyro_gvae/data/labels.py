@@ -1,4 +1,4 @@
-"""Labels of data: which classes there are, how many labels are known, and which of them a program is given."""
+"""Labels of data: the classes, how many labels are known, and which of them a program is given."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,16 +15,16 @@ from .sliced import AnyDataset, SlicedDataset
 
 
 def use_of_labels(program: Any) -> Labels:
-    """Return what a program does with labels; one of the caller's is given its data alone, or a tuple `(x, y)`."""
+    """Return how a program uses labels; the caller's own program takes its data alone, or a tuple `(x, y)`."""
     found: Labels = getattr(program, "labels", Labels.UNUSED)
     return found
 
 
 def class_names(data: AnyDataset) -> tuple[str, ...]:
-    """Return the names of the classes, or their numbers.
+    """Return the names of the classes, or their numbers if they have none.
 
     Raises:
-        ValueError: if no datum has a label, or nearly all labels differ, as those of a measurement do.
+        ValueError: if no datum has a label, or nearly all labels differ, as measurements would.
 
     Example:
         >>> y = torch.tensor([0, 2, -1, 0, -1])
@@ -61,7 +61,7 @@ def num_labelled(data: AnyDataset) -> int:
 
 
 def labels_in_words(data: AnyDataset) -> str:
-    """Say how many training rows have labels, and of which classes.
+    """Describe in words how many training rows have labels, and the classes.
 
     Example:
         >>> labels_in_words(Dataset("mine", torch.zeros(4, 2), torch.zeros(1, 2), (1, 2), torch.tensor([0, 1, 1, -1])))
@@ -73,14 +73,14 @@ def labels_in_words(data: AnyDataset) -> str:
 
 
 def with_labelled_share(data: Dataset, share: float, *, seed: int = 0) -> Dataset:
-    """Forget training labels, but for a share of those of each class, and one of each at least.
+    """Hide the labels of all but a given share of the training rows; keep at least one label of each class.
 
-    Labels of other parts, which only evaluations read, stay.
+    Labels of other parts, which only evaluations use, are kept.
 
     Args:
         data: a data set with labels.
-        share: of the labels that stay.
-        seed: of the choice.
+        share: the share of the labels to keep.
+        seed: the seed of the choice.
 
     Raises:
         ValueError: if there are no labels.
@@ -102,14 +102,14 @@ def with_labelled_share(data: Dataset, share: float, *, seed: int = 0) -> Datase
 
 
 class Given(NamedTuple):
-    """Data as a program takes them: x (M, D), or x beside labels (M,).
+    """Data in the form that a program takes: x (M, D), or x with labels (M,).
 
     Attributes:
         train: training data with the labels that the program learns from.
-        watched: training data as the program is judged by them.
-        validation: the same of the validation data, if there are any.
-        test: the same of the test data, if there are any.
-        labels: those in `train`, of data in memory.
+        watched: training data in the form used to evaluate the program.
+        validation: validation data in that form, if there are any.
+        test: test data in that form, if there are any.
+        labels: the labels in `train`, for data in memory.
     """
 
     train: Data | Rows
@@ -120,10 +120,10 @@ class Given(NamedTuple):
 
 
 def given(program: Any, data: AnyDataset | Data) -> Given:
-    """Return data as a program is trained by them and judged.
+    """Return data in the forms that a program is trained with and evaluated on.
 
     Raises:
-        ValueError: if labels are absent or of other classes than the program has.
+        ValueError: if labels are missing, or of classes that the program does not have.
     """
     if isinstance(data, SlicedDataset):
         return _given_in_slices(program, data)
@@ -164,16 +164,16 @@ def _check_classes(program: Any, data: SlicedDataset) -> None:
     for name, count in zip(names, counts, strict=False):
         if not count and use_of_labels(program) is Labels.GIVEN:
             raise ValueError(
-                f"Expected classes of which there are training data, without which p(x | y) is unknown, but found none "
-                f"of '{name}' in '{data.name}'. Try another split."
+                f"Expected training data of every class, without which p(x | y) is unknown, but found none of '{name}' "
+                f"in '{data.name}'. Try another split."
             )
 
 
 def judged(program: Any, x: Tensor, labels: Tensor | None) -> Data:
-    """Return data x (M, D) as a program is judged by them: beside labels (M,) if it models data given their labels.
+    """Return data x (M, D) in the form used for evaluation: with labels (M,) if the program models data given labels.
 
     Raises:
-        ValueError: if these are absent.
+        ValueError: if labels are missing.
     """
     if use_of_labels(program) is not Labels.GIVEN:
         return x
@@ -185,7 +185,7 @@ def judged(program: Any, x: Tensor, labels: Tensor | None) -> Data:
 
 
 def shown(program: Any, data: AnyDataset, count: int | None = None) -> Data:
-    """Return the first data of the part on which models are shown, as :func:`judged` does."""
+    """Return the first data of the part on which models are shown, in the form of :func:`judged`."""
     if isinstance(data, SlicedDataset):
         rows = given(program, data).test
         assert rows is not None
@@ -196,7 +196,7 @@ def shown(program: Any, data: AnyDataset, count: int | None = None) -> Data:
 
 
 def check_labels(program: Any, data: Dataset) -> None:
-    """Refuse labels of classes that a program does not have, or has not seen.
+    """Refuse labels of classes that a program does not have, or that have no training data.
 
     Raises:
         ValueError: if there is one.
@@ -221,8 +221,8 @@ def check_labels(program: Any, data: Dataset) -> None:
         if use is Labels.GIVEN and seen is not None and not torch.isin(labels, seen).all():
             row = int((~torch.isin(labels, seen)).nonzero()[0])
             raise ValueError(
-                f"Expected classes of which there are training data, without which p(x | y) is unknown, but found the "
-                f"label {int(labels[row])} in row {row + 1} of the {part} data. Try another split."
+                f"Expected training data of every class, without which p(x | y) is unknown, but found none of label "
+                f"{int(labels[row])} in row {row + 1} of the {part} data. Try another split."
             )
 
 

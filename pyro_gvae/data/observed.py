@@ -1,4 +1,4 @@
-"""Convert grey images to the data that an observation describes, which is what a program observes."""
+"""Convert grey images to the data of an observation, which a program observes."""
 
 import torch
 
@@ -16,7 +16,7 @@ def observed(data: Dataset, observation: Observation) -> Dataset:
         observation: the distribution family of the pixels.
 
     Returns:
-        A new data set with its own `value_range` and without a teacher, which is no model of the converted data; or
+        A new data set with its own `value_range` and without a teacher, which does not model the converted data; or
         `data` itself if nothing changes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A table in a Parquet file, which is read by row groups."""
+"""Read a table in a Parquet file, one row group after another."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Rows of a group that are decoded at a time.
 DECODED_AT_A_TIME = 2**14
-#: Bytes that a cell takes as a number.
+#: Bytes of a cell as a number.
 BYTES_OF_A_CELL = 4
 
 
@@ -30,7 +30,7 @@ class Frame(NamedTuple):
 
 @final
 class ParquetTable:
-    """A table in a Parquet file, which is read by row groups.
+    """A table in a Parquet file, read by row groups.
 
     Args:
         path: the file.
@@ -42,7 +42,7 @@ class ParquetTable:
         starts: the number of the first row of each group.
 
     Raises:
-        ValueError: if it is no such file, or the extra is absent.
+        ValueError: if it is not a Parquet file, or the extra is not installed.
         OSError: if it cannot be read.
     """
 
@@ -78,12 +78,13 @@ class ParquetTable:
         names: Sequence[str] | None = None,
         kept: Callable[[int, int], np.ndarray] | None = None,
     ) -> Iterator[Frame]:
-        """Read row groups, a few thousand rows at a time. Texts are categories.
+        """Read row groups, a few thousand rows at a time. Texts become categories.
 
         Args:
-            groups: their numbers, in the order in which they are read; all if None.
-            names: of the columns to read; all if None.
-            kept: which rows are wanted, given the number of the first and how many there are; all if None.
+            groups: the numbers of the groups, in reading order; all if None.
+            names: the columns to read; all if None.
+            kept: a function of the first row's number and the number of rows, that returns a mask of the rows to keep;
+                all if None.
         """
         arrow: Any = import_module("pyarrow")
         with self._opened(read_dictionary=self._texts) as file:
@@ -104,7 +105,7 @@ class ParquetTable:
                         yield Frame(batch.replace_schema_metadata(None).to_pandas(use_threads=False), rows)
 
     def may_lack(self, name: str) -> bool:
-        """Whether a column may have missing cells, as far as the file says without being read."""
+        """Tell whether a column may have missing cells, from the file's statistics alone."""
         with self._opened() as file:
             place = file.schema.names.index(name)
             said = [file.metadata.row_group(group).column(place).statistics for group in range(len(self.sizes))]

@@ -6,7 +6,7 @@ from .dataset import bernoulli_draw, generator_for
 from .rows import Part, Rows
 from .sliced import AnyDataset, SlicedDataset
 
-#: The most rows on which a model is shown, of a data set that is read in slices.
+#: The most rows used to show a model, for a data set that is read in slices.
 MOST_SHOWN = 10_000
 
 
@@ -42,7 +42,7 @@ def fixed_part(data: AnyDataset, name: str, num_data: int | None = None, *, seed
 
 
 def rows_of_part(data: AnyDataset, name: str) -> Rows | None:
-    """Return the rows of a part that is read in slices; None of data in memory.
+    """Return the rows of a part that is read in slices; None for data in memory.
 
     Raises:
         ValueError: if there is no such part.
@@ -57,11 +57,11 @@ def _check_part(data: AnyDataset, name: str) -> None:
 
 
 def shown_part(data: AnyDataset, num_data: int | None = None) -> tuple[str, Tensor]:
-    """Return the name and the data of the part on which models are shown: test, or train where there is no other.
+    """Return the name and the data of the part on which models are shown: test, or train if there is no test part.
 
     Args:
         data: a data set.
-        num_data: how many data; all if None, or the first 10,000 of those that are read in slices.
+        num_data: how many data; None for all, or for the first 10,000 if they are read in slices.
     """
     if isinstance(data, SlicedDataset):
         return "test", data.test.first(MOST_SHOWN if num_data is None else num_data).x

@@ -1,4 +1,4 @@
-"""Rows that are read in slices: what takes the place of a tensor of data that memory does not hold."""
+"""Rows that are read in slices: a replacement for a tensor of data that does not fit into memory."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -7,12 +7,12 @@ from typing import NamedTuple, Self, TypeAlias
 import torch
 from torch import Tensor
 
-#: Some rows: data x (B, D), or data beside their labels (B,).
+#: Some rows: data x (B, D), or data with labels (B,).
 Slice: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 
 class Part(NamedTuple):
-    """The training or the test data of a data set, or some of them."""
+    """The training or test data of a data set, or some of their rows."""
 
     x: Tensor  # (M, D)
     labels: Tensor | None  # (M,)
@@ -23,11 +23,12 @@ class Part(NamedTuple):
 
 
 class Rows(ABC):
-    """M rows of D numbers, which are read when they are needed.
+    """M rows of D numbers, read when they are needed.
 
-    Training asks the same of data in memory and of rows: their number, the first of them, all in chunks, the shuffled
-    batches of an epoch, and a hash. The functions of `columns` and :func:`~pyro_gvae.data.batches.epoch_batches` take
-    both. Of rows that :meth:`labelled` returns, slices are data beside labels, -1 where there is none.
+    Training needs the same from data in memory and from rows: their number, the first rows, all rows in chunks, the
+    shuffled batches of an epoch, and a hash. The functions of `columns` and
+    :func:`~pyro_gvae.data.batches.epoch_batches` take both. Slices of the rows that :meth:`labelled` returns are data
+    with labels, which are -1 if they are missing.
     """
 
     @property
@@ -38,11 +39,11 @@ class Rows(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the slices are."""
+        """The device of the slices."""
 
     @abstractmethod
     def labelled(self, *, every: bool) -> Self:
-        """Return the same rows beside their labels.
+        """Return the same rows with their labels.
 
         Args:
             every: refuse a row without a label when it is read.
@@ -54,11 +55,11 @@ class Rows(ABC):
     @property
     @abstractmethod
     def is_labelled(self) -> bool:
-        """Whether slices are data beside labels."""
+        """Whether slices are data with labels."""
 
     @abstractmethod
     def parts(self, size: int) -> Iterator[Part]:
-        """Yield all rows in their order, `size` at a time, with their labels."""
+        """Yield all rows in order, `size` at a time, with their labels."""
 
     @abstractmethod
     def batches(self, batch_size: int, *, seed: int, epoch: int, skip: int = 0) -> Iterator[Slice]:
@@ -68,16 +69,16 @@ class Rows(ABC):
             batch_size: B, from 1 to M.
             seed: seed of the order.
             epoch: 0, 1, 2, ...
-            skip: how many batches to leave out at the beginning, without reading what they alone need.
+            skip: how many batches to leave out at the beginning; rows that only they need are not read.
         """
 
     @abstractmethod
     def sample(self, count: int) -> Slice:
-        """Return up to so many rows, mixed, the same ones in every call."""
+        """Return up to `count` rows, shuffled, the same ones in every call."""
 
     @abstractmethod
     def digest(self) -> str:
-        """Hash the rows, their order and how they are mixed."""
+        """Hash the rows, their order and how they are shuffled."""
 
     @abstractmethod
     def to(self, device: str | torch.device) -> "Rows":
@@ -87,7 +88,7 @@ class Rows(ABC):
         return self.shape[0]
 
     def chunks(self, size: int) -> Iterator[Slice]:
-        """Yield all rows in their order, `size` at a time."""
+        """Yield all rows in order, `size` at a time."""
         for x, labels in self.parts(size):
             yield (x, labels) if self.is_labelled and labels is not None else x
 

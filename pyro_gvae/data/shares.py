@@ -1,4 +1,4 @@
-"""Which part each row of a table belongs to, where not all rows are in memory."""
+"""Assign each row of a table to a part, without having all rows in memory."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,13 @@ from ..runtime.rng import derived_seed
 
 
 class Shares(NamedTuple):
-    """The part that each row of a table belongs to, which a hash of its number and of the seed says.
+    """Shares of the parts of a table; a hash of row number and seed assigns each row to a part.
 
     Attributes:
-        test: the share of the rows that are held out for tests; 1 takes all.
-        validation: the share of those that are held out besides.
+        test: the share of rows held out for tests; 1 takes all rows.
+        validation: the share of rows held out for validation.
         seed: seed of the hash.
-        labelled: the share of the training rows whose labels are taken.
+        labelled: the share of the training rows whose labels are kept.
     """
 
     test: float
@@ -23,7 +23,7 @@ class Shares(NamedTuple):
     labelled: float = 1.0
 
     def of_part(self, part: str, start: int, count: int) -> np.ndarray:
-        """Return which of some rows belong to a part, as a mask.
+        """Return a mask of the rows that belong to a part.
 
         Args:
             part: "train", "validation" or "test".
@@ -44,7 +44,7 @@ class Shares(NamedTuple):
         return found
 
     def keeps_labels(self, part: str, rows: np.ndarray) -> np.ndarray:
-        """Return which rows of a part, of these numbers, may have a label: all, or a share of the training ones.
+        """Return a mask of the rows, by number, whose labels are kept: all, or a share of the training rows.
 
         Example:
             >>> int(Shares(0.2, labelled=0.3).keeps_labels("train", np.arange(1000)).sum())
@@ -56,7 +56,7 @@ class Shares(NamedTuple):
 
 
 def _uniform(key: int, rows: np.ndarray) -> np.ndarray:
-    """Return a number in [0, 1) for each row by SplitMix64 (Steele, Lea and Flood 2014), which needs no other row."""
+    """Return a number in [0, 1) for each row by SplitMix64 (Steele, Lea and Flood 2014), whatever the other rows."""
     z = (rows + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z += np.uint64(key % 2**64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,4 @@
-"""A data set whose parts are read in slices, and the one pass over the file that describes its columns."""
+"""A data set that is read in slices, and the one pass over the file that describes its columns."""
 
 import warnings
 from collections import Counter
@@ -28,17 +28,17 @@ MOST_SLICED_LEVELS = 2**16
 @final
 @dataclass(frozen=True, eq=False)
 class SlicedDataset:
-    """A table whose rows are read in slices: :func:`sliced_dataset` makes one.
+    """A table whose rows are read in slices; :func:`sliced_dataset` makes one.
 
     Args:
         name: the name of the data in reports.
         train: training rows (M, D).
         test: test rows (M', D).
-        columns: the columns, whose cells are written as :class:`~pyro_gvae.models.table.Column` says.
+        columns: the columns, whose cells are encoded as :class:`~pyro_gvae.models.table.Column` says.
         label: the column of labels, if there is one.
-        validation: rows (M'', D) that are held out besides, or None.
+        validation: validation rows (M'', D), or None.
         missing: the number of missing cells of each column, in all parts, if they were counted.
-        labelled: the number of training rows that have a label of each class, if there is a column of labels.
+        labelled: the number of labelled training rows of each class, if there is a column of labels.
     """
 
     name: str
@@ -56,12 +56,12 @@ class SlicedDataset:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names of the parts that it has."""
+        """The names of its parts."""
         return ("train", "test") if self.validation is None else ("train", "validation", "test")
 
     @property
     def image_shape(self) -> tuple[int, int]:
-        """The shape (1, D) of rows, which are no images."""
+        """The shape (1, D) of a row, since the rows are not images."""
         return 1, len(self.columns)
 
 
@@ -83,23 +83,23 @@ def sliced_dataset(
     memory: float = DATA_MEMORY * 1e9,
     device: str | torch.device = "cpu",
 ) -> SlicedDataset:
-    """Make a data set of a Parquet file that is too large for memory.
+    """Make a data set from a Parquet file that is too large for memory.
 
-    One pass over the file finds the kinds of columns, their levels, means and standard deviations; the last two are
-    those of the training rows. A hash of its number says to which part a row belongs.
+    One pass over the file finds the kinds of columns, their levels, and means and standard deviations of the training
+    rows. A hash of its number decides to which part a row belongs.
 
     Args:
         path: the file.
         name: the name of the data in reports.
         columns: kinds of columns, such as "age=real,sex=binary", where the guess is wrong.
-        labels: the column that has them; a missing one becomes -1.
+        labels: the column with labels; a missing label becomes -1.
         every_label: refuse rows without a label.
-        labelled_share: share of the training labels that are taken, as a hash of the rows' numbers says.
-        test_share: share of the rows that are held out for tests.
-        validation_share: share of the rows that are held out besides.
+        labelled_share: share of the training labels that are kept, chosen by a hash of the row numbers.
+        test_share: share of the rows held out for tests.
+        validation_share: share of the rows held out for validation.
         seed: seed of the split.
-        memory: bytes of rows that are in memory while training; a row group is there as a whole.
-        device: where batches are.
+        memory: bytes of rows that are in memory while training; a row group is read as a whole.
+        device: the device of batches.
 
     Raises:
         ValueError: if the file is damaged, has no such columns, or too few rows.
@@ -125,7 +125,7 @@ def sliced_dataset(
     summaries = summaries_of(names, columns, most_levels=MOST_SLICED_LEVELS)
     of_labels = [] if labels is None else [Summary(labels, "categorical", most_levels=MOST_SLICED_LEVELS)]
     described = [*summaries, *of_labels]
-    labelled: Counter[str] = Counter()  # of training rows, those whose labels are not taken included as 0
+    labelled: Counter[str] = Counter()  # label -> training rows that keep it; 0 if none does
     for cells, rows in table.frames(names=[one.name for one in described]):
         train = shares.of_part("train", int(rows[0]), len(rows))
         for summary in described:
@@ -140,8 +140,8 @@ def sliced_dataset(
     for level, count in labelled.items():
         if not count:
             raise ValueError(
-                f"Expected a training row with a label of each class, but found that none of '{level}' is among "
-                f"labelled_share={labelled_share:g} of them. Try a larger share, or another seed."
+                f"Expected a training row with a label of each class, but found that "
+                f"labelled_share={labelled_share:g} keeps none of '{level}'. Try a larger share, or another seed."
             )
     label = of_labels[0].column() if of_labels else None
     found = tuple(summary.column() for summary in summaries)
@@ -159,14 +159,14 @@ def sliced_dataset(
 
 
 def _counts(labels: Any) -> dict[str, int]:
-    """Count the labels of some rows, none of which is missing."""
+    """Count the rows of each label; no label is missing."""
     return {text_of(level): int(count) for level, count in labels.value_counts().items() if count}
 
 
 def large_table(path: Path | None, memory: float) -> ParquetTable | None:
-    """Return the table of a Parquet file whose cells, as numbers, take more bytes than `memory`; None of others.
+    """Return the table of a Parquet file whose cells, as numbers, take more bytes than `memory`; None for other files.
 
-    The bytes are counted from the sizes that the file states, so that every machine decides alike.
+    The size is computed from the file's metadata, so that every machine makes the same decision.
     """
     if path is None or path.suffix != ".parquet" or not path.expanduser().is_file():
         return None
@@ -186,18 +186,18 @@ def split_rows(
     missing: tuple[int, ...] | None = None,
     labelled: tuple[int, ...] | None = None,
 ) -> SlicedDataset:
-    """Make a data set of a file whose columns are known, without reading its rows.
+    """Make a data set from a file whose columns are known, without reading its rows.
 
     Args:
         table: the file.
         columns: its columns.
         label: the column of labels, if there is one.
-        shares: which rows are of which part.
+        shares: the assignment of rows to parts.
         name: the name of the data in reports.
         memory: bytes of rows that are in memory while training.
-        device: where batches are.
+        device: the device of batches.
         missing: the number of missing cells of each column, if they were counted.
-        labelled: the number of training rows that have a label of each class, if there is a column of labels.
+        labelled: the number of labelled training rows of each class, if there is a column of labels.
 
     Raises:
         ValueError: if there are no rows to train on, or to test with.

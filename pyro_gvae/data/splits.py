@@ -1,4 +1,4 @@
-"""Data sets from what people have: arrays, tables, torch data sets, files; split into training and held-out rows."""
+"""Make data sets from arrays, tables, torch data sets and files, and split them into training and held-out rows."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -37,15 +37,15 @@ def dataset_of(
 
     Args:
         data: the path of a file (see :func:`~pyro_gvae.data.files.read_file`); a `pandas.DataFrame`; a tensor or an
-            array, which is a table if it has rows (M, D), and grey images if it is (M, H, W) or (M, 1, H, W); a torch
-            data set or a `DataLoader`, of whose items the first element is used, and the second as a label. Flat images
-            are `x.unflatten(-1, (H, W))`.
+            array, (M, D) for a table, and (M, H, W) or (M, 1, H, W) for grey images; a torch data set or a
+            `DataLoader`, where the first element of each item is used, and the second as a label. For flat images, pass
+            `x.unflatten(-1, (H, W))`.
         name: the name of the data in reports.
         columns: kinds of columns of a table, such as "age=real,sex=binary", where the guess is wrong.
-        labels: the column that has them, or labels (M,); a missing one becomes -1.
+        labels: the name of the column with labels, or labels (M,); a missing label becomes -1.
         every_label: refuse rows without a label.
-        test_share: share of the rows that are held out for tests, unless the file says which.
-        validation_share: share of the rows that are held out besides; of a file with a split, of its training rows.
+        test_share: share of the rows held out for tests, unless the file has a split.
+        validation_share: share of the rows held out for validation; of the training rows if the file has a split.
         seed: seed of the split.
 
     Raises:
@@ -99,7 +99,7 @@ def dataset_of(
 
 
 def _rows_of(data: Any) -> tuple[Any, Any]:
-    """Return data and labels of what Python has."""
+    """Return data and labels of a Python object."""
     if isinstance(data, DataLoader):
         data = data.dataset
     if isinstance(data, TorchDataset):
@@ -112,7 +112,7 @@ def _rows_of(data: Any) -> tuple[Any, Any]:
 
 
 def as_frame(data: Any) -> "pd.DataFrame | None":
-    """Return a table; None if data are images."""
+    """Return data as a table; None if they are images."""
     import pandas as pd
 
     if isinstance(data, pd.DataFrame):
@@ -125,7 +125,7 @@ def as_frame(data: Any) -> "pd.DataFrame | None":
 
 
 def as_images(data: Any) -> Tensor:
-    """Convert grey images, of 8 bits or in [0, 1], to float32 (M, H, W).
+    """Convert grey images, with 8 bits or in [0, 1], to float32 (M, H, W).
 
     Raises:
         ValueError: if they have colours.
@@ -139,10 +139,10 @@ def as_images(data: Any) -> Tensor:
 
 
 def label_numbers(labels: Any, num_rows: int, *, every_label: bool = False) -> tuple[Tensor, tuple[str, ...]]:
-    """Number labels 0, 1, .. in their order, and -1 where one is missing; return the numbers and the names.
+    """Number labels 0, 1, .. in sorted order, with -1 for missing ones; return the numbers and the names.
 
     Raises:
-        ValueError: if there is not one for each row.
+        ValueError: if there are more or fewer labels than rows.
 
     Example:
         >>> label_numbers(["b", "a", None, "b"], 4)
@@ -159,7 +159,7 @@ def label_numbers(labels: Any, num_rows: int, *, every_label: bool = False) -> t
 
 
 def numbers_among(labels: Any, classes: tuple[str, ...], *, every_label: bool = False) -> Tensor:
-    """Return the numbers of labels among classes that are known, and -1 where one is missing.
+    """Return the number of each label among known classes, or -1 if it is missing.
 
     Raises:
         ValueError: if one is of another class.
@@ -194,7 +194,7 @@ def _split(num_rows: int, test_share: float, validation_share: float, seed: int)
 
 
 def _own_split(sizes: Mapping[str, int], validation_share: float, seed: int) -> list[Tensor]:
-    """Return the same of rows that are in parts: training rows, then perhaps those for validation, then test rows."""
+    """Return the same for rows with a split of their own: training, optional validation, then test rows."""
     rows = torch.arange(sum(sizes.values())).split(list(sizes.values()))
     parts = dict(zip(sizes, rows, strict=True))
     validation = parts.get("validation", rows[0][:0])
@@ -233,7 +233,7 @@ def with_validation(data: Dataset, share: float, *, seed: int = 0) -> Dataset:
 
 
 def described(data: AnyDataset) -> str:
-    """Say what was read: rows, columns with their kinds, missing cells, and the split."""
+    """Describe data in words: rows, columns with their kinds, missing cells, and the split."""
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
     sizes = {part: len(x) for part, x in parts.items() if x is not None}
     split = ", ".join(f"{size:,} {part}" for part, size in sizes.items())

@@ -1,4 +1,4 @@
-"""What the cells of a column say of its kind, levels and scale, collected slice by slice."""
+"""Collect kind, levels and scale of a column from its cells, slice by slice."""
 
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, final
@@ -12,21 +12,21 @@ from .cells import MOST_COUNT, as_numbers, in_order, numbers_in, scaled, text_of
 if TYPE_CHECKING:  # imported where used: it takes a second
     import pandas as pd
 
-#: More levels than this, most of which occur once, are names and not categories.
+#: Texts with more levels than this, most of which occur once, are names rather than categories.
 MOST_LEVELS = 100
-#: Whole numbers that begin above this are measured and not counted.
+#: Whole numbers that begin above this are measurements rather than counts.
 LEAST_MEASURED = 20
 
 
 class Moments(NamedTuple):
-    """Number, mean and variance of numbers."""
+    """Size, mean and variance of a set of numbers."""
 
     size: int = 0
     mean: float = 0.0
     variance: float = 0.0
 
     def joined(self, values: np.ndarray) -> "Moments":
-        """Return the moments of these numbers and of others, which are all finite.
+        """Return the moments of these numbers together with others, which must be finite.
 
         Example:
             >>> Moments().joined(np.array([1.0, 3.0])).joined(np.array([8.0]))
@@ -45,7 +45,7 @@ class Moments(NamedTuple):
 
 @final
 class Summary:
-    """What the cells of a column say of it.
+    """A summary of the cells of a column: kind, levels, scale, missing cells.
 
     Args:
         name: its name.
@@ -60,19 +60,19 @@ class Summary:
         self.name, self.missing = name, 0
         self._kind, self._most_levels = kind, most_levels
         self._num_cells = 0
-        self._levels: set[Any] = set()  # of numbers not more than tell whether there are two
+        self._levels: set[Any] = set()  # of numbers, only as many as show whether there are more than two
         self._is_numeric = self._is_whole = True
         self._least, self._most = math.inf, -math.inf
         self._infinite: tuple[Any, int] | None = None
         self._moments: dict[ColumnKind, Moments] = {}
 
     def add(self, cells: "pd.Series[Any]", train: np.ndarray | None = None, rows: np.ndarray | None = None) -> None:
-        """Take cells into account.
+        """Add cells to the summary.
 
         Args:
             cells: some of the column's cells.
-            train: which of them standardize: a mask, or their places; all if None.
-            rows: their numbers in the table, from 0; None where these are all.
+            train: the cells whose mean and standard deviation count, as a mask or positions; all if None.
+            rows: their row numbers in the table, from 0; None if these are all rows.
 
         Raises:
             ValueError: if a cell is not of the kind that was asked for, or there are too many levels.
@@ -107,7 +107,7 @@ class Summary:
         numbers = values[~np.isnan(values)]
         self._is_whole = self._is_whole and bool((numbers == numbers.round()).all())
         self._least, self._most = min(self._least, numbers.min()), max(self._most, numbers.max())
-        if self._infinite is None:  # else the column is refused
+        if self._infinite is None:  # otherwise the column is refused
             self._add_moments("real", values, train)
             if self._least > 0:
                 self._add_moments("positive", values, train)
@@ -127,7 +127,7 @@ class Summary:
         self._moments[kind] = self._moments.get(kind, Moments()).joined(values[~np.isnan(values)])
 
     def kind(self) -> ColumnKind:
-        """Return the kind that was asked for, or the guess of it.
+        """Return the kind that was asked for, or a guess.
 
         Raises:
             ValueError: if all cells are missing, or they are texts that nearly all differ.
@@ -154,10 +154,10 @@ class Summary:
         return "positive" if self._least > 0 and self._most >= 10 * self._least else "real"
 
     def column(self) -> Column:
-        """Return the column that the cells say.
+        """Return the description of the column.
 
         Raises:
-            ValueError: if there is no such column.
+            ValueError: if the cells do not fit the kind.
         """
         name, kind = self.name, self.kind()
         if kind in ("binary", "categorical"):

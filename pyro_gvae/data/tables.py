@@ -1,4 +1,4 @@
-"""Tables of mixed columns as one matrix of floating-point numbers, and back; a missing cell is NaN."""
+"""Convert tables of mixed columns to one matrix of floating-point numbers, and back; missing cells are NaN."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # imported where used: it takes a second
 def guess_kind(cells: "pd.Series[Any]") -> ColumnKind:
     """Guess the kind of a column from its cells.
 
-    Two levels are binary, and texts categorical. Numbers that are whole, not negative and begin near 0 are counts.
-    Other numbers are positive if they are so and span a factor of 10, and real if not.
+    Columns of two levels are binary, and of texts categorical. Whole, non-negative numbers starting near 0 are counts.
+    Other numbers are positive if they are above 0 and span a factor of 10, and real otherwise.
 
     Raises:
         ValueError: if all cells are missing, or they are texts that nearly all differ.
@@ -40,11 +40,11 @@ def guess_kind(cells: "pd.Series[Any]") -> ColumnKind:
 def summaries_of(
     names: Sequence[str], kinds: str | Mapping[str, Wanted] | None, *, most_levels: float = math.inf
 ) -> list[Summary]:
-    """Return a summary without cells for each column that is not left out.
+    """Return an empty summary for each column that is not ignored.
 
     Args:
-        names: of all columns.
-        kinds: those of some, such as `{"age": "real"}` or "age=real,name=ignore"; others are guessed.
+        names: the names of all columns.
+        kinds: the kinds of some columns, such as `{"age": "real"}` or "age=real,name=ignore"; others are guessed.
         most_levels: the most levels of a column that are held in memory.
 
     Raises:
@@ -75,7 +75,7 @@ def columns_of(
     Args:
         frame: the table.
         kinds: the kinds of some columns, such as `{"age": "real"}` or "age=real,name=ignore"; others are guessed.
-        train: numbers of the training rows, whose means and standard deviations standardize; all if None.
+        train: numbers of the training rows, whose means and standard deviations are used; all if None.
 
     Raises:
         ValueError: if a column is unknown, no column is left, or cells are not of the kind that was asked for.
@@ -93,16 +93,16 @@ def columns_of(
 
 
 def encoded(frame: "pd.DataFrame", columns: Sequence[Column], rows: np.ndarray | None = None) -> Tensor:
-    """Write the cells of a table as numbers (M, D), float32, with NaN for missing ones.
+    """Encode the cells of a table as numbers (M, D), float32, with NaN for missing cells.
 
     Args:
         frame: the table, or rows of it.
-        columns: what to write of it.
-        rows: the numbers of its rows, from 0, if there are others.
+        columns: the columns to encode.
+        rows: the numbers of its rows, from 0, if it is part of a larger table.
 
     Raises:
-        ValueError: if a column is absent, or a cell is not of its kind or has a level that is unknown; the sentence
-            says in which row, from 1.
+        ValueError: if a column is missing, or a cell is not of its kind or has an unknown level; the message gives the
+            row, from 1.
 
     Example:
         >>> import pandas as pd
@@ -145,9 +145,9 @@ def _encoded(column: Column, cells: "pd.Series[Any]", rows: np.ndarray | None) -
 
 
 def decoded(x: Tensor, columns: Sequence[Column]) -> "pd.DataFrame":
-    """Write numbers (M, D) as the cells that they stand for: levels as text, numbers in their own units.
+    """Decode numbers (M, D) to cells: levels as text, numbers in their own units.
 
-    A number between two levels stands for the nearer one.
+    A number between two levels becomes the nearer one.
 
     Example:
         >>> columns = [Column("sex", "binary", ("f", "m")), Column("age", "real", (), 40.0, 10.0)]
@@ -160,7 +160,7 @@ def decoded(x: Tensor, columns: Sequence[Column]) -> "pd.DataFrame":
 
 
 def beside(found: "pd.DataFrame", reconstructed: "pd.DataFrame") -> "pd.DataFrame":
-    """Put each row of a table above its reconstruction; the first column tells which is which."""
+    """Put each row of a table above its reconstruction; the first column says which is which."""
     import pandas as pd
 
     rows = pd.concat([found.assign(**{"": "data"}), reconstructed.assign(**{"": "from its code"})])

@@ -1,4 +1,4 @@
-"""Texts as counts of words."""
+"""Convert texts to counts of words."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -22,19 +22,19 @@ class Words(NamedTuple):
 def count_words(
     texts: Iterable[str], *, vocabulary: Iterable[str] | None = None, max_words: int = 1000, **options: Any
 ) -> Words:
-    r"""Count the words of texts by scikit-learn's `CountVectorizer`.
+    r"""Count the words of texts with scikit-learn's `CountVectorizer`.
 
     Args:
         texts: M documents.
         vocabulary: the words to count, such as those of the training texts; None takes the most frequent.
-        max_words: how many, if none are given.
-        **options: of `CountVectorizer`, such as `stop_words="english"`, `min_df=2` or `ngram_range=(1, 2)`.
+        max_words: how many words to count, if no vocabulary is given.
+        **options: options of `CountVectorizer`, such as `stop_words="english"`, `min_df=2` or `ngram_range=(1, 2)`.
 
     Returns:
         Counts (M, D) and the D words; documents without any of them have a row of zeros.
 
     Raises:
-        ValueError: if there is no document, it is one text in place of several, or no word is left.
+        ValueError: if there are no documents, `texts` is one string, or no word is left.
 
     Example:
         >>> words = count_words(["a rose is a rose", "is it"], token_pattern=r"\w+")

@@ -35,7 +35,7 @@ from ..runtime.rng import own_randomness
 from ..schedules import Schedule, schedule
 from .optimizers import new_optimizer
 
-#: Rows that are checked at a time, where they are read in slices.
+#: Rows checked at a time, if they are read in slices.
 CHECKED_AT_A_TIME = 10_000
 
 #: Name in the configuration -> the tensor that follows a schedule, and the schedule.
@@ -63,7 +63,7 @@ def check_training(vae: Any, data: AnyDataset | Data, config: TrainConfig) -> No
 @torch.no_grad()
 @own_randomness(0)
 def _check_stock_losses(vae: Any, estimators: Sequence[Estimator], batch: Data) -> None:
-    """Refuse programs that a stock loss cannot have, such as an analytic KL of layers: it says so when it is called."""
+    """Refuse programs that a stock loss cannot handle, such as layers with an analytic KL, by calling it."""
     given = arguments(batch)
     for chosen in estimators:
         model, guide, elbo = chosen.bind(vae)
@@ -75,15 +75,15 @@ def _check_stock_losses(vae: Any, estimators: Sequence[Estimator], batch: Data) 
 @judging
 @torch.no_grad()
 def check_losses(vae: Any, estimators: Sequence[Estimator], batch: Data) -> None:
-    """Refuse estimators that are not made for the codes of a program, or cannot sum over so many.
+    """Refuse estimators that do not work with a program's codes, or cannot sum over so many.
 
     Args:
         vae: the program.
-        estimators: what it is trained by.
+        estimators: the estimators that train it.
         batch: data (B, D), or all arguments of the programs.
 
     Raises:
-        ValueError: if one is not made for so many categories, or there are too many codes for a sum.
+        ValueError: if one needs another number of categories, or there are too many codes for a sum.
     """
     found, given = getattr(vae, "num_categories", None), arguments(batch)
     for chosen in estimators:
@@ -94,9 +94,7 @@ def check_losses(vae: Any, estimators: Sequence[Estimator], batch: Data) -> None
         model, guide, elbo = chosen.bind(vae)
         if isinstance(elbo, TensorELBO):
             with pyro.get_param_store().scope():
-                elbo.why_not_recordable(
-                    model, guide, *given.args, **given.kwargs
-                )  # a sum cuts its codes into slices for that
+                elbo.why_not_recordable(model, guide, *given.args, **given.kwargs)  # this plans the slices of a sum
 
 
 def check_data(vae: Any, data: AnyDataset | Data, config: TrainConfig) -> None:
@@ -126,7 +124,7 @@ def check_data(vae: Any, data: AnyDataset | Data, config: TrainConfig) -> None:
 
 
 def _is_own_table(vae: Any, data: AnyDataset | Data) -> bool:
-    """Whether rows in slices are of the columns that a program observes: their cells are checked when they are read."""
+    """Whether sliced rows have the columns that a program observes; their cells are then checked when they are read."""
     observation = getattr(vae, "observation", None)
     if not isinstance(data, SlicedDataset) or not isinstance(observation, TableObservation):
         return False
@@ -134,7 +132,7 @@ def _is_own_table(vae: Any, data: AnyDataset | Data) -> bool:
 
 
 def _check_values(vae: Any, data: Data | Rows, part: str) -> None:
-    """Refuse data that the program does not observe."""
+    """Refuse data that the program cannot observe."""
     observation = getattr(vae, "observation", None)
     for some in chunks(data, CHECKED_AT_A_TIME) if isinstance(data, Rows) else (data,):
         if part == "train" and not takes_missing(vae):
@@ -154,9 +152,9 @@ def _observed(data: Data) -> Tensor | None:
 class Weights(NamedTuple):
     """Tensors of shape () that are set before each step, and that a recorded step reads."""
 
-    beta: Tensor  # of the KL
-    unimix: Tensor  # of the uniform distribution in the guide
-    usage_entropy: Tensor  # of the entropy of the codes' use
+    beta: Tensor  # weight of the KL
+    unimix: Tensor  # share of the uniform distribution in the guide
+    usage_entropy: Tensor  # weight of the entropy of code usage
 
 
 def weights_on(device: torch.device) -> Weights:
@@ -171,8 +169,8 @@ def stage_estimator(stage: Stage, config: TrainConfig, weights: Weights, part: S
     Args:
         stage: the stage, with the estimator's name and options.
         config: the configuration, for its memory limit, shard, objective and free bits.
-        weights: the tensors that hold what follows a schedule, if the configuration has one.
-        part: which codes this process sums, if several divide them.
+        weights: the tensors for the weights that follow a schedule.
+        part: the codes that this process sums, if several divide them.
 
     Raises:
         ValueError: if the estimator does not have an option, does not sum over codes that could be divided, or has no
@@ -205,7 +203,7 @@ def annealed_tensors(vae: Any, config: TrainConfig, weights: Weights) -> Anneale
     A recorded step reads their current values.
 
     Raises:
-        ValueError: if the program has no buffer of that name, or no stage reads it.
+        ValueError: if the program has no buffer of that name, or no stage uses it.
     """
     found: Annealed = {}
     for name, weight in weights._asdict().items():
@@ -222,7 +220,7 @@ def annealed_tensors(vae: Any, config: TrainConfig, weights: Weights) -> Anneale
         if not any(map(keeps_temperatures, config.plan)):
             raise ValueError(
                 f"Expected a stage that reads the program's {name}, but found only "
-                f"{', '.join(stage.estimator for stage in config.plan)}, with no temperature or one of their own. Try "
+                f"{', '.join(stage.estimator for stage in config.plan)}, with no temperature or their own. Try "
                 "an option of the stage, such as reinmax[temperature=1.3], or [temperature=None] for the program's."
             )
         found[name] = buffer, schedule(str(text))

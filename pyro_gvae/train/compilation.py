@@ -1,4 +1,4 @@
-"""Whether a run compiles its steps: where what is left of it outweighs a compilation, by counted work."""
+"""Decide whether a run compiles its steps: if that saves more counted operations than it costs."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,13 +18,13 @@ from ..runtime.distributed import from_main
 from ..runtime.rng import own_randomness
 from ..runtime.work import OPERATIONS_PER_SECOND, count_operations
 
-#: Operations that take as long as a compilation at most: a minute.
+#: The longest compilation, a minute, in operations.
 COMPILATION = 60 * OPERATIONS_PER_SECOND
-#: Operations that take as long as Python does between those of a step: a millisecond.
+#: Python's overhead in a step, a millisecond, in operations.
 PYTHON = 1e-3 * OPERATIONS_PER_SECOND
 #: The share of a step that compilation saves, on two cores of two machines: 10 to 25 %.
 SAVED = 0.1
-#: Of a longer step, compilation saves no more: it consists of matrix products.
+#: Compilation saves a share of at most this many operations of a step: longer ones are mostly matrix products.
 MOST = 30e-3 * OPERATIONS_PER_SECOND
 
 
@@ -38,13 +38,13 @@ class Choice(NamedTuple):
 def choose(vae: Any, estimators: Sequence[Estimator], batch: Data, config: TrainConfig, per_epoch: int) -> Choice:
     """Choose whether a run compiles its steps: as configured, or as rank 0 chooses.
 
-    The choice depends on counted operations and not on a clock: compiled steps round otherwise, and the same
+    The choice depends on counted operations and not on a clock: compiled steps round differently, and the same
     configuration must give the same weights on a busier machine.
 
     Args:
         vae: the program.
-        estimators: of the stages of the configuration.
-        batch: data of one step.
+        estimators: the estimators of the stages.
+        batch: the data of one step.
         config: the configuration.
         per_epoch: number of steps in an epoch.
     """
@@ -65,7 +65,7 @@ def _chosen(
 ) -> tuple[bool, str]:
     amounts = [stage.amount for stage in config.plan]
     if _worth(amounts, [MOST] * len(amounts), config, per_epoch) < COMPILATION:
-        return False, "there are too few steps for a compilation"  # whatever a step takes
+        return False, "there are too few steps for a compilation"  # even if steps are long
     if not has_compiler(columns(batch)[0].device):
         return False, "there is no compiler"
     try:
@@ -77,7 +77,7 @@ def _chosen(
 
 
 def _worth(amounts: Sequence[Amount], operations: Sequence[float], config: TrainConfig, per_epoch: int) -> float:
-    """Return the operations that compilation saves in all stages, given those of a step of each."""
+    """Return the operations that compilation saves in all stages, given the operations per step of each."""
     most_steps, most_seconds = config.steps, config.seconds
     saved = 0.0
     for amount, each in zip(amounts, operations, strict=True):
@@ -98,7 +98,7 @@ def _worth(amounts: Sequence[Amount], operations: Sequence[float], config: Train
 @own_randomness(0)
 @torch.no_grad()
 def operations_of_step(vae: Any, chosen: Estimator, batch: Data) -> float:
-    """Return the operations of a step by an estimator; 0 if it is not recorded, as of sums in slices."""
+    """Return the operations of a step by an estimator; 0 if the step is not recorded, as for sums in slices."""
     model, guide, elbo = chosen.bind(vae)
     given = arguments(batch)
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):

@@ -1,4 +1,4 @@
-"""What `fit` writes of a program and its data into the run folder, and how both are made again from it."""
+"""Describe a program and its data in the run folder of `fit`, and rebuild both from there."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from .kept_data import keep_data, read_data
 from .setup import check_size, initial_model
 from .source import check_source, read_again
 
-#: The ready programs, by the names of their classes: those that a run folder's text may name.
+#: The ready programs by class name; a run folder may name only these.
 READY: dict[str, type[VAE]] = {
     kind.__name__: kind
     for kind in (
@@ -60,7 +60,7 @@ _KINDS: tuple[type, ...] = (
     AutoregressivePrior,
     MixturePrior,
 )
-#: What they may be made of, by the names of their classes.
+#: The classes of their constructors' arguments, by name.
 PARTS = {kind.__name__: kind for kind in _KINDS}
 
 
@@ -68,11 +68,11 @@ def keep_config(program: Any, data: AnyDataset | Data, config: TrainConfig, outp
     """Write config.json and the data into a folder of `fit`, unless a command has written its own.
 
     Args:
-        program: what is trained.
+        program: the program.
         data: its data.
-        config: how.
+        config: the configuration.
         output: the folder.
-        restored: whether the run goes on from a checkpoint, so that both may be there already.
+        restored: whether the run continues from a checkpoint, so that both may exist already.
     """
     if (output / CONFIG).exists() and (restored or "program" not in read_config(output)):
         return
@@ -82,12 +82,12 @@ def keep_config(program: Any, data: AnyDataset | Data, config: TrainConfig, outp
 
 
 def keep_length(output: Path, config: TrainConfig, step: int) -> None:
-    """Write into config.json how long a run that goes on is now, what was asked of it before, and by which command.
+    """Write the new length of a continued run into config.json, with the previous one and the command.
 
     Args:
         output: the folder.
-        config: how it goes on.
-        step: where it stands.
+        config: the new configuration.
+        step: the number of steps taken.
     """
     written = read_config(output)
     own, now = written.get("train"), config.as_json()
@@ -126,7 +126,7 @@ def describe(program: Any) -> dict[str, Any]:
         alike = _made(name, arguments)
     weights, others = program.state_dict(), alike.state_dict()
     shapes = [{key: tuple(weight.shape) for key, weight in state.items()} for state in (weights, others)]
-    # Networks that were replaced after construction show in their shapes, or in what their modules say of themselves.
+    # Networks that were replaced after construction differ in their shapes or in their modules' repr or arguments.
     modules = [{key: _said(child) for key, child in one.named_children()} for one in (program, alike)]
     if shapes[0] != shapes[1] or modules[0] != modules[1]:
         return unknown
@@ -138,15 +138,15 @@ def _made(name: str, arguments: dict[str, Any]) -> VAE:
 
 
 def _said(module: torch.nn.Module) -> tuple[str, Any]:
-    """Return what a module says of itself, and what its constructor was given if it knows that."""
+    """Return the repr of a module, and its constructor's arguments if it keeps them."""
     return repr(module), getattr(module, "arguments", None)
 
 
 def program_of(run: Path) -> dict[str, Any] | None:
-    """Return what `fit` wrote of its program; None in a run folder of a command, whose configuration is enough.
+    """Return the description of a program that `fit` wrote; None in a run folder of a command, which needs none.
 
     Raises:
-        ValueError: if it is not a run folder, or says something else there.
+        ValueError: if it is not a run folder, or the description is invalid.
     """
     written = read_config(run)
     if "program" not in written:
@@ -158,7 +158,7 @@ def program_of(run: Path) -> dict[str, Any] | None:
 
 
 def is_of_code(run: Path) -> bool:
-    """Tell whether the program of a run folder is code that no command knows."""
+    """Tell whether the program of a run folder is the caller's own code, which commands cannot build."""
     try:
         program = program_of(run)
     except ValueError:
@@ -171,10 +171,10 @@ def untrained(run: Path, config: TrainConfig) -> tuple[VAE, AnyDataset | Data]:
 
     Args:
         run: the folder of `train`, of a cell of `compare`, or of `fit`.
-        config: its configuration, with what reaches out of the folder.
+        config: its configuration, with the settings of this machine.
 
     Raises:
-        ValueError: if the program is code that no command knows, or folder, data or device are unusable.
+        ValueError: if the program is the caller's own code, or folder, data or device are unusable.
         OSError: if data files are missing.
     """
     program = program_of(run)

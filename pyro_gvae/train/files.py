@@ -1,4 +1,4 @@
-"""The files of a training run: what a new one may start from, and what a finished one keeps."""
+"""The files of a training run: checkpoint, weights and metrics, and the checks before they are used."""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from ..runs.config import different_settings
 from ..runs.files import read_records, remove
 
 CHECKPOINT, WEIGHTS, METRICS = "checkpoint.safetensors", "weights.safetensors", "metrics.jsonl"
-#: Settings that may differ between a run and its continuation: they change what is learned by rounding, or not at all.
+#: Settings that may differ between a run and its continuation: they change the result by rounding at most.
 FREE = OUTSIDE | {"tensorboard", "checkpoint_every", "max_memory"}
-#: Settings of how long a run is: it may go on for longer than it was begun for.
+#: Settings of a run's length: a run may be continued for longer than first configured.
 LENGTH = frozenset({"stages", "steps", "seconds"})
 
 
@@ -48,7 +48,7 @@ def check_unused(output: Path) -> None:
 
 
 def keep_weights(vae: Any, path: Path) -> None:
-    """Write the weights of a run that is over again, where they were lost or damaged."""
+    """Write the weights of a finished run again if they were lost or damaged."""
     try:
         load_tensors(path)
     except ValueError:
@@ -56,14 +56,14 @@ def keep_weights(vae: Any, path: Path) -> None:
 
 
 def check_same_run(content: dict[str, Any], own: dict[str, Any]) -> None:
-    """Refuse the content of a checkpoint that is not of the run that goes on, perhaps by stages that follow its own.
+    """Refuse a checkpoint of another run. The run that continues may have further stages.
 
     Args:
-        content: of the checkpoint.
-        own: what the run would write now.
+        content: the content of the checkpoint.
+        own: the content that the run would write now.
 
     Raises:
-        ValueError: if parts are absent, or configuration, data or number of processes are others.
+        ValueError: if parts are missing, or configuration, data or number of processes differ.
     """
     absent = own.keys() - content.keys()
     if absent:

@@ -57,30 +57,30 @@ def fit(
     The same configuration gives the same weights, bit for bit, however often the run is interrupted and resumed. The
     run has its own random numbers: the states of torch's, NumPy's and Python's generators are restored afterwards.
 
-    In a process group of torch's, all processes make the same call and train together; `config.shard` says what they
+    In a process group of torch's, all processes make the same call and train together; `config.shard` sets what they
     divide. Each draws its own random numbers for its share of the data. Only rank 0 writes. The group needs a CPU
-    backend besides the one for the data's device.
+    backend in addition to that of the data's device.
 
     Args:
-        vae: a `CategoricalVAE`, or any module with `.model(x)` and `.guide(x)`, or a `Pair` of functions, of which
-            all parameters that `pyro.module` and `pyro.param` show are trained; it is trained in place. The
-            configuration's settings of networks are ignored.
+        vae: a `CategoricalVAE`, or any module with `.model(x)` and `.guide(x)`, or a `Pair` of functions, whose
+            parameters in `pyro.module` and `pyro.param` are all trained. It is trained in place. The configuration's
+            settings of networks are ignored.
         data: a `Dataset`, or a :class:`~pyro_gvae.data.sliced.SlicedDataset`. Training data alone (a tensor
-            (M, ...), an array, a torch dataset, or a `DataLoader` for its dataset, of whose items the first element is
+            (M, ...), an array, a torch dataset, or a `DataLoader` for its dataset; the first element of each item is
             used) give no test ELBO. Each datum keeps its shape, but ready programs of images take rows (M, D). A tuple
-            `(x, y)` or a dictionary `{"x": x, "y": y}` of tensors of M rows has all arguments of the programs; batches
-            are such, too.
+            `(x, y)` or a dictionary `{"x": x, "y": y}` of tensors of M rows holds all arguments of the programs, as do
+            batches.
         config: the configuration; the defaults if None.
         output: a folder for the run, which `load_run` and the commands read; nothing is written if None.
-        resume: continue from the checkpoint in `output`, if there is one. A finished run remains finished, unless the
-            configuration has further stages or a larger budget: then it goes on.
+        resume: continue from the checkpoint in `output`, if there is one. A finished run continues only if the
+            configuration has further stages or a larger budget.
         progress: show a progress bar.
         measure: a function called with the :class:`~pyro_gvae.train.training.Training` at each evaluation; its result,
             name -> number, is added to the history. It may draw random numbers, but must not change the run.
-        milestones: where the run is measured besides. The call returns at the last of them, if training has not ended
-            before, and a later call continues from there with the same result as an uninterrupted run.
-        loggers: what else is told of evaluations, such as a :class:`~pyro_gvae.train.loggers.WandbLogger`.
-        **settings: of the configuration, in place of those that it has: `fit(vae, x, stages="exact:5")`.
+        milestones: further points at which the run is measured. The call returns at the last of them, unless training
+            ends earlier; a later call continues from there with the same result as an uninterrupted run.
+        loggers: where else to send evaluations, such as a :class:`~pyro_gvae.train.loggers.WandbLogger`.
+        **settings: settings that replace those of the configuration: `fit(vae, x, stages="exact:5")`.
 
     Returns:
         The number of steps, the time, why training ended, and the history.
@@ -105,7 +105,7 @@ def fit(
     known = data if isinstance(data, AnyDataset) else as_data(data)
     if isinstance(vae, VAE) and isinstance(known, Tensor):
         known = vae.as_taken(known)
-    # In the caller's param store, whose values are trained.
+    # Before the store's scope: the values in the caller's param store are trained.
     program = trainable(vae, first(known.train if isinstance(known, AnyDataset) else known, config.batch_size))
     alone, own = only_thread("fit"), own_randomness(derived_seed("train", config.seed, rank))
     with alone, own, pyro.get_param_store().scope(), _signals_noted(output) as stop:
@@ -126,7 +126,7 @@ def fit(
             with _logs(training, output, milestones, loggers, progress=progress) as logs:
                 logs.begin(config)
                 over = training.state.done is not None
-                if not begun or (over and from_main(lambda: not logs.history)):  # a finished run has lost its history
+                if not begun or (over and from_main(lambda: not logs.history)):  # a finished run whose history was lost
                     _judge(training, logs, output, measure)
                     _keep(training, output)
                 if over and output is not None and is_main():
@@ -139,14 +139,14 @@ def fit(
 
 
 def _begun(training: Training, output: Path | None, *, resume: bool) -> bool:
-    """Whether the run had begun; then it is where its checkpoint was."""
+    """Restore the run if it had begun; return whether it had."""
     if output is not None and not resume:
         from_main(lambda: check_unused(output))
     return resume and _restored(training, output)
 
 
 def _keep_length(training: Training, output: Path) -> None:
-    """Write how long a run is that goes on; where it had ended before, its weights are no longer those of its end."""
+    """Write the length of a continued run; if it had ended before, remove its final weights."""
     from_main(lambda: keep_length(output, training.config, training.state.step))
     if training.state.done is None and from_main((output / WEIGHTS).exists):
         _keep(training, output)
@@ -167,7 +167,7 @@ def _logs(
 
 
 def _stop_if_asked(training: Training, stop: Stop, output: Path | None) -> None:
-    """Stop also after the last step: the caller may have more to do."""
+    """Stop if a signal asked for it, even after the last step: the caller may have more to do."""
     asked = int(largest(stop.asked or 0))
     if asked and output is not None:
         if training.state.done is None:
@@ -178,7 +178,7 @@ def _stop_if_asked(training: Training, stop: Stop, output: Path | None) -> None:
 def _advance(
     training: Training, logs: Logs, output: Path | None, measure: Measure | None, milestones: Milestones
 ) -> None:
-    """Take a step and do what is due after it. A checkpoint is written last, so that the next step starts from it."""
+    """Take a step, with all that is due before and after it. A checkpoint comes last: the next step starts from it."""
     state, ahead = training.state, milestones.ahead(training)
     prune_if_due(training)
     revive_if_due(training)

@@ -1,4 +1,4 @@
-"""The data of a run of `fit`: kept as a file of tensors with a checksum, or known by their hash if they are large."""
+"""Keep the data of a run of `fit` as a file of tensors with a checksum, or only their hash if they are large."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..runtime.memory import in_words
 from .source import column_of
 
 DATA = "data.safetensors"
-#: The most bytes of data that a run folder keeps a copy of.
+#: A run folder keeps a copy of at most this many bytes of data.
 MOST_BYTES = 2**28
 
 
@@ -57,11 +57,11 @@ def keep_data(folder: Path, data: AnyDataset | Data) -> dict[str, Any]:
 
 
 def read_data(run: Path, data_dir: Path = Path("data")) -> Dataset | Data:
-    """Read the data that :func:`keep_data` wrote, in the form in which `fit` got them.
+    """Read the data that :func:`keep_data` wrote, in the form in which `fit` was given them.
 
     Args:
         run: the run folder.
-        data_dir: the folder of the data sets that have files; large data are read from there, if they are of one.
+        data_dir: the folder of the data sets that have files; large data are read from there, if they are a named set.
 
     Raises:
         ValueError: if the description or the file are damaged, or the data are too large to be kept.
@@ -87,10 +87,10 @@ def read_data(run: Path, data_dir: Path = Path("data")) -> Dataset | Data:
 
 
 def as_dataset(data: AnyDataset | Data) -> AnyDataset:
-    """Return data as a `Dataset`, which commands take. Training data alone, perhaps with labels, have no test data.
+    """Convert data to a `Dataset` for commands. Training data alone, with or without labels, give no test data.
 
     Raises:
-        ValueError: if they are no rows (M, D) of numbers.
+        ValueError: if they are not rows (M, D) of numbers.
     """
     if isinstance(data, AnyDataset):
         return data
@@ -153,7 +153,7 @@ def _from_tensors(tensors: dict[str, Tensor], record: dict[str, Any]) -> Dataset
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
-    """Return the numbers as bytes where these hold all of them, as those of black and white images."""
+    """Convert whole numbers from 0 to 255, such as black and white images, to bytes; return others unchanged."""
     small = tensor.detach().cpu()
     least, most = small.aminmax() if small.numel() else (torch.tensor(0), torch.tensor(0))
     if small.is_complex() or small.dtype == torch.bool or not (least >= 0 and most <= 255):

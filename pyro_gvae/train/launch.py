@@ -1,4 +1,4 @@
-"""A training run from its configuration: data, networks, run folder, fit."""
+"""Start or resume a training run from its configuration: data, networks, run folder, fit."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,10 +29,10 @@ from .source import source_of
 
 
 class Prepared(NamedTuple):
-    """What a run is made of, before it is begun.
+    """The parts of a run before it begins.
 
     Attributes:
-        config: the configuration, with what follows from data and program.
+        config: the configuration, with the settings that follow from data and program.
         vae: the program, with its initial weights.
         data: its data.
     """
@@ -47,7 +47,7 @@ def prepare(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: N
 
     Args:
         config: the configuration.
-        tell: a function that is told which data were read.
+        tell: a function called with a description of the data.
 
     Raises:
         ValueError: if a setting or the data are unusable.
@@ -74,7 +74,7 @@ def train(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: Non
 
     Args:
         config: the configuration.
-        tell: a function that is told which data were read.
+        tell: a function called with a description of the data.
 
     Returns:
         The run folder, and the result of `fit`.
@@ -88,7 +88,7 @@ def train(config: TrainConfig, *, tell: Callable[[str], None] = lambda text: Non
             "Expected an output folder, so that processes can find their run when torchrun restarts them, but found "
             "none. Try --output NAME."
         )
-    config, vae, data = prepare(config, tell=tell)  # its `judge` is written into the folder, so that it is chosen once
+    config, vae, data = prepare(config, tell=tell)  # `judge` is chosen once, and written into the folder
     again = restarts() > 0
     folder, begun = from_main(lambda: _run_folder(config, data, again))
     run = Path(folder)
@@ -123,19 +123,19 @@ def resume(
 ) -> tuple[Path, Fit]:
     """Resume an interrupted run; the result is the same as without the interruption.
 
-    A run that has ended goes on if it is given more: the result is that of a run that was begun with all stages.
+    A finished run continues if it is given more; the result is the same as if it had been begun with all stages.
 
     Args:
-        run: its folder, which says nothing of what lies outside of it.
+        run: its folder.
         data_dir: the folder of the data sets that have files.
-        download: fetch absent files into it.
-        device: where to go on.
-        compile: whether to compile the recorded step; as the run itself chose when it began if None.
-        max_memory: gigabytes that an exact sum may use; as many as when the run was begun if None.
-        log: names of loggers that are told how it goes on.
-        more: stages that follow those of the run, or an amount alone, of its last estimator.
-        steps: steps of training in total, in place of the run's own bound.
-        seconds: seconds of training in total, in place of the run's own bound.
+        download: download missing files into it.
+        device: the device to continue on.
+        compile: whether to compile the recorded step; None for the choice made when the run began.
+        max_memory: gigabytes that an exact sum may use; None for the run's own setting.
+        log: names of loggers for the further evaluations.
+        more: stages that follow those of the run, or only an amount, for its last estimator.
+        steps: steps of training in total, instead of the run's own limit.
+        seconds: seconds of training in total, instead of the run's own limit.
 
     Raises:
         ValueError: if there is no such run, or its checkpoint is unusable. The folder is unchanged in that case.
@@ -156,7 +156,7 @@ def resume(
     if more is not None:
         config.check_estimators()
         _check_budget(run, config)
-    if program_of(run) is not None and not (run / CHECKPOINT).exists():  # its initial weights were the caller's
+    if program_of(run) is not None and not (run / CHECKPOINT).exists():  # the caller's initial weights are lost
         raise ValueError(f"Expected a checkpoint of fit in '{run}', but found none. Try the same call of fit again.")
     vae, data = untrained(run, config)
     if more is not None:
@@ -165,7 +165,7 @@ def resume(
 
 
 def _check_budget(run: Path, config: TrainConfig) -> None:
-    """Refuse further stages of a run that would end before them, since it has used its steps or seconds."""
+    """Refuse further stages if the run has already used all of its steps or seconds."""
     lines = read_lines(run / METRICS, TrainLine)[0] if (run / METRICS).exists() else []
     last = lines[-1] if lines else {"step": 0, "seconds": 0.0}
     for name, used in (("steps", last["step"]), ("seconds", last["seconds"])):
@@ -173,5 +173,5 @@ def _check_budget(run: Path, config: TrainConfig) -> None:
         if bound is not None and used >= bound:
             raise ValueError(
                 f"Expected {name} left for more stages, but found that '{run}' has used all of its {bound:g}. Try "
-                f"--{name} {2 * bound:g} besides, the {name} of the whole run."
+                f"--{name} {2 * bound:g} as well, the {name} of the whole run."
             )

@@ -31,14 +31,14 @@ from .trained import load_model, read_weights, trained_models
 
 P = TypeVar("P", bound=HasPair)
 
-#: Columns of an evaluation that its short table has.
+#: Columns of the short table of evaluations.
 SHORT = ["estimator", "seed", "step", "seconds", "train_elbo", "test_elbo", "test_log_evidence"]
 
 
 @final
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run folder of `train`, `compare` or `fit`. What it says is read when it is asked for.
+    """A run folder of `train`, `compare` or `fit`. Its parts are read when they are used.
 
     Attributes:
         folder: the run folder.
@@ -57,12 +57,12 @@ class LoadedRun:
 
     @cached_property
     def config(self) -> TrainConfig | CompareConfig:
-        """The configuration; what reaches out of the folder has its default."""
+        """The configuration; settings of the machine, such as the device, have their defaults."""
         return read_compare_config(self.folder) if self.is_comparison else read_train_config(self.folder)
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """One row for each evaluation; of a comparison, `estimator` and `seed` say of which cell."""
+        """One row for each evaluation; in a comparison, `estimator` and `seed` identify the cell."""
         if self.is_comparison:
             return read_run(self.folder).metrics
         try:
@@ -79,14 +79,14 @@ class LoadedRun:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all of it was trained to its end."""
+        """Whether the run, or all cells of the comparison, were trained to the end."""
         if self.is_comparison:
             return len(self.results) == len(self.settings["cells"])
         return (self.folder / WEIGHTS).exists()
 
     @cached_property
     def data(self) -> AnyDataset | Data:
-        """The data, in the form that `fit` got, or as the configuration says."""
+        """The data, in the form that `fit` was given, or as configured."""
         if self.is_comparison:
             assert isinstance(self.config, CompareConfig)
             return read_again(self.folder, replace(self.config.training(), data_dir=self.data_dir))
@@ -101,14 +101,14 @@ class LoadedRun:
         return [(which.estimator, which.seed) for which in trained_models(self.folder)]
 
     def model(self, estimator: str | None = None, seed: int | None = None) -> VAE:
-        """Build a ready program with the weights that it has after training, on the CPU.
+        """Build a ready program with its trained weights, on the CPU.
 
         Args:
-            estimator: that trained it, if there are several; a name of :attr:`models`.
-            seed: of it, if there are several.
+            estimator: the estimator that trained it, if there are several; a name of :attr:`models`.
+            seed: its seed, if there are several.
 
         Raises:
-            ValueError: if there is not exactly one such model, or the program is code of the caller's.
+            ValueError: if there is not exactly one such model, or the program is the caller's own code.
         """
         if self.is_comparison:
             return load_model(self.folder, estimator, seed, data_dir=self.data_dir).vae
@@ -122,24 +122,24 @@ class LoadedRun:
         """Evaluate one of the models as a discrete model, on the data of the run.
 
         Args:
-            estimator: that trained it, if there are several; a name of :attr:`models`.
-            seed: of it, if there are several.
+            estimator: the estimator that trained it, if there are several; a name of :attr:`models`.
+            seed: its seed, if there are several.
             **options: of :func:`~pyro_gvae.evaluate.metrics.evaluate`.
 
         Raises:
-            ValueError: if there is not exactly one such model, or the program is code of the caller's.
+            ValueError: if there is not exactly one such model, or the program is the caller's own code.
         """
         found = load_model(self.folder, estimator, seed, data_dir=self.data_dir)
         return evaluate(found.vae, found.data, **options)
 
     def load_into(self, program: P, estimator: str | None = None, seed: int | None = None) -> P:
-        """Give a program of the caller's the weights that the run has after training.
+        """Load the trained weights of the run into the caller's program.
 
         Args:
-            program: a module, or a pair of functions, with the same parameters as that which was trained; those of
-                `pyro.param` are in Pyro's store, where they change.
+            program: a module, or a pair of functions, with the same parameters as the trained one; parameters of
+                `pyro.param` change in Pyro's store.
             estimator: the label of a cell, if the run is a comparison.
-            seed: of the cell.
+            seed: the seed of the cell.
 
         Returns:
             The program.
@@ -202,7 +202,7 @@ def load_run(folder: Path | str, *, data_dir: Path | str = "data") -> LoadedRun:
         data_dir: the folder of the data sets that have files.
 
     Returns:
-        The run, whose parts are read when they are asked for.
+        The run; its parts are read when they are used.
 
     Raises:
         ValueError: if the folder is not one of these.

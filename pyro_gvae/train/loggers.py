@@ -1,4 +1,4 @@
-"""Loggers: what programs that show curves of many runs are told of one run."""
+"""Loggers: send the evaluations of a run to TensorBoard, Weights & Biases or MLflow."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from ..config.names import LoggerName
 from ..runs.inside import in_place
 from ..runtime.extras import import_extra
 
-#: Images in a row of a picture.
+#: Images per row of a picture.
 IN_A_ROW = 8
 
 
@@ -21,26 +21,26 @@ class Logger(Protocol):
     """Takes the evaluations of a run. `fit` calls `begin` first and `end` last, also after an error."""
 
     def begin(self, settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
-        """Begin with the settings of the configuration, or go on after the evaluations in the history."""
+        """Begin with the settings of the configuration, or continue after the evaluations in the history."""
 
     def record(self, line: Mapping[str, Any]) -> None:
-        """Take an evaluation, a line of the history; `step` is its place."""
+        """Record an evaluation, a line of the history; `step` is its position."""
 
     def show(self, images: Mapping[str, Tensor], codes: Tensor, step: int) -> None:
-        """Take pictures and codes, which runs of a ready program on a `Dataset` have.
+        """Record pictures and codes; only runs of a ready program on a `Dataset` have them.
 
         Args:
             images: pixels (M, 1, H, W) in [0, 1], by name.
             codes: one-hots (M', N, K).
-            step: their place.
+            step: the step they belong to.
         """
 
     def end(self) -> None:
-        """Write what is left."""
+        """Write what is still in buffers."""
 
 
 def numbers_in(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of an evaluation without its place.
+    """Return the numbers of an evaluation, without step and epoch.
 
     Example:
         >>> numbers_in({"step": 9, "estimator": "exact", "test_elbo": -2.5, "train_elbo": None})
@@ -83,16 +83,16 @@ class TensorBoardLogger:
         self._last: Mapping[str, Any] | None = None  # the last evaluation
 
     def begin(self, settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
-        """Open the files; those of a run that goes on lose what is after its checkpoint."""
+        """Open the files; for a resumed run, discard entries after its checkpoint."""
         self._last = history[-1] if history else None
-        # The writer opens its files by their names, again and again.
+        # The writer opens its files by name, repeatedly.
         self._place = in_place(self._folder / "events", make=True)
         self._board = self._writer(
             str(self._place.__enter__().parent), purge_step=self._last["step"] + 1 if self._last else None
         )
 
     def record(self, line: Mapping[str, Any]) -> None:
-        """Add each number to its curve, and a text where a stage begins."""
+        """Add each number to its curve, and a text at the start of a stage."""
         # The first line of a stage is its first evaluation; the stage started where the last one ended.
         if self._last is None or self._last["stage"] != line["stage"]:
             begun = (self._last or line)["step"]
@@ -121,8 +121,8 @@ class WandbLogger:
     """Sends evaluations and pictures to Weights & Biases; needs the extra wandb.
 
     Args:
-        **options: of `wandb.init`, such as `project`, `name`, `mode="offline"`, or `id` and `resume` of a run to go on.
-            Its environment variables, such as WANDB_PROJECT and WANDB_RUN_ID, stand for those that are not given.
+        **options: of `wandb.init`, such as `project`, `name`, `mode="offline"`, or `id` and `resume` to continue a run.
+            Options that are not given come from its environment variables, such as WANDB_PROJECT and WANDB_RUN_ID.
 
     Raises:
         ValueError: if wandb is not installed.
@@ -157,8 +157,8 @@ class MlflowLogger:
     """Sends evaluations and pictures to MLflow; needs the extra mlflow.
 
     Args:
-        **options: of `mlflow.start_run`, such as `run_name`, or `run_id` of a run to go on. Its environment variables,
-            such as MLFLOW_TRACKING_URI and MLFLOW_RUN_ID, stand for those that are not given.
+        **options: of `mlflow.start_run`, such as `run_name`, or `run_id` to continue a run. Options that are not given
+            come from its environment variables, such as MLFLOW_TRACKING_URI and MLFLOW_RUN_ID.
 
     Raises:
         ValueError: if mlflow is not installed.
@@ -170,7 +170,7 @@ class MlflowLogger:
         self._begun = False
 
     def begin(self, settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
-        """Start a run with the settings as its parameters, which a run that goes on has already."""
+        """Start a run with the settings as its parameters; a resumed run has them already."""
         self._mlflow.start_run(**self._options)
         self._begun = True
         if not history:
@@ -191,7 +191,7 @@ class MlflowLogger:
             self._mlflow.end_run()
 
 
-#: Loggers by name, each made for the folder of a run.
+#: Name -> a function that makes the logger for a run folder.
 LOGGERS: dict[LoggerName, Callable[[Path], Logger]] = {
     "tensorboard": lambda run: TensorBoardLogger(run / "tensorboard"),
     "wandb": lambda run: WandbLogger(name=os.environ.get("WANDB_NAME", run.name)),
@@ -204,7 +204,7 @@ def loggers_of(names: Sequence[LoggerName], run: Path | None) -> list[Logger]:
 
     Args:
         names: keys of `LOGGERS`.
-        run: the run folder, by whose name they call the run.
+        run: the run folder; the loggers name the run after it.
 
     Raises:
         ValueError: if there is no such logger, a package is missing, or there is no folder.

@@ -32,7 +32,7 @@ class Logs:
         total: number of steps of the whole run, if known.
         step: number of steps already taken.
         progress: show the progress.
-        loggers: what else is told of the run.
+        loggers: further receivers of the evaluations.
 
     Attributes:
         history: all lines so far, including those before the run was resumed.
@@ -49,12 +49,12 @@ class Logs:
                 warnings.warn(f"{self._path}: left out torn lines {torn}.", RuntimeWarning, stacklevel=2)
         self._bar = Progress(
             total=total, initial=step, unit="step", disable=not progress, leave=None
-        )  # not inside another
+        )  # may not be inside another bar
         self._loggers = loggers
         self._until_the_end = ExitStack()
 
     def begin(self, config: TrainConfig) -> None:
-        """Begin the loggers, which end with these logs."""
+        """Begin the loggers; they end when these logs are closed."""
         for logger in self._loggers:
             self._until_the_end.callback(logger.end)
             logger.begin(config.as_json(), self.history)
@@ -71,7 +71,7 @@ class Logs:
         self._bar.update()
 
     def record(self, line: dict[str, Any]) -> None:
-        """Record an evaluation: a line of the history, and what loggers make of it."""
+        """Record an evaluation in the history, and pass it on to the loggers."""
         self.history.append(line)
         if self._path is not None:
             append_json_line(self._path, line)
@@ -86,7 +86,7 @@ class Logs:
     def picture(self, vae: Any, data: AnyDataset | Data, step: int) -> None:
         """Give loggers reconstructions, prior samples and codes. Random states do not change.
 
-        Only for a ready program and a data set, whose images have a shape.
+        Does nothing unless there are a ready program and a data set.
         """
         if not self._loggers or not isinstance(vae, VAE) or not isinstance(data, AnyDataset):
             return

@@ -1,4 +1,4 @@
-"""Milestones: amounts of training at which a run is measured, besides its evaluations."""
+"""Milestones: amounts of training at which a run is measured, in addition to its evaluations."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,42 +7,42 @@ from ..config.stages import Amount
 from ..runtime.rng import own_randomness
 from .training import Training
 
-#: What a caller wants to know of a run: name -> number.
+#: A caller's measurements of a run: name -> number.
 Measure = Callable[[Training], dict[str, Any]]
 
 
 class Milestones(NamedTuple):
-    """Amounts of training at which a run is measured, besides its evaluations.
+    """Amounts of training at which a run is measured, in addition to its evaluations.
 
-    What was measured is a line for each: `milestone`, the amount as text; `step`, `epoch`, `seconds`; `stage`, that of
-    the next step; `train_objective`, the mean of minus the losses since the last evaluation before this step; and what
-    `measure` returned.
+    Each measurement is a line: `milestone`, the amount as text; `step`, `epoch`, `seconds`; `stage`, that of
+    the next step; `train_objective`, the mean of minus the losses since the last evaluation before this step; and the
+    results of `measure`.
 
     Attributes:
-        amounts: of training in all, from the beginning of the run.
-        measure: called at each of them with the :class:`~pyro_gvae.train.training.Training`, as that of `fit` is at
-            each evaluation.
+        amounts: total amounts of training, from the beginning of the run.
+        measure: called at each of them with the :class:`~pyro_gvae.train.training.Training`, like the `measure` of
+            `fit` at each evaluation.
     """
 
     amounts: Sequence[Amount]
     measure: Measure
 
     def ahead(self, training: Training) -> list[Amount]:
-        """Those that the run has not come to yet, each once."""
+        """Return the milestones not reached yet, without duplicates."""
         return [amount for amount in dict.fromkeys(self.amounts) if not training.has_had(amount)]
 
     def are_over(self, training: Training) -> bool:
-        """Whether the last of them is reached; never where there are none."""
+        """Whether the last milestone is reached; False if there are none."""
         return bool(self.amounts) and not self.ahead(training)
 
     def total(self, training: Training) -> int | None:
-        """Steps until the last of them, or until the end of the run, where that is known."""
+        """Return the steps until the last milestone or the end of the run, if known."""
         in_steps = [amount.steps(training.per_epoch) for amount in self.amounts]
         known = max(filter(None, in_steps), default=None) if None not in in_steps else None
         return min((total for total in (known, training.total) if total is not None), default=None)
 
     def check(self, training: Training) -> None:
-        """Refuse a milestone that lies behind the run and was not measured: a run cannot go back.
+        """Refuse a milestone that the run has passed without being measured: a run cannot go back.
 
         Raises:
             ValueError: if there is one.
@@ -57,10 +57,10 @@ class Milestones(NamedTuple):
                 )
 
     def record(self, training: Training, ahead: Sequence[Amount]) -> bool:
-        """Measure the run at those that were ahead and no longer are: lines of its state, which checkpoints keep.
+        """Measure the run at milestones that were ahead and are now reached; checkpoints keep the lines in the state.
 
         Returns:
-            Whether there was any.
+            Whether a milestone was reached.
         """
         state = training.state
         reached = [amount for amount in ahead if training.has_had(amount)]
@@ -77,11 +77,11 @@ class Milestones(NamedTuple):
         return bool(reached)
 
 
-#: A run to its end.
+#: No milestones: the run goes to its end.
 NO_MILESTONES = Milestones((), lambda _: {})
 
 
 def measured(training: Training, measure: Measure) -> dict[str, Any]:
-    """What a caller wants to know; the random numbers of the training stay as they are."""
+    """Return a caller's measurements; the random states of the training do not change."""
     with own_randomness(training.state.step):
         return measure(training)

@@ -1,4 +1,4 @@
-"""The monitor of a training run: the ELBO of the discrete model, whichever estimator trains it."""
+"""Monitor a training run by the ELBO of the discrete model, whichever estimator trains it."""
 
 import warnings
 from typing import Any
@@ -31,7 +31,7 @@ NUM_TRAIN_WATCHED = 2000
 CHUNK = 1000
 #: Number of rows whose ELBO is computed at once, where they are read in slices.
 AT_A_TIME = 10_000
-#: What programs raise that cannot be summed or sampled.
+#: Errors of programs that cannot be summed or sampled.
 _NOT_POSSIBLE = (ValueError, RuntimeError, NotImplementedError)
 
 
@@ -71,14 +71,14 @@ def _check_sum(vae: Any, x: Data | Rows, max_memory: float | None) -> None:
 @judging
 @own_randomness(0)
 def choose_judge(vae: Any, x: Data | Rows, *, max_memory: float | None = None) -> Judge:
-    """Choose how to evaluate the discrete ELBO: "exact" if the sum takes seconds. Warn if it cannot be evaluated so.
+    """Choose how to evaluate the discrete ELBO: "exact" if the sum takes seconds. Warn if the programs allow no sum.
 
     The choice depends on counted operations and not on a clock: the evaluation ends stages by `patience`, and the same
     configuration must give the same weights on a busier machine. (The clock decides only where a user asks for seconds,
     as in `exact:30s` or `--seconds`.)
 
     Args:
-        vae: a module with `.model(x)` and `.guide(x)`, whose sites need not be one-hots.
+        vae: a module with `.model(x)` and `.guide(x)`, whose sites may be other than one-hots.
         x: data (B, D), or all arguments of the programs.
         max_memory: bytes that a slice may take.
 
@@ -119,7 +119,7 @@ def discrete_elbo(vae: Any, x: Data | Rows, judge: Judge, *, max_memory: float |
         vae: a module with `.model(x)` and `.guide(x)`.
         x: data (B, D), or all arguments of the programs, or rows that are read in slices.
         judge: "exact" sums over all joint codes, with one draw of continuous latents for each. "sampled" draws one code
-            for each datum. Both have the same random numbers each time, and are unbiased. "none" returns None.
+            for each datum. Both use the same random numbers in each call, and are unbiased. "none" returns None.
         max_memory: bytes that a slice may take.
 
     Returns:

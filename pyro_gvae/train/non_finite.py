@@ -1,4 +1,4 @@
-"""Finds where a loss became infinite or NaN: the first such site or parameter, in the order of execution."""
+"""Find where a loss became infinite or NaN: the first such site or parameter, in the order of execution."""
 
 import warnings
 from collections.abc import Iterator
@@ -21,22 +21,22 @@ from .state import State
 
 
 def not_finite(vae: Any) -> dict[str, int]:
-    """Count the numbers of each parameter of a module that are not finite."""
+    """Count the elements of each parameter of a module that are not finite."""
     named = {name: parameter.detach() for name, parameter in vae.named_parameters()}
     counts = [(~parameter.isfinite()).sum() for parameter in named.values()]
     return dict(zip(named, torch.stack(counts).tolist(), strict=True)) if counts else {}
 
 
 def check_weights(vae: Any, before: dict[str, int], state: State) -> None:
-    """Refuse to save weights that a step has spoiled: the checkpoint before it is worth more.
+    """Refuse to save weights that are no longer finite, so that they do not replace the last good checkpoint.
 
     Args:
         vae: the module.
         before: what :func:`not_finite` counted when the run began: logits of -inf, for example, exclude categories.
-        state: where the run is.
+        state: the progress of the run.
 
     Raises:
-        ValueError: if a parameter has more numbers that are not finite than it began with.
+        ValueError: if a parameter has more elements that are not finite than when the run began.
     """
     for name, count in not_finite(vae).items():
         if count > before[name]:

@@ -50,7 +50,7 @@ def new_optimizer(
         The optimizer.
 
     Raises:
-        ValueError: if there is no such optimizer or option, or it cannot take a step by gradients alone.
+        ValueError: if there is no such optimizer or option, or it cannot take a step from gradients alone.
 
     Example:
         >>> new_optimizer("SGD", [nn.Parameter(torch.zeros(3))], 0.1, momentum=0.9).defaults["momentum"]
@@ -111,7 +111,7 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
 
 
 def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
-    """Its state after a step along no gradient."""
+    """Return the optimizer's state after a step with zero gradients."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
@@ -121,7 +121,7 @@ def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
 
 
 def _forms(entries: dict[str, Any]) -> dict[str, Any]:
-    """Of each part its shape and type, without which a step would fail, or write where it should not."""
+    """Return shape and type of each entry: with others, a step would fail or write out of bounds."""
     return {
         name: (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else type(value)
         for name, value in entries.items()

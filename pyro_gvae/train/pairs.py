@@ -1,4 +1,4 @@
-"""A pair of plain functions as a module: its parameters, which Pyro's store and networks in closures hold."""
+"""A pair of plain functions as a module with the parameters of Pyro's store and of networks in closures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,10 +28,10 @@ def trainable(pair: HasPair, batch: Data) -> TrainableProgram:
 
 @final
 class TrainablePair(nn.Module):
-    """A pair of functions with the parameters that `pyro.module` and `pyro.param` show: those that SVI trains.
+    """A pair of functions as a module with the parameters in `pyro.module` and `pyro.param`, which SVI would train.
 
     One run of the pair finds them. Networks stay where they are. Values of `pyro.param` share their memory with Pyro's
-    store, so that what is trained here is trained there.
+    store, so that training changes the store as well.
 
     Args:
         pair: model and guide.
@@ -47,7 +47,7 @@ class TrainablePair(nn.Module):
         roots = [network for network in called if network not in inside]
         self.networks = nn.ModuleList(network for network in roots if not trained.isdisjoint(network.parameters()))
         others = trained.difference(self.networks.parameters())
-        #: Those of `pyro.param`; dots are part of no parameter's name in a module.
+        #: The parameters of `pyro.param`; names of parameters in a module may not contain dots.
         self.values = nn.ParameterDict(
             {name.replace(".", "/"): _sharing(leaf) for name, leaf in leaves.items() if leaf in others}
         )
@@ -65,7 +65,7 @@ class TrainablePair(nn.Module):
             return self._pair.guide(*args, **kwargs)
 
     def value(self, name: str) -> Tensor | None:
-        """Return the value of a parameter of `pyro.param`, which fulfils its constraint; None if it is of a network."""
+        """Return the constrained value of a parameter of `pyro.param`; None if it belongs to a network."""
         if name not in self._constraints:
             return None
         leaf = self.values[name.replace(".", "/")]
@@ -76,7 +76,7 @@ class TrainablePair(nn.Module):
 
 @final
 class _OwnValues(Messenger):
-    """Gives the parameters of a pair their values, whatever Pyro's store holds at the time."""
+    """Give the parameters of a pair their own values, whatever Pyro's store contains."""
 
     def __init__(self, of: TrainablePair) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class _OwnValues(Messenger):
 
 
 def _shown(pair: HasPair, batch: Data) -> tuple[dict[str, Tensor], list[nn.Module]]:
-    """Return the leaves of the parameters that a pair shows to Pyro, by name, and the networks that it calls."""
+    """Run a pair; return the leaves of its parameters in Pyro, by name, and the networks that it calls."""
     given = arguments(batch)
     with torch.no_grad(), without_trace(), _calls() as called, poutine.trace(param_only=True) as shown:
         guide = poutine.trace(pair.guide).get_trace(*given.args, **given.kwargs)
@@ -99,7 +99,7 @@ def _shown(pair: HasPair, batch: Data) -> tuple[dict[str, Tensor], list[nn.Modul
 
 @contextmanager
 def _calls() -> Iterator[dict[nn.Module, None]]:
-    """Note the modules that are called, in their order."""
+    """Record the modules that are called, in order."""
     called: dict[nn.Module, None] = {}
     hook = register_module_forward_pre_hook(lambda module, _: called.setdefault(module))
     try:

@@ -1,4 +1,4 @@
-"""What a run would take: steps, evaluations and counted operations, before it is begun."""
+"""Plan a run before it begins: steps, evaluations and counted operations."""
 
 import math
 from collections.abc import Callable
@@ -25,13 +25,13 @@ from .training import Training
 
 
 class StagePlan(NamedTuple):
-    """What a stage of a run would take.
+    """The work of one stage of a run.
 
     Attributes:
         stage: estimator, options and amount.
         steps: number of its steps; None if the clock ends it.
-        operations: of one step, forward and backward; None if they cannot be counted.
-        seconds: by these, on two cores, or as configured; None if unknown.
+        operations: operations of one step, forward and backward; None if they cannot be counted.
+        seconds: as configured, or estimated from the operations, on two cores; None if unknown.
     """
 
     stage: str
@@ -41,17 +41,17 @@ class StagePlan(NamedTuple):
 
 
 class RunPlan(NamedTuple):
-    """What a run would take. Seconds are counted work, which two cores do within a factor of two; no clock is read.
+    """The work of a run. Seconds are estimated from counted operations, to a factor of two on two cores.
 
     Attributes:
-        stages: of the run.
-        num_weights: numbers that are trained.
-        steps_per_epoch: of the training data.
+        stages: the stages of the run.
+        num_weights: number of trained weights.
+        steps_per_epoch: steps in one epoch of the training data.
         judge: how the discrete ELBO would be evaluated.
         evaluations: how often; None if the clock decides.
-        operations_of_evaluation: of one; None if they cannot be counted.
+        operations_of_evaluation: operations of one evaluation; None if they cannot be counted.
         compilation: whether steps would be compiled, and why.
-        most_seconds: the configured bound of training, if there is one.
+        most_seconds: the configured limit of training, if there is one.
     """
 
     stages: tuple[StagePlan, ...]
@@ -65,7 +65,7 @@ class RunPlan(NamedTuple):
 
     @property
     def seconds(self) -> float | None:
-        """Of training and evaluations, on two cores; None if unknown."""
+        """Seconds of training and evaluations, on two cores; None if unknown."""
         training = [stage.seconds for stage in self.stages]
         if None in training:
             return self.most_seconds
@@ -76,12 +76,12 @@ class RunPlan(NamedTuple):
 
 @own_randomness(0)
 def plan_run(vae: VAE, data: AnyDataset, config: TrainConfig) -> RunPlan:
-    """Plan a run, and check what :func:`~pyro_gvae.train.fit.fit` would. Nothing is trained or written.
+    """Plan a run, with the checks of :func:`~pyro_gvae.train.fit.fit`. Nothing is trained or written.
 
     Args:
         vae: the program.
         data: its data.
-        config: how it would be trained.
+        config: the configuration of the training.
 
     Raises:
         ValueError: if data, program and configuration do not fit together.
@@ -120,7 +120,7 @@ def _stages(training: Training) -> tuple[StagePlan, ...]:
 
 
 def _operations(training: Training, stage: Stage) -> float:
-    """Return the operations of a step; of sums in slices, those of a gradient of the sum."""
+    """Return the operations of a step; for sums in slices, those of a gradient of the sum."""
     config, batch = training.config, first(training.train, training.config.batch_size)
     chosen = stage_estimator(stage, config, weights_on(device_of(batch)), training.share)
     return operations_of_step(training.vae, chosen, batch) or _of_sum(training, batch)

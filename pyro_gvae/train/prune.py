@@ -1,4 +1,4 @@
-"""Latents that tell nothing of data, and categories that data do not use, removed from a program."""
+"""Remove latents that carry no information about the data, and categories that are never used."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -16,38 +16,38 @@ from .monitor import NUM_TRAIN_WATCHED
 from .revive import rows_of
 from .training import Training
 
-#: What is left of a tensor.
+#: Return the part of a tensor that remains.
 Cut = Callable[[Tensor], Tensor]
 
 
 class Pruned(NamedTuple):
-    """A smaller program, and what is left of the codes of the one that it was made of."""
+    """A smaller program, and the latents and categories that remain of the original."""
 
     vae: CategoricalVAE
     left: Left
 
 
 def prune(vae: CategoricalVAE, x: Tensor, *, information: float = 0.01, usage: float = 0.001) -> Pruned:
-    r"""Copy a program without latents of little mutual information with data, and categories that data hardly use.
+    r"""Copy a program without latents that carry little information about data, and categories that are hardly used.
 
-    A latent is removed where :math:`\mathrm{I}(x; z_n)` under the guide is below a threshold; for the decoder, it then
-    has its most used category. All latents that are left have K' categories, the most that one of them uses, and each
-    keeps those that it uses most. On the codes that are left, decoder and logits of the encoder are what they were, and
-    the prior is that given that the code is one of these, removed latents included. Training can go on with the smaller
+    A latent is removed if :math:`\mathrm{I}(x; z_n)` under the guide is below a threshold; for the decoder, it is then
+    fixed at its most used category. The remaining latents all have K' categories, as many as any of them uses, and
+    each keeps those that it uses most. For the remaining codes, the decoder and the encoder's logits do not change.
+    The prior is conditioned on the remaining codes, with removed latents fixed. Training can continue with the smaller
     program.
 
     Args:
         vae: the program, which is not changed.
-        x: data (B, D), of which information and use are taken.
-        information: in nats.
+        x: data (B, D) from which information and usage are estimated.
+        information: the threshold in nats.
         usage: the mean of q(z_n = k | x) over data below which k is unused.
 
     Returns:
         The smaller program, and which latents and categories it has.
 
     Raises:
-        ValueError: if no latent is left, the prior given the codes left is not one of its kind, as of an autoregressive
-            one, or the networks have no rows for categories.
+        ValueError: if no latent remains, the conditioned prior is not of the same kind (as with an autoregressive
+            prior), or the networks have no rows for categories.
 
     Example:
         >>> vae = CategoricalVAE(data_dim=6, num_latents=3, num_categories=4, hidden=(5,))
@@ -68,17 +68,17 @@ def prune(vae: CategoricalVAE, x: Tensor, *, information: float = 0.01, usage: f
 
 
 def check_prunable(vae: Any) -> None:
-    """Refuse a program without which a smaller one has not the same function.
+    """Refuse a program that cannot be made smaller without changing its function on the remaining codes.
 
     Raises:
-        ValueError: if it is one.
+        ValueError: if it cannot.
     """
     rows = rows_of(vae)
     if vae.prior is not None:
         copy.deepcopy(vae.prior).keep(_first_codes(vae, vae.num_latents, vae.num_categories))
     if rows.decoder.bias is None:
         raise ValueError(
-            "Expected a first layer of the decoder with a bias, to which the part of removed latents is added, but "
+            "Expected a first layer of the decoder with a bias, to which removed latents are added, but "
             "found none. Try nn.Linear(.., bias=True)."
         )
     before = vae.num_latents, vae.num_categories
@@ -98,7 +98,7 @@ def _last_shape(vae: CategoricalVAE) -> nn.Unflatten | None:
 @judging
 @torch.no_grad()
 def what_is_left(vae: CategoricalVAE, x: Tensor, information: float, usage: float) -> Left | None:
-    """Choose latents and categories as :func:`prune` does; None if no latent has so much information."""
+    """Choose latents and categories as :func:`prune` does; None if no latent has enough information."""
     log_q = vae.guide_logits(x).log_softmax(-1)  # (B, N, K)
     use = log_q.exp().mean(0)
     latents = (latent_statistics(log_q).mutual_information >= information).nonzero().squeeze(-1)
@@ -110,11 +110,11 @@ def what_is_left(vae: CategoricalVAE, x: Tensor, information: float, usage: floa
 
 @torch.no_grad()
 def shrink(vae: CategoricalVAE, left: Left) -> None:
-    """Remove all latents and categories but some, in place: parameters stay the same objects, with fewer numbers.
+    """Remove all but some latents and categories, in place: parameters stay the same objects, with fewer elements.
 
     Args:
         vae: a program that :func:`check_prunable` accepts.
-        left: what stays.
+        left: the latents and categories that remain.
     """
     layers, shape = rows_of(vae), _last_shape(vae)
     assert shape is not None
@@ -137,7 +137,7 @@ def shrink(vae: CategoricalVAE, left: Left) -> None:
 
 
 def cuts(vae: CategoricalVAE, left: Left) -> dict[Tensor, Cut]:
-    """Return what is left of each parameter of the networks and of `prior_logits` that has a row for each category."""
+    """Return how to cut each parameter of the networks, and `prior_logits`, that has a row for each category."""
     rows, layers = (left.latents.unsqueeze(-1) * vae.num_categories + left.categories).flatten(), rows_of(vae)
     found: dict[Tensor, Cut] = {
         layers.encoder.weight: lambda weight: weight[rows],
@@ -150,9 +150,9 @@ def cuts(vae: CategoricalVAE, left: Left) -> dict[Tensor, Cut]:
 
 
 def shrink_to(vae: Any, weights: Mapping[str, Any]) -> None:
-    """Give a program the sizes of weights that pruning has left; the weights themselves are not taken over.
+    """Shrink a program to the sizes of pruned weights, without loading the weights.
 
-    Sizes that pruning cannot have left are ignored: the weights do not fit then, which is told where they are loaded.
+    Sizes that pruning cannot produce are ignored; loading the weights then fails with a message.
     """
     logits = weights.get("prior_logits") if isinstance(weights, Mapping) else None
     if not isinstance(vae, CategoricalVAE) or not isinstance(logits, Tensor) or logits.dim() != 2:
@@ -164,7 +164,7 @@ def shrink_to(vae: Any, weights: Mapping[str, Any]) -> None:
 
 
 def _first_codes(vae: CategoricalVAE, num_latents: int, num_categories: int) -> Left:
-    """Return the codes of the first latents and categories, the same for all latents."""
+    """Return the codes that keep the first latents, and the first categories of each."""
     device = vae.prior_logits.device
     latents, categories = (torch.arange(size, device=device) for size in (num_latents, num_categories))
     fixed = torch.zeros(vae.num_latents, dtype=torch.long, device=device)
@@ -174,10 +174,10 @@ def _first_codes(vae: CategoricalVAE, num_latents: int, num_categories: int) -> 
 def prune_if_due(training: Training) -> None:
     """Prune the program at the beginning of an epoch or a stage, if the configuration says so.
 
-    What is done depends on weights, data and step alone, so that a resumed run and all processes do the same. The
-    optimizer keeps its averages of what is left of the networks and of independent digits; a prior of dependent digits,
-    whose parameters get other values, and the loss's own parameters begin anew. A program none of whose latents has
-    enough information stays as it is.
+    The result depends only on weights, data and step, so that a resumed run and all processes do the same. The
+    optimizer keeps its averages for the remaining parts of the networks and of a prior of independent digits. The
+    averages of a prior of dependent digits, whose parameters get other values, and of the loss's own parameters start
+    anew. If no latent has enough information, the program stays as it is.
     """
     config, state, vae = training.config, training.state, training.vae
     pruning = config.pruning
@@ -195,7 +195,7 @@ def prune_if_due(training: Training) -> None:
 
 
 def cut_averages(optimizer: torch.optim.Optimizer, cut_of: Mapping[Tensor, Cut]) -> None:
-    """Cut what an optimizer has of each number of a parameter; it forgets a parameter of which it has anything else."""
+    """Cut an optimizer's averages like their parameters; drop a parameter's state if that is not possible."""
     for parameter, cut in cut_of.items():
         averages = {
             name: value

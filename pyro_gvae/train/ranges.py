@@ -1,8 +1,8 @@
-"""The ranges of data that a program has been checked with, and which data lie beyond them.
+"""The ranges of data that a program has validated, and which data lie outside of them.
 
-A recorded step does not look at its data. What a program observes has a range, such as [0, 1], or whole numbers from 0
-on, and beyond it most densities are still some finite number. So a batch whose values are smaller, larger or less whole
-than all before is checked by the program itself.
+A recorded step does not validate its data. Observations have a range, such as [0, 1] or the whole numbers from 0 on,
+and outside of it most densities are still finite numbers. So the program itself validates a batch if its values are
+smaller or larger than all before, or are the first that are not whole numbers.
 """
 
 import math
@@ -21,21 +21,21 @@ class Range(NamedTuple):
     is_whole: bool
 
     def holds(self, x: Tensor) -> bool:
-        """Return whether all values of a tensor are in this range, or some are not finite, of which the loss tells."""
+        """Return whether all values of a tensor are in this range, or some are not finite, which the loss shows."""
         low, high = _ends(x)
         if not math.isfinite(low) or not math.isfinite(high):
             return True
         return self.low <= low and high <= self.high and (not self.is_whole or _is_whole(x))
 
     def joined(self, x: Tensor) -> Self:
-        """Return the range of this and of a tensor; this one where values are missing or not finite."""
+        """Return the range that also includes a tensor; the same range if values are missing or not finite."""
         low, high = _ends(x)
         if not math.isfinite(low) or not math.isfinite(high):
             return self
         return self._replace(low=min(self.low, low), high=max(self.high, high), is_whole=self.is_whole and _is_whole(x))
 
 
-#: Of each argument that holds data, by its place or its name.
+#: The range of each argument that holds data, by position or name.
 Ranges = Mapping[int | str, Range]
 
 
@@ -59,13 +59,13 @@ def widened(known: Ranges, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Ra
 
 
 def _has_range(x: Any) -> bool:
-    """Return whether an argument is data: numbers in a dense tensor, and not a single one, as a schedule has it."""
+    """Return whether an argument is data: a dense tensor of numbers, not a scalar such as a scheduled weight."""
     is_dense = isinstance(x, Tensor) and x.layout is torch.strided and x.dim() > 0 and x.numel() > 0
     return is_dense and x.dtype is not torch.bool and not x.is_complex()
 
 
 def _ends(x: Tensor) -> tuple[float, float]:
-    low, high = torch.stack(x.detach().aminmax()).tolist()  # a GPU is waited for once
+    low, high = torch.stack(x.detach().aminmax()).tolist()  # waits for a GPU only once
     return low, high
 
 

@@ -1,4 +1,4 @@
-"""The prior of codes, fitted to those of data: alone, after the rest is trained, or its tree at each epoch."""
+"""Fit the prior to the codes of data: alone, after the other networks, or a tree prior's edges at each epoch."""
 
 from typing import Any
 
@@ -25,18 +25,18 @@ def fit_prior(
     learning_rate: float = 1e-2,
     seed: int = 0,
 ) -> float:
-    r"""Train a prior alone, for the codes that the encoder gives to data; nothing else is changed.
+    r"""Train only the prior, on the codes that the encoder gives to data.
 
-    It climbs :math:`\frac{1}{M} \sum_m \mathrm{E}_{q(z | x_m)}[\log p(z)]`, which is the part of the ELBO that the
-    prior is in: the mean has a closed form, or else one code is drawn for each datum and step. A tree is found first.
+    It maximizes :math:`\frac{1}{M} \sum_m \mathrm{E}_{q(z | x_m)}[\log p(z)]`, the term of the ELBO that contains the
+    prior. If this mean has no closed form, one code is drawn for each datum and step. A tree is found first.
 
     Args:
-        vae: the program, whose prior's digits depend on each other: `vae.prior = MixturePrior(N, K)`.
+        vae: the program; the digits of its prior depend on each other: `vae.prior = MixturePrior(N, K)`.
         x: data (M, D).
         epochs: passes over the data.
         batch_size: data in a step.
-        learning_rate: of Adam.
-        seed: of order and draws.
+        learning_rate: the learning rate of Adam.
+        seed: the seed of order and draws.
 
     Returns:
         The mean of log p(z) over data and the guide in the last epoch, in nats per datum.
@@ -77,7 +77,7 @@ def _logits(vae: CategoricalVAE, x: Tensor) -> Tensor:
 
 
 def _log_prior(prior: CodePrior, logits: Tensor) -> Tensor:
-    """Return the mean of log p(z) under the guide of each datum, (B,), or that of a draw."""
+    """Return the mean of log p(z) under the guide for each datum, (B,), or log p(z) of a draw."""
     q = FactorizedOneHotCategorical(logits=logits)
     return prior.mean_log_prob(q.probs) if prior.has_mean else prior.log_prob(q.sample())
 
@@ -89,7 +89,7 @@ def _refit(vae: CategoricalVAE, prior: TreePrior, x: Tensor) -> None:
 def refit_if_due(training: Training) -> None:
     """Find the tree of a prior again at the beginning of each epoch but the first.
 
-    What is done depends on weights, data and step alone, so that a resumed run and all processes do the same.
+    The tree depends only on weights, data and step, so that a resumed run and all processes find the same one.
     """
     prior: Any = getattr(training.vae, "prior", None)
     step = training.state.step

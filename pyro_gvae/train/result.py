@@ -1,4 +1,4 @@
-"""What `fit` returns, and what it raises when a signal stops it."""
+"""The result of `fit`, and the exception it raises when a signal stops it."""
 
 from pathlib import Path
 from signal import Signals
@@ -19,7 +19,7 @@ class Fit(NamedTuple):
         seconds: seconds of training, without evaluations.
         reason: why training ended.
         history: one dictionary for each evaluation; see `Training.judge`.
-        milestones: one dictionary for each that was measured, also by earlier calls; see `Milestones`.
+        milestones: one dictionary for each milestone measured, including earlier calls; see `Milestones`.
 
     Example:
         >>> line = {"step": 9, "train_elbo": -3.25, "test_elbo": None, "elbo_is": "exact", "skipped": 0}

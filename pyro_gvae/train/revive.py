@@ -1,4 +1,4 @@
-"""New rows for the categories that data do not use, so that training does not go on without them."""
+"""Give unused categories new weights during training, so that they can be used again."""
 
 import copy
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from ..programs.modes import judging
 from ..runtime.rng import derived_seed
 from .training import Training
 
-#: Of a copied row, relative to the root mean square of its elements: without noise, both would stay alike.
+#: Noise in a copied row, relative to the root mean square of its elements; without it, both rows would stay equal.
 NOISE = 0.1
 
 
@@ -27,7 +27,7 @@ def rows_of(vae: Any) -> Rows:
     """Return the layers next to the code.
 
     Raises:
-        ValueError: if the program has none with a row for each category.
+        ValueError: if the program has no layers with a row for each category.
     """
     if isinstance(vae, CategoricalVAE):
         of_encoder, of_decoder = (
@@ -48,7 +48,7 @@ def check_revivable(vae: Any) -> None:
     """Refuse a program whose categories cannot be split.
 
     Raises:
-        ValueError: if its networks have no row for each category, or its prior does not say how.
+        ValueError: if its networks have no row for each category, or its prior cannot be split.
     """
     rows_of(vae)
     if vae.prior is not None:
@@ -61,24 +61,24 @@ def revive(vae: CategoricalVAE, x: Tensor, threshold: float, *, seed: int = 0, n
     """Split the most used category of a latent in two for each category that data hardly use.
 
     The unused category k gets the encoder's row, the decoder's column and the prior's probability of the most used
-    category j, with a little noise, and both get half of j's probability. Without the noise the decoder says what it
-    said, and the ELBO is not lower, but for what k had; under a uniform prior it is log 2 higher for each datum of j.
-    A prior of dependent digits is split whatever the other digits are: see
+    category j, with a little noise, and both get half of j's probability. Without the noise, the decoder's output does
+    not change, and the ELBO falls only by what k contributed; under a uniform prior, it rises by log 2 for each datum
+    of j. A prior of dependent digits is split for all values of the other digits: see
     :meth:`~pyro_gvae.distributions.coupled.CodePrior.split`.
 
     Args:
         vae: the program, which is changed in place.
-        x: data (B, D) whose use of categories counts.
+        x: data (B, D) on which the use of categories is measured.
         threshold: the mean of q(z_n = k | x) over data below which k is unused.
-        seed: of the noise.
+        seed: the seed of the noise.
         noise: its size, relative to the root mean square of a row.
 
     Returns:
         The number of categories that got new rows.
 
     Raises:
-        ValueError: if the encoder does not end in a linear layer, or the decoder does not begin with one, or a prior of
-            your own does not say how its categories are split.
+        ValueError: if the encoder does not end in a linear layer, or the decoder does not begin with one, or a custom
+            prior cannot split its categories.
 
     Example:
         >>> vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))
@@ -113,7 +113,7 @@ def revive(vae: CategoricalVAE, x: Tensor, threshold: float, *, seed: int = 0, n
 def revive_if_due(training: Training) -> None:
     """Revive categories at the beginning of each epoch but the first, if the configuration says so.
 
-    What is done depends on weights, data and step alone, so that a resumed run and all processes do the same.
+    The result depends only on weights, data and step, so that a resumed run and all processes do the same.
     """
     config, step = training.config, training.state.step
     if config.revive is None or step == 0 or step % training.per_epoch:

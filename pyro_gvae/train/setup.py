@@ -1,4 +1,4 @@
-"""The data and the initial networks of a configuration."""
+"""Load the data and build the initial networks of a configuration."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,7 +52,7 @@ def load_data(config: TrainConfig) -> Dataset:
 
 
 def load_or_slice(config: TrainConfig) -> AnyDataset:
-    """Load the data set of a configuration, or describe a table that takes more than its `data_memory`.
+    """Load the data set of a configuration, or read a table in slices if it takes more than `data_memory`.
 
     Raises:
         ValueError: if the data or the device are unusable.
@@ -102,16 +102,16 @@ def _loaded(config: TrainConfig, *, download: bool) -> Dataset:
 
 
 def read_in_words(config: TrainConfig | CompareConfig, data: AnyDataset) -> str:
-    """Say what was read, and which labels if the program takes any."""
+    """Describe the data, and their labels if the program uses them."""
     of_labels = "" if MODELS[config.model].labels is Labels.UNUSED else f"\n{labels_in_words(data)}"
     return described(data) + of_labels
 
 
 def with_classes(config: C, data: AnyDataset) -> C:
-    """Return a configuration with the number of classes of the data, if a class is what the program's latent is.
+    """Return a configuration with the data's number of classes, if the program's latent is the class.
 
     Raises:
-        ValueError: if it has another number, or the data have no labels.
+        ValueError: if the configuration has another number, or the data have no labels.
     """
     if MODELS[config.model].labels is not Labels.LEARNED:
         return config
@@ -182,7 +182,7 @@ def _semi_supervised(config: TrainConfig, data: AnyDataset, observation: Observa
     sizes = with_classes(config, data).num_categories, config.latent_dim
     weight = (
         config.label_weight * len(data.train) / max(1, num_labelled(data))
-    )  # of a row, for a mean over those with labels
+    )  # per row, for a mean over the labelled rows
     return SemiSupervisedVAE(data.train.shape[1], *sizes, config.hidden, observation=observation, label_weight=weight)
 
 
@@ -204,7 +204,7 @@ PROGRAMS: dict[ModelName, Callable[[TrainConfig, AnyDataset, Observation], VAE]]
 
 
 def check_size(make: Callable[[], VAE]) -> None:
-    """Refuse a program whose networks take more than half of the machine's memory, before they take any.
+    """Refuse a program whose networks would take more than half of the machine's memory, before they are allocated.
 
     Raises:
         ValueError: if they do.
@@ -213,7 +213,7 @@ def check_size(make: Callable[[], VAE]) -> None:
         with torch.device("meta"):
             weights = list(make().parameters())
         needed = sum(tensor.numel() * tensor.itemsize for tensor in weights)
-    except RuntimeError:  # more elements than 64 bits count
+    except RuntimeError:  # more elements than 64 bits can count
         needed = 2**63
     there = psutil.virtual_memory().total
     if 2 * needed > there:
@@ -229,7 +229,7 @@ def _observation(config: TrainConfig, data: AnyDataset) -> Observation:
             found = getattr(config, setting)
             if found != plain:
                 raise ValueError(
-                    f"Expected no {setting} for the table '{data.name}', whose columns have families of their own and "
+                    f"Expected no {setting} for the table '{data.name}', whose columns have their own families and "
                     f"no neighbours, but found '{found}'. Try without it."
                 )
         return TableObservation(data.columns)

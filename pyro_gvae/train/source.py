@@ -1,4 +1,4 @@
-"""What a run folder says of its data: their shape, the columns of a table, the hash of a file, how it was read."""
+"""Describe data in a run folder (shape, columns, file hash, how they were read), and read them again."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def check_source(run: Path, config: DataConfig) -> None:
 
     Raises:
         ValueError: if it has changed.
-        OSError: if it is absent.
+        OSError: if it is missing.
     """
     if config.data is not None and read_config(run).get("data_sha256") != file_digest(config.data):
         raise ValueError(
@@ -49,7 +49,7 @@ def read_again(run: Path, config: TrainConfig) -> AnyDataset:
     """Read the data of a run folder of a command, as they were read when it was begun.
 
     Raises:
-        ValueError: if data or device are unusable, or the folder does not say which columns they have.
+        ValueError: if data or device are unusable, or the folder does not describe their columns.
         OSError: if data files are missing.
     """
     written = read_config(run)
@@ -68,10 +68,10 @@ def read_again(run: Path, config: TrainConfig) -> AnyDataset:
 
 
 def column_of(written: Any) -> Column:
-    """Read a column that a run folder describes.
+    """Read the description of a column in a run folder.
 
     Raises:
-        ValueError: if it describes none.
+        ValueError: if it is invalid.
     """
     if not fits(ColumnRecord, written) or not all(isinstance(level, str) for level in written["levels"]):
         raise ValueError(f"Expected a column of a table in a config.json, but found {written!r:.60}. Try a copy of it.")

@@ -22,14 +22,14 @@ class State:
     loss_sum: float = 0.0  # since the last evaluation before this step
     num_losses: int = 0
     judge: Judge = "none"
-    compiled: bool = False  # whether steps are compiled, which rounds otherwise
+    compiled: bool = False  # whether steps are compiled, which changes rounding
     judged_step: int = 0
     judged_seconds: float = 0.0
     kept_step: int = 0
     kept_seconds: float = 0.0
     best: float | None = None  # best discrete test ELBO of this stage
     stale: int = 0  # evaluations since the best one
-    milestones: list[dict[str, Any]] = field(default_factory=list)  # what was measured at them, a line each
+    milestones: list[dict[str, Any]] = field(default_factory=list)  # the measurements, a line per milestone
     done: str | None = None  # why the run is over
 
 
@@ -41,7 +41,7 @@ def read_state(written: Any, num_stages: int) -> State:
         num_stages: number of stages of the run.
 
     Raises:
-        ValueError: if its entries are not those of this release, or one has another type or is out of range.
+        ValueError: if its entries differ from this release's, or one has another type or is out of range.
     """
     names = {field.name for field in fields(State)}
     others = sorted(map(str, names ^ set(written if isinstance(written, dict) else ())))

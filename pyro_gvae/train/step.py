@@ -49,9 +49,9 @@ def make_step(
 
     The first step runs model and guide with Pyro's validation on, and records their computation
     (:class:`~pyro_gvae.jit.traced_elbo.TracedELBO`). Later steps replay the recording without Pyro. Data whose values
-    are smaller, larger or less whole than in all steps before are validated first, by one more run. A program that
-    cannot be recorded runs as it is, with a warning; sums over many codes do so without a warning, since they gain
-    nothing. Pyro's param store is not used, and Pyro's validation setting is restored after each step.
+    are smaller or larger than in all steps before, or no longer whole numbers, are validated first, by one more run. A
+    program that cannot be recorded runs as it is, with a warning; sums over many codes do so without a warning, since
+    they gain nothing. Pyro's param store is not used, and Pyro's validation setting is restored after each step.
 
     Args:
         vae: a module with `.model(x)` and `.guide(x)`, such as `CategoricalVAE`. If the step is called under
@@ -60,12 +60,12 @@ def make_step(
         estimator: the estimator, a handler and an ELBO.
         lr: learning rate; ignored if `optimizer` is an object.
         optimizer: the name of a class in `torch.optim`, fused if torch can, for all parameters; or an optimizer that
-            has the parameters already, for example to keep its state when the estimator changes. It needs those of the
-            loss as well: `optimizer.add_param_group({"params": step.own.parameters()})` before the first step.
+            has the parameters already, for example to keep its state when the estimator changes. It needs the loss's
+            parameters as well: `optimizer.add_param_group({"params": step.own.parameters()})` before the first step.
         clip_norm: the largest norm of the gradient of all the module's parameters, in nats per datum. The loss's own
             parameters have other units and are not clipped.
         skip_non_finite: skip a step whose loss or gradient is not finite. Only random states change, and the step
-            returns NaN. If not, a loss that is not finite is an error, before which nothing changes either.
+            returns NaN. If False, a loss that is not finite is an error; nothing changes in that case either.
         compile: compile the recorded graph by Inductor, with CUDA graphs on a GPU. This needs a compiler and half a
             minute.
         shard: how the processes of torch's group take one step together, with losses and gradients summed over
@@ -168,9 +168,9 @@ class Step:
         return loss / num_data
 
     def _check_optimizer(self) -> None:
-        """Refuse, before the first step, an optimizer that lacks what the loss trains besides the program.
+        """Refuse, before the first step, an optimizer that lacks the loss's own parameters.
 
-        It would stay as it is without a word. Of the module's parameters some may be absent, as frozen ones are.
+        They would silently stay untrained. Some of the module's parameters may be absent, for example frozen ones.
         """
         if self._is_checked:
             return
@@ -191,7 +191,7 @@ class Step:
         self._is_checked = True
 
     def _summed(self, loss: Tensor, num_data: int, before: list[Tensor]) -> Sums:
-        """Return loss and number of data of all processes, and give all the same gradients and buffers."""
+        """Sum loss and number of data over processes, and give all processes the same gradients and buffers."""
         if self._shard is None:
             return Sums(loss, num_data)
         sums = sum_gradients(loss, num_data, self._gradients.parameters, self._buffers, before)
@@ -235,7 +235,7 @@ class _Gradients:
 
     @torch.no_grad()
     def _check(self, *args: Any, **kwargs: Any) -> None:
-        """Have the programs validate data beyond the ranges of those before; nothing changes."""
+        """Let the programs validate data outside the ranges seen so far; nothing changes."""
         before = [buffer.clone() for buffer in self.buffers]
         with pyro.get_param_store().scope(), pyro.validation_enabled(), without_trace():
             self._elbo.loss(self._model, self._guide, *args, **kwargs)

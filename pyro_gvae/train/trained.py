@@ -1,4 +1,4 @@
-"""The trained models of a run folder, whichever command wrote it."""
+"""Load the trained models of a run folder of any command."""
 
 import warnings
 from collections.abc import Sequence
@@ -96,12 +96,12 @@ def load_model(
 ) -> Trained:
     """Load the one trained model of a run folder with this estimator and seed, onto the CPU; None matches any.
 
-    Whoever made the folder, nothing outside of it is reached but the data, and nothing is fetched.
+    The folder need not be trusted: nothing outside of it but the data is read, and nothing is downloaded.
 
     Args:
         run: a run folder of any command.
-        estimator: that trained the model.
-        seed: of the model.
+        estimator: the estimator that trained the model.
+        seed: the seed of the model.
         data_dir: the folder of the data sets that have files.
 
     Raises:
@@ -133,7 +133,7 @@ def load_model(
 
 
 def rows_of_file(trained: Trained, path: Path | None) -> Rows | None:
-    """Return the rows of a table that takes more memory than the run allows its data; None of other files."""
+    """Return the rows of a table that takes more memory than the run allows for data; None for other files."""
     table = large_table(path, in_bytes(trained.config.data_memory))
     if table is None or trained.data.columns is None:
         return None
@@ -152,15 +152,15 @@ def label_among(trained: Trained, names: Sequence[str]) -> Column | None:
 
 
 def on_file(trained: Trained, path: Path | None, num_data: int) -> Trained:
-    """Return a trained model whose test data are those of a file, written as its training data are; None changes none.
+    """Replace a trained model's test data by those of a file, encoded like its training data; None keeps them.
 
     Args:
         trained: the model.
-        path: the file, of which the test data are taken if it has a split.
-        num_data: how many data there are at most, of a file or a run that is read in slices.
+        path: the file; if it has a split, its test data are used.
+        num_data: the most data to read, if the file or the run's data are read in slices.
 
     Raises:
-        ValueError: if the file is damaged, or its data are unlike those of the run.
+        ValueError: if the file is damaged, or its data do not match those of the run.
         OSError: if it cannot be read.
     """
     if path is None:
@@ -207,7 +207,7 @@ def _test_data(trained: Trained, path: Path) -> tuple[Tensor, Tensor | None]:
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], bool]:
-    """Read the weights of a run, those of its checkpoint if they are lost, and tell whether the run is finished."""
+    """Read the weights of a run, or those of its checkpoint if they are lost; also return whether it is finished."""
     path = folder / WEIGHTS
     damaged = None
     if path.exists():
@@ -225,5 +225,5 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], bool]:
     if damaged is None and done is not None:
         damaged = ValueError(f"Expected the weights of a finished run in '{path}', but found no such file.")
     if damaged is not None:
-        warnings.warn(f"{damaged} The weights of the checkpoint are taken.", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{damaged} The weights of the checkpoint are used.", RuntimeWarning, stacklevel=2)
     return weights, done is not None

@@ -33,18 +33,18 @@ from .step import Step, make_step
 
 @final
 class Training:
-    """A program, its data and an optimizer, on their way through the stages of a configuration.
+    """A training run in progress: a program, its data and an optimizer in one of the stages of a configuration.
 
     Attributes:
         vae: the program that is trained.
-        given: the data as it takes them.
+        given: the data in the form that the program takes.
         watched: some of the training data, on which the discrete model is evaluated.
         estimator: the estimator of the current stage.
         state: the progress of the run.
         refused: batch and random state of the last step, if it was skipped because it was not finite.
-        not_finite: how many numbers of each parameter were not finite when the run began.
-        share: the part of this process, if several train together.
-        compilation: whether steps are compiled, and why; what a checkpoint says of it is in the state.
+        not_finite: how many elements of each parameter were not finite when the run began.
+        share: this process's part of the work, if several train together.
+        compilation: whether a new run would compile steps, and why; a resumed run's choice is in the state.
     """
 
     def __init__(self, vae: Any, data: AnyDataset | Data, config: TrainConfig) -> None:
@@ -142,12 +142,12 @@ class Training:
         return -self.state.loss_sum / self.state.num_losses if self.state.num_losses else None
 
     def has_had(self, amount: Amount) -> bool:
-        """Whether the run has trained so much in all."""
+        """Whether the run has reached this amount of training in total."""
         return amount.is_over(self.state.step, self.state.seconds, self.per_epoch)
 
     @property
     def budget_is_spent(self) -> str | None:
-        """The budget of the whole run that is spent, in words; None if none is."""
+        """The spent budget of the whole run, in words; None if none is spent."""
         config, state = self.config, self.state
         if config.steps is not None and state.step >= config.steps:
             return f"{config.steps} step{'s' * (config.steps != 1)}"
@@ -164,7 +164,7 @@ class Training:
         return stale or self._is_over(self.stage.amount, self.state.stage_step, self.state.stage_seconds)
 
     def next_stage(self) -> None:
-        """Go on to the next estimator, or finish. The optimizer keeps its state, but not that of the old loss."""
+        """Move on to the next estimator, or finish. The optimizer drops only its state of the old loss."""
         state = self.state
         if state.stage + 1 == len(self.config.plan):
             state.done = "all stages"
@@ -176,7 +176,7 @@ class Training:
         self._begin_stage()
 
     def begin_stage_again(self) -> None:
-        """Make the step again, since the program's parameters have other shapes."""
+        """Make the step again after the shapes of the program's parameters have changed."""
         self._end_stage()
         self._begin_stage()
 
@@ -224,7 +224,7 @@ class Training:
             self._take(state, content)
         except (ValueError, *damage) as error:
             raise ValueError(of_another) from error
-        if state.done is not None:  # unless plan or budget have grown since
+        if state.done is not None:  # but plan or budget may have grown since
             state.done = self.budget_is_spent
             if state.done is None and self.stage_is_over:
                 self.next_stage()
@@ -277,7 +277,7 @@ class Training:
             return self.step(mapped(self.share.rows, batch) if self.config.shard == "data" else batch).item()
         except (RuntimeError, ValueError):  # Pyro and torch may also refuse NaN with an error
             if first_non_finite(self.vae, self.estimator, batch) is None:
-                raise  # all values are finite: an error of the program
+                raise  # all values are finite, so this is an error in the program
             return math.nan
 
     def _anneal(self) -> None:
@@ -291,7 +291,7 @@ class Training:
         epoch, skip = divmod(self.state.step, self.per_epoch)
         order: Any = {"seed": self.config.seed, "labels": self.given.labels}
         while True:
-            data = self.train if isinstance(self.train, Rows) else self.data  # whose images may be sampled anew
+            data = self.train if isinstance(self.train, Rows) else self.data  # a Dataset may sample its images anew
             yield from epoch_batches(data, self.config.batch_size, epoch=epoch, skip=skip, **order)
             epoch, skip = epoch + 1, 0
 

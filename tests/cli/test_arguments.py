@@ -189,7 +189,7 @@ def test_help_shows_groups_and_examples(capsys):
         ([], "Measure:"),
         (["train"], EXAMPLES["train"][0]),
         (["train"], in_words),
-        (["train", "--model", "joint"], "0 of other programs. Default: `10`."),
+        (["train", "--model", "joint"], "0 for other programs. Default: `10`."),
         (["train"], "--preset NAME Begin"),
         (["evaluate"], "Usage: pyro-gvae evaluate RUN [options]"),
         (["compare"], "--seeds INT ... Each"),

@@ -288,7 +288,7 @@ def test_weights_that_are_lost_are_those_of_the_checkpoint(harm, run, trained):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert command("report", run)
-    assert lost or any("The weights of the checkpoint are taken" in str(warning.message) for warning in caught)
+    assert lost or any("The weights of the checkpoint are used" in str(warning.message) for warning in caught)
     assert "not finished" not in (run / "report.html").read_text()
     assert command("resume", run)
     found = load_file(run / "weights.safetensors")

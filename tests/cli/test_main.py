@@ -53,7 +53,7 @@ def run(capsys, *arguments):
         (["evaluate", "nowhere"], "nowhere"),
         (["evaluate", "nowhere", "--num-data", "1"], "Expected num_data of at least 2, but found 1"),
         (["evaluate", "nowhere", "--num-particles", "0"], "Expected num_particles of at least 1, but found 0"),
-        (["evaluate", "nowhere", "there"], "Expected no word more after pyro-gvae evaluate, but found 'there'"),
+        (["evaluate", "nowhere", "there"], "Expected no more words after pyro-gvae evaluate, but found 'there'"),
         (["encode", "nowhere", "--kind", "mode"], "Expected --kind among map, sample, exact, but found 'mode'"),
         (["encode", "nowhere"], "Expected a run folder, but found that 'nowhere' is not one"),
         (["reconstruct", "nowhere", "--num-data", "0"], "Expected num_data of at least 1, but found 0"),

@@ -68,7 +68,7 @@ def test_a_command_without_memory_is_one_sentence(monkeypatch, capsys, tmp_path)
     monkeypatch.setattr(pages, "report_command", greedy)
     write_json(tmp_path / "config.json", {"train": {}})
     assert main(["report", str(tmp_path)]) == 2
-    assert "Expected enough memory for this command, but found that there is no more. Try" in capsys.readouterr().err
+    assert "Expected enough memory for this command, but found that it ran out. Try" in capsys.readouterr().err
 
 
 def written(folder, script):
@@ -124,7 +124,7 @@ used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if
 resource.setrlimit(resource.RLIMIT_AS, (used + 60_000_000, resource.RLIM_INFINITY))
 print("status", main(["evaluate", run, "--evidence", "exact", "--max-memory", "8"]), file=sys.stderr)
 """
-NO_MEMORY = "pyro-gvae: Expected enough memory for this command, but found that there is no"
+NO_MEMORY = "pyro-gvae: Expected enough memory for this command, but found that it ran out"
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ def test_amounts_end(amount, steps, seconds, is_over):
         ({"beta": "linear:0,1"}, "Expected a number of at least 0 or a schedule as beta, but found linear:0,1"),
         (
             {"unimix": 0.01},
-            "Expected a schedule that ends at 0 as unimix, since evaluations are without it, but found 0.01",
+            "Expected a schedule that ends at 0 as unimix, since evaluations leave it out, but found 0.01",
         ),
         ({"unimix": "linear:1.1,0,5"}, "Expected unimix of at most 1, but found linear:1.1,0,5"),
         (

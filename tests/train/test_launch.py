@@ -95,7 +95,7 @@ def test_where_weights_come_from_is_said_unless_they_are_those_of_the_end(finish
         assert not load_model(unfinished).finished
     lost = shutil.copytree(finished, tmp_path / "lost")
     (lost / "weights.safetensors").unlink()
-    with pytest.warns(RuntimeWarning, match=r"but found no such file\. The weights of the checkpoint are taken\."):
+    with pytest.warns(RuntimeWarning, match=r"but found no such file\. The weights of the checkpoint are used\."):
         assert load_model(lost).finished
 
 

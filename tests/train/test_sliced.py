@@ -99,7 +99,7 @@ def test_a_share_of_the_training_labels_is_taken(tmp_path):
     assert (
         labels_in_words(data) == f"labels: {sum(data.labelled)} of {len(data.train)} training rows, 3 classes: x, y, z"
     )
-    with pytest.raises(ValueError, match=r"none of '.' is among labelled_share=0.001"):
+    with pytest.raises(ValueError, match=r"labelled_share=0.001 keeps none of '.'"):
         with_labels(tmp_path, labelled_share=0.001)
 
 
@@ -142,7 +142,7 @@ def test_labels_that_cannot_be_are_refused(tmp_path, data):
     few = ConditionalVAE(2, 2, 1, 3, (4,), observation=TableObservation(labelled.columns))
     with pytest.raises(ValueError, match=r"Expected labels of 2 classes, but found 3 in 'people.parquet': x, y, z"):
         given(few, labelled)
-    with pytest.raises(ValueError, match=r"classes of which there are training data, .* but found none of 'y'"):
+    with pytest.raises(ValueError, match=r"training data of every class, .* but found none of 'y'"):
         given(conditional(data), replace(labelled, labelled=(3, 0, 2)))
 
 

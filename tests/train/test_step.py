@@ -324,7 +324,7 @@ def test_an_optimizer_that_has_what_the_loss_trains_trains_it():
 def test_an_optimizer_of_something_else_is_refused(optimizer, sentence):
     with pytest.raises(ValueError, match=sentence):
         make_step(new_vae(), estimator("exact"), optimizer=optimizer)(batches(1)[0])
-    with pytest.raises(ValueError, match="Expected the name of an optimizer, since a run has one of its own"):
+    with pytest.raises(ValueError, match="Expected the name of an optimizer, since a run makes its own"):
         TrainConfig(optimizer=optimizer)
 
 
