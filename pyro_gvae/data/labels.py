@@ -222,7 +222,7 @@ def check_labels(program: Any, data: Dataset) -> None:
             row = int((~torch.isin(labels, seen)).nonzero()[0])
             raise ValueError(
                 f"Expected training data of every class, without which p(x | y) is unknown, but found none of label "
-                f"{int(labels[row])} in row {row + 1} of the {part} data. Try another split."
+                f"{int(labels[row])}, which row {row + 1} of the {part} data has. Try another split."
             )
 
 

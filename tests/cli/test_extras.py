@@ -33,7 +33,7 @@ sys.exit(any([main(command) for command in commands]))
 
 def test_the_main_job_and_training_need_no_extra(tmp_path):
     run, trained = str(tmp_path / "compared"), str(tmp_path / "trained")
-    commands = [[*COMPARE, "--output", run], ["resume", run], [*TRAIN, "--output", trained], ["report", trained]]
+    commands = [[*COMPARE, "--output", run], [*TRAIN, "--output", trained]]
     asked = json.dumps([["tensorboard", "pyarrow", "distributed"], commands])
     done = subprocess.run([sys.executable, "-c", COMMANDS, asked], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -132,7 +132,7 @@ def test_labels_of_a_column_have_names():
         (lambda: given(conditional(), images().train), "for a ConditionalVAE, .* but found data alone"),
         (lambda: given(learned(), images(SOME + 1)), "Expected labels 0 to 2, but found 3 in row 3 of the train data"),
         (lambda: given(learned(), images(SOME.float())), "Expected labels as integers, but found torch.float32"),
-        (lambda: given(conditional(), images(LABELS % 2)), "found the label 2 in row 3 of the test data"),
+        (lambda: given(conditional(), images(LABELS % 2)), "found none of label 2, which row 3 of the test data has"),
     ],
 )
 def test_invalid_labels_are_refused(call, sentence):

@@ -89,7 +89,7 @@ def test_the_folder_says_what_was_asked_for_before(tmp_path):
 def test_more_stages_of_a_run_that_has_used_its_budget_are_refused(tmp_path):
     trained(tmp_path, "exact:9steps", steps=4)
     before = (tmp_path / "config.json").read_bytes()
-    with pytest.raises(ValueError, match=r"has used all of its 4\. Try --steps 8 besides"):
+    with pytest.raises(ValueError, match=r"has used all of its 4\. Try --steps 8 as well"):
         resume(tmp_path, more="2steps")
     assert (tmp_path / "config.json").read_bytes() == before
     assert resume(tmp_path, more="2steps", steps=10)[1].steps == 10
