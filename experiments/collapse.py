@@ -66,6 +66,7 @@ class Case(NamedTuple):
 
     config: TrainConfig
     moments: tuple[str, ...]
+    without: tuple[str, ...] = ()  # cures that cannot act in such a run
 
 
 CASES = {
@@ -73,7 +74,11 @@ CASES = {
     "reinforce-loo 8x4": Case(
         replace(reinmax_protocol.configuration("reinforce-loo", "8x4"), stages="reinforce-loo:5"), ("1", "5")
     ),
-    "exact 8x4": Case(replace(reinmax_protocol.configuration("exact", "8x4"), stages="exact:1"), ("1",)),
+    "exact 8x4": Case(
+        replace(reinmax_protocol.configuration("exact", "8x4"), stages="exact:1"),
+        ("1",),
+        without=("revive",),  # which acts from the second epoch on
+    ),
 }
 #: Cure -> settings, in which {half} is half of the steps.
 CURES: dict[str, dict[str, Any]] = {
@@ -109,6 +114,7 @@ def main(
     cells: list[Row] = [
         {"case": case, "estimator": cure, "seed": seed, "moment": CASES[case].moments[-1]}
         for case, seed, cure in product(cases, seeds, cures)
+        if cure not in CASES[case].without
     ]
     table = run_cells(NAME, cells, partial(measure, places=places, smoke=smoke), places)
     final = ends(table)
@@ -129,7 +135,7 @@ def configuration(cell: Row, config: TrainConfig) -> TrainConfig:
 
 def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
     """Train a cell and judge it at its moments: its scores, and the part of its categories that it uses."""
-    config, moments = CASES[cell["case"]]
+    config, moments, _ = CASES[cell["case"]]
     placed = places.placed(tiny(config) if smoke else config)
     rows = train(configuration(cell, placed), moments, scores_on_test, places.folder(NAME, cell))
     return [row | {"part_used": row["categories_used"] / placed.num_categories} for row in rows]
@@ -137,7 +143,7 @@ def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
 
 def ends(table: pd.DataFrame) -> pd.DataFrame:
     """The last rows of cells."""
-    last = {case: Amount.parse(moments[-1]).number for case, (_, moments) in CASES.items()}
+    last = {case: Amount.parse(moments[-1]).number for case, (_, moments, _) in CASES.items()}
     return table[table["moment"].astype(float) == table["case"].map(last)]
 
 
