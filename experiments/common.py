@@ -355,7 +355,7 @@ def draw_dots(axes: Axes, ends: pd.DataFrame) -> pd.DataFrame:
             if losses.at[place, value] > high
         ]
         where = ("axes fraction", "data"), "offset points"
-        axes.annotate(f"{', '.join(beyond)} →", (1, place), (-4, 0), *where, ha="right", va="center", fontsize=9)
+        axes.annotate(f"→ {', '.join(beyond)}", (1, place), (4, 0), *where, ha="left", va="center", fontsize=9)
     axes.set_yticks(found.index, [f"{name} ({n})" for name, n in zip(found["estimator"], found["seeds"], strict=True)])
     axes.set_ylim(-0.6, len(found) - 0.4)
     axes.grid(axis="x")
