@@ -289,7 +289,7 @@ def test_rows_are_compared_at_the_last_common_epoch_and_far_ones_are_written_at_
     found = common.draw_dots(axes, ends)
     assert list(found["estimator"]) == ["reinforce", "reinmax", "exact"]  # from bottom to top
     assert [label.get_text() for label in axes.get_yticklabels()] == ["reinforce (1)", "reinmax (1)", "exact (2)"]
-    assert axes.get_xlim()[1] < 150 and [text.get_text() for text in axes.texts] == ["−ELBO 400, −log p(x) 395 →"]
+    assert axes.get_xlim()[1] < 150 and [text.get_text() for text in axes.texts] == ["→ −ELBO 400, −log p(x) 395"]
 
 
 def test_numbers_of_seeds_in_words():
