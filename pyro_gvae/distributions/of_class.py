@@ -16,8 +16,8 @@ class OfClass(TorchDistribution):
 
     .. math:: \log p(x_b | s) = \log p(x_b | \eta_{s, y_b})
 
-    Its natural parameters are of S codes and C classes, not of S codes and B data. One matrix product has the scores of
-    all data under all of them, and each datum takes that of its class.
+    There are natural parameters for S codes and C classes, not for S codes and B data. One matrix product gives the
+    log-likelihoods of all data under all of them, of which each datum selects those of its class.
 
     Args:
         base_dist: the family, of batch shape (..., C).
@@ -43,7 +43,7 @@ class OfClass(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """That of the family."""
+        """The support of the family."""
         return self.base_dist.support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:

@@ -90,7 +90,7 @@ def all_particles(runs: Runs, chains: Chains, num_particles: int, at_once: int) 
         warnings.warn(
             "Expected programs that take particles in one more dimension left of the plates, but found: "
             f"{obstacle.rstrip('.')}. They run for one particle at a time, which gives the same numbers but takes "
-            "longer. Try operations on the last dimensions alone, such as Vindex(values)[..., k] in place of "
+            "longer. Try operations on the last dimensions only, such as Vindex(values)[..., k] instead of "
             "values[k].",
             stacklevel=2,
         )

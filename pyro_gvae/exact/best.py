@@ -1,4 +1,4 @@
-"""The most probable joint code of each datum under the exact posterior, without the posterior."""
+"""Find the most probable joint code of each datum under the exact posterior, without computing the posterior."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from .posteriors import check_latents, in_plates, no_own_code
 def best_codes(
     pair: HasPair, *args: Any, max_memory: float | None = None, slice_size: int | None = None, **kwargs: Any
 ) -> PerLatent:
-    """Find the most probable joint code of each datum: the greatest p(x, z), without the sum that is p(x).
+    """Find the most probable joint code of each datum, argmax_z p(x, z), without the sum p(x).
 
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`; its guide is not used.
@@ -28,7 +28,7 @@ def best_codes(
         **kwargs: keyword arguments of model and guide.
 
     Returns:
-        One-hots (B, N, K), the first code of :func:`posterior`; of several latents, by the latent's name.
+        One-hots (B, N, K), the first code of :func:`posterior`; a dictionary by name if there are several latents.
 
     Raises:
         ValueError: as :func:`posterior`.

@@ -60,10 +60,10 @@ def mean_field(
     Args:
         pair: a `CategoricalVAE`, or a :class:`Pair`.
         *args: arguments of model and guide, for example data (B, D); a single tuple or list is unpacked.
-        max_sweeps: most sweeps over all digits.
-        tolerance: a datum is swept no more when a sweep gains no more than this for it, in nats, or than four roundings
-            of its ELBO, such as 5e-5 for -100 nats in float32. Its ELBO may still be lower than that of further sweeps,
-            by about as much. Data that share a latent, and those of chains, are swept until none gains more.
+        max_sweeps: the largest number of sweeps over all digits.
+        tolerance: sweeps over a datum end when one gains at most this for it, in nats, or at most four roundings of its
+            ELBO, which is 5e-5 for -100 nats in float32. More sweeps could raise its ELBO by about as much again. Data
+            that share a latent, and data of chains, are swept until none of them gains more.
         max_memory: bytes that the table or a slice may take; 4 GB if None.
         slice_size: codes in a slice; the largest that is fast and fits into `max_memory` if None.
         **kwargs: keyword arguments of model and guide.

@@ -1,4 +1,4 @@
-"""The best factorized posterior of data that share no latent: each has a table of its own, and converges by itself."""
+"""Find the best factorized posterior of data that share no latent: each datum converges on its own."""
 
 import functools
 import math
@@ -25,14 +25,14 @@ class Digits(NamedTuple):
 
 
 def ascend_apart(joint: Tensor, starts: list[Start], plan: Plan, *, max_sweeps: int, tolerance: float) -> list[Digits]:
-    """Ascend from each start, from the marginals of the exact posterior and from its mode, some data at a time.
+    """Run coordinate ascent from each start, and from the marginals and the mode of the exact posterior.
 
     Args:
         joint: log p(x, z) of all codes, (B, S).
-        starts: of all data.
-        plan: of the sum over codes.
-        max_sweeps: most sweeps over all digits, at least one.
-        tolerance: the largest gain that counts as none, in nats.
+        starts: the given starts, for all data.
+        plan: the plan of the sum over codes.
+        max_sweeps: the largest number of sweeps over all digits, at least one.
+        tolerance: a smaller gain, in nats, counts as none.
     """
     at_once = max(1, int(min(tuning(plan.device).forward_bytes / (joint.shape[1] * joint.itemsize), len(joint))))
     ends: list[list[Digits]] = []
@@ -50,7 +50,7 @@ def _together_again(parts: Iterable[Digits]) -> Digits:
 
 
 def _ascend(joint: Tensor, start: Start, plan: Plan, max_sweeps: int, tolerance: float) -> Digits:
-    """Sweep over the digits of data that have nothing in common, and over those of each until it gains no more."""
+    """Sweep over the digits of each datum until it no longer gains; data that have converged are left out."""
     found = sweep(start, joint, plan)
     ends = [*(digit.clone() for digit in found.logits), found.elbo.clone()]
     rows = torch.arange(len(joint), device=joint.device)
@@ -62,7 +62,7 @@ def _ascend(joint: Tensor, start: Start, plan: Plan, max_sweeps: int, tolerance:
         num_gaining = int(gaining.sum())
         if not num_gaining:
             break
-        if 2 * num_gaining <= len(rows):  # the table is copied each time, and no more than twice in all
+        if 2 * num_gaining <= len(rows):  # each copy is at most half as large as the last
             rows, joint = rows[gaining], joint[gaining]
             found = Digits(tuple(digit[gaining] for digit in found.logits), found.elbo[gaining])
     *logits, elbo = ends
@@ -83,7 +83,7 @@ def _posterior_starts(joint: Tensor, plan: Plan) -> list[Start]:
 
 
 def _sums(probs: Tensor, counts: list[int]) -> list[Tensor]:
-    """Return the sums (B, K) over all digits but one, for each, of numbers of joint codes (B, S)."""
+    """Return, for each digit, the sums (B, K) over all other digits of a table of joint codes (B, S)."""
     if len(counts) == 1:
         return [probs]
     first, second = counts[: len(counts) // 2], counts[len(counts) // 2 :]

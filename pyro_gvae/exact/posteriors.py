@@ -155,8 +155,8 @@ def _shared_posterior(model: Run, plan: Plan, num_codes: int) -> Posterior:
 def no_own_code(num_codes: int) -> ValueError:
     """Return the error of most probable codes that are asked for where data share a latent."""
     return ValueError(
-        f"Expected num_codes=0 where data share a discrete latent, but found {num_codes}: a most probable code is "
-        "then one of all data together, and no datum has one of its own. Try the marginals, or sample_posterior."
+        f"Expected num_codes=0 where data share a discrete latent, but found {num_codes}: the most "
+        "probable code is then one of all data together, not of each datum. Try the marginals, or sample_posterior."
     )
 
 
@@ -288,5 +288,5 @@ def _in_cells(plan: Plan, numbers: Tensor) -> dict[str, Tensor]:
 
 
 def in_plates(plan: Plan, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give values (cells, ...) of each latent the batch dimensions that it has."""
+    """Reshape values (cells, ...) of each latent to the batch dimensions of its site."""
     return {name: own.reshape(*plan.layout.site_shapes[name], *own.shape[1:]) for name, own in values.items()}

@@ -1,4 +1,4 @@
-"""What a code takes of memory, measured on a few of them."""
+"""Measure the memory that a code takes, on a few codes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -58,6 +58,6 @@ def _bytes_of_results(runs: Runs, layout: Layout, num_codes: int, with_guide: bo
 def read_codes(runs: Runs, layout: Layout, codes: dict[str, Tensor], with_guide: bool) -> Any:
     """Read both programs, or the model alone, on some codes."""
     if with_guide:
-        is_asked = layout.guide_depends or layout.has_continuous  # else no code changes what the guide says
+        is_asked = layout.guide_depends or layout.has_continuous  # otherwise the guide does not depend on the codes
         return read_both(runs, layout, read_guide_once(runs, layout) if is_asked else NOTHING_SAID, codes)
     return read(runs.model, layout, codes, {})

@@ -12,6 +12,7 @@ from torch import Size, Tensor
 
 from pyro_gvae import exact
 from pyro_gvae.exact import Pair
+from pyro_gvae.exact.best import best_codes
 from pyro_gvae.handlers.sites import Kind
 from pyro_gvae.programs.latents import Latent
 
@@ -50,12 +51,15 @@ def in_a_loop(name: str) -> tuple[Tensor, dict[str, Tensor]]:
 @pytest.mark.parametrize("slice_size", [None, 5])
 def test_marginals_and_most_probable_codes_are_those_of_a_loop(name, slice_size):
     joint, codes = in_a_loop(name)
-    found = exact.posterior(Pair(*PROGRAMS[name][:2]), DATA, num_codes=3, slice_size=slice_size)
+    pair = Pair(*PROGRAMS[name][:2])
+    found = exact.posterior(pair, DATA, num_codes=3, slice_size=slice_size)
+    best = best_codes(pair, DATA, slice_size=slice_size)
     probs, numbers = joint.softmax(0).topk(3, 0)
     torch.testing.assert_close(found.probs, probs.T)
     for site, own in codes.items():
         torch.testing.assert_close(found.marginals[site], torch.einsum("sb,snk->bnk", joint.softmax(0), own))
         torch.testing.assert_close(found.codes[site], own[numbers.T])
+        torch.testing.assert_close(best[site], own[numbers[0]])
 
 
 @EACH_NAME
