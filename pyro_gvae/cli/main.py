@@ -139,7 +139,7 @@ def _sentence(error: Exception) -> str | None:
 def _is_of_too_many_codes(error: Exception) -> bool:
     """Tell whether a sum over too many codes was refused; the module of that error may not be imported yet."""
     latents = sys.modules.get("pyro_gvae.programs.latents")
-    return latents is not None and isinstance(error, latents.TooManyCodesError) and "K^N" in str(error)
+    return latents is not None and isinstance(error, latents.TooManyJointCodesError)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -6,7 +6,7 @@ import torch
 
 from ..programs.chains import Chains
 from ..programs.joint import NOTHING_SAID, Guide, read_guide_once
-from ..programs.latents import TooManyCodesError
+from ..programs.latents import TooManyJointCodesError
 from ..programs.look import look
 from ..programs.modes import without_trace
 from ..programs.runs import Runs
@@ -32,7 +32,7 @@ def plan_to_end(runs: Runs, *, with_guide: bool = True, **options: Any) -> Plan 
         operations = _operations_of_code(runs.again(), plan, with_guide=with_guide) * plan.num_shared
         if operations > MOST_OPERATIONS:
             found = " x ".join(f"{one.num_categories}^{one.num_latents}" for one in plan.layout.space.latents)
-            raise TooManyCodesError(
+            raise TooManyJointCodesError(
                 f"Expected codes that can be summed in {MOST_OPERATIONS:g} operations, some hours on two cores, but "
                 f"found K^N = {found} = {plan.num_codes:,}, which take {operations:.2g} per sum. Try fewer latents or "
                 "categories, or sampling: another estimator, or the importance-weighted evidence."

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..programs.chains import Chains, lay_out_chains
 from ..programs.factors import Layout
-from ..programs.latents import READ_ALL, Roles, TooManyCodesError
+from ..programs.latents import READ_ALL, Roles, TooManyJointCodesError
 from ..programs.layout import lay_out, warn_of
 from ..programs.look import Look, look
 from ..programs.runs import Runs
@@ -227,7 +227,7 @@ def make_plan(
         for latent in layout.space.latents:
             digits[latent.num_categories] += latent.num_latents
         found = " x ".join(f"{num_categories}^{number}" for num_categories, number in digits.items())
-        raise TooManyCodesError(
+        raise TooManyJointCodesError(
             f"Expected at most 2^62 joint codes, but found K^N = {found}, too many to sum. Try `for t in "
             "pyro.markov(range(T))` for a chain in model and guide: exact.elbo, exact.log_evidence and their losses "
             "sum its latents one after another. Or try an estimator that samples, such as relax() with Trace_ELBO."

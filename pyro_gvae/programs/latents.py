@@ -28,6 +28,10 @@ class TooManyCodesError(ValueError):
     """There are more joint codes than can be numbered or held in memory."""
 
 
+class TooManyJointCodesError(TooManyCodesError):
+    """A sum over all K^N joint codes would not end."""
+
+
 class Latent(NamedTuple):
     """The name of a discrete latent, and the form of its values."""
 
