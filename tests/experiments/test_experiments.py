@@ -11,6 +11,7 @@ import bits
 import bound_gaps
 import certified_width
 import collapse
+import corpus
 import common
 import crossover
 import gflownet_em
@@ -61,6 +62,7 @@ SMOKES = {
     "priors": priors.main,
     "imputation": imputation.main,
     "sizes": sizes.main,
+    "corpus": corpus.main,
     "article": article.main,
     "semi_supervised": semi_supervised.main,
     "certified_width": certified_width.main,
