@@ -11,8 +11,8 @@ import bits
 import bound_gaps
 import certified_width
 import collapse
-import corpus
 import common
+import corpus
 import crossover
 import gflownet_em
 import gradient_fidelity
