@@ -113,6 +113,12 @@ def elbo_terms(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> Terms:
     return _stacked([_elbo_terms(layout, guide, *found) for found in read_both(runs, layout, guide, codes)])
 
 
+def guide_terms(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> Terms:
+    """Return :func:`elbo_terms`, with the model held constant."""
+    both = read_both(runs, layout, guide, codes)
+    return _stacked([_elbo_terms(layout, guide, found.codes, found.q, found.p.detached()) for found in both])
+
+
 def joint_scores(model: Run, layout: Layout, codes: Codes) -> JointScores:
     """Run the model on joint codes, and return log p(x, z)."""
     return _joined([_joint_scores(layout, part, read(model, layout, part, {})) for part in pieces(layout, codes)])
