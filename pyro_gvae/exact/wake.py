@@ -147,7 +147,7 @@ def _changes(runs: Runs, plan: Plan, guide: Guide, codes: Codes, scale: float | 
     found: dict[str, list[Tensor]] = {}
     levels = {name: level for level in plan.layout.levels for name in level.names}
     for part in pieces(plan.layout, codes):
-        q = read(runs.guide, plan.layout, part, guide.values).sites if plan.layout.guide_depends else {}
+        q = read(runs.guide, plan.layout, part, guide.values).sites if guide.depends else {}
         for name, site in (q | guide.sites).items():
             weighed = summed_over(site.weigh(site.score(part)), plan.batch_shape, levels[name].shape)
             found.setdefault(name, []).append(_change(weighed / scale))
