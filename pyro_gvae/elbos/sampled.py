@@ -103,6 +103,10 @@ class SampledELBO(EstimatedELBO):
     @override
     def estimate_of(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Estimate:
         runs = bind(model, guide, *args, **kwargs)
-        return self.estimate(
-            Target(runs, self._layouts.find((model, guide), args, kwargs, partial(lay_out_draws, runs)))
+        return self._layouts.use(
+            (model, guide),
+            args,
+            kwargs,
+            partial(lay_out_draws, runs),
+            lambda layout: self.estimate(Target(runs, layout)),
         )

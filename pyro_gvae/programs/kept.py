@@ -6,6 +6,11 @@ from typing import Any, Generic, TypeVar, final
 from torch import Tensor
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+
+class OutdatedError(RuntimeError):
+    """A program no longer has a property that was found before."""
 
 
 @final
@@ -41,6 +46,24 @@ class Kept(Generic[T]):
                 return found
         self._found = [*self._found, (key, make())][-self.MOST :]
         return self._found[-1][1]
+
+    def use(
+        self,
+        owner: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        make: Callable[[], T],
+        function: Callable[[T], R],
+    ) -> R:
+        """Apply a function to :meth:`find`; if that result is outdated, make it again.
+
+        A program may change without a change of its arguments, by a flag of the user's.
+        """
+        try:
+            return function(self.find(owner, args, kwargs, make))
+        except OutdatedError:
+            self._found = []
+            return function(self.find(owner, args, kwargs, make))
 
 
 def _kind(value: Any) -> Any:
