@@ -63,10 +63,11 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
     labels = data.train_labels if use_of_labels(vae) is Labels.GIVEN else None
     x = next(epoch_batches(data, config.batch_size, seed=config.seed, epoch=0, labels=labels))
     soft = MODELS[config.model].soft
-    table, found = advise_on(
+    table, found = _advise(
         vae,
         x,
-        estimators=config.estimators or [soft if name == "gumbel-softmax" else name for name in ESTIMATORS],
+        config.estimators or [soft if name == "gumbel-softmax" else name for name in ESTIMATORS],
+        are_named=bool(config.estimators),
         temperatures=config.temperatures,
         seconds=config.seconds,
         max_memory=in_bytes(config.max_memory),
@@ -105,22 +106,40 @@ def advise_on(
     Raises:
         ValueError: if nothing could be measured.
     """
-    problem = make_problem(pair, x)
-    obstacle = obstacle_to_sums(problem, seconds / 2 / EXACT_CALLS * OPERATIONS_PER_SECOND, max_memory, seed=seed)
-    grid = candidates(
-        estimators or tuple(ESTIMATORS), temperatures=temperatures, kl="categorical", max_memory=max_memory
-    )
-    grid = [one for one in grid if _is_feasible(one, obstacle)]
-    budget = Budget(lambda one: count_gradient(problem, one.make()))
-    shares, left_out = budget.divide(grid, seconds / 2, all_of_them=bool(estimators))
-    measured = [share.candidate for share in shares]
-    references = References(
-        problem,
-        "parameters",
-        candidates(["exact"], max_memory=max_memory) if obstacle is None else _unbiased(measured),
-        count=lambda one: budget.affordable(one, seconds / 4),
+    return _advise(
+        pair,
+        x,
+        estimators or tuple(ESTIMATORS),
+        are_named=bool(estimators),
+        temperatures=temperatures,
+        seconds=seconds,
+        max_memory=max_memory,
         seed=seed,
     )
+
+
+def _advise(
+    pair: HasPair,
+    x: Any,
+    estimators: Sequence[str | Estimator],
+    *,
+    are_named: bool,
+    temperatures: Sequence[float],
+    seconds: float,
+    max_memory: float | None,
+    seed: int,
+) -> tuple[pd.DataFrame, Advice]:
+    """Measure estimators: all of them if the caller named them, otherwise those that fit into the time."""
+    problem = make_problem(pair, x)
+    obstacle = obstacle_to_sums(problem, seconds / 2 / EXACT_CALLS * OPERATIONS_PER_SECOND, max_memory, seed=seed)
+    grid = candidates(estimators, temperatures=temperatures, kl="categorical", max_memory=max_memory)
+    grid = [one for one in grid if _is_feasible(one, obstacle)]
+    budget = Budget(lambda one: count_gradient(problem, one.make()))
+    shares, left_out = budget.divide(grid, seconds / 2, all_of_them=are_named)
+    measured = [share.candidate for share in shares]
+    truths = candidates(["exact"], max_memory=max_memory) if obstacle is None else _unbiased(measured)
+    allowed = max(seconds / 4, budget.least(truths))
+    references = References(problem, "parameters", truths, count=lambda one: budget.affordable(one, allowed), seed=seed)
     clock = make_clock(problem)
     rows = []
     for share in Progress(shares, desc="advise", unit="row"):

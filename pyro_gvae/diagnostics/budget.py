@@ -21,7 +21,7 @@ from .timing import TIMED_STEPS
 
 #: The order in which estimators get time, if there is not enough for all; the others follow in their own order.
 FIRST: tuple[EstimatorName, ...] = (
-    *("gumbel-softmax", "exact", "reinmax", "reinforce-loo", "straight-through", "local-expectation"),
+    *("gumbel-softmax", "exact", "reinforce-loo", "reinmax", "straight-through", "local-expectation"),
     *("st-gumbel-softmax", "gapped-straight-through", "top-c", "rebar"),
 )
 #: The estimators that are measured however little time there is, if their names were not given.
@@ -116,8 +116,13 @@ class Budget:
         counted = self.of(candidate)
         if counted is None:
             return 0
-        number = int(seconds / counted.seconds) - counted.warm_up
+        number = round(seconds / counted.seconds) - counted.warm_up
         return 0 if number < FEWEST else min(number, MOST)
+
+    def least(self, grid: Sequence[Candidate]) -> float:
+        """Return the seconds of the fewest estimates by the cheapest of some candidates; 0 if all refuse."""
+        works = [counted for one in grid if (counted := self.of(one)) is not None]
+        return min((counted.to_measure(FEWEST) for counted in works), default=0.0)
 
     def divide(self, grid: Sequence[Candidate], seconds: float, *, all_of_them: bool) -> tuple[list[Share], list[str]]:
         """Choose the candidates that fit into a time, and divide what they leave equally.

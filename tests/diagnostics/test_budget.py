@@ -57,8 +57,8 @@ def test_a_candidate_that_refuses_costs_nothing():
 
 def test_estimates_that_standard_errors_need_are_affordable_or_none():
     budget, grid, _ = budget_of(["vimco"])
-    fits = [budget.affordable(grid[0], seconds) for seconds in (1e-3 * (FEWEST - 1), 1e-3 * FEWEST * 1.001, 9.0)]
-    assert fits == [0, FEWEST, MOST]
+    fits = [budget.affordable(grid[0], seconds) for seconds in (1e-3 * (FEWEST - 1), 1e-3 * FEWEST, 9.0)]
+    assert fits == [0, FEWEST, MOST] and budget.least(grid) == pytest.approx(1e-3 * FEWEST)
 
 
 def test_work_is_counted_with_the_estimates_that_come_before():
