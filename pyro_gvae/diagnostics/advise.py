@@ -179,7 +179,7 @@ def _train(vae: VAE, data: Dataset, config: AdviseConfig) -> None:
         for x in epoch_batches(data, config.batch_size, seed=config.seed, epoch=epoch, labels=labels):
             if step is None:
                 counted = count_gradient(make_problem(vae, x), soft)
-                left = int(config.seconds / 5 / counted.seconds) - RECORDING
+                left = int((config.seconds / 5 - RECORDING * counted.calls) / counted.seconds)
                 step = make_step(vae, soft, lr=config.learning_rate)
             if left <= 0:
                 return

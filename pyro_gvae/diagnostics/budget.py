@@ -30,8 +30,10 @@ LEAST_MEASURED = 2
 FEWEST, MOST = 2 * NUM_GROUPS, 1024
 #: Seconds that an operation takes besides its arithmetic, in Pyro and in torch.
 SECONDS_PER_CALL = 2e-5
-#: Recording a step takes as long as this many estimates of the gradient, and counting one as long as this many.
+#: Recording a step takes as long as the calls of this many estimates of the gradient; counting, as those of this many.
 RECORDING, COUNTING = 30, 6
+#: Recording also runs a step this many times.
+RUNS_OF_RECORDING = 5
 
 
 class Counted(NamedTuple):
@@ -39,11 +41,13 @@ class Counted(NamedTuple):
 
     Attributes:
         seconds: the work in seconds of one core, within a factor of two.
+        calls: the part of these seconds that is not arithmetic.
         memory: the bytes of tensors that it holds at its peak.
         warm_up: the number of estimates that precede those that count.
     """
 
     seconds: float
+    calls: float
     memory: int
     warm_up: int
 
@@ -54,7 +58,12 @@ class Counted(NamedTuple):
     @property
     def to_time(self) -> float:
         """The seconds of timing a training step, which is recorded first."""
-        return (RECORDING + 2 + TIMED_STEPS) * self.seconds
+        return RECORDING * self.calls + (RUNS_OF_RECORDING + 2 + TIMED_STEPS) * self.seconds
+
+    @property
+    def to_count(self) -> float:
+        """The seconds of counting it."""
+        return COUNTING * self.calls + self.seconds
 
 
 def count_gradient(problem: Problem, chosen: Estimator) -> Counted:
@@ -72,8 +81,10 @@ def count_gradient(problem: Problem, chosen: Estimator) -> Counted:
             found.append(count_work(lambda: elbo.loss_and_grads(model, guide, *items(problem.x))))
 
         memory = peak_memory(run)
-    seconds = found[0].operations / OPERATIONS_PER_SECOND + found[0].calls * SECONDS_PER_CALL
-    return Counted(seconds, memory, WARMUP if own.state_dict() else 0)
+    calls = found[0].calls * SECONDS_PER_CALL
+    return Counted(
+        found[0].operations / OPERATIONS_PER_SECOND + calls, calls, memory, WARMUP if own.state_dict() else 0
+    )
 
 
 class Share(NamedTuple):
@@ -146,7 +157,7 @@ class Budget:
             if counted is None:  # its row will hold the error
                 chosen[family] = rows
                 continue
-            left -= COUNTING * counted.seconds
+            left -= counted.to_count
             needed = counted.to_time + len(rows) * counted.to_measure(FEWEST)
             cheapest = min(cheapest or needed, needed)
             if must or needed <= left:

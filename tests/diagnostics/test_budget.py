@@ -21,7 +21,7 @@ def budget_of(names, refused=()):
         counted.append(one.name)
         if one.name in refused:
             raise ValueError("no")
-        return Counted(COSTS[one.name], 1000, 0)
+        return Counted(COSTS[one.name], COSTS[one.name], 1000, 0)
 
     return Budget(count), candidates(names, temperatures=(0.5, 1.0)), counted
 
