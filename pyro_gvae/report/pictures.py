@@ -92,9 +92,8 @@ def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         axes.yaxis.set_major_locator(MaxNLocator(12, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value + 1:.0f}"))  # ranks; latents are numbers
         _draw_perplexity(axes, perplexity(usage), categories)
-    ticks = [0, 0.5, 1, *np.unique(np.linspace(1, norm.vmax, 4)[1:].round(1))]
-    label = "K x share of the data (1: uniform)"
-    figure.colorbar(image, ax=panels, label=label, shrink=0.8, aspect=30, ticks=ticks)
+    ticks = [0, 1, round(norm.vmax, 1)]
+    figure.colorbar(image, ax=panels, label="K x share", shrink=0.8, aspect=30, ticks=ticks)
     return figure
 
 

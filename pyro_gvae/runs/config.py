@@ -36,7 +36,8 @@ def circumstances() -> dict[str, Any]:
 
 def typed() -> str:
     """Return the command line of this process, quoted so that it can be typed again."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    return shlex.join(["pyro-gvae" if name == "__main__.py" else name, *sys.argv[1:]])  # of python -m pyro_gvae
 
 
 def commands_of(written: dict[str, Any]) -> str | None:
