@@ -6,6 +6,7 @@ import pytest
 from pyro_gvae.report.advice import draw_speeds, write_advice_report
 from pyro_gvae.report.gaps import gaps_finding, gaps_remarks
 from pyro_gvae.report.gradients import gradients_finding, write_gradients_report
+from pyro_gvae.report.settings import Settings
 from pyro_gvae.runs.files import write_json
 
 
@@ -56,7 +57,13 @@ def test_an_advice_shows_what_it_compares(measured, tmp_path):
         assert [label.get_text() for label in axes.get_yticklabels()] == ["exact", "reinmax"]  # the fastest on top
         assert [bar.get_width() for bar in axes.patches[:2]] == [100.0, 500.0]
     page = write_advice_report(
-        tmp_path, table, "Train with <x>.", ["Since -1 < 0."], train_by="pyro-gvae train", settings={}, command="c"
+        tmp_path,
+        table,
+        "Train with <x>.",
+        ["Since -1 < 0."],
+        train_by="pyro-gvae train",
+        settings=Settings({}, {}, {}),
+        command="c",
     ).read_text()
     assert "<p>Train with &lt;x&gt;.</p>" in page and "<pre>pyro-gvae train</pre>" in page
     assert page.count("<figure") == measured

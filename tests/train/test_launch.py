@@ -144,13 +144,20 @@ def test_an_unreadable_run_is_one_sentence(command, how, sentence, finished, tmp
 
 def test_the_report_is_one_page_that_says_what_the_run_says(finished):
     page = write_train_report(finished).read_text(encoding="utf-8")
-    assert not re.search(r"(src|href)=\"(?!data:)", page) and "<script" not in page and page.count("data:image") == 5
-    assert "<h1>gumbel-softmax, then exact on digits</h1>" in page
+    assert not re.search(r"src=\"(?!data:)", page) and "<script" not in page and page.count("data:image") == 5
+    assert "<h1>Trained on digits by gumbel-softmax, then exact</h1>" in page
     assert f"<b>{lines(finished)[-1]['test_elbo']:.2f}</b>".replace("-", "−") in page
     assert "The objective weights its KL by beta" in page and "What to know about this run" not in page
     assert "0 – 23" in page and "23 – 46" in page
     assert write_train_report(finished).read_text(encoding="utf-8") == page
     assert {path.suffix for path in (finished / "figures").iterdir()} == {".png", ".svg"}
+    assert "the mean image, which reaches" in page and "categories of a latent are in use" in page
+    chosen, rest = page[page.index("Settings that differ") :].split("<details>", 1)
+    assert (
+        "<dt>beta</dt>" in chosen and "<dt>judge</dt>" in rest and "<dt>processor</dt>" in rest.split("</details>")[1]
+    )
+    for name in re.findall(r'href="([^"]+)"', page):
+        assert name.startswith("https://") or (finished / name).exists()
 
 
 @pytest.mark.filterwarnings("ignore:.* is not finished:RuntimeWarning")
