@@ -27,6 +27,10 @@ class Kept(Generic[T]):
     def __init__(self) -> None:
         self._found: list[tuple[Any, T]] = []
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Copy and pickle it empty: the programs that it knows may be functions that no pickle takes."""
+        return Kept, ()
+
     def find(self, owner: Any, args: Sequence[Any], kwargs: Mapping[str, Any], make: Callable[[], T]) -> T:
         """Return the result of `make` for this owner and arguments like these, from the cache if it is there.
 
