@@ -58,6 +58,11 @@ class Chains(NamedTuple):
         """The shape of the ELBO and of the log-evidence."""
         return Size(self.sizes[plate] for plate in self.shared)
 
+    @property
+    def has_continuous(self) -> bool:
+        """Whether the guide has continuous latents."""
+        return not self.plates.keys() <= self.latents.keys()
+
     def read(self, runs: Runs) -> Both:
         """Run the programs on all values of all latents, with one pathwise draw of the continuous ones."""
         guide, draw = (runs.guide, drawn_once({}, frozenset())) if self.with_guide else (None, _no_draw)

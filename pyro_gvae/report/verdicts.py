@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from ..config.names import ElboIs
 from .findings import LEAST_FALL
 from .pictures import perplexity
 
@@ -14,6 +15,11 @@ from .pictures import perplexity
 LEAST_PERPLEXITY = 1.1
 #: The share of a training, at its end, over which a rise of the ELBO shows that it has not converged.
 LAST_SHARE = 0.2
+#: What an evaluation draws, by what it is.
+DRAWN: dict[ElboIs, str] = {
+    "sampled": ", from one sample for each datum",
+    "codes summed": ", with all codes summed and continuous latents drawn once for each",
+}
 
 
 class Baseline(NamedTuple):
@@ -46,7 +52,7 @@ def training_finding(last: Mapping[str, Any], baseline: Baseline | None = None) 
         return Markup("The discrete ELBO is unknown: the program has no discrete model that could be evaluated.")
     part = "train" if pd.isna(last["test_elbo"]) else "test"
     elbo = last[f"{part}_elbo"]
-    sampled = "" if last["elbo_is"] == "exact" else ", from one sample for each datum"
+    sampled = DRAWN.get(last["elbo_is"], "")
     text = Markup("The discrete ELBO ends at <b>{}</b> nats per datum on {}{}").format(_signed(elbo), part, sampled)
     if baseline is None or not np.isfinite([elbo, baseline.value]).all():
         return text + "."

@@ -20,6 +20,11 @@ LAST = {"test_elbo": -17.25, "train_elbo": -16.5, "elbo_is": "exact"}
         ),
         (LAST | {"test_elbo": None}, -20.0, "ends at <b>−16.50</b> nats per datum on train: <b>3.50 above</b>"),
         (LAST | {"elbo_is": "sampled"}, None, "on test, from one sample for each datum."),
+        (
+            LAST | {"elbo_is": "codes summed"},
+            None,
+            "on test, with all codes summed and continuous latents drawn once",
+        ),
         (LAST | {"test_elbo": float("nan"), "train_elbo": float("nan")}, -20.0, "<b>nan</b> nats per datum on train."),
     ],
 )
