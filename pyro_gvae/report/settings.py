@@ -51,7 +51,8 @@ def sort_settings(
     shown = {
         name: _plain(value) for name, value in given.items() if value not in (None, []) and name not in NO_SETTINGS
     }
-    chosen = {name: value for name, value in shown.items() if name in defaults and value != _plain(defaults[name])}
+    chosen = {name: value for name, value in shown.items() if value != _plain(defaults.get(name, value))}
+    chosen.pop("output", None)  # where the page is
     others = {name: value for name, value in shown.items() if name not in chosen}
     parts = (written.get(name) for name in ("machine", "versions"))
     machine, versions = (part if isinstance(part, dict) else {} for part in parts)
