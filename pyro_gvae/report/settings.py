@@ -11,7 +11,7 @@ NO_SETTINGS = frozenset({"command", "cells", "commit", "extended", "machine", "s
 #: Files that a page in the same folder links to, if they are there.
 FILES = (
     *("explorer.html", "gaps.html", "results.csv", "summary.csv", "differences.csv", "gaps.csv", "gradients.csv"),
-    *("advice.csv", "metrics.jsonl", "config.json", "cells", "figures"),
+    *("gradients.jsonl", "advice.csv", "metrics.jsonl", "config.json", "cells", "figures"),
 )
 
 
