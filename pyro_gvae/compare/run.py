@@ -92,8 +92,8 @@ def _extended(earlier: Path, config: CompareConfig) -> CompareConfig:
     """Return a comparison with the estimators and seeds of its folder, followed by those that were asked for."""
     written = read_compare_config(earlier)
     estimators = written.each_estimator() + (config.estimators or ())  # no estimators are no wish for others
-    together = {"estimators": estimators, "seeds": written.seeds + config.seeds}
-    return replace(config, **{name: tuple(dict.fromkeys(values)) for name, values in together.items()})
+    seeds = dict.fromkeys(written.seeds + config.seeds)
+    return replace(config, estimators=tuple(dict.fromkeys(estimators)), seeds=tuple(seeds))
 
 
 def _keep_cells(run: Path, config: CompareConfig, cells: Sequence[Cell]) -> None:

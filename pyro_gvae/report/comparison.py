@@ -97,9 +97,10 @@ def _settings(contents: Run, model: ModelName) -> Settings:
     given = {name: value for name, value in contents.config.items() if name not in OF_DATA}
     if given.get("estimators") is None:
         given["estimators"] = list(dict.fromkeys(cell["estimator"] for cell in contents.config["cells"]))
-    defaults = defaults_of(CompareConfig, MODELS[model].sizes)
+    sizes: dict[str, Any] = dict(MODELS[model].sizes)
+    defaults = defaults_of(CompareConfig, sizes)
     if contents.config["epochs"] >= 1:
-        usual = CompareConfig(model=model, epochs=contents.config["epochs"], **MODELS[model].sizes)
+        usual = CompareConfig(model=model, epochs=contents.config["epochs"], **sizes)
         defaults["estimators"] = list(usual.each_estimator())
     seconds = float(contents.final["seconds"].sum()) if len(contents.final) else None
     return sort_settings(given, defaults, contents.config, seconds=seconds)

@@ -105,7 +105,7 @@ def gradients_text(table: pd.DataFrame) -> pd.DataFrame:
     text = table[CELL].drop(columns="temperature").join(with_errors(table, ("temperature", *MEASURES)))
     if "seconds" in table:
         text["ms per step"] = (1e3 * table["seconds"]).map("{:.3g}".format)
-    text = text[~table["refused"].notna()]
+    text = text[~table["refused"].notna()].rename(columns={"trained_by": "trained by"})
     return text[["estimator", *(name for name in text if name != "estimator")]]
 
 

@@ -81,8 +81,8 @@ def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     titles, more = wrapped(list(cells), 4.5)  # of 5 inches, beside the colour scale
     size = (5.0, float(np.clip(1.0 + 0.28 * latents, 2.2, 7.0)) + more)
     figure, panels = panel_grid(len(cells), columns=min(2, len(cells)), size=size)
-    most = max(float(categories * arrays["code_usage"].max()) for arrays in cells.values())
-    norm = TwoSlopeNorm(vcenter=1.0, vmin=0.0, vmax=max(2.0, most))
+    most = max(2.0, *(float(categories * arrays["code_usage"].max()) for arrays in cells.values()))
+    norm = TwoSlopeNorm(vcenter=1.0, vmin=0.0, vmax=most)
     for axes, title, arrays in zip(panels, titles, cells.values(), strict=True):
         usage = arrays["code_usage"]
         image = axes.imshow(categories * -np.sort(-usage, axis=1), aspect="auto", cmap="PuOr", norm=norm)
@@ -92,7 +92,7 @@ def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         axes.yaxis.set_major_locator(MaxNLocator(12, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value + 1:.0f}"))  # ranks; latents are numbers
         _draw_perplexity(axes, perplexity(usage), categories)
-    ticks = [0, 1, round(norm.vmax, 1)]
+    ticks = [0, 1, round(most, 1)]
     figure.colorbar(image, ax=panels, label="K x share", shrink=0.8, aspect=30, ticks=ticks)
     return figure
 

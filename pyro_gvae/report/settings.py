@@ -11,7 +11,7 @@ NO_SETTINGS = frozenset({"command", "cells", "commit", "extended", "machine", "s
 #: Files that a page in the same folder links to, if they are there.
 FILES = (
     *("explorer.html", "gaps.html", "results.csv", "summary.csv", "differences.csv", "gaps.csv", "gradients.csv"),
-    *("advice.csv", "metrics.jsonl", "config.json", "cells", "figures"),
+    *("gradients.jsonl", "advice.csv", "metrics.jsonl", "config.json", "cells", "figures"),
 )
 
 
@@ -51,7 +51,8 @@ def sort_settings(
     shown = {
         name: _plain(value) for name, value in given.items() if value not in (None, []) and name not in NO_SETTINGS
     }
-    chosen = {name: value for name, value in shown.items() if name in defaults and value != _plain(defaults[name])}
+    chosen = {name: value for name, value in shown.items() if value != _plain(defaults.get(name, value))}
+    chosen.pop("output", None)  # where the page is
     others = {name: value for name, value in shown.items() if name not in chosen}
     parts = (written.get(name) for name in ("machine", "versions"))
     machine, versions = (part if isinstance(part, dict) else {} for part in parts)

@@ -52,8 +52,8 @@ def numbers_in(line: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-#: The group in which TensorBoard shows the numbers of an evaluation whose names end, or begin, like this.
-GROUPS = {"_elbo": "elbo", "_objective": "objective", "_log_evidence": "log_evidence"}
+#: The groups in which TensorBoard shows numbers of the parts of the data, such as test_elbo.
+GROUPS = ("elbo", "objective", "log_evidence")
 TIMES = ("seconds", "steps_per_second")
 #: What the groups hold, with units.
 UNITS = (
@@ -70,9 +70,9 @@ def tag_of(name: str) -> str:
         >>> [tag_of(name) for name in ("test_elbo", "train_objective", "steps_per_second", "beta", "skipped")]
         ['elbo/test', 'objective/train', 'time/steps_per_second', 'settings/beta', 'run/skipped']
     """
-    for end, group in GROUPS.items():
-        if name.endswith(end):
-            return f"{group}/{name.removesuffix(end)}"
+    for group in GROUPS:
+        if name.endswith(f"_{group}"):
+            return f"{group}/{name.removesuffix(f'_{group}')}"
     group = "time" if name in TIMES else "run" if name in ("stage", "skipped") else "settings"
     return f"{group}/{name}"
 

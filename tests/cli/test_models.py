@@ -100,7 +100,7 @@ def test_images_are_encoded(run, kind, capsys):
     assert "5 data" in say(capsys, *command)
     path = run / "codes" / f"{NAME}-test-{kind}"
     table, arrays = pd.read_csv(f"{path}.csv"), load_file(f"{path}.safetensors")
-    assert list(table) == [*COLUMNS[run.name], "label"]
+    assert list(table) == [*COLUMNS[run.name], "code", "p(code)", "label"] and table["p(code)"].between(0, 1).all()
     trained = load_model(run)
     if kind != "sample":
         found = encode(trained.vae, shown_to(trained, 5), kind)

@@ -182,6 +182,15 @@ def test_curves_are_marked_where_stages_begin(finished):
     assert len(train_plots.speed_and_schedules(metrics).axes) == 2  # beta follows a schedule, nothing else does
 
 
+def test_a_short_last_stage_is_not_named_inside_of_the_one_before(finished):
+    metrics = pd.DataFrame(lines(finished))
+    metrics.loc[metrics["stage"] == 0, "step"] *= 40  # 920 of 943 steps
+    metrics.loc[metrics["stage"] == 1, "step"] += 897
+    axes = train_plots.training_curves(metrics).axes[0]
+    assert {text.get_text() for text in axes.texts} == {"gumbel-softmax", "exact \N{RIGHTWARDS ARROW}"}
+    assert axes.patches[-1].get_x() == 920  # its shade
+
+
 def test_a_run_of_one_stage_has_no_marks(finished):
     metrics = pd.DataFrame(lines(finished)[:2])
     assert vertical_lines(train_plots.training_curves(metrics)) == [[]]
