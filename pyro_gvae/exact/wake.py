@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..programs.chains import Chains
+from ..programs.enumerator import Both
 from ..programs.factors import Codes, summed_over
 from ..programs.joint import Guide, JointScores, guide_terms, log_q_and_scores, pieces, terms_and_scores
 from ..programs.look import is_continuous
@@ -68,7 +69,7 @@ class Exclusive(Encoder):
 
     def of_chains(self, runs: Runs, chains: Chains) -> Tensor:
         """Compute the ELBO from the same terms of the model, which are held constant."""
-        q, p = chains.read(runs)
+        q, p = _read_discrete(runs, chains)
         elbo = elimination.elbo_of(q, p.detached(), chains).sum()
         return with_gradient_of(elimination.evidence_of(p, chains).sum(), elbo)
 
@@ -99,9 +100,7 @@ class Inclusive(Encoder):
 
     def of_chains(self, runs: Runs, chains: Chains) -> Tensor:
         """Add log q, with the value 0, to the terms of the model."""
-        q, p = chains.read(runs)
-        for name in q.others:
-            raise is_continuous(name)
+        q, p = _read_discrete(runs, chains)
         log_q = [site.masked for site in q.sites.values()]
         changes = [term._replace(values=_change(term.values)) for term in log_q]
         return elimination.evidence_of(p, chains, changes).sum()
@@ -152,6 +151,14 @@ def _changes(runs: Runs, plan: Plan, guide: Guide, codes: Codes, scale: float | 
             weighed = summed_over(site.weigh(site.score(part)), plan.batch_shape, levels[name].shape)
             found.setdefault(name, []).append(_change(weighed / scale))
     return {name: torch.cat(each) for name, each in found.items()}
+
+
+def _read_discrete(runs: Runs, chains: Chains) -> Both:
+    """Read both programs, and refuse continuous latents."""
+    both = chains.read(runs)
+    for name in both.q.others:
+        raise is_continuous(name)
+    return both
 
 
 def _change(log_q: Tensor) -> Tensor:
