@@ -6,9 +6,11 @@ import warnings
 import pytest
 import torch
 
+from pyro_gvae.cli.arguments import parse
 from pyro_gvae.cli.main import main
 from pyro_gvae.cli.terminal import warnings_as_sentences
 from pyro_gvae.config.train import TrainConfig
+from pyro_gvae.runs.files import write_json
 from pyro_gvae.train import fit as fit_module
 from pyro_gvae.train.fit import fit
 from pyro_gvae.train.launch import prepare
@@ -82,25 +84,17 @@ def test_a_dry_run_refuses_what_a_run_refuses(words, sentence, tmp_path, monkeyp
     assert main([*words, "--dry-run"]) == 2 and sentence in capsys.readouterr().err
 
 
-def test_a_dry_run_of_a_comparison_says_what_is_left(tmp_path, capsys, monkeypatch):
-    words = [
-        "compare",
-        *SMALL,
-        "--epochs",
-        "2",
-        "--estimators",
-        "exact",
-        "--seeds",
-        "0",
-        "1",
-        "-o",
-        str(tmp_path / "run"),
-    ]
-    monkeypatch.setattr("pyro_gvae.cli.planned.comparison.earlier_run", lambda *_, **__: tmp_path / "run")
-    monkeypatch.setattr("pyro_gvae.cli.planned.comparison.check_source", lambda *_: None)
+@pytest.mark.parametrize(("seeds", "left"), [((0, 1), "1 to train of 2"), ((0, 2), "2 to train of 3")])
+def test_a_dry_run_of_a_comparison_says_what_is_left(seeds, left, tmp_path, capsys, monkeypatch):
+    """The folder has seeds 0 and 1, of which 0 is finished; a further seed is added to them."""
+    words = [*SMALL, "--epochs", "2", "--estimators", "exact", "--seeds"]
+    begun = parse(["compare", *words, "0", "1"])
+    cells = [{"estimator": "exact", "setting": "", "seed": seed} for seed in (0, 1)]
+    write_json(tmp_path / "config.json", begun.as_json() | {"cells": cells, "image_shape": [8, 8]})
     monkeypatch.setattr("pyro_gvae.cli.planned.is_finished", lambda _, cell: cell.seed == 0)
-    assert main([*words, "--dry-run"]) == 0
-    assert "1 to train of 2" in capsys.readouterr().out
+    assert main(["compare", *words, *map(str, seeds), "-o", str(tmp_path), "--dry-run"]) == 0
+    assert left in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text())["seeds"] == [0, 1]  # nothing was written
 
 
 def test_quiet_shows_results_alone(tmp_path, capsys):
