@@ -79,7 +79,7 @@ def shown(page: Any) -> dict[str, float]:
 
 
 def code_of(page: Any) -> list[int]:
-    return [int(digit) - 1 for digit in page.inner_text("#code-numbers dd").split()]
+    return [int(digit) for digit in page.inner_text("#code-numbers dd").split()]
 
 
 def expected(vae: CategoricalVAE, x: Tensor, code: list[int]) -> dict[str, float]:
