@@ -237,10 +237,12 @@ def _averages(axis: Axis, terms: list[Term], log_probs: Term, chains: Chains) ->
 
 
 def _average(axis: Axis, costs: Term, log_probs: Term) -> Term:
-    """Average costs over a latent. A value of probability 0 adds 0, even if its cost is infinite."""
+    """Average costs over a latent. A value of probability 0 adds 0, also to gradients, even if its cost is infinite."""
     axes = tuple(sorted({*costs.axes, *log_probs.axes}))
     lowest = torch.finfo(costs.values.dtype).min
-    weighted = aligned(log_probs, axes).exp() * aligned(costs, axes).clamp(lowest, -lowest)
+    weights = aligned(log_probs, axes).exp()
+    # Not a product alone: a sum of several lowest numbers, as in its derivative by the weight, is infinite.
+    weighted = torch.where(weights > 0, weights * aligned(costs, axes).clamp(lowest, -lowest), 0.0)
     dim = axes.index(axis)
     return Term(weighted.sum(dim), axes[:dim] + axes[dim + 1 :], costs.plates)
 

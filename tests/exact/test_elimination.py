@@ -280,3 +280,25 @@ def test_scales_inside_of_a_logarithm_are_refused():
 
     with pytest.raises(ValueError, match="share one scale"):
         ExactELBO().loss(model, no_guide, DATA)
+
+
+def test_a_state_that_both_programs_exclude_leaves_gradients_finite():
+    """Its cost is the lowest number for each code before it, and the sum of these numbers is infinite."""
+    excluded = torch.tensor([-torch.inf, 0.0, 0.0]).double()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            for _ in pyro.markov(range(1)):
+                a = pyro.sample("a", one_hot(weights(3)))
+                b = pyro.sample("b", one_hot(a @ weights(3, 3) + excluded))
+                pyro.sample("x", dist.Normal(a @ weights(3) + b @ weights(3, 3)[0], 1.0), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            for _ in pyro.markov(range(1)):
+                pyro.sample("a", one_hot(x[:, :3]))
+                pyro.sample("b", one_hot(weights(3, 2)[:, 0] + excluded))
+
+    joint = Program(without_markov(model), without_markov(guide))
+    found = sums(ExactELBO(), Program(model, guide))
+    torch.testing.assert_close(found, sums(ExactELBO(), joint), rtol=1e-9, atol=1e-9)
