@@ -148,13 +148,7 @@ class CompareConfig(DataConfig):
 
     def each_estimator(self) -> tuple[str, ...]:
         """Return the estimators to compare: `estimators`, or relaxed, exact, and relaxed followed by exact training."""
-        if self.estimators is not None:
-            return self.estimators
-        last = -(-self.epochs // 6)
-        soft = MODELS[self.model].soft
-        # A single epoch cannot be divided, and a plan of two epochs would train for longer than the others.
-        staged = (f"{soft}:{self.epochs - last},exact:{last}",) if self.epochs > 1 else ()
-        return tuple(dict.fromkeys((RELAXED, soft, "exact", *staged)))
+        return default_estimators(self.model, self.epochs) if self.estimators is None else self.estimators
 
     def plan(self, estimator: str) -> tuple[Stage, ...]:
         """Parse one of the estimators into its stages."""
@@ -197,6 +191,20 @@ class CompareConfig(DataConfig):
     def as_json(self) -> dict[str, Any]:
         """Convert the configuration to values that JSON can write, with the estimators that a default stands for."""
         return plain_settings(self) | {"estimators": list(self.each_estimator())}
+
+
+def default_estimators(model: ModelName, epochs: int) -> tuple[str, ...]:
+    """Return the estimators that are compared unless others are given.
+
+    Example:
+        >>> default_estimators("categorical", 60)
+        ('gumbel-softmax[kl=relaxed]', 'gumbel-softmax', 'exact', 'gumbel-softmax:50,exact:10')
+    """
+    last = -(-epochs // 6)
+    soft = MODELS[model].soft
+    # A single epoch cannot be divided, and a plan of two epochs would train for longer than the others.
+    staged = (f"{soft}:{epochs - last},exact:{last}",) if epochs > 1 else ()
+    return tuple(dict.fromkeys((RELAXED, soft, "exact", *staged)))
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -180,8 +180,8 @@ def _train(vae: VAE, data: Dataset, config: AdviseConfig) -> None:
             if step is None:
                 counted = count_gradient(make_problem(vae, x), soft)
                 left = int((config.seconds / 5 - RECORDING * counted.calls) / counted.seconds)
-                step = make_step(vae, soft, lr=config.learning_rate)
-            if left <= 0:
+                step = make_step(vae, soft, lr=config.learning_rate) if left > 0 else None
+            if step is None or left <= 0:
                 return
             step(x)
             left -= 1

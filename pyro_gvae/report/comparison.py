@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..config.compare import CompareConfig
+from ..config.compare import CompareConfig, default_estimators
 from ..config.models import MODELS, code_in_words
 from ..config.names import ModelName
 from ..config.units import codes_in_words
@@ -97,11 +97,8 @@ def _settings(contents: Run, model: ModelName) -> Settings:
     given = {name: value for name, value in contents.config.items() if name not in OF_DATA}
     if given.get("estimators") is None:
         given["estimators"] = list(dict.fromkeys(cell["estimator"] for cell in contents.config["cells"]))
-    sizes: dict[str, Any] = dict(MODELS[model].sizes)
-    defaults = defaults_of(CompareConfig, sizes)
-    if contents.config["epochs"] >= 1:
-        usual = CompareConfig(model=model, epochs=contents.config["epochs"], **sizes)
-        defaults["estimators"] = list(usual.each_estimator())
+    usual = {"estimators": default_estimators(model, contents.config["epochs"])}
+    defaults = defaults_of(CompareConfig, MODELS[model].sizes) | usual
     seconds = float(contents.final["seconds"].sum()) if len(contents.final) else None
     return sort_settings(given, defaults, contents.config, seconds=seconds)
 
