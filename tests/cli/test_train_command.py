@@ -66,6 +66,7 @@ def test_each_mistake_is_one_sentence(arguments, sentence, capsys, tmp_path, mon
     assert list(tmp_path.iterdir()) == []  # nothing was started
 
 
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
 @pytest.mark.parametrize("rate", ["1e6", "1e36"])  # the second one leads to NaN
 def test_a_run_that_diverges_says_so(rate, capsys, tmp_path):
     diverging = ["train", "--stages", "exact:3steps", "--learning-rate", rate, "--output", str(tmp_path / "run")]
