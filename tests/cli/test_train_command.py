@@ -96,12 +96,11 @@ def test_presets_are_defaults_that_options_override(arguments, expected):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, without_rendering):
+def finished(tmp_path_factory):
     """A short run."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     arguments = ["train", *SMALL, "--stages", "gumbel-softmax:10steps,exact:5steps", "--output", str(folder)]
-    with without_rendering():
-        assert main(arguments) == 0
+    assert main(arguments) == 0
     return folder
 
 
