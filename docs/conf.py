@@ -45,6 +45,7 @@ nitpicky = True
 # Appearance
 html_theme = "furo"
 html_title = f"pyro_gvae {release}"
+html_logo = "_static/logo.svg"  # its colours suit light and dark pages
 # Formulas can be read without a network: MathJax is one file, including its glyphs.
 MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / "tex-svg-full.js"
 mathjax_path = MATHJAX.name

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig
-from pyro_gvae.report.style import PALETTE, in_house_style
+from pyro_gvae.report.style import PALETTE, SMALL_PRINT, in_house_style
 from pyro_gvae.runs.tables import with_errors
 
 NAME = "sizes"
@@ -109,14 +109,17 @@ def draw(found: pd.DataFrame) -> Figure:
         rows = grid[grid["categories"] == k]
         error = rows["test_log_evidence_se"].fillna(0)
         axes.errorbar(rows["latents"], -rows["test_log_evidence"], yerr=error, fmt="o-", color=color, label=f"K = {k}")
+    look: dict[str, object] = {"marker": "*", "s": 160, "zorder": 3, "edgecolor": "white", "linewidth": 0.8}
     for row in pruned.itertuples():
-        text = f"from K = {row.categories}, N = {row.latents} to {row.categories_left:.3g}, {row.latents_left:.3g}"
-        look: dict[str, object] = {"marker": "*", "s": 160, "zorder": 3, "edgecolor": "white", "linewidth": 0.8}
-        color = colors.get(row.categories, PALETTE[-1])
-        axes.scatter(row.latents_left, -row.test_log_evidence, color=color, label=f"pruned {text}", **look)
+        place = row.latents_left, -row.test_log_evidence
+        axes.scatter(*place, color=colors.get(row.categories, PALETTE[-1]), **look)
+        offset, side = ((8, -2), "left") if row.latents_left < max(LATENTS) else ((-8, -10), "right")
+        words = f"{row.prune.partition('=')[2]} nats"
+        axes.annotate(words, place, offset, textcoords="offset points", ha=side, va="center", **SMALL_PRINT)
+    axes.scatter([], [], color=SMALL_PRINT["color"], label="pruned, with threshold", **look)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="N, number of latents", ylabel="test −log p(x), nats per datum", title=in_words(found["seeds"]))
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
 

@@ -13,14 +13,14 @@ A step is loss, gradients and optimizer: MLP 784-512-256-NK and back, B = 100. O
 own. Blocks of both are interleaved, and medians are reported. A check before the measurement ensures that both give the
 same loss to 1e-5.
 
-Found (2 cores of an Intel Xeon, torch 2.14.1; stock / ours in ms; an AMD EPYC in brackets):
+Found (two cores of an AMD EPYC; two of an Intel Xeon in brackets; torch 2.14.1):
 
-- 8^4 codes: 3170 / 66.1 = 48 times as fast, where the goal was 70: the full rate of a plain product would give 66.
-  10^3: 47 times. 10^2: 17 times.
-- 73 % (79 %) of the rate of a plain product at 8^4 codes, 70 % (82 %) at 8^5, 44 % at 10^2.
-- 2^20 codes: 17.7 s and 1.2 GB; from 2^14 on, time is linear in S to 2 %. Stock dies at 2^14 with 12 GB.
-- 3000 steps on MNIST: the last ones take 0.38 (0.33) of the time of the first, because negligible codes are not
-  decoded. (The file has 1.04, from before a fault was fixed: those codes were decoded.)
+- 8^4 codes: 38 (48) times as fast, where the goal was 70: the full rate of a plain product would give 48 (66). 10^3: 45
+  (47) times. 10^2: 14 (17) times.
+- 79 % (73 %) of the rate of a plain product at 8^4 codes, 82 % (70 %) at 8^5, 51 % (44 %) at 10^2.
+- 2^20 codes: 36 s (17.7) and 1.3 GB; time per code grows by 15 % (2 %) from 2^14 on. Stock dies at 2^14 with 12 GB.
+- 3000 steps on MNIST: the last ones take 0.31 (0.38) of the time of the first, because negligible codes are not
+  decoded.
 - The decoder's first layer takes 1.5 % of the arithmetic, so it does not treat codes differently from other inputs.
 - On two cores of an Intel Xeon (`speed_exact_xeon.json`), before Bernoulli's log-normalizer was made cheap: 51, 39 and
   12 times as fast, 65 % and 68 % of the rate.

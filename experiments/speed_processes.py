@@ -10,7 +10,9 @@ Cost: about a minute on two idle cores; needs MNIST in torchvision's layout.
 
 MLP 784-512-256-NK and back, B = 100, fused Adam: N = 20, K = 10 relaxed, and N = 4, K = 8 exact. Efficiency is the time
 of one process divided by twice the time of two; steps of both are interleaved, and medians are reported. "Talk" is the
-exchange of gradients alone, 4.9 MB relaxed and 4.3 MB exact.
+exchange of gradients alone, 4.9 MB relaxed and 4.3 MB exact. The efficiency of the cores is what remains if two
+processes compute plain matrix products at the same time, with nothing to exchange: cores share memory, and sometimes
+the units that multiply.
 
 Found: see `docs/results/speed_commands.md`.
 """
@@ -74,18 +76,23 @@ def measure(size: Size, name: str, divided: Any, steps: int) -> dict[str, Any]:
     parts = {"share": share()} if divided == "codes" else {}
     together = make_step(vae, estimator(name, **parts), shard=divided)
     own = [share().rows(x) if divided == "data" else x for x in batches]
-    taken: dict[str, list[float]] = {"one": [], "together": [], "talk": []}
+    factors = torch.randn(512, 784), torch.randn(784, 512)
+    taken: dict[str, list[float]] = {"one": [], "together": [], "talk": [], "product": [], "products": []}
     for step, (x, rows) in enumerate(zip(batches, own, strict=True)):
         if share().rank == 0:
             seconds = seconds_of(lambda x=x: one(x).item())  # type: ignore[misc]
+            product = seconds_of(lambda: _products(*factors))
+        distributed.barrier()
+        products = seconds_of(lambda: _products(*factors))
         distributed.barrier()
         both = seconds_of(lambda rows=rows: together(rows).item())  # type: ignore[misc]
         distributed.barrier()
         talk = seconds_of(lambda: _talk(vae))
         distributed.barrier()
         if share().rank == 0 and step >= min(5, steps - 1):  # the first steps record
-            for job, found in (("one", seconds), ("together", both), ("talk", talk)):
-                taken[job].append(found)
+            measured = (seconds, both, talk, product, products)
+            for job, found in zip(taken.values(), measured, strict=True):
+                job.append(found)
     medians = {job: statistics.median(found) if found else 1.0 for job, found in taken.items()}
     return {
         "estimator": name,
@@ -94,4 +101,10 @@ def measure(size: Size, name: str, divided: Any, steps: int) -> dict[str, Any]:
         "num_categories": size.num_categories,
         **{f"{job}_ms": 1e3 * found for job, found in medians.items()},
         "efficiency": medians["one"] / medians["together"] / PROCESSES,
+        "efficiency_of_cores": medians["product"] / medians["products"],
     }
+
+
+def _products(left: torch.Tensor, right: torch.Tensor) -> None:
+    for _ in range(4):
+        left @ right

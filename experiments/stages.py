@@ -27,9 +27,9 @@ of `local-expectation`, which sums over one latent at a time, reach 125.61 +- 0.
 0.67 (0.07 +- 0.73 apart); at 0.3 it is worse by 3.6 +- 1.1. Exact sums alone reach 127.8 +- 1.2, ReinMax after soft
 samples 138.4 +- 1.4, and ReinMax for 60 epochs 132.53 +- 0.61. At 10x30 and 8x16 (one seed) one epoch of
 `local-expectation` after 19 soft ones has the best ELBO, by 1.6 and 1.2 nats.
-As a last stage at 8x4 (seed 0, commit f7707ae) three epochs of `exact-wake` reach -log p(x) 117.80 and -ELBO 132.54;
-with an evidence weight of one half, 119.37 and 126.91; by the inclusive KL, 117.80 and 151.14. Three of `exact` reach
-121.31 and 126.26.
+As a last stage at 8x4 (three seeds) three epochs of `exact-wake` reach -log p(x) 117.64 +- 0.10 and -ELBO 131.22 +-
+0.77; with an evidence weight of one half, 118.96 +- 0.22 and 126.04 +- 0.54, which is 1.68 +- 0.18 nats of log p(x)
+better and 0.64 +- 0.02 nats of ELBO worse than three of `exact`. By the inclusive KL (seed 0), 117.80 and 151.14.
 """
 
 from dataclasses import replace

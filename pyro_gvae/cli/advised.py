@@ -12,7 +12,8 @@ from ..config.models import MODELS
 from ..config.train import TrainConfig
 from ..diagnostics.recommend import Advice
 from ..report.advice import write_advice_report
-from ..runs.config import typed
+from ..report.settings import defaults_of, sort_settings
+from ..runs.config import circumstances, typed
 
 
 def train_by(config: AdviseConfig, stages: str) -> str:
@@ -39,6 +40,8 @@ def advice_page(config: AdviseConfig, table: pd.DataFrame, advice: Advice) -> Pa
         advice.in_words().splitlines()[0],
         advice.reasons,
         train_by=train_by(config, advice.stages),
-        settings={name: value for name, value in plain_settings(config).items() if value is not None and value != []},
+        settings=sort_settings(
+            plain_settings(config), defaults_of(AdviseConfig, MODELS[config.model].sizes), circumstances()
+        ),
         command=typed(),
     )

@@ -37,7 +37,7 @@ def plan_train_command(config: TrainConfig) -> Said:
 
 def plan_compare_command(config: CompareConfig) -> Said:
     """Return what `compare` would do; cells that differ only in the seed take equally long."""
-    config, data, cells, earlier = comparison.prepare(config, tell=tell)
+    config, data, cells, earlier, _ = comparison.prepare(config, tell=tell)
     output = _checked(config.output, "compare")
     of_one_seed = [cell for cell in cells if cell.seed == cells[0].seed]
     plans = {cell.label: plan_run(initial_model(cell.train, data), data, cell.train) for cell in of_one_seed}

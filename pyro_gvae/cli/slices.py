@@ -12,12 +12,13 @@ import torch
 from ..config.commands import EncodeConfig, ImputeConfig
 from ..config.models import Labels
 from ..config.units import in_bytes
+from ..data import tables
 from ..data.cells import check_labelled
 from ..data.labels import judged, use_of_labels
 from ..data.parquet import ParquetTable
 from ..data.rows import Rows
-from ..data.tables import encoded
-from ..evaluate.generate import encode, numbers_of
+from ..evaluate.encoded import Encoded, encoded
+from ..evaluate.generate import numbers_of
 from ..evaluate.impute import impute
 from ..models.table import Column
 from ..runs.files import replacing
@@ -67,8 +68,8 @@ def _encoded(trained: Trained, rows: Rows, config: EncodeConfig) -> "Iterator[tu
     for x, labels in rows.parts(ROWS_AT_A_TIME):
         x, labels = x[:left], None if labels is None else labels[:left]
         given: Any = judged(trained.vae, x, labels)
-        found = encode(trained.vae, given, config.kind, max_memory=in_bytes(config.max_memory))
-        frame, codes = code_table(numbers_of(found), labels)
+        found = encoded(trained.vae, given, config.kind, max_memory=in_bytes(config.max_memory))
+        frame, codes = code_table(found, labels)
         if labels is not None:  # the same type in all slices
             frame["label"] = frame["label"].astype("Int64").mask(frame["label"] < 0)
         yield frame, codes
@@ -77,12 +78,17 @@ def _encoded(trained: Trained, rows: Rows, config: EncodeConfig) -> "Iterator[tu
             return
 
 
-def code_table(numbers: dict[str, torch.Tensor], labels: torch.Tensor | None) -> "tuple[pd.DataFrame, torch.Tensor]":
-    """Return codes with their labels as a table, and the discrete codes as one tensor."""
+def code_table(found: Encoded, labels: torch.Tensor | None) -> "tuple[pd.DataFrame, torch.Tensor]":
+    """Return codes as a table, with their numbers, probabilities and labels, and the categories as one tensor."""
+    numbers, joint = numbers_of(found.codes), found.numbers()
     columns = {f"{name}_{n}": column for name, own in numbers.items() for n, column in enumerate(own.T.numpy())}
     import pandas as pd  # imported here, since most commands on a model need none
 
     frame = pd.DataFrame(columns)
+    if joint is not None:
+        frame["code"] = joint.numpy()
+    if found.probs is not None:
+        frame["p(code)"] = found.probs.numpy()
     if labels is not None:
         frame["label"] = labels.numpy()
     return frame, torch.cat([own for own in numbers.values() if not own.is_floating_point()], 1)
@@ -125,7 +131,7 @@ def impute_rows(trained: Trained, table: ParquetTable, config: ImputeConfig, pat
 
 
 def _labels_of(cells: "pd.DataFrame", label: Column, rows: np.ndarray) -> torch.Tensor:
-    labels = encoded(cells, [label], rows)[:, 0]
+    labels = tables.encoded(cells, [label], rows)[:, 0]
     check_labelled(labels.isnan().numpy(), rows)
     return labels.long()
 

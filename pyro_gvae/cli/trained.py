@@ -20,7 +20,8 @@ from ..data.labels import class_names, judged, use_of_labels
 from ..data.parts import fixed_part, rows_of_part
 from ..data.sliced import large_table
 from ..data.tables import beside, decoded
-from ..evaluate.generate import encode, numbers_of, reconstruct, sample
+from ..evaluate.encoded import encoded
+from ..evaluate.generate import numbers_of, reconstruct, sample
 from ..evaluate.impute import impute
 from ..evaluate.metrics import evaluate
 from ..evaluate.tables import evaluation_table
@@ -55,7 +56,10 @@ def evaluate_command(config: EvaluateConfig) -> Said:
 
 
 def encode_command(config: EncodeConfig) -> Said:
-    """Write category numbers (M, N), and values (M, L) of continuous latents, as CSV and safetensors, with labels."""
+    """Write category numbers (M, N), and values (M, L) of continuous latents, as CSV and safetensors, with labels.
+
+    The CSV also has the number of each joint code, if it fits into 64 bits, and its probability.
+    """
     trained, folder = _load(config, "codes")
     part_name = config.part if config.data is None else config.data.stem
     path = folder / f"{trained.name}-{part_name}-{config.kind}"
@@ -66,11 +70,11 @@ def encode_command(config: EncodeConfig) -> Said:
     part = fixed_part(trained.data, config.part, config.num_data)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        found = encode(trained.vae, judged(trained.vae, *part), config.kind, max_memory=in_bytes(config.max_memory))
-    numbers = numbers_of(found)
-    tensors = dict(numbers) if isinstance(found, dict) else {"codes": numbers["latent"]}
+        found = encoded(trained.vae, judged(trained.vae, *part), config.kind, max_memory=in_bytes(config.max_memory))
+    numbers = numbers_of(found.codes)
+    tensors = dict(numbers) if isinstance(found.codes, dict) else {"codes": numbers["latent"]}
     tensors |= {} if part.labels is None else {"labels": part.labels}
-    frame, codes = code_table(numbers, part.labels)
+    frame, codes = code_table(found, part.labels)
     if part.labels is not None and (part.labels < 0).any():
         frame["label"] = [None if label < 0 else label for label in part.labels.tolist()]
     save(path, tensors)

@@ -16,11 +16,13 @@ from ..data.labels import given
 from ..data.sliced import AnyDataset
 from ..report.comparison import write_report
 from ..report.explorer import explorer_if_possible
-from ..runs.config import earlier_run, write_config
-from ..runs.files import remove, write_text_atomic
+from ..runs.config import CONFIG, earlier_run, read_compare_config, read_config, typed, write_config
+from ..runs.contents import read_compared
+from ..runs.files import remove, write_json, write_text_atomic
 from ..runs.folder import ERROR, cell_folder, new_run_folder, sole_writer
 from ..runs.frames import require_parquet, write_parquet
 from ..runs.inside import staying_inside
+from ..runs.tables import label
 from ..runtime.progress import Progress
 from ..runtime.signals import raise_on_signal
 from ..train.checks import check_training
@@ -34,6 +36,8 @@ from .grid import Cell, make_cells
 
 #: Settings that may change when a comparison is continued: where files are, which workers train, limits of memory.
 CHANGEABLE = OUTSIDE | {"checkpoint_every", "max_memory", "parquet"}
+#: Settings to which more can be added when a comparison is continued.
+EXTENSIBLE = frozenset({"estimators", "seeds"})
 
 
 class Prepared(NamedTuple):
@@ -44,12 +48,14 @@ class Prepared(NamedTuple):
         data: of all cells.
         cells: the training runs.
         earlier: the folder of an earlier call, which is continued; None if there is none.
+        num_new: the number of cells that an earlier call did not have.
     """
 
     config: CompareConfig
     data: AnyDataset
     cells: list[Cell]
     earlier: Path | None
+    num_new: int
 
 
 def prepare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text: None) -> Prepared:
@@ -68,13 +74,39 @@ def prepare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text:
     data = load_or_slice(config.training())
     tell(read_in_words(config, data))
     config = with_classes(config, data)
-    cells = make_cells(config, len(data.train))
-    earlier = earlier_run(config.output, config.as_json(), free=CHANGEABLE, known_by="cells")
-    if earlier is None:
-        _check_cells(config, cells, data)
-    else:
+    earlier = earlier_run(config.output, config.as_json(), free=CHANGEABLE | EXTENSIBLE, known_by="cells")
+    known: set[tuple[str, int]] = set()
+    if earlier is not None:
         check_source(earlier, config)
-    return Prepared(config, data, cells, earlier)
+        config = _extended(earlier, config)
+        known = {(label(cell["estimator"], cell["setting"]), cell["seed"]) for cell in read_compared(earlier)["cells"]}
+    cells = make_cells(config, len(data.train))
+    new = [cell for cell in cells if (cell.label, cell.seed) not in known]
+    _check_cells(config, new, data)
+    if new and earlier is not None:
+        tell(f"'{earlier}' gets {len(new)} further cells beside its {len(known)}.")
+    return Prepared(config, data, cells, earlier, len(new))
+
+
+def _extended(earlier: Path, config: CompareConfig) -> CompareConfig:
+    """Return a comparison with the estimators and seeds of its folder, followed by those that were asked for."""
+    written = read_compare_config(earlier)
+    estimators = written.each_estimator() + (config.estimators or ())  # no estimators are no wish for others
+    seeds = dict.fromkeys(written.seeds + config.seeds)
+    return replace(config, estimators=tuple(dict.fromkeys(estimators)), seeds=tuple(seeds))
+
+
+def _keep_cells(run: Path, config: CompareConfig, cells: Sequence[Cell]) -> None:
+    """Write the cells of an extended comparison into its config.json, with what it was before and the command."""
+    written, now = read_config(run), config.as_json()
+    before = {name: written.get(name) for name in sorted(EXTENSIBLE)}
+    extended = [*written.get("extended", []), {"before": before, "command": typed()}]
+    new = {name: now[name] for name in EXTENSIBLE} | {"cells": _listed(cells), "extended": extended}
+    write_json(run / CONFIG, written | new)
+
+
+def _listed(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    return [{"estimator": cell.estimator, "setting": cell.setting, "seed": cell.seed} for cell in cells]
 
 
 def compare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text: None) -> Path:
@@ -85,7 +117,8 @@ def compare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text:
     error.txt if it failed. Failed cells are trained again.
 
     Args:
-        config: what to compare; if `output` exists, it must be a folder of the same comparison, which is continued.
+        config: what to compare; if `output` exists, it must be a folder of the same comparison, which is continued,
+            and gets the estimators and seeds that it lacks.
         tell: a function that is called with a sentence about the data that were read.
 
     Returns:
@@ -98,13 +131,14 @@ def compare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text:
         Interrupted: after a SIGINT, SIGTERM or SIGHUP; finished cells are reported, and the same call continues the
             rest.
     """
-    config, data, cells, earlier = prepare(config, tell=tell)
+    config, data, cells, earlier, num_new = prepare(config, tell=tell)
     with _run_on(config) as run_jobs:
         run = earlier or new_run_folder(config.output, prefix="compare")
         with staying_inside(run), sole_writer(run):
             if earlier is None:
-                listed = [{"estimator": cell.estimator, "setting": cell.setting, "seed": cell.seed} for cell in cells]
-                write_config(run, config.as_json() | source_of(config, data) | {"cells": listed})
+                write_config(run, config.as_json() | source_of(config, data) | {"cells": _listed(cells)})
+            elif num_new:
+                _keep_cells(run, config, cells)
             try:
                 with raise_on_signal():
                     _train(run, config, cells, run_jobs)
@@ -158,9 +192,7 @@ def _check_cells(config: CompareConfig, cells: Sequence[Cell], data: AnyDataset)
     """Refuse, before a folder is created, cells that cannot be trained or have too many codes for an exact sum."""
     if config.batch_size > len(data.train):
         raise ValueError(f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}.")
-    for cell in cells:
-        if cell.seed != cells[0].seed:
-            continue
+    for cell in {cell.label: cell for cell in cells}.values():  # seeds do not matter
         vae = initial_model(cell.train, data)
         test: Any = given(vae, data).test
         cost = exact.sum_cost(vae, first(test, config.batch_size), max_memory=in_bytes(config.max_memory))

@@ -113,7 +113,9 @@ class EvaluateConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class EncodeConfig(ModelConfig):
-    """Encode data and write their codes as CSV and safetensors: category numbers from 0 (pages count from 1).
+    """Encode data and write their codes, with the number and the probability of each, as CSV and safetensors.
+
+    Latents, categories and joint codes are counted from 0, as everywhere.
 
     Args:
         part: The part of the data to encode.

@@ -71,6 +71,8 @@ Shard = Literal["data", "codes"]
 
 #: How the discrete ELBO is computed during training: summed over all codes, from one sample per datum, or not at all.
 Judge = Literal["exact", "sampled", "none"]
+#: What an evaluation of the discrete ELBO is: a sum over codes is exact unless continuous latents are drawn.
+ElboIs = Literal[Judge, "codes summed"]
 JudgeOrAuto = Literal["auto", Judge]
 
 

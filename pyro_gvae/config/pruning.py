@@ -1,5 +1,6 @@
 """The setting that says when to prune during training, and with which thresholds; no torch."""
 
+import math
 from typing import NamedTuple
 
 from .stages import Amount, Named
@@ -37,10 +38,12 @@ class Pruning(NamedTuple):
             raise ValueError(f"Expected epochs or steps between two prunings, but found '{name}'. Try 5 or 500steps.")
         plain = cls(every)
         known = {"information": plain.information, "usage": plain.usage}
+        limits = {"information": math.inf, "usage": 1}  # mutual information is at most log K nats, and shares at most 1
         for option, value in options.items():
-            if option not in known or not isinstance(value, int | float) or not 0 <= value < 1:
+            if option not in known or not isinstance(value, int | float) or not 0 <= value < limits[option]:
                 raise ValueError(
-                    f"Expected information and usage between 0 and 1 as options of prune, but found {option}={value}. "
+                    "Expected information (at least 0 nats) and usage (a share from 0 to below 1) as options of prune, "
+                    f"but found {option}={value}. "
                     f"Try {name}[information=0.01,usage=0.001]."
                 )
         return cls(every, **(known | options))

@@ -1,7 +1,6 @@
 """Measure estimators for a short time on one model, and recommend one."""
 
-import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -18,15 +17,15 @@ from ..models.base import VAE
 from ..report.advice import advice_text
 from ..runs.folder import new_run_folder
 from ..runs.frames import write_csv
-from ..runtime.memory import peak_memory
 from ..runtime.progress import Progress
 from ..runtime.rng import seeded
 from ..runtime.work import OPERATIONS_PER_SECOND
 from ..train.setup import initial_model, load_data
 from ..train.step import make_step
+from .budget import RECORDING, Budget, count_gradient
 from .candidates import Candidate, candidates
-from .gradient_report import NUM_GROUPS, Setup, measure
-from .probe import Probe, make_problem
+from .gradient_report import Setup, measure
+from .probe import make_problem
 from .recommend import Advice, recommend
 from .references import LEAST_NOISY, References, obstacle_to_sums
 from .timing import make_clock
@@ -36,7 +35,7 @@ EXACT_CALLS = 12
 
 
 def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
-    """Train for a fifth of the time, measure all feasible estimators on one batch, and recommend one.
+    """Train for a fifth of the time, measure the feasible estimators that fit into it on one batch, and recommend one.
 
     Gradients are with respect to all parameters. They are compared with the exact gradient if the sum over all codes
     fits into the time. Otherwise, or if there are continuous latents, they are compared with the mean of many unbiased
@@ -64,10 +63,11 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
     labels = data.train_labels if use_of_labels(vae) is Labels.GIVEN else None
     x = next(epoch_batches(data, config.batch_size, seed=config.seed, epoch=0, labels=labels))
     soft = MODELS[config.model].soft
-    table, found = advise_on(
+    table, found = _advise(
         vae,
         x,
-        estimators=config.estimators or [soft if name == "gumbel-softmax" else name for name in ESTIMATORS],
+        config.estimators or [soft if name == "gumbel-softmax" else name for name in ESTIMATORS],
+        are_named=bool(config.estimators),
         temperatures=config.temperatures,
         seconds=config.seconds,
         max_memory=in_bytes(config.max_memory),
@@ -93,9 +93,10 @@ def advise_on(
     Args:
         pair: a pair of programs with any latents, best after a few epochs of training; it is not changed.
         x: a batch, (B, ...), or a tuple of all arguments of the programs.
-        estimators: names in the registry, which may have options in brackets, or estimators; all if empty.
+        estimators: names in the registry, which may have options in brackets, or estimators, all of which are measured;
+            if empty, those of the registry that fit into the time.
         temperatures: temperatures for the named estimators that have one.
-        seconds: the time budget, of which the measurements take about three quarters.
+        seconds: the time budget, of which the measurements take about three quarters; counted work decides what fits.
         max_memory: bytes that an exact sum may use.
         seed: seed of the samples.
 
@@ -105,25 +106,56 @@ def advise_on(
     Raises:
         ValueError: if nothing could be measured.
     """
+    return _advise(
+        pair,
+        x,
+        estimators or tuple(ESTIMATORS),
+        are_named=bool(estimators),
+        temperatures=temperatures,
+        seconds=seconds,
+        max_memory=max_memory,
+        seed=seed,
+    )
+
+
+def _advise(
+    pair: HasPair,
+    x: Any,
+    estimators: Sequence[str | Estimator],
+    *,
+    are_named: bool,
+    temperatures: Sequence[float],
+    seconds: float,
+    max_memory: float | None,
+    seed: int,
+) -> tuple[pd.DataFrame, Advice]:
+    """Measure estimators: all of them if the caller named them, otherwise those that fit into the time."""
     problem = make_problem(pair, x)
     obstacle = obstacle_to_sums(problem, seconds / 2 / EXACT_CALLS * OPERATIONS_PER_SECOND, max_memory, seed=seed)
-    grid = candidates(
-        estimators or tuple(ESTIMATORS), temperatures=temperatures, kl="categorical", max_memory=max_memory
-    )
+    grid = candidates(estimators, temperatures=temperatures, kl="categorical", max_memory=max_memory)
     grid = [one for one in grid if _is_feasible(one, obstacle)]
-    truths = candidates(["exact"], max_memory=max_memory) if obstacle is None else _unbiased(grid)
-    references = References(
-        problem, "parameters", truths, count=lambda probe: _num_affordable(probe, seconds / 4), seed=seed
-    )
+    budget = Budget(lambda one: count_gradient(problem, one.make()))
+    shares, left_out = budget.divide(grid, seconds / 2, all_of_them=are_named)
+    measured = [share.candidate for share in shares]
+    truths = candidates(["exact"], max_memory=max_memory) if obstacle is None else _unbiased(measured)
+    allowed = max(seconds / 4, budget.least(truths))
+    references = References(problem, "parameters", truths, count=lambda one: budget.affordable(one, allowed), seed=seed)
     clock = make_clock(problem)
-    share = seconds / 2 / max(len(grid), 1)
-    memory: dict[Hashable, int] = {}
     rows = []
-    for one in Progress(grid, desc="advise", unit="row"):
-        setup = Setup(problem, "parameters", references, 2 * NUM_GROUPS, clock, budget=1.0, seed=seed)
-        rows.append(_row(setup, one, share, memory))
+    for share in Progress(shares, desc="advise", unit="row"):
+        setup = Setup(problem, "parameters", references, share.num_samples, clock, budget=1.0, seed=seed)
+        memory = {} if share.counted is None else {"memory": share.counted.memory}
+        rows.append(measure(setup, share.candidate) | memory)
     table = pd.DataFrame(rows)
-    return table, recommend(table, obstacle)
+    found = recommend(table, obstacle)
+    return table, found._replace(reasons=found.reasons + _left_out(left_out, seconds))
+
+
+def _left_out(names: Sequence[str], seconds: float) -> tuple[str, ...]:
+    """Name the estimators that were not measured, in a sentence."""
+    if not names:
+        return ()
+    return (f"Not measured, since {seconds:g} seconds are too few for all: {', '.join(names)}. Try --seconds.",)
 
 
 def _is_feasible(one: Candidate, obstacle: str | None) -> bool:
@@ -135,36 +167,24 @@ def _is_feasible(one: Candidate, obstacle: str | None) -> bool:
     return chosen.objective.is_elbo and not (obstacle and chosen.is_exact)
 
 
-def _row(setup: Setup, one: Candidate, share: float, memory: dict[Hashable, int]) -> dict[str, Any]:
-    """Measure one row with as many estimates as fit into its share of the time."""
-    try:
-        with seeded(setup.seed):
-            probe = Probe(setup.problem, one.make(), wrt="parameters")
-            if one.family not in memory:
-                memory[one.family] = peak_memory(probe.step)
-            setup = setup._replace(num_samples=_num_affordable(probe, share))
-    except ValueError:
-        return measure(setup, one)  # a row with the error
-    return measure(setup, one) | {"memory": memory[one.family]}
-
-
-def _num_affordable(probe: Probe, share: float) -> int:
-    """Return how many estimates fit into a share of the time, but at least enough for standard errors."""
-    start = time.perf_counter()
-    probe.step()
-    return max(2 * NUM_GROUPS, min(int(share / (time.perf_counter() - start)), 1024))
-
-
 def _train(vae: VAE, data: Dataset, config: AdviseConfig) -> None:
-    """Train for up to five epochs, since gradients at initialization are not typical of training."""
-    step = make_step(vae, estimator(MODELS[config.model].soft), lr=config.learning_rate)
+    """Train for up to five epochs, since gradients at initialization are not typical of training.
+
+    The steps that fit into a fifth of the time follow from counted work; if a recording does not fit, there are none.
+    """
+    soft = estimator(MODELS[config.model].soft)
     labels = given(vae, data).labels
-    end = time.perf_counter() + config.seconds / 5
+    step = None
     for epoch in range(5):
         for x in epoch_batches(data, config.batch_size, seed=config.seed, epoch=epoch, labels=labels):
-            if time.perf_counter() > end:
+            if step is None:
+                counted = count_gradient(make_problem(vae, x), soft)
+                left = int((config.seconds / 5 - RECORDING * counted.calls) / counted.seconds)
+                step = make_step(vae, soft, lr=config.learning_rate)
+            if left <= 0:
                 return
             step(x)
+            left -= 1
 
 
 def _unbiased(grid: list[Candidate]) -> list[Candidate]:

@@ -83,7 +83,7 @@ class References:
         problem: the program and its data.
         wrt: "logits" or "parameters".
         truths: unbiased estimators of the ELBO, from the best to the worst.
-        count: returns how many estimates to take from the probe of an estimator that samples.
+        count: returns how many estimates to take of an estimator that samples; 0 to do without it.
         seed: seed of the samples.
         vectorize: see :class:`~pyro_gvae.diagnostics.probe.Probe`.
     """
@@ -94,7 +94,7 @@ class References:
         wrt: Wrt,
         truths: Sequence[Candidate],
         *,
-        count: Callable[[Probe], int],
+        count: Callable[[Candidate], int],
         seed: int = 0,
         vectorize: bool = True,
     ) -> None:
@@ -121,19 +121,21 @@ class References:
     def _find(self, details: tuple[Detail, ...]) -> Reference | None:
         for truth in self._truths:
             try:
-                own = _with_details(truth.make(), details)
-                found = self._measured(own)
+                found = self._measured(_with_details(truth.make(), details), truth)
             except ValueError:
+                continue
+            if found is None:
                 continue
             if found.squared_error < found.squared_norm or found.squared_error == 0:
                 return found._replace(name=found.name + "".join(map(str, details)))
         return None
 
-    def _measured(self, truth: Estimator) -> Reference:
+    def _measured(self, truth: Estimator, candidate: Candidate) -> Reference | None:
         if is_deterministic(self._problem, truth):
             return exact_reference(self._problem, truth, self._wrt, seed=self._seed)
-        with seeded(self._seed):
-            count = self._count(Probe(self._problem, truth, wrt=self._wrt, vectorize=self._vectorize))
+        count = self._count(candidate)
+        if not count:
+            return None
         found = sample_moments(
             self._problem,
             truth,

@@ -16,6 +16,7 @@ from ..handlers.parameters import announce
 from ..handlers.sites import Messages, Program, discrete, kind_of
 from ..models.networks import mlp
 from ..runtime.compat.pyro import LossOnlyELBO, is_random
+from .own import forget_leaves
 from .rows import Rows, SiteEstimate, SiteGradient
 
 
@@ -132,6 +133,10 @@ class BaselineELBO(LossOnlyELBO):
         super().__init__(num_particles=num_particles, vectorize_particles=vectorized)
         self.own = own
         self._stock = TraceGraph_ELBO(num_particles=num_particles, vectorize_particles=vectorized)
+
+    def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
+        forget_leaves(self.own)
+        return super().__reduce_ex__(protocol)
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Return an estimate of the loss in nats, summed over the data."""

@@ -90,9 +90,15 @@ class EachSiteELBO(EstimatedELBO):
     @override
     def estimate_of(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Estimate:
         runs = bind(model, guide, *args, **kwargs)
-        layout = self._layouts.find(
-            (model, guide), args, kwargs, lambda: self._lay_out(runs, model, guide, args, kwargs)
+        return self._layouts.use(
+            (model, guide),
+            args,
+            kwargs,
+            lambda: self._lay_out(runs, model, guide, args, kwargs),
+            lambda layout: self._estimate_with(runs, layout, args),
         )
+
+    def _estimate_with(self, runs: Runs, layout: Layout, args: tuple[Any, ...]) -> Estimate:
         names = [latent.name for latent in layout.space.latents]
         gradients = {name: self._gradient(name) for name in names if name not in self.summed}
         entropic = frozenset(name for name, gradient in gradients.items() if gradient.sums_entropy)

@@ -1,4 +1,4 @@
-"""Give a loss's own parameters the types of the program, or those of a checkpoint."""
+"""A loss's own parameters: give them the types of the program, or those of a checkpoint, and prepare copies."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..programs.factors import Layout
+from ..runtime.compat.pyro import forget_leaf
 
 
 def fit_to(own: nn.Module, layout: Layout) -> None:
@@ -13,6 +14,12 @@ def fit_to(own: nn.Module, layout: Layout) -> None:
     first = next(own.parameters())
     if (first.dtype, first.device) != (layout.dtype, layout.device):
         own.to(dtype=layout.dtype, device=layout.device)
+
+
+def forget_leaves(own: nn.Module | None) -> None:
+    """Remove from a loss's own parameters what training has attached and no pickle takes; the next step attaches it."""
+    for parameter in own.parameters() if own is not None else ():
+        forget_leaf(parameter)
 
 
 def take_types_and_width(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -82,7 +82,9 @@ class PenalizedELBO(TensorELBO):
 
     def _penalty(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         runs = bind(model, guide, *args, **kwargs)
-        return self._planned(runs, model, guide, args, kwargs)(runs)
+        return self._penalties.use(
+            (model, guide), args, kwargs, lambda: self.plan_penalty(runs), lambda penalty: penalty(runs)
+        )
 
     def _planned(
         self, runs: Runs, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -19,6 +19,7 @@ from ..programs.runs import bind
 from ..programs.target import Target
 from ..programs.tensor_elbo import TensorELBO
 from ..runtime.autograd import leaves
+from .own import forget_leaves
 
 
 class Estimate(NamedTuple):
@@ -52,6 +53,10 @@ class EstimatedELBO(TensorELBO):
     @abstractmethod
     def estimate_of(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Estimate:
         """Return the bound of each datum and the surrogate of its gradient; gradients are enabled."""
+
+    def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
+        forget_leaves(self.own)
+        return super().__reduce_ex__(protocol)
 
     def tensor_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Return an estimate of the loss in nats, summed over the data."""
@@ -103,6 +108,10 @@ class SampledELBO(EstimatedELBO):
     @override
     def estimate_of(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Estimate:
         runs = bind(model, guide, *args, **kwargs)
-        return self.estimate(
-            Target(runs, self._layouts.find((model, guide), args, kwargs, partial(lay_out_draws, runs)))
+        return self._layouts.use(
+            (model, guide),
+            args,
+            kwargs,
+            partial(lay_out_draws, runs),
+            lambda layout: self.estimate(Target(runs, layout)),
         )

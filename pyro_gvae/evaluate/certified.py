@@ -12,6 +12,7 @@ from ..distributions.observations import Bernoulli, Gaussian
 from ..handlers.one_hot_messenger import innermost
 from ..programs.factors import Factor
 from ..programs.joint import joint_scores
+from ..programs.look import is_continuous
 from ..programs.modes import judging, without_trace
 from ..programs.noise import independent
 from ..programs.pair import HasPair
@@ -97,6 +98,8 @@ def _bounds(target: Target, num_codes: int, size: int) -> Certified:
     layout = target.layout
     with without_trace():  # this draw changes no random states or buffers
         top = TopCodes(target.runs, layout, target.drawn(1, independent))
+    for name in top.base.values.keys() - top.base.codes.keys():
+        raise is_continuous(name)
     for name in sorted(top.kept & top.base.codes.keys()):
         raise ValueError(
             f"Expected every discrete latent to be in the plate(s) {sorted(layout.plates)}, but found '{name}', which "

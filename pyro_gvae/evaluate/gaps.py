@@ -36,7 +36,8 @@ PRIOR_GAP = "prior_gap"
 class Gaps(NamedTuple):
     """Bounds on log p(x) for each datum, all (B,), in nats; fewer numbers if data share a latent."""
 
-    #: None if there are integers, which have no relaxation, or latents that the guide lacks and so cannot draw
+    #: None if there are integers or excluded categories, which have no relaxation, or latents that the guide lacks and
+    #: so cannot draw
     relaxed_bound: Tensor | None
     elbo: Tensor
     mean_field_elbo: Tensor
@@ -86,10 +87,11 @@ def gaps(
     given = items(x)
     found = exact.bounds(pair, *given, max_memory=max_memory)
     seen = look(bind_pair(pair, *given))
-    kinds = {site.kind for site in seen.model.discrete.values()}
+    sites = [*seen.model.discrete.values(), *seen.guide.discrete.values()]
+    has_relaxation = all(site.kind is not Kind.INTEGER and site.natural.isfinite().all() for site in sites)
     options = {"num_particles": num_particles, "temperature": temperature}
     return Gaps(
-        None if Kind.INTEGER in kinds or seen.alone else relaxed_bound(pair, x, **options),
+        relaxed_bound(pair, x, **options) if has_relaxation and not seen.alone else None,
         found.elbo,
         exact.mean_field(pair, *given, max_memory=max_memory).elbo,
         found.log_evidence,

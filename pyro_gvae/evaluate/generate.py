@@ -226,7 +226,7 @@ def digits_of(values: PerLatent) -> Tensor:
     """
     if not isinstance(values, dict):
         return values
-    return torch.cat([values[name] for name in sorted(values, key=_in_order)], -2)
+    return torch.cat([values[name] for name in sorted(values, key=in_order)], -2)
 
 
 def numbers_of(found: PerLatent) -> dict[str, Tensor]:
@@ -239,10 +239,10 @@ def numbers_of(found: PerLatent) -> dict[str, Tensor]:
         [[0], [1], [2]]
     """
     named = found if isinstance(found, dict) else {"latent": found}
-    ordered = {name: named[name] for name in sorted(named, key=_in_order)}
+    ordered = {name: named[name] for name in sorted(named, key=in_order)}
     return {name: values.argmax(-1) if values.dim() == 3 else values for name, values in ordered.items()}
 
 
-def _in_order(name: str) -> tuple[int, str]:
+def in_order(name: str) -> tuple[int, str]:
     """Return a key that sorts layers by their numbers: z2 before z10."""
     return len(name), name

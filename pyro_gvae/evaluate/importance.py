@@ -196,7 +196,11 @@ def _all_of_guide(seen: Look) -> Collection[str]:
 
 
 def is_shared(pair: HasPair, x: Tensor) -> bool:
-    """Return whether data share a latent, from one draw for two of them."""
+    """Return whether data share a latent or another statement, so that they cannot be scored in parts.
+
+    A draw for two data shows it. If as many data as rows are not in a plate, rows are no data, but for example the
+    steps of a single sequence; two numbers of rows show it.
+    """
     try:
         seen = look(bind_pair(pair, *next(split(x, 2))))
     except (ValueError, RuntimeError):  # the program accepts only all of its data at once
@@ -208,7 +212,7 @@ def is_shared(pair: HasPair, x: Tensor) -> bool:
             if seen.alone:
                 raise  # otherwise the latents can be drawn
     try:
-        return _is_shared(pair, *next(split(x, 2)))
+        return any(_is_shared(pair, *next(split(x, size))) for size in (2, 1))
     except (ValueError, RuntimeError):
         return _is_shared(pair, *items(x))
 
@@ -218,7 +222,8 @@ def _is_shared(pair: HasPair, *rows: Any) -> bool:
     layout = lay_out_draws(runs)
     with without_trace():
         found = draw(runs, layout, 1)
-    return found.cells != found.batch_shape
+    num_data = len(rows[0]) if rows[0].dim() else 1
+    return found.apart != found.batch_shape or num_data not in found.batch_shape
 
 
 def most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:

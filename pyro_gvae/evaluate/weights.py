@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..exact.elimination import collected, log_summed
 from ..exact.sizes import WORK_PER_SAVED_BYTE
+from ..handlers.sites import plates_of
 from ..programs.axes import Term
 from ..programs.chains import Chains, Particles, in_particles, lay_out_chains
 from ..programs.choices import choose, one_draw
@@ -67,12 +68,20 @@ def summed_weights(
 
 
 def has_cells(pair: HasPair, x: Any) -> bool:
-    """Return whether the data are in cells of plates that share no latent."""
+    """Return whether the data are in cells of plates that share no latent and no other statement."""
     try:
-        chains = _chains(pair, *next(split(x, 2)))
+        return all(_has_cells(pair, *next(split(x, size))) for size in (2, 1))
     except (ValueError, RuntimeError):  # the program accepts only all of its data at once
-        chains = _chains(pair, *items(x))
-    return bool(chains.cells)
+        return _has_cells(pair, *items(x))
+
+
+def _has_cells(pair: HasPair, *rows: Any) -> bool:
+    runs = bind_pair(pair, *rows)
+    seen = look(runs)
+    chains = lay_out_chains(runs, seen)
+    num_data = len(rows[0]) if rows[0].dim() else 1
+    plates = {plate.name for plate in chains.cells if chains.sizes[plate] == num_data}
+    return bool(plates) and all(plates & plates_of(msg) for msg in seen.model.messages.values())
 
 
 def all_particles(runs: Runs, chains: Chains, num_particles: int, at_once: int) -> Iterator[Particles]:
@@ -118,11 +127,6 @@ def most_particles(runs: Runs, chains: Chains, max_memory: float | None) -> int:
     needed = WORK_PER_SAVED_BYTE * sum(term.values.numel() * term.values.element_size() for term in terms)
     limit = min(memory_limit(max_memory), tuning(terms[0].values.device).slice_bytes)
     return max(1, int(limit // needed))
-
-
-def _chains(pair: HasPair, *rows: Any) -> Chains:
-    runs = bind_pair(pair, *rows)
-    return lay_out_chains(runs, look(runs))
 
 
 def _most_pairs(pair: HasPair, x: Any, max_memory: float | None) -> int:

@@ -75,7 +75,7 @@ class Averages(NamedTuple):
         Here z' are the latents that z depends on. The values add up to the entropy of all latents; they are neither
         scaled nor masked.
         """
-        return self._per_cell({axis.name: negative(term) for axis, term in self.log_probs.items()})
+        return self._per_cell({axis.name: negative(term)._replace(scale=1.0) for axis, term in self.log_probs.items()})
 
     def kls(self) -> dict[str, Tensor]:
         """Compute the KL of each latent in the shape of results, scaled and masked; the values add up to KL(q || p)."""

@@ -48,7 +48,11 @@ def eliminated(terms: Iterable[Term], order: Sequence[Axis], step: Step) -> list
 
 def elbo(runs: Runs, chains: Chains) -> Tensor:
     """Return the ELBO of each cell of the plates that all discrete latents share; differentiable."""
-    q, p = chains.read(runs)
+    return elbo_of(*chains.read(runs), chains)
+
+
+def elbo_of(q: Reading, p: Reading, chains: Chains) -> Tensor:
+    """Return the ELBO from the terms of guide and model; differentiable."""
     alone = [site for name, site in p.sites.items() if name not in q.sites]
     costs = [site.masked for name, site in p.sites.items() if name in q.sites]
     costs = log_summed([*costs, *p.others.values()], alone, chains)

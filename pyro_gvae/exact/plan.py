@@ -53,6 +53,11 @@ class Plan(NamedTuple):
         return self.layout.batch_shape
 
     @property
+    def has_continuous(self) -> bool:
+        """Whether the guide has continuous latents, which are drawn."""
+        return self.layout.has_continuous
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type of the scores."""
         return self.layout.dtype

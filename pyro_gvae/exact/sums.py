@@ -11,8 +11,8 @@ from torch import Tensor
 from ..distributions.parameters import impossible_as_infinite
 from ..handlers.sites import Run
 from ..programs.chains import Chains
-from ..programs.factors import summed_over
-from ..programs.joint import Guide, JointScores, elbo_terms, joint_scores, terms_and_scores
+from ..programs.factors import Codes, Layout, summed_over
+from ..programs.joint import Guide, JointScores, Terms, elbo_terms, joint_scores, terms_and_scores
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair
 from ..runtime.compat.torch import is_transformed
@@ -25,6 +25,8 @@ from .plan import Plan, computed
 
 #: A function that computes the contribution of a slice of codes to a sum, shape (B,).
 Part = Callable[[], Tensor]
+#: A function that runs both programs on joint codes, and returns the terms that these add to the ELBO.
+TermsOf = Callable[[Runs, Layout, Guide, Codes], Terms]
 
 
 def elbo(
@@ -159,9 +161,10 @@ def bounds(
     if isinstance(plan, Chains):
         return Bounds(elimination.elbo(runs, plan), elimination.log_evidence(runs, plan))
     if plan.layout.is_shared:
+        log_evidence = evidence(runs.model, plan)  # first, since it is refused where plates are crossed
         each = summed(plan, elbo_parts(runs, plan, guide)).reshape(1, -1)
         total = summed_over(each, plan.batch_shape, plan.layout.levels[0].shape)
-        return Bounds(total.reshape(plan.layout.evidence_shape), evidence(runs.model, plan))
+        return Bounds(total.reshape(plan.layout.evidence_shape), log_evidence)
     elbos: list[Tensor] = []
     log_sums, scales = [], []
     for numbers in plan.numbers():
@@ -200,16 +203,17 @@ def _scores(model: Run, plan: Plan, numbers: Tensor) -> JointScores:
     return joint_scores(model, plan.layout, plan.codes(numbers))
 
 
-def elbo_parts(runs: Runs, plan: Plan, guide: Guide) -> Iterator[Part]:
+def elbo_parts(runs: Runs, plan: Plan, guide: Guide, terms_of: TermsOf = elbo_terms) -> Iterator[Part]:
     """Yield one function per slice of codes; their values add up to the ELBO. The first also adds the constant terms.
 
     Args:
         runs: the pair with its data bound.
         plan: how its codes are cut into slices.
         guide: the guide's terms that do not depend on the codes of a slice.
+        terms_of: returns the terms of a slice.
     """
     for i, numbers in enumerate(_likely(plan, guide)):
-        yield partial(_elbo_part, runs, plan, guide, numbers, first=i == 0 and plan.share.rank == 0)
+        yield partial(_elbo_part, runs, plan, guide, numbers, terms_of, first=i == 0 and plan.share.rank == 0)
 
 
 @torch.no_grad()
@@ -232,8 +236,8 @@ def neglected(plan: Plan, guide: Guide, numbers: Tensor) -> Tensor:
     return plan.negligible(functools.reduce(torch.add, (site.score(codes) for site in guide.sites.values())))
 
 
-def _elbo_part(runs: Runs, plan: Plan, guide: Guide, numbers: Tensor, *, first: bool) -> Tensor:
-    return expected(plan, elbo_terms(runs, plan.layout, guide, plan.codes(numbers)), first=first)
+def _elbo_part(runs: Runs, plan: Plan, guide: Guide, numbers: Tensor, terms_of: TermsOf, *, first: bool) -> Tensor:
+    return expected(plan, terms_of(runs, plan.layout, guide, plan.codes(numbers)), first=first)
 
 
 class Evidence(NamedTuple):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..programs.chains import Chains
+from ..programs.enumerator import Both
 from ..programs.factors import Codes, summed_over
-from ..programs.joint import Guide, JointScores, log_q_and_scores, pieces, terms_and_scores
+from ..programs.joint import Guide, JointScores, guide_terms, log_q_and_scores, pieces, terms_and_scores
 from ..programs.look import is_continuous
 from ..programs.runs import Runs
 from ..programs.statements import read
@@ -62,14 +63,15 @@ class Exclusive(Encoder):
         return scores, lambda _: expected(plan, terms, first=first)
 
     def of_levels(self, runs: Runs, plan: Plan, guide: Guide) -> Tensor:
-        """Compute the ELBO with one more run of the model, without a graph."""
-        elbo = summed(plan, elbo_parts(_frozen(runs), plan, guide)).sum()
+        """Compute the ELBO by one more run of the model, which is held constant."""
+        elbo = summed(plan, elbo_parts(runs, plan, guide, guide_terms)).sum()
         return with_gradient_of(evidence(runs.model, plan).sum(), elbo)
 
     def of_chains(self, runs: Runs, chains: Chains) -> Tensor:
-        """Compute the ELBO with one more run of the model, without a graph."""
-        elbo = elimination.elbo(_frozen(runs), chains).sum()
-        return with_gradient_of(elimination.log_evidence(runs, chains).sum(), elbo)
+        """Compute the ELBO from the same terms of the model, which are held constant."""
+        q, p = _read_discrete(runs, chains)
+        elbo = elimination.elbo_of(q, p.detached(), chains).sum()
+        return with_gradient_of(elimination.evidence_of(p, chains).sum(), elbo)
 
 
 @final
@@ -98,9 +100,7 @@ class Inclusive(Encoder):
 
     def of_chains(self, runs: Runs, chains: Chains) -> Tensor:
         """Add log q, with the value 0, to the terms of the model."""
-        q, p = chains.read(runs)
-        for name in q.others:
-            raise is_continuous(name)
+        q, p = _read_discrete(runs, chains)
         log_q = [site.masked for site in q.sites.values()]
         changes = [term._replace(values=_change(term.values)) for term in log_q]
         return elimination.evidence_of(p, chains, changes).sum()
@@ -146,19 +146,22 @@ def _changes(runs: Runs, plan: Plan, guide: Guide, codes: Codes, scale: float | 
     found: dict[str, list[Tensor]] = {}
     levels = {name: level for level in plan.layout.levels for name in level.names}
     for part in pieces(plan.layout, codes):
-        q = read(runs.guide, plan.layout, part, guide.values).sites if plan.layout.guide_depends else {}
+        q = read(runs.guide, plan.layout, part, guide.values).sites if guide.depends else {}
         for name, site in (q | guide.sites).items():
             weighed = summed_over(site.weigh(site.score(part)), plan.batch_shape, levels[name].shape)
             found.setdefault(name, []).append(_change(weighed / scale))
     return {name: torch.cat(each) for name, each in found.items()}
 
 
+def _read_discrete(runs: Runs, chains: Chains) -> Both:
+    """Read both programs, and refuse continuous latents."""
+    both = chains.read(runs)
+    for name in both.q.others:
+        raise is_continuous(name)
+    return both
+
+
 def _change(log_q: Tensor) -> Tensor:
     """Return log q with the value 0; finite also for codes that the guide never draws."""
     log_q = finite(log_q)
     return log_q - log_q.detach()
-
-
-def _frozen(runs: Runs) -> Runs:
-    """Return the same runs, but without gradients of the model."""
-    return runs._replace(model=torch.no_grad()(runs.model))

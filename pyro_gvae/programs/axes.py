@@ -26,6 +26,10 @@ class Term(NamedTuple):
     plates: frozenset[Axis]  # the plates that it is in
     scale: float | Tensor = 1.0  # to multiply values by: a number, or a tensor of their shape
 
+    def detached(self) -> "Term":
+        """Return the term without a gradient."""
+        return self._replace(values=self.values.detach())
+
     def weighed(self) -> "Term":
         """Return the term with its values multiplied by the scale."""
         is_one = not isinstance(self.scale, Tensor) and self.scale == 1

@@ -1,7 +1,7 @@
 """Describe and check a pair whose discrete latents have an axis each, before anything is summed."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -57,6 +57,11 @@ class Chains(NamedTuple):
     def result_shape(self) -> Size:
         """The shape of the ELBO and of the log-evidence."""
         return Size(self.sizes[plate] for plate in self.shared)
+
+    @property
+    def has_continuous(self) -> bool:
+        """Whether the guide has continuous latents."""
+        return not self.plates.keys() <= self.latents.keys()
 
     def read(self, runs: Runs) -> Both:
         """Run the programs on all values of all latents, with one pathwise draw of the continuous ones."""
@@ -123,8 +128,9 @@ def lay_out_chains(runs: Runs, seen: Look, max_memory: float | None = None) -> C
                 "z.flatten(-2) instead of z.reshape(len(x), -1), and broadcast tensors before concatenating them."
             ) from error
     check_reach(both[1])
+    names = {number: axis.name for program in both for number, axis in program.enumerated().items()}
     for dependence in dependent:
-        _check_dependence(dependence)
+        _check_dependence(dependence, names)
     return chains
 
 
@@ -231,15 +237,16 @@ def _directly_upstream(
     return frozenset(latent - {name}), shape
 
 
-def _check_dependence(found: Dependence) -> None:
+def _check_dependence(found: Dependence, names: Mapping[int, str]) -> None:
     """Refuse errors that shapes do not show: mixed data, or a dimension that now belongs to another latent."""
     program, name, other, shape = found
-    msg, source = program.messages[name], program.messages[other]
-    left = plates_of(source) - plates_of(msg)
-    if left and other in program.discrete:
-        raise mixes_data(name, other, left)
+    msg, axes = program.messages[name], program.value_axes(other)
+    # The value of a continuous latent depends on the codes whose axes it has.
+    for code in (other,) if other in program.discrete else sorted(names[number] for number in axes.values()):
+        if code in program.messages and (left := plates_of(program.messages[code]) - plates_of(msg)):
+            raise mixes_data(name, code, left)
     reach = axes_in_reach(msg)
-    if any(reach.get(dim) != number for dim, number in program.value_axes(other).items()):
+    if any(reach.get(dim) != number for dim, number in axes.items()):
         raise ValueError(
             f"Expected every statement to depend only on latents in the reach of pyro.markov, but found '{name}', "
             f"which depends on '{other}'. Try pyro.markov(.., history=2), or more, and move '{name}' into the loop "

@@ -29,12 +29,14 @@ class Guide(NamedTuple):
         log_q: the log-density (1, B) of these values, scaled and masked, or None if there are none. It has no gradient
             for scored latents, and omits latents whose KL is in closed form.
         factors: the factors of these values.
+        depends: whether the guide has to be run on codes for anything else.
     """
 
     sites: dict[str, Site]
     values: dict[str, Tensor]
     log_q: Tensor | None
     factors: dict[str, Factor]
+    depends: bool = True
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors that sums over codes read."""
@@ -53,6 +55,8 @@ class Guide(NamedTuple):
 
 #: What it says where it is not asked.
 NOTHING_SAID = Guide({}, {}, None, {})
+#: What it says where its other parts are not asked.
+SAYS_ALL = NOTHING_SAID._replace(depends=False)
 
 
 def read_guide_once(runs: Runs, layout: Layout, seen: Look | None = None) -> Guide:
@@ -66,9 +70,8 @@ def read_guide_once(runs: Runs, layout: Layout, seen: Look | None = None) -> Gui
     if layout.obstacle is not None:
         return NOTHING_SAID
     if seen is not None and seen.says_all and not torch.is_grad_enabled():
-        return Guide(sites_of(seen.guide, layout), {}, None, {})
-    codes = layout.some_codes(layout.few()[0] if layout.guide_depends else 1)
-    found = read(runs.guide, layout, codes, {})
+        return Guide(sites_of(seen.guide, layout), {}, None, {}, depends=False)
+    found = read(runs.guide, layout, layout.some_codes(layout.few()[0]), {})
     constant = {name: factor for name, factor in found.factors.items() if len(factor.log_prob) == 1}
     sampled = [_log_q(factor) for name, factor in constant.items() if name not in layout.analytic]
     return Guide(
@@ -76,6 +79,7 @@ def read_guide_once(runs: Runs, layout: Layout, seen: Look | None = None) -> Gui
         values={name: value for name, value in found.values.items() if name in constant},
         log_q=add(sampled) if sampled else None,
         factors=constant,
+        depends=found.depends,
     )
 
 
@@ -111,6 +115,12 @@ class JointScores(NamedTuple):
 def elbo_terms(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> Terms:
     """Run both programs on joint codes, and return the terms that these add to the ELBO."""
     return _stacked([_elbo_terms(layout, guide, *found) for found in read_both(runs, layout, guide, codes)])
+
+
+def guide_terms(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> Terms:
+    """Return :func:`elbo_terms`, with the model held constant."""
+    both = read_both(runs, layout, guide, codes)
+    return _stacked([_elbo_terms(layout, guide, found.codes, found.q, found.p.detached()) for found in both])
 
 
 def joint_scores(model: Run, layout: Layout, codes: Codes) -> JointScores:
@@ -172,7 +182,7 @@ def read_both(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> list[Bo
     """Run both programs on joint codes: on all at once, or on one after another if there is an obstacle."""
     found = []
     for part in pieces(layout, codes):
-        q = read(runs.guide, layout, part, guide.values) if layout.guide_depends else Reading({}, {}, {})
+        q = read(runs.guide, layout, part, guide.values) if guide.depends else Reading({}, {}, {})
         found.append(Both(part, q, read(runs.model, layout, part, guide.values | q.values)))
     return found
 

@@ -6,6 +6,11 @@ from typing import Any, Generic, TypeVar, final
 from torch import Tensor
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+
+class OutdatedError(RuntimeError):
+    """A program no longer has a property that was found before."""
 
 
 @final
@@ -21,6 +26,10 @@ class Kept(Generic[T]):
 
     def __init__(self) -> None:
         self._found: list[tuple[Any, T]] = []
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Copy and pickle it empty: the programs that it knows may be functions that no pickle takes."""
+        return Kept, ()
 
     def find(self, owner: Any, args: Sequence[Any], kwargs: Mapping[str, Any], make: Callable[[], T]) -> T:
         """Return the result of `make` for this owner and arguments like these, from the cache if it is there.
@@ -41,6 +50,24 @@ class Kept(Generic[T]):
                 return found
         self._found = [*self._found, (key, make())][-self.MOST :]
         return self._found[-1][1]
+
+    def use(
+        self,
+        owner: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        make: Callable[[], T],
+        function: Callable[[T], R],
+    ) -> R:
+        """Apply a function to :meth:`find`; if that result is outdated, make it again.
+
+        A program may change without a change of its arguments, by a flag of the user's.
+        """
+        try:
+            return function(self.find(owner, args, kwargs, make))
+        except OutdatedError:
+            self._found = []
+            return function(self.find(owner, args, kwargs, make))
 
 
 def _kind(value: Any) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 from .draws import read_draws, scored
 from .factors import Codes, Layout, Reading, Site, coupling_of, summed_over
 from .joint import pieces, read_both, read_guide_once
+from .kept import OutdatedError
 from .look import Look
 from .modes import without_trace
 from .runs import Runs
@@ -66,6 +67,8 @@ def closed_kls(runs: Runs, layout: Layout) -> dict[str, LatentKL]:
     """Compute the KL of latents that do not depend on each other, from one run of each program."""
     codes = layout.some_codes(1)
     q, p = (read(program, layout, codes, {}).sites for program in (runs.guide, runs.model))
+    if any(site.depends for site in (*q.values(), *p.values())):
+        raise OutdatedError
     return {name: _closed_kl(site, p[name]) for name, site in q.items()}
 
 

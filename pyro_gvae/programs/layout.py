@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -75,9 +75,12 @@ def _lay_out(runs: Runs, seen: Look, with_guide: bool) -> Layout:
         roles=roles,
         labels=frozenset(seen.labels),
     )
-    _check_mixing(runs.model, model, layout, drawn)
+    codes = frozenset([*model.discrete, *drawn])
+    some_outside = any(layout.plates - plates_of(msg) for msg in messages)
+    behind = _codes_behind(runs.guide, guide, codes) if given and some_outside else {}
+    _check_mixing(runs.model, model, layout, codes, behind)
     if with_guide:
-        _check_mixing(runs.guide, guide, layout, drawn)
+        _check_mixing(runs.guide, guide, layout, codes, behind)
     readings: list[Reading] = []
     obstacle = obstacle_of(lambda: readings.append(_read_both(runs, layout, layout.few()[0], with_guide)))
     if obstacle is None:
@@ -155,19 +158,46 @@ def _read_both(runs: Runs, layout: Layout, num_codes: int, with_guide: bool) -> 
     return q
 
 
-def _check_mixing(program: Run, read_before: Reader, layout: Layout, scored: Sequence[str]) -> None:
-    """Refuse a statement outside of the plates of a latent that it depends on, which shapes do not show."""
+def _codes_behind(guide: Run, read_before: Reader, codes: frozenset[str]) -> dict[str, frozenset[str]]:
+    """Return the codes that the value of each continuous latent of the guide depends on, through others as well."""
+    upstream = _upstream(guide)
+    found: dict[str, frozenset[str]] = {}
+    for name in read_before.continuous():
+        if name not in codes:
+            before = upstream.get(name, frozenset())
+            found[name] = (before & codes).union(*(found.get(other, frozenset()) for other in before))
+    return found
+
+
+def _check_mixing(
+    program: Run, read_before: Reader, layout: Layout, codes: frozenset[str], behind: Mapping[str, frozenset[str]]
+) -> None:
+    """Refuse a statement outside of the plates of a latent that it depends on, which shapes do not show.
+
+    Args:
+        program: the program.
+        read_before: what an earlier run of it has said.
+        layout: its latents and plates.
+        codes: discrete latents, and others that are scored.
+        behind: the codes that the values of other latents depend on.
+    """
     outside = {name: left for name, msg in read_before.messages.items() if (left := layout.plates - plates_of(msg))}
-    found = [*read_before.discrete, *scored]
-    if not (outside and found):
+    if not (outside and codes):
         return
-    with poutine.block(), DiscretizeMessenger():
-        upstream: Any = get_dependencies(program)["prior_dependencies"]
+    upstream = _upstream(program)
     for name, left in outside.items():
-        for other in found:
-            inner = plates_of(read_before.messages[other])
-            if other != name and other in upstream.get(name, ()) and inner & left:
-                raise mixes_data(name, other, inner & left)
+        for other in sorted(upstream.get(name, frozenset()) - {name}):
+            for code in sorted({other} & codes or behind.get(other, frozenset())):
+                inner = plates_of(read_before.messages[code])
+                if code != name and inner & left:
+                    raise mixes_data(name, code, inner & left)
+
+
+def _upstream(program: Run) -> dict[str, frozenset[str]]:
+    """Return the sites that each site of a program directly depends on, and itself."""
+    with poutine.block(), DiscretizeMessenger():
+        found: Any = get_dependencies(program)["prior_dependencies"]
+    return {name: frozenset(others) for name, others in found.items()}
 
 
 def warn_of(layout: Layout) -> None:

@@ -20,7 +20,7 @@ from .factors import Layout, Reading
 from .noise import CodesOf, DrawCodes, anew
 from .runs import Runs
 from .statements import Draw, read_with
-from .values import Values, cells_of, has_rows, log_probs_of, value_of_codes
+from .values import Values, cells_of, check_rows, has_rows, log_probs_of, value_of_codes
 
 
 class Sample(NamedTuple):
@@ -138,6 +138,7 @@ def sample(
         return drawn.index_select(0, given.sources([name for name in values.codes if name in given.codes]))
 
     def place(name: str, found: Discrete) -> Tensor:
+        check_rows(layout, found.batch_shape)
         if name in given.codes:
             return values.keep_code(name, found, cells_of(layout, given.codes[name], found.batch_shape))
         # Without the axis of particles, draw P times from the same distribution.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -37,6 +37,14 @@ class Reading(NamedTuple):
     sites: dict[str, Site]
     others: dict[str, Term]  # by the name of the statement, masked
     weights: Mapping[str, Callable[[], Tensor]]  # of each statement: the sum over its plates of scale and mask, ()
+
+    def detached(self) -> Self:
+        """Return the same terms without gradients."""
+        sites = {
+            name: site._replace(log_probs=site.log_probs.detached(), masked=site.masked.detached())
+            for name, site in self.sites.items()
+        }
+        return self._replace(sites=sites, others={name: term.detached() for name, term in self.others.items()})
 
 
 def score(msg: Messages) -> Tensor:

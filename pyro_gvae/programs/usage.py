@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .factors import Layout, Site
 from .joint import pieces
+from .kept import OutdatedError
 from .noise import independent
 from .runs import Runs
 from .samples import sample
@@ -33,6 +34,8 @@ class Usage(NamedTuple):
 def closed_usage(runs: Runs, layout: Layout) -> list[Usage]:
     """Compute the use of latents that depend on no other, from one run of the guide."""
     sites = read(runs.guide, layout, layout.some_codes(1), {}).sites.values()
+    if any(site.depends for site in sites):
+        raise OutdatedError
     return [_mean(site, site.rows()[0].exp()) for site in sites]
 
 

@@ -8,6 +8,7 @@ from torch import Size, Tensor
 from ..distributions.parameters import at_least_float32
 from ..handlers.sites import Discrete, Kind
 from .factors import Layout
+from .kept import OutdatedError
 from .latents import Latent
 from .statements import flat, latent_of
 
@@ -61,6 +62,17 @@ def value_of_codes(layout: Layout, latent: Latent, like: Tensor, codes: Tensor) 
 def has_rows(layout: Layout, batch_shape: Size) -> bool:
     """Return whether a batch shape has the axis of rows."""
     return len(batch_shape) > layout.nesting
+
+
+def check_rows(layout: Layout, batch_shape: Size) -> None:
+    """Check that a latent has no axis of rows in a guide whose latents were found not to depend on each other.
+
+    Raises:
+        OutdatedError: if it has.
+    """
+    # If a latent is continuous, codes may depend on it, but not on each other.
+    if has_rows(layout, batch_shape) and not (layout.guide_depends or layout.has_continuous):
+        raise OutdatedError
 
 
 def _plates(layout: Layout, batch_shape: Size) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from ..distributions.without_replacement import extend, is_possible, no_digits
 from ..handlers.sites import Discrete, Run
 from .draws import Drawn, Draws, Score, joint_score, scored
 from .factors import Layout, Reading, Site, summed_over
+from .kept import OutdatedError
 from .runs import Runs
 from .statements import given_codes, read_with
 
@@ -70,6 +71,8 @@ def draw_distinct(runs: Runs, layout: Layout, num_codes: int) -> Distinct:
     """
     beam = _Beam(layout, num_codes)
     q = beam.read(runs.guide)
+    if not (layout.guide_depends or layout.has_continuous) and any(site.depends for site in q.sites.values()):
+        raise OutdatedError
     while beam.pending:
         # If no log-probability of the guide depends on codes, one run is enough.
         names = beam.pending[:1] if layout.guide_depends else beam.pending

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ from matplotlib.patches import Patch
 from ..runs.tables import with_errors
 from ..runtime.memory import in_words
 from .pages import Shown, embedded, printable, write_page
+from .settings import Settings, documentation, files_beside
 from .style import INK, PALETTE, SMALL_PRINT, in_house_style, save_figure
 
 MEASURES = ("relative_bias", "relative_std", "cosine", "progress")
@@ -24,7 +24,7 @@ def write_advice_report(
     reasons: Sequence[str],
     *,
     train_by: str,
-    settings: dict[str, Any],
+    settings: Settings,
     command: str,
 ) -> Path:
     """Write report.html of a recommendation: what to train with, why, what to type, and what was measured.
@@ -35,7 +35,7 @@ def write_advice_report(
         finding: the recommendation, one sentence.
         reasons: sentences with the measured numbers.
         train_by: the command that follows the advice.
-        settings: the settings of the measurement.
+        settings: the settings of the measurement, sorted.
         command: the command that measured.
 
     Returns:
@@ -65,7 +65,8 @@ def write_advice_report(
         note="Mean ± standard error. Bias and standard deviation are relative to the norm of the exact gradient.",
         reproduce=command,
         settings=settings,
-        versions=None,
+        files=files_beside(folder),
+        documentation=documentation("howto/choose.md"),
     )
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..config.models import code_in_words
+from ..config.compare import CompareConfig
+from ..config.models import MODELS, code_in_words
 from ..config.names import ModelName
 from ..config.units import codes_in_words
+from ..runs.config import commands_of
 from ..runs.contents import Run, read_run
 from ..runs.folder import check_writable
 from ..runs.tables import (
@@ -28,9 +30,13 @@ from ..runs.tables import (
 )
 from . import comparison_figures as plots
 from . import pictures
-from .findings import finding, further_findings, remarks
+from .findings import best_points, finding, further_findings, remarks
 from .pages import embedded, link_to_explorer, printable, write_page
+from .settings import Settings, defaults_of, documentation, files_beside, sort_settings
 from .style import Style, estimator_styles, save_figure
+
+#: Entries of a config.json that describe the data.
+OF_DATA = frozenset({"columns_of_data", "data_in_slices", "data_sha256", "image_shape", "label_of_data"})
 
 
 def write_report(run: Path) -> Path:
@@ -70,6 +76,10 @@ def write_report(run: Path) -> Path:
         remarks=[*further_findings(contents.metrics, contents.final), *remarks(summary)],
         missing=contents.missing,
         explorer=link_to_explorer(run),
+        best=best_points(contents.metrics, contents.final),
+        settings=_settings(contents, model),
+        command=commands_of(contents.config),
+        documentation=documentation("howto/compare.md"),
         summary=summary,
         summary_text=table_text(summary, measures_of(summary)),
         measures=measures_of(summary),
@@ -78,7 +88,22 @@ def write_report(run: Path) -> Path:
         **_paired(contents.final),
         figures={name: embedded(save_figure(figure, run / "figures", name)) for name, figure in figures.items()},
         colors={name: style.color for name, style in styles.items()},
+        files=files_beside(run),  # after the figures were saved
     )
+
+
+def _settings(contents: Run, model: ModelName) -> Settings:
+    """Sort the settings; those of an older folder may lack the estimators, which its cells name."""
+    given = {name: value for name, value in contents.config.items() if name not in OF_DATA}
+    if given.get("estimators") is None:
+        given["estimators"] = list(dict.fromkeys(cell["estimator"] for cell in contents.config["cells"]))
+    sizes: dict[str, Any] = dict(MODELS[model].sizes)
+    defaults = defaults_of(CompareConfig, sizes)
+    if contents.config["epochs"] >= 1:
+        usual = CompareConfig(model=model, epochs=contents.config["epochs"], **sizes)
+        defaults["estimators"] = list(usual.each_estimator())
+    seconds = float(contents.final["seconds"].sum()) if len(contents.final) else None
+    return sort_settings(given, defaults, contents.config, seconds=seconds)
 
 
 def _paired(final: pd.DataFrame) -> dict[str, Any]:

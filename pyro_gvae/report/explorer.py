@@ -26,6 +26,7 @@ from ..train.loaded import load_run
 from ..train.trained import load_model, trained_models
 from .arrays import Arrays
 from .graphs import read_graph
+from .layers import is_layered, lowest_layer
 from .pages import EXPLORER, printable, write_page
 from .tiles import Tiles, tiles
 from .views import View, view_of
@@ -77,8 +78,8 @@ def write_explorer(
         The path of the page.
 
     Raises:
-        ValueError: if it is not a run folder of `CategoricalVAE` or `BernoulliVAE`, or a network can neither be
-            recorded nor replaced by a table.
+        ValueError: if it is not a run folder of a program whose codes alone determine the pictures, or a network can
+            neither be recorded nor replaced by a table.
         OSError: if the data files are absent.
     """
     run = Path(run)
@@ -140,7 +141,7 @@ def explorer(
     """Write the explorer of models of the same data.
 
     Args:
-        models: one or more.
+        models: one or more. Of several layers of codes, the page shows the lowest, with the others summed in its prior.
         data: data (M, D); the page shows the first 200, and computes the use of categories from all.
         image_shape: (H, W) with H * W = D; (1, D) of tables and counts of words.
         title: the title of the page.
@@ -162,7 +163,7 @@ def explorer(
         >>> explorer([Shown("mine", vae)], torch.ones(4, 6), (2, 3), title="An untrained model", path=path) == path
         True
     """
-    models = list(models)
+    models = [Shown(_named(one), lowest_layer(one.vae)) for one in models]
     if not models:
         raise ValueError("Expected one model or more, but found none.")
     if data.dim() != 2 or not len(data) or data.shape[1] != math.prod(image_shape):
@@ -192,6 +193,11 @@ def explorer(
         arrays=store.as_text(),
         rounded=rounded,
     )
+
+
+def _named(shown: Shown) -> str:
+    """Return the name of a model in the page, with the layer that is shown if there are several."""
+    return f"{shown.name}, lowest layer" if is_layered(shown.vae) else shown.name
 
 
 @judging

@@ -23,6 +23,26 @@ ELBO = Judged("test_elbo", "exact test ELBO")
 DRAWN_EVIDENCE = Judged(BOUND.name, "importance-weighted bound of the test log-evidence")
 DRAWN_ELBO = Judged("test_elbo", "estimated test ELBO")
 
+
+class Best(NamedTuple):
+    """The highest point of an estimator's mean curve, which lies before its end.
+
+    Attributes:
+        step: its training step.
+        value: the mean over seeds, in nats per datum.
+        falls: how far each seed fell from there to the end.
+    """
+
+    step: int
+    value: float
+    falls: pd.Series
+
+    @property
+    def text(self) -> str:
+        """The value and the step in words."""
+        return f"{self.value:.2f} at step {self.step:,}"
+
+
 #: A fall after the best point is mentioned if it exceeds this many nats per datum.
 LEAST_FALL = 0.1
 #: Durations that differ by less than this factor count as equal.
@@ -169,23 +189,39 @@ def remarks(summary: pd.DataFrame) -> list[Markup]:
     return sentences
 
 
-def _peaks(metrics: pd.DataFrame, final: pd.DataFrame) -> list[Markup]:
-    """Name the estimators whose mean curve was significantly higher before the end."""
-    sentences = []
+def best_points(metrics: pd.DataFrame, final: pd.DataFrame) -> dict[tuple[str, str], Best]:
+    """Find the highest points of mean curves over the finished seeds, where they lie before the end.
+
+    Args:
+        metrics: One row for each evaluation.
+        final: One row for each finished (estimator, seed).
+
+    Returns:
+        By estimator and column; estimators whose highest point is the last one are absent.
+    """
+    found = {}
     runs = metrics.merge(final[CELL])
     for judged in reversed(judged_by(runs)):
         for name in final["estimator"].unique():
             curves = runs[runs["estimator"] == name].pivot(index="step", columns="seed", values=judged.column).dropna()
-            if curves.empty:
-                continue
-            step = curves.mean(axis=1).idxmax()
-            fall = curves.loc[step] - curves.iloc[-1]
-            if fall.mean() > max(LEAST_FALL, 2 * fall.sem() if len(fall) > 1 else 0.0):
-                text = (
-                    "The {} of <b>{}</b> was highest at step {}, and then fell by {} nats per datum: train for fewer "
-                    "epochs, or use <code>pyro-gvae train --patience</code>."
-                )
-                sentences.append(Markup(text).format(judged.words, name, f"{step:,}", _mean(fall)))
+            if len(curves) and (step := curves.mean(axis=1).idxmax()) != curves.index[-1]:
+                best = Best(int(step), float(curves.loc[step].mean()), curves.loc[step] - curves.iloc[-1])
+                found[name, judged.column] = best
+    return found
+
+
+def _peaks(metrics: pd.DataFrame, final: pd.DataFrame) -> list[Markup]:
+    """Name the estimators whose mean curve was significantly higher before the end."""
+    sentences = []
+    words = {judged.column: judged.words for judged in judged_by(metrics)}
+    for (name, column), best in best_points(metrics, final).items():
+        falls = best.falls
+        if falls.mean() > max(LEAST_FALL, 2 * falls.sem() if len(falls) > 1 else 0.0):
+            text = (
+                "The {} of <b>{}</b> was highest at step {}, and then fell by {} nats per datum: train for fewer "
+                "epochs, or use <code>pyro-gvae train --patience</code>."
+            )
+            sentences.append(Markup(text).format(words[column], name, f"{best.step:,}", _mean(falls)))
     return sentences
 
 

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..config.commands import GapsConfig
 from ..data.labels import shown
 from ..evaluate.gaps import BOUNDS, GAPS, PRIOR_GAP, gaps, summarize_gaps
 from ..runs.config import read_config
@@ -17,6 +18,7 @@ from ..runs.frames import write_csv
 from ..runtime.progress import Progress
 from ..train.trained import load_model, trained_models
 from .pages import Shown, embedded, printable, write_page
+from .settings import defaults_of, documentation, files_beside, sort_settings
 from .style import INK, PALETTE, SMALL_PRINT, in_house_style, save_figure
 
 UNIT = "Test set, nats per datum, mean ± standard error over data."
@@ -240,6 +242,7 @@ def _write_gaps_page(run: Path, table: pd.DataFrame, svg: Path, settings: dict[s
             ["pyro-gvae", "gaps", str(run)]
             + [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         ),
-        settings=settings,
-        versions=written.get("versions"),
+        settings=sort_settings(settings, defaults_of(GapsConfig), written),
+        files=files_beside(run, "gaps.html"),
+        documentation=documentation("howto/evaluate.md"),
     )

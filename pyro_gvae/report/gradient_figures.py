@@ -23,10 +23,12 @@ class Panel(NamedTuple):
     scale: str
 
 
+#: Smaller differences of the cosine from 1 are drawn as this one: they are noise, which can be negative.
+LEAST_TURN = 1e-4
 PANELS = (
     Panel("relative_bias", "relative bias\n||E g − G|| / ||G||", "linear"),
     Panel("relative_std", "relative s.d.\n||sd g|| / ||E g||", "log"),
-    Panel("cosine", "cosine of E g and G", "linear"),
+    Panel("turn", f"1 − cosine of E g and G\n(at least {LEAST_TURN:g})", "log"),
     Panel("mse_at_budget", "relative squared error\nat equal seconds", "log"),
 )
 
@@ -130,7 +132,10 @@ def _shown(table: pd.DataFrame, wrt: str) -> pd.DataFrame:
     rows = table[(table["wrt"] == wrt) & (table["estimator"] != "exact")]
     if "relative_bias" not in rows:
         return rows.iloc[:0]
-    return rows[rows["relative_bias"].notna() | rows["relative_std"].notna()]
+    rows = rows[rows["relative_bias"].notna() | rows["relative_std"].notna()]
+    if "cosine" not in rows:
+        return rows
+    return rows.assign(turn=(1 - rows["cosine"].astype(float)).clip(lower=LEAST_TURN), turn_se=rows.get("cosine_se"))
 
 
 def _best_temperature(rows: pd.DataFrame) -> pd.DataFrame:
@@ -153,7 +158,7 @@ def _looks(estimators: Sequence[str]) -> dict[str, Look]:
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, clock: str, panel: Panel, look: Look) -> None:
-    errors = rows.get(f"{panel.name}_se", pd.Series(0.0, rows.index)).fillna(0.0)
+    errors = rows.get(f"{panel.name}_se", pd.Series(0.0, rows.index)).astype(float).fillna(0.0)
     drawn: Any = {"color": look.style.color}
     if clock == "temperature" and rows["temperature"].isna().all():
         for value in rows[panel.name]:
@@ -199,16 +204,17 @@ def _finish(
 ) -> None:
     for axes, panel in zip(firsts, panels, strict=True):
         axes.set_ylabel(panel.label)
+        values = shown[panel.name].dropna()
+        if panel.scale == "log" and values.max() < 1.01 * values.min():  # which have no range of their own
+            axes.set_ylim(values.min() / 2, 2 * values.max())
         axes.set_yscale(panel.scale)
         if panel.scale == "log":
             low, high = axes.get_ylim()
-            high = min(high, max(AXIS_END * shown[panel.name].median(), low))
+            high = min(high, max(AXIS_END * values.median(), low))
             axes.set_ylim(low, high)
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
-        elif panel.name == "cosine":
-            axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.03)
         else:  # the values decide, since a very long error bar would compress all of them
             axes.set_ylim(0.0, 1.15 * shown[panel.name].max() or None)
     named = shown.groupby("estimator")["temperature"]

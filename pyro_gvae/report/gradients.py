@@ -5,10 +5,13 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
+from ..config.gradients import GradientsConfig
+from ..config.models import MODELS
 from ..runs.config import read_config
 from ..runs.tables import with_errors
 from .gradient_figures import draw_against_temperature, draw_along_training
 from .pages import Shown, embedded, printable, write_page
+from .settings import defaults_of, documentation, files_beside, sort_settings
 from .style import save_figure
 
 #: The columns that identify a row.
@@ -48,11 +51,8 @@ def write_gradients_report(folder: Path, table: pd.DataFrame) -> Path:
                 svg = save_figure(figure, folder / "figures", f"{name}-{kind}")
                 figures.append(Shown(svg.stem, embedded(svg), f"{title}: {WRT[kind]}", caption))
     written = read_config(folder)
-    settings = {
-        name: value
-        for name, value in written.items()
-        if name not in ("command", "versions") and value is not None and value != []
-    }
+    sizes = MODELS[written["model"]].sizes if written.get("model") in MODELS else {}
+    settings = sort_settings(written, defaults_of(GradientsConfig, sizes), written)
     return write_page(
         folder / "report.html",
         "measured.html.j2",
@@ -69,7 +69,8 @@ def write_gradients_report(folder: Path, table: pd.DataFrame) -> Path:
         "squared error, to its square. Equal seconds: those of one exact gradient.",
         reproduce=written.get("command"),
         settings=settings,
-        versions=written.get("versions"),
+        files=files_beside(folder),
+        documentation=documentation("howto/gradients.md"),
     )
 
 
@@ -104,7 +105,7 @@ def gradients_text(table: pd.DataFrame) -> pd.DataFrame:
     text = table[CELL].drop(columns="temperature").join(with_errors(table, ("temperature", *MEASURES)))
     if "seconds" in table:
         text["ms per step"] = (1e3 * table["seconds"]).map("{:.3g}".format)
-    text = text[~table["refused"].notna()]
+    text = text[~table["refused"].notna()].rename(columns={"trained_by": "trained by"})
     return text[["estimator", *(name for name in text if name != "estimator")]]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -67,9 +67,9 @@ def prior_samples(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: tu
 def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Draw how much each category of each latent is used, with the perplexity of each latent.
 
-    Categories have no order, so each row is sorted by use. The colour scale follows the square root, so that even use
-    of many categories is still visible. The bars show the perplexity exp(H) of each row: from 1 (only one category) to
-    K (all categories equally).
+    Categories have no order, so each row is sorted by use. Colours show K times the share of the data: at 1, a category
+    is used as often as in uniform use; the colours of less and more use differ. The bars show the perplexity exp(H) of
+    each row: from 1 (only one category) to K (all categories equally).
 
     Args:
         cells: Label to the array `code_usage` (N, K), rows that sum to 1.
@@ -81,19 +81,19 @@ def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     titles, more = wrapped(list(cells), 4.5)  # of 5 inches, beside the colour scale
     size = (5.0, float(np.clip(1.0 + 0.28 * latents, 2.2, 7.0)) + more)
     figure, panels = panel_grid(len(cells), columns=min(2, len(cells)), size=size)
+    most = max(2.0, *(float(categories * arrays["code_usage"].max()) for arrays in cells.values()))
+    norm = TwoSlopeNorm(vcenter=1.0, vmin=0.0, vmax=most)
     for axes, title, arrays in zip(panels, titles, cells.values(), strict=True):
         usage = arrays["code_usage"]
-        image = axes.imshow(-np.sort(-usage, axis=1), aspect="auto", cmap="Blues", norm=PowerNorm(0.5, 0.0, 1.0))
+        image = axes.imshow(categories * -np.sort(-usage, axis=1), aspect="auto", cmap="PuOr", norm=norm)
         axes.set(title=title, xlabel="category, most used first", ylabel="latent")
         axes.grid(visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(12, integer=True))
-        counted = FuncFormatter(lambda value, _: f"{value + 1:.0f}")
-        axes.xaxis.set_major_formatter(counted)
-        axes.yaxis.set_major_formatter(counted)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value + 1:.0f}"))  # ranks; latents are numbers
         _draw_perplexity(axes, perplexity(usage), categories)
-    ticks = [0, 0.05, 0.2, 0.5, 1]
-    figure.colorbar(image, ax=panels, label="share of the test set", shrink=0.8, aspect=30, ticks=ticks)
+    ticks = [0, 1, round(most, 1)]
+    figure.colorbar(image, ax=panels, label="K x share", shrink=0.8, aspect=30, ticks=ticks)
     return figure
 
 

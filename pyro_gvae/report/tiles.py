@@ -12,7 +12,6 @@ from ..models.bernoulli_vae import BernoulliVAE
 from ..models.categorical_vae import CategoricalVAE
 from ..models.gaussian_mixture_vae import GaussianMixtureVAE
 from ..models.hidden_markov_model import HiddenMarkovModel
-from ..models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
 from ..models.joint_vae import JointVAE
 from ..models.semi_supervised_vae import SemiSupervisedVAE
 
@@ -69,8 +68,8 @@ def tiles(vae: VAE) -> Tiles:
         )
     reason = REASONS.get(type(vae), "which no row of tiles can show")
     raise ValueError(
-        "Expected a run of the model 'categorical' or 'bernoulli', whose code is a row of tiles for each latent, but "
-        f"found a {type(vae).__name__}, {reason}. Try pyro-gvae report, encode or reconstruct."
+        "Expected a run of the model 'categorical', 'bernoulli' or 'hierarchical', whose code is a row of tiles for "
+        f"each latent, but found a {type(vae).__name__}, {reason}. Try pyro-gvae report, encode or reconstruct."
     )
 
 
@@ -84,5 +83,4 @@ REASONS: dict[type[VAE], str] = {
     GaussianMixtureVAE: "whose pictures depend on a Gaussian, and on its component only through that",
     SemiSupervisedVAE: "whose pictures depend on a Gaussian style besides the class",
     HiddenMarkovModel: "whose states, one for each step of a sequence, are not decoded together",
-    HierarchicalCategoricalVAE: "whose upper layers change pictures only through the layer below, which is drawn",
 }

@@ -11,14 +11,18 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..config.models import code_in_words
+from ..config.models import MODELS, code_in_words
 from ..config.train import OF_DATA_AND_PROGRAM, TrainConfig
 from ..data.labels import shown
-from ..data.parts import shown_part
+from ..data.parts import MOST_SHOWN, shown_part
+from ..data.rows import Rows
 from ..data.sliced import AnyDataset
 from ..data.tables import beside, decoded
 from ..evaluate.code_statistics import guide_log_probs
 from ..evaluate.generate import NUM_RECONSTRUCTIONS, digits_of, pictured
+from ..evaluate.independent import independent_log_prob
+from ..models.observations import MultinomialObservation
+from ..models.table import TableObservation
 from ..runs.config import commands_of, read_config, read_train_config
 from ..runs.folder import check_writable
 from ..runs.frames import read_json_lines
@@ -30,8 +34,13 @@ from ..train.setup import initial_model
 from ..train.trained import Trained, load_model
 from . import pictures
 from .pages import embedded, link_to_explorer, printable, write_page
+from .settings import defaults_of, documentation, files_beside, sort_settings
 from .style import save_figure
 from .training_figures import SCHEDULED, StageStart, speed_and_schedules, stage_starts, training_curves
+from .verdicts import Baseline, training_finding, training_remarks
+
+#: A setting that every run chooses, so that it is no difference from the default.
+CHOSEN_BY_RUNS = {"judge": "exact"}
 
 
 def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
@@ -60,6 +69,7 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
     drawn = {"training-curves": training_curves(metrics), "speed": speed_and_schedules(metrics)}
     arrays = {} if trained is None else _arrays(trained, config if program is None else None)
     drawn |= {} if trained is None else _draw(arrays, trained.data)
+    usage = None if trained is None else arrays["code_usage"].numpy()
     stages = _stage_rows(metrics, stage_starts(metrics))
     return write_page(
         run / "report.html",
@@ -75,12 +85,17 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
         ),
         data_name=printable(config.data_name if program is None else _data_name(written)),
         part="test" if trained is None else shown_part(trained.data, 1)[0],
-        settings=_settings(written["train"], program),
+        settings=sort_settings(
+            _settings(written["train"], program),
+            defaults_of(TrainConfig, MODELS[config.model].sizes) | CHOSEN_BY_RUNS,
+            written,
+            seconds=float(metrics["seconds"].iloc[-1]),
+        ),
         command=commands_of(written),
-        versions=written.get("versions"),
         last=metrics.iloc[-1].to_dict(),
         stages=stages,
-        finding=training_finding(metrics.iloc[-1].to_dict()),
+        finding=training_finding(metrics.iloc[-1].to_dict(), None if trained is None else _baseline(trained)),
+        remarks=training_remarks(metrics, usage, go_on=f"pyro-gvae resume {printable(str(run))} --more 10"),
         to_know=_to_know(
             metrics.iloc[-1].to_dict(),
             finished=(run / WEIGHTS).exists() if trained is None else trained.finished,
@@ -90,7 +105,19 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
         scheduled=[label for name, label in SCHEDULED.items() if name in metrics and metrics[name].nunique() > 1],
         tables=[] if trained is None else _tables(arrays, trained.data),
         figures={name: embedded(save_figure(figure, run / "figures", name)) for name, figure in drawn.items()},
+        files=files_beside(run),  # after the figures were saved
+        documentation=documentation("howto/run_folders.md"),
     )
+
+
+def _baseline(trained: Trained) -> Baseline | None:
+    """Return the log-likelihood of the shown data under a distribution without a code, fit to training data."""
+    observation = trained.vae.observation
+    train = trained.data.train
+    rows = train.first(MOST_SHOWN).x if isinstance(train, Rows) else train
+    value = independent_log_prob(observation, rows, shown_part(trained.data)[1])
+    words = {TableObservation: "one distribution for each column", MultinomialObservation: "the frequency of each word"}
+    return None if value is None else Baseline(words.get(type(observation), "the mean image"), value)
 
 
 def _read_metrics(run: Path) -> pd.DataFrame:
@@ -105,31 +132,6 @@ def _read_metrics(run: Path) -> pd.DataFrame:
     if not (metrics["step"].is_monotonic_increasing and metrics["stage"].is_monotonic_increasing):
         raise ValueError(f"Expected evaluations in order, but found another order in '{run / METRICS}'. Try a copy.")
     return metrics
-
-
-def training_finding(last: Mapping[str, Any]) -> Markup:
-    """Say in one sentence where a run's discrete ELBO ends.
-
-    Args:
-        last: the run's last evaluation.
-
-    Returns:
-        Escaped HTML.
-
-    Example:
-        >>> print(training_finding({"test_elbo": -17.25, "train_elbo": -16.5, "elbo_is": "exact"}))
-        The discrete ELBO ends at <b>−17.25</b> nats per datum on test and −16.50 on train.
-    """
-    if last["elbo_is"] == "none":
-        return Markup("The discrete ELBO is unknown: the program has no discrete model that could be evaluated.")
-    test, train = (_two_decimals(_known(last[f"{part}_elbo"])) for part in ("test", "train"))
-    sampled = "" if last["elbo_is"] == "exact" else ", from one sample for each datum"
-    text = Markup("The discrete ELBO ends at <b>{}</b> nats per datum on test and {} on train{}.")
-    return text.format(test, train, sampled)
-
-
-def _two_decimals(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}".replace("-", "−")
 
 
 def _to_know(last: Mapping[str, Any], *, finished: bool, go_on: str) -> list[str]:

@@ -110,9 +110,9 @@ def _frame(axes: Axes, metrics: pd.DataFrame, measures: Sequence[str]) -> None:
 
 
 def _finish(axes: Axes, metrics: pd.DataFrame, *, named: bool = True) -> None:
-    """Label the steps, and mark where each of several stages begins with a line and the estimator's name."""
+    """Label the steps, and mark each of several stages by its name and a line; every other one is shaded."""
     last = float(metrics["step"].max()) or 1.0
-    axes.set_xlim(0, last)
+    axes.set_xlim(0, 1.01 * last)  # so that the last points are whole
     axes.set_xlabel("training steps")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -121,11 +121,14 @@ def _finish(axes: Axes, metrics: pd.DataFrame, *, named: bool = True) -> None:
     for number, (stage, end) in enumerate(zip(stages, ends, strict=True)):
         if number:
             axes.axvline(stage.step, color="#888888", lw=1, ls=":")
+        if number % 2:
+            axes.axvspan(stage.step, end, color=INK, alpha=0.07, lw=0)
         if named and len(stages) > 1:
-            # The name stands right of the line, or left of it if the stage is short and at the end.
-            place = {"ha": "left", "x": 5} if end - stage.step > 0.15 * last else {"ha": "right", "x": -5}
+            # The name stands right of the line, or left of it, with an arrow, if the stage is short and at the end.
+            fits = end - stage.step > 0.15 * last
+            place = {"ha": "left", "x": 5} if fits else {"ha": "right", "x": -5}
             axes.annotate(
-                stage.estimator,
+                stage.estimator if fits else f"{stage.estimator} \N{RIGHTWARDS ARROW}",
                 (stage.step, 0.03),
                 (place["x"], 0),
                 xycoords=axes.get_xaxis_transform(),

@@ -17,20 +17,27 @@ from ..config.compare import CompareConfig
 from ..config.train import TrainConfig
 from .files import parse_json, read_text, write_json
 from .folder import check_own
+from .machine import commit, machine, now
 
 CONFIG = "config.json"
 PACKAGES = ("pyro-gvae", "torch", "pyro-ppl", "numpy")
 
 
 def write_config(run: Path, settings: dict[str, Any]) -> None:
-    """Write the settings of a command to config.json, with its command line and the versions of the packages."""
+    """Write the settings of a command to config.json, with its command line, the time, the machine and the versions."""
+    write_json(run / CONFIG, settings | {"command": typed()} | circumstances())
+
+
+def circumstances() -> dict[str, Any]:
+    """Return when and where a command runs: the time, the machine, the package's commit, the packages' versions."""
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    write_json(run / CONFIG, settings | {"command": typed(), "versions": versions})
+    return {"started": now(), "machine": machine(), "commit": commit(), "versions": versions}
 
 
 def typed() -> str:
     """Return the command line of this process, quoted so that it can be typed again."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    return shlex.join(["pyro-gvae" if name == "__main__.py" else name, *sys.argv[1:]])  # of python -m pyro_gvae
 
 
 def commands_of(written: dict[str, Any]) -> str | None:

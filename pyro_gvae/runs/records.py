@@ -14,7 +14,7 @@ class TrainLine(TypedDict):
     stage: int
     estimator: str
     skipped: int
-    elbo_is: str
+    elbo_is: str  # one of `ElboIs`
     steps_per_second: float | None
     train_objective: float | None
     train_elbo: float | None

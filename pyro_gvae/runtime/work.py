@@ -1,7 +1,7 @@
 """Count the operations of a computation instead of its time: the same number on every machine, busy or not."""
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -17,6 +17,18 @@ OPERATIONS_PER_SECOND = 1e11
 PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm}
 #: Parts of the names of other operations that torch counts.
 OTHERS = ("conv", "attention", "_mm")
+
+
+class Work(NamedTuple):
+    """The work of a computation.
+
+    Attributes:
+        operations: as :func:`count_operations` counts them.
+        calls: the number of torch's operations, each of which takes some time besides its arithmetic.
+    """
+
+    operations: int
+    calls: int
 
 
 def count_operations(run: Callable[[], Any]) -> int:
@@ -36,9 +48,24 @@ def count_operations(run: Callable[[], Any]) -> int:
         >>> count_operations(lambda: a @ b) == 2 * 2 * 3 * 4 + 64 * 2 * 4
         True
     """
+    return count_work(run).operations
+
+
+def count_work(run: Callable[[], Any]) -> Work:
+    """Count the operations of a computation, and the calls of torch that they are made in.
+
+    Args:
+        run: the computation; it is called once.
+
+    Example:
+        >>> import torch
+        >>> a, b = torch.ones(2, 3), torch.ones(3, 4)
+        >>> count_work(lambda: (a @ b).exp()).calls
+        2
+    """
     with _Counted() as counted:
         run()
-    return counted.products + OPERATIONS_PER_ELEMENT * counted.num_elements
+    return Work(counted.products + OPERATIONS_PER_ELEMENT * counted.num_elements, counted.calls)
 
 
 def _formula(operation: Any) -> Callable[..., int] | None:
@@ -65,6 +92,7 @@ class _Counted(Watching):
         super().__init__()
         self.products = 0
         self.num_elements = 0
+        self.calls = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -74,6 +102,7 @@ class _Counted(Watching):
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        self.calls += 1
         result = func(*args, **kwargs)
         if formula is not None:
             self.products += int(formula(*args, **kwargs, out_val=result))

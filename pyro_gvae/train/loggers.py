@@ -30,7 +30,8 @@ class Logger(Protocol):
         """Record pictures and codes; only runs of a ready program on a `Dataset` have them.
 
         Args:
-            images: pixels (M, 1, H, W) in [0, 1], by name.
+            images: pixels (M, 1, H, W) in [0, 1], by name; of reconstructions, rows of data and of their
+                reconstructions in turn.
             codes: one-hots (M', N, K).
             step: the step they belong to.
         """
@@ -51,6 +52,31 @@ def numbers_in(line: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+#: The groups in which TensorBoard shows numbers of the parts of the data, such as test_elbo.
+GROUPS = ("elbo", "objective", "log_evidence")
+TIMES = ("seconds", "steps_per_second")
+#: What the groups hold, with units.
+UNITS = (
+    "elbo, objective: nats per datum, higher is better; the ELBO is that of the discrete model. time: seconds of "
+    "training, and steps per second. settings: what follows a schedule. run: the stage, and steps that were skipped. "
+    "perplexity: the number of categories that a latent uses."
+)
+
+
+def tag_of(name: str) -> str:
+    """Return the tag under which TensorBoard shows a number of an evaluation, which begins with its group.
+
+    Example:
+        >>> [tag_of(name) for name in ("test_elbo", "train_objective", "steps_per_second", "beta", "skipped")]
+        ['elbo/test', 'objective/train', 'time/steps_per_second', 'settings/beta', 'run/skipped']
+    """
+    for group in GROUPS:
+        if name.endswith(f"_{group}"):
+            return f"{group}/{name.removesuffix(f'_{group}')}"
+    group = "time" if name in TIMES else "run" if name in ("stage", "skipped") else "settings"
+    return f"{group}/{name}"
+
+
 def board_writer() -> Any:
     """Import TensorBoard's writer of event files, which takes a second.
 
@@ -66,9 +92,21 @@ def board_writer() -> Any:
     return SummaryWriter
 
 
+#: The charts of TensorBoard's page of custom scalars: curves that belong together.
+CHARTS = {
+    "nats per datum": {
+        "discrete ELBO": ["Multiline", ["elbo/train", "elbo/test"]],
+        "ELBO and objective on train": ["Multiline", ["elbo/train", "objective/train"]],
+    }
+}
+
+
 @final
 class TensorBoardLogger:
-    """Writes TensorBoard's event files, with pictures and histograms of codes; needs the extra tensorboard.
+    """Writes TensorBoard's event files, with pictures and the use of codes; needs the extra tensorboard.
+
+    Tags are in groups: `elbo/test`, `objective/train`, `time/steps_per_second`, `perplexity/latent 0`; the text "units"
+    has their units.
 
     Args:
         folder: the folder of the files.
@@ -90,6 +128,10 @@ class TensorBoardLogger:
         self._board = self._writer(
             str(self._place.__enter__().parent), purge_step=self._last["step"] + 1 if self._last else None
         )
+        if self._last is None:
+            self._board.add_text("units", UNITS, 0)
+            self._board.add_text("settings", "\n".join(f"    {name}: {value}" for name, value in settings.items()), 0)
+            self._board.add_custom_scalars(CHARTS)
 
     def record(self, line: Mapping[str, Any]) -> None:
         """Add each number to its curve, and a text at the start of a stage."""
@@ -99,15 +141,15 @@ class TensorBoardLogger:
             self._board.add_text("stage", f"{line['stage']}: {line['estimator']}, from step {begun}", begun)
         self._last = line
         for name, value in numbers_in(line).items():
-            self._board.add_scalar(name, value, line["step"])
+            self._board.add_scalar(tag_of(name), value, line["step"])
 
     def show(self, images: Mapping[str, Tensor], codes: Tensor, step: int) -> None:
-        """Add pictures, and how often each category is used."""
+        """Add one picture of each kind, and the perplexity of each latent: how many categories it uses."""
         for name, pixels in images.items():
-            self._board.add_images(name, pixels, step)
-        edges = (torch.arange(codes.shape[-1] + 1) - 0.5).tolist()
-        for latent, categories in enumerate(codes.argmax(-1).T):
-            self._board.add_histogram(f"code usage/latent {latent}", categories, step, bins=edges)
+            self._board.add_image(name, mosaic(pixels), step, dataformats="HW")
+        shares = codes.double().mean(0)  # (N, K)
+        for latent, entropy in enumerate(-torch.xlogy(shares, shares).sum(-1)):
+            self._board.add_scalar(f"perplexity/latent {latent}", entropy.exp().item(), step)
 
     def end(self) -> None:
         """Close the files."""

@@ -18,9 +18,9 @@ from ..runs.files import append_json_line, read_records
 from ..runs.records import TrainLine
 from ..runtime.progress import Progress
 from ..runtime.rng import own_randomness
-from .loggers import Logger
+from .loggers import IN_A_ROW, Logger
 
-NUM_PICTURED = 16  # images shown, and latents with a histogram
+NUM_PICTURED = 16  # images shown, and latents whose use is shown
 
 
 @final
@@ -95,7 +95,10 @@ class Logs:
         pictured = first(rows, NUM_PICTURED)
         with own_randomness(0):
             pairs = [columns(pictured)[0], reconstruct(vae, pictured)]
-            images = torch.stack(pairs, 1).flatten(0, 1)  # each next to its original
+            # A row of data, below it a row of their reconstructions, and so on.
+            images = torch.cat(
+                [row for pair in zip(*(each.split(IN_A_ROW) for each in pairs), strict=True) for row in pair]
+            )
             samples = sample(vae, NUM_PICTURED)
         drawn_as_images = data.columns is None
         pixels = {

@@ -8,7 +8,7 @@ import torch
 from pyro.infer import Trace_ELBO
 
 from .. import exact
-from ..config.names import Judge
+from ..config.names import ElboIs, Judge
 from ..config.train import TrainConfig
 from ..config.units import in_bytes
 from ..data.columns import Data, chunks, first, mean_of, num_data
@@ -16,7 +16,9 @@ from ..data.labels import given
 from ..data.rows import Rows
 from ..data.sliced import AnyDataset
 from ..exact.endless import plan_to_end
+from ..exact.plan import Plan
 from ..handlers import discretize
+from ..programs.chains import Chains
 from ..programs.latents import TooManyCodesError
 from ..programs.modes import judging
 from ..programs.runs import arguments, bind_pair
@@ -48,7 +50,7 @@ def judge_of(vae: Any, data: AnyDataset | Data, config: TrainConfig) -> Judge:
         found: Judge = from_main(lambda: choose_judge(vae, x, max_memory=max_memory))
     else:
         if config.judge == "exact":
-            _check_sum(vae, x, max_memory)
+            _plan(vae, x, max_memory)
         discrete_elbo(vae, first(x, 1), config.judge, max_memory=max_memory)
         found = config.judge
     if found == "none" and config.patience is not None:
@@ -59,13 +61,20 @@ def judge_of(vae: Any, data: AnyDataset | Data, config: TrainConfig) -> Judge:
     return found
 
 
+def elbo_is(judge: Judge, vae: Any, x: Data | Rows, config: TrainConfig) -> ElboIs:
+    """Say what the evaluations of a run are: a sum over codes is not exact where continuous latents are drawn."""
+    if judge != "exact":
+        return judge
+    return "codes summed" if _plan(vae, first(x, 1), in_bytes(config.max_memory)).has_continuous else "exact"
+
+
 @judging
 @own_randomness(0)
-def _check_sum(vae: Any, x: Data | Rows, max_memory: float | None) -> None:
-    """Refuse a sum over more codes than can be summed."""
+def _plan(vae: Any, x: Data | Rows, max_memory: float | None) -> Plan | Chains:
+    """Plan the sum over codes, or refuse one over more codes than can be summed."""
     with pyro.get_param_store().scope():
         given = arguments(first(x, AT_A_TIME) if isinstance(x, Rows) else x)
-        plan_to_end(bind_pair(vae, *given.args, **given.kwargs), max_memory=max_memory)
+        return plan_to_end(bind_pair(vae, *given.args, **given.kwargs), max_memory=max_memory)
 
 
 @judging

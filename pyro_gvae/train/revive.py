@@ -35,13 +35,27 @@ def rows_of(vae: Any) -> Rows:
         )
         if of_encoder and of_decoder:
             last, first, size = of_encoder[-1], of_decoder[0], vae.prior_logits.numel()
-            if last.out_features == size == first.in_features and last.bias is not None:
+            has_rows = last.out_features == size == first.in_features and last.bias is not None
+            if has_rows and _takes_codes(vae, first):
                 return Rows(last, first)
     raise ValueError(
-        "Expected a CategoricalVAE whose encoder ends in a linear layer with a bias and whose decoder begins with one, "
-        f"whose rows are those of categories, but found {type(vae).__name__} without them. Try revive=None and "
-        "prune=None, or unimix."
+        "Expected a CategoricalVAE whose encoder ends in a linear layer with a bias and whose decoder begins with one "
+        f"that takes codes as they are, whose rows are those of categories, but found {type(vae).__name__} without "
+        "them. Try revive=None and prune=None, or unimix."
     )
+
+
+@judging
+@torch.no_grad()
+def _takes_codes(vae: CategoricalVAE, layer: nn.Linear) -> bool:
+    """Return whether a layer of the decoder takes codes as they are, and not for example 2 z - 1."""
+    taken: list[Tensor] = []
+    shape = vae.prior_logits.shape
+    codes = torch.zeros(1, *shape, dtype=layer.weight.dtype, device=layer.weight.device)
+    codes[..., 0] = 1.0
+    with layer.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0])):
+        vae.decoder(codes)
+    return codes.is_meta or [one.flatten().tolist() for one in taken] == [codes.flatten().tolist()]
 
 
 def check_revivable(vae: Any) -> None:

@@ -24,7 +24,7 @@ from ..schedules import schedule
 from .checks import annealed_tensors, check_data, check_losses, stage_estimator, weights_on
 from .compilation import again, choose
 from .files import check_same_run
-from .monitor import NUM_TRAIN_WATCHED, discrete_elbo, judge_of
+from .monitor import NUM_TRAIN_WATCHED, discrete_elbo, elbo_is, judge_of
 from .non_finite import first_non_finite, not_finite
 from .optimizers import check_optimizer_state, named_shapes, new_optimizer
 from .state import State, read_state
@@ -65,6 +65,7 @@ class Training:
         check_losses(vae, self._estimators, batch)
         self.compilation = choose(vae, self._estimators, batch, config, self.per_epoch)
         self.state = State(judge=judge_of(vae, data, config), compiled=self.compilation.is_compiled)
+        self.elbo_is = elbo_is(self.state.judge, vae, self.watched, config)
         self.refused: tuple[Data, Tensor] | None = None
         self._batches: Iterator[Data] = self._remaining_batches()
         self._begin_stage()
@@ -119,7 +120,7 @@ class Training:
             "train_objective": self.objective,
             "train_elbo": self._elbo(self.watched),
             "test_elbo": self._elbo(self.given.test),
-            "elbo_is": state.judge,
+            "elbo_is": self.elbo_is,
             "learning_rate": self._learning_rate(state.step),
             "skipped": state.skipped,
         }

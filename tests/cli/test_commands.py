@@ -80,7 +80,11 @@ def test_encode(run, capsys, kind):
     assert "30 data" in said
     path = run / "codes" / f"exact-seed0-train-{kind}"
     arrays, table = load_file(f"{path}.safetensors"), pd.read_csv(f"{path}.csv")
-    assert list(table) == ["latent_0", "latent_1", "label"]
+    assert list(table) == ["latent_0", "latent_1", "code", "p(code)", "label"]
+    sizes = load_model(run).vae.num_categories
+    assert (table["code"] == sizes * table["latent_0"] + table["latent_1"]).all() and table["p(code)"].between(
+        0, 1
+    ).all()
     assert table[["latent_0", "latent_1"]].values.tolist() == arrays["codes"].tolist()
     assert table["label"].tolist() == arrays["labels"].tolist()
     if kind != "sample":

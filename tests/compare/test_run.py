@@ -13,6 +13,7 @@ from pyro_gvae.cli.commands import results_table
 from pyro_gvae.cli.main import main
 from pyro_gvae.compare import run as compare_module
 from pyro_gvae.compare.cell import train_cell
+from pyro_gvae.compare.gather import read_results
 from pyro_gvae.compare.grid import make_cells
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
@@ -137,6 +138,30 @@ def test_every_estimator_sees_the_same_batches_in_the_same_order(noted):
     first, second = (torch.cat(seen[name]) for name in SMALL.estimators)
     assert len(first) == 1437 and torch.equal(first, second)
     assert not torch.equal(first, torch.cat(seen["exact"][::-1]))  # the control: another order is noticed
+
+
+@pytest.mark.slow
+def test_a_finished_run_gets_further_estimators_and_seeds(tmp_path, unreported):
+    first = replace(SMALL, estimators=("exact:1steps",), seeds=(0,), evaluations=1, output=tmp_path / "run")
+    run = compare(first)
+    finished = cell_folder(run, "exact:1steps", 0) / PICTURES
+    before, written = read_results(run), finished.stat().st_mtime_ns
+    told = []
+    compare(replace(first, estimators=("reinforce-loo:1steps",), seeds=(1,)), tell=told.append)
+    assert told[-1] == f"'{run}' gets 3 further cells beside its 1."
+    after = read_results(run)
+    assert finished.stat().st_mtime_ns == written and set(after["status"]) == {"finished"}
+    assert list(zip(after["estimator"], after["seed"], strict=True)) == [
+        ("exact:1steps", 0), ("reinforce-loo:1steps", 0), ("exact:1steps", 1), ("reinforce-loo:1steps", 1),
+    ]  # fmt: skip
+    pd.testing.assert_frame_equal(after.iloc[:1], before)
+    config = json.loads((run / "config.json").read_text())
+    assert config["seeds"] == [0, 1] and len(config["cells"]) == 4
+    assert config["extended"][0]["before"] == {"estimators": ["exact:1steps"], "seeds": [0]}
+    compare(replace(first, estimators=None), tell=told.append)  # nothing is new, and no default is added
+    assert len(read_results(run)) == 4 and "further" not in told[-1]
+    with pytest.raises(ValueError, match="found another epochs"):
+        compare(replace(first, epochs=7))
 
 
 @pytest.mark.slow

@@ -101,6 +101,30 @@ def test_a_recording_has_the_same_gradients(encoder):
         torch.testing.assert_close(found, wanted[1], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("steps", [iter, pyro.markov], ids=["levels", "a chain"])
+def test_the_model_s_parameter_that_is_a_prior_s_logits_follows_the_evidence_alone(steps):
+    """Such a parameter is a leaf, which has a gradient also where the model runs without one."""
+
+    def program(logits, x):
+        for _ in steps(range(1)):
+            style = pyro.sample("style", pyro.distributions.Bernoulli(logits=logits).to_event(1))
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", pairs.one_hot(pairs.linear(3, style)))
+            yield y
+
+    def model(x):
+        for y in program(pairs.weights(2), x):
+            pairs.observe(y, obs=x)
+
+    def guide(x):
+        for _ in program(torch.zeros(2).double(), x):
+            pass
+
+    found = with_gradients(lambda: ExactWake().loss_and_grads(model, guide, DATA))
+    expected = with_gradients(lambda: ExactEvidence().loss_and_grads(model, guide, DATA))
+    torch.testing.assert_close(found["w2"], expected["w2"], rtol=1e-9, atol=1e-9)
+
+
 def test_unknown_encoders_and_free_bits_are_refused():
     with pytest.raises(ValueError, match="Expected encoder to be one of exclusive, inclusive, but found 'both'"):
         estimator("exact-wake", encoder="both")

@@ -1,6 +1,7 @@
 """The registry: every entry works with our VAE and with a user's pair, and does what its row says."""
 
 import dataclasses
+import pickle
 from typing import get_args
 
 import pyro
@@ -144,3 +145,18 @@ def test_the_command_line_knows_the_same_names():
     assert set(get_args(EstimatorName)) == set(ESTIMATORS)
     assert set(get_args(DatasetName)) == {*DATASETS, *TABLES}
     assert set(get_args(ObservationName)) == set(OBSERVATIONS)
+
+
+USED = [*OPTIONS, ("reinforce-baseline", {"baseline": "neural", "data_dim": 6, "hidden": (5,)})]
+
+
+@pytest.mark.parametrize(("name", "options"), USED)
+def test_a_loss_that_was_used_can_be_pickled(name, options):
+    model, guide, elbo = estimator(name, **options).bind(user_pair(2))
+    elbo.loss_and_grads(model, guide, X)
+    copied = pickle.loads(pickle.dumps(elbo))
+    losses = []
+    for each in (elbo, copied):
+        pyro.set_rng_seed(0)
+        losses.append(each.loss(model, guide, X))
+    assert losses[0] == losses[1]

@@ -1,5 +1,6 @@
 """Certified bounds of log p(x): the interval contains the sum over all codes, for every model."""
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -129,6 +130,20 @@ def test_scales_and_masks_are_the_programs():
     assert (found.lower[5:] <= ROUNDING).all() and (found.upper[5:] >= -ROUNDING).all()
 
 
+def two_codes(*, read):
+    """A code that depends on a normal that depends on another code."""
+
+    def program(x):
+        with pyro.plate("data", len(x)):
+            first = pyro.sample("first", dist.Bernoulli(torch.full((len(x),), 0.4).double()))
+            c = pyro.sample("c", dist.Normal(first, 1.0))
+            second = pyro.sample("second", dist.Bernoulli(logits=c))
+            if read:
+                pyro.sample("x", dist.Normal(c + second, 1.0), obs=x[:, 0])
+
+    return program
+
+
 def test_what_has_no_certain_bound_is_refused():
     for name, sentence in (
         ("a normal given a code", "no sum can be taken"),
@@ -137,6 +152,9 @@ def test_what_has_no_certain_bound_is_refused():
         program = PROGRAMS[name]
         with pytest.raises(ValueError, match=sentence):
             certified_bounds(Pair(program.model, program.guide), DATA, 4)
+    between = Pair(two_codes(read=True), two_codes(read=False))
+    with pytest.raises(ValueError, match="no sum can be taken"):
+        certified_bounds(between, DATA, 4)
     with pytest.raises(ValueError, match="at least one code, but found num_codes=0"):
         certified_bounds(wide_vae(2, 2, 1.0, 0), torch.rand(3, 6).double(), 0)
 

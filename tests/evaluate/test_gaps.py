@@ -104,6 +104,17 @@ def test_several_latents_have_their_gaps(name):
     torch.testing.assert_close(bound, torch.tensor(-stock).double())
 
 
+def test_excluded_categories_have_no_relaxation_gap():
+    """A Concrete variable is never 0, but all other bounds are known."""
+    vae, x = CategoricalVAE(6, 2, 3, (16,)).double(), torch.rand(4, 6).double()
+    with torch.no_grad():
+        vae.encoder[-2].bias[0] = -math.inf
+    found = gaps(vae, x)
+    assert found.relaxed_bound is None
+    torch.testing.assert_close(found.elbo, exact.elbo(vae, x))
+    assert (found.elbo <= found.mean_field_elbo + 1e-9).all()
+
+
 def test_integers_have_no_relaxation_gap():
     pair = sharp("bits and an integer")
     found = gaps(pair, DATA)

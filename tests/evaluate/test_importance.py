@@ -197,3 +197,38 @@ def test_a_guide_that_is_sure_of_the_wrong_code_is_found_out():
 def test_a_good_guide_earns_no_warning():
     vae, x = fair(PROBLEM), PROBLEM.x()
     assert importance_weighted(vae, x, 1000).warnings() == []
+
+
+SEQUENCE = torch.linspace(-1.0, 1.0, 6).double().reshape(3, 2)
+
+
+def one_sequence(x):
+    """All rows are one datum."""
+    yield pyro.sample("z", dist.Bernoulli(torch.tensor(0.5).double()))
+    pyro.sample("x", dist.Normal(torch.zeros(x.shape).double(), 1.0).to_event(2), obs=x)
+
+
+def columns(x):
+    """Each column is a datum."""
+    with pyro.plate("columns", x.shape[1]):
+        yield pyro.sample("z", dist.Bernoulli(torch.tensor(0.5).double()))
+        pyro.sample("x", dist.Normal(torch.zeros(x.shape[::-1]).double(), 1.0).to_event(1), obs=x.T)
+
+
+def a_common_statement(x):
+    """Each row is a datum, and one more number belongs to none of them."""
+    with pyro.plate("rows", len(x)):
+        yield pyro.sample("z", dist.Bernoulli(torch.tensor(0.5).double()))
+        pyro.sample("x", dist.Normal(torch.zeros(x.shape).double(), 1.0).to_event(1), obs=x)
+    pyro.sample("scale", dist.Normal(torch.tensor(0.0).double(), 1.0), obs=torch.tensor(2.0).double())
+
+
+@pytest.mark.parametrize("guide", [lambda program: next(program), lambda program: None], ids=["drawn", "summed"])
+@pytest.mark.parametrize("program", [one_sequence, columns, a_common_statement])
+def test_rows_are_scored_in_parts_only_where_each_is_a_datum(program, guide):
+    """The observations do not depend on the code, so that every weight is p(x)."""
+    pair = Pair(lambda x: list(program(x)), lambda x: guide(program(x)))
+    bound = importance_weighted(pair, SEQUENCE, 2, max_memory=64).bound
+    expected = exact.log_evidence(pair, SEQUENCE)
+    assert bound.numel() == expected.numel()
+    torch.testing.assert_close(bound.sum(), expected.sum())

@@ -19,6 +19,7 @@ from pairs import (
     without_markov,
     words_model,
 )
+from pyro import poutine
 
 from pyro_gvae import exact
 from pyro_gvae.exact import Pair
@@ -58,6 +59,14 @@ def test_a_chain_has_the_numbers_of_its_joint_codes():
     table = weights_of(said).log()
     close(found.table().sort(0).values, table.sort(0).values)
     assert not found.is_factorized
+
+
+def test_entropies_have_no_scale():
+    """A datum of a subsampled plate counts as many data; the entropy of its codes is that of one datum."""
+    pairs = (Pair(*(poutine.scale(run, scale=scale) for run in (chain_model, chain_guide))) for scale in (1.0, 3.0))
+    plain, scaled = (averages(pair, SHORT) for pair in pairs)
+    close(scaled.entropies(), plain.entropies())
+    close(scaled.kls(), {name: 3 * kl for name, kl in plain.kls().items()})
 
 
 def test_latents_that_the_guide_lacks_have_their_exact_posterior():

@@ -165,8 +165,16 @@ def test_what_has_no_sum_is_refused():
         with rows, columns:
             pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
 
+    def crossed_guide(x):
+        with pyro.plate("rows", len(x), dim=-2):
+            pyro.sample("a", dist.Bernoulli(0.5))
+        with pyro.plate("columns", x.shape[1], dim=-1):
+            pyro.sample("b", dist.Bernoulli(0.5))
+
     with pytest.raises(ValueError, match="to be nested, but found 'b' and 'a', neither of which"):
         exact.log_evidence(Pair(crossing, crossing), DATA)
+    with pytest.raises(ValueError, match="to be nested, but found 'b' and 'a', neither of which"):
+        exact.bounds(Pair(crossing, crossed_guide), DATA)
     with pytest.raises(ValueError, match="num_codes=0 where data share a discrete latent, but found 3"):
         exact.posterior(PAIR, X, num_codes=3)
     with pytest.raises(ValueError, match="one process that sums all codes, but found 2 that divide them"):

@@ -12,6 +12,7 @@ import bound_gaps
 import certified_width
 import collapse
 import common
+import corpus
 import crossover
 import gflownet_em
 import gradient_fidelity
@@ -62,6 +63,7 @@ SMOKES = {
     "priors": priors.main,
     "imputation": imputation.main,
     "sizes": sizes.main,
+    "corpus": corpus.main,
     "article": article.main,
     "semi_supervised": semi_supervised.main,
     "certified_width": certified_width.main,

@@ -31,6 +31,7 @@ PROGRAMS = {
     "side by side": (lambda d: JointVAE(d, 2, 3, 2, (5,)), ()),
     "bits": (lambda d: BernoulliVAE(d, 3, (5,)), ()),
 }
+WITH_NORMALS = {"mixture", "M2", "M2 with labels", "side by side"}
 ALL = pytest.mark.parametrize("name", PROGRAMS)
 
 
@@ -158,7 +159,8 @@ def test_a_short_training_improves_the_bound_of_digits(name):
     data = (x, digits.train_labels[:200] % 3) if labels else (x,)
     config = TrainConfig(stages="exact:15steps", learning_rate=1e-2, evaluate_every="15steps")
     first, last = fit(vae, data, config, progress=False).history
-    assert first["elbo_is"] == last["elbo_is"] == "exact" and last["train_elbo"] > first["train_elbo"] + 3
+    assert first["elbo_is"] == last["elbo_is"] == ("codes summed" if name in WITH_NORMALS else "exact")
+    assert last["train_elbo"] > first["train_elbo"] + 3
 
 
 def test_the_cost_of_a_bound_is_counted_where_the_evidence_is_none(fixed_noise):

@@ -54,6 +54,30 @@ def test_a_site_outside_of_the_plate_that_mixes_codes_is_refused(slice_size):
         exact.elbo(Pair(model, assignments), DATA, slice_size=slice_size)
 
 
+@pytest.mark.parametrize("loop", [pyro.markov, iter])
+@pytest.mark.parametrize("loss", ["exact", "reinforce-loo"])
+def test_so_is_one_that_mixes_them_through_a_continuous_latent(loop, loss):
+    def drawn():
+        for _ in loop(range(1)):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((5,), 0.4).double()))
+            c = pyro.sample("c", dist.Normal(z, 1.0))
+        return c
+
+    def guide(x):
+        with pyro.plate("data", 5):
+            drawn()
+
+    def model(x):
+        with pyro.plate("data", 5):
+            c = drawn()
+            pyro.sample("x", dist.Normal(c, 1.0), obs=x)
+        pyro.sample("total", dist.Normal(c.sum(-1, keepdim=True), 1.0), obs=torch.tensor([2.0]).double())
+
+    model, guide, elbo = estimator(loss).bind(Pair(model, guide))
+    with pytest.raises(ValueError, match=r"depends on .z. .* found .total. outside of them"):
+        elbo.loss(model, guide, DATA)
+
+
 def test_a_program_without_a_plate():
     def model(x):
         z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(2, 2)).to_event(1))

@@ -115,7 +115,10 @@ def words(run: Path) -> str:
 
 
 class References(HTMLParser):
-    """Collect what a browser would fetch or run for a page, and check that its elements are closed in order."""
+    """Collect what a browser would fetch or run for a page, and check that its elements are closed in order.
+
+    A link is fetched only if a reader follows it.
+    """
 
     ADDRESSES = frozenset({"src", "href", "srcset", "data", "poster", "action", "background"})
     VOID = frozenset({"meta", "img", "br", "hr", "link", "input"})
@@ -124,6 +127,7 @@ class References(HTMLParser):
         super().__init__()
         self.fetched: list[str] = []
         self.open: list[str] = []
+        self.links: list[str] = []
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -131,8 +135,9 @@ class References(HTMLParser):
             self.open.append(tag)
         if tag in {"script", "link", "iframe", "object", "embed"}:
             self.fetched.append(tag)
+        self.links += [value or "" for name, value in attrs if tag == "a" and name == "href"]
         for name, value in attrs:
-            if name in self.ADDRESSES and not (value or "").startswith("data:"):
+            if name in self.ADDRESSES and tag != "a" and not (value or "").startswith("data:"):
                 self.fetched.append(f"{tag} {name}={value}")
             if name == "style" and "url(" in (value or ""):
                 self.fetched.append(value or "")
@@ -149,6 +154,11 @@ def test_page_needs_nothing_from_outside(whole: Path) -> None:
     page = References((whole / "report.html").read_text(encoding="utf-8"))
     assert page.fetched == []
     assert page.open == []
+    files = [link for link in page.links if not link.startswith("https://")]
+    assert files == ["metrics.jsonl", "config.json", "cells", "figures"] and all(
+        (whole / name).exists() for name in files
+    )
+    assert next(link for link in page.links if link not in files).endswith("docs/howto/compare.md")
 
 
 @pytest.mark.parametrize(
@@ -182,6 +192,28 @@ def test_page_holds_the_numbers_and_every_figure(whole: Path) -> None:
     assert "pyro-gvae compare --dataset digits --seeds 3" in page
     assert "2.14.1" in page
     assert "Missing from this run" not in page
+
+
+def test_settings_that_differ_from_the_defaults_come_first(whole: Path) -> None:
+    """The default estimators follow from the epochs; two of four are a choice."""
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    chosen, others = page[page.index("Settings that differ") :].split("<details>", 1)
+    assert "<dt>epochs</dt><dd>10</dd>" in chosen and "<dt>hidden</dt><dd>128, 64</dd>" in chosen
+    assert "gumbel-softmax, exact" in chosen and "<dt>seeds</dt>" not in chosen
+    assert "<dt>num latents</dt><dd>4</dd>" in others and "<dt>seeds</dt><dd>0, 1, 2</dd>" in others
+    assert "training time" in others and "2.14.1" in others.split("</details>")[1]
+
+
+def test_the_best_point_stands_beside_the_end(run: Path) -> None:
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.unlink()
+    for row in rows:
+        is_best = row["estimator"] == "exact" and row["epoch"] == EPOCHS - 2
+        append_json_line(path, row | {"test_elbo": -3.0} if is_best else row)
+    text = words(run)
+    assert "best −3.00 at step 184" in text
+    assert "was highest at step 184" in text
 
 
 def test_the_same_results_give_the_same_bytes(whole: Path, run: Path) -> None:
@@ -551,7 +583,8 @@ def test_perplexity_stands_beside_each_latent(whole: Path, figures: dict[str, Fi
     heatmap = figures["usage"].axes[0]
     usage = load_file(cell_folder(whole, "gumbel-softmax", 0) / PICTURES)["code_usage"]
     shown = heatmap.images[0].get_array()
-    np.testing.assert_allclose(np.sort(shown, axis=1), np.sort(usage, axis=1))
+    np.testing.assert_allclose(np.sort(shown, axis=1), 8 * np.sort(usage, axis=1))  # 1 in uniform use
+    assert heatmap.images[0].norm(1.0) == 0.5
     assert (np.diff(shown, axis=1) <= 0).all()
     expected = [f"{np.exp(-(row * np.log(row)).sum()):.1f}" for row in usage]
     assert [text.get_text() for text in heatmap.child_axes[0].texts] == expected

@@ -79,7 +79,7 @@ def shown(page: Any) -> dict[str, float]:
 
 
 def code_of(page: Any) -> list[int]:
-    return [int(digit) - 1 for digit in page.inner_text("#code-numbers dd").split()]
+    return [int(digit) for digit in page.inner_text("#code-numbers dd").split()]
 
 
 def expected(vae: CategoricalVAE, x: Tensor, code: list[int]) -> dict[str, float]:
@@ -124,7 +124,7 @@ def test_its_numbers_are_those_of_torch(
         assert_shown(page, vae, x[0])
         page.click("#next")
         assert_shown(page, vae, x[1])
-        page.click("[aria-label^='latent 2, category 3']")
+        page.click("[aria-label^='latent 1, category 2']")
         assert code_of(page)[1] == 2
         assert_shown(page, vae, x[1])
 
@@ -137,7 +137,7 @@ def test_bits_are_tiles_too(opened: Opened, tmp_path: Path) -> None:
         for parameter in vae.parameters():
             parameter.copy_(2 * torch.randn_like(parameter))
     with opened(explorer([Shown("m", vae)], x, (H, W), title="t", path=tmp_path / "page.html")) as page:
-        page.click("[aria-label^='latent 2, category 2']")
+        page.click("[aria-label^='latent 1, category 1']")
         code = code_of(page)
         assert code[1] == 1
         z = torch.tensor([code], dtype=torch.float64)
@@ -175,7 +175,7 @@ def test_what_a_visitor_does(opened: Opened, tmp_path: Path) -> None:
         page.keyboard.press("r")
         page.click("#to")
         assert 1 <= page.locator("#walk button").count() <= N + 1
-        page.locator("[aria-label^='latent 1, category 1']").focus()
+        page.locator("[aria-label^='latent 0, category 0']").focus()
         page.keyboard.press("ArrowRight")
         assert code_of(page)[0] == 1
         page.click("#sort")
@@ -256,7 +256,7 @@ def test_a_table_has_a_distribution_of_each_column_and_missing_cells_are_imputed
         page.fill("#cell-3", "-1")  # no wage: the row stays
         changed = torch.tensor([0.0, 1.0, 1.0, 1.2, NAN])
         assert_imputed(changed)
-        page.focus("[aria-label^='latent 1, category 1']")
+        page.focus("[aria-label^='latent 0, category 0']")
         page.keyboard.press("ArrowRight")
         assert code_of(page)[0] == 1
         assert_shown(page, vae, changed)

@@ -5,7 +5,9 @@ import pytest
 
 from pyro_gvae.report.advice import draw_speeds, write_advice_report
 from pyro_gvae.report.gaps import gaps_finding, gaps_remarks
+from pyro_gvae.report.gradient_figures import LEAST_TURN, draw_against_temperature
 from pyro_gvae.report.gradients import gradients_finding, write_gradients_report
+from pyro_gvae.report.settings import Settings
 from pyro_gvae.runs.files import write_json
 
 
@@ -41,6 +43,16 @@ def test_gradients_are_judged_late_in_training_and_by_error_in_equal_time(tmp_pa
     assert page.count("<figure") == 2 and "<pre>pyro-gvae gradients</pre>" in page
 
 
+def test_directions_near_the_right_one_are_told_apart():
+    """Cosines of 0.9 and 0.99 are a factor of ten apart; one above 1 is noise."""
+    found = draw_against_temperature(gradients().assign(cosine=[0.9, 0.99, 1.001, 0.9, 1.0]))
+    axes = next(axes for axes in found.axes if axes.get_ylabel().startswith("1 − cosine"))
+    heights = {
+        float(line.get_ydata()[0]) for panel in found.axes if panel.get_yscale() == "log" for line in panel.lines
+    }
+    assert axes.get_yscale() == "log" and {round(height, 4) for height in heights} >= {0.1, 0.01, LEAST_TURN}
+
+
 @pytest.mark.parametrize("measured", [True, False])
 def test_an_advice_shows_what_it_compares(measured, tmp_path):
     rows = [
@@ -56,7 +68,13 @@ def test_an_advice_shows_what_it_compares(measured, tmp_path):
         assert [label.get_text() for label in axes.get_yticklabels()] == ["exact", "reinmax"]  # the fastest on top
         assert [bar.get_width() for bar in axes.patches[:2]] == [100.0, 500.0]
     page = write_advice_report(
-        tmp_path, table, "Train with <x>.", ["Since -1 < 0."], train_by="pyro-gvae train", settings={}, command="c"
+        tmp_path,
+        table,
+        "Train with <x>.",
+        ["Since -1 < 0."],
+        train_by="pyro-gvae train",
+        settings=Settings({}, {}, {}),
+        command="c",
     ).read_text()
     assert "<p>Train with &lt;x&gt;.</p>" in page and "<pre>pyro-gvae train</pre>" in page
     assert page.count("<figure") == measured

@@ -145,13 +145,20 @@ def test_an_unreadable_run_is_one_sentence(command, how, sentence, finished, tmp
 
 def test_the_report_is_one_page_that_says_what_the_run_says(finished):
     page = write_train_report(finished).read_text(encoding="utf-8")
-    assert not re.search(r"(src|href)=\"(?!data:)", page) and "<script" not in page and page.count("data:image") == 5
-    assert "<h1>gumbel-softmax, then exact on digits</h1>" in page
+    assert not re.search(r"src=\"(?!data:)", page) and "<script" not in page and page.count("data:image") == 5
+    assert "<h1>Trained on digits by gumbel-softmax, then exact</h1>" in page
     assert f"<b>{lines(finished)[-1]['test_elbo']:.2f}</b>".replace("-", "−") in page
     assert "The objective weights its KL by beta" in page and "What to know about this run" not in page
     assert "0 – 23" in page and "23 – 46" in page
     assert write_train_report(finished).read_text(encoding="utf-8") == page
     assert {path.suffix for path in (finished / "figures").iterdir()} == {".png", ".svg"}
+    assert "the mean image, which reaches" in page and "categories of a latent are in use" in page
+    chosen, rest = page[page.index("Settings that differ") :].split("<details>", 1)
+    assert (
+        "<dt>beta</dt>" in chosen and "<dt>judge</dt>" in rest and "<dt>processor</dt>" in rest.split("</details>")[1]
+    )
+    for name in re.findall(r'href="([^"]+)"', page):
+        assert name.startswith("https://") or (finished / name).exists()
 
 
 @pytest.mark.filterwarnings("ignore:.* is not finished:RuntimeWarning")
@@ -174,6 +181,15 @@ def test_curves_are_marked_where_stages_begin(finished):
     objective = next(line for line in curves.axes[0].lines if line.get_label() == "training objective")
     assert list(objective.get_ydata()) == [line["train_objective"] for line in lines(finished)[1:]]
     assert len(train_plots.speed_and_schedules(metrics).axes) == 2  # beta follows a schedule, nothing else does
+
+
+def test_a_short_last_stage_is_not_named_inside_of_the_one_before(finished):
+    metrics = pd.DataFrame(lines(finished))
+    metrics.loc[metrics["stage"] == 0, "step"] *= 40  # 920 of 943 steps
+    metrics.loc[metrics["stage"] == 1, "step"] += 897
+    axes = train_plots.training_curves(metrics).axes[0]
+    assert {text.get_text() for text in axes.texts} == {"gumbel-softmax", "exact \N{RIGHTWARDS ARROW}"}
+    assert axes.patches[-1].get_x() == 920  # its shade
 
 
 def test_a_run_of_one_stage_has_no_marks(finished):

@@ -157,14 +157,18 @@ def test_averages_of_what_is_left_are_kept():
     ("text", "told"),
     [
         ("60s", "Expected epochs or steps between two prunings, but found '60s'"),
-        ("5[usage=2]", "Expected information and usage between 0 and 1 .* but found usage=2"),
-        ("5[nats=0.1]", "Expected information and usage .* but found nats=0.1"),
+        ("5[usage=2]", "Expected information .* and usage .* but found usage=2"),
+        ("5[nats=0.1]", "Expected information .* and usage .* but found nats=0.1"),
         ("stages", "Expected several stages with prune='stages'"),
     ],
 )
 def test_invalid_settings_are_refused(text, told):
     with pytest.raises(ValueError, match=told):
         TrainConfig(prune=text)
+
+
+def test_a_threshold_of_information_may_be_any_number_of_nats():
+    assert Pruning.parse("5[information=2.5]").information == 2.5  # of K = 16 categories, log 16 = 2.77 at most
 
 
 def test_it_is_time_where_an_epoch_or_a_stage_begins():

@@ -10,6 +10,7 @@ from pyro_gvae.config.stages import Amount
 from pyro_gvae.models.bernoulli_vae import BernoulliVAE
 from pyro_gvae.models.priors import PRIORS, JointPrior
 from pyro_gvae.train.milestones import Milestones
+from pyro_gvae.train.prune import prune
 from pyro_gvae.train.revive import revive
 
 X = torch.rand(20, 6, generator=torch.Generator().manual_seed(0)).round()
@@ -111,3 +112,17 @@ def test_programs_without_such_rows_are_refused():
     vae = BernoulliVAE(6, 2, hidden=(5,))
     with pytest.raises(ValueError, match="Expected a CategoricalVAE whose encoder ends in a linear layer"):
         fit(vae, X, TrainConfig(stages="reinforce-loo:1", batch_size=10, revive=0.1), progress=False)
+
+
+class Centred(torch.nn.Module):
+    def forward(self, z):
+        return 2 * z - 1
+
+
+def test_a_decoder_that_changes_codes_before_its_rows_is_refused():
+    """A category without a code then has a row that counts as well, minus one times."""
+    vae = new_vae()
+    vae.decoder = torch.nn.Sequential(Centred(), *vae.decoder)
+    for change in (lambda: revive(vae, X.double(), 0.1), lambda: prune(vae, X.double())):
+        with pytest.raises(ValueError, match="decoder begins with one that takes codes as they are"):
+            change()
