@@ -70,7 +70,6 @@ def main(
     *,
     seeds: tuple[int, ...] = (0,),
     estimators: tuple[str, ...] = tuple(ROWS),
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Train the article's model and its corrected versions.
 
@@ -78,14 +77,12 @@ def main(
         places: where to read and write.
         seeds: seeds of the initial weights, the order of the data and the samples; the article's is 0.
         estimators: rows to train.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, seeds, estimators = places.apart(NAME), (0,), ("the article", "straight-through")
     check_names(estimators, ROWS)
     cells: list[Row] = [{"estimator": row, "seed": seed, "moment": EPOCHS[-1]} for seed in seeds for row in estimators]
-    table = run_cells(NAME, cells, partial(measure, places=places, smoke=smoke), places)
+    table = run_cells(NAME, cells, partial(measure, places=places), places)
     final = table[table["epoch"] == 3].rename(columns={"train_objective": "claim"})
     final["excess"] = final["claim"] - final["test_elbo"]
     values = ["claim", "test_elbo", "test_log_evidence", "excess"]
@@ -95,20 +92,20 @@ def main(
     places.save(NAME, draw(found))
     pictures = {row: places.folder(NAME, {"estimator": row, "seed": seeds[0]}) / "pictures.npz" for row in estimators}
     if all(path.exists() for path in pictures.values()):
-        shape = dataset(configuration(places, estimators[0], smoke)).image_shape
+        shape = dataset(configuration(places, estimators[0])).image_shape
         figure = reconstructions({row: np.load(path) for row, path in pictures.items()}, shape)
         places.save(f"{NAME}_reconstructions", figure)
     return table
 
 
-def configuration(places: Places, row: str, smoke: bool) -> TrainConfig:
+def configuration(places: Places, row: str) -> TrainConfig:
     config = places.placed(ARTICLE, **ROWS[row])
-    return tiny(config) if smoke else config
+    return tiny(config) if places.smoke else config
 
 
-def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
+def measure(cell: Row, *, places: Places) -> list[Row]:
     """Train and score a cell; save its pictures next to the checkpoint."""
-    config = replace(configuration(places, cell["estimator"], smoke), seed=cell["seed"])
+    config = replace(configuration(places, cell["estimator"]), seed=cell["seed"])
     folder = places.folder(NAME, {name: cell[name] for name in ("estimator", "seed")})
     folder.mkdir(parents=True, exist_ok=True)
     data = dataset(config)

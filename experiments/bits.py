@@ -27,7 +27,7 @@ import torch
 import tyro
 from common import Places, Row, command, dataset
 from matplotlib.figure import Figure
-from plans import draw_plans, run_plans, train_plan
+from plans import Schedule, draw_plans, run_plans, train_plan
 from torch import nn
 
 from pyro_gvae import Dataset, TrainConfig
@@ -64,32 +64,21 @@ CONFIG = TrainConfig(
 
 
 def main(
-    places: Annotated[Places, tyro.conf.arg(name="")],
-    *,
-    plans: tuple[str, ...] = tuple(PLANS),
-    steps: int = 10_000,
-    seeds: tuple[int, ...] = (0,),
-    smoke: bool = False,
+    places: Annotated[Places, tyro.conf.arg(name="")], schedule: Annotated[Schedule, tyro.conf.arg(name="")]
 ) -> pd.DataFrame:
     """Train each plan, and print its final scores and their differences from DisARM.
 
     Args:
         places: where to read and write.
-        plans: rows to train.
-        steps: total number of training steps; plans with a soft start spend half of them on it.
-        seeds: seeds of the initial weights, the order of the data and the samples.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
+        schedule: what to train, for how long and how often.
     """
-    if smoke:
-        places, plans, steps, seeds = places.apart(NAME), (BASELINE, "soft, then disarm"), 20, (0,)
+    if places.smoke:
+        places, schedule = places.apart(NAME), Schedule((BASELINE, "soft, then disarm"), steps=20)
     table = run_plans(
         NAME,
-        plans,
         PLANS,
-        steps,
-        seeds,
-        partial(measure, places=places, smoke=smoke),
+        schedule,
+        partial(measure, places=places),
         places,
         ("train_elbo", "test_elbo"),
     )
@@ -97,10 +86,10 @@ def main(
     return table
 
 
-def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
+def measure(cell: Row, *, places: Places) -> list[Row]:
     """Train a cell and score it at given fractions of its training."""
     config = places.placed(CONFIG, seed=cell["seed"])
-    if smoke:
+    if places.smoke:
         config = replace(config, dataset="digits", hidden=(16, 16), num_latents=6)
     stages, folder = PLANS[cell["estimator"]], places.folder(NAME, cell)
     return train_plan(cell, stages, config, leaky_vae(config), scores, folder)

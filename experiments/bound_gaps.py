@@ -77,7 +77,6 @@ def main(
     temperatures: tuple[float, ...] = (0.2, 0.4, 0.67, 1.0),
     exact_epochs: int = 5,
     num_test: int = 500,
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Train models, and measure the gaps during training.
 
@@ -89,10 +88,8 @@ def main(
         temperatures: temperatures of the relaxation.
         exact_epochs: number of epochs of exact training, which shows the gaps that do not come from relaxation.
         num_test: number of test images on which the gaps are measured.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, dataset, epochs, exact_epochs = places.apart(NAME), "digits", 2, 1
         seeds, temperatures, num_test = (0,), (0.4,), 20
     grid = [(row, heat) for row, heat in product(("relaxed KL", "categorical KL"), temperatures)] + [("exact", 0.0)]
@@ -101,7 +98,7 @@ def main(
         for seed, (row, heat) in product(seeds, grid)
         for last in [str(exact_epochs if row == "exact" else epochs)]
     ]
-    table = run_cells(NAME, cells, partial(measure, places=places, num_test=num_test, smoke=smoke), places)
+    table = run_cells(NAME, cells, partial(measure, places=places, num_test=num_test), places)
     table = table[table["dataset"] == dataset]
     values = ["claim", "relaxed_bound", "elbo", "mean_field_elbo", "log_evidence", "lie", "relaxation_gap"]
     found = mean_and_error(table, ["estimator", "temperature", "epoch"], values)
@@ -114,7 +111,7 @@ def main(
     return table
 
 
-def measure(cell: Row, *, places: Places, num_test: int, smoke: bool) -> list[Row]:
+def measure(cell: Row, *, places: Places, num_test: int) -> list[Row]:
     """Train a cell and decompose the claim of its loss at each moment."""
     last, heat = int(cell["moment"]), cell["temperature"]
     moments = [str(epoch) for epoch in sorted({epoch for epoch in EPOCHS if epoch < last} | {last})]
@@ -127,7 +124,7 @@ def measure(cell: Row, *, places: Places, num_test: int, smoke: bool) -> list[Ro
     )
     decompose = partial(decomposed, row=cell["estimator"], num_test=num_test)
     key = {name: cell[name] for name in ("dataset", "estimator", "temperature", "seed")}
-    return train(tiny(config) if smoke else config, moments, decompose, places.folder(NAME, key))
+    return train(tiny(config) if places.smoke else config, moments, decompose, places.folder(NAME, key))
 
 
 def decomposed(vae: CategoricalVAE, data: Dataset, *, row: str, num_test: int) -> Row:

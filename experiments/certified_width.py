@@ -62,7 +62,6 @@ def main(
     num_codes: tuple[int, ...] = (1, 4, 16, 64, 256, 1024, 4096),
     seeds: tuple[int, ...] = (0, 1, 2),
     epochs: int = 30,
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Train models, and bound log p(x) with more and more codes.
 
@@ -72,13 +71,11 @@ def main(
         num_codes: numbers of scored codes C.
         seeds: seeds of the initial weights, the order of the data and the samples.
         epochs: number of epochs of soft training.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, latents, num_codes, seeds, epochs = places.apart(NAME), (2,), (1, 4, 9), (0,), 1
     cells: list[Row] = [{"latents": number, "seed": seed} for number, seed in product(latents, seeds)]
-    measured = partial(measure, places=places, num_codes=num_codes, epochs=epochs, smoke=smoke)
+    measured = partial(measure, places=places, num_codes=num_codes, epochs=epochs)
     table = run_cells(NAME, cells, measured, places)
     found = mean_and_error(table, ["latents", "num_codes"], [*BOUNDS, "log_evidence"])
     keys = found[["latents", "num_codes", "seeds"]]
@@ -87,7 +84,7 @@ def main(
     return table
 
 
-def measure(cell: Row, *, places: Places, num_codes: tuple[int, ...], epochs: int, smoke: bool) -> list[Row]:
+def measure(cell: Row, *, places: Places, num_codes: tuple[int, ...], epochs: int) -> list[Row]:
     """Train a cell, and return a row for each number of codes."""
     config = places.placed(
         TrainConfig(
@@ -99,7 +96,7 @@ def measure(cell: Row, *, places: Places, num_codes: tuple[int, ...], epochs: in
         ),
         seed=cell["seed"],
     )
-    config = tiny(config) if smoke else config
+    config = tiny(config) if places.smoke else config
     bounded = partial(bounds, num_codes=num_codes)
     [row] = train(config, [str(epochs)], bounded, places.folder(NAME, cell))
     return [

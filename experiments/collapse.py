@@ -99,7 +99,6 @@ def main(
     cases: tuple[str, ...] = tuple(CASES),
     cures: tuple[str, ...] = tuple(CURES),
     seeds: tuple[int, ...] = tuple(range(10)),
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Train each case with each cure; print how many runs settled, and paired differences of the ELBO.
 
@@ -108,10 +107,8 @@ def main(
         cases: keys of `CASES`.
         cures: keys of `CURES`.
         seeds: seeds of the initial weights, the order of the data and the samples.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, cases, cures, seeds = places.apart(NAME), ("exact 10x2",), (NONE, "revive"), (0,)
     check_names(cases, CASES)
     check_names(cures, CURES)
@@ -120,7 +117,7 @@ def main(
         for case, seed, cure in product(cases, seeds, cures)
         if cure not in CASES[case].without
     ]
-    table = run_cells(NAME, cells, partial(measure, places=places, smoke=smoke), places)
+    table = run_cells(NAME, cells, partial(measure, places=places), places)
     final = ends(table)
     print(report(final).to_string(index=False))
     print_paired(final, ["case"], ["test_elbo", "test_log_evidence", "seconds"], NONE)
@@ -137,10 +134,10 @@ def configuration(cell: Row, config: TrainConfig) -> TrainConfig:
     return replace(config, seed=cell["seed"], **written)
 
 
-def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
+def measure(cell: Row, *, places: Places) -> list[Row]:
     """Train a cell and score it at each moment, including the fraction of categories in use."""
     config, moments, _ = CASES[cell["case"]]
-    placed = places.placed(tiny(config) if smoke else config)
+    placed = places.placed(tiny(config) if places.smoke else config)
     rows = train(configuration(cell, placed), moments, scores_on_test, places.folder(NAME, cell))
     return [row | {"part_used": row["categories_used"] / placed.num_categories} for row in rows]
 

@@ -63,7 +63,7 @@ FAR = 3.0
 
 @dataclass(frozen=True)
 class Places:
-    """The folders that an experiment reads and writes, its number of processes, and its device.
+    """The folders that an experiment reads and writes, its number of processes, its device, and whether it is a check.
 
     Args:
         mnist: The MNIST folder (torchvision's `root`).
@@ -72,6 +72,8 @@ class Places:
         runs: The folder for checkpoints, from which interrupted cells resume.
         workers: Number of processes that share the cells; compare seconds only between runs with the same number.
         device: Device to train on: cpu or cuda.
+        smoke: Run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
+            numbers and figures go to runs/experiments/smoke.
     """
 
     mnist: Path = MNIST_FOLDER
@@ -80,6 +82,7 @@ class Places:
     runs: Path = ROOT / "runs" / "experiments"
     workers: int = 1
     device: str = "cpu"
+    smoke: bool = False
 
     def placed(self, config: TrainConfig, **changes: Any) -> TrainConfig:
         """Return a configuration with this data folder and device, and with other changes."""

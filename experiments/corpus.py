@@ -61,7 +61,6 @@ def main(
     plans: tuple[str, ...] = tuple(PLANS),
     epochs: int = 40,
     seeds: tuple[int, ...] = (0, 1, 2),
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Train by each plan, and print how far each program is from the truth.
 
@@ -70,16 +69,14 @@ def main(
         plans: rows to train.
         epochs: epochs of each run.
         seeds: seeds of the truth, the documents, the initial weights and the samples.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, plans, epochs, seeds = places.apart(NAME), (EXACT, SOFT), 2, (0,)
     check_names(plans, PLANS)
     cells: list[Row] = [
         {"estimator": plan, "epochs": epochs, "seed": seed} for seed, plan in product(seeds, (NOTHING, *plans))
     ]
-    table = run_cells(NAME, cells, partial(measure, smoke=smoke), places)
+    table = run_cells(NAME, cells, partial(measure, smoke=places.smoke), places)
     table = table[table["epochs"] == epochs]
     values = ["divergence", "divergence_of_elbo", "seconds"]
     found = mean_and_error(table, ["estimator"], values)

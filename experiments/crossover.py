@@ -20,6 +20,7 @@ s behind. A step at 262,144 codes takes 195 MB (MNIST: 215 MB, 11.8 s).
 """
 
 import statistics
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
@@ -86,7 +87,6 @@ def main(
     seconds: float = 60.0,
     seeds: tuple[int, ...] = (0,),
     estimators: tuple[str, ...] = tuple(ROWS),
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Time steps and training against the number of codes.
 
@@ -96,28 +96,26 @@ def main(
         seconds: seconds of training.
         seeds: seeds of the initial weights, the order of the data and the samples.
         estimators: rows to run.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, datasets, seconds, seeds = places.apart(NAME), ("digits",), 0.2, (0,)
         estimators = ("exact", "reinmax")
     check_names(datasets, SETTINGS)
     check_names(estimators, ROWS)
-    plan = Plan(((3, 2),), steps=1) if smoke else Plan(SIZES, steps=9)
+    plan = Plan(((3, 2),), steps=1) if places.smoke else Plan(SIZES, steps=9)
     cells: list[Row] = [
         {"dataset": data, "num_categories": k, "num_latents": n, "estimator": row}
         for data, (k, n), row in product(datasets, plan.sizes, estimators)
     ]
-    alone = Places(places.mnist, places.results, places.figures, places.runs)
-    steps = run_cells(f"{NAME}_steps", cells, partial(step_cost, places=places, steps=plan.steps, smoke=smoke), alone)
+    alone = replace(places, workers=1)
+    steps = run_cells(f"{NAME}_steps", cells, partial(step_cost, places=places, steps=plan.steps), alone)
     last = f"{seconds:g}s"
     cells = [
         cell | {"seed": seed, "budget": seconds, "moment": last}
         for seed, cell in product(seeds, cells)
         if (cell["num_categories"], cell["num_latents"]) != SIZES[-1]
     ]
-    measured = partial(measure, places=places, seconds=seconds, smoke=smoke)
+    measured = partial(measure, places=places, seconds=seconds)
     training = run_cells(f"{NAME}_training", cells, measured, places)
     training = training[training["budget"] == seconds]
     reached = seconds_to_level(training)
@@ -130,21 +128,21 @@ def main(
     return training
 
 
-def configuration(cell: Row, places: Places, smoke: bool, amount: str = "1", seed: int = 0) -> TrainConfig:
+def configuration(cell: Row, places: Places, amount: str = "1", seed: int = 0) -> TrainConfig:
     """Return the training configuration of a cell."""
     sizes = {name: cell[name] for name in ("num_categories", "num_latents")}
     config = TrainConfig(
         dataset=cell["dataset"], stages=f"{ROWS[cell['estimator']]}:{amount}", **SETTINGS[cell["dataset"]]
     )
-    return places.placed(tiny(config) if smoke else config, seed=seed, **sizes)
+    return places.placed(tiny(config) if places.smoke else config, seed=seed, **sizes)
 
 
-def step_cost(cell: Row, *, places: Places, steps: int, smoke: bool) -> list[Row]:
+def step_cost(cell: Row, *, places: Places, steps: int) -> list[Row]:
     """Measure milliseconds and megabytes of a step in a new process, whose peak memory is that of the step.
 
     The process is given one batch only: loading the data would often take more memory than a step.
     """
-    config = configuration(cell, places, smoke)
+    config = configuration(cell, places)
     data = dataset(config)
     batch = Dataset(data.name, data.train[: config.batch_size].clone(), data.test[:1].clone(), data.image_shape)
     with get_context("spawn").Pool(1) as pool:
@@ -168,9 +166,9 @@ def _step_cost(config: TrainConfig, data: Dataset, steps: int) -> Row:
     }
 
 
-def measure(cell: Row, *, places: Places, seconds: float, smoke: bool) -> list[Row]:
+def measure(cell: Row, *, places: Places, seconds: float) -> list[Row]:
     """Train a cell and score it at each moment."""
-    config = configuration(cell, places, smoke, cell["moment"], cell["seed"])
+    config = configuration(cell, places, cell["moment"], cell["seed"])
     moments = [f"{seconds * part:g}s" for part in PARTS]
     rows = train(config, moments, partial(scores_on_test, most=NUM_TEST), places.folder(NAME, cell))
     return [row | {"codes": config.num_categories**config.num_latents} for row in rows]

@@ -23,7 +23,7 @@ from typing import Annotated
 import pandas as pd
 import tyro
 from common import Places, Row, check_names, command, dataset, tiny
-from plans import draw_plans, run_plans, train_plan
+from plans import Schedule, draw_plans, run_plans, train_plan
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig
 from pyro_gvae.evaluate.certified import certified_bounds
@@ -50,36 +50,27 @@ CONFIG = TrainConfig(
 
 def main(
     places: Annotated[Places, tyro.conf.arg(name="")],
+    schedule: Annotated[Schedule, tyro.conf.arg(name="")],
     *,
     categories: tuple[int, ...] = CATEGORIES,
-    plans: tuple[str, ...] = tuple(PLANS),
-    steps: int = 10_000,
-    seeds: tuple[int, ...] = (0,),
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Train each plan, and print where it ends and how far it is from soft samples alone.
 
     Args:
         places: where to read and write.
+        schedule: what to train, for how long and how often.
         categories: values of K: 4, 8 or 10.
-        plans: the rows to train.
-        steps: the number of steps in all; plans with two stages spend half of them on the first.
-        seeds: seeds of the initial weights, the order of the data and the samples.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
-        places, categories, plans, steps, seeds = places.apart(NAME), (4,), (BASELINE, "soft, then top-c"), 20, (0,)
+    if places.smoke:
+        places, categories, schedule = places.apart(NAME), (4,), Schedule((BASELINE, "soft, then top-c"), steps=20)
     check_names([str(number) for number in categories], [str(number) for number in CATEGORIES])
     tables = []
     for number in categories:
         table = run_plans(
             NAME,
-            plans,
             PLANS,
-            steps,
-            seeds,
-            partial(measure, places=places, smoke=smoke),
+            schedule,
+            partial(measure, places=places),
             places,
             ("test_bound", "test_elbo"),
             {"num_categories": number},
@@ -90,12 +81,12 @@ def main(
     return pd.concat(tables)
 
 
-def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
+def measure(cell: Row, *, places: Places) -> list[Row]:
     """Train a cell and score it at given fractions of its training."""
     config = replace(places.placed(CONFIG, seed=cell["seed"]), num_categories=cell["num_categories"])
-    config = tiny(config) if smoke else config
+    config = tiny(config) if places.smoke else config
     vae = initial_model(config, dataset(config))
-    judge = partial(scores, few=smoke)
+    judge = partial(scores, few=places.smoke)
     return train_plan(cell, PLANS[cell["estimator"]], config, vae, judge, places.folder(NAME, cell))
 
 

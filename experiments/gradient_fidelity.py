@@ -88,7 +88,6 @@ def main(
     estimators: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (0,),
     num_samples: int = 1024,
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Measure gradients in one of the two protocols.
 
@@ -99,15 +98,13 @@ def main(
         estimators: estimators to measure, by default those of the protocol.
         seeds: seeds of the model and of the samples.
         num_samples: number of estimates of each gradient.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, epochs, seeds, num_samples = places.apart(NAME), (0,), (0,), 32
         estimators = ("reinmax", "gumbel-softmax")
     config = replace(PROTOCOLS[protocol], data_dir=places.mnist, num_samples=num_samples)
     config = replace(config, epochs=epochs or config.epochs, estimators=estimators or config.estimators)
-    if smoke:
+    if places.smoke:
         config = replace(config, dataset="digits", hidden=(8,), num_latents=2, num_categories=3, num_data=4)
     path = places.results / f"{NAME}_{protocol}.csv"
     tables = [pd.read_csv(path)] if path.exists() else []

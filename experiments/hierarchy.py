@@ -29,7 +29,7 @@ import pyro.distributions as dist
 import torch
 import tyro
 from common import Places, Row, command, dataset
-from plans import draw_plans, run_plans, train_plan
+from plans import Schedule, draw_plans, run_plans, train_plan
 from torch import Tensor, nn
 
 from pyro_gvae import Dataset, TrainConfig
@@ -87,32 +87,21 @@ class SigmoidBeliefNetwork(nn.Module):
 
 
 def main(
-    places: Annotated[Places, tyro.conf.arg(name="")],
-    *,
-    plans: tuple[str, ...] = tuple(PLANS),
-    steps: int = 10_000,
-    seeds: tuple[int, ...] = (0,),
-    smoke: bool = False,
+    places: Annotated[Places, tyro.conf.arg(name="")], schedule: Annotated[Schedule, tyro.conf.arg(name="")]
 ) -> pd.DataFrame:
     """Train each plan, and print its final scores and their differences from VIMCO.
 
     Args:
         places: where to read and write.
-        plans: rows to train.
-        steps: total number of training steps; plans with a soft start spend half of them on it.
-        seeds: seeds of the initial weights, the order of the data and the samples.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
+        schedule: what to train, for how long and how often.
     """
-    if smoke:
-        places, plans, steps, seeds = places.apart(NAME), (BASELINE, "soft, then vimco"), 20, (0,)
+    if places.smoke:
+        places, schedule = places.apart(NAME), Schedule((BASELINE, "soft, then vimco"), steps=20)
     table = run_plans(
         NAME,
-        plans,
         PLANS,
-        steps,
-        seeds,
-        partial(measure, places=places, smoke=smoke),
+        schedule,
+        partial(measure, places=places),
         places,
         ("test_bound", "test_elbo"),
     )
@@ -121,13 +110,13 @@ def main(
     return table
 
 
-def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
+def measure(cell: Row, *, places: Places) -> list[Row]:
     """Train a cell and score it at given fractions of its training."""
     config = places.placed(CONFIG, seed=cell["seed"])
-    config = replace(config, dataset="digits") if smoke else config
+    config = replace(config, dataset="digits") if places.smoke else config
     with torch.random.fork_rng():
         torch.manual_seed(cell["seed"])
-        network = SigmoidBeliefNetwork(dataset(config).train.shape[1], 6 if smoke else 200, 3).to(config.device)
+        network = SigmoidBeliefNetwork(dataset(config).train.shape[1], 6 if places.smoke else 200, 3).to(config.device)
     return train_plan(cell, PLANS[cell["estimator"]], config, network, scores, places.folder(NAME, cell))
 
 

@@ -76,7 +76,6 @@ def main(
     *,
     tables: tuple[str, ...] = tuple(TABLES),
     seeds: tuple[int, ...] = (0, 1, 2),
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Fill the hidden cells of each table by each method, and compare likelihoods; print both.
 
@@ -84,15 +83,13 @@ def main(
         places: where to read and write.
         tables: names of tables.
         seeds: seeds of the hidden cells, the splits, the initial weights and the order of the data.
-        smoke: run one table for a few steps, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, tables, seeds = places.apart(NAME), ("wine",), (0,)
     check_names(tables, TABLES)
     cells: list[Row] = [{"table": name, "seed": seed} for name, seed in product(tables, seeds)]
-    errors = run_cells(NAME, cells, partial(measure, smoke=smoke), places)
-    likelihoods = run_cells(LIKELIHOOD, cells, partial(measure_likelihood, smoke=smoke), places)
+    errors = run_cells(NAME, cells, partial(measure, smoke=places.smoke), places)
+    likelihoods = run_cells(LIKELIHOOD, cells, partial(measure_likelihood, smoke=places.smoke), places)
     for found, value in ((errors, "error"), (likelihoods, "log_likelihood")):
         means = mean_and_error(found, ["table", "method"], [value])
         print(means[["table", "method", "seeds"]].join(with_errors(means, [value])).to_string(index=False))

@@ -86,7 +86,6 @@ def main(
     estimators: tuple[str, ...] = (),
     epochs: int = 20,
     seeds: tuple[int, ...] = (0,),
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Train each row, and print its final scores and their differences from `reinforce-loo`.
 
@@ -96,10 +95,8 @@ def main(
         estimators: rows to train, by default all rows of each N.
         epochs: number of epochs to train; published are 1,000.
         seeds: seeds of the initial weights, the order of the data and the samples.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, latents, epochs, seeds, estimators = places.apart(NAME), (2,), 2, (0,), (LOO, EXACT)
     check_names([str(number) for number in latents], [str(number) for number in ROWS])
     for number in latents:
@@ -110,7 +107,7 @@ def main(
         for number, seed in product(latents, seeds)
         for name in (estimators or ROWS[number])
     ]
-    table = run_cells(NAME, cells, partial(measure, moments=moments, places=places, smoke=smoke), places)
+    table = run_cells(NAME, cells, partial(measure, moments=moments, places=places), places)
     table = table[table["latents"].isin(latents) & (table["epoch"] <= epochs)]
     ends = table[table["epoch"] == epochs]
     values = ["test_elbo", "test_log_evidence", "categories_used", "seconds"]
@@ -121,11 +118,11 @@ def main(
     return table
 
 
-def measure(cell: Row, *, moments: list[str], places: Places, smoke: bool) -> list[Row]:
+def measure(cell: Row, *, moments: list[str], places: Places) -> list[Row]:
     """Train a cell and score it at each moment."""
     stages = ROWS[cell["latents"]][cell["estimator"]].format(E=moments[-1])
     config = replace(places.placed(CONFIG, seed=cell["seed"]), num_latents=cell["latents"], stages=stages)
-    config = tiny(config) if smoke else config
+    config = tiny(config) if places.smoke else config
     key = {name: cell[name] for name in ("latents", "estimator", "seed")}
     return train(config, moments, scores_on_test, places.folder(NAME, key), vae=leaky_vae(config))
 

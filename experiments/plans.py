@@ -1,7 +1,7 @@
 """Shared code of the experiments that compare training plans of equally many steps, half of which may be soft."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,25 @@ from pyro_gvae.runs.tables import with_errors
 PARTS = (0.1, 0.2, 0.5, 0.6, 0.8, 1.0)
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """What an experiment trains, for how long and how often.
+
+    Args:
+        plans: Rows to train, by default all.
+        steps: Total number of training steps; plans of two stages spend half of them on the first.
+        seeds: Seeds of the initial weights, the order of the data and the samples.
+    """
+
+    plans: tuple[str, ...] = ()
+    steps: int = 10_000
+    seeds: tuple[int, ...] = (0,)
+
+
 def run_plans(
     experiment: str,
-    plans: Sequence[str],
     known: Mapping[str, str],
-    steps: int,
-    seeds: Sequence[int],
+    schedule: Schedule,
     measure: Callable[[Row], list[Row]],
     places: Places,
     values: tuple[str, str],
@@ -34,10 +47,8 @@ def run_plans(
 
     Args:
         experiment: the name of the experiment.
-        plans: the rows to train.
         known: row -> stages, in which {all}, {half} and {rest} stand for numbers of steps.
-        steps: the total number of steps.
-        seeds: seeds of the initial weights, the order of the data and the samples.
+        schedule: which of them to train, for how long and how often.
         measure: returns the rows of a cell.
         places: the folders, and the number of processes.
         values: columns that are compared.
@@ -46,12 +57,13 @@ def run_plans(
     Returns:
         The rows with these steps and settings.
     """
-    if steps < 10:
-        raise ValueError(f"Expected at least 10 steps, but found {steps}.")
-    check_names(plans, known)
-    settings = {"steps": steps} | (settings or {})
+    if schedule.steps < 10:
+        raise ValueError(f"Expected at least 10 steps, but found {schedule.steps}.")
+    check_names(schedule.plans, known)
+    settings = {"steps": schedule.steps} | (settings or {})
     cells: list[Row] = [
-        settings | {"estimator": plan, "seed": seed, "moment": "1"} for seed, plan in product(seeds, plans)
+        settings | {"estimator": plan, "seed": seed, "moment": "1"}
+        for seed, plan in product(schedule.seeds, schedule.plans or known)
     ]
     table = run_cells(experiment, cells, measure, places)
     table = table[(table[list(settings)] == pd.Series(settings)).all(axis=1)]

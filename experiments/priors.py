@@ -78,7 +78,6 @@ def main(
     sizes: tuple[str, ...] = tuple(SIZES),
     priors: tuple[str, ...] = NAMES,
     seeds: tuple[int, ...] = (0, 1, 2),
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Train each size with each prior; print test ELBO, log p(x) and seconds of training.
 
@@ -87,10 +86,8 @@ def main(
         sizes: rows of `SIZES`.
         priors: names of priors; "uniform" also fits the other priors to the codes of its model.
         seeds: seeds of the initial weights, the order of the data and the samples.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, sizes, priors, seeds = places.apart(NAME), ("8x4",), (UNIFORM, "tree"), (0,)
     check_names(sizes, SIZES)
     check_names(priors, NAMES)
@@ -99,7 +96,7 @@ def main(
         for size, seed, prior in product(sizes, seeds, priors)
         if not (size.endswith("10x30") and prior == "joint")
     ]
-    table = run_cells(NAME, cells, partial(measure, places=places, smoke=smoke), places)
+    table = run_cells(NAME, cells, partial(measure, places=places), places)
     values = ["test_elbo", "test_log_evidence", "seconds"]
     found = mean_and_error(table, ["size", "prior", "way"], values)
     print(found[["size", "prior", "way", "seeds"]].join(with_errors(found, values)).to_string(index=False))
@@ -107,10 +104,10 @@ def main(
     return table
 
 
-def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
+def measure(cell: Row, *, places: Places) -> list[Row]:
     """Train a cell and score it; for the uniform prior, also with other priors fitted to its codes."""
     config = SIZES[cell["size"]]
-    if smoke:
+    if places.smoke:
         config = replace(tiny(config), stages="gumbel-softmax:1,exact:1")
     prior = WITH_OPTIONS.get(cell["prior"], cell["prior"])
     config = places.placed(config, prior=prior, seed=cell["seed"])

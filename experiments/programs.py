@@ -281,7 +281,6 @@ def main(
     rows: tuple[str, ...] = tuple(ROWS),
     seconds: float = 60.0,
     seeds: tuple[int, ...] = (0,),
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Train each row on each problem; print its final level, and the seconds until it reaches the common level.
 
@@ -291,10 +290,8 @@ def main(
         rows: keys of `ROWS`.
         seconds: seconds of training.
         seeds: seeds of the initial weights, the order of the data and the samples.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, problems, rows, seconds, seeds = places.apart(NAME), ("mixture", "topics"), tuple(ROWS), 0.02, (0,)
     check_names(problems, PROBLEMS)
     check_names(rows, ROWS)
@@ -302,7 +299,7 @@ def main(
         {"problem": problem, "estimator": row, "seed": seed, "budget": seconds}
         for problem, seed, row in product(problems, seeds, rows)
     ]
-    table = run_cells(NAME, cells, partial(measure, problems=TINY if smoke else PROBLEMS), places)
+    table = run_cells(NAME, cells, partial(measure, problems=TINY if places.smoke else PROBLEMS), places)
     table = table[table["budget"] == seconds]
     ends = table.groupby(["problem", "estimator", "seed"], sort=False).tail(1)
     ends = ends.assign(seconds_to_level=[reached(table, row) for row in ends.itertuples()])

@@ -173,7 +173,6 @@ def main(
     epochs: int = 20,
     seeds: tuple[int, ...] = (0,),
     estimators: tuple[str, ...] = ESTIMATORS,
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Train in the protocol and print each estimator's -ELBO beside the published one.
 
@@ -183,10 +182,8 @@ def main(
         epochs: number of epochs to train; published are 160.
         seeds: seeds of the initial weights, the order of the data and the samples.
         estimators: rows to train.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, size, epochs, seeds = places.apart(NAME), "8x4", 2, (0,)
         estimators = ("reinmax", "gumbel-softmax", "exact")
     check_names([size], SEARCHED["reinmax"])
@@ -202,7 +199,7 @@ def main(
     def measure(cell: Row) -> list[Row]:
         config = places.placed(configuration(cell["estimator"], size), seed=cell["seed"])
         key = {name: cell[name] for name in ("size", "estimator", "seed")}
-        return train(tiny(config) if smoke else config, moments, scores_on_test, places.folder(NAME, key))
+        return train(tiny(config) if places.smoke else config, moments, scores_on_test, places.folder(NAME, key))
 
     table = run_cells(NAME, cells, measure, places)
     table = table[table["size"] == size]

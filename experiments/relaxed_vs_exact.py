@@ -98,7 +98,6 @@ def main(
     seeds: tuple[int, ...] = (0, 1, 2),
     temperatures: tuple[float, ...] = (0.3, 0.67, 1.0),
     scale: float = 1.0,
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Train with relaxed samples and exactly, and print the paired differences.
 
@@ -108,10 +107,8 @@ def main(
         seeds: seeds of the initial weights, the order of the data and the samples.
         temperatures: temperatures of the relaxation.
         scale: factor of all budgets.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, problems, seeds = places.apart(NAME), ("digits 8x4",), (0,)
         temperatures, scale = (0.5,), 0.01
     check_names(problems, PROBLEMS)
@@ -134,7 +131,7 @@ def main(
         for seed, (name, heat) in product(seeds, kinds)
         if name != WARM or PROBLEMS[problem].steps > WARM_UP
     ]
-    table = run_cells(NAME, cells, partial(measure, places=places, scale=scale, smoke=smoke), places)
+    table = run_cells(NAME, cells, partial(measure, places=places, scale=scale), places)
     final, table = complete(table, scale)
     found = differences(final)
     best = differences(table.loc[table.groupby(CELL)["test_log_evidence"].idxmax()])
@@ -171,7 +168,7 @@ def budgets(problem: Problem, scale: float) -> dict[str, list[str]]:
     }
 
 
-def measure(cell: Row, *, places: Places, scale: float, smoke: bool) -> list[Row]:
+def measure(cell: Row, *, places: Places, scale: float) -> list[Row]:
     """Train a cell and score it at each moment, including the number of categories in use."""
     problem = PROBLEMS[cell["problem"]]
     moments = budgets(problem, scale)[cell["budget"]]
@@ -187,7 +184,7 @@ def measure(cell: Row, *, places: Places, scale: float, smoke: bool) -> list[Row
         changes["beta"] = f"linear:0,1,{WARM_UP}"
     config = places.placed(problem.config, stages=f"{stage}:{moments[-1]}", seed=cell["seed"], **changes)
     judge = partial(scores_on_test, most=NUM_TEST)
-    return train(tiny(config) if smoke else config, moments, judge, places.folder(NAME, cell))
+    return train(tiny(config) if places.smoke else config, moments, judge, places.folder(NAME, cell))
 
 
 def differences(final: pd.DataFrame) -> pd.DataFrame:

@@ -73,7 +73,6 @@ def main(
     *,
     sizes: tuple[str, ...] = tuple(STEPS),
     seeds: tuple[int, ...] = (0,),
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Train each second stage after the same soft one; print differences of the ELBO at equal seconds.
 
@@ -81,10 +80,8 @@ def main(
         places: where to read and write.
         sizes: K x N: 8x16 or 10x30.
         seeds: seeds of the initial weights, the order of the data and the samples.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, sizes, seeds = places.apart(NAME), ("8x16",), (0,)
     check_names(sizes, STEPS)
     cells: list[Row] = [
@@ -92,7 +89,7 @@ def main(
         for size, seed in product(sizes, seeds)
         for name in STEPS[size]
     ]
-    table = run_cells(NAME, cells, partial(measure, places=places, smoke=smoke), places)
+    table = run_cells(NAME, cells, partial(measure, places=places), places)
     curves = since_the_switch(table)
     common = at_common_seconds(curves)
     means = mean_and_error(common, ["size", "at", "estimator"], ["test_elbo"])
@@ -102,10 +99,10 @@ def main(
     return table
 
 
-def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
+def measure(cell: Row, *, places: Places) -> list[Row]:
     """Train a cell and score it at the switch and at fractions of its second stage, which are its `moment`s."""
     size, name = cell["size"], cell["estimator"]
-    steps = STEPS[size][name] // (100 if smoke else 1)
+    steps = STEPS[size][name] // (100 if places.smoke else 1)
     written = f"reinmax[temperature={SEARCHED['reinmax'][size].temperature}]" if name == "reinmax" else name
     config = replace(
         places.placed(reinmax_protocol("reinmax", size), seed=cell["seed"]),
@@ -113,7 +110,7 @@ def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
         optimizer="Adam",
         learning_rate=LEARNING_RATES[size],
     )
-    config = tiny(config) if smoke else config
+    config = tiny(config) if places.smoke else config
     switch = SOFT_EPOCHS * -(-num_data(dataset(config).train) // config.batch_size)
     when = [f"{SOFT_EPOCHS}", *(f"{switch + max(1, round(part * steps))}steps" for part in PARTS)]
     rows = train(config, when, sampled_scores, places.folder(NAME, cell))

@@ -168,7 +168,6 @@ def main(
     classes: tuple[int, ...] = (10, 100),
     estimators: tuple[str, ...] = (*ROWS, ALONE),
     weight: float = 50.0,
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Train with 10 classes; time steps with 10 and 100 classes.
 
@@ -179,17 +178,15 @@ def main(
         classes: numbers of classes K for which steps are timed; models are trained only for K = 10.
         estimators: rows to run.
         weight: weight of the mean cross-entropy of the labelled images, in nats per datum.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, steps, seeds = places.apart(NAME), 3, (0,)
     check_names(estimators, (*ROWS, ALONE))
     cells: list[Row] = [
         {"estimator": row, "classes": k, "seed": seed, "steps": steps, "weight": weight}
         for seed, k, row in product(seeds, classes, estimators)
     ]
-    table = run_cells(NAME, cells, partial(measure, places=places, smoke=smoke), places)
+    table = run_cells(NAME, cells, partial(measure, places=places), places)
     table = table[(table["steps"] == steps) & (table["weight"] == weight)]
     base = table[table["estimator"] == "marginalized"].set_index(["classes", "seed"])["milliseconds"]
     if len(base):
@@ -209,13 +206,13 @@ def main(
     return table
 
 
-def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
+def measure(cell: Row, *, places: Places) -> list[Row]:
     """Train, time and score a model with 10 classes; for other numbers of classes, time a few steps."""
-    sizes = Sizes(8, 3, 10, 20) if smoke else Sizes()
+    sizes = Sizes(8, 3, 10, 20) if places.smoke else Sizes()
     trains = cell["classes"] == 10
     steps = cell["steps"] if trains else 20
     config = places.placed(
-        TrainConfig(dataset="digits" if smoke else "mnist", binarize="threshold"),
+        TrainConfig(dataset="digits" if places.smoke else "mnist", binarize="threshold"),
         stages=f"{ROWS.get(cell['estimator'], 'reinforce')}:{steps}steps",  # without latents, any will do
         batch_size=sizes.batch,
         learning_rate=1e-3,

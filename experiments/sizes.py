@@ -47,7 +47,6 @@ def main(
     datasets: tuple[Literal["digits", "mnist"], ...] = ("digits",),
     epochs: int = 60,
     seeds: tuple[int, ...] = (0, 1, 2),
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Train each size, and large sizes with pruning; print test ELBO, log p(x) and the final sizes.
 
@@ -56,18 +55,16 @@ def main(
         datasets: names of data sets.
         epochs: epochs of each run.
         seeds: seeds of the initial weights, the order of the data and the samples.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, datasets, epochs, seeds = places.apart(NAME), ("digits",), 2, (0,)
-    sizes = [(k, n, NOT) for k, n in product(CATEGORIES, LATENTS) if k**n <= (4 if smoke else MOST_CODES)]
-    sizes += [(3, 2, "information=1e-6")] if smoke else LARGE
+    sizes = [(k, n, NOT) for k, n in product(CATEGORIES, LATENTS) if k**n <= (4 if places.smoke else MOST_CODES)]
+    sizes += [(3, 2, "information=1e-6")] if places.smoke else LARGE
     cells: list[Row] = [
         {"dataset": name, "categories": k, "latents": n, "prune": prune, "epochs": epochs, "seed": seed}
         for name, seed, (k, n, prune) in product(datasets, seeds, sizes)
     ]
-    table = run_cells(NAME, cells, partial(measure, places=places, smoke=smoke), places)
+    table = run_cells(NAME, cells, partial(measure, places=places), places)
     for name in datasets:
         found = means(table[(table["dataset"] == name) & (table["epochs"] == epochs)])
         values = ["test_elbo", "test_log_evidence", "latents_left", "categories_left"]
@@ -83,11 +80,11 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
     return mean_and_error(table, ["categories", "latents", "prune"], values)
 
 
-def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
+def measure(cell: Row, *, places: Places) -> list[Row]:
     """Train a size, and score it."""
     name = cell["dataset"]
     config = TrainConfig(dataset=name, stages=f"gumbel-softmax:{cell['epochs']}", **SETTINGS[name])
-    if smoke:
+    if places.smoke:
         config = tiny(config)
     every = max(1, cell["epochs"] // 3)
     prune = None if cell["prune"] == NOT else f"{every}[{cell['prune']}]"

@@ -120,7 +120,6 @@ def main(
     seeds: tuple[int, ...] = (0,),
     plans: tuple[str, ...] = (),
     learning_rate: float = 1e-3,
-    smoke: bool = False,
 ) -> pd.DataFrame:
     """Train in stages; print the final scores of each plan, and when it passes the published figures.
 
@@ -131,10 +130,8 @@ def main(
         seeds: seeds of the initial weights, the order of the data and the samples.
         plans: rows to train, by default all rows of the size.
         learning_rate: learning rate of Adam.
-        smoke: run everything on a tiny problem, in seconds, to check that it works; all other settings are ignored, and
-            numbers and figures go to runs/experiments/smoke.
     """
-    if smoke:
+    if places.smoke:
         places, sizes, epochs, seeds = places.apart(NAME), ("8x4",), 6, (0,)
         plans = ("soft", BASELINE)
     if epochs < 6:
@@ -154,7 +151,7 @@ def main(
         for size, seed in product(sizes, seeds)
         for plan in (plans or plans_of(size))
     ]
-    table = run_cells(NAME, cells, partial(measure, places=places, smoke=smoke), places)
+    table = run_cells(NAME, cells, partial(measure, places=places), places)
     table = table[(table["epochs"] == epochs) & (table["learning_rate"] == learning_rate)]
     for size in sizes:
         of_size = pd.concat([table[table["size"] == size], single_estimators(places, size, epochs)])
@@ -183,7 +180,7 @@ def configuration(cell: Row) -> TrainConfig:
     )
 
 
-def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
+def measure(cell: Row, *, places: Places) -> list[Row]:
     """Train a cell; score it more and more rarely, at the end of its first stage, and more often in its last one."""
     config = places.placed(configuration(cell), seed=cell["seed"])
     first, *others = [int(stage.amount.number) for stage in config.plan]
@@ -191,7 +188,7 @@ def measure(cell: Row, *, places: Places, smoke: bool) -> list[Row]:
     every = 1 if cell["size"] == "8x4" else 5  # at other sizes scoring needs samples, and takes as long as a few epochs
     chosen = {1, 2, 5, *range(10, epochs, 10), *range(first, epochs, every), epochs}
     moments = [str(epoch) for epoch in sorted(chosen) if epoch <= epochs]
-    return train(tiny(config) if smoke else config, moments, scores_on_test, places.folder(NAME, cell))
+    return train(tiny(config) if places.smoke else config, moments, scores_on_test, places.folder(NAME, cell))
 
 
 def single_estimators(places: Places, size: str, epochs: int) -> pd.DataFrame:

@@ -4,11 +4,13 @@ import gc
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import hypothesis
 import pytest
+from matplotlib.figure import Figure
 from processes import Server
 
 from pyro_gvae.compare import run as compare_module
@@ -16,6 +18,7 @@ from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.report import style
 
 MNIST_ROOT = Path(__file__).parents[2] / "shared" / "mnist"
+OUTCOME = TracedELBO.outcome
 
 # Use the same examples in every run, without a time limit, because the first call of torch is slow.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -62,10 +65,38 @@ def coarse_pictures() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def unrecorded() -> Iterator[None]:
+    """Do not record steps, since a recording takes as long as hundreds of small ones; doctests and processes do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TracedELBO, "outcome", lambda *_, **__: None)
+        yield
+
+
 @pytest.fixture
-def unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run steps without recording them, since a recording takes as long as hundreds of small steps."""
-    monkeypatch.setattr(TracedELBO, "outcome", lambda *_, **__: None)
+def recorded(unrecorded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record steps as outside of tests, for tests of what a recording may change."""
+    monkeypatch.setattr(TracedELBO, "outcome", OUTCOME)
+
+
+@pytest.fixture(scope="session")
+def without_rendering() -> Callable[[], AbstractContextManager[None]]:
+    """Draw figures, but save them as empty files: their layout and rendering take most of the time of a report."""
+
+    @contextmanager
+    def patched() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).write_bytes(b""))
+            yield
+
+    return patched
+
+
+@pytest.fixture
+def unrendered(without_rendering: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Save figures as empty files in one test."""
+    with without_rendering():
+        yield
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
+from pairs import validated_once
 from problems import Rows
 from pyro import poutine
 from torch import Tensor
@@ -37,7 +38,7 @@ class Case(NamedTuple):
 
     def draws(self, elbo: Any, count: int) -> Tensor:
         """Return independent draws (count, 1 + number of parameters)."""
-        return torch.stack([self.gradient(elbo) for _ in range(count)])
+        return torch.stack(validated_once(lambda: self.gradient(elbo), count))
 
 
 def case(

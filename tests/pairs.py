@@ -380,6 +380,15 @@ def with_gradients(loss: Callable[[], Any]) -> dict[str, Tensor]:
     return {"loss": torch.as_tensor(value, dtype=torch.float64), **gradients}
 
 
+def validated_once(call: Callable[[], Any], count: int) -> list[Any]:
+    """Return the results of several calls; as in training, Pyro validates only the first."""
+    found = []
+    for number in range(count):
+        with pyro.validation_enabled(number == 0):
+            found.append(call())
+    return found
+
+
 def stock(program: Program) -> dict[str, Tensor]:
     elbo = TraceEnum_ELBO(max_plate_nesting=program.nesting)
     return with_gradients(lambda: elbo.loss_and_grads(program.model, config_enumerate(program.guide), DATA))

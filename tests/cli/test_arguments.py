@@ -108,7 +108,6 @@ def test_settings_come_from_a_file_and_options_override_them(tmp_path, capsys):
         assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("unrecorded")
 def test_a_run_is_repeated_from_its_config_and_said_as_json(tmp_path, capsys):
     run = train_run(tmp_path / "run")
     said = capsys.readouterr().out

@@ -23,19 +23,19 @@ from pyro_gvae.train.trained import load_model
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return compare(
-        CompareConfig(
-            estimators=("exact",),
-            seeds=(0,),
-            num_latents=2,
-            num_categories=4,
-            hidden=(16,),
-            epochs=2,
-            evaluations=1,
-            output=tmp_path_factory.mktemp("runs") / "run",
-        )
+def run(tmp_path_factory, without_rendering):
+    config = CompareConfig(
+        estimators=("exact",),
+        seeds=(0,),
+        num_latents=2,
+        num_categories=4,
+        hidden=(16,),
+        epochs=2,
+        evaluations=1,
+        output=tmp_path_factory.mktemp("runs") / "run",
     )
+    with without_rendering():
+        return compare(config)
 
 
 def say(capsys, *arguments):
@@ -125,12 +125,13 @@ STAGES, STAGED = "gumbel-softmax:10steps,exact:30steps", "gumbel-softmax-10steps
 
 
 @pytest.fixture(scope="module")
-def levels(tmp_path_factory):
+def levels(tmp_path_factory, without_rendering):
     """A run on pixels with 16 levels, resumed once."""
     run = tmp_path_factory.mktemp("levels") / "run"
     stages = ["--stages", STAGES, "--output", run]
-    assert main([str(word) for word in ["train", *LEVELS, *SMALL, *stages]]) == 0
-    assert main(["resume", str(run)]) == 0
+    with without_rendering():
+        assert main([str(word) for word in ["train", *LEVELS, *SMALL, *stages]]) == 0
+        assert main(["resume", str(run)]) == 0
     return run
 
 

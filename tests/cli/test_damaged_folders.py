@@ -102,13 +102,15 @@ LINES = [
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return train_run(tmp_path_factory.mktemp("damaged") / "trained")
+def trained(tmp_path_factory, without_rendering):
+    with without_rendering():
+        return train_run(tmp_path_factory.mktemp("damaged") / "trained")
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
-    return compare_run(tmp_path_factory.mktemp("damaged") / "compared")
+def compared(tmp_path_factory, without_rendering):
+    with without_rendering():
+        return compare_run(tmp_path_factory.mktemp("damaged") / "compared")
 
 
 @pytest.fixture
@@ -157,7 +159,7 @@ def test_a_comparison_that_lacks_something(name, comparison):
 
 @pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
 @pytest.mark.parametrize("name", ["resume", "sample"])
-def test_lines_beside_a_damaged_one_are_used(name, line, run):
+def test_lines_beside_a_damaged_one_are_used(name, line, run, unrendered):
     path = run / "metrics.jsonl"
     first, *rest = path.read_text().splitlines()
     path.write_text("\n".join([first, line, *rest]) + "\n", encoding="latin-1")
@@ -281,7 +283,7 @@ def flip(path, place=-30):
 @pytest.mark.parametrize(
     "harm", [flip, lambda path: path.write_bytes(path.read_bytes()[:-7]), lambda path: path.unlink()]
 )
-def test_weights_that_are_lost_are_those_of_the_checkpoint(harm, run, trained):
+def test_weights_that_are_lost_are_those_of_the_checkpoint(harm, run, trained, unrendered):
     expected = load_file(trained / "weights.safetensors")
     harm(run / "weights.safetensors")
     lost = not (run / "weights.safetensors").exists()
@@ -312,7 +314,7 @@ def test_weights_of_a_run_whose_checkpoint_is_damaged_are_used(run):
     assert "damaged" in refused("resume", run)
 
 
-def test_a_history_that_is_lost(run):
+def test_a_history_that_is_lost(run, unrendered):
     """A finished run is evaluated again; its weights stay the same."""
     weights, last = (run / "weights.safetensors").read_bytes(), (run / "metrics.jsonl").read_text().splitlines()[-1]
     (run / "metrics.jsonl").unlink()
@@ -325,7 +327,7 @@ def test_a_history_that_is_lost(run):
     assert command("resume", run) and command("report", run)
 
 
-def test_a_cell_whose_history_is_lost_is_judged_again(comparison):
+def test_a_cell_whose_history_is_lost_is_judged_again(comparison, unrendered):
     [history] = comparison.glob("cells/*/metrics.jsonl")
     last = json.loads(history.read_text().splitlines()[-1])
     history.unlink()

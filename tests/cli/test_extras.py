@@ -75,7 +75,7 @@ def test_an_extra_that_is_missed_is_named_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_results_are_exported_as_parquet_when_asked_for(tmp_path):
+def test_results_are_exported_as_parquet_when_asked_for(tmp_path, unreported):
     run = tmp_path / "run"
     assert main([*COMPARE, "--parquet", "--output", str(run)]) == 0
     exported, read = pd.read_parquet(run / "results.parquet"), pd.read_csv(run / "results.csv")

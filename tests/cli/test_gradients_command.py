@@ -63,7 +63,7 @@ def test_a_training_changes_gradients(folder):
     assert table.query("wrt == 'logits'")["relative_std"].nunique() == 2
 
 
-def test_what_is_there_is_not_measured_again(tmp_path, monkeypatch):
+def test_what_is_there_is_not_measured_again(tmp_path, monkeypatch, unrendered):
     first = gradients(replace(SMALL, epochs=(0,), temperatures=(0.5,), output=tmp_path / "lab"))
     before = (first / "gradients.jsonl").read_text()
     measured = []
@@ -85,7 +85,7 @@ def test_what_is_there_is_not_measured_again(tmp_path, monkeypatch):
         gradients(replace(SMALL, seed=3, output=tmp_path / "lab"))
 
 
-def test_an_interrupted_call_is_continued_to_the_same_numbers(folder, tmp_path, monkeypatch):
+def test_an_interrupted_call_is_continued_to_the_same_numbers(folder, tmp_path, monkeypatch, unrendered):
     original = laboratory.measure
 
     def interrupted(bench, candidate):
@@ -114,7 +114,7 @@ def test_another_folder_is_refused(tmp_path, capsys):
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_the_models_of_a_run_are_measured_by_the_published_protocol(tmp_path, unreported):
+def test_the_models_of_a_run_are_measured_by_the_published_protocol(tmp_path, unreported, unrendered):
     size = {"num_latents": 2, "num_categories": 3, "hidden": (8,), "epochs": 1, "evaluations": 1, "batch_size": 479}
     run = compare(CompareConfig(estimators=("gumbel-softmax", "exact"), **size, seeds=(0,), output=tmp_path / "run"))
     folder = gradients(replace(SMALL, run=run, epochs=(0,), protocol="reinmax", output=tmp_path / "lab"))
@@ -178,6 +178,7 @@ def test_an_advice_for_a_program_trains_that_program():
     assert (parsed.model, parsed.num_latents, parsed.num_categories, parsed.latent_dim) == ("joint", 4, 10, 3)
 
 
+@pytest.mark.usefixtures("recorded")
 def test_advice_is_measured(tmp_path, capsys):
     arguments = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--seconds", "0.03"]
     # All that are feasible are measured in `test_any_pair.py`.

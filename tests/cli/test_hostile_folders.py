@@ -53,13 +53,15 @@ LINKED = [
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return train_run(tmp_path_factory.mktemp("strangers") / "trained")
+def trained(tmp_path_factory, without_rendering):
+    with without_rendering():
+        return train_run(tmp_path_factory.mktemp("strangers") / "trained")
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
-    return compare_run(tmp_path_factory.mktemp("strangers") / "compared")
+def compared(tmp_path_factory, without_rendering):
+    with without_rendering():
+        return compare_run(tmp_path_factory.mktemp("strangers") / "compared")
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def is_unfinished(run):
 
 @pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize("kind", ["trained", "compared"])
-def test_settings_that_reach_outside_are_those_of_this_call(kind, name, trained, compared, asked, tmp_path):
+def test_settings_that_reach_outside_are_those_of_this_call(kind, name, trained, compared, asked, tmp_path, unrendered):
     run = shutil.copytree({"trained": trained, "compared": compared}[kind], tmp_path / "run")
     hostile = {name: OUTSIDE[name] for name in ("data_dir", "download", "device", "compile", "output")}
     for folder in (run, *run.glob("cells/*")):
@@ -217,7 +219,9 @@ def swap(inner, outside):
         pytest.param("sample", False, id="negative control"),
     ],
 )
-def test_a_folder_that_becomes_a_link_meanwhile_is_not_written_into(name, is_guarded, trained, tmp_path, monkeypatch):
+def test_a_folder_that_becomes_a_link_meanwhile_is_not_written_into(
+    name, is_guarded, trained, tmp_path, monkeypatch, unrendered
+):
     outside = tmp_path / "outside"
     outside.mkdir()
     if not is_guarded:
@@ -261,7 +265,7 @@ def test_event_files_stay_in_the_folder(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.* has lost evaluations of the run")
 @pytest.mark.parametrize("harm", ["finished", "lost history", "lost weights"])
-def test_no_command_writes_through_hard_links(harm, trained, tmp_path):
+def test_no_command_writes_through_hard_links(harm, trained, tmp_path, unrendered):
     """Files that a stranger's folder shares with mine, as in a backup made of hard links, do not change either."""
     mine = shutil.copytree(trained, tmp_path / "mine")
     run = shutil.copytree(mine, tmp_path / "run", copy_function=os.link)
@@ -325,7 +329,7 @@ def test_stopped_runs_are_resumed_by_what_reaches_out_of_them():
     assert _resume_by(never, Path("run")) == "pyro-gvae resume run --no-compile"
 
 
-def test_names_that_are_not_text(trained, tmp_path):
+def test_names_that_are_not_text(trained, tmp_path, unrendered):
     """The name of a folder is bytes, not text."""
     run = shutil.copytree(trained, os.fsdecode(os.fsencode(tmp_path) + b"/run-\xff"))
     for name in ("resume", "evaluate", "report"):

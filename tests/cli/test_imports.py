@@ -32,7 +32,6 @@ for words in commands:
 
 
 @pytest.mark.slow  # starts a process
-@pytest.mark.usefixtures("unrecorded")
 def test_a_command_imports_what_it_uses(tmp_path):
     run = str(tmp_path / "run")
     size = ["--num-latents", "1", "--num-categories", "2", "--hidden", "4"]

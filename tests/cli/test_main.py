@@ -121,6 +121,7 @@ def test_the_program_ends_with_the_code_of_its_command():
     assert done.returncode == 2 and "found 'cmpare'" in done.stderr
 
 
+@pytest.mark.usefixtures("recorded")
 @pytest.mark.slow
 def test_the_main_job_says_what_came_of_it_and_keeps_what_it_was_asked(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,6 @@ from pyro_gvae.cli.main import main
 from pyro_gvae.data.labels import judged
 from pyro_gvae.data.parts import fixed_part
 from pyro_gvae.evaluate.generate import encode, reconstruct, sample
-from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.train.trained import load_model
 
@@ -47,14 +46,13 @@ FEW = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Return a run of each program, trained for two unrecorded steps."""
+def runs(tmp_path_factory, without_rendering):
+    """Return a run of each program, trained for two steps."""
     top = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TracedELBO, "outcome", lambda *_, **__: None)
-        for model in SIZES:
-            stages = ["--stages", STAGES, "--judge", "none", "--hidden", 8]
-            arguments = ["train", "--model", model, *SIZES[model], *stages, "--output", top / model]
+    for model in SIZES:
+        stages = ["--stages", STAGES, "--judge", "none", "--hidden", 8]
+        arguments = ["train", "--model", model, *SIZES[model], *stages, "--output", top / model]
+        with without_rendering():
             assert main([str(word) for word in arguments]) == 0
     return top
 
@@ -133,7 +131,7 @@ def test_samples_of_a_class_are_asked_by_its_name(runs, capsys):
     assert "Expected no label, since the program" in refused(capsys, "sample", runs / "joint", "--label", 7)
 
 
-def test_gaps_are_measured_or_refused(run, capsys):
+def test_gaps_are_measured_or_refused(run, capsys, unrendered):
     if run.name in CONTINUOUS:
         assert "collapsed importance-weighted bound" in refused(capsys, "gaps", run, *FEW["gaps"])
         assert not (run / "gaps.csv").exists()
@@ -173,14 +171,14 @@ def test_a_run_is_reported(run, capsys):
 
 
 @pytest.mark.slow
-def test_gradients_are_measured(run, capsys, tmp_path):
+def test_gradients_are_measured(run, capsys, tmp_path, unrendered):
     options = ["--estimators", "exact", "reinforce-loo", "--num-data", 3, "--num-samples", 32]
     assert "reinforce-loo" in say(capsys, "gradients", run, *options, "--output", tmp_path / "gradients")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", SIZES)
-def test_estimators_are_compared(model, capsys, tmp_path, unrecorded):
+def test_estimators_are_compared(model, capsys, tmp_path, unrendered):
     run = tmp_path / "run"
     options = ["--hidden", 8, "--estimators", "exact:2steps", "reinforce-loo:2steps", "--seeds", 0, "--evaluations", 1]
     said = say(capsys, "compare", "--model", model, *SIZES[model], *options, "--output", run)
@@ -219,9 +217,7 @@ def test_pictures_of_tensorboard(tmp_path, capsys):
 def test_a_run_without_a_named_program_is_categorical(tmp_path, capsys):
     run = tmp_path / "run"
     options = ["--num-latents", 1, "--hidden", 8, "--stages", "exact:1steps", "--judge", "none", "--output", run]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TracedELBO, "outcome", lambda *_, **__: None)
-        say(capsys, "train", *options)
+    say(capsys, "train", *options)
     written = json.loads((run / "config.json").read_text())
     for name in ("model", "num_layers", "latent_dim"):
         del written["train"][name]

@@ -14,7 +14,6 @@ from pyro_gvae.train.fit import fit
 from pyro_gvae.train.launch import prepare
 from pyro_gvae.train.plan import plan_run
 
-pytestmark = pytest.mark.usefixtures("unrecorded")
 SMALL = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--batch-size", "479"]
 
 

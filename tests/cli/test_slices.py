@@ -15,6 +15,7 @@ from pyro_gvae.evaluate.metrics import code_usage
 from pyro_gvae.runs.checkpoint import load_tensors
 
 pytest.importorskip("pyarrow")
+pytestmark = pytest.mark.usefixtures("unrendered")
 SMALL = ["--num-latents", 1, "--num-categories", 3, "--hidden", 4, "--batch-size", 16]
 #: Gigabytes for two blocks of two row groups of five columns each.
 MEMORY = 2 * 2 * 16 * 5 * 4 / 1e9
@@ -50,7 +51,6 @@ def file(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unrecorded")
 def test_a_run_in_slices(file, tmp_path, said):
     run, whole = tmp_path / "run", tmp_path / "whole"
     options = ["--labels", "group", "--validation-share", 0.2, "--stages", "exact:2", *SMALL]
@@ -75,7 +75,6 @@ def test_a_run_in_slices(file, tmp_path, said):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize("model", ["conditional", "semi-supervised"])
 def test_labels_in_slices(model, file, tmp_path, said):
     """All commands; of the same rows, codes in memory and in slices are the same."""
@@ -114,7 +113,7 @@ def test_labels_in_slices(model, file, tmp_path, said):
         said(command, run)
 
 
-@pytest.mark.usefixtures("unrecorded", "unreported")
+@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("options", [["--columns", "group=ignore"], ["--model", "conditional", "--labels", "group"]])
 def test_a_comparison_in_slices(options, file, tmp_path, said, monkeypatch):
     monkeypatch.setattr("pyro_gvae.compare.cell.AT_A_TIME", 7)
@@ -133,7 +132,6 @@ def test_a_comparison_in_slices(options, file, tmp_path, said, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unrecorded")
 def test_slices_are_encoded_and_imputed_as_the_whole_table(file, tmp_path, said, monkeypatch):
     monkeypatch.setattr("pyro_gvae.data.parquet.DECODED_AT_A_TIME", 7)
     monkeypatch.setattr("pyro_gvae.cli.slices.ROWS_AT_A_TIME", 9)

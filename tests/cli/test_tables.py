@@ -36,7 +36,6 @@ def said(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unrecorded")
 def test_a_run_on_a_table(tmp_path, said):
     file, run = tmp_path / "people.csv", tmp_path / "run"
     write(file)
@@ -68,7 +67,6 @@ def test_a_run_on_a_table(tmp_path, said):
         assert "but found that it has changed. Try a copy" in said(command, run, status=2)
 
 
-@pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -66,6 +66,7 @@ def test_each_mistake_is_one_sentence(arguments, sentence, capsys, tmp_path, mon
     assert list(tmp_path.iterdir()) == []  # nothing was started
 
 
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
 @pytest.mark.parametrize("rate", ["1e6", "1e36"])  # the second one leads to NaN
 def test_a_run_that_diverges_says_so(rate, capsys, tmp_path):
     diverging = ["train", "--stages", "exact:3steps", "--learning-rate", rate, "--output", str(tmp_path / "run")]
@@ -127,11 +128,15 @@ def test_a_run_folder_holds_what_was_asked_for_and_what_came_of_it(folder):
     assert load_file(folder / "weights.safetensors")["encoder.0.weight"].shape == (8, 64)
 
 
-def test_a_finished_run_is_left_as_it_is(folder, capsys):
-    before = contents(folder)
+def test_a_finished_run_is_left_as_it_is(finished, folder, capsys):
+    def kept():
+        found = contents(folder)  # its report says how to go on, by the name of the folder
+        return found | {"report.html": found["report.html"].replace(bytes(finished), bytes(folder))}
+
+    before = kept()
     assert main(["resume", str(folder)]) == 0
     said = capsys.readouterr().out
-    assert "15 steps" in said and contents(folder) == before
+    assert "15 steps" in said and kept() == before
     assert f"It was finished before; to train for longer: pyro-gvae resume {folder} --more 10" in said
 
 

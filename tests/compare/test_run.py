@@ -141,7 +141,7 @@ def test_every_estimator_sees_the_same_batches_in_the_same_order(noted):
 
 
 @pytest.mark.slow
-def test_a_finished_run_gets_further_estimators_and_seeds(tmp_path, unrecorded, unreported):
+def test_a_finished_run_gets_further_estimators_and_seeds(tmp_path, unreported):
     first = replace(SMALL, estimators=("exact:1steps",), seeds=(0,), evaluations=1, output=tmp_path / "run")
     run = compare(first)
     finished = cell_folder(run, "exact:1steps", 0) / PICTURES
@@ -165,7 +165,7 @@ def test_a_finished_run_gets_further_estimators_and_seeds(tmp_path, unrecorded, 
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monkeypatch, unrecorded):
+def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monkeypatch):
     config = replace(SMALL, epochs=1, evaluations=1, seeds=(0,), output=tmp_path / "run")
 
     def interrupted(job):
@@ -187,7 +187,7 @@ def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monke
     assert set(pd.read_csv(tmp_path / "run" / "results.csv")["status"]) == {"finished"}
 
 
-def test_the_callers_random_state_and_param_store_stay(tmp_path, unreported, unrecorded):
+def test_the_callers_random_state_and_param_store_stay(tmp_path, unreported):
     import pyro
 
     before = torch.get_rng_state()

@@ -55,7 +55,6 @@ def test_each_program_is_given_what_it_takes():
     assert judged(learned(), data.train, SOME) is data.train
 
 
-@pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize(("make", "labels"), [(learned, SOME), (conditional, LABELS)])
 def test_a_data_set_and_a_tuple_train_alike(make, labels):
     config = TrainConfig(stages="exact:2steps", batch_size=5, evaluate_every="2steps")
@@ -70,7 +69,6 @@ def test_a_data_set_and_a_tuple_train_alike(make, labels):
         assert found[0][1] == pytest.approx(exact.elbo(vae, data.test, data.test_labels).mean().item(), abs=1e-5)
 
 
-@pytest.mark.usefixtures("unrecorded")
 def test_the_bounds_of_an_evaluation_are_those_of_data_with_their_labels():
     vae, data = conditional(), images()
     found = evaluate(vae, data)

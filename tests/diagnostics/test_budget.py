@@ -73,7 +73,7 @@ def test_work_is_counted_with_the_estimates_that_come_before():
 
 
 @pytest.mark.usefixtures("slow_clock")
-def test_a_slow_machine_measures_the_same(monkeypatch, unrecorded):
+def test_a_slow_machine_measures_the_same(monkeypatch):
     """The seconds of a step are other ones, but not the estimators, nor the numbers of their gradients."""
     torch.manual_seed(0)
     vae, x = CategoricalVAE(6, 2, 3, (5,)), torch.rand(8, 6).round()

@@ -258,6 +258,7 @@ def test_two_sites_in_one_program_plain_and_recorded(name, elbo):
     torch.testing.assert_close(found[0][1], found[1][1])
 
 
+@pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize("name", KINDS)
 def test_annealing_is_seen_where_the_program_keeps_its_temperature(name):
     x = random(4, D).sign().add(1).div(2)

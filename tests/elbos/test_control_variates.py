@@ -390,6 +390,7 @@ def test_a_recording_gives_the_same_gradients_of_everything(name):
     assert traced.num_recordings == 1
 
 
+@pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize("name", LOSSES)
 def test_what_is_frozen_stays(name):
     elbo = LOSSES[name]()

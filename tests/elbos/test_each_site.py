@@ -7,7 +7,18 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DATA, concatenated, in_copies, linear, observe, one_hot, standard_errors, stock, with_gradients
+from pairs import (
+    DATA,
+    concatenated,
+    in_copies,
+    linear,
+    observe,
+    one_hot,
+    standard_errors,
+    stock,
+    validated_once,
+    with_gradients,
+)
 from pairs import Program as Pair
 
 from pyro_gvae import ExactELBO
@@ -70,9 +81,9 @@ def estimates(chosen, program=CHAIN, calls=CALLS, copies=COPIES):
     pyro.set_rng_seed(0)
     copied = Pair(*(in_copies(run, copies, 1) for run in program[:2]))
     handled_model, handled_guide, elbo = chosen.bind(copied)
-    found = [
-        with_gradients(lambda: elbo.loss_and_grads(handled_model, handled_guide, X)) for _ in range(WARM_UP + calls)
-    ]
+    found = validated_once(
+        lambda: with_gradients(lambda: elbo.loss_and_grads(handled_model, handled_guide, X)), WARM_UP + calls
+    )
     return {name: torch.stack([row[name] for row in found[WARM_UP:]]) / copies for name in found[0]}
 
 

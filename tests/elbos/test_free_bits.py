@@ -154,6 +154,7 @@ def test_too_many_codes_for_a_slice_are_drawn():
     assert all(parameter.grad.isfinite().all() for parameter in vae.parameters() if parameter.grad is not None)
 
 
+@pytest.mark.usefixtures("recorded")
 def test_steps_of_a_mixture_are_recorded(recwarn):
     torch.manual_seed(0)
     vae, x = GaussianMixtureVAE(6, num_components=3, latent_dim=2, hidden=(5,)), torch.rand(8, 6).round()

@@ -54,6 +54,7 @@ def test_random_numbers_are_those_of_the_stock_loss():
     assert losses[0] == losses[1]
 
 
+@pytest.mark.usefixtures("recorded")
 def test_it_is_recorded_for_batches_of_any_size():
     """An unrecorded step would warn, and warnings are errors."""
     vae = CategoricalVAE(data_dim=6, num_latents=2, num_categories=3, hidden=(5,))

@@ -22,6 +22,7 @@ from pairs import (
     observe,
     one_hot,
     two_layers_model,
+    validated_once,
     weights,
     with_gradients,
 )
@@ -61,7 +62,7 @@ def estimates(name, pair, **options):
     """Return loss and gradients of several calls, (calls, ...) each, after one call from which a loss may learn."""
     model, guide, elbo = estimator(name, **options).bind(Pair(*pair[:2]))
     pyro.set_rng_seed(0)
-    rows = [with_gradients(lambda: elbo.loss_and_grads(model, guide, DATA)) for _ in range(1 + NUM_CALLS)][1:]
+    rows = validated_once(lambda: with_gradients(lambda: elbo.loss_and_grads(model, guide, DATA)), 1 + NUM_CALLS)[1:]
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 

@@ -5,6 +5,7 @@ import math
 import pyro
 import pytest
 import torch
+from pairs import validated_once
 from problems import PROBLEMS, B, D, K, N, gradients, joint_in_a_loop, log_q_in_a_loop
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 
@@ -116,13 +117,14 @@ def fair_vae():
 def mean_gradients(chosen, pair, vae, x, repeats=400):
     """Return mean and standard error of a loss and its gradient, flattened."""
     model, guide, elbo = chosen.bind(pair) if hasattr(chosen, "bind") else (*pair, chosen)
-    rows = []
-    for _ in range(repeats):
+
+    def row():
         vae.zero_grad()
         with pyro.get_param_store().scope():
             loss = elbo.loss_and_grads(model, guide, x)
-        rows.append(torch.cat([torch.tensor([loss], dtype=x.dtype), *(p.grad.flatten() for p in vae.parameters())]))
-    table = torch.stack(rows)
+        return torch.cat([torch.tensor([loss], dtype=x.dtype), *(p.grad.flatten() for p in vae.parameters())])
+
+    table = torch.stack(validated_once(row, repeats))
     return table.mean(0), table.std(0) / math.sqrt(repeats)
 
 
@@ -167,6 +169,7 @@ def test_every_estimator_of_the_elbo_has_free_bits(name):
     assert off(found, vae, x, 1.0) > 5
 
 
+@pytest.mark.usefixtures("recorded")
 def test_one_recording_is_enough_to_anneal(monkeypatch):
     monkeypatch.setattr(TracedELBO, "max_recordings", 1, raising=False)
     recordings = []
@@ -290,6 +293,7 @@ def test_free_bits_of_soft_samples_with_the_analytic_kl():
     assert found[1] - found[0] == pytest.approx(expected) and expected > 0.1
 
 
+@pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize(("name", "options"), [("exact", {}), ("gumbel-softmax", {"kl": "categorical"})])
 def test_steps_with_free_bits_are_recorded_and_train(name, options, recwarn):
     vae = CategoricalVAE(D, N, K, (7,)).double()

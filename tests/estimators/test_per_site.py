@@ -4,7 +4,19 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DATA, PROGRAMS, B, Program, linear, observe, one_hot, stock, weights, with_gradients
+from pairs import (
+    DATA,
+    PROGRAMS,
+    B,
+    Program,
+    linear,
+    observe,
+    one_hot,
+    stock,
+    validated_once,
+    weights,
+    with_gradients,
+)
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 
@@ -32,7 +44,7 @@ def worst_score(chosen, program, expected, *, copies=COPIES, only_loss=False):
     pyro.set_rng_seed(0)
     x = DATA.repeat(copies, 1)  # independent rows: one call gives many estimates
     model, guide, elbo = chosen.bind(Pair(*program[:2]))
-    rows = [with_gradients(lambda: elbo.loss_and_grads(model, guide, x)) for _ in range(NUM_CALLS)]
+    rows = validated_once(lambda: with_gradients(lambda: elbo.loss_and_grads(model, guide, x)), NUM_CALLS)
     worst = 0.0
     for key in ["loss"] if only_loss else expected:
         values = torch.stack([row[key] for row in rows]) / copies
@@ -279,6 +291,7 @@ def test_a_score_weighs_the_costs_in_its_plates_alone():
     assert not torch.allclose(found[0][1:], found[1][1:])
 
 
+@pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize("sites", [{"y": "reinforce-loo"}, {"y": "gumbel-softmax"}, {"y": "exact"}])
 def test_a_step_is_recorded(sites):
     vae = JointVAE(data_dim=4, num_latents=1, num_categories=3, latent_dim=2, hidden=(5,))

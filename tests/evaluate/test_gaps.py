@@ -162,8 +162,9 @@ def test_the_relaxed_bound_is_that_of_trace_elbo():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return compare(replace(SMALL, output=tmp_path_factory.mktemp("runs") / "run"))
+def run(tmp_path_factory, without_rendering):
+    with without_rendering():
+        return compare(replace(SMALL, output=tmp_path_factory.mktemp("runs") / "run"))
 
 
 def test_the_weights_of_a_run_come_back(run):
@@ -188,7 +189,7 @@ def test_a_run_folder_is_decomposed(run):
     assert f"<b>{best['estimator']}</b> has the highest log p(x)" in page and "data:image/svg" in page
 
 
-def test_the_figure_names_gaps_and_unit(run):
+def test_the_figure_names_gaps_and_unit(run, unrendered):
     figure = draw_gaps(run_gaps(run, num_data=20, num_particles=1))
     whole, close = figure.axes
     assert "nats" in whole.get_xlabel() and "nats" in close.get_xlabel()

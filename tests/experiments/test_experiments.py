@@ -33,6 +33,7 @@ import stages
 import torch
 from common import Places
 from matplotlib.figure import Figure
+from plans import Schedule
 from processes import forking
 from torch.nn.functional import cross_entropy
 
@@ -68,21 +69,20 @@ SMOKES = {
     "certified_width": certified_width.main,
     "second_stage": second_stage.main,
     "kool": kool.main,
-    "bits": bits.main,
-    "gflownet_em": gflownet_em.main,
-    "hierarchy": hierarchy.main,
+    "bits": partial(bits.main, schedule=Schedule()),
+    "gflownet_em": partial(gflownet_em.main, schedule=Schedule()),
+    "hierarchy": partial(hierarchy.main, schedule=Schedule()),
     "programs": programs.main,
 }
 SLOW = {"crossover", "relaxed_vs_exact", "reinmax_protocol"}
 
 
-@pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SMOKES]
 )
 def test_a_smoke_run_writes_numbers_and_figures_apart_from_results(name, places, monkeypatch):
     monkeypatch.setattr(crossover, "get_context", lambda method: forking())
-    SMOKES[name](places, smoke=True)
+    SMOKES[name](dataclasses.replace(places, smoke=True))
     script = name.split()[0]
     folder = places.runs / "smoke" / script
     tables = list((folder / "results").glob(f"{script}*.csv"))
@@ -155,8 +155,9 @@ def test_all_images_weigh_alike_and_labels_alone_see_no_other(row, monkeypatch):
 
 def test_a_label_that_was_interrupted_ends_as_it_would_have(places, monkeypatch):
     cell = {"estimator": "gumbel-softmax", "classes": 10, "seed": 0, "steps": 3, "weight": 50.0}
+    places = dataclasses.replace(places, smoke=True)
     elsewhere = dataclasses.replace(places, runs=places.runs / "whole")
-    [whole] = semi_supervised.measure(cell, places=elsewhere, smoke=True)
+    [whole] = semi_supervised.measure(cell, places=elsewhere)
     advance = Training.advance
 
     def interrupted(self):
@@ -166,8 +167,8 @@ def test_a_label_that_was_interrupted_ends_as_it_would_have(places, monkeypatch)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Training, "advance", interrupted)
-        semi_supervised.measure(cell, places=places, smoke=True)
-    [resumed] = semi_supervised.measure(cell, places=places, smoke=True)
+        semi_supervised.measure(cell, places=places)
+    [resumed] = semi_supervised.measure(cell, places=places)
     assert (resumed["elbo"], resumed["accuracy"]) == (whole["elbo"], whole["accuracy"])  # bit for bit
 
 
@@ -205,7 +206,7 @@ def test_unknown_rows_and_sizes_are_refused_before_training(places):
 def test_codes_that_cannot_be_summed_are_judged_by_samples(places, monkeypatch):
     monkeypatch.setattr(common, "MOST_OPERATIONS", 0)
     cell = {"size": "8x16", "epochs": 6, "learning_rate": 1e-3, "estimator": "soft, 5 reinforce-loo", "seed": 0}
-    rows = stages.measure(cell | {"moment": "6"}, places=places, smoke=True)
+    rows = stages.measure(cell | {"moment": "6"}, places=dataclasses.replace(places, smoke=True))
     assert [row["epoch"] for row in rows] == [1, 2, 5, 6]  # at the start and the end of the last stage
     assert {row["evidence_is"] for row in rows} == {"100 samples"}
     assert all(row["test_elbo"] < row["test_log_evidence"] < 0 for row in rows)

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow  # many recordings, or processes
 TINY = Size(data_dim=6, hidden=(5, 4), batch_size=3)
 
 
+@pytest.mark.usefixtures("recorded")
 def test_the_smoke_run_measures_everything(server, tmp_path, monkeypatch):
     monkeypatch.setattr(speed_exact, "in_a_process", server.in_a_process)
     speed_exact.exact(smoke=True, results=tmp_path / "new" / "speed.json", figures=tmp_path / "figures")

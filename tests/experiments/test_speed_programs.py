@@ -9,6 +9,7 @@ import torch
 pytestmark = pytest.mark.slow  # many recordings, or processes
 
 
+@pytest.mark.usefixtures("recorded")
 def test_the_smoke_run_measures_everything(server, tmp_path, monkeypatch):
     monkeypatch.setattr(speed_programs, "in_a_process", server.in_a_process)
     speed_programs.programs(smoke=True, results=tmp_path / "new" / "speed.json")

@@ -17,7 +17,6 @@ def test_the_table_has_the_stated_kinds_of_columns(tmp_path):
     assert kinds == [*["real"] * 3, *["positive"] * 2, *["count"] * 2, "binary", *["categorical"] * 2]
 
 
-@pytest.mark.usefixtures("unrecorded")
 def test_a_smoke_run_measures_both(tmp_path, monkeypatch):
     monkeypatch.setattr(speed_rows, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(speed_rows, "in_a_process", lambda _, **told: {"died": False} | speed_rows.point(**told))

@@ -18,6 +18,7 @@ def tiny():
     return Size(Dataset("tiny", x, x, (2, 3)), num_latents=2, num_categories=3, hidden=(5, 4), batch_size=4)
 
 
+@pytest.mark.usefixtures("recorded")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # JitTrace_ELBO uses torch.jit
 def test_the_smoke_run_measures_everything(tmp_path):
     speed_step.step(smoke=True, results=tmp_path / "new" / "speed.json", figures=tmp_path / "figures")

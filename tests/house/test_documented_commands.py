@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from pyro_gvae.cli.main import main
 from pyro_gvae.compare import run as compare_module
 from pyro_gvae.data.datasets import table
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unrecorded")]
+pytestmark = pytest.mark.slow
 
 NETWORK = "--hidden 8 --num-latents 2 --num-categories 3"
 #: Command -> options that make it small; if an option is given twice, the last one counts.
@@ -45,6 +45,11 @@ OTHERS = {
     "people": ["--data", "people.parquet"],
 }
 COMPARED = next(command for command in SHOWN if command.words[:2] == ["pyro-gvae", "compare"])
+#: Commands whose figures are rendered, one of each kind.
+RENDERED = [
+    next(command for command in SHOWN if command.words[:2] == ["pyro-gvae", name])
+    for name in ("train", "compare", "report", "gradients", "advise", "gaps")
+]
 OURS = [command for command in SHOWN if command.words[0] in ("pyro-gvae", "torchrun")]
 
 
@@ -85,14 +90,17 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def finished_run(
+    tmp_path_factory: pytest.TempPathFactory, without_rendering: Callable[[], AbstractContextManager[None]]
+) -> Callable[[str], Path]:
     """Return a run of `train` or `compare`, made once; use a copy, because commands write into it."""
     made: dict[str, Path] = {}
 
     def find(command: str) -> Path:
         if command not in made:
             folder = tmp_path_factory.mktemp(command) / "run"
-            assert main(smaller([command, "--output", str(folder)])) == 0
+            with without_rendering():
+                assert main(smaller([command, "--output", str(folder)])) == 0
             made[command] = folder
         return made[command]
 
@@ -121,7 +129,10 @@ def test_a_command_that_is_shown_runs_to_its_end(
     finished_run: Callable[[str], Path],
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if command not in RENDERED:
+        request.getfixturevalue("unrendered")
     if command.words[1:2] == ["compare"] and command != COMPARED:  # a report of one is enough
         monkeypatch.setattr(compare_module, "write_report", lambda run: None)
     for run in takes(command.words):

@@ -7,15 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
-import pytest
 import torch
 from shown import ROOT
 
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, fit, sliced_dataset
 from pyro_gvae.models.table import TableObservation
-
-pytestmark = pytest.mark.usefixtures("unrecorded")
-
 
 DOCS = ROOT / "docs"
 #: Pages with such code, all of which is run below.

@@ -94,7 +94,9 @@ def test_estimators_reach_every_parameter(name, method):
 
 @pytest.mark.parametrize("name", ["mixture", "M2", "side by side"])
 @pytest.mark.parametrize("method", ["st-gumbel-softmax", "reinmax", "gumbel-softmax[kl=categorical]"])
-def test_surrogates_of_one_hots_take_steps(name, method):
+def test_surrogates_of_one_hots_take_steps(name, method, request):
+    if method == "reinmax":
+        request.getfixturevalue("recorded")
     vae, _ = made(name)
     named = method.split("[")[0]
     step = make_step(vae, estimator(named, **({"kl": "categorical"} if named != method else {})), lr=0.05)
@@ -148,6 +150,7 @@ def test_names_and_places_of_arguments_give_the_same_run():
 # Training.
 
 
+@pytest.mark.usefixtures("recorded")
 @ALL
 def test_a_short_training_improves_the_bound_of_digits(name):
     digits = load("digits", binarize="threshold")

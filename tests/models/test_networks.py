@@ -64,6 +64,7 @@ def test_a_pixel_is_where_it_was():
     assert seen[:2, 5:].all() and not seen[2:].any() and not seen[:, :5].any()
 
 
+@pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(
     ("options", "estimator_name"),

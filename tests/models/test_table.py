@@ -124,6 +124,7 @@ def test_every_ready_program_takes_tables_with_missing_cells(program):
     assert exact.elbo(vae, rows(6).float()).isfinite().all()
 
 
+@pytest.mark.usefixtures("recorded")
 def test_steps_on_missing_cells_are_recorded_and_validated():
     """Recorded steps run without Pyro; a step whose data may exceed the previous range is checked first."""
     vae = CategoricalVAE(D, 2, 3, (5,), observation(torch.float32))

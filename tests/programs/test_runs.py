@@ -108,6 +108,7 @@ class Conditional(nn.Module):
             pyro.sample("z", dist.OneHotCategorical(logits=logits).to_event(1))
 
 
+@pytest.mark.usefixtures("recorded")
 def test_further_arguments_reach_both_programs():
     vae, x, c = Conditional(), torch.randn(6, 4), torch.eye(3)[[0, 1, 2, 0, 1, 2]]
     right = -ExactELBO().loss(vae.model, vae.guide, x, c)

@@ -339,7 +339,7 @@ def test_more_categories_than_a_page_can_show_are_refused(tmp_path: Path) -> Non
         explorer([Shown("m", vae)], images(), (H, W), title="t", path=tmp_path / "page.html")
 
 
-def test_a_model_that_diverged_is_left_out(tmp_path: Path) -> None:
+def test_a_model_that_diverged_is_left_out(tmp_path: Path, unrendered: None) -> None:
     config = CompareConfig(
         estimators=("gumbel-softmax", "exact"), seeds=(0,), num_latents=N, num_categories=K, hidden=(7,), epochs=1,
         evaluations=1, output=tmp_path / "run",

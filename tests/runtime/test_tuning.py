@@ -46,6 +46,7 @@ def results():
     return [*losses, exact.log_evidence(vae, x), evidence, best, found.neighbourhood, gradients]
 
 
+@pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize("sizes", [tuning.ACCELERATOR, SMALL], ids=["accelerator", "small"])
 def test_results_are_those_of_a_cpu(sizes, monkeypatch):
     expected = results()

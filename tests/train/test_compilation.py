@@ -64,7 +64,7 @@ def test_nothing_is_compiled_without_a_compiler(asked, monkeypatch):
     assert not Training(new_vae(), torch.ones(8, 6), LONG).compilation.is_compiled and asked == [False]
 
 
-@pytest.mark.usefixtures("compiler", "unrecorded")
+@pytest.mark.usefixtures("compiler")
 def test_a_resumed_run_compiles_as_it_did(asked, tmp_path, monkeypatch):
     half = Milestones([Amount(2, "steps")], lambda training: {})
     short = replace(LONG, stages="gumbel-softmax:4steps")

@@ -40,7 +40,7 @@ from pyro_gvae.train.fit import Interrupted, fit
 from pyro_gvae.train.trained import load_model
 from pyro_gvae.train.training import Training
 
-unrecorded = pytest.mark.usefixtures("unrecorded")
+recorded = pytest.mark.usefixtures("recorded")
 
 D, N, K = 6, 2, 3
 
@@ -205,7 +205,6 @@ def test_the_searched_settings():
 # Training.
 
 
-@unrecorded
 def test_stages_follow_each_other_and_the_history_shows_it():
     done = run(chosen=config("gumbel-softmax:2,exact:4steps"))
     assert done.steps == 10 and done.reason == "all stages"
@@ -216,7 +215,6 @@ def test_stages_follow_each_other_and_the_history_shows_it():
     assert all(line["elbo_is"] == "exact" for line in done.history)
 
 
-@unrecorded
 def test_nothing_is_random_but_by_the_seed():
     weights = []
     for seed in (0, 0, 1):
@@ -230,7 +228,6 @@ def test_nothing_is_random_but_by_the_seed():
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-@unrecorded
 def test_how_often_a_run_is_judged_and_kept_changes_nothing(tmp_path):
     weights = []
     for number, every in enumerate(("1", "1steps")):
@@ -241,7 +238,6 @@ def test_how_often_a_run_is_judged_and_kept_changes_nothing(tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@unrecorded
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_in_which_another_process_works_is_left_alone(resume, tmp_path):
     with sole_writer(tmp_path), pytest.raises(ValueError, match=r"one works in .*\. Try waiting"):
@@ -252,6 +248,7 @@ def test_a_folder_in_which_another_process_works_is_left_alone(resume, tmp_path)
     assert load_model(tmp_path).finished
 
 
+@recorded
 def test_a_fit_leaves_no_tensors_and_no_sources_behind():
     """By itself, torch keeps the results of hooks on saved tensors, and the source of each graph."""
 
@@ -286,7 +283,6 @@ def test_what_a_loss_has_learned_ends_with_its_stage():
     assert training.step.taken == 1
 
 
-@unrecorded
 def test_schedules_are_followed():
     training = Training(new_vae(), images(), config("gumbel-softmax:9", temperature="article:3", learning_rate="1e-4"))
     seen = []
@@ -297,6 +293,7 @@ def test_schedules_are_followed():
     assert training.optimizer.param_groups[0]["lr"] == 1e-4
 
 
+@recorded
 def test_beta_is_annealed_in_one_recording_and_reported_elbos_are_not_weighed(monkeypatch):
     """The exact objective of each step is E[log p(x|z)] - beta KL with the weights before the step."""
     recordings = []
@@ -318,6 +315,7 @@ def test_beta_is_annealed_in_one_recording_and_reported_elbos_are_not_weighed(mo
     assert len(recordings) == 1 and kl > 0.05
 
 
+@recorded
 def test_a_guide_is_mixed_in_steps_and_in_no_evaluation():
     training = Training(new_vae(), images(), config("exact:9", unimix="linear:0.5,0,2"))
     [*batches] = epoch_batches(training.data, 4, seed=0, epoch=0)
@@ -334,6 +332,7 @@ def test_a_guide_is_mixed_in_steps_and_in_no_evaluation():
         assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.given.test).mean().item(), rel=1e-5)
 
 
+@recorded
 def test_the_use_of_codes_is_rewarded_in_steps_and_in_no_evaluation():
     training = Training(new_vae(), images(), config("exact:9", usage_entropy="linear:1,0,2"))
     for step, x in enumerate(itertools.islice(epoch_batches(training.data, 4, seed=0, epoch=0), 3)):
@@ -346,7 +345,6 @@ def test_the_use_of_codes_is_rewarded_in_steps_and_in_no_evaluation():
         assert line["test_elbo"] == pytest.approx(exact.elbo(training.vae, training.given.test).mean().item(), rel=1e-5)
 
 
-@unrecorded
 @pytest.mark.parametrize(
     ("options", "steps", "reason"),
     [({"steps": 4}, 4, "4 steps"), ({"seconds": 1e-9}, 1, "1e-09 seconds"), ({"steps": 100}, 6, "all stages")],
@@ -357,7 +355,6 @@ def test_budgets(options, steps, reason):
     assert done.history[-1]["step"] == steps
 
 
-@unrecorded
 def test_patience_ends_a_stage(tmp_path):
     """The learning rate is so large that no evaluation is better than the first one."""
     done = run(chosen=config("exact:50,exact-evidence:1", learning_rate=50.0, patience=2), output=tmp_path)
@@ -365,7 +362,6 @@ def test_patience_ends_a_stage(tmp_path):
     assert (tmp_path / "best.safetensors").exists()
 
 
-@unrecorded
 def test_the_best_weights_are_kept_and_not_the_last(tmp_path):
     vae = new_vae()
     start = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
@@ -375,7 +371,6 @@ def test_the_best_weights_are_kept_and_not_the_last(tmp_path):
     assert any(not torch.equal(last[name], start[name]) for name in start)
 
 
-@unrecorded
 def test_checkpoints_are_as_far_apart_as_was_asked(tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(fitting, "save_checkpoint", lambda path, content: kept.append(content["state"]["step"]))
@@ -441,6 +436,7 @@ def exploding(factor):
     return new_vae(decoder=Exploding([factor]))
 
 
+@recorded
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_a_step_that_is_not_finite_is_left_out_and_kept(tmp_path):
     vae = exploding(1.0)
@@ -502,7 +498,6 @@ def test_the_first_site_is_named(networks, found):
 # Signals.
 
 
-@unrecorded
 @pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_ends_a_run_after_a_step_and_the_rest_can_be_resumed(number, tmp_path, monkeypatch):
     expected, vae, resumed = new_vae(), new_vae(), new_vae()
@@ -590,7 +585,6 @@ class Regression(Mixture):
         pyro.sample("z", dist.LogNormal(self.logits[0], self.logits[1].exp()))
 
 
-@unrecorded
 def test_a_program_of_ones_own_is_judged_as_well_as_can_be(tmp_path, monkeypatch):
     x = torch.randn(12, 1, generator=torch.Generator().manual_seed(1))
     done = run(Mixture(), x, config("exact:3", learning_rate=0.05), output=tmp_path)
@@ -610,7 +604,6 @@ def test_a_program_of_ones_own_is_judged_as_well_as_can_be(tmp_path, monkeypatch
         run(Mixture(), x, config("exact:1", temperature=1.0))
 
 
-@unrecorded
 def test_tensorboard_holds_curves_and_pictures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

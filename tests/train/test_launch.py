@@ -21,10 +21,11 @@ PLAN = ["--stages", "gumbel-softmax:1,exact:1", "--num-latents", "2", "--num-cat
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, without_rendering):
     run = tmp_path_factory.mktemp("runs") / "run"
     options = ["--beta", "linear:0,1,30", "--seed", "3"]
-    assert main(["train", *PLAN, *options, "--output", str(run)]) == 0
+    with without_rendering():
+        assert main(["train", *PLAN, *options, "--output", str(run)]) == 0
     return run
 
 
@@ -76,7 +77,7 @@ def test_an_unfinished_model_is_that_of_the_checkpoint(unfinished):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_every_command_takes_it(arguments, written, state, request, tmp_path):
+def test_every_command_takes_it(arguments, written, state, request, tmp_path, unrendered):
     run = shutil.copytree(request.getfixturevalue(state), tmp_path / "copy")
     assert main([word.replace("RUN", str(run)) for word in arguments]) == 0
     assert (run / written).stat().st_size > 0

@@ -28,7 +28,7 @@ from pyro_gvae.train.launch import resume
 from pyro_gvae.train.trained import load_model
 
 D = 6
-pytestmark = pytest.mark.usefixtures("unrecorded")
+pytestmark = pytest.mark.usefixtures("unrendered")
 
 
 def images(num=12):

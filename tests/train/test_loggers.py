@@ -10,8 +10,6 @@ import torch
 from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, fit
 from pyro_gvae.train.loggers import MlflowLogger, WandbLogger, loggers_of, mosaic
 
-pytestmark = pytest.mark.usefixtures("unrecorded")
-
 
 class Recorder:
     """Stand-in for a module that is not installed: it records calls and their arguments."""

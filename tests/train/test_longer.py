@@ -13,7 +13,6 @@ from pyro_gvae.runs.config import commands_of
 from pyro_gvae.train.fit import fit
 from pyro_gvae.train.launch import resume
 
-pytestmark = pytest.mark.usefixtures("unrecorded")
 D = 8
 
 

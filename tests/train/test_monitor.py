@@ -94,7 +94,6 @@ def test_a_checkpoint_that_is_older_than_a_setting_is_gone_on_from():
         Training(vae_of(2, 3), images(), PATIENT).restore(content)
 
 
-@pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize("has_validation", [True, False])
 def test_validation_data_stop_a_stage_in_place_of_test_data(has_validation):
     """While the model learns ones, the ELBO of the validation zeros falls, and that of the test ones rises."""

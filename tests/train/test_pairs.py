@@ -33,6 +33,7 @@ def mixture():
     return Pair(model, guide), network
 
 
+@pytest.mark.usefixtures("recorded")
 def test_a_pair_of_functions_is_trained_where_its_parameters_are(tmp_path):
     pair, network = mixture()
     done = fit(pair, X, CONFIG, output=tmp_path, progress=False)

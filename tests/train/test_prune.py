@@ -74,7 +74,6 @@ def test_a_program_that_uses_all_stays_as_it_is():
     assert found.vae.encoder is not vae.encoder
 
 
-@pytest.mark.usefixtures("unrecorded")
 def test_training_goes_on():
     vae = prune(new_vae(), X, information=1e-6, usage=1e-6).vae.float()
     before = exact.elbo(vae, X.float()).mean()
@@ -107,7 +106,6 @@ def sizes(history):
     return [(line["step"], line["num_latents"], line["num_categories"]) for line in history]
 
 
-@pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize("prior", ["uniform", "independent", *COUPLED])
 def test_a_run_that_prunes_goes_on_from_what_is_left(prior, tmp_path):
     """By hand: an epoch, prune, and Adam goes on with the averages of what is left."""
@@ -126,7 +124,6 @@ def test_a_run_that_prunes_goes_on_from_what_is_left(prior, tmp_path):
         assert (again.num_latents, again.num_categories) == (2, 3)
 
 
-@pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize(("epochs", "prior"), [(1, "uniform"), (2, "uniform"), *((2, own) for own in COUPLED)])
 def test_a_run_that_is_continued_prunes_as_one_that_is_not(epochs, prior, tmp_path):
     whole, cut, fresh = (new_vae(prior=prior).float() for _ in range(3))

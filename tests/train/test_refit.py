@@ -48,7 +48,6 @@ def test_large_codes_are_drawn():
     assert fit_prior(vae, X, epochs=30) > first
 
 
-@pytest.mark.usefixtures("unrecorded")
 def test_fit_finds_the_tree_at_the_beginning_of_epochs(tmp_path):
     config = TrainConfig(stages="exact:2", batch_size=20, prior="tree")
     whole, cut, chain = new_vae("tree"), new_vae("tree"), new_vae("markov")

@@ -11,13 +11,12 @@ from pyro_gvae.config.stages import Amount
 from pyro_gvae.config.train import TrainConfig
 from pyro_gvae.elbos.sampled import Estimate, SampledELBO
 from pyro_gvae.estimators import ESTIMATORS, estimator
-from pyro_gvae.jit.traced_elbo import TracedELBO
 from pyro_gvae.models.categorical_vae import CategoricalVAE
 from pyro_gvae.runs.checkpoint import load_checkpoint, save_checkpoint
 from pyro_gvae.train.fit import fit
 from pyro_gvae.train.training import Training
 
-pytestmark = pytest.mark.slow  # many recordings, or processes
+pytestmark = pytest.mark.slow  # many trainings
 
 D, N, K, HALF = 8, 2, 3, 7
 
@@ -89,13 +88,14 @@ RECORDED = {"gumbel-softmax", "exact", "reinforce-baseline", "relax"}
 
 
 @pytest.mark.parametrize("name", [*ESTIMATORS, "per-site[z=reinforce-loo]"])
-def test_k_and_k_steps_are_2k_steps(name, tmp_path, monkeypatch):
-    if name not in RECORDED:
-        monkeypatch.setattr(TracedELBO, "outcome", lambda *_, **__: None)
+def test_k_and_k_steps_are_2k_steps(name, tmp_path, request):
+    if name in RECORDED:
+        request.getfixturevalue("recorded")
     make = partial(new_vae, estimator(name).num_categories or K)
     assert_resumed_is_uninterrupted(config(f"{name}:100"), tmp_path / "checkpoint", make)
 
 
+@pytest.mark.usefixtures("recorded")
 def test_a_checkpoint_changes_nothing_in_the_run_that_writes_it(tmp_path):
     """The last batch of an epoch is smaller, and needs another recording."""
     chosen, x = config("relax:100"), data(13)
@@ -154,6 +154,7 @@ def test_at_the_seam_of_two_stages_and_before_it(stages, tmp_path):
     assert training.state.stage == 1
 
 
+@pytest.mark.usefixtures("recorded")
 @pytest.mark.filterwarnings("ignore:Steps run without a recording")
 @pytest.mark.parametrize(
     "networks", [{"decoder": Branching}, {"encoder": Normalized}], ids=["not recorded", "changing buffers"]

@@ -21,7 +21,6 @@ from pyro_gvae.train.milestones import Milestones
 from pyro_gvae.train.monitor import choose_judge, discrete_elbo
 
 pytest.importorskip("pyarrow")
-pytestmark = pytest.mark.usefixtures("unrecorded")
 
 
 def people():

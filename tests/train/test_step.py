@@ -16,7 +16,7 @@ from pyro_gvae.train import step as steps
 from pyro_gvae.train.ranges import widened
 from pyro_gvae.train.step import make_step
 
-unrecorded = pytest.mark.usefixtures("unrecorded")
+recorded = pytest.mark.usefixtures("recorded")
 
 D, N, K, B = 8, 2, 3, 5
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -61,6 +61,7 @@ def plainly(vae, chosen, xs, lr=1e-2, optimizer="Adam"):
 FAMILIES = ["gumbel-softmax", "gumbel-rao", "reinforce-baseline", "vimco", "disarm", "rebar", "local-expectation"]
 
 
+@recorded
 @pytest.mark.parametrize(
     ("name", "options", "dtype", "optimizer", "lr"),
     [
@@ -87,6 +88,7 @@ def test_30_steps_are_those_of_the_plain_elbo(name, options, dtype, optimizer, l
     assert traced.num_recordings == ("slice_size" not in options)
 
 
+@recorded
 @pytest.mark.parametrize("name", ["gumbel-softmax", "exact", "exact-evidence"])
 def test_two_sizes_that_take_turns_are_recorded_once_each(name):
     """The last batch of each epoch has another size, and a recording takes as long as hundreds of steps."""
@@ -99,6 +101,7 @@ def test_two_sizes_that_take_turns_are_recorded_once_each(name):
     assert step._gradients._traced.num_recordings == 2
 
 
+@recorded
 def test_nothing_else_changes():
     before = pyro.settings.get()
     pyro.param("of somebody else", torch.zeros(1))
@@ -109,6 +112,7 @@ def test_nothing_else_changes():
     assert list(pyro.get_param_store()) == ["of somebody else"]
 
 
+@recorded
 @pytest.mark.parametrize("slice_size", [None, 4], ids=["recorded", "not recorded"])
 def test_pyros_validation_is_on_in_the_first_step_alone(slice_size, caplog):
     log = logging.getLogger("validation")  # guards do not read a logger, so it is no changing state
@@ -169,6 +173,7 @@ def stock_pair(likelihood):
     return Stock()
 
 
+@recorded
 @pytest.mark.parametrize(
     ("new", "name", "wrong", "sentence"),
     [
@@ -217,6 +222,7 @@ def test_gradients_are_clipped_at_their_norm_per_datum():
     assert (weights(vae) - before).norm().item() == pytest.approx(0.01 * B, rel=1e-4)
 
 
+@recorded
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_a_step_that_is_left_out_changes_nothing():
     """Neither weights nor the averages of the loss change."""
@@ -234,6 +240,7 @@ def test_a_step_that_is_left_out_changes_nothing():
     assert not torch.equal(weights(vae), before[0])
 
 
+@recorded
 @pytest.mark.parametrize("name", ["exact", "gumbel-softmax"])  # others cannot draw codes in this case
 def test_a_loss_that_is_not_finite_is_an_error_before_the_step(name):
     """This holds in later steps, too, where data are no longer checked."""
@@ -258,7 +265,6 @@ def test_a_batch_without_data_is_refused():
     assert all(parameter.isfinite().all() for parameter in vae.parameters())
 
 
-@unrecorded
 @pytest.mark.parametrize("name", ["AdamW", "RAdam"])
 def test_optimizers_by_name(name):
     """Adam and SGD are tested above."""
@@ -328,6 +334,7 @@ def test_an_optimizer_of_something_else_is_refused(optimizer, sentence):
         TrainConfig(optimizer=optimizer)
 
 
+@recorded
 @pytest.mark.parametrize("flush_every", [100, 10**9], ids=["ours", "negative control"])
 def test_averages_do_not_become_denormal(flush_every, monkeypatch):
     """A pixel that is on only in the first batch leaves averages that decay to zero without reaching it."""
@@ -347,6 +354,7 @@ def test_averages_do_not_become_denormal(flush_every, monkeypatch):
     assert found is (flush_every != 100)
 
 
+@recorded
 def test_annealing_is_seen():
     vae, chosen, x = new_vae(), estimator("gumbel-softmax"), batches(1)[0]
     step = make_step(vae, chosen)
@@ -359,6 +367,7 @@ def test_annealing_is_seen():
         assert step(x).item() == pytest.approx(expected)
 
 
+@recorded
 def test_a_program_that_cannot_be_recorded_runs_as_it_is():
     class Branching(nn.Module):
         def __init__(self):
@@ -379,6 +388,7 @@ def test_a_program_that_cannot_be_recorded_runs_as_it_is():
     assert losses == pytest.approx(plainly(expected_vae, chosen, xs).tolist())
 
 
+@recorded
 def test_parameters_outside_of_the_module_are_refused():
     class Outside(nn.Module):
         def model(self, x):
@@ -395,6 +405,7 @@ def test_parameters_outside_of_the_module_are_refused():
         )
 
 
+@recorded
 @pytest.mark.parametrize("recordable", [True, False])
 def test_a_program_that_does_not_show_its_parameters_is_refused(recordable):
     """A stock ELBO would silently form no gradient."""
@@ -419,6 +430,7 @@ def test_a_program_that_does_not_show_its_parameters_is_refused(recordable):
 
 
 # torch 2.8 rounds the gradients of a recording differently, so the step runs unrecorded there, with a warning.
+@recorded
 @pytest.mark.filterwarnings("ignore:Steps run without a recording:UserWarning")
 def test_networks_in_bfloat16_score_in_float32():
     """Networks with 8 bits of precision change a loss by at most tenths of a nat; log-probabilities, by whole nats."""
@@ -436,6 +448,7 @@ def test_networks_in_bfloat16_score_in_float32():
     assert 0 < difference < 0.5
 
 
+@recorded
 @pytest.mark.slow
 def test_a_compiled_step_is_the_same():
     """Inductor is set to use torch's own random numbers."""
@@ -448,6 +461,7 @@ def test_a_compiled_step_is_the_same():
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
 
 
+@recorded
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("compile", [False, True])
 def test_steps_on_a_gpu(compile):
