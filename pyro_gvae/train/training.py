@@ -44,6 +44,7 @@ class Training:
         refused: batch and random state of the last step, if it was skipped because it was not finite.
         not_finite: how many elements of each parameter were not finite when the run began.
         share: this process's part of the work, if several train together.
+        elbo_is: what evaluations are.
         compilation: whether a new run would compile steps, and why; a resumed run's choice is in the state.
     """
 
@@ -152,11 +153,9 @@ class Training:
         config, state = self.config, self.state
         if config.steps is not None and state.step >= config.steps:
             return f"{config.steps} step{'s' * (config.steps != 1)}"
-        return (
-            f"{config.seconds:g} second{'s' * (config.seconds != 1)}"
-            if config.seconds and state.seconds >= config.seconds
-            else None
-        )
+        if config.seconds and state.seconds >= config.seconds:
+            return f"{config.seconds:g} second{'s' * (config.seconds != 1)}"
+        return None
 
     @property
     def stage_is_over(self) -> bool:
