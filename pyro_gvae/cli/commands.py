@@ -1,7 +1,6 @@
 """The functions behind most commands: each takes a configuration, writes files and returns the text to print."""
 
 import math
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from ..diagnostics.laboratory import gradients, gradients_table
 from ..report.training import write_train_report
 from ..runs.config import allowed_memory, read_compare_config, read_config
 from ..runs.contents import read_compared
+from ..runs.folder import command_on
 from ..runs.frames import read_json_lines
 from ..runs.tables import format_table, labelled, summarize
 from ..runtime.distributed import is_main, processes
@@ -147,7 +147,7 @@ def resume_command(config: ResumeConfig) -> Said:
         )
         said = _summary(*done, config.data_dir)
         if was_finished and said.text and (config.more, config.steps, config.seconds) == (None, None, None):
-            further = shlex.join(["pyro-gvae", "resume", str(config.run), "--more", "10"])
+            further = command_on(config.run, "resume", "--more", "10", data_dir=config.data_dir)
             return said._replace(text=f"{said.text}\nIt was finished before; to train for longer: {further}")
         return said
 
@@ -200,4 +200,4 @@ def _summary(run: Path, done: Fit, data_dir: Path) -> Said:
             f"{after:.2f}: training diverged. Try a lower learning rate, or --clip-norm.",
             Said(text.rstrip(), said),
         )
-    return Said(f"{text}next: {shlex.join(['pyro-gvae', 'evaluate', str(run)])}", said)
+    return Said(f"{text}next: {command_on(run, 'evaluate', data_dir=data_dir)}", said)

@@ -24,7 +24,7 @@ from ..evaluate.independent import independent_log_prob
 from ..models.observations import MultinomialObservation
 from ..models.table import TableObservation
 from ..runs.config import commands_of, read_config, read_train_config
-from ..runs.folder import check_writable
+from ..runs.folder import check_writable, command_on
 from ..runs.frames import read_json_lines
 from ..runs.records import TrainLine
 from ..runtime.rng import own_randomness
@@ -71,6 +71,7 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
     drawn |= {} if trained is None else _draw(arrays, trained.data)
     usage = None if trained is None else arrays["code_usage"].numpy()
     stages = _stage_rows(metrics, stage_starts(metrics))
+    resume = printable(command_on(run, "resume", data_dir=data_dir))
     return write_page(
         run / "report.html",
         "train_report.html.j2",
@@ -95,11 +96,11 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
         last=metrics.iloc[-1].to_dict(),
         stages=stages,
         finding=training_finding(metrics.iloc[-1].to_dict(), None if trained is None else _baseline(trained)),
-        remarks=training_remarks(metrics, usage, go_on=f"pyro-gvae resume {printable(str(run))} --more 10"),
+        remarks=training_remarks(metrics, usage, go_on=f"{resume} --more 10"),
         to_know=_to_know(
             metrics.iloc[-1].to_dict(),
             finished=(run / WEIGHTS).exists() if trained is None else trained.finished,
-            go_on=f"pyro-gvae resume {printable(str(run))}" if is_known else "the same call of fit, with resume=True",
+            go_on=resume if is_known else "the same call of fit, with resume=True",
         ),
         explorer=link_to_explorer(run),
         scheduled=[label for name, label in SCHEDULED.items() if name in metrics and metrics[name].nunique() > 1],

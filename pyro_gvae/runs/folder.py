@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -197,3 +198,14 @@ def _writer(lock: Path) -> str:
         return f"process {int(lock.read_bytes()[:20])}"
     except (OSError, ValueError):
         return "another process"
+
+
+def command_on(run: Path, name: str, *options: str, data_dir: Path = Path("data")) -> str:
+    """Write a command on a run as one types it in a shell, with the data folder, which a run folder does not keep.
+
+    Example:
+        >>> command_on(Path("runs/first"), "evaluate", data_dir=Path("my data"))
+        "pyro-gvae evaluate runs/first --data-dir 'my data'"
+    """
+    own = [] if data_dir == Path("data") else ["--data-dir", str(data_dir)]
+    return shlex.join(["pyro-gvae", name, str(run), *options, *own])

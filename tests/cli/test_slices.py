@@ -67,7 +67,8 @@ def test_a_run_in_slices(file, tmp_path, said):
     told = said("encode", run, "--part", "train")
     codes = pd.read_csv(run / "codes" / "exact-seed0-train-map.csv")
     assert f"{len(codes)} data" in told and set(codes["label"]) == {0, 1}
-    assert codes.equals(pd.read_parquet(run / "codes" / "exact-seed0-train-map.parquet"))
+    found = pd.read_parquet(run / "codes" / "exact-seed0-train-map.parquet")
+    pd.testing.assert_frame_equal(found, codes, check_dtype=False, rtol=1e-5)
     for command in ("reconstruct", "report", "gaps"):
         said(command, run)
     file.write_bytes(file.read_bytes() + b" ")
@@ -146,7 +147,8 @@ def test_slices_are_encoded_and_imputed_as_the_whole_table(file, tmp_path, said,
     said("encode", run, "--data", file, "--output", other)
     said("impute", run, file, "--output", other)
     [codes] = (run / "codes").glob("*.safetensors")
-    expected = torch.from_numpy(pd.read_csv(other / f"{codes.stem}.csv").to_numpy(copy=True))
+    written = pd.read_csv(other / f"{codes.stem}.csv").filter(like="latent_")
+    expected = torch.from_numpy(written.to_numpy(copy=True))
     assert torch.equal(load_tensors(codes)["codes"], expected) and len(expected) == 200
     names = [path.name for path in (run / "imputed").glob("*.csv")]
     assert len(names) == 3

@@ -138,6 +138,10 @@ def test_a_finished_run_is_left_as_it_is(finished, folder, capsys):
     said = capsys.readouterr().out
     assert "15 steps" in said and kept() == before
     assert f"It was finished before; to train for longer: pyro-gvae resume {folder} --more 10" in said
+    assert main(["resume", str(folder), "--data-dir", "my data"]) == 0
+    said = capsys.readouterr().out
+    assert f"next: pyro-gvae evaluate {folder} --data-dir 'my data'" in said  # which the folder does not keep
+    assert f"pyro-gvae resume {folder} --more 10 --data-dir 'my data'" in said
 
 
 def test_a_finished_run_is_trained_for_longer(folder, capsys):

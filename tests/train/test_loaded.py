@@ -92,7 +92,8 @@ def test_commands_read_what_fit_wrote(tmp_path):
     elbo = json.loads(evaluated.read_text())["test"]["elbo"]["value"]
     assert load_run(folder).evaluate(num_particles=2).value("test", "elbo") == pytest.approx(elbo)
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "exact on small" in page and "CategoricalVAE" in page and "num_latents" in page and "digits" not in page
+    assert "Trained on small by exact" in page
+    assert "CategoricalVAE" in page and "num latents" in page and "digits" not in page
 
 
 def test_commands_read_a_program_with_a_table(tmp_path):
