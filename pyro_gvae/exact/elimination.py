@@ -241,7 +241,7 @@ def _average(axis: Axis, costs: Term, log_probs: Term) -> Term:
     axes = tuple(sorted({*costs.axes, *log_probs.axes}))
     lowest = torch.finfo(costs.values.dtype).min
     weights = aligned(log_probs, axes).exp()
-    # Not a product alone: a sum of several lowest numbers, as in its derivative by the weight, is infinite.
+    # The derivative by a weight is a cost. Costs of codes without weight may be the lowest number, whose sums overflow.
     weighted = torch.where(weights > 0, weights * aligned(costs, axes).clamp(lowest, -lowest), 0.0)
     dim = axes.index(axis)
     return Term(weighted.sum(dim), axes[:dim] + axes[dim + 1 :], costs.plates)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ..programs.chains import Chains
-from ..programs.joint import NOTHING_SAID, Guide, read_guide_once
+from ..programs.joint import NOTHING_KEPT, Guide, read_guide_once
 from ..programs.latents import TooManyJointCodesError
 from ..programs.look import look
 from ..programs.modes import without_trace
@@ -52,7 +52,7 @@ def plan_and_guide(runs: Runs, **options: Any) -> tuple[Plan | Chains, Guide]:
     with_gradient, seen = torch.is_grad_enabled(), look(runs)
     with_guide = with_gradient or not seen.says_all
     plan = plan_to_end(runs, with_guide=with_guide, with_gradient=with_gradient, seen=seen, **options)
-    return plan, NOTHING_SAID if isinstance(plan, Chains) else read_guide_once(runs, plan.layout, seen)
+    return plan, NOTHING_KEPT if isinstance(plan, Chains) else read_guide_once(runs, plan.layout, seen)
 
 
 @torch.no_grad()

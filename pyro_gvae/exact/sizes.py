@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..programs.factors import Layout
-from ..programs.joint import SAYS_ALL, read_both, read_guide_once
+from ..programs.joint import NEVER_RUN, read_both, read_guide_once
 from ..programs.modes import without_trace
 from ..programs.runs import Runs
 from ..programs.statements import read
@@ -59,5 +59,5 @@ def read_codes(runs: Runs, layout: Layout, codes: dict[str, Tensor], with_guide:
     """Read both programs, or the model alone, on some codes."""
     if with_guide:
         is_asked = layout.guide_depends or layout.has_continuous  # otherwise the guide does not depend on the codes
-        return read_both(runs, layout, read_guide_once(runs, layout) if is_asked else SAYS_ALL, codes)
+        return read_both(runs, layout, read_guide_once(runs, layout) if is_asked else NEVER_RUN, codes)
     return read(runs.model, layout, codes, {})

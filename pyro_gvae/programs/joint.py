@@ -53,10 +53,10 @@ class Guide(NamedTuple):
         )
 
 
-#: What it says where it is not asked.
-NOTHING_SAID = Guide({}, {}, None, {})
-#: What it says where its other parts are not asked.
-SAYS_ALL = NOTHING_SAID._replace(depends=False)
+#: Nothing of the guide is kept, so it runs on each slice of codes.
+NOTHING_KEPT = Guide({}, {}, None, {})
+#: Nothing of the guide is kept, and it does not run on codes, since they do not change it.
+NEVER_RUN = NOTHING_KEPT._replace(depends=False)
 
 
 def read_guide_once(runs: Runs, layout: Layout, seen: Look | None = None) -> Guide:
@@ -68,7 +68,7 @@ def read_guide_once(runs: Runs, layout: Layout, seen: Look | None = None) -> Gui
         seen: a first look at it. If this has said all, and no gradient is asked for, the guide is not run again.
     """
     if layout.obstacle is not None:
-        return NOTHING_SAID
+        return NOTHING_KEPT
     if seen is not None and seen.says_all and not torch.is_grad_enabled():
         return Guide(sites_of(seen.guide, layout), {}, None, {}, depends=False)
     found = read(runs.guide, layout, layout.some_codes(layout.few()[0]), {})

@@ -21,7 +21,7 @@ from ..data.tables import beside, decoded
 from ..evaluate.code_statistics import guide_log_probs
 from ..evaluate.generate import NUM_RECONSTRUCTIONS, digits_of, pictured
 from ..evaluate.independent import independent_log_prob
-from ..models.observations import MultinomialObservation
+from ..models.observations import CategoricalObservation, MultinomialObservation
 from ..models.table import TableObservation
 from ..runs.config import commands_of, read_config, read_train_config
 from ..runs.folder import check_writable, command_on
@@ -117,8 +117,13 @@ def _baseline(trained: Trained) -> Baseline | None:
     train = trained.data.train
     rows = train.first(MOST_SHOWN).x if isinstance(train, Rows) else train
     value = independent_log_prob(observation, rows, shown_part(trained.data)[1])
-    words = {TableObservation: "one distribution for each column", MultinomialObservation: "the frequency of each word"}
-    return None if value is None else Baseline(words.get(type(observation), "the mean image"), value)
+    words = {
+        TableObservation: "one distribution for each column",
+        MultinomialObservation: "the frequency of each word",
+        CategoricalObservation: "the frequency of each level in each place",
+    }
+    others = "the mean image" if trained.data.image_shape[0] > 1 else "one distribution for each value"
+    return None if value is None else Baseline(words.get(type(observation), others), value)
 
 
 def _read_metrics(run: Path) -> pd.DataFrame:

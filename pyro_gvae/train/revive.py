@@ -48,14 +48,18 @@ def rows_of(vae: Any) -> Rows:
 @judging
 @torch.no_grad()
 def _takes_codes(vae: CategoricalVAE, layer: nn.Linear) -> bool:
-    """Return whether a layer of the decoder takes codes as they are, and not for example 2 z - 1."""
+    """Return whether a layer takes codes as they are, and not for example as 2 z - 1, or in another order."""
     taken: list[Tensor] = []
-    shape = vae.prior_logits.shape
-    codes = torch.zeros(1, *shape, dtype=layer.weight.dtype, device=layer.weight.device)
+    latents, categories = vae.prior_logits.shape
+    # For each category of each latent, the code that has it and the first category of all other latents.
+    codes = torch.zeros(latents, categories, latents, categories, dtype=layer.weight.dtype, device=layer.weight.device)
     codes[..., 0] = 1.0
+    for latent in range(latents):
+        codes[latent, :, latent] = torch.eye(categories).to(codes)
+    codes = codes.flatten(0, 1)  # (N K, N, K)
     with layer.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0])):
         vae.decoder(codes)
-    return codes.is_meta or [one.flatten().tolist() for one in taken] == [codes.flatten().tolist()]
+    return codes.is_meta or (len(taken) == 1 and taken[0].flatten().tolist() == codes.flatten().tolist())
 
 
 def check_revivable(vae: Any) -> None:

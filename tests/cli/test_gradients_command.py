@@ -80,7 +80,7 @@ def test_what_is_there_is_not_measured_again(tmp_path, monkeypatch, unrendered):
     assert measured == [("gumbel-softmax", 1.0)]
     assert (first / "gradients.jsonl").read_text().startswith(before)
     with pytest.raises(
-        ValueError, match=r"Expected the settings that '.*lab' was started with, but found another seed"
+        ValueError, match=r"Expected the settings that '.*lab' was started with, but found other values of seed"
     ):
         gradients(replace(SMALL, seed=3, output=tmp_path / "lab"))
 

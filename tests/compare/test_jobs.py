@@ -173,7 +173,7 @@ def test_another_comparison_is_refused(grid, capsys):
     size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--evaluations", "2"]
     assert main(["compare", *size, "--epochs", "7", "--output", str(grid)]) == 2
     said = capsys.readouterr().err
-    assert f"Expected the settings that '{grid}' was started with, but found another temp" in said
+    assert f"Expected the settings that '{grid}' was started with, but found other values of temp" in said
     assert "epochs, batch_size. Try another folder." in said and (grid / "config.json").read_bytes() == before
 
 

@@ -160,7 +160,7 @@ def test_a_finished_run_gets_further_estimators_and_seeds(tmp_path, unreported):
     assert config["extended"][0]["before"] == {"estimators": ["exact:1steps"], "seeds": [0]}
     compare(replace(first, estimators=None), tell=told.append)  # nothing is new, and no default is added
     assert len(read_results(run)) == 4 and "further" not in told[-1]
-    with pytest.raises(ValueError, match="found another epochs"):
+    with pytest.raises(ValueError, match="found other values of epochs"):
         compare(replace(first, epochs=7))
 
 

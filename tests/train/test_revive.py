@@ -119,10 +119,16 @@ class Centred(torch.nn.Module):
         return 2 * z - 1
 
 
-def test_a_decoder_that_changes_codes_before_its_rows_is_refused():
-    """A category without a code then has a row that counts as well, minus one times."""
+class Turned(torch.nn.Module):
+    def forward(self, z):
+        return z.flip(-2)
+
+
+@pytest.mark.parametrize("first", [Centred, Turned])
+def test_a_decoder_that_changes_codes_before_its_rows_is_refused(first):
+    """The rows are then not those of the categories alone, or those of another latent."""
     vae = new_vae()
-    vae.decoder = torch.nn.Sequential(Centred(), *vae.decoder)
+    vae.decoder = torch.nn.Sequential(first(), *vae.decoder)
     for change in (lambda: revive(vae, X.double(), 0.1), lambda: prune(vae, X.double())):
         with pytest.raises(ValueError, match="decoder begins with one that takes codes as they are"):
             change()
