@@ -178,8 +178,8 @@ def earlier_run(output: Path | None, settings: dict[str, Any], *, free: Set[str]
     different = different_settings(settings, written, free=free)
     if different:
         raise ValueError(
-            f"Expected the settings that '{output}' was started with, but found other values of {', '.join(different)}. Try "
-            "another folder."
+            f"Expected the settings that '{output}' was started with, but found other values of "
+            f"{', '.join(different)}. Try another folder."
         )
     return output
 
