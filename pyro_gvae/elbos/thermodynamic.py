@@ -4,6 +4,7 @@ from typing import final
 
 from typing_extensions import override
 
+from ..programs.shared import unscaled
 from ..programs.target import Target
 from .sampled import Estimate, SampledELBO
 
@@ -57,7 +58,7 @@ class ThermodynamicObjective(SampledELBO):
     def estimate(self, target: Target) -> Estimate:
         draws = target.draw(self.num_particles, pathwise=False)
         scale = draws.common_scale()
-        log_joint, log_q = draws.together(draws.log_joint) / scale, draws.together(draws.log_q) / scale  # (P, B)
+        log_joint, log_q = (unscaled(draws.together(one), scale) for one in (draws.log_joint, draws.log_q))  # (P, B)
         log_weights = (log_joint - log_q).detach()
         betas = log_weights.new_tensor(self.betas)
         widths = betas.diff()  # (D,)

@@ -242,14 +242,13 @@ def most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
     return max(1, int(limit // each))
 
 
-def _log_weights(target: Target, num_particles: int, size: int) -> tuple[Tensor, float]:
-    """Return log w (P, M) of M groups of data that share no latents, not scaled, and the scale of guide and model."""
+def _log_weights(target: Target, num_particles: int, size: int) -> tuple[Tensor, float | Tensor]:
+    """Return log w (P, M) of M groups of data that share no latents, not scaled, and the scale of each, (M,) or one."""
     draws = [target.draw(min(size, num_particles - start)) for start in range(0, num_particles, size)]
-    scale = float(draws[0].common_scale())
-    return torch.cat([drawn.log_weights() for drawn in draws]) / scale, scale
+    return torch.cat([drawn.log_weights() for drawn in draws]), draws[0].scale_of(draws[0].cells)
 
 
-def summary(log_weights: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def summary(log_weights: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute ELBO estimate, bound and effective sample size, each (B,), from log-weights (P, B)."""
     total = log_weights.logsumexp(0)
     effective = (2 * total - (2 * log_weights).logsumexp(0)).exp().nan_to_num(0.0)  # 0 if no weight is positive

@@ -10,7 +10,7 @@ from ..handlers.sites import Discrete, Kind
 from .factors import Layout
 from .kept import OutdatedError
 from .latents import Latent
-from .statements import flat, latent_of
+from .statements import first_category, flat, latent_of
 
 
 @final
@@ -84,10 +84,11 @@ def _plates(layout: Layout, batch_shape: Size) -> tuple[int, ...]:
 def _spread(layout: Layout, codes: Tensor) -> Tensor:
     """Give each datum the codes of its cell: (R, *plates, N, K) -> (R, B, N, K)."""
     rows, event = len(codes), codes.shape[-2:]
-    return codes.expand(rows, *layout.padded_shape, *event).reshape(rows, layout.batch_size, *event)
+    placed = layout.cells.placed(codes, first_category(codes), 2)
+    return placed.expand(rows, *layout.padded_shape, *event).reshape(rows, layout.batch_size, *event)
 
 
 def cells_of(layout: Layout, codes: Tensor, batch_shape: Size) -> Tensor:
     """Take the codes of a site's cells: (R, B, N, K) -> (R, *plates, N, K)."""
     rows = codes.reshape(len(codes), *layout.padded_shape, *codes.shape[-2:])
-    return rows[(slice(None), *(slice(size) for size in _plates(layout, batch_shape)))]
+    return layout.cells.taken(rows, layout.cells.sizes(batch_shape), 2)
