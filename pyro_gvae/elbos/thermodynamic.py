@@ -70,8 +70,8 @@ class ThermodynamicObjective(SampledELBO):
         heated = betas[:-1, None, None]
         for_joint = (weights + heated * signals).sum(0)  # (P, B)
         for_q = ((1 - heated) * signals - weights.where(heated > 0, 0.0)).sum(0)
-        surrogate = (for_joint * log_joint + for_q * log_q).sum()
-        return Estimate(scale * (widths.unsqueeze(-1) * means).sum(0), scale * surrogate)
+        surrogate = scale * (for_joint * log_joint + for_q * log_q)
+        return Estimate(scale * (widths.unsqueeze(-1) * means).sum(0), surrogate.sum())
 
 
 def partition(num_partitions: int, first: float) -> tuple[float, ...]:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.cells import summed_over
 from ..programs.draws import draw_continuous
-from ..programs.factors import Codes, Layout, summed_over
+from ..programs.factors import Codes, Layout
 from ..programs.joint import pair_scores
 from ..programs.look import look
 from ..programs.modes import judging

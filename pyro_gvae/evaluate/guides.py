@@ -11,9 +11,10 @@ from torch import Size, Tensor
 
 from ..exact.averages import Averages
 from ..exact.plan import make_plan
+from ..programs.cells import first_of
 from ..programs.chains import Chains, lay_out_chains
 from ..programs.draws import lay_out_draws, read_draws
-from ..programs.factors import Codes, Layout, Reading, Site, coupling_of, first_of
+from ..programs.factors import Codes, Layout, Reading, Site, coupling_of
 from ..programs.joint import Guide, read_both, read_guide_once
 from ..programs.kls import closed_sites
 from ..programs.look import look

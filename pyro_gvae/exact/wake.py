@@ -8,9 +8,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ..programs.cells import summed_over
 from ..programs.chains import Chains
 from ..programs.enumerator import Both
-from ..programs.factors import Codes, Level, summed_over
+from ..programs.factors import Codes, Level
 from ..programs.joint import Guide, JointScores, guide_terms, log_q_and_scores, pieces, terms_and_scores
 from ..programs.look import is_continuous
 from ..programs.runs import Runs

@@ -47,7 +47,7 @@ class Cells(NamedTuple):
         return self.ranges[dim] if -dim <= len(self.shape) and self.ranges[dim] else (1,)
 
     def sizes(self, batch_shape: Sequence[int]) -> Size:
-        """Return a site's size along each batch dimension, 1 if it has fewer of them, without dimensions further left."""
+        """Return a site's size along each batch dimension, 1 if it has fewer of them, without any further left."""
         rank = len(self.shape)
         return Size(((1,) * rank + tuple(batch_shape))[len(batch_shape) :])
 
@@ -83,3 +83,19 @@ class Cells(NamedTuple):
             widths += [start, total - own.stop]
         ones = torch.ones([*sizes, *(1,) * event_dim], dtype=torch.bool, device=values.device)
         return torch.where(pad(ones, widths), pad(values, widths), outside)
+
+
+def summed_over(values: Tensor, batch_shape: Size, shape: Size) -> Tensor:
+    """Sum values (s, B or 1) over the data that share a cell, where `shape` has 1 in a batch dimension: (s, cells)."""
+    if shape == batch_shape:
+        return values
+    rows = values.expand(-1, batch_shape.numel()).reshape(-1, *batch_shape)
+    return rows.sum_to_size(len(rows), *shape).reshape(len(rows), -1)
+
+
+def first_of(values: Tensor, batch_shape: Size, shape: Size) -> Tensor:
+    """Return the value of each cell, which all its data have in common: (s, B or 1) -> (s, cells)."""
+    if shape == batch_shape:
+        return values
+    rows = values.expand(-1, batch_shape.numel()).reshape(-1, *batch_shape)
+    return rows[(slice(None), *(slice(size) for size in shape))].reshape(len(values), -1)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor
 
-from .factors import Codes, Layout, Reading, first_of, summed_over
+from .cells import first_of, summed_over
+from .factors import Codes, Layout, Reading
 from .latents import READ_ALL, Roles
 from .layout import lay_out, obstacle_of
 from .look import Look

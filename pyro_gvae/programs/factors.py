@@ -214,22 +214,6 @@ class Level(NamedTuple):
         return values.reshape(-1, *self.shape).expand(-1, *inner.shape).reshape(len(values), -1)
 
 
-def summed_over(values: Tensor, batch_shape: Size, shape: Size) -> Tensor:
-    """Sum values (s, B or 1) over the data that share a cell, where `shape` has 1 in a batch dimension: (s, cells)."""
-    if shape == batch_shape:
-        return values
-    rows = values.expand(-1, batch_shape.numel()).reshape(-1, *batch_shape)
-    return rows.sum_to_size(len(rows), *shape).reshape(len(rows), -1)
-
-
-def first_of(values: Tensor, batch_shape: Size, shape: Size) -> Tensor:
-    """Return the value of each cell, which all its data have in common: (s, B or 1) -> (s, cells)."""
-    if shape == batch_shape:
-        return values
-    rows = values.expand(-1, batch_shape.numel()).reshape(-1, *batch_shape)
-    return rows[(slice(None), *(slice(size) for size in shape))].reshape(len(values), -1)
-
-
 class Layout(NamedTuple):
     """The latents and plates of a pair, found by a few small runs.
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..handlers.sites import Run
-from .factors import Codes, Layout, Reading, first_of, summed_over
+from .cells import first_of, summed_over
+from .factors import Codes, Layout, Reading
 from .joint import add, count, pieces, refuse_continuous
 from .shared import common_scale
 from .statements import read

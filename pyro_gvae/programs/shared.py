@@ -16,7 +16,7 @@ def apart(layout: Layout, *readings: Reading) -> Size:
     return Size(map(min, zip(layout.batch_shape, *shapes, strict=True)))
 
 
-def common_scale(scales: Sequence[float | Tensor], batch_shape: Size = Size(), shape: Size = Size()) -> float | Tensor:
+def common_scale(scales: Sequence[float | Tensor], batch_shape: Size, shape: Size) -> float | Tensor:
     """Return the scale of all statements of a datum, which stands outside of the logarithm of a sum over codes.
 
     Args:
@@ -70,7 +70,7 @@ def common_scale_along(terms: Sequence[Term], axes: Sequence[Axis]) -> float | T
     if all(scale is scales[0] for scale in scales):
         return scales[0]
     if all(not isinstance(scale, Tensor) or scale.numel() == 1 for scale in scales):
-        return common_scale(scales)
+        return common_scale(scales, Size(), Size())
     device = terms[0].values.device
     together = torch.stack(torch.broadcast_tensors(*(torch.as_tensor(scale, device=device) for scale in scales)))
     return _equal(together.amin(0), together.amax(0))
