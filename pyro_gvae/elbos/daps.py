@@ -57,7 +57,7 @@ class DAPS(SampledELBO):
         own: a module with the parameter `log_eta`, initially 0.
 
     Raises:
-        ValueError: when called, if sites are scaled differently.
+        ValueError: when called, if sites of one datum are scaled differently.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE

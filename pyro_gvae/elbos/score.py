@@ -88,7 +88,7 @@ class VIMCO(SampledELBO):
         num_particles: P, samples per datum.
 
     Raises:
-        ValueError: when called, if sites are scaled differently.
+        ValueError: when called, if sites of one datum are scaled differently.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -135,7 +135,7 @@ class OVIS(SampledELBO):
         gamma: a number between 0 and 1.
 
     Raises:
-        ValueError: when called, if sites are scaled differently.
+        ValueError: when called, if sites of one datum are scaled differently.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -187,7 +187,7 @@ class ReweightedWakeSleep(SampledELBO):
         num_particles: P, samples per datum.
 
     Raises:
-        ValueError: when called, if sites are scaled differently.
+        ValueError: when called, if sites of one datum are scaled differently.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE

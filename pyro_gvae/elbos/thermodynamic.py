@@ -40,7 +40,7 @@ class ThermodynamicObjective(SampledELBO):
         first: beta_1, in (0, 1]; not used if D is 1.
 
     Raises:
-        ValueError: when called, if sites are scaled differently.
+        ValueError: when called, if sites of one datum are scaled differently.
 
     Example:
         >>> import torch

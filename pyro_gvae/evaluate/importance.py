@@ -20,6 +20,7 @@ from ..programs.modes import judging, without_trace
 from ..programs.pair import HasPair
 from ..programs.runs import bind_pair, items, split
 from ..programs.target import Target
+from ..programs.values import spread
 from ..runtime.memory import memory_limit, return_freed_memory
 from ..runtime.tuning import tuning
 from .weights import has_cells, summed_weights
@@ -259,7 +260,7 @@ def _log_neighbourhood(target: Target, size: int) -> Tensor:
     """Return the log of the sum of p(x, z) over the guide's mode and its neighbours, (B,), not scaled."""
     layout = target.layout
     mode = {
-        name: own.reshape(1, layout.batch_size, *own.shape[-2:]).to(layout.dtype)
+        name: spread(layout, own.reshape((1,) * (layout.nesting + 3 - own.dim()) + own.shape).to(layout.dtype))
         for name, own in latent_values(target.runs.guide, most_probable, lambda _, fn: fn.mean).items()
     }
     found = []

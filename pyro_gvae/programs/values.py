@@ -38,9 +38,9 @@ class Values:
         """Keep the codes (R, *plates, N, K) of a discrete latent, and return its value for the run."""
         plates = _plates(self.layout, found.batch_shape)
         codes = codes.reshape(-1, *plates, *codes.shape[-2:])
-        self.codes[name] = _spread(self.layout, codes)
+        self.codes[name] = spread(self.layout, codes)
         if noise is not None:
-            self.noise[name] = _spread(self.layout, noise.reshape(codes.shape))
+            self.noise[name] = spread(self.layout, noise.reshape(codes.shape))
         if self.layout.obstacle is not None:
             codes = codes.reshape(*found.batch_shape, *codes.shape[-2:])
         return self.keep(name, latent_of(name, found).value(codes))
@@ -81,7 +81,7 @@ def _plates(layout: Layout, batch_shape: Size) -> tuple[int, ...]:
     return (1,) * (layout.nesting - len(own)) + tuple(own)
 
 
-def _spread(layout: Layout, codes: Tensor) -> Tensor:
+def spread(layout: Layout, codes: Tensor) -> Tensor:
     """Give each datum the codes of its cell: (R, *plates, N, K) -> (R, B, N, K)."""
     rows, event = len(codes), codes.shape[-2:]
     placed = layout.cells.placed(codes, first_category(codes), 2)

@@ -9,7 +9,11 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 from pyro_gvae import ESTIMATORS, estimator, exact
+from pyro_gvae.evaluate.certified import certified_bounds
+from pyro_gvae.evaluate.guides import read_guide
+from pyro_gvae.evaluate.importance import importance_weighted
 from pyro_gvae.exact import Pair
+from pyro_gvae.programs.cells import Cells
 
 A, B = torch.tensor([0.4, -1.2, 0.9]).double(), torch.tensor([1.5, -0.3]).double()
 CALLS, COPIES, LIMIT = 16, 200, 8.3  # as in `test_table`
@@ -142,3 +146,37 @@ def test_the_comparison_finds_a_datum_that_is_counted_twice():
     """The negative control: the first datum of plate b has another weight."""
     expected = stock(SIDE_BY_SIDE._replace(guide=beside(first_guide, poutine.scale(second_guide, scale=1.5))))
     assert standard_errors(repeated("reinforce-loo", SIDE_BY_SIDE, A, B), expected) > LIMIT
+
+
+def each_apart(function):
+    """Return what a function says of the pair of both plates, and of each of them."""
+    pyro.clear_param_store()
+    both = function(Pair(*SIDE_BY_SIDE[:2]), (A, B))
+    return both, function(Pair(first_model, first_guide), (A,)), function(Pair(second_model, second_guide), (B,))
+
+
+def test_evaluations_are_those_of_each_plate():
+    both, first, second = each_apart(lambda pair, data: read_guide(pair, data))
+    for name, own in {**first.log_probs, **second.log_probs}.items():
+        torch.testing.assert_close(both.log_probs[name], own)
+    torch.manual_seed(0)
+    sampled, *parts = each_apart(lambda pair, data: read_guide(pair, data, is_summed=False, num_particles=4000))
+    for name, own in {**parts[0].log_probs, **parts[1].log_probs}.items():
+        torch.testing.assert_close(sampled.log_probs[name].exp(), own.exp(), rtol=0, atol=0.05)
+    both, *parts = each_apart(lambda pair, data: certified_bounds(pair, data, num_codes=8).lower)
+    torch.testing.assert_close(both, torch.cat(parts))
+    both, *parts = each_apart(lambda pair, data: importance_weighted(pair, data, num_particles=4000).bound)
+    torch.testing.assert_close(both, torch.cat(parts), rtol=0, atol=0.1)
+    both, *parts = each_apart(lambda pair, data: exact.log_evidence(pair, *data).sum())
+    torch.testing.assert_close(both, sum(parts))
+    both, *parts = each_apart(lambda pair, data: exact.posterior_mean(pair, *data))
+    torch.testing.assert_close(both["y"], parts[1])
+
+
+def test_where_cells_lie():
+    cells = Cells.of([(2, 3), (1, 5), (), (2, 1), (3,)])
+    assert cells.shape == (2, 8) and cells.are_side_by_side and not Cells.of([(2, 3), (1,), (3,)]).are_side_by_side
+    values = torch.arange(10.0).reshape(2, 5)
+    placed = cells.placed(values, -1.0)
+    assert (placed[:, :3] == -1).all()
+    torch.testing.assert_close(cells.taken(placed, (2, 5)), values)
