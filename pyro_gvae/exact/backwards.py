@@ -82,7 +82,7 @@ def _derivatives(p: Reading, chains: Chains, log_sum: LogSum, num_samples: int |
         total = torch.stack([term.values.sum() for term in left]).sum()
         found = torch.autograd.grad(total, [term.values for term in changes.values()])
     chosen = {name: in_plates(grad, name, chains, rows) for name, grad in zip(changes, found, strict=True)}
-    value = total.new_zeros(()) if rows else collected(left, chains)
+    value = total.new_zeros(()) if rows else collected([term._replace(scale=1.0) for term in left], chains)
     return _Derivatives(value.detach(), chosen)
 
 

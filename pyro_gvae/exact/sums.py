@@ -104,8 +104,8 @@ def log_evidence(
         pass, over the codes whose posterior probability is not negligible for some datum.
 
     Raises:
-        ValueError: as :func:`elbo`; also if prior and likelihood of a datum are scaled differently, if a latent is continuous, or
-            if the plates of discrete latents are not nested.
+        ValueError: as :func:`elbo`; also if prior and likelihood of a datum are scaled differently, if a latent is
+            continuous, or if the plates of discrete latents are not nested.
 
     Example:
         >>> import pyro, pyro.distributions as dist

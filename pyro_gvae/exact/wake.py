@@ -157,8 +157,9 @@ def _changes(runs: Runs, plan: Plan, guide: Guide, codes: Codes, scale: float | 
 
 def _inside(level: Level, plan: Plan, scale: float | Tensor) -> float | Tensor:
     """Return the scale of each cell of a level, from one number or that of each outermost cell."""
-    is_each = isinstance(scale, Tensor) and scale.numel() > 1
-    return plan.layout.levels[0].spread(scale.unsqueeze(0), level) if is_each else scale
+    if not isinstance(scale, Tensor) or scale.numel() == 1:
+        return scale
+    return plan.layout.levels[0].spread(scale.unsqueeze(0), level)
 
 
 def _read_discrete(runs: Runs, chains: Chains) -> Both:

@@ -8,7 +8,7 @@ size have the same cells.
 
 import itertools
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Size, Tensor
@@ -66,7 +66,8 @@ class Cells(NamedTuple):
 
     def taken(self, values: Tensor, sizes: Sequence[int], event_dim: int = 0) -> Tensor:
         """Take the values (.., *shape, *event) of a site's cells: (.., *sizes, *event)."""
-        return values[(..., *self.where(sizes), *(slice(None),) * event_dim)]
+        where: tuple[Any, ...] = (..., *self.where(sizes), *(slice(None),) * event_dim)
+        return values[where]
 
     def placed(self, values: Tensor, outside: Tensor | float, event_dim: int = 0) -> Tensor:
         """Put the values (.., *sizes, *event) of a site in its cells, and the value `outside` in all others.
