@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from joblib.externals.loky.backend import context as loky
 from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.backend import context as loky
 from processes import forking
 from small_jobs import add_a_line, attempt, die, die_once, refuse_second
 

@@ -347,7 +347,7 @@ JOBS = {
 }
 
 
-#: Jobs whose steps are recorded, with data and with codes divided; the others take fewer steps than a recording is worth.
+#: Jobs whose steps are recorded; the others take fewer steps than a recording is worth.
 RECORDED = ("data", "codes", "unbiased")
 
 
