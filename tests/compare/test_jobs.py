@@ -181,7 +181,7 @@ def test_another_comparison_is_refused(grid, capsys):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
-def test_a_cell_that_fails_fails_alone(tmp_path, capsys):
+def test_a_cell_that_fails_fails_alone(tmp_path, capsys, unrendered):
     size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--epochs", "1", "--evaluations", "1"]
     arguments = ["compare", *size, "--estimators", "exact", "--seeds", "0", "--learning-rates", "1e30", "0.003"]
     arguments += ["--output", str(tmp_path / "run")]

@@ -36,8 +36,9 @@ EPOCH = replace(SMALL, epochs=1, evaluations=1, seeds=(3,))
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return compare(replace(SMALL, output=tmp_path_factory.mktemp("runs") / "run"))
+def run(tmp_path_factory, without_rendering):
+    with without_rendering():
+        return compare(replace(SMALL, output=tmp_path_factory.mktemp("runs") / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_a_finished_run_gets_further_estimators_and_seeds(tmp_path, unreported):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monkeypatch, unrendered):
     config = replace(SMALL, epochs=1, evaluations=1, seeds=(0,), output=tmp_path / "run")
 
     def interrupted(job):
