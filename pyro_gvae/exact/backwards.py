@@ -5,7 +5,7 @@ value. If maxima replace the sums of probabilities, the derivative is 1 at the m
 each sum passes its derivative to one value drawn at random, the derivative is 1 at a sample of the posterior.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,7 +42,7 @@ def best(runs: Runs, chains: Chains) -> Best:
     """Return the most probable joint code, by the Viterbi algorithm."""
     p = chains.read(runs).p
     found = _derivatives(p, chains, _highest)
-    evidence = collected(log_summed(p.others.values(), p.sites.values(), chains), chains)
+    evidence = _not_scaled(log_summed(p.others.values(), p.sites.values(), chains), chains)
     return Best(_codes(chains, found.chosen), (found.value - evidence).exp())
 
 
@@ -82,8 +82,12 @@ def _derivatives(p: Reading, chains: Chains, log_sum: LogSum, num_samples: int |
         total = torch.stack([term.values.sum() for term in left]).sum()
         found = torch.autograd.grad(total, [term.values for term in changes.values()])
     chosen = {name: in_plates(grad, name, chains, rows) for name, grad in zip(changes, found, strict=True)}
-    value = total.new_zeros(()) if rows else collected([term._replace(scale=1.0) for term in left], chains)
+    value = total.new_zeros(()) if rows else _not_scaled(left, chains)
     return _Derivatives(value.detach(), chosen)
+
+
+def _not_scaled(terms: Iterable[Term], chains: Chains) -> Tensor:
+    return collected([term._replace(scale=1.0) for term in terms], chains)
 
 
 def in_plates(values: Tensor, name: str, chains: Chains, rows: Sequence[int] = ()) -> Tensor:

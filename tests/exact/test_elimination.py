@@ -233,6 +233,9 @@ def test_each_datum_may_have_a_scale_of_its_own():
     torch.testing.assert_close(found, scale * exact.elbo(Pair(chain_model, chain_guide), DATA), rtol=1e-9, atol=1e-9)
     summed = exact.log_evidence(Pair(chain_model, no_guide), DATA)
     torch.testing.assert_close(exact.elbo(Pair(model, no_guide), DATA), scale * summed, rtol=1e-9, atol=1e-9)
+    for num_codes in (0, 1):  # posteriors have no weight
+        plain = exact.posterior(Pair(chain_model, no_guide), DATA, num_codes=num_codes)
+        torch.testing.assert_close(exact.posterior(Pair(model, no_guide), DATA, num_codes=num_codes), plain)
 
 
 def test_a_recording_gives_the_same():
