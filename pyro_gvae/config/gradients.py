@@ -134,7 +134,8 @@ class AdviseConfig:
         learning_rate: Learning rate of the short training that precedes the measurements.
         estimators: The estimators to consider; by default all.
         temperatures: Temperatures at which to measure the estimators that have one.
-        seconds: How long the whole command may take, roughly.
+        seconds: How long the whole command may take, roughly; at least about four, since importing torch's optimizers
+            takes two, and two estimators are always measured.
         seed: Seed of the model, the batch and the samples.
         max_memory: Gigabytes that an exact sum may use.
         output: A folder for the table; by default nothing is written.

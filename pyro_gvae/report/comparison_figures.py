@@ -59,7 +59,7 @@ def final_values(summary: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
             Line2D([], [], ls="none", marker=marker, ms=0.7 * size, mew=1.5, color=INK, mfc=face or INK, label=label)
             for label, marker, size, face in kinds.values()
         ],
-        loc="outside upper right",
+        loc="outside upper left",  # where a phone begins
         ncols=3,
     )
     return figure

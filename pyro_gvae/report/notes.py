@@ -60,11 +60,14 @@ def _where_curves_rise(axes: Axes) -> tuple[float, float]:
         Two shares of the width of the panel; 0 without such curves.
     """
     (first, last), (low, high) = axes.get_xlim(), axes.get_ylim()
-    curves = [line.get_xydata() for line in axes.lines if line.get_transform() == axes.transData]  # no marks of stages
+    curves = [
+        np.asarray(line.get_xydata()) for line in axes.lines if line.get_transform() == axes.transData
+    ]  # no marks
     enters, leaves = (
         [x for curve in curves for x in _crossing(curve, level)] for level in (low, low + HEIGHT * (high - low))
     )
-    return tuple((x - first) / (last - first) for x in (min(enters, default=first), max(leaves, default=first)))
+    begins, ends = min(enters, default=first), max(leaves, default=first)
+    return (begins - first) / (last - first), (ends - first) / (last - first)
 
 
 def _crossing(curve: np.ndarray, level: float) -> list[float]:
@@ -110,4 +113,6 @@ def name_stages(axes: Axes, stages: Sequence[Span]) -> None:
 
 def _share_of_width(axes: Axes, text: str, columns: int = 1) -> float:
     """Estimate the width of small print as a share of the width of its panel."""
-    return LETTER * len(text) / ((axes.get_figure(root=True).get_figwidth() - LABELS) / columns)
+    figure = axes.get_figure(root=True)
+    assert figure is not None  # axes of a figure
+    return LETTER * len(text) / ((figure.get_figwidth() - LABELS) / columns)

@@ -1,7 +1,7 @@
 """Draw pictures of trained models from arrays: reconstructions, prior samples, code usage."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def reconstructions(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: 
     width = 10 / columns
     height = len(rows) * (width - 0.6) / count * image_shape[0] / image_shape[1] + 0.4
     titles, more = wrapped(list(cells), width)
-    figure, panels = panel_grid(len(cells), columns, size=(width, height + more))
+    figure, panels = panel_grid(len(cells), columns, size=(width, height + more - _untitled(titles)))
     for axes, title, arrays in zip(panels, titles, cells.values(), strict=True):
         _draw_mosaic(axes, np.concatenate([arrays[name] for name in rows.values()]), image_shape, columns=count)
         top, bottom = sorted(axes.get_ylim())
@@ -55,7 +55,7 @@ def prior_samples(cells: Mapping[str, Mapping[str, np.ndarray]], image_shape: tu
     columns = min(4, len(cells))
     width = 10 / max(2, columns)
     titles, more = wrapped(list(cells), width)
-    figure, panels = panel_grid(len(cells), columns, size=(width, width + 0.2 + more))
+    figure, panels = panel_grid(len(cells), columns, size=(width, width + 0.2 + more - _untitled(titles)))
     for axes, title, arrays in zip(panels, titles, cells.values(), strict=True):
         _draw_mosaic(axes, arrays["samples"], image_shape, columns=math.ceil(math.sqrt(len(arrays["samples"]))))
         axes.spines[:].set(visible=True, color="#dddddd")
@@ -95,6 +95,11 @@ def code_usage(cells: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     ticks = [0, 1, round(most, 1)]
     figure.colorbar(image, ax=panels, label="K x share", shrink=0.8, aspect=30, ticks=ticks)
     return figure
+
+
+def _untitled(titles: Sequence[str]) -> float:
+    """Return the inches that a panel is lower if it needs no title."""
+    return 0.0 if any(titles) else 0.55
 
 
 def perplexity(usage: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ from .style import save_figure
 from .training_figures import SCHEDULED, StageStart, speed_and_schedules, stage_starts, training_curves
 from .verdicts import Baseline, training_finding, training_remarks
 
-#: A setting that every run chooses, so that it is no difference from the default.
+#: A setting that every run of `train` chooses, so that it is no difference from the default.
 CHOSEN_BY_RUNS = {"judge": "exact"}
 
 
@@ -88,7 +88,7 @@ def write_train_report(run: Path, *, data_dir: Path = Path("data")) -> Path:
         part="test" if trained is None else shown_part(trained.data, 1)[0],
         settings=sort_settings(
             _settings(written["train"], program),
-            defaults_of(TrainConfig, MODELS[config.model].sizes) | CHOSEN_BY_RUNS,
+            defaults_of(TrainConfig, MODELS[config.model].sizes) | (CHOSEN_BY_RUNS if program is None else {}),
             written,
             seconds=float(metrics["seconds"].iloc[-1]),
         ),

@@ -574,6 +574,14 @@ def test_gap_is_shaded_and_named(whole: Path, figures: dict[str, Figure]) -> Non
     assert len(relaxed.collections) == 1
 
 
+@pytest.mark.parametrize("draw", [pictures.reconstructions, pictures.prior_samples])
+def test_pictures_without_a_title_leave_no_room_for_one(draw) -> None:
+    names = ("inputs", "reconstructions_start", "reconstructions_end", "samples")
+    arrays = dict.fromkeys(names, np.ones((4, 64)))
+    untitled, titled = (draw({label: arrays}, (8, 8)).get_figheight() for label in ("", "exact"))
+    assert untitled < titled - 0.5
+
+
 def test_each_of_eight_estimators_has_its_own_look() -> None:
     styles = style.estimator_styles(MANY).values()
     assert len({style.color for style in styles}) == len({style.marker for style in styles}) == 8
