@@ -29,7 +29,7 @@ def run(capsys, *arguments):
         (["compare", "--seeds", "1", "1"], "Expected one or more different seeds, but found [1, 1]"),
         (["compare", "--seeds", "-1"], "Expected seed of at least 0, but found -1"),
         (["compare", "--estimators"], "Expected one or more different estimators, but found []"),
-        (["compare", "--batch-size", "5000"], "Expected a batch_size of at most 1437 images, but found 5000"),
+        (["compare", "--batch-size", "5000"], "Expected a batch size from 1 to the 1437 training data, but found 5000"),
         (["compare", "--num-latents", "20"], "8^20"),
         (["train", "--num-latents", "20", "--stages", "gumbel-softmax:9,exact:1"], "K^N = 8^20 = 1,152,921,504,606,84"),
         (["train", "--num-latents", "20", "--judge", "exact"], "K^N = 8^20 = 1,152,921,504,606,846,976, which take"),
@@ -83,9 +83,9 @@ def run(capsys, *arguments):
             ["gradients", "--protocol", "reinmax", "--wrt", "parameters"],
             "Expected the ReinMax protocol with wrt=logits alone",
         ),
-        (["gradients", "--batch-size", "5000"], "Expected a batch_size of at most 1437 images, but found 5000"),
+        (["gradients", "--batch-size", "5000"], "Expected a batch size from 1 to the 1437 training data, but found 5000"),
         (["advise", "--seconds", "0"], "Expected a positive seconds, but found 0.0"),
-        (["advise", "--batch-size", "5000"], "Expected a batch_size of at most 1437 images, but found 5000"),
+        (["advise", "--batch-size", "5000"], "Expected a batch size from 1 to the 1437 training data, but found 5000"),
     ],
 )
 def test_each_mistake_is_one_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):
