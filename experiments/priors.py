@@ -6,11 +6,12 @@ codes of a model that is already trained?
 
 Command: `python experiments/priors.py` (`--smoke` for a tiny size, in seconds); `--sizes`, `--priors` and `--seeds`
 make it shorter, and finished cells are not run again. It writes `experiments/results/priors.csv` and
-`docs/figures/priors.png` and `.svg`.
+`docs/figures/priors.png` and `.svg`, and from the run folders of the first seed samples of MNIST, as
+`priors_samples.png` and `.svg`.
 
-Cost: one core, estimated from a few steps, not measured: 8x4 and 10x30 three minutes each per prior and seed, and half
-of that for each prior that is fitted afterwards; about three hours for all priors and three seeds. The table takes
-minutes.
+Cost: one core, half an hour a seed for 8x4 and twenty minutes for 10x30 without the prior `transformer`; most of it is
+the measurement. `transformer` takes minutes to fit afterwards, and much longer if it is trained together. The table
+takes minutes.
 
 The table is scikit-learn's breast_cancer: 569 rows of 30 columns. 8x4 is trained with soft samples and then exactly,
 and log p(x) is a sum over all codes. 10x30 is trained by ReinMax with a sampled KL, which works with every prior; log
@@ -27,18 +28,34 @@ from functools import partial
 from itertools import product
 from typing import Annotated, Any, get_args
 
+import numpy as np
 import pandas as pd
 import tyro
-from common import SETTINGS, Places, Row, check_names, command, mean_and_error, run_cells, scores_on_test, tiny, train
+from common import (
+    SETTINGS,
+    Places,
+    Row,
+    check_names,
+    command,
+    dataset,
+    mean_and_error,
+    run_cells,
+    scores_on_test,
+    tiny,
+    train,
+)
 from matplotlib.figure import Figure
 
-from pyro_gvae import CategoricalVAE, Dataset, TrainConfig
+from pyro_gvae import CategoricalVAE, Dataset, TrainConfig, load_run, sample
 from pyro_gvae.config.models import INDEPENDENT
 from pyro_gvae.config.names import DatasetName, PriorName
 from pyro_gvae.models.priors import as_prior
+from pyro_gvae.report.pictures import prior_samples
 from pyro_gvae.report.style import PALETTE, in_house_style
 from pyro_gvae.runs.tables import with_errors
+from pyro_gvae.runtime.rng import own_randomness
 from pyro_gvae.train.refit import fit_prior
+from pyro_gvae.train.setup import initial_model
 
 NAME = "priors"
 UNIFORM = "uniform"
@@ -70,6 +87,9 @@ WITH_OPTIONS = {"transformer": "autoregressive[network=transformer]"}
 NAMES: tuple[str, ...] = (*get_args(PriorName), *WITH_OPTIONS)
 #: Epochs of fitting a prior to the codes of a trained model.
 FITTED = 10
+#: Size and prior of the models whose samples are drawn, and the number of samples of each.
+SAMPLED = (("8x4", UNIFORM), ("10x30", UNIFORM), ("10x30", "tree"), ("10x30", "autoregressive"))
+NUM_SAMPLES = 36
 
 
 def main(
@@ -101,16 +121,34 @@ def main(
     found = mean_and_error(table, ["size", "prior", "way"], values)
     print(found[["size", "prior", "way", "seeds"]].join(with_errors(found, values)).to_string(index=False))
     places.save(NAME, draw(found))
+    trained = [cell for cell in cells if cell["seed"] == seeds[0] and (cell["size"], cell["prior"]) in SAMPLED]
+    if trained and all(places.folder(NAME, cell).exists() for cell in trained):  # run folders are not committed
+        shown = {f"{cell['size']}, {cell['prior']}": samples_of(cell, places) for cell in trained}
+        shape = dataset(config_of(trained[0], places)).image_shape
+        places.save(f"{NAME}_samples", prior_samples(shown, shape))
     return table
+
+
+def config_of(cell: Row, places: Places) -> TrainConfig:
+    """Return the configuration of a cell."""
+    config = SIZES[cell["size"]]
+    if places.smoke:
+        config = replace(tiny(config), stages="gumbel-softmax:1,exact:1")
+    return places.placed(config, prior=WITH_OPTIONS.get(cell["prior"], cell["prior"]), seed=cell["seed"])
+
+
+def samples_of(cell: Row, places: Places) -> dict[str, np.ndarray]:
+    """Draw pixel means of codes from the prior of a trained cell."""
+    config = config_of(cell, places)
+    run = load_run(places.folder(NAME, cell), data_dir=places.mnist)
+    vae = run.load_into(initial_model(config, dataset(config)))
+    with own_randomness(cell["seed"]):
+        return {"samples": sample(vae, NUM_SAMPLES).numpy()}
 
 
 def measure(cell: Row, *, places: Places) -> list[Row]:
     """Train a cell and score it; for the uniform prior, also with other priors fitted to its codes."""
-    config = SIZES[cell["size"]]
-    if places.smoke:
-        config = replace(tiny(config), stages="gumbel-softmax:1,exact:1")
-    prior = WITH_OPTIONS.get(cell["prior"], cell["prior"])
-    config = places.placed(config, prior=prior, seed=cell["seed"])
+    config = config_of(cell, places)
     epochs = sum(int(stage.amount.number) for stage in config.plan)
     scored = scores_with_priors if cell["prior"] == UNIFORM else scores_on_test
     [row] = train(config, [str(epochs)], scored, places.folder(NAME, cell))

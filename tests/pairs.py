@@ -326,9 +326,9 @@ def without_markov(program):
 def in_copies(program: Callable[..., Any], number: int, nesting: int) -> Callable[..., Any]:
     """Run independent copies of a program in a plate, at the cost of one run."""
 
-    def copied(x: Tensor) -> None:
+    def copied(*data: Tensor) -> None:
         with pyro.plate("copies", number, dim=-nesting - 1):
-            program(x)
+            program(*data)
 
     return copied
 

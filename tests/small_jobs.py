@@ -1,8 +1,17 @@
-"""Jobs for worker processes, which only import this module, and so start fast."""
+"""Jobs for worker processes."""
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from pyro_gvae.compare.jobs import Outcome, _attempt
+
+
+def attempt(parent: int, function: Callable[[Any], None], index: int, job: Any) -> Outcome:
+    """Run a job in a worker that another process than `parent` has forked."""
+    return _attempt(function, index, job)
 
 
 def add_a_line(path: Path) -> None:

@@ -28,6 +28,8 @@ from ..config.names import ModelName
 from ..config.presets import PRESETS
 from ..config.stages import Amount, parse_stages
 from ..config.train import TrainConfig
+from ..runs.config import CONFIG as RUN_CONFIG
+from ..runs.config import allowed_memory
 from .help import help_on, help_on_all
 from .settings import settings_of
 from .terminal import check_letters, discard, say
@@ -147,7 +149,8 @@ def _begun(name: str, told: Told) -> Any:
     """Return the settings that a command starts from; None for the defaults of its configuration."""
     if name not in BEGIN:
         return None
-    preset, file = told.others.get("--preset"), told.others.get("--config")
+    preset, continued = told.others.get("--preset"), _continued(name, told)
+    file = told.others.get("--config") or continued
     if preset is not None and preset not in PRESETS:
         raise ValueError(
             f"Expected a preset among {', '.join(PRESETS)}, but found '{preset}'.{nearest(preset, PRESETS)}"
@@ -155,11 +158,21 @@ def _begun(name: str, told: Told) -> Any:
     config = COMMANDS[name].config() if preset is None else PRESETS[preset]
     if file is not None:
         config = replace(config, **settings_of(Path(file), type(config)))
+    if continued is not None:
+        allowed_memory(config.max_memory)
     if "model" in told.settings:
         config = _of_model(config, told.settings["model"], is_preset=not preset is file is None)
     if "--epochs" in told.others:
         config = _for_epochs(config, told)
     return config
+
+
+def _continued(name: str, told: Told) -> str | None:
+    """Return the folder of the comparison that `compare --output` continues; None if it begins one."""
+    output = told.settings.get("output")
+    if name != "compare" or output is None or not (output / RUN_CONFIG).is_file():
+        return None
+    return str(output)
 
 
 def _for_epochs(config: TrainConfig, told: Told) -> TrainConfig:

@@ -78,13 +78,13 @@ def resume_any_command(config: ResumeConfig) -> Said:
         )
     if config.log:
         raise ValueError("Expected log with a training run, but found it with a comparison, which uses no loggers.")
+    written = read_compare_config(config.run)
     if (config.more, config.steps, config.seconds) != (None, None, None):
         raise ValueError(
             "Expected more, steps and seconds with a training run, but found them with a comparison, whose estimators "
-            "train equally long. Try compare with more epochs."
+            f"train equally long. Try pyro-gvae compare --epochs {2 * written.epochs} --output {config.run}."
         )
     read_compared(config.run)
-    written = read_compare_config(config.run)
     here = replace(
         written,
         output=config.run,

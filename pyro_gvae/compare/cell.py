@@ -20,6 +20,7 @@ from ..evaluate.metrics import code_usage, own_objective
 from ..models.base import VAE
 from ..runs.checkpoint import save_tensors
 from ..runs.config import write_config
+from ..runs.files import remove
 from ..runs.folder import PICTURES
 from ..runs.inside import make_folder, staying_inside
 from ..runs.tables import NUM_DRAWS
@@ -51,6 +52,7 @@ def train_cell(job: Job) -> None:
     vae = initial_model(config, data)
     make_folder(run)
     with staying_inside(run):
+        remove(folder / PICTURES)  # of a cell that is trained for longer
         write_config(folder, {"train": config.as_json()} | source_of(config, data))
         fit(vae, data, config, output=folder, resume=True, progress=False, measure=_measure)
         with own_randomness(derived_seed("pictures", config.seed)):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..runs.config import read_train_config
 from ..runs.files import write_json_lines
 from ..runs.folder import PICTURES, cell_error, cell_folder, holder
 from ..runs.frames import read_json_lines, write_csv
@@ -18,9 +19,17 @@ MOMENTARY = {"stage", "elbo_is", "finished", "prior_temperature"}
 
 
 def is_finished(run: Path, cell: Cell) -> bool:
-    """Tell whether a cell was trained to its end and all of its files were written."""
+    """Tell whether a cell was trained to the end of its plan, and all of its files were written."""
     folder = cell_folder(run, cell.label, cell.seed)
-    return (folder / PICTURES).exists() and bool(_history(folder))
+    return (folder / PICTURES).exists() and bool(_history(folder)) and _stages(folder) == cell.train.stages
+
+
+def _stages(folder: Path) -> str | None:
+    """Return the stages that a cell was trained with; None if they are not known."""
+    try:
+        return read_train_config(folder).stages
+    except ValueError:
+        return None
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

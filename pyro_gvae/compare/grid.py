@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config.compare import CompareConfig
-from ..config.stages import Named, Stage
+from ..config.stages import Amount, Named, Stage, parse_stages
 from ..config.train import TrainConfig
 from ..runs.folder import cell_folder
 from ..runs.tables import label
@@ -40,7 +40,7 @@ class Cell(NamedTuple):
         return {"estimator": self.estimator, "setting": self.setting, "seed": self.seed} | self.values
 
 
-def make_cells(config: CompareConfig, num_data: int) -> list[Cell]:
+def make_cells(config: CompareConfig, num_data: int, *, begun_with: int | None = None) -> list[Cell]:
     """Make the cells of a comparison, seed by seed, so that paired differences are available early.
 
     An estimator whose stages have no temperature, or set their own, does not depend on `temperatures` and has only one
@@ -49,6 +49,7 @@ def make_cells(config: CompareConfig, num_data: int) -> list[Cell]:
     Args:
         config: the comparison.
         num_data: M, the number of training images.
+        begun_with: the epochs with which the comparison was begun, if it has more now: `evaluations` refers to them.
 
     Raises:
         ValueError: if two cells would have the same folder.
@@ -63,6 +64,7 @@ def make_cells(config: CompareConfig, num_data: int) -> list[Cell]:
         config.seeds, config.each_size(), config.each_learning_rate(), config.each_estimator()
     ):
         stages = config.plan(estimator)
+        first = stages if begun_with is None else parse_stages(estimator, Amount.parse(begun_with))
         temperatures = config.temperatures if any(map(_takes_temperature, stages)) else ()
         for temperature in temperatures or (None,):
             values = {
@@ -85,7 +87,7 @@ def make_cells(config: CompareConfig, num_data: int) -> list[Cell]:
                 learning_rate=rate,
                 seed=seed,
                 stages=",".join(map(str, placed)),
-                evaluate_every=_evaluate_every(stages, config, num_data),
+                evaluate_every=_evaluate_every(first, config, num_data),
                 **unread,
             )
             cells.append(Cell(estimator, ", ".join(filter(None, parts)), seed, values, train))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from .. import exact
 from ..config.checks import MOST_OPERATIONS
 from ..config.compare import OUTSIDE, CompareConfig
+from ..config.stages import Amount, parse_stages
 from ..config.units import codes_in_words, in_bytes
 from ..data.columns import first
 from ..data.labels import given
@@ -37,7 +38,7 @@ from .grid import Cell, make_cells
 #: Settings that may change when a comparison is continued: where files are, which workers train, limits of memory.
 CHANGEABLE = OUTSIDE | {"checkpoint_every", "max_memory", "parquet"}
 #: Settings to which more can be added when a comparison is continued.
-EXTENSIBLE = frozenset({"estimators", "seeds"})
+EXTENSIBLE = frozenset({"estimators", "seeds", "epochs"})
 
 
 class Prepared(NamedTuple):
@@ -48,14 +49,14 @@ class Prepared(NamedTuple):
         data: of all cells.
         cells: the training runs.
         earlier: the folder of an earlier call, which is continued; None if there is none.
-        num_new: the number of cells that an earlier call did not have.
+        has_more: whether there are further cells, or more epochs, than in an earlier call.
     """
 
     config: CompareConfig
     data: AnyDataset
     cells: list[Cell]
     earlier: Path | None
-    num_new: int
+    has_more: bool
 
 
 def prepare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text: None) -> Prepared:
@@ -80,12 +81,17 @@ def prepare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text:
         check_source(earlier, config)
         config = _extended(earlier, config)
         known = {(label(cell["estimator"], cell["setting"]), cell["seed"]) for cell in read_compared(earlier)["cells"]}
-    cells = make_cells(config, len(data.train))
+    cells = make_cells(config, len(data.train), begun_with=None if earlier is None else _begun_with(earlier))
     new = [cell for cell in cells if (cell.label, cell.seed) not in known]
     _check_cells(config, new, data)
-    if new and earlier is not None:
+    if earlier is None:
+        return Prepared(config, data, cells, None, has_more=True)
+    if new:
         tell(f"'{earlier}' gets {len(new)} further cells beside its {len(known)}.")
-    return Prepared(config, data, cells, earlier, len(new))
+    before = read_compare_config(earlier).epochs
+    if config.epochs > before:
+        tell(_longer_in_words(config, before))
+    return Prepared(config, data, cells, earlier, has_more=bool(new) or config.epochs > before)
 
 
 def _extended(earlier: Path, config: CompareConfig) -> CompareConfig:
@@ -93,7 +99,27 @@ def _extended(earlier: Path, config: CompareConfig) -> CompareConfig:
     written = read_compare_config(earlier)
     estimators = written.each_estimator() + (config.estimators or ())  # no estimators are no wish for others
     seeds = dict.fromkeys(written.seeds + config.seeds)
+    if config.epochs < written.epochs:
+        raise ValueError(
+            f"Expected at least the {written.epochs} epochs of '{earlier}', since training cannot be undone, but found "
+            f"{config.epochs}. Try another folder."
+        )
     return replace(config, estimators=tuple(dict.fromkeys(estimators)), seeds=tuple(seeds))
+
+
+def _begun_with(earlier: Path) -> int | None:
+    """Return the epochs with which a comparison was begun, if it has more now or did not record more."""
+    extended = read_config(earlier).get("extended", [])
+    epochs = [one["before"].get("epochs") for one in extended] if isinstance(extended, list) else []
+    return next(filter(None, epochs), read_compare_config(earlier).epochs)
+
+
+def _longer_in_words(config: CompareConfig, before: int) -> str:
+    """Say which estimators are trained for longer; those with an amount of their own are not."""
+    names = config.each_estimator()
+    fixed = [name for name in names if parse_stages(name, Amount.parse(before)) == config.plan(name)]
+    said = f"Trained for {config.epochs} epochs in place of {before}: {', '.join(set(names) - set(fixed)) or 'none'}."
+    return said + (f" With amounts of their own, and unchanged: {', '.join(fixed)}." if fixed else "")
 
 
 def _keep_cells(run: Path, config: CompareConfig, cells: Sequence[Cell]) -> None:
@@ -118,7 +144,7 @@ def compare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text:
 
     Args:
         config: what to compare; if `output` exists, it must be a folder of the same comparison, which is continued,
-            and gets the estimators and seeds that it lacks.
+            and gets the estimators, seeds and epochs that it lacks.
         tell: a function that is called with a sentence about the data that were read.
 
     Returns:
@@ -131,13 +157,13 @@ def compare(config: CompareConfig, *, tell: Callable[[str], None] = lambda text:
         Interrupted: after a SIGINT, SIGTERM or SIGHUP; finished cells are reported, and the same call continues the
             rest.
     """
-    config, data, cells, earlier, num_new = prepare(config, tell=tell)
+    config, data, cells, earlier, has_more = prepare(config, tell=tell)
     with _run_on(config) as run_jobs:
         run = earlier or new_run_folder(config.output, prefix="compare")
         with staying_inside(run), sole_writer(run):
             if earlier is None:
                 write_config(run, config.as_json() | source_of(config, data) | {"cells": _listed(cells)})
-            elif num_new:
+            elif has_more:
                 _keep_cells(run, config, cells)
             try:
                 with raise_on_signal():

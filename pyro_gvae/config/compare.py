@@ -24,7 +24,8 @@ class CompareConfig(DataConfig):
 
     Every estimator starts from the same initial weights and sees the same batches in the same order. If several sizes,
     temperatures or learning rates are given, every combination is trained. To continue an interrupted comparison,
-    repeat the same command with the same `--output`; with further estimators or seeds, it trains only what is new.
+    repeat the command with the same `--output`; with further estimators, seeds or epochs, it trains only what is new.
+    Settings that are not given are those of that folder.
 
     Args:
         data_dir: The folder of the data sets that have files, as torchvision lays them out.
@@ -78,8 +79,8 @@ class CompareConfig(DataConfig):
         backend: Train in processes of this machine (loky), or on a Dask cluster that sees the same folders (dask).
         scheduler: The address of the Dask cluster, such as tcp://localhost:8786.
         parquet: Also write results.parquet, for other programs; needs the extra parquet.
-        output: The run folder, a new one or one of the same comparison, which can get further estimators and seeds; by
-            default runs/compare-DATE-TIME.
+        output: The run folder, a new one or one of the same comparison, which can get further estimators, seeds and
+            epochs; by default runs/compare-DATE-TIME.
     """
 
     data_dir: Path = Path("data")

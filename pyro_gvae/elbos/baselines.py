@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 import torch
-from pyro.distributions.util import broadcast_shape
 from pyro.infer import TraceGraph_ELBO
 from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
@@ -15,6 +14,7 @@ from ..handlers.one_hot_messenger import no_discrete_site
 from ..handlers.parameters import announce
 from ..handlers.sites import Messages, Program, discrete, kind_of
 from ..models.networks import mlp
+from ..programs.cells import Cells
 from ..runtime.compat.pyro import LossOnlyELBO, is_random
 from .own import forget_leaves
 from .rows import Rows, SiteEstimate, SiteGradient
@@ -252,12 +252,13 @@ class _BaselineMessenger(Messenger):
         Raises:
             ValueError: if the baseline does not have one number for each datum.
         """
-        together = Size(broadcast_shape(*(site.batch_shape for site in self.sites)))
-        of_each = _of_each(baseline, together)
+        cells = Cells.of([site.batch_shape for site in self.sites])
+        of_each = _of_each(baseline, cells.shape)
         for site in self.sites:
             # Costs of data that share a latent add up, and so do their baselines.
-            value = of_each.sum_to_size(site.batch_shape).to(site.dtype)
+            of_site = of_each.sum_to_size(cells.own_shape(site.batch_shape))
+            value = cells.taken(of_site, cells.sizes(site.batch_shape)).reshape(site.batch_shape).to(site.dtype)
             while value.shape[:1] == (1,):  # Pyro squeezes the costs of a batch of one in the same way
                 value = value.squeeze(0)
             site.infer["baseline"] = {"baseline_value": value}
-        return together.numel()
+        return cells.shape.numel()

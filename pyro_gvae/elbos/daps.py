@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from ..programs.shared import unscaled
 from ..programs.target import Target
 from .own import fit_to, take_types_and_width
 from .sampled import Estimate, SampledELBO
@@ -56,7 +57,7 @@ class DAPS(SampledELBO):
         own: a module with the parameter `log_eta`, initially 0.
 
     Raises:
-        ValueError: when called, if sites are scaled differently.
+        ValueError: when called, if sites of one datum are scaled differently.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -79,7 +80,7 @@ class DAPS(SampledELBO):
         draws = target.draw(self.num_particles, pathwise=False)
         scale = draws.common_scale()
         log_joint, log_q = draws.together(draws.log_joint), draws.together(draws.log_q)  # (P, B)
-        advantages = (log_joint - self.beta * log_q).detach() / scale
+        advantages = unscaled((log_joint - self.beta * log_q).detach(), scale)
         weights = _weights(advantages, self.own.log_eta.exp() + self.beta)
         effective = (1 / weights.square().sum(0)).mean()
         surrogate = log_joint.mean(0).sum() + (weights.detach() * log_q).sum()

@@ -13,8 +13,8 @@ from ..exact.expectation import expected, finite
 from ..exact.plan import Plan, computed, make_plan
 from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.sites import Program, Run, Sites
+from ..programs.cells import summed_over
 from ..programs.draws import Score
-from ..programs.factors import summed_over
 from ..programs.joint import Guide, elbo_terms, read_guide_once
 from ..programs.kept import Kept
 from ..programs.latents import Roles

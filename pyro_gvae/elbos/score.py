@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from ..programs.shared import unscaled
 from ..programs.target import Target
 from .rows import Rows, SiteEstimate, SiteGradient
 from .sampled import Estimate, SampledELBO
@@ -87,7 +88,7 @@ class VIMCO(SampledELBO):
         num_particles: P, samples per datum.
 
     Raises:
-        ValueError: when called, if sites are scaled differently.
+        ValueError: when called, if sites of one datum are scaled differently.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -101,7 +102,7 @@ class VIMCO(SampledELBO):
         draws = target.draw(self.num_particles)
         scale = draws.common_scale()
         difference = draws.together(draws.log_joint - draws.log_q)  # (P, B), or fewer where data share anything
-        log_weights = difference.detach() / scale
+        log_weights = unscaled(difference.detach(), scale)
         bound = _log_mean_exp(log_weights)
         signals = scale * (bound - _without_each(log_weights))
         pathwise = log_weights.softmax(0) * difference
@@ -134,7 +135,7 @@ class OVIS(SampledELBO):
         gamma: a number between 0 and 1.
 
     Raises:
-        ValueError: when called, if sites are scaled differently.
+        ValueError: when called, if sites of one datum are scaled differently.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -152,7 +153,7 @@ class OVIS(SampledELBO):
         draws = target.draw(self.num_particles)
         scale = draws.common_scale()
         difference = draws.together(draws.log_joint - draws.log_q)  # (P, B), or fewer where data share anything
-        log_weights = difference.detach() / scale
+        log_weights = unscaled(difference.detach(), scale)
         bound, weights = _log_mean_exp(log_weights), log_weights.softmax(0)
         signals = scale * (bound - _of_the_others(log_weights))
         # The part of the signal that remains if all weights are equal multiplies log q with its scale and mask, so that
@@ -186,7 +187,7 @@ class ReweightedWakeSleep(SampledELBO):
         num_particles: P, samples per datum.
 
     Raises:
-        ValueError: when called, if sites are scaled differently.
+        ValueError: when called, if sites of one datum are scaled differently.
 
     Example:
         >>> from pyro_gvae.models.categorical_vae import CategoricalVAE
@@ -200,7 +201,7 @@ class ReweightedWakeSleep(SampledELBO):
         draws = target.draw(self.num_particles, pathwise=False)
         scale = draws.common_scale()
         log_joint, log_q = draws.together(draws.log_joint), draws.together(draws.log_q)  # (P, B)
-        log_weights = (log_joint - log_q).detach() / scale
+        log_weights = unscaled((log_joint - log_q).detach(), scale)
         surrogate = log_weights.softmax(0) * (log_joint + log_q)
         return Estimate(scale * _log_mean_exp(log_weights), surrogate.sum())
 

@@ -4,6 +4,7 @@ from typing import final
 
 from typing_extensions import override
 
+from ..programs.shared import unscaled
 from ..programs.target import Target
 from .sampled import Estimate, SampledELBO
 
@@ -39,7 +40,7 @@ class ThermodynamicObjective(SampledELBO):
         first: beta_1, in (0, 1]; not used if D is 1.
 
     Raises:
-        ValueError: when called, if sites are scaled differently.
+        ValueError: when called, if sites of one datum are scaled differently.
 
     Example:
         >>> import torch
@@ -57,7 +58,7 @@ class ThermodynamicObjective(SampledELBO):
     def estimate(self, target: Target) -> Estimate:
         draws = target.draw(self.num_particles, pathwise=False)
         scale = draws.common_scale()
-        log_joint, log_q = draws.together(draws.log_joint) / scale, draws.together(draws.log_q) / scale  # (P, B)
+        log_joint, log_q = (unscaled(draws.together(one), scale) for one in (draws.log_joint, draws.log_q))  # (P, B)
         log_weights = (log_joint - log_q).detach()
         betas = log_weights.new_tensor(self.betas)
         widths = betas.diff()  # (D,)
@@ -69,8 +70,8 @@ class ThermodynamicObjective(SampledELBO):
         heated = betas[:-1, None, None]
         for_joint = (weights + heated * signals).sum(0)  # (P, B)
         for_q = ((1 - heated) * signals - weights.where(heated > 0, 0.0)).sum(0)
-        surrogate = (for_joint * log_joint + for_q * log_q).sum()
-        return Estimate(scale * (widths.unsqueeze(-1) * means).sum(0), scale * surrogate)
+        surrogate = scale * (for_joint * log_joint + for_q * log_q)
+        return Estimate(scale * (widths.unsqueeze(-1) * means).sum(0), surrogate.sum())
 
 
 def partition(num_partitions: int, first: float) -> tuple[float, ...]:

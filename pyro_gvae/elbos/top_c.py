@@ -7,8 +7,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..distributions.best_codes import add_exits, draw_exits, draw_others, extend, no_digits, no_exits
+from ..programs.cells import summed_over
 from ..programs.draws import Score
-from ..programs.factors import summed_over
 from ..programs.noise import independent
 from ..programs.samples import Sample
 from ..programs.target import Target

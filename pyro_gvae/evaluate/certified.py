@@ -16,6 +16,7 @@ from ..programs.look import is_continuous
 from ..programs.modes import judging, without_trace
 from ..programs.noise import independent
 from ..programs.pair import HasPair
+from ..programs.shared import unscaled
 from ..programs.statements import read
 from ..programs.target import Target
 from ..programs.top_codes import TopCodes
@@ -199,8 +200,8 @@ def _largest(target: Target, top: TopCodes, scored: _Scored) -> Tensor | None:
     if len(known) < len(found):
         return None
     weighed = [factor.weigh(one) for factor, one in zip(factors, known, strict=True)]
-    total = sum(weighed, torch.zeros(1, dtype=layout.dtype, device=layout.device)) / scored.scale
-    return total.reshape(-1).expand(layout.batch_size)
+    total = sum(weighed, torch.zeros(1, dtype=layout.dtype, device=layout.device)).expand(layout.batch_size)
+    return unscaled(total, scored.scale)
 
 
 def _largest_of(factor: Factor) -> Tensor | None:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.cells import summed_over
 from ..programs.draws import draw_continuous
-from ..programs.factors import Codes, Layout, summed_over
+from ..programs.factors import Codes, Layout
 from ..programs.joint import pair_scores
 from ..programs.look import look
 from ..programs.modes import judging
@@ -87,12 +88,12 @@ def collapsed_importance_weighted(
     return Collapsed(bound, effective, num_particles)
 
 
-def _log_weights(runs: Runs, layout: Layout, num_particles: int, size: int) -> tuple[Tensor, float]:
-    """Return log w (P, M) of M groups of data that share no latents, not scaled, and the scale of the programs."""
+def _log_weights(runs: Runs, layout: Layout, num_particles: int, size: int) -> tuple[Tensor, float | Tensor]:
+    """Return log w (P, M) of M groups of data that share no latents, not scaled, and the scale of each, (M,) or one."""
     slice_size = min(layout.space.num_codes, size, CODES_AT_A_TIME)
     at_once = 1 if layout.obstacle is not None else max(1, size // slice_size)
     parts: list[Tensor] = []
-    scale = 1.0
+    scale: float | Tensor = 1.0
     for start in range(0, num_particles, at_once):
         count = min(at_once, num_particles - start)
         values = draw_continuous(runs, layout, count)
@@ -103,7 +104,7 @@ def _log_weights(runs: Runs, layout: Layout, num_particles: int, size: int) -> t
             shape = (count, slice_size_here, layout.batch_size)
             log_p = torch.logaddexp(log_p, found.log_p.reshape(shape).logsumexp(1))
             log_q = torch.logaddexp(log_q, found.log_q.reshape(shape).logsumexp(1))
-            cells, scale = found.cells, float(found.scale)
+            cells, scale = found.cells, found.scale
         parts.append(summed_over(log_p - log_q, layout.batch_shape, cells))
     return torch.cat(parts), scale
 

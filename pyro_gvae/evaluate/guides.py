@@ -13,7 +13,7 @@ from ..exact.averages import Averages
 from ..exact.plan import make_plan
 from ..programs.chains import Chains, lay_out_chains
 from ..programs.draws import lay_out_draws, read_draws
-from ..programs.factors import Codes, Layout, Reading, Site, coupling_of, first_of
+from ..programs.factors import Codes, Layout, Reading, Site, coupling_of
 from ..programs.joint import Guide, read_both, read_guide_once
 from ..programs.kls import closed_sites
 from ..programs.look import look
@@ -98,7 +98,8 @@ def read_guide(
         is_summed = False
         layout = lay_out_draws(runs, seen=seen)
         found = _draws(runs, layout, num_particles, max(1, most_pairs(pair, x, max_memory) // layout.batch_size))
-    return _expected(layout, guide, prior, found, is_exact=is_summed)
+    sizes = {name: layout.cells.sizes(site.batch_shape) for name, site in seen.model.discrete.items()}
+    return _expected(layout, sizes, guide, prior, found, is_exact=is_summed)
 
 
 @judging
@@ -210,18 +211,22 @@ def _draws(runs: Runs, layout: Layout, num_particles: int, at_once: int) -> Iter
 
 
 def _expected(
-    layout: Layout, guide: dict[str, Site], prior: dict[str, Site], found: Iterable[_Weighted], *, is_exact: bool
+    layout: Layout,
+    sizes: dict[str, Size],
+    guide: dict[str, Site],
+    prior: dict[str, Site],
+    found: Iterable[_Weighted],
+    *,
+    is_exact: bool,
 ) -> Guided:
     """Compute the result from closed forms, and from expectations over weighted codes for everything else."""
     zero = torch.zeros((), dtype=layout.dtype, device=layout.device)
     totals: dict[tuple[str, str], Tensor] = defaultdict(lambda: zero)
-    shapes: dict[str, Size] = {name: site.own_shape for name, site in guide.items()}
     is_kept = is_exact and layout.space.num_codes * layout.batch_size <= MOST_KEPT
     table: list[Tensor] = []
     for one in found:
         for name, site in one.q.sites.items():
             if name not in guide:
-                shapes[name] = site.own_shape
                 totals["probs", name] = totals["probs", name] + _mean_probs(one.weights, site)
                 totals["entropy", name] = totals["entropy", name] + (one.weights * _entropy(site)).sum(0)
             if name not in guide or name not in prior:
@@ -248,7 +253,7 @@ def _expected(
             kls[name] = totals["kl", name]
     kls |= {name: value for (kind, name), value in totals.items() if kind == "kl" and name not in kls}
     return Guided(
-        log_probs={name: _of_each(own, layout.batch_shape, shapes[name]) for name, own in log_probs.items()},
+        log_probs={name: _of_each(own, layout, sizes[name]) for name, own in log_probs.items()},
         entropies=entropies,
         kls=kls,
         table=torch.cat([rows.expand(-1, layout.batch_size) for rows in table]) if table else None,
@@ -286,8 +291,7 @@ def _kl(q: Site, p: Site) -> Tensor:
     return q.weigh(kl if p.prior is None else kl - p.prior.mean_coupling(probs))
 
 
-def _of_each(values: Tensor, batch_shape: Size, own_shape: Size) -> Tensor:
+def _of_each(values: Tensor, layout: Layout, sizes: Size) -> Tensor:
     """Return values (B, N, K), which are equal for data that share the latent, once for each of its M values."""
-    if own_shape == batch_shape:
-        return values
-    return first_of(values.flatten(1).T, batch_shape, own_shape).T.unflatten(1, values.shape[1:])
+    event = values.shape[1:]
+    return layout.cells.taken(values.reshape(*layout.batch_shape, *event), sizes, 2).reshape(-1, *event)

@@ -20,6 +20,7 @@ from ..programs.modes import judging, without_trace
 from ..programs.pair import HasPair
 from ..programs.runs import bind_pair, items, split
 from ..programs.target import Target
+from ..programs.values import spread
 from ..runtime.memory import memory_limit, return_freed_memory
 from ..runtime.tuning import tuning
 from .weights import has_cells, summed_weights
@@ -242,14 +243,13 @@ def most_pairs(pair: HasPair, x: Tensor, max_memory: float | None) -> int:
     return max(1, int(limit // each))
 
 
-def _log_weights(target: Target, num_particles: int, size: int) -> tuple[Tensor, float]:
-    """Return log w (P, M) of M groups of data that share no latents, not scaled, and the scale of guide and model."""
+def _log_weights(target: Target, num_particles: int, size: int) -> tuple[Tensor, float | Tensor]:
+    """Return log w (P, M) of M groups of data that share no latents, not scaled, and the scale of each, (M,) or one."""
     draws = [target.draw(min(size, num_particles - start)) for start in range(0, num_particles, size)]
-    scale = float(draws[0].common_scale())
-    return torch.cat([drawn.log_weights() for drawn in draws]) / scale, scale
+    return torch.cat([drawn.log_weights() for drawn in draws]), draws[0].scale_of(draws[0].cells)
 
 
-def summary(log_weights: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def summary(log_weights: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute ELBO estimate, bound and effective sample size, each (B,), from log-weights (P, B)."""
     total = log_weights.logsumexp(0)
     effective = (2 * total - (2 * log_weights).logsumexp(0)).exp().nan_to_num(0.0)  # 0 if no weight is positive
@@ -260,7 +260,7 @@ def _log_neighbourhood(target: Target, size: int) -> Tensor:
     """Return the log of the sum of p(x, z) over the guide's mode and its neighbours, (B,), not scaled."""
     layout = target.layout
     mode = {
-        name: own.reshape(1, layout.batch_size, *own.shape[-2:]).to(layout.dtype)
+        name: spread(layout, own.reshape((1,) * (layout.nesting + 3 - own.dim()) + own.shape).to(layout.dtype))
         for name, own in latent_values(target.runs.guide, most_probable, lambda _, fn: fn.mean).items()
     }
     found = []

@@ -25,7 +25,7 @@ from ..programs.look import Look, look
 from ..programs.modes import without_trace
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair, items, split
-from ..programs.shared import common_scale
+from ..programs.shared import common_scale_along
 from ..programs.terms import Reading
 from ..runtime.memory import memory_limit
 from ..runtime.tuning import tuning
@@ -38,7 +38,7 @@ class Weights(NamedTuple):
     """Log-weights of P draws."""
 
     log_weights: Tensor  # (P, M), not scaled, of M cells that share no latent
-    scale: float  # the scale of both programs
+    scale: float | Tensor  # the scale of both programs: one number, or that of each cell (M,)
 
 
 def summed_weights(
@@ -155,9 +155,11 @@ def _weights(particles: Particles, drawn: Collection[str]) -> Weights:
         read_given(program, cells.nesting, given, cells.reach)
         for program in (particles.runs.guide, particles.runs.model)
     )
-    scale = common_scale([term.scale for term in _terms(q, p)])
+    scale = common_scale_along(_terms(q, p), cells.shared)
     log_weights = _log_sum(p, cells) - (_log_sum(q, cells) if _terms(q) else 0.0)
-    return Weights(particles.rows(log_weights).reshape(particles.size or 1, -1), float(scale))
+    if isinstance(scale, Tensor) and scale.dim():
+        scale = particles.rows(scale.expand(cells.result_shape))[0].flatten()  # the same for all particles
+    return Weights(particles.rows(log_weights).reshape(particles.size or 1, -1), scale)
 
 
 def _log_sum(found: Reading, cells: Chains) -> Tensor:

@@ -20,6 +20,7 @@ from ..programs.chains import Chains
 from ..programs.enumerator import Both
 from ..programs.kls import LatentKL
 from ..programs.runs import Runs
+from ..programs.shared import scale_along
 from .backwards import in_digits, in_plates
 from .elimination import aligned, averaged, collected, conditionals, joined, log_probs_of, negative
 
@@ -107,7 +108,7 @@ class Averages(NamedTuple):
 
     def table(self) -> Tensor:
         """Return log q(z | x) of all joint codes, (S, B); all latents must be in the plates of the results."""
-        whole = joined([*self.log_probs.values()])
+        whole = joined([term._replace(scale=1.0) for term in self.log_probs.values()])
         sizes = dict(zip(whole.axes, whole.values.shape, strict=True))
         shape = self.chains.result_shape
         values = whole.values.reshape(-1, *(sizes.get(plate, 1) for plate in self.chains.shared))
@@ -124,7 +125,7 @@ class Averages(NamedTuple):
         for axis, term in self.log_probs.items():
             if axis.name not in q.sites:
                 prior = p.sites[axis.name].log_probs
-                found[axis.name] = _difference(term._replace(scale=prior.scale), prior)
+                found[axis.name] = _difference(term._replace(scale=scale_along(prior, term.axes)), prior)
         return found
 
     def _per_cell(self, costs: Mapping[str, Term]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from ..programs.chains import Chains
 from ..programs.enumerator import read_given
 from ..programs.latents import Latent
 from ..programs.runs import Runs
+from ..programs.shared import scale_along
 from ..programs.terms import Reading
 from .elimination import LogSum, collected, log_sum_exp, log_summed
 
@@ -76,7 +77,7 @@ def _derivatives(p: Reading, chains: Chains, log_sum: LogSum, num_samples: int |
             sizes = [site.latent.num_codes, *rows, *(chains.sizes[axis] for axis in plates)]
             values = site.log_probs.values.new_zeros(sizes).requires_grad_()
             axes = (site.variable, *([_SAMPLES] if rows else []), *plates)
-            changes[name] = Term(values, axes, site.log_probs.plates, site.log_probs.scale)
+            changes[name] = Term(values, axes, site.log_probs.plates, scale_along(site.log_probs, axes))
         left = log_summed([*p.others.values(), *changes.values()], p.sites.values(), chains, log_sum)
         total = torch.stack([term.values.sum() for term in left]).sum()
         found = torch.autograd.grad(total, [term.values for term in changes.values()])

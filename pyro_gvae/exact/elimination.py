@@ -16,7 +16,7 @@ from ..distributions.parameters import impossible_as_infinite
 from ..programs.axes import Axis, Term
 from ..programs.chains import Chains
 from ..programs.runs import Runs
-from ..programs.shared import common_scale
+from ..programs.shared import common_scale_along, scale_along
 from ..programs.terms import Reading, Site
 from ..runtime.compat.torch import is_transformed
 
@@ -150,7 +150,8 @@ def _product(axis: Axis, terms: list[Term], own: frozenset[Axis], chains: Chains
 
 def _sum(term: Term, axis: Axis, log_sum: LogSum) -> Term:
     dim = term.axes.index(axis)
-    return term._replace(values=log_sum(term.values, dim), axes=term.axes[:dim] + term.axes[dim + 1 :])
+    axes = term.axes[:dim] + term.axes[dim + 1 :]
+    return term._replace(values=log_sum(term.values, dim), axes=axes, scale=scale_along(term, axes))
 
 
 def log_sum_exp(values: Tensor, dim: int) -> Tensor:
@@ -203,7 +204,8 @@ def over(term: Term, plates: frozenset[Axis], sizes: Mapping[Axis, int]) -> Term
     times = Size(sizes[plate] for plate in plates if plate not in term.axes).numel()
     values = term.values.sum(dims) if dims else term.values
     axes = tuple(axis for axis in term.axes if axis not in plates)
-    return term._replace(values=values if times == 1 else values * times, axes=axes, plates=term.plates - plates)
+    values, scale = values if times == 1 else values * times, scale_along(term, axes)
+    return term._replace(values=values, axes=axes, plates=term.plates - plates, scale=scale)
 
 
 def joined(terms: Sequence[Term]) -> Term:
@@ -213,9 +215,7 @@ def joined(terms: Sequence[Term]) -> Term:
     axes = tuple(sorted(frozenset().union(*(term.axes for term in terms))))
     values = functools.reduce(torch.add, (aligned(term, axes) for term in terms))
     plates = frozenset().union(*(term.plates for term in terms))
-    scales = [term.scale for term in terms]
-    same = all(scale is scales[0] for scale in scales)
-    return Term(values, axes, plates, scales[0] if same else common_scale(scales))
+    return Term(values, axes, plates, common_scale_along(terms, axes))
 
 
 def aligned(term: Term, axes: tuple[Axis, ...]) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..handlers.sites import Run
+from ..programs.cells import first_of, summed_over
 from ..programs.chains import Chains
-from ..programs.factors import Level, first_of, summed_over
+from ..programs.factors import Level
 from ..programs.joint import Guide, joint_scores
 from ..programs.latents import Latent
 from ..programs.levels import level_scores

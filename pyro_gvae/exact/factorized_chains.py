@@ -13,7 +13,7 @@ from torch import Size, Tensor
 from ..programs.axes import Axis, Term
 from ..programs.chains import Chains
 from ..programs.runs import Runs
-from ..programs.shared import common_scale
+from ..programs.shared import common_scale_along
 from ..programs.terms import Reading
 from .backwards import best, in_digits, in_plates, marginals
 from .elimination import aligned, collected, joined, over
@@ -37,7 +37,7 @@ class Statements:
         p = chains.of_model().read(runs).p
         terms = [*p.others.values(), *(site.log_probs for site in p.sites.values())]
         self.chains = chains
-        self.scale = common_scale([term.scale for term in terms])
+        self.scale = common_scale_along(terms, chains.shared)
         # An impossible value must add 0 times a finite number, and the sum of all terms must stay finite, too.
         times = len(terms) * Size(chains.sizes.values()).numel()
         self.terms = [

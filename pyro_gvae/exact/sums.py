@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..distributions.parameters import impossible_as_infinite
 from ..handlers.sites import Run
+from ..programs.cells import summed_over
 from ..programs.chains import Chains
-from ..programs.factors import Codes, Layout, summed_over
+from ..programs.factors import Codes, Layout
 from ..programs.joint import Guide, JointScores, Terms, elbo_terms, joint_scores, terms_and_scores
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair
@@ -103,7 +104,7 @@ def log_evidence(
         pass, over the codes whose posterior probability is not negligible for some datum.
 
     Raises:
-        ValueError: as :func:`elbo`; also if prior and likelihood are scaled differently, if a latent is continuous, or
+        ValueError: as :func:`elbo`; also if prior and likelihood of a datum are scaled differently, if a latent is continuous, or
             if the plates of discrete latents are not nested.
 
     Example:

@@ -8,12 +8,14 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ..programs.cells import summed_over
 from ..programs.chains import Chains
 from ..programs.enumerator import Both
-from ..programs.factors import Codes, summed_over
+from ..programs.factors import Codes, Level
 from ..programs.joint import Guide, JointScores, guide_terms, log_q_and_scores, pieces, terms_and_scores
 from ..programs.look import is_continuous
 from ..programs.runs import Runs
+from ..programs.shared import unscaled
 from ..programs.statements import read
 from . import elimination
 from .expectation import expected, finite
@@ -149,8 +151,14 @@ def _changes(runs: Runs, plan: Plan, guide: Guide, codes: Codes, scale: float | 
         q = read(runs.guide, plan.layout, part, guide.values).sites if guide.depends else {}
         for name, site in (q | guide.sites).items():
             weighed = summed_over(site.weigh(site.score(part)), plan.batch_shape, levels[name].shape)
-            found.setdefault(name, []).append(_change(weighed / scale))
+            found.setdefault(name, []).append(_change(unscaled(weighed, _inside(levels[name], plan, scale))))
     return {name: torch.cat(each) for name, each in found.items()}
+
+
+def _inside(level: Level, plan: Plan, scale: float | Tensor) -> float | Tensor:
+    """Return the scale of each cell of a level, from one number or that of each outermost cell."""
+    is_each = isinstance(scale, Tensor) and scale.numel() > 1
+    return plan.layout.levels[0].spread(scale.unsqueeze(0), level) if is_each else scale
 
 
 def _read_discrete(runs: Runs, chains: Chains) -> Both:

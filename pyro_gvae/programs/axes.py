@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 from ..handlers.sites import Messages
@@ -24,7 +24,7 @@ class Term(NamedTuple):
     values: Tensor  # one dimension for each axis
     axes: tuple[Axis, ...]  # sorted; without plates along which the values are the same
     plates: frozenset[Axis]  # the plates that it is in
-    scale: float | Tensor = 1.0  # to multiply values by: a number, or a tensor of their shape
+    scale: float | Tensor = 1.0  # to multiply values by: a number, or a tensor with a dimension for each axis
 
     def detached(self) -> "Term":
         """Return the term without a gradient."""
@@ -55,7 +55,9 @@ def term_of(
         scale = scale.reshape(())
     varies = isinstance(scale, Tensor) and scale.dim() > 0
     if varies:
-        values, scale = torch.broadcast_tensors(values, scale if variable is None else scale.unsqueeze(-1))
+        scale = scale if variable is None else scale.unsqueeze(-1)
+        values = values.expand(broadcast_shape(values.shape, scale.shape))
+        scale = scale.reshape((1,) * (values.dim() - scale.dim()) + scale.shape)
     plates = plate_axes(msg)
     last = () if variable is None else (variable,)
     names = [*_names(name, values.shape[: values.dim() - len(last)], plates, axes_in_reach(msg), axes, nesting), *last]
@@ -85,7 +87,7 @@ def _names(
 
 
 def _packed(values: Tensor, names: Sequence[Axis | None]) -> tuple[Tensor, tuple[Axis, ...]]:
-    """Drop dimensions of size 1, and sort the others."""
+    """Drop dimensions without an axis, whose size is 1, and sort the others."""
     values = values.reshape([size for size, axis in zip(values.shape, names, strict=True) if axis is not None])
     axes = [axis for axis in names if axis is not None]
     order = sorted(range(len(axes)), key=axes.__getitem__)

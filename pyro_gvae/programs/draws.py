@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor
 
-from .factors import Codes, Layout, Reading, first_of, summed_over
+from .cells import first_of, summed_over
+from .factors import Codes, Layout, Reading
 from .latents import READ_ALL, Roles
 from .layout import lay_out, obstacle_of
 from .look import Look
@@ -19,7 +20,7 @@ from .modes import without_trace
 from .noise import independent
 from .runs import Runs
 from .samples import read_values, sample
-from .shared import apart, common_scale
+from .shared import apart, common_scale, unscaled
 
 
 class Score(NamedTuple):
@@ -54,7 +55,7 @@ class Draws(NamedTuple):
         batch_shape: of all discrete latents together, with B elements.
         apart: the same with 1 where data share a latent or another statement.
         cells: the same with 1 where data share a latent, so that they have one weight together.
-        scales: the scales of all statements.
+        scales: the scales of all statements, as :func:`~pyro_gvae.programs.shared.common_scale` takes them.
     """
 
     log_joint: Tensor
@@ -78,20 +79,25 @@ class Draws(NamedTuple):
         return summed_over(values, self.batch_shape, self.apart)
 
     def log_weights(self) -> Tensor:
-        """Return log w = log p(x, z) - log q(z | x), summed over data that share a latent: (P, M)."""
-        return summed_over(self.log_joint - self.log_q, self.batch_shape, self.cells)
+        """Return log w = log p(x, z) - log q(z | x), summed over data that share a latent, not scaled: (P, M)."""
+        weighed = summed_over(self.log_joint - self.log_q, self.batch_shape, self.cells)
+        return unscaled(weighed, self.scale_of(self.cells))
 
     def score_function(self) -> Tensor:
         """Return log q of all sites that are not reparameterized, summed as by :meth:`together`: (P, M)."""
         return joint_score(self.scores, self.apart) if self.scores else self.log_joint.new_zeros(1, 1)
 
     def common_scale(self) -> float | Tensor:
-        """Return the one scale of all statements.
+        """Return the scale of data that share anything, as :meth:`scale_of`."""
+        return self.scale_of(self.apart)
+
+    def scale_of(self, shape: Size) -> float | Tensor:
+        """Return the scale of all statements: one number, or that of each cell of a shape, (M,).
 
         Raises:
-            ValueError: if there are several.
+            ValueError: if there are several in a cell.
         """
-        return common_scale(self.scales)
+        return common_scale(self.scales, self.batch_shape, shape)
 
 
 def lay_out_draws(runs: Runs, roles: Roles = READ_ALL, *, with_guide: bool = True, seen: Look | None = None) -> Layout:
@@ -159,7 +165,7 @@ def scored(layout: Layout, drawn: Drawn) -> Draws:
         batch_shape=layout.batch_shape,
         apart=apart(layout, q, p),
         cells=apart(layout, q),
-        scales=tuple(statement.scale for reading in (q, p) for statement in reading.statements()),
+        scales=tuple(statement.scales for reading in (q, p) for statement in reading.statements()),
     )
 
 

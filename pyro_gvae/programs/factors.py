@@ -10,6 +10,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Size, Tensor
 
 from ..distributions.coupled import CodePrior
+from .cells import Cells
 from .latents import READ_ALL, Latent, Roles, Space
 
 #: One-hots of each latent, by its name: (s, N, K) if all data have the same codes, else (P, B, N, K).
@@ -25,6 +26,7 @@ class Site(NamedTuple):
     own_shape: Size  # the same with 1 where data share the latent
     scale: float | Tensor
     mask: bool | Tensor | None
+    scales: float | Tensor = 1.0  # one number, or the least and the largest scale in each cell (2, B), NaN elsewhere
     prior: CodePrior | None = None  # couples digits: `log_probs` are uniform, a factor `coupling_of(name)` the rest
 
     @property
@@ -93,7 +95,8 @@ class Factor(NamedTuple):
 
     log_prob: Tensor  # (s, B) if it depends on the codes, else (1, B)
     own_shape: Size  # the batch shape of all discrete latents, with 1 where data share the statement
-    scale: float | Tensor
+    scales: float | Tensor  # as of a site
+    unscaled: Callable[[], Tensor]  # the log-probability without its scale
     unweighed: Callable[[], Tensor]  # neither scaled nor masked, nor divided among the data that share it
     weigh: Callable[[Tensor], Tensor]  # scales, masks and divides other values than the log-probability
     fn: Any  # the distribution
@@ -168,6 +171,7 @@ class Reading(NamedTuple):
             each = [reading.factors[name] for reading in readings]
             return factor._replace(
                 log_prob=torch.cat([one.log_prob for one in each]),
+                unscaled=lambda: torch.cat([one.unscaled() for one in each]),
                 unweighed=lambda: torch.cat([one.unweighed() for one in each]),
             )
 
@@ -210,22 +214,6 @@ class Level(NamedTuple):
         return values.reshape(-1, *self.shape).expand(-1, *inner.shape).reshape(len(values), -1)
 
 
-def summed_over(values: Tensor, batch_shape: Size, shape: Size) -> Tensor:
-    """Sum values (s, B or 1) over the data that share a cell, where `shape` has 1 in a batch dimension: (s, cells)."""
-    if shape == batch_shape:
-        return values
-    rows = values.expand(-1, batch_shape.numel()).reshape(-1, *batch_shape)
-    return rows.sum_to_size(len(rows), *shape).reshape(len(rows), -1)
-
-
-def first_of(values: Tensor, batch_shape: Size, shape: Size) -> Tensor:
-    """Return the value of each cell, which all its data have in common: (s, B or 1) -> (s, cells)."""
-    if shape == batch_shape:
-        return values
-    rows = values.expand(-1, batch_shape.numel()).reshape(-1, *batch_shape)
-    return rows[(slice(None), *(slice(size) for size in shape))].reshape(len(values), -1)
-
-
 class Layout(NamedTuple):
     """The latents and plates of a pair, found by a few small runs.
 
@@ -234,7 +222,7 @@ class Layout(NamedTuple):
         levels: the same, grouped by the data that share them, the most shared first; one level if none is shared.
         site_shapes: the sizes of the batch dimensions that each discrete latent has.
         nesting: the number of batch dimensions that plates take.
-        batch_shape: of all discrete latents together.
+        cells: where the cells of all discrete latents lie.
         plates: names of the plates that a discrete latent is in.
         sizes: the sizes of all batch dimensions and plates.
         obstacle: why the programs do not accept codes in an additional dimension, or None if they do.
@@ -249,7 +237,7 @@ class Layout(NamedTuple):
     levels: tuple[Level, ...]
     site_shapes: dict[str, Size]
     nesting: int
-    batch_shape: Size
+    cells: Cells
     plates: frozenset[str]
     sizes: frozenset[int]
     dtype: torch.dtype
@@ -260,6 +248,11 @@ class Layout(NamedTuple):
     roles: Roles = READ_ALL
     labels: frozenset[str] = frozenset()
     analytic: frozenset[str] = frozenset()
+
+    @property
+    def batch_shape(self) -> Size:
+        """The batch shape of all discrete latents together: the number of cells along each dimension."""
+        return self.cells.shape
 
     @property
     def batch_size(self) -> int:

@@ -108,7 +108,7 @@ class JointScores(NamedTuple):
     """The values of log p(x, z) and log p(z) for a slice of codes."""
 
     joint: Tensor  # (s, B): log p(x, z), masked, not scaled
-    scale: float | Tensor  # of all statements, outside of a sum over codes
+    scale: float | Tensor  # of all statements, outside of a sum over codes: one number, or that of each datum (B,)
     prior: Tensor  # (s, B or 1): log p(z), neither masked nor scaled
 
 
@@ -134,7 +134,7 @@ class PairScores(NamedTuple):
     log_p: Tensor  # (s, B): log p(x, z, c), masked, not scaled
     log_q: Tensor  # (s, B): log q(z, c | x), likewise
     cells: Size  # the batch shape of all discrete latents, with 1 where data share a continuous latent
-    scale: float | Tensor  # of all statements
+    scale: float | Tensor  # of all statements: one number, or that of each cell
 
 
 def pair_scores(runs: Runs, layout: Layout, codes: Codes, values: Mapping[str, Tensor]) -> PairScores:
@@ -151,9 +151,10 @@ def pair_scores(runs: Runs, layout: Layout, codes: Codes, values: Mapping[str, T
 
 def _pair_scores(runs: Runs, layout: Layout, codes: Codes, values: Mapping[str, Tensor]) -> PairScores:
     q, p = (read(program, layout, codes, values) for program in (runs.guide, runs.model))
-    scale = common_scale([one.scale for one in (*q.statements(), *p.statements())])
-    log_p, log_q = (_log_densities(layout, codes, reading, scale)[0] for reading in (p, q))
-    return PairScores(log_p, log_q, apart(layout, q), scale)
+    cells = apart(layout, q)
+    scale = common_scale([one.scales for one in (*q.statements(), *p.statements())], layout.batch_shape, cells)
+    log_p, log_q = (_log_densities(layout, codes, reading)[0] for reading in (p, q))
+    return PairScores(log_p, log_q, cells, scale)
 
 
 def terms_and_scores(runs: Runs, layout: Layout, guide: Guide, codes: Codes) -> tuple[Terms, JointScores]:
@@ -253,12 +254,12 @@ def _elbo_terms(layout: Layout, guide: Guide, codes: Codes, q: Reading, p: Readi
 
 def _joint_scores(layout: Layout, codes: Codes, found: Reading) -> JointScores:
     refuse_continuous(found)
-    scale = common_scale([one.scale for one in found.statements()])
-    joint, prior = _log_densities(layout, codes, found, scale)
+    scale = common_scale([one.scales for one in found.statements()], layout.batch_shape, layout.batch_shape)
+    joint, prior = _log_densities(layout, codes, found)
     return JointScores(joint, scale, prior)
 
 
-def _log_densities(layout: Layout, codes: Codes, found: Reading, scale: float | Tensor) -> tuple[Tensor, Tensor]:
+def _log_densities(layout: Layout, codes: Codes, found: Reading) -> tuple[Tensor, Tensor]:
     """Return the log-density of codes and all other statements, and that of codes alone: (s, B), masked, not scaled."""
     for name, site in found.sites.items():
         if site.share != 1:
@@ -269,11 +270,8 @@ def _log_densities(layout: Layout, codes: Codes, found: Reading, scale: float | 
             )
     of_codes = [found.score_of(name, codes) for name in found.sites]
     priors = add(of_codes) if of_codes else torch.zeros((1, 1), dtype=layout.dtype, device=layout.device)
-    others = [factor.log_prob for factor in found.others().values()]
-    likelihoods = add(others) if others else None
-    if likelihoods is not None and not (isinstance(scale, float | int) and scale == 1):
-        likelihoods = likelihoods / scale
-    joint = priors if likelihoods is None else likelihoods + priors
+    others = [factor.unscaled() for factor in found.others().values()]
+    joint = add(others) + priors if others else priors
     return joint.expand(count(codes), layout.batch_size), priors
 
 

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .cells import summed_over
 from .draws import read_draws, scored
-from .factors import Codes, Layout, Reading, Site, coupling_of, summed_over
+from .factors import Codes, Layout, Reading, Site, coupling_of
 from .joint import pieces, read_both, read_guide_once
 from .kept import OutdatedError
 from .look import Look

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions.util import broadcast_shape
 from pyro.infer.inspect import get_dependencies
 from torch import Size, Tensor
 
 from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.sites import Messages, Run, plates_of
+from .cells import Cells
 from .factors import Layout, Level, Reading
 from .latents import READ_ALL, Roles, Space
 from .look import Look, any_draw, check, look, mixes_data
@@ -56,17 +56,17 @@ def _lay_out(runs: Runs, seen: Look, with_guide: bool) -> Layout:
     # Where all discrete sites are observed, their plates are those of the data.
     labels = {} if model.discrete or roles != READ_ALL else seen.labels
     shapes += [msg["fn"].batch_shape for msg in labels.values()]
-    batch_shape = _broadcast(shapes)
+    cells = Cells.of(shapes)
     first = _first_tensor(model)
-    levels = _levels(model, batch_shape)
+    levels = _levels(model, cells)
     layout = Layout(
         space=Space(tuple(latent_of(name, model.discrete[name]) for level in levels for name in level.names)),
         levels=levels,
-        site_shapes=_site_shapes(model, batch_shape),
-        nesting=max([len(batch_shape), *(-frame.dim for frame in frames)]),
-        batch_shape=batch_shape,
+        site_shapes=_site_shapes(model, cells.shape),
+        nesting=max([len(cells.shape), *(-frame.dim for frame in frames)]),
+        cells=cells,
         plates=frozenset().union(*(plates_of(model.messages[name]) for name in (*model.discrete, *drawn, *labels))),
-        sizes=frozenset([*batch_shape, *(frame.size for frame in frames)]),
+        sizes=frozenset([*cells.shape, *(frame.size for frame in frames)]),
         dtype=torch.promote_types(first.dtype, torch.float32),
         device=first.device,
         obstacle=None,
@@ -90,23 +90,11 @@ def _lay_out(runs: Runs, seen: Look, with_guide: bool) -> Layout:
     return plain
 
 
-def _broadcast(shapes: list[Size]) -> Size:
-    try:
-        return Size(broadcast_shape(*shapes))
-    except ValueError:
-        found = ", ".join(str(tuple(shape)) for shape in shapes)
-        raise ValueError(
-            f"Expected batch shapes of the discrete latents that broadcast, but found {found}. Try plates at different "
-            "dimensions if they are not nested: pyro.plate(.., dim=-1) and dim=-2."
-        ) from None
-
-
-def _levels(model: Reader, batch_shape: Size) -> tuple[Level, ...]:
+def _levels(model: Reader, cells: Cells) -> tuple[Level, ...]:
     """Group the discrete latents by the data that share them, those that most data share first."""
     names: dict[Size, list[str]] = {}
     for name, found in model.discrete.items():
-        own = found.batch_shape
-        names.setdefault(Size([1] * (len(batch_shape) - len(own)) + list(own)), []).append(name)
+        names.setdefault(cells.own_shape(found.batch_shape), []).append(name)
     return tuple(
         Level(tuple(own), Space(tuple(latent_of(name, model.discrete[name]) for name in own)).num_codes, shape)
         for shape, own in sorted(names.items(), key=lambda item: item[0].numel())

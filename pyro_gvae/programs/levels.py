@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..handlers.sites import Run
-from .factors import Codes, Layout, Reading, first_of, summed_over
+from .cells import first_of, summed_over
+from .factors import Codes, Layout, Reading
 from .joint import add, count, pieces, refuse_continuous
 from .shared import common_scale
 from .statements import read
@@ -17,7 +18,7 @@ class LevelScores(NamedTuple):
     """The parts of log p(x, z) of a slice of codes, level by level."""
 
     tables: tuple[Tensor, ...]  # (s, cells) of each level; the sum over cells and levels is log p(x, z)
-    scale: float | Tensor  # of all statements, outside of a sum over codes
+    scale: float | Tensor  # of all statements, outside of a sum over codes: a number, or that of each outermost cell
 
 
 def level_scores(model: Run, layout: Layout, codes: Codes) -> LevelScores:
@@ -40,7 +41,8 @@ def level_scores(model: Run, layout: Layout, codes: Codes) -> LevelScores:
 
 def _level_scores(layout: Layout, codes: Codes, found: Reading) -> LevelScores:
     refuse_continuous(found)
-    scale = common_scale([one.scale for one in found.statements()])
+    scales = [one.scales for one in found.statements()]
+    scale = common_scale(scales, layout.batch_shape, layout.levels[0].shape)
     terms: list[list[Tensor]] = []
     for level in layout.levels:
         sites = [found.score_of(name, codes) for name in level.names]
@@ -48,5 +50,5 @@ def _level_scores(layout: Layout, codes: Codes, found: Reading) -> LevelScores:
     for factor in found.others().values():
         # The latents that it depends on are in no other plates, so they belong to this level or one further out.
         i = next(i for i, level in enumerate(layout.levels) if level.holds(factor.own_shape))
-        terms[i].append(summed_over(factor.log_prob, layout.batch_shape, layout.levels[i].shape) / scale)
+        terms[i].append(summed_over(factor.unscaled(), layout.batch_shape, layout.levels[i].shape))
     return LevelScores(tuple(add(term).expand(count(codes), -1) for term in terms), scale)

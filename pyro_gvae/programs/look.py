@@ -10,6 +10,7 @@ from torch import Tensor
 from ..handlers.one_hot_messenger import coupled_guide, in_model_alone, no_discrete_site
 from ..handlers.sites import Messages, Run, Sites, kind_of
 from ..runtime.compat.enumeration import in_markov
+from .cells import Cells
 from .latents import READ_ALL, Roles
 from .modes import without_trace
 from .runs import Runs, two_plates
@@ -42,9 +43,13 @@ class Look(NamedTuple):
 
     @property
     def needs_axes(self) -> bool:
-        """Whether each discrete latent needs its own axis, because some are in a chain or in the model alone."""
+        """Whether each discrete latent needs its own axis.
+
+        So it is if some are in a chain or in the model alone, or in plates of different sizes at the same dimension,
+        whose data would otherwise have the product of their codes.
+        """
         found = [reader.messages[name] for reader in (self.guide, self.model) for name in reader.discrete]
-        return bool(self.alone) or any(map(in_markov, found))
+        return bool(self.alone) or any(map(in_markov, found)) or self._cells.are_side_by_side
 
     @property
     def alone(self) -> frozenset[str]:
@@ -55,9 +60,11 @@ class Look(NamedTuple):
     @property
     def is_shared(self) -> bool:
         """Whether several data share a discrete latent of the model."""
-        shapes = {tuple(site.batch_shape) for site in self.model.discrete.values()}
-        longest = max(map(len, shapes), default=0)
-        return len({(1,) * (longest - len(shape)) + shape for shape in shapes}) > 1
+        return len({self._cells.own_shape(site.batch_shape) for site in self.model.discrete.values()}) > 1
+
+    @property
+    def _cells(self) -> Cells:
+        return Cells.of([site.batch_shape for site in self.model.discrete.values()])
 
     @property
     def num_codes(self) -> int:

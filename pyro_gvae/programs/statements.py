@@ -5,7 +5,8 @@ run on rows of codes as if these were samples, and continuous latents are drawn.
 depends on the codes.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -102,6 +103,12 @@ def first_shared_value(name: str, found: Discrete) -> Tensor:
     return first_value(name, found._replace(natural=found.natural[(slice(1),) * len(found.batch_shape)]))
 
 
+def first_category(like: Tensor) -> Tensor:
+    """Return the one-hots of the first category of every digit, for codes like (.., N, K): (N, K)."""
+    is_first = torch.arange(like.shape[-1], device=like.device) == 0
+    return is_first.to(like.dtype).expand(like.shape[-2:])
+
+
 def flat(values: Tensor, found: Discrete) -> Tensor:
     """Reshape (*batch, *shape, K) as (*batch, N, K)."""
     return values.reshape(*found.batch_shape, *found.code_shape)
@@ -130,7 +137,6 @@ def read(program: Run, layout: Layout, codes: Codes, given: Mapping[str, Tensor]
 
 def given_codes(layout: Layout, codes: Codes) -> Place:
     """Return a function that gives latents the values of joint codes (s, N, K), shared by all data, or (s, B, N, K)."""
-    shapes = {name: level.shape for level in layout.levels for name in level.names}
 
     def place(name: str, found: Discrete) -> Tensor:
         own = codes[name]
@@ -138,7 +144,7 @@ def given_codes(layout: Layout, codes: Codes) -> Place:
         latent = latent_of(name, found)
         if own.dim() == 4:
             own = own.reshape(len(own), *layout.batch_shape, *own.shape[-2:])
-            own = own[(slice(None), *(slice(size) for size in shapes[name]))]  # data that share a latent have one value
+            own = layout.cells.taken(own, layout.cells.sizes(found.batch_shape), 2)  # data that share it have one value
             if layout.obstacle is not None:
                 return latent.value(own[0].reshape(*found.batch_shape, *own.shape[-2:]))
             padding = (1,) * (layout.nesting - len(layout.batch_shape))
@@ -173,11 +179,13 @@ def sites_of(reader: Reader, layout: Layout) -> dict[str, Site]:
 
 
 def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Site:
+    cells, sizes = layout.cells, layout.cells.sizes(found.batch_shape)
     logits = flat(at_least_float32(found.logits), found)  # (*batch, N, K)
+    if cells.is_placed(sizes):  # elsewhere the latent has only its first category
+        logits = logits.reshape(*(1,) * (len(sizes) + 2 - logits.dim()), *logits.shape)
+        logits = cells.placed(logits, first_category(logits).log(), 2)
     batch_shape, strides = logits.shape[:-2], logits.stride()[:-2]
     depends = len(batch_shape) > layout.nesting  # also on a single code, whose axis has the size 1
-    own = batch_shape[-layout.nesting :] if layout.nesting else Size()
-    own = Size([1] * (len(layout.batch_shape) - len(own))) + own[len(own) - len(layout.batch_shape) :]
     axes = slice(len(batch_shape) - layout.nesting, None) if len(batch_shape) > layout.nesting else slice(None)
     shared = all(size == 1 or stride == 0 for size, stride in zip(batch_shape[axes], strides[axes], strict=True))
     if depends:
@@ -189,15 +197,44 @@ def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Sit
         rows = logits[(slice(1),) * rank] if shared else logits.expand(*layout.padded_shape, -1, -1)
         log_probs = torch.log_softmax(rows.reshape(-1, *logits.shape[-2:]), -1)
     masks = [mask for mask in (found.mask, msg["mask"]) if mask is not None]
+    mask = masks[0] & masks[-1] if masks else None
     return Site(
         latent=latent,
         log_probs=log_probs.clamp_min(torch.finfo(log_probs.dtype).min),
         batch_shape=layout.batch_shape,
-        own_shape=own,
-        scale=msg["scale"],
-        mask=masks[0] & masks[-1] if masks else None,
+        own_shape=cells.own_shape(sizes),
+        scale=_placed(msg["scale"], sizes, layout, outside=1.0),
+        mask=_placed(mask, sizes, layout, outside=False),
         prior=found.prior,
+        scales=_scales(msg["scale"], sizes, sizes, layout),
     )
+
+
+def _placed(values: Any, sizes: Size, layout: Layout, outside: float) -> Any:
+    """Put a site's scale or mask in its cells; None stands for True."""
+    if not layout.cells.is_placed(sizes):
+        return values
+    values = torch.as_tensor(True if values is None else values, device=layout.device)
+    return layout.cells.placed(values.expand(broadcast_shape(values.shape, sizes)), outside)
+
+
+def _scales(scale: float | Tensor, sizes: Size, kept: Sequence[int], layout: Layout) -> float | Tensor:
+    """Return the scale of a statement: one number, or the least and the largest scale in each cell, (2, B).
+
+    Args:
+        scale: the scale in the program.
+        sizes: the statement's sizes along the plates.
+        kept: the same with 1 where the statement is summed over a plate.
+        layout: the latents and plates. Cells that the statement does not have are NaN.
+    """
+    if (not isinstance(scale, Tensor) or scale.numel() == 1) and not layout.cells.is_placed(layout.cells.sizes(kept)):
+        return scale
+    scale = torch.as_tensor(scale, dtype=layout.dtype, device=layout.device)
+    scale = scale.expand(broadcast_shape(scale.shape, sizes)).reshape(-1, *sizes)
+    summed = [0, *(dim for dim in range(-len(kept), 0) if kept[dim] != sizes[dim])]
+    both = torch.cat([scale.amin(summed, True), scale.amax(summed, True)])  # (2, *kept)
+    both = both.reshape(2, *layout.cells.sizes(kept))
+    return layout.cells.placed(both, math.nan).expand(2, *layout.batch_shape).reshape(2, -1)
 
 
 def _coupling(name: str, prior: CodePrior, found: Discrete, msg: Messages, layout: Layout) -> Factor:
@@ -216,15 +253,15 @@ def _weighed(name: str, msg: Messages, scores: Tensor, layout: Layout) -> Factor
     """Return the scores of a statement as a factor, scaled and masked."""
     weighed = scale_and_mask(scores, msg["scale"], msg["mask"])
     weighed = weighed.reshape((1,) * (layout.nesting + 1 - weighed.dim()) + weighed.shape)  # (s or 1, *plates)
-    own, found = layout.padded_shape, weighed.shape[1:]
+    cells, own, found = layout.cells, layout.padded_shape, weighed.shape[1:]
     plates = {frame.dim: frame for frame in msg["cond_indep_stack"] if frame.vectorized}
     kept = list(found)
     for dim in range(-len(found), 0):
-        expected, plate = own[dim] if -dim <= layout.nesting else 0, plates.get(dim)
+        expected, plate = cells.sizes_along(dim) if -dim <= layout.nesting else (), plates.get(dim)
         is_shared = found[dim] == 1 and layout.plates - plates_of(msg)
         if plate is not None and plate.name not in layout.plates and found[dim] in (1, plate.size):
             kept[dim] = 1  # sum over a plate that contains no discrete latent
-        elif found[dim] != expected and not is_shared:
+        elif found[dim] not in expected and not is_shared:
             raise ValueError(
                 f"Expected every statement to have the batch shape {tuple(layout.batch_shape)} of the discrete "
                 f"latents, with one more dimension left of it for codes, but found {tuple(weighed.shape)} at "
@@ -233,20 +270,23 @@ def _weighed(name: str, msg: Messages, scores: Tensor, layout: Layout) -> Factor
 
     def reduced(values: Tensor) -> Tensor:
         values = values.reshape((1,) * (layout.nesting + 1 - values.dim()) + values.shape)
-        return values.sum_to_size(len(values), *kept).expand(-1, *own).reshape(len(values), -1)
+        placed = cells.placed(values.sum_to_size(len(values), *kept), 0.0)
+        return placed.expand(-1, *own).reshape(len(values), -1)
 
-    times = Size(own).numel() // Size(kept).numel()  # data that share a statement count it once together
+    own_shape = cells.own_shape(kept)
+    times = layout.batch_size // own_shape.numel()  # data that share a statement count it once together
 
-    def weigh(values: Tensor) -> Tensor:
-        values = reduced(scale_and_mask(values, msg["scale"], msg["mask"]))
-        return values if times == 1 else values / times
+    def divided(values: Tensor) -> Tensor:
+        return reduced(values) if times == 1 else reduced(values) / times
 
+    log_prob, has_scale = divided(weighed), isinstance(msg["scale"], Tensor) or msg["scale"] != 1
     return Factor(
-        log_prob=reduced(weighed) if times == 1 else reduced(weighed) / times,
-        own_shape=Size(kept[layout.nesting - len(layout.batch_shape) :]),
-        scale=msg["scale"],
+        log_prob=log_prob,
+        own_shape=own_shape,
+        scales=_scales(msg["scale"], found, kept, layout),
+        unscaled=lambda: divided(scale_and_mask(scores, 1.0, msg["mask"])) if has_scale else log_prob,
         unweighed=lambda: reduced(scores),
-        weigh=weigh,
+        weigh=lambda values: divided(scale_and_mask(values, msg["scale"], msg["mask"])),
         fn=msg["fn"],
         value=msg["value"],
     )

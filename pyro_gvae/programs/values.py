@@ -10,7 +10,7 @@ from ..handlers.sites import Discrete, Kind
 from .factors import Layout
 from .kept import OutdatedError
 from .latents import Latent
-from .statements import flat, latent_of
+from .statements import first_category, flat, latent_of
 
 
 @final
@@ -38,9 +38,9 @@ class Values:
         """Keep the codes (R, *plates, N, K) of a discrete latent, and return its value for the run."""
         plates = _plates(self.layout, found.batch_shape)
         codes = codes.reshape(-1, *plates, *codes.shape[-2:])
-        self.codes[name] = _spread(self.layout, codes)
+        self.codes[name] = spread(self.layout, codes)
         if noise is not None:
-            self.noise[name] = _spread(self.layout, noise.reshape(codes.shape))
+            self.noise[name] = spread(self.layout, noise.reshape(codes.shape))
         if self.layout.obstacle is not None:
             codes = codes.reshape(*found.batch_shape, *codes.shape[-2:])
         return self.keep(name, latent_of(name, found).value(codes))
@@ -81,13 +81,14 @@ def _plates(layout: Layout, batch_shape: Size) -> tuple[int, ...]:
     return (1,) * (layout.nesting - len(own)) + tuple(own)
 
 
-def _spread(layout: Layout, codes: Tensor) -> Tensor:
+def spread(layout: Layout, codes: Tensor) -> Tensor:
     """Give each datum the codes of its cell: (R, *plates, N, K) -> (R, B, N, K)."""
     rows, event = len(codes), codes.shape[-2:]
-    return codes.expand(rows, *layout.padded_shape, *event).reshape(rows, layout.batch_size, *event)
+    placed = layout.cells.placed(codes, first_category(codes), 2)
+    return placed.expand(rows, *layout.padded_shape, *event).reshape(rows, layout.batch_size, *event)
 
 
 def cells_of(layout: Layout, codes: Tensor, batch_shape: Size) -> Tensor:
     """Take the codes of a site's cells: (R, B, N, K) -> (R, *plates, N, K)."""
     rows = codes.reshape(len(codes), *layout.padded_shape, *codes.shape[-2:])
-    return rows[(slice(None), *(slice(size) for size in _plates(layout, batch_shape)))]
+    return layout.cells.taken(rows, layout.cells.sizes(batch_shape), 2)

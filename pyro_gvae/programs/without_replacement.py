@@ -15,8 +15,9 @@ from torch.nn.functional import one_hot
 
 from ..distributions.without_replacement import extend, is_possible, no_digits
 from ..handlers.sites import Discrete, Run
+from .cells import summed_over
 from .draws import Drawn, Draws, Score, joint_score, scored
-from .factors import Layout, Reading, Site, summed_over
+from .factors import Layout, Reading, Site
 from .kept import OutdatedError
 from .runs import Runs
 from .statements import given_codes, read_with

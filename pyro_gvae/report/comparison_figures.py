@@ -17,7 +17,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ..runs.tables import BOUND, EVIDENCE, is_bounded
-from .style import INK, SMALL_PRINT, Style, in_house_style, panel_grid, wrapped
+from .notes import note_below
+from .style import INK, Style, in_house_style, panel_grid, wrapped
 
 #: Letters that fit into a row of a legend 10 inches wide; a column needs six more than its longest label.
 LEGEND_LETTERS = 115
@@ -81,7 +82,7 @@ def learning_curves(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figur
     """
     figure = Figure(figsize=(10, 7))
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
-    any_best = False
+    any_best, below = False, []
     measures = {"test_elbo": "test ELBO"}
     measures |= {BOUND.name: BOUND.heading} if is_bounded(metrics) else {EVIDENCE.name: "test log-evidence log p(x)"}
     for row, (measure, label) in zip(panels, measures.items(), strict=True):
@@ -91,8 +92,10 @@ def learning_curves(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figur
                 _draw_seeds(axes, runs, clock, measure, color=style.color, marker=style.marker)
                 any_best |= _mark_best(axes, runs, clock, measure, style)
         row[0].set_ylabel(f"{label}\n(nats per datum)")
-        row[0].set_title(_frame_curves(row[0], metrics, [measure]), loc="right", **SMALL_PRINT)
+        below.append(_frame_curves(row[0], metrics, [measure]))
     _label_steps(panels[1, 0])
+    for axes, note in zip(panels[:, 0], below, strict=True):
+        note_below(axes, note, columns=2)
     _label_seconds(panels[1, 1], metrics)
     handles = [Line2D([], [], color=s.color, marker=s.marker, ms=4, lw=2.2, label=n) for n, s in styles.items()]
     if any_best:
@@ -136,7 +139,8 @@ def training_gap(metrics: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
     for axes in panels[-columns:]:
         _label_steps(axes)
     note = _frame_curves(panels[0], metrics[metrics["step"] > 0], ["train_objective", "train_elbo"])
-    figure.supxlabel(note, x=0.99, ha="right", **SMALL_PRINT)
+    for axes in panels:
+        note_below(axes, note, columns=columns)
     handles = [
         Line2D([], [], color=INK, lw=2.2, ls="--", label="training objective"),
         Line2D([], [], color=INK, lw=2.2, label="discrete ELBO"),
@@ -217,7 +221,7 @@ def _frame_curves(axes: Axes, metrics: pd.DataFrame, measures: Sequence[str]) ->
     first, last = (np.nanmin(values.to_numpy(float)) for values in (ordered.first(), ordered.last()))
     notes = [f"curves begin at {_signed(first, ',.0f')}"] if first < limits[0] else []
     notes += [f"a run ends at {_signed(last, ',.0f')}"] if last < limits[0] else []
-    return f"{' and '.join(notes)}, below the axis" if notes else ""
+    return " and ".join(notes)
 
 
 def _gap_in_words(mean: pd.DataFrame) -> str:

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from .style import INK, PALETTE, SMALL_PRINT, in_house_style
+from .notes import Span, name_stages, note_below
+from .style import INK, PALETTE, in_house_style
 
 #: The quantities that may follow a schedule: column -> label.
 SCHEDULED = {
@@ -69,9 +70,10 @@ def training_curves(metrics: pd.DataFrame) -> Figure:
         known = metrics[metrics[name].notna()]
         marker = "o" if len(known) <= 25 else None
         axes.plot(known["step"], known[name], color=color, ls=dashes, lw=2, marker=marker, ms=3.5, label=label)
-    _frame(axes, metrics, shown)
+    below = _frame(axes, metrics, shown)
     axes.set_ylabel("nats per datum")
     _finish(axes, metrics)
+    note_below(axes, below)
     if shown:
         figure.legend(loc="outside upper left", ncols=3)
     return figure
@@ -97,43 +99,31 @@ def speed_and_schedules(metrics: pd.DataFrame) -> Figure:
     return figure
 
 
-def _frame(axes: Axes, metrics: pd.DataFrame, measures: Sequence[str]) -> None:
+def _frame(axes: Axes, metrics: pd.DataFrame, measures: Sequence[str]) -> str:
+    """Set the vertical range, and return a note on where the curves begin if that is below it."""
     settled = metrics.loc[metrics["step"] > 0.2 * metrics["step"].max(), list(measures)].stack()
     if settled.empty:
-        return
+        return ""
     margin = 0.08 * (settled.max() - settled.min()) or 1.0
     low, high = settled.min() - margin, settled.max() + margin
     axes.set_ylim(low, high)
     first = metrics[list(measures)].min().min()
-    if first < low:
-        axes.set_title(f"curves begin at {first:,.0f}, below the axis".replace("-", "−"), loc="right", **SMALL_PRINT)
+    return f"curves begin at {first:,.0f}".replace("-", "−") if first < low else ""
 
 
 def _finish(axes: Axes, metrics: pd.DataFrame, *, named: bool = True) -> None:
-    """Label the steps, and mark each of several stages by its name and a line; every other one is shaded."""
+    """Label the steps, and mark each of several stages by a line and its name above; every other one is shaded."""
     last = float(metrics["step"].max()) or 1.0
     axes.set_xlim(0, 1.01 * last)  # so that the last points are whole
     axes.set_xlabel("training steps")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    stages = stage_starts(metrics)
-    ends = [stage.step for stage in stages[1:]] + [last]
-    for number, (stage, end) in enumerate(zip(stages, ends, strict=True)):
-        if number:
-            axes.axvline(stage.step, color="#888888", lw=1, ls=":")
-        if number % 2:
-            axes.axvspan(stage.step, end, color=INK, alpha=0.07, lw=0)
-        if named and len(stages) > 1:
-            # The name stands right of the line, or left of it, with an arrow, if the stage is short and at the end.
-            fits = end - stage.step > 0.15 * last
-            place = {"ha": "left", "x": 5} if fits else {"ha": "right", "x": -5}
-            axes.annotate(
-                stage.estimator if fits else f"{stage.estimator} \N{RIGHTWARDS ARROW}",
-                (stage.step, 0.03),
-                (place["x"], 0),
-                xycoords=axes.get_xaxis_transform(),
-                textcoords="offset points",
-                ha=place["ha"],
-                parse_math=False,
-                **SMALL_PRINT,
-            )
+    starts = stage_starts(metrics)
+    ends = [start.step for start in starts[1:]] + [last]
+    stages = [Span(start.estimator, start.step, end) for start, end in zip(starts, ends, strict=True)]
+    for stage in stages[1:]:
+        axes.axvline(stage.start, color="#888888", lw=1, ls=":")
+    for stage in stages[1::2]:
+        axes.axvspan(stage.start, stage.end, color=INK, alpha=0.07, lw=0)
+    if named and len(stages) > 1:
+        name_stages(axes, stages)

@@ -1,9 +1,10 @@
 """The files of a training run: checkpoint, weights and metrics, and the checks before they are used."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config.stages import parse_stages
+from ..config.stages import Stage, parse_stages
 from ..config.train import OUTSIDE
 from ..runs.checkpoint import load_checkpoint, load_tensors, save_tensors
 from ..runs.config import different_settings
@@ -55,8 +56,23 @@ def keep_weights(vae: Any, path: Path) -> None:
         save_tensors(path, vae.state_dict())
 
 
+def is_longer(plan: Sequence[Stage], before: Sequence[Stage]) -> bool:
+    """Tell whether a plan continues another one: with further stages, or with more of its last stage.
+
+    Example:
+        >>> plans = [parse_stages(text) for text in ("exact:5", "exact:8", "exact:5,exact:3", "exact:3")]
+        >>> [is_longer(plan, plans[0]) for plan in plans]
+        [True, True, True, False]
+    """
+    if len(plan) < len(before):
+        return False
+    last, old = plan[len(before) - 1], before[-1]
+    has_more = last.amount.unit == old.amount.unit and last.amount.number >= old.amount.number
+    return has_more and [*plan[: len(before) - 1], last._replace(amount=old.amount)] == list(before)
+
+
 def check_same_run(content: dict[str, Any], own: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another run. The run that continues may have further stages.
+    """Refuse a checkpoint of another run. The run that continues may have further stages, or more of its last one.
 
     Args:
         content: the content of the checkpoint.
@@ -69,8 +85,7 @@ def check_same_run(content: dict[str, Any], own: dict[str, Any]) -> None:
     if absent:
         raise ValueError(f"Expected a complete checkpoint, but found one without {', '.join(sorted(absent))}.")
     plan, before = (parse_stages(one["config"]["stages"]) for one in (own, content))
-    is_longer = plan[: len(before)] == before
-    free = FREE | (LENGTH if is_longer else LENGTH - {"stages"})
+    free = FREE | (LENGTH if is_longer(plan, before) else LENGTH - {"stages"})
     different = different_settings(own["config"], content["config"], free=free)
     if different:
         raise ValueError(

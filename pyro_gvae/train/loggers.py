@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config.checks import nearest
 from ..config.names import LoggerName
+from ..config.train import OUTSIDE
 from ..runs.inside import in_place
 from ..runtime.extras import import_extra
 
@@ -50,6 +51,10 @@ def numbers_in(line: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: value for name, value in line.items() if isinstance(value, int | float) and name not in ("step", "epoch")
     }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 #: The groups in which TensorBoard shows numbers of the parts of the data, such as test_elbo.
@@ -101,12 +106,16 @@ CHARTS = {
 }
 
 
+#: The curves whose last values stand in the tab HPARAMS.
+SCORES = ("elbo/test", "elbo/train", "objective/train", "time/seconds")
+
+
 @final
 class TensorBoardLogger:
     """Writes TensorBoard's event files, with pictures and the use of codes; needs the extra tensorboard.
 
     Tags are in groups: `elbo/test`, `objective/train`, `time/steps_per_second`, `perplexity/latent 0`; the text "units"
-    has their units.
+    has their units. The tab HPARAMS compares the settings and final scores of runs.
 
     Args:
         folder: the folder of the files.
@@ -132,6 +141,17 @@ class TensorBoardLogger:
             self._board.add_text("units", UNITS, 0)
             self._board.add_text("settings", "\n".join(f"    {name}: {value}" for name, value in settings.items()), 0)
             self._board.add_custom_scalars(CHARTS)
+        self._tabulate(settings)
+
+    def _tabulate(self, settings: Mapping[str, Any]) -> None:
+        """Give the tab HPARAMS a row with the settings, and with the last values of the main curves."""
+        from torch.utils.tensorboard.summary import hparams
+
+        known = {name: value for name, value in settings.items() if value is not None and name not in OUTSIDE}
+        plain = {name: value if _is_number(value) else str(value) for name, value in known.items()}
+        experiment, row, _ = hparams(plain, dict.fromkeys(SCORES, 0.0))  # the values are those of the curves
+        for summary in (experiment, row):
+            self._board.file_writer.add_summary(summary)
 
     def record(self, line: Mapping[str, Any]) -> None:
         """Add each number to its curve, and a text at the start of a stage."""

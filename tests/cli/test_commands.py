@@ -184,7 +184,7 @@ def test_gradients_of_levels_are_measured(levels, capsys):
 
 
 @pytest.mark.slow
-def test_levels_are_compared(capsys, tmp_path):
+def test_levels_are_compared(capsys, tmp_path, unrendered):
     run = tmp_path / "run"
     options = ["--estimators", "gumbel-softmax", "exact", "--seeds", 0, "--epochs", 1, "--evaluations", 1]
     assert "report" in say(capsys, "compare", *LEVELS, *SMALL, *options, "--output", run)

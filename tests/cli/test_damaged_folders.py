@@ -388,9 +388,8 @@ def test_any_config_is_read_or_refused(kind, request, tmp_path, draw):
 @given(draw=st.data())
 def test_any_checkpoint_is_restored_or_refused(draw, tmp_path):
     torch.manual_seed(0)
-    training = Training(
-        CategoricalVAE(4, 1, 2, (2,)), torch.ones(9, 4), TrainConfig(stages="gumbel-softmax:100", batch_size=9)
-    )
+    config = TrainConfig(stages="gumbel-softmax:100", batch_size=9, judge="none")
+    training = Training(CategoricalVAE(4, 1, 2, (2,)), torch.ones(9, 4), config)
     training.step.taken = 0
     content = training.content()
     damaged = put(content, draw.draw(st.sampled_from(places(content))), draw.draw(JUNK))

@@ -234,7 +234,9 @@ def test_a_folder_that_becomes_a_link_meanwhile_is_not_written_into(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["report", "resume"])
-def test_cells_that_become_a_link_meanwhile_are_neither_read_nor_trained(name, compared, tmp_path, monkeypatch):
+def test_cells_that_become_a_link_meanwhile_are_neither_read_nor_trained(
+    name, compared, tmp_path, monkeypatch, unrendered
+):
     outside = shutil.copytree(compared / "cells", tmp_path / "outside")
     for cell in outside.iterdir():
         (cell / "error.txt").write_text("a secret")

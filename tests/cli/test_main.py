@@ -123,7 +123,7 @@ def test_the_program_ends_with_the_code_of_its_command():
 
 @pytest.mark.usefixtures("recorded")
 @pytest.mark.slow
-def test_the_main_job_says_what_came_of_it_and_keeps_what_it_was_asked(capsys, tmp_path, monkeypatch):
+def test_the_main_job_says_what_came_of_it_and_keeps_what_it_was_asked(capsys, tmp_path, monkeypatch, unrendered):
     monkeypatch.chdir(tmp_path)
     size = ["--num-latents", "2", "--num-categories", "3", "--hidden", "8", "--epochs", "1", "--evaluations", "1"]
     arguments = ["compare", *size, "--batch-size", "479", "--seeds", "0", "--output", "run"]

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from pyro_gvae import exact
 from pyro_gvae.cli.main import main
+from pyro_gvae.compare import cell
 from pyro_gvae.data.labels import judged
 from pyro_gvae.data.parts import fixed_part
 from pyro_gvae.evaluate.generate import encode, reconstruct, sample
@@ -178,7 +179,8 @@ def test_gradients_are_measured(run, capsys, tmp_path, unrendered):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", SIZES)
-def test_estimators_are_compared(model, capsys, tmp_path, unrendered):
+def test_estimators_are_compared(model, capsys, tmp_path, unrendered, monkeypatch):
+    monkeypatch.setattr(cell, "NUM_DRAWS", 2)
     run = tmp_path / "run"
     options = ["--hidden", 8, "--estimators", "exact:2steps", "reinforce-loo:2steps", "--seeds", 0, "--evaluations", 1]
     said = say(capsys, "compare", "--model", model, *SIZES[model], *options, "--output", run)

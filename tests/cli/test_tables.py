@@ -86,7 +86,7 @@ def test_what_does_not_fit_a_table_is_refused_in_a_sentence(tmp_path, said, opti
 
 
 @pytest.mark.slow
-def test_a_comparison_on_a_table(tmp_path, said):
+def test_a_comparison_on_a_table(tmp_path, said, unrendered):
     file, run = tmp_path / "people.csv", tmp_path / "run"
     write(file)
     options = ["--estimators", "exact", "--seeds", 0, "--epochs", 1, *SMALL, "--output", run]

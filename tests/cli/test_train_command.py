@@ -295,8 +295,8 @@ def lines(folder):
 @pytest.mark.slow
 def test_kills_at_every_point_lose_nothing_and_change_nothing(server, tmp_path):
     """A run that is killed twice at each fault point, early and late, equals an undisturbed run."""
-    plan = [*SMALL, "--stages", ",".join(["gumbel-softmax:25steps,exact:25steps"] * 3), "--checkpoint-every", "1steps"]
-    plan += ["--evaluate-every", "5steps"]
+    plan = [*SMALL, "--stages", ",".join(["gumbel-softmax:10steps,exact:10steps"] * 3), "--checkpoint-every", "1steps"]
+    plan += ["--evaluate-every", "2steps"]
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert server("train", *plan, "--output", str(undisturbed)) == 0
     steps, torn = [], 0
@@ -308,7 +308,7 @@ def test_kills_at_every_point_lose_nothing_and_change_nothing(server, tmp_path):
             step = load_checkpoint(killed / "checkpoint.safetensors")["state"]["step"]
             steps.append(step)
             command = ("resume", str(killed))
-    assert steps == sorted(steps) and steps[-1] > 60  # the processes made progress
+    assert steps == sorted(steps) and steps[-1] > 24  # the processes made progress
     assert torn == 4  # processes that died while writing left partial files
     assert server("resume", str(killed)) == 0
     assert lines(killed) == lines(undisturbed)

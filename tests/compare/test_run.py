@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pyro_gvae.cli.arguments import parse
 from pyro_gvae.cli.commands import results_table
 from pyro_gvae.cli.main import main
+from pyro_gvae.cli.planned import plan_compare_command
 from pyro_gvae.compare import run as compare_module
 from pyro_gvae.compare.cell import train_cell
 from pyro_gvae.compare.gather import read_results
@@ -18,6 +20,7 @@ from pyro_gvae.compare.grid import make_cells
 from pyro_gvae.compare.run import compare
 from pyro_gvae.config.compare import CompareConfig
 from pyro_gvae.data.datasets import load
+from pyro_gvae.runs.config import write_config
 from pyro_gvae.runs.folder import PICTURES, cell_folder
 from pyro_gvae.runs.frames import read_json_lines
 from pyro_gvae.train import training
@@ -36,8 +39,9 @@ EPOCH = replace(SMALL, epochs=1, evaluations=1, seeds=(3,))
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return compare(replace(SMALL, output=tmp_path_factory.mktemp("runs") / "run"))
+def run(tmp_path_factory, without_rendering):
+    with without_rendering():
+        return compare(replace(SMALL, output=tmp_path_factory.mktemp("runs") / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -157,15 +161,50 @@ def test_a_finished_run_gets_further_estimators_and_seeds(tmp_path, unreported):
     pd.testing.assert_frame_equal(after.iloc[:1], before)
     config = json.loads((run / "config.json").read_text())
     assert config["seeds"] == [0, 1] and len(config["cells"]) == 4
-    assert config["extended"][0]["before"] == {"estimators": ["exact:1steps"], "seeds": [0]}
+    assert config["extended"][0]["before"] == {"epochs": 4, "estimators": ["exact:1steps"], "seeds": [0]}
     compare(replace(first, estimators=None), tell=told.append)  # nothing is new, and no default is added
     assert len(read_results(run)) == 4 and "further" not in told[-1]
-    with pytest.raises(ValueError, match="found other values of epochs"):
-        compare(replace(first, epochs=7))
+    with pytest.raises(ValueError, match="found other values of batch_size"):
+        compare(replace(first, batch_size=7))
+
+
+def test_a_finished_run_gets_further_epochs(tmp_path, unreported):
+    """The result is that of a run that was begun with all of them; plans with amounts of their own stay."""
+    size = {"estimators": ("exact", "exact:1"), "seeds": (0,), "batch_size": 500, "evaluations": 1}
+    whole = read_results(compare(replace(SMALL, **size | {"evaluations": 2}, epochs=2, output=tmp_path / "whole")))
+    first = replace(SMALL, **size, epochs=1, output=tmp_path / "run")
+    run = compare(first)
+    own = cell_folder(run, "exact:1", 0) / PICTURES
+    written, told = own.stat().st_mtime_ns, []
+    assert plan_compare_command(replace(first, epochs=2)).content["left"] == 1
+    compare(replace(first, epochs=2), tell=told.append)
+    assert told[-1] == "Trained for 2 epochs in place of 1: exact. With amounts of their own, and unchanged: exact:1."
+    found = read_results(run)
+    numbers = ["estimator", "status", "epoch", "step", "train_elbo", "test_elbo", "test_log_evidence"]
+    pd.testing.assert_frame_equal(found[numbers], whole[numbers], check_exact=True)
+    assert own.stat().st_mtime_ns == written
+    steps = read_json_lines(run / "metrics.jsonl").query("estimator == 'exact'")["step"]
+    assert steps.tolist() == [0, 3, 6]  # as often as before
+    assert json.loads((run / "config.json").read_text())["epochs"] == 2
+    (before,) = json.loads((run / "config.json").read_text())["extended"]
+    assert before["before"]["epochs"] == 1
+    with pytest.raises(ValueError, match="at least the 2 epochs"):
+        compare(first)
+
+
+def test_what_is_not_typed_is_that_of_the_folder(tmp_path, unreported, monkeypatch):
+    run = tmp_path / "run"
+    write_config(run, replace(SMALL, seeds=(5,), output=run, data_dir=tmp_path).as_json() | {"cells": []})
+    config = parse(["compare", "--output", str(run), "--estimators", "reinmax"])
+    assert config == replace(SMALL, estimators=("reinmax",), seeds=(5,), output=run)
+    assert parse(["compare", "--output", str(tmp_path / "new")]).seeds == (0, 1, 2)
+    write_config(run, replace(SMALL, max_memory=1e6).as_json() | {"cells": []})
+    with pytest.raises(ValueError, match="max_memory of at most"):
+        parse(["compare", "--output", str(run)])
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_run_reports_what_it_finished_and_goes_on(tmp_path, monkeypatch, unrendered):
     config = replace(SMALL, epochs=1, evaluations=1, seeds=(0,), output=tmp_path / "run")
 
     def interrupted(job):
@@ -199,11 +238,11 @@ def test_the_callers_random_state_and_param_store_stay(tmp_path, unreported):
 @pytest.mark.slow
 def test_the_same_job_on_mnist(tmp_path, mnist_root, unreported):
     size = {"num_latents": 2, "hidden": (32,), "batch_size": 500, "learning_rate": 0.01}
-    size |= {"estimators": ("gumbel-softmax", "exact")}
-    config = CompareConfig(dataset="mnist", data_dir=mnist_root, **size, epochs=1, evaluations=1, seeds=(0,))
+    size |= {"estimators": ("exact:60steps",)}
+    config = CompareConfig(dataset="mnist", data_dir=mnist_root, **size, evaluations=1, seeds=(0,))
     metrics = read_json_lines(compare(replace(config, output=tmp_path / "run")) / "metrics.jsonl")
     final = metrics[metrics["step"] == metrics["step"].max()]
-    assert len(final) == 2 and (final["test_log_evidence"] > -230).all()  # from -543
+    assert len(final) == 1 and (final["test_log_evidence"] > -230).all()  # from -543
 
 
 def test_what_is_refused_does_not_depend_on_the_clock(slow_clock):

@@ -162,16 +162,6 @@ def test_excluded_categories_have_no_gradient_under_any_estimator(name):
     assert not gradient[:, ~ALLOWED].any()
 
 
-@pytest.mark.parametrize("name", ["vimco", "reweighted-wake-sleep", "exact-evidence"])
-def test_a_scale_of_each_datum_has_no_evidence(name):
-    def scaled(program):
-        return poutine.scale(program, scale=torch.tensor([1.0, 2.0, 1.0, 3.0, 1.0]))
-
-    model, guide, elbo = estimator(name).bind(excluding(torch.ones(2, 3, dtype=torch.bool)))
-    with pytest.raises(ValueError, match="Expected all sites of the model to share one scale"):
-        elbo.loss_and_grads(scaled(model), scaled(guide), ROWS)
-
-
 # ------------------------------------------------------------------------------- Pyro's own examples
 
 

@@ -22,6 +22,7 @@ from processes import Server
 from shown import ROOT, SHOWN
 
 from pyro_gvae.cli.main import main
+from pyro_gvae.compare import cell as cell_module
 from pyro_gvae.compare import run as compare_module
 from pyro_gvae.data.datasets import table
 
@@ -131,6 +132,7 @@ def test_a_command_that_is_shown_runs_to_its_end(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
+    monkeypatch.setattr(cell_module, "NUM_DRAWS", 2)
     if command not in RENDERED:
         request.getfixturevalue("unrendered")
     if command.words[1:2] == ["compare"] and command != COMPARED:  # a report of one is enough

@@ -540,7 +540,13 @@ def test_the_start_does_not_squash_the_scale(whole: Path, figures: dict[str, Fig
     start, end = (metrics.loc[metrics["epoch"] == epoch, "test_elbo"] for epoch in (0, EPOCHS))
     assert start.max() < low < end.min() < end.max() < high
     assert high - low < 0.4 * (end.max() - start.min())
-    assert axes.get_title(loc="right") == f"curves begin at −{-start.min():.0f}, below the axis"
+    (note,) = axes.texts
+    assert note.get_text() == f"\N{DOWNWARDS ARROW} curves begin at −{-start.min():.0f}"
+    figures["curves"].draw_without_rendering()
+    place, panel = note.get_window_extent(), axes.get_window_extent()
+    assert place.x0 < panel.x0 + panel.width / 2 and place.y1 < panel.y0 + panel.height / 5
+    for line in axes.lines:
+        assert not line.get_path().transformed(axes.transData).intersects_bbox(place, filled=False)
 
 
 def test_curve_limits_by_hand() -> None:

@@ -606,6 +606,7 @@ def test_a_program_of_ones_own_is_judged_as_well_as_can_be(tmp_path, monkeypatch
 
 def test_tensorboard_holds_curves_and_pictures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     run(chosen=config("gumbel-softmax:1,exact:1", log=("tensorboard",)), output=tmp_path)
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -617,6 +618,13 @@ def test_tensorboard_holds_curves_and_pictures(tmp_path):
     assert {"stage/text_summary", "units/text_summary", "settings/text_summary"} <= set(tags["tensors"])
     texts = [(event.step, event.tensor_proto.string_val[0].decode()) for event in board.Tensors("stage/text_summary")]
     assert texts == [(0, "0: gumbel-softmax, from step 0"), (3, "1: exact, from step 3")]
+    content = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    row = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert row["stages"].string_value == "gumbel-softmax:1,exact:1" and row["batch_size"].number_value == 4
+    content = board.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    scores = {one.name.tag for one in HParamsPluginData.FromString(content).experiment.metric_infos}
+    assert "elbo/test" in scores <= set(tags["scalars"])
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1  # no folder of its own for the table
     uses = [board.Scalars(f"perplexity/latent {latent}") for latent in (0, 1)]
     assert all(1 <= event.value <= 3.001 for use in uses for event in use) and not tags["histograms"]
 

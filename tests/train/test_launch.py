@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from pyro_gvae import exact
 from pyro_gvae.cli.main import main
@@ -177,18 +178,29 @@ def test_curves_are_marked_where_stages_begin(finished):
     assert train_plots.stage_starts(metrics) == [(0, "gumbel-softmax"), (23, "exact")]
     curves = train_plots.training_curves(metrics)
     assert vertical_lines(curves) == [[23]]
-    assert {text.get_text() for text in curves.axes[0].texts} == {"gumbel-softmax", "exact"}
+    names = {text.get_text() for text in curves.axes[0].texts}
+    assert names == {
+        "gumbel-softmax",
+        "exact",
+        f"\N{DOWNWARDS ARROW} curves begin at −{-lines(finished)[0]['test_elbo']:.0f}",
+    }
     objective = next(line for line in curves.axes[0].lines if line.get_label() == "training objective")
     assert list(objective.get_ydata()) == [line["train_objective"] for line in lines(finished)[1:]]
     assert len(train_plots.speed_and_schedules(metrics).axes) == 2  # beta follows a schedule, nothing else does
 
 
-def test_a_short_last_stage_is_not_named_inside_of_the_one_before(finished):
+def test_stages_are_named_above_the_panel_also_a_short_last_one(finished):
     metrics = pd.DataFrame(lines(finished))
     metrics.loc[metrics["stage"] == 0, "step"] *= 40  # 920 of 943 steps
     metrics.loc[metrics["stage"] == 1, "step"] += 897
-    axes = train_plots.training_curves(metrics).axes[0]
-    assert {text.get_text() for text in axes.texts} == {"gumbel-softmax", "exact \N{RIGHTWARDS ARROW}"}
+    figure = train_plots.training_curves(metrics)
+    (axes,) = figure.axes
+    names = {text.get_text(): text for text in axes.texts if "begin" not in text.get_text()}
+    assert names.keys() == {"gumbel-softmax", "exact \N{DOWNWARDS ARROW}"}
+    figure.draw_without_rendering()
+    assert all(text.get_window_extent().y0 > axes.get_window_extent().y1 for text in names.values())
+    assert not Bbox.intersection(*(text.get_window_extent() for text in names.values()))
+    assert names["exact \N{DOWNWARDS ARROW}"].get_window_extent().x1 <= figure.bbox.x1
     assert axes.patches[-1].get_x() == 920  # its shade
 
 

@@ -64,10 +64,17 @@ def test_a_larger_budget_goes_on_within_the_stage(tmp_path):
     assert trained(tmp_path / "longer", "exact:9steps").reason == "all stages"
 
 
+def test_more_of_the_last_stage_is_as_if_it_had_been_asked_for_first(tmp_path):
+    trained(tmp_path / "whole", "reinmax:3steps,exact:7steps")
+    trained(tmp_path / "longer", "reinmax:3steps,exact:4steps")
+    assert trained(tmp_path / "longer", "reinmax:3steps,exact:7steps").steps == 10
+    assert_the_same(tmp_path / "longer", tmp_path / "whole")
+
+
 def test_a_plan_that_does_not_begin_with_the_own_is_refused(tmp_path):
     trained(tmp_path, "exact:4steps")
     with pytest.raises(ValueError, match="found one with another stages"):
-        trained(tmp_path, "exact:5steps")
+        trained(tmp_path, "exact:3steps")
 
 
 def test_the_folder_says_what_was_asked_for_before(tmp_path):
