@@ -106,7 +106,7 @@ def results_table(run: Path) -> str:
 
 def advise_command(config: AdviseConfig) -> Said:
     """Measure estimators and return the advice, the command to train accordingly, and the table."""
-    table, advice = advise(config)
+    table, advice = advise(config, tell=tell)
     text = f"{advice.in_words()}\n\nTry: {train_by(config, advice.stages)}\n\n{advice_table(table)}"
     content = {"stages": advice.stages, "command": train_by(config, advice.stages), "rows": table.to_dict("records")}
     if config.output is None:

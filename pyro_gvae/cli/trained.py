@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..config.commands import (
@@ -19,6 +18,7 @@ from ..data.files import read_file
 from ..data.labels import class_names, judged, use_of_labels
 from ..data.parts import fixed_part, rows_of_part
 from ..data.sliced import large_table
+from ..data.splits import as_frame
 from ..data.tables import beside, decoded
 from ..evaluate.encoded import encoded
 from ..evaluate.generate import numbers_of, reconstruct, sample
@@ -139,9 +139,11 @@ def impute_command(config: ImputeConfig) -> Said:
     large = large_table(config.file, in_bytes(trained.config.data_memory))
     if large is not None:
         return impute_rows(trained, large, config, path)
-    table = read_file(config.file).data
-    if isinstance(table, np.ndarray):
-        raise ValueError(f"Expected a table with named columns in '{config.file}', but found arrays. Try a .csv file.")
+    table = as_frame(read_file(config.file).data)
+    if table is None:
+        raise ValueError(
+            f"Expected a table in '{config.file}', but found images. Try a file as the run was trained on."
+        )
     is_given = use_of_labels(trained.vae) is Labels.GIVEN
     labels = getattr(on_file(trained, config.file, 1).data, "test_labels", None) if is_given else None
     found = impute(
@@ -156,7 +158,8 @@ def impute_command(config: ImputeConfig) -> Said:
     for kind, frame in found.frames().items():
         write_csv(path.with_name(f"{path.name}-{kind}.csv"), frame)
     told = [f"{len(found.cells)} cells of {len(table)} rows filled.", *found.notes()]
-    shown = "\n".join([found.cells.head(10).to_string(index=False), *told])
+    first = [found.cells.head(10).to_string(index=False)] if len(found.cells) else []
+    shown = "\n".join([*first, *told])
     files = [f"{path}-{kind}.csv" for kind in found.frames()]
     content = {"model": trained.name, "files": files, "cells": found.cells.to_dict("records"), "notes": found.notes()}
     return Said(f"{shown}\n\nfiles: {path}-table.csv, -cells.csv, -levels.csv", content)

@@ -21,11 +21,11 @@ class DataConfig:
     Args:
         dataset: What to train on: images (digits and teacher need no files; omniglot in torchvision's split), or one of
             the tables breast_cancer, wine and diabetes, which need no files.
-        data: A file of your own instead: a table as .csv or .parquet; .npy or .npz, where arrays of two dimensions are
-            tables and of three are grey images; or a folder of images, whose subfolders are labels. A .npz file with
-            arrays train and test has a split of its own.
+        data: A file of your own instead: a table as .csv, .tsv (both may be compressed as .gz) or .parquet; .npy or
+            .npz, where arrays of two dimensions are tables and of three are grey images; or a folder of images, whose
+            subfolders are labels. A .npz file with arrays train and test has a split of its own.
         columns: Kinds of the columns of a table, where the guess is wrong: age=real,sex=binary,name=ignore. Kinds are
-            binary, categorical, real, positive and count.
+            binary, categorical, real, positive and count; *=count is for all columns without a kind of their own.
         labels: The column of a table with the labels of some or all rows; it is not modelled.
         labelled_share: Share of the training labels of each class that semi-supervised learns from, chosen by
             `--split-seed`; the other labels are hidden.
@@ -93,7 +93,7 @@ def column_kinds(text: str | None) -> dict[str, Wanted]:
     """
     known = (*typing.get_args(ColumnKind), "ignore")
     found: dict[str, Wanted] = {}
-    for part in filter(None, (text or "").split(",")):
+    for part in _parts(text or ""):
         name, equals, kind = (word.strip() for word in part.rpartition("="))
         if not equals or not name or kind not in known:
             raise ValueError(f"Expected a column and one of {', '.join(known)}, but found '{part}'. Try age=real.")
@@ -101,3 +101,14 @@ def column_kinds(text: str | None) -> dict[str, Wanted]:
             raise ValueError(f"Expected each column once, but found '{name}' twice.")
         found[name] = typing.cast(Wanted, kind)
     return found
+
+
+def _parts(text: str) -> list[str]:
+    """Split at the commas that follow a kind; other commas belong to the name of a column."""
+    parts: list[str] = []
+    for piece in filter(None, text.split(",")):
+        if parts and "=" not in parts[-1]:
+            parts[-1] += f",{piece}"
+        else:
+            parts.append(piece)
+    return parts

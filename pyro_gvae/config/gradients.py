@@ -7,6 +7,7 @@ from typing import Literal
 import tyro
 
 from .checks import all_different, at_least, positive
+from .data import DataConfig
 from .names import Binarization, EstimatorName, ImagesName, ModelName
 from .train import TrainConfig
 
@@ -110,11 +111,10 @@ class GradientsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class AdviseConfig:
+class AdviseConfig(DataConfig):
     """Recommend an estimator: measure the candidates for a short time on a model of your size and data.
 
     Args:
-        dataset: What you train on; digits and teacher need no files.
         data_dir: The folder of the data sets that have files, as torchvision lays them out.
         download: Download missing files into the data folder.
         binarize: Keep grey pixels (none), round them to black or white at 1/2 (threshold), or sample them for every
@@ -130,7 +130,7 @@ class AdviseConfig:
         num_layers: The number of layers of hierarchical; 1 for other programs.
         latent_dim: The dimension of the Gaussian of joint, gaussian-mixture and semi-supervised; 0 for other programs.
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
-        batch_size: B, the number of images in a batch.
+        batch_size: B, the number of data in a batch.
         learning_rate: Learning rate of the short training that precedes the measurements.
         estimators: The estimators to consider; by default all.
         temperatures: Temperatures at which to measure the estimators that have one.
@@ -141,7 +141,6 @@ class AdviseConfig:
         output: A folder for the table; by default nothing is written.
     """
 
-    dataset: ImagesName = "digits"
     data_dir: Path = Path("data")
     download: bool = False
     binarize: Binarization = "threshold"

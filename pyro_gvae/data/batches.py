@@ -116,4 +116,7 @@ def check_batch_size(batch_size: int, num_data: int) -> None:
         ValueError: if the batch size is not in 1 .. M.
     """
     if not 1 <= batch_size <= num_data:
-        raise ValueError(f"Expected a batch size from 1 to the {num_data} images, but found {batch_size}.")
+        raise ValueError(
+            f"Expected a batch size from 1 to the {num_data} training data, but found {batch_size}. Try batch_size="
+            f"{num_data}."
+        )

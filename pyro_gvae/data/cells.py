@@ -1,6 +1,6 @@
 """Convert the cells of a table to numbers, and levels to text."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +12,51 @@ if TYPE_CHECKING:  # imported where used: it takes a second
 
 #: Counts of at least this are not exact in float32.
 MOST_COUNT = 2**24
+#: Numbers of at least this size are refused: their squares, which standard deviations need, would overflow.
+MOST_NUMBER = 1e100
+#: Cells that have no unit in which they could be numbers, as pandas names them, and what to call them.
+TIMES = {
+    **dict.fromkeys(("datetime64", "datetime", "date", "period"), "dates"),
+    **dict.fromkeys(("timedelta64", "timedelta", "time"), "times"),
+    "complex": "complex numbers",
+}
 
 
 def as_numbers(cells: "pd.Series[Any]") -> np.ndarray:
-    """Return cells as float64, with NaN where they are missing or not numbers."""
+    """Return cells as float64, with NaN where they are missing or not numbers; dates and times are no numbers."""
     import pandas as pd
 
+    if kind_of_cells(cells) in TIMES:
+        return np.full(len(cells), np.nan)
     return pd.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+
+
+def kind_of_cells(cells: "pd.Series[Any]") -> str:
+    """Return what cells are, as `pandas.api.types.infer_dtype` names it: "string", "floating", "decimal", "date", .."""
+    from pandas.api.types import infer_dtype
+
+    return str(infer_dtype(cells, skipna=True))
+
+
+def different_levels(name: str, cells: "pd.Series[Any]", rows: np.ndarray | None = None) -> Any:
+    """Return the different cells of a column that are not missing.
+
+    Args:
+        name: the name of the column.
+        cells: some of its cells.
+        rows: their row numbers in the table, from 0; None if these are all rows.
+
+    Raises:
+        ValueError: if a cell is a list or another collection.
+    """
+    try:
+        return cells.dropna().unique()
+    except TypeError as error:
+        place = next(place for place, cell in enumerate(cells) if not isinstance(cell, Hashable))
+        raise ValueError(
+            f"Expected numbers or texts in column '{name}', but found a {type(cells.iloc[place]).__name__} in row "
+            f"{(place if rows is None else int(rows[place])) + 1}. Try a column for each of its values."
+        ) from error
 
 
 def numbers_in(name: str, kind: ColumnKind, cells: "pd.Series[Any]", rows: np.ndarray | None = None) -> np.ndarray:
@@ -34,7 +72,7 @@ def numbers_in(name: str, kind: ColumnKind, cells: "pd.Series[Any]", rows: np.nd
         ValueError: if a cell is not of the kind.
     """
     values = as_numbers(cells)
-    wrong = (np.isnan(values) & ~cells.isna().to_numpy()) | np.isinf(values)
+    wrong = (np.isnan(values) & ~cells.isna().to_numpy()) | (np.abs(values) >= MOST_NUMBER)
     if kind == "positive":
         wrong |= values <= 0
     if kind == "count":

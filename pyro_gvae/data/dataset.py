@@ -19,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..models.categorical_vae import CategoricalVAE
 from ..models.table import Column, TableObservation
 from ..runtime.rng import derived_seed
+from .items import items_of
 
 BINARIZATIONS = ("none", "threshold", "dynamic")
 #: The value range of grey images (from 0 to 1).
@@ -136,8 +137,7 @@ def as_tensor(data: Any) -> Tensor:
     if isinstance(data, DataLoader):
         data = data.dataset
     if isinstance(data, TorchDataset):
-        items = [data[index] for index in range(len(data))]  # type: ignore[arg-type]
-        data = torch.stack([torch.as_tensor(item[0] if isinstance(item, tuple | list) else item) for item in items])
+        data = items_of(data)[0]
     if hasattr(data, "iloc"):  # its numbers have units, and its texts are not numbers
         raise ValueError(
             f"Expected numbers as a program takes them, but found a {type(data).__name__}. Try dataset_of(data), or "
@@ -186,6 +186,8 @@ def check_images(x: Tensor, name: str = "images", value_range: tuple[float, floa
         )
     if low < least or high > most:
         hint = "x / 255 for 8-bit images" if value_range == UNIT else "another value_range"
+        if value_range == UNIT and (low < 0 or high > 255):
+            hint = "(x - x.min()) / (x.max() - x.min())"
         raise ValueError(
             f"Expected {name} in [{least:g}, {most:g}], but found values from {low:g} to {high:g}. Try {hint}."
         )

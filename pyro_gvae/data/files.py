@@ -1,5 +1,7 @@
 """Read files of data: tables, arrays, folders of images. No file is run as code."""
 
+import csv
+import gzip
 import hashlib
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 PARTS = ("train", "validation", "test")
 #: Names of the arrays of a part and of its labels: our own, and those of Keras.
 SPLIT_NAMES = (("{}", "{}_labels"), ("x_{}", "y_{}"))
+#: What may separate the cells of a row of text.
+SEPARATORS = ",;\t|"
 #: Name endings of the files in a folder of images.
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 
@@ -41,7 +45,11 @@ class Raw(NamedTuple):
 
 
 def read_file(path: Path) -> Raw:
-    """Read a table from .csv or .parquet, arrays from .npy or .npz, or a folder of images.
+    """Read a table from .csv, .tsv or .parquet, arrays from .npy or .npz, or a folder of images.
+
+    The cells of a .csv file are separated by commas, semicolons, tabs or bars, whichever gives its first line the most
+    names; .gz after the name means that it is compressed. Without commas as separators, numbers may have a decimal
+    comma.
 
     A .npz file has data as `x` and optional labels as `y`; or parts as `train`, `test` and optionally `validation`,
     with labels as `train_labels` and so on, or with Keras's names `x_train`, `y_train`, `x_test`, `y_test`; or a single
@@ -54,9 +62,10 @@ def read_file(path: Path) -> Raw:
     path = path.expanduser()
     if path.is_dir():
         return _images(path)
-    if path.suffix not in _READERS:
-        raise ValueError(f"Expected a folder of images, or a file {', '.join(_READERS)}, but found '{path}'.")
-    return _READERS[path.suffix](path)
+    for ending, reader in _READERS.items():
+        if path.name.endswith(ending):
+            return reader(path)
+    raise ValueError(f"Expected a folder of images, or a file {', '.join(_READERS)}, but found '{path}'.")
 
 
 def file_digest(path: Path) -> str:
@@ -75,10 +84,25 @@ def _csv(path: Path) -> Raw:
     import pandas as pd
 
     try:
-        return Raw(pd.read_csv(path, skipinitialspace=True))
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        separator = _separator(path)
+        found = pd.read_csv(path, sep=separator, skipinitialspace=True)
+        if separator != ",":
+            numeric = found.select_dtypes("number").columns
+            commas = pd.read_csv(path, sep=separator, skipinitialspace=True, decimal=",").select_dtypes("number")
+            found = found.assign(**{name: commas[name] for name in commas.columns.difference(numeric)})
+    except pd.errors.EmptyDataError as error:
+        raise ValueError(f"Expected a table in '{path}', but found an empty file.") from error
+    except (pd.errors.ParserError, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
         reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
         raise ValueError(f"Expected a table in '{path}', but found \"{reason}\". Try UTF-8, with commas.") from error
+    return Raw(found)
+
+
+def _separator(path: Path) -> str:
+    """Return the separator that gives the first line of a text the most names; a comma if others give no more."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as text:
+        line = next((line for line in text if line.strip()), "")
+    return max(SEPARATORS, key=lambda one: len(next(csv.reader([line], delimiter=one), [])))
 
 
 def _parquet(path: Path) -> Raw:
@@ -175,4 +199,9 @@ def _images(folder: Path) -> Raw:
     return Raw(np.stack(pixels), np.array(folders) if len(set(folders)) > 1 else None)
 
 
-_READERS = {".csv": _csv, ".parquet": _parquet, ".npy": _npy, ".npz": _npz}
+_READERS = {
+    **dict.fromkeys((".csv", ".csv.gz", ".tsv", ".tsv.gz"), _csv),
+    ".parquet": _parquet,
+    ".npy": _npy,
+    ".npz": _npz,
+}

@@ -15,6 +15,7 @@ from ..config.data import Wanted, check_shares
 from .cells import check_labelled, text_of
 from .dataset import Dataset, generator_for
 from .files import read_file
+from .items import items_of
 from .sliced import AnyDataset, SlicedDataset
 from .tables import columns_of, encoded
 
@@ -42,7 +43,7 @@ def dataset_of(
             `x.unflatten(-1, (H, W))`.
         name: the name of the data in reports.
         columns: kinds of columns of a table, such as "age=real,sex=binary", where the guess is wrong.
-        labels: the name of the column with labels, or labels (M,); a missing label becomes -1.
+        labels: the name of the column with labels, or labels (M,); a missing label, None or NaN, becomes -1.
         every_label: refuse rows without a label.
         test_share: share of the rows held out for tests, unless the file has a split.
         validation_share: share of the rows held out for validation; of the training rows if the file has a split.
@@ -103,11 +104,7 @@ def _rows_of(data: Any) -> tuple[Any, Any]:
     if isinstance(data, DataLoader):
         data = data.dataset
     if isinstance(data, TorchDataset):
-        items = [data[index] for index in range(len(data))]  # type: ignore[arg-type]
-        pairs = [item if isinstance(item, tuple | list) else (item,) for item in items]
-        x = torch.stack([torch.as_tensor(pair[0]) for pair in pairs])
-        has_labels = all(len(pair) > 1 and torch.as_tensor(pair[1]).dim() == 0 for pair in pairs)
-        return x, np.array([int(pair[1]) for pair in pairs]) if has_labels else None
+        return items_of(data)
     return data, None
 
 
@@ -117,10 +114,16 @@ def as_frame(data: Any) -> "pd.DataFrame | None":
 
     if isinstance(data, pd.DataFrame):
         return data.reset_index(drop=True)
-    values = data.detach().cpu().numpy() if isinstance(data, Tensor) else data
+    if isinstance(data, Tensor):  # NumPy has no bfloat16
+        data = data.detach().cpu()
+        data = (data.float() if data.dtype is torch.bfloat16 else data).numpy()
+    values = data
     if not isinstance(values, np.ndarray) or values.ndim not in (2, 3, 4):
         found = f"shape {values.shape}" if isinstance(values, np.ndarray) else type(data).__name__
-        raise ValueError(f"Expected a table (M, D) or grey images (M, H, W), but found {found}.")
+        raise ValueError(
+            f"Expected a table (M, D) or grey images (M, H, W), but found {found}. Try numpy.asarray(data), or "
+            "pandas.DataFrame(data)."
+        )
     return pd.DataFrame(values, columns=[f"x{place}" for place in range(values.shape[1])]) if values.ndim == 2 else None
 
 
@@ -189,7 +192,9 @@ def _split(num_rows: int, test_share: float, validation_share: float, seed: int)
     order = torch.randperm(num_rows, generator=generator_for("split", seed), device="cpu")
     sizes = [max(1, round(test_share * num_rows)), round(validation_share * num_rows)]
     if num_rows - sum(sizes) < 1:
-        raise ValueError(f"Expected rows to train on and to test with, but found {num_rows} rows in all.")
+        raise ValueError(
+            f"Expected rows to train on and to test with, but found {num_rows} row{'s' * (num_rows != 1)} in all."
+        )
     return [part.sort().values for part in order.split([*sizes, num_rows - sum(sizes)])]
 
 
@@ -240,7 +245,7 @@ def described(data: AnyDataset) -> str:
     total = sum(sizes.values())
     if data.columns is None:
         height, width = data.image_shape
-        return f"{data.name}: {total:,} images of {height} x {width} pixels; {split}"
+        return f"{data.name}: {total:,} grey images of {height} x {width} pixels; {split}"
     if isinstance(data, SlicedDataset):
         missing, how = list(data.missing or ()), "; read in slices"
     else:
@@ -259,7 +264,7 @@ def described(data: AnyDataset) -> str:
 
 def _detail(levels: tuple[str, ...]) -> str:
     shown = ", ".join(levels[:4]) + (", .." if len(levels) > 4 else "")
-    return f"{len(levels)} levels: {shown}  " if levels else ""
+    return f"{len(levels)} level{'s' * (len(levels) > 1)}: {shown}  " if levels else ""
 
 
 def _missing(number: int) -> str:

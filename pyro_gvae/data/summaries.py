@@ -7,13 +7,25 @@ import numpy as np
 
 from ..config.names import ColumnKind
 from ..models.table import Column
-from .cells import MOST_COUNT, as_numbers, in_order, numbers_in, scaled, text_of, wrong_number
+from .cells import (
+    MOST_COUNT,
+    MOST_NUMBER,
+    TIMES,
+    as_numbers,
+    different_levels,
+    in_order,
+    kind_of_cells,
+    numbers_in,
+    scaled,
+    text_of,
+    wrong_number,
+)
 
 if TYPE_CHECKING:  # imported where used: it takes a second
     import pandas as pd
 
 #: Texts with more levels than this, most of which occur once, are names rather than categories.
-MOST_LEVELS = 100
+MOST_LEVELS = 20
 #: Whole numbers that begin above this are measurements rather than counts.
 LEAST_MEASURED = 20
 
@@ -64,6 +76,7 @@ class Summary:
         self._is_numeric = self._is_whole = True
         self._least, self._most = math.inf, -math.inf
         self._infinite: tuple[Any, int] | None = None
+        self._text: tuple[Any, int] | None = None  # the first text that is not a number, and its row
         self._moments: dict[ColumnKind, Moments] = {}
 
     def add(self, cells: "pd.Series[Any]", train: np.ndarray | None = None, rows: np.ndarray | None = None) -> None:
@@ -82,7 +95,7 @@ class Summary:
         self._num_cells += len(found)
         kind = self._kind
         if kind in ("binary", "categorical"):
-            self._add_levels(found.unique())
+            self._add_levels(different_levels(self.name, cells, rows))
         elif kind is not None:
             self._add_moments(kind, numbers_in(self.name, kind, cells, rows), train)
         elif len(found):
@@ -93,14 +106,24 @@ class Summary:
     ) -> None:
         from pandas.api.types import is_numeric_dtype
 
-        if not is_numeric_dtype(found):
+        what = kind_of_cells(found)
+        if what in TIMES:
+            raise ValueError(
+                f"Expected numbers or texts in column '{self.name}', but found {TIMES[what]}. Try a column of numbers, "
+                f"such as days since the first date, or --columns {self.name}=ignore, or {self.name}=categorical."
+            )
+        if not is_numeric_dtype(found) and what != "decimal":
             self._is_numeric = False
-            self._add_levels(found.unique())
+            self._add_levels(different_levels(self.name, cells, rows))
+            texts = np.flatnonzero(np.isnan(as_numbers(cells)) & ~cells.isna().to_numpy())
+            if len(texts) and self._text is None:
+                place = int(texts[0])
+                self._text = cells.iloc[place], place if rows is None else int(rows[place])
             return
         if len(self._levels) < 3:
             self._levels.update(found.unique()[:3].tolist())
         values = as_numbers(cells)
-        infinite = np.flatnonzero(np.isinf(values))
+        infinite = np.flatnonzero(np.abs(values) >= MOST_NUMBER)
         if len(infinite) and self._infinite is None:
             place = int(infinite[0])
             self._infinite = cells.iloc[place], place if rows is None else int(rows[place])
@@ -134,7 +157,7 @@ class Summary:
         """
         if self._kind is not None:
             return self._kind
-        different = len(self._levels)
+        different = len({text_of(level) for level in self._levels})
         if not different:
             raise ValueError(
                 f"Expected cells in column '{self.name}', but found that all are missing. "
@@ -143,15 +166,36 @@ class Summary:
         if different <= 2:
             return "binary" if different == 2 else "categorical"
         if not self._is_numeric:
-            if different > max(MOST_LEVELS, self._num_cells // 2):
-                raise ValueError(
-                    f"Expected levels in column '{self.name}', but found {different} different texts in "
-                    f"{self._num_cells} cells. Try --columns {self.name}=ignore, or {self.name}=categorical."
-                )
+            self._check_texts(different)
             return "categorical"
         if self._is_whole and 0 <= self._least <= LEAST_MEASURED and self._most < MOST_COUNT:
             return "count"
         return "positive" if self._least > 0 and self._most >= 10 * self._least else "real"
+
+    def _check_texts(self, different: int) -> None:
+        """Refuse texts that nearly all differ, or are nearly all numbers."""
+        name = self.name
+        if different <= MOST_LEVELS:
+            return
+        if self._text is None:
+            if different > self._num_cells // 2:
+                raise ValueError(
+                    f"Expected levels in column '{name}', but found {different} different numbers, written as texts, "
+                    f"in {self._num_cells} cells. Try --columns {name}=real, {name}=ignore, or {name}=categorical."
+                )
+            return
+        text, row = self._text
+        numbers = sum(_is_number(level) for level in self._levels)
+        if 2 * numbers > different:
+            raise ValueError(
+                f"Expected numbers in column '{name}', but found '{text}' in row {row + 1}. Try an empty cell, or "
+                f"--columns {name}=categorical, or {name}=ignore."
+            )
+        if different > self._num_cells // 2:
+            raise ValueError(
+                f"Expected levels in column '{name}', but found {different} different texts in {self._num_cells} "
+                f"cells, such as '{text}'. Try --columns {name}=ignore, or {name}=categorical."
+            )
 
     def column(self) -> Column:
         """Return the description of the column.
@@ -161,7 +205,7 @@ class Summary:
         """
         name, kind = self.name, self.kind()
         if kind in ("binary", "categorical"):
-            levels = tuple(text_of(level) for level in in_order(self._levels))
+            levels = tuple(dict.fromkeys(text_of(level) for level in in_order(self._levels)))
             if not levels or (kind == "binary" and len(levels) != 2):
                 raise ValueError(
                     f"Expected {'two levels' if levels else 'cells'} in the {kind} column '{name}', but found "
@@ -178,3 +222,10 @@ class Summary:
             )
         spread = math.sqrt(moments.variance)
         return Column(name, kind, (), moments.mean, spread if spread > 0 else 1.0)
+
+
+def _is_number(level: Any) -> bool:
+    try:
+        return not math.isnan(float(level))
+    except (TypeError, ValueError):
+        return False

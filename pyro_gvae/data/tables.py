@@ -17,6 +17,11 @@ from .summaries import Summary
 if TYPE_CHECKING:  # imported where used: it takes a second
     import pandas as pd
 
+#: The name that pandas gives to a first column without one, which has the numbers or names of the rows.
+ROW_NAMES = "Unnamed: 0"
+#: All columns whose kind is not given by name.
+EVERY_COLUMN = "*"
+
 
 def guess_kind(cells: "pd.Series[Any]") -> ColumnKind:
     """Guess the kind of a column from its cells.
@@ -44,7 +49,8 @@ def summaries_of(
 
     Args:
         names: the names of all columns.
-        kinds: the kinds of some columns, such as `{"age": "real"}` or "age=real,name=ignore"; others are guessed.
+        kinds: the kinds of some columns, such as `{"age": "real"}` or "age=real,name=ignore"; others are guessed, or of
+            the kind of `*`. A column that pandas named "Unnamed: 0" has the names of the rows, and is left out.
         most_levels: the most levels of a column that are held in memory.
 
     Raises:
@@ -55,11 +61,11 @@ def summaries_of(
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"Expected columns of different names, but found '{twice}' twice.")
     for name in wanted:
-        if name not in names:
+        if name not in (*names, EVERY_COLUMN):
             raise ValueError(f"Expected a column among {', '.join(names)}, but found '{name}'.")
     found = []
     for name in names:
-        kind = wanted.get(name)
+        kind = wanted.get(name, "ignore" if name == ROW_NAMES else wanted.get(EVERY_COLUMN))
         if kind != "ignore":
             found.append(Summary(name, kind, most_levels=most_levels))
     if not found:

@@ -1,6 +1,6 @@
 """Measure estimators for a short time on one model, and recommend one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -8,9 +8,10 @@ import pandas as pd
 from ..config.gradients import AdviseConfig
 from ..config.models import MODELS, Labels
 from ..config.units import in_bytes
-from ..data.batches import epoch_batches
-from ..data.dataset import Dataset
+from ..data.batches import check_batch_size, epoch_batches
+from ..data.columns import Data
 from ..data.labels import given, use_of_labels
+from ..data.sliced import AnyDataset, SlicedDataset
 from ..estimators import ESTIMATORS, Estimator, estimator
 from ..exact import HasPair
 from ..models.base import VAE
@@ -20,7 +21,7 @@ from ..runs.frames import write_csv
 from ..runtime.progress import Progress
 from ..runtime.rng import seeded
 from ..runtime.work import OPERATIONS_PER_SECOND
-from ..train.setup import initial_model, load_data
+from ..train.setup import initial_model, load_or_slice, read_in_words
 from ..train.step import make_step
 from .budget import RECORDING, Budget, count_gradient
 from .candidates import Candidate, candidates
@@ -34,7 +35,7 @@ from .timing import make_clock
 EXACT_CALLS = 12
 
 
-def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
+def advise(config: AdviseConfig, *, tell: Callable[[str], None] = lambda text: None) -> tuple[pd.DataFrame, Advice]:
     """Train for a fifth of the time, measure the feasible estimators that fit into it on one batch, and recommend one.
 
     Gradients are with respect to all parameters. They are compared with the exact gradient if the sum over all codes
@@ -43,6 +44,7 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
 
     Args:
         config: model, data and time.
+        tell: a function called with a description of the data.
 
     Returns:
         The measured table (a row of :func:`~pyro_gvae.diagnostics.gradient_report.gradient_report` for each estimator
@@ -53,15 +55,14 @@ def advise(config: AdviseConfig) -> tuple[pd.DataFrame, Advice]:
         OSError: if data files are absent.
     """
     training = config.training()
-    data = load_data(training)
-    if config.batch_size > len(data.train):
-        raise ValueError(f"Expected a batch_size of at most {len(data.train)} images, but found {config.batch_size}.")
+    data = load_or_slice(training)
+    tell(read_in_words(training, data))
+    check_batch_size(config.batch_size, len(data.train))
     folder = None if config.output is None else new_run_folder(config.output)
     with seeded(config.seed):
         vae = initial_model(training, data)
         _train(vae, data, config)
-    labels = data.train_labels if use_of_labels(vae) is Labels.GIVEN else None
-    x = next(epoch_batches(data, config.batch_size, seed=config.seed, epoch=0, labels=labels))
+    x = next(_batches(vae, data, config, epoch=0, learns=False))
     soft = MODELS[config.model].soft
     table, found = _advise(
         vae,
@@ -167,16 +168,15 @@ def _is_feasible(one: Candidate, obstacle: str | None) -> bool:
     return chosen.objective.is_elbo and not (obstacle and chosen.is_exact)
 
 
-def _train(vae: VAE, data: Dataset, config: AdviseConfig) -> None:
+def _train(vae: VAE, data: AnyDataset, config: AdviseConfig) -> None:
     """Train for up to five epochs, since gradients at initialization are not typical of training.
 
     The steps that fit into a fifth of the time follow from counted work; if a recording does not fit, there are none.
     """
     soft = estimator(MODELS[config.model].soft)
-    labels = given(vae, data).labels
     step = None
     for epoch in range(5):
-        for x in epoch_batches(data, config.batch_size, seed=config.seed, epoch=epoch, labels=labels):
+        for x in _batches(vae, data, config, epoch=epoch, learns=True):
             if step is None:
                 counted = count_gradient(make_problem(vae, x), soft)
                 left = int((config.seconds / 5 - RECORDING * counted.calls) / counted.seconds)
@@ -185,6 +185,17 @@ def _train(vae: VAE, data: Dataset, config: AdviseConfig) -> None:
                 return
             step(x)
             left -= 1
+
+
+def _batches(vae: VAE, data: AnyDataset, config: AdviseConfig, *, epoch: int, learns: bool) -> Iterator[Data]:
+    """Iterate over an epoch's training batches, with labels if the program needs them, or learns from them."""
+    held = given(vae, data)
+    order: Any = {"seed": config.seed, "epoch": epoch}
+    if isinstance(data, SlicedDataset):
+        yield from epoch_batches(held.train if learns else held.watched, config.batch_size, **order)
+        return
+    labels = held.labels if learns or use_of_labels(vae) is Labels.GIVEN else None
+    yield from epoch_batches(data, config.batch_size, **order, labels=labels)
 
 
 def _unbiased(grid: list[Candidate]) -> list[Candidate]:

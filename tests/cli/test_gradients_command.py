@@ -6,6 +6,7 @@ import re
 import shlex
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import tyro
@@ -192,6 +193,18 @@ def test_advice_is_measured(tmp_path, capsys):
     assert set(table["estimator"]) >= {"gumbel-softmax", "exact"} and "exact-evidence" not in set(table["estimator"])
     assert (table["memory"].dropna() > 1000).all()
     assert table.query("estimator == 'exact'")["progress"].item() == pytest.approx(1)
+
+
+def test_advice_is_about_the_data_of_a_file(tmp_path, capsys):
+    frame = pd.DataFrame({"a": np.arange(40) % 7 / 2 - 1, "b": ["x", "y"] * 20, "y": ["n", "m", "n", "m"] * 10})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    data = ["--data", str(tmp_path / "t.csv"), "--columns", "b=categorical", "--labels", "y", "--model", "conditional"]
+    sizes = ["--num-latents", "1", "--num-categories", "3", "--hidden", "4", "--batch-size", "8"]
+    assert main(["advise", *data, *sizes, "--estimators", "exact", "--seconds", "0.03"]) == 0
+    said = capsys.readouterr()
+    assert "t.csv: 40 rows, 2 columns" in said.err and "labels: 32 of 32 training rows, 2 classes: m, n" in said.err
+    [command] = re.findall(r"\nTry: (pyro-gvae train .*)\n", said.out)
+    assert all(f"{option} " in command for option in ("--columns", "--data", "--labels", "--model", "--batch-size"))
 
 
 def test_advice_without_an_exact_gradient_does_not_pretend():

@@ -85,7 +85,7 @@ def run(capsys, *arguments):
         ),
         (["gradients", "--batch-size", "5000"], "Expected a batch_size of at most 1437 images, but found 5000"),
         (["advise", "--seconds", "0"], "Expected a positive seconds, but found 0.0"),
-        (["advise", "--batch-size", "5000"], "Expected a batch_size of at most 1437 images, but found 5000"),
+        (["advise", "--batch-size", "5000"], "Expected a batch size from 1 to the 1437 training data, but found 5000"),
     ],
 )
 def test_each_mistake_is_one_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):

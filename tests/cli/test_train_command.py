@@ -41,7 +41,7 @@ def run(capsys, *arguments):
         (["train", "--preset", "artcle"], "Expected a preset among article, jang, maddison"),
         (["train", "--preset"], "Expected a value of --preset"),
         (["train", "--learning-rate", "fast"], "Expected a positive number or a schedule as learning_rate"),
-        (["train", "--batch-size", "5000"], "Expected a batch size from 1 to the 1437 images, but found 5000"),
+        (["train", "--batch-size", "5000"], "Expected a batch size from 1 to the 1437 training data, but found 5000"),
         (["train", "--optimizer", "Adamant"], "Expected the name of an optimizer in torch.optim"),
         (["train", "--optimizer", "SGD[momentum=high]"], "Expected a number as momentum of SGD, but found 'high'."),
         (["train", "--epochs", "0"], "Expected epochs, steps or seconds, but found '0'"),

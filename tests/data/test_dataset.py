@@ -163,7 +163,7 @@ def test_batches_keep_the_dtype(dtype: torch.dtype, binarize: str) -> None:
 
 @pytest.mark.parametrize("batch_size", [0, -1, 51])
 def test_a_batch_size_out_of_range_is_refused_at_the_call(batch_size: int) -> None:
-    with pytest.raises(ValueError, match=f"from 1 to the 50 images, but found {batch_size}"):
+    with pytest.raises(ValueError, match=f"from 1 to the 50 training data, but found {batch_size}"):
         epoch_batches(grey(), batch_size, seed=0, epoch=0)
 
 

@@ -1,13 +1,15 @@
 """Tables, files and splits: guessed kinds of columns, conversion to numbers and back, refusals by row and column."""
 
 import dataclasses
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import Dataset as TorchDataset
 
 from pyro_gvae.config.data import DataConfig
 from pyro_gvae.data.columns import as_data
@@ -138,12 +140,12 @@ def test_files_are_read_and_hashed(tmp_path, name, num_rows, shape, has_labels):
     ("name", "content", "said"),
     [
         ("t.csv", b"a,b\n1,2\n1,2,3\n", "Expected 2 fields in line 3, saw 3"),
-        ("t.csv", b"", "No columns to parse"),
+        ("t.csv", b"", "found an empty file"),
         ("t.csv", b"\xff\xfe\x00", "UTF-8, with commas"),
         ("t.npy", b"no array", "Expected arrays or a table in"),
         ("t.npz", b"PK\x03\x04", "Expected arrays or a table in"),
         ("t.parquet", b"PAR1", "Expected arrays or a table in"),
-        ("t.txt", b"", "a file .csv, .parquet, .npy, .npz, but found"),
+        ("t.txt", b"", "a file .csv, .csv.gz, .tsv, .tsv.gz, .parquet, .npy, .npz, but found"),
     ],
 )
 def test_damaged_files_are_refused_in_a_sentence(tmp_path, name, content, said):
@@ -211,3 +213,103 @@ def test_embedded_tables(name):
     data = load(name)
     assert data.columns is not None and (data.train_labels is not None) == TABLES[name]
     assert data.train.nanmean(0).abs().max() < 1e3 and "rows" in described(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("t.csv", {"sep": ";"}),
+        ("t.csv", {"sep": ";", "decimal": ","}),
+        ("t.csv", {"sep": "|"}),
+        ("t.tsv", {"sep": "\t"}),
+        ("t.csv.gz", {}),
+        ("t.csv", {"encoding": "utf-8-sig"}),
+    ],
+)
+def test_tables_of_other_programs_are_read_as_they_are(tmp_path, name, options):
+    FRAME.to_csv(tmp_path / name, index=False, **options)
+    pd.testing.assert_frame_equal(read_file(tmp_path / name).data, FRAME, check_dtype=False)
+
+
+def test_a_first_column_without_a_name_is_left_out_and_commas_may_be_in_names(tmp_path):
+    FRAME.rename(columns={"age": "age, in years"}).to_csv(tmp_path / "t.csv")
+    found = dataset_of(tmp_path / "t.csv", columns="age, in years=positive,*=categorical")
+    assert [(one.name, one.kind) for one in found.columns] == [
+        ("age, in years", "positive"),
+        *((name, "categorical") for name in FRAME.columns[1:]),
+    ]
+    assert dataset_of(tmp_path / "t.csv", columns="Unnamed: 0=count").columns[0].kind == "count"
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (pd.date_range("2020", periods=60), "numbers or texts in column 'a', but found dates"),
+        (pd.to_timedelta(range(60), "D"), "numbers or texts in column 'a', but found times"),
+        ([1j] * 60, "found complex numbers"),
+        ([*([1.5] * 7), [2.0], *range(52)], "but found a list in row 8"),
+        ([*np.linspace(0, 1, 59).round(6).astype(str), "?"], r"numbers in column 'a', but found '\?' in row 60"),
+        ([f"name {place}" for place in range(60)], "found 60 different texts in 60 cells, such as 'name 0'"),
+        ([str(place) for place in range(60)], "60 different numbers, written as texts.* Try --columns a=real"),
+        ([*range(59), 1e300], r"found '1e\+300' in row 60"),
+    ],
+)
+def test_cells_that_are_neither_numbers_nor_levels_are_refused(cells, said):
+    with pytest.raises(ValueError, match=said):
+        dataset_of(pd.DataFrame({"a": cells}))
+
+
+def test_dates_are_no_real_numbers_but_may_be_levels():
+    dates = pd.DataFrame({"a": [*pd.date_range("2020", periods=9), pd.NaT]})
+    with pytest.raises(ValueError, match="real cells in column 'a', but found '2020-01-01 00:00:00' in row 1"):
+        dataset_of(dates, columns="a=real")
+    assert len(dataset_of(dates, columns="a=categorical").columns[0].levels) == 9
+
+
+def test_decimals_are_numbers_and_levels_of_one_text_are_one_level():
+    columns = columns_of(pd.DataFrame({"a": [Decimal(place) / 4 for place in (-1, 2, 9)], "b": [1, "1", "2"]}))
+    assert [column.kind for column in columns] == ["real", "binary"] and columns[1].levels == ("1", "2")
+    assert columns[0].centre == pytest.approx(10 / 12)
+
+
+class _Items(TorchDataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, place):
+        return self.items[place]
+
+
+class _Stream(IterableDataset):
+    def __iter__(self):
+        return iter([torch.zeros(3)])
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (_Stream(), "a data set with a length, but found _Stream, which is a stream"),
+        (DataLoader(_Stream()), "which is a stream"),
+        (_Items([{"x": 1.0}]), "items with numbers in _Items, but found a dict in item 0"),
+        (
+            _Items([torch.zeros(3), torch.zeros(4)]),
+            r"items of one shape, \(3,\), in _Items, but found \(4,\) in item 1",
+        ),
+        ([[1.0, 2.0]], r"but found list. Try numpy.asarray\(data\)"),
+    ],
+)
+def test_data_sets_that_are_no_table_are_refused_in_a_sentence(data, said):
+    with pytest.raises(ValueError, match=said):
+        dataset_of(data)
+
+
+def test_items_may_be_pictures_and_labels_keep_their_values():
+    pictures = dataset_of(_Items([(Image.new("L", (4, 3), 255 * (place % 2)), place % 2) for place in range(10)]))
+    assert pictures.image_shape == (3, 4) and set(pictures.train.unique().tolist()) == {0.0, 1.0}
+    assert pictures.train_labels.tolist() == pictures.train[:, 0].long().tolist()
+    targets = dataset_of(TensorDataset(torch.rand(6, 2), torch.linspace(0, 1, 6)))
+    assert len(targets.classes) == 6  # not all 0, as rounded to integers
+    assert dataset_of(torch.rand(8, 2).bfloat16()).train.shape == (6, 2)

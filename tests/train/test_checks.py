@@ -28,7 +28,7 @@ class Plain(torch.nn.Module):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"batch_size": 9}, "Expected a batch size from 1 to the 8 images, but found 9"),
+        ({"batch_size": 9}, "Expected a batch size from 1 to the 8 training data, but found 9"),
         ({"patience": 2}, "Expected a Dataset with test images for patience"),
         ({"stages": "exact:1,reinmax[heat=2]:1"}, "Expected options that 'reinmax' has"),
         ({"stages": "exact:1,gumbel-softmax:1", "shard": "codes"}, "shard='codes', but found 'gumbel-softmax'"),

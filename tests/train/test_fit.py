@@ -389,7 +389,7 @@ def test_patience_needs_test_images():
         (torch.full((8, D), float("nan")), "Expected training data without NaN or infinity, but found them in 8 of 8"),
         (2 * torch.ones(8, D), r"Expected training data in \[0, 1\], but found values from 2 to 2"),
         (torch.full((8, D), float("inf")), "Expected training data without NaN or infinity"),
-        (torch.ones(3, D), "Expected a batch size from 1 to the 3 images, but found 4"),
+        (torch.ones(3, D), "Expected a batch size from 1 to the 3 training data, but found 4"),
     ],
 )
 def test_invalid_data_are_refused(x, sentence, tmp_path):
