@@ -200,8 +200,8 @@ def _largest(target: Target, top: TopCodes, scored: _Scored) -> Tensor | None:
     if len(known) < len(found):
         return None
     weighed = [factor.weigh(one) for factor, one in zip(factors, known, strict=True)]
-    total = sum(weighed, torch.zeros(1, dtype=layout.dtype, device=layout.device)).expand(layout.batch_size)
-    return unscaled(total, scored.scale)
+    total = sum(weighed, torch.zeros(1, dtype=layout.dtype, device=layout.device))
+    return unscaled(total.reshape(-1).expand(layout.batch_size), scored.scale)
 
 
 def _largest_of(factor: Factor) -> Tensor | None:
