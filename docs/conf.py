@@ -72,7 +72,7 @@ nitpick_ignore_regex = [
     # Names in annotations that no page describes: type variables, private classes, and types of other packages.
     (
         "py:.*",
-        r"(.*\.)?(_\w+|P|Program|Run|Step|Guard|Signals|Self|optional|Annotated|Positional|ExpandedDistribution)",
+        r"(.*\.)?(_\w+|P|Program|Run|Step|Guard|Cells|Signals|Self|optional|Annotated|Positional|ExpandedDistribution)",
     ),
     ("py:.*", r"(pandas|pd|matplotlib|pathlib|tyro|collections|torch\.(autograd|distributions))\..*"),
 ]

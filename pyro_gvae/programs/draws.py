@@ -55,7 +55,7 @@ class Draws(NamedTuple):
         batch_shape: of all discrete latents together, with B elements.
         apart: the same with 1 where data share a latent or another statement.
         cells: the same with 1 where data share a latent, so that they have one weight together.
-        scales: the scales of all statements, as :func:`~pyro_gvae.programs.shared.common_scale` takes them.
+        scales: the scales of all statements, as `common_scale` takes them.
     """
 
     log_joint: Tensor
