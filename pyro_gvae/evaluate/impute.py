@@ -18,7 +18,7 @@ from ..programs.runs import bind_pair, split
 from ..runtime.rng import own_randomness
 from .bounds import is_summable
 from .importance import FEW_EFFECTIVE_SAMPLES, WARNING_FRACTION, check_particles
-from .predictive import Predictive, predictive_means, sampled_predictive_means
+from .predictive import Predictive, origin, predictive_means, sampled_predictive_means
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,11 +174,11 @@ def _choices(column: Column, rows: np.ndarray, means: np.ndarray) -> _Choices:
     Args:
         column: a column of the table.
         rows: numbers of the rows (R,) whose cell is missing.
-        means: the probabilities of levels, (R, L), or the mean and the mean square, (R, 2).
+        means: the probabilities of levels, (R, L), or the mean and the mean square from the column's origin, (R, 2).
     """
     if not column.levels:
-        values, squares = means.T
-        spreads = np.sqrt(np.maximum(squares - values**2, 0.0))
+        offsets, squares = means.T
+        values, spreads = origin(column) + offsets, np.sqrt(np.maximum(squares - offsets**2, 0.0))
         cells = [(row + 1, column.name, value, None, sd) for row, value, sd in zip(rows, values, spreads, strict=True)]
         return _Choices(values, cells, [])
     best = means.argmax(1)

@@ -26,7 +26,8 @@ class Predictive(NamedTuple):
     """Moments of each column of B rows, side by side, in float64.
 
     Attributes:
-        means: the probabilities of a column's levels, or the mean and the mean square of its values, (B, F).
+        means: the probabilities of a column's levels, or the mean and the mean square of its values, counted from the
+            column's :func:`origin`, (B, F).
         effective_sample_size: that of the weighted samples of each row, (B,); None for an exact sum.
     """
 
@@ -122,7 +123,10 @@ def _log_density(trace: poutine.Trace, num_data: int) -> Tensor:
 
 
 def moments(row: TableRow, columns: tuple[Column, ...]) -> Tensor:
-    """Return the probabilities of levels, or the mean and the mean square of values, of each column side by side."""
+    """Return the probabilities of levels, or the mean and the mean square of values, of each column side by side.
+
+    Values are counted from the :func:`origin` of their column.
+    """
     found: dict[int, Tensor] = {}
     for block, natural in row.by_block():
         block = block.double()
@@ -144,8 +148,16 @@ def moments(row: TableRow, columns: tuple[Column, ...]) -> Tensor:
     return torch.cat([found[place] for place in range(len(columns))], -1)
 
 
+def origin(column: Column) -> float:
+    """Return the value from which the moments of a numeric column are counted: the centre of real numbers, else 0.
+
+    Real numbers may be far from 0 and close to each other, as years are. Moments about 0 would lose their differences.
+    """
+    return column.centre if column.kind == "real" else 0.0
+
+
 def _of_numbers(column: Column, loc: Tensor, scale: Tensor) -> Tensor:
-    mean, variance = column.centre + column.spread * loc, (column.spread * scale).square()
+    mean, variance = column.centre - origin(column) + column.spread * loc, (column.spread * scale).square()
     if column.kind == "positive":  # log-normal
         return torch.stack([(mean + variance / 2).exp(), (2 * mean + 2 * variance).exp()], -1)
     return torch.stack([mean, mean.square() + variance], -1)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -10,7 +11,7 @@ from rows import COLUMNS, D, brute_force, cell, observation, rows
 from pyro_gvae import CategoricalVAE
 from pyro_gvae.data.tables import encoded
 from pyro_gvae.evaluate.impute import impute
-from pyro_gvae.evaluate.predictive import moments, predictive_means, sampled_predictive_means
+from pyro_gvae.evaluate.predictive import moments, origin, predictive_means, sampled_predictive_means
 from pyro_gvae.models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
 from pyro_gvae.models.joint_vae import JointVAE
 from pyro_gvae.models.table import Column, TableObservation
@@ -34,7 +35,8 @@ def test_moments_are_those_of_the_posterior_predictive_code_by_code():
                 levels = torch.arange(len(column.levels)).double()
                 probs = torch.stack([family.log_prob(level).exp() for level in levels], 1)
             else:
-                probs = torch.stack([family.mean, family.mean.square() + family.variance], 1)
+                mean = family.mean - origin(column)
+                probs = torch.stack([mean, mean.square() + family.variance], 1)
             parts.append(weights @ probs)
         expected.append(torch.cat(parts))
     found = predictive_means(vae, x).means
@@ -92,6 +94,24 @@ def test_what_is_approximate_says_so():
     assert few[1].endswith("their values may be far from the posterior's. Try more particles.")
     large = CategoricalVAE(D, 40, 10, (5,), observation(torch.float32))
     assert impute(large, x[:2], num_particles=7).num_particles == 7  # there are too many codes for a sum
+
+
+def test_numbers_far_from_zero_keep_their_differences():
+    """Times in milliseconds, say: moments about zero would lose the spread, and the last digits of the mean."""
+
+    def imputed(centre):
+        torch.manual_seed(0)
+        column = Column("time", "real", (), centre, 2.0)
+        vae = CategoricalVAE(2, 2, 3, (5,), TableObservation([column, Column("sex", "binary", ("f", "m"))]))
+        with torch.no_grad():
+            vae.decoder[-1].weight.mul_(3)
+        return impute(vae, torch.tensor([[math.nan, 0.0], [math.nan, 1.0]])).cells
+
+    near, far = imputed(0.0), imputed(1.7e12)
+    values = [np.array([float(value) for value in cells["value"]]) for cells in (near, far)]
+    np.testing.assert_allclose(values[1] - 1.7e12, values[0], atol=1e-3)
+    np.testing.assert_allclose(far["standard_deviation"], near["standard_deviation"], rtol=1e-6)
+    assert near["standard_deviation"].min() > 1
 
 
 def test_equal_weights_are_all_effective():
