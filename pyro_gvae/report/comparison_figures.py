@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ..runs.tables import BOUND, EVIDENCE, is_bounded
-from .notes import note_below
+from .notes import note_below, room_below
 from .style import INK, Style, in_house_style, panel_grid, wrapped
 
 #: Letters that fit into a row of a legend 10 inches wide; a column needs six more than its longest label.
@@ -212,15 +212,17 @@ def _mark_best(axes: Axes, runs: pd.DataFrame, clock: str, measure: str, style: 
 
 
 def _frame_curves(axes: Axes, metrics: pd.DataFrame, measures: Sequence[str]) -> str:
-    """Set the vertical range, and return a note on the values below it."""
+    """Set the vertical range, with room for a note if there are values below it, and return the note."""
     limits = curve_limits(metrics, measures)
     if limits is None:
         return ""
-    axes.set_ylim(*limits)
+    low, high = limits
+    lowered = room_below(low, high)
     ordered = metrics.sort_values("step").groupby(["estimator", "seed"])[list(measures)]
     first, last = (np.nanmin(values.to_numpy(float)) for values in (ordered.first(), ordered.last()))
-    notes = [f"curves begin at {_signed(first, ',.0f')}"] if first < limits[0] else []
-    notes += [f"a run ends at {_signed(last, ',.0f')}"] if last < limits[0] else []
+    axes.set_ylim(lowered if min(first, last) < low else low, high)
+    notes = [f"curves begin at {_signed(first, ',.0f')}"] if first < lowered else []
+    notes += [f"a run ends at {_signed(last, ',.0f')}"] if last < lowered else []
     return " and ".join(notes)
 
 

@@ -28,6 +28,11 @@ class Span(NamedTuple):
     end: float
 
 
+def room_below(low: float, high: float) -> float:
+    """Return a lower end of a panel that leaves room for a note below `low`."""
+    return low - HEIGHT / (1 - HEIGHT) * (high - low)
+
+
 def note_below(axes: Axes, text: str, *, columns: int = 1) -> None:
     """Say at the left end of a panel, with an arrow down, what lies below it; where curves rise, right of them.
 

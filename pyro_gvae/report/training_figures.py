@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from .notes import Span, name_stages, note_below
+from .notes import Span, name_stages, note_below, room_below
 from .style import INK, PALETTE, in_house_style
 
 #: The quantities that may follow a schedule: column -> label.
@@ -100,15 +100,15 @@ def speed_and_schedules(metrics: pd.DataFrame) -> Figure:
 
 
 def _frame(axes: Axes, metrics: pd.DataFrame, measures: Sequence[str]) -> str:
-    """Set the vertical range, and return a note on where the curves begin if that is below it."""
+    """Set the vertical range, and return a note on where the curves begin if that is below it, with room for it."""
     settled = metrics.loc[metrics["step"] > 0.2 * metrics["step"].max(), list(measures)].stack()
     if settled.empty:
         return ""
     margin = 0.08 * (settled.max() - settled.min()) or 1.0
     low, high = settled.min() - margin, settled.max() + margin
-    axes.set_ylim(low, high)
-    first = metrics[list(measures)].min().min()
-    return f"curves begin at {first:,.0f}".replace("-", "−") if first < low else ""
+    lowered, first = room_below(low, high), metrics[list(measures)].min().min()
+    axes.set_ylim(lowered if first < low else low, high)
+    return f"curves begin at {first:,.0f}".replace("-", "−") if first < lowered else ""
 
 
 def _finish(axes: Axes, metrics: pd.DataFrame, *, named: bool = True) -> None:
