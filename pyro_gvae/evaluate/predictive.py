@@ -27,7 +27,7 @@ class Predictive(NamedTuple):
 
     Attributes:
         means: the probabilities of a column's levels, or the mean and the mean square of its values, counted from the
-            column's :func:`origin`, (B, F).
+            column's `origin`, (B, F).
         effective_sample_size: that of the weighted samples of each row, (B,); None for an exact sum.
     """
 
@@ -125,7 +125,7 @@ def _log_density(trace: poutine.Trace, num_data: int) -> Tensor:
 def moments(row: TableRow, columns: tuple[Column, ...]) -> Tensor:
     """Return the probabilities of levels, or the mean and the mean square of values, of each column side by side.
 
-    Values are counted from the :func:`origin` of their column.
+    Values are counted from the `origin` of their column.
     """
     found: dict[int, Tensor] = {}
     for block, natural in row.by_block():
