@@ -77,7 +77,9 @@ JudgeOrAuto = Literal["auto", Judge]
 
 
 #: Kinds of the columns of a table.
-ColumnKind = Literal["binary", "categorical", "real", "positive", "count"]
+ColumnKind = Literal["binary", "categorical", "real", "positive", "count", "word"]
+#: Kinds of columns whose cells are counts, which are not changed when a table is encoded.
+COUNTED: frozenset[ColumnKind] = frozenset({"count", "word"})
 
 
 ObservationName = Literal["bernoulli", "continuous-bernoulli", "gaussian", "categorical", "multinomial"]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..config.names import ColumnKind
+from ..config.names import COUNTED, ColumnKind
 
 if TYPE_CHECKING:  # imported where used: it takes a second
     import pandas as pd
@@ -75,8 +75,15 @@ def numbers_in(name: str, kind: ColumnKind, cells: "pd.Series[Any]", rows: np.nd
     wrong = (np.isnan(values) & ~cells.isna().to_numpy()) | (np.abs(values) >= MOST_NUMBER)
     if kind == "positive":
         wrong |= values <= 0
-    if kind == "count":
+    if kind in COUNTED:
         wrong |= (values < 0) | (values >= MOST_COUNT) | (values != values.round()) & ~np.isnan(values)
+    missing = cells.isna().to_numpy()
+    if kind == "word" and missing.any():
+        place = int(missing.argmax())
+        raise ValueError(
+            f"Expected a count of the word '{name}' in each row, without which the number of words is unknown, but "
+            f"found none in row {(place if rows is None else int(rows[place])) + 1}. Try 0, or --columns {name}=count."
+        )
     if wrong.any():
         place = int(np.flatnonzero(wrong)[0])
         raise wrong_number(name, kind, cells.iloc[place], place if rows is None else int(rows[place]))

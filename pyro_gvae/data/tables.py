@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config.data import Wanted, column_kinds
-from ..config.names import ColumnKind
+from ..config.names import COUNTED, ColumnKind
 from ..models.table import Column
 from .cells import numbers_in, scaled, text_of
 from .summaries import Summary
@@ -147,7 +147,7 @@ def _encoded(column: Column, cells: "pd.Series[Any]", rows: np.ndarray | None) -
             )
         return np.array([*known, np.nan], np.float64)[places]
     numbers = numbers_in(column.name, column.kind, cells, rows)
-    return numbers if column.kind == "count" else (scaled(column.kind, numbers) - column.centre) / column.spread
+    return numbers if column.kind in COUNTED else (scaled(column.kind, numbers) - column.centre) / column.spread
 
 
 def decoded(x: Tensor, columns: Sequence[Column]) -> "pd.DataFrame":
@@ -178,7 +178,7 @@ def _decoded(column: Column, x: Tensor) -> Any:
     values = x.detach().cpu().numpy().astype(np.float64)
     if column.levels:
         return [None if np.isnan(value) else column.levels[round(value)] for value in values]
-    if column.kind == "count":
+    if column.kind in COUNTED:
         return values
     values = column.centre + column.spread * values
     return np.exp(values) if column.kind == "positive" else values

@@ -7,7 +7,7 @@ from typing import Self, final
 
 import torch
 from torch import Tensor
-from torch.distributions import Gamma
+from torch.distributions import Gamma, Multinomial
 from torch.nn.functional import softplus
 from typing_extensions import override
 
@@ -49,8 +49,12 @@ class Block(ABC):
     def holds(self, x: Tensor) -> Tensor:
         """Return which cells (..., D_k) lie in the family's support."""
 
+    def accepts(self, x: Tensor) -> Tensor:
+        """Return which cells (..., D_k), NaN where they are missing, a row may have."""
+        return x.isnan() | self.holds(x)
+
     def base(self, x: Tensor, kept: Tensor) -> Tensor:
-        """Return the log base measure h(x) of each cell, of shape (..., D_k), or a shape that broadcasts to it."""
+        """Return terms of the log base measure h(x), which are summed over the last axis, such as one for each cell."""
         return x.new_zeros(())
 
     def double(self) -> Self:
@@ -234,3 +238,49 @@ class CountBlock(Block):
     @override
     def holds(self, x: Tensor) -> Tensor:
         return (x >= 0) & (x == x.round())
+
+
+@final
+class WordBlock(Block):
+    """Counts of words, where each word of a row is drawn from softmax(natural): a bag of words.
+
+    As in :class:`~pyro_gvae.distributions.observations.Multinomial`, the number of words of a row is given. It is
+    unknown if a cell is missing, so no cell may be.
+
+    Args:
+        places: see :class:`Block`.
+        length: the number of words in rows that are drawn, and in means.
+    """
+
+    def __init__(self, places: Tensor, length: int) -> None:
+        super().__init__(places)
+        self.length = length
+
+    @override
+    def statistics(self, x: Tensor, kept: Tensor) -> Tensor:
+        return x
+
+    @override
+    def coefficients(self, natural: Tensor) -> Tensor:
+        return natural.log_softmax(-1)
+
+    @override
+    def base(self, x: Tensor, kept: Tensor) -> Tensor:
+        return torch.cat([torch.lgamma(x.sum(-1, keepdim=True) + 1), -torch.lgamma(x + 1)], -1)
+
+    @override
+    def mean(self, natural: Tensor) -> Tensor:
+        return self.length * natural.softmax(-1)
+
+    @override
+    def draw(self, natural: Tensor) -> Tensor:
+        found: Tensor = Multinomial(self.length, logits=natural, validate_args=False).sample()
+        return found
+
+    @override
+    def holds(self, x: Tensor) -> Tensor:
+        return (x >= 0) & (x == x.round())
+
+    @override
+    def accepts(self, x: Tensor) -> Tensor:
+        return self.holds(x)

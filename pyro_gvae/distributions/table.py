@@ -34,7 +34,7 @@ class _Rows(constraints.Constraint):
     @override
     def check(self, value: Tensor) -> Tensor:
         cells = (value.index_select(-1, block.places) for block in self.blocks)
-        held = [(x.isnan() | block.holds(x)).all(-1) for x, block in zip(cells, self.blocks, strict=True)]
+        held = [block.accepts(x).all(-1) for x, block in zip(cells, self.blocks, strict=True)]
         return torch.stack(held).all(0)
 
 

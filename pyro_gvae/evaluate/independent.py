@@ -1,12 +1,11 @@
 """Fit a distribution without a code to data, each pixel, word or column by itself: the least that a model must beat."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..distributions.blocks import BinaryBlock, CategoricalBlock, CountBlock, GaussianBlock
+from ..distributions.blocks import BinaryBlock, CategoricalBlock, CountBlock, GaussianBlock, WordBlock
 from ..distributions.exponential_family import ExponentialFamily
 from ..distributions.observations import Gaussian
 from ..models.observations import (
@@ -114,8 +113,11 @@ def _row(observation: TableObservation, x: Tensor) -> ExponentialFamily:
                 observation.log_scale.copy_((variance - LEAST_SCALE**2).clamp_min(LEAST_SCALE**4).log() / 2)
             case CountBlock():
                 mean = mean.clamp_min(torch.finfo(mean.dtype).tiny)
-                centres: Any = observation.get_buffer("_count_centres")
-                parts.append(mean.log() - centres.to(mean.dtype))
+                parts.append(mean.log())
                 dispersion = mean.square() / (variance - mean).clamp_min(torch.finfo(mean.dtype).tiny)
                 observation.log_dispersion.copy_(dispersion.clamp(*DISPERSIONS).log())
-    return observation(torch.cat(parts))
+            case WordBlock():
+                parts.append((cells.sum(0) + PSEUDO_COUNT).log())
+    natural, means = torch.cat(parts), observation.log_means().to(x.dtype)
+    natural[len(natural) - len(means) :] -= means  # which the observation adds
+    return observation(natural)

@@ -7,7 +7,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .. import exact
-from ..distributions.blocks import BinaryBlock, CategoricalBlock, CountBlock, GaussianBlock
+from ..distributions.blocks import BinaryBlock, CategoricalBlock, CountBlock, GaussianBlock, WordBlock
 from ..distributions.table import TableRow
 from ..handlers import discretize
 from ..handlers.parameters import OwnParameters
@@ -141,6 +141,10 @@ def moments(row: TableRow, columns: tuple[Column, ...]) -> Tensor:
             case CountBlock():
                 mean = natural.exp()
                 square = mean.square() * (1 + (-block.log_dispersion).exp()) + mean
+                found |= {place: torch.stack([mean[..., i], square[..., i]], -1) for i, place in enumerate(places)}
+            case WordBlock():
+                mean = block.mean(natural)
+                square = mean.square() + mean * (1 - mean / block.length)
                 found |= {place: torch.stack([mean[..., i], square[..., i]], -1) for i, place in enumerate(places)}
             case GaussianBlock():
                 for i, place in enumerate(places):

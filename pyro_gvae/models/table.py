@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..config.names import ColumnKind
-from ..distributions.blocks import BinaryBlock, Block, CategoricalBlock, CountBlock, GaussianBlock
+from ..distributions.blocks import BinaryBlock, Block, CategoricalBlock, CountBlock, GaussianBlock, WordBlock
 from ..distributions.exponential_family import ExponentialFamily
 from ..distributions.table import TableRow
 from .observations import Observation
@@ -17,13 +17,16 @@ from .observations import Observation
 #: The smallest standard deviation of a column given the code, in units of the column's standard deviation. Without it,
 #: a column that repeats one number would have an unbounded density.
 LEAST_SCALE = 0.01
+#: The smallest mean number of times that a word occurs in a row, for words that training rows do not have.
+LEAST_MEAN = 1e-6
 
 
 class Column(NamedTuple):
     """A column of a table, and how its cells are encoded as numbers.
 
     A binary or categorical cell is the number of its level. A real cell is (value - centre) / spread, and a positive
-    cell is (log value - centre) / spread. A count is not changed; its centre and spread are those of log(1 + count).
+    cell is (log value - centre) / spread. Counts are not changed. The centre and spread of a "count" are those of
+    log(1 + count), and of a "word" those of its count.
 
     Attributes:
         name: its name.
@@ -46,10 +49,12 @@ class TableObservation(Observation):
 
     Binary cells are Bernoulli and categorical cells categorical. Real cells are normal and positive cells log-normal,
     with a learned standard deviation for each column. Counts are negative binomial, with a learned dispersion for each
-    column. Log-densities are those of the values in their original units: see
-    :class:`~pyro_gvae.distributions.blocks.GaussianBlock`. A missing cell is integrated out of the likelihood.
+    column. All columns of the kind "word" together are multinomial, given the number of words in the row. Log-densities
+    are those of the values in their original units: see :class:`~pyro_gvae.distributions.blocks.GaussianBlock`. A
+    missing cell is integrated out of the likelihood; counts of words may not be missing.
 
-    Networks see one-hots, standardized numbers and, for each column, whether its cell is missing.
+    Networks see one-hots, standardized numbers, log(1 + count) of words and, for each column that is not a word,
+    whether its cell is missing.
 
     Args:
         columns: the columns.
@@ -84,7 +89,9 @@ class TableObservation(Observation):
             "categorical": _where(kinds, "categorical"),
             "gaussian": _where(kinds, "real", "positive"),
             "count": _where(kinds, "count"),
+            "word": _where(kinds, "word"),
         }
+        self._numbers["optional"] = sorted({*range(len(kinds))} - {*self._numbers["word"]})
         for name, numbers in self._numbers.items():
             self.register_buffer(f"_{name}", torch.tensor(numbers, dtype=torch.long), persistent=False)
         # From lists, since sizes are also computed on the device "meta", whose tensors have no values.
@@ -98,11 +105,14 @@ class TableObservation(Observation):
         units = [math.log(one.spread) + (one.centre if one.kind == "positive" else 0.0) for one in gaussian]
         slopes = [one.spread if one.kind == "positive" else 0.0 for one in gaussian]
         counts = [self.columns[place] for place in self._numbers["count"]]
+        words = [self.columns[place] for place in self._numbers["word"]]
+        self._length = max(1, round(sum(one.centre for one in words)))  # of a row, in words
         for name, values in {
             "units": units,
             "slopes": slopes,
             "count_centres": [one.centre for one in counts],
             "count_spreads": [one.spread for one in counts],
+            "word_log_means": [math.log(max(one.centre, LEAST_MEAN)) for one in words],
         }.items():
             self.register_buffer(f"_{name}", torch.tensor(values, dtype=torch.float64), persistent=False)
         if gaussian:
@@ -127,6 +137,8 @@ class TableObservation(Observation):
             found.append(GaussianBlock(self._buffer("_gaussian"), self.scale, units, slopes))
         if self._numbers["count"]:
             found.append(CountBlock(self._buffer("_count"), self.log_dispersion))
+        if self._numbers["word"]:
+            found.append(WordBlock(self._buffer("_word"), self._length))
         return found
 
     @override
@@ -138,14 +150,18 @@ class TableObservation(Observation):
     def forward(self, natural: Tensor) -> ExponentialFamily:
         """Build the distribution of rows from natural parameters, block by block."""
         blocks = self.blocks()
-        if self._numbers["count"]:  # the decoder returns the difference from the mean of the column
-            centres = self._buffer("_count_centres").to(natural.dtype)
+        centres = self.log_means().to(natural.dtype)
+        if len(centres):  # the decoder returns the difference from the mean of the column
             natural = torch.cat([natural[..., : -len(centres)], natural[..., -len(centres) :] + centres], -1)
         return TableRow(natural, blocks)
 
+    def log_means(self) -> Tensor:
+        """Return the logarithms of typical counts, of the count columns and then of the words."""
+        return torch.cat([self._buffer("_count_centres"), self._buffer("_word_log_means")])
+
     @override
     def input_dim(self, data_dim: int) -> int:
-        return self.natural_dim(data_dim) + data_dim
+        return self.natural_dim(data_dim) + len(self._numbers["optional"])
 
     @override
     def inputs(self, x: Tensor) -> Tensor:
@@ -162,9 +178,11 @@ class TableObservation(Observation):
                 case CountBlock():
                     centres, spreads = (self._buffer(f"_count_{name}").to(x.dtype) for name in ("centres", "spreads"))
                     parts.append(torch.where(kept, (cells.log1p() - centres) / spreads, 0.0))
+                case WordBlock():
+                    parts.append(cells.log1p())
                 case _:
                     parts.append(cells)
-        return torch.cat([*parts, x.isnan().to(x.dtype)], -1)
+        return torch.cat([*parts, x.index_select(-1, self._buffer("_optional")).isnan().to(x.dtype)], -1)
 
     @override
     def check(self, x: Tensor, name: str = "data") -> None:
@@ -176,7 +194,7 @@ class TableObservation(Observation):
         self._check_width(x.shape[-1])
         for block in self.blocks():
             cells = x.index_select(-1, block.places)
-            bad = ~(cells.isnan() | block.holds(cells))
+            bad = ~block.accepts(cells)
             if bool(bad.any()):
                 *rows, place = bad.nonzero()[0].tolist()
                 column = self.columns[int(block.places[place])]

@@ -48,6 +48,10 @@ def view_of(vae: VAE, image_shape: tuple[int, int], vocabulary: Sequence[str] | 
     """
     observation, width = vae.observation, vae.data_dim
     if isinstance(observation, TableObservation):
+        if all(column.kind == "word" for column in observation.columns):
+            return View(
+                "words", {"words": [column.name for column in observation.columns], "known": True}, _shares, _as_it_is
+            )
         return View("table", {"columns": [column._asdict() for column in observation.columns]}, _moments, _as_it_is)
     if isinstance(observation, MultinomialObservation) and (vocabulary is not None or image_shape[0] == 1):
         words = [f"word {place + 1}" for place in range(width)] if vocabulary is None else list(vocabulary)
@@ -64,6 +68,14 @@ def _moments(vae: VAE) -> Function:
         row: Any = vae.observation(natural)
         assert isinstance(vae.observation, TableObservation)
         return moments(row, vae.observation.columns)
+
+    return function
+
+
+def _shares(vae: VAE) -> Function:
+    def function(natural: Tensor) -> Tensor:
+        means = vae.observation(natural).mean  # of rows of a typical length
+        return means / means.sum(-1, keepdim=True)
 
     return function
 

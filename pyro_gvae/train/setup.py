@@ -228,9 +228,10 @@ def _observation(config: TrainConfig, data: AnyDataset) -> Observation:
         for setting, plain in {"observation": "bernoulli", "networks": "mlp"}.items():
             found = getattr(config, setting)
             if found != plain:
+                of_words = "--columns '*=word' for counts of words" if found == "multinomial" else "without it"
                 raise ValueError(
                     f"Expected no {setting} for the table '{data.name}', whose columns have their own families and "
-                    f"no neighbours, but found '{found}'. Try without it."
+                    f"no neighbours, but found '{found}'. Try {of_words}."
                 )
         return TableObservation(data.columns)
     return as_observation(config.observation, num_levels=config.num_levels)

@@ -35,6 +35,23 @@ def said(capsys):
     return run
 
 
+def test_counts_of_words(tmp_path, said):
+    file, run = tmp_path / "documents.csv", tmp_path / "run"
+    random = np.random.default_rng(0)
+    pd.DataFrame(random.poisson([1.0, 0.3, 2.0], (60, 3)), columns=["tea", "rose", "moon"]).to_csv(file, index=False)
+    options = ["--data", file, *SMALL, "--output", run]
+    told = said("train", *options, "--observation", "multinomial", status=2)
+    assert "found 'multinomial'. Try --columns '*=word' for counts of words" in told
+    said("train", *options, "--columns", "*=word", "--stages", "exact:2steps")
+    said("evaluate", run)
+    said("sample", run, "--pixels")
+    drawn = pd.read_csv(run / "samples" / "exact-seed0-pixels.csv")
+    assert drawn.columns.tolist() == ["tea", "rose", "moon"]
+    assert drawn.sum(axis=1).nunique() == 1  # the rounded mean of training rows
+    said("explore", run)
+    assert '"words": ["tea", "rose", "moon"]' in (run / "explorer.html").read_text()
+
+
 @pytest.mark.slow
 def test_a_run_on_a_table(tmp_path, said):
     file, run = tmp_path / "people.csv", tmp_path / "run"

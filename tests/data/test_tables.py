@@ -17,6 +17,7 @@ from pyro_gvae.data.datasets import TABLES, load
 from pyro_gvae.data.files import file_digest, read_file
 from pyro_gvae.data.splits import dataset_of, described, with_validation
 from pyro_gvae.data.tables import columns_of, decoded, encoded
+from pyro_gvae.models.table import Column
 
 FRAME = pd.DataFrame(
     {
@@ -70,6 +71,18 @@ def test_bad_cells_are_refused_by_row_and_column(name, row, cell, kind, said):
     if name != "city":
         with pytest.raises(ValueError, match=said):
             columns_of(bad, {name: kind})
+
+
+def test_words_are_not_standardized_and_none_may_be_missing():
+    frame = pd.DataFrame({"tea": [0, 3, 1], "rose": [2.0, None, 0.0]})
+    columns = columns_of(frame[["tea"]], "*=word")
+    assert columns == (Column("tea", "word", (), 4 / 3, pytest.approx(1.247, abs=1e-3)),)
+    assert decoded(encoded(frame, columns), columns)["tea"].tolist() == [0, 3, 1]
+    said = "count of the word 'rose' in each row, .* none in row 2. Try 0, or --columns rose=count"
+    with pytest.raises(ValueError, match=said):
+        columns_of(frame, "*=word")
+    with pytest.raises(ValueError, match=said):
+        encoded(frame, [Column("rose", "word")])
 
 
 @pytest.mark.parametrize(

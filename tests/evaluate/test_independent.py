@@ -15,6 +15,8 @@ COLUMNS = [
     Column("city", "categorical", ("a", "b", "c")),
     Column("height", "real", (), 170.0, 9.0),
     Column("visits", "count", (), 1.0, 0.5),
+    Column("tea", "word", (), 4.0, 2.0),
+    Column("rose", "word", (), 0.0, 1.0),
 ]
 
 
@@ -24,6 +26,7 @@ def data(name: str) -> tuple[Observation, torch.Tensor]:
     grey = torch.rand(200, 3).pow(torch.tensor([0.3, 1.0, 3.0]))
     if name == "table":
         rows = [torch.rand(200) < 0.3, torch.randint(0, 3, (200,)), torch.randn(200), torch.randint(0, 9, (200,))]
+        rows += [torch.randint(0, 9, (200,)), torch.randint(0, 4, (200,))]  # of words
         x = torch.stack([row.float() for row in rows], 1)
         x[::7, 1] = math.nan
         return TableObservation(COLUMNS).double(), x.double()

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from mnist_like import write_mnist_like
 from processes import Server
@@ -85,6 +86,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         frame.assign(cultivar=labels).to_csv(tmp_path / name, index=False)
     people = frame[["ash", "proline"]].rename(columns={"ash": "age", "proline": "id"})
     people.to_csv(tmp_path / "people.csv", index=False)
+    pd.DataFrame({"tea": range(100), "rose": [2] * 100}).to_csv(tmp_path / "documents.csv", index=False)
     people.mask(people > 1500).to_parquet(tmp_path / "people.parquet")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -10,11 +10,13 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from rows import COLUMNS, D, brute_force, cell, observation, rows
 
 from pyro_gvae import CategoricalVAE, estimator, exact
+from pyro_gvae.evaluate.predictive import moments
 from pyro_gvae.models.bernoulli_vae import BernoulliVAE
 from pyro_gvae.models.gaussian_mixture_vae import GaussianMixtureVAE
 from pyro_gvae.models.hierarchical_categorical_vae import HierarchicalCategoricalVAE
 from pyro_gvae.models.joint_vae import JointVAE
-from pyro_gvae.models.table import TableObservation
+from pyro_gvae.models.observations import as_observation
+from pyro_gvae.models.table import Column, TableObservation
 from pyro_gvae.train.step import make_step
 
 
@@ -136,3 +138,47 @@ def test_steps_on_missing_cells_are_recorded_and_validated():
     x[0, 2] = 1000.0
     with pytest.raises(ValueError, match="binary cells in column 'sex'"):
         step(x)
+
+
+WORDS = [Column("tea", "word", (), 2.0, 1.0), Column("sex", "binary", ("f", "m")), Column("visits", "count", (), 1.0)]
+WORDS += [Column("rose", "word", (), 0.5, 1.0), Column("moon", "word", (), 0.0, 1.0)]
+
+
+def test_words_are_multinomial_given_their_number_beside_other_columns():
+    built = TableObservation(WORDS).double()
+    torch.manual_seed(0)
+    natural = torch.randn(4, 1, built.natural_dim(5), dtype=torch.float64)  # sex, visits, words
+    row = built(natural)
+    x = torch.tensor([[2.0, 1.0, 3.0, 0.0, 1.0], [0.0, 0.0, math.nan, 0.0, 0.0]]).double()
+    means = torch.tensor([2.0, 0.5, 1e-6]).double().log()
+    dispersion = built.log_dispersion.exp()[0]
+    counts = dist.NegativeBinomial(dispersion, logits=1.0 + natural[:, 0, 1] - dispersion.log())
+    expected = torch.stack(
+        [
+            dist.Bernoulli(logits=natural[:, 0, 0]).log_prob(x[0, 1])
+            + counts.log_prob(x[0, 2])
+            + dist.Multinomial(3, logits=natural[:, 0, 2:] + means).log_prob(x[0, [0, 3, 4]]),
+            dist.Bernoulli(logits=natural[:, 0, 0]).log_prob(x[1, 1]),  # a row without words
+        ],
+        1,
+    )
+    torch.testing.assert_close(row.log_prob(x), expected, atol=1e-8, rtol=0)
+    assert built.inputs(x).shape == (2, built.input_dim(5))
+    assert built.inputs(x)[:, -2:].tolist() == [[0, 0], [0, 1]]  # sex and visits may be missing, words may not
+
+    drawn = built(natural[0, 0]).sample((20_000,))
+    built.check(drawn)
+    assert set(drawn[:, [0, 3, 4]].sum(-1).tolist()) == {2.0}  # 2.5 words on average, rounded to the even number
+    assert ((drawn.mean(0) - built(natural[0, 0]).mean).abs() < 5 * drawn.std(0) / 20_000**0.5 + 1e-5).all()
+    found = moments(built(natural[0, 0]), tuple(WORDS))[:2]
+    torch.testing.assert_close(found, torch.stack([drawn[:, 0].mean(), drawn[:, 0].square().mean()]), rtol=0.05, atol=0)
+    x[0, 4] = math.nan
+    with pytest.raises(ValueError, match="Expected data with word cells in column 'moon', but found nan in row 1"):
+        built.check(x)
+
+
+def test_a_table_of_words_alone_is_a_bag_of_words():
+    built, natural = TableObservation(WORDS[-2:]).double(), torch.randn(4, 1, 2).double()
+    x = torch.tensor([[2.0, 1.0], [0.0, 5.0], [0.0, 0.0]]).double()
+    same = as_observation("multinomial")(natural + built.log_means())
+    torch.testing.assert_close(built(natural).log_prob(x), same.log_prob(x), atol=1e-10, rtol=0)
