@@ -1,5 +1,6 @@
 """Convert the cells of a table to numbers, and levels to text."""
 
+import warnings
 from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -134,4 +135,23 @@ def check_labelled(missing: np.ndarray, rows: np.ndarray) -> None:
         raise ValueError(
             f"Expected a label in each row, since the model is of data given their labels, but found none in row "
             f"{int(rows[missing.argmax()]) + 1}. Try without such rows, or a semi-supervised model."
+        )
+
+
+def warn_of_unknown(classes: Iterable[str]) -> None:
+    """Warn if -1, which often marks an unknown label, is a class beside two or more of 0, 1, .. .
+
+    Args:
+        classes: the names of the classes.
+
+    Warns:
+        RuntimeWarning: if it is.
+    """
+    others = {*classes} - {"-1"}
+    if len(others) > 1 and "-1" in classes and all(name.isdecimal() for name in others):
+        warnings.warn(
+            "The label -1 is taken as a class. If it stands for an unknown label, leave the cell empty, or pass None "
+            "or NaN.",
+            RuntimeWarning,
+            stacklevel=4,
         )

@@ -13,7 +13,7 @@ from ..config.data import DATA_MEMORY, Wanted, check_shares
 from ..models.table import Column
 from ..runtime.memory import in_words
 from .blocks import ParquetRows
-from .cells import check_labelled, text_of
+from .cells import check_labelled, text_of, warn_of_unknown
 from .dataset import Dataset
 from .parquet import BYTES_OF_A_CELL, ParquetTable
 from .rows import Rows
@@ -144,6 +144,7 @@ def sliced_dataset(
                 f"labelled_share={labelled_share:g} keeps none of '{level}'. Try a larger share, or another seed."
             )
     label = of_labels[0].column() if of_labels else None
+    warn_of_unknown(() if label is None else label.levels)
     found = tuple(summary.column() for summary in summaries)
     return split_rows(
         table,

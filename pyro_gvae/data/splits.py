@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..config.data import Wanted, check_shares
-from .cells import check_labelled, text_of
+from .cells import check_labelled, text_of, warn_of_unknown
 from .dataset import Dataset, generator_for
 from .files import read_file
 from .items import items_of
@@ -147,6 +147,9 @@ def label_numbers(labels: Any, num_rows: int, *, every_label: bool = False) -> t
     Raises:
         ValueError: if there are more or fewer labels than rows.
 
+    Warns:
+        RuntimeWarning: if -1 is a class beside 0, 1, .. .
+
     Example:
         >>> label_numbers(["b", "a", None, "b"], 4)
         (tensor([ 1,  0, -1,  1]), ('a', 'b'))
@@ -158,7 +161,9 @@ def label_numbers(labels: Any, num_rows: int, *, every_label: bool = False) -> t
     numbers, names = pd.factorize(pd.Series(labels), sort=True)
     if every_label:
         check_labelled(numbers < 0, np.arange(len(numbers)))
-    return torch.from_numpy(np.asarray(numbers, np.int64)), tuple(map(text_of, names))
+    classes = tuple(map(text_of, names))
+    warn_of_unknown(classes)
+    return torch.from_numpy(np.asarray(numbers, np.int64)), classes
 
 
 def numbers_among(labels: Any, classes: tuple[str, ...], *, every_label: bool = False) -> Tensor:

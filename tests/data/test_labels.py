@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -108,6 +109,14 @@ def test_a_share_of_each_class_stays():
 
 
 FRAME = pd.DataFrame({"a": torch.rand(8).tolist(), "of": ["x", None, "y", "x", "y", "x", "y", "x"]})
+
+
+def test_a_class_called_minus_one_beside_whole_numbers_is_warned_of():
+    """scikit-learn marks unknown labels by -1; classes -1 and 1 are those of support vector machines."""
+    x = np.zeros((9, 2), np.float32)
+    with pytest.warns(RuntimeWarning, match="-1 is taken as a class. If .* unknown label, leave the cell empty"):
+        assert dataset_of(x, labels=np.arange(9) % 3 - 1, test_share=0.4).classes == ("-1", "0", "1")
+    assert dataset_of(x, labels=2 * (np.arange(9) % 2) - 1, test_share=0.4).classes == ("-1", "1")
 
 
 def test_labels_of_a_column_have_names():
