@@ -229,7 +229,7 @@ def check_relaxable(latents: Iterable[Latent]) -> None:
     for latent in latents:
         if latent.kind is Kind.INTEGER:
             raise ValueError(
-                f"Expected one-hots or bits to relax, but found '{latent.name}', a Categorical: an integer has no "
+                f"Expected one-hots or bits to relax, but found integers at '{latent.name}': an integer has no "
                 "relaxation. Try OneHotCategorical, or disarm-iw, which relaxes nothing."
             )
 

@@ -60,9 +60,10 @@ def has_relaxation(msg: Messages, site: Discrete) -> bool:
         ValueError: if it is an integer that stock Pyro would sample, not one that is marked for enumeration.
     """
     if site.kind is Kind.INTEGER and not msg["infer"].get("enumerate"):
+        family = type(innermost(msg["fn"])).__name__
         raise ValueError(
-            f"Expected one-hots or bits to relax, but found '{msg['name']}', a Categorical: an integer has no "
-            "relaxation. Try OneHotCategorical, or remove this handler and use an estimator that scores or sums."
+            f"Expected one-hots or bits to relax, but found '{msg['name']}', a {family}: an integer has no relaxation. "
+            "Try OneHotCategorical, or remove this handler and use an estimator that scores or sums."
         )
     return site.kind is not Kind.INTEGER
 

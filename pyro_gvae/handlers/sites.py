@@ -1,6 +1,7 @@
 """One form for all discrete distributions: N digits of K categories, whose values are one-hots, bits or integers.
 
-A bit is the second component of a one-hot of two categories; an integer is the position of the one.
+A bit is the second component of a one-hot of two categories; an integer is the position of the one. Counts of at most
+n, such as binomial ones, are integers whose values are floating-point numbers.
 """
 
 from collections.abc import Callable, Container, Iterable
@@ -26,6 +27,7 @@ from torch import Size, Tensor
 from ..distributions import surrogates
 from ..distributions.bits import FactorizedBernoulli, StraightThroughBernoulli, digit_logits, joint_bits
 from ..distributions.concrete import ExpConcrete, RelaxedOneHotCategorical
+from ..distributions.counts import BOUNDED, Counts, logits_of_counts
 from ..distributions.coupled import AS_CODES, IN_LOGS, CodePrior, Coupled, Form
 from ..distributions.joint import joint_one_hot
 from ..distributions.one_hot import FactorizedOneHotCategorical
@@ -144,7 +146,7 @@ class Discrete(NamedTuple):
         """Return the distribution of exact values, of a class that Pyro can turn into a posterior over joint codes."""
         logits = self.code_logits()
         if self.kind is Kind.INTEGER:
-            return Categorical(logits=logits)
+            return self._integers(logits)
         if self.kind is Kind.BIT:
             is_one_bit = self.num_event_dims == 0
             return Bernoulli(logits=logits.diff().squeeze(-1)) if is_one_bit else joint_bits(self.shape)(logits=logits)
@@ -156,7 +158,7 @@ class Discrete(NamedTuple):
         """Return the distribution of exact values; N one-hots or bits are one variable, which can be enumerated."""
         natural = self.natural.to(self.dtype) if self.kind is not Kind.INTEGER else self.natural
         if self.kind is Kind.INTEGER:
-            return self._shaped(Categorical(logits=natural))
+            return self._shaped(self._integers(natural))
         if self.kind is Kind.BIT:
             event_dim = self.num_event_dims
             return self._shaped(
@@ -190,6 +192,9 @@ class Discrete(NamedTuple):
         logits = self.logits.reshape(*self.batch_shape, *self.code_shape)
         return FactorizedOneHotCategorical(logits=logits, validate_args=False).sample(sample_shape)
 
+    def _integers(self, logits: Tensor) -> TorchDistribution:
+        return Counts(logits=logits) if self.dtype.is_floating_point else Categorical(logits=logits)
+
     def _shaped(self, fn: TorchDistribution, event_dim: int | None = None, form: Form = AS_CODES) -> TorchDistribution:
         """Give a distribution the site's event dimensions, coupling prior and mask."""
         event_dim = len(self.event_shape) if event_dim is None else event_dim
@@ -220,7 +225,7 @@ _CLASSES: dict[Kind, tuple[type, ...]] = {
         torch.distributions.RelaxedBernoulli,
         torch.distributions.Bernoulli,
     ),
-    Kind.INTEGER: (torch.distributions.Categorical,),
+    Kind.INTEGER: (torch.distributions.Categorical, *BOUNDED),
 }
 
 
@@ -266,6 +271,9 @@ def _read(fn: Any, kind: Kind) -> Discrete:
         return inner._replace(num_event_dims=inner.num_event_dims + fn.reinterpreted_batch_ndims)
     if isinstance(fn, Coupled):
         return _read(fn.base_dist, kind)._replace(prior=fn.prior)
+    if isinstance(fn, BOUNDED):
+        natural = logits_of_counts(fn)
+        return Discrete(kind, natural, 0, None, None, natural.dtype)
     own_dims = len(fn.event_shape) - (kind is Kind.ONE_HOT)
     dtype = torch.long if kind is Kind.INTEGER else getattr(fn, "sample_dtype", fn.logits.dtype)
     return Discrete(kind, fn.logits, own_dims, getattr(fn, "temperature", None), None, dtype)
