@@ -8,7 +8,7 @@ Command: `python experiments/bits.py --seeds 0 1 2 --steps 10000` (`--smoke` for
 selects rows. Finished cells are not run again; a call with more steps starts from scratch, since the soft part is a
 share of all steps. It writes `experiments/results/bits.csv` and `docs/figures/bits.png` and `.svg`.
 
-Cost: one core, 10,000 steps: one to three minutes per row and seed. Full length is `--steps 1000000`: some three hours.
+Cost: one core, 10,000 steps: two to six minutes per row and seed. Full length is `--steps 1000000`: three to ten hours.
 
 200 bits, encoder 784-200-200-200 and decoder 200-200-200-784 with LeakyReLU of slope 0.3, uniform prior, MNIST
 binarized anew for each batch, 50,000 training images (ours are chosen by a seed, theirs are the first), batches of 100,

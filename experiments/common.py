@@ -183,8 +183,15 @@ def _measured(measure: Callable[[Row], list[Row]], cell: Row) -> tuple[Row, list
 
 
 def _agrees(row: Row, cell: Row) -> bool:
-    """Compare as text, because that is what the file holds."""
-    return all(str(row.get(name)) == str(value) for name, value in cell.items())
+    """Compare numbers as numbers and all else as text: a file may hold the moment "1" as 1.0, beside 0.5."""
+    return all(_as_number_or_text(row.get(name)) == _as_number_or_text(value) for name, value in cell.items())
+
+
+def _as_number_or_text(value: Any) -> float | str:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def train(

@@ -120,6 +120,13 @@ def test_a_cell_that_fails_stops_no_other(places, capsys):
     assert mended.to_dict("list") == {"seed": [0, 2, 3, 1], "loss": [0, 4, 6, -1]}  # the others are not run again
 
 
+def test_a_finished_cell_is_found_where_the_file_writes_its_numbers_otherwise(places):
+    grid = [{"moment": "0.5"}, {"moment": "1"}]
+    common.run_cells("moments", grid, lambda cell: [{"loss": -1.0}], places)
+    common.run_cells("moments", grid, pytest.fail, places)
+
+
+
 def test_two_processes_do_not_write_one_table(places):
     (places.runs / "grid").mkdir(parents=True)
     with sole_writer(places.runs / "grid"), pytest.raises(ValueError, match="one works in"):
