@@ -34,6 +34,7 @@ SITES: dict[str, Callable[[Tensor], Any]] = {
     "straight-through bit": lambda logits: StraightThroughBernoulli(0.5, logits=logits[0]),
     "integer": lambda logits: dist.Categorical(logits=logits),
     "integers": lambda logits: dist.Categorical(logits=logits.expand(N, K)).to_event(1),
+    "count": lambda logits: dist.Binomial(K - 1, logits=logits[0]),
     "both at once": lambda logits: dist.RelaxedBernoulliStraightThrough(HALF, logits=logits[0]),
 }
 
@@ -83,6 +84,7 @@ BECOMES = {
     "straight-through bit": _bits("Bernoulli", 2),
     "integer": Row(INTEGER, INTEGER, "Categorical", 3),
     "integers": Row(INTEGER, INTEGER, "Categorical", VECTOR),
+    "count": Row(INTEGER, INTEGER, "Counts", 3),
     "both at once": Row(BOTH, BOTH, BOTH, BOTH),
 }
 

@@ -103,6 +103,22 @@ def bits_guide(x, *, site=joint_site):
         pyro.sample("a", bit(x[:, 1] * b[..., 0]))
 
 
+def masked_model(x):
+    """A code that counts only where a bit is 1, as the objects of a scene of which there are few or many."""
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", bit(weights(1)[0]))
+        with poutine.mask(mask=a > 0.5):
+            b = pyro.sample("b", one_hot(weights(3)))
+        observe(a.unsqueeze(-1), 2 * a.unsqueeze(-1) * b, obs=x)
+
+
+def masked_guide(x):
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", bit(x[:, 1]))
+        with poutine.mask(mask=a > 0.5):
+            pyro.sample("b", one_hot(linear(3, x)))
+
+
 def gmvae_model(x):
     with pyro.plate("data", len(x)):
         y = pyro.sample("y", one_hot(weights(3)))
@@ -257,6 +273,7 @@ PROGRAMS = {
     ),
     "bits": of_digits(bits_model, bits_guide, crosses=True),
     "integers beside bits": Program(pairs.bits_model, pairs.bits_guide, crosses=True),
+    "a code that a bit masks": Program(masked_model, masked_guide),
     "two layers, bottom-up": Program(pairs.two_layers_model, pairs.bottom_up_guide, crosses=True),
     "two layers, top-down": Program(pairs.two_layers_model, pairs.top_down_guide),
     "GMVAE": Program(gmvae_model, pairs.m2_guide),

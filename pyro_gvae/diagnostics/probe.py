@@ -18,10 +18,11 @@ from ..exact import HasPair, Pair
 from ..handlers import discretize
 from ..handlers.parameters import OwnParameters, announce
 from ..handlers.sites import Discrete, Messages, Program, discrete
+from ..programs.latents import first_value
 from ..programs.layout import lay_out
 from ..programs.modes import without_trace
 from ..programs.runs import bind, items
-from ..programs.statements import Reader, first_value
+from ..programs.statements import Reader
 from ..runtime.autograd import kept_gradients
 from ..runtime.compat.pyro import leaf_of
 from ..runtime.memory import peak_memory

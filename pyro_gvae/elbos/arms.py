@@ -6,9 +6,9 @@ import torch
 from torch import Size, Tensor
 from typing_extensions import override
 
-from ..programs.factors import Site
 from ..programs.latents import Latent
 from ..programs.samples import Change
+from ..programs.site import Site
 from ..programs.target import Target
 from .coupled import check_bits
 from .rows import Rows, SiteEstimate, SiteGradient

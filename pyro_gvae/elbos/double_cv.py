@@ -149,7 +149,7 @@ class DoubleCVGradient(SiteGradient):
         codes = base.codes | {name: soft}
         log_p = rows.target.read_codes(base, codes).log_prob(codes)
         log_probs = site.rows().detach()
-        slope = -site.weight[:, None, None] * log_probs
+        slope = -site.weight[..., None, None] * log_probs
         if log_p.requires_grad:
             [found] = torch.autograd.grad(log_p.sum(), soft, allow_unused=True, materialize_grads=True)
             slope = slope + found
@@ -172,6 +172,6 @@ def _slopes(log_joint: Tensor, base: Sample, soft: dict[str, Tensor]) -> dict[st
     slopes = {}
     for (name, site), slope in zip(base.q.sites.items(), found, strict=True):
         log_probs = site.rows().detach()
-        own = site.weight[:, None, None] * log_probs
+        own = site.weight[..., None, None] * log_probs
         slopes[name] = (slope - own).masked_fill(log_probs.exp() == 0, 0.0)
     return slopes

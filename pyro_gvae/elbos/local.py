@@ -9,9 +9,9 @@ from typing_extensions import override
 
 from ..distributions.codes import hamming_neighbours
 from ..exact.expectation import finite
-from ..programs.factors import Site
 from ..programs.noise import by_gumbel_noise, independent, largest
 from ..programs.samples import Change, Sample
+from ..programs.site import Site
 from ..programs.target import Target
 from ..runtime.tuning import tuning
 from .rows import MOST_SLICES, Rows, SiteEstimate, SiteGradient

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from ..programs.cells import summed_over
 from ..programs.draws import draw_continuous
-from ..programs.factors import Codes, Layout
+from ..programs.factors import Layout
 from ..programs.joint import pair_scores
 from ..programs.look import look
 from ..programs.modes import judging
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair, items
+from ..programs.site import Codes
 from .importance import check_particles, summary, targets
 from .weights import summed_weights
 

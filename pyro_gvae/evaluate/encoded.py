@@ -12,9 +12,10 @@ from ..exact.plan import PerLatent
 from ..exact.posteriors import posterior
 from ..handlers.sites import Discrete
 from ..models.base import VAE
+from ..programs.latents import flat, latent_of
 from ..programs.modes import judging
 from ..programs.runs import bind_pair, items
-from ..programs.statements import Reader, flat, latent_of
+from ..programs.statements import Reader
 from .generate import CodeKind, encode, in_order
 
 #: The most joint codes that have numbers of 64 bits.

@@ -17,10 +17,11 @@ from ..handlers.sites import Discrete, Run
 from ..models.base import VAE
 from ..programs.chains import lay_out_chains
 from ..programs.choices import choose, most_probable, one_draw
+from ..programs.latents import latent_of
 from ..programs.look import look
 from ..programs.modes import judging
 from ..programs.runs import bind_pair, items
-from ..programs.statements import Draw, Place, Reader, latent_of
+from ..programs.statements import Draw, Place, Reader
 
 CodeKind = Literal["map", "sample", "exact"]
 

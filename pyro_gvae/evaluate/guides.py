@@ -13,13 +13,14 @@ from ..exact.averages import Averages
 from ..exact.plan import make_plan
 from ..programs.chains import Chains, lay_out_chains
 from ..programs.draws import lay_out_draws, read_draws
-from ..programs.factors import Codes, Layout, Reading, Site, coupling_of
+from ..programs.factors import Layout, Reading, coupling_of
 from ..programs.joint import Guide, read_both, read_guide_once
 from ..programs.kls import closed_sites
 from ..programs.look import look
 from ..programs.modes import judging
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair, items
+from ..programs.site import Codes, Site
 from .importance import most_pairs
 from .weights import all_particles, most_particles
 

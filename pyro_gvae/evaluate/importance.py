@@ -12,13 +12,13 @@ from ..distributions.codes import hamming_neighbours
 from ..exact.sizes import bytes_of_code
 from ..programs.choices import latent_values, most_probable
 from ..programs.draws import draw, lay_out_draws
-from ..programs.factors import Codes
 from ..programs.joint import joint_scores
 from ..programs.layout import lay_out
 from ..programs.look import Look, look
 from ..programs.modes import judging, without_trace
 from ..programs.pair import HasPair
 from ..programs.runs import bind_pair, items, split
+from ..programs.site import Codes
 from ..programs.target import Target
 from ..programs.values import spread
 from ..runtime.memory import memory_limit, return_freed_memory

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..distributions.parameters import impossible_as_infinite
 from ..handlers.sites import Run
-from ..programs.factors import Codes
 from ..programs.levels import level_scores
+from ..programs.site import Codes
 from .plan import Plan, computed
 
 #: A function of codes and the model's scale that returns numbers (s, cells) by the names of latents; they are added to

@@ -12,10 +12,11 @@ from ..distributions.parameters import impossible_as_infinite
 from ..handlers.sites import Run
 from ..programs.cells import summed_over
 from ..programs.chains import Chains
-from ..programs.factors import Codes, Layout
+from ..programs.factors import Layout
 from ..programs.joint import Guide, JointScores, Terms, elbo_terms, joint_scores, terms_and_scores
 from ..programs.pair import HasPair
 from ..programs.runs import Runs, bind_pair
+from ..programs.site import Codes
 from ..runtime.compat.torch import is_transformed
 from ..runtime.distributed import log_sum_exp
 from . import elimination

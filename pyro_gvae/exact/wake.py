@@ -11,11 +11,12 @@ from torch import Tensor
 from ..programs.cells import summed_over
 from ..programs.chains import Chains
 from ..programs.enumerator import Both
-from ..programs.factors import Codes, Level
+from ..programs.factors import Level
 from ..programs.joint import Guide, JointScores, guide_terms, log_q_and_scores, pieces, terms_and_scores
 from ..programs.look import is_continuous
 from ..programs.runs import Runs
 from ..programs.shared import unscaled
+from ..programs.site import Codes
 from ..programs.statements import read
 from . import elimination
 from .expectation import expected, finite

@@ -15,13 +15,13 @@ from ..runtime.compat.enumeration import axes_in_reach, in_markov, is_in_reach, 
 from ..runtime.memory import in_words, memory_limit
 from .axes import Axis, plate_axes
 from .enumerator import Both, Enumerator, check_reach, enumerate_both, read_axes
-from .latents import Latent, TooManyCodesError
+from .latents import Latent, TooManyCodesError, latent_of
 from .look import Look, any_draw, check, is_continuous, mixes_data
 from .modes import without_trace
 from .provenance import Provenance
 from .reach import Reach
 from .runs import Runs
-from .statements import Reader, drawn_once, latent_of
+from .statements import Reader, drawn_once
 
 #: Latents outside of `pyro.markov` have a dimension each, and torch sums over tensors of at most 64.
 MOST_DIMENSIONS = 60

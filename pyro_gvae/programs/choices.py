@@ -10,7 +10,8 @@ from torch.nn.functional import one_hot
 from ..distributions.one_hot import FactorizedOneHotCategorical
 from ..distributions.parameters import at_least_float32
 from ..handlers.sites import Discrete, Run
-from .statements import Draw, Reader, flat, latent_of
+from .latents import flat, latent_of
+from .statements import Draw, Reader
 
 
 class Choice(NamedTuple):

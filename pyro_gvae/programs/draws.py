@@ -12,7 +12,7 @@ import torch
 from torch import Size, Tensor
 
 from .cells import first_of, summed_over
-from .factors import Codes, Layout, Reading
+from .factors import Layout, Reading
 from .latents import READ_ALL, Roles
 from .layout import lay_out, obstacle_of
 from .look import Look
@@ -21,6 +21,7 @@ from .noise import independent
 from .runs import Runs
 from .samples import read_values, sample
 from .shared import apart, common_scale, unscaled
+from .site import Codes
 
 
 class Score(NamedTuple):

@@ -23,9 +23,9 @@ from ..handlers.sites import Discrete, Messages, Run, discrete
 from ..runtime.compat.enumeration import axes_in_reach, bring_into_reach, enumerated_dim, give_axes, leave_dims
 from ..runtime.compat.pyro import is_intervened_on, is_random
 from .axes import Axis, term_of
-from .latents import Latent, TooManyCodesError
+from .latents import Latent, TooManyCodesError, latent_of
 from .reach import Behind, Reach
-from .statements import Draw, drawn_once, latent_of
+from .statements import Draw, drawn_once
 from .terms import Reading, mask_of_site, score, site_of, weight_of
 
 #: The largest number of elements that a draw of a continuous latent may have.

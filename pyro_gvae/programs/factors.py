@@ -2,87 +2,15 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from torch import Size, Tensor
 
-from ..distributions.coupled import CodePrior
 from .cells import Cells
-from .latents import READ_ALL, Latent, Roles, Space
-
-#: One-hots of each latent, by its name: (s, N, K) if all data have the same codes, else (P, B, N, K).
-Codes = Mapping[str, Tensor]
-
-
-class Site(NamedTuple):
-    """The log-probabilities of a discrete latent's categories."""
-
-    latent: Latent
-    log_probs: Tensor  # (B or 1, N, K), or (s, B or 1, N, K) if they depend on the codes of other latents
-    batch_shape: Size  # of all discrete latents together
-    own_shape: Size  # the same with 1 where data share the latent
-    scale: float | Tensor
-    mask: bool | Tensor | None
-    scales: float | Tensor = 1.0  # one number, or the least and the largest scale in each cell (2, B), NaN elsewhere
-    prior: CodePrior | None = None  # couples digits: `log_probs` are uniform, a factor `coupling_of(name)` the rest
-
-    @property
-    def depends(self) -> bool:
-        """Whether its log-probabilities depend on the codes of other latents."""
-        return self.log_probs.dim() == 4
-
-    @property
-    def share(self) -> float:
-        """The fraction of the latent that counts for each datum, less than 1 if several data share it."""
-        return self.own_shape.numel() / self.batch_shape.numel()
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether it depends on no other latent, and its mean log-probability under independent digits is known."""
-        return not self.depends and (self.prior is None or self.prior.has_mean)
-
-    def score(self, codes: Codes) -> Tensor:
-        """Return the log-probability (s, B or 1) of codes in nats, without coupling, scale and mask."""
-        own = codes[self.latent.name]
-        if own.dim() == 4:
-            return (own * self.log_probs).sum((-2, -1))
-        if self.depends:
-            return (own.unsqueeze(1) * self.log_probs).sum((-2, -1))
-        return own.flatten(1) @ self.log_probs.flatten(1).T
-
-    def digit_scores(self, codes: Codes) -> Tensor:
-        """Return the log-probability of each digit of codes, (s, B or 1, N), neither scaled nor masked, in nats."""
-        own = codes[self.latent.name]
-        return ((own if own.dim() == 4 else own.unsqueeze(1)) * self.log_probs).sum(-1)
-
-    def weigh(self, per_datum: Tensor) -> Tensor:
-        """Apply the latent's scale and mask to values (..., B), and divide them among the data that share it."""
-        others = per_datum.shape[:-1]
-        per_datum = per_datum.expand(*others, self.batch_shape.numel()).reshape((*others, *self.batch_shape))
-        weighed: Tensor = scale_and_mask(per_datum, self.scale, self.mask)
-        return (weighed if self.share == 1 else weighed * self.share).reshape(*others, -1)
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight of the latent for each datum (B,), which is scale times mask, divided among data that share it."""
-        return self.weigh(self.log_probs.new_ones(self.batch_shape.numel()))
-
-    def entropy(self) -> Tensor:
-        """Return the entropy given the codes of other latents, scaled and masked: (B,), or (s, B) if it depends."""
-        return self.weigh(-(self.log_probs.exp() * self.log_probs).sum((-2, -1)))
-
-    def by_cell(self, values: Tensor) -> Tensor:
-        """Sum values (s, B, N, K) over the data that share the latent: ``(s, *own_shape, N, K)``."""
-        event = values.shape[-2:]
-        return values.reshape(len(values), *self.batch_shape, *event).sum_to_size(len(values), *self.own_shape, *event)
-
-    def rows(self) -> Tensor:
-        """Return the log-probabilities with all their axes: (s or 1, B, N, K)."""
-        log_probs = self.log_probs if self.depends else self.log_probs.unsqueeze(0)
-        return log_probs.expand(-1, self.batch_shape.numel(), -1, -1)
+from .latents import READ_ALL, Roles, Space
+from .site import Codes, Site
 
 
 def coupling_of(name: str) -> str:
@@ -150,10 +78,7 @@ class Reading(NamedTuple):
     def at(self, rows: Tensor) -> Self:
         """Select rows (r,), possibly repeated, of everything that depends on the codes."""
         return self._replace(
-            sites={
-                name: site._replace(log_probs=site.log_probs.index_select(0, rows)) if site.depends else site
-                for name, site in self.sites.items()
-            },
+            sites={name: site.at(rows) for name, site in self.sites.items()},
             factors={
                 name: factor._replace(log_prob=factor.log_prob.index_select(0, rows))
                 if len(factor.log_prob) > 1
@@ -176,10 +101,7 @@ class Reading(NamedTuple):
             )
 
         return cls(
-            sites={
-                name: site._replace(log_probs=torch.cat([reading.sites[name].rows() for reading in readings]))
-                for name, site in first.sites.items()
-            },
+            sites={name: Site.stacked([reading.sites[name] for reading in readings]) for name in first.sites},
             factors={name: stack(name, factor) for name, factor in first.factors.items()},
             values=first.values,
         )

@@ -13,10 +13,11 @@ from torch.distributions import kl_divergence
 
 from ..handlers.sites import Run
 from .draws import Score
-from .factors import Codes, Factor, Layout, Reading, Site
+from .factors import Factor, Layout, Reading
 from .look import Look, is_continuous
 from .runs import Runs
 from .shared import apart, common_scale
+from .site import Codes, Site
 from .statements import read, sites_of
 
 

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from .cells import summed_over
 from .draws import read_draws, scored
-from .factors import Codes, Layout, Reading, Site, coupling_of
+from .factors import Layout, Reading, coupling_of
 from .joint import pieces, read_both, read_guide_once
 from .kept import OutdatedError
 from .look import Look
 from .modes import without_trace
 from .runs import Runs
 from .samples import above_others
+from .site import Codes, Site
 from .statements import read
 
 
@@ -84,9 +85,9 @@ def summed_kls(runs: Runs, layout: Layout) -> dict[str, LatentKL]:
         probs = log_q.exp().expand(-1, layout.batch_size)  # (s, B)
         closed = {} if layout.obstacle is not None else _both_independent(q, p)
         for name, ratio, weight in _ratios(part, q, p):
-            own = closed.get(name) or LatentKL((probs.unsqueeze(-1) * ratio).sum((0, 1)), weight)
-            found.setdefault(name, []).append(own)
-    return {name: LatentKL(_add([own.value for own in each]), each[0].weight) for name, each in found.items()}
+            own = LatentKL((probs.unsqueeze(-1) * ratio).sum((0, 1)), (probs * weight).sum())
+            found.setdefault(name, []).append(closed.get(name) or own)
+    return {name: LatentKL(*(_add(list(values)) for values in zip(*each, strict=True))) for name, each in found.items()}
 
 
 def drawn_kls(runs: Runs, layout: Layout, num_particles: int) -> dict[str, LatentKL]:
@@ -105,22 +106,21 @@ def drawn_kls(runs: Runs, layout: Layout, num_particles: int) -> dict[str, Laten
         costs = costs.reshape(num_particles, ratio.shape[-1], -1)  # (P, N, M)
         surrogate = (above_others(costs) * score).mean(0).sum(-1)  # (N,)
         value = ratio.mean(0).sum(0) + surrogate - surrogate.detach()
-        found[name] = closed.get(name) or LatentKL(value, weight)
+        found[name] = closed.get(name) or LatentKL(value, weight.expand(num_particles, -1).mean(0).sum())
     return found
 
 
 def _ratios(codes: Codes, q: Reading, p: Reading) -> Iterable[tuple[str, Tensor, Tensor]]:
-    """Yield each latent's name, its weighed log q - log p (s or 1, B, N), and the sum of its weights."""
+    """Yield each latent's name, its weighed log q - log p (s or 1, B, N), and its weights (B,) or (s, B)."""
     for name, site in q.sites.items():
         ratio = site.digit_scores(codes) - p.sites[name].digit_scores(codes)  # (s, B or 1, N)
         if p.sites[name].prior is not None:
             ratio = (ratio.sum(-1) - p.factors[coupling_of(name)].unweighed()).unsqueeze(-1)
-        weight = site.weight
-        yield name, ratio * weight.unsqueeze(-1), weight.sum()
+        yield name, ratio * site.weight.unsqueeze(-1), site.weight
     for name, factor in q.factors.items():
         if name in p.factors:
             weight = factor.weigh(factor.log_prob.new_ones(factor.fn.batch_shape))[0]
-            yield name, (factor.log_prob - p.factors[name].log_prob).unsqueeze(-1), weight.sum()
+            yield name, (factor.log_prob - p.factors[name].log_prob).unsqueeze(-1), weight
 
 
 def _both_independent(q: Reading, p: Reading) -> dict[str, LatentKL]:

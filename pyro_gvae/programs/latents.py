@@ -6,7 +6,7 @@ import torch
 from torch import Size, Tensor
 
 from ..distributions.codes import num_codes, numbered_codes
-from ..handlers.sites import EVERY_SITE, Kind, Sites
+from ..handlers.sites import EVERY_SITE, Discrete, Kind, Sites
 
 
 class Roles(NamedTuple):
@@ -78,3 +78,41 @@ class Space(NamedTuple):
             found[latent.name] = numbered_codes(own, latent.num_latents, latent.num_categories, dtype=dtype)
             numbers = numbers.div(latent.num_codes, rounding_mode="floor") if len(self.latents) > 1 else numbers
         return {latent.name: found[latent.name] for latent in self.latents}
+
+
+def first_value(name: str, found: Discrete) -> Tensor:
+    """Return the first code of a latent, in the shape of a sample."""
+    like = found.natural
+    codes = torch.zeros(*found.batch_shape, *found.code_shape, dtype=like.dtype, device=like.device)
+    codes[..., 0] = 1.0
+    return latent_of(name, found).value(codes)
+
+
+def first_shared_value(name: str, found: Discrete) -> Tensor:
+    """Return the first code of a latent, with a batch shape of ones."""
+    return first_value(name, found._replace(natural=found.natural[(slice(1),) * len(found.batch_shape)]))
+
+
+def first_category(like: Tensor) -> Tensor:
+    """Return the one-hots of the first category of every digit, for codes like (.., N, K): (N, K)."""
+    is_first = torch.arange(like.shape[-1], device=like.device) == 0
+    return is_first.to(like.dtype).expand(like.shape[-2:])
+
+
+def flat(values: Tensor, found: Discrete) -> Tensor:
+    """Reshape (*batch, *shape, K) as (*batch, N, K)."""
+    return values.reshape(*found.batch_shape, *found.code_shape)
+
+
+def latent_of(name: str, found: Discrete) -> Latent:
+    """Return the name of a discrete latent, and the form of its values."""
+    return Latent(name, found.kind, found.shape, found.num_categories, found.dtype)
+
+
+def comes_and_goes(name: str) -> ValueError:
+    """Return the error for a latent that a program draws only if others have certain values."""
+    return ValueError(
+        f"Expected programs that draw the same latents whatever their values, but found '{name}' only with some values "
+        "of others, so that codes have no fixed shape. Try drawing it always, inside poutine.mask(mask=..) that is "
+        "True where the program needs it: a masked latent counts as if it were not there."
+    )

@@ -14,11 +14,11 @@ from ..handlers.discretize_messenger import DiscretizeMessenger
 from ..handlers.sites import Messages, Run, plates_of
 from .cells import Cells
 from .factors import Layout, Level, Reading
-from .latents import READ_ALL, Roles, Space
+from .latents import READ_ALL, Roles, Space, latent_of
 from .look import Look, any_draw, check, look, mixes_data
 from .modes import without_trace
 from .runs import Runs
-from .statements import Reader, given_codes, latent_of, read_with
+from .statements import Reader, given_codes, read_with
 
 
 def lay_out(runs: Runs, *, with_guide: bool = True, roles: Roles = READ_ALL, seen: Look | None = None) -> Layout:

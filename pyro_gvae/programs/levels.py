@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ..handlers.sites import Run
 from .cells import first_of, summed_over
-from .factors import Codes, Layout, Reading
+from .factors import Layout, Reading
 from .joint import add, count, pieces, refuse_continuous
 from .shared import common_scale
+from .site import Codes
 from .statements import read
 
 

@@ -11,10 +11,10 @@ from ..handlers.one_hot_messenger import coupled_guide, in_model_alone, no_discr
 from ..handlers.sites import Messages, Run, Sites, kind_of
 from ..runtime.compat.enumeration import in_markov
 from .cells import Cells
-from .latents import READ_ALL, Roles
+from .latents import READ_ALL, Roles, first_shared_value, first_value, latent_of
 from .modes import without_trace
 from .runs import Runs, two_plates
-from .statements import Draw, Reader, first_shared_value, first_value, latent_of
+from .statements import Draw, Reader
 
 
 class Look(NamedTuple):

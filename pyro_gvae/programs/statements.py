@@ -20,8 +20,9 @@ from ..distributions.parameters import at_least_float32
 from ..handlers.one_hot_messenger import OneHotMessenger, innermost
 from ..handlers.sites import EVERY_SITE, Discrete, Messages, Run, Sites, discrete, plates_of
 from ..runtime.compat.pyro import is_intervened_on, is_random
-from .factors import Codes, Factor, Layout, Reading, Site, coupling_of
-from .latents import Latent
+from .factors import Factor, Layout, Reading, coupling_of
+from .latents import Latent, comes_and_goes, first_category, flat, latent_of
+from .site import Codes, Site
 
 #: Returns the value of a discrete latent, from its name and its distribution.
 Place = Callable[[str, Discrete], Tensor]
@@ -90,35 +91,6 @@ def drawn_once(given: Mapping[str, Tensor], scored: Sites) -> Draw:
     return draw
 
 
-def first_value(name: str, found: Discrete) -> Tensor:
-    """Return the first code of a latent, in the shape of a sample."""
-    like = found.natural
-    codes = torch.zeros(*found.batch_shape, *found.code_shape, dtype=like.dtype, device=like.device)
-    codes[..., 0] = 1.0
-    return latent_of(name, found).value(codes)
-
-
-def first_shared_value(name: str, found: Discrete) -> Tensor:
-    """Return the first code of a latent, with a batch shape of ones."""
-    return first_value(name, found._replace(natural=found.natural[(slice(1),) * len(found.batch_shape)]))
-
-
-def first_category(like: Tensor) -> Tensor:
-    """Return the one-hots of the first category of every digit, for codes like (.., N, K): (N, K)."""
-    is_first = torch.arange(like.shape[-1], device=like.device) == 0
-    return is_first.to(like.dtype).expand(like.shape[-2:])
-
-
-def flat(values: Tensor, found: Discrete) -> Tensor:
-    """Reshape (*batch, *shape, K) as (*batch, N, K)."""
-    return values.reshape(*found.batch_shape, *found.code_shape)
-
-
-def latent_of(name: str, found: Discrete) -> Latent:
-    """Return the name of a discrete latent, and the form of its values."""
-    return Latent(name, found.kind, found.shape, found.num_categories, found.dtype)
-
-
 def read(program: Run, layout: Layout, codes: Codes, given: Mapping[str, Tensor]) -> Reading:
     """Run a program on joint codes, with one draw of its other latents.
 
@@ -139,6 +111,8 @@ def given_codes(layout: Layout, codes: Codes) -> Place:
     """Return a function that gives latents the values of joint codes (s, N, K), shared by all data, or (s, B, N, K)."""
 
     def place(name: str, found: Discrete) -> Tensor:
+        if name not in codes:
+            raise comes_and_goes(name)
         own = codes[name]
         # In the dtype of the program's samples, which its networks expect; scores are computed in at least float32.
         latent = latent_of(name, found)
@@ -160,6 +134,7 @@ def read_with(program: Run, layout: Layout, place: Place, draw: Draw) -> Reading
     """Run a program with the values that `place` and `draw` give to its latents."""
     reader = Reader(place, draw, layout.roles.read)
     reader.run(program)
+    check_latents(reader, layout)
     messages = reader.messages
     factors = {name: _factor(name, msg, layout) for name, msg in messages.items() if name not in reader.discrete}
     for name, found in reader.discrete.items():
@@ -170,6 +145,16 @@ def read_with(program: Run, layout: Layout, place: Place, draw: Draw) -> Reading
         factors=factors,
         values={name: msg["value"] for name, msg in reader.continuous().items()},
     )
+
+
+def check_latents(reader: Reader, layout: Layout) -> None:
+    """Refuse a run whose latents are not those of earlier runs.
+
+    Raises:
+        ValueError: if a latent is new or missing.
+    """
+    for name in sorted({latent.name for latent in layout.space.latents}.symmetric_difference(reader.discrete)):
+        raise comes_and_goes(name)
 
 
 def sites_of(reader: Reader, layout: Layout) -> dict[str, Site]:
@@ -197,14 +182,18 @@ def _site(latent: Latent, found: Discrete, msg: Messages, layout: Layout) -> Sit
         rows = logits[(slice(1),) * rank] if shared else logits.expand(*layout.padded_shape, -1, -1)
         log_probs = torch.log_softmax(rows.reshape(-1, *logits.shape[-2:]), -1)
     masks = [mask for mask in (found.mask, msg["mask"]) if mask is not None]
-    mask = masks[0] & masks[-1] if masks else None
+    mask = _placed(masks[0] & masks[-1] if masks else None, sizes, layout, outside=False)
+    scale = _placed(msg["scale"], sizes, layout, outside=1.0)
+    number = max(_rows_of(scale, layout), _rows_of(mask, layout))
+    if number and not depends:  # on a code that masks or scales the latent
+        log_probs = log_probs.expand(number, -1, -1, -1)
     return Site(
         latent=latent,
         log_probs=log_probs.clamp_min(torch.finfo(log_probs.dtype).min),
         batch_shape=layout.batch_shape,
         own_shape=cells.own_shape(sizes),
-        scale=_placed(msg["scale"], sizes, layout, outside=1.0),
-        mask=_placed(mask, sizes, layout, outside=False),
+        scale=_without_padding(scale, layout),
+        mask=_without_padding(mask, layout),
         prior=found.prior,
         scales=_scales(msg["scale"], sizes, sizes, layout),
     )
@@ -216,6 +205,19 @@ def _placed(values: Any, sizes: Size, layout: Layout, outside: float) -> Any:
         return values
     values = torch.as_tensor(True if values is None else values, device=layout.device)
     return layout.cells.placed(values.expand(broadcast_shape(values.shape, sizes)), outside)
+
+
+def _rows_of(values: Any, layout: Layout) -> int:
+    """Return the number of codes on which a scale or a mask depends, or 0."""
+    has_rows = isinstance(values, Tensor) and values.dim() > layout.nesting
+    return len(values) if has_rows else 0
+
+
+def _without_padding(values: Any, layout: Layout) -> Any:
+    """Reshape a scale or a mask (s, *plates) that depends on codes as (s, *batch_shape)."""
+    if not _rows_of(values, layout):
+        return values
+    return values.reshape(len(values), *values.shape[values.dim() - len(layout.batch_shape) :])
 
 
 def _scales(scale: float | Tensor, sizes: Size, kept: Sequence[int], layout: Layout) -> float | Tensor:

@@ -5,11 +5,12 @@ from typing import Any, final
 from torch import Tensor
 
 from .draws import Draws, draw
-from .factors import Codes, Layout, Reading
+from .factors import Layout, Reading
 from .layout import warn_of
 from .noise import CodesOf, DrawCodes, anew
 from .runs import Runs
 from .samples import NOTHING, Change, Given, Sample, changed, read_values, sample
+from .site import Codes
 from .statements import Draw, given_codes, read_with
 from .without_replacement import Distinct, draw_distinct
 

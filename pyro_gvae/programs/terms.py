@@ -14,8 +14,7 @@ from ..distributions.parameters import at_least_float32
 from ..handlers.sites import Discrete, Messages
 from ..runtime.compat.torch import without_repeats
 from .axes import Axis, Term, term_of
-from .latents import Latent
-from .statements import flat, latent_of
+from .latents import Latent, flat, latent_of
 
 #: Statements with fewer elements are scored directly, which is faster than checking for a matrix product.
 SMALL = 2**14

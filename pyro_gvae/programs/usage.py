@@ -11,12 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .factors import Layout, Site
+from .factors import Layout
 from .joint import pieces
 from .kept import OutdatedError
 from .noise import independent
 from .runs import Runs
 from .samples import sample
+from .site import Site
 from .statements import read
 
 
@@ -36,20 +37,22 @@ def closed_usage(runs: Runs, layout: Layout) -> list[Usage]:
     sites = read(runs.guide, layout, layout.some_codes(1), {}).sites.values()
     if any(site.depends for site in sites):
         raise OutdatedError
-    return [_mean(site, site.rows()[0].exp()) for site in sites]
+    return [_mean(_counted(site).sum((0, 1)), site) for site in sites]
 
 
 def summed_usage(runs: Runs, layout: Layout) -> list[Usage]:
     """Compute the use by a sum over all joint codes at once."""
     codes = layout.space.codes(torch.arange(layout.space.num_codes, device=layout.device), layout.dtype)
-    found: dict[str, list[Usage]] = {}
+    found: dict[str, Tensor] = {}
+    sites: dict[str, Site] = {}
     for part in pieces(layout, codes):
         sites = read(runs.guide, layout, part, {}).sites
         log_q = functools.reduce(torch.add, [site.score(part) for site in sites.values()])
-        weights = log_q.exp().expand(-1, layout.batch_size)  # (s, B)
+        probs = log_q.exp().expand(-1, layout.batch_size)  # (s, B)
         for name, site in sites.items():
-            found.setdefault(name, []).append(_mean(site, torch.einsum("sb,snk->bnk", weights, part[name])))
-    return [each[0]._replace(probs=functools.reduce(torch.add, [use.probs for use in each])) for each in found.values()]
+            counted = torch.einsum("sb,sbf->f", probs, _counted(site, part[name]).expand(*probs.shape, -1))
+            found[name] = found[name] + counted if name in found else counted
+    return [_mean(found[name], site) for name, site in sites.items()]
 
 
 def drawn_usage(runs: Runs, layout: Layout, num_particles: int) -> list[Usage]:
@@ -64,17 +67,29 @@ def drawn_usage(runs: Runs, layout: Layout, num_particles: int) -> list[Usage]:
     score = functools.reduce(torch.add, scores)  # (P, B)
     found = []
     for site in drawn.q.sites.values():
-        probs = site.rows().exp().expand(num_particles, -1, -1, -1)  # (P, B, N, K)
-        held = probs.detach()
+        counted = _counted(site).expand(*rows, -1)
+        held = counted.detach()
         signal = (num_particles * held - held.sum(0)) / (num_particles - 1)
-        surrogate = (signal * score[..., None, None]).mean(0) if site.depends else probs.new_zeros(())
-        found.append(_mean(site, probs.mean(0) + surrogate - surrogate.detach()))
+        surrogate = (signal * score.unsqueeze(-1)).mean(0) if site.depends else counted.new_zeros(())
+        found.append(_mean((counted.mean(0) + surrogate - surrogate.detach()).sum(0), site))
     return found
 
 
-def _mean(site: Site, probs: Tensor) -> Usage:
-    """Average probabilities (B, N, K) over data."""
-    weights = site._replace(scale=1.0).weight.to(probs.dtype)  # (B,)
-    num_data = weights.sum()
-    mean = torch.einsum("b,bnk->nk", weights, probs) / num_data.clamp_min(torch.finfo(probs.dtype).tiny)
-    return Usage(mean, num_data)
+def _counted(site: Site, codes: Tensor | None = None) -> Tensor:
+    """Return the weight of each datum times q(z_n = k), and the weight itself: (s, B, N * K + 1).
+
+    Args:
+        site: a latent of the guide.
+        codes: one-hots (s, N, K), which take the place of q(z_n = k).
+    """
+    probs = site.rows().exp() if codes is None else codes.unsqueeze(1)
+    weights = site._replace(scale=1.0).weight.to(probs.dtype)[..., None, None]  # (B, 1, 1) or (s, B, 1, 1)
+    weighed = weights * probs
+    return torch.cat([weighed.flatten(-2), weights.squeeze(-1).expand(*weighed.shape[:-2], 1)], -1)
+
+
+def _mean(counted: Tensor, site: Site) -> Usage:
+    """Divide weighed sums over data, (N * K + 1,), by the sum of weights, which comes last."""
+    num_data = counted[-1]
+    mean = counted[:-1] / num_data.clamp_min(torch.finfo(counted.dtype).tiny)
+    return Usage(mean.reshape(site.latent.num_latents, site.latent.num_categories), num_data)

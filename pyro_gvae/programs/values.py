@@ -9,8 +9,7 @@ from ..distributions.parameters import at_least_float32
 from ..handlers.sites import Discrete, Kind
 from .factors import Layout
 from .kept import OutdatedError
-from .latents import Latent
-from .statements import first_category, flat, latent_of
+from .latents import Latent, first_category, flat, latent_of
 
 
 @final

@@ -17,9 +17,10 @@ from ..distributions.without_replacement import extend, is_possible, no_digits
 from ..handlers.sites import Discrete, Run
 from .cells import summed_over
 from .draws import Drawn, Draws, Score, joint_score, scored
-from .factors import Layout, Reading, Site
+from .factors import Layout, Reading
 from .kept import OutdatedError
 from .runs import Runs
+from .site import Site
 from .statements import given_codes, read_with
 
 

@@ -10,7 +10,7 @@ from pyro_gvae.elbos.coupled import DisARM
 from pyro_gvae.elbos.score import ReinforceLOO
 from pyro_gvae.estimators import estimator
 from pyro_gvae.models.categorical_vae import CategoricalVAE
-from pyro_gvae.programs.factors import Site
+from pyro_gvae.programs.site import Site
 
 MANY = 40_000
 

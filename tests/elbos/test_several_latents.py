@@ -236,7 +236,7 @@ def test_rows_of_programs_that_do_not_broadcast_are_samples(name):
 
 @pytest.mark.parametrize("name", ["rebar", "relax"])
 def test_integers_are_not_relaxed(name):
-    with pytest.raises(ValueError, match=r"to relax, but found 'k', a Categorical: .* Try OneHotCategorical"):
+    with pytest.raises(ValueError, match=r"to relax, but found integers at 'k': .* Try OneHotCategorical"):
         estimates(name, PROGRAMS["bits and an integer"])
 
 

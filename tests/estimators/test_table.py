@@ -147,7 +147,11 @@ def codes_of(program):
 
 
 def tables(name, is_pathwise):
-    """Compute log p(x, z), log q(z | x), and the latter without scales and masks, of each joint code: (S, data)."""
+    """Compute log-probabilities of each joint code, (S, data).
+
+    Returns:
+        log p(x, z) and log q(z | x); the latter without scales and masks; and what masks leave out of log p(z).
+    """
     program = PROGRAMS[name]
     model, guide = program.enumerable
     codes, apart = codes_of(program)
@@ -169,14 +173,17 @@ def tables(name, is_pathwise):
         values = {name: value.detach() for name, value in values.items()}
     q, p = trace_of(guide, values), trace_of(model, values)
     own = [node["fn"].log_prob(node["value"]) for node in q if node["name"] in codes]
-    return tuple(map(summed, ([node["log_prob"] for node in p], [node["log_prob"] for node in q], own)))
+    masked = [node for node in p if node["name"] in codes and node["mask"] is not None]
+    left_out = [node["fn"].log_prob(node["value"]) - node["log_prob"] for node in masked]
+    parts = [node["log_prob"] for node in p], [node["log_prob"] for node in q], own, left_out
+    return tuple(map(summed, parts))
 
 
 def elbo_of_tables(name, *, with_scores):
     """Compute the ELBO and its gradient; without scores, as in a loss that samples codes and omits their scores."""
 
     def loss():
-        joint, log_q, own = tables(name, is_pathwise=True)
+        joint, log_q, own, _ = tables(name, is_pathwise=True)
         weights = own.exp() if with_scores else own.exp().detach()
         elbo = (weights * (joint - log_q)).sum()
         (-elbo).backward()
@@ -194,8 +201,9 @@ def wakes(column, name):
     """Compute -log p(x), and the gradients of the model and of the guide, each with the other held constant."""
 
     def loss():
-        joint, log_q, own = tables(name, is_pathwise=True)
-        log_evidence, posterior = torch.logsumexp(joint, 0), torch.softmax(joint, 0).detach()
+        joint, log_q, own, left_out = tables(name, is_pathwise=True)
+        # A masked latent has no value: the sum over its codes is 1, not their number.
+        log_evidence, posterior = torch.logsumexp(joint + left_out, 0), torch.softmax(joint + left_out, 0).detach()
         exclusive = own.exp() * (joint.detach() - log_q)
         for_guide = posterior * log_q if COLUMNS[column].options else exclusive
         (-log_evidence.sum() - for_guide.sum()).backward()
@@ -250,7 +258,7 @@ def bound_of_two(name):
     """Compute the mean of the bound over all pairs of codes, and its gradient."""
 
     def loss():
-        joint, log_q, own = tables(name, is_pathwise=True)
+        joint, log_q, own, _ = tables(name, is_pathwise=True)
         log_w = joint - log_q
         of_two = torch.logaddexp(log_w.unsqueeze(0), log_w.unsqueeze(1)) - math.log(2)  # (S, S, data)
         bound = ((own.unsqueeze(0) + own.unsqueeze(1)).exp() * of_two).sum()
@@ -265,7 +273,7 @@ def wake_phases(name):
     """Compute the same bound, and the mean gradient of reweighted wake-sleep."""
 
     def loss():
-        joint, log_q, own = tables(name, is_pathwise=False)
+        joint, log_q, own, _ = tables(name, is_pathwise=False)
         log_w, pair = (joint - log_q).detach(), (own.unsqueeze(0) + own.unsqueeze(1)).exp().detach()
         bound = (pair * (torch.logaddexp(log_w.unsqueeze(0), log_w.unsqueeze(1)) - math.log(2))).sum()
         share = torch.sigmoid(log_w.unsqueeze(1) - log_w.unsqueeze(0))  # of the first
@@ -280,7 +288,7 @@ def thermodynamic(name, first=0.05):
     """Compute the means of the bound that two samples estimate, and of its covariance gradient."""
 
     def loss():
-        joint, log_q, own = tables(name, is_pathwise=False)
+        joint, log_q, own, _ = tables(name, is_pathwise=False)
         log_w, pair = (joint - log_q).detach(), (own.unsqueeze(0) + own.unsqueeze(1)).exp().detach()
         bound, climbed = torch.zeros(()).double(), torch.zeros(()).double()
         for beta, width in ((0.0, first), (first, 1 - first)):
@@ -333,7 +341,7 @@ def weighted_likelihoods(name, temperature=2.0):
     """Compute the ELBO and its gradient of the model; for the guide, that of the weighted likelihood of two samples."""
 
     def loss():
-        joint, log_q, own = tables(name, is_pathwise=False)
+        joint, log_q, own, _ = tables(name, is_pathwise=False)
         log_w, pair = (joint - log_q).detach(), (own.unsqueeze(0) + own.unsqueeze(1)).exp().detach()
         share = torch.sigmoid((log_w.unsqueeze(1) - log_w.unsqueeze(0)) / temperature)  # of the first
         probs = own.exp().detach()

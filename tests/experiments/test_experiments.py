@@ -126,7 +126,6 @@ def test_a_finished_cell_is_found_where_the_file_writes_its_numbers_otherwise(pl
     common.run_cells("moments", grid, pytest.fail, places)
 
 
-
 def test_two_processes_do_not_write_one_table(places):
     (places.runs / "grid").mkdir(parents=True)
     with sole_writer(places.runs / "grid"), pytest.raises(ValueError, match="one works in"):
