@@ -115,8 +115,7 @@ class Probe:
         estimator: the estimator; it is bound once, and its own state, if any, is warmed up by `WARMUP` steps.
         wrt: "logits" or "parameters".
         term: "elbo", or "reconstruction" (logits only).
-        vectorize: set it to False, so that each estimate takes a call, for programs whose rows depend on each other or
-            are weighted differently in a larger batch.
+        vectorize: False takes a call for each estimate, for programs whose rows depend on each other or their number.
 
     Raises:
         ValueError: if the guide has no discrete latent; for the reconstruction term, if latents depend on each other or
